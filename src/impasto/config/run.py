@@ -1,0 +1,203 @@
+"""The settings of a training run: one frozen tree, written into the run directory as resolved.
+
+The docstring under a field is its help text and its entry in `docs/config.md`. `None` means "off".
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from impasto.config.base import Section
+from impasto.config.dataset import DatasetConfig, Side
+
+Positive = Annotated[int, Field(ge=1)]
+Rate = Annotated[float, Field(gt=0, le=1)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
+class ModelConfig(Section):
+    """The base model."""
+
+    path: Path
+    """Diffusers folder of the model to start from."""
+
+    clip_skip: Annotated[int, Field(ge=1, le=12)] | None = None
+    """Take the text encoder's n-th layer from the end, followed by its final layer norm. 2 is the
+    penultimate layer that NovelAI trained with; off means the last layer."""
+
+
+class FullMethod(Section):
+    """Train the whole U-Net, and the text encoder if asked."""
+
+    kind: Literal["full"] = "full"
+    """Full fine-tuning."""
+
+    train_text_encoder: bool = False
+    """Train the text encoder too: learns new words better, forgets old ones faster."""
+
+    text_encoder_lr: Rate | None = None
+    """Learning rate of the text encoder; off means the optimizer's."""
+
+
+class AdamWConfig(Section):
+    """AdamW; Loshchilov and Hutter 2019 (arXiv:1711.05101)."""
+
+    kind: Literal["adamw"] = "adamw"
+    """PyTorch's fused AdamW."""
+
+    lr: Rate = 5e-6
+    """Learning rate at the top of the schedule; 1e-6 to 1e-5 is usual for a whole U-Net."""
+
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
+    """Decay rates of the running means of the gradient and of its square."""
+
+    eps: Annotated[float, Field(gt=0)] = 1e-8
+    """Added to the denominator for numerical stability."""
+
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-2
+    """Share of a weight that is taken away per unit of learning rate and step."""
+
+
+class ScheduleConfig(Section):
+    """How the learning rate changes over the run."""
+
+    kind: Literal["constant", "linear", "cosine"] = "constant"
+    """The shape after the warm-up: level, a straight line to 0, or half a cosine to 0."""
+
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    """Optimizer updates over which the rate rises from 0 in a straight line."""
+
+
+class TrainingConfig(Section):
+    """The loop."""
+
+    max_steps: Positive | None = None
+    """Optimizer updates to train for. Give this or `max_epochs`."""
+
+    max_epochs: Positive | None = None
+    """Passes over the data to train for. Give this or `max_steps`."""
+
+    batch_size: Positive = 1
+    """Pictures per forward pass and process; more takes memory by the same factor."""
+
+    gradient_accumulation_steps: Positive = 1
+    """Forward passes per update: a larger effective batch at no cost in memory."""
+
+    mixed_precision: Literal["no", "bf16"] = "no"
+    """`bf16` computes in bfloat16 with float32 weights; needs a GPU of 2020 or later to be faster."""
+
+    gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass: far less memory, about a quarter slower."""
+
+    channels_last: bool = False
+    """Keep the U-Net's convolutions in channels-last memory order: faster on GPUs and for narrow
+    networks, slower for a full-size U-Net on a CPU."""
+
+    max_grad_norm: Annotated[float, Field(ge=0)] | None = 1.0
+    """Largest norm of the whole gradient; longer ones are scaled down to it. Off means no limit."""
+
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Keep a running average of the weights with this decay per update, and export it; costs one
+    copy of the weights. Off means none."""
+
+    @model_validator(mode="after")
+    def _one_length(self) -> TrainingConfig:
+        if (self.max_steps is None) == (self.max_epochs is None):
+            raise ValueError("give exactly one of max_steps and max_epochs")
+        return self
+
+
+class ValidationConfig(Section):
+    """Loss on pictures that are not trained on, at fixed noise and timesteps."""
+
+    image_dir: Path | None = None
+    """Folder of held-out pictures with captions; off means to hold out `split` of the data set."""
+
+    split: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the data set's pictures to hold out when there is no `image_dir`; 0 means none."""
+
+    every_steps: Positive = 100
+    """Optimizer updates between measurements; the first and the last step are always measured."""
+
+    timesteps: Positive = 4
+    """Noise levels per picture, evenly spread; more is steadier and slower."""
+
+
+class PreviewConfig(Section):
+    """Samples during training, beside the base model's."""
+
+    prompts: tuple[str, ...] = ()
+    """One picture is drawn for each; none means no previews."""
+
+    negative_prompt: str = ""
+    """What the pictures should not show."""
+
+    every_steps: Positive = 200
+    """Optimizer updates between previews; the base model and the end are always drawn."""
+
+    width: Side = 512
+    """Width in pixels, a multiple of 8."""
+
+    height: Side = 512
+    """Height in pixels, a multiple of 8."""
+
+    steps: Positive = 20
+    """Sampler steps."""
+
+    guidance_scale: Annotated[float, Field(ge=0)] = 7.0
+    """How strongly the words guide; 1 means no guidance."""
+
+    seed: Annotated[int, Field(ge=0)] = 1
+    """Seed of the first prompt; each further one adds 1."""
+
+    @model_validator(mode="after")
+    def _sides_fit(self) -> PreviewConfig:
+        for name in ("width", "height"):
+            if getattr(self, name) % 8:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected a multiple of 8")
+        return self
+
+
+class SavingConfig(Section):
+    """What is kept during the run and what it leaves in the end."""
+
+    state_every_steps: Positive = 500
+    """Optimizer updates between saved training states, from which a run can be resumed."""
+
+    keep_states: Positive = 2
+    """How many of the newest states are kept."""
+
+    export_dtype: Literal["fp32", "fp16", "bf16"] = "fp16"
+    """Precision of the trained parts in the exported model; frozen parts stay as they were."""
+
+
+class LoggingConfig(Section):
+    """What is written down while training."""
+
+    every_steps: Positive = 10
+    """Optimizer updates between lines of metrics; reading them makes the device wait once."""
+
+
+class RunConfig(Section):
+    """A whole training run."""
+
+    output_dir: Path
+    """The run directory: must not exist yet. Settings, metrics, states, samples and the exported
+    model go there."""
+
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 42
+    """Everything random follows from it; the same seed and settings give the same weights."""
+
+    model: ModelConfig
+    dataset: DatasetConfig
+    method: FullMethod = FullMethod()
+    optimizer: AdamWConfig = AdamWConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    training: TrainingConfig
+    validation: ValidationConfig = ValidationConfig()
+    previews: PreviewConfig = PreviewConfig()
+    saving: SavingConfig = SavingConfig()
+    logging: LoggingConfig = LoggingConfig()

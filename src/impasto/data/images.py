@@ -1,0 +1,138 @@
+"""From a file to upright sRGB pixels, whatever the file holds.
+
+EXIF rotation, ICC profiles, transparency, 16 bits, CMYK, palettes and animation are handled here
+and nowhere else. `PREPROCESSING_VERSION` is part of each cached latent's key: raise it when a
+change here or in the resize changes pixels.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import warnings
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageCms, ImageFile, ImageOps, UnidentifiedImageError
+
+from impasto.data.records import PlannedImage, Size
+
+PREPROCESSING_VERSION = 1
+EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif"})
+MAX_PIXELS = 178_956_970  # Pillow's own limit for a decompression bomb: 2 x 89,478,485
+_EXIF_ORIENTATION = 0x0112
+_TRANSPOSING = frozenset({5, 6, 7, 8})
+_SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N", "I")
+_SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
+
+
+class UnreadableImageError(Exception):
+    """A picture cannot be used; the message is the reason shown to the user."""
+
+
+def read_size(path: Path) -> Size:
+    """Read the upright size from the file's header, without decoding pixels.
+
+    Raises:
+        UnreadableImageError: Not a picture, damaged, or larger than `MAX_PIXELS`.
+    """
+    with _opened(path) as image:
+        width, height = image.size
+        orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
+    return Size(height, width) if orientation in _TRANSPOSING else Size(width, height)
+
+
+def read_rgb(path: Path) -> Image.Image:
+    """Decode a picture to upright 8-bit sRGB; transparency is laid over white.
+
+    Raises:
+        UnreadableImageError: Not a picture, truncated, damaged, or larger than `MAX_PIXELS`.
+    """
+    with _opened(path) as image:
+        image.seek(0)
+        image.load()
+        profile = image.info.get("icc_profile")
+        upright = ImageOps.exif_transpose(image)
+        return _flatten(_to_srgb(_to_eight_bits(upright), profile))
+
+
+def read_pixels(planned: PlannedImage) -> np.ndarray:
+    """Decode, resize (Lanczos) and crop one planned picture: uint8 [height, width, 3].
+
+    Raises:
+        UnreadableImageError: As for `read_rgb`.
+    """
+    image = read_rgb(planned.record.path)
+    if image.size != (planned.resized.width, planned.resized.height):
+        image = image.resize(
+            (planned.resized.width, planned.resized.height), Image.Resampling.LANCZOS
+        )
+    return np.asarray(image.crop(planned.crop.ltrb))
+
+
+@contextlib.contextmanager
+def _opened(path: Path):  # type: ignore[no-untyped-def]  # noqa: ANN202
+    """Open a picture, and turn each way in which that fails into a reason in words."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(path) as image:
+                if image.size[0] * image.size[1] > MAX_PIXELS:
+                    raise UnreadableImageError(
+                        f"{image.size[0]}x{image.size[1]} is over {MAX_PIXELS / 1e6:.0f} megapixels"
+                    )
+                yield image
+    except UnreadableImageError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise UnreadableImageError("over 179 megapixels") from error
+    except UnidentifiedImageError as error:
+        raise UnreadableImageError(_unidentified_reason(path)) from error
+    except (OSError, SyntaxError, ValueError, EOFError, MemoryError, IndexError, KeyError) as error:
+        raise UnreadableImageError(f"damaged or truncated ({error})") from error
+
+
+def _unidentified_reason(path: Path) -> str:
+    if path.stat().st_size == 0:
+        return "the file is empty"
+    head = path.read_bytes()[:256].lstrip().lower()
+    if head.startswith((b"<!doctype", b"<html")):
+        return "an HTML page saved under a picture's name"
+    return "not a picture in a known format"
+
+
+def _to_eight_bits(image: Image.Image) -> Image.Image:
+    """Bring 16-bit and 32-bit grey to 8 bits by scale, which Pillow's convert() would clip."""
+    if image.mode not in _SIXTEEN_BIT and image.mode != "F":
+        return image
+    values = np.asarray(image, dtype=np.float64)
+    if image.mode == "F":
+        scale = 255.0 if values.max(initial=0.0) <= 1.0 else 1.0
+    else:
+        scale = 255.0 / 65535.0
+    return Image.fromarray(np.clip(values * scale + 0.5, 0, 255).astype(np.uint8))
+
+
+def _to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
+    """Convert by the embedded ICC profile; a profile that cannot be used is passed over."""
+    if not profile or image.mode not in {"RGB", "RGBA", "CMYK", "L"}:
+        return image
+    try:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        target_mode = "RGBA" if image.mode == "RGBA" else "RGB"
+        converted = ImageCms.profileToProfile(image, source, _SRGB, outputMode=target_mode)
+    except (ImageCms.PyCMSError, OSError, ValueError):
+        return image
+    return image if converted is None else converted
+
+
+def _flatten(image: Image.Image) -> Image.Image:
+    has_alpha = image.mode in {"RGBA", "LA", "PA"} or "transparency" in image.info
+    if not has_alpha:
+        return image.convert("RGB")
+    layer = image.convert("RGBA")
+    ground = Image.new("RGBA", layer.size, (255, 255, 255, 255))
+    return Image.alpha_composite(ground, layer).convert("RGB")
+
+
+ImageFile.LOAD_TRUNCATED_IMAGES = False

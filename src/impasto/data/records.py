@@ -1,0 +1,132 @@
+"""The states of a picture on its way to a batch; each function of this package goes between two.
+
+    file --scan--> ImageRecord --plan--> PlannedImage --encode--> CachedLatent --collate--> Batch
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from impasto.diffusion.draws import Draws
+
+
+@dataclass(frozen=True, order=True, slots=True)
+class Size:
+    """Width and height in pixels (or latent cells), always in this order."""
+
+    width: int
+    height: int
+
+    @property
+    def area(self) -> int:
+        """Width times height."""
+        return self.width * self.height
+
+    @property
+    def aspect(self) -> float:
+        """Width over height."""
+        return self.width / self.height
+
+    @property
+    def hw(self) -> tuple[int, int]:
+        """(height, width), the order of torch and NumPy."""
+        return self.height, self.width
+
+    def __str__(self) -> str:
+        return f"{self.width}x{self.height}"
+
+
+@dataclass(frozen=True, slots=True)
+class Box:
+    """A rectangle in pixels: offset of its top left corner, and size."""
+
+    left: int
+    top: int
+    size: Size
+
+    @property
+    def ltrb(self) -> tuple[int, int, int, int]:
+        """(left, top, right, bottom), as Pillow's `crop` takes it."""
+        return self.left, self.top, self.left + self.size.width, self.top + self.size.height
+
+
+@dataclass(frozen=True, slots=True)
+class FileStamp:
+    """What tells a changed file from an unchanged one without reading it."""
+
+    size_bytes: int
+    mtime_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class ImageRecord:
+    """A readable picture and its words.
+
+    `size` is the size as a person sees it, after EXIF rotation. `caption` is prose (`.caption`),
+    `tags` the content of the `.txt` beside the picture. The content's hash is not part of it: that
+    takes reading the whole file, which only caching does (`latent_cache.ContentHashes`).
+    """
+
+    path: Path
+    size: Size
+    stamp: FileStamp
+    caption: str = ""
+    tags: str = ""
+
+    @property
+    def text(self) -> str:
+        """Caption and tags joined by a comma, as sd-scripts joins them for training."""
+        return ", ".join(part for part in (self.caption, self.tags) if part)
+
+
+@dataclass(frozen=True, slots=True)
+class SetAside:
+    """A file that will not be used, and the reason in words."""
+
+    path: Path
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedImage:
+    """Geometry alone: resize the picture to `resized`, then take `crop`, which fills `bucket`."""
+
+    record: ImageRecord
+    bucket: Size
+    resized: Size
+    crop: Box
+
+    @property
+    def lost_area(self) -> float:
+        """The share of the picture that the crop removes, in [0, 1)."""
+        return 1 - self.bucket.area / self.resized.area
+
+
+@dataclass(frozen=True, slots=True)
+class CachedLatent:
+    """The VAE's unscaled posterior moments of one picture, each [4, h, w] float32."""
+
+    mean: Tensor
+    logvar: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What one forward pass takes.
+
+    Attributes:
+        latents: [B, 4, h, w] float32, drawn from the posterior and **scaled**.
+        captions: B texts; an empty one where the caption was dropped.
+        weights: [B] weights of the samples in the loss; zero for a rank that has nothing to do.
+        draws: The source of this batch's random numbers.
+    """
+
+    latents: Tensor
+    captions: tuple[str, ...]
+    weights: Tensor
+    draws: Draws

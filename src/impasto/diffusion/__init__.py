@@ -1,0 +1,1 @@
+"""The mathematics of diffusion training: no files, no configuration, no models."""

@@ -1,0 +1,53 @@
+"""The random numbers of a batch, each a function of (seed, step, position, purpose).
+
+A sample's noise does not depend on which process, worker or micro-batch it meets, and numbers for
+one purpose never shift those for another. Drawn on the CPU, so every device sees the same.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from impasto.randomness import derive_seed
+
+
+@dataclass(frozen=True, slots=True)
+class Draws:
+    """The source of randomness of some samples of one update.
+
+    Attributes:
+        seed: The run's seed.
+        step: The optimizer update, counted from 0.
+        positions: Each sample's place in the update, in [0, update_size).
+        update_size: Samples in the whole update: all micro-batches of all processes.
+    """
+
+    seed: int
+    step: int
+    positions: tuple[int, ...]
+    update_size: int
+
+    def normal(self, shape: tuple[int, ...], purpose: str) -> Float[Tensor, "b *shape"]:
+        """Standard normal numbers of `shape` for each sample, float32 on the CPU."""
+        return torch.stack([torch.randn(shape, generator=g) for g in self._generators(purpose)])
+
+    def uniform(self, purpose: str) -> Float[Tensor, "b"]:
+        """One number in [0, 1) for each sample, float64 on the CPU."""
+        return torch.stack(
+            [torch.rand((), generator=g, dtype=torch.float64) for g in self._generators(purpose)]
+        )
+
+    @property
+    def ranks(self) -> Int[Tensor, "b"]:
+        """The samples' positions in the update as a tensor."""
+        return torch.tensor(self.positions)
+
+    def _generators(self, purpose: str) -> list[torch.Generator]:
+        return [
+            torch.Generator().manual_seed(derive_seed(self.seed, purpose, self.step, position))
+            for position in self.positions
+        ]

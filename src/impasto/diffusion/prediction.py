@@ -1,0 +1,77 @@
+"""What the U-Net is asked to predict; the rest of the program never asks which one it is."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from impasto.diffusion.schedule import NoiseSchedule
+
+Latents = Float[Tensor, "b c h w"]
+Timesteps = Int[Tensor, "b"]
+
+
+class Prediction(Protocol):
+    """A parameterisation of the denoiser.
+
+    Attributes:
+        name: diffusers' word for it, as `prediction_type` in scheduler configs.
+    """
+
+    name: str
+
+    def target(
+        self, x_0: Latents, noise: Latents, t: Timesteps, schedule: NoiseSchedule
+    ) -> Latents:
+        """What the U-Net's output is compared with."""
+
+    def recover_x_0(
+        self, output: Latents, x_t: Latents, t: Timesteps, schedule: NoiseSchedule
+    ) -> Latents:
+        """The clean latents that an output stands for."""
+
+
+class Epsilon:
+    """The network predicts the noise; Ho et al. 2020 (arXiv:2006.11239), eq. 11 and 12."""
+
+    name = "epsilon"
+
+    def target(
+        self,
+        x_0: Latents,  # noqa: ARG002
+        noise: Latents,
+        t: Timesteps,  # noqa: ARG002
+        schedule: NoiseSchedule,  # noqa: ARG002
+    ) -> Latents:
+        """The noise itself."""
+        return noise
+
+    def recover_x_0(
+        self, output: Latents, x_t: Latents, t: Timesteps, schedule: NoiseSchedule
+    ) -> Latents:
+        """x_0 = (x_t - sigma_t eps) / sqrt(abar_t)."""
+        return (x_t - schedule.sigma(t) * output) / schedule.signal(t)
+
+
+class Velocity:
+    """The network predicts v; Salimans and Ho 2022 (arXiv:2202.00512), section 4 and appendix D."""
+
+    name = "v_prediction"
+
+    def target(
+        self, x_0: Latents, noise: Latents, t: Timesteps, schedule: NoiseSchedule
+    ) -> Latents:
+        """v = sqrt(abar_t) eps - sigma_t x_0."""
+        return schedule.signal(t) * noise - schedule.sigma(t) * x_0
+
+    def recover_x_0(
+        self, output: Latents, x_t: Latents, t: Timesteps, schedule: NoiseSchedule
+    ) -> Latents:
+        """x_0 = sqrt(abar_t) x_t - sigma_t v."""
+        return schedule.signal(t) * x_t - schedule.sigma(t) * output
+
+
+EPSILON, VELOCITY = Epsilon(), Velocity()
+PREDICTIONS: dict[str, Prediction] = {EPSILON.name: EPSILON, VELOCITY.name: VELOCITY}

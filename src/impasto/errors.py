@@ -1,0 +1,77 @@
+"""Everything that can go wrong on purpose, and the exit code each error ends the program with.
+
+    ImpastoError                  1   anything below, or a fault with no better name
+    ├── ConfigError               2   a setting, flag or argument is wrong
+    ├── DatasetError              3   pictures or captions are missing or unusable
+    ├── ModelError                4   a model file is missing, incomplete or of another kind
+    ├── RunError                  5   a run directory is taken, missing or does not fit
+    ├── StorageError              6   nothing can be written: disk full, no permission
+    ├── MissingDependencyError    7   a package or a device that is asked for is not there
+    ├── NonFiniteLossError        8   the loss or the gradient became NaN or infinite
+    └── Interrupted         130, 143  stopped by Ctrl-C or SIGTERM, with the state saved
+
+A message is one paragraph: what is wrong, where, what was found, what was expected, what to do.
+"""
+
+from __future__ import annotations
+
+
+class ImpastoError(Exception):
+    """The base of all errors that are reported as one paragraph, without a traceback."""
+
+    exit_code = 1
+
+
+class ConfigError(ImpastoError):
+    """A setting is unknown, of the wrong type, or contradicts another."""
+
+    exit_code = 2
+
+
+class DatasetError(ImpastoError):
+    """The pictures, captions or cached latents cannot be used as they are."""
+
+    exit_code = 3
+
+
+class ModelError(ImpastoError):
+    """A base model is missing, incomplete, or not one that Impasto trains."""
+
+    exit_code = 4
+
+
+class RunError(ImpastoError):
+    """A run directory is in the way, missing, or belongs to something else."""
+
+    exit_code = 5
+
+
+class StorageError(ImpastoError):
+    """A file could not be written; nothing half-written was left behind."""
+
+    exit_code = 6
+
+
+class MissingDependencyError(ImpastoError):
+    """A package or a device that this command needs is not there."""
+
+    exit_code = 7
+
+
+class NonFiniteLossError(ImpastoError):
+    """Training met NaN or infinity; the last good state was saved first."""
+
+    exit_code = 8
+
+
+class Interrupted(ImpastoError):  # noqa: N818 - not an error of the program, but the user's wish
+    """Training was asked to stop and did, with its state saved.
+
+    Args:
+        message: The paragraph to show.
+        signal_number: The signal that asked; the exit code is 128 plus it.
+    """
+
+    def __init__(self, message: str, signal_number: int) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + signal_number

@@ -1,0 +1,165 @@
+"""Durable writing: a reader finds the old content or the new, never half of either.
+
+Everything is written beside its destination under a temporary name, flushed to the disk (fsync),
+and renamed. Used by every layer that leaves something on disk.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from impasto.errors import StorageError
+
+PARTIAL_SUFFIX = ".partial"
+_NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_NO_SPACE_TEXT = ("No space left", "Disk quota", "File too large", "not enough space")
+
+
+@contextlib.contextmanager
+def replace_file(path: Path) -> Iterator[Path]:
+    """Yield a temporary path to write; on success it becomes `path`, on any failure it is removed.
+
+    Raises:
+        StorageError: The disk is full or the folder cannot be written; `path` is as it was before.
+    """
+    partial = _partial_name(path)
+    with _reported(path):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield partial
+            _flush(partial)
+            os.replace(partial, path)
+            _flush_folder(path.parent)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def replace_folder(path: Path) -> Iterator[Path]:
+    """Yield a new temporary folder; on success it becomes `path`, on any failure it is removed.
+
+    A folder already at `path` is replaced whole, and only after the new one is complete on disk.
+
+    Raises:
+        StorageError: As for `replace_file`.
+    """
+    partial = _partial_name(path)
+    with _reported(path):
+        try:
+            partial.mkdir(parents=True)
+            yield partial
+            for file in sorted(p for p in partial.rglob("*") if p.is_file()):
+                _flush(file)
+            _flush_folder(partial)
+            if path.exists():
+                outgoing = _partial_name(path)
+                os.replace(path, outgoing)
+                os.replace(partial, path)
+                shutil.rmtree(outgoing, ignore_errors=True)
+            else:
+                os.replace(partial, path)
+            _flush_folder(path.parent)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text durably, with `\\n` line ends on every system."""
+    with replace_file(path) as partial:
+        partial.write_text(text, encoding="utf-8", newline="\n")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON durably, keys in the order given, non-ASCII as it is."""
+    write_text(path, json.dumps(value, ensure_ascii=False, indent=1) + "\n")
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def remove_leftovers(folder: Path) -> int:
+    """Remove what a killed process left under a temporary name in `folder`; return how many."""
+    leftovers = list(folder.glob(f".*{PARTIAL_SUFFIX}")) if folder.is_dir() else []
+    for leftover in leftovers:
+        if leftover.is_dir():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink(missing_ok=True)
+    return len(leftovers)
+
+
+def require_writable(folder: Path) -> None:
+    """Make sure that files can be created in `folder`, creating it first.
+
+    Raises:
+        StorageError: It cannot be created or written.
+    """
+    probe = folder / f".{uuid.uuid4().hex}{PARTIAL_SUFFIX}"
+    with _reported(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            probe.write_bytes(b"impasto")
+        finally:
+            probe.unlink(missing_ok=True)
+
+
+def is_out_of_space(error: BaseException) -> bool:
+    """Whether an error, from Python or from safetensors' Rust side, says that the disk is full."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno in _NO_SPACE
+    return any(words in str(error) for words in _NO_SPACE_TEXT)
+
+
+def _partial_name(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}{PARTIAL_SUFFIX}")
+
+
+@contextlib.contextmanager
+def _reported(path: Path) -> Iterator[None]:
+    """Turn a failed write into a StorageError; let everything else through."""
+    try:
+        yield
+    except OSError as error:
+        raise _storage_error(path, error) from error
+    except Exception as error:
+        if type(error).__name__ == "SafetensorError" and is_out_of_space(error):
+            raise _storage_error(path, error) from error
+        raise
+
+
+def _storage_error(path: Path, error: BaseException) -> StorageError:
+    if is_out_of_space(error):
+        return StorageError(
+            f"The disk is full: {path} could not be written ({error}). What was there before is "
+            f"untouched. Free some space, or choose another place, and run the same command again."
+        )
+    return StorageError(
+        f"{path} could not be written: {error}. Check that the folder exists, is not read-only "
+        f"and belongs to you, or choose another place."
+    )
+
+
+def _flush(file: Path) -> None:
+    with file.open("rb+") as handle:
+        os.fsync(handle.fileno())
+
+
+def _flush_folder(folder: Path) -> None:
+    if os.name == "posix":  # Windows cannot open a folder, and needs no flush of one
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -1,0 +1,177 @@
+"""Models with random weights from a named architecture, for training from scratch."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from impasto import files
+from impasto.errors import ConfigError, RunError
+from impasto.models.families import SD1, SD2_BASE, Family
+from impasto.models.loading import TEXT_ENCODER_FILE, UNET_FILE, VAE_FILE
+from impasto.models.vocabulary import write_tokenizer
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Configurations of the three networks, in the words of diffusers and transformers."""
+
+    family: Family
+    unet: dict[str, Any]
+    vae: dict[str, Any]
+    text_encoder: dict[str, Any]
+
+
+def _cross_attention_unet(**changes: Any) -> dict[str, Any]:
+    levels = len(changes["block_out_channels"])
+    return {
+        "sample_size": 64,
+        "in_channels": 4,
+        "out_channels": 4,
+        "layers_per_block": 2,
+        "down_block_types": ["CrossAttnDownBlock2D"] * (levels - 1) + ["DownBlock2D"],
+        "up_block_types": ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * (levels - 1),
+        **changes,
+    }
+
+
+def _autoencoder(channels: list[int], layers: int, groups: int, sample_size: int) -> dict[str, Any]:
+    return {
+        "in_channels": 3,
+        "out_channels": 3,
+        "down_block_types": ["DownEncoderBlock2D"] * len(channels),
+        "up_block_types": ["UpDecoderBlock2D"] * len(channels),
+        "block_out_channels": channels,
+        "layers_per_block": layers,
+        "latent_channels": 4,
+        "norm_num_groups": groups,
+        "sample_size": sample_size,
+        "scaling_factor": SD1.scaling_factor,
+    }
+
+
+def _clip_text(width: int, layers: int, heads: int, activation: str, pad: int) -> dict[str, Any]:
+    return {
+        "vocab_size": 49408,
+        "hidden_size": width,
+        "intermediate_size": width * 4,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "max_position_embeddings": 77,
+        "hidden_act": activation,
+        "projection_dim": width,
+        "bos_token_id": 49406,
+        "eos_token_id": 49407,
+        "pad_token_id": pad,
+    }
+
+
+ARCHITECTURES: dict[str, Architecture] = {
+    "tiny": Architecture(
+        SD1,
+        _cross_attention_unet(
+            sample_size=16,
+            block_out_channels=[32, 96, 128],
+            layers_per_block=1,
+            down_block_types=["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+            up_block_types=["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+            cross_attention_dim=128,
+            attention_head_dim=4,
+            norm_num_groups=8,
+        ),
+        _autoencoder([16, 32, 64, 96], 1, 8, 128),
+        _clip_text(128, 2, 4, "quick_gelu", 49407),
+    ),
+    "sd1": Architecture(
+        SD1,
+        _cross_attention_unet(
+            block_out_channels=[320, 640, 1280, 1280], cross_attention_dim=768, attention_head_dim=8
+        ),
+        _autoencoder([128, 256, 512, 512], 2, 32, 512),
+        _clip_text(768, 12, 12, "quick_gelu", 49407),
+    ),
+    "sd2": Architecture(
+        SD2_BASE,
+        _cross_attention_unet(
+            block_out_channels=[320, 640, 1280, 1280],
+            cross_attention_dim=1024,
+            attention_head_dim=[5, 10, 20, 20],
+            use_linear_projection=True,
+        ),
+        _autoencoder([128, 256, 512, 512], 2, 32, 512),
+        _clip_text(1024, 23, 16, "gelu", 0),
+    ),
+}
+
+
+def write_random_model(name: str, target: Path, *, seed: int, dtype: torch.dtype) -> None:
+    """Write a Diffusers folder with random weights of the architecture `name`.
+
+    Raises:
+        ConfigError: No architecture has that name.
+        RunError: Something is already at `target`.
+        StorageError: It cannot be written.
+    """
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    if name not in ARCHITECTURES:
+        known = ", ".join(ARCHITECTURES)
+        raise ConfigError(f"There is no architecture {name!r}; choose one of {known}.")
+    if target.exists():
+        raise RunError(f"{target} is already there; nothing was changed. Choose another name.")
+    architecture = ARCHITECTURES[name]
+    torch.manual_seed(seed)
+    modules = {
+        UNET_FILE: UNet2DConditionModel.from_config(architecture.unet),
+        VAE_FILE: AutoencoderKL.from_config(architecture.vae),
+        TEXT_ENCODER_FILE: CLIPTextModel(CLIPTextConfig(**architecture.text_encoder)),
+    }
+    with files.replace_folder(target) as partial:
+        for file, module in modules.items():
+            folder = (partial / file).parent
+            if hasattr(module, "save_config"):
+                module.save_config(folder)
+            else:
+                module.config.save_pretrained(folder)
+            tensors = {n: t.to(dtype).contiguous() for n, t in module.state_dict().items()}
+            save_file(tensors, partial / file, metadata={"format": "pt"})
+        write_tokenizer(partial / "tokenizer", pad_token=architecture.family.pad_token)
+        _write_pipeline_files(partial, architecture.family)
+
+
+def _write_pipeline_files(folder: Path, family: Family) -> None:
+    """The index of parts, and the scheduler's configuration, as SD's Diffusers folders have them."""
+    index = {
+        "_class_name": "StableDiffusionPipeline",
+        "_diffusers_version": "0.42.1",
+        "feature_extractor": [None, None],
+        "requires_safety_checker": False,
+        "safety_checker": [None, None],
+        "scheduler": ["diffusers", "DDIMScheduler"],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+    }
+    scheduler = {
+        "_class_name": "DDIMScheduler",
+        "beta_start": 0.00085,
+        "beta_end": 0.012,
+        "beta_schedule": "scaled_linear",
+        "num_train_timesteps": 1000,
+        "prediction_type": family.prediction.name,
+        "clip_sample": False,
+        "set_alpha_to_one": False,
+        "steps_offset": 1,
+    }
+    (folder / "scheduler").mkdir()
+    (folder / "model_index.json").write_text(json.dumps(index, indent=2), encoding="utf-8")
+    (folder / "scheduler" / "scheduler_config.json").write_text(
+        json.dumps(scheduler, indent=2), encoding="utf-8"
+    )

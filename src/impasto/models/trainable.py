@@ -1,0 +1,81 @@
+"""What a run trains: the modules that learn, the ones that only compute, and what is saved."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor, nn
+
+from impasto.models.loading import BaseModel
+from impasto.models.text import ClipStates
+
+
+@dataclass(frozen=True)
+class Part:
+    """A module that learns.
+
+    Attributes:
+        name: `unet` or `text_encoder`: its name in states, exports and logs.
+        module: The module whose tensors are saved.
+        lr: Its learning rate at the top of the schedule.
+    """
+
+    name: str
+    module: nn.Module
+    lr: float
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """The parameters that learn, by name."""
+        return {n: p for n, p in self.module.named_parameters() if p.requires_grad}
+
+
+class Trainable(Protocol):
+    """A way of training: full fine-tuning here; hypernetworks and others come as further ones."""
+
+    unet: nn.Module
+    states: ClipStates
+    parts: tuple[Part, ...]
+
+    def export(self) -> Mapping[str, Mapping[str, Tensor]]:
+        """Part -> tensors by name, for the exported model."""
+
+
+class FullFineTune:
+    """The whole U-Net learns, and the text encoder if asked.
+
+    Args:
+        model: The base model; its modules are changed in place.
+        lr: Learning rate of the U-Net.
+        text_encoder_lr: Learning rate of the text encoder; None leaves it as it is.
+        clip_skip: Which layer of the text encoder is used; later ones never learn.
+        gradient_checkpointing: Recompute activations in the backward pass.
+    """
+
+    def __init__(
+        self,
+        model: BaseModel,
+        *,
+        lr: float,
+        text_encoder_lr: float | None = None,
+        clip_skip: int | None = None,
+        gradient_checkpointing: bool = False,
+    ) -> None:
+        self.unet = model.unet.requires_grad_(True).train()
+        self.states = ClipStates(model.text_encoder, clip_skip)
+        parts = [Part("unet", self.unet, lr)]
+        if text_encoder_lr is not None:
+            self.states.requires_grad_(True).train()
+            for layer in self.states.unused_layers():
+                layer.requires_grad_(False)
+            parts.append(Part("text_encoder", model.text_encoder, text_encoder_lr))
+        if gradient_checkpointing:
+            self.unet.enable_gradient_checkpointing()
+            if text_encoder_lr is not None:
+                model.text_encoder.gradient_checkpointing_enable()
+        self.parts = tuple(parts)
+
+    def export(self) -> Mapping[str, Mapping[str, Tensor]]:
+        """The tensors of the parts that learn."""
+        return {part.name: part.module.state_dict() for part in self.parts}

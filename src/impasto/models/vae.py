@@ -1,0 +1,46 @@
+"""The VAE as two functions: pixels to moments for the cache, latents to pixels for samples."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from impasto.data.latent_cache import MomentsEncoder
+
+PIXELS_PER_LATENT = 8
+
+
+def moments_encoder(vae: Any, *, batch_size: int) -> MomentsEncoder:
+    """The VAE's encoder as the latent cache takes it; it runs where the VAE is."""
+
+    @torch.no_grad()
+    def encode(
+        pixels: Float[Tensor, "b 3 height width"],
+    ) -> tuple[Float[Tensor, "b 4 h w"], Float[Tensor, "b 4 h w"]]:
+        device, dtype = vae.device, vae.dtype
+        posterior = vae.encode(pixels.to(device, dtype)).latent_dist
+        return posterior.mean, posterior.logvar
+
+    return MomentsEncoder(encode, weights_fingerprint(vae), batch_size)
+
+
+@torch.no_grad()
+def decode(
+    vae: Any, latents: Float[Tensor, "b 4 h w"], scaling_factor: float
+) -> Float[Tensor, "b 3 height width"]:
+    """Scaled latents -> pixels in [0, 1]."""
+    images = vae.decode((latents / scaling_factor).to(vae.dtype)).sample
+    return (images.float() / 2 + 0.5).clamp(0, 1)  # type: ignore[no-any-return]
+
+
+def weights_fingerprint(module: nn.Module) -> str:
+    """SHA-256 over names, types and bytes of all tensors, in order of their names."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()

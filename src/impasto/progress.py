@@ -1,0 +1,38 @@
+"""How long-running work tells whoever watches how far it is; the command line draws the bars."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Protocol
+
+Advance = Callable[[int], None]
+
+
+class Progress(Protocol):
+    """Something that can show stages of work."""
+
+    def stage(
+        self, description: str, total: int | None, unit: str
+    ) -> contextlib.AbstractContextManager[Advance]:
+        """Open a stage of `total` items; the value is called with the number of items done."""
+
+    def note(self, message: str) -> None:
+        """Show one line that stays."""
+
+
+class SilentProgress:
+    """Shows nothing: for tests, libraries and the processes other than the first."""
+
+    @contextlib.contextmanager
+    def stage(
+        self,
+        description: str,  # noqa: ARG002
+        total: int | None,  # noqa: ARG002
+        unit: str,  # noqa: ARG002
+    ) -> Iterator[Advance]:
+        """Accept the stage and show nothing."""
+        yield lambda _: None
+
+    def note(self, message: str) -> None:
+        """Accept the line and show nothing."""

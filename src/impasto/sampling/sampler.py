@@ -1,0 +1,124 @@
+"""Draws pictures with diffusers' schedulers and Impasto's own conditioning.
+
+The loop is written out instead of taking diffusers' pipeline, so that a sample sees text exactly
+as training does (clip skip included) and leaves the random state of training alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, PngImagePlugin
+from torch import Tensor
+
+from impasto import files
+from impasto.errors import ConfigError
+from impasto.models import vae as vae_module
+from impasto.models.loading import BaseModel
+from impasto.models.text import ClipStates, ClipTextConditioner, TextConditioner
+from impasto.sampling.prompts import SAMPLERS, Prompt
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """A model that is ready to draw.
+
+    Attributes:
+        unet: diffusers' UNet2DConditionModel; samples are drawn on its device.
+        vae: diffusers' AutoencoderKL; brought to that device for decoding and back.
+        conditioner: Text to cross-attention inputs.
+        scheduler_config: The model's scheduler configuration.
+        scaling_factor: Scaled latents = this times the VAE's.
+    """
+
+    unet: Any
+    vae: Any
+    conditioner: TextConditioner
+    scheduler_config: Mapping[str, Any]
+    scaling_factor: float
+
+    @classmethod
+    def of(cls, model: BaseModel, clip_skip: int | None = None) -> Sampler:
+        """A sampler for a model as loaded."""
+        conditioner = ClipTextConditioner(
+            model.tokenizer, ClipStates(model.text_encoder, clip_skip)
+        )
+        return cls(
+            model.unet, model.vae, conditioner, model.scheduler_config, model.scaling_factor
+        )
+
+    @torch.no_grad()
+    def draw(self, prompt: Prompt) -> Image.Image:
+        """Draw one picture; the same prompt gives the same picture."""
+        scheduler = build_scheduler(prompt.sampler, self.scheduler_config)
+        scheduler.set_timesteps(prompt.steps, device=self.unet.device)
+        context = self.conditioner([prompt.text, prompt.negative])["encoder_hidden_states"]
+        generator = torch.Generator().manual_seed(prompt.seed)
+        shape = (1, 4, prompt.height // 8, prompt.width // 8)
+        latents = torch.randn(shape, generator=generator).to(self.unet.device)
+        latents = latents * scheduler.init_noise_sigma
+        for t in scheduler.timesteps:
+            scaled = scheduler.scale_model_input(latents, t)
+            output = self._guided(scaled, t, context, prompt.guidance_scale)
+            options = {"generator": generator} if prompt.sampler == "euler_a" else {}
+            latents = scheduler.step(output, t, latents, **options).prev_sample
+        return self._to_image(latents)
+
+    def _guided(self, latents: Tensor, t: Tensor, context: Tensor, scale: float) -> Tensor:
+        """Classifier-free guidance; Ho and Salimans 2022 (arXiv:2207.12598), eq. 6.
+
+        `scale` is 1 + w of the paper, as everywhere in Stable Diffusion.
+        """
+        if scale == 1:
+            return self.unet(latents, t, encoder_hidden_states=context[:1]).sample  # type: ignore[no-any-return]
+        both = self.unet(latents.repeat(2, 1, 1, 1), t, encoder_hidden_states=context).sample
+        wanted, unwanted = both.chunk(2)
+        return unwanted + scale * (wanted - unwanted)  # type: ignore[no-any-return]
+
+    def _to_image(self, latents: Tensor) -> Image.Image:
+        home = self.vae.device
+        self.vae.to(latents.device)
+        pixels = vae_module.decode(self.vae, latents, self.scaling_factor)[0]
+        self.vae.to(home)
+        array = (pixels.permute(1, 2, 0).cpu().numpy() * 255 + 0.5).astype(np.uint8)
+        return Image.fromarray(array)
+
+
+def build_scheduler(name: str, config: Mapping[str, Any]) -> Any:
+    """One of diffusers' schedulers with the model's noise schedule and prediction type.
+
+    Raises:
+        ConfigError: No sampler has that name.
+    """
+    import diffusers
+
+    if name not in SAMPLERS:
+        raise ConfigError(f"There is no sampler {name!r}; choose one of {', '.join(SAMPLERS)}.")
+    kept = {k: v for k, v in config.items() if not k.startswith("_") and k != "skip_prk_steps"}
+    extra = {"skip_prk_steps": True} if name == "pndm" else {}
+    return getattr(diffusers, SAMPLERS[name]).from_config({**kept, **extra})
+
+
+def save_png(image: Image.Image, path: Path, prompt: Prompt) -> None:
+    """Write a PNG with the prompt and settings in its `parameters` text."""
+    info = PngImagePlugin.PngInfo()
+    info.add_text("parameters", prompt.parameters())
+    with files.replace_file(path) as partial, partial.open("wb") as file:
+        image.save(file, format="PNG", pnginfo=info)
+
+
+def make_grid(images: list[Image.Image], columns: int, gap: int = 4) -> Image.Image:
+    """Lay pictures out in rows on white; cells are as large as the largest picture."""
+    width, height = max(i.width for i in images), max(i.height for i in images)
+    rows = -(-len(images) // columns)
+    grid = Image.new(
+        "RGB", (columns * (width + gap) - gap, rows * (height + gap) - gap), (255, 255, 255)
+    )
+    for index, image in enumerate(images):
+        grid.paste(image, (index % columns * (width + gap), index // columns * (height + gap)))
+    return grid

@@ -1,0 +1,64 @@
+"""A running average of the weights, which draws and validates better than the last ones.
+
+Polyak and Juditsky 1992; decay per update as in Ho et al. 2020 (arXiv:2006.11239), appendix B,
+with a warm-up of (1 + n) / (10 + n) as TensorFlow's ExponentialMovingAverage has it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from impasto.errors import RunError
+
+
+class WeightAverage:
+    """Averages of some parameters.
+
+    Args:
+        parameters: What to average, by name.
+        decay: The share of the old average that an update keeps, in (0, 1).
+    """
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter], decay: float) -> None:
+        self._parameters = dict(parameters)
+        self._decay = decay
+        self._averages = {n: p.detach().clone() for n, p in self._parameters.items()}
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Take in the weights after the update `step`, counted from 0."""
+        decay = min(self._decay, (1 + step) / (10 + step))
+        averages = list(self._averages.values())
+        torch._foreach_lerp_(averages, list(self._parameters.values()), 1 - decay)
+
+    @contextlib.contextmanager
+    def in_place(self) -> Iterator[None]:
+        """Exchange the weights for their averages, and back again at the end."""
+        self._exchange()
+        try:
+            yield
+        finally:
+            self._exchange()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The averages by name, on the CPU."""
+        return {name: average.cpu() for name, average in self._averages.items()}
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Put saved averages back.
+
+        Raises:
+            RunError: Their names are not those of this run.
+        """
+        if tensors.keys() != self._averages.keys():
+            raise RunError("The saved weight average does not fit the parts that this run trains.")
+        for name, average in self._averages.items():
+            average.copy_(tensors[name])
+
+    def _exchange(self) -> None:
+        for name, parameter in self._parameters.items():
+            parameter.data, self._averages[name] = self._averages[name], parameter.data

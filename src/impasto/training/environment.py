@@ -1,0 +1,44 @@
+"""What a run ran on: versions and hardware, for the run directory and for `impasto doctor`."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+from typing import Any
+
+import psutil
+import torch
+
+PACKAGES = (
+    "impasto", "torch", "diffusers", "transformers", "accelerate", "safetensors", "numpy", "pillow",
+)  # fmt: skip
+
+
+def describe_environment() -> dict[str, Any]:
+    """Versions of Python and the packages, processor, memory, and GPUs. No names of the machine."""
+    return {
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.release()}",
+        "machine": platform.machine(),
+        "cpu_count": os.cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "packages": {name: _version(name) for name in PACKAGES},
+        "cuda": torch.version.cuda,
+        "gpus": [
+            {
+                "name": torch.cuda.get_device_name(index),
+                "memory_gib": round(torch.cuda.mem_get_info(index)[1] / 2**30, 1),
+                "free_gib": round(torch.cuda.mem_get_info(index)[0] / 2**30, 1),
+            }
+            for index in range(torch.cuda.device_count())
+        ],
+    }
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"

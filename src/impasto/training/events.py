@@ -1,0 +1,40 @@
+"""What a run tells whoever watches; the command line draws it, tests collect it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from impasto.progress import Progress, SilentProgress
+
+
+class TrainingEvents(Progress, Protocol):
+    """Progress of stages, and the moments of a run."""
+
+    def started(self, summary: Mapping[str, Any], first_step: int, last_step: int) -> None:
+        """Training is about to begin."""
+
+    def stepped(self, step: int) -> None:
+        """An update is done; called for each, so it must be cheap."""
+
+    def measured(self, record: Mapping[str, Any]) -> None:
+        """A line of metrics was written."""
+
+    def ended(self) -> None:
+        """Training is over, for whatever reason."""
+
+
+class SilentEvents(SilentProgress):
+    """Tells nobody."""
+
+    def started(self, summary: Mapping[str, Any], first_step: int, last_step: int) -> None:
+        """Pass over."""
+
+    def stepped(self, step: int) -> None:
+        """Pass over."""
+
+    def measured(self, record: Mapping[str, Any]) -> None:
+        """Pass over."""
+
+    def ended(self) -> None:
+        """Pass over."""

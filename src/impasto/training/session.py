@@ -1,0 +1,359 @@
+"""Builds everything that a run computes with, from its settings.
+
+The one place where the settings tree is taken apart: what it makes takes plain arguments.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
+
+from impasto.config.dataset import DatasetConfig
+from impasto.config.run import RunConfig, ValidationConfig
+from impasto.data.dataset import TrainingData
+from impasto.data.latent_cache import CachedPlan, LatentCache, MomentsEncoder, cache_latents
+from impasto.data.plan import Plan, plan_images
+from impasto.data.records import ImageRecord, Size
+from impasto.data.sampler import EpochSampler
+from impasto.data.scan import Scan, scan_folder
+from impasto.diffusion.loss import LossWeight, unweighted
+from impasto.diffusion.timesteps import TimestepSampler, uniform_timesteps
+from impasto.errors import DatasetError, MissingDependencyError
+from impasto.models.loading import BaseModel, load_base_model
+from impasto.models.text import ClipTextConditioner
+from impasto.models.trainable import FullFineTune, Trainable
+from impasto.models.vae import moments_encoder, weights_fingerprint
+from impasto.progress import Progress, SilentProgress
+from impasto.randomness import derive_rng
+from impasto.sampling.prompts import Prompt
+from impasto.sampling.sampler import Sampler
+from impasto.training.ema import WeightAverage
+from impasto.training.optimizers import BuildOptimizer, build_adamw
+from impasto.training.previews import Previewer
+from impasto.training.schedules import LrSchedule, build_lr_schedule
+from impasto.training.step import StepRecipe
+from impasto.training.validation import Validator
+
+
+@dataclass(frozen=True)
+class Ingredients:
+    """What a run may replace without a setting for it: used by recipes that train from scratch.
+
+    Attributes:
+        timesteps: Which noise levels are trained on.
+        loss_weight: How much each of them counts.
+        build_optimizer: Makes the optimizer from the parts that learn.
+        lr_schedule: The factor on the learning rate by step; None takes the settings'.
+    """
+
+    timesteps: TimestepSampler = uniform_timesteps
+    loss_weight: LossWeight = unweighted
+    build_optimizer: BuildOptimizer = build_adamw
+    lr_schedule: LrSchedule | None = None
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    """The pictures of a run, encoded: those to train on and those held out."""
+
+    scan: Scan
+    plan: Plan
+    training: CachedPlan
+    held_out: CachedPlan | None
+    cache: LatentCache
+
+    def summary(self) -> dict[str, Any]:
+        """What the run directory and the report say of the data set."""
+        set_aside = [*self.scan.set_aside, *self.training.set_aside]
+        if self.held_out is not None:
+            set_aside += self.held_out.set_aside
+        return {
+            "folder": str(self.scan.folder),
+            "pictures": len(self.training.images),
+            "held_out": len(self.held_out.images) if self.held_out else 0,
+            "uncaptioned": self.scan.uncaptioned,
+            "enlarged": self.plan.enlarged,
+            "mean_lost_area": self.plan.mean_lost_area,
+            "buckets": {str(size): n for size, n in self.plan.bucket_counts.items()},
+            "set_aside": [{"path": str(a.path), "reason": a.reason} for a in set_aside],
+            "encoded_now": self.training.encoded,
+        }
+
+
+@dataclass(frozen=True)
+class Session:
+    """A run ready to train."""
+
+    config: RunConfig
+    accelerator: Accelerator
+    model: BaseModel
+    trainable: Trainable
+    unet: Any
+    conditioner: ClipTextConditioner
+    recipe: StepRecipe
+    optimizer: Any
+    lr_schedule: LrSchedule
+    data: TrainingData
+    prepared: PreparedData
+    sampler: EpochSampler
+    validator: Validator | None
+    previewer: Previewer
+    ema: WeightAverage | None
+    total_steps: int
+    fingerprint: Mapping[str, str]
+
+
+def build_accelerator(config: RunConfig) -> Accelerator:
+    """Devices, precision and processes.
+
+    Raises:
+        MissingDependencyError: The precision asked for is not available on this device.
+    """
+    cpu = not torch.cuda.is_available()
+    if config.training.mixed_precision == "bf16" and not cpu and not torch.cuda.is_bf16_supported():
+        raise MissingDependencyError(
+            f"training.mixed_precision is bf16, but {torch.cuda.get_device_name()} does not "
+            f"compute in bfloat16 (GPUs from 2020 on do). Set it to no."
+        )
+    handlers = [DistributedDataParallelKwargs(gradient_as_bucket_view=True)]
+    return Accelerator(
+        cpu=cpu, mixed_precision=config.training.mixed_precision, kwargs_handlers=handlers
+    )
+
+
+def scan_dataset(config: DatasetConfig, progress: Progress | None = None) -> Scan:
+    """Scan the data set of the settings.
+
+    Raises:
+        DatasetError: There is nothing usable, or not a single picture has words.
+    """
+    index = config.derived_dir / "scan.json"
+    scan = scan_folder(
+        config.image_dir, recursive=config.recursive, index=index, progress=progress
+    )
+    if scan.uncaptioned == len(scan.records):
+        raise DatasetError(
+            f"None of the {len(scan.records)} pictures in {config.image_dir} has words. Put a "
+            f"text file beside each, with the same name and the ending .txt or .caption "
+            f"(cat.jpg and cat.txt)."
+        )
+    return scan
+
+
+def plan_dataset(config: DatasetConfig, records: Sequence[ImageRecord]) -> Plan:
+    """Plan records by the settings of the data set."""
+    return plan_images(
+        records,
+        Size(*config.width_height),
+        enable_bucket=config.enable_bucket,
+        min_side=config.min_bucket_reso,
+        max_side=config.max_bucket_reso,
+        step=config.bucket_reso_steps,
+    )
+
+
+def held_out_records(
+    scan: Scan, config: ValidationConfig, seed: int
+) -> tuple[list[ImageRecord], list[ImageRecord]]:
+    """Split the records into those to train on and those to validate on.
+
+    Raises:
+        DatasetError: The split leaves nothing to train on.
+    """
+    records = list(scan.records)
+    if config.image_dir is not None:
+        return records, list(scan_folder(config.image_dir).records)
+    count = round(len(records) * config.split)
+    if count == len(records):
+        raise DatasetError(
+            f"validation.split {config.split} of {len(records)} pictures leaves none to train on."
+        )
+    chosen = set(derive_rng(seed, "validation-split").permutation(len(records))[:count].tolist())
+    training = [record for i, record in enumerate(records) if i not in chosen]
+    return training, [records[i] for i in sorted(chosen)]
+
+
+def prepare_data(
+    config: RunConfig, encoder: MomentsEncoder, accelerator: Accelerator, progress: Progress
+) -> PreparedData:
+    """Scan, plan and encode; the first process works, the others then find it done."""
+    with accelerator.main_process_first():
+        shown = progress if accelerator.is_main_process else SilentProgress()
+        scan = scan_dataset(config.dataset, shown)
+        training, held_out = held_out_records(scan, config.validation, config.seed)
+        cache = LatentCache(config.dataset.derived_dir / "latents")
+        plan = plan_dataset(config.dataset, training)
+        cached = cache_latents(plan.images, cache, encoder, shown)
+        cached_held_out = None
+        if held_out:
+            held_out_plan = plan_dataset(config.dataset, held_out)
+            cached_held_out = cache_latents(held_out_plan.images, cache, encoder, shown)
+    return PreparedData(scan, plan, cached, cached_held_out, cache)
+
+
+def build_session(
+    config: RunConfig, accelerator: Accelerator, progress: Progress, ingredients: Ingredients
+) -> Session:
+    """Load the model, prepare the data, and put everything where it computes.
+
+    Raises:
+        ImpastoError: As the parts it calls.
+    """
+    model = load_base_model(config.model.path)
+    base_fingerprint = weights_fingerprint(model.unet)[:16]
+    model.vae.to(accelerator.device)
+    encoder = moments_encoder(model.vae, batch_size=config.dataset.vae_batch_size)
+    prepared = prepare_data(config, encoder, accelerator, progress)
+    model.vae.to("cpu")
+
+    trainable = build_trainable(config, model)
+    if config.training.channels_last:
+        trainable.unet.to(memory_format=torch.channels_last)
+    unet = accelerator.prepare(trainable.unet.to(accelerator.device))
+    states = trainable.states.to(accelerator.device)
+    trains_text = any(part.name == "text_encoder" for part in trainable.parts)
+    wrapped_states = accelerator.prepare(states) if trains_text else states
+    conditioner = ClipTextConditioner(model.tokenizer, wrapped_states, train=trains_text)
+    optimizer = accelerator.prepare_optimizer(
+        ingredients.build_optimizer(trainable.parts, config.optimizer)
+    )
+
+    sampler = build_epoch_sampler(config, prepared.training, accelerator.num_processes)
+    return Session(
+        config=config,
+        accelerator=accelerator,
+        model=model,
+        trainable=trainable,
+        unet=unet,
+        conditioner=conditioner,
+        recipe=StepRecipe(
+            model.schedule.to(accelerator.device),
+            model.identity.prediction,
+            ingredients.timesteps,
+            ingredients.loss_weight,
+        ),
+        optimizer=optimizer,
+        lr_schedule=ingredients.lr_schedule
+        or build_lr_schedule(config.schedule.kind, config.schedule.warmup_steps),
+        data=TrainingData(
+            prepared.training,
+            prepared.cache,
+            model.scaling_factor,
+            config.dataset.caption_dropout_rate,
+            config.seed,
+        ),
+        prepared=prepared,
+        sampler=sampler,
+        validator=_build_validator(config, prepared, model),
+        previewer=_build_previewer(config, model, trainable),
+        ema=_build_ema(config, trainable),
+        total_steps=count_steps(config, sampler),
+        fingerprint={
+            "base model": base_fingerprint,
+            "data set": _data_fingerprint(prepared.training),
+            "settings": settings_fingerprint(config, accelerator.num_processes),
+        },
+    )
+
+
+def build_trainable(config: RunConfig, model: BaseModel) -> Trainable:
+    """The way of training that the settings ask for."""
+    method, lr = config.method, config.optimizer.lr
+    return FullFineTune(
+        model,
+        lr=lr,
+        text_encoder_lr=(method.text_encoder_lr or lr) if method.train_text_encoder else None,
+        clip_skip=config.model.clip_skip,
+        gradient_checkpointing=config.training.gradient_checkpointing,
+    )
+
+
+def build_epoch_sampler(config: RunConfig, plan: CachedPlan, num_processes: int) -> EpochSampler:
+    """The order of the data by the settings."""
+    return EpochSampler(
+        [image.bucket for image in plan.images],
+        batch_size=config.training.batch_size,
+        seed=config.seed,
+        repeats=config.dataset.num_repeats,
+        accumulation=config.training.gradient_accumulation_steps,
+        num_processes=num_processes,
+    )
+
+
+def count_steps(config: RunConfig, sampler: EpochSampler) -> int:
+    """Optimizer updates of the whole run."""
+    if config.training.max_steps is not None:
+        return config.training.max_steps
+    assert config.training.max_epochs is not None  # noqa: S101 - the settings hold one of the two
+    return config.training.max_epochs * sampler.updates_per_epoch
+
+
+def build_prompts(config: RunConfig) -> tuple[Prompt, ...]:
+    """The previews that the settings ask for."""
+    previews = config.previews
+    return tuple(
+        Prompt(
+            text,
+            previews.negative_prompt,
+            previews.seed + number,
+            previews.width,
+            previews.height,
+            previews.steps,
+            previews.guidance_scale,
+        )
+        for number, text in enumerate(previews.prompts)
+    )
+
+
+def settings_fingerprint(config: RunConfig, num_processes: int) -> str:
+    """A hash of the settings that change what a run computes, not of those that only show it."""
+    shaping = config.model_dump_json(
+        include={"seed", "model", "dataset", "method", "optimizer", "schedule", "training"},
+        exclude={
+            "model": {"path"},
+            "dataset": {"image_dir", "cache_dir", "recursive", "vae_batch_size"},
+        },
+    )
+    return hashlib.sha256(f"{shaping}/{num_processes}".encode()).hexdigest()[:16]
+
+
+def _data_fingerprint(plan: CachedPlan) -> str:
+    digest = hashlib.sha256()
+    for key, image in zip(plan.keys, plan.images, strict=True):
+        digest.update(f"{key}{image.record.text}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+def _build_validator(
+    config: RunConfig, prepared: PreparedData, model: BaseModel
+) -> Validator | None:
+    if prepared.held_out is None:
+        return None
+    return Validator(
+        prepared.held_out, prepared.cache, model.scaling_factor, config.validation.timesteps
+    )
+
+
+def _build_previewer(config: RunConfig, model: BaseModel, trainable: Trainable) -> Previewer:
+    conditioner = ClipTextConditioner(model.tokenizer, trainable.states)
+    sampler = Sampler(
+        trainable.unet, model.vae, conditioner, model.scheduler_config, model.scaling_factor
+    )
+    return Previewer(sampler, build_prompts(config))
+
+
+def _build_ema(config: RunConfig, trainable: Trainable) -> WeightAverage | None:
+    if config.training.ema_decay is None:
+        return None
+    learning = {
+        f"{part.name}.{name}": parameter
+        for part in trainable.parts
+        for name, parameter in part.parameters().items()
+    }
+    return WeightAverage(learning, config.training.ema_decay)

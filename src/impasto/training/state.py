@@ -1,0 +1,126 @@
+"""Training states on disk: complete or absent, versioned, without pickle.
+
+    state.json               format_version, step, samples_seen, what the tensors belong to
+    weights.safetensors      the parts that learn, float32
+    optimizer.safetensors    the optimizer's tensors
+    ema.safetensors          the running average of the weights, if there is one
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from impasto import files
+from impasto.errors import RunError
+from impasto.runs import RunDirectory, step_name
+
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """All that a resumed run needs besides its settings and its data.
+
+    Attributes:
+        step: Optimizer updates done.
+        samples_seen: Pictures seen, repeats counted, over all processes.
+        fingerprint: What the state belongs to: base model, data and settings that shape the run.
+        weights: `<part>.<name>` -> tensor.
+        optimizer: The optimizer's tensors.
+        optimizer_scalars: The optimizer's numbers that are not tensors.
+        ema: The averaged weights, or nothing.
+    """
+
+    step: int
+    samples_seen: int
+    fingerprint: Mapping[str, str]
+    weights: Mapping[str, Tensor]
+    optimizer: Mapping[str, Tensor]
+    optimizer_scalars: Mapping[str, Any]
+    ema: Mapping[str, Tensor]
+
+
+def save_state(run: RunDirectory, state: TrainingState, *, keep: int) -> Path:
+    """Write a state durably, then remove all but the `keep` newest.
+
+    Raises:
+        StorageError: The disk is full or the run directory cannot be written; older states stay.
+    """
+    target = run.states / step_name(state.step)
+    if target.is_dir():
+        return target  # the same step of the same run: the same bits
+    with files.replace_folder(target) as partial:
+        save_file(_contiguous(state.weights), partial / "weights.safetensors")
+        save_file(_contiguous(state.optimizer), partial / "optimizer.safetensors")
+        if state.ema:
+            save_file(_contiguous(state.ema), partial / "ema.safetensors")
+        description = {
+            "format_version": FORMAT_VERSION,
+            "step": state.step,
+            "samples_seen": state.samples_seen,
+            "fingerprint": dict(state.fingerprint),
+            "optimizer_scalars": dict(state.optimizer_scalars),
+        }
+        (partial / "state.json").write_text(json.dumps(description, indent=1), encoding="utf-8")
+    for step in run.saved_steps()[:-keep]:
+        shutil.rmtree(run.states / step_name(step), ignore_errors=True)
+    return target
+
+
+def load_state(folder: Path, fingerprint: Mapping[str, str]) -> TrainingState:
+    """Read a state and make sure that it belongs to this run.
+
+    Raises:
+        RunError: It is damaged, of a newer format, or of another run; the difference is named.
+    """
+    try:
+        description = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        version = description["format_version"]
+        if version > FORMAT_VERSION:
+            raise RunError(
+                f"{folder} was written by a newer Impasto (state format {version}; this one reads "
+                f"up to {FORMAT_VERSION}). Update Impasto to resume it."
+            )
+        _require_same(folder, description["fingerprint"], fingerprint)
+        ema_file = folder / "ema.safetensors"
+        return TrainingState(
+            step=description["step"],
+            samples_seen=description["samples_seen"],
+            fingerprint=description["fingerprint"],
+            weights=load_file(folder / "weights.safetensors"),
+            optimizer=load_file(folder / "optimizer.safetensors"),
+            optimizer_scalars=description["optimizer_scalars"],
+            ema=load_file(ema_file) if ema_file.is_file() else {},
+        )
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise RunError(
+            f"The training state {folder} is damaged ({error!r}). Delete this folder and run the "
+            f"same command: the next older state is used then."
+        ) from error
+
+
+def _require_same(folder: Path, saved: Mapping[str, str], current: Mapping[str, str]) -> None:
+    differing = [
+        f"{name} (was {saved.get(name, 'absent')}, is {current.get(name, 'absent')})"
+        for name in sorted(saved.keys() | current.keys())
+        if saved.get(name) != current.get(name)
+    ]
+    if differing:
+        raise RunError(
+            f"{folder} cannot be resumed exactly, because this changed since: "
+            f"{'; '.join(differing)}. Put it back as it was, or start a new run from the exported "
+            f"model."
+        )
+
+
+def _contiguous(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}

@@ -1,0 +1,64 @@
+"""The training step: algorithm 1 of Ho et al. 2020 (arXiv:2006.11239), for latents and captions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from impasto.data.records import Batch
+from impasto.diffusion.loss import LossWeight, squared_error, unweighted
+from impasto.diffusion.prediction import Prediction
+from impasto.diffusion.schedule import NoiseSchedule
+from impasto.diffusion.timesteps import TimestepSampler, uniform_timesteps
+from impasto.models.text import TextConditioner
+
+
+@dataclass(frozen=True)
+class StepRecipe:
+    """What the step computes with.
+
+    Attributes:
+        schedule: The forward process, on the device of the U-Net.
+        prediction: What the U-Net predicts.
+        timesteps: Which noise levels are trained on.
+        loss_weight: How much each of them counts.
+    """
+
+    schedule: NoiseSchedule
+    prediction: Prediction
+    timesteps: TimestepSampler = uniform_timesteps
+    loss_weight: LossWeight = unweighted
+
+
+def sample_losses(
+    unet: Any, conditioner: TextConditioner, batch: Batch, recipe: StepRecipe
+) -> Float[Tensor, "b"]:
+    """Weighted loss of each sample of a batch; gradients flow into whatever learns."""
+    schedule, prediction = recipe.schedule, recipe.prediction
+    device = schedule.alphas_cumprod.device
+
+    x_0 = batch.latents.to(device)
+    noise = batch.draws.normal(tuple(x_0.shape[1:]), "noise").to(device)
+    t = recipe.timesteps(batch.draws, schedule.num_timesteps).to(device)
+
+    x_t = schedule.add_noise(x_0, noise, t)
+    output = unet(x_t, t, **conditioner(batch.captions)).sample
+    target = prediction.target(x_0, noise, t, schedule)
+
+    weights = recipe.loss_weight(t, schedule) * batch.weights.to(device)
+    return squared_error(output, target) * weights
+
+
+def update_share(
+    losses: Float[Tensor, "b"], update_size: int, num_processes: int
+) -> Float[Tensor, ""]:
+    """This micro-batch's share of the update's mean loss.
+
+    Every sample of an update counts the same, however it was cut into micro-batches. Gradients are
+    averaged over processes, which the factor undoes.
+    """
+    return torch.sum(losses) * (num_processes / update_size)

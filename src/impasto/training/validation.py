@@ -1,0 +1,71 @@
+"""Loss on held-out pictures at fixed noise and timesteps: comparable over steps and runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import groupby
+
+import torch
+
+from impasto.data.latent_cache import CachedPlan, LatentCache
+from impasto.diffusion.draws import Draws
+from impasto.diffusion.loss import squared_error
+from impasto.diffusion.timesteps import fixed_timesteps
+from impasto.models.text import TextConditioner
+from impasto.training.step import StepRecipe
+
+BATCH_SIZE = 8
+VALIDATION_SEED = 20221011  # the same for every run, so that runs can be compared
+
+
+@dataclass(frozen=True)
+class Validator:
+    """Measures the plain squared error, without loss weights or dropout.
+
+    Attributes:
+        plan: The held-out pictures.
+        cache: Where their moments are; the posterior's mean is used.
+        scaling_factor: Scaled latents = this times the VAE's.
+        timesteps: Noise levels per picture, evenly spread over the schedule.
+    """
+
+    plan: CachedPlan
+    cache: LatentCache
+    scaling_factor: float
+    timesteps: int
+
+    @torch.no_grad()
+    def measure(self, unet: torch.nn.Module, cond: TextConditioner, recipe: StepRecipe) -> float:
+        """The mean over all held-out pictures and noise levels."""
+        was_training = unet.training
+        unet.eval()
+        schedule = recipe.schedule
+        device = schedule.alphas_cumprod.device
+        levels = fixed_timesteps(self.timesteps, schedule.num_timesteps).to(device)
+        total, count = torch.zeros((), device=device), 0
+        for group in self._groups():
+            mean, _ = self.cache.read([self.plan.keys[i] for i in group])
+            x_0 = mean.to(device) * self.scaling_factor
+            context = cond([self.plan.images[i].record.text for i in group])
+            for level in levels:
+                t = level.expand(len(x_0))
+                draws = Draws(VALIDATION_SEED, int(level), tuple(group), len(self.plan.images))
+                noise = draws.normal(tuple(x_0.shape[1:]), "validation").to(device)
+                output = unet(schedule.add_noise(x_0, noise, t), t, **context).sample
+                target = recipe.prediction.target(x_0, noise, t, schedule)
+                total += squared_error(output, target).sum()
+                count += len(x_0)
+        unet.train(was_training)
+        return float(total) / count
+
+    def _groups(self) -> Iterator[list[int]]:
+        """Indices of pictures that can go through the U-Net together."""
+
+        def bucket_of(i: int) -> tuple[int, int]:
+            return self.plan.images[i].bucket.hw
+
+        order = sorted(range(len(self.plan.images)), key=bucket_of)
+        for _, same in groupby(order, key=bucket_of):
+            members = list(same)
+            yield from (members[i : i + BATCH_SIZE] for i in range(0, len(members), BATCH_SIZE))
