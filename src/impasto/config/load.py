@@ -7,11 +7,12 @@ import tomllib
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import tomli_w
 from pydantic import BaseModel, ValidationError
 
+from impasto.config.dataset import DatasetConfig
 from impasto.config.run import RunConfig
 from impasto.errors import ConfigError
 
@@ -38,10 +39,16 @@ def build_run_config(
     tree = _copied(values)
     for override in overrides:
         _apply(tree, override)
-    try:
-        return RunConfig.model_validate(tree)
-    except ValidationError as error:
-        raise ConfigError(_explain(error, source)) from error
+    return _validated(RunConfig, tree, source)
+
+
+def build_dataset_config(values: Mapping[str, Any], *, source: str) -> DatasetConfig:
+    """Validate the settings of a data set alone.
+
+    Raises:
+        ConfigError: A key is unknown, or a value does not fit.
+    """
+    return _validated(DatasetConfig, values, source)
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -68,6 +75,16 @@ def read_toml(path: Path) -> dict[str, Any]:
 def dump_toml(config: BaseModel) -> str:
     """The resolved tree as TOML; settings that are off are left out."""
     return tomli_w.dumps(config.model_dump(mode="json", exclude_none=True))
+
+
+S = TypeVar("S", bound=BaseModel)
+
+
+def _validated(section: type[S], values: Mapping[str, Any], source: str) -> S:
+    try:
+        return section.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(_explain(error, section, source)) from error
 
 
 def _copied(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -101,21 +118,30 @@ def _read_value(raw: str) -> Any:
         return raw
 
 
-def _explain(error: ValidationError, source: str) -> str:
-    """All faults of a tree in one paragraph, each with its key path."""
-    faults = [_explain_one(dict(fault)) for fault in error.errors()]
-    unique = list(dict.fromkeys(faults))
-    return f"{source}: " + "; ".join(unique) + "."
+def _explain(error: ValidationError, root: type[BaseModel], source: str) -> str:
+    """All faults of a tree in one paragraph, one for each key path."""
+    faults: dict[str, str] = {}
+    for fault in error.errors():
+        path, text = _explain_one(dict(fault), root)
+        faults.setdefault(path, text)
+    return f"{source}: " + ". ".join(faults.values()) + "."
 
 
-def _explain_one(fault: dict[str, Any]) -> str:
-    location = [str(part) for part in fault["loc"] if part not in _UNION_TAGS]
+def _explain_one(fault: dict[str, Any], root: type[BaseModel]) -> tuple[str, str]:
+    """The key path of a fault, and the fault in words."""
+    location = [str(part) for part in fault["loc"] if "constrained" not in str(part)]
     path = ".".join(location)
+    return path, _fault_in_words(fault, location, path, root)
+
+
+def _fault_in_words(
+    fault: dict[str, Any], location: list[str], path: str, root: type[BaseModel]
+) -> str:
     if fault["type"] == "extra_forbidden":
-        allowed = _allowed_keys(location[:-1])
+        allowed = _allowed_keys(root, location[:-1])
         near = difflib.get_close_matches(location[-1], allowed, n=1)
-        hint = f", did you mean {near[0]}?" if near else f"; known here: {', '.join(allowed)}"
-        return f"unknown key {path}{hint}"
+        hint = f"the nearest is {near[0]}" if near else f"known here: {', '.join(allowed)}"
+        return f"unknown key {path} ({hint})"
     if fault["type"] == "missing":
         return f"{path} is missing; it has to be given"
     if fault["type"] == "value_error":
@@ -125,12 +151,9 @@ def _explain_one(fault: dict[str, Any]) -> str:
     return f"{path}: {message[0].lower()}{message[1:]} (found {fault['input']!r})"
 
 
-_UNION_TAGS = frozenset({"int", "tuple[constrained-int, constrained-int]"})
-
-
-def _allowed_keys(location: Sequence[str]) -> list[str]:
+def _allowed_keys(root: type[BaseModel], location: Sequence[str]) -> list[str]:
     """The keys of the section at `location` of the tree."""
-    section: type[BaseModel] = RunConfig
+    section = root
     for key in location:
         field = section.model_fields.get(key)
         if field is None:

@@ -82,6 +82,38 @@ def scan_folder(
     return _scan_of(folder, found_files, entries)
 
 
+def decode_all(scan: Scan, progress: Progress | None = None) -> Scan:
+    """Decode every picture of a scan, and set aside those that their headers did not betray.
+
+    Raises:
+        DatasetError: None is left.
+    """
+    progress = progress or SilentProgress()
+    kept, set_aside = [], list(scan.set_aside)
+    with (
+        progress.stage("Decoding pictures", len(scan.records), "pictures") as advance,
+        ThreadPoolExecutor(os.cpu_count() or 1) as pool,
+    ):
+        faults = pool.map(_decoding_fault, scan.records)
+        for record, fault in zip(scan.records, faults, strict=True):
+            if fault is None:
+                kept.append(record)
+            else:
+                set_aside.append(SetAside(record.path, fault))
+            advance(1)
+    if not kept:
+        raise DatasetError(_nothing_usable(scan.folder, set_aside))
+    return Scan(scan.folder, tuple(kept), tuple(set_aside))
+
+
+def _decoding_fault(record: ImageRecord) -> str | None:
+    try:
+        images.read_rgb(record.path)
+    except images.UnreadableImageError as error:
+        return str(error)
+    return None
+
+
 def _scan_of(folder: Path, found: list[_Found], entries: dict[str, tuple[Any, ...]]) -> Scan:
     records, set_aside = [], []
     for item in found:

@@ -109,6 +109,11 @@ class Session:
     fingerprint: Mapping[str, str]
 
 
+def default_device() -> torch.device:
+    """The first GPU, or the processor."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def build_accelerator(config: RunConfig) -> Accelerator:
     """Devices, precision and processes.
 

@@ -1,0 +1,80 @@
+"""`impasto doctor`: what this machine has, what is missing, and what to do about it."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+MINIMUM_FREE_DISK_GIB = 10
+MINIMUM_FREE_MEMORY_GIB = 8
+MINIMUM_GPU_GIB = 12
+
+
+@click.command()
+def doctor() -> None:
+    """Say what hardware, versions, free memory and disk there are, and what is missing."""
+    import shutil
+    from pathlib import Path
+
+    import psutil
+
+    from impasto.cli.console import Console
+    from impasto.training.environment import describe_environment
+
+    console = Console()
+    facts = describe_environment()
+    free_disk = shutil.disk_usage(Path.cwd()).free / 2**30
+    free_memory = psutil.virtual_memory().available / 2**30
+    gpus = facts["gpus"]
+    console.table(
+        {
+            "Python": f"{facts['python']} ({sys.executable})",
+            "System": f"{facts['system']}, {facts['machine']}, {facts['cpu_count']} processors",
+            "Memory": f"{facts['memory_gib']} GiB, {free_memory:.1f} GiB free",
+            "Disk here": f"{free_disk:.1f} GiB free",
+            "GPU": "; ".join(
+                f"{g['name']}, {g['memory_gib']} GiB, {g['free_gib']} GiB free" for g in gpus
+            )
+            or "none that PyTorch can use",
+            "CUDA of PyTorch": facts["cuda"] or "none: a CPU build",
+            **facts["packages"],
+        }
+    )
+    advice = _advice(gpus, facts["cuda"], free_disk, free_memory)
+    console.heading("All is well." if not advice else "What to do")
+    for line in advice:
+        console.note(f"- {line}")
+
+
+def _advice(
+    gpus: list[dict[str, float]], cuda: str | None, free_disk: float, free_memory: float
+) -> list[str]:
+    advice = []
+    if not gpus and cuda is None:
+        advice.append(
+            "This PyTorch is a CPU build: the demo runs, a full-size model trains very slowly. With "
+            "an NVIDIA card, set IMPASTO_TORCH_INDEX to the address of PyTorch's CUDA packages, "
+            "delete .venv and start again."
+        )
+    elif not gpus:
+        advice.append(
+            "PyTorch is built for CUDA but finds no card: install or update the NVIDIA driver."
+        )
+    advice += [
+        f"{gpu['name']} has {gpu['memory_gib']} GiB; a full-size model wants {MINIMUM_GPU_GIB}: "
+        f"turn on training.gradient_checkpointing and keep training.batch_size at 1."
+        for gpu in gpus
+        if gpu["memory_gib"] < MINIMUM_GPU_GIB
+    ]
+    if free_disk < MINIMUM_FREE_DISK_GIB:
+        advice.append(
+            f"Only {free_disk:.1f} GiB of disk are free here; a full-size run keeps states of about "
+            f"10 GiB each. Free some, or put output_dir on another disk."
+        )
+    if free_memory < MINIMUM_FREE_MEMORY_GIB:
+        advice.append(
+            f"Only {free_memory:.1f} GiB of memory are free; loading a full-size model takes about "
+            f"5. Close other programs."
+        )
+    return advice

@@ -1,0 +1,24 @@
+"""How a run ends on the screen: the report is written, and what was made is named."""
+
+from __future__ import annotations
+
+import os
+
+from impasto.cli.console import Console
+from impasto.report.page import write_report
+from impasto.runs import RunDirectory
+
+
+def finish(run: RunDirectory, console: Console) -> None:
+    """Write the report and name model and report; only the first process speaks."""
+    if int(os.environ.get("RANK", "0")):
+        return
+    write_report(run)
+    losses = [r["validation_loss"] for r in run.read_metrics() if "validation_loss" in r]
+    rows = {"Model": run.export, "Report": run.report}
+    if losses:
+        change = 100 * (losses[-1] / losses[0] - 1)
+        before_after = f"{losses[0]:.4f} before, {losses[-1]:.4f} after ({change:+.0f} %)"
+        rows = {"Validation loss": before_after, **rows}
+    console.heading("Done")
+    console.table(rows)

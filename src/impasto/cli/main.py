@@ -1,0 +1,90 @@
+"""The entry point: finds the verb, runs it, and turns errors into one paragraph and an exit code."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import signal
+import sys
+from collections.abc import Sequence
+
+import click
+
+from impasto import __version__
+from impasto.errors import ImpastoError
+
+VERBS = {
+    "demo": "impasto.cli.demo:demo",
+    "doctor": "impasto.cli.doctor:doctor",
+    "init": "impasto.cli.model:init",
+    "dataset": "impasto.cli.dataset:dataset",
+    "train": "impasto.cli.train:train",
+    "resume": "impasto.cli.train:resume",
+    "sample": "impasto.cli.sample:sample",
+    "report": "impasto.cli.report:report",
+}
+UNEXPECTED_EXIT_CODE = 1
+
+EPILOG = """\b
+Exit codes: 0 done, 1 unexpected fault, 2 wrong settings or arguments, 3 data set,
+4 model, 5 run directory, 6 disk full or not writable, 7 missing package or device,
+8 loss became NaN, 130 or 143 stopped by Ctrl-C or SIGTERM with the state saved.
+"""
+
+
+class LazyGroup(click.Group):
+    """A group whose verbs are imported when they are looked up."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        """All verbs, in the order in which a person meets them."""
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import a verb; None for an unknown one, for which click proposes near ones."""
+        if cmd_name not in VERBS:
+            return super().get_command(ctx, cmd_name)
+        module, _, name = VERBS[cmd_name].partition(":")
+        command: click.Command = getattr(importlib.import_module(module), name)
+        return command
+
+
+@click.group(
+    cls=LazyGroup, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]}
+)
+@click.version_option(__version__, prog_name="impasto")
+def impasto() -> None:
+    """Fine-tune Stable Diffusion on your own captioned pictures.
+
+    New here? `impasto demo` does the whole job on a small embedded model and picture set.
+    """
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit the process with a documented code."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(encoding="utf-8", errors="replace")
+    try:
+        impasto.main(args=arguments, prog_name="impasto", standalone_mode=False)
+    except ImpastoError as error:
+        sys.exit(_report(error))
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("Stopped.", err=True)
+        sys.exit(128 + signal.SIGINT)
+
+
+def _report(error: ImpastoError) -> int:
+    from impasto.cli.console import show_error
+
+    show_error(error)
+    return error.exit_code
+
+
+if __name__ == "__main__":
+    main()

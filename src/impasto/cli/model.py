@@ -1,0 +1,26 @@
+"""`impasto init`: a model with random weights, for training from scratch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.argument("architecture", metavar="tiny|sd1|sd2")
+@click.argument("target", type=click.Path(path_type=Path))
+@click.option("--seed", default=0, show_default=True, help="Seed of the random weights.")
+@click.option(
+    "--dtype", type=click.Choice(["fp32", "fp16", "bf16"]), default="fp32", show_default=True
+)
+def init(architecture: str, target: Path, seed: int, dtype: str) -> None:
+    """Write a Diffusers folder TARGET with random weights of a named architecture."""
+    from impasto.cli.console import Console
+    from impasto.models.architectures import write_random_model
+    from impasto.models.saving import DTYPES
+
+    console = Console()
+    with console.stage(f"Drawing random weights for {architecture}", None, "models"):
+        write_random_model(architecture, target, seed=seed, dtype=DTYPES[dtype])
+    console.note(f"Wrote {target}. Its weights are random: it draws noise until it is trained.")

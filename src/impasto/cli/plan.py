@@ -1,0 +1,103 @@
+"""`impasto train --plan`: what a run would do, without doing it."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from impasto.cli.console import Console
+from impasto.config.load import build_run_config, dump_toml
+from impasto.config.run import RunConfig
+from impasto.data.sampler import EpochSampler
+from impasto.training.session import (
+    build_trainable,
+    count_steps,
+    held_out_records,
+    plan_dataset,
+    scan_dataset,
+)
+
+BYTES_PER_FP32 = 4
+ADAM_COPIES = 3  # a saved state holds the weights and two moments of each
+
+
+def show_plan(config: RunConfig, console: Console) -> None:
+    """Print data, updates, parts and disk use of a run.
+
+    Raises:
+        ImpastoError: Whatever would stop the run before its first step.
+    """
+    from impasto.models.loading import load_base_model
+
+    scan = scan_dataset(config.dataset, console)
+    training, held_out = held_out_records(scan, config.validation, config.seed)
+    plan = plan_dataset(config.dataset, training)
+    settings = config.training
+    sampler = EpochSampler(
+        [image.bucket for image in plan.images],
+        batch_size=settings.batch_size,
+        seed=config.seed,
+        repeats=config.dataset.num_repeats,
+        accumulation=settings.gradient_accumulation_steps,
+    )
+    model = load_base_model(config.model.path)
+    trainable = build_trainable(config, model)
+    steps = count_steps(config, sampler)
+    parameters = {part.name: sum(p.numel() for p in part.parameters().values())
+                  for part in trainable.parts}
+    state_bytes = sum(parameters.values()) * BYTES_PER_FP32 * (
+        ADAM_COPIES + (settings.ema_decay is not None)
+    )
+    console.heading("Data")
+    console.table(
+        {
+            "Pictures": f"{len(training)} to train on, {len(held_out)} held out, "
+            f"{len(scan.set_aside)} set aside, {scan.uncaptioned} without words",
+            "Buckets": ", ".join(f"{size}: {n}" for size, n in plan.bucket_counts.items()),
+            "Cropped away": f"{100 * plan.mean_lost_area:.1f} % of the area on average",
+            "Enlarged": f"{plan.enlarged} pictures are smaller than their bucket",
+        }
+    )
+    console.heading("Training")
+    console.table(
+        {
+            "Model": f"{model.identity.family.name}, predicts {model.identity.prediction.name} "
+            f"({model.identity.evidence})",
+            "Trains": ", ".join(f"{n} ({c / 1e6:.1f} M)" for n, c in parameters.items()),
+            "Batches": f"{sampler.batches_per_epoch} per epoch of up to {settings.batch_size}",
+            "Updates": f"{steps} in all, {sampler.updates_per_epoch} per epoch, "
+            f"{steps / sampler.updates_per_epoch:.1f} epochs",
+            "Disk": f"{state_bytes / 2**30:.2f} GiB per state, up to {config.saving.keep_states} "
+            f"kept; {_free_gib(config.output_dir):.1f} GiB free",
+        }
+    )
+    console.heading("Settings that differ from their defaults")
+    for line in _changed_settings(config):
+        console.note(f"  {line}")
+
+
+def _free_gib(path: Path) -> float:
+    existing = next(p for p in (path, *path.absolute().parents) if p.exists())
+    return shutil.disk_usage(existing).free / 2**30
+
+
+def _changed_settings(config: RunConfig) -> list[str]:
+    required = {
+        "output_dir": str(config.output_dir),
+        "model": {"path": str(config.model.path)},
+        "dataset": {"image_dir": str(config.dataset.image_dir)},
+        "training": {"max_steps": 1},
+    }
+    defaults = set(_flat(dump_toml(build_run_config(required, source="defaults"))))
+    return [line for line in _flat(dump_toml(config)) if line not in defaults]
+
+
+def _flat(toml: str) -> list[str]:
+    """`section.key = value` lines of a TOML text."""
+    section, lines = "", []
+    for line in toml.splitlines():
+        if line.startswith("["):
+            section = line.strip("[]") + "."
+        elif line.strip():
+            lines.append(section + line if "=" in line else line)
+    return lines

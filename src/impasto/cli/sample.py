@@ -1,0 +1,72 @@
+"""`impasto sample`: pictures from a model or a finished run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("prompts", nargs=-1, required=True)
+@click.option("--out", type=click.Path(path_type=Path), default=Path("samples"), show_default=True)
+@click.option("-n", "--negative", default="", help="What the pictures should not show.")
+@click.option("--width", default=512, show_default=True, type=click.IntRange(8, 8192))
+@click.option("--height", default=512, show_default=True, type=click.IntRange(8, 8192))
+@click.option("--steps", default=20, show_default=True, type=click.IntRange(1, 1000))
+@click.option("--guidance", default=7.0, show_default=True, help="1 means no guidance.")
+@click.option("--seed", default=1, show_default=True, help="Each further picture adds 1.")
+@click.option("--count", default=1, show_default=True, type=click.IntRange(1), help="Per prompt.")
+@click.option("--sampler", default="ddim", show_default=True)
+@click.option("--clip-skip", type=click.IntRange(1, 12), help="As in training; default: off.")
+@click.option("--grid", is_flag=True, help="Also write all pictures as one, grid.png.")
+def sample(
+    model: Path,
+    prompts: tuple[str, ...],
+    out: Path,
+    negative: str,
+    width: int,
+    height: int,
+    steps: int,
+    guidance: float,
+    seed: int,
+    count: int,
+    sampler: str,
+    clip_skip: int | None,
+    grid: bool,  # noqa: FBT001
+) -> None:
+    """Draw each of PROMPTS with MODEL, a Diffusers folder or a finished run."""
+    from impasto.cli.console import Console
+    from impasto.errors import ConfigError
+    from impasto.models.loading import load_base_model
+    from impasto.runs import RunDirectory
+    from impasto.sampling.prompts import SAMPLERS, Prompt
+    from impasto.sampling.sampler import Sampler, make_grid, save_png
+    from impasto.training.session import default_device
+
+    if sampler not in SAMPLERS:
+        raise ConfigError(f"There is no sampler {sampler!r}; choose one of {', '.join(SAMPLERS)}.")
+    if width % 8 or height % 8:
+        raise ConfigError(f"The size is {width}x{height}; both sides must be multiples of 8.")
+    console = Console()
+    run = RunDirectory(model)
+    base = load_base_model(run.export if run.config_file.is_file() else model)
+    base.unet.to(default_device())
+    base.text_encoder.to(default_device())
+    drawer = Sampler.of(base, clip_skip)
+    wanted = [
+        Prompt(text, negative, seed + index, width, height, steps, guidance, sampler)
+        for index, text in enumerate(text for text in prompts for _ in range(count))
+    ]
+    images = []
+    with console.stage("Drawing", len(wanted), "pictures") as advance:
+        for index, prompt in enumerate(wanted):
+            image = drawer.draw(prompt)
+            save_png(image, out / f"{index:04d}-{prompt.seed}.png", prompt)
+            images.append(image)
+            advance(1)
+    if grid:
+        columns = count if count > 1 else min(len(images), 4)
+        save_png(make_grid(images, columns), out / "grid.png", wanted[0])
+    console.note(f"Wrote {len(images)} pictures to {out}.")

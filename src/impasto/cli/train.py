@@ -1,0 +1,53 @@
+"""`impasto train` and `impasto resume`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.argument("config", type=click.Path(path_type=Path))
+@click.option(
+    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a setting; repeatable."
+)
+@click.option("--plan", "plan_only", is_flag=True, help="Say what would happen, and stop.")
+def train(config: Path, overrides: tuple[str, ...], plan_only: bool) -> None:  # noqa: FBT001
+    """Train as the TOML file CONFIG says, in a new run directory.
+
+    Example: impasto train my-style.toml --set optimizer.lr=1e-5
+    """
+    from impasto.cli.console import Console
+    from impasto.config.load import load_run_config
+
+    settings = load_run_config(config, overrides)
+    console = Console()
+    if plan_only:
+        from impasto.cli.plan import show_plan
+
+        show_plan(settings, console)
+        return
+    console.note("Loading ...")
+    from impasto.cli.finish import finish
+    from impasto.training import trainer
+
+    finish(trainer.train(settings, console), console)
+
+
+@click.command()
+@click.argument("run", type=click.Path(path_type=Path))
+def resume(run: Path) -> None:
+    """Continue the run in the directory RUN from its newest state, exactly."""
+    from impasto.cli.console import Console
+    from impasto.runs import RunDirectory
+
+    console = Console()
+    if RunDirectory.open(run).read_json("status.json").get("phase") == "finished":
+        console.note(f"{run} is finished; its model is in {RunDirectory(run).export}.")
+        return
+    console.note("Loading ...")
+    from impasto.cli.finish import finish
+    from impasto.training import trainer
+
+    finish(trainer.resume(run, console), console)

@@ -1,0 +1,46 @@
+"""Where the embedded files are, and the settings that the demo trains with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from impasto.config.load import build_run_config, read_toml
+from impasto.config.run import RunConfig
+
+FOLDER = Path(__file__).resolve().parent
+BASE_MODEL = FOLDER / "base"
+PICTURES = FOLDER / "pictures"
+HELD_OUT = FOLDER / "heldout"
+SETTINGS = FOLDER / "demo.toml"
+
+
+def demo_config(out: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """The demo's settings with the places of the embedded files filled in.
+
+    Derived data goes into the run directory, because the package may be read-only.
+
+    Raises:
+        ConfigError: An override does not fit.
+    """
+    values = read_toml(SETTINGS)
+    values["output_dir"] = str(out)
+    values["model"]["path"] = str(BASE_MODEL)
+    values["dataset"] |= {"image_dir": str(PICTURES), "cache_dir": str(out.absolute() / "derived")}
+    values["validation"]["image_dir"] = str(HELD_OUT)
+    values["previews"]["prompts"] = held_out_captions()
+    return build_run_config(values, overrides, source=str(SETTINGS))
+
+
+def held_out_captions() -> list[str]:
+    """Words for twelve things that the base model knows and the picture set does not show."""
+    return [p.read_text(encoding="utf-8").strip() for p in sorted(HELD_OUT.glob("*.txt"))]
+
+
+def free_folder(wanted: Path) -> Path:
+    """`wanted`, or the first of `wanted-2`, `wanted-3`, ... that is not there yet."""
+    candidate, number = wanted, 1
+    while candidate.exists():
+        number += 1
+        candidate = wanted.with_name(f"{wanted.name}-{number}")
+    return candidate

@@ -1,0 +1,156 @@
+"""Makes `report.html` from a run directory: one file that needs nothing else to be looked at."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from PIL import Image
+
+from impasto import files
+from impasto.report.charts import bucket_chart, loss_chart
+from impasto.runs import RunDirectory, step_name
+
+MAX_SAMPLE_COLUMNS = 6
+_PHASES = {
+    "preparing": "being prepared",
+    "training": "still training",
+    "finished": "finished",
+    "interrupted": "stopped before its end; it can be resumed",
+    "failed": "failed",
+}
+
+
+def write_report(run: RunDirectory) -> Path:
+    """Write the page for a run, also for one that is not finished, and return its path.
+
+    Raises:
+        RunError: The run directory is damaged.
+        StorageError: The page could not be written.
+    """
+    environment = Environment(
+        loader=PackageLoader("impasto.report"), autoescape=True, undefined=StrictUndefined
+    )
+    page = environment.get_template("run.html.j2").render(_content(run))
+    files.write_text(run.report, page)
+    return run.report
+
+
+def _content(run: RunDirectory) -> dict[str, Any]:
+    metrics = list(run.read_metrics())
+    training = [(m["step"], m["loss"]) for m in metrics if "loss" in m]
+    validation = [(m["step"], m["validation_loss"]) for m in metrics if "validation_loss" in m]
+    dataset, status = run.read_json("dataset.json"), run.read_json("status.json")
+    samples = _samples(run)
+    return {
+        "title": run.path.resolve().name,
+        "status_line": _status_line(status),
+        "facts": _facts(metrics, validation, dataset),
+        "loss_svg": Markup(loss_chart(training, validation)),  # noqa: S704 - drawn by matplotlib
+        "loss_note": _loss_note(validation),
+        "samples": samples,
+        "sample_width": samples["width"],
+        "data_line": _data_line(dataset),
+        "bucket_svg": Markup(bucket_chart(dataset["buckets"])) if dataset else "",  # noqa: S704
+        "set_aside": dataset.get("set_aside", []),
+        "config": run.config_file.read_text(encoding="utf-8"),
+        "environment": _environment_rows(run.read_json("environment.json")),
+    }
+
+
+def _status_line(status: Mapping[str, Any]) -> str:
+    line = f"This run is {_PHASES.get(status.get('phase', ''), 'of unknown state')}"
+    if "total_steps" in status:
+        line += f": {status['step']} of {status['total_steps']} updates"
+    return f"{line}. {status.get('message', '')}".strip()
+
+
+def _facts(
+    metrics: list[dict[str, Any]], validation: list[tuple[int, float]], dataset: Mapping[str, Any]
+) -> list[dict[str, str]]:
+    facts = []
+    if validation:
+        before, after = validation[0][1], validation[-1][1]
+        mood = "good" if after < before else "bad"
+        facts.append(_fact("validation loss before → after", f"{before:.3f} → {after:.3f}", mood))
+    if dataset:
+        facts.append(_fact("pictures", str(dataset["pictures"])))
+    rates = [m["images_per_s"] for m in metrics if "images_per_s" in m]
+    if rates:
+        last = [m for m in metrics if "loss" in m][-1]
+        facts += [
+            _fact("updates", str(last["step"])),
+            _fact("pictures seen", f"{last['samples_seen']:,}"),
+            _fact("pictures per second, median", f"{sorted(rates)[len(rates) // 2]:.1f}"),
+        ]
+    return facts
+
+
+def _fact(name: str, value: str, mood: str = "") -> dict[str, str]:
+    return {"name": name, "value": value, "mood": mood}
+
+
+def _loss_note(validation: list[tuple[int, float]]) -> str:
+    if len(validation) < 2:
+        return "No pictures were held out, so there is no validation loss."
+    best_step, best = min(validation, key=lambda point: point[1])
+    last = validation[-1][1]
+    note = "Validation is the mean squared error on held-out pictures at fixed noise and timesteps."
+    if last > 1.02 * best:
+        note += (
+            f" It was lowest, {best:.4f}, after {best_step} updates and has risen since: the model "
+            f"is over-fitting. Train for fewer updates or with a lower learning rate."
+        )
+    return note
+
+
+def _samples(run: RunDirectory) -> dict[str, Any]:
+    """Rows of prompts by columns of steps, pictures as data URLs."""
+    steps = run.sampled_steps()
+    if len(steps) > MAX_SAMPLE_COLUMNS:
+        last = len(steps) - 1
+        picks = {round(i * last / (MAX_SAMPLE_COLUMNS - 1)) for i in range(MAX_SAMPLE_COLUMNS)}
+        steps = [steps[i] for i in sorted(picks)]
+    names = sorted({p.name for step in steps for p in (run.samples / step_name(step)).glob("*.png")})
+    rows, width = [], 128
+    for name in names:
+        paths = [run.samples / step_name(step) / name for step in steps]
+        first = next(path for path in paths if path.is_file())
+        with Image.open(first) as image:
+            prompt = str(image.info.get("parameters", name)).partition("\n")[0]
+            width = min(image.width, 256)
+        rows.append({"prompt": prompt, "images": [_data_url(p) if p.is_file() else "" for p in paths]})
+    return {"steps": steps, "rows": rows, "width": width}
+
+
+def _data_url(path: Path) -> str:
+    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode("ascii")
+
+
+def _data_line(dataset: Mapping[str, Any]) -> str:
+    if not dataset:
+        return "The data set has not been read yet."
+    return (
+        f"{dataset['pictures']} pictures to train on and {dataset['held_out']} held out, in "
+        f"{len(dataset['buckets'])} buckets; {100 * dataset['mean_lost_area']:.1f} % of the area is "
+        f"cropped away on average, {dataset['enlarged']} pictures are enlarged, "
+        f"{dataset['uncaptioned']} have no words."
+    )
+
+
+def _environment_rows(environment: Mapping[str, Any]) -> list[tuple[str, str]]:
+    if not environment:
+        return []
+    gpus = ", ".join(gpu["name"] for gpu in environment["gpus"]) or "none"
+    rows = [
+        ("system", f"{environment['system']}, {environment['machine']}"),
+        ("processors", f"{environment['cpu_count']}, {environment['torch_threads']} threads used"),
+        ("memory", f"{environment['memory_gib']} GiB"),
+        ("GPU", gpus),
+        ("python", environment["python"]),
+    ]
+    return rows + list(environment["packages"].items())

@@ -1,0 +1,7 @@
+@echo off
+rem Finds a Python of 3.11 or later and hands everything on to start.py.
+cd /d "%~dp0"
+where py >nul 2>nul && ( py -3 start.py %* & exit /b )
+where python >nul 2>nul && ( python start.py %* & exit /b )
+echo Impasto needs Python 3.11 or later, and none was found. Install it from python.org. 1>&2
+exit /b 1
