@@ -1,7 +1,7 @@
 """Write the picture sets: `base/` for training the base model, `demo/` and `heldout/` to ship.
 
-    npm install --prefix WORK @iconify-json/noto@1.2.9 @iconify-json/fluent-emoji-high-contrast@1.2.6
-    python recipes/tiny/make_pictures.py WORK/node_modules/@iconify-json WORK/pictures
+npm install --prefix WORK @iconify-json/noto@1.2.9 @iconify-json/fluent-emoji-high-contrast@1.2.6
+python recipes/tiny/make_pictures.py WORK/node_modules/@iconify-json WORK/pictures
 """
 
 from __future__ import annotations
@@ -44,7 +44,9 @@ def write_set(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("icons", type=Path, help="folder with noto/ and fluent-emoji-high-contrast/")
+    parser.add_argument(
+        "icons", type=Path, help="folder with noto/ and fluent-emoji-high-contrast/"
+    )
     parser.add_argument("out", type=Path)
     parser.add_argument("--pairs", type=int, default=1200)
     parser.add_argument("--demo-pictures", type=int, default=100)
@@ -55,9 +57,7 @@ def main() -> None:
     write_set(options.out / "base", base, noto, paper=WHITE, ink=(0, 0, 0), suffix=".png")
     demo = demo_scenes(random.Random(2), options.demo_pictures)
     for folder, scenes in (("demo", demo), ("heldout", heldout_scenes())):
-        write_set(
-            options.out / folder, scenes, print_style, paper=PAPER, ink=INK, suffix=".webp"
-        )
+        write_set(options.out / folder, scenes, print_style, paper=PAPER, ink=INK, suffix=".webp")
 
 
 if __name__ == "__main__":

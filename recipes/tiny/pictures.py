@@ -1,4 +1,4 @@
-"""Draws the picture sets of the tiny model from icon collections: what is drawn, and where on the canvas.
+"""Draws the tiny model's picture sets from icon collections: what is drawn, and where it stands.
 
 Noto icons (Apache-2.0) on white are what the base model learns to draw; the same things from Fluent
 Emoji High Contrast (MIT), printed in dark ink on ochre paper, are the style it does not know.
@@ -66,6 +66,7 @@ class Collection:
 
     @classmethod
     def load(cls, package: Path) -> Collection:
+        """Read an npm package `@iconify-json/<name>`."""
         data = json.loads((package / "icons.json").read_text(encoding="utf-8"))
         bodies = {name: icon["body"] for name, icon in data["icons"].items()}
         return cls(bodies, data.get("width", 16), data.get("height", 16))
@@ -94,6 +95,7 @@ class Scene:
 
     @property
     def stem(self) -> str:
+        """What its file is called."""
         return "_".join(name.replace(" ", "-") for name in self.names)
 
 
@@ -104,7 +106,7 @@ def paint(
     ink: tuple[int, int, int],
     rng: random.Random,
 ) -> Image.Image:
-    """Draw a scene: its things side by side (wide canvas) or stacked (tall), a little off centre."""
+    """Draw a scene: its things side by side or stacked, each a little off centre."""
     canvas = Image.new("RGB", (scene.width, scene.height), paper)
     wide = scene.width >= scene.height
     cells = len(scene.names)
@@ -127,7 +129,7 @@ def article(name: str) -> str:
 
 
 def base_scenes(rng: random.Random, pairs: int) -> list[Scene]:
-    """The base set: each thing on twelve square canvases, one wide, one tall, and in random pairs."""
+    """The base set: each thing on 12 square canvases, a wide and a tall one, and in pairs."""
     scenes = []
     for name in NAMES:
         templates = 3 * ("{}", "{a}", "a picture of {a}", "{}, white background")

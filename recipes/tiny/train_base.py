@@ -1,10 +1,10 @@
-"""Train the tiny base model's U-Net and text encoder from random weights with Impasto's trainer.
+r"""Train the tiny base model's U-Net and text encoder from random weights with Impasto's trainer.
 
 What is special to so small a model is passed in as ingredients; README.md beside this says why each
 of them is needed.
 
-    accelerate launch --cpu --num_processes 2 --num_machines 1 --mixed_precision no \\
-        --dynamo_backend no recipes/tiny/train_base.py WORK/pictures/base WORK/vae WORK/base --steps 1400
+    ACCELERATE_USE_CPU=true OMP_NUM_THREADS=1 torchrun --nproc_per_node 2 \
+        recipes/tiny/train_base.py WORK/pictures/base WORK/vae WORK/base --steps 1250
 """
 
 from __future__ import annotations
@@ -66,7 +66,9 @@ def build_muon(parts: Sequence[Part], config: AdamWConfig) -> torch.optim.Optimi
         for name, parameter in part.parameters().items():
             if "token_embedding" in name:
                 tokens.append(parameter)
-            elif parameter.ndim < 2 or "conv_in" in name or "conv_out" in name or "embedding" in name:
+            elif (
+                parameter.ndim < 2 or "conv_in" in name or "conv_out" in name or "embedding" in name
+            ):
                 rest.append(parameter)
             else:
                 hidden.append(parameter)
@@ -119,7 +121,9 @@ def start_unet(tensors: dict[str, Tensor]) -> None:
     its shortcut carry them to the end, conv_out takes the difference.
     """
     channels = tensors["conv_in.weight"].shape[0]
-    last = max(n for n in tensors if n.startswith("up_blocks.2.resnets.") and "shortcut.weight" in n)
+    last = max(
+        n for n in tensors if n.startswith("up_blocks.2.resnets.") and "shortcut.weight" in n
+    )
     resnet = last.removesuffix("conv_shortcut.weight")
     shortcut = tensors[last]
     tensors["conv_in.weight"][:8] = 0
@@ -171,6 +175,7 @@ class Log(SilentEvents):
     """Prints each line of metrics."""
 
     def measured(self, record: Any) -> None:
+        """Print at once, so that a log file can be followed."""
         print(record, flush=True)
 
 
@@ -179,7 +184,7 @@ def main() -> None:
     parser.add_argument("pictures", type=Path)
     parser.add_argument("vae", type=Path)
     parser.add_argument("out", type=Path, help="run directory; the model is in its export folder")
-    parser.add_argument("--steps", type=int, default=1400)
+    parser.add_argument("--steps", type=int, default=1250)
     parser.add_argument("--batch-size", type=int, default=24, help="per process")
     parser.add_argument("--lr", type=float, default=1.2e-3)
     parser.add_argument("--resume", action="store_true")

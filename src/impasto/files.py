@@ -37,7 +37,7 @@ def replace_file(path: Path) -> Iterator[Path]:
             path.parent.mkdir(parents=True, exist_ok=True)
             yield partial
             _flush(partial)
-            os.replace(partial, path)
+            partial.replace(path)
             _flush_folder(path.parent)
         finally:
             partial.unlink(missing_ok=True)
@@ -62,18 +62,18 @@ def replace_folder(path: Path) -> Iterator[Path]:
             _flush_folder(partial)
             if path.exists():
                 outgoing = _partial_name(path)
-                os.replace(path, outgoing)
-                os.replace(partial, path)
+                path.replace(outgoing)
+                partial.replace(path)
                 shutil.rmtree(outgoing, ignore_errors=True)
             else:
-                os.replace(partial, path)
+                partial.replace(path)
             _flush_folder(path.parent)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text durably, with `\\n` line ends on every system."""
+    """Write UTF-8 text durably, with Unix line ends on every system."""
     with replace_file(path) as partial:
         partial.write_text(text, encoding="utf-8", newline="\n")
 

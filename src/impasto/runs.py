@@ -1,14 +1,14 @@
 """The run directory: the only contract between a run and whoever looks at it.
 
-    config.toml          the settings as resolved
-    environment.json     versions and hardware
-    status.json          what the run is doing, or how it ended
-    metrics.jsonl        one JSON object per line, in order of `step`
-    dataset.json         what the data set held and where its pictures went
-    samples/step-.../    previews
-    states/step-.../     training states
-    export/              the trained model
-    report.html          one page for a person
+config.toml          the settings as resolved
+environment.json     versions and hardware
+status.json          what the run is doing, or how it ended
+metrics.jsonl        one JSON object per line, in order of `step`
+dataset.json         what the data set held and where its pictures went
+samples/step-.../    previews
+states/step-.../     training states
+export/              the trained model
+report.html          one page for a person
 """
 
 from __future__ import annotations

@@ -95,7 +95,9 @@ class Console:
 
     def table(self, rows: Mapping[str, Any], title: str | None = None) -> None:
         """Names and values in two columns."""
-        table = Table(title=title, show_header=False, box=None, pad_edge=False, title_justify="left")
+        table = Table(
+            title=title, show_header=False, box=None, pad_edge=False, title_justify="left"
+        )
         table.add_column(style="dim")
         table.add_column()
         for name, value in rows.items():

@@ -101,7 +101,7 @@ def plan(
 ) -> None:
     """Show which bucket each picture of FOLDER would go to, and what cropping costs."""
     from impasto.cli.console import Console
-    from impasto.training.session import plan_dataset, scan_dataset
+    from impasto.training.pictures import plan_dataset, scan_dataset
 
     config = _config(folder, resolution, min_side, max_side, step, cache_dir)
     console = Console()
@@ -142,7 +142,8 @@ def cache(
     from impasto.data.latent_cache import LatentCache, cache_latents
     from impasto.models.loading import load_base_model
     from impasto.models.vae import moments_encoder
-    from impasto.training.session import default_device, plan_dataset, scan_dataset
+    from impasto.training.devices import default_device
+    from impasto.training.pictures import plan_dataset, scan_dataset
 
     config = _config(folder, resolution, min_side, max_side, step, cache_dir)
     console = Console()

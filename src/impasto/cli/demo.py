@@ -38,10 +38,11 @@ def demo(out: Path | None, overrides: tuple[str, ...]) -> None:
     console.heading("The same with your own folder of pictures")
     console.note(
         "Put a text file with a few words beside each picture (cat.jpg, cat.txt), then:\n\n"
-        f"  impasto dataset plan MY_PICTURES --resolution 128 --min-side 64 --max-side 256 --step 32\n"
+        "  impasto dataset plan MY_PICTURES --resolution 136 --min-side 64 --max-side 256 "
+        "--step 32\n"
         f"  impasto train {run.config_file} --set dataset.image_dir=MY_PICTURES "
         f"--set validation.image_dir=none --set output_dir=my-run\n"
         f'  impasto sample my-run "a cat face" --width 128 --height 128 --guidance 2\n\n'
-        f"The base model of the demo is in {BASE_MODEL}; for real work, give model.path a full-size "
-        f"one and start from configs/style-12gb.toml."
+        f"The base model of the demo is in {BASE_MODEL}; for real work, give model.path a "
+        f"full-size one and start from configs/style-12gb.toml."
     )

@@ -53,9 +53,9 @@ def _advice(
     advice = []
     if not gpus and cuda is None:
         advice.append(
-            "This PyTorch is a CPU build: the demo runs, a full-size model trains very slowly. With "
-            "an NVIDIA card, set IMPASTO_TORCH_INDEX to the address of PyTorch's CUDA packages, "
-            "delete .venv and start again."
+            "This PyTorch is a CPU build: the demo runs, a full-size model trains very slowly. "
+            "With an NVIDIA card, set IMPASTO_TORCH_INDEX to the address of PyTorch's CUDA "
+            "packages, delete .venv and start again."
         )
     elif not gpus:
         advice.append(
@@ -69,8 +69,8 @@ def _advice(
     ]
     if free_disk < MINIMUM_FREE_DISK_GIB:
         advice.append(
-            f"Only {free_disk:.1f} GiB of disk are free here; a full-size run keeps states of about "
-            f"10 GiB each. Free some, or put output_dir on another disk."
+            f"Only {free_disk:.1f} GiB of disk are free here; a full-size run keeps states of "
+            f"about 10 GiB each. Free some, or put output_dir on another disk."
         )
     if free_memory < MINIMUM_FREE_MEMORY_GIB:
         advice.append(

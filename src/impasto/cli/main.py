@@ -1,4 +1,4 @@
-"""The entry point: finds the verb, runs it, and turns errors into one paragraph and an exit code."""
+"""The entry point: finds the verb, runs it, turns errors into a paragraph and an exit code."""
 
 from __future__ import annotations
 
@@ -48,9 +48,7 @@ class LazyGroup(click.Group):
         return command
 
 
-@click.group(
-    cls=LazyGroup, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]}
-)
+@click.group(cls=LazyGroup, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="impasto")
 def impasto() -> None:
     """Fine-tune Stable Diffusion on your own captioned pictures.

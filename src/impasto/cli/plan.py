@@ -9,13 +9,8 @@ from impasto.cli.console import Console
 from impasto.config.load import build_run_config, dump_toml
 from impasto.config.run import RunConfig
 from impasto.data.sampler import EpochSampler
-from impasto.training.session import (
-    build_trainable,
-    count_steps,
-    held_out_records,
-    plan_dataset,
-    scan_dataset,
-)
+from impasto.training.pictures import held_out_records, plan_dataset, scan_dataset
+from impasto.training.session import build_trainable, count_steps
 
 BYTES_PER_FP32 = 4
 ADAM_COPIES = 3  # a saved state holds the weights and two moments of each
@@ -43,10 +38,11 @@ def show_plan(config: RunConfig, console: Console) -> None:
     model = load_base_model(config.model.path)
     trainable = build_trainable(config, model)
     steps = count_steps(config, sampler)
-    parameters = {part.name: sum(p.numel() for p in part.parameters().values())
-                  for part in trainable.parts}
-    state_bytes = sum(parameters.values()) * BYTES_PER_FP32 * (
-        ADAM_COPIES + (settings.ema_decay is not None)
+    parameters = {
+        part.name: sum(p.numel() for p in part.parameters().values()) for part in trainable.parts
+    }
+    state_bytes = (
+        sum(parameters.values()) * BYTES_PER_FP32 * (ADAM_COPIES + (settings.ema_decay is not None))
     )
     console.heading("Data")
     console.table(

@@ -43,7 +43,7 @@ def sample(
     from impasto.runs import RunDirectory
     from impasto.sampling.prompts import SAMPLERS, Prompt
     from impasto.sampling.sampler import Sampler, make_grid, save_png
-    from impasto.training.session import default_device
+    from impasto.training.devices import default_device
 
     if sampler not in SAMPLERS:
         raise ConfigError(f"There is no sampler {sampler!r}; choose one of {', '.join(SAMPLERS)}.")

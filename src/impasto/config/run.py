@@ -87,7 +87,7 @@ class TrainingConfig(Section):
     """Forward passes per update: a larger effective batch at no cost in memory."""
 
     mixed_precision: Literal["no", "bf16"] = "no"
-    """`bf16` computes in bfloat16 with float32 weights; needs a GPU of 2020 or later to be faster."""
+    """`bf16` computes in bfloat16 with float32 weights; faster on GPUs from 2020 on."""
 
     gradient_checkpointing: bool = False
     """Compute activations again in the backward pass: far less memory, about a quarter slower."""

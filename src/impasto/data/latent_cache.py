@@ -179,7 +179,7 @@ class LatentCache:
                 shapes = [file.get_slice(name).get_shape() for name in ("mean", "logvar")]
         except (SafetensorError, OSError):
             return False
-        return shapes[0] == shapes[1] and shapes[0][0] == entries
+        return bool(shapes[0] == shapes[1] and shapes[0][0] == entries)
 
     def _shard(self, name: str) -> tuple[Tensor, Tensor]:
         if name not in self._shards:

@@ -1,6 +1,6 @@
 """The states of a picture on its way to a batch; each function of this package goes between two.
 
-    file --scan--> ImageRecord --plan--> PlannedImage --encode--> CachedLatent --collate--> Batch
+file --scan--> ImageRecord --plan--> PlannedImage --encode--> CachedLatent --collate--> Batch
 """
 
 from __future__ import annotations

@@ -164,7 +164,7 @@ def _find(folder: str, *, recursive: bool) -> Iterator[_Found]:
             elif extension in (_CAPTION, _TAGS):
                 sidecars[stem + extension] = _stamp(entry.stat())
     for path, stem in pictures:
-        stamps = (_stamp(os.stat(path)), sidecars.get(stem + _CAPTION), sidecars.get(stem + _TAGS))
+        stamps = (_stamp(os.stat(path)), sidecars.get(stem + _CAPTION), sidecars.get(stem + _TAGS))  # noqa: PTH116 - hot path
         yield _Found(path, stamps)
     if recursive:
         for sub_folder in folders:

@@ -1,1 +1,1 @@
-"""The embedded default: a tiny trained model, a picture set in a style it does not know, a recipe."""
+"""The embedded default: a tiny trained model, pictures in a style new to it, and the settings."""

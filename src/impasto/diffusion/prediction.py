@@ -63,7 +63,7 @@ class Velocity:
     def target(
         self, x_0: Latents, noise: Latents, t: Timesteps, schedule: NoiseSchedule
     ) -> Latents:
-        """v = sqrt(abar_t) eps - sigma_t x_0."""
+        """V = sqrt(abar_t) eps - sigma_t x_0."""
         return schedule.signal(t) * noise - schedule.sigma(t) * x_0
 
     def recover_x_0(

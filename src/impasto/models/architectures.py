@@ -146,7 +146,7 @@ def write_random_model(name: str, target: Path, *, seed: int, dtype: torch.dtype
 
 
 def _write_pipeline_files(folder: Path, family: Family) -> None:
-    """The index of parts, and the scheduler's configuration, as SD's Diffusers folders have them."""
+    """The index of parts and the scheduler's configuration, as in SD's Diffusers folders."""
     index = {
         "_class_name": "StableDiffusionPipeline",
         "_diffusers_version": "0.42.1",

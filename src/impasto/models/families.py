@@ -63,9 +63,9 @@ def identify(text_config: Mapping[str, Any], scheduler_config: Mapping[str, Any]
     rows = [row for row in FAMILIES if row.text_activation == activation]
     if prediction is None or not rows:
         raise ModelError(
-            f"This is not a Stable Diffusion 1.x or 2.x model: its text encoder uses {activation!r} "
-            f"(expected quick_gelu or gelu) and its scheduler says prediction_type {word!r} "
-            f"(expected {' or '.join(PREDICTIONS)})."
+            f"This is not a Stable Diffusion 1.x or 2.x model: its text encoder uses "
+            f"{activation!r} (expected quick_gelu or gelu) and its scheduler says "
+            f"prediction_type {word!r} (expected {' or '.join(PREDICTIONS)})."
         )
     matching = [row for row in rows if row.prediction is prediction]
     return Identity(

@@ -112,7 +112,7 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
         ModelError: It is missing, truncated or not safetensors.
     """
     try:
-        return load_file(file)
+        tensors: dict[str, Tensor] = load_file(file)
     except FileNotFoundError as error:
         raise ModelError(
             f"The base model is incomplete: {file} is not there. Download or copy it again; files "
@@ -122,6 +122,7 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
         raise ModelError(
             f"{file} is damaged or not a safetensors file ({error}). Download or copy it again."
         ) from error
+    return tensors
 
 
 def load_strictly(module: nn.Module, tensors: dict[str, Tensor], file: Path) -> None:
@@ -155,8 +156,8 @@ def load_strictly(module: nn.Module, tensors: dict[str, Tensor], file: Path) -> 
 def _require_folder(path: Path) -> None:
     if not path.exists():
         raise ModelError(
-            f"The base model {path} is not there. Give the path of a Diffusers folder, the one that "
-            f"has model_index.json in it."
+            f"The base model {path} is not there. Give the path of a Diffusers folder, the one "
+            f"that has model_index.json in it."
         )
     if not (path / "model_index.json").is_file():
         what = "a file" if path.is_file() else "a folder without model_index.json"
@@ -173,7 +174,7 @@ def _build(file: Path, construct: Callable[[], nn.Module]) -> nn.Module:
         module = construct()
     load_strictly(module, tensors, file)
     _materialise_buffers(module)
-    return module.requires_grad_(False).eval()
+    return module.requires_grad_(requires_grad=False).eval()
 
 
 def _materialise_buffers(module: nn.Module) -> None:

@@ -62,13 +62,13 @@ class FullFineTune:
         clip_skip: int | None = None,
         gradient_checkpointing: bool = False,
     ) -> None:
-        self.unet = model.unet.requires_grad_(True).train()
+        self.unet = model.unet.requires_grad_(requires_grad=True).train()
         self.states = ClipStates(model.text_encoder, clip_skip)
         parts = [Part("unet", self.unet, lr)]
         if text_encoder_lr is not None:
-            self.states.requires_grad_(True).train()
+            self.states.requires_grad_(requires_grad=True).train()
             for layer in self.states.unused_layers():
-                layer.requires_grad_(False)
+                layer.requires_grad_(requires_grad=False)
             parts.append(Part("text_encoder", model.text_encoder, text_encoder_lr))
         if gradient_checkpointing:
             self.unet.enable_gradient_checkpointing()

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import matplotlib as mpl
 
 mpl.use("svg")
-from matplotlib.figure import Figure  # noqa: E402 - the backend has to be chosen first
+from matplotlib.figure import Figure
 
 INK, GRID, BLUE, ORANGE = "#5b6270", "#8a91a033", "#3b6fd4", "#d9722e"
 _STYLE = {

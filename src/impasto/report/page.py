@@ -50,12 +50,12 @@ def _content(run: RunDirectory) -> dict[str, Any]:
         "title": run.path.resolve().name,
         "status_line": _status_line(status),
         "facts": _facts(metrics, validation, dataset),
-        "loss_svg": Markup(loss_chart(training, validation)),  # noqa: S704 - drawn by matplotlib
+        "loss_svg": Markup(loss_chart(training, validation)),
         "loss_note": _loss_note(validation),
         "samples": samples,
         "sample_width": samples["width"],
         "data_line": _data_line(dataset),
-        "bucket_svg": Markup(bucket_chart(dataset["buckets"])) if dataset else "",  # noqa: S704
+        "bucket_svg": Markup(bucket_chart(dataset["buckets"])) if dataset else "",
         "set_aside": dataset.get("set_aside", []),
         "config": run.config_file.read_text(encoding="utf-8"),
         "environment": _environment_rows(run.read_json("environment.json")),
@@ -102,8 +102,8 @@ def _loss_note(validation: list[tuple[int, float]]) -> str:
     note = "Validation is the mean squared error on held-out pictures at fixed noise and timesteps."
     if last > 1.02 * best:
         note += (
-            f" It was lowest, {best:.4f}, after {best_step} updates and has risen since: the model "
-            f"is over-fitting. Train for fewer updates or with a lower learning rate."
+            f" It was lowest, {best:.4f}, after {best_step} updates and has risen since: the "
+            f"model is over-fitting. Train for fewer updates or with a lower learning rate."
         )
     return note
 
@@ -115,7 +115,9 @@ def _samples(run: RunDirectory) -> dict[str, Any]:
         last = len(steps) - 1
         picks = {round(i * last / (MAX_SAMPLE_COLUMNS - 1)) for i in range(MAX_SAMPLE_COLUMNS)}
         steps = [steps[i] for i in sorted(picks)]
-    names = sorted({p.name for step in steps for p in (run.samples / step_name(step)).glob("*.png")})
+    names = sorted(
+        {p.name for step in steps for p in (run.samples / step_name(step)).glob("*.png")}
+    )
     rows, width = [], 128
     for name in names:
         paths = [run.samples / step_name(step) / name for step in steps]
@@ -123,7 +125,9 @@ def _samples(run: RunDirectory) -> dict[str, Any]:
         with Image.open(first) as image:
             prompt = str(image.info.get("parameters", name)).partition("\n")[0]
             width = min(image.width, 256)
-        rows.append({"prompt": prompt, "images": [_data_url(p) if p.is_file() else "" for p in paths]})
+        rows.append(
+            {"prompt": prompt, "images": [_data_url(p) if p.is_file() else "" for p in paths]}
+        )
     return {"steps": steps, "rows": rows, "width": width}
 
 
@@ -136,8 +140,8 @@ def _data_line(dataset: Mapping[str, Any]) -> str:
         return "The data set has not been read yet."
     return (
         f"{dataset['pictures']} pictures to train on and {dataset['held_out']} held out, in "
-        f"{len(dataset['buckets'])} buckets; {100 * dataset['mean_lost_area']:.1f} % of the area is "
-        f"cropped away on average, {dataset['enlarged']} pictures are enlarged, "
+        f"{len(dataset['buckets'])} buckets; {100 * dataset['mean_lost_area']:.1f} % of the area "
+        f"is cropped away on average, {dataset['enlarged']} pictures are enlarged, "
         f"{dataset['uncaptioned']} have no words."
     )
 

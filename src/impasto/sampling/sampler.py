@@ -48,9 +48,7 @@ class Sampler:
         conditioner = ClipTextConditioner(
             model.tokenizer, ClipStates(model.text_encoder, clip_skip)
         )
-        return cls(
-            model.unet, model.vae, conditioner, model.scheduler_config, model.scaling_factor
-        )
+        return cls(model.unet, model.vae, conditioner, model.scheduler_config, model.scaling_factor)
 
     @torch.no_grad()
     def draw(self, prompt: Prompt) -> Image.Image:

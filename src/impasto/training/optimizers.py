@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from impasto.config.run import AdamWConfig
 from impasto.errors import RunError
@@ -37,7 +37,7 @@ class LrSetter:
         return self._rates[0] * factor
 
 
-def parameter_names(parts: Sequence[Part]) -> dict[nn.Parameter, str]:
+def parameter_names(parts: Sequence[Part]) -> dict[Tensor, str]:
     """Each learning parameter's name with its part in front: `unet.conv_in.weight`."""
     return {
         parameter: f"{part.name}.{name}"
@@ -47,7 +47,7 @@ def parameter_names(parts: Sequence[Part]) -> dict[nn.Parameter, str]:
 
 
 def optimizer_tensors(
-    optimizer: torch.optim.Optimizer, names: Mapping[nn.Parameter, str]
+    optimizer: torch.optim.Optimizer, names: Mapping[Tensor, str]
 ) -> dict[str, Tensor]:
     """The state as `<parameter>:<entry>` -> tensor on the CPU."""
     return {
@@ -59,7 +59,7 @@ def optimizer_tensors(
 
 
 def optimizer_scalars(
-    optimizer: torch.optim.Optimizer, names: Mapping[nn.Parameter, str]
+    optimizer: torch.optim.Optimizer, names: Mapping[Tensor, str]
 ) -> dict[str, Any]:
     """What is not a tensor: numbers per parameter, and counters that sit in the groups."""
     per_parameter = {
@@ -77,7 +77,7 @@ def optimizer_scalars(
 
 def restore_optimizer(
     optimizer: torch.optim.Optimizer,
-    names: Mapping[nn.Parameter, str],
+    names: Mapping[Tensor, str],
     tensors: Mapping[str, Tensor],
     scalars: Mapping[str, Any],
 ) -> None:
@@ -100,8 +100,7 @@ def restore_optimizer(
         group.update(saved)
 
 
-
-def _like(parameter: nn.Parameter, value: Any) -> Any:
+def _like(parameter: Tensor, value: Any) -> Any:
     """A saved entry on the parameter's device; of its shape, then in its memory layout too."""
     if not isinstance(value, Tensor):
         return value

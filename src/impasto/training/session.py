@@ -6,35 +6,31 @@ The one place where the settings tree is taken apart: what it makes takes plain 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs
 
-from impasto.config.dataset import DatasetConfig
-from impasto.config.run import RunConfig, ValidationConfig
+from impasto.config.run import RunConfig
 from impasto.data.dataset import TrainingData
 from impasto.data.latent_cache import CachedPlan, LatentCache, MomentsEncoder, cache_latents
-from impasto.data.plan import Plan, plan_images
-from impasto.data.records import ImageRecord, Size
+from impasto.data.plan import Plan
 from impasto.data.sampler import EpochSampler
-from impasto.data.scan import Scan, scan_folder
+from impasto.data.scan import Scan
 from impasto.diffusion.loss import LossWeight, unweighted
 from impasto.diffusion.timesteps import TimestepSampler, uniform_timesteps
-from impasto.errors import DatasetError, MissingDependencyError
 from impasto.models.loading import BaseModel, load_base_model
 from impasto.models.text import ClipTextConditioner
 from impasto.models.trainable import FullFineTune, Trainable
 from impasto.models.vae import moments_encoder, weights_fingerprint
 from impasto.progress import Progress, SilentProgress
-from impasto.randomness import derive_rng
 from impasto.sampling.prompts import Prompt
 from impasto.sampling.sampler import Sampler
 from impasto.training.ema import WeightAverage
 from impasto.training.optimizers import BuildOptimizer, build_adamw
+from impasto.training.pictures import held_out_records, plan_dataset, scan_dataset
 from impasto.training.previews import Previewer
 from impasto.training.schedules import LrSchedule, build_lr_schedule
 from impasto.training.step import StepRecipe
@@ -109,81 +105,6 @@ class Session:
     fingerprint: Mapping[str, str]
 
 
-def default_device() -> torch.device:
-    """The first GPU, or the processor."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def build_accelerator(config: RunConfig) -> Accelerator:
-    """Devices, precision and processes.
-
-    Raises:
-        MissingDependencyError: The precision asked for is not available on this device.
-    """
-    cpu = not torch.cuda.is_available()
-    if config.training.mixed_precision == "bf16" and not cpu and not torch.cuda.is_bf16_supported():
-        raise MissingDependencyError(
-            f"training.mixed_precision is bf16, but {torch.cuda.get_device_name()} does not "
-            f"compute in bfloat16 (GPUs from 2020 on do). Set it to no."
-        )
-    handlers = [DistributedDataParallelKwargs(gradient_as_bucket_view=True)]
-    return Accelerator(
-        cpu=cpu, mixed_precision=config.training.mixed_precision, kwargs_handlers=handlers
-    )
-
-
-def scan_dataset(config: DatasetConfig, progress: Progress | None = None) -> Scan:
-    """Scan the data set of the settings.
-
-    Raises:
-        DatasetError: There is nothing usable, or not a single picture has words.
-    """
-    index = config.derived_dir / "scan.json"
-    scan = scan_folder(
-        config.image_dir, recursive=config.recursive, index=index, progress=progress
-    )
-    if scan.uncaptioned == len(scan.records):
-        raise DatasetError(
-            f"None of the {len(scan.records)} pictures in {config.image_dir} has words. Put a "
-            f"text file beside each, with the same name and the ending .txt or .caption "
-            f"(cat.jpg and cat.txt)."
-        )
-    return scan
-
-
-def plan_dataset(config: DatasetConfig, records: Sequence[ImageRecord]) -> Plan:
-    """Plan records by the settings of the data set."""
-    return plan_images(
-        records,
-        Size(*config.width_height),
-        enable_bucket=config.enable_bucket,
-        min_side=config.min_bucket_reso,
-        max_side=config.max_bucket_reso,
-        step=config.bucket_reso_steps,
-    )
-
-
-def held_out_records(
-    scan: Scan, config: ValidationConfig, seed: int
-) -> tuple[list[ImageRecord], list[ImageRecord]]:
-    """Split the records into those to train on and those to validate on.
-
-    Raises:
-        DatasetError: The split leaves nothing to train on.
-    """
-    records = list(scan.records)
-    if config.image_dir is not None:
-        return records, list(scan_folder(config.image_dir).records)
-    count = round(len(records) * config.split)
-    if count == len(records):
-        raise DatasetError(
-            f"validation.split {config.split} of {len(records)} pictures leaves none to train on."
-        )
-    chosen = set(derive_rng(seed, "validation-split").permutation(len(records))[:count].tolist())
-    training = [record for i, record in enumerate(records) if i not in chosen]
-    return training, [records[i] for i in sorted(chosen)]
-
-
 def prepare_data(
     config: RunConfig, encoder: MomentsEncoder, accelerator: Accelerator, progress: Progress
 ) -> PreparedData:
@@ -219,7 +140,7 @@ def build_session(
 
     trainable = build_trainable(config, model)
     if config.training.channels_last:
-        trainable.unet.to(memory_format=torch.channels_last)
+        trainable.unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     unet = accelerator.prepare(trainable.unet.to(accelerator.device))
     states = trainable.states.to(accelerator.device)
     trains_text = any(part.name == "text_encoder" for part in trainable.parts)

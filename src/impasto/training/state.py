@@ -1,9 +1,9 @@
 """Training states on disk: complete or absent, versioned, without pickle.
 
-    state.json               format_version, step, samples_seen, what the tensors belong to
-    weights.safetensors      the parts that learn, float32
-    optimizer.safetensors    the optimizer's tensors
-    ema.safetensors          the running average of the weights, if there is one
+state.json               format_version, step, samples_seen, what the tensors belong to
+weights.safetensors      the parts that learn, float32
+optimizer.safetensors    the optimizer's tensors
+ema.safetensors          the running average of the weights, if there is one
 """
 
 from __future__ import annotations

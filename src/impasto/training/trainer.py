@@ -21,6 +21,7 @@ from impasto.errors import ImpastoError, Interrupted, NonFiniteLossError
 from impasto.models.saving import DTYPES, export_diffusers
 from impasto.randomness import derive_seed
 from impasto.runs import RunDirectory
+from impasto.training.devices import build_accelerator
 from impasto.training.environment import describe_environment
 from impasto.training.events import SilentEvents, TrainingEvents
 from impasto.training.interrupts import StopRequest
@@ -31,7 +32,7 @@ from impasto.training.optimizers import (
     parameter_names,
     restore_optimizer,
 )
-from impasto.training.session import Ingredients, Session, build_accelerator, build_session
+from impasto.training.session import Ingredients, Session, build_session
 from impasto.training.state import TrainingState, load_state, save_state
 from impasto.training.step import sample_losses, update_share
 
@@ -46,7 +47,7 @@ def train(
     Raises:
         ImpastoError: As its parts; `Interrupted` after Ctrl-C or SIGTERM, with the state saved.
     """
-    accelerator = build_accelerator(config)
+    accelerator = build_accelerator(config.training.mixed_precision)
     if accelerator.is_main_process:
         run = RunDirectory.create(config.output_dir)
         files.write_text(run.config_file, dump_toml(config))
@@ -68,7 +69,7 @@ def resume(
     run = RunDirectory.open(path)
     config = build_run_config(read_toml(run.config_file), source=str(run.config_file))
     config = config.model_copy(update={"output_dir": path})
-    accelerator = build_accelerator(config)
+    accelerator = build_accelerator(config.training.mixed_precision)
     return _run(run, config, accelerator, events or SilentEvents(), ingredients or Ingredients())
 
 
@@ -343,8 +344,10 @@ class Trainer:
         if self._is_main:
             files.write_json(self._run.path / "dataset.json", session.prepared.summary())
             self._run.write_status("training", step=step, total_steps=session.total_steps)
-        parts = {part.name: sum(p.numel() for p in part.parameters().values())
-                 for part in session.trainable.parts}
+        parts = {
+            part.name: sum(p.numel() for p in part.parameters().values())
+            for part in session.trainable.parts
+        }
         self._events.started(
             {
                 "family": session.model.identity.family.name,

@@ -1,0 +1,64 @@
+"""The pictures of a run as its settings name them: scanned, split and planned. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from impasto.config.dataset import DatasetConfig
+from impasto.config.run import ValidationConfig
+from impasto.data.plan import Plan, plan_images
+from impasto.data.records import ImageRecord, Size
+from impasto.data.scan import Scan, scan_folder
+from impasto.errors import DatasetError
+from impasto.progress import Progress
+from impasto.randomness import derive_rng
+
+
+def scan_dataset(config: DatasetConfig, progress: Progress | None = None) -> Scan:
+    """Scan the data set of the settings.
+
+    Raises:
+        DatasetError: There is nothing usable, or not a single picture has words.
+    """
+    index = config.derived_dir / "scan.json"
+    scan = scan_folder(config.image_dir, recursive=config.recursive, index=index, progress=progress)
+    if scan.uncaptioned == len(scan.records):
+        raise DatasetError(
+            f"None of the {len(scan.records)} pictures in {config.image_dir} has words. Put a "
+            f"text file beside each, with the same name and the ending .txt or .caption "
+            f"(cat.jpg and cat.txt)."
+        )
+    return scan
+
+
+def plan_dataset(config: DatasetConfig, records: Sequence[ImageRecord]) -> Plan:
+    """Plan records by the settings of the data set."""
+    return plan_images(
+        records,
+        Size(*config.width_height),
+        enable_bucket=config.enable_bucket,
+        min_side=config.min_bucket_reso,
+        max_side=config.max_bucket_reso,
+        step=config.bucket_reso_steps,
+    )
+
+
+def held_out_records(
+    scan: Scan, config: ValidationConfig, seed: int
+) -> tuple[list[ImageRecord], list[ImageRecord]]:
+    """Split the records into those to train on and those to validate on.
+
+    Raises:
+        DatasetError: The split leaves nothing to train on.
+    """
+    records = list(scan.records)
+    if config.image_dir is not None:
+        return records, list(scan_folder(config.image_dir).records)
+    count = round(len(records) * config.split)
+    if count == len(records):
+        raise DatasetError(
+            f"validation.split {config.split} of {len(records)} pictures leaves none to train on."
+        )
+    chosen = set(derive_rng(seed, "validation-split").permutation(len(records))[:count].tolist())
+    training = [record for i, record in enumerate(records) if i not in chosen]
+    return training, [records[i] for i in sorted(chosen)]
