@@ -28,7 +28,7 @@ from impasto.config.run import AdamWConfig
 from impasto.data.scan import scan_folder
 from impasto.diffusion.draws import Draws
 from impasto.diffusion.schedule import NoiseSchedule
-from impasto.models.architectures import write_random_model
+from impasto.models.architectures import ARCHITECTURES, write_random_model
 from impasto.models.loading import TEXT_ENCODER_FILE, UNET_FILE, load_base_model
 from impasto.models.trainable import Part
 from impasto.training.events import SilentEvents
@@ -145,7 +145,7 @@ def start_unet(tensors: dict[str, Tensor]) -> None:
 
 def write_start(vae: Path, target: Path) -> None:
     """A random tiny model with the trained VAE and the starts above."""
-    write_random_model("tiny", target, seed=0, dtype=torch.float32)
+    write_random_model(ARCHITECTURES["tiny"], target, seed=0, dtype=torch.float32)
     for name in ("config.json", "diffusion_pytorch_model.safetensors"):
         shutil.copyfile(vae / name, target / "vae" / name)
     for file, change in (

@@ -17,10 +17,11 @@ import click
 def init(architecture: str, target: Path, seed: int, dtype: str) -> None:
     """Write a Diffusers folder TARGET with random weights of a named architecture."""
     from impasto.cli.console import Console
-    from impasto.models.architectures import write_random_model
+    from impasto.models.architectures import find_architecture, write_random_model
     from impasto.models.saving import DTYPES
 
     console = Console()
+    found = find_architecture(architecture)
     with console.stage(f"Drawing random weights for {architecture}", None, "models"):
-        write_random_model(architecture, target, seed=seed, dtype=DTYPES[dtype])
+        write_random_model(found, target, seed=seed, dtype=DTYPES[dtype])
     console.note(f"Wrote {target}. Its weights are random: it draws noise until it is trained.")

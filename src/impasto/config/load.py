@@ -92,7 +92,10 @@ def _copied(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _apply(tree: dict[str, Any], override: str) -> None:
-    """Set one value; it is read as TOML, or as a plain string where that is not TOML."""
+    """Set one value; it is read as TOML, or as a plain string where that is not TOML.
+
+    `none` takes a setting out, so that its default holds; for optional ones that is "off".
+    """
     path, equals, raw = override.partition("=")
     keys = path.strip().split(".")
     if not equals or not all(keys):
@@ -139,7 +142,7 @@ def _fault_in_words(
 ) -> str:
     if fault["type"] == "extra_forbidden":
         allowed = _allowed_keys(root, location[:-1])
-        near = difflib.get_close_matches(location[-1], allowed, n=1)
+        near = difflib.get_close_matches(location[-1], allowed, n=1, cutoff=0.5)
         hint = f"the nearest is {near[0]}" if near else f"known here: {', '.join(allowed)}"
         return f"unknown key {path} ({hint})"
     if fault["type"] == "missing":

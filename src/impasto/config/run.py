@@ -96,8 +96,8 @@ class TrainingConfig(Section):
     """Keep the U-Net's convolutions in channels-last memory order: faster on GPUs and for narrow
     networks, slower for a full-size U-Net on a CPU."""
 
-    max_grad_norm: Annotated[float, Field(ge=0)] | None = 1.0
-    """Largest norm of the whole gradient; longer ones are scaled down to it. Off means no limit."""
+    max_grad_norm: Annotated[float, Field(ge=0)] = 1.0
+    """Largest norm of the whole gradient; longer ones are scaled down to it. 0 means no limit."""
 
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Keep a running average of the weights with this decay per update, and export it; costs one

@@ -38,7 +38,7 @@ def read_size(path: Path) -> Size:
     """
     with _opened(path) as image:
         width, height = image.size
-        orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
+        orientation = _orientation(image)
     return Size(height, width) if orientation in _TRANSPOSING else Size(width, height)
 
 
@@ -63,11 +63,28 @@ def read_pixels(planned: PlannedImage) -> np.ndarray:
         UnreadableImageError: As for `read_rgb`.
     """
     image = read_rgb(planned.record.path)
+    if Size(*image.size) != planned.record.size:
+        raise UnreadableImageError(
+            f"it is {Size(*image.size)} where its header promised {planned.record.size}: it was "
+            f"changed, or its EXIF data stands behind its pixels; save it again"
+        )
     if image.size != (planned.resized.width, planned.resized.height):
         image = image.resize(
             (planned.resized.width, planned.resized.height), Image.Resampling.LANCZOS
         )
     return np.asarray(image.crop(planned.crop.ltrb))
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation, 1 to 8, as far as the header has it.
+
+    Pillow would decode a whole PNG to look for EXIF data behind the pixels, where hardly any
+    program puts it; `read_pixels` notices such a file.
+    """
+    in_header = "exif" in image.info or "Raw profile type exif" in image.info
+    if image.format == "PNG" and not in_header:
+        return 1
+    return int(image.getexif().get(_EXIF_ORIENTATION, 1))
 
 
 @contextlib.contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -11,6 +11,7 @@ from torch import Tensor
 from impasto.diffusion.schedule import NoiseSchedule
 
 
+@runtime_checkable
 class LossWeight(Protocol):
     """Weighs each sample's loss by its timestep."""
 

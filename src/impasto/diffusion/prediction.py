@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -13,6 +13,7 @@ Latents = Float[Tensor, "b c h w"]
 Timesteps = Int[Tensor, "b"]
 
 
+@runtime_checkable
 class Prediction(Protocol):
     """A parameterisation of the denoiser.
 

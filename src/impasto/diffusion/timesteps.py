@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Int
@@ -11,6 +11,7 @@ from torch import Tensor
 from impasto.diffusion.draws import Draws
 
 
+@runtime_checkable
 class TimestepSampler(Protocol):
     """Draws one timestep for each sample of a batch."""
 

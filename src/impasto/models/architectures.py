@@ -109,23 +109,33 @@ ARCHITECTURES: dict[str, Architecture] = {
 }
 
 
-def write_random_model(name: str, target: Path, *, seed: int, dtype: torch.dtype) -> None:
-    """Write a Diffusers folder with random weights of the architecture `name`.
+def find_architecture(name: str) -> Architecture:
+    """Look up a named architecture.
 
     Raises:
-        ConfigError: No architecture has that name.
+        ConfigError: None has that name.
+    """
+    if name not in ARCHITECTURES:
+        raise ConfigError(
+            f"There is no architecture {name!r}; choose one of {', '.join(ARCHITECTURES)}."
+        )
+    return ARCHITECTURES[name]
+
+
+def write_random_model(
+    architecture: Architecture, target: Path, *, seed: int, dtype: torch.dtype
+) -> None:
+    """Write a Diffusers folder with random weights.
+
+    Raises:
         RunError: Something is already at `target`.
         StorageError: It cannot be written.
     """
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    if name not in ARCHITECTURES:
-        known = ", ".join(ARCHITECTURES)
-        raise ConfigError(f"There is no architecture {name!r}; choose one of {known}.")
     if target.exists():
         raise RunError(f"{target} is already there; nothing was changed. Choose another name.")
-    architecture = ARCHITECTURES[name]
     torch.manual_seed(seed)
     modules = {
         UNET_FILE: UNet2DConditionModel.from_config(architecture.unet),

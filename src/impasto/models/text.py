@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import ftfy
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from impasto.errors import ConfigError
 
 
+@runtime_checkable
 class TextConditioner(Protocol):
     """Turns captions into keyword arguments of the U-Net."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -31,6 +31,7 @@ class Part:
         return {n: p for n, p in self.module.named_parameters() if p.requires_grad}
 
 
+@runtime_checkable
 class Trainable(Protocol):
     """A way of training: full fine-tuning here; hypernetworks and others come as further ones."""
 

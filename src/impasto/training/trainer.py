@@ -193,7 +193,7 @@ class Trainer:
         optimizer = self._session.optimizer
         limit = self._config.training.max_grad_norm
         finite = torch.isfinite(loss)
-        if limit is not None:
+        if limit > 0:
             norm = self._accelerator.clip_grad_norm_(self._parameters, limit)
             self._norms.append(norm.detach())
             finite = finite & torch.isfinite(norm)

@@ -1,0 +1,171 @@
+"""What all tests share: shape checks at run time, a nano model, a small picture folder."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+from jaxtyping import install_import_hook
+
+install_import_hook(
+    ["impasto.diffusion", "impasto.models", "impasto.training.step"], "beartype.beartype"
+)
+
+import json
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image, ImageDraw
+
+GOLDEN = Path(__file__).parent / "golden" / "data"
+COLOURS = {"red": (210, 40, 40), "green": (40, 160, 70), "blue": (50, 80, 200)}
+
+
+@pytest.fixture(scope="session")
+def golden():
+    """Read one of the recorded files."""
+    return lambda name: json.loads((GOLDEN / name).read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="session")
+def nano_architecture():
+    """A model with all the parts and a fraction of the numbers."""
+    from impasto.models.architectures import ARCHITECTURES, Architecture
+
+    tiny = ARCHITECTURES["tiny"]
+    return Architecture(
+        tiny.family,
+        {**tiny.unet, "block_out_channels": [8, 16, 16], "cross_attention_dim": 16},
+        {**tiny.vae, "block_out_channels": [8, 8, 8, 8]},
+        {
+            **tiny.text_encoder,
+            "hidden_size": 16,
+            "intermediate_size": 32,
+            "projection_dim": 16,
+            "num_hidden_layers": 3,
+        },
+    )
+
+
+@pytest.fixture(scope="session")
+def nano_model(tmp_path_factory, nano_architecture) -> Path:
+    """A Diffusers folder with random weights. Read-only by agreement: copy it to change it."""
+    import torch
+
+    from impasto.models.architectures import write_random_model
+
+    folder = tmp_path_factory.mktemp("models") / "nano"
+    write_random_model(nano_architecture, folder, seed=0, dtype=torch.float32)
+    return folder
+
+
+def draw_pictures(folder: Path, count: int, *, seed: int = 0, captions: bool = True) -> Path:
+    """Simple coloured shapes in several aspect ratios, with captions."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = random.Random(seed)
+    sizes = [(64, 64), (96, 64), (64, 96)]
+    for index in range(count):
+        colour = list(COLOURS)[index % 3]
+        width, height = sizes[index % len(sizes)]
+        image = Image.new("RGB", (width, height), (255, 255, 255))
+        left, top = rng.randrange(width // 3), rng.randrange(height // 3)
+        shape = (left, top, left + width // 2, top + height // 2)
+        ImageDraw.Draw(image).ellipse(shape, fill=COLOURS[colour])
+        image.save(folder / f"{index:03d}.png")
+        if captions:
+            (folder / f"{index:03d}.txt").write_text(f"a {colour} ball", encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def pictures(tmp_path) -> Path:
+    """Thirteen pictures in three buckets: batches of 4 leave short ones."""
+    return draw_pictures(tmp_path / "pictures", 13)
+
+
+@pytest.fixture
+def run_values(tmp_path, nano_model, pictures):
+    """Settings of a short run on the nano model, as a nested mapping to change."""
+    return {
+        "output_dir": str(tmp_path / "run"),
+        "seed": 7,
+        "model": {"path": str(nano_model)},
+        "dataset": {
+            "image_dir": str(pictures),
+            "resolution": 80,
+            "min_bucket_reso": 32,
+            "max_bucket_reso": 96,
+            "bucket_reso_steps": 32,
+            "cache_dir": str(tmp_path / "derived"),
+        },
+        "optimizer": {"lr": 1e-3},
+        "training": {"max_steps": 6, "batch_size": 4},
+        "logging": {"every_steps": 1},
+        "saving": {"export_dtype": "fp32"},
+    }
+
+
+@pytest.fixture
+def run_file(tmp_path, run_values):
+    """Write `run_values` as a TOML file, with changes by section."""
+    import tomli_w
+
+    def write(**changes) -> Path:
+        values = {
+            key: {**value, **changes.get(key, {})} if isinstance(value, dict) else value
+            for key, value in {**{k: {} for k in changes}, **run_values}.items()
+        }
+        for key, value in changes.items():
+            if not isinstance(value, dict):
+                values[key] = value
+        path = tmp_path / "run.toml"
+        path.write_text(tomli_w.dumps(values), encoding="utf-8")
+        return path
+
+    return write
+
+
+def impasto(*words: object, timeout: float = 300, **kwargs) -> subprocess.CompletedProcess[str]:
+    """Run the real command line as a user would."""
+    return subprocess.run(
+        [sys.executable, "-m", "impasto", *map(str, words)],
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        timeout=timeout,
+        check=False,
+        **kwargs,
+    )
+
+
+@pytest.fixture
+def train_config(run_values):
+    """Validated settings with changes by section."""
+    from impasto.config.load import build_run_config
+
+    def build(**changes):
+        values = {k: (dict(v) if isinstance(v, dict) else v) for k, v in run_values.items()}
+        for key, value in changes.items():
+            if isinstance(value, dict):
+                values[key] = {**values.get(key, {}), **value}
+            else:
+                values[key] = value
+        return build_run_config(values, source="test")
+
+    return build
+
+
+@pytest.fixture
+def fresh_accelerate():
+    """accelerate keeps its state for the life of a process; a test may want another one."""
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)

@@ -1,0 +1,109 @@
+"""Settings: what is wrong is named with file, key path and the nearest right key."""
+
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from impasto.config.load import build_run_config, dump_toml, load_run_config
+from impasto.config.run import RunConfig
+from impasto.errors import ConfigError
+
+REPOSITORY = Path(__file__).parents[2]
+MINIMAL = {
+    "output_dir": "run",
+    "model": {"path": "model"},
+    "dataset": {"image_dir": "pictures"},
+    "training": {"max_steps": 1},
+}
+
+
+def test_defaults_then_file_then_set():
+    values = {**MINIMAL, "optimizer": {"lr": 2e-5}}
+    assert build_run_config(MINIMAL, source="t").optimizer.lr == 5e-6
+    assert build_run_config(values, source="t").optimizer.lr == 2e-5
+    assert build_run_config(values, ["optimizer.lr=3e-5"], source="t").optimizer.lr == 3e-5
+
+
+def test_resolved_settings_read_back_the_same():
+    config = build_run_config(MINIMAL, ["dataset.resolution=[512, 768]"], source="t")
+    assert build_run_config(tomllib.loads(dump_toml(config)), source="t") == config
+
+
+def test_set_none_takes_a_setting_out():
+    values = {**MINIMAL, "validation": {"image_dir": "held-out"}}
+    config = build_run_config(values, ["validation.image_dir=none"], source="t")
+    assert config.validation.image_dir is None
+
+
+def test_every_optional_setting_is_off_by_default():
+    """TOML has no null: a setting that is off is left out, and must come back as off."""
+
+    def walk(section):
+        for name, field in section.model_fields.items():
+            if hasattr(field.annotation, "model_fields"):
+                walk(field.annotation)
+            elif type(None) in getattr(field.annotation, "__args__", ()):
+                assert field.default is None, f"{section.__name__}.{name}"
+
+    walk(RunConfig)
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("optimizer.lrate=1", ["run.toml", "optimizer.lrate", "nearest is lr"]),
+        ("optimiser.lr=1", ["optimiser", "nearest is optimizer"]),
+        ("dataset.resolution=big", ["dataset.resolution", "'big'"]),
+        ("seed=-1", ["seed", "greater than or equal to 0"]),
+        ("training.max_epochs=2", ["exactly one of max_steps and max_epochs"]),
+        ("dataset.bucket_reso_steps=12", ["bucket_reso_steps is 12", "multiple of 8"]),
+        ("dataset.min_bucket_reso=2048", ["min_bucket_reso 2048", "max_bucket_reso 1024"]),
+        ("previews.width=100", ["width is 100", "multiple of 8"]),
+        ("optimizer.lr", ["section.key=value"]),
+        ("seed.x=1", ["seed", "valid integer"]),
+    ],
+)
+def test_wrong_settings_are_explained(override, words):
+    with pytest.raises(ConfigError) as caught:
+        build_run_config(MINIMAL, [override], source="run.toml")
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_missing_settings_are_named():
+    with pytest.raises(ConfigError, match=r"dataset is missing.*training is missing"):
+        build_run_config({"output_dir": "x", "model": {"path": "m"}}, source="run.toml")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [(b"seed = ", "not valid TOML"), (b"\xff\xfe\x00", "not UTF-8"), (None, "not there")],
+)
+def test_unreadable_files_are_explained(tmp_path, content, words):
+    path = tmp_path / "run.toml"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ConfigError, match=words):
+        load_run_config(path)
+
+
+@pytest.mark.parametrize("path", sorted((REPOSITORY / "configs").glob("*.toml")), ids=lambda p: p.name)
+def test_examples_load(path):
+    load_run_config(path)
+
+
+def test_there_are_examples():
+    assert len(list((REPOSITORY / "configs").glob("*.toml"))) >= 3
+
+
+def test_every_setting_has_a_help_text():
+    def walk(section):
+        for name, field in section.model_fields.items():
+            child = field.annotation
+            if hasattr(child, "model_fields"):
+                walk(child)
+            else:
+                assert field.description, f"{section.__name__}.{name} has no docstring"
+
+    walk(RunConfig)
