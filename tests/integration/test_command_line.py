@@ -1,0 +1,210 @@
+"""The real command line on real files: a whole job, kills, and everything a user gets wrong."""
+
+import hashlib
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from conftest import impasto
+
+GOLDEN_LOSSES = Path(__file__).parents[1] / "golden" / "losses.json"
+
+
+def export_hash(run: Path) -> str:
+    digest = hashlib.sha256()
+    for file in sorted(p for p in (run / "export").rglob("*") if p.is_file()):
+        digest.update(file.relative_to(run).as_posix().encode() + file.read_bytes())
+    return digest.hexdigest()
+
+
+class Links(HTMLParser):
+    """Collects everything that a page would fetch."""
+
+    def __init__(self):
+        super().__init__()
+        self.sources, self.images = [], 0
+
+    def handle_starttag(self, tag, attrs):
+        for name, value in attrs:
+            if name in {"src", "href", "xlink:href"} and not value.startswith(("data:", "#")):
+                self.sources.append(value)
+        self.images += tag == "img"
+
+
+def test_the_whole_job(run_file, tmp_path):
+    """Train, look at the report, draw with the result; losses equal the recorded ones."""
+    file = run_file(
+        validation={"split": 0.25},
+        previews={"prompts": ["a red ball"], "width": 32, "height": 32, "steps": 2},
+    )
+    result = impasto("train", file, "--set", "training.max_steps=8")
+    assert result.returncode == 0, result.stderr
+    assert "Validation loss" in result.stdout
+    run = tmp_path / "run"
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    recorded = json.loads(GOLDEN_LOSSES.read_text(encoding="utf-8"))
+    for name, values in recorded["losses"].items():
+        found = [record[name] for record in records if name in record]
+        assert found == pytest.approx(values, rel=1e-4), "a change of numerics: see golden/README"
+
+    page = (run / "report.html").read_text(encoding="utf-8")
+    links = Links()
+    links.feed(page)
+    assert links.sources == []
+    assert links.images == 2
+    assert "base model" in page
+
+    drawn = impasto(
+        "sample", run, "a red ball", "x", "--width", 32, "--height", 32, "--steps", 2,
+        "--out", tmp_path / "samples", "--grid", "--count", 2,
+    )  # fmt: skip
+    assert drawn.returncode == 0, drawn.stderr
+    names = sorted(p.name for p in (tmp_path / "samples").iterdir())
+    assert names == ["0000-1.png", "0001-2.png", "0002-3.png", "0003-4.png", "grid.png"]
+
+    again = impasto("resume", run)
+    assert again.returncode == 0
+    assert "is finished" in again.stdout
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="kill -9 is a POSIX signal")
+def test_kill_9_at_random_moments(run_file, tmp_path):
+    """Killed four times, while starting, caching, training or saving: the same bits in the end."""
+    changes = {"saving": {"state_every_steps": 3}, "training": {"max_steps": 40}}
+    whole = impasto("train", run_file(output_dir=str(tmp_path / "whole"), **changes))
+    assert whole.returncode == 0, whole.stderr
+    file = run_file(**changes, dataset={"cache_dir": str(tmp_path / "other-derived")})
+    command = ["train", str(file)]
+    rng, killed = random.Random(time.time_ns()), 0
+    for _ in range(4):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "impasto", *command], stdout=subprocess.DEVNULL, stderr=-3
+        )
+        wait_for(tmp_path / "run" / "config.toml", process)
+        time.sleep(rng.uniform(0.0, 5.0))
+        process.send_signal(signal.SIGKILL)
+        killed += process.wait() == -signal.SIGKILL
+        command = ["resume", str(tmp_path / "run")]
+    assert killed
+    finished = impasto("resume", tmp_path / "run")
+    assert finished.returncode == 0, finished.stderr
+    assert export_hash(tmp_path / "run") == export_hash(tmp_path / "whole")
+
+
+def wait_for(path: Path, process: subprocess.Popen) -> None:
+    while not path.exists() and process.poll() is None:
+        time.sleep(0.02)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="SIGTERM cannot be caught on Windows")
+def test_sigterm_saves_and_exits_cleanly(run_file, tmp_path):
+    file = run_file(training={"max_steps": 100000}, logging={"every_steps": 1})
+    process = subprocess.Popen(
+        [sys.executable, "-m", "impasto", "train", str(file)],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+    )
+    wait_for(tmp_path / "run" / "metrics.jsonl", process)
+    process.terminate()
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 128 + signal.SIGTERM, errors
+    assert "the state is saved" in errors
+    assert "Traceback" not in errors
+    status = json.loads((tmp_path / "run" / "status.json").read_text(encoding="utf-8"))
+    assert status["phase"] == "interrupted"
+    assert len(list((tmp_path / "run" / "states").iterdir())) == 1
+
+
+def test_plan_says_what_would_happen_and_does_nothing(run_file, tmp_path):
+    result = impasto("train", run_file(), "--plan")
+    assert result.returncode == 0, result.stderr
+    for words in ("13 to train on", "SD 1.x, predicts epsilon", "6 in all", "optimizer.lr = 0.001"):
+        assert words in result.stdout
+    assert not (tmp_path / "run").exists()
+
+
+def test_dataset_verbs(pictures, nano_model, tmp_path):
+    (pictures / "broken.png").write_bytes(b"")
+    scanned = impasto("dataset", "scan", pictures, "--json", "--decode")
+    assert scanned.returncode == 0, scanned.stderr
+    listed = json.loads(scanned.stdout)
+    assert listed["pictures"] == 13
+    assert listed["set_aside"][0]["reason"] == "the file is empty"
+    geometry = ("--resolution", 80, "--min-side", 32, "--max-side", 96, "--step", 32)
+    planned = impasto("dataset", "plan", pictures, *geometry)
+    assert "64x96" in planned.stdout, planned.stderr
+    options = (*geometry, "--cache-dir", tmp_path / "derived")
+    first = impasto("dataset", "cache", pictures, nano_model, *options)
+    assert first.returncode == 0, first.stderr
+    assert "13" in next(line for line in first.stdout.splitlines() if "Encoded now" in line)
+    second = impasto("dataset", "cache", pictures, nano_model, *options)
+    assert "0" in next(line for line in second.stdout.splitlines() if "Encoded now" in line)
+
+
+def test_init_and_doctor(tmp_path):
+    made = impasto("init", "tiny", tmp_path / "model", "--dtype", "fp16")
+    assert made.returncode == 0, made.stderr
+    assert (tmp_path / "model" / "model_index.json").is_file()
+    taken = impasto("init", "tiny", tmp_path / "model")
+    assert (taken.returncode, "already there" in taken.stderr) == (5, True)
+    advice = impasto("doctor")
+    assert advice.returncode == 0, advice.stderr
+    assert "Python" in advice.stdout
+
+
+WRONG = {
+    "unknown verb": (["trian"], 2, "trian"),
+    "unknown option": (["train", "x.toml", "--fast"], 2, "--fast"),
+    "missing file": (["train", "nowhere.toml"], 2, "nowhere.toml is not there"),
+    "unknown key": (["train", "{file}", "--set", "optimizer.rate=1"], 2, "optimizer.rate"),
+    "wrong type": (["train", "{file}", "--set", "training.batch_size=many"], 2, "batch_size"),
+    "missing folder": (["train", "{file}", "--set", "dataset.image_dir=gone"], 3, "gone is not"),
+    "missing model": (["train", "{file}", "--set", "model.path=gone"], 4, "gone is not there"),
+    "no run": (["resume", "gone"], 5, "not a run directory"),
+    "no run to report": (["report", "gone"], 5, "not a run directory"),
+    "unknown architecture": (["init", "huge", "x"], 2, "choose one of tiny, sd1, sd2"),
+    "unknown sampler": (["sample", "x", "y", "--sampler", "magic"], 2, "no sampler 'magic'"),
+    "odd size": (["sample", "x", "y", "--width", "100"], 2, "multiples of 8"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_input_is_one_paragraph_and_an_exit_code(run_file, tmp_path, case, capsys):
+    """Run in this process, for speed; the exit code is what the shell would see."""
+    from impasto.cli.main import main
+
+    words, code, message = WRONG[case]
+    arguments = [word.format(file=run_file()) for word in words]
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    captured = capsys.readouterr()
+    assert caught.value.code == code
+    assert message in captured.err.replace("\n", " ")
+    assert "Traceback" not in captured.err
+    new = [p for p in sorted(tmp_path.rglob("*")) if p not in before]
+    assert all("derived" in str(p) or "run" in p.parts[-1] for p in new)
+
+
+@pytest.mark.parametrize("kind", ["empty", "without words"])
+def test_unusable_folders(run_file, tmp_path, kind, capsys):
+    from conftest import draw_pictures
+
+    from impasto.cli.main import main
+
+    folder = tmp_path / "other"
+    folder.mkdir()
+    if kind == "without words":
+        draw_pictures(folder, 3, captions=False)
+    with pytest.raises(SystemExit) as caught:
+        main(["train", str(run_file(dataset={"image_dir": str(folder)})), "--plan"])
+    assert caught.value.code == 3
+    expected = {"empty": "holds no pictures", "without words": "None of the 3 pictures"}
+    assert expected[kind] in capsys.readouterr().err.replace("\n", " ")

@@ -1,0 +1,258 @@
+"""Training on the nano model, in this process: what it leaves, and that it can be continued exactly."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from safetensors.torch import load_file, save_file
+
+from impasto.errors import ImpastoError, Interrupted, NonFiniteLossError, RunError, StorageError
+from impasto.models.loading import UNET_FILE
+from impasto.training.events import SilentEvents
+from impasto.training.trainer import resume, train
+
+pytestmark = pytest.mark.usefixtures("fresh_accelerate")
+
+
+class StopAt(SilentEvents):
+    """Raises after a number of updates, as a crash would, without a word to the trainer."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def stepped(self, step):
+        if step == self.step:
+            raise ZeroDivisionError
+
+
+def exported(run):
+    return {
+        str(file.relative_to(run.export)): file.read_bytes()
+        for file in run.export.rglob("*")
+        if file.is_file()
+    }
+
+
+def test_a_run_leaves_what_it_promises(train_config, nano_model):
+    config = train_config(
+        validation={"split": 0.25, "every_steps": 3},
+        previews={"prompts": ["a red ball", "x"], "width": 64, "height": 32, "steps": 2},
+    )
+    run = train(config)
+    status = run.read_json("status.json")
+    assert (status["phase"], status["step"]) == ("finished", 6)
+    dataset = run.read_json("dataset.json")
+    assert (dataset["pictures"], dataset["held_out"]) == (10, 3)
+    assert sum(dataset["buckets"].values()) == 10
+    assert run.saved_steps() == [6]
+    assert run.sampled_steps() == [0, 6]
+    records = list(run.read_metrics())
+    assert [r["step"] for r in records if "loss" in r] == [1, 2, 3, 4, 5, 6]
+    assert [r["step"] for r in records if "validation_loss" in r] == [0, 3, 6]
+    assert {"torch", "diffusers", "impasto"} <= run.read_json("environment.json")["packages"].keys()
+    assert not [p for p in run.path.rglob("*") if p.name.endswith(".partial")]
+
+    pipeline = StableDiffusionPipeline.from_pretrained(run.export)
+    expected = load_file(run.states / "step-00000006" / "weights.safetensors")
+    for name, tensor in pipeline.unet.state_dict().items():
+        assert torch.equal(tensor, expected[f"unet.{name}"])
+    for part in ("vae", "text_encoder"):
+        for file in (nano_model / part).iterdir():
+            assert (run.export / part / file.name).read_bytes() == file.read_bytes()
+
+
+def test_the_same_settings_give_the_same_bits(train_config, tmp_path):
+    first = exported(train(train_config()))
+    assert exported(train(train_config(output_dir=str(tmp_path / "again")))) == first
+    assert exported(train(train_config(output_dir=str(tmp_path / "other"), seed=8))) != first
+
+
+VARIANTS = {
+    "plain": {},
+    "average": {"training": {"ema_decay": 0.9}},
+    "text encoder": {"method": {"train_text_encoder": True}, "model": {"clip_skip": 2}},
+    "accumulation": {"training": {"gradient_accumulation_steps": 2}},
+    "channels last": {"training": {"channels_last": True}},
+    "bf16": {"training": {"mixed_precision": "bf16"}},
+    "checkpointing": {"training": {"gradient_checkpointing": True}},
+    "cosine, dropout": {
+        "schedule": {"kind": "cosine", "warmup_steps": 2},
+        "dataset": {"caption_dropout_rate": 0.5, "num_repeats": 2},
+    },
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_crashed_run_continues_bit_for_bit(train_config, tmp_path, variant):
+    """States after updates 2 and 4; a crash after 5 loses one, which is done again."""
+    changes = {**VARIANTS[variant], "saving": {"state_every_steps": 2}}
+    whole = train(train_config(output_dir=str(tmp_path / "whole"), **changes))
+    crashed = train_config(**changes)
+    with pytest.raises(ZeroDivisionError):
+        train(crashed, StopAt(5))
+    with pytest.raises(ZeroDivisionError):
+        resume(crashed.output_dir, StopAt(5))
+    run = resume(crashed.output_dir)
+    assert exported(run) == exported(whole)
+    ours, theirs = (
+        [(r["step"], r["loss"], r["lr"]) for r in r.read_metrics() if "loss" in r]
+        for r in (run, whole)
+    )
+    assert ours == theirs
+
+
+def test_a_crash_before_the_first_state_starts_over(train_config, tmp_path):
+    whole = train(train_config(output_dir=str(tmp_path / "whole")))
+    config = train_config()
+    with pytest.raises(ZeroDivisionError):
+        train(config, StopAt(3))
+    assert exported(resume(config.output_dir)) == exported(whole)
+
+
+def test_a_run_killed_before_its_export_only_exports(train_config):
+    run = train(train_config())
+    expected = exported(run)
+    shutil.rmtree(run.export)
+    assert exported(resume(run.path)) == expected
+
+
+def test_what_moves_and_what_does_not(train_config, nano_model):
+    run = train(train_config(method={"train_text_encoder": True}, model={"clip_skip": 2}))
+    for part, file in (("unet", UNET_FILE), ("text_encoder", "text_encoder/model.safetensors")):
+        before, after = load_file(nano_model / file), load_file(run.export / file)
+        moved = {name for name in before if not torch.equal(before[name], after[name])}
+        frozen = before.keys() - moved
+        if part == "unet":
+            assert len(moved) > 0.95 * len(before)
+        else:
+            assert all("encoder.layers.2." in name for name in frozen)
+            assert not any("encoder.layers.2." in name for name in moved)
+
+
+def test_checkpointing_changes_memory_not_numbers(train_config, tmp_path):
+    plain = train(train_config(output_dir=str(tmp_path / "plain")))
+    saving = train(train_config(training={"gradient_checkpointing": True}))
+    first, second = (load_file(run.export / UNET_FILE) for run in (plain, saving))
+    for name in first:
+        torch.testing.assert_close(first[name], second[name], atol=1e-6, rtol=1e-5)
+
+
+def test_broken_weights_stop_with_the_state_saved(train_config, nano_model, tmp_path):
+    broken = shutil.copytree(nano_model, tmp_path / "broken")
+    tensors = load_file(broken / UNET_FILE)
+    tensors["conv_in.bias"][0] = float("nan")
+    save_file(tensors, broken / UNET_FILE)
+    config = train_config(model={"path": str(broken)})
+    with pytest.raises(NonFiniteLossError, match=r"NaN or infinite in update 1.*saved in"):
+        train(config)
+    status = json.loads((config.output_dir / "status.json").read_text(encoding="utf-8"))
+    assert status["phase"] == "failed"
+
+
+def test_a_rate_that_explodes_leaves_finite_weights(train_config):
+    config = train_config(
+        optimizer={"lr": 1.0, "weight_decay": 0.0}, training={"max_steps": 400, "max_grad_norm": 0.0}
+    )
+    with pytest.raises(NonFiniteLossError) as caught:
+        train(config)
+    assert "try a tenth" in str(caught.value)
+    states = sorted((config.output_dir / "states").iterdir())
+    weights = load_file(states[-1] / "weights.safetensors")
+    assert all(torch.isfinite(tensor).all() for tensor in weights.values())
+
+
+@pytest.mark.parametrize("change", ["picture", "caption", "model", "setting"])
+def test_a_changed_run_is_not_resumed(train_config, nano_model, tmp_path, pictures, change):
+    model = shutil.copytree(nano_model, tmp_path / "model")
+    config = train_config(model={"path": str(model)}, saving={"state_every_steps": 2})
+    with pytest.raises(ZeroDivisionError):
+        train(config, StopAt(3))
+    if change == "picture":
+        shutil.copy(pictures / "000.png", pictures / "999.png")
+    elif change == "caption":
+        (pictures / "000.txt").write_text("something else", encoding="utf-8")
+    elif change == "model":
+        tensors = load_file(model / UNET_FILE)
+        tensors["conv_in.bias"] += 1
+        save_file(tensors, model / UNET_FILE)
+    else:
+        file = config.output_dir / "config.toml"
+        text = file.read_text(encoding="utf-8").replace("lr = 0.001", "lr = 0.002")
+        file.write_text(text, encoding="utf-8")
+    named = {"picture": "data set", "caption": "data set", "model": "base model"}
+    with pytest.raises(RunError, match=named.get(change, "settings")):
+        resume(config.output_dir)
+
+
+def test_a_taken_directory_is_left_alone(train_config):
+    config = train_config()
+    config.output_dir.mkdir()
+    (config.output_dir / "precious.txt").write_text("x", encoding="utf-8")
+    with pytest.raises(RunError, match="already there"):
+        train(config)
+    assert [p.name for p in config.output_dir.iterdir()] == ["precious.txt"]
+
+
+def test_an_unwritable_directory_is_explained(train_config, tmp_path):
+    (tmp_path / "file").write_text("x", encoding="utf-8")
+    with pytest.raises(StorageError, match="could not be written"):
+        train(train_config(output_dir=str(tmp_path / "file" / "run")))
+
+
+def test_a_full_disk_while_saving_keeps_the_older_state(train_config, monkeypatch):
+    """The third state meets a full disk; the second stays, and nothing half-written."""
+    import errno
+
+    from impasto.training import state
+
+    real, calls = state.save_file, []
+
+    def save(tensors, path, *args):
+        calls.append(path)
+        if len(calls) == 5:  # each state writes weights, then the optimizer
+            path.write_bytes(b"half")
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(tensors, path, *args)
+
+    monkeypatch.setattr(state, "save_file", save)
+    config = train_config(saving={"state_every_steps": 1, "keep_states": 5})
+    with pytest.raises(StorageError, match="disk is full"):
+        train(config)
+    names = sorted(p.name for p in (config.output_dir / "states").iterdir())
+    assert names == ["step-00000001", "step-00000002"]
+    monkeypatch.undo()
+    assert resume(config.output_dir).export.is_dir()
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(train_config, tmp_path):
+    import signal
+
+    class Press(SilentEvents):
+        def stepped(self, step):
+            if step == 3:
+                signal.raise_signal(signal.SIGINT)
+
+    whole = train(train_config(output_dir=str(tmp_path / "whole")))
+    config = train_config()
+    with pytest.raises(Interrupted, match="impasto resume") as caught:
+        train(config, Press())
+    assert caught.value.exit_code == 130
+    run = resume(config.output_dir)
+    assert exported(run) == exported(whole)
+    assert isinstance(caught.value, ImpastoError)
+
+
+def test_training_lowers_the_loss(train_config):
+    """Sixty updates on thirteen pictures: the held-out loss falls by a clear margin."""
+    run = train(
+        train_config(
+            training={"max_steps": 60, "batch_size": 8},
+            optimizer={"lr": 5e-3},
+            validation={"split": 0.25, "timesteps": 8},
+            logging={"every_steps": 20},
+        )
+    )
+    losses = [r["validation_loss"] for r in run.read_metrics() if "validation_loss" in r]
+    assert losses[-1] < 0.9 * losses[0]

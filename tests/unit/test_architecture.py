@@ -1,0 +1,79 @@
+"""The shape of the house: layers, light imports, no branches on names, public names."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import impasto
+
+SOURCE = Path(impasto.__file__).parent
+
+
+def loaded_modules(statement: str) -> set[str]:
+    program = f"import sys\n{statement}\nprint(' '.join(sys.modules))"
+    result = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    return set(result.stdout.split())
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "import impasto",
+        "import impasto.config.load",
+        "import impasto.data.scan, impasto.data.plan, impasto.data.sampler",
+        "import impasto.training.pictures",
+        "import impasto.cli.main as m; [m.impasto.get_command(None, v) for v in m.VERBS]",
+    ],
+)
+def test_light_parts_import_no_torch(statement):
+    assert not loaded_modules(statement) & {"torch", "diffusers", "transformers", "matplotlib"}
+
+
+def test_help_imports_almost_nothing():
+    statement = (
+        "from click.testing import CliRunner; from impasto.cli.main import impasto; "
+        "assert CliRunner().invoke(impasto, ['--help']).exit_code == 0"
+    )
+    assert not loaded_modules(statement) & {"torch", "pydantic", "numpy", "PIL", "rich"}
+
+
+def test_layers_hold():
+    program = Path(sys.executable).with_name("lint-imports")
+    result = subprocess.run(
+        [str(program)], cwd=SOURCE.parents[1], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stdout
+
+
+def test_no_branch_on_a_family_or_prediction_name():
+    pattern = re.compile(r"(family|prediction_type|prediction|\.name)\s*==\s*[\"']")
+    table = {SOURCE / "models" / "families.py"}
+    found = [
+        f"{path.name}: {line.strip()}"
+        for path in SOURCE.rglob("*.py")
+        if path not in table
+        for line in path.read_text(encoding="utf-8").splitlines()
+        if pattern.search(line) and "part.name" not in line and "os.name" not in line
+    ]
+    assert found == []
+
+
+def test_no_pickle_and_no_unsafe_load():
+    for path in SOURCE.rglob("*.py"):
+        text = path.read_text(encoding="utf-8")
+        assert "import pickle" not in text, path
+        assert "torch.load(" not in text, path
+
+
+def test_public_names():
+    assert impasto.__all__ == sorted(impasto.__all__)
+    for name in impasto.__all__:
+        value = getattr(impasto, name)
+        assert isinstance(value, str) or value.__doc__, f"{name} has no docstring"
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        impasto.nonsense  # noqa: B018

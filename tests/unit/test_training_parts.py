@@ -1,0 +1,159 @@
+"""The trainer's parts, each against its definition."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from impasto.config.run import AdamWConfig
+from impasto.errors import RunError
+from impasto.models.trainable import Part
+from impasto.runs import RunDirectory
+from impasto.training.ema import WeightAverage
+from impasto.training.optimizers import (
+    LrSetter,
+    build_adamw,
+    optimizer_scalars,
+    optimizer_tensors,
+    parameter_names,
+    restore_optimizer,
+)
+from impasto.training.schedules import build_lr_schedule
+from impasto.training.state import TrainingState, load_state, save_state
+from impasto.training.step import update_share
+
+KINDS = {"constant_with_warmup": "constant", "constant": "constant"}
+
+
+def test_schedules_equal_the_recorded_rates(golden):
+    cases = golden("lr_schedules.json")
+    assert {case["name"] for case in cases} >= {"constant", "cosine", "linear"}
+    for case in cases:
+        kind = KINDS.get(case["name"], case["name"])
+        factor = build_lr_schedule(kind, case["lr_warmup_steps"])
+        for step, rate in case["lr_used_at_step_index"].items():
+            ours = case["base_lr"] * factor(int(step), case["max_train_steps"])
+            assert math.isclose(ours, rate, rel_tol=1e-9, abs_tol=1e-15), (case["name"], step)
+
+
+def small_part() -> Part:
+    torch.manual_seed(0)
+    return Part("unet", nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)), 1e-2)
+
+
+def do_step(part: Part, optimizer, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    part.module(torch.randn((5, 3), generator=generator)).square().mean().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def test_a_restored_optimizer_continues_bit_for_bit():
+    whole, part = small_part(), small_part()
+    optimizer = build_adamw([whole], AdamWConfig())
+    for seed in range(4):
+        do_step(whole, optimizer, seed)
+
+    first = build_adamw([part], AdamWConfig())
+    for seed in range(2):
+        do_step(part, first, seed)
+    names = parameter_names([part])
+    tensors, scalars = optimizer_tensors(first, names), optimizer_scalars(first, names)
+    second = build_adamw([part], AdamWConfig())
+    restore_optimizer(second, names, tensors, scalars)
+    for seed in range(2, 4):
+        do_step(part, second, seed)
+    for ours, expected in zip(part.module.parameters(), whole.module.parameters(), strict=True):
+        assert torch.equal(ours, expected)
+
+
+def test_an_optimizer_state_of_another_model_is_refused():
+    part = small_part()
+    optimizer = build_adamw([part], AdamWConfig())
+    tensors = {"unet.elsewhere.weight:exp_avg": torch.zeros(1)}
+    with pytest.raises(RunError, match=r"unet\.elsewhere\.weight"):
+        restore_optimizer(
+            optimizer, parameter_names([part]), tensors, {"parameters": {}, "groups": [{}]}
+        )
+
+
+def test_rates_keep_their_proportions():
+    slow = Part("text_encoder", nn.Linear(2, 2), 1e-3)
+    optimizer = build_adamw([small_part(), slow], AdamWConfig())
+    setter = LrSetter(optimizer)
+    assert setter.set(0.5) == 5e-3
+    assert [group["lr"] for group in optimizer.param_groups] == [5e-3, 5e-4]
+    setter.set(1.0)
+    assert [group["lr"] for group in optimizer.param_groups] == [1e-2, 1e-3]
+
+
+def test_the_average_follows_its_recurrence():
+    parameter = nn.Parameter(torch.tensor([0.0]))
+    average = WeightAverage({"p": parameter}, decay=0.9)
+    expected = 0.0
+    for step, value in enumerate([1.0, 2.0, -3.0, 4.0] * 30):
+        parameter.data.fill_(value)
+        average.update(step)
+        decay = min(0.9, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * value
+    assert average.tensors()["p"].item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_average_is_exchanged_and_given_back():
+    parameter = nn.Parameter(torch.tensor([1.0]))
+    average = WeightAverage({"p": parameter}, decay=0.5)
+    parameter.data.fill_(3.0)
+    with pytest.raises(ValueError, match="in between"), average.in_place():
+        assert parameter.item() == 1.0
+        raise ValueError("in between")
+    assert parameter.item() == 3.0
+
+
+def test_every_sample_of_an_update_counts_the_same():
+    losses = torch.arange(7, dtype=torch.float32)
+    parts = [update_share(chunk, 7, 1) for chunk in losses.split([4, 2, 1])]
+    assert sum(parts).item() == pytest.approx(losses.mean().item())
+
+
+def state_at(step: int) -> TrainingState:
+    tensors = {"unet.w": torch.full((2,), float(step))}
+    return TrainingState(step, step * 4, {"data set": "a"}, tensors, tensors, {}, {})
+
+
+def test_states_are_kept_and_removed(tmp_path):
+    run = RunDirectory(tmp_path)
+    for step in (2, 4, 6):
+        save_state(run, state_at(step), keep=2)
+    assert run.saved_steps() == [4, 6]
+    loaded = load_state(run.states / "step-00000006", {"data set": "a"})
+    assert loaded.step == 6
+    assert loaded.samples_seen == 24
+    assert torch.equal(loaded.weights["unet.w"], torch.full((2,), 6.0))
+
+
+def test_a_state_of_another_run_is_refused_with_the_difference(tmp_path):
+    run = RunDirectory(tmp_path)
+    path = save_state(run, state_at(2), keep=1)
+    with pytest.raises(RunError, match=r"data set \(was a, is b\)"):
+        load_state(path, {"data set": "b"})
+
+
+@pytest.mark.parametrize("file", ["state.json", "weights.safetensors", "optimizer.safetensors"])
+def test_a_damaged_state_is_explained(tmp_path, file):
+    run = RunDirectory(tmp_path)
+    path = save_state(run, state_at(2), keep=1)
+    (path / file).write_bytes((path / file).read_bytes()[:-20])
+    with pytest.raises(RunError, match="damaged"):
+        load_state(path, {"data set": "a"})
+
+
+def test_a_newer_state_is_refused(tmp_path):
+    run = RunDirectory(tmp_path)
+    path = save_state(run, state_at(2), keep=1)
+    text = (path / "state.json").read_text(encoding="utf-8")
+    (path / "state.json").write_text(
+        text.replace('"format_version": 1', '"format_version": 2'), encoding="utf-8"
+    )
+    with pytest.raises(RunError, match="newer Impasto"):
+        load_state(path, {"data set": "a"})
