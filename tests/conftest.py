@@ -121,9 +121,7 @@ def run_file(tmp_path, run_values):
             key: {**value, **changes.get(key, {})} if isinstance(value, dict) else value
             for key, value in {**{k: {} for k in changes}, **run_values}.items()
         }
-        for key, value in changes.items():
-            if not isinstance(value, dict):
-                values[key] = value
+        values |= {k: v for k, v in changes.items() if not isinstance(v, dict)}
         path = tmp_path / "run.toml"
         path.write_text(tomli_w.dumps(values), encoding="utf-8")
         return path

@@ -5,6 +5,7 @@ of them is needed.
 
     ACCELERATE_USE_CPU=true OMP_NUM_THREADS=1 torchrun --nproc_per_node 2 \
         recipes/tiny/train_base.py WORK/pictures/base WORK/vae WORK/base --steps 1250
+    ... the same with WORK/base2 --from-model WORK/base/export --lr 8e-4 --steps 1200
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from impasto.data.scan import scan_folder
 from impasto.diffusion.draws import Draws
 from impasto.diffusion.schedule import NoiseSchedule
 from impasto.models.architectures import ARCHITECTURES, write_random_model
-from impasto.models.loading import TEXT_ENCODER_FILE, UNET_FILE, load_base_model
+from impasto.models.loading import TEXT_ENCODER_FILE, UNET_FILE, VAE_FILE, load_base_model
 from impasto.models.trainable import Part
 from impasto.training.events import SilentEvents
 from impasto.training.session import Ingredients
@@ -49,6 +50,12 @@ def leaning_timesteps(draws: Draws, num_timesteps: int) -> Int[Tensor, "b"]:
     place = (draws.ranks // 2 + draws.uniform("timestep")) / pairs
     low = torch.where(draws.ranks % 2 == 0, 0.0, 0.6)
     return ((low + (1 - low) * place).clamp(max=1 - 1e-9) * num_timesteps).long()
+
+
+def stratified_timesteps(draws: Draws, num_timesteps: int) -> Int[Tensor, "b"]:
+    """All timesteps with equal chance, spread evenly over an update: for the second stage."""
+    place = (draws.ranks + draws.uniform("timestep")) / draws.update_size
+    return (place.clamp(max=1 - 1e-9) * num_timesteps).long()
 
 
 def velocity_weight(t: Int[Tensor, "b"], schedule: NoiseSchedule) -> Float[Tensor, "b"]:
@@ -171,6 +178,12 @@ def merge_unused_tokens(model: Path, captions: Sequence[str]) -> int:
     return len(used)
 
 
+def halve(file: Path) -> None:
+    """Store a part in float16."""
+    tensors = {name: tensor.half() for name, tensor in load_file(file).items()}
+    save_file(tensors, file, metadata={"format": "pt"})
+
+
 class Log(SilentEvents):
     """Prints each line of metrics."""
 
@@ -188,10 +201,12 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=24, help="per process")
     parser.add_argument("--lr", type=float, default=1.2e-3)
     parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--from-model", type=Path, help="second stage: the first stage's model")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    start = options.out.with_name(options.out.name + "-start")
-    ingredients = Ingredients(leaning_timesteps, velocity_weight, build_muon, level_then_cosine)
+    start = options.from_model or options.out.with_name(options.out.name + "-start")
+    timesteps = stratified_timesteps if options.from_model else leaning_timesteps
+    ingredients = Ingredients(timesteps, velocity_weight, build_muon, level_then_cosine)
     if options.resume:
         run = resume(options.out, Log(), ingredients)
     else:
@@ -200,7 +215,7 @@ def main() -> None:
         config = build_run_config(
             {
                 "output_dir": str(options.out),
-                "seed": 0,
+                "seed": 1 if options.from_model else 0,
                 "model": {"path": str(start)},
                 "dataset": {
                     "image_dir": str(options.pictures),
@@ -210,7 +225,7 @@ def main() -> None:
                     "bucket_reso_steps": 32,
                     "caption_dropout_rate": 0.1,
                     "vae_batch_size": 16,
-                    "cache_dir": str(options.out.with_name(options.out.name + "-cache")),
+                    "cache_dir": str(options.out.parent / "base-cache"),
                 },
                 "method": {"train_text_encoder": True},
                 "optimizer": {"lr": options.lr},
@@ -237,6 +252,7 @@ def main() -> None:
     if int(os.environ.get("RANK", 0)) == 0:
         words = [record.text for record in scan_folder(options.pictures).records]
         print("token rows in use:", merge_unused_tokens(run.export, words))
+        halve(run.export / VAE_FILE)
 
 
 if __name__ == "__main__":

@@ -151,7 +151,18 @@ def _storage_error(path: Path, error: BaseException) -> StorageError:
     )
 
 
+def _file_mode() -> int:
+    """What a new file's permissions are by the user's umask; safetensors gives its own 0600."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return 0o666 & ~mask
+
+
+_FILE_MODE = _file_mode()
+
+
 def _flush(file: Path) -> None:
+    file.chmod(_FILE_MODE)
     with file.open("rb+") as handle:
         os.fsync(handle.fileno())
 

@@ -7,7 +7,10 @@ import json
 import sys
 from pathlib import Path
 
-records = [json.loads(line) for line in Path(sys.argv[1], "metrics.jsonl").open(encoding="utf-8")]
+records = [
+    json.loads(line)
+    for line in Path(sys.argv[1], "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+]
 losses = {
     name: [record[name] for record in records if name in record]
     for name in ("loss", "validation_loss")

@@ -38,8 +38,10 @@ def test_two_processes_equal_accumulation(run_file, tmp_path, text_encoder):
     first, second = (load_file(tmp_path / n / "export" / UNET_FILE) for n in ("alone", "together"))
     for name in first:
         torch.testing.assert_close(first[name], second[name], atol=2e-5, rtol=1e-3)
-    losses = [
-        [json.loads(line)["loss"] for line in (tmp_path / n / "metrics.jsonl").open() if "loss" in line]
-        for n in ("alone", "together")
-    ]
+    losses = [recorded_losses(tmp_path / name) for name in ("alone", "together")]
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+
+
+def recorded_losses(run) -> list[float]:
+    lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return [record["loss"] for record in map(json.loads, lines) if "loss" in record]

@@ -1,4 +1,4 @@
-"""Training on the nano model, in this process: what it leaves, and that it can be continued exactly."""
+"""Training on the nano model, in this process: what it leaves, and that it resumes exactly."""
 
 import json
 import shutil
@@ -153,7 +153,8 @@ def test_broken_weights_stop_with_the_state_saved(train_config, nano_model, tmp_
 
 def test_a_rate_that_explodes_leaves_finite_weights(train_config):
     config = train_config(
-        optimizer={"lr": 1.0, "weight_decay": 0.0}, training={"max_steps": 400, "max_grad_norm": 0.0}
+        optimizer={"lr": 1.0, "weight_decay": 0.0},
+        training={"max_steps": 400, "max_grad_norm": 0.0},
     )
     with pytest.raises(NonFiniteLossError) as caught:
         train(config)

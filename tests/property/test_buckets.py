@@ -1,4 +1,4 @@
-"""Buckets: equal to sd-scripts' tables, and a choice that never crops more than sd-scripts' does."""
+"""Buckets: tables equal to sd-scripts', and a choice that never crops more than theirs."""
 
 import pytest
 from hypothesis import given

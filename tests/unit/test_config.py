@@ -1,5 +1,7 @@
 """Settings: what is wrong is named with file, key path and the nearest right key."""
 
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -88,7 +90,9 @@ def test_unreadable_files_are_explained(tmp_path, content, words):
         load_run_config(path)
 
 
-@pytest.mark.parametrize("path", sorted((REPOSITORY / "configs").glob("*.toml")), ids=lambda p: p.name)
+@pytest.mark.parametrize(
+    "path", sorted((REPOSITORY / "configs").glob("*.toml")), ids=lambda p: p.name
+)
 def test_examples_load(path):
     load_run_config(path)
 
@@ -107,3 +111,10 @@ def test_every_setting_has_a_help_text():
                 assert field.description, f"{section.__name__}.{name} has no docstring"
 
     walk(RunConfig)
+
+
+def test_the_settings_page_is_current():
+    program = [sys.executable, "scripts/write_config_docs.py", "--check"]
+    assert subprocess.run(program, cwd=REPOSITORY, check=False).returncode == 0, (
+        "run scripts/write_config_docs.py"
+    )

@@ -21,7 +21,6 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from rich.table import Table
 from rich.text import Text
 
 from impasto.errors import ImpastoError, Interrupted
@@ -93,16 +92,11 @@ class Console:
         """A line that opens a part of the output."""
         self.rich.print(f"\n[bold]{escape(message)}[/bold]")
 
-    def table(self, rows: Mapping[str, Any], title: str | None = None) -> None:
-        """Names and values in two columns."""
-        table = Table(
-            title=title, show_header=False, box=None, pad_edge=False, title_justify="left"
-        )
-        table.add_column(style="dim")
-        table.add_column()
+    def table(self, rows: Mapping[str, Any]) -> None:
+        """Names and values in two columns; a long value, such as a path, is never cut or folded."""
+        width = max(map(len, rows))
         for name, value in rows.items():
-            table.add_row(name, escape(str(value)))
-        self.rich.print(table)
+            self.rich.print(f"[dim]{name:<{width}}[/dim]  {escape(str(value))}")
 
     def started(self, summary: Mapping[str, Any], first_step: int, last_step: int) -> None:
         """Say what is trained and open the bar."""
@@ -111,7 +105,8 @@ class Console:
             {
                 "Model": f"{summary['family']}, predicts {summary['prediction']}",
                 "Trains": parts,
-                "On": f"{summary['device']}, {summary['processes']} process(es)",
+                "On": str(summary["device"])
+                + (f", {summary['processes']} processes" if summary["processes"] > 1 else ""),
                 "Pictures": f"{summary['pictures']}, {summary['held_out']} held out, "
                 f"{len(summary['buckets'])} buckets",
                 "Updates": f"{last_step} in all, {summary['updates_per_epoch']} per epoch"

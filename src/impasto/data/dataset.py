@@ -7,11 +7,23 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from impasto.data.latent_cache import CachedPlan, LatentCache
 from impasto.data.records import Batch
 from impasto.data.sampler import EpochSampler, MicroBatch, Update
 from impasto.diffusion.draws import Draws
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedMoments:
+    """What the loading thread hands over; arithmetic on it is left to the training thread."""
+
+    micro_batch: MicroBatch
+    draws: Draws
+    mean: Tensor
+    logvar: Tensor
+    noise: Tensor
 
 
 @dataclass(frozen=True)
@@ -32,17 +44,21 @@ class TrainingData:
     caption_dropout_rate: float
     seed: int
 
-    def batch(self, micro_batch: MicroBatch, step: int, update_size: int) -> Batch:
-        """Read the moments, draw latents from them, and put the captions beside."""
+    def load(self, micro_batch: MicroBatch, step: int, update_size: int) -> LoadedMoments:
+        """Read the moments and draw the numbers; runs in the loading thread."""
         draws = Draws(self.seed, step, micro_batch.positions, update_size)
         mean, logvar = self.cache.read([self.plan.keys[i] for i in micro_batch.indices])
-        std = torch.exp(0.5 * logvar.clamp(-30, 20))  # diffusers' DiagonalGaussianDistribution
-        latents = (mean + std * draws.normal(tuple(mean.shape[1:]), "posterior")) * (
-            self.scaling_factor
-        )
-        weight = 0.0 if micro_batch.is_padding else 1.0
+        noise = draws.normal(tuple(mean.shape[1:]), "posterior")
+        return LoadedMoments(micro_batch, draws, mean, logvar, noise)
+
+    def batch(self, loaded: LoadedMoments) -> Batch:
+        """Draw latents from the moments, and put the captions beside."""
+        weight = 0.0 if loaded.micro_batch.is_padding else 1.0
         return Batch(
-            latents, self._captions(micro_batch, draws), torch.full((len(mean),), weight), draws
+            sample_posterior(loaded.mean, loaded.logvar, loaded.noise) * self.scaling_factor,
+            self._captions(loaded.micro_batch, loaded.draws),
+            torch.full((len(loaded.mean),), weight),
+            loaded.draws,
         )
 
     def _captions(self, micro_batch: MicroBatch, draws: Draws) -> tuple[str, ...]:
@@ -51,6 +67,14 @@ class TrainingData:
             return tuple(texts)
         kept = (draws.uniform("caption_dropout") >= self.caption_dropout_rate).tolist()
         return tuple(text if keep else "" for text, keep in zip(texts, kept, strict=True))
+
+
+def sample_posterior(mean: Tensor, logvar: Tensor, noise: Tensor) -> Tensor:
+    """Mean + exp(logvar / 2) * noise in float32, unscaled.
+
+    The bounds of `logvar` are those of diffusers' DiagonalGaussianDistribution.
+    """
+    return mean.float() + torch.exp(0.5 * logvar.float().clamp(-30, 20)) * noise
 
 
 def iterate_updates(
@@ -84,9 +108,9 @@ def _one_ahead(
 ) -> Iterator[tuple[Update, Batch]]:
     waiting = None
     for update, micro_batch in queue:
-        future = pool.submit(data.batch, micro_batch, update.step, update.size)
+        future = pool.submit(data.load, micro_batch, update.step, update.size)
         if waiting is not None:
-            yield waiting[0], waiting[1].result()
+            yield waiting[0], data.batch(waiting[1].result())
         waiting = (update, future)
     if waiting is not None:
-        yield waiting[0], waiting[1].result()
+        yield waiting[0], data.batch(waiting[1].result())

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from impasto import files
 from impasto.data import images
@@ -22,6 +22,8 @@ from impasto.progress import Progress, SilentProgress
 
 INDEX_VERSION = 1
 _CAPTION, _TAGS = ".caption", ".txt"
+_NO_ENTRY: list[Any] = [None]
+_NO_FILE = (0, 0)
 
 
 @dataclass(frozen=True)
@@ -38,12 +40,19 @@ class Scan:
         return sum(not record.text for record in self.records)
 
 
-@dataclass(frozen=True, slots=True)
-class _Found:
-    """A picture file, its sidecars' stamps, and what all of them looked like when listed."""
+class _Found(NamedTuple):
+    """A picture file, and size and time of change of it, its `.caption` and its `.txt`.
+
+    Plain numbers in a list, as the index has them: a second scan of 10,000 files compares them
+    and makes nothing of them.
+    """
 
     path: str
-    stamps: tuple[FileStamp | None, FileStamp | None, FileStamp | None]
+    stamps: list[int]
+
+
+# An entry of the index: the stamps, and either [width, height, caption, tags] or [reason].
+_Entry = list[Any]
 
 
 def scan_folder(
@@ -74,7 +83,7 @@ def scan_folder(
         )
     known = _read_index(index, folder)
     found_files = sorted(_find(str(folder), recursive=recursive), key=lambda item: item.path)
-    fresh = [item for item in found_files if known.get(item.path, (None,))[0] != item.stamps]
+    fresh = [item for item in found_files if known.get(item.path, _NO_ENTRY)[0] != item.stamps]
     entries = {item.path: known[item.path] for item in found_files if item.path in known}
     entries.update(_probe_all(fresh, progress or SilentProgress()))
     if index is not None and (fresh or len(entries) != len(known)):
@@ -114,16 +123,16 @@ def _decoding_fault(record: ImageRecord) -> str | None:
     return None
 
 
-def _scan_of(folder: Path, found: list[_Found], entries: dict[str, tuple[Any, ...]]) -> Scan:
+def _scan_of(folder: Path, found: list[_Found], entries: dict[str, _Entry]) -> Scan:
     records, set_aside = [], []
     for item in found:
         _, result = entries[item.path]
-        if isinstance(result, str):
-            set_aside.append(SetAside(Path(item.path), result))
+        if len(result) == 1:
+            set_aside.append(SetAside(Path(item.path), result[0]))
         else:
-            stamp = item.stamps[0]
-            assert stamp is not None  # noqa: S101 - a found picture always has a stamp
-            size, caption, tags = result
+            width, height, caption, tags = result
+            stamp = FileStamp(item.stamps[0], item.stamps[1])
+            size = Size(width, height)
             records.append(ImageRecord(Path(item.path), size, stamp, caption, tags))
     if not records:
         raise DatasetError(_nothing_usable(folder, set_aside))
@@ -147,7 +156,7 @@ def _nothing_usable(folder: Path, set_aside: list[SetAside]) -> str:
 def _find(folder: str, *, recursive: bool) -> Iterator[_Found]:
     """Yield the picture files below `folder` with the stamps of the files that belong to them."""
     pictures: list[tuple[str, str]] = []
-    sidecars: dict[str, FileStamp] = {}
+    sidecars: dict[str, tuple[int, int]] = {}
     folders: list[str] = []
     with os.scandir(folder) as listing:
         for entry in listing:
@@ -164,45 +173,47 @@ def _find(folder: str, *, recursive: bool) -> Iterator[_Found]:
             elif extension in (_CAPTION, _TAGS):
                 sidecars[stem + extension] = _stamp(entry.stat())
     for path, stem in pictures:
-        stamps = (_stamp(os.stat(path)), sidecars.get(stem + _CAPTION), sidecars.get(stem + _TAGS))  # noqa: PTH116 - hot path
-        yield _Found(path, stamps)
+        own = _stamp(os.stat(path))  # noqa: PTH116 - hot path
+        caption = sidecars.get(stem + _CAPTION, _NO_FILE)
+        yield _Found(path, [*own, *caption, *sidecars.get(stem + _TAGS, _NO_FILE)])
     if recursive:
         for sub_folder in folders:
             yield from _find(sub_folder, recursive=True)
 
 
-def _stamp(status: os.stat_result) -> FileStamp:
-    return FileStamp(status.st_size, status.st_mtime_ns)
+def _stamp(status: os.stat_result) -> tuple[int, int]:
+    return status.st_size, status.st_mtime_ns
 
 
-def _probe_all(found: list[_Found], progress: Progress) -> dict[str, tuple[Any, ...]]:
+def _probe_all(found: list[_Found], progress: Progress) -> dict[str, _Entry]:
     """Read headers and words of each file on a few threads."""
-    results: dict[str, tuple[Any, ...]] = {}
+    results: dict[str, _Entry] = {}
     workers = min(8, (os.cpu_count() or 1) + 2)
     with (
         progress.stage("Scanning pictures", len(found), "files") as advance,
         ThreadPoolExecutor(workers) as pool,
     ):
         for item, result in zip(found, pool.map(_probe, found, chunksize=64), strict=True):
-            results[item.path] = (item.stamps, result)
+            results[item.path] = [item.stamps, result]
             advance(1)
     return results
 
 
-def _probe(item: _Found) -> tuple[Size, str, str] | str:
+def _probe(item: _Found) -> list[Any]:
     """Size and words of one picture, or the reason why it cannot be used."""
+    has_caption, has_tags = item.stamps[3] != 0, item.stamps[5] != 0
     try:
         size = images.read_size(Path(item.path))
         stem = os.path.splitext(item.path)[0]  # noqa: PTH122 - hot path
-        caption = _read_words(stem + _CAPTION) if item.stamps[1] else ""
-        tags = _read_words(stem + _TAGS) if item.stamps[2] else ""
+        caption = _read_words(stem + _CAPTION) if has_caption else ""
+        tags = _read_words(stem + _TAGS) if has_tags else ""
     except images.UnreadableImageError as error:
-        return str(error)
+        return [str(error)]
     except UnicodeDecodeError:
-        return "its caption file is not UTF-8 text"
+        return ["its caption file is not UTF-8 text"]
     except OSError as error:
-        return f"cannot be read ({error.strerror or error})"
-    return size, caption, tags
+        return [f"cannot be read ({error.strerror or error})"]
+    return [size.width, size.height, caption, tags]
 
 
 def _read_words(path: str) -> str:
@@ -210,7 +221,7 @@ def _read_words(path: str) -> str:
         return " ".join(line.strip() for line in file if line.strip())
 
 
-def _read_index(index: Path | None, folder: Path) -> dict[str, tuple[Any, ...]]:
+def _read_index(index: Path | None, folder: Path) -> dict[str, _Entry]:
     """Entries of an earlier scan of this folder; nothing if there is none that fits."""
     if index is None or not index.is_file():
         return {}
@@ -218,26 +229,12 @@ def _read_index(index: Path | None, folder: Path) -> dict[str, tuple[Any, ...]]:
         stored = json.loads(index.read_text(encoding="utf-8"))
         if stored["version"] != INDEX_VERSION or stored["folder"] != str(folder.absolute()):
             return {}
-        return {path: _entry_of(raw) for path, raw in stored["files"].items()}
-    except (ValueError, KeyError, TypeError, OSError):
+        entries: dict[str, _Entry] = stored["files"]
+        return entries if all(len(entry) == 2 for entry in entries.values()) else {}
+    except (ValueError, KeyError, TypeError, AttributeError, OSError):
         return {}  # a damaged index is only a slower scan
 
 
-def _entry_of(raw: list[Any]) -> tuple[Any, ...]:
-    stamps = tuple(FileStamp(*stamp) if stamp else None for stamp in raw[0])
-    if len(raw) == 2:
-        return stamps, raw[1]
-    return stamps, (Size(raw[1], raw[2]), raw[3], raw[4])
-
-
-def _write_index(index: Path, folder: Path, entries: dict[str, tuple[Any, ...]]) -> None:
-    rows: dict[str, list[Any]] = {}
-    for path, (stamps, result) in entries.items():
-        flat: list[Any] = [[s and [s.size_bytes, s.mtime_ns] for s in stamps]]
-        if isinstance(result, str):
-            rows[path] = [*flat, result]
-        else:
-            size, caption, tags = result
-            rows[path] = [*flat, size.width, size.height, caption, tags]
-    stored = {"version": INDEX_VERSION, "folder": str(folder.absolute()), "files": rows}
+def _write_index(index: Path, folder: Path, entries: dict[str, _Entry]) -> None:
+    stored = {"version": INDEX_VERSION, "folder": str(folder.absolute()), "files": entries}
     files.write_text(index, json.dumps(stored, ensure_ascii=False))

@@ -33,7 +33,10 @@ class Draws:
 
     def normal(self, shape: tuple[int, ...], purpose: str) -> Float[Tensor, "b *shape"]:
         """Standard normal numbers of `shape` for each sample, float32 on the CPU."""
-        return torch.stack([torch.randn(shape, generator=g) for g in self._generators(purpose)])
+        numbers = torch.empty((len(self.positions), *shape))
+        for row, generator in zip(numbers, self._generators(purpose), strict=True):
+            torch.randn(shape, generator=generator, out=row)
+        return numbers
 
     def uniform(self, purpose: str) -> Float[Tensor, "b"]:
         """One number in [0, 1) for each sample, float64 on the CPU."""

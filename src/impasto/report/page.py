@@ -58,6 +58,7 @@ def _content(run: RunDirectory) -> dict[str, Any]:
         "bucket_svg": Markup(bucket_chart(dataset["buckets"])) if dataset else "",
         "set_aside": dataset.get("set_aside", []),
         "config": run.config_file.read_text(encoding="utf-8"),
+        "timings": _timing_rows(status),
         "environment": _environment_rows(run.read_json("environment.json")),
     }
 
@@ -158,3 +159,9 @@ def _environment_rows(environment: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("python", environment["python"]),
     ]
     return rows + list(environment["packages"].items())
+
+
+def _timing_rows(status: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Where the time of the last session of a run went."""
+    timings: dict[str, float] = status.get("timings_s", {})
+    return [(name, f"{seconds:.1f} s") for name, seconds in timings.items()]

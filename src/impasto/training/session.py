@@ -146,6 +146,7 @@ def build_session(
     trains_text = any(part.name == "text_encoder" for part in trainable.parts)
     wrapped_states = accelerator.prepare(states) if trains_text else states
     conditioner = ClipTextConditioner(model.tokenizer, wrapped_states, train=trains_text)
+    watching = ClipTextConditioner(model.tokenizer, states, train=trains_text)
     optimizer = accelerator.prepare_optimizer(
         ingredients.build_optimizer(trainable.parts, config.optimizer)
     )
@@ -177,7 +178,7 @@ def build_session(
         prepared=prepared,
         sampler=sampler,
         validator=_build_validator(config, prepared, model),
-        previewer=_build_previewer(config, model, trainable),
+        previewer=_build_previewer(config, model, trainable, watching),
         ema=_build_ema(config, trainable),
         total_steps=count_steps(config, sampler),
         fingerprint={
@@ -266,8 +267,9 @@ def _build_validator(
     )
 
 
-def _build_previewer(config: RunConfig, model: BaseModel, trainable: Trainable) -> Previewer:
-    conditioner = ClipTextConditioner(model.tokenizer, trainable.states)
+def _build_previewer(
+    config: RunConfig, model: BaseModel, trainable: Trainable, conditioner: ClipTextConditioner
+) -> Previewer:
     sampler = Sampler(
         trainable.unet, model.vae, conditioner, model.scheduler_config, model.scaling_factor
     )

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import time
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor
 
 from impasto import files
@@ -20,20 +21,16 @@ from impasto.data.sampler import Update
 from impasto.errors import ImpastoError, Interrupted, NonFiniteLossError
 from impasto.models.saving import DTYPES, export_diffusers
 from impasto.randomness import derive_seed
-from impasto.runs import RunDirectory
-from impasto.training.devices import build_accelerator
+from impasto.runs import RunDirectory, step_name
+from impasto.training.capture import capture_state, restore_state
+from impasto.training.devices import build_accelerator, seed_torch
 from impasto.training.environment import describe_environment
 from impasto.training.events import SilentEvents, TrainingEvents
 from impasto.training.interrupts import StopRequest
-from impasto.training.optimizers import (
-    LrSetter,
-    optimizer_scalars,
-    optimizer_tensors,
-    parameter_names,
-    restore_optimizer,
-)
+from impasto.training.meter import Meter
+from impasto.training.optimizers import LrSetter, parameter_names
 from impasto.training.session import Ingredients, Session, build_session
-from impasto.training.state import TrainingState, load_state, save_state
+from impasto.training.state import load_state, save_state
 from impasto.training.step import sample_losses, update_share
 
 
@@ -53,7 +50,14 @@ def train(
         files.write_text(run.config_file, dump_toml(config))
     accelerator.wait_for_everyone()
     run = RunDirectory.open(config.output_dir)
-    return _run(run, config, accelerator, events or SilentEvents(), ingredients or Ingredients())
+    events = events or SilentEvents()
+    try:
+        session = _prepare(run, config, accelerator, events, ingredients or Ingredients())
+    except ImpastoError:
+        if accelerator.is_main_process:  # nothing was trained: leave no directory in the way
+            shutil.rmtree(run.path, ignore_errors=True)
+        raise
+    return _run(run, session, events)
 
 
 def resume(
@@ -70,25 +74,31 @@ def resume(
     config = build_run_config(read_toml(run.config_file), source=str(run.config_file))
     config = config.model_copy(update={"output_dir": path})
     accelerator = build_accelerator(config.training.mixed_precision)
-    return _run(run, config, accelerator, events or SilentEvents(), ingredients or Ingredients())
+    events = events or SilentEvents()
+    session = _prepare(run, config, accelerator, events, ingredients or Ingredients())
+    return _run(run, session, events)
 
 
-def _run(
+def _prepare(
     run: RunDirectory,
     config: RunConfig,
-    accelerator: Any,
+    accelerator: Accelerator,
     events: TrainingEvents,
     ingredients: Ingredients,
-) -> RunDirectory:
-    is_main = accelerator.is_main_process
+) -> Session:
+    """Tidy up, say what the run runs on, and build all that it computes with."""
+    if accelerator.is_main_process:
+        for folder in (run.path, run.states, run.samples):
+            files.remove_leftovers(folder)
+        files.write_json(run.path / "environment.json", describe_environment())
+        run.write_status("preparing")
+    return build_session(config, accelerator, events, ingredients)
+
+
+def _run(run: RunDirectory, session: Session, events: TrainingEvents) -> RunDirectory:
+    is_main = session.accelerator.is_main_process
     shown = events if is_main else SilentEvents()
     try:
-        if is_main:
-            for folder in (run.path, run.states, run.samples):
-                files.remove_leftovers(folder)
-            files.write_json(run.path / "environment.json", describe_environment())
-            run.write_status("preparing")
-        session = build_session(config, accelerator, shown, ingredients)
         Trainer(session, run, shown).train()
     except Interrupted as interruption:
         _write_end(run, is_main, "interrupted", str(interruption))
@@ -130,10 +140,7 @@ class Trainer:
         self._skips_on_device = session.accelerator.device.type == "cuda" and bool(
             session.optimizer.optimizer.param_groups[0].get("fused")
         )
-        self._losses: list[Tensor] = []
-        self._norms: list[Tensor] = []
-        self._window_began = time.perf_counter()
-        self._window_samples = 0
+        self._meter = Meter(session.accelerator)
 
     def train(self) -> None:
         """Train to the end, then validate, preview and export.
@@ -150,7 +157,7 @@ class Trainer:
             self._validate(0)
             self._preview(0)
         with StopRequest() as stop:
-            self._window_began = time.perf_counter()
+            self._meter.restart()
             updates = iterate_updates(
                 session.data,
                 session.sampler,
@@ -166,7 +173,7 @@ class Trainer:
     def _update(self, update: Update, batches: Iterator[Batch]) -> None:
         """One optimizer update: all micro-batches, clipping, step, average."""
         session, accelerator = self._session, self._accelerator
-        torch.manual_seed(derive_seed(self._config.seed, "torch", update.step))
+        seed_torch(derive_seed(self._config.seed, "torch", update.step))
         lr_factor = session.lr_schedule(update.step, session.total_steps)
         self._lr.set(lr_factor)
         total = torch.zeros((), device=accelerator.device)
@@ -178,24 +185,22 @@ class Trainer:
                 share = update_share(losses, update.size, accelerator.num_processes)
                 accelerator.backward(share)
             total += share.detach()
-        self._apply_gradient(total, update.step)
-        self._losses.append(total)
-        self._window_samples += update.size
+        norm = self._apply_gradient(total, update.step)
+        self._meter.add(total, norm, update.size)
         if session.ema is not None:
             session.ema.update(update.step)
 
-    def _apply_gradient(self, loss: Tensor, step: int) -> None:
-        """Clip and step; an update that is not finite is not applied.
+    def _apply_gradient(self, loss: Tensor, step: int) -> Tensor | None:
+        """Clip and step; an update that is not finite is not applied. Returns the norm, if known.
 
         A fused optimizer on a GPU skips it on the device, so that nothing waits; the fault is
         noticed when the losses are read. Elsewhere it is noticed at once.
         """
         optimizer = self._session.optimizer
         limit = self._config.training.max_grad_norm
-        finite = torch.isfinite(loss)
+        finite, norm = torch.isfinite(loss), None
         if limit > 0:
-            norm = self._accelerator.clip_grad_norm_(self._parameters, limit)
-            self._norms.append(norm.detach())
+            norm = self._accelerator.clip_grad_norm_(self._parameters, limit).detach()
             finite = finite & torch.isfinite(norm)
         if self._skips_on_device:
             optimizer.optimizer.found_inf = (~finite).float()
@@ -204,6 +209,7 @@ class Trainer:
             raise self._not_finite(step)
         optimizer.step()
         optimizer.zero_grad()
+        return norm
 
     def _not_finite(self, step: int) -> NonFiniteLossError:
         """Save what is still good and explain."""
@@ -249,34 +255,28 @@ class Trainer:
 
     def _log(self, done: int) -> None:
         """Write the mean loss of the updates since the last line; the device is waited for here."""
-        if not self._losses:
+        reading = self._meter.read()
+        if reading is None:
             return
-        losses = torch.stack(self._losses)
-        if self._accelerator.num_processes > 1:
-            losses = self._accelerator.reduce(losses, "mean")
-        values = losses.cpu()
-        seconds = time.perf_counter() - self._window_began
         record = {
             "step": done,
             "epoch": (done - 1) // self._session.sampler.updates_per_epoch,
             "samples_seen": self._session.sampler.samples_before(done),
-            "loss": float(values.mean()),
+            "loss": float(reading.losses.mean()),
             "lr": self._session.optimizer.optimizer.param_groups[0]["lr"],
-            "images_per_s": self._window_samples / seconds,
+            "images_per_s": reading.images_per_s,
         }
-        if self._norms:
-            record["grad_norm"] = float(torch.stack(self._norms).mean())
+        if reading.grad_norm is not None:
+            record["grad_norm"] = reading.grad_norm
         self._write(record)
-        self._losses, self._norms = [], []
-        self._window_samples, self._window_began = 0, time.perf_counter()
-        if not torch.isfinite(values).all():
+        if not torch.isfinite(reading.losses).all():
             raise self._not_finite(done)
 
     def _validate(self, done: int) -> None:
         validator = self._session.validator
         if validator is None or not self._is_main:
             return
-        with self._averaged():
+        with self._meter.aside("validation"), self._averaged():
             loss = validator.measure(
                 self._session.trainable.unet,
                 self._session.previewer.sampler.conditioner,
@@ -286,7 +286,7 @@ class Trainer:
 
     def _preview(self, done: int) -> None:
         if self._is_main:
-            with self._averaged():
+            with self._meter.aside("previews"), self._averaged():
                 self._session.previewer.draw(self._run, done, self._events)
 
     def _averaged(self) -> contextlib.AbstractContextManager[None]:
@@ -301,21 +301,12 @@ class Trainer:
     def _save(self, done: int) -> Path | None:
         """Write the training state; all processes wait for the one that writes."""
         path = None
-        if self._is_main:
-            session = self._session
-            inner = session.optimizer.optimizer
-            state = TrainingState(
-                step=done,
-                samples_seen=session.sampler.samples_before(done),
-                fingerprint=session.fingerprint,
-                weights={name: parameter for parameter, name in self._names.items()},
-                optimizer=optimizer_tensors(inner, self._names),
-                optimizer_scalars=optimizer_scalars(inner, self._names),
-                ema=session.ema.tensors() if session.ema else {},
-            )
-            path = save_state(self._run, state, keep=self._config.saving.keep_states)
-            self._run.write_status("training", step=done, total_steps=session.total_steps)
-        self._accelerator.wait_for_everyone()
+        with self._meter.aside("saving states"):
+            if self._is_main:
+                state = capture_state(self._session, self._names, done)
+                path = save_state(self._run, state, keep=self._config.saving.keep_states)
+                self._run.write_status("training", step=done, total_steps=self._session.total_steps)
+            self._accelerator.wait_for_everyone()
         return path
 
     def _restore(self) -> int:
@@ -325,16 +316,8 @@ class Trainer:
             if self._is_main:
                 self._run.metrics_file.unlink(missing_ok=True)
             return 0
-        session = self._session
-        state = load_state(self._run.states / f"step-{steps[-1]:08d}", session.fingerprint)
-        with torch.no_grad():
-            for parameter, name in self._names.items():
-                parameter.copy_(state.weights[name])
-        restore_optimizer(
-            session.optimizer.optimizer, self._names, state.optimizer, state.optimizer_scalars
-        )
-        if session.ema is not None:
-            session.ema.restore(state.ema)
+        state = load_state(self._run.states / step_name(steps[-1]), self._session.fingerprint)
+        restore_state(self._session, self._names, state)
         if self._is_main:
             self._run.rewind_metrics(state.step)
         return state.step
@@ -364,14 +347,15 @@ class Trainer:
 
     def _finish(self) -> None:
         """Export the model, which is the point of it all."""
+        total = self._session.total_steps
         if self._is_main:
-            with self._averaged():
+            with self._meter.aside("export"), self._averaged():
                 export_diffusers(
                     self._session.model.source,
                     self._run.export,
                     self._session.trainable.export(),
                     dtype=DTYPES[self._config.saving.export_dtype],
                 )
-            total = self._session.total_steps
-            self._run.write_status("finished", step=total, total_steps=total)
+            timings = {name: round(s, 2) for name, s in self._meter.timings_s.items()}
+            self._run.write_status("finished", step=total, total_steps=total, timings_s=timings)
         self._accelerator.wait_for_everyone()

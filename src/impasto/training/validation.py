@@ -46,7 +46,7 @@ class Validator:
         total, count = torch.zeros((), device=device), 0
         for group in self._groups():
             mean, _ = self.cache.read([self.plan.keys[i] for i in group])
-            x_0 = mean.to(device) * self.scaling_factor
+            x_0 = mean.to(device).float() * self.scaling_factor
             context = cond([self.plan.images[i].record.text for i in group])
             for level in levels:
                 t = level.expand(len(x_0))

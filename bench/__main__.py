@@ -1,0 +1,46 @@
+"""`python -m bench [data] [training] [startup]`: measure on this machine and print a table.
+
+Results also go to `bench/results.json`, which git ignores; RESULTS.md holds tables worth keeping.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from bench import data, startup, training
+from impasto.training.environment import describe_environment
+
+PARTS = {"data": data.measure, "training": training.measure, "startup": startup.measure}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    parser.add_argument("parts", nargs="*", metavar="|".join(PARTS))
+    chosen = parser.parse_args().parts or list(PARTS)
+    if unknown := set(chosen) - PARTS.keys():
+        parser.error(f"unknown parts: {', '.join(sorted(unknown))}")
+    console = Console(soft_wrap=True)
+    environment = describe_environment()
+    results = {}
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
+        for part in chosen:
+            console.print(f"Measuring {part} ...")
+            results[part] = PARTS[part](Path(scratch) / part)
+    table = Table("part", "what", "value", title=f"{environment['system']}, CPU")
+    for part, rows in results.items():
+        for name, value in rows.items():
+            table.add_row(part, name, value)
+    console.print(table)
+    Path(__file__).with_name("results.json").write_text(
+        json.dumps({"environment": environment, "results": results}, indent=1), encoding="utf-8"
+    )
+
+
+if __name__ == "__main__":
+    main()

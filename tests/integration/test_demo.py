@@ -1,0 +1,76 @@
+"""The embedded default: its size, its words, and the demo from the command line."""
+
+import json
+import tarfile
+
+import numpy as np
+from conftest import impasto
+from PIL import Image
+
+from impasto.data.scan import scan_folder
+from impasto.demo.recipe import BASE_MODEL, FOLDER, HELD_OUT, PICTURES, demo_config, free_folder
+from impasto.models.loading import load_base_model
+from impasto.sampling.prompts import Prompt
+from impasto.sampling.sampler import Sampler
+
+
+def test_it_is_small_enough_for_git_and_the_wheel(tmp_path):
+    with tarfile.open(tmp_path / "demo.tar.gz", "w:gz") as archive:
+        archive.add(FOLDER)
+    assert (tmp_path / "demo.tar.gz").stat().st_size <= 16 * 2**20
+
+
+def test_the_pictures_have_words_and_many_shapes():
+    scan = scan_folder(PICTURES)
+    assert len(scan.records) == 100
+    assert scan.uncaptioned == 0
+    assert scan.set_aside == ()
+    assert len({round(record.size.aspect, 2) for record in scan.records}) >= 5
+
+
+def test_no_picture_shows_a_held_out_thing():
+    held_out = [record.text for record in scan_folder(HELD_OUT).records]
+    assert len(held_out) == 12
+    words = " and ".join(record.text for record in scan_folder(PICTURES).records)
+    for caption in held_out:
+        assert caption not in words.split(" and ")
+
+
+def test_the_base_model_draws_what_it_is_asked_for():
+    """The nearest of twelve training icons, seen as thumbnails, is the one that was named."""
+    sampler = Sampler.of(load_base_model(BASE_MODEL))
+    colours = {"a banana": (255, 210, 60), "a tulip": (225, 120, 190), "a frog": (120, 170, 50)}
+    means = {}
+    for seed, text in enumerate(colours):
+        image = sampler.draw(Prompt(text, "", seed, 128, 128, 12, 2.0))
+        pixels = np.asarray(image.resize((32, 32), Image.Resampling.BOX), dtype=float)
+        shape = pixels.min(axis=2) < 225  # the thing, on white
+        assert 0.08 < shape.mean() < 0.9, text
+        means[text] = pixels[shape].mean(axis=0)
+    for text, mean in means.items():
+        distances = {name: np.abs(mean - colour).sum() for name, colour in colours.items()}
+        assert min(distances, key=distances.get) == text, (text, mean)
+
+
+def test_the_default_folder_is_never_taken(tmp_path):
+    assert free_folder(tmp_path / "demo") == tmp_path / "demo"
+    (tmp_path / "demo").mkdir()
+    (tmp_path / "demo-2").mkdir()
+    assert free_folder(tmp_path / "demo") == tmp_path / "demo-3"
+
+
+def test_the_demo_lowers_the_held_out_loss_and_names_what_it_made(tmp_path):
+    """A fifth of the real demo, on the real model and pictures."""
+    run = tmp_path / "run"
+    result = impasto(
+        "demo", "--out", run, "--set", "training.max_steps=30", "--set", "previews.steps=2",
+        "--set", "previews.every_steps=30", "--set", "validation.timesteps=4",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("impasto train") == 1
+    assert str(run / "report.html") in result.stdout.replace("\n", "")
+    lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    losses = [r["validation_loss"] for r in map(json.loads, lines) if "validation_loss" in r]
+    assert losses[-1] < 0.7 * losses[0]
+    settings = demo_config(run)
+    assert len(settings.previews.prompts) == 12
