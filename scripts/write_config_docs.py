@@ -1,4 +1,7 @@
-"""Write docs/config.md from the settings tree: python scripts/write_config_docs.py [--check]"""
+"""Write docs/config.md from the settings tree; with --check, only compare.
+
+python scripts/write_config_docs.py [--check]
+"""
 
 import sys
 import typing
