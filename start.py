@@ -55,7 +55,7 @@ def main():
         return 0
     extras = ["dev"] if words[0] == "test" else []
     set_up(extras, index, reinstall)
-    environment = {**os.environ, "PYTHONUTF8": "1"}
+    environment = {**os.environ, "PYTHONUTF8": "1", "IMPASTO_PROGRAM": "python start.py"}
     if words[0] == "test":
         return run_tests(words[1:], environment)
     return subprocess.call([str(program("impasto")), *words], env=environment)

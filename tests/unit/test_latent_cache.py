@@ -157,3 +157,30 @@ def test_a_newer_format_is_refused(folder, tmp_path):
     index.write_text(json.dumps({**stored, "format_version": 99}), encoding="utf-8")
     with pytest.raises(DatasetError, match="newer Impasto"):
         LatentCache(tmp_path / "latents")
+
+
+def test_a_full_disk_while_caching_keeps_what_was_finished(folder, tmp_path, monkeypatch):
+    import errno
+
+    from impasto.data import latent_cache
+    from impasto.errors import StorageError
+
+    real, calls = latent_cache.save_file, []
+
+    def save(tensors, path):
+        calls.append(path)
+        if len(calls) == 2:
+            path.write_bytes(b"half")
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(tensors, path)
+
+    monkeypatch.setattr(latent_cache, "save_file", save)
+    with pytest.raises(StorageError, match="disk is full"):
+        run(folder, tmp_path)
+    names = [p.name for p in (tmp_path / "latents").iterdir()]
+    assert len([n for n in names if n.startswith("shard-")]) == 2  # one shard and its index
+    assert not [n for n in names if n.endswith(".partial")]
+    monkeypatch.undo()
+    _, cached, encoder = run(folder, tmp_path)
+    assert len(cached.keys) == 9
+    assert encoder.count == 6

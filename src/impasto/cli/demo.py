@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import click
@@ -36,6 +37,8 @@ def demo(out: Path | None, overrides: tuple[str, ...]) -> None:
     run = trainer.train(config, console)
     finish(run, console)
     console.heading("The same with your own folder of pictures")
+    if program := os.environ.get("IMPASTO_PROGRAM"):
+        console.note(f"(Here `impasto` stands for `{program}`.)")
     console.note(
         "Put a text file with a few words beside each picture (cat.jpg, cat.txt), then:\n\n"
         "  impasto dataset plan MY_PICTURES --resolution 136 --min-side 64 --max-side 256 "

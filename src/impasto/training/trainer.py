@@ -238,7 +238,7 @@ class Trainer:
             self._save(done)
         if stopping is not None and not last:
             raise Interrupted(
-                f"Stopped after {done} of {total} updates; the state is saved. Continue with: "
+                f"{done} of {total} updates are done, and the state is saved. Continue with: "
                 f"impasto resume {self._run.path}",
                 stopping,
             )
