@@ -36,7 +36,7 @@ CHECKS = (
 NETWORK_WORDS = (
     "NewConnectionError", "ConnectionError", "Temporary failure in name resolution", "timed out",
     "getaddrinfo failed", "Network is unreachable", "dns error", "ProxyError", "ConnectTimeout",
-    "error sending request",
+    "error sending request", "(from versions: none)",
 )  # fmt: skip
 DISK_WORDS = ("No space left on device", "Errno 28", "not enough space on the disk")
 
@@ -155,21 +155,22 @@ def program(name):
 
 
 def run(command, what):
-    """Run a command quietly; when it fails, say in one sentence why, after what it printed."""
+    """Run a command quietly; when it fails, say in one sentence why."""
     result = subprocess.run(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=HERE, check=False
     )
     if result.returncode == 0:
         return
     output = result.stdout.decode("utf-8", errors="replace")
-    print("\n".join(output.splitlines()[-15:]), file=sys.stderr)
     if any(words in output for words in DISK_WORDS):
         stop(f"Could not {what}: the disk of {HERE} is full. Free some space and start again.")
     if any(words in output for words in NETWORK_WORDS):
         stop(
-            f"Could not {what}: the package registry cannot be reached. Check the network "
-            "connection (and the proxy settings, if there is a proxy) and start again."
+            f"Could not {what}: the package registry cannot be reached, or has nothing for this "
+            "Python and system. Check the network connection (and the proxy settings, if there is "
+            "a proxy) and start again."
         )
+    print("\n".join(output.splitlines()[-15:]), file=sys.stderr)
     stop(f"Could not {what}; the lines above say why. `--reinstall` starts from nothing.")
 
 
