@@ -38,12 +38,20 @@ def train(config: Path, overrides: tuple[str, ...], plan_only: bool) -> None:  #
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path))
 def resume(run: Path) -> None:
-    """Continue the run in the directory RUN from its newest state, exactly."""
+    """Continue the run in the directory RUN from its newest state, exactly.
+
+    A finished run with a constant learning rate can be made longer: raise training.max_steps in its
+    config.toml first.
+    """
     from impasto.cli.console import Console
+    from impasto.config.load import load_run_config
     from impasto.runs import RunDirectory
 
     console = Console()
-    if RunDirectory.open(run).read_json("status.json").get("phase") == "finished":
+    directory = RunDirectory.open(run)
+    status = directory.read_json("status.json")
+    wanted = load_run_config(directory.config_file).training.max_steps
+    if status.get("phase") == "finished" and wanted in (None, status["total_steps"]):
         console.note(f"{run} is finished; its model is in {RunDirectory(run).export}.")
         return
     console.note("Loading ...")

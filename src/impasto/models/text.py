@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -69,41 +68,39 @@ class ClipTextConditioner:
         tokenizer: A CLIP tokenizer of transformers.
         states: The encoder, as `ClipStates` or wrapped for several processes.
         train: Whether gradients flow into the encoder.
+        remember: Keep what each caption was encoded to. Only for a frozen encoder and at most
+            `REMEMBERED_CAPTIONS` captions: beyond that, whole batches are faster.
     """
 
-    def __init__(self, tokenizer: Any, states: nn.Module, *, train: bool = False) -> None:
+    def __init__(
+        self, tokenizer: Any, states: nn.Module, *, train: bool = False, remember: bool = False
+    ) -> None:
         self._tokenizer = tokenizer
         self._states = states
         self._train = train
-        self._known: OrderedDict[str, Tensor] = OrderedDict()
+        self._remember = remember
+        self._known: dict[str, Tensor] = {}
 
     def __call__(self, captions: Sequence[str]) -> Mapping[str, Tensor]:
         """`{"encoder_hidden_states": [B, 77, D]}`."""
-        if self._train:
-            states = self._encode(captions)
-        else:
-            with torch.no_grad():
-                states = self._remembered(captions)
-        return {"encoder_hidden_states": states}
+        with torch.set_grad_enabled(self._train and torch.is_grad_enabled()):
+            encode = self._remembered if self._remember else self._encode
+            return {"encoder_hidden_states": encode(captions)}
 
     def _encode(self, captions: Sequence[str]) -> Float[Tensor, "b 77 d"]:
         device = next(self._states.parameters()).device
         return self._states(self.token_ids(captions).to(device))  # type: ignore[no-any-return]
 
     def _remembered(self, captions: Sequence[str]) -> Float[Tensor, "b 77 d"]:
-        """Encode only captions that were not met lately: a frozen encoder never changes its mind.
+        """Encode only captions that were not met before: a frozen encoder never changes its mind.
 
-        Captions are encoded one by one, so that a result does not depend on its company.
+        Captions are encoded one by one: in a batch their last bits would depend on the company in
+        which they were first met, which a resumed run does not repeat.
         """
         for caption in dict.fromkeys(captions):
-            if caption in self._known:
-                self._known.move_to_end(caption)
-            else:
+            if caption not in self._known:
                 self._known[caption] = self._encode([caption])[0]
-        states = torch.stack([self._known[caption] for caption in captions])
-        while len(self._known) > REMEMBERED_CAPTIONS:
-            self._known.popitem(last=False)
-        return states
+        return torch.stack([self._known[caption] for caption in captions])
 
     def token_ids(self, captions: Sequence[str]) -> Int[Tensor, "b 77"]:
         """Token ids of cleaned texts; what is over 75 tokens is cut off.

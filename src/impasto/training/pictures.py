@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from impasto import files
 from impasto.config.dataset import DatasetConfig
 from impasto.config.run import ValidationConfig
 from impasto.data.plan import Plan, plan_images
 from impasto.data.records import ImageRecord, Size
 from impasto.data.scan import Scan, scan_folder
-from impasto.errors import DatasetError
+from impasto.errors import DatasetError, StorageError
 from impasto.progress import Progress
 from impasto.randomness import derive_rng
 
@@ -19,7 +20,10 @@ def scan_dataset(config: DatasetConfig, progress: Progress | None = None) -> Sca
 
     Raises:
         DatasetError: There is nothing usable, or not a single picture has words.
+        StorageError: Derived data cannot be written.
     """
+    if config.image_dir.is_dir():
+        _require_place_for_derived_data(config)
     index = config.derived_dir / "scan.json"
     scan = scan_folder(config.image_dir, recursive=config.recursive, index=index, progress=progress)
     if scan.uncaptioned == len(scan.records):
@@ -29,6 +33,13 @@ def scan_dataset(config: DatasetConfig, progress: Progress | None = None) -> Sca
             f"(cat.jpg and cat.txt)."
         )
     return scan
+
+
+def _require_place_for_derived_data(config: DatasetConfig) -> None:
+    try:
+        files.require_writable(config.derived_dir)
+    except StorageError as error:
+        raise StorageError(f"{error} dataset.cache_dir names a place for derived data.") from error
 
 
 def plan_dataset(config: DatasetConfig, records: Sequence[ImageRecord]) -> Plan:

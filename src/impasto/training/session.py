@@ -22,7 +22,7 @@ from impasto.data.scan import Scan
 from impasto.diffusion.loss import LossWeight, unweighted
 from impasto.diffusion.timesteps import TimestepSampler, uniform_timesteps
 from impasto.models.loading import BaseModel, load_base_model
-from impasto.models.text import ClipTextConditioner
+from impasto.models.text import REMEMBERED_CAPTIONS, ClipTextConditioner
 from impasto.models.trainable import FullFineTune, Trainable
 from impasto.models.vae import moments_encoder, weights_fingerprint
 from impasto.progress import Progress, SilentProgress
@@ -91,6 +91,7 @@ class Session:
     model: BaseModel
     trainable: Trainable
     unet: Any
+    synchronized: tuple[Any, ...]
     conditioner: ClipTextConditioner
     recipe: StepRecipe
     optimizer: Any
@@ -145,8 +146,14 @@ def build_session(
     states = trainable.states.to(accelerator.device)
     trains_text = any(part.name == "text_encoder" for part in trainable.parts)
     wrapped_states = accelerator.prepare(states) if trains_text else states
-    conditioner = ClipTextConditioner(model.tokenizer, wrapped_states, train=trains_text)
-    watching = ClipTextConditioner(model.tokenizer, states, train=trains_text)
+    texts = {image.record.text for image in prepared.training.images}
+    conditioner = ClipTextConditioner(
+        model.tokenizer,
+        wrapped_states,
+        train=trains_text,
+        remember=not trains_text and len(texts) < REMEMBERED_CAPTIONS,
+    )
+    watching = ClipTextConditioner(model.tokenizer, states)
     optimizer = accelerator.prepare_optimizer(
         ingredients.build_optimizer(trainable.parts, config.optimizer)
     )
@@ -158,6 +165,7 @@ def build_session(
         model=model,
         trainable=trainable,
         unet=unet,
+        synchronized=(unet, wrapped_states) if trains_text else (unet,),
         conditioner=conditioner,
         recipe=StepRecipe(
             model.schedule.to(accelerator.device),
@@ -184,7 +192,8 @@ def build_session(
         fingerprint={
             "base model": base_fingerprint,
             "data set": _data_fingerprint(prepared.training),
-            "settings": settings_fingerprint(config, accelerator.num_processes),
+            "processes": str(accelerator.num_processes),
+            **settings_fingerprint(config, count_steps(config, sampler)),
         },
     )
 
@@ -238,16 +247,26 @@ def build_prompts(config: RunConfig) -> tuple[Prompt, ...]:
     )
 
 
-def settings_fingerprint(config: RunConfig, num_processes: int) -> str:
-    """A hash of the settings that change what a run computes, not of those that only show it."""
-    shaping = config.model_dump_json(
-        include={"seed", "model", "dataset", "method", "optimizer", "schedule", "training"},
-        exclude={
-            "model": {"path"},
-            "dataset": {"image_dir", "cache_dir", "recursive", "vae_batch_size"},
-        },
-    )
-    return hashlib.sha256(f"{shaping}/{num_processes}".encode()).hexdigest()[:16]
+def settings_fingerprint(config: RunConfig, total_steps: int) -> dict[str, str]:
+    """The settings that change what a run computes, by section; not those that only show it.
+
+    The length of the run counts only where the learning rate depends on it: a run with a constant
+    rate may be made longer.
+    """
+    sections = {
+        "seed": str(config.seed),
+        "model": config.model.model_dump_json(exclude={"path"}),
+        "dataset": config.dataset.model_dump_json(
+            exclude={"image_dir", "cache_dir", "recursive", "vae_batch_size"}
+        ),
+        "method": config.method.model_dump_json(),
+        "optimizer": config.optimizer.model_dump_json(),
+        "schedule": config.schedule.model_dump_json(),
+        "training": config.training.model_dump_json(exclude={"max_steps", "max_epochs"}),
+    }
+    if config.schedule.kind != "constant":
+        sections["schedule"] += f" over {total_steps} steps"
+    return sections
 
 
 def _data_fingerprint(plan: CachedPlan) -> str:

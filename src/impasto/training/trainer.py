@@ -179,8 +179,7 @@ class Trainer:
         total = torch.zeros((), device=accelerator.device)
         for number, batch in enumerate(batches, start=1):
             is_last = number == len(update.micro_batches)
-            sync = contextlib.nullcontext() if is_last else accelerator.no_sync(session.unet)
-            with sync, accelerator.autocast():
+            with self._synchronizing(now=is_last), accelerator.autocast():
                 losses = sample_losses(session.unet, session.conditioner, batch, session.recipe)
                 share = update_share(losses, update.size, accelerator.num_processes)
                 accelerator.backward(share)
@@ -189,6 +188,15 @@ class Trainer:
         self._meter.add(total, norm, update.size)
         if session.ema is not None:
             session.ema.update(update.step)
+
+    @contextlib.contextmanager
+    def _synchronizing(self, *, now: bool) -> Iterator[None]:
+        """Exchange gradients between processes in the last backward pass of an update only."""
+        with contextlib.ExitStack() as stack:
+            if not now:
+                for module in self._session.synchronized:
+                    stack.enter_context(self._accelerator.no_sync(module))
+            yield
 
     def _apply_gradient(self, loss: Tensor, step: int) -> Tensor | None:
         """Clip and step; an update that is not finite is not applied. Returns the norm, if known.
