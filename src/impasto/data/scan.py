@@ -6,6 +6,8 @@ opened again. It is derived data: deleting it costs time and nothing else.
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import json
 import os
 from collections.abc import Iterator
@@ -81,14 +83,31 @@ def scan_folder(
             f"The picture folder {folder} is not there (found: {found}). Give the path of a folder "
             f"that holds your pictures."
         )
-    known = _read_index(index, folder)
-    found_files = sorted(_find(str(folder), recursive=recursive), key=lambda item: item.path)
+    with _no_cycle_collection():
+        known = _read_index(index, folder)
+        found_files = sorted(_find(str(folder), recursive=recursive), key=lambda item: item.path)
     fresh = [item for item in found_files if known.get(item.path, _NO_ENTRY)[0] != item.stamps]
     entries = {item.path: known[item.path] for item in found_files if item.path in known}
     entries.update(_probe_all(fresh, progress or SilentProgress()))
     if index is not None and (fresh or len(entries) != len(known)):
         _write_index(index, folder, entries)
-    return _scan_of(folder, found_files, entries)
+    with _no_cycle_collection():
+        return _scan_of(folder, found_files, entries)
+
+
+@contextlib.contextmanager
+def _no_cycle_collection() -> Iterator[None]:
+    """Spare Python's collector while many small objects are made, none of them in a cycle.
+
+    It would look at all of them dozens of times: 40 percent of a second scan.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def decode_all(scan: Scan, progress: Progress | None = None) -> Scan:
