@@ -33,7 +33,12 @@ def show_error(error: ImpastoError) -> None:
     """Print an error to standard error."""
     stopped = isinstance(error, Interrupted)
     head = "[yellow]Stopped[/yellow]" if stopped else "[bold red]Error[/bold red]"
-    RichConsole(stderr=True, soft_wrap=True, highlight=False).print(f"{head}: {escape(str(error))}")
+    _print_paragraph(RichConsole(stderr=True, highlight=False), f"{head}: {escape(str(error))}")
+
+
+def _print_paragraph(console: RichConsole, text: str) -> None:
+    """Break lines between words on a terminal; leave them whole in a file or a pipe."""
+    console.print(text, soft_wrap=not console.is_terminal)
 
 
 class RateColumn(ProgressColumn):
@@ -87,6 +92,10 @@ class Console:
     def note(self, message: str) -> None:
         """A line that stays."""
         self.rich.print(escape(message))
+
+    def paragraph(self, message: str) -> None:
+        """Several sentences, broken between words on a terminal."""
+        _print_paragraph(self.rich, escape(message))
 
     def heading(self, message: str) -> None:
         """A line that opens a part of the output."""

@@ -29,7 +29,7 @@ def demo(out: Path | None, overrides: tuple[str, ...]) -> None:
 
     config = demo_config(out or free_folder(Path("impasto-demo")), overrides)
     console.heading("Impasto's demo")
-    console.note(
+    console.paragraph(
         "A tiny Stable Diffusion model that knows 171 things as colourful icons is taught to draw "
         "in dark ink on ochre paper, from 100 captioned pictures. The 12 prompts of its previews "
         "name things that none of these pictures shows."
@@ -44,8 +44,10 @@ def demo(out: Path | None, overrides: tuple[str, ...]) -> None:
         "  impasto dataset plan MY_PICTURES --resolution 136 --min-side 64 --max-side 256 "
         "--step 32\n"
         f"  impasto train {run.config_file} --set dataset.image_dir=MY_PICTURES "
-        f"--set validation.image_dir=none --set output_dir=my-run\n"
-        f'  impasto sample my-run "a cat face" --width 128 --height 128 --guidance 2\n\n'
+        f"--set validation.image_dir=none --set validation.split=0.1 --set output_dir=my-run\n"
+        f'  impasto sample my-run "a cat face" --width 128 --height 128 --guidance 2\n'
+    )
+    console.paragraph(
         f"The base model of the demo is in {BASE_MODEL}; for real work, give model.path a "
         f"full-size one and start from configs/style-12gb.toml."
     )

@@ -44,7 +44,7 @@ def doctor() -> None:
     advice = _advice(gpus, facts["cuda"], free_disk, free_memory)
     console.heading("All is well." if not advice else "What to do")
     for line in advice:
-        console.note(f"- {line}")
+        console.paragraph(f"- {line}")
 
 
 def _advice(

@@ -84,7 +84,14 @@ class PreparedData:
 
 @dataclass(frozen=True)
 class Session:
-    """A run ready to train."""
+    """A run ready to train.
+
+    Attributes:
+        unet: The trainable's U-Net as accelerate wraps it; `synchronized` has all wrapped modules.
+        conditioner: Text for training, with gradients where the text encoder learns.
+        watching_conditioner: The same text encoder for validation and previews, without gradients.
+        fingerprint: What a saved state has to agree with, by name.
+    """
 
     config: RunConfig
     accelerator: Accelerator
@@ -93,6 +100,7 @@ class Session:
     unet: Any
     synchronized: tuple[Any, ...]
     conditioner: ClipTextConditioner
+    watching_conditioner: ClipTextConditioner
     recipe: StepRecipe
     optimizer: Any
     lr_schedule: LrSchedule
@@ -167,6 +175,7 @@ def build_session(
         unet=unet,
         synchronized=(unet, wrapped_states) if trains_text else (unet,),
         conditioner=conditioner,
+        watching_conditioner=watching,
         recipe=StepRecipe(
             model.schedule.to(accelerator.device),
             model.identity.prediction,

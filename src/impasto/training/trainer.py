@@ -21,7 +21,7 @@ from impasto.data.sampler import Update
 from impasto.errors import ImpastoError, Interrupted, NonFiniteLossError
 from impasto.models.saving import DTYPES, export_diffusers
 from impasto.randomness import derive_seed
-from impasto.runs import RunDirectory, step_name
+from impasto.runs import Phase, RunDirectory, step_name
 from impasto.training.capture import capture_state, restore_state
 from impasto.training.devices import build_accelerator, seed_torch
 from impasto.training.environment import describe_environment
@@ -96,26 +96,25 @@ def _prepare(
 
 
 def _run(run: RunDirectory, session: Session, events: TrainingEvents) -> RunDirectory:
-    is_main = session.accelerator.is_main_process
-    shown = events if is_main else SilentEvents()
+    shown = events if session.accelerator.is_main_process else SilentEvents()
     try:
         Trainer(session, run, shown).train()
     except Interrupted as interruption:
-        _write_end(run, is_main, "interrupted", str(interruption))
+        _write_end(session, run, "interrupted", str(interruption))
         raise
     except KeyboardInterrupt:
-        _write_end(run, is_main, "interrupted", "stopped before a state could be saved")
+        _write_end(session, run, "interrupted", "stopped before a state could be saved")
         raise
     except ImpastoError as error:
-        _write_end(run, is_main, "failed", str(error))
+        _write_end(session, run, "failed", str(error))
         raise
     finally:
         shown.ended()
     return run
 
 
-def _write_end(run: RunDirectory, is_main: bool, phase: Any, message: str) -> None:  # noqa: FBT001
-    if is_main:
+def _write_end(session: Session, run: RunDirectory, phase: Phase, message: str) -> None:
+    if session.accelerator.is_main_process:
         with contextlib.suppress(ImpastoError):  # the first fault is the one to report
             run.write_status(phase, message=message)
 
@@ -287,7 +286,7 @@ class Trainer:
         with self._meter.aside("validation"), self._averaged():
             loss = validator.measure(
                 self._session.trainable.unet,
-                self._session.previewer.sampler.conditioner,
+                self._session.watching_conditioner,
                 self._session.recipe,
             )
         self._write({"step": done, "validation_loss": loss})
