@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -51,13 +52,14 @@ def train(
     accelerator.wait_for_everyone()
     run = RunDirectory.open(config.output_dir)
     events = events or SilentEvents()
+    began = time.perf_counter()
     try:
         session = _prepare(run, config, accelerator, events, ingredients or Ingredients())
     except ImpastoError:
         if accelerator.is_main_process:  # nothing was trained: leave no directory in the way
             shutil.rmtree(run.path, ignore_errors=True)
         raise
-    return _run(run, session, events)
+    return _run(run, session, events, time.perf_counter() - began)
 
 
 def resume(
@@ -75,8 +77,9 @@ def resume(
     config = config.model_copy(update={"output_dir": path})
     accelerator = build_accelerator(config.training.mixed_precision)
     events = events or SilentEvents()
+    began = time.perf_counter()
     session = _prepare(run, config, accelerator, events, ingredients or Ingredients())
-    return _run(run, session, events)
+    return _run(run, session, events, time.perf_counter() - began)
 
 
 def _prepare(
@@ -95,10 +98,12 @@ def _prepare(
     return build_session(config, accelerator, events, ingredients)
 
 
-def _run(run: RunDirectory, session: Session, events: TrainingEvents) -> RunDirectory:
+def _run(
+    run: RunDirectory, session: Session, events: TrainingEvents, preparing_s: float
+) -> RunDirectory:
     shown = events if session.accelerator.is_main_process else SilentEvents()
     try:
-        Trainer(session, run, shown).train()
+        Trainer(session, run, shown, preparing_s).train()
     except Interrupted as interruption:
         _write_end(session, run, "interrupted", str(interruption))
         raise
@@ -126,9 +131,16 @@ class Trainer:
         session: The run, ready to train.
         run: Where it leaves what it makes.
         events: Who is told; silent on all processes but the first.
+        preparing_s: Seconds that loading, scanning and encoding took, for the record.
     """
 
-    def __init__(self, session: Session, run: RunDirectory, events: TrainingEvents) -> None:
+    def __init__(
+        self,
+        session: Session,
+        run: RunDirectory,
+        events: TrainingEvents,
+        preparing_s: float = 0.0,
+    ) -> None:
         self._session, self._run, self._events = session, run, events
         self._config = session.config
         self._accelerator = session.accelerator
@@ -140,6 +152,7 @@ class Trainer:
             session.optimizer.optimizer.param_groups[0].get("fused")
         )
         self._meter = Meter(session.accelerator)
+        self._meter.timings_s["preparing"] = preparing_s
 
     def train(self) -> None:
         """Train to the end, then validate, preview and export.
