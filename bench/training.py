@@ -13,8 +13,8 @@ from impasto.demo.recipe import demo_config
 from impasto.diffusion.draws import Draws
 from impasto.training.devices import build_accelerator
 from impasto.training.events import SilentEvents
+from impasto.training.loop import TrainingLoop
 from impasto.training.session import Ingredients, build_session
-from impasto.training.trainer import Trainer
 
 ROUNDS = 5
 UPDATES = 20
@@ -35,7 +35,7 @@ def measure(scratch: Path) -> dict[str, str]:
     )
     scratch.mkdir(parents=True, exist_ok=True)
     session = build_session(config, build_accelerator("no"), SilentEvents(), Ingredients())
-    trainer = Trainer(session, run=None, events=SilentEvents())
+    trainer = TrainingLoop(session, run=None, events=SilentEvents())
     bare, ours, begun = [], [], 0
     for _ in range(ROUNDS):
         bare.append(time_bare(session))
@@ -69,7 +69,7 @@ def time_bare(session) -> float:
     return (time.perf_counter() - began) / UPDATES
 
 
-def time_trainer(session, trainer: Trainer, first: int) -> float:
+def time_trainer(session, trainer: TrainingLoop, first: int) -> float:
     """The trainer's own updates: data, text encoder and metrics included."""
     updates = iterate_updates(session.data, session.sampler, first, first + UPDATES, rank=0)
     began, samples = time.perf_counter(), 0

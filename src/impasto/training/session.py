@@ -150,18 +150,8 @@ def build_session(
     trainable = build_trainable(config, model)
     if config.training.channels_last:
         trainable.unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    unet = accelerator.prepare(trainable.unet.to(accelerator.device))
-    states = trainable.states.to(accelerator.device)
-    trains_text = any(part.name == "text_encoder" for part in trainable.parts)
-    wrapped_states = accelerator.prepare(states) if trains_text else states
     texts = {image.record.text for image in prepared.training.images}
-    conditioner = ClipTextConditioner(
-        model.tokenizer,
-        wrapped_states,
-        train=trains_text,
-        remember=not trains_text and len(texts) < REMEMBERED_CAPTIONS,
-    )
-    watching = ClipTextConditioner(model.tokenizer, states)
+    placed = _place(accelerator, model, trainable, remember=len(texts) < REMEMBERED_CAPTIONS)
     optimizer = accelerator.prepare_optimizer(
         ingredients.build_optimizer(trainable.parts, config.optimizer)
     )
@@ -172,10 +162,10 @@ def build_session(
         accelerator=accelerator,
         model=model,
         trainable=trainable,
-        unet=unet,
-        synchronized=(unet, wrapped_states) if trains_text else (unet,),
-        conditioner=conditioner,
-        watching_conditioner=watching,
+        unet=placed.unet,
+        synchronized=placed.synchronized,
+        conditioner=placed.conditioner,
+        watching_conditioner=placed.watching_conditioner,
         recipe=StepRecipe(
             model.schedule.to(accelerator.device),
             model.identity.prediction,
@@ -195,7 +185,7 @@ def build_session(
         prepared=prepared,
         sampler=sampler,
         validator=_build_validator(config, prepared, model),
-        previewer=_build_previewer(config, model, trainable, watching),
+        previewer=_build_previewer(config, model, trainable, placed.watching_conditioner),
         ema=_build_ema(config, trainable),
         total_steps=count_steps(config, sampler),
         fingerprint={
@@ -205,6 +195,30 @@ def build_session(
             **settings_fingerprint(config, count_steps(config, sampler)),
         },
     )
+
+
+@dataclass(frozen=True)
+class _Placed:
+    """The modules on their device, wrapped for several processes where they learn."""
+
+    unet: Any
+    synchronized: tuple[Any, ...]
+    conditioner: ClipTextConditioner
+    watching_conditioner: ClipTextConditioner
+
+
+def _place(
+    accelerator: Accelerator, model: BaseModel, trainable: Trainable, *, remember: bool
+) -> _Placed:
+    unet = accelerator.prepare(trainable.unet.to(accelerator.device))
+    states = trainable.states.to(accelerator.device)
+    watching = ClipTextConditioner(model.tokenizer, states)
+    if not any(part.name == "text_encoder" for part in trainable.parts):
+        frozen = ClipTextConditioner(model.tokenizer, states, remember=remember)
+        return _Placed(unet, (unet,), frozen, watching)
+    wrapped = accelerator.prepare(states)
+    learning = ClipTextConditioner(model.tokenizer, wrapped, train=True)
+    return _Placed(unet, (unet, wrapped), learning, watching)
 
 
 def build_trainable(config: RunConfig, model: BaseModel) -> Trainable:

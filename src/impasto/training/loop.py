@@ -1,0 +1,286 @@
+"""The loop: updates, and whatever is due between them."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from impasto import files
+from impasto.data.dataset import iterate_updates
+from impasto.data.records import Batch
+from impasto.data.sampler import Update
+from impasto.errors import Interrupted, NonFiniteLossError
+from impasto.models.saving import DTYPES, export_diffusers
+from impasto.randomness import derive_seed
+from impasto.runs import RunDirectory, step_name
+from impasto.training.capture import capture_state, restore_state
+from impasto.training.devices import seed_torch
+from impasto.training.events import TrainingEvents
+from impasto.training.interrupts import StopRequest
+from impasto.training.meter import Meter
+from impasto.training.optimizers import LrSetter, parameter_names
+from impasto.training.session import Session
+from impasto.training.state import load_state, save_state
+from impasto.training.step import sample_losses, update_share
+
+
+class TrainingLoop:
+    """Takes a session from its newest state to its end.
+
+    Args:
+        session: The run, ready to train.
+        run: Where it leaves what it makes.
+        events: Who is told; silent on all processes but the first.
+        preparing_s: Seconds that loading, scanning and encoding took, for the record.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        run: RunDirectory,
+        events: TrainingEvents,
+        preparing_s: float = 0.0,
+    ) -> None:
+        self._session, self._run, self._events = session, run, events
+        self._config = session.config
+        self._accelerator = session.accelerator
+        self._is_main = session.accelerator.is_main_process
+        self._lr = LrSetter(session.optimizer.optimizer)
+        self._names = parameter_names(session.trainable.parts)
+        self._parameters = list(self._names)
+        self._skips_on_device = session.accelerator.device.type == "cuda" and bool(
+            session.optimizer.optimizer.param_groups[0].get("fused")
+        )
+        self._meter = Meter(session.accelerator)
+        self._meter.timings_s["preparing"] = preparing_s
+
+    def train(self) -> None:
+        """Train to the end, then validate, preview and export.
+
+        Raises:
+            Interrupted: A signal asked to stop.
+            NonFiniteLossError: The loss or the gradient became NaN or infinite.
+            StorageError: A state or the export could not be written.
+        """
+        session = self._session
+        step = self._restore()
+        self._announce(step)
+        if step == 0:
+            self._validate(0)
+            self._preview(0)
+        with StopRequest() as stop:
+            self._meter.restart()
+            updates = iterate_updates(
+                session.data,
+                session.sampler,
+                step,
+                session.total_steps,
+                self._accelerator.process_index,
+            )
+            for update, batches in updates:
+                self._update(update, batches)
+                self._after_update(update.step + 1, stop)
+        self._finish()
+
+    def _update(self, update: Update, batches: Iterator[Batch]) -> None:
+        """One optimizer update: all micro-batches, clipping, step, average."""
+        session, accelerator = self._session, self._accelerator
+        seed_torch(derive_seed(self._config.seed, "torch", update.step))
+        lr_factor = session.lr_schedule(update.step, session.total_steps)
+        self._lr.set(lr_factor)
+        total = torch.zeros((), device=accelerator.device)
+        for number, batch in enumerate(batches, start=1):
+            is_last = number == len(update.micro_batches)
+            with self._synchronizing(now=is_last), accelerator.autocast():
+                losses = sample_losses(session.unet, session.conditioner, batch, session.recipe)
+                share = update_share(losses, update.size, accelerator.num_processes)
+                accelerator.backward(share)
+            total += share.detach()
+        norm = self._apply_gradient(total, update.step)
+        self._meter.add(total, norm, update.size)
+        if session.ema is not None:
+            session.ema.update(update.step)
+
+    @contextlib.contextmanager
+    def _synchronizing(self, *, now: bool) -> Iterator[None]:
+        """Exchange gradients between processes in the last backward pass of an update only."""
+        with contextlib.ExitStack() as stack:
+            if not now:
+                for module in self._session.synchronized:
+                    stack.enter_context(self._accelerator.no_sync(module))
+            yield
+
+    def _apply_gradient(self, loss: Tensor, step: int) -> Tensor | None:
+        """Clip and step; an update that is not finite is not applied. Returns the norm, if known.
+
+        A fused optimizer on a GPU skips it on the device, so that nothing waits; the fault is
+        noticed when the losses are read. Elsewhere it is noticed at once.
+        """
+        optimizer = self._session.optimizer
+        limit = self._config.training.max_grad_norm
+        finite, norm = torch.isfinite(loss), None
+        if limit > 0:
+            norm = self._accelerator.clip_grad_norm_(self._parameters, limit).detach()
+            finite = finite & torch.isfinite(norm)
+        if self._skips_on_device:
+            optimizer.optimizer.found_inf = (~finite).float()
+        elif not bool(finite):
+            optimizer.zero_grad()
+            raise self._not_finite(step)
+        optimizer.step()
+        optimizer.zero_grad()
+        return norm
+
+    def _not_finite(self, step: int) -> NonFiniteLossError:
+        """Save what is still good and explain."""
+        saved = self._save(step)
+        return NonFiniteLossError(
+            f"The loss or the gradient became NaN or infinite in update {step + 1}. The weights "
+            f"from before it are saved in {saved}. The usual causes are a learning rate that is "
+            f"too high (optimizer.lr is {self._config.optimizer.lr:g}; try a tenth) and a base "
+            f"model with broken weights."
+        )
+
+    def _after_update(self, done: int, stop: StopRequest) -> None:
+        """Whatever is due after `done` updates."""
+        config, total = self._config, self._session.total_steps
+        self._events.stepped(done)
+        last = done == total
+        stopping = self._stop_signal(stop, done)
+        saving = last or stopping is not None or done % config.saving.state_every_steps == 0
+        if saving or done % config.logging.every_steps == 0:
+            self._log(done)
+        if last or done % config.validation.every_steps == 0:
+            self._validate(done)
+        if last or done % config.previews.every_steps == 0:
+            self._preview(done)
+        if saving:
+            self._save(done)
+        if stopping is not None and not last:
+            raise Interrupted(
+                f"{done} of {total} updates are done, and the state is saved. Continue with: "
+                f"impasto resume {self._run.path}",
+                stopping,
+            )
+
+    def _stop_signal(self, stop: StopRequest, done: int) -> int | None:
+        """The signal that any process got; several processes agree at each logging step."""
+        number = stop.signal_number or 0
+        if self._accelerator.num_processes > 1:
+            if done % self._config.logging.every_steps:
+                return None
+            mine = torch.tensor([number], device=self._accelerator.device)
+            number = int(self._accelerator.gather(mine).max())
+        return number or None
+
+    def _log(self, done: int) -> None:
+        """Write the mean loss of the updates since the last line; the device is waited for here."""
+        reading = self._meter.read()
+        if reading is None:
+            return
+        record = {
+            "step": done,
+            "epoch": (done - 1) // self._session.sampler.updates_per_epoch,
+            "samples_seen": self._session.sampler.samples_before(done),
+            "loss": float(reading.losses.mean()),
+            "lr": self._session.optimizer.optimizer.param_groups[0]["lr"],
+            "images_per_s": reading.images_per_s,
+        }
+        if reading.grad_norm is not None:
+            record["grad_norm"] = reading.grad_norm
+        self._write(record)
+        if not torch.isfinite(reading.losses).all():
+            raise self._not_finite(done)
+
+    def _validate(self, done: int) -> None:
+        validator = self._session.validator
+        if validator is None or not self._is_main:
+            return
+        with self._meter.aside("validation"), self._averaged():
+            loss = validator.measure(
+                self._session.trainable.unet,
+                self._session.watching_conditioner,
+                self._session.recipe,
+            )
+        self._write({"step": done, "validation_loss": loss})
+
+    def _preview(self, done: int) -> None:
+        if self._is_main:
+            with self._meter.aside("previews"), self._averaged():
+                self._session.previewer.draw(self._run, done, self._events)
+
+    def _averaged(self) -> contextlib.AbstractContextManager[None]:
+        ema = self._session.ema
+        return contextlib.nullcontext() if ema is None else ema.in_place()
+
+    def _write(self, record: dict[str, Any]) -> None:
+        if self._is_main:
+            self._run.append_metrics(record)
+            self._events.measured(record)
+
+    def _save(self, done: int) -> Path | None:
+        """Write the training state; all processes wait for the one that writes."""
+        path = None
+        with self._meter.aside("saving states"):
+            if self._is_main:
+                state = capture_state(self._session, self._names, done)
+                path = save_state(self._run, state, keep=self._config.saving.keep_states)
+                self._run.write_status("training", step=done, total_steps=self._session.total_steps)
+            self._accelerator.wait_for_everyone()
+        return path
+
+    def _restore(self) -> int:
+        """Load the newest state, if there is one, and return its step."""
+        steps = self._run.saved_steps()
+        if not steps:
+            if self._is_main:
+                self._run.metrics_file.unlink(missing_ok=True)
+            return 0
+        state = load_state(self._run.states / step_name(steps[-1]), self._session.fingerprint)
+        restore_state(self._session, self._names, state)
+        if self._is_main:
+            self._run.rewind_metrics(state.step)
+        return state.step
+
+    def _announce(self, step: int) -> None:
+        session = self._session
+        if self._is_main:
+            files.write_json(self._run.path / "dataset.json", session.prepared.summary())
+            self._run.write_status("training", step=step, total_steps=session.total_steps)
+        parts = {
+            part.name: sum(p.numel() for p in part.parameters().values())
+            for part in session.trainable.parts
+        }
+        self._events.started(
+            {
+                "family": session.model.identity.family.name,
+                "prediction": session.model.identity.prediction.name,
+                "parts": parts,
+                "device": str(self._accelerator.device),
+                "processes": self._accelerator.num_processes,
+                "updates_per_epoch": session.sampler.updates_per_epoch,
+                **session.prepared.summary(),
+            },
+            step,
+            session.total_steps,
+        )
+
+    def _finish(self) -> None:
+        """Export the model, which is the point of it all."""
+        total = self._session.total_steps
+        if self._is_main:
+            with self._meter.aside("export"), self._averaged():
+                export_diffusers(
+                    self._session.model.source,
+                    self._run.export,
+                    self._session.trainable.export(),
+                    dtype=DTYPES[self._config.saving.export_dtype],
+                )
+            timings = {name: round(s, 2) for name, s in self._meter.timings_s.items()}
+            self._run.write_status("finished", step=total, total_steps=total, timings_s=timings)
+        self._accelerator.wait_for_everyone()
