@@ -60,7 +60,7 @@ def test_the_default_folder_is_never_taken(tmp_path):
 
 
 def test_the_demo_lowers_the_held_out_loss_and_names_what_it_made(tmp_path):
-    """A fifth of the real demo, on the real model and pictures."""
+    """An eighth of the real demo, on the real model and pictures."""
     run = tmp_path / "run"
     result = impasto(
         "demo", "--out", run, "--set", "training.max_steps=30", "--set", "previews.steps=2",
