@@ -17,6 +17,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from impasto.errors import StorageError
 
 PARTIAL_SUFFIX = ".partial"
@@ -133,8 +135,8 @@ def _reported(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise _storage_error(path, error) from error
-    except Exception as error:
-        if type(error).__name__ == "SafetensorError" and is_out_of_space(error):
+    except SafetensorError as error:  # its Rust side reports a full disk as this
+        if is_out_of_space(error):
             raise _storage_error(path, error) from error
         raise
 

@@ -63,6 +63,12 @@ def test_a_run_leaves_what_it_promises(train_config, nano_model):
             assert (run.export / part / file.name).read_bytes() == file.read_bytes()
 
 
+def test_captions_that_are_cut_are_counted(train_config, pictures):
+    (pictures / "000.txt").write_text("ball " * 80, encoding="utf-8")
+    run = train(train_config(training={"max_steps": 1}))
+    assert run.read_json("dataset.json")["too_long"] == 1
+
+
 def test_the_same_settings_give_the_same_bits(train_config, tmp_path):
     first = exported(train(train_config()))
     assert exported(train(train_config(output_dir=str(tmp_path / "again")))) == first

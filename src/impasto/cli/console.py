@@ -122,6 +122,10 @@ class Console:
                 + (f"; continuing after {first_step}" if first_step else ""),
             }
         )
+        if summary["too_long"]:
+            self.note(
+                f"{summary['too_long']} captions have over 75 tokens: their ends are not seen"
+            )
         for item in summary["set_aside"][:10]:
             self.note(f"Set aside: {item['path']}: {item['reason']}")
         if len(summary["set_aside"]) > 10:

@@ -23,6 +23,7 @@ def show_plan(config: RunConfig, console: Console) -> None:
         ImpastoError: Whatever would stop the run before its first step.
     """
     from impasto.models.loading import load_base_model
+    from impasto.models.text import ClipTextConditioner
 
     scan = scan_dataset(config.dataset, console)
     training, held_out = held_out_records(scan, config.validation, config.seed)
@@ -37,6 +38,8 @@ def show_plan(config: RunConfig, console: Console) -> None:
     )
     model = load_base_model(config.model.path)
     trainable = build_trainable(config, model)
+    conditioner = ClipTextConditioner(model.tokenizer, trainable.states)
+    too_long = conditioner.too_long([record.text for record in training])
     steps = count_steps(config, sampler)
     parameters = {
         part.name: sum(p.numel() for p in part.parameters().values()) for part in trainable.parts
@@ -51,6 +54,7 @@ def show_plan(config: RunConfig, console: Console) -> None:
             f"{len(scan.set_aside)} set aside, {scan.uncaptioned} without words",
             "Buckets": ", ".join(f"{size}: {n}" for size, n in plan.bucket_counts.items()),
             "Cropped away": f"{100 * plan.mean_lost_area:.1f} % of the area on average",
+            "Captions": f"{too_long} have over 75 tokens, whose ends are not seen",
             "Enlarged": f"{plan.enlarged} pictures are smaller than their bucket",
         }
     )

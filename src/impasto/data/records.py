@@ -1,6 +1,6 @@
 """The states of a picture on its way to a batch; each function of this package goes between two.
 
-file --scan--> ImageRecord --plan--> PlannedImage --encode--> CachedLatent --collate--> Batch
+file --scan--> ImageRecord --plan--> PlannedImage --encode--> LoadedMoments --collate--> Batch
 """
 
 from __future__ import annotations
@@ -105,14 +105,6 @@ class PlannedImage:
     def lost_area(self) -> float:
         """The share of the picture that the crop removes, in [0, 1)."""
         return 1 - self.bucket.area / self.resized.area
-
-
-@dataclass(frozen=True, slots=True)
-class CachedLatent:
-    """The VAE's unscaled posterior moments of one picture, each [4, h, w] float32."""
-
-    mean: Tensor
-    logvar: Tensor
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,6 @@ class Family:
         text_activation: The text encoder's activation, which tells the generations apart at any
             size: OpenAI's CLIP has quick_gelu, OpenCLIP gelu.
         prediction: What the U-Net predicts.
-        native_resolution: Side in pixels of the pictures it was trained on.
         pad_token: What the tokenizer fills a text up with.
         scaling_factor: Scaled latents = this times the VAE's.
     """
@@ -31,14 +30,13 @@ class Family:
     name: str
     text_activation: str
     prediction: Prediction
-    native_resolution: int
     pad_token: str
     scaling_factor: float = 0.18215
 
 
-SD1 = Family("SD 1.x", "quick_gelu", EPSILON, 512, "<|endoftext|>")
-SD2_BASE = Family("SD 2.x base", "gelu", EPSILON, 512, "!")
-SD2_V = Family("SD 2.x 768-v", "gelu", VELOCITY, 768, "!")
+SD1 = Family("SD 1.x", "quick_gelu", EPSILON, "<|endoftext|>")
+SD2_BASE = Family("SD 2.x base", "gelu", EPSILON, "!")
+SD2_V = Family("SD 2.x 768-v", "gelu", VELOCITY, "!")
 FAMILIES = (SD1, SD2_BASE, SD2_V)
 
 

@@ -249,8 +249,10 @@ class TrainingLoop:
 
     def _announce(self, step: int) -> None:
         session = self._session
+        texts = [image.record.text for image in session.prepared.training.images]
+        dataset = {**session.prepared.summary(), "too_long": session.conditioner.too_long(texts)}
         if self._is_main:
-            files.write_json(self._run.path / "dataset.json", session.prepared.summary())
+            files.write_json(self._run.path / "dataset.json", dataset)
             self._run.write_status("training", step=step, total_steps=session.total_steps)
         parts = {
             part.name: sum(p.numel() for p in part.parameters().values())
@@ -264,7 +266,7 @@ class TrainingLoop:
                 "device": str(self._accelerator.device),
                 "processes": self._accelerator.num_processes,
                 "updates_per_epoch": session.sampler.updates_per_epoch,
-                **session.prepared.summary(),
+                **dataset,
             },
             step,
             session.total_steps,

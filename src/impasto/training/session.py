@@ -175,13 +175,7 @@ def build_session(
         optimizer=optimizer,
         lr_schedule=ingredients.lr_schedule
         or build_lr_schedule(config.schedule.kind, config.schedule.warmup_steps),
-        data=TrainingData(
-            prepared.training,
-            prepared.cache,
-            model.scaling_factor,
-            config.dataset.caption_dropout_rate,
-            config.seed,
-        ),
+        data=_build_training_data(config, prepared, model),
         prepared=prepared,
         sampler=sampler,
         validator=_build_validator(config, prepared, model),
@@ -297,6 +291,18 @@ def _data_fingerprint(plan: CachedPlan) -> str:
     for key, image in zip(plan.keys, plan.images, strict=True):
         digest.update(f"{key}{image.record.text}\n".encode())
     return digest.hexdigest()[:16]
+
+
+def _build_training_data(
+    config: RunConfig, prepared: PreparedData, model: BaseModel
+) -> TrainingData:
+    return TrainingData(
+        prepared.training,
+        prepared.cache,
+        model.scaling_factor,
+        config.dataset.caption_dropout_rate,
+        config.seed,
+    )
 
 
 def _build_validator(
