@@ -107,7 +107,7 @@ def run_values(tmp_path, nano_model, pictures):
         "optimizer": {"lr": 1e-3},
         "training": {"max_steps": 6, "batch_size": 4},
         "logging": {"every_steps": 1},
-        "saving": {"export_dtype": "fp32"},
+        "saving": {"export_dtype": "fp32", "format": "diffusers", "name": "model"},
     }
 
 

@@ -30,7 +30,8 @@ from impasto.data.scan import scan_folder
 from impasto.diffusion.draws import Draws
 from impasto.diffusion.schedule import NoiseSchedule
 from impasto.models.architectures import ARCHITECTURES, write_random_model
-from impasto.models.loading import TEXT_ENCODER_FILE, UNET_FILE, VAE_FILE, load_base_model
+from impasto.models.diffusers_folder import TEXT_ENCODER_FILE, UNET_FILE
+from impasto.models.loading import load_base_model
 from impasto.models.trainable import Part
 from impasto.training.events import SilentEvents
 from impasto.training.session import Ingredients
@@ -178,12 +179,6 @@ def merge_unused_tokens(model: Path, captions: Sequence[str]) -> int:
     return len(used)
 
 
-def halve(file: Path) -> None:
-    """Store a part in float16."""
-    tensors = {name: tensor.half() for name, tensor in load_file(file).items()}
-    save_file(tensors, file, metadata={"format": "pt"})
-
-
 class Log(SilentEvents):
     """Prints each line of metrics."""
 
@@ -243,7 +238,13 @@ def main() -> None:
                     "guidance_scale": 2.0,
                     "every_steps": 200,
                 },
-                "saving": {"state_every_steps": 100, "keep_states": 1, "export_dtype": "fp16"},
+                "saving": {
+                    "state_every_steps": 100,
+                    "keep_states": 1,
+                    "export_dtype": "fp16",
+                    "vae_dtype": "fp16",
+                    "format": "diffusers",
+                },
                 "logging": {"every_steps": 20},
             },
             source="train_base.py",
@@ -251,8 +252,8 @@ def main() -> None:
         run = train(config, Log(), ingredients)
     if int(os.environ.get("RANK", 0)) == 0:
         words = [record.text for record in scan_folder(options.pictures).records]
-        print("token rows in use:", merge_unused_tokens(run.export, words))
-        halve(run.export / VAE_FILE)
+        model = run.export / options.out.name
+        print("token rows in use:", merge_unused_tokens(model, words))
 
 
 if __name__ == "__main__":

@@ -20,8 +20,10 @@ from typing import Any
 from safetensors import SafetensorError
 
 from impasto.errors import StorageError
+from impasto.progress import Advance
 
 PARTIAL_SUFFIX = ".partial"
+_HASHED_AT_ONCE = 4 << 20
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _NO_SPACE_TEXT = ("No space left", "Disk quota", "File too large", "not enough space")
 
@@ -85,10 +87,16 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, ensure_ascii=False, indent=1) + "\n")
 
 
-def sha256_of(path: Path) -> str:
-    """The SHA-256 of a file's bytes, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def sha256_of(path: Path, advance: Advance | None = None) -> str:
+    """The SHA-256 of a file's bytes, in hexadecimal; `advance` is told the number of bytes read."""
+    digest = hashlib.sha256()
+    buffer = memoryview(bytearray(_HASHED_AT_ONCE))
+    with path.open("rb", buffering=0) as file:
+        while count := file.readinto(buffer):
+            digest.update(buffer[:count])
+            if advance is not None:
+                advance(count)
+    return digest.hexdigest()
 
 
 def remove_leftovers(folder: Path) -> int:

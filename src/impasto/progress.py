@@ -22,6 +22,18 @@ class Progress(Protocol):
         """Show one line that stays."""
 
 
+def in_mib(advance: Advance) -> Advance:
+    """A counter of bytes that tells whole MiB, for stages of large files."""
+    done = 0
+
+    def count(size: int) -> None:
+        nonlocal done
+        before, done = done, done + size
+        advance((done >> 20) - (before >> 20))
+
+    return count
+
+
 class SilentProgress:
     """Shows nothing: for tests, libraries and the processes other than the first."""
 

@@ -7,7 +7,7 @@ metrics.jsonl        one JSON object per line, in order of `step`
 dataset.json         what the data set held and where its pictures went
 samples/step-.../    previews
 states/step-.../     training states
-export/              the trained model
+export/              the trained model: one file or a Diffusers folder
 report.html          one page for a person
 """
 
@@ -96,6 +96,11 @@ class RunDirectory:
     def export(self) -> Path:
         """Folder of the trained model."""
         return self.path / "export"
+
+    def exported_model(self) -> Path | None:
+        """The trained model in `export/`: a file or a Diffusers folder; None before the end."""
+        entries = sorted(self.export.iterdir()) if self.export.is_dir() else []
+        return next((entry for entry in entries if not entry.name.startswith(".")), None)
 
     @property
     def report(self) -> Path:

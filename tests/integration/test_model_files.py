@@ -12,8 +12,9 @@ from safetensors.torch import load_file, save_file
 
 from impasto.errors import ConfigError, ModelError
 from impasto.models.architectures import find_architecture
-from impasto.models.loading import TEXT_ENCODER_FILE, UNET_FILE, load_base_model
-from impasto.models.saving import export_diffusers
+from impasto.models.diffusers_folder import TEXT_ENCODER_FILE, UNET_FILE, VAE_FILE
+from impasto.models.loading import load_base_model
+from impasto.models.saving import About, save_model, trained_contents
 from impasto.sampling.prompts import SAMPLERS, Prompt
 from impasto.sampling.sampler import Sampler, make_grid, save_png
 
@@ -33,7 +34,7 @@ def test_an_unused_model_is_identified(nano_model):
     model = load_base_model(nano_model)
     assert model.identity.family.name == "SD 1.x"
     assert model.identity.prediction.name == "epsilon"
-    assert "quick_gelu" in model.identity.evidence
+    assert "CLIP text encoder" in model.identity.evidence
     assert not any(p.requires_grad for p in model.unet.parameters())
 
 
@@ -44,10 +45,11 @@ def test_velocity_is_read_from_the_scheduler(copy):
     assert load_base_model(copy).identity.prediction.name == "v_prediction"
 
 
-def test_old_text_encoder_names_are_read(copy, nano_model):
+def test_text_encoder_names_of_either_transformers_are_read(copy, nano_model):
     file = copy / TEXT_ENCODER_FILE
     tensors = load_file(file)
-    save_file({f"text_model.{name}": tensor for name, tensor in tensors.items()}, file)
+    assert all(name.startswith("text_model.") for name in tensors)
+    save_file({n.removeprefix("text_model."): tensor for n, tensor in tensors.items()}, file)
     old, new = load_base_model(copy).text_encoder, load_base_model(nano_model).text_encoder
     for name, tensor in new.state_dict().items():
         assert torch.equal(old.state_dict()[name], tensor)
@@ -58,7 +60,7 @@ def remove_tensor(folder):
 
 
 def reshape_tensor(folder):
-    rewrite(folder / UNET_FILE, lambda t: t.update({"conv_in.weight": torch.zeros(3, 3)}))
+    rewrite(folder / UNET_FILE, lambda t: t.update({"conv_out.bias": torch.zeros(3, 3)}))
 
 
 def add_tensor(folder):
@@ -79,9 +81,7 @@ def break_json(folder):
 
 
 def make_inpainting(folder):
-    file = folder / "unet" / "config.json"
-    config = json.loads(file.read_text(encoding="utf-8"))
-    file.write_text(json.dumps({**config, "in_channels": 9}), encoding="utf-8")
+    rewrite(folder / UNET_FILE, lambda t: t.update({"conv_in.weight": torch.zeros(8, 9, 3, 3)}))
 
 
 def make_foreign(folder):
@@ -97,13 +97,13 @@ def remove_index(folder):
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
-        (remove_tensor, "missing: conv_in.weight"),
-        (reshape_tensor, r"conv_in.weight is \(3, 3\), expected \(8, 4, 3, 3\)"),
+        (remove_tensor, "conv_in is missing"),
+        (reshape_tensor, r"conv_out.bias is \(3, 3\), expected \(4,\)"),
         (add_tensor, "unknown: surprise"),
-        (truncate, "damaged or not a safetensors file"),
+        (truncate, "damaged or cut short"),
         (remove_part, "incomplete"),
         (break_json, "cannot be read as JSON"),
-        (make_inpainting, "takes 9 channels"),
+        (make_inpainting, "inpainting: its U-Net takes 9 channels"),
         (make_foreign, "not a Stable Diffusion 1.x or 2.x model"),
         (remove_index, "without model_index.json"),
         (shutil.rmtree, "is not there"),
@@ -115,15 +115,13 @@ def test_damaged_models_are_explained(copy, damage, words):
         load_base_model(copy)
 
 
-def test_an_export_keeps_frozen_parts_byte_for_byte(nano_model, tmp_path):
+def test_an_export_keeps_frozen_parts_bit_for_bit(nano_model, tmp_path):
     model = load_base_model(nano_model)
     trained = {name: tensor + 1 for name, tensor in model.unet.state_dict().items()}
-    export_diffusers(nano_model, tmp_path / "out", {"unet": trained}, dtype=torch.float16)
-    for file in nano_model.rglob("*.*"):
-        if file.is_file() and file != nano_model / UNET_FILE:
-            assert (tmp_path / "out" / file.relative_to(nano_model)).read_bytes() == (
-                file.read_bytes()
-            )
+    contents = trained_contents(model, {"unet": trained}, {}, trained_dtype=torch.float16)
+    save_model(contents, tmp_path / "out", "diffusers", About("out"))
+    for file in (VAE_FILE, TEXT_ENCODER_FILE):
+        assert (tmp_path / "out" / file).read_bytes() == (nano_model / file).read_bytes()
     written = load_file(tmp_path / "out" / UNET_FILE)
     assert all(torch.equal(written[n], t.half()) for n, t in trained.items())
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from impasto.models.loading import UNET_FILE
+from impasto.models.diffusers_folder import UNET_FILE
 
 
 def launch(file, processes: int) -> None:
@@ -35,7 +35,9 @@ def test_two_processes_equal_accumulation(run_file, tmp_path, text_encoder):
     alone = {**shared, "training": {"max_steps": 7, "gradient_accumulation_steps": 2}}
     launch(run_file(output_dir=str(tmp_path / "alone"), **alone), 1)
     launch(run_file(output_dir=str(tmp_path / "together"), **shared), 2)
-    first, second = (load_file(tmp_path / n / "export" / UNET_FILE) for n in ("alone", "together"))
+    first, second = (
+        load_file(tmp_path / n / "export" / "model" / UNET_FILE) for n in ("alone", "together")
+    )
     for name in first:
         torch.testing.assert_close(first[name], second[name], atol=2e-5, rtol=1e-3)
     losses = [recorded_losses(tmp_path / name) for name in ("alone", "together")]

@@ -8,8 +8,15 @@ import torch
 from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 
-from impasto.errors import ImpastoError, Interrupted, NonFiniteLossError, RunError, StorageError
-from impasto.models.loading import UNET_FILE
+from impasto.errors import (
+    ImpastoError,
+    Interrupted,
+    ModelError,
+    NonFiniteLossError,
+    RunError,
+    StorageError,
+)
+from impasto.models.diffusers_folder import UNET_FILE
 from impasto.training.events import SilentEvents
 from impasto.training.trainer import resume, train
 
@@ -31,7 +38,7 @@ def exported(run):
     return {
         str(file.relative_to(run.export)): file.read_bytes()
         for file in run.export.rglob("*")
-        if file.is_file()
+        if file.is_file() and file.name != "impasto.json"  # has the date and the run's name
     }
 
 
@@ -54,13 +61,14 @@ def test_a_run_leaves_what_it_promises(train_config, nano_model):
     assert {"torch", "diffusers", "impasto"} <= run.read_json("environment.json")["packages"].keys()
     assert not [p for p in run.path.rglob("*") if p.name.endswith(".partial")]
 
-    pipeline = StableDiffusionPipeline.from_pretrained(run.export)
+    pipeline = StableDiffusionPipeline.from_pretrained(run.exported_model())
     expected = load_file(run.states / "step-00000006" / "weights.safetensors")
     for name, tensor in pipeline.unet.state_dict().items():
         assert torch.equal(tensor, expected[f"unet.{name}"])
     for part in ("vae", "text_encoder"):
-        for file in (nano_model / part).iterdir():
-            assert (run.export / part / file.name).read_bytes() == file.read_bytes()
+        for file in (nano_model / part).glob("*.safetensors"):
+            exported_file = run.exported_model() / part / file.name
+            assert exported_file.read_bytes() == file.read_bytes()
 
 
 def test_captions_that_are_cut_are_counted(train_config, pictures):
@@ -148,7 +156,7 @@ def test_a_read_only_picture_folder_names_the_way_out(train_config, pictures):
 def test_what_moves_and_what_does_not(train_config, nano_model):
     run = train(train_config(method={"train_text_encoder": True}, model={"clip_skip": 2}))
     for part, file in (("unet", UNET_FILE), ("text_encoder", "text_encoder/model.safetensors")):
-        before, after = load_file(nano_model / file), load_file(run.export / file)
+        before, after = load_file(nano_model / file), load_file(run.exported_model() / file)
         moved = {name for name in before if not torch.equal(before[name], after[name])}
         frozen = before.keys() - moved
         if part == "unet":
@@ -161,21 +169,20 @@ def test_what_moves_and_what_does_not(train_config, nano_model):
 def test_checkpointing_changes_memory_not_numbers(train_config, tmp_path):
     plain = train(train_config(output_dir=str(tmp_path / "plain")))
     saving = train(train_config(training={"gradient_checkpointing": True}))
-    first, second = (load_file(run.export / UNET_FILE) for run in (plain, saving))
+    first, second = (load_file(run.exported_model() / UNET_FILE) for run in (plain, saving))
     for name in first:
         torch.testing.assert_close(first[name], second[name], atol=1e-6, rtol=1e-5)
 
 
-def test_broken_weights_stop_with_the_state_saved(train_config, nano_model, tmp_path):
+def test_broken_weights_are_refused_before_anything_is_made(train_config, nano_model, tmp_path):
     broken = shutil.copytree(nano_model, tmp_path / "broken")
     tensors = load_file(broken / UNET_FILE)
     tensors["conv_in.bias"][0] = float("nan")
     save_file(tensors, broken / UNET_FILE)
     config = train_config(model={"path": str(broken)})
-    with pytest.raises(NonFiniteLossError, match=r"NaN or infinite in update 1.*saved in"):
+    with pytest.raises(ModelError, match=r"conv_in\.bias holds NaN"):
         train(config)
-    status = json.loads((config.output_dir / "status.json").read_text(encoding="utf-8"))
-    assert status["phase"] == "failed"
+    assert not config.output_dir.exists()
 
 
 def test_a_rate_that_explodes_leaves_finite_weights(train_config):
@@ -186,6 +193,8 @@ def test_a_rate_that_explodes_leaves_finite_weights(train_config):
     with pytest.raises(NonFiniteLossError) as caught:
         train(config)
     assert "try a tenth" in str(caught.value)
+    status = json.loads((config.output_dir / "status.json").read_text(encoding="utf-8"))
+    assert status["phase"] == "failed"
     states = sorted((config.output_dir / "states").iterdir())
     weights = load_file(states[-1] / "weights.safetensors")
     assert all(torch.isfinite(tensor).all() for tensor in weights.values())

@@ -1,12 +1,42 @@
-"""Text: the shipped vocabulary, the tokens, and the layer that the U-Net sees."""
+"""Text: the shipped vocabulary, the chunks of tokens, and the states that the U-Net sees."""
 
+import numpy as np
 import pytest
 import torch
+from conftest import GOLDEN
+from safetensors.torch import load_file
+from transformers import CLIPTextConfig, CLIPTextModel
 
 from impasto.errors import ConfigError
-from impasto.models.loading import load_base_model
+from impasto.models.emphasis import parse_emphasis
+from impasto.models.families import SD1, SD2_BASE
+from impasto.models.loading import build_tokens, load_base_model, tokenizer_of
 from impasto.models.text import ClipStates, ClipTextConditioner
-from impasto.models.vocabulary import merges, token_ids
+from impasto.models.tokens import EOS_ID, TextLayout, TextTokens
+from impasto.models.vocabulary import EOS, merges, token_ids
+
+FAMILY_OF = {False: SD1, True: SD2_BASE}
+NAME_OF = {False: "sd1", True: "sd2"}
+
+
+def kohya_tokens(v2: bool, length: int, emphasis="off") -> TextTokens:
+    family = FAMILY_OF[v2]
+    layout = TextLayout(length, "kohya", "plain", emphasis)
+    pad_word = family.pad_token if v2 else None
+    return TextTokens(tokenizer_of({}, EOS), layout, family.pad_id, pad_word)
+
+
+def filled(values, length=77):
+    return (*values, *[values[-1]] * (length - len(values)))
+
+
+@pytest.fixture(scope="module")
+def a1111():
+    def build(max_tokens=225, split="comma", emphasis="off", pad_id=EOS_ID):
+        layout = TextLayout(max_tokens, "a1111", split, emphasis)
+        return TextTokens(tokenizer_of({}, EOS), layout, pad_id)
+
+    return build
 
 
 def test_the_vocabulary_is_clips():
@@ -18,21 +48,162 @@ def test_the_vocabulary_is_clips():
     assert ids["cat</w>"] == 2368
 
 
-def test_tokens_equal_the_recorded_ones(golden, nano_model):
-    """70 prompts, Chinese punctuation, mojibake and ligatures among them."""
-    recorded = golden("tokens_sd1_75.json")
-    model = load_base_model(nano_model)
-    conditioner = ClipTextConditioner(model.tokenizer, ClipStates(model.text_encoder))
-    found = conditioner.token_ids(recorded["prompts"])
-    for prompt, ids, row in zip(recorded["prompts"], recorded["ids"], found, strict=True):
-        expected = torch.tensor(ids + [49407] * (77 - len(ids)))
-        assert torch.equal(row, expected), prompt
+def test_tokens_equal_the_recorded_ones(golden):
+    """70 prompts of SD 1 and SD 2 at each length; Chinese punctuation, mojibake, ligatures."""
+    recorded = golden("tokens.json")
+    assert len(recorded["results"]) == 6
+    for case in recorded["results"]:
+        tokens = kohya_tokens(case["v2"], case["max_token_length"])
+        for prompt, chunks in zip(recorded["prompts"], case["ids"], strict=True):
+            expected = tuple(filled(chunk) for chunk in chunks)
+            assert tokens(prompt).ids == expected, (case["max_token_length"], prompt)
+
+
+def test_weighted_tokens_equal_the_recorded_ones(golden):
+    for case in golden("tokens_weighted.json"):
+        tokens = kohya_tokens(case["v2"], case["max_token_length"], "no_norm")
+        found = tokens(case["prompt"])
+        assert found.ids == tuple(filled(chunk) for chunk in case["ids"]), case["prompt"]
+        for ours, recorded in zip(found.weights, case["weights"], strict=True):
+            assert ours == pytest.approx(filled(recorded), abs=1e-6), case["prompt"]
+
+
+@pytest.fixture(scope="module")
+def tiny_encoders():
+    """The recorded random encoder of four layers, in both activations."""
+    tensors = load_file(GOLDEN / "clip_tiny.safetensors")
+    rows, ids = tensors.pop("token_rows"), tensors.pop("token_ids")
+    table = torch.zeros(49408, 24)
+    table[ids] = rows.float()
+    encoders = {}
+    for v2 in (False, True):
+        config = CLIPTextConfig(
+            vocab_size=49408, hidden_size=24, intermediate_size=48, num_hidden_layers=4,
+            num_attention_heads=3, hidden_act=FAMILY_OF[v2].text_activation,
+        )  # fmt: skip
+        model = CLIPTextModel(config)
+        state = {name: tensor.float() for name, tensor in tensors.items()}
+        state["embeddings.token_embedding.weight"] = table
+        model.load_state_dict(state, strict=True)
+        encoders[v2] = model.eval()
+    return encoders
+
+
+@pytest.mark.parametrize("v2", [False, True], ids=["sd1", "sd2"])
+@pytest.mark.parametrize("length", [75, 150, 225])
+@pytest.mark.parametrize("clip_skip", [1, 2, 3])
+def test_states_equal_the_recorded_ones(golden, tiny_encoders, v2, length, clip_skip):
+    """sd-scripts' join of 77, 152 and 227 positions, to float32 rounding."""
+    prompts = golden("clip_states.json")["prompts"]
+    recorded = np.load(GOLDEN / "clip_states.npz")[f"{NAME_OF[v2]}_{length}_{clip_skip}"]
+    states = ClipStates(tiny_encoders[v2], clip_skip)
+    found = ClipTextConditioner(kohya_tokens(v2, length), states)(prompts)
+    assert recorded.shape[1] == length + 2
+    torch.testing.assert_close(
+        found["encoder_hidden_states"], torch.from_numpy(recorded), atol=2e-6, rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize("v2", [False, True], ids=["sd1", "sd2"])
+@pytest.mark.parametrize("length", [75, 225])
+def test_weighted_states_equal_the_recorded_ones(golden, tiny_encoders, v2, length):
+    prompt = golden("clip_states.json")["weighted"]
+    recorded = np.load(GOLDEN / "clip_states.npz")[f"{NAME_OF[v2]}_{length}_weighted"]
+    conditioner = ClipTextConditioner(
+        kohya_tokens(v2, length, "no_norm"), ClipStates(tiny_encoders[v2], 2)
+    )
+    found = conditioner([prompt])["encoder_hidden_states"]
+    recorded = torch.from_numpy(recorded).reshape(found.shape)
+    torch.testing.assert_close(found, recorded, atol=2e-6, rtol=1e-5)
+
+
+def test_emphasis_follows_the_grammar():
+    assert parse_emphasis("a (b) [c]") == [
+        ("a ", 1.0), ("b", 1.1), (" ", 1.0), ("c", pytest.approx(1 / 1.1))
+    ]  # fmt: skip
+    assert parse_emphasis("((a:1.5) b)") == [("a", pytest.approx(1.65)), (" b", 1.1)]
+    assert parse_emphasis(r"\(a\) a: b)") == [("(a) a: b)", 1.0)]
+    assert parse_emphasis("(a") == [("a", 1.1)]
+    assert parse_emphasis("[a:0.5]") == [("a:0.5", pytest.approx(1 / 1.1))]
+    assert parse_emphasis("") == [("", 1.0)]
+    assert parse_emphasis("(a:.)") == [("a:.)", 1.1)]
+
+
+def test_a1111_takes_chunks_as_needed(a1111):
+    tokens = a1111(split="plain")
+    assert [len(tokens("cat " * n).ids) for n in (0, 1, 75, 76, 150, 151, 225, 300)] == [
+        1, 1, 1, 2, 2, 3, 3, 3
+    ]  # fmt: skip
+    first, second = tokens("cat " * 76).ids
+    assert first == (49406, *[2368] * 75, 49407)
+    assert second == (49406, 2368, *[49407] * 75)
+
+
+def test_a_comma_carries_its_words_over(a1111):
+    """70 words, a comma, 10 words: what follows the comma goes to the next chunk, as in A1111."""
+    text = "cat " * 70 + ", " + "dog " * 10
+    first, second = a1111()(text).ids
+    assert first == (49406, *[2368] * 70, 267, *[49407] * 5)
+    assert second[1:12] == (*[1929] * 10, 49407)
+    assert a1111(split="plain")(text).ids[0][72:76] == (1929,) * 4
+    far = "cat " * 50 + ", " + "dog " * 30
+    assert a1111()(far).ids == a1111(split="plain")(far).ids
+
+
+def test_nothing_is_carried_over_into_a_chunk_that_is_cut_off(a1111):
+    text = "cat " * 70 + ", " + "dog " * 10
+    found = a1111(max_tokens=75)(text)
+    assert found.ids == ((49406, *[2368] * 70, 267, *[1929] * 4, 49407),)
+    assert found.lost == 6
+
+
+def test_break_begins_a_chunk(a1111):
+    tokens = a1111(emphasis="mean")
+    first, second = tokens("cat BREAK (dog:1.5)").ids
+    assert (first[1], second[1], first[2], second[2]) == (2368, 1929, 49407, 49407)
+    assert tokens("cat BREAK (dog:1.5)").weights[1][:3] == (1.0, 1.5, 1.0)
+    assert len(tokens("cat BREAK").ids) == 1
+    assert len(a1111()("cat BREAK dog").ids) == 1
+
+
+def test_sd2_pads_with_zeros_after_the_end(a1111):
+    (chunk,) = a1111(pad_id=0)("cat!").ids
+    assert chunk == (49406, 2368, 256, 49407, *[0] * 73)
+
+
+def test_a_batch_is_filled_up_with_empty_chunks(tiny_encoders, a1111):
+    conditioner = ClipTextConditioner(a1111(), ClipStates(tiny_encoders[False]))
+    short, long = "a cat", "the quick brown fox jumps over a lazy dog " * 10
+    both = conditioner([short, long])["encoder_hidden_states"]
+    assert both.shape == (2, 154, 24)
+    alone = conditioner([short])["encoder_hidden_states"]
+    empty = conditioner([""])["encoder_hidden_states"]
+    assert alone.shape == empty.shape == (1, 77, 24)
+    torch.testing.assert_close(both[:1], torch.cat([alone, empty], 1), atol=1e-6, rtol=1e-5)
+
+
+def test_an_empty_caption_has_the_layout_of_all(tiny_encoders):
+    states = ClipStates(tiny_encoders[True])
+    conditioner = ClipTextConditioner(kohya_tokens(True, 225), states)
+    assert conditioner([""])["encoder_hidden_states"].shape == (1, 227, 24)
+
+
+def test_the_mean_is_kept_as_a1111_does(tiny_encoders, a1111):
+    """z * w * mean(z) / mean(z * w), over one chunk of one text."""
+    states = ClipStates(tiny_encoders[False])
+    plain = ClipTextConditioner(a1111(), states)(["a cat"])["encoder_hidden_states"]
+    found = ClipTextConditioner(a1111(emphasis="mean"), states)(["a (cat:1.5)", "x"])
+    weighted = plain.clone()
+    weighted[:, 2] *= 1.5
+    expected = weighted * (plain.mean() / weighted.mean())
+    torch.testing.assert_close(found["encoder_hidden_states"][:1], expected, atol=1e-5, rtol=1e-4)
 
 
 def test_the_last_layer_is_what_transformers_gives(nano_model):
     model = load_base_model(nano_model)
-    conditioner = ClipTextConditioner(model.tokenizer, ClipStates(model.text_encoder))
-    ids = conditioner.token_ids(["a red ball", ""])
+    tokens = build_tokens(model, TextLayout())
+    conditioner = ClipTextConditioner(tokens, ClipStates(model.text_encoder))
+    ids = torch.tensor([tokens(text).ids[0] for text in ("a red ball", "")])
     ours = conditioner(["a red ball", ""])["encoder_hidden_states"]
     assert torch.equal(ours, model.text_encoder(ids).last_hidden_state)
 
@@ -43,9 +214,10 @@ def test_clip_skip_is_a_shorter_encoder(nano_model, clip_skip):
     model, shorter = load_base_model(nano_model), load_base_model(nano_model)
     layers = shorter.text_encoder.encoder.layers
     shorter.text_encoder.encoder.layers = layers[: len(layers) - (clip_skip - 1)]
-    conditioner = ClipTextConditioner(model.tokenizer, ClipStates(model.text_encoder, clip_skip))
+    tokens = build_tokens(model, TextLayout())
+    conditioner = ClipTextConditioner(tokens, ClipStates(model.text_encoder, clip_skip))
     ours = conditioner(["a red ball"])["encoder_hidden_states"]
-    ids = conditioner.token_ids(["a red ball"])
+    ids = torch.tensor(tokens("a red ball").ids)
     torch.testing.assert_close(ours, shorter.text_encoder(ids).last_hidden_state)
 
 
@@ -59,7 +231,8 @@ def test_layers_after_the_chosen_one_are_known(nano_model):
     assert states.unused_layers() == list(states.text_encoder.encoder.layers[-2:])
 
 
-def test_captions_over_75_tokens_are_counted(nano_model):
-    model = load_base_model(nano_model)
-    conditioner = ClipTextConditioner(model.tokenizer, ClipStates(model.text_encoder))
-    assert conditioner.too_long(["cat " * 75, "cat " * 76, "cat"]) == 1
+@pytest.mark.parametrize("length", [75, 150])
+def test_captions_that_lose_words_are_counted(a1111, length):
+    texts = ["cat " * length, "cat " * (length + 1), "cat"]
+    assert a1111(max_tokens=length).too_long(texts) == 1
+    assert kohya_tokens(False, length).too_long(texts) == 1

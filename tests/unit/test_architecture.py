@@ -58,16 +58,19 @@ def test_no_branch_on_a_family_or_prediction_name():
         for path in SOURCE.rglob("*.py")
         if path not in table
         for line in path.read_text(encoding="utf-8").splitlines()
-        if pattern.search(line) and "part.name" not in line and "os.name" not in line
+        if pattern.search(line) and not re.search(r"(part|os|opcode)\.name", line)
     ]
     assert found == []
 
 
-def test_no_pickle_and_no_unsafe_load():
+def test_pickles_are_read_in_one_place_and_never_run():
+    """The scan of pickles imports `pickletools` and one exception, never a function that loads."""
     for path in SOURCE.rglob("*.py"):
         text = path.read_text(encoding="utf-8")
-        assert "import pickle" not in text, path
-        assert "torch.load(" not in text, path
+        assert not re.search(r"^\s*import pickle$|pickle\.loads?\(", text, re.MULTILINE), path
+        loads = re.findall(r"torch\.load\([^)]*\)", text)
+        assert bool(loads) == (path.name == "pickles.py"), path
+        assert all("weights_only=True" in load for load in loads), path
 
 
 def test_public_names():

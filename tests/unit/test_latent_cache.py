@@ -162,10 +162,10 @@ def test_a_newer_format_is_refused(folder, tmp_path):
 def test_a_full_disk_while_caching_keeps_what_was_finished(folder, tmp_path, monkeypatch):
     import errno
 
-    from impasto.data import latent_cache
+    from impasto.data import shards
     from impasto.errors import StorageError
 
-    real, calls = latent_cache.save_file, []
+    real, calls = shards.save_file, []
 
     def save(tensors, path):
         calls.append(path)
@@ -174,7 +174,7 @@ def test_a_full_disk_while_caching_keeps_what_was_finished(folder, tmp_path, mon
             raise OSError(errno.ENOSPC, "No space left on device")
         real(tensors, path)
 
-    monkeypatch.setattr(latent_cache, "save_file", save)
+    monkeypatch.setattr(shards, "save_file", save)
     with pytest.raises(StorageError, match="disk is full"):
         run(folder, tmp_path)
     names = [p.name for p in (tmp_path / "latents").iterdir()]

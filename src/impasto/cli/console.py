@@ -124,7 +124,8 @@ class Console:
         )
         if summary["too_long"]:
             self.note(
-                f"{summary['too_long']} captions have over 75 tokens: their ends are not seen"
+                f"{summary['too_long']} captions have over {summary['max_tokens']} tokens: their "
+                f"ends are not seen. model.max_tokens can be up to 225."
             )
         for item in summary["set_aside"][:10]:
             self.note(f"Set aside: {item['path']}: {item['reason']}")

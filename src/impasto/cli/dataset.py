@@ -124,12 +124,12 @@ def plan(
 
 @dataset.command()
 @FOLDER
-@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("model")
 @_bucket_options
 @click.option("--batch-size", default=4, show_default=True, help="Pictures encoded at once.")
 def cache(
     folder: Path,
-    model: Path,
+    model: str,
     batch_size: int,
     resolution: int,
     min_side: int,
@@ -148,7 +148,7 @@ def cache(
     config = _config(folder, resolution, min_side, max_side, step, cache_dir)
     console = Console()
     planned = plan_dataset(config, scan_dataset(config, console).records)
-    vae = load_base_model(model).vae.to(default_device())
+    vae = load_base_model(model, progress=console).vae.to(default_device())
     latents = LatentCache(config.derived_dir / "latents")
     result = cache_latents(
         planned.images, latents, moments_encoder(vae, batch_size=batch_size), console

@@ -20,6 +20,8 @@ VERBS = {
     "dataset": "impasto.cli.dataset:dataset",
     "train": "impasto.cli.train:train",
     "resume": "impasto.cli.train:resume",
+    "convert": "impasto.cli.convert:convert",
+    "inspect": "impasto.cli.convert:inspect",
     "sample": "impasto.cli.sample:sample",
     "report": "impasto.cli.report:report",
 }

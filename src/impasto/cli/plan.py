@@ -10,7 +10,7 @@ from impasto.config.load import build_run_config, dump_toml
 from impasto.config.run import RunConfig
 from impasto.data.sampler import EpochSampler
 from impasto.training.pictures import held_out_records, plan_dataset, scan_dataset
-from impasto.training.session import build_trainable, count_steps
+from impasto.training.session import build_open_options, build_trainable, count_steps
 
 BYTES_PER_FP32 = 4
 ADAM_COPIES = 3  # a saved state holds the weights and two moments of each
@@ -22,8 +22,8 @@ def show_plan(config: RunConfig, console: Console) -> None:
     Raises:
         ImpastoError: Whatever would stop the run before its first step.
     """
-    from impasto.models.loading import load_base_model
-    from impasto.models.text import ClipTextConditioner
+    from impasto.models.loading import build_tokens, load_base_model
+    from impasto.training.text import build_layout
 
     scan = scan_dataset(config.dataset, console)
     training, held_out = held_out_records(scan, config.validation, config.seed)
@@ -36,10 +36,9 @@ def show_plan(config: RunConfig, console: Console) -> None:
         repeats=config.dataset.num_repeats,
         accumulation=settings.gradient_accumulation_steps,
     )
-    model = load_base_model(config.model.path)
+    model = load_base_model(config.model.path, build_open_options(config), console)
     trainable = build_trainable(config, model)
-    conditioner = ClipTextConditioner(model.tokenizer, trainable.states)
-    too_long = conditioner.too_long([record.text for record in training])
+    too_long = build_tokens(model, build_layout(config)).too_long([r.text for r in training])
     steps = count_steps(config, sampler)
     parameters = {
         part.name: sum(p.numel() for p in part.parameters().values()) for part in trainable.parts
@@ -54,7 +53,8 @@ def show_plan(config: RunConfig, console: Console) -> None:
             f"{len(scan.set_aside)} set aside, {scan.uncaptioned} without words",
             "Buckets": ", ".join(f"{size}: {n}" for size, n in plan.bucket_counts.items()),
             "Cropped away": f"{100 * plan.mean_lost_area:.1f} % of the area on average",
-            "Captions": f"{too_long} have over 75 tokens, whose ends are not seen",
+            "Captions": f"{too_long} have over {config.model.max_tokens} tokens, whose ends are "
+            f"not seen",
             "Enlarged": f"{plan.enlarged} pictures are smaller than their bucket",
         }
     )

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from impasto.cli.model_options import model_options, open_options
+
+if TYPE_CHECKING:
+    from impasto.models.tokens import Emphasis
+
 
 @click.command()
-@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("model")
 @click.argument("prompts", nargs=-1, required=True)
 @click.option("--out", type=click.Path(path_type=Path), default=Path("samples"), show_default=True)
 @click.option("-n", "--negative", default="", help="What the pictures should not show.")
@@ -19,10 +26,20 @@ import click
 @click.option("--seed", default=1, show_default=True, help="Each further picture adds 1.")
 @click.option("--count", default=1, show_default=True, type=click.IntRange(1), help="Per prompt.")
 @click.option("--sampler", default="ddim", show_default=True)
-@click.option("--clip-skip", type=click.IntRange(1, 12), help="As in training; default: off.")
+@click.option(
+    "--clip-skip", type=click.IntRange(1, 12), help="As in training; default: what the file says."
+)
+@click.option(
+    "--emphasis",
+    type=click.Choice(["mean", "no_norm", "off"]),
+    default="mean",
+    show_default=True,
+    help="What (cat:1.2) and [dog] do: as in A1111, without its correction, or nothing.",
+)
 @click.option("--grid", is_flag=True, help="Also write all pictures as one, grid.png.")
+@model_options
 def sample(
-    model: Path,
+    model: str,
     prompts: tuple[str, ...],
     out: Path,
     negative: str,
@@ -34,13 +51,15 @@ def sample(
     count: int,
     sampler: str,
     clip_skip: int | None,
+    emphasis: Emphasis,
     grid: bool,  # noqa: FBT001
+    **options: Any,
 ) -> None:
-    """Draw each of PROMPTS with MODEL, a Diffusers folder or a finished run."""
+    """Draw each of PROMPTS with MODEL: a file, a Diffusers folder, a Hub id, or a finished run."""
     from impasto.cli.console import Console
     from impasto.errors import ConfigError
     from impasto.models.loading import load_base_model
-    from impasto.runs import RunDirectory
+    from impasto.models.text_metadata import prompt_layout
     from impasto.sampling.prompts import SAMPLERS, Prompt
     from impasto.sampling.sampler import Sampler, make_grid, save_png
     from impasto.training.devices import default_device
@@ -50,11 +69,11 @@ def sample(
     if width % 8 or height % 8:
         raise ConfigError(f"The size is {width}x{height}; both sides must be multiples of 8.")
     console = Console()
-    run = RunDirectory(model)
-    base = load_base_model(run.export if run.config_file.is_file() else model)
+    base = load_base_model(_model_of(model), open_options(options), console)
     base.unet.to(default_device())
     base.text_encoder.to(default_device())
-    drawer = Sampler.of(base, clip_skip)
+    layout = replace(prompt_layout(base.contents.metadata), emphasis=emphasis)
+    drawer = Sampler.of(base, clip_skip, layout)
     wanted = [
         Prompt(text, negative, seed + index, width, height, steps, guidance, sampler)
         for index, text in enumerate(text for text in prompts for _ in range(count))
@@ -70,3 +89,20 @@ def sample(
         columns = count if count > 1 else min(len(images), 4)
         save_png(make_grid(images, columns), out / "grid.png", wanted[0])
     console.note(f"Wrote {len(images)} pictures to {out}.")
+
+
+def _model_of(model: str) -> str:
+    """A run stands for the model that it exported."""
+    from impasto.errors import RunError
+    from impasto.runs import RunDirectory
+
+    run = RunDirectory(Path(model))
+    if not run.config_file.is_file():
+        return model
+    exported = run.exported_model()
+    if exported is None:
+        raise RunError(
+            f"{model} is a run that has not exported a model yet. Finish it with: impasto resume "
+            f"{model}"
+        )
+    return str(exported)

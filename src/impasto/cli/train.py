@@ -52,7 +52,7 @@ def resume(run: Path) -> None:
     status = directory.read_json("status.json")
     wanted = load_run_config(directory.config_file).training.max_steps
     if status.get("phase") == "finished" and wanted in (None, status["total_steps"]):
-        console.note(f"{run} is finished; its model is in {RunDirectory(run).export}.")
+        console.note(f"{run} is finished; its model is {directory.exported_model()}.")
         return
     console.note("Loading ...")
     from impasto.cli.finish import finish

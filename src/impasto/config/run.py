@@ -16,17 +16,59 @@ from impasto.config.dataset import DatasetConfig, Side
 Positive = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0, le=1)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
+Precision = Literal["fp32", "fp16", "bf16"]
+MetadataKey = Literal[
+    "author", "description", "license", "tags", "usage_hint", "trigger_phrase", "merged_from",
+    "thumbnail",
+]  # fmt: skip
 
 
 class ModelConfig(Section):
     """The base model."""
 
-    path: Path
-    """Diffusers folder of the model to start from."""
+    path: str
+    """The model to start from: a `.safetensors` or `.ckpt` file, a Diffusers folder, or a Hub id
+    such as `owner/name` or `owner/name@revision`."""
+
+    vae: str | None = None
+    """Another VAE than the model's: a Diffusers folder or id, a VAE file, or a full model."""
+
+    family: Literal["sd1", "sd2-base", "sd2-v"] | None = None
+    """What the model is, where it cannot be told from its files; off means to find out."""
+
+    prediction_type: Literal["epsilon", "v_prediction"] | None = None
+    """What its U-Net predicts, where it cannot be told from its files; off means to find out."""
+
+    weights: Literal["auto", "plain", "ema"] = "auto"
+    """Which weights of a file that also has averaged ones: `plain`, which train better, `ema`,
+    which sample better, or `auto`: the plain ones, and of a Diffusers folder its main file."""
+
+    variant: str | None = None
+    """Which set of files of a Diffusers folder, such as `fp16`; off means the main one, or else
+    fp16."""
 
     clip_skip: Annotated[int, Field(ge=1, le=12)] | None = None
     """Take the text encoder's n-th layer from the end, followed by its final layer norm. 2 is the
-    penultimate layer that NovelAI trained with; off means the last layer."""
+    penultimate layer that NovelAI trained with; off means the last layer. SD 2.x uses the
+    penultimate layer of its own encoder without this setting."""
+
+    max_tokens: Literal[75, 150, 225] = 75
+    """How much of a caption is read, in tokens; a word is one to three. More takes a little more
+    time and memory, for long captions only with `token_join` a1111."""
+
+    token_join: Literal["a1111", "kohya"] = "a1111"
+    """How captions of over 75 tokens are put together. `a1111`: 75 at a time, each with its own
+    begin and end, as A1111, Forge and ComfyUI do when drawing. `kohya`: as sd-scripts trains, with
+    one begin and one end, always at full length."""
+
+    token_split: Literal["comma", "plain"] = "comma"
+    """Where captions of over 75 tokens are cut: `comma` after the last comma, if it is among the
+    last 20 tokens, as A1111 does; `plain` anywhere."""
+
+    caption_emphasis: Literal["off", "no_norm", "mean"] = "off"
+    """Whether brackets in captions are emphasis, as in `(cat:1.2)` and `[dog]`: `off`, since tags
+    carry brackets of their own; `no_norm` multiplies the states, as sd-scripts does; `mean` keeps
+    their mean besides, as A1111 does."""
 
 
 class FullMethod(Section):
@@ -99,6 +141,14 @@ class TrainingConfig(Section):
     max_grad_norm: Annotated[float, Field(ge=0)] = 1.0
     """Largest norm of the whole gradient; longer ones are scaled down to it. 0 means no limit."""
 
+    text_cache_mib: Annotated[int, Field(ge=0)] = 256
+    """Memory for remembered outputs of a text encoder that is not trained, in MiB on the U-Net's
+    device; 75 tokens take 0.23 (SD 1.x) to 0.31 (SD 2.x)."""
+
+    cache_text_to_disk: bool = False
+    """Encode all captions before training, keep them beside the latents, and take the text encoder
+    off the device: saves 0.5 to 1.4 GiB there. Captions that change are still encoded when met."""
+
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Keep a running average of the weights with this decay per update, and export it; costs one
     copy of the weights. Off means none."""
@@ -153,6 +203,10 @@ class PreviewConfig(Section):
     seed: Annotated[int, Field(ge=0)] = 1
     """Seed of the first prompt; each further one adds 1."""
 
+    emphasis: Literal["off", "no_norm", "mean"] = "mean"
+    """Whether brackets in prompts are emphasis; `mean` is what A1111 does. A bracket itself is
+    written `\\(`."""
+
     @model_validator(mode="after")
     def _sides_fit(self) -> PreviewConfig:
         for name in ("width", "height"):
@@ -170,8 +224,41 @@ class SavingConfig(Section):
     keep_states: Positive = 2
     """How many of the newest states are kept."""
 
-    export_dtype: Literal["fp32", "fp16", "bf16"] = "fp16"
-    """Precision of the trained parts in the exported model; frozen parts stay as they were."""
+    format: Literal["safetensors", "ckpt", "diffusers"] = "safetensors"
+    """What the trained model is written as: one `.safetensors` or `.ckpt` file for A1111, Forge and
+    ComfyUI, or a Diffusers folder."""
+
+    name: str | None = None
+    """Name and title of the exported model; off means the run directory's."""
+
+    export_dtype: Precision = "fp16"
+    """Precision of the trained parts in the exported model; frozen parts stay as they were, bit for
+    bit, unless one of the next three says otherwise."""
+
+    unet_dtype: Precision | None = None
+    """Precision of the U-Net in the exported model; off means as `export_dtype` says."""
+
+    text_encoder_dtype: Precision | None = None
+    """Precision of the text encoder in the exported model; off means `export_dtype` if it was
+    trained, else as it was."""
+
+    vae_dtype: Precision | None = None
+    """Precision of the VAE in the exported model; off means as it was."""
+
+    metadata: dict[MetadataKey, str] = Field(default_factory=dict)
+    """What the file says of itself besides: `author`, `description`, `license`, `tags`,
+    `usage_hint`, `trigger_phrase`, `merged_from`, `thumbnail`, by the names of the
+    modelspec standard."""
+
+    @property
+    def part_dtypes(self) -> dict[str, Precision]:
+        """Part -> precision, where one is asked for by name."""
+        asked = {
+            "unet": self.unet_dtype,
+            "text_encoder": self.text_encoder_dtype,
+            "vae": self.vae_dtype,
+        }
+        return {part: dtype for part, dtype in asked.items() if dtype is not None}
 
 
 class LoggingConfig(Section):
@@ -201,3 +288,17 @@ class RunConfig(Section):
     previews: PreviewConfig = PreviewConfig()
     saving: SavingConfig = SavingConfig()
     logging: LoggingConfig = LoggingConfig()
+
+    @model_validator(mode="after")
+    def _cached_text_is_frozen(self) -> RunConfig:
+        if self.training.cache_text_to_disk and self.method.train_text_encoder:
+            raise ValueError(
+                "training.cache_text_to_disk and method.train_text_encoder contradict each other: "
+                "what a learning text encoder says changes with each step. Take one of them out"
+            )
+        return self
+
+    @property
+    def export_name(self) -> str:
+        """What the exported model is called."""
+        return self.saving.name or self.output_dir.name

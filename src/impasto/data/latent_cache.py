@@ -1,8 +1,6 @@
 """VAE outputs on disk: moments in shards, found by content, so that a stale one cannot be found.
 
-A shard holds pictures of one bucket: `<name>.safetensors` with `mean` and `logvar`, both
-[N, 4, h, w], and `<name>.json` with their keys in order. The index is written last, so a shard
-without one does not exist. Shards are mapped into memory, never read whole.
+A shard (`data/shards.py`) holds pictures of one bucket: `mean` and `logvar`, both [N, 4, h, w].
 """
 
 from __future__ import annotations
@@ -17,17 +15,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from impasto import files
 from impasto.data import images
 from impasto.data.records import FileStamp, ImageRecord, PlannedImage, SetAside, Size
+from impasto.data.shards import Shards
 from impasto.errors import DatasetError
 from impasto.progress import Progress, SilentProgress
 
-FORMAT_VERSION = 1
 SHARD_ENTRIES = 256
 STORED_DTYPE = torch.float16
 _HASHES_FILE = "content-hashes.json"
@@ -100,7 +96,7 @@ def latent_key(content_hash: str, planned: PlannedImage, vae_fingerprint: str) -
 
 
 class LatentCache:
-    """A folder of shards.
+    """A folder of shards with the moments of encoded pictures.
 
     Args:
         folder: Where the shards are; created when something is written.
@@ -111,86 +107,32 @@ class LatentCache:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._shards: dict[str, tuple[np.ndarray, np.ndarray]] = {}
-        self._rows: dict[str, tuple[str, int]] = {}
+        self._shards = Shards(folder, ("mean", "logvar"), "latent cache")
         self.hashes = ContentHashes(folder / _HASHES_FILE)
-        for index in sorted(folder.glob("shard-*.json")):
-            self._add_index(index)
 
     def __contains__(self, key: str) -> bool:
-        return key in self._rows
+        return key in self._shards
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self._shards)
 
     def read(self, keys: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Moments of pictures of one bucket: (mean, logvar), each [len(keys), 4, h, w] as stored.
 
-        Gathered with NumPy, which stays on one core: a second pool of OpenMP threads, which torch
-        would make in a loading thread, slows the training thread's by half on a CPU.
-
         Raises:
             KeyError: A key is not in the cache.
         """
-        places = [self._rows[key] for key in keys]
-        if len({shard for shard, _ in places}) == 1:
-            mean, logvar = self._shard(places[0][0])
-            rows = [row for _, row in places]
-            return torch.from_numpy(mean[rows]), torch.from_numpy(logvar[rows])
-        pairs = [self._shard(shard) for shard, _ in places]
-        means = [mean[row] for (mean, _), (_, row) in zip(pairs, places, strict=True)]
-        logvars = [logvar[row] for (_, logvar), (_, row) in zip(pairs, places, strict=True)]
-        return torch.from_numpy(np.stack(means)), torch.from_numpy(np.stack(logvars))
+        mean, logvar = self._shards.read(keys)
+        return torch.from_numpy(mean), torch.from_numpy(logvar)
 
     def write_shard(self, bucket: Size, keys: Sequence[str], mean: Tensor, logvar: Tensor) -> None:
-        """Add a shard, tensors first and index last, each written durably.
+        """Add the moments of pictures of one bucket.
 
         Raises:
             StorageError: The disk is full or the folder cannot be written.
         """
-        digest = hashlib.sha256("".join(keys).encode("utf-8")).hexdigest()[:16]
-        name = f"shard-{bucket}-{digest}"
-        tensors = {
-            "mean": mean.to(STORED_DTYPE).contiguous(),
-            "logvar": logvar.to(STORED_DTYPE).contiguous(),
-        }
-        with files.replace_file(self.folder / f"{name}.safetensors") as partial:
-            save_file(tensors, partial)
-        index = self.folder / f"{name}.json"
-        files.write_json(index, {"format_version": FORMAT_VERSION, "keys": list(keys)})
-        self._add_index(index)
-
-    def _add_index(self, index: Path) -> None:
-        try:
-            stored = json.loads(index.read_text(encoding="utf-8"))
-            version, keys = stored["format_version"], stored["keys"]
-        except (ValueError, KeyError, TypeError):
-            return  # without a readable index its pictures are simply encoded again
-        if version > FORMAT_VERSION:
-            raise DatasetError(
-                f"The latent cache {self.folder} was written by a newer Impasto (format {version}; "
-                f"this one reads up to {FORMAT_VERSION}). Update Impasto or delete the folder."
-            )
-        if self._is_whole(index.with_suffix(".safetensors"), len(keys)):
-            self._rows.update({key: (index.stem, row) for row, key in enumerate(keys)})
-
-    @staticmethod
-    def _is_whole(shard: Path, entries: int) -> bool:
-        """Whether the shard's header fits its length and its index; pixels are not read."""
-        try:
-            with safe_open(shard, framework="pt") as file:
-                shapes = [file.get_slice(name).get_shape() for name in ("mean", "logvar")]
-        except (SafetensorError, OSError):
-            return False
-        return bool(shapes[0] == shapes[1] and shapes[0][0] == entries)
-
-    def _shard(self, name: str) -> tuple[np.ndarray, np.ndarray]:
-        """The mapped tensors of a shard as arrays over the same memory."""
-        if name not in self._shards:
-            with safe_open(self.folder / f"{name}.safetensors", framework="pt") as file:
-                mean, logvar = file.get_tensor("mean"), file.get_tensor("logvar")
-            self._shards[name] = mean.numpy(), logvar.numpy()
-        return self._shards[name]
+        columns = {"mean": mean.to(STORED_DTYPE), "logvar": logvar.to(STORED_DTYPE)}
+        self._shards.write(str(bucket), keys, columns)
 
 
 @dataclass(frozen=True)

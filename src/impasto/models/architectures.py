@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 
-from impasto import files
+from impasto.checkpoints.keymap import PARTS, TEXT_ENCODER, UNET, VAE
 from impasto.errors import ConfigError, RunError
+from impasto.models.contents import ModelContents
 from impasto.models.families import SD1, SD2_BASE, Family
-from impasto.models.loading import TEXT_ENCODER_FILE, UNET_FILE, VAE_FILE
-from impasto.models.vocabulary import write_tokenizer
+from impasto.models.identity import Identity
+from impasto.models.loading import tensors_of
+from impasto.models.pipeline_files import scheduler_config
+from impasto.models.saving import About, save_model
 
 
 @dataclass(frozen=True)
@@ -138,50 +139,22 @@ def write_random_model(
         raise RunError(f"{target} is already there; nothing was changed. Choose another name.")
     torch.manual_seed(seed)
     modules = {
-        UNET_FILE: UNet2DConditionModel.from_config(architecture.unet),
-        VAE_FILE: AutoencoderKL.from_config(architecture.vae),
-        TEXT_ENCODER_FILE: CLIPTextModel(CLIPTextConfig(**architecture.text_encoder)),
+        UNET: UNet2DConditionModel.from_config(architecture.unet),
+        VAE: AutoencoderKL.from_config(architecture.vae),
+        TEXT_ENCODER: CLIPTextModel(CLIPTextConfig(**architecture.text_encoder)),
     }
-    with files.replace_folder(target) as partial:
-        for file, module in modules.items():
-            folder = (partial / file).parent
-            if hasattr(module, "save_config"):
-                module.save_config(folder)
-            else:
-                module.config.save_pretrained(folder)
-            tensors = {n: t.to(dtype).contiguous() for n, t in module.state_dict().items()}
-            save_file(tensors, partial / file, metadata={"format": "pt"})
-        write_tokenizer(partial / "tokenizer", pad_token=architecture.family.pad_token)
-        _write_pipeline_files(partial, architecture.family)
-
-
-def _write_pipeline_files(folder: Path, family: Family) -> None:
-    """The index of parts and the scheduler's configuration, as in SD's Diffusers folders."""
-    index = {
-        "_class_name": "StableDiffusionPipeline",
-        "_diffusers_version": "0.42.1",
-        "feature_extractor": [None, None],
-        "requires_safety_checker": False,
-        "safety_checker": [None, None],
-        "scheduler": ["diffusers", "DDIMScheduler"],
-        "text_encoder": ["transformers", "CLIPTextModel"],
-        "tokenizer": ["transformers", "CLIPTokenizer"],
-        "unet": ["diffusers", "UNet2DConditionModel"],
-        "vae": ["diffusers", "AutoencoderKL"],
-    }
-    scheduler = {
-        "_class_name": "DDIMScheduler",
-        "beta_start": 0.00085,
-        "beta_end": 0.012,
-        "beta_schedule": "scaled_linear",
-        "num_train_timesteps": 1000,
-        "prediction_type": family.prediction.name,
-        "clip_sample": False,
-        "set_alpha_to_one": False,
-        "steps_offset": 1,
-    }
-    (folder / "scheduler").mkdir()
-    (folder / "model_index.json").write_text(json.dumps(index, indent=2), encoding="utf-8")
-    (folder / "scheduler" / "scheduler_config.json").write_text(
-        json.dumps(scheduler, indent=2), encoding="utf-8"
-    )
+    family = architecture.family
+    contents = ModelContents(
+        source=target.name,
+        form="random weights",
+        parts=tensors_of(modules),
+        ldm_only={},
+        configs={
+            UNET: architecture.unet,
+            VAE: architecture.vae,
+            TEXT_ENCODER: architecture.text_encoder,
+        },
+        scheduler_config=scheduler_config(family.prediction.name),
+        identity=Identity(family, family.prediction, "asked for"),
+    ).cast(dict.fromkeys(PARTS, dtype))
+    save_model(contents, target, "diffusers", About(title=target.name))

@@ -1,17 +1,15 @@
 """The table of model families: what differs between them is a column here, not a branch elsewhere.
 
 Facts: CompVis/stable-diffusion `configs/stable-diffusion/v1-inference.yaml`, Stability-AI
-stablediffusion `configs/stable-diffusion/v2-inference*.yaml`.
+stablediffusion `configs/stable-diffusion/v2-inference*.yaml`, and the configurations of their
+Diffusers folders.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
-from impasto.diffusion.prediction import EPSILON, PREDICTIONS, VELOCITY, Prediction
-from impasto.errors import ModelError
+from impasto.diffusion.prediction import EPSILON, VELOCITY, Prediction
 
 
 @dataclass(frozen=True)
@@ -19,55 +17,86 @@ class Family:
     """One row of the table.
 
     Attributes:
+        key: How settings name it.
         name: What it is called in reports.
-        text_activation: The text encoder's activation, which tells the generations apart at any
-            size: OpenAI's CLIP has quick_gelu, OpenCLIP gelu.
         prediction: What the U-Net predicts.
+        text_activation: The text encoder's activation: OpenAI's CLIP has quick_gelu, OpenCLIP gelu.
+        open_clip: Whether LDM files name the text encoder as open_clip does.
+        linear_projection: Whether attention is entered by a linear layer, not a 1x1 convolution.
+        context_width: Width of the text encoder's states at full size.
+        head_count: Attention heads of the U-Net, where their number is fixed, else None.
         pad_token: What the tokenizer fills a text up with.
+        pad_id: Its id.
+        upcast_attention: Whether attention overflows float16 (SD 2.1 does, and its files cannot be
+            told from 2.0's).
+        architecture: Its name in `modelspec.architecture`.
+        resolution: Pixels per side that the original was trained at.
         scaling_factor: Scaled latents = this times the VAE's.
     """
 
+    key: str
     name: str
-    text_activation: str
     prediction: Prediction
+    text_activation: str
+    open_clip: bool
+    linear_projection: bool
+    context_width: int
+    head_count: int | None
     pad_token: str
+    pad_id: int
+    upcast_attention: bool
+    architecture: str
+    resolution: int
     scaling_factor: float = 0.18215
 
+    def heads(self, channels: list[int]) -> int | list[int]:
+        """For `attention_head_dim`, which in these models counts heads: 8, or one per 64."""
+        return self.head_count or [width // 64 for width in channels]
 
-SD1 = Family("SD 1.x", "quick_gelu", EPSILON, "<|endoftext|>")
-SD2_BASE = Family("SD 2.x base", "gelu", EPSILON, "!")
-SD2_V = Family("SD 2.x 768-v", "gelu", VELOCITY, "!")
+
+SD1 = Family(
+    key="sd1",
+    name="SD 1.x",
+    prediction=EPSILON,
+    text_activation="quick_gelu",
+    open_clip=False,
+    linear_projection=False,
+    context_width=768,
+    head_count=8,
+    pad_token="<|endoftext|>",
+    pad_id=49407,
+    upcast_attention=False,
+    architecture="stable-diffusion-v1",
+    resolution=512,
+)
+SD2_BASE = Family(
+    key="sd2-base",
+    name="SD 2.x base",
+    prediction=EPSILON,
+    text_activation="gelu",
+    open_clip=True,
+    linear_projection=True,
+    context_width=1024,
+    head_count=None,
+    pad_token="!",
+    pad_id=0,
+    upcast_attention=True,
+    architecture="stable-diffusion-v2-512",
+    resolution=512,
+)
+SD2_V = Family(
+    key="sd2-v",
+    name="SD 2.x 768-v",
+    prediction=VELOCITY,
+    text_activation="gelu",
+    open_clip=True,
+    linear_projection=True,
+    context_width=1024,
+    head_count=None,
+    pad_token="!",
+    pad_id=0,
+    upcast_attention=True,
+    architecture="stable-diffusion-v2-768-v",
+    resolution=768,
+)
 FAMILIES = (SD1, SD2_BASE, SD2_V)
-
-
-@dataclass(frozen=True)
-class Identity:
-    """A model's family and prediction, and what says so."""
-
-    family: Family
-    prediction: Prediction
-    evidence: str
-
-
-def identify(text_config: Mapping[str, Any], scheduler_config: Mapping[str, Any]) -> Identity:
-    """Find the row for a Diffusers folder's configurations.
-
-    Raises:
-        ModelError: The text encoder or the prediction type is not one of SD 1.x or 2.x.
-    """
-    activation = text_config.get("hidden_act", "quick_gelu")
-    word = scheduler_config.get("prediction_type", EPSILON.name)
-    prediction = PREDICTIONS.get(word)
-    rows = [row for row in FAMILIES if row.text_activation == activation]
-    if prediction is None or not rows:
-        raise ModelError(
-            f"This is not a Stable Diffusion 1.x or 2.x model: its text encoder uses "
-            f"{activation!r} (expected quick_gelu or gelu) and its scheduler says "
-            f"prediction_type {word!r} (expected {' or '.join(PREDICTIONS)})."
-        )
-    matching = [row for row in rows if row.prediction is prediction]
-    return Identity(
-        (matching or rows)[0],
-        prediction,
-        f"text encoder activation {activation}, scheduler prediction_type {word}",
-    )

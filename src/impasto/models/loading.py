@@ -1,180 +1,249 @@
-"""Reads a base model from a Diffusers folder, strictly: every tensor present and of its shape."""
+"""Makes networks from a base model's tensors, strictly: every tensor present and of its shape."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
-from dataclasses import dataclass
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from impasto.checkpoints.keymap import TEXT_ENCODER, UNET, VAE
+from impasto.checkpoints.tensors import LazyTensor, Tensors, total_bytes
+from impasto.checkpoints.writing import is_finite
 from impasto.diffusion.schedule import BETA_END, BETA_START, NUM_TRAIN_TIMESTEPS, NoiseSchedule
 from impasto.errors import ModelError
-from impasto.models.families import Identity, identify
+from impasto.models.attention import use_upcast_attention
+from impasto.models.contents import ModelContents
+from impasto.models.identity import Identity
+from impasto.models.opening import OpenOptions, open_model
+from impasto.models.tokens import TextLayout, TextTokens
+from impasto.models.vocabulary import EOS, token_ids, write_tokenizer
+from impasto.progress import Advance, Progress, SilentProgress, in_mib
 
-UNET_FILE = "unet/diffusion_pytorch_model.safetensors"
-VAE_FILE = "vae/diffusion_pytorch_model.safetensors"
-TEXT_ENCODER_FILE = "text_encoder/model.safetensors"
+NAMES_SHOWN = 3
 
 
 @dataclass(frozen=True)
 class BaseModel:
     """The parts of a Stable Diffusion model in float32, on the CPU, with no gradients asked.
 
+    Nothing in it depends on the files any more: they may be moved or replaced.
+
     Attributes:
-        source: The Diffusers folder it was read from.
+        contents: What the files held besides; `contents.parts` are the networks' own tensors.
+        stored: Part -> the type of each tensor in the files, to be written back as it was.
         unet: diffusers' UNet2DConditionModel.
         vae: diffusers' AutoencoderKL.
         text_encoder: transformers' CLIPTextModel.
         tokenizer: transformers' CLIPTokenizer.
         schedule: The forward process it was trained with.
-        scheduler_config: The scheduler's configuration, for samplers.
-        identity: Family and prediction, with the evidence.
         scaling_factor: Scaled latents = this times the VAE's.
     """
 
-    source: Path
+    contents: ModelContents
+    stored: Mapping[str, Mapping[str, torch.dtype]]
     unet: Any
     vae: Any
     text_encoder: Any
     tokenizer: Any
     schedule: NoiseSchedule
-    scheduler_config: dict[str, Any]
-    identity: Identity
     scaling_factor: float
 
+    @property
+    def identity(self) -> Identity:
+        """Family and prediction, with the evidence."""
+        return self.contents.identity
 
-def load_base_model(path: Path) -> BaseModel:
-    """Read a Diffusers folder.
+    @property
+    def scheduler_config(self) -> Mapping[str, Any]:
+        """The scheduler's configuration, for samplers."""
+        return self.contents.scheduler_config
+
+
+def load_base_model(
+    source: str | Path, options: OpenOptions | None = None, progress: Progress | None = None
+) -> BaseModel:
+    """Read a base model: a single file, a Diffusers folder, or a Hub id.
 
     Raises:
-        ModelError: A file is missing or damaged, a tensor is missing or of a wrong shape, or the
-            model is not one of Stable Diffusion 1.x or 2.x.
+        ModelError: A file is missing, damaged or refused, a tensor is missing, of a wrong shape or
+            NaN, or the model is not one of Stable Diffusion 1.x or 2.x.
+    """
+    progress = progress or SilentProgress()
+    contents = open_model(source, options, progress)
+    configs = contents.configs
+    size = sum(total_bytes(tensors) for tensors in contents.parts.values())
+    with progress.stage("Reading the model", size >> 20, "MiB") as advance:
+        count = in_mib(advance)
+        modules = {
+            part: load_network(part, configs[part], tensors, f"{source} ({part})", count)
+            for part, tensors in contents.parts.items()
+        }
+    if configs[UNET].get("upcast_attention"):
+        use_upcast_attention(modules[UNET])
+    stored = {p: {n: t.dtype for n, t in ts.items()} for p, ts in contents.parts.items()}
+    kept = {n: LazyTensor.of(t.read().clone()) for n, t in contents.ldm_only.items()}
+    return BaseModel(
+        contents=replace(contents, parts=tensors_of(modules), ldm_only=kept),
+        stored=stored,
+        unet=modules[UNET],
+        vae=modules[VAE],
+        text_encoder=modules[TEXT_ENCODER],
+        tokenizer=build_tokenizer(contents),
+        schedule=_schedule_of(contents.scheduler_config, str(source)),
+        scaling_factor=configs[VAE].get("scaling_factor", contents.identity.family.scaling_factor),
+    )
+
+
+def load_network(
+    part: str, config: Mapping[str, Any], tensors: Tensors, source: str, advance: Advance
+) -> nn.Module:
+    """Make a network without spending time on random weights, and fill it.
+
+    Raises:
+        ModelError: The configuration makes no network, or the tensors do not fit it.
+    """
+    module = empty_network(part, config, source)
+    fill(module, tensors, source, advance)
+    _materialise_buffers(module)
+    return module.requires_grad_(requires_grad=False).eval()
+
+
+def empty_network(part: str, config: Mapping[str, Any], source: str) -> nn.Module:
+    """A network without values, which knows the names and shapes of its tensors.
+
+    Raises:
+        ModelError: The configuration makes none.
     """
     from diffusers import AutoencoderKL, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+    from transformers import CLIPTextConfig, CLIPTextModel
 
-    _require_folder(path)
-    unet_config = read_config(path / "unet" / "config.json")
-    text_config = read_config(path / "text_encoder" / "config.json")
-    vae_config = read_config(path / "vae" / "config.json")
-    scheduler_config = read_config(path / "scheduler" / "scheduler_config.json")
-    identity = identify(text_config, scheduler_config)
-    if unet_config.get("in_channels") != 4:
-        raise ModelError(
-            f"{path} is an inpainting or editing model: its U-Net takes "
-            f"{unet_config.get('in_channels')} channels, and only plain models with 4 are trained."
-        )
-    unet = _build(path / UNET_FILE, lambda: UNet2DConditionModel.from_config(unet_config))
-    vae = _build(path / VAE_FILE, lambda: AutoencoderKL.from_config(vae_config))
-    text_encoder = _build(
-        path / TEXT_ENCODER_FILE, lambda: CLIPTextModel(CLIPTextConfig(**text_config))
-    )
-    return BaseModel(
-        source=path,
-        unet=unet,
-        vae=vae,
-        text_encoder=text_encoder,
-        tokenizer=CLIPTokenizer.from_pretrained(path / "tokenizer"),
-        schedule=_schedule_of(scheduler_config, path),
-        scheduler_config=scheduler_config,
-        identity=identity,
-        scaling_factor=vae_config.get("scaling_factor", identity.family.scaling_factor),
-    )
-
-
-def read_config(file: Path) -> dict[str, Any]:
-    """Read one of a Diffusers folder's JSON files.
-
-    Raises:
-        ModelError: It is missing or not JSON.
-    """
+    constructors: dict[str, Callable[[], nn.Module]] = {
+        UNET: lambda: UNet2DConditionModel.from_config(config),
+        VAE: lambda: AutoencoderKL.from_config(config),
+        TEXT_ENCODER: lambda: CLIPTextModel(CLIPTextConfig(**config)),
+    }
     try:
-        config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ModelError(
-            f"The base model is incomplete: {file} is not there. Download or copy it again."
-        ) from error
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{file} cannot be read as JSON: {error}.") from error
-    return config
+        with torch.device("meta"):
+            return constructors[part]()
+    except (TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
+        raise ModelError(f"{source}: its configuration makes no network ({error}).") from error
 
 
-def read_tensors(file: Path) -> dict[str, Tensor]:
-    """Read a safetensors file.
+def fill(module: nn.Module, tensors: Tensors, source: str, advance: Advance) -> None:
+    """Put tensors into a network as float32 copies; every name and every shape has to fit.
+
+    Each value is copied once, out of the mapped file, so that training never depends on the file.
 
     Raises:
-        ModelError: It is missing, truncated or not safetensors.
-    """
-    try:
-        tensors: dict[str, Tensor] = load_file(file)
-    except FileNotFoundError as error:
-        raise ModelError(
-            f"The base model is incomplete: {file} is not there. Download or copy it again; files "
-            f"ending in .bin have to be converted to safetensors first."
-        ) from error
-    except (SafetensorError, OSError) as error:
-        raise ModelError(
-            f"{file} is damaged or not a safetensors file ({error}). Download or copy it again."
-        ) from error
-    return tensors
-
-
-def load_strictly(module: nn.Module, tensors: dict[str, Tensor], file: Path) -> None:
-    """Put tensors into a module as float32; every name and every shape has to fit.
-
-    transformers 4 wrote CLIP's names with the prefix `text_model.`, transformers 5 has none.
-
-    Raises:
-        ModelError: With the names that are missing, unknown, or of another shape.
+        ModelError: With the names that are missing, unknown, of another shape, or not finite.
     """
     expected = dict(module.state_dict())
     tensors = {_as_named_in(expected, name): tensor for name, tensor in tensors.items()}
-    tensors = {n: t for n, t in tensors.items() if not n.endswith("embeddings.position_ids")}
-    missing = sorted(expected.keys() - tensors.keys() - {"embeddings.position_ids"})
-    unknown = sorted(tensors.keys() - expected.keys())
-    wrong = [
-        f"{name} is {tuple(tensors[name].shape)}, expected {tuple(expected[name].shape)}"
+    fit = compare(expected, tensors)
+    if fit.faults:
+        raise ModelError(
+            f"{source} does not fit its configuration: {'; '.join(fit.faults)}. The file is "
+            f"damaged or belongs to another model."
+        )
+    values: dict[str, Tensor] = {}
+    for name, lazy in tensors.items():
+        values[name] = lazy.read().to(torch.float32, copy=True)
+        if not is_finite(values[name]):
+            raise ModelError(
+                f"{source}: {name} holds NaN or infinite values. The model is damaged; take "
+                f"another copy of it."
+            )
+        advance(lazy.size_bytes)
+    module.load_state_dict(values, strict=False, assign=True)
+
+
+def tensors_of(modules: Mapping[str, nn.Module]) -> dict[str, Tensors]:
+    """The tensors of networks by today's names."""
+    return {
+        part: {n: LazyTensor.of(t) for n, t in named_tensors(module).items()}
+        for part, module in modules.items()
+    }
+
+
+def named_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """A network's state without transformers 4's prefix and position ids."""
+    state = {n.removeprefix("text_model."): t for n, t in module.state_dict().items()}
+    return {n: t for n, t in state.items() if n != "embeddings.position_ids"}
+
+
+def build_tokenizer(contents: ModelContents) -> Any:
+    """A CLIPTokenizer from the model's own files, or else from the shipped vocabulary.
+
+    Raises:
+        ModelError: The model's files make no tokenizer.
+    """
+    try:
+        return tokenizer_of(contents.tokenizer_files, contents.identity.family.pad_token)
+    except (OSError, ValueError, TypeError) as error:
+        raise ModelError(
+            f"{contents.source}: its tokenizer folder cannot be read ({error}). Download or copy "
+            f"it again, or remove it: then CLIP's own vocabulary is taken."
+        ) from error
+
+
+def tokenizer_of(tokenizer_files: Mapping[str, bytes], pad_token: str) -> Any:
+    """A CLIPTokenizer from files; without any, from the shipped vocabulary and `pad_token`."""
+    from transformers import CLIPTokenizer
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for file, content in tokenizer_files.items():
+            (folder / file).write_bytes(content)
+        if not tokenizer_files:
+            write_tokenizer(folder, pad_token=pad_token)
+        return CLIPTokenizer.from_pretrained(folder)
+
+
+def build_tokens(model: BaseModel, layout: TextLayout) -> TextTokens:
+    """What cuts texts into chunks for a model.
+
+    SD 2's tokenizer files pad with `!`, which transformers then also takes out of words; sd-scripts
+    trains with that. A1111 has open_clip's tokens, where `!` is a word like others.
+    """
+    family = model.identity.family
+    has_own_words = len(model.tokenizer) != len(token_ids())
+    tokenizer = model.tokenizer if has_own_words else tokenizer_of({}, EOS)
+    eats_pad = layout.join == "kohya" and family.pad_token != EOS
+    return TextTokens(tokenizer, layout, family.pad_id, family.pad_token if eats_pad else None)
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How tensors compare with what a network expects."""
+
+    missing: tuple[str, ...]
+    unknown: tuple[str, ...]
+    wrong: tuple[str, ...]
+
+    @property
+    def faults(self) -> list[str]:
+        """What does not fit, the first few of each sort by name."""
+        sorts = {"missing": self.missing, "unknown": self.unknown, "of another shape": self.wrong}
+        return [f"{sort}: {_listed(names)}" for sort, names in sorts.items() if names]
+
+
+def compare(expected: Mapping[str, Tensor], tensors: Tensors) -> Fit:
+    """Compare names and shapes."""
+    wrong = (
+        f"{name} is {tensors[name].shape}, expected {tuple(expected[name].shape)}"
         for name in sorted(expected.keys() & tensors.keys())
-        if expected[name].shape != tensors[name].shape
-    ]
-    faults = [*_listed("missing", missing), *_listed("unknown", unknown), *wrong[:3]]
-    if faults:
-        more = f" and {len(wrong) - 3} more of a wrong shape" if len(wrong) > 3 else ""
-        raise ModelError(
-            f"{file} does not fit its config.json: {'; '.join(faults)}{more}. The file is damaged "
-            f"or belongs to another model."
-        )
-    module.load_state_dict({n: t.float() for n, t in tensors.items()}, strict=False, assign=True)
-
-
-def _require_folder(path: Path) -> None:
-    if not path.exists():
-        raise ModelError(
-            f"The base model {path} is not there. Give the path of a Diffusers folder, the one "
-            f"that has model_index.json in it."
-        )
-    if not (path / "model_index.json").is_file():
-        what = "a file" if path.is_file() else "a folder without model_index.json"
-        raise ModelError(
-            f"The base model {path} is {what}; expected a Diffusers folder with model_index.json, "
-            f"unet, vae, text_encoder, tokenizer and scheduler in it."
-        )
-
-
-def _build(file: Path, construct: Callable[[], nn.Module]) -> nn.Module:
-    """Make an empty module without spending time on random weights, then fill it from `file`."""
-    tensors = read_tensors(file)
-    with torch.device("meta"):
-        module = construct()
-    load_strictly(module, tensors, file)
-    _materialise_buffers(module)
-    return module.requires_grad_(requires_grad=False).eval()
+        if tuple(expected[name].shape) != tensors[name].shape
+    )
+    return Fit(
+        tuple(sorted(expected.keys() - tensors.keys() - {"embeddings.position_ids"})),
+        tuple(sorted(tensors.keys() - expected.keys())),
+        tuple(wrong),
+    )
 
 
 def _materialise_buffers(module: nn.Module) -> None:
@@ -186,28 +255,23 @@ def _materialise_buffers(module: nn.Module) -> None:
                 child.register_buffer(name, values, persistent=False)
 
 
-def _as_named_in(expected: dict[str, Tensor], name: str) -> str:
-    if name in expected:
-        return name
-    stripped = name.removeprefix("text_model.")
-    if stripped != name:
-        return stripped
-    return f"text_model.{name}" if f"text_model.{name}" in expected else name
+def _as_named_in(expected: Mapping[str, Tensor], name: str) -> str:
+    """Version 4 of transformers has `text_model.` before CLIP's names, version 5 has not."""
+    old = f"text_model.{name}"
+    return old if name not in expected and old in expected else name
 
 
-def _listed(what: str, names: list[str]) -> list[str]:
-    if not names:
-        return []
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return [f"{what}: {', '.join(names[:3])}{more}"]
+def _listed(names: tuple[str, ...]) -> str:
+    rest = len(names) - NAMES_SHOWN
+    return ", ".join(names[:NAMES_SHOWN]) + (f" and {rest} more" if rest > 0 else "")
 
 
-def _schedule_of(config: dict[str, Any], path: Path) -> NoiseSchedule:
+def _schedule_of(config: Mapping[str, Any], source: str) -> NoiseSchedule:
     shape = config.get("beta_schedule", "scaled_linear")
     if shape != "scaled_linear":
         raise ModelError(
-            f"{path / 'scheduler'}: beta_schedule is {shape!r}; Stable Diffusion 1.x and 2.x have "
-            f"scaled_linear."
+            f"{source}: the scheduler's beta_schedule is {shape!r}; Stable Diffusion 1.x and 2.x "
+            f"have scaled_linear."
         )
     return NoiseSchedule.scaled_linear(
         config.get("beta_start", BETA_START),

@@ -1,52 +1,156 @@
-"""Writes a Diffusers folder: trained parts in the precision asked for, the rest byte for byte."""
+"""Writes a model in any of its forms: LDM `.safetensors`, LDM `.ckpt`, or a Diffusers folder."""
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from impasto import files
-from impasto.models.loading import TEXT_ENCODER_FILE, UNET_FILE
+from impasto.checkpoints.keymap import PARTS, TEXT_ENCODER
+from impasto.checkpoints.modelspec import ModelSpec
+from impasto.checkpoints.tensors import LazyTensor, Tensors, total_bytes
+from impasto.checkpoints.writing import HASH_KEY, write_ckpt, write_safetensors
+from impasto.models.configs import metadata_for
+from impasto.models.contents import ModelContents
+from impasto.models.diffusers_folder import LDM_ONLY_FILE, METADATA_FILE, PART_FILES
+from impasto.models.loading import BaseModel
+from impasto.models.pipeline_files import model_index, part_config
+from impasto.models.vocabulary import write_tokenizer
+from impasto.progress import Advance, Progress, SilentProgress, in_mib
 
-PART_FILES = {"unet": UNET_FILE, "text_encoder": TEXT_ENCODER_FILE}
+Form = Literal["safetensors", "ckpt", "diffusers"]
+SUFFIXES: dict[Form, str] = {"safetensors": ".safetensors", "ckpt": ".ckpt", "diffusers": ""}
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
-def export_diffusers(
-    source: Path,
-    target: Path,
-    trained: Mapping[str, Mapping[str, Tensor]],
-    *,
-    dtype: torch.dtype,
-) -> None:
-    """Copy a Diffusers folder with the trained parts replaced; all of it appears at once.
+@dataclass(frozen=True)
+class About:
+    """What is said of a model in its file, besides what its tensors tell.
 
-    Args:
-        source: The base model's folder.
-        target: Where the model goes; replaced whole if it exists.
-        trained: Part (`unet`, `text_encoder`) -> its tensors by name.
-        dtype: Precision of the trained parts.
+    Attributes:
+        title: Its name.
+        resolution: `WIDTHxHEIGHT` it was trained at; None means its family's.
+        encoder_layer: CLIP's layer from the end that it was trained with.
+        others: Further `modelspec` texts, such as author and license.
+        more: Texts under names of their own, such as the training summary.
+    """
+
+    title: str
+    resolution: str | None = None
+    encoder_layer: int = 1
+    others: Mapping[str, str] = field(default_factory=dict)
+    more: Mapping[str, str] = field(default_factory=dict)
+
+
+def save_model(
+    contents: ModelContents,
+    target: Path,
+    form: Form,
+    about: About,
+    progress: Progress | None = None,
+) -> None:
+    """Write a model; it appears whole or not at all.
+
+    Tensors are read, checked and written one by one: beside the model, memory for one is needed.
 
     Raises:
-        StorageError: The disk is full or the folder cannot be written; `target` is as before.
+        ModelError: A value is NaN or infinite, or becomes so in the type asked for.
+        StorageError: The disk is full or `target` cannot be written; it is as it was.
     """
-    replaced = {PART_FILES[part] for part in trained}
+    progress = progress or SilentProgress()
+    save = _save_diffusers if form == "diffusers" else _save_ldm
+    size = sum(map(total_bytes, (*contents.parts.values(), contents.ldm_only)))
+    with progress.stage(f"Writing {target.name}", size >> 20, "MiB") as advance:
+        save(contents, target, form, about, in_mib(advance))
+
+
+def trained_contents(
+    model: BaseModel,
+    trained: Mapping[str, Mapping[str, Tensor]],
+    dtypes: Mapping[str, torch.dtype],
+    *,
+    trained_dtype: torch.dtype,
+) -> ModelContents:
+    """A base model with its trained parts replaced; the others as they were stored, bit for bit.
+
+    Args:
+        model: The base model.
+        trained: Part -> its tensors by name.
+        dtypes: Part -> type, where it is asked for by name.
+        trained_dtype: The type of trained parts that `dtypes` does not name.
+    """
+    parts: dict[str, Tensors] = {}
+    for part, tensors in model.contents.parts.items():
+        stored = model.stored[part]
+        parts[part] = {name: tensor.cast(stored[name]) for name, tensor in tensors.items()}
+        if part in trained:
+            own = {n.removeprefix("text_model."): t for n, t in trained[part].items()}
+            dtype = dtypes.get(part, trained_dtype)
+            parts[part] = {name: LazyTensor.of(own[name]).cast(dtype) for name in tensors}
+    return replace(model.contents, parts=parts).cast(dtypes)
+
+
+def _save_ldm(
+    contents: ModelContents, target: Path, form: Form, about: About, advance: Advance
+) -> None:
+    write = {"safetensors": write_safetensors, "ckpt": write_ckpt}[form]
+    write(target, contents.ldm_tensors(), _metadata(contents, about, "ldm"), advance)
+
+
+def _save_diffusers(
+    contents: ModelContents, target: Path, _: Form, about: About, advance: Advance
+) -> None:
     with files.replace_folder(target) as partial:
-        for file in sorted(p for p in source.rglob("*") if p.is_file()):
-            relative = file.relative_to(source)
-            hidden = any(name.startswith(".") for name in relative.parts)
-            if hidden or relative.as_posix() in replaced:
-                continue
-            (partial / relative).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(file, partial / relative)
-        for part, tensors in trained.items():
-            save_file(
-                {n: t.detach().to("cpu", dtype).contiguous() for n, t in tensors.items()},
-                partial / PART_FILES[part],
-                metadata={"format": "pt"},
-            )
+        for part in PARTS:
+            folder = partial / part
+            folder.mkdir()
+            config = part_config(part, contents.configs[part])
+            files.write_json(folder / "config.json", config)
+            tensors = {_as_on_the_hub(part, n): t for n, t in contents.parts[part].items()}
+            write_safetensors(partial / PART_FILES[part], tensors, {"format": "pt"}, advance)
+        if contents.ldm_only:
+            write_safetensors(partial / LDM_ONLY_FILE, contents.ldm_only, {}, advance)
+        _write_small_files(contents, partial, about)
+
+
+def _write_small_files(contents: ModelContents, folder: Path, about: About) -> None:
+    tokenizer = folder / "tokenizer"
+    if contents.tokenizer_files:
+        tokenizer.mkdir()
+        for name, content in contents.tokenizer_files.items():
+            (tokenizer / name).write_bytes(content)
+    else:
+        write_tokenizer(tokenizer, pad_token=contents.identity.family.pad_token)
+    files.write_json(
+        folder / "scheduler" / "scheduler_config.json", dict(contents.scheduler_config)
+    )
+    files.write_json(folder / "model_index.json", model_index())
+    metadata = _metadata(contents, about, "diffusers")
+    files.write_json(folder / METADATA_FILE, {k: v for k, v in metadata.items() if k != HASH_KEY})
+
+
+def _metadata(contents: ModelContents, about: About, layout: str) -> dict[str, str]:
+    family = contents.identity.family
+    spec = ModelSpec(
+        architecture=family.architecture,
+        prediction_type=contents.identity.prediction.name,
+        title=about.title,
+        resolution=about.resolution or f"{family.resolution}x{family.resolution}",
+        encoder_layer=about.encoder_layer,
+        dtypes={part: word for part, word in contents.dtypes().items() if part != TEXT_ENCODER},
+        others=about.others,
+    )
+    texts = {**spec.metadata(layout), **about.more}
+    if layout == "ldm":
+        texts |= {"format": "pt", **metadata_for(contents.configs, contents.parts, family)}
+    return texts
+
+
+def _as_on_the_hub(part: str, name: str) -> str:
+    """Both transformers 4 and 5 read CLIP's names with the prefix that the Hub's files have."""
+    return f"text_model.{name}" if part == TEXT_ENCODER else name

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
-import ftfy
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from impasto.errors import ConfigError
-
-REMEMBERED_CAPTIONS = 1024  # 236 KiB each for SD 1: at most 0.24 GiB
+from impasto.models.text_memory import TextMemory
+from impasto.models.tokens import LENGTH, ChunkedText, TextTokens
 
 
 @runtime_checkable
@@ -33,6 +32,7 @@ class ClipStates(nn.Module):
         text_encoder: transformers' CLIPTextModel, of version 4 (with `.text_model`) or 5.
         clip_skip: Which layer from the end; None and 1 are the last. 2 is NovelAI's choice
             (NovelAI Improvements on Stable Diffusion, 2022): hidden_states[-2] + final layer norm.
+            SD 2's encoder has one layer less than OpenCLIP's, so its last is the penultimate.
     """
 
     def __init__(self, text_encoder: nn.Module, clip_skip: int | None = None) -> None:
@@ -62,58 +62,110 @@ class ClipStates(nn.Module):
 
 
 class ClipTextConditioner:
-    """75 tokens of text between BOS and EOS, padded to 77 positions.
+    """Captions, in the layout of `tokens`, to states of a CLIP encoder.
 
     Args:
-        tokenizer: A CLIP tokenizer of transformers.
+        tokens: Cuts captions into chunks.
         states: The encoder, as `ClipStates` or wrapped for several processes.
+        device: Where the U-Net is; None means where the encoder is.
         train: Whether gradients flow into the encoder.
-        remember: Keep what each caption was encoded to. Only for a frozen encoder and at most
-            `REMEMBERED_CAPTIONS` captions: beyond that, whole batches are faster.
+        memory: Keeps what chunks were encoded to; for a frozen encoder only.
     """
 
     def __init__(
-        self, tokenizer: Any, states: nn.Module, *, train: bool = False, remember: bool = False
+        self,
+        tokens: TextTokens,
+        states: nn.Module,
+        *,
+        device: torch.device | None = None,
+        train: bool = False,
+        memory: TextMemory | None = None,
     ) -> None:
-        self._tokenizer = tokenizer
+        self.tokens = tokens
         self._states = states
+        self._device = device
         self._train = train
-        self._remember = remember
-        self._known: dict[str, Tensor] = {}
+        self._memory = memory
 
     def __call__(self, captions: Sequence[str]) -> Mapping[str, Tensor]:
-        """`{"encoder_hidden_states": [B, 77, D]}`."""
+        """`{"encoder_hidden_states": [B, N, D]}`; N is 77 for one chunk."""
+        texts = self._of_one_length([self.tokens(caption) for caption in captions])
+        ids = torch.tensor([text.ids for text in texts])
         with torch.set_grad_enabled(self._train and torch.is_grad_enabled()):
-            encode = self._remembered if self._remember else self._encode
-            return {"encoder_hidden_states": encode(captions)}
-
-    def _encode(self, captions: Sequence[str]) -> Float[Tensor, "b 77 d"]:
-        device = next(self._states.parameters()).device
-        return self._states(self.token_ids(captions).to(device))  # type: ignore[no-any-return]
-
-    def _remembered(self, captions: Sequence[str]) -> Float[Tensor, "b 77 d"]:
-        """Encode only captions that were not met before: a frozen encoder never changes its mind.
-
-        Captions are encoded one by one: in a batch their last bits would depend on the company in
-        which they were first met, which a resumed run does not repeat.
-        """
-        for caption in dict.fromkeys(captions):
-            if caption not in self._known:
-                self._known[caption] = self._encode([caption])[0]
-        return torch.stack([self._known[caption] for caption in captions])
-
-    def token_ids(self, captions: Sequence[str]) -> Int[Tensor, "b 77"]:
-        """Token ids of cleaned texts; what is over 75 tokens is cut off.
-
-        OpenAI's CLIP repairs text with ftfy before tokenising; transformers 5 no longer does.
-        """
-        cleaned = [ftfy.fix_text(caption) for caption in captions]
-        tokens = self._tokenizer(
-            cleaned, padding="max_length", truncation=True, max_length=77, return_tensors="pt"
-        )
-        return tokens.input_ids  # type: ignore[no-any-return]
+            flat = ids.flatten(0, 1)
+            encoded = self._encode(flat) if self._memory is None else self._remembered(flat)
+            states = encoded.view(*ids.shape[:2], *encoded.shape[1:])
+            if any(text.has_emphasis for text in texts):
+                weights = torch.tensor([text.weights for text in texts]).to(states)
+                keep_mean = self.tokens.layout.emphasis == "mean"
+                states = emphasised(states, weights, keep_mean=keep_mean)
+            return {"encoder_hidden_states": JOINS[self.tokens.layout.join](states)}
 
     def too_long(self, captions: Sequence[str]) -> int:
-        """How many captions have more than 75 tokens, and so lose words."""
-        lengths = [len(ids) for ids in self._tokenizer(list(captions)).input_ids]
-        return sum(length > 77 for length in lengths)
+        """How many captions have more tokens than there is room for, and so lose words."""
+        return self.tokens.too_long(captions)
+
+    def encode_ahead(self, captions: Sequence[str]) -> None:
+        """Have the memory hold all that these captions need."""
+        if self._memory is not None:
+            chunks = {ids for caption in captions for ids in self.tokens(caption).ids}
+            self._memory.encode_ahead(sorted({*chunks, self.tokens.empty[0]}), self._encode)
+
+    def leave_device(self) -> None:
+        """Bring the encoder to the CPU; what is not remembered is encoded there from now on."""
+        self._states.to("cpu")
+
+    def _of_one_length(self, texts: list[ChunkedText]) -> list[ChunkedText]:
+        """Fill a batch up with empty chunks, as A1111 does."""
+        longest = max(len(text.ids) for text in texts)
+        ids, weights = self.tokens.empty
+        return [
+            ChunkedText(
+                text.ids + (ids,) * (longest - len(text.ids)),
+                text.weights + (weights,) * (longest - len(text.ids)),
+            )
+            for text in texts
+        ]
+
+    def _encode(self, ids: Int[Tensor, "chunks 77"]) -> Float[Tensor, "chunks 77 d"]:
+        home = next(self._states.parameters()).device
+        return self._states(ids.to(home)).to(self._device or home)  # type: ignore[no-any-return]
+
+    def _remembered(self, ids: Int[Tensor, "chunks 77"]) -> Float[Tensor, "chunks 77 d"]:
+        assert self._memory is not None  # noqa: S101 - asked by the caller
+        return self._memory.states_of(ids, self._encode)
+
+
+def emphasised(
+    states: Float[Tensor, "b chunks n d"],
+    weights: Float[Tensor, "b chunks n"],
+    *,
+    keep_mean: bool,
+) -> Float[Tensor, "b chunks n d"]:
+    """Multiply each position by its weight; A1111's `modules/sd_emphasis.py`.
+
+    With `keep_mean` the mean of each chunk is brought back to what it was. A1111 takes it over all
+    pictures of a batch, which are of one prompt there; here it is taken per text, so that a caption
+    does not depend on its company.
+    """
+    changed = states * weights.unsqueeze(-1)
+    if not keep_mean:
+        return changed
+    before, after = states.mean((-2, -1), keepdim=True), changed.mean((-2, -1), keepdim=True)
+    return changed * (before / after)
+
+
+def join_chunks(states: Float[Tensor, "b chunks n d"]) -> Float[Tensor, "b positions d"]:
+    """A1111's way: one chunk after the other, each with its BOS and EOS."""
+    return states.flatten(1, 2)
+
+
+def join_lines(states: Float[Tensor, "b chunks n d"]) -> Float[Tensor, "b positions d"]:
+    """sd-scripts' way: the first BOS, 75 states of each chunk, the last position of the last."""
+    if states.shape[1] == 1:
+        return states[:, 0]
+    inner = states[:, :, 1 : LENGTH - 1].flatten(1, 2)
+    return torch.cat([states[:, 0, :1], inner, states[:, -1, -1:]], dim=1)
+
+
+JOINS = {"a1111": join_chunks, "kohya": join_lines}

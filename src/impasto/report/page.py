@@ -143,8 +143,8 @@ def _data_line(dataset: Mapping[str, Any]) -> str:
         f"{dataset['pictures']} pictures to train on and {dataset['held_out']} held out, in "
         f"{len(dataset['buckets'])} buckets; {100 * dataset['mean_lost_area']:.1f} % of the area "
         f"is cropped away on average, {dataset['enlarged']} pictures are enlarged, "
-        f"{dataset['uncaptioned']} have no words, {dataset['too_long']} have captions of over 75 "
-        f"tokens, whose ends are not seen."
+        f"{dataset['uncaptioned']} have no words, {dataset['too_long']} have captions of over "
+        f"{dataset['max_tokens']} tokens, whose ends are not seen."
     )
 
 

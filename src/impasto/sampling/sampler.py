@@ -17,10 +17,13 @@ from PIL import Image, PngImagePlugin
 from torch import Tensor
 
 from impasto import files
+from impasto.checkpoints.modelspec import read_encoder_layer
 from impasto.errors import ConfigError
 from impasto.models import vae as vae_module
-from impasto.models.loading import BaseModel
+from impasto.models.loading import BaseModel, build_tokens
 from impasto.models.text import ClipStates, ClipTextConditioner, TextConditioner
+from impasto.models.text_metadata import prompt_layout
+from impasto.models.tokens import TextLayout
 from impasto.sampling.prompts import SAMPLERS, Prompt
 
 
@@ -43,11 +46,20 @@ class Sampler:
     scaling_factor: float
 
     @classmethod
-    def of(cls, model: BaseModel, clip_skip: int | None = None) -> Sampler:
-        """A sampler for a model as loaded."""
-        conditioner = ClipTextConditioner(
-            model.tokenizer, ClipStates(model.text_encoder, clip_skip)
-        )
+    def of(
+        cls, model: BaseModel, clip_skip: int | None = None, layout: TextLayout | None = None
+    ) -> Sampler:
+        """A sampler for a model as loaded.
+
+        Args:
+            model: The model.
+            clip_skip: CLIP's layer from the end; None means what the file says, or the last.
+            layout: How prompts are read; None means what the file says, or as A1111 does.
+        """
+        metadata = model.contents.metadata
+        layer = clip_skip or read_encoder_layer(metadata)
+        tokens = build_tokens(model, layout or prompt_layout(metadata))
+        conditioner = ClipTextConditioner(tokens, ClipStates(model.text_encoder, layer))
         return cls(model.unet, model.vae, conditioner, model.scheduler_config, model.scaling_factor)
 
     @torch.no_grad()

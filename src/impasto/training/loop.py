@@ -15,12 +15,12 @@ from impasto.data.dataset import iterate_updates
 from impasto.data.records import Batch
 from impasto.data.sampler import Update
 from impasto.errors import Interrupted, NonFiniteLossError
-from impasto.models.saving import DTYPES, export_diffusers
 from impasto.randomness import derive_seed
 from impasto.runs import RunDirectory, step_name
 from impasto.training.capture import capture_state, restore_state
 from impasto.training.devices import seed_torch
 from impasto.training.events import TrainingEvents
+from impasto.training.export import export_model
 from impasto.training.interrupts import StopRequest
 from impasto.training.meter import Meter
 from impasto.training.optimizers import LrSetter, parameter_names
@@ -250,7 +250,11 @@ class TrainingLoop:
     def _announce(self, step: int) -> None:
         session = self._session
         texts = [image.record.text for image in session.prepared.training.images]
-        dataset = {**session.prepared.summary(), "too_long": session.conditioner.too_long(texts)}
+        dataset = {
+            **session.prepared.summary(),
+            "too_long": session.conditioner.too_long(texts),
+            "max_tokens": self._config.model.max_tokens,
+        }
         if self._is_main:
             files.write_json(self._run.path / "dataset.json", dataset)
             self._run.write_status("training", step=step, total_steps=session.total_steps)
@@ -277,12 +281,7 @@ class TrainingLoop:
         total = self._session.total_steps
         if self._is_main:
             with self._meter.aside("export"), self._averaged():
-                export_diffusers(
-                    self._session.model.source,
-                    self._run.export,
-                    self._session.trainable.export(),
-                    dtype=DTYPES[self._config.saving.export_dtype],
-                )
+                export_model(self._session, self._run, self._events)
             timings = {name: round(s, 2) for name, s in self._meter.timings_s.items()}
             self._run.write_status("finished", step=total, total_steps=total, timings_s=timings)
         self._accelerator.wait_for_everyone()

@@ -22,7 +22,8 @@ from impasto.data.scan import Scan
 from impasto.diffusion.loss import LossWeight, unweighted
 from impasto.diffusion.timesteps import TimestepSampler, uniform_timesteps
 from impasto.models.loading import BaseModel, load_base_model
-from impasto.models.text import REMEMBERED_CAPTIONS, ClipTextConditioner
+from impasto.models.opening import OpenOptions
+from impasto.models.text import ClipTextConditioner
 from impasto.models.trainable import FullFineTune, Trainable
 from impasto.models.vae import moments_encoder, weights_fingerprint
 from impasto.progress import Progress, SilentProgress
@@ -34,6 +35,7 @@ from impasto.training.pictures import held_out_records, plan_dataset, scan_datas
 from impasto.training.previews import Previewer
 from impasto.training.schedules import LrSchedule, build_lr_schedule
 from impasto.training.step import StepRecipe
+from impasto.training.text import build_conditioners, encode_captions_ahead
 from impasto.training.validation import Validator
 
 
@@ -63,6 +65,11 @@ class PreparedData:
     training: CachedPlan
     held_out: CachedPlan | None
     cache: LatentCache
+
+    def captions(self) -> list[str]:
+        """All captions, those of held-out pictures too, and the empty one of dropped captions."""
+        plans = [self.training, *([self.held_out] if self.held_out else [])]
+        return ["", *(image.record.text for plan in plans for image in plan.images)]
 
     def summary(self) -> dict[str, Any]:
         """What the run directory and the report say of the data set."""
@@ -140,7 +147,7 @@ def build_session(
     Raises:
         ImpastoError: As the parts it calls.
     """
-    model = load_base_model(config.model.path)
+    model = load_base_model(config.model.path, build_open_options(config), progress)
     base_fingerprint = weights_fingerprint(model.unet)[:16]
     model.vae.to(accelerator.device)
     encoder = moments_encoder(model.vae, batch_size=config.dataset.vae_batch_size)
@@ -150,8 +157,10 @@ def build_session(
     trainable = build_trainable(config, model)
     if config.training.channels_last:
         trainable.unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    texts = {image.record.text for image in prepared.training.images}
-    placed = _place(accelerator, model, trainable, remember=len(texts) < REMEMBERED_CAPTIONS)
+    conditioners = build_conditioners(config, accelerator, model, trainable, progress)
+    if config.training.cache_text_to_disk:
+        encode_captions_ahead(config, accelerator, conditioners, prepared.captions())
+    unet = accelerator.prepare(trainable.unet.to(accelerator.device))
     optimizer = accelerator.prepare_optimizer(
         ingredients.build_optimizer(trainable.parts, config.optimizer)
     )
@@ -162,10 +171,10 @@ def build_session(
         accelerator=accelerator,
         model=model,
         trainable=trainable,
-        unet=placed.unet,
-        synchronized=placed.synchronized,
-        conditioner=placed.conditioner,
-        watching_conditioner=placed.watching_conditioner,
+        unet=unet,
+        synchronized=tuple(m for m in (unet, conditioners.wrapped) if m is not None),
+        conditioner=conditioners.training,
+        watching_conditioner=conditioners.watching,
         recipe=StepRecipe(
             model.schedule.to(accelerator.device),
             model.identity.prediction,
@@ -179,7 +188,7 @@ def build_session(
         prepared=prepared,
         sampler=sampler,
         validator=_build_validator(config, prepared, model),
-        previewer=_build_previewer(config, model, trainable, placed.watching_conditioner),
+        previewer=_build_previewer(config, model, trainable, conditioners.prompts),
         ema=_build_ema(config, trainable),
         total_steps=count_steps(config, sampler),
         fingerprint={
@@ -191,28 +200,10 @@ def build_session(
     )
 
 
-@dataclass(frozen=True)
-class _Placed:
-    """The modules on their device, wrapped for several processes where they learn."""
-
-    unet: Any
-    synchronized: tuple[Any, ...]
-    conditioner: ClipTextConditioner
-    watching_conditioner: ClipTextConditioner
-
-
-def _place(
-    accelerator: Accelerator, model: BaseModel, trainable: Trainable, *, remember: bool
-) -> _Placed:
-    unet = accelerator.prepare(trainable.unet.to(accelerator.device))
-    states = trainable.states.to(accelerator.device)
-    watching = ClipTextConditioner(model.tokenizer, states)
-    if not any(part.name == "text_encoder" for part in trainable.parts):
-        frozen = ClipTextConditioner(model.tokenizer, states, remember=remember)
-        return _Placed(unet, (unet,), frozen, watching)
-    wrapped = accelerator.prepare(states)
-    learning = ClipTextConditioner(model.tokenizer, wrapped, train=True)
-    return _Placed(unet, (unet, wrapped), learning, watching)
+def build_open_options(config: RunConfig) -> OpenOptions:
+    """What the settings say about the base model."""
+    model = config.model
+    return OpenOptions(model.family, model.prediction_type, model.weights, model.variant, model.vae)
 
 
 def build_trainable(config: RunConfig, model: BaseModel) -> Trainable:

@@ -1,0 +1,84 @@
+"""The texts in an exported file: Stability AI's model metadata standard 1.0.1.
+
+Keys and meanings: github.com/Stability-AI/ModelSpec. Programs show them to the user, and some read
+`modelspec.prediction_type` and `modelspec.encoder_layer` to set themselves up.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from impasto.checkpoints.writing import HASH_KEY
+
+PREDICTION_TYPE = "modelspec.prediction_type"
+ENCODER_LAYER = "modelspec.encoder_layer"
+IMPLEMENTATION = {
+    "ldm": "https://github.com/Stability-AI/generative-models",
+    "diffusers": "diffusers",
+}
+PREDICTION_WORDS = {"epsilon": "epsilon", "v_prediction": "v"}
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """What is said of a model in its file.
+
+    Attributes:
+        architecture: `stable-diffusion-v1`, `stable-diffusion-v2-512` or `...-v2-768-v`.
+        prediction_type: diffusers' word: `epsilon` or `v_prediction`.
+        title: The model's name.
+        resolution: `WIDTHxHEIGHT` in pixels that it was trained at.
+        encoder_layer: CLIP's layer from the end; 1 is the last.
+        timestep_range: First and last timestep that were trained on, or None for all.
+        dtypes: Part -> `float16` or the like.
+        others: Author, description, licence, tags and so on by the standard's names.
+    """
+
+    architecture: str
+    prediction_type: str
+    title: str
+    resolution: str
+    encoder_layer: int = 1
+    timestep_range: tuple[int, int] | None = None
+    dtypes: Mapping[str, str] = field(default_factory=dict)
+    others: Mapping[str, str] = field(default_factory=dict)
+
+    def metadata(
+        self, layout: str, *, written_at: datetime.datetime | None = None
+    ) -> dict[str, str]:
+        """All keys with their prefix; the hash is filled in when the file is written.
+
+        Args:
+            layout: `ldm` or `diffusers`.
+            written_at: When; None means now.
+        """
+        now = written_at or datetime.datetime.now(datetime.UTC)
+        texts = {
+            "sai_model_spec": "1.0.1",
+            "architecture": self.architecture,
+            "implementation": IMPLEMENTATION[layout],
+            "title": self.title,
+            "resolution": self.resolution,
+            "date": now.isoformat(timespec="seconds"),
+            "prediction_type": PREDICTION_WORDS[self.prediction_type],
+            "encoder_layer": str(self.encoder_layer),
+            **{f"{part}_dtype": dtype for part, dtype in self.dtypes.items()},
+            **self.others,
+        }
+        if self.timestep_range is not None:
+            texts["timestep_range"] = "{},{}".format(*self.timestep_range)
+        return {f"modelspec.{key}": text for key, text in texts.items()} | {HASH_KEY: ""}
+
+
+def read_prediction_type(metadata: Mapping[str, str]) -> str | None:
+    """What a file's metadata says, in diffusers' word, or None where it says nothing known."""
+    said = metadata.get(PREDICTION_TYPE)
+    return next((word for word, spec in PREDICTION_WORDS.items() if said in (word, spec)), None)
+
+
+def read_encoder_layer(metadata: Mapping[str, str]) -> int | None:
+    """CLIP's layer from the end that a file says it was trained with, or None."""
+    said = metadata.get(ENCODER_LAYER, "")
+    return int(said) if said.isdigit() and int(said) > 0 else None

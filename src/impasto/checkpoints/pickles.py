@@ -1,0 +1,123 @@
+"""Reads PyTorch's pickled files (`.ckpt`, `.pt`, `.bin`) without ever running what is in them.
+
+torch.load(weights_only=True) builds tensors and plain containers alone. A few harmless classes that
+training programs left in such files are allowed besides; anything else is refused by name.
+"""
+
+from __future__ import annotations
+
+import pickletools
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import IO, Any
+
+import numpy as np
+import torch
+
+from impasto.errors import ModelError
+
+ZIP_MAGIC = b"PK\x03\x04"
+PICKLE_MAGIC = b"\x80"
+LEGACY_PICKLES = 4  # magic number, protocol version, system facts, the object
+
+
+class LightningCallback:
+    """Stands in for pytorch-lightning's ModelCheckpoint, by which SD 1's files key a dictionary."""
+
+
+_scalar = np.float64(0).__reduce__()[0]
+_HARMLESS: list[Any] = [
+    (LightningCallback, "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint"),
+    (_scalar, "numpy._core.multiarray.scalar"),
+    (_scalar, "numpy.core.multiarray.scalar"),  # its name before NumPy 2
+    np.dtype,
+    type(np.dtype("float64")),
+    type(np.dtype("float32")),
+    type(np.dtype("int64")),
+]
+_USUAL = {
+    "collections.OrderedDict",
+    "collections.defaultdict",
+    "torch._utils._rebuild_tensor",
+    "torch._utils._rebuild_tensor_v2",
+    "torch._utils._rebuild_parameter",
+    "_codecs.encode",
+    "numpy.dtype",
+    *(name for entry in _HARMLESS if isinstance(entry, tuple) for name in entry[1:]),
+}
+
+
+def load_pickle(path: Path) -> Any:
+    """Read a pickled file; tensors of a zip file are mapped, not read.
+
+    Raises:
+        ModelError: It wants to run or build something that is not allowed (named), or is damaged.
+    """
+    is_zip = zipfile.is_zipfile(path)
+    try:
+        with torch.serialization.safe_globals(_HARMLESS):
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+    except UnpicklingError as error:
+        names = _unusual_names(path, is_zip=is_zip)
+        if not names:
+            raise _damaged(path, error) from error
+        raise ModelError(
+            f"{path} is refused: beside tensors it contains {', '.join(names)}, and a file with "
+            f"that could run a program on this machine. Nothing in it was run. Take a .safetensors "
+            f"version of this model, or another source."
+        ) from error
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError, AttributeError) as error:
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: BaseException) -> ModelError:
+    reason = str(error).strip().split("\n")[0]
+    return ModelError(
+        f"{path} is damaged or not a PyTorch file ({reason}). Download or copy it again."
+    )
+
+
+def _unusual_names(path: Path, *, is_zip: bool) -> list[str]:
+    """What the file's pickles name that a file of tensors does not, found without running them."""
+    try:
+        names = set(_names_in(path, is_zip=is_zip))
+    except (ValueError, OSError, KeyError, zipfile.BadZipFile):
+        return []
+    return sorted(n for n in names if n not in _USUAL and not _is_storage(n))
+
+
+def _is_storage(name: str) -> bool:
+    module, _, class_name = name.rpartition(".")
+    return module in {"torch", "torch.cuda"} and class_name.endswith("Storage")
+
+
+def _names_in(path: Path, *, is_zip: bool) -> Iterator[str]:
+    if is_zip:
+        with zipfile.ZipFile(path) as archive:
+            for member in archive.namelist():
+                if member.endswith(".pkl"):
+                    with archive.open(member) as file:
+                        yield from _names_of_pickle(file)
+        return
+    with path.open("rb") as file:
+        for _ in range(LEGACY_PICKLES):
+            yield from _names_of_pickle(file)
+
+
+def _names_of_pickle(file: IO[bytes]) -> Iterator[str]:
+    """`module.name` of each global in one pickle; see PEP 307 and PEP 3154 for the two forms."""
+    texts: list[str] = []
+    memory: dict[int, str] = {}
+    for opcode, argument, _ in pickletools.genops(file):
+        if opcode.name == "GLOBAL":
+            yield str(argument).replace(" ", ".")
+        elif opcode.name == "STACK_GLOBAL":
+            yield ".".join(texts[-2:])
+        elif opcode.name == "MEMOIZE":
+            memory[len(memory)] = texts[-1] if texts else ""
+        elif opcode.name in {"BINGET", "LONG_BINGET"}:
+            texts.append(memory.get(argument or 0, ""))
+        elif isinstance(argument, str):
+            texts.append(argument)

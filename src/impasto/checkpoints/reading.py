@@ -1,0 +1,166 @@
+"""Opens one file of tensors, `.safetensors` or pickled, whatever its name ends in."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from impasto.checkpoints.pickles import PICKLE_MAGIC, ZIP_MAGIC, load_pickle
+from impasto.checkpoints.tensors import SAFETENSORS_TYPES, LazyTensor, Tensors
+from impasto.errors import ModelError
+
+METADATA_ENTRY = "impasto_metadata"
+_NESTED = ("state_dict", "model_state_dict")
+
+
+@dataclass(frozen=True)
+class TensorFile:
+    """A file that was opened.
+
+    Attributes:
+        path: Where it is.
+        form: `safetensors` or `pickle`.
+        tensors: Its tensors by name.
+        metadata: The texts in it; for pickled files those that Impasto wrote.
+        counters: Whole numbers beside the tensors, such as `global_step`.
+        other_keys: Keys that are no texts: hypernetworks have whole numbers.
+    """
+
+    path: Path
+    form: str
+    tensors: Tensors
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    counters: Mapping[str, int] = field(default_factory=dict)
+    other_keys: tuple[Any, ...] = ()
+
+
+def open_tensor_file(path: Path) -> TensorFile:
+    """Open a file by what is in it, not by its name.
+
+    Raises:
+        ModelError: It is missing, damaged, refused, or of no known form.
+    """
+    try:
+        with path.open("rb") as file:
+            head = file.read(64)
+    except FileNotFoundError as error:
+        raise ModelError(f"{path} is not there. Check its path.") from error
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error.strerror or error}.") from error
+    if head.startswith((ZIP_MAGIC, PICKLE_MAGIC)):
+        return _open_pickle(path)
+    if head[8:9] == b"{":
+        return _open_safetensors(path)
+    raise ModelError(
+        f"{path} is neither a safetensors nor a PyTorch file: {_what_it_looks_like(head)}. "
+        f"Download or copy it again."
+    )
+
+
+def _what_it_looks_like(head: bytes) -> str:
+    text = head.lstrip().lower()
+    if not head:
+        return "it is empty"
+    if text.startswith((b"<!doctype", b"<html")):
+        return "it is a web page, saved in place of the file"
+    if text.startswith(b"version https://git-lfs"):
+        return "it is a Git LFS pointer, not the file it stands for"
+    return f"it begins with {head[:8].hex(' ')}"
+
+
+def _open_safetensors(path: Path) -> TensorFile:
+    check = _unchanged(path)
+    try:
+        handle: Any = safe_open(path, framework="pt")
+        shapes = {name: handle.get_slice(name) for name in handle.keys()}  # noqa: SIM118
+        described = {n: (tuple(s.get_shape()), s.get_dtype()) for n, s in shapes.items()}
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ModelError(
+            f"{path} is damaged or cut short ({error}). Download or copy it again."
+        ) from error
+    unknown = sorted({kind for _, kind in described.values()} - SAFETENSORS_TYPES.keys())
+    if unknown:
+        raise ModelError(f"{path} holds tensors of types that cannot be read: {unknown}.")
+
+    def reader(name: str) -> Callable[[], Tensor]:
+        def read() -> Tensor:
+            check()
+            tensor: Tensor = handle.get_tensor(name)
+            return tensor
+
+        return read
+
+    tensors = {
+        n: LazyTensor(s, SAFETENSORS_TYPES[kind], reader(n)) for n, (s, kind) in described.items()
+    }
+    return TensorFile(path, "safetensors", tensors, handle.metadata() or {})
+
+
+def _open_pickle(path: Path) -> TensorFile:
+    check = _unchanged(path)
+    content = load_pickle(path)
+    if not isinstance(content, Mapping):
+        raise ModelError(
+            f"{path} holds a {type(content).__name__}, not tensors by name: it is not a model."
+        )
+    counters = {
+        key: value for key, value in content.items() if isinstance(key, str) and type(value) is int
+    }
+    metadata = content.get(METADATA_ENTRY)
+    texts = metadata if isinstance(metadata, Mapping) else {}
+    inner = _unnested(content)
+
+    def reader(tensor: Tensor) -> Callable[[], Tensor]:
+        def read() -> Tensor:
+            check()
+            return tensor.detach()
+
+        return read
+
+    tensors = {
+        name: LazyTensor(tuple(value.shape), value.dtype, reader(value))
+        for name, value in inner.items()
+        if isinstance(name, str) and isinstance(value, Tensor)
+    }
+    others = tuple(key for key in inner if not isinstance(key, str))
+    clean = {str(k): v for k, v in texts.items() if isinstance(v, str)}
+    return TensorFile(path, "pickle", tensors, clean, counters, others)
+
+
+def _unnested(content: Mapping[Any, Any]) -> Mapping[Any, Any]:
+    """The innermost dictionary of tensors: some programs wrapped them more than once."""
+    for _ in range(4):
+        inner = next((content[k] for k in _NESTED if isinstance(content.get(k), Mapping)), None)
+        if inner is None:
+            return content
+        content = inner
+    return content
+
+
+def _unchanged(path: Path) -> Callable[[], None]:
+    """Remember what the file is now; the function complains when it is another."""
+
+    def stamp() -> tuple[int, int, int]:
+        facts = os.stat(path)  # noqa: PTH116 - called for each tensor
+        return facts.st_size, facts.st_mtime_ns, facts.st_ino
+
+    first = stamp()
+
+    def check() -> None:
+        try:
+            now = stamp()
+        except OSError:
+            now = None
+        if now != first:
+            raise ModelError(
+                f"{path} was changed, replaced or removed while it was being read. Nothing was "
+                f"written. Run the same command again when the file is complete."
+            )
+
+    return check

@@ -1,0 +1,82 @@
+"""Tensors whose names, shapes and types are known before they are read.
+
+All reading ends in these mappings and all writing begins with them, so that converting a model
+holds one tensor at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from math import prod
+
+import torch
+from torch import Tensor
+
+SAFETENSORS_TYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "I64": torch.int64,
+    "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8,
+    "BOOL": torch.bool,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class LazyTensor:
+    """A tensor that is somewhere else until it is read.
+
+    Attributes:
+        shape: Its shape.
+        dtype: Its type as stored.
+        read: Gives it, on the CPU. It may be a view of a mapped file: copy it before writing to it.
+    """
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    read: Callable[[], Tensor]
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> LazyTensor:
+        """A tensor that is in memory already, on any device."""
+        return cls(tuple(tensor.shape), tensor.dtype, lambda: tensor.detach().cpu())
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of its elements."""
+        return prod(self.shape) * self.dtype.itemsize
+
+    def reshaped(self, shape: tuple[int, ...]) -> LazyTensor:
+        """The same elements in another shape."""
+        return LazyTensor(shape, self.dtype, lambda: self.read().reshape(shape))
+
+    def third(self, number: int) -> LazyTensor:
+        """The first, second or last third along the first dimension; `number` is 0, 1 or 2."""
+        rows = self.shape[0] // 3
+        return LazyTensor(
+            (rows, *self.shape[1:]),
+            self.dtype,
+            lambda: self.read()[number * rows : (number + 1) * rows],
+        )
+
+    def cast(self, dtype: torch.dtype | None) -> LazyTensor:
+        """The same in another floating-point type; integers and None stay as they are."""
+        if dtype in (None, self.dtype) or not self.dtype.is_floating_point:
+            return self
+        return LazyTensor(self.shape, dtype, lambda: self.read().to(dtype))
+
+
+Tensors = Mapping[str, LazyTensor]
+
+
+def joined(parts: tuple[LazyTensor, ...]) -> LazyTensor:
+    """Tensors one after another along the first dimension."""
+    first = parts[0]
+    rows = sum(part.shape[0] for part in parts)
+    return LazyTensor(
+        (rows, *first.shape[1:]), first.dtype, lambda: torch.cat([part.read() for part in parts])
+    )
+
+
+def total_bytes(tensors: Tensors) -> int:
+    """Bytes of all tensors."""
+    return sum(tensor.size_bytes for tensor in tensors.values())

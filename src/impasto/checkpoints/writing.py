@@ -1,0 +1,142 @@
+"""Writes files of tensors one tensor at a time, so that saving a model needs no second copy of it.
+
+The safetensors library takes all tensors at once, which for a cast model means a copy of the whole;
+its format (github.com/huggingface/safetensors, README "Format") is eight bytes of header length, a
+JSON header, and the tensors' bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import IO
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from impasto import files
+from impasto.checkpoints.reading import METADATA_ENTRY
+from impasto.checkpoints.tensors import SAFETENSORS_TYPES, LazyTensor, Tensors
+from impasto.errors import ModelError
+from impasto.progress import Advance
+
+HASH_KEY = "modelspec.hash_sha256"
+_NO_HASH = "0x" + "0" * 64
+_TYPE_NAMES = {dtype: name for name, dtype in SAFETENSORS_TYPES.items()}
+
+
+def write_safetensors(
+    path: Path, tensors: Tensors, metadata: Mapping[str, str], advance: Advance | None = None
+) -> str:
+    """Write a safetensors file durably, and return the SHA-256 of the tensors' bytes.
+
+    Where `metadata` has `modelspec.hash_sha256`, its value is replaced by that hash.
+
+    Args:
+        path: Where; replaced if it exists.
+        tensors: Read one by one, in the order of the file.
+        metadata: Texts for the header.
+        advance: Called with the number of bytes written.
+
+    Raises:
+        ModelError: A value is NaN or infinite, or becomes so in the type asked for.
+        StorageError: The disk is full or the folder cannot be written; `path` is as it was.
+    """
+    with files.replace_file(path) as partial:
+        return _write_into(partial, tensors, metadata, advance or (lambda _: None))
+
+
+def write_ckpt(
+    path: Path, tensors: Tensors, metadata: Mapping[str, str], advance: Advance | None = None
+) -> str:
+    """Write a `.ckpt` durably: a zip file by torch.save with `state_dict` and the metadata.
+
+    torch.save wants all tensors at once. They are written as safetensors first and mapped from
+    there, so memory stays small and the disk needs room for both for a moment.
+
+    Args and errors are those of `write_safetensors`.
+    """
+    with files.replace_file(path) as partial:
+        mapped = partial.with_name(partial.name.replace(path.name, f"{path.name}.tensors"))
+        try:
+            digest = _write_into(mapped, tensors, {}, advance or (lambda _: None))
+            texts = {**metadata, HASH_KEY: f"0x{digest}"} if HASH_KEY in metadata else metadata
+            torch.save({"state_dict": load_file(mapped), METADATA_ENTRY: dict(texts)}, partial)
+        finally:
+            mapped.unlink(missing_ok=True)
+    return digest
+
+
+def in_file_order(tensors: Tensors) -> list[str]:
+    """Names, widest types first, so that each tensor begins at a multiple of its type's size."""
+    return sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
+
+
+def header_of(tensors: Tensors, metadata: Mapping[str, str]) -> bytes:
+    """The length and the JSON header, padded with spaces to a multiple of eight bytes."""
+    rows: dict[str, object] = {}
+    if metadata:
+        rows["__metadata__"] = dict(metadata)
+    begin = 0
+    for name in in_file_order(tensors):
+        tensor = tensors[name]
+        end = begin + tensor.size_bytes
+        kind = _TYPE_NAMES[tensor.dtype]
+        rows[name] = {"dtype": kind, "shape": list(tensor.shape), "data_offsets": [begin, end]}
+        begin = end
+    text = json.dumps(rows, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def _write_into(
+    partial: Path, tensors: Tensors, metadata: Mapping[str, str], advance: Advance
+) -> str:
+    hashed = HASH_KEY in metadata
+    texts = {**metadata, HASH_KEY: _NO_HASH} if hashed else metadata
+    with partial.open("wb") as file:
+        file.write(header_of(tensors, texts))
+        digest = _write_values(file, tensors, advance)
+        if hashed:  # of the same length, so the header keeps its size
+            file.seek(0)
+            file.write(header_of(tensors, {**metadata, HASH_KEY: f"0x{digest}"}))
+    return digest
+
+
+def _write_values(file: IO[bytes], tensors: Tensors, advance: Advance) -> str:
+    """Write the tensors; each is hashed on another thread while it is written."""
+    digest = hashlib.sha256()
+    with ThreadPoolExecutor(1) as pool:
+        for name in in_file_order(tensors):
+            values = _checked(name, tensors[name])
+            view = values.reshape(-1).view(torch.uint8).numpy().data
+            hashing: Future[None] = pool.submit(digest.update, view)
+            file.write(view)
+            hashing.result()
+            advance(len(view))
+    return digest.hexdigest()
+
+
+def _checked(name: str, lazy: LazyTensor) -> Tensor:
+    tensor = lazy.read().contiguous()
+    if tuple(tensor.shape) != lazy.shape or tensor.dtype != lazy.dtype:
+        raise ModelError(f"{name} changed its shape or type while it was being read.")
+    if not is_finite(tensor):
+        raise ModelError(
+            f"{name} has values that are NaN, infinite, or too large for {lazy.dtype}; nothing was "
+            f"written. Write it as fp32 or bf16, or repair the model."
+        )
+    return tensor
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether no value is NaN or infinite; NaN is passed on by the minimum and the maximum."""
+    if not tensor.dtype.is_floating_point or tensor.numel() == 0:
+        return True
+    least, greatest = tensor.aminmax()
+    return math.isfinite(least) and math.isfinite(greatest)

@@ -1,0 +1,90 @@
+"""`impasto convert` and `impasto inspect`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from impasto.cli.model_options import model_options, open_options
+
+DTYPE = click.Choice(["fp32", "fp16", "bf16"])
+
+
+@click.command()
+@click.argument("source", metavar="IN")
+@click.argument("target", metavar="OUT", type=click.Path(path_type=Path))
+@click.option(
+    "--to",
+    "form",
+    type=click.Choice(["safetensors", "ckpt", "diffusers"]),
+    help="What to write; default: by the ending of OUT, without one a Diffusers folder.",
+)
+@click.option("--dtype", type=DTYPE, help="Precision of all parts; default: as they are.")
+@click.option("--unet-dtype", type=DTYPE, help="Precision of the U-Net.")
+@click.option("--text-encoder-dtype", type=DTYPE, help="Precision of the text encoder.")
+@click.option("--vae-dtype", type=DTYPE, help="Precision of the VAE.")
+@click.option("--ema", is_flag=True, help="Take the averaged weights: short for --weights ema.")
+@click.option("--title", help="The model's name in its metadata; default: the source's, or OUT's.")
+@click.option("--overwrite", is_flag=True, help="Replace OUT if it is there.")
+@model_options
+def convert(source: str, target: Path, form: str | None, **options: Any) -> None:
+    r"""Write the model IN (a file, a Diffusers folder or a Hub id) as OUT.
+
+    Precisions that are not asked for stay as they are, bit for bit; averaged weights are left out.
+
+    \b
+    impasto convert old.ckpt new.safetensors --dtype fp16
+    impasto convert model.safetensors model-folder
+    """
+    from impasto.cli.console import Console
+    from impasto.models.conversion import convert_model, form_of
+    from impasto.models.saving import DTYPES
+
+    if options.pop("ema"):
+        options["weights"] = "ema"
+    opened_as = open_options(options)
+    words = {
+        part: options[f"{part}_dtype"] or options["dtype"]
+        for part in ("unet", "text_encoder", "vae")
+    }
+    console = Console()
+    written = convert_model(
+        source,
+        target,
+        form_of(target, form),
+        {part: DTYPES[word] for part, word in words.items() if word},
+        opened_as,
+        title=options["title"],
+        overwrite=options["overwrite"],
+        progress=console,
+    )
+    console.table(written)
+
+
+@click.command()
+@click.argument("source", metavar="FILE")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, for other programs.")
+@click.option("--no-hash", is_flag=True, help="Do not read the whole file to hash it.")
+@model_options
+def inspect(source: str, as_json: bool, no_hash: bool, **options: Any) -> None:  # noqa: FBT001
+    """Say what the model FILE is: a file, a Diffusers folder or a Hub id.
+
+    Nothing in it is run. Other files than base models are named for what they are.
+    """
+    import json
+
+    from impasto.cli.console import Console
+    from impasto.models.inspection import inspect_model
+    from impasto.progress import SilentProgress
+
+    console = Console()
+    progress = SilentProgress() if as_json else console
+    found = inspect_model(source, open_options(options), progress, hashing=not no_hash)
+    if as_json:
+        click.echo(json.dumps(found, ensure_ascii=False, indent=1))
+        return
+    for heading, rows in found.items():
+        console.heading(heading)
+        console.table(rows)

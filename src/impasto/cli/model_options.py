@@ -1,0 +1,49 @@
+"""The options of every verb that opens a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from impasto.models.opening import OpenOptions
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def model_options(command: F) -> F:
+    """Add `--family`, `--prediction-type`, `--weights`, `--variant` and `--vae`."""
+    options = (
+        click.option(
+            "--family",
+            type=click.Choice(["sd1", "sd2-base", "sd2-v"]),
+            help="What the model is, where its files do not tell.",
+        ),
+        click.option(
+            "--prediction-type",
+            type=click.Choice(["epsilon", "v_prediction"]),
+            help="What its U-Net predicts, where its files do not tell.",
+        ),
+        click.option(
+            "--weights",
+            type=click.Choice(["auto", "plain", "ema"]),
+            default="auto",
+            show_default=True,
+            help="Which weights of a file that also has averaged (EMA) ones; auto is plain.",
+        ),
+        click.option("--variant", help="Which files of a Diffusers folder, such as fp16."),
+        click.option("--vae", help="Another VAE: a Diffusers folder or id, a file, or a model."),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def open_options(values: dict[str, Any]) -> OpenOptions:
+    """What the user said with them; takes them out of `values`."""
+    from impasto.models.opening import OpenOptions
+
+    names = ("family", "prediction_type", "weights", "variant", "vae")
+    return OpenOptions(**{name: values.pop(name) for name in names})

@@ -1,0 +1,113 @@
+"""Arrays by key in shards on disk: the latent cache's and the text store's common ground.
+
+A shard is `<name>.safetensors` with arrays of one length, and `<name>.json` with the keys of their
+rows in order. The index is written last, so a shard without one does not exist. Shards are mapped
+into memory, never read whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from impasto import files
+from impasto.errors import DatasetError
+
+FORMAT_VERSION = 1
+
+
+class Shards:
+    """A folder of shards.
+
+    Args:
+        folder: Where they are; created when something is written.
+        columns: The names of the arrays in each shard.
+        what: What the folder is called in messages.
+
+    Raises:
+        DatasetError: The folder was written by a newer version.
+    """
+
+    def __init__(self, folder: Path, columns: tuple[str, ...], what: str) -> None:
+        self.folder, self._columns, self._what = folder, columns, what
+        self._open: dict[str, tuple[np.ndarray, ...]] = {}
+        self._rows: dict[str, tuple[str, int]] = {}
+        for index in sorted(folder.glob("shard-*.json")):
+            self._add_index(index)
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def read(self, keys: Sequence[str]) -> tuple[np.ndarray, ...]:
+        """The rows of all columns, in the order of `keys`; they must have one shape.
+
+        Gathered with NumPy, which stays on one core: a second pool of OpenMP threads, which torch
+        would make in a loading thread, slows the training thread's by half on a CPU.
+
+        Raises:
+            KeyError: A key is not there.
+        """
+        places = [self._rows[key] for key in keys]
+        if len({shard for shard, _ in places}) == 1:
+            rows = [row for _, row in places]
+            return tuple(column[rows] for column in self._shard(places[0][0]))
+        columns = [self._shard(shard) for shard, _ in places]
+        return tuple(
+            np.stack([arrays[n][row] for arrays, (_, row) in zip(columns, places, strict=True)])
+            for n in range(len(self._columns))
+        )
+
+    def write(self, label: str, keys: Sequence[str], tensors: Mapping[str, Tensor]) -> None:
+        """Add a shard, tensors first and index last, each written durably.
+
+        Raises:
+            StorageError: The disk is full or the folder cannot be written.
+        """
+        digest = hashlib.sha256("".join(keys).encode("utf-8")).hexdigest()[:16]
+        name = f"shard-{label}-{digest}"
+        with files.replace_file(self.folder / f"{name}.safetensors") as partial:
+            save_file({column: tensors[column].contiguous() for column in self._columns}, partial)
+        index = self.folder / f"{name}.json"
+        files.write_json(index, {"format_version": FORMAT_VERSION, "keys": list(keys)})
+        self._add_index(index)
+
+    def _add_index(self, index: Path) -> None:
+        try:
+            stored = json.loads(index.read_text(encoding="utf-8"))
+            version, keys = stored["format_version"], stored["keys"]
+        except (ValueError, KeyError, TypeError):
+            return  # without a readable index its entries are simply made again
+        if version > FORMAT_VERSION:
+            raise DatasetError(
+                f"The {self._what} {self.folder} was written by a newer Impasto (format {version}; "
+                f"this one reads up to {FORMAT_VERSION}). Update Impasto or delete the folder."
+            )
+        if self._is_whole(index.with_suffix(".safetensors"), len(keys)):
+            self._rows.update({key: (index.stem, row) for row, key in enumerate(keys)})
+
+    def _is_whole(self, shard: Path, entries: int) -> bool:
+        """Whether the shard's header fits its length and its index; values are not read."""
+        try:
+            with safe_open(shard, framework="pt") as file:
+                lengths = {file.get_slice(name).get_shape()[0] for name in self._columns}
+        except (SafetensorError, OSError):
+            return False
+        return lengths == {entries}
+
+    def _shard(self, name: str) -> tuple[np.ndarray, ...]:
+        """The mapped tensors of a shard as arrays over the same memory."""
+        if name not in self._open:
+            with safe_open(self.folder / f"{name}.safetensors", framework="pt") as file:
+                arrays = tuple(file.get_tensor(column).numpy() for column in self._columns)
+            self._open[name] = arrays
+        return self._open[name]

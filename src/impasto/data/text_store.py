@@ -1,0 +1,61 @@
+"""The states of a frozen text encoder on disk, found by token ids and the encoder's fingerprint."""
+
+from __future__ import annotations
+
+import hashlib
+from array import array
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from impasto.data.shards import Shards
+
+
+class TextStore:
+    """States of chunks of token ids.
+
+    Args:
+        folder: Where the shards are; created when something is written.
+        fingerprint: A hash over all that the states depend on besides the ids: the encoder's
+            weights and which of its layers is taken.
+        dtype: Type on disk.
+    """
+
+    shard_entries = 256
+
+    def __init__(self, folder: Path, fingerprint: str, dtype: torch.dtype = torch.float32) -> None:
+        self._shards = Shards(folder, ("states",), "text store")
+        self._fingerprint = f"{fingerprint}:{dtype}"
+        self._dtype = dtype
+
+    def __contains__(self, ids: tuple[int, ...]) -> bool:
+        return self.key(ids) in self._shards
+
+    def __len__(self) -> int:
+        return len(self._shards)
+
+    def key(self, ids: Sequence[int]) -> str:
+        """The name of a chunk's states: a hash in 32 hex digits."""
+        digest = hashlib.sha256(self._fingerprint.encode("utf-8"))
+        digest.update(array("i", ids).tobytes())
+        return digest.hexdigest()[:32]
+
+    def read(self, ids: Sequence[int]) -> Tensor:
+        """States `[77, D]` in float32.
+
+        Raises:
+            KeyError: They are not there.
+        """
+        (rows,) = self._shards.read([self.key(ids)])
+        return torch.from_numpy(rows[0]).float()
+
+    def write(self, chunks: Sequence[Sequence[int]], states: Tensor) -> None:
+        """Add states `[chunks, 77, D]` as a shard.
+
+        Raises:
+            StorageError: The disk is full or the folder cannot be written.
+        """
+        keys = [self.key(ids) for ids in chunks]
+        self._shards.write("text", keys, {"states": states.to(self._dtype)})

@@ -1,0 +1,75 @@
+"""A model as tensors and configurations, before networks are made of it and after."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from impasto.checkpoints.keymap import TEXT_ENCODER
+from impasto.checkpoints.ldm import put_together
+from impasto.checkpoints.tensors import LazyTensor, Tensors
+from impasto.models.configs import Configs
+from impasto.models.identity import Identity
+
+
+@dataclass(frozen=True)
+class ModelContents:
+    """Everything that a model's file or folder holds.
+
+    Attributes:
+        source: The path or id it was opened by.
+        form: What sort of file or folder that is, in words.
+        parts: `unet`, `vae`, `text_encoder` -> tensors by diffusers' names.
+        ldm_only: Tensors by LDM's names that no part uses.
+        configs: Part -> configuration.
+        scheduler_config: For samplers; its prediction_type is the identity's.
+        identity: Family and prediction, with the evidence.
+        tokenizer_files: File name -> content; empty means the shipped vocabulary.
+        metadata: Texts in the file.
+        notes: What a person should know: tensors left out, which of several files was taken.
+    """
+
+    source: str
+    form: str
+    parts: Mapping[str, Tensors]
+    ldm_only: Tensors
+    configs: Configs
+    scheduler_config: Mapping[str, Any]
+    identity: Identity
+    tokenizer_files: Mapping[str, bytes] = field(default_factory=dict)
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The last part of `source`: what may be published of it."""
+        return self.source.replace("\\", "/").rstrip("/").rpartition("/")[2]
+
+    def ldm_tensors(self) -> dict[str, LazyTensor]:
+        """All tensors under LDM's names."""
+        open_clip = self.identity.family.open_clip
+        return put_together(self.parts, self.ldm_only, open_clip=open_clip)
+
+    def cast(self, dtypes: Mapping[str, Any]) -> ModelContents:
+        """The same with some parts in another type; a part that is not named stays as it is."""
+        parts = {
+            part: {name: tensor.cast(dtypes.get(part)) for name, tensor in tensors.items()}
+            for part, tensors in self.parts.items()
+        }
+        text_dtype = dtypes.get(TEXT_ENCODER)
+        ldm_only = {name: tensor.cast(text_dtype) for name, tensor in self.ldm_only.items()}
+        return replace(self, parts=parts, ldm_only=ldm_only)
+
+    def dtypes(self) -> dict[str, str]:
+        """Part -> the types of its floating-point tensors, such as `float16`."""
+        return {
+            part: "+".join(
+                sorted({_word(t) for t in tensors.values() if t.dtype.is_floating_point})
+            )
+            for part, tensors in self.parts.items()
+        }
+
+
+def _word(tensor: LazyTensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")

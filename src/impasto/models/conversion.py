@@ -1,0 +1,110 @@
+"""Writes a model in another form or precision, one tensor at a time, without making networks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from impasto import files
+from impasto.checkpoints.modelspec import read_encoder_layer
+from impasto.errors import ConfigError
+from impasto.models.configs import CONFIGS_KEY
+from impasto.models.contents import ModelContents
+from impasto.models.opening import OpenOptions, open_model
+from impasto.models.saving import SUFFIXES, About, Form, save_model
+from impasto.progress import Progress, SilentProgress, in_mib
+
+MADE_ANEW = {
+    f"modelspec.{key}"
+    for key in (
+        "sai_model_spec", "architecture", "implementation", "title", "resolution", "date",
+        "hash_sha256", "prediction_type", "encoder_layer", "unet_dtype", "vae_dtype",
+    )
+}  # fmt: skip
+
+
+def form_of(target: Path, asked: str | None) -> Form:
+    """What to write, as asked or by the target's ending.
+
+    Raises:
+        ConfigError: The two contradict each other.
+    """
+    endings: dict[str, Form] = {suffix: form for form, suffix in SUFFIXES.items()}
+    by_ending = endings.get(target.suffix, "diffusers")
+    form = next((f for f in SUFFIXES if f == asked), by_ending)
+    if target.suffix in (".safetensors", ".ckpt") and form != by_ending:
+        raise ConfigError(f"{target} ends in {target.suffix}, but --to says {form}. Change one.")
+    return form
+
+
+def convert_model(
+    source: str,
+    target: Path,
+    form: Form,
+    dtypes: Mapping[str, torch.dtype],
+    options: OpenOptions,
+    *,
+    title: str | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> dict[str, str]:
+    """Read a model and write it; what a person may want to know of it comes back.
+
+    Raises:
+        ConfigError: Something is at `target` already.
+        ModelError: The source cannot be used.
+        StorageError: The target cannot be written.
+    """
+    _require_free(Path(source), target, overwrite=overwrite)
+    contents = open_model(source, options, progress).cast(dtypes)
+    save_model(contents, target, form, about_converted(contents, target, title), progress)
+    summary = {
+        "Wrote": str(target),
+        "Family": contents.identity.family.name,
+        "Predicts": f"{contents.identity.prediction.name} ({contents.identity.evidence})",
+        "Precision": ", ".join(f"{part} {word}" for part, word in contents.dtypes().items()),
+        **({"Note": "; ".join(contents.notes)} if contents.notes else {}),
+    }
+    if target.is_file():
+        summary["SHA-256"] = hash_file(target, progress)
+    return summary
+
+
+def hash_file(path: Path, progress: Progress | None = None) -> str:
+    """The SHA-256 of a file in hexadecimal; A1111 shows its first ten digits."""
+    with (progress or SilentProgress()).stage(
+        f"Hashing {path.name}", path.stat().st_size >> 20, "MiB"
+    ) as advance:
+        return files.sha256_of(path, in_mib(advance))
+
+
+def about_converted(contents: ModelContents, target: Path, title: str | None) -> About:
+    """What the new file says: what the old one said, and what has to be made anew."""
+    said = contents.metadata
+    kept = {key: text for key, text in said.items() if key not in MADE_ANEW}
+    return About(
+        title=title or said.get("modelspec.title", target.stem),
+        resolution=said.get("modelspec.resolution"),
+        encoder_layer=read_encoder_layer(said) or 1,
+        others={
+            key.removeprefix("modelspec."): text
+            for key, text in kept.items()
+            if key.startswith("modelspec.")
+        },
+        more={
+            key: text
+            for key, text in kept.items()
+            if not key.startswith("modelspec.") and key not in ("format", CONFIGS_KEY)
+        },
+    )
+
+
+def _require_free(source: Path, target: Path, *, overwrite: bool) -> None:
+    if source.exists() and target.exists() and source.resolve() == target.resolve():
+        raise ConfigError(f"{target} is the source itself; nothing was changed. Take another name.")
+    if target.exists() and not overwrite:
+        raise ConfigError(
+            f"{target} is already there; nothing was changed. Take another name, or --overwrite."
+        )

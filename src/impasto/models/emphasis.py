@@ -1,0 +1,81 @@
+r"""The emphasis syntax of prompts: `(a)`, `(a:1.3)`, `[a]`, nested; `\(` is a bracket itself.
+
+The grammar is A1111's (`modules/prompt_parser.py`, parse_prompt_attention), which sd-scripts'
+weighted captions follow too. Prompt editing `[a:b:0.5]` and `<...>` are not part of it.
+"""
+
+from __future__ import annotations
+
+import re
+
+UP, DOWN = 1.1, 1 / 1.1
+BREAK = "BREAK"
+_TOKEN = re.compile(
+    r"\\(?P<literal>[()\[\]\\])"
+    r"|(?P<open>[(\[])"
+    r"|:\s*(?P<weight>[+-]?[.\d]+)\s*\)"
+    r"|(?P<close>[)\]])"
+    r"|(?P<text>[^\\()\[\]:]+|[\\:])"
+)
+_BREAK = re.compile(r"\s*\bBREAK\b\s*")
+
+Fragment = tuple[str, float]
+
+
+def parse_emphasis(text: str) -> list[Fragment]:
+    """Split a text into fragments of one weight each, neighbours of equal weight merged.
+
+    A bracket that is never closed holds to the end; one that was never opened is text.
+    """
+    fragments: list[Fragment] = []
+    opened: list[tuple[str, int]] = []
+
+    def multiply(start: int, factor: float) -> None:
+        fragments[start:] = [(words, weight * factor) for words, weight in fragments[start:]]
+
+    for token in _TOKEN.finditer(text):
+        closes = "(" if token["weight"] or token["close"] == ")" else "["
+        if token["open"]:
+            opened.append((token["open"], len(fragments)))
+        elif (token["weight"] or token["close"]) and any(b == closes for b, _ in opened):
+            factor = _factor(token["weight"], closes)
+            if factor is None:
+                fragments.append((token[0], 1.0))
+                continue
+            place = max(i for i, (bracket, _) in enumerate(opened) if bracket == closes)
+            multiply(opened.pop(place)[1], factor)
+        else:
+            fragments.append((token["literal"] or token[0], 1.0))
+    for bracket, start in opened:
+        multiply(start, UP if bracket == "(" else DOWN)
+    return _merged(fragments) or [("", 1.0)]
+
+
+def split_at_breaks(fragments: list[Fragment]) -> list[list[Fragment]]:
+    """Fragments in groups, parted where the text says BREAK in capitals."""
+    groups: list[list[Fragment]] = [[]]
+    for words, weight in fragments:
+        first, *others = _BREAK.split(words)
+        groups[-1].append((first, weight))
+        groups += [[(other, weight)] for other in others]
+    ends_with_break = len(groups) > 1 and not any(words for words, _ in groups[-1])
+    return groups[:-1] if ends_with_break else groups
+
+
+def _factor(weight: str | None, bracket: str) -> float | None:
+    if weight is None:
+        return UP if bracket == "(" else DOWN
+    try:
+        return float(weight)
+    except ValueError:
+        return None
+
+
+def _merged(fragments: list[Fragment]) -> list[Fragment]:
+    merged: list[Fragment] = []
+    for words, weight in fragments:
+        if merged and merged[-1][1] == weight:
+            merged[-1] = (merged[-1][0] + words, weight)
+        else:
+            merged.append((words, weight))
+    return merged

@@ -1,0 +1,212 @@
+"""Finds out which family a model is of and what its U-Net predicts, and says from what.
+
+The generation is in the tensors. The prediction is not: it comes from the first witness that knows
+it, in the order of `WITNESSES`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from impasto.checkpoints.keymap import UNET
+from impasto.checkpoints.kinds import INPUT_CHANNELS
+from impasto.checkpoints.modelspec import PREDICTION_TYPE, read_prediction_type
+from impasto.checkpoints.tensors import Tensors
+from impasto.diffusion.prediction import EPSILON, PREDICTIONS, VELOCITY, Prediction
+from impasto.errors import ModelError
+from impasto.models.families import FAMILIES, SD1, Family
+
+FULL_SIZE_WIDTH = 320
+PARAMETERIZATIONS: dict[str, Prediction] = {"eps": EPSILON, "v": VELOCITY}
+GLOBAL_STEPS: dict[int, Prediction] = {875000: EPSILON, 110000: VELOCITY}
+"""`global_step` of Stability's SD 2 base and 2.1 768-v files; diffusers 0.42
+`loaders/single_file_utils.py` reads them the same way."""
+
+TELLING_TENSOR = "up_blocks.3.attentions.2.transformer_blocks.0.norm1.bias"
+TELLING_DEVIATION = 0.09
+"""Velocity models have a larger spread in that tensor; ComfyUI `comfy/supported_models.py`."""
+DOUBTFUL = 0.1  # share of the threshold within which the spread decides nothing
+
+
+@dataclass(frozen=True)
+class Identity:
+    """A model's family and prediction, and what says so."""
+
+    family: Family
+    prediction: Prediction
+    evidence: str
+
+
+@dataclass(frozen=True)
+class Clues:
+    """What is known of a model before it is identified.
+
+    Attributes:
+        source: Its path or id, for messages.
+        unet: The U-Net's tensors by diffusers' names.
+        open_clip: Whether the text encoder is open_clip's.
+        scheduler_config: Of a Diffusers folder; None for a single file.
+        metadata: Texts in the file.
+        counters: Numbers in the file.
+        sidecar: The parsed `.yaml` beside a single file, and its path.
+        family_key: The user's word, from `model.family`.
+        prediction_word: The user's word, from `model.prediction_type`.
+    """
+
+    source: str
+    unet: Tensors
+    open_clip: bool
+    scheduler_config: Mapping[str, Any] | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    counters: Mapping[str, int] = field(default_factory=dict)
+    sidecar: tuple[Path, Mapping[str, Any]] | None = None
+    family_key: str | None = None
+    prediction_word: str | None = None
+
+
+def identify(clues: Clues) -> Identity:
+    """Find the row and the prediction.
+
+    Raises:
+        ModelError: It is an inpainting or other special model, or none of SD 1.x and 2.x; or its
+            prediction cannot be told; or the user's word contradicts the tensors.
+    """
+    _require_plain(clues)
+    generation, seen = _generation(clues)
+    if clues.family_key is not None and clues.family_key not in {row.key for row in generation}:
+        raise ModelError(
+            f"{clues.source}: model.family says {clues.family_key}, but the tensors are those of "
+            f"{' or '.join(row.key for row in generation)} ({seen}). Take the setting out."
+        )
+    for witness in WITNESSES:
+        testimony = witness(clues, generation)
+        if testimony is not None:
+            prediction, told_by = testimony
+            rows = [row for row in generation if row.key == clues.family_key] or [
+                row for row in generation if row.prediction is prediction
+            ]
+            return Identity((rows or list(generation))[0], prediction, f"{seen}; {told_by}")
+    raise ModelError(
+        f"{clues.source} is an SD 2.x model, and nothing tells whether it predicts epsilon (as "
+        f"2.0-base and 2.1-base do) or v_prediction (as the 768-v models do). Set "
+        f"model.prediction_type to one of these two (--prediction-type on a command line), or put "
+        f"its .yaml file beside it."
+    )
+
+
+def _require_plain(clues: Clues) -> None:
+    if "conv_in.weight" not in clues.unet:
+        raise ModelError(f"{clues.source} has no U-Net that Impasto knows: conv_in is missing.")
+    channels = clues.unet["conv_in.weight"].shape[1]
+    if channels != 4:
+        sort = INPUT_CHANNELS.get(channels, "of an unknown sort")
+        raise ModelError(
+            f"{clues.source} is not a plain model but {sort}: its U-Net takes {channels} channels, "
+            f"and only models that take 4 can be trained. Take the plain version of this model."
+        )
+
+
+def _generation(clues: Clues) -> tuple[tuple[Family, ...], str]:
+    """The rows that fit the tensors, and what was seen."""
+    entry = next((n for n in clues.unet if n.endswith(".attentions.0.proj_in.weight")), None)
+    key = next((n for n in clues.unet if n.endswith("attn2.to_k.weight")), None)
+    if entry is None or key is None:
+        raise ModelError(f"{clues.source} has a U-Net without cross-attention: not SD 1.x or 2.x.")
+    is_linear = len(clues.unet[entry].shape) == 2
+    context = clues.unet[key].shape[1]
+    full_size = clues.unet["conv_in.weight"].shape[0] == FULL_SIZE_WIDTH
+    rows = tuple(
+        row
+        for row in FAMILIES
+        if (row.linear_projection, row.open_clip) == (is_linear, clues.open_clip)
+        and (not full_size or row.context_width == context)
+    )
+    kind = "linear" if is_linear else "convolution"
+    encoder = "OpenCLIP" if clues.open_clip else "CLIP"
+    seen = f"{encoder} text encoder, context width {context}, {kind} before attention"
+    if not rows:
+        raise ModelError(
+            f"{clues.source} is not a Stable Diffusion 1.x or 2.x model: {seen}. SD 1.x has CLIP, "
+            f"768 and convolutions; SD 2.x has OpenCLIP, 1024 and linear layers."
+        )
+    return rows, seen
+
+
+Testimony = tuple[Prediction, str] | None
+
+
+def _the_user(clues: Clues, generation: tuple[Family, ...]) -> Testimony:
+    if clues.prediction_word is not None:
+        return PREDICTIONS[clues.prediction_word], f"model.prediction_type {clues.prediction_word}"
+    row = next((row for row in generation if row.key == clues.family_key), None)
+    return None if row is None else (row.prediction, f"model.family {row.key}")
+
+
+def _the_scheduler(clues: Clues, _: tuple[Family, ...]) -> Testimony:
+    if clues.scheduler_config is None:
+        return None
+    word = clues.scheduler_config.get("prediction_type")
+    if word is None:
+        return EPSILON, "scheduler config without prediction_type, which means epsilon"
+    if word not in PREDICTIONS:
+        raise ModelError(
+            f"{clues.source}: the scheduler's prediction_type is {word!r}; expected "
+            f"{' or '.join(PREDICTIONS)}."
+        )
+    return PREDICTIONS[word], f"scheduler prediction_type {word}"
+
+
+def _the_metadata(clues: Clues, _: tuple[Family, ...]) -> Testimony:
+    word = read_prediction_type(clues.metadata)
+    return None if word is None else (PREDICTIONS[word], f"{PREDICTION_TYPE} in the file")
+
+
+def _the_sidecar(clues: Clues, _: tuple[Family, ...]) -> Testimony:
+    if clues.sidecar is None:
+        return None
+    path, content = clues.sidecar
+    try:
+        word = content["model"]["params"].get("parameterization", "eps")
+    except (KeyError, TypeError, AttributeError):
+        return None
+    found = PARAMETERIZATIONS.get(word)
+    return None if found is None else (found, f"{path.name} says parameterization {word}")
+
+
+def _the_generation(_: Clues, generation: tuple[Family, ...]) -> Testimony:
+    if generation != (SD1,):
+        return None
+    return EPSILON, "SD 1.x predicts epsilon unless something says otherwise"
+
+
+def _the_step_counter(clues: Clues, _: tuple[Family, ...]) -> Testimony:
+    step = clues.counters.get("global_step")
+    found = GLOBAL_STEPS.get(step) if step is not None else None
+    return None if found is None else (found, f"global_step {step}, which is Stability's own file")
+
+
+def _the_spread(clues: Clues, _: tuple[Family, ...]) -> Testimony:
+    """ComfyUI's heuristic; silent where the number is near the threshold or says nothing."""
+    tensor = clues.unet.get(TELLING_TENSOR)
+    if tensor is None:
+        return None
+    deviation = float(tensor.read().float().std(correction=0))
+    if not deviation > 0 or abs(deviation / TELLING_DEVIATION - 1) < DOUBTFUL:
+        return None
+    found: Prediction = VELOCITY if deviation > TELLING_DEVIATION else EPSILON
+    sign = ">" if deviation > TELLING_DEVIATION else "<"
+    return found, f"guessed: spread of {UNET} {TELLING_TENSOR} {deviation:.3f} {sign} 0.09"
+
+
+WITNESSES: tuple[Callable[[Clues, tuple[Family, ...]], Testimony], ...] = (
+    _the_user,
+    _the_scheduler,
+    _the_metadata,
+    _the_sidecar,
+    _the_generation,
+    _the_step_counter,
+    _the_spread,
+)

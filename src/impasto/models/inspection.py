@@ -1,0 +1,123 @@
+"""What a model file is, in words: for `impasto inspect`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+from impasto.checkpoints.keymap import PARTS
+from impasto.checkpoints.kinds import BASE_MODEL, kind_of
+from impasto.checkpoints.ldm import take_apart
+from impasto.checkpoints.reading import TensorFile, open_tensor_file
+from impasto.checkpoints.tensors import Tensors, total_bytes
+from impasto.errors import ModelError
+from impasto.models.contents import ModelContents
+from impasto.models.conversion import hash_file
+from impasto.models.loading import compare, empty_network
+from impasto.models.opening import OpenOptions, locate, open_model
+from impasto.progress import Progress
+
+LONGEST_VALUE = 200
+Section = dict[str, str]
+
+
+def inspect_model(
+    source: str, options: OpenOptions, progress: Progress, *, hashing: bool = True
+) -> dict[str, Section]:
+    """Sections of names and values. A file that is no base model is described, not refused.
+
+    Raises:
+        ModelError: It is missing, damaged, or refused as unsafe.
+    """
+    path = locate(source, options, progress)
+    file = open_tensor_file(path) if path.is_file() else None
+    found: dict[str, Section] = {}
+    if file is not None:
+        found["File"] = _file_section(file)
+    if file is None or kind_of(file) is BASE_MODEL:
+        found |= _model_sections(source, options, progress)
+    if file is not None:
+        found["Metadata"] = _shortened(file.metadata) or {"none": "the file carries no texts"}
+    if hashing:
+        found["SHA-256"] = _hashes(path, progress)
+    return found
+
+
+def _file_section(file: TensorFile) -> Section:
+    rows = {
+        "Path": str(file.path),
+        "Kind": kind_of(file).name,
+        "Form": file.form,
+        "Size": _in_words(file.path.stat().st_size),
+        "Tensors": f"{len(file.tensors)}, {_types(file.tensors)}",
+    }
+    if kind_of(file) is BASE_MODEL:
+        ldm = take_apart(file.tensors)
+        averaged = f"yes, {len(ldm.ema)} tensors; --weights ema takes them" if ldm.ema else "no"
+        rows["EMA weights"] = averaged
+        rows["Kept beside the parts"] = _names(tuple(ldm.ldm_only))
+        rows["Of no known use"] = _names(ldm.foreign)
+    rows |= {name: str(number) for name, number in file.counters.items()}
+    return rows
+
+
+def _model_sections(source: str, options: OpenOptions, progress: Progress) -> dict[str, Section]:
+    try:
+        contents = open_model(source, options, progress)
+    except ModelError as error:
+        return {"Model": {"Cannot be used": str(error)}}
+    identity = contents.identity
+    model = {
+        "Form": contents.form,
+        "Family": identity.family.name,
+        "Predicts": identity.prediction.name,
+        "Because": identity.evidence,
+    }
+    if contents.notes:
+        model["Notes"] = "; ".join(contents.notes)
+    return {"Model": model, "Parts": {part: _part(part, contents) for part in PARTS}}
+
+
+def _part(part: str, contents: ModelContents) -> str:
+    tensors = contents.parts[part]
+    expected = dict(empty_network(part, contents.configs[part], contents.source).state_dict())
+    named = {n.removeprefix("text_model."): t for n, t in expected.items()}
+    faults = compare(named, tensors).faults
+    fit = "; ".join(faults) if faults else "complete"
+    return f"{len(tensors)} tensors, {_in_words(total_bytes(tensors))}, {_types(tensors)}; {fit}"
+
+
+def _types(tensors: Tensors) -> str:
+    counts = Counter(str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values())
+    return ", ".join(f"{count} {name}" for name, count in counts.most_common())
+
+
+def _names(names: tuple[str, ...]) -> str:
+    shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+    return f"{len(names)} tensors ({shown})" if names else "none"
+
+
+def _shortened(metadata: object) -> Section:
+    rows = dict(metadata) if isinstance(metadata, dict) else {}
+    return {
+        key: text
+        if len(text) <= LONGEST_VALUE
+        else f"{text[:LONGEST_VALUE]} ... ({len(text)} characters)"
+        for key, text in sorted(rows.items())
+    }
+
+
+def _hashes(path: Path, progress: Progress) -> Section:
+    """Of the file, or of each weight file of a folder."""
+    if path.is_file():
+        digest = hash_file(path, progress)
+        return {"File": digest, "A1111's short form": digest[:10]}
+    weights = [p for part in PARTS for p in sorted((path / part).glob("*model*")) if p.is_file()]
+    return {p.relative_to(path).as_posix(): hash_file(p, progress) for p in weights}
+
+
+def _in_words(size_bytes: int) -> str:
+    for unit, scale in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if size_bytes >= scale:
+            return f"{size_bytes / scale:.2f} {unit}"
+    return f"{size_bytes} bytes"

@@ -1,0 +1,240 @@
+"""Opens a base model in any of its forms, without reading its weights yet.
+
+A form is a single LDM file (`.safetensors`, `.ckpt`), a Diffusers folder, or a Hub id. What comes
+out is the same for all: `ModelContents`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from impasto.checkpoints import hub
+from impasto.checkpoints.keymap import OPEN_CLIP_PREFIX, TEXT_ENCODER, UNET, VAE, VAE_PREFIX
+from impasto.checkpoints.kinds import BASE_MODEL, VAE_ALONE, kind_of
+from impasto.checkpoints.ldm import LdmModel, take_apart
+from impasto.checkpoints.reading import TensorFile, open_tensor_file
+from impasto.checkpoints.tensors import Tensors
+from impasto.errors import ModelError
+from impasto.models import diffusers_folder
+from impasto.models.configs import (
+    UnknownSizeError,
+    configs_from,
+    configs_in,
+    vae_config,
+)
+from impasto.models.contents import ModelContents
+from impasto.models.identity import Clues, Identity, identify
+from impasto.models.pipeline_files import scheduler_config
+from impasto.progress import Progress
+
+Weights = Literal["auto", "plain", "ema"]
+
+
+@dataclass(frozen=True)
+class OpenOptions:
+    """What the user says about a model.
+
+    Attributes:
+        family: A key of the family table, against what the tensors suggest.
+        prediction_type: `epsilon` or `v_prediction`, against what the witnesses say.
+        weights: Which U-Net of a file that has two: `plain`, the averaged `ema`, or `auto`, which
+            takes the plain one: it trains better, the average only samples better.
+        variant: Which set of files of a Diffusers folder, such as `fp16`.
+        vae: Another VAE: a Diffusers folder or id, a bare VAE file, or a full model.
+    """
+
+    family: str | None = None
+    prediction_type: str | None = None
+    weights: Weights = "auto"
+    variant: str | None = None
+    vae: str | None = None
+
+
+def open_model(
+    source: str | Path, options: OpenOptions | None = None, progress: Progress | None = None
+) -> ModelContents:
+    """Open a base model.
+
+    Raises:
+        ModelError: It is missing, damaged, refused, of another kind, or cannot be identified.
+    """
+    options = options or OpenOptions()
+    path = locate(str(source), options, progress)
+    opened = _open_folder if path.is_dir() else _open_file
+    contents = opened(path, str(source), options)
+    return contents if options.vae is None else _with_vae(contents, options.vae, progress)
+
+
+def locate(source: str, options: OpenOptions, progress: Progress | None = None) -> Path:
+    """The local path of what the user named; a Hub id is downloaded.
+
+    Raises:
+        ModelError: There is nothing of that name.
+    """
+    path = Path(source)
+    if path.exists():
+        return path
+    if hub.looks_like_hub_id(source) and not path.suffix:
+        return hub.download(source, progress, variant=options.variant)
+    raise ModelError(
+        f"The model {source} is not there. Give the path of a .safetensors or .ckpt file, of a "
+        f"Diffusers folder (the one with model_index.json in it), or a Hub id such as owner/name."
+    )
+
+
+def _open_folder(path: Path, source: str, options: OpenOptions) -> ModelContents:
+    folder = diffusers_folder.open_folder(path, options.weights, options.variant)
+    identity = identify(
+        Clues(
+            source,
+            folder.parts[UNET],
+            diffusers_folder.is_open_clip(folder.configs[TEXT_ENCODER], path),
+            scheduler_config=folder.scheduler_config,
+            family_key=options.family,
+            prediction_word=options.prediction_type,
+        )
+    )
+    unet = {"upcast_attention": identity.family.upcast_attention, **folder.configs[UNET]}
+    return ModelContents(
+        source=source,
+        form="Diffusers folder",
+        parts=folder.parts,
+        ldm_only=folder.ldm_only,
+        configs={**folder.configs, UNET: unet},
+        scheduler_config=_with_prediction(folder.scheduler_config, identity),
+        identity=identity,
+        tokenizer_files=folder.tokenizer_files,
+        metadata=folder.metadata,
+        notes=folder.notes,
+    )
+
+
+def _open_file(path: Path, source: str, options: OpenOptions) -> ModelContents:
+    file = open_tensor_file(path)
+    kind = kind_of(file)
+    if kind is not BASE_MODEL:
+        raise ModelError(
+            f"{source} is {kind.name}, not {BASE_MODEL.name}. Give the base model that it belongs "
+            f"to, or another file."
+        )
+    stated = configs_in(file.metadata, source)
+    layers = stated[TEXT_ENCODER].get("num_hidden_layers") if stated else None
+    ldm = take_apart(file.tensors, text_layers=layers)
+    parts = _with_chosen_weights(ldm, source, options.weights)
+    missing = sorted({UNET, VAE, TEXT_ENCODER} - parts.keys())
+    if missing:
+        raise ModelError(f"{source} is incomplete: it has no {' and no '.join(missing)}.")
+    identity = identify(_clues_of(file, parts, path, source, options))
+    return ModelContents(
+        source=source,
+        form=f"LDM file ({file.form})",
+        parts=parts,
+        ldm_only=ldm.ldm_only,
+        configs=stated or configs_from(parts, identity.family, source),
+        scheduler_config=scheduler_config(identity.prediction.name),
+        identity=identity,
+        metadata=file.metadata,
+        notes=_notes(ldm),
+    )
+
+
+def _clues_of(
+    file: TensorFile, parts: Mapping[str, Any], path: Path, source: str, options: OpenOptions
+) -> Clues:
+    return Clues(
+        source,
+        parts[UNET],
+        any(name.startswith(OPEN_CLIP_PREFIX) for name in file.tensors),
+        metadata=file.metadata,
+        counters=file.counters,
+        sidecar=_read_sidecar(path),
+        family_key=options.family,
+        prediction_word=options.prediction_type,
+    )
+
+
+def _with_chosen_weights(ldm: LdmModel, source: str, weights: Weights) -> dict[str, Any]:
+    if weights != "ema":
+        return dict(ldm.parts)
+    if set(ldm.ema) != set(ldm.parts.get(UNET, {})):
+        raise ModelError(
+            f"{source} has no averaged (EMA) weights for the whole U-Net: {len(ldm.ema)} of "
+            f"{len(ldm.parts.get(UNET, {}))} tensors. Set model.weights to plain or auto."
+        )
+    return {**ldm.parts, UNET: ldm.ema}
+
+
+def _notes(ldm: LdmModel) -> tuple[str, ...]:
+    notes = []
+    if ldm.ema:
+        notes.append(f"holds averaged (EMA) weights beside the plain ones: {len(ldm.ema)} tensors")
+    if ldm.foreign:
+        shown = ", ".join(ldm.foreign[:3]) + (" ..." if len(ldm.foreign) > 3 else "")
+        notes.append(f"left out, as of no known use: {len(ldm.foreign)} tensors ({shown})")
+    return tuple(notes)
+
+
+def _read_sidecar(path: Path) -> tuple[Path, Mapping[str, Any]] | None:
+    """The `.yaml` of the original programs, if one lies beside the file under the same name."""
+    sidecar = path.with_suffix(".yaml")
+    if not sidecar.is_file():
+        return None
+    try:
+        content = yaml.safe_load(sidecar.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ModelError(f"{sidecar} cannot be read as YAML: {error}.") from error
+    return (sidecar, content) if isinstance(content, Mapping) else None
+
+
+def _with_prediction(config: Mapping[str, Any], identity: Identity) -> dict[str, Any]:
+    return {**config, "prediction_type": identity.prediction.name}
+
+
+def _with_vae(contents: ModelContents, vae: str, progress: Progress | None) -> ModelContents:
+    """The same model with another VAE."""
+    path = locate(vae, OpenOptions(), progress)
+    tensors, config = _open_vae(path, contents)
+    scaling = contents.configs[VAE].get("scaling_factor")
+    if config.get("scaling_factor", scaling) != scaling:
+        raise ModelError(
+            f"The VAE {vae} scales latents by {config['scaling_factor']}, the model by {scaling}: "
+            f"they do not belong together."
+        )
+    return replace(
+        contents,
+        parts={**contents.parts, VAE: tensors},
+        configs={**contents.configs, VAE: config},
+        notes=(*contents.notes, f"VAE from {vae}"),
+    )
+
+
+def _open_vae(path: Path, model: ModelContents) -> tuple[Tensors, dict[str, Any]]:
+    if path.is_dir():
+        return diffusers_folder.open_part(path / VAE if (path / VAE).is_dir() else path, VAE)
+    file = open_tensor_file(path)
+    kind = kind_of(file)
+    if kind not in (BASE_MODEL, VAE_ALONE):
+        raise ModelError(f"{path} is {kind.name}; expected a VAE or a full model for model.vae.")
+    bare = kind is VAE_ALONE
+    named = {
+        VAE_PREFIX + name.removeprefix(VAE_PREFIX) if bare else name: tensor
+        for name, tensor in file.tensors.items()
+    }
+    tensors = take_apart({n: t for n, t in named.items() if n.startswith(VAE_PREFIX)}).parts[VAE]
+    return tensors, _vae_config_of(file, tensors, model)
+
+
+def _vae_config_of(file: TensorFile, tensors: Tensors, model: ModelContents) -> dict[str, Any]:
+    """What the file states, or what its size tells, or else the model's own, which has to fit."""
+    stated = configs_in(file.metadata, str(file.path))
+    if stated is not None:
+        return stated[VAE]
+    try:
+        return vae_config(tensors, model.identity.family)
+    except (UnknownSizeError, KeyError):
+        return model.configs[VAE]

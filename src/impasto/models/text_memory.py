@@ -1,0 +1,108 @@
+"""Remembers what a frozen text encoder made of each chunk of token ids.
+
+The key is the ids alone: whatever shuffled, dropped or weighted the words, the same chunk has the
+same states. Memory is bounded; a store on disk may stand behind it.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from impasto.data.text_store import TextStore
+from impasto.progress import Progress, SilentProgress
+
+AHEAD_BATCH = 16
+Ids = tuple[int, ...]
+Encode = Callable[[Tensor], Tensor]
+
+
+class TextMemory:
+    """The states of chunks, the latest used in memory and, if asked, all on disk.
+
+    Args:
+        limit_bytes: What may be kept in memory; one chunk of SD 1 takes 231 KiB.
+        device: Where states are handed out, and kept.
+        store: Where states are kept on disk.
+        progress: Is told while chunks are encoded ahead.
+    """
+
+    def __init__(
+        self,
+        limit_bytes: int,
+        device: torch.device,
+        store: TextStore | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        self._limit_bytes = limit_bytes
+        self._device = device
+        self._store = store
+        self._progress = progress or SilentProgress()
+        self._known: OrderedDict[Ids, Tensor] = OrderedDict()
+        self._held_bytes = 0
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes in memory now."""
+        return self._held_bytes
+
+    def states_of(
+        self, ids: Int[Tensor, "chunks 77"], encode: Encode
+    ) -> Float[Tensor, "chunks 77 d"]:
+        """States of chunks; those not known are encoded one by one.
+
+        In a batch their last bits would depend on the company in which they were first met, which a
+        resumed run does not repeat.
+        """
+        keys = [tuple(row) for row in ids.tolist()]
+        found = {key: self._find(key, encode) for key in dict.fromkeys(keys)}
+        return torch.stack([found[key] for key in keys])
+
+    def encode_ahead(self, chunks: Sequence[Ids], encode: Encode) -> None:
+        """Put all of these chunks on disk.
+
+        Raises:
+            StorageError: The disk is full or the folder cannot be written.
+        """
+        if self._store is None:
+            return
+        missing = [ids for ids in chunks if ids not in self._store]
+        if not missing:
+            return
+        with self._progress.stage("Encoding captions", len(missing), "chunks") as advance:
+            for start in range(0, len(missing), self._store.shard_entries):
+                shard = missing[start : start + self._store.shard_entries]
+                made = []
+                for first in range(0, len(shard), AHEAD_BATCH):
+                    batch = shard[first : first + AHEAD_BATCH]
+                    made.append(_encoded(torch.tensor(batch), encode).cpu())
+                    advance(len(batch))
+                self._store.write(shard, torch.cat(made))
+
+    def _find(self, key: Ids, encode: Encode) -> Tensor:
+        if key in self._known:
+            self._known.move_to_end(key)
+            return self._known[key]
+        if self._store is not None and key in self._store:
+            return self._store.read(key).to(self._device)
+        states = _encoded(torch.tensor([key]), encode)[0].to(self._device)
+        self._keep(key, states)
+        return states
+
+    def _keep(self, key: Ids, states: Tensor) -> None:
+        self._known[key] = states
+        self._held_bytes += states.nbytes
+        while self._held_bytes > self._limit_bytes and self._known:
+            _, oldest = self._known.popitem(last=False)
+            self._held_bytes -= oldest.nbytes
+
+
+@torch.no_grad()
+def _encoded(ids: Tensor, encode: Encode) -> Tensor:
+    """In full precision: it is done once, and kept."""
+    with torch.autocast("cuda", enabled=False), torch.autocast("cpu", enabled=False):
+        return encode(ids)

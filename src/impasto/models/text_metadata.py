@@ -1,0 +1,32 @@
+"""How a model was taught to read text, in its file, so that samples read it the same way."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+
+from impasto.models.tokens import TextLayout
+
+LAYOUT_KEY = "impasto.text_layout"
+PROMPT_TOKENS = 225
+
+
+def layout_metadata(layout: TextLayout) -> dict[str, str]:
+    """The texts for a file."""
+    return {LAYOUT_KEY: json.dumps(asdict(layout))}
+
+
+def prompt_layout(metadata: Mapping[str, str]) -> TextLayout:
+    """How prompts are read: as in training where the file says so, else as A1111 does.
+
+    In A1111's way long prompts need no more room than they take, so they are never cut at 75.
+    """
+    try:
+        stated = json.loads(metadata.get(LAYOUT_KEY, "{}"))
+        layout = TextLayout(**{**stated, "emphasis": "mean"})
+    except (ValueError, TypeError):
+        layout = TextLayout(emphasis="mean")
+    if layout.join == "kohya":
+        return layout
+    return TextLayout(PROMPT_TOKENS, "a1111", layout.split, "mean")

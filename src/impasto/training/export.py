@@ -1,0 +1,89 @@
+"""The trained model as a file for other programs, with a record of how it came to be."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+from typing import Any
+
+from impasto import files
+from impasto.config.load import dump_toml
+from impasto.config.run import RunConfig
+from impasto.models.saving import DTYPES, SUFFIXES, About, save_model, trained_contents
+from impasto.models.text_metadata import layout_metadata
+from impasto.progress import Progress
+from impasto.runs import RunDirectory
+from impasto.training.session import Session
+from impasto.training.text import build_layout
+
+SUMMARY_KEY = "impasto.training"
+
+
+def export_model(session: Session, run: RunDirectory, progress: Progress) -> None:
+    """Write the trained model into the run directory, in the form the settings ask for.
+
+    Raises:
+        ModelError: A trained weight does not fit the precision asked for.
+        StorageError: The disk is full; what was exported before is untouched.
+    """
+    config, saving = session.config, session.config.saving
+    files.remove_leftovers(run.export)
+    contents = trained_contents(
+        session.model,
+        session.trainable.export(),
+        {part: DTYPES[word] for part, word in saving.part_dtypes.items()},
+        trained_dtype=DTYPES[saving.export_dtype],
+    )
+    width, height = config.dataset.width_height
+    about = About(
+        title=config.export_name,
+        resolution=f"{width}x{height}",
+        encoder_layer=config.model.clip_skip or 1,
+        others={str(key): text for key, text in saving.metadata.items()},
+        more={
+            SUMMARY_KEY: json.dumps(training_summary(session), ensure_ascii=False),
+            **layout_metadata(build_layout(config)),
+        },
+    )
+    target = run.export / f"{config.export_name}{SUFFIXES[saving.format]}"
+    save_model(contents, target, saving.format, about, progress)
+
+
+def training_summary(session: Session) -> dict[str, Any]:
+    """How the model was trained, with no path of the machine it was trained on."""
+    config = session.config
+    return {
+        "impasto_version": importlib.metadata.version("impasto"),
+        "base_model": session.model.contents.name,
+        "base_model_unet_sha256": session.fingerprint["base model"],
+        "steps": session.total_steps,
+        "samples_seen": session.sampler.samples_before(session.total_steps),
+        "pictures": len(session.prepared.training.images),
+        "trained_parts": [part.name for part in session.trainable.parts],
+        "settings": dump_toml(_without_paths(config)),
+    }
+
+
+def _without_paths(config: RunConfig) -> RunConfig:
+    """Settings as they may be published: folders by their last name only."""
+    dataset = config.dataset.model_copy(
+        update={"image_dir": config.dataset.image_dir.name, "cache_dir": None}
+    )
+    validation = config.validation
+    if validation.image_dir is not None:
+        validation = validation.model_copy(update={"image_dir": validation.image_dir.name})
+    model = config.model.model_copy(
+        update={"path": _last_name(config.model.path), "vae": _last_name(config.model.vae)}
+    )
+    return config.model_copy(
+        update={
+            "output_dir": config.output_dir.name,
+            "model": model,
+            "dataset": dataset,
+            "validation": validation,
+        }
+    )
+
+
+def _last_name(source: str | None) -> str | None:
+    return None if source is None else source.replace("\\", "/").rstrip("/").rpartition("/")[2]

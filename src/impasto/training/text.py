@@ -1,0 +1,95 @@
+"""Builds what turns captions and prompts into conditions, from the settings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from impasto.config.run import RunConfig
+from impasto.data.text_store import TextStore
+from impasto.models.loading import BaseModel, build_tokens
+from impasto.models.text import ClipTextConditioner
+from impasto.models.text_memory import TextMemory
+from impasto.models.tokens import TextLayout
+from impasto.models.trainable import Trainable
+from impasto.models.vae import weights_fingerprint
+from impasto.progress import Progress
+
+
+@dataclass(frozen=True)
+class Conditioners:
+    """The uses of one text encoder.
+
+    Attributes:
+        training: For captions, with gradients where the encoder learns.
+        watching: For captions without gradients: validation.
+        prompts: For previews.
+        wrapped: The encoder as accelerate wraps it, if it learns.
+    """
+
+    training: ClipTextConditioner
+    watching: ClipTextConditioner
+    prompts: ClipTextConditioner
+    wrapped: Any | None
+
+
+def build_layout(config: RunConfig) -> TextLayout:
+    """How captions are laid out."""
+    model = config.model
+    return TextLayout(model.max_tokens, model.token_join, model.token_split, model.caption_emphasis)
+
+
+def build_conditioners(
+    config: RunConfig,
+    accelerator: Accelerator,
+    model: BaseModel,
+    trainable: Trainable,
+    progress: Progress,
+) -> Conditioners:
+    """Put the text encoder where it computes, and make its users."""
+    layout = build_layout(config)
+    tokens = build_tokens(model, layout)
+    prompt_tokens = build_tokens(model, replace(layout, emphasis=config.previews.emphasis))
+    device = accelerator.device
+    states = trainable.states.to(device)
+    if any(part.name == "text_encoder" for part in trainable.parts):
+        wrapped = accelerator.prepare(states)
+        return Conditioners(
+            ClipTextConditioner(tokens, wrapped, train=True),
+            ClipTextConditioner(tokens, states),
+            ClipTextConditioner(prompt_tokens, states),
+            wrapped,
+        )
+    store = _build_store(config, model) if config.training.cache_text_to_disk else None
+    memory = TextMemory(config.training.text_cache_mib << 20, device, store, progress)
+    frozen = ClipTextConditioner(tokens, states, device=device, memory=memory)
+    prompts = ClipTextConditioner(prompt_tokens, states, device=device, memory=memory)
+    return Conditioners(frozen, frozen, prompts, None)
+
+
+def encode_captions_ahead(
+    config: RunConfig, accelerator: Accelerator, conditioners: Conditioners, captions: list[str]
+) -> None:
+    """Put the states of captions and preview prompts on disk; then the encoder leaves the device.
+
+    The first process works, the others find it done.
+
+    Raises:
+        StorageError: The disk is full or the folder cannot be written.
+    """
+    with accelerator.main_process_first():
+        conditioners.training.encode_ahead(captions)
+        previews = config.previews
+        conditioners.prompts.encode_ahead([*previews.prompts, previews.negative_prompt])
+    conditioners.training.leave_device()
+
+
+def _build_store(config: RunConfig, model: BaseModel) -> TextStore:
+    """States in the precision that the U-Net reads them with."""
+    exact = config.training.mixed_precision == "no"
+    fingerprint = f"{weights_fingerprint(model.text_encoder)}:skip={config.model.clip_skip or 1}"
+    folder = config.dataset.derived_dir / "texts"
+    return TextStore(folder, fingerprint, torch.float32 if exact else torch.float16)
