@@ -167,3 +167,54 @@ def fresh_accelerate():
     AcceleratorState._reset_state(reset_partial_state=True)
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture(scope="session")
+def nano_sd2_architecture(nano_architecture):
+    """The same for SD 2: linear projections, heads of one width, OpenCLIP's activation."""
+    from impasto.models.architectures import Architecture
+    from impasto.models.families import SD2_BASE
+
+    return Architecture(
+        SD2_BASE,
+        {
+            **nano_architecture.unet,
+            "use_linear_projection": True,
+            "attention_head_dim": [2, 4, 4],
+        },
+        nano_architecture.vae,
+        {**nano_architecture.text_encoder, "hidden_act": "gelu", "pad_token_id": 0},
+    )
+
+
+@pytest.fixture(scope="session")
+def nano_sd2_model(tmp_path_factory, nano_sd2_architecture) -> Path:
+    """An SD 2 Diffusers folder with random weights. Read-only by agreement."""
+    import torch
+
+    from impasto.models.architectures import write_random_model
+
+    folder = tmp_path_factory.mktemp("models") / "nano-sd2"
+    write_random_model(nano_sd2_architecture, folder, seed=0, dtype=torch.float32)
+    return folder
+
+
+@pytest.fixture(scope="session", params=["sd1", "sd2"])
+def either_model(request, nano_model, nano_sd2_model) -> Path:
+    """Both families in turn."""
+    return {"sd1": nano_model, "sd2": nano_sd2_model}[request.param]
+
+
+@pytest.fixture
+def ldm_file(tmp_path):
+    """Write a model's folder as one file, in float32 as it is; returns its path."""
+
+    def write(folder: Path, name: str = "model.safetensors") -> Path:
+        from impasto.models.conversion import convert_model, form_of
+        from impasto.models.opening import OpenOptions
+
+        target = tmp_path / name
+        convert_model(str(folder), target, form_of(target, None), {}, OpenOptions())
+        return target
+
+    return write

@@ -10,6 +10,7 @@ from impasto.progress import Progress, SilentProgress
 
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(@[\w.-]+)?$")
 _SMALL_FILES = ("*.json", "tokenizer/*.txt")
+TIMEOUT_S = 20
 _WEIGHTS = ("unet", "vae", "text_encoder")
 
 
@@ -32,7 +33,7 @@ def download(hub_id: str, progress: Progress | None = None, *, variant: str | No
         ModelError: There is no network, no such model, or no permission, and no downloaded copy.
     """
     from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+    from huggingface_hub.errors import HTTPError, OfflineModeIsEnabled
 
     name, _, revision = hub_id.partition("@")
     wanted = {"repo_id": name, "revision": revision or None}
@@ -41,22 +42,17 @@ def download(hub_id: str, progress: Progress | None = None, *, variant: str | No
         return local
     (progress or SilentProgress()).note(f"Downloading {hub_id} ...")
     try:
-        listed = HfApi().list_repo_files(name, revision=revision or None)
+        info = HfApi().model_info(name, revision=revision or None, timeout=TIMEOUT_S)
+        listed = [file.rfilename for file in info.siblings or ()]
         patterns = [*_SMALL_FILES, *choose_weights(listed, variant)]
         return Path(snapshot_download(**wanted, allow_patterns=patterns))
-    except (
-        OSError,
-        OfflineModeIsEnabled,
-        LocalEntryNotFoundError,
-        HfHubHTTPError,
-        ValueError,
-    ) as e:
-        reason = str(e).strip().split("\n")[0][:200]
+    except (OSError, ValueError, HTTPError, OfflineModeIsEnabled) as error:
+        reason = str(error).strip().split("\n")[0][:120]
         raise ModelError(
             f"{hub_id} is not a file or folder here, and could not be had from the Hugging Face "
-            f"Hub ({type(e).__name__}: {reason}). Check the spelling and the network, log in with "
-            f"`hf auth login` if the model is gated, or give the path of a local copy."
-        ) from e
+            f"Hub ({type(error).__name__}: {reason}). Check the spelling and the network, log in "
+            f"with `hf auth login` if the model is gated, or give the path of a local copy."
+        ) from error
 
 
 def choose_weights(listed: list[str], variant: str | None) -> list[str]:

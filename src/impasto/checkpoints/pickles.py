@@ -7,6 +7,7 @@ training programs left in such files are allowed besides; anything else is refus
 from __future__ import annotations
 
 import pickletools
+import warnings
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -56,24 +57,30 @@ def load_pickle(path: Path) -> Any:
         ModelError: It wants to run or build something that is not allowed (named), or is damaged.
     """
     is_zip = zipfile.is_zipfile(path)
+    can_map = is_zip and path.suffix != ".safetensors"  # torch would believe that name
     try:
-        with torch.serialization.safe_globals(_HARMLESS):
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+        with (
+            path.open("rb") as file,
+            warnings.catch_warnings(),
+            torch.serialization.safe_globals(_HARMLESS),
+        ):
+            warnings.filterwarnings("ignore", message="Detected pickle protocol")
+            source = path if can_map else file
+            return torch.load(source, map_location="cpu", weights_only=True, mmap=can_map)
     except UnpicklingError as error:
         names = _unusual_names(path, is_zip=is_zip)
-        if not names:
-            raise _damaged(path, error) from error
+        if not names:  # torch's own message advises to load it unsafely
+            raise _damaged(path, "its pickle cannot be read") from error
         raise ModelError(
             f"{path} is refused: beside tensors it contains {', '.join(names)}, and a file with "
             f"that could run a program on this machine. Nothing in it was run. Take a .safetensors "
             f"version of this model, or another source."
         ) from error
     except (OSError, RuntimeError, EOFError, ValueError, KeyError, AttributeError) as error:
-        raise _damaged(path, error) from error
+        raise _damaged(path, str(error).strip().split("\n")[0]) from error
 
 
-def _damaged(path: Path, error: BaseException) -> ModelError:
-    reason = str(error).strip().split("\n")[0]
+def _damaged(path: Path, reason: str) -> ModelError:
     return ModelError(
         f"{path} is damaged or not a PyTorch file ({reason}). Download or copy it again."
     )

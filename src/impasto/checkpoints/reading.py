@@ -53,10 +53,12 @@ def open_tensor_file(path: Path) -> TensorFile:
         raise ModelError(f"{path} is not there. Check its path.") from error
     except OSError as error:
         raise ModelError(f"{path} cannot be read: {error.strerror or error}.") from error
-    if head.startswith((ZIP_MAGIC, PICKLE_MAGIC)):
-        return _open_pickle(path)
-    if head[8:9] == b"{":
+    pickled = head.startswith((ZIP_MAGIC, PICKLE_MAGIC))
+    header_fits = int.from_bytes(head[:8], "little") + 8 <= path.stat().st_size
+    if head[8:9] == b"{" and (header_fits or not pickled):  # a length may begin as a pickle does
         return _open_safetensors(path)
+    if pickled:
+        return _open_pickle(path)
     raise ModelError(
         f"{path} is neither a safetensors nor a PyTorch file: {_what_it_looks_like(head)}. "
         f"Download or copy it again."
