@@ -1,4 +1,4 @@
-"""`python -m bench [data] [training] [startup]`: measure on this machine and print a table.
+"""`python -m bench [data] [convert] [training] [startup]`: measure on this machine.
 
 Results also go to `bench/results.json`, which git ignores; RESULTS.md holds tables worth keeping.
 """
@@ -13,10 +13,15 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from bench import data, startup, training
+from bench import convert, data, startup, training
 from impasto.training.environment import describe_environment
 
-PARTS = {"data": data.measure, "training": training.measure, "startup": startup.measure}
+PARTS = {
+    "data": data.measure,
+    "convert": convert.measure,
+    "training": training.measure,
+    "startup": startup.measure,
+}
 
 
 def main() -> None:

@@ -1,5 +1,7 @@
 """Text: the shipped vocabulary, the chunks of tokens, and the states that the U-Net sees."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -12,6 +14,7 @@ from impasto.models.emphasis import parse_emphasis
 from impasto.models.families import SD1, SD2_BASE
 from impasto.models.loading import build_tokens, load_base_model, tokenizer_of
 from impasto.models.text import ClipStates, ClipTextConditioner
+from impasto.models.text_metadata import LAYOUT_KEY, layout_metadata, prompt_layout
 from impasto.models.tokens import EOS_ID, TextLayout, TextTokens
 from impasto.models.vocabulary import EOS, merges, token_ids
 
@@ -197,6 +200,13 @@ def test_the_mean_is_kept_as_a1111_does(tiny_encoders, a1111):
     weighted[:, 2] *= 1.5
     expected = weighted * (plain.mean() / weighted.mean())
     torch.testing.assert_close(found["encoder_hidden_states"][:1], expected, atol=1e-5, rtol=1e-4)
+
+
+def test_what_a_file_says_of_its_texts_is_checked():
+    for said in ('{"max_tokens": 1000000000, "join": "kohya"}', '{"join": "x"}', "[", "[1]"):
+        assert prompt_layout({LAYOUT_KEY: said}) == TextLayout(225, emphasis="mean")
+    kohya = TextLayout(150, "kohya", "plain")
+    assert prompt_layout(layout_metadata(kohya)) == replace(kohya, emphasis="mean")
 
 
 def test_the_last_layer_is_what_transformers_gives(nano_model):

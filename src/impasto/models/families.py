@@ -7,7 +7,7 @@ Diffusers folders.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from impasto.diffusion.prediction import EPSILON, VELOCITY, Prediction
 
@@ -84,18 +84,11 @@ SD2_BASE = Family(
     architecture="stable-diffusion-v2-512",
     resolution=512,
 )
-SD2_V = Family(
+SD2_V = replace(
+    SD2_BASE,
     key="sd2-v",
     name="SD 2.x 768-v",
     prediction=VELOCITY,
-    text_activation="gelu",
-    open_clip=True,
-    linear_projection=True,
-    context_width=1024,
-    head_count=None,
-    pad_token="!",
-    pad_id=0,
-    upcast_attention=True,
     architecture="stable-diffusion-v2-768-v",
     resolution=768,
 )

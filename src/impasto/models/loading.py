@@ -213,7 +213,7 @@ def build_tokens(model: BaseModel, layout: TextLayout) -> TextTokens:
     family = model.identity.family
     has_own_words = len(model.tokenizer) != len(token_ids())
     tokenizer = model.tokenizer if has_own_words else tokenizer_of({}, EOS)
-    eats_pad = layout.join == "kohya" and family.pad_token != EOS
+    eats_pad = layout.rules.pads_with_words and family.pad_token != EOS
     return TextTokens(tokenizer, layout, family.pad_id, family.pad_token if eats_pad else None)
 
 

@@ -99,7 +99,7 @@ class ClipTextConditioner:
                 weights = torch.tensor([text.weights for text in texts]).to(states)
                 keep_mean = self.tokens.layout.emphasis == "mean"
                 states = emphasised(states, weights, keep_mean=keep_mean)
-            return {"encoder_hidden_states": JOINS[self.tokens.layout.join](states)}
+            return {"encoder_hidden_states": JOINERS[self.tokens.layout.join](states)}
 
     def too_long(self, captions: Sequence[str]) -> int:
         """How many captions have more tokens than there is room for, and so lose words."""
@@ -168,4 +168,4 @@ def join_lines(states: Float[Tensor, "b chunks n d"]) -> Float[Tensor, "b positi
     return torch.cat([states[:, 0, :1], inner, states[:, -1, -1:]], dim=1)
 
 
-JOINS = {"a1111": join_chunks, "kohya": join_lines}
+JOINERS = {"a1111": join_chunks, "kohya": join_lines}

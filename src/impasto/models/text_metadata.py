@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 from impasto.models.tokens import TextLayout
 
@@ -27,6 +27,4 @@ def prompt_layout(metadata: Mapping[str, str]) -> TextLayout:
         layout = TextLayout(**{**stated, "emphasis": "mean"})
     except (ValueError, TypeError):
         layout = TextLayout(emphasis="mean")
-    if layout.join == "kohya":
-        return layout
-    return TextLayout(PROMPT_TOKENS, "a1111", layout.split, "mean")
+    return layout if layout.rules.fixed_length else replace(layout, max_tokens=PROMPT_TOKENS)

@@ -13,6 +13,7 @@ their states are put together afterwards is `join`:
 
 from __future__ import annotations
 
+import typing
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -26,10 +27,31 @@ LENGTH = CHUNK + 2
 BOS_ID, EOS_ID = 49406, 49407
 COMMA = ",</w>"
 BACKTRACK = 20  # A1111's comma_padding_backtrack
-Join = Literal["kohya", "a1111"]
+JoinName = Literal["kohya", "a1111"]
 Split = Literal["plain", "comma"]
 Emphasis = Literal["off", "no_norm", "mean"]
 Token = tuple[int, float]
+
+
+@dataclass(frozen=True)
+class Join:
+    """What the systems that join chunks differently also do differently.
+
+    Attributes:
+        fixed_length: Always as many chunks as there is room for.
+        reads_break: BREAK begins a chunk where emphasis is read.
+        pads_with_words: SD 2's `!` counts as padding wherever it stands.
+    """
+
+    fixed_length: bool
+    reads_break: bool
+    pads_with_words: bool
+
+
+JOINS: dict[JoinName, Join] = {
+    "kohya": Join(fixed_length=True, reads_break=False, pads_with_words=True),
+    "a1111": Join(fixed_length=False, reads_break=True, pads_with_words=False),
+}
 
 
 @dataclass(frozen=True)
@@ -45,9 +67,21 @@ class TextLayout:
     """
 
     max_tokens: int = CHUNK
-    join: Join = "a1111"
+    join: JoinName = "a1111"
     split: Split = "comma"
     emphasis: Emphasis = "off"
+
+    def __post_init__(self) -> None:
+        words = (*typing.get_args(Split), *typing.get_args(Emphasis))
+        if self.max_tokens not in (75, 150, 225) or self.join not in JOINS:
+            raise ValueError(f"there is no such text layout: {self}")
+        if self.split not in words or self.emphasis not in words:
+            raise ValueError(f"there is no such text layout: {self}")
+
+    @property
+    def rules(self) -> Join:
+        """What goes with the way of joining."""
+        return JOINS[self.join]
 
     @property
     def max_chunks(self) -> int:
@@ -103,7 +137,7 @@ class TextTokens:
     def __call__(self, text: str) -> ChunkedText:
         """Cut one text."""
         groups = self._groups(text)
-        if self.layout.join == "kohya" and self.layout.split == "plain":
+        if self.layout.rules.fixed_length and self.layout.split == "plain":
             return self._sliced([token for group in groups for token in group])
         return self._chunked(groups)
 
@@ -116,7 +150,7 @@ class TextTokens:
         if self.layout.emphasis == "off":
             return [self._tokens([(text, 1.0)])]
         fragments = parse_emphasis(text)
-        if self.layout.join == "kohya":  # sd-scripts does not know BREAK
+        if not self.layout.rules.reads_break:
             return [self._tokens(fragments)]
         return [self._tokens(group) for group in split_at_breaks(fragments)]
 
@@ -166,7 +200,7 @@ class TextTokens:
             start = sum(len(chunk) for chunk in kept[:-1])
             kept[-1] = groups[0][start : start + CHUNK]
         lost = sum(map(len, cut)) - sum(map(len, kept))
-        if self.layout.join == "kohya":
+        if self.layout.rules.fixed_length:
             kept += [[]] * (self.layout.max_chunks - len(kept))
         closed = [self._close(chunk) for chunk in kept]
         return ChunkedText(

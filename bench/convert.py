@@ -1,0 +1,93 @@
+"""Converting a full-size SD 1 file, against copying its bytes and hashing them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from impasto.files import sha256_of
+from impasto.models.architectures import find_architecture, write_random_model
+from impasto.models.conversion import convert_model, form_of
+from impasto.models.opening import OpenOptions
+
+PAIRS = 3
+
+
+def measure(scratch: Path) -> dict[str, str]:
+    scratch.mkdir(parents=True)
+    write_random_model(find_architecture("sd1"), scratch / "sd1", seed=0, dtype=torch.float32)
+    source = scratch / "source.safetensors"
+    convert(scratch / "sd1", source)
+    gib = source.stat().st_size / 2**30
+    copies, folders, halves = [], [], []
+    for _ in range(PAIRS):
+        copies.append(timed(lambda: copy_and_hash(source, scratch / "copy")))
+        folders.append(timed(lambda: convert(source, scratch / "out.safetensors")))
+        halves.append(timed(lambda: convert(source, scratch / "half.safetensors", torch.float16)))
+        for name in ("copy", "out.safetensors", "half.safetensors"):
+            (scratch / name).unlink()
+    return {
+        "size of the file, GiB": f"{gib:.2f}",
+        "copy, flush and hash, s": f"{statistics.median(copies):.1f}",
+        "convert to another file, s": f"{statistics.median(folders):.1f}",
+        "convert against copy and hash, median": f"{ratio(folders, copies):.2f}",
+        "convert to fp16 against copy and hash": f"{ratio(halves, copies):.2f}",
+        "memory beyond mapped files while converting to fp16, MiB": f"{peak_mib(source):.0f}",
+    }
+
+
+def ratio(ours: list[float], theirs: list[float]) -> float:
+    return statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
+
+
+def timed(work: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+def copy_and_hash(source: Path, target: Path) -> None:
+    shutil.copyfile(source, target)
+    with target.open("rb+") as file:
+        os.fsync(file.fileno())
+    sha256_of(target)
+
+
+def convert(source: Path, target: Path, dtype: torch.dtype | None = None) -> None:
+    dtypes = dict.fromkeys(("unet", "vae", "text_encoder"), dtype) if dtype else {}
+    convert_model(str(source), target, form_of(target, None), dtypes, OpenOptions())
+
+
+def peak_mib(source: Path) -> float:
+    """Peak of anonymous memory above that of an idle process, in a process of its own."""
+    program = (
+        "import sys, threading, time; from pathlib import Path; import torch\n"
+        "from bench.convert import convert, anonymous_mib\n"
+        "before = most = anonymous_mib(); going = True\n"
+        "def watch():\n"
+        "    global most\n"
+        "    while going: most = max(most, anonymous_mib()); time.sleep(0.005)\n"
+        "thread = threading.Thread(target=watch); thread.start()\n"
+        "source = Path(sys.argv[1]); target = source.with_name('peak.safetensors')\n"
+        "convert(source, target, torch.float16); going = False; thread.join()\n"
+        "target.unlink(); print(most - before)\n"
+    )
+    command = [sys.executable, "-c", program, str(source)]
+    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
+def anonymous_mib() -> float:
+    """Memory that is not a mapped file; only Linux tells."""
+    status = Path("/proc/self/status")
+    if not status.is_file():
+        return float("nan")
+    line = next(x for x in status.read_text().splitlines() if x.startswith("RssAnon"))
+    return int(line.split()[1]) / 1024

@@ -1,0 +1,163 @@
+"""What a model is, and what says so: each witness, their order, and where none knows."""
+
+import pytest
+import torch
+from conftest import impasto
+from safetensors.torch import load_file, save_file
+
+from impasto.checkpoints.reading import open_tensor_file
+from impasto.checkpoints.tensors import LazyTensor
+from impasto.config.run import ModelConfig
+from impasto.diffusion.prediction import PREDICTIONS
+from impasto.errors import ModelError
+from impasto.models.families import FAMILIES
+from impasto.models.identity import TELLING_TENSOR, Clues, identify
+from impasto.models.opening import OpenOptions, open_model
+
+
+def shaped(*shape):
+    return LazyTensor.of(torch.zeros(shape))
+
+
+def clues(generation=2, width=1024, channels=4, first=320, **others):
+    entry = (first, first) if generation == 2 else (first, first, 1, 1)
+    unet = {
+        "conv_in.weight": shaped(first, channels, 3, 3),
+        "down_blocks.0.attentions.0.proj_in.weight": shaped(*entry),
+        "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.weight": shaped(first, width),
+        **others.pop("more", {}),
+    }
+    return Clues("model", unet, others.pop("open_clip", generation == 2), **others)
+
+
+def telling(deviation):
+    values = torch.randn(1000, generator=torch.Generator().manual_seed(0))
+    values = (values - values.mean()) / values.std(correction=0) * deviation
+    return {TELLING_TENSOR: LazyTensor.of(values)}
+
+
+@pytest.mark.parametrize(
+    ("found", "family", "prediction", "because"),
+    [
+        (clues(1, 768), "sd1", "epsilon", "unless something says otherwise"),
+        (clues(1, 768, metadata={"modelspec.prediction_type": "v"}), "sd1", "v_prediction", "file"),
+        (clues(metadata={"modelspec.prediction_type": "v"}), "sd2-v", "v_prediction", "modelspec"),
+        (clues(metadata={"modelspec.prediction_type": "epsilon"}), "sd2-base", "epsilon", "file"),
+        (clues(counters={"global_step": 875000}), "sd2-base", "epsilon", "global_step 875000"),
+        (clues(counters={"global_step": 110000}), "sd2-v", "v_prediction", "global_step 110000"),
+        (clues(more=telling(0.2)), "sd2-v", "v_prediction", "guessed: spread"),
+        (clues(more=telling(0.05)), "sd2-base", "epsilon", "guessed: spread"),
+        (
+            clues(scheduler_config={"prediction_type": "v_prediction"}),
+            "sd2-v",
+            "v_prediction",
+            "sch",
+        ),
+        (clues(scheduler_config={}), "sd2-base", "epsilon", "without prediction_type"),
+        (clues(prediction_word="epsilon", more=telling(0.2)), "sd2-base", "epsilon", "model.pred"),
+        (clues(family_key="sd2-v", more=telling(0.05)), "sd2-v", "v_prediction", "model.family"),
+        (clues(family_key="sd2-v", prediction_word="epsilon"), "sd2-v", "epsilon", "model.pred"),
+    ],
+)
+def test_each_witness(found, family, prediction, because):
+    identity = identify(found)
+    assert (identity.family.key, identity.prediction.name) == (family, prediction)
+    assert because in identity.evidence
+
+
+@pytest.mark.parametrize(
+    "open_one",
+    [
+        clues(),
+        clues(more=telling(0.0)),
+        clues(more=telling(0.091)),
+        clues(counters={"global_step": 5}),
+    ],
+    ids=["nothing known", "untrained", "near the threshold", "an unknown count"],
+)
+def test_where_nobody_knows_the_two_choices_are_named(open_one):
+    with pytest.raises(ModelError, match=r"epsilon .*v_prediction .*model\.prediction_type"):
+        identify(open_one)
+
+
+@pytest.mark.parametrize(
+    ("found", "words"),
+    [
+        (clues(channels=9), "inpainting: its U-Net takes 9 channels"),
+        (clues(channels=8), "InstructPix2Pix"),
+        (clues(channels=5), "depth"),
+        (clues(1, 768, family_key="sd2-v"), "model.family says sd2-v, but the tensors"),
+        (clues(2, 2048), "not a Stable Diffusion 1.x or 2.x model.*2048"),
+        (clues(1, 768, open_clip=True), "not a Stable Diffusion 1.x or 2.x model"),
+        (clues(scheduler_config={"prediction_type": "sample"}), "prediction_type is 'sample'"),
+        (Clues("model", {}, open_clip=False), "conv_in is missing"),
+        (Clues("model", {"conv_in.weight": shaped(8, 4, 3, 3)}, open_clip=False), "without cross-"),
+    ],
+)
+def test_what_is_not_trained_is_refused_with_a_sentence(found, words):
+    with pytest.raises(ModelError, match=words):
+        identify(found)
+
+
+def test_settings_know_the_tables():
+    fields = ModelConfig.model_fields
+    assert set(fields["family"].annotation.__args__[0].__args__) == {f.key for f in FAMILIES}
+    assert set(fields["prediction_type"].annotation.__args__[0].__args__) == PREDICTIONS.keys()
+
+
+def test_a_file_without_texts_needs_a_word_or_its_yaml(nano_sd2_model, ldm_file, tmp_path):
+    """SD 2 with its metadata taken away: an error, then a sidecar, then the user's word."""
+    from impasto.models.configs import CONFIGS_KEY
+
+    file = ldm_file(nano_sd2_model)
+    bare = tmp_path / "bare.safetensors"
+    metadata = open_tensor_file(file).metadata
+    save_file(load_file(file), bare, {CONFIGS_KEY: metadata[CONFIGS_KEY]})
+    with pytest.raises(ModelError, match=r"epsilon.*v_prediction"):
+        open_model(bare)
+    inspected = impasto("inspect", bare)
+    assert inspected.returncode == 0
+    assert "Cannot be used" in inspected.stdout
+    sidecar = bare.with_suffix(".yaml")
+    for text, expected in (("v", "v_prediction"), ("eps", "epsilon")):
+        sidecar.write_text(f"model:\n  params:\n    parameterization: {text}\n", encoding="utf-8")
+        identity = open_model(bare).identity
+        assert identity.prediction.name == expected
+        assert "bare.yaml" in identity.evidence
+    sidecar.write_text("model: [", encoding="utf-8")
+    with pytest.raises(ModelError, match="cannot be read as YAML"):
+        open_model(bare)
+    sidecar.unlink()
+    opened = open_model(bare, OpenOptions(prediction_type="v_prediction"))
+    assert opened.identity.family.key == "sd2-v"
+    assert opened.scheduler_config["prediction_type"] == "v_prediction"
+
+
+def test_a_small_model_without_its_configuration_is_not_guessed(nano_model, ldm_file, tmp_path):
+    bare = tmp_path / "bare.safetensors"
+    save_file(load_file(ldm_file(nano_model)), bare)
+    with pytest.raises(ModelError, match="attention heads and groups"):
+        open_model(bare)
+
+
+def test_inspect_describes_what_is_no_base_model(tmp_path):
+    file = tmp_path / "lora.safetensors"
+    save_file({"lora_unet_x.lora_down.weight": torch.ones(1)}, file, {"ss_network_dim": "8"})
+    result = impasto("inspect", file)
+    assert result.returncode == 0, result.stderr
+    assert "LoRA" in result.stdout
+    assert "ss_network_dim" in result.stdout
+    refused = impasto("convert", file, tmp_path / "out.safetensors")
+    assert refused.returncode == 4
+    assert "LoRA" in refused.stderr
+    assert not (tmp_path / "out.safetensors").exists()
+
+
+def test_a_hub_id_without_a_network_is_explained(tmp_path):
+    import os
+
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
+    result = impasto("inspect", "nobody/nothing", env=environment)
+    assert result.returncode == 4
+    assert "Hugging Face Hub" in result.stderr
+    assert "path of a local copy" in result.stderr.replace("\n", " ")

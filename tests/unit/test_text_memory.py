@@ -1,0 +1,146 @@
+"""A frozen encoder's states: encoded once per chunk, bounded in memory, the same from disk."""
+
+import pytest
+import torch
+from torch import nn
+
+from impasto.data.text_store import TextStore
+from impasto.errors import ConfigError
+from impasto.models.loading import tokenizer_of
+from impasto.models.text import ClipTextConditioner
+from impasto.models.text_memory import TextMemory
+from impasto.models.tokens import TextLayout, TextTokens
+from impasto.models.vocabulary import EOS
+
+CPU = torch.device("cpu")
+
+
+class CountingEncoder(nn.Module):
+    """Stands in for CLIP: states follow from the ids, and chunks are counted."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(1.0))
+        self.chunks = 0
+
+    def forward(self, ids):
+        self.chunks += len(ids)
+        return self.scale * ids[..., None].float() / torch.tensor([49408.0, 100.0, 7.0])
+
+
+@pytest.fixture(scope="module")
+def tokens():
+    return TextTokens(tokenizer_of({}, EOS), TextLayout(225, "a1111", "plain"))
+
+
+def conditioner(tokens, encoder, **memory):
+    limit = memory.pop("limit", 1 << 20)
+    return ClipTextConditioner(tokens, encoder, memory=TextMemory(limit, CPU, **memory))
+
+
+def states(conditioner, captions):
+    return conditioner(captions)["encoder_hidden_states"]
+
+
+def test_each_chunk_is_encoded_once_whatever_the_caption(tokens):
+    encoder = CountingEncoder()
+    remembering = conditioner(tokens, encoder)
+    long = "cat " * 80
+    first = states(remembering, [long, "dog", ""])
+    assert encoder.chunks == 4  # two of the long one, dog, and the empty one that fills up
+    again = states(remembering, ["dog", "", long])
+    assert encoder.chunks == 4
+    assert torch.equal(again[2], first[0])
+    assert torch.equal(states(ClipTextConditioner(tokens, encoder), [long, "dog", ""]), first)
+
+
+def test_memory_stays_within_its_limit(tokens):
+    encoder = CountingEncoder()
+    size = 77 * 3 * 4
+    remembering = conditioner(tokens, encoder, limit=2 * size)
+    for caption in ("a", "b", "c", "c", "b"):
+        states(remembering, [caption])
+        assert remembering._memory.held_bytes <= 2 * size
+    assert encoder.chunks == 3
+    states(remembering, ["a"])  # the longest unused one had to go
+    assert encoder.chunks == 4
+
+
+def test_without_memory_everything_is_still_right(tokens):
+    encoder = CountingEncoder()
+    expected = states(ClipTextConditioner(tokens, encoder), ["a", "b"])
+    assert torch.equal(states(conditioner(tokens, encoder, limit=0), ["a", "b"]), expected)
+
+
+def test_states_come_back_from_disk_without_the_encoder(tokens, tmp_path):
+    encoder = CountingEncoder()
+    captions = [f"picture number {n}" for n in range(40)] + ["cat " * 80]
+    first = conditioner(tokens, encoder, store=TextStore(tmp_path, "clip"))
+    first.encode_ahead(captions)
+    assert encoder.chunks == 43  # and the empty chunk
+    first.encode_ahead(captions)
+    assert encoder.chunks == 43
+    later = conditioner(tokens, CountingEncoder(), store=TextStore(tmp_path, "clip"))
+    found = states(later, captions)
+    assert later._states.chunks == 0
+    assert torch.equal(found, states(ClipTextConditioner(tokens, encoder), captions))
+
+
+def test_a_new_caption_encodes_one_more(tokens, tmp_path):
+    encoder = CountingEncoder()
+    conditioner(tokens, encoder, store=TextStore(tmp_path, "clip")).encode_ahead(["a", "b"])
+    conditioner(tokens, encoder, store=TextStore(tmp_path, "clip")).encode_ahead(["a", "b", "c"])
+    assert encoder.chunks == 4
+    assert len(TextStore(tmp_path, "clip")) == 4
+
+
+def test_another_encoder_or_precision_finds_nothing(tokens, tmp_path):
+    store = TextStore(tmp_path, "clip")
+    conditioner(tokens, CountingEncoder(), store=store).encode_ahead(["a"])
+    ids = tokens("a").ids[0]
+    assert ids in TextStore(tmp_path, "clip")
+    assert ids not in TextStore(tmp_path, "clip:skip=2")
+    assert ids not in TextStore(tmp_path, "clip", torch.float16)
+
+
+def test_a_damaged_shard_is_made_anew(tokens, tmp_path):
+    encoder = CountingEncoder()
+    conditioner(tokens, encoder, store=TextStore(tmp_path, "clip")).encode_ahead(["a"])
+    for shard in tmp_path.glob("*.safetensors"):
+        shard.write_bytes(shard.read_bytes()[:-5])
+    repaired = conditioner(tokens, encoder, store=TextStore(tmp_path, "clip"))
+    repaired.encode_ahead(["a"])
+    assert encoder.chunks == 4
+    assert states(repaired, ["a"]).shape == (1, 77, 3)
+
+
+def test_a_learning_encoder_is_not_cached(train_config):
+    with pytest.raises(ConfigError, match="contradict each other"):
+        train_config(training={"cache_text_to_disk": True}, method={"train_text_encoder": True})
+
+
+@pytest.mark.usefixtures("fresh_accelerate")
+def test_training_from_disk_gives_the_same_bits(train_config, tmp_path):
+    """With dropped captions, validation and previews; the second run encodes nothing."""
+    from impasto.training.trainer import train
+
+    changes = {
+        "validation": {"split": 0.25, "every_steps": 3},
+        "previews": {"prompts": ["a (red:1.2) ball"], "width": 32, "height": 32, "steps": 2},
+        "dataset": {"caption_dropout_rate": 0.5},
+        "model": {"clip_skip": 2, "max_tokens": 150},
+    }
+    memory = train(train_config(**changes, output_dir=str(tmp_path / "memory")))
+    disk = train(
+        train_config(
+            **changes,
+            output_dir=str(tmp_path / "disk"),
+            training={"cache_text_to_disk": True, "text_cache_mib": 0},
+        )
+    )
+    records = [
+        [(r["step"], r.get("loss"), r.get("validation_loss")) for r in run.read_metrics()]
+        for run in (memory, disk)
+    ]
+    assert records[0] == records[1]
+    assert len(list((tmp_path / "derived" / "texts").glob("shard-*.safetensors"))) >= 1
