@@ -44,6 +44,18 @@ def test_two_processes_equal_accumulation(run_file, tmp_path, text_encoder):
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
 
 
+def test_two_processes_share_cached_captions(run_file, tmp_path):
+    """The first encodes, the second finds it done; the losses are those without a cache."""
+    shared = {"dataset": {"caption_dropout_rate": 0.3}}
+    cached = {**shared, "training": {"max_steps": 4, "cache_text_to_disk": True}}
+    launch(run_file(output_dir=str(tmp_path / "cached"), **cached), 2)
+    plain = {**shared, "training": {"max_steps": 4}}
+    launch(run_file(output_dir=str(tmp_path / "plain"), **plain), 2)
+    assert len(list((tmp_path / "derived" / "texts").glob("*.json"))) == 1
+    losses = [recorded_losses(tmp_path / name) for name in ("cached", "plain")]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+
+
 def recorded_losses(run) -> list[float]:
     lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     return [record["loss"] for record in map(json.loads, lines) if "loss" in record]

@@ -30,14 +30,14 @@ DTYPE = click.Choice(["fp32", "fp16", "bf16"])
 @click.option("--overwrite", is_flag=True, help="Replace OUT if it is there.")
 @model_options
 def convert(source: str, target: Path, form: str | None, **options: Any) -> None:
-    r"""Write the model IN (a file, a Diffusers folder or a Hub id) as OUT.
+    """Write the model IN (a file, a Diffusers folder, a Hub id, or a run) as OUT.
 
     Precisions that are not asked for stay as they are, bit for bit; averaged weights are left out.
 
     \b
     impasto convert old.ckpt new.safetensors --dtype fp16
     impasto convert model.safetensors model-folder
-    """
+    """  # noqa: D301 - the backspace tells click to keep the lines
     from impasto.cli.console import Console
     from impasto.models.conversion import convert_model, form_of
     from impasto.models.saving import DTYPES
@@ -69,7 +69,7 @@ def convert(source: str, target: Path, form: str | None, **options: Any) -> None
 @click.option("--no-hash", is_flag=True, help="Do not read the whole file to hash it.")
 @model_options
 def inspect(source: str, as_json: bool, no_hash: bool, **options: Any) -> None:  # noqa: FBT001
-    """Say what the model FILE is: a file, a Diffusers folder or a Hub id.
+    """Say what the model FILE is: a file, a Diffusers folder, a Hub id, or a run.
 
     Nothing in it is run. Other files than base models are named for what they are.
     """

@@ -69,7 +69,7 @@ def sample(
     if width % 8 or height % 8:
         raise ConfigError(f"The size is {width}x{height}; both sides must be multiples of 8.")
     console = Console()
-    base = load_base_model(_model_of(model), open_options(options), console)
+    base = load_base_model(model, open_options(options), console)
     base.unet.to(default_device())
     base.text_encoder.to(default_device())
     layout = replace(prompt_layout(base.contents.metadata), emphasis=emphasis)
@@ -89,20 +89,3 @@ def sample(
         columns = count if count > 1 else min(len(images), 4)
         save_png(make_grid(images, columns), out / "grid.png", wanted[0])
     console.note(f"Wrote {len(images)} pictures to {out}.")
-
-
-def _model_of(model: str) -> str:
-    """A run stands for the model that it exported."""
-    from impasto.errors import RunError
-    from impasto.runs import RunDirectory
-
-    run = RunDirectory(Path(model))
-    if not run.config_file.is_file():
-        return model
-    exported = run.exported_model()
-    if exported is None:
-        raise RunError(
-            f"{model} is a run that has not exported a model yet. Finish it with: impasto resume "
-            f"{model}"
-        )
-    return str(exported)

@@ -27,8 +27,8 @@ class ModelConfig(Section):
     """The base model."""
 
     path: str
-    """The model to start from: a `.safetensors` or `.ckpt` file, a Diffusers folder, or a Hub id
-    such as `owner/name` or `owner/name@revision`."""
+    """The model to start from: a `.safetensors` or `.ckpt` file, a Diffusers folder, a Hub id such
+    as `owner/name` or `owner/name@revision`, or the directory of a finished run."""
 
     vae: str | None = None
     """Another VAE than the model's: a Diffusers folder or id, a VAE file, or a full model."""

@@ -39,7 +39,16 @@ class Shards:
         self.folder, self._columns, self._what = folder, columns, what
         self._open: dict[str, tuple[np.ndarray, ...]] = {}
         self._rows: dict[str, tuple[str, int]] = {}
-        for index in sorted(folder.glob("shard-*.json")):
+        self._seen: set[Path] = set()
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Take in what another process has added meanwhile.
+
+        Raises:
+            DatasetError: The folder was written by a newer version.
+        """
+        for index in sorted(set(self.folder.glob("shard-*.json")) - self._seen):
             self._add_index(index)
 
     def __contains__(self, key: str) -> bool:
@@ -82,6 +91,7 @@ class Shards:
         self._add_index(index)
 
     def _add_index(self, index: Path) -> None:
+        self._seen.add(index)
         try:
             stored = json.loads(index.read_text(encoding="utf-8"))
             version, keys = stored["format_version"], stored["keys"]

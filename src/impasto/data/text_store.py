@@ -36,6 +36,10 @@ class TextStore:
     def __len__(self) -> int:
         return len(self._shards)
 
+    def refresh(self) -> None:
+        """Take in what another process has added meanwhile."""
+        self._shards.refresh()
+
     def key(self, ids: Sequence[int]) -> str:
         """The name of a chunk's states: a hash in 32 hex digits."""
         digest = hashlib.sha256(self._fingerprint.encode("utf-8"))

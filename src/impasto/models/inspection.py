@@ -34,8 +34,13 @@ def inspect_model(
     found: dict[str, Section] = {}
     if file is not None:
         found["File"] = _file_section(file)
-    if file is None or kind_of(file) is BASE_MODEL:
+    if file is None:
         found |= _model_sections(source, options, progress)
+    elif kind_of(file) is BASE_MODEL:
+        try:
+            found |= _model_sections(source, options, progress)
+        except ModelError as error:  # what the file holds is told all the same
+            found["Model"] = {"Cannot be used": str(error)}
     if file is not None:
         found["Metadata"] = _shortened(file.metadata) or {"none": "the file carries no texts"}
     if hashing:
@@ -62,10 +67,7 @@ def _file_section(file: TensorFile) -> Section:
 
 
 def _model_sections(source: str, options: OpenOptions, progress: Progress) -> dict[str, Section]:
-    try:
-        contents = open_model(source, options, progress)
-    except ModelError as error:
-        return {"Model": {"Cannot be used": str(error)}}
+    contents = open_model(source, options, progress)
     identity = contents.identity
     model = {
         "Form": contents.form,

@@ -1,7 +1,7 @@
 """Opens a base model in any of its forms, without reading its weights yet.
 
-A form is a single LDM file (`.safetensors`, `.ckpt`), a Diffusers folder, or a Hub id. What comes
-out is the same for all: `ModelContents`.
+A form is a single LDM file (`.safetensors`, `.ckpt`), a Diffusers folder, a Hub id, or a run that
+exported one of these. What comes out is the same for all: `ModelContents`.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from impasto.models.contents import ModelContents
 from impasto.models.identity import Clues, Identity, identify
 from impasto.models.pipeline_files import scheduler_config
 from impasto.progress import Progress
+from impasto.runs import RunDirectory
 
 Weights = Literal["auto", "plain", "ema"]
 
@@ -71,12 +72,15 @@ def open_model(
 
 
 def locate(source: str, options: OpenOptions, progress: Progress | None = None) -> Path:
-    """The local path of what the user named; a Hub id is downloaded.
+    """The local path of what the user named: a run stands for its model, a Hub id is downloaded.
 
     Raises:
         ModelError: There is nothing of that name.
     """
     path = Path(source)
+    run = RunDirectory(path)
+    if run.config_file.is_file():
+        return _exported_by(run)
     if path.exists():
         return path
     if hub.looks_like_hub_id(source) and not path.suffix:
@@ -85,6 +89,16 @@ def locate(source: str, options: OpenOptions, progress: Progress | None = None) 
         f"The model {source} is not there. Give the path of a .safetensors or .ckpt file, of a "
         f"Diffusers folder (the one with model_index.json in it), or a Hub id such as owner/name."
     )
+
+
+def _exported_by(run: RunDirectory) -> Path:
+    exported = run.exported_model()
+    if exported is None:
+        raise ModelError(
+            f"{run.path} is a run that has not exported a model yet. Finish it with: impasto "
+            f"resume {run.path}"
+        )
+    return exported
 
 
 def _open_folder(path: Path, source: str, options: OpenOptions) -> ModelContents:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from impasto import files
-from impasto.checkpoints.keymap import PARTS, TEXT_ENCODER
+from impasto.checkpoints.keymap import PARTS, TEXT_ENCODER, UNET
 from impasto.checkpoints.modelspec import ModelSpec
 from impasto.checkpoints.tensors import LazyTensor, Tensors, total_bytes
 from impasto.checkpoints.writing import HASH_KEY, write_ckpt, write_safetensors
@@ -34,7 +34,7 @@ class About:
 
     Attributes:
         title: Its name.
-        resolution: `WIDTHxHEIGHT` it was trained at; None means its family's.
+        resolution: `WIDTHxHEIGHT` it was trained at; None means what its configuration says.
         encoder_layer: CLIP's layer from the end that it was trained with.
         others: Further `modelspec` texts, such as author and license.
         more: Texts under names of their own, such as the training summary.
@@ -140,7 +140,7 @@ def _metadata(contents: ModelContents, about: About, layout: str) -> dict[str, s
         architecture=family.architecture,
         prediction_type=contents.identity.prediction.name,
         title=about.title,
-        resolution=about.resolution or f"{family.resolution}x{family.resolution}",
+        resolution=about.resolution or _native_resolution(contents),
         encoder_layer=about.encoder_layer,
         dtypes={part: word for part, word in contents.dtypes().items() if part != TEXT_ENCODER},
         others=about.others,
@@ -149,6 +149,13 @@ def _metadata(contents: ModelContents, about: About, layout: str) -> dict[str, s
     if layout == "ldm":
         texts |= {"format": "pt", **metadata_for(contents.configs, contents.parts, family)}
     return texts
+
+
+def _native_resolution(contents: ModelContents) -> str:
+    """What the U-Net's configuration says it was made for, or else its family's."""
+    latent = contents.configs[UNET].get("sample_size")
+    side = latent * 8 if isinstance(latent, int) else contents.identity.family.resolution
+    return f"{side}x{side}"
 
 
 def _as_on_the_hub(part: str, name: str) -> str:

@@ -70,6 +70,7 @@ class TextMemory:
         """
         if self._store is None:
             return
+        self._store.refresh()
         missing = [ids for ids in chunks if ids not in self._store]
         if not missing:
             return

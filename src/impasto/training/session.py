@@ -263,14 +263,16 @@ def settings_fingerprint(config: RunConfig, total_steps: int) -> dict[str, str]:
     """
     sections = {
         "seed": str(config.seed),
-        "model": config.model.model_dump_json(exclude={"path"}),
+        "model": config.model.model_dump_json(exclude={"path", "vae", "variant"}),
         "dataset": config.dataset.model_dump_json(
             exclude={"image_dir", "cache_dir", "recursive", "vae_batch_size"}
         ),
         "method": config.method.model_dump_json(),
         "optimizer": config.optimizer.model_dump_json(),
         "schedule": config.schedule.model_dump_json(),
-        "training": config.training.model_dump_json(exclude={"max_steps", "max_epochs"}),
+        "training": config.training.model_dump_json(
+            exclude={"max_steps", "max_epochs", "text_cache_mib"}
+        ),
     }
     if config.schedule.kind != "constant":
         sections["schedule"] += f" over {total_steps} steps"
