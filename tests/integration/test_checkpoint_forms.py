@@ -299,6 +299,16 @@ def test_another_vae_in_each_form(nano_model, ldm_file, tmp_path):
         )
 
 
+def test_a_file_without_a_vae_takes_the_one_that_is_named(nano_model, ldm_file, tmp_path):
+    file, bare = ldm_file(nano_model), tmp_path / "no-vae.safetensors"
+    kept = {n: t for n, t in read(file).items() if not n.startswith("first_stage_model")}
+    save_file(kept, bare, open_tensor_file(file).metadata)
+    with pytest.raises(ModelError, match=r"no vae\. Name one with model\.vae"):
+        open_model(bare)
+    model = load_base_model(bare, OpenOptions(vae=str(nano_model)))
+    assert_same(weights(model), weights(load_base_model(nano_model)))
+
+
 def test_the_main_file_of_a_folder_may_be_the_average(nano_model, tmp_path):
     """As in SD 1.5's folder: `non_ema` beside the main file."""
     folder = shutil.copytree(nano_model, tmp_path / "model")

@@ -157,7 +157,10 @@ def test_a_hub_id_without_a_network_is_explained(tmp_path):
     import os
 
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
-    result = impasto("inspect", "nobody/nothing", env=environment)
-    assert result.returncode == 4
-    assert "Hugging Face Hub" in result.stderr
-    assert "path of a local copy" in result.stderr.replace("\n", " ")
+    for name in ("nobody/nothing", "nobody/Some_Model_V5.1_noVAE@main"):
+        result = impasto("inspect", name, env=environment)
+        assert result.returncode == 4
+        assert "Hugging Face Hub" in result.stderr
+        assert "path of a local copy" in result.stderr.replace("\n", " ")
+    result = impasto("inspect", "models/gone.safetensors", env=environment)
+    assert "models/gone.safetensors is not there" in result.stderr

@@ -54,7 +54,10 @@ def write_safetensors(
 def write_ckpt(
     path: Path, tensors: Tensors, metadata: Mapping[str, str], advance: Advance | None = None
 ) -> str:
-    """Write a `.ckpt` durably: a zip file by torch.save with `state_dict` and the metadata.
+    """Write a `.ckpt` durably: `state_dict` and the metadata, by torch.save.
+
+    In PyTorch's form from before 1.6: A1111's check of files (`modules/safe.py`) refuses the zip
+    files of today's PyTorch for members that it does not know.
 
     torch.save wants all tensors at once. They are written as safetensors first and mapped from
     there, so memory stays small and the disk needs room for both for a moment.
@@ -66,7 +69,9 @@ def write_ckpt(
         try:
             digest = _write_into(mapped, tensors, {}, advance or (lambda _: None))
             texts = {**metadata, HASH_KEY: f"0x{digest}"} if HASH_KEY in metadata else metadata
-            torch.save({"state_dict": load_file(mapped), METADATA_ENTRY: dict(texts)}, partial)
+            content = {"state_dict": load_file(mapped), METADATA_ENTRY: dict(texts)}
+            torch.save(content, partial, _use_new_zipfile_serialization=False)
+            del content  # unmaps the file, which Windows asks for before it is removed
         finally:
             mapped.unlink(missing_ok=True)
     return digest

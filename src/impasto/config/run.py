@@ -147,7 +147,7 @@ class TrainingConfig(Section):
 
     cache_text_to_disk: bool = False
     """Encode all captions before training, keep them beside the latents, and take the text encoder
-    off the device: saves 0.5 to 1.4 GiB there. Captions that change are still encoded when met."""
+    off the device: saves 0.5 to 1.3 GiB there. Captions that change are still encoded when met."""
 
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Keep a running average of the weights with this decay per update, and export it; costs one

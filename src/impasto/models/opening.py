@@ -28,11 +28,13 @@ from impasto.models.configs import (
     vae_config,
 )
 from impasto.models.contents import ModelContents
+from impasto.models.families import SD1
 from impasto.models.identity import Clues, Identity, identify
 from impasto.models.pipeline_files import scheduler_config
 from impasto.progress import Progress
 from impasto.runs import RunDirectory
 
+FILE_ENDINGS = {".safetensors", ".ckpt", ".pt", ".pth", ".bin"}
 Weights = Literal["auto", "plain", "ema"]
 
 
@@ -77,13 +79,13 @@ def locate(source: str, options: OpenOptions, progress: Progress | None = None) 
     Raises:
         ModelError: There is nothing of that name.
     """
-    path = Path(source)
+    path = Path(source).expanduser()
     run = RunDirectory(path)
     if run.config_file.is_file():
         return _exported_by(run)
     if path.exists():
         return path
-    if hub.looks_like_hub_id(source) and not path.suffix:
+    if hub.looks_like_hub_id(source) and path.suffix not in FILE_ENDINGS:
         return hub.download(source, progress, variant=options.variant)
     raise ModelError(
         f"The model {source} is not there. Give the path of a .safetensors or .ckpt file, of a "
@@ -140,9 +142,12 @@ def _open_file(path: Path, source: str, options: OpenOptions) -> ModelContents:
     layers = stated[TEXT_ENCODER].get("num_hidden_layers") if stated else None
     ldm = take_apart(file.tensors, text_layers=layers)
     parts = _with_chosen_weights(ldm, source, options.weights)
+    if VAE not in parts and options.vae is not None:  # some files come without one
+        parts[VAE] = _open_vae(locate(options.vae, OpenOptions()))[0]
     missing = sorted({UNET, VAE, TEXT_ENCODER} - parts.keys())
     if missing:
-        raise ModelError(f"{source} is incomplete: it has no {' and no '.join(missing)}.")
+        hint = " Name one with model.vae." if missing == [VAE] else ""
+        raise ModelError(f"{source} is incomplete: it has no {' and no '.join(missing)}.{hint}")
     identity = identify(_clues_of(file, parts, path, source, options))
     return ModelContents(
         source=source,
@@ -212,7 +217,8 @@ def _with_prediction(config: Mapping[str, Any], identity: Identity) -> dict[str,
 def _with_vae(contents: ModelContents, vae: str, progress: Progress | None) -> ModelContents:
     """The same model with another VAE."""
     path = locate(vae, OpenOptions(), progress)
-    tensors, config = _open_vae(path, contents)
+    tensors, own_config = _open_vae(path)
+    config = own_config or contents.configs[VAE]  # which then has to fit
     scaling = contents.configs[VAE].get("scaling_factor")
     if config.get("scaling_factor", scaling) != scaling:
         raise ModelError(
@@ -227,7 +233,8 @@ def _with_vae(contents: ModelContents, vae: str, progress: Progress | None) -> M
     )
 
 
-def _open_vae(path: Path, model: ModelContents) -> tuple[Tensors, dict[str, Any]]:
+def _open_vae(path: Path) -> tuple[Tensors, dict[str, Any] | None]:
+    """A VAE's tensors, and its configuration where the file or its size tells it."""
     if path.is_dir():
         return diffusers_folder.open_part(path / VAE if (path / VAE).is_dir() else path, VAE)
     file = open_tensor_file(path)
@@ -239,16 +246,14 @@ def _open_vae(path: Path, model: ModelContents) -> tuple[Tensors, dict[str, Any]
         VAE_PREFIX + name.removeprefix(VAE_PREFIX) if bare else name: tensor
         for name, tensor in file.tensors.items()
     }
-    tensors = take_apart({n: t for n, t in named.items() if n.startswith(VAE_PREFIX)}).parts[VAE]
-    return tensors, _vae_config_of(file, tensors, model)
-
-
-def _vae_config_of(file: TensorFile, tensors: Tensors, model: ModelContents) -> dict[str, Any]:
-    """What the file states, or what its size tells, or else the model's own, which has to fit."""
-    stated = configs_in(file.metadata, str(file.path))
+    inside = {n: t for n, t in named.items() if n.startswith(VAE_PREFIX)}
+    tensors = take_apart(inside).parts.get(VAE)
+    if tensors is None:
+        raise ModelError(f"{path} has no VAE in it.")
+    stated = configs_in(file.metadata, str(path))
     if stated is not None:
-        return stated[VAE]
+        return tensors, stated[VAE]
     try:
-        return vae_config(tensors, model.identity.family)
+        return tensors, vae_config(tensors, SD1)  # the same in all families
     except (UnknownSizeError, KeyError):
-        return model.configs[VAE]
+        return tensors, None
