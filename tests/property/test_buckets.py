@@ -1,11 +1,22 @@
 """Buckets: tables equal to sd-scripts', and a choice that never crops more than theirs."""
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from impasto.data.buckets import fit_into, make_bucket_sizes, select_bucket
-from impasto.data.records import Size
+from impasto.data.buckets import make_bucket_sizes, novelai_bucket_sizes
+from impasto.data.placing import (
+    PLACINGS,
+    Limits,
+    covering,
+    kept_share,
+    place,
+    place_native,
+    select_bucket,
+)
+from impasto.data.records import FileStamp, ImageRecord, Size
 from impasto.errors import ConfigError
 
 BUCKETS = make_bucket_sizes(Size(512, 512), 256, 1024, 64)
@@ -25,24 +36,91 @@ def test_tables_equal_the_recorded_ones(golden):
         assert [(size.width, size.height) for size in found] == expected, case
 
 
-@pytest.mark.parametrize("case_index", [0, 1, 2])
-def test_never_crops_more_than_the_recorded_choice(golden, case_index):
-    case = golden("bucket_select.json")[case_index]
+def limits_of(case) -> Limits:
     area = Size(*case["max_reso"])
-    buckets = make_bucket_sizes(area, case["min_size"], case["max_size"], case["reso_steps"])
+    bounds = case["min_size"], case["max_size"], case["reso_steps"]
+    return Limits(tuple(make_bucket_sizes(area, *bounds)), area.area, *bounds)
+
+
+def test_kohya_selection_equals_the_recorded_one(golden):
+    """16 configurations, half of them no-upscale; where sd-scripts fails, ours gives a step."""
+    compared = repaired = 0
+    for case in golden("bucket_select.json"):
+        limits, placing = limits_of(case), PLACINGS["kohya", case["no_upscale"]]
+        for width, height, bucket_w, bucket_h, resized_w, resized_h in case["rows"]:
+            bucket, resized = placing(Size(width, height), limits)
+            if not bucket_w or not bucket_h:
+                assert case["no_upscale"]
+                assert min(bucket.width, bucket.height) == limits.step
+                repaired += 1
+                continue
+            assert (bucket.width, bucket.height) == (bucket_w, bucket_h), (case["max_reso"], width)
+            assert (resized.width, resized.height) == (resized_w, resized_h)
+            compared += 1
+    assert compared > 1500
+    assert repaired > 20
+
+
+@pytest.mark.parametrize("no_upscale", [False, True])
+def test_native_never_crops_more_than_the_recorded_choice(golden, no_upscale):
+    """Where sd-scripts' bucket keeps the limits, which its no-upscale does not do by itself."""
     compared = 0
-    for width, height, bucket_w, bucket_h, *_ in case["rows"]:
-        if not bucket_w or not bucket_h:
+    for case in golden("bucket_select.json"):
+        if case["no_upscale"] != no_upscale:
             continue
-        size = Size(width, height)
-        ours = kept_share(size, select_bucket(size, buckets))
-        assert ours >= kept_share(size, Size(bucket_w, bucket_h)) - 1e-12
-        compared += 1
-    assert compared > 100
+        limits = limits_of(case)
+        for width, height, bucket_w, bucket_h, *_ in case["rows"]:
+            allowed = range(limits.min_side, limits.max_side + 1)
+            if bucket_w not in allowed or bucket_h not in allowed:
+                continue
+            size = Size(width, height)
+            ours, _ = PLACINGS["native", no_upscale](size, limits)
+            theirs = min(kept_share(size, Size(bucket_w, bucket_h)), 1.0)
+            assert kept_share(size, ours) >= theirs - 1e-12, (width, height)
+            compared += 1
+    assert compared > 300
 
 
-def kept_share(size: Size, bucket: Size) -> float:
-    return min(size.aspect / bucket.aspect, bucket.aspect / size.aspect)
+@given(SIZES, st.sampled_from([512, 640, 768]), st.sampled_from([8, 32, 64]))
+def test_without_enlarging_buckets_stay_within_limits_and_picture(size, side, step):
+    area = Size(side, side)
+    limits = Limits(tuple(make_bucket_sizes(area, 256, 1024, step)), area.area, 256, 1024, step)
+    bucket, resized = PLACINGS["native", True](size, limits)
+    theirs, _ = PLACINGS["kohya", True](size, limits)
+    if theirs.width in range(256, 1025) and theirs.height in range(256, 1025):
+        assert kept_share(size, bucket) >= kept_share(size, theirs) - 1e-12
+        assert bucket.area >= theirs.area, "a needless shrink"
+    for own, theirs_side in ((bucket.width, size.width), (bucket.height, size.height)):
+        assert own % step == 0
+        assert step <= own <= 1024
+        assert own >= min(256, theirs_side // step * step)
+        assert own <= max(theirs_side, step)
+    if min(size.width, size.height) >= 256 and max(size.width, size.height) <= 1024:
+        assert bucket.area <= limits.area
+    if min(size.width, size.height) >= step:
+        assert resized.area <= size.area
+    assert resized.width >= bucket.width
+    assert resized.height >= bucket.height
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "expected"),
+    [(1050, 1080, (512, 512)), (3072, 3000, (512, 512)), (300, 300, (256, 256)),
+     (300, 200, (256, 192)), (60, 300, (64, 256)), (40, 40, (64, 64)), (512, 512, (512, 512))],
+)  # fmt: skip
+def test_small_and_nearly_square_pictures(width, height, expected):
+    """The sizes that sd-scripts' users complained of: no 448x448, no bucket of width 0."""
+    limits = Limits(tuple(BUCKETS), 512 * 512, 256, 1024, 64)
+    bucket, _ = PLACINGS["native", True](Size(width, height), limits)
+    assert (bucket.width, bucket.height) == expected
+
+
+def test_novelais_table():
+    table = {(size.width, size.height) for size in novelai_bucket_sizes()}
+    tall = {(256, 1024), (320, 1024), (384, 1024), (384, 960), (384, 896), (448, 832), (512, 768),
+            (512, 704), (576, 640)}  # fmt: skip
+    assert table == tall | {(h, w) for w, h in tall} | {(512, 512)}
+    assert len(table) == 19
 
 
 @given(SIZES)
@@ -53,8 +131,10 @@ def test_the_choice_keeps_the_most(size):
 
 @given(SIZES)
 def test_the_resized_picture_covers_its_bucket_and_the_crop_is_inside(size):
-    bucket = select_bucket(size, BUCKETS)
-    resized, crop = fit_into(size, bucket)
+    record = ImageRecord(Path("x.png"), size, FileStamp(1, 1))
+    planned = place(record, Limits(tuple(BUCKETS), 512 * 512, 256, 1024, 64), place_native)
+    bucket, resized, crop = planned.bucket, planned.resized, planned.crop
+    assert bucket == select_bucket(size, BUCKETS)
     assert crop.size == bucket
     left, top, right, bottom = crop.ltrb
     assert 0 <= left <= right <= resized.width
@@ -65,7 +145,7 @@ def test_the_resized_picture_covers_its_bucket_and_the_crop_is_inside(size):
 @given(st.sampled_from(BUCKETS))
 def test_a_picture_of_a_buckets_size_is_left_alone(bucket):
     assert select_bucket(bucket, BUCKETS) == bucket
-    assert fit_into(bucket, bucket)[0] == bucket
+    assert covering(bucket, bucket) == bucket
 
 
 @given(st.integers(64, 1024), st.integers(64, 1024), st.sampled_from([8, 32, 64]))
@@ -80,3 +160,24 @@ def test_buckets_stay_within_area_and_step(width, height, step):
 def test_bounds_that_no_bucket_fits_are_explained():
     with pytest.raises(ConfigError, match="No aspect-ratio bucket fits"):
         make_bucket_sizes(Size(32, 32), 256, 1024, 64)
+
+
+@given(SIZES, st.sampled_from([512, 768]), st.sampled_from([32, 64]))
+def test_without_enlarging_the_choice_is_the_best_of_all_buckets(size, side, step):
+    """Against trying every bucket: the largest that crops no more than sd-scripts' would."""
+    limits = Limits((), side * side, 256, 1024, step)
+
+    def sides(pixels):
+        longest = max(step, min(1024, pixels) // step * step)
+        return range(min(longest, 256), longest + 1, step)
+
+    every = [
+        Size(width, height)
+        for width in sides(size.width)
+        for height in sides(size.height)
+        if width * height <= limits.area
+    ]
+    theirs, _ = PLACINGS["kohya", True](size, limits)
+    wanted = min(kept_share(size, theirs), max(kept_share(size, bucket) for bucket in every))
+    best = max(bucket.area for bucket in every if kept_share(size, bucket) >= wanted)
+    assert PLACINGS["native", True](size, limits)[0].area == best

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from impasto.config.load import build_run_config, dump_toml, load_run_config
+from impasto.config.load import build_dataset_config, build_run_config, dump_toml, load_run_config
 from impasto.config.run import RunConfig
 from impasto.errors import ConfigError
 
@@ -118,3 +118,37 @@ def test_the_settings_page_is_current():
     assert subprocess.run(program, cwd=REPOSITORY, check=False).returncode == 0, (
         "run scripts/write_config_docs.py"
     )
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"buckets": [[500, 512]]}, "multiples of 8"),
+        ({"buckets": [[512, 512]], "bucket_no_upscale": True}, "contradict"),
+        ({"bucket_table": "novelai", "bucket_no_upscale": True}, "19 buckets alone"),
+        ({"bucket_selection": "nearest"}, "native"),
+    ],
+)
+def test_bucket_settings_that_contradict_are_explained(tmp_path, changes, words):
+    with pytest.raises(ConfigError, match=words):
+        build_dataset_config({"image_dir": str(tmp_path), **changes}, source="test")
+
+
+def test_bucket_settings_reach_the_plan(tmp_path):
+    from impasto.data.records import FileStamp, ImageRecord, Size
+    from impasto.training.pictures import plan_dataset
+
+    record = ImageRecord(tmp_path / "x.png", Size(300, 300), FileStamp(1, 1))
+
+    def bucket(**changes):
+        config = build_dataset_config({"image_dir": str(tmp_path), **changes}, source="test")
+        return str(plan_dataset(config, [record]).images[0].bucket)
+
+    assert bucket() == "512x512"
+    assert bucket(bucket_no_upscale=True) == "256x256"
+    assert bucket(bucket_table="novelai", resolution=768) == "512x512"
+    assert bucket(buckets=[[640, 512], [256, 512]]) == "640x512"
+    wide = ImageRecord(tmp_path / "y.png", Size(1000, 900), FileStamp(1, 1))
+    config = {"image_dir": str(tmp_path), "bucket_selection": "kohya"}
+    planned = plan_dataset(build_dataset_config(config, source="test"), [wide])
+    assert str(planned.images[0].bucket) == "512x512"

@@ -18,6 +18,21 @@ def _bucket_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--min-side", default=256, show_default=True, help="Shortest bucket side."),
         click.option("--max-side", default=1024, show_default=True, help="Longest bucket side."),
         click.option("--step", default=64, show_default=True, help="Multiple of bucket sides."),
+        click.option("--no-upscale", is_flag=True, help="Never enlarge; smaller buckets instead."),
+        click.option(
+            "--selection",
+            type=click.Choice(["native", "kohya"]),
+            default="native",
+            show_default=True,
+            help="Keep the most of each picture, or choose as sd-scripts does.",
+        ),
+        click.option(
+            "--table",
+            type=click.Choice(["resolution", "novelai"]),
+            default="resolution",
+            show_default=True,
+            help="Buckets by the options above, or NovelAI's 19.",
+        ),
         click.option(
             "--cache-dir", type=click.Path(path_type=Path), help="Default: FOLDER/.impasto."
         ),
@@ -27,19 +42,21 @@ def _bucket_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-def _config(
-    folder: Path, resolution: int, min_side: int, max_side: int, step: int, cache_dir: Path | None
-) -> Any:
+def _config(folder: Path, options: dict[str, Any]) -> Any:
+    """The settings of the data set that the bucket options stand for."""
     from impasto.config.load import build_dataset_config
 
     return build_dataset_config(
         {
             "image_dir": folder,
-            "resolution": resolution,
-            "min_bucket_reso": min_side,
-            "max_bucket_reso": max_side,
-            "bucket_reso_steps": step,
-            "cache_dir": cache_dir,
+            "resolution": options["resolution"],
+            "min_bucket_reso": options["min_side"],
+            "max_bucket_reso": options["max_side"],
+            "bucket_reso_steps": options["step"],
+            "bucket_no_upscale": options["no_upscale"],
+            "bucket_selection": options["selection"],
+            "bucket_table": options["table"],
+            "cache_dir": options["cache_dir"],
         },
         source="command line",
     )
@@ -96,14 +113,12 @@ def scan(folder: Path, as_json: bool, decode: bool) -> None:  # noqa: FBT001
 @dataset.command()
 @FOLDER
 @_bucket_options
-def plan(
-    folder: Path, resolution: int, min_side: int, max_side: int, step: int, cache_dir: Path | None
-) -> None:
+def plan(folder: Path, **options: Any) -> None:
     """Show which bucket each picture of FOLDER would go to, and what cropping costs."""
     from impasto.cli.console import Console
     from impasto.training.pictures import plan_dataset, scan_dataset
 
-    config = _config(folder, resolution, min_side, max_side, step, cache_dir)
+    config = _config(folder, options)
     console = Console()
     records = scan_dataset(config, console).records
     result = plan_dataset(config, records)
@@ -127,16 +142,7 @@ def plan(
 @click.argument("model")
 @_bucket_options
 @click.option("--batch-size", default=4, show_default=True, help="Pictures encoded at once.")
-def cache(
-    folder: Path,
-    model: str,
-    batch_size: int,
-    resolution: int,
-    min_side: int,
-    max_side: int,
-    step: int,
-    cache_dir: Path | None,
-) -> None:
+def cache(folder: Path, model: str, batch_size: int, **options: Any) -> None:
     """Encode the pictures of FOLDER with MODEL's VAE ahead of training."""
     from impasto.cli.console import Console
     from impasto.data.latent_cache import LatentCache, cache_latents
@@ -145,7 +151,7 @@ def cache(
     from impasto.training.devices import default_device
     from impasto.training.pictures import plan_dataset, scan_dataset
 
-    config = _config(folder, resolution, min_side, max_side, step, cache_dir)
+    config = _config(folder, options)
     console = Console()
     planned = plan_dataset(config, scan_dataset(config, console).records)
     vae = load_base_model(model, progress=console).vae.to(default_device())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -36,6 +36,21 @@ class DatasetConfig(Section):
 
     bucket_reso_steps: Annotated[int, Field(ge=8)] = 64
     """Sides of buckets are multiples of this, in pixels; itself a multiple of 8."""
+
+    bucket_no_upscale: bool = False
+    """Never enlarge a picture: one that is smaller than its bucket gets a smaller bucket of its
+    own. More buckets mean more short batches."""
+
+    bucket_selection: Literal["native", "kohya"] = "native"
+    """How a picture's bucket is chosen: `native` keeps the most of the picture; `kohya` is
+    sd-scripts' choice, for runs that have to be like earlier ones."""
+
+    bucket_table: Literal["resolution", "novelai"] = "resolution"
+    """Which buckets there are: by `resolution` and the limits above, or the 19 of `novelai`, from
+    256x1024 to 1024x256 within 512x768 pixels."""
+
+    buckets: tuple[tuple[Side, Side], ...] = ()
+    """A table of your own, as `[[512, 768], [768, 512]]`, in place of `bucket_table`."""
 
     num_repeats: Annotated[int, Field(ge=1)] = 1
     """How often each picture comes in an epoch."""
@@ -77,6 +92,19 @@ class DatasetConfig(Section):
             raise ValueError(
                 f"min_bucket_reso is {self.min_bucket_reso}; expected a multiple of "
                 f"bucket_reso_steps ({step})"
+            )
+        odd = [size for size in self.buckets if any(side % 8 for side in size)]
+        if odd:
+            raise ValueError(f"buckets has {list(odd[0])}; expected multiples of 8")
+        if self.buckets and self.bucket_no_upscale:
+            raise ValueError(
+                "buckets and bucket_no_upscale contradict each other: the second makes buckets of "
+                "its own. Take one of them out"
+            )
+        if self.bucket_table == "novelai" and (self.buckets or self.bucket_no_upscale):
+            raise ValueError(
+                "bucket_table novelai stands for its 19 buckets alone: take buckets and "
+                "bucket_no_upscale out"
             )
         if not self.enable_bucket and any(side % step for side in self.width_height):
             raise ValueError(

@@ -1,21 +1,26 @@
-"""Aspect-ratio buckets: which sizes there are, and which one a picture goes to.
+"""Tables of aspect-ratio buckets: which sizes there are.
 
-The idea is NovelAI's (NovelAI Improvements on Stable Diffusion, 2022). The table equals that of
-kohya-ss/sd-scripts (`library/model_util.py`, make_bucket_resolutions), so that bucket counts mean
-the same; the choice of a picture's bucket is Impasto's own and loses the least picture area.
+The idea is NovelAI's (NovelAI Improvements on Stable Diffusion, 2022). Which bucket a picture goes
+to is `data/placing.py`'s to say.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
-from impasto.data.records import Box, ImageRecord, PlannedImage, Size
+from impasto.data.records import Size
 from impasto.errors import ConfigError
+
+NOVELAI_AREA = Size(512, 768)
+NOVELAI_MIN, NOVELAI_MAX, NOVELAI_STEP = 256, 1024, 64
+NOVELAI_SQUARE = Size(512, 512)
 
 
 def make_bucket_sizes(area: Size, min_side: int, max_side: int, step: int) -> list[Size]:
     """List the buckets: sides in multiples of `step`, area at most that of `area`.
+
+    Equal to kohya-ss/sd-scripts' (`library/model_util.py`, make_bucket_resolutions), so that bucket
+    counts mean the same.
 
     Args:
         area: The training resolution; only its pixel count bounds the buckets.
@@ -45,40 +50,15 @@ def make_bucket_sizes(area: Size, min_side: int, max_side: int, step: int) -> li
     return sorted(sizes)
 
 
-def select_bucket(size: Size, buckets: Sequence[Size]) -> Size:
-    """Choose the bucket that keeps the most of a picture's area; the larger one where equal.
+def novelai_bucket_sizes() -> list[Size]:
+    """The 19 buckets that NovelAI's model was trained with, in ascending order.
 
-    The kept share of a picture with aspect a in a bucket with aspect b is min(a/b, b/a): the
-    distance is the ratio, not sd-scripts' difference of aspects, which favours wide pictures.
+    NovelAI/novelai-aspect-ratio-bucketing, `bucketmanager.py`, its default settings: for each width
+    the tallest height within 512x768 pixels, the mirrors, and 512x512.
     """
-    return max(
-        buckets,
-        key=lambda bucket: (
-            min(bucket.aspect / size.aspect, size.aspect / bucket.aspect),
-            bucket.area,
-        ),
-    )
-
-
-def fit_into(size: Size, bucket: Size) -> tuple[Size, Box]:
-    """Scale `size` to cover `bucket`, keeping its aspect, and centre the crop.
-
-    Rounding is sd-scripts' (`BucketManager.select_bucket`): half up, in pixels.
-    """
-    if size.aspect > bucket.aspect:
-        scale = bucket.height / size.height
-    else:
-        scale = bucket.width / size.width
-    resized = Size(
-        max(bucket.width, int(size.width * scale + 0.5)),
-        max(bucket.height, int(size.height * scale + 0.5)),
-    )
-    left, top = (resized.width - bucket.width) // 2, (resized.height - bucket.height) // 2
-    return resized, Box(left, top, bucket)
-
-
-def place(record: ImageRecord, buckets: Sequence[Size]) -> PlannedImage:
-    """Plan one picture: its bucket, its size after the resize, and the crop."""
-    bucket = select_bucket(record.size, buckets)
-    resized, crop = fit_into(record.size, bucket)
-    return PlannedImage(record, bucket, resized, crop)
+    sizes = {NOVELAI_SQUARE}
+    for width in range(NOVELAI_MIN, NOVELAI_MAX + 1, NOVELAI_STEP):
+        height = min(NOVELAI_MAX, NOVELAI_AREA.area // width // NOVELAI_STEP * NOVELAI_STEP)
+        if height >= NOVELAI_MIN:
+            sizes |= {Size(width, height), Size(height, width)}
+    return sorted(sizes)

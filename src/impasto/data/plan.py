@@ -6,7 +6,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from impasto.data.buckets import make_bucket_sizes, place
+from impasto.data.buckets import make_bucket_sizes
+from impasto.data.placing import PLACINGS, Limits, PlaceSize, Selection, place
 from impasto.data.records import ImageRecord, PlannedImage, Size
 from impasto.errors import DatasetError
 
@@ -41,8 +42,22 @@ def plan_images(
     min_side: int = 256,
     max_side: int = 1024,
     step: int = 64,
+    buckets: Sequence[Size] | None = None,
+    selection: Selection = "native",
+    no_upscale: bool = False,
 ) -> Plan:
     """Place each record into a bucket; without buckets, all into one of exactly `resolution`.
+
+    Args:
+        records: The pictures.
+        resolution: Training resolution; with buckets only its area counts.
+        enable_bucket: Whether there are buckets.
+        min_side: Shortest side of a bucket in pixels.
+        max_side: Longest side of a bucket in pixels.
+        step: Sides are multiples of this, in pixels.
+        buckets: The table, where it is not to be made from the above.
+        selection: Whose choice of a picture's bucket: `native` or `kohya`.
+        no_upscale: Never enlarge a picture; buckets for small ones are made as needed.
 
     Raises:
         DatasetError: There are no records.
@@ -50,19 +65,21 @@ def plan_images(
     """
     if not records:
         raise DatasetError("There is no picture to plan: the data set is empty.")
-    if enable_bucket:
+    if not enable_bucket:
+        buckets, no_upscale = [resolution], False
+    elif not buckets:
         buckets = make_bucket_sizes(resolution, min_side, max_side, step)
-    else:
-        buckets = [resolution]
+    limits = Limits(tuple(buckets), resolution.area, min_side, max_side, step)
+    placing = PLACINGS[selection, no_upscale]
     placed: dict[Size, PlannedImage] = {}
-    return Plan(tuple(_placed_like(record, buckets, placed) for record in records))
+    return Plan(tuple(_placed_like(record, limits, placing, placed) for record in records))
 
 
 def _placed_like(
-    record: ImageRecord, buckets: Sequence[Size], placed: dict[Size, PlannedImage]
+    record: ImageRecord, limits: Limits, placing: PlaceSize, placed: dict[Size, PlannedImage]
 ) -> PlannedImage:
     """Plan a record, reusing the geometry of an earlier one of the same size."""
     known = placed.get(record.size)
     if known is None:
-        known = placed[record.size] = place(record, buckets)
+        known = placed[record.size] = place(record, limits, placing)
     return PlannedImage(record, known.bucket, known.resized, known.crop)

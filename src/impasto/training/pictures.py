@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from impasto import files
 from impasto.config.dataset import DatasetConfig
 from impasto.config.run import ValidationConfig
+from impasto.data.buckets import novelai_bucket_sizes
 from impasto.data.plan import Plan, plan_images
 from impasto.data.records import ImageRecord, Size
 from impasto.data.scan import Scan, scan_folder
@@ -51,7 +52,16 @@ def plan_dataset(config: DatasetConfig, records: Sequence[ImageRecord]) -> Plan:
         min_side=config.min_bucket_reso,
         max_side=config.max_bucket_reso,
         step=config.bucket_reso_steps,
+        buckets=_bucket_table(config),
+        selection=config.bucket_selection,
+        no_upscale=config.bucket_no_upscale,
     )
+
+
+def _bucket_table(config: DatasetConfig) -> list[Size] | None:
+    """The table that is named or given; None means the one made from the resolution."""
+    tables = {"novelai": novelai_bucket_sizes()}
+    return [Size(*size) for size in config.buckets] or tables.get(config.bucket_table)
 
 
 def held_out_records(
