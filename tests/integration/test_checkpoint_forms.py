@@ -129,7 +129,7 @@ def as_safetensors(folder, target, tmp_path):
 
 
 def as_ckpt(folder, target, tmp_path, **options):
-    file = as_safetensors(folder, tmp_path / "between", tmp_path)
+    file = as_safetensors(folder, target.with_name("between"), tmp_path)
     content = {"state_dict": read(file), "impasto_metadata": dict(open_tensor_file(file).metadata)}
     torch.save(content, target.with_suffix(".ckpt"), **options)
     return target.with_suffix(".ckpt")
@@ -217,25 +217,27 @@ def half_model(tmp_path_factory, nano_architecture):
 
 
 @pytest.mark.usefixtures("fresh_accelerate")
-@pytest.mark.parametrize("form", FORMS)
 def test_training_takes_every_form_with_the_same_first_loss(
-    form, half_model, train_config, tmp_path, monkeypatch
+    half_model, train_config, tmp_path, monkeypatch
 ):
     from impasto.training.trainer import train
 
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-    source = FORMS[form](half_model, tmp_path / "model", tmp_path)
-    losses = []
-    for number, path in enumerate((half_model, source)):
+    losses = {}
+    for name, form in {"as it is": lambda *_: half_model, **FORMS}.items():
+        (tmp_path / name).mkdir()
+        source = form(half_model, tmp_path / name / "model", tmp_path)
         run = train(
             train_config(
-                output_dir=str(tmp_path / f"run{number}"),
-                model={"path": str(path), "clip_skip": 2},
+                output_dir=str(tmp_path / name / "run"),
+                model={"path": str(source), "clip_skip": 2},
                 training={"max_steps": 1},
             )
         )
-        losses += [r["loss"] for r in run.read_metrics() if "loss" in r]
-    assert losses[0] == losses[1]
+        losses[name] = [r["loss"] for r in run.read_metrics() if "loss" in r]
+    assert len(losses) == 9
+    assert len(losses["as it is"]) == 1
+    assert all(found == losses["as it is"] for found in losses.values()), losses
 
 
 @pytest.mark.usefixtures("fresh_accelerate")

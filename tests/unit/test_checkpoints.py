@@ -1,7 +1,6 @@
 """Files of tensors: read safely, written one tensor at a time, broken ones explained."""
 
 import errno
-import gc
 import os
 import pickle
 import warnings
@@ -84,7 +83,6 @@ def test_writing_holds_one_tensor_at_a_time(tmp_path):
     most = []
 
     def make():
-        gc.collect()
         most.append(len(alive))
         tensor = torch.ones(1000)
         alive.add(tensor)
