@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 
 UP, DOWN = 1.1, 1 / 1.1
-BREAK = "BREAK"
 _TOKEN = re.compile(
     r"\\(?P<literal>[()\[\]\\])"
     r"|(?P<open>[(\[])"

@@ -14,7 +14,7 @@ from impasto.errors import ModelError
 from impasto.models.contents import ModelContents
 from impasto.models.conversion import hash_file
 from impasto.models.loading import compare, empty_network
-from impasto.models.opening import OpenOptions, locate, open_model
+from impasto.models.opening import OpenOptions, contents_of, locate, open_model
 from impasto.progress import Progress
 
 LONGEST_VALUE = 200
@@ -35,10 +35,10 @@ def inspect_model(
     if file is not None:
         found["File"] = _file_section(file)
     if file is None:
-        found |= _model_sections(source, options, progress)
+        found |= _model_sections(open_model(source, options, progress))
     elif kind_of(file) is BASE_MODEL:
         try:
-            found |= _model_sections(source, options, progress)
+            found |= _model_sections(contents_of(file, source, options, progress))
         except ModelError as error:  # what the file holds is told all the same
             found["Model"] = {"Cannot be used": str(error)}
     if file is not None:
@@ -66,8 +66,7 @@ def _file_section(file: TensorFile) -> Section:
     return rows
 
 
-def _model_sections(source: str, options: OpenOptions, progress: Progress) -> dict[str, Section]:
-    contents = open_model(source, options, progress)
+def _model_sections(contents: ModelContents) -> dict[str, Section]:
     identity = contents.identity
     model = {
         "Form": contents.form,

@@ -68,8 +68,21 @@ def open_model(
     """
     options = options or OpenOptions()
     path = locate(str(source), options, progress)
-    opened = _open_folder if path.is_dir() else _open_file
-    contents = opened(path, str(source), options)
+    if path.is_file():
+        return contents_of(open_tensor_file(path), str(source), options, progress)
+    contents = _open_folder(path, str(source), options)
+    return contents if options.vae is None else _with_vae(contents, options.vae, progress)
+
+
+def contents_of(
+    file: TensorFile, source: str, options: OpenOptions, progress: Progress | None = None
+) -> ModelContents:
+    """The base model in a file that is open already.
+
+    Raises:
+        ModelError: As `open_model`.
+    """
+    contents = _open_file(file, source, options)
     return contents if options.vae is None else _with_vae(contents, options.vae, progress)
 
 
@@ -130,8 +143,7 @@ def _open_folder(path: Path, source: str, options: OpenOptions) -> ModelContents
     )
 
 
-def _open_file(path: Path, source: str, options: OpenOptions) -> ModelContents:
-    file = open_tensor_file(path)
+def _open_file(file: TensorFile, source: str, options: OpenOptions) -> ModelContents:
     kind = kind_of(file)
     if kind is not BASE_MODEL:
         raise ModelError(
@@ -148,7 +160,7 @@ def _open_file(path: Path, source: str, options: OpenOptions) -> ModelContents:
     if missing:
         hint = " Name one with model.vae." if missing == [VAE] else ""
         raise ModelError(f"{source} is incomplete: it has no {' and no '.join(missing)}.{hint}")
-    identity = identify(_clues_of(file, parts, path, source, options))
+    identity = identify(_clues_of(file, parts, source, options))
     return ModelContents(
         source=source,
         form=f"LDM file ({file.form})",
@@ -163,7 +175,7 @@ def _open_file(path: Path, source: str, options: OpenOptions) -> ModelContents:
 
 
 def _clues_of(
-    file: TensorFile, parts: Mapping[str, Any], path: Path, source: str, options: OpenOptions
+    file: TensorFile, parts: Mapping[str, Any], source: str, options: OpenOptions
 ) -> Clues:
     return Clues(
         source,
@@ -171,7 +183,7 @@ def _clues_of(
         any(name.startswith(OPEN_CLIP_PREFIX) for name in file.tensors),
         metadata=file.metadata,
         counters=file.counters,
-        sidecar=_read_sidecar(path),
+        sidecar=_read_sidecar(file.path),
         family_key=options.family,
         prediction_word=options.prediction_type,
     )
