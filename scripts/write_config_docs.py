@@ -9,6 +9,7 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
+from impasto.config.dataset import DatasetConfig, SubsetKeys
 from impasto.config.run import RunConfig
 
 TARGET = Path(__file__).parents[1] / "docs" / "config.md"
@@ -20,13 +21,40 @@ All settings of `impasto train`, from the docstrings in `src/impasto/config/`. W
 """
 
 
+LEVELS = """
+Several data sets are given as in sd-scripts. `[[dataset.datasets]]` takes any of the keys above from
+`batch_size` on, and `[[dataset.datasets.subsets]]`
+{subset_keys}, and `image_dir`, `metadata_file`, `mask_dir`. What a level does not give is taken from the
+one above. `config` names a file with `[general]` and `[[datasets]]` instead.
+"""
+
+
+def levels() -> str:
+    """How the keys of the data set may be given for parts of it."""
+    return LEVELS.format(subset_keys=", ".join(f"`{name}`" for name in SubsetKeys.model_fields))
+
+
 def section_rows(section: type[BaseModel]) -> list[str]:
     rows = ["| key | default | meaning |", "|---|---|---|"]
-    for name, field in section.model_fields.items():
+    for name in own_first(section):
+        field = section.model_fields[name]
         if not is_section(field.annotation):
             default = "**required**" if field.is_required() else shown(field.default)
-            rows.append(f"| `{name}` | {default} | {' '.join((field.description or '').split())} |")
+            meaning = " ".join((field.description or "").split()).replace("|", "\\|")
+            rows.append(f"| `{name}` | {default} | {meaning} |")
     return rows
+
+
+def own_first(section: type[BaseModel]) -> list[str]:
+    """The fields of a section, those of the class itself before those that it inherits."""
+    return list(
+        dict.fromkeys(
+            name
+            for kind in section.__mro__
+            for name in vars(kind).get("__annotations__", {})
+            if name in section.model_fields
+        )
+    )
 
 
 def is_section(annotation: object) -> bool:
@@ -49,6 +77,7 @@ def page() -> str:
         if is_section(annotation):
             summary = (annotation.__doc__ or "").strip().splitlines()[0]
             parts += ["", f"## [{name}]", "", summary, "", *section_rows(annotation)]
+            parts += [levels().rstrip()] if annotation is DatasetConfig else []
     return "\n".join(parts) + "\n"
 
 

@@ -6,32 +6,54 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from impasto.data.records import Size
-from impasto.data.sampler import EpochSampler
+from impasto.data.sampler import EpochSampler, Group
 
 SHAPES = [Size(512, 512), Size(576, 448), Size(448, 576)]
 SETS = st.lists(st.sampled_from(SHAPES), min_size=1, max_size=40)
 
 
-def sampler(buckets, **changes):
-    options = {"batch_size": 4, "seed": 3, **changes}
-    return EpochSampler(buckets, **options)
+ORDERS = st.sampled_from(["shuffled", "proportional"])
+
+
+def sampler(buckets, *, batch_size=4, repeats=1, **changes):
+    options = {"seed": 3, **changes}
+    if isinstance(repeats, int):
+        repeats = [repeats] * len(buckets)
+    groups = [Group(0, bucket) for bucket in buckets]
+    return EpochSampler(groups, batch_sizes={0: batch_size}, repeats=repeats, **options)
+
+
+def batches_of(dealer, ranks=1, epoch=0):
+    """The pictures of each batch of an epoch, stand-ins left out."""
+    steps = range(epoch * dealer.updates_per_epoch, (epoch + 1) * dealer.updates_per_epoch)
+    return [
+        [visit.picture for visit in batch.visits]
+        for step in steps
+        for rank in range(ranks)
+        for batch in dealer.update(step, rank).micro_batches
+        if not batch.is_padding
+    ]
 
 
 @given(
-    SETS,
+    st.lists(st.tuples(st.sampled_from(SHAPES), st.integers(1, 5)), min_size=1, max_size=30),
     st.integers(1, 5),
     st.integers(1, 3),
     st.integers(1, 4),
-    st.integers(1, 3),
     st.integers(0, 2),
+    ORDERS,
 )
-def test_each_picture_once_per_epoch(buckets, batch_size, accumulation, ranks, repeats, epoch):
+def test_each_picture_once_per_epoch_and_repeat(
+    pictures, batch_size, accumulation, ranks, epoch, order
+):
+    buckets, repeats = zip(*pictures, strict=True)
     dealer = sampler(
         buckets,
         batch_size=batch_size,
         accumulation=accumulation,
         num_processes=ranks,
         repeats=repeats,
+        order=order,
     )
     seen = Counter()
     for index in range(dealer.updates_per_epoch):
@@ -41,18 +63,58 @@ def test_each_picture_once_per_epoch(buckets, batch_size, accumulation, ranks, r
             update = dealer.update(step, rank)
             assert update.epoch == epoch
             for batch in update.micro_batches:
-                assert len({buckets[i] for i in batch.indices}) == 1
-                assert len(batch.indices) <= batch_size
+                assert len({buckets[visit.picture] for visit in batch.visits}) == 1
+                assert len(batch.visits) <= batch_size
                 if not batch.is_padding:
-                    seen.update(batch.indices)
+                    seen.update(batch.visits)
                     positions += batch.positions
         assert sorted(positions) == list(range(update.size))
-    assert seen == dict.fromkeys(range(len(buckets)), repeats)
+    assert seen == {(i, r): 1 for i, times in enumerate(repeats) for r in range(times)}
 
 
-@given(SETS, st.integers(1, 4), st.integers(0, 20))
-def test_every_process_does_the_same_number_of_micro_batches(buckets, ranks, step):
-    dealer = sampler(buckets, num_processes=ranks, accumulation=2)
+@given(st.lists(st.integers(1, 6), min_size=1, max_size=20), st.integers(1, 6), st.integers(0, 3))
+def test_repeats_meet_only_where_there_are_too_few_batches(repeats, batch_size, epoch):
+    dealer = sampler([SHAPES[0]] * len(repeats), batch_size=batch_size, repeats=repeats)
+    batches = batches_of(dealer, epoch=epoch)
+    for picture, times in enumerate(repeats):
+        most = max(batch.count(picture) for batch in batches)
+        assert most == 1 or times > len(batches)
+
+
+@given(st.integers(1, 40), st.integers(1, 9))
+def test_without_repeats_only_the_last_batch_is_short(count, batch_size):
+    sizes = sorted(map(len, batches_of(sampler([SHAPES[0]] * count, batch_size=batch_size))))
+    assert sizes[1:] == [batch_size] * (len(sizes) - 1)
+
+
+def test_data_sets_do_not_mix_and_keep_their_batch_sizes():
+    groups = [Group(0, SHAPES[0])] * 7 + [Group(1, SHAPES[0])] * 7
+    dealer = EpochSampler(groups, batch_sizes={0: 2, 1: 5}, seed=1)
+    by_data_set = {0: [], 1: []}
+    for batch in batches_of(dealer):
+        numbers = {groups[picture].dataset for picture in batch}
+        assert len(numbers) == 1
+        by_data_set[numbers.pop()].append(len(batch))
+    assert sorted(by_data_set[0]) == [1, 2, 2, 2]
+    assert sorted(by_data_set[1]) == [2, 5]
+
+
+def test_proportional_draws_give_each_process_its_share_and_different_buckets():
+    buckets = [SHAPES[0]] * 80 + [SHAPES[1]] * 40
+    dealer = sampler(buckets, num_processes=2, order="proportional")
+    shares, differing = [], 0
+    for step in range(dealer.updates_per_epoch):
+        batches = [dealer.update(step, rank).micro_batches[0] for rank in range(2)]
+        shapes = {buckets[batch.visits[0].picture] for batch in batches}
+        differing += len(shapes) > 1
+        shares.append([len(batch.visits) for batch in batches])
+    assert [sum(column) for column in zip(*shares, strict=True)] == [60, 60]
+    assert differing > 2
+
+
+@given(SETS, st.integers(1, 4), st.integers(0, 20), ORDERS)
+def test_every_process_does_the_same_number_of_micro_batches(buckets, ranks, step, order):
+    dealer = sampler(buckets, num_processes=ranks, accumulation=2, order=order)
     assert len({len(dealer.update(step, rank).micro_batches) for rank in range(ranks)}) == 1
 
 
@@ -77,15 +139,15 @@ def test_more_processes_make_the_same_updates_as_accumulation(ranks):
     alone = sampler(buckets, accumulation=ranks)
     together = sampler(buckets, num_processes=ranks)
     for step in range(alone.updates_per_epoch):
-        expected = [b.indices for b in alone.update(step).micro_batches]
+        expected = [b.visits for b in alone.update(step).micro_batches]
         found = [together.update(step, rank).micro_batches[0] for rank in range(ranks)]
-        assert [b.indices for b in found if not b.is_padding] == expected
+        assert [b.visits for b in found if not b.is_padding] == expected
 
 
 def test_epochs_differ_and_seeds_differ():
     buckets = [SHAPES[0]] * 12
     orders = [
-        [b.indices for b in sampler(buckets, seed=seed).update(epoch * 3).micro_batches]
+        [b.visits for b in sampler(buckets, seed=seed).update(epoch * 3).micro_batches]
         for seed in (1, 2)
         for epoch in (0, 1)
     ]

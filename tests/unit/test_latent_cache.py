@@ -2,26 +2,32 @@
 
 import json
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import draw_pictures
+from PIL import Image
 
-from impasto.data import images
-from impasto.data.latent_cache import LatentCache, MomentsEncoder, cache_latents, to_model_range
+from impasto.data.encoding import MomentsEncoder, cache_latents, to_model_range
+from impasto.data.latent_cache import LatentCache
 from impasto.data.plan import plan_images
 from impasto.data.records import Size
+from impasto.data.rendering import render
 from impasto.data.scan import scan_folder
+from impasto.data.subsets import PLAIN, Augmentation, MaskRules, Subset
 from impasto.errors import DatasetError
 
 
 class CountingEncoder:
     """Stands in for a VAE: moments follow from the pixels, and pictures are counted."""
 
-    def __init__(self, fingerprint="vae-1", batch_size=4):
+    def __init__(self, fingerprint="vae-1", batch_size=4, exactly=None):
         self.count = 0
-        self.encoder = MomentsEncoder(self.encode, fingerprint, batch_size)
+        self.encoder = MomentsEncoder(self.encode, fingerprint, batch_size, exactly)
 
     def encode(self, pixels):
         self.count += len(pixels)
@@ -30,8 +36,9 @@ class CountingEncoder:
         return mean, torch.full_like(mean, -6.0)
 
 
-def plan_of(folder):
-    return plan_images(scan_folder(folder).records, Size(80, 80), min_side=32, max_side=96, step=32)
+def plan_of(folder, subset=PLAIN):
+    records = scan_folder(folder, subset=subset).records
+    return plan_images(records, Size(80, 80), min_side=32, max_side=96, step=32)
 
 
 @pytest.fixture
@@ -39,17 +46,17 @@ def folder(tmp_path):
     return draw_pictures(tmp_path / "pictures", 9)
 
 
-def run(folder, tmp_path, encoder=None):
+def run(folder, tmp_path, encoder=None, subset=PLAIN):
     encoder = encoder or CountingEncoder()
     cache = LatentCache(tmp_path / "latents")
-    return cache, cache_latents(plan_of(folder).images, cache, encoder.encoder), encoder
+    return cache, cache_latents(plan_of(folder, subset).images, cache, encoder.encoder), encoder
 
 
 def test_moments_read_back_as_encoded(folder, tmp_path):
     cache, cached, encoder = run(folder, tmp_path)
     for image, key in zip(cached.images, cached.keys, strict=True):
-        expected, _ = encoder.encode(to_model_range([images.read_pixels(image)]))
-        mean, logvar = cache.read([key])
+        expected, _ = encoder.encode(to_model_range([render(image).pixels]))
+        mean, logvar = cache.read([key.plain])
         assert mean.dtype == logvar.dtype == torch.float16
         torch.testing.assert_close(mean.float(), expected, atol=2**-11, rtol=2**-11)
         assert (logvar == -6).all()
@@ -103,8 +110,6 @@ def test_another_vae_or_another_size_finds_nothing(folder, tmp_path):
 
 def test_a_broken_picture_is_set_aside_with_its_name(folder, tmp_path):
     noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
-    from PIL import Image
-
     Image.fromarray(noise).save(folder / "004.png")
     content = (folder / "004.png").read_bytes()
     (folder / "004.png").write_bytes(content[: len(content) // 2])
@@ -138,7 +143,7 @@ def test_a_damaged_shard_is_encoded_again(folder, tmp_path, damage):
     cache, again, encoder = run(folder, tmp_path)
     assert encoder.count == 3  # the pictures of that one bucket
     assert again.keys == cached.keys
-    assert cache.read([again.keys[0]])[0].shape == (1, 4, 8, 8)
+    assert cache.read([again.keys[0].plain])[0].shape == (1, 4, 8, 8)
 
 
 def test_a_shard_without_index_does_not_exist(folder, tmp_path):
@@ -184,3 +189,190 @@ def test_a_full_disk_while_caching_keeps_what_was_finished(folder, tmp_path, mon
     _, cached, encoder = run(folder, tmp_path)
     assert len(cached.keys) == 9
     assert encoder.count == 6
+
+
+def test_mirror_images_are_entries_of_their_own(folder, tmp_path):
+    (folder / "001.txt").write_text("a ball on the LEFT", encoding="utf-8")
+    (folder / "002.txt").write_text("leftover, bright", encoding="utf-8")
+    subset = Subset(root=folder, flips=True, flip_safe=("left", "right"))
+    cache, cached, encoder = run(folder, tmp_path, subset=subset)
+    assert encoder.count == 17
+    for image, key in zip(cached.images, cached.keys, strict=True):
+        if image.record.path.name == "001.png":
+            assert key.flipped == ""
+            continue
+        plain, flipped = cache.read([key.plain])[0], cache.read([key.flipped])[0]
+        torch.testing.assert_close(flipped, plain.flip(-1), atol=1e-3, rtol=1e-3)
+    _, _, again = run(folder, tmp_path, subset=subset)
+    assert again.count == 0
+    _, _, unflipped = run(folder, tmp_path)
+    assert unflipped.count == 0
+
+
+def test_another_interpolation_is_another_latent(folder, tmp_path):
+    run(folder, tmp_path)
+    _, _, encoder = run(folder, tmp_path, subset=Subset(root=folder, interpolation="area"))
+    assert encoder.count == 9
+
+
+def test_masks_are_kept_beside_the_latents_and_follow_their_file(folder, tmp_path):
+    masks = tmp_path / "masks"
+    masks.mkdir()
+    Image.new("L", (64, 64), 0).save(masks / "000.png")
+    subset = Subset(root=folder, masks=MaskRules(folder=masks))
+    cache, cached, encoder = run(folder, tmp_path, subset=subset)
+    assert encoder.count == 9
+    assert cache.read_masks([cached.keys[0].mask]).max() == 0
+    assert cache.read_masks([cached.keys[3].mask]).min() == 255
+    Image.new("L", (64, 64), 255).save(masks / "000.png")
+    cache, changed, encoder = run(folder, tmp_path, subset=subset)
+    assert encoder.count == 0
+    assert cache.read_masks([changed.keys[0].mask]).min() == 255
+
+
+def overflowing(pixels):
+    """What a VAE in half precision makes of some pictures: here, of those with much red."""
+    mean, logvar = CountingEncoder().encode(pixels)
+    mean[pixels[:, 0].mean((1, 2)) > pixels[:, 2].mean((1, 2))] = torch.nan
+    return mean, logvar
+
+
+def test_what_overflows_is_encoded_again_exactly(folder, tmp_path):
+    exact = CountingEncoder()
+    encoder = MomentsEncoder(overflowing, "half", 4, exact.encode)
+    cache = LatentCache(tmp_path / "latents")
+    cached = cache_latents(plan_of(folder).images, cache, encoder)
+    assert 0 < exact.count < 9
+    assert len(cached.keys) == 9
+    assert all(torch.isfinite(cache.read([key.plain])[0]).all() for key in cached.keys)
+
+
+def test_what_stays_infinite_is_set_aside_by_name(folder, tmp_path):
+    encoder = MomentsEncoder(overflowing, "half", 4)
+    cached = cache_latents(plan_of(folder).images, LatentCache(tmp_path / "latents"), encoder)
+    assert [item.path.name for item in cached.set_aside] == ["000.png", "003.png", "006.png"]
+    assert "NaN or infinite" in cached.set_aside[0].reason
+    assert len(cached.keys) == 6
+
+
+def test_a_strict_policy_stops_at_the_first_fault(folder, tmp_path):
+    plan = plan_of(folder)
+    (folder / "004.png").write_bytes(b"")
+    with pytest.raises(DatasetError, match=r"004\.png: the file is empty"):
+        cache_latents(
+            plan.images,
+            LatentCache(tmp_path / "latents"),
+            CountingEncoder().encoder,
+            on_error="stop",
+        )
+
+
+def test_worker_processes_make_the_same_latents(folder, tmp_path):
+    cache, cached, _ = run(folder, tmp_path)
+    other = LatentCache(tmp_path / "other")
+    by_processes = cache_latents(
+        plan_of(folder).images, other, CountingEncoder().encoder, workers=2
+    )
+    assert by_processes.keys == cached.keys
+    for key in cached.keys:
+        assert torch.equal(cache.read([key.plain])[0], other.read([key.plain])[0])
+
+
+def test_what_changes_each_time_is_not_encoded_but_checked(folder, tmp_path):
+    subset = Subset(root=folder, augmentation=Augmentation(random_crop=True))
+    plan = plan_of(folder, subset)
+    content = (folder / "004.png").read_bytes()
+    (folder / "004.png").write_bytes(content[: len(content) // 2])
+    encoder = CountingEncoder()
+    cached = cache_latents(plan.images, LatentCache(tmp_path / "latents"), encoder.encoder)
+    assert encoder.count == 0
+    assert [item.path.name for item in cached.set_aside] == ["004.png"]
+    assert {key.plain for key in cached.keys} == {""}
+
+
+def shard_files(tmp_path):
+    return sorted((tmp_path / "latents").glob("shard-*.safetensors"))
+
+
+@pytest.mark.parametrize("damage", ["a bit", "cut", "index", "nan"])
+def test_verifying_finds_what_a_look_at_the_header_does_not(folder, tmp_path, damage):
+    cache, cached, _ = run(folder, tmp_path)
+    assert list(cache.verify(remove=False)) == [None, None, None]
+    shard = shard_files(tmp_path)[1]
+    content = bytearray(shard.read_bytes())
+    if damage == "a bit":
+        content[-5] ^= 4
+        shard.write_bytes(content)
+    elif damage == "cut":
+        shard.write_bytes(content[:-10])
+    elif damage == "index":
+        shard.with_suffix(".json").write_text("{", encoding="utf-8")
+    else:  # written like this, with a fitting hash
+        keys = json.loads(shard.with_suffix(".json").read_text(encoding="utf-8"))["keys"]
+        bad = torch.full((len(keys), 4, 8, 8), torch.inf)
+        shard.unlink()
+        size = shard.name.split("-")[1].split("x")
+        cache.write_shard(Size(int(size[0]), int(size[1])), keys, bad, bad)
+    fresh = LatentCache(tmp_path / "latents")
+    faults = [fault for fault in fresh.verify(remove=False) if fault is not None]
+    assert len(faults) == 1
+    assert shard.stem in str(faults[0].file)
+    assert [fault is None for fault in fresh.verify(remove=True)].count(False) == 1
+    assert list(LatentCache(tmp_path / "latents").verify(remove=False)) == [None, None]
+    _, again, encoder = run(folder, tmp_path)
+    assert encoder.count == 3
+    assert again.keys == cached.keys
+
+
+def test_pruning_keeps_what_is_wanted_and_nothing_else(folder, tmp_path):
+    cache, cached, _ = run(folder, tmp_path)
+    values = {key: cache.read([key.plain])[0].clone() for key in cached.keys}
+    wanted = [key for i, key in enumerate(cached.keys) if i not in (0, 1, 4, 7)]
+    results = list(cache.prune(wanted))
+    assert sum(dropped for dropped, _ in results) == 4
+    assert sum(freed for _, freed in results) > 0
+    fresh = LatentCache(tmp_path / "latents")
+    assert len(fresh) == 5
+    for key in wanted:
+        assert torch.equal(fresh.read([key.plain])[0], values[key])
+    assert len(shard_files(tmp_path)) == 2  # one bucket is empty now
+    assert [fault for fault in fresh.verify(remove=False) if fault] == []
+
+
+def test_several_resolutions_share_a_folder(folder, tmp_path):
+    """sd-scripts put both under one name, and trained on the wrong one."""
+    cache, small, _ = run(folder, tmp_path)
+    records = scan_folder(folder).records
+    large = plan_images(records, Size(160, 160), min_side=64, max_side=192, step=32)
+    other = cache_latents(large.images, cache, CountingEncoder().encoder)
+    for cached in (small, other):
+        for image, key in zip(cached.images, cached.keys, strict=True):
+            height, width = image.bucket.hw
+            assert cache.read([key.plain])[0].shape == (1, 4, height // 8, width // 8)
+
+
+def test_a_process_that_is_killed_loses_only_what_it_was_filling(folder, tmp_path):
+    """What was written before is not encoded again."""
+    draw_pictures(folder, 30, seed=3)
+    program = f"""
+import os, sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+sys.path.insert(0, {str(Path(__file__).parents[1])!r})
+from pathlib import Path
+import test_latent_cache as tests
+from impasto.data import latent_cache
+from impasto.data.encoding import cache_latents
+latent_cache.SHARD_ENTRIES = 4
+class Dying(tests.CountingEncoder):
+    def encode(self, pixels):
+        if self.count >= 20:
+            os.kill(os.getpid(), 9)
+        return super().encode(pixels)
+cache = latent_cache.LatentCache(Path({str(tmp_path / "latents")!r}))
+cache_latents(tests.plan_of(Path({str(folder)!r})).images, cache, Dying(batch_size=2).encoder)
+"""
+    done = subprocess.run([sys.executable, "-c", program], check=False, capture_output=True)
+    assert done.returncode == -9, done.stderr
+    _, cached, encoder = run(folder, tmp_path)
+    assert len(cached.keys) == 30
+    assert encoder.count <= 30 - 16

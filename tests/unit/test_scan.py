@@ -35,7 +35,7 @@ def test_caption_and_tags(tmp_path):
     (tmp_path / "b.txt").write_text("\ufeffdog", encoding="utf-8")
     (tmp_path / "c.txt").write_text("  \n", encoding="utf-8")
     scan = scan_folder(tmp_path)
-    assert [record.text for record in scan.records] == ["a cat, cat, sitting", "dog", "", ""]
+    assert [record.words for record in scan.records] == ["a cat, cat, sitting", "dog", "", ""]
     assert scan.uncaptioned == 2
 
 
@@ -71,8 +71,8 @@ def test_the_index_spares_unchanged_files(tmp_path, monkeypatch):
     opened = []
     from impasto.data import images
 
-    real = images.read_size
-    monkeypatch.setattr(images, "read_size", lambda path: opened.append(path.name) or real(path))
+    real = images.read_header
+    monkeypatch.setattr(images, "read_header", lambda path: opened.append(path.name) or real(path))
     assert scan_folder(tmp_path / "set", index=index_file) == first
     assert opened == []
     picture(tmp_path / "set" / "2.png", (16, 8))
@@ -80,7 +80,7 @@ def test_the_index_spares_unchanged_files(tmp_path, monkeypatch):
     changed = scan_folder(tmp_path / "set", index=index_file)
     assert sorted(opened) == ["2.png", "3.png"]
     assert changed.records[2].size.width == 16
-    assert changed.records[3].text == "new words"
+    assert changed.records[3].words == "new words"
 
 
 def test_a_damaged_index_only_costs_time(tmp_path):
@@ -109,6 +109,11 @@ def test_unusable_folders_are_explained(tmp_path, kind):
         folder.mkdir()
         if kind == "broken":
             (folder / "a.png").write_bytes(b"x")
-    words = {"missing": "not there", "file": "a file", "empty": "no pictures", "broken": "a.png"}
+    words = {
+        "missing": "not there",
+        "file": "a file",
+        "empty": "holds no pictures",
+        "broken": "a.png",
+    }
     with pytest.raises(DatasetError, match=words[kind]):
         scan_folder(folder)

@@ -127,6 +127,17 @@ class Console:
                 f"{summary['too_long']} captions have over {summary['max_tokens']} tokens: their "
                 f"ends are not seen. model.max_tokens can be up to 225."
             )
+        if summary["with_more_lines"]:
+            self.note(
+                f"{summary['with_more_lines']} captions have several lines, of which the first is "
+                f"used. dataset.enable_wildcard takes one at random."
+            )
+        if summary["refused_latents"]:
+            first = summary["refused_latents"][0]
+            self.note(
+                f"{len(summary['refused_latents'])} .npz files do not fit and were not used; the "
+                f"first is {first['path']}: {first['reason']}"
+            )
         for item in summary["set_aside"][:10]:
             self.note(f"Set aside: {item['path']}: {item['reason']}")
         if len(summary["set_aside"]) > 10:

@@ -1,87 +1,56 @@
-"""`impasto dataset ...`: look at a folder of pictures before training on it."""
+"""`impasto dataset ...`: look at the pictures and words before training on them.
+
+SOURCE is a folder of pictures, a dataset configuration or metadata file of sd-scripts, or the
+settings of a run.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-FOLDER = click.argument("folder", type=click.Path(path_type=Path))
+from impasto.cli.dataset_cache import cache
+from impasto.cli.dataset_merge import merge
+from impasto.cli.dataset_options import CACHE_DIR, SOURCE, bucket_options, dataset_config
 
-
-def _bucket_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    options = [
-        click.option("--resolution", default=512, show_default=True, help="Side in pixels."),
-        click.option("--min-side", default=256, show_default=True, help="Shortest bucket side."),
-        click.option("--max-side", default=1024, show_default=True, help="Longest bucket side."),
-        click.option("--step", default=64, show_default=True, help="Multiple of bucket sides."),
-        click.option("--no-upscale", is_flag=True, help="Never enlarge; smaller buckets instead."),
-        click.option(
-            "--selection",
-            type=click.Choice(["native", "kohya"]),
-            default="native",
-            show_default=True,
-            help="Keep the most of each picture, or choose as sd-scripts does.",
-        ),
-        click.option(
-            "--table",
-            type=click.Choice(["resolution", "novelai"]),
-            default="resolution",
-            show_default=True,
-            help="Buckets by the options above, or NovelAI's 19.",
-        ),
-        click.option(
-            "--cache-dir", type=click.Path(path_type=Path), help="Default: FOLDER/.impasto."
-        ),
-    ]
-    for option in reversed(options):
-        command = option(command)
-    return command
-
-
-def _config(folder: Path, options: dict[str, Any]) -> Any:
-    """The settings of the data set that the bucket options stand for."""
-    from impasto.config.load import build_dataset_config
-
-    return build_dataset_config(
-        {
-            "image_dir": folder,
-            "resolution": options["resolution"],
-            "min_bucket_reso": options["min_side"],
-            "max_bucket_reso": options["max_side"],
-            "bucket_reso_steps": options["step"],
-            "bucket_no_upscale": options["no_upscale"],
-            "bucket_selection": options["selection"],
-            "bucket_table": options["table"],
-            "cache_dir": options["cache_dir"],
-        },
-        source="command line",
-    )
+if TYPE_CHECKING:
+    from impasto.data.records import ImageRecord
 
 
 @click.group()
 def dataset() -> None:
-    """Scan, plan and cache a folder of pictures."""
+    """Scan, plan, merge and cache pictures, and preview their captions.
+
+    SOURCE is a folder of pictures, a dataset configuration (TOML or JSON) or metadata file of
+    sd-scripts, or the settings of a run.
+    """
+
+
+dataset.add_command(cache)
+dataset.add_command(merge)
 
 
 @dataset.command()
-@FOLDER
+@SOURCE
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.option(
     "--decode", is_flag=True, help="Decode every picture, to find truncated ones before training."
 )
-def scan(folder: Path, as_json: bool, decode: bool) -> None:  # noqa: FBT001
-    """List what FOLDER holds: usable pictures, missing words, and files set aside with reasons."""
+@CACHE_DIR
+def scan(source: Path, as_json: bool, decode: bool, **options: Any) -> None:  # noqa: FBT001
+    """List what SOURCE holds: usable pictures, missing words, and files set aside with reasons."""
     from impasto.cli.console import Console
-    from impasto.data.scan import decode_all, scan_folder
+    from impasto.data.scan import decode_all
     from impasto.progress import SilentProgress
+    from impasto.training.pictures import scan_all
 
     console = Console()
     progress = SilentProgress() if as_json else console
-    result = scan_folder(folder, progress=progress)
+    result = scan_all(dataset_config(source, options), progress)
     if decode:
         result = decode_all(result, progress)
     if as_json:
@@ -89,7 +58,7 @@ def scan(folder: Path, as_json: bool, decode: bool) -> None:  # noqa: FBT001
             json.dumps(
                 {
                     "pictures": len(result.records),
-                    "uncaptioned": [str(r.path) for r in result.records if not r.text],
+                    "uncaptioned": [str(r.path) for r in result.records if not r.words],
                     "set_aside": [
                         {"path": str(a.path), "reason": a.reason} for a in result.set_aside
                     ],
@@ -106,21 +75,26 @@ def scan(folder: Path, as_json: bool, decode: bool) -> None:  # noqa: FBT001
             "Set aside": len(result.set_aside),
         }
     )
+    if result.with_more_lines:
+        console.note(
+            f"{result.with_more_lines} captions have several lines, of which only the first is "
+            f"used (enable_wildcard takes one at random)."
+        )
     for item in result.set_aside:
-        console.note(f"  {item.path.relative_to(folder)}: {item.reason}")
+        console.note(f"  {shown_path(item.path, source)}: {item.reason}")
 
 
 @dataset.command()
-@FOLDER
-@_bucket_options
-def plan(folder: Path, **options: Any) -> None:
-    """Show which bucket each picture of FOLDER would go to, and what cropping costs."""
+@SOURCE
+@bucket_options
+def plan(source: Path, **options: Any) -> None:
+    """Show which bucket each picture of SOURCE would go to, and what cropping costs."""
     from impasto.cli.console import Console
-    from impasto.training.pictures import plan_dataset, scan_dataset
+    from impasto.training.pictures import plan_dataset, scan_all
 
-    config = _config(folder, options)
+    config = dataset_config(source, options)
     console = Console()
-    records = scan_dataset(config, console).records
+    records = scan_all(config, console).records
     result = plan_dataset(config, records)
     longest = max(result.bucket_counts.values())
     for size, count in result.bucket_counts.items():
@@ -138,34 +112,66 @@ def plan(folder: Path, **options: Any) -> None:
 
 
 @dataset.command()
-@FOLDER
-@click.argument("model")
-@_bucket_options
-@click.option("--batch-size", default=4, show_default=True, help="Pictures encoded at once.")
-def cache(folder: Path, model: str, batch_size: int, **options: Any) -> None:
-    """Encode the pictures of FOLDER with MODEL's VAE ahead of training."""
+@SOURCE
+@click.option("--epochs", default=1, show_default=True, type=click.IntRange(1), help="How many.")
+@click.option("--pictures", default=10, show_default=True, help="So many pictures; 0 means all.")
+@click.option("--seed", default=42, show_default=True, help="The run's seed.")
+@click.option("--match", default="", help="Only pictures with this in their name.")
+@click.option(
+    "--steps-per-epoch",
+    type=click.IntRange(1),
+    help="Updates per epoch, for token_warmup_step.  [default: one per picture and repeat]",
+)
+@CACHE_DIR
+def captions(
+    source: Path,
+    epochs: int,
+    pictures: int,
+    seed: int,
+    match: str,
+    steps_per_epoch: int | None,
+    **options: Any,
+) -> None:
+    """Show the captions that training would see, exactly, epoch by epoch."""
     from impasto.cli.console import Console
-    from impasto.data.latent_cache import LatentCache, cache_latents
-    from impasto.models.loading import load_base_model
-    from impasto.models.vae import moments_encoder
-    from impasto.training.devices import default_device
-    from impasto.training.pictures import plan_dataset, scan_dataset
+    from impasto.training.pictures import scan_all
 
-    config = _config(folder, options)
     console = Console()
-    planned = plan_dataset(config, scan_dataset(config, console).records)
-    vae = load_base_model(model, progress=console).vae.to(default_device())
-    latents = LatentCache(config.derived_dir / "latents")
-    result = cache_latents(
-        planned.images, latents, moments_encoder(vae, batch_size=batch_size), console
-    )
-    console.table(
-        {
-            "Encoded now": result.encoded,
-            "Cached before": len(result.images) - result.encoded,
-            "Set aside": len(result.set_aside),
-            "Cache": latents.folder,
-        }
-    )
-    for item in result.set_aside:
-        console.note(f"  {item.path}: {item.reason}")
+    records = [
+        record
+        for record in scan_all(dataset_config(source, options), console).records
+        if match.lower() in record.name.lower()
+    ]
+    if not records:
+        raise click.ClickException(f"No picture has {match!r} in its name.")
+    per_epoch = steps_per_epoch or sum(record.subset.repeats for record in records)
+    for record in records[: pictures or None]:
+        console.heading(record.name)
+        for line in _shown_captions(record, epochs, seed, per_epoch):
+            console.note(line)
+    left = len(records) - len(records[: pictures or None])
+    if left:
+        console.note(f"\n... and {left} more pictures (--pictures 0 shows all)")
+
+
+def _shown_captions(
+    record: ImageRecord, epochs: int, seed: int, steps_per_epoch: int
+) -> Sequence[str]:
+    """A line for each showing, equal neighbours joined."""
+    from impasto.data.captions import Moment
+
+    subset, lines = record.subset, []
+    for epoch in range(epochs):
+        moment = Moment(epoch + 1, epoch * steps_per_epoch, epochs * steps_per_epoch)
+        for repeat in range(subset.repeats):
+            text = subset.captions.write(
+                record.words, moment, seed, subset.dataset, subset.number, record.name, repeat
+            )
+            again = f".{repeat + 1}" if subset.repeats > 1 else ""
+            lines.append(f"  epoch {epoch + 1}{again}: {text or '(empty)'}")
+    return lines
+
+
+def shown_path(path: Path, source: Path) -> str:
+    """A path as short as it can be read: below SOURCE where it is there."""
+    return str(path.relative_to(source)) if path.is_relative_to(source) else str(path)

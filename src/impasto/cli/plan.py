@@ -8,9 +8,14 @@ from pathlib import Path
 from impasto.cli.console import Console
 from impasto.config.load import build_run_config, dump_toml
 from impasto.config.run import RunConfig
-from impasto.data.sampler import EpochSampler
-from impasto.training.pictures import held_out_records, plan_dataset, scan_dataset
-from impasto.training.session import build_open_options, build_trainable, count_steps
+from impasto.data.scan import Scan
+from impasto.training.pictures import plan_dataset, scan_dataset, split_records
+from impasto.training.session import (
+    build_epoch_sampler,
+    build_open_options,
+    build_trainable,
+    count_steps,
+)
 
 BYTES_PER_FP32 = 4
 ADAM_COPIES = 3  # a saved state holds the weights and two moments of each
@@ -26,19 +31,16 @@ def show_plan(config: RunConfig, console: Console) -> None:
     from impasto.training.text import build_layout
 
     scan = scan_dataset(config.dataset, console)
-    training, held_out = held_out_records(scan, config.validation, config.seed)
+    split = split_records(scan, config.dataset, config.validation, config.seed)
+    training, held_out = split.training, split.held_out
     plan = plan_dataset(config.dataset, training)
     settings = config.training
-    sampler = EpochSampler(
-        [image.bucket for image in plan.images],
-        batch_size=settings.batch_size,
-        seed=config.seed,
-        repeats=config.dataset.num_repeats,
-        accumulation=settings.gradient_accumulation_steps,
-    )
+    sampler = build_epoch_sampler(config, plan, num_processes=1)
     model = load_base_model(config.model.path, build_open_options(config), console)
     trainable = build_trainable(config, model)
-    too_long = build_tokens(model, build_layout(config)).too_long([r.text for r in training])
+    too_long = build_tokens(model, build_layout(config)).too_long(
+        [record.steady_caption for record in training]
+    )
     steps = count_steps(config, sampler)
     parameters = {
         part.name: sum(p.numel() for p in part.parameters().values()) for part in trainable.parts
@@ -56,6 +58,7 @@ def show_plan(config: RunConfig, console: Console) -> None:
             "Captions": f"{too_long} have over {config.model.max_tokens} tokens, whose ends are "
             f"not seen",
             "Enlarged": f"{plan.enlarged} pictures are smaller than their bucket",
+            **more_lines_row(scan),
         }
     )
     console.heading("Training")
@@ -64,7 +67,8 @@ def show_plan(config: RunConfig, console: Console) -> None:
             "Model": f"{model.identity.family.name}, predicts {model.identity.prediction.name} "
             f"({model.identity.evidence})",
             "Trains": ", ".join(f"{n} ({c / 1e6:.1f} M)" for n, c in parameters.items()),
-            "Batches": f"{sampler.batches_per_epoch} per epoch of up to {settings.batch_size}",
+            "Batches": f"{sampler.batches_per_epoch} per epoch of up to "
+            f"{' or '.join(map(str, sorted(set(config.batch_sizes.values()))))}",
             "Updates": f"{steps} in all, {sampler.updates_per_epoch} per epoch, "
             f"{steps / sampler.updates_per_epoch:.1f} epochs",
             "Disk": f"{state_bytes / 2**30:.2f} GiB per state, up to {config.saving.keep_states} "
@@ -76,6 +80,14 @@ def show_plan(config: RunConfig, console: Console) -> None:
         console.note(f"  {line}")
 
 
+def more_lines_row(scan: Scan) -> dict[str, str]:
+    """What to say of captions with lines that are never shown; nothing if there are none."""
+    if not scan.with_more_lines:
+        return {}
+    text = f"{scan.with_more_lines} captions have several lines; only the first is used"
+    return {"Lines": f"{text} (enable_wildcard takes one at random)"}
+
+
 def _free_gib(path: Path) -> float:
     existing = next(p for p in (path, *path.absolute().parents) if p.exists())
     return shutil.disk_usage(existing).free / 2**30
@@ -85,7 +97,7 @@ def _changed_settings(config: RunConfig) -> list[str]:
     required = {
         "output_dir": str(config.output_dir),
         "model": {"path": str(config.model.path)},
-        "dataset": {"image_dir": str(config.dataset.image_dir)},
+        "dataset": {"image_dir": "."},
         "training": {"max_steps": 1},
     }
     defaults = set(_flat(dump_toml(build_run_config(required, source="defaults"))))

@@ -1,25 +1,126 @@
-"""Settings of the pictures; key names are those of sd-scripts' dataset configuration."""
+"""Settings of the pictures; key names are those of sd-scripts' dataset configuration.
+
+Three levels: a run's `[dataset]` (sd-scripts' `[general]`), `[[dataset.datasets]]`, and
+`[[dataset.datasets.subsets]]`. A key that a lower level does not give is taken from the one above.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from impasto.config.base import Section
 
 Side = Annotated[int, Field(ge=8, le=8192)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=0)]
 
 
-class DatasetConfig(Section):
-    """Which pictures are trained on, at what sizes, and with which words."""
+class SubsetKeys(Section):
+    """How pictures and their words are used; may be given at each level."""
 
-    image_dir: Path
-    """Folder with the pictures, each with a `.txt` or `.caption` of the same name beside it."""
+    num_repeats: Annotated[int, Field(ge=1)] = 1
+    """How often each picture comes in an epoch."""
 
     recursive: bool = True
     """Also take pictures from sub-folders."""
+
+    caption_extension: str | None = None
+    """The ending of the files with the words; off means `.caption` for prose and `.txt` for tags,
+    joined where both exist."""
+
+    shuffle_caption: bool = False
+    """Put the tags in another order each time."""
+
+    caption_separator: Annotated[str, Field(min_length=1)] = ","
+    """What stands between tags. Where tags are shuffled or dropped they are joined with `, `."""
+
+    keep_tokens: Count = 0
+    """So many tags at the beginning stay in their places and are never dropped."""
+
+    keep_tokens_separator: str = ""
+    """Such as `|||`: tags before it stay, those behind are shuffled and dropped, those behind a
+    second one stay at the end. Empty means there is none."""
+
+    secondary_separator: str | None = None
+    """Such as `;;;`: joins tags that stay together when they are shuffled."""
+
+    enable_wildcard: bool = False
+    """`{red|blue}` becomes one of its parts, `{{` and `}}` are braces, and of a caption of several
+    lines one is taken. Without it the first line is."""
+
+    caption_prefix: str | None = None
+    """Put before each caption, with a space."""
+
+    caption_suffix: str | None = None
+    """Put behind each caption, with a space."""
+
+    caption_dropout_rate: Share = 0.0
+    """Chance that a caption is left empty, so that guidance without words is trained too;
+    0.1 is usual for large sets, 0 for small ones."""
+
+    caption_dropout_every_n_epochs: Count = 0
+    """In each n-th epoch all captions are empty; 0 means never."""
+
+    caption_tag_dropout_rate: Share = 0.0
+    """Chance of each tag to be left out."""
+
+    token_warmup_min: Count = 1
+    """Tags shown at the first update, where `token_warmup_step` is given."""
+
+    token_warmup_step: Annotated[float, Field(ge=0)] = 0.0
+    """Updates until all tags are shown, more by and by; below 1 a share of the run. 0 means all
+    from the start."""
+
+    flip_aug: bool = False
+    """Mirror pictures in half of their showings. Mirror images are encoded ahead too."""
+
+    flip_safe: tuple[str, ...] = ("left", "right")
+    """Pictures with one of these words in their caption are never mirrored."""
+
+    random_crop: bool = False
+    """Crop anywhere instead of in the middle. Pictures are then encoded each time they are shown,
+    which is slower, as with the next two."""
+
+    color_aug: bool = False
+    """Change hue or brightness a little in a third of the showings."""
+
+    face_crop_aug_range: tuple[float, float] | None = None
+    """Crop around the face that a file's name tells of (`name_x_y_width_height.png`, its centre and
+    size in pixels), so that it takes 1/high to 1/low of the shorter side: `[low, high]`."""
+
+    alpha_mask: bool = False
+    """Weigh each place in the loss by the picture's opacity."""
+
+    resize_interpolation: Literal[
+        "lanczos", "nearest", "bilinear", "linear", "bicubic", "cubic", "area", "box"
+    ] = "lanczos"
+    """How pictures are resized."""
+
+    latents_from_npz: bool = False
+    """Use latents that sd-scripts left beside the pictures (`.npz`), where they fit. They hold one
+    sample instead of moments, and nothing tells which VAE made them."""
+
+    @model_validator(mode="after")
+    def _face_range_is_in_order(self) -> SubsetKeys:
+        if self.face_crop_aug_range is not None:
+            low, high = self.face_crop_aug_range
+            if not 1 <= low <= high:
+                raise ValueError(
+                    f"face_crop_aug_range is [{low}, {high}]; expected [low, high] with "
+                    f"1 <= low <= high, as in [2.0, 4.0]"
+                )
+        return self
+
+
+class DatasetKeys(SubsetKeys):
+    """Sizes and buckets; may be given for all data sets or for one."""
+
+    batch_size: Annotated[int, Field(ge=1)] | None = None
+    """Pictures per forward pass and process for this data set; off means `training.batch_size`."""
 
     resolution: Side | tuple[Side, Side] = 512
     """Training resolution in pixels, `N` or `[width, height]`; with buckets only its area counts.
@@ -45,26 +146,19 @@ class DatasetConfig(Section):
     """How a picture's bucket is chosen: `native` keeps the most of the picture; `kohya` is
     sd-scripts' choice, for runs that have to be like earlier ones."""
 
-    bucket_table: Literal["resolution", "novelai"] = "resolution"
-    """Which buckets there are: by `resolution` and the limits above, or the 19 of `novelai`, from
-    256x1024 to 1024x256 within 512x768 pixels."""
+    bucket_table: Literal["resolution", "novelai", "metadata"] = "resolution"
+    """Which buckets there are: by `resolution` and the limits above; or the 19 of `novelai`, from
+    256x1024 to 1024x256 within 512x768 pixels; or, where each entry of the `metadata` has one, its
+    `train_resolution`, as in sd-scripts up to 0.9.1."""
 
     buckets: tuple[tuple[Side, Side], ...] = ()
     """A table of your own, as `[[512, 768], [768, 512]]`, in place of `bucket_table`."""
 
-    num_repeats: Annotated[int, Field(ge=1)] = 1
-    """How often each picture comes in an epoch."""
+    validation_split: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """Share of the pictures to hold out; off means `validation.split`."""
 
-    caption_dropout_rate: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """Chance that a caption is left empty, so that guidance without words is trained too;
-    0.1 is usual for large sets, 0 for small ones."""
-
-    cache_dir: Path | None = None
-    """Folder for what is derived from the pictures (encoded latents, the scan's index); off means
-    `.impasto` inside `image_dir`. It may be deleted at any time."""
-
-    vae_batch_size: Annotated[int, Field(ge=1)] = 4
-    """Pictures that the VAE encodes at once; more is faster and takes more memory."""
+    validation_seed: Count | None = None
+    """Seed of the choice of pictures that are held out; off means the run's."""
 
     @property
     def width_height(self) -> tuple[int, int]:
@@ -73,13 +167,8 @@ class DatasetConfig(Section):
             return self.resolution, self.resolution
         return self.resolution
 
-    @property
-    def derived_dir(self) -> Path:
-        """Where derived data is kept."""
-        return self.cache_dir or self.image_dir / ".impasto"
-
     @model_validator(mode="after")
-    def _sides_fit(self) -> DatasetConfig:
+    def _sides_fit(self) -> DatasetKeys:
         step = self.bucket_reso_steps
         if step % 8:
             raise ValueError(f"bucket_reso_steps is {step}; expected a multiple of 8")
@@ -93,6 +182,15 @@ class DatasetConfig(Section):
                 f"min_bucket_reso is {self.min_bucket_reso}; expected a multiple of "
                 f"bucket_reso_steps ({step})"
             )
+        self._require_one_table()
+        if not self.enable_bucket and any(side % 8 for side in self.width_height):
+            raise ValueError(
+                f"resolution is {self.resolution}; without buckets both sides must be multiples "
+                f"of 8"
+            )
+        return self
+
+    def _require_one_table(self) -> None:
         odd = [size for size in self.buckets if any(side % 8 for side in size)]
         if odd:
             raise ValueError(f"buckets has {list(odd[0])}; expected multiples of 8")
@@ -106,9 +204,143 @@ class DatasetConfig(Section):
                 "bucket_table novelai stands for its 19 buckets alone: take buckets and "
                 "bucket_no_upscale out"
             )
-        if not self.enable_bucket and any(side % step for side in self.width_height):
-            raise ValueError(
-                f"resolution is {self.resolution}; without buckets both sides must be multiples "
-                f"of bucket_reso_steps ({step})"
-            )
+
+
+class SubsetConfig(SubsetKeys):
+    """Some of the pictures of a data set."""
+
+    image_dir: Path | None = None
+    """Folder with the pictures, each with a `.txt` or `.caption` of the same name beside it; with
+    `metadata_file`, the folder that its names are relative to."""
+
+    metadata_file: Path | None = None
+    """JSON or JSONL file that names the pictures and has their words. Give this, `image_dir`, or
+    both."""
+
+    mask_dir: Path | None = None
+    """Folder with a picture of the same name for each, white where it counts in the loss, black
+    where it does not; a picture without one counts everywhere."""
+
+    @model_validator(mode="after")
+    def _has_pictures(self) -> SubsetConfig:
+        if self.image_dir is None and self.metadata_file is None:
+            raise ValueError("give image_dir, metadata_file, or both")
         return self
+
+
+class DatasetPart(DatasetKeys):
+    """A data set with sizes and a batch size of its own."""
+
+    subsets: Annotated[tuple[SubsetConfig, ...], Field(min_length=1)]
+    """Where its pictures are."""
+
+
+class DatasetConfig(DatasetKeys):
+    """Which pictures are trained on, at what sizes, and with which words."""
+
+    image_dir: Path | None = None
+    """Folder with the pictures, each with a `.txt` or `.caption` of the same name beside it; with
+    `metadata_file`, the folder that its names are relative to."""
+
+    metadata_file: Path | None = None
+    """JSON or JSONL file that names the pictures and has their words."""
+
+    mask_dir: Path | None = None
+    """Folder with a picture of the same name for each, white where it counts in the loss, black
+    where it does not; a picture without one counts everywhere."""
+
+    config: Path | None = Field(default=None, exclude=True)
+    """A dataset configuration of sd-scripts, TOML or JSON, in place of the above. What it does not
+    say is as in sd-scripts: buckets are off, and are chosen its way, and its latents are used."""
+
+    general: DatasetKeys | None = Field(default=None, exclude=True)
+    """sd-scripts' name for what holds for all data sets; the same as giving it in `[dataset]`."""
+
+    datasets: tuple[DatasetPart, ...] = ()
+    """Several data sets, each with `subsets`, as in sd-scripts: `[[dataset.datasets]]` and
+    `[[dataset.datasets.subsets]]`."""
+
+    cache_dir: Path | None = None
+    """Folder for what is derived from the pictures (encoded latents, the scan's index); off means
+    `.impasto` in the first folder of pictures. It may be deleted at any time."""
+
+    vae_batch_size: Annotated[int, Field(ge=1)] = 4
+    """Pictures that the VAE encodes at once; more is faster and takes more memory."""
+
+    vae_precision: Literal["fp32", "fp16", "bf16"] = "fp32"
+    """Precision of encoding. Half is faster on a GPU; what it makes NaN or infinite is encoded
+    again in fp32."""
+
+    decode_workers: Count | None = None
+    """Processes that decode pictures while others are encoded, 0 for none; off means one for each
+    processor, up to 8, and none for a few pictures."""
+
+    on_error: Literal["skip", "stop"] = "skip"
+    """What a picture that cannot be used does: it is set aside and reported, or ends the run before
+    it starts."""
+
+    batch_order: Literal["shuffled", "proportional"] = "shuffled"
+    """`shuffled` mixes all batches of an epoch. `proportional` gives each process its share of each
+    bucket, and lets it draw buckets by what is left in them, as NovelAI did."""
+
+    @property
+    def parts(self) -> tuple[DatasetPart, ...]:
+        """The data sets; one with one subset where the keys are given in `[dataset]` itself."""
+        if self.datasets:
+            return self.datasets
+        own = {name: getattr(self, name) for name in SubsetConfig.model_fields}
+        return (_part_of(self, SubsetConfig.model_construct(**own)),)
+
+    @property
+    def derived_dir(self) -> Path:
+        """Where derived data is kept."""
+        first = self.parts[0].subsets[0]
+        folder = first.image_dir or (first.metadata_file or Path()).parent
+        return self.cache_dir or folder / ".impasto"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _hand_down(cls, values: Any) -> Any:
+        return handed_down(values) if isinstance(values, Mapping) else values
+
+    @model_validator(mode="after")
+    def _has_pictures(self) -> DatasetConfig:
+        own = [name for name in ("image_dir", "metadata_file") if getattr(self, name) is not None]
+        if self.datasets and own:
+            raise ValueError(
+                f"{own[0]} and datasets contradict each other: put {own[0]} into a subset"
+            )
+        if not self.datasets and not own:
+            raise ValueError("give image_dir, metadata_file, datasets, or config")
+        return self
+
+
+def _part_of(keys: DatasetKeys, subset: SubsetConfig) -> DatasetPart:
+    own = {name: getattr(keys, name) for name in DatasetKeys.model_fields}
+    return DatasetPart.model_construct(**own, subsets=(subset,))
+
+
+def handed_down(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Give each data set and subset the keys that only a level above has."""
+    result = dict(values)
+    datasets = result.get("datasets")
+    general = result.get("general")
+    if isinstance(general, Mapping):
+        result |= {k: v for k, v in general.items() if k in DatasetKeys.model_fields}
+    if isinstance(datasets, (list, tuple)):
+        above = {k: v for k, v in result.items() if k in DatasetKeys.model_fields}
+        result["datasets"] = [_with_subsets(above, dataset) for dataset in datasets]
+    return result
+
+
+def _with_subsets(above: Mapping[str, Any], dataset: Any) -> Any:
+    if not isinstance(dataset, Mapping):
+        return dataset
+    merged = {**above, **dataset}
+    shared = {k: v for k, v in merged.items() if k in SubsetKeys.model_fields}
+    subsets = merged.get("subsets")
+    if isinstance(subsets, (list, tuple)):
+        merged["subsets"] = [
+            {**shared, **subset} if isinstance(subset, Mapping) else subset for subset in subsets
+        ]
+    return merged

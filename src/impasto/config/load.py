@@ -1,19 +1,19 @@
-"""Reads the settings tree: defaults < TOML file < `--set key.path=value`, with helpful errors."""
+"""Reads the settings tree: defaults < TOML file < `--set key.path=value`."""
 
 from __future__ import annotations
 
-import difflib
 import tomllib
-import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import tomli_w
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
-from impasto.config.dataset import DatasetConfig
+from impasto.config.dataset import DatasetConfig, DatasetKeys
+from impasto.config.dataset_file import is_dataset_file, read_dataset_file
 from impasto.config.run import RunConfig
+from impasto.config.validation import read_toml, validated
 from impasto.errors import ConfigError
 
 
@@ -39,7 +39,9 @@ def build_run_config(
     tree = _copied(values)
     for override in overrides:
         _apply(tree, override)
-    return _validated(RunConfig, tree, source)
+    if isinstance(tree.get("dataset"), dict):
+        tree["dataset"] = _with_file(tree["dataset"])
+    return validated(RunConfig, tree, source)
 
 
 def build_dataset_config(values: Mapping[str, Any], *, source: str) -> DatasetConfig:
@@ -48,28 +50,31 @@ def build_dataset_config(values: Mapping[str, Any], *, source: str) -> DatasetCo
     Raises:
         ConfigError: A key is unknown, or a value does not fit.
     """
-    return _validated(DatasetConfig, values, source)
+    return validated(DatasetConfig, _with_file(values), source)
 
 
-def read_toml(path: Path) -> dict[str, Any]:
-    """Parse a TOML file.
+def load_dataset_config(path: Path, values: Mapping[str, Any]) -> DatasetConfig:
+    """The data set that a path stands for: a folder of pictures, a metadata or settings file.
+
+    Args:
+        path: A folder; a `.toml` or `.json` dataset configuration of sd-scripts; the settings of a
+            run; or the directory of a run.
+        values: Keys of `[dataset]` that hold where those do not say otherwise.
 
     Raises:
-        ConfigError: It is missing or malformed; the message has line and column.
+        ConfigError: As for `load_run_config`.
     """
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
-    except FileNotFoundError as error:
-        raise ConfigError(f"The settings file {path} is not there. Check its path.") from error
-    except (IsADirectoryError, PermissionError) as error:
-        raise ConfigError(f"The settings file {path} cannot be read: {error.strerror}.") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path} is not UTF-8 text; save it as UTF-8.") from error
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(
-            f"{path} is not valid TOML: {error}. A path on Windows goes into single quotes, "
-            f"as in 'C:\\pictures'."
-        ) from error
+    if path.is_dir() and (path / "config.toml").is_file():
+        path = path / "config.toml"
+    if path.is_dir() or not path.suffix:
+        return build_dataset_config({**values, "image_dir": path}, source="command line")
+    if path.suffix.lower() == ".jsonl" or (
+        path.suffix.lower() == ".json" and not is_dataset_file(path)
+    ):
+        return build_dataset_config({**values, "metadata_file": path}, source="command line")
+    if is_dataset_file(path):
+        return build_dataset_config({**values, "config": path}, source=str(path))
+    return load_run_config(path).dataset
 
 
 def dump_toml(config: BaseModel) -> str:
@@ -77,14 +82,14 @@ def dump_toml(config: BaseModel) -> str:
     return tomli_w.dumps(config.model_dump(mode="json", exclude_none=True))
 
 
-S = TypeVar("S", bound=BaseModel)
-
-
-def _validated(section: type[S], values: Mapping[str, Any], source: str) -> S:
-    try:
-        return section.model_validate(values)
-    except ValidationError as error:
-        raise ConfigError(_explain(error, section, source)) from error
+def _with_file(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Put the content of the dataset configuration that is named in the place of its name."""
+    content = dict(values)
+    file = content.pop("config", None)
+    if file is None:
+        return content
+    fallbacks = {k: content.pop(k) for k in list(content) if k in DatasetKeys.model_fields}
+    return content | read_dataset_file(Path(file), fallbacks)
 
 
 def _copied(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -119,51 +124,3 @@ def _read_value(raw: str) -> Any:
         return tomllib.loads(f"value = {raw}")["value"]
     except tomllib.TOMLDecodeError:
         return raw
-
-
-def _explain(error: ValidationError, root: type[BaseModel], source: str) -> str:
-    """All faults of a tree in one paragraph, one for each key path."""
-    faults: dict[str, str] = {}
-    for fault in error.errors():
-        path, text = _explain_one(dict(fault), root)
-        faults.setdefault(path, text)
-    return f"{source}: " + ". ".join(faults.values()) + "."
-
-
-def _explain_one(fault: dict[str, Any], root: type[BaseModel]) -> tuple[str, str]:
-    """The key path of a fault, and the fault in words."""
-    location = [str(part) for part in fault["loc"] if "constrained" not in str(part)]
-    path = ".".join(location)
-    return path, _fault_in_words(fault, location, path, root)
-
-
-def _fault_in_words(
-    fault: dict[str, Any], location: list[str], path: str, root: type[BaseModel]
-) -> str:
-    if fault["type"] == "extra_forbidden":
-        allowed = _allowed_keys(root, location[:-1])
-        near = difflib.get_close_matches(location[-1], allowed, n=1, cutoff=0.5)
-        hint = f"the nearest is {near[0]}" if near else f"known here: {', '.join(allowed)}"
-        return f"unknown key {path} ({hint})"
-    if fault["type"] == "missing":
-        return f"{path} is missing; it has to be given"
-    if fault["type"] == "value_error":
-        reason = str(fault["ctx"]["error"])
-        return f"{path}: {reason}" if path else reason
-    message = str(fault["msg"])
-    return f"{path}: {message[0].lower()}{message[1:]} (found {fault['input']!r})"
-
-
-def _allowed_keys(root: type[BaseModel], location: Sequence[str]) -> list[str]:
-    """The keys of the section at `location` of the tree."""
-    section = root
-    for key in location:
-        field = section.model_fields.get(key)
-        if field is None:
-            return []
-        section = next(
-            candidate
-            for candidate in (field.annotation, *typing.get_args(field.annotation))
-            if isinstance(candidate, type) and issubclass(candidate, BaseModel)
-        )
-    return sorted(section.model_fields)

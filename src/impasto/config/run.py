@@ -298,6 +298,22 @@ class RunConfig(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _one_way_to_hold_out(self) -> RunConfig:
+        asked = any(part.validation_split is not None for part in self.dataset.parts)
+        if asked and self.validation.image_dir is not None:
+            raise ValueError(
+                "validation.image_dir and validation_split of a data set contradict each other: "
+                "take one of them out"
+            )
+        return self
+
+    @property
+    def batch_sizes(self) -> dict[int, int]:
+        """Pictures per forward pass and process, by the number of the data set."""
+        sizes = [part.batch_size or self.training.batch_size for part in self.dataset.parts]
+        return dict(enumerate(sizes))
+
     @property
     def export_name(self) -> str:
         """What the exported model is called."""

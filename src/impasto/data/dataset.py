@@ -1,29 +1,53 @@
-"""From cached latents to batches, read one micro-batch ahead of the training step."""
+"""From cached latents, or pictures that change each time, to batches, read ahead of the step."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from impasto.data.augmentation import render_varied
+from impasto.data.captions import Moment
+from impasto.data.encoding import MomentsEncoder, to_model_range
+from impasto.data.images import UnreadableImageError
 from impasto.data.latent_cache import CachedPlan, LatentCache
-from impasto.data.records import Batch
-from impasto.data.sampler import EpochSampler, MicroBatch, Update
+from impasto.data.records import Batch, PlannedImage, Size
+from impasto.data.rendering import CELL, Rendered
+from impasto.data.sampler import EpochSampler, Group, MicroBatch, Update, Visit
+from impasto.data.stages import default_workers
 from impasto.diffusion.draws import Draws
+from impasto.randomness import derive_rng
+
+READ_AHEAD = 2  # micro-batches of cached latents that are read before they are asked for
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedMoments:
-    """What the loading thread hands over; arithmetic on it is left to the training thread."""
+    """What the loading threads hand over; arithmetic on it is left to the training thread.
 
+    Attributes:
+        weights: [B], 0 for a stand-in and for what could not be read.
+        mean: [B, 4, h, w] as stored; zeros where `pixels` has a picture.
+        logvar: The same for the log variance.
+        pixels: Place in the batch -> uint8 [H, W, 3], for pictures that are encoded now.
+        mask: [B, 1, h, w] uint8, or None where all places count the same.
+    """
+
+    update: Update
     micro_batch: MicroBatch
     draws: Draws
+    weights: Tensor
     mean: Tensor
     logvar: Tensor
     noise: Tensor
+    pixels: dict[int, np.ndarray]
+    mask: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -34,39 +58,153 @@ class TrainingData:
         plan: The pictures and the keys of their latents.
         cache: Where the moments are.
         scaling_factor: What unscaled latents are multiplied by; 0.18215 for SD 1 and 2.
-        caption_dropout_rate: Chance in [0, 1] that a sample's caption becomes empty.
         seed: The run's seed.
+        total_steps: Optimizer updates of the whole run.
+        encoder: For pictures that are not encoded ahead; None where there are none.
+        lost: Pictures that could not be read any more while training, with reasons.
     """
 
     plan: CachedPlan
     cache: LatentCache
     scaling_factor: float
-    caption_dropout_rate: float
     seed: int
+    total_steps: int
+    encoder: MomentsEncoder | None = None
+    lost: dict[Path, str] = field(default_factory=dict)
 
-    def load(self, micro_batch: MicroBatch, step: int, update_size: int) -> LoadedMoments:
-        """Read the moments and draw the numbers; runs in the loading thread."""
-        draws = Draws(self.seed, step, micro_batch.positions, update_size)
-        mean, logvar = self.cache.read([self.plan.keys[i] for i in micro_batch.indices])
-        noise = draws.normal(tuple(mean.shape[1:]), "posterior")
-        return LoadedMoments(micro_batch, draws, mean, logvar, noise)
+    @property
+    def changes_pictures(self) -> bool:
+        """Whether some pictures are decoded and encoded each time they are shown."""
+        return any(not key.plain for key in self.plan.keys)
+
+    def load(self, update: Update, micro_batch: MicroBatch) -> LoadedMoments:
+        """Read the moments and draw the numbers; runs in a loading thread."""
+        draws = Draws(self.seed, update.step, micro_batch.positions, update.size)
+        visits = micro_batch.visits
+        weights = torch.full((len(visits),), 0.0 if micro_batch.is_padding else 1.0)
+        bucket = self.plan.images[visits[0].picture].bucket
+        shape = (len(visits), 4, bucket.height // CELL, bucket.width // CELL)
+        noise = draws.normal(shape[1:], "posterior")
+        rendered = self._rendered(visits, update.epoch, weights)
+        flips = [self._flips(visit, update.epoch) for visit in visits]
+        mean, logvar = self._moments(visits, flips, shape)
+        return LoadedMoments(
+            update,
+            micro_batch,
+            draws,
+            weights,
+            mean,
+            logvar,
+            noise,
+            {i: _mirrored(picture.pixels, flips[i]) for i, picture in rendered.items()},
+            self._mask(visits, flips, rendered, bucket),
+        )
 
     def batch(self, loaded: LoadedMoments) -> Batch:
         """Draw latents from the moments, and put the captions beside."""
-        weight = 0.0 if loaded.micro_batch.is_padding else 1.0
+        mean, logvar = loaded.mean, loaded.logvar
+        if loaded.pixels:
+            mean, logvar = self._encoded(loaded)
+        mask = None if loaded.mask is None else loaded.mask.float() / 255
         return Batch(
-            sample_posterior(loaded.mean, loaded.logvar, loaded.noise) * self.scaling_factor,
-            self._captions(loaded.micro_batch, loaded.draws),
-            torch.full((len(loaded.mean),), weight),
+            sample_posterior(mean, logvar, loaded.noise) * self.scaling_factor,
+            tuple(self.caption(visit, loaded.update) for visit in loaded.micro_batch.visits),
+            loaded.weights,
             loaded.draws,
+            mask,
         )
 
-    def _captions(self, micro_batch: MicroBatch, draws: Draws) -> tuple[str, ...]:
-        texts = [self.plan.images[i].record.text for i in micro_batch.indices]
-        if self.caption_dropout_rate == 0:
-            return tuple(texts)
-        kept = (draws.uniform("caption_dropout") >= self.caption_dropout_rate).tolist()
-        return tuple(text if keep else "" for text, keep in zip(texts, kept, strict=True))
+    def caption(self, visit: Visit, update: Update) -> str:
+        """What is said of a picture this time."""
+        record = self.plan.images[visit.picture].record
+        moment = Moment(update.epoch + 1, update.step, self.total_steps)
+        subset = record.subset
+        return subset.captions.write(
+            record.words,
+            moment,
+            self.seed,
+            subset.dataset,
+            subset.number,
+            record.name,
+            visit.repeat,
+        )
+
+    def _flips(self, visit: Visit, epoch: int) -> bool:
+        """Whether a picture is mirrored this time: in half of the showings, if its words allow."""
+        record = self.plan.images[visit.picture].record
+        if not record.subset.may_flip(record.words):
+            return False
+        keys = _keys(self.plan.images[visit.picture], visit, epoch)
+        return bool(derive_rng(self.seed, "flip", *keys).random() < 0.5)
+
+    def _moments(
+        self, visits: tuple[Visit, ...], flips: list[bool], shape: tuple[int, ...]
+    ) -> tuple[Tensor, Tensor]:
+        """Gather cached moments in the order of the visits; zeros for what is not cached.
+
+        Gathered with NumPy, which stays on one core: see `Shards.read`.
+        """
+        keys = [self.plan.keys[visit.picture] for visit in visits]
+        names = [k.flipped if flip else k.plain for k, flip in zip(keys, flips, strict=True)]
+        if all(key.plain for key in keys):
+            return self.cache.read(names)
+        known = [i for i, key in enumerate(keys) if key.plain]
+        mean, logvar = np.zeros(shape, dtype=np.float16), np.zeros(shape, dtype=np.float16)
+        if known:
+            means, logvars = self.cache.read([names[i] for i in known])
+            mean[known], logvar[known] = means.numpy(), logvars.numpy()
+        return torch.from_numpy(mean), torch.from_numpy(logvar)
+
+    def _rendered(
+        self, visits: tuple[Visit, ...], epoch: int, weights: Tensor
+    ) -> dict[int, Rendered]:
+        """Decode what changes each time; what has vanished meanwhile gets the weight 0."""
+        rendered = {}
+        for i, visit in enumerate(visits):
+            image = self.plan.images[visit.picture]
+            rules = image.record.subset.augmentation
+            if rules is None:
+                continue
+            try:
+                rendered[i] = render_varied(image, rules, self.seed, *_keys(image, visit, epoch))
+            except (UnreadableImageError, OSError) as error:
+                self.lost[image.record.path] = str(error)
+                weights[i] = 0.0
+                rendered[i] = Rendered(np.zeros((*image.bucket.hw, 3), dtype=np.uint8), None)
+        return rendered
+
+    def _mask(
+        self,
+        visits: tuple[Visit, ...],
+        flips: list[bool],
+        rendered: dict[int, Rendered],
+        bucket: Size,
+    ) -> Tensor | None:
+        """Weights of all places, if a picture of the batch has any."""
+        images = [self.plan.images[visit.picture] for visit in visits]
+        if not any(image.record.subset.masks for image in images):
+            return None
+        full = (len(visits), 1, bucket.height // CELL, bucket.width // CELL)
+        mask = np.full(full, 255, dtype=np.uint8)
+        for i, visit in enumerate(visits):
+            name = self.plan.keys[visit.picture].mask
+            own = rendered[i].mask if i in rendered else None
+            if name:
+                own = self.cache.read_masks([name])[0, 0].numpy()
+            if own is not None:
+                mask[i, 0] = _mirrored(own, flips[i])
+        return torch.from_numpy(mask)
+
+    def _encoded(self, loaded: LoadedMoments) -> tuple[Tensor, Tensor]:
+        """Encode the pixels of a batch, in pieces as large as the encoder takes."""
+        assert self.encoder is not None  # noqa: S101 - built where pictures change
+        mean, logvar = loaded.mean.float(), loaded.logvar.float()
+        places = list(loaded.pixels)
+        for start in range(0, len(places), self.encoder.batch_size):
+            part = places[start : start + self.encoder.batch_size]
+            means, logvars = self.encoder.encode(to_model_range([loaded.pixels[i] for i in part]))
+            mean[part], logvar[part] = means.float().cpu(), logvars.float().cpu()
+        return mean, logvar
 
 
 def sample_posterior(mean: Tensor, logvar: Tensor, noise: Tensor) -> Tensor:
@@ -77,19 +215,25 @@ def sample_posterior(mean: Tensor, logvar: Tensor, noise: Tensor) -> Tensor:
     return mean.float() + torch.exp(0.5 * logvar.float().clamp(-30, 20)) * noise
 
 
+def sampler_groups(images: Sequence[PlannedImage]) -> list[Group]:
+    """The data set and bucket of each picture."""
+    return [Group(image.record.subset.dataset, image.bucket) for image in images]
+
+
 def iterate_updates(
     data: TrainingData, sampler: EpochSampler, first_step: int, last_step: int, rank: int
 ) -> Iterator[tuple[Update, Iterator[Batch]]]:
     """Yield the updates in [first_step, last_step), each with its batches for this process.
 
-    A thread prepares the next batch while the current one trains.
+    Threads prepare the next batches while the current one trains.
     """
-    with ThreadPoolExecutor(1) as pool:
+    workers = default_workers() if data.changes_pictures else 1
+    with ThreadPoolExecutor(workers) as pool:
         updates = (sampler.update(step, rank) for step in range(first_step, last_step))
         queue = (
             (update, micro_batch) for update in updates for micro_batch in update.micro_batches
         )
-        prepared = _one_ahead(data, queue, pool)
+        prepared = _ahead(data, queue, pool, workers + READ_AHEAD - 1)
         for update, batch in prepared:
             rest = len(update.micro_batches) - 1
             yield update, _with_rest(batch, prepared, rest)
@@ -103,14 +247,28 @@ def _with_rest(
         yield next(prepared)[1]
 
 
-def _one_ahead(
-    data: TrainingData, queue: Iterator[tuple[Update, MicroBatch]], pool: ThreadPoolExecutor
+def _ahead(
+    data: TrainingData,
+    queue: Iterator[tuple[Update, MicroBatch]],
+    pool: ThreadPoolExecutor,
+    number: int,
 ) -> Iterator[tuple[Update, Batch]]:
-    waiting = None
+    waiting: deque[Future[LoadedMoments]] = deque()
     for update, micro_batch in queue:
-        future = pool.submit(data.load, micro_batch, update.step, update.size)
-        if waiting is not None:
-            yield waiting[0], data.batch(waiting[1].result())
-        waiting = (update, future)
-    if waiting is not None:
-        yield waiting[0], data.batch(waiting[1].result())
+        waiting.append(pool.submit(data.load, update, micro_batch))
+        if len(waiting) >= number:
+            loaded = waiting.popleft().result()
+            yield loaded.update, data.batch(loaded)
+    while waiting:
+        loaded = waiting.popleft().result()
+        yield loaded.update, data.batch(loaded)
+
+
+def _keys(image: PlannedImage, visit: Visit, epoch: int) -> tuple[int | str, ...]:
+    """What a showing of a picture is called, for its random numbers."""
+    subset = image.record.subset
+    return epoch, subset.dataset, subset.number, image.record.name, visit.repeat
+
+
+def _mirrored(values: np.ndarray, flip: bool) -> np.ndarray:  # noqa: FBT001
+    return np.ascontiguousarray(values[:, ::-1]) if flip else values

@@ -10,18 +10,21 @@ from __future__ import annotations
 import contextlib
 import io
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageCms, ImageFile, ImageOps, UnidentifiedImageError
 
-from impasto.data.records import PlannedImage, Size
+from impasto.data.records import Size
 
-PREPROCESSING_VERSION = 1
+PREPROCESSING_VERSION = 2
 EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif"})
 MAX_PIXELS = 178_956_970  # Pillow's own limit for a decompression bomb: 2 x 89,478,485
 _EXIF_ORIENTATION = 0x0112
+_TURNING = frozenset(range(2, 9))
 _TRANSPOSING = frozenset({5, 6, 7, 8})
+_REDUCING_GAP = 2  # Pillow's name for it, in Image.thumbnail; from 2 on quality hardly suffers
 _SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N", "I")
 _SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
 
@@ -30,8 +33,8 @@ class UnreadableImageError(Exception):
     """A picture cannot be used; the message is the reason shown to the user."""
 
 
-def read_size(path: Path) -> Size:
-    """Read the upright size from the file's header, without decoding pixels.
+def read_header(path: Path) -> tuple[Size, bool]:
+    """The upright size, and whether EXIF turns or mirrors the stored pixels; none are decoded.
 
     Raises:
         UnreadableImageError: Not a picture, damaged, or larger than `MAX_PIXELS`.
@@ -39,47 +42,64 @@ def read_size(path: Path) -> Size:
     with _opened(path) as image:
         width, height = image.size
         orientation = _orientation(image)
-    return Size(height, width) if orientation in _TRANSPOSING else Size(width, height)
+    size = Size(height, width) if orientation in _TRANSPOSING else Size(width, height)
+    return size, orientation in _TURNING
 
 
-def read_rgb(path: Path) -> Image.Image:
+def read_rgb(path: Path, *, at_least: Size | None = None) -> Image.Image:
     """Decode a picture to upright 8-bit sRGB; transparency is laid over white.
+
+    Args:
+        path: The file.
+        at_least: Where this is far smaller than a JPEG, it is decoded at a half, a quarter or an
+            eighth of its size (by libjpeg, in the frequency domain), still twice this at least.
 
     Raises:
         UnreadableImageError: Not a picture, truncated, damaged, or larger than `MAX_PIXELS`.
     """
-    with _opened(path) as image:
-        image.seek(0)
-        image.load()
-        profile = image.info.get("icc_profile")
-        upright = ImageOps.exif_transpose(image)
-        return _flatten(_to_srgb(_to_eight_bits(upright), profile))
+    return read_picture(path, at_least=at_least)[0]
 
 
-def read_pixels(planned: PlannedImage) -> np.ndarray:
-    """Decode, resize (Lanczos) and crop one planned picture: uint8 [height, width, 3].
+def read_picture(
+    path: Path, *, at_least: Size | None = None, with_alpha: bool = False
+) -> tuple[Image.Image, Image.Image | None]:
+    """As `read_rgb`, with the opacity besides, an 8-bit picture; None where it has none.
 
     Raises:
         UnreadableImageError: As for `read_rgb`.
     """
-    image = read_rgb(planned.record.path)
-    if Size(*image.size) != planned.record.size:
-        raise UnreadableImageError(
-            f"it is {Size(*image.size)} where its header promised {planned.record.size}: it was "
-            f"changed, or its EXIF data stands behind its pixels; save it again"
+    with _opened(path) as image:
+        image.seek(0)
+        if at_least is not None and image.format == "JPEG":
+            turned = _orientation(image) in _TRANSPOSING
+            wanted = (at_least.height, at_least.width) if turned else at_least.wh
+            image.draft(None, (_REDUCING_GAP * wanted[0], _REDUCING_GAP * wanted[1]))
+        image.load()
+        profile = image.info.get("icc_profile")
+        upright = ImageOps.exif_transpose(image)
+        converted = _to_srgb(_to_eight_bits(upright), profile)
+        alpha = (
+            converted.convert("RGBA").getchannel("A")
+            if with_alpha and _is_clear(converted)
+            else None
         )
-    if image.size != (planned.resized.width, planned.resized.height):
-        image = image.resize(
-            (planned.resized.width, planned.resized.height), Image.Resampling.LANCZOS
-        )
-    return np.asarray(image.crop(planned.crop.ltrb))
+        return _flatten(converted), alpha
+
+
+def read_mask(path: Path) -> Image.Image:
+    """Decode a picture to upright 8-bit grey: white is 255.
+
+    Raises:
+        UnreadableImageError: As for `read_rgb`.
+    """
+    return read_rgb(path).convert("L")
 
 
 def _orientation(image: Image.Image) -> int:
     """The EXIF orientation, 1 to 8, as far as the header has it.
 
     Pillow would decode a whole PNG to look for EXIF data behind the pixels, where hardly any
-    program puts it; `read_pixels` notices such a file.
+    program puts it; `rendering.render` notices such a file.
     """
     in_header = "exif" in image.info or "Raw profile type exif" in image.info
     if image.format == "PNG" and not in_header:
@@ -88,7 +108,7 @@ def _orientation(image: Image.Image) -> int:
 
 
 @contextlib.contextmanager
-def _opened(path: Path):  # type: ignore[no-untyped-def]  # noqa: ANN202
+def _opened(path: Path) -> Iterator[Image.Image]:
     """Open a picture, and turn each way in which that fails into a reason in words."""
     try:
         with warnings.catch_warnings():
@@ -143,9 +163,13 @@ def _to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
     return image if converted is None else converted
 
 
+def _is_clear(image: Image.Image) -> bool:
+    """Whether a picture has opacity, in whatever form."""
+    return image.mode in {"RGBA", "LA", "PA"} or "transparency" in image.info
+
+
 def _flatten(image: Image.Image) -> Image.Image:
-    has_alpha = image.mode in {"RGBA", "LA", "PA"} or "transparency" in image.info
-    if not has_alpha:
+    if not _is_clear(image):
         return image.convert("RGB")
     layer = image.convert("RGBA")
     ground = Image.new("RGBA", layer.size, (255, 255, 255, 255))

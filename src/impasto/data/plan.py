@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from impasto.data.buckets import make_bucket_sizes
-from impasto.data.placing import PLACINGS, Limits, PlaceSize, Selection, place
+from impasto.data.placing import PLACINGS, Limits, PlaceSize, Selection, place, place_native
 from impasto.data.records import ImageRecord, PlannedImage, Size
 from impasto.errors import DatasetError
 
@@ -45,6 +45,7 @@ def plan_images(
     buckets: Sequence[Size] | None = None,
     selection: Selection = "native",
     no_upscale: bool = False,
+    as_wanted: bool = False,
 ) -> Plan:
     """Place each record into a bucket; without buckets, all into one of exactly `resolution`.
 
@@ -58,6 +59,7 @@ def plan_images(
         buckets: The table, where it is not to be made from the above.
         selection: Whose choice of a picture's bucket: `native` or `kohya`.
         no_upscale: Never enlarge a picture; buckets for small ones are made as needed.
+        as_wanted: Put each record into the bucket that its metadata names, where it names one.
 
     Raises:
         DatasetError: There are no records.
@@ -72,7 +74,19 @@ def plan_images(
     limits = Limits(tuple(buckets), resolution.area, min_side, max_side, step)
     placing = PLACINGS[selection, no_upscale]
     placed: dict[Size, PlannedImage] = {}
-    return Plan(tuple(_placed_like(record, limits, placing, placed) for record in records))
+    return Plan(
+        tuple(
+            place(record, replace(limits, buckets=(record.wanted,)), place_native)
+            if as_wanted and record.wanted
+            else _placed_like(record, limits, placing, placed)
+            for record in records
+        )
+    )
+
+
+def joined_plans(plans: Sequence[Plan]) -> Plan:
+    """The plans of several data sets as one."""
+    return Plan(tuple(image for plan in plans for image in plan.images))
 
 
 def _placed_like(

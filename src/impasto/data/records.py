@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from impasto.data.captions import Moment, joined_words
+from impasto.data.subsets import PLAIN, Subset
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -31,6 +34,11 @@ class Size:
     def aspect(self) -> float:
         """Width over height."""
         return self.width / self.height
+
+    @property
+    def wh(self) -> tuple[int, int]:
+        """(width, height), the order of Pillow."""
+        return self.width, self.height
 
     @property
     def hw(self) -> tuple[int, int]:
@@ -67,9 +75,18 @@ class FileStamp:
 class ImageRecord:
     """A readable picture and its words.
 
-    `size` is the size as a person sees it, after EXIF rotation. `caption` is prose (`.caption`),
-    `tags` the content of the `.txt` beside the picture. The content's hash is not part of it: that
-    takes reading the whole file, which only caching does (`latent_cache.ContentHashes`).
+    The content's hash is not part of it: that takes reading the whole file, which only caching does
+    (`content_hashes.ContentHashes`).
+
+    Attributes:
+        path: The file.
+        size: The size as a person sees it, after EXIF rotation.
+        stamp: What tells whether the file has changed.
+        caption: Prose, perhaps on several lines: the `.caption`, or metadata's `caption`.
+        tags: The `.txt` beside the picture, or metadata's `tags`.
+        rotated: Whether EXIF says that the stored pixels are turned or mirrored.
+        wanted: The bucket that metadata names (`train_resolution`).
+        subset: How it is used.
     """
 
     path: Path
@@ -77,11 +94,28 @@ class ImageRecord:
     stamp: FileStamp
     caption: str = ""
     tags: str = ""
+    rotated: bool = False
+    wanted: Size | None = None
+    subset: Subset = PLAIN
 
     @property
-    def text(self) -> str:
-        """Caption and tags joined by a comma, as sd-scripts joins them for training."""
-        return ", ".join(part for part in (self.caption, self.tags) if part)
+    def words(self) -> str:
+        """Caption and tags joined, before the subset's rules; perhaps on several lines."""
+        return joined_words(self.caption, self.tags, self.subset.captions.separator)
+
+    @property
+    def steady_caption(self) -> str:
+        """The caption without chance: for validation and for counting tokens."""
+        rules = self.subset.captions.steady()
+        return rules.write(self.words, Moment(1, 0, 1), 0, self.name)
+
+    @property
+    def name(self) -> str:
+        """The path below the subset's folder, with slashes: the same on every machine."""
+        try:
+            return self.path.relative_to(self.subset.root).as_posix()
+        except ValueError:
+            return self.path.as_posix()
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,9 +150,11 @@ class Batch:
         captions: B texts; an empty one where the caption was dropped.
         weights: [B] weights of the samples in the loss; zero for a rank that has nothing to do.
         draws: The source of this batch's random numbers.
+        mask: [B, 1, h, w] weights in [0, 1] of the places in the loss; None where all are 1.
     """
 
     latents: Tensor
     captions: tuple[str, ...]
     weights: Tensor
     draws: Draws
+    mask: Tensor | None = None

@@ -6,23 +6,49 @@ does not fill its last batch gives a short one: nothing is dropped, doubled or r
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import heapq
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import zip_longest
+from typing import Literal, NamedTuple
+
+import numpy as np
 
 from impasto.data.records import Size
 from impasto.randomness import derive_rng
 
+BatchOrder = Literal["shuffled", "proportional"]
+
+
+class Group(NamedTuple):
+    """Pictures that may meet in a batch: those of one data set in one bucket."""
+
+    dataset: int
+    bucket: Size
+
+
+class Visit(NamedTuple):
+    """One showing of a picture in an epoch: its number in the plan, and which repeat it is."""
+
+    picture: int
+    repeat: int
+
+
+Round = tuple[tuple[Visit, ...], ...]
+"""One batch for each process; an empty one where there is none left."""
+
 
 @dataclass(frozen=True, slots=True)
 class MicroBatch:
-    """Pictures that go through the U-Net together: indices into the plan, and places in the update.
+    """Pictures that go through the U-Net together, and their places in the update.
 
     `is_padding` marks a stand-in for a process that the last update of an epoch leaves without
     pictures: it computes, with weight zero, because the processes have to stay in step.
     """
 
-    indices: tuple[int, ...]
+    visits: tuple[Visit, ...]
     positions: tuple[int, ...]
     is_padding: bool = False
 
@@ -41,89 +67,189 @@ class EpochSampler:
     """Deals pictures into batches of one bucket and batches into updates.
 
     Args:
-        buckets: The bucket of each planned picture.
-        batch_size: Pictures per micro-batch.
+        groups: The data set and bucket of each planned picture.
+        batch_sizes: Pictures per micro-batch, by data set.
         seed: The run's seed.
-        repeats: How often each picture comes in an epoch.
+        repeats: How often each picture comes in an epoch; None means once.
         accumulation: Micro-batches per update and process.
         num_processes: Processes that share each update.
+        order: `shuffled` puts all batches in a random order and deals them to the processes.
+            `proportional` gives each process its share of every bucket first; it then draws each
+            batch's bucket on its own, with a chance in proportion to what is left in it, as
+            NovelAI did (novelai-aspect-ratio-bucketing, `bucketmanager.py`).
     """
 
     def __init__(
         self,
-        buckets: Sequence[Size],
+        groups: Sequence[Group],
         *,
-        batch_size: int,
+        batch_sizes: Mapping[int, int],
         seed: int,
-        repeats: int = 1,
+        repeats: Sequence[int] | None = None,
         accumulation: int = 1,
         num_processes: int = 1,
+        order: BatchOrder = "shuffled",
     ) -> None:
-        self._members: dict[Size, list[int]] = {}
-        for index, bucket in enumerate(buckets):
-            self._members.setdefault(bucket, []).append(index)
-        self._members = dict(sorted(self._members.items()))
-        self._batch_size, self._seed, self._repeats = batch_size, seed, repeats
+        members: dict[Group, list[int]] = {}
+        for index, group in enumerate(groups):
+            members.setdefault(group, []).append(index)
+        self._members = {group: members[group] for group in sorted(members)}
+        self._repeats = repeats if repeats is not None else [1] * len(groups)
+        self._batch_sizes, self._seed = batch_sizes, seed
         self._accumulation, self._num_processes = accumulation, num_processes
-        self._batches_of = lru_cache(maxsize=2)(self._deal)
+        self._counts = {
+            group: sum(self._repeats[index] for index in indices)
+            for group, indices in self._members.items()
+        }
+        ways: dict[BatchOrder, Callable[[int], list[Round]]] = {
+            "shuffled": self._shuffled,
+            "proportional": self._proportional,
+        }
+        self._rounds_of = lru_cache(maxsize=2)(ways[order])
+        self._rounds_per_epoch = {
+            "shuffled": -(-self.batches_per_epoch // num_processes),
+            "proportional": max(map(self._batches_of_rank, range(num_processes))),
+        }[order]
 
     @property
     def batches_per_epoch(self) -> int:
-        """Micro-batches of all processes in one epoch."""
-        counts = [len(members) * self._repeats for members in self._members.values()]
-        return sum(-(-count // self._batch_size) for count in counts)
+        """Micro-batches of one epoch, if one process dealt them all."""
+        return sum(-(-n // self._batch_sizes[g.dataset]) for g, n in self._counts.items())
 
     @property
     def updates_per_epoch(self) -> int:
         """Optimizer updates in one epoch; the last one may be smaller."""
-        return -(-self.batches_per_epoch // (self._accumulation * self._num_processes))
+        return -(-self._rounds_per_epoch // self._accumulation)
 
     @property
     def samples_per_epoch(self) -> int:
         """Pictures seen in one epoch, repeats counted."""
-        return sum(len(members) for members in self._members.values()) * self._repeats
+        return sum(self._counts.values())
 
     def update(self, step: int, rank: int = 0) -> Update:
         """The update at `step` (counted from 0) as the process `rank` sees it."""
         epoch, index = divmod(step, self.updates_per_epoch)
-        group = self._accumulation * self._num_processes
-        batches = self._batches_of(epoch)[index * group : (index + 1) * group]
-        starts = [0]
-        for batch in batches:
-            starts.append(starts[-1] + len(batch))
-        rounds = -(-len(batches) // self._num_processes)
-        own = [self._micro_batch(batches, starts, r, rank) for r in range(rounds)]
-        return Update(step, epoch, tuple(own), starts[-1])
+        rounds = self._rounds_of(epoch)
+        begin = index * self._accumulation
+        start, own = 0, []
+        stand_in = next(batch for batch in rounds[begin] if batch)[:1]
+        for batches in rounds[begin : begin + self._accumulation]:
+            for number, batch in enumerate(batches):
+                if number == rank:
+                    positions = tuple(range(start, start + len(batch)))
+                    own.append(
+                        MicroBatch(batch, positions)
+                        if batch
+                        else MicroBatch(stand_in, (0,), is_padding=True)
+                    )
+                start += len(batch)
+        return Update(step, epoch, tuple(own), start)
 
     def samples_before(self, step: int) -> int:
         """Pictures seen by all processes in the updates before `step`."""
         epoch, index = divmod(step, self.updates_per_epoch)
-        group = self._accumulation * self._num_processes
-        begun = self._batches_of(epoch)[: index * group] if index else []
-        return epoch * self.samples_per_epoch + sum(len(batch) for batch in begun)
+        begun = self._rounds_of(epoch)[: index * self._accumulation] if index else []
+        return epoch * self.samples_per_epoch + sum(len(b) for batches in begun for b in batches)
 
-    def _micro_batch(
-        self, batches: list[tuple[int, ...]], starts: list[int], round_: int, rank: int
-    ) -> MicroBatch:
-        number = round_ * self._num_processes + rank
-        if number >= len(batches):
-            return MicroBatch(batches[0][:1], (0,), is_padding=True)
-        positions = tuple(range(starts[number], starts[number + 1]))
-        return MicroBatch(batches[number], positions)
+    def _shuffled(self, epoch: int) -> list[Round]:
+        """All batches in a random order, dealt to the processes in turn."""
+        batches = [batch for group in self._members for batch in self._batches(group, epoch)]
+        order = derive_rng(self._seed, "batches", epoch).permutation(len(batches))
+        width = self._num_processes
+        return [
+            tuple(batches[i] for i in order[start : start + width])
+            + ((),) * (start + width - len(batches))
+            for start in range(0, len(batches), width)
+        ]
 
-    def _deal(self, epoch: int) -> list[tuple[int, ...]]:
-        """All batches of an epoch in their order, the same on every process.
+    def _proportional(self, epoch: int) -> list[Round]:
+        """Each process draws the buckets of its batches from its own share of the pictures."""
+        deals = [self._draw(epoch, rank) for rank in range(self._num_processes)]
+        return list(zip_longest(*deals, fillvalue=()))
 
-        Repeats are dealt pass by pass, so one picture meets itself in a batch only where a batch
-        spans the end of a pass.
-        """
-        batches: list[tuple[int, ...]] = []
-        for bucket, members in self._members.items():
-            rng = derive_rng(self._seed, "order", epoch, str(bucket))
-            order = [
-                members[i] for _ in range(self._repeats) for i in rng.permutation(len(members))
-            ]
-            size = self._batch_size
-            batches += [tuple(order[i : i + size]) for i in range(0, len(order), size)]
-        shuffle = derive_rng(self._seed, "batches", epoch).permutation(len(batches))
-        return [batches[i] for i in shuffle]
+    def _draw(self, epoch: int, rank: int) -> list[tuple[Visit, ...]]:
+        """The batches of one process: the next bucket by what is left in each."""
+        rng = derive_rng(self._seed, "draws", epoch, rank)
+        piles = [self._batches(group, epoch, rank) for group in self._members]
+        left = np.array([sum(map(len, pile)) for pile in piles], dtype=np.float64)
+        drawn = []
+        while left.sum() > 0:
+            number = int(rng.choice(len(piles), p=left / left.sum()))
+            batch = piles[number].pop()
+            left[number] -= len(batch)
+            drawn.append(batch)
+        return drawn
+
+    def _batches(
+        self, group: Group, epoch: int, rank: int | None = None
+    ) -> list[tuple[Visit, ...]]:
+        """The batches of a group: all of them, or those of a process's share."""
+        rng = derive_rng(self._seed, "order", epoch, group.dataset, str(group.bucket))
+        visits = [Visit(i, r) for i in self._members[group] for r in range(self._repeats[i])]
+        if rank is None:
+            return _in_batches(visits, self._batch_sizes[group.dataset], rng)
+        mixed = [visits[i] for i in rng.permutation(len(visits))]
+        share = mixed[self._first_of_share(group, rank) :: self._num_processes]
+        own_rng = derive_rng(
+            self._seed, "order", epoch, group.dataset, str(group.bucket), f"rank {rank}"
+        )
+        return _in_batches(share, self._batch_sizes[group.dataset], own_rng)
+
+    def _first_of_share(self, group: Group, rank: int) -> int:
+        """Where a process's share begins: turned from group to group, so that shares are even."""
+        turn = list(self._members).index(group)
+        return (rank + turn) % self._num_processes
+
+    def _batches_of_rank(self, rank: int) -> int:
+        total = 0
+        for group, count in self._counts.items():
+            share = len(range(self._first_of_share(group, rank), count, self._num_processes))
+            total += -(-share // self._batch_sizes[group.dataset])
+        return total
+
+
+def _in_batches(
+    visits: list[Visit], size: int, rng: np.random.Generator
+) -> list[tuple[Visit, ...]]:
+    """Cut visits into random batches; showings of one picture go to different ones if they can.
+
+    Without repeats all batches but the last are full. With repeats they differ by one at most, and
+    each picture, the most repeated first, goes to those that have the most room, which finds a way
+    if there is one (Gale 1957, A theorem on flows in networks).
+    """
+    shown = Counter(visit.picture for visit in visits)
+    if not shown or max(shown.values()) == 1:
+        mixed = [visits[i] for i in rng.permutation(len(visits))]
+        return [tuple(mixed[i : i + size]) for i in range(0, len(mixed), size)]
+    of_picture: dict[int, list[Visit]] = {}
+    for visit in visits:
+        of_picture.setdefault(visit.picture, []).append(visit)
+    pictures = [list(of_picture.values())[i] for i in rng.permutation(len(of_picture))]
+    pictures.sort(key=len, reverse=True)
+    number = -(-len(visits) // size)
+    rooms = [len(range(b, len(visits), number)) for b in range(number)]
+    return _spread(pictures, rooms, rng)
+
+
+def _spread(
+    pictures: list[list[Visit]], rooms: list[int], rng: np.random.Generator
+) -> list[tuple[Visit, ...]]:
+    """Put each picture's visits into as many batches as there are, by the room left in them."""
+    luck = _random_numbers(rng)
+    heap = [(-room, next(luck), batch) for batch, room in enumerate(rooms)]
+    heapq.heapify(heap)
+    batches: list[list[Visit]] = [[] for _ in rooms]
+    for visits in pictures:
+        waiting = list(visits)
+        while waiting:
+            taken = [heapq.heappop(heap) for _ in range(min(len(waiting), len(heap)))]
+            for room, _, batch in taken:
+                batches[batch].append(waiting.pop())
+                if room < -1:
+                    heapq.heappush(heap, (room + 1, next(luck), batch))
+    return [tuple(batch) for batch in batches]
+
+
+def _random_numbers(rng: np.random.Generator) -> Iterator[float]:
+    while True:
+        yield from rng.random(4096).tolist()

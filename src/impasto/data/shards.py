@@ -1,18 +1,20 @@
 """Arrays by key in shards on disk: the latent cache's and the text store's common ground.
 
 A shard is `<name>.safetensors` with arrays of one length, and `<name>.json` with the keys of their
-rows in order. The index is written last, so a shard without one does not exist. Shards are mapped
-into memory, never read whole.
+rows in order and the hash of the tensors' file. The index is written last, so a shard without one
+does not exist. Shards are mapped into memory, never read whole but by `check`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -21,6 +23,15 @@ from impasto import files
 from impasto.errors import DatasetError
 
 FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class BadShard:
+    """A shard that cannot be used, why, and how many entries are lost with it."""
+
+    file: Path
+    reason: str
+    entries: int
 
 
 class Shards:
@@ -86,9 +97,71 @@ class Shards:
         name = f"shard-{label}-{digest}"
         with files.replace_file(self.folder / f"{name}.safetensors") as partial:
             save_file({column: tensors[column].contiguous() for column in self._columns}, partial)
+            content = files.sha256_of(partial)
         index = self.folder / f"{name}.json"
-        files.write_json(index, {"format_version": FORMAT_VERSION, "keys": list(keys)})
+        files.write_json(
+            index, {"format_version": FORMAT_VERSION, "sha256": content, "keys": list(keys)}
+        )
         self._add_index(index)
+
+    def check(self, index: Path) -> BadShard | None:
+        """Read a shard whole, and say what is wrong: hash, header, values that are not finite."""
+        tensors = index.with_suffix(".safetensors")
+        try:
+            stored = json.loads(index.read_text(encoding="utf-8"))
+            keys, content = stored["keys"], stored.get("sha256")
+        except (ValueError, KeyError, TypeError, OSError):
+            return BadShard(index, "its index cannot be read", 0)
+        if not self._is_whole(tensors, len(keys)):
+            return BadShard(tensors, "missing, cut off, or not what its index says", len(keys))
+        if content is not None and files.sha256_of(tensors) != content:
+            return BadShard(tensors, "its bytes have changed since it was written", len(keys))
+        for column in self._shard(index.stem):
+            if not np.isfinite(column).all():
+                return BadShard(tensors, "holds NaN or infinite values", len(keys))
+        return None
+
+    def indices(self) -> list[Path]:
+        """The index files of all shards, readable or not."""
+        return sorted(self.folder.glob("shard-*.json"))
+
+    def remove(self, index: Path) -> None:
+        """Delete a shard, its index first."""
+        self._open.pop(index.stem, None)
+        self._seen.discard(index)
+        self._rows = {key: place for key, place in self._rows.items() if place[0] != index.stem}
+        index.unlink(missing_ok=True)
+        index.with_suffix(".safetensors").unlink(missing_ok=True)
+
+    def keep_only(self, wanted: Collection[str]) -> Iterator[tuple[int, int]]:
+        """Drop all other entries; after each shard, yield (entries dropped, bytes freed).
+
+        A shard of which something stays is written anew before the old one is deleted.
+
+        Raises:
+            StorageError: The disk is full or the folder cannot be written.
+        """
+        rows: dict[str, list[tuple[str, int]]] = {index.stem: [] for index in self.indices()}
+        for key, (shard, row) in self._rows.items():
+            rows.setdefault(shard, []).append((key, row))
+        for shard, entries in rows.items():
+            kept = [(key, row) for key, row in entries if key in wanted]
+            index = self.folder / f"{shard}.json"
+            before = _size_of(index.with_suffix(".safetensors"))
+            if len(kept) == len(entries) and entries:
+                yield 0, 0
+                continue
+            freed = before
+            if kept:
+                label = shard.split("-")[1]
+                columns = [column[[row for _, row in kept]] for column in self._shard(shard)]
+                tensors = dict(zip(self._columns, map(torch.from_numpy, columns), strict=True))
+                self.write(label, [key for key, _ in kept], tensors)
+                self.remove(index)
+                freed -= _size_of(self.folder / f"{self._rows[kept[0][0]][0]}.safetensors")
+            else:
+                self.remove(index)
+            yield len(entries) - len(kept), freed
 
     def _add_index(self, index: Path) -> None:
         self._seen.add(index)
@@ -121,3 +194,7 @@ class Shards:
                 arrays = tuple(file.get_tensor(column).numpy() for column in self._columns)
             self._open[name] = arrays
         return self._open[name]
+
+
+def _size_of(file: Path) -> int:
+    return file.stat().st_size if file.is_file() else 0

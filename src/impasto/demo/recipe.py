@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from impasto.config.load import build_run_config, read_toml
+from impasto.config.load import build_run_config
 from impasto.config.run import RunConfig
+from impasto.config.validation import read_toml
 
 FOLDER = Path(__file__).resolve().parent
 BASE_MODEL = FOLDER / "base"

@@ -9,13 +9,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from impasto.data.latent_cache import MomentsEncoder
+from impasto.data.encoding import MomentsEncoder
 
 PIXELS_PER_LATENT = 8
 
 
 def moments_encoder(vae: Any, *, batch_size: int) -> MomentsEncoder:
-    """The VAE's encoder as the latent cache takes it; it runs where the VAE is."""
+    """The VAE's encoder as the latent cache takes it; it runs where the VAE is, in its precision.
+
+    A VAE in half precision overflows on some pictures (stabilityai's for SDXL is known for it); for
+    those it is brought to float32 for one call.
+    """
 
     @torch.no_grad()
     def encode(
@@ -25,7 +29,18 @@ def moments_encoder(vae: Any, *, batch_size: int) -> MomentsEncoder:
         posterior = vae.encode(pixels.to(device, dtype)).latent_dist
         return posterior.mean, posterior.logvar
 
-    return MomentsEncoder(encode, weights_fingerprint(vae), batch_size)
+    def encode_exactly(
+        pixels: Float[Tensor, "b 3 height width"],
+    ) -> tuple[Float[Tensor, "b 4 h w"], Float[Tensor, "b 4 h w"]]:
+        dtype = vae.dtype
+        vae.float()
+        try:
+            return encode(pixels)
+        finally:
+            vae.to(dtype)
+
+    exactly = None if vae.dtype == torch.float32 else encode_exactly
+    return MomentsEncoder(encode, weights_fingerprint(vae), batch_size, exactly)
 
 
 @torch.no_grad()

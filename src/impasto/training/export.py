@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-from typing import Any
+from typing import Any, TypeVar
 
 from impasto import files
+from impasto.config.base import Section
 from impasto.config.load import dump_toml
 from impasto.config.run import RunConfig
 from impasto.models.saving import DTYPES, SUFFIXES, About, save_model, trained_contents
@@ -66,12 +67,24 @@ def training_summary(session: Session) -> dict[str, Any]:
 
 def _without_paths(config: RunConfig) -> RunConfig:
     """Settings as they may be published: folders by their last name only."""
-    dataset = config.dataset.model_copy(
-        update={"image_dir": config.dataset.image_dir.name, "cache_dir": None}
+    dataset = _with_last_names(config.dataset, "image_dir", "metadata_file", "mask_dir")
+    dataset = dataset.model_copy(
+        update={
+            "cache_dir": None,
+            "datasets": tuple(
+                part.model_copy(
+                    update={
+                        "subsets": tuple(
+                            _with_last_names(subset, "image_dir", "metadata_file", "mask_dir")
+                            for subset in part.subsets
+                        )
+                    }
+                )
+                for part in dataset.datasets
+            ),
+        }
     )
-    validation = config.validation
-    if validation.image_dir is not None:
-        validation = validation.model_copy(update={"image_dir": validation.image_dir.name})
+    validation = _with_last_names(config.validation, "image_dir")
     model = config.model.model_copy(
         update={"path": _last_name(config.model.path), "vae": _last_name(config.model.vae)}
     )
@@ -82,6 +95,17 @@ def _without_paths(config: RunConfig) -> RunConfig:
             "dataset": dataset,
             "validation": validation,
         }
+    )
+
+
+S = TypeVar("S", bound=Section)
+
+
+def _with_last_names(section: S, *fields: str) -> S:
+    """A section with only the last part of the paths in some of its fields."""
+    paths = {name: getattr(section, name) for name in fields}
+    return section.model_copy(
+        update={n: path.name for n, path in paths.items() if path is not None}
     )
 
 

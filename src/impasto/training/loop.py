@@ -56,6 +56,7 @@ class TrainingLoop:
         self._skips_on_device = session.accelerator.device.type == "cuda" and bool(
             session.optimizer.optimizer.param_groups[0].get("fused")
         )
+        self._lost: set[Path] = set()
         self._meter = Meter(session.accelerator)
         self._meter.timings_s["preparing"] = preparing_s
 
@@ -183,6 +184,8 @@ class TrainingLoop:
         reading = self._meter.read()
         if reading is None:
             return
+        for path, reason in self._newly_lost():
+            self._events.note(f"{path} cannot be read any more and is passed over: {reason}")
         record = {
             "step": done,
             "epoch": (done - 1) // self._session.sampler.updates_per_epoch,
@@ -196,6 +199,13 @@ class TrainingLoop:
         self._write(record)
         if not torch.isfinite(reading.losses).all():
             raise self._not_finite(done)
+
+    def _newly_lost(self) -> list[tuple[Path, str]]:
+        """Pictures that training met and could not read since the last look."""
+        lost = self._session.data.lost
+        fresh = [(path, reason) for path, reason in list(lost.items()) if path not in self._lost]
+        self._lost.update(path for path, _ in fresh)
+        return fresh
 
     def _validate(self, done: int) -> None:
         validator = self._session.validator
@@ -249,7 +259,7 @@ class TrainingLoop:
 
     def _announce(self, step: int) -> None:
         session = self._session
-        texts = [image.record.text for image in session.prepared.training.images]
+        texts = [image.record.steady_caption for image in session.prepared.training.images]
         dataset = {
             **session.prepared.summary(),
             "too_long": session.conditioner.too_long(texts),

@@ -5,17 +5,20 @@ The one place where the settings tree is taken apart: what it makes takes plain 
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 
 from impasto.config.run import RunConfig
-from impasto.data.dataset import TrainingData
-from impasto.data.latent_cache import CachedPlan, LatentCache, MomentsEncoder, cache_latents
+from impasto.data.dataset import TrainingData, sampler_groups
+from impasto.data.encoding import MomentsEncoder, cache_latents
+from impasto.data.latent_cache import CachedPlan, LatentCache
 from impasto.data.plan import Plan
 from impasto.data.sampler import EpochSampler
 from impasto.data.scan import Scan
@@ -23,6 +26,7 @@ from impasto.diffusion.loss import LossWeight, unweighted
 from impasto.diffusion.timesteps import TimestepSampler, uniform_timesteps
 from impasto.models.loading import BaseModel, load_base_model
 from impasto.models.opening import OpenOptions
+from impasto.models.saving import DTYPES
 from impasto.models.text import ClipTextConditioner
 from impasto.models.trainable import FullFineTune, Trainable
 from impasto.models.vae import moments_encoder, weights_fingerprint
@@ -31,12 +35,17 @@ from impasto.sampling.prompts import Prompt
 from impasto.sampling.sampler import Sampler
 from impasto.training.ema import WeightAverage
 from impasto.training.optimizers import BuildOptimizer, build_adamw
-from impasto.training.pictures import held_out_records, plan_dataset, scan_dataset
+from impasto.training.pictures import plan_dataset, scan_dataset, split_records
 from impasto.training.previews import Previewer
 from impasto.training.schedules import LrSchedule, build_lr_schedule
 from impasto.training.step import StepRecipe
 from impasto.training.text import build_conditioners, encode_captions_ahead
 from impasto.training.validation import Validator
+
+_PLACES = {"image_dir", "metadata_file", "mask_dir", "recursive"}
+_WITHOUT_EFFECT = dict.fromkeys(
+    [*_PLACES, "cache_dir", "vae_batch_size", "decode_workers", "on_error"], True
+)
 
 
 @dataclass(frozen=True)
@@ -67,9 +76,11 @@ class PreparedData:
     cache: LatentCache
 
     def captions(self) -> list[str]:
-        """All captions, those of held-out pictures too, and the empty one of dropped captions."""
+        """All captions that are known ahead, and the empty one of dropped captions."""
         plans = [self.training, *([self.held_out] if self.held_out else [])]
-        return ["", *(image.record.text for plan in plans for image in plan.images)]
+        records = [image.record for plan in plans for image in plan.images]
+        steady = [r.steady_caption for r in records if not r.subset.captions.changes_words]
+        return ["", *steady]
 
     def summary(self) -> dict[str, Any]:
         """What the run directory and the report say of the data set."""
@@ -77,14 +88,18 @@ class PreparedData:
         if self.held_out is not None:
             set_aside += self.held_out.set_aside
         return {
-            "folder": str(self.scan.folder),
+            "folder": self.scan.place,
             "pictures": len(self.training.images),
             "held_out": len(self.held_out.images) if self.held_out else 0,
             "uncaptioned": self.scan.uncaptioned,
+            "with_more_lines": self.scan.with_more_lines,
             "enlarged": self.plan.enlarged,
             "mean_lost_area": self.plan.mean_lost_area,
             "buckets": {str(size): n for size, n in self.plan.bucket_counts.items()},
             "set_aside": [{"path": str(a.path), "reason": a.reason} for a in set_aside],
+            "refused_latents": [
+                {"path": str(a.path), "reason": a.reason} for a in self.training.refused
+            ],
             "encoded_now": self.training.encoded,
         }
 
@@ -128,14 +143,22 @@ def prepare_data(
     with accelerator.main_process_first():
         shown = progress if accelerator.is_main_process else SilentProgress()
         scan = scan_dataset(config.dataset, shown)
-        training, held_out = held_out_records(scan, config.validation, config.seed)
+        split = split_records(scan, config.dataset, config.validation, config.seed)
         cache = LatentCache(config.dataset.derived_dir / "latents")
-        plan = plan_dataset(config.dataset, training)
-        cached = cache_latents(plan.images, cache, encoder, shown)
+        plan = plan_dataset(config.dataset, split.training)
+        encode = partial(
+            cache_latents,
+            cache=cache,
+            encoder=encoder,
+            progress=shown,
+            on_error=config.dataset.on_error,
+            workers=config.dataset.decode_workers,
+        )
+        cached = encode(plan.images)
         cached_held_out = None
-        if held_out:
-            held_out_plan = plan_dataset(config.dataset, held_out)
-            cached_held_out = cache_latents(held_out_plan.images, cache, encoder, shown)
+        if split.held_out:
+            held_out_plan = plan_dataset(config.dataset, split.held_out)
+            cached_held_out = encode(held_out_plan.images)
     return PreparedData(scan, plan, cached, cached_held_out, cache)
 
 
@@ -149,10 +172,11 @@ def build_session(
     """
     model = load_base_model(config.model.path, build_open_options(config), progress)
     base_fingerprint = weights_fingerprint(model.unet)[:16]
-    model.vae.to(accelerator.device)
-    encoder = moments_encoder(model.vae, batch_size=config.dataset.vae_batch_size)
+    encoding_vae = build_encoding_vae(config, model).to(accelerator.device)
+    encoder = moments_encoder(encoding_vae, batch_size=config.dataset.vae_batch_size)
     prepared = prepare_data(config, encoder, accelerator, progress)
-    model.vae.to("cpu")
+    if all(key.plain for key in prepared.training.keys):
+        encoding_vae.to("cpu")
 
     trainable = build_trainable(config, model)
     if config.training.channels_last:
@@ -184,7 +208,14 @@ def build_session(
         optimizer=optimizer,
         lr_schedule=ingredients.lr_schedule
         or build_lr_schedule(config.schedule.kind, config.schedule.warmup_steps),
-        data=_build_training_data(config, prepared, model),
+        data=TrainingData(
+            prepared.training,
+            prepared.cache,
+            model.scaling_factor,
+            config.seed,
+            count_steps(config, sampler),
+            encoder,
+        ),
         prepared=prepared,
         sampler=sampler,
         validator=_build_validator(config, prepared, model),
@@ -206,6 +237,12 @@ def build_open_options(config: RunConfig) -> OpenOptions:
     return OpenOptions(model.family, model.prediction_type, model.weights, model.variant, model.vae)
 
 
+def build_encoding_vae(config: RunConfig, model: BaseModel) -> Any:
+    """The VAE as pictures are encoded with: a copy where it is not in float32."""
+    dtype = DTYPES[config.dataset.vae_precision]
+    return model.vae if model.vae.dtype == dtype else copy.deepcopy(model.vae).to(dtype)
+
+
 def build_trainable(config: RunConfig, model: BaseModel) -> Trainable:
     """The way of training that the settings ask for."""
     method, lr = config.method, config.optimizer.lr
@@ -218,15 +255,18 @@ def build_trainable(config: RunConfig, model: BaseModel) -> Trainable:
     )
 
 
-def build_epoch_sampler(config: RunConfig, plan: CachedPlan, num_processes: int) -> EpochSampler:
+def build_epoch_sampler(
+    config: RunConfig, plan: Plan | CachedPlan, num_processes: int
+) -> EpochSampler:
     """The order of the data by the settings."""
     return EpochSampler(
-        [image.bucket for image in plan.images],
-        batch_size=config.training.batch_size,
+        sampler_groups(plan.images),
+        batch_sizes=config.batch_sizes,
         seed=config.seed,
-        repeats=config.dataset.num_repeats,
+        repeats=[image.record.subset.repeats for image in plan.images],
         accumulation=config.training.gradient_accumulation_steps,
         num_processes=num_processes,
+        order=config.dataset.batch_order,
     )
 
 
@@ -265,7 +305,7 @@ def settings_fingerprint(config: RunConfig, total_steps: int) -> dict[str, str]:
         "seed": str(config.seed),
         "model": config.model.model_dump_json(exclude={"path", "vae", "variant"}),
         "dataset": config.dataset.model_dump_json(
-            exclude={"image_dir", "cache_dir", "recursive", "vae_batch_size"}
+            exclude=_WITHOUT_EFFECT | {"datasets": {"__all__": {"subsets": {"__all__": _PLACES}}}}
         ),
         "method": config.method.model_dump_json(),
         "optimizer": config.optimizer.model_dump_json(),
@@ -282,20 +322,8 @@ def settings_fingerprint(config: RunConfig, total_steps: int) -> dict[str, str]:
 def _data_fingerprint(plan: CachedPlan) -> str:
     digest = hashlib.sha256()
     for key, image in zip(plan.keys, plan.images, strict=True):
-        digest.update(f"{key}{image.record.text}\n".encode())
+        digest.update(f"{key}{image.record.name}{image.record.words}\n".encode())
     return digest.hexdigest()[:16]
-
-
-def _build_training_data(
-    config: RunConfig, prepared: PreparedData, model: BaseModel
-) -> TrainingData:
-    return TrainingData(
-        prepared.training,
-        prepared.cache,
-        model.scaling_factor,
-        config.dataset.caption_dropout_rate,
-        config.seed,
-    )
 
 
 def _build_validator(

@@ -50,7 +50,8 @@ def sample_losses(
     target = prediction.target(x_0, noise, t, schedule)
 
     weights = recipe.loss_weight(t, schedule) * batch.weights.to(device)
-    return squared_error(output, target) * weights
+    mask = None if batch.mask is None else batch.mask.to(device)
+    return squared_error(output, target, mask) * weights
 
 
 def update_share(

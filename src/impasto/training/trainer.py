@@ -10,8 +10,9 @@ from pathlib import Path
 from accelerate import Accelerator
 
 from impasto import files
-from impasto.config.load import build_run_config, dump_toml, read_toml
+from impasto.config.load import build_run_config, dump_toml
 from impasto.config.run import RunConfig
+from impasto.config.validation import read_toml
 from impasto.errors import ImpastoError, Interrupted
 from impasto.runs import Phase, RunDirectory
 from impasto.training.devices import build_accelerator

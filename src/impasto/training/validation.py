@@ -45,9 +45,9 @@ class Validator:
         levels = fixed_timesteps(self.timesteps, schedule.num_timesteps).to(device)
         total, count = torch.zeros((), device=device), 0
         for group in self._groups():
-            mean, _ = self.cache.read([self.plan.keys[i] for i in group])
+            mean, _ = self.cache.read([self.plan.keys[i].plain for i in group])
             x_0 = mean.to(device).float() * self.scaling_factor
-            context = cond([self.plan.images[i].record.text for i in group])
+            context = cond([self.plan.images[i].record.steady_caption for i in group])
             for level in levels:
                 t = level.expand(len(x_0))
                 draws = Draws(VALIDATION_SEED, int(level), tuple(group), len(self.plan.images))

@@ -1,0 +1,145 @@
+"""`impasto dataset cache`: encode pictures ahead of training, and look after what is kept."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from impasto.cli.dataset_options import CACHE_DIR, SOURCE, bucket_options, dataset_config
+
+
+class _EncodingGroup(click.Group):
+    """A group whose first word may also be a SOURCE: then it encodes."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if args and args[0] not in self.commands and args[0] not in self.get_help_option_names(ctx):
+            args = ["encode", *args]
+        return super().parse_args(ctx, args)
+
+
+@click.group(cls=_EncodingGroup)
+def cache() -> None:
+    """Encode pictures ahead of training (`cache SOURCE MODEL`), verify, prune.
+
+    Training does it by itself; this is for doing it at another time.
+    """
+
+
+@cache.command()
+@SOURCE
+@click.argument("model")
+@bucket_options
+@click.option("--batch-size", type=click.IntRange(1), help="Pictures at once.  [default: 4]")
+@click.option("--workers", type=click.IntRange(0), help="Processes that decode.")
+@click.option("--strict", is_flag=True, help="Stop at the first picture that cannot be used.")
+@click.option("--export-npz", is_flag=True, help="Also write .npz files that sd-scripts reads.")
+def encode(
+    source: Path,
+    model: str,
+    batch_size: int | None,
+    workers: int | None,
+    strict: bool,  # noqa: FBT001
+    export_npz: bool,  # noqa: FBT001
+    **options: Any,
+) -> None:
+    """Encode the pictures of SOURCE with MODEL's VAE ahead of training."""
+    from impasto.cli.console import Console
+    from impasto.data.encoding import cache_latents, export_latents
+    from impasto.data.latent_cache import LatentCache
+    from impasto.models.vae import moments_encoder
+    from impasto.training.pictures import plan_dataset, scan_all
+
+    config = dataset_config(source, options)
+    console = Console()
+    planned = plan_dataset(config, scan_all(config, console).records)
+    vae = _encoding_vae(config, model, console)
+    latents = LatentCache(config.derived_dir / "latents")
+    result = cache_latents(
+        planned.images,
+        latents,
+        moments_encoder(vae, batch_size=batch_size or config.vae_batch_size),
+        console,
+        on_error="stop" if strict else config.on_error,
+        workers=config.decode_workers if workers is None else workers,
+    )
+    rows: dict[str, Any] = {
+        "Encoded now": result.encoded,
+        "Cached before": len(result.images) - result.encoded,
+        "Set aside": len(result.set_aside),
+        "Cache": latents.folder,
+    }
+    if export_npz:
+        rows["Written as .npz"] = export_latents(result, latents, console)
+    console.table(rows)
+    for item in (*result.set_aside, *result.refused):
+        console.note(f"  {item.path}: {item.reason}")
+
+
+@cache.command()
+@SOURCE
+@CACHE_DIR
+@click.option("--remove", is_flag=True, help="Delete bad shards, so that they are made anew.")
+def verify(source: Path, remove: bool, **options: Any) -> None:  # noqa: FBT001
+    """Read all that is kept for SOURCE, and name what is damaged."""
+    from impasto.cli.console import Console
+    from impasto.data.latent_cache import LatentCache
+    from impasto.errors import DatasetError
+
+    console = Console()
+    latents = LatentCache(dataset_config(source, options).derived_dir / "latents")
+    number, bad = latents.number_of_shards, []
+    with console.stage("Verifying", number, "shards") as advance:
+        for fault in latents.verify(remove=remove):
+            bad += [fault] if fault else []
+            advance(1)
+    for fault in bad:
+        console.note(f"  {fault.file}: {fault.reason} ({fault.entries} entries)")
+    console.table({"Shards": number, "Damaged": len(bad), "Cache": latents.folder})
+    if bad and not remove:
+        raise DatasetError(
+            f"{len(bad)} of {number} shards in {latents.folder} are damaged. Run this again with "
+            f"--remove: what they held is then encoded anew when it is needed."
+        )
+
+
+@cache.command()
+@SOURCE
+@click.argument("model")
+@bucket_options
+def prune(source: Path, model: str, **options: Any) -> None:
+    """Delete what is kept but not needed for SOURCE as given, with MODEL's VAE."""
+    from impasto.cli.console import Console
+    from impasto.data.encoding import keys_of_plan
+    from impasto.data.latent_cache import LatentCache
+    from impasto.models.vae import weights_fingerprint
+    from impasto.training.pictures import plan_dataset, scan_all
+
+    config = dataset_config(source, options)
+    console = Console()
+    planned = plan_dataset(config, scan_all(config, console).records)
+    vae = _encoding_vae(config, model, console)
+    latents = LatentCache(config.derived_dir / "latents")
+    wanted = keys_of_plan(planned.images, latents, weights_fingerprint(vae), console)
+    dropped = freed = 0
+    with console.stage("Pruning", latents.number_of_shards, "shards") as advance:
+        for entries, size in latents.prune(wanted):
+            dropped, freed = dropped + entries, freed + size
+            advance(1)
+    console.table(
+        {
+            "Dropped": f"{dropped} entries, {freed / 2**20:.1f} MiB",
+            "Kept": f"{len(latents)} entries",
+            "Cache": latents.folder,
+        }
+    )
+
+
+def _encoding_vae(config: Any, model: str, console: Any) -> Any:
+    from impasto.models.loading import load_base_model
+    from impasto.models.saving import DTYPES
+    from impasto.training.devices import default_device
+
+    vae = load_base_model(model, progress=console).vae
+    return vae.to(default_device(), DTYPES[config.vae_precision])

@@ -1,0 +1,101 @@
+"""Reads sd-scripts' dataset configurations, TOML or JSON, into our settings."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from impasto.config.dataset import DatasetConfig, DatasetKeys, handed_down
+from impasto.config.validation import read_text, read_toml, validated
+from impasto.errors import ConfigError
+
+SDSCRIPTS_DEFAULTS: dict[str, Any] = {
+    "enable_bucket": False,
+    "bucket_selection": "kohya",
+    "bucket_table": "metadata",
+    "flip_safe": [],
+    "latents_from_npz": True,
+}
+"""What sd-scripts does where its file says nothing, as far as it is not our default too."""
+
+_LEVELS = ("general", "datasets")
+
+
+def read_dataset_file(path: Path, fallbacks: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Read a dataset configuration as the content of our `[dataset]`.
+
+    Precedence is sd-scripts': subset, data set, general, `fallbacks` (there the command line), its
+    defaults. Sides of buckets that are no multiple of the step are rounded outwards, as there.
+
+    Args:
+        path: A `.toml` or `.json` file.
+        fallbacks: Keys of a data set for where the file says nothing.
+
+    Raises:
+        ConfigError: The file is missing or malformed, a key is unknown or has no effect here, or a
+            value does not fit; with file, key path, and line where the parser knows it.
+    """
+    content = _read(path)
+    unknown = sorted(set(content) - set(_LEVELS))
+    if unknown:
+        raise ConfigError(
+            f"{path}: unknown key {unknown[0]} at the top; known here: {', '.join(_LEVELS)}. "
+            f"What holds for all data sets goes into [general]."
+        )
+    if not content.get("datasets"):
+        raise ConfigError(f"{path} has no [[datasets]]; expected at least one, with subsets.")
+    general = content.get("general")
+    if isinstance(general, dict):
+        rounded = _rounded(general)
+        content["general"] = {k: rounded.get(k, value) for k, value in general.items()}
+    values = handed_down({**SDSCRIPTS_DEFAULTS, **(fallbacks or {}), **content})
+    for dataset in values["datasets"]:
+        if isinstance(dataset, dict):
+            _round_sides(dataset)
+    values.update(_rounded(values))
+    validated(DatasetConfig, values, str(path))
+    return {"datasets": values["datasets"]}
+
+
+def is_dataset_file(path: Path) -> bool:
+    """Whether a TOML or JSON file is a dataset configuration, and not the settings of a run.
+
+    Raises:
+        ConfigError: The file is missing or malformed.
+    """
+    return "datasets" in _read(path)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if path.suffix.lower() != ".json":
+        return read_toml(path)
+    try:
+        content = json.loads(read_text(path))
+    except json.JSONDecodeError as error:
+        raise ConfigError(
+            f"{path}, line {error.lineno}, column {error.colno}: not valid JSON ({error.msg})."
+        ) from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} holds a {type(content).__name__}; expected an object.")
+    return content
+
+
+def _round_sides(dataset: dict[str, Any]) -> None:
+    dataset.update(_rounded(dataset))
+
+
+def _rounded(values: Mapping[str, Any]) -> dict[str, int]:
+    """The bounds of bucket sides as multiples of the step, outwards."""
+    defaults = DatasetKeys.model_fields
+    step, low, high = (
+        values.get(name, defaults[name].default)
+        for name in ("bucket_reso_steps", "min_bucket_reso", "max_bucket_reso")
+    )
+    if not all(type(value) is int and value > 0 for value in (step, low, high)):
+        return {}  # the fault is reported when the values are validated
+    return {
+        "min_bucket_reso": max(step, low // step * step),
+        "max_bucket_reso": -(-high // step) * step,
+    }

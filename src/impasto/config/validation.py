@@ -1,0 +1,144 @@
+"""Reads TOML and validates it, with errors that name file, key path, and the nearest right key."""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from impasto.errors import ConfigError
+
+REFUSED = {
+    "network_multiplier": "it scales a LoRA, and there is none in fine-tuning; take it out",
+    "custom_attributes": "nothing reads it in fine-tuning; take it out",
+    "class_tokens": "it belongs to DreamBooth; put the words into captions or caption_prefix",
+    "is_reg": "regularisation pictures belong to DreamBooth; take the subset out",
+    "prior_loss_weight": "regularisation pictures belong to DreamBooth; take it out",
+    "cache_info": "sizes and captions are remembered by themselves; take it out",
+    "conditioning_data_dir": "it belongs to ControlNet; masks are given by mask_dir",
+    "caption_extention": "it is spelt caption_extension",
+    "debug_dataset": "`impasto dataset plan` and `impasto dataset captions` show the data set",
+    "max_token_length": "it belongs to the run: model.max_tokens, or --max_token_length",
+}
+"""Keys of sd-scripts that have no effect here, and why, or what to use."""
+
+S = TypeVar("S", bound=BaseModel)
+
+
+def validated(section: type[S], values: Mapping[str, Any], source: str) -> S:
+    """Validate a nested mapping; `source` names it in errors.
+
+    Raises:
+        ConfigError: A key is unknown, or a value does not fit.
+    """
+    try:
+        return section.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(_explain(error, section, source)) from error
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Parse a TOML file.
+
+    Raises:
+        ConfigError: It is missing or malformed; the message has line and column.
+    """
+    try:
+        return tomllib.loads(read_text(path))
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(
+            f"{path} is not valid TOML: {error}. A path on Windows goes into single quotes, "
+            f"as in 'C:\\pictures'."
+        ) from error
+
+
+def read_text(path: Path) -> str:
+    """The content of a settings file.
+
+    Raises:
+        ConfigError: It is missing, unreadable or not UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError as error:
+        raise ConfigError(f"The settings file {path} is not there. Check its path.") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not UTF-8 text; save it as UTF-8.") from error
+    except OSError as error:
+        raise ConfigError(f"The settings file {path} cannot be read: {error.strerror}.") from error
+
+
+def _explain(error: ValidationError, root: type[BaseModel], source: str) -> str:
+    """All faults of a tree in one paragraph, one for each key path.
+
+    A fault that levels below have inherited is reported where it was written.
+    """
+    faults: dict[tuple[str, str], tuple[list[str], str]] = {}
+    found = error.errors()
+    for fault in found:
+        if any(_is_inside(other["loc"], fault["loc"]) for other in found):
+            continue  # a list is too short because an item of it is wrong
+        location = [str(part) for part in fault["loc"] if "constrained" not in str(part)]
+        text = _fault_in_words(dict(fault), location, root)
+        same = (location[-1] if location else "", text.partition(":")[2] or text)
+        known = faults.get(same)
+        if known is None or ("general" in location and "general" not in known[0]):
+            faults[same] = (location, text)
+    return f"{source}: " + ". ".join(text for _, text in faults.values()) + "."
+
+
+def _is_inside(location: tuple[Any, ...], other: tuple[Any, ...]) -> bool:
+    return len(location) > len(other) and location[: len(other)] == other
+
+
+def _fault_in_words(fault: dict[str, Any], location: list[str], root: type[BaseModel]) -> str:
+    path = _written(location)
+    if fault["type"] == "extra_forbidden":
+        return _unknown_key(path, location, root)
+    if fault["type"] == "missing":
+        return f"{path} is missing; it has to be given"
+    if fault["type"] == "value_error":
+        reason = str(fault["ctx"]["error"])
+        return f"{path}: {reason}" if path else reason
+    message = str(fault["msg"])
+    return f"{path}: {message[0].lower()}{message[1:]} (found {fault['input']!r})"
+
+
+def _unknown_key(path: str, location: list[str], root: type[BaseModel]) -> str:
+    key = location[-1]
+    if key in REFUSED:
+        return f"{path} has no effect: {REFUSED[key]}"
+    allowed = _allowed_keys(root, location[:-1])
+    near = difflib.get_close_matches(key, allowed, n=1, cutoff=0.5)
+    nearest = f"the nearest is {near[0]}; " if near else ""
+    return f"unknown key {path} ({nearest}known here: {', '.join(allowed)})"
+
+
+def _written(location: Sequence[str]) -> str:
+    """A key path as people write it: `datasets[0].subsets[1].image_dir`."""
+    path = ""
+    for part in location:
+        path += f"[{part}]" if part.isdigit() else f".{part}"
+    return path.lstrip(".")
+
+
+def _allowed_keys(root: type[BaseModel], location: Sequence[str]) -> list[str]:
+    """The keys of the section at `location` of the tree."""
+    section = root
+    for key in location:
+        if key.isdigit():
+            continue
+        field = section.model_fields.get(key)
+        if field is None:
+            return []
+        section = next(
+            candidate
+            for candidate in (field.annotation, *typing.get_args(field.annotation))
+            if isinstance(candidate, type) and issubclass(candidate, BaseModel)
+        )
+    return sorted(section.model_fields)

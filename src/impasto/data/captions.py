@@ -1,0 +1,198 @@
+"""What becomes of a picture's words each time it is shown: sd-scripts' caption options, by a seed.
+
+The order is that of kohya-ss/sd-scripts (`library/train_util.py`, BaseDataset.process_caption):
+prefix and suffix, dropout, wildcards, then tags: warm-up, shuffle, dropout; then the secondary
+separator. Everything random follows from (seed, epoch, picture, repeat), so it can be shown ahead.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from impasto.randomness import derive_rng
+
+_WILDCARD = re.compile(r"\{([^}]+)\}")
+_OPEN, _CLOSE = "\ue000", "\ue001"  # private-use characters stand for {{ and }} meanwhile
+
+
+@dataclass(frozen=True)
+class Moment:
+    """When a caption is shown.
+
+    Attributes:
+        epoch: Passes over the data, counted from 1 as sd-scripts does.
+        step: Optimizer updates done before.
+        total_steps: Optimizer updates of the whole run.
+    """
+
+    epoch: int
+    step: int
+    total_steps: int
+
+
+@dataclass(frozen=True)
+class CaptionRules:
+    """How captions are varied; the defaults change nothing. The fields are sd-scripts' options.
+
+    Attributes:
+        prefix: Put before, with a space.
+        suffix: Put behind, with a space.
+        dropout_rate: Chance in [0, 1] that a caption becomes empty.
+        dropout_every_n_epochs: In each n-th epoch all captions are empty; 0 means never.
+        wildcards: `{a|b}` becomes one of its parts, and of several lines one is taken; `{{` and
+            `}}` are braces. Without it, the first line is taken.
+        separator: Between tags; they are put together again with ", ".
+        keep_tokens: So many tags at the beginning stay where they are and are not dropped.
+        keep_tokens_separator: What stands between the fixed tags, the others and, where it comes
+            twice, fixed ones at the end; empty means there is none.
+        secondary_separator: Joins tags that stay together; becomes `separator` in the end.
+        shuffle: Whether the order of tags changes.
+        tag_dropout_rate: Chance in [0, 1] that a tag is left out.
+        warmup_min: Tags shown at the first update, of those that are not fixed.
+        warmup_steps: Updates until all tags are shown; below 1 a share of the run.
+    """
+
+    prefix: str | None = None
+    suffix: str | None = None
+    dropout_rate: float = 0.0
+    dropout_every_n_epochs: int = 0
+    wildcards: bool = False
+    separator: str = ","
+    keep_tokens: int = 0
+    keep_tokens_separator: str = ""
+    secondary_separator: str | None = None
+    shuffle: bool = False
+    tag_dropout_rate: float = 0.0
+    warmup_min: int = 1
+    warmup_steps: float = 0.0
+
+    def write(self, words: str, moment: Moment, seed: int, *keys: int | str) -> str:
+        """One caption from a picture's words.
+
+        Args:
+            words: The words, perhaps on several lines.
+            moment: When it is shown.
+            seed: The run's seed.
+            keys: Which picture, and which of its repeats.
+        """
+        text = self._framed(words)
+        if not (self.is_random or self.dropout_every_n_epochs or self._takes_tags_apart):
+            return self._ended(_first_line(text))
+        rng = derive_rng(seed, "caption", moment.epoch, *keys)
+        dropped = rng.random() < self.dropout_rate
+        n = self.dropout_every_n_epochs
+        if dropped or (n > 0 and moment.epoch % n == 0):
+            return ""
+        text = _choose_wildcards(text, rng) if self.wildcards else _first_line(text)
+        if self._takes_tags_apart:
+            text = self._vary_tags(text, moment, rng)
+        return self._ended(text)
+
+    @property
+    def is_random(self) -> bool:
+        """Whether two showings of the same words in one epoch may differ."""
+        return self.wildcards or self.shuffle or self.dropout_rate > 0 or self.tag_dropout_rate > 0
+
+    @property
+    def changes_words(self) -> bool:
+        """Whether a caption that is shown may be anything but `steady` words or nothing."""
+        return self.wildcards or self._takes_tags_apart
+
+    @property
+    def drops_whole(self) -> bool:
+        """Whether a caption may become empty."""
+        return self.dropout_rate > 0 or self.dropout_every_n_epochs > 0
+
+    def steady(self) -> CaptionRules:
+        """The same without what varies, for validation: wildcards are still chosen, by seed."""
+        return replace(
+            self,
+            dropout_rate=0.0,
+            dropout_every_n_epochs=0,
+            shuffle=False,
+            tag_dropout_rate=0.0,
+            warmup_steps=0.0,
+        )
+
+    @property
+    def _takes_tags_apart(self) -> bool:
+        return self.shuffle or self.warmup_steps > 0 or self.tag_dropout_rate > 0
+
+    def _framed(self, words: str) -> str:
+        text = f"{self.prefix} {words}" if self.prefix else words
+        return f"{text} {self.suffix}" if self.suffix else text
+
+    def _ended(self, text: str) -> str:
+        if not self.secondary_separator:
+            return text
+        return text.replace(self.secondary_separator, self.separator)
+
+    def _vary_tags(self, text: str, moment: Moment, rng: np.random.Generator) -> str:
+        first, flexible, last = self._parts(text)
+        flexible = flexible[: self._visible(len(flexible), moment)]
+        if self.shuffle:
+            flexible = [flexible[i] for i in rng.permutation(len(flexible))]
+        if self.tag_dropout_rate > 0:
+            draws = rng.random(len(flexible))
+            kept = zip(flexible, draws >= self.tag_dropout_rate, strict=True)
+            flexible = [tag for tag, keep in kept if keep]
+        return ", ".join([*first, *flexible, *last])
+
+    def _parts(self, text: str) -> tuple[list[str], list[str], list[str]]:
+        """Fixed tags, the others, and fixed ones at the end."""
+        if self.keep_tokens_separator and self.keep_tokens_separator in text:
+            parts = text.split(self.keep_tokens_separator, 2)
+            first, flexible, last = (
+                [tag for tag in self._tags(part) if tag] for part in [*parts, ""][:3]
+            )
+            return first, flexible, last
+        tags = self._tags(text)
+        return tags[: self.keep_tokens], tags[self.keep_tokens :], []
+
+    def _tags(self, text: str) -> list[str]:
+        return [tag.strip() for tag in text.strip().split(self.separator)]
+
+    def _visible(self, count: int, moment: Moment) -> int:
+        steps = self.warmup_steps
+        if 0 < steps < 1:
+            steps = math.floor(steps * moment.total_steps)
+        if steps <= 0 or moment.step >= steps:
+            return count
+        return math.floor(moment.step * (count - self.warmup_min) / steps) + self.warmup_min
+
+
+def joined_words(caption: str, tags: str, separator: str) -> str:
+    """Caption and tags as one text; each line of a caption of several gets the tags.
+
+    sd-scripts joins them the same way for training (`library/train_util.py`, FineTuningDataset),
+    except that it loses tags without a caption.
+    """
+    if not caption.strip():
+        return tags
+    if not tags.strip():
+        return caption
+    joiner = f"{separator.strip()} "
+    on_one_line = joiner.join(line.strip() for line in tags.splitlines() if line.strip())
+    lines = [line for line in caption.splitlines() if line.strip()]
+    return "\n".join(f"{line}{joiner}{on_one_line}" for line in lines)
+
+
+def _first_line(text: str) -> str:
+    return text.split("\n", 1)[0]
+
+
+def _choose_wildcards(text: str, rng: np.random.Generator) -> str:
+    if "\n" in text:
+        lines = text.split("\n")
+        text = lines[rng.integers(len(lines))]
+    text = text.replace("{{", _OPEN).replace("}}", _CLOSE)
+
+    def choose(match: re.Match[str]) -> str:
+        parts = match.group(1).split("|")
+        return parts[rng.integers(len(parts))]
+
+    return _WILDCARD.sub(choose, text).replace(_OPEN, "{").replace(_CLOSE, "}")

@@ -1,0 +1,64 @@
+"""What is in a file, as a hash, remembered while size and time of change stay the same."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from impasto import files
+from impasto.data.records import FileStamp
+from impasto.progress import Progress, SilentProgress
+
+
+class ContentHashes:
+    """SHA-256 of files' bytes, kept in a JSON file."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._known: dict[str, tuple[FileStamp, str]] = {}
+        if file.is_file():
+            try:
+                stored = json.loads(file.read_text(encoding="utf-8"))
+                self._known = {
+                    path: (FileStamp(size, mtime), digest)
+                    for path, (size, mtime, digest) in stored.items()
+                }
+            except (ValueError, TypeError, AttributeError):
+                self._known = {}  # only costs reading the files again
+
+    def of(
+        self, stamps: Mapping[Path, FileStamp], progress: Progress | None = None
+    ) -> dict[Path, str]:
+        """Hash what is new, remember it, and return the hashes of all that can be read."""
+        fresh = [p for p, stamp in stamps.items() if self._known.get(str(p), (None,))[0] != stamp]
+        progress = progress or SilentProgress()
+        with (
+            progress.stage("Reading files", len(fresh), "files") as advance,
+            ThreadPoolExecutor(4) as pool,
+        ):
+            for path, digest in zip(fresh, pool.map(_hash_or_none, fresh), strict=True):
+                if digest is not None:
+                    self._known[str(path)] = (stamps[path], digest)
+                advance(1)
+        if fresh:
+            rows = {p: [s.size_bytes, s.mtime_ns, d] for p, (s, d) in self._known.items()}
+            files.write_text(self._file, json.dumps(rows, ensure_ascii=False))
+        return {p: self._known[str(p)][1] for p in stamps if str(p) in self._known}
+
+
+def stamp_of(path: Path) -> FileStamp | None:
+    """Size and time of change of a file; None where there is none."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return FileStamp(status.st_size, status.st_mtime_ns)
+
+
+def _hash_or_none(path: Path) -> str | None:
+    try:
+        return files.sha256_of(path)
+    except OSError:
+        return None  # whoever needs the content meets the same fault and reports it

@@ -1,0 +1,407 @@
+"""Fills the latent cache: what is missing is decoded in worker processes and encoded meanwhile."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain, groupby
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from impasto.data.content_hashes import stamp_of
+from impasto.data.latent_cache import (
+    CachedPlan,
+    LatentCache,
+    LatentKeys,
+    ShardWriter,
+    latent_key,
+    mask_key,
+)
+from impasto.data.npz import npz_candidates, read_npz, write_npz
+from impasto.data.records import PlannedImage, SetAside, Size
+from impasto.data.rendering import Decode, Render, Rendered, mask_file
+from impasto.data.stages import ErrorPolicy, Failure, LocalExecutor, chunks, default_workers
+from impasto.errors import DatasetError
+from impasto.progress import Progress, SilentProgress
+
+PROCESSES_FROM = 256  # starting processes takes as long as decoding some of these
+_VANISHED = "vanished or became unreadable"
+
+EncodeMoments = Callable[[Tensor], tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class MomentsEncoder:
+    """The VAE as the cache sees it.
+
+    Attributes:
+        encode: pixels [B, 3, H, W] in [-1, 1] -> unscaled (mean, logvar), each [B, 4, H/8, W/8].
+        fingerprint: A hash of the VAE's weights.
+        batch_size: Pictures per call.
+        encode_exactly: The same in float32, for what came out as NaN or infinite; None where
+            `encode` is that already.
+    """
+
+    encode: EncodeMoments
+    fingerprint: str
+    batch_size: int = 1
+    encode_exactly: EncodeMoments | None = None
+
+
+class Encode:
+    """Stage: pixels, uint8 [H, W, 3] of one size -> (mean, logvar), each [4, H/8, W/8]."""
+
+    def __init__(self, encoder: MomentsEncoder) -> None:
+        self._encoder = encoder
+
+    def __call__(self, batch: Sequence[np.ndarray]) -> list[tuple[Tensor, Tensor] | Failure]:
+        """Encode a batch; what is NaN or infinite is tried once more in float32."""
+        pixels = to_model_range(batch)
+        outcomes = self._with(self._encoder.encode, pixels)
+        exactly = self._encoder.encode_exactly
+        if exactly is not None:
+            bad = [i for i, outcome in enumerate(outcomes) if isinstance(outcome, Failure)]
+            if bad:
+                for i, again in zip(bad, self._with(exactly, pixels[bad]), strict=True):
+                    outcomes[i] = again
+        return outcomes
+
+    def _with(self, encode: EncodeMoments, pixels: Tensor) -> list[tuple[Tensor, Tensor] | Failure]:
+        mean, logvar = encode(pixels)
+        finite = (torch.isfinite(mean) & torch.isfinite(logvar)).flatten(1).all(1).tolist()
+        return [
+            (mean[i], logvar[i]) if good else Failure("the VAE makes NaN or infinite latents of it")
+            for i, good in enumerate(finite)
+        ]
+
+
+@dataclass(frozen=True)
+class _Order:
+    """A picture and what is to be made of it: only keys that are not in the cache."""
+
+    image: PlannedImage
+    missing: LatentKeys
+
+
+def cache_latents(
+    planned: Sequence[PlannedImage],
+    cache: LatentCache,
+    encoder: MomentsEncoder,
+    progress: Progress | None = None,
+    *,
+    on_error: ErrorPolicy = "skip",
+    workers: int | None = None,
+) -> CachedPlan:
+    """Encode the pictures that the cache does not hold; set aside those that cannot be.
+
+    Killed at any moment, it loses at most the shard that it was filling. Pictures that change each
+    time they are shown are only decoded, to find those that cannot be.
+
+    Args:
+        planned: The pictures.
+        cache: Where their latents are kept.
+        encoder: Makes them.
+        progress: Where to show how far it is.
+        on_error: Whether a picture that cannot be used is set aside, or ends it all.
+        workers: Processes that decode; None means as many as there are processors, and threads
+            for a few pictures.
+
+    Raises:
+        DatasetError: No picture is left, or `on_error` is `stop` and one cannot be used.
+        StorageError: The disk is full or the folder cannot be written.
+    """
+    progress = progress or SilentProgress()
+    cache.remove_leftovers()
+    digests = _hashes(planned, cache, progress)
+    keys = [_keys(image, digests, encoder.fingerprint) for image in planned]
+    refused = _take_npz(planned, keys, digests, cache, progress)
+    failures = _Failures(on_error)
+    for image, key in zip(planned, keys, strict=True):
+        if key is None:
+            failures.add(image, _VANISHED)
+    orders = list(_missing(planned, keys, cache))
+    _decode_the_changing(planned, progress, failures)
+    if orders:
+        with progress.stage("Encoding latents", len(orders), "pictures") as advance:
+            _carry_out(orders, cache, encoder, failures, advance, workers)
+    kept = [
+        (image, key)
+        for image, key in zip(planned, keys, strict=True)
+        if key is not None and image.record.path not in failures.paths and _is_there(key, cache)
+    ]
+    if not kept:
+        reasons = "; ".join(f"{item.path.name}: {item.reason}" for item in failures.items[:3])
+        raise DatasetError(f"None of the {len(planned)} pictures could be decoded ({reasons}).")
+    done = sum(order.image.record.path not in failures.paths for order in orders)
+    return CachedPlan(
+        tuple(image for image, _ in kept),
+        tuple(key for _, key in kept),
+        tuple(failures.items),
+        done,
+        tuple(refused),
+    )
+
+
+def keys_of_plan(
+    planned: Sequence[PlannedImage], cache: LatentCache, fingerprint: str, progress: Progress
+) -> list[LatentKeys]:
+    """What the cache would keep of these pictures, latents of sd-scripts included."""
+    digests = _hashes(planned, cache, progress)
+    keys = [_keys(image, digests, fingerprint) for image in planned]
+    found = [key for key in keys if key is not None]
+    _take_npz(planned, keys, digests, cache, progress)
+    return found + [key for key in keys if key is not None]
+
+
+def to_model_range(pixels: Iterable[np.ndarray]) -> Tensor:
+    """uint8 pictures [H, W, 3] of one size -> float32 [B, 3, H, W] in [-1, 1]."""
+    stacked = torch.from_numpy(np.stack(list(pixels)))
+    return stacked.permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def export_latents(plan: CachedPlan, cache: LatentCache, progress: Progress) -> int:
+    """Write the latents beside their pictures as today's sd-scripts does; returns how many.
+
+    A file holds one sample where the cache has moments: the mean, which is the likeliest.
+
+    Raises:
+        StorageError: A file could not be written.
+    """
+    done = 0
+    with progress.stage("Writing .npz", len(plan.images), "files") as advance:
+        for image, key in zip(plan.images, plan.keys, strict=True):
+            if key.plain:
+                latents = cache.read([key.plain])[0][0].numpy()
+                flipped = cache.read([key.flipped])[0][0].numpy() if key.flipped else None
+                write_npz(image, latents, flipped)
+                done += 1
+            advance(1)
+    return done
+
+
+class _Failures:
+    """The pictures that cannot be used, each once."""
+
+    def __init__(self, policy: ErrorPolicy) -> None:
+        self._policy = policy
+        self.items: list[SetAside] = []
+        self.paths: set[Path] = set()
+
+    def add(self, image: PlannedImage, reason: str) -> None:
+        path = image.record.path
+        if self._policy == "stop":
+            raise DatasetError(
+                f"{path}: {reason}. Repair or remove it, or set dataset.on_error to skip."
+            )
+        if path not in self.paths:
+            self.paths.add(path)
+            self.items.append(SetAside(path, reason))
+
+
+def _hashes(
+    planned: Sequence[PlannedImage], cache: LatentCache, progress: Progress
+) -> dict[Path, str]:
+    """Hashes of the pictures, of their masks, and of latents that sd-scripts left."""
+    stamps = {image.record.path: image.record.stamp for image in planned}
+    for image in planned:
+        subset = image.record.subset
+        beside = list(npz_candidates(image)) if subset.reads_npz else []
+        mask = mask_file(image.record)
+        for path in (*beside, *([mask] if mask else [])):
+            stamp = stamp_of(path)
+            if stamp is not None:
+                stamps[path] = stamp
+    return cache.hashes.of(stamps, progress)
+
+
+def _keys(image: PlannedImage, digests: dict[Path, str], fingerprint: str) -> LatentKeys | None:
+    """What is kept of a picture; None if it cannot even be read."""
+    record = image.record
+    if record.path not in digests:
+        return None
+    if record.subset.augmentation is not None:
+        return LatentKeys()
+    content = digests[record.path]
+    mask = ""
+    if record.subset.masks is not None:
+        file = mask_file(record)
+        mask = mask_key(content, image, digests.get(file, "") if file else "")
+    flips = record.subset.may_flip(record.words)
+    return LatentKeys(
+        latent_key(content, image, fingerprint),
+        latent_key(content, image, fingerprint, flip=True) if flips else "",
+        mask,
+    )
+
+
+def _is_there(key: LatentKeys, cache: LatentCache) -> bool:
+    return all(not k or k in cache for k in (key.plain, key.flipped)) and (
+        not key.mask or cache.has_mask(key.mask)
+    )
+
+
+def _missing(
+    planned: Sequence[PlannedImage], keys: Sequence[LatentKeys | None], cache: LatentCache
+) -> Iterator[_Order]:
+    claimed: set[str] = set()
+
+    def missing(key: str, *, there: bool) -> str:
+        if not key or there or key in claimed:
+            return ""
+        claimed.add(key)
+        return key
+
+    for image, key in zip(planned, keys, strict=True):
+        if key is not None:
+            wanted = LatentKeys(
+                missing(key.plain, there=key.plain in cache),
+                missing(key.flipped, there=key.flipped in cache),
+                missing(key.mask, there=cache.has_mask(key.mask)),
+            )
+            if wanted != LatentKeys():
+                yield _Order(image, wanted)
+
+
+def _take_npz(
+    planned: Sequence[PlannedImage],
+    keys: list[LatentKeys | None],
+    digests: dict[Path, str],
+    cache: LatentCache,
+    progress: Progress,
+) -> list[SetAside]:
+    """Put fitting latents of sd-scripts into the cache, their keys into `keys`; name the rest."""
+    able = [
+        i
+        for i, key in enumerate(keys)
+        if key is not None and key.plain and planned[i].record.subset.reads_npz
+    ]
+    refused: list[SetAside] = []
+    writer = ShardWriter(cache)
+    with progress.stage("Reading sd-scripts' latents", len(able), "pictures") as advance:
+        for i in sorted(able, key=lambda i: planned[i].bucket):
+            for file in dict.fromkeys(npz_candidates(planned[i])):
+                own = keys[i]
+                if file not in digests or own is None:
+                    continue
+                taken = _from_npz(file, digests, planned[i], own, cache, writer)
+                if isinstance(taken, LatentKeys):
+                    keys[i] = taken
+                    break
+                refused.append(SetAside(file, taken.reason))
+            advance(1)
+    writer.write()
+    return refused
+
+
+def _from_npz(
+    file: Path,
+    digests: dict[Path, str],
+    image: PlannedImage,
+    own: LatentKeys,
+    cache: LatentCache,
+    writer: ShardWriter,
+) -> LatentKeys | Failure:
+    """The keys of a picture whose latents come from a file; its values are in the cache then."""
+    content = digests[image.record.path]
+    source = f"npz:{digests[file]}"
+    plain = latent_key(content, image, source)
+    flipped = latent_key(content, image, source, flip=True) if own.flipped else ""
+    if plain in cache and (not flipped or flipped in cache):
+        return LatentKeys(plain, flipped, own.mask)
+    read = read_npz(file, image)
+    if isinstance(read, Failure):
+        return read
+    writer.add_sample(image.bucket, plain, torch.from_numpy(read.latents))
+    if not own.flipped:
+        return LatentKeys(plain, "", own.mask)
+    if read.flipped is None:  # the mirror image is encoded by the VAE
+        return LatentKeys(plain, own.flipped, own.mask)
+    writer.add_sample(image.bucket, flipped, torch.from_numpy(read.flipped))
+    return LatentKeys(plain, flipped, own.mask)
+
+
+def _decode_the_changing(
+    planned: Sequence[PlannedImage], progress: Progress, failures: _Failures
+) -> None:
+    """Decode what is not encoded ahead once, so that training does not stumble over it."""
+    changing = {
+        image.record.path: image
+        for image in planned
+        if image.record.subset.augmentation is not None
+    }
+    if not changing:
+        return
+    executor = LocalExecutor(Decode(), workers=default_workers())
+    records = [image.record for image in changing.values()]
+    with progress.stage("Checking pictures", len(records), "pictures") as advance:
+        for outcomes in executor.run(chunks(records, 4)):
+            for record, outcome in outcomes:
+                if isinstance(outcome, Failure):
+                    failures.add(changing[record.path], outcome.reason)
+            advance(len(outcomes))
+
+
+def _carry_out(
+    orders: Sequence[_Order],
+    cache: LatentCache,
+    encoder: MomentsEncoder,
+    failures: _Failures,
+    advance: Callable[[int], None],
+    workers: int | None,
+) -> None:
+    """Decode ahead in processes, encode here, and write shard by shard."""
+    by_bucket = sorted(orders, key=_bucket_of)
+    batches = list(
+        chain.from_iterable(
+            chunks(list(group), encoder.batch_size) for _, group in groupby(by_bucket, _bucket_of)
+        )
+    )
+    executor = LocalExecutor(
+        Render(),
+        workers=default_workers() if workers is None else workers,
+        processes=workers is not None or len(orders) >= PROCESSES_FROM,
+    )
+    encode, writer = Encode(encoder), ShardWriter(cache)
+    rendered = executor.run([order.image for order in batch] for batch in batches)
+    for batch, outcomes in zip(batches, rendered, strict=True):
+        good = []
+        for order, (_, outcome) in zip(batch, outcomes, strict=True):
+            if isinstance(outcome, Failure):
+                failures.add(order.image, outcome.reason)
+            else:
+                good.append((order, outcome))
+        _encode_batch(good, encode, encoder.batch_size, writer, failures)
+        advance(len(batch))
+    writer.write()
+
+
+def _encode_batch(
+    rendered: Sequence[tuple[_Order, Rendered]],
+    encode: Encode,
+    batch_size: int,
+    writer: ShardWriter,
+    failures: _Failures,
+) -> None:
+    """Encode pictures and mirror images as ordered, and keep their masks."""
+    work: list[tuple[_Order, str, np.ndarray]] = []
+    for order, picture in rendered:
+        if order.missing.plain:
+            work.append((order, order.missing.plain, picture.pixels))
+        if order.missing.flipped:
+            work.append((order, order.missing.flipped, picture.pixels[:, ::-1]))
+        if order.missing.mask and picture.mask is not None:
+            writer.add_mask(order.image.bucket, order.missing.mask, torch.from_numpy(picture.mask))
+    for part in chunks(work, batch_size):
+        outcomes = encode([pixels for _, _, pixels in part])
+        for (order, key, _), outcome in zip(part, outcomes, strict=True):
+            if isinstance(outcome, Failure):
+                failures.add(order.image, outcome.reason)
+            else:
+                writer.add(order.image.bucket, key, *outcome)
+
+
+def _bucket_of(order: _Order) -> Size:
+    return order.image.bucket

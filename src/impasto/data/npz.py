@@ -1,0 +1,151 @@
+"""Latents that sd-scripts left beside the pictures: `.npz` files of every era, in and out.
+
+They hold one unscaled sample of the VAE's posterior in float32, not its moments, and nothing says
+which VAE made them (kohya-ss/sd-scripts: `finetune/prepare_buckets_latents.py`,
+`library/train_util.py` and `library/strategy_sd.py` over the years):
+
+    <stem>.npz, <stem>_flip.npz            arr_0                                  until July 2023
+    <stem>.npz                             latents, latents_flipped, original_size, ...    to 0.9.1
+    <stem>_<W>x<H>_sd.npz                  the same; W x H is the picture's size          from 2024
+    the same                               latents_<h>x<w>, latents_flipped_<h>x<w>, ...  from 2026
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from impasto import files
+from impasto.data.records import PlannedImage, Size
+from impasto.data.stages import Failure
+
+CELL = 8
+CHANNELS = 4
+
+
+@dataclass(frozen=True)
+class NpzLatents:
+    """One unscaled sample each, float32 [4, h, w]; `flipped` is None where there is none."""
+
+    file: Path
+    latents: np.ndarray
+    flipped: np.ndarray | None
+
+
+def npz_candidates(image: PlannedImage) -> Iterator[Path]:
+    """Where sd-scripts would have put a picture's latents, the newest form first."""
+    path, root, size = image.record.path, image.record.subset.root, image.record.size
+    for ending in ("_sd", "_sdxl"):  # fine_tune.py of early 2026 wrote SD latents as _sdxl
+        yield path.with_name(f"{path.stem}_{size.width:04d}x{size.height:04d}{ending}.npz")
+    yield path.with_suffix(".npz")
+    if root != path.parent:
+        yield root / f"{path.stem}.npz"
+
+
+def read_npz(file: Path, image: PlannedImage) -> NpzLatents | Failure:
+    """Read a file's latents if they are those of the planned picture, or say why they are not."""
+    if image.record.rotated:
+        return Failure("the picture is turned by EXIF, which sd-scripts does not heed")
+    try:
+        with np.load(file, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files if _is_wanted(name, image)}
+        flipped = _flipped_beside(file)
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+        return Failure(f"damaged ({error})")
+    return _checked(file, arrays, flipped, image)
+
+
+def write_npz(image: PlannedImage, latents: np.ndarray, flipped: np.ndarray | None) -> Path:
+    """Write latents as today's sd-scripts does, keeping those of other sizes in the same file.
+
+    Args:
+        image: The picture.
+        latents: One unscaled sample, float32 [4, h, w].
+        flipped: The same of the mirrored picture.
+
+    Returns:
+        The file, beside the picture.
+
+    Raises:
+        StorageError: It could not be written.
+    """
+    file = next(npz_candidates(image))
+    arrays: dict[str, np.ndarray] = {}
+    if file.is_file():
+        try:
+            with np.load(file, allow_pickle=False) as archive:
+                arrays = {name: archive[name] for name in archive.files}
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+            arrays = {}  # what cannot be read is of no use to sd-scripts either
+    tail = _tail(image)
+    arrays[f"latents{tail}"] = latents.astype(np.float32)
+    arrays.pop(f"latents_flipped{tail}", None)
+    if flipped is not None:
+        arrays[f"latents_flipped{tail}"] = flipped.astype(np.float32)
+    size = image.record.size
+    arrays[f"original_size{tail}"] = np.array([size.width, size.height])
+    arrays[f"crop_ltrb{tail}"] = np.array(crop_ltrb(image.bucket, size))
+    with files.replace_file(file) as partial, partial.open("wb") as handle:
+        np.savez(handle, allow_pickle=False, **arrays)
+    return file
+
+
+def _tail(image: PlannedImage) -> str:
+    return f"_{image.bucket.height // CELL}x{image.bucket.width // CELL}"
+
+
+def crop_ltrb(bucket: Size, size: Size) -> tuple[float, float, float, float]:
+    """Where the whole picture would lie inside its bucket: SDXL's crop, which SD does not use.
+
+    kohya-ss/sd-scripts, `library/train_util.py`, BucketManager.get_crop_ltrb.
+    """
+    if size.aspect > bucket.aspect:
+        width, height = float(bucket.width), bucket.width / size.aspect
+    else:
+        width, height = bucket.height * size.aspect, float(bucket.height)
+    left, top = (bucket.width - width) // 2, (bucket.height - height) // 2
+    return left, top, left + width, top + height
+
+
+def _is_wanted(name: str, image: PlannedImage) -> bool:
+    bases = ("arr_0", "latents", "latents_flipped", "original_size")
+    return name in bases or name in {f"{base}{_tail(image)}" for base in bases[1:]}
+
+
+def _flipped_beside(file: Path) -> np.ndarray | None:
+    """The mirrored latents of the first era, in a file of their own."""
+    beside = file.with_name(f"{file.stem}_flip.npz")
+    if not beside.is_file():
+        return None
+    with np.load(beside, allow_pickle=False) as archive:
+        return np.asarray(archive["arr_0"])
+
+
+def _checked(
+    file: Path, arrays: Mapping[str, np.ndarray], flipped: np.ndarray | None, image: PlannedImage
+) -> NpzLatents | Failure:
+    tail = _tail(image)
+    original = arrays.get(f"original_size{tail}", arrays.get("original_size"))
+    size = image.record.size
+    if original is not None and tuple(original.tolist()) != size.wh:
+        return Failure(f"made from a picture of {original.tolist()}, which is now {size}")
+    expected = (CHANNELS, image.bucket.height // CELL, image.bucket.width // CELL)
+    latents = arrays.get(f"latents{tail}", arrays.get("latents", arrays.get("arr_0")))
+    if latents is None:
+        return Failure("holds no latents for this size")
+    if flipped is None:
+        flipped = arrays.get(f"latents_flipped{tail}", arrays.get("latents_flipped"))
+    for array in (latents, flipped):
+        if array is None:
+            continue
+        if array.shape != expected:
+            return Failure(f"latents of shape {array.shape} where the plan is {expected}")
+        if not np.isfinite(array.astype(np.float32)).all():
+            return Failure("latents with NaN or infinite values")
+    return NpzLatents(
+        file, latents.astype(np.float32), None if flipped is None else flipped.astype(np.float32)
+    )

@@ -1,0 +1,146 @@
+"""From a planned picture to the pixels that the VAE sees, and to their weights in the loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from PIL import Image
+
+from impasto.data import images
+from impasto.data.images import UnreadableImageError
+from impasto.data.records import ImageRecord, PlannedImage, Size
+from impasto.data.stages import Failure
+
+CELL = 8  # pixels of the picture per side of a latent cell
+_FILTERS = {
+    "lanczos": Image.Resampling.LANCZOS,
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "linear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "cubic": Image.Resampling.BICUBIC,
+    "area": Image.Resampling.BOX,
+    "box": Image.Resampling.BOX,
+}
+_ASPECT_TOLERANCE = 0.02
+
+I = TypeVar("I")  # noqa: E741 - an item
+O = TypeVar("O")  # noqa: E741 - an outcome
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """Pixels, uint8 [height, width, 3], and weights, uint8 [height / 8, width / 8] or None."""
+
+    pixels: np.ndarray
+    mask: np.ndarray | None
+
+
+class Render:
+    """Stage: planned pictures -> `Rendered`; what cannot be decoded is a failure."""
+
+    def __call__(self, batch: Sequence[PlannedImage]) -> list[Rendered | Failure]:
+        """Render a batch of pictures."""
+        return [_or_failure(render, image) for image in batch]
+
+
+class Decode:
+    """Stage: records -> their decoded sizes, to find what their headers hide."""
+
+    def __call__(self, batch: Sequence[ImageRecord]) -> list[Size | Failure]:
+        """Decode a batch of pictures."""
+        return [_or_failure(decoded_size, record) for record in batch]
+
+
+def render(image: PlannedImage) -> Rendered:
+    """Decode, resize and crop one planned picture, and its mask if its subset has one.
+
+    Raises:
+        UnreadableImageError: The picture or its mask cannot be read, or is not what it was.
+    """
+    record, masks = image.record, image.record.subset.masks
+    wants_alpha = masks is not None and masks.alpha
+    picture, alpha = images.read_picture(
+        record.path, at_least=image.resized, with_alpha=wants_alpha
+    )
+    _require_promised(picture, record)
+    resample = _FILTERS[record.subset.interpolation]
+    resized = picture
+    if picture.size != image.resized.wh:
+        resized = picture.resize(image.resized.wh, resample)
+    pixels = np.asarray(resized.crop(image.crop.ltrb))
+    return Rendered(pixels, None if masks is None else _mask(image, alpha))
+
+
+def decoded_size(record: ImageRecord) -> Size:
+    """Decode a picture, and return its size.
+
+    Raises:
+        UnreadableImageError: It cannot be read, or is not what its header promised.
+    """
+    picture = images.read_rgb(record.path)
+    _require_promised(picture, record)
+    return Size(*picture.size)
+
+
+def mask_file(record: ImageRecord) -> Path | None:
+    """The file with a picture's weights, if its subset has a folder of them and it is there."""
+    masks = record.subset.masks
+    if masks is None or masks.folder is None:
+        return None
+    below = Path(record.name)
+    for ending in (".png", ".jpg", ".jpeg", ".webp", ".bmp"):
+        for name in (below.with_suffix(ending), Path(below.name).with_suffix(ending)):
+            if (masks.folder / name).is_file():
+                return masks.folder / name
+    return None
+
+
+def _or_failure(work: Callable[[I], O], item: I) -> O | Failure:
+    try:
+        return work(item)
+    except UnreadableImageError as error:
+        return Failure(str(error))
+    except OSError as error:
+        return Failure(f"cannot be read ({error.strerror or error})")
+
+
+def _require_promised(picture: Image.Image, record: ImageRecord) -> None:
+    """A picture decoded at its own size or, if large, at a half to an eighth of it."""
+    found = Size(*picture.size)
+    for part in (1, 2, 4, 8):
+        if found == Size(-(-record.size.width // part), -(-record.size.height // part)):
+            return
+    raise UnreadableImageError(
+        f"it is {found} where its header promised {record.size}: it was changed, or its EXIF data "
+        f"stands behind its pixels; save it again"
+    )
+
+
+def _mask(image: PlannedImage, alpha: Image.Image | None) -> np.ndarray:
+    """Weights by latent cell: the mean over each 8x8 pixels; 255 where nothing says otherwise."""
+    cells = np.full((image.crop.size.height, image.crop.size.width), 255.0, dtype=np.float32)
+    if alpha is not None:
+        cells *= _cropped(alpha, image) / 255
+    file = mask_file(image.record)
+    if file is not None:
+        drawn = images.read_mask(file)
+        aspect = drawn.width / drawn.height
+        if abs(aspect / image.record.size.aspect - 1) > _ASPECT_TOLERANCE:
+            raise UnreadableImageError(
+                f"its mask {file} is {drawn.width}x{drawn.height} where the picture is "
+                f"{image.record.size}; expected the same shape"
+            )
+        cells *= _cropped(drawn, image) / 255
+    height, width = cells.shape
+    means = cells.reshape(height // CELL, CELL, width // CELL, CELL).mean(axis=(1, 3))
+    return np.asarray((means + 0.5).astype(np.uint8))
+
+
+def _cropped(grey: Image.Image, image: PlannedImage) -> np.ndarray:
+    resized = grey.resize(image.resized.wh, Image.Resampling.BILINEAR)
+    return np.asarray(resized.crop(image.crop.ltrb), dtype=np.float32)

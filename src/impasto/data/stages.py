@@ -1,0 +1,115 @@
+"""Runs the stages of a data set, each a plain callable: batch of items -> batch of results.
+
+A stage (probing, decoding, encoding) knows nothing of threads or processes, so another engine can
+run the same callables. What goes wrong with one item is its result (`Failure`), never the end of
+the others, unless the policy says `stop`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import multiprocessing
+import os
+import signal
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from typing import Generic, Literal, TypeVar
+
+ErrorPolicy = Literal["skip", "stop"]
+
+I = TypeVar("I")  # noqa: E741 - an item
+O = TypeVar("O")  # noqa: E741 - an outcome
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """What became of an item instead of a result: the reason, in words."""
+
+    reason: str
+
+
+Stage = Callable[[Sequence[I]], "list[O | Failure]"]
+
+
+@dataclass(frozen=True)
+class LocalExecutor(Generic[I, O]):
+    """Runs one stage on this machine, results in the order of the items.
+
+    Attributes:
+        stage: What is run. For processes it has to be picklable: an instance of a class at the top
+            of a module.
+        workers: How many batches are worked on at once; 0 works in the calling thread.
+        processes: Whether the workers are processes, started afresh (`spawn`) on every system, so
+            that they hold nothing of this one, or threads.
+        ahead: How many batches are finished or begun before they are asked for, per worker.
+    """
+
+    stage: Stage[I, O]
+    workers: int = 0
+    processes: bool = False
+    ahead: int = 2
+
+    def run(self, batches: Iterable[Sequence[I]]) -> Iterator[list[tuple[I, O | Failure]]]:
+        """Yield each batch's items with what became of them."""
+        if self.workers == 0:
+            for batch in batches:
+                yield list(zip(batch, self.stage(batch), strict=True))
+            return
+        waiting = iter(batches)
+        pool = self._pool()
+        running: deque[tuple[Sequence[I], Future[list[O | Failure]]]] = deque()
+        try:
+            while True:
+                room = self.workers * self.ahead - len(running)
+                for batch in itertools.islice(waiting, room):
+                    running.append((batch, pool.submit(self.stage, batch)))
+                if not running:
+                    return
+                batch, future = running.popleft()
+                try:
+                    outcomes = future.result()
+                except BrokenProcessPool:
+                    outcomes = self._one_by_one(batch)
+                    pool = self._pool()
+                    running = deque((b, pool.submit(self.stage, b)) for b, _ in running)
+                yield list(zip(batch, outcomes, strict=True))
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+    def _pool(self, workers: int | None = None) -> Executor:
+        if not self.processes:
+            return ThreadPoolExecutor(workers or self.workers)
+        return ProcessPoolExecutor(
+            workers or self.workers,
+            mp_context=multiprocessing.get_context("spawn"),
+            initializer=_leave_interrupts_to_the_parent,
+        )
+
+    def _one_by_one(self, batch: Sequence[I]) -> list[O | Failure]:
+        """Find the item that ended its process: each gets a process of its own."""
+        outcomes: list[O | Failure] = []
+        for item in batch:
+            with self._pool(1) as pool:
+                try:
+                    outcomes += pool.submit(self.stage, [item]).result()
+                except BrokenProcessPool:
+                    outcomes.append(Failure("working on it ended the process (out of memory?)"))
+        return outcomes
+
+
+def chunks(items: Sequence[I], size: int) -> Iterator[Sequence[I]]:
+    """Cut a sequence into batches of `size`; the last may be shorter."""
+    return (items[start : start + size] for start in range(0, len(items), size))
+
+
+def default_workers() -> int:
+    """As many workers as there are processors for this process, 8 at most."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return max(1, min(8, usable or 1))
+
+
+def _leave_interrupts_to_the_parent() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,0 +1,89 @@
+"""How the pictures of one part of a data set are used: repeats, words, flips, masks and more."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from impasto.data.captions import CaptionRules
+
+INTERPOLATIONS = (
+    "lanczos", "nearest", "bilinear", "linear", "bicubic", "cubic", "area", "box",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What changes a picture anew each time it is shown, so that it cannot be encoded ahead.
+
+    Attributes:
+        random_crop: Crop anywhere instead of in the middle.
+        color: Shift hue and brightness a little.
+        face_crop_range: Crop around the face that the file's name gives (`_cx_cy_w_h`, in pixels),
+            so that it takes 1/high to 1/low of the shorter side; None means no such crop.
+    """
+
+    random_crop: bool = False
+    color: bool = False
+    face_crop_range: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
+class MaskRules:
+    """Where the weights of a picture's parts in the loss come from; both are multiplied.
+
+    Attributes:
+        alpha: Opacity is weight.
+        folder: A picture of the same name in this folder, white where the loss counts.
+    """
+
+    alpha: bool = False
+    folder: Path | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Subset:
+    """A part of a data set, as its pictures refer to it.
+
+    Attributes:
+        root: The folder that names of pictures are relative to.
+        dataset: The number of the data set, which has a batch size and buckets of its own.
+        number: The number of the subset in it.
+        repeats: How often each picture comes in an epoch.
+        captions: What becomes of the words.
+        flips: Whether pictures are mirrored in half of their showings.
+        flip_safe: Words that keep a picture from being mirrored.
+        augmentation: What changes pictures each time; None if they can be encoded ahead.
+        masks: Where weights in the loss come from; None if all parts count the same.
+        interpolation: How pictures are resized, one of `INTERPOLATIONS`.
+        reads_npz: Whether latents that sd-scripts left beside the pictures are used.
+    """
+
+    root: Path = field(default_factory=Path)
+    dataset: int = 0
+    number: int = 0
+    repeats: int = 1
+    captions: CaptionRules = field(default_factory=CaptionRules)
+    flips: bool = False
+    flip_safe: tuple[str, ...] = ()
+    augmentation: Augmentation | None = None
+    masks: MaskRules | None = None
+    interpolation: str = "lanczos"
+    reads_npz: bool = False
+
+    def may_flip(self, words: str) -> bool:
+        """Whether a picture with these words may be mirrored."""
+        return self.flips and not names_a_side(words, self.flip_safe)
+
+
+def names_a_side(words: str, sides: tuple[str, ...]) -> bool:
+    """Whether one of `sides` stands in `words` as a word of its own, in any letter case."""
+    if not sides:
+        return False
+    pattern = "|".join(re.escape(side.replace("_", " ")) for side in sides)
+    return re.search(rf"\b({pattern})\b", words.replace("_", " "), re.IGNORECASE) is not None
+
+
+PLAIN = Subset()
+"""Pictures that are used as they are."""

@@ -1,0 +1,221 @@
+"""sd-scripts' dataset configurations: what each level gives, what is refused, how faults read."""
+
+import json
+
+import pytest
+import tomli_w
+
+from impasto.config.dataset_file import read_dataset_file
+from impasto.config.load import build_run_config, dump_toml, load_dataset_config
+from impasto.config.validation import REFUSED
+from impasto.errors import ConfigError
+from impasto.training.pictures import build_caption_rules, build_subset
+
+RUN = {"output_dir": "out", "model": {"path": "m"}, "training": {"max_steps": 1}}
+
+
+def built(dataset):
+    return build_run_config({**RUN, "dataset": dataset}, source="run.toml").dataset
+
+
+def file_of(tmp_path, content, name="data.toml"):
+    path = tmp_path / name
+    text = json.dumps(content) if name.endswith(".json") else tomli_w.dumps(content)
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+CONTENT = {
+    "general": {"shuffle_caption": True, "keep_tokens": 1, "resolution": 512, "num_repeats": 3},
+    "datasets": [
+        {
+            "resolution": [512, 768],
+            "batch_size": 4,
+            "enable_bucket": True,
+            "keep_tokens": 2,
+            "subsets": [
+                {"metadata_file": "a.json", "image_dir": "a", "num_repeats": 5},
+                {"image_dir": "b", "keep_tokens": 0, "caption_prefix": "b,"},
+            ],
+        },
+        {"batch_size": 2, "subsets": [{"image_dir": "c", "shuffle_caption": False}]},
+    ],
+}
+
+
+@pytest.mark.parametrize("way", ["toml", "json", "inline"])
+def test_a_lower_level_wins(tmp_path, way):
+    if way == "inline":
+        dataset = built(CONTENT)
+    else:
+        dataset = built({"config": str(file_of(tmp_path, CONTENT, f"data.{way}"))})
+    first, second = dataset.parts
+    assert [first.width_height, second.width_height] == [(512, 768), (512, 512)]
+    assert [first.batch_size, second.batch_size] == [4, 2]
+    subsets = [*first.subsets, *second.subsets]
+    assert [s.num_repeats for s in subsets] == [5, 3, 3]
+    assert [s.keep_tokens for s in subsets] == [2, 0, 1]
+    assert [s.shuffle_caption for s in subsets] == [True, True, False]
+    assert [s.caption_prefix for s in subsets] == [None, "b,", None]
+
+
+def test_what_a_file_leaves_out_is_as_in_sd_scripts_and_the_run_comes_before_that(tmp_path):
+    path = str(file_of(tmp_path, CONTENT))
+    first, second = built({"config": path}).parts
+    assert (first.enable_bucket, second.enable_bucket) == (True, False)
+    assert first.bucket_selection == "kohya"
+    assert first.subsets[0].latents_from_npz
+    assert first.subsets[0].flip_safe == ()
+    changed = built({"config": path, "bucket_selection": "native", "keep_tokens": 9})
+    assert changed.parts[0].bucket_selection == "native"
+    assert changed.parts[1].subsets[0].keep_tokens == 1  # the file's [general] is above the run
+    inline = built(CONTENT).parts[1]
+    assert (inline.enable_bucket, inline.bucket_selection) == (True, "native")
+
+
+def test_bucket_sides_are_rounded_outwards_as_there(tmp_path):
+    content = {
+        "general": {"enable_bucket": True, "min_bucket_reso": 300, "max_bucket_reso": 1000},
+        "datasets": [{"subsets": [{"image_dir": "a"}]}],
+    }
+    part = built({"config": str(file_of(tmp_path, content))}).parts[0]
+    assert (part.min_bucket_reso, part.max_bucket_reso) == (256, 1024)
+
+
+def test_the_resolved_settings_need_no_other_file(tmp_path):
+    config = built({"config": str(file_of(tmp_path, CONTENT))})
+    run = build_run_config({**RUN, "dataset": {"config": str(tmp_path / "data.toml")}}, source="x")
+    (tmp_path / "data.toml").unlink()
+    import tomllib
+
+    again = build_run_config(tomllib.loads(dump_toml(run)), source="y")
+    assert again.dataset.parts == config.parts
+
+
+KEYS = {  # sd-scripts' key -> (a value, field of the subset or its rules, what it is then)
+    "num_repeats": (4, "repeats", 4),
+    "flip_aug": (True, "flips", True),
+    "resize_interpolation": ("area", "interpolation", "area"),
+    "shuffle_caption": (True, "captions.shuffle", True),
+    "enable_wildcard": (True, "captions.wildcards", True),
+    "keep_tokens": (2, "captions.keep_tokens", 2),
+    "keep_tokens_separator": ("|||", "captions.keep_tokens_separator", "|||"),
+    "secondary_separator": (";;;", "captions.secondary_separator", ";;;"),
+    "caption_separator": (";", "captions.separator", ";"),
+    "caption_prefix": ("p", "captions.prefix", "p"),
+    "caption_suffix": ("s", "captions.suffix", "s"),
+    "token_warmup_min": (3, "captions.warmup_min", 3),
+    "token_warmup_step": (0.5, "captions.warmup_steps", 0.5),
+    "caption_dropout_rate": (1, "captions.dropout_rate", 1.0),
+    "caption_tag_dropout_rate": (0.25, "captions.tag_dropout_rate", 0.25),
+    "caption_dropout_every_n_epochs": (2, "captions.dropout_every_n_epochs", 2),
+    "color_aug": (True, "augmentation.color", True),
+    "random_crop": (True, "augmentation.random_crop", True),
+    "face_crop_aug_range": ([2.0, 4.0], "augmentation.face_crop_range", (2.0, 4.0)),
+    "alpha_mask": (True, "masks.alpha", True),
+}
+
+
+@pytest.mark.parametrize("level", ["general", "dataset", "subset"])
+@pytest.mark.parametrize("key", KEYS)
+def test_every_key_of_a_subset_arrives_from_every_level(tmp_path, key, level):
+    value, field, expected = KEYS[key]
+    given = {key: value}
+    content = {
+        "general": given if level == "general" else {},
+        "datasets": [
+            {
+                **(given if level == "dataset" else {}),
+                "subsets": [{"image_dir": "a", **(given if level == "subset" else {})}],
+            }
+        ],
+    }
+    found = build_subset(
+        built({"config": str(file_of(tmp_path, content))}).parts[0].subsets[0], 0, 0
+    )
+    for name in field.split("."):
+        found = getattr(found, name)
+    assert found == expected
+
+
+@pytest.mark.parametrize("key", REFUSED)
+def test_what_has_no_effect_is_refused_with_the_reason(tmp_path, key):
+    content = {"datasets": [{"subsets": [{"image_dir": "a", key: 1}]}]}
+    with pytest.raises(ConfigError) as caught:
+        read_dataset_file(file_of(tmp_path, content))
+    assert f"datasets[0].subsets[0].{key} has no effect: {REFUSED[key]}" in str(caught.value)
+
+
+FAULTS = {
+    "typo": (
+        {"datasets": [{"subsets": [{"image_dirr": "a"}]}]},
+        ["unknown key datasets[0].subsets[0].image_dirr (the nearest is image_dir; known here: "],
+    ),
+    "level": ({"resolution": 512}, ["unknown key resolution at the top", "[general]"]),
+    "wrong kind": (
+        {"general": {"keep_tokens": "many"}, "datasets": [{"subsets": [{"image_dir": "a"}]}]},
+        ["general.keep_tokens: ", "'many'"],
+    ),
+    "no pictures": (
+        {"datasets": [{"subsets": [{"num_repeats": 1}]}]},
+        ["datasets[0].subsets[0]: give image_dir, metadata_file, or both"],
+    ),
+    "no subsets": ({"datasets": [{"batch_size": 1}]}, ["datasets[0].subsets is missing"]),
+    "empty subsets": ({"datasets": [{"subsets": []}]}, ["datasets[0].subsets"]),
+    "no data sets": ({"general": {}}, ["has no [[datasets]]"]),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("name", ["data.toml", "data.json"])
+def test_faults_are_named_where_they_were_written(tmp_path, fault, name):
+    content, expected = FAULTS[fault]
+    with pytest.raises(ConfigError) as caught:
+        read_dataset_file(file_of(tmp_path, content, name))
+    message = str(caught.value)
+    assert str(tmp_path / name) in message
+    for words in expected:
+        assert words in message
+    assert message.count("many") <= 1  # once, though three levels have inherited it
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [("d.toml", "a = 1\nb = \n", "line 2"), ("d.json", '{\n"a": }', "line 2, column 6")],
+)
+def test_malformed_files_are_named_with_their_line(tmp_path, name, text, expected):
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError, match=expected):
+        read_dataset_file(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "expected"),
+    [
+        ({}, "give image_dir"),
+        ({"image_dir": "a", **CONTENT}, "image_dir and datasets contradict"),
+        ({"image_dir": "a", "face_crop_aug_range": [4, 2]}, "1 <= low <= high"),
+        ({"image_dir": "a", "caption_separator": ""}, "caption_separator"),
+    ],
+)
+def test_contradictions(dataset, expected):
+    with pytest.raises(ConfigError, match=expected):
+        built(dataset)
+
+
+def test_a_path_stands_for_what_it_is(tmp_path):
+    (tmp_path / "pictures").mkdir()
+    assert load_dataset_config(tmp_path / "pictures", {}).image_dir == tmp_path / "pictures"
+    assert load_dataset_config(file_of(tmp_path, CONTENT), {}).parts[1].batch_size == 2
+    metadata = tmp_path / "m.json"
+    metadata.write_text('{"a.png": {}}', encoding="utf-8")
+    assert load_dataset_config(metadata, {}).metadata_file == metadata
+    run = file_of(tmp_path, {**RUN, "dataset": {"image_dir": "z"}}, "run.toml")
+    assert str(load_dataset_config(run, {}).image_dir) == "z"
+
+
+def test_defaults_change_no_caption():
+    rules = build_caption_rules(built({"image_dir": "a"}).parts[0].subsets[0])
+    assert not rules.is_random
+    assert not rules.changes_words
+    assert not rules.drops_whole

@@ -1,0 +1,45 @@
+"""Stages: results in order, one bad item costs only itself, even if it takes its process along."""
+
+import os
+
+import pytest
+
+from impasto.data.stages import Failure, LocalExecutor, chunks
+
+
+class Square:
+    """Squares numbers; refuses odd sevens; 13 ends its process."""
+
+    def __call__(self, batch):
+        if 13 in batch and os.environ.get("IMPASTO_TEST_PARENT") != str(os.getpid()):
+            os._exit(1)
+        return [Failure("seven") if n == 7 else n * n for n in batch]
+
+
+@pytest.mark.parametrize(("workers", "processes"), [(0, False), (3, False), (2, True)])
+def test_results_come_in_the_order_of_the_items(workers, processes):
+    executor = LocalExecutor(Square(), workers, processes)
+    outcomes = [pair for batch in executor.run(chunks(range(12), 5)) for pair in batch]
+    assert outcomes == [(n, Failure("seven") if n == 7 else n * n) for n in range(12)]
+
+
+def test_an_item_that_ends_its_process_costs_only_itself(monkeypatch):
+    monkeypatch.setenv("IMPASTO_TEST_PARENT", str(os.getpid()))
+    executor = LocalExecutor(Square(), 1, processes=True, ahead=3)
+    outcomes = dict(pair for batch in executor.run(chunks(range(10, 20), 2)) for pair in batch)
+    assert "ended the process" in outcomes.pop(13).reason
+    assert outcomes == {n: n * n for n in range(10, 20) if n != 13}
+
+
+def test_no_more_is_begun_than_is_looked_ahead():
+    begun = []
+
+    def source():
+        for n in range(50):
+            begun.append(n)
+            yield [n]
+
+    running = LocalExecutor(Square(), workers=2, ahead=2).run(source())
+    next(running)
+    assert len(begun) <= 5
+    running.close()
