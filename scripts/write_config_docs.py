@@ -22,10 +22,10 @@ All settings of `impasto train`, from the docstrings in `src/impasto/config/`. W
 
 
 LEVELS = """
-Several data sets are given as in sd-scripts. `[[dataset.datasets]]` takes any of the keys above from
-`batch_size` on, and `[[dataset.datasets.subsets]]`
-{subset_keys}, and `image_dir`, `metadata_file`, `mask_dir`. What a level does not give is taken from the
-one above. `config` names a file with `[general]` and `[[datasets]]` instead.
+Several data sets are given as in sd-scripts. `[[dataset.datasets]]` takes any of the keys above
+from `batch_size` on, and `[[dataset.datasets.subsets]]` takes `image_dir`, `metadata_file`,
+`mask_dir`, and {subset_keys}. What a level does not give is taken from the one above.
+`config` names a file with `[general]` and `[[datasets]]` instead.
 """
 
 

@@ -16,6 +16,7 @@ import click
 from impasto.cli.dataset_cache import cache
 from impasto.cli.dataset_merge import merge
 from impasto.cli.dataset_options import CACHE_DIR, SOURCE, bucket_options, dataset_config
+from impasto.cli.dataset_report import report
 
 if TYPE_CHECKING:
     from impasto.data.records import ImageRecord
@@ -32,6 +33,7 @@ def dataset() -> None:
 
 dataset.add_command(cache)
 dataset.add_command(merge)
+dataset.add_command(report)
 
 
 @dataset.command()

@@ -13,7 +13,7 @@ which VAE made them (kohya-ss/sd-scripts: `finetune/prepare_buckets_latents.py`,
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,8 +51,7 @@ def read_npz(file: Path, image: PlannedImage) -> NpzLatents | Failure:
     if image.record.rotated:
         return Failure("the picture is turned by EXIF, which sd-scripts does not heed")
     try:
-        with np.load(file, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files if _is_wanted(name, image)}
+        arrays = _arrays(file, lambda name: _is_wanted(name, image))
         flipped = _flipped_beside(file)
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
         return Failure(f"damaged ({error})")
@@ -77,8 +76,7 @@ def write_npz(image: PlannedImage, latents: np.ndarray, flipped: np.ndarray | No
     arrays: dict[str, np.ndarray] = {}
     if file.is_file():
         try:
-            with np.load(file, allow_pickle=False) as archive:
-                arrays = {name: archive[name] for name in archive.files}
+            arrays = _arrays(file)
         except (OSError, ValueError, EOFError, zipfile.BadZipFile):
             arrays = {}  # what cannot be read is of no use to sd-scripts either
     tail = _tail(image)
@@ -92,6 +90,12 @@ def write_npz(image: PlannedImage, latents: np.ndarray, flipped: np.ndarray | No
     with files.replace_file(file) as partial, partial.open("wb") as handle:
         np.savez(handle, allow_pickle=False, **arrays)
     return file
+
+
+def _arrays(file: Path, wanted: Callable[[str], bool] = bool) -> dict[str, np.ndarray]:
+    """The arrays of a file by name; NumPy leaves a damaged file open, so it is opened here."""
+    with file.open("rb") as handle, np.load(handle, allow_pickle=False) as archive:
+        return {name: archive[name] for name in archive.files if wanted(name)}
 
 
 def _tail(image: PlannedImage) -> str:
@@ -121,8 +125,7 @@ def _flipped_beside(file: Path) -> np.ndarray | None:
     beside = file.with_name(f"{file.stem}_flip.npz")
     if not beside.is_file():
         return None
-    with np.load(beside, allow_pickle=False) as archive:
-        return np.asarray(archive["arr_0"])
+    return _arrays(beside)["arr_0"]
 
 
 def _checked(

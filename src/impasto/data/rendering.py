@@ -67,13 +67,9 @@ def render(image: PlannedImage) -> Rendered:
     picture, alpha = images.read_picture(
         record.path, at_least=image.resized, with_alpha=wants_alpha
     )
-    _require_promised(picture, record)
-    resample = _FILTERS[record.subset.interpolation]
-    resized = picture
-    if picture.size != image.resized.wh:
-        resized = picture.resize(image.resized.wh, resample)
-    pixels = np.asarray(resized.crop(image.crop.ltrb))
-    return Rendered(pixels, None if masks is None else _mask(image, alpha))
+    require_promised(picture, record)
+    cut = _resized_and_cropped(picture, image, _FILTERS[record.subset.interpolation])
+    return Rendered(np.asarray(cut), None if masks is None else _mask(image, alpha))
 
 
 def decoded_size(record: ImageRecord) -> Size:
@@ -83,7 +79,7 @@ def decoded_size(record: ImageRecord) -> Size:
         UnreadableImageError: It cannot be read, or is not what its header promised.
     """
     picture = images.read_rgb(record.path)
-    _require_promised(picture, record)
+    require_promised(picture, record)
     return Size(*picture.size)
 
 
@@ -109,8 +105,12 @@ def _or_failure(work: Callable[[I], O], item: I) -> O | Failure:
         return Failure(f"cannot be read ({error.strerror or error})")
 
 
-def _require_promised(picture: Image.Image, record: ImageRecord) -> None:
-    """A picture decoded at its own size or, if large, at a half to an eighth of it."""
+def require_promised(picture: Image.Image, record: ImageRecord) -> None:
+    """Make sure that a picture, decoded whole or at a half to an eighth, is what was scanned.
+
+    Raises:
+        UnreadableImageError: It has another size.
+    """
     found = Size(*picture.size)
     for part in (1, 2, 4, 8):
         if found == Size(-(-record.size.width // part), -(-record.size.height // part)):
@@ -142,5 +142,22 @@ def _mask(image: PlannedImage, alpha: Image.Image | None) -> np.ndarray:
 
 
 def _cropped(grey: Image.Image, image: PlannedImage) -> np.ndarray:
-    resized = grey.resize(image.resized.wh, Image.Resampling.BILINEAR)
-    return np.asarray(resized.crop(image.crop.ltrb), dtype=np.float32)
+    cut = _resized_and_cropped(grey, image, Image.Resampling.BILINEAR)
+    return np.asarray(cut, dtype=np.float32)
+
+
+def _resized_and_cropped(
+    picture: Image.Image, image: PlannedImage, resample: Image.Resampling
+) -> Image.Image:
+    """As planned, but only what is kept is ever made: a strip of 20000x1 takes no gigabytes."""
+    if picture.size == image.resized.wh:
+        return picture.crop(image.crop.ltrb)
+    by_x, by_y = picture.width / image.resized.width, picture.height / image.resized.height
+    left, top, right, bottom = image.crop.ltrb
+    box = (
+        left * by_x,
+        top * by_y,
+        min(right * by_x, picture.width),
+        min(bottom * by_y, picture.height),
+    )
+    return picture.resize(image.crop.size.wh, resample, box=box)

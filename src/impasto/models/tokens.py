@@ -145,6 +145,10 @@ class TextTokens:
         """How many texts lose words."""
         return sum(self(text).lost > 0 for text in texts)
 
+    def lengths(self, texts: Sequence[str]) -> list[int]:
+        """The number of tokens of each text, without begin and end, however long."""
+        return [sum(map(len, self._groups(text))) for text in texts]
+
     def _groups(self, text: str) -> list[list[Token]]:
         """Tokens with weights, in groups that begin a chunk each."""
         if self.layout.emphasis == "off":

@@ -52,6 +52,19 @@ def loss_chart(training: Points, validation: Points) -> str:
         return _svg(figure)
 
 
+def histogram_chart(values: Sequence[float], label: str, marks: Sequence[float] = ()) -> str:
+    """How many pictures have which value, with lines where something begins."""
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(9.2, 2.4))
+        axes = figure.subplots()
+        axes.hist(list(values), bins=min(60, max(10, len(set(values)))), color=BLUE)
+        for mark in marks:
+            axes.axvline(mark, color=ORANGE, linewidth=1.5, linestyle="--")
+        axes.set_xlabel(label)
+        axes.set_ylabel("pictures")
+        return _svg(figure)
+
+
 def bucket_chart(buckets: Mapping[str, int]) -> str:
     """Pictures per bucket."""
     with mpl.rc_context(_STYLE):

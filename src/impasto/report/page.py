@@ -32,12 +32,16 @@ def write_report(run: RunDirectory) -> Path:
         RunError: The run directory is damaged.
         StorageError: The page could not be written.
     """
+    files.write_text(run.report, rendered("run.html.j2", _content(run)))
+    return run.report
+
+
+def rendered(template: str, content: Mapping[str, Any]) -> str:
+    """A page made from one of the templates."""
     environment = Environment(
         loader=PackageLoader("impasto.report"), autoescape=True, undefined=StrictUndefined
     )
-    page = environment.get_template("run.html.j2").render(_content(run))
-    files.write_text(run.report, page)
-    return run.report
+    return environment.get_template(template).render(content)
 
 
 def _content(run: RunDirectory) -> dict[str, Any]:

@@ -1,0 +1,48 @@
+"""`impasto dataset report`: how healthy a data set is, as a page and as JSON."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from impasto.cli.dataset_options import SOURCE, bucket_options, dataset_config
+
+
+@click.command()
+@SOURCE
+@bucket_options
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("dataset-report.html"),
+    show_default=True,
+    help="The page; the same name with .json holds the same for programs.",
+)
+def report(source: Path, out: Path, **options: Any) -> None:
+    """Examine the pictures and words of SOURCE, and write a page with what was found.
+
+    Counts, sizes, buckets, what cropping loses; missing, long and repeated captions; tags; files
+    that are there twice or look nearly the same; what cannot be used, and why.
+    """
+    from impasto.cli.console import Console
+    from impasto.report.dataset_page import write_dataset_report
+    from impasto.training.examination import examine_dataset
+
+    console = Console()
+    health = examine_dataset(dataset_config(source, options), console)
+    data = out.with_suffix(".json")
+    write_dataset_report(health, out, data, console)
+    console.table(
+        {
+            "Pictures": health.pictures,
+            "Set aside": len(health.set_aside),
+            "Without words": len(health.captions.missing),
+            "The same twice": sum(len(group) - 1 for group in health.equal),
+            "Nearly the same": sum(len(group) - 1 for group in health.near),
+            "Cropped away": f"{100 * health.mean_lost:.1f} % of the area on average",
+            "Page": out,
+            "Data": data,
+        }
+    )

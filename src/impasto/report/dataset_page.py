@@ -1,0 +1,217 @@
+"""Makes the page of a data set from its health: one file that needs nothing else."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+from PIL import Image, ImageDraw
+
+from impasto import files
+from impasto.data import images
+from impasto.data.health import SIDES, TOKEN_LIMITS, Health
+from impasto.data.likeness import NEAR_BITS
+from impasto.data.records import Size
+from impasto.progress import Progress
+from impasto.report.charts import bucket_chart, histogram_chart
+from impasto.report.page import rendered
+
+THUMBNAIL = 96
+SHOWN = 12
+SHOWN_GROUPS = 20
+SHOWN_ROWS = 40
+MUCH_LOST = 0.15
+
+
+def write_dataset_report(health: Health, page: Path, data: Path, progress: Progress) -> None:
+    """Write the page and the same as JSON.
+
+    Raises:
+        StorageError: A file could not be written.
+    """
+    files.write_json(data, health.as_json())
+    with progress.stage("Drawing thumbnails", None, "pictures") as advance:
+        files.write_text(page, rendered("dataset.html.j2", _Content(health, advance).all()))
+
+
+class _Content:
+    """What the template shows."""
+
+    def __init__(self, health: Health, advance: Any) -> None:
+        self._health, self._advance = health, advance
+
+    def all(self) -> dict[str, Any]:
+        health, captions = self._health, self._health.captions
+        return {
+            "title": "Data set",
+            "place": health.place,
+            "facts": self._facts(),
+            "advice": _advice(health),
+            **self._geometry(),
+            "token_svg": self._token_chart(),
+            "token_line": _token_line(health),
+            "missing": self._thumbs(captions.missing[:SHOWN]),
+            "all_missing": len(captions.missing),
+            "several_lines": captions.several_lines,
+            "same": captions.same[:SHOWN_ROWS],
+            "all_same": len(captions.same),
+            "sides": captions.naming_sides if health.flips else [],
+            "tags": [(tag, n) for tag, n in health.tags.items() if n > 1][:SHOWN_ROWS],
+            "tag_line": f"{health.number_of_tags} different tags; {health.rare_tags} of them occur "
+            f"once.",
+            "pairs": health.tag_pairs,
+            "equal": [self._thumbs(group[:SHOWN]) for group in health.equal[:SHOWN_GROUPS]],
+            "all_equal": len(health.equal),
+            "near": [self._thumbs(group[:SHOWN]) for group in health.near[:SHOWN_GROUPS]],
+            "all_near": len(health.near),
+            "near_bits": NEAR_BITS,
+            "same_stem": [self._thumbs(group) for group in health.same_stem[:SHOWN_GROUPS]],
+            "set_aside": health.set_aside,
+        }
+
+    def _geometry(self) -> dict[str, Any]:
+        health = self._health
+        several = len({bucket.dataset for bucket in health.buckets}) > 1
+        names = [
+            f"{bucket.size} (data set {bucket.dataset + 1})" if several else bucket.size
+            for bucket in health.buckets
+        ]
+        counts = [bucket.pictures for bucket in health.buckets]
+        return {
+            "bucket_svg": Markup(bucket_chart(dict(zip(names, counts, strict=True)))),
+            "crop_line": f"{100 * health.mean_lost:.1f} % of the area is cropped away on average.",
+            "buckets": [
+                {
+                    "name": name,
+                    "pictures": bucket.pictures,
+                    "mean": f"{100 * bucket.mean_lost:.1f} %",
+                    "worst": f"{100 * bucket.worst_lost:.1f} %",
+                }
+                for name, bucket in zip(names, health.buckets, strict=True)
+            ],
+            "cropped": [
+                self._thumb(item.path, f"{100 * item.lost:.0f} % lost", item.bucket)
+                for item in health.cropped[:SHOWN]
+            ],
+            "aspect_svg": Markup(histogram_chart(health.aspects, "width / height", [1.0])),
+            "sizes": list(health.sizes.items())[:SHOWN_ROWS],
+            "all_sizes": len(health.sizes),
+            "too_small": [
+                self._thumb(item.path, f"{item.size}, enlarged {item.factor:.1f}×")
+                for item in health.too_small[:SHOWN]
+            ],
+            "all_too_small": len(health.too_small),
+            "rotated": self._thumbs(health.rotated[:SHOWN]),
+            "all_rotated": len(health.rotated),
+        }
+
+    def _token_chart(self) -> str:
+        lengths = self._health.captions.token_lengths
+        values = [length for length, count in lengths.items() for _ in range(count)]
+        if not values:
+            return ""
+        marks = [limit for limit in TOKEN_LIMITS if limit <= max(values)]
+        return Markup(histogram_chart(values, "tokens", marks))
+
+    def _facts(self) -> list[dict[str, str]]:
+        health = self._health
+        twice = sum(len(group) - 1 for group in health.equal)
+        alike = sum(len(group) - 1 for group in health.near)
+        return [
+            _fact("pictures", health.pictures),
+            _fact("showings per epoch", health.showings),
+            _fact("set aside", len(health.set_aside), bad=bool(health.set_aside)),
+            _fact("without words", len(health.captions.missing), bad=bool(health.captions.missing)),
+            _fact("the same twice", twice, bad=twice > 0),
+            _fact("nearly the same", alike, bad=alike > 0),
+            _fact("too small", len(health.too_small), bad=bool(health.too_small)),
+            _fact("over 75 tokens", health.captions.over[75]),
+        ]
+
+    def _thumbs(self, paths: Sequence[Path]) -> list[dict[str, str]]:
+        return [self._thumb(path) for path in paths]
+
+    def _thumb(self, path: Path, note: str = "", bucket: str = "") -> dict[str, str]:
+        self._advance(1)
+        return {"name": path.name, "note": note, "image": _data_url(path, bucket)}
+
+
+def _fact(name: str, value: int, *, bad: bool = False) -> dict[str, str]:
+    return {"name": name, "value": f"{value:,}", "mood": "bad" if bad else ""}
+
+
+def _advice(health: Health) -> list[str]:
+    """What a person would do something about, in the order of what it costs."""
+    captions = health.captions
+    much = sum(item.lost > MUCH_LOST for item in health.cropped)
+    sides = len(captions.naming_sides) if health.flips else 0
+    rows = [
+        (len(health.set_aside), "{} files cannot be used; the reasons are below."),
+        (len(captions.missing), "{} pictures have no words and teach only their looks."),
+        (len(health.equal), "{} files are there more than once, and count so: delete the copies."),
+        (len(health.near), "{} groups of pictures are nearly the same: they are learnt best."),
+        (
+            len(health.too_small),
+            "{} pictures are enlarged by more than half, which teaches blur: leave them out, or "
+            "set bucket_no_upscale.",
+        ),
+        (
+            much,
+            f"{{}} pictures lose over {100 * MUCH_LOST:.0f} % to cropping: a smaller "
+            f"bucket_reso_steps, or a larger max_bucket_reso, loses less.",
+        ),
+        (
+            len(captions.several_lines),
+            "{} captions have several lines, of which only the first is used: set enable_wildcard "
+            "to take one at random.",
+        ),
+        (
+            captions.over[75],
+            "{} captions have over 75 tokens: what is beyond model.max_tokens is not seen.",
+        ),
+        (
+            sides,
+            f"{{}} captions name {' or '.join(SIDES)} while pictures are mirrored: flip_safe keeps "
+            f"those as they are.",
+        ),
+        (
+            len(health.same_stem),
+            "{} times, pictures share one caption file, because only their endings differ.",
+        ),
+    ]
+    return [text.format(count) for count, text in rows if count]
+
+
+def _token_line(health: Health) -> str:
+    over = ", ".join(f"{count} over {limit}" for limit, count in health.captions.over.items())
+    return f"Captions by their length in tokens: {over}."
+
+
+def _data_url(path: Path, bucket: str) -> str:
+    """A small JPEG; with a bucket, what its crop loses is darkened. Empty if it has vanished."""
+    try:
+        picture = images.read_rgb(path, at_least=Size(THUMBNAIL, THUMBNAIL))
+    except (images.UnreadableImageError, OSError):
+        return ""
+    picture.thumbnail((2 * THUMBNAIL, THUMBNAIL))
+    if bucket:
+        _darken_lost(picture, Size(*map(int, bucket.split("x"))))
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=80)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def _darken_lost(picture: Image.Image, bucket: Size) -> None:
+    width, height = picture.size
+    keep_width = min(width, round(height * bucket.aspect))
+    keep_height = min(height, round(width / bucket.aspect))
+    left, top = (width - keep_width) // 2, (height - keep_height) // 2
+    shade = Image.new("L", picture.size, 160)
+    ImageDraw.Draw(shade).rectangle(
+        (left, top, left + keep_width - 1, top + keep_height - 1), fill=0
+    )
+    picture.paste(Image.new("RGB", picture.size, (15, 15, 20)), mask=shade)

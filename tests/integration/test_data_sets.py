@@ -1,0 +1,382 @@
+"""Data sets as people have them: projects of sd-scripts, broken folders, several at once."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import tomli_w
+import torch
+from broken import USABLE, make_broken_pictures
+from conftest import draw_pictures, impasto
+from PIL import Image
+from safetensors.torch import load_file
+
+from impasto.config.load import build_run_config
+from impasto.data.latent_cache import LatentCache
+from impasto.training import loop
+from impasto.training.trainer import resume, train
+
+pytestmark = pytest.mark.usefixtures("fresh_accelerate")
+
+SIZES = {"000": (64, 64), "001": (96, 64), "002": (64, 96)}
+BUCKETS = {
+    "enable_bucket": True,
+    "resolution": 80,
+    "min_bucket_reso": 32,
+    "max_bucket_reso": 96,
+    "bucket_reso_steps": 32,
+}
+
+
+def toml_file(path, content):
+    path.write_text(tomli_w.dumps(content), encoding="utf-8")
+    return path
+
+
+def latents_of(stem, width, height, flip):
+    seed = int(stem) * 2 + flip
+    return np.random.default_rng(seed).normal(size=(4, height // 8, width // 8)).astype(np.float32)
+
+
+def era_2022(folder, stem, width, height):
+    np.savez(folder / f"{stem}.npz", latents_of(stem, width, height, 0))
+    np.savez(folder / f"{stem}_flip.npz", latents_of(stem, width, height, 1))
+
+
+def arrays(stem, width, height, tail=""):
+    return {
+        f"latents{tail}": latents_of(stem, width, height, 0),
+        f"latents_flipped{tail}": latents_of(stem, width, height, 1),
+        f"original_size{tail}": np.array([width, height]),
+        f"crop_ltrb{tail}": np.array([0.0, 0.0, width, height]),
+    }
+
+
+def era_2023(folder, stem, width, height):
+    np.savez(folder / f"{stem}.npz", **arrays(stem, width, height))
+
+
+def era_2025(folder, stem, width, height):
+    name = f"{stem}_{width:04d}x{height:04d}_sdxl.npz"  # what fine_tune.py called SD 1's
+    np.savez(folder / name, **arrays(stem, width, height))
+
+
+def era_2026(folder, stem, width, height):
+    name = f"{stem}_{width:04d}x{height:04d}_sd.npz"
+    np.savez(folder / name, **arrays(stem, width, height, f"_{height // 8}x{width // 8}"))
+
+
+ERAS = {  # how latents were kept, how pictures were named, whether buckets were, which file
+    "2022": (era_2022, lambda folder, stem: stem, True, "meta_lat.json"),
+    "0.9.1": (era_2023, lambda folder, stem: str(folder / f"{stem}.png"), True, "meta_lat.json"),
+    "2025": (era_2025, lambda folder, stem: f"{stem}.png", False, "meta.json"),
+    "2026": (era_2026, lambda folder, stem: f"{stem}.png", False, "meta.jsonl"),
+}
+
+
+def make_project(tmp_path, era):
+    """A folder of pictures, metadata, latents and a dataset configuration."""
+    write, key, with_buckets, name = ERAS[era]
+    folder = draw_pictures(tmp_path / "project", 3, captions=False)
+    entries = {}
+    for stem, (width, height) in SIZES.items():
+        write(folder, stem, width, height)
+        entries[key(folder, stem)] = {"caption": f"a ball {stem}", "tags": "ball, round"}
+        if with_buckets:
+            entries[key(folder, stem)]["train_resolution"] = [width, height]
+    text = json.dumps(entries)
+    if name.endswith("l"):
+        text = "\n".join(json.dumps({"image_path": k, **v}) for k, v in entries.items())
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    subset = {"metadata_file": str(tmp_path / name), "image_dir": str(folder), "flip_aug": True}
+    general = {"shuffle_caption": True, "keep_tokens": 1, **({} if with_buckets else BUCKETS)}
+    content = {"general": general, "datasets": [{"batch_size": 2, "subsets": [subset]}]}
+    if with_buckets:
+        content["datasets"][0]["resolution"] = [64, 64]
+    return folder, toml_file(tmp_path / "dataset.toml", content)
+
+
+def run_of(run_values, dataset, **changes):
+    values = {**run_values, "dataset": {"cache_dir": run_values["dataset"]["cache_dir"], **dataset}}
+    for key, value in changes.items():
+        values[key] = {**values.get(key, {}), **value} if isinstance(value, dict) else value
+    return build_run_config(values, source="test")
+
+
+@pytest.mark.parametrize("era", ERAS)
+def test_a_project_of_sd_scripts_trains_unchanged(run_values, tmp_path, era):
+    """Its latents are what is trained on: nothing is encoded."""
+    _, file = make_project(tmp_path, era)
+    run = train(run_of(run_values, {"config": str(file)}, training={"max_steps": 4}))
+    dataset = run.read_json("dataset.json")
+    assert dataset["pictures"] == 3
+    assert dataset["encoded_now"] == 0
+    assert dataset["refused_latents"] == []
+    assert dataset["set_aside"] == []
+    assert dataset["buckets"] == {"64x64": 1, "64x96": 1, "96x64": 1}
+    assert run.read_json("status.json")["phase"] == "finished"
+    cache = LatentCache(tmp_path / "derived" / "latents")
+    assert len(cache) == 6
+    found = {}
+    for index in (tmp_path / "derived" / "latents").glob("shard-*.json"):
+        for key in json.loads(index.read_text(encoding="utf-8"))["keys"]:
+            mean, logvar = cache.read([key])
+            assert (logvar == -30).all()
+            found[round(float(mean.float().sum()), 2)] = mean[0].float().numpy()
+    for stem, (width, height) in SIZES.items():
+        for flip in (0, 1):
+            expected = latents_of(stem, width, height, flip)
+            assert any(
+                mean.shape == expected.shape and np.allclose(mean, expected, atol=2e-3)
+                for mean in found.values()
+            )
+
+
+@pytest.mark.parametrize("fault", ["shape", "size", "nan", "cut", "another picture"])
+def test_latents_that_do_not_fit_are_refused_and_made_anew(run_values, tmp_path, fault):
+    folder, file = make_project(tmp_path, "2026")
+    npz = folder / "001_0096x0064_sd.npz"
+    content = arrays("001", 96, 64, "_8x12")
+    if fault == "shape":
+        content["latents_8x12"] = np.zeros((4, 8, 8), dtype=np.float32)
+    elif fault == "size":
+        content["original_size_8x12"] = np.array([192, 128])
+    elif fault == "nan":
+        content["latents_8x12"][0, 0, 0] = np.nan
+    elif fault == "another picture":
+        Image.new("RGB", (96, 64), (255, 0, 0)).transpose(Image.Transpose.ROTATE_90).resize(
+            (64, 64)
+        ).save(folder / "001.png")
+    if fault != "another picture":
+        np.savez(npz, **content)
+    if fault == "cut":
+        npz.write_bytes(npz.read_bytes()[:200])
+    run = train(run_of(run_values, {"config": str(file)}, training={"max_steps": 1}))
+    dataset = run.read_json("dataset.json")
+    assert dataset["pictures"] == 3
+    assert dataset["encoded_now"] == 1
+    if fault != "another picture":  # its file's name has another size, so it is not even opened
+        assert [item["path"] for item in dataset["refused_latents"]] == [str(npz)]
+
+
+def test_exported_latents_come_back_as_they_were(run_values, tmp_path, nano_model):
+    folder = draw_pictures(tmp_path / "set", 6)
+    options = ["--resolution", "80", "--min-side", "32", "--max-side", "96", "--step", "32"]
+    done = impasto("dataset", "cache", folder, nano_model, *options, "--flip", "--export-npz")
+    assert done.returncode == 0, done.stderr
+    assert "Encoded now      6" in done.stdout
+    files = sorted(path.name for path in folder.glob("*.npz"))
+    assert files[:2] == ["000_0064x0064_sd.npz", "001_0096x0064_sd.npz"]
+    with np.load(folder / files[1]) as archive:
+        assert sorted(archive.files) == [
+            "crop_ltrb_8x12", "latents_8x12", "latents_flipped_8x12", "original_size_8x12",
+        ]  # fmt: skip
+        assert archive["latents_8x12"].shape == (4, 8, 12)
+        assert archive["latents_8x12"].dtype == np.float32
+        assert archive["original_size_8x12"].tolist() == [96, 64]
+    dataset = {"image_dir": str(folder), "latents_from_npz": True, "flip_aug": True, **BUCKETS}
+    run = train(run_of(run_values, dataset, training={"max_steps": 1}))
+    assert run.read_json("dataset.json")["encoded_now"] == 0
+
+
+def two_sets(tmp_path):
+    draw_pictures(tmp_path / "a", 5)
+    draw_pictures(tmp_path / "b", 4, seed=1, captions=False)
+    metadata = {f"{n:03d}.png": {"caption": f"thing {n}"} for n in range(4)}
+    (tmp_path / "b.json").write_text(json.dumps(metadata), encoding="utf-8")
+    return {
+        "general": BUCKETS,
+        "datasets": [
+            {
+                "batch_size": 3,
+                "subsets": [
+                    {"image_dir": str(tmp_path / "a"), "num_repeats": 2},
+                    {"metadata_file": str(tmp_path / "b.json"), "image_dir": str(tmp_path / "b")},
+                ],
+            },
+            {
+                "batch_size": 2,
+                "resolution": 64,
+                "enable_bucket": False,
+                "subsets": [{"image_dir": str(tmp_path / "a"), "caption_prefix": "small"}],
+            },
+        ],
+    }
+
+
+def test_several_data_sets_train_together_and_resume_exactly(run_values, tmp_path):
+    content = two_sets(tmp_path)
+    file = toml_file(tmp_path / "d.toml", content)
+    changes = {"training": {"max_epochs": 2, "max_steps": None}, "saving": {"state_every_steps": 4}}
+    whole = train(run_of(run_values, {"config": str(file)}, **changes))
+    dataset = whole.read_json("dataset.json")
+    assert dataset["pictures"] == 14
+    records = [r for r in whole.read_metrics() if "loss" in r]
+    assert records[-1]["samples_seen"] == 2 * (5 * 2 + 4 + 5)
+
+    file.unlink()
+    (tmp_path / "again").mkdir()
+    shutil.copytree(whole.path, tmp_path / "again" / "run")
+    shutil.rmtree(tmp_path / "again" / "run" / "export")
+    last = sorted((tmp_path / "again" / "run" / "states").iterdir())[-1]
+    shutil.rmtree(last)
+    again = resume(tmp_path / "again" / "run")
+    name = f"{last.name}/weights.safetensors"
+    expected, found = (load_file(run.states / name) for run in (whole, again))
+    assert all(torch.equal(expected[key], found[key]) for key in expected)
+
+
+def test_the_same_inline_is_the_same_run(run_values, tmp_path):
+    content = two_sets(tmp_path)
+    file = toml_file(tmp_path / "d.toml", content)
+    native = {"bucket_selection": "native", "flip_safe": [], "latents_from_npz": False}
+    changes = {"training": {"max_steps": 3}}
+    by_file = train(run_of(run_values, {"config": str(file), **native}, **changes))
+    values = {**run_values, "output_dir": str(tmp_path / "inline")}
+    inline = train(run_of(values, {**content, **native}, **changes))
+    losses = [[r["loss"] for r in run.read_metrics() if "loss" in r] for run in (by_file, inline)]
+    assert losses[0] == losses[1]
+
+
+AUGMENTED = {"random_crop": True, "color_aug": True, "flip_aug": True}
+
+
+def test_pictures_that_change_train_repeatably(run_values, tmp_path, pictures):
+    dataset = {"image_dir": str(pictures), **BUCKETS, **AUGMENTED}
+    values = {**run_values, "validation": {"split": 0.25}}
+    losses = []
+    for name in ("one", "two"):
+        values["output_dir"] = str(tmp_path / name)
+        run = train(run_of(values, dataset, training={"max_steps": 4}))
+        losses.append([r["loss"] for r in run.read_metrics() if "loss" in r])
+    assert losses[0] == losses[1]
+    values["output_dir"] = str(tmp_path / "three")
+    plain = train(
+        run_of(values, {"image_dir": str(pictures), **BUCKETS}, training={"max_steps": 4})
+    )
+    assert [r["loss"] for r in plain.read_metrics() if "loss" in r] != losses[0]
+
+
+def test_a_picture_that_vanishes_while_training_costs_only_itself(run_values, tmp_path, pictures):
+    from impasto.training.events import SilentEvents
+
+    class Vanishing(SilentEvents):
+        def __init__(self):
+            self.notes = []
+
+        def stepped(self, step):
+            if step == 1:
+                for path in sorted(pictures.glob("*.png"))[:6]:
+                    path.unlink()
+
+        def note(self, message):
+            self.notes.append(message)
+
+    dataset = {"image_dir": str(pictures), **BUCKETS, **AUGMENTED}
+    events = Vanishing()
+    run = train(run_of(run_values, dataset, training={"max_steps": 8}), events)
+    assert run.read_json("status.json")["phase"] == "finished"
+    lost = {line.partition(" cannot be read any more")[0] for line in events.notes}
+    assert 0 < len(lost) <= 6
+    assert all("and is passed over: " in line for line in events.notes)
+
+
+def trained_weights(run):
+    return load_file(sorted(run.states.iterdir())[-1] / "weights.safetensors")
+
+
+@pytest.mark.parametrize("way", ["opacity", "files", "changing"])
+def test_masks_weigh_the_loss(run_values, tmp_path, nano_model, way):
+    """With nothing to look at, nothing is learnt; with half of it, half the loss is left."""
+    folder, masks = tmp_path / "set", tmp_path / "masks"
+    for path in (folder, masks):
+        path.mkdir()
+    for number in range(4):
+        pixels = np.random.default_rng(number).integers(0, 255, (64, 64, 4), dtype=np.uint8)
+        pixels[..., 3] = 0 if way != "files" else 255
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+        Image.new("L", (64, 64), 0).save(masks / f"{number}.png")
+        (folder / f"{number}.txt").write_text("noise", encoding="utf-8")
+    option = {"mask_dir": str(masks)} if way == "files" else {"alpha_mask": True}
+    dataset = {"image_dir": str(folder), "resolution": 64, "enable_bucket": False, **option}
+    if way == "changing":
+        dataset["random_crop"] = True
+    changes = {"optimizer": {"lr": 1e-3, "weight_decay": 0.0}, "training": {"max_steps": 2}}
+    run = train(run_of(run_values, dataset, **changes))
+    assert [r["loss"] for r in run.read_metrics() if "loss" in r] == [0.0, 0.0]
+    base = load_file(nano_model / "unet" / "diffusion_pytorch_model.safetensors")
+    weights = trained_weights(run)
+    assert all(torch.equal(weights[f"unet.{name}"], tensor) for name, tensor in base.items())
+
+
+def test_captions_shown_are_those_that_training_sees(run_values, tmp_path, pictures, monkeypatch):
+    """What `dataset captions` prints, against what the conditioner is given."""
+    for number, path in enumerate(sorted(pictures.glob("*.txt"))):
+        path.write_text(f"ball {number}, a, b, {{c|d}}, e", encoding="utf-8")
+    options = {
+        "image_dir": str(pictures), "shuffle_caption": True, "keep_tokens": 1, "num_repeats": 2,
+        "enable_wildcard": True, "caption_dropout_rate": 0.2,
+    }  # fmt: skip
+    file = toml_file(
+        tmp_path / "d.toml", {"general": BUCKETS, "datasets": [{"subsets": [options]}]}
+    )
+    shown = impasto("dataset", "captions", file, "--epochs", "2", "--pictures", "0", "--seed", "7")
+    assert shown.returncode == 0, shown.stderr
+    expected = [
+        line.partition(": ")[2] for line in shown.stdout.splitlines() if line.startswith("  epoch")
+    ]
+    assert len(expected) == 2 * 2 * 13
+    seen = []
+
+    real = loop.sample_losses
+
+    def watching(unet, conditioner, batch, recipe):
+        seen.extend(batch.captions)
+        return real(unet, conditioner, batch, recipe)
+
+    monkeypatch.setattr(loop, "sample_losses", watching)
+    train(run_of(run_values, {"config": str(file)}, training={"max_epochs": 2, "max_steps": None}))
+    assert sorted(text or "(empty)" for text in seen) == sorted(expected)
+
+
+def test_sixty_broken_and_odd_files(tmp_path, nano_model):
+    """None stops anything; each is accounted for, by name and reason."""
+    folder = tmp_path / "broken"
+    expected = make_broken_pictures(folder)
+    assert len(expected) >= 60
+    (folder / "grey.txt").write_text("noise", encoding="utf-8")
+    sizes = ["--resolution", "64", "--min-side", "64", "--max-side", "256"]
+    keep = ["--cache-dir", tmp_path / "derived"]
+
+    scanned = impasto("dataset", "scan", folder, "--decode", "--json", *keep)
+    assert scanned.returncode == 0, scanned.stderr
+    cached = impasto("dataset", "cache", folder, nano_model, *sizes, *keep, "--workers", "2")
+    assert cached.returncode == 0, cached.stderr
+    page = tmp_path / "report.html"
+    reported = impasto("dataset", "report", folder, *sizes, *keep, "--out", page)
+    assert reported.returncode == 0, reported.stderr
+
+    health = json.loads(page.with_suffix(".json").read_text(encoding="utf-8"))
+    outcomes = {
+        "scan": json.loads(scanned.stdout)["set_aside"],
+        "report": health["set_aside"],
+    }
+    for found in outcomes.values():
+        reasons = {
+            item["path"].replace(f"{folder}", "").lstrip("/\\"): item["reason"] for item in found
+        }
+        reasons = {name.replace("\\", "/"): reason for name, reason in reasons.items()}
+        for name, reason in expected.items():
+            if reason == USABLE:
+                assert name not in reasons, reasons.get(name)
+            else:
+                assert reason in reasons[name]
+        assert set(reasons) <= set(expected)
+    usable = sum(reason == USABLE for reason in expected.values())
+    assert health["pictures"] == usable
+    assert f"Encoded now    {usable}" in cached.stdout
+    assert len(health["rotated"]) == 7
+    assert sorted(len(group) for group in health["same_stem"]) == [2, 2, 2, 3]
+    text = page.read_text(encoding="utf-8")
+    assert all(f"{name}</td>" in text for name in ("zero.bmp", "half.jpg", "bomb.png"))
