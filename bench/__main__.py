@@ -1,4 +1,4 @@
-"""`python -m bench [data] [convert] [training] [startup]`: measure on this machine.
+"""`python -m bench [data] [pictures] [convert] [training] [startup]`: measure on this machine.
 
 Results also go to `bench/results.json`, which git ignores; RESULTS.md holds tables worth keeping.
 """
@@ -13,11 +13,12 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from bench import convert, data, startup, training
+from bench import convert, data, pictures, startup, training
 from impasto.training.environment import describe_environment
 
 PARTS = {
     "data": data.measure,
+    "pictures": pictures.measure,
     "convert": convert.measure,
     "training": training.measure,
     "startup": startup.measure,

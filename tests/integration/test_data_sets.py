@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -380,3 +381,83 @@ def test_sixty_broken_and_odd_files(tmp_path, nano_model):
     assert sorted(len(group) for group in health["same_stem"]) == [2, 2, 2, 3]
     text = page.read_text(encoding="utf-8")
     assert all(f"{name}</td>" in text for name in ("zero.bmp", "half.jpg", "bomb.png"))
+
+
+def test_a_complete_store_opens_no_picture(run_values, pictures, tmp_path):
+    """The second start stats the pictures, and opens none of them and none of their words."""
+    train(run_of(run_values, {"image_dir": str(pictures), **BUCKETS, "flip_aug": True}))
+    opened = []
+
+    def watch(event, arguments):
+        if event == "open" and watching and str(arguments[0]).startswith(str(pictures)):
+            opened.append(arguments[0])
+
+    watching = [True]
+    sys.addaudithook(watch)
+    values = {**run_values, "output_dir": str(tmp_path / "second")}
+    train(run_of(values, {"image_dir": str(pictures), **BUCKETS, "flip_aug": True}))
+    watching.clear()
+    assert opened == []
+
+
+def test_looking_after_the_cache(tmp_path, nano_model):
+    folder = draw_pictures(tmp_path / "set", 6)
+    small = ["--resolution", "80", "--min-side", "32", "--max-side", "96", "--step", "32"]
+    large = ["--resolution", "160", "--min-side", "64", "--max-side", "192", "--step", "32"]
+    for sizes in (small, large):
+        assert impasto("dataset", "cache", folder, nano_model, *sizes).returncode == 0
+    latents = folder / ".impasto" / "latents"
+    assert len(LatentCache(latents)) == 12
+
+    pruned = impasto("dataset", "cache", "prune", folder, nano_model, *small)
+    assert pruned.returncode == 0, pruned.stderr
+    assert "Dropped  6 entries" in pruned.stdout
+    assert len(LatentCache(latents)) == 6
+
+    assert impasto("dataset", "cache", "verify", folder).returncode == 0
+    shard = min(latents.glob("*.safetensors"))
+    content = bytearray(shard.read_bytes())
+    content[-1] ^= 1
+    shard.write_bytes(content)
+    found = impasto("dataset", "cache", "verify", folder)
+    assert found.returncode == 3
+    assert f"{shard}: its bytes have changed" in found.stdout.replace("\n", "")
+    assert "--remove" in found.stderr
+    assert impasto("dataset", "cache", "verify", folder, "--remove").returncode == 0
+    again = impasto("dataset", "cache", folder, nano_model, *small)
+    assert "Encoded now    2" in again.stdout
+
+
+def test_merging_on_the_command_line(tmp_path):
+    folder = draw_pictures(tmp_path / "set", 3)
+    meta = tmp_path / "meta.json"
+    first = impasto("dataset", "merge", folder, meta)
+    assert first.returncode == 0, first.stderr
+    entries = json.loads(meta.read_text(encoding="utf-8"))
+    assert entries["001.png"] == {"tags": "a green ball"}
+    assert "meta.json.bak" in impasto("dataset", "merge", folder, meta).stdout
+    for path in folder.glob("*.txt"):
+        path.unlink()
+    back = impasto("dataset", "merge", meta, "--image-dir", folder, "--to-sidecars")
+    assert back.returncode == 0, back.stderr
+    assert (folder / "001.txt").read_text(encoding="utf-8") == "a green ball\n"
+    wrong = impasto("dataset", "merge", folder, tmp_path / "meta.csv")
+    assert wrong.returncode == 2
+    assert "does not end in .json or .jsonl" in wrong.stderr
+
+
+def test_faults_of_a_data_set_end_with_one_sentence_each(tmp_path):
+    (tmp_path / "d.toml").write_text("[[datasets]]\n[[datasets.subsets]]\nimage_dirr='a'\n")
+    (tmp_path / "m.json").write_text('{"a.png": {"caption": 3}}')
+    expected = {
+        "d.toml": (2, "datasets[0].subsets[0].image_dirr (the nearest is image_dir"),
+        "m.json": (3, "'a.png': caption is 3; expected text"),
+        "none.toml": (2, "none.toml is not there"),
+        "nowhere": (3, "nowhere is not there"),
+    }
+    for name, (code, words) in expected.items():
+        done = impasto("dataset", "captions", tmp_path / name)
+        assert done.returncode == code, name
+        assert words in " ".join(done.stderr.split()), done.stderr
+        assert "Traceback" not in done.stderr
+    assert not (tmp_path / "nowhere").exists()

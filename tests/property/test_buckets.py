@@ -12,15 +12,19 @@ from impasto.data.placing import (
     Limits,
     covering,
     kept_share,
-    place,
     place_native,
-    select_bucket,
 )
+from impasto.data.plan import plan_images
 from impasto.data.records import FileStamp, ImageRecord, Size
 from impasto.errors import ConfigError
 
 BUCKETS = make_bucket_sizes(Size(512, 512), 256, 1024, 64)
+LIMITS = Limits(tuple(BUCKETS), 512 * 512, 256, 1024, 64)
 SIZES = st.builds(Size, st.integers(1, 6000), st.integers(1, 6000))
+
+
+def native(size):
+    return place_native([size], LIMITS)[0]
 
 
 def test_tables_equal_the_recorded_ones(golden):
@@ -48,7 +52,7 @@ def test_kohya_selection_equals_the_recorded_one(golden):
     for case in golden("bucket_select.json"):
         limits, placing = limits_of(case), PLACINGS["kohya", case["no_upscale"]]
         for width, height, bucket_w, bucket_h, resized_w, resized_h in case["rows"]:
-            bucket, resized = placing(Size(width, height), limits)
+            bucket, resized = placing([Size(width, height)], limits)[0]
             if not bucket_w or not bucket_h:
                 assert case["no_upscale"]
                 assert min(bucket.width, bucket.height) == limits.step
@@ -74,7 +78,7 @@ def test_native_never_crops_more_than_the_recorded_choice(golden, no_upscale):
             if bucket_w not in allowed or bucket_h not in allowed:
                 continue
             size = Size(width, height)
-            ours, _ = PLACINGS["native", no_upscale](size, limits)
+            ours, _ = PLACINGS["native", no_upscale]([size], limits)[0]
             theirs = min(kept_share(size, Size(bucket_w, bucket_h)), 1.0)
             assert kept_share(size, ours) >= theirs - 1e-12, (width, height)
             compared += 1
@@ -85,8 +89,8 @@ def test_native_never_crops_more_than_the_recorded_choice(golden, no_upscale):
 def test_without_enlarging_buckets_stay_within_limits_and_picture(size, side, step):
     area = Size(side, side)
     limits = Limits(tuple(make_bucket_sizes(area, 256, 1024, step)), area.area, 256, 1024, step)
-    bucket, resized = PLACINGS["native", True](size, limits)
-    theirs, _ = PLACINGS["kohya", True](size, limits)
+    bucket, resized = PLACINGS["native", True]([size], limits)[0]
+    theirs, _ = PLACINGS["kohya", True]([size], limits)[0]
     if theirs.width in range(256, 1025) and theirs.height in range(256, 1025):
         assert kept_share(size, bucket) >= kept_share(size, theirs) - 1e-12
         assert bucket.area >= theirs.area, "a needless shrink"
@@ -111,7 +115,7 @@ def test_without_enlarging_buckets_stay_within_limits_and_picture(size, side, st
 def test_small_and_nearly_square_pictures(width, height, expected):
     """The sizes that sd-scripts' users complained of: no 448x448, no bucket of width 0."""
     limits = Limits(tuple(BUCKETS), 512 * 512, 256, 1024, 64)
-    bucket, _ = PLACINGS["native", True](Size(width, height), limits)
+    bucket, _ = PLACINGS["native", True]([Size(width, height)], limits)[0]
     assert (bucket.width, bucket.height) == expected
 
 
@@ -125,16 +129,16 @@ def test_novelais_table():
 
 @given(SIZES)
 def test_the_choice_keeps_the_most(size):
-    chosen = kept_share(size, select_bucket(size, BUCKETS))
+    chosen = kept_share(size, native(size)[0])
     assert all(chosen >= kept_share(size, bucket) for bucket in BUCKETS)
 
 
 @given(SIZES)
 def test_the_resized_picture_covers_its_bucket_and_the_crop_is_inside(size):
     record = ImageRecord(Path("x.png"), size, FileStamp(1, 1))
-    planned = place(record, Limits(tuple(BUCKETS), 512 * 512, 256, 1024, 64), place_native)
+    planned = plan_images([record], Size(512, 512)).images[0]
     bucket, resized, crop = planned.bucket, planned.resized, planned.crop
-    assert bucket == select_bucket(size, BUCKETS)
+    assert (bucket, resized) == native(size)
     assert crop.size == bucket
     left, top, right, bottom = crop.ltrb
     assert 0 <= left <= right <= resized.width
@@ -144,8 +148,20 @@ def test_the_resized_picture_covers_its_bucket_and_the_crop_is_inside(size):
 
 @given(st.sampled_from(BUCKETS))
 def test_a_picture_of_a_buckets_size_is_left_alone(bucket):
-    assert select_bucket(bucket, BUCKETS) == bucket
-    assert covering(bucket, bucket) == bucket
+    assert native(bucket) == (bucket, bucket)
+    assert PLACINGS["kohya", False]([bucket], LIMITS) == [(bucket, bucket)]
+
+
+@given(st.lists(SIZES, min_size=1, max_size=30), st.sampled_from(sorted(PLACINGS)))
+def test_many_are_placed_as_each_alone(sizes, way):
+    placing = PLACINGS[way]
+    assert placing(sizes, LIMITS) == [placing([size], LIMITS)[0] for size in sizes]
+
+
+@given(SIZES)
+def test_the_covering_size_is_the_same_for_one_and_for_many(size):
+    bucket, resized = native(size)
+    assert resized == covering(size, bucket)
 
 
 @given(st.integers(64, 1024), st.integers(64, 1024), st.sampled_from([8, 32, 64]))
@@ -177,7 +193,7 @@ def test_without_enlarging_the_choice_is_the_best_of_all_buckets(size, side, ste
         for height in sides(size.height)
         if width * height <= limits.area
     ]
-    theirs, _ = PLACINGS["kohya", True](size, limits)
+    theirs, _ = PLACINGS["kohya", True]([size], limits)[0]
     wanted = min(kept_share(size, theirs), max(kept_share(size, bucket) for bucket in every))
     best = max(bucket.area for bucket in every if kept_share(size, bucket) >= wanted)
-    assert PLACINGS["native", True](size, limits)[0].area == best
+    assert PLACINGS["native", True]([size], limits)[0][0].area == best

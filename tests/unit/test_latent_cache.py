@@ -376,3 +376,31 @@ cache_latents(tests.plan_of(Path({str(folder)!r})).images, cache, Dying(batch_si
     _, cached, encoder = run(folder, tmp_path)
     assert len(cached.keys) == 30
     assert encoder.count <= 30 - 16
+
+
+def test_what_vanishes_between_plan_and_cache_is_named(folder, tmp_path):
+    plan = plan_of(folder)
+    (folder / "004.png").unlink()
+    cached = cache_latents(
+        plan.images, LatentCache(tmp_path / "latents"), CountingEncoder().encoder
+    )
+    assert [(i.path.name, i.reason) for i in cached.set_aside] == [
+        ("004.png", "vanished or became unreadable")
+    ]
+    assert len(cached.keys) == 8
+
+
+def test_what_vanishes_before_it_is_decoded_is_named(folder, tmp_path, monkeypatch):
+    plan = plan_of(folder)
+    cache = LatentCache(tmp_path / "latents")
+    real = cache.hashes.of
+
+    def hashed_then_gone(*arguments):
+        digests = real(*arguments)
+        (folder / "004.png").unlink()
+        return digests
+
+    monkeypatch.setattr(cache.hashes, "of", hashed_then_gone)
+    cached = cache_latents(plan.images, cache, CountingEncoder().encoder)
+    assert [item.path.name for item in cached.set_aside] == ["004.png"]
+    assert "cannot be read" in cached.set_aside[0].reason

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from impasto.data.buckets import make_bucket_sizes
-from impasto.data.placing import PLACINGS, Limits, PlaceSize, Selection, place, place_native
-from impasto.data.records import ImageRecord, PlannedImage, Size
+from impasto.data.placing import PLACINGS, Limits, Selection, place_native
+from impasto.data.records import Box, ImageRecord, PlannedImage, Size, no_cycle_collection
 from impasto.errors import DatasetError
 
 
@@ -72,16 +72,18 @@ def plan_images(
     elif not buckets:
         buckets = make_bucket_sizes(resolution, min_side, max_side, step)
     limits = Limits(tuple(buckets), resolution.area, min_side, max_side, step)
-    placing = PLACINGS[selection, no_upscale]
-    placed: dict[Size, PlannedImage] = {}
-    return Plan(
-        tuple(
-            place(record, replace(limits, buckets=(record.wanted,)), place_native)
-            if as_wanted and record.wanted
-            else _placed_like(record, limits, placing, placed)
-            for record in records
+    with no_cycle_collection():
+        sizes = list({record.size: None for record in records})
+        placed = dict(zip(sizes, PLACINGS[selection, no_upscale](sizes, limits), strict=True))
+        geometry = {size: _centred(*placed[size]) for size in sizes}
+        return Plan(
+            tuple(
+                PlannedImage(record, *_as_wanted(record, limits))
+                if as_wanted and record.wanted
+                else PlannedImage(record, *geometry[record.size])
+                for record in records
+            )
         )
-    )
 
 
 def joined_plans(plans: Sequence[Plan]) -> Plan:
@@ -89,11 +91,14 @@ def joined_plans(plans: Sequence[Plan]) -> Plan:
     return Plan(tuple(image for plan in plans for image in plan.images))
 
 
-def _placed_like(
-    record: ImageRecord, limits: Limits, placing: PlaceSize, placed: dict[Size, PlannedImage]
-) -> PlannedImage:
-    """Plan a record, reusing the geometry of an earlier one of the same size."""
-    known = placed.get(record.size)
-    if known is None:
-        known = placed[record.size] = place(record, limits, placing)
-    return PlannedImage(record, known.bucket, known.resized, known.crop)
+def _as_wanted(record: ImageRecord, limits: Limits) -> tuple[Size, Size, Box]:
+    """The geometry of a record in the bucket that its metadata names."""
+    assert record.wanted is not None  # noqa: S101 - the caller has looked
+    only = replace(limits, buckets=(record.wanted,))
+    return _centred(*place_native([record.size], only)[0])
+
+
+def _centred(bucket: Size, resized: Size) -> tuple[Size, Size, Box]:
+    """Bucket, size after the resize, and the crop from the middle."""
+    left, top = (resized.width - bucket.width) // 2, (resized.height - bucket.height) // 2
+    return bucket, resized, Box(left, top, bucket)

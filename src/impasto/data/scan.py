@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import gc
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from pathlib import Path
 from impasto.data import images
 from impasto.data.metadata import Metadata, MetadataEntry, PictureFinder
 from impasto.data.probing import NO_FILE, Found, ScanIndex, Sidecars, sort_out
-from impasto.data.records import ImageRecord, SetAside
+from impasto.data.records import ImageRecord, SetAside, no_cycle_collection
 from impasto.data.rendering import Decode
 from impasto.data.stages import Failure, LocalExecutor, chunks, default_workers
 from impasto.data.subsets import PLAIN, Subset
@@ -192,21 +191,6 @@ def nothing_usable(place: str, set_aside: Sequence[SetAside]) -> str:
         f"None of the {len(set_aside)} pictures of {place} can be read; the first is "
         f"{first.path.name}: {first.reason}."
     )
-
-
-@contextlib.contextmanager
-def no_cycle_collection() -> Iterator[None]:
-    """Spare Python's collector while many small objects are made, none of them in a cycle.
-
-    It would look at all of them dozens of times: 40 percent of a second scan.
-    """
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 def _same(folder: Path | None) -> str:
