@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from impasto.config.load import build_run_config
 from impasto.data.latent_cache import LatentCache
+from impasto.errors import DatasetError
 from impasto.training import loop
 from impasto.training.trainer import resume, train
 
@@ -461,3 +462,40 @@ def test_faults_of_a_data_set_end_with_one_sentence_each(tmp_path):
         assert words in " ".join(done.stderr.split()), done.stderr
         assert "Traceback" not in done.stderr
     assert not (tmp_path / "nowhere").exists()
+
+
+def test_a_run_on_broken_files_trains_on_the_rest(run_values, tmp_path):
+    expected = make_broken_pictures(tmp_path / "broken")
+    (tmp_path / "broken" / "grey.txt").write_text("noise", encoding="utf-8")
+    dataset = {"image_dir": str(tmp_path / "broken"), **BUCKETS}
+    run = train(run_of(run_values, dataset, training={"max_steps": 1}))
+    found = run.read_json("dataset.json")
+    assert found["pictures"] == sum(reason == USABLE for reason in expected.values())
+    assert len(found["set_aside"]) == sum(reason != USABLE for reason in expected.values())
+    assert run.read_json("status.json")["phase"] == "finished"
+
+
+@pytest.mark.parametrize("fault", ["header", "pixels"])
+def test_a_run_may_stop_at_the_first_fault(run_values, tmp_path, pictures, fault):
+    path = pictures / "004.png"
+    content = path.read_bytes()
+    path.write_bytes(b"" if fault == "header" else content[: len(content) - 40])
+    dataset = {"image_dir": str(pictures), **BUCKETS, "on_error": "stop"}
+    with pytest.raises(DatasetError, match=r"004\.png: "):
+        train(run_of(run_values, dataset))
+
+
+def test_each_data_set_holds_out_its_share(run_values, tmp_path):
+    content = two_sets(tmp_path)
+    content["datasets"][0] |= {"validation_split": 0.4, "validation_seed": 3}
+    run = train(run_of(run_values, content, training={"max_steps": 1}))
+    assert run.read_json("dataset.json")["held_out"] == round(9 * 0.4)
+    records = [r for r in run.read_metrics() if "validation_loss" in r]
+    assert len(records) == 2
+
+
+def test_a_subset_without_repeats_is_left_out(run_values, tmp_path):
+    content = two_sets(tmp_path)
+    content["datasets"][0]["subsets"][0]["num_repeats"] = 0
+    run = train(run_of(run_values, content, training={"max_steps": 1}))
+    assert run.read_json("dataset.json")["pictures"] == 4 + 5

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from impasto.config.dataset_file import is_dataset_file, read_dataset_file
 from impasto.config.load import build_dataset_config, build_run_config, dump_toml, load_run_config
 from impasto.config.run import RunConfig
 from impasto.errors import ConfigError
@@ -94,7 +95,10 @@ def test_unreadable_files_are_explained(tmp_path, content, words):
     "path", sorted((REPOSITORY / "configs").glob("*.toml")), ids=lambda p: p.name
 )
 def test_examples_load(path):
-    load_run_config(path)
+    if is_dataset_file(path):
+        read_dataset_file(path)
+    else:
+        load_run_config(path)
 
 
 def test_there_are_examples():

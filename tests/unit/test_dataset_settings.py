@@ -196,6 +196,8 @@ def test_malformed_files_are_named_with_their_line(tmp_path, name, text, expecte
         ({"image_dir": "a", **CONTENT}, "image_dir and datasets contradict"),
         ({"image_dir": "a", "face_crop_aug_range": [4, 2]}, "1 <= low <= high"),
         ({"image_dir": "a", "caption_separator": ""}, "caption_separator"),
+        ({"image_dir": "a", "num_repeats": 0}, "nothing is left"),
+        ({"datasets": [{"subsets": [{"image_dir": "a"}] * 2}]}, "subset 2 repeats an earlier one"),
     ],
 )
 def test_contradictions(dataset, expected):

@@ -49,11 +49,15 @@ def encode(
     from impasto.data.encoding import cache_latents, export_latents
     from impasto.data.latent_cache import LatentCache
     from impasto.models.vae import moments_encoder
-    from impasto.training.pictures import plan_dataset, scan_all
+    from impasto.training.pictures import plan_dataset, require_usable, scan_all
 
     config = dataset_config(source, options)
+    if strict:
+        config = config.model_copy(update={"on_error": "stop"})
     console = Console()
-    planned = plan_dataset(config, scan_all(config, console).records)
+    scan = scan_all(config, console)
+    require_usable(scan, config)
+    planned = plan_dataset(config, scan.records)
     vae = _encoding_vae(config, model, console)
     latents = LatentCache(config.derived_dir / "latents")
     result = cache_latents(
@@ -61,7 +65,7 @@ def encode(
         latents,
         moments_encoder(vae, batch_size=batch_size or config.vae_batch_size),
         console,
-        on_error="stop" if strict else config.on_error,
+        on_error=config.on_error,
         workers=config.decode_workers if workers is None else workers,
     )
     rows: dict[str, Any] = {

@@ -22,8 +22,8 @@ Count = Annotated[int, Field(ge=0)]
 class SubsetKeys(Section):
     """How pictures and their words are used; may be given at each level."""
 
-    num_repeats: Annotated[int, Field(ge=1)] = 1
-    """How often each picture comes in an epoch."""
+    num_repeats: Count = 1
+    """How often each picture comes in an epoch; 0 leaves the subset out."""
 
     recursive: bool = True
     """Also take pictures from sub-folders."""
@@ -234,6 +234,17 @@ class DatasetPart(DatasetKeys):
     subsets: Annotated[tuple[SubsetConfig, ...], Field(min_length=1)]
     """Where its pictures are."""
 
+    @model_validator(mode="after")
+    def _each_once(self) -> DatasetPart:
+        for number, subset in enumerate(self.subsets):
+            if subset in self.subsets[:number]:
+                place = subset.metadata_file or subset.image_dir
+                raise ValueError(
+                    f"subset {number + 1} repeats an earlier one ({place}). Take it out; "
+                    f"num_repeats shows pictures more often"
+                )
+        return self
+
 
 class DatasetConfig(DatasetKeys):
     """Which pictures are trained on, at what sizes, and with which words."""
@@ -312,6 +323,8 @@ class DatasetConfig(DatasetKeys):
             )
         if not self.datasets and not own:
             raise ValueError("give image_dir, metadata_file, datasets, or config")
+        if not any(subset.num_repeats for part in self.parts for subset in part.subsets):
+            raise ValueError("num_repeats is 0 everywhere, so nothing is left")
         return self
 
 

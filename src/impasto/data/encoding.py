@@ -276,16 +276,15 @@ def _take_npz(
     able = [
         i
         for i, key in enumerate(keys)
-        if key is not None and key.plain and planned[i].record.subset.reads_npz
+        if key is not None and key.plain and _latents_beside(planned[i], digests)
     ]
     refused: list[SetAside] = []
     writer = ShardWriter(cache)
     with progress.stage("Reading sd-scripts' latents", len(able), "pictures") as advance:
         for i in sorted(able, key=lambda i: planned[i].bucket):
-            for file in dict.fromkeys(npz_candidates(planned[i])):
-                own = keys[i]
-                if file not in digests or own is None:
-                    continue
+            own = keys[i]
+            assert own is not None  # noqa: S101 - those without are not able
+            for file in _latents_beside(planned[i], digests):
                 taken = _from_npz(file, digests, planned[i], own, cache, writer)
                 if isinstance(taken, LatentKeys):
                     keys[i] = taken
@@ -294,6 +293,13 @@ def _take_npz(
             advance(1)
     writer.write()
     return refused
+
+
+def _latents_beside(image: PlannedImage, digests: dict[Path, str]) -> list[Path]:
+    """The files that sd-scripts may have left for a picture, if they are to be used."""
+    if not image.record.subset.reads_npz:
+        return []
+    return [file for file in dict.fromkeys(npz_candidates(image)) if file in digests]
 
 
 def _from_npz(

@@ -97,7 +97,9 @@ class _Content:
                 self._thumb(item.path, f"{100 * item.lost:.0f} % lost", item.bucket)
                 for item in health.cropped[:SHOWN]
             ],
-            "aspect_svg": Markup(histogram_chart(health.aspects, "width / height", [1.0])),
+            "aspect_svg": Markup(
+                histogram_chart(_clipped(health.aspects), "width / height", [1.0])
+            ),
             "sizes": list(health.sizes.items())[:SHOWN_ROWS],
             "all_sizes": len(health.sizes),
             "too_small": [
@@ -184,6 +186,11 @@ def _advice(health: Health) -> list[str]:
         ),
     ]
     return [text.format(count) for count, text in rows if count]
+
+
+def _clipped(aspects: Sequence[float]) -> list[float]:
+    """Aspects as far as a chart can show them: strips beyond 8 to 1 stand at its ends."""
+    return [min(max(aspect, 1 / 8), 8.0) for aspect in aspects]
 
 
 def _token_line(health: Health) -> str:

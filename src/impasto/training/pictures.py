@@ -31,6 +31,7 @@ def scan_dataset(config: DatasetConfig, progress: Progress | None = None) -> Sca
         StorageError: Derived data cannot be written.
     """
     scan = scan_all(config, progress)
+    require_usable(scan, config)
     if scan.uncaptioned == len(scan.records):
         raise DatasetError(
             f"None of the {len(scan.records)} pictures in {scan.place} has words. Put a text file "
@@ -54,6 +55,20 @@ def scan_all(config: DatasetConfig, progress: Progress | None = None) -> Scan:
     _require_place_for_derived_data(config)
     scans = [_scan_subset(source, config.derived_dir, progress) for source in sources]
     return joined_scans(scans)
+
+
+def require_usable(scan: Scan, config: DatasetConfig) -> None:
+    """Stop at pictures that cannot be used, where the settings ask for it.
+
+    Raises:
+        DatasetError: `on_error` is `stop`, and something was set aside.
+    """
+    if config.on_error == "stop" and scan.set_aside:
+        first = scan.set_aside[0]
+        raise DatasetError(
+            f"{len(scan.set_aside)} files cannot be used; the first is {first.path}: "
+            f"{first.reason}. Repair or remove them, or set dataset.on_error to skip."
+        )
 
 
 def plan_dataset(config: DatasetConfig, records: Sequence[ImageRecord]) -> Plan:
@@ -130,6 +145,8 @@ class _Source:
 def _sources(config: DatasetConfig) -> Iterator[_Source]:
     for dataset, part in enumerate(config.parts):
         for number, subset in enumerate(part.subsets):
+            if subset.num_repeats == 0:
+                continue
             yield _Source(subset, build_subset(subset, dataset, number))
 
 
