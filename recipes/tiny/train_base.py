@@ -28,6 +28,7 @@ from impasto.config.load import build_run_config
 from impasto.config.run import AdamWConfig
 from impasto.data.scan import scan_folder
 from impasto.diffusion.draws import Draws
+from impasto.diffusion.prediction import Prediction
 from impasto.diffusion.schedule import NoiseSchedule
 from impasto.models.architectures import ARCHITECTURES, write_random_model
 from impasto.models.diffusers_folder import TEXT_ENCODER_FILE, UNET_FILE
@@ -59,7 +60,11 @@ def stratified_timesteps(draws: Draws, num_timesteps: int) -> Int[Tensor, "b"]:
     return (place.clamp(max=1 - 1e-9) * num_timesteps).long()
 
 
-def velocity_weight(t: Int[Tensor, "b"], schedule: NoiseSchedule) -> Float[Tensor, "b"]:
+def velocity_weight(
+    t: Int[Tensor, "b"],
+    schedule: NoiseSchedule,
+    prediction: Prediction,  # noqa: ARG001
+) -> Float[Tensor, "b"]:
     """min(1 / abar_t, 40): the loss of a velocity predictor, for one that predicts the noise.
 
     |v - v'|^2 = |eps - eps'|^2 / abar_t follows from the definitions in arXiv:2202.00512.

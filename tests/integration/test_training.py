@@ -9,6 +9,7 @@ from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 
 from impasto.errors import (
+    ConfigError,
     ImpastoError,
     Interrupted,
     ModelError,
@@ -91,6 +92,16 @@ VARIANTS = {
     "channels last": {"training": {"channels_last": True}},
     "bf16": {"training": {"mixed_precision": "bf16"}},
     "checkpointing": {"training": {"gradient_checkpointing": True}},
+    "objective": {
+        "loss": {"kind": "huber", "min_snr_gamma": 5.0},
+        "noise": {
+            "offset": 0.1,
+            "offset_random_strength": True,
+            "multires_iterations": 3,
+            "input_perturbation": 0.1,
+        },
+        "timesteps": {"sampling": "stratified", "first": 100},
+    },
     "cosine, dropout": {
         "schedule": {"kind": "cosine", "warmup_steps": 2},
         "dataset": {"caption_dropout_rate": 0.5, "num_repeats": 2},
@@ -293,3 +304,42 @@ def test_training_lowers_the_loss(train_config):
     )
     losses = [r["validation_loss"] for r in run.read_metrics() if "validation_loss" in r]
     assert losses[-1] < 0.9 * losses[0]
+
+
+@pytest.mark.parametrize("form", ["safetensors", "diffusers"])
+def test_a_zero_terminal_snr_is_trained_with_and_told_to_samplers(train_config, form):
+    from impasto.models.loading import load_base_model
+
+    run = train(
+        train_config(
+            model={"prediction_type": "v_prediction"},
+            noise={"zero_terminal_snr": True},
+            saving={"format": form},
+            previews={"prompts": ["a ball"], "width": 32, "height": 32, "steps": 2},
+        )
+    )
+    model = load_base_model(str(run.exported_model()))
+    assert model.schedule.alphas_cumprod[-1] == 0
+    assert model.scheduler_config["rescale_betas_zero_snr"] is True
+    assert model.identity.prediction.name == "v_prediction"
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"loss": {"v_loss_as_noise_loss": True}}, "is for velocity models"),
+        (
+            {
+                "model": {"prediction_type": "v_prediction"},
+                "loss": {"noise_loss_like_v": 0.1},
+            },
+            "is for models that predict noise",
+        ),
+        ({"loss": {"debiased": True}, "noise": {"zero_terminal_snr": True}}, "infinite"),
+    ],
+)
+def test_a_loss_for_another_kind_of_model_is_refused(train_config, changes, words):
+    config = train_config(**changes)
+    with pytest.raises(ConfigError, match=words):
+        train(config)
+    assert not config.output_dir.exists()

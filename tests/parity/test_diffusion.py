@@ -5,7 +5,7 @@ import torch
 from diffusers import DDPMScheduler
 
 from impasto.diffusion.draws import Draws
-from impasto.diffusion.loss import squared_error
+from impasto.diffusion.loss import per_sample, squared
 from impasto.diffusion.prediction import EPSILON, PREDICTIONS, VELOCITY
 from impasto.diffusion.schedule import NoiseSchedule
 from impasto.diffusion.timesteps import fixed_timesteps, uniform_timesteps
@@ -72,7 +72,7 @@ def test_the_two_predictions_agree_on_the_same_belief():
 def test_squared_error_is_a_mean_per_sample():
     output, target = latents(0), latents(1)
     expected = torch.stack([(output[i] - target[i]).pow(2).mean() for i in range(len(T))])
-    torch.testing.assert_close(squared_error(output, target), expected)
+    torch.testing.assert_close(per_sample(squared(output, target, T, SCHEDULE)), expected)
 
 
 def test_uniform_timesteps_cover_their_range_evenly():

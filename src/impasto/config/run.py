@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 
 from impasto.config.base import Section
 from impasto.config.dataset import DatasetConfig, Side
+from impasto.config.objective import LossConfig, NoiseConfig, TimestepConfig
 
 Positive = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0, le=1)]
@@ -283,6 +284,9 @@ class RunConfig(Section):
     method: FullMethod = FullMethod()
     optimizer: AdamWConfig = AdamWConfig()
     schedule: ScheduleConfig = ScheduleConfig()
+    loss: LossConfig = LossConfig()
+    noise: NoiseConfig = NoiseConfig()
+    timesteps: TimestepConfig = TimestepConfig()
     training: TrainingConfig
     validation: ValidationConfig = ValidationConfig()
     previews: PreviewConfig = PreviewConfig()

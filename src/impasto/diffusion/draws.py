@@ -44,6 +44,11 @@ class Draws:
             [torch.rand((), generator=g, dtype=torch.float64) for g in self._generators(purpose)]
         )
 
+    def of_update(self, purpose: str) -> float:
+        """One number in [0, 1) for the whole update, the same for all its samples."""
+        seed = derive_seed(self.seed, purpose, self.step, "update")
+        return float(torch.rand((), generator=torch.Generator().manual_seed(seed)))
+
     @property
     def ranks(self) -> Int[Tensor, "b"]:
         """The samples' positions in the update as a tensor."""

@@ -1,8 +1,14 @@
-"""How far an output is from its target, and how much each timestep counts."""
+"""How far an output is from its target, place by place.
+
+Huber and smooth L1 are those of kohya-ss/sd-scripts (`library/train_util.py`, conditional_loss), a
+"pseudo-Huber" loss; its threshold may follow the timestep.
+"""
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
+import math
+from dataclasses import dataclass
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -10,31 +16,108 @@ from torch import Tensor
 
 from impasto.diffusion.schedule import NoiseSchedule
 
+Latents = Float[Tensor, "b c h w"]
+
 
 @runtime_checkable
-class LossWeight(Protocol):
-    """Weighs each sample's loss by its timestep."""
+class ErrorMeasure(Protocol):
+    """The error at each place, float32."""
 
-    def __call__(self, t: Int[Tensor, "b"], schedule: NoiseSchedule) -> Float[Tensor, "b"]:
-        """Non-negative weights."""
+    def __call__(
+        self, output: Latents, target: Latents, t: Int[Tensor, "b"], schedule: NoiseSchedule
+    ) -> Latents:
+        """Non-negative numbers of the shape of the output."""
 
 
-def squared_error(
-    output: Float[Tensor, "b c h w"],
-    target: Float[Tensor, "b c h w"],
-    mask: Float[Tensor, "b 1 h w"] | None = None,
-) -> Float[Tensor, "b"]:
-    """Mean squared error of each sample in float32; arXiv:2006.11239 eq. 14 (L_simple).
+def squared(
+    output: Latents,
+    target: Latents,
+    t: Int[Tensor, "b"],  # noqa: ARG001
+    schedule: NoiseSchedule,  # noqa: ARG001
+) -> Latents:
+    """(output - target)^2; arXiv:2006.11239 eq. 14 (L_simple)."""
+    return (output.float() - target.float()).square()
+
+
+def absolute(
+    output: Latents,
+    target: Latents,
+    t: Int[Tensor, "b"],  # noqa: ARG001
+    schedule: NoiseSchedule,  # noqa: ARG001
+) -> Latents:
+    """|output - target|."""
+    return (output.float() - target.float()).abs()
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """Where Huber's loss turns from squares to lines, by timestep.
+
+    Attributes:
+        kind: `constant`: c * scale; `exponential`: from scale at t = 0 to c * scale at T;
+            `snr`: from nearly 1 where there is little noise to c where there is nothing else,
+            whatever the scale.
+        c: At most noise, in (0, 1].
+        scale: Factor.
+    """
+
+    kind: Literal["constant", "exponential", "snr"] = "snr"
+    c: float = 0.1
+    scale: float = 1.0
+
+    def __call__(self, t: Int[Tensor, "b"], schedule: NoiseSchedule) -> Float[Tensor, "b 1 1 1"]:
+        """The threshold of each sample."""
+        return {"constant": self._constant, "exponential": self._exponential, "snr": self._snr}[
+            self.kind
+        ](t, schedule).view(-1, 1, 1, 1)
+
+    def _constant(self, t: Int[Tensor, "b"], schedule: NoiseSchedule) -> Float[Tensor, "b"]:  # noqa: ARG002
+        return torch.full((len(t),), self.c * self.scale, device=t.device)
+
+    def _exponential(self, t: Int[Tensor, "b"], schedule: NoiseSchedule) -> Float[Tensor, "b"]:
+        return torch.exp(math.log(self.c) * t / schedule.num_timesteps) * self.scale
+
+    def _snr(self, t: Int[Tensor, "b"], schedule: NoiseSchedule) -> Float[Tensor, "b"]:
+        kept = schedule.alphas_cumprod[t]
+        sigma = ((1 - kept) / kept).sqrt()
+        return (1 - self.c) / (1 + sigma) ** 2 + self.c
+
+
+@dataclass(frozen=True)
+class Huber:
+    """2 c (sqrt(d^2 + c^2) - c): like d^2 near 0, like 2 c |d| far away."""
+
+    threshold: Threshold
+
+    def __call__(
+        self, output: Latents, target: Latents, t: Int[Tensor, "b"], schedule: NoiseSchedule
+    ) -> Latents:
+        """The error at each place."""
+        c = self.threshold(t, schedule)
+        return 2 * c * _beyond(output, target, c)
+
+
+@dataclass(frozen=True)
+class SmoothL1:
+    """2 (sqrt(d^2 + c^2) - c): like d^2 / c near 0, like 2 |d| far away."""
+
+    threshold: Threshold
+
+    def __call__(
+        self, output: Latents, target: Latents, t: Int[Tensor, "b"], schedule: NoiseSchedule
+    ) -> Latents:
+        """The error at each place."""
+        return 2 * _beyond(output, target, self.threshold(t, schedule))
+
+
+def per_sample(error: Latents, mask: Float[Tensor, "b 1 h w"] | None = None) -> Float[Tensor, "b"]:
+    """The mean of each sample.
 
     A mask weighs the places; the mean is over all of them, as in kohya-ss/sd-scripts
     (`library/custom_train_functions.py`, apply_masked_loss), so a small subject counts less.
     """
-    error = (output.float() - target.float()).square()
-    if mask is not None:
-        error = error * mask
-    return error.mean(dim=(1, 2, 3))
+    return (error if mask is None else error * mask).mean(dim=(1, 2, 3))
 
 
-def unweighted(t: Int[Tensor, "b"], schedule: NoiseSchedule) -> Float[Tensor, "b"]:  # noqa: ARG001
-    """Every timestep counts the same, as in L_simple."""
-    return torch.ones(len(t), device=t.device)
+def _beyond(output: Latents, target: Latents, c: Float[Tensor, "b 1 1 1"]) -> Latents:
+    return ((output.float() - target.float()).square() + c**2).sqrt() - c

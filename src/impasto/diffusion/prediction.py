@@ -11,6 +11,7 @@ from impasto.diffusion.schedule import NoiseSchedule
 
 Latents = Float[Tensor, "b c h w"]
 Timesteps = Int[Tensor, "b"]
+Ratios = Float[Tensor, "b"]
 
 
 @runtime_checkable
@@ -32,6 +33,12 @@ class Prediction(Protocol):
         self, output: Latents, x_t: Latents, t: Timesteps, schedule: NoiseSchedule
     ) -> Latents:
         """The clean latents that an output stands for."""
+
+    def error_of_x_0(self, snr: Ratios) -> Ratios:
+        """How many times the squared error in x_0 the squared error of an output is."""
+
+    def debiasing(self, snr: Ratios) -> Ratios:
+        """The weight of a debiased loss; arXiv:2310.08442."""
 
 
 class Epsilon:
@@ -55,6 +62,14 @@ class Epsilon:
         """x_0 = (x_t - sigma_t eps) / sqrt(abar_t)."""
         return (x_t - schedule.sigma(t) * output) / schedule.signal(t)
 
+    def error_of_x_0(self, snr: Ratios) -> Ratios:
+        """SNR; Salimans and Ho 2022 (arXiv:2202.00512), section 4."""
+        return snr
+
+    def debiasing(self, snr: Ratios) -> Ratios:
+        """1 / sqrt(SNR)."""
+        return snr.rsqrt()
+
 
 class Velocity:
     """The network predicts v; Salimans and Ho 2022 (arXiv:2202.00512), section 4 and appendix D."""
@@ -72,6 +87,14 @@ class Velocity:
     ) -> Latents:
         """x_0 = sqrt(abar_t) x_t - sigma_t v."""
         return schedule.signal(t) * x_t - schedule.sigma(t) * output
+
+    def error_of_x_0(self, snr: Ratios) -> Ratios:
+        """SNR + 1; Salimans and Ho 2022 (arXiv:2202.00512), section 4."""
+        return snr + 1
+
+    def debiasing(self, snr: Ratios) -> Ratios:
+        """1 / (SNR + 1)."""
+        return 1 / (snr + 1)
 
 
 EPSILON, VELOCITY = Epsilon(), Velocity()

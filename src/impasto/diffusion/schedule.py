@@ -36,6 +36,15 @@ class NoiseSchedule:
         betas = torch.linspace(beta_start**0.5, beta_end**0.5, num_timesteps) ** 2
         return cls(torch.cumprod(1.0 - betas, dim=0))
 
+    def to_zero_terminal_snr(self) -> NoiseSchedule:
+        """The same schedule shifted and scaled so that its last step is noise alone.
+
+        Lin et al. 2023 (arXiv:2305.08891), algorithm 1; sd-scripts' `--zero_terminal_snr`.
+        """
+        root = self.alphas_cumprod.sqrt()
+        first, last = root[0].clone(), root[-1].clone()
+        return NoiseSchedule(((root - last) * first / (first - last)) ** 2)
+
     @property
     def num_timesteps(self) -> int:
         """T; timesteps are integers in [0, T)."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from impasto.diffusion.draws import Draws
@@ -22,6 +23,68 @@ class TimestepSampler(Protocol):
 def uniform_timesteps(draws: Draws, num_timesteps: int) -> Int[Tensor, "b"]:
     """Every timestep with equal chance; Ho et al. 2020 (arXiv:2006.11239), algorithm 1."""
     return (draws.uniform("timestep") * num_timesteps).long()
+
+
+@dataclass(frozen=True)
+class TimestepRange:
+    """The timesteps [first, last) that a run trains on; the whole schedule by default."""
+
+    first: int = 0
+    last: int | None = None
+
+    def spread(self, shares: Float[Tensor, "b"], num_timesteps: int) -> Int[Tensor, "b"]:
+        """Numbers in [0, 1) -> timesteps of the range."""
+        last = num_timesteps if self.last is None else min(self.last, num_timesteps)
+        return self.first + (shares * (last - self.first)).long()
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """Every timestep of a range with equal chance."""
+
+    within: TimestepRange = TimestepRange()
+
+    def __call__(self, draws: Draws, num_timesteps: int) -> Int[Tensor, "b"]:
+        """Timesteps on the CPU."""
+        return self.within.spread(draws.uniform("timestep"), num_timesteps)
+
+
+@dataclass(frozen=True)
+class Stratified:
+    """As many equal parts of the range as the update has samples, one timestep from each.
+
+    Less spread of the loss from update to update; Kingma et al. 2021 (arXiv:2107.00630), appendix
+    I.1, draws them so, with one random shift for all.
+    """
+
+    within: TimestepRange = TimestepRange()
+
+    def __call__(self, draws: Draws, num_timesteps: int) -> Int[Tensor, "b"]:
+        """Timesteps on the CPU."""
+        shares = (draws.ranks + draws.uniform("timestep")) / draws.update_size
+        return self.within.spread(shares, num_timesteps)
+
+
+@dataclass(frozen=True)
+class LogitNormal:
+    """Timesteps whose logit is normal, most of them in the middle; Esser et al. 2024.
+
+    arXiv:2403.03206, section 3.1.
+
+    Attributes:
+        mean: Above 0 is more noise.
+        std: More is wider.
+    """
+
+    mean: float = 0.0
+    std: float = 1.0
+    within: TimestepRange = TimestepRange()
+
+    def __call__(self, draws: Draws, num_timesteps: int) -> Int[Tensor, "b"]:
+        """Timesteps on the CPU."""
+        logits = self.mean + self.std * draws.normal((), "timestep").double()
+        shares = torch.sigmoid(logits).clamp(max=1 - 1e-9)
+        return self.within.spread(shares, num_timesteps)
 
 
 def fixed_timesteps(count: int, num_timesteps: int) -> Int[Tensor, "count"]:

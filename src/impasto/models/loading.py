@@ -20,6 +20,7 @@ from impasto.models.attention import use_upcast_attention
 from impasto.models.contents import ModelContents
 from impasto.models.identity import Identity
 from impasto.models.opening import OpenOptions, open_model
+from impasto.models.pipeline_files import ZERO_TERMINAL_SNR
 from impasto.models.tokens import TextLayout, TextTokens
 from impasto.models.vocabulary import EOS, token_ids, write_tokenizer
 from impasto.progress import Advance, Progress, SilentProgress, in_mib
@@ -266,6 +267,13 @@ def _listed(names: tuple[str, ...]) -> str:
     return ", ".join(names[:NAMES_SHOWN]) + (f" and {rest} more" if rest > 0 else "")
 
 
+def with_zero_terminal_snr(model: BaseModel) -> BaseModel:
+    """The same model with a schedule that ends in noise alone, for training and samplers."""
+    config = {**model.scheduler_config, **ZERO_TERMINAL_SNR}
+    contents = replace(model.contents, scheduler_config=config)
+    return replace(model, contents=contents, schedule=_schedule_of(config, contents.source))
+
+
 def _schedule_of(config: Mapping[str, Any], source: str) -> NoiseSchedule:
     shape = config.get("beta_schedule", "scaled_linear")
     if shape != "scaled_linear":
@@ -273,8 +281,9 @@ def _schedule_of(config: Mapping[str, Any], source: str) -> NoiseSchedule:
             f"{source}: the scheduler's beta_schedule is {shape!r}; Stable Diffusion 1.x and 2.x "
             f"have scaled_linear."
         )
-    return NoiseSchedule.scaled_linear(
+    schedule = NoiseSchedule.scaled_linear(
         config.get("beta_start", BETA_START),
         config.get("beta_end", BETA_END),
         config.get("num_train_timesteps", NUM_TRAIN_TIMESTEPS),
     )
+    return schedule.to_zero_terminal_snr() if config.get("rescale_betas_zero_snr") else schedule

@@ -30,7 +30,11 @@ from impasto.models.configs import (
 from impasto.models.contents import ModelContents
 from impasto.models.families import SD1
 from impasto.models.identity import Clues, Identity, identify
-from impasto.models.pipeline_files import scheduler_config
+from impasto.models.pipeline_files import (
+    ZERO_TERMINAL_SNR,
+    ZERO_TERMINAL_SNR_KEY,
+    scheduler_config,
+)
 from impasto.progress import Progress
 from impasto.runs import RunDirectory
 
@@ -167,7 +171,8 @@ def _open_file(file: TensorFile, source: str, options: OpenOptions) -> ModelCont
         parts=parts,
         ldm_only=ldm.ldm_only,
         configs=stated or configs_from(parts, identity.family, source),
-        scheduler_config=scheduler_config(identity.prediction.name),
+        scheduler_config=scheduler_config(identity.prediction.name)
+        | (ZERO_TERMINAL_SNR if ZERO_TERMINAL_SNR_KEY in file.metadata else {}),
         identity=identity,
         metadata=file.metadata,
         notes=_notes(ldm),

@@ -19,7 +19,7 @@ from impasto.models.configs import metadata_for
 from impasto.models.contents import ModelContents
 from impasto.models.diffusers_folder import LDM_ONLY_FILE, METADATA_FILE, PART_FILES
 from impasto.models.loading import BaseModel
-from impasto.models.pipeline_files import model_index, part_config
+from impasto.models.pipeline_files import ZERO_TERMINAL_SNR_KEY, model_index, part_config
 from impasto.models.vocabulary import write_tokenizer
 from impasto.progress import Advance, Progress, SilentProgress, in_mib
 
@@ -146,6 +146,8 @@ def _metadata(contents: ModelContents, about: About, layout: str) -> dict[str, s
         others=about.others,
     )
     texts = {**spec.metadata(layout), **about.more}
+    if contents.scheduler_config.get("rescale_betas_zero_snr"):
+        texts[ZERO_TERMINAL_SNR_KEY] = "true"
     if layout == "ldm":
         texts |= {"format": "pt", **metadata_for(contents.configs, contents.parts, family)}
     return texts

@@ -22,9 +22,9 @@ from impasto.data.latent_cache import CachedPlan, LatentCache
 from impasto.data.plan import Plan
 from impasto.data.sampler import EpochSampler
 from impasto.data.scan import Scan
-from impasto.diffusion.loss import LossWeight, unweighted
-from impasto.diffusion.timesteps import TimestepSampler, uniform_timesteps
-from impasto.models.loading import BaseModel, load_base_model
+from impasto.diffusion.timesteps import TimestepSampler
+from impasto.diffusion.weighting import LossWeight
+from impasto.models.loading import BaseModel, load_base_model, with_zero_terminal_snr
 from impasto.models.opening import OpenOptions
 from impasto.models.saving import DTYPES
 from impasto.models.text import ClipTextConditioner
@@ -34,6 +34,13 @@ from impasto.progress import Progress, SilentProgress
 from impasto.sampling.prompts import Prompt
 from impasto.sampling.sampler import Sampler
 from impasto.training.ema import WeightAverage
+from impasto.training.objective import (
+    build_error,
+    build_loss_weight,
+    build_noise,
+    build_timesteps,
+    require_fitting_loss,
+)
 from impasto.training.optimizers import BuildOptimizer, build_adamw
 from impasto.training.pictures import plan_dataset, scan_dataset, split_records
 from impasto.training.previews import Previewer
@@ -53,14 +60,14 @@ class Ingredients:
     """What a run may replace without a setting for it: used by recipes that train from scratch.
 
     Attributes:
-        timesteps: Which noise levels are trained on.
-        loss_weight: How much each of them counts.
+        timesteps: Which noise levels are trained on; None takes the settings'.
+        loss_weight: How much each of them counts; None takes the settings'.
         build_optimizer: Makes the optimizer from the parts that learn.
         lr_schedule: The factor on the learning rate by step; None takes the settings'.
     """
 
-    timesteps: TimestepSampler = uniform_timesteps
-    loss_weight: LossWeight = unweighted
+    timesteps: TimestepSampler | None = None
+    loss_weight: LossWeight | None = None
     build_optimizer: BuildOptimizer = build_adamw
     lr_schedule: LrSchedule | None = None
 
@@ -171,6 +178,9 @@ def build_session(
         ImpastoError: As the parts it calls.
     """
     model = load_base_model(config.model.path, build_open_options(config), progress)
+    require_fitting_loss(config.loss, config.noise, model.identity.prediction)
+    if config.noise.zero_terminal_snr:
+        model = with_zero_terminal_snr(model)
     base_fingerprint = weights_fingerprint(model.unet)[:16]
     encoding_vae = build_encoding_vae(config, model).to(accelerator.device)
     encoder = moments_encoder(encoding_vae, batch_size=config.dataset.vae_batch_size)
@@ -202,8 +212,10 @@ def build_session(
         recipe=StepRecipe(
             model.schedule.to(accelerator.device),
             model.identity.prediction,
-            ingredients.timesteps,
-            ingredients.loss_weight,
+            ingredients.timesteps or build_timesteps(config.timesteps),
+            ingredients.loss_weight or build_loss_weight(config.loss),
+            build_noise(config.noise),
+            build_error(config.loss),
         ),
         optimizer=optimizer,
         lr_schedule=ingredients.lr_schedule
@@ -310,6 +322,9 @@ def settings_fingerprint(config: RunConfig, total_steps: int) -> dict[str, str]:
         "method": config.method.model_dump_json(),
         "optimizer": config.optimizer.model_dump_json(),
         "schedule": config.schedule.model_dump_json(),
+        "loss": config.loss.model_dump_json(),
+        "noise": config.noise.model_dump_json(),
+        "timesteps": config.timesteps.model_dump_json(),
         "training": config.training.model_dump_json(
             exclude={"max_steps", "max_epochs", "text_cache_mib"}
         ),

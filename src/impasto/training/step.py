@@ -10,10 +10,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from impasto.data.records import Batch
-from impasto.diffusion.loss import LossWeight, squared_error, unweighted
+from impasto.diffusion.loss import ErrorMeasure, per_sample, squared
+from impasto.diffusion.noise import PLAIN_NOISE, NoiseRecipe
 from impasto.diffusion.prediction import Prediction
 from impasto.diffusion.schedule import NoiseSchedule
 from impasto.diffusion.timesteps import TimestepSampler, uniform_timesteps
+from impasto.diffusion.weighting import LossWeight, unweighted
 from impasto.models.text import TextConditioner
 
 
@@ -26,12 +28,16 @@ class StepRecipe:
         prediction: What the U-Net predicts.
         timesteps: Which noise levels are trained on.
         loss_weight: How much each of them counts.
+        noise: How the noise is made.
+        error: How an output is compared with its target.
     """
 
     schedule: NoiseSchedule
     prediction: Prediction
     timesteps: TimestepSampler = uniform_timesteps
     loss_weight: LossWeight = unweighted
+    noise: NoiseRecipe = PLAIN_NOISE
+    error: ErrorMeasure = squared
 
 
 def sample_losses(
@@ -42,16 +48,16 @@ def sample_losses(
     device = schedule.alphas_cumprod.device
 
     x_0 = batch.latents.to(device)
-    noise = batch.draws.normal(tuple(x_0.shape[1:]), "noise").to(device)
+    noise = recipe.noise.noise(x_0, batch.draws)
     t = recipe.timesteps(batch.draws, schedule.num_timesteps).to(device)
 
-    x_t = schedule.add_noise(x_0, noise, t)
+    x_t = schedule.add_noise(x_0, recipe.noise.on_input(noise, batch.draws), t)
     output = unet(x_t, t, **conditioner(batch.captions)).sample
     target = prediction.target(x_0, noise, t, schedule)
 
-    weights = recipe.loss_weight(t, schedule) * batch.weights.to(device)
     mask = None if batch.mask is None else batch.mask.to(device)
-    return squared_error(output, target, mask) * weights
+    weights = recipe.loss_weight(t, schedule, prediction) * batch.weights.to(device)
+    return per_sample(recipe.error(output, target, t, schedule), mask) * weights
 
 
 def update_share(

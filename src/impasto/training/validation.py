@@ -10,7 +10,7 @@ import torch
 
 from impasto.data.latent_cache import CachedPlan, LatentCache
 from impasto.diffusion.draws import Draws
-from impasto.diffusion.loss import squared_error
+from impasto.diffusion.loss import per_sample, squared
 from impasto.diffusion.timesteps import fixed_timesteps
 from impasto.models.text import TextConditioner
 from impasto.training.step import StepRecipe
@@ -54,7 +54,7 @@ class Validator:
                 noise = draws.normal(tuple(x_0.shape[1:]), "validation").to(device)
                 output = unet(schedule.add_noise(x_0, noise, t), t, **context).sample
                 target = recipe.prediction.target(x_0, noise, t, schedule)
-                total += squared_error(output, target).sum()
+                total += per_sample(squared(output, target, t, schedule)).sum()
                 count += len(x_0)
         unet.train(was_training)
         return float(total) / count

@@ -1,0 +1,117 @@
+"""Settings of what is minimised: the loss, the noise, and which noise levels are trained on."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from impasto.config.base import Section
+
+NotNegative = Annotated[float, Field(ge=0)]
+
+
+class LossConfig(Section):
+    """How far an output is from its target, and how much each noise level counts."""
+
+    kind: Literal["l2", "l1", "huber", "smooth_l1"] = "l2"
+    """`l2` squares the error; the others weigh large errors less, so odd pictures do less harm."""
+
+    huber_schedule: Literal["constant", "exponential", "snr"] = "snr"
+    """How the threshold of `huber` and `smooth_l1` follows the noise: `constant`; `exponential`,
+    from `huber_scale` without noise to `huber_c` times that; `snr`, by the signal-to-noise
+    ratio."""
+
+    huber_c: Annotated[float, Field(gt=0, le=1)] = 0.1
+    """The threshold where there is most noise: smaller is closer to `l1`."""
+
+    huber_scale: Annotated[float, Field(gt=0)] = 1.0
+    """Factor on the threshold; not for `huber_schedule` snr."""
+
+    min_snr_gamma: Annotated[float, Field(gt=0)] | None = None
+    """Weigh low noise less, so that training settles sooner (min-SNR); 5 is usual. Off means that
+    all noise levels count the same."""
+
+    debiased: bool = False
+    """Weigh by 1 / sqrt(SNR), or 1 / (SNR + 1) for velocity models (debiased estimation)."""
+
+    v_loss_as_noise_loss: bool = False
+    """Scale the loss of a velocity model to that of noise: sd-scripts'
+    `scale_v_pred_loss_like_noise_pred`."""
+
+    noise_loss_like_v: Annotated[float, Field(gt=0)] | None = None
+    """Add this share of a velocity loss to that of a noise model: sd-scripts'
+    `v_pred_like_loss`."""
+
+    @model_validator(mode="after")
+    def _scale_is_used(self) -> LossConfig:
+        if self.huber_scale != 1.0 and self.huber_schedule == "snr":
+            raise ValueError(
+                "huber_scale has no effect on huber_schedule snr: take it out, or choose constant "
+                "or exponential"
+            )
+        return self
+
+
+class NoiseConfig(Section):
+    """The noise that the model learns to find."""
+
+    offset: NotNegative = 0.0
+    """Strength of noise that is the same all over a channel, so that pictures may become darker or
+    brighter as a whole; 0.05 to 0.1 is usual, 0 means none."""
+
+    offset_random_strength: bool = False
+    """Multiply `offset` by a number from 0 to 1 that each update draws."""
+
+    adaptive_scale: float = 0.0
+    """Add this times a channel's mean to `offset`; needs it."""
+
+    multires_iterations: Annotated[int, Field(ge=0, le=20)] = 0
+    """Add noise at so many coarser scales; 6 to 10 is usual, 0 means none."""
+
+    multires_discount: Annotated[float, Field(gt=0, le=1)] = 0.3
+    """How much less each coarser scale counts."""
+
+    input_perturbation: NotNegative = 0.0
+    """Strength of noise on the input that is not in the target; 0.1 is usual, 0 means none."""
+
+    input_perturbation_random_strength: bool = False
+    """Multiply `input_perturbation` by a number from 0 to 1 that each update draws."""
+
+    zero_terminal_snr: bool = False
+    """Rescale the schedule so that its last step is noise alone, for very dark and bright pictures;
+    for velocity models. Samplers have to know: previews and Diffusers folders do."""
+
+    @model_validator(mode="after")
+    def _has_an_offset(self) -> NoiseConfig:
+        if self.offset == 0 and (self.adaptive_scale or self.offset_random_strength):
+            raise ValueError("adaptive_scale and offset_random_strength need offset above 0")
+        if self.input_perturbation == 0 and self.input_perturbation_random_strength:
+            raise ValueError("input_perturbation_random_strength needs input_perturbation above 0")
+        return self
+
+
+class TimestepConfig(Section):
+    """Which noise levels are trained on; 0 is the least noise, 999 the most."""
+
+    sampling: Literal["uniform", "stratified", "logit_normal"] = "uniform"
+    """`uniform` draws each with equal chance; `stratified` spreads those of an update evenly, for a
+    steadier loss; `logit_normal` prefers the middle."""
+
+    first: Annotated[int, Field(ge=0, lt=1000)] = 0
+    """The least noise to train on."""
+
+    last: Annotated[int, Field(gt=0, le=1000)] = 1000
+    """The most noise to train on, itself not included."""
+
+    logit_mean: float = 0.0
+    """Of `logit_normal`: above 0 prefers more noise."""
+
+    logit_std: Annotated[float, Field(gt=0)] = 1.0
+    """Of `logit_normal`: larger spreads wider."""
+
+    @model_validator(mode="after")
+    def _in_order(self) -> TimestepConfig:
+        if self.first >= self.last:
+            raise ValueError(f"first is {self.first} and last {self.last}: nothing lies between")
+        return self

@@ -1,0 +1,88 @@
+"""The noise that is added to latents, beyond plain Gaussian noise.
+
+Everything comes from a batch's draws; what is drawn once for a batch elsewhere is drawn once for
+the update here, so that the cut into micro-batches and processes changes nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional
+
+from impasto.diffusion.draws import Draws
+
+Latents = Float[Tensor, "b c h w"]
+
+
+@dataclass(frozen=True)
+class NoiseRecipe:
+    """How the noise of a sample is made; the defaults give plain noise.
+
+    Attributes:
+        offset: Strength of noise that is the same over a channel, so that pictures may become
+            darker or brighter as a whole; Guttenberg 2023 (Diffusion with Offset Noise). 0.05 to
+            0.1 is usual.
+        offset_is_random: Multiply the strength by a number in [0, 1) that each update draws.
+        adaptive_scale: Add this times the absolute mean of a channel's latents to the strength.
+        multires_iterations: Add noise at so many coarser scales; Whitaker 2023 (Multi-Resolution
+            Noise). 6 to 10 is usual.
+        multires_discount: Each scale counts by this power of its number.
+        perturbation: Noise of this strength on the input that is not in the target; Ning et al.
+            2023 (arXiv:2301.11706), who use 0.1.
+        perturbation_is_random: As for the offset.
+    """
+
+    offset: float = 0.0
+    offset_is_random: bool = False
+    adaptive_scale: float = 0.0
+    multires_iterations: int = 0
+    multires_discount: float = 0.3
+    perturbation: float = 0.0
+    perturbation_is_random: bool = False
+
+    def noise(self, x_0: Latents, draws: Draws) -> Latents:
+        """What the U-Net is to find, on the device of the latents, float32."""
+        noise = draws.normal(tuple(x_0.shape[1:]), "noise").to(x_0.device)
+        if self.offset:
+            noise = noise + self._offset(x_0, draws)
+        if self.multires_iterations:
+            noise = self._with_coarser_scales(noise, draws)
+        return noise
+
+    def on_input(self, noise: Latents, draws: Draws) -> Latents:
+        """What is added to the latents: the noise, and perhaps some that is not in the target."""
+        if not self.perturbation:
+            return noise
+        strength = self.perturbation
+        if self.perturbation_is_random:
+            strength *= draws.of_update("input_perturbation")
+        extra = draws.normal(tuple(noise.shape[1:]), "input_perturbation").to(noise.device)
+        return noise + strength * extra
+
+    def _offset(self, x_0: Latents, draws: Draws) -> Float[Tensor, "b c 1 1"]:
+        strength = self.offset * (draws.of_update("noise_offset") if self.offset_is_random else 1.0)
+        shift = draws.normal((x_0.shape[1], 1, 1), "noise_offset").to(x_0.device)
+        if not self.adaptive_scale:
+            return strength * shift
+        mean = x_0.float().mean(dim=(2, 3), keepdim=True).abs()
+        return (strength + self.adaptive_scale * mean).clamp(min=0) * shift
+
+    def _with_coarser_scales(self, noise: Latents, draws: Draws) -> Latents:
+        """Each sample is brought to a standard deviation of 1, not each batch as elsewhere."""
+        channels, height, width = noise.shape[1:]
+        total = noise
+        for i in range(self.multires_iterations):
+            ratio = 2 + 2 * draws.of_update(f"multires_scale {i}")
+            rows, columns = (max(1, int(side / ratio**i)) for side in (height, width))
+            coarse = draws.normal((channels, rows, columns), f"multires {i}").to(noise.device)
+            fine = functional.interpolate(coarse, (height, width), mode="bilinear")
+            total = total + fine * self.multires_discount**i
+            if rows == 1 or columns == 1:
+                break
+        return total / total.std(dim=(1, 2, 3), keepdim=True)
+
+
+PLAIN_NOISE = NoiseRecipe()

@@ -1,0 +1,117 @@
+"""How much each timestep counts in the loss, by its signal-to-noise ratio.
+
+Each is a function of the timestep, the schedule (the rescaled one, if it is) and what the U-Net
+predicts. Several are multiplied. The names are sd-scripts' options
+(kohya-ss/sd-scripts, `library/custom_train_functions.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from impasto.diffusion.prediction import Prediction
+from impasto.diffusion.schedule import NoiseSchedule
+
+MOST_SNR = 1000.0
+
+
+@runtime_checkable
+class LossWeight(Protocol):
+    """Weighs each sample's loss by its timestep."""
+
+    def __call__(
+        self, t: Int[Tensor, "b"], schedule: NoiseSchedule, prediction: Prediction
+    ) -> Float[Tensor, "b"]:
+        """Non-negative weights."""
+
+
+def unweighted(
+    t: Int[Tensor, "b"],
+    schedule: NoiseSchedule,  # noqa: ARG001
+    prediction: Prediction,  # noqa: ARG001
+) -> Float[Tensor, "b"]:
+    """Every timestep counts the same, as in L_simple."""
+    return torch.ones(len(t), device=t.device)
+
+
+def min_snr(gamma: float) -> LossWeight:
+    """min(SNR, gamma) as the weight of the error in x_0; Hang et al. 2023 (arXiv:2303.09556).
+
+    The loss in epsilon has SNR in it already, that in v has SNR + 1, so it is divided by those:
+    min(SNR, gamma) / SNR and min(SNR, gamma) / (SNR + 1). Where nothing is left of the picture
+    (SNR 0), the first is 1, its limit.
+
+    Args:
+        gamma: Larger values weigh low noise more; 5 is the paper's.
+    """
+
+    def weight(
+        t: Int[Tensor, "b"], schedule: NoiseSchedule, prediction: Prediction
+    ) -> Float[Tensor, "b"]:
+        snr = schedule.snr(t)
+        capped = snr.clamp(max=gamma)
+        return torch.where(
+            snr > 0, capped / prediction.error_of_x_0(snr), _at_no_signal(snr, prediction)
+        )
+
+    return weight
+
+
+def debiased(
+    t: Int[Tensor, "b"], schedule: NoiseSchedule, prediction: Prediction
+) -> Float[Tensor, "b"]:
+    """1 / sqrt(SNR) for epsilon, 1 / (SNR + 1) for v, SNR at most 1000; Yu et al. 2023.
+
+    arXiv:2310.08442; the second is sd-scripts'.
+    """
+    return prediction.debiasing(schedule.snr(t).clamp(max=MOST_SNR))
+
+
+def v_loss_as_noise_loss(
+    t: Int[Tensor, "b"],
+    schedule: NoiseSchedule,
+    prediction: Prediction,  # noqa: ARG001
+) -> Float[Tensor, "b"]:
+    """SNR / (SNR + 1), SNR at most 1000: an error in v as large as the same in epsilon."""
+    snr = schedule.snr(t).clamp(max=MOST_SNR)
+    return snr / (snr + 1)
+
+
+def noise_loss_like_v(share: float) -> LossWeight:
+    """1 + share * (SNR + 1) / SNR, SNR at most 1000: some of the loss in v added to epsilon's.
+
+    Args:
+        share: How much of it.
+    """
+
+    def weight(
+        t: Int[Tensor, "b"], schedule: NoiseSchedule, prediction: Prediction
+    ) -> Float[Tensor, "b"]:
+        return 1 + share / v_loss_as_noise_loss(t, schedule, prediction)
+
+    return weight
+
+
+def product(weights: Sequence[LossWeight]) -> LossWeight:
+    """All of them, multiplied."""
+
+    def weight(
+        t: Int[Tensor, "b"], schedule: NoiseSchedule, prediction: Prediction
+    ) -> Float[Tensor, "b"]:
+        total = unweighted(t, schedule, prediction)
+        for one in weights:
+            total = total * one(t, schedule, prediction)
+        return total
+
+    return weight
+
+
+def _at_no_signal(snr: Tensor, prediction: Prediction) -> Tensor:
+    """The limit of SNR / error_of_x_0(SNR) for SNR -> 0."""
+    tiny = torch.full_like(snr, 1e-12)
+    return tiny / prediction.error_of_x_0(tiny)

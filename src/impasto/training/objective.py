@@ -1,0 +1,101 @@
+"""Builds what the training step minimises, from the settings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from impasto.config.objective import LossConfig, NoiseConfig, TimestepConfig
+from impasto.diffusion.loss import ErrorMeasure, Huber, SmoothL1, Threshold, absolute, squared
+from impasto.diffusion.noise import NoiseRecipe
+from impasto.diffusion.prediction import VELOCITY, Prediction
+from impasto.diffusion.timesteps import (
+    LogitNormal,
+    Stratified,
+    TimestepRange,
+    TimestepSampler,
+    Uniform,
+)
+from impasto.diffusion.weighting import (
+    LossWeight,
+    debiased,
+    min_snr,
+    noise_loss_like_v,
+    product,
+    v_loss_as_noise_loss,
+)
+from impasto.errors import ConfigError
+
+ERRORS: dict[str, Callable[[Threshold], ErrorMeasure]] = {
+    "l2": lambda _: squared,
+    "l1": lambda _: absolute,
+    "huber": Huber,
+    "smooth_l1": SmoothL1,
+}
+
+
+def require_fitting_loss(loss: LossConfig, noise: NoiseConfig, prediction: Prediction) -> None:
+    """Refuse what is meant for another kind of model.
+
+    Raises:
+        ConfigError: A weight does not fit what the U-Net predicts.
+    """
+    of_velocity = prediction is VELOCITY
+    if loss.v_loss_as_noise_loss and not of_velocity:
+        raise ConfigError(
+            "loss.v_loss_as_noise_loss is for velocity models, and this one predicts noise. Take "
+            "it out."
+        )
+    if loss.noise_loss_like_v is not None and of_velocity:
+        raise ConfigError(
+            "loss.noise_loss_like_v is for models that predict noise, and this one predicts "
+            "velocity. Take it out."
+        )
+    if noise.zero_terminal_snr and not of_velocity and (loss.debiased or loss.noise_loss_like_v):
+        raise ConfigError(
+            "noise.zero_terminal_snr makes the weights of loss.debiased and loss.noise_loss_like_v "
+            "infinite where nothing is left of the picture. Take one of them out."
+        )
+
+
+def build_error(config: LossConfig) -> ErrorMeasure:
+    """How an output is compared with its target."""
+    threshold = Threshold(config.huber_schedule, config.huber_c, config.huber_scale)
+    return ERRORS[config.kind](threshold)
+
+
+def build_loss_weight(config: LossConfig) -> LossWeight:
+    """How much each timestep counts: all that is asked for, multiplied."""
+    weights: list[LossWeight] = []
+    if config.min_snr_gamma is not None:
+        weights.append(min_snr(config.min_snr_gamma))
+    if config.v_loss_as_noise_loss:
+        weights.append(v_loss_as_noise_loss)
+    if config.noise_loss_like_v is not None:
+        weights.append(noise_loss_like_v(config.noise_loss_like_v))
+    if config.debiased:
+        weights.append(debiased)
+    return product(weights)
+
+
+def build_noise(config: NoiseConfig) -> NoiseRecipe:
+    """How the noise is made."""
+    return NoiseRecipe(
+        offset=config.offset,
+        offset_is_random=config.offset_random_strength,
+        adaptive_scale=config.adaptive_scale,
+        multires_iterations=config.multires_iterations,
+        multires_discount=config.multires_discount,
+        perturbation=config.input_perturbation,
+        perturbation_is_random=config.input_perturbation_random_strength,
+    )
+
+
+def build_timesteps(config: TimestepConfig) -> TimestepSampler:
+    """Which noise levels are trained on."""
+    within = TimestepRange(config.first, config.last)
+    samplers: dict[str, TimestepSampler] = {
+        "uniform": Uniform(within),
+        "stratified": Stratified(within),
+        "logit_normal": LogitNormal(config.logit_mean, config.logit_std, within),
+    }
+    return samplers[config.sampling]
