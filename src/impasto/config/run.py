@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 from impasto.config.base import Section
 from impasto.config.dataset import DatasetConfig, Side
 from impasto.config.objective import LossConfig, NoiseConfig, TimestepConfig
+from impasto.config.schedule import ScheduleConfig
 
 Positive = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0, le=1)]
@@ -102,16 +103,6 @@ class AdamWConfig(Section):
 
     weight_decay: Annotated[float, Field(ge=0)] = 1e-2
     """Share of a weight that is taken away per unit of learning rate and step."""
-
-
-class ScheduleConfig(Section):
-    """How the learning rate changes over the run."""
-
-    kind: Literal["constant", "linear", "cosine"] = "constant"
-    """The shape after the warm-up: level, a straight line to 0, or half a cosine to 0."""
-
-    warmup_steps: Annotated[int, Field(ge=0)] = 0
-    """Optimizer updates over which the rate rises from 0 in a straight line."""
 
 
 class TrainingConfig(Section):

@@ -219,7 +219,7 @@ def build_session(
         ),
         optimizer=optimizer,
         lr_schedule=ingredients.lr_schedule
-        or build_lr_schedule(config.schedule.kind, config.schedule.warmup_steps),
+        or build_lr_schedule(config.schedule, config.optimizer.lr),
         data=TrainingData(
             prepared.training,
             prepared.cache,
@@ -329,7 +329,7 @@ def settings_fingerprint(config: RunConfig, total_steps: int) -> dict[str, str]:
             exclude={"max_steps", "max_epochs", "text_cache_mib"}
         ),
     }
-    if config.schedule.kind != "constant":
+    if config.schedule.depends_on_length:
         sections["schedule"] += f" over {total_steps} steps"
     return sections
 

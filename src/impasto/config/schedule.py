@@ -1,0 +1,138 @@
+"""Settings of the learning rate's way through a run."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from impasto.config.base import Section
+
+Steps = int | float | str
+
+OPTION_USERS = {
+    "cycles": {"cosine_with_restarts", "cosine_with_min_lr", "warmup_stable_decay"},
+    "power": {"polynomial"},
+    "timescale": {"inverse_sqrt"},
+    "min_lr_ratio": {"cosine_with_min_lr", "warmup_stable_decay"},
+    "decay_steps": {"warmup_stable_decay"},
+    "rules": {"piecewise_constant", "rates"},
+}
+"""Which kinds an option belongs to."""
+
+
+class ScheduleConfig(Section):
+    """How the learning rate changes over the run."""
+
+    kind: Literal[
+        "constant", "linear", "cosine", "cosine_with_restarts", "cosine_with_min_lr", "polynomial",
+        "inverse_sqrt", "warmup_stable_decay", "rex", "piecewise_constant", "rates",
+    ] = "constant"  # fmt: skip
+    """The shape after the warm-up: `constant`; `linear`, `cosine` and `rex` down to 0;
+    `cosine_with_restarts`; `cosine_with_min_lr`; `polynomial`; `inverse_sqrt`; level until
+    `decay_steps` before the end, then a cosine (`warmup_stable_decay`); or by `rules`, factors
+    (`piecewise_constant`) or `rates`."""
+
+    warmup_steps: Steps = 0
+    """Optimizer updates over which the rate rises from 0 in a straight line: a number, a fraction
+    of the run below 1, or a percentage such as "5%"."""
+
+    decay_steps: Steps = 0
+    """Of `warmup_stable_decay`: over how many updates the rate falls at the end; as for
+    `warmup_steps`."""
+
+    cycles: Annotated[int, Field(ge=1)] = 1
+    """Of `cosine_with_restarts`: how often it begins anew; of `cosine_with_min_lr` and
+    `warmup_stable_decay`: half periods of the cosine."""
+
+    power: Annotated[float, Field(gt=0)] = 1.0
+    """Of `polynomial`: 1 is a straight line, 2 a parabola."""
+
+    timescale: Annotated[int, Field(ge=1)] | None = None
+    """Of `inverse_sqrt`: updates after which the rate is down to 0.71 of its height; off means
+    `warmup_steps`, or 10,000 without."""
+
+    min_lr_ratio: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """Of `cosine_with_min_lr` and `warmup_stable_decay`: the share of the rate that is left in the
+    end."""
+
+    rules: str = ""
+    """Of `piecewise_constant`: `1:300, 0.1:600, 0.01` is the whole rate for 300 updates, a tenth up
+    to 600, then a hundredth. Of `rates`, in A1111's way: `1e-5:100, 5e-6:1000, 1e-6` are rates."""
+
+    @property
+    def depends_on_length(self) -> bool:
+        """Whether the rate at a step follows from how long the run is."""
+        fixed = {"constant", "inverse_sqrt", "piecewise_constant", "rates"}
+        return self.kind not in fixed or not _is_count(self.warmup_steps)
+
+    @field_validator("warmup_steps", "decay_steps")
+    @classmethod
+    def _steps_are_readable(cls, value: Any) -> Any:
+        counted(value, 1000)
+        return value
+
+    @model_validator(mode="after")
+    def _options_are_used(self) -> ScheduleConfig:
+        for name, kinds in OPTION_USERS.items():
+            is_given = getattr(self, name) != type(self).model_fields[name].default
+            if is_given and self.kind not in kinds:
+                raise ValueError(
+                    f"{name} has no effect on the kind {self.kind}; it belongs to "
+                    f"{' and '.join(sorted(kinds))}"
+                )
+        if self.kind in OPTION_USERS["rules"]:
+            parse_rules(self.rules)
+            if counted(self.warmup_steps, 1000):
+                raise ValueError(f"warmup_steps has no effect on the kind {self.kind}")
+        return self
+
+
+def counted(steps: Steps, total: int) -> int:
+    """A number of updates: as it is, or the share of `total` that it stands for.
+
+    Raises:
+        ValueError: It is neither a number of updates, nor a fraction, nor a percentage.
+    """
+    problem = f'{steps!r} is no number of updates; expected 500, 0.05 or "5%"'
+    if not isinstance(steps, str):
+        if steps < 0 or (steps > 1 and not _is_count(steps)):
+            raise ValueError(problem)
+        return int(steps) if _is_count(steps) else int(steps * total)
+    number, percent, rest = steps.partition("%")
+    try:
+        share = float(number) / 100
+    except ValueError as error:
+        raise ValueError(problem) from error
+    if not percent or rest.strip() or not 0 <= share <= 1:
+        raise ValueError(problem)
+    return int(share * total)
+
+
+def parse_rules(rules: str) -> list[tuple[float, int | None]]:
+    """`value:until, value:until, value` -> values with the step before which they hold.
+
+    Raises:
+        ValueError: It is not of that form, or steps do not rise.
+    """
+    problem = f"rules is {rules!r}; expected value:step, value:step, ..., value"
+    levels: list[tuple[float, int | None]] = []
+    for part in rules.split(","):
+        value, colon, until = part.partition(":")
+        try:
+            levels.append((float(value), int(until) if colon else None))
+        except ValueError as error:
+            raise ValueError(problem) from error
+    steps = [until for _, until in levels]
+    if None in steps[:-1] or any(value < 0 for value, _ in levels):
+        raise ValueError(problem)
+    numbers = [until for until in steps if until is not None]
+    if numbers != sorted(set(numbers)) or any(number < 1 for number in numbers):
+        raise ValueError(f"{problem}, with rising steps")
+    if steps[-1] is not None:
+        levels.append((levels[-1][0], None))
+    return levels
+
+
+def _is_count(steps: Steps) -> bool:
+    return isinstance(steps, int) or (isinstance(steps, float) and steps.is_integer())
