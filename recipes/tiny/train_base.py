@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from impasto.config.load import build_run_config
-from impasto.config.run import AdamWConfig
+from impasto.config.optimizer import OptimizerConfig
 from impasto.data.scan import scan_folder
 from impasto.diffusion.draws import Draws
 from impasto.diffusion.prediction import Prediction
@@ -72,7 +72,7 @@ def velocity_weight(
     return (1 / schedule.alphas_cumprod[t]).clamp(max=40)
 
 
-def build_muon(parts: Sequence[Part], config: AdamWConfig) -> torch.optim.Optimizer:
+def build_muon(parts: Sequence[Part], config: OptimizerConfig) -> torch.optim.Optimizer:
     """Muon for hidden matrices and kernels, AdamW for the rest, token rows twice as fast."""
     hidden, rest, tokens = [], [], []
     for part in parts:

@@ -1,5 +1,6 @@
 """Training on the nano model, in this process: what it leaves, and that it resumes exactly."""
 
+import itertools
 import json
 import shutil
 
@@ -101,6 +102,21 @@ VARIANTS = {
             "input_perturbation": 0.1,
         },
         "timesteps": {"sampling": "stratified", "first": 100},
+    },
+    "8-bit": {"optimizer": {"kind": "adamw8bit"}},
+    "prodigy": {"optimizer": {"kind": "prodigy", "lr": 1.0}},
+    "schedule-free": {
+        "optimizer": {"kind": "adamw_schedule_free"},
+        "validation": {"split": 0.25, "every_steps": 1},
+    },
+    "text encoder for a while": {
+        "method": {
+            "train_text_encoder": True,
+            "text_encoder_lr": 1e-4,
+            "text_encoder_layers": 1,
+            "text_encoder_from_step": 1,
+            "text_encoder_until_step": 4,
+        },
     },
     "cosine, dropout": {
         "schedule": {"kind": "cosine", "warmup_steps": 2},
@@ -343,3 +359,52 @@ def test_a_loss_for_another_kind_of_model_is_refused(train_config, changes, word
     with pytest.raises(ConfigError, match=words):
         train(config)
     assert not config.output_dir.exists()
+
+
+def weights_of(run, step):
+    return load_file(run.states / f"step-{step:08d}" / "weights.safetensors")
+
+
+def test_the_text_encoder_learns_in_its_time_and_only_its_last_layers(train_config, nano_model):
+    run = train(
+        train_config(
+            method={
+                "train_text_encoder": True,
+                "text_encoder_layers": 1,
+                "text_encoder_from_step": 2,
+                "text_encoder_until_step": 4,
+            },
+            saving={"state_every_steps": 1, "keep_states": 9},
+        )
+    )
+    states = [
+        {k: v for k, v in weights_of(run, step).items() if k.startswith("text_encoder.")}
+        for step in range(1, 7)
+    ]
+    names = set(states[0])
+    assert all(".layers.2." in name or "final_layer_norm" in name for name in names)
+
+    def changed(before, after):
+        return any(not torch.equal(before[name], after[name]) for name in names)
+
+    pairs = itertools.pairwise(states)
+    assert [changed(*pair) for pair in pairs] == [False, True, True, False, False]
+
+
+def test_blocks_move_by_their_own_rates(train_config, nano_model):
+    run = train(
+        train_config(
+            method={"block_lrs": {"mid_block": 1e-9, "down_blocks.0": 1e-1}},
+            optimizer={"lr": 1e-4, "weight_decay": 0.0},
+            training={"max_steps": 1},
+        )
+    )
+    base = load_file(nano_model / UNET_FILE)
+    moved = {
+        name: float((weights_of(run, 1)[f"unet.{name}"] - tensor).abs().max())
+        for name, tensor in base.items()
+    }
+    assert max(v for n, v in moved.items() if n.startswith("mid_block.")) < 1e-7
+    assert max(v for n, v in moved.items() if n.startswith("down_blocks.0.")) > 0.05
+    rest = [v for n, v in moved.items() if not n.startswith(("mid_block.", "down_blocks.0."))]
+    assert 5e-5 < max(rest) < 2e-4

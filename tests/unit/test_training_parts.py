@@ -7,20 +7,20 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from impasto.config.run import AdamWConfig
+from impasto.config.optimizer import OptimizerConfig
 from impasto.config.schedule import OPTION_USERS, ScheduleConfig, counted
 from impasto.errors import RunError
 from impasto.models.trainable import Part
 from impasto.runs import RunDirectory
 from impasto.training.ema import WeightAverage
-from impasto.training.optimizers import (
+from impasto.training.optimizer_state import (
     LrSetter,
-    build_adamw,
     optimizer_scalars,
     optimizer_tensors,
     parameter_names,
     restore_optimizer,
 )
+from impasto.training.optimizers import build_optimizer
 from impasto.training.schedules import build_lr_schedule
 from impasto.training.state import TrainingState, load_state, save_state
 from impasto.training.step import update_share
@@ -105,16 +105,16 @@ def do_step(part: Part, optimizer, seed: int) -> None:
 
 def test_a_restored_optimizer_continues_bit_for_bit():
     whole, part = small_part(), small_part()
-    optimizer = build_adamw([whole], AdamWConfig())
+    optimizer = build_optimizer([whole], OptimizerConfig())
     for seed in range(4):
         do_step(whole, optimizer, seed)
 
-    first = build_adamw([part], AdamWConfig())
+    first = build_optimizer([part], OptimizerConfig())
     for seed in range(2):
         do_step(part, first, seed)
     names = parameter_names([part])
     tensors, scalars = optimizer_tensors(first, names), optimizer_scalars(first, names)
-    second = build_adamw([part], AdamWConfig())
+    second = build_optimizer([part], OptimizerConfig())
     restore_optimizer(second, names, tensors, scalars)
     for seed in range(2, 4):
         do_step(part, second, seed)
@@ -124,7 +124,7 @@ def test_a_restored_optimizer_continues_bit_for_bit():
 
 def test_an_optimizer_state_of_another_model_is_refused():
     part = small_part()
-    optimizer = build_adamw([part], AdamWConfig())
+    optimizer = build_optimizer([part], OptimizerConfig())
     tensors = {"unet.elsewhere.weight:exp_avg": torch.zeros(1)}
     with pytest.raises(RunError, match=r"unet\.elsewhere\.weight"):
         restore_optimizer(
@@ -134,7 +134,7 @@ def test_an_optimizer_state_of_another_model_is_refused():
 
 def test_rates_keep_their_proportions():
     slow = Part("text_encoder", nn.Linear(2, 2), 1e-3)
-    optimizer = build_adamw([small_part(), slow], AdamWConfig())
+    optimizer = build_optimizer([small_part(), slow], OptimizerConfig())
     setter = LrSetter(optimizer)
     assert setter.set(0.5) == 5e-3
     assert [group["lr"] for group in optimizer.param_groups] == [5e-3, 5e-4]

@@ -13,12 +13,16 @@ from pydantic import Field, model_validator
 from impasto.config.base import Section
 from impasto.config.dataset import DatasetConfig, Side
 from impasto.config.objective import LossConfig, NoiseConfig, TimestepConfig
+from impasto.config.optimizer import OptimizerConfig, Rate
 from impasto.config.schedule import ScheduleConfig
 
 Positive = Annotated[int, Field(ge=1)]
-Rate = Annotated[float, Field(gt=0, le=1)]
-Beta = Annotated[float, Field(ge=0, lt=1)]
 Precision = Literal["fp32", "fp16", "bf16"]
+BlockName = Literal[
+    "conv_in", "time_embedding", "down_blocks.0", "down_blocks.1", "down_blocks.2", "down_blocks.3",
+    "mid_block", "up_blocks.0", "up_blocks.1", "up_blocks.2", "up_blocks.3", "conv_norm_out",
+    "conv_out",
+]  # fmt: skip
 MetadataKey = Literal[
     "author", "description", "license", "tags", "usage_hint", "trigger_phrase", "merged_from",
     "thumbnail",
@@ -85,24 +89,34 @@ class FullMethod(Section):
     text_encoder_lr: Rate | None = None
     """Learning rate of the text encoder; off means the optimizer's."""
 
+    text_encoder_layers: Positive | None = None
+    """Train only so many of its last layers, those that `clip_skip` uses; off means all, and its
+    embeddings."""
 
-class AdamWConfig(Section):
-    """AdamW; Loshchilov and Hutter 2019 (arXiv:1711.05101)."""
+    text_encoder_from_step: Annotated[int, Field(ge=0)] = 0
+    """The optimizer update from which it learns."""
 
-    kind: Literal["adamw"] = "adamw"
-    """PyTorch's fused AdamW."""
+    text_encoder_until_step: Positive | None = None
+    """The optimizer update from which it learns no more; off means to the end."""
 
-    lr: Rate = 5e-6
-    """Learning rate at the top of the schedule; 1e-6 to 1e-5 is usual for a whole U-Net."""
+    block_lrs: dict[BlockName, Rate] = Field(default_factory=dict)
+    """Learning rates of blocks of the U-Net by their names, such as `{"down_blocks.0" = 1e-6,
+    "mid_block" = 5e-6}`: `conv_in`, `time_embedding`, `down_blocks.0` to `.3`, `mid_block`,
+    `up_blocks.0` to `.3`, `conv_norm_out`, `conv_out`. The others have the optimizer's."""
 
-    betas: tuple[Beta, Beta] = (0.9, 0.999)
-    """Decay rates of the running means of the gradient and of its square."""
-
-    eps: Annotated[float, Field(gt=0)] = 1e-8
-    """Added to the denominator for numerical stability."""
-
-    weight_decay: Annotated[float, Field(ge=0)] = 1e-2
-    """Share of a weight that is taken away per unit of learning rate and step."""
+    @model_validator(mode="after")
+    def _text_encoder_is_trained(self) -> FullMethod:
+        names = ("lr", "layers", "from_step", "until_step")
+        given = [n for n in (f"text_encoder_{name}" for name in names) if getattr(self, n)]
+        if given and not self.train_text_encoder:
+            raise ValueError(f"{given[0]} has no effect without train_text_encoder")
+        end = self.text_encoder_until_step
+        if end is not None and end <= self.text_encoder_from_step:
+            raise ValueError(
+                f"text_encoder_until_step {end} is not after text_encoder_from_step "
+                f"{self.text_encoder_from_step}"
+            )
+        return self
 
 
 class TrainingConfig(Section):
@@ -273,7 +287,7 @@ class RunConfig(Section):
     model: ModelConfig
     dataset: DatasetConfig
     method: FullMethod = FullMethod()
-    optimizer: AdamWConfig = AdamWConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     loss: LossConfig = LossConfig()
     noise: NoiseConfig = NoiseConfig()

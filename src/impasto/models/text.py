@@ -55,6 +55,22 @@ class ClipStates(nn.Module):
         skipped = self.clip_skip - 1
         return list(self._inner.encoder.layers[-skipped:]) if skipped else []
 
+    def train_last_layers_only(self, count: int) -> None:
+        """Let only the last `count` layers of those that are used learn, and the final norm.
+
+        Raises:
+            ConfigError: There are not so many.
+        """
+        used = list(self._inner.encoder.layers)
+        used = used[: len(used) - len(self.unused_layers())]
+        if count > len(used):
+            raise ConfigError(
+                f"method.text_encoder_layers is {count}, but only {len(used)} layers are used."
+            )
+        self.requires_grad_(requires_grad=False)
+        for module in (*used[-count:], self._inner.final_layer_norm):
+            module.requires_grad_(requires_grad=True)
+
     def forward(self, input_ids: Int[Tensor, "b n"]) -> Float[Tensor, "b n d"]:
         """Hidden states of the chosen layer, normalised."""
         output = self.text_encoder(input_ids, output_hidden_states=True)
@@ -100,6 +116,10 @@ class ClipTextConditioner:
                 keep_mean = self.tokens.layout.emphasis == "mean"
                 states = emphasised(states, weights, keep_mean=keep_mean)
             return {"encoder_hidden_states": JOINERS[self.tokens.layout.join](states)}
+
+    def learn(self, *, now: bool) -> None:
+        """Whether gradients flow into the encoder from now on; of one that may learn."""
+        self._train = now
 
     def too_long(self, captions: Sequence[str]) -> int:
         """How many captions have more tokens than there is room for, and so lose words."""

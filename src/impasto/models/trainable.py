@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 from torch import Tensor, nn
@@ -20,15 +20,37 @@ class Part:
         name: `unet` or `text_encoder`: its name in states, exports and logs.
         module: The module whose tensors are saved.
         lr: Its learning rate at the top of the schedule.
+        block_lrs: Other rates for parameters whose names begin so.
+        from_step: The optimizer update from which it learns.
+        until_step: The one from which it learns no more; None means to the end.
     """
 
     name: str
     module: nn.Module
     lr: float
+    block_lrs: Mapping[str, float] = field(default_factory=dict)
+    from_step: int = 0
+    until_step: int | None = None
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """The parameters that learn, by name."""
         return {n: p for n, p in self.module.named_parameters() if p.requires_grad}
+
+    def by_rate(self) -> list[tuple[float, dict[str, nn.Parameter]]]:
+        """The parameters that learn in groups of one rate, the part's own first."""
+        groups: dict[str, dict[str, nn.Parameter]] = {"": {}}
+        for name, parameter in self.parameters().items():
+            block = next((b for b in self.block_lrs if name.startswith(f"{b}.")), "")
+            groups.setdefault(block, {})[name] = parameter
+        return [
+            (self.block_lrs.get(block, self.lr), parameters)
+            for block, parameters in groups.items()
+            if parameters
+        ]
+
+    def learns_at(self, step: int) -> bool:
+        """Whether it learns in the update `step`, counted from 0."""
+        return step >= self.from_step and (self.until_step is None or step < self.until_step)
 
 
 @runtime_checkable
@@ -50,6 +72,9 @@ class FullFineTune:
         model: The base model; its modules are changed in place.
         lr: Learning rate of the U-Net.
         text_encoder_lr: Learning rate of the text encoder; None leaves it as it is.
+        text_encoder_layers: Of the layers that are used, only so many last ones learn.
+        text_encoder_steps: The update from which it learns, and that from which it does not.
+        block_lrs: Other learning rates for blocks of the U-Net.
         clip_skip: Which layer of the text encoder is used; later ones never learn.
         gradient_checkpointing: Recompute activations in the backward pass.
     """
@@ -60,17 +85,25 @@ class FullFineTune:
         *,
         lr: float,
         text_encoder_lr: float | None = None,
+        text_encoder_layers: int | None = None,
+        text_encoder_steps: tuple[int, int | None] = (0, None),
+        block_lrs: Mapping[str, float] | None = None,
         clip_skip: int | None = None,
         gradient_checkpointing: bool = False,
     ) -> None:
         self.unet = model.unet.requires_grad_(requires_grad=True).train()
         self.states = ClipStates(model.text_encoder, clip_skip)
-        parts = [Part("unet", self.unet, lr)]
+        parts = [Part("unet", self.unet, lr, block_lrs or {})]
         if text_encoder_lr is not None:
             self.states.requires_grad_(requires_grad=True).train()
             for layer in self.states.unused_layers():
                 layer.requires_grad_(requires_grad=False)
-            parts.append(Part("text_encoder", model.text_encoder, text_encoder_lr))
+            if text_encoder_layers is not None:
+                self.states.train_last_layers_only(text_encoder_layers)
+            first, until = text_encoder_steps
+            parts.append(
+                Part("text_encoder", model.text_encoder, text_encoder_lr, {}, first, until)
+            )
         if gradient_checkpointing:
             self.unet.enable_gradient_checkpointing()
             if text_encoder_lr is not None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from impasto.training.optimizers import optimizer_scalars, optimizer_tensors, restore_optimizer
+from impasto.training.optimizer_state import optimizer_scalars, optimizer_tensors, restore_optimizer
 from impasto.training.session import Session
 from impasto.training.state import TrainingState
 

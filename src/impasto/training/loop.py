@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from impasto import files
+from impasto.checkpoints.keymap import TEXT_ENCODER
 from impasto.data.dataset import iterate_updates
 from impasto.data.records import Batch
 from impasto.data.sampler import Update
@@ -23,7 +24,8 @@ from impasto.training.events import TrainingEvents
 from impasto.training.export import export_model
 from impasto.training.interrupts import StopRequest
 from impasto.training.meter import Meter
-from impasto.training.optimizers import LrSetter, parameter_names
+from impasto.training.optimizer_state import LrSetter, parameter_names, require_savable
+from impasto.training.optimizers import evaluation_weights
 from impasto.training.session import Session
 from impasto.training.state import load_state, save_state
 from impasto.training.step import sample_losses, update_share
@@ -57,6 +59,7 @@ class TrainingLoop:
             session.optimizer.optimizer.param_groups[0].get("fused")
         )
         self._lost: set[Path] = set()
+        self._has_stepped = False
         self._meter = Meter(session.accelerator)
         self._meter.timings_s["preparing"] = preparing_s
 
@@ -94,6 +97,9 @@ class TrainingLoop:
         seed_torch(derive_seed(self._config.seed, "torch", update.step))
         lr_factor = session.lr_schedule(update.step, session.total_steps)
         self._lr.set(lr_factor)
+        for part in session.trainable.parts:
+            if part.name == TEXT_ENCODER:
+                session.conditioner.learn(now=part.learns_at(update.step))
         total = torch.zeros((), device=accelerator.device)
         for number, batch in enumerate(batches, start=1):
             is_last = number == len(update.micro_batches)
@@ -135,6 +141,9 @@ class TrainingLoop:
             raise self._not_finite(step)
         optimizer.step()
         optimizer.zero_grad()
+        if not self._has_stepped:
+            require_savable(optimizer.optimizer)
+            self._has_stepped = True
         return norm
 
     def _not_finite(self, step: int) -> NonFiniteLossError:
@@ -224,9 +233,15 @@ class TrainingLoop:
             with self._meter.aside("previews"), self._averaged():
                 self._session.previewer.draw(self._run, done, self._events)
 
-    def _averaged(self) -> contextlib.AbstractContextManager[None]:
+    @contextlib.contextmanager
+    def _averaged(self) -> Iterator[None]:
+        """The weights that are looked at and exported, in the place of those that are trained."""
         ema = self._session.ema
-        return contextlib.nullcontext() if ema is None else ema.in_place()
+        with (
+            evaluation_weights(self._session.optimizer.optimizer),
+            contextlib.nullcontext() if ema is None else ema.in_place(),
+        ):
+            yield
 
     def _write(self, record: dict[str, Any]) -> None:
         if self._is_main:

@@ -1,109 +1,203 @@
-"""Optimizers over the parts that learn, and their state as named tensors."""
+"""Makes optimizers over the parts that learn: libraries' ones, with their arguments checked."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+import difflib
+import importlib
+import inspect
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from impasto.config.run import AdamWConfig
-from impasto.errors import RunError
+from impasto.config.optimizer import OptimizerConfig
+from impasto.errors import ConfigError, MissingDependencyError
 from impasto.models.trainable import Part
 
-BuildOptimizer = Callable[[Sequence[Part], AdamWConfig], torch.optim.Optimizer]
+BuildOptimizer = Callable[[Sequence[Part], OptimizerConfig], torch.optim.Optimizer]
+
+_OURS = {"params", "lr", "self", "args", "kwargs", "foreach", "fused", "capturable"}
 
 
-def build_adamw(parts: Sequence[Part], config: AdamWConfig) -> torch.optim.Optimizer:
-    """PyTorch's fused AdamW, one parameter group per part."""
-    groups = [{"params": list(part.parameters().values()), "lr": part.lr} for part in parts]
-    return torch.optim.AdamW(
-        groups, betas=config.betas, eps=config.eps, weight_decay=config.weight_decay, fused=True
+@dataclass(frozen=True)
+class OptimizerRow:
+    """Where an optimizer is, and what it is given unless the settings say otherwise.
+
+    Attributes:
+        module: The module to import.
+        name: The class in it.
+        defaults: Arguments.
+        finds_lr: Whether it finds the learning rate itself, from a factor of about 1.
+    """
+
+    module: str
+    name: str
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    finds_lr: bool = False
+
+
+_TORCH, _BNB, _COLLECTION = "torch.optim", "bitsandbytes.optim", "pytorch_optimizer"
+_FIXED_RATE = {"relative_step": False, "scale_parameter": False, "warmup_init": False}
+
+OPTIMIZERS: dict[str, OptimizerRow] = {
+    "adamw": OptimizerRow(_TORCH, "AdamW", {"fused": True}),
+    "adamw8bit": OptimizerRow(_BNB, "AdamW8bit"),
+    "paged_adamw": OptimizerRow(_BNB, "PagedAdamW"),
+    "paged_adamw8bit": OptimizerRow(_BNB, "PagedAdamW8bit"),
+    "paged_adamw32bit": OptimizerRow(_BNB, "PagedAdamW32bit"),
+    "lion": OptimizerRow(_BNB, "Lion"),
+    "lion8bit": OptimizerRow(_BNB, "Lion8bit"),
+    "paged_lion8bit": OptimizerRow(_BNB, "PagedLion8bit"),
+    "sgd_nesterov": OptimizerRow(_TORCH, "SGD", {"nesterov": True, "momentum": 0.9}),
+    "sgd8bit": OptimizerRow(_BNB, "SGD8bit", {"momentum": 0.9}),
+    "sgd_nesterov8bit": OptimizerRow(_BNB, "SGD8bit", {"nesterov": True, "momentum": 0.9}),
+    "adafactor": OptimizerRow("transformers.optimization", "Adafactor", _FIXED_RATE),
+    "prodigy": OptimizerRow(_COLLECTION, "Prodigy", finds_lr=True),
+    "dadapt_adam": OptimizerRow(_COLLECTION, "DAdaptAdam", finds_lr=True),
+    "dadapt_adagrad": OptimizerRow(_COLLECTION, "DAdaptAdaGrad", finds_lr=True),
+    "dadapt_adan": OptimizerRow(_COLLECTION, "DAdaptAdan", finds_lr=True),
+    "dadapt_lion": OptimizerRow(_COLLECTION, "DAdaptLion", finds_lr=True),
+    "dadapt_sgd": OptimizerRow(_COLLECTION, "DAdaptSGD", finds_lr=True),
+    "adamw_schedule_free": OptimizerRow(_COLLECTION, "ScheduleFreeAdamW"),
+    "radam_schedule_free": OptimizerRow(_COLLECTION, "ScheduleFreeRAdam"),
+    "sgd_schedule_free": OptimizerRow(_COLLECTION, "ScheduleFreeSGD"),
+}
+
+
+def build_optimizer(parts: Sequence[Part], config: OptimizerConfig) -> torch.optim.Optimizer:
+    """The optimizer of the settings, with a parameter group for each rate of each part.
+
+    Raises:
+        ConfigError: There is no such optimizer, or it does not take an argument.
+        MissingDependencyError: Its package is not there.
+    """
+    row = find_row(config.kind)
+    factory = _load(row)
+    arguments = {**row.defaults, **config.given()}
+    require_known_arguments(config.kind, factory, config.given())
+    groups = [
+        {"params": list(parameters.values()), "lr": lr}
+        for part in parts
+        for lr, parameters in part.by_rate()
+    ]
+    try:
+        return factory(groups, lr=config.lr, **arguments)  # type: ignore[no-any-return]
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"optimizer.kind {config.kind} cannot be made: {error}.") from error
+
+
+def find_row(kind: str) -> OptimizerRow:
+    """The row of a name: of the table, of `torch.optim`, or of the pytorch-optimizer collection.
+
+    Raises:
+        ConfigError: No optimizer has that name.
+    """
+    if kind in OPTIMIZERS:
+        return OPTIMIZERS[kind]
+    wanted = _plain(kind)
+    for name, candidate in vars(torch.optim).items():
+        if _plain(name) == wanted and inspect.isclass(candidate) and name != "Optimizer":
+            return OptimizerRow(_TORCH, name)
+    collection = _collection_names()
+    if wanted in collection:
+        return OptimizerRow(_COLLECTION, collection[wanted])
+    known = sorted({*OPTIMIZERS, *collection})
+    near = difflib.get_close_matches(kind.lower(), known, n=3, cutoff=0.4)
+    raise ConfigError(
+        f"optimizer.kind is {kind!r}, which is no optimizer. The nearest names are "
+        f"{', '.join(near) or 'none'}; known are {', '.join(OPTIMIZERS)}, and those of torch.optim "
+        f"and of the pytorch-optimizer package."
     )
 
 
-class LrSetter:
-    """Sets each group's rate for a step from the rate it was built with."""
-
-    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
-        self._optimizer = optimizer
-        self._rates = [float(group["lr"]) for group in optimizer.param_groups]
-
-    def set(self, factor: float) -> float:
-        """Apply a factor in [0, 1]; return the first group's rate, which is the U-Net's."""
-        for group, rate in zip(self._optimizer.param_groups, self._rates, strict=True):
-            group["lr"] = rate * factor
-        return self._rates[0] * factor
-
-
-def parameter_names(parts: Sequence[Part]) -> dict[Tensor, str]:
-    """Each learning parameter's name with its part in front: `unet.conv_in.weight`."""
-    return {
-        parameter: f"{part.name}.{name}"
-        for part in parts
-        for name, parameter in part.parameters().items()
-    }
-
-
-def optimizer_tensors(
-    optimizer: torch.optim.Optimizer, names: Mapping[Tensor, str]
-) -> dict[str, Tensor]:
-    """The state as `<parameter>:<entry>` -> tensor on the CPU."""
-    return {
-        f"{names[parameter]}:{entry}": value.detach().cpu().contiguous()
-        for parameter, entries in optimizer.state.items()
-        for entry, value in entries.items()
-        if isinstance(value, Tensor)
-    }
-
-
-def optimizer_scalars(
-    optimizer: torch.optim.Optimizer, names: Mapping[Tensor, str]
-) -> dict[str, Any]:
-    """What is not a tensor: numbers per parameter, and counters that sit in the groups."""
-    per_parameter = {
-        f"{names[parameter]}:{entry}": value
-        for parameter, entries in optimizer.state.items()
-        for entry, value in entries.items()
-        if isinstance(value, (bool, int, float))
-    }
-    groups = [
-        {k: v for k, v in group.items() if isinstance(v, (bool, int, float)) and k != "lr"}
-        for group in optimizer.param_groups
-    ]
-    return {"parameters": per_parameter, "groups": groups}
-
-
-def restore_optimizer(
-    optimizer: torch.optim.Optimizer,
-    names: Mapping[Tensor, str],
-    tensors: Mapping[str, Tensor],
-    scalars: Mapping[str, Any],
-) -> None:
-    """Put a saved state back.
+def require_known_arguments(kind: str, factory: Any, given: Mapping[str, Any]) -> None:
+    """Make sure that an optimizer takes each argument, and that its type fits.
 
     Raises:
-        RunError: The state names parameters that this run does not train.
+        ConfigError: It does not; with what it takes.
     """
-    by_name = {name: parameter for parameter, name in names.items()}
-    for key, value in {**tensors, **scalars["parameters"]}.items():
-        name, _, entry = key.rpartition(":")
-        if name not in by_name:
-            raise RunError(
-                f"The saved state has an optimizer entry for {name}, which this run does not "
-                f"train. It belongs to another model or other settings."
+    signature = inspect.signature(factory.__init__).parameters
+    open_ended = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in signature.values())
+    for name, value in given.items():
+        if name in signature:
+            _require_type(kind, name, value, signature[name].default)
+        elif not open_ended or name in {"betas", "eps", "weight_decay"}:
+            takes = sorted(set(signature) - _OURS)
+            near = difflib.get_close_matches(name, takes, n=1, cutoff=0.5)
+            nearest = f"the nearest is {near[0]}; " if near else ""
+            raise ConfigError(
+                f"optimizer.kind {kind} does not take {name} ({nearest}it takes "
+                f"{', '.join(takes)})."
             )
-        parameter = by_name[name]
-        optimizer.state[parameter][entry] = _like(parameter, value)
-    for group, saved in zip(optimizer.param_groups, scalars["groups"], strict=True):
-        group.update(saved)
 
 
-def _like(parameter: Tensor, value: Any) -> Any:
-    """A saved entry on the parameter's device; of its shape, then in its memory layout too."""
-    if not isinstance(value, Tensor):
-        return value
-    if value.shape != parameter.shape:
-        return value.to(parameter.device)
-    return torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
+@contextlib.contextmanager
+def evaluation_weights(optimizer: torch.optim.Optimizer) -> Iterator[None]:
+    """The weights that a schedule-free optimizer means, and those it trains again afterwards.
+
+    Defazio et al. 2024 (arXiv:2405.15682). Its own way back rounds, so the weights are kept and put
+    back bit for bit: looking at a run must not change it.
+    """
+    switch = getattr(optimizer, "eval", None)
+    if switch is None or not hasattr(optimizer, "train"):
+        yield
+        return
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    kept = [parameter.detach().clone() for parameter in parameters]
+    switch()
+    try:
+        yield
+    finally:
+        optimizer.train()
+        with torch.no_grad():
+            for parameter, value in zip(parameters, kept, strict=True):
+                parameter.copy_(value)
+
+
+def _load(row: OptimizerRow) -> Any:
+    package = row.module.partition(".")[0]
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it tells of kernels not used here
+    try:
+        return getattr(importlib.import_module(row.module), row.name)
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"The optimizer {row.name} is in the package {package.replace('_', '-')}, which is not "
+            f"installed ({error}). Install it, or take optimizer.kind adamw."
+        ) from error
+
+
+def _collection_names() -> dict[str, str]:
+    """Plain name -> class name, of the collection, if it is installed."""
+    try:
+        collection = importlib.import_module(_COLLECTION)
+    except ImportError:
+        return {}
+    return {
+        _plain(name): name
+        for name, candidate in vars(collection).items()
+        if inspect.isclass(candidate)
+        and issubclass(candidate, torch.optim.Optimizer)
+        and name not in {"BaseOptimizer", "Optimizer"}
+    }
+
+
+def _require_type(kind: str, name: str, value: Any, default: Any) -> None:
+    """A flag wants a flag, a number a number, a sequence a sequence."""
+    problem = f"optimizer.kind {kind}: {name} is {value!r}; expected something like {default!r}."
+    if isinstance(default, bool) != isinstance(value, bool) and isinstance(
+        default, (bool, int, float)
+    ):
+        raise ConfigError(problem)
+    if isinstance(default, (int, float)) and not isinstance(value, (int, float)):
+        raise ConfigError(problem)
+    if isinstance(default, (tuple, list)) and (
+        not isinstance(value, (tuple, list)) or len(value) != len(default)
+    ):
+        raise ConfigError(problem)
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace("_", "").replace("-", "")

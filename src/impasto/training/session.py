@@ -41,7 +41,7 @@ from impasto.training.objective import (
     build_timesteps,
     require_fitting_loss,
 )
-from impasto.training.optimizers import BuildOptimizer, build_adamw
+from impasto.training.optimizers import BuildOptimizer, build_optimizer
 from impasto.training.pictures import plan_dataset, scan_dataset, split_records
 from impasto.training.previews import Previewer
 from impasto.training.schedules import LrSchedule, build_lr_schedule
@@ -68,7 +68,7 @@ class Ingredients:
 
     timesteps: TimestepSampler | None = None
     loss_weight: LossWeight | None = None
-    build_optimizer: BuildOptimizer = build_adamw
+    build_optimizer: BuildOptimizer = build_optimizer
     lr_schedule: LrSchedule | None = None
 
 
@@ -262,6 +262,9 @@ def build_trainable(config: RunConfig, model: BaseModel) -> Trainable:
         model,
         lr=lr,
         text_encoder_lr=(method.text_encoder_lr or lr) if method.train_text_encoder else None,
+        text_encoder_layers=method.text_encoder_layers,
+        text_encoder_steps=(method.text_encoder_from_step, method.text_encoder_until_step),
+        block_lrs={str(block): rate for block, rate in method.block_lrs.items()},
         clip_skip=config.model.clip_skip,
         gradient_checkpointing=config.training.gradient_checkpointing,
     )

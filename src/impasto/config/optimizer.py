@@ -1,0 +1,46 @@
+"""Settings of the optimizer."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from impasto.config.base import Section
+
+Rate = Annotated[float, Field(gt=0, le=10)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
+class OptimizerConfig(Section):
+    """What turns gradients into changes of the weights."""
+
+    kind: str = "adamw"
+    """`adamw` (PyTorch's, fused); `adamw8bit`, `paged_adamw`, `paged_adamw8bit`, `lion`,
+    `lion8bit`, `paged_lion8bit`, `sgd8bit` (bitsandbytes); `adafactor`, `prodigy`, `dadapt_adam`,
+    `dadapt_lion` and others, `adamw_schedule_free`, `radam_schedule_free`, `sgd_schedule_free`; or
+    any name of `torch.optim` or of the pytorch-optimizer collection."""
+
+    lr: Rate = 5e-6
+    """Learning rate at the top of the schedule; 1e-6 to 1e-5 is usual for a whole U-Net, a third of
+    that for Lion, 1 for Prodigy and D-Adaptation, which find it themselves."""
+
+    betas: tuple[Beta, ...] | None = None
+    """Decay rates of the running means of the gradient and of its square; off means the optimizer's
+    own, 0.9 and 0.999 for AdamW."""
+
+    eps: Annotated[float, Field(gt=0)] | None = None
+    """Added to the denominator for numerical stability; off means the optimizer's own, 1e-8 for
+    AdamW."""
+
+    weight_decay: Annotated[float, Field(ge=0)] | None = None
+    """Share of a weight that is taken away per unit of learning rate and step; off means the
+    optimizer's own, 0.01 for AdamW."""
+
+    arguments: dict[str, Any] = Field(default_factory=dict)
+    """Further arguments by the names that the optimizer has for them, such as `{d_coef = 0.8}`."""
+
+    def given(self) -> dict[str, Any]:
+        """What is asked for beyond the optimizer's own defaults, without the rate."""
+        named = {"betas": self.betas, "eps": self.eps, "weight_decay": self.weight_decay}
+        return {k: v for k, v in named.items() if v is not None} | dict(self.arguments)

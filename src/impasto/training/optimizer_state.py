@@ -1,0 +1,135 @@
+"""The learning rate of an optimizer, and its state as named tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from impasto.errors import RunError
+from impasto.models.trainable import Part
+
+_GROUP = "group."
+
+
+class LrSetter:
+    """Sets each group's rate for a step from the rate it was built with."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self._optimizer = optimizer
+        self._rates = [float(group["lr"]) for group in optimizer.param_groups]
+
+    def set(self, factor: float) -> float:
+        """Apply a factor in [0, 1]; return the first group's rate, which is the U-Net's."""
+        for group, rate in zip(self._optimizer.param_groups, self._rates, strict=True):
+            group["lr"] = rate * factor
+        return self._rates[0] * factor
+
+
+def parameter_names(parts: Sequence[Part]) -> dict[Tensor, str]:
+    """Each learning parameter's name with its part in front: `unet.conv_in.weight`."""
+    return {
+        parameter: f"{part.name}.{name}"
+        for part in parts
+        for name, parameter in part.parameters().items()
+    }
+
+
+def require_savable(optimizer: torch.optim.Optimizer) -> None:
+    """Make sure, after a first step, that all of an optimizer's state can be kept and resumed.
+
+    Raises:
+        RunError: It keeps something that is neither a tensor nor a number.
+    """
+    for entries in optimizer.state.values():
+        for entry, value in entries.items():
+            if value is not None and not isinstance(value, (Tensor, bool, int, float)):
+                raise RunError(
+                    f"The optimizer {type(optimizer).__name__} keeps {entry!r} as a "
+                    f"{type(value).__name__}, which cannot be saved, so a run with it could not be "
+                    f"resumed. Choose another optimizer.kind."
+                )
+
+
+def optimizer_tensors(
+    optimizer: torch.optim.Optimizer, names: Mapping[Tensor, str]
+) -> dict[str, Tensor]:
+    """The state as `<parameter>:<entry>` -> tensor on the CPU; those of groups as `group.0:d`."""
+    found = {
+        f"{names[parameter]}:{entry}": value
+        for parameter, entries in optimizer.state.items()
+        for entry, value in entries.items()
+        if isinstance(value, Tensor)
+    }
+    found |= {
+        f"{_GROUP}{number}:{entry}": value
+        for number, group in enumerate(optimizer.param_groups)
+        for entry, value in group.items()
+        if isinstance(value, Tensor)
+    }
+    seen: set[int] = set()
+    tensors = {}
+    for key, value in found.items():
+        copied = value.detach().cpu().contiguous()
+        if copied.data_ptr() in seen:  # 8-bit optimizers share their code tables
+            copied = copied.clone()
+        seen.add(copied.data_ptr())
+        tensors[key] = copied
+    return tensors
+
+
+def optimizer_scalars(
+    optimizer: torch.optim.Optimizer, names: Mapping[Tensor, str]
+) -> dict[str, Any]:
+    """What is not a tensor: numbers per parameter, and counters that sit in the groups."""
+    per_parameter = {
+        f"{names[parameter]}:{entry}": value
+        for parameter, entries in optimizer.state.items()
+        for entry, value in entries.items()
+        if isinstance(value, (bool, int, float))
+    }
+    groups = [
+        {k: v for k, v in group.items() if isinstance(v, (bool, int, float)) and k != "lr"}
+        for group in optimizer.param_groups
+    ]
+    return {"parameters": per_parameter, "groups": groups}
+
+
+def restore_optimizer(
+    optimizer: torch.optim.Optimizer,
+    names: Mapping[Tensor, str],
+    tensors: Mapping[str, Tensor],
+    scalars: Mapping[str, Any],
+) -> None:
+    """Put a saved state back.
+
+    Raises:
+        RunError: The state names parameters that this run does not train.
+    """
+    by_name = {name: parameter for parameter, name in names.items()}
+    for key, value in {**tensors, **scalars["parameters"]}.items():
+        name, _, entry = key.rpartition(":")
+        if name.startswith(_GROUP):
+            group = optimizer.param_groups[int(name.removeprefix(_GROUP))]
+            group[entry] = value.to(group["params"][0].device)
+            continue
+        if name not in by_name:
+            raise RunError(
+                f"The saved state has an optimizer entry for {name}, which this run does not "
+                f"train. It belongs to another model or other settings."
+            )
+        parameter = by_name[name]
+        optimizer.state[parameter][entry] = _like(parameter, value)
+    for group, saved in zip(optimizer.param_groups, scalars["groups"], strict=True):
+        group.update(saved)
+
+
+def _like(parameter: Tensor, value: Any) -> Any:
+    """A saved entry on the parameter's device; of its shape, then in its memory layout too."""
+    if not isinstance(value, Tensor):
+        return value
+    if value.shape != parameter.shape:
+        return value.to(parameter.device)
+    return torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)

@@ -1,0 +1,163 @@
+"""Optimizers by name: each moves the weights, resumes bit for bit, and checks its arguments."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from impasto.config.optimizer import OptimizerConfig
+from impasto.errors import ConfigError, MissingDependencyError, RunError
+from impasto.models.trainable import Part
+from impasto.training import optimizers
+from impasto.training.optimizer_state import (
+    optimizer_scalars,
+    optimizer_tensors,
+    parameter_names,
+    require_savable,
+    restore_optimizer,
+)
+from impasto.training.optimizers import OPTIMIZERS, build_optimizer, evaluation_weights, find_row
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Paged optimizers are not supported on CPU"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+]
+
+
+def part(**options) -> Part:
+    """Large enough for 8-bit states, which begin at 4,096 numbers."""
+    torch.manual_seed(0)
+    module = nn.Sequential(
+        nn.Conv2d(4, 40, 3, padding=1), nn.Flatten(1), nn.Linear(640, 128), nn.Linear(128, 2)
+    )
+    return Part("unet", module, 1e-2, **options)
+
+
+def do_step(part, optimizer, seed):
+    generator = torch.Generator().manual_seed(seed)
+    part.module(torch.randn((5, 4, 4, 4), generator=generator)).square().mean().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def config_of(kind):
+    finds = kind in OPTIMIZERS and OPTIMIZERS[kind].finds_lr
+    return OptimizerConfig(kind=kind, lr=1.0 if finds else 1e-3)
+
+
+@pytest.mark.parametrize("kind", [*OPTIMIZERS, "RAdam", "came", "adan", "adopt"])
+def test_each_moves_the_weights_and_resumes_bit_for_bit(kind, tmp_path):
+    whole, begun, again = part(), part(), part()
+    before = [p.detach().clone() for p in whole.parameters().values()]
+    optimizer = build_optimizer([whole], config_of(kind))
+    for seed in range(5):
+        do_step(whole, optimizer, seed)
+    assert not all(
+        torch.equal(a, b) for a, b in zip(before, whole.parameters().values(), strict=True)
+    )
+
+    first = build_optimizer([begun], config_of(kind))
+    for seed in range(3):
+        do_step(begun, first, seed)
+    require_savable(first)
+    names = parameter_names([begun])
+    save_file(optimizer_tensors(first, names), tmp_path / "o.safetensors")
+    scalars = json.loads(json.dumps(optimizer_scalars(first, names)))
+
+    with torch.no_grad():
+        for new, old in zip(again.parameters().values(), begun.parameters().values(), strict=True):
+            new.copy_(old)
+    second = build_optimizer([again], config_of(kind))
+    tensors = load_file(tmp_path / "o.safetensors")
+    restore_optimizer(second, parameter_names([again]), tensors, scalars)
+    for seed in range(3, 5):
+        do_step(again, second, seed)
+    for expected, found in zip(
+        whole.parameters().values(), again.parameters().values(), strict=True
+    ):
+        assert torch.equal(expected, found)
+
+
+@pytest.mark.parametrize("kind", ["adamw8bit", "lion8bit"])
+def test_eight_bit_states_are_eight_bits(kind):
+    own = part()
+    optimizer = build_optimizer([own], config_of(kind))
+    do_step(own, optimizer, 0)
+    large = own.module[2].weight
+    assert optimizer.state[large]["state1"].dtype == torch.uint8
+
+
+@pytest.mark.parametrize("kind", ["adamw_schedule_free", "sgd_schedule_free"])
+def test_looking_at_schedule_free_weights_does_not_change_the_run(kind):
+    own = part()
+    optimizer = build_optimizer([own], config_of(kind))
+    for seed in range(3):
+        do_step(own, optimizer, seed)
+    trained = [p.detach().clone() for p in own.parameters().values()]
+    with evaluation_weights(optimizer):
+        meant = [p.detach().clone() for p in own.parameters().values()]
+    assert not all(torch.equal(a, b) for a, b in zip(trained, meant, strict=True))
+    now = own.parameters().values()
+    assert all(torch.equal(a, b) for a, b in zip(trained, now, strict=True))
+    do_step(own, optimizer, 4)
+
+
+def test_blocks_have_their_own_rates():
+    own = part(block_lrs={"2": 5e-3, "3": 2e-3})
+    optimizer = build_optimizer([own], OptimizerConfig(lr=1e-2))
+    rates = {
+        parameter: group["lr"] for group in optimizer.param_groups for parameter in group["params"]
+    }
+    assert [rates[own.module[i].weight] for i in (0, 2, 3)] == [1e-2, 5e-3, 2e-3]
+    assert len(rates) == 6
+
+
+def test_arguments_reach_the_optimizer():
+    config = OptimizerConfig(
+        kind="prodigy", lr=1.0, betas=(0.8, 0.9), weight_decay=0.3, arguments={"d_coef": 0.7}
+    )
+    group = build_optimizer([part()], config).param_groups[0]
+    assert (tuple(group["betas"]), group["weight_decay"]) == ((0.8, 0.9), 0.3)
+    assert optimizers.find_row("AdamW8bit".lower()).name == "AdamW8bit"
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"kind": "adamv"}, "is no optimizer. The nearest names are adam"),
+        ({"arguments": {"beta": 1}}, "does not take beta (the nearest is betas; it takes amsgrad"),
+        ({"arguments": {"amsgrad": 3}}, "amsgrad is 3; expected something like False"),
+        ({"kind": "adamw8bit", "arguments": {"min_8bit_size": "x"}}, "like 4096"),
+        ({"kind": "prodigy", "betas": (0.9, 0.9, 0.9, 0.9)}, "expected something like"),
+        ({"kind": "sgd_nesterov", "betas": (0.9, 0.99)}, "does not take betas"),
+    ],
+)
+def test_what_an_optimizer_does_not_take_is_named(changes, words):
+    with pytest.raises(ConfigError) as caught:
+        build_optimizer([part()], OptimizerConfig(**changes))
+    assert words in str(caught.value)
+
+
+def test_a_missing_package_is_named(monkeypatch):
+    def missing(name):
+        raise ImportError(f"No module named {name!r}")
+
+    monkeypatch.setattr(optimizers.importlib, "import_module", missing)
+    with pytest.raises(MissingDependencyError, match="in the package bitsandbytes"):
+        build_optimizer([part()], OptimizerConfig(kind="adamw8bit"))
+
+
+def test_a_state_that_cannot_be_saved_is_refused():
+    own = part()
+    optimizer = build_optimizer([own], OptimizerConfig(kind="soap", lr=1e-3))
+    do_step(own, optimizer, 0)
+    with pytest.raises(RunError, match=r"SOAP keeps .* which cannot be saved"):
+        require_savable(optimizer)
+
+
+def test_names_are_found_however_they_are_written():
+    assert find_row("AdamW").name == "AdamW"
+    assert find_row("NAdam").module == "torch.optim"
+    assert find_row("StableAdamW").module == "pytorch_optimizer"
