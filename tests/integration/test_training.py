@@ -91,6 +91,7 @@ VARIANTS = {
     "text encoder": {"method": {"train_text_encoder": True}, "model": {"clip_skip": 2}},
     "accumulation": {"training": {"gradient_accumulation_steps": 2}},
     "channels last": {"training": {"channels_last": True}},
+    "fp16": {"training": {"mixed_precision": "fp16"}},
     "bf16": {"training": {"mixed_precision": "bf16"}},
     "checkpointing": {"training": {"gradient_checkpointing": True}},
     "objective": {
@@ -408,3 +409,30 @@ def test_blocks_move_by_their_own_rates(train_config, nano_model):
     assert max(v for n, v in moved.items() if n.startswith("down_blocks.0.")) > 0.05
     rest = [v for n, v in moved.items() if not n.startswith(("mid_block.", "down_blocks.0."))]
     assert 5e-5 < max(rest) < 2e-4
+
+
+def test_a_gradient_that_overflows_is_passed_over_and_the_scale_lowered(train_config, monkeypatch):
+    """The scale begins at 65,536; from far above, the first updates overflow."""
+    from impasto.training.precision import Precision
+
+    real = torch.amp.GradScaler
+    monkeypatch.setattr(torch.amp, "GradScaler", lambda device: real(device, init_scale=2.0**100))
+    scales = []
+    real_step = Precision.step
+
+    def step(self, optimizer):
+        real_step(self, optimizer)
+        scales.append(self.state()["scale"])
+
+    monkeypatch.setattr(Precision, "step", step)
+    run = train(train_config(training={"mixed_precision": "fp16", "max_steps": 4}))
+    assert scales == [2.0**99, 2.0**98, 2.0**97, 2.0**96]
+    assert run.read_json("status.json")["phase"] == "finished"
+    assert all(torch.isfinite(t).all() for t in weights_of(run, 4).values())
+
+
+def test_a_gradient_that_overflows_at_any_scale_ends_the_run(train_config, monkeypatch):
+    real = torch.amp.GradScaler
+    monkeypatch.setattr(torch.amp, "GradScaler", lambda device: real(device, init_scale=2.0**-9))
+    with pytest.raises(NonFiniteLossError, match="overflows in every update"):
+        train(train_config(training={"mixed_precision": "fp16"}))

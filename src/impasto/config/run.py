@@ -134,8 +134,9 @@ class TrainingConfig(Section):
     gradient_accumulation_steps: Positive = 1
     """Forward passes per update: a larger effective batch at no cost in memory."""
 
-    mixed_precision: Literal["no", "bf16"] = "no"
-    """`bf16` computes in bfloat16 with float32 weights; faster on GPUs from 2020 on."""
+    mixed_precision: Literal["no", "fp16", "bf16"] = "no"
+    """`bf16` computes in bfloat16 with float32 weights: faster on GPUs from 2020 on. `fp16` does in
+    float16, for older ones; updates whose gradient overflows are passed over."""
 
     gradient_checkpointing: bool = False
     """Compute activations again in the backward pass: far less memory, about a quarter slower."""

@@ -23,6 +23,7 @@ def capture_state(session: Session, names: Mapping[Tensor, str], done: int) -> T
         optimizer=optimizer_tensors(inner, names),
         optimizer_scalars=optimizer_scalars(inner, names),
         ema=session.ema.tensors() if session.ema else {},
+        scaler=session.precision.state(),
     )
 
 
@@ -36,5 +37,6 @@ def restore_state(session: Session, names: Mapping[Tensor, str], state: Training
         for parameter, name in names.items():
             parameter.copy_(state.weights[name])
     restore_optimizer(session.optimizer.optimizer, names, state.optimizer, state.optimizer_scalars)
+    session.precision.restore(state.scaler)
     if session.ema is not None:
         session.ema.restore(state.ema)

@@ -1,4 +1,4 @@
-"""Where a run computes, and how precisely; accelerate owns both."""
+"""Where a run computes, and on how many processes; accelerate owns both."""
 
 from __future__ import annotations
 
@@ -14,20 +14,27 @@ def default_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def build_accelerator(mixed_precision: str) -> Accelerator:
-    """Devices, precision and processes.
+def build_accelerator() -> Accelerator:
+    """Devices and processes; precision is `training/precision.py`'s."""
+    handlers = [DistributedDataParallelKwargs(gradient_as_bucket_view=True)]
+    return Accelerator(
+        cpu=not torch.cuda.is_available(), mixed_precision="no", kwargs_handlers=handlers
+    )
+
+
+def require_precision(mixed_precision: str) -> None:
+    """Make sure that the device computes as precisely as asked.
 
     Raises:
-        MissingDependencyError: The precision asked for is not available on this device.
+        MissingDependencyError: It does not.
     """
-    cpu = not torch.cuda.is_available()
-    if mixed_precision == "bf16" and not cpu and not torch.cuda.is_bf16_supported():
+    if not torch.cuda.is_available() or mixed_precision != "bf16":
+        return
+    if not torch.cuda.is_bf16_supported():
         raise MissingDependencyError(
             f"training.mixed_precision is bf16, but {torch.cuda.get_device_name()} does not "
-            f"compute in bfloat16 (GPUs from 2020 on do). Set it to no."
+            f"compute in bfloat16 (GPUs from 2020 on do). Set it to fp16 or no."
         )
-    handlers = [DistributedDataParallelKwargs(gradient_as_bucket_view=True)]
-    return Accelerator(cpu=cpu, mixed_precision=mixed_precision, kwargs_handlers=handlers)
 
 
 def seed_torch(seed: int) -> None:

@@ -103,10 +103,11 @@ class TrainingLoop:
         total = torch.zeros((), device=accelerator.device)
         for number, batch in enumerate(batches, start=1):
             is_last = number == len(update.micro_batches)
-            with self._synchronizing(now=is_last), accelerator.autocast():
-                losses = sample_losses(session.unet, session.conditioner, batch, session.recipe)
+            with self._synchronizing(now=is_last):
+                with session.precision.autocast():
+                    losses = sample_losses(session.unet, session.conditioner, batch, session.recipe)
                 share = update_share(losses, update.size, accelerator.num_processes)
-                accelerator.backward(share)
+                torch.autograd.backward(session.precision.scaled(share))
             total += share.detach()
         norm = self._apply_gradient(total, update.step)
         self._meter.add(total, norm, update.size)
@@ -126,23 +127,23 @@ class TrainingLoop:
         """Clip and step; an update that is not finite is not applied. Returns the norm, if known.
 
         A fused optimizer on a GPU skips it on the device, so that nothing waits; the fault is
-        noticed when the losses are read. Elsewhere it is noticed at once.
+        noticed when the losses are read. A scaler skips it too, and only a loss that is not finite
+        is a fault then. Elsewhere it is noticed at once.
         """
-        optimizer = self._session.optimizer
-        limit = self._config.training.max_grad_norm
-        finite, norm = torch.isfinite(loss), None
-        if limit > 0:
-            norm = self._accelerator.clip_grad_norm_(self._parameters, limit).detach()
+        precision, optimizer = self._session.precision, self._session.optimizer.optimizer
+        norm = precision.clip(optimizer, self._parameters, self._config.training.max_grad_norm)
+        finite = torch.isfinite(loss)
+        if norm is not None and not precision.scales:
             finite = finite & torch.isfinite(norm)
-        if self._skips_on_device:
-            optimizer.optimizer.found_inf = (~finite).float()
-        elif not bool(finite):
+        if self._skips_on_device and not precision.scales:
+            optimizer.found_inf = (~finite).float()
+        elif not self._skips_on_device and not bool(finite):
             optimizer.zero_grad()
             raise self._not_finite(step)
-        optimizer.step()
+        precision.step(optimizer)
         optimizer.zero_grad()
         if not self._has_stepped:
-            require_savable(optimizer.optimizer)
+            require_savable(optimizer)
             self._has_stepped = True
         return norm
 
@@ -208,6 +209,7 @@ class TrainingLoop:
         self._write(record)
         if not torch.isfinite(reading.losses).all():
             raise self._not_finite(done)
+        self._session.precision.require_living_scale()
 
     def _newly_lost(self) -> list[tuple[Path, str]]:
         """Pictures that training met and could not read since the last look."""

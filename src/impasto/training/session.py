@@ -43,6 +43,7 @@ from impasto.training.objective import (
 )
 from impasto.training.optimizers import BuildOptimizer, build_optimizer
 from impasto.training.pictures import plan_dataset, scan_dataset, split_records
+from impasto.training.precision import Precision
 from impasto.training.previews import Previewer
 from impasto.training.schedules import LrSchedule, build_lr_schedule
 from impasto.training.step import StepRecipe
@@ -139,6 +140,7 @@ class Session:
     validator: Validator | None
     previewer: Previewer
     ema: WeightAverage | None
+    precision: Precision
     total_steps: int
     fingerprint: Mapping[str, str]
 
@@ -233,6 +235,7 @@ def build_session(
         validator=_build_validator(config, prepared, model),
         previewer=_build_previewer(config, model, trainable, conditioners.prompts),
         ema=_build_ema(config, trainable),
+        precision=Precision(config.training.mixed_precision, accelerator.device),
         total_steps=count_steps(config, sampler),
         fingerprint={
             "base model": base_fingerprint,

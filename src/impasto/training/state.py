@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ class TrainingState:
         optimizer: The optimizer's tensors.
         optimizer_scalars: The optimizer's numbers that are not tensors.
         ema: The averaged weights, or nothing.
+        scaler: Of the loss in float16, or nothing.
     """
 
     step: int
@@ -47,6 +48,7 @@ class TrainingState:
     optimizer: Mapping[str, Tensor]
     optimizer_scalars: Mapping[str, Any]
     ema: Mapping[str, Tensor]
+    scaler: Mapping[str, float] = field(default_factory=dict)
 
 
 def save_state(run: RunDirectory, state: TrainingState, *, keep: int) -> Path:
@@ -69,6 +71,7 @@ def save_state(run: RunDirectory, state: TrainingState, *, keep: int) -> Path:
             "samples_seen": state.samples_seen,
             "fingerprint": dict(state.fingerprint),
             "optimizer_scalars": dict(state.optimizer_scalars),
+            "scaler": dict(state.scaler),
         }
         (partial / "state.json").write_text(json.dumps(description, indent=1), encoding="utf-8")
     for step in run.saved_steps()[:-keep]:
@@ -100,6 +103,7 @@ def load_state(folder: Path, fingerprint: Mapping[str, str]) -> TrainingState:
             optimizer=load_file(folder / "optimizer.safetensors"),
             optimizer_scalars=description["optimizer_scalars"],
             ema=load_file(ema_file) if ema_file.is_file() else {},
+            scaler=description.get("scaler", {}),
         )
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise RunError(

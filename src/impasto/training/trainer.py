@@ -15,7 +15,7 @@ from impasto.config.run import RunConfig
 from impasto.config.validation import read_toml
 from impasto.errors import ImpastoError, Interrupted
 from impasto.runs import Phase, RunDirectory
-from impasto.training.devices import build_accelerator
+from impasto.training.devices import build_accelerator, require_precision
 from impasto.training.environment import describe_environment
 from impasto.training.events import SilentEvents, TrainingEvents
 from impasto.training.loop import TrainingLoop
@@ -32,7 +32,8 @@ def train(
     Raises:
         ImpastoError: As its parts; `Interrupted` after Ctrl-C or SIGTERM, with the state saved.
     """
-    accelerator = build_accelerator(config.training.mixed_precision)
+    require_precision(config.training.mixed_precision)
+    accelerator = build_accelerator()
     if accelerator.is_main_process:
         run = RunDirectory.create(config.output_dir)
         files.write_text(run.config_file, dump_toml(config))
@@ -62,7 +63,8 @@ def resume(
     run = RunDirectory.open(path)
     config = build_run_config(read_toml(run.config_file), source=str(run.config_file))
     config = config.model_copy(update={"output_dir": path})
-    accelerator = build_accelerator(config.training.mixed_precision)
+    require_precision(config.training.mixed_precision)
+    accelerator = build_accelerator()
     events = events or SilentEvents()
     began = time.perf_counter()
     session = _prepare(run, config, accelerator, events, ingredients or Ingredients())

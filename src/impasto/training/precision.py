@@ -1,0 +1,98 @@
+"""Mixed precision: float32 weights, computing in half precision, and a scaled loss for float16.
+
+Micikevicius et al. 2018 (arXiv:1710.03740). The scaler is PyTorch's; its state is part of a run's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from impasto.errors import NonFiniteLossError
+
+MixedPrecision = Literal["no", "fp16", "bf16"]
+LEAST_SCALE = 2.0**-8  # below, every gradient overflows, whatever the scale
+
+_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+class Precision:
+    """How a run computes.
+
+    Args:
+        kind: `no`, `fp16` or `bf16`.
+        device: Where.
+    """
+
+    def __init__(self, kind: MixedPrecision, device: torch.device) -> None:
+        self._dtype = _DTYPES.get(kind)
+        self._device = device
+        self._scaler = torch.amp.GradScaler(device.type) if self._dtype is torch.float16 else None
+
+    @property
+    def scales(self) -> bool:
+        """Whether losses are scaled, and updates whose gradient overflows are passed over."""
+        return self._scaler is not None
+
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """Compute in half precision where that is safe."""
+        if self._dtype is None:
+            return contextlib.nullcontext()
+        return torch.autocast(self._device.type, dtype=self._dtype)
+
+    def scaled(self, loss: Tensor) -> Tensor:
+        """What to go backward from."""
+        return loss if self._scaler is None else self._scaler.scale(loss)
+
+    def clip(
+        self, optimizer: torch.optim.Optimizer, parameters: Iterable[Tensor], limit: float
+    ) -> Tensor | None:
+        """Bring gradients to their true size, and down to `limit`; the norm before, if measured."""
+        if self._scaler is not None:
+            self._scaler.unscale_(optimizer)
+        if limit <= 0:
+            return None
+        return torch.nn.utils.clip_grad_norm_(list(parameters), limit).detach()
+
+    def step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Apply the gradient, unless it has overflown; then lower the scale.
+
+        Raises:
+            NonFiniteLossError: It overflows at any scale.
+        """
+        if self._scaler is None:
+            optimizer.step()
+            return
+        self._scaler.step(optimizer)
+        self._scaler.update()
+
+    def require_living_scale(self) -> None:
+        """Make sure that updates are still applied; waits for the device.
+
+        Raises:
+            NonFiniteLossError: The gradient overflows at any scale.
+        """
+        if self._scaler is not None and self._scaler.get_scale() < LEAST_SCALE:
+            raise NonFiniteLossError(
+                "In float16 the gradient overflows in every update, whatever the loss is scaled "
+                "by. Set training.mixed_precision to bf16 or no, or lower optimizer.lr."
+            )
+
+    def state(self) -> dict[str, float]:
+        """The scaler's state; empty without one."""
+        if self._scaler is None:
+            return {}
+        found = self._scaler.state_dict()
+        return {"scale": float(found["scale"]), "growth_tracker": float(found["_growth_tracker"])}
+
+    def restore(self, state: Mapping[str, float]) -> None:
+        """Put a saved scaler's state back."""
+        if self._scaler is not None and state:
+            full = self._scaler.state_dict()
+            full["scale"] = state["scale"]
+            full["_growth_tracker"] = int(state["growth_tracker"])
+            self._scaler.load_state_dict(full)
