@@ -8,6 +8,7 @@ dataset.json         what the data set held and where its pictures went
 samples/step-.../    previews
 states/step-.../     training states
 export/              the trained model: one file or a Diffusers folder
+models/              models that were exported on the way
 report.html          one page for a person
 """
 
@@ -98,7 +99,10 @@ class RunDirectory:
         return self.path / "export"
 
     def exported_model(self) -> Path | None:
-        """The trained model in `export/`: a file or a Diffusers folder; None before the end."""
+        """The trained model: a file or a Diffusers folder; None before the end."""
+        elsewhere = self.read_json("status.json").get("model")
+        if elsewhere and Path(elsewhere).exists():
+            return Path(elsewhere)
         entries = sorted(self.export.iterdir()) if self.export.is_dir() else []
         return next((entry for entry in entries if not entry.name.startswith(".")), None)
 

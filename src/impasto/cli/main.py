@@ -7,7 +7,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import click
 
@@ -25,6 +25,7 @@ VERBS = {
     "inspect": "impasto.cli.convert:inspect",
     "sample": "impasto.cli.sample:sample",
     "report": "impasto.cli.report:report",
+    "import-command": "impasto.sdscripts.import_command:import_command",
 }
 UNEXPECTED_EXIT_CODE = 1
 
@@ -62,6 +63,11 @@ def impasto() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit the process with a documented code."""
+    run_reporting(lambda: impasto.main(args=arguments, prog_name="impasto", standalone_mode=False))
+
+
+def run_reporting(command: Callable[[], object]) -> None:
+    """Run something; faults become a paragraph and the process's exit code."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -70,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(encoding="utf-8", errors="replace")
     try:
-        impasto.main(args=arguments, prog_name="impasto", standalone_mode=False)
+        command()
     except ImpastoError as error:
         sys.exit(_report(error))
     except click.ClickException as error:

@@ -48,13 +48,13 @@ def read_dataset_file(path: Path, fallbacks: Mapping[str, Any] | None = None) ->
         raise ConfigError(f"{path} has no [[datasets]]; expected at least one, with subsets.")
     general = content.get("general")
     if isinstance(general, dict):
-        rounded = _rounded(general)
+        rounded = rounded_sides(general)
         content["general"] = {k: rounded.get(k, value) for k, value in general.items()}
     values = handed_down({**SDSCRIPTS_DEFAULTS, **(fallbacks or {}), **content})
     for dataset in values["datasets"]:
         if isinstance(dataset, dict):
             _round_sides(dataset)
-    values.update(_rounded(values))
+    values.update(rounded_sides(values))
     validated(DatasetConfig, values, str(path))
     return {"datasets": values["datasets"]}
 
@@ -83,10 +83,10 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _round_sides(dataset: dict[str, Any]) -> None:
-    dataset.update(_rounded(dataset))
+    dataset.update(rounded_sides(dataset))
 
 
-def _rounded(values: Mapping[str, Any]) -> dict[str, int]:
+def rounded_sides(values: Mapping[str, Any]) -> dict[str, int]:
     """The bounds of bucket sides as multiples of the step, outwards."""
     defaults = DatasetKeys.model_fields
     step, low, high = (

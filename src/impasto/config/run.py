@@ -18,14 +18,18 @@ from impasto.config.schedule import ScheduleConfig
 
 Positive = Annotated[int, Field(ge=1)]
 Precision = Literal["fp32", "fp16", "bf16"]
+SamplerName = Literal[
+    "ddim", "pndm", "lms", "euler", "euler_a", "heun", "dpm_2", "dpm_2_a", "dpmpp_2m", "dpmsolver",
+    "dpmsingle",
+]  # fmt: skip
 BlockName = Literal[
     "conv_in", "time_embedding", "down_blocks.0", "down_blocks.1", "down_blocks.2", "down_blocks.3",
     "mid_block", "up_blocks.0", "up_blocks.1", "up_blocks.2", "up_blocks.3", "conv_norm_out",
     "conv_out",
 ]  # fmt: skip
 MetadataKey = Literal[
-    "author", "description", "license", "tags", "usage_hint", "trigger_phrase", "merged_from",
-    "thumbnail",
+    "title", "author", "description", "license", "tags", "usage_hint", "trigger_phrase",
+    "merged_from", "thumbnail",
 ]  # fmt: skip
 
 
@@ -189,6 +193,20 @@ class PreviewConfig(Section):
     prompts: tuple[str, ...] = ()
     """One picture is drawn for each; none means no previews."""
 
+    prompt_file: Path | None = None
+    """More prompts, each perhaps with settings of its own: a `.txt` with one per line and
+    sd-scripts' options (`a cat --n dog --w 512 --h 768 --d 1 --l 7 --s 20`), or `.toml` or
+    `.json`."""
+
+    every_epochs: Positive | None = None
+    """Passes over the data between previews, in place of `every_steps`."""
+
+    at_first: bool = True
+    """Also draw with the base model, to compare with."""
+
+    sampler: SamplerName = "ddim"
+    """How pictures are drawn."""
+
     negative_prompt: str = ""
     """What the pictures should not show."""
 
@@ -231,6 +249,21 @@ class SavingConfig(Section):
     keep_states: Positive = 2
     """How many of the newest states are kept."""
 
+    model_every_steps: Positive | None = None
+    """Optimizer updates between models that are exported on the way, as
+    `<name>-step00000500.safetensors`; off means none."""
+
+    model_every_epochs: Positive | None = None
+    """Passes over the data between models that are exported on the way, as
+    `<name>-000003.safetensors`; off means none."""
+
+    keep_models: Positive | None = None
+    """How many of the newest of each of those are kept; off means all."""
+
+    model_dir: Path | None = None
+    """Folder for exported models; off means `export` in the run directory, and `models` for those
+    on the way."""
+
     format: Literal["safetensors", "ckpt", "diffusers"] = "safetensors"
     """What the trained model is written as: one `.safetensors` or `.ckpt` file for A1111, Forge and
     ComfyUI, or a Diffusers folder."""
@@ -253,7 +286,7 @@ class SavingConfig(Section):
     """Precision of the VAE in the exported model; off means as it was."""
 
     metadata: dict[MetadataKey, str] = Field(default_factory=dict)
-    """What the file says of itself besides: `author`, `description`, `license`, `tags`,
+    """What the file says of itself besides: `title`, `author`, `description`, `license`, `tags`,
     `usage_hint`, `trigger_phrase`, `merged_from`, `thumbnail`, by the names of the
     modelspec standard."""
 

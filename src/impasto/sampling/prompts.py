@@ -6,12 +6,22 @@ from dataclasses import dataclass
 
 SAMPLERS = {
     "ddim": "DDIMScheduler",
+    "pndm": "PNDMScheduler",
+    "lms": "LMSDiscreteScheduler",
     "euler": "EulerDiscreteScheduler",
     "euler_a": "EulerAncestralDiscreteScheduler",
     "heun": "HeunDiscreteScheduler",
+    "dpm_2": "KDPM2DiscreteScheduler",
+    "dpm_2_a": "KDPM2AncestralDiscreteScheduler",
     "dpmpp_2m": "DPMSolverMultistepScheduler",
-    "pndm": "PNDMScheduler",
+    "dpmsolver": "DPMSolverMultistepScheduler",
+    "dpmsingle": "DPMSolverSinglestepScheduler",
 }
+OTHER_NAMES = {
+    "k_lms": "lms", "k_euler": "euler", "k_euler_a": "euler_a", "k_dpm_2": "dpm_2",
+    "k_dpm_2_a": "dpm_2_a", "dpmsolver++": "dpmpp_2m",
+}  # fmt: skip
+"""sd-scripts' further names for them."""
 
 
 @dataclass(frozen=True)

@@ -99,6 +99,13 @@ class Sampler:
         return Image.fromarray(array)
 
 
+EXTRA: dict[str, dict[str, Any]] = {
+    "pndm": {"skip_prk_steps": True},
+    "dpmsolver": {"algorithm_type": "dpmsolver", "final_sigmas_type": "sigma_min"},
+}
+"""What a sampler is told besides."""
+
+
 def build_scheduler(name: str, config: Mapping[str, Any]) -> Any:
     """One of diffusers' schedulers with the model's noise schedule and prediction type.
 
@@ -110,7 +117,7 @@ def build_scheduler(name: str, config: Mapping[str, Any]) -> Any:
     if name not in SAMPLERS:
         raise ConfigError(f"There is no sampler {name!r}; choose one of {', '.join(SAMPLERS)}.")
     kept = {k: v for k, v in config.items() if not k.startswith("_") and k != "skip_prk_steps"}
-    extra = {"skip_prk_steps": True} if name == "pndm" else {}
+    extra = EXTRA.get(name, {})
     return getattr(diffusers, SAMPLERS[name]).from_config({**kept, **extra})
 
 

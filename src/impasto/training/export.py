@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import glob
 import importlib.metadata
 import json
+import shutil
+from pathlib import Path
 from typing import Any, TypeVar
 
 from impasto import files
@@ -20,33 +23,61 @@ from impasto.training.text import build_layout
 SUMMARY_KEY = "impasto.training"
 
 
-def export_model(session: Session, run: RunDirectory, progress: Progress) -> None:
-    """Write the trained model into the run directory, in the form the settings ask for.
+def export_on_the_way(session: Session, run: RunDirectory, progress: Progress, ending: str) -> Path:
+    """Export the model as it is now, as `<name>-<ending>`, and remove the oldest of those.
 
     Raises:
         ModelError: A trained weight does not fit the precision asked for.
         StorageError: The disk is full; what was exported before is untouched.
     """
+    saving = session.config.saving
+    folder = saving.model_dir or run.path / "models"
+    name, suffix = session.config.export_name, SUFFIXES[saving.format]
+    target = folder / f"{name}-{ending}{suffix}"
+    _export(session, target, progress)
+    if saving.keep_models is not None:
+        digits = "[0-9]" * len(ending.removeprefix("step"))
+        prefix = "step" if ending.startswith("step") else ""
+        earlier = sorted(folder.glob(f"{glob.escape(name)}-{prefix}{digits}{suffix}"))
+        for old in earlier[: -saving.keep_models]:
+            shutil.rmtree(old) if old.is_dir() else old.unlink()
+    return target
+
+
+def export_model(session: Session, run: RunDirectory, progress: Progress) -> Path:
+    """Write the trained model, in the form the settings ask for, and return its path.
+
+    Raises:
+        ModelError: A trained weight does not fit the precision asked for.
+        StorageError: The disk is full; what was exported before is untouched.
+    """
+    saving = session.config.saving
+    folder = saving.model_dir or run.export
+    target = folder / f"{session.config.export_name}{SUFFIXES[saving.format]}"
+    _export(session, target, progress)
+    return target
+
+
+def _export(session: Session, target: Path, progress: Progress) -> None:
     config, saving = session.config, session.config.saving
-    files.remove_leftovers(run.export)
+    files.remove_leftovers(target.parent)
     contents = trained_contents(
         session.model,
         session.trainable.export(),
         {part: DTYPES[word] for part, word in saving.part_dtypes.items()},
         trained_dtype=DTYPES[saving.export_dtype],
     )
-    width, height = config.dataset.width_height
+    width, height = max(part.width_height for part in config.dataset.parts)
     about = About(
-        title=config.export_name,
+        title=saving.metadata.get("title", target.name.removesuffix(SUFFIXES[saving.format])),
         resolution=f"{width}x{height}",
         encoder_layer=config.model.clip_skip or 1,
-        others={str(key): text for key, text in saving.metadata.items()},
+        others={str(key): text for key, text in saving.metadata.items() if key != "title"},
         more={
             SUMMARY_KEY: json.dumps(training_summary(session), ensure_ascii=False),
             **layout_metadata(build_layout(config)),
         },
     )
-    target = run.export / f"{config.export_name}{SUFFIXES[saving.format]}"
     save_model(contents, target, saving.format, about, progress)
 
 

@@ -21,7 +21,7 @@ from impasto.runs import RunDirectory, step_name
 from impasto.training.capture import capture_state, restore_state
 from impasto.training.devices import seed_torch
 from impasto.training.events import TrainingEvents
-from impasto.training.export import export_model
+from impasto.training.export import export_model, export_on_the_way
 from impasto.training.interrupts import StopRequest
 from impasto.training.meter import Meter
 from impasto.training.optimizer_state import LrSetter, parameter_names, require_savable
@@ -76,7 +76,8 @@ class TrainingLoop:
         self._announce(step)
         if step == 0:
             self._validate(0)
-            self._preview(0)
+            if self._config.previews.at_first:
+                self._preview(0)
         with StopRequest() as stop:
             self._meter.restart()
             updates = iterate_updates(
@@ -168,16 +169,39 @@ class TrainingLoop:
             self._log(done)
         if last or done % config.validation.every_steps == 0:
             self._validate(done)
-        if last or done % config.previews.every_steps == 0:
+        if last or self._is_due(done, config.previews.every_steps, config.previews.every_epochs):
             self._preview(done)
         if saving:
             self._save(done)
+        if not last:
+            self._export_on_the_way(done)
         if stopping is not None and not last:
             raise Interrupted(
                 f"{done} of {total} updates are done, and the state is saved. Continue with: "
                 f"impasto resume {self._run.path}",
                 stopping,
             )
+
+    def _is_due(self, done: int, every_steps: int | None, every_epochs: int | None) -> bool:
+        """Whether something is due by updates, or where given by epochs."""
+        if every_epochs is not None:
+            return done % (every_epochs * self._session.sampler.updates_per_epoch) == 0
+        return every_steps is not None and done % every_steps == 0
+
+    def _export_on_the_way(self, done: int) -> None:
+        """Export what is due after `done` updates, by epochs and by steps."""
+        saving, per_epoch = self._config.saving, self._session.sampler.updates_per_epoch
+        endings = []
+        if saving.model_every_epochs and self._is_due(done, None, saving.model_every_epochs):
+            endings.append(f"{done // per_epoch:06d}")
+        if self._is_due(done, saving.model_every_steps, None):
+            endings.append(f"step{done:08d}")
+        if endings and self._is_main:
+            with self._meter.aside("export"), self._averaged():
+                for ending in endings:
+                    export_on_the_way(self._session, self._run, self._events, ending)
+        if endings:
+            self._accelerator.wait_for_everyone()
 
     def _stop_signal(self, stop: StopRequest, done: int) -> int | None:
         """The signal that any process got; several processes agree at each logging step."""
@@ -308,7 +332,13 @@ class TrainingLoop:
         total = self._session.total_steps
         if self._is_main:
             with self._meter.aside("export"), self._averaged():
-                export_model(self._session, self._run, self._events)
+                model = export_model(self._session, self._run, self._events)
             timings = {name: round(s, 2) for name, s in self._meter.timings_s.items()}
-            self._run.write_status("finished", step=total, total_steps=total, timings_s=timings)
+            self._run.write_status(
+                "finished",
+                step=total,
+                total_steps=total,
+                timings_s=timings,
+                **({"model": str(model)} if self._config.saving.model_dir else {}),
+            )
         self._accelerator.wait_for_everyone()

@@ -3,15 +3,44 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from impasto import files
+from impasto.config.run import RunConfig
 from impasto.progress import Progress
 from impasto.runs import RunDirectory, step_name
+from impasto.sampling.prompt_files import read_prompt_file
 from impasto.sampling.prompts import Prompt
 from impasto.sampling.sampler import Sampler, save_png
+
+
+def build_prompts(config: RunConfig) -> tuple[Prompt, ...]:
+    """The previews that the settings ask for; their seeds rise by one.
+
+    Raises:
+        ConfigError: The file of prompts is missing or malformed.
+    """
+    previews = config.previews
+    first = Prompt(
+        "",
+        previews.negative_prompt,
+        previews.seed,
+        previews.width,
+        previews.height,
+        previews.steps,
+        previews.guidance_scale,
+        previews.sampler,
+    )
+    own = [
+        replace(first, text=text, seed=first.seed + number)
+        for number, text in enumerate(previews.prompts)
+    ]
+    if previews.prompt_file is not None:
+        following = replace(first, seed=first.seed + len(own))
+        own += read_prompt_file(previews.prompt_file, following)
+    return tuple(own)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -44,7 +44,7 @@ from impasto.training.objective import (
 from impasto.training.optimizers import BuildOptimizer, build_optimizer
 from impasto.training.pictures import plan_dataset, scan_dataset, split_records
 from impasto.training.precision import Precision
-from impasto.training.previews import Previewer
+from impasto.training.previews import Previewer, build_prompts
 from impasto.training.schedules import LrSchedule, build_lr_schedule
 from impasto.training.step import StepRecipe
 from impasto.training.text import build_conditioners, encode_captions_ahead
@@ -179,6 +179,7 @@ def build_session(
     Raises:
         ImpastoError: As the parts it calls.
     """
+    prompts = build_prompts(config)
     model = load_base_model(config.model.path, build_open_options(config), progress)
     require_fitting_loss(config.loss, config.noise, model.identity.prediction)
     if config.noise.zero_terminal_snr:
@@ -195,7 +196,7 @@ def build_session(
         trainable.unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     conditioners = build_conditioners(config, accelerator, model, trainable, progress)
     if config.training.cache_text_to_disk:
-        encode_captions_ahead(config, accelerator, conditioners, prepared.captions())
+        encode_captions_ahead(accelerator, conditioners, prepared.captions(), prompts)
     unet = accelerator.prepare(trainable.unet.to(accelerator.device))
     optimizer = accelerator.prepare_optimizer(
         ingredients.build_optimizer(trainable.parts, config.optimizer)
@@ -233,7 +234,7 @@ def build_session(
         prepared=prepared,
         sampler=sampler,
         validator=_build_validator(config, prepared, model),
-        previewer=_build_previewer(config, model, trainable, conditioners.prompts),
+        previewer=_build_previewer(prompts, model, trainable, conditioners.prompts),
         ema=_build_ema(config, trainable),
         precision=Precision(config.training.mixed_precision, accelerator.device),
         total_steps=count_steps(config, sampler),
@@ -296,23 +297,6 @@ def count_steps(config: RunConfig, sampler: EpochSampler) -> int:
     return config.training.max_epochs * sampler.updates_per_epoch
 
 
-def build_prompts(config: RunConfig) -> tuple[Prompt, ...]:
-    """The previews that the settings ask for."""
-    previews = config.previews
-    return tuple(
-        Prompt(
-            text,
-            previews.negative_prompt,
-            previews.seed + number,
-            previews.width,
-            previews.height,
-            previews.steps,
-            previews.guidance_scale,
-        )
-        for number, text in enumerate(previews.prompts)
-    )
-
-
 def settings_fingerprint(config: RunConfig, total_steps: int) -> dict[str, str]:
     """The settings that change what a run computes, by section; not those that only show it.
 
@@ -358,12 +342,15 @@ def _build_validator(
 
 
 def _build_previewer(
-    config: RunConfig, model: BaseModel, trainable: Trainable, conditioner: ClipTextConditioner
+    prompts: Sequence[Prompt],
+    model: BaseModel,
+    trainable: Trainable,
+    conditioner: ClipTextConditioner,
 ) -> Previewer:
     sampler = Sampler(
         trainable.unet, model.vae, conditioner, model.scheduler_config, model.scaling_factor
     )
-    return Previewer(sampler, build_prompts(config))
+    return Previewer(sampler, prompts)
 
 
 def _build_ema(config: RunConfig, trainable: Trainable) -> WeightAverage | None:

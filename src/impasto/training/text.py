@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,6 +18,7 @@ from impasto.models.tokens import TextLayout
 from impasto.models.trainable import Trainable
 from impasto.models.vae import weights_fingerprint
 from impasto.progress import Progress
+from impasto.sampling.prompts import Prompt
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,10 @@ def build_conditioners(
 
 
 def encode_captions_ahead(
-    config: RunConfig, accelerator: Accelerator, conditioners: Conditioners, captions: list[str]
+    accelerator: Accelerator,
+    conditioners: Conditioners,
+    captions: Sequence[str],
+    prompts: Sequence[Prompt],
 ) -> None:
     """Put the states of captions and preview prompts on disk; then the encoder leaves the device.
 
@@ -82,8 +87,8 @@ def encode_captions_ahead(
     """
     with accelerator.main_process_first():
         conditioners.training.encode_ahead(captions)
-        previews = config.previews
-        conditioners.prompts.encode_ahead([*previews.prompts, previews.negative_prompt])
+        texts = [text for prompt in prompts for text in (prompt.text, prompt.negative)]
+        conditioners.prompts.encode_ahead(texts)
     conditioners.training.leave_device()
 
 

@@ -1,0 +1,152 @@
+"""Files of prompts, as sd-scripts has them: text with options, TOML, or JSON.
+
+kohya-ss/sd-scripts, `library/train_util.py`, load_prompts: one prompt per line with options after
+` --`; `[prompt]` with `[[prompt.subset]]`; or a list of texts or of objects.
+"""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from impasto.errors import ConfigError
+from impasto.sampling.prompts import OTHER_NAMES, SAMPLERS, Prompt
+
+LEAST_SIDE = 64
+
+_OPTIONS: dict[str, str] = {
+    "n": "negative", "w": "width", "h": "height", "d": "seed", "s": "steps", "l": "guidance_scale",
+    "ss": "sampler",
+}  # fmt: skip
+_KEYS: dict[str, str] = {
+    "prompt": "text", "negative_prompt": "negative", "width": "width", "height": "height",
+    "seed": "seed", "sample_steps": "steps", "scale": "guidance_scale", "sample_sampler": "sampler",
+}  # fmt: skip
+_FOREIGN = {
+    "cn": "ControlNet pictures", "g": "guidance embeddings", "ctr": "ControlNet ratios",
+    "rcfg": "renormalised guidance", "fs": "flow shift", "controlnet_image": "ControlNet pictures",
+}  # fmt: skip
+
+
+def read_prompt_file(file: Path, defaults: Prompt) -> list[Prompt]:
+    """Read a file of prompts.
+
+    Args:
+        file: `.txt`, `.toml` or `.json`.
+        defaults: What holds where the file does not say; the seed rises by one from prompt to
+            prompt.
+
+    Raises:
+        ConfigError: It is missing or malformed, or an option is unknown or out of range; with line
+            or number of the prompt.
+    """
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except FileNotFoundError as error:
+        raise ConfigError(f"The prompt file {file} is not there. Check its path.") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"The prompt file {file} cannot be read: {error}.") from error
+    readers: dict[str, Callable[[Path, str], list[tuple[str, dict[str, Any]]]]] = {
+        ".txt": _read_lines,
+        ".toml": _read_toml,
+        ".json": _read_json,
+    }
+    reader = readers.get(file.suffix.lower())
+    if reader is None:
+        raise ConfigError(f"The prompt file {file} does not end in .txt, .toml or .json.")
+    entries = reader(file, text)
+    if not entries:
+        raise ConfigError(f"The prompt file {file} has no prompt in it.")
+    return [
+        _prompt(where, values, replace(defaults, seed=defaults.seed + number))
+        for number, (where, values) in enumerate(entries)
+    ]
+
+
+def _read_lines(file: Path, text: str) -> list[tuple[str, dict[str, Any]]]:
+    entries = []
+    for number, line in enumerate(text.splitlines(), start=1):
+        if not line.strip() or line.startswith("#"):
+            continue
+        where = f"{file}, line {number}"
+        words, *options = line.strip().split(" --")
+        values: dict[str, Any] = {"text": words.strip()}
+        for option in options:
+            name, _, value = option.partition(" ")
+            values[_known(where, name, _OPTIONS, "--")] = value.strip()
+        entries.append((where, values))
+    return entries
+
+
+def _read_toml(file: Path, text: str) -> list[tuple[str, dict[str, Any]]]:
+    try:
+        content = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{file} is not valid TOML: {error}.") from error
+    shared = content.get("prompt")
+    if not isinstance(shared, dict) or not isinstance(shared.get("subset", []), list):
+        raise ConfigError(f"{file} has no [prompt] with [[prompt.subset]] in it.")
+    common = {k: v for k, v in shared.items() if k != "subset"}
+    return [
+        _named(f"{file}, prompt {number}", {**common, **subset})
+        for number, subset in enumerate(shared.get("subset", []), start=1)
+    ]
+
+
+def _read_json(file: Path, text: str) -> list[tuple[str, dict[str, Any]]]:
+    try:
+        content = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ConfigError(
+            f"{file}, line {error.lineno}, column {error.colno}: not valid JSON ({error.msg})."
+        ) from error
+    if not isinstance(content, list):
+        raise ConfigError(f"{file} holds a {type(content).__name__}; expected a list of prompts.")
+    entries = []
+    for number, item in enumerate(content, start=1):
+        where = f"{file}, prompt {number}"
+        if isinstance(item, str):
+            entries += [(where, values) for _, values in _read_lines(file, item)]
+        elif isinstance(item, dict):
+            entries.append(_named(where, item))
+        else:
+            raise ConfigError(f"{where} is {item!r}; expected text or an object.")
+    return entries
+
+
+def _named(where: str, values: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    return where, {_known(where, name, _KEYS, ""): value for name, value in values.items()}
+
+
+def _known(where: str, name: str, names: Mapping[str, str], dashes: str) -> str:
+    if name in names:
+        return names[name]
+    if name in _FOREIGN:
+        raise ConfigError(f"{where}: {dashes}{name} is for {_FOREIGN[name]}, which SD 1 and 2 as "
+                          f"trained here do not have. Take it out.")  # fmt: skip
+    listed = ", ".join(f"{dashes}{known}" for known in names)
+    raise ConfigError(f"{where}: {dashes}{name} is unknown; expected {listed}.")
+
+
+def _prompt(where: str, values: dict[str, Any], defaults: Prompt) -> Prompt:
+    """A prompt with its values as numbers and in their ranges."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        kind = type(getattr(defaults, name))
+        try:
+            found[name] = kind(value)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"{where}: {name} is {value!r}; expected a number.") from error
+    prompt = replace(defaults, **found)
+    sampler = OTHER_NAMES.get(prompt.sampler, prompt.sampler)
+    if sampler not in SAMPLERS:
+        known = ", ".join([*SAMPLERS, *OTHER_NAMES])
+        raise ConfigError(f"{where}: there is no sampler {sampler!r}; choose one of {known}.")
+    if not 1 <= prompt.steps <= 1000:
+        raise ConfigError(f"{where}: {prompt.steps} steps; expected 1 to 1000.")
+    sides = [max(LEAST_SIDE, side // 8 * 8) for side in (prompt.width, prompt.height)]
+    return replace(prompt, sampler=sampler, width=sides[0], height=sides[1])

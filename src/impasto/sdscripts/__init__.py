@@ -1,0 +1,1 @@
+"""The drop-in layer: sd-scripts' commands and flags, brought to our settings."""

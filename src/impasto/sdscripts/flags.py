@@ -1,0 +1,256 @@
+"""Every flag of sd-scripts' `fine_tune.py`, and what becomes of it.
+
+One table: a flag has the same meaning here, in `to` a place in our settings or in `translate.py` a
+rule of its own; or it is accepted and changes nothing, which is said (`notice`); or it is refused
+with what to use instead (`refusal`). The flags, types and defaults are those of
+kohya-ss/sd-scripts at commit 48d368fa (`library/train_util.py` and `fine_tune.py`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Kind = Literal["flag", "int", "float", "text", "list"]
+
+
+@dataclass(frozen=True)
+class Flag:
+    """A flag.
+
+    Attributes:
+        name: Without dashes.
+        kind: What follows it.
+        default: What holds without it.
+        to: Where its value goes in our settings: `section.key`; empty for a rule of its own.
+        notice: Why it changes nothing.
+        refusal: Why it is refused, and what to use.
+        choices: The words that it takes; empty for any.
+    """
+
+    name: str
+    kind: Kind = "flag"
+    default: Any = None
+    to: str = ""
+    notice: str = ""
+    refusal: str = ""
+    choices: tuple[str, ...] = ()
+
+
+def _same(kind: Kind, *flags: tuple[str, Any, str]) -> list[Flag]:
+    return [Flag(name, kind, default, to) for name, default, to in flags]
+
+
+def _noticed(kind: Kind, notice: str, *names: str) -> list[Flag]:
+    return [Flag(name, kind, notice=notice) for name in names]
+
+
+def _refused(kind: Kind, refusal: str, *names: str) -> list[Flag]:
+    return [Flag(name, kind, refusal=refusal) for name in names]
+
+
+_MODEL = [
+    *_same("text", ("pretrained_model_name_or_path", None, "model.path"),
+           ("vae", None, "model.vae")),
+    *_same("int", ("clip_skip", None, "model.clip_skip")),
+    Flag("v2"),
+    Flag("v_parameterization"),
+    Flag("max_token_length", "int", choices=("75", "150", "225")),
+    Flag("train_text_encoder", to="method.train_text_encoder"),
+    Flag("weighted_captions"),
+    *_noticed("text", "the tokenizer ships with Impasto and is never fetched",
+              "tokenizer_cache_dir"),
+    *_noticed("flag", "the VAE encodes in float32 in any case", "no_half_vae"),
+    *_noticed("flag", "models are read from mapped files and need no second copy in memory",
+              "lowram"),
+    *_noticed("flag", "nothing is emptied between batches of latents", "highvram"),
+    *_noticed(
+        "flag",
+        "PyTorch's own attention is used, which is as fast and as lean",
+        "xformers", "sdpa", "mem_eff_attn", "diffusers_xformers",
+    ),
+]  # fmt: skip
+
+_DATASET = [
+    Flag("dataset_config", "text"),
+    Flag("train_data_dir", "text"),
+    Flag("in_json", "text"),
+    Flag("resolution", "text"),
+    *_same(
+        "int",
+        ("dataset_repeats", None, "dataset.num_repeats"),
+        ("train_batch_size", 1, "training.batch_size"),
+        ("min_bucket_reso", 256, "dataset.min_bucket_reso"),
+        ("max_bucket_reso", 1024, "dataset.max_bucket_reso"),
+        ("bucket_reso_steps", 64, "dataset.bucket_reso_steps"),
+        ("keep_tokens", 0, "dataset.keep_tokens"),
+        ("caption_dropout_every_n_epochs", 0, "dataset.caption_dropout_every_n_epochs"),
+        ("token_warmup_min", 1, "dataset.token_warmup_min"),
+        ("vae_batch_size", 1, "dataset.vae_batch_size"),
+    ),
+    *_same(
+        "float",
+        ("caption_dropout_rate", 0.0, "dataset.caption_dropout_rate"),
+        ("caption_tag_dropout_rate", 0.0, "dataset.caption_tag_dropout_rate"),
+        ("token_warmup_step", 0.0, "dataset.token_warmup_step"),
+    ),
+    *_same(
+        "text",
+        ("caption_separator", ",", "dataset.caption_separator"),
+        ("keep_tokens_separator", "", "dataset.keep_tokens_separator"),
+        ("secondary_separator", None, "dataset.secondary_separator"),
+        ("caption_prefix", None, "dataset.caption_prefix"),
+        ("caption_suffix", None, "dataset.caption_suffix"),
+        ("resize_interpolation", None, "dataset.resize_interpolation"),
+    ),
+    *(
+        Flag(name, to=f"dataset.{name}")
+        for name in (
+            "enable_bucket", "bucket_no_upscale", "shuffle_caption", "enable_wildcard",
+            "color_aug", "flip_aug", "random_crop", "alpha_mask",
+        )
+    ),
+    Flag("face_crop_aug_range", "text"),
+    *_noticed("flag", "latents are always kept, found by content and checked", "cache_latents",
+              "cache_latents_to_disk", "skip_cache_check"),
+    *_noticed("flag", "sizes and captions are always remembered", "cache_info"),
+    *_noticed("text", "words come from metadata; the sidecars of a folder of pictures are .caption "
+              "and .txt, or those of the dataset configuration", "caption_extension",
+              "caption_extention"),
+    *_noticed("int", "decoding takes as many processes as there are processors",
+              "max_data_loader_n_workers"),
+    *_noticed("flag", "there are no workers between epochs", "persistent_data_loader_workers"),
+    *_refused("flag", "`impasto dataset plan`, `captions` and `report` show the data set",
+              "debug_dataset"),
+    *_refused("text", "classes are not imported by name from a command line", "dataset_class"),
+]  # fmt: skip
+
+_LOOP = [
+    *_same("int", ("max_train_steps", 1600, "training.max_steps"),
+           ("max_train_epochs", None, "training.max_epochs"),
+           ("gradient_accumulation_steps", 1, "training.gradient_accumulation_steps"),
+           ("min_timestep", None, "timesteps.first"), ("max_timestep", None, "timesteps.last")),
+    *_same("float", ("max_grad_norm", 1.0, "training.max_grad_norm")),
+    Flag("seed", "int"),
+    Flag("gradient_checkpointing", to="training.gradient_checkpointing"),
+    Flag("mixed_precision", "text", "no", choices=("no", "fp16", "bf16")),
+    *_refused("flag", "weights are kept in float32; --mixed_precision and an 8-bit optimizer save "
+              "memory", "full_fp16", "full_bf16", "fp8_base"),
+    *_refused("flag", "compiling is not offered yet; take it out", "torch_compile"),
+    *_refused("text", "compiling is not offered yet; take it out", "dynamo_backend"),
+    Flag("config_file", "text"),
+    *_refused("flag", "`impasto import-command` writes the settings of a command line",
+              "output_config"),
+]  # fmt: skip
+
+_OPTIMIZER = [
+    Flag("optimizer_type", "text", ""),
+    Flag("use_8bit_adam"),
+    Flag("use_lion_optimizer"),
+    *_same("float", ("learning_rate", 2e-6, "optimizer.lr"),
+           ("learning_rate_te", None, "method.text_encoder_lr")),
+    Flag("optimizer_args", "list"),
+    Flag("lr_scheduler", "text", "constant"),
+    Flag("lr_scheduler_args", "list"),
+    *_refused("text", "classes are not imported by name from a command line; --lr_scheduler has "
+              "the usual shapes", "lr_scheduler_type"),
+    Flag("lr_warmup_steps", "text", "0"),
+    Flag("lr_decay_steps", "text", "0"),
+    Flag("lr_scheduler_num_cycles", "int", 1),
+    Flag("lr_scheduler_power", "float", 1.0),
+    Flag("lr_scheduler_timescale", "int"),
+    Flag("lr_scheduler_min_lr_ratio", "float"),
+    *_refused("flag", "it has no effect in sd-scripts' fine_tune.py either", "fused_backward_pass"),
+]  # fmt: skip
+
+_LOSS = [
+    *_same("float", ("noise_offset", None, "noise.offset"),
+           ("adaptive_noise_scale", None, "noise.adaptive_scale"),
+           ("multires_noise_discount", 0.3, "noise.multires_discount"),
+           ("ip_noise_gamma", None, "noise.input_perturbation"),
+           ("min_snr_gamma", None, "loss.min_snr_gamma"),
+           ("v_pred_like_loss", None, "loss.noise_loss_like_v"),
+           ("huber_c", 0.1, "loss.huber_c"), ("huber_scale", 1.0, "loss.huber_scale")),
+    *_same("int", ("multires_noise_iterations", None, "noise.multires_iterations")),
+    Flag("noise_offset_random_strength", to="noise.offset_random_strength"),
+    Flag("ip_noise_gamma_random_strength", to="noise.input_perturbation_random_strength"),
+    Flag("zero_terminal_snr", to="noise.zero_terminal_snr"),
+    Flag("scale_v_pred_loss_like_noise_pred", to="loss.v_loss_as_noise_loss"),
+    Flag("debiased_estimation_loss", to="loss.debiased"),
+    Flag("loss_type", "text", "l2", "loss.kind", choices=("l1", "l2", "huber", "smooth_l1")),
+    Flag("huber_schedule", "text", "snr", "loss.huber_schedule",
+         choices=("constant", "exponential", "snr")),
+]  # fmt: skip
+
+_METADATA = ("author", "description", "license", "tags", "usage_hint", "thumbnail", "merged_from",
+             "trigger_phrase")  # fmt: skip
+_HUB = "nothing is uploaded; the model is in --output_dir"
+_SAVING = [
+    Flag("output_dir", "text"),
+    Flag("output_name", "text"),
+    Flag("save_model_as", "text",
+         choices=("ckpt", "safetensors", "diffusers", "diffusers_safetensors")),
+    Flag("use_safetensors"),
+    Flag("save_precision", "text", choices=("float", "fp16", "bf16")),
+    *_same("int", ("save_every_n_epochs", None, "saving.model_every_epochs"),
+           ("save_every_n_steps", None, "saving.model_every_steps")),
+    Flag("save_n_epoch_ratio", "int"),
+    Flag("save_last_n_epochs", "int"),
+    Flag("save_last_n_steps", "int"),
+    *_noticed("flag", "states are always saved, every 500 updates and at the end, in the run "
+              "directory", "save_state", "save_state_on_train_end"),
+    *_noticed("int", "the two newest states are kept", "save_last_n_epochs_state",
+              "save_last_n_steps_state"),
+    Flag("resume", "text"),
+    *_refused("text", _HUB, "huggingface_repo_id", "huggingface_repo_type",
+              "huggingface_path_in_repo", "huggingface_token", "huggingface_repo_visibility"),
+    *_refused("flag", _HUB, "async_upload", "save_state_to_huggingface", "resume_from_huggingface"),
+    *_same("text", ("metadata_title", None, ""),
+           *((f"metadata_{key}", None, f"saving.metadata.{key}") for key in _METADATA)),
+    *_refused("text", "the modelspec standard has no such key for a whole model",
+              "metadata_preprocessor", "metadata_is_negative_embedding"),
+]  # fmt: skip
+
+_SAMPLING = [
+    *_same("int", ("sample_every_n_steps", None, "previews.every_steps"),
+           ("sample_every_n_epochs", None, "previews.every_epochs")),
+    Flag("sample_at_first", to="previews.at_first"),
+    Flag("sample_prompts", "text", None, "previews.prompt_file"),
+    Flag("sample_sampler", "text", "ddim"),
+]  # fmt: skip
+
+_METRICS = "metrics go to metrics.jsonl and report.html in the run directory"
+_LOGGING = [
+    *_noticed("text", _METRICS, "logging_dir", "log_with", "log_prefix", "log_tracker_name",
+              "log_tracker_config", "wandb_run_name", "wandb_api_key"),
+    *_noticed("flag", "settings are always written to config.toml in the run directory",
+              "log_config"),
+    *_noticed("text", "messages go to the terminal", "console_log_level", "console_log_file"),
+    *_noticed("flag", "messages are simple", "console_log_simple"),
+]  # fmt: skip
+
+_DEEPSPEED = "DeepSpeed is not offered yet; accelerate launch with several processes works"
+_DISTRIBUTED = [
+    *_noticed("int", "processes wait for each other as long as it takes", "ddp_timeout"),
+    *_noticed("flag", "gradients are views in any case", "ddp_gradient_as_bucket_view"),
+    *_noticed("flag", "it brings nothing here", "ddp_static_graph"),
+    *_refused("flag", _DEEPSPEED, "deepspeed", "zero3_init_flag", "zero3_save_16bit_model",
+              "fp16_master_weights_and_gradients"),
+    *_refused("int", _DEEPSPEED, "zero_stage"),
+    *_refused("text", _DEEPSPEED, "offload_optimizer_device", "offload_optimizer_nvme_path",
+              "offload_param_device", "offload_param_nvme_path"),
+]  # fmt: skip
+
+_HYPERNETWORK = (
+    "sd-scripts has no hypernetworks in fine_tune.py any more, and Impasto trains them by a method "
+    "of their own, which is not there yet"
+)
+_GONE = _refused("text", _HYPERNETWORK, "hypernetwork_module", "hypernetwork_weights")
+
+FLAGS: dict[str, Flag] = {
+    flag.name: flag
+    for flag in (
+        *_MODEL, *_DATASET, *_LOOP, *_OPTIMIZER, *_LOSS, *_SAVING, *_SAMPLING, *_LOGGING,
+        *_DISTRIBUTED, *_GONE,
+    )
+}  # fmt: skip

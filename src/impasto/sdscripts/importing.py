@@ -1,0 +1,71 @@
+"""An old command line as the text of a settings file, each line with what it was."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import tomli_w
+
+from impasto.config.load import build_run_config
+from impasto.config.run import RunConfig
+from impasto.errors import ConfigError
+from impasto.sdscripts.flags import FLAGS
+from impasto.sdscripts.parsing import given_flags
+from impasto.sdscripts.translate import translate
+
+_SCRIPT = "fine_tune.py"
+
+
+def settings_of_command(words: Sequence[str]) -> str:
+    """TOML that `impasto train` takes, with a comment where a flag became it.
+
+    Raises:
+        ConfigError: The command is of another script, or has a flag that is refused.
+    """
+    scripts = [i for i, word in enumerate(words) if word.endswith(".py")]
+    if scripts and not words[scripts[0]].endswith(_SCRIPT):
+        raise ConfigError(f"{words[scripts[0]]} is not {_SCRIPT}, the one command that is known.")
+    flags = given_flags(words[scripts[0] + 1 :] if scripts else words)
+    resumed = flags.pop("resume", None)
+    translation = translate(flags, has_gpu=True)
+    build_run_config(translation.tree, source="the command")
+    lines = ["# The settings of:", f"#   {' '.join(words)}", "#"]
+    lines += [f"# {notice}" for notice in translation.notices]
+    if resumed is not None:
+        lines.append(f"# --resume {resumed}: continue a run of Impasto with `impasto resume`.")
+    return "\n".join([*lines, "", *_commented(_told(translation.tree), flags)]) + "\n"
+
+
+def _told(tree: dict[str, Any]) -> dict[str, Any]:
+    """The tree without what is Impasto's default anyway."""
+    sections = RunConfig.model_fields
+    told: dict[str, Any] = {}
+    for name, value in tree.items():
+        if not isinstance(value, dict):
+            told[name] = value
+            continue
+        fields = getattr(sections[name].annotation, "model_fields", {})
+        differing = {
+            key: own
+            for key, own in value.items()
+            if key not in fields or own != fields[key].default
+        }
+        if differing:
+            told[name] = differing
+    return told
+
+
+def _commented(tree: dict[str, Any], flags: Mapping[str, Any]) -> list[str]:
+    """TOML lines, each with the flag that it came from, or whose default it is."""
+    origin = {flag.to: flag.name for flag in FLAGS.values() if flag.to}
+    section, lines = "", []
+    for line in tomli_w.dumps(tree).splitlines():
+        if line.startswith("["):
+            section = line.strip("[]") + "."
+        name = origin.get(section + line.partition(" = ")[0]) if " = " in line else None
+        if name is None:
+            lines.append(line)
+        else:
+            lines.append(f"{line}  # --{name}" + ("" if name in flags else ", by default"))
+    return lines

@@ -1,0 +1,86 @@
+"""Reads a command line of sd-scripts: its flags, and those of its `--config_file`."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from impasto.config.validation import read_toml
+from impasto.errors import ConfigError
+from impasto.sdscripts.flags import FLAGS, Flag
+
+_TYPES: dict[str, Any] = {"int": int, "float": float, "text": str, "list": str}
+
+
+def given_flags(arguments: Sequence[str]) -> dict[str, Any]:
+    """The flags that a command line gives, with their values; flags of its file come second.
+
+    Raises:
+        ConfigError: A flag is unknown, refused, or its value does not fit.
+    """
+    parser = _Parser(prog="fine_tune.py", add_help=False, allow_abbrev=False)
+    for flag in FLAGS.values():
+        options: dict[str, Any] = {"default": argparse.SUPPRESS}
+        if flag.kind == "flag":
+            options["action"] = "store_true"
+        elif flag.kind == "list":
+            options["nargs"] = "*"
+        parser.add_argument(f"--{flag.name}", **options)
+    found = vars(parser.parse_args(list(arguments)))
+    if "config_file" in found:
+        found = {**_of_file(Path(found.pop("config_file"))), **found}
+    return {name: _checked(FLAGS[name], value) for name, value in found.items()}
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> Any:
+        words = message.partition("arguments: ")[2].split()
+        unknown = [word.partition("=")[0] for word in words if word.startswith("--")]
+        if unknown:
+            raise ConfigError(_unknown(unknown[0].lstrip("-")))
+        raise ConfigError(f"fine_tune.py: {message}.")
+
+
+def _of_file(file: Path) -> dict[str, Any]:
+    """The options of a TOML file, its tables flattened as sd-scripts does."""
+    if not file.suffix:
+        file = file.with_suffix(".toml")
+    options: dict[str, Any] = {}
+
+    def flatten(table: Mapping[str, Any]) -> None:
+        for key, value in table.items():
+            if isinstance(value, dict):
+                flatten(value)
+            elif key not in FLAGS:
+                raise ConfigError(f"{file}: {_unknown(key)}")
+            elif value is not False:
+                options[key] = value
+
+    flatten(read_toml(file))
+    return options
+
+
+def _unknown(name: str) -> str:
+    near = difflib.get_close_matches(name, FLAGS, n=1, cutoff=0.5)
+    nearest = f" The nearest is --{near[0]}." if near else ""
+    return f"sd-scripts' fine_tune.py has no flag --{name}.{nearest}"
+
+
+def _checked(flag: Flag, value: Any) -> Any:
+    """The value in its type; a refused flag ends here."""
+    if flag.refusal:
+        raise ConfigError(f"--{flag.name} is not taken: {flag.refusal}.")
+    if flag.kind == "flag":
+        return bool(value)
+    if flag.kind == "list":
+        return [str(item) for item in (value if isinstance(value, list) else [value])]
+    try:
+        typed = _TYPES[flag.kind](value)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"--{flag.name} is {value!r}; expected a number.") from error
+    if flag.choices and str(typed) not in flag.choices:
+        raise ConfigError(f"--{flag.name} is {value!r}; choose one of {', '.join(flag.choices)}.")
+    return typed

@@ -1,0 +1,305 @@
+"""From the flags of sd-scripts' `fine_tune.py` to the settings of a run."""
+
+from __future__ import annotations
+
+import ast
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from impasto.config.dataset_file import SDSCRIPTS_DEFAULTS, rounded_sides
+from impasto.errors import ConfigError
+from impasto.sampling.prompts import OTHER_NAMES
+from impasto.sdscripts.flags import FLAGS
+
+Tree = dict[str, Any]
+
+_FORMATS = {"ckpt": "ckpt", "safetensors": "safetensors", "diffusers": "diffusers",
+            "diffusers_safetensors": "diffusers"}  # fmt: skip
+_PRECISIONS = {"float": "fp32", "fp16": "fp16", "bf16": "bf16"}
+_SCHEDULES = {"constant_with_warmup": "constant"}
+_OPTIMIZERS = {
+    "": "adamw", "adamw": "adamw", "adamw8bit": "adamw8bit", "pagedadamw": "paged_adamw",
+    "pagedadamw8bit": "paged_adamw8bit", "pagedadamw32bit": "paged_adamw32bit", "lion": "lion",
+    "lion8bit": "lion8bit", "pagedlion8bit": "paged_lion8bit", "sgdnesterov": "sgd_nesterov",
+    "sgdnesterov8bit": "sgd_nesterov8bit", "dadaptation": "dadapt_adam",
+    "dadaptadampreprint": "dadapt_adam", "dadaptadagrad": "dadapt_adagrad",
+    "dadaptadam": "dadapt_adam", "dadaptadan": "dadapt_adan", "dadaptadanip": "dadapt_adan",
+    "dadaptlion": "dadapt_lion", "dadaptsgd": "dadapt_sgd", "prodigy": "prodigy",
+    "adafactor": "adafactor", "radamschedulefree": "radam_schedule_free",
+    "adamwschedulefree": "adamw_schedule_free", "sgdschedulefree": "sgd_schedule_free",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Translation:
+    """A run's settings, and what is to be said of flags that change nothing or something else."""
+
+    tree: Tree
+    notices: tuple[str, ...]
+
+
+def translate(flags: Mapping[str, Any], *, has_gpu: bool) -> Translation:
+    """Settings that do what the flags ask for.
+
+    Args:
+        flags: As `given_flags` returns them.
+        has_gpu: Whether a GPU is there, for `--mixed_precision=fp16`.
+
+    Raises:
+        ConfigError: Something that has to be given is missing, or flags contradict each other.
+    """
+    for name in ("pretrained_model_name_or_path", "output_dir"):
+        if not flags.get(name):
+            raise ConfigError(f"--{name} is missing; it has to be given.")
+    tree: Tree = {}
+    for name, flag in FLAGS.items():
+        value = flags.get(name, flag.default)
+        if flag.to and value is not None:
+            _put(tree, flag.to, value)
+    notices = [f"--{name}: {FLAGS[name].notice}." for name in flags if FLAGS[name].notice]
+    for rule in (_model, _dataset, _length, _optimizer, _schedule, _saving, _previews, _timesteps):
+        notices += rule(flags, tree)
+    notices += _precision(flags, tree, has_gpu=has_gpu)
+    return Translation({k: v for k, v in tree.items() if v != {}}, tuple(notices))
+
+
+def _put(tree: Tree, place: str, value: Any) -> None:
+    *sections, key = place.split(".")
+    for section in sections:
+        tree = tree.setdefault(section, {})
+    tree[key] = value
+
+
+def _model(flags: Mapping[str, Any], tree: Tree) -> list[str]:
+    model = tree["model"]
+    of_velocity = flags.get("v_parameterization", False)
+    if flags.get("v2"):
+        model["family"] = "sd2-v" if of_velocity else "sd2-base"
+    else:
+        model["family"] = "sd1"
+        model["prediction_type"] = "v_prediction" if of_velocity else "epsilon"
+    model["max_tokens"] = flags.get("max_token_length", 75)
+    model |= {"token_join": "kohya", "token_split": "plain"}
+    if flags.get("weighted_captions"):
+        model["caption_emphasis"] = "no_norm"
+    if flags.get("learning_rate_te") is not None and not flags.get("train_text_encoder"):
+        raise ConfigError("--learning_rate_te has no effect without --train_text_encoder.")
+    return []
+
+
+def _dataset(flags: Mapping[str, Any], tree: Tree) -> list[str]:
+    dataset = tree.setdefault("dataset", {})
+    if "resolution" in flags:
+        dataset["resolution"] = _resolution(flags["resolution"])
+    if "face_crop_aug_range" in flags:
+        dataset["face_crop_aug_range"] = _numbers("face_crop_aug_range", flags, 2)
+    if "dataset_config" in flags:
+        dataset["config"] = flags["dataset_config"]
+        ignored = [name for name in ("train_data_dir", "in_json") if name in flags]
+        return [f"--{name}: --dataset_config is given, so it is not used." for name in ignored]
+    if "train_data_dir" not in flags and "in_json" not in flags:
+        raise ConfigError("Give --dataset_config, or --train_data_dir with or without --in_json.")
+    if "resolution" not in flags:
+        raise ConfigError("--resolution is missing; it has to be given, as 512 or 512,768.")
+    for key, value in SDSCRIPTS_DEFAULTS.items():
+        dataset.setdefault(key, value)
+    dataset |= rounded_sides(dataset)
+    if "train_data_dir" in flags:
+        dataset["image_dir"] = flags["train_data_dir"]
+    if "in_json" in flags:
+        dataset["metadata_file"] = flags["in_json"]
+    return []
+
+
+def _length(flags: Mapping[str, Any], tree: Tree) -> list[str]:
+    training = tree["training"]
+    if "max_train_epochs" in flags:
+        training.pop("max_steps")
+    seed = flags.get("seed")
+    if seed is None:
+        seed = secrets.randbelow(2**31)
+        tree["seed"] = seed
+        return [f"--seed was not given: this run takes {seed}."]
+    tree["seed"] = seed
+    return []
+
+
+def _optimizer(flags: Mapping[str, Any], tree: Tree) -> list[str]:
+    asked = [
+        name
+        for name in ("use_8bit_adam", "use_lion_optimizer", "optimizer_type")
+        if flags.get(name)
+    ]
+    if len(asked) > 1:
+        raise ConfigError(f"--{asked[0]} and --{asked[1]} contradict each other.")
+    short = {"use_8bit_adam": "adamw8bit", "use_lion_optimizer": "lion"}
+    wanted = flags.get("optimizer_type", "")
+    optimizer = tree["optimizer"]
+    optimizer["kind"] = short.get(asked[0]) if asked and asked[0] in short else _OPTIMIZERS.get(
+        wanted.lower(), wanted
+    )  # fmt: skip
+    arguments = _pairs("optimizer_args", flags)
+    for name in ("betas", "eps", "weight_decay"):
+        if name in arguments:
+            optimizer[name] = arguments.pop(name)
+    if arguments:
+        optimizer["arguments"] = arguments
+    return []
+
+
+def _schedule(flags: Mapping[str, Any], tree: Tree) -> list[str]:
+    asked = flags.get("lr_scheduler", "constant")
+    kind, _, rate = asked.partition(":")
+    notices = []
+    if kind == "adafactor":
+        notices.append("--lr_scheduler adafactor: the rate is constant, as --learning_rate says.")
+        kind = "constant"
+        if rate:
+            tree["optimizer"]["lr"] = float(rate)
+    schedule = tree.setdefault("schedule", {})
+    schedule["kind"] = _SCHEDULES.get(kind, kind)
+    schedule["warmup_steps"] = _steps("lr_warmup_steps", flags)
+    if kind == "warmup_stable_decay":
+        schedule["decay_steps"] = _steps("lr_decay_steps", flags)
+    users = {
+        "cycles": ("lr_scheduler_num_cycles",
+                   {"cosine_with_restarts", "cosine_with_min_lr", "warmup_stable_decay"}),
+        "power": ("lr_scheduler_power", {"polynomial"}),
+        "timescale": ("lr_scheduler_timescale", {"inverse_sqrt"}),
+        "min_lr_ratio": ("lr_scheduler_min_lr_ratio",
+                         {"cosine_with_min_lr", "warmup_stable_decay"}),
+    }  # fmt: skip
+    for key, (name, kinds) in users.items():
+        if flags.get(name) is not None and kind in kinds:
+            schedule[key] = flags[name]
+        elif flags.get(name) is not None:
+            notices.append(f"--{name}: it belongs to another --lr_scheduler than {kind}.")
+    if kind == "piecewise_constant":
+        schedule["rules"] = str(_pairs("lr_scheduler_args", flags).get("step_rules", ""))
+    return notices
+
+
+def _saving(flags: Mapping[str, Any], tree: Tree) -> list[str]:
+    saving = tree.setdefault("saving", {})
+    folder = Path(flags["output_dir"])
+    name = flags.get("output_name") or "last"
+    source = str(flags["pretrained_model_name_or_path"])
+    form = flags.get("save_model_as") or (
+        "safetensors" if flags.get("use_safetensors") else _form_of(source)
+    )
+    saving |= {"name": name, "model_dir": str(folder), "format": _FORMATS[form]}
+    word = flags.get("save_precision")
+    saving["export_dtype"] = _PRECISIONS[word] if word else "fp32"
+    if word:
+        saving |= dict.fromkeys(("text_encoder_dtype", "vae_dtype"), _PRECISIONS[word])
+    tree["output_dir"] = str(free_run_folder(folder, name))
+    every_epochs, every_steps = flags.get("save_every_n_epochs"), flags.get("save_every_n_steps")
+    if flags.get("save_n_epoch_ratio") and "max_train_epochs" in flags:
+        ratio = max(1, flags["max_train_epochs"] // flags["save_n_epoch_ratio"])
+        saving["model_every_epochs"] = every_epochs = ratio
+    notices = []
+    for kind, every in (("epochs", every_epochs), ("steps", every_steps)):
+        last = flags.get(f"save_last_n_{kind}")
+        if last is None:
+            continue
+        if every is None:
+            notices.append(f"--save_last_n_{kind}: nothing is saved every n {kind}.")
+        else:
+            saving["keep_models"] = last if kind == "epochs" else last // every + 1
+    title = flags.get("metadata_title")
+    if title:
+        saving.setdefault("metadata", {})["title"] = title
+    return notices
+
+
+def _previews(flags: Mapping[str, Any], tree: Tree) -> list[str]:
+    previews = tree.setdefault("previews", {})
+    previews["at_first"] = bool(flags.get("sample_at_first"))
+    sampler = flags.get("sample_sampler", "ddim")
+    previews["sampler"] = OTHER_NAMES.get(sampler, sampler)
+    previews |= {"steps": 30, "guidance_scale": 7.5}
+    intervals = ("sample_every_n_steps", "sample_every_n_epochs", "sample_at_first")
+    asked = [name for name in intervals if name in flags]
+    if asked and "sample_prompts" not in flags:
+        raise ConfigError(f"--{asked[0]} needs --sample_prompts.")
+    for key in ("every_steps", "every_epochs"):
+        if previews.get(key) is not None and previews[key] <= 0:
+            del previews[key]
+    return []
+
+
+def _timesteps(_: Mapping[str, Any], tree: Tree) -> list[str]:
+    """sd-scripts takes max_timestep alone where the range is empty."""
+    timesteps = tree.get("timesteps", {})
+    if "first" in timesteps and "last" in timesteps and timesteps["first"] >= timesteps["last"]:
+        last = min(timesteps["last"], 999)
+        tree["timesteps"] = {"first": last, "last": last + 1}
+    return []
+
+
+def _precision(flags: Mapping[str, Any], tree: Tree, *, has_gpu: bool) -> list[str]:
+    asked = flags.get("mixed_precision", "no")
+    if asked == "fp16" and not has_gpu:
+        tree["training"]["mixed_precision"] = "bf16"
+        return ["--mixed_precision=fp16: there is no GPU, and a processor is faster in bf16."]
+    tree["training"]["mixed_precision"] = asked
+    return []
+
+
+def free_run_folder(folder: Path, name: str) -> Path:
+    """Where the run's own files go: `<name>-run` beside the model, or `-run-2` and so on."""
+    number, candidate = 1, folder / f"{name}-run"
+    while candidate.exists():
+        number += 1
+        candidate = folder / f"{name}-run-{number}"
+    return candidate
+
+
+def _form_of(source: str) -> str:
+    endings = {".ckpt": "ckpt", ".safetensors": "safetensors"}
+    return endings.get(Path(source).suffix.lower(), "diffusers")
+
+
+def _resolution(text: str) -> Any:
+    numbers = [part.strip() for part in text.split(",")]
+    if len(numbers) > 2 or not all(part.isdigit() for part in numbers):
+        raise ConfigError(f"--resolution is {text!r}; expected 512 or 512,768 (width, height).")
+    return int(numbers[0]) if len(numbers) == 1 else [int(part) for part in numbers]
+
+
+def _numbers(name: str, flags: Mapping[str, Any], count: int) -> list[float]:
+    parts = str(flags[name]).split(",")
+    try:
+        numbers = [float(part) for part in parts]
+    except ValueError:
+        numbers = []
+    if len(numbers) != count:
+        raise ConfigError(f"--{name} is {flags[name]!r}; expected {count} numbers with a comma.")
+    return numbers
+
+
+def _steps(name: str, flags: Mapping[str, Any]) -> Any:
+    text = str(flags.get(name, FLAGS[name].default)).strip()
+    if text.endswith("%"):
+        return text
+    try:
+        return int(text) if text.isdigit() else float(text)
+    except ValueError as error:
+        raise ConfigError(f"--{name} is {text!r}; expected 500, 0.05 or 5%.") from error
+
+
+def _pairs(name: str, flags: Mapping[str, Any]) -> dict[str, Any]:
+    """`key=value` words; a value is a Python literal, or else text."""
+    pairs: dict[str, Any] = {}
+    for word in flags.get(name, []):
+        key, equals, value = word.partition("=")
+        if not equals:
+            raise ConfigError(f"--{name} has {word!r}; expected key=value.")
+        try:
+            pairs[key] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            pairs[key] = value.strip("\"'")
+    return pairs

@@ -1,0 +1,215 @@
+"""The drop-in layer: no flag of sd-scripts is unknown, and none is silently without effect."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import GOLDEN
+
+from impasto.config.load import build_run_config
+from impasto.errors import ConfigError
+from impasto.sdscripts import translate
+from impasto.sdscripts.flags import FLAGS
+from impasto.sdscripts.importing import settings_of_command
+from impasto.sdscripts.parsing import given_flags
+
+REPOSITORY = Path(__file__).parents[2]
+NEEDED = ["--pretrained_model_name_or_path=sd.safetensors", "--output_dir=out",
+          "--train_data_dir=pictures", "--resolution=512", "--seed=1"]  # fmt: skip
+
+
+SAMPLE = {"int": "7", "float": "0.5", "text": "word", "flag": None, "list": "a=1"}
+
+
+def settings(*flags):
+    given = given_flags([*NEEDED, *flags])
+    return translate.translate(given, has_gpu=True)
+
+
+VALUES = {"min_bucket_reso": "64", "max_bucket_reso": "2048", "max_timestep": "700"}
+COMPANIONS = {
+    "learning_rate_te": ["--train_text_encoder"],
+    "use_safetensors": ["--pretrained_model_name_or_path=sd.ckpt"],
+    "save_last_n_epochs": ["--save_every_n_epochs=1"],
+    "save_last_n_steps": ["--save_every_n_steps=1"],
+    "save_n_epoch_ratio": ["--max_train_epochs=9"],
+    "sample_every_n_steps": ["--sample_prompts=p.txt"],
+    "sample_every_n_epochs": ["--sample_prompts=p.txt"],
+    "sample_at_first": ["--sample_prompts=p.txt"],
+    "lr_scheduler_num_cycles": ["--lr_scheduler=cosine_with_restarts"],
+    "lr_scheduler_power": ["--lr_scheduler=polynomial"],
+    "lr_scheduler_timescale": ["--lr_scheduler=inverse_sqrt"],
+    "lr_scheduler_min_lr_ratio": ["--lr_scheduler=cosine_with_min_lr"],
+    "lr_scheduler_args": ["--lr_scheduler=piecewise_constant"],
+    "lr_decay_steps": ["--lr_scheduler=warmup_stable_decay"],
+}
+WITH_RULES = {
+    "resolution": "256", "face_crop_aug_range": "1,2", "lr_warmup_steps": "5",
+    "lr_decay_steps": "5", "lr_scheduler": "cosine", "lr_scheduler_args": "step_rules=1:2,3",
+    "mixed_precision": "bf16", "train_data_dir": "other", "seed": "9", "output_dir": "elsewhere",
+    "max_token_length": "150", "optimizer_type": "Lion",
+}  # fmt: skip
+
+
+def words_for(flag):
+    value = WITH_RULES.get(flag.name) or VALUES.get(flag.name)
+    value = value or (flag.choices[0] if flag.choices else SAMPLE[flag.kind])
+    return [f"--{flag.name}"] if value is None else [f"--{flag.name}={value}"]
+
+
+def test_every_flag_is_in_the_table():
+    recorded = (GOLDEN / "fine_tune_flags.txt").read_text(encoding="utf-8").split()
+    assert len(recorded) == 167
+    assert set(recorded) <= set(FLAGS)
+    assert set(FLAGS) - set(recorded) == {"hypernetwork_module", "hypernetwork_weights"}
+
+
+@pytest.mark.parametrize("name", sorted(FLAGS.keys() - {"config_file", "resume"}))
+def test_no_flag_is_without_effect_in_silence(name):
+    """It changes the settings, or is said to change nothing, or is refused."""
+    flag, companions = FLAGS[name], COMPANIONS.get(name, [])
+    words = words_for(flag)
+    if flag.refusal:
+        with pytest.raises(ConfigError, match=f"--{name} is not taken"):
+            given_flags(words)
+        return
+    found = settings(*companions, *words)
+    if flag.notice:
+        assert any(line.startswith(f"--{name}: ") for line in found.notices)
+        return
+    assert found.tree != settings(*companions).tree
+    if flag.to:
+        value = found.tree
+        for key in flag.to.split("."):
+            value = value[key]
+        assert str(value) == words[0].partition("=")[2] or value is True
+
+
+RULES = [
+    (["--v2"], "model.family", "sd2-base"),
+    (["--v2", "--v_parameterization"], "model.family", "sd2-v"),
+    ([], "model.prediction_type", "epsilon"),
+    (["--v_parameterization"], "model.prediction_type", "v_prediction"),
+    (["--max_token_length=225"], "model.max_tokens", 225),
+    ([], "model.token_join", "kohya"),
+    (["--weighted_captions"], "model.caption_emphasis", "no_norm"),
+    (["--resolution=512,768"], "dataset.resolution", [512, 768]),
+    (["--face_crop_aug_range=2.0,4.0"], "dataset.face_crop_aug_range", [2.0, 4.0]),
+    (["--in_json=m.json"], "dataset.metadata_file", "m.json"),
+    (["--min_bucket_reso=300"], "dataset.min_bucket_reso", 256),
+    (["--max_bucket_reso=1000"], "dataset.max_bucket_reso", 1024),
+    ([], "dataset.enable_bucket", False),
+    ([], "dataset.bucket_selection", "kohya"),
+    ([], "optimizer.lr", 2e-6),
+    ([], "training.max_steps", 1600),
+    (["--max_train_epochs=3"], "training.max_epochs", 3),
+    (["--use_8bit_adam"], "optimizer.kind", "adamw8bit"),
+    (["--use_lion_optimizer"], "optimizer.kind", "lion"),
+    (["--optimizer_type=PagedAdamW8bit"], "optimizer.kind", "paged_adamw8bit"),
+    (["--optimizer_type=AdamWScheduleFree"], "optimizer.kind", "adamw_schedule_free"),
+    (["--optimizer_type=NAdam"], "optimizer.kind", "NAdam"),
+    (["--optimizer_args", "betas=0.9,0.99", "amsgrad=True"], "optimizer.betas", (0.9, 0.99)),
+    (["--optimizer_args", "amsgrad=True"], "optimizer.arguments", {"amsgrad": True}),
+    (["--lr_scheduler=constant_with_warmup", "--lr_warmup_steps=10"], "schedule.warmup_steps", 10),
+    (["--lr_scheduler=cosine", "--lr_warmup_steps=0.1"], "schedule.warmup_steps", 0.1),
+    (["--lr_scheduler=polynomial", "--lr_scheduler_power=2"], "schedule.power", 2.0),
+    (
+        ["--lr_scheduler=piecewise_constant", '--lr_scheduler_args', 'step_rules="1:3,0.1"'],
+        "schedule.rules",
+        "1:3,0.1",
+    ),
+    (["--output_name=mine"], "saving.name", "mine"),
+    ([], "saving.name", "last"),
+    ([], "saving.model_dir", "out"),
+    ([], "output_dir", str(Path("out", "last-run"))),
+    ([], "saving.format", "safetensors"),
+    (["--save_model_as=diffusers_safetensors"], "saving.format", "diffusers"),
+    ([], "saving.export_dtype", "fp32"),
+    (["--save_precision=fp16"], "saving.vae_dtype", "fp16"),
+    (["--save_every_n_steps=10", "--save_last_n_steps=30"], "saving.keep_models", 4),
+    (["--save_every_n_epochs=2", "--save_last_n_epochs=3"], "saving.keep_models", 3),
+    (
+        ["--max_train_epochs=10", "--save_n_epoch_ratio=5"],
+        "saving.model_every_epochs",
+        2,
+    ),
+    (["--sample_sampler=k_euler_a"], "previews.sampler", "euler_a"),
+    (["--min_timestep=500", "--max_timestep=500"], "timesteps", {"first": 500, "last": 501}),
+    (["--mixed_precision=fp16"], "training.mixed_precision", "fp16"),
+    (["--metadata_title=T"], "saving.metadata.title", "T"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("flags", "place", "expected"), RULES)
+def test_what_flags_become(flags, place, expected):
+    tree = settings(*flags).tree
+    build_run_config(tree, source="test")
+    for key in place.split("."):
+        tree = tree[key]
+    assert tree == expected
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--use_8bit_adam", "--optimizer_type=Lion"], "contradict each other"),
+        (["--learning_rate_te=1e-6"], "no effect without --train_text_encoder"),
+        (["--resolution=big"], "expected 512 or 512,768"),
+        (["--sample_every_n_steps=5"], "needs --sample_prompts"),
+        (["--optimizer_args", "betas"], "expected key=value"),
+        (["--learnin_rate=1"], "The nearest is --learning_rate"),
+        (["--max_train_steps=many"], "expected a number"),
+        (["--mixed_precision=fp8"], "choose one of no, fp16, bf16"),
+    ],
+)
+def test_what_cannot_be_is_explained(flags, words):
+    with pytest.raises(ConfigError, match=words):
+        settings(*flags)
+
+
+def test_what_has_to_be_given_is_named():
+    for missing in NEEDED[:2]:
+        given = given_flags([word for word in NEEDED if word != missing])
+        with pytest.raises(ConfigError, match=missing.partition("=")[0]):
+            translate.translate(given, has_gpu=True)
+    with pytest.raises(ConfigError, match="--dataset_config, or --train_data_dir"):
+        translate.translate(given_flags(NEEDED[:2]), has_gpu=True)
+
+
+def test_without_a_gpu_half_precision_is_bfloat16_and_said():
+    translation = translate.translate(
+        given_flags([*NEEDED, "--mixed_precision=fp16"]), has_gpu=False
+    )
+    assert translation.tree["training"]["mixed_precision"] == "bf16"
+    assert any("there is no GPU" in line for line in translation.notices)
+
+
+def test_a_file_of_flags_comes_second(tmp_path):
+    file = tmp_path / "flags.toml"
+    file.write_text("[a]\nlearning_rate = 1e-4\n[b]\nclip_skip = 2\nv2 = false\n", encoding="utf-8")
+    found = given_flags([f"--config_file={file}", "--learning_rate=3e-4"])
+    assert found == {"learning_rate": 3e-4, "clip_skip": 2}
+    file.write_text("learning_rat = 1", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"flags\.toml: .*The nearest is --learning_rate"):
+        given_flags([f"--config_file={file}"])
+
+
+def test_a_command_becomes_settings_that_say_where_they_come_from():
+    command = ["accelerate", "launch", "--num_cpu_threads_per_process", "1", "fine_tune.py"]
+    text = settings_of_command([*command, *NEEDED, "--clip_skip=2", "--logging_dir=logs"])
+    assert "clip_skip = 2  # --clip_skip\n" in text
+    assert "lr = 2e-06  # --learning_rate, by default\n" in text
+    assert "# --logging_dir: metrics go to metrics.jsonl" in text
+    import tomllib
+
+    build_run_config(tomllib.loads(text), source="test")
+    with pytest.raises(ConfigError, match=r"is not fine_tune\.py"):
+        settings_of_command(["python", "train_network.py"])
+
+
+def test_the_page_of_flags_is_current():
+    program = [sys.executable, "scripts/write_flag_docs.py", "--check"]
+    assert subprocess.run(program, cwd=REPOSITORY, check=False).returncode == 0, (
+        "run scripts/write_flag_docs.py"
+    )
