@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import torch
+from conftest import impasto
 from safetensors.torch import load_file
 
 from impasto.models.diffusers_folder import UNET_FILE
@@ -41,6 +42,22 @@ def test_two_processes_equal_accumulation(run_file, tmp_path, text_encoder):
     for name in first:
         torch.testing.assert_close(first[name], second[name], atol=2e-5, rtol=1e-3)
     losses = [recorded_losses(tmp_path / name) for name in ("alone", "together")]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+    if not text_encoder:
+        go_on_alone(tmp_path)
+
+
+def go_on_alone(tmp_path):
+    """What two processes began one continues, with accumulation: the same data in order."""
+    for name in ("alone", "together"):
+        file = tmp_path / name / "config.toml"
+        text = file.read_text(encoding="utf-8").replace("max_steps = 7", "max_steps = 9")
+        text = text.replace("gradient_accumulation_steps = 1", "gradient_accumulation_steps = 2")
+        file.write_text(text, encoding="utf-8")
+        done = impasto("resume", tmp_path / name)
+        assert done.returncode == 0, done.stderr
+    losses = [recorded_losses(tmp_path / name) for name in ("alone", "together")]
+    assert len(losses[0]) == 9
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
 
 

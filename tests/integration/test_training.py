@@ -88,6 +88,7 @@ def test_the_same_settings_give_the_same_bits(train_config, tmp_path):
 VARIANTS = {
     "plain": {},
     "average": {"training": {"ema_decay": 0.9}},
+    "average in memory": {"training": {"ema_decay": 0.9, "ema_power": 0.75, "ema_on_cpu": True}},
     "text encoder": {"method": {"train_text_encoder": True}, "model": {"clip_skip": 2}},
     "accumulation": {"training": {"gradient_accumulation_steps": 2}},
     "channels last": {"training": {"channels_last": True}},
@@ -436,3 +437,28 @@ def test_a_gradient_that_overflows_at_any_scale_ends_the_run(train_config, monke
     monkeypatch.setattr(torch.amp, "GradScaler", lambda device: real(device, init_scale=2.0**-9))
     with pytest.raises(NonFiniteLossError, match="overflows in every update"):
         train(train_config(training={"mixed_precision": "fp16"}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"optimizer": {"lr": 1e-4}}, "optimizer.lr 0.0001 is above what is usual for adamw"),
+        ({"optimizer": {"kind": "prodigy", "lr": 1e-5}}, "is below what is usual for prodigy"),
+        ({"optimizer": {"lr": 5e-6}, "noise": {"zero_terminal_snr": True}}, "predicts noise"),
+        (
+            {
+                "optimizer": {"lr": 5e-6},
+                "method": {"train_text_encoder": True, "text_encoder_lr": 1e-5},
+            },
+            "text encoder forgets fast",
+        ),
+        ({"optimizer": {"lr": 5e-6}}, None),
+    ],
+)
+def test_what_is_unusual_is_said_before_training(train_config, nano_model, changes, words):
+    from impasto.models.loading import load_base_model
+    from impasto.training.advice import advice_on
+
+    config = train_config(**changes)
+    found = advice_on(config, load_base_model(str(nano_model)).identity)
+    assert [words in line for line in found] == ([] if words is None else [True])

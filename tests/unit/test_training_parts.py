@@ -13,6 +13,7 @@ from impasto.errors import RunError
 from impasto.models.trainable import Part
 from impasto.runs import RunDirectory
 from impasto.training.ema import WeightAverage
+from impasto.training.movement import MovementCheck
 from impasto.training.optimizer_state import (
     LrSetter,
     optimizer_scalars,
@@ -211,3 +212,44 @@ def test_a_newer_state_is_refused(tmp_path):
     )
     with pytest.raises(RunError, match="newer Impasto"):
         load_state(path, {"data set": "a"})
+
+
+@pytest.mark.parametrize("power", [None, 0.75])
+def test_an_average_in_memory_is_the_average_on_the_device(power):
+    part = small_part()
+    parameters = part.parameters()
+    near = WeightAverage(parameters, 0.9, power=power)
+    far = WeightAverage(parameters, 0.9, power=power, on_cpu=True)
+    optimizer = build_optimizer([part], OptimizerConfig(lr=1e-2))
+    expected = {name: p.detach().double().clone() for name, p in parameters.items()}
+    for step in range(6):
+        do_step(part, optimizer, step)
+        near.update(step)
+        far.update(step)
+        rising = (1 + step) / (10 + step) if power is None else 1 - (1 + step) ** -power
+        decay = min(0.9, rising)
+        for name, parameter in parameters.items():
+            expected[name] = decay * expected[name] + (1 - decay) * parameter.detach().double()
+    for name, average in near.tensors().items():
+        torch.testing.assert_close(average.double(), expected[name], atol=1e-6, rtol=1e-5)
+        assert torch.equal(average, far.tensors()[name])
+    trained = {name: p.detach().clone() for name, p in parameters.items()}
+    with far.in_place():
+        shown = {name: p.detach().clone() for name, p in parameters.items()}
+    assert all(torch.equal(shown[name], near.tensors()[name]) for name in shown)
+    assert all(torch.equal(parameters[name], trained[name]) for name in trained)
+    assert all(torch.equal(far.tensors()[name], near.tensors()[name]) for name in shown)
+
+
+def test_what_does_not_move_though_it_should_is_said():
+    learning, still, frozen = small_part(), small_part(), nn.Linear(2, 2)
+    frozen.requires_grad_(requires_grad=False)
+    still = Part("text_encoder", still.module, 1e-2)
+    check = MovementCheck([learning, still], {"VAE": frozen})
+    optimizer = build_optimizer([learning], OptimizerConfig(lr=1e-2))
+    do_step(learning, optimizer, 0)
+    assert check.findings(["unet"]) == []
+    (finding,) = check.findings(["unet", "text_encoder"])
+    assert "The text_encoder did not change" in finding
+    frozen.weight.data.add_(1)
+    assert "The VAE changed" in check.findings(["unet"])[0]

@@ -9,6 +9,7 @@ from impasto.cli.console import Console
 from impasto.config.load import build_run_config, dump_toml
 from impasto.config.run import RunConfig
 from impasto.data.scan import Scan
+from impasto.training.advice import advice_on
 from impasto.training.pictures import plan_dataset, scan_dataset, split_records
 from impasto.training.session import (
     build_epoch_sampler,
@@ -75,6 +76,11 @@ def show_plan(config: RunConfig, console: Console) -> None:
             f"kept; {_free_gib(config.output_dir):.1f} GiB free",
         }
     )
+    warnings = advice_on(config, model.identity)
+    if warnings:
+        console.heading("Unusual")
+        for line in warnings:
+            console.note(f"  {line}")
     console.heading("Settings that differ from their defaults")
     for line in _changed_settings(config):
         console.note(f"  {line}")

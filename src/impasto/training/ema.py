@@ -21,19 +21,37 @@ class WeightAverage:
     Args:
         parameters: What to average, by name.
         decay: The share of the old average that an update keeps, in (0, 1).
+        power: The share rises as 1 - (1 + updates)^-power; crowsonkb/k-diffusion, `EMAWarmup`.
+        on_cpu: Whether the averages are kept in the computer's memory.
     """
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter], decay: float) -> None:
+    def __init__(
+        self,
+        parameters: Mapping[str, nn.Parameter],
+        decay: float,
+        *,
+        power: float | None = None,
+        on_cpu: bool = False,
+    ) -> None:
         self._parameters = dict(parameters)
-        self._decay = decay
-        self._averages = {n: p.detach().clone() for n, p in self._parameters.items()}
+        self._decay, self._power, self._on_cpu = decay, power, on_cpu
+        self._averages = {
+            name: parameter.detach().to("cpu" if on_cpu else parameter.device, copy=True)
+            for name, parameter in self._parameters.items()
+        }
 
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Take in the weights after the update `step`, counted from 0."""
-        decay = min(self._decay, (1 + step) / (10 + step))
+        rising = (1 + step) / (10 + step)
+        if self._power is not None:
+            rising = 1 - (1 + step) ** -self._power
         averages = list(self._averages.values())
-        torch._foreach_lerp_(averages, list(self._parameters.values()), 1 - decay)
+        weights = [
+            p.detach().to(a.device)
+            for p, a in zip(self._parameters.values(), averages, strict=True)
+        ]
+        torch._foreach_lerp_(averages, weights, 1 - min(self._decay, rising))
 
     @contextlib.contextmanager
     def in_place(self) -> Iterator[None]:
@@ -60,5 +78,15 @@ class WeightAverage:
             average.copy_(tensors[name])
 
     def _exchange(self) -> None:
+        if self._on_cpu:
+            self._exchange_values()
+            return
         for name, parameter in self._parameters.items():
             parameter.data, self._averages[name] = self._averages[name], parameter.data
+
+    @torch.no_grad()
+    def _exchange_values(self) -> None:
+        for name, parameter in self._parameters.items():
+            weights = parameter.detach().to("cpu", copy=True)
+            parameter.copy_(self._averages[name])
+            self._averages[name].copy_(weights)

@@ -18,12 +18,14 @@ from impasto.data.sampler import Update
 from impasto.errors import Interrupted, NonFiniteLossError
 from impasto.randomness import derive_seed
 from impasto.runs import RunDirectory, step_name
+from impasto.training.advice import advice_on
 from impasto.training.capture import capture_state, restore_state
 from impasto.training.devices import seed_torch
 from impasto.training.events import TrainingEvents
 from impasto.training.export import export_model, export_on_the_way
 from impasto.training.interrupts import StopRequest
 from impasto.training.meter import Meter
+from impasto.training.movement import MovementCheck
 from impasto.training.optimizer_state import LrSetter, parameter_names, require_savable
 from impasto.training.optimizers import evaluation_weights
 from impasto.training.session import Session
@@ -60,6 +62,11 @@ class TrainingLoop:
         )
         self._lost: set[Path] = set()
         self._has_stepped = False
+        self._movement = MovementCheck(
+            session.trainable.parts,
+            {"VAE": session.model.vae, "text_encoder": session.model.text_encoder},
+        )
+        self._movement_is_due = True
         self._meter = Meter(session.accelerator)
         self._meter.timings_s["preparing"] = preparing_s
 
@@ -87,7 +94,7 @@ class TrainingLoop:
                 session.total_steps,
                 self._accelerator.process_index,
             )
-            for update, batches in updates:
+            for update, batches in self._meter.waiting_for(updates):
                 self._update(update, batches)
                 self._after_update(update.step + 1, stop)
         self._finish()
@@ -114,6 +121,17 @@ class TrainingLoop:
         self._meter.add(total, norm, update.size)
         if session.ema is not None:
             session.ema.update(update.step)
+        if self._movement_is_due and lr_factor > 0:
+            self._look_at_movement(update.step)
+
+    def _look_at_movement(self, step: int) -> None:
+        """Once: say if a part that should learn has not moved, or one that should not has."""
+        self._movement_is_due = False
+        if self._session.precision.scales:
+            return  # the first updates may be passed over until the scale is found
+        learning = [part.name for part in self._session.trainable.parts if part.learns_at(step)]
+        for finding in self._movement.findings(learning):
+            self._events.note(f"Warning: {finding}")
 
     @contextlib.contextmanager
     def _synchronizing(self, *, now: bool) -> Iterator[None]:
@@ -226,7 +244,10 @@ class TrainingLoop:
             "samples_seen": self._session.sampler.samples_before(done),
             "loss": float(reading.losses.mean()),
             "lr": self._session.optimizer.optimizer.param_groups[0]["lr"],
+            **self._rates_of_other_parts(),
             "images_per_s": reading.images_per_s,
+            "data_wait": round(reading.data_wait, 4),
+            "memory_mib": round(reading.memory_mib),
         }
         if reading.grad_norm is not None:
             record["grad_norm"] = reading.grad_norm
@@ -234,6 +255,15 @@ class TrainingLoop:
         if not torch.isfinite(reading.losses).all():
             raise self._not_finite(done)
         self._session.precision.require_living_scale()
+
+    def _rates_of_other_parts(self) -> dict[str, float]:
+        """`lr_<part>` of what is trained beside the U-Net."""
+        groups = iter(self._session.optimizer.optimizer.param_groups)
+        rates: dict[str, float] = {}
+        for part in self._session.trainable.parts:
+            own = [float(next(groups)["lr"]) for _ in part.by_rate()]
+            rates[f"lr_{part.name}"] = own[0]
+        return {name: rate for name, rate in rates.items() if name != "lr_unet"}
 
     def _newly_lost(self) -> list[tuple[Path, str]]:
         """Pictures that training met and could not read since the last look."""
@@ -313,6 +343,8 @@ class TrainingLoop:
             part.name: sum(p.numel() for p in part.parameters().values())
             for part in session.trainable.parts
         }
+        for line in advice_on(self._config, session.model.identity):
+            self._events.note(f"Warning: {line}")
         self._events.started(
             {
                 "family": session.model.identity.family.name,

@@ -241,7 +241,7 @@ def build_session(
         fingerprint={
             "base model": base_fingerprint,
             "data set": _data_fingerprint(prepared.training),
-            "processes": str(accelerator.num_processes),
+            "forward passes per update": _passes(config, accelerator.num_processes),
             **settings_fingerprint(config, count_steps(config, sampler)),
         },
     )
@@ -316,12 +316,19 @@ def settings_fingerprint(config: RunConfig, total_steps: int) -> dict[str, str]:
         "noise": config.noise.model_dump_json(),
         "timesteps": config.timesteps.model_dump_json(),
         "training": config.training.model_dump_json(
-            exclude={"max_steps", "max_epochs", "text_cache_mib"}
+            exclude={"max_steps", "max_epochs", "text_cache_mib", "gradient_accumulation_steps"}
         ),
     }
     if config.schedule.depends_on_length:
         sections["schedule"] += f" over {total_steps} steps"
     return sections
+
+
+def _passes(config: RunConfig, num_processes: int) -> str:
+    """What an update is made of; another cut into processes and accumulation does the same."""
+    total = num_processes * config.training.gradient_accumulation_steps
+    shares = config.dataset.batch_order == "proportional"  # each process draws by itself
+    return f"{total} on {num_processes} processes" if shares else str(total)
 
 
 def _data_fingerprint(plan: CachedPlan) -> str:
@@ -354,11 +361,14 @@ def _build_previewer(
 
 
 def _build_ema(config: RunConfig, trainable: Trainable) -> WeightAverage | None:
-    if config.training.ema_decay is None:
+    training = config.training
+    if training.ema_decay is None:
         return None
     learning = {
         f"{part.name}.{name}": parameter
         for part in trainable.parts
         for name, parameter in part.parameters().items()
     }
-    return WeightAverage(learning, config.training.ema_decay)
+    return WeightAverage(
+        learning, training.ema_decay, power=training.ema_power, on_cpu=training.ema_on_cpu
+    )

@@ -1,0 +1,143 @@
+"""Settings of what a run leaves: previews, states, models, metrics."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from impasto.config.base import Section
+from impasto.config.dataset import Side
+
+Positive = Annotated[int, Field(ge=1)]
+Precision = Literal["fp32", "fp16", "bf16"]
+MetadataKey = Literal[
+    "title", "author", "description", "license", "tags", "usage_hint", "trigger_phrase",
+    "merged_from", "thumbnail",
+]  # fmt: skip
+SamplerName = Literal[
+    "ddim", "pndm", "lms", "euler", "euler_a", "heun", "dpm_2", "dpm_2_a", "dpmpp_2m", "dpmsolver",
+    "dpmsingle",
+]  # fmt: skip
+
+
+class PreviewConfig(Section):
+    """Samples during training, beside the base model's."""
+
+    prompts: tuple[str, ...] = ()
+    """One picture is drawn for each; none means no previews."""
+
+    prompt_file: Path | None = None
+    """More prompts, each perhaps with settings of its own: a `.txt` with one per line and
+    sd-scripts' options (`a cat --n dog --w 512 --h 768 --d 1 --l 7 --s 20`), or `.toml` or
+    `.json`."""
+
+    every_epochs: Positive | None = None
+    """Passes over the data between previews, in place of `every_steps`."""
+
+    at_first: bool = True
+    """Also draw with the base model, to compare with."""
+
+    sampler: SamplerName = "ddim"
+    """How pictures are drawn."""
+
+    negative_prompt: str = ""
+    """What the pictures should not show."""
+
+    every_steps: Positive = 200
+    """Optimizer updates between previews; the base model and the end are always drawn."""
+
+    width: Side = 512
+    """Width in pixels, a multiple of 8."""
+
+    height: Side = 512
+    """Height in pixels, a multiple of 8."""
+
+    steps: Positive = 20
+    """Sampler steps."""
+
+    guidance_scale: Annotated[float, Field(ge=0)] = 7.0
+    """How strongly the words guide; 1 means no guidance."""
+
+    seed: Annotated[int, Field(ge=0)] = 1
+    """Seed of the first prompt; each further one adds 1."""
+
+    emphasis: Literal["off", "no_norm", "mean"] = "mean"
+    """Whether brackets in prompts are emphasis; `mean` is what A1111 does. A bracket itself is
+    written `\\(`."""
+
+    @model_validator(mode="after")
+    def _sides_fit(self) -> PreviewConfig:
+        for name in ("width", "height"):
+            if getattr(self, name) % 8:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected a multiple of 8")
+        return self
+
+
+class SavingConfig(Section):
+    """What is kept during the run and what it leaves in the end."""
+
+    state_every_steps: Positive = 500
+    """Optimizer updates between saved training states, from which a run can be resumed."""
+
+    keep_states: Positive = 2
+    """How many of the newest states are kept."""
+
+    model_every_steps: Positive | None = None
+    """Optimizer updates between models that are exported on the way, as
+    `<name>-step00000500.safetensors`; off means none."""
+
+    model_every_epochs: Positive | None = None
+    """Passes over the data between models that are exported on the way, as
+    `<name>-000003.safetensors`; off means none."""
+
+    keep_models: Positive | None = None
+    """How many of the newest of each of those are kept; off means all."""
+
+    model_dir: Path | None = None
+    """Folder for exported models; off means `export` in the run directory, and `models` for those
+    on the way."""
+
+    format: Literal["safetensors", "ckpt", "diffusers"] = "safetensors"
+    """What the trained model is written as: one `.safetensors` or `.ckpt` file for A1111, Forge and
+    ComfyUI, or a Diffusers folder."""
+
+    name: str | None = None
+    """Name and title of the exported model; off means the run directory's."""
+
+    export_dtype: Precision = "fp16"
+    """Precision of the trained parts in the exported model; frozen parts stay as they were, bit for
+    bit, unless one of the next three says otherwise."""
+
+    unet_dtype: Precision | None = None
+    """Precision of the U-Net in the exported model; off means as `export_dtype` says."""
+
+    text_encoder_dtype: Precision | None = None
+    """Precision of the text encoder in the exported model; off means `export_dtype` if it was
+    trained, else as it was."""
+
+    vae_dtype: Precision | None = None
+    """Precision of the VAE in the exported model; off means as it was."""
+
+    metadata: dict[MetadataKey, str] = Field(default_factory=dict)
+    """What the file says of itself besides: `title`, `author`, `description`, `license`, `tags`,
+    `usage_hint`, `trigger_phrase`, `merged_from`, `thumbnail`, by the names of the
+    modelspec standard."""
+
+    @property
+    def part_dtypes(self) -> dict[str, Precision]:
+        """Part -> precision, where one is asked for by name."""
+        asked = {
+            "unet": self.unet_dtype,
+            "text_encoder": self.text_encoder_dtype,
+            "vae": self.vae_dtype,
+        }
+        return {part: dtype for part, dtype in asked.items() if dtype is not None}
+
+
+class LoggingConfig(Section):
+    """What is written down while training."""
+
+    every_steps: Positive = 10
+    """Optimizer updates between lines of metrics; reading them makes the device wait once."""

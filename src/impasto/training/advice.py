@@ -1,0 +1,69 @@
+"""What is unusual about a run's settings, in sentences; shown by `--plan` and before training."""
+
+from __future__ import annotations
+
+from impasto.config.run import RunConfig
+from impasto.diffusion.prediction import VELOCITY
+from impasto.models.families import SD1
+from impasto.models.identity import Identity
+from impasto.training.optimizers import find_row
+
+USUAL_LR = (1e-7, 5e-5)
+USUAL_LION_LR = (3e-8, 2e-5)
+USUAL_FACTOR = (0.1, 2.0)
+
+
+def advice_on(config: RunConfig, identity: Identity) -> list[str]:
+    """Warnings, the weightiest first; nothing where all is usual.
+
+    Raises:
+        ConfigError: There is no such optimizer.
+    """
+    return [
+        *_on_rates(config),
+        *_on_model(config, identity),
+        *_on_text(config),
+    ]
+
+
+def _on_rates(config: RunConfig) -> list[str]:
+    optimizer = config.optimizer
+    row = find_row(optimizer.kind)
+    low, high = USUAL_LR
+    if row.finds_lr:
+        low, high = USUAL_FACTOR
+    elif "lion" in row.name.lower():
+        low, high = USUAL_LION_LR
+    if low <= optimizer.lr <= high:
+        return []
+    side = "above" if optimizer.lr > high else "below"
+    return [
+        f"optimizer.lr {optimizer.lr:g} is {side} what is usual for {optimizer.kind} and a whole "
+        f"U-Net ({low:g} to {high:g})."
+    ]
+
+
+def _on_model(config: RunConfig, identity: Identity) -> list[str]:
+    found = []
+    if config.model.clip_skip is not None and identity.family is not SD1:
+        found.append(
+            "model.clip_skip is set for SD 2, whose text encoder is cut to its penultimate layer "
+            "already."
+        )
+    if config.noise.zero_terminal_snr and identity.prediction is not VELOCITY:
+        found.append(
+            "noise.zero_terminal_snr is for models that predict velocity; this one predicts noise "
+            "and learns nothing from the last step."
+        )
+    return found
+
+
+def _on_text(config: RunConfig) -> list[str]:
+    method, found = config.method, []
+    rate = method.text_encoder_lr or config.optimizer.lr
+    if method.train_text_encoder and rate > config.optimizer.lr:
+        found.append(
+            f"method.text_encoder_lr {rate:g} is above the U-Net's {config.optimizer.lr:g}; the "
+            f"text encoder forgets fast, so a half to a tenth is usual."
+        )
+    return found

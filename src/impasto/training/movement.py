@@ -1,0 +1,58 @@
+"""Looks, after the first update that counts, whether what should learn has moved, and nothing else.
+
+People find out after a night that a part was frozen (kohya-ss/sd-scripts, threads 855 and 890).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from impasto.models.trainable import Part
+
+SAMPLED = 8
+
+
+class MovementCheck:
+    """Remembers some tensors of each module.
+
+    Args:
+        parts: What learns.
+        frozen: What must not, by name.
+    """
+
+    def __init__(self, parts: Sequence[Part], frozen: Mapping[str, nn.Module]) -> None:
+        self._learning = {part.name: _sample(part.parameters()) for part in parts}
+        self._frozen = {
+            name: _sample({n: p for n, p in module.named_parameters() if not p.requires_grad})
+            for name, module in frozen.items()
+        }
+
+    def findings(self, learning_now: Sequence[str]) -> list[str]:
+        """What is not as it should be, in sentences; `learning_now` should have moved."""
+        still = [name for name in learning_now if not _has_moved(self._learning[name])]
+        moved = [name for name, kept in self._frozen.items() if _has_moved(kept)]
+        return [
+            *(
+                f"The {name} did not change in the first update, though it is trained: its "
+                f"gradient or its learning rate is 0, or masks leave nothing to learn from."
+                for name in still
+            ),
+            *(f"The {name} changed in the first update, though it is frozen." for name in moved),
+        ]
+
+
+Kept = list[tuple[Tensor, Tensor]]
+
+
+def _sample(parameters: Mapping[str, Tensor]) -> Kept:
+    """Some parameters from all over a module, with copies."""
+    every = list(parameters.values())
+    step = max(1, len(every) // SAMPLED)
+    return [(parameter, parameter.detach().clone()) for parameter in every[::step]]
+
+
+def _has_moved(kept: Kept) -> bool:
+    return any(not torch.equal(parameter.detach(), before) for parameter, before in kept)

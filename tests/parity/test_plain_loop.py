@@ -1,0 +1,107 @@
+"""The trainer against a plain loop over diffusers and transformers, step by step.
+
+The loop below shares nothing with the trainer but the random numbers and the order of the data,
+which it asks for: pictures are read by Pillow, encoded by diffusers' VAE, noised by its scheduler,
+and the captions go through transformers' tokenizer and encoder.
+"""
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from PIL import Image
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from impasto.config.load import build_run_config
+from impasto.diffusion.draws import Draws
+from impasto.training.pictures import plan_dataset, scan_dataset
+from impasto.training.session import build_epoch_sampler
+from impasto.training.trainer import train
+
+pytestmark = pytest.mark.usefixtures("fresh_accelerate")
+STEPS = 6
+
+
+def moments(vae, path):
+    """Mean and log variance in the half precision in which they are kept."""
+    pixels = torch.from_numpy(np.asarray(Image.open(path).convert("RGB"))).permute(2, 0, 1)[None]
+    with torch.no_grad():
+        found = vae.encode(pixels.float() / 127.5 - 1).latent_dist
+    return found.mean.half().float()[0], found.logvar.half().float()[0]
+
+
+def plain_losses(config, model, prediction_type):
+    unet = UNet2DConditionModel.from_pretrained(model, subfolder="unet").train()
+    vae = AutoencoderKL.from_pretrained(model, subfolder="vae").eval()
+    encoder = CLIPTextModel.from_pretrained(model, subfolder="text_encoder").eval()
+    tokenizer = CLIPTokenizer.from_pretrained(model, subfolder="tokenizer")
+    scheduler = DDPMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        prediction_type=prediction_type,
+    )
+    optimizer = torch.optim.AdamW(unet.parameters(), lr=config.optimizer.lr)
+    plan = plan_dataset(config.dataset, scan_dataset(config.dataset).records)
+    sampler = build_epoch_sampler(config, plan, num_processes=1)
+    losses = []
+    for step in range(STEPS):
+        update = sampler.update(step)
+        total = 0.0
+        for batch in update.micro_batches:
+            records = [plan.images[visit.picture].record for visit in batch.visits]
+            draws = Draws(config.seed, step, batch.positions, update.size)
+            means, logvars = zip(*(moments(vae, r.path) for r in records), strict=True)
+            spread = torch.exp(0.5 * torch.stack(logvars))
+            sample = draws.normal(tuple(means[0].shape), "posterior")
+            latents = (torch.stack(means) + spread * sample) * vae.config.scaling_factor
+            noise = draws.normal(tuple(latents.shape[1:]), "noise")
+            t = (draws.uniform("timestep") * 1000).long()
+            ids = tokenizer(
+                [r.path.with_suffix(".txt").read_text() for r in records],
+                padding="max_length",
+                max_length=77,
+                return_tensors="pt",
+            ).input_ids
+            with torch.no_grad():
+                states = encoder(ids).last_hidden_state
+            output = unet(scheduler.add_noise(latents, noise, t), t, states).sample
+            targets = {
+                "epsilon": lambda: noise,  # noqa: B023 - called at once
+                "v_prediction": lambda: scheduler.get_velocity(latents, noise, t),  # noqa: B023
+            }
+            error = torch.nn.functional.mse_loss(
+                output, targets[prediction_type](), reduction="none"
+            )
+            share = error.mean(dim=(1, 2, 3)).sum() / update.size
+            share.backward()
+            total += float(share)
+        torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(total)
+    return losses
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("accumulation", [1, 3])
+def test_losses_equal_a_plain_loop_step_by_step(
+    run_values, nano_model, prediction_type, accumulation
+):
+    config = build_run_config(
+        {
+            **run_values,
+            "model": {"path": str(nano_model), "prediction_type": prediction_type},
+            "training": {
+                "max_steps": STEPS,
+                "batch_size": 4,
+                "gradient_accumulation_steps": accumulation,
+            },
+        },
+        source="test",
+    )
+    run = train(config)
+    ours = [record["loss"] for record in run.read_metrics() if "loss" in record]
+    plain = plain_losses(config, nano_model, prediction_type)
+    assert ours[0] == pytest.approx(plain[0], rel=2e-6)
+    assert ours == pytest.approx(plain, rel=1e-4)  # Adam's first steps magnify rounding
