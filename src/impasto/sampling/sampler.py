@@ -6,6 +6,7 @@ as training does (clip skip included) and leaves the random state of training al
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,10 +73,11 @@ class Sampler:
         shape = (1, 4, prompt.height // 8, prompt.width // 8)
         latents = torch.randn(shape, generator=generator).to(self.unet.device)
         latents = latents * scheduler.init_noise_sigma
+        takes = inspect.signature(scheduler.step).parameters
+        options = {"generator": generator} if "generator" in takes else {}
         for t in scheduler.timesteps:
             scaled = scheduler.scale_model_input(latents, t)
             output = self._guided(scaled, t, context, prompt.guidance_scale)
-            options = {"generator": generator} if prompt.sampler == "euler_a" else {}
             latents = scheduler.step(output, t, latents, **options).prev_sample
         return self._to_image(latents)
 
