@@ -462,3 +462,46 @@ def test_what_is_unusual_is_said_before_training(train_config, nano_model, chang
     config = train_config(**changes)
     found = advice_on(config, load_base_model(str(nano_model)).identity)
     assert [words in line for line in found] == ([] if words is None else [True])
+
+
+def test_the_best_model_is_kept_also_over_a_resume(train_config, tmp_path, monkeypatch):
+    """By validation losses as given: the second is best, and after the resume none is better."""
+    from impasto.training.validation import Validator
+
+    losses = iter([9.0, 3.0, 1.0, 2.0, 1.5, 1.2, 1.1])
+    monkeypatch.setattr(Validator, "measure", lambda *_: next(losses))
+    config = train_config(
+        validation={"split": 0.25, "every_steps": 1},
+        saving={
+            "best_model": True,
+            "state_every_steps": 1,
+            "keep_states": 9,
+            "format": "safetensors",
+        },
+    )
+    with pytest.raises(ZeroDivisionError):
+        train(config, StopAt(4))
+    best = config.output_dir / "models" / "model-best.safetensors"
+    content = best.read_bytes()
+    run = resume(config.output_dir)
+    assert best.read_bytes() == content
+    assert run.read_json("status.json")["phase"] == "finished"
+    kept, second = load_file(best), weights_of(run, 2)
+    name = "conv_in.weight"
+    assert torch.equal(
+        kept["model.diffusion_model.input_blocks.0.0.weight"], second[f"unet.{name}"]
+    )
+
+
+def test_states_are_saved_by_the_clock(train_config):
+    run = train(
+        train_config(
+            saving={"state_every_minutes": 1e-6, "keep_states": 9}, training={"max_steps": 3}
+        )
+    )
+    assert run.saved_steps() == [1, 2, 3]
+
+
+def test_a_best_model_needs_pictures_to_tell(train_config):
+    with pytest.raises(ConfigError, match="best_model needs held-out pictures"):
+        train_config(saving={"best_model": True})

@@ -81,6 +81,9 @@ class SavingConfig(Section):
     state_every_steps: Positive = 500
     """Optimizer updates between saved training states, from which a run can be resumed."""
 
+    state_every_minutes: Annotated[float, Field(gt=0)] | None = None
+    """Minutes after which a training state is saved in any case; off means by updates alone."""
+
     keep_states: Positive = 2
     """How many of the newest states are kept."""
 
@@ -94,6 +97,10 @@ class SavingConfig(Section):
 
     keep_models: Positive | None = None
     """How many of the newest of each of those are kept; off means all."""
+
+    best_model: bool = False
+    """Also export the model each time its validation loss is the lowest so far, as
+    `<name>-best.safetensors`; needs held-out pictures."""
 
     model_dir: Path | None = None
     """Folder for exported models; off means `export` in the run directory, and `models` for those

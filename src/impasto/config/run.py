@@ -223,6 +223,17 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _best_is_known(self) -> RunConfig:
+        splits = [part.validation_split for part in self.dataset.parts]
+        held_out = self.validation.image_dir is not None or self.validation.split or any(splits)
+        if self.saving.best_model and not held_out:
+            raise ValueError(
+                "saving.best_model needs held-out pictures: set validation.split or "
+                "validation.image_dir"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _one_average(self) -> RunConfig:
         if self.training.ema_decay is not None and "schedule" in self.optimizer.kind:
             raise ValueError(

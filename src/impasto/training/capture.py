@@ -12,7 +12,12 @@ from impasto.training.session import Session
 from impasto.training.state import TrainingState
 
 
-def capture_state(session: Session, names: Mapping[Tensor, str], done: int) -> TrainingState:
+def capture_state(
+    session: Session,
+    names: Mapping[Tensor, str],
+    done: int,
+    best_validation: float | None = None,
+) -> TrainingState:
     """All that the session would need to continue after `done` updates."""
     inner = session.optimizer.optimizer
     return TrainingState(
@@ -24,6 +29,7 @@ def capture_state(session: Session, names: Mapping[Tensor, str], done: int) -> T
         optimizer_scalars=optimizer_scalars(inner, names),
         ema=session.ema.tensors() if session.ema else {},
         scaler=session.precision.state(),
+        best_validation=best_validation,
     )
 
 

@@ -44,6 +44,20 @@ def export_on_the_way(session: Session, run: RunDirectory, progress: Progress, e
     return target
 
 
+def export_best(session: Session, run: RunDirectory, progress: Progress) -> Path:
+    """Export the model as it is now in the place of the best one before, as `<name>-best`.
+
+    Raises:
+        ModelError: A trained weight does not fit the precision asked for.
+        StorageError: The disk is full; what was exported before is untouched.
+    """
+    saving = session.config.saving
+    folder = saving.model_dir or run.path / "models"
+    target = folder / f"{session.config.export_name}-best{SUFFIXES[saving.format]}"
+    _export(session, target, progress)
+    return target
+
+
 def export_model(session: Session, run: RunDirectory, progress: Progress) -> Path:
     """Write the trained model, in the form the settings ask for, and return its path.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from impasto.training.advice import advice_on
 from impasto.training.capture import capture_state, restore_state
 from impasto.training.devices import seed_torch
 from impasto.training.events import TrainingEvents
-from impasto.training.export import export_model, export_on_the_way
+from impasto.training.export import export_best, export_model, export_on_the_way
 from impasto.training.interrupts import StopRequest
 from impasto.training.meter import Meter
 from impasto.training.movement import MovementCheck
@@ -62,6 +63,8 @@ class TrainingLoop:
         )
         self._lost: set[Path] = set()
         self._has_stepped = False
+        self._best: float | None = None
+        self._saved_at = time.monotonic()
         self._movement = MovementCheck(
             session.trainable.parts,
             {"VAE": session.model.vae, "text_encoder": session.model.text_encoder},
@@ -182,7 +185,7 @@ class TrainingLoop:
         self._events.stepped(done)
         last = done == total
         stopping = self._stop_signal(stop, done)
-        saving = last or stopping is not None or done % config.saving.state_every_steps == 0
+        saving = last or stopping is not None or self._state_is_due(done)
         if saving or done % config.logging.every_steps == 0:
             self._log(done)
         if last or done % config.validation.every_steps == 0:
@@ -199,6 +202,21 @@ class TrainingLoop:
                 f"impasto resume {self._run.path}",
                 stopping,
             )
+
+    def _state_is_due(self, done: int) -> bool:
+        """Whether a state is due by updates, or by the clock of the first process."""
+        saving = self._config.saving
+        if done % saving.state_every_steps == 0:
+            return True
+        if saving.state_every_minutes is None:
+            return False
+        late = time.monotonic() - self._saved_at > 60 * saving.state_every_minutes
+        if self._accelerator.num_processes == 1:
+            return late
+        if done % self._config.logging.every_steps:
+            return False
+        mine = torch.tensor([int(late and self._is_main)], device=self._accelerator.device)
+        return bool(self._accelerator.gather(mine).max())
 
     def _is_due(self, done: int, every_steps: int | None, every_epochs: int | None) -> bool:
         """Whether something is due by updates, or where given by epochs."""
@@ -282,6 +300,10 @@ class TrainingLoop:
                 self._session.watching_conditioner,
                 self._session.recipe,
             )
+            if self._best is None or loss < self._best:
+                self._best = loss
+                if self._config.saving.best_model and done > 0:
+                    export_best(self._session, self._run, self._events)
         self._write({"step": done, "validation_loss": loss})
 
     def _preview(self, done: int) -> None:
@@ -307,9 +329,10 @@ class TrainingLoop:
     def _save(self, done: int) -> Path | None:
         """Write the training state; all processes wait for the one that writes."""
         path = None
+        self._saved_at = time.monotonic()
         with self._meter.aside("saving states"):
             if self._is_main:
-                state = capture_state(self._session, self._names, done)
+                state = capture_state(self._session, self._names, done, self._best)
                 path = save_state(self._run, state, keep=self._config.saving.keep_states)
                 self._run.write_status("training", step=done, total_steps=self._session.total_steps)
             self._accelerator.wait_for_everyone()
@@ -324,6 +347,7 @@ class TrainingLoop:
             return 0
         state = load_state(self._run.states / step_name(steps[-1]), self._session.fingerprint)
         restore_state(self._session, self._names, state)
+        self._best = state.best_validation
         if self._is_main:
             self._run.rewind_metrics(state.step)
         return state.step

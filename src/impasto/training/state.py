@@ -39,6 +39,7 @@ class TrainingState:
         optimizer_scalars: The optimizer's numbers that are not tensors.
         ema: The averaged weights, or nothing.
         scaler: Of the loss in float16, or nothing.
+        best_validation: The lowest validation loss so far.
     """
 
     step: int
@@ -49,6 +50,7 @@ class TrainingState:
     optimizer_scalars: Mapping[str, Any]
     ema: Mapping[str, Tensor]
     scaler: Mapping[str, float] = field(default_factory=dict)
+    best_validation: float | None = None
 
 
 def save_state(run: RunDirectory, state: TrainingState, *, keep: int) -> Path:
@@ -72,6 +74,7 @@ def save_state(run: RunDirectory, state: TrainingState, *, keep: int) -> Path:
             "fingerprint": dict(state.fingerprint),
             "optimizer_scalars": dict(state.optimizer_scalars),
             "scaler": dict(state.scaler),
+            "best_validation": state.best_validation,
         }
         (partial / "state.json").write_text(json.dumps(description, indent=1), encoding="utf-8")
     for step in run.saved_steps()[:-keep]:
@@ -104,6 +107,7 @@ def load_state(folder: Path, fingerprint: Mapping[str, str]) -> TrainingState:
             optimizer_scalars=description["optimizer_scalars"],
             ema=load_file(ema_file) if ema_file.is_file() else {},
             scaler=description.get("scaler", {}),
+            best_validation=description.get("best_validation"),
         )
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise RunError(
