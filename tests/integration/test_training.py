@@ -3,6 +3,7 @@
 import itertools
 import json
 import shutil
+import sys
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from impasto.errors import (
     ConfigError,
     ImpastoError,
     Interrupted,
+    MissingDependencyError,
     ModelError,
     NonFiniteLossError,
     RunError,
@@ -505,3 +507,43 @@ def test_states_are_saved_by_the_clock(train_config):
 def test_a_best_model_needs_pictures_to_tell(train_config):
     with pytest.raises(ConfigError, match="best_model needs held-out pictures"):
         train_config(saving={"best_model": True})
+
+
+def test_metrics_go_to_tensorboard_also_over_a_resume(train_config):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    config = train_config(
+        logging={"trackers": ["tensorboard"], "every_steps": 1},
+        method={"train_text_encoder": True, "text_encoder_lr": 1e-4},
+        saving={"state_every_steps": 3},
+    )
+    with pytest.raises(ZeroDivisionError):
+        train(config, StopAt(4))
+    run = resume(config.output_dir)
+    events = EventAccumulator(str(run.path / "tensorboard")).Reload()
+    losses = {event.step: event.value for event in events.Scalars("loss")}
+    expected = {r["step"]: r["loss"] for r in run.read_metrics() if "loss" in r}
+    assert losses == pytest.approx(expected, rel=1e-6)
+    assert {"lr", "lr_text_encoder", "grad_norm", "images_per_s", "data_wait", "memory_mib"} <= set(
+        events.Tags()["scalars"]
+    )
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_metrics_go_to_wandb_without_a_network(train_config, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    run = train(train_config(logging={"trackers": ["wandb"]}, training={"max_steps": 2}))
+    (folder,) = (run.path / "wandb").glob("offline-run-*")
+    (file,) = folder.glob("*.wandb")
+    assert file.stat().st_size > 500
+    assert (run.path / "wandb-id.txt").read_text() in file.name
+
+
+def test_a_missing_tracker_is_named_before_anything_is_made(train_config, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    config = train_config(logging={"trackers": ["tensorboard"]})
+    with pytest.raises(MissingDependencyError, match=r"logging\.trackers asks for tensorboard"):
+        train(config)
+    assert not config.output_dir.exists()

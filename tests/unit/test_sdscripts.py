@@ -138,6 +138,8 @@ RULES = [
     (["--min_timestep=500", "--max_timestep=500"], "timesteps", {"first": 500, "last": 501}),
     (["--mixed_precision=fp16"], "training.mixed_precision", "fp16"),
     (["--metadata_title=T"], "saving.metadata.title", "T"),
+    (["--logging_dir=logs"], "logging.trackers", ["tensorboard"]),
+    (["--log_with=all"], "logging.trackers", ["tensorboard", "wandb"]),
 ]  # fmt: skip
 
 
@@ -197,10 +199,10 @@ def test_a_file_of_flags_comes_second(tmp_path):
 
 def test_a_command_becomes_settings_that_say_where_they_come_from():
     command = ["accelerate", "launch", "--num_cpu_threads_per_process", "1", "fine_tune.py"]
-    text = settings_of_command([*command, *NEEDED, "--clip_skip=2", "--logging_dir=logs"])
+    text = settings_of_command([*command, *NEEDED, "--clip_skip=2", "--log_prefix=x"])
     assert "clip_skip = 2  # --clip_skip\n" in text
     assert "lr = 2e-06  # --learning_rate, by default\n" in text
-    assert "# --logging_dir: metrics go to metrics.jsonl" in text
+    assert "# --log_prefix: metrics go to metrics.jsonl" in text
     import tomllib
 
     build_run_config(tomllib.loads(text), source="test")

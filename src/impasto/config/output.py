@@ -148,3 +148,7 @@ class LoggingConfig(Section):
 
     every_steps: Positive = 10
     """Optimizer updates between lines of metrics; reading them makes the device wait once."""
+
+    trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
+    """Where metrics go besides `metrics.jsonl`: `tensorboard`, into the run directory, or `wandb`,
+    which uploads them unless WANDB_MODE is offline."""

@@ -221,8 +221,12 @@ _SAMPLING = [
 
 _METRICS = "metrics go to metrics.jsonl and report.html in the run directory"
 _LOGGING = [
-    *_noticed("text", _METRICS, "logging_dir", "log_with", "log_prefix", "log_tracker_name",
-              "log_tracker_config", "wandb_run_name", "wandb_api_key"),
+    Flag("logging_dir", "text"),
+    Flag("log_with", "text", choices=("tensorboard", "wandb", "all")),
+    *_noticed("text", _METRICS, "log_prefix", "log_tracker_name", "log_tracker_config",
+              "wandb_run_name"),
+    *_refused("text", "a key on a command line is seen by others; set WANDB_API_KEY or run `wandb "
+              "login`", "wandb_api_key"),
     *_noticed("flag", "settings are always written to config.toml in the run directory",
               "log_config"),
     *_noticed("text", "messages go to the terminal", "console_log_level", "console_log_file"),

@@ -60,7 +60,17 @@ def translate(flags: Mapping[str, Any], *, has_gpu: bool) -> Translation:
         if flag.to and value is not None:
             _put(tree, flag.to, value)
     notices = [f"--{name}: {FLAGS[name].notice}." for name in flags if FLAGS[name].notice]
-    for rule in (_model, _dataset, _length, _optimizer, _schedule, _saving, _previews, _timesteps):
+    for rule in (
+        _model,
+        _dataset,
+        _length,
+        _optimizer,
+        _schedule,
+        _saving,
+        _previews,
+        _timesteps,
+        _logging,
+    ):
         notices += rule(flags, tree)
     notices += _precision(flags, tree, has_gpu=has_gpu)
     return Translation({k: v for k, v in tree.items() if v != {}}, tuple(notices))
@@ -229,6 +239,18 @@ def _previews(flags: Mapping[str, Any], tree: Tree) -> list[str]:
         if previews.get(key) is not None and previews[key] <= 0:
             del previews[key]
     return []
+
+
+def _logging(flags: Mapping[str, Any], tree: Tree) -> list[str]:
+    """As there, TensorBoard where only a folder for it is named."""
+    kinds = {"tensorboard": ["tensorboard"], "wandb": ["wandb"], "all": ["tensorboard", "wandb"]}
+    asked = flags.get("log_with") or ("tensorboard" if flags.get("logging_dir") else None)
+    if asked is None:
+        return []
+    tree["logging"] = {"trackers": kinds[asked]}
+    if "logging_dir" not in flags:
+        return []
+    return ["--logging_dir: TensorBoard's files are in the folder tensorboard of the run."]
 
 
 def _timesteps(_: Mapping[str, Any], tree: Tree) -> list[str]:

@@ -32,6 +32,7 @@ from impasto.training.optimizers import evaluation_weights
 from impasto.training.session import Session
 from impasto.training.state import load_state, save_state
 from impasto.training.step import sample_losses, update_share
+from impasto.training.trackers import Tracker, open_trackers, shown_numbers
 
 
 class TrainingLoop:
@@ -64,6 +65,7 @@ class TrainingLoop:
         self._lost: set[Path] = set()
         self._has_stepped = False
         self._best: float | None = None
+        self._trackers: list[Tracker] = []
         self._saved_at = time.monotonic()
         self._movement = MovementCheck(
             session.trainable.parts,
@@ -81,8 +83,19 @@ class TrainingLoop:
             NonFiniteLossError: The loss or the gradient became NaN or infinite.
             StorageError: A state or the export could not be written.
         """
-        session = self._session
         step = self._restore()
+        if self._is_main:
+            settings = self._config.model_dump(mode="json", exclude_none=True)
+            names = self._config.logging.trackers
+            self._trackers = open_trackers(names, self._run, settings)
+        try:
+            self._train_from(step)
+        finally:
+            for tracker in self._trackers:
+                tracker.close()
+
+    def _train_from(self, step: int) -> None:
+        session = self._session
         self._announce(step)
         if step == 0:
             self._validate(0)
@@ -325,6 +338,9 @@ class TrainingLoop:
         if self._is_main:
             self._run.append_metrics(record)
             self._events.measured(record)
+            step, numbers = shown_numbers(record)
+            for tracker in self._trackers:
+                tracker.log(numbers, step)
 
     def _save(self, done: int) -> Path | None:
         """Write the training state; all processes wait for the one that writes."""

@@ -20,6 +20,7 @@ from impasto.training.environment import describe_environment
 from impasto.training.events import SilentEvents, TrainingEvents
 from impasto.training.loop import TrainingLoop
 from impasto.training.session import Ingredients, Session, build_session
+from impasto.training.trackers import require_trackers
 
 
 def train(
@@ -33,6 +34,7 @@ def train(
         ImpastoError: As its parts; `Interrupted` after Ctrl-C or SIGTERM, with the state saved.
     """
     require_precision(config.training.mixed_precision)
+    require_trackers(config.logging.trackers)
     accelerator = build_accelerator()
     if accelerator.is_main_process:
         run = RunDirectory.create(config.output_dir)

@@ -1,0 +1,120 @@
+"""Metrics to TensorBoard or Weights & Biases, beside `metrics.jsonl`, which is always written."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from impasto.errors import MissingDependencyError
+from impasto.runs import RunDirectory
+
+WANDB_ID = "wandb-id.txt"
+
+
+class Tracker(Protocol):
+    """Something that keeps numbers by step."""
+
+    def log(self, numbers: Mapping[str, float], step: int) -> None:
+        """Keep numbers of an update."""
+
+    def close(self) -> None:
+        """Write what is left."""
+
+
+class TensorBoard:
+    """Event files in `tensorboard/` of the run directory."""
+
+    def __init__(self, run: RunDirectory, name: str, settings: Mapping[str, Any]) -> None:  # noqa: ARG002
+        require("tensorboard", "tensorboard")
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer: Any = SummaryWriter(str(run.path / "tensorboard"))
+
+    def log(self, numbers: Mapping[str, float], step: int) -> None:
+        """Keep numbers of an update."""
+        for name, value in numbers.items():
+            self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Write what is left."""
+        self._writer.close()
+
+
+class Wandb:
+    """A run of Weights & Biases; a resumed run of Impasto continues it. Heeds WANDB_MODE."""
+
+    def __init__(self, run: RunDirectory, name: str, settings: Mapping[str, Any]) -> None:
+        wandb = require("wandb", "wandb")
+        kept = run.path / WANDB_ID
+        identity = kept.read_text(encoding="utf-8").strip() if kept.is_file() else None
+        self._run: Any = wandb.init(
+            project="impasto",
+            name=name,
+            dir=str(run.path),
+            config=dict(settings),
+            id=identity,
+            resume="allow",
+        )
+        kept.write_text(str(self._run.id), encoding="utf-8")
+
+    def log(self, numbers: Mapping[str, float], step: int) -> None:
+        """Keep numbers of an update."""
+        self._run.log(dict(numbers), step=step)
+
+    def close(self) -> None:
+        """Write what is left."""
+        self._run.finish()
+
+
+TRACKERS: dict[str, Callable[[RunDirectory, str, Mapping[str, Any]], Tracker]] = {
+    "tensorboard": TensorBoard,
+    "wandb": Wandb,
+}
+
+
+def require(module: str, package: str) -> Any:
+    """Import a package that only some runs need.
+
+    Raises:
+        MissingDependencyError: It is not installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"logging.trackers asks for {package}, which is not installed ({error}). Install it "
+            f"(pip install 'impasto[trackers]'), or take it out."
+        ) from error
+
+
+def require_trackers(names: Iterable[str]) -> None:
+    """Make sure, before anything is made, that the packages are there.
+
+    Raises:
+        MissingDependencyError: One is not installed.
+    """
+    for name in names:
+        require(name, name)
+
+
+def shown_numbers(record: Mapping[str, Any]) -> tuple[int, dict[str, float]]:
+    """The step of a line of metrics, and its numbers."""
+    numbers = {
+        key: float(value)
+        for key, value in record.items()
+        if key != "step" and isinstance(value, (int, float)) and not isinstance(value, bool)
+    }
+    return int(record["step"]), numbers
+
+
+def open_trackers(
+    names: tuple[str, ...], run: RunDirectory, settings: Mapping[str, Any]
+) -> list[Tracker]:
+    """The trackers that are asked for.
+
+    Raises:
+        MissingDependencyError: The package of one is not installed.
+    """
+    return [TRACKERS[name](run, Path(run.path).resolve().name, settings) for name in names]
