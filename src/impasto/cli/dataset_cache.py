@@ -46,8 +46,9 @@ def encode(
 ) -> None:
     """Encode the pictures of SOURCE with MODEL's VAE ahead of training."""
     from impasto.cli.console import Console
-    from impasto.data.encoding import cache_latents, export_latents
+    from impasto.data.encoding import cache_latents
     from impasto.data.latent_cache import LatentCache
+    from impasto.data.npz_exchange import export_latents
     from impasto.models.vae import moments_encoder
     from impasto.training.pictures import plan_dataset, require_usable, scan_all
 

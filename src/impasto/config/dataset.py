@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from impasto.config.base import Section
+from impasto.config.levels import handed_down
 
 Side = Annotated[int, Field(ge=8, le=8192)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -312,7 +313,9 @@ class DatasetConfig(DatasetKeys):
     @model_validator(mode="before")
     @classmethod
     def _hand_down(cls, values: Any) -> Any:
-        return handed_down(values) if isinstance(values, Mapping) else values
+        if not isinstance(values, Mapping):
+            return values
+        return handed_down(values, DatasetKeys.model_fields, SubsetKeys.model_fields)
 
     @model_validator(mode="after")
     def _has_pictures(self) -> DatasetConfig:
@@ -331,29 +334,3 @@ class DatasetConfig(DatasetKeys):
 def _part_of(keys: DatasetKeys, subset: SubsetConfig) -> DatasetPart:
     own = {name: getattr(keys, name) for name in DatasetKeys.model_fields}
     return DatasetPart.model_construct(**own, subsets=(subset,))
-
-
-def handed_down(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Give each data set and subset the keys that only a level above has."""
-    result = dict(values)
-    datasets = result.get("datasets")
-    general = result.get("general")
-    if isinstance(general, Mapping):
-        result |= {k: v for k, v in general.items() if k in DatasetKeys.model_fields}
-    if isinstance(datasets, (list, tuple)):
-        above = {k: v for k, v in result.items() if k in DatasetKeys.model_fields}
-        result["datasets"] = [_with_subsets(above, dataset) for dataset in datasets]
-    return result
-
-
-def _with_subsets(above: Mapping[str, Any], dataset: Any) -> Any:
-    if not isinstance(dataset, Mapping):
-        return dataset
-    merged = {**above, **dataset}
-    shared = {k: v for k, v in merged.items() if k in SubsetKeys.model_fields}
-    subsets = merged.get("subsets")
-    if isinstance(subsets, (list, tuple)):
-        merged["subsets"] = [
-            {**shared, **subset} if isinstance(subset, Mapping) else subset for subset in subsets
-        ]
-    return merged

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from impasto.config.dataset import DatasetConfig, DatasetKeys, handed_down
+from impasto.config.dataset import DatasetConfig, DatasetKeys, SubsetKeys
+from impasto.config.levels import handed_down
 from impasto.config.validation import read_text, read_toml, validated
 from impasto.errors import ConfigError
 
@@ -50,7 +51,11 @@ def read_dataset_file(path: Path, fallbacks: Mapping[str, Any] | None = None) ->
     if isinstance(general, dict):
         rounded = rounded_sides(general)
         content["general"] = {k: rounded.get(k, value) for k, value in general.items()}
-    values = handed_down({**SDSCRIPTS_DEFAULTS, **(fallbacks or {}), **content})
+    values = handed_down(
+        {**SDSCRIPTS_DEFAULTS, **(fallbacks or {}), **content},
+        DatasetKeys.model_fields,
+        SubsetKeys.model_fields,
+    )
     for dataset in values["datasets"]:
         if isinstance(dataset, dict):
             _round_sides(dataset)

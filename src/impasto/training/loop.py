@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from impasto.errors import Interrupted, NonFiniteLossError
 from impasto.randomness import derive_seed
 from impasto.runs import RunDirectory, step_name
 from impasto.training.advice import advice_on
+from impasto.training.calendar import Calendar
 from impasto.training.capture import capture_state, restore_state
 from impasto.training.devices import seed_torch
 from impasto.training.events import TrainingEvents
@@ -66,7 +66,7 @@ class TrainingLoop:
         self._has_stepped = False
         self._best: float | None = None
         self._trackers: list[Tracker] = []
-        self._saved_at = time.monotonic()
+        self._calendar = Calendar(session.config, session.sampler.updates_per_epoch)
         self._movement = MovementCheck(
             session.trainable.parts,
             {"VAE": session.model.vae, "text_encoder": session.model.text_encoder},
@@ -194,16 +194,17 @@ class TrainingLoop:
 
     def _after_update(self, done: int, stop: StopRequest) -> None:
         """Whatever is due after `done` updates."""
-        config, total = self._config, self._session.total_steps
+        total = self._session.total_steps
         self._events.stepped(done)
         last = done == total
         stopping = self._stop_signal(stop, done)
-        saving = last or stopping is not None or self._state_is_due(done)
-        if saving or done % config.logging.every_steps == 0:
+        calendar = self._calendar
+        saving = last or stopping is not None or calendar.state(done, self._accelerator)
+        if saving or calendar.log(done):
             self._log(done)
-        if last or done % config.validation.every_steps == 0:
+        if last or calendar.validation(done):
             self._validate(done)
-        if last or self._is_due(done, config.previews.every_steps, config.previews.every_epochs):
+        if last or calendar.preview(done):
             self._preview(done)
         if saving:
             self._save(done)
@@ -216,35 +217,9 @@ class TrainingLoop:
                 stopping,
             )
 
-    def _state_is_due(self, done: int) -> bool:
-        """Whether a state is due by updates, or by the clock of the first process."""
-        saving = self._config.saving
-        if done % saving.state_every_steps == 0:
-            return True
-        if saving.state_every_minutes is None:
-            return False
-        late = time.monotonic() - self._saved_at > 60 * saving.state_every_minutes
-        if self._accelerator.num_processes == 1:
-            return late
-        if done % self._config.logging.every_steps:
-            return False
-        mine = torch.tensor([int(late and self._is_main)], device=self._accelerator.device)
-        return bool(self._accelerator.gather(mine).max())
-
-    def _is_due(self, done: int, every_steps: int | None, every_epochs: int | None) -> bool:
-        """Whether something is due by updates, or where given by epochs."""
-        if every_epochs is not None:
-            return done % (every_epochs * self._session.sampler.updates_per_epoch) == 0
-        return every_steps is not None and done % every_steps == 0
-
     def _export_on_the_way(self, done: int) -> None:
         """Export what is due after `done` updates, by epochs and by steps."""
-        saving, per_epoch = self._config.saving, self._session.sampler.updates_per_epoch
-        endings = []
-        if saving.model_every_epochs and self._is_due(done, None, saving.model_every_epochs):
-            endings.append(f"{done // per_epoch:06d}")
-        if self._is_due(done, saving.model_every_steps, None):
-            endings.append(f"step{done:08d}")
+        endings = self._calendar.model_endings(done)
         if endings and self._is_main:
             with self._meter.aside("export"), self._averaged():
                 for ending in endings:
@@ -256,7 +231,7 @@ class TrainingLoop:
         """The signal that any process got; several processes agree at each logging step."""
         number = stop.signal_number or 0
         if self._accelerator.num_processes > 1:
-            if done % self._config.logging.every_steps:
+            if not self._calendar.log(done):
                 return None
             mine = torch.tensor([number], device=self._accelerator.device)
             number = int(self._accelerator.gather(mine).max())
@@ -345,7 +320,7 @@ class TrainingLoop:
     def _save(self, done: int) -> Path | None:
         """Write the training state; all processes wait for the one that writes."""
         path = None
-        self._saved_at = time.monotonic()
+        self._calendar.state_is_saved()
         with self._meter.aside("saving states"):
             if self._is_main:
                 state = capture_state(self._session, self._names, done, self._best)

@@ -6,7 +6,6 @@ The one place where the settings tree is taken apart: what it makes takes plain 
 from __future__ import annotations
 
 import copy
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -34,6 +33,7 @@ from impasto.progress import Progress, SilentProgress
 from impasto.sampling.prompts import Prompt
 from impasto.sampling.sampler import Sampler
 from impasto.training.ema import WeightAverage
+from impasto.training.fingerprint import run_fingerprint
 from impasto.training.objective import (
     build_error,
     build_loss_weight,
@@ -49,11 +49,6 @@ from impasto.training.schedules import LrSchedule, build_lr_schedule
 from impasto.training.step import StepRecipe
 from impasto.training.text import build_conditioners, encode_captions_ahead
 from impasto.training.validation import Validator
-
-_PLACES = {"image_dir", "metadata_file", "mask_dir", "recursive"}
-_WITHOUT_EFFECT = dict.fromkeys(
-    [*_PLACES, "cache_dir", "vae_batch_size", "decode_workers", "on_error"], True
-)
 
 
 @dataclass(frozen=True)
@@ -238,12 +233,13 @@ def build_session(
         ema=_build_ema(config, trainable),
         precision=Precision(config.training.mixed_precision, accelerator.device),
         total_steps=count_steps(config, sampler),
-        fingerprint={
-            "base model": base_fingerprint,
-            "data set": _data_fingerprint(prepared.training),
-            "forward passes per update": _passes(config, accelerator.num_processes),
-            **settings_fingerprint(config, count_steps(config, sampler)),
-        },
+        fingerprint=run_fingerprint(
+            config,
+            base_fingerprint,
+            prepared.training,
+            accelerator.num_processes,
+            count_steps(config, sampler),
+        ),
     )
 
 
@@ -295,47 +291,6 @@ def count_steps(config: RunConfig, sampler: EpochSampler) -> int:
         return config.training.max_steps
     assert config.training.max_epochs is not None  # noqa: S101 - the settings hold one of the two
     return config.training.max_epochs * sampler.updates_per_epoch
-
-
-def settings_fingerprint(config: RunConfig, total_steps: int) -> dict[str, str]:
-    """The settings that change what a run computes, by section; not those that only show it.
-
-    The length of the run counts only where the learning rate depends on it: a run with a constant
-    rate may be made longer.
-    """
-    sections = {
-        "seed": str(config.seed),
-        "model": config.model.model_dump_json(exclude={"path", "vae", "variant"}),
-        "dataset": config.dataset.model_dump_json(
-            exclude=_WITHOUT_EFFECT | {"datasets": {"__all__": {"subsets": {"__all__": _PLACES}}}}
-        ),
-        "method": config.method.model_dump_json(),
-        "optimizer": config.optimizer.model_dump_json(),
-        "schedule": config.schedule.model_dump_json(),
-        "loss": config.loss.model_dump_json(),
-        "noise": config.noise.model_dump_json(),
-        "timesteps": config.timesteps.model_dump_json(),
-        "training": config.training.model_dump_json(
-            exclude={"max_steps", "max_epochs", "text_cache_mib", "gradient_accumulation_steps"}
-        ),
-    }
-    if config.schedule.depends_on_length:
-        sections["schedule"] += f" over {total_steps} steps"
-    return sections
-
-
-def _passes(config: RunConfig, num_processes: int) -> str:
-    """What an update is made of; another cut into processes and accumulation does the same."""
-    total = num_processes * config.training.gradient_accumulation_steps
-    shares = config.dataset.batch_order == "proportional"  # each process draws by itself
-    return f"{total} on {num_processes} processes" if shares else str(total)
-
-
-def _data_fingerprint(plan: CachedPlan) -> str:
-    digest = hashlib.sha256()
-    for key, image in zip(plan.keys, plan.images, strict=True):
-        digest.update(f"{key}{image.record.name}{image.record.words}\n".encode())
-    return digest.hexdigest()[:16]
 
 
 def _build_validator(

@@ -1,0 +1,40 @@
+"""Hands settings of a data set down: from all to one, and from one to its subsets."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Mapping
+from typing import Any
+
+
+def handed_down(
+    values: Mapping[str, Any], shared: Container[str], of_subsets: Container[str]
+) -> dict[str, Any]:
+    """Give each data set and subset the keys that only a level above has.
+
+    Args:
+        values: The content of `[dataset]`.
+        shared: The keys that data sets take.
+        of_subsets: The keys that subsets take too.
+    """
+    result = dict(values)
+    datasets = result.get("datasets")
+    general = result.get("general")
+    if isinstance(general, Mapping):
+        result |= {k: v for k, v in general.items() if k in shared}
+    if isinstance(datasets, (list, tuple)):
+        above = {k: v for k, v in result.items() if k in shared}
+        result["datasets"] = [_with_subsets(above, dataset, of_subsets) for dataset in datasets]
+    return result
+
+
+def _with_subsets(above: Mapping[str, Any], dataset: Any, of_subsets: Container[str]) -> Any:
+    if not isinstance(dataset, Mapping):
+        return dataset
+    merged = {**above, **dataset}
+    inherited = {k: v for k, v in merged.items() if k in of_subsets}
+    subsets = merged.get("subsets")
+    if isinstance(subsets, (list, tuple)):
+        merged["subsets"] = [
+            {**inherited, **subset} if isinstance(subset, Mapping) else subset for subset in subsets
+        ]
+    return merged

@@ -1,0 +1,69 @@
+"""What is due after an update: by updates, by passes over the data, or by the clock."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+from accelerate import Accelerator
+
+from impasto.config.run import RunConfig
+
+
+class Calendar:
+    """The occasions of a run, the same on all its processes.
+
+    Args:
+        config: The settings.
+        updates_per_epoch: Optimizer updates in a pass over the data.
+    """
+
+    def __init__(self, config: RunConfig, updates_per_epoch: int) -> None:
+        self._config, self._per_epoch = config, updates_per_epoch
+        self._saved_at = time.monotonic()
+
+    def log(self, done: int) -> bool:
+        """Whether a line of metrics is due after `done` updates."""
+        return done % self._config.logging.every_steps == 0
+
+    def validation(self, done: int) -> bool:
+        """Whether the validation loss is."""
+        return done % self._config.validation.every_steps == 0
+
+    def preview(self, done: int) -> bool:
+        """Whether previews are: by epochs where those are given, else by updates."""
+        previews = self._config.previews
+        if previews.every_epochs is not None:
+            return self._ends_epochs(done, previews.every_epochs)
+        return done % previews.every_steps == 0
+
+    def model_endings(self, done: int) -> list[str]:
+        """What the models are called that are exported now, in sd-scripts' way."""
+        saving, endings = self._config.saving, []
+        if self._ends_epochs(done, saving.model_every_epochs):
+            endings.append(f"{done // self._per_epoch:06d}")
+        if saving.model_every_steps is not None and done % saving.model_every_steps == 0:
+            endings.append(f"step{done:08d}")
+        return endings
+
+    def state(self, done: int, accelerator: Accelerator) -> bool:
+        """Whether a state is due: by updates, or by the clock of the first process."""
+        saving = self._config.saving
+        if done % saving.state_every_steps == 0:
+            return True
+        if saving.state_every_minutes is None:
+            return False
+        late = time.monotonic() - self._saved_at > 60 * saving.state_every_minutes
+        if accelerator.num_processes == 1:
+            return late
+        if not self.log(done):
+            return False
+        mine = torch.tensor([int(late and accelerator.is_main_process)], device=accelerator.device)
+        return bool(accelerator.gather(mine).max())
+
+    def state_is_saved(self) -> None:
+        """Begin to wait anew."""
+        self._saved_at = time.monotonic()
+
+    def _ends_epochs(self, done: int, every: int | None) -> bool:
+        return every is not None and done % (every * self._per_epoch) == 0
