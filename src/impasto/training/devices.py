@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 
 from impasto.errors import MissingDependencyError
+
+PATIENCE = timedelta(days=14)
 
 
 def default_device() -> torch.device:
@@ -15,8 +19,15 @@ def default_device() -> torch.device:
 
 
 def build_accelerator() -> Accelerator:
-    """Devices and processes; precision is `training/precision.py`'s."""
-    handlers = [DistributedDataParallelKwargs(gradient_as_bucket_view=True)]
+    """Devices and processes; precision is `training/precision.py`'s.
+
+    Processes wait for the first one while it encodes pictures, which may take days; a process that
+    dies is noticed by the launcher, not by a timeout.
+    """
+    handlers = [
+        DistributedDataParallelKwargs(gradient_as_bucket_view=True),
+        InitProcessGroupKwargs(timeout=PATIENCE),
+    ]
     return Accelerator(
         cpu=not torch.cuda.is_available(), mixed_precision="no", kwargs_handlers=handlers
     )

@@ -67,11 +67,7 @@ class TrainingLoop:
         self._best: float | None = None
         self._trackers: list[Tracker] = []
         self._calendar = Calendar(session.config, session.sampler.updates_per_epoch)
-        self._movement = MovementCheck(
-            session.trainable.parts,
-            {"VAE": session.model.vae, "text_encoder": session.model.text_encoder},
-        )
-        self._movement_is_due = True
+        self._movement: MovementCheck | None = None
         self._meter = Meter(session.accelerator)
         self._meter.timings_s["preparing"] = preparing_s
 
@@ -96,6 +92,8 @@ class TrainingLoop:
 
     def _train_from(self, step: int) -> None:
         session = self._session
+        frozen = {"VAE": session.model.vae, "text_encoder": session.model.text_encoder}
+        self._movement = MovementCheck(session.trainable.parts, frozen)
         self._announce(step)
         if step == 0:
             self._validate(0)
@@ -137,16 +135,16 @@ class TrainingLoop:
         self._meter.add(total, norm, update.size)
         if session.ema is not None:
             session.ema.update(update.step)
-        if self._movement_is_due and lr_factor > 0:
-            self._look_at_movement(update.step)
+        if self._movement is not None and lr_factor > 0:
+            self._look_at_movement(self._movement, update.step)
+            self._movement = None
 
-    def _look_at_movement(self, step: int) -> None:
+    def _look_at_movement(self, movement: MovementCheck, step: int) -> None:
         """Once: say if a part that should learn has not moved, or one that should not has."""
-        self._movement_is_due = False
         if self._session.precision.scales:
             return  # the first updates may be passed over until the scale is found
         learning = [part.name for part in self._session.trainable.parts if part.learns_at(step)]
-        for finding in self._movement.findings(learning):
+        for finding in movement.findings(learning):
             self._events.note(f"Warning: {finding}")
 
     @contextlib.contextmanager

@@ -48,11 +48,11 @@ Kept = list[tuple[Tensor, Tensor]]
 
 
 def _sample(parameters: Mapping[str, Tensor]) -> Kept:
-    """Some parameters from all over a module, with copies."""
+    """Some parameters from all over a module, with copies on the CPU: modules change devices."""
     every = list(parameters.values())
     step = max(1, len(every) // SAMPLED)
-    return [(parameter, parameter.detach().clone()) for parameter in every[::step]]
+    return [(parameter, parameter.detach().to("cpu", copy=True)) for parameter in every[::step]]
 
 
 def _has_moved(kept: Kept) -> bool:
-    return any(not torch.equal(parameter.detach(), before) for parameter, before in kept)
+    return any(not torch.equal(parameter.detach().cpu(), before) for parameter, before in kept)
