@@ -495,6 +495,19 @@ def test_each_data_set_holds_out_its_share(run_values, tmp_path):
     assert len(records) == 2
 
 
+def test_each_data_set_has_its_validation_loss(run_values, tmp_path):
+    """The whole is their mean by pictures; one data set has no loss of its own."""
+    content = two_sets(tmp_path)
+    changes = {"training": {"max_steps": 1}, "validation": {"split": 0.4}}
+    run = train(run_of(run_values, content, **changes))
+    (first, *_) = [r for r in run.read_metrics() if "validation_loss" in r]
+    counts = [round(9 * 0.4), round(5 * 0.4)]
+    parts = [first["validation_loss_1"], first["validation_loss_2"]]
+    mean = sum(n * loss for n, loss in zip(counts, parts, strict=True)) / sum(counts)
+    assert parts[0] != parts[1]
+    assert first["validation_loss"] == pytest.approx(mean, rel=1e-5)
+
+
 def test_a_subset_without_repeats_is_left_out(run_values, tmp_path):
     content = two_sets(tmp_path)
     content["datasets"][0]["subsets"][0]["num_repeats"] = 0

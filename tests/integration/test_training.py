@@ -468,10 +468,10 @@ def test_what_is_unusual_is_said_before_training(train_config, nano_model, chang
 
 def test_the_best_model_is_kept_also_over_a_resume(train_config, tmp_path, monkeypatch):
     """By validation losses as given: the second is best, and after the resume none is better."""
-    from impasto.training.validation import Validator
+    from impasto.training.validation import ValidationLoss, Validator
 
     losses = iter([9.0, 3.0, 1.0, 2.0, 1.5, 1.2, 1.1])
-    monkeypatch.setattr(Validator, "measure", lambda *_: next(losses))
+    monkeypatch.setattr(Validator, "measure", lambda *_: ValidationLoss(next(losses), {}))
     config = train_config(
         validation={"split": 0.25, "every_steps": 1},
         saving={

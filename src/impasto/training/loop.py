@@ -286,11 +286,11 @@ class TrainingLoop:
                 self._session.watching_conditioner,
                 self._session.recipe,
             )
-            if self._best is None or loss < self._best:
-                self._best = loss
+            if self._best is None or loss.mean < self._best:
+                self._best = loss.mean
                 if self._config.saving.best_model and done > 0:
                     export_best(self._session, self._run, self._events)
-        self._write({"step": done, "validation_loss": loss})
+        self._write({"step": done, **loss.as_record()})
 
     def _preview(self, done: int) -> None:
         if self._is_main:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -17,6 +17,20 @@ from impasto.training.step import StepRecipe
 
 BATCH_SIZE = 8
 VALIDATION_SEED = 20221011  # the same for every run, so that runs can be compared
+
+
+@dataclass(frozen=True)
+class ValidationLoss:
+    """The mean over all held-out pictures, and over those of each data set by its number."""
+
+    mean: float
+    by_dataset: Mapping[int, float]
+
+    def as_record(self) -> dict[str, float]:
+        """As a line of metrics has it; data sets, counted from 1, where there are several."""
+        several = self.by_dataset if len(self.by_dataset) > 1 else {}
+        parts = {f"validation_loss_{n + 1}": loss for n, loss in several.items()}
+        return {"validation_loss": self.mean, **parts}
 
 
 @dataclass(frozen=True)
@@ -36,14 +50,17 @@ class Validator:
     timesteps: int
 
     @torch.no_grad()
-    def measure(self, unet: torch.nn.Module, cond: TextConditioner, recipe: StepRecipe) -> float:
-        """The mean over all held-out pictures and noise levels."""
+    def measure(
+        self, unet: torch.nn.Module, cond: TextConditioner, recipe: StepRecipe
+    ) -> ValidationLoss:
+        """The mean over all held-out pictures and noise levels, and over those of each data set."""
         was_training = unet.training
         unet.eval()
         schedule = recipe.schedule
         device = schedule.alphas_cumprod.device
         levels = fixed_timesteps(self.timesteps, schedule.num_timesteps).to(device)
-        total, count = torch.zeros((), device=device), 0
+        datasets = torch.tensor([i.record.subset.dataset for i in self.plan.images], device=device)
+        sums = torch.zeros(int(datasets.max()) + 1, device=device)
         for group in self._groups():
             mean, _ = self.cache.read([self.plan.keys[i].plain for i in group])
             x_0 = mean.to(device).float() * self.scaling_factor
@@ -54,10 +71,13 @@ class Validator:
                 noise = draws.normal(tuple(x_0.shape[1:]), "validation").to(device)
                 output = unet(schedule.add_noise(x_0, noise, t), t, **context).sample
                 target = recipe.prediction.target(x_0, noise, t, schedule)
-                total += per_sample(squared(output, target, t, schedule)).sum()
-                count += len(x_0)
+                losses = per_sample(squared(output, target, t, schedule))
+                sums.index_add_(0, datasets[group], losses)
         unet.train(was_training)
-        return float(total) / count
+        counts = torch.bincount(datasets) * len(levels)
+        means = (sums / counts).tolist()
+        by_dataset = {n: mean for n, mean in enumerate(means) if counts[n] > 0}
+        return ValidationLoss(float(sums.sum() / counts.sum()), by_dataset)
 
     def _groups(self) -> Iterator[list[int]]:
         """Indices of pictures that can go through the U-Net together."""
