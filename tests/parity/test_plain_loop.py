@@ -75,7 +75,7 @@ def plain_losses(config, model, prediction_type):
             )
             share = error.mean(dim=(1, 2, 3)).sum() / update.size
             share.backward()
-            total += float(share)
+            total += float(share.detach())
         torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
