@@ -8,7 +8,7 @@ from impasto.diffusion.draws import Draws
 from impasto.diffusion.loss import per_sample, squared
 from impasto.diffusion.prediction import EPSILON, PREDICTIONS, VELOCITY
 from impasto.diffusion.schedule import NoiseSchedule
-from impasto.diffusion.timesteps import fixed_timesteps, uniform_timesteps
+from impasto.diffusion.timesteps import Uniform, fixed_timesteps
 
 SCHEDULE = NoiseSchedule.scaled_linear()
 REFERENCE = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
@@ -77,7 +77,7 @@ def test_squared_error_is_a_mean_per_sample():
 
 def test_uniform_timesteps_cover_their_range_evenly():
     draws = Draws(0, 0, tuple(range(4000)), 4000)
-    t = uniform_timesteps(draws, 1000)
+    t = Uniform()(draws, 1000)
     assert t.min() >= 0
     assert t.max() <= 999
     counts = torch.histc(t.float(), bins=10, min=0, max=1000)

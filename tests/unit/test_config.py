@@ -156,3 +156,19 @@ def test_bucket_settings_reach_the_plan(tmp_path):
     config = {"image_dir": str(tmp_path), "bucket_selection": "kohya"}
     planned = plan_dataset(build_dataset_config(config, source="test"), [wide])
     assert str(planned.images[0].bucket) == "512x512"
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("loss.huber_c=0.2", "huber_c has no effect on the kind l2"),
+        ("noise.multires_discount=0.5", "no effect without multires_iterations"),
+        ("timesteps.logit_mean=1.0", "need the sampling logit_normal"),
+        ("saving.keep_models=2", "keep_models has no effect"),
+        ("training.ema_power=0.5", "no effect without ema_decay"),
+        ("noise.adaptive_scale=0.5", "need offset above 0"),
+    ],
+)
+def test_an_option_that_would_do_nothing_is_refused(override, words):
+    with pytest.raises(ConfigError, match=words):
+        build_run_config(MINIMAL, [override], source="t")

@@ -44,7 +44,14 @@ class LossConfig(Section):
     `v_pred_like_loss`."""
 
     @model_validator(mode="after")
-    def _scale_is_used(self) -> LossConfig:
+    def _options_are_used(self) -> LossConfig:
+        names = ("huber_schedule", "huber_c", "huber_scale")
+        given = [n for n in names if getattr(self, n) != type(self).model_fields[n].default]
+        if given and self.kind not in {"huber", "smooth_l1"}:
+            raise ValueError(
+                f"{given[0]} has no effect on the kind {self.kind}; it belongs to huber and "
+                f"smooth_l1"
+            )
         if self.huber_scale != 1.0 and self.huber_schedule == "snr":
             raise ValueError(
                 "huber_scale has no effect on huber_schedule snr: take it out, or choose constant "
@@ -88,6 +95,9 @@ class NoiseConfig(Section):
             raise ValueError("adaptive_scale and offset_random_strength need offset above 0")
         if self.input_perturbation == 0 and self.input_perturbation_random_strength:
             raise ValueError("input_perturbation_random_strength needs input_perturbation above 0")
+        discount = type(self).model_fields["multires_discount"].default
+        if self.multires_iterations == 0 and self.multires_discount != discount:
+            raise ValueError("multires_discount has no effect without multires_iterations")
         return self
 
 
@@ -114,4 +124,6 @@ class TimestepConfig(Section):
     def _in_order(self) -> TimestepConfig:
         if self.first >= self.last:
             raise ValueError(f"first is {self.first} and last {self.last}: nothing lies between")
+        if self.sampling != "logit_normal" and (self.logit_mean, self.logit_std) != (0.0, 1.0):
+            raise ValueError("logit_mean and logit_std need the sampling logit_normal")
         return self

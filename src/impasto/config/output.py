@@ -132,6 +132,12 @@ class SavingConfig(Section):
     `usage_hint`, `trigger_phrase`, `merged_from`, `thumbnail`, by the names of the
     modelspec standard."""
 
+    @model_validator(mode="after")
+    def _models_are_made(self) -> SavingConfig:
+        if self.keep_models and not (self.model_every_steps or self.model_every_epochs):
+            raise ValueError("keep_models has no effect without model_every_steps or _epochs")
+        return self
+
     @property
     def part_dtypes(self) -> dict[str, Precision]:
         """Part -> precision, where one is asked for by name."""

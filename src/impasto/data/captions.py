@@ -102,11 +102,6 @@ class CaptionRules:
         """Whether a caption that is shown may be anything but `steady` words or nothing."""
         return self.wildcards or self._takes_tags_apart
 
-    @property
-    def drops_whole(self) -> bool:
-        """Whether a caption may become empty."""
-        return self.dropout_rate > 0 or self.dropout_every_n_epochs > 0
-
     def steady(self) -> CaptionRules:
         """The same without what varies, for validation: wildcards are still chosen, by seed."""
         return replace(

@@ -20,11 +20,6 @@ class TimestepSampler(Protocol):
         """Integers in [0, num_timesteps), on the CPU."""
 
 
-def uniform_timesteps(draws: Draws, num_timesteps: int) -> Int[Tensor, "b"]:
-    """Every timestep with equal chance; Ho et al. 2020 (arXiv:2006.11239), algorithm 1."""
-    return (draws.uniform("timestep") * num_timesteps).long()
-
-
 @dataclass(frozen=True)
 class TimestepRange:
     """The timesteps [first, last) that a run trains on; the whole schedule by default."""
@@ -40,13 +35,16 @@ class TimestepRange:
 
 @dataclass(frozen=True)
 class Uniform:
-    """Every timestep of a range with equal chance."""
+    """Every timestep with equal chance; Ho et al. 2020 (arXiv:2006.11239), algorithm 1."""
 
     within: TimestepRange = TimestepRange()
 
     def __call__(self, draws: Draws, num_timesteps: int) -> Int[Tensor, "b"]:
         """Timesteps on the CPU."""
         return self.within.spread(draws.uniform("timestep"), num_timesteps)
+
+
+ALL_TIMESTEPS = Uniform()
 
 
 @dataclass(frozen=True)

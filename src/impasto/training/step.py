@@ -14,7 +14,7 @@ from impasto.diffusion.loss import ErrorMeasure, per_sample, squared
 from impasto.diffusion.noise import PLAIN_NOISE, NoiseRecipe
 from impasto.diffusion.prediction import Prediction
 from impasto.diffusion.schedule import NoiseSchedule
-from impasto.diffusion.timesteps import TimestepSampler, uniform_timesteps
+from impasto.diffusion.timesteps import ALL_TIMESTEPS, TimestepSampler
 from impasto.diffusion.weighting import LossWeight, unweighted
 from impasto.models.text import TextConditioner
 
@@ -34,7 +34,7 @@ class StepRecipe:
 
     schedule: NoiseSchedule
     prediction: Prediction
-    timesteps: TimestepSampler = uniform_timesteps
+    timesteps: TimestepSampler = ALL_TIMESTEPS
     loss_weight: LossWeight = unweighted
     noise: NoiseRecipe = PLAIN_NOISE
     error: ErrorMeasure = squared
