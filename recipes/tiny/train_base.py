@@ -35,6 +35,7 @@ from impasto.models.diffusers_folder import TEXT_ENCODER_FILE, UNET_FILE
 from impasto.models.loading import load_base_model
 from impasto.models.trainable import Part
 from impasto.training.events import SilentEvents
+from impasto.training.rounding import Rounding
 from impasto.training.session import Ingredients
 from impasto.training.trainer import resume, train
 
@@ -72,7 +73,11 @@ def velocity_weight(
     return (1 / schedule.alphas_cumprod[t]).clamp(max=40)
 
 
-def build_muon(parts: Sequence[Part], config: OptimizerConfig) -> torch.optim.Optimizer:
+def build_muon(
+    parts: Sequence[Part],
+    config: OptimizerConfig,
+    rounding: Rounding | None = None,  # noqa: ARG001
+) -> torch.optim.Optimizer:
     """Muon for hidden matrices and kernels, AdamW for the rest, token rows twice as fast."""
     hidden, rest, tokens = [], [], []
     for part in parts:

@@ -96,6 +96,20 @@ VARIANTS = {
     "channels last": {"training": {"channels_last": True}},
     "fp16": {"training": {"mixed_precision": "fp16"}},
     "bf16": {"training": {"mixed_precision": "bf16"}},
+    "bf16 weights": {
+        "training": {"mixed_precision": "bf16", "weights": "bf16", "ema_decay": 0.9},
+        "method": {"train_text_encoder": True, "text_encoder_from_step": 2},
+    },
+    "bf16 weights and what they lost": {
+        "training": {
+            "mixed_precision": "bf16",
+            "weights": "bf16",
+            "rounding": "kahan",
+            "gradient_accumulation_steps": 2,
+        },
+        "optimizer": {"kind": "adamw8bit"},
+    },
+    "fp16 weights": {"training": {"mixed_precision": "fp16", "weights": "fp16"}},
     "checkpointing": {"training": {"gradient_checkpointing": True}},
     "objective": {
         "loss": {"kind": "huber", "min_snr_gamma": 5.0},

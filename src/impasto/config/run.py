@@ -131,8 +131,17 @@ class TrainingConfig(Section):
     """Forward passes per update: a larger effective batch at no cost in memory."""
 
     mixed_precision: Literal["no", "fp16", "bf16"] = "no"
-    """`bf16` computes in bfloat16 with float32 weights: faster on GPUs from 2020 on. `fp16` does in
-    float16, for older ones; updates whose gradient overflows are passed over."""
+    """`bf16` computes in bfloat16: faster on GPUs from 2020 on. `fp16` does in float16, for older
+    ones; updates whose gradient overflows are passed over."""
+
+    weights: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """What the weights that learn are kept in. 16 bits need half the memory for weights and
+    gradients, and `mixed_precision` of the same kind; how well they learn depends on `rounding`."""
+
+    rounding: Literal["stochastic", "kahan", "nearest"] | None = None
+    """How 16-bit weights take in small updates: `stochastic`, which off means, rounds up or down by
+    chance, right on average; `kahan` remembers what rounding took away, for 2 bytes a weight;
+    `nearest` loses updates that are small against a weight, as `full_bf16` of sd-scripts does."""
 
     gradient_checkpointing: bool = False
     """Compute activations again in the backward pass: far less memory, about a quarter slower."""
@@ -170,6 +179,13 @@ class TrainingConfig(Section):
             raise ValueError("give exactly one of max_steps and max_epochs")
         if self.ema_decay is None and (self.ema_power is not None or self.ema_on_cpu):
             raise ValueError("ema_power and ema_on_cpu have no effect without ema_decay")
+        if self.weights not in ("fp32", self.mixed_precision):
+            raise ValueError(
+                f"weights {self.weights} needs mixed_precision {self.weights}; it is "
+                f"{self.mixed_precision}"
+            )
+        if self.weights == "fp32" and self.rounding is not None:
+            raise ValueError("rounding has no effect on weights in fp32")
         return self
 
 

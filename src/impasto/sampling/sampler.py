@@ -87,15 +87,16 @@ class Sampler:
         `scale` is 1 + w of the paper, as everywhere in Stable Diffusion.
         """
         if scale == 1:
-            return self.unet(latents, t, encoder_hidden_states=context[:1]).sample  # type: ignore[no-any-return]
+            return self.unet(latents, t, encoder_hidden_states=context[:1]).sample.float()  # type: ignore[no-any-return]
         both = self.unet(latents.repeat(2, 1, 1, 1), t, encoder_hidden_states=context).sample
-        wanted, unwanted = both.chunk(2)
+        wanted, unwanted = both.float().chunk(2)
         return unwanted + scale * (wanted - unwanted)  # type: ignore[no-any-return]
 
     def _to_image(self, latents: Tensor) -> Image.Image:
         home = self.vae.device
         self.vae.to(latents.device)
-        pixels = vae_module.decode(self.vae, latents, self.scaling_factor)[0]
+        with torch.autocast(latents.device.type, enabled=False):  # float16 overflows in this VAE
+            pixels = vae_module.decode(self.vae, latents, self.scaling_factor)[0]
         self.vae.to(home)
         array = (pixels.permute(1, 2, 0).cpu().numpy() * 255 + 0.5).astype(np.uint8)
         return Image.fromarray(array)

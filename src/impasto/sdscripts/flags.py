@@ -134,8 +134,10 @@ _LOOP = [
     Flag("seed", "int"),
     Flag("gradient_checkpointing", to="training.gradient_checkpointing"),
     Flag("mixed_precision", "text", "no", choices=("no", "fp16", "bf16")),
-    *_refused("flag", "weights are kept in float32; --mixed_precision and an 8-bit optimizer save "
-              "memory", "full_fp16", "full_bf16", "fp8_base"),
+    Flag("full_fp16"),
+    Flag("full_bf16"),
+    *_refused("flag", "weights that learn have 16 bits at least; --full_bf16 and an 8-bit "
+              "optimizer save memory", "fp8_base"),
     *_refused("flag", "compiling is not offered yet; take it out", "torch_compile"),
     *_refused("text", "compiling is not offered yet; take it out", "dynamo_backend"),
     Flag("config_file", "text"),

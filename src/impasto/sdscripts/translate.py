@@ -263,12 +263,23 @@ def _timesteps(_: Mapping[str, Any], tree: Tree) -> list[str]:
 
 
 def _precision(flags: Mapping[str, Any], tree: Tree, *, has_gpu: bool) -> list[str]:
-    asked = flags.get("mixed_precision", "no")
+    asked, notices = flags.get("mixed_precision", "no"), []
+    full = next((name for name in ("fp16", "bf16") if flags.get(f"full_{name}")), None)
+    if full is not None and full != asked:
+        raise ConfigError(f"--full_{full} needs --mixed_precision={full}.")
     if asked == "fp16" and not has_gpu:
-        tree["training"]["mixed_precision"] = "bf16"
-        return ["--mixed_precision=fp16: there is no GPU, and a processor is faster in bf16."]
+        notices.append(
+            "--mixed_precision=fp16: there is no GPU, and a processor is faster in bf16."
+        )
+        asked = "bf16"
     tree["training"]["mixed_precision"] = asked
-    return []
+    if full is not None:
+        tree["training"]["weights"] = asked
+        notices.append(
+            f"--full_{full}: weights are kept in {asked} and rounded up or down by chance, so that "
+            f"small updates are not lost."
+        )
+    return notices
 
 
 def free_run_folder(folder: Path, name: str) -> Path:

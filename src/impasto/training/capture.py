@@ -19,14 +19,13 @@ def capture_state(
     best_validation: float | None = None,
 ) -> TrainingState:
     """All that the session would need to continue after `done` updates."""
-    inner = session.optimizer.optimizer
     return TrainingState(
         step=done,
         samples_seen=session.sampler.samples_before(done),
         fingerprint=session.fingerprint,
         weights={name: parameter for parameter, name in names.items()},
-        optimizer=optimizer_tensors(inner, names),
-        optimizer_scalars=optimizer_scalars(inner, names),
+        optimizer=optimizer_tensors(session.optimizer, names),
+        optimizer_scalars=optimizer_scalars(session.optimizer, names),
         ema=session.ema.tensors() if session.ema else {},
         scaler=session.precision.state(),
         best_validation=best_validation,
@@ -42,7 +41,7 @@ def restore_state(session: Session, names: Mapping[Tensor, str], state: Training
     with torch.no_grad():
         for parameter, name in names.items():
             parameter.copy_(state.weights[name])
-    restore_optimizer(session.optimizer.optimizer, names, state.optimizer, state.optimizer_scalars)
+    restore_optimizer(session.optimizer, names, state.optimizer, state.optimizer_scalars)
     session.precision.restore(state.scaler)
     if session.ema is not None:
         session.ema.restore(state.ema)

@@ -7,7 +7,7 @@ with a warm-up of (1 + n) / (10 + n) as TensorFlow's ExponentialMovingAverage ha
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +36,9 @@ class WeightAverage:
         self._parameters = dict(parameters)
         self._decay, self._power, self._on_cpu = decay, power, on_cpu
         self._averages = {
-            name: parameter.detach().to("cpu" if on_cpu else parameter.device, copy=True)
+            name: parameter.detach().to(
+                "cpu" if on_cpu else parameter.device, torch.float32, copy=True
+            )
             for name, parameter in self._parameters.items()
         }
 
@@ -48,19 +50,25 @@ class WeightAverage:
             rising = 1 - (1 + step) ** -self._power
         averages = list(self._averages.values())
         weights = [
-            p.detach().to(a.device)
-            for p, a in zip(self._parameters.values(), averages, strict=True)
+            p.detach().to(a) for p, a in zip(self._parameters.values(), averages, strict=True)
         ]
         torch._foreach_lerp_(averages, weights, 1 - min(self._decay, rising))
 
     @contextlib.contextmanager
     def in_place(self) -> Iterator[None]:
-        """Exchange the weights for their averages, and back again at the end."""
-        self._exchange()
+        """Put the averages in the place of the weights, and these back at the end, bit for bit."""
+        if self._on_cpu:
+            kept = [p.detach().to("cpu", copy=True) for p in self._parameters.values()]
+            self._overwrite(self._averages.values())
+        else:
+            self._exchange()
         try:
             yield
         finally:
-            self._exchange()
+            if self._on_cpu:
+                self._overwrite(kept)
+            else:
+                self._exchange()
 
     def tensors(self) -> dict[str, Tensor]:
         """The averages by name, on the CPU."""
@@ -78,15 +86,10 @@ class WeightAverage:
             average.copy_(tensors[name])
 
     def _exchange(self) -> None:
-        if self._on_cpu:
-            self._exchange_values()
-            return
         for name, parameter in self._parameters.items():
             parameter.data, self._averages[name] = self._averages[name], parameter.data
 
     @torch.no_grad()
-    def _exchange_values(self) -> None:
-        for name, parameter in self._parameters.items():
-            weights = parameter.detach().to("cpu", copy=True)
-            parameter.copy_(self._averages[name])
-            self._averages[name].copy_(weights)
+    def _overwrite(self, values: Iterable[Tensor]) -> None:
+        for parameter, value in zip(self._parameters.values(), values, strict=True):
+            parameter.copy_(value)

@@ -24,6 +24,7 @@ from impasto.training.capture import capture_state, restore_state
 from impasto.training.devices import seed_torch
 from impasto.training.events import TrainingEvents
 from impasto.training.export import export_best, export_model, export_on_the_way
+from impasto.training.half_weights import HalfWeightOptimizer
 from impasto.training.interrupts import StopRequest
 from impasto.training.meter import Meter
 from impasto.training.movement import MovementCheck
@@ -56,11 +57,11 @@ class TrainingLoop:
         self._config = session.config
         self._accelerator = session.accelerator
         self._is_main = session.accelerator.is_main_process
-        self._lr = LrSetter(session.optimizer.optimizer)
+        self._lr = LrSetter(session.optimizer)
         self._names = parameter_names(session.trainable.parts)
         self._parameters = list(self._names)
         self._skips_on_device = session.accelerator.device.type == "cuda" and bool(
-            session.optimizer.optimizer.param_groups[0].get("fused")
+            session.optimizer.param_groups[0].get("fused")
         )
         self._lost: set[Path] = set()
         self._has_stepped = False
@@ -122,6 +123,8 @@ class TrainingLoop:
         for part in session.trainable.parts:
             if part.name == TEXT_ENCODER:
                 session.conditioner.learn(now=part.learns_at(update.step))
+        if isinstance(session.optimizer, HalfWeightOptimizer):
+            session.optimizer.begin(derive_seed(self._config.seed, "rounding", update.step))
         total = torch.zeros((), device=accelerator.device)
         for number, batch in enumerate(batches, start=1):
             is_last = number == len(update.micro_batches)
@@ -163,13 +166,13 @@ class TrainingLoop:
         noticed when the losses are read. A scaler skips it too, and only a loss that is not finite
         is a fault then. Elsewhere it is noticed at once.
         """
-        precision, optimizer = self._session.precision, self._session.optimizer.optimizer
+        precision, optimizer = self._session.precision, self._session.optimizer
         norm = precision.clip(optimizer, self._parameters, self._config.training.max_grad_norm)
         finite = torch.isfinite(loss)
         if norm is not None and not precision.scales:
             finite = finite & torch.isfinite(norm)
         if self._skips_on_device and not precision.scales:
-            optimizer.found_inf = (~finite).float()
+            optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
         elif not self._skips_on_device and not bool(finite):
             optimizer.zero_grad()
             raise self._not_finite(step)
@@ -247,7 +250,7 @@ class TrainingLoop:
             "epoch": (done - 1) // self._session.sampler.updates_per_epoch,
             "samples_seen": self._session.sampler.samples_before(done),
             "loss": float(reading.losses.mean()),
-            "lr": self._session.optimizer.optimizer.param_groups[0]["lr"],
+            "lr": self._session.optimizer.param_groups[0]["lr"],
             **self._rates_of_other_parts(),
             "images_per_s": reading.images_per_s,
             "data_wait": round(reading.data_wait, 4),
@@ -262,11 +265,10 @@ class TrainingLoop:
 
     def _rates_of_other_parts(self) -> dict[str, float]:
         """`lr_<part>` of what is trained beside the U-Net."""
-        groups = iter(self._session.optimizer.optimizer.param_groups)
-        rates: dict[str, float] = {}
-        for part in self._session.trainable.parts:
-            own = [float(next(groups)["lr"]) for _ in part.by_rate()]
-            rates[f"lr_{part.name}"] = own[0]
+        rates = {}
+        for group in reversed(self._session.optimizer.param_groups):
+            part = self._names[group["params"][0]].partition(".")[0]
+            rates[f"lr_{part}"] = float(group["lr"])
         return {name: rate for name, rate in rates.items() if name != "lr_unet"}
 
     def _newly_lost(self) -> list[tuple[Path, str]]:
@@ -280,7 +282,7 @@ class TrainingLoop:
         validator = self._session.validator
         if validator is None or not self._is_main:
             return
-        with self._meter.aside("validation"), self._averaged():
+        with self._meter.aside("validation"), self._averaged(), self._session.precision.autocast():
             loss = validator.measure(
                 self._session.trainable.unet,
                 self._session.watching_conditioner,
@@ -294,7 +296,11 @@ class TrainingLoop:
 
     def _preview(self, done: int) -> None:
         if self._is_main:
-            with self._meter.aside("previews"), self._averaged():
+            with (
+                self._meter.aside("previews"),
+                self._averaged(),
+                self._session.precision.autocast(),
+            ):
                 self._session.previewer.draw(self._run, done, self._events)
 
     @contextlib.contextmanager
@@ -302,7 +308,7 @@ class TrainingLoop:
         """The weights that are looked at and exported, in the place of those that are trained."""
         ema = self._session.ema
         with (
-            evaluation_weights(self._session.optimizer.optimizer),
+            evaluation_weights(self._session.optimizer),
             contextlib.nullcontext() if ema is None else ema.in_place(),
         ):
             yield

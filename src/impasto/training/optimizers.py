@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import functools
 import importlib
 import inspect
 import logging
@@ -16,8 +17,10 @@ import torch
 from impasto.config.optimizer import OptimizerConfig
 from impasto.errors import ConfigError, MissingDependencyError
 from impasto.models.trainable import Part
+from impasto.training.half_weights import HalfWeightOptimizer
+from impasto.training.rounding import Rounding
 
-BuildOptimizer = Callable[[Sequence[Part], OptimizerConfig], torch.optim.Optimizer]
+BuildOptimizer = Callable[[Sequence[Part], OptimizerConfig, Rounding | None], torch.optim.Optimizer]
 
 _OURS = {"params", "lr", "self", "args", "kwargs", "foreach", "fused", "capturable"}
 
@@ -37,6 +40,11 @@ class OptimizerRow:
     name: str
     defaults: Mapping[str, Any] = field(default_factory=dict)
     finds_lr: bool = False
+
+    @property
+    def looks_at_all_together(self) -> bool:
+        """Whether it needs all weights at once, or keeps weights of its own."""
+        return self.finds_lr or "ScheduleFree" in self.name
 
 
 _TORCH, _BNB, _COLLECTION = "torch.optim", "bitsandbytes.optim", "pytorch_optimizer"
@@ -67,11 +75,19 @@ OPTIMIZERS: dict[str, OptimizerRow] = {
 }
 
 
-def build_optimizer(parts: Sequence[Part], config: OptimizerConfig) -> torch.optim.Optimizer:
-    """The optimizer of the settings, with a parameter group for each rate of each part.
+def build_optimizer(
+    parts: Sequence[Part], config: OptimizerConfig, rounding: Rounding | None = None
+) -> torch.optim.Optimizer:
+    """The optimizer of the settings, with parameter groups for each rate of each part.
+
+    Args:
+        parts: What learns.
+        config: The settings.
+        rounding: How weights of 16 bits are brought back to them; None for those of 32.
 
     Raises:
-        ConfigError: There is no such optimizer, or it does not take an argument.
+        ConfigError: There is no such optimizer, it does not take an argument, or it does not go
+            with weights of 16 bits.
         MissingDependencyError: Its package is not there.
     """
     row = find_row(config.kind)
@@ -83,8 +99,16 @@ def build_optimizer(parts: Sequence[Part], config: OptimizerConfig) -> torch.opt
         for part in parts
         for lr, parameters in part.by_rate()
     ]
+    build = functools.partial(factory, lr=config.lr, **arguments)
     try:
-        return factory(groups, lr=config.lr, **arguments)  # type: ignore[no-any-return]
+        if rounding is None:
+            return build(groups)  # type: ignore[no-any-return]
+        if row.looks_at_all_together:
+            raise ConfigError(
+                f"optimizer.kind {config.kind} looks at all weights together and does not go with "
+                f"weights in 16 bits. Set training.weights to fp32, or take another optimizer.kind."
+            )
+        return HalfWeightOptimizer(groups, build, rounding)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"optimizer.kind {config.kind} cannot be made: {error}.") from error
 

@@ -1,4 +1,4 @@
-"""Mixed precision: float32 weights, computing in half precision, and a scaled loss for float16.
+"""Computing in half precision, with weights in float32 or 16 bits, and a scaled loss for float16.
 
 Micikevicius et al. 2018 (arXiv:1710.03740). The scaler is PyTorch's; its state is part of a run's.
 """
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from impasto.errors import NonFiniteLossError
+from impasto.training.half_weights import HalfWeightOptimizer
 
 MixedPrecision = Literal["no", "fp16", "bf16"]
 LEAST_SCALE = 2.0**-8  # below, every gradient overflows, whatever the scale
@@ -52,6 +53,9 @@ class Precision:
         self, optimizer: torch.optim.Optimizer, parameters: Iterable[Tensor], limit: float
     ) -> Tensor | None:
         """Bring gradients to their true size, and down to `limit`; the norm before, if measured."""
+        if isinstance(optimizer, HalfWeightOptimizer):
+            scale = 1.0 if self._scaler is None else self._scaler.get_scale()
+            return optimizer.clip(limit, scale) if limit > 0 else None
         if self._scaler is not None:
             self._scaler.unscale_(optimizer)
         if limit <= 0:

@@ -27,7 +27,7 @@ from impasto.models.loading import BaseModel, load_base_model, with_zero_termina
 from impasto.models.opening import OpenOptions
 from impasto.models.saving import DTYPES
 from impasto.models.text import ClipTextConditioner
-from impasto.models.trainable import FullFineTune, Trainable
+from impasto.models.trainable import FullFineTune, Part, Trainable
 from impasto.models.vae import moments_encoder, weights_fingerprint
 from impasto.progress import Progress, SilentProgress
 from impasto.sampling.prompts import Prompt
@@ -45,6 +45,7 @@ from impasto.training.optimizers import BuildOptimizer, build_optimizer
 from impasto.training.pictures import plan_dataset, scan_dataset, split_records
 from impasto.training.precision import Precision
 from impasto.training.previews import Previewer, build_prompts
+from impasto.training.rounding import Rounding, build_rounding
 from impasto.training.schedules import LrSchedule, build_lr_schedule
 from impasto.training.step import StepRecipe
 from impasto.training.text import build_conditioners, encode_captions_ahead
@@ -127,7 +128,7 @@ class Session:
     conditioner: ClipTextConditioner
     watching_conditioner: ClipTextConditioner
     recipe: StepRecipe
-    optimizer: Any
+    optimizer: torch.optim.Optimizer
     lr_schedule: LrSchedule
     data: TrainingData
     prepared: PreparedData
@@ -189,13 +190,12 @@ def build_session(
     trainable = build_trainable(config, model)
     if config.training.channels_last:
         trainable.unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    rounding = narrow_weights(trainable.parts, config, accelerator.device)
     conditioners = build_conditioners(config, accelerator, model, trainable, progress)
     if config.training.cache_text_to_disk:
         encode_captions_ahead(accelerator, conditioners, prepared.captions(), prompts)
     unet = accelerator.prepare(trainable.unet.to(accelerator.device))
-    optimizer = accelerator.prepare_optimizer(
-        ingredients.build_optimizer(trainable.parts, config.optimizer)
-    )
+    optimizer = ingredients.build_optimizer(trainable.parts, config.optimizer, rounding)
 
     sampler = build_epoch_sampler(config, prepared.training, accelerator.num_processes)
     return Session(
@@ -268,6 +268,19 @@ def build_trainable(config: RunConfig, model: BaseModel) -> Trainable:
         clip_skip=config.model.clip_skip,
         gradient_checkpointing=config.training.gradient_checkpointing,
     )
+
+
+def narrow_weights(
+    parts: Sequence[Part], config: RunConfig, device: torch.device
+) -> Rounding | None:
+    """Bring what learns to the width of the settings; how it is rounded there, if to 16 bits."""
+    dtype = DTYPES[config.training.weights]
+    if dtype is torch.float32:
+        return None
+    for part in parts:
+        for parameter in part.parameters().values():
+            parameter.data = parameter.data.to(dtype)
+    return build_rounding(config.training.rounding or "stochastic", device)
 
 
 def build_epoch_sampler(

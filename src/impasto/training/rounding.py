@@ -1,0 +1,126 @@
+"""Weights kept in half precision: how a float32 update is brought back to 16 bits.
+
+Near a weight of 0.05 bfloat16 has steps of 2.4e-4 and float16 of 3e-5; an update of 1e-6 is lost
+where it is rounded to the nearest. Rounding up or down by chance keeps it on average (Gupta et al.
+2015, arXiv:1502.02551); remembering what rounding took away keeps it exactly (Kahan 1965; Zamirai
+et al. 2020, arXiv:2010.06192, who compare both for bfloat16).
+"""
+
+from __future__ import annotations
+
+from collections.abc import MutableMapping
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+RoundingName = Literal["stochastic", "kahan", "nearest"]
+COMPENSATION = "compensation"
+
+_DROPPED_BITS = {torch.bfloat16: 16, torch.float16: 13}  # of float32's 23 bits of fraction
+_LEAST_NORMAL = {torch.bfloat16: 2.0**-126, torch.float16: 2.0**-14}
+_LEAST_STEP = {torch.bfloat16: 2.0**-133, torch.float16: 2.0**-24}
+
+
+@runtime_checkable
+class Rounding(Protocol):
+    """Between a weight of 16 bits and the float32 one that an optimizer changes."""
+
+    def begin(self, seed: int) -> None:
+        """Start an update; what follows is the same for the same seed."""
+
+    def widened(self, weight: Tensor, state: MutableMapping[str, Any]) -> Tensor:
+        """The weight in float32; `state` is the optimizer's for this weight."""
+
+    def narrowed(
+        self, value: Tensor, dtype: torch.dtype, state: MutableMapping[str, Any]
+    ) -> Tensor:
+        """A float32 value in 16 bits."""
+
+
+class Nearest:
+    """To the nearest: small updates are lost, as in sd-scripts' `--full_bf16`."""
+
+    def begin(self, seed: int) -> None:
+        """There is no chance in it."""
+
+    def widened(self, weight: Tensor, state: MutableMapping[str, Any]) -> Tensor:  # noqa: ARG002
+        """The weight as it is."""
+        return weight.float()
+
+    def narrowed(
+        self,
+        value: Tensor,
+        dtype: torch.dtype,
+        state: MutableMapping[str, Any],  # noqa: ARG002
+    ) -> Tensor:
+        """The nearest value."""
+        return value.to(dtype)
+
+
+class Stochastic(Nearest):
+    """Up or down by chance, in proportion to the distance: right on average, at no memory.
+
+    Args:
+        device: Where the weights are; all processes draw the same.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._generator = torch.Generator(device)
+
+    def begin(self, seed: int) -> None:
+        """Seed the chances of this update."""
+        self._generator.manual_seed(seed)
+
+    def narrowed(
+        self,
+        value: Tensor,
+        dtype: torch.dtype,
+        state: MutableMapping[str, Any],  # noqa: ARG002
+    ) -> Tensor:
+        """One of the two values around; a value that fits stays."""
+        return stochastically_rounded(value, dtype, self._generator)
+
+
+class Kahan(Nearest):
+    """To the nearest, and what that takes away is added again next time: 2 bytes per weight."""
+
+    def widened(self, weight: Tensor, state: MutableMapping[str, Any]) -> Tensor:
+        """The weight and what was taken away from it."""
+        lost = state.get(COMPENSATION)
+        return weight.float() if lost is None else weight.float() + lost.float()
+
+    def narrowed(
+        self, value: Tensor, dtype: torch.dtype, state: MutableMapping[str, Any]
+    ) -> Tensor:
+        """The nearest value; the rest goes into the state."""
+        kept = value.to(dtype)
+        state[COMPENSATION] = (value - kept.float()).to(dtype)
+        return kept
+
+
+def build_rounding(name: RoundingName, device: torch.device) -> Rounding:
+    """The rounding of a name."""
+    roundings: dict[str, Rounding] = {
+        "nearest": Nearest(),
+        "kahan": Kahan(),
+        "stochastic": Stochastic(device),
+    }
+    return roundings[name]
+
+
+def stochastically_rounded(value: Tensor, dtype: torch.dtype, generator: torch.Generator) -> Tensor:
+    """A float32 tensor in bfloat16 or float16, whose expected value is the tensor's.
+
+    Random bits are added below the last one that is kept, and the rest is cut off: a float's bits
+    count up with its size. Where float16 has no exponents left, steps are of one size.
+    """
+    dropped = _DROPPED_BITS[dtype]
+    noise = torch.empty_like(value, dtype=torch.int32).random_(0, 1 << dropped, generator=generator)
+    bits = (value.view(torch.int32) + noise) & -(1 << dropped)
+    rounded = bits.view(torch.float32)
+    if dtype is torch.float16:
+        step = _LEAST_STEP[dtype]
+        in_steps = torch.floor(value / step + noise / (1 << dropped)) * step
+        rounded = torch.where(value.abs() < _LEAST_NORMAL[dtype], in_steps, rounded)
+    return torch.where(value.isfinite(), rounded, value).to(dtype)
