@@ -8,6 +8,7 @@
     ├── StorageError              6   nothing can be written: disk full, no permission
     ├── MissingDependencyError    7   a package or a device that is asked for is not there
     ├── NonFiniteLossError        8   the loss or the gradient became NaN or infinite
+    ├── OutOfMemoryError          9   the GPU's or the computer's memory ran out
     └── Interrupted         130, 143  stopped by Ctrl-C or SIGTERM, with the state saved
 
 A message is one paragraph: what is wrong, where, what was found, what was expected, what to do.
@@ -62,6 +63,12 @@ class NonFiniteLossError(ImpastoError):
     """Training met NaN or infinity; the last good state was saved first."""
 
     exit_code = 8
+
+
+class OutOfMemoryError(ImpastoError):
+    """Memory ran out; what could be saved was saved first."""
+
+    exit_code = 9
 
 
 class Interrupted(ImpastoError):  # noqa: N818 - not an error of the program, but the user's wish

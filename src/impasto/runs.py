@@ -4,6 +4,7 @@ config.toml          the settings as resolved
 environment.json     versions and hardware
 status.json          what the run is doing, or how it ended
 metrics.jsonl        one JSON object per line, in order of `step`
+image_losses.csv     the loss of each picture each time it was shown, if asked for
 dataset.json         what the data set held and where its pictures went
 samples/step-.../    previews
 states/step-.../     training states
@@ -82,6 +83,11 @@ class RunDirectory:
     def metrics_file(self) -> Path:
         """Metrics, one JSON object per line."""
         return self.path / "metrics.jsonl"
+
+    @property
+    def image_losses_file(self) -> Path:
+        """The loss of each picture each time it was shown."""
+        return self.path / "image_losses.csv"
 
     @property
     def states(self) -> Path:

@@ -332,13 +332,13 @@ def test_captions_shown_are_those_that_training_sees(run_values, tmp_path, pictu
     assert len(expected) == 2 * 2 * 13
     seen = []
 
-    real = loop.sample_losses
+    real = loop.training_step
 
     def watching(unet, conditioner, batch, recipe):
         seen.extend(batch.captions)
         return real(unet, conditioner, batch, recipe)
 
-    monkeypatch.setattr(loop, "sample_losses", watching)
+    monkeypatch.setattr(loop, "training_step", watching)
     train(run_of(run_values, {"config": str(file)}, training={"max_epochs": 2, "max_steps": None}))
     assert sorted(text or "(empty)" for text in seen) == sorted(expected)
 

@@ -31,7 +31,12 @@ _TYPE_NAMES = {dtype: name for name, dtype in SAFETENSORS_TYPES.items()}
 
 
 def write_safetensors(
-    path: Path, tensors: Tensors, metadata: Mapping[str, str], advance: Advance | None = None
+    path: Path,
+    tensors: Tensors,
+    metadata: Mapping[str, str],
+    advance: Advance | None = None,
+    *,
+    finite_only: bool = True,
 ) -> str:
     """Write a safetensors file durably, and return the SHA-256 of the tensors' bytes.
 
@@ -42,13 +47,15 @@ def write_safetensors(
         tensors: Read one by one, in the order of the file.
         metadata: Texts for the header.
         advance: Called with the number of bytes written.
+        finite_only: Whether values that are not finite are refused.
 
     Raises:
         ModelError: A value is NaN or infinite, or becomes so in the type asked for.
         StorageError: The disk is full or the folder cannot be written; `path` is as it was.
     """
     with files.replace_file(path) as partial:
-        return _write_into(partial, tensors, metadata, advance or (lambda _: None))
+        told = advance or (lambda _: None)
+        return _write_into(partial, tensors, metadata, told, finite_only=finite_only)
 
 
 def write_ckpt(
@@ -100,25 +107,30 @@ def header_of(tensors: Tensors, metadata: Mapping[str, str]) -> bytes:
 
 
 def _write_into(
-    partial: Path, tensors: Tensors, metadata: Mapping[str, str], advance: Advance
+    partial: Path,
+    tensors: Tensors,
+    metadata: Mapping[str, str],
+    advance: Advance,
+    *,
+    finite_only: bool = True,
 ) -> str:
     hashed = HASH_KEY in metadata
     texts = {**metadata, HASH_KEY: _NO_HASH} if hashed else metadata
     with partial.open("wb") as file:
         file.write(header_of(tensors, texts))
-        digest = _write_values(file, tensors, advance)
+        digest = _write_values(file, tensors, advance, finite_only=finite_only)
         if hashed:  # of the same length, so the header keeps its size
             file.seek(0)
             file.write(header_of(tensors, {**metadata, HASH_KEY: f"0x{digest}"}))
     return digest
 
 
-def _write_values(file: IO[bytes], tensors: Tensors, advance: Advance) -> str:
+def _write_values(file: IO[bytes], tensors: Tensors, advance: Advance, *, finite_only: bool) -> str:
     """Write the tensors; each is hashed on another thread while it is written."""
     digest = hashlib.sha256()
     with ThreadPoolExecutor(1) as pool:
         for name in in_file_order(tensors):
-            values = _checked(name, tensors[name])
+            values = _checked(name, tensors[name], finite_only=finite_only)
             view = values.reshape(-1).view(torch.uint8).numpy().data
             hashing: Future[None] = pool.submit(digest.update, view)
             file.write(view)
@@ -127,11 +139,11 @@ def _write_values(file: IO[bytes], tensors: Tensors, advance: Advance) -> str:
     return digest.hexdigest()
 
 
-def _checked(name: str, lazy: LazyTensor) -> Tensor:
+def _checked(name: str, lazy: LazyTensor, *, finite_only: bool) -> Tensor:
     tensor = lazy.read().contiguous()
     if tuple(tensor.shape) != lazy.shape or tensor.dtype != lazy.dtype:
         raise ModelError(f"{name} changed its shape or type while it was being read.")
-    if not is_finite(tensor):
+    if finite_only and not is_finite(tensor):
         raise ModelError(
             f"{name} has values that are NaN, infinite, or too large for {lazy.dtype}; nothing was "
             f"written. Write it as fp32 or bf16, or repair the model."

@@ -32,7 +32,7 @@ UNEXPECTED_EXIT_CODE = 1
 EPILOG = """\b
 Exit codes: 0 done, 1 unexpected fault, 2 wrong settings or arguments, 3 data set,
 4 model, 5 run directory, 6 disk full or not writable, 7 missing package or device,
-8 loss became NaN, 130 or 143 stopped by Ctrl-C or SIGTERM with the state saved.
+8 loss became NaN, 9 out of memory, 130 or 143 stopped by Ctrl-C or SIGTERM with the state saved.
 """
 
 

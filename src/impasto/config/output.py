@@ -78,14 +78,19 @@ class PreviewConfig(Section):
 class SavingConfig(Section):
     """What is kept during the run and what it leaves in the end."""
 
-    state_every_steps: Positive = 500
-    """Optimizer updates between saved training states, from which a run can be resumed."""
+    state_every_steps: Annotated[int, Field(ge=0)] = 500
+    """Optimizer updates between saved training states, from which a run can be resumed; 0 means
+    only when it is stopped and at its end."""
 
     state_every_minutes: Annotated[float, Field(gt=0)] | None = None
     """Minutes after which a training state is saved in any case; off means by updates alone."""
 
     keep_states: Positive = 2
     """How many of the newest states are kept."""
+
+    keep_final_state: bool = True
+    """Keep states after the end of a run, so that it can be made longer; without it only the model
+    is left."""
 
     model_every_steps: Positive | None = None
     """Optimizer updates between models that are exported on the way, as
@@ -101,6 +106,10 @@ class SavingConfig(Section):
     best_model: bool = False
     """Also export the model each time its validation loss is the lowest so far, as
     `<name>-best.safetensors`; needs held-out pictures."""
+
+    average: Literal["instead", "beside", "never"] = "instead"
+    """Which weights are exported where `training.ema_decay` keeps an average: the average `instead`
+    of the last ones; both, the average `beside` them as `<name>-ema`; or `never` the average."""
 
     model_dir: Path | None = None
     """Folder for exported models; off means `export` in the run directory, and `models` for those
@@ -154,6 +163,10 @@ class LoggingConfig(Section):
 
     every_steps: Positive = 10
     """Optimizer updates between lines of metrics; reading them makes the device wait once."""
+
+    image_losses: bool = False
+    """Write the loss of each picture each time it is shown, with its timestep, into
+    `image_losses.csv` of the run directory."""
 
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
     """Where metrics go besides `metrics.jsonl`: `tensorboard`, into the run directory, or `wandb`,

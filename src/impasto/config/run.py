@@ -250,6 +250,12 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _average_is_kept(self) -> RunConfig:
+        if self.saving.average != "instead" and self.training.ema_decay is None:
+            raise ValueError("saving.average has no effect without training.ema_decay")
+        return self
+
+    @model_validator(mode="after")
     def _one_average(self) -> RunConfig:
         if self.training.ema_decay is not None and "schedule" in self.optimizer.kind:
             raise ValueError(

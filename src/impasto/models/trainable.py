@@ -36,6 +36,10 @@ class Part:
         """The parameters that learn, by name."""
         return {n: p for n, p in self.module.named_parameters() if p.requires_grad}
 
+    def count(self) -> int:
+        """How many numbers learn."""
+        return sum(parameter.numel() for parameter in self.parameters().values())
+
     def by_rate(self) -> list[tuple[float, dict[str, nn.Parameter]]]:
         """The parameters that learn in groups of one rate, the part's own first."""
         groups: dict[str, dict[str, nn.Parameter]] = {"": {}}

@@ -49,7 +49,7 @@ class Calendar:
     def state(self, done: int, accelerator: Accelerator) -> bool:
         """Whether a state is due: by updates, or by the clock of the first process."""
         saving = self._config.saving
-        if done % saving.state_every_steps == 0:
+        if saving.state_every_steps and done % saving.state_every_steps == 0:
             return True
         if saving.state_every_minutes is None:
             return False

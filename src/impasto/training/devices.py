@@ -11,6 +11,7 @@ from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwar
 from impasto.errors import MissingDependencyError
 
 PATIENCE = timedelta(days=14)
+_LOST = ("Connection closed by peer", "Connection reset by peer", "gloo", "NCCL error")
 
 
 def default_device() -> torch.device:
@@ -46,6 +47,13 @@ def require_precision(mixed_precision: str) -> None:
             f"training.mixed_precision is bf16, but {torch.cuda.get_device_name()} does not "
             f"compute in bfloat16 (GPUs from 2020 on do). Set it to fp16 or no."
         )
+
+
+def is_lost_process(error: BaseException) -> bool:
+    """Whether an exchange between processes failed because one of them is gone."""
+    return isinstance(error, torch.distributed.DistError) or any(
+        words in str(error) for words in _LOST
+    )
 
 
 def seed_torch(seed: int) -> None:

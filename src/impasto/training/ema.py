@@ -71,8 +71,8 @@ class WeightAverage:
                 self._exchange()
 
     def tensors(self) -> dict[str, Tensor]:
-        """The averages by name, on the CPU."""
-        return {name: average.cpu() for name, average in self._averages.items()}
+        """The averages by name, as they are."""
+        return dict(self._averages)
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
         """Put saved averages back.

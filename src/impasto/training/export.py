@@ -6,8 +6,11 @@ import glob
 import importlib.metadata
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
+
+from torch import Tensor
 
 from impasto import files
 from impasto.config.base import Section
@@ -23,8 +26,32 @@ from impasto.training.text import build_layout
 SUMMARY_KEY = "impasto.training"
 
 
-def export_on_the_way(session: Session, run: RunDirectory, progress: Progress, ending: str) -> Path:
-    """Export the model as it is now, as `<name>-<ending>`, and remove the oldest of those.
+Trained = Mapping[str, Mapping[str, Tensor]]
+"""Part -> its tensors by name."""
+
+
+def trained_bytes(trained: Trained) -> int:
+    """Bytes of what was trained."""
+    return sum(t.nbytes for tensors in trained.values() for t in tensors.values())
+
+
+def trained_copy(trained: Trained) -> Trained:
+    """A copy in the computer's memory, which training does not change."""
+    return {
+        part: {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
+        for part, tensors in trained.items()
+    }
+
+
+def export_on_the_way(
+    session: Session,
+    trained: Trained,
+    run: RunDirectory,
+    progress: Progress,
+    ending: str,
+    variant: str = "",
+) -> Path:
+    """Export as `<name>-<ending><variant>`, and remove the oldest of those.
 
     Raises:
         ModelError: A trained weight does not fit the precision asked for.
@@ -33,19 +60,21 @@ def export_on_the_way(session: Session, run: RunDirectory, progress: Progress, e
     saving = session.config.saving
     folder = saving.model_dir or run.path / "models"
     name, suffix = session.config.export_name, SUFFIXES[saving.format]
-    target = folder / f"{name}-{ending}{suffix}"
-    _export(session, target, progress)
+    target = folder / f"{name}-{ending}{variant}{suffix}"
+    _export(session, trained, target, progress)
     if saving.keep_models is not None:
         digits = "[0-9]" * len(ending.removeprefix("step"))
         prefix = "step" if ending.startswith("step") else ""
-        earlier = sorted(folder.glob(f"{glob.escape(name)}-{prefix}{digits}{suffix}"))
+        earlier = sorted(folder.glob(f"{glob.escape(name)}-{prefix}{digits}{variant}{suffix}"))
         for old in earlier[: -saving.keep_models]:
             shutil.rmtree(old) if old.is_dir() else old.unlink()
     return target
 
 
-def export_best(session: Session, run: RunDirectory, progress: Progress) -> Path:
-    """Export the model as it is now in the place of the best one before, as `<name>-best`.
+def export_best(
+    session: Session, trained: Trained, run: RunDirectory, progress: Progress, variant: str = ""
+) -> Path:
+    """Export in the place of the best one before, as `<name>-best<variant>`.
 
     Raises:
         ModelError: A trained weight does not fit the precision asked for.
@@ -53,12 +82,14 @@ def export_best(session: Session, run: RunDirectory, progress: Progress) -> Path
     """
     saving = session.config.saving
     folder = saving.model_dir or run.path / "models"
-    target = folder / f"{session.config.export_name}-best{SUFFIXES[saving.format]}"
-    _export(session, target, progress)
+    target = folder / f"{session.config.export_name}-best{variant}{SUFFIXES[saving.format]}"
+    _export(session, trained, target, progress)
     return target
 
 
-def export_model(session: Session, run: RunDirectory, progress: Progress) -> Path:
+def export_model(
+    session: Session, trained: Trained, run: RunDirectory, progress: Progress, variant: str = ""
+) -> Path:
     """Write the trained model, in the form the settings ask for, and return its path.
 
     Raises:
@@ -67,17 +98,17 @@ def export_model(session: Session, run: RunDirectory, progress: Progress) -> Pat
     """
     saving = session.config.saving
     folder = saving.model_dir or run.export
-    target = folder / f"{session.config.export_name}{SUFFIXES[saving.format]}"
-    _export(session, target, progress)
+    target = folder / f"{session.config.export_name}{variant}{SUFFIXES[saving.format]}"
+    _export(session, trained, target, progress)
     return target
 
 
-def _export(session: Session, target: Path, progress: Progress) -> None:
+def _export(session: Session, trained: Trained, target: Path, progress: Progress) -> None:
     config, saving = session.config, session.config.saving
     files.remove_leftovers(target.parent)
     contents = trained_contents(
         session.model,
-        session.trainable.export(),
+        trained,
         {part: DTYPES[word] for part, word in saving.part_dtypes.items()},
         trained_dtype=DTYPES[saving.export_dtype],
     )

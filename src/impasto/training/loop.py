@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,26 +12,25 @@ from impasto import files
 from impasto.checkpoints.keymap import TEXT_ENCODER
 from impasto.data.dataset import iterate_updates
 from impasto.data.records import Batch
-from impasto.data.sampler import Update
-from impasto.errors import Interrupted, NonFiniteLossError
+from impasto.data.sampler import MicroBatch, Update
+from impasto.errors import ImpastoError, Interrupted, NonFiniteLossError, RunError
 from impasto.randomness import derive_seed
 from impasto.runs import RunDirectory, step_name
 from impasto.training.advice import advice_on
 from impasto.training.calendar import Calendar
-from impasto.training.capture import capture_state, restore_state
-from impasto.training.devices import seed_torch
+from impasto.training.capture import restore_state
+from impasto.training.devices import is_lost_process, seed_torch
 from impasto.training.events import TrainingEvents
-from impasto.training.export import export_best, export_model, export_on_the_way
 from impasto.training.half_weights import HalfWeightOptimizer
 from impasto.training.interrupts import StopRequest
-from impasto.training.meter import Meter
 from impasto.training.movement import MovementCheck
 from impasto.training.optimizer_state import LrSetter, parameter_names, require_savable
-from impasto.training.optimizers import evaluation_weights
+from impasto.training.out_of_memory import is_out_of_memory, out_of_memory
+from impasto.training.recorder import Recorder
+from impasto.training.saver import Saver
 from impasto.training.session import Session
-from impasto.training.state import load_state, save_state
-from impasto.training.step import sample_losses, update_share
-from impasto.training.trackers import Tracker, open_trackers, shown_numbers
+from impasto.training.state import load_state
+from impasto.training.step import training_step, update_share
 
 
 class TrainingLoop:
@@ -63,14 +60,12 @@ class TrainingLoop:
         self._skips_on_device = session.accelerator.device.type == "cuda" and bool(
             session.optimizer.param_groups[0].get("fused")
         )
-        self._lost: set[Path] = set()
-        self._has_stepped = False
+        self._has_stepped = self._is_stepping = False
         self._best: float | None = None
-        self._trackers: list[Tracker] = []
         self._calendar = Calendar(session.config, session.sampler.updates_per_epoch)
         self._movement: MovementCheck | None = None
-        self._meter = Meter(session.accelerator)
-        self._meter.timings_s["preparing"] = preparing_s
+        self._recorder = Recorder(session, run, events, preparing_s)
+        self._saver = Saver(session, run, events)
 
     def train(self) -> None:
         """Train to the end, then validate, preview and export.
@@ -78,18 +73,17 @@ class TrainingLoop:
         Raises:
             Interrupted: A signal asked to stop.
             NonFiniteLossError: The loss or the gradient became NaN or infinite.
+            OutOfMemoryError: Memory ran out.
+            RunError: Another process of the run has ended.
             StorageError: A state or the export could not be written.
         """
         step = self._restore()
-        if self._is_main:
-            settings = self._config.model_dump(mode="json", exclude_none=True)
-            names = self._config.logging.trackers
-            self._trackers = open_trackers(names, self._run, settings)
+        self._recorder.open(step)
         try:
             self._train_from(step)
         finally:
-            for tracker in self._trackers:
-                tracker.close()
+            self._recorder.close()
+            self._saver.close()
 
     def _train_from(self, step: int) -> None:
         session = self._session
@@ -101,7 +95,7 @@ class TrainingLoop:
             if self._config.previews.at_first:
                 self._preview(0)
         with StopRequest() as stop:
-            self._meter.restart()
+            self._recorder.meter.restart()
             updates = iterate_updates(
                 session.data,
                 session.sampler,
@@ -109,8 +103,12 @@ class TrainingLoop:
                 session.total_steps,
                 self._accelerator.process_index,
             )
-            for update, batches in self._meter.waiting_for(updates):
-                self._update(update, batches)
+            for update, batches in self._recorder.meter.waiting_for(updates):
+                bucket = session.prepared.training.images[
+                    update.micro_batches[0].visits[0].picture
+                ].bucket
+                with self._explained(f"training on {bucket} pictures", update.step):
+                    self._update(update, batches)
                 self._after_update(update.step + 1, stop)
         self._finish()
 
@@ -126,21 +124,31 @@ class TrainingLoop:
         if isinstance(session.optimizer, HalfWeightOptimizer):
             session.optimizer.begin(derive_seed(self._config.seed, "rounding", update.step))
         total = torch.zeros((), device=accelerator.device)
-        for number, batch in enumerate(batches, start=1):
-            is_last = number == len(update.micro_batches)
+        for micro_batch, batch in zip(update.micro_batches, batches, strict=True):
+            is_last = micro_batch is update.micro_batches[-1]
             with self._synchronizing(now=is_last):
-                with session.precision.autocast():
-                    losses = sample_losses(session.unet, session.conditioner, batch, session.recipe)
-                share = update_share(losses, update.size, accelerator.num_processes)
-                torch.autograd.backward(session.precision.scaled(share))
-            total += share.detach()
+                total += self._backward(update, micro_batch, batch)
         norm = self._apply_gradient(total, update.step)
-        self._meter.add(total, norm, update.size)
+        self._recorder.meter.add(total, norm, update.size)
         if session.ema is not None:
             session.ema.update(update.step)
         if self._movement is not None and lr_factor > 0:
             self._look_at_movement(self._movement, update.step)
             self._movement = None
+
+    def _backward(self, update: Update, micro_batch: MicroBatch, batch: Batch) -> Tensor:
+        """Add the gradient of a micro-batch; returns its share of the update's loss."""
+        session = self._session
+        with session.precision.autocast():
+            output = training_step(session.unet, session.conditioner, batch, session.recipe)
+        share = update_share(output.losses, update.size, self._accelerator.num_processes)
+        torch.autograd.backward(session.precision.scaled(share))
+        self._recorder.meter.add_samples(output)
+        if self._recorder.image_losses is not None and not micro_batch.is_padding:
+            images = session.prepared.training.images
+            names = [images[visit.picture].record.path.as_posix() for visit in micro_batch.visits]
+            self._recorder.image_losses.add(update.step, names, output)
+        return share.detach()
 
     def _look_at_movement(self, movement: MovementCheck, step: int) -> None:
         """Once: say if a part that should learn has not moved, or one that should not has."""
@@ -176,7 +184,9 @@ class TrainingLoop:
         elif not self._skips_on_device and not bool(finite):
             optimizer.zero_grad()
             raise self._not_finite(step)
+        self._is_stepping = True
         precision.step(optimizer)
+        self._is_stepping = False
         optimizer.zero_grad()
         if not self._has_stepped:
             require_savable(optimizer)
@@ -185,18 +195,46 @@ class TrainingLoop:
 
     def _not_finite(self, step: int) -> NonFiniteLossError:
         """Save what is still good and explain."""
-        saved = self._save(step)
+        self._save(step, now=True)
         return NonFiniteLossError(
             f"The loss or the gradient became NaN or infinite in update {step + 1}. The weights "
-            f"from before it are saved in {saved}. The usual causes are a learning rate that is "
-            f"too high (optimizer.lr is {self._config.optimizer.lr:g}; try a tenth) and a base "
-            f"model with broken weights."
+            f"from before it are saved in {self._run.states / step_name(step)}. The usual causes "
+            f"are a learning rate that is too high (optimizer.lr is {self._config.optimizer.lr:g}; "
+            f"try a tenth) and a base model with broken weights."
         )
+
+    @contextlib.contextmanager
+    def _explained(self, doing: str, step: int) -> Iterator[None]:
+        """Save the state and explain if memory runs out, or another process ends, meanwhile."""
+        try:
+            yield
+        except (RuntimeError, MemoryError) as error:
+            if is_out_of_memory(error):
+                raise self._out_of_memory(doing, step) from error
+            if self._accelerator.num_processes > 1 and is_lost_process(error):
+                raise RunError(
+                    f"Another process of this run ended in update {step + 1}, so this one stops; "
+                    f"its own message says why. Continue from the newest state with the same "
+                    f"launcher: impasto resume {self._run.path}"
+                ) from error
+            raise
+
+    def _out_of_memory(self, doing: str, step: int) -> ImpastoError:
+        if self._is_stepping:
+            then = "The optimizer was changing the weights, so no state was saved."
+        else:
+            self._session.optimizer.zero_grad()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            self._save(step, now=True)
+            then = f"The state after {step} updates is saved; impasto resume continues it."
+        return out_of_memory(self._config, doing, then, self._accelerator.device)
 
     def _after_update(self, done: int, stop: StopRequest) -> None:
         """Whatever is due after `done` updates."""
         total = self._session.total_steps
         self._events.stepped(done)
+        self._saver.raise_fault()
         last = done == total
         stopping = self._stop_signal(stop, done)
         calendar = self._calendar
@@ -208,7 +246,7 @@ class TrainingLoop:
         if last or calendar.preview(done):
             self._preview(done)
         if saving:
-            self._save(done)
+            self._save(done, now=last or stopping is not None)
         if not last:
             self._export_on_the_way(done)
         if stopping is not None and not last:
@@ -217,16 +255,6 @@ class TrainingLoop:
                 f"impasto resume {self._run.path}",
                 stopping,
             )
-
-    def _export_on_the_way(self, done: int) -> None:
-        """Export what is due after `done` updates, by epochs and by steps."""
-        endings = self._calendar.model_endings(done)
-        if endings and self._is_main:
-            with self._meter.aside("export"), self._averaged():
-                for ending in endings:
-                    export_on_the_way(self._session, self._run, self._events, ending)
-        if endings:
-            self._accelerator.wait_for_everyone()
 
     def _stop_signal(self, stop: StopRequest, done: int) -> int | None:
         """The signal that any process got; several processes agree at each logging step."""
@@ -239,112 +267,67 @@ class TrainingLoop:
         return number or None
 
     def _log(self, done: int) -> None:
-        """Write the mean loss of the updates since the last line; the device is waited for here."""
-        reading = self._meter.read()
-        if reading is None:
-            return
-        for path, reason in self._newly_lost():
-            self._events.note(f"{path} cannot be read any more and is passed over: {reason}")
-        record = {
-            "step": done,
-            "epoch": (done - 1) // self._session.sampler.updates_per_epoch,
-            "samples_seen": self._session.sampler.samples_before(done),
-            "loss": float(reading.losses.mean()),
-            "lr": self._session.optimizer.param_groups[0]["lr"],
-            **self._rates_of_other_parts(),
-            "images_per_s": reading.images_per_s,
-            "data_wait": round(reading.data_wait, 4),
-            "memory_mib": round(reading.memory_mib),
-        }
-        if reading.grad_norm is not None:
-            record["grad_norm"] = reading.grad_norm
-        self._write(record)
-        if not torch.isfinite(reading.losses).all():
+        """Write metrics, and stop if they show that nothing is learnt any more."""
+        if not self._recorder.log(done):
             raise self._not_finite(done)
-        self._session.precision.require_living_scale()
-
-    def _rates_of_other_parts(self) -> dict[str, float]:
-        """`lr_<part>` of what is trained beside the U-Net."""
-        rates = {}
-        for group in reversed(self._session.optimizer.param_groups):
-            part = self._names[group["params"][0]].partition(".")[0]
-            rates[f"lr_{part}"] = float(group["lr"])
-        return {name: rate for name, rate in rates.items() if name != "lr_unet"}
-
-    def _newly_lost(self) -> list[tuple[Path, str]]:
-        """Pictures that training met and could not read since the last look."""
-        lost = self._session.data.lost
-        fresh = [(path, reason) for path, reason in list(lost.items()) if path not in self._lost]
-        self._lost.update(path for path, _ in fresh)
-        return fresh
+        try:
+            self._session.precision.require_living_scale()
+        except NonFiniteLossError:
+            self._save(done, now=True)
+            raise
 
     def _validate(self, done: int) -> None:
         validator = self._session.validator
         if validator is None or not self._is_main:
             return
-        with self._meter.aside("validation"), self._averaged(), self._session.precision.autocast():
+        with self._aside("validation", done), self._session.looked_at():
             loss = validator.measure(
                 self._session.trainable.unet,
                 self._session.watching_conditioner,
                 self._session.recipe,
             )
-            if self._best is None or loss.mean < self._best:
-                self._best = loss.mean
-                if self._config.saving.best_model and done > 0:
-                    export_best(self._session, self._run, self._events)
-        self._write({"step": done, **loss.as_record()})
+        if self._best is None or loss.mean < self._best:
+            self._best = loss.mean
+            if self._config.saving.best_model and done > 0:
+                with self._aside("export", done):
+                    self._saver.export_best()
+        self._recorder.write({"step": done, **loss.as_record()})
 
     def _preview(self, done: int) -> None:
         if self._is_main:
-            with (
-                self._meter.aside("previews"),
-                self._averaged(),
-                self._session.precision.autocast(),
-            ):
+            with self._aside("previews", done), self._session.looked_at():
                 self._session.previewer.draw(self._run, done, self._events)
 
-    @contextlib.contextmanager
-    def _averaged(self) -> Iterator[None]:
-        """The weights that are looked at and exported, in the place of those that are trained."""
-        ema = self._session.ema
-        with (
-            evaluation_weights(self._session.optimizer),
-            contextlib.nullcontext() if ema is None else ema.in_place(),
-        ):
-            yield
+    def _export_on_the_way(self, done: int) -> None:
+        """Export what is due after `done` updates, by epochs and by steps."""
+        endings = self._calendar.model_endings(done)
+        if endings and self._is_main:
+            with self._aside("export", done):
+                self._saver.export_on_the_way(endings)
 
-    def _write(self, record: dict[str, Any]) -> None:
-        if self._is_main:
-            self._run.append_metrics(record)
-            self._events.measured(record)
-            step, numbers = shown_numbers(record)
-            for tracker in self._trackers:
-                tracker.log(numbers, step)
-
-    def _save(self, done: int) -> Path | None:
-        """Write the training state; all processes wait for the one that writes."""
-        path = None
+    def _save(self, done: int, *, now: bool = False) -> None:
+        """Save the state; with `now`, all processes wait until it is on disk."""
         self._calendar.state_is_saved()
-        with self._meter.aside("saving states"):
+        with self._recorder.meter.aside("saving states"):
             if self._is_main:
-                state = capture_state(self._session, self._names, done, self._best)
-                path = save_state(self._run, state, keep=self._config.saving.keep_states)
-                self._run.write_status("training", step=done, total_steps=self._session.total_steps)
-            self._accelerator.wait_for_everyone()
-        return path
+                self._saver.save_state(done, self._best, now=now)
+            if now:
+                self._accelerator.wait_for_everyone()
+
+    @contextlib.contextmanager
+    def _aside(self, activity: str, done: int) -> Iterator[None]:
+        """Something that is not training: timed by itself, and explained if memory runs out."""
+        with self._recorder.meter.aside(activity), self._explained(_DOING[activity], done):
+            yield
 
     def _restore(self) -> int:
         """Load the newest state, if there is one, and return its step."""
         steps = self._run.saved_steps()
         if not steps:
-            if self._is_main:
-                self._run.metrics_file.unlink(missing_ok=True)
             return 0
         state = load_state(self._run.states / step_name(steps[-1]), self._session.fingerprint)
         restore_state(self._session, self._names, state)
         self._best = state.best_validation
-        if self._is_main:
-            self._run.rewind_metrics(state.step)
         return state.step
 
     def _announce(self, step: int) -> None:
@@ -358,17 +341,13 @@ class TrainingLoop:
         if self._is_main:
             files.write_json(self._run.path / "dataset.json", dataset)
             self._run.write_status("training", step=step, total_steps=session.total_steps)
-        parts = {
-            part.name: sum(p.numel() for p in part.parameters().values())
-            for part in session.trainable.parts
-        }
         for line in advice_on(self._config, session.model.identity):
             self._events.note(f"Warning: {line}")
         self._events.started(
             {
                 "family": session.model.identity.family.name,
                 "prediction": session.model.identity.prediction.name,
-                "parts": parts,
+                "parts": {part.name: part.count() for part in session.trainable.parts},
                 "device": str(self._accelerator.device),
                 "processes": self._accelerator.num_processes,
                 "updates_per_epoch": session.sampler.updates_per_epoch,
@@ -382,9 +361,9 @@ class TrainingLoop:
         """Export the model, which is the point of it all."""
         total = self._session.total_steps
         if self._is_main:
-            with self._meter.aside("export"), self._averaged():
-                model = export_model(self._session, self._run, self._events)
-            timings = {name: round(s, 2) for name, s in self._meter.timings_s.items()}
+            with self._aside("export", total):
+                model = self._saver.export_model()
+            timings = {name: round(s, 2) for name, s in self._recorder.meter.timings_s.items()}
             self._run.write_status(
                 "finished",
                 step=total,
@@ -393,3 +372,10 @@ class TrainingLoop:
                 **({"model": str(model)} if self._config.saving.model_dir else {}),
             )
         self._accelerator.wait_for_everyone()
+
+
+_DOING = {
+    "validation": "measuring the validation loss",
+    "previews": "drawing previews",
+    "export": "exporting the model",
+}

@@ -13,7 +13,10 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from impasto.training.step import StepOutput
+
 T = TypeVar("T")
+RANGES = 4  # quarters of the timesteps, whose losses are told apart
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,7 @@ class Reading:
         images_per_s: Pictures of all processes per second of training, other work left out.
         data_wait: The share of that time that was spent waiting for data.
         memory_mib: The GPU's at its most since the start; without one, the process's now.
+        by_range: `loss_t0_249` and so on: the mean loss of samples by quarters of the timesteps.
     """
 
     losses: Tensor
@@ -33,13 +37,21 @@ class Reading:
     images_per_s: float
     data_wait: float
     memory_mib: float
+    by_range: dict[str, float]
 
 
 class Meter:
-    """Keeps tensors where they are until they are read, so that no update waits for the device."""
+    """Keeps tensors where they are until they are read, so that no update waits for the device.
 
-    def __init__(self, accelerator: Accelerator) -> None:
+    Args:
+        accelerator: Whose processes share the updates.
+        num_timesteps: How many timesteps the schedule has.
+    """
+
+    def __init__(self, accelerator: Accelerator, num_timesteps: int) -> None:
         self._accelerator = accelerator
+        self._num_timesteps = num_timesteps
+        self._outputs: list[StepOutput] = []
         self._losses: list[Tensor] = []
         self._norms: list[Tensor] = []
         self._samples = 0
@@ -53,6 +65,10 @@ class Meter:
         if norm is not None:
             self._norms.append(norm)
         self._samples += samples
+
+    def add_samples(self, output: StepOutput) -> None:
+        """Note the samples of a forward pass."""
+        self._outputs.append(StepOutput(output.losses.detach(), output.t))
 
     def waiting_for(self, items: Iterator[T]) -> Iterator[T]:
         """The same items; the time until each is there counts as waiting for data."""
@@ -78,7 +94,7 @@ class Meter:
 
     def restart(self) -> None:
         """Begin a new window."""
-        self._losses, self._norms, self._samples = [], [], 0
+        self._losses, self._norms, self._samples, self._outputs = [], [], 0, []
         self._began, self._aside_s, self._waited_s = time.perf_counter(), 0.0, 0.0
 
     def read(self) -> Reading | None:
@@ -88,15 +104,41 @@ class Meter:
         losses = torch.stack(self._losses)
         if self._accelerator.num_processes > 1:
             losses = self._accelerator.reduce(losses, "mean")
+        sums = self._sums_by_range(losses.device)
         values = losses.cpu()
         seconds = time.perf_counter() - self._began - self._aside_s
         norm = float(torch.stack(self._norms).mean()) if self._norms else None
         reading = Reading(
-            values, norm, self._samples / seconds, self._waited_s / seconds, _memory_mib()
+            values,
+            norm,
+            self._samples / seconds,
+            self._waited_s / seconds,
+            _memory_mib(),
+            self._named_means(sums),
         )
         self.timings_s["training"] = self.timings_s.get("training", 0.0) + seconds
         self.restart()
         return reading
+
+    def _sums_by_range(self, device: torch.device) -> Tensor:
+        """[RANGES, 2] sums of losses and their numbers, over all processes; weight 0 left out."""
+        sums = torch.zeros((RANGES, 2), device=device)
+        if self._outputs:
+            losses = torch.cat([output.losses for output in self._outputs])
+            t = torch.cat([output.t for output in self._outputs])
+            counted = torch.stack([losses, (losses != 0).to(losses)], dim=1)
+            sums.index_add_(0, t * RANGES // self._num_timesteps, counted)
+        if self._accelerator.num_processes > 1:
+            sums = self._accelerator.reduce(sums, "sum")
+        return sums
+
+    def _named_means(self, sums: Tensor) -> dict[str, float]:
+        edges = [number * self._num_timesteps // RANGES for number in range(RANGES + 1)]
+        return {
+            f"loss_t{edges[number]}_{edges[number + 1] - 1}": total / count
+            for number, (total, count) in enumerate(sums.tolist())
+            if count
+        }
 
 
 def _memory_mib() -> float:

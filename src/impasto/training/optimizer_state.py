@@ -56,7 +56,7 @@ def require_savable(optimizer: torch.optim.Optimizer) -> None:
 def optimizer_tensors(
     optimizer: torch.optim.Optimizer, names: Mapping[Tensor, str]
 ) -> dict[str, Tensor]:
-    """The state as `<parameter>:<entry>` -> tensor on the CPU; those of groups as `group.0:d`."""
+    """The state as `<parameter>:<entry>` -> tensor as it is; those of groups as `group.0:d`."""
     found = {
         f"{names[parameter]}:{entry}": value
         for parameter, entries in optimizer.state.items()
@@ -69,15 +69,7 @@ def optimizer_tensors(
         for entry, value in group.items()
         if isinstance(value, Tensor)
     }
-    seen: set[int] = set()
-    tensors = {}
-    for key, value in found.items():
-        copied = value.detach().cpu().contiguous()
-        if copied.data_ptr() in seen:  # 8-bit optimizers share their code tables
-            copied = copied.clone()
-        seen.add(copied.data_ptr())
-        tensors[key] = copied
-    return tensors
+    return {key: value.detach() for key, value in found.items()}
 
 
 def optimizer_scalars(

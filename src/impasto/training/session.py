@@ -5,8 +5,9 @@ The one place where the settings tree is taken apart: what it makes takes plain 
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -41,7 +42,7 @@ from impasto.training.objective import (
     build_timesteps,
     require_fitting_loss,
 )
-from impasto.training.optimizers import BuildOptimizer, build_optimizer
+from impasto.training.optimizers import BuildOptimizer, build_optimizer, evaluation_weights
 from impasto.training.pictures import plan_dataset, scan_dataset, split_records
 from impasto.training.precision import Precision
 from impasto.training.previews import Previewer, build_prompts
@@ -139,6 +140,21 @@ class Session:
     precision: Precision
     total_steps: int
     fingerprint: Mapping[str, str]
+
+    @contextlib.contextmanager
+    def shown_weights(self, *, average: bool = True) -> Iterator[None]:
+        """The weights to look at and to export, in the place of those that are trained."""
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(evaluation_weights(self.optimizer))
+            if average and self.ema is not None:
+                stack.enter_context(self.ema.in_place())
+            yield
+
+    @contextlib.contextmanager
+    def looked_at(self) -> Iterator[None]:
+        """The weights to look at, computing in the precision of the run."""
+        with self.shown_weights(), self.precision.autocast():
+            yield
 
 
 def prepare_data(

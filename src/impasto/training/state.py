@@ -1,7 +1,7 @@
 """Training states on disk: complete or absent, versioned, without pickle.
 
 state.json               format_version, step, samples_seen, what the tensors belong to
-weights.safetensors      the parts that learn, float32
+weights.safetensors      the parts that learn, as they are kept
 optimizer.safetensors    the optimizer's tensors
 ema.safetensors          the running average of the weights, if there is one
 """
@@ -11,15 +11,17 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from impasto import files
+from impasto.checkpoints.tensors import LazyTensor
+from impasto.checkpoints.writing import write_safetensors
 from impasto.errors import RunError
 from impasto.runs import RunDirectory, step_name
 
@@ -52,6 +54,22 @@ class TrainingState:
     scaler: Mapping[str, float] = field(default_factory=dict)
     best_validation: float | None = None
 
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of its tensors."""
+        return sum(t.nbytes for tensors in self._tensors() for t in tensors.values())
+
+    def copied(self) -> TrainingState:
+        """A copy in the computer's memory, which training does not change."""
+        weights, optimizer, ema = (
+            {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
+            for tensors in self._tensors()
+        )
+        return replace(self, weights=weights, optimizer=optimizer, ema=ema)
+
+    def _tensors(self) -> tuple[Mapping[str, Tensor], ...]:
+        return self.weights, self.optimizer, self.ema
+
 
 def save_state(run: RunDirectory, state: TrainingState, *, keep: int) -> Path:
     """Write a state durably, then remove all but the `keep` newest.
@@ -63,10 +81,10 @@ def save_state(run: RunDirectory, state: TrainingState, *, keep: int) -> Path:
     if target.is_dir():
         return target  # the same step of the same run: the same bits
     with files.replace_folder(target) as partial:
-        save_file(_contiguous(state.weights), partial / "weights.safetensors")
-        save_file(_contiguous(state.optimizer), partial / "optimizer.safetensors")
+        _write(partial / "weights.safetensors", state.weights)
+        _write(partial / "optimizer.safetensors", state.optimizer)
         if state.ema:
-            save_file(_contiguous(state.ema), partial / "ema.safetensors")
+            _write(partial / "ema.safetensors", state.ema)
         description = {
             "format_version": FORMAT_VERSION,
             "step": state.step,
@@ -130,5 +148,7 @@ def _require_same(folder: Path, saved: Mapping[str, str], current: Mapping[str, 
         )
 
 
-def _contiguous(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+def _write(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """One tensor at a time, so that what is on a GPU needs no second place for all of it."""
+    lazy = {name: LazyTensor.of(tensor) for name, tensor in tensors.items()}
+    write_safetensors(path, lazy, {}, finite_only=False)

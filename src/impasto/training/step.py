@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from impasto.data.records import Batch
@@ -40,10 +40,23 @@ class StepRecipe:
     error: ErrorMeasure = squared
 
 
-def sample_losses(
+@dataclass(frozen=True)
+class StepOutput:
+    """What the step found.
+
+    Attributes:
+        losses: [B] weighted loss of each sample.
+        t: [B] its timestep.
+    """
+
+    losses: Float[Tensor, "b"]
+    t: Int[Tensor, "b"]
+
+
+def training_step(
     unet: Any, conditioner: TextConditioner, batch: Batch, recipe: StepRecipe
-) -> Float[Tensor, "b"]:
-    """Weighted loss of each sample of a batch; gradients flow into whatever learns."""
+) -> StepOutput:
+    """The loss of each sample of a batch; gradients flow into whatever learns."""
     schedule, prediction = recipe.schedule, recipe.prediction
     device = schedule.alphas_cumprod.device
 
@@ -57,7 +70,7 @@ def sample_losses(
 
     mask = None if batch.mask is None else batch.mask.to(device)
     weights = recipe.loss_weight(t, schedule, prediction) * batch.weights.to(device)
-    return per_sample(recipe.error(output, target, t, schedule), mask) * weights
+    return StepOutput(per_sample(recipe.error(output, target, t, schedule), mask) * weights, t)
 
 
 def update_share(

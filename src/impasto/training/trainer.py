@@ -19,6 +19,7 @@ from impasto.training.devices import build_accelerator, require_precision
 from impasto.training.environment import describe_environment
 from impasto.training.events import SilentEvents, TrainingEvents
 from impasto.training.loop import TrainingLoop
+from impasto.training.out_of_memory import is_out_of_memory, out_of_memory
 from impasto.training.session import Ingredients, Session, build_session
 from impasto.training.trackers import require_trackers
 
@@ -86,7 +87,13 @@ def _prepare(
             files.remove_leftovers(folder)
         files.write_json(run.path / "environment.json", describe_environment())
         run.write_status("preparing")
-    return build_session(config, accelerator, events, ingredients)
+    try:
+        return build_session(config, accelerator, events, ingredients)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        doing, then = "loading the model and encoding the pictures", "Nothing was trained yet."
+        raise out_of_memory(config, doing, then, accelerator.device) from error
 
 
 def _run(

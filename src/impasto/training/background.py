@@ -1,0 +1,59 @@
+"""Writing while training goes on: from copies in the computer's memory, one after another."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import psutil
+
+SPARE_BYTES = 2 << 30  # of the computer's memory, left to everything else
+
+
+class Background:
+    """A thread that does one piece of work after another, in order."""
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="saving")
+        self._waiting: deque[Future[None]] = deque()
+
+    def has_room_for(self, size_bytes: int) -> bool:
+        """Whether a copy of that size fits into memory; waits for earlier work if that helps."""
+        if _is_free(size_bytes):
+            return True
+        if not self._waiting:
+            return False
+        self.wait()
+        return _is_free(size_bytes)
+
+    def submit(self, work: Callable[[], object]) -> None:
+        """Have something done after what was submitted before.
+
+        Raises:
+            ImpastoError: As the work before it, if that has failed meanwhile.
+        """
+        self.raise_fault()
+        self._waiting.append(self._pool.submit(_without_result, work))
+
+    def raise_fault(self) -> None:
+        """Pass on the error of work that has failed; costs nothing otherwise."""
+        while self._waiting and self._waiting[0].done():
+            self._waiting.popleft().result()
+
+    def wait(self) -> None:
+        """Wait until all is done, and pass on an error."""
+        while self._waiting:
+            self._waiting.popleft().result()
+
+    def close(self) -> None:
+        """Wait until all is done, whatever came of it."""
+        self._pool.shutdown(wait=True)
+
+
+def _without_result(work: Callable[[], object]) -> None:
+    work()
+
+
+def _is_free(size_bytes: int) -> bool:
+    return bool(psutil.virtual_memory().available > size_bytes + SPARE_BYTES)

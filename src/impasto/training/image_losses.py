@@ -1,0 +1,83 @@
+"""The loss of each picture each time it was shown, as a table that a spreadsheet opens.
+
+One showing says little, since the loss depends on the timestep; the mean over many, within a range
+of timesteps, finds pictures that the model does not learn: wrong captions, odd pictures.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator, Sequence
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+
+from impasto import files
+from impasto.runs import RunDirectory
+from impasto.training.step import StepOutput
+
+Row = tuple[int, str, int, float]
+HEADER = ("step", "image", "timestep", "loss")
+
+
+class ImageLosses:
+    """Collects on the device, and writes `image_losses.csv` when metrics are read.
+
+    Args:
+        accelerator: Whose processes each have their own pictures; the first one writes.
+        run: Where.
+    """
+
+    def __init__(self, accelerator: Accelerator, run: RunDirectory) -> None:
+        self._accelerator, self._file = accelerator, run.image_losses_file
+        self._pending: list[tuple[int, Sequence[str], StepOutput]] = []
+
+    def add(self, step: int, images: Sequence[str], output: StepOutput) -> None:
+        """Note what the update `step`, counted from 0, found of some pictures."""
+        self._pending.append((step, images, output))
+
+    def write(self) -> None:
+        """Append all that was noted; waits for the device."""
+        rows = list(self._rows())
+        if self._accelerator.num_processes > 1:
+            rows = sorted(gather_object(rows))
+        self._pending.clear()
+        if not self._accelerator.is_main_process:
+            return
+        is_new = not self._file.is_file()
+        with self._file.open("a", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            if is_new:
+                writer.writerow(HEADER)
+            writer.writerows(rows)
+
+    def rewind(self, step: int) -> None:
+        """Forget what came after `step` updates, which a resumed run does again."""
+        if not self._accelerator.is_main_process or not self._file.is_file():
+            return
+        with self._file.open(encoding="utf-8", newline="") as old:
+            rows = csv.reader(old)
+            next(rows, None)
+            kept = [row for row in rows if len(row) == len(HEADER) and int(row[0]) <= step]
+        with (
+            files.replace_file(self._file) as partial,
+            partial.open("w", encoding="utf-8", newline="") as new,
+        ):
+            csv.writer(new, lineterminator="\n").writerows([HEADER, *kept])
+
+    def _rows(self) -> Iterator[Row]:
+        if not self._pending:
+            return
+        values = torch.stack(
+            [
+                torch.cat([output.losses.detach().double() for _, _, output in self._pending]),
+                torch.cat([output.t.double() for _, _, output in self._pending]),
+            ]
+        )
+        losses, t = values.cpu().tolist()
+        numbers = zip(losses, t, strict=True)
+        for step, images, _ in self._pending:
+            for image in images:
+                loss, timestep = next(numbers)
+                yield step + 1, image, int(timestep), round(loss, 6)

@@ -1,0 +1,130 @@
+"""The states and models of a run, written while training goes on where memory allows a copy."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from impasto.progress import Progress
+from impasto.runs import RunDirectory
+from impasto.training.background import Background
+from impasto.training.capture import capture_state
+from impasto.training.export import (
+    Trained,
+    export_best,
+    export_model,
+    export_on_the_way,
+    trained_bytes,
+    trained_copy,
+)
+from impasto.training.optimizer_state import parameter_names
+from impasto.training.session import Session
+from impasto.training.state import TrainingState, save_state
+
+Export = Callable[[Trained, str], Path]
+
+
+class Saver:
+    """Writes what a run leaves; on the first process, the others do nothing here.
+
+    Training waits only for the copy out of its way; for all of it where that copy would not fit
+    into the computer's memory.
+
+    Args:
+        session: What is trained.
+        run: Where states go, and models unless the settings say otherwise.
+        progress: Who is told.
+    """
+
+    def __init__(self, session: Session, run: RunDirectory, progress: Progress) -> None:
+        self._session, self._run, self._progress = session, run, progress
+        self._saving = session.config.saving
+        self._names = parameter_names(session.trainable.parts)
+        self._background = Background()
+
+    def save_state(self, done: int, best: float | None, *, now: bool) -> None:
+        """Save the state after `done` updates.
+
+        Args:
+            done: Updates.
+            best: The lowest validation loss so far.
+            now: Whether to wait until it is on disk.
+
+        Raises:
+            StorageError: It, or what was submitted before, could not be written.
+        """
+        state = capture_state(self._session, self._names, done, best)
+        if not now and self._background.has_room_for(state.size_bytes):
+            copy = state.copied()
+            self._background.submit(lambda: self._write_state(copy))
+        else:
+            self._background.wait()
+            self._write_state(state)
+
+    def export_on_the_way(self, endings: Sequence[str]) -> None:
+        """Export the model as it is now, once for each ending of its name."""
+        for ending in endings:
+
+            def export(trained: Trained, variant: str, ending: str = ending) -> Path:
+                return export_on_the_way(
+                    self._session, trained, self._run, self._progress, ending, variant
+                )
+
+            self._export(export, now=False)
+
+    def export_best(self) -> None:
+        """Export the model as it is now in the place of the best one before."""
+        self._export(
+            lambda trained, variant: export_best(
+                self._session, trained, self._run, self._progress, variant
+            ),
+            now=False,
+        )
+
+    def export_model(self) -> Path:
+        """Export the model, wait until all is on disk, and return its path."""
+        self._background.wait()
+        paths = self._export(
+            lambda trained, variant: export_model(
+                self._session, trained, self._run, self._progress, variant
+            ),
+            now=True,
+        )
+        if not self._saving.keep_final_state:
+            shutil.rmtree(self._run.states, ignore_errors=True)
+        return paths[0]
+
+    def raise_fault(self) -> None:
+        """Pass on the error of what could not be written meanwhile."""
+        self._background.raise_fault()
+
+    def close(self) -> None:
+        """Wait until all is done."""
+        self._background.close()
+
+    def _write_state(self, state: TrainingState) -> None:
+        save_state(self._run, state, keep=self._saving.keep_states)
+        self._run.write_status("training", step=state.step, total_steps=self._session.total_steps)
+
+    def _export(self, export: Export, *, now: bool) -> list[Path]:
+        paths = []
+        for variant, average in self._variants().items():
+            with self._session.shown_weights(average=average):
+                trained: Trained = self._session.trainable.export()
+                if now or not self._background.has_room_for(trained_bytes(trained)):
+                    paths.append(export(trained, variant))
+                else:
+                    self._submit(export, trained_copy(trained), variant)
+        return paths
+
+    def _submit(self, export: Export, copy: Trained, variant: str) -> None:
+        self._background.submit(lambda: export(copy, variant))
+
+    def _variants(self) -> Mapping[str, bool]:
+        """What is exported: ending of the name -> whether it is the running average."""
+        if self._session.ema is None:
+            return {"": False}
+        return {"instead": {"": True}, "never": {"": False}, "beside": {"": False, "-ema": True}}[
+            self._saving.average
+        ]
