@@ -8,6 +8,7 @@ import sys
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
+from runs import StopAt, exported
 from safetensors.torch import load_file, save_file
 
 from impasto.errors import (
@@ -25,25 +26,6 @@ from impasto.training.events import SilentEvents
 from impasto.training.trainer import resume, train
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")
-
-
-class StopAt(SilentEvents):
-    """Raises after a number of updates, as a crash would, without a word to the trainer."""
-
-    def __init__(self, step):
-        self.step = step
-
-    def stepped(self, step):
-        if step == self.step:
-            raise ZeroDivisionError
-
-
-def exported(run):
-    return {
-        str(file.relative_to(run.export)): file.read_bytes()
-        for file in run.export.rglob("*")
-        if file.is_file() and file.name != "impasto.json"  # has the date and the run's name
-    }
 
 
 def test_a_run_leaves_what_it_promises(train_config, nano_model):

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
-from pathlib import Path
-
 from impasto.cli.console import Console
 from impasto.config.load import build_run_config, dump_toml
 from impasto.config.run import RunConfig
 from impasto.data.scan import Scan
 from impasto.training.advice import advice_on
+from impasto.training.disk import DiskPlan, free_bytes, plan_disk, require_room
 from impasto.training.pictures import plan_dataset, scan_dataset, split_records
 from impasto.training.session import (
     build_epoch_sampler,
@@ -17,9 +15,6 @@ from impasto.training.session import (
     build_trainable,
     count_steps,
 )
-
-BYTES_PER_FP32 = 4
-ADAM_COPIES = 3  # a saved state holds the weights and two moments of each
 
 
 def show_plan(config: RunConfig, console: Console) -> None:
@@ -35,7 +30,6 @@ def show_plan(config: RunConfig, console: Console) -> None:
     split = split_records(scan, config.dataset, config.validation, config.seed)
     training, held_out = split.training, split.held_out
     plan = plan_dataset(config.dataset, training)
-    settings = config.training
     sampler = build_epoch_sampler(config, plan, num_processes=1)
     model = load_base_model(config.model.path, build_open_options(config), console)
     trainable = build_trainable(config, model)
@@ -43,12 +37,7 @@ def show_plan(config: RunConfig, console: Console) -> None:
         [record.steady_caption for record in training]
     )
     steps = count_steps(config, sampler)
-    parameters = {
-        part.name: sum(p.numel() for p in part.parameters().values()) for part in trainable.parts
-    }
-    state_bytes = (
-        sum(parameters.values()) * BYTES_PER_FP32 * (ADAM_COPIES + (settings.ema_decay is not None))
-    )
+    disk = plan_disk(config, model, trainable, steps, sampler.updates_per_epoch)
     console.heading("Data")
     console.table(
         {
@@ -67,15 +56,15 @@ def show_plan(config: RunConfig, console: Console) -> None:
         {
             "Model": f"{model.identity.family.name}, predicts {model.identity.prediction.name} "
             f"({model.identity.evidence})",
-            "Trains": ", ".join(f"{n} ({c / 1e6:.1f} M)" for n, c in parameters.items()),
+            "Trains": ", ".join(f"{p.name} ({p.count() / 1e6:.1f} M)" for p in trainable.parts),
             "Batches": f"{sampler.batches_per_epoch} per epoch of up to "
             f"{' or '.join(map(str, sorted(set(config.batch_sizes.values()))))}",
             "Updates": f"{steps} in all, {sampler.updates_per_epoch} per epoch, "
             f"{steps / sampler.updates_per_epoch:.1f} epochs",
-            "Disk": f"{state_bytes / 2**30:.2f} GiB per state, up to {config.saving.keep_states} "
-            f"kept; {_free_gib(config.output_dir):.1f} GiB free",
+            **disk_rows(config, disk),
         }
     )
+    require_room(disk, config)
     warnings = advice_on(config, model.identity)
     if warnings:
         console.heading("Unusual")
@@ -94,9 +83,28 @@ def more_lines_row(scan: Scan) -> dict[str, str]:
     return {"Lines": f"{text} (enable_wildcard takes one at random)"}
 
 
-def _free_gib(path: Path) -> float:
-    existing = next(p for p in (path, *path.absolute().parents) if p.exists())
-    return shutil.disk_usage(existing).free / 2**30
+def disk_rows(config: RunConfig, disk: DiskPlan) -> dict[str, str]:
+    """States and models: when they are written, how large they are, and what they take in all."""
+    saving = config.saving
+    rhythms = {
+        "steps": (saving.state_every_steps, "updates"),
+        "minutes": (saving.state_every_minutes, "minutes"),
+    }
+    states = [f"every {number:g} {unit}" for number, unit in rhythms.values() if number]
+    rhythms = {
+        "steps": (saving.model_every_steps, "updates"),
+        "epochs": (saving.model_every_epochs, "epochs"),
+    }
+    models = [f"every {number:g} {unit}" for number, unit in rhythms.values() if number]
+    models += ["the best so far"] if saving.best_model else []
+    total, free = disk.run_bytes + disk.models_bytes, free_bytes(config.output_dir)
+    return {
+        "States": f"{', '.join([*states, 'at the end'])}; {disk.state_bytes / 2**30:.2f} GiB each, "
+        f"the newest {saving.keep_states} kept",
+        "Models": f"{', '.join([*models, 'at the end'])}; {disk.model_bytes / 2**30:.2f} GiB each, "
+        f"{disk.models} at once",
+        "Disk": f"up to {total / 2**30:.2f} GiB; {free / 2**30:.1f} GiB free",
+    }
 
 
 def _changed_settings(config: RunConfig) -> list[str]:

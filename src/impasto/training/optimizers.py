@@ -34,12 +34,14 @@ class OptimizerRow:
         name: The class in it.
         defaults: Arguments.
         finds_lr: Whether it finds the learning rate itself, from a factor of about 1.
+        state_bytes: What it keeps for each number that learns.
     """
 
     module: str
     name: str
     defaults: Mapping[str, Any] = field(default_factory=dict)
     finds_lr: bool = False
+    state_bytes: float = 8
 
     @property
     def looks_at_all_together(self) -> bool:
@@ -52,26 +54,28 @@ _FIXED_RATE = {"relative_step": False, "scale_parameter": False, "warmup_init": 
 
 OPTIMIZERS: dict[str, OptimizerRow] = {
     "adamw": OptimizerRow(_TORCH, "AdamW", {"fused": True}),
-    "adamw8bit": OptimizerRow(_BNB, "AdamW8bit"),
+    "adamw8bit": OptimizerRow(_BNB, "AdamW8bit", state_bytes=2.1),
     "paged_adamw": OptimizerRow(_BNB, "PagedAdamW"),
-    "paged_adamw8bit": OptimizerRow(_BNB, "PagedAdamW8bit"),
+    "paged_adamw8bit": OptimizerRow(_BNB, "PagedAdamW8bit", state_bytes=2.1),
     "paged_adamw32bit": OptimizerRow(_BNB, "PagedAdamW32bit"),
-    "lion": OptimizerRow(_BNB, "Lion"),
-    "lion8bit": OptimizerRow(_BNB, "Lion8bit"),
-    "paged_lion8bit": OptimizerRow(_BNB, "PagedLion8bit"),
-    "sgd_nesterov": OptimizerRow(_TORCH, "SGD", {"nesterov": True, "momentum": 0.9}),
-    "sgd8bit": OptimizerRow(_BNB, "SGD8bit", {"momentum": 0.9}),
-    "sgd_nesterov8bit": OptimizerRow(_BNB, "SGD8bit", {"nesterov": True, "momentum": 0.9}),
-    "adafactor": OptimizerRow("transformers.optimization", "Adafactor", _FIXED_RATE),
-    "prodigy": OptimizerRow(_COLLECTION, "Prodigy", finds_lr=True),
-    "dadapt_adam": OptimizerRow(_COLLECTION, "DAdaptAdam", finds_lr=True),
-    "dadapt_adagrad": OptimizerRow(_COLLECTION, "DAdaptAdaGrad", finds_lr=True),
-    "dadapt_adan": OptimizerRow(_COLLECTION, "DAdaptAdan", finds_lr=True),
+    "lion": OptimizerRow(_BNB, "Lion", state_bytes=4),
+    "lion8bit": OptimizerRow(_BNB, "Lion8bit", state_bytes=1.1),
+    "paged_lion8bit": OptimizerRow(_BNB, "PagedLion8bit", state_bytes=1.1),
+    "sgd_nesterov": OptimizerRow(_TORCH, "SGD", {"nesterov": True, "momentum": 0.9}, state_bytes=4),
+    "sgd8bit": OptimizerRow(_BNB, "SGD8bit", {"momentum": 0.9}, state_bytes=1.1),
+    "sgd_nesterov8bit": OptimizerRow(
+        _BNB, "SGD8bit", {"nesterov": True, "momentum": 0.9}, state_bytes=1.1
+    ),
+    "adafactor": OptimizerRow("transformers.optimization", "Adafactor", _FIXED_RATE, state_bytes=1),
+    "prodigy": OptimizerRow(_COLLECTION, "Prodigy", finds_lr=True, state_bytes=16),
+    "dadapt_adam": OptimizerRow(_COLLECTION, "DAdaptAdam", finds_lr=True, state_bytes=12),
+    "dadapt_adagrad": OptimizerRow(_COLLECTION, "DAdaptAdaGrad", finds_lr=True, state_bytes=12),
+    "dadapt_adan": OptimizerRow(_COLLECTION, "DAdaptAdan", finds_lr=True, state_bytes=20),
     "dadapt_lion": OptimizerRow(_COLLECTION, "DAdaptLion", finds_lr=True),
-    "dadapt_sgd": OptimizerRow(_COLLECTION, "DAdaptSGD", finds_lr=True),
+    "dadapt_sgd": OptimizerRow(_COLLECTION, "DAdaptSGD", finds_lr=True, state_bytes=12),
     "adamw_schedule_free": OptimizerRow(_COLLECTION, "ScheduleFreeAdamW"),
     "radam_schedule_free": OptimizerRow(_COLLECTION, "ScheduleFreeRAdam"),
-    "sgd_schedule_free": OptimizerRow(_COLLECTION, "ScheduleFreeSGD"),
+    "sgd_schedule_free": OptimizerRow(_COLLECTION, "ScheduleFreeSGD", state_bytes=4),
 }
 
 

@@ -16,6 +16,7 @@ from impasto.config.validation import read_toml
 from impasto.errors import ImpastoError, Interrupted
 from impasto.runs import Phase, RunDirectory
 from impasto.training.devices import build_accelerator, require_precision
+from impasto.training.disk import plan_disk, require_room
 from impasto.training.environment import describe_environment
 from impasto.training.events import SilentEvents, TrainingEvents
 from impasto.training.loop import TrainingLoop
@@ -88,12 +89,17 @@ def _prepare(
         files.write_json(run.path / "environment.json", describe_environment())
         run.write_status("preparing")
     try:
-        return build_session(config, accelerator, events, ingredients)
+        session = build_session(config, accelerator, events, ingredients)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
         doing, then = "loading the model and encoding the pictures", "Nothing was trained yet."
         raise out_of_memory(config, doing, then, accelerator.device) from error
+    if accelerator.is_main_process:
+        updates = session.sampler.updates_per_epoch
+        plan = plan_disk(config, session.model, session.trainable, session.total_steps, updates)
+        require_room(plan, config)
+    return session
 
 
 def _run(

@@ -1,0 +1,239 @@
+"""What a run keeps and writes down: states and models meanwhile, losses, full disks, memory."""
+
+import csv
+import threading
+from collections import Counter
+
+import pytest
+import torch
+from runs import StopAt, exported
+from safetensors.torch import load_file
+
+from impasto.errors import ConfigError, OutOfMemoryError, StorageError
+from impasto.models.diffusers_folder import UNET_FILE
+from impasto.training import background, disk, loop, saver, trainer
+from impasto.training.events import SilentEvents
+from impasto.training.trainer import resume, train
+
+
+def test_training_goes_on_while_a_state_is_written(train_config, tmp_path, monkeypatch):
+    """The writing of state 2 waits until update 4 is done; what it then writes is state 2."""
+    whole = train(
+        train_config(
+            output_dir=str(tmp_path / "whole"), saving={"state_every_steps": 2, "keep_states": 9}
+        )
+    )
+    reached, real = threading.Event(), saver.save_state
+
+    def slow(run, state, **options):
+        assert state.step != 2 or reached.wait(60)
+        return real(run, state, **options)
+
+    class Tell(SilentEvents):
+        def stepped(self, step):
+            if step == 4:
+                reached.set()
+
+    monkeypatch.setattr(saver, "save_state", slow)
+    run = train(train_config(saving={"state_every_steps": 2, "keep_states": 9}), Tell())
+    assert run.saved_steps() == whole.saved_steps() == [2, 4, 6]
+    for step in (2, 4, 6):
+        for name in ("weights", "optimizer"):
+            file = f"states/step-{step:08d}/{name}.safetensors"
+            assert (run.path / file).read_bytes() == (whole.path / file).read_bytes()
+
+
+def test_without_room_for_a_copy_training_waits(train_config, tmp_path, monkeypatch):
+    whole = train(train_config(output_dir=str(tmp_path / "whole")))
+    monkeypatch.setattr(background, "_is_free", lambda _: False)
+    copies = []
+    monkeypatch.setattr(saver.TrainingState, "copied", copies.append)
+    run = train(train_config(saving={"state_every_steps": 1, "model_every_steps": 2}))
+    assert copies == []
+    assert run.saved_steps() == [5, 6]
+    assert exported(run) == exported(whole)
+
+
+@pytest.mark.parametrize("average", ["instead", "beside", "never"])
+def test_the_average_is_exported_as_asked(train_config, average):
+    run = train(
+        train_config(
+            training={"ema_decay": 0.5}, saving={"average": average, "model_every_steps": 3}
+        )
+    )
+    state = run.states / "step-00000006"
+    files = {"weights": "weights", "ema": "ema"}
+    kept = {n: load_file(state / f"{f}.safetensors") for n, f in files.items()}
+    expected = {
+        "instead": {"model": "ema"},
+        "beside": {"model": "weights", "model-ema": "ema"},
+        "never": {"model": "weights"},
+    }[average]
+    assert {p.name for p in run.export.iterdir()} == set(expected)
+    for name, source in expected.items():
+        found = load_file(run.export / name / UNET_FILE)["conv_in.weight"]
+        assert torch.equal(found, kept[source]["unet.conv_in.weight"])
+    variants = ["", "-ema"] if average == "beside" else [""]
+    on_the_way = {p.name for p in (run.path / "models").iterdir()}
+    assert on_the_way == {f"model-step00000003{variant}" for variant in variants}
+
+
+def test_states_may_be_left_out(train_config, tmp_path):
+    run = train(train_config(saving={"state_every_steps": 0, "keep_final_state": False}))
+    assert not run.states.exists()
+    assert run.exported_model() is not None
+    stopped = train_config(output_dir=str(tmp_path / "b"), saving={"state_every_steps": 0})
+    with pytest.raises(ZeroDivisionError):
+        train(stopped, StopAt(4))
+    assert exported(resume(stopped.output_dir)) == exported(run)
+
+
+def test_losses_are_told_apart_by_timesteps_and_by_pictures(train_config):
+    """The table's means, taken by hand, are the metrics'; over a crash each row comes once."""
+    config = train_config(
+        logging={"image_losses": True, "every_steps": 2},
+        training={"gradient_accumulation_steps": 2, "max_steps": 8},
+        saving={"state_every_steps": 2},
+    )
+    with pytest.raises(ZeroDivisionError):
+        train(config, StopAt(5))
+    run = resume(config.output_dir)
+    with run.image_losses_file.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    epoch = [r["image"] for r in rows if int(r["step"]) <= 2]
+    assert set(Counter(epoch).values()) == {1}
+    records = [r for r in run.read_metrics() if "loss" in r]
+    assert [r["step"] for r in records] == [2, 4, 6, 8]
+    assert len(rows) == records[-1]["samples_seen"]
+    for record in records:
+        window = [r for r in rows if record["step"] - 2 < int(r["step"]) <= record["step"]]
+        for low in (0, 250, 500, 750):
+            mine = [float(r["loss"]) for r in window if low <= int(r["timestep"]) < low + 250]
+            name = f"loss_t{low}_{low + 249}"
+            assert (name in record) == bool(mine)
+            if mine:
+                assert record[name] == pytest.approx(sum(mine) / len(mine), rel=1e-4)
+
+
+def test_a_disk_too_small_is_found_before_training(train_config, monkeypatch):
+    config = train_config(
+        saving={"model_every_steps": 1, "state_every_steps": 1, "format": "safetensors"}
+    )
+    monkeypatch.setattr(disk, "free_bytes", lambda _: 10 << 20)
+    with pytest.raises(StorageError, match=r"3 states of .*, 6 models of .*Nothing was begun"):
+        train(config)
+    assert not config.output_dir.exists()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"training": {"ema_decay": 0.9}, "saving": {"average": "beside"}},
+        {"saving": {"keep_models": 2, "best_model": True}, "validation": {"split": 0.2}},
+        {
+            "training": {"mixed_precision": "bf16", "weights": "bf16", "rounding": "kahan"},
+            "optimizer": {"kind": "lion"},
+            "saving": {"format": "diffusers", "export_dtype": "bf16"},
+        },
+    ],
+    ids=["plain", "average", "best", "bf16"],
+)
+def test_the_disk_is_used_as_planned(train_config, monkeypatch, changes):
+    """What is there at the end is what was planned, less one state and the models in passing."""
+    plans = []
+    real = trainer.require_room
+    monkeypatch.setattr(
+        trainer, "require_room", lambda plan, config: (plans.append(plan), real(plan, config))
+    )
+    saving = {"state_every_steps": 2, "model_every_steps": 2, **changes.get("saving", {})}
+    run = train(train_config(**{**changes, "saving": {"format": "safetensors", **saving}}))
+    (plan,) = plans
+    states = [tensor_bytes(state) for state in run.states.iterdir()]
+    assert len(states) == plan.states - 1
+    assert max(states) == pytest.approx(plan.state_bytes, rel=0.01)
+    models = [*(run.path / "models").iterdir(), *run.export.iterdir()]
+    passing = 1 if "best_model" in saving else 0
+    assert len(models) == plan.models - passing
+    for model in models:
+        assert tensor_bytes(model) == pytest.approx(plan.model_bytes, rel=0.01)
+
+
+def tensor_bytes(path):
+    """Without headers, which are large beside models as small as these."""
+    files = [path] if path.is_file() else path.rglob("*.safetensors")
+    return sum(tensor.nbytes for file in files for tensor in load_file(file).values())
+
+
+OUT = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+
+def fail_at(monkeypatch, owner, name, number, error):
+    """Have a function fail the n-th time."""
+    real, calls = getattr(owner, name), []
+
+    def failing(*args, **options):
+        calls.append(name)
+        if len(calls) == number:
+            raise error
+        return real(*args, **options)
+
+    monkeypatch.setattr(owner, name, failing)
+
+
+def test_memory_that_runs_out_in_the_step_is_explained_and_nothing_lost(
+    train_config, tmp_path, monkeypatch
+):
+    whole = train(train_config(output_dir=str(tmp_path / "whole")))
+    config = train_config()
+    with monkeypatch.context() as patched:
+        fail_at(patched, loop, "training_step", 4, OUT)
+        with pytest.raises(OutOfMemoryError) as caught:
+            train(config)
+    message = str(caught.value)
+    assert "while training on 64x" in message
+    assert "The state after 3 updates is saved" in message
+    assert message.partition("help most: ")[2].count("; ") == 2
+    assert "training.gradient_checkpointing = true" in message
+    assert "training.batch_size = 2 with training.gradient_accumulation_steps = 2" in message
+    assert 'optimizer.kind = "adamw8bit"' in message
+    assert caught.value.exit_code == 9
+    assert exported(resume(config.output_dir)) == exported(whole)
+
+
+def test_memory_that_runs_out_in_the_optimizer_leaves_no_half_state(train_config, monkeypatch):
+    config = train_config(training={"gradient_checkpointing": True, "batch_size": 1})
+    error = RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: 5 bytes")
+    fail_at(monkeypatch, torch.optim.AdamW, "step", 3, error)
+    with pytest.raises(OutOfMemoryError) as caught:
+        train(config)
+    assert "no state was saved" in str(caught.value)
+    assert "gradient_checkpointing" not in str(caught.value)
+    assert not (config.output_dir / "states").exists()
+
+
+def test_memory_that_runs_out_elsewhere_is_explained(train_config, monkeypatch):
+    from impasto.training.previews import Sampler
+
+    config = train_config(previews={"prompts": ["a cat"], "every_steps": 2, "steps": 2})
+    with monkeypatch.context() as patched:
+        fail_at(patched, Sampler, "draw", 2, OUT)
+        with pytest.raises(OutOfMemoryError, match=r"drawing previews.*smaller previews\.width"):
+            train(config)
+    assert resume(config.output_dir).saved_steps()[-1] == 6
+    other = train_config(output_dir=str(config.output_dir.parent / "other"))
+    fail_at(monkeypatch, trainer, "build_session", 1, MemoryError())
+    with pytest.raises(OutOfMemoryError, match=r"encoding the pictures.*vae_batch_size = 1"):
+        train(other)
+    assert not other.output_dir.exists()
+
+
+def test_other_faults_are_not_called_memory(train_config, monkeypatch):
+    fail_at(monkeypatch, loop, "training_step", 2, RuntimeError("mat1 and mat2 do not fit"))
+    with pytest.raises(RuntimeError, match="mat1"):
+        train(train_config())
+
+
+def test_settings_of_saving_that_would_do_nothing_are_refused(train_config):
+    with pytest.raises(ConfigError, match="average has no effect"):
+        train_config(saving={"average": "beside"})
