@@ -1,5 +1,6 @@
-"""Two processes on one machine (gloo): together they do what one does with the joint batch."""
+"""Several processes on one machine (gloo): they do what one does with the joint batch."""
 
+import csv
 import json
 import os
 import socket
@@ -14,35 +15,62 @@ from safetensors.torch import load_file
 from impasto.models.diffusers_folder import UNET_FILE
 
 
-def launch(file, processes: int) -> None:
+def launch(program, processes: int) -> subprocess.CompletedProcess:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     command = [
         sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}",
-        "--master_addr=127.0.0.1", f"--master_port={port}", "-m", "impasto", "train", str(file),
+        "--master_addr=127.0.0.1", f"--master_port={port}", *map(str, program),
     ]  # fmt: skip
-    result = subprocess.run(
+    return subprocess.run(
         command, env=environment, capture_output=True, text=True, timeout=300, check=False
     )
+
+
+def train_on(file, processes: int) -> None:
+    result = launch(["-m", "impasto", "train", file], processes)
     assert result.returncode == 0, result.stderr
 
 
-@pytest.mark.parametrize("text_encoder", [False, True], ids=["unet", "unet and text encoder"])
-def test_two_processes_equal_accumulation(run_file, tmp_path, text_encoder):
+@pytest.mark.parametrize(
+    ("processes", "text_encoder"),
+    [(2, False), (2, True), (3, True)],
+    ids=["two", "two with the text encoder", "three with the text encoder"],
+)
+def test_processes_equal_accumulation(run_file, tmp_path, nano_model, processes, text_encoder):
     """Thirteen pictures in batches of 4: some updates leave one process without pictures."""
-    shared = {"method": {"train_text_encoder": text_encoder}, "training": {"max_steps": 7}}
-    alone = {**shared, "training": {"max_steps": 7, "gradient_accumulation_steps": 2}}
-    launch(run_file(output_dir=str(tmp_path / "alone"), **alone), 1)
-    launch(run_file(output_dir=str(tmp_path / "together"), **shared), 2)
-    first, second = (
-        load_file(tmp_path / n / "export" / "model" / UNET_FILE) for n in ("alone", "together")
-    )
-    for name in first:
-        torch.testing.assert_close(first[name], second[name], atol=2e-5, rtol=1e-3)
+    shared = {
+        "method": {"train_text_encoder": text_encoder},
+        "model": {"clip_skip": 2} if text_encoder else {},
+        "training": {"max_steps": 7},
+        "logging": {"every_steps": 1, "image_losses": True},
+        "optimizer": {"kind": "SGD", "lr": 0.1},  # weights as far apart as gradients are
+    }
+    training = {"max_steps": 7, "gradient_accumulation_steps": processes}
+    train_on(run_file(output_dir=str(tmp_path / "alone"), **{**shared, "training": training}), 1)
+    train_on(run_file(output_dir=str(tmp_path / "together"), **shared), processes)
+    for file in (UNET_FILE, "text_encoder/model.safetensors"):
+        first, second, before = (
+            load_file(folder / file)
+            for folder in (
+                tmp_path / "alone" / "export" / "model",
+                tmp_path / "together" / "export" / "model",
+                nano_model,
+            )
+        )
+        moved = max(float((first[name] - before[name]).abs().max()) for name in first)
+        assert (moved > 1e-3) == (text_encoder or file == UNET_FILE)
+        for name in first:
+            torch.testing.assert_close(first[name], second[name], atol=1e-6, rtol=1e-5)
     losses = [recorded_losses(tmp_path / name) for name in ("alone", "together")]
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+    for (one, first_loss), (other, second_loss) in zip(
+        *(image_losses(tmp_path / name) for name in ("alone", "together")), strict=True
+    ):
+        assert one == other
+        assert second_loss == pytest.approx(first_loss, rel=1e-3, abs=1e-5)
     if not text_encoder:
         go_on_alone(tmp_path)
 
@@ -61,12 +89,55 @@ def go_on_alone(tmp_path):
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
 
 
+DYING = """
+import os, signal, sys
+from impasto.cli.main import main
+from impasto.training.loop import TrainingLoop
+
+real = TrainingLoop._update
+
+def update(self, update, batches):
+    if update.step == 3 and os.environ["RANK"] == "1":
+        os.kill(os.getpid(), signal.SIGKILL)
+    real(self, update, batches)
+
+TrainingLoop._update = update
+main(["train", sys.argv[1]])
+"""
+
+
+def test_a_process_that_dies_ends_the_run_with_a_message(run_file, tmp_path):
+    """The others do not wait for it; the run continues from the state before."""
+    changes = {"training": {"max_steps": 6}, "saving": {"state_every_steps": 2}}
+    program = tmp_path / "dying.py"
+    program.write_text(DYING, encoding="utf-8")
+    run = tmp_path / "dying"
+    result = launch([program, run_file(output_dir=str(run), **changes)], 3)
+    assert result.returncode != 0
+    assert "Another process of this run ended in update 4" in result.stderr
+    assert f"impasto resume {run}" in " ".join(result.stderr.split())
+    assert "Traceback (most recent call last)" not in result.stderr.partition("elastic")[0]
+    assert [p.name for p in (run / "states").iterdir()] == ["step-00000002"]
+    again = launch(["-m", "impasto", "resume", run], 3)
+    assert again.returncode == 0, again.stderr
+    train_on(run_file(output_dir=str(tmp_path / "whole"), **changes), 3)
+    whole = recorded_losses(tmp_path / "whole")
+    assert recorded_losses(run) == pytest.approx(whole, rel=1e-5)  # sums come in any order
+
+
 def test_two_processes_share_cached_captions(run_file, tmp_path):
     """The first encodes all captions, the second finds it done and takes the same way."""
     changes = {"training": {"max_steps": 2, "cache_text_to_disk": True}}
-    launch(run_file(output_dir=str(tmp_path / "cached"), **changes), 2)
+    train_on(run_file(output_dir=str(tmp_path / "cached"), **changes), 2)
     assert len(list((tmp_path / "derived" / "texts").glob("*.json"))) == 1
     assert len(recorded_losses(tmp_path / "cached")) == 2
+
+
+def image_losses(run) -> list[tuple[tuple[str, str, str], float]]:
+    """Rows of the table: what was shown when, and its loss."""
+    with (run / "image_losses.csv").open(encoding="utf-8", newline="") as file:
+        rows = sorted(csv.reader(file), reverse=True)[1:]
+    return [((step, image, t), float(loss)) for step, image, t, loss in rows]
 
 
 def recorded_losses(run) -> list[float]:
