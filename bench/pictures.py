@@ -92,11 +92,11 @@ def with_opencv(planned: PlannedImage) -> np.ndarray:
     return np.ascontiguousarray(resized[top:bottom, left:right, ::-1])
 
 
-def draw_photographs(folder: Path, size: tuple[int, int]) -> None:
+def draw_photographs(folder: Path, size: tuple[int, int], count: int = PICTURES) -> None:
     """JPEGs with the smoothness of photographs: a little noise, enlarged, and fine grain."""
     folder.mkdir(parents=True)
     rng = np.random.default_rng(0)
-    for number in range(PICTURES):
+    for number in range(count):
         coarse = rng.integers(0, 255, (24, 36, 3), dtype=np.uint8)
         smooth = Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC)
         grain = rng.integers(0, 12, (size[1], size[0], 1), dtype=np.uint8)

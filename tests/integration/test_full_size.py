@@ -3,8 +3,14 @@
 Run with `pytest -m slow tests/integration/test_full_size.py`.
 """
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
+from conftest import impasto
+from safetensors import safe_open
 
 from impasto.checkpoints.reading import open_tensor_file
 from impasto.checkpoints.tensors import LazyTensor
@@ -48,3 +54,41 @@ def test_there_and_back_is_bit_identical(golden, tmp_path, recorded, metadata, f
     assert before.keys() == after.keys()
     for name, tensor in before.items():
         assert torch.equal(tensor.read(), after[name].read()), name
+
+
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("extra", [[], ["--full_bf16"]], ids=["guide", "weights in bf16"])
+def test_the_command_of_the_guide_on_a_full_size_model(tmp_path, pictures, extra):
+    """sd-scripts' command as it stands, but for fewer steps, smaller pictures and bf16."""
+    folder, file = tmp_path / "model", tmp_path / "model.safetensors"
+    assert impasto("init", "sd1", folder, "--dtype", "fp16").returncode == 0
+    assert impasto("convert", folder, file, timeout=600).returncode == 0
+    (tmp_path / "dataset.toml").write_text(
+        f"[[datasets]]\nresolution = 256\nenable_bucket = true\n"
+        f"[[datasets.subsets]]\nimage_dir = '{pictures}'\ncaption_extension = '.txt'\n",
+        encoding="utf-8",
+    )
+    script = Path(__file__).parents[2] / "fine_tune.py"
+    launcher = ["-m", "accelerate.commands.launch", "--num_cpu_threads_per_process", "2"]
+    flags = [
+        f"--pretrained_model_name_or_path={file}", f"--output_dir={tmp_path / 'out'}",
+        "--output_name=mine", f"--dataset_config={tmp_path / 'dataset.toml'}",
+        "--save_model_as=safetensors", "--learning_rate=5e-6", "--max_train_steps=2",
+        "--use_8bit_adam", "--xformers", "--gradient_checkpointing", "--mixed_precision=bf16",
+    ]  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, *launcher, str(script), *flags, *extra],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    before, after = (
+        safe_open(f, framework="pt") for f in (file, tmp_path / "out" / "mine.safetensors")
+    )
+    names = set(before.keys())
+    assert names == set(after.keys())
+    changed = [n for n in names if not torch.equal(before.get_tensor(n), after.get_tensor(n))]
+    unet = [n for n in names if n.startswith("model.diffusion_model.")]
+    assert set(changed) <= set(unet)
+    assert len(changed) > 0.9 * len(unet)

@@ -125,6 +125,14 @@ def test_a_process_that_dies_ends_the_run_with_a_message(run_file, tmp_path):
     assert recorded_losses(run) == pytest.approx(whole, rel=1e-5)  # sums come in any order
 
 
+@pytest.mark.parametrize("name", ["DEEPSPEED", "FSDP"])
+def test_models_in_pieces_are_refused(run_file, monkeypatch, name):
+    monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")
+    done = impasto("train", run_file())
+    assert done.returncode == 2
+    assert f"accelerate is configured for {name}" in done.stderr
+
+
 def test_two_processes_share_cached_captions(run_file, tmp_path):
     """The first encodes all captions, the second finds it done and takes the same way."""
     changes = {"training": {"max_steps": 2, "cache_text_to_disk": True}}

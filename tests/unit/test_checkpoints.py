@@ -107,7 +107,7 @@ def test_values_that_cannot_be_written_leave_the_old_file(tmp_path, write, value
 
 @pytest.mark.parametrize("write", [write_safetensors, write_ckpt])
 def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch, tensors, write):
-    def full(*_):
+    def full(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(writing, "_write_values", full)

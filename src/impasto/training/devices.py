@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from datetime import timedelta
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 
-from impasto.errors import MissingDependencyError
+from impasto.errors import ConfigError, MissingDependencyError
 
 PATIENCE = timedelta(days=14)
 _LOST = ("Connection closed by peer", "Connection reset by peer", "gloo", "NCCL error")
@@ -24,7 +25,11 @@ def build_accelerator() -> Accelerator:
 
     Processes wait for the first one while it encodes pictures, which may take days; a process that
     dies is noticed by the launcher, not by a timeout.
+
+    Raises:
+        ConfigError: accelerate is configured to cut the model into pieces.
     """
+    require_whole_models()
     handlers = [
         DistributedDataParallelKwargs(gradient_as_bucket_view=True),
         InitProcessGroupKwargs(timeout=PATIENCE),
@@ -32,6 +37,22 @@ def build_accelerator() -> Accelerator:
     return Accelerator(
         cpu=not torch.cuda.is_available(), mixed_precision="no", kwargs_handlers=handlers
     )
+
+
+def require_whole_models() -> None:
+    """Make sure that each process will have the whole model.
+
+    Raises:
+        ConfigError: accelerate's configuration asks for DeepSpeed, FSDP or Megatron-LM.
+    """
+    for name in ("DEEPSPEED", "FSDP", "MEGATRON_LM"):
+        if os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() == "true":
+            raise ConfigError(
+                f"accelerate is configured for {name}, which cuts a model into pieces; here each "
+                f"process has the whole model, and they exchange gradients (distributed_type "
+                f"MULTI_GPU). Run `accelerate config` and choose no {name}. What saves memory: "
+                f"optimizer.kind adamw8bit, training.weights bf16, training.gradient_checkpointing."
+            )
 
 
 def require_precision(mixed_precision: str) -> None:
