@@ -4,7 +4,7 @@ import pytest
 import torch
 from diffusers.models.attention_processor import Attention, AttnProcessor, AttnProcessor2_0
 
-from impasto.models.attention import UpcastAttention
+from impasto.models.attention import FusedAttention
 from impasto.models.loading import load_base_model
 
 
@@ -28,10 +28,10 @@ def inputs():
 def test_it_equals_diffusers_in_float32():
     x, context = inputs()
     expected = attention(AttnProcessor2_0())(x, context)
-    torch.testing.assert_close(attention(UpcastAttention())(x, context), expected)
+    torch.testing.assert_close(attention(FusedAttention(upcast=True))(x, context), expected)
     own = Attention(64, heads=2, dim_head=32, processor=AttnProcessor2_0()).eval()
     expected = own(x)
-    own.set_processor(UpcastAttention())
+    own.set_processor(FusedAttention(upcast=True))
     torch.testing.assert_close(own(x), expected)
 
 
@@ -41,7 +41,7 @@ def test_it_stays_finite_where_float16_overflows():
     exact = attention(AttnProcessor(), scale=500.0)(x, context)
     half = attention(AttnProcessor(), scale=500.0).half()
     assert not half(x.half(), context.half()).isfinite().all(), "this does not overflow any more"
-    upcast = attention(UpcastAttention(), scale=500.0).half()(x.half(), context.half())
+    upcast = attention(FusedAttention(upcast=True), scale=500.0).half()(x.half(), context.half())
     assert upcast.dtype == torch.float16
     assert upcast.isfinite().all()
     torch.testing.assert_close(upcast.float(), exact, atol=0.02, rtol=0.05)
@@ -49,7 +49,10 @@ def test_it_stays_finite_where_float16_overflows():
 
 def test_it_holds_under_autocast():
     x, context = inputs()
-    upcast, plain = attention(UpcastAttention(), scale=500.0), attention(AttnProcessor(), scale=500)
+    upcast, plain = (
+        attention(FusedAttention(upcast=True), scale=500.0),
+        attention(AttnProcessor(), scale=500),
+    )
     with torch.autocast("cpu", torch.float16):
         assert not plain(x, context).isfinite().all()
         assert upcast(x, context).isfinite().all()
@@ -58,7 +61,7 @@ def test_it_holds_under_autocast():
 @pytest.mark.parametrize(("model", "expected"), [("nano_model", 0), ("nano_sd2_model", 1)])
 def test_the_family_row_decides_where_the_config_is_silent(request, model, expected):
     unet = load_base_model(request.getfixturevalue(model)).unet
-    found = {isinstance(p, UpcastAttention) for p in unet.attn_processors.values()}
+    found = {isinstance(p, FusedAttention) for p in unet.attn_processors.values()}
     assert found == {bool(expected)}
 
 
@@ -71,4 +74,4 @@ def test_the_sources_config_comes_first(nano_sd2_model, tmp_path):
     config = json.loads(file.read_text(encoding="utf-8"))
     file.write_text(json.dumps({**config, "upcast_attention": False}), encoding="utf-8")
     processors = load_base_model(folder).unet.attn_processors.values()
-    assert not any(isinstance(p, UpcastAttention) for p in processors)
+    assert not any(isinstance(p, FusedAttention) for p in processors)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from impasto.checkpoints.hypernetworks import is_hypernetwork
 from impasto.checkpoints.keymap import UNET_PREFIX, VAE_PREFIX
 from impasto.checkpoints.reading import TensorFile
 
@@ -65,8 +66,11 @@ PARTS_OF_DIFFUSERS = (
 def kind_of(file: TensorFile) -> Kind:
     """Name what a file is."""
     names = tuple(file.tensors)
+    if is_hypernetwork(file):
+        return HYPERNETWORK
     if not names:
-        return HYPERNETWORK if {320, 640, 768, 1024, 1280} & set(file.other_keys) else UNKNOWN
+        widths = [key for key in file.other_keys if type(key) is int]
+        return HYPERNETWORK if widths else UNKNOWN
     for kind in OTHERS:
         if kind.fits(names):
             return kind

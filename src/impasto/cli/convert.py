@@ -9,6 +9,7 @@ import click
 
 from impasto.cli.model_options import model_options, open_options
 
+FORMATS_OF_HYPERNETWORKS = ("a1111", "portable", "novelai")
 DTYPE = click.Choice(["fp32", "fp16", "bf16"])
 
 
@@ -18,8 +19,9 @@ DTYPE = click.Choice(["fp32", "fp16", "bf16"])
 @click.option(
     "--to",
     "form",
-    type=click.Choice(["safetensors", "ckpt", "diffusers"]),
-    help="What to write; default: by the ending of OUT, without one a Diffusers folder.",
+    type=click.Choice(["safetensors", "ckpt", "diffusers", "a1111", "portable", "novelai"]),
+    help="What to write; default: by the ending of OUT, without one a Diffusers folder. A "
+    "hypernetwork: a1111, portable (ComfyUI too), novelai or safetensors.",
 )
 @click.option("--dtype", type=DTYPE, help="Precision of all parts; default: as they are.")
 @click.option("--unet-dtype", type=DTYPE, help="Precision of the U-Net.")
@@ -37,11 +39,30 @@ def convert(source: str, target: Path, form: str | None, **options: Any) -> None
     \b
     impasto convert old.ckpt new.safetensors --dtype fp16
     impasto convert model.safetensors model-folder
+    impasto convert style.pt style-for-comfyui.pt --to portable
     """  # noqa: D301 - the backspace tells click to keep the lines
+    from impasto.checkpoints.kinds import HYPERNETWORK, kind_of
+    from impasto.checkpoints.reading import open_tensor_file
     from impasto.cli.console import Console
-    from impasto.models.conversion import convert_model, form_of
+    from impasto.errors import ConfigError
+    from impasto.models.conversion import convert_hypernetwork, convert_model, form_of
     from impasto.models.saving import DTYPES
 
+    console = Console()
+    file = Path(source)
+    if file.is_file() and kind_of(open_tensor_file(file)) is HYPERNETWORK:
+        written = convert_hypernetwork(
+            file,
+            target,
+            form,
+            DTYPES.get(options["dtype"]),
+            title=options["title"],
+            overwrite=options["overwrite"],
+        )
+        console.table(written)
+        return
+    if form in FORMATS_OF_HYPERNETWORKS:
+        raise ConfigError(f"{source} is no hypernetwork, so --to {form} does not apply.")
     if options.pop("ema"):
         options["weights"] = "ema"
     opened_as = open_options(options)
@@ -49,7 +70,6 @@ def convert(source: str, target: Path, form: str | None, **options: Any) -> None
         part: options[f"{part}_dtype"] or options["dtype"]
         for part in ("unet", "text_encoder", "vae")
     }
-    console = Console()
     written = convert_model(
         source,
         target,

@@ -11,7 +11,11 @@ import click
 from impasto.cli.model_options import model_options, open_options
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from impasto.models.hypernetwork import HypernetworkStack
     from impasto.models.tokens import Emphasis
+    from impasto.sampling.prompts import Prompt
 
 
 @click.command()
@@ -36,6 +40,19 @@ if TYPE_CHECKING:
     show_default=True,
     help="What (cat:1.2) and [dog] do: as in A1111, without its correction, or nothing.",
 )
+@click.option(
+    "--hypernetwork",
+    "hypernetworks",
+    multiple=True,
+    metavar="FILE[:STRENGTH]",
+    help="A hypernetwork to draw with; repeatable. A prompt may say <hypernet:name:0.5>.",
+)
+@click.option(
+    "--strengths",
+    metavar="0,0.5,1",
+    help="Draw each prompt at each of these strengths of the hypernetworks; with --grid, the "
+    "columns.",
+)
 @click.option("--grid", is_flag=True, help="Also write all pictures as one, grid.png.")
 @model_options
 def sample(
@@ -52,12 +69,15 @@ def sample(
     sampler: str,
     clip_skip: int | None,
     emphasis: Emphasis,
+    hypernetworks: tuple[str, ...],
+    strengths: str | None,
     grid: bool,  # noqa: FBT001
     **options: Any,
 ) -> None:
     """Draw each of PROMPTS with MODEL: a file, a Diffusers folder, a Hub id, or a finished run."""
     from impasto.cli.console import Console
     from impasto.errors import ConfigError
+    from impasto.models.hypernetwork import load_hypernetworks
     from impasto.models.loading import load_base_model
     from impasto.models.text_metadata import prompt_layout
     from impasto.sampling.prompts import SAMPLERS, Prompt
@@ -69,14 +89,26 @@ def sample(
     if width % 8 or height % 8:
         raise ConfigError(f"The size is {width}x{height}; both sides must be multiples of 8.")
     console = Console()
+    stack = load_hypernetworks(hypernetworks)
+    sweep = _numbers(strengths) if strengths else []
+    if sweep and not stack.networks:
+        raise ConfigError("--strengths has no effect without --hypernetwork.")
     base = load_base_model(model, open_options(options), console)
     base.unet.to(default_device())
     base.text_encoder.to(default_device())
     layout = replace(prompt_layout(base.contents.metadata), emphasis=emphasis)
-    drawer = Sampler.of(base, clip_skip, layout)
-    wanted = [
+    for network in stack.networks.values():
+        network.to(default_device()).eval()
+    stack.attach(base.unet)
+    drawer = replace(Sampler.of(base, clip_skip, layout), hypernetworks=stack)
+    single = [
         Prompt(text, negative, seed + index, width, height, steps, guidance, sampler)
         for index, text in enumerate(text for text in prompts for _ in range(count))
+    ]
+    wanted = [
+        replace(prompt, text=" ".join((prompt.text, *tags)))
+        for prompt in single
+        for tags in _tags(stack, prompt, sweep)
     ]
     images = []
     with console.stage("Drawing", len(wanted), "pictures") as advance:
@@ -86,6 +118,28 @@ def sample(
             images.append(image)
             advance(1)
     if grid:
-        columns = count if count > 1 else min(len(images), 4)
+        columns = len(sweep) or (count if count > 1 else min(len(images), 4))
         save_png(make_grid(images, columns), out / "grid.png", wanted[0])
     console.note(f"Wrote {len(images)} pictures to {out}.")
+
+
+def _numbers(text: str) -> list[float]:
+    """Strengths, as given.
+
+    Raises:
+        ConfigError: One is no number.
+    """
+    from impasto.errors import ConfigError
+
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError as error:
+        raise ConfigError(f"--strengths is {text!r}; expected numbers such as 0,0.5,1.") from error
+
+
+def _tags(stack: HypernetworkStack, prompt: Prompt, sweep: Sequence[float]) -> list[list[str]]:
+    """What is added to a prompt for each picture of it: the strengths that it does not say."""
+    silent = [name for name in stack.networks if name not in prompt.strengths]
+    if not sweep:
+        return [[f"<hypernet:{name}:{stack.strengths[name]:g}>" for name in silent]]
+    return [[f"<hypernet:{name}:{strength:g}>" for name in silent] for strength in sweep]

@@ -25,6 +25,10 @@ SamplerName = Literal[
 class PreviewConfig(Section):
     """Samples during training, beside the base model's."""
 
+    hypernetworks: tuple[str, ...] = ()
+    """Hypernetworks that previews are drawn with besides: files, each perhaps with its strength, as
+    `style.pt:0.8`. A prompt may change the strength: `a cat <hypernet:style:0.5>`."""
+
     prompts: tuple[str, ...] = ()
     """One picture is drawn for each; none means no previews."""
 
@@ -115,16 +119,21 @@ class SavingConfig(Section):
     """Folder for exported models; off means `export` in the run directory, and `models` for those
     on the way."""
 
-    format: Literal["safetensors", "ckpt", "diffusers"] = "safetensors"
-    """What the trained model is written as: one `.safetensors` or `.ckpt` file for A1111, Forge and
-    ComfyUI, or a Diffusers folder."""
+    format: Literal["safetensors", "ckpt", "diffusers", "a1111", "portable", "novelai"] | None = (
+        None
+    )
+    """What the trained model is written as: one `.safetensors` (which off means) or `.ckpt` file
+    for A1111, Forge and ComfyUI, or a Diffusers folder. A hypernetwork: `a1111` (which off means),
+    a `.pt` for A1111 and Forge; `portable`, that `.pt` as ComfyUI reads it too; `novelai`; or
+    `safetensors`."""
 
     name: str | None = None
     """Name and title of the exported model; off means the run directory's."""
 
-    export_dtype: Precision = "fp16"
-    """Precision of the trained parts in the exported model; frozen parts stay as they were, bit for
-    bit, unless one of the next three says otherwise."""
+    export_dtype: Precision | None = None
+    """Precision of the trained parts in the exported model; off means fp16, and fp32 for a
+    hypernetwork. Frozen parts stay as they were, bit for bit, unless one of the next three says
+    otherwise."""
 
     unet_dtype: Precision | None = None
     """Precision of the U-Net in the exported model; off means as `export_dtype` says."""

@@ -6,18 +6,24 @@ The docstring under a field is its help text and its entry in `docs/config.md`. 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from impasto.config.base import Section
 from impasto.config.dataset import DatasetConfig
+from impasto.config.hypernetwork import DEFAULT_LR, HypernetworkConfig
 from impasto.config.objective import LossConfig, NoiseConfig, TimestepConfig
 from impasto.config.optimizer import OptimizerConfig, Rate
-from impasto.config.output import LoggingConfig, PreviewConfig, SavingConfig
+from impasto.config.output import LoggingConfig, Precision, PreviewConfig, SavingConfig
 from impasto.config.schedule import ScheduleConfig
 
 Positive = Annotated[int, Field(ge=1)]
+FORMATS = {
+    "full": ("safetensors", "ckpt", "diffusers"),
+    "hypernetwork": ("a1111", "portable", "novelai", "safetensors"),
+}
+"""What each kind of method can be written as; the first is taken unless another is asked for."""
 BlockName = Literal[
     "conv_in", "time_embedding", "down_blocks.0", "down_blocks.1", "down_blocks.2", "down_blocks.3",
     "mid_block", "up_blocks.0", "up_blocks.1", "up_blocks.2", "up_blocks.3", "conv_norm_out",
@@ -73,11 +79,12 @@ class ModelConfig(Section):
     their mean besides, as A1111 does."""
 
 
-class FullMethod(Section):
-    """Train the whole U-Net, and the text encoder if asked."""
+class MethodConfig(Section):
+    """What is trained: the whole U-Net, and the text encoder if asked; or a hypernetwork."""
 
-    kind: Literal["full"] = "full"
-    """Full fine-tuning."""
+    kind: Literal["full", "hypernetwork"] = "full"
+    """`full` trains the U-Net itself; `hypernetwork` small networks beside it, by the settings of
+    `[hypernetwork]`, and leaves the model as it is."""
 
     train_text_encoder: bool = False
     """Train the text encoder too: learns new words better, forgets old ones faster."""
@@ -101,11 +108,16 @@ class FullMethod(Section):
     `up_blocks.0` to `.3`, `conv_norm_out`, `conv_out`. The others have the optimizer's."""
 
     @model_validator(mode="after")
-    def _text_encoder_is_trained(self) -> FullMethod:
+    def _text_encoder_is_trained(self) -> MethodConfig:
         names = ("lr", "layers", "from_step", "until_step")
         given = [n for n in (f"text_encoder_{name}" for name in names) if getattr(self, n)]
         if given and not self.train_text_encoder:
             raise ValueError(f"{given[0]} has no effect without train_text_encoder")
+        if self.kind != "full" and (self.train_text_encoder or self.block_lrs):
+            raise ValueError(
+                "train_text_encoder and block_lrs belong to the kind full: a hypernetwork leaves "
+                "the model as it is"
+            )
         end = self.text_encoder_until_step
         if end is not None and end <= self.text_encoder_from_step:
             raise ValueError(
@@ -217,7 +229,8 @@ class RunConfig(Section):
 
     model: ModelConfig
     dataset: DatasetConfig
-    method: FullMethod = FullMethod()
+    method: MethodConfig = MethodConfig()
+    hypernetwork: HypernetworkConfig = HypernetworkConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     loss: LossConfig = LossConfig()
@@ -228,6 +241,41 @@ class RunConfig(Section):
     previews: PreviewConfig = PreviewConfig()
     saving: SavingConfig = SavingConfig()
     logging: LoggingConfig = LoggingConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _hypernetworks_have_a_rate_of_their_own(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        method, optimizer = values.get("method"), values.get("optimizer", {})
+        is_hypernetwork = isinstance(method, dict) and method.get("kind") == "hypernetwork"
+        if is_hypernetwork and isinstance(optimizer, dict) and "lr" not in optimizer:
+            return {**values, "optimizer": {"lr": DEFAULT_LR, **optimizer}}
+        return values
+
+    @model_validator(mode="after")
+    def _hypernetworks_are_trained(self) -> RunConfig:
+        if self.method.kind == "full" and self.hypernetwork != HypernetworkConfig():
+            raise ValueError(
+                '[hypernetwork] has no effect without method.kind = "hypernetwork". Add that, or '
+                "take the section out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _format_fits(self) -> RunConfig:
+        saving, kind = self.saving, self.method.kind
+        if saving.format is not None and saving.format not in FORMATS[kind]:
+            raise ValueError(
+                f"saving.format {saving.format} is not one of method.kind {kind}, which has "
+                f"{', '.join(FORMATS[kind])}"
+            )
+        if kind == "hypernetwork" and saving.part_dtypes:
+            part = next(iter(saving.part_dtypes))
+            raise ValueError(f"saving.{part}_dtype has no effect on a hypernetwork")
+        if kind == "hypernetwork" and self.export_precision == "bf16":
+            raise ValueError("saving.export_dtype of a hypernetwork is fp32 or fp16")
+        return self
 
     @model_validator(mode="after")
     def _cached_text_is_frozen(self) -> RunConfig:
@@ -279,6 +327,16 @@ class RunConfig(Section):
         """Pictures per forward pass and process, by the number of the data set."""
         sizes = [part.batch_size or self.training.batch_size for part in self.dataset.parts]
         return dict(enumerate(sizes))
+
+    @property
+    def export_form(self) -> str:
+        """What the trained model or hypernetwork is written as."""
+        return self.saving.format or FORMATS[self.method.kind][0]
+
+    @property
+    def export_precision(self) -> Precision:
+        """The precision of what was trained, in its file."""
+        return self.saving.export_dtype or ("fp16" if self.method.kind == "full" else "fp32")
 
     @property
     def export_name(self) -> str:

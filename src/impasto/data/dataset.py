@@ -21,6 +21,7 @@ from impasto.data.records import Batch, PlannedImage, Size
 from impasto.data.rendering import CELL, Rendered
 from impasto.data.sampler import EpochSampler, Group, MicroBatch, Update, Visit
 from impasto.data.stages import default_workers
+from impasto.data.templates import CaptionTemplates
 from impasto.diffusion.draws import Draws
 from impasto.randomness import derive_rng
 
@@ -61,6 +62,7 @@ class TrainingData:
         seed: The run's seed.
         total_steps: Optimizer updates of the whole run.
         encoder: For pictures that are not encoded ahead; None where there are none.
+        templates: Lines around captions; None leaves captions as they are.
         lost: Pictures that could not be read any more while training, with reasons.
     """
 
@@ -70,6 +72,7 @@ class TrainingData:
     seed: int
     total_steps: int
     encoder: MomentsEncoder | None = None
+    templates: CaptionTemplates | None = None
     lost: dict[Path, str] = field(default_factory=dict)
 
     @property
@@ -119,7 +122,7 @@ class TrainingData:
         record = self.plan.images[visit.picture].record
         moment = Moment(update.epoch + 1, update.step, self.total_steps)
         subset = record.subset
-        return subset.captions.write(
+        caption = subset.captions.write(
             record.words,
             moment,
             self.seed,
@@ -128,6 +131,10 @@ class TrainingData:
             record.name,
             visit.repeat,
         )
+        if self.templates is None:
+            return caption
+        keys = _keys(self.plan.images[visit.picture], visit, update.epoch)
+        return self.templates.around(caption, self.seed, *keys)
 
     def _flips(self, visit: Visit, epoch: int) -> bool:
         """Whether a picture is mirrored this time: in half of the showings, if its words allow."""

@@ -1,4 +1,4 @@
-"""Attention in float32 where float16 would overflow, without giving up fused kernels.
+"""Attention processors: float32 where float16 would overflow, and contexts that are changed.
 
 SD 2.1's queries and keys make products beyond 65,504. Of diffusers' processors only the one that
 keeps the whole attention matrix computes them in float32; the fused one ignores `upcast_attention`.
@@ -6,18 +6,28 @@ keeps the whole attention matrix computes them in float32; the fused one ignores
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
+Contexts = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""What is attended to -> what keys are made of, and what values are made of."""
 
-class UpcastAttention:
-    """diffusers' attention processor for modules of SD 2.x: float16 is raised to float32.
 
-    bfloat16 has float32's range and stays as it is, and so does float32.
+class FusedAttention:
+    """diffusers' attention processor for the modules of SD 1 and 2, on fused kernels.
+
+    Args:
+        upcast: Whether float16 is raised to float32. bfloat16 has float32's range and stays as it
+            is, and so does float32.
+        contexts: Changes what keys and values are made of; None leaves it.
     """
+
+    def __init__(self, *, upcast: bool = False, contexts: Contexts | None = None) -> None:
+        self.upcast, self._contexts = upcast, contexts
 
     def __call__(
         self,
@@ -29,9 +39,12 @@ class UpcastAttention:
     ) -> Tensor:
         """Attention over `[B, N, C]`, to the context `[B, M, D]` or to itself."""
         context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
-        query, key, value = attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context)
+        of_keys, of_values = (
+            (context, context) if self._contexts is None else self._contexts(context)
+        )
+        query, key, value = attn.to_q(hidden_states), attn.to_k(of_keys), attn.to_v(of_values)
         wide = query.dtype
-        if wide == torch.float16:
+        if self.upcast and wide == torch.float16:
             query, key, value = query.float(), key.float(), value.float()
         with torch.autocast(query.device.type, enabled=False):
             output = scaled_dot_product_attention(
@@ -45,8 +58,8 @@ class UpcastAttention:
 
 
 def use_upcast_attention(unet: nn.Module) -> None:
-    """Have a U-Net's attention computed by `UpcastAttention`."""
-    unet.set_attn_processor(UpcastAttention())  # type: ignore[operator]
+    """Have a U-Net's attention computed in float32 where it would overflow float16."""
+    unet.set_attn_processor(FusedAttention(upcast=True))  # type: ignore[operator]
 
 
 def _by_heads(tensor: Tensor, heads: int) -> Tensor:

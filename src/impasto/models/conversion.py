@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from impasto import files
+from impasto.checkpoints import hypernetworks
 from impasto.checkpoints.modelspec import read_encoder_layer
 from impasto.errors import ConfigError
 from impasto.models.configs import CONFIGS_KEY
@@ -70,6 +72,47 @@ def convert_model(
     if target.is_file():
         summary["SHA-256"] = hash_file(target, progress)
     return summary
+
+
+def convert_hypernetwork(
+    source: Path,
+    target: Path,
+    asked: str | None,
+    dtype: torch.dtype | None,
+    *,
+    title: str | None = None,
+    overwrite: bool = False,
+) -> dict[str, str]:
+    """Read a hypernetwork and write it; what a person may want to know of it comes back.
+
+    Raises:
+        ConfigError: Something is at `target` already, or its ending does not fit.
+        ModelError: The source cannot be used, or the form cannot say what it is.
+        StorageError: The target cannot be written.
+    """
+    _require_free(source, target, overwrite=overwrite)
+    by_ending = "safetensors" if target.suffix == ".safetensors" else "a1111"
+    dialect = next((d for d in hypernetworks.SUFFIXES if d == (asked or by_ending)), None)
+    if dialect is None:
+        raise ConfigError(
+            f"{source} is a hypernetwork, which cannot be written as {asked}; choose one of "
+            f"{', '.join(hypernetworks.SUFFIXES)}."
+        )
+    if target.suffix != hypernetworks.SUFFIXES[dialect]:
+        raise ConfigError(
+            f"{target} ends in {target.suffix or 'nothing'}, but a hypernetwork as {dialect} is a "
+            f"{hypernetworks.SUFFIXES[dialect]} file. Change one of them."
+        )
+    contents = hypernetworks.read_hypernetwork(source).cast(dtype)
+    contents = replace(contents, name=title) if title else contents
+    lost = hypernetworks.write_hypernetwork(contents, target, dialect)
+    return {
+        "Wrote": str(target),
+        "From": contents.form,
+        "As": dialect,
+        "Widths": ", ".join(map(str, contents.widths)),
+        **({"Note": " ".join(lost)} if lost else {}),
+    }
 
 
 def hash_file(path: Path, progress: Progress | None = None) -> str:

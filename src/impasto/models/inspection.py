@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
+from impasto.checkpoints.hypernetworks import HypernetworkContents, read_hypernetwork
 from impasto.checkpoints.keymap import PARTS
-from impasto.checkpoints.kinds import BASE_MODEL, kind_of
+from impasto.checkpoints.kinds import BASE_MODEL, HYPERNETWORK, kind_of
 from impasto.checkpoints.ldm import take_apart
 from impasto.checkpoints.reading import TensorFile, open_tensor_file
 from impasto.checkpoints.tensors import Tensors, total_bytes
+from impasto.checkpoints.writing import is_finite
 from impasto.errors import ModelError
 from impasto.models.contents import ModelContents
 from impasto.models.conversion import hash_file
@@ -41,6 +43,8 @@ def inspect_model(
             found |= _model_sections(contents_of(file, source, options, progress))
         except ModelError as error:  # what the file holds is told all the same
             found["Model"] = {"Cannot be used": str(error)}
+    if file is not None and kind_of(file) is HYPERNETWORK:
+        found["Hypernetwork"] = _hypernetwork_section(read_hypernetwork(path))
     if file is not None:
         found["Metadata"] = _shortened(file.metadata) or {"none": "the file carries no texts"}
     if hashing:
@@ -54,8 +58,9 @@ def _file_section(file: TensorFile) -> Section:
         "Kind": kind_of(file).name,
         "Form": file.form,
         "Size": _in_words(file.path.stat().st_size),
-        "Tensors": f"{len(file.tensors)}, {_types(file.tensors)}",
     }
+    if file.tensors:
+        rows["Tensors"] = f"{len(file.tensors)}, {_types(file.tensors)}"
     if kind_of(file) is BASE_MODEL:
         ldm = take_apart(file.tensors)
         averaged = f"yes, {len(ldm.ema)} tensors; --weights ema takes them" if ldm.ema else "no"
@@ -63,6 +68,29 @@ def _file_section(file: TensorFile) -> Section:
         rows["Kept beside the parts"] = _names(tuple(ldm.ldm_only))
         rows["Of no known use"] = _names(ldm.foreign)
     rows |= {name: str(number) for name, number in file.counters.items()}
+    return rows
+
+
+def _hypernetwork_section(contents: HypernetworkContents) -> Section:
+    structure, tensors = contents.structure, contents.tensors()
+    rows = {
+        "Name": contents.name,
+        "Form": contents.form,
+        "Widths": ", ".join(map(str, contents.widths)),
+        "Layers": ", ".join(f"{multiple:g}" for multiple in structure.layers),
+        "Activation": structure.activation
+        + (", after the last layer too" if structure.activate_output else ""),
+        "Layer norm": "yes" if structure.layer_norm else "no",
+        "Dropout": ", ".join(f"{share:g}" for share in structure.dropout) or "none",
+        "Initialization": contents.initialization,
+        "Trained for": f"{contents.step} updates",
+        "On": " ".join(filter(None, (contents.base_name, contents.base_hash))) or "not said",
+        "Numbers": f"{sum(t.numel() for t in tensors.values()) / 1e6:.2f} M, "
+        f"{_in_words(sum(t.nbytes for t in tensors.values()))}",
+        "NaN or infinite": _names(tuple(n for n, t in tensors.items() if not is_finite(t))),
+    }
+    if contents.info:
+        rows["Info"] = contents.info
     return rows
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor, nn
 
+from impasto.models.hypernetwork import Hypernetwork, HypernetworkStack
 from impasto.models.loading import BaseModel
 from impasto.models.text import ClipStates
 
@@ -59,11 +61,22 @@ class Part:
 
 @runtime_checkable
 class Trainable(Protocol):
-    """A way of training: full fine-tuning here; hypernetworks and others come as further ones."""
+    """A way of training.
+
+    Attributes:
+        unet: diffusers' U-Net, with whatever is attached to it: validation and previews call it.
+        network: What training calls in its place, as accelerate wraps it: has all that learns
+            there among its parameters.
+        states: The text encoder.
+        parts: What learns.
+        hypernetworks: Those that are attached.
+    """
 
     unet: nn.Module
+    network: nn.Module
     states: ClipStates
     parts: tuple[Part, ...]
+    hypernetworks: HypernetworkStack
 
     def export(self) -> Mapping[str, Mapping[str, Tensor]]:
         """Part -> tensors by name, for the exported model."""
@@ -96,6 +109,8 @@ class FullFineTune:
         gradient_checkpointing: bool = False,
     ) -> None:
         self.unet = model.unet.requires_grad_(requires_grad=True).train()
+        self.network: nn.Module = self.unet
+        self.hypernetworks = HypernetworkStack()
         self.states = ClipStates(model.text_encoder, clip_skip)
         parts = [Part("unet", self.unet, lr, block_lrs or {})]
         if text_encoder_lr is not None:
@@ -116,4 +131,61 @@ class FullFineTune:
 
     def export(self) -> Mapping[str, Mapping[str, Tensor]]:
         """The tensors of the parts that learn."""
+        return {part.name: part.module.state_dict() for part in self.parts}
+
+
+class UNetWithHypernetwork(nn.Module):
+    """A U-Net and what is attached to it, as one module: what several processes exchange."""
+
+    def __init__(self, unet: nn.Module, hypernetwork: Hypernetwork) -> None:
+        super().__init__()
+        self.unet, self.hypernetwork = unet, hypernetwork
+
+    def forward(self, *args: Any, **options: Any) -> Any:
+        """The U-Net's output; its attention asks the hypernetwork."""
+        return self.unet(*args, **options)
+
+
+class HypernetworkTraining:
+    """A hypernetwork learns; the model stays as it is.
+
+    Args:
+        model: The base model; the hypernetwork is attached to its U-Net.
+        hypernetwork: What learns.
+        name: What it is called.
+        lr: Its learning rate.
+        clip_skip: Which layer of the text encoder is used.
+        gradient_checkpointing: Recompute activations in the backward pass.
+        frozen_dtype: What the U-Net's weights are kept in; None leaves them.
+
+    Raises:
+        ModelError: The hypernetwork is for a U-Net of other widths.
+    """
+
+    def __init__(
+        self,
+        model: BaseModel,
+        hypernetwork: Hypernetwork,
+        name: str,
+        *,
+        lr: float,
+        clip_skip: int | None = None,
+        gradient_checkpointing: bool = False,
+        frozen_dtype: torch.dtype | None = None,
+    ) -> None:
+        self.unet = model.unet.requires_grad_(requires_grad=False).train()
+        if frozen_dtype is not None:
+            self.unet.to(frozen_dtype)
+        hypernetwork.requires_grad_(requires_grad=True).train()
+        self.hypernetworks = HypernetworkStack()
+        self.hypernetworks.add(name, hypernetwork)
+        self.hypernetworks.attach(self.unet)
+        self.network: nn.Module = UNetWithHypernetwork(self.unet, hypernetwork)
+        self.states = ClipStates(model.text_encoder, clip_skip)
+        self.parts: tuple[Part, ...] = (Part("hypernetwork", hypernetwork, lr),)
+        if gradient_checkpointing:
+            self.unet.enable_gradient_checkpointing()
+
+    def export(self) -> Mapping[str, Mapping[str, Tensor]]:
+        """The hypernetwork's tensors."""
         return {part.name: part.module.state_dict() for part in self.parts}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 SAMPLERS = {
@@ -22,6 +23,10 @@ OTHER_NAMES = {
     "k_dpm_2_a": "dpm_2_a", "dpmsolver++": "dpmpp_2m",
 }  # fmt: skip
 """sd-scripts' further names for them."""
+
+_HYPERNETWORK = re.compile(
+    r"<hypernet:(?P<name>[^:<>]+)(?::(?P<strength>[-+]?(?:\d+\.?\d*|\.\d+)))?>"
+)
 
 
 @dataclass(frozen=True)
@@ -48,6 +53,22 @@ class Prompt:
     steps: int = 20
     guidance_scale: float = 7.0
     sampler: str = "ddim"
+
+    @property
+    def words(self) -> str:
+        """The text without what it says of hypernetworks."""
+        return _HYPERNETWORK.sub("", self.text).strip()
+
+    @property
+    def strengths(self) -> dict[str, float]:
+        """Hypernetwork -> strength, as in `<hypernet:name:0.5>`; 1 where none is given.
+
+        AUTOMATIC1111/stable-diffusion-webui, `modules/extra_networks_hypernet.py`.
+        """
+        return {
+            match["name"]: float(match["strength"] or 1)
+            for match in _HYPERNETWORK.finditer(self.text)
+        }
 
     def parameters(self) -> str:
         """The text that A1111 writes into PNG files and other programs read from them."""

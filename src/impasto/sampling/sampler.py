@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from impasto import files
 from impasto.checkpoints.modelspec import read_encoder_layer
 from impasto.errors import ConfigError
 from impasto.models import vae as vae_module
+from impasto.models.hypernetwork import HypernetworkStack
 from impasto.models.loading import BaseModel, build_tokens
 from impasto.models.text import ClipStates, ClipTextConditioner, TextConditioner
 from impasto.models.text_metadata import prompt_layout
@@ -38,6 +39,7 @@ class Sampler:
         conditioner: Text to cross-attention inputs.
         scheduler_config: The model's scheduler configuration.
         scaling_factor: Scaled latents = this times the VAE's.
+        hypernetworks: Those that are attached to the U-Net.
     """
 
     unet: Any
@@ -45,6 +47,7 @@ class Sampler:
     conditioner: TextConditioner
     scheduler_config: Mapping[str, Any]
     scaling_factor: float
+    hypernetworks: HypernetworkStack = field(default_factory=HypernetworkStack)
 
     @classmethod
     def of(
@@ -65,10 +68,19 @@ class Sampler:
 
     @torch.no_grad()
     def draw(self, prompt: Prompt) -> Image.Image:
-        """Draw one picture; the same prompt gives the same picture."""
+        """Draw one picture; the same prompt gives the same picture.
+
+        Raises:
+            ConfigError: The prompt names a hypernetwork that is not there.
+        """
+        with self.hypernetworks.at(prompt.strengths):
+            return self._to_image(self._latents(prompt))
+
+    def _latents(self, prompt: Prompt) -> Tensor:
+        """What the sampler arrives at."""
         scheduler = build_scheduler(prompt.sampler, self.scheduler_config)
         scheduler.set_timesteps(prompt.steps, device=self.unet.device)
-        context = self.conditioner([prompt.text, prompt.negative])["encoder_hidden_states"]
+        context = self.conditioner([prompt.words, prompt.negative])["encoder_hidden_states"]
         generator = torch.Generator().manual_seed(prompt.seed)
         shape = (1, 4, prompt.height // 8, prompt.width // 8)
         latents = torch.randn(shape, generator=generator).to(self.unet.device)
@@ -79,7 +91,7 @@ class Sampler:
             scaled = scheduler.scale_model_input(latents, t)
             output = self._guided(scaled, t, context, prompt.guidance_scale)
             latents = scheduler.step(output, t, latents, **options).prev_sample
-        return self._to_image(latents)
+        return latents  # type: ignore[no-any-return]
 
     def _guided(self, latents: Tensor, t: Tensor, context: Tensor, scale: float) -> Tensor:
         """Classifier-free guidance; Ho and Salimans 2022 (arXiv:2207.12598), eq. 6.

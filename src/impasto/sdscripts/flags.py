@@ -248,8 +248,9 @@ _DISTRIBUTED = [
 ]  # fmt: skip
 
 _HYPERNETWORK = (
-    "sd-scripts has no hypernetworks in fine_tune.py any more, and Impasto trains them by a method "
-    "of their own, which is not there yet"
+    "sd-scripts has no hypernetworks in fine_tune.py any more. Impasto trains them with "
+    '`method.kind = "hypernetwork"` in the settings of `impasto train`; `impasto import-command` '
+    "writes such settings from a command line without this flag"
 )
 _GONE = _refused("text", _HYPERNETWORK, "hypernetwork_module", "hypernetwork_weights")
 

@@ -9,6 +9,7 @@ from impasto.models.identity import Identity
 from impasto.training.optimizers import find_row
 
 USUAL_LR = (1e-7, 5e-5)
+USUAL_HYPERNETWORK_LR = (1e-7, 5e-5)
 USUAL_LION_LR = (3e-8, 2e-5)
 USUAL_FACTOR = (0.1, 2.0)
 
@@ -23,6 +24,7 @@ def advice_on(config: RunConfig, identity: Identity) -> list[str]:
         *_on_rates(config),
         *_on_model(config, identity),
         *_on_text(config),
+        *_on_hypernetwork(config, identity),
     ]
 
 
@@ -30,6 +32,10 @@ def _on_rates(config: RunConfig) -> list[str]:
     optimizer = config.optimizer
     row = find_row(optimizer.kind)
     low, high = USUAL_LR
+    what = "a whole U-Net"
+    if config.method.kind == "hypernetwork":
+        low, high = USUAL_HYPERNETWORK_LR
+        what = "a hypernetwork"
     if row.finds_lr:
         low, high = USUAL_FACTOR
     elif "lion" in row.name.lower():
@@ -38,8 +44,8 @@ def _on_rates(config: RunConfig) -> list[str]:
         return []
     side = "above" if optimizer.lr > high else "below"
     return [
-        f"optimizer.lr {optimizer.lr:g} is {side} what is usual for {optimizer.kind} and a whole "
-        f"U-Net ({low:g} to {high:g})."
+        f"optimizer.lr {optimizer.lr:g} is {side} what is usual for {optimizer.kind} and {what} "
+        f"({low:g} to {high:g})."
     ]
 
 
@@ -67,3 +73,39 @@ def _on_text(config: RunConfig) -> list[str]:
             f"text encoder forgets fast, so a half to a tenth is usual."
         )
     return found
+
+
+def _on_hypernetwork(config: RunConfig, identity: Identity) -> list[str]:
+    """What users of AUTOMATIC1111's trainer report as failing; its threads and pull requests."""
+    if config.method.kind != "hypernetwork":
+        return []
+    asked = config.hypernetwork
+    is_deep, is_linear = len(asked.layers) > 3, asked.activation == "linear"
+    cases = [
+        (
+            asked.activate_output and not is_linear,
+            "hypernetwork.activate_output is reported to block learning, with relu above all "
+            "(AUTOMATIC1111 #3698).",
+        ),
+        (
+            asked.layer_norm,
+            "hypernetwork.layer_norm is reported to make training unstable, by its author too "
+            "(AUTOMATIC1111 #3086).",
+        ),
+        (
+            is_deep and bool(asked.dropout),
+            "Dropout in a deep hypernetwork is reported to learn nothing (AUTOMATIC1111 #3414, "
+            "#3518).",
+        ),
+        (
+            is_deep and not is_linear,
+            f"Hypernetworks of {len(asked.layers) - 1} layers with {asked.activation} are reported "
+            f"as erratic, and [1, 2, 1] as better for small sets (AUTOMATIC1111 #3505, #3086).",
+        ),
+        (
+            identity.family is not SD1 and config.training.mixed_precision == "fp16",
+            "Hypernetworks on SD 2 in fp16 are reported to end in NaN (AUTOMATIC1111 #6923); bf16 "
+            "or no mixed precision is safer.",
+        ),
+    ]
+    return [text for applies, text in cases if applies]

@@ -6,12 +6,12 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from impasto.checkpoints.tensors import total_bytes
 from impasto.config.run import RunConfig
 from impasto.errors import StorageError
 from impasto.models.loading import BaseModel
 from impasto.models.saving import DTYPES
 from impasto.models.trainable import Trainable
+from impasto.training.export import EXPORTERS
 from impasto.training.optimizers import find_row
 
 SMALL_FILES = 64 << 20  # bytes: previews, metrics, the report
@@ -59,7 +59,7 @@ def plan_disk(
     return DiskPlan(
         _state_bytes(config, trainable),
         _states_at_once(config, total_steps),
-        _model_bytes(config, model, trainable),
+        EXPORTERS[config.method.kind].size(config, model, trainable),
         _models_at_once(config, total_steps, updates_per_epoch),
     )
 
@@ -108,18 +108,6 @@ def _states_at_once(config: RunConfig, total_steps: int) -> int:
     if saving.state_every_minutes is not None:
         planned = saving.keep_states + 1
     return min(planned, saving.keep_states + 1)
-
-
-def _model_bytes(config: RunConfig, model: BaseModel, trainable: Trainable) -> int:
-    saving = config.saving
-    trained = {part.name for part in trainable.parts}
-    size = total_bytes(model.contents.ldm_only)
-    for part, tensors in model.contents.parts.items():
-        asked = saving.part_dtypes.get(part) or (saving.export_dtype if part in trained else None)
-        for name, tensor in tensors.items():
-            dtype = DTYPES[asked] if asked else model.stored[part][name]
-            size += tensor.cast(dtype).size_bytes
-    return size
 
 
 def _models_at_once(config: RunConfig, total_steps: int, updates_per_epoch: int) -> int:

@@ -8,16 +8,21 @@ import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from torch import Tensor
 
 from impasto import files
+from impasto.checkpoints import hypernetworks
+from impasto.checkpoints.tensors import total_bytes
 from impasto.config.base import Section
 from impasto.config.load import dump_toml
 from impasto.config.run import RunConfig
-from impasto.models.saving import DTYPES, SUFFIXES, About, save_model, trained_contents
+from impasto.models.hypernetwork import Hypernetwork
+from impasto.models.loading import BaseModel
+from impasto.models.saving import DTYPES, SUFFIXES, About, Form, save_model, trained_contents
 from impasto.models.text_metadata import layout_metadata
+from impasto.models.trainable import Trainable
 from impasto.progress import Progress
 from impasto.runs import RunDirectory
 from impasto.training.session import Session
@@ -43,6 +48,102 @@ def trained_copy(trained: Trained) -> Trained:
     }
 
 
+class Exporter(Protocol):
+    """Writes what was trained as a file for other programs."""
+
+    def suffix(self, config: RunConfig) -> str:
+        """The ending of its name."""
+
+    def size(self, config: RunConfig, model: BaseModel, trainable: Trainable) -> int:
+        """Bytes of its tensors."""
+
+    def write(self, session: Session, trained: Trained, target: Path, progress: Progress) -> None:
+        """Write it; it appears whole or not at all."""
+
+
+class ModelExporter:
+    """The base model with the trained parts in it."""
+
+    def suffix(self, config: RunConfig) -> str:
+        """By the form."""
+        return SUFFIXES[_model_form(config)]
+
+    def size(self, config: RunConfig, model: BaseModel, trainable: Trainable) -> int:
+        """All parts, each in its precision."""
+        trained = {part.name for part in trainable.parts}
+        size = total_bytes(model.contents.ldm_only)
+        for part, tensors in model.contents.parts.items():
+            usual = config.export_precision if part in trained else None
+            asked = config.saving.part_dtypes.get(part, usual)
+            for name, tensor in tensors.items():
+                dtype = DTYPES[asked] if asked else model.stored[part][name]
+                size += tensor.cast(dtype).size_bytes
+        return size
+
+    def write(self, session: Session, trained: Trained, target: Path, progress: Progress) -> None:
+        """Write the model; see `save_model`."""
+        config, saving = session.config, session.config.saving
+        contents = trained_contents(
+            session.model,
+            trained,
+            {part: DTYPES[word] for part, word in saving.part_dtypes.items()},
+            trained_dtype=DTYPES[config.export_precision],
+        )
+        width, height = max(part.width_height for part in config.dataset.parts)
+        about = About(
+            title=saving.metadata.get("title", target.name.removesuffix(self.suffix(config))),
+            resolution=f"{width}x{height}",
+            encoder_layer=config.model.clip_skip or 1,
+            others={str(key): text for key, text in saving.metadata.items() if key != "title"},
+            more={
+                SUMMARY_KEY: json.dumps(training_summary(session), ensure_ascii=False),
+                **layout_metadata(build_layout(config)),
+            },
+        )
+        save_model(contents, target, _model_form(config), about, progress)
+
+
+class HypernetworkExporter:
+    """The hypernetwork alone."""
+
+    def suffix(self, config: RunConfig) -> str:
+        """By the form."""
+        return hypernetworks.SUFFIXES[_dialect(config)]
+
+    def size(self, config: RunConfig, model: BaseModel, trainable: Trainable) -> int:  # noqa: ARG002
+        """What learns is all there is."""
+        numbers = sum(part.count() for part in trainable.parts)
+        return numbers * DTYPES[config.export_precision].itemsize
+
+    def write(self, session: Session, trained: Trained, target: Path, progress: Progress) -> None:
+        """Write the hypernetwork; what its form cannot say is told."""
+        config = session.config
+        module = session.trainable.parts[0].module
+        assert isinstance(module, Hypernetwork)  # noqa: S101 - what this exporter belongs to
+        (tensors,) = trained.values()
+        contents = hypernetworks.HypernetworkContents(
+            hypernetworks.halves_of({n.removeprefix("pairs."): t for n, t in tensors.items()}),
+            module.structure,
+            name=target.name.removesuffix(self.suffix(config)),
+            step=session.total_steps,
+            initialization=config.hypernetwork.initialization.replace("ZeroOutput", "Normal"),
+            base_name=session.model.contents.name,
+            info=config.hypernetwork.info,
+            metadata={SUMMARY_KEY: json.dumps(training_summary(session), ensure_ascii=False)},
+        )
+        lost = hypernetworks.write_hypernetwork(
+            contents.cast(DTYPES[config.export_precision]), target, _dialect(config)
+        )
+        for sentence in lost:
+            progress.note(f"{target.name}: {sentence}")
+
+
+EXPORTERS: dict[str, Exporter] = {
+    "full": ModelExporter(),
+    "hypernetwork": HypernetworkExporter(),
+}
+
+
 def export_on_the_way(
     session: Session,
     trained: Trained,
@@ -57,9 +158,9 @@ def export_on_the_way(
         ModelError: A trained weight does not fit the precision asked for.
         StorageError: The disk is full; what was exported before is untouched.
     """
-    saving = session.config.saving
+    saving, name = session.config.saving, session.config.export_name
     folder = saving.model_dir or run.path / "models"
-    name, suffix = session.config.export_name, SUFFIXES[saving.format]
+    suffix = EXPORTERS[session.config.method.kind].suffix(session.config)
     target = folder / f"{name}-{ending}{variant}{suffix}"
     _export(session, trained, target, progress)
     if saving.keep_models is not None:
@@ -71,59 +172,32 @@ def export_on_the_way(
     return target
 
 
-def export_best(
-    session: Session, trained: Trained, run: RunDirectory, progress: Progress, variant: str = ""
+def export_final(
+    session: Session, trained: Trained, folder: Path, progress: Progress, ending: str = ""
 ) -> Path:
-    """Export in the place of the best one before, as `<name>-best<variant>`.
+    """Export as `<name><ending>` in the form the settings ask for, and return its path.
 
     Raises:
         ModelError: A trained weight does not fit the precision asked for.
         StorageError: The disk is full; what was exported before is untouched.
     """
-    saving = session.config.saving
-    folder = saving.model_dir or run.path / "models"
-    target = folder / f"{session.config.export_name}-best{variant}{SUFFIXES[saving.format]}"
-    _export(session, trained, target, progress)
-    return target
-
-
-def export_model(
-    session: Session, trained: Trained, run: RunDirectory, progress: Progress, variant: str = ""
-) -> Path:
-    """Write the trained model, in the form the settings ask for, and return its path.
-
-    Raises:
-        ModelError: A trained weight does not fit the precision asked for.
-        StorageError: The disk is full; what was exported before is untouched.
-    """
-    saving = session.config.saving
-    folder = saving.model_dir or run.export
-    target = folder / f"{session.config.export_name}{variant}{SUFFIXES[saving.format]}"
+    suffix = EXPORTERS[session.config.method.kind].suffix(session.config)
+    target = folder / f"{session.config.export_name}{ending}{suffix}"
     _export(session, trained, target, progress)
     return target
 
 
 def _export(session: Session, trained: Trained, target: Path, progress: Progress) -> None:
-    config, saving = session.config, session.config.saving
     files.remove_leftovers(target.parent)
-    contents = trained_contents(
-        session.model,
-        trained,
-        {part: DTYPES[word] for part, word in saving.part_dtypes.items()},
-        trained_dtype=DTYPES[saving.export_dtype],
-    )
-    width, height = max(part.width_height for part in config.dataset.parts)
-    about = About(
-        title=saving.metadata.get("title", target.name.removesuffix(SUFFIXES[saving.format])),
-        resolution=f"{width}x{height}",
-        encoder_layer=config.model.clip_skip or 1,
-        others={str(key): text for key, text in saving.metadata.items() if key != "title"},
-        more={
-            SUMMARY_KEY: json.dumps(training_summary(session), ensure_ascii=False),
-            **layout_metadata(build_layout(config)),
-        },
-    )
-    save_model(contents, target, saving.format, about, progress)
+    EXPORTERS[session.config.method.kind].write(session, trained, target, progress)
+
+
+def _model_form(config: RunConfig) -> Form:
+    return next(form for form in SUFFIXES if form == config.export_form)
+
+
+def _dialect(config: RunConfig) -> hypernetworks.Dialect:
+    return next(form for form in hypernetworks.SUFFIXES if form == config.export_form)
 
 
 def training_summary(session: Session) -> dict[str, Any]:

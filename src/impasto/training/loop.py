@@ -87,7 +87,8 @@ class TrainingLoop:
 
     def _train_from(self, step: int) -> None:
         session = self._session
-        frozen = {"VAE": session.model.vae, "text_encoder": session.model.text_encoder}
+        model = session.model
+        frozen = {"unet": model.unet, "VAE": model.vae, "text_encoder": model.text_encoder}
         self._movement = MovementCheck(session.trainable.parts, frozen)
         self._announce(step)
         if step == 0:

@@ -59,6 +59,7 @@ class Previewer:
         was_training = unet.training
         unet.eval()
         with (
+            self.sampler.hypernetworks.attached(unet),
             files.replace_folder(target) as partial,
             progress.stage(f"Drawing previews at step {step}", len(self.prompts), "pictures") as (
                 advance

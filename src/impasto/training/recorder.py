@@ -97,11 +97,12 @@ class Recorder:
                 tracker.log(numbers, step)
 
     def _rates(self) -> dict[str, float]:
-        """`lr` of the U-Net, `lr_<part>` of what is trained beside it."""
+        """`lr` of the first part, `lr_<part>` of what is trained beside it."""
+        first = self._session.trainable.parts[0].name
         rates = {}
         for group in reversed(self._session.optimizer.param_groups):
             part = self._names[group["params"][0]].partition(".")[0]
-            rates["lr" if part == "unet" else f"lr_{part}"] = float(group["lr"])
+            rates["lr" if part == first else f"lr_{part}"] = float(group["lr"])
         return rates
 
     def _newly_lost(self) -> list[tuple[Path, str]]:

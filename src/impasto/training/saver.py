@@ -12,8 +12,7 @@ from impasto.training.background import Background
 from impasto.training.capture import capture_state
 from impasto.training.export import (
     Trained,
-    export_best,
-    export_model,
+    export_final,
     export_on_the_way,
     trained_bytes,
     trained_copy,
@@ -76,8 +75,12 @@ class Saver:
     def export_best(self) -> None:
         """Export the model as it is now in the place of the best one before."""
         self._export(
-            lambda trained, variant: export_best(
-                self._session, trained, self._run, self._progress, variant
+            lambda trained, variant: export_final(
+                self._session,
+                trained,
+                self._saving.model_dir or self._run.path / "models",
+                self._progress,
+                f"-best{variant}",
             ),
             now=False,
         )
@@ -86,8 +89,12 @@ class Saver:
         """Export the model, wait until all is on disk, and return its path."""
         self._background.wait()
         paths = self._export(
-            lambda trained, variant: export_model(
-                self._session, trained, self._run, self._progress, variant
+            lambda trained, variant: export_final(
+                self._session,
+                trained,
+                self._saving.model_dir or self._run.export,
+                self._progress,
+                variant,
             ),
             now=True,
         )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
+from impasto.checkpoints.hypernetworks import Structure, read_hypernetwork
 from impasto.config.run import RunConfig
 from impasto.data.dataset import TrainingData, sampler_groups
 from impasto.data.encoding import MomentsEncoder, cache_latents
@@ -22,15 +23,24 @@ from impasto.data.latent_cache import CachedPlan, LatentCache
 from impasto.data.plan import Plan
 from impasto.data.sampler import EpochSampler
 from impasto.data.scan import Scan
+from impasto.data.templates import CaptionTemplates, read_templates
 from impasto.diffusion.timesteps import TimestepSampler
 from impasto.diffusion.weighting import LossWeight
+from impasto.models.hypernetwork import (
+    Hypernetwork,
+    HypernetworkStack,
+    context_widths,
+    initialize,
+    load_hypernetworks,
+)
 from impasto.models.loading import BaseModel, load_base_model, with_zero_terminal_snr
 from impasto.models.opening import OpenOptions
 from impasto.models.saving import DTYPES
 from impasto.models.text import ClipTextConditioner
-from impasto.models.trainable import FullFineTune, Part, Trainable
+from impasto.models.trainable import FullFineTune, HypernetworkTraining, Part, Trainable
 from impasto.models.vae import moments_encoder, weights_fingerprint
 from impasto.progress import Progress, SilentProgress
+from impasto.randomness import derive_seed
 from impasto.sampling.prompts import Prompt
 from impasto.sampling.sampler import Sampler
 from impasto.training.ema import WeightAverage
@@ -153,8 +163,16 @@ class Session:
     @contextlib.contextmanager
     def looked_at(self) -> Iterator[None]:
         """The weights to look at, computing in the precision of the run."""
-        with self.shown_weights(), self.precision.autocast():
-            yield
+        modules = [part.module for part in self.trainable.parts]
+        were_training = [module.training for module in modules]
+        for module in modules:
+            module.eval()
+        try:
+            with self.shown_weights(), self.precision.autocast():
+                yield
+        finally:
+            for module, was_training in zip(modules, were_training, strict=True):
+                module.train(was_training)
 
 
 def prepare_data(
@@ -192,6 +210,8 @@ def build_session(
         ImpastoError: As the parts it calls.
     """
     prompts = build_prompts(config)
+    build_templates(config)
+    previewed = load_hypernetworks(config.previews.hypernetworks)
     model = load_base_model(config.model.path, build_open_options(config), progress)
     require_fitting_loss(config.loss, config.noise, model.identity.prediction)
     if config.noise.zero_terminal_snr:
@@ -210,7 +230,7 @@ def build_session(
     conditioners = build_conditioners(config, accelerator, model, trainable, progress)
     if config.training.cache_text_to_disk:
         encode_captions_ahead(accelerator, conditioners, prepared.captions(), prompts)
-    unet = accelerator.prepare(trainable.unet.to(accelerator.device))
+    unet = accelerator.prepare(trainable.network.to(accelerator.device))
     optimizer = ingredients.build_optimizer(trainable.parts, config.optimizer, rounding)
 
     sampler = build_epoch_sampler(config, prepared.training, accelerator.num_processes)
@@ -241,11 +261,12 @@ def build_session(
             config.seed,
             count_steps(config, sampler),
             encoder,
+            build_templates(config),
         ),
         prepared=prepared,
         sampler=sampler,
         validator=_build_validator(config, prepared, model),
-        previewer=_build_previewer(prompts, model, trainable, conditioners.prompts),
+        previewer=_build_previewer(prompts, model, trainable, conditioners.prompts, previewed),
         ema=_build_ema(config, trainable),
         precision=Precision(config.training.mixed_precision, accelerator.device),
         total_steps=count_steps(config, sampler),
@@ -272,7 +293,16 @@ def build_encoding_vae(config: RunConfig, model: BaseModel) -> Any:
 
 
 def build_trainable(config: RunConfig, model: BaseModel) -> Trainable:
-    """The way of training that the settings ask for."""
+    """The way of training that the settings ask for.
+
+    Raises:
+        ConfigError: There is no such activation.
+        ModelError: A hypernetwork to go on from cannot be read or does not fit the model.
+    """
+    return TRAINABLES[config.method.kind](config, model)
+
+
+def _build_full(config: RunConfig, model: BaseModel) -> Trainable:
     method, lr = config.method, config.optimizer.lr
     return FullFineTune(
         model,
@@ -284,6 +314,54 @@ def build_trainable(config: RunConfig, model: BaseModel) -> Trainable:
         clip_skip=config.model.clip_skip,
         gradient_checkpointing=config.training.gradient_checkpointing,
     )
+
+
+def _build_hypernetwork(config: RunConfig, model: BaseModel) -> Trainable:
+    half = {"fp16": torch.float16, "bf16": torch.bfloat16}
+    return HypernetworkTraining(
+        model,
+        new_hypernetwork(config, model),
+        config.export_name,
+        lr=config.optimizer.lr,
+        clip_skip=config.model.clip_skip,
+        gradient_checkpointing=config.training.gradient_checkpointing,
+        frozen_dtype=half.get(config.training.mixed_precision),
+    )
+
+
+TRAINABLES: dict[str, Callable[[RunConfig, BaseModel], Trainable]] = {
+    "full": _build_full,
+    "hypernetwork": _build_hypernetwork,
+}
+
+
+def new_hypernetwork(config: RunConfig, model: BaseModel) -> Hypernetwork:
+    """The hypernetwork as training begins: of a file, or drawn by the seed."""
+    asked = config.hypernetwork
+    if asked.start_from is not None:
+        return Hypernetwork.of(read_hypernetwork(asked.start_from))
+    structure = Structure(
+        asked.layers,
+        asked.activation,
+        layer_norm=asked.layer_norm,
+        activate_output=asked.activate_output,
+        dropout=asked.dropout,
+    )
+    network = Hypernetwork(asked.widths or context_widths(model.unet), structure)
+    initialize(network, asked.initialization, derive_seed(config.seed, "hypernetwork"))
+    return network
+
+
+def build_templates(config: RunConfig) -> CaptionTemplates | None:
+    """Lines around captions, if the settings ask for some.
+
+    Raises:
+        ConfigError: A line does not fit, or the file cannot be read.
+    """
+    asked = config.hypernetwork
+    if not asked.templates and asked.template_file is None:
+        return None
+    return read_templates(asked.templates, asked.template_file, config.export_name)
 
 
 def narrow_weights(
@@ -337,9 +415,21 @@ def _build_previewer(
     model: BaseModel,
     trainable: Trainable,
     conditioner: ClipTextConditioner,
+    others: HypernetworkStack,
 ) -> Previewer:
+    """Previews with the hypernetwork that is trained, if one is, and the others after it."""
+    stack = HypernetworkStack()
+    device: torch.device = next(trainable.unet.parameters()).device
+    for known in (trainable.hypernetworks, others):
+        for name, network in known.networks.items():
+            stack.add(name, network.to(device), known.strengths[name])
+    for prompt in prompts:
+        with stack.at(prompt.strengths):
+            pass  # a name that is not there is found before training
+    with stack.attached(trainable.unet):
+        pass  # and so is one that does not fit the model
     sampler = Sampler(
-        trainable.unet, model.vae, conditioner, model.scheduler_config, model.scaling_factor
+        trainable.unet, model.vae, conditioner, model.scheduler_config, model.scaling_factor, stack
     )
     return Previewer(sampler, prompts)
 

@@ -1,0 +1,489 @@
+"""Files of hypernetworks: NovelAI's and A1111's `.pt`, ComfyUI's choice of it, safetensors.
+
+A hypernetwork is a pair of small networks for each width of attention inputs, one for keys and one
+for values; A1111's `modules/hypernetworks/hypernetwork.py` defines names, keys and defaults.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from impasto import files
+from impasto.checkpoints.pickles import load_pickle
+from impasto.checkpoints.reading import TensorFile, open_tensor_file
+from impasto.checkpoints.tensors import LazyTensor
+from impasto.checkpoints.writing import is_finite, write_safetensors
+from impasto.errors import ModelError
+
+Dialect = Literal["a1111", "portable", "novelai", "safetensors"]
+SUFFIXES: dict[Dialect, str] = {
+    "a1111": ".pt", "portable": ".pt", "novelai": ".pt", "safetensors": ".safetensors",
+}  # fmt: skip
+METADATA_KEY = "impasto.hypernetwork"
+HALVES = ("k", "v")
+OLD_DROPOUT = 0.3  # what A1111's two older flags meant
+COMFYUI_ACTIVATIONS = (
+    "linear", "relu", "leakyrelu", "elu", "swish", "tanh", "sigmoid", "softsign", "mish",
+)  # fmt: skip
+"""What ComfyUI's `comfy_extras/nodes_hypernetwork.py` knows."""
+
+_OLD_NAMES = {"linear1.": "linear.0.", "linear2.": "linear.1."}
+Half = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Structure:
+    """How the networks of a hypernetwork are built.
+
+    Attributes:
+        layers: Widths by which each linear layer begins and ends, as multiples; first and last 1.
+        activation: By A1111's names; `linear` is none, and `swish` is Hardswish.
+        layer_norm: Whether a layer norm follows each linear layer.
+        activate_output: Whether the activation follows the last one too.
+        dropout: The share that is dropped at each of `layers` while training; first and last 0.
+    """
+
+    layers: tuple[float, ...] = (1, 2, 1)
+    activation: str = "linear"
+    layer_norm: bool = False
+    activate_output: bool = False
+    dropout: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        if len(self.layers) < 2 or self.layers[0] != 1 or self.layers[-1] != 1:
+            raise ModelError(
+                f"The layers of a hypernetwork are {list(self.layers)}; expected multiples of the "
+                f"width that begin and end with 1, such as [1, 2, 1]."
+            )
+        if self.dropout and (
+            len(self.dropout) != len(self.layers)
+            or self.dropout[0] != 0
+            or self.dropout[-1] != 0
+            or not all(0 <= share < 1 for share in self.dropout)
+        ):
+            raise ModelError(
+                f"The dropout of a hypernetwork is {list(self.dropout)}; expected a share below 1 "
+                f"for each of its {len(self.layers)} layers, 0 for the first and the last."
+            )
+
+    @property
+    def has_dropout(self) -> bool:
+        """Whether anything is dropped while training."""
+        return any(self.dropout)
+
+    def modules(self) -> Iterator[tuple[str, int]]:
+        """What is built in order, with the number of the linear layer it belongs to."""
+        last = len(self.layers) - 2
+        for number in range(last + 1):
+            yield "linear", number
+            if self.activation != "linear" and (number < last or self.activate_output):
+                yield "activation", number
+            if self.layer_norm:
+                yield "layer_norm", number
+            if self.dropout and self.dropout[number + 1] > 0:
+                yield "dropout", number
+
+    def widths(self, width: int) -> list[int]:
+        """The numbers between the linear layers, for inputs of `width`."""
+        return [int(width * multiple) for multiple in self.layers]
+
+    def shapes(self, width: int) -> dict[str, tuple[int, ...]]:
+        """Names and shapes of the tensors of one network."""
+        widths = self.widths(width)
+        found: dict[str, tuple[int, ...]] = {}
+        for index, (kind, number) in enumerate(self.modules()):
+            if kind == "linear":
+                found[f"linear.{index}.weight"] = (widths[number + 1], widths[number])
+                found[f"linear.{index}.bias"] = (widths[number + 1],)
+            elif kind == "layer_norm":
+                found[f"linear.{index}.weight"] = (widths[number + 1],)
+                found[f"linear.{index}.bias"] = (widths[number + 1],)
+        return found
+
+
+@dataclass(frozen=True)
+class HypernetworkContents:
+    """A hypernetwork as tensors.
+
+    Attributes:
+        halves: Width -> tensors of the networks for keys and for values, by A1111's names.
+        structure: How they are put together.
+        name: Its name.
+        step: Updates it was trained for.
+        initialization: What its weights began as, by A1111's names.
+        base_hash: The short hash of the model it was trained on, if known.
+        base_name: That model's name, if known.
+        info: Free text.
+        form: What sort of file it came from, in words.
+    """
+
+    halves: Mapping[int, tuple[Half, Half]]
+    structure: Structure
+    name: str
+    step: int = 0
+    initialization: str = "Normal"
+    base_hash: str | None = None
+    base_name: str | None = None
+    info: str | None = None
+    form: str = ""
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """The widths it has networks for."""
+        return tuple(sorted(self.halves))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """`768.k.linear.0.weight` -> tensor."""
+        return {
+            f"{width}.{half}.{name}": tensor
+            for width, pair in sorted(self.halves.items())
+            for half, tensors in zip(HALVES, pair, strict=True)
+            for name, tensor in tensors.items()
+        }
+
+    def cast(self, dtype: torch.dtype | None) -> HypernetworkContents:
+        """The same in another type."""
+        if dtype is None:
+            return self
+        halves = {
+            width: ({n: t.to(dtype) for n, t in k.items()}, {n: t.to(dtype) for n, t in v.items()})
+            for width, (k, v) in self.halves.items()
+        }
+        return replace(self, halves=halves)
+
+
+def halves_of(tensors: Mapping[str, Tensor]) -> dict[int, tuple[Half, Half]]:
+    """The opposite of `HypernetworkContents.tensors`."""
+    found: dict[int, dict[str, dict[str, Tensor]]] = {}
+    for full, tensor in tensors.items():
+        width, half, name = full.split(".", 2)
+        found.setdefault(int(width), {}).setdefault(half, {})[name] = tensor
+    return {width: (pair["k"], pair["v"]) for width, pair in found.items()}
+
+
+def is_hypernetwork(file: TensorFile) -> bool:
+    """Whether a file is one that Impasto wrote as safetensors."""
+    return METADATA_KEY in file.metadata
+
+
+def read_hypernetwork(path: Path) -> HypernetworkContents:
+    """Read a hypernetwork of any of the forms; nothing in it is run.
+
+    Raises:
+        ModelError: It is missing, damaged, refused as unsafe, no hypernetwork, or one whose
+            tensors do not fit what it says of itself.
+    """
+    file = open_tensor_file(path)
+    contents = _from_safetensors(file) if is_hypernetwork(file) else _from_pickle(path)
+    _require_fitting(contents, path)
+    return contents
+
+
+def write_hypernetwork(
+    contents: HypernetworkContents, path: Path, dialect: Dialect
+) -> tuple[str, ...]:
+    """Write a hypernetwork durably.
+
+    Args:
+        contents: What to write.
+        path: Where; replaced if it exists.
+        dialect: `a1111`: with all its keys; `portable`: those of them that ComfyUI reads rightly;
+            `novelai`: tensors alone; `safetensors`.
+
+    Returns:
+        What was left out, in sentences.
+
+    Raises:
+        ModelError: The dialect cannot say what it is, or a value is not finite.
+        StorageError: The disk is full or `path` cannot be written; it is as it was.
+    """
+    lost = require_writable_as(contents, dialect)
+    for name, tensor in contents.tensors().items():
+        if not is_finite(tensor):
+            raise ModelError(f"{name} of the hypernetwork is NaN or infinite; nothing was written.")
+    _WRITERS[dialect](contents, path)
+    return lost
+
+
+def require_writable_as(contents: HypernetworkContents, dialect: Dialect) -> tuple[str, ...]:
+    """Make sure, before anything is written, that a dialect can say what a hypernetwork is.
+
+    Returns:
+        What will be left out, in sentences.
+
+    Raises:
+        ModelError: It cannot.
+    """
+    structure = contents.structure
+    if dialect == "portable":
+        if structure.activation not in COMFYUI_ACTIVATIONS:
+            raise ModelError(
+                f"ComfyUI does not know the activation {structure.activation}; it knows "
+                f"{', '.join(COMFYUI_ACTIVATIONS)}. Write it for A1111 instead (a1111)."
+            )
+        if structure.layer_norm and structure.activation != "linear":
+            raise ModelError(
+                "ComfyUI computes a hypernetwork with layer norm and an activation wrongly: it "
+                "activates the last layer too. Write it for A1111 instead (a1111)."
+            )
+        if structure.has_dropout:
+            return ("Dropout is left out: ComfyUI would drop while drawing.",)
+    if dialect == "novelai":
+        plain = Structure()
+        if replace(structure, dropout=(), activate_output=False) != plain:
+            raise ModelError(
+                "NovelAI's form has two linear layers, [1, 2, 1], without activation or layer "
+                "norm; this hypernetwork has another structure. Write it for A1111 (a1111)."
+            )
+        dropped = ("Dropout is left out.",) if structure.has_dropout else ()
+        return ("Name, steps and base model are left out: NovelAI's form has none.", *dropped)
+    return ()
+
+
+def without_dropout(contents: HypernetworkContents) -> HypernetworkContents:
+    """The same with its tensors named as if nothing was ever dropped."""
+    plain = replace(contents.structure, dropout=())
+
+    def renamed(half: Half, width: int) -> Half:
+        old = contents.structure.shapes(width)
+        return dict(zip(plain.shapes(width), (half[name] for name in old), strict=True))
+
+    halves = {
+        width: (renamed(k, width), renamed(v, width)) for width, (k, v) in contents.halves.items()
+    }
+    return replace(contents, structure=plain, halves=halves)
+
+
+def _from_pickle(path: Path) -> HypernetworkContents:
+    content = load_pickle(path)
+    if not isinstance(content, Mapping):
+        raise ModelError(f"{path} holds a {type(content).__name__}, not a hypernetwork.")
+    texts = sorted(key for key in content if isinstance(key, str) and key.isdigit())
+    if texts:
+        raise ModelError(
+            f"{path} has its widths as texts ({', '.join(texts)}); A1111, ComfyUI and NovelAI have "
+            f"whole numbers. Save it again with whole numbers as keys."
+        )
+    widths = [key for key in content if isinstance(key, int)]
+    if not widths:
+        raise ModelError(f"{path} is no hypernetwork: it has no widths such as 320 or 768 as keys.")
+    halves = {width: _pair(content[width], width, path) for width in widths}
+    is_novelai = not any(isinstance(key, str) for key in content)
+    structure = _read_structure(content, halves, path)
+    return HypernetworkContents(
+        halves,
+        structure,
+        name=str(content.get("name") or path.stem),
+        step=_whole(content.get("step")),
+        initialization=str(content.get("weight_initialization") or "Normal"),
+        base_hash=_text(content.get("sd_checkpoint")),
+        base_name=_text(content.get("sd_checkpoint_name")),
+        info=_text(content.get("optional_info")),
+        form="NovelAI .pt" if is_novelai else "A1111 .pt",
+    )
+
+
+def _pair(value: Any, width: int, path: Path) -> tuple[Half, Half]:
+    good = (
+        isinstance(value, (tuple, list))
+        and len(value) == 2
+        and all(isinstance(half, Mapping) for half in value)
+        and all(isinstance(t, Tensor) for half in value for t in half.values())
+    )
+    if not good:
+        raise ModelError(
+            f"{path} has something else than two networks, for keys and values, at width {width}."
+        )
+    first, second = ({_new_name(str(n)): t for n, t in half.items()} for half in value)
+    return first, second
+
+
+def _new_name(name: str) -> str:
+    return next((new + name[len(old) :] for old, new in _OLD_NAMES.items() if name.startswith(old)),
+                name)  # fmt: skip
+
+
+def _read_structure(
+    content: Mapping[Any, Any], halves: Mapping[int, tuple[Half, Half]], path: Path
+) -> Structure:
+    layers = content.get("layer_structure")
+    activation = str(content.get("activation_func") or "linear").lower()
+    layers = tuple(map(float, layers)) if layers else _layers_from(halves)
+    if not all(map(math.isfinite, layers)):
+        raise ModelError(f"{path} says that its layers are {list(layers)}.")
+    return Structure(
+        layers,
+        activation,
+        layer_norm=bool(content.get("is_layer_norm", False)),
+        # A1111's constructor has it on; without an activation it means nothing
+        activate_output=bool(content.get("activate_output", True)) and activation != "linear",
+        dropout=_read_dropout(content, len(layers)),
+    )
+
+
+def _layers_from(halves: Mapping[int, tuple[Half, Half]]) -> tuple[float, ...]:
+    """Multiples by the shapes of one network, where the file does not tell."""
+    width, (half, _) = next(iter(halves.items()))
+    rows = [tensor.shape[0] / width for tensor in half.values() if tensor.dim() == 2]
+    return (1.0, *rows)
+
+
+def _read_dropout(content: Mapping[Any, Any], count: int) -> tuple[float, ...]:
+    """The newer key wins; the older two mean 0.3 at all but the ends, or but the last two."""
+    given = content.get("dropout_structure")
+    if given is not None:
+        return tuple(map(float, given)) if any(given) else ()
+    if not content.get("use_dropout", False) or count < 3:
+        return ()
+    before_last = OLD_DROPOUT if content.get("last_layer_dropout", False) else 0.0
+    shares = (0.0, *[OLD_DROPOUT] * (count - 3), before_last, 0.0)
+    return shares if any(shares) else ()
+
+
+def _from_safetensors(file: TensorFile) -> HypernetworkContents:
+    try:
+        said = json.loads(file.metadata[METADATA_KEY])
+        structure = Structure(
+            tuple(map(float, said["layers"])),
+            str(said["activation"]),
+            layer_norm=bool(said["layer_norm"]),
+            activate_output=bool(said["activate_output"]),
+            dropout=tuple(map(float, said["dropout"])),
+        )
+        halves = halves_of({name: lazy.read() for name, lazy in file.tensors.items()})
+        texts = {key: said.get(key) for key in ("base_hash", "base_name", "info")}
+        return HypernetworkContents(
+            halves,
+            structure,
+            name=str(said["name"]),
+            step=int(said["step"]),
+            initialization=str(said["initialization"]),
+            form="safetensors",
+            metadata=file.metadata,
+            **texts,
+        )
+    except (KeyError, ValueError, TypeError) as error:
+        raise ModelError(f"{file.path} is damaged: its metadata say {error!r}.") from error
+
+
+def _require_fitting(contents: HypernetworkContents, path: Path) -> None:
+    """Compare all tensors with what the structure asks for."""
+    linear = sum(kind == "linear" for kind, _ in contents.structure.modules())
+    for width, pair in contents.halves.items():
+        expected = contents.structure.shapes(width)
+        for half, tensors in zip(HALVES, pair, strict=True):
+            found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+            if found == expected:
+                continue
+            there = sum(len(shape) == 2 for shape in found.values())
+            if there != linear:
+                raise ModelError(
+                    f"{path}: the {half} network of width {width} has {there} linear layers, but "
+                    f"its structure {list(contents.structure.layers)} has {linear}."
+                )
+            name = next(n for n in {**expected, **found} if expected.get(n) != found.get(n))
+            raise ModelError(
+                f"{path}: {name} of the {half} network of width {width} is "
+                f"{found.get(name, 'missing')}; expected {expected.get(name, 'nothing there')} "
+                f"for the structure {list(contents.structure.layers)}, activation "
+                f"{contents.structure.activation}."
+            )
+
+
+def _write_a1111(contents: HypernetworkContents, path: Path) -> None:
+    structure = contents.structure
+    dropout = list(structure.dropout or [0.0] * len(structure.layers))
+    content: dict[Any, Any] = {
+        width: tuple(_plain(half) for half in pair)
+        for width, pair in sorted(contents.halves.items())
+    }
+    content |= {
+        "step": contents.step,
+        "name": contents.name,
+        "layer_structure": list(structure.layers),
+        "activation_func": structure.activation,
+        "is_layer_norm": structure.layer_norm,
+        "weight_initialization": contents.initialization,
+        "sd_checkpoint": contents.base_hash,
+        "sd_checkpoint_name": contents.base_name,
+        "activate_output": structure.activate_output,
+        "use_dropout": structure.has_dropout,
+        "last_layer_dropout": len(dropout) > 2 and dropout[-2] != 0,
+        "dropout_structure": dropout,
+        "optional_info": contents.info,
+    }
+    _save(content, path)
+
+
+def _write_portable(contents: HypernetworkContents, path: Path) -> None:
+    _write_a1111(without_dropout(contents), path)
+
+
+def _write_novelai(contents: HypernetworkContents, path: Path) -> None:
+    old = {new: old for old, new in _OLD_NAMES.items()}
+    plain = without_dropout(contents)
+    _save(
+        {
+            width: tuple(
+                {old[name[:9]] + name[9:]: tensor for name, tensor in _plain(half).items()}
+                for half in pair
+            )
+            for width, pair in sorted(plain.halves.items())
+        },
+        path,
+    )
+
+
+def _write_safetensors(contents: HypernetworkContents, path: Path) -> None:
+    structure = contents.structure
+    said = {
+        "layers": structure.layers,
+        "activation": structure.activation,
+        "layer_norm": structure.layer_norm,
+        "activate_output": structure.activate_output,
+        "dropout": structure.dropout,
+        "name": contents.name,
+        "step": contents.step,
+        "initialization": contents.initialization,
+        "base_hash": contents.base_hash,
+        "base_name": contents.base_name,
+        "info": contents.info,
+    }
+    texts = {"format": "pt", **contents.metadata, METADATA_KEY: json.dumps(said)}
+    tensors = {name: LazyTensor.of(tensor) for name, tensor in contents.tensors().items()}
+    write_safetensors(path, tensors, texts)
+
+
+_WRITERS: dict[Dialect, Callable[[HypernetworkContents, Path], None]] = {
+    "a1111": _write_a1111,
+    "portable": _write_portable,
+    "novelai": _write_novelai,
+    "safetensors": _write_safetensors,
+}
+
+
+def _plain(half: Half) -> dict[str, Tensor]:
+    """Copies on the CPU that own their memory: torch.save writes whole storages."""
+    return {name: tensor.detach().cpu().clone().contiguous() for name, tensor in half.items()}
+
+
+def _save(content: Mapping[Any, Any], path: Path) -> None:
+    with files.replace_file(path) as partial, partial.open("wb") as file:
+        torch.save(dict(content), file)
+
+
+def _whole(value: Any) -> int:
+    return value if type(value) is int else 0
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) else None

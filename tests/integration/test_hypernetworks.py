@@ -1,0 +1,281 @@
+"""Training a hypernetwork, drawing with it, and its files on the command line."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import impasto
+from PIL import Image
+from runs import StopAt, exported
+from safetensors.torch import load_file
+
+from impasto.checkpoints.hypernetworks import read_hypernetwork
+from impasto.demo.recipe import demo_config
+from impasto.errors import ConfigError, ModelError
+from impasto.models.loading import load_base_model
+from impasto.training.advice import advice_on
+from impasto.training.trainer import resume, train
+
+SHARED = {
+    "method": {"kind": "hypernetwork"},
+    "saving": {"format": None, "export_dtype": None, "name": "model"},
+}
+
+
+@pytest.fixture
+def hypernetwork_config(train_config):
+    def build(**changes):
+        merged = {**SHARED, **changes}
+        for key, value in SHARED.items():
+            merged[key] = {**value, **changes.get(key, {})}
+        return train_config(**merged)
+
+    return build
+
+
+VARIANTS = {
+    "plain": {},
+    "deep, with dropout": {
+        "hypernetwork": {
+            "layers": [1, 2, 2, 1],
+            "activation": "swish",
+            "dropout": [0, 0.3, 0.3, 0],
+            "layer_norm": True,
+            "initialization": "KaimingNormal",
+        },
+    },
+    "average and accumulation": {
+        "training": {"ema_decay": 0.9, "gradient_accumulation_steps": 2},
+        "hypernetwork": {"templates": ["a [filewords] by [name]", "[filewords]"]},
+    },
+    "bf16, checkpointing, 8-bit": {
+        "training": {"mixed_precision": "bf16", "gradient_checkpointing": True},
+        "optimizer": {"kind": "adamw8bit"},
+    },
+    "weights in bf16": {"training": {"mixed_precision": "bf16", "weights": "bf16"}},
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_crashed_run_continues_bit_for_bit(hypernetwork_config, tmp_path, nano_model, variant):
+    changes = {**VARIANTS[variant], "saving": {"state_every_steps": 2}}
+    whole = train(hypernetwork_config(output_dir=str(tmp_path / "whole"), **changes))
+    crashed = hypernetwork_config(**changes)
+    with pytest.raises(ZeroDivisionError):
+        train(crashed, StopAt(5))
+    run = resume(crashed.output_dir)
+    assert exported(run).keys() == exported(whole).keys() == {"model.pt"}
+    ours, theirs = (read_hypernetwork(r.exported_model()) for r in (run, whole))
+    assert ours.structure == theirs.structure
+    assert (ours.step, ours.name, ours.base_name) == (6, "model", nano_model.name)
+    for name, tensor in ours.tensors().items():
+        assert torch.equal(tensor, theirs.tensors()[name])
+    losses = [[r["loss"] for r in x.read_metrics() if "loss" in r] for x in (run, whole)]
+    assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize("model", ["nano_model", "nano_sd2_model"])
+def test_it_learns_beside_either_family(hypernetwork_config, request, model):
+    """The nano models draw noise, so there is little to learn."""
+    folder = request.getfixturevalue(model)
+    run = train(
+        hypernetwork_config(
+            model={"path": str(folder)},
+            training={"max_steps": 60},
+            optimizer={"lr": 3e-3},
+            validation={"split": 0.25, "every_steps": 60},
+            logging={"every_steps": 20},
+            saving={"state_every_steps": 0, "model_every_steps": 30},
+        )
+    )
+    losses = [r["validation_loss"] for r in run.read_metrics() if "validation_loss" in r]
+    assert losses[-1] < losses[0]
+    state = load_file(run.states / "step-00000060" / "weights.safetensors")
+    assert all(name.startswith("hypernetwork.pairs.") for name in state)
+    assert [p.name for p in (run.path / "models").iterdir()] == ["model-step00000030.pt"]
+    names = {n for r in run.read_metrics() if "loss" in r for n in r if n.startswith("lr")}
+    assert names == {"lr"}
+
+
+def test_it_carries_a_style(tmp_path):
+    """On the demo's pictures and base model the held-out loss falls far."""
+    config = demo_config(
+        tmp_path / "run",
+        [
+            "method.kind=hypernetwork",
+            "optimizer.lr=1e-3",
+            "training.max_steps=40",
+            "training.ema_decay=none",
+            "previews.prompts=[]",
+            "validation.every_steps=40",
+        ],
+    )
+    run = train(config)
+    losses = [r["validation_loss"] for r in run.read_metrics() if "validation_loss" in r]
+    assert losses[-1] < 0.75 * losses[0]
+    assert read_hypernetwork(run.exported_model()).widths == (96, 128)
+
+
+def test_training_goes_on_from_a_file(hypernetwork_config, tmp_path):
+    first = train(hypernetwork_config(output_dir=str(tmp_path / "first")))
+    file = first.exported_model()
+    second = train(
+        hypernetwork_config(
+            hypernetwork={"start_from": str(file), "info": "second"},
+            optimizer={"lr": 1e-9},
+            saving={"format": "safetensors"},
+        )
+    )
+    after = read_hypernetwork(second.exported_model())
+    assert (after.form, after.info) == ("safetensors", "second")
+    for name, tensor in read_hypernetwork(file).tensors().items():
+        torch.testing.assert_close(tensor, after.tensors()[name], atol=1e-6, rtol=0)
+
+
+def test_previews_are_drawn_at_the_strength_of_the_prompt(hypernetwork_config, tmp_path):
+    """At 0 the picture is the base model's to the pixel, before and after training."""
+    other = train(hypernetwork_config(output_dir=str(tmp_path / "other"), saving={"name": "other"}))
+    previews = {
+        "prompts": ["a cat", "a cat <hypernet:model:0>", "a cat <hypernet:other:0.9>"],
+        "hypernetworks": [f"{other.exported_model()}:0"],
+        "width": 64,
+        "height": 64,
+        "steps": 2,
+        "seed": 5,
+    }
+    changes = {"optimizer": {"lr": 3e-2}, "hypernetwork": {"initialization": "ZeroOutput"}}
+    run = train(hypernetwork_config(previews=previews, **changes))
+
+    def picture(step, number):
+        with Image.open(run.samples / f"step-{step:08d}" / f"{number:03d}.png") as image:
+            return np.asarray(image).astype(int)
+
+    assert np.array_equal(picture(0, 1), picture(6, 1))
+    assert not np.array_equal(picture(0, 0), picture(6, 0))
+    with pytest.raises(ConfigError, match="'modle', which is not there; known: model, other"):
+        train(
+            hypernetwork_config(
+                output_dir=str(tmp_path / "c"),
+                previews={**previews, "prompts": ["a cat <hypernet:modle:1>"]},
+            )
+        )
+    assert not (tmp_path / "c").exists()
+
+
+def test_one_for_another_family_is_refused(hypernetwork_config, nano_sd2_model, tmp_path):
+    """The nano SD 2 model has the widths of the nano SD 1 model, but for that of captions."""
+    run = train(hypernetwork_config(hypernetwork={"widths": [16]}))
+    tensors = torch.load(run.exported_model(), weights_only=True)
+    tensors[1024] = tuple(
+        {
+            "linear.0.weight": torch.zeros(2048, 1024),
+            "linear.0.bias": torch.zeros(2048),
+            "linear.1.weight": torch.zeros(1024, 2048),
+            "linear.1.bias": torch.zeros(1024),
+        }
+        for _ in range(2)
+    )
+    torch.save(tensors, tmp_path / "sd2.pt")
+    with pytest.raises(ModelError, match=r"sd2 is for SD 2\.x: .* width 1024"):
+        train(
+            hypernetwork_config(
+                output_dir=str(tmp_path / "b"),
+                previews={"hypernetworks": [str(tmp_path / "sd2.pt")]},
+            )
+        )
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"method": {"train_text_encoder": True}}, "belong to the kind full"),
+        ({"method": {"block_lrs": {"mid_block": 1e-5}}}, "belong to the kind full"),
+        ({"saving": {"format": "diffusers"}}, "is not one of method.kind hypernetwork"),
+        ({"saving": {"export_dtype": "bf16"}}, "is fp32 or fp16"),
+        ({"saving": {"vae_dtype": "fp16"}}, "no effect on a hypernetwork"),
+        ({"method": {"kind": "full"}, "hypernetwork": {"layers": [1, 1, 1]}}, "has no effect"),
+        (
+            {"method": {"kind": "full"}, "saving": {"format": "a1111"}},
+            "not one of method.kind full",
+        ),
+    ],
+)
+def test_settings_that_do_not_belong_are_refused(hypernetwork_config, changes, words):
+    with pytest.raises(ConfigError, match=words):
+        hypernetwork_config(**changes)
+
+
+def test_its_rate_is_a1111s_unless_given(run_values, nano_model):
+    from impasto.config.load import build_run_config
+
+    values = {**run_values, **SHARED, "saving": {}}
+    values.pop("optimizer")
+    assert build_run_config(values, source="test").optimizer.lr == 1e-5
+    values["optimizer"] = {"weight_decay": 0.1}
+    assert build_run_config(values, source="test").optimizer.lr == 1e-5
+    values["optimizer"] = {"lr": 2e-6}
+    assert build_run_config(values, source="test").optimizer.lr == 2e-6
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"optimizer": {"lr": 1e-4}}, ["above what is usual for adamw and a hypernetwork"]),
+        ({"hypernetwork": {"activation": "relu", "activate_output": True}}, ["block learning"]),
+        ({"hypernetwork": {"layer_norm": True}}, ["unstable"]),
+        (
+            {"hypernetwork": {"layers": [1, 2, 4, 1], "dropout": [0, 0.1, 0.1, 0]}},
+            ["learn nothing"],
+        ),
+        ({"hypernetwork": {"layers": [1, 2, 4, 1], "activation": "relu"}}, ["erratic"]),
+        ({}, []),
+    ],
+)
+def test_what_is_reported_to_fail_is_said(hypernetwork_config, nano_model, changes, words):
+    config = hypernetwork_config(**{"optimizer": {"lr": 1e-5}, **changes})
+    found = advice_on(config, load_base_model(str(nano_model)).identity)
+    assert [word in line for word, line in zip(words, found, strict=True)] == [True] * len(words)
+
+
+def test_the_command_line(run_file, nano_model, tmp_path):
+    """Train, interrupt nothing; inspect, convert to each form, and draw a sweep."""
+    done = impasto(
+        "train",
+        run_file(**SHARED | {"saving": {"name": "style"}}),
+        *("--set", "saving.format=none", "--set", "saving.export_dtype=none"),
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Trains    hypernetwork" in done.stdout
+    file = tmp_path / "run" / "export" / "style.pt"
+    told = impasto("inspect", file)
+    assert "A1111 .pt" in told.stdout
+    assert "1, 2, 1" in told.stdout
+    for form, ending in (("portable", "pt"), ("novelai", "pt"), ("safetensors", "safetensors")):
+        target = tmp_path / f"{form}.{ending}"
+        converted = impasto("convert", file, target, "--to", form)
+        assert converted.returncode == 0, converted.stderr
+        assert read_hypernetwork(target).widths == read_hypernetwork(file).widths
+    refused = impasto("convert", file, tmp_path / "x.ckpt", "--to", "ckpt")
+    assert refused.returncode == 2
+    assert "is a hypernetwork, which cannot be written as ckpt" in refused.stderr
+    drawn = impasto(
+        *("sample", nano_model, "a cat", "a dog", "--hypernetwork", f"{file}:0.5", "--grid"),
+        *("--strengths", "0,0.5,1", "--width", "64", "--height", "64", "--steps", "2"),
+        *("--out", tmp_path / "sweep"),
+    )
+    assert drawn.returncode == 0, drawn.stderr
+    with Image.open(tmp_path / "sweep" / "grid.png") as grid:
+        assert grid.size == (3 * 68 - 4, 2 * 68 - 4)
+        assert "<hypernet:style:0>" in grid.info["parameters"]
+    plain = impasto(
+        *("sample", nano_model, "a cat", "--width", "64", "--height", "64", "--steps", "2"),
+        *("--out", tmp_path / "plain"),
+    )
+    assert plain.returncode == 0, plain.stderr
+    pictures = [
+        np.asarray(Image.open(path))
+        for path in (tmp_path / "plain" / "0000-1.png", tmp_path / "sweep" / "0000-1.png")
+    ]
+    assert np.array_equal(*pictures)
+    wrong = impasto("sample", nano_model, "a cat <hypernet:nobody:1>", "--out", tmp_path / "y")
+    assert wrong.returncode == 2
+    assert "'nobody', which is not there" in wrong.stderr

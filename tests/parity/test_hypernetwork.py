@@ -1,0 +1,296 @@
+"""Hypernetworks against NovelAI's and A1111's formulas, written out again from their files.
+
+The restatements below read a `.pt` with torch.load and know nothing of Impasto's classes: they go
+by the keys of the file alone, as A1111's and ComfyUI's programs do.
+"""
+
+import itertools
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from impasto.checkpoints.hypernetworks import (
+    COMFYUI_ACTIVATIONS,
+    HypernetworkContents,
+    Structure,
+    read_hypernetwork,
+    write_hypernetwork,
+)
+from impasto.errors import ModelError
+from impasto.models.hypernetwork import (
+    ACTIVATIONS,
+    INITIALIZATIONS,
+    Hypernetwork,
+    HypernetworkStack,
+    context_widths,
+    initialize,
+)
+from impasto.models.loading import load_base_model
+
+WIDTH = 12
+STRUCTURES = [(1, 2, 1), (1, 1.5, 1.5, 1), (1, 2, 4, 2, 1)]
+NAMES = {
+    "leakyrelu": "leaky_relu", "swish": "hardswish", "logsigmoid": "logsigmoid",
+    **{n: n for n in ("relu", "elu", "tanh", "sigmoid", "softsign", "mish", "gelu", "silu")},
+    **{n: n for n in ("relu6", "softplus", "hardtanh", "celu", "selu", "tanhshrink")},
+    **{n: n for n in ("softshrink", "hardshrink", "hardsigmoid", "hardswish")},
+}  # fmt: skip
+FORMULAS = {
+    "linear": lambda x: x,
+    **{ours: getattr(functional, name) for ours, name in NAMES.items()},
+    "softmax": lambda x: functional.softmax(x, -1),
+    "softmin": lambda x: functional.softmin(x, -1),
+    "logsoftmax": lambda x: functional.log_softmax(x, -1),
+}
+
+
+def network(structure, widths=(WIDTH,), initialization="Normal", seed=0):
+    made = Hypernetwork(widths, structure)
+    initialize(made, initialization, seed)
+    generator = torch.Generator().manual_seed(seed + 1)
+    for parameter in made.parameters():  # biases and scales that show
+        parameter.data += 0.3 * torch.randn(parameter.shape, generator=generator)
+    return made.eval()
+
+
+def contents_of(made, name="mine"):
+    return HypernetworkContents(made.halves(), made.structure, name)
+
+
+def novelai(sd, x, strength):
+    """ctx + m * (W2 (W1 ctx + b1) + b2)."""
+    hidden = x @ sd["linear1.weight"].T + sd["linear1.bias"]
+    return x + strength * (hidden @ sd["linear2.weight"].T + sd["linear2.bias"])
+
+
+def a1111(content, half, x, strength):
+    """Modules in the order in which A1111 builds them, counted as its Sequential counts them."""
+    sd, index, y = content[WIDTH][half], 0, x
+    transitions = len(content["layer_structure"]) - 1
+    for i in range(transitions):
+        y = functional.linear(y, sd[f"linear.{index}.weight"], sd[f"linear.{index}.bias"])
+        index += 1
+        is_last = i == transitions - 1
+        if content["activation_func"] != "linear" and (not is_last or content["activate_output"]):
+            y = FORMULAS[content["activation_func"]](y)
+            index += 1
+        if content["is_layer_norm"]:
+            scale, shift = sd[f"linear.{index}.weight"], sd[f"linear.{index}.bias"]
+            y = functional.layer_norm(y, scale.shape, scale, shift)
+            index += 1
+        if content["dropout_structure"][i + 1] > 0:
+            index += 1
+    return x + y * strength
+
+
+def comfyui(content, half, x, strength):
+    """Linear layers in the order of the keys; every weight of one dimension is a layer norm."""
+    assert all(isinstance(int(k), int) for k in content if not isinstance(k, str))
+    sd, layers = content[WIDTH][half], []
+    activation = content.get("activation_func", "linear")
+    assert activation in COMFYUI_ACTIVATIONS
+    assert not content.get("use_dropout", False), "it would drop while drawing"
+    names = [name for name in sd if name.endswith(".weight")]
+    for number, name in enumerate(names):
+        bias = sd[name.replace(".weight", ".bias")]
+        if sd[name].dim() == 1:
+            layers.append(lambda y, w=sd[name], b=bias: functional.layer_norm(y, w.shape, w, b))
+            continue
+        layers.append(lambda y, w=sd[name], b=bias: functional.linear(y, w, b))
+        if activation != "linear" and (
+            number < len(names) - 1 or content.get("activate_output", False)
+        ):
+            layers.append(FORMULAS[activation])
+    y = x
+    for layer in layers:
+        y = layer(y)
+    return x + y * strength
+
+
+def inputs(width=WIDTH):
+    return torch.randn(2, 5, width, generator=torch.Generator().manual_seed(9))
+
+
+def test_every_activation_of_a1111_is_there_and_every_formula_is_checked():
+    named = {
+        name.lower()
+        for name, kind in vars(nn.modules.activation).items()
+        if isinstance(kind, type)
+        and issubclass(kind, nn.Module)
+        and kind.__module__ == nn.modules.activation.__name__
+    }
+    without_sense = {"multiheadattention", "threshold", "glu", "softmax2d"}
+    assert named - without_sense <= set(ACTIVATIONS)
+    assert {"linear", "swish"} <= set(ACTIVATIONS)
+    assert set(ACTIVATIONS) - set(FORMULAS) == {"prelu", "rrelu"}  # learns; is drawn
+
+
+@pytest.mark.parametrize("activation", FORMULAS)
+def test_it_is_a1111s_formula(tmp_path, activation):
+    """Each structure, with and without layer norm, an activated output, and dropout."""
+    x = inputs()
+    for layers, norm, output, drops in itertools.product(
+        STRUCTURES, [False, True], [False, True], [False, True]
+    ):
+        dropout = (0.0, *[0.3] * (len(layers) - 2), 0.0) if drops else ()
+        made = network(
+            Structure(layers, activation, layer_norm=norm, activate_output=output, dropout=dropout)
+        )
+        write_hypernetwork(contents_of(made), tmp_path / "n.pt", "a1111")
+        content = torch.load(tmp_path / "n.pt", weights_only=True)
+        again = Hypernetwork.of(read_hypernetwork(tmp_path / "n.pt")).eval()
+        for strength in (1.0, 0.4, -1.0):
+            ours, loaded = made(x, x, strength), again(x, x, strength)
+            for half in (0, 1):
+                expected = a1111(content, half, x, strength)
+                torch.testing.assert_close(ours[half], expected, rtol=1e-5, atol=1e-6)
+                assert torch.equal(ours[half], loaded[half])
+
+
+@pytest.mark.parametrize("activation", COMFYUI_ACTIVATIONS)
+def test_a_portable_file_is_the_same_in_comfyui(tmp_path, activation):
+    x = inputs()
+    for layers, norm, output in itertools.product(STRUCTURES, [False, True], [False, True]):
+        dropout = (0.0, *[0.3] * (len(layers) - 2), 0.0)
+        made = network(
+            Structure(layers, activation, layer_norm=norm, activate_output=output, dropout=dropout)
+        )
+        file = tmp_path / f"{len(list(tmp_path.iterdir()))}.pt"
+        if norm and activation != "linear":
+            with pytest.raises(ModelError, match="activates the last layer too"):
+                write_hypernetwork(contents_of(made), file, "portable")
+            assert not file.exists()
+            continue
+        lost = write_hypernetwork(contents_of(made), file, "portable")
+        assert "Dropout is left out" in lost[0]
+        content = torch.load(file, weights_only=True)
+        for half in (0, 1):
+            expected = made(x, x, 0.7)[half]
+            for reader in (comfyui, a1111):
+                found = reader(content, half, x, 0.7)
+                torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_it_is_novelais_formula(tmp_path):
+    made, x = network(Structure()), inputs()
+    write_hypernetwork(contents_of(made), tmp_path / "nai.pt", "novelai")
+    content = torch.load(tmp_path / "nai.pt", weights_only=True)
+    assert list(content) == [WIDTH]
+    for half in (0, 1):
+        expected = novelai(content[WIDTH][half], x, 0.6)
+        torch.testing.assert_close(made(x, x, 0.6)[half], expected, rtol=1e-5, atol=1e-6)
+    again = Hypernetwork.of(read_hypernetwork(tmp_path / "nai.pt"))
+    assert torch.equal(again(x, x)[0], made(x, x)[0])
+
+
+@pytest.fixture(params=["nano_model", "nano_sd2_model"])
+def unet(request):
+    return load_base_model(request.getfixturevalue(request.param)).unet.eval()
+
+
+def call(unet):
+    generator = torch.Generator().manual_seed(4)
+    latents = torch.randn(2, 4, 8, 8, generator=generator)
+    states = torch.randn(2, 7, unet.config.cross_attention_dim, generator=generator)
+    with torch.no_grad():
+        return unet(latents, torch.tensor([10, 900]), encoder_hidden_states=states).sample
+
+
+def stack_of(*networks, strengths=(1.0, 1.0)):
+    stack = HypernetworkStack()
+    for number, made in enumerate(networks):
+        stack.add(f"n{number}", made, strengths[number])
+    return stack
+
+
+def test_in_the_unet_it_changes_what_keys_and_values_are_made_of(unet):
+    """Two in sequence, against hooks on to_k and to_v of diffusers' own attention."""
+    widths = context_widths(unet)
+    first = network(Structure(), widths, seed=1)
+    second = network(Structure((1, 2, 1), "relu"), widths[:1], seed=2)
+    plain = call(unet)
+    hooks = []
+    for name, module in unet.named_modules():
+        for number, half in enumerate(("to_k", "to_v")):
+            if name.endswith(f".{half}"):
+
+                def changed(_, arguments, number=number):
+                    (x,) = arguments
+                    for made, strength in ((first, 0.8), (second, -0.5)):
+                        key = str(x.shape[-1])
+                        if key in made.pairs:
+                            mlp = made.pairs[key]["kv"[number]].linear
+                            x = x + strength * mlp(x)
+                    return (x,)
+
+                hooks.append(module.register_forward_pre_hook(changed))
+    expected = call(unet)
+    for hook in hooks:
+        hook.remove()
+    assert not torch.allclose(plain, expected, atol=1e-3)
+    with stack_of(first, second, strengths=(0.8, -0.5)).attached(unet):
+        torch.testing.assert_close(call(unet), expected, rtol=1e-4, atol=1e-5)
+    assert torch.equal(call(unet), plain)
+
+
+def test_nothing_changes_at_strength_0_or_with_zero_output(unet):
+    before = {name: tensor.clone() for name, tensor in unet.state_dict().items()}
+    plain = call(unet)
+    loud = network(Structure(), context_widths(unet))
+    with stack_of(loud, strengths=(0.0,)).attached(unet):
+        assert torch.equal(call(unet), plain)
+    for norm in (False, True):
+        fresh = Hypernetwork(context_widths(unet), Structure((1, 2, 1), "relu", layer_norm=norm))
+        initialize(fresh, "ZeroOutput", 3)
+        with stack_of(fresh).attached(unet):
+            assert torch.equal(call(unet), plain)
+    with stack_of(loud).attached(unet):
+        assert not torch.allclose(call(unet), plain)
+    assert torch.equal(call(unet), plain)
+    after = unet.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize("name", INITIALIZATIONS)
+@pytest.mark.parametrize("activation", ["linear", "leakyrelu"])
+def test_initializations_are_a1111s(name, activation):
+    """By the spread that each is defined to have, from 640 x 1280 numbers."""
+    made = Hypernetwork([640], Structure((1, 2, 1), activation, layer_norm=True))
+    initialize(made, name, 5)
+    linear = [m for m in made.modules() if isinstance(m, nn.Linear)]
+    for number, module in enumerate(linear):
+        rows, columns = module.weight.shape
+        deviation = {
+            "Normal": 0.01,
+            "ZeroOutput": 0.01,
+            "XavierUniform": (2 / (rows + columns)) ** 0.5,
+            "XavierNormal": (2 / (rows + columns)) ** 0.5,
+            "KaimingUniform": (2 / columns) ** 0.5,
+            "KaimingNormal": (2 / columns) ** 0.5,
+        }[name]
+        assert float(module.weight.detach().std()) == pytest.approx(deviation, rel=0.01)
+        is_uniform = name.endswith("Uniform")
+        assert (float(module.weight.detach().abs().max()) <= 1.733 * deviation) == is_uniform
+        assert not module.bias.any(), number
+    norms = [m for m in made.modules() if isinstance(m, nn.LayerNorm)]
+    silent = 1 if name == "ZeroOutput" else 0
+    for pair in range(2):
+        first, last = norms[2 * pair], norms[2 * pair + 1]
+        assert float(first.weight.detach().std()) == pytest.approx(0.01, rel=0.1)
+        assert bool(last.weight.any()) != silent
+    again = Hypernetwork([640], Structure((1, 2, 1), activation, layer_norm=True))
+    initialize(again, name, 5)
+    assert all(
+        torch.equal(a, b) for a, b in zip(made.parameters(), again.parameters(), strict=True)
+    )
+
+
+def test_a_full_size_sd1_file_is_as_large_as_a1111s(tmp_path):
+    made = Hypernetwork((320, 640, 768, 1280), Structure())
+    initialize(made, "Normal", 0)
+    assert sum(p.numel() for p in made.parameters()) == 21_939_840
+    write_hypernetwork(contents_of(made), tmp_path / "full.pt", "a1111")
+    assert (tmp_path / "full.pt").stat().st_size / 2**20 == pytest.approx(83.7, abs=0.05)
