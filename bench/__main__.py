@@ -1,6 +1,7 @@
-"""`python -m bench [data] [pictures] [convert] [training] [startup] [full]`: measure here.
+"""`python -m bench [data] [pictures] [convert] [training] [startup] [full] [memory]`: measure here.
 
-Without names, all but `full` are measured: it takes 20 GB of memory, 15 GB of disk and ten minutes.
+Without names, all but the last two are measured: they take 20 GB of memory, 15 GB of disk and ten
+minutes each.
 
 Results also go to `bench/results.json`, which git ignores; RESULTS.md holds tables worth keeping.
 """
@@ -15,7 +16,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from bench import convert, data, pictures, startup, training
+from bench import convert, data, memory, pictures, startup, training
 from impasto.training.environment import describe_environment
 
 PARTS = {
@@ -25,13 +26,14 @@ PARTS = {
     "training": training.measure,
     "startup": startup.measure,
     "full": training.measure_full,
+    "memory": memory.measure,
 }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("parts", nargs="*", metavar="|".join(PARTS))
-    chosen = parser.parse_args().parts or list(PARTS)[:-1]
+    chosen = parser.parse_args().parts or list(PARTS)[:-2]
     if unknown := set(chosen) - PARTS.keys():
         parser.error(f"unknown parts: {', '.join(sorted(unknown))}")
     console = Console(soft_wrap=True)

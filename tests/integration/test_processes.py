@@ -89,6 +89,25 @@ def go_on_alone(tmp_path):
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
 
 
+def test_processes_train_one_hypernetwork(run_file, tmp_path):
+    """With dropout of captions and pictures left over, as one process with accumulation."""
+    shared = {
+        "method": {"kind": "hypernetwork"},
+        "optimizer": {"kind": "SGD", "lr": 10.0},
+        "training": {"max_steps": 5},
+        "saving": {"format": "safetensors"},
+    }
+    accumulated = {"max_steps": 5, "gradient_accumulation_steps": 2}
+    train_on(run_file(output_dir=str(tmp_path / "alone"), **{**shared, "training": accumulated}), 1)
+    train_on(run_file(output_dir=str(tmp_path / "together"), **shared), 2)
+    first, second = (
+        load_file(tmp_path / n / "export" / "model.safetensors") for n in ("alone", "together")
+    )
+    assert max(float(tensor.abs().max()) for tensor in first.values()) > 0.02
+    for name in first:
+        torch.testing.assert_close(first[name], second[name], atol=1e-6, rtol=1e-4)
+
+
 DYING = """
 import os, signal, sys
 from impasto.cli.main import main

@@ -15,7 +15,7 @@ import yaml
 
 from impasto.checkpoints import hub
 from impasto.checkpoints.keymap import OPEN_CLIP_PREFIX, TEXT_ENCODER, UNET, VAE, VAE_PREFIX
-from impasto.checkpoints.kinds import BASE_MODEL, VAE_ALONE, kind_of
+from impasto.checkpoints.kinds import BASE_MODEL, HYPERNETWORK, VAE_ALONE, kind_of
 from impasto.checkpoints.ldm import LdmModel, take_apart
 from impasto.checkpoints.reading import TensorFile, open_tensor_file
 from impasto.checkpoints.tensors import Tensors
@@ -149,6 +149,11 @@ def _open_folder(path: Path, source: str, options: OpenOptions) -> ModelContents
 
 def _open_file(file: TensorFile, source: str, options: OpenOptions) -> ModelContents:
     kind = kind_of(file)
+    if kind is HYPERNETWORK:
+        raise ModelError(
+            f"{source} is a hypernetwork, which is used beside a base model. Draw with it by: "
+            f"impasto sample BASE-MODEL PROMPT --hypernetwork {file.path}"
+        )
     if kind is not BASE_MODEL:
         raise ModelError(
             f"{source} is {kind.name}, not {BASE_MODEL.name}. Give the base model that it belongs "
