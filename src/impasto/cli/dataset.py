@@ -17,6 +17,7 @@ from impasto.cli.dataset_cache import cache
 from impasto.cli.dataset_merge import merge
 from impasto.cli.dataset_options import CACHE_DIR, SOURCE, bucket_options, dataset_config
 from impasto.cli.dataset_report import report
+from impasto.cli.dataset_words import caption, clean, tag, tags, undo
 
 if TYPE_CHECKING:
     from impasto.data.records import ImageRecord
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 @click.group()
 def dataset() -> None:
-    """Scan, plan, merge and cache pictures, and preview their captions.
+    """Scan, tag, caption, clean, plan and cache pictures, and preview their captions.
 
     SOURCE is a folder of pictures, a dataset configuration (TOML or JSON) or metadata file of
     sd-scripts, or the settings of a run.
@@ -34,6 +35,11 @@ def dataset() -> None:
 dataset.add_command(cache)
 dataset.add_command(merge)
 dataset.add_command(report)
+dataset.add_command(tag)
+dataset.add_command(caption)
+dataset.add_command(clean)
+dataset.add_command(tags)
+dataset.add_command(undo)
 
 
 @dataset.command()

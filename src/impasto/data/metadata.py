@@ -97,8 +97,15 @@ def read_metadata(file: Path) -> Metadata:
     return Metadata(file, tuple(entries))
 
 
-def write_metadata(file: Path, entries: Iterable[MetadataEntry]) -> Path | None:
+def write_metadata(
+    file: Path, entries: Iterable[MetadataEntry], *, backup: bool = True
+) -> Path | None:
     """Write a metadata file durably; one that is there is kept as a backup, whose path is returned.
+
+    Args:
+        file: Where; `.jsonl` has one object a line.
+        entries: What it is to say.
+        backup: Whether what is there is kept under another name.
 
     Raises:
         StorageError: It could not be written; what was there is untouched.
@@ -109,9 +116,9 @@ def write_metadata(file: Path, entries: Iterable[MetadataEntry]) -> Path | None:
     else:
         content = {entry.key: entry.as_dict() for entry in entries}
         text = json.dumps(content, ensure_ascii=False, indent=1) + "\n"
-    backup = keep_backup(file)
+    kept = keep_backup(file) if backup else None
     files.write_text(file, text)
-    return backup
+    return kept
 
 
 def keep_backup(file: Path) -> Path | None:

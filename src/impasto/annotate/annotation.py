@@ -1,0 +1,208 @@
+"""Goes through pictures with a tagger or a captioner and writes what it says."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Generic, Protocol, TypeVar
+
+import numpy as np
+from PIL import Image
+
+from impasto.annotate.captioners import Captioner
+from impasto.annotate.onnx_tagger import Tagger
+from impasto.annotate.profiles import Prepare
+from impasto.annotate.tags import Selection, Spelling, Tag
+from impasto.annotate.words import Journal, MetadataWords, Sidecars
+from impasto.data.images import UnreadableImageError, read_rgb
+from impasto.data.records import ImageRecord, SetAside
+from impasto.data.stages import ErrorPolicy, Failure, LocalExecutor, Stage, chunks, default_workers
+from impasto.errors import DatasetError
+from impasto.progress import Progress
+
+T = TypeVar("T")
+Target = Sidecars | MetadataWords
+
+
+class Annotator(Protocol[T]):
+    """Words for pictures, in two stages: one that may run in processes, and the model."""
+
+    prepare: Stage[Path, T]
+    processes: bool
+
+    def words(self, prepared: Sequence[T], records: Sequence[ImageRecord]) -> list[str]:
+        """One text for each picture."""
+
+
+@dataclass
+class Tagging:
+    """Tags as an annotator.
+
+    Attributes:
+        tagger: The model.
+        selection: Which tags are taken.
+        spelling: How they are written.
+        counts: How often each was written; filled by use.
+    """
+
+    tagger: Tagger
+    selection: Selection
+    spelling: Spelling
+    counts: Counter[str] = field(default_factory=Counter)
+    processes: bool = True
+
+    def __post_init__(self) -> None:
+        self.prepare: Stage[Path, np.ndarray] = Prepare(self.tagger.profile)
+
+    def words(self, prepared: Sequence[np.ndarray], records: Sequence[ImageRecord]) -> list[str]:  # noqa: ARG002
+        """A line of tags for each picture."""
+        return [self._line(self.found(row)) for row in self.tagger.scores(prepared)]
+
+    def found(self, scores: np.ndarray) -> list[Tag]:
+        """The tags that one picture's scores amount to."""
+        return self.selection.of(scores, self.tagger.table)
+
+    def _line(self, tags: Sequence[Tag]) -> str:
+        texts = self.spelling.write(tags)
+        self.counts.update(texts)
+        return self.spelling.joined(texts)
+
+
+class Decoded:
+    """A stage: paths -> RGB pictures."""
+
+    def __call__(self, paths: Sequence[Path]) -> list[Image.Image | Failure]:
+        """Decode each; what cannot be read is a `Failure`."""
+        return [self._one(path) for path in paths]
+
+    def _one(self, path: Path) -> Image.Image | Failure:
+        try:
+            return read_rgb(path)
+        except UnreadableImageError as error:
+            return Failure(str(error))
+        except OSError as error:
+            return Failure(f"cannot be read ({error.strerror or error})")
+
+
+@dataclass
+class Captioning:
+    """Captions as an annotator.
+
+    Attributes:
+        captioner: The model.
+        change: What is done to each text, such as a prefix.
+    """
+
+    captioner: Captioner
+    change: Callable[[str], str] = str.strip
+    processes: bool = False
+
+    def __post_init__(self) -> None:
+        self.prepare: Stage[Path, Image.Image] = Decoded()
+
+    def words(self, prepared: Sequence[Image.Image], records: Sequence[ImageRecord]) -> list[str]:
+        """A caption for each picture."""
+        found = self.captioner.captions(prepared, [record.name for record in records])
+        return [self.change(text) for text in found]
+
+
+@dataclass(frozen=True)
+class Annotated(Generic[T]):
+    """What was done.
+
+    Attributes:
+        written: Pictures that got words.
+        skipped: Pictures that had some already, or were done before an interruption.
+        empty: Pictures for which the model had no words.
+        set_aside: Pictures that could not be read, with reasons.
+    """
+
+    written: int
+    skipped: int
+    empty: int
+    set_aside: tuple[SetAside, ...]
+
+
+def annotate(
+    records: Sequence[ImageRecord],
+    annotator: Annotator[T],
+    target: Target,
+    journal: Journal | None,
+    progress: Progress,
+    *,
+    batch_size: int = 8,
+    workers: int | None = None,
+    on_error: ErrorPolicy = "skip",
+    show: Callable[[ImageRecord, str], None] | None = None,
+) -> Annotated[T]:
+    """Give pictures words.
+
+    Args:
+        records: The pictures.
+        annotator: What gives words.
+        target: Where they go.
+        journal: Notes of all changes; None writes nothing (`show` is told).
+        progress: Where to show how far it is.
+        batch_size: Pictures that go through the model together.
+        workers: Processes or threads that decode; None takes as many as there are processors.
+        on_error: What becomes of a picture that cannot be read.
+        show: Is told of each picture and what it gets.
+
+    Raises:
+        DatasetError: A picture cannot be read and `on_error` is stop.
+        StorageError: Words could not be written.
+    """
+    done = journal.done if journal else set()
+    wanted = [r for r in records if str(r.path) not in done and target.wants(r)]
+    of_path = {record.path: record for record in wanted}
+    set_aside: list[SetAside] = []
+    written = empty = 0
+    with progress.stage("Looking at pictures", len(wanted), "pictures") as advance:
+        for batch in _prepared(annotator, wanted, batch_size, workers):
+            good = {of_path[p]: made for p, made in batch if not isinstance(made, Failure)}
+            set_aside += _unreadable(batch, on_error, progress)
+            texts = annotator.words(list(good.values()), list(good)) if good else []
+            for record, text in zip(good, texts, strict=True):
+                if show is not None:
+                    show(record, target.text(record, text))
+                if journal is not None:
+                    _keep(journal, target, record, text)
+                written, empty = written + bool(text), empty + (not text)
+            advance(len(batch))
+    if journal is not None:
+        target.close(journal)
+    return Annotated(written, len(records) - len(wanted), empty, tuple(set_aside))
+
+
+def _keep(journal: Journal, target: Target, record: ImageRecord, text: str) -> None:
+    """Write a picture's words; without words only note that it is done."""
+    if text:
+        target.write(journal, record, text)
+    else:
+        journal.finish(str(record.path))
+
+
+def _unreadable(
+    batch: Sequence[tuple[Path, T | Failure]], on_error: ErrorPolicy, progress: Progress
+) -> list[SetAside]:
+    """What could not be read, told one by one."""
+    found = [SetAside(p, made.reason) for p, made in batch if isinstance(made, Failure)]
+    for item in found:
+        if on_error == "stop":
+            raise DatasetError(f"{item.path} cannot be used: {item.reason}.")
+        progress.note(f"Passed over: {item.path}: {item.reason}")
+    return found
+
+
+def _prepared(
+    annotator: Annotator[T], records: Sequence[ImageRecord], batch_size: int, workers: int | None
+) -> Iterator[list[tuple[Path, T | Failure]]]:
+    """Batches decoded ahead of the model."""
+    executor: LocalExecutor[Path, T] = LocalExecutor(
+        annotator.prepare,
+        workers=default_workers() if workers is None else workers,
+        processes=annotator.processes and len(records) > 4 * batch_size,
+    )
+    return executor.run(chunks([record.path for record in records], batch_size))

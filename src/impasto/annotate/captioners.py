@@ -1,0 +1,268 @@
+"""Captioners through transformers: one path for BLIP, BLIP-2, GIT, Florence-2 and chat models."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from impasto.errors import ConfigError, MissingDependencyError, ModelError, OutOfMemoryError
+from impasto.progress import Progress, SilentProgress
+
+INSTALL = "pip install 'impasto[captions]'"
+CHAT_PROMPT = "Describe this picture in one sentence, as a caption for training."
+_TASK = re.compile(r"<[A-Z_]+>$")  # Florence-2's tasks, such as <DETAILED_CAPTION>
+
+_READING = [
+    re.compile(
+        r",? (?:with|and) (?:the |a )?(?:words?|names?|numbers?|letters?) [^,]*?"
+        r"(?: on (?:it|the \w+))?(?=,|\.|$)"
+    ),
+    re.compile(r",? (?:that|which) (?:says|reads) [^,]*(?=,|\.|$)"),
+    re.compile(r",? (?:saying|reading|labell?ed|titled|entitled) [^,]*(?=,|\.|$)"),
+]
+"""What GIT makes up when it believes to read text."""
+
+
+@dataclass(frozen=True)
+class Generation:
+    """How words are searched for.
+
+    Attributes:
+        beams: Beams; 1 with no `top_p` takes the likeliest word each time.
+        top_p: Draws from the likeliest words of this share instead (nucleus sampling); 0 does not.
+        min_length: Tokens at least.
+        max_length: Tokens at most, the prompt not counted.
+        repetition_penalty: Above 1 repeats less.
+        temperature: Of drawing.
+        seed: Of drawing; each picture has its own from it.
+    """
+
+    beams: int = 3
+    top_p: float = 0.0
+    min_length: int = 5
+    max_length: int = 75
+    repetition_penalty: float = 1.0
+    temperature: float = 1.0
+    seed: int = 42
+
+    def options(self) -> dict[str, Any]:
+        """As `generate` of transformers takes them."""
+        drawing = self.top_p > 0
+        options: dict[str, Any] = {
+            "max_new_tokens": self.max_length,
+            "min_new_tokens": min(self.min_length, self.max_length),
+            "num_beams": 1 if drawing else self.beams,
+            "do_sample": drawing,
+            "repetition_penalty": self.repetition_penalty,
+        }
+        if drawing:
+            options |= {"top_p": self.top_p, "temperature": self.temperature, "top_k": 0}
+        return options
+
+
+PRESETS: dict[str, Generation] = {
+    "beam": Generation(),
+    "sd-scripts": Generation(beams=1, top_p=0.9, repetition_penalty=1.1),
+    "a1111": Generation(beams=1, min_length=24, max_length=48),
+}
+"""Named ways: ours, `finetune/make_captions.py` of sd-scripts, and A1111's interrogator."""
+
+
+@dataclass
+class Captioner:
+    """A captioning model that is ready.
+
+    Attributes:
+        model: Of transformers.
+        processor: Its processor.
+        generation: How words are searched for.
+        prompt: What is asked; empty for the model's own way.
+        remove_words: Whether made-up readings are cut out of what it says.
+        progress: Is told when memory makes batches smaller.
+    """
+
+    model: Any
+    processor: Any
+    generation: Generation = field(default_factory=Generation)
+    prompt: str = ""
+    remove_words: bool = False
+    progress: Progress = field(default_factory=SilentProgress)
+
+    @classmethod
+    def load(cls, source: str, device: torch.device, **options: Any) -> Captioner:
+        """Load from a folder or a Hub id, in bfloat16 on a GPU.
+
+        Raises:
+            MissingDependencyError: transformers lacks something that this model needs.
+            ModelError: It is missing, damaged, or no captioner.
+        """
+        if Path(source).suffix.lower() == ".pth":
+            raise ModelError(
+                f"{source} is in the form of the original BLIP program. Take the same model as "
+                f"transformers has it: Salesforce/blip-image-captioning-large (or -base), or a "
+                f"local copy of its folder."
+            )
+        from transformers import AutoConfig, AutoProcessor
+
+        dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+        try:
+            config = AutoConfig.from_pretrained(source)
+            processor = AutoProcessor.from_pretrained(source)
+            model = _class_for(config.model_type).from_pretrained(source, dtype=dtype)
+        except ImportError as error:
+            raise MissingDependencyError(
+                f"The captioner {source} needs a package that is not installed ({error}). Install "
+                f"it: {INSTALL}."
+            ) from error
+        except (OSError, ValueError, KeyError, AttributeError, RuntimeError) as error:
+            reason = str(error).strip().splitlines()[0][:160]
+            raise ModelError(
+                f"The captioner {source} cannot be loaded ({reason}). Give the folder of a model "
+                f"that transformers knows as image-text-to-text, or its Hub id."
+            ) from error
+        _pad_on_the_left(processor)
+        return cls(model.to(device).eval(), processor, **options)
+
+    def captions(self, images: Sequence[Image.Image], keys: Sequence[str]) -> list[str]:
+        """A caption for each picture; where memory runs out, half as many at once.
+
+        Args:
+            images: RGB.
+            keys: Names, for the seeds of drawing.
+
+        Raises:
+            OutOfMemoryError: Not even one picture fits.
+        """
+        try:
+            return [self._cleaned(text) for text in self._generated(images, keys)]
+        except (torch.OutOfMemoryError, MemoryError) as error:
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            if len(images) == 1:
+                raise OutOfMemoryError(
+                    "Memory ran out while captioning a single picture. Take a smaller model."
+                ) from error
+            half = len(images) // 2
+            self.progress.note(f"Memory ran out: captioning {half} pictures at a time.")
+            return [
+                *self.captions(images[:half], keys[:half]),
+                *self.captions(images[half:], keys[half:]),
+            ]
+
+    @torch.no_grad()
+    def _generated(self, images: Sequence[Image.Image], keys: Sequence[str]) -> list[str]:
+        from impasto.randomness import derive_seed
+
+        inputs, asked = self._inputs(images)
+        device = self.model.device
+        moved = {
+            name: value.to(device, self.model.dtype)
+            if value.is_floating_point()
+            else value.to(device)
+            for name, value in inputs.items()
+        }
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            torch.manual_seed(derive_seed(self.generation.seed, *keys))
+            ids = self.model.generate(**moved, **self.generation.options())
+        begins = moved["input_ids"].shape[1] if asked and self._continues() else 0
+        if begins and ids.shape[1] > begins:
+            ids = ids[:, begins:]
+        texts = self.processor.batch_decode(ids, skip_special_tokens=True)
+        return [self._without_prompt(text) for text in texts]
+
+    def _inputs(self, images: Sequence[Image.Image]) -> tuple[dict[str, Any], bool]:
+        """Tensors for the model, and whether a prompt is among them."""
+        kind = self.model.config.model_type
+        if getattr(self.processor, "chat_template", None):
+            question = self.prompt or CHAT_PROMPT
+            content = [{"type": "image"}, {"type": "text", "text": question}]
+            text = self.processor.apply_chat_template(
+                [{"role": "user", "content": content}], add_generation_prompt=True
+            )
+            batch = self.processor(
+                images=[[image] for image in images], text=[text] * len(images), padding=True,
+                return_tensors="pt",
+            )  # fmt: skip
+            return dict(batch), True
+        prompt = self.prompt or ("<CAPTION>" if kind == "florence2" else "")
+        if not prompt:
+            return dict(self.processor(images=list(images), return_tensors="pt")), False
+        texts = [prompt] * len(images)
+        batch = self.processor(images=list(images), text=texts, padding=True, return_tensors="pt")
+        return dict(batch), True
+
+    def _continues(self) -> bool:
+        """Whether what is generated begins with what was asked."""
+        if self.model.config.model_type in _ANSWERS_ALONE:
+            return False
+        return not getattr(self.model.config, "is_encoder_decoder", False)
+
+    def _without_prompt(self, text: str) -> str:
+        plain = text.strip()
+        return plain.removeprefix(self.prompt).strip() if self.prompt else plain
+
+    def _cleaned(self, text: str) -> str:
+        one_line = " ".join(text.split())
+        return without_readings(one_line) if self.remove_words else one_line
+
+
+_ANSWERS_ALONE = {"blip", "blip-2", "florence2"}  # their generate gives back the prompt or none
+
+
+def without_readings(text: str) -> str:
+    """A caption without what GIT believes to read, such as `with the word ... on it`.
+
+    The readings that `finetune/make_captions_by_git.py` of sd-scripts cuts out.
+    """
+    for pattern in _READING:
+        text = pattern.sub("", text)
+    return " ".join(text.split()).strip(" ,")
+
+
+def with_generation(captioner: Captioner, **changes: Any) -> Captioner:
+    """The same captioner with other settings of its search.
+
+    Raises:
+        ConfigError: A number is out of its range.
+    """
+    made = replace(captioner.generation, **changes)
+    require_generation(made)
+    return replace(captioner, generation=made)
+
+
+def require_generation(made: Generation) -> None:
+    """Make sure that the numbers of a search make sense.
+
+    Raises:
+        ConfigError: One is out of its range.
+    """
+    if made.beams < 1 or not 0 <= made.top_p <= 1 or made.max_length < 1:
+        raise ConfigError(
+            f"Captions are searched with {made.beams} beams, top_p {made.top_p:g} and at most "
+            f"{made.max_length} tokens; expected 1 or more, 0 to 1, and 1 or more."
+        )
+    if made.min_length > made.max_length:
+        raise ConfigError(
+            f"min_length {made.min_length} is above max_length {made.max_length}. Change one."
+        )
+
+
+def _class_for(model_type: str) -> Any:
+    import transformers
+
+    by_type: dict[str, Callable[[], Any]] = {"git": lambda: transformers.AutoModelForCausalLM}
+    usual = lambda: transformers.AutoModelForImageTextToText  # noqa: E731
+    return by_type.get(model_type, usual)()
+
+
+def _pad_on_the_left(processor: Any) -> None:
+    """A decoder goes on from the end, so a batch of unequal questions is filled up before."""
+    tokenizer = getattr(processor, "tokenizer", None)
+    if tokenizer is not None and getattr(processor, "chat_template", None):
+        tokenizer.padding_side = "left"

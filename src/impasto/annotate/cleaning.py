@@ -1,0 +1,258 @@
+"""Rules that make automatic words usable: sd-scripts' own, and readable ones for whole words."""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+import tomllib
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from functools import partial
+from importlib import resources
+from pathlib import Path
+from typing import Any, Protocol
+
+from impasto.annotate.tags import UNDERSCORES
+from impasto.errors import ConfigError
+
+SHIPPED = ("kohya", "plain")
+
+
+class Cleaner(Protocol):
+    """What becomes of the words of a picture."""
+
+    def tags(self, text: str) -> str:
+        """A line of tags."""
+
+    def caption(self, text: str) -> str:
+        """Prose."""
+
+
+_STYLES, _PEOPLE = (
+    ("cartoon", "anime"),
+    {"female": "girl", "lady": "girl", "character": "girl", "woman": "girl", "women": "girls"},
+)
+_KOHYA_CAPTIONS: list[tuple[str, str]] = [
+    ("anime anime", "anime"),
+    ("young ", ""),
+    ("anime girl", "girl"),
+    *((f"cartoon {who}", girl) for who, girl in _PEOPLE.items()),
+    ("cartoon girl", "girl"),
+    *((f"anime {who}", girl) for who, girl in _PEOPLE.items()),
+    *((who, girl) for who, girl in _PEOPLE.items() if who != "character"),
+    ("people", "girls"),
+    ("person", "girl"),
+    *((f"a cartoon {thing}", f"a {thing}") for thing in ("figure",)),
+    ("a cartoon image", "an image"),
+    ("a cartoon picture", "a picture"),
+    ("an anime cartoon image", "an image"),
+    ("a cartoon anime drawing", "a drawing"),
+    ("a cartoon drawing", "a drawing"),
+    ("girl girl", "girl"),
+]
+_HAIR_LENGTH = re.compile(r"(long|short|medium) hair")
+_HAIR = re.compile(r"[\w-]+ hair")
+_ONE_WORD = re.compile(r"[\w-]+|hair ornament")
+_OF_ONE_PERSON = [
+    _HAIR_LENGTH,
+    re.compile(r"(bob|hime) cut"),
+    re.compile(r"[\w-]+ eyes"),
+    re.compile(r"[\w-]+ sleeves|sleeveless"),
+    re.compile(
+        r"ponytail|braid|ahoge|twintails|[\w-]+ bun|single hair bun|single side bun|two side up|"
+        r"two tails|[\w-]+ braid|sidelocks"
+    ),
+]
+
+
+class Kohya:
+    """The rules of sd-scripts' `finetune/clean_captions_and_tags.py`, as they are.
+
+    They were made for anime pictures with one kind of tagger, and replace parts of words too:
+    a ladybug becomes a girlbug.
+    """
+
+    def tags(self, text: str) -> str:
+        """Spaces for underscores, no rating, nothing that several people share, no doubles."""
+        spaced = "^_^".join(part.replace("_", " ") for part in text.split("^_^"))
+        found = spaced.partition(", rating")[0].split(", ")
+        if "girls" in spaced or "boys" in spaced:
+            for pattern in _OF_ONE_PERSON:
+                found = _unless_one(found, pattern.fullmatch)
+            found = _unless_one(
+                found, lambda tag: _HAIR.fullmatch(tag) and not _HAIR_LENGTH.fullmatch(tag)
+            )
+        return ", ".join(
+            tag
+            for tag in found
+            if not (_ONE_WORD.fullmatch(tag) and any(o.endswith(f" {tag}") for o in found))
+        )
+
+    def caption(self, text: str) -> str:
+        """One replacement after the other, each as often as it fits."""
+        for old, new in _KOHYA_CAPTIONS:
+            while old in text:
+                text = text.replace(old, new)
+        return text
+
+
+def _unless_one(tags: Sequence[str], matches: Callable[[str], object]) -> list[str]:
+    """Without those that match, if more than one does."""
+    if sum(bool(matches(tag)) for tag in tags) < 2:
+        return list(tags)
+    return [tag for tag in tags if not matches(tag)]
+
+
+@dataclass(frozen=True)
+class Rules:
+    """Rules on whole tags and whole words, from a file that people edit.
+
+    Attributes:
+        separator: Between tags.
+        underscores: Whether they become spaces, but in faces such as `^_^`.
+        lower_case: Whether tags are written small.
+        drop_tags: Left out; `*` stands for anything.
+        replace_tags: Tag -> what is written for it; this merges aliases.
+        implications: Tag -> tags that say less and are left out beside it.
+        drop_implied: Whether a tag is left out where another ends in it (`shirt` with
+            `white shirt`).
+        keep_implied: Tags that are kept all the same.
+        several: Patterns of tags that say there are several people.
+        once_if_several: Patterns of which, with several people, only a single match is believed.
+        least_count: Tags in fewer pictures are left out.
+        most_share: Tags in a larger share of the pictures are left out.
+        drop_words: Left out of captions, with the space beside.
+        replace_words: Words of captions -> others; a capital at the beginning is kept.
+    """
+
+    separator: str = ", "
+    underscores: bool = True
+    lower_case: bool = False
+    drop_tags: tuple[str, ...] = ()
+    replace_tags: Mapping[str, str] = field(default_factory=dict)
+    implications: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    drop_implied: bool = True
+    keep_implied: tuple[str, ...] = ()
+    several: tuple[str, ...] = ()
+    once_if_several: tuple[tuple[str, ...], ...] = ()
+    least_count: int = 1
+    most_share: float = 1.0
+    drop_words: tuple[str, ...] = ()
+    replace_words: Mapping[str, str] = field(default_factory=dict)
+
+    def tags(self, text: str) -> str:
+        """A line of tags, each once, in their order."""
+        bare = self.separator.strip() or self.separator
+        found = [self._spelt(part.strip()) for part in text.split(bare)]
+        found = [self.replace_tags.get(tag, tag) for tag in dict.fromkeys(filter(None, found))]
+        found = [tag for tag in dict.fromkeys(found) if tag and not _is_any(tag, self.drop_tags)]
+        if any(_is_any(tag, self.several) for tag in found):
+            for patterns in self.once_if_several:
+                found = _unless_one(found, partial(_is_any, patterns=patterns))
+        return self.separator.join(tag for tag in found if not self._is_implied(tag, found))
+
+    def caption(self, text: str) -> str:
+        """Prose with whole words replaced."""
+        for word in self.drop_words:
+            text = re.sub(rf"\s*\b{re.escape(word)}\b", "", text, flags=re.IGNORECASE)
+        for old, new in self.replace_words.items():
+            text = re.sub(rf"\b{re.escape(old)}\b", _with_capital(new), text, flags=re.IGNORECASE)
+        return " ".join(text.split())
+
+    def _spelt(self, tag: str) -> str:
+        spelt = UNDERSCORES["kaomoji"](tag) if self.underscores else tag
+        return spelt.lower() if self.lower_case else spelt
+
+    def _is_implied(self, tag: str, others: Sequence[str]) -> bool:
+        if tag in self.keep_implied:
+            return False
+        if any(tag in self.implications.get(other, ()) for other in others):
+            return True
+        return self.drop_implied and any(o.endswith((f" {tag}", f"_{tag}")) for o in others)
+
+    def frequent(self, counts: Mapping[str, int], pictures: int) -> Callable[[str], str]:
+        """A further step that leaves out tags by how often they come over all pictures."""
+        low, high = self.least_count, self.most_share * pictures
+
+        def kept(text: str) -> str:
+            bare = self.separator.strip() or self.separator
+            tags = filter(None, (part.strip() for part in text.split(bare)))
+            return self.separator.join(tag for tag in tags if low <= counts.get(tag, 0) <= high)
+
+        return kept
+
+
+def load_rules(name: str) -> Cleaner:
+    """The rules of a shipped set by its name, or of a file.
+
+    Raises:
+        ConfigError: There is neither, or the file does not fit; with key and reason.
+    """
+    if name == "kohya":
+        return Kohya()
+    if name in SHIPPED:
+        text = (resources.files("impasto.annotate") / "rules" / f"{name}.toml").read_text("utf-8")
+        return parse_rules(text, name)
+    path = Path(name)
+    try:
+        return parse_rules(path.read_text(encoding="utf-8-sig"), str(path))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"The rules {name} cannot be read ({error}). Give a file, or one of "
+            f"{', '.join(SHIPPED)}."
+        ) from error
+
+
+def parse_rules(text: str, where: str) -> Rules:
+    """Rules from TOML.
+
+    Raises:
+        ConfigError: It is not TOML, or a key is unknown or of another type.
+    """
+    try:
+        values = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{where} is not valid TOML: {error}.") from error
+    known = {f.name: f for f in fields(Rules)}
+    made: dict[str, Any] = {}
+    for key, value in values.items():
+        if key not in known:
+            raise ConfigError(f"{where}: unknown key {key}; known are {', '.join(known)}.")
+        default = getattr(Rules(), key)
+        wanted = dict if isinstance(default, Mapping) else list if isinstance(default, tuple) else (
+            (int, float) if isinstance(default, float) else type(default)
+        )  # fmt: skip
+        if not isinstance(value, wanted) or isinstance(value, bool) != isinstance(default, bool):
+            raise ConfigError(f"{where}: {key} is {value!r}; expected something like {default!r}.")
+        made[key] = _frozen(value)
+    return Rules(**made)
+
+
+def count_tags(texts: Iterable[str], separator: str = ",") -> Counter[str]:
+    """In how many pictures each tag is."""
+    return Counter(
+        tag
+        for text in texts
+        for tag in dict.fromkeys(filter(None, (part.strip() for part in text.split(separator))))
+    )
+
+
+def _frozen(value: Any) -> Any:
+    if isinstance(value, list):
+        return tuple(_frozen(item) for item in value)
+    if isinstance(value, dict):
+        return {key: _frozen(item) for key, item in value.items()}
+    return value
+
+
+def _is_any(tag: str, patterns: Iterable[str]) -> bool:
+    return any(fnmatch.fnmatchcase(tag, pattern) for pattern in patterns)
+
+
+def _with_capital(new: str) -> Callable[[re.Match[str]], str]:
+    def write(found: re.Match[str]) -> str:
+        is_capital = found[0][:1].isupper() and new
+        return new[:1].upper() + new[1:] if is_capital else new
+
+    return write

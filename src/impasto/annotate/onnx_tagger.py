@@ -1,0 +1,212 @@
+"""Taggers through ONNX Runtime, on whatever device its installed package drives."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from impasto.annotate.profiles import (
+    BY_TAG_FILE,
+    DEEPDANBOORU,
+    Profile,
+    fitted_to_shape,
+    with_preprocessing,
+)
+from impasto.annotate.tag_tables import READERS, read_literal
+from impasto.annotate.tags import TagTable
+from impasto.errors import MissingDependencyError, ModelError, OutOfMemoryError
+from impasto.progress import Progress, SilentProgress
+
+PROVIDERS = {
+    "cuda": "CUDAExecutionProvider",
+    "directml": "DmlExecutionProvider",
+    "coreml": "CoreMLExecutionProvider",
+    "cpu": "CPUExecutionProvider",
+}
+"""Short names, best first."""
+
+INSTALL = "pip install 'impasto[tagging]'"
+_MEMORY_WORDS = ("Failed to allocate memory", "out of memory", "CUDA_ERROR_OUT_OF_MEMORY")
+
+
+class Tagger(Protocol):
+    """Gives probabilities for pictures that its profile prepared."""
+
+    profile: Profile
+    table: TagTable
+
+    def scores(self, pixels: Sequence[np.ndarray]) -> np.ndarray:
+        """[N, rows] probabilities from uint8 RGB squares."""
+
+
+class OnnxTagger:
+    """A tagger from a folder with a `.onnx` file and its tags.
+
+    Args:
+        folder: Where they are.
+        provider: A short name of `PROVIDERS`; None takes the best that is installed.
+        profile: How pictures are prepared; None finds out by the files.
+        progress: Is told when memory makes batches smaller.
+
+    Raises:
+        MissingDependencyError: ONNX Runtime or the provider is not there.
+        ModelError: The files are missing, damaged, or do not fit each other.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        provider: str | None = None,
+        profile: Profile | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        self._file = _model_file(folder)
+        self._session = _open_session(self._file, provider)
+        self._progress = progress or SilentProgress()
+        entry = self._session.get_inputs()[0]
+        self._input: str = entry.name
+        texts = self._session.get_modelmeta().custom_metadata_map
+        known, self.table = _profile_and_table(folder, texts, self._file)
+        self.profile = fitted_to_shape(profile or known, entry.shape, str(self._file))
+        self._output = self._choose_output()
+        first = entry.shape[0]
+        self.fixed_batch: int | None = first if isinstance(first, int) else None
+        self._most: int | None = None
+
+    def scores(self, pixels: Sequence[np.ndarray]) -> np.ndarray:
+        """[N, rows] probabilities from uint8 RGB squares.
+
+        A model of a fixed batch gets its number, filled up; where memory runs out, halves.
+
+        Raises:
+            ModelError: The output is not one of probabilities.
+            OutOfMemoryError: Not even one picture fits.
+        """
+        size = self.fixed_batch or min(len(pixels), self._most or len(pixels))
+        found: list[np.ndarray] = []
+        start = 0
+        while start < len(pixels):
+            part = pixels[start : start + size]
+            try:
+                found.append(self._run(part))
+            except Exception as error:
+                if not any(words in str(error) for words in _MEMORY_WORDS):
+                    raise
+                if self.fixed_batch or size == 1:
+                    raise OutOfMemoryError(
+                        f"Memory ran out while tagging {len(part)} pictures at once. Take a "
+                        f"smaller model, or --provider cpu."
+                    ) from error
+                size = self._most = max(1, size // 2)
+                self._progress.note(f"Memory ran out: from now on {size} pictures at a time.")
+                continue
+            start += len(part)
+        return np.concatenate(found)
+
+    def _run(self, pixels: Sequence[np.ndarray]) -> np.ndarray:
+        missing = (self.fixed_batch or len(pixels)) - len(pixels)
+        batch = self.profile.batch([*pixels, *[pixels[-1]] * missing])
+        (raw,) = self._session.run([self._output], {self._input: batch})
+        raw = np.asarray(raw, dtype=np.float32)[: len(pixels)]
+        if self.profile.logits:
+            return np.asarray(1 / (1 + np.exp(-raw)))
+        if raw.min() < -1e-3 or raw.max() > 1 + 1e-3:
+            raise ModelError(
+                f"{self._file} gives {raw.min():.1f} to {raw.max():.1f}, which are no "
+                f"probabilities: it is not a {self.profile.name} model as published. Try "
+                f"--logits."
+            )
+        return raw
+
+    def _choose_output(self) -> str:
+        """The output with as many rows as there are tags, by name or by its width."""
+        outputs = {out.name: out.shape for out in self._session.get_outputs()}
+        width = self.table.width
+
+        def fits(shape: Sequence[Any]) -> bool:
+            last = shape[-1] if shape else 0
+            return not isinstance(last, int) or last == width
+
+        if self.profile.output in outputs and fits(outputs[self.profile.output]):
+            return str(self.profile.output)
+        fitting = [name for name, shape in outputs.items() if fits(shape)]
+        if not fitting:
+            widths = ", ".join(f"{name} {list(shape)}" for name, shape in outputs.items())
+            raise ModelError(
+                f"{self._file} does not go with its tags: there are {width}, and its output is "
+                f"{widths}. Take both files from the same place."
+            )
+        preferred = [n for n in fitting if n in ("prediction", "output")]
+        return str((preferred or fitting)[0])
+
+
+def _model_file(folder: Path) -> Path:
+    if folder.is_file():
+        return folder
+    named = [folder / name for name in ("model.onnx", "model_optimized.onnx", "deepdanbooru.onnx")]
+    others = sorted(folder.glob("*.onnx")) if folder.is_dir() else []
+    found = next((f for f in [*named, *others] if f.is_file()), None)
+    if found is None:
+        raise ModelError(
+            f"{folder} has no .onnx file in it. Give the folder of a tagger with its .onnx and its "
+            f"tags (selected_tags.csv, tag_mapping.json, ...)."
+        )
+    return found
+
+
+def _profile_and_table(folder: Path, texts: Any, file: Path) -> tuple[Profile, TagTable]:
+    """What kind of tagger it is, by the file with its tags."""
+    beside = file.parent if folder.is_file() else folder
+    for name, reader in READERS.items():
+        if (beside / name).is_file():
+            profile = BY_TAG_FILE[name]
+            if (beside / "preprocess.json").is_file():
+                profile = with_preprocessing(profile, beside / "preprocess.json")
+            return profile, reader(beside / name)
+    if "tags" in texts:
+        return DEEPDANBOORU, read_literal(texts["tags"], str(file))
+    raise ModelError(
+        f"There are no tags beside {file}: expected one of {', '.join(READERS)}. Download that "
+        f"file from the same place as the model."
+    )
+
+
+def _open_session(file: Path, provider: str | None) -> Any:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"Taggers run on ONNX Runtime, which is not installed ({error}). Install it: "
+            f"{INSTALL}, or onnxruntime-gpu for NVIDIA cards, onnxruntime-directml for others on "
+            f"Windows."
+        ) from error
+    there = onnxruntime.get_available_providers()
+    wanted = [PROVIDERS[provider]] if provider else list(PROVIDERS.values())
+    chosen = [name for name in wanted if name in there]
+    if not chosen:
+        raise MissingDependencyError(
+            f"ONNX Runtime has no provider {provider or 'at all'} here; it has "
+            f"{', '.join(n for n, full in PROVIDERS.items() if full in there) or 'none'}. Install "
+            f"onnxruntime-gpu for cuda or onnxruntime-directml for directml."
+        )
+    with contextlib.suppress(AttributeError):
+        onnxruntime.set_default_logger_severity(3)
+    try:
+        return onnxruntime.InferenceSession(str(file), providers=chosen)
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0][:160]
+        raise ModelError(
+            f"{file} cannot be opened by ONNX Runtime ({reason}). "
+            f"Download it again; v3 models need onnxruntime 1.17 or later."
+        ) from error
+
+
+def as_logits(profile: Profile) -> Profile:
+    """The same, whose output still needs a sigmoid."""
+    return replace(profile, logits=True)

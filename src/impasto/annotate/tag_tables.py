@@ -1,0 +1,161 @@
+"""Reads what the rows of a tagger's output mean, from each kind of file that taggers come with."""
+
+from __future__ import annotations
+
+import ast
+import csv
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from impasto.annotate.tags import CATEGORIES, CHARACTER, GENERAL, RATING, TagTable
+from impasto.errors import ModelError
+
+DANBOORU_CATEGORIES = {
+    0: GENERAL, 1: "artist", 3: "copyright", 4: CHARACTER, 5: "meta", 9: RATING, 10: "year",
+}  # fmt: skip
+"""Numbers in the `category` column; danbooru's, and 9 for ratings and 10 for years."""
+
+_SAFE_RATINGS = ("rating:", "rating_")
+
+
+def read_selected_tags(file: Path) -> TagTable:
+    """A CSV with `name` and `category`, as WD14's, PixAI's and deepghs' are.
+
+    Raises:
+        ModelError: It is no such file.
+    """
+    try:
+        with file.open(encoding="utf-8-sig", newline="") as opened:
+            rows = list(csv.DictReader(opened))
+        names = tuple(row["name"] for row in rows)
+        categories = tuple(_category(int(row["category"]), row["name"]) for row in rows)
+    except (KeyError, ValueError, TypeError, UnicodeDecodeError, csv.Error) as error:
+        raise ModelError(
+            f"{file} is no table of tags: expected CSV with the columns name and category "
+            f"({error!r})."
+        ) from error
+    own = {r["name"]: float(r["best_threshold"]) for r in rows if r.get("best_threshold")}
+    return TagTable(names, categories, tuple(range(len(names))), own)
+
+
+def read_tag_mapping(file: Path) -> TagTable:
+    """`{row: {tag, category}}`, as cl_tagger's; rows may be missing.
+
+    Raises:
+        ModelError: It is no such file.
+    """
+    content = _json(file)
+    try:
+        pairs = sorted((int(row), entry) for row, entry in content.items())
+        return TagTable(
+            tuple(str(entry["tag"]) for _, entry in pairs),
+            tuple(_word(str(entry["category"])) for _, entry in pairs),
+            tuple(row for row, _ in pairs),
+        )
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
+        raise ModelError(
+            f'{file} is no mapping of tags: expected {{"0": {{"tag": ..., "category": ...}}}} '
+            f"({error!r})."
+        ) from error
+
+
+def read_camie_metadata(file: Path) -> TagTable:
+    """`idx_to_tag` and `tag_to_category`, perhaps below `dataset_info.tag_mapping`: Camie's.
+
+    Raises:
+        ModelError: It is no such file.
+    """
+    content = _json(file)
+    try:
+        inner = content.get("dataset_info", content)
+        inner = inner.get("tag_mapping", inner)
+        pairs = sorted((int(row), str(tag)) for row, tag in inner["idx_to_tag"].items())
+        of = inner["tag_to_category"]
+        return TagTable(
+            tuple(tag for _, tag in pairs),
+            tuple(_word(str(of.get(tag, GENERAL))) for _, tag in pairs),
+            tuple(row for row, _ in pairs),
+        )
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
+        raise ModelError(
+            f"{file} is no table of tags: expected idx_to_tag and tag_to_category ({error!r})."
+        ) from error
+
+
+def read_lines(file: Path) -> TagTable:
+    """One tag a line, as JoyTag's and DeepDanbooru's; its characters where a list of them is by.
+
+    Raises:
+        ModelError: It is empty or not UTF-8.
+    """
+    names = [line.strip() for line in _text(file).splitlines() if line.strip()]
+    if not names:
+        raise ModelError(f"{file} has no tag in it.")
+    characters = file.with_name("tags-character.txt")
+    known = set(_text(characters).split()) if characters.is_file() else set()
+    return of_names(names, known)
+
+
+def of_names(names: Sequence[str], characters: set[str] | frozenset[str] = frozenset()) -> TagTable:
+    """A table of tags without categories; ratings are told by their beginning."""
+    categories = tuple(
+        RATING if name.startswith(_SAFE_RATINGS) else CHARACTER if name in characters else GENERAL
+        for name in names
+    )
+    return TagTable(tuple(names), categories, tuple(range(len(names))))
+
+
+def read_literal(text: str, where: str) -> TagTable:
+    """A list of texts as Python writes it, as in the metadata of skytnt's DeepDanbooru.
+
+    Raises:
+        ModelError: It is something else.
+    """
+    try:
+        names = ast.literal_eval(text)
+        if isinstance(names, list) and all(isinstance(name, str) for name in names):
+            return of_names(names)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        pass
+    raise ModelError(f"The tags in the metadata of {where} are no list of texts.")
+
+
+READERS: Mapping[str, Callable[[Path], TagTable]] = {
+    "selected_tags.csv": read_selected_tags,
+    "tag_mapping.json": read_tag_mapping,
+    "deepdanbooru_tags.csv": read_selected_tags,
+    "top_tags.txt": read_lines,
+    "tags.txt": read_lines,
+    "metadata.json": read_camie_metadata,
+}
+"""File beside the model -> how it is read; the first that is there counts."""
+
+
+def _category(number: int, name: str) -> str:
+    if name.startswith("rating:"):
+        return RATING
+    return DANBOORU_CATEGORIES.get(number, GENERAL)
+
+
+def _word(category: str) -> str:
+    lower = category.lower()
+    return lower if lower in CATEGORIES else GENERAL
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ModelError(f"{file} cannot be read as UTF-8 text: {error}.") from error
+
+
+def _json(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(_text(file))
+    except json.JSONDecodeError as error:
+        raise ModelError(f"{file}, line {error.lineno}: not valid JSON ({error.msg}).") from error
+    if not isinstance(content, dict):
+        raise ModelError(f"{file} holds a {type(content).__name__}; expected an object.")
+    return content
