@@ -53,7 +53,7 @@ def main():
     if not words or words[0] in {"-h", "--help"}:
         print(__doc__)
         return 0
-    extras = ["dev"] if words[0] == "test" else []
+    extras = {"test": ["dev"], "demo": ["tagging"]}.get(words[0], [])
     set_up(extras, index, reinstall)
     environment = {**os.environ, "PYTHONUTF8": "1", "IMPASTO_PROGRAM": "python start.py"}
     if words[0] == "test":

@@ -1,7 +1,7 @@
-"""`python -m bench [data] [pictures] [convert] [training] [startup] [full] [memory]`: measure here.
+"""`python -m bench [PART ...]`: measure on this machine.
 
-Without names, all but the last two are measured: they take 20 GB of memory, 15 GB of disk and ten
-minutes each.
+The parts are data, pictures, convert, training, tagging, startup, full and memory. Without names,
+all but the last two are measured: they take 20 GB of memory, 15 GB of disk and ten minutes each.
 
 Results also go to `bench/results.json`, which git ignores; RESULTS.md holds tables worth keeping.
 """
@@ -16,7 +16,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from bench import convert, data, memory, pictures, startup, training
+from bench import convert, data, memory, pictures, startup, tagging, training
 from impasto.training.environment import describe_environment
 
 PARTS = {
@@ -24,6 +24,7 @@ PARTS = {
     "pictures": pictures.measure,
     "convert": convert.measure,
     "training": training.measure,
+    "tagging": tagging.measure,
     "startup": startup.measure,
     "full": training.measure_full,
     "memory": memory.measure,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import TracebackType
 from typing import Generic, Protocol, TypeVar
 
 import numpy as np
@@ -24,13 +26,16 @@ from impasto.progress import Progress
 
 T = TypeVar("T")
 Target = Sidecars | MetadataWords
+WRITTEN_BEHIND = 64  # pictures whose words are not on disk yet
 
 
 class Annotator(Protocol[T]):
-    """Words for pictures, in two stages: one that may run in processes, and the model."""
+    """Words for pictures, in two stages: one that runs in workers, and the model.
+
+    Decoding and resizing leave Python free, so the workers are threads.
+    """
 
     prepare: Stage[Path, T]
-    processes: bool
 
     def words(self, prepared: Sequence[T], records: Sequence[ImageRecord]) -> list[str]:
         """One text for each picture."""
@@ -51,7 +56,6 @@ class Tagging:
     selection: Selection
     spelling: Spelling
     counts: Counter[str] = field(default_factory=Counter)
-    processes: bool = True
 
     def __post_init__(self) -> None:
         self.prepare: Stage[Path, np.ndarray] = Prepare(self.tagger.profile)
@@ -97,7 +101,6 @@ class Captioning:
 
     captioner: Captioner
     change: Callable[[str], str] = str.strip
-    processes: bool = False
 
     def __post_init__(self) -> None:
         self.prepare: Stage[Path, Image.Image] = Decoded()
@@ -146,7 +149,7 @@ def annotate(
         journal: Notes of all changes; None writes nothing (`show` is told).
         progress: Where to show how far it is.
         batch_size: Pictures that go through the model together.
-        workers: Processes or threads that decode; None takes as many as there are processors.
+        workers: Threads that decode; None takes as many as there are processors.
         on_error: What becomes of a picture that cannot be read.
         show: Is told of each picture and what it gets.
 
@@ -159,7 +162,10 @@ def annotate(
     of_path = {record.path: record for record in wanted}
     set_aside: list[SetAside] = []
     written = empty = 0
-    with progress.stage("Looking at pictures", len(wanted), "pictures") as advance:
+    with (
+        progress.stage("Looking at pictures", len(wanted), "pictures") as advance,
+        _Keeper(journal, target) as keeper,
+    ):
         for batch in _prepared(annotator, wanted, batch_size, workers):
             good = {of_path[p]: made for p, made in batch if not isinstance(made, Failure)}
             set_aside += _unreadable(batch, on_error, progress)
@@ -167,21 +173,59 @@ def annotate(
             for record, text in zip(good, texts, strict=True):
                 if show is not None:
                     show(record, target.text(record, text))
-                if journal is not None:
-                    _keep(journal, target, record, text)
+                keeper.keep(record, text)
                 written, empty = written + bool(text), empty + (not text)
             advance(len(batch))
-    if journal is not None:
-        target.close(journal)
     return Annotated(written, len(records) - len(wanted), empty, tuple(set_aside))
 
 
-def _keep(journal: Journal, target: Target, record: ImageRecord, text: str) -> None:
-    """Write a picture's words; without words only note that it is done."""
-    if text:
-        target.write(journal, record, text)
-    else:
-        journal.finish(str(record.path))
+def words_of(annotator: Annotator[T], records: Sequence[ImageRecord]) -> dict[Path, str]:
+    """What an annotator says of some pictures, without writing it; unreadable ones are left out."""
+    made = dict(zip(records, annotator.prepare([r.path for r in records]), strict=True))
+    good = {r: outcome for r, outcome in made.items() if not isinstance(outcome, Failure)}
+    texts = annotator.words(list(good.values()), list(good))
+    return {record.path: text for record, text in zip(good, texts, strict=True)}
+
+
+class _Keeper:
+    """Writes words on a thread of its own, in order, while the model looks at the next pictures."""
+
+    def __init__(self, journal: Journal | None, target: Target) -> None:
+        self._journal, self._target = journal, target
+        self._pool = ThreadPoolExecutor(1)
+        self._waiting: deque[Future[None]] = deque()
+
+    def __enter__(self) -> _Keeper:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._pool.shutdown(wait=True)
+        if kind is None:
+            self._raise_faults(0)
+            if self._journal is not None:
+                self._target.close(self._journal)
+
+    def keep(self, record: ImageRecord, text: str) -> None:
+        """Write a picture's words; without words only note that it is done."""
+        if self._journal is not None:
+            self._waiting.append(self._pool.submit(self._write, self._journal, record, text))
+            self._raise_faults(WRITTEN_BEHIND)
+
+    def _write(self, journal: Journal, record: ImageRecord, text: str) -> None:
+        if text:
+            self._target.write(journal, record, text)
+        else:
+            journal.finish(str(record.path))
+
+    def _raise_faults(self, most: int) -> None:
+        """Wait until at most so many are waiting, and pass on errors."""
+        while len(self._waiting) > most:
+            self._waiting.popleft().result()
 
 
 def _unreadable(
@@ -203,6 +247,5 @@ def _prepared(
     executor: LocalExecutor[Path, T] = LocalExecutor(
         annotator.prepare,
         workers=default_workers() if workers is None else workers,
-        processes=annotator.processes and len(records) > 4 * batch_size,
     )
     return executor.run(chunks([record.path for record in records], batch_size))

@@ -197,8 +197,11 @@ def _open_session(file: Path, provider: str | None) -> Any:
         )
     with contextlib.suppress(AttributeError):
         onnxruntime.set_default_logger_severity(3)
+    options = onnxruntime.SessionOptions()
+    # threads that spin while they wait would take the processors from those that decode
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
-        return onnxruntime.InferenceSession(str(file), providers=chosen)
+        return onnxruntime.InferenceSession(str(file), options, providers=chosen)
     except Exception as error:
         reason = str(error).strip().splitlines()[0][:160]
         raise ModelError(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -52,6 +53,17 @@ class TagTable:
         """How many rows the output has to have at least."""
         return max(self.rows, default=-1) + 1
 
+    @cached_property
+    def row_array(self) -> np.ndarray:
+        """`rows`, to gather scores with."""
+        return np.asarray(self.rows, dtype=np.int64)
+
+    @cached_property
+    def members(self) -> dict[str, np.ndarray]:
+        """Category -> places of its tags in `names`."""
+        found = np.asarray(self.categories)
+        return {category: np.flatnonzero(found == category) for category in set(self.categories)}
+
 
 @dataclass(frozen=True)
 class Tag:
@@ -90,32 +102,30 @@ class Selection:
             scores: [rows] probabilities.
             table: What the rows mean.
         """
-        tags = [
-            Tag(name, category, float(scores[row]))
-            for name, category, row in zip(table.names, table.categories, table.rows, strict=True)
-        ]
-        floor = {c: self._threshold(c, tags) for c in CATEGORIES}
-        own = table.thresholds if self.own_thresholds else {}
-        taken = [
-            tag
-            for tag in tags
-            if tag.category in self.categories
-            and tag.category not in ONE_OF
-            and tag.score >= own.get(tag.name, floor[tag.category])
-        ]
-        for category in sorted(ONE_OF & self.categories):
-            of_it = [tag for tag in tags if tag.category == category]
-            taken += [max(of_it, key=lambda tag: tag.score)] if of_it else []
-        return sorted(taken, key=lambda tag: -tag.score) if self.by_score else taken
+        own = scores[table.row_array]
+        floors = np.full(len(own), np.inf)
+        for category, places in table.members.items():
+            if category in self.categories and category not in ONE_OF:
+                floors[places] = self._threshold(category, own[places])
+        if self.own_thresholds:
+            for place, name in enumerate(table.names):
+                if name in table.thresholds and floors[place] < np.inf:
+                    floors[place] = table.thresholds[name]
+        taken = list(np.flatnonzero(own >= floors))
+        for category in sorted(ONE_OF & self.categories & table.members.keys()):
+            places = table.members[category]
+            taken.append(places[int(np.argmax(own[places]))])
+        tags = [Tag(table.names[n], table.categories[n], float(own[n])) for n in taken]
+        return sorted(tags, key=lambda tag: -tag.score) if self.by_score else tags
 
-    def _threshold(self, category: str, tags: Iterable[Tag]) -> float:
+    def _threshold(self, category: str, scores: np.ndarray) -> float:
         if self.mcut and category in (GENERAL, CHARACTER):
-            found = mcut_threshold([tag.score for tag in tags if tag.category == category])
+            found = mcut_threshold(scores)
             return max(CHARACTER_FLOOR, found) if category == CHARACTER else found
         return self.by_category.get(category, self.threshold)
 
 
-def mcut_threshold(scores: Sequence[float]) -> float:
+def mcut_threshold(scores: Sequence[float] | np.ndarray) -> float:
     """The middle of the widest gap between neighbours in descending order; 1 for less than two.
 
     Largeron, Moulin, Gery 2012, "MCut: A Thresholding Strategy for Multi-label Classification".

@@ -106,8 +106,8 @@ class Journal:
         self._note({**note, "before": "same", "after": files.sha256_of(path)})
 
     def finish(self, picture: str) -> None:
-        """Note that a picture needs nothing more."""
-        self._note({"picture": picture})
+        """Note that a picture needs nothing more; if that is lost, it is done once more."""
+        self._note({"picture": picture}, durably=False)
 
     def _unfinished(self) -> Path | None:
         """The newest journal, if it is of the same command and has no end."""
@@ -120,10 +120,11 @@ class Journal:
         self.done = {line["picture"] for line in lines if "picture" in line}
         return newest if self.done else None
 
-    def _note(self, line: Mapping[str, Any]) -> None:
+    def _note(self, line: Mapping[str, Any], *, durably: bool = True) -> None:
         self._file.write(json.dumps(line, ensure_ascii=False) + "\n")
         self._file.flush()
-        os.fsync(self._file.fileno())
+        if durably:
+            os.fsync(self._file.fileno())
 
 
 def newest_journal(folder: Path) -> Path | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -37,7 +37,7 @@ def words_options(ending: str) -> Callable[[F], F]:
         ),
         click.option("--dry-run", is_flag=True, help="Print the words and write nothing."),
         click.option("--batch", default=8, show_default=True, type=click.IntRange(1)),
-        click.option("--workers", type=click.IntRange(0), help="Decoding processes."),
+        click.option("--workers", type=click.IntRange(0), help="Decoding threads."),
         click.option("--stop-on-error", is_flag=True, help="End at a picture that is unreadable."),
     )
 
@@ -214,11 +214,10 @@ def clean(source: Path, rules: str, show: bool, **options: Any) -> None:  # noqa
         click.echo(file.read_text("utf-8"), nl=False)
         return
     from impasto.annotate.words import Journal
-    from impasto.training.pictures import scan_all
 
     console, cleaner = Console(), load_rules(rules)
     config = dataset_config(source, options)
-    records = scan_all(config, console).records
+    records = _usable(config, console)
     changes = _changes(records, cleaner, options["tags_ending"], options["captions_ending"])
     for path, (old, new) in changes.items():
         console.note(f"{path}\n- {old}\n+ {new}")
@@ -242,10 +241,9 @@ def tags(source: Path, ending: str, least: int, **options: Any) -> None:
     """Count the tags of SOURCE."""
     from impasto.annotate.cleaning import count_tags
     from impasto.cli.console import Console
-    from impasto.training.pictures import scan_all
 
     console = Console()
-    records = scan_all(dataset_config(source, options), console).records
+    records = _usable(dataset_config(source, options), console)
     counts = count_tags(_read(record.path.with_suffix(ending)) or "" for record in records)
     rows = {name: count for name, count in counts.most_common() if count >= least}
     if rows:
@@ -280,10 +278,9 @@ def _annotate(
 ) -> None:
     from impasto.annotate.annotation import annotate
     from impasto.annotate.words import Journal
-    from impasto.training.pictures import scan_all
 
     config = dataset_config(source, {"cache_dir": options["cache_dir"]})
-    records = scan_all(config, console).records
+    records = _usable(config, console)
     dry = options["dry_run"]
 
     def show(record: ImageRecord, text: str) -> None:
@@ -319,6 +316,16 @@ def _annotate(
     )
     if done.written and not dry:
         console.note(f"Take it back with: impasto dataset undo {source}")
+
+
+def _usable(config: Any, console: Console) -> Sequence[ImageRecord]:
+    """The pictures; what is set aside is said."""
+    from impasto.training.pictures import scan_all
+
+    scan = scan_all(config, console)
+    for item in scan.set_aside:
+        console.note(f"Passed over: {item.path}: {item.reason}")
+    return scan.records
 
 
 def _target(options: dict[str, Any], join: Callable[[str, str], str], column: Any) -> Target:

@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from impasto.cli.console import Console
+
+SHOWN = 5  # pictures that captioner and tagger are shown
 
 
 @click.command()
@@ -34,6 +40,8 @@ def demo(out: Path | None, overrides: tuple[str, ...]) -> None:
         "in dark ink on ochre paper, from 100 captioned pictures. The 12 prompts of its previews "
         "name things that none of these pictures shows."
     )
+    _tell_what_is_seen(console)
+    console.heading("Training")
     run = trainer.train(config, console)
     finish(run, console)
     console.heading("The same with your own folder of pictures")
@@ -50,4 +58,30 @@ def demo(out: Path | None, overrides: tuple[str, ...]) -> None:
     console.paragraph(
         f"The base model of the demo is in {BASE_MODEL}; for real work, give model.path a "
         f"full-size one and start from configs/style-12gb.toml."
+    )
+
+
+def _tell_what_is_seen(console: Console) -> None:
+    """What the small captioner and tagger say of pictures that they were not shown."""
+    import torch
+
+    from impasto.annotate.annotation import Captioning, Tagging, words_of
+    from impasto.annotate.captioners import Captioner
+    from impasto.annotate.onnx_tagger import OnnxTagger
+    from impasto.annotate.tags import Selection, Spelling
+    from impasto.data.scan import scan_folder
+    from impasto.demo.recipe import CAPTIONER, PICTURES, TAGGER
+    from impasto.errors import MissingDependencyError
+
+    console.heading("Words for pictures, by the demo's own small models")
+    records = scan_folder(PICTURES).records[:SHOWN]
+    captioner = Captioner.load(str(CAPTIONER), torch.device("cpu"))
+    captions = words_of(Captioning(captioner), records)
+    tags: dict[Path, str] = {}
+    try:
+        tags = words_of(Tagging(OnnxTagger(TAGGER), Selection(), Spelling()), records)
+    except MissingDependencyError as error:
+        console.note(str(error))
+    console.table(
+        {path.name: " | ".join(filter(None, (c, tags.get(path)))) for path, c in captions.items()}
     )

@@ -11,6 +11,8 @@ from impasto.config.validation import read_toml
 
 FOLDER = Path(__file__).resolve().parent
 BASE_MODEL = FOLDER / "base"
+TAGGER = FOLDER / "tagger"
+CAPTIONER = FOLDER / "captioner"
 PICTURES = FOLDER / "pictures"
 HELD_OUT = FOLDER / "heldout"
 SETTINGS = FOLDER / "demo.toml"

@@ -1,0 +1,6 @@
+"""sd-scripts' command of this name; see docs/guide/sd-scripts.md."""
+
+from impasto.sdscripts.metadata_tools import clean_captions_and_tags
+
+if __name__ == "__main__":
+    clean_captions_and_tags()

@@ -1,0 +1,6 @@
+"""sd-scripts' command of this name; see docs/guide/sd-scripts.md."""
+
+from impasto.sdscripts.annotation_tools import make_captions
+
+if __name__ == "__main__":
+    make_captions()

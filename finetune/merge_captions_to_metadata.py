@@ -1,0 +1,6 @@
+"""sd-scripts' command of this name; see docs/guide/sd-scripts.md."""
+
+from impasto.sdscripts.metadata_tools import merge_captions_to_metadata
+
+if __name__ == "__main__":
+    merge_captions_to_metadata()

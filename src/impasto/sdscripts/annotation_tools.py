@@ -1,0 +1,277 @@
+"""`finetune/make_captions.py`, `make_captions_by_git.py` and `tag_images_by_wd14_tagger.py`.
+
+The flags are those of kohya-ss/sd-scripts at commit 48d368fa, with what their help says they do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from impasto import files
+from impasto.errors import ConfigError
+from impasto.sdscripts.tools import (
+    ToolParser,
+    picture_parser,
+    pictures_of,
+    run_tool,
+    say_without_effect,
+)
+
+if TYPE_CHECKING:
+    from impasto.annotate.annotation import Annotated, Annotator, Target
+    from impasto.annotate.captioners import Captioner, Generation
+    from impasto.annotate.tags import Spelling
+    from impasto.annotate.words import Journal
+    from impasto.cli.console import Console
+    from impasto.data.records import ImageRecord
+
+BLIP = "Salesforce/blip-image-captioning-large"
+_WORKERS = "decoding takes as many threads as there are processors"
+
+
+def make_captions() -> None:
+    """Run `make_captions.py`."""
+    parser = picture_parser("make_captions.py", "Caption pictures with BLIP.", ".caption")
+    parser.add_argument("--caption_weights", default=BLIP, help="folder or Hub id of a BLIP")
+    parser.add_argument("--beam_search", action="store_true", help="beams in place of drawing")
+    parser.add_argument("--batch_size", type=int, default=1)
+    parser.add_argument("--max_data_loader_n_workers", type=int)
+    parser.add_argument("--num_beams", type=int, default=1)
+    parser.add_argument("--top_p", type=float, default=0.9)
+    parser.add_argument("--max_length", type=int, default=75)
+    parser.add_argument("--min_length", type=int, default=5)
+    parser.add_argument("--seed", type=int, default=42)
+    run_tool(_make_captions, parser)
+
+
+def _make_captions(options: argparse.Namespace, console: Console) -> None:
+    from dataclasses import replace
+
+    from impasto.annotate.captioners import PRESETS, require_generation
+
+    generation = replace(
+        PRESETS["sd-scripts"],
+        beams=options.num_beams,
+        top_p=0.0 if options.beam_search else options.top_p,
+        repetition_penalty=1.0 if options.beam_search else 1.1,
+        min_length=options.min_length,
+        max_length=options.max_length,
+        seed=options.seed,
+    )
+    require_generation(generation)
+    source = options.caption_weights
+    if "://" in source:
+        console.note(f"--caption_weights: nothing is loaded from an address; taking {BLIP}.")
+        source = BLIP
+    captioner = _captioner(source, console, generation)
+    _caption_all(options, captioner, console)
+
+
+def make_captions_by_git() -> None:
+    """Run `make_captions_by_git.py`."""
+    parser = picture_parser("make_captions_by_git.py", "Caption pictures with GIT.", ".caption")
+    parser.add_argument("--model_id", default="microsoft/git-large-textcaps")
+    parser.add_argument("--batch_size", type=int, default=1)
+    parser.add_argument("--max_data_loader_n_workers", type=int)
+    parser.add_argument("--max_length", type=int, default=50)
+    parser.add_argument("--remove_words", action="store_true", help="cut out made-up readings")
+    run_tool(_make_captions_by_git, parser)
+
+
+def _make_captions_by_git(options: argparse.Namespace, console: Console) -> None:
+    from impasto.annotate.captioners import Generation
+
+    generation = Generation(beams=1, min_length=0, max_length=options.max_length)
+    captioner = _captioner(options.model_id, console, generation)
+    captioner.remove_words = options.remove_words
+    _caption_all(options, captioner, console)
+
+
+def _captioner(source: str, console: Console, generation: Generation) -> Captioner:
+    from impasto.annotate.captioners import Captioner
+    from impasto.training.devices import default_device
+
+    return Captioner.load(source, default_device(), generation=generation, progress=console)
+
+
+def _caption_all(options: argparse.Namespace, captioner: Captioner, console: Console) -> None:
+    from impasto.annotate.annotation import Captioning
+    from impasto.annotate.words import Sidecars
+
+    say_without_effect(options, console, max_data_loader_n_workers=_WORKERS)
+    target = Sidecars(options.caption_extension, "overwrite", lambda _, new: new)
+    _write(options, Captioning(captioner), target, console)
+
+
+def tag_images_by_wd14_tagger() -> None:
+    """Run `tag_images_by_wd14_tagger.py`."""
+    run_tool(_tag, _tag_parser())
+
+
+_THRESHOLDS = ("general", "character", "meta", "model", "copyright", "artist")
+_TAG_FLAGS = (
+    "append_tags", "frequency_tags", "remove_underscore", "use_rating_tags",
+    "use_rating_tags_as_last_tag", "use_quality_tags", "use_quality_tags_as_last_tag",
+    "character_tags_first", "character_tag_expand", "onnx", "force_download",
+)  # fmt: skip
+
+
+def _tag_parser() -> ToolParser:
+    parser = picture_parser(
+        "tag_images_by_wd14_tagger.py", "Tag pictures with a WD14-style tagger.", ".txt"
+    )
+    parser.add_argument("--repo_id", default="SmilingWolf/wd-v1-4-convnext-tagger-v2")
+    parser.add_argument("--model_dir", type=Path, default=Path("wd14_tagger_model"))
+    parser.add_argument("--batch_size", type=int, default=1)
+    parser.add_argument("--max_data_loader_n_workers", type=int)
+    parser.add_argument("--thresh", type=float, default=0.35)
+    for name in _THRESHOLDS:
+        parser.add_argument(f"--{name}_threshold", type=float)
+    parser.add_argument("--caption_separator", default=", ")
+    parser.add_argument("--output_path", type=Path, help="one .json or .jsonl for all pictures")
+    for name in ("undesired_tags", "always_first_tags", "tag_replacement"):
+        parser.add_argument(f"--{name}", default="")
+    for name in _TAG_FLAGS:
+        parser.add_argument(f"--{name}", action="store_true")
+    return parser
+
+
+def _tag(options: argparse.Namespace, console: Console) -> None:
+    from impasto.annotate.annotation import Tagging
+    from impasto.annotate.models import locate_tagger
+    from impasto.annotate.onnx_tagger import OnnxTagger
+    from impasto.annotate.tags import Selection
+    from impasto.annotate.words import Policy, Sidecars
+
+    say_without_effect(
+        options,
+        console,
+        max_data_loader_n_workers=_WORKERS,
+        onnx="taggers always run on ONNX Runtime",
+        force_download="the Hub's own cache knows what has changed",
+    )
+    spelling = _spelling(options)
+    kept = options.model_dir / options.repo_id.replace("/", "_")
+    place = kept if (kept / "model.onnx").is_file() else options.repo_id
+    tagger = OnnxTagger(locate_tagger(str(place), console), progress=console)
+    own = {n: getattr(options, f"{n}_threshold") for n in _THRESHOLDS}
+    selection = Selection(
+        threshold=options.thresh,
+        by_category={name: value for name, value in own.items() if value is not None},
+        by_score=tagger.profile.name == "cl_tagger",
+    )
+    tagging = Tagging(tagger, selection, spelling)
+    policy: Policy = "append" if options.append_tags else "overwrite"
+    if options.output_path is None:
+        target: Any = Sidecars(options.caption_extension, policy, spelling.joined_to)
+    else:
+        target = OneFile(options.output_path, spelling, appends=options.append_tags)
+    _write(options, tagging, target, console)
+    if options.frequency_tags:
+        console.heading("Tag frequencies")
+        console.table(dict(tagging.counts.most_common()))
+
+
+def _spelling(options: argparse.Namespace) -> Spelling:
+    from impasto.annotate.tags import Spelling, parse_replacements
+
+    bare = options.caption_separator.strip() or options.caption_separator
+
+    def listed(text: str) -> list[str]:
+        return [part.strip() for part in text.split(bare) if part.strip()]
+
+    try:
+        replacements = parse_replacements(options.tag_replacement)
+    except ValueError as error:
+        raise ConfigError(f"--tag_replacement: {error}.") from error
+    return Spelling(
+        underscores="long" if options.remove_underscore else "keep",
+        undesired=frozenset(listed(options.undesired_tags)),
+        replacements=replacements,
+        rating=_place(options, "rating"),
+        quality=_place(options, "quality"),
+        characters_first=options.character_tags_first,
+        expand_characters=options.character_tag_expand,
+        always_first=tuple(listed(options.always_first_tags)),
+        separator=options.caption_separator,
+    )
+
+
+def _place(options: argparse.Namespace, name: str) -> Any:
+    """First, last or off; the last wins where both are asked for, as there."""
+    if getattr(options, f"use_{name}_tags_as_last_tag"):
+        return "last"
+    return "first" if getattr(options, f"use_{name}_tags") else "off"
+
+
+@dataclass
+class OneFile:
+    """`--output_path`: all tags in one file, `{path: {tags, image_size}}` or a line for each."""
+
+    file: Path
+    spelling: Spelling
+    appends: bool
+    found: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.file.suffix.lower() not in (".json", ".jsonl"):
+            raise ConfigError(f"--output_path {self.file} does not end in .json or .jsonl.")
+        if self.appends and self.file.is_file() and self.file.suffix.lower() == ".json":
+            self.found = json.loads(self.file.read_text(encoding="utf-8"))
+
+    def wants(self, record: ImageRecord) -> bool:  # noqa: ARG002
+        """All pictures."""
+        return True
+
+    def text(self, record: ImageRecord, new: str) -> str:
+        """What will be written."""
+        before = str(self.found.get(str(record.path), {}).get("tags", ""))
+        return self.spelling.joined_to(before, new) if self.appends else new
+
+    def write(self, journal: Journal, record: ImageRecord, new: str) -> None:  # noqa: ARG002
+        """Keep a picture's tags."""
+        size = [record.size.width, record.size.height]
+        self.found[str(record.path)] = {"tags": self.text(record, new), "image_size": size}
+
+    def close(self, journal: Journal) -> None:  # noqa: ARG002
+        """Write the file."""
+        if self.file.suffix.lower() == ".json":
+            files.write_json(self.file, self.found)
+            return
+        lines: list[Mapping[str, Any]] = [
+            {"image_path": path, "caption": row["tags"], "image_size": row["image_size"]}
+            for path, row in self.found.items()
+        ]
+        texts = (json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        files.write_text(self.file, "".join(texts))
+
+
+def _write(
+    options: argparse.Namespace, annotator: Annotator[Any], target: Target, console: Console
+) -> None:
+    """Go through the pictures; a journal allows `impasto dataset undo`."""
+    from impasto.annotate.annotation import annotate
+    from impasto.annotate.words import Journal
+
+    folder = options.train_data_dir
+    records = pictures_of(folder, console, recursive=options.recursive)
+
+    def show(record: ImageRecord, text: str) -> None:
+        console.note(f"{record.path}: {text}")
+
+    with Journal(folder / ".impasto" / "annotations", f"{vars(options)}") as journal:
+        done: Annotated[Any] = annotate(
+            records,
+            annotator,
+            target,
+            journal,
+            console,
+            batch_size=options.batch_size,
+            show=show if options.debug else None,
+        )
+    console.note(f"{done.written} pictures have words now, {len(done.set_aside)} were passed over.")

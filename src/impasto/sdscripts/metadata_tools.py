@@ -1,0 +1,223 @@
+"""Metadata by the scripts of sd-scripts' `finetune/`: merging, cleaning, buckets and latents.
+
+`merge_captions_to_metadata.py`, `merge_dd_tags_to_metadata.py`, `clean_captions_and_tags.py` and
+`prepare_buckets_latents.py`, with their flags and outputs; the last one really writes its latents.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from impasto.errors import ConfigError, DatasetError
+from impasto.sdscripts.tools import (
+    ToolParser,
+    picture_parser,
+    pictures_of,
+    run_tool,
+    say_without_effect,
+)
+
+if TYPE_CHECKING:
+    from impasto.cli.console import Console
+    from impasto.data.metadata import MetadataEntry
+    from impasto.data.records import ImageRecord, PlannedImage
+
+Column = Literal["caption", "tags"]
+
+
+def merge_captions_to_metadata() -> None:
+    """Run `merge_captions_to_metadata.py`."""
+    parser = _merge_parser("merge_captions_to_metadata.py", "captions", ".caption", old=True)
+    run_tool(lambda options, console: _merge(options, console, "caption"), parser)
+
+
+def merge_dd_tags_to_metadata() -> None:
+    """Run `merge_dd_tags_to_metadata.py`."""
+    parser = _merge_parser("merge_dd_tags_to_metadata.py", "tags", ".txt", old=False)
+    run_tool(lambda options, console: _merge(options, console, "tags"), parser)
+
+
+def _merge_parser(prog: str, what: str, ending: str, *, old: bool) -> ToolParser:
+    parser = picture_parser(prog, f"Put {what} beside pictures into metadata.", ending, old=old)
+    parser.add_argument("out_json", type=Path)
+    parser.add_argument("--in_json", type=Path, help="what to add to; default: out_json, if there")
+    parser.add_argument("--full_path", action="store_true", help="keys are whole paths")
+    return parser
+
+
+def _merge(options: argparse.Namespace, console: Console, column: Column) -> None:
+    from impasto.data.metadata import MetadataEntry, read_metadata, write_metadata
+
+    _require_full_path(options)
+    source = options.in_json or (options.out_json if options.out_json.is_file() else None)
+    known = read_metadata(source).entries if source is not None else ()
+    entries = {entry.key: entry for entry in known}
+    records = pictures_of(options.train_data_dir, console, recursive=options.recursive)
+    missing = 0
+    for record in records:
+        key = _key(record, full_path=options.full_path)
+        text = _text_beside(record, options.caption_extension)
+        missing += text is None
+        entry = entries.get(key, MetadataEntry(key))
+        words: dict[str, Any] = {column: text or ""}
+        entries[key] = replace(entry, **words) if text is not None else entry
+        if options.debug:
+            console.note(f"{key}: {text}")
+    backup = write_metadata(options.out_json, entries.values())
+    console.note(f"{len(records) - missing} of {len(records)} pictures: {options.out_json}.")
+    if missing:
+        console.note(f"{missing} pictures have no {options.caption_extension} beside them.")
+    if backup is not None:
+        console.note(f"What was there is kept as {backup}.")
+
+
+def clean_captions_and_tags() -> None:
+    """Run `clean_captions_and_tags.py`."""
+    parser = ToolParser(
+        prog="clean_captions_and_tags.py", description="Clean metadata.", allow_abbrev=False
+    )
+    parser.add_argument("in_json", type=Path)
+    parser.add_argument("out_json", type=Path, nargs="+")
+    parser.add_argument("--debug", action="store_true", help="print each change")
+    run_tool(_clean, parser)
+
+
+def _clean(options: argparse.Namespace, console: Console) -> None:
+    from impasto.annotate.cleaning import Kohya
+    from impasto.data.metadata import read_metadata, write_metadata
+
+    source: Path = options.in_json
+    targets: list[Path] = options.out_json
+    if len(targets) == 2:  # the form of old: train_data_dir in_json out_json
+        console.note("The folder of pictures is not needed any more; it is passed over.")
+        source, targets = targets[0], targets[1:]
+    if len(targets) != 1:
+        raise ConfigError("clean_captions_and_tags.py takes in_json and out_json.")
+    rules, cleaned, changed = Kohya(), [], 0
+    for entry in read_metadata(source).entries:
+        new = replace(entry, caption=rules.caption(entry.caption), tags=rules.tags(entry.tags))
+        changed += new != entry
+        if options.debug and new != entry:
+            console.note(f"{entry.key}\n- {entry.caption} | {entry.tags}")
+            console.note(f"+ {new.caption} | {new.tags}")
+        cleaned.append(new)
+    write_metadata(targets[0], cleaned)
+    console.note(f"{changed} of {len(cleaned)} entries changed: {targets[0]}.")
+
+
+def prepare_buckets_latents() -> None:
+    """Run `prepare_buckets_latents.py`."""
+    parser = ToolParser(
+        prog="prepare_buckets_latents.py",
+        description="Choose buckets, encode pictures, write .npz files and metadata.",
+        allow_abbrev=False,
+    )
+    for name in ("train_data_dir", "in_json", "out_json"):
+        parser.add_argument(name, type=Path)
+    parser.add_argument("model_name_or_path", help="whose VAE encodes")
+    parser.add_argument("--v2", action="store_true")
+    parser.add_argument("--batch_size", type=int, default=1)
+    parser.add_argument("--max_data_loader_n_workers", type=int)
+    parser.add_argument("--max_resolution", default="512,512")
+    parser.add_argument("--min_bucket_reso", type=int, default=256)
+    parser.add_argument("--max_bucket_reso", type=int, default=1024)
+    parser.add_argument("--bucket_reso_steps", type=int, default=64)
+    parser.add_argument("--bucket_no_upscale", action="store_true")
+    parser.add_argument("--mixed_precision", choices=["no", "fp16", "bf16"], default="no")
+    for name in ("full_path", "flip_aug", "skip_existing", "recursive", "debug"):
+        parser.add_argument(f"--{name}", action="store_true")
+    parser.add_argument("--alpha_mask", default="", help="not kept in these files")
+    run_tool(_prepare, parser)
+
+
+def _prepare(options: argparse.Namespace, console: Console) -> None:
+    from impasto.config.dataset_file import SDSCRIPTS_DEFAULTS, rounded_sides
+    from impasto.config.load import build_dataset_config
+    from impasto.data.encoding import cache_latents
+    from impasto.data.latent_cache import LatentCache
+    from impasto.data.npz_exchange import export_latents
+    from impasto.models.loading import load_base_model
+    from impasto.models.saving import DTYPES
+    from impasto.models.vae import moments_encoder
+    from impasto.training.devices import default_device
+    from impasto.training.pictures import plan_dataset, scan_all
+
+    say_without_effect(
+        options,
+        console,
+        v2="the VAE is the same",
+        max_data_loader_n_workers="decoding takes as many processes as there are processors",
+        skip_existing="what is encoded already is always taken as it is",
+        alpha_mask="masks are read when training begins",
+    )
+    _require_full_path(options)
+    values = {
+        **SDSCRIPTS_DEFAULTS,
+        "enable_bucket": True,
+        "bucket_table": "resolution",
+        "latents_from_npz": False,
+        "image_dir": str(options.train_data_dir),
+        "resolution": [int(side) for side in options.max_resolution.split(",")],
+        "min_bucket_reso": options.min_bucket_reso,
+        "max_bucket_reso": options.max_bucket_reso,
+        "bucket_reso_steps": options.bucket_reso_steps,
+        "bucket_no_upscale": options.bucket_no_upscale,
+        "flip_aug": options.flip_aug,
+        "recursive": options.recursive,
+        "vae_precision": {"no": "fp32"}.get(options.mixed_precision, options.mixed_precision),
+    }
+    config = build_dataset_config({**values, **rounded_sides(values)}, source="command line")
+    scan = scan_all(config, console)
+    planned = plan_dataset(config, scan.records)
+    vae = load_base_model(options.model_name_or_path, progress=console).vae
+    vae.to(default_device(), DTYPES[config.vae_precision])
+    cache = LatentCache(config.derived_dir / "latents")
+    encoder = moments_encoder(vae, batch_size=options.batch_size)
+    result = cache_latents(planned.images, cache, encoder, console)
+    count = export_latents(result, cache, console)
+    _write_resolutions(options, result.images, console)
+    console.note(f"{count} .npz files beside their pictures; metadata: {options.out_json}.")
+    for item in (*scan.set_aside, *result.set_aside):
+        console.note(f"Passed over: {item.path}: {item.reason}")
+
+
+def _write_resolutions(
+    options: argparse.Namespace, images: Sequence[PlannedImage], console: Console
+) -> None:
+    from impasto.data.metadata import MetadataEntry, read_metadata, write_metadata
+
+    if not options.in_json.is_file():
+        raise DatasetError(
+            f"{options.in_json} is not there. Run merge_captions_to_metadata.py first."
+        )
+    entries: dict[str, MetadataEntry] = {e.key: e for e in read_metadata(options.in_json).entries}
+    new = 0
+    for image in images:
+        key = _key(image.record, full_path=options.full_path)
+        new += key not in entries
+        entry = entries.get(key, MetadataEntry(key))
+        entries[key] = replace(entry, train_resolution=image.bucket, image_size=image.record.size)
+    write_metadata(options.out_json, entries.values())
+    if new:
+        console.note(f"{new} pictures are not in {options.in_json}; they come without words.")
+
+
+def _require_full_path(options: argparse.Namespace) -> None:
+    if options.recursive and not options.full_path:
+        raise ConfigError("--recursive needs --full_path: names alone may come twice.")
+
+
+def _key(record: ImageRecord, *, full_path: bool) -> str:
+    return str(record.path) if full_path else record.path.stem
+
+
+def _text_beside(record: ImageRecord, ending: str) -> str | None:
+    path = record.path.with_suffix(ending)
+    try:
+        return path.read_text(encoding="utf-8-sig").strip() if path.is_file() else None
+    except UnicodeDecodeError as error:
+        raise DatasetError(f"{path} is not UTF-8 text; save it as UTF-8.") from error

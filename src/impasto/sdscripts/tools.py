@@ -1,0 +1,75 @@
+"""What the scripts of sd-scripts' `finetune/` share: their flags, and the pictures of a folder."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from impasto.cli.main import run_reporting
+from impasto.errors import ConfigError
+
+if TYPE_CHECKING:
+    from impasto.cli.console import Console
+    from impasto.data.records import ImageRecord
+
+
+class ToolParser(argparse.ArgumentParser):
+    """A parser whose errors are those of Impasto."""
+
+    def error(self, message: str) -> Any:
+        """Report a wrong command line as one paragraph."""
+        raise ConfigError(f"{self.prog}: {message}. --help lists the flags.")
+
+
+def run_tool(tool: Callable[[argparse.Namespace, Console], None], parser: ToolParser) -> None:
+    """Read the command line, run a tool, and exit with a documented code."""
+
+    def command() -> None:
+        from impasto.cli.console import Console
+
+        options = parser.parse_args(sys.argv[1:])
+        tool(options, Console())
+
+    run_reporting(command)
+
+
+def picture_parser(prog: str, description: str, ending: str, *, old: bool = True) -> ToolParser:
+    """A parser with what nearly all of these scripts take.
+
+    Args:
+        prog: The script's name.
+        description: What it does.
+        ending: The default of `--caption_extension`.
+        old: Whether the misspelt `--caption_extention` is taken too.
+    """
+    parser = ToolParser(prog=prog, description=description, allow_abbrev=False)
+    parser.add_argument("train_data_dir", type=Path, help="folder of pictures")
+    names = ["--caption_extension", *(["--caption_extention"] if old else [])]
+    parser.add_argument(*names, dest="caption_extension", default=ending, help="of the text files")
+    parser.add_argument("--recursive", action="store_true", help="also look in folders below")
+    parser.add_argument("--debug", action="store_true", help="print the words of each picture")
+    return parser
+
+
+def pictures_of(folder: Path, console: Console, *, recursive: bool) -> Sequence[ImageRecord]:
+    """The usable pictures of a folder; what is set aside is said.
+
+    Raises:
+        DatasetError: There are none.
+    """
+    from impasto.data.scan import scan_folder
+
+    scan = scan_folder(folder, recursive=recursive, progress=console)
+    for item in scan.set_aside:
+        console.note(f"Passed over: {item.path}: {item.reason}")
+    return scan.records
+
+
+def say_without_effect(options: argparse.Namespace, console: Console, **reasons: str) -> None:
+    """Name the flags that were given and change nothing, with the reason."""
+    for name, reason in reasons.items():
+        if getattr(options, name) not in (None, False):
+            console.note(f"--{name}: {reason}.")
