@@ -109,7 +109,9 @@ class Captioner:
                 f"local copy of its folder."
             )
         from transformers import AutoConfig, AutoProcessor
+        from transformers.utils import logging
 
+        logging.disable_progress_bar()
         dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
         try:
             config = AutoConfig.from_pretrained(source)
@@ -160,6 +162,7 @@ class Captioner:
         from impasto.randomness import derive_seed
 
         inputs, asked = self._inputs(images)
+        inputs.pop("token_type_ids", None)  # a BERT tokenizer gives them, and GIT takes none
         device = self.model.device
         moved = {
             name: value.to(device, self.model.dtype)

@@ -218,10 +218,10 @@ def clean(source: Path, rules: str, show: bool, **options: Any) -> None:  # noqa
     console, cleaner = Console(), load_rules(rules)
     config = dataset_config(source, options)
     records = _usable(config, console)
-    changes = _changes(records, cleaner, options["tags_ending"], options["captions_ending"])
+    changes, count = _changes(records, cleaner, options["tags_ending"], options["captions_ending"])
     for path, (old, new) in changes.items():
         console.note(f"{path}\n- {old}\n+ {new}")
-    console.note(f"{len(changes)} of {2 * len(records)} files would change.")
+    console.note(f"{len(changes)} of {count} files would change.")
     if options["dry_run"] or not changes:
         return
     if not options["yes"] and not click.confirm("Write them?"):
@@ -405,21 +405,23 @@ def _probability(name: str, text: str) -> float:
 
 def _changes(
     records: Any, cleaner: Cleaner, tags_ending: str, captions_ending: str
-) -> dict[Path, tuple[str, str]]:
-    """File -> its words and what becomes of them, where that differs."""
+) -> tuple[dict[Path, tuple[str, str]], int]:
+    """File -> its words and what becomes of them, where that differs; and how many there are."""
     from impasto.annotate.cleaning import Rules, count_tags
 
     steps = {tags_ending: cleaner.tags, captions_ending: cleaner.caption}
     found: dict[Path, tuple[str, str]] = {}
+    count = 0
     for ending, step in steps.items():
         texts = {r.path.with_suffix(ending): _read(r.path.with_suffix(ending)) for r in records}
         there = {path: text for path, text in texts.items() if text is not None}
+        count += len(there)
         cleaned = {path: step(text) for path, text in there.items()}
         if ending == tags_ending and isinstance(cleaner, Rules):
             kept = cleaner.frequent(count_tags(cleaned.values()), len(there))
             cleaned = {path: kept(text) for path, text in cleaned.items()}
         found |= {p: (there[p], new) for p, new in cleaned.items() if new != there[p]}
-    return found
+    return found, count
 
 
 def _read(path: Path) -> str | None:
