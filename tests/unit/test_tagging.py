@@ -14,7 +14,7 @@ from torch.nn import functional
 from impasto.annotate.deepdanbooru import STAGES, DeepDanbooruTagger, ResNetCustomV3, _convolutions
 from impasto.annotate.models import CAPTIONERS, TAGGERS, locate_captioner, locate_tagger
 from impasto.annotate.onnx_tagger import OnnxTagger
-from impasto.annotate.profiles import DEEPDANBOORU, Prepare, Profile, fit_square
+from impasto.annotate.profiles import DEEPDANBOORU, KINDS, Prepare, Profile, fit_square
 from impasto.annotate.tags import (
     KAOMOJI,
     Selection,
@@ -55,6 +55,21 @@ def test_each_kind_gets_its_pictures_as_it_wants_them(tmp_path, kind):
     assert found == pytest.approx(np.tile(expected, (3, 1)), rel=1e-4)
     assert tagger.table.names[:2] == ("a", "b")
     assert (tagger.fixed_batch == 1) == (kind == "wd14 of batch 1")
+
+
+def test_a_kind_can_be_given(tmp_path):
+    """A JoyTag with the table of a WD14: as that it gets no normalisation."""
+    taggers.make("joytag", tmp_path)
+    (tmp_path / "top_tags.txt").unlink()
+    taggers.selected_tags(tmp_path / "selected_tags.csv")
+    assert OnnxTagger(tmp_path).profile.bgr
+    told = OnnxTagger(tmp_path, profile=KINDS["joytag"])
+    assert (told.profile.bgr, told.profile.logits, told.profile.channels_first) == (
+        False,
+        True,
+        True,
+    )
+    assert told.scores([plain(448)]).shape == (1, 3)
 
 
 def test_rows_of_a_mapping_may_be_missing(tmp_path):

@@ -93,6 +93,16 @@ JOYTAG = Profile(
 DEEPDANBOORU = Profile(
     "DeepDanbooru", 512, fit="edge", scale=255.0, thresholds={GENERAL: 0.5, CHARACTER: 0.5}
 )
+KINDS: Mapping[str, Profile] = {
+    "wd14": WD14,
+    "cl-tagger": CL_TAGGER,
+    "pixai": PIXAI,
+    "camie": CAMIE,
+    "joytag": JOYTAG,
+    "deepdanbooru": DEEPDANBOORU,
+}
+"""Short names, for where the files do not tell."""
+
 BY_TAG_FILE: Mapping[str, Profile] = {
     "selected_tags.csv": WD14,
     "tag_mapping.json": CL_TAGGER,

@@ -58,6 +58,11 @@ def words_options(ending: str) -> Callable[[F], F]:
     help="A short name, a Hub id, or the folder or file of a tagger.",
 )
 @click.option("--provider", type=click.Choice(["cuda", "directml", "coreml", "cpu"]))
+@click.option(
+    "--kind",
+    type=click.Choice(["wd14", "cl-tagger", "pixai", "camie", "joytag", "deepdanbooru"]),
+    help="How pictures are prepared, where the model's files do not tell.",
+)
 @click.option("--logits", is_flag=True, help="The model's output still needs a sigmoid.")
 @click.option(
     "--threshold",
@@ -92,7 +97,14 @@ def words_options(ending: str) -> Callable[[F], F]:
 @click.option("--counts", is_flag=True, help="Print how often each tag was written.")
 @words_options(".txt")
 @CACHE_DIR
-def tag(source: Path, model: str, provider: str | None, logits: bool, **options: Any) -> None:  # noqa: FBT001
+def tag(
+    source: Path,
+    model: str,
+    provider: str | None,
+    kind: str | None,
+    logits: bool,  # noqa: FBT001
+    **options: Any,
+) -> None:
     """Tag the pictures of SOURCE with a WD14-style tagger or DeepDanbooru.
 
     \b
@@ -105,6 +117,7 @@ def tag(source: Path, model: str, provider: str | None, logits: bool, **options:
     from impasto.annotate.deepdanbooru import DeepDanbooruTagger
     from impasto.annotate.models import TAGGERS, locate_tagger
     from impasto.annotate.onnx_tagger import OnnxTagger, Tagger, as_logits
+    from impasto.annotate.profiles import KINDS
     from impasto.cli.console import Console
     from impasto.training.devices import default_device
 
@@ -115,7 +128,8 @@ def tag(source: Path, model: str, provider: str | None, logits: bool, **options:
     if place.suffix.lower() in (".pt", ".h5", ".keras"):
         tagger = DeepDanbooruTagger(place, default_device())
     else:
-        made = OnnxTagger(place, provider=provider, progress=console)
+        profile = KINDS[kind] if kind else None
+        made = OnnxTagger(place, provider=provider, profile=profile, progress=console)
         made.profile = as_logits(made.profile) if logits else made.profile
         tagger = made
     balance = TAGGERS[model].balance if model in TAGGERS else None
