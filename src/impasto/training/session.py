@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -216,10 +217,12 @@ def build_session(
     require_fitting_loss(config.loss, config.noise, model.identity.prediction)
     if config.noise.zero_terminal_snr:
         model = with_zero_terminal_snr(model)
-    base_fingerprint = weights_fingerprint(model.unet)[:16]
     encoding_vae = build_encoding_vae(config, model).to(accelerator.device)
     encoder = moments_encoder(encoding_vae, batch_size=config.dataset.vae_batch_size)
-    prepared = prepare_data(config, encoder, accelerator, progress)
+    with ThreadPoolExecutor(1) as aside:  # hashing leaves Python free: 2 s of a full-size U-Net
+        hashed = aside.submit(weights_fingerprint, model.unet)
+        prepared = prepare_data(config, encoder, accelerator, progress)
+        base_fingerprint = hashed.result()[:16]
     if all(key.plain for key in prepared.training.keys):
         encoding_vae.to("cpu")
 
