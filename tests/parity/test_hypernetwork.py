@@ -11,12 +11,11 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from impasto.checkpoints.hypernetwork_writing import COMFYUI_ACTIVATIONS, write_hypernetwork
 from impasto.checkpoints.hypernetworks import (
-    COMFYUI_ACTIVATIONS,
     HypernetworkContents,
     Structure,
     read_hypernetwork,
-    write_hypernetwork,
 )
 from impasto.errors import ModelError
 from impasto.models.hypernetwork import (

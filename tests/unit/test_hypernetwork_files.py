@@ -3,11 +3,11 @@
 import pytest
 import torch
 
+from impasto.checkpoints.hypernetwork_writing import write_hypernetwork
 from impasto.checkpoints.hypernetworks import (
     HypernetworkContents,
     Structure,
     read_hypernetwork,
-    write_hypernetwork,
 )
 from impasto.config.hypernetwork import HypernetworkConfig
 from impasto.data.templates import read_templates

@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from impasto.cli.dataset_cache import cache
+from impasto.cli.dataset_caption import caption
+from impasto.cli.dataset_clean import clean, tags, undo
 from impasto.cli.dataset_merge import merge
 from impasto.cli.dataset_options import CACHE_DIR, SOURCE, bucket_options, dataset_config
 from impasto.cli.dataset_report import report
-from impasto.cli.dataset_words import caption, clean, tag, tags, undo
+from impasto.cli.dataset_tag import tag
 
 if TYPE_CHECKING:
     from impasto.data.records import ImageRecord

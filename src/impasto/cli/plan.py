@@ -8,11 +8,11 @@ from impasto.config.run import RunConfig
 from impasto.data.scan import Scan
 from impasto.training.advice import advice_on
 from impasto.training.disk import DiskPlan, free_bytes, plan_disk, require_room
+from impasto.training.methods import build_trainable
 from impasto.training.pictures import plan_dataset, scan_dataset, split_records
 from impasto.training.session import (
     build_epoch_sampler,
     build_open_options,
-    build_trainable,
     count_steps,
 )
 

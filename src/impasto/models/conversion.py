@@ -10,6 +10,7 @@ import torch
 
 from impasto import files
 from impasto.checkpoints import hypernetworks
+from impasto.checkpoints.hypernetwork_writing import write_hypernetwork
 from impasto.checkpoints.modelspec import read_encoder_layer
 from impasto.errors import ConfigError
 from impasto.models.configs import CONFIGS_KEY
@@ -105,7 +106,7 @@ def convert_hypernetwork(
         )
     contents = hypernetworks.read_hypernetwork(source).cast(dtype)
     contents = replace(contents, name=title) if title else contents
-    lost = hypernetworks.write_hypernetwork(contents, target, dialect)
+    lost = write_hypernetwork(contents, target, dialect)
     return {
         "Wrote": str(target),
         "From": contents.form,

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from impasto import files
 from impasto.checkpoints import hypernetworks
+from impasto.checkpoints.hypernetwork_writing import write_hypernetwork
 from impasto.checkpoints.tensors import total_bytes
 from impasto.config.base import Section
 from impasto.config.load import dump_toml
@@ -131,7 +132,7 @@ class HypernetworkExporter:
             info=config.hypernetwork.info,
             metadata={SUMMARY_KEY: json.dumps(training_summary(session), ensure_ascii=False)},
         )
-        lost = hypernetworks.write_hypernetwork(
+        lost = write_hypernetwork(
             contents.cast(DTYPES[config.export_precision]), target, _dialect(config)
         )
         for sentence in lost:

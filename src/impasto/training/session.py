@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from impasto.checkpoints.hypernetworks import Structure, read_hypernetwork
 from impasto.config.run import RunConfig
 from impasto.data.dataset import TrainingData, sampler_groups
 from impasto.data.encoding import MomentsEncoder, cache_latents
@@ -24,28 +23,24 @@ from impasto.data.latent_cache import CachedPlan, LatentCache
 from impasto.data.plan import Plan
 from impasto.data.sampler import EpochSampler
 from impasto.data.scan import Scan
-from impasto.data.templates import CaptionTemplates, read_templates
 from impasto.diffusion.timesteps import TimestepSampler
 from impasto.diffusion.weighting import LossWeight
 from impasto.models.hypernetwork import (
-    Hypernetwork,
     HypernetworkStack,
-    context_widths,
-    initialize,
     load_hypernetworks,
 )
 from impasto.models.loading import BaseModel, load_base_model, with_zero_terminal_snr
 from impasto.models.opening import OpenOptions
 from impasto.models.saving import DTYPES
 from impasto.models.text import ClipTextConditioner
-from impasto.models.trainable import FullFineTune, HypernetworkTraining, Part, Trainable
+from impasto.models.trainable import Part, Trainable
 from impasto.models.vae import moments_encoder, weights_fingerprint
 from impasto.progress import Progress, SilentProgress
-from impasto.randomness import derive_seed
 from impasto.sampling.prompts import Prompt
 from impasto.sampling.sampler import Sampler
 from impasto.training.ema import WeightAverage
 from impasto.training.fingerprint import run_fingerprint
+from impasto.training.methods import build_templates, build_trainable
 from impasto.training.objective import (
     build_error,
     build_loss_weight,
@@ -293,78 +288,6 @@ def build_encoding_vae(config: RunConfig, model: BaseModel) -> Any:
     """The VAE as pictures are encoded with: a copy where it is not in float32."""
     dtype = DTYPES[config.dataset.vae_precision]
     return model.vae if model.vae.dtype == dtype else copy.deepcopy(model.vae).to(dtype)
-
-
-def build_trainable(config: RunConfig, model: BaseModel) -> Trainable:
-    """The way of training that the settings ask for.
-
-    Raises:
-        ConfigError: There is no such activation.
-        ModelError: A hypernetwork to go on from cannot be read or does not fit the model.
-    """
-    return TRAINABLES[config.method.kind](config, model)
-
-
-def _build_full(config: RunConfig, model: BaseModel) -> Trainable:
-    method, lr = config.method, config.optimizer.lr
-    return FullFineTune(
-        model,
-        lr=lr,
-        text_encoder_lr=(method.text_encoder_lr or lr) if method.train_text_encoder else None,
-        text_encoder_layers=method.text_encoder_layers,
-        text_encoder_steps=(method.text_encoder_from_step, method.text_encoder_until_step),
-        block_lrs={str(block): rate for block, rate in method.block_lrs.items()},
-        clip_skip=config.model.clip_skip,
-        gradient_checkpointing=config.training.gradient_checkpointing,
-    )
-
-
-def _build_hypernetwork(config: RunConfig, model: BaseModel) -> Trainable:
-    half = {"fp16": torch.float16, "bf16": torch.bfloat16}
-    return HypernetworkTraining(
-        model,
-        new_hypernetwork(config, model),
-        config.export_name,
-        lr=config.optimizer.lr,
-        clip_skip=config.model.clip_skip,
-        gradient_checkpointing=config.training.gradient_checkpointing,
-        frozen_dtype=half.get(config.training.mixed_precision),
-    )
-
-
-TRAINABLES: dict[str, Callable[[RunConfig, BaseModel], Trainable]] = {
-    "full": _build_full,
-    "hypernetwork": _build_hypernetwork,
-}
-
-
-def new_hypernetwork(config: RunConfig, model: BaseModel) -> Hypernetwork:
-    """The hypernetwork as training begins: of a file, or drawn by the seed."""
-    asked = config.hypernetwork
-    if asked.start_from is not None:
-        return Hypernetwork.of(read_hypernetwork(asked.start_from))
-    structure = Structure(
-        asked.layers,
-        asked.activation,
-        layer_norm=asked.layer_norm,
-        activate_output=asked.activate_output,
-        dropout=asked.dropout,
-    )
-    network = Hypernetwork(asked.widths or context_widths(model.unet), structure)
-    initialize(network, asked.initialization, derive_seed(config.seed, "hypernetwork"))
-    return network
-
-
-def build_templates(config: RunConfig) -> CaptionTemplates | None:
-    """Lines around captions, if the settings ask for some.
-
-    Raises:
-        ConfigError: A line does not fit, or the file cannot be read.
-    """
-    asked = config.hypernetwork
-    if not asked.templates and asked.template_file is None:
-        return None
-    return read_templates(asked.templates, asked.template_file, config.export_name)
 
 
 def narrow_weights(

@@ -1,0 +1,71 @@
+"""`impasto dataset caption`: captions by models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from impasto.cli.dataset_options import CACHE_DIR, SOURCE
+from impasto.cli.dataset_words import words_options, words_target, write_words
+
+
+@click.command()
+@SOURCE
+@click.option(
+    "--model",
+    default="blip-large",
+    show_default=True,
+    help="A short name, a Hub id, or the folder of a captioner that transformers loads.",
+)
+@click.option("--prompt", default="", help="What is asked of a chat model, or begun by a BLIP.")
+@click.option(
+    "--way",
+    type=click.Choice(["beam", "sd-scripts", "a1111"]),
+    default="beam",
+    show_default=True,
+    help="How words are searched for: 3 beams, as make_captions.py, or as A1111's interrogator.",
+)
+@click.option("--beams", type=click.IntRange(1))
+@click.option("--top-p", type=click.FloatRange(0, 1), help="Draw words instead; 0 does not.")
+@click.option("--min-length", type=click.IntRange(0), help="In tokens.")
+@click.option("--max-length", type=click.IntRange(1), help="In tokens.")
+@click.option("--repetition-penalty", type=click.FloatRange(0.1))
+@click.option("--seed", type=int, help="Of drawing.")
+@click.option("--remove-words", is_flag=True, help="Cut out made-up readings (for GIT).")
+@click.option("--prefix", default="", help="Put before each caption.")
+@click.option("--suffix", default="", help="Put behind each caption.")
+@words_options(".caption")
+@CACHE_DIR
+def caption(source: Path, model: str, way: str, **options: Any) -> None:
+    """Caption the pictures of SOURCE with BLIP, GIT, Florence-2 or a chat model.
+
+    \b
+    impasto dataset caption pictures --model blip-large
+    impasto dataset caption pictures --model Qwen/Qwen2.5-VL-7B-Instruct --prompt "Describe ..."
+    """  # noqa: D301 - the backspace tells click to keep the lines
+    from impasto.annotate.annotation import Captioning
+    from impasto.annotate.captioners import PRESETS, Captioner, with_generation
+    from impasto.annotate.models import locate_captioner
+    from impasto.cli.console import Console
+    from impasto.training.devices import default_device
+
+    console = Console()
+    names = ("beams", "top_p", "min_length", "max_length", "repetition_penalty", "seed")
+    changes = {name: options[name] for name in names if options[name] is not None}
+    found = locate_captioner(model)
+    captioner = Captioner.load(
+        found,
+        default_device(),
+        prompt=options["prompt"],
+        remove_words=options["remove_words"],
+        progress=console,
+    )
+    captioner.generation = PRESETS[way]
+    captioner = with_generation(captioner, **changes)
+    before, behind = options["prefix"], options["suffix"]
+    annotator = Captioning(captioner, lambda text: f"{before}{text}{behind}".strip())
+    target = words_target(options, lambda old, new: f"{old}, {new}" if old else new, "caption")
+    what = f"caption {model} {captioner.generation} {options['prompt']} {before}|{behind}"
+    write_words(source, what, annotator, target, options, console)

@@ -1,0 +1,172 @@
+"""`impasto dataset tag`: tags by models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from impasto.cli.dataset_options import CACHE_DIR, SOURCE
+from impasto.cli.dataset_words import words_options, words_target, write_words
+
+if TYPE_CHECKING:
+    from impasto.annotate.tags import Selection, Spelling
+
+
+@click.command()
+@SOURCE
+@click.option(
+    "--model",
+    default="wd-swinv2-v3",
+    show_default=True,
+    help="A short name, a Hub id, or the folder or file of a tagger.",
+)
+@click.option("--provider", type=click.Choice(["cuda", "directml", "coreml", "cpu"]))
+@click.option(
+    "--kind",
+    type=click.Choice(["wd14", "cl-tagger", "pixai", "camie", "joytag", "deepdanbooru"]),
+    help="How pictures are prepared, where the model's files do not tell.",
+)
+@click.option("--logits", is_flag=True, help="The model's output still needs a sigmoid.")
+@click.option(
+    "--threshold",
+    help="Least probability, `balance` for the one its card gives, or `model` for thresholds in "
+    "its files.  [default: the kind's own, or 0.35]",
+)
+@click.option(
+    "--category-threshold",
+    "by_category",
+    multiple=True,
+    metavar="CATEGORY=VALUE",
+    help="For general, character, copyright, artist, meta, model or year; repeatable.",
+)
+@click.option("--mcut", is_flag=True, help="Find the threshold of each picture by itself.")
+@click.option("--only", multiple=True, metavar="CATEGORY", help="Only these; repeatable.")
+@click.option("--by-score", is_flag=True, help="The likeliest first.")
+@click.option(
+    "--underscores",
+    type=click.Choice(["kaomoji", "long", "keep"]),
+    default="kaomoji",
+    show_default=True,
+    help="Spaces but in faces; but in tags of up to 3 characters; or as they are.",
+)
+@click.option("--rating", type=click.Choice(["off", "first", "last"]), default="off")
+@click.option("--quality", type=click.Choice(["off", "first", "last"]), default="off")
+@click.option("--characters-first", is_flag=True)
+@click.option("--expand-characters", is_flag=True, help="`name (series)` becomes `name, series`.")
+@click.option("--first", "always_first", multiple=True, metavar="TAG", help="Put in front.")
+@click.option("--drop", "undesired", multiple=True, metavar="TAG", help="Leave out; repeatable.")
+@click.option("--replace", default="", metavar="'OLD,NEW;OLD,NEW'", help="Write NEW for OLD.")
+@click.option("--escape-brackets", is_flag=True, help=r"`\(` for `(`, as prompts want it.")
+@click.option("--counts", is_flag=True, help="Print how often each tag was written.")
+@words_options(".txt")
+@CACHE_DIR
+def tag(
+    source: Path,
+    model: str,
+    provider: str | None,
+    kind: str | None,
+    logits: bool,  # noqa: FBT001
+    **options: Any,
+) -> None:
+    """Tag the pictures of SOURCE with a WD14-style tagger or DeepDanbooru.
+
+    \b
+    impasto dataset tag pictures --model wd-swinv2-v3 --threshold balance
+    impasto dataset tag pictures --model taggers/my-wd14 --dry-run
+    """  # noqa: D301 - the backspace tells click to keep the lines
+    from dataclasses import replace
+
+    from impasto.annotate.annotation import Tagging
+    from impasto.annotate.deepdanbooru import DeepDanbooruTagger
+    from impasto.annotate.models import TAGGERS, locate_tagger
+    from impasto.annotate.onnx_tagger import OnnxTagger, Tagger, as_logits
+    from impasto.annotate.profiles import KINDS
+    from impasto.cli.console import Console
+    from impasto.training.devices import default_device
+
+    console = Console()
+    spelling = _spelling(options)
+    place = locate_tagger(model, console)
+    tagger: Tagger
+    if place.suffix.lower() in (".pt", ".h5", ".keras"):
+        tagger = DeepDanbooruTagger(place, default_device())
+    else:
+        profile = KINDS[kind] if kind else None
+        made = OnnxTagger(place, provider=provider, profile=profile, progress=console)
+        made.profile = as_logits(made.profile) if logits else made.profile
+        tagger = made
+    balance = TAGGERS[model].balance if model in TAGGERS else None
+    selection = _selection(options, tagger.profile.thresholds, balance, model)
+    tagging = Tagging(tagger, selection, replace(spelling))
+    target = words_target(options, spelling.joined_to, "tags")
+    write_words(source, f"tag {model} {selection} {spelling}", tagging, target, options, console)
+    if options["counts"]:
+        console.heading("Tags")
+        console.table(dict(tagging.counts.most_common()))
+
+
+def _spelling(options: dict[str, Any]) -> Spelling:
+    from impasto.annotate.tags import Spelling, parse_replacements
+    from impasto.errors import ConfigError
+
+    try:
+        replacements = parse_replacements(options["replace"])
+    except ValueError as error:
+        raise ConfigError(f"--replace: {error}.") from error
+    return Spelling(
+        underscores=options["underscores"],
+        undesired=frozenset(options["undesired"]),
+        replacements=replacements,
+        rating=options["rating"],
+        quality=options["quality"],
+        characters_first=options["characters_first"],
+        expand_characters=options["expand_characters"],
+        always_first=options["always_first"],
+        escape_brackets=options["escape_brackets"],
+    )
+
+
+def _selection(options: dict[str, Any], kind: Any, balance: float | None, model: str) -> Selection:
+    """Which tags are taken, from `--threshold` and its relatives."""
+    from impasto.annotate.tags import CATEGORIES, Selection
+    from impasto.errors import ConfigError
+
+    asked = options["threshold"]
+    by_category = dict(kind) if asked in (None, "model") else {}
+    for text in options["by_category"]:
+        name, _, value = text.partition("=")
+        if name not in CATEGORIES or not value:
+            raise ConfigError(
+                f"--category-threshold {text!r} does not fit; expected {' or '.join(CATEGORIES)}, "
+                f"then =0.5."
+            )
+        by_category[name] = _probability("--category-threshold", value)
+    if asked == "balance" and balance is None:
+        raise ConfigError(f"No balance threshold is known for {model}; give a number.")
+    threshold = (
+        balance if asked == "balance"
+        else 0.35 if asked in (None, "model")
+        else _probability("--threshold", asked)
+    )  # fmt: skip
+    return Selection(
+        threshold=threshold or 0.0,
+        by_category=by_category,
+        own_thresholds=asked == "model",
+        mcut=options["mcut"],
+        categories=frozenset(options["only"] or CATEGORIES),
+        by_score=options["by_score"],
+    )
+
+
+def _probability(name: str, text: str) -> float:
+    from impasto.errors import ConfigError
+
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise ConfigError(f"{name} is {text!r}; expected a number from 0 to 1.")
+    return value
