@@ -13,9 +13,11 @@ from impasto.cli.model_options import model_options, open_options
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from impasto.cli.console import Console
     from impasto.models.hypernetwork import HypernetworkStack
     from impasto.models.tokens import Emphasis
     from impasto.sampling.prompts import Prompt
+    from impasto.sampling.sampler import Sampler
 
 
 @click.command()
@@ -110,6 +112,17 @@ def sample(
         for prompt in single
         for tags in _tags(stack, prompt, sweep)
     ]
+    images = _draw_all(drawer, wanted, out, console)
+    if grid:
+        columns = len(sweep) or (count if count > 1 else min(len(images), 4))
+        save_png(make_grid(images, columns), out / "grid.png", wanted[0])
+    console.note(f"Wrote {len(images)} pictures to {out}.")
+
+
+def _draw_all(drawer: Sampler, wanted: list[Prompt], out: Path, console: Console) -> list[Any]:
+    """Draw and save each; the pictures come back."""
+    from impasto.sampling.sampler import save_png
+
     images = []
     with console.stage("Drawing", len(wanted), "pictures") as advance:
         for index, prompt in enumerate(wanted):
@@ -117,10 +130,7 @@ def sample(
             save_png(image, out / f"{index:04d}-{prompt.seed}.png", prompt)
             images.append(image)
             advance(1)
-    if grid:
-        columns = len(sweep) or (count if count > 1 else min(len(images), 4))
-        save_png(make_grid(images, columns), out / "grid.png", wanted[0])
-    console.note(f"Wrote {len(images)} pictures to {out}.")
+    return images
 
 
 def _numbers(text: str) -> list[float]:

@@ -230,9 +230,13 @@ class HypernetworkStack:
     def attach(self, unet: Any) -> None:
         """Have a U-Net attend to changed contexts, by its interface of attention processors.
 
+        An empty stack leaves it as it is.
+
         Raises:
             ModelError: A hypernetwork is for a U-Net of other widths.
         """
+        if not self.networks:
+            return
         for name, network in self.networks.items():
             require_fitting_widths(name, network.widths, unet)
         upcast = {

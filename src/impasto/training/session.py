@@ -232,6 +232,7 @@ def build_session(
     optimizer = ingredients.build_optimizer(trainable.parts, config.optimizer, rounding)
 
     sampler = build_epoch_sampler(config, prepared.training, accelerator.num_processes)
+    steps = count_steps(config, sampler)
     return Session(
         config=config,
         accelerator=accelerator,
@@ -241,14 +242,7 @@ def build_session(
         synchronized=tuple(m for m in (unet, conditioners.wrapped) if m is not None),
         conditioner=conditioners.training,
         watching_conditioner=conditioners.watching,
-        recipe=StepRecipe(
-            model.schedule.to(accelerator.device),
-            model.identity.prediction,
-            ingredients.timesteps or build_timesteps(config.timesteps),
-            ingredients.loss_weight or build_loss_weight(config.loss),
-            build_noise(config.noise),
-            build_error(config.loss),
-        ),
+        recipe=_build_recipe(config, model, accelerator.device, ingredients),
         optimizer=optimizer,
         lr_schedule=ingredients.lr_schedule
         or build_lr_schedule(config.schedule, config.optimizer.lr),
@@ -257,7 +251,7 @@ def build_session(
             prepared.cache,
             model.scaling_factor,
             config.seed,
-            count_steps(config, sampler),
+            steps,
             encoder,
             build_templates(config),
         ),
@@ -267,14 +261,23 @@ def build_session(
         previewer=_build_previewer(prompts, model, trainable, conditioners.prompts, previewed),
         ema=_build_ema(config, trainable),
         precision=Precision(config.training.mixed_precision, accelerator.device),
-        total_steps=count_steps(config, sampler),
+        total_steps=steps,
         fingerprint=run_fingerprint(
-            config,
-            base_fingerprint,
-            prepared.training,
-            accelerator.num_processes,
-            count_steps(config, sampler),
+            config, base_fingerprint, prepared.training, accelerator.num_processes, steps
         ),
+    )
+
+
+def _build_recipe(
+    config: RunConfig, model: BaseModel, device: torch.device, ingredients: Ingredients
+) -> StepRecipe:
+    return StepRecipe(
+        model.schedule.to(device),
+        model.identity.prediction,
+        ingredients.timesteps or build_timesteps(config.timesteps),
+        ingredients.loss_weight or build_loss_weight(config.loss),
+        build_noise(config.noise),
+        build_error(config.loss),
     )
 
 
