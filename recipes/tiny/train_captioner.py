@@ -35,9 +35,12 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--pictures", type=int, default=6000)
     parser.add_argument("--minutes", type=float, default=45)
+    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--seed", type=int, default=4, help="of the pictures")
+    parser.add_argument("--start-from", type=Path, help="a captioner to go on from")
     options = parser.parse_args()
-    torch.manual_seed(0)
-    studio = Studio(options.icons, seed=4)
+    torch.manual_seed(options.seed)
+    studio = Studio(options.icons, seed=options.seed)
     examples = [studio.example() for _ in range(options.pictures)]
     pixels = torch.from_numpy(np.stack([e.pixels for e in examples])).permute(0, 3, 1, 2)
     processor = build_processor()
@@ -45,9 +48,11 @@ def main() -> None:
         [f"[DEC] {e.caption}" for e in examples],
         add_special_tokens=False, padding="max_length", max_length=LENGTH, return_tensors="pt",
     )  # fmt: skip
-    ids, mask = with_end(texts.input_ids, processor), texts.attention_mask
+    ids = with_end(texts.input_ids, processor)
     model = build_model(processor)
-    train(model, pixels, ids, mask, options.minutes)
+    if options.start_from is not None:
+        model = BlipForConditionalGeneration.from_pretrained(options.start_from).float()
+    train(model, pixels, ids, options.minutes, options.lr)
     model.eval().half().save_pretrained(options.out)
     processor.save_pretrained(options.out)
 
@@ -105,17 +110,17 @@ def build_model(processor: BlipProcessor) -> BlipForConditionalGeneration:
 
 
 def train(
-    model: BlipForConditionalGeneration, pixels: Tensor, ids: Tensor, mask: Tensor, minutes: float
+    model: BlipForConditionalGeneration, pixels: Tensor, ids: Tensor, minutes: float, lr: float
 ) -> None:
-    """AdamW with a cosine over the clock."""
-    del mask
+    """AdamW, its rate falling with the clock."""
+    model.train()
     pad = model.config.text_config.pad_token_id
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.05)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.05)
     mean, deviation = (torch.tensor(v).view(1, 3, 1, 1) for v in (MEAN, DEVIATION))
     began, step = time.perf_counter(), 0
     while (passed := (time.perf_counter() - began) / (60 * minutes)) < 1:
         for group in optimizer.param_groups:
-            group["lr"] = 1e-3 * min(1.0, (step + 1) / 100) * (0.02 + 0.98 * (1 - passed) ** 1.2)
+            group["lr"] = lr * min(1.0, (step + 1) / 100) * (0.02 + 0.98 * (1 - passed) ** 1.2)
         chosen = torch.randint(len(pixels), (BATCH,))
         x = (lighted(pixels[chosen]) - mean) / deviation
         tokens = ids[chosen]

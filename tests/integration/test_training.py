@@ -144,6 +144,28 @@ def test_a_crashed_run_continues_bit_for_bit(train_config, tmp_path, variant):
     assert ours == theirs
 
 
+def test_three_resumes_in_a_row(train_config, tmp_path):
+    """Crashes after 3, 6 and 8 of ten updates; numbers of steps go on from the beginning."""
+    changes = {
+        "training": {"max_steps": 10, "ema_decay": 0.9},
+        "saving": {"state_every_steps": 2},
+        "schedule": {"kind": "cosine", "warmup_steps": 2},
+    }
+    whole = train(train_config(output_dir=str(tmp_path / "whole"), **changes))
+    config = train_config(**changes)
+    with pytest.raises(ZeroDivisionError):
+        train(config, StopAt(3))
+    for step in (6, 8):
+        with pytest.raises(ZeroDivisionError):
+            resume(config.output_dir, StopAt(step))
+    run = resume(config.output_dir)
+    assert exported(run) == exported(whole)
+    metrics = [[(r["step"], r["samples_seen"], r["loss"]) for r in x.read_metrics() if "loss" in r]
+               for x in (run, whole)]  # fmt: skip
+    assert metrics[0] == metrics[1]
+    assert [step for step, _, _ in metrics[0]] == list(range(1, 11))
+
+
 def test_a_crash_before_the_first_state_starts_over(train_config, tmp_path):
     whole = train(train_config(output_dir=str(tmp_path / "whole")))
     config = train_config()
@@ -433,8 +455,10 @@ def test_a_gradient_that_overflows_is_passed_over_and_the_scale_lowered(train_co
 def test_a_gradient_that_overflows_at_any_scale_ends_the_run(train_config, monkeypatch):
     real = torch.amp.GradScaler
     monkeypatch.setattr(torch.amp, "GradScaler", lambda device: real(device, init_scale=2.0**-9))
+    config = train_config(training={"mixed_precision": "fp16"})
     with pytest.raises(NonFiniteLossError, match="overflows in every update"):
-        train(train_config(training={"mixed_precision": "fp16"}))
+        train(config)
+    assert len(list((config.output_dir / "states").iterdir())) == 1
 
 
 @pytest.mark.parametrize(

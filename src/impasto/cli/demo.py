@@ -66,7 +66,7 @@ def _tell_what_is_seen(console: Console) -> None:
     import torch
 
     from impasto.annotate.annotation import Captioning, Tagging, words_of
-    from impasto.annotate.captioners import Captioner
+    from impasto.annotate.captioners import Captioner, Generation
     from impasto.annotate.onnx_tagger import OnnxTagger
     from impasto.annotate.tags import Selection, Spelling
     from impasto.data.scan import scan_folder
@@ -75,7 +75,8 @@ def _tell_what_is_seen(console: Console) -> None:
 
     console.heading("Words for pictures, by the demo's own small models")
     records = scan_folder(PICTURES).records[:SHOWN]
-    captioner = Captioner.load(str(CAPTIONER), torch.device("cpu"))
+    short = Generation(min_length=0)  # its captions are of two words and more
+    captioner = Captioner.load(str(CAPTIONER), torch.device("cpu"), generation=short)
     captions = words_of(Captioning(captioner), records)
     tags: dict[Path, str] = {}
     try:
