@@ -42,6 +42,7 @@ class Profile:
         logits: Whether the output still needs a sigmoid.
         output: The output's name, where there are several.
         thresholds: What its authors publish, by category.
+        by_score: Whether its authors write the likeliest tags first.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Profile:
     logits: bool = False
     output: str | None = None
     thresholds: Mapping[str, float] = field(default_factory=dict)
+    by_score: bool = False
 
     def batch(self, pixels: Sequence[np.ndarray]) -> np.ndarray:
         """[N, H, W, 3] or [N, 3, H, W] float32 from uint8 RGB squares."""
@@ -72,6 +74,7 @@ class Profile:
 WD14 = Profile("WD14", bgr=True, thresholds={GENERAL: 0.35, CHARACTER: 0.85})
 CL_TAGGER = Profile(
     "cl_tagger", channels_first=True, bgr=True, scale=127.5, mean=(1.0, 1.0, 1.0), logits=True,
+    by_score=True,
 )  # fmt: skip
 PIXAI = Profile(
     "PixAI tagger",

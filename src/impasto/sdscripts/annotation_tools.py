@@ -163,7 +163,7 @@ def _tag(options: argparse.Namespace, console: Console) -> None:
     selection = Selection(
         threshold=options.thresh,
         by_category={name: value for name, value in own.items() if value is not None},
-        by_score=tagger.profile.name == "cl_tagger",
+        by_score=tagger.profile.by_score,
     )
     tagging = Tagging(tagger, selection, spelling)
     policy: Policy = "append" if options.append_tags else "overwrite"
