@@ -11,6 +11,9 @@ from transformers import (
     Blip2Processor,
     BlipImageProcessor,
     CLIPImageProcessor,
+    Florence2Config,
+    Florence2ForConditionalGeneration,
+    Florence2Processor,
     GitConfig,
     GitForCausalLM,
     GitProcessor,
@@ -105,9 +108,36 @@ def chat(folder):
     save(folder, model, processor)
 
 
+def florence2(folder):
+    torch.manual_seed(1)
+    tokenizer = words_tokenizer(extra_special_tokens={"image_token": "<image>"})
+    images = CLIPImageProcessor(
+        size={"height": 64, "width": 64}, crop_size={"height": 64, "width": 64},
+        do_center_crop=False,
+    )  # fmt: skip
+    images.image_seq_length = 5
+    config = Florence2Config(
+        vision_config={
+            "depths": (1, 1), "patch_size": (7, 3), "patch_stride": (8, 4), "patch_padding": (3, 1),
+            "patch_prenorm": (False, True), "embed_dim": (8, 16), "num_heads": (2, 2),
+            "num_groups": (2, 2), "window_size": 2, "projection_dim": 16, "drop_path_rate": 0.0,
+        },
+        text_config={
+            "model_type": "bart", "d_model": 16, "encoder_layers": 1, "decoder_layers": 1,
+            "encoder_attention_heads": 2, "decoder_attention_heads": 2, "encoder_ffn_dim": 32,
+            "decoder_ffn_dim": 32, "vocab_size": len(tokenizer), "max_position_embeddings": 64,
+            "pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3, "decoder_start_token_id": 3,
+            "forced_eos_token_id": None,
+        },
+        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
+    )  # fmt: skip
+    model = Florence2ForConditionalGeneration(config)
+    save(folder, model, Florence2Processor(images, tokenizer))
+
+
 def save(folder, model, processor):
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
 
 
-KINDS = {"git": git, "blip-2": blip2, "chat": chat}
+KINDS = {"git": git, "blip-2": blip2, "florence2": florence2, "chat": chat}

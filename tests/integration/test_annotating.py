@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import captioners
 import pytest
 import taggers
 from conftest import impasto
@@ -330,7 +331,18 @@ def test_tags_of_all_pictures_in_one_file(folder, tmp_path):
     assert set(json.loads(lines[0])) == {"image_path", "caption", "image_size"}
 
 
-def test_git_and_wrong_flags(folder, tmp_path):
+def test_captions_by_git(folder, tmp_path):
+    """A tiny random GIT: it says something of each picture, the same each time."""
+    captioners.git(tmp_path / "git")
+    words = ("make_captions_by_git", folder, "--model_id", tmp_path / "git", "--max_length=6")
+    script(*words, "--remove_words", "--batch_size=4")
+    first = {path.name: path.read_text() for path in folder.glob("*.caption")}
+    assert len(first) == 12
+    script(*words, "--remove_words")
+    assert {path.name: path.read_text() for path in folder.glob("*.caption")} == first
+
+
+def test_wrong_flags_and_weights(folder, tmp_path):
     done = subprocess.run(
         [sys.executable, str(SCRIPTS / "make_captions_by_git.py"), str(folder), "--wrong"],
         capture_output=True,
