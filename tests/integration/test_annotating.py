@@ -329,6 +329,14 @@ def test_tags_of_all_pictures_in_one_file(folder, tmp_path):
     script("tag_images_by_wd14_tagger", *common, tmp_path / "all.jsonl", "--thresh=0.9")
     lines = (tmp_path / "all.jsonl").read_text(encoding="utf-8").splitlines()
     assert set(json.loads(lines[0])) == {"image_path", "caption", "image_size"}
+    for name, column in (("all.json", "tags"), ("all.jsonl", "caption")):
+        file = tmp_path / name
+        text = file.read_text(encoding="utf-8").replace("butterfly, ", "mine, butterfly, ", 1)
+        file.write_text(text, encoding="utf-8")
+        script("tag_images_by_wd14_tagger", *common, file, "--append_tags")
+        assert '"mine, butterfly, ' in file.read_text(encoding="utf-8"), column
+    lines = (tmp_path / "all.jsonl").read_text(encoding="utf-8").splitlines()
+    assert set(json.loads(lines[0])) == {"image_path", "caption", "image_size"}
 
 
 def test_captions_by_git(folder, tmp_path):

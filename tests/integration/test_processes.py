@@ -152,6 +152,17 @@ def test_models_in_pieces_are_refused(run_file, monkeypatch, name):
     assert f"accelerate is configured for {name}" in done.stderr
 
 
+def test_a_process_without_memory_waits_for_nobody(run_file, tmp_path):
+    """The second one runs out of it in the middle of an update: a message, no hang."""
+    program = tmp_path / "full.py"
+    fault = "raise MemoryError"
+    program.write_text(DYING.replace("os.kill(os.getpid(), signal.SIGKILL)", fault), "utf-8")
+    result = launch([program, run_file(output_dir=str(tmp_path / "full"))], 2)
+    assert result.returncode != 0
+    assert "memory ran out while training on" in result.stderr
+    assert "Another process of this run ended in update 4" in result.stderr
+
+
 def test_two_processes_share_cached_captions(run_file, tmp_path):
     """The first encodes all captions, the second finds it done and takes the same way."""
     changes = {"training": {"max_steps": 2, "cache_text_to_disk": True}}

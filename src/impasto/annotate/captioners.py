@@ -40,7 +40,7 @@ class Generation:
         max_length: Tokens at most, the prompt not counted.
         repetition_penalty: Above 1 repeats less.
         temperature: Of drawing.
-        seed: Of drawing; each picture has its own from it.
+        seed: Of drawing, together with the names of the pictures in a batch.
     """
 
     beams: int = 3

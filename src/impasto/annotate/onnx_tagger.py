@@ -95,7 +95,7 @@ class OnnxTagger:
             part = pixels[start : start + size]
             try:
                 found.append(self._run(part))
-            except Exception as error:
+            except Exception as error:  # its classes have no common base but this
                 if not any(words in str(error) for words in _MEMORY_WORDS):
                     raise
                 if self.fixed_batch or size == 1:
@@ -202,7 +202,7 @@ def _open_session(file: Path, provider: str | None) -> Any:
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
         return onnxruntime.InferenceSession(str(file), options, providers=chosen)
-    except Exception as error:
+    except Exception as error:  # the same
         reason = str(error).strip().splitlines()[0][:160]
         raise ModelError(
             f"{file} cannot be opened by ONNX Runtime ({reason}). "

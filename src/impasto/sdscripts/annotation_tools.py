@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from impasto import files
+from impasto.data.metadata import read_metadata
 from impasto.errors import ConfigError
 from impasto.sdscripts.tools import (
     ToolParser,
@@ -221,8 +222,13 @@ class OneFile:
     def __post_init__(self) -> None:
         if self.file.suffix.lower() not in (".json", ".jsonl"):
             raise ConfigError(f"--output_path {self.file} does not end in .json or .jsonl.")
-        if self.appends and self.file.is_file() and self.file.suffix.lower() == ".json":
-            self.found = json.loads(self.file.read_text(encoding="utf-8"))
+        if self.appends and self.file.is_file():
+            entries = read_metadata(self.file).entries
+            is_object = self.file.suffix.lower() == ".json"  # a line has its tags as caption
+            self.found = {
+                entry.key: {**entry.as_dict(), "tags": entry.tags if is_object else entry.caption}
+                for entry in entries
+            }
 
     def wants(self, record: ImageRecord) -> bool:  # noqa: ARG002
         """All pictures."""
@@ -244,10 +250,10 @@ class OneFile:
             files.write_json(self.file, self.found)
             return
         lines: list[Mapping[str, Any]] = [
-            {"image_path": path, "caption": row["tags"], "image_size": row["image_size"]}
-            for path, row in self.found.items()
+            {"image_path": path, **row, "caption": row["tags"]} for path, row in self.found.items()
         ]
-        texts = (json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        shown = ({k: v for k, v in line.items() if k != "tags"} for line in lines)
+        texts = (json.dumps(line, ensure_ascii=False) + "\n" for line in shown)
         files.write_text(self.file, "".join(texts))
 
 

@@ -227,8 +227,10 @@ class TrainingLoop:
             self._session.optimizer.zero_grad()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
-            self._save(step, now=True)
-            then = f"The state after {step} updates is saved; impasto resume continues it."
+            then = "The newest state of the first process is what impasto resume continues."
+            if self._is_main:  # the others are in the middle of their update: none is waited for
+                self._saver.save_state(step, self._best, now=True)
+                then = f"The state after {step} updates is saved; impasto resume continues it."
         return out_of_memory(self._config, doing, then, self._accelerator.device)
 
     def _after_update(self, done: int, stop: StopRequest) -> None:
