@@ -9,7 +9,7 @@ from torch import nn
 from impasto.config.optimizer import OptimizerConfig
 from impasto.errors import ConfigError
 from impasto.models.trainable import Part
-from impasto.training.half_weights import HalfWeightOptimizer
+from impasto.training.chunked import ChunkedOptimizer, ChunkRules
 from impasto.training.optimizers import build_optimizer
 from impasto.training.precision import Precision
 from impasto.training.rounding import build_rounding, stochastically_rounded
@@ -55,10 +55,10 @@ def test_what_fits_stays(dtype):
 def small_updates(rounding: str, dtype: torch.dtype) -> float:
     """The share of 4,000 equal updates that arrives; each is a 60th of bfloat16's step at 0.05."""
     weights = nn.Parameter(torch.full((1000,), 0.05, dtype=dtype))
-    optimizer = HalfWeightOptimizer(
+    optimizer = ChunkedOptimizer(
         [{"params": [weights], "lr": 4e-6}],
         lambda groups: torch.optim.SGD(groups, lr=4e-6),
-        build_rounding(rounding, CPU),
+        ChunkRules(build_rounding(rounding, CPU)),
     )
     before = float(weights.detach().double().mean())
     for step in range(4000):
@@ -95,8 +95,11 @@ def test_a_step_equals_the_one_in_float32(kind, chunk):
     options = {"fused": True} if kind == "adamw" else {}
     if kind == "adafactor":
         options = {"relative_step": False, "scale_parameter": False, "warmup_init": False}
-    rounded = HalfWeightOptimizer(
-        groups, lambda g: build(g, lr=1e-3, **options), build_rounding("nearest", CPU), chunk
+    rounded = ChunkedOptimizer(
+        groups,
+        lambda g: build(g, lr=1e-3, **options),
+        ChunkRules(build_rounding("nearest", CPU)),
+        chunk,
     )
     generator = torch.Generator().manual_seed(1)
     pairs = list(zip(narrow.parameters().values(), wide.parameters().values(), strict=True))
@@ -113,7 +116,7 @@ def test_a_step_equals_the_one_in_float32(kind, chunk):
 def test_clipping_is_that_of_float32():
     narrow = parts(torch.bfloat16)
     optimizer = build_optimizer(
-        [narrow], OptimizerConfig(kind="SGD", lr=1.0), build_rounding("kahan", CPU)
+        [narrow], OptimizerConfig(kind="SGD", lr=1.0), ChunkRules(build_rounding("kahan", CPU))
     )
     before = [p.detach().float().clone() for p in narrow.parameters().values()]
     for p in narrow.parameters().values():
@@ -133,10 +136,10 @@ def test_clipping_is_that_of_float32():
 def test_a_scaled_gradient_comes_to_its_true_size_in_float32():
     """A gradient of 1e-6 is below float16's normal numbers, and 65,536 times it is not."""
     weights = nn.Parameter(torch.zeros(100, dtype=torch.float16))
-    optimizer = HalfWeightOptimizer(
+    optimizer = ChunkedOptimizer(
         [{"params": [weights], "lr": 1.0}],
         lambda groups: torch.optim.SGD(groups, lr=1.0),
-        build_rounding("kahan", CPU),
+        ChunkRules(build_rounding("kahan", CPU)),
     )
     precision = Precision("fp16", CPU)
     precision.scaled((weights.float() * 1.1e-6).sum()).backward()
@@ -151,7 +154,9 @@ def test_a_scaled_gradient_comes_to_its_true_size_in_float32():
 
 @pytest.mark.parametrize("kind", ["prodigy", "dadapt_adam", "adamw_schedule_free"])
 def test_optimizers_that_look_at_all_weights_are_refused(kind):
-    with pytest.raises(ConfigError, match=r"Set training\.weights to fp32"):
+    with pytest.raises(ConfigError, match=r"does not go with training\.weights"):
         build_optimizer(
-            [parts(torch.bfloat16)], OptimizerConfig(kind=kind), build_rounding("kahan", CPU)
+            [parts(torch.bfloat16)],
+            OptimizerConfig(kind=kind),
+            ChunkRules(build_rounding("kahan", CPU)),
         )

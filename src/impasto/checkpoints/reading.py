@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -77,31 +79,61 @@ def _what_it_looks_like(head: bytes) -> str:
 
 
 def _open_safetensors(path: Path) -> TensorFile:
+    """Tensors are read one by one into memory of their own.
+
+    A mapped file would count as the process's memory until the last tensor is read, and could end
+    the process if another program cut it short meanwhile. The library checks the header first.
+    """
     check = _unchanged(path)
     try:
-        handle: Any = safe_open(path, framework="pt")
-        shapes = {name: handle.get_slice(name) for name in handle.keys()}  # noqa: SIM118
-        described = {n: (tuple(s.get_shape()), s.get_dtype()) for n, s in shapes.items()}
+        with safe_open(path, framework="pt") as checked:
+            metadata = checked.metadata() or {}
+        with path.open("rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            rows: dict[str, Any] = json.loads(file.read(size))
     except (SafetensorError, OSError, ValueError) as error:
         raise ModelError(
             f"{path} is damaged or cut short ({error}). Download or copy it again."
         ) from error
-    unknown = sorted({kind for _, kind in described.values()} - SAFETENSORS_TYPES.keys())
+    rows.pop("__metadata__", None)
+    unknown = sorted({row["dtype"] for row in rows.values()} - SAFETENSORS_TYPES.keys())
     if unknown:
         raise ModelError(f"{path} holds tensors of types that cannot be read: {unknown}.")
 
-    def reader(name: str) -> Callable[[], Tensor]:
+    def reader(row: Mapping[str, Any]) -> Callable[[], Tensor]:
+        begin, end = row["data_offsets"]
+
         def read() -> Tensor:
             check()
-            tensor: Tensor = handle.get_tensor(name)
-            return tensor
+            values = torch.empty(end - begin, dtype=torch.uint8)
+            _read_into(values.numpy().data, path, 8 + size + begin)
+            return values.view(SAFETENSORS_TYPES[row["dtype"]]).reshape(row["shape"])
 
         return read
 
     tensors = {
-        n: LazyTensor(s, SAFETENSORS_TYPES[kind], reader(n)) for n, (s, kind) in described.items()
+        name: LazyTensor(
+            tuple(row["shape"]), SAFETENSORS_TYPES[row["dtype"]], reader(row), is_fresh=True
+        )
+        for name, row in rows.items()
     }
-    return TensorFile(path, "safetensors", tensors, handle.metadata() or {})
+    return TensorFile(path, "safetensors", tensors, metadata)
+
+
+def _read_into(values: memoryview, path: Path, begin: int) -> None:
+    try:
+        with path.open("rb", buffering=0) as file:
+            file.seek(begin)
+            done = 0
+            while done < len(values):
+                count = file.readinto(values[done:])
+                if not count:
+                    break
+                done += count
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error.strerror or error}.") from error
+    if done < len(values):
+        raise ModelError(f"{path} became shorter while it was being read. Nothing was written.")
 
 
 def _open_pickle(path: Path) -> TensorFile:

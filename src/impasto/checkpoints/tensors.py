@@ -7,7 +7,7 @@ holds one tensor at a time.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 import torch
@@ -28,17 +28,23 @@ class LazyTensor:
     Attributes:
         shape: Its shape.
         dtype: Its type as stored.
-        read: Gives it, on the CPU. It may be a view of a mapped file: copy it before writing to it.
+        read: Gives it, on the CPU. Copy it before writing to it, unless `is_fresh`.
+        is_fresh: Whether each reading gives new memory, that nothing else looks at.
     """
 
     shape: tuple[int, ...]
     dtype: torch.dtype
     read: Callable[[], Tensor]
+    is_fresh: bool = False
 
     @classmethod
     def of(cls, tensor: Tensor) -> LazyTensor:
         """A tensor that is in memory already, on any device."""
         return cls(tuple(tensor.shape), tensor.dtype, lambda: tensor.detach().cpu())
+
+    def read_as(self, dtype: torch.dtype) -> Tensor:
+        """A copy of another type, which may be written to."""
+        return self.read().to(dtype, copy=not (self.is_fresh and dtype == self.dtype))
 
     @property
     def size_bytes(self) -> int:
@@ -47,7 +53,7 @@ class LazyTensor:
 
     def reshaped(self, shape: tuple[int, ...]) -> LazyTensor:
         """The same elements in another shape."""
-        return LazyTensor(shape, self.dtype, lambda: self.read().reshape(shape))
+        return replace(self, shape=shape, read=lambda: self.read().reshape(shape))
 
     def third(self, number: int) -> LazyTensor:
         """The first, second or last third along the first dimension; `number` is 0, 1 or 2."""
@@ -62,7 +68,7 @@ class LazyTensor:
         """The same in another floating-point type; integers and None stay as they are."""
         if dtype in (None, self.dtype) or not self.dtype.is_floating_point:
             return self
-        return LazyTensor(self.shape, dtype, lambda: self.read().to(dtype))
+        return LazyTensor(self.shape, dtype, lambda: self.read().to(dtype), is_fresh=True)
 
 
 Tensors = Mapping[str, LazyTensor]

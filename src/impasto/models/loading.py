@@ -5,6 +5,8 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +32,9 @@ NAMES_SHOWN = 3
 
 @dataclass(frozen=True)
 class BaseModel:
-    """The parts of a Stable Diffusion model in float32, on the CPU, with no gradients asked.
+    """The parts of a Stable Diffusion model on the CPU, with no gradients asked.
+
+    In float32, unless they were asked for in another type.
 
     Nothing in it depends on the files any more: they may be moved or replaced.
 
@@ -66,9 +70,18 @@ class BaseModel:
 
 
 def load_base_model(
-    source: str | Path, options: OpenOptions | None = None, progress: Progress | None = None
+    source: str | Path,
+    options: OpenOptions | None = None,
+    progress: Progress | None = None,
+    dtypes: Mapping[str, torch.dtype] | None = None,
 ) -> BaseModel:
     """Read a base model: a single file, a Diffusers folder, or a Hub id.
+
+    Args:
+        source: Where it is.
+        options: What is known of it.
+        progress: Who is told.
+        dtypes: Part -> its type, where that is not float32.
 
     Raises:
         ModelError: A file is missing, damaged or refused, a tensor is missing, of a wrong shape or
@@ -81,7 +94,14 @@ def load_base_model(
     with progress.stage("Reading the model", size >> 20, "MiB") as advance:
         count = in_mib(advance)
         modules = {
-            part: load_network(part, configs[part], tensors, f"{source} ({part})", count)
+            part: load_network(
+                part,
+                configs[part],
+                tensors,
+                f"{source} ({part})",
+                count,
+                (dtypes or {}).get(part, torch.float32),
+            )
             for part, tensors in contents.parts.items()
         }
     if configs[UNET].get("upcast_attention"):
@@ -101,7 +121,12 @@ def load_base_model(
 
 
 def load_network(
-    part: str, config: Mapping[str, Any], tensors: Tensors, source: str, advance: Advance
+    part: str,
+    config: Mapping[str, Any],
+    tensors: Tensors,
+    source: str,
+    advance: Advance,
+    dtype: torch.dtype = torch.float32,
 ) -> nn.Module:
     """Make a network without spending time on random weights, and fill it.
 
@@ -109,7 +134,7 @@ def load_network(
         ModelError: The configuration makes no network, or the tensors do not fit it.
     """
     module = empty_network(part, config, source)
-    fill(module, tensors, source, advance)
+    fill(module, tensors, source, advance, dtype)
     _materialise_buffers(module)
     return module.requires_grad_(requires_grad=False).eval()
 
@@ -135,10 +160,12 @@ def empty_network(part: str, config: Mapping[str, Any], source: str) -> nn.Modul
         raise ModelError(f"{source}: its configuration makes no network ({error}).") from error
 
 
-def fill(module: nn.Module, tensors: Tensors, source: str, advance: Advance) -> None:
-    """Put tensors into a network as float32 copies; every name and every shape has to fit.
+def fill(
+    module: nn.Module, tensors: Tensors, source: str, advance: Advance, dtype: torch.dtype
+) -> None:
+    """Put tensors into a network as copies of a type; every name and every shape has to fit.
 
-    Each value is copied once, out of the mapped file, so that training never depends on the file.
+    Each value is copied once, so that training never depends on the file.
 
     Raises:
         ModelError: With the names that are missing, unknown, of another shape, or not finite.
@@ -153,7 +180,7 @@ def fill(module: nn.Module, tensors: Tensors, source: str, advance: Advance) -> 
         )
     values: dict[str, Tensor] = {}
     for name, lazy in tensors.items():
-        values[name] = lazy.read().to(torch.float32, copy=True)
+        values[name] = lazy.read_as(dtype)
         if not is_finite(values[name]):
             raise ModelError(
                 f"{source}: {name} holds NaN or infinite values. The model is damaged; take "
@@ -164,17 +191,27 @@ def fill(module: nn.Module, tensors: Tensors, source: str, advance: Advance) -> 
 
 
 def tensors_of(modules: Mapping[str, nn.Module]) -> dict[str, Tensors]:
-    """The tensors of networks by today's names."""
+    """The tensors of networks by today's names: what they are when they are read.
+
+    Nothing is held on to: a part that is trained moves to a device, and may change its type.
+    """
+    return {part: _tensors_of(module) for part, module in modules.items()}
+
+
+def _tensors_of(module: nn.Module) -> Tensors:
+    """A network's state without transformers 4's prefix and position ids."""
     return {
-        part: {n: LazyTensor.of(t) for n, t in named_tensors(module).items()}
-        for part, module in modules.items()
+        name.removeprefix("text_model."): LazyTensor(
+            tuple(tensor.shape), tensor.dtype, partial(_now, module, name)
+        )
+        for name, tensor in module.state_dict().items()
+        if not name.endswith("embeddings.position_ids")
     }
 
 
-def named_tensors(module: nn.Module) -> dict[str, Tensor]:
-    """A network's state without transformers 4's prefix and position ids."""
-    state = {n.removeprefix("text_model."): t for n, t in module.state_dict().items()}
-    return {n: t for n, t in state.items() if n != "embeddings.position_ids"}
+def _now(module: nn.Module, name: str) -> Tensor:
+    tensor: Tensor = attrgetter(name)(module)
+    return tensor.detach().cpu()
 
 
 def build_tokenizer(contents: ModelContents) -> Any:

@@ -61,7 +61,7 @@ _MODEL = [
     *_noticed("text", "the tokenizer ships with Impasto and is never fetched",
               "tokenizer_cache_dir"),
     *_noticed("flag", "the VAE encodes in float32 in any case", "no_half_vae"),
-    *_noticed("flag", "models are read from mapped files and need no second copy in memory",
+    *_noticed("flag", "models are read tensor by tensor and need no second copy in memory",
               "lowram"),
     *_noticed("flag", "nothing is emptied between batches of latents", "highvram"),
     *_noticed(

@@ -19,9 +19,10 @@ from impasto.runs import RunDirectory, step_name
 from impasto.training.advice import advice_on
 from impasto.training.calendar import Calendar
 from impasto.training.capture import restore_state
+from impasto.training.chunked import ChunkedOptimizer
+from impasto.training.descent import NotFiniteError, build_descent
 from impasto.training.devices import is_lost_process, seed_torch
 from impasto.training.events import TrainingEvents
-from impasto.training.half_weights import HalfWeightOptimizer
 from impasto.training.interrupts import StopRequest
 from impasto.training.movement import MovementCheck
 from impasto.training.optimizer_state import LrSetter, parameter_names, require_savable
@@ -56,11 +57,14 @@ class TrainingLoop:
         self._is_main = session.accelerator.is_main_process
         self._lr = LrSetter(session.optimizer)
         self._names = parameter_names(session.trainable.parts)
-        self._parameters = list(self._names)
-        self._skips_on_device = session.accelerator.device.type == "cuda" and bool(
-            session.optimizer.param_groups[0].get("fused")
+        self._descent = build_descent(
+            self._config.training.optimizer_in_backward,
+            session.optimizer,
+            list(self._names),
+            session.precision,
+            self._config.training.max_grad_norm,
         )
-        self._has_stepped = self._is_stepping = False
+        self._has_stepped = False
         self._best: float | None = None
         self._calendar = Calendar(session.config, session.sampler.updates_per_epoch)
         self._movement: MovementCheck | None = None
@@ -122,14 +126,20 @@ class TrainingLoop:
         for part in session.trainable.parts:
             if part.name == TEXT_ENCODER:
                 session.conditioner.learn(now=part.learns_at(update.step))
-        if isinstance(session.optimizer, HalfWeightOptimizer):
+        if isinstance(session.optimizer, ChunkedOptimizer):
             session.optimizer.begin(derive_seed(self._config.seed, "rounding", update.step))
         total = torch.zeros((), device=accelerator.device)
-        for micro_batch, batch in zip(update.micro_batches, batches, strict=True):
-            is_last = micro_batch is update.micro_batches[-1]
-            with self._synchronizing(now=is_last):
-                total += self._backward(update, micro_batch, batch)
-        norm = self._apply_gradient(total, update.step)
+        try:
+            for micro_batch, batch in zip(update.micro_batches, batches, strict=True):
+                is_last = micro_batch is update.micro_batches[-1]
+                with self._synchronizing(now=is_last):
+                    total += self._backward(update, micro_batch, batch)
+            norm = self._descent.apply(total)
+        except NotFiniteError as fault:
+            raise self._not_finite(update.step, are_whole=fault.weights_are_whole) from None
+        if not self._has_stepped:
+            require_savable(session.optimizer)
+            self._has_stepped = True
         self._recorder.meter.add(total, norm, update.size)
         if session.ema is not None:
             session.ema.update(update.step)
@@ -143,7 +153,7 @@ class TrainingLoop:
         with session.precision.autocast():
             output = training_step(session.unet, session.conditioner, batch, session.recipe)
         share = update_share(output.losses, update.size, self._accelerator.num_processes)
-        torch.autograd.backward(session.precision.scaled(share))
+        self._descent.backward(share)
         self._recorder.meter.add_samples(output)
         if self._recorder.image_losses is not None and not micro_batch.is_padding:
             images = session.prepared.training.images
@@ -168,40 +178,17 @@ class TrainingLoop:
                     stack.enter_context(self._accelerator.no_sync(module))
             yield
 
-    def _apply_gradient(self, loss: Tensor, step: int) -> Tensor | None:
-        """Clip and step; an update that is not finite is not applied. Returns the norm, if known.
-
-        A fused optimizer on a GPU skips it on the device, so that nothing waits; the fault is
-        noticed when the losses are read. A scaler skips it too, and only a loss that is not finite
-        is a fault then. Elsewhere it is noticed at once.
-        """
-        precision, optimizer = self._session.precision, self._session.optimizer
-        norm = precision.clip(optimizer, self._parameters, self._config.training.max_grad_norm)
-        finite = torch.isfinite(loss)
-        if norm is not None and not precision.scales:
-            finite = finite & torch.isfinite(norm)
-        if self._skips_on_device and not precision.scales:
-            optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
-        elif not self._skips_on_device and not bool(finite):
-            optimizer.zero_grad()
-            raise self._not_finite(step)
-        self._is_stepping = True
-        precision.step(optimizer)
-        self._is_stepping = False
-        optimizer.zero_grad()
-        if not self._has_stepped:
-            require_savable(optimizer)
-            self._has_stepped = True
-        return norm
-
-    def _not_finite(self, step: int) -> NonFiniteLossError:
+    def _not_finite(self, step: int, *, are_whole: bool = True) -> NonFiniteLossError:
         """Save what is still good and explain."""
-        self._save(step, now=True)
+        what = "The newest state before it is what impasto resume continues"
+        if are_whole:
+            self._save(step, now=True)
+            place = self._run.states / step_name(step)
+            what = f"The weights from before it are saved in {place}"
         return NonFiniteLossError(
-            f"The loss or the gradient became NaN or infinite in update {step + 1}. The weights "
-            f"from before it are saved in {self._run.states / step_name(step)}. The usual causes "
-            f"are a learning rate that is too high (optimizer.lr is {self._config.optimizer.lr:g}; "
-            f"try a tenth) and a base model with broken weights."
+            f"The loss or the gradient became NaN or infinite in update {step + 1}. {what}. The "
+            f"usual causes are a learning rate that is too high (optimizer.lr is "
+            f"{self._config.optimizer.lr:g}; try a tenth) and a base model with broken weights."
         )
 
     @contextlib.contextmanager
@@ -221,7 +208,7 @@ class TrainingLoop:
             raise
 
     def _out_of_memory(self, doing: str, step: int) -> ImpastoError:
-        if self._is_stepping:
+        if self._descent.is_stepping:
             then = "The optimizer was changing the weights, so no state was saved."
         else:
             self._session.optimizer.zero_grad()

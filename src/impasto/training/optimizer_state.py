@@ -10,6 +10,8 @@ from torch import Tensor
 
 from impasto.errors import RunError
 from impasto.models.trainable import Part
+from impasto.training.chunked import ChunkedOptimizer
+from impasto.training.offload import LEAST
 
 _GROUP = "group."
 
@@ -101,6 +103,7 @@ def restore_optimizer(
         RunError: The state names parameters that this run does not train.
     """
     by_name = {name: parameter for parameter, name in names.items()}
+    kept_away = isinstance(optimizer, ChunkedOptimizer) and optimizer.keeps_states_away
     for key, value in {**tensors, **scalars["parameters"]}.items():
         name, _, entry = key.rpartition(":")
         if name.startswith(_GROUP):
@@ -113,15 +116,17 @@ def restore_optimizer(
                 f"train. It belongs to another model or other settings."
             )
         parameter = by_name[name]
-        optimizer.state[parameter][entry] = _like(parameter, value)
+        optimizer.state[parameter][entry] = _like(parameter, value, kept_away=kept_away)
     for group, saved in zip(optimizer.param_groups, scalars["groups"], strict=True):
         group.update(saved)
 
 
-def _like(parameter: Tensor, value: Any) -> Any:
-    """A saved entry on the parameter's device; of its shape, then in its memory layout too."""
+def _like(parameter: Tensor, value: Any, *, kept_away: bool) -> Any:
+    """A saved entry where it belongs; of the parameter's shape, then in its memory layout too."""
     if not isinstance(value, Tensor):
         return value
+    device = torch.device("cpu") if kept_away and value.numel() >= LEAST else parameter.device
     if value.shape != parameter.shape:
-        return value.to(parameter.device)
-    return torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
+        return value.to(device)
+    like = torch.empty_like(parameter, dtype=value.dtype, device=device, requires_grad=False)
+    return like.copy_(value)

@@ -17,10 +17,9 @@ import torch
 from impasto.config.optimizer import OptimizerConfig
 from impasto.errors import ConfigError, MissingDependencyError
 from impasto.models.trainable import Part
-from impasto.training.half_weights import HalfWeightOptimizer
-from impasto.training.rounding import Rounding
+from impasto.training.chunked import AT_ONCE, ChunkedOptimizer, ChunkRules
 
-BuildOptimizer = Callable[[Sequence[Part], OptimizerConfig, Rounding | None], torch.optim.Optimizer]
+BuildOptimizer = Callable[[Sequence[Part], OptimizerConfig, ChunkRules], torch.optim.Optimizer]
 
 _OURS = {"params", "lr", "self", "args", "kwargs", "foreach", "fused", "capturable"}
 
@@ -80,18 +79,18 @@ OPTIMIZERS: dict[str, OptimizerRow] = {
 
 
 def build_optimizer(
-    parts: Sequence[Part], config: OptimizerConfig, rounding: Rounding | None = None
+    parts: Sequence[Part], config: OptimizerConfig, rules: ChunkRules = AT_ONCE
 ) -> torch.optim.Optimizer:
     """The optimizer of the settings, with parameter groups for each rate of each part.
 
     Args:
         parts: What learns.
         config: The settings.
-        rounding: How weights of 16 bits are brought back to them; None for those of 32.
+        rules: How it goes through the weights.
 
     Raises:
         ConfigError: There is no such optimizer, it does not take an argument, or it does not go
-            with weights of 16 bits.
+            with the rules.
         MissingDependencyError: Its package is not there.
     """
     row = find_row(config.kind)
@@ -105,14 +104,14 @@ def build_optimizer(
     ]
     build = functools.partial(factory, lr=config.lr, **arguments)
     try:
-        if rounding is None:
+        if rules.need is None:
             return build(groups)  # type: ignore[no-any-return]
         if row.looks_at_all_together:
             raise ConfigError(
                 f"optimizer.kind {config.kind} looks at all weights together and does not go with "
-                f"weights in 16 bits. Set training.weights to fp32, or take another optimizer.kind."
+                f"{rules.need}. Take that setting out, or take another optimizer.kind."
             )
-        return HalfWeightOptimizer(groups, build, rounding)
+        return ChunkedOptimizer(groups, build, rules)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"optimizer.kind {config.kind} cannot be made: {error}.") from error
 

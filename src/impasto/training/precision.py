@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from impasto.errors import NonFiniteLossError
-from impasto.training.half_weights import HalfWeightOptimizer
+from impasto.training.chunked import ChunkedOptimizer
 
 MixedPrecision = Literal["no", "fp16", "bf16"]
 LEAST_SCALE = 2.0**-8  # below, every gradient overflows, whatever the scale
@@ -53,14 +53,17 @@ class Precision:
         self, optimizer: torch.optim.Optimizer, parameters: Iterable[Tensor], limit: float
     ) -> Tensor | None:
         """Bring gradients to their true size, and down to `limit`; the norm before, if measured."""
-        if isinstance(optimizer, HalfWeightOptimizer):
-            scale = 1.0 if self._scaler is None else self._scaler.get_scale()
-            return optimizer.clip(limit, scale) if limit > 0 else None
+        if isinstance(optimizer, ChunkedOptimizer):
+            return optimizer.clip(limit, self.scale()) if limit > 0 else None
         if self._scaler is not None:
             self._scaler.unscale_(optimizer)
         if limit <= 0:
             return None
         return torch.nn.utils.clip_grad_norm_(list(parameters), limit).detach()
+
+    def scale(self) -> float:
+        """What losses are multiplied by."""
+        return 1.0 if self._scaler is None else self._scaler.get_scale()
 
     def step(self, optimizer: torch.optim.Optimizer) -> None:
         """Apply the gradient, unless it has overflown; then lower the scale.
@@ -73,6 +76,19 @@ class Precision:
             return
         self._scaler.step(optimizer)
         self._scaler.update()
+
+    def stepped(self, *, overflown: bool) -> None:
+        """Adjust the scale after an update that was applied, or passed over, elsewhere."""
+        scaler = self._scaler
+        if scaler is None:
+            return
+        found = scaler.state_dict()
+        kept = 0 if overflown else int(found["_growth_tracker"]) + 1
+        factor = scaler.get_backoff_factor() if overflown else 1.0
+        if kept == scaler.get_growth_interval():
+            factor, kept = scaler.get_growth_factor(), 0
+        found |= {"scale": found["scale"] * factor, "_growth_tracker": kept}
+        scaler.load_state_dict(found)
 
     def require_living_scale(self) -> None:
         """Make sure that updates are still applied; waits for the device.

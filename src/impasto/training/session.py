@@ -33,7 +33,7 @@ from impasto.models.loading import BaseModel, load_base_model, with_zero_termina
 from impasto.models.opening import OpenOptions
 from impasto.models.saving import DTYPES
 from impasto.models.text import ClipTextConditioner
-from impasto.models.trainable import Part, Trainable
+from impasto.models.trainable import Trainable
 from impasto.models.vae import moments_encoder, weights_fingerprint
 from impasto.progress import Progress, SilentProgress
 from impasto.sampling.prompts import Prompt
@@ -52,11 +52,11 @@ from impasto.training.optimizers import BuildOptimizer, build_optimizer, evaluat
 from impasto.training.pictures import plan_dataset, scan_dataset, split_records
 from impasto.training.precision import Precision
 from impasto.training.previews import Previewer, build_prompts
-from impasto.training.rounding import Rounding, build_rounding
 from impasto.training.schedules import LrSchedule, build_lr_schedule
 from impasto.training.step import StepRecipe
 from impasto.training.text import build_conditioners, encode_captions_ahead
 from impasto.training.validation import Validator
+from impasto.training.weights import build_chunk_rules, build_dtypes
 
 
 @dataclass(frozen=True)
@@ -208,7 +208,9 @@ def build_session(
     prompts = build_prompts(config)
     build_templates(config)
     previewed = load_hypernetworks(config.previews.hypernetworks)
-    model = load_base_model(config.model.path, build_open_options(config), progress)
+    model = load_base_model(
+        config.model.path, build_open_options(config), progress, build_dtypes(config)
+    )
     require_fitting_loss(config.loss, config.noise, model.identity.prediction)
     if config.noise.zero_terminal_snr:
         model = with_zero_terminal_snr(model)
@@ -224,12 +226,12 @@ def build_session(
     trainable = build_trainable(config, model)
     if config.training.channels_last:
         trainable.unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    rounding = narrow_weights(trainable.parts, config, accelerator.device)
+    rules = build_chunk_rules(config, trainable.parts, accelerator)
     conditioners = build_conditioners(config, accelerator, model, trainable, progress)
     if config.training.cache_text_to_disk:
         encode_captions_ahead(accelerator, conditioners, prepared.captions(), prompts)
     unet = accelerator.prepare(trainable.network.to(accelerator.device))
-    optimizer = ingredients.build_optimizer(trainable.parts, config.optimizer, rounding)
+    optimizer = ingredients.build_optimizer(trainable.parts, config.optimizer, rules)
 
     sampler = build_epoch_sampler(config, prepared.training, accelerator.num_processes)
     steps = count_steps(config, sampler)
@@ -291,19 +293,6 @@ def build_encoding_vae(config: RunConfig, model: BaseModel) -> Any:
     """The VAE as pictures are encoded with: a copy where it is not in float32."""
     dtype = DTYPES[config.dataset.vae_precision]
     return model.vae if model.vae.dtype == dtype else copy.deepcopy(model.vae).to(dtype)
-
-
-def narrow_weights(
-    parts: Sequence[Part], config: RunConfig, device: torch.device
-) -> Rounding | None:
-    """Bring what learns to the width of the settings; how it is rounded there, if to 16 bits."""
-    dtype = DTYPES[config.training.weights]
-    if dtype is torch.float32:
-        return None
-    for part in parts:
-        for parameter in part.parameters().values():
-            parameter.data = parameter.data.to(dtype)
-    return build_rounding(config.training.rounding or "stochastic", device)
 
 
 def build_epoch_sampler(
