@@ -20,7 +20,9 @@ def sampler(buckets, *, batch_size=4, repeats=1, **changes):
     if isinstance(repeats, int):
         repeats = [repeats] * len(buckets)
     groups = [Group(0, bucket) for bucket in buckets]
-    return EpochSampler(groups, batch_sizes={0: batch_size}, repeats=repeats, **options)
+    return EpochSampler(
+        groups, batch_sizes=dict.fromkeys(groups, batch_size), repeats=repeats, **options
+    )
 
 
 def batches_of(dealer, ranks=1, epoch=0):
@@ -89,7 +91,7 @@ def test_without_repeats_only_the_last_batch_is_short(count, batch_size):
 
 def test_data_sets_do_not_mix_and_keep_their_batch_sizes():
     groups = [Group(0, SHAPES[0])] * 7 + [Group(1, SHAPES[0])] * 7
-    dealer = EpochSampler(groups, batch_sizes={0: 2, 1: 5}, seed=1)
+    dealer = EpochSampler(groups, batch_sizes={g: (2, 5)[g.dataset] for g in groups}, seed=1)
     by_data_set = {0: [], 1: []}
     for batch in batches_of(dealer):
         numbers = {groups[picture].dataset for picture in batch}

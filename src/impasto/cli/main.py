@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 import click
 
 from impasto import __version__
+from impasto.allocation import tune_allocation
 from impasto.errors import ImpastoError
 
 VERBS = {
@@ -68,6 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def run_reporting(command: Callable[[], object]) -> None:
     """Run something; faults become a paragraph and the process's exit code."""
+    tune_allocation()
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -5,43 +5,49 @@ from __future__ import annotations
 from impasto.cli.console import Console
 from impasto.config.load import build_run_config, dump_toml
 from impasto.config.run import RunConfig
+from impasto.data.plan import Plan
 from impasto.data.scan import Scan
+from impasto.models.trainable import Trainable
 from impasto.training.advice import advice_on
+from impasto.training.batches import build_epoch_sampler, count_steps, heaviest_group
+from impasto.training.devices import default_device
 from impasto.training.disk import DiskPlan, free_bytes, plan_disk, require_room
+from impasto.training.duration import in_words, seconds_per_update
+from impasto.training.fitting import gib
+from impasto.training.footprint import Footprint
 from impasto.training.methods import build_trainable
-from impasto.training.pictures import plan_dataset, scan_dataset, split_records
-from impasto.training.session import (
-    build_epoch_sampler,
-    build_open_options,
-    count_steps,
-)
+from impasto.training.pictures import survey
+from impasto.training.session import build_open_options
+from impasto.training.settling import build_fitting, settle
 
 
-def show_plan(config: RunConfig, console: Console) -> None:
+def show_plan(asked: RunConfig, console: Console) -> None:
     """Print data, updates, parts and disk use of a run.
 
     Raises:
         ImpastoError: Whatever would stop the run before its first step.
     """
-    from impasto.models.loading import build_tokens, load_base_model
+    from impasto.models.loading import build_tokens, outline_base_model
     from impasto.training.text import build_layout
 
-    scan = scan_dataset(config.dataset, console)
-    split = split_records(scan, config.dataset, config.validation, config.seed)
-    training, held_out = split.training, split.held_out
-    plan = plan_dataset(config.dataset, training)
+    found = survey(asked, console)
+    config = settle(asked, found, console, check=False)
+    scan, plan, training = found.scan, found.plan, found.split.training
     sampler = build_epoch_sampler(config, plan, num_processes=1)
-    model = load_base_model(config.model.path, build_open_options(config), console)
+    model = outline_base_model(config.model.path, build_open_options(config), console)
     trainable = build_trainable(config, model)
     too_long = build_tokens(model, build_layout(config)).too_long(
         [record.steady_caption for record in training]
     )
     steps = count_steps(config, sampler)
     disk = plan_disk(config, model, trainable, steps, sampler.updates_per_epoch)
+    group, _ = heaviest_group(config, plan.images)
+    fitting = build_fitting(config, group)
+    footprint = fitting.footprint(config)
     console.heading("Data")
     console.table(
         {
-            "Pictures": f"{len(training)} to train on, {len(held_out)} held out, "
+            "Pictures": f"{len(training)} to train on, {len(found.split.held_out)} held out, "
             f"{len(scan.set_aside)} set aside, {scan.uncaptioned} without words",
             "Buckets": ", ".join(f"{size}: {n}" for size, n in plan.bucket_counts.items()),
             "Cropped away": f"{100 * plan.mean_lost_area:.1f} % of the area on average",
@@ -61,7 +67,15 @@ def show_plan(config: RunConfig, console: Console) -> None:
             f"{' or '.join(map(str, sorted(set(config.batch_sizes.values()))))}",
             "Updates": f"{steps} in all, {sampler.updates_per_epoch} per epoch, "
             f"{steps / sampler.updates_per_epoch:.1f} epochs",
+            "Time": duration_row(config, footprint, plan, steps, trainable),
             **disk_rows(config, disk),
+        }
+    )
+    console.heading(f"Memory, at most while {footprint.moment}")
+    console.table(
+        {
+            **{name.capitalize(): gib(size) for name, size in footprint.by_part().items() if size},
+            "In all": f"about {gib(footprint.total)}; {gib(fitting.budget)} are there",
         }
     )
     require_room(disk, config)
@@ -73,6 +87,21 @@ def show_plan(config: RunConfig, console: Console) -> None:
     console.heading("Settings that differ from their defaults")
     for line in _changed_settings(config):
         console.note(f"  {line}")
+    if asked.training.fit_check:
+        doubt = fitting.require_fit(config)
+        if doubt is not None:
+            console.note(f"Warning: {doubt}")
+
+
+def duration_row(
+    config: RunConfig, footprint: Footprint, plan: Plan, steps: int, trainable: Trainable
+) -> str:
+    """About how long an update and the run will take."""
+    device = default_device()
+    each = seconds_per_update(config, footprint, plan.images, trainable.parts, device)
+    return (
+        f"about {in_words(each)} an update, {in_words(each * steps)} in all, on this {device.type}"
+    )
 
 
 def more_lines_row(scan: Scan) -> dict[str, str]:

@@ -136,8 +136,21 @@ class TrainingConfig(Section):
     max_epochs: Positive | None = None
     """Passes over the data to train for. Give this or `max_steps`."""
 
-    batch_size: Positive = 1
-    """Pictures per forward pass and process; more takes memory by the same factor."""
+    memory: Literal["auto", 6, 8, 12, 16, 24] | None = None
+    """GiB that the run may take, on the GPU or else in the computer's memory; `auto` is what is
+    free. Settings that are not set are chosen so that it fits, those first that cost least; what is
+    chosen, and why, is printed and written down. Off leaves all as it is."""
+
+    fit_check: bool = True
+    """Predict the memory of a run before it begins, and do not begin what will not fit."""
+
+    batch_size: Positive | Literal["auto"] = 1
+    """Pictures per forward pass and process; more takes memory by the same factor. `auto` finds the
+    largest that fits into `memory`, or into what is free, and sets `batch_by_pixels`."""
+
+    batch_by_pixels: bool = False
+    """`batch_size` is for pictures of the full area of the resolution: of smaller ones so many more
+    go together, and of larger ones so many less, that a batch has about the same pixels."""
 
     gradient_accumulation_steps: Positive = 1
     """Forward passes per update: a larger effective batch at no cost in memory."""
@@ -157,6 +170,10 @@ class TrainingConfig(Section):
 
     gradient_checkpointing: bool = False
     """Compute activations again in the backward pass: far less memory, about a quarter slower."""
+
+    checkpointed_levels: Annotated[int, Field(ge=1, le=4)] | None = None
+    """Checkpoint only the blocks of so many of the U-Net's four resolutions, the highest first,
+    where activations are largest; off means all. Needs `gradient_checkpointing`."""
 
     channels_last: bool = False
     """Keep the U-Net's convolutions in channels-last memory order: faster on GPUs and for narrow
@@ -207,6 +224,8 @@ class TrainingConfig(Section):
                 f"weights {self.weights} needs mixed_precision {self.weights}; it is "
                 f"{self.mixed_precision}"
             )
+        if self.checkpointed_levels is not None and not self.gradient_checkpointing:
+            raise ValueError("checkpointed_levels has no effect without gradient_checkpointing")
         if self.optimizer_in_backward != "off" and self.gradient_accumulation_steps > 1:
             raise ValueError(
                 "optimizer_in_backward frees gradients at once, and gradient_accumulation_steps "
@@ -350,9 +369,13 @@ class RunConfig(Section):
 
     @property
     def batch_sizes(self) -> dict[int, int]:
-        """Pictures per forward pass and process, by the number of the data set."""
-        sizes = [part.batch_size or self.training.batch_size for part in self.dataset.parts]
-        return dict(enumerate(sizes))
+        """Pictures per forward pass and process, by the number of the data set.
+
+        1 where `auto` is still to be found.
+        """
+        asked = self.training.batch_size
+        usual = 1 if asked == "auto" else asked
+        return dict(enumerate(part.batch_size or usual for part in self.dataset.parts))
 
     @property
     def export_form(self) -> str:

@@ -68,7 +68,7 @@ class EpochSampler:
 
     Args:
         groups: The data set and bucket of each planned picture.
-        batch_sizes: Pictures per micro-batch, by data set.
+        batch_sizes: Pictures per micro-batch, by group.
         seed: The run's seed.
         repeats: How often each picture comes in an epoch; None means once.
         accumulation: Micro-batches per update and process.
@@ -83,7 +83,7 @@ class EpochSampler:
         self,
         groups: Sequence[Group],
         *,
-        batch_sizes: Mapping[int, int],
+        batch_sizes: Mapping[Group, int],
         seed: int,
         repeats: Sequence[int] | None = None,
         accumulation: int = 1,
@@ -114,7 +114,7 @@ class EpochSampler:
     @property
     def batches_per_epoch(self) -> int:
         """Micro-batches of one epoch, if one process dealt them all."""
-        return sum(-(-n // self._batch_sizes[g.dataset]) for g, n in self._counts.items())
+        return sum(-(-n // self._batch_sizes[g]) for g, n in self._counts.items())
 
     @property
     def updates_per_epoch(self) -> int:
@@ -187,13 +187,13 @@ class EpochSampler:
         rng = derive_rng(self._seed, "order", epoch, group.dataset, str(group.bucket))
         visits = [Visit(i, r) for i in self._members[group] for r in range(self._repeats[i])]
         if rank is None:
-            return _in_batches(visits, self._batch_sizes[group.dataset], rng)
+            return _in_batches(visits, self._batch_sizes[group], rng)
         mixed = [visits[i] for i in rng.permutation(len(visits))]
         share = mixed[self._first_of_share(group, rank) :: self._num_processes]
         own_rng = derive_rng(
             self._seed, "order", epoch, group.dataset, str(group.bucket), f"rank {rank}"
         )
-        return _in_batches(share, self._batch_sizes[group.dataset], own_rng)
+        return _in_batches(share, self._batch_sizes[group], own_rng)
 
     def _first_of_share(self, group: Group, rank: int) -> int:
         """Where a process's share begins: turned from group to group, so that shares are even."""
@@ -204,7 +204,7 @@ class EpochSampler:
         total = 0
         for group, count in self._counts.items():
             share = len(range(self._first_of_share(group, rank), count, self._num_processes))
-            total += -(-share // self._batch_sizes[group.dataset])
+            total += -(-share // self._batch_sizes[group])
         return total
 
 

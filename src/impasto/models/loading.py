@@ -104,20 +104,47 @@ def load_base_model(
             )
             for part, tensors in contents.parts.items()
         }
+    kept = {n: LazyTensor.of(t.read().clone()) for n, t in contents.ldm_only.items()}
+    own = replace(contents, parts=tensors_of(modules), ldm_only=kept)
+    return _assembled(own, modules, stored=contents)
+
+
+def _assembled(
+    contents: ModelContents, modules: Mapping[str, Any], stored: ModelContents | None = None
+) -> BaseModel:
+    """Networks and what goes with them; `stored` is what the files held, if not `contents`."""
+    configs, source = contents.configs, contents.source
     if configs[UNET].get("upcast_attention"):
         use_upcast_attention(modules[UNET])
-    stored = {p: {n: t.dtype for n, t in ts.items()} for p, ts in contents.parts.items()}
-    kept = {n: LazyTensor.of(t.read().clone()) for n, t in contents.ldm_only.items()}
+    parts = (stored or contents).parts
     return BaseModel(
-        contents=replace(contents, parts=tensors_of(modules), ldm_only=kept),
-        stored=stored,
+        contents=contents,
+        stored={p: {n: t.dtype for n, t in tensors.items()} for p, tensors in parts.items()},
         unet=modules[UNET],
         vae=modules[VAE],
         text_encoder=modules[TEXT_ENCODER],
         tokenizer=build_tokenizer(contents),
-        schedule=_schedule_of(contents.scheduler_config, str(source)),
+        schedule=_schedule_of(contents.scheduler_config, source),
         scaling_factor=configs[VAE].get("scaling_factor", contents.identity.family.scaling_factor),
     )
+
+
+def outline_base_model(
+    source: str | Path, options: OpenOptions | None = None, progress: Progress | None = None
+) -> BaseModel:
+    """A base model whose networks have shapes and types but no values: for plans.
+
+    Raises:
+        ModelError: As `load_base_model`, but for the values.
+    """
+    contents = open_model(source, options, progress)
+    modules = {
+        part: empty_network(part, contents.configs[part], f"{source} ({part})")
+        for part in contents.parts
+    }
+    for module in modules.values():
+        module.requires_grad_(requires_grad=False).eval()
+    return _assembled(contents, modules)
 
 
 def load_network(

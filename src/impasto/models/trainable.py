@@ -94,6 +94,7 @@ class FullFineTune:
         block_lrs: Other learning rates for blocks of the U-Net.
         clip_skip: Which layer of the text encoder is used; later ones never learn.
         gradient_checkpointing: Recompute activations in the backward pass.
+        checkpointed_levels: Of so many of the U-Net's resolutions, the highest first; None is all.
     """
 
     def __init__(
@@ -107,6 +108,7 @@ class FullFineTune:
         block_lrs: Mapping[str, float] | None = None,
         clip_skip: int | None = None,
         gradient_checkpointing: bool = False,
+        checkpointed_levels: int | None = None,
     ) -> None:
         self.unet = model.unet.requires_grad_(requires_grad=True).train()
         self.network: nn.Module = self.unet
@@ -124,7 +126,7 @@ class FullFineTune:
                 Part("text_encoder", model.text_encoder, text_encoder_lr, {}, first, until)
             )
         if gradient_checkpointing:
-            self.unet.enable_gradient_checkpointing()
+            checkpoint_levels(self.unet, checkpointed_levels)
             if text_encoder_lr is not None:
                 model.text_encoder.gradient_checkpointing_enable()
         self.parts = tuple(parts)
@@ -156,6 +158,7 @@ class HypernetworkTraining:
         lr: Its learning rate.
         clip_skip: Which layer of the text encoder is used.
         gradient_checkpointing: Recompute activations in the backward pass.
+        checkpointed_levels: Of so many of the U-Net's resolutions, the highest first; None is all.
         frozen_dtype: What the U-Net's weights are kept in; None leaves them.
 
     Raises:
@@ -171,6 +174,7 @@ class HypernetworkTraining:
         lr: float,
         clip_skip: int | None = None,
         gradient_checkpointing: bool = False,
+        checkpointed_levels: int | None = None,
         frozen_dtype: torch.dtype | None = None,
     ) -> None:
         self.unet = model.unet.requires_grad_(requires_grad=False).train()
@@ -184,8 +188,28 @@ class HypernetworkTraining:
         self.states = ClipStates(model.text_encoder, clip_skip)
         self.parts: tuple[Part, ...] = (Part("hypernetwork", hypernetwork, lr),)
         if gradient_checkpointing:
-            self.unet.enable_gradient_checkpointing()
+            checkpoint_levels(self.unet, checkpointed_levels)
 
     def export(self) -> Mapping[str, Mapping[str, Tensor]]:
         """The hypernetwork's tensors."""
         return {part.name: part.module.state_dict() for part in self.parts}
+
+
+def checkpoint_levels(unet: Any, levels: int | None) -> None:
+    """Have the blocks of a U-Net's highest resolutions compute their activations again.
+
+    Activations are largest there: of those of SD 1 at 512 pixels, two thirds are in the blocks of
+    64x64 latents. The middle block counts to the lowest resolution.
+
+    Args:
+        unet: diffusers' UNet2DConditionModel.
+        levels: How many resolutions; None is all.
+    """
+    unet.enable_gradient_checkpointing()
+    down, up = list(unet.down_blocks), list(unet.up_blocks)
+    kept = len(down) if levels is None else min(levels, len(down))
+    others = [*down[kept:], *up[: len(up) - kept], *([unet.mid_block] if kept < len(down) else [])]
+    for block in others:
+        for module in block.modules():
+            if hasattr(module, "gradient_checkpointing"):
+                module.gradient_checkpointing = False

@@ -36,6 +36,7 @@ def _build_full(config: RunConfig, model: BaseModel) -> Trainable:
         block_lrs={str(block): rate for block, rate in method.block_lrs.items()},
         clip_skip=config.model.clip_skip,
         gradient_checkpointing=config.training.gradient_checkpointing,
+        checkpointed_levels=config.training.checkpointed_levels,
     )
 
 
@@ -48,6 +49,7 @@ def _build_hypernetwork(config: RunConfig, model: BaseModel) -> Trainable:
         lr=config.optimizer.lr,
         clip_skip=config.model.clip_skip,
         gradient_checkpointing=config.training.gradient_checkpointing,
+        checkpointed_levels=config.training.checkpointed_levels,
         frozen_dtype=half.get(config.training.mixed_precision),
     )
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from impasto import files
 from impasto.config.dataset import DatasetConfig, DatasetPart, SubsetConfig
-from impasto.config.run import ValidationConfig
+from impasto.config.run import RunConfig, ValidationConfig
 from impasto.data.buckets import novelai_bucket_sizes
 from impasto.data.captions import CaptionRules
 from impasto.data.metadata import read_metadata
@@ -79,6 +79,32 @@ def plan_dataset(config: DatasetConfig, records: Sequence[ImageRecord]) -> Plan:
         if own:
             plans.append(_plan_part(part, own))
     return joined_plans(plans)
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What is known of a run's pictures before one of them is decoded.
+
+    Attributes:
+        scan: What is there.
+        split: What is trained on, and what is held out.
+        plan: Where those go that are trained on.
+    """
+
+    scan: Scan
+    split: Split
+    plan: Plan
+
+
+def survey(config: RunConfig, progress: Progress | None = None) -> Survey:
+    """Scan, hold out, and plan.
+
+    Raises:
+        DatasetError: There is nothing to train on.
+    """
+    scan = scan_dataset(config.dataset, progress)
+    split = split_records(scan, config.dataset, config.validation, config.seed)
+    return Survey(scan, split, plan_dataset(config.dataset, split.training))
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ import torch
 from accelerate import Accelerator
 
 from impasto.config.run import RunConfig
-from impasto.data.dataset import TrainingData, sampler_groups
+from impasto.data.dataset import TrainingData
 from impasto.data.encoding import MomentsEncoder, cache_latents
 from impasto.data.latent_cache import CachedPlan, LatentCache
 from impasto.data.plan import Plan
@@ -38,6 +38,7 @@ from impasto.models.vae import moments_encoder, weights_fingerprint
 from impasto.progress import Progress, SilentProgress
 from impasto.sampling.prompts import Prompt
 from impasto.sampling.sampler import Sampler
+from impasto.training.batches import build_epoch_sampler, count_steps
 from impasto.training.ema import WeightAverage
 from impasto.training.fingerprint import run_fingerprint
 from impasto.training.methods import build_templates, build_trainable
@@ -49,7 +50,7 @@ from impasto.training.objective import (
     require_fitting_loss,
 )
 from impasto.training.optimizers import BuildOptimizer, build_optimizer, evaluation_weights
-from impasto.training.pictures import plan_dataset, scan_dataset, split_records
+from impasto.training.pictures import Survey, plan_dataset, survey
 from impasto.training.precision import Precision
 from impasto.training.previews import Previewer, build_prompts
 from impasto.training.schedules import LrSchedule, build_lr_schedule
@@ -172,15 +173,20 @@ class Session:
 
 
 def prepare_data(
-    config: RunConfig, encoder: MomentsEncoder, accelerator: Accelerator, progress: Progress
+    config: RunConfig,
+    encoder: MomentsEncoder,
+    accelerator: Accelerator,
+    progress: Progress,
+    known: Survey | None = None,
 ) -> PreparedData:
-    """Scan, plan and encode; the first process works, the others then find it done."""
+    """Scan, plan and encode; the first process works, the others then find it done.
+
+    `known` is what was found of the pictures already.
+    """
     with accelerator.main_process_first():
         shown = progress if accelerator.is_main_process else SilentProgress()
-        scan = scan_dataset(config.dataset, shown)
-        split = split_records(scan, config.dataset, config.validation, config.seed)
+        found = known or survey(config, shown)
         cache = LatentCache(config.dataset.derived_dir / "latents")
-        plan = plan_dataset(config.dataset, split.training)
         encode = partial(
             cache_latents,
             cache=cache,
@@ -189,18 +195,24 @@ def prepare_data(
             on_error=config.dataset.on_error,
             workers=config.dataset.decode_workers,
         )
-        cached = encode(plan.images)
+        cached = encode(found.plan.images)
         cached_held_out = None
-        if split.held_out:
-            held_out_plan = plan_dataset(config.dataset, split.held_out)
+        if found.split.held_out:
+            held_out_plan = plan_dataset(config.dataset, found.split.held_out)
             cached_held_out = encode(held_out_plan.images)
-    return PreparedData(scan, plan, cached, cached_held_out, cache)
+    return PreparedData(found.scan, found.plan, cached, cached_held_out, cache)
 
 
 def build_session(
-    config: RunConfig, accelerator: Accelerator, progress: Progress, ingredients: Ingredients
+    config: RunConfig,
+    accelerator: Accelerator,
+    progress: Progress,
+    ingredients: Ingredients,
+    known: Survey | None = None,
 ) -> Session:
     """Load the model, prepare the data, and put everything where it computes.
+
+    `known` is what was found of the pictures already.
 
     Raises:
         ImpastoError: As the parts it calls.
@@ -218,7 +230,7 @@ def build_session(
     encoder = moments_encoder(encoding_vae, batch_size=config.dataset.vae_batch_size)
     with ThreadPoolExecutor(1) as aside:  # hashing leaves Python free: 2 s of a full-size U-Net
         hashed = aside.submit(weights_fingerprint, model.unet)
-        prepared = prepare_data(config, encoder, accelerator, progress)
+        prepared = prepare_data(config, encoder, accelerator, progress, known)
         base_fingerprint = hashed.result()[:16]
     if all(key.plain for key in prepared.training.keys):
         encoding_vae.to("cpu")
@@ -293,29 +305,6 @@ def build_encoding_vae(config: RunConfig, model: BaseModel) -> Any:
     """The VAE as pictures are encoded with: a copy where it is not in float32."""
     dtype = DTYPES[config.dataset.vae_precision]
     return model.vae if model.vae.dtype == dtype else copy.deepcopy(model.vae).to(dtype)
-
-
-def build_epoch_sampler(
-    config: RunConfig, plan: Plan | CachedPlan, num_processes: int
-) -> EpochSampler:
-    """The order of the data by the settings."""
-    return EpochSampler(
-        sampler_groups(plan.images),
-        batch_sizes=config.batch_sizes,
-        seed=config.seed,
-        repeats=[image.record.subset.repeats for image in plan.images],
-        accumulation=config.training.gradient_accumulation_steps,
-        num_processes=num_processes,
-        order=config.dataset.batch_order,
-    )
-
-
-def count_steps(config: RunConfig, sampler: EpochSampler) -> int:
-    """Optimizer updates of the whole run."""
-    if config.training.max_steps is not None:
-        return config.training.max_steps
-    assert config.training.max_epochs is not None  # noqa: S101 - the settings hold one of the two
-    return config.training.max_epochs * sampler.updates_per_epoch
 
 
 def _build_validator(

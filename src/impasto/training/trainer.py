@@ -21,7 +21,9 @@ from impasto.training.environment import describe_environment
 from impasto.training.events import SilentEvents, TrainingEvents
 from impasto.training.loop import TrainingLoop
 from impasto.training.out_of_memory import is_out_of_memory, out_of_memory
+from impasto.training.pictures import Survey, survey
 from impasto.training.session import Ingredients, Session, build_session
+from impasto.training.settling import settle
 from impasto.training.trackers import require_trackers
 
 
@@ -37,16 +39,22 @@ def train(
     """
     require_precision(config.training.mixed_precision)
     require_trackers(config.logging.trackers)
+    began = time.perf_counter()
     accelerator = build_accelerator()
+    events = events or SilentEvents()
+    known = None
     if accelerator.is_main_process:
+        RunDirectory.require_new(config.output_dir)
+        known = survey(config, events)
+        config = settle(config, known, events)
         run = RunDirectory.create(config.output_dir)
         files.write_text(run.config_file, dump_toml(config))
     accelerator.wait_for_everyone()
     run = RunDirectory.open(config.output_dir)
-    events = events or SilentEvents()
-    began = time.perf_counter()
+    if not accelerator.is_main_process:
+        config = _config_of(run)
     try:
-        session = _prepare(run, config, accelerator, events, ingredients or Ingredients())
+        session = _prepare(run, config, accelerator, events, ingredients or Ingredients(), known)
     except ImpastoError:
         if accelerator.is_main_process:  # nothing was trained: leave no directory in the way
             shutil.rmtree(run.path, ignore_errors=True)
@@ -65,8 +73,7 @@ def resume(
         ImpastoError: As `train`; `RunError` where the state does not belong to the run any more.
     """
     run = RunDirectory.open(path)
-    config = build_run_config(read_toml(run.config_file), source=str(run.config_file))
-    config = config.model_copy(update={"output_dir": path})
+    config = _config_of(run)
     require_precision(config.training.mixed_precision)
     accelerator = build_accelerator()
     events = events or SilentEvents()
@@ -75,12 +82,18 @@ def resume(
     return _run(run, session, events, time.perf_counter() - began)
 
 
+def _config_of(run: RunDirectory) -> RunConfig:
+    config = build_run_config(read_toml(run.config_file), source=str(run.config_file))
+    return config.model_copy(update={"output_dir": run.path})
+
+
 def _prepare(
     run: RunDirectory,
     config: RunConfig,
     accelerator: Accelerator,
     events: TrainingEvents,
     ingredients: Ingredients,
+    known: Survey | None = None,
 ) -> Session:
     """Tidy up, say what the run runs on, and build all that it computes with."""
     if accelerator.is_main_process:
@@ -89,7 +102,7 @@ def _prepare(
         files.write_json(run.path / "environment.json", describe_environment())
         run.write_status("preparing")
     try:
-        session = build_session(config, accelerator, events, ingredients)
+        session = build_session(config, accelerator, events, ingredients, known)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise

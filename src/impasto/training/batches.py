@@ -1,0 +1,56 @@
+"""How pictures go into batches and updates, by the settings."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from impasto.config.run import RunConfig
+from impasto.data.dataset import sampler_groups
+from impasto.data.latent_cache import CachedPlan
+from impasto.data.plan import Plan
+from impasto.data.records import PlannedImage
+from impasto.data.sampler import EpochSampler, Group
+
+
+def batch_size_of(config: RunConfig, group: Group) -> int:
+    """Pictures of a group that go through the U-Net together.
+
+    By pixels, so many that they have no more of them than a batch of the full area.
+    """
+    size = config.batch_sizes[group.dataset]
+    if not config.training.batch_by_pixels:
+        return size
+    width, height = config.dataset.parts[group.dataset].width_height
+    return max(1, size * width * height // group.bucket.area)
+
+
+def heaviest_group(config: RunConfig, images: Sequence[PlannedImage]) -> tuple[Group, int]:
+    """The group whose batches have most pixels, and how many pictures it has."""
+    counts = Counter(sampler_groups(images))
+    heaviest = max(counts, key=lambda g: (batch_size_of(config, g) * g.bucket.area, g.bucket.area))
+    return heaviest, counts[heaviest]
+
+
+def build_epoch_sampler(
+    config: RunConfig, plan: Plan | CachedPlan, num_processes: int
+) -> EpochSampler:
+    """The order of the data by the settings."""
+    groups = sampler_groups(plan.images)
+    return EpochSampler(
+        groups,
+        batch_sizes={group: batch_size_of(config, group) for group in set(groups)},
+        seed=config.seed,
+        repeats=[image.record.subset.repeats for image in plan.images],
+        accumulation=config.training.gradient_accumulation_steps,
+        num_processes=num_processes,
+        order=config.dataset.batch_order,
+    )
+
+
+def count_steps(config: RunConfig, sampler: EpochSampler) -> int:
+    """Optimizer updates of the whole run."""
+    if config.training.max_steps is not None:
+        return config.training.max_steps
+    assert config.training.max_epochs is not None  # noqa: S101 - the settings hold one of the two
+    return config.training.max_epochs * sampler.updates_per_epoch

@@ -1,0 +1,104 @@
+"""How long a run will take, about: its arithmetic against what the device was seen to do."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import nn
+
+from impasto.config.run import RunConfig
+from impasto.data.dataset import sampler_groups
+from impasto.data.records import PlannedImage
+from impasto.models.saving import DTYPES
+from impasto.models.trainable import Part
+from impasto.training.batches import batch_size_of
+from impasto.training.chunked import ChunkRules
+from impasto.training.footprint import Footprint
+from impasto.training.optimizers import build_optimizer
+from impasto.training.rounding import build_rounding
+
+SHARE = {"cpu": 0.6, "cuda": 0.4}
+"""Of the speed of large matrix products, what a U-Net's step reaches: measured on a processor by
+`python -m bench`; on GPUs an estimate from MLPerf's and MosaicML's records."""
+SAMPLE = 4 << 20  # weights that the optimizer is timed with
+
+_COMPUTED = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def seconds_per_update(
+    config: RunConfig,
+    footprint: Footprint,
+    images: Sequence[PlannedImage],
+    parts: Sequence[Part],
+    device: torch.device,
+) -> float:
+    """About how long an update takes; measures the device for a moment.
+
+    Args:
+        config: The settings.
+        footprint: Of the batch with most pixels, whose operations it has.
+        images: All pictures: their batches are smaller, or have smaller pictures.
+        parts: What learns.
+        device: Where.
+    """
+    dtype = _COMPUTED[config.training.mixed_precision]
+    flops = footprint.flops * _usual_share(config, images)
+    forward_backward = flops / (SHARE[device.type] * matmul_rate(device, dtype))
+    stepping = seconds_per_weight(config, device) * sum(part.count() for part in parts)
+    return forward_backward * config.training.gradient_accumulation_steps + stepping
+
+
+def _usual_share(config: RunConfig, images: Sequence[PlannedImage]) -> float:
+    """Pixels of a usual batch against those of the one with most."""
+    pixels = [batch_size_of(config, group) * group.bucket.area for group in sampler_groups(images)]
+    return sum(pixels) / len(pixels) / max(pixels)
+
+
+def in_words(seconds: float) -> str:
+    """A duration as a person says it, in one or two units."""
+    if seconds < 90:
+        return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 90:
+        return f"{minutes} min"
+    hours = round(minutes / 60)
+    return f"{hours} h" if hours < 48 else f"{hours // 24} d {hours % 24} h"
+
+
+def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """Floating-point operations per second of square matrix products, a multiply-add as two."""
+    side = 8192 if device.type == "cuda" else 1024
+    one, other = (torch.ones((side, side), device=device, dtype=dtype) for _ in range(2))
+    return 2 * side**3 / _seconds(lambda: one @ other, device)
+
+
+def seconds_per_weight(config: RunConfig, device: torch.device) -> float:
+    """What the optimizer of the settings takes for each weight, measured on some."""
+    dtype = DTYPES[config.training.weights]
+    weight = nn.Parameter(torch.zeros(SAMPLE, device=device, dtype=dtype))
+    module = nn.ParameterList([weight])
+    rounding = None
+    if dtype != torch.float32:
+        rounding = build_rounding(config.training.rounding or "stochastic", device)
+    part = Part("sample", module, config.optimizer.lr)
+    optimizer = build_optimizer([part], config.optimizer, ChunkRules(rounding))
+
+    def step() -> None:
+        weight.grad = torch.ones_like(weight)
+        optimizer.step()
+
+    return _seconds(step, device) / SAMPLE
+
+
+def _seconds(work: Callable[[], object], device: torch.device) -> float:
+    """The least of a few tries, after one to warm up."""
+    times = []
+    for _ in range(5):
+        began = time.perf_counter()
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        times.append(time.perf_counter() - began)
+    return min(times[1:])

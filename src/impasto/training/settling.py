@@ -1,0 +1,100 @@
+"""What is settled before a run begins: settings that fit its memory, its batch size, if it fits."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import psutil
+import torch
+
+from impasto.config.run import RunConfig
+from impasto.data.sampler import Group
+from impasto.models.loading import outline_base_model
+from impasto.progress import Progress
+from impasto.training.batches import heaviest_group
+from impasto.training.devices import default_device
+from impasto.training.fitting import Fitting, gib, parts_in_words, with_fields
+from impasto.training.footprint import FootprintMeter
+from impasto.training.pictures import Survey
+from impasto.training.session import build_open_options
+
+RECORD = "footprints.json"
+
+
+def settle(
+    config: RunConfig, survey: Survey, progress: Progress, *, check: bool = True
+) -> RunConfig:
+    """The settings as the run will have them: with those that `auto` stands for.
+
+    Args:
+        config: The settings.
+        survey: What is known of the pictures.
+        progress: Who is told what was chosen.
+        check: Whether to make sure that the run fits, if the settings do not say otherwise.
+
+    Raises:
+        OutOfMemoryError: The run will not fit, and `training.fit_check` is on.
+        ImpastoError: The model cannot be read.
+    """
+    training = config.training
+    check = check and training.fit_check
+    if training.memory is None and training.batch_size != "auto" and not check:
+        return config
+    group, most = heaviest_group(config, survey.plan.images)
+    fitting = build_fitting(config, group)
+    if training.memory is not None:
+        config = _settle_memory(config, fitting, progress)
+    if config.training.batch_size == "auto":
+        config = _settle_batch(config, fitting, most, progress)
+    if check:
+        doubt = fitting.require_fit(config)
+        if doubt is not None:
+            progress.note(f"Warning: {doubt}")
+    return config
+
+
+def build_fitting(config: RunConfig, group: Group) -> Fitting:
+    """What finds out whether a run fits, on the device that it will have."""
+    device = default_device()
+    outline = partial(outline_base_model, config.model.path, build_open_options(config))
+    meter = FootprintMeter(outline, device.type, config.dataset.derived_dir / RECORD)
+    asked = config.training.memory
+    budget = asked << 30 if isinstance(asked, int) else free_memory(device)
+    return Fitting(meter, device.type, group, budget)
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that this process may have in all: what is free, and what it has."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return int(psutil.virtual_memory().available) + int(psutil.Process().memory_info().rss)
+
+
+def _settle_memory(config: RunConfig, fitting: Fitting, progress: Progress) -> RunConfig:
+    chosen, rungs = fitting.climb(config, keep_asked=True)
+    asked = config.training.memory
+    what = "what is free" if asked == "auto" else f"{asked} GiB"
+    progress.note(
+        f"Chosen for {what} ({gib(fitting.budget)}):"
+        if rungs
+        else f"Nothing has to change for {what} ({gib(fitting.budget)})."
+    )
+    for rung in rungs:
+        progress.note(f"  {rung.words()}: {rung.why}")
+    footprint = fitting.footprint(chosen)
+    progress.note(f"  It will take about {gib(footprint.total)}: {parts_in_words(footprint)}.")
+    if not fitting.fits(chosen):
+        progress.note("  That is more; no other setting that was left open would lower it.")
+    return with_fields(chosen, "training", {"memory": None})
+
+
+def _settle_batch(config: RunConfig, fitting: Fitting, most: int, progress: Progress) -> RunConfig:
+    batch = fitting.batch_that_fits(config, most)
+    progress.note(
+        f"Batches of {batch} pictures of {fitting.group.bucket}, of smaller ones more, fit into "
+        f"{gib(fitting.budget)}."
+    )
+    area = fitting.group.bucket.area
+    width, height = config.dataset.parts[fitting.group.dataset].width_height
+    asked = max(1, batch * area // (width * height))
+    return with_fields(config, "training", {"batch_size": asked, "batch_by_pixels": True})
