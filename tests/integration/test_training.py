@@ -93,6 +93,18 @@ VARIANTS = {
     },
     "fp16 weights": {"training": {"mixed_precision": "fp16", "weights": "fp16"}},
     "checkpointing": {"training": {"gradient_checkpointing": True}},
+    "steps in the backward pass": {
+        "training": {"optimizer_in_backward": "last_norm", "max_grad_norm": 0.01},
+        "method": {"train_text_encoder": True},
+    },
+    "16-bit steps in the backward pass": {
+        "training": {
+            "mixed_precision": "fp16",
+            "weights": "fp16",
+            "optimizer_in_backward": "exact",
+        },
+    },
+    "batches by pixels": {"training": {"batch_by_pixels": True, "batch_size": 2}},
     "objective": {
         "loss": {"kind": "huber", "min_snr_gamma": 5.0},
         "noise": {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -227,12 +227,21 @@ def sampler_groups(images: Sequence[PlannedImage]) -> list[Group]:
     return [Group(image.record.subset.dataset, image.bucket) for image in images]
 
 
+UpdateBatches = tuple[Update, Batch]
+"""A batch, and the update that it belongs to."""
+
+
 def iterate_updates(
-    data: TrainingData, sampler: EpochSampler, first_step: int, last_step: int, rank: int
+    data: TrainingData,
+    sampler: EpochSampler,
+    first_step: int,
+    last_step: int,
+    rank: int,
+    feed: Callable[[Iterator[UpdateBatches]], Iterator[UpdateBatches]] = iter,
 ) -> Iterator[tuple[Update, Iterator[Batch]]]:
     """Yield the updates in [first_step, last_step), each with its batches for this process.
 
-    Threads prepare the next batches while the current one trains.
+    Threads prepare the next batches while the current one trains; `feed` takes them to a device.
     """
     workers = default_workers() if data.changes_pictures else 1
     with ThreadPoolExecutor(workers) as pool:
@@ -240,7 +249,7 @@ def iterate_updates(
         queue = (
             (update, micro_batch) for update in updates for micro_batch in update.micro_batches
         )
-        prepared = _ahead(data, queue, pool, workers + READ_AHEAD - 1)
+        prepared = feed(_ahead(data, queue, pool, workers + READ_AHEAD - 1))
         for update, batch in prepared:
             rest = len(update.micro_batches) - 1
             yield update, _with_rest(batch, prepared, rest)

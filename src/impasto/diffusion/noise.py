@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from impasto.diffusion.draws import Draws
+from impasto.diffusion.transfer import sent
 
 Latents = Float[Tensor, "b c h w"]
 
@@ -45,7 +46,7 @@ class NoiseRecipe:
 
     def noise(self, x_0: Latents, draws: Draws) -> Latents:
         """What the U-Net is to find, on the device of the latents, float32."""
-        noise = draws.normal(tuple(x_0.shape[1:]), "noise").to(x_0.device)
+        noise = sent(draws.normal(tuple(x_0.shape[1:]), "noise"), x_0.device)
         if self.offset:
             noise = noise + self._offset(x_0, draws)
         if self.multires_iterations:
@@ -59,12 +60,12 @@ class NoiseRecipe:
         strength = self.perturbation
         if self.perturbation_is_random:
             strength *= draws.of_update("input_perturbation")
-        extra = draws.normal(tuple(noise.shape[1:]), "input_perturbation").to(noise.device)
+        extra = sent(draws.normal(tuple(noise.shape[1:]), "input_perturbation"), noise.device)
         return noise + strength * extra
 
     def _offset(self, x_0: Latents, draws: Draws) -> Float[Tensor, "b c 1 1"]:
         strength = self.offset * (draws.of_update("noise_offset") if self.offset_is_random else 1.0)
-        shift = draws.normal((x_0.shape[1], 1, 1), "noise_offset").to(x_0.device)
+        shift = sent(draws.normal((x_0.shape[1], 1, 1), "noise_offset"), x_0.device)
         if not self.adaptive_scale:
             return strength * shift
         mean = x_0.float().mean(dim=(2, 3), keepdim=True).abs()
@@ -77,7 +78,7 @@ class NoiseRecipe:
         for i in range(self.multires_iterations):
             ratio = 2 + 2 * draws.of_update(f"multires_scale {i}")
             rows, columns = (max(1, int(side / ratio**i)) for side in (height, width))
-            coarse = draws.normal((channels, rows, columns), f"multires {i}").to(noise.device)
+            coarse = sent(draws.normal((channels, rows, columns), f"multires {i}"), noise.device)
             fine = functional.interpolate(coarse, (height, width), mode="bilinear")
             total = total + fine * self.multires_discount**i
             if rows == 1 or columns == 1:

@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
+
+from impasto.models.attention_kernels import Kernel, sdpa
 
 Contexts = Callable[[Tensor], tuple[Tensor, Tensor]]
 """What is attended to -> what keys are made of, and what values are made of."""
@@ -24,10 +25,13 @@ class FusedAttention:
         upcast: Whether float16 is raised to float32. bfloat16 has float32's range and stays as it
             is, and so does float32.
         contexts: Changes what keys and values are made of; None leaves it.
+        kernel: What computes it.
     """
 
-    def __init__(self, *, upcast: bool = False, contexts: Contexts | None = None) -> None:
-        self.upcast, self._contexts = upcast, contexts
+    def __init__(
+        self, *, upcast: bool = False, contexts: Contexts | None = None, kernel: Kernel = sdpa
+    ) -> None:
+        self.upcast, self.kernel, self._contexts = upcast, kernel, contexts
 
     def __call__(
         self,
@@ -47,11 +51,11 @@ class FusedAttention:
         if self.upcast and wide == torch.float16:
             query, key, value = query.float(), key.float(), value.float()
         with torch.autocast(query.device.type, enabled=False):
-            output = scaled_dot_product_attention(
+            output = self.kernel(
                 _by_heads(query, attn.heads),
                 _by_heads(key, attn.heads),
                 _by_heads(value, attn.heads),
-                attn_mask=attention_mask,
+                attention_mask,
             )
         output = output.transpose(1, 2).flatten(2).to(wide)
         return attn.to_out[1](attn.to_out[0](output))  # type: ignore[no-any-return]
@@ -60,6 +64,16 @@ class FusedAttention:
 def use_upcast_attention(unet: nn.Module) -> None:
     """Have a U-Net's attention computed in float32 where it would overflow float16."""
     unet.set_attn_processor(FusedAttention(upcast=True))  # type: ignore[operator]
+
+
+def use_kernel(unet: Any, kernel: Kernel) -> None:
+    """Have a U-Net's attention computed by a kernel; float32 stays where it is needed."""
+    unet.set_attn_processor(
+        {
+            name: FusedAttention(upcast=getattr(processor, "upcast", False), kernel=kernel)
+            for name, processor in unet.attn_processors.items()
+        }
+    )
 
 
 def _by_heads(tensor: Tensor, heads: int) -> Tensor:

@@ -28,6 +28,7 @@ from impasto.checkpoints.hypernetworks import (
 )
 from impasto.errors import ConfigError, ModelError
 from impasto.models.attention import FusedAttention
+from impasto.models.attention_kernels import sdpa
 
 _WITHOUT_SHAPE = {"multiheadattention", "threshold", "glu"}  # need arguments, or halve their input
 
@@ -239,12 +240,15 @@ class HypernetworkStack:
             return
         for name, network in self.networks.items():
             require_fitting_widths(name, network.widths, unet)
-        upcast = {
-            name: getattr(processor, "upcast", False)
-            for name, processor in unet.attn_processors.items()
-        }
         unet.set_attn_processor(
-            {n: FusedAttention(upcast=flag, contexts=self.contexts) for n, flag in upcast.items()}
+            {
+                name: FusedAttention(
+                    upcast=getattr(processor, "upcast", False),
+                    kernel=getattr(processor, "kernel", sdpa),
+                    contexts=self.contexts,
+                )
+                for name, processor in unet.attn_processors.items()
+            }
         )
 
     @contextlib.contextmanager

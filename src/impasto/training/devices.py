@@ -70,6 +70,15 @@ def require_precision(mixed_precision: str) -> None:
         )
 
 
+def set_float32_precision(*, tf32: bool) -> None:
+    """How GPUs compute float32 matrix products and convolutions; processors compute them exactly.
+
+    PyTorch's defaults round convolutions to TF32 and matrix products not.
+    """
+    torch.backends.cuda.matmul.allow_tf32 = tf32
+    torch.backends.cudnn.allow_tf32 = tf32
+
+
 def is_lost_process(error: BaseException) -> bool:
     """Whether an exchange between processes failed because one of them is gone."""
     return isinstance(error, torch.distributed.DistError) or any(

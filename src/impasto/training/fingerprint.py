@@ -52,7 +52,15 @@ def settings_fingerprint(config: RunConfig, total_steps: int) -> dict[str, str]:
         "noise": config.noise.model_dump_json(),
         "timesteps": config.timesteps.model_dump_json(),
         "training": config.training.model_dump_json(
-            exclude={"max_steps", "max_epochs", "text_cache_mib", "gradient_accumulation_steps"}
+            exclude={
+                "max_steps",
+                "max_epochs",
+                "text_cache_mib",
+                "gradient_accumulation_steps",
+                "memory",
+                "fit_check",
+                "offload_optimizer",
+            }
         ),
     }
     if config.schedule.depends_on_length:

@@ -11,7 +11,7 @@ from torch import Tensor
 from impasto import files
 from impasto.checkpoints.keymap import TEXT_ENCODER
 from impasto.data.dataset import iterate_updates
-from impasto.data.records import Batch
+from impasto.data.records import Batch, Size
 from impasto.data.sampler import MicroBatch, Update
 from impasto.errors import ImpastoError, Interrupted, NonFiniteLossError, RunError
 from impasto.randomness import derive_seed
@@ -23,6 +23,7 @@ from impasto.training.chunked import ChunkedOptimizer
 from impasto.training.descent import NotFiniteError, build_descent
 from impasto.training.devices import is_lost_process, seed_torch
 from impasto.training.events import TrainingEvents
+from impasto.training.feeding import feed_for
 from impasto.training.interrupts import StopRequest
 from impasto.training.movement import MovementCheck
 from impasto.training.optimizer_state import LrSetter, parameter_names, require_savable
@@ -65,6 +66,7 @@ class TrainingLoop:
             self._config.training.max_grad_norm,
         )
         self._has_stepped = False
+        self._compiled: set[tuple[Size, int]] = set()
         self._best: float | None = None
         self._calendar = Calendar(session.config, session.sampler.updates_per_epoch)
         self._movement: MovementCheck | None = None
@@ -107,15 +109,30 @@ class TrainingLoop:
                 step,
                 session.total_steps,
                 self._accelerator.process_index,
+                feed_for(self._accelerator.device),
             )
             for update, batches in self._recorder.meter.waiting_for(updates):
                 bucket = session.prepared.training.images[
                     update.micro_batches[0].visits[0].picture
                 ].bucket
-                with self._explained(f"training on {bucket} pictures", update.step):
+                doing = f"training on {bucket} pictures"
+                with self._explained(doing, update.step), self._compiling(bucket, update):
                     self._update(update, batches)
                 self._after_update(update.step + 1, stop)
         self._finish()
+
+    @contextlib.contextmanager
+    def _compiling(self, bucket: Size, update: Update) -> Iterator[None]:
+        """The first update of a size of pictures compiles for it, which is timed by itself."""
+        shapes = {(bucket, len(batch.visits)) for batch in update.micro_batches}
+        if self._config.training.compile == "off" or shapes <= self._compiled:
+            yield
+            return
+        self._compiled |= shapes
+        self._events.note(f"Compiling for {bucket} pictures, {update.size} at a time ...")
+        with self._recorder.meter.aside("compiling"):
+            yield
+        self._recorder.meter.leave_out(update.size)
 
     def _update(self, update: Update, batches: Iterator[Batch]) -> None:
         """One optimizer update: all micro-batches, clipping, step, average."""

@@ -81,6 +81,10 @@ class Meter:
             self._waited_s += time.perf_counter() - began
             yield item
 
+    def leave_out(self, samples: int) -> None:
+        """Keep the pictures of an update out of the rate, as its time is."""
+        self._samples -= samples
+
     @contextlib.contextmanager
     def aside(self, activity: str) -> Iterator[None]:
         """Time something that is not training, and keep it out of the rate."""

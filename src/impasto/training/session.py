@@ -25,6 +25,8 @@ from impasto.data.sampler import EpochSampler
 from impasto.data.scan import Scan
 from impasto.diffusion.timesteps import TimestepSampler
 from impasto.diffusion.weighting import LossWeight
+from impasto.models.attention import use_kernel
+from impasto.models.attention_kernels import build_kernel
 from impasto.models.hypernetwork import (
     HypernetworkStack,
     load_hypernetworks,
@@ -39,6 +41,8 @@ from impasto.progress import Progress, SilentProgress
 from impasto.sampling.prompts import Prompt
 from impasto.sampling.sampler import Sampler
 from impasto.training.batches import build_epoch_sampler, count_steps
+from impasto.training.compiling import compile_unet, plain_network
+from impasto.training.devices import set_float32_precision
 from impasto.training.ema import WeightAverage
 from impasto.training.fingerprint import run_fingerprint
 from impasto.training.methods import build_templates, build_trainable
@@ -165,7 +169,7 @@ class Session:
         for module in modules:
             module.eval()
         try:
-            with self.shown_weights(), self.precision.autocast():
+            with self.shown_weights(), self.precision.autocast(), plain_network():
                 yield
         finally:
             for module, was_training in zip(modules, were_training, strict=True):
@@ -235,6 +239,8 @@ def build_session(
     if all(key.plain for key in prepared.training.keys):
         encoding_vae.to("cpu")
 
+    if config.training.attention != "sdpa":
+        use_kernel(model.unet, build_kernel(config.training.attention, accelerator.device))
     trainable = build_trainable(config, model)
     if config.training.channels_last:
         trainable.unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -242,6 +248,15 @@ def build_session(
     conditioners = build_conditioners(config, accelerator, model, trainable, progress)
     if config.training.cache_text_to_disk:
         encode_captions_ahead(accelerator, conditioners, prepared.captions(), prompts)
+    set_float32_precision(tf32=config.training.tf32)
+    compile_unet(
+        trainable.unet,
+        config.training.compile,
+        sizes=len(prepared.plan.bucket_counts),
+        cuda_graphs=config.training.cuda_graphs,
+        cache=config.dataset.derived_dir / "compiled",
+        device=accelerator.device,
+    )
     unet = accelerator.prepare(trainable.network.to(accelerator.device))
     optimizer = ingredients.build_optimizer(trainable.parts, config.optimizer, rules)
 

@@ -96,5 +96,5 @@ def _settle_batch(config: RunConfig, fitting: Fitting, most: int, progress: Prog
     )
     area = fitting.group.bucket.area
     width, height = config.dataset.parts[fitting.group.dataset].width_height
-    asked = max(1, batch * area // (width * height))
+    asked = max(1, ((batch + 1) * area - 1) // (width * height))  # the most that gives `batch`
     return with_fields(config, "training", {"batch_size": asked, "batch_by_pixels": True})

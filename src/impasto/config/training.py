@@ -1,0 +1,157 @@
+"""Settings of the training loop: its length, batches, precision, memory and speed."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from impasto.config.base import Section
+
+Positive = Annotated[int, Field(ge=1)]
+
+
+class TrainingConfig(Section):
+    """The loop."""
+
+    max_steps: Positive | None = None
+    """Optimizer updates to train for. Give this or `max_epochs`."""
+
+    max_epochs: Positive | None = None
+    """Passes over the data to train for. Give this or `max_steps`."""
+
+    memory: Literal["auto", 6, 8, 12, 16, 24] | None = None
+    """GiB that the run may take, on the GPU or else in the computer's memory; `auto` is what is
+    free. Settings that are not set are chosen so that it fits, those first that cost least; what is
+    chosen, and why, is printed and written down. Off leaves all as it is."""
+
+    fit_check: bool = True
+    """Predict the memory of a run before it begins, and do not begin what will not fit."""
+
+    batch_size: Positive | Literal["auto"] = 1
+    """Pictures per forward pass and process; more takes memory by the same factor. `auto` finds the
+    largest that fits into `memory`, or into what is free, and sets `batch_by_pixels`."""
+
+    batch_by_pixels: bool = False
+    """`batch_size` is for pictures of the full area of the resolution: of smaller ones so many more
+    go together, and of larger ones so many less, that a batch has about the same pixels."""
+
+    gradient_accumulation_steps: Positive = 1
+    """Forward passes per update: a larger effective batch at no cost in memory."""
+
+    mixed_precision: Literal["no", "fp16", "bf16"] = "no"
+    """`bf16` computes in bfloat16: faster on GPUs from 2020 on. `fp16` does in float16, for older
+    ones; updates whose gradient overflows are passed over."""
+
+    weights: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """What the weights that learn are kept in. 16 bits need half the memory for weights and
+    gradients, and `mixed_precision` of the same kind; how well they learn depends on `rounding`."""
+
+    rounding: Literal["stochastic", "kahan", "nearest"] | None = None
+    """How 16-bit weights take in small updates: `stochastic`, which off means, rounds up or down by
+    chance, right on average; `kahan` remembers what rounding took away, for 2 bytes a weight;
+    `nearest` loses updates that are small against a weight, as `full_bf16` of sd-scripts does."""
+
+    gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass: far less memory, about a quarter slower."""
+
+    checkpointed_levels: Annotated[int, Field(ge=1, le=4)] | None = None
+    """Checkpoint only the blocks of so many of the U-Net's four resolutions, the highest first,
+    where activations are largest; off means all. Needs `gradient_checkpointing`."""
+
+    compile: Literal["off", "blocks", "full"] = "off"
+    """Compile the U-Net with torch.compile for each size of pictures when it first comes: its
+    `blocks` one by one, or `full`, which takes minutes and saves more. What is compiled is kept for
+    later runs. Needs Triton on a GPU, a C++ compiler on a processor."""
+
+    cuda_graphs: bool = False
+    """Record the kernels of each compiled size and launch them together: for small batches on fast
+    GPUs. Needs `compile` and some memory for each size."""
+
+    attention: Literal["sdpa", "xformers"] = "sdpa"
+    """What computes attention: PyTorch's `sdpa`, flash attention where the GPU has it, or
+    `xformers`, if it is installed."""
+
+    tf32: bool = True
+    """On GPUs from 2020 on, compute float32 matrix products and convolutions from 10 bits of
+    fraction: several times as fast with `mixed_precision` no. Off computes them from 23."""
+
+    channels_last: bool = False
+    """Keep the U-Net's convolutions in channels-last memory order: faster on GPUs and for narrow
+    networks, slower for a full-size U-Net on a CPU."""
+
+    optimizer_in_backward: Literal["off", "exact", "last_norm"] = "off"
+    """Change each weight in the backward pass and free its gradient at once, which saves as much
+    memory as the weights take. `exact` gives the same weights bit for bit; where `max_grad_norm`
+    limits the gradient, a backward pass goes ahead to measure it, which takes half as long again.
+    `last_norm` limits by the norm of the update before, at no cost in time: one sudden large
+    gradient passes."""
+
+    offload_optimizer: bool = False
+    """Keep the optimizer's state in the computer's memory and bring it to the GPU piece by piece:
+    saves 8 bytes per weight there with AdamW in float32, slower by the way there and back."""
+
+    max_grad_norm: Annotated[float, Field(ge=0)] = 1.0
+    """Largest norm of the whole gradient; longer ones are scaled down to it. 0 means no limit."""
+
+    text_cache_mib: Annotated[int, Field(ge=0)] = 256
+    """Memory for remembered outputs of a text encoder that is not trained, in MiB on the U-Net's
+    device; 75 tokens take 0.23 (SD 1.x) to 0.31 (SD 2.x)."""
+
+    cache_text_to_disk: bool = False
+    """Encode all captions before training, keep them beside the latents, and take the text encoder
+    off the device: saves 0.5 to 1.3 GiB there. Captions that change are still encoded when met."""
+
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Keep a running average of the weights with this decay per update, and export it; costs one
+    copy of the weights. Off means none."""
+
+    ema_power: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Let the decay rise to `ema_decay` as 1 - (1 + updates)^-power, so that early weights are
+    forgotten: 2/3 for runs of over a million updates, 3/4 for shorter ones. Off means that it rises
+    fast, as (1 + updates) / (10 + updates)."""
+
+    ema_on_cpu: bool = False
+    """Keep the average in the computer's memory and not in the GPU's; slower by the way there."""
+
+    @model_validator(mode="after")
+    def _one_length(self) -> TrainingConfig:
+        if (self.max_steps is None) == (self.max_epochs is None):
+            raise ValueError("give exactly one of max_steps and max_epochs")
+        if self.ema_decay is None and (self.ema_power is not None or self.ema_on_cpu):
+            raise ValueError("ema_power and ema_on_cpu have no effect without ema_decay")
+        if self.weights not in ("fp32", self.mixed_precision):
+            raise ValueError(
+                f"weights {self.weights} needs mixed_precision {self.weights}; it is "
+                f"{self.mixed_precision}"
+            )
+        if self.weights == "fp32" and self.rounding is not None:
+            raise ValueError("rounding has no effect on weights in fp32")
+        return self
+
+    @model_validator(mode="after")
+    def _compiling_fits(self) -> TrainingConfig:
+        if self.cuda_graphs and self.compile == "off":
+            raise ValueError("cuda_graphs has no effect without compile")
+        if self.checkpointed_levels is not None and not self.gradient_checkpointing:
+            raise ValueError("checkpointed_levels has no effect without gradient_checkpointing")
+        return self
+
+    @model_validator(mode="after")
+    def _steps_in_backward_fit(self) -> TrainingConfig:
+        if self.optimizer_in_backward != "off" and self.gradient_accumulation_steps > 1:
+            raise ValueError(
+                "optimizer_in_backward frees gradients at once, and gradient_accumulation_steps "
+                f"{self.gradient_accumulation_steps} adds them up: take one of the two out"
+            )
+        if self.optimizer_in_backward == "last_norm" and self.mixed_precision == "fp16":
+            raise ValueError(
+                "optimizer_in_backward last_norm does not go with mixed_precision fp16, whose "
+                "gradients may overflow: take exact"
+            )
+        if self.optimizer_in_backward == "last_norm" and self.max_grad_norm == 0:
+            raise ValueError(
+                "optimizer_in_backward last_norm has nothing to limit with max_grad_norm 0: take "
+                "exact, which costs nothing then"
+            )
+        return self

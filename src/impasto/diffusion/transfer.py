@@ -1,0 +1,16 @@
+"""From the computer's memory to a device without waiting for it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor on a device; to a GPU by way of pinned memory, so that nothing waits.
+
+    PyTorch keeps pinned memory until the copy is done (`CachingHostAllocator`).
+    """
+    if device.type != "cuda" or tensor.device.type != "cpu":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)

@@ -1,0 +1,52 @@
+"""What attention is computed by: PyTorch's fused kernels, or xformers' where it is asked for."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from impasto.errors import ConfigError, MissingDependencyError
+
+AttentionName = Literal["sdpa", "xformers"]
+Kernel = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
+"""Query, key, value `[B, heads, N, d]` and a mask -> `[B, heads, N, d]`."""
+
+
+def sdpa(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+    """PyTorch's, which takes flash attention where the device and the types allow it."""
+    return scaled_dot_product_attention(query, key, value, attn_mask=mask)
+
+
+def build_kernel(name: AttentionName, device: torch.device) -> Kernel:
+    """The kernel of a name.
+
+    Raises:
+        ConfigError: It does not compute on this device.
+        MissingDependencyError: xformers is not installed.
+    """
+    if name == "sdpa":
+        return sdpa
+    if device.type != "cuda":
+        raise ConfigError(
+            "training.attention xformers computes on NVIDIA and AMD GPUs only, and this run has "
+            "none. Set it to sdpa."
+        )
+    try:
+        efficient = importlib.import_module("xformers.ops").memory_efficient_attention
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"training.attention is xformers, which is not installed ({error}). Install it (pip "
+            f"install xformers), or take sdpa, PyTorch's own, which is as fast since 2023."
+        ) from error
+
+    def by_xformers(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        swapped = (tensor.transpose(1, 2) for tensor in (query, key, value))
+        output: Tensor = efficient(*swapped, attn_bias=mask)
+        return output.transpose(1, 2)
+
+    return by_xformers

@@ -1,0 +1,259 @@
+"""What makes a run faster or smaller: that it changes nothing else, and what it refuses."""
+
+import functools
+import itertools
+import json
+import shutil
+
+import pytest
+import torch
+from conftest import impasto
+from runs import exported
+from safetensors.torch import load_file
+
+from impasto.errors import ConfigError, MissingDependencyError, OutOfMemoryError
+from impasto.training import settling
+from impasto.training.events import SilentEvents
+from impasto.training.trainer import train
+
+pytestmark = pytest.mark.usefixtures("fresh_accelerate")
+
+TEXT_TOO = {"method": {"train_text_encoder": True}, "model": {"clip_skip": 2}}
+CLIPPED = {"max_grad_norm": 0.01}
+
+
+class Notes(SilentEvents):
+    """Collects what a person would read."""
+
+    def __init__(self):
+        self.lines = []
+
+    def note(self, message):
+        self.lines.append(message)
+
+
+def losses(run):
+    return [record["loss"] for record in run.read_metrics() if "loss" in record]
+
+
+SAME = {
+    "gradients freed at once": ({"training": CLIPPED}, {"optimizer_in_backward": "exact"}),
+    "gradients freed at once, 8-bit states": (
+        {"training": CLIPPED, "optimizer": {"kind": "adamw8bit"}, **TEXT_TOO},
+        {"optimizer_in_backward": "exact"},
+    ),
+    "gradients freed at once, scaled losses": (
+        {"training": {**CLIPPED, "mixed_precision": "fp16"}},
+        {"optimizer_in_backward": "exact"},
+    ),
+    "activations of the highest resolution computed again": (
+        {"training": {}},
+        {"gradient_checkpointing": True, "checkpointed_levels": 1},
+    ),
+    "a check beforehand": ({"training": {}}, {"fit_check": True}),
+}
+
+
+@pytest.mark.parametrize("name", SAME)
+def test_a_lever_changes_no_bit(name, train_config, tmp_path):
+    settings, lever = SAME[name]
+    plain = train(train_config(**settings))
+    changed = {**settings, "training": {**settings["training"], **lever}}
+    found = train(train_config(output_dir=str(tmp_path / "lever"), **changed))
+    assert losses(found) == losses(plain)
+    assert exported(found) == exported(plain)
+
+
+def compiled_and_plain(train_config, tmp_path, kind):
+    """Runs on pictures of one size, and what a person read of the compiled one."""
+    settings = {"max_steps": 3, "batch_size": 16, "gradient_checkpointing": True}
+    seen = {"split": 0.25, "every_steps": 1}
+    alike = {"dataset": {"enable_bucket": False}, "validation": seen}
+    plain = train(train_config(training=settings, **alike))
+    notes = Notes()
+    compiled = {**settings, "compile": kind}
+    path = str(tmp_path / "compiled")
+    return train(train_config(output_dir=path, training=compiled, **alike), notes), plain, notes
+
+
+def assert_same_but_for_rounding(found, plain, notes):
+    assert losses(found) == pytest.approx(losses(plain), rel=1e-5)
+    assert sum("Compiling for" in line for line in notes.lines) == 1
+    assert found.read_json("status.json")["timings_s"]["compiling"] > 0
+    weights, wanted = (
+        load_file(run.states / "step-00000003" / "weights.safetensors") for run in (found, plain)
+    )
+    assert weights.keys() == wanted.keys()
+    moved = max(float((weights[name] - wanted[name]).abs().max()) for name in wanted)
+    assert moved < 6e-3  # AdamW moves a weight whose gradient is near 0 by lr either way
+
+
+COMPILER = [
+    pytest.mark.filterwarnings("ignore"),  # PyTorch's compiler warns about itself
+    pytest.mark.parametrize("kind", ["blocks", "full"]),
+]
+
+
+def with_marks(test):
+    return functools.reduce(lambda wrapped, mark: mark(wrapped), COMPILER, test)
+
+
+@with_marks
+def test_a_compiled_network_is_the_same_network(kind, train_config, tmp_path, monkeypatch):
+    """All but the last stage, which makes machine code: traced, cut apart, differentiated."""
+    compile_ = functools.partialmethod(torch.nn.Module.compile, backend="aot_eager")
+    monkeypatch.setattr(torch.nn.Module, "compile", compile_)
+    found, plain, notes = compiled_and_plain(train_config, tmp_path, kind)
+    assert_same_but_for_rounding(found, plain, notes)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler (g++) on the path")
+@with_marks
+def test_compiled_code_computes_the_same_to_rounding(kind, train_config, tmp_path):
+    found, plain, notes = compiled_and_plain(train_config, tmp_path, kind)
+    assert_same_but_for_rounding(found, plain, notes)
+
+
+def test_last_norm_learns_as_well_as_exact(train_config, tmp_path):
+    exact = train(train_config(training=CLIPPED))
+    fast = {**CLIPPED, "optimizer_in_backward": "last_norm"}
+    found = train(train_config(output_dir=str(tmp_path / "fast"), training=fast))
+    assert losses(found)[0] == losses(exact)[0]
+    assert losses(found) == pytest.approx(losses(exact), rel=0.05)
+    assert losses(found) != losses(exact)
+
+
+REFUSED = {
+    "xformers": ({"training": {"attention": "xformers"}}, ConfigError, "GPUs only"),
+    "offload": ({"training": {"offload_optimizer": True}}, ConfigError, "change nothing"),
+    "graphs": (
+        {"training": {"compile": "blocks", "cuda_graphs": True}}, ConfigError, "this run has none"
+    ),
+    "accumulation": (
+        {"training": {"optimizer_in_backward": "exact", "gradient_accumulation_steps": 2}},
+        ConfigError,
+        "adds them up",
+    ),
+    "overflow": (
+        {"training": {"optimizer_in_backward": "last_norm", "mixed_precision": "fp16"}},
+        ConfigError,
+        "take exact",
+    ),
+    "nothing to limit": (
+        {"training": {"optimizer_in_backward": "last_norm", "max_grad_norm": 0}},
+        ConfigError,
+        "costs nothing",
+    ),
+    "levels": ({"training": {"checkpointed_levels": 2}}, ConfigError, "no effect without"),
+    "graphs alone": ({"training": {"cuda_graphs": True}}, ConfigError, "without compile"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_levers_that_do_nothing_here_are_refused(name, train_config):
+    settings, kind, words = REFUSED[name]
+    with pytest.raises(kind, match=words):
+        train(train_config(**settings))
+
+
+def test_compiling_without_a_compiler_is_refused(train_config, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(MissingDependencyError, match=r"C\+\+ compiler"):
+        train(train_config(training={"compile": "full"}))
+
+
+MIB = 1 << 20
+
+
+def test_a_run_that_does_not_fit_does_not_begin(train_config, monkeypatch):
+    config = train_config(training={"fit_check": True})
+    monkeypatch.setattr(settling, "free_memory", lambda _: 100 * MIB)
+    with pytest.raises(OutOfMemoryError, match=r"Take a smaller dataset\.resolution") as fault:
+        train(config)
+    assert "workspace" in str(fault.value)
+    assert not config.output_dir.exists()
+
+
+def test_the_check_can_be_left_out(train_config, monkeypatch):
+    monkeypatch.setattr(settling, "free_memory", lambda _: 100 * MIB)
+    run = train(train_config(training={"max_steps": 1}))
+    assert run.read_json("status.json")["phase"] == "finished"
+
+
+def test_memory_chooses_settings_that_are_written_down(train_config, monkeypatch):
+    roomy = train_config(training={"memory": "auto", "batch_size": 1})
+    notes = Notes()
+    run = train(roomy, notes)
+    assert any(line.startswith("Nothing has to change") for line in notes.lines)
+    shutil.rmtree(run.path)
+
+    before = settling.build_fitting(roomy, group_of(roomy)).footprint(roomy).total
+    monkeypatch.setattr(settling, "free_memory", lambda _: before - MIB)
+    notes = Notes()
+    run = train(train_config(training={"memory": "auto", "batch_size": 1}), notes)
+    assert any("optimizer_in_backward" in line for line in notes.lines)
+    written = run.config_file.read_text(encoding="utf-8")
+    assert 'optimizer_in_backward = "last_norm"' in written
+    assert "memory = " not in written
+
+
+def group_of(config):
+    from impasto.training.batches import heaviest_group
+    from impasto.training.pictures import survey
+
+    return heaviest_group(config, survey(config).plan.images)[0]
+
+
+def test_what_was_asked_for_is_not_chosen_anew(train_config, monkeypatch):
+    monkeypatch.setattr(settling, "free_memory", lambda _: 100 * MIB)
+    notes = Notes()
+    asked = {"memory": "auto", "optimizer_in_backward": "off", "max_steps": 1}
+    run = train(train_config(training=asked, optimizer={"kind": "adamw"}), notes)
+    written = run.config_file.read_text(encoding="utf-8")
+    assert 'optimizer_in_backward = "off"' in written
+    assert 'kind = "adamw"' in written
+    assert any(line.strip().startswith("That is more") for line in notes.lines)
+
+
+def test_the_largest_batch_that_fits_is_found(train_config):
+    config = train_config(training={"batch_size": "auto", "max_steps": 2})
+    notes = Notes()
+    run = train(config, notes)
+    assert any(line.startswith("Batches of ") for line in notes.lines)
+    records = [record for record in run.read_metrics() if "loss" in record]
+    seen = [0, *(record["samples_seen"] for record in records)]
+    assert max(after - before for before, after in itertools.pairwise(seen)) > 1
+    assert "batch_by_pixels = true" in run.config_file.read_text(encoding="utf-8")
+
+
+def test_the_plan_tells_memory_by_parts_and_time(run_file):
+    shown = impasto("train", run_file(), "--plan")
+    assert shown.returncode == 0, shown.stderr
+    text = " ".join(shown.stdout.split())
+    assert "Memory, at most while training on" in text
+    for part in ("Weights", "Gradients", "Optimizer", "Workspace", "In all"):
+        assert part in text
+    assert "an update" in text
+
+
+def test_the_plan_says_what_would_make_it_fit(run_file, monkeypatch):
+    shown = impasto("train", run_file(training={"memory": 6}), "--plan")
+    assert "Nothing has to change for 6 GiB" in " ".join(shown.stdout.split())
+
+
+def test_batches_by_pixels_hold_more_small_pictures(train_config):
+    config = train_config(training={"batch_by_pixels": True, "batch_size": 2, "max_epochs": 1,
+                                    "max_steps": None})  # fmt: skip
+    run = train(config)
+    seen = [r["samples_seen"] for r in run.read_metrics() if "loss" in r]
+    assert seen[-1] == 13
+    plan = json.loads((run.path / "dataset.json").read_text(encoding="utf-8"))
+    fewest = sum(-(-n // max(1, 2 * 6400 // area(b))) for b, n in plan["buckets"].items())
+    assert len(seen) == fewest
+
+
+def area(bucket):
+    width, height = map(int, bucket.split("x"))
+    return width * height
