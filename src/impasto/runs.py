@@ -50,22 +50,13 @@ class RunDirectory:
             RunError: Something is already there.
             StorageError: It cannot be written.
         """
-        cls.require_new(path)
-        files.require_writable(path)
-        return cls(path)
-
-    @staticmethod
-    def require_new(path: Path) -> None:
-        """Make sure that nothing is there yet.
-
-        Raises:
-            RunError: Something is.
-        """
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise RunError(
                 f"{path} is already there and not empty; nothing in it was touched. Choose another "
                 f"output_dir, delete it, or continue it with: impasto resume {path}"
             )
+        files.require_writable(path)
+        return cls(path)
 
     @classmethod
     def open(cls, path: Path) -> RunDirectory:

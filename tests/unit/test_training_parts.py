@@ -23,6 +23,7 @@ from impasto.training.optimizer_state import (
 )
 from impasto.training.optimizers import build_optimizer
 from impasto.training.schedules import build_lr_schedule
+from impasto.training.spill import SpillWatch
 from impasto.training.state import TrainingState, load_state, save_state
 from impasto.training.step import update_share
 
@@ -253,3 +254,41 @@ def test_what_does_not_move_though_it_should_is_said():
     assert "The text_encoder did not change" in finding
     frozen.weight.data.add_(1)
     assert "The VAE changed" in check.findings(["unet"])[0]
+
+
+@pytest.mark.parametrize("power", [None, 0.75])
+def test_an_average_that_is_taken_in_beside_training_is_the_same(power):
+    def trained(*, overlapped):
+        torch.manual_seed(0)
+        weights = {"a": nn.Parameter(torch.randn(300, 300)), "b": nn.Parameter(torch.randn(9))}
+        average = WeightAverage(weights, 0.9, power=power, on_cpu=True, overlapped=overlapped)
+        for step in range(5):
+            average.let_go()
+            with torch.no_grad():
+                for weight in weights.values():
+                    weight.add_(torch.randn_like(weight))
+            average.update(step)
+        return average.tensors()
+
+    plain, beside = trained(overlapped=False), trained(overlapped=True)
+    for name, tensor in plain.items():
+        assert torch.equal(tensor, beside[name])
+
+
+def test_a_full_gpu_that_becomes_slow_is_said_once():
+    watch = SpillWatch(total_bytes=12 << 30)
+    assert watch.look(4.0, 11 << 30) is None  # the first stretch, not full
+    assert watch.look(1.0, 11 << 30) is None  # slow for another reason
+    said = watch.look(1.0, int(11.6 * 2**30))
+    assert said is not None
+    assert "11.6 of 12.0 GiB" in said
+    assert watch.look(0.1, int(11.9 * 2**30)) is None
+
+
+def test_a_full_gpu_that_stays_fast_is_no_fault():
+    watch = SpillWatch(total_bytes=12 << 30)
+    assert [watch.look(rate, int(11.9 * 2**30)) for rate in (4.0, 3.5, 2.0, 4.2)] == [None] * 4
+
+
+def test_more_than_the_gpu_has_is_said_at_once():
+    assert SpillWatch(total_bytes=8 << 30).look(2.0, 9 << 30) is not None

@@ -7,12 +7,15 @@ with a warm-up of (1 + n) / (10 + n) as TensorFlow's ExponentialMovingAverage ha
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from impasto.errors import RunError
+from impasto.training.offload import new_stream
 
 
 class WeightAverage:
@@ -23,6 +26,8 @@ class WeightAverage:
         decay: The share of the old average that an update keeps, in (0, 1).
         power: The share rises as 1 - (1 + updates)^-power; crowsonkb/k-diffusion, `EMAWarmup`.
         on_cpu: Whether the averages are kept in the computer's memory.
+        overlapped: Whether they take in the weights while training goes on, which may change the
+            weights after `let_go` only; None means for averages of what is on a GPU.
     """
 
     def __init__(
@@ -32,6 +37,7 @@ class WeightAverage:
         *,
         power: float | None = None,
         on_cpu: bool = False,
+        overlapped: bool | None = None,
     ) -> None:
         self._parameters = dict(parameters)
         self._decay, self._power, self._on_cpu = decay, power, on_cpu
@@ -42,6 +48,9 @@ class WeightAverage:
             for name, parameter in self._parameters.items()
         }
 
+        on_gpu = any(p.device.type == "cuda" for p in self._parameters.values())
+        self._arrivals = Arrivals() if (on_cpu and on_gpu) or overlapped else None
+
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Take in the weights after the update `step`, counted from 0."""
@@ -49,14 +58,26 @@ class WeightAverage:
         if self._power is not None:
             rising = 1 - (1 + step) ** -self._power
         averages = list(self._averages.values())
-        weights = [
-            p.detach().to(a) for p, a in zip(self._parameters.values(), averages, strict=True)
-        ]
-        torch._foreach_lerp_(averages, weights, 1 - min(self._decay, rising))
+        share = 1 - min(self._decay, rising)
+        weights = [parameter.detach() for parameter in self._parameters.values()]
+        if self._arrivals is not None:
+            self._arrivals.take(weights, partial(_mix, averages, share=share))
+        else:
+            _mix(averages, [w.to(a) for w, a in zip(weights, averages, strict=True)], share)
+
+    def let_go(self) -> None:
+        """Have what changes the weights next wait until they are taken in."""
+        if self._arrivals is not None:
+            self._arrivals.hold()
+
+    def _settle(self) -> None:
+        if self._arrivals is not None:
+            self._arrivals.settle()
 
     @contextlib.contextmanager
     def in_place(self) -> Iterator[None]:
         """Put the averages in the place of the weights, and these back at the end, bit for bit."""
+        self._settle()
         if self._on_cpu:
             kept = [p.detach().to("cpu", copy=True) for p in self._parameters.values()]
             self._overwrite(self._averages.values())
@@ -72,6 +93,7 @@ class WeightAverage:
 
     def tensors(self) -> dict[str, Tensor]:
         """The averages by name, as they are."""
+        self._settle()
         return dict(self._averages)
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
@@ -82,6 +104,7 @@ class WeightAverage:
         """
         if tensors.keys() != self._averages.keys():
             raise RunError("The saved weight average does not fit the parts that this run trains.")
+        self._settle()
         for name, average in self._averages.items():
             average.copy_(tensors[name])
 
@@ -93,3 +116,57 @@ class WeightAverage:
     def _overwrite(self, values: Iterable[Tensor]) -> None:
         for parameter, value in zip(self._parameters.values(), values, strict=True):
             parameter.copy_(value)
+
+
+@torch.no_grad()
+def _mix(averages: list[Tensor], weights: list[Tensor], share: float) -> None:
+    torch._foreach_lerp_(averages, weights, share)
+
+
+class Arrivals:
+    """Copies of weights on their way into the computer's memory, taken in by a thread there.
+
+    The copies run on a stream of their own, into pinned memory that is used again each time.
+    """
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(1)
+        self._work: Future[None] | None = None
+        self._places: list[Tensor] = []
+        self._stream: torch.cuda.Stream | None = None
+
+    def take(self, weights: Sequence[Tensor], mix: Callable[[list[Tensor]], None]) -> None:
+        """Begin to copy some weights, and mix them in when they are there."""
+        self.settle()
+        device = weights[0].device
+        if not self._places:
+            pinned = device.type == "cuda"
+            self._places = [
+                torch.empty_like(w, device="cpu", dtype=torch.float32, pin_memory=pinned)
+                for w in weights
+            ]
+            self._stream = new_stream(device) if pinned else None
+        if self._stream is not None:
+            self._stream.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(self._stream):
+            for place, weight in zip(self._places, weights, strict=True):
+                place.copy_(weight, non_blocking=True)
+        event = self._stream.record_event() if self._stream is not None else None
+
+        def arrive() -> None:
+            if event is not None:
+                event.synchronize()
+            mix(self._places)
+
+        self._work = self._pool.submit(arrive)
+
+    def hold(self) -> None:
+        """Have the device wait until the copies are made."""
+        if self._stream is not None:
+            torch.cuda.current_stream(self._stream.device).wait_stream(self._stream)
+
+    def settle(self) -> None:
+        """Wait until all is mixed in."""
+        if self._work is not None:
+            self._work.result()
+            self._work = None

@@ -10,6 +10,7 @@ import torch
 from impasto.data.dataset import UpdateBatches
 from impasto.data.records import Batch
 from impasto.diffusion.transfer import sent
+from impasto.training.offload import new_stream
 
 Feed = Callable[[Iterator[UpdateBatches]], Iterator[UpdateBatches]]
 
@@ -28,7 +29,7 @@ class Feeder:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._stream = new_stream(device)
 
     def __call__(self, batches: Iterator[UpdateBatches]) -> Iterator[UpdateBatches]:
         """The same batches, on the device when they come."""

@@ -205,7 +205,8 @@ class FootprintMeter:
         at_once = max(sizes) if alone else max(CHUNK, *sizes)
         others = 0 if training.weights == "fp32" else ROUNDED_AT_ONCE * min(at_once, sum(sizes))
         if self._on_gpu and _offloads(config):
-            others += int(2 * at_once * find_row(config.optimizer.kind).state_bytes)
+            coming = min(2 * at_once, sum(sizes))  # one chunk's states, and the next one's
+            others += int(coming * find_row(config.optimizer.kind).state_bytes)
         gradients = 0 if alone else sum(sizes) * DTYPES[training.weights].itemsize
         return _Moment("stepping the weights", gradients, others)
 

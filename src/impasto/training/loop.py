@@ -170,6 +170,8 @@ class TrainingLoop:
         with session.precision.autocast():
             output = training_step(session.unet, session.conditioner, batch, session.recipe)
         share = update_share(output.losses, update.size, self._accelerator.num_processes)
+        if session.ema is not None:
+            session.ema.let_go()
         self._descent.backward(share)
         self._recorder.meter.add_samples(output)
         if self._recorder.image_losses is not None and not micro_batch.is_padding:

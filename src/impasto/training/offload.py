@@ -30,7 +30,7 @@ class StatesAway:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._on_gpu = device.type == "cuda"
-        self._stream = _new_stream(device) if self._on_gpu else None
+        self._stream = new_stream(device) if self._on_gpu else None
         self._home: dict[tuple[Tensor, str], Tensor] = {}
         self._coming: dict[Tensor, torch.cuda.Event | None] = {}
 
@@ -85,7 +85,8 @@ class StatesAway:
         return self._home[parameter, name]
 
 
-def _new_stream(device: torch.device) -> torch.cuda.Stream:
+def new_stream(device: torch.device) -> torch.cuda.Stream:
+    """A stream for copies beside the arithmetic."""
     return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 

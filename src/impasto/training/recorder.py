@@ -13,6 +13,7 @@ from impasto.training.image_losses import ImageLosses
 from impasto.training.meter import Meter
 from impasto.training.optimizer_state import parameter_names
 from impasto.training.session import Session
+from impasto.training.spill import watch_for
 from impasto.training.trackers import Tracker, open_trackers, shown_numbers
 
 
@@ -34,6 +35,7 @@ class Recorder:
         self._names = parameter_names(session.trainable.parts)
         self._trackers: list[Tracker] = []
         self._lost: set[Path] = set()
+        self._spill = watch_for(session.accelerator.device)
         self.meter = Meter(session.accelerator, session.recipe.schedule.num_timesteps)
         self.meter.timings_s["preparing"] = preparing_s
         asked = session.config.logging.image_losses
@@ -71,6 +73,10 @@ class Recorder:
             self._events.note(f"{path} cannot be read any more and is passed over: {reason}")
         if self.image_losses is not None:
             self.image_losses.write()
+        if self._spill is not None:
+            warning = self._spill.look(reading.images_per_s, torch.cuda.memory_reserved())
+            if warning is not None:
+                self._events.note(warning)
         record = {
             "step": done,
             "epoch": (done - 1) // self._session.sampler.updates_per_epoch,

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import flop_registry
 
 from impasto.data.records import Size
 
@@ -50,11 +50,13 @@ class LiveMemory(TorchDispatchMode):
         peak: The most that were there.
         gradients: Bytes of complete gradients; to be kept by whoever makes them.
         gradients_at_peak: Those when `peak` was reached.
+        flops: Floating-point operations so far, by PyTorch's formulas (its own counter of them
+            holds on to tensors, which would be counted here).
     """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.now = self.peak = self.gradients = self.gradients_at_peak = 0
+        self.now = self.peak = self.gradients = self.gradients_at_peak = self.flops = 0
         self._known: weakref.WeakSet[Any] = weakref.WeakSet()
 
     def leave_out(self, tensors: Any) -> None:
@@ -67,7 +69,10 @@ class LiveMemory(TorchDispatchMode):
     ) -> Any:
         """Run an operation, and count what comes out of it."""
         del types
-        output = func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        output = func(*args, **kwargs)
+        if func._overloadpacket in flop_registry:
+            self.flops += int(flop_registry[func._overloadpacket](*args, **kwargs, out_val=output))
         for item in tree_iter(output):
             if isinstance(item, Tensor):
                 self._count(item)
@@ -113,11 +118,10 @@ class Rehearsal:
 
     def step(self, size: Size, batch: int) -> StepCost:
         """The cost of a step on pictures of a size in pixels."""
-        counter = FlopCounterMode(display=False)
-        with self._watched(size, batch) as (live, inputs), counter, self._freeing(live):
+        with self._watched(size, batch) as (live, inputs), self._freeing(live):
             output = self._forward(inputs)
             torch.autograd.backward((output.float() - inputs[0]).square().mean())
-        return StepCost(live.peak, live.gradients_at_peak, int(counter.get_total_flops()))
+        return StepCost(live.peak, live.gradients_at_peak, live.flops)
 
     def drawing_peak(self, size: Size, batch: int) -> int:
         """The most bytes that a forward pass without gradients holds beside the weights."""

@@ -44,20 +44,20 @@ def train(
     events = events or SilentEvents()
     known = None
     if accelerator.is_main_process:
-        RunDirectory.require_new(config.output_dir)
-        known = survey(config, events)
-        config = settle(config, known, events)
-        run = RunDirectory.create(config.output_dir)
-        files.write_text(run.config_file, dump_toml(config))
-    accelerator.wait_for_everyone()
-    run = RunDirectory.open(config.output_dir)
-    if not accelerator.is_main_process:
-        config = _config_of(run)
+        RunDirectory.create(config.output_dir)
     try:
+        if accelerator.is_main_process:
+            known = survey(config, events)
+            config = settle(config, known, events)
+            files.write_text(RunDirectory(config.output_dir).config_file, dump_toml(config))
+        accelerator.wait_for_everyone()
+        run = RunDirectory.open(config.output_dir)
+        if not accelerator.is_main_process:
+            config = _config_of(run)
         session = _prepare(run, config, accelerator, events, ingredients or Ingredients(), known)
     except ImpastoError:
         if accelerator.is_main_process:  # nothing was trained: leave no directory in the way
-            shutil.rmtree(run.path, ignore_errors=True)
+            shutil.rmtree(config.output_dir, ignore_errors=True)
         raise
     return _run(run, session, events, time.perf_counter() - began)
 

@@ -1,0 +1,55 @@
+"""Notices when a GPU's memory spills into the computer's.
+
+Since 2023 NVIDIA's driver for Windows does that where other systems say that memory ran out: the
+run goes on at a tenth of its speed, and people look for the fault elsewhere (kohya_ss, thread
+1285).
+"""
+
+from __future__ import annotations
+
+import torch
+
+FULL = 0.95  # of the GPU's memory; below, nothing spills
+SLOWER = 3.0  # times the seconds per picture of the fastest stretch so far
+
+
+class SpillWatch:
+    """Compares stretches of a run.
+
+    Args:
+        total_bytes: The GPU's memory.
+    """
+
+    def __init__(self, total_bytes: int) -> None:
+        self._total = total_bytes
+        self._fastest: float | None = None
+        self._has_told = False
+
+    def look(self, images_per_s: float, reserved_bytes: int) -> str | None:
+        """What to say after a stretch, once.
+
+        Args:
+            images_per_s: Its speed.
+            reserved_bytes: What PyTorch has taken of the GPU's memory.
+        """
+        seconds = 1 / max(images_per_s, 1e-9)
+        is_slow = self._fastest is not None and seconds > SLOWER * self._fastest
+        self._fastest = seconds if self._fastest is None else min(self._fastest, seconds)
+        is_over = reserved_bytes > self._total
+        if self._has_told or not (is_over or (is_slow and reserved_bytes > FULL * self._total)):
+            return None
+        self._has_told = True
+        return (
+            f"Warning: the GPU's memory is full ({reserved_bytes / 2**30:.1f} of "
+            f"{self._total / 2**30:.1f} GiB are taken), and what does not fit seems to lie in the "
+            f"computer's memory, which is many times as slow. Stop with Ctrl-C and begin with "
+            f"smaller settings (training.memory chooses them), or close other programs that use "
+            f"the GPU. In NVIDIA's control panel, CUDA - Sysmem Fallback Policy turns this off."
+        )
+
+
+def watch_for(device: torch.device) -> SpillWatch | None:
+    """A watch over a GPU; nothing for a processor."""
+    if device.type != "cuda":
+        return None
+    return SpillWatch(torch.cuda.get_device_properties(device).total_memory)

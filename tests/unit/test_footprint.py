@@ -1,0 +1,175 @@
+"""Predicted memory against what a step really allocates, and the choice of settings by it."""
+
+import gc
+
+import pytest
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from impasto.data.records import Size
+from impasto.data.sampler import Group
+from impasto.models.loading import load_base_model, outline_base_model
+from impasto.models.trainable import FullFineTune
+from impasto.training.fitting import LADDER, Fitting, with_fields
+from impasto.training.footprint import RUNTIME, FootprintMeter
+from impasto.training.rehearsal import Rehearsal, decoding_peak
+
+SIZE = Size(128, 128)
+KINDS = {
+    "kept gradients": ({}, None, False),
+    "freed gradients": ({}, None, True),
+    "checkpointing": ({"gradient_checkpointing": True}, None, True),
+    "bf16": ({}, torch.bfloat16, False),
+}
+
+
+def allocated_peak(work):
+    """The most bytes that PyTorch's allocator held beside what was there, by its own records."""
+    gc.collect()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
+        work()
+    held = most = 0
+    for event in sorted(
+        (e for e in found.profiler.kineto_results.events() if e.name() == "[memory]"),
+        key=lambda e: e.start_ns(),
+    ):
+        held += event.nbytes()
+        most = max(most, held)
+    return most
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_rehearsal_tells_what_a_step_allocates(name, nano_model):
+    options, autocast, frees = KINDS[name]
+    model = load_base_model(nano_model)
+    unet = FullFineTune(model, lr=1e-4, **options).unet
+    width = unet.config["cross_attention_dim"]
+    latents, t, states = torch.randn(8, 4, 16, 16), torch.zeros(8).long(), torch.randn(8, 77, width)
+
+    def step():
+        handles = [
+            p.register_post_accumulate_grad_hook(lambda p: setattr(p, "grad", None))
+            for p in unet.parameters()
+            if frees
+        ]
+        with torch.autocast("cpu", dtype=autocast, enabled=autocast is not None):
+            output = unet(latents, t, encoder_hidden_states=states).sample
+        (output.float() - latents).square().mean().backward()
+        for handle in handles:
+            handle.remove()
+
+    step()  # first calls of kernels
+    unet.zero_grad()
+    real = allocated_peak(step)
+    outline = FullFineTune(outline_base_model(nano_model), lr=1e-4, **options)
+    rehearsal = Rehearsal(outline.network, 77, width, autocast, frees_gradients=frees)
+    cost = rehearsal.step(SIZE, 8)
+    assert cost.peak_bytes == pytest.approx(real, rel=0.1)
+    if frees:
+        assert cost.gradient_bytes == 0
+
+
+def test_operations_are_those_of_the_real_network(nano_model):
+    from torch.utils.flop_counter import FlopCounterMode
+
+    unet = FullFineTune(load_base_model(nano_model), lr=1e-4).unet
+    width = unet.config["cross_attention_dim"]
+    counter = FlopCounterMode(display=False)
+    with counter:
+        latents = torch.randn(2, 4, 16, 16)
+        out = unet(latents, torch.zeros(2).long(), encoder_hidden_states=torch.randn(2, 77, width))
+        out.sample.square().mean().backward()
+    outline = FullFineTune(outline_base_model(nano_model), lr=1e-4)
+    assert Rehearsal(outline.network, 77, width).step(SIZE, 2).flops == counter.get_total_flops()
+
+
+def test_decoding_takes_memory_by_its_area(nano_model):
+    small, large = (
+        decoding_peak(outline_base_model(nano_model).vae, Size(side, side), 1)
+        for side in (128, 256)
+    )
+    assert large == pytest.approx(4 * small, rel=0.1)
+
+
+def test_as_on_a_gpu_norms_are_float32(nano_model):
+    def peak(*, as_on_gpu):
+        outline = FullFineTune(outline_base_model(nano_model), lr=1e-4)
+        width = outline.network.config["cross_attention_dim"]
+        return Rehearsal(
+            outline.network, 77, width, torch.bfloat16, as_on_gpu=as_on_gpu, frees_gradients=True
+        ).step(SIZE, 8)
+
+    assert peak(as_on_gpu=True).peak_bytes > 1.1 * peak(as_on_gpu=False).peak_bytes
+
+
+def fitting(train_config, nano_model, device="cuda", budget=0):
+    config = train_config()
+    meter = FootprintMeter(lambda: outline_base_model(nano_model), device)
+    return Fitting(meter, device, Group(0, SIZE), budget), config
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_no_rung_takes_more(device, train_config, nano_model):
+    ladder, config = fitting(train_config, nano_model, device)
+    config = with_fields(config, "training", {"ema_decay": 0.9})
+    for rung in LADDER[device]:
+        if rung.applies(config) and "mixed_precision" not in rung.words():
+            changed = with_fields(config, *next(iter(rung.changes.items())))
+            assert ladder.footprint(changed).total <= ladder.footprint(config).total, rung.words()
+
+
+def test_fewer_rungs_are_taken_where_more_memory_is_there(train_config, nano_model):
+    ladder, config = fitting(train_config, nano_model)
+    whole = ladder.footprint(config).total - RUNTIME["cuda"]
+    taken = []
+    for share in (1.2, 0.9, 0.6, 0.4):
+        budget = int((RUNTIME["cuda"] + share * whole) / 0.95)
+        one = Fitting(ladder.meter, "cuda", ladder.group, budget)
+        chosen, rungs = one.climb(config, keep_asked=False)
+        assert one.fits(chosen)
+        assert not any(one.fits(_without(config, rungs, rung)) for rung in rungs)
+        taken.append(len(rungs))
+    assert taken[0] == 0
+    assert taken == sorted(taken)
+
+
+def _without(config, rungs, left_out):
+    for rung in rungs:
+        if rung is not left_out:
+            for section, fields in rung.changes.items():
+                config = with_fields(config, section, fields)
+    return config
+
+
+def test_the_largest_batch_is_the_largest(train_config, nano_model):
+    ladder, config = fitting(train_config, nano_model, "cpu")
+    for wanted in (1, 3, 7):
+        budget = int(ladder.footprint(config, wanted).total / 0.95) + 4096
+        one = Fitting(ladder.meter, "cpu", ladder.group, budget)
+        assert one.batch_that_fits(config, most=50) == wanted
+    assert one.batch_that_fits(config, most=5) == 5
+
+
+def test_rehearsals_are_remembered(train_config, nano_model, tmp_path):
+    config, record = train_config(), tmp_path / "footprints.json"
+    outlines = []
+
+    def outline():
+        outlines.append(1)
+        return outline_base_model(nano_model)
+
+    first = FootprintMeter(outline, "cpu", record).footprint(config, SIZE, 2)
+    assert FootprintMeter(outline, "cpu", record).footprint(config, SIZE, 2) == first
+    record.write_text("{", encoding="utf-8")  # as good as none
+    assert FootprintMeter(outline, "cpu", record).footprint(config, SIZE, 2) == first
+
+
+def test_a_learning_text_encoder_and_previews_count(train_config, nano_model):
+    meter = FootprintMeter(lambda: outline_base_model(nano_model), "cpu")
+    plain = meter.footprint(train_config(), SIZE, 4)
+    text = meter.footprint(train_config(method={"train_text_encoder": True}), SIZE, 4)
+    assert text.optimizer > plain.optimizer
+    assert text.activations > plain.activations
+    drawing = {"prompts": ["x"], "width": 1024, "height": 1024}
+    shown = meter.footprint(train_config(previews=drawing), SIZE, 1)
+    assert shown.moment == "drawing previews of 1024x1024"
