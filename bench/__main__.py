@@ -1,7 +1,8 @@
 """`python -m bench [PART ...]`: measure on this machine.
 
-The parts are data, pictures, convert, training, tagging, startup, full and memory. Without names,
-all but the last two are measured: they take 20 GB of memory, 15 GB of disk and ten minutes each.
+Without names, all parts but the large ones are measured. The large ones take a full-size model: 20
+GB of memory, 15 GB of disk, and ten minutes each on two cores. On a GPU, `step` and `memory` tell
+images per second, the share of what matrix products reach, and the memory of the GPU.
 
 Results also go to `bench/results.json`, which git ignores; RESULTS.md holds tables worth keeping.
 """
@@ -11,47 +12,106 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
+from collections.abc import Callable
+from datetime import datetime
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-from rich.console import Console
-from rich.table import Table
+from impasto.allocation import tune_allocation
 
-from bench import convert, data, memory, pictures, startup, tagging, training
-from impasto.training.environment import describe_environment
+tune_allocation()  # as the command line does, before torch is imported
 
-PARTS = {
+from rich.console import Console  # noqa: E402
+from rich.table import Table  # noqa: E402
+
+from bench import (  # noqa: E402
+    convert,
+    data,
+    full,
+    memory,
+    parts,
+    peers,
+    pictures,
+    startup,
+    step,
+    tagging,
+    training,
+)
+from impasto.training.environment import describe_environment  # noqa: E402
+
+Measure = Callable[[Path], dict[str, str]]
+PARTS: dict[str, Measure] = {
     "data": data.measure,
     "pictures": pictures.measure,
     "convert": convert.measure,
     "training": training.measure,
     "tagging": tagging.measure,
     "startup": startup.measure,
-    "full": training.measure_full,
+    "parts": parts.measure,
+}
+LARGE: dict[str, Measure] = {
+    "full": full.measure,
+    "step": step.measure,
     "memory": memory.measure,
 }
+PEERS = ("sd-scripts", "diffusers")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("parts", nargs="*", metavar="|".join(PARTS))
-    chosen = parser.parse_args().parts or list(PARTS)[:-2]
-    if unknown := set(chosen) - PARTS.keys():
+    names = [*PARTS, *LARGE, "peers"]
+    parser.add_argument("parts", nargs="*", metavar="|".join(names))
+    parser.add_argument("--scratch", type=Path, help="keep models and pictures in this folder")
+    for peer in PEERS:
+        parser.add_argument(f"--{peer}", type=Path, help=f"a checkout of {peer}, for `peers`")
+        parser.add_argument(f"--{peer}-python", help="the interpreter of its environment")
+    options = parser.parse_args()
+    chosen = options.parts or list(PARTS)
+    if unknown := set(chosen) - set(names):
         parser.error(f"unknown parts: {', '.join(sorted(unknown))}")
+    measures = {**PARTS, **LARGE, "peers": partial(peers.measure, checkouts=_checkouts(options))}
     console = Console(soft_wrap=True)
     environment = describe_environment()
-    results = {}
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as temporary:
+        scratch = options.scratch or Path(temporary)
+        results = {}
         for part in chosen:
             console.print(f"Measuring {part} ...")
-            results[part] = PARTS[part](Path(scratch) / part)
-    table = Table("part", "what", "value", title=f"{environment['system']}, CPU")
+            results[part] = measures[part](scratch / part)
+    _show(console, environment, results)
+    Path(__file__).with_name("results.json").write_text(
+        json.dumps({"environment": environment, "results": results}, indent=1), encoding="utf-8"
+    )
+
+
+def _checkouts(options: argparse.Namespace) -> dict[str, tuple[Path, str]]:
+    """The peers that are given by path, with their interpreters."""
+    found = {}
+    for peer in PEERS:
+        checkout = getattr(options, peer.replace("-", "_"))
+        python = getattr(options, f"{peer.replace('-', '_')}_python")
+        if checkout is not None:
+            found[peer] = checkout, python or peers.default_python()
+    return found
+
+
+def _show(
+    console: Console, environment: dict[str, Any], results: dict[str, dict[str, str]]
+) -> None:
+    gpus = environment["gpus"]
+    packages = environment["packages"]
+    hardware = (
+        f"{environment['system']}, {environment['cpu_count']} processors, "
+        f"{environment['memory_gib']} GiB, GPUs: {gpus or 'none'}; "
+        f"torch {packages['torch']}, diffusers {packages['diffusers']}; "
+        f"{datetime.now().astimezone():%Y-%m-%d %H:%M}"
+    )
+    table = Table("part", "what", "value", title=hardware)
     for part, rows in results.items():
         for name, value in rows.items():
             table.add_row(part, name, value)
     console.print(table)
-    Path(__file__).with_name("results.json").write_text(
-        json.dumps({"environment": environment, "results": results}, indent=1), encoding="utf-8"
-    )
 
 
 if __name__ == "__main__":

@@ -1,65 +1,66 @@
-"""Memory of whole runs of a full-size SD 1.5: from the command to the written file, by method.
+"""Memory of whole runs of a full-size SD 1.5, measured and predicted, by method.
 
-Each is a process of its own: loading, encoding, two updates at 256 px and batch 1, the export.
+Each is a process of its own, from the command to the written file: loading, encoding, three
+updates at 256 px and batch 1, the export. Predictions are those of `train --plan`.
 """
 
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
-import tomli_w
+from bench.full_size import changed, run_to_end, settings
+from impasto.config.load import build_run_config
+from impasto.training.batches import batch_size_of, heaviest_group
+from impasto.training.devices import default_device
+from impasto.training.pictures import survey
+from impasto.training.settling import build_fitting
 
-from bench.training import full_size_settings
-
-LEAN = {"gradient_checkpointing": True, "mixed_precision": "bf16"}
+UPDATES = 3
+BACKWARD = {"optimizer_in_backward": "last_norm"}
+LEAN = {**BACKWARD, "gradient_checkpointing": True}
+EIGHT_BITS = {"optimizer": {"kind": "adamw8bit"}}
 VARIANTS: dict[str, dict[str, Any]] = {
-    "U-Net, float32, AdamW": {},
-    "U-Net, bf16 computing, 8-bit AdamW, checkpointing": {
-        "training": LEAN,
-        "optimizer": {"kind": "adamw8bit"},
+    "float32 AdamW": {},
+    "steps in the backward pass": {"training": BACKWARD},
+    "steps in the backward pass, checkpointing": {"training": LEAN},
+    "8-bit AdamW": EIGHT_BITS,
+    "8-bit AdamW, steps in the backward pass": {"training": BACKWARD, **EIGHT_BITS},
+    "8-bit AdamW, steps in the backward pass, checkpointing": {"training": LEAN, **EIGHT_BITS},
+    "bf16 weights, 8-bit AdamW, steps in the backward pass, checkpointing": {
+        "training": {**LEAN, "mixed_precision": "bf16", "weights": "bf16"},
+        **EIGHT_BITS,
     },
-    "U-Net, bf16 weights, 8-bit AdamW, checkpointing": {
-        "training": {**LEAN, "weights": "bf16"},
-        "optimizer": {"kind": "adamw8bit"},
-    },
-    "hypernetwork, bf16 computing, checkpointing": {
-        "training": LEAN,
+    "hypernetwork, checkpointing": {
+        "training": {"gradient_checkpointing": True},
         "method": {"kind": "hypernetwork"},
     },
 }
 
 
 def measure(scratch: Path) -> dict[str, str]:
-    scratch.mkdir(parents=True, exist_ok=True)
-    values = full_size_settings(scratch)
-    values["dataset"]["cache_dir"] = str(scratch / "derived")
+    values = settings(scratch)
     rows = {}
     for name, changes in VARIANTS.items():
-        merged = {**values, **{k: {**values.get(k, {}), **v} for k, v in changes.items()}}
-        merged["training"] = {**merged["training"], "max_steps": 2}
-        peak, seconds = peak_of(merged, scratch)
-        rows[f"{name}: at most, GiB"] = f"{peak / 2**30:.1f}"
-        rows[f"{name}: in all, s"] = f"{seconds:.0f}"
+        asked = changed(values, changes)
+        asked["training"] = {**asked["training"], "max_steps": UPDATES}
+        predicted = predicted_bytes(asked)
+        found = run_to_end(asked, scratch)
+        peak = found.peak_bytes
+        if default_device().type == "cuda":
+            peak = int(found.memory_mib * 2**20)
+        rows[f"{name}: at most, GiB; predicted; ratio"] = (
+            f"{peak / 2**30:.1f}; {predicted / 2**30:.1f}; {predicted / peak:.2f}"
+        )
+        rows[f"{name}: an update; the whole run, s"] = (
+            f"{min(found.update_s):.1f}; {found.seconds:.0f}"
+        )
     return rows
 
 
-def peak_of(values: dict[str, Any], scratch: Path) -> tuple[int, float]:
-    """Bytes of memory that a run had at most, and its seconds."""
-    file, run = scratch / "run.toml", Path(values["output_dir"])
-    file.write_text(tomli_w.dumps(values), encoding="utf-8")
-    began = time.perf_counter()
-    with (scratch / "log.txt").open("w") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "impasto", "train", str(file)], stdout=log, stderr=log
-        )
-        _, status, usage = os.wait4(process.pid, 0)
-    if status:
-        raise RuntimeError((scratch / "log.txt").read_text(encoding="utf-8"))
-    shutil.rmtree(run)
-    return usage.ru_maxrss * 1024, time.perf_counter() - began
+def predicted_bytes(values: dict[str, Any]) -> int:
+    """What `train --plan` would say."""
+    config = build_run_config(values, source="bench")
+    group, _ = heaviest_group(config, survey(config).plan.images)
+    fitting = build_fitting(config, group)
+    return fitting.footprint(config, batch_size_of(config, group)).total

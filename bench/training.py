@@ -4,27 +4,23 @@
 `diffusers`: what `examples/text_to_image/train_text_to_image.py` of diffusers does in a step: the
 text encoder, DDPMScheduler's noise, AdamW with its defaults, a learning-rate scheduler, the loss
 read at every step; without its VAE, since the latents are cached here, and with it.
+`sd-scripts`: what `fine_tune.py` does in a step with cached latents: the same with 225 tokens in
+three chunks and the penultimate layer (its loop: library/train_util.py, fine_tune.py).
 """
 
 from __future__ import annotations
 
-import shutil
 import statistics
-import subprocess
-import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import tomli_w
 import torch
 from diffusers import DDPMScheduler
 from diffusers.optimization import get_scheduler
 
-from bench.pictures import draw_photographs, peak_mib
-from impasto.config.load import build_run_config
 from impasto.data.dataset import iterate_updates
 from impasto.demo.recipe import demo_config
 from impasto.runs import RunDirectory
@@ -79,7 +75,11 @@ class Comparison:
         self._loop._recorder.meter.read()
         self._done += 1
 
-    def diffusers(self, *, with_vae: bool = False) -> None:
+    def sd_scripts(self) -> None:
+        """A step as sd-scripts' fine_tune.py has it, on three chunks of text."""
+        self.diffusers(chunks=3)
+
+    def diffusers(self, *, with_vae: bool = False, chunks: int = 1) -> None:
         """A step as diffusers' script has it."""
         session, unet = self.session, self._unet
         optimizer = session.optimizer
@@ -95,7 +95,8 @@ class Comparison:
         t = torch.randint(0, 1000, (self.batch,)).long()
         noisy = self._scheduler.add_noise(latents, noise, t)
         with torch.no_grad():
-            states = session.trainable.states(self._ids)
+            states = session.trainable.states(self._ids.repeat(chunks, 1))
+            states = states.view(self.batch, -1, states.shape[-1])
         output = unet(noisy, t, states, return_dict=False)[0]
         loss = torch.nn.functional.mse_loss(output.float(), noise.float(), reduction="mean")
         loss.repeat(self.batch).mean().item()
@@ -107,14 +108,16 @@ class Comparison:
         for group in optimizer.param_groups:
             group["fused"] = True
 
-    def rows(self, rounds: int, updates: int) -> dict[str, str]:
-        """Times in turn, and their ratios."""
+    def times(self, rounds: int, updates: int, names: Sequence[str] = ()) -> dict[str, list[float]]:
+        """Seconds of an update by loop, taken in turn; all loops unless some are named."""
         loops: dict[str, Callable[[], Any]] = {
             "bare": self.bare,
             "ours": self.ours,
             "diffusers": self.diffusers,
             "diffusers, with the VAE": lambda: self.diffusers(with_vae=True),
+            "sd-scripts": self.sd_scripts,
         }
+        loops = {name: step for name, step in loops.items() if name in names or not names}
         times: dict[str, list[float]] = {name: [] for name in loops}
         for step in loops.values():  # first touch of memory, first calls of kernels
             step()
@@ -124,12 +127,17 @@ class Comparison:
                 for _ in range(updates):
                     step()
                 times[name].append((time.perf_counter() - began) / updates)
+        return times
+
+    def rows(self, rounds: int, updates: int) -> dict[str, str]:
+        """Times in turn, and their ratios."""
+        times = self.times(rounds, updates)
         what = f"batch {self.batch}, {self.side} px"
         rows = {
             f"{name} step, {what}, ms": f"{1000 * statistics.median(found):.0f}"
             for name, found in times.items()
         }
-        for name in ("bare", "diffusers", "diffusers, with the VAE"):
+        for name in [n for n in times if n != "ours"]:
             ratios = sorted(a / b for a, b in zip(times["ours"], times[name], strict=True))
             rows[f"ours against {name}, median, least and most"] = (
                 f"{statistics.median(ratios):.3f}, {ratios[0]:.3f} to {ratios[-1]:.3f}"
@@ -153,62 +161,3 @@ def measure(scratch: Path) -> dict[str, str]:
     scratch.mkdir(parents=True, exist_ok=True)
     session = build_session(config, build_accelerator(), SilentEvents(), Ingredients())
     return Comparison(session, batch=8, side=128).rows(rounds=5, updates=20)
-
-
-def measure_full(scratch: Path) -> dict[str, str]:
-    """On a full-size SD 1.5 with random weights, 256 px, batch 1, float32; and how it starts."""
-    values = full_size_settings(scratch)
-    rows = {}
-    for name in ("cold caches", "warm caches"):
-        rows[f"command to first step, {name}, s"] = f"{seconds_to_first_step(values, scratch):.1f}"
-    config = build_run_config(values, source="bench")
-    session = build_session(config, build_accelerator(), SilentEvents(), Ingredients())
-    rows |= Comparison(session, batch=1, side=256).rows(rounds=3, updates=1)
-    rows["memory at most, all of the above, GiB"] = f"{peak_mib() / 1024:.1f}"
-    return rows
-
-
-def full_size_settings(scratch: Path) -> dict[str, Any]:
-    """A model file, eight photographs with captions, and the settings of a run."""
-    folder, file = scratch / "model", scratch / "model.safetensors"
-    impasto("init", "sd1", folder, "--dtype", "fp16")
-    impasto("convert", folder, file)
-    pictures = scratch / "pictures"
-    draw_photographs(pictures, (400, 400), 8)
-    for picture in pictures.glob("*.jpg"):
-        picture.with_suffix(".txt").write_text(f"photograph {picture.stem}", encoding="utf-8")
-    return {
-        "output_dir": str(scratch / "run"),
-        "model": {"path": str(file)},
-        "dataset": {"image_dir": str(pictures), "resolution": 256, "enable_bucket": False},
-        "training": {"max_steps": 1},
-        "saving": {"state_every_steps": 0, "keep_final_state": False},
-    }
-
-
-def seconds_to_first_step(values: dict[str, Any], scratch: Path) -> float:
-    """From the command until the run directory says that it trains."""
-    file, run = scratch / "run.toml", scratch / "run"
-    file.write_text(tomli_w.dumps(values), encoding="utf-8")
-    began = time.perf_counter()
-    with (scratch / "log.txt").open("w") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "impasto", "train", str(file)], stdout=log, stderr=log
-        )
-        while '"training"' not in _text_of(run / "status.json"):
-            if process.poll() is not None:
-                raise RuntimeError(_text_of(scratch / "log.txt"))
-            time.sleep(0.05)
-        seconds = time.perf_counter() - began
-        process.kill()
-        process.wait()
-    shutil.rmtree(run)
-    return seconds
-
-
-def impasto(*words: object) -> None:
-    subprocess.run([sys.executable, "-m", "impasto", *map(str, words)], check=True)
-
-
-def _text_of(file: Path) -> str:
-    return file.read_text(encoding="utf-8") if file.is_file() else ""

@@ -139,6 +139,7 @@ RULES = [
     (["--sample_sampler=k_euler_a"], "previews.sampler", "euler_a"),
     (["--min_timestep=500", "--max_timestep=500"], "timesteps", {"first": 500, "last": 501}),
     (["--mixed_precision=fp16"], "training.mixed_precision", "fp16"),
+    (["--torch_compile"], "training.compile", "full"),
     (["--metadata_title=T"], "saving.metadata.title", "T"),
     (["--logging_dir=logs"], "logging.trackers", ["tensorboard"]),
     (["--log_with=all"], "logging.trackers", ["tensorboard", "wandb"]),
@@ -165,6 +166,7 @@ def test_what_flags_become(flags, place, expected):
         (["--learnin_rate=1"], "The nearest is --learning_rate"),
         (["--max_train_steps=many"], "expected a number"),
         (["--mixed_precision=fp8"], "choose one of no, fp16, bf16"),
+        (["--torch_compile", "--dynamo_backend=nvfuser"], "compiled by inductor"),
     ],
 )
 def test_what_cannot_be_is_explained(flags, words):

@@ -63,7 +63,7 @@ def _advice(
         )
     advice += [
         f"{gpu['name']} has {gpu['memory_gib']} GiB; a full-size model wants {MINIMUM_GPU_GIB}: "
-        f"turn on training.gradient_checkpointing and keep training.batch_size at 1."
+        f'training.memory = "auto" chooses settings that take less.'
         for gpu in gpus
         if gpu["memory_gib"] < MINIMUM_GPU_GIB
     ]

@@ -138,8 +138,8 @@ _LOOP = [
     Flag("full_bf16"),
     *_refused("flag", "weights that learn have 16 bits at least; --full_bf16 and an 8-bit "
               "optimizer save memory", "fp8_base"),
-    *_refused("flag", "compiling is not offered yet; take it out", "torch_compile"),
-    *_refused("text", "compiling is not offered yet; take it out", "dynamo_backend"),
+    Flag("torch_compile"),
+    Flag("dynamo_backend", "text", "inductor"),
     Flag("config_file", "text"),
     *_refused("flag", "`impasto import-command` writes the settings of a command line",
               "output_config"),

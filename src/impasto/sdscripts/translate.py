@@ -70,6 +70,7 @@ def translate(flags: Mapping[str, Any], *, has_gpu: bool) -> Translation:
         _previews,
         _timesteps,
         _logging,
+        _compiling,
     ):
         notices += rule(flags, tree)
     notices += _precision(flags, tree, has_gpu=has_gpu)
@@ -251,6 +252,21 @@ def _logging(flags: Mapping[str, Any], tree: Tree) -> list[str]:
     if "logging_dir" not in flags:
         return []
     return ["--logging_dir: TensorBoard's files are in the folder tensorboard of the run."]
+
+
+def _compiling(flags: Mapping[str, Any], tree: Tree) -> list[str]:
+    """The whole U-Net, as accelerate does there."""
+    backend = flags.get("dynamo_backend", "inductor")
+    if not flags.get("torch_compile"):
+        unused = "--dynamo_backend: nothing is compiled without --torch_compile."
+        return [unused] if "dynamo_backend" in flags else []
+    if backend != "inductor":
+        raise ConfigError(
+            f"--dynamo_backend={backend} is not offered: the U-Net is compiled by inductor, "
+            f"PyTorch's own. Take it out."
+        )
+    tree["training"]["compile"] = "full"
+    return []
 
 
 def _timesteps(_: Mapping[str, Any], tree: Tree) -> list[str]:

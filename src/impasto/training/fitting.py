@@ -228,7 +228,7 @@ class Fitting:
         if footprint.total <= MARGIN * self.budget:
             return None
         found = (
-            f"While {footprint.moment} this run will take about {gib(footprint.total)} "
+            f"While {footprint.moment}, this run will take about {gib(footprint.total)} "
             f"({parts_in_words(footprint)}), and {gib(self.budget)} are there."
         )
         if footprint.total <= self.budget / MARGIN:

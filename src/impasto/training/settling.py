@@ -73,18 +73,14 @@ def free_memory(device: torch.device) -> int:
 def _settle_memory(config: RunConfig, fitting: Fitting, progress: Progress) -> RunConfig:
     chosen, rungs = fitting.climb(config, keep_asked=True)
     asked = config.training.memory
-    what = "what is free" if asked == "auto" else f"{asked} GiB"
-    progress.note(
-        f"Chosen for {what} ({gib(fitting.budget)}):"
-        if rungs
-        else f"Nothing has to change for {what} ({gib(fitting.budget)})."
-    )
+    room = f"{'What is free' if asked == 'auto' else 'training.memory'}, {gib(fitting.budget)}"
+    footprint = fitting.footprint(chosen)
+    need = f"about {gib(footprint.total)}: {parts_in_words(footprint)}"
+    progress.note(f"{room}: " + (f"chosen, to take {need}." if rungs else f"the run takes {need}."))
     for rung in rungs:
         progress.note(f"  {rung.words()}: {rung.why}")
-    footprint = fitting.footprint(chosen)
-    progress.note(f"  It will take about {gib(footprint.total)}: {parts_in_words(footprint)}.")
     if not fitting.fits(chosen):
-        progress.note("  That is more; no other setting that was left open would lower it.")
+        progress.note("  That is more. No other setting that was left open would lower it.")
     return with_fields(chosen, "training", {"memory": None})
 
 

@@ -1,0 +1,139 @@
+"""An update of the trainer under each lever; on a GPU, its share of what matrix products reach.
+
+Every variant is a session of the trainer on the same pictures, with cached latents and text. On a
+processor it is the full-size SD 1.5 at 256 px and batch 1; on a GPU SD 1.5 and SD 2 at 512 px.
+"""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench.full_size import changed, settings
+from impasto.config.load import build_run_config
+from impasto.data.dataset import iterate_updates
+from impasto.runs import RunDirectory
+from impasto.training.batches import heaviest_group
+from impasto.training.devices import build_accelerator, default_device
+from impasto.training.duration import matmul_rate
+from impasto.training.events import SilentEvents
+from impasto.training.feeding import feed_for
+from impasto.training.loop import TrainingLoop
+from impasto.training.session import Ingredients, build_session
+from impasto.training.settling import build_fitting
+
+ON_PROCESSOR: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "steps in the backward pass": {"training": {"optimizer_in_backward": "last_norm"}},
+    "channels last": {"training": {"channels_last": True}},
+    "checkpointing": {"training": {"gradient_checkpointing": True}},
+    "checkpointing, highest resolution": {
+        "training": {"gradient_checkpointing": True, "checkpointed_levels": 1}
+    },
+    "bf16": {"training": {"mixed_precision": "bf16"}},
+    "bf16 weights": {"training": {"mixed_precision": "bf16", "weights": "bf16"}},
+    "8-bit AdamW": {"optimizer": {"kind": "adamw8bit"}},
+}
+_FAST = {"mixed_precision": "bf16", "channels_last": True, "cache_text_to_disk": True}
+ON_GPU: dict[str, dict[str, Any]] = {
+    "bf16": {"training": {"mixed_precision": "bf16", "cache_text_to_disk": True}},
+    "bf16, channels last": {"training": _FAST},
+    "bf16, channels last, blocks compiled": {"training": {**_FAST, "compile": "blocks"}},
+    "bf16, channels last, compiled": {"training": {**_FAST, "compile": "full"}},
+    "bf16, channels last, compiled, CUDA graphs": {
+        "training": {**_FAST, "compile": "full", "cuda_graphs": True}
+    },
+    "bf16 weights, channels last, compiled": {
+        "training": {**_FAST, "weights": "bf16", "compile": "full"}
+    },
+    "least memory": {
+        "training": {
+            **_FAST, "weights": "bf16", "optimizer_in_backward": "last_norm",
+            "gradient_checkpointing": True,
+        },
+        "optimizer": {"kind": "adamw8bit"},
+    },
+    "least memory, states offloaded": {
+        "training": {
+            **_FAST, "weights": "bf16", "optimizer_in_backward": "last_norm",
+            "gradient_checkpointing": True, "offload_optimizer": True,
+        },
+        "optimizer": {"kind": "adamw8bit"},
+    },
+}  # fmt: skip
+BATCHES_ON_GPU = (1, 8, 64)
+UPDATES = {"cpu": 4, "cuda": 20}
+
+
+def measure(scratch: Path) -> dict[str, str]:
+    device = default_device()
+    if device.type == "cpu":
+        return _measured(ON_PROCESSOR, settings(scratch), device, 1)
+    rows = {}
+    for architecture in ("sd1", "sd2"):
+        for batch in BATCHES_ON_GPU:
+            values = settings(scratch, side=512, architecture=architecture)
+            values["dataset"]["num_repeats"] = batch
+            found = _measured(ON_GPU, values, device, batch)
+            rows |= {f"{architecture}: {name}": value for name, value in found.items()}
+    return rows
+
+
+def _measured(
+    variants: dict[str, dict[str, Any]], values: dict[str, Any], device: torch.device, batch: int
+) -> dict[str, str]:
+    """Seconds of an update by variant, and what they are against the first."""
+    rows, first = {}, None
+    for name, changes in variants.items():
+        asked = changed(values, changes)
+        asked["training"] = {**asked["training"], "batch_size": batch, "max_steps": 10_000}
+        try:
+            seconds, peak, share, warm = _update(asked, device)
+        except RuntimeError as error:
+            rows[f"{name}, batch {batch}"] = f"failed: {str(error).splitlines()[0][:80]}"
+            continue
+        first = first or seconds
+        told = f"{seconds:.2f} s an update, {seconds / first:.2f} of the first"
+        if device.type == "cuda":
+            told = (
+                f"{batch / seconds:.1f} images/s, {100 * share:.0f} % of the measured peak, "
+                f"{peak / 2**30:.1f} GiB"
+            )
+        rows[f"{name}, batch {batch}"] = f"{told}; first update {warm:.0f} s"
+    return rows
+
+
+def _update(values: dict[str, Any], device: torch.device) -> tuple[float, int, float, float]:
+    """Median seconds of an update, peak bytes, share of the peak, and the first one's seconds."""
+    config = build_run_config(values, source="bench")
+    session = build_session(config, build_accelerator(), SilentEvents(), Ingredients())
+    loop = TrainingLoop(session, RunDirectory(config.output_dir), SilentEvents())
+    number = UPDATES[device.type]
+    updates = iterate_updates(
+        session.data, session.sampler, 0, number + 1, rank=0, feed=feed_for(device)
+    )
+    times = []
+    for update, batches in updates:
+        began = time.perf_counter()
+        loop._update(update, batches)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - began)
+    peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else 0
+    seconds = statistics.median(times[1:])
+    share = 0.0
+    if device.type == "cuda":
+        group, _ = heaviest_group(config, session.prepared.plan.images)
+        flops = build_fitting(config, group).footprint(config).flops
+        share = flops / seconds / matmul_rate(device, torch.bfloat16)
+    del session, loop, updates
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    return seconds, peak, share, times[0]
