@@ -119,6 +119,38 @@ def test_compiled_code_computes_the_same_to_rounding(kind, train_config, tmp_pat
     assert_same_but_for_rounding(found, plain, notes)
 
 
+@pytest.mark.parametrize("to_disk", [False, True])
+def test_what_is_not_used_waits_in_a_file(to_disk, train_config, tmp_path, monkeypatch):
+    """VAE and text encoder: previews and the export bring them back, and are the same."""
+    from impasto.models import parking
+    from impasto.training import session as building
+
+    prompts = {"prompts": ["a red ball", "new words"], "width": 64, "height": 64, "steps": 2}
+    settings = {
+        "previews": {**prompts, "every_steps": 3},
+        "validation": {"split": 0.25, "every_steps": 3},
+        "training": {"cache_text_to_disk": to_disk},
+    }
+    with monkeypatch.context() as patch:
+        patch.setattr(building, "with_parked", lambda model, *_: model)
+        plain = train(train_config(**settings))
+    parked = []
+    with monkeypatch.context() as patch:
+        real = parking.park
+        patch.setattr(
+            building, "park", lambda module, file: parked.append(file) or real(module, file)
+        )
+        path = str(tmp_path / "waiting")
+        found = train(train_config(output_dir=path, **settings))
+    assert len(parked) == 1 + to_disk
+    assert not any(file.exists() for file in parked)
+    assert losses(found) == losses(plain)
+    assert exported(found) == exported(plain)
+    for drawn in sorted(plain.samples.rglob("*.png")):
+        other = found.samples / drawn.relative_to(plain.samples)
+        assert other.read_bytes() == drawn.read_bytes()
+
+
 def test_another_order_in_memory_computes_the_same_to_rounding(train_config, tmp_path):
     plain = train(train_config())
     path = str(tmp_path / "other")
@@ -244,7 +276,7 @@ def test_the_plan_tells_memory_by_parts_and_time(run_file):
     assert shown.returncode == 0, shown.stderr
     text = " ".join(shown.stdout.split())
     assert "Memory, at most while training on" in text
-    for part in ("Weights", "Gradients", "Optimizer", "Workspace", "In all"):
+    for part in ("Weights", "Activations", "Optimizer", "Workspace", "In all"):
         assert part in text
     assert "an update" in text
 

@@ -37,6 +37,7 @@ COMPANIONS = {
     "sample_every_n_steps": ["--sample_prompts=p.txt"],
     "sample_every_n_epochs": ["--sample_prompts=p.txt"],
     "sample_at_first": ["--sample_prompts=p.txt"],
+    "dynamo_backend": ["--torch_compile"],
     "full_fp16": ["--mixed_precision=fp16"],
     "full_bf16": ["--mixed_precision=bf16"],
     "lr_scheduler_num_cycles": ["--lr_scheduler=cosine_with_restarts"],

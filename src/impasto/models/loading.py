@@ -162,7 +162,7 @@ def load_network(
     """
     module = empty_network(part, config, source)
     fill(module, tensors, source, advance, dtype)
-    _materialise_buffers(module)
+    materialise_buffers(module)
     return module.requires_grad_(requires_grad=False).eval()
 
 
@@ -311,7 +311,7 @@ def compare(expected: Mapping[str, Tensor], tensors: Tensors) -> Fit:
     )
 
 
-def _materialise_buffers(module: nn.Module) -> None:
+def materialise_buffers(module: nn.Module) -> None:
     """Recreate the one buffer that is computed, not stored: CLIP's position ids."""
     for child in module.modules():
         for name, buffer in list(child.named_buffers(recurse=False)):

@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from impasto.errors import ConfigError
+from impasto.models.parking import META, at_hand
 from impasto.models.text_memory import TextMemory
 from impasto.models.tokens import LENGTH, ChunkedText, TextTokens
 
@@ -149,6 +150,10 @@ class ClipTextConditioner:
 
     def _encode(self, ids: Int[Tensor, "chunks 77"]) -> Float[Tensor, "chunks 77 d"]:
         home = next(self._states.parameters()).device
+        if home == META:  # a caption that was not encoded ahead
+            device = self._device or torch.device("cpu")
+            with at_hand(self._states.text_encoder, device):  # type: ignore[arg-type]
+                return self._states(ids.to(device))  # type: ignore[no-any-return]
         return self._states(ids.to(home)).to(self._device or home)  # type: ignore[no-any-return]
 
     def _remembered(self, ids: Int[Tensor, "chunks 77"]) -> Float[Tensor, "chunks 77 d"]:

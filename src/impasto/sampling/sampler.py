@@ -23,6 +23,7 @@ from impasto.errors import ConfigError
 from impasto.models import vae as vae_module
 from impasto.models.hypernetwork import HypernetworkStack
 from impasto.models.loading import BaseModel, build_tokens
+from impasto.models.parking import at_hand
 from impasto.models.text import ClipStates, ClipTextConditioner, TextConditioner
 from impasto.models.text_metadata import prompt_layout
 from impasto.models.tokens import TextLayout
@@ -105,11 +106,9 @@ class Sampler:
         return unwanted + scale * (wanted - unwanted)  # type: ignore[no-any-return]
 
     def _to_image(self, latents: Tensor) -> Image.Image:
-        home = self.vae.device
-        self.vae.to(latents.device)
-        with torch.autocast(latents.device.type, enabled=False):  # float16 overflows in this VAE
+        plain = torch.autocast(latents.device.type, enabled=False)  # float16 overflows in this VAE
+        with at_hand(self.vae, latents.device), plain:
             pixels = vae_module.decode(self.vae, latents, self.scaling_factor)[0]
-        self.vae.to(home)
         array = (pixels.permute(1, 2, 0).cpu().numpy() * 255 + 0.5).astype(np.uint8)
         return Image.fromarray(array)
 

@@ -88,9 +88,8 @@ def _levels(number: int | None) -> Callable[[RunConfig], bool]:
 
 TEXT_TO_DISK = Rung(
     {"training": {"cache_text_to_disk": True}},
-    "the text encoder leaves the device once captions are encoded; costs nothing",
+    "the text encoder leaves the memory once captions are encoded; costs nothing",
     lambda c: not c.method.train_text_encoder and not c.training.cache_text_to_disk,
-    "cuda",
 )
 AVERAGE_ON_CPU = Rung(
     {"training": {"ema_on_cpu": True}},
@@ -148,7 +147,10 @@ LADDER = {
         TEXT_TO_DISK, COMPUTE_BF16, AVERAGE_ON_CPU, EIGHT_BITS, HIGHEST_LEVEL, TWO_LEVELS,
         ALL_LEVELS, *IN_BACKWARD, WEIGHTS_BF16, OFFLOAD,
     ),
-    "cpu": (*IN_BACKWARD, HIGHEST_LEVEL, TWO_LEVELS, ALL_LEVELS, EIGHT_BITS, WEIGHTS_BF16),
+    "cpu": (
+        TEXT_TO_DISK, *IN_BACKWARD, HIGHEST_LEVEL, TWO_LEVELS, ALL_LEVELS, EIGHT_BITS,
+        WEIGHTS_BF16,
+    ),
 }  # fmt: skip
 """Best first, by the device: 8-bit states cost little on a GPU and half the speed on a processor,
 where gradients that are freed at once cost nothing."""

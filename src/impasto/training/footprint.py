@@ -23,8 +23,9 @@ from impasto.models.saving import DTYPES
 from impasto.models.trainable import Trainable
 from impasto.sampling.prompts import Prompt
 from impasto.training.chunked import CHUNK
-from impasto.training.methods import build_trainable
+from impasto.training.methods import build_templates, build_trainable
 from impasto.training.optimizers import find_row
+from impasto.training.pictures import build_caption_rules
 from impasto.training.previews import build_prompts
 from impasto.training.rehearsal import Rehearsal, StepCost, decoding_peak
 
@@ -34,6 +35,10 @@ RUNTIME = {"cpu": 570 << 20, "cuda": 850 << 20}
 ROUNDED_AT_ONCE = 16
 """Bytes for each weight that is rounded to 16 bits just now: itself, its gradient and random bits,
 each of 32 bits, and a copy."""
+
+WIDENED_AT_ONCE = 20
+"""Bytes for each weight of a tensor that bitsandbytes steps on a processor: both means in float32,
+and what is computed on the way. Measured; on a GPU it has kernels that need none of it."""
 
 _HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -111,7 +116,10 @@ class FootprintMeter:
             _Moment(
                 f"training on {bucket} pictures, {batch} at a time",
                 cost.gradient_bytes,
-                cost.peak_bytes - cost.gradient_bytes + self._text_bytes(config, trainable, batch),
+                cost.peak_bytes
+                - cost.gradient_bytes
+                + self._text_bytes(config, trainable, batch)
+                + (self._transient(config, trainable) if _steps_alone(config) else 0),
             ),
             self._stepping(config, trainable),
             *self._drawing(config),
@@ -146,10 +154,10 @@ class FootprintMeter:
             for parameter in module.parameters():
                 size = wide if parameter.requires_grad else parameter.dtype.itemsize
                 total += parameter.numel() * size
-        if self._on_gpu:
+        if not encodes_later(config):
             total -= 4 * _numbers(model.vae)  # it leaves when all is encoded
-            if config.training.cache_text_to_disk:
-                total -= 4 * _numbers(model.text_encoder)
+        if config.training.cache_text_to_disk and (self._on_gpu or not changes_words(config)):
+            total -= 4 * _numbers(model.text_encoder)
         return total
 
     def _step(self, config: RunConfig, trainable: Trainable, bucket: Size, batch: int) -> StepCost:
@@ -199,16 +207,24 @@ class FootprintMeter:
 
     def _stepping(self, config: RunConfig, trainable: Trainable) -> _Moment:
         """The optimizer at work: all gradients, and what it makes for a chunk of weights."""
-        training = config.training
+        wide = DTYPES[config.training.weights].itemsize
+        gradients = 0 if _steps_alone(config) else wide * sum(p.count() for p in trainable.parts)
+        others = self._transient(config, trainable)
+        return _Moment("stepping the weights", gradients, others)
+
+    def _transient(self, config: RunConfig, trainable: Trainable) -> int:
+        """What an optimizer step makes and frees again."""
         sizes = [p.numel() for part in trainable.parts for p in part.parameters().values()]
-        alone = training.optimizer_in_backward != "off"
-        at_once = max(sizes) if alone else max(CHUNK, *sizes)
-        others = 0 if training.weights == "fp32" else ROUNDED_AT_ONCE * min(at_once, sum(sizes))
+        at_once = max(sizes) if _steps_alone(config) else max(CHUNK, *sizes)
+        others = 0
+        if config.training.weights != "fp32":
+            others += ROUNDED_AT_ONCE * min(at_once, sum(sizes))
+        if not self._on_gpu and "8bit" in config.optimizer.kind:
+            others += WIDENED_AT_ONCE * max(sizes)
         if self._on_gpu and _offloads(config):
             coming = min(2 * at_once, sum(sizes))  # one chunk's states, and the next one's
             others += int(coming * find_row(config.optimizer.kind).state_bytes)
-        gradients = 0 if alone else sum(sizes) * DTYPES[training.weights].itemsize
-        return _Moment("stepping the weights", gradients, others)
+        return others
 
     def _drawing(self, config: RunConfig) -> list[_Moment]:
         prompts = build_prompts(config)
@@ -228,7 +244,7 @@ class FootprintMeter:
             }
 
         found = self._remembered(words, rehearse)
-        vae = found["vae"] + (4 * _numbers(model.vae) if self._on_gpu else 0)
+        vae = found["vae"] + (0 if encodes_later(config) else 4 * _numbers(model.vae))
         return [_Moment(f"drawing previews of {size}", 0, max(found["unet"], vae))]
 
     def _remembered(
@@ -242,8 +258,25 @@ class FootprintMeter:
         return self._known[key]
 
 
+def encodes_later(config: RunConfig) -> bool:
+    """Whether some pictures are encoded each time they are shown."""
+    subsets = [subset for part in config.dataset.parts for subset in part.subsets]
+    return any(s.random_crop or s.color_aug or s.face_crop_aug_range for s in subsets)
+
+
+def changes_words(config: RunConfig) -> bool:
+    """Whether some captions are not always the same."""
+    subsets = [subset for part in config.dataset.parts for subset in part.subsets]
+    varied = any(build_caption_rules(subset).changes_words for subset in subsets)
+    return varied or build_templates(config) is not None
+
+
 def _offloads(config: RunConfig) -> bool:
     return config.training.offload_optimizer or config.optimizer.kind.startswith("paged_")
+
+
+def _steps_alone(config: RunConfig) -> bool:
+    return config.training.optimizer_in_backward != "off"
 
 
 def _numbers(module: torch.nn.Module) -> int:

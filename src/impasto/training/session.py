@@ -9,13 +9,14 @@ import contextlib
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 
+from impasto.checkpoints.keymap import TEXT_ENCODER, VAE
 from impasto.config.run import RunConfig
 from impasto.data.dataset import TrainingData
 from impasto.data.encoding import MomentsEncoder, cache_latents
@@ -33,6 +34,7 @@ from impasto.models.hypernetwork import (
 )
 from impasto.models.loading import BaseModel, load_base_model, with_zero_terminal_snr
 from impasto.models.opening import OpenOptions
+from impasto.models.parking import park
 from impasto.models.saving import DTYPES
 from impasto.models.text import ClipTextConditioner
 from impasto.models.trainable import Trainable
@@ -62,6 +64,9 @@ from impasto.training.step import StepRecipe
 from impasto.training.text import build_conditioners, encode_captions_ahead
 from impasto.training.validation import Validator
 from impasto.training.weights import build_chunk_rules, build_dtypes
+
+WAITING = "waiting-{part}-{process}.safetensors"
+"""Files of the run directory that are there while it trains."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +102,12 @@ class PreparedData:
         records = [image.record for plan in plans for image in plan.images]
         steady = [r.steady_caption for r in records if not r.subset.captions.changes_words]
         return ["", *steady]
+
+    @property
+    def changes_words(self) -> bool:
+        """Whether a caption is not always the same."""
+        plans = [self.training, *([self.held_out] if self.held_out else [])]
+        return any(i.record.subset.captions.changes_words for plan in plans for i in plan.images)
 
     def summary(self) -> dict[str, Any]:
         """What the run directory and the report say of the data set."""
@@ -236,8 +247,10 @@ def build_session(
         hashed = aside.submit(weights_fingerprint, model.unet)
         prepared = prepare_data(config, encoder, accelerator, progress, known)
         base_fingerprint = hashed.result()[:16]
-    if all(key.plain for key in prepared.training.keys):
+    encodes_later = not all(key.plain for key in prepared.training.keys)
+    if not encodes_later:
         encoding_vae.to("cpu")
+        model = with_parked(model, VAE, config, accelerator)
 
     if config.training.attention != "sdpa":
         use_kernel(model.unet, build_kernel(config.training.attention, accelerator.device))
@@ -248,6 +261,8 @@ def build_session(
     conditioners = build_conditioners(config, accelerator, model, trainable, progress)
     if config.training.cache_text_to_disk:
         encode_captions_ahead(accelerator, conditioners, prepared.captions(), prompts)
+        if not prepared.changes_words and build_templates(config) is None:
+            model = with_parked(model, TEXT_ENCODER, config, accelerator)
     set_float32_precision(tf32=config.training.tf32)
     compile_unet(
         trainable.unet,
@@ -281,7 +296,7 @@ def build_session(
             model.scaling_factor,
             config.seed,
             steps,
-            encoder,
+            encoder if encodes_later else None,
             build_templates(config),
         ),
         prepared=prepared,
@@ -314,6 +329,24 @@ def build_open_options(config: RunConfig) -> OpenOptions:
     """What the settings say about the base model."""
     model = config.model
     return OpenOptions(model.family, model.prediction_type, model.weights, model.variant, model.vae)
+
+
+def with_parked(
+    model: BaseModel, part: str, config: RunConfig, accelerator: Accelerator
+) -> BaseModel:
+    """The model with a part that is not needed now in a file; on a processor only.
+
+    Where there is a GPU, such parts wait in the computer's memory.
+    """
+    if accelerator.device.type != "cpu":
+        return model
+    name = WAITING.format(part=part, process=accelerator.process_index)
+    module = {VAE: model.vae, TEXT_ENCODER: model.text_encoder}[part]
+    waiting = park(module, config.output_dir / name)
+    named = {n: waiting[f"text_model.{n}"] if f"text_model.{n}" in waiting else waiting[n]
+             for n in model.contents.parts[part]}  # fmt: skip
+    parts = {**model.contents.parts, part: named}
+    return replace(model, contents=replace(model.contents, parts=parts))
 
 
 def build_encoding_vae(config: RunConfig, model: BaseModel) -> Any:

@@ -10,6 +10,7 @@ from pathlib import Path
 from accelerate import Accelerator
 
 from impasto import files
+from impasto.checkpoints.keymap import TEXT_ENCODER, VAE
 from impasto.config.load import build_run_config, dump_toml
 from impasto.config.run import RunConfig
 from impasto.config.validation import read_toml
@@ -22,7 +23,7 @@ from impasto.training.events import SilentEvents, TrainingEvents
 from impasto.training.loop import TrainingLoop
 from impasto.training.out_of_memory import is_out_of_memory, out_of_memory
 from impasto.training.pictures import Survey, survey
-from impasto.training.session import Ingredients, Session, build_session
+from impasto.training.session import WAITING, Ingredients, Session, build_session
 from impasto.training.settling import settle
 from impasto.training.trackers import require_trackers
 
@@ -132,6 +133,9 @@ def _run(
         raise
     finally:
         shown.ended()
+        for part in (VAE, TEXT_ENCODER):
+            name = WAITING.format(part=part, process=session.accelerator.process_index)
+            (run.path / name).unlink(missing_ok=True)
     return run
 
 
