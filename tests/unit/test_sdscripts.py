@@ -37,7 +37,6 @@ COMPANIONS = {
     "sample_every_n_steps": ["--sample_prompts=p.txt"],
     "sample_every_n_epochs": ["--sample_prompts=p.txt"],
     "sample_at_first": ["--sample_prompts=p.txt"],
-    "dynamo_backend": ["--torch_compile"],
     "full_fp16": ["--mixed_precision=fp16"],
     "full_bf16": ["--mixed_precision=bf16"],
     "lr_scheduler_num_cycles": ["--lr_scheduler=cosine_with_restarts"],
@@ -167,7 +166,6 @@ def test_what_flags_become(flags, place, expected):
         (["--learnin_rate=1"], "The nearest is --learning_rate"),
         (["--max_train_steps=many"], "expected a number"),
         (["--mixed_precision=fp8"], "choose one of no, fp16, bf16"),
-        (["--torch_compile", "--dynamo_backend=nvfuser"], "compiled by inductor"),
     ],
 )
 def test_what_cannot_be_is_explained(flags, words):

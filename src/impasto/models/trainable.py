@@ -128,7 +128,10 @@ class FullFineTune:
         if gradient_checkpointing:
             checkpoint_levels(self.unet, checkpointed_levels)
             if text_encoder_lr is not None:
-                model.text_encoder.gradient_checkpointing_enable()
+                text: Any = model.text_encoder  # its method was renamed in transformers 5
+                getattr(
+                    text, "activation_checkpointing_enable", text.gradient_checkpointing_enable
+                )()
         self.parts = tuple(parts)
 
     def export(self) -> Mapping[str, Mapping[str, Tensor]]:

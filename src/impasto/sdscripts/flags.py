@@ -139,7 +139,8 @@ _LOOP = [
     *_refused("flag", "weights that learn have 16 bits at least; --full_bf16 and an 8-bit "
               "optimizer save memory", "fp8_base"),
     Flag("torch_compile"),
-    Flag("dynamo_backend", "text", "inductor"),
+    *_noticed("text", "the U-Net is compiled by inductor, PyTorch's own, whatever is named here",
+              "dynamo_backend"),
     Flag("config_file", "text"),
     *_refused("flag", "`impasto import-command` writes the settings of a command line",
               "output_config"),

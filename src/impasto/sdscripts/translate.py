@@ -256,16 +256,8 @@ def _logging(flags: Mapping[str, Any], tree: Tree) -> list[str]:
 
 def _compiling(flags: Mapping[str, Any], tree: Tree) -> list[str]:
     """The whole U-Net, as accelerate does there."""
-    backend = flags.get("dynamo_backend", "inductor")
-    if not flags.get("torch_compile"):
-        unused = "--dynamo_backend: nothing is compiled without --torch_compile."
-        return [unused] if "dynamo_backend" in flags else []
-    if backend != "inductor":
-        raise ConfigError(
-            f"--dynamo_backend={backend} is not offered: the U-Net is compiled by inductor, "
-            f"PyTorch's own. Take it out."
-        )
-    tree["training"]["compile"] = "full"
+    if flags.get("torch_compile"):
+        tree["training"]["compile"] = "full"
     return []
 
 
