@@ -17,7 +17,7 @@ from impasto.training.pictures import survey
 from impasto.training.settling import build_fitting
 
 UPDATES = 3
-BACKWARD = {"optimizer_in_backward": "last_norm"}
+BACKWARD = {"optimizer_in_backward": "last_norm", "cache_text_to_disk": True}
 LEAN = {**BACKWARD, "gradient_checkpointing": True}
 EIGHT_BITS = {"optimizer": {"kind": "adamw8bit"}}
 VARIANTS: dict[str, dict[str, Any]] = {

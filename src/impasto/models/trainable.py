@@ -129,9 +129,8 @@ class FullFineTune:
             checkpoint_levels(self.unet, checkpointed_levels)
             if text_encoder_lr is not None:
                 text: Any = model.text_encoder  # its method was renamed in transformers 5
-                getattr(
-                    text, "activation_checkpointing_enable", text.gradient_checkpointing_enable
-                )()
+                enable = getattr(text, "activation_checkpointing_enable", None)
+                (enable or text.gradient_checkpointing_enable)()
         self.parts = tuple(parts)
 
     def export(self) -> Mapping[str, Mapping[str, Tensor]]:
