@@ -43,7 +43,7 @@ def measure(scratch: Path) -> dict[str, str]:
     captions = [f"a picture of the thing number {n}, blue" for n in range(64)]
     fresh = session.watching_conditioner
     saver = Saver(session, RunDirectory(config.output_dir), SilentEvents())
-    sampler = session.previewer._sampler
+    sampler = session.previewer.sampler
     prompt = Prompt("a red house", width=128, height=128, steps=10, guidance_scale=2.0)
     seconds = {
         "64 captions to states, s": _median(lambda: fresh._states(fresh_ids(fresh, captions))),
