@@ -141,6 +141,14 @@ def _without(config, rungs, left_out):
     return config
 
 
+def test_several_processes_keep_their_gradients(train_config, nano_model):
+    one, config = fitting(train_config, nano_model)
+    several = Fitting(one.meter, "cuda", one.group, 0, processes=2)
+    for ladder, steps_alone in ((one, True), (several, False)):
+        chosen, _ = ladder.climb(config, keep_asked=False)
+        assert (chosen.training.optimizer_in_backward != "off") == steps_alone
+
+
 def test_the_largest_batch_is_the_largest(train_config, nano_model):
     ladder, config = fitting(train_config, nano_model, "cpu")
     for wanted in (1, 3, 7):

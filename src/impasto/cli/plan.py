@@ -42,7 +42,7 @@ def show_plan(asked: RunConfig, console: Console) -> None:
     steps = count_steps(config, sampler)
     disk = plan_disk(config, model, trainable, steps, sampler.updates_per_epoch)
     group, _ = heaviest_group(config, plan.images)
-    fitting = build_fitting(config, group)
+    fitting = build_fitting(asked, group)  # whose training.memory is the limit
     footprint = fitting.footprint(config)
     console.heading("Data")
     console.table(

@@ -39,11 +39,6 @@ def park(module: nn.Module, file: Path) -> Tensors:
     return tensors
 
 
-def is_parked(module: nn.Module) -> bool:
-    """Whether a network's tensors wait in a file just now."""
-    return any(parameter.device == META for parameter in module.parameters())
-
-
 @contextlib.contextmanager
 def at_hand(module: nn.Module, device: torch.device) -> Iterator[None]:
     """Have a network on a device for a while; afterwards it is where it was, or waits again.

@@ -179,7 +179,7 @@ class SteppedInBackward:
     def _walk(
         self, scaled: Tensor, visit: Callable[[Tensor], None], *, keep_graph: bool = False
     ) -> None:
-        with _at_each_gradient(self._parameters, visit):
+        with at_each_gradient(self._parameters, visit):
             torch.autograd.backward(scaled, retain_graph=keep_graph)
 
     def _measure(self, parameter: Tensor) -> None:
@@ -224,7 +224,7 @@ def skips_on_device(optimizer: torch.optim.Optimizer) -> bool:
 
 
 @contextmanager
-def _at_each_gradient(
+def at_each_gradient(
     parameters: Sequence[Tensor], visit: Callable[[Tensor], None]
 ) -> Iterator[None]:
     """Call `visit` with each weight when its gradient is complete."""

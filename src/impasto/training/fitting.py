@@ -31,13 +31,13 @@ class Rung:
         changes: Section -> field -> value.
         why: What it does, and what it costs.
         applies: Whether it would change something, and goes with the rest.
-        on: `cuda`, `cpu`, or both where it is empty.
+        one_process: Whether it is only for runs of one process.
     """
 
     changes: Changes
     why: str
     applies: Callable[[RunConfig], bool]
-    on: str = ""
+    one_process: bool = False
 
     def words(self) -> str:
         """`section.field = value`, for all it changes."""
@@ -95,7 +95,6 @@ AVERAGE_ON_CPU = Rung(
     {"training": {"ema_on_cpu": True}},
     "the running average waits in the computer's memory",
     lambda c: c.training.ema_decay is not None and not c.training.ema_on_cpu,
-    "cuda",
 )
 EIGHT_BITS = Rung(
     {"optimizer": {"kind": "adamw8bit"}},
@@ -106,7 +105,6 @@ COMPUTE_BF16 = Rung(
     {"training": {"mixed_precision": "bf16"}},
     "activations take half, and steps are faster",
     lambda c: c.training.mixed_precision == "no",
-    "cuda",
 )
 HIGHEST_LEVEL, TWO_LEVELS, ALL_LEVELS = (
     Rung(
@@ -125,6 +123,7 @@ IN_BACKWARD = tuple(
         {"training": {"optimizer_in_backward": way}},
         f"gradients are freed one by one; {cost}",
         _in_backward(way),
+        one_process=True,
     )
     for way, cost in (
         ("last_norm", "limited by the norm of the update before"),
@@ -140,7 +139,6 @@ OFFLOAD = Rung(
     {"training": {"offload_optimizer": True}},
     "the optimizer's state waits in the computer's memory; slower by the way there and back",
     lambda c: not c.training.offload_optimizer and not c.optimizer.kind.startswith("paged_"),
-    "cuda",
 )
 LADDER = {
     "cuda": (
@@ -165,12 +163,20 @@ class Fitting:
         device_type: `cpu` or `cuda`.
         group: The pictures whose batches have most pixels.
         budget: Bytes that the run may take.
+        processes: How many processes share the run.
     """
 
     meter: FootprintMeter
     device_type: str
     group: Group
     budget: int
+    processes: int = 1
+
+    @property
+    def ladder(self) -> list[Rung]:
+        """The rungs that are possible here, best first."""
+        rungs = LADDER[self.device_type]
+        return [rung for rung in rungs if self.processes == 1 or not rung.one_process]
 
     def footprint(self, config: RunConfig, batch: int | None = None) -> Footprint:
         """What a run takes, at its largest batch unless another is given."""
@@ -190,7 +196,7 @@ class Fitting:
         """
         taken: list[Rung] = []
         batch = 1 if config.training.batch_size == "auto" else None
-        for rung in LADDER[self.device_type]:
+        for rung in self.ladder:
             changed = with_rungs(config, taken)
             if self.fits(changed, batch):
                 break
@@ -242,7 +248,7 @@ class Fitting:
 
     def advice(self, config: RunConfig) -> str:
         """The fewest changes that would make a run fit, in a sentence."""
-        for rung in LADDER[self.device_type]:
+        for rung in self.ladder:
             if rung.applies(config) and self.fits(with_rungs(config, [rung])):
                 return f"This would make it fit: {rung.words()} ({rung.why})."
         changed, taken = self.climb(config, keep_asked=False)

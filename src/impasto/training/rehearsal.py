@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import flop_registry
 
 from impasto.data.records import Size
+from impasto.training.descent import at_each_gradient
 
 CPU = torch.device("cpu")
 
@@ -163,12 +164,8 @@ class Rehearsal:
                 live.gradients += parameter.grad.untyped_storage().nbytes()
 
         learning = [p for p in self.network.parameters() if p.requires_grad]
-        handles = [p.register_post_accumulate_grad_hook(complete) for p in learning]  # type: ignore[no-untyped-call]
-        try:
+        with at_each_gradient(learning, complete):
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
 
 def decoding_peak(vae: Any, size: Size, batch: int) -> int:

@@ -22,7 +22,7 @@ RECORD = "footprints.json"
 
 
 def settle(
-    config: RunConfig, survey: Survey, progress: Progress, *, check: bool = True
+    config: RunConfig, survey: Survey, progress: Progress, *, check: bool = True, processes: int = 1
 ) -> RunConfig:
     """The settings as the run will have them: with those that `auto` stands for.
 
@@ -31,6 +31,7 @@ def settle(
         survey: What is known of the pictures.
         progress: Who is told what was chosen.
         check: Whether to make sure that the run fits, if the settings do not say otherwise.
+        processes: How many processes share the run.
 
     Raises:
         OutOfMemoryError: The run will not fit, and `training.fit_check` is on.
@@ -41,7 +42,7 @@ def settle(
     if training.memory is None and training.batch_size != "auto" and not check:
         return config
     group, most = heaviest_group(config, survey.plan.images)
-    fitting = build_fitting(config, group)
+    fitting = build_fitting(config, group, processes)
     if training.memory is not None:
         config = _settle_memory(config, fitting, progress)
     if config.training.batch_size == "auto":
@@ -53,14 +54,14 @@ def settle(
     return config
 
 
-def build_fitting(config: RunConfig, group: Group) -> Fitting:
+def build_fitting(config: RunConfig, group: Group, processes: int = 1) -> Fitting:
     """What finds out whether a run fits, on the device that it will have."""
     device = default_device()
     outline = partial(outline_base_model, config.model.path, build_open_options(config))
     meter = FootprintMeter(outline, device.type, config.dataset.derived_dir / RECORD)
     asked = config.training.memory
     budget = asked << 30 if isinstance(asked, int) else free_memory(device)
-    return Fitting(meter, device.type, group, budget)
+    return Fitting(meter, device.type, group, budget, processes)
 
 
 def free_memory(device: torch.device) -> int:

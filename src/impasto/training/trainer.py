@@ -49,7 +49,7 @@ def train(
     try:
         if accelerator.is_main_process:
             known = survey(config, events)
-            config = settle(config, known, events)
+            config = settle(config, known, events, processes=accelerator.num_processes)
             files.write_text(RunDirectory(config.output_dir).config_file, dump_toml(config))
         accelerator.wait_for_everyone()
         run = RunDirectory.open(config.output_dir)
