@@ -54,6 +54,18 @@ def test_each_chunk_is_encoded_once_whatever_the_caption(tokens):
     assert torch.equal(states(ClipTextConditioner(tokens, encoder), [long, "dog", ""]), first)
 
 
+def test_groups_are_of_one_size_and_change_nothing(tokens):
+    """So that no state depends on how many others were missing with it."""
+    encoder = CountingEncoder()
+    captions = ["cat " * 80, "dog", "", "bird", "a fish"]
+    grouped = conditioner(tokens, encoder, at_once=4)
+    expected = states(conditioner(tokens, CountingEncoder()), captions)
+    assert torch.equal(states(grouped, captions), expected)
+    assert encoder.chunks == 8  # six chunks, filled up
+    assert torch.equal(states(grouped, captions[1:]), expected[1:, :77])
+    assert encoder.chunks == 8
+
+
 def test_memory_stays_within_its_limit(tokens):
     encoder = CountingEncoder()
     size = 77 * 3 * 4

@@ -29,6 +29,7 @@ class TextMemory:
         device: Where states are handed out, and kept.
         store: Where states are kept on disk.
         progress: Is told while chunks are encoded ahead.
+        at_once: Chunks that go through the encoder together, padded to so many.
     """
 
     def __init__(
@@ -37,8 +38,9 @@ class TextMemory:
         device: torch.device,
         store: TextStore | None = None,
         progress: Progress | None = None,
+        at_once: int = 1,
     ) -> None:
-        self._limit_bytes = limit_bytes
+        self._limit_bytes, self._at_once = limit_bytes, at_once
         self._device = device
         self._store = store
         self._progress = progress or SilentProgress()
@@ -53,14 +55,23 @@ class TextMemory:
     def states_of(
         self, ids: Int[Tensor, "chunks 77"], encode: Encode
     ) -> Float[Tensor, "chunks 77 d"]:
-        """States of chunks; those not known are encoded one by one.
+        """States of chunks; those not known are encoded in groups of one size.
 
-        In a batch their last bits would depend on the company in which they were first met, which a
-        resumed run does not repeat.
+        In groups of any size their last bits would depend on the company in which they were first
+        met, which a resumed run does not repeat.
         """
         keys = [tuple(row) for row in ids.tolist()]
-        found = {key: self._find(key, encode) for key in dict.fromkeys(keys)}
-        return torch.stack([found[key] for key in keys])
+        found = {key: self._find(key) for key in dict.fromkeys(keys)}
+        missing = [key for key, states in found.items() if states is None]
+        for first in range(0, len(missing), self._at_once):
+            group = missing[first : first + self._at_once]
+            padded = group + group[-1:] * (self._at_once - len(group))
+            made = _encoded(torch.tensor(padded), encode).to(self._device)
+            for key, states in zip(group, made, strict=False):
+                alone = states.clone()  # a view would keep the group in memory
+                found[key] = alone
+                self._keep(key, alone)
+        return torch.stack([states for key in keys if (states := found[key]) is not None])
 
     def encode_ahead(self, chunks: Sequence[Ids], encode: Encode) -> None:
         """Put all of these chunks on disk.
@@ -84,15 +95,13 @@ class TextMemory:
                     advance(len(batch))
                 self._store.write(shard, torch.cat(made))
 
-    def _find(self, key: Ids, encode: Encode) -> Tensor:
+    def _find(self, key: Ids) -> Tensor | None:
         if key in self._known:
             self._known.move_to_end(key)
             return self._known[key]
         if self._store is not None and key in self._store:
             return self._store.read(key).to(self._device)
-        states = _encoded(torch.tensor([key]), encode)[0].to(self._device)
-        self._keep(key, states)
-        return states
+        return None
 
     def _keep(self, key: Ids, states: Tensor) -> None:
         self._known[key] = states
