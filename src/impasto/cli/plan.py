@@ -2,23 +2,43 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from impasto.cli.console import Console
 from impasto.config.load import build_run_config, dump_toml
 from impasto.config.run import RunConfig
 from impasto.data.plan import Plan
+from impasto.data.sampler import EpochSampler
 from impasto.data.scan import Scan
+from impasto.models.loading import BaseModel, build_tokens, outline_base_model
 from impasto.models.trainable import Trainable
 from impasto.training.advice import advice_on
 from impasto.training.batches import build_epoch_sampler, count_steps, heaviest_group
 from impasto.training.devices import default_device
 from impasto.training.disk import DiskPlan, free_bytes, plan_disk, require_room
 from impasto.training.duration import in_words, seconds_per_update
-from impasto.training.fitting import gib
+from impasto.training.fitting import Fitting, gib
 from impasto.training.footprint import Footprint
 from impasto.training.methods import build_trainable
-from impasto.training.pictures import survey
+from impasto.training.pictures import Survey, survey
 from impasto.training.session import build_open_options
 from impasto.training.settling import build_fitting, settle
+from impasto.training.text import build_layout
+
+
+@dataclass(frozen=True)
+class _Outlook:
+    """All that a plan shows, found out without training."""
+
+    config: RunConfig
+    survey: Survey
+    model: BaseModel
+    trainable: Trainable
+    sampler: EpochSampler
+    steps: int
+    disk: DiskPlan
+    fitting: Fitting
+    footprint: Footprint
 
 
 def show_plan(asked: RunConfig, console: Console) -> None:
@@ -27,59 +47,21 @@ def show_plan(asked: RunConfig, console: Console) -> None:
     Raises:
         ImpastoError: Whatever would stop the run before its first step.
     """
-    from impasto.models.loading import build_tokens, outline_base_model
-    from impasto.training.text import build_layout
-
-    found = survey(asked, console)
-    config = settle(asked, found, console, check=False)
-    scan, plan, training = found.scan, found.plan, found.split.training
-    sampler = build_epoch_sampler(config, plan, num_processes=1)
-    model = outline_base_model(config.model.path, build_open_options(config), console)
-    trainable = build_trainable(config, model)
-    too_long = build_tokens(model, build_layout(config)).too_long(
-        [record.steady_caption for record in training]
-    )
-    steps = count_steps(config, sampler)
-    disk = plan_disk(config, model, trainable, steps, sampler.updates_per_epoch)
-    group, _ = heaviest_group(config, plan.images)
-    fitting = build_fitting(asked, group)  # whose training.memory is the limit
-    footprint = fitting.footprint(config)
+    outlook = _look_ahead(asked, console)
+    config, footprint, budget = outlook.config, outlook.footprint, outlook.fitting.budget
     console.heading("Data")
-    console.table(
-        {
-            "Pictures": f"{len(training)} to train on, {len(found.split.held_out)} held out, "
-            f"{len(scan.set_aside)} set aside, {scan.uncaptioned} without words",
-            "Buckets": ", ".join(f"{size}: {n}" for size, n in plan.bucket_counts.items()),
-            "Cropped away": f"{100 * plan.mean_lost_area:.1f} % of the area on average",
-            "Captions": f"{too_long} have over {config.model.max_tokens} tokens, whose ends are "
-            f"not seen",
-            "Enlarged": f"{plan.enlarged} pictures are smaller than their bucket",
-            **more_lines_row(scan),
-        }
-    )
+    console.table(_data_rows(outlook))
     console.heading("Training")
-    console.table(
-        {
-            "Model": f"{model.identity.family.name}, predicts {model.identity.prediction.name} "
-            f"({model.identity.evidence})",
-            "Trains": ", ".join(f"{p.name} ({p.count() / 1e6:.1f} M)" for p in trainable.parts),
-            "Batches": f"{sampler.batches_per_epoch} per epoch of up to "
-            f"{' or '.join(map(str, sorted(set(config.batch_sizes.values()))))}",
-            "Updates": f"{steps} in all, {sampler.updates_per_epoch} per epoch, "
-            f"{steps / sampler.updates_per_epoch:.1f} epochs",
-            "Time": duration_row(config, footprint, plan, steps, trainable),
-            **disk_rows(config, disk),
-        }
-    )
+    console.table(_training_rows(outlook))
     console.heading(f"Memory, at most while {footprint.moment}")
     console.table(
         {
             **{name.capitalize(): gib(size) for name, size in footprint.by_part().items() if size},
-            "In all": f"about {gib(footprint.total)}; {gib(fitting.budget)} are there",
+            "In all": f"about {gib(footprint.total)}; {gib(budget)} are there",
         }
     )
-    require_room(disk, config)
-    warnings = advice_on(config, model.identity)
+    require_room(outlook.disk, config)
+    warnings = advice_on(config, outlook.model.identity)
     if warnings:
         console.heading("Unusual")
         for line in warnings:
@@ -88,9 +70,66 @@ def show_plan(asked: RunConfig, console: Console) -> None:
     for line in _changed_settings(config):
         console.note(f"  {line}")
     if asked.training.fit_check:
-        doubt = fitting.require_fit(config)
+        doubt = outlook.fitting.require_fit(config)
         if doubt is not None:
             console.note(f"Warning: {doubt}")
+
+
+def _look_ahead(asked: RunConfig, console: Console) -> _Outlook:
+    found = survey(asked, console)
+    config = settle(asked, found, console, check=False)
+    sampler = build_epoch_sampler(config, found.plan, num_processes=1)
+    model = outline_base_model(config.model.path, build_open_options(config), console)
+    trainable = build_trainable(config, model)
+    steps = count_steps(config, sampler)
+    group, _ = heaviest_group(config, found.plan.images)
+    fitting = build_fitting(asked, group)  # whose training.memory is the limit
+    return _Outlook(
+        config,
+        found,
+        model,
+        trainable,
+        sampler,
+        steps,
+        plan_disk(config, model, trainable, steps, sampler.updates_per_epoch),
+        fitting,
+        fitting.footprint(config),
+    )
+
+
+def _data_rows(outlook: _Outlook) -> dict[str, str]:
+    config, found = outlook.config, outlook.survey
+    scan, plan, split = found.scan, found.plan, found.split
+    too_long = build_tokens(outlook.model, build_layout(config)).too_long(
+        [record.steady_caption for record in split.training]
+    )
+    return {
+        "Pictures": f"{len(split.training)} to train on, {len(split.held_out)} held out, "
+        f"{len(scan.set_aside)} set aside, {scan.uncaptioned} without words",
+        "Buckets": ", ".join(f"{size}: {n}" for size, n in plan.bucket_counts.items()),
+        "Cropped away": f"{100 * plan.mean_lost_area:.1f} % of the area on average",
+        "Captions": f"{too_long} have over {config.model.max_tokens} tokens, whose ends are "
+        f"not seen",
+        "Enlarged": f"{plan.enlarged} pictures are smaller than their bucket",
+        **more_lines_row(scan),
+    }
+
+
+def _training_rows(outlook: _Outlook) -> dict[str, str]:
+    config, steps, per_epoch = outlook.config, outlook.steps, outlook.sampler.updates_per_epoch
+    identity, parts = outlook.model.identity, outlook.trainable.parts
+    return {
+        "Model": f"{identity.family.name}, predicts {identity.prediction.name} "
+        f"({identity.evidence})",
+        "Trains": ", ".join(f"{p.name} ({p.count() / 1e6:.1f} M)" for p in parts),
+        "Batches": f"{outlook.sampler.batches_per_epoch} per epoch of up to "
+        f"{' or '.join(map(str, sorted(set(config.batch_sizes.values()))))}",
+        "Updates": f"{steps} in all, {per_epoch} per epoch, {steps / per_epoch:.1f} epochs",
+        "Time": duration_row(
+            config, outlook.footprint, outlook.survey.plan, steps, outlook.trainable
+        ),
+        **disk_rows(config, outlook.disk),
+    }
 
 
 def duration_row(
