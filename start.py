@@ -119,8 +119,14 @@ def set_up(extras, index, reinstall):
 
 
 def run_tests(words, environment):
-    """Run the checks, unless only some tests are asked for, then pytest."""
+    """Run the checks, unless only some tests are asked for, then pytest.
+
+    All tests run in several processes of one thread each: processes whose threads outnumber the
+    cores take twice as long.
+    """
     if not words:
+        words = ["-n", str(min(4, os.cpu_count() or 1)), "--dist", "worksteal"]
+        environment = {"OMP_NUM_THREADS": "1", **environment}
         for check in CHECKS:
             say("$ " + " ".join(check))
             code = subprocess.call([str(program(check[0])), *check[1:]], cwd=HERE, env=environment)
