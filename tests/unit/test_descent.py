@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from impasto.checkpoints.tensors import LazyTensor
 from impasto.config.optimizer import OptimizerConfig
 from impasto.errors import ConfigError
 from impasto.models.trainable import Part
@@ -139,7 +140,8 @@ def test_the_last_norm_is_part_of_the_state():
     optimizer = build_optimizer([part], OptimizerConfig(), EACH)
     optimizer.param_groups[0][LAST_NORM] = torch.tensor(3.5)
     names = parameter_names([part])
-    tensors, scalars = optimizer_tensors(optimizer, names), optimizer_scalars(optimizer, names)
+    tensors = {k: LazyTensor.of(t) for k, t in optimizer_tensors(optimizer, names).items()}
+    scalars = optimizer_scalars(optimizer, names)
     again = build_optimizer([part], OptimizerConfig(), EACH)
     restore_optimizer(again, names, tensors, scalars)
     assert float(again.param_groups[0][LAST_NORM]) == 3.5
@@ -205,7 +207,7 @@ def test_states_kept_elsewhere_can_be_saved_and_put_back():
     for seed in range(2):
         update(first, early, seed)
     names = parameter_names([first])
-    tensors = {k: v.clone() for k, v in optimizer_tensors(early, names).items()}
+    tensors = {k: LazyTensor.of(v.clone()) for k, v in optimizer_tensors(early, names).items()}
     scalars = optimizer_scalars(early, names)
     second, late = begun()
     second.module.load_state_dict(first.module.state_dict())

@@ -1,6 +1,7 @@
 """Predicted memory against what a step really allocates, and the choice of settings by it."""
 
 import gc
+from functools import partial
 
 import pytest
 import torch
@@ -10,9 +11,10 @@ from impasto.data.records import Size
 from impasto.data.sampler import Group
 from impasto.models.loading import load_base_model, outline_base_model
 from impasto.models.trainable import FullFineTune
-from impasto.training.fitting import LADDER, Fitting, with_fields
-from impasto.training.footprint import RUNTIME, FootprintMeter
+from impasto.training.fitting import LADDER, Fitting, with_fields, with_rungs
+from impasto.training.footprint import RUNTIME, FootprintMeter, Shares
 from impasto.training.rehearsal import Rehearsal, decoding_peak
+from impasto.training.sharding import require_shareable
 
 SIZE = Size(128, 128)
 KINDS = {
@@ -181,3 +183,39 @@ def test_a_learning_text_encoder_and_previews_count(train_config, nano_model):
     drawing = {"prompts": ["x"], "width": 1024, "height": 1024}
     shown = meter.footprint(train_config(previews=drawing), SIZE, 1)
     assert shown.moment == "drawing previews of 1024x1024"
+
+
+def test_shares_of_a_model_take_less(train_config, nano_model):
+    """Of what learns each process has its part; ZeRO keeps a copy of what it steps beside."""
+    config = train_config(training={"ema_decay": 0.9}, optimizer={"kind": "adamw"})
+
+    def of(shares):
+        outline = partial(outline_base_model, nano_model)
+        return FootprintMeter(outline, "cpu", shares=shares).footprint(config, SIZE, 2)
+
+    whole, fsdp, zero = of(Shares()), of(Shares(4, 4, 4)), of(Shares(1, 4, 4, steps_copies=True))
+    learning = whole.optimizer // 8
+    assert whole.weights - fsdp.weights == pytest.approx(3 * learning, abs=4096)
+    assert fsdp.optimizer == zero.optimizer == whole.optimizer // 4
+    assert fsdp.gradients == zero.gradients == whole.gradients // 4
+    assert (fsdp.average, zero.average) == (whole.average // 4, whole.average)
+    assert zero.weights - whole.weights == pytest.approx(learning, abs=4096)
+    assert whole.activations < fsdp.activations  # blocks that are put together
+
+
+def test_what_needs_whole_weights_is_not_advised_for_shares(train_config, nano_model):
+    meter = FootprintMeter(partial(outline_base_model, nano_model), "cuda")
+    asked = train_config(optimizer={"kind": "adamw"}, training={"ema_decay": 0.9})
+    group = Group(0, SIZE)
+    words = [
+        [rung.words() for rung in Fitting(meter, "cuda", group, 0, processes, shared).ladder]
+        for processes, shared in ((1, False), (2, False), (2, True))
+    ]
+
+    def advised(setting):
+        return [any(setting in word for word in rungs) for rungs in words]
+
+    assert advised("optimizer_in_backward") == [True, False, False]
+    assert advised("adamw8bit") == [True, True, False]
+    for rung in Fitting(meter, "cuda", group, 0, 2, is_shared=True).ladder:
+        require_shareable(with_rungs(asked, [rung]), "FSDP")

@@ -4,9 +4,9 @@ import json
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch import nn
 
+from impasto.checkpoints.reading import open_tensor_file
 from impasto.checkpoints.tensors import LazyTensor
 from impasto.checkpoints.writing import write_safetensors
 from impasto.config.optimizer import OptimizerConfig
@@ -73,7 +73,7 @@ def test_each_moves_the_weights_and_resumes_bit_for_bit(kind, tmp_path):
         for new, old in zip(again.parameters().values(), begun.parameters().values(), strict=True):
             new.copy_(old)
     second = build_optimizer([again], config_of(kind))
-    tensors = load_file(tmp_path / "o.safetensors")
+    tensors = open_tensor_file(tmp_path / "o.safetensors").tensors
     restore_optimizer(second, parameter_names([again]), tensors, scalars)
     for seed in range(3, 5):
         do_step(again, second, seed)

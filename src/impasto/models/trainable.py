@@ -25,6 +25,7 @@ class Part:
         block_lrs: Other rates for parameters whose names begin so.
         from_step: The optimizer update from which it learns.
         until_step: The one from which it learns no more; None means to the end.
+        shares: What of its parameters this process holds, where they are shared out.
     """
 
     name: str
@@ -33,14 +34,18 @@ class Part:
     block_lrs: Mapping[str, float] = field(default_factory=dict)
     from_step: int = 0
     until_step: int | None = None
+    shares: Mapping[str, nn.Parameter] | None = None
 
     def parameters(self) -> dict[str, nn.Parameter]:
-        """The parameters that learn, by name."""
-        return {n: p for n, p in self.module.named_parameters() if p.requires_grad}
+        """The parameters that learn, by name; what this process holds of them."""
+        return dict(self._whole() if self.shares is None else self.shares)
 
     def count(self) -> int:
-        """How many numbers learn."""
-        return sum(parameter.numel() for parameter in self.parameters().values())
+        """How many numbers learn, in all."""
+        return sum(parameter.numel() for parameter in self._whole().values())
+
+    def _whole(self) -> dict[str, nn.Parameter]:
+        return {n: p for n, p in self.module.named_parameters() if p.requires_grad}
 
     def by_rate(self) -> list[tuple[float, dict[str, nn.Parameter]]]:
         """The parameters that learn in groups of one rate, the part's own first."""
@@ -195,6 +200,21 @@ class HypernetworkTraining:
     def export(self) -> Mapping[str, Mapping[str, Tensor]]:
         """The hypernetwork's tensors."""
         return {part.name: part.module.state_dict() for part in self.parts}
+
+
+def blocks_of(network: nn.Module) -> list[nn.Module]:
+    """The blocks of a U-Net or a text encoder, of some millions of numbers each.
+
+    Residual and attention blocks, and transformer layers: the modules in the lists of these names.
+    """
+    return [
+        module
+        for name, module in network.named_modules()
+        if name.rpartition(".")[0].rpartition(".")[2] in _BLOCK_LISTS
+    ]
+
+
+_BLOCK_LISTS = {"resnets", "attentions", "layers"}
 
 
 def checkpoint_levels(unet: Any, levels: int | None) -> None:

@@ -236,7 +236,10 @@ _LOGGING = [
     *_noticed("flag", "messages are simple", "console_log_simple"),
 ]  # fmt: skip
 
-_DEEPSPEED = "DeepSpeed is not offered yet; accelerate launch with several processes works"
+_DEEPSPEED = (
+    "say it in accelerate config (distributed_type DEEPSPEED, zero_stage 1 or 2, or FSDP), and it "
+    "is done by accelerate launch"
+)
 _DISTRIBUTED = [
     *_noticed("int", "processes wait for each other as long as it takes", "ddp_timeout"),
     *_noticed("flag", "gradients are views in any case", "ddp_gradient_as_bucket_view"),

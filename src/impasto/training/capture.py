@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
-from impasto.training.optimizer_state import optimizer_scalars, optimizer_tensors, restore_optimizer
+from impasto.training.placement import OptimizerState
 from impasto.training.session import Session
 from impasto.training.state import TrainingState
 
@@ -18,15 +17,20 @@ def capture_state(
     done: int,
     best_validation: float | None = None,
 ) -> TrainingState:
-    """All that the session would need to continue after `done` updates."""
+    """All that the session would need to continue after `done` updates.
+
+    Where processes share the model out, all of them read its tensors, in the same order.
+    """
+    placement = session.placement
+    optimizer = placement.optimizer_state(session.optimizer, names)
     return TrainingState(
         step=done,
         samples_seen=session.sampler.samples_before(done),
         fingerprint=session.fingerprint,
-        weights={name: parameter for parameter, name in names.items()},
-        optimizer=optimizer_tensors(session.optimizer, names),
-        optimizer_scalars=optimizer_scalars(session.optimizer, names),
-        ema=session.ema.tensors() if session.ema else {},
+        weights=placement.whole({name: parameter for parameter, name in names.items()}),
+        optimizer=optimizer.tensors,
+        optimizer_scalars=optimizer.scalars,
+        ema=placement.whole(session.ema.tensors()) if session.ema else {},
         scaler=session.precision.state(),
         best_validation=best_validation,
     )
@@ -38,10 +42,10 @@ def restore_state(session: Session, names: Mapping[Tensor, str], state: Training
     Raises:
         RunError: It does not fit what the session trains.
     """
-    with torch.no_grad():
-        for parameter, name in names.items():
-            parameter.copy_(state.weights[name])
-    restore_optimizer(session.optimizer, names, state.optimizer, state.optimizer_scalars)
+    placement = session.placement
+    placement.put(names, state.weights)
+    remembered = OptimizerState(state.optimizer, state.optimizer_scalars)
+    placement.put_optimizer_state(session.optimizer, names, remembered)
     session.precision.restore(state.scaler)
     if session.ema is not None:
-        session.ema.restore(state.ema)
+        session.ema.restore(placement.share(state.ema))

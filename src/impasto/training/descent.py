@@ -43,7 +43,7 @@ class Descent(Protocol):
 
     is_stepping: bool
 
-    def backward(self, share: Tensor) -> None:
+    def backward(self, share: Tensor, *, is_last: bool = True) -> None:
         """Go backward from a micro-batch's share of the update's loss."""
 
     def apply(self, loss: Tensor) -> Tensor | None:
@@ -80,8 +80,9 @@ class KeptGradients:
         self._skips_on_device = skips_on_device(optimizer)
         self.is_stepping = False
 
-    def backward(self, share: Tensor) -> None:
+    def backward(self, share: Tensor, *, is_last: bool = True) -> None:
         """Add to the gradients."""
+        del is_last
         torch.autograd.backward(self._precision.scaled(share))
 
     def apply(self, loss: Tensor) -> Tensor | None:
@@ -130,12 +131,13 @@ class SteppedInBackward:
         self._norm_before: Tensor | None = None
         self.is_stepping = False
 
-    def backward(self, share: Tensor) -> None:
+    def backward(self, share: Tensor, *, is_last: bool = True) -> None:
         """All of an update: its norm where it is needed, and the steps.
 
         Raises:
             NotFiniteError: It was not applied.
         """
+        del is_last  # there is one
         last = self._optimizer.param_groups[0].get(LAST_NORM) if self._by_last_norm else None
         scaled = self._precision.scaled(share)
         self._norms = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from datetime import timedelta
 
@@ -27,32 +28,48 @@ def build_accelerator() -> Accelerator:
     dies is noticed by the launcher, not by a timeout.
 
     Raises:
-        ConfigError: accelerate is configured to cut the model into pieces.
+        ConfigError: accelerate is configured for Megatron-LM.
+        MissingDependencyError: It is configured for DeepSpeed, which is not installed or does not
+            run here.
     """
-    require_whole_models()
+    if asks_for("MEGATRON_LM"):
+        raise ConfigError(
+            "accelerate is configured for Megatron-LM, which is for language models. Run "
+            "`accelerate config` and choose FSDP, DeepSpeed, or none of them."
+        )
+    on_gpu, zero = torch.cuda.is_available(), asks_for("DEEPSPEED")
+    if zero and importlib.util.find_spec("deepspeed") is None:
+        raise MissingDependencyError(
+            "accelerate is configured for DeepSpeed, which is not installed. Install it "
+            "(pip install deepspeed), or run `accelerate config` and choose FSDP, which shares a "
+            "model out too and comes with PyTorch."
+        )
+    # accelerate takes DeepSpeed for GPUs only, unless it is told how processes talk to each other
+    backend = "gloo" if zero and not on_gpu else None
     handlers = [
         DistributedDataParallelKwargs(gradient_as_bucket_view=True),
-        InitProcessGroupKwargs(timeout=PATIENCE),
+        InitProcessGroupKwargs(backend=backend, timeout=PATIENCE),
     ]
-    return Accelerator(
-        cpu=not torch.cuda.is_available(), mixed_precision="no", kwargs_handlers=handlers
-    )
+    try:
+        return Accelerator(
+            cpu=not on_gpu and not zero, mixed_precision="no", kwargs_handlers=handlers
+        )
+    except RuntimeError as error:
+        if not zero or on_gpu or not any(w in str(error) for w in ("Ninja", "building extension")):
+            raise
+        raise MissingDependencyError(
+            f"DeepSpeed builds a kernel of its own for processors, and could not ({error}). "
+            f"Install g++ and ninja, or run `accelerate config` and choose FSDP."
+        ) from error
 
 
-def require_whole_models() -> None:
-    """Make sure that each process will have the whole model.
+def asks_for(name: str) -> bool:
+    """Whether accelerate's configuration asks for one of its ways to share a model out.
 
-    Raises:
-        ConfigError: accelerate's configuration asks for DeepSpeed, FSDP or Megatron-LM.
+    Args:
+        name: `DEEPSPEED`, `FSDP` or `MEGATRON_LM`; accelerate launch says so in the environment.
     """
-    for name in ("DEEPSPEED", "FSDP", "MEGATRON_LM"):
-        if os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() == "true":
-            raise ConfigError(
-                f"accelerate is configured for {name}, which cuts a model into pieces; here each "
-                f"process has the whole model, and they exchange gradients (distributed_type "
-                f"MULTI_GPU). Run `accelerate config` and choose no {name}. What saves memory: "
-                f"optimizer.kind adamw8bit, training.weights bf16, training.gradient_checkpointing."
-            )
+    return os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() == "true"
 
 
 def require_precision(mixed_precision: str) -> None:

@@ -14,6 +14,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from impasto.checkpoints.tensors import LazyTensor
 from impasto.errors import RunError
 from impasto.training.offload import new_stream
 
@@ -26,6 +27,8 @@ class WeightAverage:
         decay: The share of the old average that an update keeps, in (0, 1).
         power: The share rises as 1 - (1 + updates)^-power; crowsonkb/k-diffusion, `EMAWarmup`.
         on_cpu: Whether the averages are kept in the computer's memory.
+        in_their_place: Whether weights have to stay at their place in memory, so that values are
+            copied where averages are looked at; else the two change places, which takes no memory.
         overlapped: Whether they take in the weights while training goes on, which may change the
             weights after `let_go` only; None means for averages of what is on a GPU.
     """
@@ -37,10 +40,12 @@ class WeightAverage:
         *,
         power: float | None = None,
         on_cpu: bool = False,
+        in_their_place: bool = False,
         overlapped: bool | None = None,
     ) -> None:
         self._parameters = dict(parameters)
-        self._decay, self._power, self._on_cpu = decay, power, on_cpu
+        self._decay, self._power = decay, power
+        self._copies = on_cpu or in_their_place
         self._averages = {
             name: parameter.detach().to(
                 "cpu" if on_cpu else parameter.device, torch.float32, copy=True
@@ -78,7 +83,7 @@ class WeightAverage:
     def in_place(self) -> Iterator[None]:
         """Put the averages in the place of the weights, and these back at the end, bit for bit."""
         self._settle()
-        if self._on_cpu:
+        if self._copies:
             kept = [p.detach().to("cpu", copy=True) for p in self._parameters.values()]
             self._overwrite(self._averages.values())
         else:
@@ -86,7 +91,7 @@ class WeightAverage:
         try:
             yield
         finally:
-            if self._on_cpu:
+            if self._copies:
                 self._overwrite(kept)
             else:
                 self._exchange()
@@ -96,7 +101,7 @@ class WeightAverage:
         self._settle()
         return dict(self._averages)
 
-    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+    def restore(self, tensors: Mapping[str, LazyTensor]) -> None:
         """Put saved averages back.
 
         Raises:
@@ -106,7 +111,7 @@ class WeightAverage:
             raise RunError("The saved weight average does not fit the parts that this run trains.")
         self._settle()
         for name, average in self._averages.items():
-            average.copy_(tensors[name])
+            average.copy_(tensors[name].read())
 
     def _exchange(self) -> None:
         for name, parameter in self._parameters.items():

@@ -32,12 +32,14 @@ class Rung:
         why: What it does, and what it costs.
         applies: Whether it would change something, and goes with the rest.
         one_process: Whether it is only for runs of one process.
+        whole_model: Whether it is only for runs in which each process has the whole model.
     """
 
     changes: Changes
     why: str
     applies: Callable[[RunConfig], bool]
     one_process: bool = False
+    whole_model: bool = False
 
     def words(self) -> str:
         """`section.field = value`, for all it changes."""
@@ -100,6 +102,7 @@ EIGHT_BITS = Rung(
     {"optimizer": {"kind": "adamw8bit"}},
     "the optimizer's state takes a quarter",
     lambda c: c.optimizer.kind == "adamw" and importlib.util.find_spec("bitsandbytes") is not None,
+    whole_model=True,
 )
 COMPUTE_BF16 = Rung(
     {"training": {"mixed_precision": "bf16"}},
@@ -134,11 +137,13 @@ WEIGHTS_BF16 = Rung(
     {"training": {"mixed_precision": "bf16", "weights": "bf16"}},
     "weights and gradients take half, rounded up or down by chance",
     lambda c: _full(c) and c.training.weights == "fp32" and c.training.mixed_precision != "fp16",
+    whole_model=True,
 )
 OFFLOAD = Rung(
     {"training": {"offload_optimizer": True}},
     "the optimizer's state waits in the computer's memory; slower by the way there and back",
     lambda c: not c.training.offload_optimizer and not c.optimizer.kind.startswith("paged_"),
+    whole_model=True,
 )
 LADDER = {
     "cuda": (
@@ -164,6 +169,7 @@ class Fitting:
         group: The pictures whose batches have most pixels.
         budget: Bytes that the run may take.
         processes: How many processes share the run.
+        is_shared: Whether they share the model out, too.
     """
 
     meter: FootprintMeter
@@ -171,12 +177,17 @@ class Fitting:
     group: Group
     budget: int
     processes: int = 1
+    is_shared: bool = False
 
     @property
     def ladder(self) -> list[Rung]:
         """The rungs that are possible here, best first."""
-        rungs = LADDER[self.device_type]
-        return [rung for rung in rungs if self.processes == 1 or not rung.one_process]
+        return [
+            rung
+            for rung in LADDER[self.device_type]
+            if (self.processes == 1 or not rung.one_process)
+            and not (self.is_shared and rung.whole_model)
+        ]
 
     def footprint(self, config: RunConfig, batch: int | None = None) -> Footprint:
         """What a run takes, at its largest batch unless another is given."""

@@ -20,7 +20,7 @@ from impasto.config.run import RunConfig
 from impasto.data.records import Size
 from impasto.models.loading import BaseModel
 from impasto.models.saving import DTYPES
-from impasto.models.trainable import Trainable
+from impasto.models.trainable import Trainable, blocks_of
 from impasto.sampling.prompts import Prompt
 from impasto.training.chunked import CHUNK
 from impasto.training.methods import build_templates, build_trainable
@@ -79,6 +79,23 @@ class Footprint:
 
 
 @dataclass(frozen=True)
+class Shares:
+    """By how many processes each part of a footprint is divided.
+
+    Attributes:
+        weights: Those that learn, and their average.
+        gradients: Once they are complete.
+        optimizer: Its state.
+        steps_copies: Whether what is stepped is a copy of the weights.
+    """
+
+    weights: int = 1
+    gradients: int = 1
+    optimizer: int = 1
+    steps_copies: bool = False
+
+
+@dataclass(frozen=True)
 class _Moment:
     """Something that is done: bytes beside what is always there."""
 
@@ -94,11 +111,17 @@ class FootprintMeter:
         outline: Makes the base model without values; each rehearsal uses one up.
         device_type: `cpu` or `cuda`.
         record: A file that rehearsals are remembered in; None remembers them here only.
+        shares: How much of the model a process has.
     """
 
     def __init__(
-        self, outline: Callable[[], BaseModel], device_type: str, record: Path | None = None
+        self,
+        outline: Callable[[], BaseModel],
+        device_type: str,
+        record: Path | None = None,
+        shares: Shares = Shares(),
     ) -> None:
+        self._shares = shares
         self._outline, self._on_gpu, self._file = outline, device_type == "cuda", record
         self._device_type = device_type
         self._known: dict[str, dict[str, int]] = _read(record)
@@ -115,11 +138,12 @@ class FootprintMeter:
         moments = [
             _Moment(
                 f"training on {bucket} pictures, {batch} at a time",
-                cost.gradient_bytes,
+                cost.gradient_bytes // self._shares.gradients,
                 cost.peak_bytes
                 - cost.gradient_bytes
                 + self._text_bytes(config, trainable, batch)
-                + (self._transient(config, trainable) if _steps_alone(config) else 0),
+                + (self._transient(config, trainable) if _steps_alone(config) else 0)
+                + self._together(trainable),
             ),
             self._stepping(config, trainable),
             *self._drawing(config),
@@ -135,8 +159,10 @@ class FootprintMeter:
         return Footprint(
             weights=self._weights(config, trainable, model),
             gradients=fullest.gradients,
-            optimizer=int(state * learning) if self._is_here(away=_offloads(config)) else 0,
-            average=4 * learning * averaged,
+            optimizer=int(state * learning) // self._shares.optimizer
+            if self._is_here(away=_offloads(config))
+            else 0,
+            average=4 * learning * averaged // self._shares.weights,
             activations=fullest.others,
             workspace=RUNTIME[self._device_type],
             moment=fullest.name,
@@ -152,8 +178,12 @@ class FootprintMeter:
         total = 0
         for module in (trainable.network, model.vae, model.text_encoder):
             for parameter in module.parameters():
-                size = wide if parameter.requires_grad else parameter.dtype.itemsize
-                total += parameter.numel() * size
+                if parameter.requires_grad:
+                    total += parameter.numel() * wide // self._shares.weights
+                    if self._shares.steps_copies:
+                        total += parameter.numel() * 4 // self._shares.optimizer
+                else:
+                    total += parameter.numel() * parameter.dtype.itemsize
         if not encodes_later(config):
             total -= 4 * _numbers(model.vae)  # it leaves when all is encoded
         if config.training.cache_text_to_disk and (self._on_gpu or not changes_words(config)):
@@ -209,6 +239,7 @@ class FootprintMeter:
         """The optimizer at work: all gradients, and what it makes for a chunk of weights."""
         wide = DTYPES[config.training.weights].itemsize
         gradients = 0 if _steps_alone(config) else wide * sum(p.count() for p in trainable.parts)
+        gradients //= self._shares.gradients
         others = self._transient(config, trainable)
         return _Moment("stepping the weights", gradients, others)
 
@@ -225,6 +256,12 @@ class FootprintMeter:
             coming = min(2 * at_once, sum(sizes))  # one chunk's states, and the next one's
             others += int(coming * find_row(config.optimizer.kind).state_bytes)
         return others
+
+    def _together(self, trainable: Trainable) -> int:
+        """Blocks that are put together just now: one, the next one, and a gradient."""
+        if self._shares.weights == 1:
+            return 0
+        return 3 * 4 * max(_numbers(block) for block in blocks_of(trainable.network))
 
     def _drawing(self, config: RunConfig) -> list[_Moment]:
         prompts = build_prompts(config)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -13,21 +14,21 @@ from impasto.checkpoints.keymap import TEXT_ENCODER
 from impasto.data.dataset import iterate_updates
 from impasto.data.records import Batch, Size
 from impasto.data.sampler import MicroBatch, Update
-from impasto.errors import ImpastoError, Interrupted, NonFiniteLossError, RunError
+from impasto.errors import Interrupted, NonFiniteLossError
 from impasto.randomness import derive_seed
 from impasto.runs import RunDirectory, step_name
 from impasto.training.advice import advice_on
 from impasto.training.calendar import Calendar
 from impasto.training.capture import restore_state
 from impasto.training.chunked import ChunkedOptimizer
-from impasto.training.descent import NotFiniteError, build_descent
-from impasto.training.devices import is_lost_process, seed_torch
+from impasto.training.descent import NotFiniteError
+from impasto.training.devices import seed_torch
 from impasto.training.events import TrainingEvents
+from impasto.training.faults import Faults
 from impasto.training.feeding import feed_for
 from impasto.training.interrupts import StopRequest
 from impasto.training.movement import MovementCheck
 from impasto.training.optimizer_state import LrSetter, parameter_names, require_savable
-from impasto.training.out_of_memory import is_out_of_memory, out_of_memory
 from impasto.training.recorder import Recorder
 from impasto.training.saver import Saver
 from impasto.training.session import Session
@@ -58,7 +59,7 @@ class TrainingLoop:
         self._is_main = session.accelerator.is_main_process
         self._lr = LrSetter(session.optimizer)
         self._names = parameter_names(session.trainable.parts)
-        self._descent = build_descent(
+        self._descent = session.placement.build_descent(
             self._config.training.optimizer_in_backward,
             session.optimizer,
             list(self._names),
@@ -72,6 +73,13 @@ class TrainingLoop:
         self._movement: MovementCheck | None = None
         self._recorder = Recorder(session, run, events, preparing_s)
         self._saver = Saver(session, run, events)
+        self._faults = Faults(
+            session,
+            run,
+            self._descent,
+            save=lambda step: self._save(step, now=True),
+            save_alone=lambda step: self._saver.save_state(step, self._best, now=True),
+        )
 
     def train(self) -> None:
         """Train to the end, then validate, preview and export.
@@ -116,7 +124,7 @@ class TrainingLoop:
                     update.micro_batches[0].visits[0].picture
                 ].bucket
                 doing = f"training on {bucket} pictures"
-                with self._explained(doing, update.step), self._compiling(bucket, update):
+                with self._faults.explained(doing, update.step), self._compiling(bucket, update):
                     self._update(update, batches)
                 self._after_update(update.step + 1, stop)
         self._finish()
@@ -149,11 +157,11 @@ class TrainingLoop:
         try:
             for micro_batch, batch in zip(update.micro_batches, batches, strict=True):
                 is_last = micro_batch is update.micro_batches[-1]
-                with self._synchronizing(now=is_last):
+                with session.placement.exchanging(now=is_last):
                     total += self._backward(update, micro_batch, batch)
-            norm = self._descent.apply(total)
+            norm = self._descent.apply(self._of_all_processes(total))
         except NotFiniteError as fault:
-            raise self._not_finite(update.step, are_whole=fault.weights_are_whole) from None
+            raise self._faults.not_finite(update.step, are_whole=fault.weights_are_whole) from None
         if not self._has_stepped:
             require_savable(session.optimizer)
             self._has_stepped = True
@@ -172,7 +180,7 @@ class TrainingLoop:
         share = update_share(output.losses, update.size, self._accelerator.num_processes)
         if session.ema is not None:
             session.ema.let_go()
-        self._descent.backward(share)
+        self._descent.backward(share, is_last=micro_batch is update.micro_batches[-1])
         self._recorder.meter.add_samples(output)
         if self._recorder.image_losses is not None and not micro_batch.is_padding:
             images = session.prepared.training.images
@@ -188,56 +196,11 @@ class TrainingLoop:
         for finding in movement.findings(learning):
             self._events.note(f"Warning: {finding}")
 
-    @contextlib.contextmanager
-    def _synchronizing(self, *, now: bool) -> Iterator[None]:
-        """Exchange gradients between processes in the last backward pass of an update only."""
-        with contextlib.ExitStack() as stack:
-            if not now:
-                for module in self._session.synchronized:
-                    stack.enter_context(self._accelerator.no_sync(module))
-            yield
-
-    def _not_finite(self, step: int, *, are_whole: bool = True) -> NonFiniteLossError:
-        """Save what is still good and explain."""
-        what = "The newest state before it is what impasto resume continues"
-        if are_whole:
-            self._save(step, now=True)
-            place = self._run.states / step_name(step)
-            what = f"The weights from before it are saved in {place}"
-        return NonFiniteLossError(
-            f"The loss or the gradient became NaN or infinite in update {step + 1}. {what}. The "
-            f"usual causes are a learning rate that is too high (optimizer.lr is "
-            f"{self._config.optimizer.lr:g}; try a tenth) and a base model with broken weights."
-        )
-
-    @contextlib.contextmanager
-    def _explained(self, doing: str, step: int) -> Iterator[None]:
-        """Save the state and explain if memory runs out, or another process ends, meanwhile."""
-        try:
-            yield
-        except (RuntimeError, MemoryError) as error:
-            if is_out_of_memory(error):
-                raise self._out_of_memory(doing, step) from error
-            if self._accelerator.num_processes > 1 and is_lost_process(error):
-                raise RunError(
-                    f"Another process of this run ended in update {step + 1}, so this one stops; "
-                    f"its own message says why. Continue from the newest state with the same "
-                    f"launcher: impasto resume {self._run.path}"
-                ) from error
-            raise
-
-    def _out_of_memory(self, doing: str, step: int) -> ImpastoError:
-        if self._descent.is_stepping:
-            then = "The optimizer was changing the weights, so no state was saved."
-        else:
-            self._session.optimizer.zero_grad()
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
-            then = "The newest state of the first process is what impasto resume continues."
-            if self._is_main:  # the others are in the middle of their update: none is waited for
-                self._saver.save_state(step, self._best, now=True)
-                then = f"The state after {step} updates is saved; impasto resume continues it."
-        return out_of_memory(self._config, doing, then, self._accelerator.device)
+    def _of_all_processes(self, loss: Tensor) -> Tensor:
+        """Their mean, so that all of them find a loss that is not finite in the same update."""
+        if self._accelerator.num_processes == 1:
+            return loss
+        return cast("Tensor", self._accelerator.reduce(loss, "mean"))
 
     def _after_update(self, done: int, stop: StopRequest) -> None:
         """Whatever is due after `done` updates."""
@@ -278,7 +241,7 @@ class TrainingLoop:
     def _log(self, done: int) -> None:
         """Write metrics, and stop if they show that nothing is learnt any more."""
         if not self._recorder.log(done):
-            raise self._not_finite(done)
+            raise self._faults.not_finite(done)
         try:
             self._session.precision.require_living_scale()
         except NonFiniteLossError:
@@ -286,16 +249,14 @@ class TrainingLoop:
             raise
 
     def _validate(self, done: int) -> None:
-        validator = self._session.validator
-        if validator is None or not self._is_main:
+        session, validator = self._session, self._session.validator
+        if validator is None or not session.takes_part:
             return
-        with self._aside("validation", done), self._session.looked_at():
+        with self._aside("validation", done), session.looked_at():
             loss = validator.measure(
-                self._session.trainable.unet,
-                self._session.watching_conditioner,
-                self._session.recipe,
+                session.trainable.unet, session.watching_conditioner, session.recipe
             )
-        if self._best is None or loss.mean < self._best:
+        if session.agreed(self._best is None or loss.mean < self._best):
             self._best = loss.mean
             if self._config.saving.best_model and done > 0:
                 with self._aside("export", done):
@@ -303,14 +264,18 @@ class TrainingLoop:
         self._recorder.write({"step": done, **loss.as_record()})
 
     def _preview(self, done: int) -> None:
-        if self._is_main:
-            with self._aside("previews", done), self._session.looked_at():
-                self._session.previewer.draw(self._run, done, self._events)
+        session, previewer = self._session, self._session.previewer
+        if session.takes_part and session.agreed(previewer.is_due(self._run, done)):
+            with self._aside("previews", done), session.looked_at():
+                if self._is_main:
+                    previewer.draw(self._run, done, self._events)
+                else:
+                    previewer.draw_along()
 
     def _export_on_the_way(self, done: int) -> None:
         """Export what is due after `done` updates, by epochs and by steps."""
         endings = self._calendar.model_endings(done)
-        if endings and self._is_main:
+        if endings and self._session.takes_part:
             with self._aside("export", done):
                 self._saver.export_on_the_way(endings)
 
@@ -318,7 +283,7 @@ class TrainingLoop:
         """Save the state; with `now`, all processes wait until it is on disk."""
         self._calendar.state_is_saved()
         with self._recorder.meter.aside("saving states"):
-            if self._is_main:
+            if self._session.takes_part:
                 self._saver.save_state(done, self._best, now=now)
             if now:
                 self._accelerator.wait_for_everyone()
@@ -326,7 +291,7 @@ class TrainingLoop:
     @contextlib.contextmanager
     def _aside(self, activity: str, done: int) -> Iterator[None]:
         """Something that is not training: timed by itself, and explained if memory runs out."""
-        with self._recorder.meter.aside(activity), self._explained(_DOING[activity], done):
+        with self._recorder.meter.aside(activity), self._faults.explained(_DOING[activity], done):
             yield
 
     def _restore(self) -> int:
@@ -350,6 +315,8 @@ class TrainingLoop:
         if self._is_main:
             files.write_json(self._run.path / "dataset.json", dataset)
             self._run.write_status("training", step=step, total_steps=session.total_steps)
+        if session.placement.words:
+            self._events.note(session.placement.words)
         for line in advice_on(self._config, session.model.identity):
             self._events.note(f"Warning: {line}")
         self._events.started(
@@ -369,9 +336,11 @@ class TrainingLoop:
     def _finish(self) -> None:
         """Export the model, which is the point of it all."""
         total = self._session.total_steps
-        if self._is_main:
+        model = None
+        if self._session.takes_part:
             with self._aside("export", total):
                 model = self._saver.export_model()
+        if self._is_main:
             timings = {name: round(s, 2) for name, s in self._recorder.meter.timings_s.items()}
             self._run.write_status(
                 "finished",

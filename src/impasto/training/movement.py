@@ -51,8 +51,14 @@ def _sample(parameters: Mapping[str, Tensor]) -> Kept:
     """Some parameters from all over a module, with copies on the CPU: modules change devices."""
     every = [p for p in parameters.values() if p.device.type != "meta"]  # that waits in a file
     step = max(1, len(every) // SAMPLED)
-    return [(parameter, parameter.detach().to("cpu", copy=True)) for parameter in every[::step]]
+    return [(parameter, _here(parameter).to("cpu", copy=True)) for parameter in every[::step]]
 
 
 def _has_moved(kept: Kept) -> bool:
-    return any(not torch.equal(parameter.detach().cpu(), before) for parameter, before in kept)
+    return any(not torch.equal(_here(parameter).cpu(), before) for parameter, before in kept)
+
+
+def _here(parameter: Tensor) -> Tensor:
+    """What this process holds of a tensor."""
+    share = getattr(parameter, "to_local", None)
+    return (parameter if share is None else share()).detach()

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from impasto.checkpoints.tensors import LazyTensor
 from impasto.errors import RunError
 from impasto.models.trainable import Part
 from impasto.training.chunked import ChunkedOptimizer
@@ -37,6 +38,12 @@ def parameter_names(parts: Sequence[Part]) -> dict[Tensor, str]:
         for part in parts
         for name, parameter in part.parameters().items()
     }
+
+
+def part_names(optimizer: torch.optim.Optimizer, parts: Sequence[Part]) -> tuple[str, ...]:
+    """The part that each group of an optimizer is of."""
+    names = parameter_names(parts)
+    return tuple(names[g["params"][0]].partition(".")[0] for g in optimizer.param_groups)
 
 
 def require_savable(optimizer: torch.optim.Optimizer) -> None:
@@ -84,17 +91,21 @@ def optimizer_scalars(
         for entry, value in entries.items()
         if isinstance(value, (bool, int, float))
     }
-    groups = [
+    return {"parameters": per_parameter, "groups": group_scalars(optimizer)}
+
+
+def group_scalars(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
+    """The numbers of each group, without its rate, which the schedule sets."""
+    return [
         {k: v for k, v in group.items() if isinstance(v, (bool, int, float)) and k != "lr"}
         for group in optimizer.param_groups
     ]
-    return {"parameters": per_parameter, "groups": groups}
 
 
 def restore_optimizer(
     optimizer: torch.optim.Optimizer,
     names: Mapping[Tensor, str],
-    tensors: Mapping[str, Tensor],
+    tensors: Mapping[str, LazyTensor],
     scalars: Mapping[str, Any],
 ) -> None:
     """Put a saved state back.
@@ -108,7 +119,7 @@ def restore_optimizer(
         name, _, entry = key.rpartition(":")
         if name.startswith(_GROUP):
             group = optimizer.param_groups[int(name.removeprefix(_GROUP))]
-            group[entry] = value.to(group["params"][0].device)
+            group[entry] = value.read().to(group["params"][0].device)
             continue
         if name not in by_name:
             raise RunError(
@@ -123,8 +134,9 @@ def restore_optimizer(
 
 def _like(parameter: Tensor, value: Any, *, kept_away: bool) -> Any:
     """A saved entry where it belongs; of the parameter's shape, then in its memory layout too."""
-    if not isinstance(value, Tensor):
+    if not isinstance(value, LazyTensor):
         return value
+    value = value.read()
     device = torch.device("cpu") if kept_away and value.numel() >= LEAST else parameter.device
     if value.shape != parameter.shape:
         return value.to(device)

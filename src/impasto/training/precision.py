@@ -27,12 +27,17 @@ class Precision:
     Args:
         kind: `no`, `fp16` or `bf16`.
         device: Where.
+        of_shares: Whether each process holds a share of each gradient, so that norms and overflows
+            have to be found together.
     """
 
-    def __init__(self, kind: MixedPrecision, device: torch.device) -> None:
+    def __init__(
+        self, kind: MixedPrecision, device: torch.device, *, of_shares: bool = False
+    ) -> None:
         self._dtype = _DTYPES.get(kind)
-        self._device = device
-        self._scaler = torch.amp.GradScaler(device.type) if self._dtype is torch.float16 else None
+        self._device, self._of_shares = device, of_shares
+        scaler = SharedScaler if of_shares else torch.amp.GradScaler
+        self._scaler = scaler(device.type) if self._dtype is torch.float16 else None
 
     @property
     def scales(self) -> bool:
@@ -59,7 +64,14 @@ class Precision:
             self._scaler.unscale_(optimizer)
         if limit <= 0:
             return None
-        return torch.nn.utils.clip_grad_norm_(list(parameters), limit).detach()
+        learning = [p for p in parameters if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm([p.grad for p in learning]).detach()  # type: ignore[misc]
+        if self._of_shares:
+            squared = norm.square()
+            torch.distributed.all_reduce(squared)
+            norm = squared.sqrt()
+        torch.nn.utils.clip_grads_with_norm_(learning, limit, norm)
+        return norm
 
     def scale(self) -> float:
         """What losses are multiplied by."""
@@ -116,3 +128,16 @@ class Precision:
             full["scale"] = state["scale"]
             full["_growth_tracker"] = int(state["growth_tracker"])
             self._scaler.load_state_dict(full)
+
+
+class SharedScaler(torch.amp.GradScaler):
+    """Scales losses of a model that is shared out: all processes find an overflow in any share.
+
+    PyTorch's own `ShardedGradScaler` (2.13) does not go with fused optimizers.
+    """
+
+    def unscale_(self, optimizer: torch.optim.Optimizer) -> None:
+        """Bring the gradients of the shares to their true size, and agree on overflows."""
+        super().unscale_(optimizer)
+        for found in self._per_optimizer_states[id(optimizer)]["found_inf_per_device"].values():
+            torch.distributed.all_reduce(found)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -50,16 +51,15 @@ class Previewer:
     sampler: Sampler
     prompts: Sequence[Prompt]
 
+    def is_due(self, run: RunDirectory, step: int) -> bool:
+        """Whether there is something to draw; what is there from before a resume is kept."""
+        return bool(self.prompts) and not (run.samples / step_name(step)).is_dir()
+
     def draw(self, run: RunDirectory, step: int, progress: Progress) -> None:
-        """Draw all prompts for `step`; what is already there from before a resume is kept."""
+        """Draw all prompts for `step`."""
         target = run.samples / step_name(step)
-        if target.is_dir() or not self.prompts:
-            return
-        unet: torch.nn.Module = self.sampler.unet
-        was_training = unet.training
-        unet.eval()
         with (
-            self.sampler.hypernetworks.attached(unet),
+            self._looking(),
             files.replace_folder(target) as partial,
             progress.stage(f"Drawing previews at step {step}", len(self.prompts), "pictures") as (
                 advance
@@ -68,4 +68,18 @@ class Previewer:
             for number, prompt in enumerate(self.prompts):
                 save_png(self.sampler.draw(prompt), partial / f"{number:03d}.png", prompt)
                 advance(1)
+
+    def draw_along(self) -> None:
+        """Do this process's share in drawing, where the model is shared out; keep nothing."""
+        with self._looking():
+            for prompt in self.prompts:
+                self.sampler.draw(prompt)
+
+    @contextlib.contextmanager
+    def _looking(self) -> Iterator[None]:
+        unet: torch.nn.Module = self.sampler.unet
+        was_training = unet.training
+        unet.eval()
+        with self.sampler.hypernetworks.attached(unet):
+            yield
         unet.train(was_training)

@@ -11,7 +11,6 @@ from impasto.runs import RunDirectory
 from impasto.training.events import TrainingEvents
 from impasto.training.image_losses import ImageLosses
 from impasto.training.meter import Meter
-from impasto.training.optimizer_state import parameter_names
 from impasto.training.session import Session
 from impasto.training.spill import watch_for
 from impasto.training.trackers import Tracker, open_trackers, shown_numbers
@@ -32,7 +31,6 @@ class Recorder:
     ) -> None:
         self._session, self._run, self._events = session, run, events
         self._is_main = session.accelerator.is_main_process
-        self._names = parameter_names(session.trainable.parts)
         self._trackers: list[Tracker] = []
         self._lost: set[Path] = set()
         self._spill = watch_for(session.accelerator.device)
@@ -104,12 +102,12 @@ class Recorder:
 
     def _rates(self) -> dict[str, float]:
         """`lr` of the first part, `lr_<part>` of what is trained beside it."""
+        groups = self._session.optimizer.param_groups
+        rates: dict[str, float] = {}
+        for part, group in zip(self._session.part_by_group, groups, strict=True):
+            rates.setdefault(part, float(group["lr"]))
         first = self._session.trainable.parts[0].name
-        rates = {}
-        for group in reversed(self._session.optimizer.param_groups):
-            part = self._names[group["params"][0]].partition(".")[0]
-            rates["lr" if part == first else f"lr_{part}"] = float(group["lr"])
-        return rates
+        return {"lr" if part == first else f"lr_{part}": rate for part, rate in rates.items()}
 
     def _newly_lost(self) -> list[tuple[Path, str]]:
         """Pictures that training met and could not read since the last look."""

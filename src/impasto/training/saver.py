@@ -25,7 +25,9 @@ Export = Callable[[Trained, str], Path]
 
 
 class Saver:
-    """Writes what a run leaves; on the first process, the others do nothing here.
+    """Writes what a run leaves, on the first process.
+
+    The others do their share where the model is shared out, and write nothing.
 
     Training waits only for the copy out of its way; for all of it where that copy would not fit
     into the computer's memory.
@@ -40,6 +42,7 @@ class Saver:
         self._session, self._run, self._progress = session, run, progress
         self._saving = session.config.saving
         self._names = parameter_names(session.trainable.parts)
+        self._writes = session.accelerator.is_main_process
         self._background = Background()
 
     def save_state(self, done: int, best: float | None, *, now: bool) -> None:
@@ -53,8 +56,12 @@ class Saver:
         Raises:
             StorageError: It, or what was submitted before, could not be written.
         """
+        if not self._session.agreed(done not in self._run.saved_steps()):
+            return  # the same step of the same run: the same bits
         state = capture_state(self._session, self._names, done, best)
-        if not now and self._background.has_room_for(state.size_bytes):
+        if not self._writes:
+            state.read_along()
+        elif not now and self._background.has_room_for(state.size_bytes):
             copy = state.copied()
             self._background.submit(lambda: self._write_state(copy))
         else:
@@ -85,8 +92,8 @@ class Saver:
             now=False,
         )
 
-    def export_model(self) -> Path:
-        """Export the model, wait until all is on disk, and return its path."""
+    def export_model(self) -> Path | None:
+        """Export the model, wait until all is on disk, and return its path if it was written."""
         self._background.wait()
         paths = self._export(
             lambda trained, variant: export_final(
@@ -98,6 +105,8 @@ class Saver:
             ),
             now=True,
         )
+        if not self._writes:
+            return None
         if not self._saving.keep_final_state:
             shutil.rmtree(self._run.states, ignore_errors=True)
         return paths[0]
@@ -116,13 +125,20 @@ class Saver:
 
     def _export(self, export: Export, *, now: bool) -> list[Path]:
         paths = []
+        shared = self._session.placement.is_shared  # what was put together is a copy
         for variant, average in self._variants().items():
             with self._session.shown_weights(average=average):
-                trained: Trained = self._session.trainable.export()
-                if now or not self._background.has_room_for(trained_bytes(trained)):
+                trained: Trained = self._session.placement.whole_modules(
+                    self._session.trainable.export()
+                )
+                if not self._writes:
+                    continue
+                room = shared or self._background.has_room_for(trained_bytes(trained))
+                if now or not room:
                     paths.append(export(trained, variant))
                 else:
-                    self._submit(export, trained_copy(trained), variant)
+                    copy = trained if shared else trained_copy(trained)
+                    self._submit(export, copy, variant)
         return paths
 
     def _submit(self, export: Export, copy: Trained, variant: str) -> None:

@@ -14,10 +14,12 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast
 
 from impasto.checkpoints.keymap import TEXT_ENCODER, VAE
 from impasto.config.run import RunConfig
 from impasto.data.dataset import TrainingData
+from impasto.data.encoding import MomentsEncoder
 from impasto.data.sampler import EpochSampler
 from impasto.diffusion.timesteps import TimestepSampler
 from impasto.diffusion.weighting import LossWeight
@@ -50,12 +52,15 @@ from impasto.training.objective import (
     build_timesteps,
     require_fitting_loss,
 )
+from impasto.training.optimizer_state import part_names
 from impasto.training.optimizers import BuildOptimizer, build_optimizer, evaluation_weights
 from impasto.training.pictures import Survey
+from impasto.training.placement import Placement
 from impasto.training.precision import Precision
 from impasto.training.prepared import PreparedData, prepare_data
 from impasto.training.previews import Previewer, build_prompts
 from impasto.training.schedules import LrSchedule, build_lr_schedule
+from impasto.training.sharding import build_placement
 from impasto.training.step import StepRecipe
 from impasto.training.text import build_conditioners, encode_captions_ahead
 from impasto.training.validation import Validator
@@ -87,22 +92,25 @@ class Session:
     """A run ready to train.
 
     Attributes:
-        unet: The trainable's U-Net as accelerate wraps it; `synchronized` has all wrapped modules.
+        placement: How processes hold what they train.
+        unet: What training calls: the trainable's network as the placement wraps it.
         conditioner: Text for training, with gradients where the text encoder learns.
         watching_conditioner: The same text encoder for validation and previews, without gradients.
+        part_by_group: The name of the part that each of the optimizer's groups is of.
         fingerprint: What a saved state has to agree with, by name.
     """
 
     config: RunConfig
     accelerator: Accelerator
+    placement: Placement
     model: BaseModel
     trainable: Trainable
     unet: Any
-    synchronized: tuple[Any, ...]
     conditioner: ClipTextConditioner
     watching_conditioner: ClipTextConditioner
     recipe: StepRecipe
     optimizer: torch.optim.Optimizer
+    part_by_group: tuple[str, ...]
     lr_schedule: LrSchedule
     data: TrainingData
     prepared: PreparedData
@@ -114,6 +122,18 @@ class Session:
     total_steps: int
     fingerprint: Mapping[str, str]
 
+    @property
+    def takes_part(self) -> bool:
+        """Whether this process does something where the model is looked at or saved."""
+        return self.placement.is_shared or self.accelerator.is_main_process
+
+    def agreed(self, answer: bool) -> bool:  # noqa: FBT001 - the question is the caller's
+        """The first process's answer, on all that take part."""
+        if not self.placement.is_shared:
+            return answer
+        told = torch.tensor([int(answer)], device=self.accelerator.device)
+        return bool(broadcast(told))
+
     @contextlib.contextmanager
     def shown_weights(self, *, average: bool = True) -> Iterator[None]:
         """The weights to look at and to export, in the place of those that are trained."""
@@ -121,6 +141,8 @@ class Session:
             stack.enter_context(evaluation_weights(self.optimizer))
             if average and self.ema is not None:
                 stack.enter_context(self.ema.in_place())
+            self.placement.settle()
+            stack.callback(self.placement.settle)
             yield
 
     @contextlib.contextmanager
@@ -152,9 +174,77 @@ def build_session(
     Raises:
         ImpastoError: As the parts it calls.
     """
+    placement = build_placement(config, accelerator)
     prompts = build_prompts(config)
     build_templates(config)
     previewed = load_hypernetworks(config.previews.hypernetworks)
+    encoded = _load_and_encode(config, accelerator, progress, known)
+    model, prepared = encoded.model, encoded.data
+
+    trainable = _build_network(config, accelerator, model, len(prepared.plan.bucket_counts))
+    rules = build_chunk_rules(config, trainable.parts, accelerator)
+    conditioners = build_conditioners(
+        config, accelerator.device, placement.wrap, model, trainable, progress
+    )
+    if config.training.cache_text_to_disk:
+        encode_captions_ahead(accelerator, conditioners, prepared.captions(), prompts)
+        if not prepared.changes_words and build_templates(config) is None:
+            model = with_parked(model, TEXT_ENCODER, config, accelerator)
+    unet = placement.wrap(trainable.network)
+    trainable.parts = placement.place(trainable.parts)
+    optimizer = ingredients.build_optimizer(trainable.parts, config.optimizer, rules)
+    part_by_group = part_names(optimizer, trainable.parts)
+    placement.start(trainable.parts, optimizer)
+
+    sampler = build_epoch_sampler(config, prepared.training, accelerator.num_processes)
+    steps = count_steps(config, sampler)
+    return Session(
+        config=config,
+        accelerator=accelerator,
+        placement=placement,
+        model=model,
+        trainable=trainable,
+        unet=unet,
+        conditioner=conditioners.training,
+        watching_conditioner=conditioners.watching,
+        recipe=_build_recipe(config, model, accelerator.device, ingredients),
+        optimizer=optimizer,
+        part_by_group=part_by_group,
+        lr_schedule=ingredients.lr_schedule
+        or build_lr_schedule(config.schedule, config.optimizer.lr),
+        data=_build_data(config, encoded, steps),
+        prepared=prepared,
+        sampler=sampler,
+        validator=_build_validator(config, prepared, model),
+        previewer=_build_previewer(prompts, model, trainable, conditioners.prompts, previewed),
+        ema=_build_ema(config, trainable, placement),
+        precision=placement.build_precision(config.training.mixed_precision, accelerator.device),
+        total_steps=steps,
+        fingerprint=run_fingerprint(
+            config, encoded.fingerprint, prepared.training, accelerator.num_processes, steps
+        ),
+    )
+
+
+@dataclass(frozen=True)
+class _Encoded:
+    """The base model, and pictures as its VAE encodes them.
+
+    Attributes:
+        encoder: For pictures that are encoded each time they are shown, if there are such.
+        fingerprint: A hash of the U-Net.
+    """
+
+    model: BaseModel
+    data: PreparedData
+    encoder: MomentsEncoder | None
+    fingerprint: str
+
+
+def _load_and_encode(
+    config: RunConfig, accelerator: Accelerator, progress: Progress, known: Survey | None
+) -> _Encoded:
+    """Load the base model and encode the pictures; then the VAE leaves the device."""
     model = load_base_model(
         config.model.path, build_open_options(config), progress, build_dtypes(config)
     )
@@ -166,69 +256,44 @@ def build_session(
     with ThreadPoolExecutor(1) as aside:  # hashing leaves Python free: 2 s of a full-size U-Net
         hashed = aside.submit(weights_fingerprint, model.unet)
         prepared = prepare_data(config, encoder, accelerator, progress, known)
-        base_fingerprint = hashed.result()[:16]
-    encodes_later = not all(key.plain for key in prepared.training.keys)
-    if not encodes_later:
-        encoding_vae.to("cpu")
-        model = with_parked(model, VAE, config, accelerator)
+        fingerprint = hashed.result()[:16]
+    if not all(key.plain for key in prepared.training.keys):
+        return _Encoded(model, prepared, encoder, fingerprint)
+    encoding_vae.to("cpu")
+    return _Encoded(with_parked(model, VAE, config, accelerator), prepared, None, fingerprint)
 
-    if config.training.attention != "sdpa":
-        use_kernel(model.unet, build_kernel(config.training.attention, accelerator.device))
+
+def _build_network(
+    config: RunConfig, accelerator: Accelerator, model: BaseModel, sizes: int
+) -> Trainable:
+    """What learns, computing the way the settings ask for; `sizes` is of how many buckets."""
+    training, device = config.training, accelerator.device
+    if training.attention != "sdpa":
+        use_kernel(model.unet, build_kernel(training.attention, device))
     trainable = build_trainable(config, model)
-    if config.training.channels_last:
+    if training.channels_last:
         trainable.unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    rules = build_chunk_rules(config, trainable.parts, accelerator)
-    conditioners = build_conditioners(config, accelerator, model, trainable, progress)
-    if config.training.cache_text_to_disk:
-        encode_captions_ahead(accelerator, conditioners, prepared.captions(), prompts)
-        if not prepared.changes_words and build_templates(config) is None:
-            model = with_parked(model, TEXT_ENCODER, config, accelerator)
-    set_float32_precision(tf32=config.training.tf32)
+    set_float32_precision(tf32=training.tf32)
     compile_unet(
         trainable.unet,
-        config.training.compile,
-        sizes=len(prepared.plan.bucket_counts),
-        cuda_graphs=config.training.cuda_graphs,
+        training.compile,
+        sizes=sizes,
+        cuda_graphs=training.cuda_graphs,
         cache=config.dataset.derived_dir / "compiled",
-        device=accelerator.device,
+        device=device,
     )
-    unet = accelerator.prepare(trainable.network.to(accelerator.device))
-    optimizer = ingredients.build_optimizer(trainable.parts, config.optimizer, rules)
+    return trainable
 
-    sampler = build_epoch_sampler(config, prepared.training, accelerator.num_processes)
-    steps = count_steps(config, sampler)
-    return Session(
-        config=config,
-        accelerator=accelerator,
-        model=model,
-        trainable=trainable,
-        unet=unet,
-        synchronized=tuple(m for m in (unet, conditioners.wrapped) if m is not None),
-        conditioner=conditioners.training,
-        watching_conditioner=conditioners.watching,
-        recipe=_build_recipe(config, model, accelerator.device, ingredients),
-        optimizer=optimizer,
-        lr_schedule=ingredients.lr_schedule
-        or build_lr_schedule(config.schedule, config.optimizer.lr),
-        data=TrainingData(
-            prepared.training,
-            prepared.cache,
-            model.scaling_factor,
-            config.seed,
-            steps,
-            encoder if encodes_later else None,
-            build_templates(config),
-        ),
-        prepared=prepared,
-        sampler=sampler,
-        validator=_build_validator(config, prepared, model),
-        previewer=_build_previewer(prompts, model, trainable, conditioners.prompts, previewed),
-        ema=_build_ema(config, trainable),
-        precision=Precision(config.training.mixed_precision, accelerator.device),
-        total_steps=steps,
-        fingerprint=run_fingerprint(
-            config, base_fingerprint, prepared.training, accelerator.num_processes, steps
-        ),
+
+def _build_data(config: RunConfig, encoded: _Encoded, steps: int) -> TrainingData:
+    return TrainingData(
+        encoded.data.training,
+        encoded.data.cache,
+        encoded.model.scaling_factor,
+        config.seed,
+        steps,
+        encoded.encoder,
+        build_templates(config),
     )
 
 
@@ -309,7 +374,9 @@ def _build_previewer(
     return Previewer(sampler, prompts)
 
 
-def _build_ema(config: RunConfig, trainable: Trainable) -> WeightAverage | None:
+def _build_ema(
+    config: RunConfig, trainable: Trainable, placement: Placement
+) -> WeightAverage | None:
     training = config.training
     if training.ema_decay is None:
         return None
@@ -319,5 +386,9 @@ def _build_ema(config: RunConfig, trainable: Trainable) -> WeightAverage | None:
         for name, parameter in part.parameters().items()
     }
     return WeightAverage(
-        learning, training.ema_decay, power=training.ema_power, on_cpu=training.ema_on_cpu
+        learning,
+        training.ema_decay,
+        power=training.ema_power,
+        on_cpu=training.ema_on_cpu,
+        in_their_place=placement.is_shared,
     )

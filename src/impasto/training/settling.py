@@ -17,6 +17,7 @@ from impasto.training.fitting import Fitting, gib, parts_in_words, with_fields
 from impasto.training.footprint import FootprintMeter
 from impasto.training.pictures import Survey
 from impasto.training.session import build_open_options
+from impasto.training.sharding import read_shares
 
 RECORD = "footprints.json"
 
@@ -58,10 +59,12 @@ def build_fitting(config: RunConfig, group: Group, processes: int = 1) -> Fittin
     """What finds out whether a run fits, on the device that it will have."""
     device = default_device()
     outline = partial(outline_base_model, config.model.path, build_open_options(config))
-    meter = FootprintMeter(outline, device.type, config.dataset.derived_dir / RECORD)
+    shares = read_shares(processes)
+    meter = FootprintMeter(outline, device.type, config.dataset.derived_dir / RECORD, shares)
     asked = config.training.memory
     budget = asked << 30 if isinstance(asked, int) else free_memory(device)
-    return Fitting(meter, device.type, group, budget, processes)
+    is_shared = shares.optimizer > 1
+    return Fitting(meter, device.type, group, budget, processes, is_shared)
 
 
 def free_memory(device: torch.device) -> int:

@@ -15,14 +15,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor
-
 from impasto import files
-from impasto.checkpoints.tensors import LazyTensor
-from impasto.checkpoints.writing import write_safetensors
-from impasto.errors import RunError
+from impasto.checkpoints.reading import open_tensor_file
+from impasto.checkpoints.tensors import LazyTensor, Tensors, total_bytes
+from impasto.checkpoints.writing import in_file_order, write_safetensors
+from impasto.errors import ModelError, RunError
 from impasto.runs import RunDirectory, step_name
 
 FORMAT_VERSION = 1
@@ -36,7 +33,7 @@ class TrainingState:
         step: Optimizer updates done.
         samples_seen: Pictures seen, repeats counted, over all processes.
         fingerprint: What the state belongs to: base model, data and settings that shape the run.
-        weights: `<part>.<name>` -> tensor.
+        weights: `<part>.<name>` -> tensor; read one by one, as all of them.
         optimizer: The optimizer's tensors.
         optimizer_scalars: The optimizer's numbers that are not tensors.
         ema: The averaged weights, or nothing.
@@ -47,27 +44,36 @@ class TrainingState:
     step: int
     samples_seen: int
     fingerprint: Mapping[str, str]
-    weights: Mapping[str, Tensor]
-    optimizer: Mapping[str, Tensor]
+    weights: Tensors
+    optimizer: Tensors
     optimizer_scalars: Mapping[str, Any]
-    ema: Mapping[str, Tensor]
+    ema: Tensors
     scaler: Mapping[str, float] = field(default_factory=dict)
     best_validation: float | None = None
 
     @property
     def size_bytes(self) -> int:
         """Bytes of its tensors."""
-        return sum(t.nbytes for tensors in self._tensors() for t in tensors.values())
+        return sum(total_bytes(tensors) for tensors in self._tensors())
 
     def copied(self) -> TrainingState:
         """A copy in the computer's memory, which training does not change."""
         weights, optimizer, ema = (
-            {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
+            {n: LazyTensor.of(tensors[n].read_as(tensors[n].dtype)) for n in in_file_order(tensors)}
             for tensors in self._tensors()
         )
         return replace(self, weights=weights, optimizer=optimizer, ema=ema)
 
-    def _tensors(self) -> tuple[Mapping[str, Tensor], ...]:
+    def read_along(self) -> None:
+        """Read all tensors, each once and in the order in which they are written or copied.
+
+        What processes that share a model out do while the first one saves it.
+        """
+        for tensors in self._tensors():
+            for name in in_file_order(tensors):
+                tensors[name].read()
+
+    def _tensors(self) -> tuple[Tensors, ...]:
         return self.weights, self.optimizer, self.ema
 
 
@@ -78,13 +84,14 @@ def save_state(run: RunDirectory, state: TrainingState, *, keep: int) -> Path:
         StorageError: The disk is full or the run directory cannot be written; older states stay.
     """
     target = run.states / step_name(state.step)
-    if target.is_dir():
-        return target  # the same step of the same run: the same bits
+    if target.is_dir():  # the same step of the same run: the same bits
+        state.read_along()
+        return target
     with files.replace_folder(target) as partial:
-        _write(partial / "weights.safetensors", state.weights)
-        _write(partial / "optimizer.safetensors", state.optimizer)
+        for name, tensors in (("weights", state.weights), ("optimizer", state.optimizer)):
+            write_safetensors(partial / f"{name}.safetensors", tensors, {}, finite_only=False)
         if state.ema:
-            _write(partial / "ema.safetensors", state.ema)
+            write_safetensors(partial / "ema.safetensors", state.ema, {}, finite_only=False)
         description = {
             "format_version": FORMAT_VERSION,
             "step": state.step,
@@ -120,14 +127,14 @@ def load_state(folder: Path, fingerprint: Mapping[str, str]) -> TrainingState:
             step=description["step"],
             samples_seen=description["samples_seen"],
             fingerprint=description["fingerprint"],
-            weights=load_file(folder / "weights.safetensors"),
-            optimizer=load_file(folder / "optimizer.safetensors"),
+            weights=open_tensor_file(folder / "weights.safetensors").tensors,
+            optimizer=open_tensor_file(folder / "optimizer.safetensors").tensors,
             optimizer_scalars=description["optimizer_scalars"],
-            ema=load_file(ema_file) if ema_file.is_file() else {},
+            ema=open_tensor_file(ema_file).tensors if ema_file.is_file() else {},
             scaler=description.get("scaler", {}),
             best_validation=description.get("best_validation"),
         )
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, ModelError) as error:
         raise RunError(
             f"The training state {folder} is damaged ({error!r}). Delete this folder and run the "
             f"same command: the next older state is used then."
@@ -146,9 +153,3 @@ def _require_same(folder: Path, saved: Mapping[str, str], current: Mapping[str, 
             f"{'; '.join(differing)}. Put it back as it was, or start a new run from the exported "
             f"model."
         )
-
-
-def _write(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """One tensor at a time, so that what is on a GPU needs no second place for all of it."""
-    lazy = {name: LazyTensor.of(tensor) for name, tensor in tensors.items()}
-    write_safetensors(path, lazy, {}, finite_only=False)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from torch import nn
 
 from impasto.config.run import RunConfig
 from impasto.data.text_store import TextStore
@@ -20,6 +21,10 @@ from impasto.models.vae import weights_fingerprint
 from impasto.progress import Progress
 from impasto.sampling.prompts import Prompt
 
+ENCODED_AT_ONCE = {"cuda": 16}
+"""Chunks of a frozen encoder at a time: one leaves a GPU waiting for the next, and on a processor
+more than one gain nothing."""
+
 
 @dataclass(frozen=True)
 class Conditioners:
@@ -29,13 +34,11 @@ class Conditioners:
         training: For captions, with gradients where the encoder learns.
         watching: For captions without gradients: validation.
         prompts: For previews.
-        wrapped: The encoder as accelerate wraps it, if it learns.
     """
 
     training: ClipTextConditioner
     watching: ClipTextConditioner
     prompts: ClipTextConditioner
-    wrapped: Any | None
 
 
 def build_layout(config: RunConfig) -> TextLayout:
@@ -46,30 +49,33 @@ def build_layout(config: RunConfig) -> TextLayout:
 
 def build_conditioners(
     config: RunConfig,
-    accelerator: Accelerator,
+    device: torch.device,
+    wrap: Callable[[nn.Module], Any],
     model: BaseModel,
     trainable: Trainable,
     progress: Progress,
 ) -> Conditioners:
-    """Put the text encoder where it computes, and make its users."""
+    """Put the text encoder where it computes, and make its users.
+
+    `wrap` makes of an encoder that learns what training calls.
+    """
     layout = build_layout(config)
     tokens = build_tokens(model, layout)
     prompt_tokens = build_tokens(model, replace(layout, emphasis=config.previews.emphasis))
-    device = accelerator.device
-    states = trainable.states.to(device)
+    states = trainable.states
     if any(part.name == "text_encoder" for part in trainable.parts):
-        wrapped = accelerator.prepare(states)
         return Conditioners(
-            ClipTextConditioner(tokens, wrapped, train=True),
-            ClipTextConditioner(tokens, states),
-            ClipTextConditioner(prompt_tokens, states),
-            wrapped,
+            ClipTextConditioner(tokens, wrap(states), device=device, train=True),
+            ClipTextConditioner(tokens, states, device=device),
+            ClipTextConditioner(prompt_tokens, states, device=device),
         )
+    states = states.to(device)
     store = _build_store(config, model) if config.training.cache_text_to_disk else None
-    memory = TextMemory(config.training.text_cache_mib << 20, device, store, progress)
+    at_once = ENCODED_AT_ONCE.get(device.type, 1)
+    memory = TextMemory(config.training.text_cache_mib << 20, device, store, progress, at_once)
     frozen = ClipTextConditioner(tokens, states, device=device, memory=memory)
     prompts = ClipTextConditioner(prompt_tokens, states, device=device, memory=memory)
-    return Conditioners(frozen, frozen, prompts, None)
+    return Conditioners(frozen, frozen, prompts)
 
 
 def encode_captions_ahead(

@@ -1,0 +1,94 @@
+"""What goes wrong while a run trains, as errors that say what is saved and how to go on."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+import torch
+
+from impasto.errors import ImpastoError, NonFiniteLossError, RunError
+from impasto.runs import RunDirectory, step_name
+from impasto.training.descent import Descent
+from impasto.training.devices import is_lost_process
+from impasto.training.out_of_memory import is_out_of_memory, out_of_memory
+from impasto.training.session import Session
+
+
+class Faults:
+    """Saves what is still good, and explains.
+
+    Args:
+        session: What is trained.
+        run: Where states go.
+        descent: Knows whether weights are being changed just now.
+        save: Saves the state after some updates; all processes do.
+        save_alone: The same, by this process, which waits for no other.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        run: RunDirectory,
+        descent: Descent,
+        *,
+        save: Callable[[int], None],
+        save_alone: Callable[[int], None],
+    ) -> None:
+        self._session, self._run, self._descent = session, run, descent
+        self._save, self._save_alone = save, save_alone
+
+    def not_finite(self, step: int, *, are_whole: bool = True) -> NonFiniteLossError:
+        """The error of an update whose loss or gradient is NaN or infinite.
+
+        Args:
+            step: Updates that are done.
+            are_whole: Whether the weights are as they were after them.
+        """
+        what = "The newest state before it is what impasto resume continues"
+        if are_whole:
+            self._save(step)
+            place = self._run.states / step_name(step)
+            what = f"The weights from before it are saved in {place}"
+        return NonFiniteLossError(
+            f"The loss or the gradient became NaN or infinite in update {step + 1}. {what}. The "
+            f"usual causes are a learning rate that is too high (optimizer.lr is "
+            f"{self._session.config.optimizer.lr:g}; try a tenth) and a base model with broken "
+            f"weights."
+        )
+
+    @contextlib.contextmanager
+    def explained(self, doing: str, step: int) -> Iterator[None]:
+        """Save the state and explain if memory runs out, or another process ends, meanwhile.
+
+        Raises:
+            OutOfMemoryError: Memory ran out.
+            RunError: Another process has ended.
+        """
+        try:
+            yield
+        except (RuntimeError, MemoryError) as error:
+            if is_out_of_memory(error):
+                raise self._out_of_memory(doing, step) from error
+            if self._session.accelerator.num_processes > 1 and is_lost_process(error):
+                raise RunError(
+                    f"Another process of this run ended in update {step + 1}, so this one stops; "
+                    f"its own message says why. Continue from the newest state with the same "
+                    f"launcher: impasto resume {self._run.path}"
+                ) from error
+            raise
+
+    def _out_of_memory(self, doing: str, step: int) -> ImpastoError:
+        session = self._session
+        if self._descent.is_stepping:
+            then = "The optimizer was changing the weights, so no state was saved."
+        else:
+            session.optimizer.zero_grad()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            then = "The newest state of the first process is what impasto resume continues."
+            # the others are in the middle of their update: none is waited for
+            if session.accelerator.is_main_process and not session.placement.is_shared:
+                self._save_alone(step)
+                then = f"The state after {step} updates is saved; impasto resume continues it."
+        return out_of_memory(session.config, doing, then, session.accelerator.device)

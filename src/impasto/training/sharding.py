@@ -1,0 +1,140 @@
+"""What accelerate's configuration asks for where a model is to be shared out, and what that allows.
+
+`accelerate config` offers FSDP and DeepSpeed; `accelerate launch` passes the answers on in the
+environment, and accelerate's plugins read them.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from typing import Any
+
+from accelerate import Accelerator
+
+from impasto.config.run import RunConfig
+from impasto.errors import ConfigError
+from impasto.training.devices import asks_for
+from impasto.training.footprint import Shares
+from impasto.training.optimizers import find_row
+from impasto.training.placement import Placement, WholeModels
+
+EACH_NUMBER_ALONE = {
+    "Adadelta", "Adam", "Adamax", "AdamW", "ASGD", "Lion", "NAdam", "PagedAdamW",
+    "PagedAdamW32bit", "RAdam", "RMSprop", "Rprop", "SGD",
+}  # fmt: skip
+"""Optimizers that change each number by its own gradients, so that any share of a tensor will do.
+
+Those with 8-bit states share a scale among neighbours; Adafactor, Muon and the like look at rows
+and columns; Prodigy, D-Adaptation and schedule-free ones at all weights together."""
+
+_STRATEGIES = {"FULL_SHARD": True, "SHARD_GRAD_OP": False}
+
+
+def build_placement(config: RunConfig, accelerator: Accelerator) -> Placement:
+    """How the processes of this run hold what they train.
+
+    Raises:
+        ConfigError: A setting does not go with what accelerate is configured for.
+    """
+    if accelerator.num_processes == 1:
+        if asks_for("FSDP") or asks_for("DEEPSPEED"):
+            raise ConfigError(
+                "accelerate is configured to share the model out over processes, and there is "
+                "one. Start several (accelerate launch --num_processes), or run `accelerate "
+                "config` and choose neither FSDP nor DeepSpeed."
+            )
+        return WholeModels(accelerator)
+    if asks_for("FSDP"):
+        from impasto.training.fully_sharded import FullySharded
+
+        require_shareable(config, "FSDP")
+        return FullySharded(accelerator, frees_early=frees_early())
+    if asks_for("DEEPSPEED"):
+        from impasto.training.zero import ZeroSharded, zero_config
+
+        require_shareable(config, "DeepSpeed")
+        return ZeroSharded(accelerator, zero_config(config, accelerator))
+    return WholeModels(accelerator)
+
+
+def read_shares(processes: int) -> Shares:
+    """How much of a model each process will have, by what accelerate is configured for."""
+    if asks_for("FSDP"):
+        return Shares(processes, processes, processes)
+    if asks_for("DEEPSPEED"):
+        stage = int(os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2"))
+        gradients = processes if stage > 1 else 1
+        return Shares(1, gradients, processes, steps_copies=True)
+    return Shares()
+
+
+def require_shareable(config: RunConfig, how: str) -> None:
+    """Make sure that the settings go with a model that is shared out.
+
+    Raises:
+        ConfigError: One does not; with what to set.
+    """
+    training, kind = config.training, config.optimizer.kind
+    names = ", ".join(sorted(EACH_NUMBER_ALONE))
+    problems: dict[str, bool] = {
+        'method.kind = "hypernetwork", of which there is little to share: run `accelerate config` '
+        "and choose no FSDP or DeepSpeed": config.method.kind != "full",
+        f'training.weights = "{training.weights}": set it to "fp32"': training.weights != "fp32",
+        'training.optimizer_in_backward: set it to "off"': training.optimizer_in_backward != "off",
+        "training.offload_optimizer: take it out": training.offload_optimizer,
+        'training.compile: set it to "off"': training.compile != "off",
+        "training.channels_last: take it out": training.channels_last,
+        f'optimizer.kind = "{kind}", which looks at more than one number at a time: take one of '
+        f"{names}": find_row(kind).name not in EACH_NUMBER_ALONE,
+        'training.mixed_precision = "fp16": set it to "bf16" or "no", or choose FSDP':
+            how == "DeepSpeed" and training.mixed_precision == "fp16",
+        "method.text_encoder_from_step or text_encoder_until_step, since it goes on with weights "
+        "that have no gradient: take them out, or choose FSDP":
+            how == "DeepSpeed"
+            and (config.method.text_encoder_from_step > 0
+                 or config.method.text_encoder_until_step is not None),
+    }  # fmt: skip
+    for words, is_there in problems.items():
+        if is_there:
+            raise ConfigError(
+                f"accelerate is configured for {how}, which does not go with {words}."
+            )
+
+
+def frees_early() -> bool:
+    """Whether blocks are taken apart after their forward pass, by accelerate's settings of FSDP.
+
+    Raises:
+        ConfigError: They ask for something that is not offered.
+    """
+    from accelerate.utils import FullyShardedDataParallelPlugin
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # its first version is deprecated
+        plugin: Any = FullyShardedDataParallelPlugin()
+    if _offloads(plugin.cpu_offload):
+        raise ConfigError(
+            "accelerate's fsdp_offload_params keeps weights in the computer's memory, which is not "
+            "offered. Set it to false; training.gradient_checkpointing saves memory."
+        )
+    if plugin.activation_checkpointing:
+        raise ConfigError(
+            "accelerate's fsdp_activation_checkpointing is training.gradient_checkpointing here. "
+            "Set the one to false and the other to true."
+        )
+    if plugin.fsdp_version == 2:
+        return bool(plugin.reshard_after_forward)
+    strategy = plugin.sharding_strategy.name
+    if strategy not in _STRATEGIES:
+        raise ConfigError(
+            f"accelerate's fsdp_sharding_strategy is {strategy}; expected "
+            f"{' or '.join(_STRATEGIES)}. For whole models in every process, choose no FSDP."
+        )
+    return _STRATEGIES[strategy]
+
+
+def _offloads(policy: Any) -> bool:
+    from torch.distributed.fsdp import CPUOffloadPolicy
+
+    return isinstance(policy, CPUOffloadPolicy) or bool(getattr(policy, "offload_params", False))

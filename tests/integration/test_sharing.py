@@ -1,0 +1,188 @@
+"""Models shared out over processes (FSDP, DeepSpeed): they learn what whole ones do."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import impasto
+from PIL import Image
+from safetensors.torch import load_file
+from test_processes import DYING, WHOLE, launch, recorded_losses, train_on
+
+from impasto.models.diffusers_folder import UNET_FILE
+
+FSDP = {**WHOLE, "ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+KEEPING = {**WHOLE, "ACCELERATE_USE_FSDP": "true", "FSDP_SHARDING_STRATEGY": "SHARD_GRAD_OP"}
+ZERO_1, ZERO_2 = (
+    {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": stage}
+    for stage in ("1", "2")
+)
+WAYS = {"FSDP": FSDP, "ZeRO 2": ZERO_2}
+BRIEFLY = {"FSDP that keeps blocks together": KEEPING, "ZeRO 1": ZERO_1}
+PROGRAM = """
+import importlib.util, os, signal, sys
+if importlib.util.find_spec("deepspeed"):
+    import deepspeed.comm.torch
+    deepspeed.comm.torch.build_shm_op = lambda: None  # would compile a kernel for processors
+from impasto.cli.main import main
+"""
+FILES = (UNET_FILE, "text_encoder/model.safetensors")
+
+
+@pytest.fixture
+def shared_out(tmp_path):
+    """Run the command line in processes that share the model."""
+
+    def run(*words, way, processes=2, program="main(sys.argv[1:])"):
+        file = tmp_path / "program.py"
+        file.write_text(PROGRAM + program, encoding="utf-8")
+        return launch([file, *words], processes, **way)
+
+    return run
+
+
+def assert_same_tensors(one, other, **tolerance):
+    first, second = load_file(one), load_file(other)
+    assert first.keys() == second.keys()
+    for name, tensor in first.items():
+        torch.testing.assert_close(tensor, second[name], **tolerance)
+
+
+def validation_losses(run) -> list[float]:
+    lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    records = map(json.loads, lines)
+    return [record["validation_loss"] for record in records if "validation_loss" in record]
+
+
+def pictures_of(run) -> np.ndarray:
+    files = sorted((run / "samples").rglob("*.png"))
+    assert [file.parent.name for file in files] == [f"step-{n:08d}" for n in (0, 3, 5)]
+    return np.stack([np.asarray(Image.open(file)) for file in files]).astype(int)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_shares_learn_what_whole_models_do(run_file, tmp_path, shared_out, way):
+    """With the text encoder, a limit, an average, and all that is looked at and left on the way."""
+    shared = {
+        "method": {"train_text_encoder": True},
+        "model": {"clip_skip": 2},
+        "training": {
+            "max_steps": 5, "max_grad_norm": 0.05, "ema_decay": 0.9, "batch_size": 2,
+            "gradient_accumulation_steps": 2, "gradient_checkpointing": way == "FSDP",
+        },
+        "validation": {"split": 0.2, "every_steps": 2, "timesteps": 2},
+        "previews": {
+            "prompts": ["a red ball"], "every_steps": 3, "at_first": True, "width": 64,
+            "height": 64, "steps": 2,
+        },
+        "saving": {
+            "model_every_steps": 3, "best_model": True, "state_every_steps": 2,
+            "average": "beside",
+        },
+        "optimizer": {"kind": "SGD", "lr": 0.1, "arguments": {"momentum": 0.9}},
+    }  # fmt: skip
+    whole, shares = tmp_path / "whole", tmp_path / "shares"
+    train_on(run_file(output_dir=str(whole), **shared), 2)
+    result = shared_out("train", run_file(output_dir=str(shares), **shared), way=WAYS[way])
+    assert result.returncode == 0, result.stderr
+    assert "of 2 processes holds its share" in result.stderr + result.stdout
+    close = {"atol": 1e-6, "rtol": 1e-4}
+    for model in ("export/model", "export/model-ema", "models/model-step00000003"):
+        for file in FILES:
+            assert_same_tensors(whole / model / file, shares / model / file, **close)
+    assert (shares / "models" / "model-best").is_dir()
+    states = [sorted((run / "states").iterdir())[-1] for run in (whole, shares)]
+    for file in ("weights", "optimizer", "ema"):
+        name = f"{file}.safetensors"
+        assert_same_tensors(states[0] / name, states[1] / name, **close)
+    assert recorded_losses(shares) == pytest.approx(recorded_losses(whole), rel=1e-4)
+    assert len(validation_losses(whole)) == 4
+    assert validation_losses(shares) == pytest.approx(validation_losses(whole), rel=1e-4)
+    assert np.abs(pictures_of(shares) - pictures_of(whole)).max() <= 2
+
+
+def test_three_processes_share_unevenly(run_file, tmp_path, shared_out):
+    """Some tensors have fewer rows than there are processes."""
+    sgd = {"kind": "SGD", "lr": 0.1}
+    alone = {"max_steps": 2, "gradient_accumulation_steps": 3}
+    file = run_file(output_dir=str(tmp_path / "whole"), training=alone, optimizer=sgd)
+    assert impasto("train", file).returncode == 0
+    for name, way in BRIEFLY.items():
+        file = run_file(output_dir=str(tmp_path / name), training={"max_steps": 2}, optimizer=sgd)
+        result = shared_out("train", file, way=way, processes=3)
+        assert result.returncode == 0, result.stderr
+        unet = f"export/model/{UNET_FILE}"
+        assert_same_tensors(tmp_path / "whole" / unet, tmp_path / name / unet, atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_shares_are_resumed(run_file, tmp_path, shared_out, way):
+    """To the bit on as many processes, and by one process that has the model whole."""
+    changes = {
+        "training": {"max_steps": 6, "ema_decay": 0.9},
+        "saving": {"state_every_steps": 2, "keep_states": 9},
+        "optimizer": {"kind": "adamw", "lr": 1e-4},
+    }
+    through, stopped = tmp_path / "through", tmp_path / "stopped"
+    file = run_file(output_dir=str(through), **changes)
+    assert shared_out("train", file, way=WAYS[way]).returncode == 0
+    file = run_file(output_dir=str(stopped), **changes)
+    died = shared_out(file, way=WAYS[way], program=DYING.partition("import main\n")[2])
+    assert died.returncode != 0
+    assert [p.name for p in (stopped / "states").iterdir()] == ["step-00000002"]
+    again = shared_out("resume", stopped, way=WAYS[way])
+    assert again.returncode == 0, again.stderr
+    for file in ("weights", "optimizer", "ema"):
+        name = f"states/step-00000006/{file}.safetensors"
+        assert_same_tensors(through / name, stopped / name, atol=0, rtol=0)
+    change(stopped, max_steps=(6, 8), gradient_accumulation_steps=(1, 2))
+    alone = impasto("resume", stopped)
+    assert alone.returncode == 0, alone.stderr
+    change(stopped, max_steps=(8, 10), gradient_accumulation_steps=(2, 1))
+    change(through, max_steps=(6, 10))
+    for run in (stopped, through):
+        longer = shared_out("resume", run, way=WAYS[way])
+        assert longer.returncode == 0, longer.stderr
+    assert len(recorded_losses(through)) == 10
+    assert recorded_losses(stopped) == pytest.approx(recorded_losses(through), rel=1e-3)
+    assert (stopped / "states" / "step-00000008").is_dir()
+
+
+def change(run, **settings):
+    """Other values of some settings of a run: name -> from, to."""
+    text = (run / "config.toml").read_text(encoding="utf-8")
+    for name, (old, new) in settings.items():
+        assert f"{name} = {old}\n" in text
+        text = text.replace(f"{name} = {old}\n", f"{name} = {new}\n")
+    (run / "config.toml").write_text(text, encoding="utf-8")
+
+
+def test_float16_overflows_are_found_together(run_file, tmp_path):
+    """The first updates overflow in one share or another; all processes pass over them."""
+    changes = {"training": {"mixed_precision": "fp16", "max_steps": 6}}
+    runs = tmp_path / "whole", tmp_path / "shares"
+    train_on(run_file(output_dir=str(runs[0]), **changes), 2)
+    train_on(run_file(output_dir=str(runs[1]), **changes), 2, **FSDP)
+    scales = []
+    for run in runs:
+        (state,) = (run / "states").iterdir()
+        scales.append(json.loads((state / "state.json").read_text(encoding="utf-8"))["scaler"])
+    assert scales[0] == scales[1]
+    assert recorded_losses(runs[1]) == pytest.approx(recorded_losses(runs[0]), rel=1e-2)
+
+
+def test_what_does_not_go_with_shares_is_said_before_anything_is_made(run_file, tmp_path):
+    file = run_file(optimizer={"kind": "adamw8bit"})
+    result = launch(["-m", "impasto", "train", file], 2, **FSDP)
+    assert result.returncode != 0
+    assert "looks at more than one number at a time" in " ".join(result.stderr.split())
+    assert "Traceback (most recent call last)" not in result.stderr.partition("elastic")[0]
+    assert not (tmp_path / "run").exists()
+
+
+def test_one_process_has_nothing_to_share(run_file, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    done = impasto("train", run_file())
+    assert done.returncode == 2
+    assert "and there is one" in done.stderr

@@ -1,0 +1,125 @@
+"""What accelerate's configuration may ask for where a model is shared out, and what fits it."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from impasto.errors import ConfigError
+from impasto.training.devices import build_accelerator
+from impasto.training.sharding import frees_early, require_shareable
+from impasto.training.zero import zero_config
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"optimizer": {"kind": "adamw8bit"}}, "adamw8bit"),
+        ({"optimizer": {"kind": "adafactor"}}, "adafactor"),
+        ({"optimizer": {"kind": "prodigy", "lr": 1.0}}, "prodigy"),
+        ({"optimizer": {"kind": "adamw_schedule_free"}}, "adamw_schedule_free"),
+        ({"optimizer": {"kind": "Muon"}}, "Muon"),
+        ({"training": {"weights": "bf16", "mixed_precision": "bf16"}}, "training.weights"),
+        ({"training": {"optimizer_in_backward": "exact"}}, "training.optimizer_in_backward"),
+        ({"training": {"offload_optimizer": True}}, "training.offload_optimizer"),
+        ({"training": {"compile": "blocks"}}, "training.compile"),
+        ({"training": {"channels_last": True}}, "training.channels_last"),
+        ({"method": {"kind": "hypernetwork"}, "saving": {"format": "a1111"}}, "method.kind"),
+    ],
+)
+def test_settings_that_need_a_whole_model(train_config, changes, said):
+    with pytest.raises(ConfigError, match="configured for FSDP") as raised:
+        require_shareable(train_config(**changes), "FSDP")
+    assert said in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"training": {"mixed_precision": "fp16"}},
+        {"method": {"train_text_encoder": True, "text_encoder_from_step": 3}},
+    ],
+)
+def test_deepspeed_goes_with_less(train_config, changes):
+    require_shareable(train_config(**changes), "FSDP")
+    with pytest.raises(ConfigError, match="choose FSDP"):
+        require_shareable(train_config(**changes), "DeepSpeed")
+
+
+@pytest.mark.parametrize("kind", ["adamw", "lion", "SGD", "NAdam", "paged_adamw"])
+def test_optimizers_of_single_numbers_go(train_config, kind):
+    require_shareable(train_config(optimizer={"kind": kind}), "DeepSpeed")
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({}, True),
+        ({"FSDP_VERSION": "2"}, True),
+        ({"FSDP_VERSION": "2", "FSDP_RESHARD_AFTER_FORWARD": "false"}, False),
+        ({"FSDP_SHARDING_STRATEGY": "SHARD_GRAD_OP"}, False),
+        ({"FSDP_SHARDING_STRATEGY": "1"}, True),
+        ({"FSDP_SHARDING_STRATEGY": "NO_SHARD"}, "fsdp_sharding_strategy is NO_SHARD"),
+        ({"FSDP_OFFLOAD_PARAMS": "true"}, "fsdp_offload_params"),
+        ({"FSDP_VERSION": "2", "FSDP_OFFLOAD_PARAMS": "true"}, "fsdp_offload_params"),
+        ({"FSDP_ACTIVATION_CHECKPOINTING": "true"}, "fsdp_activation_checkpointing"),
+    ],
+)
+def test_accelerates_settings_of_fsdp(monkeypatch, variables, expected):
+    for name, value in {"ACCELERATE_USE_FSDP": "true", **variables}.items():
+        monkeypatch.setenv(name, value)
+    if isinstance(expected, bool):
+        assert frees_early() is expected
+        return
+    with pytest.raises(ConfigError, match=expected):
+        frees_early()
+
+
+def accelerator_with(**asked):
+    plugin = SimpleNamespace(deepspeed_config=asked)
+    return SimpleNamespace(state=SimpleNamespace(deepspeed_plugin=plugin))
+
+
+def test_deepspeeds_settings_are_the_runs_and_accelerates(train_config):
+    asked = accelerator_with(
+        zero_optimization={
+            "stage": 1, "offload_optimizer": {"device": "none"}, "reduce_bucket_size": 1000,
+            "stage3_gather_16bit_weights_on_model_save": "auto",
+        },
+        gradient_clipping="auto", train_batch_size="auto", gradient_accumulation_steps=1,
+        communication_data_type="fp16", fp16={"enabled": False}, bf16={"enabled": "auto"},
+    )  # fmt: skip
+    found = zero_config(train_config(training={"max_grad_norm": 0.7}), asked)
+    assert found["zero_optimization"] == {"stage": 1, "reduce_bucket_size": 1000}
+    assert found["gradient_clipping"] == 0.7
+    assert found["gradient_accumulation_steps"] == 1
+    assert found["communication_data_type"] == "fp16"
+    assert not {"fp16", "bf16", "train_batch_size"} & found.keys()
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"zero_optimization": {"stage": 3}}, "zero_stage is 3; expected 1 or 2"),
+        ({"zero_optimization": {"stage": 0}}, "zero_stage is 0"),
+        ({"zero_optimization": {"offload_optimizer": {"device": "cpu"}}}, "offload_optimizer"),
+        ({"optimizer": {"type": "Adam"}}, r"section optimizer; take it out, \[optimizer\]"),
+        ({"fp16": {"enabled": True}}, "section fp16"),
+        ({"gradient_clipping": 0.1}, "gradient_clipping is 0.1"),
+        ({"gradient_accumulation_steps": 4}, "gradient_accumulation_steps is 4"),
+    ],
+)
+def test_settings_of_deepspeed_that_are_not_offered(train_config, asked, said):
+    with pytest.raises(ConfigError, match=said):
+        zero_config(train_config(), accelerator_with(**asked))
+
+
+def test_the_processor_and_deepspeed_do_not_go_together(train_config):
+    alone = SimpleNamespace(state=SimpleNamespace(deepspeed_plugin=None))
+    with pytest.raises(ConfigError, match="use_cpu"):
+        zero_config(train_config(), alone)
+
+
+def test_megatron_is_refused(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_MEGATRON_LM", "true")
+    with pytest.raises(ConfigError, match="Megatron-LM"):
+        build_accelerator()
