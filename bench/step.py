@@ -115,7 +115,12 @@ def _update(values: dict[str, Any], device: torch.device) -> tuple[float, int, f
     loop = TrainingLoop(session, RunDirectory(config.output_dir), SilentEvents())
     number = UPDATES[device.type]
     updates = iterate_updates(
-        session.data, session.sampler, 0, number + 1, rank=0, feed=feed_for(device)
+        session.data,
+        session.sampler,
+        0,
+        number + 1,
+        rank=0,
+        feed=feed_for(device, session.conditioner if session.conditioner.is_frozen else None),
     )
     times = []
     for update, batches in updates:

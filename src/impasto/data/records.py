@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -154,6 +154,8 @@ class Batch:
         weights: [B] weights of the samples in the loss; zero for a rank that has nothing to do.
         draws: The source of this batch's random numbers.
         mask: [B, 1, h, w] weights in [0, 1] of the places in the loss; None where all are 1.
+        conditions: What the captions were encoded to, as arguments of the U-Net, where that was
+            done ahead.
     """
 
     latents: Tensor
@@ -161,6 +163,7 @@ class Batch:
     weights: Tensor
     draws: Draws
     mask: Tensor | None = None
+    conditions: Mapping[str, Tensor] | None = None
 
 
 @contextlib.contextmanager

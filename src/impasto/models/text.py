@@ -118,6 +118,11 @@ class ClipTextConditioner:
                 states = emphasised(states, weights, keep_mean=keep_mean)
             return {"encoder_hidden_states": JOINERS[self.tokens.layout.join](states)}
 
+    @property
+    def is_frozen(self) -> bool:
+        """Whether the same captions always give the same states."""
+        return self._memory is not None
+
     def learn(self, *, now: bool) -> None:
         """Whether gradients flow into the encoder from now on; of one that may learn."""
         self._train = now

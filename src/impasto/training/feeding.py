@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from impasto.data.dataset import UpdateBatches
 from impasto.data.records import Batch
@@ -13,27 +14,39 @@ from impasto.diffusion.transfer import sent
 from impasto.training.offload import new_stream
 
 Feed = Callable[[Iterator[UpdateBatches]], Iterator[UpdateBatches]]
+Encode = Callable[[tuple[str, ...]], Mapping[str, Tensor]]
 
 
-def feed_for(device: torch.device) -> Feed:
-    """What takes batches to a device; a processor has them already."""
-    return Feeder(device) if device.type == "cuda" else iter
+def feed_for(device: torch.device, encode: Encode | None = None) -> Feed:
+    """What takes batches to a device; a processor has them already.
+
+    Args:
+        device: Where they are trained on.
+        encode: Makes conditions of captions, where no gradient flows into what does it.
+    """
+    return Feeder(device, encode) if device.type == "cuda" else iter
 
 
 class Feeder:
     """Copies batches to a GPU on a stream of its own, each while the one before is computed.
 
+    Captions are encoded there too, so that a frozen text encoder works beside the U-Net. What it
+    remembers belongs to that stream: nothing else may ask the same memory.
+
     Args:
         device: Where to.
+        encode: Makes conditions of captions; None leaves that to the step.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._stream = new_stream(device)
+    def __init__(self, device: torch.device, encode: Encode | None = None) -> None:
+        self._device, self._encode = device, encode
+        self._stream = new_stream(device) if device.type == "cuda" else None
 
     def __call__(self, batches: Iterator[UpdateBatches]) -> Iterator[UpdateBatches]:
         """The same batches, on the device when they come."""
         waiting: UpdateBatches | None = None
+        if self._stream is not None:  # the encoder's weights may still be on their way
+            self._stream.wait_stream(torch.cuda.current_stream(self._device))
         for update, batch in batches:
             coming = update, self._begun(batch)
             if waiting is not None:
@@ -49,12 +62,16 @@ class Feeder:
                 latents=sent(batch.latents, self._device),
                 weights=sent(batch.weights, self._device),
                 mask=None if batch.mask is None else sent(batch.mask, self._device),
+                conditions=None if self._encode is None else self._encode(batch.captions),
             )
 
     def _arrived(self, batch: Batch) -> Batch:
+        if self._stream is None:
+            return batch
         current = torch.cuda.current_stream(self._device)
         current.wait_stream(self._stream)
-        for tensor in (batch.latents, batch.weights, batch.mask):
+        encoded = () if batch.conditions is None else batch.conditions.values()
+        for tensor in (batch.latents, batch.weights, batch.mask, *encoded):
             if tensor is not None:
                 tensor.record_stream(current)
         return batch

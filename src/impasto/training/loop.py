@@ -117,7 +117,10 @@ class TrainingLoop:
                 step,
                 session.total_steps,
                 self._accelerator.process_index,
-                feed_for(self._accelerator.device),
+                feed_for(
+                    self._accelerator.device,
+                    session.conditioner if session.conditioner.is_frozen else None,
+                ),
             )
             for update, batches in self._recorder.meter.waiting_for(updates):
                 bucket = session.prepared.training.images[
@@ -282,7 +285,10 @@ class TrainingLoop:
     def _save(self, done: int, *, now: bool = False) -> None:
         """Save the state; with `now`, all processes wait until it is on disk."""
         self._calendar.state_is_saved()
-        with self._recorder.meter.aside("saving states"):
+        with (
+            self._recorder.meter.aside("saving states"),
+            self._faults.explained("saving the state", done),
+        ):
             if self._session.takes_part:
                 self._saver.save_state(done, self._best, now=now)
             if now:

@@ -66,7 +66,8 @@ def training_step(
     t = sent(recipe.timesteps(batch.draws, schedule.num_timesteps), device)
 
     x_t = schedule.add_noise(x_0, recipe.noise.on_input(noise, batch.draws), t)
-    output = unet(x_t, t, **conditioner(batch.captions)).sample
+    conditions = batch.conditions or conditioner(batch.captions)
+    output = unet(x_t, t, **conditions).sample
     target = prediction.target(x_0, noise, t, schedule)
 
     mask = None if batch.mask is None else sent(batch.mask, device)

@@ -72,10 +72,16 @@ def build_conditioners(
     states = states.to(device)
     store = _build_store(config, model) if config.training.cache_text_to_disk else None
     at_once = ENCODED_AT_ONCE.get(device.type, 1)
-    memory = TextMemory(config.training.text_cache_mib << 20, device, store, progress, at_once)
-    frozen = ClipTextConditioner(tokens, states, device=device, memory=memory)
-    prompts = ClipTextConditioner(prompt_tokens, states, device=device, memory=memory)
-    return Conditioners(frozen, frozen, prompts)
+    limit = config.training.text_cache_mib << 20
+    memory = TextMemory(limit, device, store, progress, at_once)
+    looking = memory
+    if device.type == "cuda":  # where captions are encoded on a stream of their own
+        looking = TextMemory(limit, device, store, progress, at_once)
+    return Conditioners(
+        ClipTextConditioner(tokens, states, device=device, memory=memory),
+        ClipTextConditioner(tokens, states, device=device, memory=looking),
+        ClipTextConditioner(prompt_tokens, states, device=device, memory=looking),
+    )
 
 
 def encode_captions_ahead(

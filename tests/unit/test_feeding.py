@@ -1,0 +1,65 @@
+"""Batches on their way to a device: in order, one ahead, with their captions encoded."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from impasto.data.records import Batch
+from impasto.diffusion.draws import Draws
+from impasto.diffusion.prediction import PREDICTIONS
+from impasto.diffusion.schedule import NoiseSchedule
+from impasto.training.feeding import Feeder, feed_for
+from impasto.training.step import StepRecipe, training_step
+
+CPU = torch.device("cpu")
+
+
+def batch_of(number: int) -> Batch:
+    draws = Draws(7, number, (0, 1), 2)
+    return Batch(torch.randn(2, 4, 8, 8), (f"first {number}", "second"), torch.ones(2), draws)
+
+
+def states_of(captions):
+    values = torch.tensor([float(len(caption)) for caption in captions])
+    return {"encoder_hidden_states": values.view(-1, 1, 1)}
+
+
+def test_each_batch_begins_while_the_one_before_is_trained_on():
+    encoded = []
+
+    def encode(captions):
+        encoded.append(captions[0])
+        return states_of(captions)
+
+    coming = [(number, batch_of(number)) for number in range(3)]
+    for number, (update, batch) in enumerate(Feeder(CPU, encode)(iter(coming))):
+        assert update == number
+        assert len(encoded) == min(number + 2, 3)
+        assert torch.equal(batch.latents, coming[number][1].latents)
+        expected = states_of(batch.captions)["encoder_hidden_states"]
+        assert torch.equal(batch.conditions["encoder_hidden_states"], expected)
+    assert encoded == ["first 0", "first 1", "first 2"]
+
+
+def test_a_step_is_the_same_with_captions_encoded_ahead():
+    schedule = NoiseSchedule.scaled_linear()
+    recipe = StepRecipe(schedule, PREDICTIONS["epsilon"])
+    batch = batch_of(0)
+
+    def unet(x_t, t, encoder_hidden_states):
+        return SimpleNamespace(sample=x_t * encoder_hidden_states.unsqueeze(-1))
+
+    def refuses(captions):
+        raise AssertionError(captions)
+
+    plain = training_step(unet, states_of, batch, recipe)
+    ahead = replace(batch, conditions=states_of(batch.captions))
+    assert torch.equal(training_step(unet, refuses, ahead, recipe).losses, plain.losses)
+    with pytest.raises(AssertionError, match="first 0"):
+        training_step(unet, refuses, batch, recipe)
+
+
+def test_a_processor_is_fed_as_batches_come():
+    assert feed_for(CPU, states_of) is iter
