@@ -19,7 +19,7 @@ from impasto.checkpoints.kinds import BASE_MODEL, kind_of
 from impasto.checkpoints.modelspec import ModelSpec, read_encoder_layer, read_prediction_type
 from impasto.checkpoints.pickles import LightningCallback
 from impasto.checkpoints.reading import open_tensor_file
-from impasto.checkpoints.tensors import LazyTensor
+from impasto.checkpoints.tensors import LazyTensor, Scratch
 from impasto.checkpoints.writing import HASH_KEY, write_ckpt, write_safetensors
 from impasto.errors import ModelError, StorageError
 
@@ -315,3 +315,15 @@ def test_the_metadata_standard():
     assert read_encoder_layer(texts) == 2
     assert read_prediction_type({}) is None
     assert read_encoder_layer({"modelspec.encoder_layer": "x"}) is None
+
+
+def test_reading_by_way_of_scratch_memory_gives_the_same_copies(tensors, tmp_path):
+    """In any order of sizes; what was read before does not change."""
+    file = tmp_path / "x.safetensors"
+    write_safetensors(file, lazily(tensors), {})
+    opened, scratch = open_tensor_file(file).tensors, Scratch()
+    for order in (sorted(tensors), sorted(tensors, reverse=True)):
+        found = {name: opened[name].read_as(torch.float64, scratch) for name in order}
+        assert all(torch.equal(found[name], tensors[name].double()) for name in order)
+    turned = opened["half"].reshaped((5, 3)).read_as(torch.float32, scratch)
+    assert torch.equal(turned, tensors["half"].float().reshape(5, 3))

@@ -100,24 +100,24 @@ def _open_safetensors(path: Path) -> TensorFile:
     if unknown:
         raise ModelError(f"{path} holds tensors of types that cannot be read: {unknown}.")
 
-    def reader(row: Mapping[str, Any]) -> Callable[[], Tensor]:
+    def lazy(row: Mapping[str, Any]) -> LazyTensor:
         begin, end = row["data_offsets"]
+        dtype = SAFETENSORS_TYPES[row["dtype"]]
+
+        def read_into(values: Tensor) -> None:
+            check()
+            _read_into(values.numpy().data, path, 8 + size + begin)
 
         def read() -> Tensor:
-            check()
             values = torch.empty(end - begin, dtype=torch.uint8)
-            _read_into(values.numpy().data, path, 8 + size + begin)
-            return values.view(SAFETENSORS_TYPES[row["dtype"]]).reshape(row["shape"])
+            read_into(values)
+            return values.view(dtype).reshape(row["shape"])
 
-        return read
+        return LazyTensor(tuple(row["shape"]), dtype, read, is_fresh=True, read_into=read_into)
 
-    tensors = {
-        name: LazyTensor(
-            tuple(row["shape"]), SAFETENSORS_TYPES[row["dtype"]], reader(row), is_fresh=True
-        )
-        for name, row in rows.items()
-    }
-    return TensorFile(path, "safetensors", tensors, metadata)
+    return TensorFile(
+        path, "safetensors", {name: lazy(row) for name, row in rows.items()}, metadata
+    )
 
 
 def _read_into(values: memoryview, path: Path, begin: int) -> None:

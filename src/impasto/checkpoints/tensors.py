@@ -21,6 +21,22 @@ SAFETENSORS_TYPES = {
 }  # fmt: skip
 
 
+class Scratch:
+    """Memory that one tensor after another is read into.
+
+    Memory that was never touched takes a second per GiB to get on a virtual machine.
+    """
+
+    def __init__(self) -> None:
+        self._bytes = torch.empty(0, dtype=torch.uint8)
+
+    def of(self, size: int) -> Tensor:
+        """So many bytes, which hold until the next are asked for."""
+        if size > self._bytes.numel():
+            self._bytes = torch.empty(size, dtype=torch.uint8)
+        return self._bytes[:size]
+
+
 @dataclass(frozen=True)
 class LazyTensor:
     """A tensor that is somewhere else until it is read.
@@ -30,20 +46,26 @@ class LazyTensor:
         dtype: Its type as stored.
         read: Gives it, on the CPU. Copy it before writing to it, unless `is_fresh`.
         is_fresh: Whether each reading gives new memory, that nothing else looks at.
+        read_into: Reads its bytes into memory of uint8; None where that is not possible.
     """
 
     shape: tuple[int, ...]
     dtype: torch.dtype
     read: Callable[[], Tensor]
     is_fresh: bool = False
+    read_into: Callable[[Tensor], None] | None = None
 
     @classmethod
     def of(cls, tensor: Tensor) -> LazyTensor:
         """A tensor that is in memory already, on any device."""
         return cls(tuple(tensor.shape), tensor.dtype, lambda: tensor.detach().cpu())
 
-    def read_as(self, dtype: torch.dtype) -> Tensor:
-        """A copy of another type, which may be written to."""
+    def read_as(self, dtype: torch.dtype, scratch: Scratch | None = None) -> Tensor:
+        """A copy of another type, which may be written to; by way of `scratch` if it is given."""
+        if scratch is not None and self.read_into is not None and dtype != self.dtype:
+            values = scratch.of(self.size_bytes)
+            self.read_into(values)
+            return values.view(self.dtype).reshape(self.shape).to(dtype)
         return self.read().to(dtype, copy=not (self.is_fresh and dtype == self.dtype))
 
     @property

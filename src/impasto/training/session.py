@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -35,7 +35,7 @@ from impasto.models.parking import park
 from impasto.models.saving import DTYPES
 from impasto.models.text import ClipTextConditioner
 from impasto.models.trainable import Trainable
-from impasto.models.vae import moments_encoder, weights_fingerprint
+from impasto.models.vae import moments_encoder, tensors_fingerprint
 from impasto.progress import Progress
 from impasto.sampling.prompts import Prompt
 from impasto.sampling.sampler import Sampler
@@ -221,7 +221,11 @@ def build_session(
         precision=placement.build_precision(config.training.mixed_precision, accelerator.device),
         total_steps=steps,
         fingerprint=run_fingerprint(
-            config, encoded.fingerprint, prepared.training, accelerator.num_processes, steps
+            config,
+            encoded.fingerprint.result()[:16],
+            prepared.training,
+            accelerator.num_processes,
+            steps,
         ),
     )
 
@@ -232,13 +236,13 @@ class _Encoded:
 
     Attributes:
         encoder: For pictures that are encoded each time they are shown, if there are such.
-        fingerprint: A hash of the U-Net.
+        fingerprint: A hash of the U-Net as it was loaded, on its way.
     """
 
     model: BaseModel
     data: PreparedData
     encoder: MomentsEncoder | None
-    fingerprint: str
+    fingerprint: Future[str]
 
 
 def _load_and_encode(
@@ -253,10 +257,10 @@ def _load_and_encode(
         model = with_zero_terminal_snr(model)
     encoding_vae = build_encoding_vae(config, model).to(accelerator.device)
     encoder = moments_encoder(encoding_vae, batch_size=config.dataset.vae_batch_size)
-    with ThreadPoolExecutor(1) as aside:  # hashing leaves Python free: 2 s of a full-size U-Net
-        hashed = aside.submit(weights_fingerprint, model.unet)
-        prepared = prepare_data(config, encoder, accelerator, progress, known)
-        fingerprint = hashed.result()[:16]
+    aside = ThreadPoolExecutor(1)  # hashing leaves Python free: 2 s of a full-size U-Net
+    fingerprint = aside.submit(tensors_fingerprint, model.unet.state_dict())
+    aside.shutdown(wait=False)
+    prepared = prepare_data(config, encoder, accelerator, progress, known)
     if not all(key.plain for key in prepared.training.keys):
         return _Encoded(model, prepared, encoder, fingerprint)
     encoding_vae.to("cpu")
