@@ -21,13 +21,21 @@ ZERO_1, ZERO_2 = (
 WAYS = {"FSDP": FSDP, "ZeRO 2": ZERO_2}
 BRIEFLY = {"FSDP that keeps blocks together": KEEPING, "ZeRO 1": ZERO_1}
 PROGRAM = """
-import importlib.util, os, signal, sys
+import importlib.util, os, signal, sys, time
 if importlib.util.find_spec("deepspeed"):
     import deepspeed.comm.torch
     deepspeed.comm.torch.build_shm_op = lambda: None  # would compile a kernel for processors
 from impasto.cli.main import main
 """
 FILES = (UNET_FILE, "text_encoder/model.safetensors")
+
+
+DYING_ONCE_SAVED = DYING.partition("import main\n")[2].replace(
+    "os.kill(",
+    """while not (self._run.states / "step-00000002").is_dir():  # written beside training
+            time.sleep(0.05)
+        os.kill(""",
+)
 
 
 @pytest.fixture
@@ -128,7 +136,7 @@ def test_shares_are_resumed(run_file, tmp_path, shared_out, way):
     file = run_file(output_dir=str(through), **changes)
     assert shared_out("train", file, way=WAYS[way]).returncode == 0
     file = run_file(output_dir=str(stopped), **changes)
-    died = shared_out(file, way=WAYS[way], program=DYING.partition("import main\n")[2])
+    died = shared_out(file, way=WAYS[way], program=DYING_ONCE_SAVED)
     assert died.returncode != 0
     assert [p.name for p in (stopped / "states").iterdir()] == ["step-00000002"]
     again = shared_out("resume", stopped, way=WAYS[way])

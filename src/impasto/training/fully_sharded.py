@@ -110,7 +110,7 @@ class FullySharded:
 
     def whole(self, tensors: Held) -> Tensors:
         """Put together one by one, in the memory of each process."""
-        return {name: _put_together(self._like(name, t)) for name, t in tensors.items()}
+        return {name: self._put_together(name, tensor) for name, tensor in tensors.items()}
 
     def share(self, tensors: Tensors) -> Tensors:
         """This process's pieces."""
@@ -122,9 +122,9 @@ class FullySharded:
 
     def _kept(self, held: Held) -> Iterator[tuple[str, Tensor]]:
         for name, tensor in held.items():
-            whole = _put_together(tensor).read()
+            whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
             if self._is_main:
-                yield name, whole
+                yield name, whole.detach().to("cpu", copy=True)
 
     @torch.no_grad()
     def put(self, names: Names, weights: Tensors) -> None:
@@ -139,7 +139,7 @@ class FullySharded:
         for key, tensor in held.items():
             name = key.rpartition(":")[0]
             cut = name in self._shares and tensor.shape == self._shares[name].shape
-            whole[key] = _put_together(self._like(name, tensor) if cut else tensor)
+            whole[key] = self._put_together(name, tensor) if cut else LazyTensor.of(tensor)
         return OptimizerState(whole, optimizer_scalars(optimizer, names))
 
     def put_optimizer_state(
@@ -153,17 +153,22 @@ class FullySharded:
             mine[key] = self._piece_of(name, tensor) if cut else tensor
         restore_optimizer(optimizer, names, mine, state.scalars)
 
-    def _like(self, name: str, tensor: Tensor) -> DTensor:
-        """A tensor laid out as a share, as a piece of its whole."""
+    def _put_together(self, name: str, tensor: Tensor) -> LazyTensor:
+        """The whole of a tensor laid out as a share, by all processes together as it is read."""
         piece = self._pieces[name]
-        return DTensor.from_local(
-            tensor.detach().to(self._device),
-            piece.device_mesh,
-            piece.placements,
-            run_check=False,
-            shape=piece.shape,
-            stride=piece.stride(),
-        )
+
+        def read() -> Tensor:
+            whole = DTensor.from_local(
+                tensor.detach().to(self._device),
+                piece.device_mesh,
+                piece.placements,
+                run_check=False,
+                shape=piece.shape,
+                stride=piece.stride(),
+            ).full_tensor()
+            return whole.detach().cpu()
+
+        return LazyTensor(tuple(piece.shape), tensor.dtype, read, is_fresh=True)
 
     def _piece_of(self, name: str, whole: LazyTensor) -> LazyTensor:
         like = self._pieces[name]
@@ -174,18 +179,6 @@ class FullySharded:
             return cut.to_local()
 
         return LazyTensor(tuple(self._shares[name].shape), whole.dtype, read)
-
-
-def _put_together(tensor: Tensor) -> LazyTensor:
-    """The whole of a piece, by all processes together as it is read; others as they are."""
-    if not isinstance(tensor, DTensor):
-        return LazyTensor.of(tensor)
-    return LazyTensor(
-        tuple(tensor.shape),
-        tensor.dtype,
-        lambda: tensor.full_tensor().detach().cpu(),
-        is_fresh=True,
-    )
 
 
 class ShardedGradients(KeptGradients):
