@@ -7,7 +7,6 @@ DeepSpeed's functions for that, so that it is a state like any other.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import warnings
 from collections.abc import Mapping, Sequence
@@ -23,8 +22,8 @@ from impasto.errors import ConfigError
 from impasto.models.trainable import Part
 from impasto.training.descent import Descent, InBackward, NotFiniteError
 from impasto.training.optimizer_state import group_scalars
-from impasto.training.placement import Held, Names, OptimizerState
-from impasto.training.precision import MixedPrecision, Precision
+from impasto.training.placement import Held, Names, OptimizerState, WholeModels
+from impasto.training.precision import Precision
 
 _OWN = {
     "train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps",
@@ -102,7 +101,7 @@ def _zero_section(asked: Mapping[str, Any]) -> dict[str, Any]:
     return section
 
 
-class ZeroSharded:
+class ZeroSharded(WholeModels):
     """Each process has all weights, and the optimizer state of its share of them.
 
     Args:
@@ -111,6 +110,7 @@ class ZeroSharded:
     """
 
     def __init__(self, accelerator: Accelerator, settings: Mapping[str, Any]) -> None:
+        super().__init__(accelerator)
         stage = settings["zero_optimization"]["stage"]
         what = "optimizer state" if stage == 1 else "gradients and optimizer state"
         self.is_shared = True
@@ -129,10 +129,6 @@ class ZeroSharded:
         self._modules.append(module.to(self._device))
         return module
 
-    def place(self, parts: Sequence[Part]) -> tuple[Part, ...]:
-        """As they are."""
-        return tuple(parts)
-
     def start(self, parts: Sequence[Part], optimizer: torch.optim.Optimizer) -> None:
         """Have DeepSpeed share the optimizer's groups out."""
         import deepspeed
@@ -148,15 +144,6 @@ class ZeroSharded:
             dist_init_required=False,
         )
 
-    def exchanging(self, *, now: bool) -> contextlib.AbstractContextManager[None]:
-        """DeepSpeed sees to it, with the backward pass."""
-        del now
-        return contextlib.nullcontext()
-
-    def build_precision(self, kind: MixedPrecision, device: torch.device) -> Precision:
-        """As any, without a scaler."""
-        return Precision(kind, device)
-
     def build_descent(
         self,
         in_backward: InBackward,
@@ -168,17 +155,6 @@ class ZeroSharded:
         """DeepSpeed's."""
         del in_backward, optimizer, parameters, precision
         return EngineDescent(self._engine, measures=limit > 0)
-
-    def settle(self) -> None:
-        """Nothing is to be done."""
-
-    def whole(self, tensors: Held) -> Tensors:
-        """Each process has them."""
-        return {name: LazyTensor.of(tensor) for name, tensor in tensors.items()}
-
-    def share(self, tensors: Tensors) -> Tensors:
-        """All."""
-        return tensors
 
     def whole_modules(self, tensors: Mapping[str, Held]) -> Mapping[str, Held]:
         """Only the first process keeps copies."""
