@@ -96,5 +96,5 @@ def _to_sidecars(
     )
     for path in written.differing[:10]:
         console.note(f"  {path} (use --overwrite to replace it)")
-    for item in scan.set_aside:
+    for item in (*written.refused, *scan.set_aside):
         console.note(f"  {item.path}: {item.reason}")

@@ -9,7 +9,7 @@ from pathlib import Path
 from impasto import files
 from impasto.data.metadata import keep_backup
 from impasto.data.probing import CAPTION, TAGS
-from impasto.data.records import ImageRecord
+from impasto.data.records import ImageRecord, SetAside
 
 
 @dataclass(frozen=True)
@@ -19,12 +19,15 @@ class WrittenSidecars:
     Attributes:
         files: How many were written.
         differing: Those that were there, say something else, and were left alone.
+        refused: Those that are not written at all, with the reasons: a link out of the data set, a
+            name that is too long.
         backups: How many of those written replaced another, which is kept as `.bak`.
     """
 
     files: int
     differing: tuple[Path, ...]
     backups: int
+    refused: tuple[SetAside, ...] = ()
 
 
 def write_sidecars(records: Iterable[ImageRecord], *, overwrite: bool) -> WrittenSidecars:
@@ -33,19 +36,23 @@ def write_sidecars(records: Iterable[ImageRecord], *, overwrite: bool) -> Writte
     Raises:
         StorageError: A file could not be written; it is as it was before.
     """
-    written, backups, differing = 0, 0, []
+    written, backups, differing, refused = 0, 0, [], []
     for record in records:
         for ending, text in ((CAPTION, record.caption), (TAGS, record.tags)):
             path = record.path.with_suffix(ending)
             if not text or _says(path) == text.strip():
                 continue
+            reason = files.why_not_written(path, [record.subset.root])
+            if reason:
+                refused.append(SetAside(path, reason))
+                continue
             if path.exists() and not overwrite:
                 differing.append(path)
                 continue
             backups += keep_backup(path) is not None
-            files.write_text(path, text + "\n")
+            files.rewrite_text(path, text + "\n")
             written += 1
-    return WrittenSidecars(written, tuple(differing), backups)
+    return WrittenSidecars(written, tuple(differing), backups, tuple(refused))
 
 
 def _says(path: Path) -> str | None:
