@@ -110,15 +110,19 @@ def write_metadata(
     Raises:
         StorageError: It could not be written; what was there is untouched.
     """
-    if file.suffix.lower() == _JSONL:
-        lines = [{"image_path": entry.key, **entry.as_dict()} for entry in entries]
-        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-    else:
-        content = {entry.key: entry.as_dict() for entry in entries}
-        text = json.dumps(content, ensure_ascii=False, indent=1) + "\n"
+    text = metadata_text(file, entries)
     kept = keep_backup(file) if backup else None
     files.rewrite_text(file, text)
     return kept
+
+
+def metadata_text(file: Path, entries: Iterable[MetadataEntry]) -> str:
+    """What a metadata file of this name holds."""
+    if file.suffix.lower() == _JSONL:
+        lines = [{"image_path": entry.key, **entry.as_dict()} for entry in entries]
+        return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    content = {entry.key: entry.as_dict() for entry in entries}
+    return json.dumps(content, ensure_ascii=False, indent=1) + "\n"
 
 
 def keep_backup(file: Path) -> Path | None:
