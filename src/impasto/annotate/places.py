@@ -79,8 +79,8 @@ class Place:
         if reason:
             raise RunError(
                 f"The notes in {self.journals} name {spot.file[:200]!r}, which undo does not "
-                f"touch: {reason}. Nothing was touched. Notes that came with somebody else's data set can "
-                f"be deleted."
+                f"touch: {reason}. Nothing was touched. Notes that came with somebody else's data "
+                f"set can be deleted."
             )
         return files.real_path(self.roots[spot.root]) / spot.file
 

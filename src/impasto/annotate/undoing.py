@@ -132,9 +132,9 @@ def _of_old(path: Path, place: Place) -> Spot:
     if spot is None:
         raise RunError(
             f"The notes in {place.journals} name {str(path)[:200]}, which is outside of the data "
-            f"set. Nothing was touched. If the folder of pictures was moved since, move it back for this (or "
-            f"name the metadata file with --metadata); if the notes came with somebody else's data "
-            f"set, delete them."
+            f"set. Nothing was touched. If the folder of pictures was moved since, move it back "
+            f"for this (or name the metadata file with --metadata); if the notes came with "
+            f"somebody else's data set, delete them."
         )
     return spot
 
