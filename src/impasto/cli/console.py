@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from rich.console import Console as RichConsole
-from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -23,6 +22,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from impasto.cli.harmless import escape
 from impasto.errors import ImpastoError, Interrupted
 from impasto.progress import Advance
 
@@ -33,7 +33,9 @@ def show_error(error: ImpastoError) -> None:
     """Print an error to standard error."""
     stopped = isinstance(error, Interrupted)
     head = "[yellow]Stopped[/yellow]" if stopped else "[bold red]Error[/bold red]"
-    _print_paragraph(RichConsole(stderr=True, highlight=False), f"{head}: {escape(str(error))}")
+    _print_paragraph(
+        RichConsole(stderr=True, highlight=False, emoji=False), f"{head}: {escape(str(error))}"
+    )
 
 
 def _print_paragraph(console: RichConsole, text: str) -> None:
@@ -59,7 +61,7 @@ class Console:
     """Draws stages and training on a terminal; prints plain lines where there is none."""
 
     def __init__(self) -> None:
-        self.rich = RichConsole(soft_wrap=True, highlight=False)
+        self.rich = RichConsole(soft_wrap=True, highlight=False, emoji=False)
         self._training: Progress | None = None
         self._task: TaskID | None = None
         self._last_line = 0.0
@@ -71,6 +73,7 @@ class Console:
         began = time.perf_counter()
         done = 0
         progress, owns = self._progress()
+        description = escape(description)
         task = progress.add_task(description, total=total, unit=unit)
 
         def advance(count: int) -> None:
@@ -105,7 +108,7 @@ class Console:
         """Names and values in two columns; a long value, such as a path, is never cut or folded."""
         width = max(map(len, rows))
         for name, value in rows.items():
-            self.rich.print(f"[dim]{name:<{width}}[/dim]  {escape(str(value))}")
+            self.rich.print(f"[dim]{escape(f'{name:<{width}}')}[/dim]  {escape(str(value))}")
 
     def started(self, summary: Mapping[str, Any], first_step: int, last_step: int) -> None:
         """Say what is trained and open the bar."""

@@ -6,7 +6,6 @@ settings of a run.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,6 +53,7 @@ dataset.add_command(undo)
 def scan(source: Path, as_json: bool, decode: bool, **options: Any) -> None:  # noqa: FBT001
     """List what SOURCE holds: usable pictures, missing words, and files set aside with reasons."""
     from impasto.cli.console import Console
+    from impasto.cli.harmless import json_text
     from impasto.data.scan import decode_all
     from impasto.progress import SilentProgress
     from impasto.training.pictures import scan_all
@@ -65,16 +65,14 @@ def scan(source: Path, as_json: bool, decode: bool, **options: Any) -> None:  # 
         result = decode_all(result, progress)
     if as_json:
         click.echo(
-            json.dumps(
+            json_text(
                 {
                     "pictures": len(result.records),
                     "uncaptioned": [str(r.path) for r in result.records if not r.words],
                     "set_aside": [
                         {"path": str(a.path), "reason": a.reason} for a in result.set_aside
                     ],
-                },
-                ensure_ascii=False,
-                indent=1,
+                }
             )
         )
         return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import logging
 import os
 import signal
@@ -13,6 +14,7 @@ import click
 
 from impasto import __version__
 from impasto.allocation import tune_allocation
+from impasto.cli.harmless import harmless
 from impasto.errors import ImpastoError
 
 VERBS = {
@@ -82,7 +84,9 @@ def run_reporting(command: Callable[[], object]) -> None:
     except ImpastoError as error:
         sys.exit(_report(error))
     except click.ClickException as error:
-        error.show()
+        said = io.StringIO()
+        error.show(said)
+        click.echo(harmless(said.getvalue()), err=True, nl=False)
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         click.echo("Stopped.", err=True)
