@@ -72,6 +72,11 @@ class Place:
                     f"The last change was to the metadata file {spot.file}, which is not in the "
                     f"data set. Name it: add --metadata and its path. Nothing was touched."
                 )
+            if self.named.name != spot.file:
+                raise RunError(
+                    f"The last change was to a metadata file called {spot.file}, and --metadata "
+                    f"names {self.named}. Nothing was touched."
+                )
             return files.real_path(self.named)
         reason = why_no_words(spot.file)
         if not 0 <= spot.root < len(self.roots):
