@@ -47,6 +47,12 @@ class Place:
     journals: Path
     named: Path | None = None
 
+    @classmethod
+    def around(cls, journals: Path) -> Place:
+        """The data set of one folder in which notes are kept, in `.impasto` or directly."""
+        above = journals.parent
+        return cls((above.parent if above.name == ".impasto" else above,), journals)
+
     def spot_of(self, path: Path) -> Spot | None:
         """Where a file really is, after links; None outside of the data set."""
         real = files.real_path(path)
