@@ -23,6 +23,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from impasto.cli.heartbeat import Heartbeat
 from impasto.errors import ImpastoError, Interrupted
 from impasto.progress import Advance
 
@@ -62,6 +63,7 @@ class Console:
         self.rich = RichConsole(soft_wrap=True, highlight=False)
         self._training: Progress | None = None
         self._task: TaskID | None = None
+        self._heartbeat: Heartbeat | None = None
         self._last_line = 0.0
         self._last_step = 0
 
@@ -72,6 +74,8 @@ class Console:
         done = 0
         progress, owns = self._progress()
         task = progress.add_task(description, total=total, unit=unit)
+        if self._heartbeat is not None:
+            self._heartbeat.working_on(description)
 
         def advance(count: int) -> None:
             nonlocal done
@@ -81,6 +85,8 @@ class Console:
         try:
             yield advance
         finally:
+            if self._heartbeat is not None:
+                self._heartbeat.working_on(None)
             if owns:
                 progress.stop()
             else:
@@ -148,11 +154,16 @@ class Console:
         self._task = self._training.add_task(
             "Training", total=last_step, completed=first_step, unit="steps"
         )
+        if not self.rich.is_terminal:  # where the bar is not drawn
+            self._heartbeat = Heartbeat(self.note, last_step)
+            self._heartbeat.start(first_step)
 
     def stepped(self, step: int) -> None:
         """Move the bar."""
         if self._training is not None and self._task is not None:
             self._training.update(self._task, completed=step)
+        if self._heartbeat is not None:
+            self._heartbeat.stepped(step)
 
     def measured(self, record: Mapping[str, Any]) -> None:
         """Show the loss; a validation loss as a line that stays."""
@@ -167,6 +178,9 @@ class Console:
 
     def ended(self) -> None:
         """Close the bar."""
+        if self._heartbeat is not None:
+            self._heartbeat.stop()
+            self._heartbeat = None
         if self._training is not None:
             self._training.stop()
             self._training = None

@@ -20,6 +20,7 @@ from impasto.training.duration import in_words, seconds_per_update
 from impasto.training.fitting import Fitting, gib
 from impasto.training.footprint import Footprint
 from impasto.training.methods import build_trainable
+from impasto.training.native_precision import resolve_precision
 from impasto.training.pictures import Survey, survey
 from impasto.training.session import build_open_options
 from impasto.training.settling import build_fitting, settle
@@ -76,6 +77,7 @@ def show_plan(asked: RunConfig, console: Console) -> None:
 
 
 def _look_ahead(asked: RunConfig, console: Console) -> _Outlook:
+    asked = resolve_precision(asked, console)
     found = survey(asked, console)
     config = settle(asked, found, console, check=False)
     sampler = build_epoch_sampler(config, found.plan, num_processes=1)

@@ -53,8 +53,10 @@ def fine_tune(arguments: list[str]) -> None:
     from impasto.config.load import build_run_config
     from impasto.sdscripts.translate import translate
     from impasto.training import trainer
+    from impasto.training.native_precision import native_precision
 
-    translation = translate(flags, has_gpu=torch.cuda.is_available())
+    without_gpu = None if torch.cuda.is_available() else native_precision()
+    translation = translate(flags, without_gpu)
     config = build_run_config(translation.tree, source="fine_tune.py")
     for notice in translation.notices:
         console.note(notice)

@@ -28,7 +28,7 @@ def settings_of_command(words: Sequence[str]) -> str:
         raise ConfigError(f"{words[scripts[0]]} is not {_SCRIPT}, the one command that is known.")
     flags = given_flags(words[scripts[0] + 1 :] if scripts else words)
     resumed = flags.pop("resume", None)
-    translation = translate(flags, has_gpu=True)
+    translation = translate(flags)
     build_run_config(translation.tree, source="the command")
     lines = ["# The settings of:", f"#   {' '.join(words)}", "#"]
     lines += [f"# {notice}" for notice in translation.notices]

@@ -7,12 +7,15 @@ import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from impasto.config.dataset_file import SDSCRIPTS_DEFAULTS, rounded_sides
 from impasto.errors import ConfigError
 from impasto.sampling.prompts import OTHER_NAMES
 from impasto.sdscripts.flags import FLAGS
+
+if TYPE_CHECKING:  # imports torch, which a command line is translated without
+    from impasto.training.native_precision import NativePrecision
 
 Tree = dict[str, Any]
 
@@ -41,12 +44,12 @@ class Translation:
     notices: tuple[str, ...]
 
 
-def translate(flags: Mapping[str, Any], *, has_gpu: bool) -> Translation:
+def translate(flags: Mapping[str, Any], without_gpu: NativePrecision | None = None) -> Translation:
     """Settings that do what the flags ask for.
 
     Args:
         flags: As `given_flags` returns them.
-        has_gpu: Whether a GPU is there, for `--mixed_precision=fp16`.
+        without_gpu: Where no GPU is there, what the CPU computes fastest in.
 
     Raises:
         ConfigError: Something that has to be given is missing, or flags contradict each other.
@@ -73,7 +76,7 @@ def translate(flags: Mapping[str, Any], *, has_gpu: bool) -> Translation:
         _compiling,
     ):
         notices += rule(flags, tree)
-    notices += _precision(flags, tree, has_gpu=has_gpu)
+    notices += _precision(flags, tree, without_gpu)
     return Translation({k: v for k, v in tree.items() if v != {}}, tuple(notices))
 
 
@@ -270,18 +273,24 @@ def _timesteps(_: Mapping[str, Any], tree: Tree) -> list[str]:
     return []
 
 
-def _precision(flags: Mapping[str, Any], tree: Tree, *, has_gpu: bool) -> list[str]:
+def _precision(
+    flags: Mapping[str, Any], tree: Tree, without_gpu: NativePrecision | None
+) -> list[str]:
     asked, notices = flags.get("mixed_precision", "no"), []
     full = next((name for name in ("fp16", "bf16") if flags.get(f"full_{name}")), None)
     if full is not None and full != asked:
         raise ConfigError(f"--full_{full} needs --mixed_precision={full}.")
-    if asked == "fp16" and not has_gpu:
+    if asked != "no" and without_gpu is not None and without_gpu.kind != asked:
+        words = "float32" if without_gpu.kind == "no" else without_gpu.kind
         notices.append(
-            "--mixed_precision=fp16: there is no GPU, and a processor is faster in bf16."
+            f"--mixed_precision={asked}: computing in {words}, as there is no GPU and "
+            f"{without_gpu.reason}."
         )
-        asked = "bf16"
+        asked = without_gpu.kind
     tree["training"]["mixed_precision"] = asked
-    if full is not None:
+    if full is not None and asked == "no":
+        notices.append(f"--full_{full}: weights are kept in float32, in which is computed.")
+    elif full is not None:
         tree["training"]["weights"] = asked
         notices.append(
             f"--full_{full}: weights are kept in {asked} and rounded up or down by chance, so that "

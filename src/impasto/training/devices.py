@@ -80,10 +80,10 @@ def require_precision(mixed_precision: str) -> None:
     """
     if not torch.cuda.is_available() or mixed_precision != "bf16":
         return
-    if not torch.cuda.is_bf16_supported():
+    if not torch.cuda.is_bf16_supported(including_emulation=False):
         raise MissingDependencyError(
             f"training.mixed_precision is bf16, but {torch.cuda.get_device_name()} does not "
-            f"compute in bfloat16 (GPUs from 2020 on do). Set it to fp16 or no."
+            f"compute in bfloat16 (GPUs from 2020 on do). Set it to auto, fp16 or no."
         )
 
 

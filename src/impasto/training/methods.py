@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
-
 from impasto.checkpoints.hypernetworks import Structure, read_hypernetwork
 from impasto.config.run import RunConfig
 from impasto.data.templates import CaptionTemplates, read_templates
@@ -13,6 +11,8 @@ from impasto.models.hypernetwork import Hypernetwork, context_widths, initialize
 from impasto.models.loading import BaseModel
 from impasto.models.trainable import FullFineTune, HypernetworkTraining, Trainable
 from impasto.randomness import derive_seed
+from impasto.training.native_precision import computed_kind
+from impasto.training.precision import autocast_dtype
 
 
 def build_trainable(config: RunConfig, model: BaseModel) -> Trainable:
@@ -41,7 +41,6 @@ def _build_full(config: RunConfig, model: BaseModel) -> Trainable:
 
 
 def _build_hypernetwork(config: RunConfig, model: BaseModel) -> Trainable:
-    half = {"fp16": torch.float16, "bf16": torch.bfloat16}
     return HypernetworkTraining(
         model,
         new_hypernetwork(config, model),
@@ -50,7 +49,7 @@ def _build_hypernetwork(config: RunConfig, model: BaseModel) -> Trainable:
         clip_skip=config.model.clip_skip,
         gradient_checkpointing=config.training.gradient_checkpointing,
         checkpointed_levels=config.training.checkpointed_levels,
-        frozen_dtype=half.get(config.training.mixed_precision),
+        frozen_dtype=autocast_dtype(computed_kind(config)),
     )
 
 

@@ -45,6 +45,7 @@ from impasto.training.devices import set_float32_precision
 from impasto.training.ema import WeightAverage
 from impasto.training.fingerprint import run_fingerprint
 from impasto.training.methods import build_templates, build_trainable
+from impasto.training.native_precision import computed_kind
 from impasto.training.objective import (
     build_error,
     build_loss_weight,
@@ -218,7 +219,7 @@ def build_session(
         validator=_build_validator(config, prepared, model),
         previewer=_build_previewer(prompts, model, trainable, conditioners.prompts, previewed),
         ema=_build_ema(config, trainable, placement),
-        precision=placement.build_precision(config.training.mixed_precision, accelerator.device),
+        precision=placement.build_precision(computed_kind(config), accelerator.device),
         total_steps=steps,
         fingerprint=run_fingerprint(
             config,

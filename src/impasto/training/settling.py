@@ -15,6 +15,7 @@ from impasto.training.batches import heaviest_group
 from impasto.training.devices import default_device
 from impasto.training.fitting import Fitting, gib, parts_in_words, with_fields
 from impasto.training.footprint import FootprintMeter
+from impasto.training.native_precision import native_precision
 from impasto.training.pictures import Survey
 from impasto.training.session import build_open_options
 from impasto.training.sharding import read_shares
@@ -64,7 +65,8 @@ def build_fitting(config: RunConfig, group: Group, processes: int = 1) -> Fittin
     asked = config.training.memory
     budget = asked << 30 if isinstance(asked, int) else free_memory(device)
     is_shared = shares.optimizer > 1
-    return Fitting(meter, device.type, group, budget, processes, is_shared)
+    half = native_precision(device).kind
+    return Fitting(meter, device.type, group, budget, processes, is_shared, half)
 
 
 def free_memory(device: torch.device) -> int:

@@ -20,6 +20,7 @@ from impasto.models.trainable import Trainable
 from impasto.models.vae import weights_fingerprint
 from impasto.progress import Progress
 from impasto.sampling.prompts import Prompt
+from impasto.training.native_precision import computed_kind
 
 ENCODED_AT_ONCE = {"cuda": 16}
 """Chunks of a frozen encoder at a time: one leaves a GPU waiting for the next, and on a processor
@@ -106,7 +107,7 @@ def encode_captions_ahead(
 
 def _build_store(config: RunConfig, model: BaseModel) -> TextStore:
     """States in the precision that the U-Net reads them with."""
-    exact = config.training.mixed_precision == "no"
+    exact = computed_kind(config) == "no"
     fingerprint = f"{weights_fingerprint(model.text_encoder)}:skip={config.model.clip_skip or 1}"
     folder = config.dataset.derived_dir / "texts"
     return TextStore(folder, fingerprint, torch.float32 if exact else torch.float16)

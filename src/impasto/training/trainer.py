@@ -21,6 +21,7 @@ from impasto.training.disk import plan_disk, require_room
 from impasto.training.environment import describe_environment
 from impasto.training.events import SilentEvents, TrainingEvents
 from impasto.training.loop import TrainingLoop
+from impasto.training.native_precision import resolve_precision
 from impasto.training.out_of_memory import is_out_of_memory, out_of_memory
 from impasto.training.pictures import Survey, survey
 from impasto.training.session import WAITING, Ingredients, Session, build_session
@@ -48,6 +49,7 @@ def train(
         RunDirectory.create(config.output_dir)
     try:
         if accelerator.is_main_process:
+            config = resolve_precision(config, events)
             known = survey(config, events)
             config = settle(config, known, events, processes=accelerator.num_processes)
             files.write_text(RunDirectory(config.output_dir).config_file, dump_toml(config))
