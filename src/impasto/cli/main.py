@@ -18,6 +18,7 @@ from impasto.errors import ImpastoError
 VERBS = {
     "demo": "impasto.cli.demo:demo",
     "doctor": "impasto.cli.doctor:doctor",
+    "new": "impasto.cli.new:new",
     "init": "impasto.cli.model:init",
     "dataset": "impasto.cli.dataset:dataset",
     "train": "impasto.cli.train:train",
@@ -91,8 +92,13 @@ def run_reporting(command: Callable[[], object]) -> None:
 
 def _report(error: ImpastoError) -> int:
     from impasto.cli.console import show_error
+    from impasto.invocation import is_installed_by_start, note_extra
 
-    show_error(error)
+    extra = getattr(error, "extra", None)
+    if extra and is_installed_by_start():
+        note_extra(extra)  # start.py installs it and runs the same command again
+    else:
+        show_error(error)
     return error.exit_code
 
 
