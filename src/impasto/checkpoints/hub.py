@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from impasto.checkpoints.downloads import download_snapshot
 from impasto.errors import ModelError
 from impasto.progress import Progress, SilentProgress
 
@@ -26,13 +27,13 @@ def download(hub_id: str, progress: Progress | None = None, *, variant: str | No
 
     Args:
         hub_id: `owner/name`, or with a revision, `owner/name@revision`.
-        progress: Is told what is downloaded; huggingface_hub draws its own bars.
+        progress: Is told what is downloaded.
         variant: Which set of weights where there are several, such as `fp16`.
 
     Raises:
         ModelError: There is no network, no such model, or no permission, and no downloaded copy.
     """
-    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub import HfApi
     from huggingface_hub.errors import HTTPError, OfflineModeIsEnabled
 
     name, _, revision = hub_id.partition("@")
@@ -40,12 +41,13 @@ def download(hub_id: str, progress: Progress | None = None, *, variant: str | No
     local = _local_copy(wanted)
     if local is not None:
         return local
-    (progress or SilentProgress()).note(f"Downloading {hub_id} ...")
     try:
         info = HfApi().model_info(name, revision=revision or None, timeout=TIMEOUT_S)
         listed = [file.rfilename for file in info.siblings or ()]
         patterns = [*_SMALL_FILES, *choose_weights(listed, variant)]
-        return Path(snapshot_download(**wanted, allow_patterns=patterns))
+        return download_snapshot(
+            hub_id, progress or SilentProgress(), **wanted, allow_patterns=patterns
+        )
     except (OSError, ValueError, HTTPError, OfflineModeIsEnabled) as error:
         reason = str(error).strip().split("\n")[0][:120]
         raise ModelError(

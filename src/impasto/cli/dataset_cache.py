@@ -8,9 +8,10 @@ from typing import Any
 import click
 
 from impasto.cli.dataset_options import CACHE_DIR, SOURCE, bucket_options, dataset_config
+from impasto.cli.groups import FullHelpGroup
 
 
-class _EncodingGroup(click.Group):
+class _EncodingGroup(FullHelpGroup):
     """A group whose first word may also be a SOURCE: then it encodes."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:

@@ -28,7 +28,6 @@ def train(config: Path, overrides: tuple[str, ...], plan_only: bool) -> None:  #
 
         show_plan(settings, console)
         return
-    console.note("Loading ...")
     from impasto.cli.finish import finish
     from impasto.training import trainer
 
@@ -54,7 +53,6 @@ def resume(run: Path) -> None:
     if status.get("phase") == "finished" and wanted in (None, status["total_steps"]):
         console.note(f"{run} is finished; its model is {directory.exported_model()}.")
         return
-    console.note("Loading ...")
     from impasto.cli.finish import finish
     from impasto.training import trainer
 

@@ -20,6 +20,7 @@ from impasto.checkpoints.ldm import LdmModel, take_apart
 from impasto.checkpoints.reading import TensorFile, open_tensor_file
 from impasto.checkpoints.tensors import Tensors
 from impasto.errors import ModelError
+from impasto.invocation import command
 from impasto.models import diffusers_folder
 from impasto.models.configs import (
     UnknownSizeError,
@@ -114,8 +115,8 @@ def _exported_by(run: RunDirectory) -> Path:
     exported = run.exported_model()
     if exported is None:
         raise ModelError(
-            f"{run.path} is a run that has not exported a model yet. Finish it with: impasto "
-            f"resume {run.path}"
+            f"{run.path} is a run that has not exported a model yet. Finish it with: "
+            f"{command('resume', run.path)}"
         )
     return exported
 
@@ -152,7 +153,7 @@ def _open_file(file: TensorFile, source: str, options: OpenOptions) -> ModelCont
     if kind is HYPERNETWORK:
         raise ModelError(
             f"{source} is a hypernetwork, which is used beside a base model. Draw with it by: "
-            f"impasto sample BASE-MODEL PROMPT --hypernetwork {file.path}"
+            f"{command('sample', 'BASE-MODEL', 'PROMPT', '--hypernetwork', file.path)}"
         )
     if kind is not BASE_MODEL:
         raise ModelError(
