@@ -38,7 +38,7 @@ def program() -> str:
     if given := os.environ.get(PROGRAM):
         return given
     called = Path(sys.argv[0])
-    if called.name == "__main__.py" and called.parent.name == "impasto":
+    if called.parts[-2:] == ("impasto", "__main__.py"):
         return f"{quoted(sys.orig_argv[0])} -m impasto"
     script = called if called.stem == "impasto" else Path(sys.executable).with_name("impasto")
     found = shutil.which("impasto")

@@ -9,6 +9,9 @@ from impasto.checkpoints.downloads import download_snapshot
 from impasto.errors import ModelError
 from impasto.progress import Progress, SilentProgress
 
+FILE_ENDINGS = {".safetensors", ".ckpt", ".pt", ".pth", ".bin"}
+"""A name with one of these is a file and no Hub id."""
+
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(@[\w.-]+)?$")
 _SMALL_FILES = ("*.json", "tokenizer/*.txt")
 TIMEOUT_S = 20
@@ -18,6 +21,21 @@ _WEIGHTS = ("unet", "vae", "text_encoder")
 def looks_like_hub_id(text: str) -> bool:
     """Whether a text has the form `owner/name` or `owner/name@revision`."""
     return HUB_ID.match(text) is not None
+
+
+def require_source(source: str) -> None:
+    """Make sure that a model is there, or may be on the Hub, before anything heavy is imported.
+
+    Raises:
+        ModelError: It is neither a path that exists nor of the form of a Hub id.
+    """
+    path = Path(source).expanduser()
+    if path.exists() or (looks_like_hub_id(source) and path.suffix not in FILE_ENDINGS):
+        return
+    raise ModelError(
+        f"The model {source} is not there. Give the path of a .safetensors or .ckpt file, of a "
+        f"Diffusers folder (the one with model_index.json in it), or a Hub id such as owner/name."
+    )
 
 
 def download(hub_id: str, progress: Progress | None = None, *, variant: str | None = None) -> Path:

@@ -46,6 +46,9 @@ def encode(
     **options: Any,
 ) -> None:
     """Encode the pictures of SOURCE with MODEL's VAE ahead of training."""
+    from impasto.checkpoints.hub import require_source
+
+    require_source(model)
     from impasto.cli.console import Console
     from impasto.data.encoding import cache_latents
     from impasto.data.latent_cache import LatentCache
@@ -116,6 +119,9 @@ def verify(source: Path, remove: bool, **options: Any) -> None:  # noqa: FBT001
 @bucket_options
 def prune(source: Path, model: str, **options: Any) -> None:
     """Delete what is kept but not needed for SOURCE as given, with MODEL's VAE."""
+    from impasto.checkpoints.hub import require_source
+
+    require_source(model)
     from impasto.cli.console import Console
     from impasto.data.encoding import keys_of_plan
     from impasto.data.latent_cache import LatentCache

@@ -19,10 +19,12 @@ def train(config: Path, overrides: tuple[str, ...], plan_only: bool) -> None:  #
     Example: impasto train my-style.toml --set optimizer.lr=1e-5
     """
     from impasto.cli.console import Console
+    from impasto.cli.early import require_run
     from impasto.config.load import load_run_config
 
     settings = load_run_config(config, overrides)
     console = Console()
+    require_run(settings, is_new=not plan_only)
     if plan_only:
         from impasto.cli.plan import show_plan
 

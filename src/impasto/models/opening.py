@@ -39,7 +39,6 @@ from impasto.models.pipeline_files import (
 from impasto.progress import Progress
 from impasto.runs import RunDirectory
 
-FILE_ENDINGS = {".safetensors", ".ckpt", ".pt", ".pth", ".bin"}
 Weights = Literal["auto", "plain", "ema"]
 
 
@@ -103,12 +102,8 @@ def locate(source: str, options: OpenOptions, progress: Progress | None = None) 
         return _exported_by(run)
     if path.exists():
         return path
-    if hub.looks_like_hub_id(source) and path.suffix not in FILE_ENDINGS:
-        return hub.download(source, progress, variant=options.variant)
-    raise ModelError(
-        f"The model {source} is not there. Give the path of a .safetensors or .ckpt file, of a "
-        f"Diffusers folder (the one with model_index.json in it), or a Hub id such as owner/name."
-    )
+    hub.require_source(source)
+    return hub.download(source, progress, variant=options.variant)
 
 
 def _exported_by(run: RunDirectory) -> Path:
