@@ -26,6 +26,7 @@ from typing import Any, Literal
 
 from impasto import files
 from impasto.errors import RunError
+from impasto.invocation import command
 
 Phase = Literal["preparing", "training", "finished", "interrupted", "failed"]
 _STEP_NAME = re.compile(r"step-(\d{8})$")
@@ -50,13 +51,22 @@ class RunDirectory:
             RunError: Something is already there.
             StorageError: It cannot be written.
         """
+        cls.require_free(path)
+        files.require_writable(path)
+        return cls(path)
+
+    @staticmethod
+    def require_free(path: Path) -> None:
+        """Make sure that a new run can have this directory.
+
+        Raises:
+            RunError: Something is already there.
+        """
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise RunError(
                 f"{path} is already there and not empty; nothing in it was touched. Choose another "
-                f"output_dir, delete it, or continue it with: impasto resume {path}"
+                f"output_dir, delete it, or continue it with: {command('resume', path)}"
             )
-        files.require_writable(path)
-        return cls(path)
 
     @classmethod
     def open(cls, path: Path) -> RunDirectory:

@@ -172,17 +172,22 @@ def test_a_long_first_update_shows_that_it_is_at_work():
     assert len(lines) == count
 
 
-def test_what_is_at_work_is_named():
+def test_nothing_is_said_beside_other_work_or_after_the_last_update():
     told, lines = threading.Event(), []
 
     def say(line):
         lines.append(line)
-        if line.startswith("Validating"):
-            told.set()
+        told.set()
 
     heartbeat = Heartbeat(say, total=10, first_s=0.01)
     heartbeat.start(10)
-    heartbeat.working_on("Validating")
+    assert not told.wait(0.1)
+    heartbeat.stepped(3)
+    assert told.wait(60)
+    heartbeat.pause()
+    told.clear()
+    assert not told.wait(0.1)
+    heartbeat.go_on()
     assert told.wait(60)
     heartbeat.stop()
-    assert not any(line.startswith("step") for line in lines)  # no update follows the last
+    assert all(line.startswith("step 4/10") for line in lines)

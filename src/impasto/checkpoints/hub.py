@@ -5,8 +5,12 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from impasto.checkpoints.downloads import download_snapshot
 from impasto.errors import ModelError
 from impasto.progress import Progress, SilentProgress
+
+FILE_ENDINGS = {".safetensors", ".ckpt", ".pt", ".pth", ".bin"}
+"""A name with one of these is a file and no Hub id."""
 
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(@[\w.-]+)?$")
 _SMALL_FILES = ("*.json", "tokenizer/*.txt")
@@ -19,6 +23,21 @@ def looks_like_hub_id(text: str) -> bool:
     return HUB_ID.match(text) is not None
 
 
+def require_source(source: str) -> None:
+    """Make sure that a model is there, or may be on the Hub, before anything heavy is imported.
+
+    Raises:
+        ModelError: It is neither a path that exists nor of the form of a Hub id.
+    """
+    path = Path(source).expanduser()
+    if path.exists() or (looks_like_hub_id(source) and path.suffix not in FILE_ENDINGS):
+        return
+    raise ModelError(
+        f"The model {source} is not there. Give the path of a .safetensors or .ckpt file, of a "
+        f"Diffusers folder (the one with model_index.json in it), or a Hub id such as owner/name."
+    )
+
+
 def download(hub_id: str, progress: Progress | None = None, *, variant: str | None = None) -> Path:
     """The local folder of a Hub model, downloading what is not there yet.
 
@@ -26,13 +45,13 @@ def download(hub_id: str, progress: Progress | None = None, *, variant: str | No
 
     Args:
         hub_id: `owner/name`, or with a revision, `owner/name@revision`.
-        progress: Is told what is downloaded; huggingface_hub draws its own bars.
+        progress: Is told what is downloaded.
         variant: Which set of weights where there are several, such as `fp16`.
 
     Raises:
         ModelError: There is no network, no such model, or no permission, and no downloaded copy.
     """
-    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub import HfApi
     from huggingface_hub.errors import HTTPError, OfflineModeIsEnabled
 
     name, _, revision = hub_id.partition("@")
@@ -40,12 +59,13 @@ def download(hub_id: str, progress: Progress | None = None, *, variant: str | No
     local = _local_copy(wanted)
     if local is not None:
         return local
-    (progress or SilentProgress()).note(f"Downloading {hub_id} ...")
     try:
         info = HfApi().model_info(name, revision=revision or None, timeout=TIMEOUT_S)
         listed = [file.rfilename for file in info.siblings or ()]
         patterns = [*_SMALL_FILES, *choose_weights(listed, variant)]
-        return Path(snapshot_download(**wanted, allow_patterns=patterns))
+        return download_snapshot(
+            hub_id, progress or SilentProgress(), **wanted, allow_patterns=patterns
+        )
     except (OSError, ValueError, HTTPError, OfflineModeIsEnabled) as error:
         reason = str(error).strip().split("\n")[0][:120]
         raise ModelError(

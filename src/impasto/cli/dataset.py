@@ -20,12 +20,13 @@ from impasto.cli.dataset_merge import merge
 from impasto.cli.dataset_options import CACHE_DIR, SOURCE, bucket_options, dataset_config
 from impasto.cli.dataset_report import report
 from impasto.cli.dataset_tag import tag
+from impasto.cli.groups import FullHelpGroup
 
 if TYPE_CHECKING:
     from impasto.data.records import ImageRecord
 
 
-@click.group()
+@click.group(cls=FullHelpGroup)
 def dataset() -> None:
     """Scan, tag, caption, clean, plan and cache pictures, and preview their captions.
 

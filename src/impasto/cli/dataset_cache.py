@@ -8,9 +8,10 @@ from typing import Any
 import click
 
 from impasto.cli.dataset_options import CACHE_DIR, SOURCE, bucket_options, dataset_config
+from impasto.cli.groups import FullHelpGroup
 
 
-class _EncodingGroup(click.Group):
+class _EncodingGroup(FullHelpGroup):
     """A group whose first word may also be a SOURCE: then it encodes."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -45,6 +46,9 @@ def encode(
     **options: Any,
 ) -> None:
     """Encode the pictures of SOURCE with MODEL's VAE ahead of training."""
+    from impasto.checkpoints.hub import require_source
+
+    require_source(model)
     from impasto.cli.console import Console
     from impasto.data.encoding import cache_latents
     from impasto.data.latent_cache import LatentCache
@@ -115,6 +119,9 @@ def verify(source: Path, remove: bool, **options: Any) -> None:  # noqa: FBT001
 @bucket_options
 def prune(source: Path, model: str, **options: Any) -> None:
     """Delete what is kept but not needed for SOURCE as given, with MODEL's VAE."""
+    from impasto.checkpoints.hub import require_source
+
+    require_source(model)
     from impasto.cli.console import Console
     from impasto.data.encoding import keys_of_plan
     from impasto.data.latent_cache import LatentCache

@@ -55,13 +55,14 @@ def caption(source: Path, model: str, way: str, **options: Any) -> None:
     names = ("beams", "top_p", "min_length", "max_length", "repetition_penalty", "seed")
     changes = {name: options[name] for name in names if options[name] is not None}
     found = locate_captioner(model)
-    captioner = Captioner.load(
-        found,
-        default_device(),
-        prompt=options["prompt"],
-        remove_words=options["remove_words"],
-        progress=console,
-    )
+    with console.stage("Loading the captioner", None, "models"):
+        captioner = Captioner.load(
+            found,
+            default_device(),
+            prompt=options["prompt"],
+            remove_words=options["remove_words"],
+            progress=console,
+        )
     captioner.generation = PRESETS[way]
     captioner = with_generation(captioner, **changes)
     before, behind = options["prefix"], options["suffix"]

@@ -9,6 +9,7 @@ import click
 
 from impasto.cli.dataset_options import CACHE_DIR, SOURCE, dataset_config
 from impasto.cli.dataset_words import usable_pictures
+from impasto.invocation import command
 
 if TYPE_CHECKING:
     from impasto.annotate.cleaning import Cleaner
@@ -55,7 +56,7 @@ def clean(source: Path, rules: str, show: bool, **options: Any) -> None:  # noqa
     with Journal(config.derived_dir / "annotations", f"clean {rules}") as journal:
         for path, (_, new) in changes.items():
             journal.write(path, new, str(path))
-    console.note("Written. Take it back with: impasto dataset undo " + str(source))
+    console.note(f"Written. Take it back with: {command('dataset', 'undo', source)}")
 
 
 @click.command()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from impasto.cli.dataset_options import dataset_config
+from impasto.invocation import command
 
 if TYPE_CHECKING:
     from impasto.annotate.annotation import Annotated, Annotator, Target
@@ -94,7 +95,7 @@ def write_words(
         }
     )
     if done.written and not dry:
-        console.note(f"Take it back with: impasto dataset undo {source}")
+        console.note(f"Take it back with: {command('dataset', 'undo', source)}")
 
 
 def usable_pictures(config: Any, console: Console) -> Sequence[ImageRecord]:

@@ -1,4 +1,4 @@
-"""Shows that a run is at work where no bar moves: in a file, a pipe, a notebook's log."""
+"""Shows that an update is at work where no bar moves: in a file, a pipe, a notebook's log."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ LONGEST_S = 60.0
 
 
 class Heartbeat:
-    """Says what has been at work for how long: after 10 s, 20, 40, then every minute.
+    """Says how long the current update has been at work: after 10 s, 20, 40, then every minute.
 
     Args:
         say: Called with a line, from a thread of its own.
@@ -23,7 +23,7 @@ class Heartbeat:
         self._say, self._total, self._first_s = say, total, first_s
         self._changed = threading.Condition()
         self._done: int | None = None
-        self._stage: str | None = None
+        self._is_paused = False
         self._since = 0.0
         self._thread = threading.Thread(target=self._watch, name="heartbeat", daemon=True)
 
@@ -38,10 +38,16 @@ class Heartbeat:
             self._done, self._since = done, time.monotonic()
             self._changed.notify()
 
-    def working_on(self, stage: str | None) -> None:
-        """Something other than an update has begun; None: it is done."""
+    def pause(self) -> None:
+        """Something other than an update has begun, which shows itself that it is at work."""
         with self._changed:
-            self._stage, self._since = stage, time.monotonic()
+            self._is_paused = True
+            self._changed.notify()
+
+    def go_on(self) -> None:
+        """It is done: begin to count anew."""
+        with self._changed:
+            self._is_paused, self._since = False, time.monotonic()
             self._changed.notify()
 
     def stop(self) -> None:
@@ -55,11 +61,10 @@ class Heartbeat:
         wait = self._first_s
         with self._changed:
             while self._done is not None:
-                what = self._stage or f"step {self._done + 1}/{self._total}"
-                if self._changed.wait(wait):  # an update is done, or the run
-                    wait = self._first_s
+                silent = self._is_paused or self._done >= self._total
+                if self._changed.wait(None if silent else wait):
+                    wait = self._first_s  # an update is done, or the run
                     continue
                 elapsed = time.monotonic() - self._since
-                if self._stage is not None or self._done < self._total:
-                    self._say(f"{what}: at work for {elapsed:.0f} s")
+                self._say(f"step {self._done + 1}/{self._total}: at work for {elapsed:.0f} s")
                 wait = min(max(elapsed, self._first_s), LONGEST_S)

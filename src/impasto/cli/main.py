@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import logging
-import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -13,11 +11,15 @@ import click
 
 from impasto import __version__
 from impasto.allocation import tune_allocation
+from impasto.cli.groups import FullHelpGroup
+from impasto.cli.imports import name_slow_imports
+from impasto.cli.quiet import quiet_libraries
 from impasto.errors import ImpastoError
 
 VERBS = {
     "demo": "impasto.cli.demo:demo",
     "doctor": "impasto.cli.doctor:doctor",
+    "new": "impasto.cli.new:new",
     "init": "impasto.cli.model:init",
     "dataset": "impasto.cli.dataset:dataset",
     "train": "impasto.cli.train:train",
@@ -31,13 +33,14 @@ VERBS = {
 UNEXPECTED_EXIT_CODE = 1
 
 EPILOG = """\b
-Exit codes: 0 done, 1 unexpected fault, 2 wrong settings or arguments, 3 data set,
-4 model, 5 run directory, 6 disk full or not writable, 7 missing package or device,
-8 loss became NaN, 9 out of memory, 130 or 143 stopped by Ctrl-C or SIGTERM with the state saved.
+Exit codes: 0 done, 1 unexpected fault, 2 wrong settings or arguments,
+3 data set, 4 model, 5 run directory, 6 disk full or not writable,
+7 missing package or device, 8 loss became NaN, 9 out of memory,
+130 or 143 stopped by Ctrl-C or SIGTERM with the state saved.
 """
 
 
-class LazyGroup(click.Group):
+class LazyGroup(FullHelpGroup):
     """A group whose verbs are imported when they are looked up."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
@@ -70,10 +73,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def run_reporting(command: Callable[[], object]) -> None:
     """Run something; faults become a paragraph and the process's exit code."""
     tune_allocation()
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # of kernels that are not used here
+    quiet_libraries()
+    name_slow_imports()
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(encoding="utf-8", errors="replace")
@@ -91,8 +92,13 @@ def run_reporting(command: Callable[[], object]) -> None:
 
 def _report(error: ImpastoError) -> int:
     from impasto.cli.console import show_error
+    from impasto.invocation import is_installed_by_start, note_extra
 
-    show_error(error)
+    extra = getattr(error, "extra", None)
+    if extra and is_installed_by_start():
+        note_extra(extra)  # start.py installs it and runs the same command again
+    else:
+        show_error(error)
     return error.exit_code
 
 

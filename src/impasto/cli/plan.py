@@ -86,6 +86,8 @@ def _look_ahead(asked: RunConfig, console: Console) -> _Outlook:
     steps = count_steps(config, sampler)
     group, _ = heaviest_group(config, found.plan.images)
     fitting = build_fitting(asked, group)  # whose training.memory is the limit
+    with console.stage("Predicting memory", None, "settings"):
+        footprint = fitting.footprint(config)
     return _Outlook(
         config,
         found,
@@ -95,7 +97,7 @@ def _look_ahead(asked: RunConfig, console: Console) -> _Outlook:
         steps,
         plan_disk(config, model, trainable, steps, sampler.updates_per_epoch),
         fitting,
-        fitting.footprint(config),
+        footprint,
     )
 
 

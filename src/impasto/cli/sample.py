@@ -77,19 +77,22 @@ def sample(
     **options: Any,
 ) -> None:
     """Draw each of PROMPTS with MODEL: a file, a Diffusers folder, a Hub id, or a finished run."""
+    from impasto.checkpoints.hub import require_source
     from impasto.cli.console import Console
     from impasto.errors import ConfigError
-    from impasto.models.hypernetwork import load_hypernetworks
-    from impasto.models.loading import load_base_model
-    from impasto.models.text_metadata import prompt_layout
     from impasto.sampling.prompts import SAMPLERS, Prompt
-    from impasto.sampling.sampler import Sampler, make_grid, save_png
-    from impasto.training.devices import default_device
 
     if sampler not in SAMPLERS:
         raise ConfigError(f"There is no sampler {sampler!r}; choose one of {', '.join(SAMPLERS)}.")
     if width % 8 or height % 8:
         raise ConfigError(f"The size is {width}x{height}; both sides must be multiples of 8.")
+    require_source(model)
+    from impasto.models.hypernetwork import load_hypernetworks
+    from impasto.models.loading import load_base_model
+    from impasto.models.text_metadata import prompt_layout
+    from impasto.sampling.sampler import Sampler, make_grid, save_png
+    from impasto.training.devices import default_device
+
     console = Console()
     stack = load_hypernetworks(hypernetworks)
     sweep = _numbers(strengths) if strengths else []

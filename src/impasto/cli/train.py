@@ -19,16 +19,17 @@ def train(config: Path, overrides: tuple[str, ...], plan_only: bool) -> None:  #
     Example: impasto train my-style.toml --set optimizer.lr=1e-5
     """
     from impasto.cli.console import Console
+    from impasto.cli.early import require_run
     from impasto.config.load import load_run_config
 
     settings = load_run_config(config, overrides)
     console = Console()
+    require_run(settings, is_new=not plan_only)
     if plan_only:
         from impasto.cli.plan import show_plan
 
         show_plan(settings, console)
         return
-    console.note("Loading ...")
     from impasto.cli.finish import finish
     from impasto.training import trainer
 
@@ -54,7 +55,6 @@ def resume(run: Path) -> None:
     if status.get("phase") == "finished" and wanted in (None, status["total_steps"]):
         console.note(f"{run} is finished; its model is {directory.exported_model()}.")
         return
-    console.note("Loading ...")
     from impasto.cli.finish import finish
     from impasto.training import trainer
 

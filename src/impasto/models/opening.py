@@ -20,6 +20,7 @@ from impasto.checkpoints.ldm import LdmModel, take_apart
 from impasto.checkpoints.reading import TensorFile, open_tensor_file
 from impasto.checkpoints.tensors import Tensors
 from impasto.errors import ModelError
+from impasto.invocation import command
 from impasto.models import diffusers_folder
 from impasto.models.configs import (
     UnknownSizeError,
@@ -38,7 +39,6 @@ from impasto.models.pipeline_files import (
 from impasto.progress import Progress
 from impasto.runs import RunDirectory
 
-FILE_ENDINGS = {".safetensors", ".ckpt", ".pt", ".pth", ".bin"}
 Weights = Literal["auto", "plain", "ema"]
 
 
@@ -102,20 +102,16 @@ def locate(source: str, options: OpenOptions, progress: Progress | None = None) 
         return _exported_by(run)
     if path.exists():
         return path
-    if hub.looks_like_hub_id(source) and path.suffix not in FILE_ENDINGS:
-        return hub.download(source, progress, variant=options.variant)
-    raise ModelError(
-        f"The model {source} is not there. Give the path of a .safetensors or .ckpt file, of a "
-        f"Diffusers folder (the one with model_index.json in it), or a Hub id such as owner/name."
-    )
+    hub.require_source(source)
+    return hub.download(source, progress, variant=options.variant)
 
 
 def _exported_by(run: RunDirectory) -> Path:
     exported = run.exported_model()
     if exported is None:
         raise ModelError(
-            f"{run.path} is a run that has not exported a model yet. Finish it with: impasto "
-            f"resume {run.path}"
+            f"{run.path} is a run that has not exported a model yet. Finish it with: "
+            f"{command('resume', run.path)}"
         )
     return exported
 
@@ -152,7 +148,7 @@ def _open_file(file: TensorFile, source: str, options: OpenOptions) -> ModelCont
     if kind is HYPERNETWORK:
         raise ModelError(
             f"{source} is a hypernetwork, which is used beside a base model. Draw with it by: "
-            f"impasto sample BASE-MODEL PROMPT --hypernetwork {file.path}"
+            f"{command('sample', 'BASE-MODEL', 'PROMPT', '--hypernetwork', file.path)}"
         )
     if kind is not BASE_MODEL:
         raise ModelError(

@@ -117,7 +117,7 @@ class _Content:
         if not values:
             return ""
         marks = [limit for limit in TOKEN_LIMITS if limit <= max(values)]
-        return Markup(histogram_chart(values, "tokens", marks))
+        return Markup(histogram_chart(values, "tokens in the caption", marks, whole=True))
 
     def _facts(self) -> list[dict[str, str]]:
         health = self._health

@@ -17,7 +17,7 @@ def import_command(command: str, out: Path | None) -> None:
     Example: impasto import-command "accelerate launch fine_tune.py --pretrained_model_name_or_path
     sd15.safetensors --train_data_dir pictures --resolution 512 --output_dir out" > run.toml
     """
-    from impasto import files
+    from impasto import files, invocation
     from impasto.sdscripts.importing import settings_of_command
 
     text = settings_of_command(shlex.split(command))
@@ -25,4 +25,6 @@ def import_command(command: str, out: Path | None) -> None:
         click.echo(text, nl=False)
     else:
         files.write_text(out, text)
-        click.echo(f"Written to {out}. Look at it with: impasto train {out} --plan")
+        click.echo(
+            f"Written to {out}. Look at it with: {invocation.command('train', out, '--plan')}"
+        )

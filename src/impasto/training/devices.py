@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 
 from impasto.errors import ConfigError, MissingDependencyError
+from impasto.invocation import missing_extra
 
 PATIENCE = timedelta(days=14)
 _LOST = ("Connection closed by peer", "Connection reset by peer", "gloo", "NCCL error")
@@ -39,10 +40,11 @@ def build_accelerator() -> Accelerator:
         )
     on_gpu, zero = torch.cuda.is_available(), asks_for("DEEPSPEED")
     if zero and importlib.util.find_spec("deepspeed") is None:
-        raise MissingDependencyError(
-            "accelerate is configured for DeepSpeed, which is not installed. Install it "
-            "(pip install deepspeed), or run `accelerate config` and choose FSDP, which shares a "
-            "model out too and comes with PyTorch."
+        raise missing_extra(
+            "deepspeed",
+            "accelerate is configured for DeepSpeed, which is not installed.",
+            "Or run `accelerate config` and choose FSDP, which shares a model out too and comes "
+            "with PyTorch.",
         )
     # accelerate takes DeepSpeed for GPUs only, unless it is told how processes talk to each other
     backend = "gloo" if zero and not on_gpu else None

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 import torch
 
 from impasto.errors import ImpastoError, NonFiniteLossError, RunError
+from impasto.invocation import command
+from impasto.progress import counted
 from impasto.runs import RunDirectory, step_name
 from impasto.training.descent import Descent
 from impasto.training.devices import is_lost_process
@@ -45,16 +47,16 @@ class Faults:
             step: Updates that are done.
             are_whole: Whether the weights are as they were after them.
         """
-        what = "The newest state before it is what impasto resume continues"
+        what = f"To continue from the newest state before it: {command('resume', self._run.path)}"
         if are_whole:
             self._save(step)
             place = self._run.states / step_name(step)
             what = f"The weights from before it are saved in {place}"
         return NonFiniteLossError(
-            f"The loss or the gradient became NaN or infinite in update {step + 1}. {what}. The "
+            f"The loss or the gradient became NaN or infinite in update {step + 1}. The "
             f"usual causes are a learning rate that is too high (optimizer.lr is "
             f"{self._session.config.optimizer.lr:g}; try a tenth) and a base model with broken "
-            f"weights."
+            f"weights. {what}"
         )
 
     @contextlib.contextmanager
@@ -74,7 +76,7 @@ class Faults:
                 raise RunError(
                     f"Another process of this run ended in update {step + 1}, so this one stops; "
                     f"its own message says why. Continue from the newest state with the same "
-                    f"launcher: impasto resume {self._run.path}"
+                    f"launcher: {command('resume', self._run.path)}"
                 ) from error
             raise
 
@@ -86,9 +88,10 @@ class Faults:
             session.optimizer.zero_grad()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
-            then = "The newest state of the first process is what impasto resume continues."
+            resume = command("resume", self._run.path)
+            then = f"To continue from the newest state of the first process: {resume}"
             # the others are in the middle of their update: none is waited for
             if session.accelerator.is_main_process and not session.placement.is_shared:
                 self._save_alone(step)
-                then = f"The state after {step} updates is saved; impasto resume continues it."
+                then = f"The state after {counted(step, 'updates')} is saved: {resume}"
         return out_of_memory(session.config, doing, then, session.accelerator.device)

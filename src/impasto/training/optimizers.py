@@ -16,6 +16,7 @@ import torch
 
 from impasto.config.optimizer import OptimizerConfig
 from impasto.errors import ConfigError, MissingDependencyError
+from impasto.invocation import install_packages
 from impasto.models.trainable import Part
 from impasto.training.chunked import AT_ONCE, ChunkedOptimizer, ChunkRules
 
@@ -192,7 +193,8 @@ def _load(row: OptimizerRow) -> Any:
     except ImportError as error:
         raise MissingDependencyError(
             f"The optimizer {row.name} is in the package {package.replace('_', '-')}, which is not "
-            f"installed ({error}). Install it, or take optimizer.kind adamw."
+            f"installed ({error}). Install it with: {install_packages(package.replace('_', '-'))}\n"
+            f"Or take optimizer.kind adamw."
         ) from error
 
 

@@ -45,7 +45,14 @@ def settle(
         return config
     group, most = heaviest_group(config, survey.plan.images)
     fitting = build_fitting(config, group, processes)
-    if training.memory is not None:
+    with progress.stage("Predicting memory", None, "settings"):
+        return _settled(config, fitting, most, progress, check=check)
+
+
+def _settled(
+    config: RunConfig, fitting: Fitting, most: int, progress: Progress, *, check: bool
+) -> RunConfig:
+    if config.training.memory is not None:
         config = _settle_memory(config, fitting, progress)
     if config.training.batch_size == "auto":
         config = _settle_batch(config, fitting, most, progress)
