@@ -11,6 +11,7 @@ from impasto.config.dataset import DatasetConfig, DatasetKeys, SubsetKeys
 from impasto.config.levels import handed_down
 from impasto.config.validation import read_text, read_toml, validated
 from impasto.errors import ConfigError
+from impasto.parsing import parse_json
 
 SDSCRIPTS_DEFAULTS: dict[str, Any] = {
     "enable_bucket": False,
@@ -77,7 +78,7 @@ def _read(path: Path) -> dict[str, Any]:
     if path.suffix.lower() != ".json":
         return read_toml(path)
     try:
-        content = json.loads(read_text(path))
+        content = parse_json(read_text(path))
     except json.JSONDecodeError as error:
         raise ConfigError(
             f"{path}, line {error.lineno}, column {error.colno}: not valid JSON ({error.msg})."

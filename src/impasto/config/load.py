@@ -15,6 +15,7 @@ from impasto.config.dataset_file import is_dataset_file, read_dataset_file
 from impasto.config.run import RunConfig
 from impasto.config.validation import read_toml, validated
 from impasto.errors import ConfigError
+from impasto.parsing import parse_toml
 
 
 def load_run_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -121,6 +122,6 @@ def _apply(tree: dict[str, Any], override: str) -> None:
 
 def _read_value(raw: str) -> Any:
     try:
-        return tomllib.loads(f"value = {raw}")["value"]
+        return parse_toml(f"value = {raw}")["value"]
     except tomllib.TOMLDecodeError:
         return raw

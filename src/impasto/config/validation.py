@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from impasto.errors import ConfigError
+from impasto.parsing import parse_toml
 
 REFUSED = {
     "network_multiplier": "it scales a LoRA, and there is none in fine-tuning; take it out",
@@ -49,7 +50,7 @@ def read_toml(path: Path) -> dict[str, Any]:
         ConfigError: It is missing or malformed; the message has line and column.
     """
     try:
-        return tomllib.loads(read_text(path))
+        return parse_toml(read_text(path))
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(
             f"{path} is not valid TOML: {error}. A path on Windows goes into single quotes, "

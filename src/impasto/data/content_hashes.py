@@ -9,6 +9,7 @@ from pathlib import Path
 
 from impasto import files
 from impasto.data.records import FileStamp
+from impasto.parsing import parse_json
 from impasto.progress import Progress, SilentProgress
 
 
@@ -20,7 +21,7 @@ class ContentHashes:
         self._known: dict[str, tuple[FileStamp, str]] = {}
         if file.is_file():
             try:
-                stored = json.loads(file.read_text(encoding="utf-8"))
+                stored = parse_json(file.read_text(encoding="utf-8"))
                 self._known = {
                     path: (FileStamp(size, mtime), digest)
                     for path, (size, mtime, digest) in stored.items()

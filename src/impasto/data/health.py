@@ -14,6 +14,7 @@ from impasto.data.plan import Plan
 from impasto.data.records import ImageRecord, PlannedImage, SetAside, Size
 from impasto.data.scan import Scan
 from impasto.data.subsets import names_a_side
+from impasto.parsing import text_lines
 from impasto.progress import Progress
 
 TOKEN_LIMITS = (75, 150, 225)
@@ -225,7 +226,7 @@ def _tags(record: ImageRecord) -> list[str]:
     """The tags of a picture, each once: of its tags, or of its caption where it has none."""
     words = record.tags or record.caption
     separator = record.subset.captions.separator
-    tags = (tag.strip() for line in words.splitlines() for tag in line.split(separator))
+    tags = (tag.strip() for line in text_lines(words) for tag in line.split(separator))
     return list(dict.fromkeys(tag for tag in tags if tag))
 
 

@@ -17,6 +17,7 @@ from impasto.data.images import UnreadableImageError
 from impasto.data.records import ImageRecord, SetAside, Size
 from impasto.data.rendering import require_promised
 from impasto.data.stages import Failure, LocalExecutor, chunks, default_workers
+from impasto.parsing import parse_json
 from impasto.progress import Progress
 
 NEAR_BITS = 6  # of 64; saved again as a smaller JPEG, a photograph changes 0 to 4
@@ -55,7 +56,7 @@ class Looks:
         self._file = file
         self._known: dict[str, int | str] = {}
         try:
-            stored = json.loads(file.read_text(encoding="utf-8"))
+            stored = parse_json(file.read_text(encoding="utf-8"))
             if stored["version"] == _VERSION:
                 self._known = dict(stored["looks"])
         except (OSError, ValueError, KeyError, TypeError):

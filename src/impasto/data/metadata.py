@@ -21,6 +21,7 @@ from impasto.data import images
 from impasto.data.records import ImageRecord, Size
 from impasto.data.stages import Failure
 from impasto.errors import DatasetError
+from impasto.parsing import parse_json, text_lines
 
 KeyStyle = Literal["relative", "absolute", "stem"]
 _JSONL = ".jsonl"
@@ -236,7 +237,7 @@ def _files_by_stem(root: str) -> dict[str, list[str]]:
 
 def _read_object(file: Path, text: str) -> list[MetadataEntry]:
     try:
-        content = json.loads(text, object_pairs_hook=_without_doubles)
+        content = parse_json(text, pairs=_without_doubles)
     except json.JSONDecodeError as error:
         raise DatasetError(
             f"{file}, line {error.lineno}, column {error.colno}: not valid JSON ({error.msg})."
@@ -250,12 +251,12 @@ def _read_object(file: Path, text: str) -> list[MetadataEntry]:
 
 def _read_lines(file: Path, text: str) -> list[MetadataEntry]:
     entries = []
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(text_lines(text), start=1):
         if not line.strip():
             continue
         where = f"line {number}"
         try:
-            content = json.loads(line)
+            content = parse_json(line)
         except json.JSONDecodeError as error:
             raise DatasetError(
                 f"{file}, {where}, column {error.colno}: not valid JSON ({error.msg})."

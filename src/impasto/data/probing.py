@@ -17,6 +17,7 @@ from impasto.data import images
 from impasto.data.records import FileStamp, ImageRecord, SetAside, Size
 from impasto.data.stages import Failure, LocalExecutor, chunks, default_workers
 from impasto.data.subsets import Subset
+from impasto.parsing import parse_json
 from impasto.progress import Progress
 
 INDEX_VERSION = 2
@@ -108,7 +109,7 @@ class ScanIndex:
         if self._file is None or not self._file.is_file():
             return {}
         try:
-            stored = json.loads(self._file.read_text(encoding="utf-8"))
+            stored = parse_json(self._file.read_text(encoding="utf-8"))
             if stored["version"] != INDEX_VERSION or stored["key"] != self._key:
                 return {}
             entries: Entries = stored["files"]
