@@ -23,6 +23,7 @@ from impasto.errors import StorageError
 from impasto.progress import Advance
 
 PARTIAL_SUFFIX = ".partial"
+_MOST_BYTES = 200
 _HASHED_AT_ONCE = 4 << 20
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _NO_SPACE_TEXT = ("No space left", "Disk quota", "File too large", "not enough space")
@@ -133,7 +134,9 @@ def is_out_of_space(error: BaseException) -> bool:
 
 
 def _partial_name(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}{PARTIAL_SUFFIX}")
+    """A temporary name beside a file, never longer than file systems take (255 bytes)."""
+    begin = path.name.encode("utf-8", "surrogateescape")[:_MOST_BYTES].decode("utf-8", "ignore")
+    return path.with_name(f".{begin}.{uuid.uuid4().hex[:8]}{PARTIAL_SUFFIX}")
 
 
 @contextlib.contextmanager

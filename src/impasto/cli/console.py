@@ -142,6 +142,8 @@ class Console:
             self.note(f"Set aside: {item['path']}: {item['reason']}")
         if len(summary["set_aside"]) > 10:
             self.note(f"... and {len(summary['set_aside']) - 10} more, all named in dataset.json")
+        for line in summary.get("said_of_unused", ()):
+            self.note(line)
         self._last_step = last_step
         self._training = self._new_progress()
         self._training.start()

@@ -69,13 +69,23 @@ def load_dataset_config(path: Path, values: Mapping[str, Any]) -> DatasetConfig:
         path = path / "config.toml"
     if path.is_dir() or not path.suffix:
         return build_dataset_config({**values, "image_dir": path}, source="command line")
-    if path.suffix.lower() == ".jsonl" or (
-        path.suffix.lower() == ".json" and not is_dataset_file(path)
-    ):
+    if is_metadata_file(path):
         return build_dataset_config({**values, "metadata_file": path}, source="command line")
     if is_dataset_file(path):
         return build_dataset_config({**values, "config": path}, source=str(path))
     return load_run_config(path).dataset
+
+
+def is_metadata_file(path: Path) -> bool:
+    """Whether a file has the words of many pictures, and not settings.
+
+    Raises:
+        ConfigError: It is a JSON file that is missing or malformed.
+    """
+    ending = path.suffix.lower()
+    return not path.is_dir() and (
+        ending == ".jsonl" or (ending == ".json" and not is_dataset_file(path))
+    )
 
 
 def dump_toml(config: BaseModel) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import stat
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -25,8 +26,9 @@ class ContentHashes:
                 self._known = {
                     path: (FileStamp(size, mtime), digest)
                     for path, (size, mtime, digest) in stored.items()
+                    if type(digest) is str
                 }
-            except (ValueError, TypeError, AttributeError):
+            except (OSError, ValueError, TypeError, AttributeError):
                 self._known = {}  # only costs reading the files again
 
     def of(
@@ -50,10 +52,12 @@ class ContentHashes:
 
 
 def stamp_of(path: Path) -> FileStamp | None:
-    """Size and time of change of a file; None where there is none."""
+    """Size and time of change of a regular file; None where there is none."""
     try:
         status = path.stat()
     except OSError:
+        return None
+    if not stat.S_ISREG(status.st_mode):  # reading a FIFO would wait for ever
         return None
     return FileStamp(status.st_size, status.st_mtime_ns)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -22,7 +23,7 @@ from impasto.progress import Progress
 
 NEAR_BITS = 6  # of 64; saved again as a smaller JPEG, a photograph changes 0 to 4
 _AT_LEAST = Size(64, 64)
-_VERSION = 1
+_VERSION = [2, images.PREPROCESSING_VERSION]
 
 
 class Look:
@@ -58,8 +59,9 @@ class Looks:
         try:
             stored = parse_json(file.read_text(encoding="utf-8"))
             if stored["version"] == _VERSION:
-                self._known = dict(stored["looks"])
-        except (OSError, ValueError, KeyError, TypeError):
+                looks = dict(stored["looks"])
+                self._known = {digest: own for digest, own in looks.items() if _is_look(own)}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             self._known = {}  # only costs decoding the pictures again
 
     def of(
@@ -89,6 +91,11 @@ class Looks:
             elif known:
                 faults.append(SetAside(record.path, known))
         return hashes, faults
+
+
+def _is_look(value: Any) -> bool:
+    """Whether a value that was read is a hash of 64 bits or a reason."""
+    return isinstance(value, str) or (type(value) is int and 0 <= value < 1 << 64)
 
 
 def equal_groups(digests: Mapping[Path, str]) -> list[list[Path]]:

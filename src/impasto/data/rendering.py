@@ -88,7 +88,7 @@ def mask_file(record: ImageRecord) -> Path | None:
     masks = record.subset.masks
     if masks is None or masks.folder is None:
         return None
-    below = Path(record.name)
+    below = Path(record.file_name)
     for ending in (".png", ".jpg", ".jpeg", ".webp", ".bmp"):
         for name in (below.with_suffix(ending), Path(below.name).with_suffix(ending)):
             if (masks.folder / name).is_file():

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from impasto import files
+from impasto.data.listing import CAPTION, TAGS
 from impasto.data.metadata import keep_backup
-from impasto.data.probing import CAPTION, TAGS
 from impasto.data.records import ImageRecord
 
 
