@@ -51,7 +51,7 @@ class Found(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Unused:
-    """A file or folder that looks like images or words and is not used.
+    """A file or folder that looks like images or words and is not used as it is meant.
 
     Attributes:
         path: It.
@@ -219,7 +219,7 @@ class _Listing:
         lower = ending.lower()
         of_picture = folded(stem + ".x") in stems
         if stem in pictures and (lower in {CAPTION, TAGS} or lower in self._sidecars):
-            return "a caption with the ending of its image in its name; take that out (a.png.txt)"
+            return "not read, for its image's ending is in its name; rename it, a.png.txt to a.txt"
         if lower in {CAPTION, TAGS} or lower in self._sidecars:
             return self._doubt_of_words(lower, of_picture=of_picture)
         if of_picture and lower in _CAPTION_LIKE:
@@ -229,16 +229,18 @@ class _Listing:
         if lower == ".jsonl" or (lower == ".json" and stem.lower().startswith("meta")):
             return "looks like a metadata file and is not used; give it as metadata_file"
         if formats.is_odd_ending(ending):
-            return "looks like an image whose ending has something behind it; rename it"
+            return (
+                "looks like an image, not read because of what stands behind its ending; rename it"
+            )
         if not ending and _has_image_head(self._others[name]):
-            return "an image without an ending; rename it"
+            return "an image, not read because it has no ending; rename it"
         return ""
 
     def _doubt_of_words(self, ending: str, *, of_picture: bool) -> str:
         if not of_picture:
-            return "a caption without an image of its name"
+            return "a caption without an image of its name, not used; give both one name"
         if ending in map(str.lower, self._sidecars):
-            return "a caption beside which the same name in another letter case is read"
+            return "a caption, not used, because the same name in another letter case is"
         asked = self._sidecars.caption or self._sidecars.tags
         return f"not read, because caption_extension is {asked}"
 

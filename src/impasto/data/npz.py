@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import lzma
 import math
+import os
 import struct
 import zipfile
 import zlib
@@ -105,7 +106,7 @@ def write_npz(image: PlannedImage, latents: np.ndarray, flipped: np.ndarray | No
     """
     file = npz_file(image)
     arrays: dict[str, np.ndarray] = {}
-    if file.is_file() and not is_older(file, image):
+    if os.path.isfile(file) and not is_older(file, image):  # noqa: PTH113 - False for long names
         try:
             arrays = _arrays(file)
         except _DAMAGED:
@@ -181,7 +182,7 @@ def _is_wanted(name: str, image: PlannedImage) -> bool:
 def _flipped_beside(file: Path, image: PlannedImage) -> np.ndarray | None:
     """The mirrored latents of the first era, in a file of their own."""
     beside = file.with_name(f"{file.stem}_flip.npz")
-    if not beside.is_file() or is_older(beside, image):
+    if not os.path.isfile(beside) or is_older(beside, image):  # noqa: PTH113 - the same
         return None
     return _arrays(beside, lambda name: name == "arr_0")["arr_0"]
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from impasto import files
 from impasto.data.latent_cache import (
     CachedPlan,
     LatentCache,
@@ -21,8 +21,6 @@ from impasto.data.records import PlannedImage, SetAside
 from impasto.data.stages import Failure
 from impasto.errors import StorageError
 from impasto.progress import Progress
-
-_OF_ONE_FILE = {errno.ENAMETOOLONG, errno.EACCES, errno.EISDIR, errno.EINVAL, errno.EPERM}
 
 
 def take_npz(
@@ -108,10 +106,9 @@ def _export(
     try:
         write_npz(image, latents, flipped)
     except StorageError as error:
-        cause = error.__cause__
-        if isinstance(cause, OSError) and cause.errno in _OF_ONE_FILE:
-            return Failure(f"no .npz: {npz_file(image).name} cannot be written ({cause.strerror})")
-        raise
+        if not files.is_of_one_file(error):
+            raise
+        return Failure(f"no .npz: it cannot be written ({files.cause_of(error)})")
     return None
 
 

@@ -40,13 +40,13 @@ class Tally:
         usable: Images that can be used.
         without_words: Those of them that have no words.
         set_aside: Images that cannot be used.
-        not_used: Other files and folders that look like images or words.
+        also_found: Other files and folders that look like images or words, with what to do.
     """
 
     usable: int
     without_words: int
     set_aside: int
-    not_used: int
+    also_found: int
 
     def rows(self) -> dict[str, int]:
         """Names and numbers, as a table shows them."""
@@ -54,7 +54,7 @@ class Tally:
             "Usable images": self.usable,
             "Without words": self.without_words,
             "Set aside": self.set_aside,
-            **({"Not used": self.not_used} if self.not_used else {}),
+            **({"Also found": self.also_found} if self.also_found else {}),
         }
 
 
@@ -115,7 +115,7 @@ class Scan:
         lines = []
         for reason, names in kinds.items():
             more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-            lines.append(f"Not used: {', '.join(names[:_NAMED])}{more}: {reason}")
+            lines.append(f"Also found: {', '.join(names[:_NAMED])}{more}: {reason}")
         return lines
 
 

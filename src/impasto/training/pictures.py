@@ -125,13 +125,22 @@ class Survey:
     plan: Plan
 
 
-def survey(config: RunConfig, progress: Progress | None = None) -> Survey:
+def survey(config: RunConfig, progress: Progress | None = None, *, decode: bool = False) -> Survey:
     """Scan, hold out, and plan.
+
+    Args:
+        config: The settings of a run.
+        progress: Where to show how far it is.
+        decode: Find damaged images now. Training does not ask for it: it finds them when it encodes
+            what it trains on, and holds out the same images whenever it is begun.
 
     Raises:
         DatasetError: There is nothing to train on.
     """
     scan = scan_dataset(config.dataset, progress)
+    if decode:
+        scan = decode_scanned(config.dataset, scan, progress)
+        require_usable(scan, config.dataset)
     split = split_records(scan, config.dataset, config.validation, config.seed)
     return Survey(scan, split, plan_dataset(config.dataset, split.training))
 
