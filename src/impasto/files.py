@@ -23,8 +23,10 @@ from impasto.errors import StorageError
 from impasto.progress import Advance
 
 PARTIAL_SUFFIX = ".partial"
+_MOST_BYTES = 200
 _HASHED_AT_ONCE = 4 << 20
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_ONE_FILE = {errno.ENAMETOOLONG, errno.EACCES, errno.EISDIR, errno.EINVAL, errno.EPERM}
 _NO_SPACE_TEXT = ("No space left", "Disk quota", "File too large", "not enough space")
 
 
@@ -132,8 +134,22 @@ def is_out_of_space(error: BaseException) -> bool:
     return any(words in str(error) for words in _NO_SPACE_TEXT)
 
 
+def is_of_one_file(error: BaseException) -> bool:
+    """Whether a failed write has to do with one file, so that others may still be written."""
+    cause = error.__cause__ if isinstance(error, StorageError) else error
+    return isinstance(cause, OSError) and cause.errno in _ONE_FILE
+
+
+def cause_of(error: BaseException) -> str:
+    """What the system said of a failed write, in a few words."""
+    cause = error.__cause__ if isinstance(error, StorageError) else error
+    return cause.strerror if isinstance(cause, OSError) and cause.strerror else str(error)
+
+
 def _partial_name(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}{PARTIAL_SUFFIX}")
+    """A temporary name beside a file, never longer than file systems take (255 bytes)."""
+    begin = path.name.encode("utf-8", "surrogateescape")[:_MOST_BYTES].decode("utf-8", "ignore")
+    return path.with_name(f".{begin}.{uuid.uuid4().hex[:8]}{PARTIAL_SUFFIX}")
 
 
 @contextlib.contextmanager

@@ -27,6 +27,7 @@ from typing import Any, Literal
 from impasto import files
 from impasto.errors import RunError
 from impasto.invocation import command
+from impasto.parsing import parse_json
 
 Phase = Literal["preparing", "training", "finished", "interrupted", "failed"]
 _STEP_NAME = re.compile(r"step-(\d{8})$")
@@ -143,7 +144,7 @@ class RunDirectory:
         if not file.is_file():
             return {}
         try:
-            value: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+            value: dict[str, Any] = parse_json(file.read_text(encoding="utf-8"))
         except ValueError as error:
             raise RunError(f"{file} is damaged: {error}.") from error
         return value
@@ -160,7 +161,7 @@ class RunDirectory:
         with self.metrics_file.open(encoding="utf-8") as file:
             for line in file:
                 try:
-                    yield json.loads(line)
+                    yield parse_json(line)
                 except ValueError:
                     continue
 

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 from impasto.annotate.tags import UNDERSCORES
 from impasto.errors import ConfigError
+from impasto.parsing import parse_toml
 
 SHIPPED = ("kohya", "plain")
 
@@ -211,7 +212,7 @@ def parse_rules(text: str, where: str) -> Rules:
         ConfigError: It is not TOML, or a key is unknown or of another type.
     """
     try:
-        values = tomllib.loads(text)
+        values = parse_toml(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{where} is not valid TOML: {error}.") from error
     known = {f.name: f for f in fields(Rules)}

@@ -11,6 +11,7 @@ from typing import Any
 
 from impasto.annotate.tags import CATEGORIES, CHARACTER, GENERAL, RATING, TagTable
 from impasto.errors import ModelError
+from impasto.parsing import parse_json, text_lines
 
 DANBOORU_CATEGORIES = {
     0: GENERAL, 1: "artist", 3: "copyright", 4: CHARACTER, 5: "meta", 9: RATING, 10: "year",
@@ -90,7 +91,7 @@ def read_lines(file: Path) -> TagTable:
     Raises:
         ModelError: It is empty or not UTF-8.
     """
-    names = [line.strip() for line in _text(file).splitlines() if line.strip()]
+    names = [line.strip() for line in text_lines(_text(file)) if line.strip()]
     if not names:
         raise ModelError(f"{file} has no tag in it.")
     characters = file.with_name("tags-character.txt")
@@ -153,7 +154,7 @@ def _text(file: Path) -> str:
 
 def _json(file: Path) -> dict[str, Any]:
     try:
-        content = json.loads(_text(file))
+        content = parse_json(_text(file))
     except json.JSONDecodeError as error:
         raise ModelError(f"{file}, line {error.lineno}: not valid JSON ({error.msg}).") from error
     if not isinstance(content, dict):

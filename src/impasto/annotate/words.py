@@ -21,6 +21,7 @@ from impasto import files
 from impasto.data.metadata import MetadataEntry, read_metadata, write_metadata
 from impasto.data.records import ImageRecord
 from impasto.errors import DatasetError, RunError
+from impasto.parsing import parse_json
 
 Policy = Literal["overwrite", "append", "missing"]
 Join = Callable[[str, str], str]
@@ -192,7 +193,7 @@ def _lines(file: Path) -> Iterator[dict[str, Any]]:
     with file.open(encoding="utf-8") as opened:
         for text in opened:
             try:
-                yield json.loads(text)
+                yield parse_json(text)
             except ValueError:
                 continue
 

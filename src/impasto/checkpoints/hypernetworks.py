@@ -6,7 +6,6 @@ for values; A1111's `modules/hypernetworks/hypernetwork.py` defines names, keys 
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -19,6 +18,7 @@ from torch import Tensor
 from impasto.checkpoints.pickles import load_pickle
 from impasto.checkpoints.reading import TensorFile, open_tensor_file
 from impasto.errors import ModelError
+from impasto.parsing import parse_json
 
 Dialect = Literal["a1111", "portable", "novelai", "safetensors"]
 SUFFIXES: dict[Dialect, str] = {
@@ -268,7 +268,7 @@ def _read_dropout(content: Mapping[Any, Any], count: int) -> tuple[float, ...]:
 
 def _from_safetensors(file: TensorFile) -> HypernetworkContents:
     try:
-        said = json.loads(file.metadata[METADATA_KEY])
+        said = parse_json(file.metadata[METADATA_KEY])
         structure = Structure(
             tuple(map(float, said["layers"])),
             str(said["activation"]),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from torch import Tensor
 from impasto.checkpoints.pickles import PICKLE_MAGIC, ZIP_MAGIC, load_pickle
 from impasto.checkpoints.tensors import SAFETENSORS_TYPES, LazyTensor, Tensors
 from impasto.errors import ModelError
+from impasto.parsing import parse_json
 
 METADATA_ENTRY = "impasto_metadata"
 _NESTED = ("state_dict", "model_state_dict")
@@ -90,7 +90,7 @@ def _open_safetensors(path: Path) -> TensorFile:
             metadata = checked.metadata() or {}
         with path.open("rb") as file:
             size = int.from_bytes(file.read(8), "little")
-            rows: dict[str, Any] = json.loads(file.read(size))
+            rows: dict[str, Any] = parse_json(file.read(size))
     except (SafetensorError, OSError, ValueError) as error:
         raise ModelError(
             f"{path} is damaged or cut short ({error}). Download or copy it again."

@@ -125,6 +125,8 @@ class Console:
             self.note(f"Set aside: {item['path']}: {item['reason']}")
         if len(summary["set_aside"]) > 10:
             self.note(f"... and {len(summary['set_aside']) - 10} more, all named in dataset.json")
+        for line in summary.get("said_of_unused", ()):
+            self.note(line)
         self._last_step, self._shown_step = last_step, first_step
         self._training_began = time.perf_counter()
         if self.rich.is_terminal:

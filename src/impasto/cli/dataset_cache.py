@@ -7,7 +7,15 @@ from typing import Any
 
 import click
 
-from impasto.cli.dataset_options import CACHE_DIR, SOURCE, bucket_options, dataset_config
+from impasto.cli.dataset_options import (
+    CACHE_DIR,
+    IMAGE_DIR,
+    SOURCE,
+    bucket_options,
+    dataset_config,
+    say_skipped,
+    shown_path,
+)
 from impasto.cli.groups import FullHelpGroup
 
 
@@ -73,21 +81,27 @@ def encode(
         on_error=config.on_error,
         workers=config.decode_workers if workers is None else workers,
     )
+    found = scan.without(result.set_aside)
+    refused = list(result.refused)
     rows: dict[str, Any] = {
+        **found.tally.rows(),
         "Encoded now": result.encoded,
         "Cached before": len(result.images) - result.encoded,
-        "Set aside": len(result.set_aside),
         "Cache": latents.folder,
     }
     if export_npz:
-        rows["Written as .npz"] = export_latents(result, latents, console)
+        exported = export_latents(result, latents, console)
+        rows["Written as .npz"] = exported.written
+        refused += exported.refused
     console.table(rows)
-    for item in (*result.set_aside, *result.refused):
-        console.note(f"  {item.path}: {item.reason}")
+    say_skipped(console, found, source)
+    for item in refused:
+        console.note(f"  {shown_path(item.path, source)}: {item.reason}")
 
 
 @cache.command()
 @SOURCE
+@IMAGE_DIR
 @CACHE_DIR
 @click.option("--remove", is_flag=True, help="Delete bad shards, so that they are made anew.")
 def verify(source: Path, remove: bool, **options: Any) -> None:  # noqa: FBT001

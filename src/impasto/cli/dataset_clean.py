@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from impasto.cli.dataset_options import CACHE_DIR, SOURCE, dataset_config
+from impasto.cli.dataset_options import CACHE_DIR, ENDING, SOURCE, dataset_config
 from impasto.cli.dataset_words import usable_pictures
 from impasto.invocation import command
 
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     help="`plain`, `kohya` (sd-scripts' own), or a file of rules; --show prints one to begin with.",
 )
 @click.option("--show", is_flag=True, help="Print the shipped `plain` rules and stop.")
-@click.option("--tags-ending", default=".txt", show_default=True)
-@click.option("--captions-ending", default=".caption", show_default=True)
+@click.option("--tags-ending", type=ENDING, default=".txt", show_default=True)
+@click.option("--captions-ending", type=ENDING, default=".caption", show_default=True)
 @click.option("--dry-run", is_flag=True, help="Show the changes and write nothing.")
 @click.option("--yes", is_flag=True, help="Write without asking.")
 @CACHE_DIR
@@ -61,7 +61,9 @@ def clean(source: Path, rules: str, show: bool, **options: Any) -> None:  # noqa
 
 @click.command()
 @SOURCE
-@click.option("--ending", default=".txt", show_default=True, help="Of the files with tags.")
+@click.option(
+    "--ending", type=ENDING, default=".txt", show_default=True, help="Of the files with tags."
+)
 @click.option("--least", default=1, show_default=True, help="Only tags in so many pictures.")
 @CACHE_DIR
 def tags(source: Path, ending: str, least: int, **options: Any) -> None:

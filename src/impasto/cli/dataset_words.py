@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from impasto.cli.dataset_options import dataset_config
+from impasto.cli.dataset_options import ENDING, dataset_config
 from impasto.invocation import command
 
 if TYPE_CHECKING:
@@ -22,7 +22,9 @@ F = TypeVar("F", bound=Callable[..., Any])
 def words_options(ending: str) -> Callable[[F], F]:
     """Where words go, and what becomes of those that are there."""
     options = (
-        click.option("--ending", default=ending, show_default=True, help="Of the files written."),
+        click.option(
+            "--ending", type=ENDING, default=ending, show_default=True, help="Of the files written."
+        ),
         click.option(
             "--metadata", type=click.Path(path_type=Path), help="Write into this JSON instead."
         ),

@@ -78,7 +78,7 @@ def show_plan(asked: RunConfig, console: Console) -> None:
 
 def _look_ahead(asked: RunConfig, console: Console) -> _Outlook:
     asked = resolve_precision(asked, console)
-    found = survey(asked, console)
+    found = survey(asked, console, decode=True)
     config = settle(asked, found, console, check=False)
     sampler = build_epoch_sampler(config, found.plan, num_processes=1)
     model = outline_base_model(config.model.path, build_open_options(config), console)

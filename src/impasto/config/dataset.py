@@ -178,11 +178,13 @@ class DatasetKeys(SubsetKeys):
                 f"min_bucket_reso {self.min_bucket_reso} is above max_bucket_reso "
                 f"{self.max_bucket_reso}"
             )
-        if self.enable_bucket and self.min_bucket_reso % step:
-            raise ValueError(
-                f"min_bucket_reso is {self.min_bucket_reso}; expected a multiple of "
-                f"bucket_reso_steps ({step})"
-            )
+        for name in ("min_bucket_reso", "max_bucket_reso"):
+            side = getattr(self, name)
+            if self.enable_bucket and side % step:
+                raise ValueError(
+                    f"{name} is {side}; expected a multiple of bucket_reso_steps ({step}), such as "
+                    f"{max(step, side // step * step)}"
+                )
         self._require_one_table()
         if not self.enable_bucket and any(side % 8 for side in self.width_height):
             raise ValueError(
@@ -190,6 +192,29 @@ class DatasetKeys(SubsetKeys):
                 f"of 8"
             )
         return self
+
+    def require_bounds(self) -> None:
+        """Make sure that buckets can be about as large as the resolution asks for.
+
+        sd-scripts refuses the same (`library/train_util.py`, adjust_min_max_bucket_reso_by_steps).
+        Checked where pictures are, since a level above may leave the resolution to those below.
+
+        Raises:
+            ValueError: The shortest side is above the resolution, or the longest below it.
+        """
+        if not self.enable_bucket or self.buckets or self.bucket_table == "novelai":
+            return
+        low, high = self.min_bucket_reso, self.max_bucket_reso
+        if low > min(self.width_height):
+            raise ValueError(
+                f"min_bucket_reso is {low}, above the resolution {self.resolution}; expected at "
+                f"most {min(self.width_height)}. Lower min_bucket_reso, or raise the resolution"
+            )
+        if high < max(self.width_height):
+            raise ValueError(
+                f"max_bucket_reso is {high}, below the resolution {self.resolution}; expected at "
+                f"least {max(self.width_height)}. Raise max_bucket_reso, or lower the resolution"
+            )
 
     def _require_one_table(self) -> None:
         odd = [size for size in self.buckets if any(side % 8 for side in size)]
@@ -237,6 +262,7 @@ class DatasetPart(DatasetKeys):
 
     @model_validator(mode="after")
     def _each_once(self) -> DatasetPart:
+        self.require_bounds()
         for number, subset in enumerate(self.subsets):
             if subset in self.subsets[:number]:
                 place = subset.metadata_file or subset.image_dir
@@ -326,6 +352,8 @@ class DatasetConfig(DatasetKeys):
             )
         if not self.datasets and not own:
             raise ValueError("give image_dir, metadata_file, datasets, or config")
+        if not self.datasets:
+            self.require_bounds()
         if not any(subset.num_repeats for part in self.parts for subset in part.subsets):
             raise ValueError("num_repeats is 0 everywhere, so nothing is left")
         return self

@@ -9,8 +9,9 @@ from typing import Any
 
 from impasto.config.dataset import DatasetConfig, DatasetKeys, SubsetKeys
 from impasto.config.levels import handed_down
-from impasto.config.validation import read_text, read_toml, validated
+from impasto.config.validation import read_text, read_toml, require_whole_paths, validated
 from impasto.errors import ConfigError
+from impasto.parsing import parse_json
 
 SDSCRIPTS_DEFAULTS: dict[str, Any] = {
     "enable_bucket": False,
@@ -18,6 +19,7 @@ SDSCRIPTS_DEFAULTS: dict[str, Any] = {
     "bucket_table": "metadata",
     "flip_safe": [],
     "latents_from_npz": True,
+    "recursive": False,
 }
 """What sd-scripts does where its file says nothing, as far as it is not our default too."""
 
@@ -77,13 +79,15 @@ def _read(path: Path) -> dict[str, Any]:
     if path.suffix.lower() != ".json":
         return read_toml(path)
     try:
-        content = json.loads(read_text(path))
+        content = parse_json(read_text(path))
     except json.JSONDecodeError as error:
         raise ConfigError(
             f"{path}, line {error.lineno}, column {error.colno}: not valid JSON ({error.msg})."
         ) from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path} holds a {type(content).__name__}; expected an object.")
+    if "datasets" in content:
+        require_whole_paths(content, str(path))
     return content
 
 

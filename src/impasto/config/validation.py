@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import tomllib
 import typing
 from collections.abc import Mapping, Sequence
@@ -12,6 +13,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from impasto.errors import ConfigError
+from impasto.parsing import parse_toml
 
 REFUSED = {
     "network_multiplier": "it scales a LoRA, and there is none in fine-tuning; take it out",
@@ -26,6 +28,10 @@ REFUSED = {
     "max_token_length": "it belongs to the run: model.max_tokens, or --max_token_length",
 }
 """Keys of sd-scripts that have no effect here, and why, or what to use."""
+
+_ESCAPED = {"\t": "\\t", "\n": "\\n", "\b": "\\b", "\f": "\\f", "\r": "\\r", "\x1b": "\\e"}
+_ESCAPES = str.maketrans(_ESCAPED)
+_PATH_KEYS = ("_dir", "_file", "_path", "_folder")
 
 S = TypeVar("S", bound=BaseModel)
 
@@ -49,12 +55,44 @@ def read_toml(path: Path) -> dict[str, Any]:
         ConfigError: It is missing or malformed; the message has line and column.
     """
     try:
-        return tomllib.loads(read_text(path))
+        content = parse_toml(read_text(path))
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(
             f"{path} is not valid TOML: {error}. A path on Windows goes into single quotes, "
             f"as in 'C:\\pictures'."
         ) from error
+    require_whole_paths(content, str(path))
+    return content
+
+
+def require_whole_paths(content: Mapping[str, Any], source: str, above: str = "") -> None:
+    r"""Find paths of Windows that lost their backslashes: in double quotes, `\t` is a tab.
+
+    `"D:\train\new"` is valid TOML, and means `D:`, a tab, `rain`, a line end, and `ew`.
+
+    Raises:
+        ConfigError: A value is such a path.
+    """
+    for key, value in content.items():
+        place = f"{above}.{key}" if above else key
+        values = value if isinstance(value, list) else [value]
+        for item in values:
+            if isinstance(item, Mapping):
+                require_whole_paths(item, source, place)
+            elif isinstance(item, str) and _is_broken_path(key, item):
+                written = item.translate(_ESCAPES)
+                raise ConfigError(
+                    f"{source}: {place} holds a control character where a path of Windows is "
+                    f"meant: in double quotes \\t is a tab and \\n a line end. Put it into single "
+                    f"quotes, as in {key} = '{written}', or write it with /."
+                )
+
+
+def _is_broken_path(key: str, value: str) -> bool:
+    if not any(character in _ESCAPED for character in value):
+        return False
+    is_path = key.endswith(_PATH_KEYS) or key in {"path", "config", "start_from"}
+    return is_path or re.match(r"[A-Za-z]:|[A-Za-z0-9_.$-]*\\", value) is not None
 
 
 def read_text(path: Path) -> str:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from impasto.parsing import text_lines
 from impasto.randomness import derive_rng
 
 _WILDCARD = re.compile(r"\{([^}]+)\}")
@@ -171,8 +172,8 @@ def joined_words(caption: str, tags: str, separator: str) -> str:
     if not tags.strip():
         return caption
     joiner = f"{separator.strip()} "
-    on_one_line = joiner.join(line.strip() for line in tags.splitlines() if line.strip())
-    lines = [line for line in caption.splitlines() if line.strip()]
+    on_one_line = joiner.join(line.strip() for line in text_lines(tags) if line.strip())
+    lines = [line for line in text_lines(caption) if line.strip()]
     return "\n".join(f"{line}{joiner}{on_one_line}" for line in lines)
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import stat
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from impasto import files
 from impasto.data.records import FileStamp
+from impasto.parsing import parse_json
 from impasto.progress import Progress, SilentProgress
 
 
@@ -20,12 +22,13 @@ class ContentHashes:
         self._known: dict[str, tuple[FileStamp, str]] = {}
         if file.is_file():
             try:
-                stored = json.loads(file.read_text(encoding="utf-8"))
+                stored = parse_json(file.read_text(encoding="utf-8"))
                 self._known = {
                     path: (FileStamp(size, mtime), digest)
                     for path, (size, mtime, digest) in stored.items()
+                    if type(digest) is str
                 }
-            except (ValueError, TypeError, AttributeError):
+            except (OSError, ValueError, TypeError, AttributeError):
                 self._known = {}  # only costs reading the files again
 
     def of(
@@ -49,10 +52,12 @@ class ContentHashes:
 
 
 def stamp_of(path: Path) -> FileStamp | None:
-    """Size and time of change of a file; None where there is none."""
+    """Size and time of change of a regular file; None where there is none."""
     try:
         status = path.stat()
     except OSError:
+        return None
+    if not stat.S_ISREG(status.st_mode):  # reading a FIFO would wait for ever
         return None
     return FileStamp(status.st_size, status.st_mtime_ns)
 

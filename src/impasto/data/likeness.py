@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -19,11 +20,12 @@ from impasto.data.images import UnreadableImageError
 from impasto.data.records import ImageRecord, SetAside, Size
 from impasto.data.rendering import require_promised
 from impasto.data.stages import Failure, LocalExecutor, chunks, default_workers
+from impasto.parsing import parse_json
 from impasto.progress import Progress
 
 NEAR_BITS = 6  # of 64; saved again as a smaller JPEG, a photograph changes 0 to 4
 _AT_LEAST = Size(64, 64)
-_VERSION = 1
+_VERSION = [2, images.PREPROCESSING_VERSION]
 _SIDE, _KEPT = 32, 8  # of the small image, and of its lowest frequencies
 _COSINES = np.rint(
     np.cos(np.pi * np.outer(np.arange(_KEPT), 2 * np.arange(_SIDE) + 1) / (2 * _SIDE)) * 2**20
@@ -73,10 +75,11 @@ class Looks:
         self._file = file
         self._known: dict[str, int | str] = {}
         try:
-            stored = json.loads(file.read_text(encoding="utf-8"))
+            stored = parse_json(file.read_text(encoding="utf-8"))
             if stored["version"] == _VERSION:
-                self._known = dict(stored["looks"])
-        except (OSError, ValueError, KeyError, TypeError):
+                looks = dict(stored["looks"])
+                self._known = {digest: own for digest, own in looks.items() if _is_look(own)}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             self._known = {}  # only costs decoding the pictures again
 
     def of(
@@ -106,6 +109,11 @@ class Looks:
             elif known:
                 faults.append(SetAside(record.path, known))
         return hashes, faults
+
+
+def _is_look(value: Any) -> bool:
+    """Whether a value that was read is a hash of 64 bits or a reason."""
+    return isinstance(value, str) or (type(value) is int and 0 <= value < 1 << 64)
 
 
 def equal_groups(digests: Mapping[Path, str]) -> list[list[Path]]:

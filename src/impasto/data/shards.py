@@ -8,7 +8,6 @@ does not exist. Shards are mapped into memory, never read whole but by `check`.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from torch import Tensor
 
 from impasto import files
 from impasto.errors import DatasetError
+from impasto.parsing import parse_json
 
 FORMAT_VERSION = 1
 
@@ -108,7 +108,7 @@ class Shards:
         """Read a shard whole, and say what is wrong: hash, header, values that are not finite."""
         tensors = index.with_suffix(".safetensors")
         try:
-            stored = json.loads(index.read_text(encoding="utf-8"))
+            stored = parse_json(index.read_text(encoding="utf-8"))
             keys, content = stored["keys"], stored.get("sha256")
         except (ValueError, KeyError, TypeError, OSError):
             return BadShard(index, "its index cannot be read", 0)
@@ -166,7 +166,7 @@ class Shards:
     def _add_index(self, index: Path) -> None:
         self._seen.add(index)
         try:
-            stored = json.loads(index.read_text(encoding="utf-8"))
+            stored = parse_json(index.read_text(encoding="utf-8"))
             version, keys = stored["format_version"], stored["keys"]
         except (ValueError, KeyError, TypeError):
             return  # without a readable index its entries are simply made again

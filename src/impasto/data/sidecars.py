@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from impasto import files
+from impasto.data.listing import CAPTION, TAGS
 from impasto.data.metadata import keep_backup
-from impasto.data.probing import CAPTION, TAGS
-from impasto.data.records import ImageRecord
+from impasto.data.records import ImageRecord, SetAside
+from impasto.errors import StorageError
 
 
 @dataclass(frozen=True)
@@ -20,32 +21,40 @@ class WrittenSidecars:
         files: How many were written.
         differing: Those that were there, say something else, and were left alone.
         backups: How many of those written replaced another, which is kept as `.bak`.
+        refused: Those that the file system does not take, such as names that are too long.
     """
 
     files: int
     differing: tuple[Path, ...]
     backups: int
+    refused: tuple[SetAside, ...]
 
 
 def write_sidecars(records: Iterable[ImageRecord], *, overwrite: bool) -> WrittenSidecars:
     """Write captions and tags beside their pictures; a picture without words gets no file.
 
     Raises:
-        StorageError: A file could not be written; it is as it was before.
+        StorageError: The disk is full; the file is as it was before.
     """
-    written, backups, differing = 0, 0, []
+    written, backups, differing, refused = 0, 0, [], []
     for record in records:
         for ending, text in ((CAPTION, record.caption), (TAGS, record.tags)):
             path = record.path.with_suffix(ending)
             if not text or _says(path) == text.strip():
                 continue
-            if path.exists() and not overwrite:
-                differing.append(path)
+            try:
+                if path.exists() and not overwrite:
+                    differing.append(path)
+                    continue
+                backups += keep_backup(path) is not None
+                files.write_text(path, text + "\n")
+            except (OSError, StorageError) as error:
+                if not files.is_of_one_file(error):
+                    raise
+                refused.append(SetAside(path, f"cannot be written ({files.cause_of(error)})"))
                 continue
-            backups += keep_backup(path) is not None
-            files.write_text(path, text + "\n")
             written += 1
-    return WrittenSidecars(written, tuple(differing), backups)
+    return WrittenSidecars(written, tuple(differing), backups, tuple(refused))
 
 
 def _says(path: Path) -> str | None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from impasto.errors import ConfigError
+from impasto.parsing import text_lines
 from impasto.randomness import derive_rng
 
 WORDS, NAME = "[filewords]", "[name]"
@@ -44,7 +45,7 @@ def read_templates(lines: Sequence[str], file: Path | None, name: str) -> Captio
             text = file.read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"The template file {file} cannot be read: {error}.") from error
-        own = [line.strip() for line in text.splitlines() if line.strip()]
+        own = [line.strip() for line in text_lines(text) if line.strip()]
         if not own:
             raise ConfigError(f"The template file {file} has no line in it.")
         found += own

@@ -14,6 +14,7 @@ from impasto.checkpoints.keymap import TEXT_ENCODER, UNET, VAE, UNetLayout, VaeL
 from impasto.checkpoints.tensors import Tensors
 from impasto.errors import ModelError
 from impasto.models.families import Family
+from impasto.parsing import parse_json
 
 CONFIGS_KEY = "impasto.configs"
 UNET_CHANNELS = [320, 640, 1280, 1280]
@@ -41,7 +42,7 @@ def configs_in(metadata: Mapping[str, str], source: str) -> Configs | None:
     if CONFIGS_KEY not in metadata:
         return None
     try:
-        configs = json.loads(metadata[CONFIGS_KEY])
+        configs = parse_json(metadata[CONFIGS_KEY])
         return {part: dict(configs[part]) for part in (UNET, VAE, TEXT_ENCODER)}
     except (ValueError, KeyError, TypeError) as error:
         raise ModelError(f"{source}: its metadata {CONFIGS_KEY} is damaged ({error}).") from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from impasto.checkpoints.tensors import LazyTensor, Tensors
 from impasto.errors import ModelError
 from impasto.models.configs import Configs
 from impasto.models.families import FAMILIES
+from impasto.parsing import parse_json
 
 LDM_ONLY_FILE = "ldm_only.safetensors"
 METADATA_FILE = "impasto.json"
@@ -94,7 +94,7 @@ def read_config(file: Path) -> dict[str, Any]:
         ModelError: It is missing or not JSON.
     """
     try:
-        config = json.loads(file.read_text(encoding="utf-8"))
+        config = parse_json(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ModelError(
             f"The model is incomplete: {file} is not there. Download or copy it again."

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, replace
 
 from impasto.models.tokens import TextLayout
+from impasto.parsing import parse_json
 
 LAYOUT_KEY = "impasto.text_layout"
 PROMPT_TOKENS = 225
@@ -23,7 +24,7 @@ def prompt_layout(metadata: Mapping[str, str]) -> TextLayout:
     In A1111's way long prompts need no more room than they take, so they are never cut at 75.
     """
     try:
-        stated = json.loads(metadata.get(LAYOUT_KEY, "{}"))
+        stated = parse_json(metadata.get(LAYOUT_KEY, "{}"))
         layout = TextLayout(**{**stated, "emphasis": "mean"})
     except (ValueError, TypeError):
         layout = TextLayout(emphasis="mean")

@@ -71,6 +71,7 @@ class _Content:
             "near_bits": NEAR_BITS,
             "same_stem": [self._thumbs(group) for group in health.same_stem[:SHOWN_GROUPS]],
             "set_aside": health.set_aside,
+            "unused": health.unused,
         }
 
     def _geometry(self) -> dict[str, Any]:
@@ -123,11 +124,13 @@ class _Content:
         health = self._health
         twice = sum(len(group) - 1 for group in health.equal)
         alike = sum(len(group) - 1 for group in health.near)
+        tally = health.tally
         return [
-            _fact("pictures", health.pictures),
+            _fact("usable images", tally.usable),
             _fact("showings per epoch", health.showings),
-            _fact("set aside", len(health.set_aside), bad=bool(health.set_aside)),
-            _fact("without words", len(health.captions.missing), bad=bool(health.captions.missing)),
+            _fact("set aside", tally.set_aside, bad=tally.set_aside > 0),
+            _fact("also found", tally.also_found, bad=tally.also_found > 0),
+            _fact("without words", tally.without_words, bad=tally.without_words > 0),
             _fact("the same twice", twice, bad=twice > 0),
             _fact("nearly the same", alike, bad=alike > 0),
             _fact("too small", len(health.too_small), bad=bool(health.too_small)),

@@ -61,6 +61,7 @@ def _content(run: RunDirectory) -> dict[str, Any]:
         "data_line": _data_line(dataset),
         "bucket_svg": Markup(bucket_chart(dataset["buckets"])) if dataset else "",
         "set_aside": dataset.get("set_aside", []),
+        "unused": dataset.get("unused", []),
         "config": run.config_file.read_text(encoding="utf-8"),
         "timings": _timing_rows(status),
         "environment": _environment_rows(run.read_json("environment.json")),

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from impasto.errors import ConfigError
+from impasto.parsing import parse_json, parse_toml, text_lines
 from impasto.sampling.prompts import OTHER_NAMES, SAMPLERS, Prompt
 
 LEAST_SIDE = 64
@@ -69,7 +70,7 @@ def read_prompt_file(file: Path, defaults: Prompt) -> list[Prompt]:
 
 def _read_lines(file: Path, text: str) -> list[tuple[str, dict[str, Any]]]:
     entries = []
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(text_lines(text), start=1):
         if not line.strip() or line.startswith("#"):
             continue
         where = f"{file}, line {number}"
@@ -84,7 +85,7 @@ def _read_lines(file: Path, text: str) -> list[tuple[str, dict[str, Any]]]:
 
 def _read_toml(file: Path, text: str) -> list[tuple[str, dict[str, Any]]]:
     try:
-        content = tomllib.loads(text)
+        content = parse_toml(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{file} is not valid TOML: {error}.") from error
     shared = content.get("prompt")
@@ -99,7 +100,7 @@ def _read_toml(file: Path, text: str) -> list[tuple[str, dict[str, Any]]]:
 
 def _read_json(file: Path, text: str) -> list[tuple[str, dict[str, Any]]]:
     try:
-        content = json.loads(text)
+        content = parse_json(text)
     except json.JSONDecodeError as error:
         raise ConfigError(
             f"{file}, line {error.lineno}, column {error.colno}: not valid JSON ({error.msg})."

@@ -178,10 +178,12 @@ def _prepare(options: argparse.Namespace, console: Console) -> None:
     cache = LatentCache(config.derived_dir / "latents")
     encoder = moments_encoder(vae, batch_size=options.batch_size)
     result = cache_latents(planned.images, cache, encoder, console)
-    count = export_latents(result, cache, console)
+    exported = export_latents(result, cache, console)
     _write_resolutions(options, result.images, console)
-    console.note(f"{count} .npz files beside their pictures; metadata: {options.out_json}.")
-    for item in (*scan.set_aside, *result.set_aside):
+    console.note(
+        f"{exported.written} .npz files beside their pictures; metadata: {options.out_json}."
+    )
+    for item in (*scan.set_aside, *result.set_aside, *exported.refused):
         console.note(f"Passed over: {item.path}: {item.reason}")
 
 

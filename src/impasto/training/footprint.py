@@ -21,6 +21,7 @@ from impasto.data.records import Size
 from impasto.models.loading import BaseModel
 from impasto.models.saving import DTYPES
 from impasto.models.trainable import Trainable, blocks_of
+from impasto.parsing import parse_json
 from impasto.sampling.prompts import Prompt
 from impasto.training.chunked import CHUNK
 from impasto.training.methods import build_templates, build_trainable
@@ -332,7 +333,7 @@ def _read(file: Path | None) -> dict[str, dict[str, int]]:
     if file is None or not file.is_file():
         return {}
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = parse_json(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return dict(content) if isinstance(content, Mapping) else {}

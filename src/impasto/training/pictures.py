@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,13 +13,21 @@ from impasto.config.dataset import DatasetConfig, DatasetPart, SubsetConfig
 from impasto.config.run import RunConfig, ValidationConfig
 from impasto.data.buckets import novelai_bucket_sizes
 from impasto.data.captions import CaptionRules
+from impasto.data.listing import Sidecars
 from impasto.data.metadata import read_metadata
 from impasto.data.plan import Plan, joined_plans, plan_images
-from impasto.data.probing import Sidecars
 from impasto.data.records import ImageRecord, Size
-from impasto.data.scan import Scan, joined_scans, require_folder, scan_folder, scan_metadata
+from impasto.data.scan import (
+    Scan,
+    decode_all,
+    joined_scans,
+    require_folder,
+    scan_folder,
+    scan_metadata,
+)
 from impasto.data.subsets import Augmentation, MaskRules, Subset
 from impasto.errors import DatasetError, StorageError
+from impasto.parsing import is_text, printable
 from impasto.progress import Progress
 from impasto.randomness import derive_rng
 
@@ -50,11 +59,31 @@ def scan_all(config: DatasetConfig, progress: Progress | None = None) -> Scan:
     """
     sources = list(_sources(config))
     for source in sources:
+        _require_names_as_text(source.config, config.cache_dir)
         if source.config.image_dir is not None:
             require_folder(source.config.image_dir)
     _require_place_for_derived_data(config)
     scans = [_scan_subset(source, config.derived_dir, progress) for source in sources]
-    return joined_scans(scans)
+    joined = joined_scans(scans)
+    own = {_absolute(s.config.image_dir) for s in sources if s.config.image_dir is not None}
+    unused = tuple(item for item in joined.unused if _absolute(item.path) not in own)
+    return replace(joined, unused=unused)
+
+
+def decode_scanned(config: DatasetConfig, scan: Scan, progress: Progress | None = None) -> Scan:
+    """Decode the pictures that were not decoded before, and set aside those that are damaged.
+
+    So every verb shows the same numbers; caching and training decode anyway.
+
+    Raises:
+        DatasetError: There is nothing usable.
+        StorageError: Derived data cannot be written.
+    """
+    return decode_all(scan, progress, memory=config.derived_dir / "decoded.json")
+
+
+def _absolute(path: Path) -> str:
+    return os.path.abspath(path)  # noqa: PTH100 - compared as text
 
 
 def require_usable(scan: Scan, config: DatasetConfig) -> None:
@@ -96,13 +125,22 @@ class Survey:
     plan: Plan
 
 
-def survey(config: RunConfig, progress: Progress | None = None) -> Survey:
+def survey(config: RunConfig, progress: Progress | None = None, *, decode: bool = False) -> Survey:
     """Scan, hold out, and plan.
+
+    Args:
+        config: The settings of a run.
+        progress: Where to show how far it is.
+        decode: Find damaged images now. Training does not ask for it: it finds them when it encodes
+            what it trains on, and holds out the same images whenever it is begun.
 
     Raises:
         DatasetError: There is nothing to train on.
     """
     scan = scan_dataset(config.dataset, progress)
+    if decode:
+        scan = decode_scanned(config.dataset, scan, progress)
+        require_usable(scan, config.dataset)
     split = split_records(scan, config.dataset, config.validation, config.seed)
     return Survey(scan, split, plan_dataset(config.dataset, split.training))
 
@@ -227,7 +265,7 @@ def _scan_subset(source: _Source, derived: Path, progress: Progress | None) -> S
         )
     assert config.image_dir is not None  # noqa: S101 - the settings hold one of the two
     ending = config.caption_extension
-    sidecars = Sidecars() if ending is None else Sidecars(f".{ending.lstrip('.').lower()}", "")
+    sidecars = Sidecars() if ending is None else Sidecars(f".{ending.lstrip('.')}", "")
     return scan_folder(
         config.image_dir,
         recursive=config.recursive,
@@ -236,6 +274,16 @@ def _scan_subset(source: _Source, derived: Path, progress: Progress | None) -> S
         subset=subset,
         sidecars=sidecars,
     )
+
+
+def _require_names_as_text(config: SubsetConfig, *others: Path | None) -> None:
+    """Paths are written into settings and indexes, which are UTF-8."""
+    for path in (config.image_dir, config.metadata_file, config.mask_dir, *others):
+        if path is not None and not is_text(str(path)):
+            raise DatasetError(
+                f"The name of {printable(str(path))} is not UTF-8, as after unpacking a zip of "
+                f"another system. Rename it."
+            )
 
 
 def _index_file(derived: Path, place: Path) -> Path:

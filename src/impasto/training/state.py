@@ -20,6 +20,7 @@ from impasto.checkpoints.reading import open_tensor_file
 from impasto.checkpoints.tensors import LazyTensor, Tensors, total_bytes
 from impasto.checkpoints.writing import in_file_order, write_safetensors
 from impasto.errors import ModelError, RunError
+from impasto.parsing import parse_json
 from impasto.runs import RunDirectory, step_name
 
 FORMAT_VERSION = 1
@@ -114,7 +115,7 @@ def load_state(folder: Path, fingerprint: Mapping[str, str]) -> TrainingState:
         RunError: It is damaged, of a newer format, or of another run; the difference is named.
     """
     try:
-        description = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        description = parse_json((folder / "state.json").read_text(encoding="utf-8"))
         version = description["format_version"]
         if version > FORMAT_VERSION:
             raise RunError(

@@ -1,0 +1,105 @@
+"""Text from files of unknown origin: JSON, TOML and lines, with every fault as one kind of error.
+
+Python's own parsers answer deep nesting with RecursionError, take half a surrogate pair for text
+(which fails later, where it is written), and `str.splitlines` breaks lines at U+2028, U+0085 and
+more, which JSON Lines and captions may hold. All readers of this project come here.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tomllib
+from collections.abc import Callable
+from typing import Any
+
+_LINE_END = re.compile(r"\r\n?")
+_HALVES = re.compile("[\ud800-\udfff]")
+_DEEP = "nested too deeply"
+
+
+def parse_json(
+    text: str | bytes,
+    *,
+    pairs: Callable[[list[tuple[str, Any]]], Any] | None = None,
+    halves: bool = False,
+) -> Any:
+    """Parse JSON.
+
+    Args:
+        text: The content; bytes are UTF-8.
+        pairs: What makes an object of its keys and values; None makes a dictionary.
+        halves: Whether strings may hold half a surrogate pair, for a caller that deals with them.
+
+    Raises:
+        json.JSONDecodeError: It is not JSON, is nested too deeply, has a number of thousands of
+            digits, or has half a surrogate pair as text.
+    """
+    try:
+        whole = text if isinstance(text, str) else text.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise json.JSONDecodeError(f"not UTF-8 at byte {error.start}", "", 0) from error
+    try:
+        content = json.loads(whole, object_pairs_hook=pairs)
+    except json.JSONDecodeError:
+        raise
+    except RecursionError:
+        raise json.JSONDecodeError(_DEEP, whole, 0) from None
+    except ValueError as error:  # a number of thousands of digits
+        raise json.JSONDecodeError("a number is too long", whole, 0) from error
+    if not halves and "\\u" in whole and _has_half(content):
+        raise json.JSONDecodeError("half a surrogate pair, which is no text", whole, 0)
+    return content
+
+
+def parse_toml(text: str) -> dict[str, Any]:
+    """Parse TOML.
+
+    Raises:
+        tomllib.TOMLDecodeError: It is not TOML, is nested too deeply, or has a number of thousands
+            of digits.
+    """
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError:
+        raise
+    except RecursionError:
+        raise tomllib.TOMLDecodeError(_DEEP) from None
+    except ValueError as error:
+        raise tomllib.TOMLDecodeError("a number or date is out of range") from error
+
+
+def text_lines(text: str) -> list[str]:
+    r"""The lines of a text, split at \n, \r\n and \r alone, without their ends."""
+    return _LINE_END.sub("\n", text).split("\n")
+
+
+def is_text(text: str) -> bool:
+    """Whether a string can be written as UTF-8: file names and JSON may hold half characters."""
+    return text.isascii() or _HALVES.search(text) is None
+
+
+def printable(name: str) -> str:
+    r"""A file name that can be shown and written: bytes that are not UTF-8 become `\x92`."""
+    if is_text(name):
+        return name
+    try:
+        return os.fsencode(name).decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:  # halves that did not come from a file's name
+        return name.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def _has_half(content: Any) -> bool:
+    """Whether a string anywhere in parsed JSON holds half a surrogate pair."""
+    waiting = [content]
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, str):
+            if not is_text(item):
+                return True
+        elif isinstance(item, dict):
+            waiting += [*item.keys(), *item.values()]
+        elif isinstance(item, (list, tuple)):
+            waiting += item
+    return False
