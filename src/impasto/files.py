@@ -12,8 +12,9 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from impasto.errors import StorageError
 from impasto.progress import Advance
 
 PARTIAL_SUFFIX = ".partial"
-_MOST_BYTES = 200
+LONGEST_NAME = 255  # bytes of a file's name on Linux and macOS; Windows counts letters
 _HASHED_AT_ONCE = 4 << 20
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _ONE_FILE = {errno.ENAMETOOLONG, errno.EACCES, errno.EISDIR, errno.EINVAL, errno.EPERM}
@@ -31,8 +32,12 @@ _NO_SPACE_TEXT = ("No space left", "Disk quota", "File too large", "not enough s
 
 
 @contextlib.contextmanager
-def replace_file(path: Path) -> Iterator[Path]:
+def replace_file(path: Path, *, like: Path | None = None) -> Iterator[Path]:
     """Yield a temporary path to write; on success it becomes `path`, on any failure it is removed.
+
+    A file that is replaced keeps its permissions, and nobody else can read the new content before.
+    A link is replaced by a file; `rewrite_file` writes what it leads to. A new file gets the
+    permissions of `like`, or else those that the user's umask gives.
 
     Raises:
         StorageError: The disk is full or the folder cannot be written; `path` is as it was before.
@@ -41,12 +46,59 @@ def replace_file(path: Path) -> Iterator[Path]:
     with _reported(path):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            mode = _mode_of(like or path)
+            if mode is not None and _FILE_MODE & ~mode:
+                partial.touch(mode)
             yield partial
-            _flush(partial)
+            _flush(partial, mode)
             partial.replace(path)
             _flush_folder(path.parent)
         finally:
             partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def rewrite_file(path: Path) -> Iterator[Path]:
+    """As `replace_file`, for a file of the user: a link stays, and what it leads to is replaced.
+
+    Whoever writes where a link of somebody else may lead has to look first (`is_inside`).
+
+    Raises:
+        StorageError: As for `replace_file`; or the link leads in a circle.
+    """
+    with _reported(path):
+        target = real_path(path) if path.is_symlink() else path
+        if target.is_symlink():
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
+    with replace_file(target) as partial:
+        yield partial
+
+
+def real_path(path: Path) -> Path:
+    """A path after all links on the way; of links in a circle the path as it is."""
+    return Path(os.path.realpath(path))
+
+
+def is_inside(path: Path, folder: Path) -> bool:
+    """Whether a path is in a folder or below, after all links on the way."""
+    return real_path(path).is_relative_to(real_path(folder))
+
+
+def why_not_written(path: Path, folders: Sequence[Path]) -> str:
+    """Why a file is not written that a stranger may have laid out; empty where it may be.
+
+    Args:
+        path: The file, there or not.
+        folders: Where it may be: a link that leads out of all of them is not followed.
+    """
+    if len(os.fsencode(path.name)) > LONGEST_NAME:
+        return f"the name {path.name} has over {LONGEST_NAME} bytes, which no file system takes"
+    if not any(is_inside(path, folder) for folder in folders):
+        what = "a link that leads" if path.is_symlink() else "lies"
+        return f"{path.name}: {what} out of the data set; nothing is written there"
+    if path.exists() and not path.is_file():
+        return f"{path.name} is there and not a file"
+    return ""
 
 
 @contextlib.contextmanager
@@ -82,6 +134,20 @@ def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text durably, with Unix line ends on every system."""
     with replace_file(path) as partial:
         partial.write_text(text, encoding="utf-8", newline="\n")
+
+
+def rewrite_text(path: Path, text: str) -> None:
+    """Write UTF-8 text into a file of the user: permissions are kept, and links followed."""
+    with rewrite_file(path) as partial:
+        partial.write_text(text, encoding="utf-8", newline="\n")
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """Copy a file durably, with its permissions and times."""
+    real = real_path(source)
+    with replace_file(target, like=real) as partial:
+        shutil.copyfile(real, partial)
+    shutil.copystat(real, target)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -147,9 +213,16 @@ def cause_of(error: BaseException) -> str:
 
 
 def _partial_name(path: Path) -> Path:
-    """A temporary name beside a file, never longer than file systems take (255 bytes)."""
-    begin = path.name.encode("utf-8", "surrogateescape")[:_MOST_BYTES].decode("utf-8", "ignore")
-    return path.with_name(f".{begin}.{uuid.uuid4().hex[:8]}{PARTIAL_SUFFIX}")
+    """A name beside `path` for what will replace it, no longer than file systems take."""
+    behind = f".{uuid.uuid4().hex[:8]}{PARTIAL_SUFFIX}"
+    return path.with_name(f".{shortened(path.name, LONGEST_NAME - 1 - len(behind))}{behind}")
+
+
+def shortened(name: str, most: int) -> str:
+    """The beginning of a name, of at most so many bytes, without a character cut in two."""
+    while len(os.fsencode(name)) > most:
+        name = name[:-1]
+    return name
 
 
 @contextlib.contextmanager
@@ -187,10 +260,22 @@ def _file_mode() -> int:
 _FILE_MODE = _file_mode()
 
 
-def _flush(file: Path) -> None:
-    file.chmod(_FILE_MODE)
+def _mode_of(path: Path) -> int | None:
+    """The permissions of a file that is there; None where there is none, or a link."""
+    try:
+        status = path.lstat()
+    except FileNotFoundError:
+        return None
+    return stat.S_IMODE(status.st_mode) & 0o777 if stat.S_ISREG(status.st_mode) else None
+
+
+def _flush(file: Path, mode: int | None = None) -> None:
+    """Write a file through to the disk; then give it its permissions, which may be read-only."""
+    file.chmod(_FILE_MODE if mode is None else mode | stat.S_IWUSR | stat.S_IRUSR)
     with file.open("rb+") as handle:
         os.fsync(handle.fileno())
+    if mode is not None:
+        file.chmod(mode)
 
 
 def _flush_folder(folder: Path) -> None:

@@ -193,7 +193,8 @@ def test_sidecars_to_metadata_and_back(tmp_path, folder):
     for path in (folder / "a.caption", folder / "sub" / "b.txt"):
         path.unlink()
     (folder / "a.txt").write_text("mine", encoding="utf-8")
-    records = scan_metadata(read_metadata(tmp_path / "m.json"), folder).records
+    own = Subset(root=folder)
+    records = scan_metadata(read_metadata(tmp_path / "m.json"), folder, subset=own).records
     result = write_sidecars(records, overwrite=False)
     assert result.files == 2
     assert result.differing == (folder / "a.txt",)

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from impasto.annotate.tags import UNDERSCORES
 from impasto.errors import ConfigError
-from impasto.parsing import parse_toml
+from impasto.parsing import parse_toml, text_lines
 
 SHIPPED = ("kohya", "plain")
 
@@ -55,6 +55,7 @@ _KOHYA_CAPTIONS: list[tuple[str, str]] = [
 _HAIR_LENGTH = re.compile(r"(long|short|medium) hair")
 _HAIR = re.compile(r"[\w-]+ hair")
 _ONE_WORD = re.compile(r"[\w-]+|hair ornament")
+_PLAIN_WORDS = re.compile(r"(\w+ )+")
 _OF_ONE_PERSON = [
     _HAIR_LENGTH,
     re.compile(r"(bob|hime) cut"),
@@ -78,17 +79,14 @@ class Kohya:
         """Spaces for underscores, no rating, nothing that several people share, no doubles."""
         spaced = "^_^".join(part.replace("_", " ") for part in text.split("^_^"))
         found = spaced.partition(", rating")[0].split(", ")
-        if "girls" in spaced or "boys" in spaced:
+        if any(crowd in tag for tag in found for crowd in ("girls", "boys")):
             for pattern in _OF_ONE_PERSON:
                 found = _unless_one(found, pattern.fullmatch)
             found = _unless_one(
                 found, lambda tag: _HAIR.fullmatch(tag) and not _HAIR_LENGTH.fullmatch(tag)
             )
-        return ", ".join(
-            tag
-            for tag in found
-            if not (_ONE_WORD.fullmatch(tag) and any(o.endswith(f" {tag}") for o in found))
-        )
+        kept = ", ".join(tag for tag in found if not _is_last_word(tag, found))
+        return kept if any(found) else kept[2:]  # of commas alone, sd-scripts loses one
 
     def caption(self, text: str) -> str:
         """One replacement after the other, each as often as it fits."""
@@ -96,6 +94,14 @@ class Kohya:
             while old in text:
                 text = text.replace(old, new)
         return text
+
+
+def _is_last_word(tag: str, others: Sequence[str]) -> bool:
+    """Whether another tag says more: words without hyphens or signs, and then this one."""
+    if not _ONE_WORD.fullmatch(tag):
+        return False
+    before = (other.removesuffix(tag) for other in others if other.endswith(f" {tag}"))
+    return any(_PLAIN_WORDS.fullmatch(words) for words in before)
 
 
 def _unless_one(tags: Sequence[str], matches: Callable[[str], object]) -> list[str]:
@@ -230,13 +236,31 @@ def parse_rules(text: str, where: str) -> Rules:
     return Rules(**made)
 
 
+def by_line(step: Callable[[str], str]) -> Callable[[str], str]:
+    """A rule for one line, made into one for texts of several lines.
+
+    The lines of a caption are alternatives (`enable_wildcard` takes one of them), so each is
+    cleaned by itself; one of which nothing is left is gone.
+    """
+
+    def cleaned(text: str) -> str:
+        return "\n".join(filter(None, map(step, lines_of(text))))
+
+    return cleaned
+
+
+def lines_of(text: str) -> list[str]:
+    """The lines of a text that are not blank, without the space around them."""
+    return [line.strip() for line in text_lines(text) if line.strip()]
+
+
 def count_tags(texts: Iterable[str], separator: str = ",") -> Counter[str]:
-    """In how many pictures each tag is."""
-    return Counter(
-        tag
-        for text in texts
-        for tag in dict.fromkeys(filter(None, (part.strip() for part in text.split(separator))))
-    )
+    """In how many texts each tag is, on whichever line."""
+    counts: Counter[str] = Counter()
+    for text in texts:
+        parts = (part.strip() for line in text_lines(text) for part in line.split(separator))
+        counts.update(dict.fromkeys(filter(None, parts)).keys())
+    return counts
 
 
 def _frozen(value: Any) -> Any:

@@ -55,6 +55,8 @@ class CaptionRules:
         tag_dropout_rate: Chance in [0, 1] that a tag is left out.
         warmup_min: Tags shown at the first update, of those that are not fixed.
         warmup_steps: Updates until all tags are shown; below 1 a share of the run.
+        rejoins: Whether tags are taken apart and joined again though nothing about them varies: so
+            `steady` words are written as those that do.
     """
 
     prefix: str | None = None
@@ -70,6 +72,7 @@ class CaptionRules:
     tag_dropout_rate: float = 0.0
     warmup_min: int = 1
     warmup_steps: float = 0.0
+    rejoins: bool = False
 
     def write(self, words: str, moment: Moment, seed: int, *keys: int | str) -> str:
         """One caption from a picture's words.
@@ -101,10 +104,13 @@ class CaptionRules:
     @property
     def changes_words(self) -> bool:
         """Whether a caption that is shown may be anything but `steady` words or nothing."""
-        return self.wildcards or self._takes_tags_apart
+        return self.wildcards or self._varies_tags
 
     def steady(self) -> CaptionRules:
-        """The same without what varies, for validation: wildcards are still chosen, by seed."""
+        """The same without what varies, for validation: wildcards are still chosen, by seed.
+
+        Separators become what training makes of them.
+        """
         return replace(
             self,
             dropout_rate=0.0,
@@ -112,10 +118,15 @@ class CaptionRules:
             shuffle=False,
             tag_dropout_rate=0.0,
             warmup_steps=0.0,
+            rejoins=self._takes_tags_apart,
         )
 
     @property
     def _takes_tags_apart(self) -> bool:
+        return self.rejoins or self._varies_tags
+
+    @property
+    def _varies_tags(self) -> bool:
         return self.shuffle or self.warmup_steps > 0 or self.tag_dropout_rate > 0
 
     def _framed(self, words: str) -> str:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -121,7 +120,7 @@ def write_metadata(
         content = {entry.key: entry.as_dict() for entry in entries}
         text = _dumped(content, indent=1) + "\n"
     kept = keep_backup(file) if backup else None
-    files.write_text(file, text)
+    files.rewrite_text(file, text)
     return kept
 
 
@@ -135,12 +134,12 @@ def keep_backup(file: Path) -> Path | None:
     """Copy a file to `<name>.bak`, or the first of `.bak2`, `.bak3`, ... that is not there yet."""
     if not file.exists():
         return None
-    number, backup = 1, file.with_name(f"{file.name}.bak")
-    while backup.exists():
+    short = files.shortened(file.name, files.LONGEST_NAME - len(".bak999"))
+    number, backup = 1, file.with_name(f"{short}.bak")
+    while os.path.lexists(backup):
         number += 1
-        backup = file.with_name(f"{file.name}.bak{number}")
-    with files.replace_file(backup) as partial:
-        shutil.copy2(file, partial)
+        backup = file.with_name(f"{short}.bak{number}")
+    files.copy_file(file, backup)
     return backup
 
 

@@ -20,14 +20,15 @@ class WrittenSidecars:
     Attributes:
         files: How many were written.
         differing: Those that were there, say something else, and were left alone.
+        refused: Those that are not written at all, with the reasons: a link out of the data set, a
+            name that is too long.
         backups: How many of those written replaced another, which is kept as `.bak`.
-        refused: Those that the file system does not take, such as names that are too long.
     """
 
     files: int
     differing: tuple[Path, ...]
     backups: int
-    refused: tuple[SetAside, ...]
+    refused: tuple[SetAside, ...] = ()
 
 
 def write_sidecars(records: Iterable[ImageRecord], *, overwrite: bool) -> WrittenSidecars:
@@ -42,12 +43,16 @@ def write_sidecars(records: Iterable[ImageRecord], *, overwrite: bool) -> Writte
             path = record.path.with_suffix(ending)
             if not text or _says(path) == text.strip():
                 continue
+            reason = files.why_not_written(path, [record.subset.root])
+            if reason:
+                refused.append(SetAside(path, reason))
+                continue
             try:
                 if path.exists() and not overwrite:
                     differing.append(path)
                     continue
                 backups += keep_backup(path) is not None
-                files.write_text(path, text + "\n")
+                files.rewrite_text(path, text + "\n")
             except (OSError, StorageError) as error:
                 if not files.is_of_one_file(error):
                     raise

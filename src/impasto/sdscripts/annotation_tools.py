@@ -247,14 +247,15 @@ class OneFile:
     def close(self, journal: Journal) -> None:  # noqa: ARG002
         """Write the file."""
         if self.file.suffix.lower() == ".json":
-            files.write_json(self.file, self.found)
+            text = json.dumps(self.found, ensure_ascii=False, indent=1) + "\n"
+            files.rewrite_text(self.file, text)
             return
         lines: list[Mapping[str, Any]] = [
             {"image_path": path, **row, "caption": row["tags"]} for path, row in self.found.items()
         ]
         shown = ({k: v for k, v in line.items() if k != "tags"} for line in lines)
         texts = (json.dumps(line, ensure_ascii=False) + "\n" for line in shown)
-        files.write_text(self.file, "".join(texts))
+        files.rewrite_text(self.file, "".join(texts))
 
 
 def _write(

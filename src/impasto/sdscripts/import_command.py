@@ -24,7 +24,7 @@ def import_command(command: str, out: Path | None) -> None:
     if out is None:
         click.echo(text, nl=False)
     else:
-        files.write_text(out, text)
+        files.rewrite_text(out, text)
         click.echo(
             f"Written to {out}. Look at it with: {invocation.command('train', out, '--plan')}"
         )

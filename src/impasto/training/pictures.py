@@ -10,7 +10,7 @@ from pathlib import Path
 
 from impasto import files
 from impasto.config.dataset import DatasetConfig, DatasetPart, SubsetConfig
-from impasto.config.run import RunConfig, ValidationConfig
+from impasto.config.run import RunConfig
 from impasto.data.buckets import novelai_bucket_sizes
 from impasto.data.captions import CaptionRules
 from impasto.data.listing import Sidecars
@@ -29,7 +29,7 @@ from impasto.data.subsets import Augmentation, MaskRules, Subset
 from impasto.errors import DatasetError, StorageError
 from impasto.parsing import is_text, printable
 from impasto.progress import Progress
-from impasto.randomness import derive_rng
+from impasto.training.held_out import Split, split_records
 
 
 def scan_dataset(config: DatasetConfig, progress: Progress | None = None) -> Scan:
@@ -141,61 +141,9 @@ def survey(config: RunConfig, progress: Progress | None = None, *, decode: bool 
     if decode:
         scan = decode_scanned(config.dataset, scan, progress)
         require_usable(scan, config.dataset)
-    split = split_records(scan, config.dataset, config.validation, config.seed)
+    first = config.dataset.parts[0].subsets[0]
+    split = split_records(scan, config, build_subset(first, 0, 0), _sidecars_of(first), progress)
     return Survey(scan, split, plan_dataset(config.dataset, split.training))
-
-
-@dataclass(frozen=True)
-class Split:
-    """The records of a run: those to train on, and those held out to validate on."""
-
-    training: list[ImageRecord]
-    held_out: list[ImageRecord]
-
-
-def split_records(
-    scan: Scan, dataset: DatasetConfig, validation: ValidationConfig, seed: int
-) -> Split:
-    """Hold out a share of each data set, or take the folder that is there for it.
-
-    Raises:
-        DatasetError: The split leaves nothing to train on.
-    """
-    if validation.image_dir is not None:
-        subset = Subset(root=validation.image_dir)
-        own = scan_folder(validation.image_dir, subset=subset)
-        return Split(list(scan.records), list(own.records))
-    training, held_out = [], []
-    for number, part in enumerate(dataset.parts):
-        records = [record for record in scan.records if record.subset.dataset == number]
-        share = validation.split if part.validation_split is None else part.validation_split
-        chosen = _choose(
-            records, share, seed if part.validation_seed is None else part.validation_seed
-        )
-        training += [record for i, record in enumerate(records) if i not in chosen]
-        held_out += [_watched(record) for i, record in enumerate(records) if i in chosen]
-    if not training:
-        raise DatasetError(
-            f"Holding out {len(held_out)} of {len(scan.records)} pictures leaves none to train on. "
-            f"Lower validation.split."
-        )
-    return Split(training, held_out)
-
-
-def _choose(records: Sequence[ImageRecord], share: float, seed: int) -> set[int]:
-    """The indices of the records that are held out."""
-    count = round(len(records) * share)
-    order = derive_rng(seed, "validation-split").permutation(len(records))
-    return {int(i) for i in order[:count]}
-
-
-def _watched(record: ImageRecord) -> ImageRecord:
-    """A record that is held out: always the same picture and words."""
-    subset = record.subset
-    plain = replace(
-        subset, flips=False, augmentation=None, masks=None, captions=subset.captions.steady()
-    )
-    return replace(record, subset=plain)
 
 
 @dataclass(frozen=True)
@@ -264,15 +212,13 @@ def _scan_subset(source: _Source, derived: Path, progress: Progress | None) -> S
             metadata, config.image_dir, index=index, progress=progress, subset=subset
         )
     assert config.image_dir is not None  # noqa: S101 - the settings hold one of the two
-    ending = config.caption_extension
-    sidecars = Sidecars() if ending is None else Sidecars(f".{ending.lstrip('.')}", "")
     return scan_folder(
         config.image_dir,
         recursive=config.recursive,
         index=_index_file(derived, config.image_dir),
         progress=progress,
         subset=subset,
-        sidecars=sidecars,
+        sidecars=_sidecars_of(config),
     )
 
 
@@ -284,6 +230,12 @@ def _require_names_as_text(config: SubsetConfig, *others: Path | None) -> None:
                 f"The name of {printable(str(path))} is not UTF-8, as after unpacking a zip of "
                 f"another system. Rename it."
             )
+
+
+def _sidecars_of(config: SubsetConfig) -> Sidecars:
+    """The endings of the files with the words of a subset."""
+    ending = config.caption_extension
+    return Sidecars() if ending is None else Sidecars(f".{ending.lstrip('.')}", "")
 
 
 def _index_file(derived: Path, place: Path) -> Path:

@@ -1,0 +1,192 @@
+"""Which pictures are held out to validate on, and how they are shown: never one that is trained on.
+
+A byte copy of a held-out picture among those trained on would make the validation loss a second
+training loss, so copies stay on one side. Only files of equal size are read to find them.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from impasto import files
+from impasto.config.run import RunConfig
+from impasto.data.listing import Sidecars
+from impasto.data.records import ImageRecord, SetAside
+from impasto.data.scan import Scan, scan_folder
+from impasto.data.subsets import Subset
+from impasto.errors import DatasetError
+from impasto.progress import Progress, SilentProgress
+from impasto.randomness import derive_rng
+
+
+@dataclass(frozen=True)
+class Split:
+    """The records of a run: those to train on, and those held out to validate on."""
+
+    training: list[ImageRecord]
+    held_out: list[ImageRecord]
+
+
+def split_records(
+    scan: Scan,
+    config: RunConfig,
+    like: Subset,
+    sidecars: Sidecars,
+    progress: Progress | None = None,
+) -> Split:
+    """Hold out a share of each data set, or take the folder that is there for it.
+
+    Args:
+        scan: All pictures.
+        config: The settings.
+        like: How pictures of the folder of validation are used: as those of this subset.
+        sidecars: The endings of the files with their words.
+        progress: Is told of byte copies.
+
+    Raises:
+        DatasetError: The split leaves nothing to train on, or a folder nothing to validate on.
+    """
+    progress = progress or SilentProgress()
+    folder = config.validation.image_dir
+    if folder is not None:
+        subset = replace(like, root=folder, reads_npz=False)
+        own = scan_folder(folder, subset=subset, sidecars=sidecars)
+        return Split(list(scan.records), _without_copies(own, scan.records, progress))
+    held = _chosen(scan.records, config, progress)
+    training = [record for i, record in enumerate(scan.records) if i not in held]
+    held_out = [watched(record) for i, record in enumerate(scan.records) if i in held]
+    if not training:
+        raise DatasetError(
+            f"Holding out {len(held_out)} of {len(scan.records)} pictures leaves none to train on. "
+            f"Lower validation.split."
+        )
+    return Split(training, held_out)
+
+
+def watched(record: ImageRecord) -> ImageRecord:
+    """A record that is held out: always the same picture and words."""
+    subset = record.subset
+    plain = replace(
+        subset, flips=False, augmentation=None, masks=None, captions=subset.captions.steady()
+    )
+    return replace(record, subset=plain)
+
+
+def groups_of_copies(records: Sequence[ImageRecord]) -> list[int]:
+    """A number for each record, the same for those whose files are equal byte for byte.
+
+    A file that cannot be read is like no other.
+    """
+    sizes = Counter(record.stamp.size_bytes for record in records)
+    hashes: dict[Path, str] = {}
+    numbers: dict[str, int] = {}
+    found = []
+    for record in records:
+        key = str(record.path)
+        if sizes[record.stamp.size_bytes] > 1:
+            if record.path not in hashes:
+                hashes[record.path] = _hash_of(record.path)
+            key = hashes[record.path]
+        found.append(numbers.setdefault(key, len(numbers)))
+    return found
+
+
+def _chosen(records: Sequence[ImageRecord], config: RunConfig, progress: Progress) -> set[int]:
+    """The indices of the records that are held out, copies together."""
+    shares = _shares(config)
+    if not any(share for share, _ in shares):
+        return set()
+    groups = groups_of_copies(records)
+    members: dict[int, list[int]] = {}
+    for i, group in enumerate(groups):
+        members.setdefault(group, []).append(i)
+    decided = {  # groups of which nothing may be held out, or nothing more
+        groups[i] for i, record in enumerate(records) if not shares[record.subset.dataset][0]
+    }
+    held: set[int] = set()
+    for number, (share, seed) in enumerate(shares):
+        own = [i for i, record in enumerate(records) if record.subset.dataset == number]
+        if share:
+            room = round(len(own) * share) - sum(i in held for i in own)
+            order = derive_rng(seed, "validation-split").permutation(len(own))
+            for i in _fitting([own[n] for n in order], groups, decided, room):
+                held.update(members[groups[i]])
+        decided.update(groups[i] for i in own)
+    copies = len(records) - len(members)
+    if copies and held:
+        progress.note(
+            f"{copies} of {len(records)} pictures are byte copies of others; copies are held out "
+            f"together or not at all."
+        )
+    return held
+
+
+def _shares(config: RunConfig) -> list[tuple[float, int]]:
+    """The share that is held out of each data set, and the seed that chooses."""
+    return [
+        (
+            config.validation.split if part.validation_split is None else part.validation_split,
+            config.seed if part.validation_seed is None else part.validation_seed,
+        )
+        for part in config.dataset.parts
+    ]
+
+
+def _fitting(
+    order: Sequence[int],
+    groups: Sequence[int],
+    decided: set[int],
+    room: int,
+) -> Iterator[int]:
+    """A record of each group that is held out: in this order, while there is room for all of it.
+
+    Where there is room for none, the smallest group is taken all the same, if others are left.
+    """
+    own = Counter(groups[i] for i in order)
+    firsts = {groups[i]: i for i in reversed(order) if groups[i] not in decided}
+    fitting = 0
+    for group in dict.fromkeys(groups[i] for i in order if groups[i] in firsts):
+        if own[group] <= room:
+            room -= own[group]
+            fitting += 1
+            yield firsts[group]
+    if room > 0 and not fitting and len(own) > 1 and firsts:
+        yield firsts[min(firsts, key=lambda group: own[group])]
+
+
+def _without_copies(
+    own: Scan, training: Sequence[ImageRecord], progress: Progress
+) -> list[ImageRecord]:
+    """The pictures of the folder of validation that are not trained on.
+
+    Raises:
+        DatasetError: There are none.
+    """
+    groups = groups_of_copies([*training, *own.records])
+    of_group = dict(zip(groups, training, strict=False))
+    held_out, copies = [], []
+    for group, record in zip(groups[len(training) :], own.records, strict=True):
+        if group in of_group:
+            reason = f"a byte copy of {of_group[group].path}, which is trained on"
+            copies.append(SetAside(record.path, reason))
+        else:
+            held_out.append(watched(record))
+    for item in copies:
+        progress.note(f"Not validated on: {item.path}: {item.reason}")
+    if not held_out:
+        raise DatasetError(
+            f"All {len(copies)} pictures in {own.place} are trained on too, byte for byte, so a "
+            f"loss on them says nothing new. Give validation.image_dir other pictures, or hold "
+            f"some out with validation.split."
+        )
+    return held_out
+
+
+def _hash_of(path: Path) -> str:
+    try:
+        return files.sha256_of(path)
+    except OSError:
+        return str(path)  # whoever decodes it meets the same fault and reports it

@@ -1,0 +1,161 @@
+"""Held-out pictures: shown with the words of training, and never a byte copy of what is trained on.
+
+If this failed, the validation loss would be measured on other text than training sees, or on
+pictures that the model was trained on.
+"""
+
+import shutil
+
+import pytest
+from PIL import Image
+
+from impasto.config.load import build_run_config
+from impasto.data.captions import CaptionRules, Moment
+from impasto.errors import DatasetError
+from impasto.progress import SilentProgress
+from impasto.training.held_out import groups_of_copies
+from impasto.training.pictures import scan_dataset, survey
+
+MOMENT = Moment(3, 20, 100)
+
+
+@pytest.mark.parametrize(
+    ("words", "steady", "rules"),
+    [
+        ("a ||| b, c", "a, b, c", {"shuffle": True, "keep_tokens_separator": "|||"}),
+        ("a ||| b ||| z", "a, b, z", {"tag_dropout_rate": 0.5, "keep_tokens_separator": "|||"}),
+        ("a ||| b, c", "a, b, c", {"warmup_steps": 50, "keep_tokens_separator": "|||"}),
+        # nothing is taken apart in training either
+        ("a ||| b, c", "a ||| b, c", {"keep_tokens_separator": "|||"}),
+        ("a ;;; b,c", "a , b, c", {"shuffle": True, "secondary_separator": ";;;"}),
+        ("a;;;b,c", "a,b,c", {"secondary_separator": ";;;"}),
+        ("a. b", "a, b", {"shuffle": True, "separator": "."}),
+        ("a,b\nc", "p a, b", {"shuffle": True, "prefix": "p"}),
+    ],
+)
+def test_held_out_words_are_written_as_training_writes_them(words, steady, rules):
+    kept = CaptionRules(**rules).steady()
+    assert kept.write(words, MOMENT, 1, "x") == steady
+    assert kept.steady() == kept
+    assert not kept.changes_words
+    assert not kept.is_random
+    # the same tags as a showing of training in which nothing was left out
+    shown = CaptionRules(**{**rules, "tag_dropout_rate": 0, "warmup_steps": 0})
+    if "shuffle" in rules:
+        parts = sorted(part.strip() for part in shown.write(words, MOMENT, 1, "x").split(","))
+        assert parts == sorted(part.strip() for part in steady.split(","))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Twenty pictures, each different, and a copy of each third one under another name."""
+    target = tmp_path / "pictures"
+    target.mkdir()
+    for i in range(20):
+        Image.new("RGB", (64, 64), (i * 12, 9, 9)).save(target / f"{i:02}.png")
+        (target / f"{i:02}.txt").write_text(f"number {i}", encoding="utf-8")
+    for i in range(0, 20, 3):
+        shutil.copy(target / f"{i:02}.png", target / f"z{i:02}.png")
+    return target
+
+
+class Notes(SilentProgress):
+    def __init__(self):
+        self.lines = []
+
+    def note(self, message):
+        self.lines.append(message)
+
+
+def config_of(folder, tmp_path, **others):
+    values = {
+        "output_dir": str(tmp_path / "run"),
+        "model": {"path": "m"},
+        "optimizer": {"lr": 1e-5},
+        "training": {"max_steps": 1},
+        "dataset": {"image_dir": str(folder), "cache_dir": str(tmp_path / "cache")},
+    }
+    for section, own in others.items():
+        values[section] = {**values.get(section, {}), **own}
+    return build_run_config(values, source="test")
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("share", [0.05, 0.2, 0.5, 0.9])
+def test_copies_are_on_one_side(folder, tmp_path, share, seed):
+    notes = Notes()
+    config = config_of(folder, tmp_path, validation={"split": share})
+    config = config.model_copy(update={"seed": seed})
+    split = survey(config, notes).split
+    sides = [{r.path.read_bytes() for r in side} for side in (split.training, split.held_out)]
+    assert not sides[0] & sides[1]
+    assert len(split.training) + len(split.held_out) == 27
+    assert 0 < len(split.held_out) <= round(27 * share)
+    assert any("7 of 27 pictures are byte copies" in line for line in notes.lines)
+
+
+def test_without_copies_the_split_is_the_one_it_always_was(folder, tmp_path):
+    for copy in folder.glob("z*.png"):
+        copy.unlink()
+    split = survey(config_of(folder, tmp_path, validation={"split": 0.2})).split
+    from impasto.randomness import derive_rng
+
+    order = derive_rng(42, "validation-split").permutation(20)[:4]
+    assert sorted(r.path.stem for r in split.held_out) == sorted(f"{i:02}" for i in order)
+
+
+def test_a_copy_in_a_data_set_that_holds_nothing_out(folder, tmp_path):
+    """Its picture is trained on, so its copies in other data sets are too."""
+    other = tmp_path / "other"
+    other.mkdir()
+    for path in sorted(folder.glob("[01]*.*"))[:20]:
+        shutil.copy(path, other)
+    datasets = [
+        {"validation_split": share, "subsets": [{"image_dir": str(place)}]}
+        for share, place in ((0.5, folder), (0.0, other))
+    ]
+    config = config_of(folder, tmp_path, validation={"split": 0.1})
+    values = config.model_dump(mode="json", exclude_none=True)
+    values["dataset"] = {"datasets": datasets, "cache_dir": str(tmp_path / "cache")}
+    split = survey(build_run_config(values, source="test")).split
+    trained = {r.path.read_bytes() for r in split.training}
+    assert len(split.held_out) > 3
+    assert not trained & {r.path.read_bytes() for r in split.held_out}
+    assert all(r.path.parent == folder for r in split.held_out)
+
+
+def test_a_folder_of_validation_without_what_is_trained_on(folder, tmp_path):
+    own = tmp_path / "held-out"
+    own.mkdir()
+    shutil.copy(folder / "03.png", own / "copy.png")
+    (own / "copy.txt").write_text("x", encoding="utf-8")
+    rules = {"shuffle_caption": True, "keep_tokens_separator": "|||", "caption_extension": ".txt"}
+    config = config_of(folder, tmp_path, validation={"image_dir": str(own)}, dataset=rules)
+    with pytest.raises(DatasetError, match="are trained on too, byte for byte"):
+        survey(config)
+    Image.new("RGB", (64, 64), "blue").save(own / "new.png")
+    (own / "new.txt").write_text("a ||| b", encoding="utf-8")
+    (own / "new.caption").write_text("of a kind that training does not read", encoding="utf-8")
+    notes = Notes()
+    split = survey(config, notes).split
+    assert [r.name for r in split.held_out] == ["new.png"]
+    assert [r.steady_caption for r in split.held_out] == ["a, b"]
+    assert len(split.training) == 27
+    assert any("copy.png: a byte copy of" in line for line in notes.lines)
+
+
+def test_a_picture_that_vanished_is_like_no_other(folder, tmp_path):
+    records = scan_dataset(config_of(folder, tmp_path).dataset).records
+    (folder / "z03.png").unlink()
+    groups = groups_of_copies(records)
+    names = [r.name for r in records]
+    assert groups[names.index("03.png")] != groups[names.index("z03.png")]
+    assert groups[names.index("06.png")] == groups[names.index("z06.png")]
+
+
+def test_where_all_have_copies_something_is_held_out(folder, tmp_path):
+    for i in range(20):
+        shutil.copy(folder / f"{i:02}.png", folder / f"y{i:02}.png")
+    split = survey(config_of(folder, tmp_path, validation={"split": 0.03})).split
+    assert 1 < len(split.held_out) < 4
+    assert len({r.path.read_bytes() for r in split.held_out}) == 1
