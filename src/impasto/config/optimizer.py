@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from impasto.config.base import Section
 
@@ -40,7 +42,22 @@ class OptimizerConfig(Section):
     arguments: dict[str, Any] = Field(default_factory=dict)
     """Further arguments by the names that the optimizer has for them, such as `{d_coef = 0.8}`."""
 
+    @model_validator(mode="after")
+    def _arguments_are_finite(self) -> OptimizerConfig:
+        for name, value in self.arguments.items():
+            if any(not math.isfinite(number) for number in _numbers_in(value)):
+                raise ValueError(f"arguments.{name} is {value}; expected finite numbers")
+        return self
+
     def given(self) -> dict[str, Any]:
         """What is asked for beyond the optimizer's own defaults, without the rate."""
         named = {"betas": self.betas, "eps": self.eps, "weight_decay": self.weight_decay}
         return {k: v for k, v in named.items() if v is not None} | dict(self.arguments)
+
+
+def _numbers_in(value: Any) -> Iterator[float]:
+    if isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _numbers_in(item)
+    elif isinstance(value, (int, float)):
+        yield value
