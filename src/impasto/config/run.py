@@ -16,7 +16,7 @@ from impasto.config.dataset import DatasetConfig
 from impasto.config.hypernetwork import DEFAULT_LR, HypernetworkConfig
 from impasto.config.names import FileName, fault_of_name
 from impasto.config.objective import LossConfig, NoiseConfig, TimestepConfig
-from impasto.config.optimizer import OptimizerConfig, Rate
+from impasto.config.optimizer import OptimizerConfig, Rate, finds_one_rate, one_rate_only
 from impasto.config.output import LoggingConfig, Precision, PreviewConfig, SavingConfig
 from impasto.config.schedule import ScheduleConfig
 from impasto.config.training import TrainingConfig
@@ -181,6 +181,26 @@ class RunConfig(Section):
         if is_hypernetwork and isinstance(optimizer, dict) and "lr" not in optimizer:
             return {**values, "optimizer": {"lr": DEFAULT_LR, **optimizer}}
         return values
+
+    @model_validator(mode="after")
+    def _rates_are_obeyed(self) -> RunConfig:
+        method, optimizer = self.method, self.optimizer
+        rates = {optimizer.lr, *method.block_lrs.values()}
+        if method.train_text_encoder:
+            rates.add(method.text_encoder_lr or optimizer.lr)
+        if len(rates) > 1 and finds_one_rate(optimizer.kind):
+            raise ValueError(one_rate_only(optimizer.kind, sorted(rates)))
+        return self
+
+    @model_validator(mode="after")
+    def _text_encoder_learns_at_all(self) -> RunConfig:
+        first, last = self.method.text_encoder_from_step, self.training.max_steps
+        if last is not None and first >= last:
+            raise ValueError(
+                f"method.text_encoder_from_step {first} is not before training.max_steps {last}: "
+                f"the text encoder would never learn"
+            )
+        return self
 
     @model_validator(mode="after")
     def _model_has_a_name(self) -> RunConfig:
