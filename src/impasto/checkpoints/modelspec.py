@@ -14,6 +14,7 @@ from impasto.checkpoints.writing import HASH_KEY
 
 PREDICTION_TYPE = "modelspec.prediction_type"
 ENCODER_LAYER = "modelspec.encoder_layer"
+RESOLUTION = "modelspec.resolution"
 IMPLEMENTATION = {
     "ldm": "https://github.com/Stability-AI/generative-models",
     "diffusers": "diffusers",

@@ -21,6 +21,7 @@ from impasto.training.fitting import Fitting, gib
 from impasto.training.footprint import Footprint
 from impasto.training.methods import build_trainable
 from impasto.training.native_precision import resolve_precision
+from impasto.training.optimizers import require_obedience
 from impasto.training.pictures import Survey, survey
 from impasto.training.session import build_open_options
 from impasto.training.settling import build_fitting, settle
@@ -83,6 +84,7 @@ def _look_ahead(asked: RunConfig, console: Console) -> _Outlook:
     sampler = build_epoch_sampler(config, found.plan, num_processes=1)
     model = outline_base_model(config.model.path, build_open_options(config), console)
     trainable = build_trainable(config, model)
+    require_obedience(trainable.parts, config.optimizer)
     steps = count_steps(config, sampler)
     group, _ = heaviest_group(config, found.plan.images)
     fitting = build_fitting(asked, group)  # whose training.memory is the limit

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from impasto.config.base import Section
 from impasto.config.dataset import Side
+from impasto.config.names import FileName
 
 Positive = Annotated[int, Field(ge=1)]
 Precision = Literal["fp32", "fp16", "bf16"]
@@ -58,13 +59,13 @@ class PreviewConfig(Section):
     height: Side = 512
     """Height in pixels, a multiple of 8."""
 
-    steps: Positive = 20
+    steps: Annotated[int, Field(ge=1, le=1000)] = 20
     """Sampler steps."""
 
-    guidance_scale: Annotated[float, Field(ge=0)] = 7.0
+    guidance_scale: Annotated[float, Field(ge=0, le=1000)] = 7.0
     """How strongly the words guide; 1 means no guidance."""
 
-    seed: Annotated[int, Field(ge=0)] = 1
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 1
     """Seed of the first prompt; each further one adds 1."""
 
     emphasis: Literal["off", "no_norm", "mean"] = "mean"
@@ -127,8 +128,9 @@ class SavingConfig(Section):
     a `.pt` for A1111 and Forge; `portable`, that `.pt` as ComfyUI reads it too; `novelai`; or
     `safetensors`."""
 
-    name: str | None = None
-    """Name and title of the exported model; off means the run directory's."""
+    name: FileName | None = None
+    """Name and title of the exported model, without a folder or an ending; off means the run
+    directory's."""
 
     export_dtype: Precision | None = None
     """Precision of the trained parts in the exported model; off means fp16, and fp32 for a

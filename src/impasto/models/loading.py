@@ -124,7 +124,7 @@ def _assembled(
         vae=modules[VAE],
         text_encoder=modules[TEXT_ENCODER],
         tokenizer=build_tokenizer(contents),
-        schedule=_schedule_of(contents.scheduler_config, source),
+        schedule=schedule_of(contents.scheduler_config, source),
         scaling_factor=configs[VAE].get("scaling_factor", contents.identity.family.scaling_factor),
     )
 
@@ -336,10 +336,15 @@ def with_zero_terminal_snr(model: BaseModel) -> BaseModel:
     """The same model with a schedule that ends in noise alone, for training and samplers."""
     config = {**model.scheduler_config, **ZERO_TERMINAL_SNR}
     contents = replace(model.contents, scheduler_config=config)
-    return replace(model, contents=contents, schedule=_schedule_of(config, contents.source))
+    return replace(model, contents=contents, schedule=schedule_of(config, contents.source))
 
 
-def _schedule_of(config: Mapping[str, Any], source: str) -> NoiseSchedule:
+def schedule_of(config: Mapping[str, Any], source: str = "the model") -> NoiseSchedule:
+    """The noise schedule that a scheduler's configuration describes.
+
+    Raises:
+        ModelError: It is none of Stable Diffusion 1.x or 2.x.
+    """
     shape = config.get("beta_schedule", "scaled_linear")
     if shape != "scaled_linear":
         raise ModelError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,9 +9,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from impasto.config.dataset_file import SDSCRIPTS_DEFAULTS, rounded_sides
+from impasto.config.names import fault_of_name
 from impasto.errors import ConfigError
 from impasto.sampling.prompts import OTHER_NAMES
 from impasto.sdscripts.flags import FLAGS
+from impasto.sdscripts.values import (
+    read_number,
+    read_numbers,
+    read_pairs,
+    read_resolution,
+    read_steps,
+)
 
 if TYPE_CHECKING:  # imports torch, which a command line is translated without
     from impasto.training.native_precision import NativePrecision
@@ -107,9 +114,9 @@ def _model(flags: Mapping[str, Any], tree: Tree) -> list[str]:
 def _dataset(flags: Mapping[str, Any], tree: Tree) -> list[str]:
     dataset = tree.setdefault("dataset", {})
     if "resolution" in flags:
-        dataset["resolution"] = _resolution(flags["resolution"])
+        dataset["resolution"] = read_resolution(flags["resolution"])
     if "face_crop_aug_range" in flags:
-        dataset["face_crop_aug_range"] = _numbers("face_crop_aug_range", flags, 2)
+        dataset["face_crop_aug_range"] = read_numbers("face_crop_aug_range", flags, 2)
     if "dataset_config" in flags:
         dataset["config"] = flags["dataset_config"]
         ignored = [name for name in ("train_data_dir", "in_json") if name in flags]
@@ -155,7 +162,7 @@ def _optimizer(flags: Mapping[str, Any], tree: Tree) -> list[str]:
     optimizer["kind"] = short.get(asked[0]) if asked and asked[0] in short else _OPTIMIZERS.get(
         wanted.lower(), wanted
     )  # fmt: skip
-    arguments = _pairs("optimizer_args", flags)
+    arguments = read_pairs("optimizer_args", flags)
     for name in ("betas", "eps", "weight_decay"):
         if name in arguments:
             optimizer[name] = arguments.pop(name)
@@ -172,12 +179,12 @@ def _schedule(flags: Mapping[str, Any], tree: Tree) -> list[str]:
         notices.append("--lr_scheduler adafactor: the rate is constant, as --learning_rate says.")
         kind = "constant"
         if rate:
-            tree["optimizer"]["lr"] = float(rate)
+            tree["optimizer"]["lr"] = read_number("lr_scheduler", asked, rate)
     schedule = tree.setdefault("schedule", {})
     schedule["kind"] = _SCHEDULES.get(kind, kind)
-    schedule["warmup_steps"] = _steps("lr_warmup_steps", flags)
+    schedule["warmup_steps"] = read_steps("lr_warmup_steps", flags)
     if kind == "warmup_stable_decay":
-        schedule["decay_steps"] = _steps("lr_decay_steps", flags)
+        schedule["decay_steps"] = read_steps("lr_decay_steps", flags)
     users = {
         "cycles": ("lr_scheduler_num_cycles",
                    {"cosine_with_restarts", "cosine_with_min_lr", "warmup_stable_decay"}),
@@ -192,7 +199,7 @@ def _schedule(flags: Mapping[str, Any], tree: Tree) -> list[str]:
         elif flags.get(name) is not None:
             notices.append(f"--{name}: it belongs to another --lr_scheduler than {kind}.")
     if kind == "piecewise_constant":
-        schedule["rules"] = str(_pairs("lr_scheduler_args", flags).get("step_rules", ""))
+        schedule["rules"] = str(read_pairs("lr_scheduler_args", flags).get("step_rules", ""))
     return notices
 
 
@@ -200,6 +207,11 @@ def _saving(flags: Mapping[str, Any], tree: Tree) -> list[str]:
     saving = tree.setdefault("saving", {})
     folder = Path(flags["output_dir"])
     name = flags.get("output_name") or "last"
+    fault = fault_of_name(name)
+    if fault is not None:
+        raise ConfigError(
+            f"--output_name is {name[:60]!r}, which {fault}. Folders go into --output_dir."
+        )
     source = str(flags["pretrained_model_name_or_path"])
     form = flags.get("save_model_as") or (
         "safetensors" if flags.get("use_safetensors") else _form_of(source)
@@ -311,45 +323,3 @@ def free_run_folder(folder: Path, name: str) -> Path:
 def _form_of(source: str) -> str:
     endings = {".ckpt": "ckpt", ".safetensors": "safetensors"}
     return endings.get(Path(source).suffix.lower(), "diffusers")
-
-
-def _resolution(text: str) -> Any:
-    numbers = [part.strip() for part in text.split(",")]
-    if len(numbers) > 2 or not all(part.isdigit() for part in numbers):
-        raise ConfigError(f"--resolution is {text!r}; expected 512 or 512,768 (width, height).")
-    return int(numbers[0]) if len(numbers) == 1 else [int(part) for part in numbers]
-
-
-def _numbers(name: str, flags: Mapping[str, Any], count: int) -> list[float]:
-    parts = str(flags[name]).split(",")
-    try:
-        numbers = [float(part) for part in parts]
-    except ValueError:
-        numbers = []
-    if len(numbers) != count:
-        raise ConfigError(f"--{name} is {flags[name]!r}; expected {count} numbers with a comma.")
-    return numbers
-
-
-def _steps(name: str, flags: Mapping[str, Any]) -> Any:
-    text = str(flags.get(name, FLAGS[name].default)).strip()
-    if text.endswith("%"):
-        return text
-    try:
-        return int(text) if text.isdigit() else float(text)
-    except ValueError as error:
-        raise ConfigError(f"--{name} is {text!r}; expected 500, 0.05 or 5%.") from error
-
-
-def _pairs(name: str, flags: Mapping[str, Any]) -> dict[str, Any]:
-    """`key=value` words; a value is a Python literal, or else text."""
-    pairs: dict[str, Any] = {}
-    for word in flags.get(name, []):
-        key, equals, value = word.partition("=")
-        if not equals:
-            raise ConfigError(f"--{name} has {word!r}; expected key=value.")
-        try:
-            pairs[key] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            pairs[key] = value.strip("\"'")
-    return pairs

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from impasto.checkpoints.hypernetworks import Structure, read_hypernetwork
-from impasto.config.run import RunConfig
+from impasto.config.run import BlockName, RunConfig
 from impasto.data.templates import CaptionTemplates, read_templates
+from impasto.errors import ConfigError
 from impasto.models.hypernetwork import Hypernetwork, context_widths, initialize
 from impasto.models.loading import BaseModel
 from impasto.models.trainable import FullFineTune, HypernetworkTraining, Trainable
@@ -27,6 +28,7 @@ def build_trainable(config: RunConfig, model: BaseModel) -> Trainable:
 
 def _build_full(config: RunConfig, model: BaseModel) -> Trainable:
     method, lr = config.method, config.optimizer.lr
+    _require_blocks(method.block_lrs, model)
     return FullFineTune(
         model,
         lr=lr,
@@ -38,6 +40,17 @@ def _build_full(config: RunConfig, model: BaseModel) -> Trainable:
         gradient_checkpointing=config.training.gradient_checkpointing,
         checkpointed_levels=config.training.checkpointed_levels,
     )
+
+
+def _require_blocks(block_lrs: Mapping[BlockName, float], model: BaseModel) -> None:
+    """A rate of a block that the U-Net does not have would have no effect."""
+    names = [name for name, _ in model.unet.named_parameters()]
+    for block in block_lrs:
+        if not any(name.startswith(f"{block}.") for name in names):
+            raise ConfigError(
+                f"method.block_lrs has a rate for {block}, and the U-Net of {model.contents.name} "
+                f"has no such block. Take it out."
+            )
 
 
 def _build_hypernetwork(config: RunConfig, model: BaseModel) -> Trainable:

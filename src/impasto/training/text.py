@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from impasto.data.text_store import TextStore
 from impasto.models.loading import BaseModel, build_tokens
 from impasto.models.text import ClipTextConditioner
 from impasto.models.text_memory import TextMemory
+from impasto.models.text_metadata import with_room
 from impasto.models.tokens import TextLayout
 from impasto.models.trainable import Trainable
 from impasto.models.vae import weights_fingerprint
@@ -62,7 +63,7 @@ def build_conditioners(
     """
     layout = build_layout(config)
     tokens = build_tokens(model, layout)
-    prompt_tokens = build_tokens(model, replace(layout, emphasis=config.previews.emphasis))
+    prompt_tokens = build_tokens(model, with_room(layout, config.previews.emphasis))
     states = trainable.states
     if any(part.name == "text_encoder" for part in trainable.parts):
         return Conditioners(
