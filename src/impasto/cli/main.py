@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import logging
 import os
-import signal
 import sys
 from collections.abc import Callable, Sequence
 
@@ -14,6 +13,7 @@ import click
 from impasto import __version__
 from impasto.allocation import tune_allocation
 from impasto.errors import ImpastoError
+from impasto.training.interrupts import signal_of, sigterm_stops
 
 VERBS = {
     "demo": "impasto.cli.demo:demo",
@@ -78,15 +78,17 @@ def run_reporting(command: Callable[[], object]) -> None:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(encoding="utf-8", errors="replace")
     try:
-        command()
+        with sigterm_stops():
+            command()
     except ImpastoError as error:
         sys.exit(_report(error))
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
-    except (click.Abort, KeyboardInterrupt):
+    except (click.Abort, KeyboardInterrupt) as stop:
         click.echo("Stopped.", err=True)
-        sys.exit(128 + signal.SIGINT)
+        cause = stop if isinstance(stop, KeyboardInterrupt) else KeyboardInterrupt()
+        sys.exit(128 + signal_of(cause))
 
 
 def _report(error: ImpastoError) -> int:
