@@ -11,8 +11,10 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import stat
+import time
 import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -21,10 +23,13 @@ from typing import Any
 from safetensors import SafetensorError
 
 from impasto.errors import StorageError
+from impasto.owners import TOKEN_PATTERN, owner_in, this_process
 from impasto.progress import Advance
 
 PARTIAL_SUFFIX = ".partial"
-LONGEST_NAME = 255  # bytes of a file's name on Linux and macOS; Windows counts letters
+_OWNED = re.compile(rf"\.({TOKEN_PATTERN})\.[0-9a-f]{{8}}{re.escape(PARTIAL_SUFFIX)}$")
+_LEFT_AFTER_S = 24 * 3600.0  # untouched for so long, a file of another machine is left over
+LONGEST_NAME = 255  # bytes of a file name on Linux and macOS; Windows counts letters
 _HASHED_AT_ONCE = 4 << 20
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _ONE_FILE = {errno.ENAMETOOLONG, errno.EACCES, errno.EISDIR, errno.EINVAL, errno.EPERM}
@@ -42,8 +47,8 @@ def replace_file(path: Path, *, like: Path | None = None) -> Iterator[Path]:
     Raises:
         StorageError: The disk is full or the folder cannot be written; `path` is as it was before.
     """
-    partial = _partial_name(path)
-    with _reported(path):
+    partial = partial_name(path)
+    with reported(path):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             mode = _mode_of(like or path)
@@ -110,8 +115,8 @@ def replace_folder(path: Path) -> Iterator[Path]:
     Raises:
         StorageError: As for `replace_file`.
     """
-    partial = _partial_name(path)
-    with _reported(path):
+    partial = partial_name(path)
+    with reported(path):
         try:
             partial.mkdir(parents=True)
             yield partial
@@ -119,7 +124,7 @@ def replace_folder(path: Path) -> Iterator[Path]:
                 _flush(file)
             _flush_folder(partial)
             if path.exists():
-                outgoing = _partial_name(path)
+                outgoing = partial_name(path)
                 path.replace(outgoing)
                 partial.replace(path)
                 shutil.rmtree(outgoing, ignore_errors=True)
@@ -152,7 +157,20 @@ def copy_file(source: Path, target: Path) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write JSON durably, keys in the order given, non-ASCII as it is."""
-    write_text(path, json.dumps(value, ensure_ascii=False, indent=1) + "\n")
+    write_text(path, json_text(value, indent=1) + "\n")
+
+
+def json_text(value: Any, indent: int | None = None) -> str:
+    """JSON with non-ASCII characters as they are, escaped where UTF-8 cannot hold them.
+
+    Names of files that are not UTF-8 come with such characters.
+    """
+    text = json.dumps(value, ensure_ascii=False, indent=indent)
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return json.dumps(value, indent=indent)
+    return text
 
 
 def sha256_of(path: Path, advance: Advance | None = None) -> str:
@@ -168,8 +186,12 @@ def sha256_of(path: Path, advance: Advance | None = None) -> str:
 
 
 def remove_leftovers(folder: Path) -> int:
-    """Remove what a killed process left under a temporary name in `folder`; return how many."""
-    leftovers = list(folder.glob(f".*{PARTIAL_SUFFIX}")) if folder.is_dir() else []
+    """Remove what a killed process left under a temporary name in `folder`; return how many.
+
+    A temporary file has its process in its name. One of a process that runs is left alone, and so
+    is one of another machine (on a network disk) that was touched within a day.
+    """
+    leftovers = [path for path in partials_in(folder) if is_left_over(path)]
     for leftover in leftovers:
         if leftover.is_dir():
             shutil.rmtree(leftover, ignore_errors=True)
@@ -178,14 +200,54 @@ def remove_leftovers(folder: Path) -> int:
     return len(leftovers)
 
 
+def partials_in(folder: Path) -> list[Path]:
+    """What lies in a folder under a temporary name, of processes that run or not."""
+    try:
+        return sorted(folder.glob(f".*{PARTIAL_SUFFIX}"))
+    except OSError:
+        return []
+
+
+def is_left_over(partial: Path) -> bool:
+    """Whether the process that was writing a temporary file or folder is gone."""
+    match = _OWNED.search(partial.name)
+    owner = owner_in(match[1]) if match else None
+    if owner is None:
+        return True  # of a version that did not name its process
+    running = owner.is_running()
+    if running is None:
+        return time.time() - _touched_at(partial) > _LEFT_AFTER_S
+    return not running
+
+
+def append_text(path: Path, text: str) -> None:
+    """Add UTF-8 text to the end of a file and hand it to the operating system at once.
+
+    Raises:
+        StorageError: The disk is full or the file cannot be written; it ends where it ended before.
+    """
+    with reported(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("ab", buffering=0) as file:
+            before = file.seek(0, os.SEEK_END)
+            content = memoryview(text.encode("utf-8", errors="backslashreplace"))
+            try:
+                while content:
+                    content = content[file.write(content) :]
+            except OSError:
+                with contextlib.suppress(OSError):
+                    file.truncate(before)
+                raise
+
+
 def require_writable(folder: Path) -> None:
     """Make sure that files can be created in `folder`, creating it first.
 
     Raises:
         StorageError: It cannot be created or written.
     """
-    probe = folder / f".{uuid.uuid4().hex}{PARTIAL_SUFFIX}"
-    with _reported(folder):
+    probe = partial_name(folder / "probe")
+    with reported(folder):
         folder.mkdir(parents=True, exist_ok=True)
         try:
             probe.write_bytes(b"impasto")
@@ -212,12 +274,6 @@ def cause_of(error: BaseException) -> str:
     return cause.strerror if isinstance(cause, OSError) and cause.strerror else str(error)
 
 
-def _partial_name(path: Path) -> Path:
-    """A name beside `path` for what will replace it, no longer than file systems take."""
-    behind = f".{uuid.uuid4().hex[:8]}{PARTIAL_SUFFIX}"
-    return path.with_name(f".{shortened(path.name, LONGEST_NAME - 1 - len(behind))}{behind}")
-
-
 def shortened(name: str, most: int) -> str:
     """The beginning of a name, of at most so many bytes, without a character cut in two."""
     while len(os.fsencode(name)) > most:
@@ -225,9 +281,27 @@ def shortened(name: str, most: int) -> str:
     return name
 
 
+def partial_name(path: Path) -> Path:
+    """A new temporary name beside `path`, with this process in it, which `remove_leftovers` knows.
+
+    Long names are cut, so that the temporary one is no longer than file systems allow.
+    """
+    end = f".{this_process().token}.{uuid.uuid4().hex[:8]}{PARTIAL_SUFFIX}"
+    return path.with_name(f".{shortened(path.name, LONGEST_NAME - 1 - len(end))}{end}")
+
+
+def _touched_at(path: Path) -> float:
+    """When a file, or anything in a folder, was changed last; now where that cannot be seen."""
+    try:
+        inside = list(path.rglob("*")) if path.is_dir() else []
+        return max(item.lstat().st_mtime for item in (path, *inside))
+    except OSError:
+        return time.time()
+
+
 @contextlib.contextmanager
-def _reported(path: Path) -> Iterator[None]:
-    """Turn a failed write into a StorageError; let everything else through."""
+def reported(path: Path) -> Iterator[None]:
+    """Turn a failed write of `path` into a StorageError; let everything else through."""
     try:
         yield
     except OSError as error:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import IO
@@ -37,6 +37,7 @@ def write_safetensors(
     advance: Advance | None = None,
     *,
     finite_only: bool = True,
+    hashes: dict[str, str] | None = None,
 ) -> str:
     """Write a safetensors file durably, and return the SHA-256 of the tensors' bytes.
 
@@ -48,6 +49,8 @@ def write_safetensors(
         metadata: Texts for the header.
         advance: Called with the number of bytes written.
         finite_only: Whether values that are not finite are refused.
+        hashes: Is filled with `tensor_hash` of each tensor by name; then the hash of all bytes is
+            not made, and what is returned is empty, so that each byte is still hashed once.
 
     Raises:
         ModelError: A value is NaN or infinite, or becomes so in the type asked for.
@@ -55,7 +58,18 @@ def write_safetensors(
     """
     with files.replace_file(path) as partial:
         told = advance or (lambda _: None)
-        return _write_into(partial, tensors, metadata, told, finite_only=finite_only)
+        if hashes is None:
+            return _write_into(partial, tensors, metadata, told, finite_only=finite_only)
+        with partial.open("wb") as file:
+            file.write(header_of(tensors, metadata))
+            hasher = _HashEach(hashes)
+            _write_values(file, tensors, told, hasher, finite_only=finite_only)
+        return ""
+
+
+def tensor_hash(tensor: Tensor) -> str:
+    """SHA-256 over a tensor's type, shape and bytes: two tensors of one hash are the same."""
+    return _tensor_hash(tensor, _bytes_of(tensor))
 
 
 def write_ckpt(
@@ -72,7 +86,7 @@ def write_ckpt(
     Args and errors are those of `write_safetensors`.
     """
     with files.replace_file(path) as partial:
-        mapped = partial.with_name(partial.name.replace(path.name, f"{path.name}.tensors"))
+        mapped = files.partial_name(path)
         try:
             digest = _write_into(mapped, tensors, {}, advance or (lambda _: None))
             texts = {**metadata, HASH_KEY: f"0x{digest}"} if HASH_KEY in metadata else metadata
@@ -118,25 +132,63 @@ def _write_into(
     texts = {**metadata, HASH_KEY: _NO_HASH} if hashed else metadata
     with partial.open("wb") as file:
         file.write(header_of(tensors, texts))
-        digest = _write_values(file, tensors, advance, finite_only=finite_only)
+        whole = _HashAll()
+        _write_values(file, tensors, advance, whole, finite_only=finite_only)
+        digest = whole.digest.hexdigest()
         if hashed:  # of the same length, so the header keeps its size
             file.seek(0)
             file.write(header_of(tensors, {**metadata, HASH_KEY: f"0x{digest}"}))
     return digest
 
 
-def _write_values(file: IO[bytes], tensors: Tensors, advance: Advance, *, finite_only: bool) -> str:
+class _HashAll:
+    """One hash over the bytes of all tensors."""
+
+    def __init__(self) -> None:
+        self.digest = hashlib.sha256()
+
+    def __call__(self, name: str, tensor: Tensor, values: memoryview) -> None:  # noqa: ARG002
+        self.digest.update(values)
+
+
+class _HashEach:
+    """A hash for each tensor, with its type and shape."""
+
+    def __init__(self, hashes: dict[str, str]) -> None:
+        self._hashes = hashes
+
+    def __call__(self, name: str, tensor: Tensor, values: memoryview) -> None:
+        self._hashes[name] = _tensor_hash(tensor, values)
+
+
+def _tensor_hash(tensor: Tensor, values: memoryview) -> str:
+    digest = hashlib.sha256(f"{_TYPE_NAMES[tensor.dtype]}{list(tensor.shape)}".encode())
+    digest.update(values)
+    return digest.hexdigest()
+
+
+def _write_values(
+    file: IO[bytes],
+    tensors: Tensors,
+    advance: Advance,
+    hasher: Callable[[str, Tensor, memoryview], None],
+    *,
+    finite_only: bool,
+) -> None:
     """Write the tensors; each is hashed on another thread while it is written."""
-    digest = hashlib.sha256()
     with ThreadPoolExecutor(1) as pool:
         for name in in_file_order(tensors):
             values = _checked(name, tensors[name], finite_only=finite_only)
-            view = values.reshape(-1).view(torch.uint8).numpy().data
-            hashing: Future[None] = pool.submit(digest.update, view)
+            view = _bytes_of(values)
+            hashing: Future[None] = pool.submit(hasher, name, values, view)
             file.write(view)
             hashing.result()
             advance(len(view))
-    return digest.hexdigest()
+
+
+def _bytes_of(tensor: Tensor) -> memoryview:
+    values: memoryview = tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data
+    return values
 
 
 def _checked(name: str, lazy: LazyTensor, *, finite_only: bool) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +114,8 @@ def verify(source: Path, remove: bool, **options: Any) -> None:  # noqa: FBT001
     console = Console()
     latents = LatentCache(dataset_config(source, options).derived_dir / "latents")
     number, bad = latents.number_of_shards, []
-    with console.stage("Verifying", number, "shards") as advance:
+    alone = latents.alone("removing damaged shards") if remove else contextlib.nullcontext()
+    with alone, console.stage("Verifying", number, "shards") as advance:
         for fault in latents.verify(remove=remove):
             bad += [fault] if fault else []
             advance(1)
@@ -149,7 +151,10 @@ def prune(source: Path, model: str, **options: Any) -> None:
     latents = LatentCache(config.derived_dir / "latents")
     wanted = keys_of_plan(planned.images, latents, weights_fingerprint(vae), console)
     dropped = freed = 0
-    with console.stage("Pruning", latents.number_of_shards, "shards") as advance:
+    with (
+        latents.alone("pruning"),
+        console.stage("Pruning", latents.number_of_shards, "shards") as advance,
+    ):
         for entries, size in latents.prune(wanted):
             dropped, freed = dropped + entries, freed + size
             advance(1)

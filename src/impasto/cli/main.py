@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import signal
 import sys
 from collections.abc import Callable, Sequence
 
@@ -15,6 +14,7 @@ from impasto.cli.groups import FullHelpGroup
 from impasto.cli.imports import name_slow_imports
 from impasto.cli.quiet import quiet_libraries
 from impasto.errors import ImpastoError
+from impasto.training.interrupts import signal_of, sigterm_stops
 
 VERBS = {
     "demo": "impasto.cli.demo:demo",
@@ -79,15 +79,17 @@ def run_reporting(command: Callable[[], object]) -> None:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(encoding="utf-8", errors="replace")
     try:
-        command()
+        with sigterm_stops():
+            command()
     except ImpastoError as error:
         sys.exit(_report(error))
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
-    except (click.Abort, KeyboardInterrupt):
+    except (click.Abort, KeyboardInterrupt) as stop:
         click.echo("Stopped.", err=True)
-        sys.exit(128 + signal.SIGINT)
+        cause = stop if isinstance(stop, KeyboardInterrupt) else KeyboardInterrupt()
+        sys.exit(128 + signal_of(cause))
 
 
 def _report(error: ImpastoError) -> int:

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from impasto.cli.console import Console
+    from impasto.runs import RunDirectory
 
 
 @click.command()
@@ -50,12 +55,22 @@ def resume(run: Path) -> None:
 
     console = Console()
     directory = RunDirectory.open(run)
-    status = directory.read_json("status.json")
+    status = directory.status()
     wanted = load_run_config(directory.config_file).training.max_steps
-    if status.get("phase") == "finished" and wanted in (None, status["total_steps"]):
-        console.note(f"{run} is finished; its model is {directory.exported_model()}.")
+    is_done = status.get("phase") == "finished" and wanted in (None, status.get("total_steps"))
+    if is_done and directory.exported_model() is not None:
+        _show_finished(directory, console)
         return
     from impasto.cli.finish import finish
     from impasto.training import trainer
 
     finish(trainer.resume(run, console), console)
+
+
+def _show_finished(run: RunDirectory, console: Console) -> None:
+    """Name the model; write the report if the process ended before it could."""
+    if not run.report.is_file():
+        from impasto.cli.finish import finish
+
+        finish(run, console)
+    console.note(f"{run.path} is finished; its model is {run.exported_model()}.")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 import stat
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -10,6 +10,7 @@ from pathlib import Path
 
 from impasto import files
 from impasto.data.records import FileStamp
+from impasto.errors import StorageError
 from impasto.parsing import parse_json
 from impasto.progress import Progress, SilentProgress
 
@@ -47,7 +48,8 @@ class ContentHashes:
                 advance(1)
         if fresh:
             rows = {p: [s.size_bytes, s.mtime_ns, d] for p, (s, d) in self._known.items()}
-            files.write_text(self._file, json.dumps(rows, ensure_ascii=False))
+            with contextlib.suppress(StorageError):  # forgetting costs reading the files again
+                files.write_text(self._file, files.json_text(rows))
         return {p: self._known[str(p)][1] for p in stamps if str(p) in self._known}
 
 

@@ -6,7 +6,6 @@ opened again. It is derived data: deleting it costs time and nothing else.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from impasto.data.listing import Found
 from impasto.data.records import FileStamp, ImageRecord, SetAside, Size
 from impasto.data.stages import Failure, LocalExecutor, chunks, default_workers
 from impasto.data.subsets import Subset
+from impasto.errors import StorageError
 from impasto.parsing import parse_json, text_lines
 from impasto.progress import Progress
 
@@ -72,7 +72,10 @@ class ScanIndex:
                 advance(len(outcomes))
         if self._file is not None and (fresh or len(entries) != len(known)):
             stored = {"version": INDEX_VERSION, "key": self._key, "files": entries}
-            files.write_text(self._file, json.dumps(stored, ensure_ascii=False))
+            try:
+                files.write_text(self._file, files.json_text(stored))
+            except StorageError as error:  # what was found is right all the same
+                progress.note(f"The next scan has to look at all files again: {error}")
         self._entries = entries
         return entries
 

@@ -3,12 +3,15 @@
 A shard is `<name>.safetensors` with arrays of one length, and `<name>.json` with the keys of their
 rows in order and the hash of the tensors' file. The index is written last, so a shard without one
 does not exist. Shards are mapped into memory, never read whole but by `check`.
+
+Several processes may share a folder: a shard is written under a lock, and without the entries that
+another process has written meanwhile, so each entry is there once and never changes.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from impasto import files
+from impasto import files, locks
 from impasto.errors import DatasetError
 from impasto.parsing import parse_json
 
@@ -51,6 +54,8 @@ class Shards:
         self._open: dict[str, tuple[np.ndarray, ...]] = {}
         self._rows: dict[str, tuple[str, int]] = {}
         self._seen: set[Path] = set()
+        self.note: Callable[[str], None] = lambda _: None
+        """Is told when writing has to wait for another process."""
         self.refresh()
 
     def refresh(self) -> None:
@@ -88,11 +93,25 @@ class Shards:
         )
 
     def write(self, label: str, keys: Sequence[str], tensors: Mapping[str, Tensor]) -> None:
-        """Add a shard, tensors first and index last, each written durably.
+        """Add a shard with those of the entries that no process has written meanwhile.
 
         Raises:
             StorageError: The disk is full or the folder cannot be written.
         """
+        with files.reported(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+        patience = locks.Patience(lambda words: self.note(words), f"writing to {self.folder}")
+        with locks.FolderLock(self.folder, f"writing to the {self._what}", patience):
+            self.refresh()
+            new = [row for row, key in enumerate(keys) if key not in self._rows]
+            if len(new) == len(keys):
+                self._write(label, keys, tensors)
+            elif new:
+                rows = {column: tensors[column][new] for column in self._columns}
+                self._write(label, [keys[row] for row in new], rows)
+
+    def _write(self, label: str, keys: Sequence[str], tensors: Mapping[str, Tensor]) -> None:
+        """Write a shard, tensors first and index last, each durably."""
         digest = hashlib.sha256("".join(keys).encode("utf-8")).hexdigest()[:16]
         name = f"shard-{label}-{digest}"
         with files.replace_file(self.folder / f"{name}.safetensors") as partial:
@@ -102,6 +121,7 @@ class Shards:
         files.write_json(
             index, {"format_version": FORMAT_VERSION, "sha256": content, "keys": list(keys)}
         )
+        self._open.pop(name, None)
         self._add_index(index)
 
     def check(self, index: Path) -> BadShard | None:
@@ -156,7 +176,7 @@ class Shards:
                 label = shard.split("-")[1]
                 columns = [column[[row for _, row in kept]] for column in self._shard(shard)]
                 tensors = dict(zip(self._columns, map(torch.from_numpy, columns), strict=True))
-                self.write(label, [key for key, _ in kept], tensors)
+                self._write(label, [key for key, _ in kept], tensors)
                 self.remove(index)
                 freed -= _size_of(self.folder / f"{self._rows[kept[0][0]][0]}.safetensors")
             else:
@@ -190,8 +210,15 @@ class Shards:
     def _shard(self, name: str) -> tuple[np.ndarray, ...]:
         """The mapped tensors of a shard as arrays over the same memory."""
         if name not in self._open:
-            with safe_open(self.folder / f"{name}.safetensors", framework="pt") as file:
-                arrays = tuple(file.get_tensor(column).numpy() for column in self._columns)
+            file = self.folder / f"{name}.safetensors"
+            try:
+                with safe_open(file, framework="pt") as opened:
+                    arrays = tuple(opened.get_tensor(column).numpy() for column in self._columns)
+            except (SafetensorError, OSError) as error:
+                raise DatasetError(
+                    f"{file} of the {self._what} was removed or damaged while it was in use "
+                    f"({error}). What it held is encoded anew when it is needed."
+                ) from error
             self._open[name] = arrays
         return self._open[name]
 

@@ -160,9 +160,9 @@ def export_on_the_way(
         StorageError: The disk is full; what was exported before is untouched.
     """
     saving, name = session.config.saving, session.config.export_name
-    folder = saving.model_dir or run.path / "models"
     suffix = EXPORTERS[session.config.method.kind].suffix(session.config)
-    target = folder / f"{name}-{ending}{variant}{suffix}"
+    target = on_the_way_target(session, run, ending, variant)
+    folder = target.parent
     _export(session, trained, target, progress)
     if saving.keep_models is not None:
         digits = "[0-9]" * len(ending.removeprefix("step"))
@@ -171,6 +171,13 @@ def export_on_the_way(
         for old in earlier[: -saving.keep_models]:
             shutil.rmtree(old) if old.is_dir() else old.unlink()
     return target
+
+
+def on_the_way_target(session: Session, run: RunDirectory, ending: str, variant: str) -> Path:
+    """Where a model that is exported on the way is written."""
+    folder = session.config.saving.model_dir or run.path / "models"
+    suffix = EXPORTERS[session.config.method.kind].suffix(session.config)
+    return folder / f"{session.config.export_name}-{ending}{variant}{suffix}"
 
 
 def export_final(

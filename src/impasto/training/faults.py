@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import torch
 
-from impasto.errors import ImpastoError, NonFiniteLossError, RunError
+from impasto.errors import DatasetError, ImpastoError, NonFiniteLossError, RunError
 from impasto.invocation import command
 from impasto.progress import counted
 from impasto.runs import RunDirectory, step_name
@@ -15,6 +16,13 @@ from impasto.training.descent import Descent
 from impasto.training.devices import is_lost_process
 from impasto.training.out_of_memory import is_out_of_memory, out_of_memory
 from impasto.training.session import Session
+
+
+@dataclass
+class Done:
+    """How many updates are done."""
+
+    step: int
 
 
 class Faults:
@@ -58,6 +66,30 @@ class Faults:
             f"{self._session.config.optimizer.lr:g}; try a tenth) and a base model with broken "
             f"weights. {what}"
         )
+
+    @contextlib.contextmanager
+    def keeping(self, step: int) -> Iterator[Done]:
+        """Save the state if latents or pictures are lost meanwhile: the weights are good.
+
+        Args:
+            step: Updates that are done at first; the value is kept up to date by the caller.
+
+        Raises:
+            DatasetError: With what is saved.
+        """
+        done = Done(step)
+        try:
+            yield done
+        except DatasetError as error:
+            then = "The newest state is what it goes on from."
+            session = self._session
+            if session.accelerator.num_processes == 1 and not self._descent.is_stepping:
+                session.optimizer.zero_grad()
+                self._save_alone(done.step)
+                then = f"The state after {done.step} updates is saved."
+            raise DatasetError(
+                f"{error} {then} Continue with: {command('resume', self._run.path)}"
+            ) from error
 
     @contextlib.contextmanager
     def explained(self, doing: str, step: int) -> Iterator[None]:

@@ -16,6 +16,9 @@ from impasto.data.scan import Scan
 from impasto.progress import Progress, SilentProgress
 from impasto.training.pictures import Survey, plan_dataset, survey
 
+LATENTS = "latents"
+"""The folder of the latent cache, in that of all derived data."""
+
 
 @dataclass(frozen=True)
 class PreparedData:
@@ -78,7 +81,7 @@ def prepare_data(
     with accelerator.main_process_first():
         shown = progress if accelerator.is_main_process else SilentProgress()
         found = known or survey(config, shown)
-        cache = LatentCache(config.dataset.derived_dir / "latents")
+        cache = LatentCache(config.dataset.derived_dir / LATENTS)
         encode = partial(
             cache_latents,
             cache=cache,

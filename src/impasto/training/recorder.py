@@ -94,6 +94,7 @@ class Recorder:
     def write(self, record: dict[str, Any]) -> None:
         """Write a line of metrics, and pass it on."""
         if self._is_main:
+            self._run.require_held()
             self._run.append_metrics(record)
             self._events.measured(record)
             step, numbers = shown_numbers(record)

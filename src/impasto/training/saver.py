@@ -14,6 +14,7 @@ from impasto.training.export import (
     Trained,
     export_final,
     export_on_the_way,
+    on_the_way_target,
     trained_bytes,
     trained_copy,
 )
@@ -79,6 +80,15 @@ class Saver:
 
             self._export(export, now=False)
 
+    def lacks(self, endings: Sequence[str]) -> bool:
+        """Whether a model of one of these endings is not there."""
+        targets = [
+            on_the_way_target(self._session, self._run, ending, variant)
+            for ending in endings
+            for variant in self._variants()
+        ]
+        return not all(target.exists() for target in targets)
+
     def export_best(self) -> None:
         """Export the model as it is now in the place of the best one before."""
         self._export(
@@ -120,6 +130,7 @@ class Saver:
         self._background.close()
 
     def _write_state(self, state: TrainingState) -> None:
+        self._run.require_held()
         save_state(self._run, state, keep=self._saving.keep_states)
         self._run.write_status("training", step=state.step, total_steps=self._session.total_steps)
 
