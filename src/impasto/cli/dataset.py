@@ -21,6 +21,7 @@ from impasto.cli.dataset_options import CACHE_DIR, SOURCE, bucket_options, datas
 from impasto.cli.dataset_report import report
 from impasto.cli.dataset_tag import tag
 from impasto.cli.groups import FullHelpGroup
+from impasto.progress import counted
 
 if TYPE_CHECKING:
     from impasto.data.records import ImageRecord
@@ -88,7 +89,8 @@ def scan(source: Path, as_json: bool, decode: bool, **options: Any) -> None:  # 
     )
     if result.with_more_lines:
         console.note(
-            f"{result.with_more_lines} captions have several lines, of which only the first is "
+            f"{counted(result.with_more_lines, 'captions have')} several lines, of which only "
+            "the first is "
             f"used (enable_wildcard takes one at random)."
         )
     for item in result.set_aside:
@@ -162,7 +164,7 @@ def captions(
             console.note(line)
     left = len(records) - len(records[: pictures or None])
     if left:
-        console.note(f"\n... and {left} more pictures (--pictures 0 shows all)")
+        console.note(f"\n... and {counted(left, 'more pictures')} (--pictures 0 shows all)")
 
 
 def _shown_captions(

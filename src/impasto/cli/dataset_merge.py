@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from impasto.cli.dataset_options import CACHE_DIR, SOURCE, dataset_config
+from impasto.progress import counted
 
 
 @click.command()
@@ -89,9 +90,13 @@ def _to_sidecars(
     console.table(
         {
             "Pictures": len(scan.records),
-            "Written": f"{written.files} files",
+            "Written": counted(written.files, "files"),
             "Left as they are": f"{len(written.differing)} that say something else",
-            **({"Before": f"{written.backups} files kept as .bak"} if written.backups else {}),
+            **(
+                {"Before": f"{counted(written.backups, 'files')} kept as .bak"}
+                if written.backups
+                else {}
+            ),
         }
     )
     for path in written.differing[:10]:
