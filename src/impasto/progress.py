@@ -38,7 +38,8 @@ def counted(number: int, words: str) -> str:
     first, _, last = words.rpartition(" ")
     if last in _AGREEING:
         named, verb = first, f" {_AGREEING[last]}"
-    return f"1 {singular(named)}{verb}"
+    head, of, rest = named.partition(" of ")
+    return f"1 {singular(head)}{of}{rest}{verb}"
 
 
 def singular(plural: str) -> str:

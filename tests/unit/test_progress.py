@@ -26,6 +26,7 @@ from impasto.progress import counted, singular
         (1, "tag frequencies are", "1 tag frequency is"),
         (1, "batches", "1 batch"),
         (1, "boxes", "1 box"),
+        (1, "groups of pictures are", "1 group of pictures is"),
         (1, "MiB", "1 MiB"),
     ],
 )

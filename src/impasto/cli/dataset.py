@@ -30,6 +30,7 @@ from impasto.cli.dataset_options import (
 from impasto.cli.dataset_report import report
 from impasto.cli.dataset_tag import tag
 from impasto.cli.groups import FullHelpGroup
+from impasto.progress import counted
 
 if TYPE_CHECKING:
     from impasto.data.records import ImageRecord
@@ -75,7 +76,8 @@ def scan(source: Path, as_json: bool, decode: bool, **options: Any) -> None:  # 
     console.table(result.tally.rows())
     if result.with_more_lines:
         console.note(
-            f"{result.with_more_lines} captions have several lines, of which only the first is "
+            f"{counted(result.with_more_lines, 'captions have')} several lines, of which only "
+            "the first is "
             f"used (enable_wildcard takes one at random)."
         )
     say_skipped(console, result, source)
@@ -161,7 +163,7 @@ def captions(
             console.note(line)
     left = len(records) - len(records[: pictures or None])
     if left:
-        console.note(f"\n... and {left} more pictures (--pictures 0 shows all)")
+        console.note(f"\n... and {counted(left, 'more pictures')} (--pictures 0 shows all)")
 
 
 def _shown_captions(

@@ -18,6 +18,7 @@ from impasto.cli.dataset_options import (
     shown_path,
 )
 from impasto.cli.groups import FullHelpGroup
+from impasto.progress import counted
 
 
 class _EncodingGroup(FullHelpGroup):
@@ -120,11 +121,12 @@ def verify(source: Path, remove: bool, **options: Any) -> None:  # noqa: FBT001
             bad += [fault] if fault else []
             advance(1)
     for fault in bad:
-        console.note(f"  {fault.file}: {fault.reason} ({fault.entries} entries)")
+        console.note(f"  {fault.file}: {fault.reason} ({counted(fault.entries, 'entries')})")
     console.table({"Shards": number, "Damaged": len(bad), "Cache": latents.folder})
     if bad and not remove:
         raise DatasetError(
-            f"{len(bad)} of {number} shards in {latents.folder} are damaged. Run this again with "
+            f"{len(bad)} of {counted(number, 'shards')} in {latents.folder} cannot be read. Run "
+            "this again with "
             f"--remove: what they held is then encoded anew when it is needed."
         )
 
@@ -160,8 +162,8 @@ def prune(source: Path, model: str, **options: Any) -> None:
             advance(1)
     console.table(
         {
-            "Dropped": f"{dropped} entries, {freed / 2**20:.1f} MiB",
-            "Kept": f"{len(latents)} entries",
+            "Dropped": f"{counted(dropped, 'entries')}, {freed / 2**20:.1f} MiB",
+            "Kept": counted(len(latents), "entries"),
             "Cache": latents.folder,
         }
     )

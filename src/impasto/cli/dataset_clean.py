@@ -10,6 +10,7 @@ import click
 from impasto.cli.dataset_options import CACHE_DIR, ENDING, SOURCE, dataset_config
 from impasto.cli.dataset_words import usable_pictures
 from impasto.invocation import command
+from impasto.progress import counted
 
 if TYPE_CHECKING:
     from impasto.annotate.cleaning import Cleaner
@@ -48,7 +49,7 @@ def clean(source: Path, rules: str, show: bool, **options: Any) -> None:  # noqa
     changes, count = _changes(records, cleaner, options["tags_ending"], options["captions_ending"])
     for path, (old, new) in changes.items():
         console.note(f"{path}\n- {old}\n+ {new}")
-    console.note(f"{len(changes)} of {count} files would change.")
+    console.note(f"{len(changes)} of {counted(count, 'files')} would change.")
     if options["dry_run"] or not changes:
         return
     if not options["yes"] and not click.confirm("Write them?"):
@@ -77,7 +78,7 @@ def tags(source: Path, ending: str, least: int, **options: Any) -> None:
     rows = {name: count for name, count in counts.most_common() if count >= least}
     if rows:
         console.table(rows)
-    console.note(f"{len(rows)} tags in {len(records)} pictures.")
+    console.note(f"{counted(len(rows), 'tags')} in {counted(len(records), 'pictures')}.")
 
 
 @click.command()
@@ -92,7 +93,7 @@ def undo(source: Path, force: bool, **options: Any) -> None:  # noqa: FBT001
     console = Console()
     config = dataset_config(source, options)
     undone = words.undo(config.derived_dir / "annotations", force=force)
-    console.note(f"{undone.restored} files are as they were.")
+    console.note(f"{counted(undone.restored, 'files')} restored.")
     for path in undone.changed_since:
         console.note(f"Left alone, since it was changed meanwhile: {path} (--force restores it)")
 

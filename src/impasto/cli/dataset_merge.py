@@ -14,6 +14,7 @@ from impasto.cli.dataset_options import (
     found_pictures,
     say_skipped,
 )
+from impasto.progress import counted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -131,9 +132,13 @@ def _to_sidecars(
     console.table(
         {
             **scan.tally.rows(),
-            "Written": f"{written.files} files",
+            "Written": counted(written.files, "files"),
             "Left as they are": f"{len(written.differing)} that say something else",
-            **({"Before": f"{written.backups} files kept as .bak"} if written.backups else {}),
+            **(
+                {"Before": f"{counted(written.backups, 'files')} kept as .bak"}
+                if written.backups
+                else {}
+            ),
         }
     )
     for path in written.differing[:10]:

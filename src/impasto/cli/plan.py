@@ -12,6 +12,7 @@ from impasto.data.sampler import EpochSampler
 from impasto.data.scan import Scan
 from impasto.models.loading import BaseModel, build_tokens, outline_base_model
 from impasto.models.trainable import Trainable
+from impasto.progress import counted
 from impasto.training.advice import advice_on
 from impasto.training.batches import build_epoch_sampler, count_steps, heaviest_group
 from impasto.training.devices import default_device
@@ -114,9 +115,9 @@ def _data_rows(outlook: _Outlook) -> dict[str, str]:
         f"{len(scan.set_aside)} set aside, {scan.uncaptioned} without words",
         "Buckets": ", ".join(f"{size}: {n}" for size, n in plan.bucket_counts.items()),
         "Cropped away": f"{100 * plan.mean_lost_area:.1f} % of the area on average",
-        "Captions": f"{too_long} have over {config.model.max_tokens} tokens, whose ends are "
-        f"not seen",
-        "Enlarged": f"{plan.enlarged} pictures are smaller than their bucket",
+        "Captions": f"{counted(too_long, 'captions have')} over {config.model.max_tokens} tokens; "
+        f"what is beyond is not seen",
+        "Enlarged": f"{counted(plan.enlarged, 'pictures are')} smaller than the bucket",
         **more_lines_row(scan),
     }
 
@@ -153,7 +154,7 @@ def more_lines_row(scan: Scan) -> dict[str, str]:
     """What to say of captions with lines that are never shown; nothing if there are none."""
     if not scan.with_more_lines:
         return {}
-    text = f"{scan.with_more_lines} captions have several lines; only the first is used"
+    text = f"{counted(scan.with_more_lines, 'captions have')} several lines; only the first is used"
     return {"Lines": f"{text} (enable_wildcard takes one at random)"}
 
 

@@ -11,6 +11,7 @@ import click
 
 from impasto.cli.model_options import model_options, open_options
 from impasto.cli.numbers import Finite
+from impasto.progress import counted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -147,7 +148,7 @@ def sample(
     if grid:
         columns = len(sweep) or (count if count > 1 else min(len(images), 4))
         save_png(make_grid(images, columns), _free_grid(out), wanted[0])
-    console.note(f"Wrote {len(images)} pictures to {out}.")
+    console.note(f"Wrote {counted(len(images), 'pictures')} to {out}.")
 
 
 def _draw_all(drawer: Sampler, wanted: list[Prompt], out: Path, console: Console) -> list[Any]:

@@ -17,7 +17,7 @@ from impasto.models.contents import ModelContents
 from impasto.models.conversion import hash_file
 from impasto.models.loading import compare, empty_network
 from impasto.models.opening import OpenOptions, contents_of, locate, open_model
-from impasto.progress import Progress
+from impasto.progress import Progress, counted
 
 LONGEST_VALUE = 200
 Section = dict[str, str]
@@ -63,7 +63,11 @@ def _file_section(file: TensorFile) -> Section:
         rows["Tensors"] = f"{len(file.tensors)}, {_types(file.tensors)}"
     if kind_of(file) is BASE_MODEL:
         ldm = take_apart(file.tensors)
-        averaged = f"yes, {len(ldm.ema)} tensors; --weights ema takes them" if ldm.ema else "no"
+        averaged = (
+            f"yes, {counted(len(ldm.ema), 'tensors')}; --weights ema takes them"
+            if ldm.ema
+            else "no"
+        )
         rows["EMA weights"] = averaged
         rows["Kept beside the parts"] = _names(tuple(ldm.ldm_only))
         rows["Of no known use"] = _names(ldm.foreign)
@@ -83,7 +87,7 @@ def _hypernetwork_section(contents: HypernetworkContents) -> Section:
         "Layer norm": "yes" if structure.layer_norm else "no",
         "Dropout": ", ".join(f"{share:g}" for share in structure.dropout) or "none",
         "Initialization": contents.initialization,
-        "Trained for": f"{contents.step} updates",
+        "Trained for": counted(contents.step, "updates"),
         "On": " ".join(filter(None, (contents.base_name, contents.base_hash))) or "not said",
         "Numbers": f"{sum(t.numel() for t in tensors.values()) / 1e6:.2f} M, "
         f"{_in_words(sum(t.nbytes for t in tensors.values()))}",
@@ -113,7 +117,10 @@ def _part(part: str, contents: ModelContents) -> str:
     named = {n.removeprefix("text_model."): t for n, t in expected.items()}
     faults = compare(named, tensors).faults
     fit = "; ".join(faults) if faults else "complete"
-    return f"{len(tensors)} tensors, {_in_words(total_bytes(tensors))}, {_types(tensors)}; {fit}"
+    return (
+        f"{counted(len(tensors), 'tensors')}, {_in_words(total_bytes(tensors))}, "
+        f"{_types(tensors)}; {fit}"
+    )
 
 
 def _types(tensors: Tensors) -> str:
@@ -123,7 +130,7 @@ def _types(tensors: Tensors) -> str:
 
 def _names(names: tuple[str, ...]) -> str:
     shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-    return f"{len(names)} tensors ({shown})" if names else "none"
+    return f"{counted(len(names), 'tensors')} ({shown})" if names else "none"
 
 
 def _shortened(metadata: object) -> Section:

@@ -12,6 +12,7 @@ from markupsafe import Markup
 from PIL import Image
 
 from impasto import files
+from impasto.progress import counted
 from impasto.report.charts import bucket_chart, loss_chart
 from impasto.runs import RunDirectory, step_name
 
@@ -71,7 +72,7 @@ def _content(run: RunDirectory) -> dict[str, Any]:
 def _status_line(status: Mapping[str, Any]) -> str:
     line = f"This run is {_PHASES.get(status.get('phase', ''), 'of unknown state')}"
     if "total_steps" in status:
-        line += f": {status['step']} of {status['total_steps']} updates"
+        line += f": {status['step']} of {counted(status['total_steps'], 'updates')}"
     return f"{line}. {status.get('message', '')}".strip()
 
 
@@ -108,7 +109,8 @@ def _loss_note(validation: list[tuple[int, float]]) -> str:
     note = "Validation is the mean squared error on held-out pictures at fixed noise and timesteps."
     if last > 1.02 * best:
         note += (
-            f" It was lowest, {best:.4f}, after {best_step} updates and has risen since: the "
+            f" It was lowest, {best:.4f}, after {counted(best_step, 'updates')} and has risen "
+            "since: the "
             f"model is over-fitting. Train for fewer updates or with a lower learning rate."
         )
     return note
@@ -145,10 +147,13 @@ def _data_line(dataset: Mapping[str, Any]) -> str:
     if not dataset:
         return "The data set has not been read yet."
     return (
-        f"{dataset['pictures']} pictures to train on and {dataset['held_out']} held out, in "
-        f"{len(dataset['buckets'])} buckets; {100 * dataset['mean_lost_area']:.1f} % of the area "
-        f"is cropped away on average, {dataset['enlarged']} pictures are enlarged, "
-        f"{dataset['uncaptioned']} have no words, {dataset['too_long']} have captions of over "
+        f"{counted(dataset['pictures'], 'pictures')} to train on and {dataset['held_out']} held "
+        "out, in "
+        f"{counted(len(dataset['buckets']), 'buckets')}; {100 * dataset['mean_lost_area']:.1f} "
+        "% of the area "
+        f"is cropped away on average, {counted(dataset['enlarged'], 'pictures are')} enlarged, "
+        f"{counted(dataset['uncaptioned'], 'pictures have')} no words, "
+        f"{counted(dataset['too_long'], 'pictures have')} captions of over "
         f"{dataset['max_tokens']} tokens, whose ends are not seen."
     )
 

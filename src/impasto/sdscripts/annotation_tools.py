@@ -16,6 +16,7 @@ from impasto import files
 from impasto.data.metadata import read_metadata
 from impasto.errors import ConfigError
 from impasto.finite import finite
+from impasto.progress import counted
 from impasto.sdscripts.tools import (
     ToolParser,
     picture_parser,
@@ -282,4 +283,6 @@ def _write(
             batch_size=options.batch_size,
             show=show if options.debug else None,
         )
-    console.note(f"{done.written} pictures have words now, {len(done.set_aside)} were passed over.")
+    console.note(
+        f"{counted(done.written, 'pictures have')} words now, {len(done.set_aside)} passed over."
+    )

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from impasto.errors import ConfigError, DatasetError
+from impasto.progress import counted
 from impasto.sdscripts.tools import (
     ToolParser,
     picture_parser,
@@ -68,9 +69,13 @@ def _merge(options: argparse.Namespace, console: Console, column: Column) -> Non
         if options.debug:
             console.note(f"{key}: {text}")
     backup = write_metadata(options.out_json, entries.values())
-    console.note(f"{len(records) - missing} of {len(records)} pictures: {options.out_json}.")
+    console.note(
+        f"{len(records) - missing} of {counted(len(records), 'pictures')}: {options.out_json}."
+    )
     if missing:
-        console.note(f"{missing} pictures have no {options.caption_extension} beside them.")
+        console.note(
+            f"{counted(missing, 'pictures have')} no {options.caption_extension} beside them."
+        )
     if backup is not None:
         console.note(f"What was there is kept as {backup}.")
 
@@ -106,7 +111,7 @@ def _clean(options: argparse.Namespace, console: Console) -> None:
             console.note(f"+ {new.caption} | {new.tags}")
         cleaned.append(new)
     write_metadata(targets[0], cleaned)
-    console.note(f"{changed} of {len(cleaned)} entries changed: {targets[0]}.")
+    console.note(f"{changed} of {counted(len(cleaned), 'entries')} changed: {targets[0]}.")
 
 
 def prepare_buckets_latents() -> None:
@@ -205,7 +210,7 @@ def _write_resolutions(
         entries[key] = replace(entry, train_resolution=image.bucket, image_size=image.record.size)
     write_metadata(options.out_json, entries.values())
     if new:
-        console.note(f"{new} pictures are not in {options.in_json}; they come without words.")
+        console.note(f"{counted(new, 'pictures are')} not in {options.in_json}, and without words.")
 
 
 def _require_full_path(options: argparse.Namespace) -> None:

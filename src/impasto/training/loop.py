@@ -15,6 +15,7 @@ from impasto.data.records import Batch, Size
 from impasto.data.sampler import MicroBatch, Update
 from impasto.errors import Interrupted, NonFiniteLossError
 from impasto.invocation import command
+from impasto.progress import counted
 from impasto.randomness import derive_seed
 from impasto.runs import RunDirectory
 from impasto.training.announcing import announce
@@ -236,7 +237,8 @@ class TrainingLoop:
             self._export_on_the_way(done)
         if stopping is not None and not last:
             raise Interrupted(
-                f"{done} of {total} updates are done, and the state is saved. Continue with: "
+                f"{done} of {counted(total, 'updates are')} done, and the state is saved. "
+                "Continue with: "
                 f"{command('resume', self._run.path)}",
                 stopping,
             )

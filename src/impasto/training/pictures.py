@@ -28,7 +28,7 @@ from impasto.data.scan import (
 from impasto.data.subsets import Augmentation, MaskRules, Subset
 from impasto.errors import DatasetError, StorageError
 from impasto.parsing import is_text, printable
-from impasto.progress import Progress
+from impasto.progress import Progress, counted
 from impasto.training.held_out import Split, split_records
 
 
@@ -95,7 +95,7 @@ def require_usable(scan: Scan, config: DatasetConfig) -> None:
     if config.on_error == "stop" and scan.set_aside:
         first = scan.set_aside[0]
         raise DatasetError(
-            f"{len(scan.set_aside)} files cannot be used; the first is {first.path}: "
+            f"{counted(len(scan.set_aside), 'files')} cannot be used; the first is {first.path}: "
             f"{first.reason}. Repair or remove them, or set dataset.on_error to skip."
         )
 

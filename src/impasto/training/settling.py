@@ -10,7 +10,7 @@ import torch
 from impasto.config.run import RunConfig
 from impasto.data.sampler import Group
 from impasto.models.loading import outline_base_model
-from impasto.progress import Progress
+from impasto.progress import Progress, counted
 from impasto.training.batches import heaviest_group
 from impasto.training.devices import default_device
 from impasto.training.fitting import Fitting, gib, parts_in_words, with_fields
@@ -100,7 +100,8 @@ def _settle_memory(config: RunConfig, fitting: Fitting, progress: Progress) -> R
 def _settle_batch(config: RunConfig, fitting: Fitting, most: int, progress: Progress) -> RunConfig:
     batch = fitting.batch_that_fits(config, most)
     progress.note(
-        f"Batches of {batch} pictures of {fitting.group.bucket}, of smaller ones more, fit into "
+        f"Batches of {counted(batch, 'pictures')} of {fitting.group.bucket}, of smaller ones "
+        "more, fit into "
         f"{gib(fitting.budget)}."
     )
     area = fitting.group.bucket.area
