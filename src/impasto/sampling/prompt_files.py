@@ -7,6 +7,7 @@ kohya-ss/sd-scripts, `library/train_util.py`, load_prompts: one prompt per line 
 from __future__ import annotations
 
 import json
+import math
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -17,7 +18,7 @@ from impasto.errors import ConfigError
 from impasto.parsing import parse_json, parse_toml, text_lines
 from impasto.sampling.prompts import OTHER_NAMES, SAMPLERS, Prompt
 
-LEAST_SIDE = 64
+LEAST_SIDE, MOST_SIDE = 64, 8192
 
 _OPTIONS: dict[str, str] = {
     "n": "negative", "w": "width", "h": "height", "d": "seed", "s": "steps", "l": "guidance_scale",
@@ -91,6 +92,8 @@ def _read_toml(file: Path, text: str) -> list[tuple[str, dict[str, Any]]]:
     shared = content.get("prompt")
     if not isinstance(shared, dict) or not isinstance(shared.get("subset", []), list):
         raise ConfigError(f"{file} has no [prompt] with [[prompt.subset]] in it.")
+    if not all(isinstance(subset, dict) for subset in shared.get("subset", [])):
+        raise ConfigError(f"{file}: prompt.subset holds something that is no table of a prompt.")
     common = {k: v for k, v in shared.items() if k != "subset"}
     return [
         _named(f"{file}, prompt {number}", {**common, **subset})
@@ -137,11 +140,7 @@ def _prompt(where: str, values: dict[str, Any], defaults: Prompt) -> Prompt:
     """A prompt with its values as numbers and in their ranges."""
     found: dict[str, Any] = {}
     for name, value in values.items():
-        kind = type(getattr(defaults, name))
-        try:
-            found[name] = kind(value)
-        except (TypeError, ValueError) as error:
-            raise ConfigError(f"{where}: {name} is {value!r}; expected a number.") from error
+        found[name] = _value(where, name, value, type(getattr(defaults, name)))
     prompt = replace(defaults, **found)
     sampler = OTHER_NAMES.get(prompt.sampler, prompt.sampler)
     if sampler not in SAMPLERS:
@@ -149,5 +148,26 @@ def _prompt(where: str, values: dict[str, Any], defaults: Prompt) -> Prompt:
         raise ConfigError(f"{where}: there is no sampler {sampler!r}; choose one of {known}.")
     if not 1 <= prompt.steps <= 1000:
         raise ConfigError(f"{where}: {prompt.steps} steps; expected 1 to 1000.")
+    if max(prompt.width, prompt.height) > MOST_SIDE:
+        raise ConfigError(
+            f"{where}: {prompt.width}x{prompt.height}; expected at most {MOST_SIDE} pixels a side."
+        )
     sides = [max(LEAST_SIDE, side // 8 * 8) for side in (prompt.width, prompt.height)]
     return replace(prompt, sampler=sampler, width=sides[0], height=sides[1])
+
+
+def _value(where: str, name: str, value: Any, kind: type) -> Any:
+    """A value as the type that it has in a prompt."""
+    if kind is str:
+        if not isinstance(value, str):
+            raise ConfigError(f"{where}: {name} is {value!r}; expected text.")
+        return value
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        number = kind(value)
+        if not math.isfinite(number):
+            raise ValueError
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ConfigError(f"{where}: {name} is {value!r}; expected a number.") from error
+    return number
