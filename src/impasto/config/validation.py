@@ -31,6 +31,7 @@ REFUSED = {
 
 _ESCAPED = {"\t": "\\t", "\n": "\\n", "\b": "\\b", "\f": "\\f", "\r": "\\r", "\x1b": "\\e"}
 _ESCAPES = str.maketrans(_ESCAPED)
+_DRIVE_OR_SHARE = re.compile(r"[A-Za-z]:[\\/\x08-\x0d\x1b]|\\")
 _PATH_KEYS = ("_dir", "_file", "_path", "_folder")
 
 S = TypeVar("S", bound=BaseModel)
@@ -92,7 +93,7 @@ def _is_broken_path(key: str, value: str) -> bool:
     if not any(character in _ESCAPED for character in value):
         return False
     is_path = key.endswith(_PATH_KEYS) or key in {"path", "config", "start_from"}
-    return is_path or re.match(r"[A-Za-z]:|[A-Za-z0-9_.$-]*\\", value) is not None
+    return is_path or _DRIVE_OR_SHARE.match(value) is not None
 
 
 def read_text(path: Path) -> str:

@@ -11,6 +11,7 @@ another process has written meanwhile, so each entry is there once and never cha
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,9 @@ from impasto.errors import DatasetError
 from impasto.parsing import parse_json
 
 FORMAT_VERSION = 1
+_CELL = 8  # pixels of the picture per side of a latent cell
+_SIZE = re.compile(r"shard-(\d+)x(\d+)-")
+_TYPES = {"F16", "F32", "U8"}
 
 
 @dataclass(frozen=True)
@@ -127,11 +131,10 @@ class Shards:
     def check(self, index: Path) -> BadShard | None:
         """Read a shard whole, and say what is wrong: hash, header, values that are not finite."""
         tensors = index.with_suffix(".safetensors")
-        try:
-            stored = parse_json(index.read_text(encoding="utf-8"))
-            keys, content = stored["keys"], stored.get("sha256")
-        except (ValueError, KeyError, TypeError, OSError):
+        stored = _read_index(index)
+        if stored is None:
             return BadShard(index, "its index cannot be read", 0)
+        keys, content = stored.keys, stored.sha256
         if not self._is_whole(tensors, len(keys)):
             return BadShard(tensors, "missing, cut off, or not what its index says", len(keys))
         if content is not None and files.sha256_of(tensors) != content:
@@ -185,27 +188,34 @@ class Shards:
 
     def _add_index(self, index: Path) -> None:
         self._seen.add(index)
-        try:
-            stored = parse_json(index.read_text(encoding="utf-8"))
-            version, keys = stored["format_version"], stored["keys"]
-        except (ValueError, KeyError, TypeError):
+        stored = _read_index(index)
+        if stored is None:
             return  # without a readable index its entries are simply made again
-        if version > FORMAT_VERSION:
+        if stored.version > FORMAT_VERSION:
             raise DatasetError(
-                f"The {self._what} {self.folder} was written by a newer Impasto (format {version}; "
-                f"this one reads up to {FORMAT_VERSION}). Update Impasto or delete the folder."
+                f"The {self._what} {self.folder} was written by a newer Impasto (format "
+                f"{stored.version}; this one reads up to {FORMAT_VERSION}). Update Impasto or "
+                f"delete the folder."
             )
-        if self._is_whole(index.with_suffix(".safetensors"), len(keys)):
-            self._rows.update({key: (index.stem, row) for row, key in enumerate(keys)})
+        if self._is_whole(index.with_suffix(".safetensors"), len(stored.keys)):
+            rows = {key: (index.stem, row) for row, key in enumerate(stored.keys)}
+            self._rows.update(rows)
 
     def _is_whole(self, shard: Path, entries: int) -> bool:
-        """Whether the shard's header fits its length and its index; values are not read."""
+        """Whether the shard's header fits its length, name and index; values are not read."""
         try:
             with safe_open(shard, framework="pt") as file:
-                lengths = {file.get_slice(name).get_shape()[0] for name in self._columns}
-        except (SafetensorError, OSError):
+                parts = [file.get_slice(name) for name in self._columns]
+                shapes = [part.get_shape() for part in parts]
+                types = {part.get_dtype() for part in parts}
+        except (SafetensorError, OSError, ValueError, RecursionError):
             return False
-        return lengths == {entries}
+        label = _SIZE.match(shard.name)
+        cells = [int(label[2]) // _CELL, int(label[1]) // _CELL] if label else None
+        return types <= _TYPES and all(
+            len(shape) > 1 and shape[0] == entries and (cells is None or shape[-2:] == cells)
+            for shape in shapes
+        )
 
     def _shard(self, name: str) -> tuple[np.ndarray, ...]:
         """The mapped tensors of a shard as arrays over the same memory."""
@@ -221,6 +231,32 @@ class Shards:
                 ) from error
             self._open[name] = arrays
         return self._open[name]
+
+
+@dataclass(frozen=True)
+class _Index:
+    """What the JSON file of a shard says."""
+
+    version: int
+    keys: list[str]
+    sha256: str | None
+
+
+def _read_index(file: Path) -> _Index | None:
+    """The index of a shard; None if it is damaged."""
+    try:
+        stored = parse_json(file.read_text(encoding="utf-8"))
+        index = _Index(stored["format_version"], stored["keys"], stored.get("sha256"))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    whole = (
+        type(index.version) is int
+        and isinstance(index.keys, list)
+        and all(isinstance(key, str) for key in index.keys)
+        and len(set(index.keys)) == len(index.keys)
+        and (index.sha256 is None or isinstance(index.sha256, str))
+    )
+    return index if whole else None
 
 
 def _size_of(file: Path) -> int:

@@ -92,6 +92,8 @@ def _read_toml(file: Path, text: str) -> list[tuple[str, dict[str, Any]]]:
     shared = content.get("prompt")
     if not isinstance(shared, dict) or not isinstance(shared.get("subset", []), list):
         raise ConfigError(f"{file} has no [prompt] with [[prompt.subset]] in it.")
+    if not all(isinstance(subset, dict) for subset in shared.get("subset", [])):
+        raise ConfigError(f"{file}: prompt.subset holds something that is no table of a prompt.")
     common = {k: v for k, v in shared.items() if k != "subset"}
     return [
         _named(f"{file}, prompt {number}", {**common, **subset})
@@ -141,18 +143,25 @@ def _whole(value: Any) -> int:
     return int(value)
 
 
-_READERS: dict[type, Callable[[Any], Any]] = {str: str, int: _whole, float: finite}
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError
+    return value
+
+
+_READERS: dict[type, Callable[[Any], Any]] = {str: _text, int: _whole, float: finite}
+_EXPECTED = {str: "text", int: "a whole number", float: "a number"}
 
 
 def _prompt(where: str, values: dict[str, Any], defaults: Prompt) -> Prompt:
     """A prompt with its values as numbers and in their ranges."""
     found: dict[str, Any] = {}
     for name, value in values.items():
-        read = _READERS[type(getattr(defaults, name))]
+        kind = type(getattr(defaults, name))
         try:
-            found[name] = read(value)
+            found[name] = _READERS[kind](value)
         except (TypeError, ValueError, OverflowError) as error:
-            expected = "a whole number" if read is _whole else "a number"
+            expected = _EXPECTED[kind]
             raise ConfigError(f"{where}: {name} is {value!r}; expected {expected}.") from error
     prompt = replace(defaults, **found)
     sampler = OTHER_NAMES.get(prompt.sampler, prompt.sampler)
