@@ -101,7 +101,7 @@ def why_not_written(path: Path, folders: Sequence[Path]) -> str:
     if not any(is_inside(path, folder) for folder in folders):
         what = "a link that leads" if path.is_symlink() else "lies"
         return f"{path.name}: {what} out of the data set; nothing is written there"
-    if path.exists() and not path.is_file():
+    if os.path.lexists(path) and not path.is_file() and path.exists():
         return f"{path.name} is there and not a file"
     return ""
 

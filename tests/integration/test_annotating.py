@@ -13,7 +13,11 @@ from conftest import impasto
 from PIL import Image
 
 from impasto.annotate.annotation import annotate
-from impasto.annotate.words import Journal, MetadataWords, Sidecars, newest_journal, undo
+from impasto.annotate.journal import Journal
+from impasto.annotate.notes import journals_in
+from impasto.annotate.places import Place
+from impasto.annotate.undoing import undo
+from impasto.annotate.words import MetadataWords, Sidecars
 from impasto.data.metadata import read_metadata
 from impasto.data.scan import scan_folder
 from impasto.demo.recipe import HELD_OUT, PICTURES
@@ -37,6 +41,10 @@ def folder(tmp_path):
     return target
 
 
+def place_of(folder, metadata=None):
+    return Place((folder,), folder / ".impasto" / "annotations", metadata)
+
+
 def files_of(folder):
     return {
         path.relative_to(folder): path.read_bytes()
@@ -52,7 +60,7 @@ def test_tags_are_written_and_taken_back_byte_for_byte(folder):
             "dataset", "tag", folder, "--model", TAGGER, "--existing", existing, "--rating", "last"
         )
         assert done.returncode == 0, done.stderr
-        assert "Passed over: " in done.stdout
+        assert "Skipped: " in done.stdout
         text = (folder / "0000-sun.txt").read_text(encoding="utf-8").strip()
         tags = text.split(", ")
         assert ("mine" in tags) == (existing in ("append", "missing"))
@@ -107,6 +115,7 @@ ATTRIBUTES = (
 
 
 def test_the_small_captioner_knows_the_demos_pictures(folder):
+    (folder / "0000-sun.txt").unlink()
     words = ("dataset", "caption", folder, "--model", CAPTIONER, "--min-length", 0, "--batch", 4)
     done = impasto(*words)
     assert done.returncode == 0, done.stderr
@@ -138,8 +147,8 @@ def test_a_run_goes_on_where_it_was_stopped(folder):
                 raise ZeroDivisionError
             return [f"words of {path.name}" for path in prepared]
 
-    target = Sidecars(".txt", "overwrite", lambda a, b: b)
-    place, annotator = folder / ".impasto" / "annotations", Words()
+    place, annotator = place_of(folder), Words()
+    target = Sidecars(".txt", "overwrite", lambda a, b: b, place)
     before = files_of(folder)
     with pytest.raises(ZeroDivisionError), Journal(place, "mine") as journal:
         annotate(records, annotator, target, journal, SilentProgress(), batch_size=1, workers=0)
@@ -150,7 +159,7 @@ def test_a_run_goes_on_where_it_was_stopped(folder):
             records, annotator, target, journal, SilentProgress(), batch_size=1, workers=0
         )
     assert len(seen) == 8
-    assert (done.written, done.skipped) == (8, 4)
+    assert (done.written, done.done_before) == (8, 4)
     assert undo(place).restored == 12
     assert files_of(folder) == before
     with Journal(place, "other") as journal:  # another command begins anew
@@ -179,14 +188,16 @@ def test_words_go_into_metadata(folder, tmp_path):
     assert dict(entries["0000-sun.webp"].others) == {"mark": 5}
     assert len(entries) == 12
     assert not list(tmp_path.glob("*.bak*"))
-    assert undo(folder / ".impasto" / "annotations").restored == 1
+    with pytest.raises(RunError, match="Name it: add --metadata"):
+        undo(place_of(folder))
+    assert undo(place_of(folder, file)).restored == 1
     assert file.read_bytes() == before
 
 
 def test_words_that_cannot_be_appended_to_are_named(folder):
     odd = next(r for r in scan_folder(folder).records if "butterfly" in r.path.name)
     (folder / "0001-butterfly.txt").write_bytes(b"\xff\xfe\x00")
-    target = Sidecars(".txt", "append", lambda a, b: f"{a}, {b}")
+    target = Sidecars(".txt", "append", lambda a, b: f"{a}, {b}", place_of(folder))
     told = impasto("dataset", "tag", folder, "--model", TAGGER, "--dry-run")
     assert "0001-butterfly.webp: " in told.stdout
     with pytest.raises(DatasetError, match="not UTF-8"):
@@ -197,19 +208,25 @@ def test_words_that_cannot_be_appended_to_are_named(folder):
 
 
 def test_metadata_words_know_what_is_there(folder, tmp_path):
-    words = MetadataWords(tmp_path / "m.jsonl", "tags", "missing", lambda a, b: b, lambda r: r.name)
-    (record, *_) = scan_folder(folder).records
+    file = tmp_path / "m.jsonl"
+    place = Place((folder,), tmp_path / "j", file)
+
+    def target():
+        return MetadataWords(file, "tags", "missing", lambda a, b: b, lambda r: r.name, place)
+
+    words = target()
+    worded, record, *_ = scan_folder(folder).records
     assert words.wants(record)
-    with Journal(tmp_path / "j", "x") as journal:
+    assert not words.wants(worded)  # somebody's own words are beside it
+    with Journal(place, "x") as journal:
         words.write(journal, record, "a, b")
         words.close(journal)
-    again = MetadataWords(tmp_path / "m.jsonl", "tags", "missing", lambda a, b: b, lambda r: r.name)
-    assert not again.wants(record)
-    assert undo(tmp_path / "j").restored == 1
-    assert not (tmp_path / "m.jsonl").exists()
+    assert not target().wants(record)
+    assert undo(place).restored == 1
+    assert not file.exists()
     with pytest.raises(RunError):
-        undo(tmp_path / "j")
-    assert newest_journal(tmp_path / "j") is None
+        undo(place)
+    assert journals_in(place.journals) == []
 
 
 def test_cleaning_shows_changes_before_it_writes(folder):

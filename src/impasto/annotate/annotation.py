@@ -14,10 +14,11 @@ import numpy as np
 from PIL import Image
 
 from impasto.annotate.captioners import Captioner
+from impasto.annotate.journal import Journal
 from impasto.annotate.onnx_tagger import Tagger
 from impasto.annotate.profiles import Prepare
 from impasto.annotate.tags import Selection, Spelling, Tag
-from impasto.annotate.words import Journal, MetadataWords, Sidecars
+from impasto.annotate.words import MetadataWords, Sidecars
 from impasto.data.images import UnreadableImageError, read_rgb
 from impasto.data.records import ImageRecord, SetAside
 from impasto.data.stages import ErrorPolicy, Failure, LocalExecutor, Stage, chunks, default_workers
@@ -117,13 +118,15 @@ class Annotated(Generic[T]):
 
     Attributes:
         written: Pictures that got words.
-        skipped: Pictures that had some already, or were done before an interruption.
+        worded: Pictures that had some already.
+        done_before: Pictures that were done before an interruption.
         empty: Pictures for which the model had no words.
-        set_aside: Pictures that could not be read, with reasons.
+        set_aside: Pictures that could not be read or written about, with reasons.
     """
 
     written: int
-    skipped: int
+    worded: int
+    done_before: int
     empty: int
     set_aside: tuple[SetAside, ...]
 
@@ -158,9 +161,14 @@ def annotate(
         StorageError: Words could not be written.
     """
     done = journal.done if journal else set()
-    wanted = [r for r in records if str(r.path) not in done and target.wants(r)]
+    left = [r for r in records if target.place.name_of(r.path) not in done]
+    without = [r for r in left if target.wants(r)]
+    refused = [SetAside(r.path, reason) for r in without if (reason := target.fault(r))]
+    _tell(refused, on_error, progress)
+    unwritten = {item.path for item in refused}
+    wanted = [r for r in without if r.path not in unwritten]
     of_path = {record.path: record for record in wanted}
-    set_aside: list[SetAside] = []
+    set_aside = refused
     written = empty = 0
     with (
         progress.stage("Looking at pictures", len(wanted), "pictures") as advance,
@@ -168,7 +176,9 @@ def annotate(
     ):
         for batch in _prepared(annotator, wanted, batch_size, workers):
             good = {of_path[p]: made for p, made in batch if not isinstance(made, Failure)}
-            set_aside += _unreadable(batch, on_error, progress)
+            unread = [SetAside(p, made.reason) for p, made in batch if isinstance(made, Failure)]
+            _tell(unread, on_error, progress)
+            set_aside += unread
             texts = annotator.words(list(good.values()), list(good)) if good else []
             for record, text in zip(good, texts, strict=True):
                 if show is not None:
@@ -176,7 +186,8 @@ def annotate(
                 keeper.keep(record, text)
                 written, empty = written + bool(text), empty + (not text)
             advance(len(batch))
-    return Annotated(written, len(records) - len(wanted), empty, tuple(set_aside))
+    worded, before = len(left) - len(without), len(records) - len(left)
+    return Annotated(written, worded, before, empty, tuple(set_aside))
 
 
 def words_of(annotator: Annotator[T], records: Sequence[ImageRecord]) -> dict[Path, str]:
@@ -220,7 +231,7 @@ class _Keeper:
         if text:
             self._target.write(journal, record, text)
         else:
-            journal.finish(str(record.path))
+            journal.finish(self._target.place.name_of(record.path))
 
     def _raise_faults(self, most: int) -> None:
         """Wait until at most so many are waiting, and pass on errors."""
@@ -228,16 +239,16 @@ class _Keeper:
             self._waiting.popleft().result()
 
 
-def _unreadable(
-    batch: Sequence[tuple[Path, T | Failure]], on_error: ErrorPolicy, progress: Progress
-) -> list[SetAside]:
-    """What could not be read, told one by one."""
-    found = [SetAside(p, made.reason) for p, made in batch if isinstance(made, Failure)]
-    for item in found:
+def _tell(items: Sequence[SetAside], on_error: ErrorPolicy, progress: Progress) -> None:
+    """Name what is skipped, one by one.
+
+    Raises:
+        DatasetError: There is something, and the policy is to stop.
+    """
+    for item in items:
         if on_error == "stop":
             raise DatasetError(f"{item.path} cannot be used: {item.reason}.")
-        progress.note(f"Passed over: {item.path}: {item.reason}")
-    return found
+        progress.note(f"Skipped: {item.path}: {item.reason}")
 
 
 def _prepared(

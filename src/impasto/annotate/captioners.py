@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from PIL import Image
 
+from impasto.checkpoints.links import require_links_inside
 from impasto.errors import ConfigError, MissingDependencyError, ModelError, OutOfMemoryError
 from impasto.invocation import install_packages
 from impasto.progress import Progress, SilentProgress
@@ -102,21 +103,18 @@ class Captioner:
             MissingDependencyError: transformers lacks something that this model needs.
             ModelError: It is missing, damaged, or no captioner.
         """
-        if Path(source).suffix.lower() == ".pth":
-            raise ModelError(
-                f"{source} is in the form of the original BLIP program. Take the same model as "
-                f"transformers has it: Salesforce/blip-image-captioning-large (or -base), or a "
-                f"local copy of its folder."
-            )
+        require_data_only(Path(source))
         from transformers import AutoConfig, AutoProcessor
         from transformers.utils import logging
 
         logging.disable_progress_bar()
         dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
         try:
-            config = AutoConfig.from_pretrained(source)
-            processor = AutoProcessor.from_pretrained(source)
-            model = _class_for(config.model_type).from_pretrained(source, dtype=dtype)
+            config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+            processor = AutoProcessor.from_pretrained(source, trust_remote_code=False)
+            model = _class_for(config.model_type).from_pretrained(
+                source, dtype=dtype, trust_remote_code=False, use_safetensors=True
+            )
         except ImportError as error:
             raise MissingDependencyError(
                 f"The captioner {source} needs a package that is not installed "
@@ -124,6 +122,10 @@ class Captioner:
             ) from error
         except (OSError, ValueError, KeyError, AttributeError, RuntimeError) as error:
             reason = _first_line(error)
+            if "trust_remote_code" in str(error):
+                raise ModelError(_WITH_CODE.format(source)) from error
+            if "safetensors" in reason:
+                raise ModelError(_PICKLED.format(source, "no .safetensors")) from error
             raise ModelError(
                 f"The captioner {source} cannot be loaded ({reason}). Give the folder of a model "
                 f"that transformers knows as image-text-to-text, or its Hub id."
@@ -213,6 +215,40 @@ class Captioner:
     def _cleaned(self, text: str) -> str:
         one_line = " ".join(text.split())
         return without_readings(one_line) if self.remove_words else one_line
+
+
+_WITH_CODE = (
+    "The captioner {} comes with program code of its own, which would run on this computer with "
+    "all your rights; it is not run. Give a model that transformers knows by itself."
+)
+_PICKLED = (
+    "The captioner {} has its weights as a pickle ({}), which can hold program code that runs when "
+    "it is opened; it is not opened. Take a copy of the model with model.safetensors, or let "
+    "transformers write one, on a computer where it can do no harm: from_pretrained, then "
+    "save_pretrained."
+)
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".h5", ".msgpack")
+
+
+def require_data_only(source: Path) -> None:
+    """Make sure that loading a captioner from a folder runs no code and reads nothing beside it.
+
+    Raises:
+        ModelError: It has its weights as a pickle, code of its own, or a link that leads out.
+    """
+    if source.suffix.lower() == ".pth":
+        raise ModelError(
+            f"{source} is in the form of the original BLIP program. Take the same model as "
+            f"transformers has it: Salesforce/blip-image-captioning-large (or -base), or a "
+            f"local copy of its folder."
+        )
+    if not source.is_dir():
+        return
+    require_links_inside(source)
+    names = sorted(path.name for path in source.iterdir())
+    pickled = [name for name in names if Path(name).suffix.lower() in _PICKLES]
+    if pickled and not any(name.endswith(".safetensors") for name in names):
+        raise ModelError(_PICKLED.format(source, pickled[0]))
 
 
 _ANSWERS_ALONE = {"blip", "blip-2", "florence2"}  # their generate gives back the prompt or none

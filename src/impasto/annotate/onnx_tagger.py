@@ -19,6 +19,7 @@ from impasto.annotate.profiles import (
 )
 from impasto.annotate.tag_tables import READERS, read_literal
 from impasto.annotate.tags import TagTable
+from impasto.checkpoints.links import require_links_inside
 from impasto.errors import MissingDependencyError, ModelError, OutOfMemoryError
 from impasto.invocation import install_packages, missing_extra
 from impasto.progress import Progress, SilentProgress
@@ -149,6 +150,7 @@ class OnnxTagger:
 def _model_file(folder: Path) -> Path:
     if folder.is_file():
         return folder
+    require_links_inside(folder)
     named = [folder / name for name in ("model.onnx", "model_optimized.onnx", "deepdanbooru.onnx")]
     others = sorted(folder.glob("*.onnx")) if folder.is_dir() else []
     found = next((f for f in [*named, *others] if f.is_file()), None)

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from impasto.cli.dataset_options import CACHE_DIR, SOURCE
-from impasto.cli.dataset_words import words_options, words_target, write_words
+from impasto.cli.dataset_words import words_options, write_words
 from impasto.cli.numbers import Finite
 
 
@@ -68,6 +68,13 @@ def caption(source: Path, model: str, way: str, **options: Any) -> None:
     captioner = with_generation(captioner, **changes)
     before, behind = options["prefix"], options["suffix"]
     annotator = Captioning(captioner, lambda text: f"{before}{text}{behind}".strip())
-    target = words_target(options, lambda old, new: f"{old}, {new}" if old else new, "caption")
-    what = f"caption {model} {captioner.generation} {options['prompt']} {before}|{behind}"
-    write_words(source, what, annotator, target, options, console)
+    command = [
+        "caption", model, captioner.generation, options["prompt"], options["remove_words"],
+        before, behind,
+    ]  # fmt: skip
+    write_words(source, command, annotator, joined_captions, "caption", options, console)
+
+
+def joined_captions(before: str, new: str) -> str:
+    """A new caption after what is there already, once."""
+    return f"{before}, {new}" if before and before != new else new

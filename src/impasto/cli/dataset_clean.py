@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from impasto.cli.dataset_options import CACHE_DIR, ENDING, SOURCE, dataset_config
-from impasto.cli.dataset_words import usable_pictures
-from impasto.invocation import command
+from impasto.cli.dataset_options import CACHE_DIR, SOURCE, dataset_config
+from impasto.cli.dataset_words import place_of, undo_command, usable_images, words_ending
 from impasto.progress import counted
 
 if TYPE_CHECKING:
     from impasto.annotate.cleaning import Cleaner
+    from impasto.annotate.places import Place
+    from impasto.cli.console import Console
+    from impasto.data.records import ImageRecord
 
 
 @click.command()
@@ -25,8 +29,8 @@ if TYPE_CHECKING:
     help="`plain`, `kohya` (sd-scripts' own), or a file of rules; --show prints one to begin with.",
 )
 @click.option("--show", is_flag=True, help="Print the shipped `plain` rules and stop.")
-@click.option("--tags-ending", type=ENDING, default=".txt", show_default=True)
-@click.option("--captions-ending", type=ENDING, default=".caption", show_default=True)
+@click.option("--tags-ending", default=".txt", show_default=True, callback=words_ending)
+@click.option("--captions-ending", default=".caption", show_default=True, callback=words_ending)
 @click.option("--dry-run", is_flag=True, help="Show the changes and write nothing.")
 @click.option("--yes", is_flag=True, help="Write without asking.")
 @CACHE_DIR
@@ -41,40 +45,49 @@ def clean(source: Path, rules: str, show: bool, **options: Any) -> None:  # noqa
         file = resources.files("impasto.annotate") / "rules" / "plain.toml"
         click.echo(file.read_text("utf-8"), nl=False)
         return
-    from impasto.annotate.words import Journal
+    from impasto.annotate.journal import Journal
+    from impasto.canonical import canonical
 
     console, cleaner = Console(), load_rules(rules)
     config = dataset_config(source, options)
-    records = usable_pictures(config, console)
-    changes, count = _changes(records, cleaner, options["tags_ending"], options["captions_ending"])
+    place = place_of(config)
+    found = _find(usable_images(config, console), place, options, console)
+    changes = _changes(found, cleaner)
     for path, (old, new) in changes.items():
-        console.note(f"{path}\n- {old}\n+ {new}")
-    console.note(f"{len(changes)} of {counted(count, 'files')} would change.")
+        console.note("\n".join([str(path), *_marked("-", old), *_marked("+", new)]))
+    console.note(f"{len(changes)} of {counted(sum(map(len, found)), 'files')} would change.")
     if options["dry_run"] or not changes:
         return
     if not options["yes"] and not click.confirm("Write them?"):
         return
-    with Journal(config.derived_dir / "annotations", f"clean {rules}") as journal:
+    with Journal(place, canonical(["clean", rules])) as journal:
         for path, (_, new) in changes.items():
-            journal.write(path, new, str(path))
-    console.note(f"Written. Take it back with: {command('dataset', 'undo', source)}")
+            journal.write(path, new, place.name_of(path))
+    console.note(f"Written. Take it back with: {undo_command(source, place)}")
 
 
 @click.command()
 @SOURCE
 @click.option(
-    "--ending", type=ENDING, default=".txt", show_default=True, help="Of the files with tags."
+    "--ending",
+    default=".txt",
+    show_default=True,
+    callback=words_ending,
+    help="Of the files with tags.",
 )
 @click.option("--least", default=1, show_default=True, help="Only tags in so many pictures.")
 @CACHE_DIR
 def tags(source: Path, ending: str, least: int, **options: Any) -> None:
     """Count the tags of SOURCE."""
+    from impasto.annotate.beside import WordsBeside
     from impasto.annotate.cleaning import count_tags
     from impasto.cli.console import Console
 
     console = Console()
-    records = usable_pictures(dataset_config(source, options), console)
-    counts = count_tags(_read(record.path.with_suffix(ending)) or "" for record in records)
+    records = usable_images(dataset_config(source, options), console)
+    beside = WordsBeside(ending)
+    texts = {path: _read(path) for r in records if (path := beside.file(r.path, ending)).is_file()}
+    counts = count_tags(text for text in texts.values() if text is not None)
     rows = {name: count for name, count in counts.most_common() if count >= least}
     if rows:
         console.table(rows)
@@ -84,45 +97,90 @@ def tags(source: Path, ending: str, least: int, **options: Any) -> None:
 @click.command()
 @SOURCE
 @click.option("--force", is_flag=True, help="Also restore files that were changed since.")
+@click.option("--keep", is_flag=True, help="Leave those as they are, and be done with this change.")
+@click.option(
+    "--metadata",
+    type=click.Path(path_type=Path),
+    help="The metadata file that was written, where it is not in the folder of images.",
+)
 @CACHE_DIR
-def undo(source: Path, force: bool, **options: Any) -> None:  # noqa: FBT001
-    """Take back what the last tag, caption or clean wrote for SOURCE, byte for byte."""
-    from impasto.annotate import words
+def undo(
+    source: Path,
+    force: bool,  # noqa: FBT001
+    keep: bool,  # noqa: FBT001
+    metadata: Path | None,
+    **options: Any,
+) -> None:
+    """Take back what the last tag, caption or clean wrote for SOURCE, byte for byte.
+
+    Run it again to take back the change before. Files that were changed since are left alone and
+    named; the notes are kept until they are restored (--force) or given up (--keep).
+    """
+    from impasto.annotate import undoing
     from impasto.cli.console import Console
 
+    if force and keep:
+        raise click.UsageError("--force and --keep contradict each other.")
     console = Console()
-    config = dataset_config(source, options)
-    undone = words.undo(config.derived_dir / "annotations", force=force)
-    console.note(f"{counted(undone.restored, 'files')} restored.")
-    for path in undone.changed_since:
-        console.note(f"Left alone, since it was changed meanwhile: {path} (--force restores it)")
+    place = place_of(dataset_config(source, options), metadata)
+    undone = undoing.undo(place, force=force, keep=keep)
+    console.note(f"{counted(undone.restored, 'files are')} as before.")
+    for path, reason in undone.left_alone:
+        console.note(f"Left alone: {path}: {reason}")
+    if undone.left_alone and not keep:
+        forced = undo_command(source, place, "--force")
+        console.note(f"To restore these too: {forced} (or --keep to leave them for good)")
+
+
+def _find(
+    records: Sequence[ImageRecord], place: Place, options: dict[str, Any], console: Console
+) -> tuple[dict[Path, str], dict[Path, str]]:
+    """The files with tags and those with captions, with their words; odd ones are skipped."""
+    from impasto.annotate.beside import WordsBeside
+
+    endings = (options["tags_ending"], options["captions_ending"])
+    beside = WordsBeside(*endings)
+    found: tuple[dict[Path, str], dict[Path, str]] = ({}, {})
+    for kind, ending in zip(found, endings, strict=True):
+        for path in dict.fromkeys(beside.file(record.path, ending) for record in records):
+            if not os.path.lexists(path):
+                continue
+            reason, text = place.why_not_written(path), None
+            if not reason:
+                text = _read(path)
+                reason = "it is not UTF-8 text; save it as UTF-8" if text is None else ""
+            if text is None:
+                console.note(f"Skipped: {path}: {reason}")
+            elif text:
+                kind[path] = text
+    return found
 
 
 def _changes(
-    records: Any, cleaner: Cleaner, tags_ending: str, captions_ending: str
-) -> tuple[dict[Path, tuple[str, str]], int]:
-    """File -> its words and what becomes of them, where that differs; and how many there are."""
-    from impasto.annotate.cleaning import Rules, count_tags
+    found: tuple[dict[Path, str], dict[Path, str]], cleaner: Cleaner
+) -> dict[Path, tuple[str, str]]:
+    """File -> its words and what becomes of them, where that differs."""
+    from impasto.annotate.cleaning import Rules, by_line, count_tags
 
-    steps = {tags_ending: cleaner.tags, captions_ending: cleaner.caption}
-    found: dict[Path, tuple[str, str]] = {}
-    count = 0
-    for ending, step in steps.items():
-        texts = {r.path.with_suffix(ending): _read(r.path.with_suffix(ending)) for r in records}
-        there = {path: text for path, text in texts.items() if text is not None}
-        count += len(there)
-        cleaned = {path: step(text) for path, text in there.items()}
-        if ending == tags_ending and isinstance(cleaner, Rules):
-            kept = cleaner.frequent(count_tags(cleaned.values()), len(there))
-            cleaned = {path: kept(text) for path, text in cleaned.items()}
-        found |= {p: (there[p], new) for p, new in cleaned.items() if new != there[p]}
-    return found, count
+    tags, captions = found
+    cleaned = {path: by_line(cleaner.tags)(text) for path, text in tags.items()}
+    if isinstance(cleaner, Rules):
+        kept = by_line(cleaner.frequent(count_tags(cleaned.values()), len(tags)))
+        cleaned = {path: kept(text) for path, text in cleaned.items()}
+    cleaned |= {path: by_line(cleaner.caption)(text) for path, text in captions.items()}
+    there = tags | captions
+    return {p: (there[p], new) for p, new in cleaned.items() if new != there[p]}
 
 
 def _read(path: Path) -> str | None:
-    from impasto.errors import DatasetError
+    """The lines of a file that are not blank; None where it cannot be read as text."""
+    from impasto.annotate.cleaning import lines_of
 
     try:
-        return path.read_text(encoding="utf-8-sig").strip() if path.is_file() else None
-    except UnicodeDecodeError as error:
-        raise DatasetError(f"{path} is not UTF-8 text; save it as UTF-8.") from error
+        return "\n".join(lines_of(path.read_text(encoding="utf-8-sig")))
+    except (OSError, UnicodeDecodeError):
+        return None
+
+
+def _marked(mark: str, text: str) -> list[str]:
+    return [f"{mark} {line}" for line in text.split("\n")]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from impasto.cli.dataset_options import CACHE_DIR, SOURCE
-from impasto.cli.dataset_words import words_options, words_target, write_words
+from impasto.cli.dataset_words import words_options, write_words
 
 if TYPE_CHECKING:
     from impasto.annotate.tags import Selection, Spelling
@@ -76,8 +76,6 @@ def tag(
     impasto dataset tag pictures --model wd-swinv2-v3 --threshold balance
     impasto dataset tag pictures --model taggers/my-wd14 --dry-run
     """  # noqa: D301 - the backspace tells click to keep the lines
-    from dataclasses import replace
-
     from impasto.annotate.annotation import Tagging
     from impasto.annotate.deepdanbooru import DeepDanbooruTagger
     from impasto.annotate.models import TAGGERS, locate_tagger
@@ -100,9 +98,9 @@ def tag(
             tagger = made
     balance = TAGGERS[model].balance if model in TAGGERS else None
     selection = _selection(options, tagger.profile.thresholds, balance, model)
-    tagging = Tagging(tagger, selection, replace(spelling))
-    target = words_target(options, spelling.joined_to, "tags")
-    write_words(source, f"tag {model} {selection} {spelling}", tagging, target, options, console)
+    tagging = Tagging(tagger, selection, spelling)
+    command = ["tag", model, kind, logits, selection, spelling]
+    write_words(source, command, tagging, spelling.joined_to, "tags", options, console)
     if options["counts"]:
         console.heading("Tags")
         console.table(dict(tagging.counts.most_common()))

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import click
 
-from impasto.cli.dataset_options import ENDING, dataset_config
+from impasto.cli.dataset_options import dataset_config
 from impasto.invocation import command
 
 if TYPE_CHECKING:
     from impasto.annotate.annotation import Annotated, Annotator, Target
+    from impasto.annotate.journal import Journal
+    from impasto.annotate.places import Place
     from impasto.cli.console import Console
     from impasto.data.records import ImageRecord
 
@@ -23,7 +25,11 @@ def words_options(ending: str) -> Callable[[F], F]:
     """Where words go, and what becomes of those that are there."""
     options = (
         click.option(
-            "--ending", type=ENDING, default=ending, show_default=True, help="Of the files written."
+            "--ending",
+            default=ending,
+            show_default=True,
+            callback=words_ending,
+            help="Of the files written.",
         ),
         click.option(
             "--metadata", type=click.Path(path_type=Path), help="Write into this JSON instead."
@@ -33,12 +39,12 @@ def words_options(ending: str) -> Callable[[F], F]:
             type=click.Choice(["missing", "overwrite", "append"]),
             default="missing",
             show_default=True,
-            help="Only pictures without words; all; or all, after what is there.",
+            help="Only images without words of any kind; all; or all, after what is there.",
         ),
         click.option("--dry-run", is_flag=True, help="Print the words and write nothing."),
         click.option("--batch", default=8, show_default=True, type=click.IntRange(1)),
         click.option("--workers", type=click.IntRange(0), help="Decoding threads."),
-        click.option("--stop-on-error", is_flag=True, help="End at a picture that is unreadable."),
+        click.option("--stop-on-error", is_flag=True, help="End at an image that is unreadable."),
     )
 
     def add(command: F) -> F:
@@ -49,20 +55,44 @@ def words_options(ending: str) -> Callable[[F], F]:
     return add
 
 
+def words_ending(context: click.Context, parameter: click.Parameter, value: str) -> str:  # noqa: ARG001
+    """The ending of files with words, with its dot; never that of an image."""
+    from impasto.annotate.places import ending_of
+
+    try:
+        return ending_of(value)
+    except ValueError as error:
+        raise click.BadParameter(f"{error}.") from error
+
+
 def write_words(
     source: Path,
-    what: str,
+    command: object,
     annotator: Annotator[Any],
-    target: Target,
+    join: Callable[[str, str], str],
+    column: Literal["caption", "tags"],
     options: dict[str, Any],
     console: Console,
 ) -> None:
-    """Go through the pictures of SOURCE with a tagger or a captioner, and say what was done."""
+    """Go through the images of SOURCE with a tagger or a captioner, and say what was done.
+
+    Args:
+        source: A folder, or what else names images.
+        command: What the command does, in plain values: an interrupted one goes on.
+        annotator: What gives words.
+        join: Puts words together for `append`.
+        column: What metadata calls the words.
+        options: Those of `words_options`, and the folder of derived data.
+        console: Is told what is done.
+    """
     from impasto.annotate.annotation import annotate
-    from impasto.annotate.words import Journal
+    from impasto.annotate.journal import Journal
+    from impasto.canonical import canonical
 
     config = dataset_config(source, {"cache_dir": options["cache_dir"]})
-    records = usable_pictures(config, console)
+    records = usable_images(config, console)
+    place = place_of(config, options["metadata"])
+    target = _target(options, join, column, place)
     dry = options["dry_run"]
 
     def show(record: ImageRecord, text: str) -> None:
@@ -84,38 +114,71 @@ def write_words(
     if dry:
         done = go(None)
     else:
-        with Journal(
-            config.derived_dir / "annotations", f"{what} {options['existing']}"
-        ) as journal:
+        asked = {name: options[name] for name in ("existing", "ending")}
+        with Journal(place, canonical([command, asked, options["metadata"] is None])) as journal:
             done = go(journal)
+    _tell(done, options, console)
+    if done.written and not dry:
+        console.note(f"Take it back with: {undo_command(source, place)}")
+
+
+def _tell(done: Annotated[Any], options: dict[str, Any], console: Console) -> None:
+    before = {"Done before the stop": done.done_before} if done.done_before else {}
     console.table(
         {
             "With words now": done.written,
-            "Left as they were": done.skipped,
+            "Left as they were": done.worded,
+            **before,
             "Nothing to say": done.empty,
-            "Passed over": len(done.set_aside),
+            "Skipped": len(done.set_aside),
         }
     )
-    if done.written and not dry:
-        console.note(f"Take it back with: {command('dataset', 'undo', source)}")
+    if done.worded:
+        where = options["metadata"] or f"the {options['ending']} files"
+        console.note(
+            f"{done.worded} have words of some kind already. --existing append writes behind those "
+            f"in {where}, --existing overwrite replaces them; training joins all that is there."
+        )
 
 
-def usable_pictures(config: Any, console: Console) -> Sequence[ImageRecord]:
-    """The pictures; what is set aside is said."""
+def usable_images(config: Any, console: Console) -> Sequence[ImageRecord]:
+    """The images; what is skipped is said."""
     from impasto.training.pictures import scan_all
 
     scan = scan_all(config, console)
     for item in scan.set_aside:
-        console.note(f"Passed over: {item.path}: {item.reason}")
+        console.note(f"Skipped: {item.path}: {item.reason}")
     return scan.records
 
 
-def words_target(options: dict[str, Any], join: Callable[[str, str], str], column: Any) -> Target:
-    """Sidecars or metadata, as the options say; `join` puts words together for `append`."""
+def place_of(config: Any, metadata: Path | None = None) -> Place:
+    """Where the words of a data set are, by its settings."""
+    from impasto.annotate.places import Place
+
+    subsets = [subset for part in config.parts for subset in part.subsets]
+    roots = [subset.image_dir or (subset.metadata_file or Path()).parent for subset in subsets]
+    return Place(tuple(dict.fromkeys(roots)), config.derived_dir / "annotations", metadata)
+
+
+def undo_command(source: Path, place: Place, *options: str) -> str:
+    """What takes the last change back, to be pasted."""
+    words: list[object] = ["dataset", "undo", source, *options]
+    if place.named is not None and place.needs_name(place.named):
+        words += ["--metadata", place.named]
+    return command(*words)
+
+
+def _target(
+    options: dict[str, Any],
+    join: Callable[[str, str], str],
+    column: Literal["caption", "tags"],
+    place: Place,
+) -> Target:
+    """Sidecars or metadata, as the options say."""
     from impasto.annotate.words import MetadataWords, Sidecars
 
     if options["metadata"] is None:
-        return Sidecars(options["ending"], options["existing"], join)
+        return Sidecars(options["ending"], options["existing"], join, place)
     return MetadataWords(
-        options["metadata"], column, options["existing"], join, lambda record: record.name
+        options["metadata"], column, options["existing"], join, lambda record: record.name, place
     )

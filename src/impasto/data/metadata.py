@@ -113,15 +113,19 @@ def write_metadata(
     Raises:
         StorageError: It could not be written; what was there is untouched.
     """
-    if file.suffix.lower() == _JSONL:
-        lines = [{"image_path": entry.key, **entry.as_dict()} for entry in entries]
-        text = "".join(_dumped(line) + "\n" for line in lines)
-    else:
-        content = {entry.key: entry.as_dict() for entry in entries}
-        text = _dumped(content, indent=1) + "\n"
+    text = metadata_text(file, entries)
     kept = keep_backup(file) if backup else None
     files.rewrite_text(file, text)
     return kept
+
+
+def metadata_text(file: Path, entries: Iterable[MetadataEntry]) -> str:
+    """What a metadata file of this name holds."""
+    if file.suffix.lower() == _JSONL:
+        lines = [{"image_path": entry.key, **entry.as_dict()} for entry in entries]
+        return "".join(_dumped(line) + "\n" for line in lines)
+    content = {entry.key: entry.as_dict() for entry in entries}
+    return _dumped(content, indent=1) + "\n"
 
 
 def _dumped(value: Any, *, indent: int | None = None) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from impasto.checkpoints.keymap import PARTS, TEXT_ENCODER
+from impasto.checkpoints.links import require_links_inside
 from impasto.checkpoints.reading import open_tensor_file
 from impasto.checkpoints.tensors import LazyTensor, Tensors
 from impasto.errors import ModelError
@@ -52,6 +53,7 @@ def open_folder(path: Path, weights: str = "auto", variant: str | None = None) -
             f"model_index.json, unet, vae, text_encoder, tokenizer and scheduler in it, or the "
             f"path of one .safetensors or .ckpt file."
         )
+    require_links_inside(path)
     index = read_config(path / "model_index.json")
     if "text_encoder_2" in index or "transformer" in index:
         raise ModelError(
@@ -83,6 +85,7 @@ def open_part(folder: Path, part: str) -> tuple[Tensors, dict[str, Any]]:
     Raises:
         ModelError: It is not there or damaged.
     """
+    require_links_inside(folder)
     tensors, config, _ = _open_part(folder, part, "auto", None)
     return tensors, config
 

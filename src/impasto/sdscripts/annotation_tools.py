@@ -28,8 +28,9 @@ from impasto.sdscripts.tools import (
 if TYPE_CHECKING:
     from impasto.annotate.annotation import Annotated, Annotator, Target
     from impasto.annotate.captioners import Captioner, Generation
+    from impasto.annotate.journal import Journal
+    from impasto.annotate.places import Place
     from impasto.annotate.tags import Spelling
-    from impasto.annotate.words import Journal
     from impasto.cli.console import Console
     from impasto.data.records import ImageRecord
 
@@ -107,7 +108,8 @@ def _caption_all(options: argparse.Namespace, captioner: Captioner, console: Con
     from impasto.annotate.words import Sidecars
 
     say_without_effect(options, console, max_data_loader_n_workers=_WORKERS)
-    target = Sidecars(options.caption_extension, "overwrite", lambda _, new: new)
+    place = _place_of(options)
+    target = Sidecars(options.caption_extension, "overwrite", lambda _, new: new, place)
     _write(options, Captioning(captioner), target, console)
 
 
@@ -171,9 +173,11 @@ def _tag(options: argparse.Namespace, console: Console) -> None:
     tagging = Tagging(tagger, selection, spelling)
     policy: Policy = "append" if options.append_tags else "overwrite"
     if options.output_path is None:
-        target: Any = Sidecars(options.caption_extension, policy, spelling.joined_to)
+        ending = options.caption_extension
+        target: Any = Sidecars(ending, policy, spelling.joined_to, _place_of(options))
     else:
-        target = OneFile(options.output_path, spelling, appends=options.append_tags)
+        appends = options.append_tags
+        target = OneFile(options.output_path, spelling, _place_of(options), appends=appends)
     _write(options, tagging, target, console)
     if options.frequency_tags:
         console.heading("Tag frequencies")
@@ -218,6 +222,7 @@ class OneFile:
 
     file: Path
     spelling: Spelling
+    place: Place
     appends: bool
     found: dict[str, dict[str, Any]] = field(default_factory=dict)
 
@@ -235,6 +240,10 @@ class OneFile:
     def wants(self, record: ImageRecord) -> bool:  # noqa: ARG002
         """All pictures."""
         return True
+
+    def fault(self, record: ImageRecord) -> str:  # noqa: ARG002
+        """One file takes the tags of all pictures."""
+        return ""
 
     def text(self, record: ImageRecord, new: str) -> str:
         """What will be written."""
@@ -260,12 +269,20 @@ class OneFile:
         files.rewrite_text(self.file, "".join(texts))
 
 
+def _place_of(options: argparse.Namespace) -> Place:
+    from impasto.annotate.places import Place
+
+    folder: Path = options.train_data_dir
+    return Place((folder,), folder / ".impasto" / "annotations")
+
+
 def _write(
     options: argparse.Namespace, annotator: Annotator[Any], target: Target, console: Console
 ) -> None:
     """Go through the pictures; a journal allows `impasto dataset undo`."""
     from impasto.annotate.annotation import annotate
-    from impasto.annotate.words import Journal
+    from impasto.annotate.journal import Journal
+    from impasto.canonical import canonical
 
     folder = options.train_data_dir
     records = pictures_of(folder, console, recursive=options.recursive)
@@ -273,7 +290,8 @@ def _write(
     def show(record: ImageRecord, text: str) -> None:
         console.note(f"{record.path}: {text}")
 
-    with Journal(folder / ".impasto" / "annotations", f"{vars(options)}") as journal:
+    asked = {k: v for k, v in vars(options).items() if k not in ("train_data_dir", "debug")}
+    with Journal(_place_of(options), canonical(asked)) as journal:
         done: Annotated[Any] = annotate(
             records,
             annotator,

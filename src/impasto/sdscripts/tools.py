@@ -48,10 +48,21 @@ def picture_parser(prog: str, description: str, ending: str, *, old: bool = True
     parser = ToolParser(prog=prog, description=description, allow_abbrev=False)
     parser.add_argument("train_data_dir", type=Path, help="folder of pictures")
     names = ["--caption_extension", *(["--caption_extention"] if old else [])]
-    parser.add_argument(*names, dest="caption_extension", default=ending, help="of the text files")
+    parser.add_argument(
+        *names, dest="caption_extension", default=ending, type=_ending, help="of the text files"
+    )
     parser.add_argument("--recursive", action="store_true", help="also look in folders below")
     parser.add_argument("--debug", action="store_true", help="print the words of each picture")
     return parser
+
+
+def _ending(text: str) -> str:
+    from impasto.annotate.places import ending_of
+
+    try:
+        return ending_of(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def pictures_of(folder: Path, console: Console, *, recursive: bool) -> Sequence[ImageRecord]:

@@ -1,0 +1,222 @@
+"""Notes of what a command changed, made ahead of each change, so that `undo` restores every byte.
+
+A journal is a file of JSON lines, each with a check sum over itself: what the command is, then for
+each file what was there (content and hash) and the hash of what was written, pictures that are
+done, and the end. Without an end the same command goes on with the pictures that are left. Journals
+of earlier versions, which had absolute paths, are read too. `undoing.py` takes them back.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import hashlib
+import os
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path, PurePosixPath
+from types import TracebackType
+from typing import Any
+
+from impasto import files
+from impasto.annotate.beside import has_text
+from impasto.annotate.notes import (
+    NUMBERED,
+    Notes,
+    hash_of,
+    journals_in,
+    read_notes,
+    with_sum,
+)
+from impasto.annotate.places import METADATA, Place, Spot
+from impasto.errors import RunError, StorageError
+
+_FORMAT = 2
+
+
+class Journal:
+    """The notes of one command; at most one command at a time writes words of a data set.
+
+    Args:
+        place: The data set.
+        command: What the command does, as canonical text; an unfinished one of the same text is
+            continued.
+    """
+
+    def __init__(self, place: Place, command: str) -> None:
+        self.place, self.command = place, command
+        self.done: set[str] = set()
+        self._held = contextlib.ExitStack()
+        self._path: Path | None = None
+        self._file: Any = None
+        self._last: dict[Spot, str] = {}
+
+    def __enter__(self) -> Journal:
+        self._held.enter_context(alone(self.place.journals))
+        newest = next(reversed(journals_in(self.place.journals)), None)
+        if newest is not None and NUMBERED.match(newest.name):
+            self._continue(newest)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        with self._held:
+            if self._file is not None:
+                try:
+                    if kind is None:
+                        self._note({"end": True})
+                finally:
+                    self._file.close()
+                if kind is None and self._path is not None and not self._last:
+                    self._path.unlink(missing_ok=True)  # nothing to take back
+
+    def write(self, path: Path, text: str, picture: str) -> None:
+        """Note what is there, then write; the text gets a line end.
+
+        Raises:
+            RunError: The file is outside of the data set.
+            StorageError: It could not be written.
+        """
+        self.replace(path, (text + "\n").encode())
+        self.finish(picture)
+
+    def replace(self, path: Path, content: bytes) -> None:
+        """The same for any bytes, of a picture's words or of a metadata file."""
+        spot = self.place.spot_of(path)
+        if spot is None:
+            raise RunError(f"{path} is outside of the data set; nothing is written there.")
+        real = files.real_path(path)
+        before = real.read_bytes() if real.is_file() else None
+        if before == content:
+            return
+        was, after = hash_of(before), hashlib.sha256(content).hexdigest()
+        note: dict[str, Any] = {"root": spot.root, "file": spot.file, "was": was, "after": after}
+        if before is not None and self._last.get(spot) != was:
+            note["before"] = base64.b64encode(before).decode("ascii")
+        self._note(note)
+        self._last[spot] = after
+        with files.rewrite_file(path) as partial:
+            partial.write_bytes(content)
+
+    def finish(self, picture: str) -> None:
+        """Note that a picture needs nothing more; if that is lost, it is done once more."""
+        self._note({"picture": picture}, durably=False)
+
+    def _continue(self, newest: Path) -> None:
+        """Go on with the newest journal, if it is of this command and was broken off."""
+        notes = read_notes(newest)
+        if notes.ended or notes.damaged or notes.command != self.command:
+            return
+        try:
+            self.done = _still_done(notes, self.place)
+        except RunError:
+            return  # its notes are not of this data set
+        self._last = {e.spot: e.after for e in notes.edits if isinstance(e.spot, Spot)}
+        self._path = newest
+        _cut_half_line(newest)
+
+    def _note(self, line: Mapping[str, Any], *, durably: bool = True) -> None:
+        try:
+            if self._file is None:
+                self._open()
+            self._file.write(with_sum(line))
+            self._file.flush()
+            if durably:
+                os.fsync(self._file.fileno())
+        except OSError as error:
+            raise StorageError(
+                f"The notes for undo cannot be written to {self.place.journals}: {error}. Words "
+                f"that are written are kept. Free some space and run the same command again."
+            ) from error
+
+    def _open(self) -> None:
+        """Begin the file with the first note, so that a command without any leaves none."""
+        if self._path is not None:
+            self._file = self._path.open("a", encoding="ascii", newline="\n")
+            return
+        files.require_writable(self.place.journals)
+        numbers = [
+            int(m[1]) for p in journals_in(self.place.journals) if (m := NUMBERED.match(p.name))
+        ]
+        self._path = self.place.journals / f"edit-{max(numbers, default=0) + 1:06d}.jsonl"
+        self._file = self._path.open("x", encoding="ascii", newline="\n")
+        begin: dict[str, Any] = {"format": _FORMAT, "begin": self.command, "at": int(time.time())}
+        if not self._is_within():
+            begin["folders"] = folders_of(self.place)
+        self._file.write(with_sum(begin))
+
+    def _is_within(self) -> bool:
+        return any(files.is_inside(self.place.journals, root) for root in self.place.roots)
+
+
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Hold a folder of journals, so that no second command changes the same words meanwhile.
+
+    The operating system lets go when the process ends, however it ends. On a disk that knows no
+    locks nothing is held.
+
+    Raises:
+        RunError: Another command is at it.
+        StorageError: The folder cannot be written.
+    """
+    files.require_writable(folder)
+    handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        if not _locked(handle):
+            raise RunError(
+                f"Another command is changing words of this data set (it holds {folder}). Wait "
+                f"until it is done."
+            )
+        yield
+    finally:
+        os.close(handle)
+
+
+def folders_of(place: Place) -> list[str]:
+    """The data set's folders as they are noted in a journal that is kept elsewhere."""
+    return [files.real_path(root).as_posix() for root in place.roots]
+
+
+def _still_done(notes: Notes, place: Place) -> set[str]:
+    """The pictures that are done, but for those whose words somebody took away since.
+
+    Raises:
+        RunError: The notes are of files outside of the data set.
+    """
+    spots = {edit.spot for edit in notes.edits if isinstance(edit.spot, Spot)}
+    gone = {spot for spot in spots if not has_text(place.file_of(spot))}
+    if any(PurePosixPath(spot.file).suffix.lower() in METADATA for spot in gone):
+        return set()
+    stems = {f"{spot.root}:{spot.file.rpartition('.')[0]}" for spot in gone}
+    return {picture for picture in notes.done if picture.rpartition(".")[0] not in stems}
+
+
+def _cut_half_line(file: Path) -> None:
+    """Take off what a crash left of a last line, so that the next one begins anew."""
+    content = file.read_bytes()
+    whole = content.rfind(b"\n") + 1
+    if whole < len(content):
+        os.truncate(file, whole)
+
+
+def _locked(handle: int) -> bool:
+    """Take the system's lock on an open file; False if somebody has it."""
+    try:
+        if os.name == "nt":
+            import msvcrt
+
+            msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
+        else:
+            import fcntl
+
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:  # Windows says that it is taken; a network disk that it knows none
+        return os.name != "nt" or error.errno is None
+    return True

@@ -1,0 +1,136 @@
+"""Where the words of a data set are, so that notes of changes hold wherever its folder is moved.
+
+A file is noted by the folder of the data set that it is in and the path below: `Spot`. A data set
+may come from a stranger, notes included, so a spot never leads out of those folders, neither by
+its text nor by a link on the way, and never to what cannot be words.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath, PureWindowsPath
+
+from impasto import files
+from impasto.data.images import EXTENSIONS
+from impasto.errors import RunError
+
+NAMED = -1
+METADATA = frozenset({".json", ".jsonl"})
+
+
+@dataclass(frozen=True)
+class Spot:
+    """A file of words.
+
+    Attributes:
+        root: The number of the data set's folder that it is in; `NAMED` is the metadata file that
+            the user named, wherever it is.
+        file: Its path below, with slashes; of a named file its name.
+    """
+
+    root: int
+    file: str
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where words of a data set may be, and where the notes of changes are kept.
+
+    Attributes:
+        roots: The folders of the data set, in the order of its settings.
+        journals: Folder of the notes.
+        named: A metadata file that the user named, which may be anywhere.
+    """
+
+    roots: tuple[Path, ...]
+    journals: Path
+    named: Path | None = None
+
+    def spot_of(self, path: Path) -> Spot | None:
+        """Where a file really is, after links; None outside of the data set."""
+        real = files.real_path(path)
+        for number, root in enumerate(self.roots):
+            base = files.real_path(root)
+            if real.is_relative_to(base):
+                below = real.relative_to(base).as_posix()
+                if not why_no_words(below):
+                    return Spot(number, below)
+        if self.named is not None and real == files.real_path(self.named):
+            return Spot(NAMED, self.named.name)
+        return None
+
+    def file_of(self, spot: Spot) -> Path:
+        """The file that a spot stands for, without any link on the way.
+
+        Raises:
+            RunError: The spot leads out of the data set, or the file has to be named.
+        """
+        if spot.root == NAMED:
+            if self.named is None:
+                raise RunError(
+                    f"The last change was to the metadata file {spot.file}, which is not in the "
+                    f"data set. Name it: add --metadata and its path. Nothing was touched."
+                )
+            return files.real_path(self.named)
+        reason = why_no_words(spot.file)
+        if not 0 <= spot.root < len(self.roots):
+            reason = f"it is in folder {spot.root + 1} of the data set, which has fewer"
+        if reason:
+            raise RunError(
+                f"The notes in {self.journals} name {spot.file[:200]!r}, which undo does not "
+                f"touch: {reason}. Nothing was touched. Notes that came with somebody else's data "
+                f"set can be deleted."
+            )
+        return files.real_path(self.roots[spot.root]) / spot.file
+
+    def needs_name(self, file: Path) -> bool:
+        """Whether undo has to be told where a metadata file is: it is outside of the data set."""
+        spot = self.spot_of(file)
+        return spot is not None and spot.root == NAMED
+
+    def name_of(self, picture: Path) -> str:
+        """What a picture is called in notes, wherever the data set is moved."""
+        for number, root in enumerate(self.roots):
+            if picture.is_relative_to(root):
+                return f"{number}:{picture.relative_to(root).as_posix()}"
+        return picture.as_posix()
+
+    def why_not_written(self, path: Path) -> str:
+        """Why words are not written to a file; empty where they may be."""
+        if self.named is not None and path == self.named:
+            return ""
+        reason = files.why_not_written(path, self.roots)
+        if reason or self.spot_of(path) is not None:
+            return reason
+        return f"{path.name} is hidden or an image; no words are written there"
+
+
+def why_no_words(below: str) -> str:
+    """Why a path below a folder cannot be a file of words; empty where it can."""
+    plain, windows = PurePosixPath(below), PureWindowsPath(below)
+    if plain.is_absolute() or windows.drive or windows.root or ".." in windows.parts:
+        return "it leads out of the data set"
+    if not plain.parts or "\0" in below or plain.as_posix() != below:
+        return "it is no path"
+    if any(part.startswith(".") for part in plain.parts):
+        return "it is hidden"
+    if plain.suffix.lower() in EXTENSIONS:
+        return "it is an image"
+    if any(len(os.fsencode(part)) > files.LONGEST_NAME for part in plain.parts):
+        return "its name is too long"
+    return ""
+
+
+def ending_of(text: str) -> str:
+    """The ending of files with words, with its dot, from what somebody typed.
+
+    Raises:
+        ValueError: Files of that ending are no words; with the reason.
+    """
+    ending = f".{text.strip().lstrip('.')}"
+    if ending == "." or set('/\\:*?"<>|\0') & set(ending) or why_no_words(f"a{ending}"):
+        raise ValueError(f"{text!r} cannot be the ending of files with words, as .txt is")
+    if ending.lower() in METADATA:
+        raise ValueError(f"{ending} is the ending of metadata, one file for all images")
+    return ending

@@ -1,0 +1,198 @@
+"""Takes back what the last command wrote: everything is checked first, then each file restored.
+
+Nothing is touched that is not in the data set, nor, unless asked, what somebody changed since. The
+journal stays until all of it is taken back, so a fault half-way (a full disk, a folder that moved)
+costs nothing but running it again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from impasto import files
+from impasto.annotate.journal import alone, folders_of
+from impasto.annotate.notes import Edit, Notes, digest_of, journals_in, read_notes, with_sum
+from impasto.annotate.places import Place, Spot
+from impasto.errors import RunError, StorageError
+
+
+@dataclass(frozen=True)
+class Undone:
+    """What taking a journal back did.
+
+    Attributes:
+        restored: Files that are as they were.
+        left_alone: Files that were left as they are, with the reasons.
+    """
+
+    restored: int
+    left_alone: tuple[tuple[Path, str], ...]
+
+
+@dataclass(frozen=True)
+class _Step:
+    """What becomes of one file."""
+
+    path: Path
+    content: bytes | None = None
+    writes: bool = False
+    left_alone: str = ""
+
+
+def undo(place: Place, *, force: bool = False, keep: bool = False) -> Undone:
+    """Take the newest journal back; it is gone once nothing of it is left.
+
+    Args:
+        place: The data set.
+        force: Also restore files that were changed since.
+        keep: Leave files that were changed since, and be done with this journal.
+
+    Raises:
+        RunError: There is nothing to take back, its notes are damaged, or they lead out of the
+            data set; nothing was touched.
+        StorageError: Files could not be written; the others are restored, and running it again
+            goes on.
+    """
+    if not journals_in(place.journals):
+        raise _nothing(place)
+    with alone(place.journals):
+        journal, notes = _newest(place)
+        if notes.damaged and not force:
+            raise RunError(
+                f"The notes in {journal} are damaged (line {notes.damaged[0]}). Nothing was "
+                f"touched. --force restores what the other {len(notes.edits)} notes say."
+            )
+        steps = [_step(path, chain, force=force) for path, chain in _chains(notes, place).items()]
+        faults = _apply(steps)
+        left = tuple((step.path, step.left_alone) for step in steps if step.left_alone)
+        if faults:
+            _mark(journal)
+            raise StorageError(
+                f"{len(faults)} of {len(steps)} files could not be restored; the first is "
+                f"{faults[0]} Run it again when that is mended: the notes are kept."
+            )
+        if left and not keep:
+            _mark(journal)
+        else:
+            journal.unlink(missing_ok=True)
+    return Undone(len(steps) - len(left), left)
+
+
+def _newest(place: Place) -> tuple[Path, Notes]:
+    """The last journal of this data set that changed anything; empty ones after it are removed.
+
+    Raises:
+        RunError: There is none.
+    """
+    for journal in reversed(journals_in(place.journals)):
+        notes = read_notes(journal)
+        if not _belongs(notes, place):
+            continue
+        if notes.edits or notes.damaged:
+            return journal, notes
+        journal.unlink(missing_ok=True)
+    raise _nothing(place)
+
+
+def _belongs(notes: Notes, place: Place) -> bool:
+    """Whether a journal is of this data set, where several keep theirs in one folder."""
+    if notes.folders is not None:
+        gone = not any(Path(folder).exists() for folder in notes.folders)
+        return notes.folders == folders_of(place) or gone
+    if any(files.is_inside(place.journals, root) for root in place.roots):
+        return True
+    return any(not isinstance(e.spot, Path) or place.spot_of(e.spot) for e in notes.edits)
+
+
+def _chains(notes: Notes, place: Place) -> dict[Path, list[Edit]]:
+    """The edits of each file, in order.
+
+    Raises:
+        RunError: One is of a file that undo does not touch.
+    """
+    chains: dict[Path, list[Edit]] = {}
+    for edit in notes.edits:
+        spot = edit.spot if isinstance(edit.spot, Spot) else _of_old(edit.spot, place)
+        chains.setdefault(place.file_of(spot), []).append(edit)
+    return chains
+
+
+def _of_old(path: Path, place: Place) -> Spot:
+    """The spot of an absolute path.
+
+    Raises:
+        RunError: It is outside of the data set.
+    """
+    usable = path.is_absolute() and "\0" not in str(path)
+    spot = place.spot_of(path) if usable else None
+    if spot is None:
+        raise RunError(
+            f"The notes in {place.journals} name {str(path)[:200]}, which is outside of the data "
+            f"set. Nothing was touched. If the folder of pictures was moved since, move it back "
+            f"for this (or name the metadata file with --metadata); if the notes came with "
+            f"somebody else's data set, delete them."
+        )
+    return spot
+
+
+def _step(path: Path, chain: Sequence[Edit], *, force: bool) -> _Step:
+    """What becomes of a file, going back edit by edit as long as each is what the file shows."""
+    if files.real_path(path) != path or (os.path.lexists(path) and not os.path.isfile(path)):  # noqa: PTH113 - a path of any length
+        return _Step(path, left_alone="it is a link or no file now")
+    found = at = digest_of(path)
+    left, reached = len(chain), len(chain)
+    while left:
+        edit = chain[left - 1]
+        if edit.after and at == edit.after:
+            at, reached = edit.was, left - 1
+        elif at != edit.was:
+            break
+        left -= 1
+    if force:
+        left = reached = 0
+        at = chain[0].was
+    reason = ""
+    if left:
+        reason = "it was changed since" if found is not None else "it is not there any more"
+    if at == found:
+        return _Step(path, left_alone=reason)
+    content = chain[reached].content
+    if at is not None and content is None:
+        return _Step(path, left_alone="its notes are damaged")
+    return _Step(path, content, writes=True, left_alone=reason)
+
+
+def _apply(steps: Sequence[_Step]) -> list[str]:
+    """Restore what can be restored; what went wrong, in words."""
+    faults = []
+    for step in steps:
+        if not step.writes:
+            continue
+        try:
+            if step.content is None:
+                step.path.unlink(missing_ok=True)
+            else:
+                with files.replace_file(step.path) as partial:
+                    partial.write_bytes(step.content)
+        except StorageError as error:
+            faults.append(str(error))
+        except OSError as error:
+            faults.append(f"{step.path} ({error.strerror or error}).")
+    return faults
+
+
+def _mark(journal: Path) -> None:
+    """Note that a journal is taken back in part, so that its command is not continued."""
+    with contextlib.suppress(OSError), journal.open("a", encoding="ascii", newline="\n") as file:
+        file.write(with_sum({"undone": True}))
+
+
+def _nothing(place: Place) -> RunError:
+    named = " or into a metadata file" if place.named is None else ""
+    return RunError(
+        f"There is nothing to undo in {place.journals}: no words were written from here{named}."
+    )

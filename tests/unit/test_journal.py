@@ -1,0 +1,468 @@
+"""Notes of changes and taking them back: wherever the folder is, whoever laid the notes there.
+
+If one of these failed, words of the user would be lost, or files outside of the data set touched.
+"""
+
+import base64
+import contextlib
+import hashlib
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from impasto.annotate import journal as journals
+from impasto.annotate.beside import WordsBeside
+from impasto.annotate.journal import Journal
+from impasto.annotate.notes import journals_in, read_notes, with_sum
+from impasto.annotate.places import Place, Spot, ending_of, why_no_words
+from impasto.annotate.undoing import undo
+from impasto.data.scan import scan_folder
+from impasto.demo.recipe import PICTURES
+from impasto.errors import ImpastoError, RunError, StorageError
+
+POSIX = pytest.mark.skipif(sys.platform == "win32", reason="links and permissions of POSIX")
+LONG = "長" * 79  # with .webp 242 bytes of the 255 that a name may have
+
+
+def place_of(folder, metadata=None):
+    return Place((folder,), folder / ".impasto" / "annotations", metadata)
+
+
+def sha(content):
+    return hashlib.sha256(content).hexdigest()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    target = tmp_path / "pictures"
+    (target / "sub").mkdir(parents=True)
+    for name in ("a", "b", "sub/c", LONG):
+        (target / f"{name}.txt").write_bytes(f"mine of {name[:5]}\r\n".encode())
+    return target
+
+
+def write(folder, text="new", command="tag", names=("a", "b", "sub/c", LONG, "fresh")):
+    with Journal(place_of(folder), command) as journal:
+        for name in names:
+            path = folder / f"{name}.txt"
+            journal.write(path, f"{text} {name[:5]}", f"0:{name}.webp")
+
+
+def words_of(folder):
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*.txt"))
+    }
+
+
+@pytest.mark.parametrize("move", [shutil.move, shutil.copytree])
+def test_a_folder_that_was_moved_or_copied_is_restored(folder, tmp_path, move):
+    before = words_of(folder)
+    write(folder)
+    other = tmp_path / "elsewhere" / "moved"
+    other.parent.mkdir()
+    move(folder, other)
+    assert undo(place_of(other)).restored == 5
+    assert words_of(other) == before
+    if folder.exists():  # a copy has notes of its own
+        assert undo(place_of(folder)).restored == 5
+        assert words_of(folder) == before
+
+
+def test_a_hand_edit_is_kept_until_it_is_asked_for(folder):
+    before = words_of(folder)
+    write(folder)
+    (folder / "a.txt").write_text("edited", encoding="utf-8")
+    (folder / "b.txt").unlink()
+    for _ in range(2):  # again and again: the notes stay
+        undone = undo(place_of(folder))
+        assert undone.restored == 3
+        assert [(p.name, why) for p, why in undone.left_alone] == [
+            ("a.txt", "it was changed since"),
+            ("b.txt", "it is not there any more"),
+        ]
+        assert (folder / "a.txt").read_text(encoding="utf-8") == "edited"
+        assert not (folder / "fresh.txt").exists()
+    assert undo(place_of(folder), force=True).left_alone == ()
+    assert words_of(folder) == before
+    with pytest.raises(RunError, match="nothing to undo"):
+        undo(place_of(folder), force=True)
+
+
+def test_keep_gives_up_what_was_changed_and_the_change_before_is_next(folder):
+    before = words_of(folder)
+    write(folder, "first", names=("a", "b"))
+    write(folder, "second", names=("b",))
+    (folder / "b.txt").write_text("edited", encoding="utf-8")
+    assert undo(place_of(folder), keep=True).restored == 0
+    assert (folder / "b.txt").read_text(encoding="utf-8") == "edited"
+    undone = undo(place_of(folder))
+    assert [p.name for p, _ in undone.left_alone] == ["b.txt"]
+    assert words_of(folder)["a.txt"] == before["a.txt"]
+
+
+def test_one_change_at_a_time(folder):
+    before = words_of(folder)
+    states = [before]
+    for text in ("first", "second", "third"):
+        write(folder, text)
+        states.append(words_of(folder))
+    for state in reversed(states[:-1]):
+        undo(place_of(folder))
+        assert words_of(folder) == state
+
+
+def test_a_hand_edit_between_two_halves_of_a_command_comes_back(folder):
+    """An interrupted command that is continued rewrites a file that somebody edited meanwhile."""
+    with pytest.raises(ZeroDivisionError), Journal(place_of(folder), "tag") as journal:
+        journal.write(folder / "a.txt", "machine", "0:a.webp")
+        raise ZeroDivisionError
+    (folder / "a.txt").write_text("by hand", encoding="utf-8")
+    with Journal(place_of(folder), "tag") as journal:
+        assert journal.done == {"0:a.webp"}
+        journal.write(folder / "a.txt", "machine again", "0:a.webp")
+    undone = undo(place_of(folder))
+    assert [p.name for p, _ in undone.left_alone] == ["a.txt"]
+    assert (folder / "a.txt").read_text(encoding="utf-8") == "by hand"
+    undo(place_of(folder), force=True)
+    assert (folder / "a.txt").read_bytes() == b"mine of a\r\n"
+
+
+def test_an_interrupted_command_goes_on_but_for_what_was_taken_away(folder):
+    with pytest.raises(ZeroDivisionError), Journal(place_of(folder), "tag") as journal:
+        for name in ("a", "b", "sub/c"):
+            journal.write(folder / f"{name}.txt", "new", f"0:{name}.webp")
+        journal.finish("0:nothing-to-say.webp")
+        raise ZeroDivisionError
+    (path,) = journals_in(place_of(folder).journals)
+    with path.open("a", encoding="ascii") as file:
+        file.write('{"root": 0, "fi')  # cut off by the crash
+    (folder / "b.txt").unlink()
+    with Journal(place_of(folder), "tag") as journal:
+        assert journal.done == {"0:a.webp", "0:sub/c.webp", "0:nothing-to-say.webp"}
+        journal.write(folder / "b.txt", "new", "0:b.webp")
+    assert len(journals_in(place_of(folder).journals)) == 1
+    assert read_notes(path).damaged == []
+    with Journal(place_of(folder), "tag") as journal:
+        assert journal.done == set()  # that command came to its end
+
+
+def test_a_command_taken_back_in_part_is_not_continued(folder):
+    with pytest.raises(ZeroDivisionError), Journal(place_of(folder), "tag") as journal:
+        journal.write(folder / "a.txt", "new", "0:a.webp")
+        journal.write(folder / "b.txt", "new", "0:b.webp")
+        raise ZeroDivisionError
+    (folder / "a.txt").write_text("edited", encoding="utf-8")
+    undo(place_of(folder))
+    with Journal(place_of(folder), "tag") as journal:
+        assert journal.done == set()
+
+
+def test_a_command_that_changed_nothing_leaves_no_notes(folder):
+    write(folder)
+    with Journal(place_of(folder), "clean") as journal:
+        journal.write(folder / "a.txt", "new a", "0:a.webp")
+        journal.finish("0:b.webp")
+    assert len(journals_in(place_of(folder).journals)) == 1
+
+
+@POSIX
+def test_a_fault_half_way_costs_nothing(folder):
+    """A folder that cannot be written: the others are restored, the notes stay, and it goes on."""
+    before = words_of(folder)
+    write(folder)
+    (folder / "b.txt").unlink()
+    (folder / "b.txt").mkdir()
+    shutil.rmtree(folder / "sub")
+    (folder / "sub").write_text("in the way", encoding="utf-8")
+    with pytest.raises(StorageError, match="1 of 5 files could not be restored") as caught:
+        undo(place_of(folder), force=True)
+    assert "Run it again" in str(caught.value)
+    assert (folder / "a.txt").read_bytes() == before["a.txt"]
+    (folder / "b.txt").rmdir()
+    (folder / "sub").unlink()
+    assert undo(place_of(folder), force=True).left_alone == ()
+    assert words_of(folder) == before
+
+
+@POSIX
+def test_permissions_and_links_survive(folder):
+    (folder / "a.txt").chmod(0o600)
+    (folder / "link.txt").symlink_to("sub/c.txt")
+    before = words_of(folder)
+    write(folder, names=("a", "link"))
+    assert (folder / "sub" / "c.txt").read_text(encoding="utf-8") == "new link\n"
+    for _ in range(2):
+        assert (folder / "a.txt").stat().st_mode & 0o777 == 0o600
+        assert (folder / "link.txt").is_symlink()
+        if words_of(folder) != before:
+            undo(place_of(folder))
+    assert words_of(folder) == before
+
+
+@POSIX
+def test_nothing_is_written_through_a_link_that_leads_out(folder, tmp_path):
+    secret = tmp_path / "profile"
+    secret.write_text("own", encoding="utf-8")
+    (folder / "out.txt").symlink_to(secret)
+    with pytest.raises(RunError, match="outside of the data set"):
+        write(folder, names=("out",))
+    assert secret.read_text(encoding="utf-8") == "own"
+
+
+def hostile_notes(spots, contents, *, old):
+    """Notes that came with a data set: restore, create and delete files of its victim."""
+    if old:
+        lines = [{"begin": "tag", "at": 1}]
+        for spot, (before, after) in zip(spots, contents, strict=True):
+            text = None if before is None else base64.b64encode(before).decode()
+            lines.append({"path": str(spot), "before": text, "after": sha(after)})
+        return "".join(json.dumps(line) + "\n" for line in [*lines, {"end": True}])
+    lines = [{"format": 2, "begin": "tag", "at": 1}]
+    for spot, (before, after) in zip(spots, contents, strict=True):
+        line = {"root": 0, "file": str(spot), "after": sha(after), "was": None}
+        if before is not None:
+            line |= {"was": sha(before), "before": base64.b64encode(before).decode()}
+        lines.append(line)
+    return "".join(map(with_sum, lines))
+
+
+@POSIX
+@pytest.mark.parametrize("force", [False, True])
+@pytest.mark.parametrize("old", [False, True])
+@pytest.mark.parametrize(
+    "lead", ["absolute", "../home", "sub/../../home", "door", "..\\home", "hidden", "image"]
+)
+def test_strange_notes_touch_nothing_outside(folder, tmp_path, force, old, lead):
+    home = tmp_path / "home"
+    home.mkdir()
+    (folder / "door").symlink_to(home)
+    contents = {"rc": b"# own\n", "precious.txt": b"precious\n"}
+    for target in (home, folder):
+        for name, content in contents.items():
+            (target / name).write_bytes(content)
+    (folder / ".bashrc").write_bytes(b"# own\n")
+    (folder / "a.png").write_bytes(b"# own\n")
+    spots = {
+        "absolute": [home / "rc", home / "new.desktop", home / "precious.txt"],
+        "hidden": [folder / ".bashrc" if old else ".bashrc"],
+        "image": [folder / "a.png" if old else "a.png"],
+    }.get(lead, [f"{lead}/rc", f"{lead}/new.desktop", f"{lead}/precious.txt"])
+    if old and lead not in ("absolute", "hidden", "image"):
+        spots = [folder / spot for spot in spots]
+    changes = [(b"curl evil", b"# own\n"), (b"[Desktop]", b"x"), (None, b"precious\n")]
+    notes = hostile_notes(spots, changes[: len(spots)], old=old)
+    place = place_of(folder)
+    place.journals.mkdir(parents=True)
+    name = "29990101-000000.jsonl" if old else "edit-000001.jsonl"
+    (place.journals / name).write_text(notes, encoding="utf-8")
+    before = {p: p.read_bytes() for p in [*home.iterdir(), folder / ".bashrc", folder / "a.png"]}
+    if lead == "door" and not old:  # a link that somebody may have put there since
+        assert undo(place, force=force).restored == 0
+    else:
+        with pytest.raises(RunError, match="Nothing was touched"):
+            undo(place, force=force)
+    assert {p: p.read_bytes() for p in before} == before
+    assert sorted(home.iterdir()) == [home / "precious.txt", home / "rc"]
+    assert (place.journals / name).is_file()  # nothing was used up either
+
+
+def test_notes_of_an_earlier_version_are_taken_back(folder):
+    """Absolute paths, `same` for metadata; also those that a failed undo had put away."""
+    before = words_of(folder)
+    place = place_of(folder)
+    place.journals.mkdir(parents=True)
+    lines = [{"begin": "tag missing", "at": 1}]
+    for name, old in before.items():
+        (folder / name).write_bytes(b"new\n")
+        text = base64.b64encode(old).decode()
+        lines.append({"path": str(folder / name), "before": text, "after": sha(b"new\n")})
+    meta = folder / "meta.json"
+    lines += [
+        {"path": str(meta), "before": None},
+        {"path": str(meta), "before": "same", "after": sha(b"{}")},
+        {"picture": "x"},
+        {"end": True},
+    ]
+    meta.write_bytes(b"{}")
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (place.journals / "20250101-120000-2.partly-undone").write_text(text, encoding="utf-8")
+    (folder / "a.txt").write_text("edited", encoding="utf-8")
+    assert [p.name for p, _ in undo(place).left_alone] == ["a.txt"]
+    assert not meta.exists()
+    assert undo(place, force=True).left_alone == ()
+    assert words_of(folder) == before
+    assert journals_in(place.journals) == []
+
+
+def test_old_notes_of_a_folder_that_moved_are_kept(folder, tmp_path):
+    place = place_of(folder)
+    place.journals.mkdir(parents=True)
+    file = place.journals / "20250101-120000.jsonl"
+    line = {"path": str(tmp_path / "gone" / "a.txt"), "before": None, "after": "x"}
+    file.write_text('{"begin": "tag", "at": 1}\n' + json.dumps(line) + "\n", encoding="utf-8")
+    with pytest.raises(RunError, match="move it back"):
+        undo(place)
+    assert file.is_file()
+
+
+def test_several_data_sets_with_one_folder_of_notes(tmp_path):
+    """As with one --cache-dir for all: each takes back its own."""
+    places = []
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.txt").write_text(name, encoding="utf-8")
+        places.append(Place((tmp_path / name,), tmp_path / "cache" / "annotations"))
+        with Journal(places[-1], "tag") as journal:
+            journal.write(tmp_path / name / "a.txt", f"new {name}", "0:a.webp")
+    assert undo(places[0]).restored == 1
+    assert (tmp_path / "one" / "a.txt").read_text(encoding="utf-8") == "one"
+    assert (tmp_path / "two" / "a.txt").read_text(encoding="utf-8") == "new two\n"
+    (tmp_path / "two").rename(tmp_path / "moved")
+    moved = Place((tmp_path / "moved",), tmp_path / "cache" / "annotations")
+    assert undo(moved).restored == 1
+    assert (tmp_path / "moved" / "a.txt").read_text(encoding="utf-8") == "two"
+
+
+def test_two_commands_at_once(folder):
+    with (
+        Journal(place_of(folder), "tag"),
+        pytest.raises(RunError, match="Another command is changing words"),
+        journals.alone(place_of(folder).journals),
+    ):
+        pass
+    program = (
+        "import sys, os\nfrom pathlib import Path\nfrom impasto.annotate.journal import Journal\n"
+        "from impasto.annotate.places import Place\nf = Path(sys.argv[1])\n"
+        "with Journal(Place((f,), f / '.impasto' / 'annotations'), 'tag') as j:\n"
+        "    j.write(f / 'a.txt', 'new', '0:a.webp')\n    os._exit(9)\n"
+    )
+    killed = subprocess.run([sys.executable, "-c", program, str(folder)], check=False)
+    assert killed.returncode == 9
+    assert undo(place_of(folder)).restored == 1  # a process that died holds nothing
+
+
+def test_damaged_notes_are_named_and_not_used_up(folder):
+    before = words_of(folder)
+    write(folder)
+    (file,) = journals_in(place_of(folder).journals)
+    text = file.read_text(encoding="ascii")
+    first = base64.b64encode(before["a.txt"]).decode()
+    file.write_text(text.replace(first, first.replace("b", "c", 1)), encoding="ascii")
+    after = words_of(folder)
+    with pytest.raises(RunError, match=r"are damaged \(line 2\)"):
+        undo(place_of(folder))
+    assert words_of(folder) == after
+    undo(place_of(folder), force=True)
+    assert words_of(folder) == {**before, "a.txt": after["a.txt"]}
+
+
+def mutated(content, rng):
+    """A file's bytes with a few of the damages that disks and people do."""
+    data = bytearray(content)
+    for _ in range(rng.randint(1, 4)):
+        at = rng.randrange(len(data) + 1)
+        kind = rng.randrange(7)
+        if kind == 0:
+            data[at:at] = bytes(rng.randrange(256) for _ in range(rng.randint(1, 9)))
+        elif kind == 1:
+            del data[at : at + rng.randint(1, 60)]
+        elif kind == 2 and at < len(data):
+            data[at] ^= 1 << rng.randrange(8)
+        elif kind == 3:
+            data[at:at] = b"[" * 3_000
+        elif kind == 4:
+            del data[at:]
+        elif kind == 5:
+            values = [b"null", b"1e999", b"9" * 5000, b'"\\ud800"', b"{}", b"[]", b"-1", b"true"]
+            data = bytearray(bytes(data).replace(b'"', rng.choice(values), rng.randint(1, 3)))
+        else:
+            lines = bytes(data).split(b"\n")
+            rng.shuffle(lines)
+            data = bytearray(b"\n".join(lines))
+    return bytes(data)
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_whatever_notes_hold_only_our_errors_come(folder, tmp_path, old):
+    """1,000 mutations each: in words or done, the data set's own files at most, nothing outside."""
+    outside = tmp_path / "outside.txt"
+    outside.write_text("own", encoding="utf-8")
+    place = place_of(folder)
+    if old:
+        place.journals.mkdir(parents=True)
+        spots = [folder / "a.txt", folder / "b.txt"]
+        file = place.journals / "20250101-120000.jsonl"
+        text = hostile_notes(spots, [(b"x", b"y"), (None, b"z")], old=True)
+        file.write_text(text, encoding="utf-8")
+    else:
+        write(folder, names=("a", "b", "fresh"))
+        (file,) = journals_in(place.journals)
+    content, rng = file.read_bytes(), random.Random(11)
+    for number in range(1000):
+        file.write_bytes(mutated(content, rng))
+        with contextlib.suppress(ImpastoError):
+            if number % 10 == 0:
+                with Journal(place, "tag"):
+                    pass
+            undo(place, force=number % 2 == 0, keep=number % 3 == 0)
+    assert outside.read_text(encoding="utf-8") == "own"
+
+
+@pytest.mark.parametrize("name", ["fifo", "link", "folder", "other"])
+@POSIX
+def test_what_is_no_journal_is_passed_by(folder, tmp_path, name):
+    place = place_of(folder)
+    place.journals.mkdir(parents=True)
+    odd = place.journals / "edit-000009.jsonl"
+    own = tmp_path / "own.jsonl"
+    own.write_text("own", encoding="utf-8")
+    if name == "fifo":
+        os.mkfifo(odd)
+    elif name == "link":
+        odd.symlink_to(own)
+    elif name == "folder":
+        odd.mkdir()
+    else:
+        (place.journals / "notes.jsonl").write_text("x", encoding="utf-8")
+    write(folder)
+    assert undo(place).restored == 5
+    assert own.read_text(encoding="utf-8") == "own"
+
+
+def test_spots_and_endings():
+    for below in ("a.txt", "sub/a.caption", "meta.json", "長.txt", "a b.TXT"):
+        assert why_no_words(below) == "", below
+    odd = ("", ".", "..", "/a.txt", "C:/a.txt", "a/../b.txt", "a//b", ".x/a.txt", "a.PNG", "a\0")
+    for below in odd:
+        assert why_no_words(below), below
+    assert [ending_of(text) for text in ("txt", ".txt", " .Tags ")] == [".txt", ".txt", ".Tags"]
+    for text in ("", ".", ".png", "webp", "a/b", "json", ".."):
+        with pytest.raises(ValueError):  # noqa: PT011 - the words differ
+            ending_of(text)
+    with pytest.raises(RunError):
+        Place((), None).file_of(Spot(0, "a.txt"))
+
+
+def test_one_rule_of_what_has_words(tmp_path):
+    """Words of any kind, in any spelling of the name, and bytes that are not UTF-8 too."""
+    pictures = sorted(PICTURES.glob("*.webp"))[:8]
+    for path in pictures:
+        shutil.copy(path, tmp_path)
+    stems = [path.stem for path in pictures]
+    (tmp_path / f"{stems[0]}.txt").write_text("tags", encoding="utf-8")
+    (tmp_path / f"{stems[1]}.caption").write_text("a caption", encoding="utf-8")
+    (tmp_path / f"{stems[2]}.TXT").write_text("tags", encoding="utf-8")
+    (tmp_path / f"{stems[3]}.own").write_text("others", encoding="utf-8")
+    (tmp_path / f"{stems[4]}.txt").write_bytes(b"\xef\xbb\xbf \r\n")
+    (tmp_path / f"{stems[5]}.caption").write_text("", encoding="utf-8")
+    records = scan_folder(tmp_path).records
+    plain, own = WordsBeside(), WordsBeside(".own")
+    assert [plain.has_words(r) for r in records] == [True] * 3 + [False] * 5
+    assert [own.has_words(r) for r in records] == [True] * 4 + [False] * 4
+    assert plain.file(tmp_path / f"{stems[2]}.webp", ".txt").name == f"{stems[2]}.TXT"
