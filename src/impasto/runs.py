@@ -10,6 +10,7 @@ samples/step-.../    previews
 states/step-.../     training states
 export/              the trained model: one file or a Diffusers folder
 models/              models that were exported on the way
+models.json          the model files that this run wrote, wherever they are
 report.html          one page for a person
 """
 

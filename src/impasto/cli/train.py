@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
+
+if TYPE_CHECKING:
+    from impasto.config.training import TrainingConfig
 
 
 @click.command()
@@ -40,8 +45,8 @@ def train(config: Path, overrides: tuple[str, ...], plan_only: bool) -> None:  #
 def resume(run: Path) -> None:
     """Continue the run in the directory RUN from its newest state, exactly.
 
-    A finished run with a constant learning rate can be made longer: raise training.max_steps in its
-    config.toml first.
+    A finished run can be made longer where the learning rate does not depend on its length: raise
+    training.max_steps or training.max_epochs in its config.toml first.
     """
     from impasto.cli.console import Console
     from impasto.config.load import load_run_config
@@ -50,8 +55,11 @@ def resume(run: Path) -> None:
     console = Console()
     directory = RunDirectory.open(run)
     status = directory.read_json("status.json")
-    wanted = load_run_config(directory.config_file).training.max_steps
-    if status.get("phase") == "finished" and wanted in (None, status["total_steps"]):
+    training = load_run_config(directory.config_file).training
+    if (
+        status.get("phase") == "finished"
+        and _asked_steps(training, status) == status["total_steps"]
+    ):
         console.note(f"{run} is finished; its model is {directory.exported_model()}.")
         return
     console.note("Loading ...")
@@ -59,3 +67,11 @@ def resume(run: Path) -> None:
     from impasto.training import trainer
 
     finish(trainer.resume(run, console), console)
+
+
+def _asked_steps(training: TrainingConfig, status: Mapping[str, Any]) -> int | None:
+    """How long the settings want a finished run to be; None where only its data tells."""
+    if training.max_steps is not None:
+        return training.max_steps
+    per_epoch = status.get("updates_per_epoch")
+    return None if per_epoch is None else (training.max_epochs or 0) * int(per_epoch)

@@ -21,6 +21,7 @@ from impasto.checkpoints.tensors import LazyTensor, Tensors, total_bytes
 from impasto.checkpoints.writing import in_file_order, write_safetensors
 from impasto.errors import ModelError, RunError
 from impasto.runs import RunDirectory, step_name
+from impasto.training.fingerprint import differences
 
 FORMAT_VERSION = 1
 
@@ -141,12 +142,18 @@ def load_state(folder: Path, fingerprint: Mapping[str, str]) -> TrainingState:
         ) from error
 
 
+def require_same_run(run: RunDirectory, fingerprint: Mapping[str, str]) -> None:
+    """Make sure that a run's newest state can be continued with such a fingerprint.
+
+    Raises:
+        RunError: As `load_state`.
+    """
+    for step in run.saved_steps()[-1:]:
+        load_state(run.states / step_name(step), fingerprint)
+
+
 def _require_same(folder: Path, saved: Mapping[str, str], current: Mapping[str, str]) -> None:
-    differing = [
-        f"{name} (was {saved.get(name, 'absent')}, is {current.get(name, 'absent')})"
-        for name in sorted(saved.keys() | current.keys())
-        if saved.get(name) != current.get(name)
-    ]
+    differing = differences(saved, current)
     if differing:
         raise RunError(
             f"{folder} cannot be resumed exactly, because this changed since: "
