@@ -10,6 +10,7 @@ samples/step-.../    previews
 states/step-.../     training states
 export/              the trained model: one file or a Diffusers folder
 models/              models that were exported on the way
+models.json          the model files that this run wrote, wherever they are
 report.html          one page for a person
 .lock                the process that trains it, while one does
 """
@@ -39,8 +40,10 @@ _TEXT, _NUMBER, _WHOLE = (str,), (int, float), (int,)
 _TYPES: dict[str, dict[str, Any]] = {
     "status.json": {
         "phase": _TEXT, "step": _WHOLE, "total_steps": _WHOLE, "message": _TEXT, "model": _TEXT,
+        "updates_per_epoch": _WHOLE,
         "timings_s": {"": _NUMBER},
     },
+    "models.json": {"written": [_TEXT]},
     "dataset.json": {
         "pictures": _WHOLE, "held_out": _WHOLE, "uncaptioned": _WHOLE, "enlarged": _WHOLE,
         "too_long": _WHOLE, "max_tokens": _WHOLE, "mean_lost_area": _NUMBER,

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 
 from impasto.cli.console import Console
-from impasto.config.load import build_run_config, dump_toml
+from impasto.config.load import build_run_config, settings_by_path
 from impasto.config.run import RunConfig
 from impasto.data.plan import Plan
 from impasto.data.sampler import EpochSampler
@@ -13,16 +14,20 @@ from impasto.data.scan import Scan
 from impasto.models.loading import BaseModel, build_tokens, outline_base_model
 from impasto.models.trainable import Trainable
 from impasto.progress import counted
+from impasto.runs import RunDirectory
 from impasto.training.advice import advice_on
 from impasto.training.batches import build_epoch_sampler, count_steps, heaviest_group
+from impasto.training.calendar import Calendar
 from impasto.training.devices import default_device
 from impasto.training.disk import DiskPlan, free_bytes, plan_disk, require_room
 from impasto.training.duration import in_words, seconds_per_update
+from impasto.training.export import planned_models
 from impasto.training.fitting import Fitting, gib
 from impasto.training.footprint import Footprint
 from impasto.training.methods import build_trainable
 from impasto.training.native_precision import resolve_precision
 from impasto.training.optimizers import require_obedience
+from impasto.training.own_models import OwnModels
 from impasto.training.pictures import Survey, survey
 from impasto.training.session import build_open_options
 from impasto.training.settling import build_fitting, settle
@@ -64,6 +69,9 @@ def show_plan(asked: RunConfig, console: Console) -> None:
         }
     )
     require_room(outlook.disk, config)
+    endings = Calendar(config, outlook.sampler.updates_per_epoch).planned_endings(outlook.steps)
+    own = OwnModels(RunDirectory(config.output_dir), overwrite=config.saving.overwrite)
+    own.require_free(planned_models(config, endings))
     warnings = advice_on(config, outlook.model.identity)
     if warnings:
         console.heading("Unusual")
@@ -183,22 +191,16 @@ def disk_rows(config: RunConfig, disk: DiskPlan) -> dict[str, str]:
 
 
 def _changed_settings(config: RunConfig) -> list[str]:
+    """`section.key = value` for each setting that is not as usual, with its whole value."""
     required = {
         "output_dir": str(config.output_dir),
         "model": {"path": str(config.model.path)},
         "dataset": {"image_dir": "."},
         "training": {"max_steps": 1},
     }
-    defaults = set(_flat(dump_toml(build_run_config(required, source="defaults"))))
-    return [line for line in _flat(dump_toml(config)) if line not in defaults]
-
-
-def _flat(toml: str) -> list[str]:
-    """`section.key = value` lines of a TOML text."""
-    section, lines = "", []
-    for line in toml.splitlines():
-        if line.startswith("["):
-            section = line.strip("[]") + "."
-        elif line.strip():
-            lines.append(section + line if "=" in line else line)
-    return lines
+    usual = settings_by_path(build_run_config(required, source="defaults"))
+    return [
+        f"{path} = {json.dumps(value, ensure_ascii=False)}"
+        for path, value in settings_by_path(config).items()
+        if value is not None and (path not in usual or usual[path] != value)
+    ]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 if TYPE_CHECKING:
     from impasto.cli.console import Console
+    from impasto.config.training import TrainingConfig
     from impasto.runs import RunDirectory
 
 
@@ -46,8 +48,8 @@ def train(config: Path, overrides: tuple[str, ...], plan_only: bool) -> None:  #
 def resume(run: Path) -> None:
     """Continue the run in the directory RUN from its newest state, exactly.
 
-    A finished run with a constant learning rate can be made longer: raise training.max_steps in its
-    config.toml first.
+    A finished run can be made longer where the learning rate does not depend on its length: raise
+    training.max_steps or training.max_epochs in its config.toml first.
     """
     from impasto.cli.console import Console
     from impasto.config.load import load_run_config
@@ -56,9 +58,9 @@ def resume(run: Path) -> None:
     console = Console()
     directory = RunDirectory.open(run)
     status = directory.status()
-    wanted = load_run_config(directory.config_file).training.max_steps
-    is_done = status.get("phase") == "finished" and wanted in (None, status.get("total_steps"))
-    if is_done and directory.exported_model() is not None:
+    training = load_run_config(directory.config_file).training
+    total = status.get("total_steps")
+    if status.get("phase") == "finished" and _asked_steps(training, status) == total:
         _show_finished(directory, console)
         return
     from impasto.cli.finish import finish
@@ -74,3 +76,11 @@ def _show_finished(run: RunDirectory, console: Console) -> None:
 
         finish(run, console)
     console.note(f"{run.path} is finished; its model is {run.exported_model()}.")
+
+
+def _asked_steps(training: TrainingConfig, status: Mapping[str, Any]) -> int | None:
+    """How long the settings want a finished run to be; None where only its data tells."""
+    if training.max_steps is not None:
+        return training.max_steps
+    per_epoch = status.get("updates_per_epoch")
+    return None if per_epoch is None else (training.max_epochs or 0) * int(per_epoch)

@@ -93,6 +93,27 @@ def dump_toml(config: BaseModel) -> str:
     return tomli_w.dumps(config.model_dump(mode="json", exclude_none=True))
 
 
+def settings_by_path(config: BaseModel) -> dict[str, Any]:
+    """Every setting by its path, as in `dataset.datasets[0].resolution`; None where it is off.
+
+    Lists are values, unless sections are in them. An empty table is a value too.
+    """
+    found: dict[str, Any] = {}
+
+    def walk(path: str, value: Any) -> None:
+        if isinstance(value, dict) and value:
+            for key, inner in value.items():
+                walk(f"{path}.{key}" if path else str(key), inner)
+        elif isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
+            for number, item in enumerate(value):
+                walk(f"{path}[{number}]", item)
+        else:
+            found[path] = value
+
+    walk("", config.model_dump(mode="json"))
+    return found
+
+
 def _with_file(values: Mapping[str, Any]) -> dict[str, Any]:
     """Put the content of the dataset configuration that is named in the place of its name."""
     content = dict(values)

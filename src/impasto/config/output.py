@@ -106,7 +106,7 @@ class SavingConfig(Section):
     `<name>-000003.safetensors`; off means none."""
 
     keep_models: Positive | None = None
-    """How many of the newest of each of those are kept; off means all."""
+    """How many of the newest of each of those that this run wrote are kept; off means all."""
 
     best_model: bool = False
     """Also export the model each time its validation loss is the lowest so far, as
@@ -119,6 +119,10 @@ class SavingConfig(Section):
     model_dir: Path | None = None
     """Folder for exported models; off means `export` in the run directory, and `models` for those
     on the way."""
+
+    overwrite: bool = False
+    """Replace model files of the same names in `model_dir` that other runs wrote. Off means that a
+    run with such a name does not begin."""
 
     format: Literal["safetensors", "ckpt", "diffusers", "a1111", "portable", "novelai"] | None = (
         None
@@ -156,6 +160,8 @@ class SavingConfig(Section):
     def _models_are_made(self) -> SavingConfig:
         if self.keep_models and not (self.model_every_steps or self.model_every_epochs):
             raise ValueError("keep_models has no effect without model_every_steps or _epochs")
+        if self.overwrite and self.model_dir is None:
+            raise ValueError("overwrite has no effect without model_dir")
         return self
 
     @property

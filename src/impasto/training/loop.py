@@ -13,7 +13,7 @@ from impasto.checkpoints.keymap import TEXT_ENCODER
 from impasto.data.dataset import iterate_updates
 from impasto.data.records import Batch, Size
 from impasto.data.sampler import MicroBatch, Update
-from impasto.errors import Interrupted, NonFiniteLossError
+from impasto.errors import Interrupted, NonFiniteLossError, RunError
 from impasto.invocation import command
 from impasto.progress import counted
 from impasto.randomness import derive_seed
@@ -324,6 +324,13 @@ class TrainingLoop:
         state = restore_newest(self._session, self._run, self._names, self._events)
         if state is None:
             return 0
+        if state.step > self._session.total_steps:
+            raise RunError(
+                f"{self._run.path} has done {state.step} updates, and its settings say "
+                f"{self._session.total_steps} in all. A run can be made longer, not shorter: raise "
+                f"training.max_steps or max_epochs in its config.toml. Models on the way are those "
+                f"of saving.model_every_steps."
+            )
         self._best = state.best_validation
         return state.step
 
@@ -340,6 +347,7 @@ class TrainingLoop:
                 "finished",
                 step=total,
                 total_steps=total,
+                updates_per_epoch=self._session.sampler.updates_per_epoch,
                 timings_s=timings,
                 **({"model": str(model)} if self._config.saving.model_dir else {}),
             )

@@ -25,6 +25,7 @@ from impasto.errors import ModelError, RunError
 from impasto.parsing import parse_json
 from impasto.progress import Progress, SilentProgress, in_mib
 from impasto.runs import RunDirectory, step_name
+from impasto.training.fingerprint import differences
 
 FORMAT_VERSION = 1
 DESCRIPTION, HASHES = "state.json", "hashes.json"
@@ -170,6 +171,18 @@ def load_state(
         ) from error
 
 
+def require_same_run(run: RunDirectory, fingerprint: Mapping[str, str]) -> None:
+    """Make sure that a run's newest whole state can be continued with such a fingerprint.
+
+    Raises:
+        RunError: As `load_state`, for a state of another run.
+    """
+    for step in reversed(run.saved_steps()):
+        with contextlib.suppress(DamagedStateError):  # the one before is taken then
+            load_state(run.states / step_name(step), fingerprint, check_tensors=False)
+            return
+
+
 _SIGNS_OF_DAMAGE = (
     OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, ModelError
 )  # fmt: skip
@@ -248,11 +261,7 @@ def _number(value: Any) -> int:
 
 
 def _require_same(folder: Path, saved: Mapping[str, str], current: Mapping[str, str]) -> None:
-    differing = [
-        f"{name} (was {saved.get(name, 'absent')}, is {current.get(name, 'absent')})"
-        for name in sorted(saved.keys() | current.keys())
-        if saved.get(name) != current.get(name)
-    ]
+    differing = differences(saved, current)
     if differing:
         raise RunError(
             f"{folder} cannot be resumed exactly, because this changed since: "

@@ -17,18 +17,22 @@ from impasto.config.validation import read_toml
 from impasto.errors import ImpastoError, Interrupted, RunError
 from impasto.invocation import command
 from impasto.runs import Phase, RunDirectory
+from impasto.training.calendar import Calendar
 from impasto.training.devices import build_accelerator, is_lost_process, require_precision
 from impasto.training.disk import plan_disk, require_room
 from impasto.training.environment import describe_environment
 from impasto.training.events import SilentEvents, TrainingEvents
+from impasto.training.export import planned_models
 from impasto.training.interrupts import StopRequest, interrupted
 from impasto.training.loop import TrainingLoop
 from impasto.training.native_precision import resolve_precision
 from impasto.training.out_of_memory import is_out_of_memory, out_of_memory
+from impasto.training.own_models import OwnModels
 from impasto.training.pictures import Survey, survey
 from impasto.training.prepared import LATENTS
 from impasto.training.session import WAITING, Ingredients, Session, build_session
 from impasto.training.settling import settle
+from impasto.training.state import require_same_run
 from impasto.training.trackers import require_trackers
 
 
@@ -77,15 +81,29 @@ def resume(
     path: Path,
     events: TrainingEvents | None = None,
     ingredients: Ingredients | None = None,
+    changed: RunConfig | None = None,
 ) -> RunDirectory:
     """Continue a run from its newest state, or from the start if it has none yet.
+
+    Args:
+        path: The run directory.
+        events: Who is told.
+        ingredients: What the run was given in code, again.
+        changed: Settings in the place of those in the directory, which they replace if the state
+            goes with them.
 
     Raises:
         ImpastoError: As `train`; `RunError` where the state does not belong to the run any more,
             or another process is training it.
     """
     run = RunDirectory.open(path)
-    config = _config_of(run)
+    status = run.status()
+    if status.get("phase") == "finished" and not run.saved_steps():
+        raise RunError(
+            f"{path} is finished and its states are gone (saving.keep_final_state = false), so it "
+            f"cannot be made longer. Start a new run from its model, {run.exported_model()}."
+        )
+    config = changed or _config_of(run)
     require_precision(config.training.mixed_precision)
     accelerator = build_accelerator()
     events = events or SilentEvents()
@@ -97,6 +115,9 @@ def resume(
         with _ends_in_words(accelerator, f"Its states are untouched. {_go_on(path)}"):
             _use_cache(held, config, run, accelerator, events)
             session = _prepare(run, config, accelerator, events, ingredients or Ingredients())
+            if changed is not None and accelerator.is_main_process:
+                require_same_run(run, session.fingerprint)
+                files.write_text(run.config_file, dump_toml(changed))
         return _run(run, session, events, time.perf_counter() - began, stop)
 
 
@@ -176,6 +197,10 @@ def _prepare(
         updates = session.sampler.updates_per_epoch
         plan = plan_disk(config, session.model, session.trainable, session.total_steps, updates)
         require_room(plan, config)
+        endings = Calendar(config, updates).planned_endings(session.total_steps)
+        own = OwnModels(run, overwrite=config.saving.overwrite)
+        own.require_free(planned_models(config, endings))
+        own.begin()
     return session
 
 
