@@ -16,6 +16,7 @@ UNET, VAE, TEXT_ENCODER = "unet", "vae", "text_encoder"
 PARTS = (UNET, VAE, TEXT_ENCODER)
 UNET_PREFIX = "model.diffusion_model."
 VAE_PREFIX = "first_stage_model."
+TEXT_PREFIX = "cond_stage_model."
 CLIP_PREFIX = "cond_stage_model.transformer.text_model."
 OPEN_CLIP_PREFIX = "cond_stage_model.model."
 

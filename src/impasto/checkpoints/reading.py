@@ -18,6 +18,18 @@ from impasto.checkpoints.tensors import SAFETENSORS_TYPES, LazyTensor, Tensors
 from impasto.errors import ModelError
 
 METADATA_ENTRY = "impasto_metadata"
+_MAGICS = {
+    b"GGUF": "a GGUF file, whose weights are quantized",
+    b"\x89HDF": "an HDF5 file, as Keras writes them",
+    b"\x1f\x8b": "a gzip archive",
+    b"7z\xbc\xaf": "a 7z archive",
+    b"Rar!": "a RAR archive",
+    b"\x89PNG": "a PNG image",
+    b"\xff\xd8\xff": "a JPEG image",
+    b"RIFF": "a WebP image or another RIFF file",
+    b"\x08": "an ONNX model, or another file of Protocol Buffers",
+    b"%PDF": "a PDF document",
+}
 _NESTED = ("state_dict", "model_state_dict")
 
 
@@ -32,6 +44,7 @@ class TensorFile:
         metadata: The texts in it; for pickled files those that Impasto wrote.
         counters: Whole numbers beside the tensors, such as `global_step`.
         other_keys: Keys that are no texts: hypernetworks have whole numbers.
+        text_keys: Names of what is no tensor, which tell what other sorts of files are.
     """
 
     path: Path
@@ -40,6 +53,7 @@ class TensorFile:
     metadata: Mapping[str, str] = field(default_factory=dict)
     counters: Mapping[str, int] = field(default_factory=dict)
     other_keys: tuple[Any, ...] = ()
+    text_keys: tuple[str, ...] = ()
 
 
 def open_tensor_file(path: Path) -> TensorFile:
@@ -75,6 +89,9 @@ def _what_it_looks_like(head: bytes) -> str:
         return "it is a web page, saved in place of the file"
     if text.startswith(b"version https://git-lfs"):
         return "it is a Git LFS pointer, not the file it stands for"
+    named = next((what for magic, what in _MAGICS.items() if head.startswith(magic)), None)
+    if named is not None:
+        return f"it is {named}"
     return f"it begins with {head[:8].hex(' ')}"
 
 
@@ -164,7 +181,8 @@ def _open_pickle(path: Path) -> TensorFile:
     }
     others = tuple(key for key in inner if not isinstance(key, str))
     clean = {str(k): v for k, v in texts.items() if isinstance(v, str)}
-    return TensorFile(path, "pickle", tensors, clean, counters, others)
+    words = tuple(key for key in inner if isinstance(key, str) and key not in tensors)
+    return TensorFile(path, "pickle", tensors, clean, counters, others, words)
 
 
 def _unnested(content: Mapping[Any, Any]) -> Mapping[Any, Any]:

@@ -13,6 +13,7 @@ from typing import Any
 
 from impasto.checkpoints.keymap import UNET
 from impasto.checkpoints.kinds import INPUT_CHANNELS
+from impasto.checkpoints.ldm import VELOCITY_MARK
 from impasto.checkpoints.modelspec import PREDICTION_TYPE, read_prediction_type
 from impasto.checkpoints.tensors import Tensors
 from impasto.diffusion.prediction import EPSILON, PREDICTIONS, VELOCITY, Prediction
@@ -54,6 +55,7 @@ class Clues:
         sidecar: The parsed `.yaml` beside a single file, and its path.
         family_key: The user's word, from `model.family`.
         prediction_word: The user's word, from `model.prediction_type`.
+        marks: Empty tensors in the file that mark what it is, such as `v_pred`.
     """
 
     source: str
@@ -65,6 +67,7 @@ class Clues:
     sidecar: tuple[Path, Mapping[str, Any]] | None = None
     family_key: str | None = None
     prediction_word: str | None = None
+    marks: frozenset[str] = frozenset()
 
 
 def identify(clues: Clues) -> Identity:
@@ -151,7 +154,7 @@ def _the_scheduler(clues: Clues, _: tuple[Family, ...]) -> Testimony:
     word = clues.scheduler_config.get("prediction_type")
     if word is None:
         return EPSILON, "scheduler config without prediction_type, which means epsilon"
-    if word not in PREDICTIONS:
+    if not isinstance(word, str) or word not in PREDICTIONS:
         raise ModelError(
             f"{clues.source}: the scheduler's prediction_type is {word!r}; expected "
             f"{' or '.join(PREDICTIONS)}."
@@ -164,6 +167,12 @@ def _the_metadata(clues: Clues, _: tuple[Family, ...]) -> Testimony:
     return None if word is None else (PREDICTIONS[word], f"{PREDICTION_TYPE} in the file")
 
 
+def _the_mark(clues: Clues, _: tuple[Family, ...]) -> Testimony:
+    if VELOCITY_MARK not in clues.marks:
+        return None
+    return VELOCITY, f"a tensor {VELOCITY_MARK} in the file, which marks such models"
+
+
 def _the_sidecar(clues: Clues, _: tuple[Family, ...]) -> Testimony:
     if clues.sidecar is None:
         return None
@@ -172,7 +181,7 @@ def _the_sidecar(clues: Clues, _: tuple[Family, ...]) -> Testimony:
         word = content["model"]["params"].get("parameterization", "eps")
     except (KeyError, TypeError, AttributeError):
         return None
-    found = PARAMETERIZATIONS.get(word)
+    found = PARAMETERIZATIONS.get(word) if isinstance(word, str) else None
     return None if found is None else (found, f"{path.name} says parameterization {word}")
 
 
@@ -205,6 +214,7 @@ WITNESSES: tuple[Callable[[Clues, tuple[Family, ...]], Testimony], ...] = (
     _the_user,
     _the_scheduler,
     _the_metadata,
+    _the_mark,
     _the_sidecar,
     _the_generation,
     _the_step_counter,

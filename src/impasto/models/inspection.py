@@ -13,9 +13,10 @@ from impasto.checkpoints.reading import TensorFile, open_tensor_file
 from impasto.checkpoints.tensors import Tensors, total_bytes
 from impasto.checkpoints.writing import is_finite
 from impasto.errors import ModelError
+from impasto.models.completeness import compare, listed
 from impasto.models.contents import ModelContents
 from impasto.models.conversion import hash_file
-from impasto.models.loading import compare, empty_network
+from impasto.models.loading import empty_network
 from impasto.models.opening import OpenOptions, contents_of, locate, open_model
 from impasto.progress import Progress
 
@@ -111,9 +112,12 @@ def _part(part: str, contents: ModelContents) -> str:
     tensors = contents.parts[part]
     expected = dict(empty_network(part, contents.configs[part], contents.source).state_dict())
     named = {n.removeprefix("text_model."): t for n, t in expected.items()}
-    faults = compare(named, tensors).faults
-    fit = "; ".join(faults) if faults else "complete"
-    return f"{len(tensors)} tensors, {_in_words(total_bytes(tensors))}, {_types(tensors)}; {fit}"
+    fit = compare(named, tensors)
+    words = fit.gaps or ["complete"]
+    if fit.unknown:
+        words.append(f"left out, as of no use: {listed(fit.unknown)}")
+    size = _in_words(total_bytes(tensors))
+    return f"{len(tensors)} tensors, {size}, {_types(tensors)}; {'; '.join(words)}"
 
 
 def _types(tensors: Tensors) -> str:
