@@ -15,6 +15,7 @@ from torch import Tensor
 
 from impasto.checkpoints.pickles import PICKLE_MAGIC, ZIP_MAGIC, load_pickle
 from impasto.checkpoints.tensors import SAFETENSORS_TYPES, LazyTensor, Tensors
+from impasto.checkpoints.untrusted import untrusted
 from impasto.errors import ModelError
 
 METADATA_ENTRY = "impasto_metadata"
@@ -30,6 +31,7 @@ _MAGICS = {
     b"\x08": "an ONNX model, or another file of Protocol Buffers",
     b"%PDF": "a PDF document",
 }
+READABLE = frozenset(SAFETENSORS_TYPES.values())
 _NESTED = ("state_dict", "model_state_dict")
 
 
@@ -63,12 +65,20 @@ def open_tensor_file(path: Path) -> TensorFile:
         ModelError: It is missing, damaged, refused, or of no known form.
     """
     try:
+        if path.exists() and not path.is_file():  # a pipe or device would wait for ever
+            what = "a folder" if path.is_dir() else "no regular file"
+            raise ModelError(f"{path} is {what}; expected a file of tensors.")
         with path.open("rb") as file:
             head = file.read(64)
     except FileNotFoundError as error:
         raise ModelError(f"{path} is not there. Check its path.") from error
     except OSError as error:
         raise ModelError(f"{path} cannot be read: {error.strerror or error}.") from error
+    with untrusted(path):
+        return _open_by_content(path, head)
+
+
+def _open_by_content(path: Path, head: bytes) -> TensorFile:
     pickled = head.startswith((ZIP_MAGIC, PICKLE_MAGIC))
     header_fits = int.from_bytes(head[:8], "little") + 8 <= path.stat().st_size
     if head[8:9] == b"{" and (header_fits or not pickled):  # a length may begin as a pickle does
@@ -126,9 +136,10 @@ def _open_safetensors(path: Path) -> TensorFile:
             _read_into(values.numpy().data, path, 8 + size + begin)
 
         def read() -> Tensor:
-            values = torch.empty(end - begin, dtype=torch.uint8)
-            read_into(values)
-            return values.view(dtype).reshape(row["shape"])
+            with untrusted(path):
+                values = torch.empty(end - begin, dtype=torch.uint8)
+                read_into(values)
+                return values.view(dtype).reshape(row["shape"])
 
         return LazyTensor(tuple(row["shape"]), dtype, read, is_fresh=True, read_into=read_into)
 
@@ -167,6 +178,10 @@ def _open_pickle(path: Path) -> TensorFile:
     texts = metadata if isinstance(metadata, Mapping) else {}
     inner = _unnested(content)
 
+    for name, value in inner.items():
+        if isinstance(value, Tensor):
+            _require_plain(path, name, value)
+
     def reader(tensor: Tensor) -> Callable[[], Tensor]:
         def read() -> Tensor:
             check()
@@ -183,6 +198,21 @@ def _open_pickle(path: Path) -> TensorFile:
     clean = {str(k): v for k, v in texts.items() if isinstance(v, str)}
     words = tuple(key for key in inner if isinstance(key, str) and key not in tensors)
     return TensorFile(path, "pickle", tensors, clean, counters, others, words)
+
+
+def _require_plain(path: Path, name: Any, tensor: Tensor) -> None:
+    """Refuse a tensor that has no values of its own for each of its elements."""
+    is_dense = tensor.layout == torch.strided and not tensor.is_nested and not tensor.is_quantized
+    if not is_dense or tensor.device.type != "cpu" or tensor.dtype not in READABLE:
+        raise ModelError(
+            f"{path}: {name} is a tensor of a sort that models do not have ({tensor.dtype}, "
+            f"{tensor.layout}, on {tensor.device.type}). Take another copy of this model."
+        )
+    if tensor.nbytes > tensor.untyped_storage().nbytes():
+        raise ModelError(
+            f"{path} is damaged: {name} claims {tensor.nbytes} bytes, but the file has "
+            f"{tensor.untyped_storage().nbytes()} for it. Download or copy it again."
+        )
 
 
 def _unnested(content: Mapping[Any, Any]) -> Mapping[Any, Any]:

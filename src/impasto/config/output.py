@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from impasto.config.base import Section
 from impasto.config.dataset import Side
+from impasto.publishing import Publishable
 
 Positive = Annotated[int, Field(ge=1)]
 Precision = Literal["fp32", "fp16", "bf16"]
@@ -124,8 +125,8 @@ class SavingConfig(Section):
     )
     """What the trained model is written as: one `.safetensors` (which off means) or `.ckpt` file
     for A1111, Forge and ComfyUI, or a Diffusers folder. A hypernetwork: `a1111` (which off means),
-    a `.pt` for A1111 and Forge; `portable`, that `.pt` as ComfyUI reads it too; `novelai`; or
-    `safetensors`."""
+    a `.pt` for A1111; `portable`, that `.pt` as ComfyUI reads it too; `novelai`; or
+    `safetensors`. Forge loads hypernetworks but never applies them."""
 
     name: str | None = None
     """Name and title of the exported model; off means the run directory's."""
@@ -144,6 +145,10 @@ class SavingConfig(Section):
 
     vae_dtype: Precision | None = None
     """Precision of the VAE in the exported model; off means as it was."""
+
+    publish: tuple[Publishable, ...] = ()
+    """What exported files and the report tell besides: `paths`, whole paths of folders and files
+    on this machine, of which otherwise the last part stands; `prompts`, those of previews."""
 
     metadata: dict[MetadataKey, str] = Field(default_factory=dict)
     """What the file says of itself besides: `title`, `author`, `description`, `license`, `tags`,

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -17,11 +16,6 @@ from impasto.errors import ModelError
 from impasto.models.contents import ModelContents
 
 NAMES_SHOWN = 3
-MOST_LAYERS = 200
-"""More than any CLIP, U-Net or VAE has; a damaged or hostile file may ask for 100,000."""
-
-WIDEST = 1_000_000
-"""More than any width, vocabulary or length of these networks."""
 
 
 @dataclass(frozen=True)
@@ -90,29 +84,6 @@ def require_whole(contents: ModelContents, networks: Mapping[str, nn.Module]) ->
         if unused:
             notes.append(f"left out of the {part}, as of no use there: {listed(fit.unknown)}")
     return replace(contents, parts=parts, notes=tuple(notes))
-
-
-def require_modest(config: Mapping[str, Any], source: str) -> None:
-    """Refuse a configuration whose network would take hours or all memory to make.
-
-    Raises:
-        ModelError: It asks for more layers or greater widths than any such network has.
-    """
-    for key, value in config.items():
-        numbers = value if isinstance(value, (list, tuple)) else [value]
-        limit = MOST_LAYERS if "layers" in key else WIDEST
-        for number in numbers:
-            is_number = isinstance(number, (int, float)) and not isinstance(number, bool)
-            if is_number and not abs(number) <= limit:
-                raise ModelError(
-                    f"{source}: its configuration says {key} {number}; expected {limit} at most. "
-                    f"The file is damaged or no model."
-                )
-        if isinstance(value, (list, tuple)) and len(value) > MOST_LAYERS:
-            raise ModelError(
-                f"{source}: its configuration has {len(value)} values for {key}; expected "
-                f"{MOST_LAYERS} at most. The file is damaged or no model."
-            )
 
 
 def named_as_in(expected: Mapping[str, Tensor], name: str) -> str:

@@ -22,6 +22,12 @@ LDM_ONLY_FILE = "ldm_only.safetensors"
 METADATA_FILE = "impasto.json"
 PART_FILES = {part: f"{part}/{stem}.safetensors" for part, stem in STEMS.items()}
 UNET_FILE, VAE_FILE, TEXT_ENCODER_FILE = (PART_FILES[part] for part in PARTS)
+TOKENIZER_FILES = (
+    "added_tokens.json", "merges.txt", "special_tokens_map.json", "tokenizer.json",
+    "tokenizer_config.json", "vocab.json",
+)  # fmt: skip
+"""What is taken along into exported folders: nothing else that lies, or is linked, beside it."""
+
 MISSING = "missing"
 _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 _OLD_ATTENTION_NAME = re.compile(r"(mid_block\.attentions\.0\.)(query|key|value|proj_attn)\.")
@@ -196,7 +202,8 @@ def _without_spare_axes(name: str, tensor: LazyTensor) -> LazyTensor:
 def _read_tokenizer(folder: Path) -> dict[str, bytes]:
     if not folder.is_dir():
         return {}
-    return {p.name: p.read_bytes() for p in sorted(folder.iterdir()) if p.is_file()}
+    found = (folder / name for name in TOKENIZER_FILES)
+    return {path.name: path.read_bytes() for path in found if path.is_file()}
 
 
 def _read_metadata(file: Path) -> dict[str, str]:

@@ -6,6 +6,7 @@ it, in the order of `WITNESSES`.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -88,6 +89,7 @@ def identify(clues: Clues) -> Identity:
         testimony = witness(clues, generation)
         if testimony is not None:
             prediction, told_by = testimony
+            told_by += _against(clues, generation, prediction)
             rows = [row for row in generation if row.key == clues.family_key] or [
                 row for row in generation if row.prediction is prediction
             ]
@@ -98,6 +100,19 @@ def identify(clues: Clues) -> Identity:
         f"model.prediction_type to one of these two (--prediction-type on a command line), or put "
         f"its .yaml file beside it."
     )
+
+
+def _against(clues: Clues, generation: tuple[Family, ...], prediction: Prediction) -> str:
+    """What the files record otherwise than the user's word, which counts; else nothing."""
+    if clues.prediction_word is None and clues.family_key is None:
+        return ""
+    for witness in (_the_scheduler, _the_metadata, _the_mark, _the_sidecar):
+        recorded: Testimony = None
+        with contextlib.suppress(ModelError):  # what cannot be read says nothing against the user
+            recorded = witness(clues, generation)
+        if recorded is not None and recorded[0] is not prediction:
+            return f", against what the model says itself ({recorded[1]}: {recorded[0].name})"
+    return ""
 
 
 def _require_plain(clues: Clues) -> None:

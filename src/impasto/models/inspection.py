@@ -11,6 +11,7 @@ from impasto.checkpoints.kinds import BASE_MODEL, HYPERNETWORK, kind_of
 from impasto.checkpoints.ldm import take_apart
 from impasto.checkpoints.reading import TensorFile, open_tensor_file
 from impasto.checkpoints.tensors import Tensors, total_bytes
+from impasto.checkpoints.untrusted import untrusted
 from impasto.checkpoints.writing import is_finite
 from impasto.errors import ModelError
 from impasto.models.completeness import compare, listed
@@ -36,7 +37,8 @@ def inspect_model(
     file = open_tensor_file(path) if path.is_file() else None
     found: dict[str, Section] = {}
     if file is not None:
-        found["File"] = _file_section(file)
+        with untrusted(path):
+            found["File"] = _file_section(file)
     if file is None:
         found |= _model_sections(open_model(source, options, progress))
     elif kind_of(file) is BASE_MODEL:

@@ -19,7 +19,8 @@ from impasto.checkpoints.writing import is_finite
 from impasto.diffusion.schedule import BETA_END, BETA_START, NUM_TRAIN_TIMESTEPS, NoiseSchedule
 from impasto.errors import ModelError
 from impasto.models.attention import use_upcast_attention
-from impasto.models.completeness import compare, named_as_in, require_modest, require_whole
+from impasto.models.completeness import compare, named_as_in, require_whole
+from impasto.models.configs import require_modest
 from impasto.models.contents import ModelContents
 from impasto.models.identity import Identity
 from impasto.models.opening import OpenOptions, open_model
@@ -28,6 +29,7 @@ from impasto.models.tokens import TextLayout, TextTokens
 from impasto.models.vocabulary import EOS, token_ids, write_tokenizer
 from impasto.progress import Advance, Progress, SilentProgress, in_mib
 
+MOST_TIMESTEPS = 100_000
 UNFIT = (
     TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RuntimeError,
     AssertionError, MemoryError, ImportError,
@@ -276,7 +278,7 @@ def build_tokenizer(contents: ModelContents) -> Any:
     """
     try:
         return tokenizer_of(contents.tokenizer_files, contents.identity.family.pad_token)
-    except (OSError, ValueError, TypeError) as error:
+    except Exception as error:
         raise ModelError(
             f"{contents.source}: its tokenizer folder cannot be read ({error}). Download or copy "
             f"it again, or remove it: then CLIP's own vocabulary is taken."
@@ -332,9 +334,19 @@ def _schedule_of(config: Mapping[str, Any], source: str) -> NoiseSchedule:
             f"{source}: the scheduler's beta_schedule is {shape!r}; Stable Diffusion 1.x and 2.x "
             f"have scaled_linear."
         )
-    schedule = NoiseSchedule.scaled_linear(
-        config.get("beta_start", BETA_START),
-        config.get("beta_end", BETA_END),
-        config.get("num_train_timesteps", NUM_TRAIN_TIMESTEPS),
-    )
+    start = config.get("beta_start", BETA_START)
+    end = config.get("beta_end", BETA_END)
+    steps = config.get("num_train_timesteps", NUM_TRAIN_TIMESTEPS)
+    betas = [value for value in (start, end) if isinstance(value, (int, float))]
+    if len(betas) < 2 or not 0 < betas[0] <= betas[1] < 1:
+        raise ModelError(
+            f"{source}: the scheduler's beta_start and beta_end are {start!r} and {end!r}; "
+            f"expected two numbers between 0 and 1, the smaller first."
+        )
+    if type(steps) is not int or not 1 < steps <= MOST_TIMESTEPS:
+        raise ModelError(
+            f"{source}: the scheduler's num_train_timesteps is {steps!r}; expected a whole number "
+            f"up to {MOST_TIMESTEPS}, and {NUM_TRAIN_TIMESTEPS} in Stable Diffusion."
+        )
+    schedule = NoiseSchedule.scaled_linear(start, end, steps)
     return schedule.to_zero_terminal_snr() if config.get("rescale_betas_zero_snr") else schedule

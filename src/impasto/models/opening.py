@@ -20,6 +20,7 @@ from impasto.checkpoints.ldm import ZERO_TERMINAL_SNR_MARK, LdmModel, take_apart
 from impasto.checkpoints.modelspec import says_zero_terminal_snr
 from impasto.checkpoints.reading import TensorFile, open_tensor_file
 from impasto.checkpoints.scaled import apply_scales
+from impasto.checkpoints.untrusted import untrusted
 from impasto.errors import ModelError
 from impasto.models import diffusers_folder
 from impasto.models.configs import configs_from, configs_in
@@ -66,7 +67,8 @@ def open_model(
     path = locate(str(source), options, progress)
     if path.is_file():
         return contents_of(open_tensor_file(path), str(source), options, progress)
-    contents = _open_folder(path, str(source), options)
+    with untrusted(source):
+        contents = _open_folder(path, str(source), options)
     return _with_asked_vae(contents, options, progress)
 
 
@@ -78,7 +80,8 @@ def contents_of(
     Raises:
         ModelError: As `open_model`.
     """
-    contents = _open_file(file, source, options)
+    with untrusted(source):
+        contents = _open_file(file, source, options)
     return _with_asked_vae(contents, options, progress)
 
 
@@ -165,7 +168,8 @@ def _open_file(file: TensorFile, source: str, options: OpenOptions) -> ModelCont
             f"folders, which may hold several sets of files. Take --variant (model.variant) out."
         )
     stated = configs_in(file.metadata, source)
-    layers = stated[TEXT_ENCODER].get("num_hidden_layers") if stated else None
+    said = stated[TEXT_ENCODER].get("num_hidden_layers") if stated else None
+    layers = said if isinstance(said, int) else None
     unscaled = apply_scales(file.tensors, file.metadata, source)
     ldm = take_apart(unscaled.tensors, text_layers=layers)
     parts = _with_chosen_weights(ldm, source, options.weights)
