@@ -6,16 +6,17 @@ import re
 from pathlib import Path
 
 from impasto.checkpoints.downloads import download_snapshot
+from impasto.checkpoints.keymap import PARTS
+from impasto.checkpoints.weight_files import find_weights, sets_among
 from impasto.errors import ModelError
 from impasto.progress import Progress, SilentProgress
 
-FILE_ENDINGS = {".safetensors", ".ckpt", ".pt", ".pth", ".bin"}
+FILE_ENDINGS = {".safetensors", ".sft", ".ckpt", ".pt", ".pth", ".bin"}
 """A name with one of these is a file and no Hub id."""
 
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(@[\w.-]+)?$")
 _SMALL_FILES = ("*.json", "tokenizer/*.txt")
 TIMEOUT_S = 20
-_WEIGHTS = ("unet", "vae", "text_encoder")
 
 
 def looks_like_hub_id(text: str) -> bool:
@@ -56,7 +57,7 @@ def download(hub_id: str, progress: Progress | None = None, *, variant: str | No
 
     name, _, revision = hub_id.partition("@")
     wanted = {"repo_id": name, "revision": revision or None}
-    local = _local_copy(wanted)
+    local = _local_copy(wanted, variant)
     if local is not None:
         return local
     try:
@@ -76,23 +77,44 @@ def download(hub_id: str, progress: Progress | None = None, *, variant: str | No
 
 
 def choose_weights(listed: list[str], variant: str | None) -> list[str]:
-    """The weight files to take from a repository's list: one for each part.
+    """The weight files to take from a repository's list: one set for each part, shards and all.
 
-    safetensors before `.bin`; the variant asked for, else the plain file, else any.
+    safetensors before `.bin`; the variant asked for, else the main files, else any.
+
+    Raises:
+        ModelError: No part has files of the variant asked for.
     """
+    inside = {part: _names_in(listed, part) for part in PARTS}
+    sets = {part: sets_among(names, part) for part, names in inside.items()}
+    if variant is not None and not any(variant in found for found in sets.values()):
+        there = sorted({str(name or "the main files") for found in sets.values() for name in found})
+        raise ModelError(
+            f"The Hub model has no files of the variant {variant!r}; it has {', '.join(there)}. "
+            f"Name one of these, or take --variant (model.variant) out."
+        )
     chosen = []
-    for part in _WEIGHTS:
-        for suffix in (".safetensors", ".bin"):
-            here = [f for f in listed if re.match(rf"{part}/[^/]+{re.escape(suffix)}$", f)]
-            plain = [f for f in here if f.count(".") == 1]
-            asked = [f for f in here if variant and f.endswith(f".{variant}{suffix}")]
-            if found := asked or plain or here:
-                chosen.append(found[0])
-                break
+    for part, found in sets.items():
+        name = found.get(variant) or found.get(None) or next(iter(found.values()), None)
+        if name is not None:
+            chosen += [f"{part}/{file}" for file in (name, *_shards_of(name, inside[part]))]
     return chosen
 
 
-def _local_copy(wanted: dict[str, str | None]) -> Path | None:
+def _names_in(listed: list[str], part: str) -> list[str]:
+    folder = f"{part}/"
+    inside = [file.removeprefix(folder) for file in listed if file.startswith(folder)]
+    return [name for name in inside if "/" not in name]
+
+
+def _shards_of(index: str, names: list[str]) -> list[str]:
+    """The files that belong to an index of shards; none where it is a whole file."""
+    if not index.endswith(".json"):
+        return []
+    stem, _, ending = index.partition(".index")[0].rpartition(".")
+    return [name for name in names if name.startswith(stem) and name.endswith(f".{ending}")]
+
+
+def _local_copy(wanted: dict[str, str | None], variant: str | None) -> Path | None:
     """What an earlier download left, if it is whole enough to be opened."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
@@ -101,5 +123,6 @@ def _local_copy(wanted: dict[str, str | None]) -> Path | None:
         folder = Path(snapshot_download(**wanted, local_files_only=True))
     except (LocalEntryNotFoundError, OSError, ValueError):
         return None
-    has_weights = all(any((folder / part).glob("*model*")) for part in _WEIGHTS)
-    return folder if has_weights else None
+    sets = [find_weights(folder / part, part) for part in PARTS]
+    has_asked = variant is None or any(variant in found for found in sets)
+    return folder if all(sets) and has_asked else None

@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from impasto import files
+from impasto.checkpoints.pickle_writing import require_picklable, save_pickle
 from impasto.checkpoints.reading import METADATA_ENTRY
 from impasto.checkpoints.tensors import SAFETENSORS_TYPES, LazyTensor, Tensors
 from impasto.errors import ModelError
@@ -77,21 +78,22 @@ def write_ckpt(
 ) -> str:
     """Write a `.ckpt` durably: `state_dict` and the metadata, by torch.save.
 
-    In PyTorch's form from before 1.6: A1111's check of files (`modules/safe.py`) refuses the zip
-    files of today's PyTorch for members that it does not know.
+    The form is that of `save_pickle`, which A1111 opens. torch.save wants all tensors at once: they
+    are written as safetensors first and mapped from there, so memory stays small and the disk needs
+    room for both for a moment.
 
-    torch.save wants all tensors at once. They are written as safetensors first and mapped from
-    there, so memory stays small and the disk needs room for both for a moment.
-
-    Args and errors are those of `write_safetensors`.
+    Args and errors are those of `write_safetensors`; a type of tensor that A1111 refuses in a
+    pickled file is a ModelError too.
     """
+    require_picklable({name: tensor.dtype for name, tensor in tensors.items()}, path)
     with files.replace_file(path) as partial:
         mapped = files.partial_name(path)
         try:
             digest = _write_into(mapped, tensors, {}, advance or (lambda _: None))
             texts = {**metadata, HASH_KEY: f"0x{digest}"} if HASH_KEY in metadata else metadata
             content = {"state_dict": load_file(mapped), METADATA_ENTRY: dict(texts)}
-            torch.save(content, partial, _use_new_zipfile_serialization=False)
+            with partial.open("wb") as file:
+                save_pickle(content, file)
             del content  # unmaps the file, which Windows asks for before it is removed
         finally:
             mapped.unlink(missing_ok=True)
@@ -207,5 +209,7 @@ def is_finite(tensor: Tensor) -> bool:
     """Whether no value is NaN or infinite; NaN is passed on by the minimum and the maximum."""
     if not tensor.dtype.is_floating_point or tensor.numel() == 0:
         return True
+    if tensor.dtype.itemsize == 1:  # PyTorch finds no extremes of fp8
+        tensor = tensor.to(torch.float32)
     least, greatest = tensor.aminmax()
     return math.isfinite(least) and math.isfinite(greatest)

@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from impasto.config.base import Section
 from impasto.config.dataset import Side
 from impasto.config.names import FileName
+from impasto.publishing import Publishable
 
 Positive = Annotated[int, Field(ge=1)]
 Precision = Literal["fp32", "fp16", "bf16"]
@@ -129,8 +130,8 @@ class SavingConfig(Section):
     )
     """What the trained model is written as: one `.safetensors` (which off means) or `.ckpt` file
     for A1111, Forge and ComfyUI, or a Diffusers folder. A hypernetwork: `a1111` (which off means),
-    a `.pt` for A1111 and Forge; `portable`, that `.pt` as ComfyUI reads it too; `novelai`; or
-    `safetensors`."""
+    a `.pt` for A1111; `portable`, that `.pt` as ComfyUI reads it too; `novelai`; or
+    `safetensors`. Forge loads hypernetworks but never applies them."""
 
     name: FileName | None = None
     """Name and title of the exported model, without a folder or an ending; off means the run
@@ -150,6 +151,10 @@ class SavingConfig(Section):
 
     vae_dtype: Precision | None = None
     """Precision of the VAE in the exported model; off means as it was."""
+
+    publish: tuple[Publishable, ...] = ()
+    """What exported files and the report tell besides: `paths`, whole paths of folders and files
+    on this machine, of which otherwise the last part stands; `prompts`, those of previews."""
 
     metadata: dict[MetadataKey, str] = Field(default_factory=dict)
     """What the file says of itself besides: `title`, `author`, `description`, `license`, `tags`,

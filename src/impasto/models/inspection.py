@@ -11,11 +11,13 @@ from impasto.checkpoints.kinds import BASE_MODEL, HYPERNETWORK, kind_of
 from impasto.checkpoints.ldm import take_apart
 from impasto.checkpoints.reading import TensorFile, open_tensor_file
 from impasto.checkpoints.tensors import Tensors, total_bytes
+from impasto.checkpoints.untrusted import untrusted
 from impasto.checkpoints.writing import is_finite
 from impasto.errors import ModelError
+from impasto.models.completeness import compare, listed
 from impasto.models.contents import ModelContents
 from impasto.models.conversion import hash_file
-from impasto.models.loading import compare, empty_network
+from impasto.models.loading import empty_network
 from impasto.models.opening import OpenOptions, contents_of, locate, open_model
 from impasto.progress import Progress, counted
 
@@ -35,7 +37,8 @@ def inspect_model(
     file = open_tensor_file(path) if path.is_file() else None
     found: dict[str, Section] = {}
     if file is not None:
-        found["File"] = _file_section(file)
+        with untrusted(path):
+            found["File"] = _file_section(file)
     if file is None:
         found |= _model_sections(open_model(source, options, progress))
     elif kind_of(file) is BASE_MODEL:
@@ -115,12 +118,12 @@ def _part(part: str, contents: ModelContents) -> str:
     tensors = contents.parts[part]
     expected = dict(empty_network(part, contents.configs[part], contents.source).state_dict())
     named = {n.removeprefix("text_model."): t for n, t in expected.items()}
-    faults = compare(named, tensors).faults
-    fit = "; ".join(faults) if faults else "complete"
-    return (
-        f"{counted(len(tensors), 'tensors')}, {_in_words(total_bytes(tensors))}, "
-        f"{_types(tensors)}; {fit}"
-    )
+    fit = compare(named, tensors)
+    words = fit.gaps or ["complete"]
+    if fit.unknown:
+        words.append(f"left out, as of no use: {listed(fit.unknown)}")
+    size = _in_words(total_bytes(tensors))
+    return f"{counted(len(tensors), 'tensors')}, {size}, {_types(tensors)}; {'; '.join(words)}"
 
 
 def _types(tensors: Tensors) -> str:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from impasto import files
 from impasto.checkpoints.keymap import PARTS, TEXT_ENCODER
-from impasto.checkpoints.modelspec import ModelSpec
+from impasto.checkpoints.modelspec import ZERO_TERMINAL_SNR_KEY, ModelSpec
 from impasto.checkpoints.tensors import LazyTensor, Tensors, total_bytes
 from impasto.checkpoints.writing import HASH_KEY, write_ckpt, write_safetensors
 from impasto.models.configs import metadata_for
@@ -20,7 +20,7 @@ from impasto.models.contents import ModelContents
 from impasto.models.diffusers_folder import LDM_ONLY_FILE, METADATA_FILE, PART_FILES
 from impasto.models.loading import BaseModel
 from impasto.models.native_size import native_size
-from impasto.models.pipeline_files import ZERO_TERMINAL_SNR_KEY, model_index, part_config
+from impasto.models.pipeline_files import model_index, part_config
 from impasto.models.vocabulary import write_tokenizer
 from impasto.progress import Advance, Progress, SilentProgress, in_mib
 

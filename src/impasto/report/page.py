@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import base64
+import io
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
+import tomli_w
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
 from impasto import files
+from impasto.parsing import parse_toml
 from impasto.progress import counted
+from impasto.publishing import published_settings, published_text
 from impasto.report.charts import bucket_chart, loss_chart
 from impasto.runs import RunDirectory, step_name
 
@@ -50,10 +54,12 @@ def _content(run: RunDirectory) -> dict[str, Any]:
     training = [(m["step"], m["loss"]) for m in metrics if "loss" in m]
     validation = [(m["step"], m["validation_loss"]) for m in metrics if "validation_loss" in m]
     dataset, status = run.read_json("dataset.json"), run.read_json("status.json")
-    samples = _samples(run)
+    text = run.config_file.read_text(encoding="utf-8", errors="replace")
+    publish = _allowed(text)
+    samples = _samples(run, with_prompts="prompts" in publish)
     return {
         "title": run.path.resolve().name,
-        "status_line": _status_line(status),
+        "status_line": published_text(_status_line(status), publish),
         "facts": _facts(metrics, validation, dataset),
         "loss_svg": Markup(loss_chart(training, validation)),
         "loss_note": _loss_note(validation),
@@ -61,12 +67,36 @@ def _content(run: RunDirectory) -> dict[str, Any]:
         "sample_width": samples["width"],
         "data_line": _data_line(dataset),
         "bucket_svg": Markup(bucket_chart(dataset["buckets"])) if dataset else "",
-        "set_aside": dataset.get("set_aside", []),
-        "unused": dataset.get("unused", []),
-        "config": run.config_file.read_text(encoding="utf-8"),
+        "set_aside": [_without_folders(item, publish) for item in dataset.get("set_aside", [])],
+        "unused": [_without_folders(item, publish) for item in dataset.get("unused", [])],
+        "config": _published(text, publish),
         "timings": _timing_rows(status),
         "environment": _environment_rows(run.read_json("environment.json")),
     }
+
+
+def _allowed(config: str) -> tuple[str, ...]:
+    """What `saving.publish` of a run's settings names; nothing where they cannot be read."""
+    try:
+        named = parse_toml(config).get("saving", {}).get("publish", [])
+    except (ValueError, AttributeError, RecursionError):
+        return ()
+    return tuple(map(str, named)) if isinstance(named, list) else ()
+
+
+def _published(config: str, publish: tuple[str, ...]) -> str:
+    """The settings as the page shows them."""
+    try:
+        return tomli_w.dumps(published_settings(parse_toml(config), publish))
+    except (ValueError, TypeError, RecursionError):
+        return published_text(config, publish)
+
+
+def _without_folders(item: Mapping[str, Any], publish: tuple[str, ...]) -> dict[str, Any]:
+    """A file that was passed over, by its name and that of its folder."""
+    path, reason = str(item.get("path", "")), str(item.get("reason", ""))
+    short = path if "paths" in publish else "/".join(PurePath(path).parts[-2:])
+    return {**item, "path": short, "reason": published_text(reason, publish)}
 
 
 def _status_line(status: Mapping[str, Any]) -> str:
@@ -116,8 +146,8 @@ def _loss_note(validation: list[tuple[int, float]]) -> str:
     return note
 
 
-def _samples(run: RunDirectory) -> dict[str, Any]:
-    """Rows of prompts by columns of steps, pictures as data URLs."""
+def _samples(run: RunDirectory, *, with_prompts: bool) -> dict[str, Any]:
+    """Rows of prompts by columns of steps, pictures as data URLs; prompts may be left out."""
     steps = run.sampled_steps()
     if len(steps) > MAX_SAMPLE_COLUMNS:
         last = len(steps) - 1
@@ -126,21 +156,35 @@ def _samples(run: RunDirectory) -> dict[str, Any]:
     names = sorted(
         {p.name for step in steps for p in (run.samples / step_name(step)).glob("*.png")}
     )
-    rows, width = [], 128
+    rows: list[dict[str, Any]] = []
+    width = 128
     for name in names:
         paths = [run.samples / step_name(step) / name for step in steps]
         first = next(path for path in paths if path.is_file())
         with Image.open(first) as image:
-            prompt = str(image.info.get("parameters", name)).partition("\n")[0]
+            said = str(image.info.get("parameters", name)).partition("\n")[0]
+            prompt = said if with_prompts else f"preview {len(rows) + 1}"
             width = min(image.width, 256)
         rows.append(
-            {"prompt": prompt, "images": [_data_url(p) if p.is_file() else "" for p in paths]}
+            {
+                "prompt": prompt,
+                "images": [
+                    _data_url(p, with_texts=with_prompts) if p.is_file() else "" for p in paths
+                ],
+            }
         )
     return {"steps": steps, "rows": rows, "width": width}
 
 
-def _data_url(path: Path) -> str:
-    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode("ascii")
+def _data_url(path: Path, *, with_texts: bool) -> str:
+    """A preview as it stands in the page; the file itself has its prompt in it."""
+    content = path.read_bytes()
+    if not with_texts:
+        plain = io.BytesIO()
+        with Image.open(path) as image:
+            Image.frombytes(image.mode, image.size, image.tobytes()).save(plain, "PNG")
+        content = plain.getvalue()
+    return "data:image/png;base64," + base64.b64encode(content).decode("ascii")
 
 
 def _data_line(dataset: Mapping[str, Any]) -> str:

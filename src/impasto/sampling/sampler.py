@@ -18,12 +18,12 @@ from PIL import Image, PngImagePlugin
 from torch import Tensor
 
 from impasto import files
-from impasto.checkpoints.modelspec import read_encoder_layer
 from impasto.errors import ConfigError
 from impasto.models import vae as vae_module
 from impasto.models.hypernetwork import HypernetworkStack
 from impasto.models.loading import BaseModel, build_tokens, schedule_of
 from impasto.models.parking import at_hand
+from impasto.models.recorded import recorded_clip_skip
 from impasto.models.text import ClipStates, ClipTextConditioner, TextConditioner
 from impasto.models.text_metadata import prompt_layout
 from impasto.models.tokens import TextLayout
@@ -62,7 +62,7 @@ class Sampler:
             layout: How prompts are read; None means what the file says, or as A1111 does.
         """
         metadata = model.contents.metadata
-        layer = clip_skip or read_encoder_layer(metadata)
+        layer = clip_skip or recorded_clip_skip(model.contents)
         tokens = build_tokens(model, layout or prompt_layout(metadata))
         conditioner = ClipTextConditioner(tokens, ClipStates(model.text_encoder, layer))
         return cls(model.unet, model.vae, conditioner, model.scheduler_config, model.scaling_factor)

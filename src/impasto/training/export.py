@@ -6,16 +6,15 @@ import importlib.metadata
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
+import tomli_w
 from torch import Tensor
 
 from impasto import files
 from impasto.checkpoints import hypernetworks
 from impasto.checkpoints.hypernetwork_writing import write_hypernetwork
 from impasto.checkpoints.tensors import total_bytes
-from impasto.config.base import Section
-from impasto.config.load import dump_toml
 from impasto.config.run import RunConfig
 from impasto.models.hypernetwork import Hypernetwork
 from impasto.models.loading import BaseModel
@@ -23,6 +22,7 @@ from impasto.models.saving import DTYPES, SUFFIXES, About, Form, save_model, tra
 from impasto.models.text_metadata import layout_metadata
 from impasto.models.trainable import Trainable
 from impasto.progress import Progress
+from impasto.publishing import published_settings
 from impasto.runs import RunDirectory
 from impasto.training.own_models import OwnModels
 from impasto.training.session import Session
@@ -262,8 +262,9 @@ def _dialect(config: RunConfig) -> hypernetworks.Dialect:
 
 
 def training_summary(session: Session) -> dict[str, Any]:
-    """How the model was trained, with no path of the machine it was trained on."""
+    """How the model was trained, with no more of its machine than `saving.publish` allows."""
     config = session.config
+    settings = config.model_dump(mode="json", exclude_none=True)
     return {
         "impasto_version": importlib.metadata.version("impasto"),
         "base_model": session.model.contents.name,
@@ -272,53 +273,5 @@ def training_summary(session: Session) -> dict[str, Any]:
         "samples_seen": session.sampler.samples_before(session.total_steps),
         "pictures": len(session.prepared.training.images),
         "trained_parts": [part.name for part in session.trainable.parts],
-        "settings": dump_toml(_without_paths(config)),
+        "settings": tomli_w.dumps(published_settings(settings, config.saving.publish)),
     }
-
-
-def _without_paths(config: RunConfig) -> RunConfig:
-    """Settings as they may be published: folders by their last name only."""
-    dataset = _with_last_names(config.dataset, "image_dir", "metadata_file", "mask_dir")
-    dataset = dataset.model_copy(
-        update={
-            "cache_dir": None,
-            "datasets": tuple(
-                part.model_copy(
-                    update={
-                        "subsets": tuple(
-                            _with_last_names(subset, "image_dir", "metadata_file", "mask_dir")
-                            for subset in part.subsets
-                        )
-                    }
-                )
-                for part in dataset.datasets
-            ),
-        }
-    )
-    validation = _with_last_names(config.validation, "image_dir")
-    model = config.model.model_copy(
-        update={"path": _last_name(config.model.path), "vae": _last_name(config.model.vae)}
-    )
-    return config.model_copy(
-        update={
-            "output_dir": config.output_dir.name,
-            "model": model,
-            "dataset": dataset,
-            "validation": validation,
-        }
-    )
-
-
-S = TypeVar("S", bound=Section)
-
-
-def _with_last_names(section: S, *fields: str) -> S:
-    """A section with only the last part of the paths in some of its fields."""
-    paths = {name: getattr(section, name) for name in fields}
-    return section.model_copy(
-        update={n: path.name for n, path in paths.items() if path is not None}
-    )
-
-
-def _last_name(source: str | None) -> str | None:
-    return None if source is None else source.replace("\\", "/").rstrip("/").rpartition("/")[2]

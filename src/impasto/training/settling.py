@@ -17,6 +17,7 @@ from impasto.training.fitting import Fitting, gib, parts_in_words, with_fields
 from impasto.training.footprint import FootprintMeter
 from impasto.training.native_precision import native_precision
 from impasto.training.pictures import Survey
+from impasto.training.recorded import with_recorded
 from impasto.training.session import build_open_options
 from impasto.training.sharding import read_shares
 
@@ -26,7 +27,7 @@ RECORD = "footprints.json"
 def settle(
     config: RunConfig, survey: Survey, progress: Progress, *, check: bool = True, processes: int = 1
 ) -> RunConfig:
-    """The settings as the run will have them: with those that `auto` stands for.
+    """The settings as the run will have them: with what the model records, and what `auto` means.
 
     Args:
         config: The settings.
@@ -39,6 +40,7 @@ def settle(
         OutOfMemoryError: The run will not fit, and `training.fit_check` is on.
         ImpastoError: The model cannot be read.
     """
+    config = with_recorded(config, progress)
     training = config.training
     check = check and training.fit_check
     if training.memory is None and training.batch_size != "auto" and not check:
