@@ -71,7 +71,7 @@ def rewrite_file(path: Path) -> Iterator[Path]:
     Raises:
         StorageError: As for `replace_file`; or the link leads in a circle.
     """
-    with _reported(path):
+    with reported(path):
         target = real_path(path) if path.is_symlink() else path
         if target.is_symlink():
             raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
