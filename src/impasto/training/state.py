@@ -11,6 +11,7 @@ States of earlier versions have no hashes; they are read, and only their form ca
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
