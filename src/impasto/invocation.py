@@ -76,8 +76,7 @@ def install_extra(extra: str) -> str:
     if os.environ.get(PROGRAM):
         return f"{program()} --with {extra}"
     if checkout and (Path(sys.prefix) / STAMP).is_file():
-        python = "py" if os.name == "nt" else "python3"
-        return f"{python} {quoted(checkout / 'start.py')} --with {extra}"
+        return f"{_start(checkout)} --with {extra}"
     if checkout:
         return install_packages("-e", f"{checkout}[{extra}]")
     return install_packages(*packages_of(extra))
@@ -91,6 +90,16 @@ def install_packages(*words: str) -> str:
     else:
         installer = f"{python} -m pip install"
     return " ".join([installer, *map(quoted, words)])
+
+
+def cuda_build() -> str:
+    """The command that replaces a CPU build of PyTorch; ADDRESS is named on PyTorch's own page."""
+    checkout = _checkout()
+    if os.environ.get(PROGRAM):
+        return f"{program()} --torch-index ADDRESS --reinstall doctor"
+    if checkout and (Path(sys.prefix) / STAMP).is_file():
+        return f"{_start(checkout)} --torch-index ADDRESS --reinstall doctor"
+    return install_packages("--force-reinstall", "--index-url", "ADDRESS", "torch")
 
 
 def packages_of(extra: str) -> list[str]:
@@ -111,6 +120,10 @@ def is_installed_by_start() -> bool:
 def note_extra(extra: str) -> None:
     """Tell `start.py` which extra to install; it then runs the same command again."""
     Path(os.environ[EXTRA_FILE]).write_text(extra, encoding="utf-8")
+
+
+def _start(checkout: Path) -> str:
+    return f"{'py' if os.name == 'nt' else 'python3'} {quoted(checkout / 'start.py')}"
 
 
 def _checkout() -> Path | None:
