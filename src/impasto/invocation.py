@@ -19,6 +19,9 @@ from impasto.errors import MissingDependencyError
 
 PROGRAM = "IMPASTO_PROGRAM"
 EXTRA_FILE = "IMPASTO_EXTRA_FILE"
+EXTRAS = "IMPASTO_EXTRAS"
+"""What `start.py` has installed already."""
+
 STAMP = "impasto-installed.txt"
 """What `start.py` leaves in an environment of its own making."""
 
@@ -112,9 +115,9 @@ def packages_of(extra: str) -> list[str]:
     return found
 
 
-def is_installed_by_start() -> bool:
-    """Whether `start.py` started this process and installs an extra that is asked for."""
-    return EXTRA_FILE in os.environ
+def is_installed_by_start(extra: str) -> bool:
+    """Whether `start.py` started this process and has not installed this extra already."""
+    return EXTRA_FILE in os.environ and extra not in os.environ.get(EXTRAS, "").split()
 
 
 def note_extra(extra: str) -> None:

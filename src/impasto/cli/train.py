@@ -45,16 +45,19 @@ def resume(run: Path) -> None:
     config.toml first.
     """
     from impasto.cli.console import Console
+    from impasto.cli.early import require_run
     from impasto.config.load import load_run_config
     from impasto.runs import RunDirectory
 
     console = Console()
     directory = RunDirectory.open(run)
     status = directory.read_json("status.json")
-    wanted = load_run_config(directory.config_file).training.max_steps
+    config = load_run_config(directory.config_file)
+    wanted = config.training.max_steps
     if status.get("phase") == "finished" and wanted in (None, status["total_steps"]):
         console.note(f"{run} is finished; its model is {directory.exported_model()}.")
         return
+    require_run(config, is_new=False)
     from impasto.cli.finish import finish
     from impasto.training import trainer
 
