@@ -169,9 +169,11 @@ def run_program(words, index, environment):
     command = [str(program("impasto")), *words]
     with tempfile.TemporaryDirectory() as folder:
         wish = Path(folder) / "extra.txt"
-        code = call(command, {**environment, "IMPASTO_EXTRA_FILE": str(wish)})
+        have = " ".join(installed(index) or [])
+        more = {"IMPASTO_EXTRA_FILE": str(wish), "IMPASTO_EXTRAS": have}
+        code = call(command, {**environment, **more})
         extra = wish.read_text(encoding="utf-8") if wish.is_file() else ""
-    if code != MISSING_DEPENDENCY or extra not in known_extras() or extra in installed(index):
+    if code != MISSING_DEPENDENCY or extra not in known_extras() or extra in have.split():
         return code
     set_up([extra], index)
     return call(command, environment)

@@ -19,6 +19,9 @@ from impasto.errors import MissingDependencyError
 
 PROGRAM = "IMPASTO_PROGRAM"
 EXTRA_FILE = "IMPASTO_EXTRA_FILE"
+EXTRAS = "IMPASTO_EXTRAS"
+"""What `start.py` has installed already."""
+
 STAMP = "impasto-installed.txt"
 """What `start.py` leaves in an environment of its own making."""
 
@@ -76,8 +79,7 @@ def install_extra(extra: str) -> str:
     if os.environ.get(PROGRAM):
         return f"{program()} --with {extra}"
     if checkout and (Path(sys.prefix) / STAMP).is_file():
-        python = "py" if os.name == "nt" else "python3"
-        return f"{python} {quoted(checkout / 'start.py')} --with {extra}"
+        return f"{_start(checkout)} --with {extra}"
     if checkout:
         return install_packages("-e", f"{checkout}[{extra}]")
     return install_packages(*packages_of(extra))
@@ -93,6 +95,16 @@ def install_packages(*words: str) -> str:
     return " ".join([installer, *map(quoted, words)])
 
 
+def cuda_build() -> str:
+    """The command that replaces a CPU build of PyTorch; ADDRESS is named on PyTorch's own page."""
+    checkout = _checkout()
+    if os.environ.get(PROGRAM):
+        return f"{program()} --torch-index ADDRESS --reinstall doctor"
+    if checkout and (Path(sys.prefix) / STAMP).is_file():
+        return f"{_start(checkout)} --torch-index ADDRESS --reinstall doctor"
+    return install_packages("--force-reinstall", "--index-url", "ADDRESS", "torch")
+
+
 def packages_of(extra: str) -> list[str]:
     """The requirements that an extra stands for, as the installed package's metadata has them."""
     found = []
@@ -103,14 +115,18 @@ def packages_of(extra: str) -> list[str]:
     return found
 
 
-def is_installed_by_start() -> bool:
-    """Whether `start.py` started this process and installs an extra that is asked for."""
-    return EXTRA_FILE in os.environ
+def is_installed_by_start(extra: str) -> bool:
+    """Whether `start.py` started this process and has not installed this extra already."""
+    return EXTRA_FILE in os.environ and extra not in os.environ.get(EXTRAS, "").split()
 
 
 def note_extra(extra: str) -> None:
     """Tell `start.py` which extra to install; it then runs the same command again."""
     Path(os.environ[EXTRA_FILE]).write_text(extra, encoding="utf-8")
+
+
+def _start(checkout: Path) -> str:
+    return f"{'py' if os.name == 'nt' else 'python3'} {quoted(checkout / 'start.py')}"
 
 
 def _checkout() -> Path | None:

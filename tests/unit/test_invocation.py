@@ -4,6 +4,7 @@ import os
 import re
 import shlex
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ DOCS = SOURCE.parents[1] / "docs"
 
 @pytest.fixture(autouse=True)
 def called_directly(monkeypatch):
-    for name in (invocation.PROGRAM, invocation.EXTRA_FILE):
+    for name in (invocation.PROGRAM, invocation.EXTRA_FILE, invocation.EXTRAS):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -93,6 +94,22 @@ def test_start_py_hears_of_a_missing_extra_and_the_user_does_not(monkeypatch, tm
         run_reporting(fails)
     assert (tmp_path / "extra.txt").read_text(encoding="utf-8") == "trackers"
     assert capsys.readouterr().err == ""
+    monkeypatch.setenv(invocation.EXTRAS, "tagging trackers")  # it is there, and does not work
+    with pytest.raises(SystemExit):
+        run_reporting(fails)
+    assert "Install it with: " in capsys.readouterr().err
+
+
+def test_every_extra_that_may_be_missing_is_in_pyproject():
+    project = tomllib.loads((SOURCE.parents[1] / "pyproject.toml").read_text(encoding="utf-8"))
+    pattern = re.compile(r"missing_extra\(\s*\"([a-z]+)\"")
+    asked = {
+        name
+        for path in SOURCE.rglob("*.py")
+        for name in pattern.findall(path.read_text(encoding="utf-8"))
+    }
+    assert {"tagging", "trackers", "deepspeed"} <= asked
+    assert asked <= set(project["project"]["optional-dependencies"])
 
 
 def test_nothing_advises_to_install_the_project_by_its_name():

@@ -97,7 +97,7 @@ def _report(error: ImpastoError) -> int:
     from impasto.invocation import is_installed_by_start, note_extra
 
     extra = getattr(error, "extra", None)
-    if extra and is_installed_by_start():
+    if extra and is_installed_by_start(extra):
         note_extra(extra)  # start.py installs it and runs the same command again
     else:
         show_error(error)

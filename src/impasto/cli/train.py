@@ -52,17 +52,18 @@ def resume(run: Path) -> None:
     training.max_steps or training.max_epochs in its config.toml first.
     """
     from impasto.cli.console import Console
+    from impasto.cli.early import require_run
     from impasto.config.load import load_run_config
     from impasto.runs import RunDirectory
 
     console = Console()
     directory = RunDirectory.open(run)
-    status = directory.status()
-    training = load_run_config(directory.config_file).training
+    status, config = directory.status(), load_run_config(directory.config_file)
     total = status.get("total_steps")
-    if status.get("phase") == "finished" and _asked_steps(training, status) == total:
+    if status.get("phase") == "finished" and _asked_steps(config.training, status) == total:
         _show_finished(directory, console)
         return
+    require_run(config, is_new=False)
     from impasto.cli.finish import finish
     from impasto.training import trainer
 
