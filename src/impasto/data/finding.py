@@ -66,10 +66,17 @@ class PictureFinder:
             self._inside[folder] = inside
         if not self._inside[folder]:
             return self._leads_out()
-        plain = os.path.normpath(path)
+        plain = self._from_root(os.path.normpath(path))
         if ".." in path and not (os.path.exists(plain) and os.path.samefile(path, plain)):  # noqa: PTH110, PTH121
             return self._leads_out()
         return plain
+
+    def _from_root(self, path: str) -> str:
+        """A path that begins as the root does: names below it are the same on every machine."""
+        begin = os.path.abspath(self._root)  # noqa: PTH100 - hot path
+        if os.path.isabs(self._root) or not path.startswith(begin + os.sep):  # noqa: PTH117
+            return path
+        return os.path.normpath(os.path.join(self._root, path[len(begin) + 1 :]))  # noqa: PTH118
 
     def _leads_out(self) -> Failure:
         return Failure(
