@@ -40,7 +40,8 @@ def test_limits_that_do_not_matter_are_taken(tmp_path, changes):
 def test_a_file_of_sd_scripts_is_rounded_first_and_then_held_to_it(tmp_path):
     file = tmp_path / "d.toml"
     text = (
-        "[general]\nenable_bucket = true\nmin_bucket_reso = 64\nmax_bucket_reso = {}\n[[datasets]]\nresolution = 256\n"
+        "[general]\nenable_bucket = true\nmin_bucket_reso = 64\nmax_bucket_reso = {}\n"
+        "[[datasets]]\nresolution = 256\n"
         f"[[datasets.subsets]]\nimage_dir = '{tmp_path}'\n"
     )
     file.write_text(text.format(252), encoding="utf-8")

@@ -79,7 +79,7 @@ def _read(path: Path) -> dict[str, Any]:
     if path.suffix.lower() != ".json":
         return read_toml(path)
     try:
-        content = parse_json(read_text(path))
+        content = parse_json(read_text(path), halves=True)
     except json.JSONDecodeError as error:
         raise ConfigError(
             f"{path}, line {error.lineno}, column {error.colno}: not valid JSON ({error.msg})."
