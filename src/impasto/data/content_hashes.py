@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import stat
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -10,8 +9,10 @@ from pathlib import Path
 
 from impasto import files
 from impasto.data.records import FileStamp
-from impasto.parsing import parse_json
+from impasto.data.remembered import recall, remember
 from impasto.progress import Progress, SilentProgress
+
+_VERSION = [2]
 
 
 class ContentHashes:
@@ -19,17 +20,10 @@ class ContentHashes:
 
     def __init__(self, file: Path) -> None:
         self._file = file
-        self._known: dict[str, tuple[FileStamp, str]] = {}
-        if file.is_file():
-            try:
-                stored = parse_json(file.read_text(encoding="utf-8"))
-                self._known = {
-                    path: (FileStamp(size, mtime), digest)
-                    for path, (size, mtime, digest) in stored.items()
-                    if type(digest) is str
-                }
-            except (OSError, ValueError, TypeError, AttributeError):
-                self._known = {}  # only costs reading the files again
+        self._known: dict[str, tuple[FileStamp, str]] = {
+            path: (FileStamp(size, mtime), digest)
+            for path, (size, mtime, digest) in (recall(file, _VERSION) or {}).items()
+        }
 
     def of(
         self, stamps: Mapping[Path, FileStamp], progress: Progress | None = None
@@ -47,7 +41,7 @@ class ContentHashes:
                 advance(1)
         if fresh:
             rows = {p: [s.size_bytes, s.mtime_ns, d] for p, (s, d) in self._known.items()}
-            files.write_text(self._file, json.dumps(rows, ensure_ascii=False))
+            remember(self._file, _VERSION, rows)
         return {p: self._known[str(p)][1] for p in stamps if str(p) in self._known}
 
 

@@ -5,25 +5,22 @@ The hash is `phash` of the ImageHash library: 64 bits from the low frequencies o
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from impasto import files
 from impasto.data import images
 from impasto.data.images import UnreadableImageError
 from impasto.data.records import ImageRecord, SetAside, Size
+from impasto.data.remembered import recall, remember
 from impasto.data.rendering import require_promised
 from impasto.data.stages import Failure, LocalExecutor, chunks, default_workers
-from impasto.parsing import parse_json
 from impasto.progress import Progress
 
 NEAR_BITS = 6  # of 64; saved again as a smaller JPEG, a photograph changes 0 to 4
 _AT_LEAST = Size(64, 64)
-_VERSION = [2, images.PREPROCESSING_VERSION]
+_VERSION = [3, images.PREPROCESSING_VERSION]
 
 
 class Look:
@@ -55,14 +52,7 @@ class Looks:
 
     def __init__(self, file: Path) -> None:
         self._file = file
-        self._known: dict[str, int | str] = {}
-        try:
-            stored = parse_json(file.read_text(encoding="utf-8"))
-            if stored["version"] == _VERSION:
-                looks = dict(stored["looks"])
-                self._known = {digest: own for digest, own in looks.items() if _is_look(own)}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            self._known = {}  # only costs decoding the pictures again
+        self._known: dict[str, int | str] = recall(file, _VERSION) or {}
 
     def of(
         self, records: Sequence[ImageRecord], digests: Mapping[Path, str], progress: Progress
@@ -81,8 +71,7 @@ class Looks:
                         faults.append(SetAside(record.path, str(known)))
                 advance(len(outcomes))
         if fresh:
-            stored = {"version": _VERSION, "looks": self._known}
-            files.write_text(self._file, json.dumps(stored, ensure_ascii=False))
+            remember(self._file, _VERSION, self._known)
         hashes: dict[Path, int] = {}
         for record in records:
             known = self._known.get(digests.get(record.path, ""), "")
@@ -91,11 +80,6 @@ class Looks:
             elif known:
                 faults.append(SetAside(record.path, known))
         return hashes, faults
-
-
-def _is_look(value: Any) -> bool:
-    """Whether a value that was read is a hash of 64 bits or a reason."""
-    return isinstance(value, str) or (type(value) is int and 0 <= value < 1 << 64)
 
 
 def equal_groups(digests: Mapping[Path, str]) -> list[list[Path]]:
