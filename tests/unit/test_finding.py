@@ -86,15 +86,21 @@ def test_an_absolute_key_outside_is_refused(folder):
 
 
 @posix
-def test_a_linked_folder_that_leads_out_is_refused_and_a_linked_file_is_not(folder):
+@pytest.mark.parametrize("key", ["link/x.png", "link/x", "own.png", "own", "/y/own.png"])
+def test_a_link_that_leads_out_is_refused(folder, key):
     picture(folder.parent / "elsewhere" / "x.png")
     (folder / "link").symlink_to(folder.parent / "elsewhere")
     (folder / "own.png").symlink_to(folder.parent / "elsewhere" / "x.png")
+    assert isinstance(PictureFinder(folder).find(key), Failure)
+
+
+@posix
+def test_a_link_that_stays_inside_is_followed(folder):
     (folder / "inside").symlink_to(folder / "sub")
+    (folder / "again.png").symlink_to(folder / "a.png")
     finder = PictureFinder(folder)
-    assert "by a link" in finder.find("link/x.png").reason
-    assert finder.find("own.png") == str(folder / "own.png")
     assert finder.find("inside/b.jpg") == str(folder / "inside" / "b.jpg")
+    assert finder.find("again") == str(folder / "again.png")
 
 
 def test_the_nearest_of_several_is_taken_or_none(folder):

@@ -148,6 +148,8 @@ def usable_images(config: Any, console: Console) -> Sequence[ImageRecord]:
     scan = scan_all(config, console)
     for item in scan.set_aside:
         console.note(f"Skipped: {item.path}: {item.reason}")
+    for line in scan.said_of_unused():
+        console.note(line)
     return scan.records
 
 

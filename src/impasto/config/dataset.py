@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from impasto.config.base import Section
+from impasto.config.bucket_limits import require_around, require_steps
 from impasto.config.levels import handed_down
 
 Side = Annotated[int, Field(ge=8, le=8192)]
@@ -30,8 +31,8 @@ class SubsetKeys(Section):
     """Also take pictures from sub-folders."""
 
     caption_extension: str | None = None
-    """The ending of the files with the words; off means `.caption` for prose and `.txt` for tags,
-    joined where both exist."""
+    """The ending of the files with the words, in any letter case; off means `.caption` for prose
+    and `.txt` for tags, joined where both exist."""
 
     shuffle_caption: bool = False
     """Put the tags in another order each time."""
@@ -131,17 +132,20 @@ class DatasetKeys(SubsetKeys):
     """Sort pictures into aspect-ratio buckets; off, all are cropped to exactly `resolution`."""
 
     min_bucket_reso: Side = 256
-    """Shortest side of a bucket in pixels."""
+    """Shortest side of a bucket in pixels; a multiple of `bucket_reso_steps`, at most the
+    resolution."""
 
     max_bucket_reso: Side = 1024
-    """Longest side of a bucket in pixels."""
+    """Longest side of a bucket in pixels; a multiple of `bucket_reso_steps`, at least the
+    resolution."""
 
     bucket_reso_steps: Annotated[int, Field(ge=8)] = 64
     """Sides of buckets are multiples of this, in pixels; itself a multiple of 8."""
 
     bucket_no_upscale: bool = False
     """Never enlarge a picture: one that is smaller than its bucket gets a smaller bucket of its
-    own. More buckets mean more short batches."""
+    own. More buckets mean more short batches. Sides go beyond the limits above only where keeping
+    them would crop more than sd-scripts, which ignores them, does."""
 
     bucket_selection: Literal["native", "kohya"] = "native"
     """How a picture's bucket is chosen: `native` keeps the most of the picture; `kohya` is
@@ -173,18 +177,8 @@ class DatasetKeys(SubsetKeys):
         step = self.bucket_reso_steps
         if step % 8:
             raise ValueError(f"bucket_reso_steps is {step}; expected a multiple of 8")
-        if self.enable_bucket and self.min_bucket_reso > self.max_bucket_reso:
-            raise ValueError(
-                f"min_bucket_reso {self.min_bucket_reso} is above max_bucket_reso "
-                f"{self.max_bucket_reso}"
-            )
-        for name in ("min_bucket_reso", "max_bucket_reso"):
-            side = getattr(self, name)
-            if self.enable_bucket and side % step:
-                raise ValueError(
-                    f"{name} is {side}; expected a multiple of bucket_reso_steps ({step}), such as "
-                    f"{max(step, side // step * step)}"
-                )
+        if self.enable_bucket:
+            require_steps(self.min_bucket_reso, self.max_bucket_reso, step)
         self._require_one_table()
         if not self.enable_bucket and any(side % 8 for side in self.width_height):
             raise ValueError(
@@ -194,27 +188,15 @@ class DatasetKeys(SubsetKeys):
         return self
 
     def require_bounds(self) -> None:
-        """Make sure that buckets can be about as large as the resolution asks for.
+        """Make sure that the limits of bucket sides fit the resolution.
 
-        sd-scripts refuses the same (`library/train_util.py`, adjust_min_max_bucket_reso_by_steps).
         Checked where pictures are, since a level above may leave the resolution to those below.
 
         Raises:
             ValueError: The shortest side is above the resolution, or the longest below it.
         """
-        if not self.enable_bucket or self.buckets or self.bucket_table == "novelai":
-            return
-        low, high = self.min_bucket_reso, self.max_bucket_reso
-        if low > min(self.width_height):
-            raise ValueError(
-                f"min_bucket_reso is {low}, above the resolution {self.resolution}; expected at "
-                f"most {min(self.width_height)}. Lower min_bucket_reso, or raise the resolution"
-            )
-        if high < max(self.width_height):
-            raise ValueError(
-                f"max_bucket_reso is {high}, below the resolution {self.resolution}; expected at "
-                f"least {max(self.width_height)}. Raise max_bucket_reso, or lower the resolution"
-            )
+        if self.enable_bucket and not self.buckets and self.bucket_table != "novelai":
+            require_around(self.min_bucket_reso, self.max_bucket_reso, self.width_height)
 
     def _require_one_table(self) -> None:
         odd = [size for size in self.buckets if any(side % 8 for side in size)]

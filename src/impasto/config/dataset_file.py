@@ -72,14 +72,15 @@ def is_dataset_file(path: Path) -> bool:
     Raises:
         ConfigError: The file is missing or malformed.
     """
-    return "datasets" in _read(path)
+    return "datasets" in _read(path, halves=True)
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path, *, halves: bool = False) -> dict[str, Any]:
+    """The content of a file; metadata may hold half characters, which its reader deals with."""
     if path.suffix.lower() != ".json":
         return read_toml(path)
     try:
-        content = parse_json(read_text(path))
+        content = parse_json(read_text(path), halves=halves)
     except json.JSONDecodeError as error:
         raise ConfigError(
             f"{path}, line {error.lineno}, column {error.colno}: not valid JSON ({error.msg})."

@@ -10,9 +10,11 @@ from pathlib import Path
 
 from impasto import files
 from impasto.data.records import FileStamp
+from impasto.data.remembered import recall, remember
 from impasto.errors import StorageError
-from impasto.parsing import parse_json
 from impasto.progress import Progress, SilentProgress
+
+_VERSION = [2]
 
 
 class ContentHashes:
@@ -20,17 +22,10 @@ class ContentHashes:
 
     def __init__(self, file: Path) -> None:
         self._file = file
-        self._known: dict[str, tuple[FileStamp, str]] = {}
-        if file.is_file():
-            try:
-                stored = parse_json(file.read_text(encoding="utf-8"))
-                self._known = {
-                    path: (FileStamp(size, mtime), digest)
-                    for path, (size, mtime, digest) in stored.items()
-                    if type(digest) is str
-                }
-            except (OSError, ValueError, TypeError, AttributeError):
-                self._known = {}  # only costs reading the files again
+        self._known: dict[str, tuple[FileStamp, str]] = {
+            path: (FileStamp(size, mtime), digest)
+            for path, (size, mtime, digest) in (recall(file, _VERSION) or {}).items()
+        }
 
     def of(
         self, stamps: Mapping[Path, FileStamp], progress: Progress | None = None
@@ -49,7 +44,7 @@ class ContentHashes:
         if fresh:
             rows = {p: [s.size_bytes, s.mtime_ns, d] for p, (s, d) in self._known.items()}
             with contextlib.suppress(StorageError):  # forgetting costs reading the files again
-                files.write_text(self._file, files.json_text(rows))
+                remember(self._file, _VERSION, rows)
         return {p: self._known[str(p)][1] for p in stamps if str(p) in self._known}
 
 

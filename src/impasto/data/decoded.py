@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
-from impasto import files
 from impasto.data import images
 from impasto.data.records import ImageRecord
-from impasto.parsing import parse_json
+from impasto.data.remembered import recall, remember
 
-_VERSION = 1
+_VERSION = [2, images.PREPROCESSING_VERSION]
 
 
 class DecodedBefore:
@@ -23,7 +21,9 @@ class DecodedBefore:
     def __init__(self, file: Path | None) -> None:
         self._file = file
         self._known: dict[str, tuple[int, int, str]] = {}
-        self._read()
+        if file is not None:
+            for path, row in (recall(file, _VERSION) or {}).items():
+                self._known[path] = tuple(row)
 
     def outcome(self, record: ImageRecord) -> str | None:
         """Why a picture cannot be decoded, empty if it can; None if that is not known."""
@@ -43,21 +43,5 @@ class DecodedBefore:
             StorageError: It could not be written.
         """
         if self._file is not None:
-            content = {
-                "version": [_VERSION, images.PREPROCESSING_VERSION],
-                "files": {path: list(row) for path, row in self._known.items()},
-            }
-            files.write_text(self._file, json.dumps(content, ensure_ascii=False))
-
-    def _read(self) -> None:
-        if self._file is None or not self._file.is_file():
-            return
-        try:
-            content = parse_json(self._file.read_text(encoding="utf-8"))
-            if content["version"] != [_VERSION, images.PREPROCESSING_VERSION]:
-                return
-            for path, (size_bytes, mtime_ns, reason) in content["files"].items():
-                if (type(size_bytes), type(mtime_ns), type(reason)) == (int, int, str):
-                    self._known[path] = (size_bytes, mtime_ns, reason)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            return  # only costs decoding the pictures again
+            rows = {path: list(row) for path, row in self._known.items()}
+            remember(self._file, _VERSION, rows)

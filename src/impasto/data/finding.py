@@ -47,7 +47,8 @@ class PictureFinder:
             self._below = _FilesBelow(self._root)
         from_top = os.path.isabs(key) or _WINDOWS.match(key) is not None  # noqa: PTH117
         parts = [part for part in slashed.split("/") if part not in {"", "."}]
-        return self._below.find(parts, from_top=from_top)
+        found = self._below.find(parts, from_top=from_top)
+        return found if isinstance(found, Failure) else self._bounded(found)
 
     def unnamed(self, named: set[str]) -> list[str]:
         """The pictures below the folder that are not among those named."""
@@ -56,20 +57,27 @@ class PictureFinder:
         return sorted(set(self._below.paths) - named)
 
     def _bounded(self, path: str) -> str | Failure:
-        """A path below the root by its simplest name; links to single files may lead out of it."""
+        """A path below the root by its simplest name, if no link leads out of it."""
         folder = os.path.dirname(path)  # noqa: PTH120 - hot path
         if folder not in self._inside:
-            real = os.path.realpath(folder)
-            inside = real == self._resolved or real.startswith(
-                self._resolved.rstrip(os.sep) + os.sep
-            )
-            self._inside[folder] = inside
-        if not self._inside[folder]:
+            self._inside[folder] = self._is_inside(folder)
+        if not self._inside[folder] or (os.path.islink(path) and not self._is_inside(path)):  # noqa: PTH114
             return self._leads_out()
-        plain = os.path.normpath(path)
+        plain = self._from_root(os.path.normpath(path))
         if ".." in path and not (os.path.exists(plain) and os.path.samefile(path, plain)):  # noqa: PTH110, PTH121
             return self._leads_out()
         return plain
+
+    def _is_inside(self, path: str) -> bool:
+        real = os.path.realpath(path)
+        return real == self._resolved or real.startswith(self._resolved.rstrip(os.sep) + os.sep)
+
+    def _from_root(self, path: str) -> str:
+        """A path that begins as the root does: names below it are the same on every machine."""
+        begin = os.path.abspath(self._root)  # noqa: PTH100 - hot path
+        if os.path.isabs(self._root) or not path.startswith(begin + os.sep):  # noqa: PTH117
+            return path
+        return os.path.normpath(os.path.join(self._root, path[len(begin) + 1 :]))  # noqa: PTH118
 
     def _leads_out(self) -> Failure:
         return Failure(

@@ -164,7 +164,7 @@ def _unidentified_reason(path: Path) -> str:
     if not head:
         return "the file is empty"
     if not head.strip(b"\0"):
-        return "the file holds zeros only, as after a disk that was full or a copy that broke off"
+        return "not a picture: zeros only, as after a copy that broke off or on a full disk"
     if head.lstrip().lower().startswith((b"<!doctype", b"<html")):
         return "an HTML page saved under a picture's name"
     return "not a picture in a known format, or damaged"

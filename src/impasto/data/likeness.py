@@ -6,26 +6,23 @@ numbers, so that it is the same on every machine. It equals `phash` of the Image
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from impasto import files
 from impasto.data import images
 from impasto.data.images import UnreadableImageError
 from impasto.data.records import ImageRecord, SetAside, Size
+from impasto.data.remembered import recall, remember
 from impasto.data.rendering import require_promised
 from impasto.data.stages import Failure, LocalExecutor, chunks, default_workers
-from impasto.parsing import parse_json
 from impasto.progress import Progress
 
 NEAR_BITS = 6  # of 64; saved again as a smaller JPEG, a photograph changes 0 to 4
 _AT_LEAST = Size(64, 64)
-_VERSION = [2, images.PREPROCESSING_VERSION]
+_VERSION = [3, images.PREPROCESSING_VERSION]
 _SIDE, _KEPT = 32, 8  # of the small image, and of its lowest frequencies
 _COSINES = np.rint(
     np.cos(np.pi * np.outer(np.arange(_KEPT), 2 * np.arange(_SIDE) + 1) / (2 * _SIDE)) * 2**20
@@ -73,14 +70,7 @@ class Looks:
 
     def __init__(self, file: Path) -> None:
         self._file = file
-        self._known: dict[str, int | str] = {}
-        try:
-            stored = parse_json(file.read_text(encoding="utf-8"))
-            if stored["version"] == _VERSION:
-                looks = dict(stored["looks"])
-                self._known = {digest: own for digest, own in looks.items() if _is_look(own)}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            self._known = {}  # only costs decoding the pictures again
+        self._known: dict[str, int | str] = recall(file, _VERSION) or {}
 
     def of(
         self, records: Sequence[ImageRecord], digests: Mapping[Path, str], progress: Progress
@@ -99,8 +89,7 @@ class Looks:
                         faults.append(SetAside(record.path, str(known)))
                 advance(len(outcomes))
         if fresh:
-            stored = {"version": _VERSION, "looks": self._known}
-            files.write_text(self._file, json.dumps(stored, ensure_ascii=False))
+            remember(self._file, _VERSION, self._known)
         hashes: dict[Path, int] = {}
         for record in records:
             known = self._known.get(digests.get(record.path, ""), "")
@@ -109,11 +98,6 @@ class Looks:
             elif known:
                 faults.append(SetAside(record.path, known))
         return hashes, faults
-
-
-def _is_look(value: Any) -> bool:
-    """Whether a value that was read is a hash of 64 bits or a reason."""
-    return isinstance(value, str) or (type(value) is int and 0 <= value < 1 << 64)
 
 
 def equal_groups(digests: Mapping[Path, str]) -> list[list[Path]]:

@@ -11,17 +11,18 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from impasto import files
 from impasto.data import images
 from impasto.data.listing import Found
+from impasto.data.listing import Sidecars as Sidecars
 from impasto.data.records import FileStamp, ImageRecord, SetAside, Size
+from impasto.data.remembered import recall, remember
 from impasto.data.stages import Failure, LocalExecutor, chunks, default_workers
 from impasto.data.subsets import Subset
 from impasto.errors import StorageError
-from impasto.parsing import parse_json, text_lines
+from impasto.parsing import text_lines
 from impasto.progress import Progress
 
-INDEX_VERSION = 3
+INDEX_VERSION = 4
 _FILES_AT_ONCE = 64
 _NO_ENTRY: list[Any] = [None]
 _UTF_16 = (b"\xff\xfe", b"\xfe\xff")
@@ -54,8 +55,8 @@ class ScanIndex:
     """
 
     def __init__(self, file: Path | None, key: str) -> None:
-        self._file, self._key = file, key
-        self._entries = self._read()
+        self._file, self._version = file, [INDEX_VERSION, key]
+        self._entries: Entries = (recall(file, self._version) if file is not None else None) or {}
 
     def probe(self, found: Sequence[Found], progress: Progress) -> Entries:
         """Entries of all files; only those that changed are opened."""
@@ -71,25 +72,12 @@ class ScanIndex:
                     entries[item.path] = [item.stamps, result]
                 advance(len(outcomes))
         if self._file is not None and (fresh or len(entries) != len(known)):
-            stored = {"version": INDEX_VERSION, "key": self._key, "files": entries}
             try:
-                files.write_text(self._file, files.json_text(stored))
+                remember(self._file, self._version, entries)
             except StorageError as error:  # what was found is right all the same
                 progress.note(f"The next scan has to look at all files again: {error}")
         self._entries = entries
         return entries
-
-    def _read(self) -> Entries:
-        if self._file is None or not self._file.is_file():
-            return {}
-        try:
-            stored = parse_json(self._file.read_text(encoding="utf-8"))
-            if stored["version"] != INDEX_VERSION or stored["key"] != self._key:
-                return {}
-            entries: Entries = stored["files"]
-            return entries if all(map(_is_whole, entries.values())) else {}
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError, OSError):
-            return {}  # a damaged index is only a slower scan
 
 
 Entries = dict[str, list[Any]]
@@ -113,18 +101,6 @@ def sort_out(
         )
         records.append(record)
     return records, set_aside
-
-
-def _is_whole(entry: Any) -> bool:
-    """Whether an entry of an index that was read is one that was written."""
-    stamps, result = entry
-    if not all(type(number) is int for number in stamps):
-        return False
-    if len(result) == 1:
-        return type(result[0]) is str
-    width, height, rotated, caption, tags = result
-    sides = type(width) is int and type(height) is int and width > 0 and height > 0
-    return sides and rotated in (0, 1) and type(caption) is str and type(tags) is str
 
 
 def _read_words(path: str) -> str:

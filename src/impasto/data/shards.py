@@ -116,8 +116,7 @@ class Shards:
 
     def _write(self, label: str, keys: Sequence[str], tensors: Mapping[str, Tensor]) -> None:
         """Write a shard, tensors first and index last, each durably."""
-        digest = hashlib.sha256("".join(keys).encode("utf-8")).hexdigest()[:16]
-        name = f"shard-{label}-{digest}"
+        name = f"shard-{label}-{_digest(keys)}"
         with files.replace_file(self.folder / f"{name}.safetensors") as partial:
             save_file({column: tensors[column].contiguous() for column in self._columns}, partial)
             content = files.sha256_of(partial)
@@ -242,6 +241,11 @@ class _Index:
     sha256: str | None
 
 
+def _digest(keys: Sequence[str]) -> str:
+    """The part of a shard's name that tells its keys and their order."""
+    return hashlib.sha256("".join(keys).encode("utf-8")).hexdigest()[:16]
+
+
 def _read_index(file: Path) -> _Index | None:
     """The index of a shard; None if it is damaged."""
     try:
@@ -253,7 +257,7 @@ def _read_index(file: Path) -> _Index | None:
         type(index.version) is int
         and isinstance(index.keys, list)
         and all(isinstance(key, str) for key in index.keys)
-        and len(set(index.keys)) == len(index.keys)
+        and file.stem.endswith(f"-{_digest(index.keys)}")
         and (index.sha256 is None or isinstance(index.sha256, str))
     )
     return index if whole else None

@@ -190,6 +190,8 @@ def _prepare(options: argparse.Namespace, console: Console) -> None:
     )
     for item in (*scan.set_aside, *result.set_aside, *exported.refused):
         console.note(f"Passed over: {item.path}: {item.reason}")
+    for line in scan.said_of_unused():
+        console.note(line)
 
 
 def _write_resolutions(
