@@ -21,7 +21,7 @@ def derive_seed(seed: int, *keys: int | str) -> int:
         seed: The run's seed.
         keys: What the number is for, for example `("noise", step, position)`.
     """
-    text = "/".join([str(seed), *map(str, keys)]).encode("utf-8")
+    text = "/".join([str(seed), *map(str, keys)]).encode("utf-8", "surrogatepass")
     digest = hashlib.blake2b(text, digest_size=8).digest()
     return int.from_bytes(digest, "little") % SEED_RANGE
 

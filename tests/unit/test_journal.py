@@ -435,6 +435,16 @@ def test_what_is_no_journal_is_passed_by(folder, tmp_path, name):
     assert own.read_text(encoding="utf-8") == "own"
 
 
+def test_a_folder_of_notes_stands_for_its_data_set(folder):
+    before = words_of(folder)
+    for notes in (folder / ".impasto" / "annotations", folder / "annotations"):
+        with Journal(notes, "tag") as journal:
+            journal.write(folder / "a.txt", "new", "a.webp")
+        assert [path.name for path in notes.iterdir()] == ["edit-000001.jsonl"]
+        assert undo(notes).restored == 1
+        assert words_of(folder) == before
+
+
 def test_spots_and_endings():
     for below in ("a.txt", "sub/a.caption", "meta.json", "長.txt", "a b.TXT"):
         assert why_no_words(below) == "", below

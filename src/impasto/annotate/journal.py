@@ -38,13 +38,14 @@ class Journal:
     """The notes of one command; at most one command at a time writes words of a data set.
 
     Args:
-        place: The data set.
+        place: The data set; a folder of notes stands for the one that it is in.
         command: What the command does, as canonical text; an unfinished one of the same text is
             continued.
     """
 
-    def __init__(self, place: Place, command: str) -> None:
-        self.place, self.command = place, command
+    def __init__(self, place: Place | Path, command: str) -> None:
+        self.place = place if isinstance(place, Place) else Place.around(place)
+        self.command = command
         self.done: set[str] = set()
         self._held = contextlib.ExitStack()
         self._path: Path | None = None
@@ -165,7 +166,7 @@ def alone(folder: Path) -> Iterator[None]:
         StorageError: The folder cannot be written.
     """
     files.require_writable(folder)
-    handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+    handle = os.open(folder.with_name(f"{folder.name}.lock"), os.O_RDWR | os.O_CREAT, 0o666)
     try:
         if not _locked(handle):
             raise RunError(

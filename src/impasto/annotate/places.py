@@ -47,6 +47,12 @@ class Place:
     journals: Path
     named: Path | None = None
 
+    @classmethod
+    def around(cls, journals: Path) -> Place:
+        """The data set of one folder in which notes are kept, in `.impasto` or directly."""
+        above = journals.parent
+        return cls((above.parent if above.name == ".impasto" else above,), journals)
+
     def spot_of(self, path: Path) -> Spot | None:
         """Where a file really is, after links; None outside of the data set."""
         real = files.real_path(path)
@@ -71,6 +77,11 @@ class Place:
                 raise RunError(
                     f"The last change was to the metadata file {spot.file}, which is not in the "
                     f"data set. Name it: add --metadata and its path. Nothing was touched."
+                )
+            if self.named.name != spot.file:
+                raise RunError(
+                    f"The last change was to a metadata file called {spot.file}, and --metadata "
+                    f"names {self.named}. Nothing was touched."
                 )
             return files.real_path(self.named)
         reason = why_no_words(spot.file)

@@ -62,7 +62,8 @@ class TagTable:
     def members(self) -> dict[str, np.ndarray]:
         """Category -> places of its tags in `names`."""
         found = np.asarray(self.categories)
-        return {category: np.flatnonzero(found == category) for category in set(self.categories)}
+        there = dict.fromkeys(self.categories)  # a set's order differs from process to process
+        return {category: np.flatnonzero(found == category) for category in there}
 
 
 @dataclass(frozen=True)

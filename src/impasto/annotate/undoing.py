@@ -43,11 +43,11 @@ class _Step:
     left_alone: str = ""
 
 
-def undo(place: Place, *, force: bool = False, keep: bool = False) -> Undone:
+def undo(place: Place | Path, *, force: bool = False, keep: bool = False) -> Undone:
     """Take the newest journal back; it is gone once nothing of it is left.
 
     Args:
-        place: The data set.
+        place: The data set; a folder of notes stands for the one that it is in.
         force: Also restore files that were changed since.
         keep: Leave files that were changed since, and be done with this journal.
 
@@ -57,6 +57,7 @@ def undo(place: Place, *, force: bool = False, keep: bool = False) -> Undone:
         StorageError: Files could not be written; the others are restored, and running it again
             goes on.
     """
+    place = place if isinstance(place, Place) else Place.around(place)
     if not journals_in(place.journals):
         raise _nothing(place)
     with alone(place.journals):

@@ -11,9 +11,12 @@ from typing import Literal
 from impasto.annotate.beside import WordsBeside
 from impasto.annotate.journal import Journal
 from impasto.annotate.places import Place
+from impasto.annotate.undoing import Undone, undo
 from impasto.data.metadata import MetadataEntry, metadata_text, read_metadata
 from impasto.data.records import ImageRecord
 from impasto.errors import DatasetError
+
+__all__ = ["Join", "Journal", "MetadataWords", "Policy", "Sidecars", "Undone", "undo"]
 
 Policy = Literal["overwrite", "append", "missing"]
 Join = Callable[[str, str], str]

@@ -8,9 +8,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from rich.console import Console as RichConsole
-from rich.markup import escape
 from rich.progress import TaskID
 
+from impasto.cli.harmless import escape
 from impasto.cli.heartbeat import Heartbeat
 from impasto.cli.stages import DISPLAY, Stage, drawn_stage, printed_stage
 from impasto.errors import ImpastoError, Interrupted
@@ -23,7 +23,9 @@ def show_error(error: ImpastoError) -> None:
     """Print an error to standard error."""
     stopped = isinstance(error, Interrupted)
     head = "[yellow]Stopped[/yellow]" if stopped else "[bold red]Error[/bold red]"
-    _print_paragraph(RichConsole(stderr=True, highlight=False), f"{head}: {escape(str(error))}")
+    _print_paragraph(
+        RichConsole(stderr=True, highlight=False, emoji=False), f"{head}: {escape(str(error))}"
+    )
 
 
 def _print_paragraph(console: RichConsole, text: str) -> None:
@@ -35,7 +37,7 @@ class Console:
     """Draws stages and training on a terminal; prints plain lines where there is none."""
 
     def __init__(self) -> None:
-        self.rich = RichConsole(soft_wrap=True, highlight=False)
+        self.rich = RichConsole(soft_wrap=True, highlight=False, emoji=False)
         self._task: TaskID | None = None
         self._heartbeat: Heartbeat | None = None
         self._last_line = 0.0
@@ -88,7 +90,7 @@ class Console:
         """Names and values in two columns; a long value, such as a path, is never cut or folded."""
         width = max(map(len, rows))
         for name, value in rows.items():
-            self.rich.print(f"[dim]{name:<{width}}[/dim]  {escape(str(value))}")
+            self.rich.print(f"[dim]{escape(f'{name:<{width}}')}[/dim]  {escape(str(value))}")
 
     def started(self, summary: Mapping[str, Any], first_step: int, last_step: int) -> None:
         """Say what is trained and open the bar."""

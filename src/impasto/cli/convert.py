@@ -96,12 +96,11 @@ def inspect(source: str, as_json: bool, no_hash: bool, **options: Any) -> None: 
 
     Nothing in it is run. Other files than base models are named for what they are.
     """
-    import json
-
     from impasto.checkpoints.hub import require_source
 
     require_source(source)
     from impasto.cli.console import Console
+    from impasto.cli.harmless import json_text
     from impasto.models.inspection import inspect_model
     from impasto.progress import SilentProgress
 
@@ -109,7 +108,7 @@ def inspect(source: str, as_json: bool, no_hash: bool, **options: Any) -> None: 
     progress = SilentProgress() if as_json else console
     found = inspect_model(source, open_options(options), progress, hashing=not no_hash)
     if as_json:
-        click.echo(json.dumps(found, ensure_ascii=False, indent=1))
+        click.echo(json_text(found))
         return
     for heading, rows in found.items():
         console.heading(heading)

@@ -6,7 +6,6 @@ settings of a run.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -65,13 +64,14 @@ dataset.add_command(undo)
 def scan(source: Path, as_json: bool, decode: bool, **options: Any) -> None:  # noqa: FBT001
     """List what SOURCE holds: usable images, missing words, and what is not used, with reasons."""
     from impasto.cli.console import Console
+    from impasto.cli.harmless import json_text
     from impasto.progress import SilentProgress
 
     console = Console()
     progress = SilentProgress() if as_json else console
     result = found_pictures(dataset_config(source, options), progress, decode=decode)
     if as_json:
-        click.echo(json.dumps(_as_json(result), ensure_ascii=False, indent=1))
+        click.echo(json_text(_as_json(result)))
         return
     console.table(result.tally.rows())
     if result.with_more_lines:

@@ -124,12 +124,12 @@ def undo(
     console = Console()
     place = place_of(dataset_config(source, options), metadata)
     undone = undoing.undo(place, force=force, keep=keep)
-    console.note(f"{counted(undone.restored, 'files are')} as before.")
+    console.note(f"{counted(undone.restored, 'files are')} restored.")
     for path, reason in undone.left_alone:
         console.note(f"Left alone: {path}: {reason}")
     if undone.left_alone and not keep:
         forced = undo_command(source, place, "--force")
-        console.note(f"To restore these too: {forced} (or --keep to leave them for good)")
+        console.note(f"To restore what was changed: {forced} (--keep leaves it as it is for good)")
 
 
 def _find(

@@ -136,8 +136,9 @@ def _tell(done: Annotated[Any], options: dict[str, Any], console: Console) -> No
     if done.worded:
         where = options["metadata"] or f"the {options['ending']} files"
         console.note(
-            f"{done.worded} have words of some kind already. --existing append writes behind those "
-            f"in {where}, --existing overwrite replaces them; training joins all that is there."
+            f"{done.worded} of the images have words already, in a .txt, a .caption or metadata. "
+            f"--existing append adds to {where}, --existing overwrite replaces what is there; "
+            f"training joins the words of all kinds."
         )
 
 

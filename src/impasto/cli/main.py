@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import sys
 from collections.abc import Callable, Sequence
 
@@ -11,6 +12,7 @@ import click
 from impasto import __version__
 from impasto.allocation import tune_allocation
 from impasto.cli.groups import FullHelpGroup
+from impasto.cli.harmless import harmless
 from impasto.cli.imports import name_slow_imports
 from impasto.cli.quiet import quiet_libraries
 from impasto.errors import ImpastoError
@@ -84,7 +86,9 @@ def run_reporting(command: Callable[[], object]) -> None:
     except ImpastoError as error:
         sys.exit(_report(error))
     except click.ClickException as error:
-        error.show()
+        said = io.StringIO()
+        error.show(said)
+        click.echo(harmless(said.getvalue()), err=True, nl=False)
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt) as stop:
         click.echo("Stopped.", err=True)

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console as RichConsole
-from rich.markup import escape
 from rich.progress import (
     BarColumn,
     Progress,
@@ -27,6 +26,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from impasto.cli.harmless import escape
 from impasto.progress import Advance, counted, singular
 
 DRAWN_AFTER_S = 0.3

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from array import array
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -43,7 +43,7 @@ class TextStore:
     def key(self, ids: Sequence[int]) -> str:
         """The name of a chunk's states: a hash in 32 hex digits."""
         digest = hashlib.sha256(self._fingerprint.encode("utf-8"))
-        digest.update(array("i", ids).tobytes())
+        digest.update(np.asarray(ids, dtype="<i4").tobytes())  # the same bytes on every machine
         return digest.hexdigest()[:32]
 
     def read(self, ids: Sequence[int]) -> Tensor:

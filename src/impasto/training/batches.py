@@ -39,7 +39,7 @@ def build_epoch_sampler(
     groups = sampler_groups(plan.images)
     return EpochSampler(
         groups,
-        batch_sizes={group: batch_size_of(config, group) for group in set(groups)},
+        batch_sizes={group: batch_size_of(config, group) for group in dict.fromkeys(groups)},
         seed=config.seed,
         repeats=[image.record.subset.repeats for image in plan.images],
         accumulation=config.training.gradient_accumulation_steps,
