@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from impasto.config.dataset import DatasetConfig, DatasetKeys, SubsetKeys
 from impasto.config.levels import handed_down
-from impasto.config.validation import read_text, read_toml, validated
+from impasto.config.validation import read_json_object, read_toml, validated
 from impasto.errors import ConfigError
 
 SDSCRIPTS_DEFAULTS: dict[str, Any] = {
@@ -76,15 +75,7 @@ def is_dataset_file(path: Path) -> bool:
 def _read(path: Path) -> dict[str, Any]:
     if path.suffix.lower() != ".json":
         return read_toml(path)
-    try:
-        content = json.loads(read_text(path))
-    except json.JSONDecodeError as error:
-        raise ConfigError(
-            f"{path}, line {error.lineno}, column {error.colno}: not valid JSON ({error.msg})."
-        ) from error
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path} holds a {type(content).__name__}; expected an object.")
-    return content
+    return read_json_object(path)
 
 
 def _round_sides(dataset: dict[str, Any]) -> None:

@@ -122,5 +122,5 @@ def _apply(tree: dict[str, Any], override: str) -> None:
 def _read_value(raw: str) -> Any:
     try:
         return tomllib.loads(f"value = {raw}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         return raw

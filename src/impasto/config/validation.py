@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import tomllib
 import typing
 from collections.abc import Mapping, Sequence
@@ -27,6 +28,8 @@ REFUSED = {
 }
 """Keys of sd-scripts that have no effect here, and why, or what to use."""
 
+_DEEPEST = 32
+
 S = TypeVar("S", bound=BaseModel)
 
 
@@ -49,12 +52,58 @@ def read_toml(path: Path) -> dict[str, Any]:
         ConfigError: It is missing or malformed; the message has line and column.
     """
     try:
-        return tomllib.loads(read_text(path))
+        return _of_sane_depth(tomllib.loads(read_text(path)))
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(
             f"{path} is not valid TOML: {error}. A path on Windows goes into single quotes, "
             f"as in 'C:\\pictures'."
         ) from error
+    except (RecursionError, ValueError) as error:  # nested without end, a number without end
+        raise ConfigError(f"{path} is not a settings file: {_unreadable(error)}.") from error
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """Parse a JSON file that holds an object.
+
+    Raises:
+        ConfigError: It is missing or malformed; the message has line and column.
+    """
+    try:
+        content = _of_sane_depth(json.loads(read_text(path)))
+    except json.JSONDecodeError as error:
+        raise ConfigError(
+            f"{path}, line {error.lineno}, column {error.colno}: not valid JSON ({error.msg})."
+        ) from error
+    except (RecursionError, ValueError) as error:
+        raise ConfigError(f"{path} is not a settings file: {_unreadable(error)}.") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} holds a {type(content).__name__}; expected an object.")
+    return content
+
+
+def _of_sane_depth(content: Any) -> Any:
+    """The content, if no value is nested so deeply that going through it would take the stack.
+
+    Raises:
+        RecursionError: One is.
+    """
+    level = [content]
+    for _ in range(_DEEPEST):
+        inner: list[Any] = []
+        for value in level:
+            if isinstance(value, dict):
+                inner += value.values()
+            elif isinstance(value, list):
+                inner += value
+        if not inner:
+            return content
+        level = inner
+    raise RecursionError
+
+
+def _unreadable(error: Exception) -> str:
+    deep = isinstance(error, RecursionError)
+    return "it is nested too deeply" if deep else str(error).partition(";")[0]
 
 
 def read_text(path: Path) -> str:
