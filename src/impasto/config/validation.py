@@ -52,7 +52,8 @@ def read_toml(path: Path) -> dict[str, Any]:
         ConfigError: It is missing or malformed; the message has line and column.
     """
     try:
-        return _of_sane_depth(tomllib.loads(read_text(path)))
+        content = tomllib.loads(read_text(path))
+        _require_sane_depth(content)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(
             f"{path} is not valid TOML: {error}. A path on Windows goes into single quotes, "
@@ -60,6 +61,7 @@ def read_toml(path: Path) -> dict[str, Any]:
         ) from error
     except (RecursionError, ValueError) as error:  # nested without end, a number without end
         raise ConfigError(f"{path} is not a settings file: {_unreadable(error)}.") from error
+    return content
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
@@ -69,7 +71,8 @@ def read_json_object(path: Path) -> dict[str, Any]:
         ConfigError: It is missing or malformed; the message has line and column.
     """
     try:
-        content = _of_sane_depth(json.loads(read_text(path)))
+        content = json.loads(read_text(path))
+        _require_sane_depth(content)
     except json.JSONDecodeError as error:
         raise ConfigError(
             f"{path}, line {error.lineno}, column {error.colno}: not valid JSON ({error.msg})."
@@ -81,8 +84,8 @@ def read_json_object(path: Path) -> dict[str, Any]:
     return content
 
 
-def _of_sane_depth(content: Any) -> Any:
-    """The content, if no value is nested so deeply that going through it would take the stack.
+def _require_sane_depth(content: Any) -> None:
+    """Make sure that no value is nested so deeply that going through it would take the stack.
 
     Raises:
         RecursionError: One is.
@@ -96,7 +99,7 @@ def _of_sane_depth(content: Any) -> Any:
             elif isinstance(value, list):
                 inner += value
         if not inner:
-            return content
+            return
         level = inner
     raise RecursionError
 
