@@ -229,9 +229,13 @@ class Presence:
             self._own.file.parent.mkdir(parents=True, exist_ok=True)
             self._own.written().replace(self._own.file)
             self._own.begin()
+        try:
             while (holder := holder_of(self._folder, TIDY_NAME)) is not None:
                 self._on_busy(holder)
                 time.sleep(_LOOK_AGAIN_S)
+        except BaseException:  # whatever ends the waiting, Ctrl-C included, ends the presence
+            self._own.end()
+            raise
         return self
 
     def __exit__(

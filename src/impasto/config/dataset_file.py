@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from impasto.config.dataset import DatasetConfig, DatasetKeys, SubsetKeys
 from impasto.config.levels import handed_down
-from impasto.config.validation import read_text, read_toml, require_whole_paths, validated
+from impasto.config.validation import read_json_object, read_toml, validated
 from impasto.errors import ConfigError
-from impasto.parsing import parse_json
 
 SDSCRIPTS_DEFAULTS: dict[str, Any] = {
     "enable_bucket": False,
@@ -79,17 +77,7 @@ def _read(path: Path, *, halves: bool = False) -> dict[str, Any]:
     """The content of a file; metadata may hold half characters, which its reader deals with."""
     if path.suffix.lower() != ".json":
         return read_toml(path)
-    try:
-        content = parse_json(read_text(path), halves=halves)
-    except json.JSONDecodeError as error:
-        raise ConfigError(
-            f"{path}, line {error.lineno}, column {error.colno}: not valid JSON ({error.msg})."
-        ) from error
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path} holds a {type(content).__name__}; expected an object.")
-    if "datasets" in content:
-        require_whole_paths(content, str(path))
-    return content
+    return read_json_object(path, halves=halves)
 
 
 def _round_sides(dataset: dict[str, Any]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 from collections.abc import Mapping
 from pathlib import Path, PurePath
 from typing import Any
@@ -14,6 +15,7 @@ from markupsafe import Markup
 from PIL import Image
 
 from impasto import files
+from impasto.errors import RunError
 from impasto.parsing import parse_toml
 from impasto.progress import counted
 from impasto.publishing import published_settings, published_text
@@ -21,6 +23,7 @@ from impasto.report.charts import bucket_chart, loss_chart
 from impasto.runs import RunDirectory, step_name
 
 MAX_SAMPLE_COLUMNS = 6
+_LARGEST_DRAWN = 1e30
 _PHASES = {
     "preparing": "being prepared",
     "training": "still training",
@@ -37,7 +40,12 @@ def write_report(run: RunDirectory) -> Path:
         RunError: The run directory is damaged.
         StorageError: The page could not be written.
     """
-    files.write_text(run.report, rendered("run.html.j2", _content(run)))
+    try:
+        content = _content(run)
+    except KeyError as error:  # an entry that every run writes
+        raise RunError(f"{run.path} is damaged: {error} is missing in one of its files.") from error
+    page = rendered("run.html.j2", content)
+    files.write_text(run.report, page.encode("utf-8", errors="replace").decode("utf-8"))
     return run.report
 
 
@@ -51,9 +59,13 @@ def rendered(template: str, content: Mapping[str, Any]) -> str:
 
 def _content(run: RunDirectory) -> dict[str, Any]:
     metrics = list(run.read_metrics())
-    training = [(m["step"], m["loss"]) for m in metrics if "loss" in m]
-    validation = [(m["step"], m["validation_loss"]) for m in metrics if "validation_loss" in m]
-    dataset, status = run.read_json("dataset.json"), run.read_json("status.json")
+    training = [(m["step"], m["loss"]) for m in metrics if _can_be_drawn(m.get("loss"))]
+    validation = [
+        (m["step"], m["validation_loss"])
+        for m in metrics
+        if _can_be_drawn(m.get("validation_loss"))
+    ]
+    dataset, status = run.read_json("dataset.json"), run.status()
     text = run.config_file.read_text(encoding="utf-8", errors="replace")
     publish = _allowed(text)
     samples = _samples(run, with_prompts="prompts" in publish)
@@ -99,9 +111,14 @@ def _without_folders(item: Mapping[str, Any], publish: tuple[str, ...]) -> dict[
     return {**item, "path": short, "reason": published_text(reason, publish)}
 
 
+def _can_be_drawn(loss: float | None) -> bool:
+    """Whether a chart has a place for it; a loss that became NaN or infinite has none."""
+    return loss is not None and math.isfinite(loss) and abs(loss) < _LARGEST_DRAWN
+
+
 def _status_line(status: Mapping[str, Any]) -> str:
     line = f"This run is {_PHASES.get(status.get('phase', ''), 'of unknown state')}"
-    if "total_steps" in status:
+    if "total_steps" in status and "step" in status:
         line += f": {status['step']} of {counted(status['total_steps'], 'updates')}"
     return f"{line}. {status.get('message', '')}".strip()
 
@@ -116,12 +133,12 @@ def _facts(
         facts.append(_fact("validation loss before → after", f"{before:.3f} → {after:.3f}", mood))
     if dataset:
         facts.append(_fact("pictures", str(dataset["pictures"])))
-    rates = [m["images_per_s"] for m in metrics if "images_per_s" in m]
-    if rates:
-        last = [m for m in metrics if "loss" in m][-1]
+    lines = [m for m in metrics if m.keys() >= {"loss", "samples_seen", "images_per_s"}]
+    if lines:
+        rates = [m["images_per_s"] for m in lines]
         facts += [
-            _fact("updates", str(last["step"])),
-            _fact("pictures seen", f"{last['samples_seen']:,}"),
+            _fact("updates", str(lines[-1]["step"])),
+            _fact("pictures seen", f"{lines[-1]['samples_seen']:,}"),
             _fact("pictures per second, median", f"{sorted(rates)[len(rates) // 2]:.1f}"),
         ]
     return facts
@@ -160,20 +177,27 @@ def _samples(run: RunDirectory, *, with_prompts: bool) -> dict[str, Any]:
     width = 128
     for name in names:
         paths = [run.samples / step_name(step) / name for step in steps]
-        first = next(path for path in paths if path.is_file())
-        with Image.open(first) as image:
-            said = str(image.info.get("parameters", name)).partition("\n")[0]
-            prompt = said if with_prompts else f"preview {len(rows) + 1}"
-            width = min(image.width, 256)
-        rows.append(
-            {
-                "prompt": prompt,
-                "images": [
-                    _data_url(p, with_texts=with_prompts) if p.is_file() else "" for p in paths
-                ],
-            }
-        )
+        read = [_png_header(path) for path in paths]
+        known = [header for header in read if header is not None]
+        if not known:
+            continue
+        width = min(known[0][0], 256)
+        prompt = (known[0][1] or name) if with_prompts else f"preview {len(rows) + 1}"
+        images = [
+            _data_url(p, with_texts=with_prompts) if h is not None else ""
+            for p, h in zip(paths, read, strict=True)
+        ]
+        rows.append({"prompt": prompt, "images": images})
     return {"steps": steps, "rows": rows, "width": width}
+
+
+def _png_header(path: Path) -> tuple[int, str] | None:
+    """Width and prompt of a preview; None where it is missing or damaged."""
+    try:
+        with Image.open(path) as image:
+            return image.width, str(image.info.get("parameters", "")).partition("\n")[0]
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return None
 
 
 def _data_url(path: Path, *, with_texts: bool) -> str:
@@ -205,7 +229,7 @@ def _data_line(dataset: Mapping[str, Any]) -> str:
 def _environment_rows(environment: Mapping[str, Any]) -> list[tuple[str, str]]:
     if not environment:
         return []
-    gpus = ", ".join(gpu["name"] for gpu in environment["gpus"]) or "none"
+    gpus = ", ".join(gpu.get("name", "?") for gpu in environment["gpus"]) or "none"
     rows = [
         ("system", f"{environment['system']}, {environment['machine']}"),
         ("processors", f"{environment['cpu_count']}, {environment['torch_threads']} threads used"),
@@ -218,5 +242,5 @@ def _environment_rows(environment: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def _timing_rows(status: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Where the time of the last session of a run went."""
-    timings: dict[str, float] = status.get("timings_s", {})
+    timings: dict[str, float] = status.get("timings_s", {})  # numbers, as `RunDirectory` checks
     return [(name, f"{seconds:.1f} s") for name, seconds in timings.items()]

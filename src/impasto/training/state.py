@@ -192,7 +192,7 @@ _SIGNS_OF_DAMAGE = (
 
 def _in_words(error: Exception) -> str:
     if isinstance(error, (ModelError, ValueError)) and str(error):
-        return str(error).rstrip(".")
+        return str(error).removesuffix(" Download or copy it again.").rstrip(".")
     return repr(error)
 
 
