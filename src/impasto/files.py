@@ -14,6 +14,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterator
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,25 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write JSON durably, keys in the order given, non-ASCII as it is."""
     write_text(path, json.dumps(value, ensure_ascii=False, indent=1) + "\n")
+
+
+_KEEPS: ContextVar[bool] = ContextVar("keeps", default=True)
+
+
+@contextlib.contextmanager
+def nothing_kept() -> Iterator[None]:
+    """Within this, `remember_json` writes nothing: for dry runs, which only look."""
+    token = _KEEPS.set(False)
+    try:
+        yield
+    finally:
+        _KEEPS.reset(token)
+
+
+def remember_json(path: Path, value: Any) -> None:
+    """Write JSON that only makes the next time faster; nothing within `nothing_kept`."""
+    if _KEEPS.get():
+        write_text(path, json.dumps(value, ensure_ascii=False))
 
 
 def sha256_of(path: Path, advance: Advance | None = None) -> str:

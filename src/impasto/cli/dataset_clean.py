@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,15 +40,19 @@ def clean(source: Path, rules: str, show: bool, **options: Any) -> None:  # noqa
         file = resources.files("impasto.annotate") / "rules" / "plain.toml"
         click.echo(file.read_text("utf-8"), nl=False)
         return
+    from impasto import files
     from impasto.annotate.words import Journal
 
     console, cleaner = Console(), load_rules(rules)
     config = dataset_config(source, options)
-    records = usable_pictures(config, console)
+    with files.nothing_kept() if options["dry_run"] else contextlib.nullcontext():
+        records = usable_pictures(config, console)
     changes, count = _changes(records, cleaner, options["tags_ending"], options["captions_ending"])
     for path, (old, new) in changes.items():
         console.note(f"{path}\n- {old}\n+ {new}")
     console.note(f"{len(changes)} of {count} files would change.")
+    if options["dry_run"]:
+        console.note("Nothing was written (--dry-run).")
     if options["dry_run"] or not changes:
         return
     if not options["yes"] and not click.confirm("Write them?"):

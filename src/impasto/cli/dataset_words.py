@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -55,12 +56,14 @@ def write_words(
     console: Console,
 ) -> None:
     """Go through the pictures of SOURCE with a tagger or a captioner, and say what was done."""
+    from impasto import files
     from impasto.annotate.annotation import annotate
     from impasto.annotate.words import Journal
 
     config = dataset_config(source, {"cache_dir": options["cache_dir"]})
-    records = usable_pictures(config, console)
     dry = options["dry_run"]
+    with files.nothing_kept() if dry else contextlib.nullcontext():
+        records = usable_pictures(config, console)
 
     def show(record: ImageRecord, text: str) -> None:
         console.note(f"{record.name}: {text}")
@@ -87,13 +90,15 @@ def write_words(
             done = go(journal)
     console.table(
         {
-            "With words now": done.written,
-            "Left as they were": done.skipped,
+            "Would get words" if dry else "With words now": done.written,
+            "Would stay as they are" if dry else "Left as they were": done.skipped,
             "Nothing to say": done.empty,
             "Passed over": len(done.set_aside),
         }
     )
-    if done.written and not dry:
+    if dry:
+        console.note("Nothing was written (--dry-run).")
+    elif done.written:
         console.note(f"Take it back with: impasto dataset undo {source}")
 
 

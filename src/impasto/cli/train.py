@@ -29,9 +29,11 @@ def train(config: Path, overrides: tuple[str, ...], plan_only: bool) -> None:  #
     settings = load_run_config(config, overrides)
     console = Console()
     if plan_only:
+        from impasto import files
         from impasto.cli.plan import show_plan
 
-        show_plan(settings, console)
+        with files.nothing_kept():
+            show_plan(settings, console)
         return
     console.note("Loading ...")
     from impasto.cli.finish import finish

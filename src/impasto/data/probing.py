@@ -100,7 +100,7 @@ class ScanIndex:
                 advance(len(outcomes))
         if self._file is not None and (fresh or len(entries) != len(known)):
             stored = {"version": INDEX_VERSION, "key": self._key, "files": entries}
-            files.write_text(self._file, json.dumps(stored, ensure_ascii=False))
+            files.remember_json(self._file, stored)
         self._entries = entries
         return entries
 
