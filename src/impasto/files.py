@@ -17,6 +17,7 @@ import stat
 import time
 import uuid
 from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -171,6 +172,30 @@ def json_text(value: Any, indent: int | None = None) -> str:
     except UnicodeEncodeError:
         return json.dumps(value, indent=indent)
     return text
+
+
+_KEEPS: ContextVar[bool] = ContextVar("keeps", default=True)
+
+
+@contextlib.contextmanager
+def nothing_kept() -> Iterator[None]:
+    """Within this, nothing is written that only makes the next time faster: for dry runs."""
+    token = _KEEPS.set(False)
+    try:
+        yield
+    finally:
+        _KEEPS.reset(token)
+
+
+def is_keeping() -> bool:
+    """Whether what only makes the next time faster may be written: not within `nothing_kept`."""
+    return _KEEPS.get()
+
+
+def remember_json(path: Path, value: Any) -> None:
+    """Write JSON that only makes the next time faster; nothing within `nothing_kept`."""
+    if is_keeping():
+        write_text(path, json_text(value))
 
 
 def sha256_of(path: Path, advance: Advance | None = None) -> str:

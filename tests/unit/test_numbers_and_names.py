@@ -111,7 +111,7 @@ def test_rules_of_the_old_command_refuse_what_is_none(flag, words):
         + (["--resolution=64"] if "resolution" not in flag else [])
     )
     with pytest.raises(ConfigError, match=words):
-        translate(flags, has_gpu=True)
+        translate(flags)
 
 
 def test_strengths_are_finite():

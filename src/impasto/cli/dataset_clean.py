@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -45,17 +46,22 @@ def clean(source: Path, rules: str, show: bool, **options: Any) -> None:  # noqa
         file = resources.files("impasto.annotate") / "rules" / "plain.toml"
         click.echo(file.read_text("utf-8"), nl=False)
         return
+    from impasto import files
     from impasto.annotate.journal import Journal
     from impasto.canonical import canonical
 
     console, cleaner = Console(), load_rules(rules)
     config = dataset_config(source, options)
     place = place_of(config)
-    found = _find(usable_images(config, console), place, options, console)
+    with files.nothing_kept() if options["dry_run"] else contextlib.nullcontext():
+        records = usable_images(config, console)
+    found = _find(records, place, options, console)
     changes = _changes(found, cleaner)
     for path, (old, new) in changes.items():
         console.note("\n".join([str(path), *_marked("-", old), *_marked("+", new)]))
     console.note(f"{len(changes)} of {counted(sum(map(len, found)), 'files')} would change.")
+    if options["dry_run"]:
+        console.note("Nothing was written (--dry-run).")
     if options["dry_run"] or not changes:
         return
     if not options["yes"] and not click.confirm("Write them?"):

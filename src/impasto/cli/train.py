@@ -33,9 +33,11 @@ def train(config: Path, overrides: tuple[str, ...], plan_only: bool) -> None:  #
     console = Console()
     require_run(settings, is_new=not plan_only)
     if plan_only:
+        from impasto import files
         from impasto.cli.plan import show_plan
 
-        show_plan(settings, console)
+        with files.nothing_kept():
+            show_plan(settings, console)
         return
     from impasto.cli.finish import finish
     from impasto.training import trainer

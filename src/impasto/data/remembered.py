@@ -16,7 +16,7 @@ from impasto.parsing import parse_json
 
 
 def remember(file: Path, version: list[Any], content: Any) -> None:
-    """Write JSON with a hash of it, durably.
+    """Write JSON with a hash of it, durably; nothing within `files.nothing_kept`.
 
     Args:
         file: Where.
@@ -26,6 +26,8 @@ def remember(file: Path, version: list[Any], content: Any) -> None:
     Raises:
         StorageError: It could not be written.
     """
+    if not files.is_keeping():
+        return
     text = files.json_text(content)
     head = json.dumps({"version": version, "sha256": _hash(text)}, ensure_ascii=False)
     files.write_text(file, f'{head[:-1]}, "content": {text}}}')

@@ -29,6 +29,16 @@ Tree = dict[str, Any]
 _FORMATS = {"ckpt": "ckpt", "safetensors": "safetensors", "diffusers": "diffusers",
             "diffusers_safetensors": "diffusers"}  # fmt: skip
 _PRECISIONS = {"float": "fp32", "fp16": "fp16", "bf16": "bf16"}
+NEAREST_SCHEDULES = {
+    "CosineAnnealingLR": "cosine", "CosineAnnealingWarmRestarts": "cosine_with_restarts",
+    "OneCycleLR": "cosine with --lr_warmup_steps", "LinearLR": "linear",
+    "PolynomialLR": "polynomial", "ConstantLR": "piecewise_constant",
+    "StepLR": "piecewise_constant", "MultiStepLR": "piecewise_constant",
+    "ExponentialLR": "piecewise_constant", "LambdaLR": "piecewise_constant",
+    "RexLR": "rex", "CosineAnnealingWarmupRestarts": "cosine_with_restarts",
+}  # fmt: skip
+"""Classes of schedulers that people name, and the shape that is most like each."""
+
 _SCHEDULES = {"constant_with_warmup": "constant"}
 _OPTIMIZERS = {
     "": "adamw", "adamw": "adamw", "adamw8bit": "adamw8bit", "pagedadamw": "paged_adamw",
@@ -51,12 +61,18 @@ class Translation:
     notices: tuple[str, ...]
 
 
-def translate(flags: Mapping[str, Any], without_gpu: NativePrecision | None = None) -> Translation:
+def translate(
+    flags: Mapping[str, Any],
+    without_gpu: NativePrecision | None = None,
+    *,
+    has_tensorboard: bool = True,
+) -> Translation:
     """Settings that do what the flags ask for.
 
     Args:
         flags: As `given_flags` returns them.
         without_gpu: Where no GPU is there, what the CPU computes fastest in.
+        has_tensorboard: Whether TensorBoard is installed, for `--logging_dir`.
 
     Raises:
         ConfigError: Something that has to be given is missing, or flags contradict each other.
@@ -79,10 +95,10 @@ def translate(flags: Mapping[str, Any], without_gpu: NativePrecision | None = No
         _saving,
         _previews,
         _timesteps,
-        _logging,
         _compiling,
     ):
         notices += rule(flags, tree)
+    notices += _logging(flags, tree, has_tensorboard=has_tensorboard)
     notices += _precision(flags, tree, without_gpu)
     return Translation({k: v for k, v in tree.items() if v != {}}, tuple(notices))
 
@@ -180,6 +196,7 @@ def _schedule(flags: Mapping[str, Any], tree: Tree) -> list[str]:
         kind = "constant"
         if rate:
             tree["optimizer"]["lr"] = read_number("lr_scheduler", asked, rate)
+    _require_no_class(flags.get("lr_scheduler_type"))
     schedule = tree.setdefault("schedule", {})
     schedule["kind"] = _SCHEDULES.get(kind, kind)
     schedule["warmup_steps"] = read_steps("lr_warmup_steps", flags)
@@ -201,6 +218,20 @@ def _schedule(flags: Mapping[str, Any], tree: Tree) -> list[str]:
     if kind == "piecewise_constant":
         schedule["rules"] = str(read_pairs("lr_scheduler_args", flags).get("step_rules", ""))
     return notices
+
+
+def _require_no_class(scheduler: str | None) -> None:
+    """A rate here is a function of the step, so that a run is resumed exactly."""
+    if not scheduler:
+        return
+    nearest = NEAREST_SCHEDULES.get(scheduler.rpartition(".")[2])
+    listed = ", ".join(dict.fromkeys(NEAREST_SCHEDULES.values()))
+    raise ConfigError(
+        f"--lr_scheduler_type {scheduler} is not taken: rates follow from the step alone here, so "
+        f"that runs are resumed exactly. "
+        + (f"The nearest is --lr_scheduler {nearest}" if nearest else f"Take one of {listed}")
+        + " (schedule.kind in settings)."
+    )
 
 
 def _saving(flags: Mapping[str, Any], tree: Tree) -> list[str]:
@@ -257,13 +288,23 @@ def _previews(flags: Mapping[str, Any], tree: Tree) -> list[str]:
     return []
 
 
-def _logging(flags: Mapping[str, Any], tree: Tree) -> list[str]:
-    """As there, TensorBoard where only a folder for it is named."""
+def _logging(flags: Mapping[str, Any], tree: Tree, *, has_tensorboard: bool) -> list[str]:
+    """As there: TensorBoard where only a folder is named, and none if it is not installed."""
     kinds = {"tensorboard": ["tensorboard"], "wandb": ["wandb"], "all": ["tensorboard", "wandb"]}
     asked = flags.get("log_with") or ("tensorboard" if flags.get("logging_dir") else None)
     if asked is None:
         return []
-    tree["logging"] = {"trackers": kinds[asked]}
+    trackers = kinds[asked]
+    if "tensorboard" in trackers and not has_tensorboard:
+        trackers.remove("tensorboard")
+        if trackers:
+            tree["logging"] = {"trackers": trackers}
+        name = "log_with" if flags.get("log_with") else "logging_dir"
+        return [
+            f"--{name}: TensorBoard is not installed, so nothing is written for it (pip install "
+            f"tensorboard); metrics go to metrics.jsonl and report.html in the run directory."
+        ]
+    tree["logging"] = {"trackers": trackers}
     if "logging_dir" not in flags:
         return []
     return ["--logging_dir: TensorBoard's files are in the folder tensorboard of the run."]

@@ -292,7 +292,7 @@ class FootprintMeter:
         if key not in self._known:
             self._known[key] = rehearse()
             if self._file is not None:
-                files.write_json(self._file, self._known)
+                files.remember_json(self._file, self._known)
         return self._known[key]
 
 
