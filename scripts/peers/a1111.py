@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
-from stubs import Nothing, stub_always, stub_missing
+from stubs import Nothing, Stub, stub_always, stub_missing
 
 
 def main() -> None:
@@ -27,7 +27,7 @@ def main() -> None:
     shared = types.ModuleType("modules.shared")
     shared.cmd_opts = types.SimpleNamespace(disable_safe_unpickle=False)  # type: ignore[attr-defined]
     shared.opts = types.SimpleNamespace(print_hypernet_extra=False)  # type: ignore[attr-defined]
-    devices = types.ModuleType("modules.devices")
+    devices = Stub("modules.devices")
     devices.device = devices.cpu = torch.device("cpu")  # type: ignore[attr-defined]
     devices.cond_cast_unet = devices.cond_cast_float = lambda x: x  # type: ignore[attr-defined]
     import modules  # type: ignore[import-not-found]

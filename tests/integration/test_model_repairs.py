@@ -154,7 +154,8 @@ def test_a_variant_that_is_not_there_is_refused_with_those_that_are(nano_model, 
 
 
 def test_marks_in_a_file_are_used(changed):
-    marked = changed(lambda tensors: tensors.update(v_pred=torch.zeros(0), ztsnr=torch.zeros(0)))
+    marks = {"v_pred": torch.zeros(0), "ztsnr": torch.zeros(0)}
+    marked = changed(lambda tensors: tensors.update(marks), **{"modelspec.prediction_type": ""})
     contents = open_model(marked)
     assert contents.identity.prediction.name == "v_prediction"
     assert "v_pred" in contents.identity.evidence
@@ -178,12 +179,17 @@ def test_the_encoder_layer_of_a_file(changed, said, layer):
 def test_training_goes_by_what_the_model_records(changed, run_file, tmp_path):
     texts = {"modelspec.encoder_layer": "2", "modelspec.resolution": "1024x1024"}
     file = changed(lambda _: None, **texts)
-    result = impasto("train", run_file, "--set", f"model.path={json.dumps(str(file))}")
+    result = impasto(
+        "train",
+        run_file(saving={"format": "safetensors"}),
+        "--set",
+        f"model.path={json.dumps(str(file))}",
+    )
     assert result.returncode == 0, result.stderr
     said = " ".join((result.stdout + result.stderr).split())
     assert "trained with clip skip 2: taken" in said
     assert "trained at 1024x1024" in said
-    run = next(tmp_path.rglob("config.toml")).parent
+    run = tmp_path / "run"
     assert "clip_skip = 2" in (run / "config.toml").read_text(encoding="utf-8")
     exported = next((run / "export").glob("*.safetensors"))
     metadata = open_tensor_file(exported).metadata
