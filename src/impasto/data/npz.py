@@ -39,6 +39,7 @@ _DAMAGED = (
     lzma.LZMAError, struct.error,
 )  # fmt: skip
 """What zipfile and NumPy raise on damaged files."""
+PLAIN_NAMES = ("latents", "latents_flipped", "original_size", "crop_ltrb")
 
 
 @dataclass(frozen=True)
@@ -119,6 +120,7 @@ def write_npz(image: PlannedImage, latents: np.ndarray, flipped: np.ndarray | No
     size = image.record.size
     arrays[f"original_size{tail}"] = np.array([size.width, size.height])
     arrays[f"crop_ltrb{tail}"] = np.array(crop_ltrb(image.bucket, size))
+    arrays = _with_plain_names(arrays, tail)
     with files.replace_file(file) as partial, partial.open("wb") as handle:
         np.savez(handle, allow_pickle=False, **arrays)
     return file
@@ -155,6 +157,24 @@ def _require_small(name: str, content: IO[bytes]) -> None:
     shape, _, dtype = readers[version](content)
     if dtype.hasobject or dtype.kind not in "fiu" or math.prod(shape) > _MOST_VALUES:
         raise ValueError(f"{name} has {math.prod(shape)} values of type {dtype}")
+
+
+def _with_plain_names(arrays: dict[str, np.ndarray], tail: str) -> dict[str, np.ndarray]:
+    """The same with names without a size too, where a file has latents of one size.
+
+    sd-scripts looks for `latents` alone up to February 2026 (`library/strategy_sd.py` of 48d368f)
+    and takes it without looking at its shape, so it may not stand for one size of several. What
+    sd-scripts left there of another shape is left to it.
+    """
+    before = arrays.get("latents")
+    sized = [name for name in arrays if name.startswith("latents_") and name[8:9].isdigit()]
+    if before is not None and all(arrays[name].shape != before.shape for name in sized):
+        return arrays
+    kept = {name: array for name, array in arrays.items() if name not in PLAIN_NAMES}
+    if len(sized) > 1:
+        return kept
+    plain = {name: kept[f"{name}{tail}"] for name in PLAIN_NAMES if f"{name}{tail}" in kept}
+    return {**kept, **plain}
 
 
 def _tail(image: PlannedImage) -> str:
