@@ -103,6 +103,15 @@ def test_what_was_asked_for_is_kept_with_a_warning(on, train_config):
     assert notes.lines == []
 
 
+def test_a_vae_in_16_bits_is_warned_of_too(on, train_config):
+    on(SLOW)
+    notes = Notes()
+    resolve_precision(train_config(dataset={"vae_precision": "bf16"}), notes)
+    assert len(notes.lines) == 1
+    assert "31 times as long" in notes.lines[0]
+    assert "dataset.vae_precision" in notes.lines[0]
+
+
 def test_weights_in_16_bits_are_computed_in_their_type(on, train_config):
     on(SLOW)
     notes = Notes()

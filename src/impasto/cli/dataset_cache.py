@@ -173,6 +173,9 @@ def _encoding_vae(config: Any, model: str, console: Any) -> Any:
     from impasto.models.loading import load_base_model
     from impasto.models.saving import DTYPES
     from impasto.training.devices import default_device
+    from impasto.training.native_precision import warn_of_slow
 
+    precision = config.vae_precision
+    warn_of_slow("no" if precision == "fp32" else precision, "set vae_precision to fp32", console)
     vae = load_base_model(model, progress=console).vae
-    return vae.to(default_device(), DTYPES[config.vae_precision])
+    return vae.to(default_device(), DTYPES[precision])

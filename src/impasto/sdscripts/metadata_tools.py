@@ -173,7 +173,7 @@ def _prepare(options: argparse.Namespace, console: Console) -> None:
         "bucket_no_upscale": options.bucket_no_upscale,
         "flip_aug": options.flip_aug,
         "recursive": options.recursive,
-        "vae_precision": {"no": "fp32"}.get(options.mixed_precision, options.mixed_precision),
+        "vae_precision": _vae_precision(options.mixed_precision, console),
     }
     config = build_dataset_config({**values, **rounded_sides(values)}, source="command line")
     scan = scan_all(config, console)
@@ -192,6 +192,22 @@ def _prepare(options: argparse.Namespace, console: Console) -> None:
         console.note(f"Passed over: {item.path}: {item.reason}")
     for line in scan.said_of_unused():
         console.note(line)
+
+
+def _vae_precision(asked: str, console: Console) -> str:
+    """What the VAE encodes in: what was asked for, or float32 where the CPU is slow in that."""
+    from impasto.training.devices import default_device
+    from impasto.training.native_precision import native_precision
+
+    if asked == "no":
+        return "fp32"
+    native = native_precision()
+    if default_device().type != "cpu" or native.kind == asked:
+        return asked
+    console.note(
+        f"--mixed_precision={asked}: encoding in float32, as there is no GPU and {native.reason}."
+    )
+    return "fp32"
 
 
 def _write_resolutions(

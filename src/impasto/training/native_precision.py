@@ -87,16 +87,33 @@ def resolve_precision(config: RunConfig, progress: Progress) -> RunConfig:
         reason = native.reason if kind == native.kind else f"training.weights is {training.weights}"
         words = "float32" if kind == "no" else kind
         progress.note(f"Computing in {words} (training.mixed_precision is auto): {reason}.")
-    if default_device().type == "cpu" and kind not in ("no", native.kind):
-        times = slowdown(COMPUTED[kind])
-        if times > SLOW:
-            progress.note(
-                f"Warning: {kind} takes this CPU about {times:.0f} times as long as float32 "
-                f"(measured just now). Unless that is wanted, set training.mixed_precision to auto "
-                f"or no, and leave training.weights at fp32."
-            )
+    warn_of_slow(
+        kind,
+        "set training.mixed_precision to auto or no, and leave training.weights at fp32",
+        progress,
+    )
+    vae = config.dataset.vae_precision
+    warn_of_slow("no" if vae == "fp32" else vae, "set dataset.vae_precision to fp32", progress)
     changed = training.model_copy(update={"mixed_precision": kind})
     return config.model_copy(update={"training": changed})
+
+
+def warn_of_slow(kind: MixedPrecision, otherwise: str, progress: Progress) -> None:
+    """Say so if the CPU of this run computes a precision slowly, and how slowly.
+
+    Args:
+        kind: The precision.
+        otherwise: What to do unless that is wanted.
+        progress: Is given the warning.
+    """
+    if default_device().type != "cpu" or kind in ("no", native_precision().kind):
+        return
+    times = slowdown(COMPUTED[kind])
+    if times > SLOW:
+        progress.note(
+            f"Warning: {kind} takes this CPU about {times:.0f} times as long as float32 (measured "
+            f"just now). Unless that is wanted, {otherwise}."
+        )
 
 
 def slowdown(dtype: torch.dtype) -> float:
