@@ -1,7 +1,8 @@
 @echo off
 rem Finds a Python of 3.11 or later and hands everything on to start.py.
-cd /d "%~dp0"
-where py >nul 2>nul && ( py -3 start.py %* & exit /b )
-where python >nul 2>nul && ( python start.py %* & exit /b )
+setlocal
+set "IMPASTO_LAUNCHER=%~0"
+where py >nul 2>nul && ( py -3 "%~dp0start.py" %* & exit /b )
+where python >nul 2>nul && ( python "%~dp0start.py" %* & exit /b )
 echo Impasto needs Python 3.11 or later, and none was found. Install it from python.org. 1>&2
 exit /b 1

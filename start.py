@@ -1,23 +1,29 @@
-"""Sets Impasto up and runs it: `python start.py demo`, `python start.py test`, or any impasto verb.
+"""Sets Impasto up and runs it: `python3 start.py demo`, or `test`, or any verb of impasto.
 
 Makes `.venv` beside this file, installs the pinned packages into it once, and hands the words on.
-Needs Python 3.11 or later and a package registry; nothing else. Standard library only.
+Needs Python 3.11 or later and a package registry; nothing else. Standard library only. On Windows,
+type `py start.py` instead.
 
-    python start.py demo                    the whole job on the embedded model and pictures
-    python start.py test [pytest words]     the checks and the test suite
-    python start.py <verb> ...              `impasto <verb> ...`
+    python3 start.py demo                   the whole job on the embedded model and pictures
+    python3 start.py test [pytest words]    the checks and the test suite
+    python3 start.py <verb> ...             `impasto <verb> ...`
 
 Options, before the verb:
     --torch-index ADDRESS   take PyTorch from another index, for example one with CUDA builds;
                             the variable IMPASTO_TORCH_INDEX does the same
+    --with EXTRA            also install an extra of pyproject.toml, such as trackers; what a verb
+                            needs is installed without being asked for
     --reinstall             make .venv anew
 """
 
 import hashlib
 import os
+import platform
+import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -26,7 +32,20 @@ VENV = HERE / ".venv"
 STAMP = VENV / "impasto-installed.txt"
 CONSTRAINTS = HERE / "constraints.txt"
 MINIMUM_PYTHON = (3, 11)
-NEEDED_GIB = 4.0
+NEEDED_GIB = {
+    # build of PyTorch: (.venv, downloads while installing)
+    "CPU": (2.0, 0.75),
+    "CUDA": (5.5, 2.75),
+    "ROCm": (16.0, 5.0),
+}
+EXTRAS = {
+    # words that a command begins with: what it needs
+    ("test",): "dev",
+    ("demo",): "tagging",
+    ("dataset", "tag"): "tagging",
+}
+HEIF_ENDINGS = (".heic", ".heif", ".hif")
+MISSING_DEPENDENCY = 7  # impasto's exit code for a package that is not there
 CHECKS = (
     ("ruff", "check", "."),
     ("ruff", "format", "--check", "."),
@@ -49,51 +68,145 @@ def main():
             f"Impasto needs Python 3.11 or later, and this is Python {found}. "
             "Install a newer one from python.org and run start.py with it."
         )
-    words, index, reinstall = read_words(sys.argv[1:])
-    if not words or words[0] in {"-h", "--help"}:
+    words, options = read_words(sys.argv[1:])
+    asked = options["extras"]
+    if (not words and not asked) or words[:1] in (["-h"], ["--help"]):
         print(__doc__)
         return 0
-    extras = {"test": ["dev"], "demo": ["tagging"]}.get(words[0], [])
-    set_up(extras, index, reinstall)
-    environment = {**os.environ, "PYTHONUTF8": "1", "IMPASTO_PROGRAM": "python start.py"}
+    set_up([*asked, *extras_of(words)], options["index"], reinstall=options["reinstall"])
+    if not words:
+        return 0
+    environment = {**os.environ, "PYTHONUTF8": "1", "IMPASTO_PROGRAM": called_as()}
     if words[0] == "test":
-        return run_tests(words[1:], environment)
-    return subprocess.call([str(program("impasto")), *words], env=environment)
+        return run_tests(words[1:], {**os.environ, "PYTHONUTF8": "1"})
+    return run_program(words, options["index"], environment)
 
 
 def read_words(words):
     """Split this program's own options from the words to hand on."""
-    index, reinstall = os.environ.get("IMPASTO_TORCH_INDEX"), False
+    options = {"index": os.environ.get("IMPASTO_TORCH_INDEX"), "extras": [], "reinstall": False}
     while words and words[0].startswith("--") and words[0] != "--help":
-        option, words = words[0], words[1:]
-        if option == "--reinstall":
-            reinstall = True
-        elif option == "--torch-index" and words:
-            index, words = words[0], words[1:]
-        elif option.startswith("--torch-index="):
-            index = option.partition("=")[2]
+        option, equals, value = words[0].partition("=")
+        words = words[1:]
+        if option == "--reinstall" and not equals:
+            options["reinstall"] = True
+            continue
+        if option not in ("--torch-index", "--with"):
+            stop(f"start.py does not know the option {option}. Run: {called_as()} --help")
+        if not equals:
+            if not words:
+                stop(f"{option} needs a value. Run: {called_as()} --help")
+            value, words = words[0], words[1:]
+        if option == "--torch-index":
+            options["index"] = value
+        elif value in known_extras():
+            options["extras"].append(value)
         else:
-            stop(f"start.py does not know the option {option}. Run: python start.py --help")
-    return words, index, reinstall
+            stop(f"There is no extra {value}; there are {', '.join(known_extras())}.")
+    return words, options
 
 
-def set_up(extras, index, reinstall):
+def called_as():
+    """How this program was called, to be typed again: `python3 start.py`, `py start.py`, ..."""
+    if launcher := os.environ.get("IMPASTO_LAUNCHER"):
+        return quoted(launcher)
+    return f"{quoted(short_name(sys.orig_argv[0]))} {quoted(sys.argv[0])}"
+
+
+def short_name(interpreter):
+    """A Python as its user types it: launchers such as `py` and pyenv's put a whole path there."""
+    name = Path(interpreter).name
+    if name == interpreter:
+        return name
+    if os.name == "nt":
+        return "py" if shutil.which("py") else interpreter
+    found = shutil.which(name)
+    is_same = found is not None and Path(found).samefile(interpreter)
+    return name if is_same or (found and "shims" in Path(found).parts) else interpreter
+
+
+def quoted(word):
+    """A word as this system's shell takes it."""
+    if os.name != "nt":
+        return shlex.quote(word)
+    return f'"{word}"' if " " in word else word
+
+
+def known_extras():
+    """The names of the extras in pyproject.toml."""
+    import tomllib
+
+    project = tomllib.loads((HERE / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    return sorted(project["optional-dependencies"])
+
+
+def extras_of(words):
+    """What a command needs besides the packages that every command needs."""
+    needed = [extra for start, extra in EXTRAS.items() if tuple(words[: len(start)]) == start]
+    if "heif" in known_extras() and any(holds_heif(Path(word)) for word in words[1:]):
+        needed.append("heif")
+    return needed
+
+
+def holds_heif(folder):
+    """Whether a word names a folder with pictures of a phone, in it or one folder below."""
+    try:
+        if not folder.is_dir():
+            return False
+        inside = [*folder.iterdir()]
+        for below in [path for path in inside if path.is_dir()][:1000]:
+            inside += below.iterdir()
+    except (OSError, ValueError):
+        return False
+    return any(path.suffix.lower() in HEIF_ENDINGS for path in inside)
+
+
+def run_program(words, index, environment):
+    """Run impasto; if it names an extra that is missing, install that and run it once more.
+
+    It names one before it has made anything.
+    """
+    command = [str(program("impasto")), *words]
+    with tempfile.TemporaryDirectory() as folder:
+        wish = Path(folder) / "extra.txt"
+        have = " ".join(installed(index) or [])
+        more = {"IMPASTO_EXTRA_FILE": str(wish), "IMPASTO_EXTRAS": have}
+        code = call(command, {**environment, **more})
+        extra = wish.read_text(encoding="utf-8") if wish.is_file() else ""
+    if code != MISSING_DEPENDENCY or extra not in known_extras() or extra in have.split():
+        return code
+    set_up([extra], index)
+    return call(command, environment)
+
+
+def call(command, environment, folder=None):
+    """Run a program to its end; Ctrl-C is its own to answer."""
+    process = subprocess.Popen(command, env=environment, cwd=folder)
+    while True:
+        try:
+            return process.wait()
+        except KeyboardInterrupt:  # it got the signal too, and is saving its state
+            continue
+
+
+def installed(index):
+    """The extras that are installed, or None if the packages are not as they should be."""
+    words = STAMP.read_text(encoding="utf-8").split() if STAMP.is_file() else []
+    return words[1:] if words[:1] == [fingerprint(index)] else None
+
+
+def set_up(extras, index, *, reinstall=False):
     """Make the environment and install what is missing; return at once when nothing is."""
     if reinstall and VENV.exists():
         say(f"Removing {VENV.name} ...")
         shutil.rmtree(VENV)
-    wanted = fingerprint(index)
-    installed = STAMP.read_text(encoding="utf-8").split() if STAMP.is_file() else []
-    have = set(installed[1:]) if installed[:1] == [wanted] else set()
-    if STAMP.is_file() and installed[:1] == [wanted] and set(extras) <= have:
+    have = installed(index)
+    if have is not None and set(extras) <= set(have):
         return
     began = time.perf_counter()
-    free = shutil.disk_usage(HERE).free / 2**30
-    if not VENV.exists() and free < NEEDED_GIB:
-        stop(
-            f"The packages need about {NEEDED_GIB:.0f} GiB, and only {free:.1f} GiB are free on "
-            f"the disk of {HERE}. Free some space and start again."
-        )
+    fresh = not VENV.exists()
+    if fresh:
+        require_room(build_of(index))
     uv = shutil.which("uv")
     if not python().exists():
         say(f"Making {VENV.name} with Python {sys.version.split()[0]} ...")
@@ -104,36 +217,65 @@ def set_up(extras, index, reinstall):
         if uv
         else [str(python()), "-m", "pip", "install", "--disable-pip-version-check"]
     )
-    say(f"Installing the pinned packages with {'uv' if uv else 'pip'}; once, a minute or two ...")
+    all_extras = sorted({*(have or []), *extras})
+    what = "the pinned packages" if have is None else f"what {' and '.join(extras)} needs"
+    how_long = "; once, some minutes" if fresh else ""
+    say(f"Installing {what} with {'uv' if uv else 'pip'}{how_long} ...")
     if index:
         say("  PyTorch from the index that was given ...")
         run(
             [*installer, "-q", "--index-url", index, pinned("torch")],
             "install PyTorch from the index that was given",
         )
-    all_extras = sorted(have | set(extras))
     target = f"{HERE}[{','.join(all_extras)}]" if all_extras else str(HERE)
     run([*installer, "-q", "-c", str(CONSTRAINTS), "-e", target], "install the packages")
-    STAMP.write_text(" ".join([wanted, *all_extras]), encoding="utf-8")
+    STAMP.write_text(" ".join([fingerprint(index), *all_extras]), encoding="utf-8")
     say(f"Installed in {time.perf_counter() - began:.0f} s.")
+
+
+def build_of(index):
+    """Which build of PyTorch will come: by the index, or what the registry has for this system."""
+    name = (index or "").rstrip("/").rpartition("/")[2].lower()
+    if name == "cpu":
+        return "CPU"
+    if name.startswith("rocm"):
+        return "ROCm"
+    if index:
+        return "CUDA"
+    return "CUDA" if platform.system() == "Linux" else "CPU"
+
+
+def require_room(build):
+    """Stop if the disk has no room for the packages, and for their archives on the way."""
+    packages, downloads = NEEDED_GIB[build]
+    free = shutil.disk_usage(HERE).free / 2**30
+    if free < packages + downloads:
+        stop(
+            f"The packages with a {build} build of PyTorch need about {packages + downloads:g} GiB "
+            f"while they are installed ({downloads:g} of them for downloads) and {packages:g} "
+            f"after, and only {free:.1f} GiB are free on the disk of {HERE}. Free some space"
+            + ("" if build == "CPU" else ", or take the CPU build with --torch-index,")
+            + " and start again."
+        )
 
 
 def run_tests(words, environment):
     """Run the checks, unless only some tests are asked for, then pytest.
 
     All tests run in several processes of one thread each: processes whose threads outnumber the
-    cores take twice as long.
+    cores take twice as long. How this program was called is nothing to them.
     """
+    environment.pop("IMPASTO_LAUNCHER", None)
     if not words:
         words = ["-n", str(min(4, os.cpu_count() or 1)), "--dist", "worksteal"]
         environment = {"OMP_NUM_THREADS": "1", **environment}
         for check in CHECKS:
             say("$ " + " ".join(check))
-            code = subprocess.call([str(program(check[0])), *check[1:]], cwd=HERE, env=environment)
+            code = call([str(program(check[0])), *check[1:]], environment, HERE)
             if code:
                 return code
     say("$ pytest " + " ".join(words))
-    return subprocess.call([str(program("pytest")), *words], cwd=HERE, env=environment)
+    return call([str(program("pytest")), *words], environment, HERE)
 
 
 def fingerprint(index):
@@ -161,10 +303,20 @@ def program(name):
 
 
 def run(command, what):
-    """Run a command quietly; when it fails, say in one sentence why."""
-    result = subprocess.run(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=HERE, check=False
-    )
+    """Run a command quietly; when it fails, say in one sentence why.
+
+    Downloads go to a folder in `.venv`, so that one disk has to have room, and not a small one
+    for temporary files. If the disk of pip's or uv's cache has none, nothing is kept there.
+    """
+    temporary = VENV / "tmp"
+    environment = dict(os.environ)
+    if VENV.is_dir():
+        temporary.mkdir(exist_ok=True)
+        environment.update({name: str(temporary) for name in ("TMPDIR", "TEMP", "TMP")})
+        if shutil.disk_usage(Path.home()).free / 2**30 < NEEDED_GIB["CUDA"][1]:
+            environment.update(PIP_NO_CACHE_DIR="1", UV_NO_CACHE="1")
+    result = waited(command, environment)
+    shutil.rmtree(temporary, ignore_errors=True)
     if result.returncode == 0:
         return
     output = result.stdout.decode("utf-8", errors="replace")
@@ -178,6 +330,26 @@ def run(command, what):
         )
     print("\n".join(output.splitlines()[-15:]), file=sys.stderr)
     stop(f"Could not {what}; the lines above say why. `--reinstall` starts from nothing.")
+
+
+def waited(command, environment):
+    """Run a command to its end, with dots that show that it is at work."""
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen(
+            command, stdout=log, stderr=subprocess.STDOUT, cwd=HERE, env=environment
+        )
+        waits = 0
+        while True:
+            try:
+                process.wait(timeout=5)
+                break
+            except subprocess.TimeoutExpired:
+                waits += 1
+                print(".", end="", flush=True)
+        if waits:
+            print()
+        log.seek(0)
+        return subprocess.CompletedProcess(command, process.returncode, log.read())
 
 
 def say(message):

@@ -66,11 +66,18 @@ def main() -> None:
     for peer in PEERS:
         parser.add_argument(f"--{peer}", type=Path, help=f"a checkout of {peer}, for `peers`")
         parser.add_argument(f"--{peer}-python", help="the interpreter of its environment")
+    parser.add_argument("--peer-model", choices=peers.SIDES, default="sd1", help="for `peers`")
+    parser.add_argument(
+        "--peer-optimizer", choices=peers.SD_SCRIPTS_OPTIMIZERS, default="adamw", help="for `peers`"
+    )
     options = parser.parse_args()
     chosen = options.parts or list(PARTS)
     if unknown := set(chosen) - set(names):
         parser.error(f"unknown parts: {', '.join(sorted(unknown))}")
-    measures = {**PARTS, **LARGE, "peers": partial(peers.measure, checkouts=_checkouts(options))}
+    measures = {**PARTS, **LARGE, "peers": partial(
+        peers.measure, checkouts=_checkouts(options), model=options.peer_model,
+        optimizer=options.peer_optimizer,
+    )}  # fmt: skip
     console = Console(soft_wrap=True)
     environment = describe_environment()
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as temporary:

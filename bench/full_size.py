@@ -98,7 +98,12 @@ def run_to_end(values: dict[str, Any], scratch: Path) -> Finished:
     return Finished(peak, seconds, update_s, max(record["memory_mib"] for record in records))
 
 
-def run_command(command: list[str], log: Path, folder: Path | None = None) -> tuple[int, float]:
+def run_command(
+    command: list[str],
+    log: Path,
+    folder: Path | None = None,
+    environment: dict[str, str] | None = None,
+) -> tuple[int, float]:
     """Run something; the most memory that its process had, and its seconds.
 
     Raises:
@@ -106,7 +111,7 @@ def run_command(command: list[str], log: Path, folder: Path | None = None) -> tu
     """
     began = time.perf_counter()
     with log.open("w") as out:
-        process = subprocess.Popen(command, stdout=out, stderr=out, cwd=folder)
+        process = subprocess.Popen(command, stdout=out, stderr=out, cwd=folder, env=environment)
         _, status, usage = os.wait4(process.pid, 0)
     if status:
         raise RuntimeError(log.read_text(encoding="utf-8", errors="replace")[-4000:])

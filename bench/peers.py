@@ -2,91 +2,191 @@
 
 Given by the paths of their checkouts: `--sd-scripts PATH` and `--diffusers PATH`, with
 `--sd-scripts-python` and `--diffusers-python` for the interpreters of the environments that they
-are installed in. Settings of the comparison: the U-Net in float32, AdamW, batch 1, 256 px.
+are installed in. Nothing is fetched: model, pictures and tokenizer are made here, and the programs
+are told to stay offline. Optimizer steps are timed as PyTorch reports them (`step_clock.py`).
+
+Settings of the comparison: the U-Net in float32, batch 1, latents cached where the program can.
 """
 
 from __future__ import annotations
 
 import itertools
 import json
-import re
+import os
+import shutil
+import statistics
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 from bench.full_size import changed, make_model, make_pictures, run_command, run_to_end, settings
 
 STEPS = 6
-_RATE = re.compile(r"\|\s*(\d+)/\d+ \[(\d+):(\d+)<")
+CLOCK = Path(__file__).with_name("step_clock.py")
+SIDES = {"sd1": 256, "tiny": 128}
+"""Model -> the side of its pictures."""
+SD_SCRIPTS_OPTIMIZERS = {
+    "adamw": ["--optimizer_type=AdamW"],
+    "adafactor": [
+        "--optimizer_type=Adafactor",
+        "--optimizer_args", "scale_parameter=False", "relative_step=False", "warmup_init=False",
+        "--lr_scheduler=constant",
+    ],
+}  # fmt: skip
+OFFLINE = {
+    "HF_HUB_OFFLINE": "1",
+    "TRANSFORMERS_OFFLINE": "1",
+    "HF_DATASETS_OFFLINE": "1",
+    "WANDB_MODE": "disabled",
+}
 
 
-def measure(scratch: Path, checkouts: dict[str, tuple[Path, str]]) -> dict[str, str]:
-    """Whole runs of each program, one after another.
+@dataclass(frozen=True)
+class Setup:
+    """What all programs train.
+
+    Attributes:
+        scratch: Where models and outputs go.
+        model: A key of `SIDES`; sd-scripts takes full-size models only.
+        optimizer: `adamw`, or `adafactor`, whose state takes 7 GB less at full size.
+    """
+
+    scratch: Path
+    model: str = "sd1"
+    optimizer: str = "adamw"
+
+    @property
+    def side(self) -> int:
+        """The side of its pictures in pixels."""
+        return SIDES[self.model]
+
+    @property
+    def file(self) -> Path:
+        """The model as a single file, made once."""
+        return make_model(self.scratch, architecture=self.model)
+
+    @property
+    def folder(self) -> Path:
+        """The same model as a Diffusers folder."""
+        return self.file.with_name(self.model)
+
+    @property
+    def pictures(self) -> Path:
+        """The folder of pictures, made once."""
+        return make_pictures(self.scratch, self.side)
+
+
+def measure(
+    scratch: Path,
+    checkouts: dict[str, tuple[Path, str]],
+    model: str = "sd1",
+    optimizer: str = "adamw",
+) -> dict[str, str]:
+    """Whole runs of each program, one after another, with its updates against ours.
 
     Args:
         scratch: Where models and outputs go.
         checkouts: `sd-scripts` and `diffusers` -> checkout and interpreter.
+        model: `sd1` for full size, or `tiny`.
+        optimizer: `adamw` or `adafactor`.
     """
-    values = changed(settings(scratch), {"training": {"max_steps": STEPS}})
+    setup = Setup(scratch, model, optimizer)
+    changes = {"training": {"max_steps": STEPS}, "optimizer": {"kind": optimizer, "lr": 1e-5}}
+    values = changed(settings(scratch, side=setup.side, architecture=model), changes)
     ours = run_to_end(values, scratch)
-    rows = {"ours: an update; whole run, s; at most, GiB": _told(ours.update_s, ours.seconds,
-                                                                ours.peak_bytes)}  # fmt: skip
+    shown = f"{model}, {setup.side} px, {optimizer}"
+    unit = "s an update, median (least to most); s in all; GiB at most"
+    rows = {f"{shown}: ours: {unit}": _told(ours.update_s, ours.seconds, ours.peak_bytes)}
     lean = changed(values, {"training": {"optimizer_in_backward": "last_norm"}})
-    ours = run_to_end(lean, scratch)
-    rows["ours, steps in the backward pass"] = _told(ours.update_s, ours.seconds, ours.peak_bytes)
-    commands = {"sd-scripts": _sd_scripts, "diffusers": _diffusers}
+    lean_run = run_to_end(lean, scratch)
+    rows["ours, steps in the backward pass"] = _told(
+        lean_run.update_s, lean_run.seconds, lean_run.peak_bytes
+    )
     for name, (checkout, python) in checkouts.items():
-        log = scratch / f"{name}.txt"
-        peak, seconds = run_command(commands[name](checkout, python, scratch), log, checkout)
-        rows[name] = _told(_step_times(log), seconds, peak)
+        reason = _refused(name, setup)
+        if reason:
+            rows[name] = f"not run: {reason}"
+            continue
+        theirs, seconds, peak = _run(name, checkout, python, setup)
+        rows[name] = _told(theirs, seconds, peak)
+        rows[f"ours against {name}: an update; in all; memory"] = ", ".join(
+            f"{mine / other:.2f}"
+            for mine, other in (
+                (statistics.median(ours.update_s), statistics.median(theirs)),
+                (ours.seconds, seconds),
+                (ours.peak_bytes, peak),
+            )
+        )
     return rows
 
 
+def _refused(name: str, setup: Setup) -> str:
+    """Why a program does not take this comparison; empty if it does."""
+    if name == "sd-scripts" and setup.model != "sd1":
+        return "its U-Net has the sizes of Stable Diffusion written in"
+    if name == "diffusers" and setup.optimizer != "adamw":
+        return "its script has AdamW only"
+    return ""
+
+
+def _run(name: str, checkout: Path, python: str, setup: Setup) -> tuple[list[float], float, int]:
+    """Seconds of each update but the first; seconds in all; the most memory."""
+    script, words = {"sd-scripts": _sd_scripts, "diffusers": _diffusers}[name](checkout, setup)
+    log, times = setup.scratch / f"{name}.txt", setup.scratch / f"{name}-steps.txt"
+    command = [python, str(CLOCK), str(times), str(script), *words]
+    peak, seconds = run_command(command, log, checkout, {**os.environ, **OFFLINE})
+    ends = [float(line) for line in times.read_text(encoding="utf-8").split()]
+    if len(ends) != STEPS:
+        raise RuntimeError(f"{name} made {len(ends)} optimizer steps, not {STEPS}; see {log}")
+    return [after - before for before, after in itertools.pairwise(ends)], seconds, peak
+
+
 def _told(update_s: list[float], seconds: float, peak: int) -> str:
-    each = f"{sorted(update_s)[len(update_s) // 2]:.1f}" if update_s else "not found in its output"
+    each = f"{statistics.median(update_s):.3g} ({min(update_s):.3g} to {max(update_s):.3g})"
     return f"{each}; {seconds:.0f}; {peak / 2**30:.1f}"
 
 
-def _sd_scripts(checkout: Path, python: str, scratch: Path) -> list[str]:
-    pictures = make_pictures(scratch)
-    metadata = scratch / "meta.json"
+def _sd_scripts(checkout: Path, setup: Setup) -> tuple[Path, list[str]]:
+    metadata = setup.scratch / "meta.json"
     entries = {
         str(p): {"caption": p.with_suffix(".txt").read_text(encoding="utf-8"),
-                 "train_resolution": [256, 256]}
-        for p in sorted(pictures.glob("*.jpg"))
+                 "train_resolution": [setup.side, setup.side]}
+        for p in sorted(setup.pictures.glob("*.jpg"))
     }  # fmt: skip
     metadata.write_text(json.dumps(entries), encoding="utf-8")
-    return [
-        python, str(checkout / "fine_tune.py"),
-        f"--pretrained_model_name_or_path={make_model(scratch)}", f"--in_json={metadata}",
-        f"--train_data_dir={pictures}", f"--output_dir={scratch / 'sd-scripts-out'}",
-        "--output_name=model", "--save_model_as=safetensors", "--resolution=256",
+    return checkout / "fine_tune.py", [
+        f"--pretrained_model_name_or_path={setup.file}", f"--in_json={metadata}",
+        f"--train_data_dir={setup.pictures}", f"--output_dir={setup.scratch / 'sd-scripts-out'}",
+        "--output_name=model", "--save_model_as=safetensors", f"--resolution={setup.side}",
         "--train_batch_size=1", "--learning_rate=1e-5", f"--max_train_steps={STEPS}",
-        "--cache_latents", "--max_data_loader_n_workers=0", "--seed=42",
+        "--cache_latents", "--max_data_loader_n_workers=0", "--seed=42", "--mixed_precision=no",
+        f"--tokenizer_cache_dir={_tokenizers(setup)}", *SD_SCRIPTS_OPTIMIZERS[setup.optimizer],
     ]  # fmt: skip
 
 
-def _diffusers(checkout: Path, python: str, scratch: Path) -> list[str]:
-    pictures = make_pictures(scratch)
+def _tokenizers(setup: Setup) -> Path:
+    """A folder with CLIP's tokenizer where sd-scripts looks for it before the Hub."""
+    folder = setup.scratch / "tokenizers"
+    place = folder / "openai_clip-vit-large-patch14"
+    if not place.is_dir():
+        shutil.copytree(setup.folder / "tokenizer", place)
+    return folder
+
+
+def _diffusers(checkout: Path, setup: Setup) -> tuple[Path, list[str]]:
     lines = [
         json.dumps({"file_name": p.name,
                     "text": p.with_suffix(".txt").read_text(encoding="utf-8")})
-        for p in sorted(pictures.glob("*.jpg"))
+        for p in sorted(setup.pictures.glob("*.jpg"))
     ]  # fmt: skip
-    (pictures / "metadata.jsonl").write_text("\n".join(lines), encoding="utf-8")
-    return [
-        python, str(checkout / "examples" / "text_to_image" / "train_text_to_image.py"),
-        f"--pretrained_model_name_or_path={scratch / 'sd1'}", f"--train_data_dir={pictures}",
-        f"--output_dir={scratch / 'diffusers-out'}", "--resolution=256", "--center_crop",
-        "--train_batch_size=1", "--learning_rate=1e-5", f"--max_train_steps={STEPS}", "--seed=42",
+    (setup.pictures / "metadata.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    return checkout / "examples" / "text_to_image" / "train_text_to_image.py", [
+        f"--pretrained_model_name_or_path={setup.folder}", f"--train_data_dir={setup.pictures}",
+        f"--cache_dir={setup.scratch / 'datasets'}",
+        f"--output_dir={setup.scratch / 'diffusers-out'}", f"--resolution={setup.side}",
+        "--center_crop", "--train_batch_size=1", "--learning_rate=1e-5",
+        f"--max_train_steps={STEPS}", "--seed=42",
     ]  # fmt: skip
-
-
-def _step_times(log: Path) -> list[float]:
-    """Seconds between the steps that a tqdm bar shows, after the first."""
-    text = log.read_text(encoding="utf-8", errors="replace")
-    seen = {int(n): 60 * int(m) + int(s) for n, m, s in _RATE.findall(text)}
-    steps = sorted(n for n in seen if n > 0)
-    return [float(seen[b] - seen[a]) for a, b in itertools.pairwise(steps) if b == a + 1]
 
 
 def default_python() -> str:

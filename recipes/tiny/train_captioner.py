@@ -1,6 +1,6 @@
 """Train the tiny BLIP captioner from random weights, with a vocabulary of its own words.
 
-pip install -e .[recipes,captions]
+pip install -e .[recipes]
 python recipes/tiny/train_captioner.py WORK/node_modules/@iconify-json WORK/captioner
 """
 

@@ -54,9 +54,19 @@ class StorageError(ImpastoError):
 
 
 class MissingDependencyError(ImpastoError):
-    """A package or a device that this command needs is not there."""
+    """A package or a device that this command needs is not there.
+
+    Args:
+        message: The paragraph to show.
+        extra: The extra of pyproject.toml that brings the package, if one does; `start.py`
+            installs it.
+    """
 
     exit_code = 7
+
+    def __init__(self, message: str, extra: str | None = None) -> None:
+        super().__init__(message)
+        self.extra = extra
 
 
 class NonFiniteLossError(ImpastoError):

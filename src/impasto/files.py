@@ -11,22 +11,29 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import stat
+import time
 import uuid
 from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 
 from impasto.errors import StorageError
+from impasto.owners import TOKEN_PATTERN, owner_in, this_process
 from impasto.progress import Advance
 
 PARTIAL_SUFFIX = ".partial"
-LONGEST_NAME = 255  # bytes of a file's name on Linux and macOS; Windows counts letters
+_OWNED = re.compile(rf"\.({TOKEN_PATTERN})\.[0-9a-f]{{8}}{re.escape(PARTIAL_SUFFIX)}$")
+_LEFT_AFTER_S = 24 * 3600.0  # untouched for so long, a file of another machine is left over
+LONGEST_NAME = 255  # bytes of a file name on Linux and macOS; Windows counts letters
 _HASHED_AT_ONCE = 4 << 20
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_ONE_FILE = {errno.ENAMETOOLONG, errno.EACCES, errno.EISDIR, errno.EINVAL, errno.EPERM}
 _NO_SPACE_TEXT = ("No space left", "Disk quota", "File too large", "not enough space")
 
 
@@ -41,8 +48,8 @@ def replace_file(path: Path, *, like: Path | None = None) -> Iterator[Path]:
     Raises:
         StorageError: The disk is full or the folder cannot be written; `path` is as it was before.
     """
-    partial = _partial_name(path)
-    with _reported(path):
+    partial = partial_name(path)
+    with reported(path):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             mode = _mode_of(like or path)
@@ -65,7 +72,7 @@ def rewrite_file(path: Path) -> Iterator[Path]:
     Raises:
         StorageError: As for `replace_file`; or the link leads in a circle.
     """
-    with _reported(path):
+    with reported(path):
         target = real_path(path) if path.is_symlink() else path
         if target.is_symlink():
             raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
@@ -114,8 +121,8 @@ def replace_folder(path: Path) -> Iterator[Path]:
     Raises:
         StorageError: As for `replace_file`.
     """
-    partial = _partial_name(path)
-    with _reported(path):
+    partial = partial_name(path)
+    with reported(path):
         try:
             partial.mkdir(parents=True)
             yield partial
@@ -123,7 +130,7 @@ def replace_folder(path: Path) -> Iterator[Path]:
                 _flush(file)
             _flush_folder(partial)
             if path.exists():
-                outgoing = _partial_name(path)
+                outgoing = partial_name(path)
                 path.replace(outgoing)
                 partial.replace(path)
                 shutil.rmtree(outgoing, ignore_errors=True)
@@ -156,7 +163,44 @@ def copy_file(source: Path, target: Path) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write JSON durably, keys in the order given, non-ASCII as it is."""
-    write_text(path, json.dumps(value, ensure_ascii=False, indent=1) + "\n")
+    write_text(path, json_text(value, indent=1) + "\n")
+
+
+def json_text(value: Any, indent: int | None = None) -> str:
+    """JSON with non-ASCII characters as they are, escaped where UTF-8 cannot hold them.
+
+    Names of files that are not UTF-8 come with such characters.
+    """
+    text = json.dumps(value, ensure_ascii=False, indent=indent)
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return json.dumps(value, indent=indent)
+    return text
+
+
+_KEEPS: ContextVar[bool] = ContextVar("keeps", default=True)
+
+
+@contextlib.contextmanager
+def nothing_kept() -> Iterator[None]:
+    """Within this, nothing is written that only makes the next time faster: for dry runs."""
+    token = _KEEPS.set(False)
+    try:
+        yield
+    finally:
+        _KEEPS.reset(token)
+
+
+def is_keeping() -> bool:
+    """Whether what only makes the next time faster may be written: not within `nothing_kept`."""
+    return _KEEPS.get()
+
+
+def remember_json(path: Path, value: Any) -> None:
+    """Write JSON that only makes the next time faster; nothing within `nothing_kept`."""
+    if is_keeping():
+        write_text(path, json_text(value))
 
 
 def sha256_of(path: Path, advance: Advance | None = None) -> str:
@@ -172,8 +216,12 @@ def sha256_of(path: Path, advance: Advance | None = None) -> str:
 
 
 def remove_leftovers(folder: Path) -> int:
-    """Remove what a killed process left under a temporary name in `folder`; return how many."""
-    leftovers = list(folder.glob(f".*{PARTIAL_SUFFIX}")) if folder.is_dir() else []
+    """Remove what a killed process left under a temporary name in `folder`; return how many.
+
+    A temporary file has its process in its name. One of a process that runs is left alone, and so
+    is one of another machine (on a network disk) that was touched within a day.
+    """
+    leftovers = [path for path in partials_in(folder) if is_left_over(path)]
     for leftover in leftovers:
         if leftover.is_dir():
             shutil.rmtree(leftover, ignore_errors=True)
@@ -182,14 +230,54 @@ def remove_leftovers(folder: Path) -> int:
     return len(leftovers)
 
 
+def partials_in(folder: Path) -> list[Path]:
+    """What lies in a folder under a temporary name, of processes that run or not."""
+    try:
+        return sorted(folder.glob(f".*{PARTIAL_SUFFIX}"))
+    except OSError:
+        return []
+
+
+def is_left_over(partial: Path) -> bool:
+    """Whether the process that was writing a temporary file or folder is gone."""
+    match = _OWNED.search(partial.name)
+    owner = owner_in(match[1]) if match else None
+    if owner is None:
+        return True  # of a version that did not name its process
+    running = owner.is_running()
+    if running is None:
+        return time.time() - _touched_at(partial) > _LEFT_AFTER_S
+    return not running
+
+
+def append_text(path: Path, text: str) -> None:
+    """Add UTF-8 text to the end of a file and hand it to the operating system at once.
+
+    Raises:
+        StorageError: The disk is full or the file cannot be written; it ends where it ended before.
+    """
+    with reported(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("ab", buffering=0) as file:
+            before = file.seek(0, os.SEEK_END)
+            content = memoryview(text.encode("utf-8", errors="backslashreplace"))
+            try:
+                while content:
+                    content = content[file.write(content) :]
+            except OSError:
+                with contextlib.suppress(OSError):
+                    file.truncate(before)
+                raise
+
+
 def require_writable(folder: Path) -> None:
     """Make sure that files can be created in `folder`, creating it first.
 
     Raises:
         StorageError: It cannot be created or written.
     """
-    probe = folder / f".{uuid.uuid4().hex}{PARTIAL_SUFFIX}"
-    with _reported(folder):
+    probe = partial_name(folder / "probe")
+    with reported(folder):
         folder.mkdir(parents=True, exist_ok=True)
         try:
             probe.write_bytes(b"impasto")
@@ -204,10 +292,16 @@ def is_out_of_space(error: BaseException) -> bool:
     return any(words in str(error) for words in _NO_SPACE_TEXT)
 
 
-def _partial_name(path: Path) -> Path:
-    """A name beside `path` for what will replace it, no longer than file systems take."""
-    behind = f".{uuid.uuid4().hex[:8]}{PARTIAL_SUFFIX}"
-    return path.with_name(f".{shortened(path.name, LONGEST_NAME - 1 - len(behind))}{behind}")
+def is_of_one_file(error: BaseException) -> bool:
+    """Whether a failed write has to do with one file, so that others may still be written."""
+    cause = error.__cause__ if isinstance(error, StorageError) else error
+    return isinstance(cause, OSError) and cause.errno in _ONE_FILE
+
+
+def cause_of(error: BaseException) -> str:
+    """What the system said of a failed write, in a few words."""
+    cause = error.__cause__ if isinstance(error, StorageError) else error
+    return cause.strerror if isinstance(cause, OSError) and cause.strerror else str(error)
 
 
 def shortened(name: str, most: int) -> str:
@@ -217,9 +311,27 @@ def shortened(name: str, most: int) -> str:
     return name
 
 
+def partial_name(path: Path) -> Path:
+    """A new temporary name beside `path`, with this process in it, which `remove_leftovers` knows.
+
+    Long names are cut, so that the temporary one is no longer than file systems allow.
+    """
+    end = f".{this_process().token}.{uuid.uuid4().hex[:8]}{PARTIAL_SUFFIX}"
+    return path.with_name(f".{shortened(path.name, LONGEST_NAME - 1 - len(end))}{end}")
+
+
+def _touched_at(path: Path) -> float:
+    """When a file, or anything in a folder, was changed last; now where that cannot be seen."""
+    try:
+        inside = list(path.rglob("*")) if path.is_dir() else []
+        return max(item.lstat().st_mtime for item in (path, *inside))
+    except OSError:
+        return time.time()
+
+
 @contextlib.contextmanager
-def _reported(path: Path) -> Iterator[None]:
-    """Turn a failed write into a StorageError; let everything else through."""
+def reported(path: Path) -> Iterator[None]:
+    """Turn a failed write of `path` into a StorageError; let everything else through."""
     try:
         yield
     except OSError as error:

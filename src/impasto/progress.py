@@ -22,6 +22,35 @@ class Progress(Protocol):
         """Show one line that stays."""
 
 
+_AGREEING = {"have": "has", "are": "is", "were": "was", "do": "does", "lose": "loses"}
+
+
+def counted(number: int, words: str) -> str:
+    """A number with what it counts, in grammatical English: `1 picture`, `1,200 files were read`.
+
+    Args:
+        number: How many.
+        words: The plural, perhaps with a verb at its end: `long captions have`.
+    """
+    if number != 1:
+        return f"{number:,} {words}"
+    named, verb = words, ""
+    first, _, last = words.rpartition(" ")
+    if last in _AGREEING:
+        named, verb = first, f" {_AGREEING[last]}"
+    head, of, rest = named.partition(" of ")
+    return f"1 {singular(head)}{of}{rest}{verb}"
+
+
+def singular(plural: str) -> str:
+    """One of what a regular English plural names; units such as MiB stay."""
+    if plural.endswith("ies"):
+        return f"{plural[:-3]}y"
+    if plural.endswith(("ches", "shes", "xes", "sses")):
+        return plural[:-2]
+    return plural[:-1] if plural.endswith("s") else plural
+
+
 def in_mib(advance: Advance) -> Advance:
     """A counter of bytes that tells whole MiB, for stages of large files."""
     done = 0

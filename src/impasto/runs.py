@@ -10,26 +10,55 @@ samples/step-.../    previews
 states/step-.../     training states
 export/              the trained model: one file or a Diffusers folder
 models/              models that were exported on the way
+models.json          the model files that this run wrote, wherever they are
 report.html          one page for a person
+.lock                the process that trains it, while one does
 """
 
 from __future__ import annotations
 
-import json
+import contextlib
 import os
 import re
+import shutil
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from impasto import files
+from impasto import files, locks
 from impasto.errors import RunError
+from impasto.invocation import command
 from impasto.parsing import parse_json
 
 Phase = Literal["preparing", "training", "finished", "interrupted", "failed"]
-_STEP_NAME = re.compile(r"step-(\d{8})$")
+_STEP_NAME = re.compile(r"step-(\d{8})", re.ASCII)
+_BEFORE_TRAINING = ("config.toml", "environment.json", "status.json", "dataset.json")
+_LARGEST = 2**53
+_TEXT, _NUMBER, _WHOLE = (str,), (int, float), (int,)
+_TYPES: dict[str, dict[str, Any]] = {
+    "status.json": {
+        "phase": _TEXT, "step": _WHOLE, "total_steps": _WHOLE, "message": _TEXT, "model": _TEXT,
+        "updates_per_epoch": _WHOLE,
+        "timings_s": {"": _NUMBER},
+    },
+    "models.json": {"written": [_TEXT]},
+    "dataset.json": {
+        "pictures": _WHOLE, "held_out": _WHOLE, "uncaptioned": _WHOLE, "enlarged": _WHOLE,
+        "too_long": _WHOLE, "max_tokens": _WHOLE, "mean_lost_area": _NUMBER,
+        "buckets": {"": _WHOLE}, "set_aside": [{"path": _TEXT, "reason": _TEXT}],
+    },
+    "environment.json": {
+        "system": _TEXT, "machine": _TEXT, "python": _TEXT, "packages": {"": _TEXT},
+        "gpus": [{"name": _TEXT}],
+    },
+    "metrics.jsonl": {
+        "step": _WHOLE, "epoch": _WHOLE, "samples_seen": _WHOLE, "loss": _NUMBER,
+        "validation_loss": _NUMBER, "images_per_s": _NUMBER, "lr": _NUMBER,
+    },
+}  # fmt: skip
+"""What readers rely on: entry -> its types, or those of its own entries (`""`: any) or items."""
 
 
 def step_name(step: int) -> str:
@@ -39,25 +68,88 @@ def step_name(step: int) -> str:
 
 @dataclass(frozen=True)
 class RunDirectory:
-    """The paths of a run, and the reading and writing of its small files."""
+    """The paths of a run, and the reading and writing of its small files.
+
+    Attributes:
+        path: The directory.
+        lock: What keeps other processes out, where this one trains the run.
+    """
 
     path: Path
+    lock: locks.FolderLock | None = field(default=None, compare=False, repr=False)
 
     @classmethod
-    def create(cls, path: Path) -> RunDirectory:
-        """Make a new run directory.
+    @contextlib.contextmanager
+    def begun(cls, path: Path) -> Iterator[RunDirectory]:
+        """A new run directory, which is this process's alone while entered as a context.
+
+        Raises:
+            RunError: Something is already there, or another process is beginning a run there.
+            StorageError: It cannot be written.
+        """
+        run = cls(path)
+        holder = locks.holder_of(path) if path.is_dir() else None
+        if holder is not None:
+            run._refuse(holder)
+        _require_empty(path)
+        was_there = path.is_dir()
+        files.require_writable(path)
+        try:
+            with run.held() as held:
+                _require_empty(path)  # now that nobody else can put anything there
+                yield held
+        finally:
+            if not was_there:
+                with contextlib.suppress(OSError):  # there is something in it: the run
+                    path.rmdir()
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[RunDirectory]:
+        """The directory for this process alone.
+
+        Raises:
+            RunError: Another process is training the run.
+            StorageError: It cannot be written.
+        """
+        with locks.FolderLock(self.path, "training", self._refuse) as lock:
+            yield replace(self, lock=lock)
+
+    def require_held(self) -> None:
+        """Make sure that no other process has taken the run over meanwhile.
+
+        Raises:
+            RunError: One has: on a network disk, while this machine was asleep for minutes.
+        """
+        if self.lock is not None and self.lock.is_lost:
+            raise RunError(
+                f"Another process has taken over {self.path} while this one gave no sign of life "
+                f"for minutes, so this one stops and writes nothing more."
+            )
+
+    def discard(self) -> None:
+        """Remove a run that has not begun to train, and its directory if nothing else is in it."""
+        for name in _BEFORE_TRAINING:
+            (self.path / name).unlink(missing_ok=True)
+        for waiting in self.path.glob("waiting-*.safetensors"):
+            waiting.unlink(missing_ok=True)
+        for partial in files.partials_in(self.path):
+            shutil.rmtree(partial) if partial.is_dir() else partial.unlink(missing_ok=True)
+
+    def _refuse(self, holder: locks.Holder) -> None:
+        raise RunError(
+            f"{self.path} is being trained just now by {holder.words}. Nothing was changed. Wait "
+            f"until it has ended, or stop it with Ctrl-C where it runs; then the run can be "
+            f"continued with: {command('resume', self.path)}"
+        )
+
+    @staticmethod
+    def require_free(path: Path) -> None:
+        """Make sure that a new run can have this directory.
 
         Raises:
             RunError: Something is already there.
-            StorageError: It cannot be written.
         """
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise RunError(
-                f"{path} is already there and not empty; nothing in it was touched. Choose another "
-                f"output_dir, delete it, or continue it with: impasto resume {path}"
-            )
-        files.require_writable(path)
-        return cls(path)
+        _require_empty(path)
 
     @classmethod
     def open(cls, path: Path) -> RunDirectory:
@@ -107,11 +199,19 @@ class RunDirectory:
 
     def exported_model(self) -> Path | None:
         """The trained model: a file or a Diffusers folder; None before the end."""
-        elsewhere = self.read_json("status.json").get("model")
-        if elsewhere and Path(elsewhere).exists():
-            return Path(elsewhere)
+        elsewhere = self.status().get("model")
+        with contextlib.suppress(OSError, ValueError):  # no path of this system
+            if elsewhere and Path(elsewhere).exists():
+                return Path(elsewhere)
         entries = sorted(self.export.iterdir()) if self.export.is_dir() else []
         return next((entry for entry in entries if not entry.name.startswith(".")), None)
+
+    def status(self) -> dict[str, Any]:
+        """What the run says it is doing; empty where that is damaged: no number depends on it."""
+        try:
+            return self.read_json("status.json")
+        except RunError:
+            return {}
 
     @property
     def report(self) -> Path:
@@ -134,32 +234,42 @@ class RunDirectory:
         if not file.is_file():
             return {}
         try:
-            value: dict[str, Any] = parse_json(file.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise RunError(f"{file} is damaged: {error}.") from error
-        return value
+            value = parse_json(file.read_text(encoding="utf-8"))
+            fault = _fault_in(value, _TYPES.get(name, {}), "")
+        except (OSError, ValueError) as error:
+            raise RunError(f"{file} is damaged: {type(error).__name__}: {error}.") from error
+        if fault:
+            raise RunError(f"{file} is damaged: {fault}.")
+        found: dict[str, Any] = value
+        return found
 
     def append_metrics(self, record: dict[str, Any]) -> None:
-        """Add one line of metrics and hand it to the operating system at once."""
-        with self.metrics_file.open("a", encoding="utf-8", newline="\n") as file:
-            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+        """Add one line of metrics and hand it to the operating system at once.
+
+        Raises:
+            StorageError: The disk is full or the file cannot be written.
+        """
+        files.append_text(self.metrics_file, files.json_text(record) + "\n")
 
     def read_metrics(self) -> Iterator[dict[str, Any]]:
-        """Yield the metrics; a last line cut off by a crash is passed over."""
+        """Yield the metrics; a line that is cut off or damaged is skipped."""
         if not self.metrics_file.is_file():
             return
-        with self.metrics_file.open(encoding="utf-8") as file:
+        with self.metrics_file.open(encoding="utf-8", errors="replace") as file:
             for line in file:
                 try:
-                    yield parse_json(line)
+                    record = parse_json(line)
                 except ValueError:
                     continue
+                if not _fault_in(record, _TYPES["metrics.jsonl"], "") and "step" in record:
+                    yield record
 
     def rewind_metrics(self, step: int) -> None:
         """Forget what was written after `step`, which a resumed run is about to do again."""
         kept = [record for record in self.read_metrics() if record["step"] <= step]
-        lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in kept)
-        files.write_text(self.metrics_file, lines)
+        files.write_text(
+            self.metrics_file, "".join(files.json_text(record) + "\n" for record in kept)
+        )
 
     def saved_steps(self) -> list[int]:
         """Steps with a complete training state, in ascending order."""
@@ -168,6 +278,41 @@ class RunDirectory:
     def sampled_steps(self) -> list[int]:
         """Steps with previews, in ascending order."""
         return _steps_in(self.samples)
+
+
+def _require_empty(path: Path) -> None:
+    """Make sure that nobody's files are in the way; what a killed process left is none."""
+    try:
+        entries = list(path.iterdir()) if path.is_dir() else [path] if path.exists() else []
+    except OSError:
+        return  # whoever writes there meets the same fault and reports it
+    leftovers = files.partials_in(path)
+    if all(entry in leftovers or locks.is_of_locks(entry) for entry in entries):
+        return
+    raise RunError(
+        f"{path} is already there and not empty; nothing in it was touched. Choose another "
+        f"output_dir, delete it, or continue it with: {command('resume', path)}"
+    )
+
+
+def _fault_in(value: Any, types: Any, where: str) -> str:
+    """What about a value read from JSON is not as readers rely on; empty where all is well."""
+    if isinstance(types, tuple):
+        fits = isinstance(value, types) and not isinstance(value, bool)
+        if fits and isinstance(value, int):
+            fits = abs(value) <= _LARGEST
+        expected = "text" if types == _TEXT else "a number"
+        return "" if fits else f"{where} is {type(value).__name__}, not {expected}"
+    if isinstance(types, list):
+        if not isinstance(value, list):
+            return f"{where} is {type(value).__name__}, not a list"
+        faults = (_fault_in(item, types[0], f"{where}[{n}]") for n, item in enumerate(value))
+        return next(filter(None, faults), "")
+    if not isinstance(value, Mapping):
+        return f"{where or 'it'} is {type(value).__name__}, not an object"
+    known = {**dict.fromkeys(value, types[""]), **types} if "" in types else types
+    faults = (_fault_in(value[key], known[key], f"{where}.{key}") for key in value if key in known)
+    return next(filter(None, faults), "")
 
 
 def _steps_in(folder: Path) -> list[int]:

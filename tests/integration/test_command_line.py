@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import random
 import signal
 import subprocess
 import sys
@@ -74,25 +73,45 @@ def test_the_whole_job(run_file, tmp_path):
     assert "is finished" in again.stdout
 
 
+KILLED_BEFORE = (2, 4, 7, 11)  # renames of each process in turn: nothing is there without one
+DYING_BEFORE_RENAME = """
+import os, signal, sys
+
+real, count = os.replace, 0
+
+
+def replace(*arguments, **options):
+    global count
+    count += 1
+    if count == {number}:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return real(*arguments, **options)
+
+
+os.replace = os.rename = replace
+from impasto.cli.main import main
+
+main(sys.argv[1:])
+"""
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="kill -9 is a POSIX signal")
-def test_kill_9_at_random_moments(run_file, tmp_path):
+def test_kill_9_before_any_write(run_file, tmp_path):
     """Killed four times, while starting, caching, training or saving: the same bits in the end."""
     changes = {"saving": {"state_every_steps": 3}, "training": {"max_steps": 40}}
     whole = impasto("train", run_file(output_dir=str(tmp_path / "whole"), **changes))
     assert whole.returncode == 0, whole.stderr
     file = run_file(**changes, dataset={"cache_dir": str(tmp_path / "other-derived")})
-    command = ["train", str(file)]
-    rng, killed = random.Random(time.time_ns()), 0
-    for _ in range(4):
-        process = subprocess.Popen(
-            [sys.executable, "-m", "impasto", *command], stdout=subprocess.DEVNULL, stderr=-3
+    command, killed = ["train", str(file)], 0
+    for renames in KILLED_BEFORE:
+        program = DYING_BEFORE_RENAME.format(number=renames)
+        done = subprocess.run(
+            [sys.executable, "-c", program, *command], capture_output=True, check=False
         )
-        wait_for(tmp_path / "run" / "config.toml", process)
-        time.sleep(rng.uniform(0.0, 5.0))
-        process.send_signal(signal.SIGKILL)
-        killed += process.wait() == -signal.SIGKILL
-        command = ["resume", str(tmp_path / "run")]
-    assert killed
+        killed += done.returncode == -signal.SIGKILL
+        if (tmp_path / "run" / "config.toml").is_file():
+            command = ["resume", str(tmp_path / "run")]
+    assert killed == len(KILLED_BEFORE), done.stderr
     finished = impasto("resume", tmp_path / "run")
     assert finished.returncode == 0, finished.stderr
     assert export_hash(tmp_path / "run") == export_hash(tmp_path / "whole")

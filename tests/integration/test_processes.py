@@ -111,7 +111,7 @@ def test_processes_train_one_hypernetwork(run_file, tmp_path):
 
 
 DYING = """
-import os, signal, sys
+import os, signal, sys, time
 from impasto.cli.main import main
 from impasto.training.loop import TrainingLoop
 
@@ -119,6 +119,8 @@ real = TrainingLoop._update
 
 def update(self, update, batches):
     if update.step == 3 and os.environ["RANK"] == "1":
+        while not (self._run.states / "step-00000002").is_dir():  # written beside training
+            time.sleep(0.05)
         os.kill(os.getpid(), signal.SIGKILL)
     real(self, update, batches)
 
@@ -151,7 +153,8 @@ def test_a_process_without_memory_waits_for_nobody(run_file, tmp_path):
     program = tmp_path / "full.py"
     fault = "raise MemoryError"
     program.write_text(DYING.replace("os.kill(os.getpid(), signal.SIGKILL)", fault), "utf-8")
-    result = launch([program, run_file(output_dir=str(tmp_path / "full"))], 2)
+    saving = {"state_every_steps": 2}
+    result = launch([program, run_file(output_dir=str(tmp_path / "full"), saving=saving)], 2)
     assert result.returncode != 0
     assert "memory ran out while training on" in result.stderr
     assert "Another process of this run ended in update 4" in result.stderr

@@ -31,7 +31,7 @@ def loaded_modules(statement: str) -> set[str]:
     ],
 )
 def test_light_parts_import_no_torch(statement):
-    assert not loaded_modules(statement) & {"torch", "diffusers", "transformers", "matplotlib"}
+    assert not loaded_modules(statement) & {"torch", "diffusers", "transformers", "jinja2"}
 
 
 def test_help_imports_almost_nothing():

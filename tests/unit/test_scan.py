@@ -48,7 +48,7 @@ def test_bad_files_are_set_aside_with_reasons(tmp_path):
     reasons = {item.path.name: item.reason for item in scan.set_aside}
     assert reasons == {
         "empty.png": "the file is empty",
-        "latin.png": "its caption file is not UTF-8 text",
+        "latin.png": "its caption latin.txt is not UTF-8 text (byte 3); save it as UTF-8",
     }
     assert [record.path.name for record in scan.records] == ["good.png"]
 

@@ -13,6 +13,7 @@ from impasto.sdscripts import translate
 from impasto.sdscripts.flags import FLAGS
 from impasto.sdscripts.importing import settings_of_command
 from impasto.sdscripts.parsing import given_flags
+from impasto.training.native_precision import NativePrecision
 
 REPOSITORY = Path(__file__).parents[2]
 NEEDED = ["--pretrained_model_name_or_path=sd.safetensors", "--output_dir=out",
@@ -24,7 +25,7 @@ SAMPLE = {"int": "7", "float": "0.5", "text": "word", "flag": None, "list": "a=1
 
 def settings(*flags):
     given = given_flags([*NEEDED, *flags])
-    return translate.translate(given, has_gpu=True)
+    return translate.translate(given)
 
 
 VALUES = {"min_bucket_reso": "64", "max_bucket_reso": "2048", "max_timestep": "700"}
@@ -177,17 +178,37 @@ def test_what_has_to_be_given_is_named():
     for missing in NEEDED[:2]:
         given = given_flags([word for word in NEEDED if word != missing])
         with pytest.raises(ConfigError, match=missing.partition("=")[0]):
-            translate.translate(given, has_gpu=True)
+            translate.translate(given)
     with pytest.raises(ConfigError, match="--dataset_config, or --train_data_dir"):
-        translate.translate(given_flags(NEEDED[:2]), has_gpu=True)
+        translate.translate(given_flags(NEEDED[:2]))
 
 
-def test_without_a_gpu_half_precision_is_bfloat16_and_said():
-    translation = translate.translate(
-        given_flags([*NEEDED, "--mixed_precision=fp16"]), has_gpu=False
+@pytest.mark.parametrize(
+    ("words", "native", "computed", "weights"),
+    [
+        (["--mixed_precision=fp16"], "bf16", "bf16", None),
+        (["--mixed_precision=fp16"], "no", "no", None),
+        (["--mixed_precision=bf16"], "no", "no", None),
+        (["--mixed_precision=fp16", "--full_fp16"], "bf16", "bf16", "bf16"),
+        (["--mixed_precision=bf16", "--full_bf16"], "no", "no", None),
+    ],
+)
+def test_without_a_gpu_the_cpu_computes_in_what_it_is_fast_in(words, native, computed, weights):
+    without_gpu = NativePrecision(native, "this CPU is fastest in that")
+    translation = translate.translate(given_flags([*NEEDED, *words]), without_gpu)
+    assert translation.tree["training"]["mixed_precision"] == computed
+    assert translation.tree["training"].get("weights") == weights
+    told = " ".join(translation.notices)
+    assert "there is no GPU and this CPU is fastest in that" in told
+    assert ("float32" in told) == (computed == "no")
+
+
+def test_what_the_cpu_is_fast_in_anyway_is_not_remarked_on():
+    flags = given_flags([*NEEDED, "--mixed_precision=bf16"])
+    with_gpu, without = (
+        translate.translate(flags, native) for native in (None, NativePrecision("bf16", "so it is"))
     )
-    assert translation.tree["training"]["mixed_precision"] == "bf16"
-    assert any("there is no GPU" in line for line in translation.notices)
+    assert with_gpu == without
 
 
 def test_a_file_of_flags_comes_second(tmp_path):

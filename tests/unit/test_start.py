@@ -1,6 +1,8 @@
 """start.py: one clear sentence for each way in which setting up can fail."""
 
+import os
 import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -48,14 +50,143 @@ def test_a_failing_installation_is_explained(start, printed, sentence, capsys):
 
 def test_words_are_split_and_handed_on(start, monkeypatch):
     monkeypatch.delenv("IMPASTO_TORCH_INDEX", raising=False)
-    read = start["read_words"]
-    assert read(["train", "x.toml", "--plan"]) == (["train", "x.toml", "--plan"], None, False)
-    assert read(["--torch-index", "somewhere", "demo"]) == (["demo"], "somewhere", False)
-    assert read(["--torch-index=somewhere", "--reinstall", "demo"]) == (["demo"], "somewhere", True)
+
+    def read(*words):
+        rest, options = start["read_words"](list(words))
+        return rest, options["index"], options["reinstall"], options["extras"]
+
+    assert read("train", "x.toml", "--plan") == (["train", "x.toml", "--plan"], None, False, [])
+    assert read("--torch-index", "there", "demo") == (["demo"], "there", False, [])
+    assert read("--torch-index=there", "--reinstall", "demo") == (["demo"], "there", True, [])
+    assert read("--with", "trackers", "--with=tagging") == (
+        [],
+        None,
+        False,
+        ["trackers", "tagging"],
+    )
     monkeypatch.setenv("IMPASTO_TORCH_INDEX", "elsewhere")
-    assert read(["demo"]) == (["demo"], "elsewhere", False)
+    assert read("demo") == (["demo"], "elsewhere", False, [])
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--fast", "demo"], "does not know the option --fast"),
+        (["--torch-index"], "--torch-index needs a value"),
+        (["--with", "magic", "demo"], "There is no extra magic; there are"),
+    ],
+)
+def test_wrong_options_end_with_one_sentence(start, words, sentence, capsys):
     with pytest.raises(SystemExit):
-        read(["--fast", "demo"])
+        start["read_words"](words)
+    assert sentence in capsys.readouterr().err
+
+
+def test_a_verb_gets_the_extra_that_it_needs(start, tmp_path):
+    extras = start["extras_of"]
+    assert extras(["test"]) == ["dev"]
+    assert extras(["demo"]) == ["tagging"]
+    assert extras(["dataset", "tag", str(tmp_path)]) == ["tagging"]
+    assert extras(["dataset", "scan", str(tmp_path)]) == []
+    assert extras(["train", "x\0.toml"]) == []
+    assert set(start["EXTRAS"].values()) <= set(start["known_extras"]())
+
+
+def test_pictures_of_a_phone_are_noticed(start, tmp_path):
+    assert not start["holds_heif"](tmp_path / "nowhere")
+    (tmp_path / "10_cat").mkdir()
+    (tmp_path / "10_cat" / "IMG_1.HEIC").touch()
+    assert start["holds_heif"](tmp_path)
+
+
+FAKE = """
+import os, pathlib, sys
+runs = pathlib.Path(sys.argv[1])
+runs.write_text(runs.read_text() + "x" if runs.exists() else "x")
+if len(runs.read_text()) == 1:
+    pathlib.Path(os.environ["IMPASTO_EXTRA_FILE"]).write_text({extra!r})
+    raise SystemExit(7)
+raise SystemExit(3)
+"""
+
+
+@pytest.mark.parametrize(
+    ("extra", "have", "runs", "code"),
+    [("trackers", ["tagging"], 2, 3), ("trackers", ["trackers"], 1, 7), ("magic", [], 1, 7)],
+    ids=["missing", "installed already", "unknown"],
+)
+def test_an_extra_that_a_program_asks_for_is_installed_once(
+    start, tmp_path, extra, have, runs, code
+):
+    file, asked = tmp_path / "fake.py", []
+    file.write_text(FAKE.format(extra=extra))
+    inside = start["run_program"].__globals__
+    inside["program"] = lambda _: sys.executable
+    inside["installed"] = lambda _: have
+    inside["set_up"] = lambda extras, _: asked.append(extras)
+    counter = tmp_path / "runs.txt"
+    assert start["run_program"]([str(file), str(counter)], None, dict(os.environ)) == code
+    assert len(counter.read_text()) == runs
+    assert asked == ([["trackers"]] if runs == 2 else [])
+
+
+@pytest.mark.parametrize(
+    ("index", "system", "build"),
+    [
+        (None, "Linux", "CUDA"),
+        (None, "Windows", "CPU"),
+        (None, "Darwin", "CPU"),
+        ("there/whl/cpu/", "Linux", "CPU"),
+        ("there/whl/cu130", "Windows", "CUDA"),
+        ("there/whl/rocm7.0", "Linux", "ROCm"),
+        ("somewhere", "Windows", "CUDA"),
+    ],
+)
+def test_the_build_of_pytorch_decides_how_much_disk_is_asked_for(
+    start, monkeypatch, index, system, build
+):
+    monkeypatch.setattr("platform.system", lambda: system)
+    assert start["build_of"](index) == build
+    assert start["NEEDED_GIB"]["CPU"] < start["NEEDED_GIB"]["CUDA"] < start["NEEDED_GIB"]["ROCm"]
+
+
+def test_too_little_disk_is_said_with_both_numbers(start, monkeypatch, capsys):
+    usage = shutil.disk_usage(START.parent)._replace(free=3 * 2**30)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: usage)
+    start["require_room"]("CPU")
+    with pytest.raises(SystemExit):
+        start["require_room"]("CUDA")
+    message = capsys.readouterr().err
+    for words in ("a CUDA build", "8.25 GiB", "only 3.0 GiB are free", "--torch-index"):
+        assert words in message
+
+
+@pytest.mark.parametrize(
+    ("typed", "found", "name"),
+    [
+        ("python3", None, "python3"),
+        ("/opt/py/bin/python3", "/usr/bin/python3", "/opt/py/bin/python3"),
+        ("/home/u/.pyenv/versions/3.12/bin/python3", "/home/u/.pyenv/shims/python3", "python3"),
+    ],
+)
+@pytest.mark.skipif(os.name == "nt", reason="paths of POSIX; Windows has the launcher py")
+def test_hints_name_python_as_it_was_typed(start, monkeypatch, typed, found, name):
+    monkeypatch.setattr("shutil.which", lambda _: found)
+    monkeypatch.setattr("pathlib.Path.samefile", lambda *_: False)
+    assert start["short_name"](typed) == name
+
+
+def test_the_launcher_names_itself(start, monkeypatch):
+    monkeypatch.setenv("IMPASTO_LAUNCHER", "./start.sh")
+    assert start["called_as"]() == "./start.sh"
+
+
+@pytest.mark.parametrize("file", ["README.md", ".ci/run", "scripts/check", "docs", "start.py"])
+def test_no_command_needs_a_program_called_python(file):
+    """A plain Debian or macOS has python3 only."""
+    path = START.parent / file
+    for page in sorted(path.rglob("*.md")) if path.is_dir() else [path]:
+        assert "python start.py" not in page.read_text(encoding="utf-8"), page
 
 
 def test_an_installation_is_known_by_its_pins(start):

@@ -12,7 +12,7 @@ import os
 import unicodedata
 from pathlib import Path
 
-from impasto.data.probing import CAPTION, TAGS
+from impasto.data.listing import CAPTION, TAGS
 from impasto.data.records import ImageRecord
 
 _Names = dict[tuple[str, str], list[str]]

@@ -13,9 +13,9 @@ from PIL import Image
 
 from impasto.checkpoints.links import require_links_inside
 from impasto.errors import ConfigError, MissingDependencyError, ModelError, OutOfMemoryError
+from impasto.invocation import install_packages
 from impasto.progress import Progress, SilentProgress
 
-INSTALL = "pip install 'impasto[captions]'"
 CHAT_PROMPT = "Describe this picture in one sentence, as a caption for training."
 _TASK = re.compile(r"<[A-Z_]+>$")  # Florence-2's tasks, such as <DETAILED_CAPTION>
 
@@ -117,11 +117,11 @@ class Captioner:
             )
         except ImportError as error:
             raise MissingDependencyError(
-                f"The captioner {source} needs a package that is not installed ({error}). Install "
-                f"it: {INSTALL}."
+                f"The captioner {source} needs a package that is not installed "
+                f"({_first_line(error)}). Packages are installed with: {install_packages('NAME')}"
             ) from error
         except (OSError, ValueError, KeyError, AttributeError, RuntimeError) as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
+            reason = _first_line(error)
             if "trust_remote_code" in str(error):
                 raise ModelError(_WITH_CODE.format(source)) from error
             if "safetensors" in reason:
@@ -305,3 +305,7 @@ def _pad_on_the_left(processor: Any) -> None:
     tokenizer = getattr(processor, "tokenizer", None)
     if tokenizer is not None and getattr(processor, "chat_template", None):
         tokenizer.padding_side = "left"
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]

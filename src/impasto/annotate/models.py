@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from impasto.checkpoints.downloads import download_snapshot
 from impasto.errors import ConfigError, ModelError
 from impasto.progress import Progress
 
@@ -110,9 +111,9 @@ def _downloaded(hub_id: str, folder: str, progress: Progress) -> Path:
     try:
         return Path(snapshot_download(hub_id, allow_patterns=patterns, local_files_only=True))
     except (LocalEntryNotFoundError, OSError, ValueError):
-        progress.note(f"Downloading {hub_id} ...")
+        pass  # it is not here yet
     try:
-        return Path(snapshot_download(hub_id, allow_patterns=patterns))
+        return download_snapshot(hub_id, progress, repo_id=hub_id, allow_patterns=patterns)
     except (OSError, ValueError, HTTPError, OfflineModeIsEnabled) as error:
         reason = str(error).strip().split("\n")[0][:120]
         raise ModelError(

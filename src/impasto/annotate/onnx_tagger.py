@@ -21,6 +21,7 @@ from impasto.annotate.tag_tables import READERS, read_literal
 from impasto.annotate.tags import TagTable
 from impasto.checkpoints.links import require_links_inside
 from impasto.errors import MissingDependencyError, ModelError, OutOfMemoryError
+from impasto.invocation import install_packages, missing_extra
 from impasto.progress import Progress, SilentProgress
 
 PROVIDERS = {
@@ -31,7 +32,6 @@ PROVIDERS = {
 }
 """Short names, best first."""
 
-INSTALL = "pip install 'impasto[tagging]'"
 _MEMORY_WORDS = ("Failed to allocate memory", "out of memory", "CUDA_ERROR_OUT_OF_MEMORY")
 
 
@@ -183,10 +183,11 @@ def _open_session(file: Path, provider: str | None) -> Any:
     try:
         import onnxruntime
     except ImportError as error:
-        raise MissingDependencyError(
-            f"Taggers run on ONNX Runtime, which is not installed ({error}). Install it: "
-            f"{INSTALL}, or onnxruntime-gpu for NVIDIA cards, onnxruntime-directml for others on "
-            f"Windows."
+        raise missing_extra(
+            "tagging",
+            f"Taggers run on ONNX Runtime, which is not installed ({error}).",
+            f"For NVIDIA cards: {install_packages('onnxruntime-gpu')}; for others on Windows, "
+            f"onnxruntime-directml.",
         ) from error
     there = onnxruntime.get_available_providers()
     wanted = [PROVIDERS[provider]] if provider else list(PROVIDERS.values())
@@ -195,7 +196,8 @@ def _open_session(file: Path, provider: str | None) -> Any:
         raise MissingDependencyError(
             f"ONNX Runtime has no provider {provider or 'at all'} here; it has "
             f"{', '.join(n for n, full in PROVIDERS.items() if full in there) or 'none'}. Install "
-            f"onnxruntime-gpu for cuda or onnxruntime-directml for directml."
+            f"onnxruntime-gpu for cuda or onnxruntime-directml for directml: "
+            f"{install_packages('NAME')}"
         )
     with contextlib.suppress(AttributeError):
         onnxruntime.set_default_logger_severity(3)

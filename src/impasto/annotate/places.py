@@ -140,7 +140,7 @@ def ending_of(text: str) -> str:
         ValueError: Files of that ending are no words; with the reason.
     """
     ending = f".{text.strip().lstrip('.')}"
-    if ending == "." or "/" in ending or "\\" in ending or why_no_words(f"a{ending}"):
+    if ending == "." or set('/\\:*?"<>|\0') & set(ending) or why_no_words(f"a{ending}"):
         raise ValueError(f"{text!r} cannot be the ending of files with words, as .txt is")
     if ending.lower() in METADATA:
         raise ValueError(f"{ending} is the ending of metadata, one file for all images")

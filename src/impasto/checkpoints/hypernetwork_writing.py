@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from impasto import files
@@ -20,6 +19,7 @@ from impasto.checkpoints.hypernetworks import (
     HypernetworkContents,
     Structure,
 )
+from impasto.checkpoints.pickle_writing import require_picklable, save_pickle
 from impasto.checkpoints.tensors import LazyTensor
 from impasto.checkpoints.writing import is_finite, write_safetensors
 from impasto.errors import ModelError
@@ -49,6 +49,8 @@ def write_hypernetwork(
         StorageError: The disk is full or `path` cannot be written; it is as it was.
     """
     lost = require_writable_as(contents, dialect)
+    if dialect != "safetensors":
+        require_picklable({name: t.dtype for name, t in contents.tensors().items()}, path)
     for name, tensor in contents.tensors().items():
         if not is_finite(tensor):
             raise ModelError(f"{name} of the hypernetwork is NaN or infinite; nothing was written.")
@@ -184,4 +186,4 @@ def _plain(half: Half) -> dict[str, Tensor]:
 
 def _save(content: Mapping[Any, Any], path: Path) -> None:
     with files.replace_file(path) as partial, partial.open("wb") as file:
-        torch.save(dict(content), file)
+        save_pickle(dict(content), file)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from impasto.checkpoints.pickles import load_pickle
 from impasto.checkpoints.reading import TensorFile, open_tensor_file
+from impasto.checkpoints.untrusted import untrusted
 from impasto.errors import ModelError
 from impasto.parsing import parse_json
 
@@ -26,6 +27,7 @@ SUFFIXES: dict[Dialect, str] = {
 }  # fmt: skip
 METADATA_KEY = "impasto.hypernetwork"
 HALVES = ("k", "v")
+MOST_LAYERS, MOST_TIMES, WIDEST = 64, 256, 65_536  # far beyond any that was ever trained
 OLD_DROPOUT = 0.3  # what A1111's two older flags meant
 OLD_NAMES = {"linear1.": "linear.0.", "linear2.": "linear.1."}
 Half = Mapping[str, Tensor]
@@ -50,6 +52,12 @@ class Structure:
     dropout: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
+        if len(self.layers) > MOST_LAYERS or not all(0 < n <= MOST_TIMES for n in self.layers):
+            raise ModelError(
+                f"A hypernetwork asks for {len(self.layers) - 1} layers of up to "
+                f"{max(self.layers):g} times its width; expected {MOST_LAYERS - 1} at most, each "
+                f"more than 0 and up to {MOST_TIMES} times as wide."
+            )
         if len(self.layers) < 2 or self.layers[0] != 1 or self.layers[-1] != 1:
             raise ModelError(
                 f"The layers of a hypernetwork are {list(self.layers)}; expected multiples of the "
@@ -175,8 +183,9 @@ def read_hypernetwork(path: Path) -> HypernetworkContents:
             tensors do not fit what it says of itself.
     """
     file = open_tensor_file(path)
-    contents = _from_safetensors(file) if is_hypernetwork(file) else _from_pickle(path)
-    _require_fitting(contents, path)
+    with untrusted(path):
+        contents = _from_safetensors(file) if is_hypernetwork(file) else _from_pickle(path)
+        _require_fitting(contents, path)
     return contents
 
 
@@ -190,9 +199,12 @@ def _from_pickle(path: Path) -> HypernetworkContents:
             f"{path} has its widths as texts ({', '.join(texts)}); A1111, ComfyUI and NovelAI have "
             f"whole numbers. Save it again with whole numbers as keys."
         )
-    widths = [key for key in content if isinstance(key, int)]
+    widths = [key for key in content if type(key) is int]
     if not widths:
         raise ModelError(f"{path} is no hypernetwork: it has no widths such as 320 or 768 as keys.")
+    odd = next((width for width in widths if not 0 < width <= WIDEST), None)
+    if odd is not None:
+        raise ModelError(f"{path} has the width {odd}; expected 1 to {WIDEST}, such as 320 or 768.")
     halves = {width: _pair(content[width], width, path) for width in widths}
     is_novelai = not any(isinstance(key, str) for key in content)
     structure = _read_structure(content, halves, path)
@@ -236,7 +248,7 @@ def _read_structure(
     activation = str(content.get("activation_func") or "linear").lower()
     layers = tuple(map(float, layers)) if layers else _layers_from(halves)
     if not all(map(math.isfinite, layers)):
-        raise ModelError(f"{path} says that its layers are {list(layers)}.")
+        raise ModelError(f"{path} says that its layers are {list(layers[:MOST_LAYERS])}.")
     return Structure(
         layers,
         activation,

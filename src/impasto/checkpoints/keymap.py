@@ -16,6 +16,7 @@ UNET, VAE, TEXT_ENCODER = "unet", "vae", "text_encoder"
 PARTS = (UNET, VAE, TEXT_ENCODER)
 UNET_PREFIX = "model.diffusion_model."
 VAE_PREFIX = "first_stage_model."
+TEXT_PREFIX = "cond_stage_model."
 CLIP_PREFIX = "cond_stage_model.transformer.text_model."
 OPEN_CLIP_PREFIX = "cond_stage_model.model."
 
@@ -61,6 +62,7 @@ OPEN_CLIP_LAYER: tuple[Row, ...] = (
 )
 FUSED = re.compile(r"transformer\.resblocks\.(\d+)\.attn\.in_proj_(weight|bias)$")
 SEPARATE = re.compile(r"encoder\.layers\.(\d+)\.self_attn\.([qkv])_proj\.(weight|bias)$")
+_NUMBER = re.compile("[0-9]{1,3}")  # a block 100000 is a damaged name, not a large network
 CONVOLVED = re.compile(r"\.mid\.attn_1\.(q|k|v|proj_out)\.weight$")
 
 
@@ -233,4 +235,4 @@ def _indices(names: Iterable[str], module: str) -> list[int]:
     """The numbers that follow `module.` in the names, in order."""
     start = f"{module}."
     found = {name[len(start) :].partition(".")[0] for name in names if name.startswith(start)}
-    return sorted(int(number) for number in found if number.isdigit())
+    return sorted(int(number) for number in found if _NUMBER.fullmatch(number))

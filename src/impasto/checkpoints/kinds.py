@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from impasto.checkpoints.hypernetworks import is_hypernetwork
-from impasto.checkpoints.keymap import UNET_PREFIX, VAE_PREFIX
+from impasto.checkpoints.keymap import TEXT_PREFIX, UNET_PREFIX, VAE_PREFIX
 from impasto.checkpoints.reading import TensorFile
 
 INPUT_CHANNELS = {
@@ -16,6 +16,7 @@ INPUT_CHANNELS = {
     9: "inpainting",
 }
 INPUT_WEIGHT = UNET_PREFIX + "input_blocks.0.0.weight"
+EMBEDDING_WIDTHS = (768, 1024, 1280, 2048)
 
 
 @dataclass(frozen=True)
@@ -26,40 +27,119 @@ class Kind:
         name: What it is, after "this is".
         starts: One name with one of these beginnings is enough.
         contains: One name with one of these inside is enough.
+        is_named: One name that is one of these, whole, is enough; of what is no tensor too.
     """
 
     name: str
     starts: tuple[str, ...] = ()
     contains: tuple[str, ...] = ()
+    is_named: tuple[str, ...] = ()
 
     def fits(self, names: tuple[str, ...]) -> bool:
         """Whether the names are of this kind."""
-        return any(n.startswith(self.starts) for n in names if self.starts) or any(
-            mark in n for n in names for mark in self.contains
+        return (
+            any(n.startswith(self.starts) for n in names if self.starts)
+            or any(mark in n for n in names for mark in self.contains)
+            or any(n in self.is_named for n in names)
         )
 
 
 BASE_MODEL = Kind("a Stable Diffusion 1.x or 2.x checkpoint")
 UNET_ALONE = Kind("a U-Net alone, without text encoder and VAE")
+UNET_AND_VAE = Kind("a U-Net and a VAE, without text encoder")
 VAE_ALONE = Kind("a VAE alone")
+TEXT_ENCODER_ALONE = Kind("a text encoder alone, by the names of single files")
 HYPERNETWORK = Kind("a hypernetwork")
+EMBEDDING = Kind(
+    "a textual-inversion embedding",
+    ("<",),
+    is_named=("emb_params", "string_to_param", "string_to_token", "clip_l", "clip_g"),
+)
 UNKNOWN = Kind("of no kind that Impasto knows")
+
 OTHERS = (
-    Kind("an SDXL checkpoint", ("conditioner.embedders.", UNET_PREFIX + "label_emb.")),
-    Kind("an SD 3 checkpoint", contains=("joint_blocks.",)),
-    Kind("a Flux checkpoint", contains=("double_blocks.",)),
     Kind(
         "a LoRA or LyCORIS, which is added to a base model",
-        ("lora_unet_", "lora_te"),
-        (".lora_down.", ".lora_up.", ".lora_A.", ".lora_B.", ".hada_w1_a", ".lokr_w1", ".oft_"),
+        ("lora_unet_", "lora_te", "lora_prior_", "lycoris_", "base_model.model."),
+        (
+            ".lora_down.",
+            ".lora_up.",
+            ".lora_A.",
+            ".lora_B.",
+            ".lora.down.",
+            ".lora.up.",
+            "_lora.down.",
+            "_lora.up.",
+            ".lora_linear_layer.",
+            ".lora_mid.",
+            ".hada_w1_",
+            ".lokr_w1",
+            ".lokr_w2",
+            ".oft_",
+            ".boft_",
+            ".dora_scale",
+            ".lora_magnitude_vector",
+        ),
     ),
-    Kind("a ControlNet", ("control_model.", "controlnet_")),
-    Kind("a textual-inversion embedding", ("emb_params", "string_to_param", "clip_l", "<")),
+    Kind("an IP-Adapter", ("image_proj.", "ip_adapter."), (".to_k_ip.",), ("image_proj",)),
+    Kind("a PhotoMaker adapter", ("id_encoder.",), is_named=("id_encoder",)),
+    Kind("an AnimateDiff motion module", contains=("motion_modules.", "temporal_transformer.")),
+    Kind(
+        "a T2I-Adapter",
+        ("adapter.body.", "adapter.conv_in.", "body.0.in_conv.", "body.0.resnets."),
+        ("transformer_layes.",),
+        ("body.0.block1.weight", "body.0.block1.bias"),
+    ),
+    Kind(
+        "a ControlNet",
+        ("control_model.", "controlnet_", "input_hint_block.", "control_add_embedding."),
+        is_named=("lora_controlnet",),
+    ),
+    Kind("a GLIGEN model", ("position_net.",), (".fuser.",)),
+    Kind(
+        "an upscaler or face restorer, which works on pictures",
+        ("conv_first.", "model.1.sub.", "m_head.", "stylegan_decoder."),
+        (".RDB1.", ".rdb1.", ".residual_group.", ".upsampler_conv."),
+        ("params_ema", "params", "params-ema"),
+    ),
+    Kind("a Stable Video Diffusion checkpoint", contains=(".time_stack.", ".time_mixer.")),
+    Kind("an SD 2 unCLIP checkpoint", ("noise_augmentor.", "embedder.model.visual.")),
+    Kind(
+        "an SDXL checkpoint",
+        ("conditioner.embedders.", UNET_PREFIX + "label_emb.", "add_embedding.linear_"),
+    ),
+    Kind("an SD 3 checkpoint", contains=("joint_blocks.",)),
+    Kind("a Flux checkpoint", contains=("double_blocks.", "single_transformer_blocks.")),
+    Kind("a Stable Cascade model", ("clip_txt_mapper.", "clip_txt_pooled_mapper.", "effnet_")),
+    Kind(
+        "a diffusion transformer (SD 3, PixArt, Hunyuan, Lumina, Qwen, Wan or the like)",
+        ("cap_embedder.", "mlp_t5.", "cond_seq_linear.", "patchify_proj.", "x_embedder."),
+        (".add_q_proj.", "scale_shift_table", "txt_in.", ".adaLN_modulation.", ".adaln_single."),
+    ),
+    Kind("a T5 text encoder", contains=(".layer.0.SelfAttention.",)),
+    Kind("a language model", ("model.layers.", "language_model.", "lm_head."), ("h.0.attn.c_",)),
+    Kind("a captioning model (BLIP or the like)", ("visual_encoder.", "text_decoder.")),
+    Kind(
+        "a CLIP vision model",
+        ("vision_model.", "visual.", "visual_projection."),
+        ("clip.vision_model.",),
+    ),
+    Kind("an aesthetic predictor or another small classifier", is_named=("layers.0.weight",)),
+    EMBEDDING,
+    Kind(
+        "an optimizer's state",
+        is_named=("optimizer_state_dict", "optimizer_name", "param_groups"),
+    ),
 )
+DIFFUSERS_VAE = Kind("the VAE of a Diffusers folder", ("encoder.down_blocks.",))
 PARTS_OF_DIFFUSERS = (
     Kind("the U-Net of a Diffusers folder", ("down_blocks.0.resnets",)),
-    Kind("the VAE of a Diffusers folder", ("encoder.down_blocks.",)),
-    Kind("the text encoder of a Diffusers folder", ("text_model.encoder.", "encoder.layers.0.")),
+    DIFFUSERS_VAE,
+    Kind(
+        "the text encoder of a Diffusers folder",
+        ("text_model.encoder.", "encoder.layers.0.self_attn."),
+    ),
+    Kind("a tiny VAE for previews (TAESD)", ("encoder.layers.", "decoder.layers.", "taesd_")),
 )
 
 
@@ -68,16 +148,35 @@ def kind_of(file: TensorFile) -> Kind:
     names = tuple(file.tensors)
     if is_hypernetwork(file):
         return HYPERNETWORK
-    if not names:
-        widths = [key for key in file.other_keys if type(key) is int]
-        return HYPERNETWORK if widths else UNKNOWN
+    if not names and any(type(key) is int for key in file.other_keys):
+        return HYPERNETWORK
     for kind in OTHERS:
-        if kind.fits(names):
+        if kind.fits((*names, *file.text_keys)):
             return kind
+    return _part_of_model(file, names) or _by_shape(file)
+
+
+def _part_of_model(file: TensorFile, names: tuple[str, ...]) -> Kind | None:
+    """A base model, or one or two parts of it, in either naming."""
+    has_text = any(n.startswith(TEXT_PREFIX) for n in names)
+    has_vae = any(n.removeprefix(VAE_PREFIX) == "encoder.conv_in.weight" for n in names)
     if INPUT_WEIGHT in file.tensors:
-        has_rest = any(n.startswith("cond_stage_model.") for n in names)
-        return BASE_MODEL if has_rest else UNET_ALONE
-    if any(n.removeprefix(VAE_PREFIX) == "encoder.conv_in.weight" for n in names):
-        named_as_diffusers = PARTS_OF_DIFFUSERS[1].fits(names)
-        return PARTS_OF_DIFFUSERS[1] if named_as_diffusers else VAE_ALONE
-    return next((kind for kind in PARTS_OF_DIFFUSERS if kind.fits(names)), UNKNOWN)
+        if has_text:
+            return BASE_MODEL
+        return UNET_AND_VAE if has_vae else UNET_ALONE
+    if "input_blocks.0.0.weight" in file.tensors:
+        return UNET_ALONE
+    if has_vae:
+        return DIFFUSERS_VAE if DIFFUSERS_VAE.fits(names) else VAE_ALONE
+    if has_text:
+        return TEXT_ENCODER_ALONE
+    return next((kind for kind in PARTS_OF_DIFFUSERS if kind.fits(names)), None)
+
+
+def _by_shape(file: TensorFile) -> Kind:
+    """An embedding whose name is its word, as diffusers' `learned_embeds.bin`; else unknown."""
+    shapes = [tensor.shape for tensor in file.tensors.values()]
+    is_embedding = len(shapes) == 1 and len(shapes[0]) in (1, 2)
+    if is_embedding and shapes[0][-1] in EMBEDDING_WIDTHS:
+        return EMBEDDING
+    return UNKNOWN

@@ -30,6 +30,7 @@ from impasto.checkpoints.keymap import (
 )
 from impasto.checkpoints.tensors import LazyTensor, Tensors, joined
 
+MOST_POSITIONS = 4096
 OPEN_CLIP_LAYERS = 23  # that SD 2 uses, of 24: stablediffusion's `layer: penultimate`
 SCHEDULE_BUFFERS = {
     "betas", "alphas_cumprod", "alphas_cumprod_prev", "sqrt_alphas_cumprod",
@@ -42,6 +43,9 @@ _CLIP_BEFORE_TEXT_MODEL = re.compile(
     r"cond_stage_model\.transformer\.(?=embeddings|encoder|final_layer_norm)"
 )
 _POSITION_IDS = CLIP_PREFIX + "embeddings.position_ids"
+VELOCITY_MARK, ZERO_TERMINAL_SNR_MARK = "v_pred", "ztsnr"
+"""Empty tensors by which some trainers mark what a file is; ComfyUI `comfy/supported_models.py`
+reads them."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,8 @@ class LdmModel:
         ema: The averaged U-Net by our names; empty if the file has none.
         foreign: Names that belong to nothing known.
         stale: Names that are never written again.
+        marks: Which of `v_pred` and `ztsnr` it has.
+        notes: What was put right, in sentences.
     """
 
     parts: Mapping[str, Tensors]
@@ -61,6 +67,8 @@ class LdmModel:
     ema: Tensors
     foreign: tuple[str, ...]
     stale: tuple[str, ...]
+    marks: frozenset[str] = frozenset()
+    notes: tuple[str, ...] = ()
 
 
 def take_apart(tensors: Tensors, *, text_layers: int | None = None) -> LdmModel:
@@ -73,13 +81,19 @@ def take_apart(tensors: Tensors, *, text_layers: int | None = None) -> LdmModel:
     tensors = {_modern(name): tensor for name, tensor in tensors.items()}
     maps = _maps_of_ldm(tensors, text_layers)
     parts: dict[str, dict[str, LazyTensor]] = {part_map.part: {} for part_map in maps}
-    ldm_only, foreign, stale = {}, [], []
+    ldm_only, foreign, stale, notes = {}, [], [], []
+    marks: set[str] = set()
     for name, tensor in tensors.items():
         part_map = next((m for m in maps if name.startswith(m.prefix)), None)
         if name.startswith(("model_ema.", "first_stage_model.loss.")):
             stale.append(name)
+        elif name == _POSITION_IDS:
+            ldm_only[name], repaired = _whole_positions(tensor)
+            notes += repaired
         elif _is_ldm_only(name, text_layers_used(tensors, text_layers)):
             ldm_only[name] = tensor
+        elif part_map is None and name in (VELOCITY_MARK, ZERO_TERMINAL_SNR_MARK):
+            marks.add(name)
         elif part_map is None:
             foreign.append(name)
         else:
@@ -90,6 +104,8 @@ def take_apart(tensors: Tensors, *, text_layers: int | None = None) -> LdmModel:
         _averaged(tensors, maps),
         tuple(foreign),
         tuple(stale),
+        frozenset(marks),
+        tuple(notes),
     )
 
 
@@ -127,6 +143,24 @@ def text_layers_used(tensors: Tensors, text_layers: int | None = None) -> int:
     """Layers of SD 2's text encoder that are used, of those in the file."""
     found = _count_layers(tensors, OPEN_CLIP_PREFIX + "transformer.resblocks.")
     return text_layers or min(found, OPEN_CLIP_LAYERS)
+
+
+def _whole_positions(tensor: LazyTensor) -> tuple[LazyTensor, list[str]]:
+    """SD 1's position ids as whole numbers.
+
+    They are 0 to 76 in every model. Programs that merge or cast models rounded them: A1111, which
+    loads them, then reads some positions twice.
+    """
+    count = tensor.shape[-1] if tensor.shape else 0
+    if not 0 < count <= MOST_POSITIONS:
+        return tensor, []
+    right = torch.arange(count).expand(tensor.shape).clone()
+    found = tensor.read()
+    if not tensor.dtype.is_floating_point and torch.equal(found.long(), right):
+        return tensor, []
+    wrong = int((found.double() != right).sum())
+    state = f"{wrong} of {count} wrong" if wrong else f"{tensor.dtype} instead of whole numbers"
+    return LazyTensor.of(right), [f"the text encoder's position ids were {state}: put right"]
 
 
 def _modern(name: str) -> str:

@@ -7,6 +7,7 @@ Keys and meanings: github.com/Stability-AI/ModelSpec. Programs show them to the 
 from __future__ import annotations
 
 import datetime
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -14,6 +15,15 @@ from impasto.checkpoints.writing import HASH_KEY
 
 PREDICTION_TYPE = "modelspec.prediction_type"
 ENCODER_LAYER = "modelspec.encoder_layer"
+RESOLUTION = "modelspec.resolution"
+ZERO_TERMINAL_SNR_KEY = "impasto.zero_terminal_snr"
+"""In the metadata of a single file: no standard has a word for a schedule that ends in noise."""
+
+ZERO_TERMINAL_SNR_KEYS = (ZERO_TERMINAL_SNR_KEY, "ss_zero_terminal_snr")
+"""Ours, and that of sd-scripts' `train_network.py`."""
+
+_RESOLUTION = re.compile(r"(\d{2,5})(?:x(\d{2,5}))?", re.ASCII)
+_LAYER = re.compile(r"[1-9]\d?", re.ASCII)
 IMPLEMENTATION = {
     "ldm": "https://github.com/Stability-AI/generative-models",
     "diffusers": "diffusers",
@@ -78,7 +88,18 @@ def read_prediction_type(metadata: Mapping[str, str]) -> str | None:
     return next((word for word, spec in PREDICTION_WORDS.items() if said in (word, spec)), None)
 
 
+def says_zero_terminal_snr(metadata: Mapping[str, str]) -> bool:
+    """Whether a file's metadata says that its noise schedule ends in noise alone."""
+    return any(metadata.get(key, "").lower() == "true" for key in ZERO_TERMINAL_SNR_KEYS)
+
+
+def read_resolution(metadata: Mapping[str, str]) -> tuple[int, int] | None:
+    """Width and height in pixels that a file says it was trained at, or None."""
+    match = _RESOLUTION.fullmatch(metadata.get(RESOLUTION, ""))
+    return None if match is None else (int(match[1]), int(match[2] or match[1]))
+
+
 def read_encoder_layer(metadata: Mapping[str, str]) -> int | None:
     """CLIP's layer from the end that a file says it was trained with, or None."""
     said = metadata.get(ENCODER_LAYER, "")
-    return int(said) if said.isdigit() and int(said) > 0 else None
+    return int(said) if _LAYER.fullmatch(said) else None

@@ -17,6 +17,7 @@ from typing import IO, Any
 import numpy as np
 import torch
 
+from impasto.checkpoints.untrusted import reason_of
 from impasto.errors import ModelError
 
 ZIP_MAGIC = b"PK\x03\x04"
@@ -56,7 +57,7 @@ def load_pickle(path: Path) -> Any:
     Raises:
         ModelError: It wants to run or build something that is not allowed (named), or is damaged.
     """
-    is_zip = zipfile.is_zipfile(path)
+    is_zip = _is_zip(path)
     can_map = is_zip and path.suffix != ".safetensors"  # torch would believe that name
     try:
         with (
@@ -76,8 +77,15 @@ def load_pickle(path: Path) -> Any:
             f"that could run a program on this machine. Nothing in it was run. Take a .safetensors "
             f"version of this model, or another source."
         ) from error
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, AttributeError) as error:
-        raise _damaged(path, str(error).strip().split("\n")[0]) from error
+    except Exception as error:
+        raise _damaged(path, reason_of(error)) from error
+
+
+def _is_zip(path: Path) -> bool:
+    try:
+        return zipfile.is_zipfile(path)
+    except (OSError, ValueError, OverflowError):  # an end record with absurd offsets
+        return False
 
 
 def _damaged(path: Path, reason: str) -> ModelError:
@@ -90,7 +98,7 @@ def _unusual_names(path: Path, *, is_zip: bool) -> list[str]:
     """What the file's pickles name that a file of tensors does not, found without running them."""
     try:
         names = set(_names_in(path, is_zip=is_zip))
-    except (ValueError, OSError, KeyError, zipfile.BadZipFile):
+    except Exception:
         return []
     return sorted(n for n in names if n not in _USUAL and not _is_storage(n))
 

@@ -14,10 +14,24 @@ from torch import Tensor
 
 from impasto.checkpoints.pickles import PICKLE_MAGIC, ZIP_MAGIC, load_pickle
 from impasto.checkpoints.tensors import SAFETENSORS_TYPES, LazyTensor, Tensors
+from impasto.checkpoints.untrusted import untrusted
 from impasto.errors import ModelError
 from impasto.parsing import parse_json
 
 METADATA_ENTRY = "impasto_metadata"
+_MAGICS = {
+    b"GGUF": "a GGUF file, whose weights are quantized",
+    b"\x89HDF": "an HDF5 file, as Keras writes them",
+    b"\x1f\x8b": "a gzip archive",
+    b"7z\xbc\xaf": "a 7z archive",
+    b"Rar!": "a RAR archive",
+    b"\x89PNG": "a PNG image",
+    b"\xff\xd8\xff": "a JPEG image",
+    b"RIFF": "a WebP image or another RIFF file",
+    b"\x08": "an ONNX model, or another file of Protocol Buffers",
+    b"%PDF": "a PDF document",
+}
+READABLE = frozenset(SAFETENSORS_TYPES.values())
 _NESTED = ("state_dict", "model_state_dict")
 
 
@@ -32,6 +46,7 @@ class TensorFile:
         metadata: The texts in it; for pickled files those that Impasto wrote.
         counters: Whole numbers beside the tensors, such as `global_step`.
         other_keys: Keys that are no texts: hypernetworks have whole numbers.
+        text_keys: Names of what is no tensor, which tell what other sorts of files are.
     """
 
     path: Path
@@ -40,6 +55,7 @@ class TensorFile:
     metadata: Mapping[str, str] = field(default_factory=dict)
     counters: Mapping[str, int] = field(default_factory=dict)
     other_keys: tuple[Any, ...] = ()
+    text_keys: tuple[str, ...] = ()
 
 
 def open_tensor_file(path: Path) -> TensorFile:
@@ -49,12 +65,20 @@ def open_tensor_file(path: Path) -> TensorFile:
         ModelError: It is missing, damaged, refused, or of no known form.
     """
     try:
+        if path.exists() and not path.is_file():  # a pipe or device would wait for ever
+            what = "a folder" if path.is_dir() else "no regular file"
+            raise ModelError(f"{path} is {what}; expected a file of tensors.")
         with path.open("rb") as file:
             head = file.read(64)
     except FileNotFoundError as error:
         raise ModelError(f"{path} is not there. Check its path.") from error
     except OSError as error:
         raise ModelError(f"{path} cannot be read: {error.strerror or error}.") from error
+    with untrusted(path):
+        return _open_by_content(path, head)
+
+
+def _open_by_content(path: Path, head: bytes) -> TensorFile:
     pickled = head.startswith((ZIP_MAGIC, PICKLE_MAGIC))
     header_fits = int.from_bytes(head[:8], "little") + 8 <= path.stat().st_size
     if head[8:9] == b"{" and (header_fits or not pickled):  # a length may begin as a pickle does
@@ -75,6 +99,9 @@ def _what_it_looks_like(head: bytes) -> str:
         return "it is a web page, saved in place of the file"
     if text.startswith(b"version https://git-lfs"):
         return "it is a Git LFS pointer, not the file it stands for"
+    named = next((what for magic, what in _MAGICS.items() if head.startswith(magic)), None)
+    if named is not None:
+        return f"it is {named}"
     return f"it begins with {head[:8].hex(' ')}"
 
 
@@ -109,9 +136,10 @@ def _open_safetensors(path: Path) -> TensorFile:
             _read_into(values.numpy().data, path, 8 + size + begin)
 
         def read() -> Tensor:
-            values = torch.empty(end - begin, dtype=torch.uint8)
-            read_into(values)
-            return values.view(dtype).reshape(row["shape"])
+            with untrusted(path):
+                values = torch.empty(end - begin, dtype=torch.uint8)
+                read_into(values)
+                return values.view(dtype).reshape(row["shape"])
 
         return LazyTensor(tuple(row["shape"]), dtype, read, is_fresh=True, read_into=read_into)
 
@@ -150,6 +178,10 @@ def _open_pickle(path: Path) -> TensorFile:
     texts = metadata if isinstance(metadata, Mapping) else {}
     inner = _unnested(content)
 
+    for name, value in inner.items():
+        if isinstance(value, Tensor):
+            _require_plain(path, name, value)
+
     def reader(tensor: Tensor) -> Callable[[], Tensor]:
         def read() -> Tensor:
             check()
@@ -164,7 +196,23 @@ def _open_pickle(path: Path) -> TensorFile:
     }
     others = tuple(key for key in inner if not isinstance(key, str))
     clean = {str(k): v for k, v in texts.items() if isinstance(v, str)}
-    return TensorFile(path, "pickle", tensors, clean, counters, others)
+    words = tuple(key for key in inner if isinstance(key, str) and key not in tensors)
+    return TensorFile(path, "pickle", tensors, clean, counters, others, words)
+
+
+def _require_plain(path: Path, name: Any, tensor: Tensor) -> None:
+    """Refuse a tensor that has no values of its own for each of its elements."""
+    is_dense = tensor.layout == torch.strided and not tensor.is_nested and not tensor.is_quantized
+    if not is_dense or tensor.device.type != "cpu" or tensor.dtype not in READABLE:
+        raise ModelError(
+            f"{path}: {name} is a tensor of a sort that models do not have ({tensor.dtype}, "
+            f"{tensor.layout}, on {tensor.device.type}). Take another copy of this model."
+        )
+    if tensor.nbytes > tensor.untyped_storage().nbytes():
+        raise ModelError(
+            f"{path} is damaged: {name} claims {tensor.nbytes} bytes, but the file has "
+            f"{tensor.untyped_storage().nbytes()} for it. Download or copy it again."
+        )
 
 
 def _unnested(content: Mapping[Any, Any]) -> Mapping[Any, Any]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import IO
@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from impasto import files
+from impasto.checkpoints.pickle_writing import require_picklable, save_pickle
 from impasto.checkpoints.reading import METADATA_ENTRY
 from impasto.checkpoints.tensors import SAFETENSORS_TYPES, LazyTensor, Tensors
 from impasto.errors import ModelError
@@ -37,6 +38,7 @@ def write_safetensors(
     advance: Advance | None = None,
     *,
     finite_only: bool = True,
+    hashes: dict[str, str] | None = None,
 ) -> str:
     """Write a safetensors file durably, and return the SHA-256 of the tensors' bytes.
 
@@ -48,6 +50,8 @@ def write_safetensors(
         metadata: Texts for the header.
         advance: Called with the number of bytes written.
         finite_only: Whether values that are not finite are refused.
+        hashes: Is filled with `tensor_hash` of each tensor by name; then the hash of all bytes is
+            not made, and what is returned is empty, so that each byte is still hashed once.
 
     Raises:
         ModelError: A value is NaN or infinite, or becomes so in the type asked for.
@@ -55,7 +59,18 @@ def write_safetensors(
     """
     with files.replace_file(path) as partial:
         told = advance or (lambda _: None)
-        return _write_into(partial, tensors, metadata, told, finite_only=finite_only)
+        if hashes is None:
+            return _write_into(partial, tensors, metadata, told, finite_only=finite_only)
+        with partial.open("wb") as file:
+            file.write(header_of(tensors, metadata))
+            hasher = _HashEach(hashes)
+            _write_values(file, tensors, told, hasher, finite_only=finite_only)
+        return ""
+
+
+def tensor_hash(tensor: Tensor) -> str:
+    """SHA-256 over a tensor's type, shape and bytes: two tensors of one hash are the same."""
+    return _tensor_hash(tensor, _bytes_of(tensor))
 
 
 def write_ckpt(
@@ -63,21 +78,22 @@ def write_ckpt(
 ) -> str:
     """Write a `.ckpt` durably: `state_dict` and the metadata, by torch.save.
 
-    In PyTorch's form from before 1.6: A1111's check of files (`modules/safe.py`) refuses the zip
-    files of today's PyTorch for members that it does not know.
+    The form is that of `save_pickle`, which A1111 opens. torch.save wants all tensors at once: they
+    are written as safetensors first and mapped from there, so memory stays small and the disk needs
+    room for both for a moment.
 
-    torch.save wants all tensors at once. They are written as safetensors first and mapped from
-    there, so memory stays small and the disk needs room for both for a moment.
-
-    Args and errors are those of `write_safetensors`.
+    Args and errors are those of `write_safetensors`; a type of tensor that A1111 refuses in a
+    pickled file is a ModelError too.
     """
+    require_picklable({name: tensor.dtype for name, tensor in tensors.items()}, path)
     with files.replace_file(path) as partial:
-        mapped = partial.with_name(partial.name.replace(path.name, f"{path.name}.tensors"))
+        mapped = files.partial_name(path)
         try:
             digest = _write_into(mapped, tensors, {}, advance or (lambda _: None))
             texts = {**metadata, HASH_KEY: f"0x{digest}"} if HASH_KEY in metadata else metadata
             content = {"state_dict": load_file(mapped), METADATA_ENTRY: dict(texts)}
-            torch.save(content, partial, _use_new_zipfile_serialization=False)
+            with partial.open("wb") as file:
+                save_pickle(content, file)
             del content  # unmaps the file, which Windows asks for before it is removed
         finally:
             mapped.unlink(missing_ok=True)
@@ -118,25 +134,63 @@ def _write_into(
     texts = {**metadata, HASH_KEY: _NO_HASH} if hashed else metadata
     with partial.open("wb") as file:
         file.write(header_of(tensors, texts))
-        digest = _write_values(file, tensors, advance, finite_only=finite_only)
+        whole = _HashAll()
+        _write_values(file, tensors, advance, whole, finite_only=finite_only)
+        digest = whole.digest.hexdigest()
         if hashed:  # of the same length, so the header keeps its size
             file.seek(0)
             file.write(header_of(tensors, {**metadata, HASH_KEY: f"0x{digest}"}))
     return digest
 
 
-def _write_values(file: IO[bytes], tensors: Tensors, advance: Advance, *, finite_only: bool) -> str:
+class _HashAll:
+    """One hash over the bytes of all tensors."""
+
+    def __init__(self) -> None:
+        self.digest = hashlib.sha256()
+
+    def __call__(self, name: str, tensor: Tensor, values: memoryview) -> None:  # noqa: ARG002
+        self.digest.update(values)
+
+
+class _HashEach:
+    """A hash for each tensor, with its type and shape."""
+
+    def __init__(self, hashes: dict[str, str]) -> None:
+        self._hashes = hashes
+
+    def __call__(self, name: str, tensor: Tensor, values: memoryview) -> None:
+        self._hashes[name] = _tensor_hash(tensor, values)
+
+
+def _tensor_hash(tensor: Tensor, values: memoryview) -> str:
+    digest = hashlib.sha256(f"{_TYPE_NAMES[tensor.dtype]}{list(tensor.shape)}".encode())
+    digest.update(values)
+    return digest.hexdigest()
+
+
+def _write_values(
+    file: IO[bytes],
+    tensors: Tensors,
+    advance: Advance,
+    hasher: Callable[[str, Tensor, memoryview], None],
+    *,
+    finite_only: bool,
+) -> None:
     """Write the tensors; each is hashed on another thread while it is written."""
-    digest = hashlib.sha256()
     with ThreadPoolExecutor(1) as pool:
         for name in in_file_order(tensors):
             values = _checked(name, tensors[name], finite_only=finite_only)
-            view = values.reshape(-1).view(torch.uint8).numpy().data
-            hashing: Future[None] = pool.submit(digest.update, view)
+            view = _bytes_of(values)
+            hashing: Future[None] = pool.submit(hasher, name, values, view)
             file.write(view)
             hashing.result()
             advance(len(view))
-    return digest.hexdigest()
+
+
+def _bytes_of(tensor: Tensor) -> memoryview:
+    values: memoryview = tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data
+    return values
 
 
 def _checked(name: str, lazy: LazyTensor, *, finite_only: bool) -> Tensor:
@@ -155,5 +209,7 @@ def is_finite(tensor: Tensor) -> bool:
     """Whether no value is NaN or infinite; NaN is passed on by the minimum and the maximum."""
     if not tensor.dtype.is_floating_point or tensor.numel() == 0:
         return True
+    if tensor.dtype.itemsize == 1:  # PyTorch finds no extremes of fp8
+        tensor = tensor.to(torch.float32)
     least, greatest = tensor.aminmax()
     return math.isfinite(least) and math.isfinite(greatest)

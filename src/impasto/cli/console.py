@@ -8,23 +8,13 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from rich.console import Console as RichConsole
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    SpinnerColumn,
-    Task,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-from rich.text import Text
+from rich.progress import TaskID
 
 from impasto.cli.harmless import escape
+from impasto.cli.heartbeat import Heartbeat
+from impasto.cli.stages import DISPLAY, Stage, drawn_stage, printed_stage
 from impasto.errors import ImpastoError, Interrupted
-from impasto.progress import Advance
+from impasto.progress import Advance, counted
 
 PLAIN_LINES_EVERY_S = 15.0
 
@@ -43,54 +33,46 @@ def _print_paragraph(console: RichConsole, text: str) -> None:
     console.print(text, soft_wrap=not console.is_terminal)
 
 
-class RateColumn(ProgressColumn):
-    """Items per second, or seconds per item where that is slower."""
-
-    def render(self, task: Task) -> Text:
-        """The rate of a task."""
-        speed = task.finished_speed or task.speed
-        unit = task.fields.get("unit", "items")
-        if not speed:
-            return Text("")
-        if speed >= 1:
-            return Text(f"{speed:.1f} {unit}/s", style="cyan")
-        return Text(f"{1 / speed:.1f} s/{unit.removesuffix('s')}", style="cyan")
-
-
 class Console:
     """Draws stages and training on a terminal; prints plain lines where there is none."""
 
     def __init__(self) -> None:
         self.rich = RichConsole(soft_wrap=True, highlight=False, emoji=False)
-        self._training: Progress | None = None
         self._task: TaskID | None = None
+        self._heartbeat: Heartbeat | None = None
         self._last_line = 0.0
         self._last_step = 0
+        self._training_began = 0.0
+        self._shown_step = 0
+        self._loss = ""
 
     @contextlib.contextmanager
     def stage(self, description: str, total: int | None, unit: str) -> Iterator[Advance]:
-        """A bar for a stage; within training it appears below the training's own."""
+        """A bar for a stage; nothing for one of no items."""
+        if total == 0:
+            yield lambda _: None
+            return
         began = time.perf_counter()
+        drawn = drawn_stage if self.rich.is_terminal else printed_stage
         done = 0
-        progress, owns = self._progress()
-        description = escape(description)
-        task = progress.add_task(description, total=total, unit=unit)
 
-        def advance(count: int) -> None:
+        def count(number: int) -> None:
             nonlocal done
-            done += count
-            progress.update(task, advance=count)
+            done += number
+            advance(number)
 
+        heartbeat = self._heartbeat
+        if heartbeat is not None:
+            heartbeat.pause()
         try:
-            yield advance
+            with drawn(self.rich, Stage(description, total, unit)) as advance:
+                yield count
         finally:
-            if owns:
-                progress.stop()
-            else:
-                progress.remove_task(task)
-            if not self.rich.is_terminal and done:
-                seconds = time.perf_counter() - began
-                self.rich.print(f"{description}: {done} {unit} in {seconds:.1f} s")
+            if heartbeat is not None:
+                heartbeat.go_on()
+        if done and not (self.rich.is_terminal and self._task is not None):
+            seconds = time.perf_counter() - began
+            self.rich.print(f"{escape(description)}: {counted(done, unit)} in {seconds:.1f} s")
 
     def note(self, message: str) -> None:
         """A line that stays."""
@@ -119,43 +101,49 @@ class Console:
                 "Trains": parts,
                 "On": str(summary["device"])
                 + (f", {summary['processes']} processes" if summary["processes"] > 1 else ""),
-                "Pictures": f"{summary['pictures']}, {summary['held_out']} held out, "
-                f"{len(summary['buckets'])} buckets",
+                "Pictures": f"{summary['pictures']:,}, {summary['held_out']:,} held out, "
+                f"{counted(len(summary['buckets']), 'buckets')}",
                 "Updates": f"{last_step} in all, {summary['updates_per_epoch']} per epoch"
                 + (f"; continuing after {first_step}" if first_step else ""),
             }
         )
         if summary["too_long"]:
             self.note(
-                f"{summary['too_long']} captions have over {summary['max_tokens']} tokens: their "
-                f"ends are not seen. model.max_tokens can be up to 225."
+                f"{counted(summary['too_long'], 'captions have')} over {summary['max_tokens']} "
+                f"tokens: what is beyond is not seen. model.max_tokens can be up to 225."
             )
         if summary["with_more_lines"]:
             self.note(
-                f"{summary['with_more_lines']} captions have several lines, of which the first is "
-                f"used. dataset.enable_wildcard takes one at random."
+                f"{counted(summary['with_more_lines'], 'captions have')} several lines, of which "
+                f"the first is used. dataset.enable_wildcard takes one at random."
             )
         if summary["refused_latents"]:
             first = summary["refused_latents"][0]
             self.note(
-                f"{len(summary['refused_latents'])} .npz files do not fit and were not used; the "
-                f"first is {first['path']}: {first['reason']}"
+                f"{counted(len(summary['refused_latents']), '.npz files do')} not fit and were not "
+                f"used; the first is {first['path']}: {first['reason']}"
             )
         for item in summary["set_aside"][:10]:
             self.note(f"Set aside: {item['path']}: {item['reason']}")
         if len(summary["set_aside"]) > 10:
             self.note(f"... and {len(summary['set_aside']) - 10} more, all named in dataset.json")
-        self._last_step = last_step
-        self._training = self._new_progress()
-        self._training.start()
-        self._task = self._training.add_task(
-            "Training", total=last_step, completed=first_step, unit="steps"
-        )
+        for line in summary.get("said_of_unused", ()):
+            self.note(line)
+        self._last_step, self._shown_step = last_step, first_step
+        self._training_began = time.perf_counter()
+        if self.rich.is_terminal:
+            self._task = DISPLAY.add(self.rich, Stage("Training", last_step, "steps"), first_step)
+        else:
+            self._heartbeat = Heartbeat(self.note, last_step)
+            self._heartbeat.start(first_step)
 
     def stepped(self, step: int) -> None:
         """Move the bar."""
-        if self._training is not None and self._task is not None:
-            self._training.update(self._task, completed=step)
+        self._shown_step = step
+        if self._task is not None:
+            DISPLAY.update(self._task, completed=step)
+        if self._heartbeat is not None:
+            self._heartbeat.stepped(step)
 
     def measured(self, record: Mapping[str, Any]) -> None:
         """Show the loss; a validation loss as a line that stays."""
@@ -164,15 +152,26 @@ class Console:
                 f"Validation loss at step {record['step']}: "
                 f"[bold]{record['validation_loss']:.4f}[/bold]"
             )
-        elif self._training is not None and self._task is not None:
-            self._training.update(self._task, description=f"Training, loss {record['loss']:.4f}")
-            self._plain_line(record)
+            return
+        self._loss = f", loss {record['loss']:.4f}"
+        if self._task is not None:
+            DISPLAY.update(self._task, description=f"Training{self._loss}")
+        self._plain_line(record)
 
     def ended(self) -> None:
-        """Close the bar."""
-        if self._training is not None:
-            self._training.stop()
-            self._training = None
+        """Close the bar, and leave a line in its place."""
+        if self._heartbeat is not None:
+            self._heartbeat.stop()
+            self._heartbeat = None
+        if self._task is None:
+            return
+        DISPLAY.remove(self._task)
+        self._task = None
+        seconds = time.perf_counter() - self._training_began
+        self.rich.print(
+            f"Training: {self._shown_step:,} of {counted(self._last_step, 'updates')}{self._loss}; "
+            f"{seconds:.0f} s"
+        )
 
     def _plain_line(self, record: Mapping[str, Any]) -> None:
         now = time.monotonic()
@@ -182,24 +181,3 @@ class Console:
                 f"step {record['step']}/{self._last_step}, loss {record['loss']:.4f}, "
                 f"{record['images_per_s']:.1f} images/s"
             )
-
-    def _progress(self) -> tuple[Progress, bool]:
-        if self._training is not None:
-            return self._training, False
-        progress = self._new_progress()
-        progress.start()
-        return progress, True
-
-    def _new_progress(self) -> Progress:
-        return Progress(
-            SpinnerColumn(),
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            RateColumn(),
-            TimeElapsedColumn(),
-            TextColumn("ETA"),
-            TimeRemainingColumn(),
-            console=self.rich,
-            disable=not self.rich.is_terminal,
-        )

@@ -41,6 +41,9 @@ def convert(source: str, target: Path, form: str | None, **options: Any) -> None
     impasto convert model.safetensors model-folder
     impasto convert style.pt style-for-comfyui.pt --to portable
     """  # noqa: D301 - the backspace tells click to keep the lines
+    from impasto.checkpoints.hub import require_source
+
+    require_source(source)
     from impasto.checkpoints.kinds import HYPERNETWORK, kind_of
     from impasto.checkpoints.reading import open_tensor_file
     from impasto.cli.console import Console
@@ -93,6 +96,9 @@ def inspect(source: str, as_json: bool, no_hash: bool, **options: Any) -> None: 
 
     Nothing in it is run. Other files than base models are named for what they are.
     """
+    from impasto.checkpoints.hub import require_source
+
+    require_source(source)
     from impasto.cli.console import Console
     from impasto.cli.harmless import json_text
     from impasto.models.inspection import inspect_model

@@ -16,15 +16,27 @@ from impasto.cli.dataset_cache import cache
 from impasto.cli.dataset_caption import caption
 from impasto.cli.dataset_clean import clean, tags, undo
 from impasto.cli.dataset_merge import merge
-from impasto.cli.dataset_options import CACHE_DIR, SOURCE, bucket_options, dataset_config
+from impasto.cli.dataset_options import (
+    CACHE_DIR,
+    DECODE,
+    IMAGE_DIR,
+    SOURCE,
+    bucket_options,
+    dataset_config,
+    found_pictures,
+    say_skipped,
+)
 from impasto.cli.dataset_report import report
 from impasto.cli.dataset_tag import tag
+from impasto.cli.groups import FullHelpGroup
+from impasto.progress import counted
 
 if TYPE_CHECKING:
     from impasto.data.records import ImageRecord
+    from impasto.data.scan import Scan
 
 
-@click.group()
+@click.group(cls=FullHelpGroup)
 def dataset() -> None:
     """Scan, tag, caption, clean, plan and cache pictures, and preview their captions.
 
@@ -46,77 +58,68 @@ dataset.add_command(undo)
 @dataset.command()
 @SOURCE
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-@click.option(
-    "--decode", is_flag=True, help="Decode every picture, to find truncated ones before training."
-)
+@DECODE
+@IMAGE_DIR
 @CACHE_DIR
 def scan(source: Path, as_json: bool, decode: bool, **options: Any) -> None:  # noqa: FBT001
-    """List what SOURCE holds: usable pictures, missing words, and files set aside with reasons."""
+    """List what SOURCE holds: usable images, missing words, and what is not used, with reasons."""
     from impasto.cli.console import Console
     from impasto.cli.harmless import json_text
-    from impasto.data.scan import decode_all
     from impasto.progress import SilentProgress
-    from impasto.training.pictures import scan_all
 
     console = Console()
     progress = SilentProgress() if as_json else console
-    result = scan_all(dataset_config(source, options), progress)
-    if decode:
-        result = decode_all(result, progress)
+    result = found_pictures(dataset_config(source, options), progress, decode=decode)
     if as_json:
-        click.echo(
-            json_text(
-                {
-                    "pictures": len(result.records),
-                    "uncaptioned": [str(r.path) for r in result.records if not r.words],
-                    "set_aside": [
-                        {"path": str(a.path), "reason": a.reason} for a in result.set_aside
-                    ],
-                }
-            )
-        )
+        click.echo(json_text(_as_json(result)))
         return
-    console.table(
-        {
-            "Usable pictures": len(result.records),
-            "Without words": result.uncaptioned,
-            "Set aside": len(result.set_aside),
-        }
-    )
+    console.table(result.tally.rows())
     if result.with_more_lines:
         console.note(
-            f"{result.with_more_lines} captions have several lines, of which only the first is "
+            f"{counted(result.with_more_lines, 'captions have')} several lines, of which only "
+            "the first is "
             f"used (enable_wildcard takes one at random)."
         )
-    for item in result.set_aside:
-        console.note(f"  {shown_path(item.path, source)}: {item.reason}")
+    say_skipped(console, result, source)
+
+
+def _as_json(scan: Scan) -> dict[str, Any]:
+    return {
+        "pictures": scan.tally.usable,
+        "uncaptioned": list(dict.fromkeys(str(r.path) for r in scan.records if not r.words)),
+        "set_aside": [{"path": str(a.path), "reason": a.reason} for a in scan.set_aside],
+        "unused": [{"path": str(a.path), "reason": a.reason} for a in scan.unused],
+    }
 
 
 @dataset.command()
 @SOURCE
+@DECODE
 @bucket_options
-def plan(source: Path, **options: Any) -> None:
+def plan(source: Path, decode: bool, **options: Any) -> None:  # noqa: FBT001
     """Show which bucket each picture of SOURCE would go to, and what cropping costs."""
     from impasto.cli.console import Console
-    from impasto.training.pictures import plan_dataset, scan_all
+    from impasto.training.pictures import plan_dataset
 
     config = dataset_config(source, options)
     console = Console()
-    records = scan_all(config, console).records
-    result = plan_dataset(config, records)
+    found = found_pictures(config, console, decode=decode)
+    result = plan_dataset(config, found.records)
     longest = max(result.bucket_counts.values())
     for size, count in result.bucket_counts.items():
         console.note(f"{size!s:>11} {count:6d}  {'█' * max(1, round(40 * count / longest))}")
     worst = sorted(result.images, key=lambda image: -image.lost_area)[:5]
     console.table(
         {
+            **found.tally.rows(),
             "Cropped away": f"{100 * result.mean_lost_area:.1f} % of the area on average",
-            "Enlarged": f"{result.enlarged} of {len(records)} pictures",
+            "Enlarged": f"{result.enlarged} of {len(found.records)} pictures",
             "Cropped most": ", ".join(
                 f"{image.record.path.name} ({100 * image.lost_area:.0f} %)" for image in worst
             ),
         }
     )
+    say_skipped(console, found, source)
 
 
 @dataset.command()
@@ -130,6 +133,7 @@ def plan(source: Path, **options: Any) -> None:
     type=click.IntRange(1),
     help="Updates per epoch, for token_warmup_step.  [default: one per picture and repeat]",
 )
+@IMAGE_DIR
 @CACHE_DIR
 def captions(
     source: Path,
@@ -159,7 +163,7 @@ def captions(
             console.note(line)
     left = len(records) - len(records[: pictures or None])
     if left:
-        console.note(f"\n... and {left} more pictures (--pictures 0 shows all)")
+        console.note(f"\n... and {counted(left, 'more pictures')} (--pictures 0 shows all)")
 
 
 def _shown_captions(
@@ -178,8 +182,3 @@ def _shown_captions(
             again = f".{repeat + 1}" if subset.repeats > 1 else ""
             lines.append(f"  epoch {epoch + 1}{again}: {text or '(empty)'}")
     return lines
-
-
-def shown_path(path: Path, source: Path) -> str:
-    """A path as short as it can be read: below SOURCE where it is there."""
-    return str(path.relative_to(source)) if path.is_relative_to(source) else str(path)

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
 import click
 
-from impasto.cli.dataset_options import CACHE_DIR, SOURCE, bucket_options, dataset_config
+from impasto.cli.dataset_options import (
+    CACHE_DIR,
+    IMAGE_DIR,
+    SOURCE,
+    bucket_options,
+    dataset_config,
+    say_skipped,
+    shown_path,
+)
+from impasto.cli.groups import FullHelpGroup
+from impasto.progress import counted
 
 
-class _EncodingGroup(click.Group):
+class _EncodingGroup(FullHelpGroup):
     """A group whose first word may also be a SOURCE: then it encodes."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -45,6 +56,9 @@ def encode(
     **options: Any,
 ) -> None:
     """Encode the pictures of SOURCE with MODEL's VAE ahead of training."""
+    from impasto.checkpoints.hub import require_source
+
+    require_source(model)
     from impasto.cli.console import Console
     from impasto.data.encoding import cache_latents
     from impasto.data.latent_cache import LatentCache
@@ -69,21 +83,27 @@ def encode(
         on_error=config.on_error,
         workers=config.decode_workers if workers is None else workers,
     )
+    found = scan.without(result.set_aside)
+    refused = list(result.refused)
     rows: dict[str, Any] = {
+        **found.tally.rows(),
         "Encoded now": result.encoded,
         "Cached before": len(result.images) - result.encoded,
-        "Set aside": len(result.set_aside),
         "Cache": latents.folder,
     }
     if export_npz:
-        rows["Written as .npz"] = export_latents(result, latents, console)
+        exported = export_latents(result, latents, console)
+        rows["Written as .npz"] = exported.written
+        refused += exported.refused
     console.table(rows)
-    for item in (*result.set_aside, *result.refused):
-        console.note(f"  {item.path}: {item.reason}")
+    say_skipped(console, found, source)
+    for item in refused:
+        console.note(f"  {shown_path(item.path, source)}: {item.reason}")
 
 
 @cache.command()
 @SOURCE
+@IMAGE_DIR
 @CACHE_DIR
 @click.option("--remove", is_flag=True, help="Delete bad shards, so that they are made anew.")
 def verify(source: Path, remove: bool, **options: Any) -> None:  # noqa: FBT001
@@ -95,16 +115,18 @@ def verify(source: Path, remove: bool, **options: Any) -> None:  # noqa: FBT001
     console = Console()
     latents = LatentCache(dataset_config(source, options).derived_dir / "latents")
     number, bad = latents.number_of_shards, []
-    with console.stage("Verifying", number, "shards") as advance:
+    alone = latents.alone("removing damaged shards") if remove else contextlib.nullcontext()
+    with alone, console.stage("Verifying", number, "shards") as advance:
         for fault in latents.verify(remove=remove):
             bad += [fault] if fault else []
             advance(1)
     for fault in bad:
-        console.note(f"  {fault.file}: {fault.reason} ({fault.entries} entries)")
+        console.note(f"  {fault.file}: {fault.reason} ({counted(fault.entries, 'entries')})")
     console.table({"Shards": number, "Damaged": len(bad), "Cache": latents.folder})
     if bad and not remove:
         raise DatasetError(
-            f"{len(bad)} of {number} shards in {latents.folder} are damaged. Run this again with "
+            f"{len(bad)} of {counted(number, 'shards')} in {latents.folder} cannot be read. Run "
+            "this again with "
             f"--remove: what they held is then encoded anew when it is needed."
         )
 
@@ -115,6 +137,9 @@ def verify(source: Path, remove: bool, **options: Any) -> None:  # noqa: FBT001
 @bucket_options
 def prune(source: Path, model: str, **options: Any) -> None:
     """Delete what is kept but not needed for SOURCE as given, with MODEL's VAE."""
+    from impasto.checkpoints.hub import require_source
+
+    require_source(model)
     from impasto.cli.console import Console
     from impasto.data.encoding import keys_of_plan
     from impasto.data.latent_cache import LatentCache
@@ -128,14 +153,17 @@ def prune(source: Path, model: str, **options: Any) -> None:
     latents = LatentCache(config.derived_dir / "latents")
     wanted = keys_of_plan(planned.images, latents, weights_fingerprint(vae), console)
     dropped = freed = 0
-    with console.stage("Pruning", latents.number_of_shards, "shards") as advance:
+    with (
+        latents.alone("pruning"),
+        console.stage("Pruning", latents.number_of_shards, "shards") as advance,
+    ):
         for entries, size in latents.prune(wanted):
             dropped, freed = dropped + entries, freed + size
             advance(1)
     console.table(
         {
-            "Dropped": f"{dropped} entries, {freed / 2**20:.1f} MiB",
-            "Kept": f"{len(latents)} entries",
+            "Dropped": f"{counted(dropped, 'entries')}, {freed / 2**20:.1f} MiB",
+            "Kept": counted(len(latents), "entries"),
             "Cache": latents.folder,
         }
     )
@@ -145,6 +173,9 @@ def _encoding_vae(config: Any, model: str, console: Any) -> Any:
     from impasto.models.loading import load_base_model
     from impasto.models.saving import DTYPES
     from impasto.training.devices import default_device
+    from impasto.training.native_precision import warn_of_slow
 
+    precision = config.vae_precision
+    warn_of_slow("no" if precision == "fp32" else precision, "set vae_precision to fp32", console)
     vae = load_base_model(model, progress=console).vae
-    return vae.to(default_device(), DTYPES[config.vae_precision])
+    return vae.to(default_device(), DTYPES[precision])

@@ -9,6 +9,7 @@ import click
 
 from impasto.cli.dataset_options import CACHE_DIR, SOURCE
 from impasto.cli.dataset_words import words_options, write_words
+from impasto.cli.numbers import Finite
 
 
 @click.command()
@@ -28,10 +29,10 @@ from impasto.cli.dataset_words import words_options, write_words
     help="How words are searched for: 3 beams, as make_captions.py, or as A1111's interrogator.",
 )
 @click.option("--beams", type=click.IntRange(1))
-@click.option("--top-p", type=click.FloatRange(0, 1), help="Draw words instead; 0 does not.")
+@click.option("--top-p", type=Finite(0, 1), help="Draw words instead; 0 does not.")
 @click.option("--min-length", type=click.IntRange(0), help="In tokens.")
 @click.option("--max-length", type=click.IntRange(1), help="In tokens.")
-@click.option("--repetition-penalty", type=click.FloatRange(0.1))
+@click.option("--repetition-penalty", type=Finite(0.1))
 @click.option("--seed", type=int, help="Of drawing.")
 @click.option("--remove-words", is_flag=True, help="Cut out made-up readings (for GIT).")
 @click.option("--prefix", default="", help="Put before each caption.")
@@ -55,13 +56,14 @@ def caption(source: Path, model: str, way: str, **options: Any) -> None:
     names = ("beams", "top_p", "min_length", "max_length", "repetition_penalty", "seed")
     changes = {name: options[name] for name in names if options[name] is not None}
     found = locate_captioner(model)
-    captioner = Captioner.load(
-        found,
-        default_device(),
-        prompt=options["prompt"],
-        remove_words=options["remove_words"],
-        progress=console,
-    )
+    with console.stage("Loading the captioner", None, "models"):
+        captioner = Captioner.load(
+            found,
+            default_device(),
+            prompt=options["prompt"],
+            remove_words=options["remove_words"],
+            progress=console,
+        )
     captioner.generation = PRESETS[way]
     captioner = with_generation(captioner, **changes)
     before, behind = options["prefix"], options["suffix"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ import click
 
 from impasto.cli.dataset_options import CACHE_DIR, SOURCE, dataset_config
 from impasto.cli.dataset_words import place_of, undo_command, usable_images, words_ending
+from impasto.progress import counted
 
 if TYPE_CHECKING:
     from impasto.annotate.cleaning import Cleaner
@@ -44,17 +46,22 @@ def clean(source: Path, rules: str, show: bool, **options: Any) -> None:  # noqa
         file = resources.files("impasto.annotate") / "rules" / "plain.toml"
         click.echo(file.read_text("utf-8"), nl=False)
         return
+    from impasto import files
     from impasto.annotate.journal import Journal
     from impasto.canonical import canonical
 
     console, cleaner = Console(), load_rules(rules)
     config = dataset_config(source, options)
     place = place_of(config)
-    found = _find(usable_images(config, console), place, options, console)
+    with files.nothing_kept() if options["dry_run"] else contextlib.nullcontext():
+        records = usable_images(config, console)
+    found = _find(records, place, options, console)
     changes = _changes(found, cleaner)
     for path, (old, new) in changes.items():
         console.note("\n".join([str(path), *_marked("-", old), *_marked("+", new)]))
-    console.note(f"{len(changes)} of {sum(map(len, found))} files would change.")
+    console.note(f"{len(changes)} of {counted(sum(map(len, found)), 'files')} would change.")
+    if options["dry_run"]:
+        console.note("Nothing was written (--dry-run).")
     if options["dry_run"] or not changes:
         return
     if not options["yes"] and not click.confirm("Write them?"):
@@ -90,7 +97,7 @@ def tags(source: Path, ending: str, least: int, **options: Any) -> None:
     rows = {name: count for name, count in counts.most_common() if count >= least}
     if rows:
         console.table(rows)
-    console.note(f"{len(rows)} tags in {len(records)} pictures.")
+    console.note(f"{counted(len(rows), 'tags')} in {counted(len(records), 'pictures')}.")
 
 
 @click.command()
@@ -123,12 +130,7 @@ def undo(
     console = Console()
     place = place_of(dataset_config(source, options), metadata)
     undone = undoing.undo(place, force=force, keep=keep)
-    are = (
-        "1 file is as it was"
-        if undone.restored == 1
-        else f"{undone.restored} files are as they were"
-    )
-    console.note(f"{are}.")
+    console.note(f"{counted(undone.restored, 'files are')} restored.")
     for path, reason in undone.left_alone:
         console.note(f"Left alone: {path}: {reason}")
     if undone.left_alone and not keep:

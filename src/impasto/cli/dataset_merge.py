@@ -3,11 +3,25 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from impasto.cli.dataset_options import CACHE_DIR, SOURCE, dataset_config
+from impasto.cli.dataset_options import (
+    CACHE_DIR,
+    SOURCE,
+    dataset_config,
+    found_pictures,
+    say_skipped,
+)
+from impasto.progress import counted
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from impasto.cli.console import Console
+    from impasto.data.metadata import MetadataEntry
+    from impasto.data.scan import Scan
 
 
 @click.command()
@@ -53,24 +67,54 @@ def merge(
 
 def _to_metadata(source: Path, target: Path, style: Any, options: dict[str, Any]) -> None:
     from impasto.cli.console import Console
-    from impasto.data.metadata import merge_words, read_metadata, write_metadata
-    from impasto.training.pictures import scan_all
+    from impasto.data.metadata import (
+        keys_of_files,
+        merge_words,
+        read_metadata,
+        write_metadata,
+    )
 
     if target.suffix.lower() not in {".json", ".jsonl"}:
         raise click.UsageError(f"{target} does not end in .json or .jsonl.")
     console = Console()
-    scan = scan_all(dataset_config(source, options), console)
+    scan = found_pictures(dataset_config(source, options), console, decode=True)
     known = read_metadata(target).entries if target.exists() else ()
-    entries = merge_words(known, scan.records, style)
+    roots = dict.fromkeys(record.subset.root for record in scan.records)
+    named = keys_of_files(known, [*roots, target.parent]) if known else None
+    entries = merge_words(known, scan.records, style, named=named)
     backup = write_metadata(target, entries)
     console.table(
         {
-            "Pictures": len(scan.records),
+            **scan.tally.rows(),
             "Entries": f"{len(entries)}, {len(entries) - len(known)} of them new",
             "Written": target,
             **({"Before": backup} if backup else {}),
         }
     )
+    say_skipped(console, scan, source)
+    _say_how_to_read(target, entries, scan, console)
+
+
+def _say_how_to_read(
+    target: Path, entries: Sequence[MetadataEntry], scan: Scan, console: Console
+) -> None:
+    """Keys are relative to the folder of pictures; say so where the file alone does not find it."""
+    from impasto.data.metadata import keys_of_files
+
+    wanted = {record.path.absolute() for record in scan.records}
+    if wanted <= keys_of_files(entries, [target.parent]).keys():
+        return
+    roots = list(dict.fromkeys(record.subset.root for record in scan.records))
+    if len(roots) == 1:
+        console.note(
+            f"The names in it are relative to {roots[0]}: give it with image_dir = "
+            f"'{roots[0]}', or --image-dir here."
+        )
+    else:
+        console.note(
+            f"It names pictures of {len(roots)} folders, which one image_dir cannot hold: write "
+            f"one file for each folder."
+        )
 
 
 def _to_sidecars(
@@ -78,23 +122,27 @@ def _to_sidecars(
 ) -> None:
     from impasto.cli.console import Console
     from impasto.data.sidecars import write_sidecars
-    from impasto.training.pictures import scan_all
 
     console = Console()
     config = dataset_config(source, options)
     if image_dir is not None:
         config = config.model_copy(update={"image_dir": image_dir})
-    scan = scan_all(config, console)
+    scan = found_pictures(config, console, decode=True)
     written = write_sidecars(scan.records, overwrite=overwrite)
     console.table(
         {
-            "Pictures": len(scan.records),
-            "Written": f"{written.files} files",
+            **scan.tally.rows(),
+            "Written": counted(written.files, "files"),
             "Left as they are": f"{len(written.differing)} that say something else",
-            **({"Before": f"{written.backups} files kept as .bak"} if written.backups else {}),
+            **(
+                {"Before": f"{counted(written.backups, 'files')} kept as .bak"}
+                if written.backups
+                else {}
+            ),
         }
     )
     for path in written.differing[:10]:
         console.note(f"  {path} (use --overwrite to replace it)")
-    for item in (*written.refused, *scan.set_aside):
+    for item in written.refused:
         console.note(f"  {item.path}: {item.reason}")
+    say_skipped(console, scan, source)

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+
+if TYPE_CHECKING:
+    from impasto.cli.console import Console
+    from impasto.data.scan import Scan
 
 SOURCE = click.argument("source", type=click.Path(path_type=Path))
 
@@ -20,6 +24,7 @@ _KEYS = {
     "table": "bucket_table",
     "flip": "flip_aug",
     "cache_dir": "cache_dir",
+    "image_dir": "image_dir",
 }
 
 
@@ -47,6 +52,7 @@ def bucket_options(command: Callable[..., Any]) -> Callable[..., Any]:
             help="Buckets by the options above, NovelAI's 19, or as metadata says.",
         ),
         click.option("--flip", is_flag=True, default=None, help="Mirror images too."),
+        IMAGE_DIR,
         CACHE_DIR,
     ]
     for option in reversed(options):
@@ -61,13 +67,68 @@ CACHE_DIR = click.option(
 )
 
 
+class _Ending(click.ParamType[str]):
+    """The ending of files with words; `txt` means `.txt`."""
+
+    name = "ending"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Give it its dot, or refuse what cannot end a file's name."""
+        ending = f".{value.strip().lstrip('.')}"
+        if ending == "." or any(character in ending for character in '/\\:*?"<>|\0'):
+            self.fail(f"{value!r} cannot end a file's name; expected such as .txt", param, ctx)
+        return ending
+
+
+ENDING = _Ending()
+
+IMAGE_DIR = click.option(
+    "--image-dir",
+    type=click.Path(path_type=Path),
+    help="Folder that the names in a metadata file SOURCE are relative to.  [default: its own]",
+)
+
+DECODE = click.option(
+    "--decode/--headers-only",
+    default=True,
+    show_default=True,
+    help="Decode images once, to find damaged ones before training, or read their headers only.",
+)
+
+
+def found_pictures(config: Any, progress: Any, *, decode: bool) -> Scan:
+    """The scan of a data set; decoded, it has the same numbers as caching and training have."""
+    from impasto.training.pictures import decode_scanned, scan_all
+
+    scan = scan_all(config, progress)
+    return decode_scanned(config, scan, progress) if decode else scan
+
+
+def say_skipped(console: Console, scan: Scan, source: Path) -> None:
+    """Name what is set aside, and say by kind what else is not used."""
+    for item in scan.set_aside:
+        console.note(f"  {shown_path(item.path, source)}: {item.reason}")
+    for line in scan.said_of_unused():
+        console.note(line)
+
+
+def shown_path(path: Path, source: Path) -> str:
+    """A path as short as it can be read: below SOURCE where it is there."""
+    return str(path.relative_to(source)) if path.is_relative_to(source) else str(path)
+
+
 def dataset_config(source: Path, options: dict[str, Any]) -> Any:
     """The settings of the data set that SOURCE and the options stand for.
 
     Raises:
         ConfigError: A file is malformed, or a value does not fit.
+        UsageError: --image-dir is given and SOURCE is no metadata file.
     """
-    from impasto.config.load import load_dataset_config
+    from impasto.config.load import is_metadata_file, load_dataset_config
 
+    if options.get("image_dir") is not None and not is_metadata_file(source):
+        raise click.UsageError(
+            f"--image-dir goes with a metadata file (.json or .jsonl); {source} is none."
+        )
     given = {key: options.get(name) for name, key in _KEYS.items()}
     return load_dataset_config(source, {k: v for k, v in given.items() if v is not None})

@@ -36,9 +36,7 @@ def report(source: Path, out: Path, **options: Any) -> None:
     write_dataset_report(health, out, data, console)
     console.table(
         {
-            "Pictures": health.pictures,
-            "Set aside": len(health.set_aside),
-            "Without words": len(health.captions.missing),
+            **health.tally.rows(),
             "The same twice": sum(len(group) - 1 for group in health.equal),
             "Nearly the same": sum(len(group) - 1 for group in health.near),
             "Cropped away": f"{100 * health.mean_lost:.1f} % of the area on average",

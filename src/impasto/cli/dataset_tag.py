@@ -88,13 +88,14 @@ def tag(
     spelling = _spelling(options)
     place = locate_tagger(model, console)
     tagger: Tagger
-    if place.suffix.lower() in (".pt", ".h5", ".keras"):
-        tagger = DeepDanbooruTagger(place, default_device())
-    else:
-        profile = KINDS[kind] if kind else None
-        made = OnnxTagger(place, provider=provider, profile=profile, progress=console)
-        made.profile = as_logits(made.profile) if logits else made.profile
-        tagger = made
+    with console.stage("Loading the tagger", None, "models"):
+        if place.suffix.lower() in (".pt", ".h5", ".keras"):
+            tagger = DeepDanbooruTagger(place, default_device())
+        else:
+            profile = KINDS[kind] if kind else None
+            made = OnnxTagger(place, provider=provider, profile=profile, progress=console)
+            made.profile = as_logits(made.profile) if logits else made.profile
+            tagger = made
     balance = TAGGERS[model].balance if model in TAGGERS else None
     selection = _selection(options, tagger.profile.thresholds, balance, model)
     tagging = Tagging(tagger, selection, spelling)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shlex
+import contextlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import click
 
 from impasto.cli.dataset_options import dataset_config
+from impasto.invocation import command
 
 if TYPE_CHECKING:
     from impasto.annotate.annotation import Annotated, Annotator, Target
@@ -85,15 +86,17 @@ def write_words(
         options: Those of `words_options`, and the folder of derived data.
         console: Is told what is done.
     """
+    from impasto import files
     from impasto.annotate.annotation import annotate
     from impasto.annotate.journal import Journal
     from impasto.canonical import canonical
 
     config = dataset_config(source, {"cache_dir": options["cache_dir"]})
-    records = usable_images(config, console)
     place = place_of(config, options["metadata"])
     target = _target(options, join, column, place)
     dry = options["dry_run"]
+    with files.nothing_kept() if dry else contextlib.nullcontext():
+        records = usable_images(config, console)
 
     def show(record: ImageRecord, text: str) -> None:
         console.note(f"{record.name}: {text}")
@@ -123,11 +126,12 @@ def write_words(
 
 
 def _tell(done: Annotated[Any], options: dict[str, Any], console: Console) -> None:
+    dry = options["dry_run"]
     before = {"Done before the stop": done.done_before} if done.done_before else {}
     console.table(
         {
-            "With words now": done.written,
-            "Left as they were": done.worded,
+            "Would get words" if dry else "With words now": done.written,
+            "Would stay as they are" if dry else "Left as they were": done.worded,
             **before,
             "Nothing to say": done.empty,
             "Skipped": len(done.set_aside),
@@ -140,6 +144,8 @@ def _tell(done: Annotated[Any], options: dict[str, Any], console: Console) -> No
             f"--existing append adds to {where}, --existing overwrite replaces what is there; "
             f"training joins the words of all kinds."
         )
+    if dry:
+        console.note("Nothing was written (--dry-run).")
 
 
 def usable_images(config: Any, console: Console) -> Sequence[ImageRecord]:
@@ -149,6 +155,8 @@ def usable_images(config: Any, console: Console) -> Sequence[ImageRecord]:
     scan = scan_all(config, console)
     for item in scan.set_aside:
         console.note(f"Skipped: {item.path}: {item.reason}")
+    for line in scan.said_of_unused():
+        console.note(line)
     return scan.records
 
 
@@ -163,10 +171,10 @@ def place_of(config: Any, metadata: Path | None = None) -> Place:
 
 def undo_command(source: Path, place: Place, *options: str) -> str:
     """What takes the last change back, to be pasted."""
-    words = ["impasto", "dataset", "undo", str(source), *options]
+    words: list[object] = ["dataset", "undo", source, *options]
     if place.named is not None and place.needs_name(place.named):
-        words += ["--metadata", str(place.named)]
-    return shlex.join(words)
+        words += ["--metadata", place.named]
+    return command(*words)
 
 
 def _target(

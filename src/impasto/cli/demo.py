@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+
+from impasto.invocation import command, quoted
 
 if TYPE_CHECKING:
     from impasto.cli.console import Console
@@ -28,7 +29,6 @@ def demo(out: Path | None, overrides: tuple[str, ...]) -> None:
     from impasto.cli.console import Console
 
     console = Console()
-    console.note("Loading ...")
     from impasto.cli.finish import finish
     from impasto.demo.recipe import BASE_MODEL, demo_config, free_folder
     from impasto.training import trainer
@@ -45,20 +45,32 @@ def demo(out: Path | None, overrides: tuple[str, ...]) -> None:
     run = trainer.train(config, console)
     finish(run, console)
     console.heading("The same with your own folder of pictures")
-    if program := os.environ.get("IMPASTO_PROGRAM"):
-        console.note(f"(Here `impasto` stands for `{program}`.)")
     console.note(
         "Put a text file with a few words beside each picture (cat.jpg, cat.txt), then:\n\n"
-        "  impasto dataset plan MY_PICTURES --resolution 136 --min-side 64 --max-side 256 "
-        "--step 32\n"
-        f"  impasto train {run.config_file} --set dataset.image_dir=MY_PICTURES "
-        f"--set validation.image_dir=none --set validation.split=0.1 --set output_dir=my-run\n"
-        f'  impasto sample my-run "a cat face" --width 128 --height 128 --guidance 2\n'
+        + "".join(f"  {line}\n" for line in _next_commands(run.config_file))
     )
     console.paragraph(
-        f"The base model of the demo is in {BASE_MODEL}; for real work, give model.path a "
-        f"full-size one and start from configs/style-12gb.toml."
+        f"The base model of the demo is in {quoted(BASE_MODEL)}; for real work, give model.path a "
+        f"full-size one and start from an example: {command('new', 'style-12gb')}"
     )
+
+
+def _next_commands(config_file: Path) -> list[str]:
+    """How to do the same with one's own pictures, to be pasted."""
+    bounds = "--resolution 136 --min-side 64 --max-side 256 --step 32"
+    changes = [
+        "dataset.image_dir=MY_PICTURES",
+        "validation.image_dir=none",
+        "validation.split=0.1",
+        "output_dir=my-run",
+    ]
+    sets = [word for change in changes for word in ("--set", change)]
+    size = "--width 128 --height 128 --guidance 2"
+    return [
+        command("dataset", "plan", "MY_PICTURES", *bounds.split()),
+        command("train", config_file, *sets),
+        command("sample", "my-run", "a cat face", *size.split()),
+    ]
 
 
 def _tell_what_is_seen(console: Console) -> None:
@@ -76,13 +88,16 @@ def _tell_what_is_seen(console: Console) -> None:
     console.heading("Words for pictures, by the demo's own small models")
     records = scan_folder(PICTURES).records[:SHOWN]
     short = Generation(min_length=0)  # its captions are of two words and more
-    captioner = Captioner.load(str(CAPTIONER), torch.device("cpu"), generation=short)
-    captions = words_of(Captioning(captioner), records)
     tags: dict[Path, str] = {}
-    try:
-        tags = words_of(Tagging(OnnxTagger(TAGGER), Selection(), Spelling()), records)
-    except MissingDependencyError as error:
-        console.note(str(error))
+    with console.stage("Captioning and tagging", None, "models") as advance:
+        captioner = Captioner.load(str(CAPTIONER), torch.device("cpu"), generation=short)
+        captions = words_of(Captioning(captioner), records)
+        advance(1)
+        try:
+            tags = words_of(Tagging(OnnxTagger(TAGGER), Selection(), Spelling()), records)
+            advance(1)
+        except MissingDependencyError as error:
+            console.note(str(error))
     console.table(
         {path.name: " | ".join(filter(None, (c, tags.get(path)))) for path, c in captions.items()}
     )

@@ -6,6 +6,8 @@ import sys
 
 import click
 
+from impasto.invocation import cuda_build
+
 MINIMUM_FREE_DISK_GIB = 10
 MINIMUM_FREE_MEMORY_GIB = 8
 MINIMUM_GPU_GIB = 12
@@ -54,8 +56,7 @@ def _advice(
     if not gpus and cuda is None:
         advice.append(
             "This PyTorch is a CPU build: the demo runs, a full-size model trains very slowly. "
-            "With an NVIDIA card, set IMPASTO_TORCH_INDEX to the address of PyTorch's CUDA "
-            "packages, delete .venv and start again."
+            f"With an NVIDIA card, take PyTorch from its index of CUDA packages: {cuda_build()}"
         )
     elif not gpus:
         advice.append(

@@ -16,7 +16,7 @@ def finish(run: RunDirectory, console: Console) -> None:
     write_report(run)
     losses = [r["validation_loss"] for r in run.read_metrics() if "validation_loss" in r]
     rows = {"Model": str(run.exported_model()), "Report": str(run.report)}
-    if losses:
+    if losses and losses[0]:
         change = 100 * (losses[-1] / losses[0] - 1)
         before_after = f"{losses[0]:.4f} before, {losses[-1]:.4f} after ({change:+.0f} %)"
         rows = {"Validation loss": before_after, **rows}

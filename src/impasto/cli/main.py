@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import importlib
 import io
-import logging
-import os
-import signal
 import sys
 from collections.abc import Callable, Sequence
 
@@ -14,12 +11,17 @@ import click
 
 from impasto import __version__
 from impasto.allocation import tune_allocation
+from impasto.cli.groups import FullHelpGroup
 from impasto.cli.harmless import harmless
+from impasto.cli.imports import name_slow_imports
+from impasto.cli.quiet import quiet_libraries
 from impasto.errors import ImpastoError
+from impasto.training.interrupts import signal_of, sigterm_stops
 
 VERBS = {
     "demo": "impasto.cli.demo:demo",
     "doctor": "impasto.cli.doctor:doctor",
+    "new": "impasto.cli.new:new",
     "init": "impasto.cli.model:init",
     "dataset": "impasto.cli.dataset:dataset",
     "train": "impasto.cli.train:train",
@@ -33,13 +35,14 @@ VERBS = {
 UNEXPECTED_EXIT_CODE = 1
 
 EPILOG = """\b
-Exit codes: 0 done, 1 unexpected fault, 2 wrong settings or arguments, 3 data set,
-4 model, 5 run directory, 6 disk full or not writable, 7 missing package or device,
-8 loss became NaN, 9 out of memory, 130 or 143 stopped by Ctrl-C or SIGTERM with the state saved.
+Exit codes: 0 done, 1 unexpected fault, 2 wrong settings or arguments,
+3 data set, 4 model, 5 run directory, 6 disk full or not writable,
+7 missing package or device, 8 loss became NaN, 9 out of memory,
+130 or 143 stopped by Ctrl-C or SIGTERM with the state saved.
 """
 
 
-class LazyGroup(click.Group):
+class LazyGroup(FullHelpGroup):
     """A group whose verbs are imported when they are looked up."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
@@ -72,15 +75,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def run_reporting(command: Callable[[], object]) -> None:
     """Run something; faults become a paragraph and the process's exit code."""
     tune_allocation()
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # of kernels that are not used here
+    quiet_libraries()
+    name_slow_imports()
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(encoding="utf-8", errors="replace")
     try:
-        command()
+        with sigterm_stops():
+            command()
     except ImpastoError as error:
         sys.exit(_report(error))
     except click.ClickException as error:
@@ -88,15 +90,21 @@ def run_reporting(command: Callable[[], object]) -> None:
         error.show(said)
         click.echo(harmless(said.getvalue()), err=True, nl=False)
         sys.exit(error.exit_code)
-    except (click.Abort, KeyboardInterrupt):
+    except (click.Abort, KeyboardInterrupt) as stop:
         click.echo("Stopped.", err=True)
-        sys.exit(128 + signal.SIGINT)
+        cause = stop if isinstance(stop, KeyboardInterrupt) else KeyboardInterrupt()
+        sys.exit(128 + signal_of(cause))
 
 
 def _report(error: ImpastoError) -> int:
     from impasto.cli.console import show_error
+    from impasto.invocation import is_installed_by_start, note_extra
 
-    show_error(error)
+    extra = getattr(error, "extra", None)
+    if extra and is_installed_by_start(extra):
+        note_extra(extra)  # start.py installs it and runs the same command again
+    else:
+        show_error(error)
     return error.exit_code
 
 

@@ -19,7 +19,9 @@ def init(architecture: str, target: Path, seed: int, dtype: str) -> None:
     from impasto.cli.console import Console
     from impasto.models.architectures import find_architecture, write_random_model
     from impasto.models.saving import DTYPES
+    from impasto.models.targets import require_folder_name
 
+    require_folder_name(target)
     console = Console()
     found = find_architecture(architecture)
     with console.stage(f"Drawing random weights for {architecture}", None, "models"):

@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 
 from impasto.cli.console import Console
-from impasto.config.load import build_run_config, dump_toml
+from impasto.config.load import build_run_config, settings_by_path
 from impasto.config.run import RunConfig
 from impasto.data.plan import Plan
 from impasto.data.sampler import EpochSampler
 from impasto.data.scan import Scan
 from impasto.models.loading import BaseModel, build_tokens, outline_base_model
 from impasto.models.trainable import Trainable
+from impasto.progress import counted
+from impasto.runs import RunDirectory
 from impasto.training.advice import advice_on
 from impasto.training.batches import build_epoch_sampler, count_steps, heaviest_group
+from impasto.training.calendar import Calendar
 from impasto.training.devices import default_device
 from impasto.training.disk import DiskPlan, free_bytes, plan_disk, require_room
 from impasto.training.duration import in_words, seconds_per_update
+from impasto.training.export import planned_models
 from impasto.training.fitting import Fitting, gib
 from impasto.training.footprint import Footprint
 from impasto.training.methods import build_trainable
+from impasto.training.native_precision import resolve_precision
+from impasto.training.optimizers import require_obedience
+from impasto.training.own_models import OwnModels
 from impasto.training.pictures import Survey, survey
 from impasto.training.session import build_open_options
 from impasto.training.settling import build_fitting, settle
@@ -61,6 +69,9 @@ def show_plan(asked: RunConfig, console: Console) -> None:
         }
     )
     require_room(outlook.disk, config)
+    endings = Calendar(config, outlook.sampler.updates_per_epoch).planned_endings(outlook.steps)
+    own = OwnModels(RunDirectory(config.output_dir), overwrite=config.saving.overwrite)
+    own.require_free(planned_models(config, endings))
     warnings = advice_on(config, outlook.model.identity)
     if warnings:
         console.heading("Unusual")
@@ -76,14 +87,18 @@ def show_plan(asked: RunConfig, console: Console) -> None:
 
 
 def _look_ahead(asked: RunConfig, console: Console) -> _Outlook:
-    found = survey(asked, console)
+    asked = resolve_precision(asked, console)
+    found = survey(asked, console, decode=True)
     config = settle(asked, found, console, check=False)
     sampler = build_epoch_sampler(config, found.plan, num_processes=1)
     model = outline_base_model(config.model.path, build_open_options(config), console)
     trainable = build_trainable(config, model)
+    require_obedience(trainable.parts, config.optimizer)
     steps = count_steps(config, sampler)
     group, _ = heaviest_group(config, found.plan.images)
     fitting = build_fitting(asked, group)  # whose training.memory is the limit
+    with console.stage("Predicting memory", None, "settings"):
+        footprint = fitting.footprint(config)
     return _Outlook(
         config,
         found,
@@ -93,7 +108,7 @@ def _look_ahead(asked: RunConfig, console: Console) -> _Outlook:
         steps,
         plan_disk(config, model, trainable, steps, sampler.updates_per_epoch),
         fitting,
-        fitting.footprint(config),
+        footprint,
     )
 
 
@@ -108,9 +123,9 @@ def _data_rows(outlook: _Outlook) -> dict[str, str]:
         f"{len(scan.set_aside)} set aside, {scan.uncaptioned} without words",
         "Buckets": ", ".join(f"{size}: {n}" for size, n in plan.bucket_counts.items()),
         "Cropped away": f"{100 * plan.mean_lost_area:.1f} % of the area on average",
-        "Captions": f"{too_long} have over {config.model.max_tokens} tokens, whose ends are "
-        f"not seen",
-        "Enlarged": f"{plan.enlarged} pictures are smaller than their bucket",
+        "Captions": f"{counted(too_long, 'captions have')} over {config.model.max_tokens} tokens; "
+        f"what is beyond is not seen",
+        "Enlarged": f"{counted(plan.enlarged, 'pictures are')} smaller than the bucket",
         **more_lines_row(scan),
     }
 
@@ -147,7 +162,7 @@ def more_lines_row(scan: Scan) -> dict[str, str]:
     """What to say of captions with lines that are never shown; nothing if there are none."""
     if not scan.with_more_lines:
         return {}
-    text = f"{scan.with_more_lines} captions have several lines; only the first is used"
+    text = f"{counted(scan.with_more_lines, 'captions have')} several lines; only the first is used"
     return {"Lines": f"{text} (enable_wildcard takes one at random)"}
 
 
@@ -176,22 +191,16 @@ def disk_rows(config: RunConfig, disk: DiskPlan) -> dict[str, str]:
 
 
 def _changed_settings(config: RunConfig) -> list[str]:
+    """`section.key = value` for each setting that is not as usual, with its whole value."""
     required = {
         "output_dir": str(config.output_dir),
         "model": {"path": str(config.model.path)},
         "dataset": {"image_dir": "."},
         "training": {"max_steps": 1},
     }
-    defaults = set(_flat(dump_toml(build_run_config(required, source="defaults"))))
-    return [line for line in _flat(dump_toml(config)) if line not in defaults]
-
-
-def _flat(toml: str) -> list[str]:
-    """`section.key = value` lines of a TOML text."""
-    section, lines = "", []
-    for line in toml.splitlines():
-        if line.startswith("["):
-            section = line.strip("[]") + "."
-        elif line.strip():
-            lines.append(section + line if "=" in line else line)
-    return lines
+    usual = settings_by_path(build_run_config(required, source="defaults"))
+    return [
+        f"{path} = {json.dumps(value, ensure_ascii=False)}"
+        for path, value in settings_by_path(config).items()
+        if value is not None and (path not in usual or usual[path] != value)
+    ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,15 +10,20 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from impasto.cli.model_options import model_options, open_options
+from impasto.cli.numbers import Finite
+from impasto.progress import counted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from impasto.cli.console import Console
     from impasto.models.hypernetwork import HypernetworkStack
+    from impasto.models.loading import BaseModel
     from impasto.models.tokens import Emphasis
     from impasto.sampling.prompts import Prompt
     from impasto.sampling.sampler import Sampler
+
+_NUMBERED = re.compile(r"(\d{4,9})-")
 
 
 @click.command()
@@ -25,11 +31,23 @@ if TYPE_CHECKING:
 @click.argument("prompts", nargs=-1, required=True)
 @click.option("--out", type=click.Path(path_type=Path), default=Path("samples"), show_default=True)
 @click.option("-n", "--negative", default="", help="What the pictures should not show.")
-@click.option("--width", default=512, show_default=True, type=click.IntRange(8, 8192))
-@click.option("--height", default=512, show_default=True, type=click.IntRange(8, 8192))
+@click.option("--width", type=click.IntRange(8, 8192), help="Default: what MODEL was trained at.")
+@click.option("--height", type=click.IntRange(8, 8192), help="Default: what MODEL was trained at.")
 @click.option("--steps", default=20, show_default=True, type=click.IntRange(1, 1000))
-@click.option("--guidance", default=7.0, show_default=True, help="1 means no guidance.")
-@click.option("--seed", default=1, show_default=True, help="Each further picture adds 1.")
+@click.option(
+    "--guidance",
+    default=7.0,
+    show_default=True,
+    type=Finite(0, 1000),
+    help="1 means no guidance.",
+)
+@click.option(
+    "--seed",
+    default=1,
+    show_default=True,
+    type=click.IntRange(0, 2**63 - 1),
+    help="Each further picture adds 1.",
+)
 @click.option("--count", default=1, show_default=True, type=click.IntRange(1), help="Per prompt.")
 @click.option("--sampler", default="ddim", show_default=True)
 @click.option(
@@ -62,8 +80,8 @@ def sample(
     prompts: tuple[str, ...],
     out: Path,
     negative: str,
-    width: int,
-    height: int,
+    width: int | None,
+    height: int | None,
     steps: int,
     guidance: float,
     seed: int,
@@ -76,26 +94,35 @@ def sample(
     grid: bool,  # noqa: FBT001
     **options: Any,
 ) -> None:
-    """Draw each of PROMPTS with MODEL: a file, a Diffusers folder, a Hub id, or a finished run."""
+    """Draw each of PROMPTS with MODEL: a file, a Diffusers folder, a Hub id, or a finished run.
+
+    Images that are in the folder already stay as they are: new ones take the numbers after theirs.
+    """
+    from impasto.checkpoints.hub import require_source
     from impasto.cli.console import Console
     from impasto.errors import ConfigError
-    from impasto.models.hypernetwork import load_hypernetworks
-    from impasto.models.loading import load_base_model
-    from impasto.models.text_metadata import prompt_layout
     from impasto.sampling.prompts import SAMPLERS, Prompt
-    from impasto.sampling.sampler import Sampler, make_grid, save_png
-    from impasto.training.devices import default_device
 
     if sampler not in SAMPLERS:
         raise ConfigError(f"There is no sampler {sampler!r}; choose one of {', '.join(SAMPLERS)}.")
-    if width % 8 or height % 8:
-        raise ConfigError(f"The size is {width}x{height}; both sides must be multiples of 8.")
+    for name, side in (("width", width), ("height", height)):
+        if side is not None and side % 8:
+            raise ConfigError(f"--{name} is {side}; expected a multiple of 8.")
+    require_source(model)
+    from impasto.models.hypernetwork import load_hypernetworks
+    from impasto.models.loading import build_tokens, load_base_model
+    from impasto.models.text_metadata import prompt_layout
+    from impasto.sampling.sampler import Sampler, make_grid, save_png
+    from impasto.training.devices import default_device
+
     console = Console()
     stack = load_hypernetworks(hypernetworks)
     sweep = _numbers(strengths) if strengths else []
     if sweep and not stack.networks:
         raise ConfigError("--strengths has no effect without --hypernetwork.")
     base = load_base_model(model, open_options(options), console)
+    native = _native_size(model, base)
+    width, height = width or native[0], height or native[1]
     base.unet.to(default_device())
     base.text_encoder.to(default_device())
     layout = replace(prompt_layout(base.contents.metadata), emphasis=emphasis)
@@ -112,11 +139,16 @@ def sample(
         for prompt in single
         for tags in _tags(stack, prompt, sweep)
     ]
+    cut = build_tokens(base, layout).too_long(sorted({t for p in single for t in p.texts}))
+    if cut:
+        console.note(
+            f"Warning: {cut} prompts have over {layout.max_tokens} tokens; their ends are not seen."
+        )
     images = _draw_all(drawer, wanted, out, console)
     if grid:
         columns = len(sweep) or (count if count > 1 else min(len(images), 4))
-        save_png(make_grid(images, columns), out / "grid.png", wanted[0])
-    console.note(f"Wrote {len(images)} pictures to {out}.")
+        save_png(make_grid(images, columns), _free_grid(out), wanted[0])
+    console.note(f"Wrote {counted(len(images), 'pictures')} to {out}.")
 
 
 def _draw_all(drawer: Sampler, wanted: list[Prompt], out: Path, console: Console) -> list[Any]:
@@ -124,13 +156,44 @@ def _draw_all(drawer: Sampler, wanted: list[Prompt], out: Path, console: Console
     from impasto.sampling.sampler import save_png
 
     images = []
+    first = _next_number(out)
     with console.stage("Drawing", len(wanted), "pictures") as advance:
-        for index, prompt in enumerate(wanted):
+        for index, prompt in enumerate(wanted, start=first):
             image = drawer.draw(prompt)
             save_png(image, out / f"{index:04d}-{prompt.seed}.png", prompt)
             images.append(image)
             advance(1)
     return images
+
+
+def _native_size(model: str, base: BaseModel) -> tuple[int, int]:
+    """What the model was trained at; a run knows it even where its file says nothing."""
+    from impasto.config.load import load_run_config
+    from impasto.models.native_size import native_size
+    from impasto.runs import RunDirectory
+
+    config_file = RunDirectory(Path(model)).config_file
+    if not config_file.is_file():
+        return native_size(base.contents)
+    sizes = (part.width_height for part in load_run_config(config_file).dataset.parts)
+    width, height = max(sizes)
+    return max(8, width // 8 * 8), max(8, height // 8 * 8)
+
+
+def _next_number(out: Path) -> int:
+    """The number after those of the images in a folder, so that none is replaced."""
+    names = (path.name for path in out.iterdir()) if out.is_dir() else ()
+    taken = [int(found[1]) for name in names if (found := _NUMBERED.match(name))]
+    return max(taken, default=-1) + 1
+
+
+def _free_grid(out: Path) -> Path:
+    """`grid.png`, or `grid-2.png` and so on where that is taken."""
+    number, candidate = 1, out / "grid.png"
+    while candidate.exists():
+        number += 1
+        candidate = out / f"grid-{number}.png"
+    return candidate
 
 
 def _numbers(text: str) -> list[float]:
@@ -140,9 +203,10 @@ def _numbers(text: str) -> list[float]:
         ConfigError: One is no number.
     """
     from impasto.errors import ConfigError
+    from impasto.finite import finite
 
     try:
-        return [float(part) for part in text.split(",")]
+        return [finite(part) for part in text.split(",")]
     except ValueError as error:
         raise ConfigError(f"--strengths is {text!r}; expected numbers such as 0,0.5,1.") from error
 

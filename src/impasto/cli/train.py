@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
+
+if TYPE_CHECKING:
+    from impasto.cli.console import Console
+    from impasto.config.training import TrainingConfig
+    from impasto.runs import RunDirectory
 
 
 @click.command()
@@ -19,16 +26,19 @@ def train(config: Path, overrides: tuple[str, ...], plan_only: bool) -> None:  #
     Example: impasto train my-style.toml --set optimizer.lr=1e-5
     """
     from impasto.cli.console import Console
+    from impasto.cli.early import require_run
     from impasto.config.load import load_run_config
 
     settings = load_run_config(config, overrides)
     console = Console()
+    require_run(settings, is_new=not plan_only)
     if plan_only:
+        from impasto import files
         from impasto.cli.plan import show_plan
 
-        show_plan(settings, console)
+        with files.nothing_kept():
+            show_plan(settings, console)
         return
-    console.note("Loading ...")
     from impasto.cli.finish import finish
     from impasto.training import trainer
 
@@ -40,22 +50,40 @@ def train(config: Path, overrides: tuple[str, ...], plan_only: bool) -> None:  #
 def resume(run: Path) -> None:
     """Continue the run in the directory RUN from its newest state, exactly.
 
-    A finished run with a constant learning rate can be made longer: raise training.max_steps in its
-    config.toml first.
+    A finished run can be made longer where the learning rate does not depend on its length: raise
+    training.max_steps or training.max_epochs in its config.toml first.
     """
     from impasto.cli.console import Console
+    from impasto.cli.early import require_run
     from impasto.config.load import load_run_config
     from impasto.runs import RunDirectory
 
     console = Console()
     directory = RunDirectory.open(run)
-    status = directory.read_json("status.json")
-    wanted = load_run_config(directory.config_file).training.max_steps
-    if status.get("phase") == "finished" and wanted in (None, status["total_steps"]):
-        console.note(f"{run} is finished; its model is {directory.exported_model()}.")
+    status, config = directory.status(), load_run_config(directory.config_file)
+    total = status.get("total_steps")
+    if status.get("phase") == "finished" and _asked_steps(config.training, status) == total:
+        _show_finished(directory, console)
         return
-    console.note("Loading ...")
+    require_run(config, is_new=False)
     from impasto.cli.finish import finish
     from impasto.training import trainer
 
     finish(trainer.resume(run, console), console)
+
+
+def _show_finished(run: RunDirectory, console: Console) -> None:
+    """Name the model; write the report if the process ended before it could."""
+    if not run.report.is_file():
+        from impasto.cli.finish import finish
+
+        finish(run, console)
+    console.note(f"{run.path} is finished; its model is {run.exported_model()}.")
+
+
+def _asked_steps(training: TrainingConfig, status: Mapping[str, Any]) -> int | None:
+    """How long the settings want a finished run to be; None where only its data tells."""
+    if training.max_steps is not None:
+        return training.max_steps
+    per_epoch = status.get("updates_per_epoch")
+    return None if per_epoch is None else (training.max_epochs or 0) * int(per_epoch)

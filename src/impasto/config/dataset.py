@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from impasto.config.base import Section
+from impasto.config.bucket_limits import require_around, require_steps
 from impasto.config.levels import handed_down
 
 Side = Annotated[int, Field(ge=8, le=8192)]
@@ -30,8 +31,8 @@ class SubsetKeys(Section):
     """Also take pictures from sub-folders."""
 
     caption_extension: str | None = None
-    """The ending of the files with the words; off means `.caption` for prose and `.txt` for tags,
-    joined where both exist."""
+    """The ending of the files with the words, in any letter case; off means `.caption` for prose
+    and `.txt` for tags, joined where both exist."""
 
     shuffle_caption: bool = False
     """Put the tags in another order each time."""
@@ -131,17 +132,20 @@ class DatasetKeys(SubsetKeys):
     """Sort pictures into aspect-ratio buckets; off, all are cropped to exactly `resolution`."""
 
     min_bucket_reso: Side = 256
-    """Shortest side of a bucket in pixels."""
+    """Shortest side of a bucket in pixels; a multiple of `bucket_reso_steps`, at most the
+    resolution."""
 
     max_bucket_reso: Side = 1024
-    """Longest side of a bucket in pixels."""
+    """Longest side of a bucket in pixels; a multiple of `bucket_reso_steps`, at least the
+    resolution."""
 
     bucket_reso_steps: Annotated[int, Field(ge=8)] = 64
     """Sides of buckets are multiples of this, in pixels; itself a multiple of 8."""
 
     bucket_no_upscale: bool = False
     """Never enlarge a picture: one that is smaller than its bucket gets a smaller bucket of its
-    own. More buckets mean more short batches."""
+    own. More buckets mean more short batches. Sides go beyond the limits above only where keeping
+    them would crop more than sd-scripts, which ignores them, does."""
 
     bucket_selection: Literal["native", "kohya"] = "native"
     """How a picture's bucket is chosen: `native` keeps the most of the picture; `kohya` is
@@ -173,16 +177,8 @@ class DatasetKeys(SubsetKeys):
         step = self.bucket_reso_steps
         if step % 8:
             raise ValueError(f"bucket_reso_steps is {step}; expected a multiple of 8")
-        if self.enable_bucket and self.min_bucket_reso > self.max_bucket_reso:
-            raise ValueError(
-                f"min_bucket_reso {self.min_bucket_reso} is above max_bucket_reso "
-                f"{self.max_bucket_reso}"
-            )
-        if self.enable_bucket and self.min_bucket_reso % step:
-            raise ValueError(
-                f"min_bucket_reso is {self.min_bucket_reso}; expected a multiple of "
-                f"bucket_reso_steps ({step})"
-            )
+        if self.enable_bucket:
+            require_steps(self.min_bucket_reso, self.max_bucket_reso, step)
         self._require_one_table()
         if not self.enable_bucket and any(side % 8 for side in self.width_height):
             raise ValueError(
@@ -190,6 +186,17 @@ class DatasetKeys(SubsetKeys):
                 f"of 8"
             )
         return self
+
+    def require_bounds(self) -> None:
+        """Make sure that the limits of bucket sides fit the resolution.
+
+        Checked where pictures are, since a level above may leave the resolution to those below.
+
+        Raises:
+            ValueError: The shortest side is above the resolution, or the longest below it.
+        """
+        if self.enable_bucket and not self.buckets and self.bucket_table != "novelai":
+            require_around(self.min_bucket_reso, self.max_bucket_reso, self.width_height)
 
     def _require_one_table(self) -> None:
         odd = [size for size in self.buckets if any(side % 8 for side in size)]
@@ -237,6 +244,7 @@ class DatasetPart(DatasetKeys):
 
     @model_validator(mode="after")
     def _each_once(self) -> DatasetPart:
+        self.require_bounds()
         for number, subset in enumerate(self.subsets):
             if subset in self.subsets[:number]:
                 place = subset.metadata_file or subset.image_dir
@@ -326,6 +334,8 @@ class DatasetConfig(DatasetKeys):
             )
         if not self.datasets and not own:
             raise ValueError("give image_dir, metadata_file, datasets, or config")
+        if not self.datasets:
+            self.require_bounds()
         if not any(subset.num_repeats for part in self.parts for subset in part.subsets):
             raise ValueError("num_repeats is 0 everywhere, so nothing is left")
         return self

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from impasto.config.dataset import DatasetConfig, DatasetKeys, SubsetKeys
 from impasto.config.levels import handed_down
-from impasto.config.validation import read_text, read_toml, validated
+from impasto.config.validation import read_json_object, read_toml, validated
 from impasto.errors import ConfigError
-from impasto.parsing import parse_json
 
 SDSCRIPTS_DEFAULTS: dict[str, Any] = {
     "enable_bucket": False,
@@ -19,6 +17,7 @@ SDSCRIPTS_DEFAULTS: dict[str, Any] = {
     "bucket_table": "metadata",
     "flip_safe": [],
     "latents_from_npz": True,
+    "recursive": False,
 }
 """What sd-scripts does where its file says nothing, as far as it is not our default too."""
 
@@ -71,21 +70,14 @@ def is_dataset_file(path: Path) -> bool:
     Raises:
         ConfigError: The file is missing or malformed.
     """
-    return "datasets" in _read(path)
+    return "datasets" in _read(path, halves=True)
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path, *, halves: bool = False) -> dict[str, Any]:
+    """The content of a file; metadata may hold half characters, which its reader deals with."""
     if path.suffix.lower() != ".json":
         return read_toml(path)
-    try:
-        content = parse_json(read_text(path))
-    except json.JSONDecodeError as error:
-        raise ConfigError(
-            f"{path}, line {error.lineno}, column {error.colno}: not valid JSON ({error.msg})."
-        ) from error
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path} holds a {type(content).__name__}; expected an object.")
-    return content
+    return read_json_object(path, halves=halves)
 
 
 def _round_sides(dataset: dict[str, Any]) -> None:

@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from impasto.config.dataset import DatasetConfig, DatasetKeys
 from impasto.config.dataset_file import is_dataset_file, read_dataset_file
 from impasto.config.run import RunConfig
-from impasto.config.validation import read_toml, validated
+from impasto.config.validation import read_toml, require_whole_paths, validated
 from impasto.errors import ConfigError
 from impasto.parsing import parse_toml
 
@@ -69,18 +69,49 @@ def load_dataset_config(path: Path, values: Mapping[str, Any]) -> DatasetConfig:
         path = path / "config.toml"
     if path.is_dir() or not path.suffix:
         return build_dataset_config({**values, "image_dir": path}, source="command line")
-    if path.suffix.lower() == ".jsonl" or (
-        path.suffix.lower() == ".json" and not is_dataset_file(path)
-    ):
+    if is_metadata_file(path):
         return build_dataset_config({**values, "metadata_file": path}, source="command line")
     if is_dataset_file(path):
         return build_dataset_config({**values, "config": path}, source=str(path))
     return load_run_config(path).dataset
 
 
+def is_metadata_file(path: Path) -> bool:
+    """Whether a file has the words of many pictures, and not settings.
+
+    Raises:
+        ConfigError: It is a JSON file that is missing or malformed.
+    """
+    ending = path.suffix.lower()
+    return not path.is_dir() and (
+        ending == ".jsonl" or (ending == ".json" and not is_dataset_file(path))
+    )
+
+
 def dump_toml(config: BaseModel) -> str:
     """The resolved tree as TOML; settings that are off are left out."""
     return tomli_w.dumps(config.model_dump(mode="json", exclude_none=True))
+
+
+def settings_by_path(config: BaseModel) -> dict[str, Any]:
+    """Every setting by its path, as in `dataset.datasets[0].resolution`; None where it is off.
+
+    Lists are values, unless sections are in them. An empty table is a value too.
+    """
+    found: dict[str, Any] = {}
+
+    def walk(path: str, value: Any) -> None:
+        if isinstance(value, dict) and value:
+            for key, inner in value.items():
+                walk(f"{path}.{key}" if path else str(key), inner)
+        elif isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
+            for number, item in enumerate(value):
+                walk(f"{path}[{number}]", item)
+        else:
+            found[path] = value
+
+    walk("", config.model_dump(mode="json"))
+    return found
 
 
 def _with_file(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -118,6 +149,7 @@ def _apply(tree: dict[str, Any], override: str) -> None:
         section.pop(keys[-1], None)
     else:
         section[keys[-1]] = _read_value(raw.strip())
+        require_whole_paths({keys[-1]: section[keys[-1]]}, f"--set {override}")
 
 
 def _read_value(raw: str) -> Any:

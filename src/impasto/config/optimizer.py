@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from impasto.config.base import Section
 
@@ -18,8 +20,9 @@ class OptimizerConfig(Section):
     kind: str = "adamw"
     """`adamw` (PyTorch's, fused); `adamw8bit`, `paged_adamw`, `paged_adamw8bit`, `lion`,
     `lion8bit`, `paged_lion8bit`, `sgd8bit` (bitsandbytes); `adafactor`, `prodigy`, `dadapt_adam`,
-    `dadapt_lion` and others, `adamw_schedule_free`, `radam_schedule_free`, `sgd_schedule_free`; or
-    any name of `torch.optim` or of the pytorch-optimizer collection."""
+    `dadapt_lion` and others, `adamw_schedule_free`, `radam_schedule_free`, `sgd_schedule_free`; any
+    name of `torch.optim` or of the pytorch-optimizer collection; or any class by its module, as in
+    `torch.optim.Adam`."""
 
     lr: Rate = 5e-6
     """Learning rate at the top of the schedule; 1e-6 to 1e-5 is usual for a whole U-Net, a third of
@@ -40,7 +43,41 @@ class OptimizerConfig(Section):
     arguments: dict[str, Any] = Field(default_factory=dict)
     """Further arguments by the names that the optimizer has for them, such as `{d_coef = 0.8}`."""
 
+    @model_validator(mode="after")
+    def _arguments_are_finite(self) -> OptimizerConfig:
+        for name, value in self.arguments.items():
+            if any(not math.isfinite(number) for number in _numbers_in(value)):
+                raise ValueError(f"arguments.{name} is {value}; expected finite numbers")
+        return self
+
     def given(self) -> dict[str, Any]:
         """What is asked for beyond the optimizer's own defaults, without the rate."""
         named = {"betas": self.betas, "eps": self.eps, "weight_decay": self.weight_decay}
         return {k: v for k, v in named.items() if v is not None} | dict(self.arguments)
+
+
+def _numbers_in(value: Any) -> Iterator[float]:
+    if isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _numbers_in(item)
+    elif isinstance(value, (int, float)):
+        yield value
+
+
+def finds_one_rate(kind: str) -> bool:
+    """Whether an optimizer finds one rate for all that it trains: Prodigy and D-Adaptation.
+
+    Their step follows from the rate of the first group alone.
+    """
+    name = kind.rpartition(".")[2].lower().replace("_", "").replace("-", "")
+    return name == "prodigy" or name.startswith("dadapt")
+
+
+def one_rate_only(kind: str, rates: Sequence[float]) -> str:
+    """Why different rates are refused, and what to set."""
+    return (
+        f"optimizer.kind {kind} has one learning rate for all that it trains, so that "
+        f"{', '.join(f'{rate:g}' for rate in rates)} side by side would have no effect. Take "
+        f"method.text_encoder_lr (--learning_rate_te) and method.block_lrs out, or choose an "
+        f"optimizer.kind that has rates for each part, such as adamw or adamw_schedule_free"
+    )

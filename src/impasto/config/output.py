@@ -9,6 +9,8 @@ from pydantic import Field, model_validator
 
 from impasto.config.base import Section
 from impasto.config.dataset import Side
+from impasto.config.names import FileName
+from impasto.publishing import Publishable
 
 Positive = Annotated[int, Field(ge=1)]
 Precision = Literal["fp32", "fp16", "bf16"]
@@ -58,13 +60,13 @@ class PreviewConfig(Section):
     height: Side = 512
     """Height in pixels, a multiple of 8."""
 
-    steps: Positive = 20
+    steps: Annotated[int, Field(ge=1, le=1000)] = 20
     """Sampler steps."""
 
-    guidance_scale: Annotated[float, Field(ge=0)] = 7.0
+    guidance_scale: Annotated[float, Field(ge=0, le=1000)] = 7.0
     """How strongly the words guide; 1 means no guidance."""
 
-    seed: Annotated[int, Field(ge=0)] = 1
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 1
     """Seed of the first prompt; each further one adds 1."""
 
     emphasis: Literal["off", "no_norm", "mean"] = "mean"
@@ -105,7 +107,7 @@ class SavingConfig(Section):
     `<name>-000003.safetensors`; off means none."""
 
     keep_models: Positive | None = None
-    """How many of the newest of each of those are kept; off means all."""
+    """How many of the newest of each of those that this run wrote are kept; off means all."""
 
     best_model: bool = False
     """Also export the model each time its validation loss is the lowest so far, as
@@ -119,16 +121,21 @@ class SavingConfig(Section):
     """Folder for exported models; off means `export` in the run directory, and `models` for those
     on the way."""
 
+    overwrite: bool = False
+    """Replace model files of the same names in `model_dir` that other runs wrote. Off means that a
+    run with such a name does not begin."""
+
     format: Literal["safetensors", "ckpt", "diffusers", "a1111", "portable", "novelai"] | None = (
         None
     )
     """What the trained model is written as: one `.safetensors` (which off means) or `.ckpt` file
     for A1111, Forge and ComfyUI, or a Diffusers folder. A hypernetwork: `a1111` (which off means),
-    a `.pt` for A1111 and Forge; `portable`, that `.pt` as ComfyUI reads it too; `novelai`; or
-    `safetensors`."""
+    a `.pt` for A1111; `portable`, that `.pt` as ComfyUI reads it too; `novelai`; or
+    `safetensors`. Forge loads hypernetworks but never applies them."""
 
-    name: str | None = None
-    """Name and title of the exported model; off means the run directory's."""
+    name: FileName | None = None
+    """Name and title of the exported model, without a folder or an ending; off means the run
+    directory's."""
 
     export_dtype: Precision | None = None
     """Precision of the trained parts in the exported model; off means fp16, and fp32 for a
@@ -145,6 +152,10 @@ class SavingConfig(Section):
     vae_dtype: Precision | None = None
     """Precision of the VAE in the exported model; off means as it was."""
 
+    publish: tuple[Publishable, ...] = ()
+    """What exported files and the report tell besides: `paths`, whole paths of folders and files
+    on this machine, of which otherwise the last part stands; `prompts`, those of previews."""
+
     metadata: dict[MetadataKey, str] = Field(default_factory=dict)
     """What the file says of itself besides: `title`, `author`, `description`, `license`, `tags`,
     `usage_hint`, `trigger_phrase`, `merged_from`, `thumbnail`, by the names of the
@@ -154,6 +165,8 @@ class SavingConfig(Section):
     def _models_are_made(self) -> SavingConfig:
         if self.keep_models and not (self.model_every_steps or self.model_every_epochs):
             raise ValueError("keep_models has no effect without model_every_steps or _epochs")
+        if self.overwrite and self.model_dir is None:
+            raise ValueError("overwrite has no effect without model_dir")
         return self
 
     @property

@@ -5,6 +5,7 @@ The docstring under a field is its help text and its entry in `docs/config.md`. 
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -13,8 +14,9 @@ from pydantic import Field, model_validator
 from impasto.config.base import Section
 from impasto.config.dataset import DatasetConfig
 from impasto.config.hypernetwork import DEFAULT_LR, HypernetworkConfig
+from impasto.config.names import FileName, fault_of_name
 from impasto.config.objective import LossConfig, NoiseConfig, TimestepConfig
-from impasto.config.optimizer import OptimizerConfig, Rate
+from impasto.config.optimizer import OptimizerConfig, Rate, finds_one_rate, one_rate_only
 from impasto.config.output import LoggingConfig, Precision, PreviewConfig, SavingConfig
 from impasto.config.schedule import ScheduleConfig
 from impasto.config.training import TrainingConfig
@@ -52,7 +54,7 @@ class ModelConfig(Section):
     """Which weights of a file that also has averaged ones: `plain`, which train better, `ema`,
     which sample better, or `auto`: the plain ones, and of a Diffusers folder its main file."""
 
-    variant: str | None = None
+    variant: FileName | None = None
     """Which set of files of a Diffusers folder, such as `fp16`; off means the main one, or else
     fp16."""
 
@@ -181,6 +183,36 @@ class RunConfig(Section):
         return values
 
     @model_validator(mode="after")
+    def _rates_are_obeyed(self) -> RunConfig:
+        method, optimizer = self.method, self.optimizer
+        rates = {optimizer.lr, *method.block_lrs.values()}
+        if method.train_text_encoder:
+            rates.add(method.text_encoder_lr or optimizer.lr)
+        if len(rates) > 1 and finds_one_rate(optimizer.kind):
+            raise ValueError(one_rate_only(optimizer.kind, sorted(rates)))
+        return self
+
+    @model_validator(mode="after")
+    def _text_encoder_learns_at_all(self) -> RunConfig:
+        first, last = self.method.text_encoder_from_step, self.training.max_steps
+        if last is not None and first >= last:
+            raise ValueError(
+                f"method.text_encoder_from_step {first} is not before training.max_steps {last}: "
+                f"the text encoder would never learn"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _model_has_a_name(self) -> RunConfig:
+        fault = fault_of_name(self.export_name)
+        if fault is not None:
+            raise ValueError(
+                f"the exported model would be called {self.export_name[:60]!r} after output_dir, "
+                f"and that {fault}. Set saving.name, or choose another output_dir"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _hypernetworks_are_trained(self) -> RunConfig:
         if self.method.kind == "full" and self.hypernetwork != HypernetworkConfig():
             raise ValueError(
@@ -272,4 +304,4 @@ class RunConfig(Section):
     @property
     def export_name(self) -> str:
         """What the exported model is called."""
-        return self.saving.name or self.output_dir.name
+        return self.saving.name or Path(os.path.abspath(self.output_dir)).name  # noqa: PTH100 - links stay

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -124,7 +125,7 @@ def parse_rules(rules: str) -> list[tuple[float, int | None]]:
         except ValueError as error:
             raise ValueError(problem) from error
     steps = [until for _, until in levels]
-    if None in steps[:-1] or any(value < 0 for value, _ in levels):
+    if None in steps[:-1] or not all(0 <= value < math.inf for value, _ in levels):
         raise ValueError(problem)
     numbers = [until for until in steps if until is not None]
     if numbers != sorted(set(numbers)) or any(number < 1 for number in numbers):

@@ -39,9 +39,11 @@ class TrainingConfig(Section):
     gradient_accumulation_steps: Positive = 1
     """Forward passes per update: a larger effective batch at no cost in memory."""
 
-    mixed_precision: Literal["no", "fp16", "bf16"] = "no"
+    mixed_precision: Literal["no", "fp16", "bf16", "auto"] = "no"
     """`bf16` computes in bfloat16: faster on GPUs from 2020 on. `fp16` does in float16, for older
-    ones; updates whose gradient overflows are passed over."""
+    ones; updates whose gradient overflows are passed over. `auto` chooses by the device: `bf16`
+    where it has instructions for it, else `fp16` on a GPU and `no` on a CPU; the run keeps what was
+    chosen."""
 
     weights: Literal["fp32", "bf16", "fp16"] = "fp32"
     """What the weights that learn are kept in. 16 bits need half the memory for weights and
@@ -120,7 +122,7 @@ class TrainingConfig(Section):
             raise ValueError("give exactly one of max_steps and max_epochs")
         if self.ema_decay is None and (self.ema_power is not None or self.ema_on_cpu):
             raise ValueError("ema_power and ema_on_cpu have no effect without ema_decay")
-        if self.weights not in ("fp32", self.mixed_precision):
+        if self.weights != "fp32" and self.mixed_precision not in (self.weights, "auto"):
             raise ValueError(
                 f"weights {self.weights} needs mixed_precision {self.weights}; it is "
                 f"{self.mixed_precision}"

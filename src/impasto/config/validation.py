@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import json
+import re
 import tomllib
 import typing
 from collections.abc import Mapping, Sequence
@@ -12,7 +14,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from impasto.errors import ConfigError
-from impasto.parsing import parse_toml
+from impasto.parsing import parse_json, parse_toml
 
 REFUSED = {
     "network_multiplier": "it scales a LoRA, and there is none in fine-tuning; take it out",
@@ -27,6 +29,12 @@ REFUSED = {
     "max_token_length": "it belongs to the run: model.max_tokens, or --max_token_length",
 }
 """Keys of sd-scripts that have no effect here, and why, or what to use."""
+
+_ESCAPED = {"\t": "\\t", "\n": "\\n", "\b": "\\b", "\f": "\\f", "\r": "\\r", "\x1b": "\\e"}
+_ESCAPES = str.maketrans(_ESCAPED)
+_DRIVE_OR_SHARE = re.compile(r"[A-Za-z]:[\\/\x08-\x0d\x1b]|\\")
+_PATH_KEYS = ("_dir", "_file", "_path", "_folder")
+_DEEPEST = 32
 
 S = TypeVar("S", bound=BaseModel)
 
@@ -50,12 +58,89 @@ def read_toml(path: Path) -> dict[str, Any]:
         ConfigError: It is missing or malformed; the message has line and column.
     """
     try:
-        return parse_toml(read_text(path))
+        content = parse_toml(read_text(path))
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(
             f"{path} is not valid TOML: {error}. A path on Windows goes into single quotes, "
             f"as in 'C:\\pictures'."
         ) from error
+    _require_sane_depth(content, path)
+    require_whole_paths(content, str(path))
+    return content
+
+
+def require_whole_paths(content: Mapping[str, Any], source: str, above: str = "") -> None:
+    r"""Find paths of Windows that lost their backslashes: in double quotes, `\t` is a tab.
+
+    `"D:\train\new"` is valid TOML, and means `D:`, a tab, `rain`, a line end, and `ew`.
+
+    Raises:
+        ConfigError: A value is such a path.
+    """
+    for key, value in content.items():
+        place = f"{above}.{key}" if above else key
+        values = value if isinstance(value, list) else [value]
+        for item in values:
+            if isinstance(item, Mapping):
+                require_whole_paths(item, source, place)
+            elif isinstance(item, str) and _is_broken_path(key, item):
+                written = item.translate(_ESCAPES)
+                raise ConfigError(
+                    f"{source}: {place} holds a control character where a path of Windows is "
+                    f"meant: in double quotes \\t is a tab and \\n a line end. Put it into single "
+                    f"quotes, as in {key} = '{written}', or write it with /."
+                )
+
+
+def _is_broken_path(key: str, value: str) -> bool:
+    if not any(character in _ESCAPED for character in value):
+        return False
+    is_path = key.endswith(_PATH_KEYS) or key in {"path", "config", "start_from"}
+    return is_path or _DRIVE_OR_SHARE.match(value) is not None
+
+
+def read_json_object(path: Path, *, halves: bool = False) -> dict[str, Any]:
+    """Parse a JSON file that holds an object.
+
+    Args:
+        path: The file.
+        halves: Whether strings may hold half characters, for a caller that deals with them.
+
+    Raises:
+        ConfigError: It is missing or malformed; the message has line and column.
+    """
+    try:
+        content = parse_json(read_text(path), halves=halves)
+    except json.JSONDecodeError as error:
+        raise ConfigError(
+            f"{path}, line {error.lineno}, column {error.colno}: not valid JSON ({error.msg})."
+        ) from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} holds a {type(content).__name__}; expected an object.")
+    if "datasets" in content:
+        _require_sane_depth(content, path)
+        require_whole_paths(content, str(path))
+    return content
+
+
+def _require_sane_depth(content: Any, path: Path) -> None:
+    """Make sure that no value is nested so deeply that going through it would take the stack.
+
+    Raises:
+        ConfigError: One is.
+    """
+    level = [content]
+    for _ in range(_DEEPEST):
+        inner: list[Any] = []
+        for value in level:
+            if isinstance(value, dict):
+                inner += value.values()
+            elif isinstance(value, list):
+                inner += value
+        if not inner:
+            return
+        level = inner
+    raise ConfigError(f"{path} is not a settings file: it is nested too deeply.")
 
 
 def read_text(path: Path) -> str:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
+import stat
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from impasto import files
 from impasto.data.records import FileStamp
-from impasto.parsing import parse_json
+from impasto.data.remembered import recall, remember
+from impasto.errors import StorageError
 from impasto.progress import Progress, SilentProgress
+
+_VERSION = [2]
 
 
 class ContentHashes:
@@ -18,16 +22,10 @@ class ContentHashes:
 
     def __init__(self, file: Path) -> None:
         self._file = file
-        self._known: dict[str, tuple[FileStamp, str]] = {}
-        if file.is_file():
-            try:
-                stored = parse_json(file.read_text(encoding="utf-8"))
-                self._known = {
-                    path: (FileStamp(size, mtime), digest)
-                    for path, (size, mtime, digest) in stored.items()
-                }
-            except (ValueError, TypeError, AttributeError):
-                self._known = {}  # only costs reading the files again
+        self._known: dict[str, tuple[FileStamp, str]] = {
+            path: (FileStamp(size, mtime), digest)
+            for path, (size, mtime, digest) in (recall(file, _VERSION) or {}).items()
+        }
 
     def of(
         self, stamps: Mapping[Path, FileStamp], progress: Progress | None = None
@@ -45,15 +43,18 @@ class ContentHashes:
                 advance(1)
         if fresh:
             rows = {p: [s.size_bytes, s.mtime_ns, d] for p, (s, d) in self._known.items()}
-            files.write_text(self._file, json.dumps(rows, ensure_ascii=False))
+            with contextlib.suppress(StorageError):  # forgetting costs reading the files again
+                remember(self._file, _VERSION, rows)
         return {p: self._known[str(p)][1] for p in stamps if str(p) in self._known}
 
 
 def stamp_of(path: Path) -> FileStamp | None:
-    """Size and time of change of a file; None where there is none."""
+    """Size and time of change of a regular file; None where there is none."""
     try:
         status = path.stat()
     except OSError:
+        return None
+    if not stat.S_ISREG(status.st_mode):  # reading a FIFO would wait for ever
         return None
     return FileStamp(status.st_size, status.st_mtime_ns)
 

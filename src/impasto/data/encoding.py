@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from impasto import locks
 from impasto.data.content_hashes import stamp_of
 from impasto.data.latent_cache import (
     CachedPlan,
@@ -115,6 +116,7 @@ def cache_latents(
         StorageError: The disk is full or the folder cannot be written.
     """
     progress = progress or SilentProgress()
+    cache.note_with(progress.note)
     cache.remove_leftovers()
     digests = _hashes(planned, cache, progress)
     keys = [_keys(image, digests, encoder.fingerprint) for image in planned]
@@ -126,7 +128,11 @@ def cache_latents(
     orders = list(_missing(planned, keys, cache))
     _decode_the_changing(planned, progress, failures)
     if orders:
-        with progress.stage("Encoding latents", len(orders), "pictures") as advance:
+        patience = locks.Patience(progress.note, f"encoding into {cache.folder}")
+        with (
+            locks.Presence(cache.folder, "encoding pictures", patience),
+            progress.stage("Encoding latents", len(orders), "pictures") as advance,
+        ):
             _carry_out(orders, cache, encoder, failures, advance, workers)
     kept = [
         (image, key)
@@ -296,7 +302,7 @@ def _carry_out(
                 failures.add(order.image, outcome.reason)
             else:
                 good.append((order, outcome))
-        _encode_batch(good, encode, encoder.batch_size, writer, failures)
+        _encode_batch(good, encode, encoder.batch_size, writer, failures, cache)
         advance(len(batch))
     writer.write()
 
@@ -307,13 +313,17 @@ def _encode_batch(
     batch_size: int,
     writer: ShardWriter,
     failures: _Failures,
+    cache: LatentCache,
 ) -> None:
-    """Encode pictures and mirror images as ordered, and keep their masks."""
+    """Encode pictures and mirror images as ordered, and keep their masks.
+
+    What another process has put into the cache meanwhile is left out.
+    """
     work: list[tuple[_Order, str, np.ndarray]] = []
     for order, picture in rendered:
-        if order.missing.plain:
+        if order.missing.plain and order.missing.plain not in cache:
             work.append((order, order.missing.plain, picture.pixels))
-        if order.missing.flipped:
+        if order.missing.flipped and order.missing.flipped not in cache:
             work.append((order, order.missing.flipped, picture.pixels[:, ::-1]))
         if order.missing.mask and picture.mask is not None:
             writer.add_mask(order.image.bucket, order.missing.mask, torch.from_numpy(picture.mask))

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from impasto.data.likeness import equal_groups, near_groups
+from impasto.data.listing import Unused
 from impasto.data.plan import Plan
 from impasto.data.records import ImageRecord, PlannedImage, SetAside, Size
-from impasto.data.scan import Scan
+from impasto.data.scan import Scan, Tally
 from impasto.data.subsets import names_a_side
 from impasto.parsing import text_lines
 from impasto.progress import Progress
@@ -86,6 +87,8 @@ class Health:
         pictures: How many can be used.
         showings: The same with their repeats.
         set_aside: Files that cannot be used.
+        unused: Other files and folders that look like images or words.
+        tally: The numbers that every verb shows.
         sizes: Size -> pictures, the most frequent first.
         aspects: Width over height of each picture.
         buckets: By data set and size.
@@ -108,6 +111,8 @@ class Health:
     pictures: int
     showings: int
     set_aside: list[SetAside]
+    unused: list[Unused]
+    tally: Tally
     sizes: dict[str, int]
     aspects: list[float]
     buckets: list[BucketHealth]
@@ -161,6 +166,8 @@ def examine(
         pictures=len(records),
         showings=sum(record.subset.repeats for record in scan.records),
         set_aside=list(scan.set_aside),
+        unused=list(scan.unused),
+        tally=scan.tally,
         sizes=dict(Counter(str(record.size) for record in records).most_common()),
         aspects=[round(record.size.aspect, 4) for record in records],
         buckets=_buckets(plan),

@@ -1,14 +1,16 @@
 """From a file to upright sRGB pixels, whatever the file holds.
 
-EXIF rotation, ICC profiles, transparency, 16 bits, CMYK, palettes and animation are handled here
-and nowhere else. `PREPROCESSING_VERSION` is part of each cached latent's key: raise it when a
-change here or in the resize changes pixels.
+EXIF rotation, ICC profiles, transparency, 16 and 32 bits, CMYK, palettes and animation are handled
+here and nowhere else. Which endings there are is `data/formats.py`'s to say.
+`PREPROCESSING_VERSION` is part of each cached latent's key: raise it when a change here or in the
+resize changes pixels.
 """
 
 from __future__ import annotations
 
 import contextlib
 import io
+import stat
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,16 +18,19 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageCms, ImageFile, ImageOps, UnidentifiedImageError
 
+from impasto.data.formats import EXTENSIONS as EXTENSIONS
+from impasto.data.formats import HEIF, HEIF_ADVICE, register_heif
 from impasto.data.records import Size
 
-PREPROCESSING_VERSION = 2
-EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif"})
+PREPROCESSING_VERSION = 3
 MAX_PIXELS = 178_956_970  # Pillow's own limit for a decompression bomb: 2 x 89,478,485
 _EXIF_ORIENTATION = 0x0112
 _TURNING = frozenset(range(2, 9))
 _TRANSPOSING = frozenset({5, 6, 7, 8})
+_UPRIGHT_SIZES = frozenset({"TIFF"})  # Pillow gives their size, and loads them, turned already
 _REDUCING_GAP = 1.75  # Pillow's name for it, in Image.thumbnail
-_SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N", "I")
+_SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
+_FLOAT_SLACK = 1.05  # resampling rings a little beyond white
 _SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
 
 
@@ -42,7 +47,8 @@ def read_header(path: Path) -> tuple[Size, bool]:
     with _opened(path) as image:
         width, height = image.size
         orientation = _orientation(image)
-    size = Size(height, width) if orientation in _TRANSPOSING else Size(width, height)
+        turns = orientation in _TRANSPOSING and image.format not in _UPRIGHT_SIZES
+    size = Size(height, width) if turns else Size(width, height)
     return size, orientation in _TURNING
 
 
@@ -77,7 +83,7 @@ def read_picture(
             image.draft(None, (int(_REDUCING_GAP * wanted[0]), int(_REDUCING_GAP * wanted[1])))
         image.load()
         profile = image.info.get("icc_profile")
-        is_turned = int(image.getexif().get(_EXIF_ORIENTATION, 1)) in _TURNING
+        is_turned = image.format not in _UPRIGHT_SIZES and _exif_says(image) in _TURNING
         upright = ImageOps.exif_transpose(image) if is_turned else image
         converted = _to_srgb(_to_eight_bits(upright), profile)
         alpha = (
@@ -106,13 +112,23 @@ def _orientation(image: Image.Image) -> int:
     in_header = "exif" in image.info or "Raw profile type exif" in image.info
     if image.format == "PNG" and not in_header:
         return 1
-    return int(image.getexif().get(_EXIF_ORIENTATION, 1))
+    return _exif_says(image)
+
+
+def _exif_says(image: Image.Image) -> int:
+    """The EXIF orientation; 1 where there is none, or something that is no number."""
+    value = image.getexif().get(_EXIF_ORIENTATION, 1)
+    return int(value) if isinstance(value, (int, float)) and 1 <= value <= 8 else 1
 
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[Image.Image]:
     """Open a picture, and turn each way in which that fails into a reason in words."""
     try:
+        if not stat.S_ISREG(path.stat().st_mode):  # opening a FIFO would wait for ever
+            raise UnreadableImageError("not a regular file")
+        if path.suffix.lower() in HEIF and not register_heif():
+            raise UnreadableImageError(HEIF_ADVICE)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with Image.open(path) as image:
@@ -123,37 +139,82 @@ def _opened(path: Path) -> Iterator[Image.Image]:
                 yield image
     except UnreadableImageError:
         raise
-    except Image.DecompressionBombError as error:
-        raise UnreadableImageError("over 179 megapixels") from error
-    except UnidentifiedImageError as error:
-        raise UnreadableImageError(_unidentified_reason(path)) from error
-    except OSError as error:
-        if error.errno is not None:  # the system's, not Pillow's
-            raise UnreadableImageError(f"cannot be read ({error.strerror})") from error
-        raise UnreadableImageError(f"damaged or truncated ({error})") from error
-    except (SyntaxError, ValueError, EOFError, MemoryError, IndexError, KeyError) as error:
-        raise UnreadableImageError(f"damaged or truncated ({error})") from error
+    except Exception as error:  # decoders raise any class on damaged files: AVIF's, RuntimeError
+        raise UnreadableImageError(_reason(error, path)) from error
+
+
+def _reason(error: Exception, path: Path) -> str:
+    """Why a picture cannot be opened or decoded, in words."""
+    if isinstance(error, Image.DecompressionBombError):
+        return "over 179 megapixels"
+    if isinstance(error, UnidentifiedImageError):
+        return _unidentified_reason(path)
+    if isinstance(error, OSError) and error.errno is not None:  # the system's, not Pillow's
+        return f"cannot be read ({error.strerror})"
+    return f"damaged or truncated ({_one_line(error)})"
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _unidentified_reason(path: Path) -> str:
-    if path.stat().st_size == 0:
+    with path.open("rb") as file:
+        head = file.read(256)
+    if not head:
         return "the file is empty"
-    head = path.read_bytes()[:256].lstrip().lower()
-    if head.startswith((b"<!doctype", b"<html")):
+    if not head.strip(b"\0"):
+        return "not a picture: zeros only, as after a copy that broke off or on a full disk"
+    if head.lstrip().lower().startswith((b"<!doctype", b"<html")):
         return "an HTML page saved under a picture's name"
-    return "not a picture in a known format"
+    return "not a picture in a known format, or damaged"
 
 
 def _to_eight_bits(image: Image.Image) -> Image.Image:
-    """Bring 16-bit and 32-bit grey to 8 bits by scale, which Pillow's convert() would clip."""
-    if image.mode not in _SIXTEEN_BIT and image.mode != "F":
-        return image
-    values = np.asarray(image, dtype=np.float64)
-    if image.mode == "F":
-        scale = 255.0 if values.max(initial=0.0) <= 1.0 else 1.0
-    else:
+    """Bring grey of 16 bits, 32 bits and floating point to 8 bits by scale; convert() would clip.
+
+    Raises:
+        UnreadableImageError: Floating point whose white cannot be told.
+    """
+    if image.mode in _SIXTEEN_BIT:
         scale = 255.0 / 65535.0
+        values = np.asarray(image, dtype=np.float64)
+    elif image.mode == "I":
+        values = np.asarray(image, dtype=np.int32).astype(np.float64)
+        if values.min(initial=0.0) < 0:  # Pillow reads unsigned values as signed ones
+            values = np.where(values < 0, values + 2.0**32, values)
+        scale = _scale_of(values, (255.0, 65535.0, 2.0**32 - 1))
+    elif image.mode == "F":
+        values = np.asarray(image, dtype=np.float64)
+        scale = _float_scale(values)
+    else:
+        return image
     return Image.fromarray(np.clip(values * scale + 0.5, 0, 255).astype(np.uint8))
+
+
+def _scale_of(values: np.ndarray, whites: tuple[float, ...]) -> float:
+    """What brings values to [0, 255], where white is the least of `whites` that holds them."""
+    most = values.max(initial=0.0)
+    return 255.0 / next(white for white in whites if most <= white)
+
+
+def _float_scale(values: np.ndarray) -> float:
+    """The same for floating point: white is 1, 255 or 65535, and nothing in the file says which.
+
+    Raises:
+        UnreadableImageError: NaN or infinity, or a range that fits none of them, as of HDR.
+    """
+    if not np.isfinite(values).all():
+        raise UnreadableImageError("floating-point values with NaN or infinity")
+    least, most = float(values.min(initial=0.0)), float(values.max(initial=0.0))
+    if least >= 1 - _FLOAT_SLACK and most <= _FLOAT_SLACK:
+        return 255.0
+    if least >= 0 and 16 <= most <= 65535:
+        return _scale_of(values, (255.0, 65535.0))
+    raise UnreadableImageError(
+        f"floating-point values from {least:.4g} to {most:.4g}, where black is 0 and white 1, 255 "
+        f"or 65535; save it with 8 or 16 bits"
+    )
 
 
 def _to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:

@@ -7,20 +7,22 @@ folder.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from impasto import files
+from impasto import files, locks
 from impasto.data import images
 from impasto.data.content_hashes import ContentHashes
 from impasto.data.records import PlannedImage, SetAside, Size
 from impasto.data.shards import BadShard, Shards
+from impasto.errors import DatasetError
 
 SHARD_ENTRIES = 256
 SHARD_SECONDS = 30.0  # a slow encoder loses no more than this when it is killed
@@ -151,6 +153,32 @@ class LatentCache:
             StorageError: The disk is full or the folder cannot be written.
         """
         self._masks.write(str(bucket), keys, {"mask": masks})
+
+    def note_with(self, note: Callable[[str], None]) -> None:
+        """Have it said when writing has to wait for another process."""
+        self._moments.note = self._masks.note = note
+
+    @contextlib.contextmanager
+    def alone(self, what: str) -> Iterator[None]:
+        """Have the cache without any process that uses it, to remove things from it.
+
+        Raises:
+            DatasetError: One uses it.
+        """
+
+        def refuse(holder: locks.Holder) -> None:
+            raise DatasetError(
+                f"The latent cache {self.folder} is in use by {holder.words}. Nothing was removed. "
+                f"Run this again when that has ended."
+            )
+
+        if self.folder.is_dir():
+            with locks.alone_in(self.folder, what, refuse):
+                self._moments.refresh()
+                self._masks.refresh()
+                yield
+        else:
+            yield
 
     def remove_leftovers(self) -> None:
         """Remove what a killed process left half written."""

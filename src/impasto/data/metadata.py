@@ -10,20 +10,21 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from impasto import files
-from impasto.data import images
+from impasto.data.finding import PictureFinder
 from impasto.data.records import ImageRecord, Size
-from impasto.data.stages import Failure
 from impasto.errors import DatasetError
-from impasto.parsing import parse_json, text_lines
+from impasto.parsing import is_text, parse_json, text_lines
 
 KeyStyle = Literal["relative", "absolute", "stem"]
 _JSONL = ".jsonl"
+_BREAKING = re.compile("[\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _EXPECTED = (
     'expected {"picture.png": {"caption": "...", "tags": "..."}, ...}, or in a .jsonl file one '
     '{"image_path": "picture.png", "caption": "..."} per line'
@@ -79,6 +80,8 @@ def read_metadata(file: Path) -> Metadata:
         DatasetError: It is missing, not UTF-8, not JSON, or of another form; with line or key.
     """
     try:
+        if file.exists() and not file.is_file():
+            raise DatasetError(f"The metadata file {file} is not a regular file.")
         text = file.read_text(encoding="utf-8-sig")
     except FileNotFoundError as error:
         raise DatasetError(f"The metadata file {file} is not there. Check its path.") from error
@@ -120,9 +123,15 @@ def metadata_text(file: Path, entries: Iterable[MetadataEntry]) -> str:
     """What a metadata file of this name holds."""
     if file.suffix.lower() == _JSONL:
         lines = [{"image_path": entry.key, **entry.as_dict()} for entry in entries]
-        return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        return "".join(_dumped(line) + "\n" for line in lines)
     content = {entry.key: entry.as_dict() for entry in entries}
-    return json.dumps(content, ensure_ascii=False, indent=1) + "\n"
+    return _dumped(content, indent=1) + "\n"
+
+
+def _dumped(value: Any, *, indent: int | None = None) -> str:
+    """JSON with text as it is, but for what other readers take for line ends or cannot take."""
+    text = json.dumps(value, ensure_ascii=False, indent=indent)
+    return _BREAKING.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
 def keep_backup(file: Path) -> Path | None:
@@ -139,9 +148,20 @@ def keep_backup(file: Path) -> Path | None:
 
 
 def merge_words(
-    known: Sequence[MetadataEntry], records: Sequence[ImageRecord], style: KeyStyle
+    known: Sequence[MetadataEntry],
+    records: Sequence[ImageRecord],
+    style: KeyStyle,
+    *,
+    named: Mapping[Path, str] | None = None,
 ) -> list[MetadataEntry]:
     """Put the words of scanned pictures into metadata; what else the entries hold stays.
+
+    Args:
+        known: What is there.
+        records: The pictures with their words.
+        style: How pictures are named that are not there yet.
+        named: The keys of `known` by the files that they stand for (`keys_of_files`), so that a
+            picture keeps the name that it has there.
 
     Raises:
         DatasetError: Two pictures would get one key.
@@ -149,8 +169,8 @@ def merge_words(
     entries = {entry.key: entry for entry in known}
     taken: dict[str, Path] = {}
     for record in records:
-        key = _key_of(record, style)
-        if key in taken:
+        key = (named or {}).get(record.path.absolute()) or _key_of(record, style)
+        if key in taken and taken[key] != record.path:
             raise DatasetError(
                 f"{taken[key]} and {record.path} would both be called {key!r} in the metadata. "
                 f"Use keys of the style relative, which have the ending."
@@ -163,84 +183,28 @@ def merge_words(
     return list(entries.values())
 
 
+def keys_of_files(known: Sequence[MetadataEntry], roots: Iterable[Path]) -> dict[Path, str]:
+    """Absolute path -> key, for those that name a file below one of `roots`."""
+    keys: dict[Path, str] = {}
+    for root in roots:
+        finder = PictureFinder(root)
+        for entry in known:
+            path = finder.find(entry.key)
+            if isinstance(path, str):
+                keys.setdefault(Path(path).absolute(), entry.key)
+    return keys
+
+
 def _key_of(record: ImageRecord, style: KeyStyle) -> str:
     if style == "absolute":
         return str(record.path.absolute())
-    return os.path.splitext(record.name)[0] if style == "stem" else record.name  # noqa: PTH122
-
-
-class PictureFinder:
-    """Finds the files that the keys of metadata stand for.
-
-    Args:
-        root: The folder that keys are relative to.
-    """
-
-    def __init__(self, root: Path) -> None:
-        self._root = str(root)
-        self._resolved = os.path.realpath(root)
-        self._stems: dict[str, list[str]] | None = None
-
-    def find(self, key: str) -> str | Failure:
-        """The path of a picture, or why there is none."""
-        slashed = key.replace("\\", "/")
-        candidates = [key] if os.path.isabs(key) else [key, slashed]  # noqa: PTH117 - hot path
-        for candidate in candidates:
-            path = os.path.join(self._root, candidate)  # noqa: PTH118 - hot path
-            if not os.path.isabs(key) and ".." in slashed and not self._is_inside(path):  # noqa: PTH117
-                return Failure(f"its key leads out of {self._root}")
-            if os.path.isfile(path):  # noqa: PTH113 - hot path
-                return path
-        if os.path.isabs(key):  # noqa: PTH117
-            return self._of_stem(os.path.dirname(key), os.path.basename(key))  # noqa: PTH119, PTH120
-        return self._by_stem(slashed)
-
-    def _is_inside(self, path: str) -> bool:
-        real = os.path.realpath(path)
-        return os.path.commonpath([real, self._resolved]) == self._resolved
-
-    def _by_stem(self, stem: str) -> str | Failure:
-        """Among the files below the root: the path without ending, or else the name alone."""
-        if self._stems is None:
-            self._stems = _files_by_stem(self._root)
-        found = self._stems.get(stem) or self._stems.get("*/" + stem.rpartition("/")[2], [])
-        return _only(found, f"metadata names it, but it is not in {self._root}")
-
-    def _of_stem(self, folder: str, stem: str) -> str | Failure:
-        endings = sorted(images.EXTENSIONS | {e.upper() for e in images.EXTENSIONS})
-        paths = [Path(folder, stem + ending) for ending in endings]
-        there = [str(path) for path in paths if path.is_file()]
-        return _only(there, "metadata names it, but it is not there")
-
-
-def _only(found: list[str], missing: str) -> str | Failure:
-    if not found:
-        return Failure(missing)
-    if len(found) > 1:
-        names = ", ".join(found[:3])
-        return Failure(f"its key fits several files ({names}); give the ending in the metadata")
-    return found[0]
-
-
-def _files_by_stem(root: str) -> dict[str, list[str]]:
-    """Relative path without ending -> files; with `*/` before the bare name, wherever it is."""
-    stems: dict[str, list[str]] = {}
-    for folder, folders, names in os.walk(root):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        below = os.path.relpath(folder, root).replace(os.sep, "/")
-        prefix = "" if below == "." else f"{below}/"
-        for name in sorted(names):
-            stem, ending = os.path.splitext(name)  # noqa: PTH122 - hot path
-            if ending.lower() in images.EXTENSIONS and not name.startswith("."):
-                path = os.path.join(folder, name)  # noqa: PTH118 - hot path
-                stems.setdefault(prefix + stem, []).append(path)
-                stems.setdefault("*/" + stem, []).append(path)
-    return stems
+    name = record.file_name
+    return os.path.splitext(name)[0] if style == "stem" else name  # noqa: PTH122
 
 
 def _read_object(file: Path, text: str) -> list[MetadataEntry]:
     try:
-        content = parse_json(text, pairs=_without_doubles)
+        content = parse_json(text, pairs=_without_doubles, halves=True)
     except json.JSONDecodeError as error:
         raise DatasetError(
             f"{file}, line {error.lineno}, column {error.colno}: not valid JSON ({error.msg})."
@@ -259,10 +223,14 @@ def _read_lines(file: Path, text: str) -> list[MetadataEntry]:
             continue
         where = f"line {number}"
         try:
-            content = parse_json(line)
+            content = parse_json(line, pairs=_without_doubles, halves=True)
         except json.JSONDecodeError as error:
             raise DatasetError(
                 f"{file}, {where}, column {error.colno}: not valid JSON ({error.msg})."
+            ) from error
+        except _DoubleKeyError as error:
+            raise DatasetError(
+                f"{file}, {where}: has {error} twice. Take one of them out."
             ) from error
         if not isinstance(content, dict) or not isinstance(content.get("image_path"), str):
             raise DatasetError(f"{file}, {where}: has no image_path; {_EXPECTED}.")
@@ -293,7 +261,12 @@ def _entry(file: Path, where: str, key: str, content: Any) -> MetadataEntry:
         value = others.pop(name, None) or ""
         if not isinstance(value, str):
             raise DatasetError(f"{file}, {where}: {name} is {value!r}; expected text.")
-        words.append(value.strip())
+        if not is_text(value):
+            raise DatasetError(
+                f"{file}, {where}: {name} holds half a character (half a surrogate pair), as after "
+                f"cutting an emoji in two. Take it out: {value!r}"
+            )
+        words.append("\n".join(text_lines(value)).strip())
     train = _size(file, where, "train_resolution", others.pop("train_resolution", None))
     if train is not None and (train.width % 8 or train.height % 8):
         raise DatasetError(

@@ -12,10 +12,16 @@ which VAE made them (kohya-ss/sd-scripts: `finetune/prepare_buckets_latents.py`,
 
 from __future__ import annotations
 
+import lzma
+import math
+import os
+import struct
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
@@ -25,6 +31,15 @@ from impasto.data.stages import Failure
 
 CELL = 8
 CHANNELS = 4
+_CLOCK_SLACK_NS = 1_000_000_000
+_MOST_VALUES = 1 << 26  # latents of a picture of 32768x32768 pixels
+_DAMAGED = (
+    OSError, ValueError, EOFError, KeyError, RuntimeError, TypeError, AttributeError, IndexError,
+    SyntaxError, MemoryError, RecursionError, OverflowError, zipfile.BadZipFile, zlib.error,
+    lzma.LZMAError, struct.error,
+)  # fmt: skip
+"""What zipfile and NumPy raise on damaged files."""
+PLAIN_NAMES = ("latents", "latents_flipped", "original_size", "crop_ltrb")
 
 
 @dataclass(frozen=True)
@@ -46,16 +61,34 @@ def npz_candidates(image: PlannedImage) -> Iterator[Path]:
         yield root / f"{path.stem}.npz"
 
 
+def npz_file(image: PlannedImage) -> Path:
+    """Where today's sd-scripts has a picture's latents."""
+    return next(npz_candidates(image))
+
+
 def read_npz(file: Path, image: PlannedImage) -> NpzLatents | Failure:
     """Read a file's latents if they are those of the planned picture, or say why they are not."""
     if image.record.rotated:
         return Failure("the picture is turned by EXIF, which sd-scripts does not heed")
+    if is_older(file, image):
+        return Failure(f"older than {image.record.path.name}, which was changed after it was made")
     try:
         arrays = _arrays(file, lambda name: _is_wanted(name, image))
-        flipped = _flipped_beside(file)
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
-        return Failure(f"damaged ({error})")
+        flipped = _flipped_beside(file, image)
+    except _DAMAGED as error:
+        return Failure(f"damaged ({error or type(error).__name__})")
     return _checked(file, arrays, flipped, image)
+
+
+def is_older(file: Path, image: PlannedImage) -> bool:
+    """Whether a picture was changed after a file of latents was made from it.
+
+    A second is allowed for, which is as exact as some file systems and archives are.
+    """
+    try:
+        return image.record.stamp.mtime_ns > file.stat().st_mtime_ns + _CLOCK_SLACK_NS
+    except OSError:
+        return False  # whoever reads it meets the same fault and reports it
 
 
 def write_npz(image: PlannedImage, latents: np.ndarray, flipped: np.ndarray | None) -> Path:
@@ -72,12 +105,12 @@ def write_npz(image: PlannedImage, latents: np.ndarray, flipped: np.ndarray | No
     Raises:
         StorageError: It could not be written.
     """
-    file = next(npz_candidates(image))
+    file = npz_file(image)
     arrays: dict[str, np.ndarray] = {}
-    if file.is_file():
+    if os.path.isfile(file) and not is_older(file, image):  # noqa: PTH113 - False for long names
         try:
             arrays = _arrays(file)
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+        except _DAMAGED:
             arrays = {}  # what cannot be read is of no use to sd-scripts either
     tail = _tail(image)
     arrays[f"latents{tail}"] = latents.astype(np.float32)
@@ -87,15 +120,61 @@ def write_npz(image: PlannedImage, latents: np.ndarray, flipped: np.ndarray | No
     size = image.record.size
     arrays[f"original_size{tail}"] = np.array([size.width, size.height])
     arrays[f"crop_ltrb{tail}"] = np.array(crop_ltrb(image.bucket, size))
+    arrays = _with_plain_names(arrays, tail)
     with files.replace_file(file) as partial, partial.open("wb") as handle:
         np.savez(handle, allow_pickle=False, **arrays)
     return file
 
 
 def _arrays(file: Path, wanted: Callable[[str], bool] = bool) -> dict[str, np.ndarray]:
-    """The arrays of a file by name; NumPy leaves a damaged file open, so it is opened here."""
-    with file.open("rb") as handle, np.load(handle, allow_pickle=False) as archive:
-        return {name: archive[name] for name in archive.files if wanted(name)}
+    """The arrays of a file by name, each looked at before its values are read.
+
+    Raises:
+        ValueError: An array is of objects, or larger than latents can be: what is compressed may
+            grow to any size.
+        OSError, EOFError, zipfile.BadZipFile, ...: As for `_DAMAGED`.
+    """
+    arrays = {}
+    with zipfile.ZipFile(file) as archive:
+        for member in archive.namelist():
+            name = member.removesuffix(".npy")
+            if name != member and wanted(name):
+                with archive.open(member) as content:
+                    _require_small(name, content)
+                with archive.open(member) as content:
+                    arrays[name] = np.lib.format.read_array(content, allow_pickle=False)
+    return arrays
+
+
+def _require_small(name: str, content: IO[bytes]) -> None:
+    version = np.lib.format.read_magic(content)
+    readers = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }
+    if version not in readers:
+        raise ValueError(f"{name} is of the unknown format {version}")
+    shape, _, dtype = readers[version](content)
+    if dtype.hasobject or dtype.kind not in "fiu" or math.prod(shape) > _MOST_VALUES:
+        raise ValueError(f"{name} has {math.prod(shape)} values of type {dtype}")
+
+
+def _with_plain_names(arrays: dict[str, np.ndarray], tail: str) -> dict[str, np.ndarray]:
+    """The same with names without a size too, where a file has latents of one size.
+
+    sd-scripts looks for `latents` alone up to February 2026 (`library/strategy_sd.py` of 48d368f)
+    and takes it without looking at its shape, so it may not stand for one size of several. What
+    sd-scripts left there of another shape is left to it.
+    """
+    before = arrays.get("latents")
+    sized = [name for name in arrays if name.startswith("latents_") and name[8:9].isdigit()]
+    if before is not None and all(arrays[name].shape != before.shape for name in sized):
+        return arrays
+    kept = {name: array for name, array in arrays.items() if name not in PLAIN_NAMES}
+    if len(sized) > 1:
+        return kept
+    plain = {name: kept[f"{name}{tail}"] for name in PLAIN_NAMES if f"{name}{tail}" in kept}
+    return {**kept, **plain}
 
 
 def _tail(image: PlannedImage) -> str:
@@ -120,12 +199,12 @@ def _is_wanted(name: str, image: PlannedImage) -> bool:
     return name in bases or name in {f"{base}{_tail(image)}" for base in bases[1:]}
 
 
-def _flipped_beside(file: Path) -> np.ndarray | None:
+def _flipped_beside(file: Path, image: PlannedImage) -> np.ndarray | None:
     """The mirrored latents of the first era, in a file of their own."""
     beside = file.with_name(f"{file.stem}_flip.npz")
-    if not beside.is_file():
+    if not os.path.isfile(beside) or is_older(beside, image):  # noqa: PTH113 - the same
         return None
-    return _arrays(beside)["arr_0"]
+    return _arrays(beside, lambda name: name == "arr_0")["arr_0"]
 
 
 def _checked(
@@ -134,7 +213,7 @@ def _checked(
     tail = _tail(image)
     original = arrays.get(f"original_size{tail}", arrays.get("original_size"))
     size = image.record.size
-    if original is not None and tuple(original.tolist()) != size.wh:
+    if original is not None and original.flatten().tolist() != list(size.wh):
         return Failure(f"made from a picture of {original.tolist()}, which is now {size}")
     expected = (CHANNELS, image.bucket.height // CELL, image.bucket.width // CELL)
     latents = arrays.get(f"latents{tail}", arrays.get("latents", arrays.get("arr_0")))
@@ -147,8 +226,8 @@ def _checked(
             continue
         if array.shape != expected:
             return Failure(f"latents of shape {array.shape} where the plan is {expected}")
-        if not np.isfinite(array.astype(np.float32)).all():
-            return Failure("latents with NaN or infinite values")
+        if array.dtype.kind != "f" or not np.isfinite(array.astype(np.float32)).all():
+            return Failure("latents with NaN, infinite or whole values")
     return NpzLatents(
         file, latents.astype(np.float32), None if flipped is None else flipped.astype(np.float32)
     )

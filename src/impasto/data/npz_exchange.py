@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from impasto import files
 from impasto.data.latent_cache import (
     CachedPlan,
     LatentCache,
@@ -14,9 +16,10 @@ from impasto.data.latent_cache import (
     ShardWriter,
     latent_key,
 )
-from impasto.data.npz import npz_candidates, read_npz, write_npz
+from impasto.data.npz import npz_candidates, npz_file, read_npz, write_npz
 from impasto.data.records import PlannedImage, SetAside
 from impasto.data.stages import Failure
+from impasto.errors import StorageError
 from impasto.progress import Progress
 
 
@@ -34,13 +37,15 @@ def take_npz(
         if key is not None and key.plain and _latents_beside(planned[i], digests)
     ]
     refused: list[SetAside] = []
+    owners = _owners(planned)
     writer = ShardWriter(cache)
     with progress.stage("Reading sd-scripts' latents", len(able), "pictures") as advance:
         for i in sorted(able, key=lambda i: planned[i].bucket):
             own = keys[i]
             assert own is not None  # noqa: S101 - those without are not able
             for file in _latents_beside(planned[i], digests):
-                taken = _from_npz(file, digests, planned[i], own, cache, writer)
+                shared = _shared(owners[file])
+                taken = shared or _from_npz(file, digests, planned[i], own, cache, writer)
                 if isinstance(taken, LatentKeys):
                     keys[i] = taken
                     break
@@ -50,24 +55,80 @@ def take_npz(
     return refused
 
 
-def export_latents(plan: CachedPlan, cache: LatentCache, progress: Progress) -> int:
-    """Write the latents beside their pictures as today's sd-scripts does; returns how many.
+@dataclass(frozen=True)
+class Exported:
+    """What became of an export.
 
-    A file holds one sample where the cache has moments: the mean, which is the likeliest.
+    Attributes:
+        written: How many files were written.
+        refused: Pictures that got none, with reasons.
+    """
+
+    written: int
+    refused: tuple[SetAside, ...]
+
+
+def export_latents(plan: CachedPlan, cache: LatentCache, progress: Progress) -> Exported:
+    """Write the latents beside their pictures as today's sd-scripts does.
+
+    A file holds one sample where the cache has moments: the mean, which is the likeliest. Pictures
+    that would share one file get none: sd-scripts would train all of them with the latents of one.
 
     Raises:
-        StorageError: A file could not be written.
+        StorageError: The disk is full.
     """
-    done = 0
+    written, refused = 0, []
+    owners: dict[Path, set[Path]] = {}
+    for image in plan.images:
+        owners.setdefault(npz_file(image), set()).add(image.record.path)
     with progress.stage("Writing .npz", len(plan.images), "files") as advance:
         for image, key in zip(plan.images, plan.keys, strict=True):
-            if key.plain:
-                latents = cache.read([key.plain])[0][0].numpy()
-                flipped = cache.read([key.flipped])[0][0].numpy() if key.flipped else None
-                write_npz(image, latents, flipped)
-                done += 1
+            outcome = _export(image, key, owners, cache)
+            if outcome is None:
+                written += 1
+            else:
+                refused.append(SetAside(image.record.path, outcome.reason))
             advance(1)
-    return done
+    return Exported(written, tuple(dict.fromkeys(refused)))
+
+
+def _export(
+    image: PlannedImage, key: LatentKeys, owners: dict[Path, set[Path]], cache: LatentCache
+) -> Failure | None:
+    """Write one picture's latents, or say why not."""
+    if not key.plain:
+        return Failure("no .npz: it changes each time that it is shown")
+    shared = _shared(owners[npz_file(image)])
+    if shared is not None:
+        return shared
+    latents = cache.read([key.plain])[0][0].numpy()
+    flipped = cache.read([key.flipped])[0][0].numpy() if key.flipped else None
+    try:
+        write_npz(image, latents, flipped)
+    except StorageError as error:
+        if not files.is_of_one_file(error):
+            raise
+        return Failure(f"no .npz: it cannot be written ({files.cause_of(error)})")
+    return None
+
+
+def _owners(planned: Sequence[PlannedImage]) -> dict[Path, set[Path]]:
+    """File of latents -> the pictures that it may have been made from."""
+    owners: dict[Path, set[Path]] = {}
+    for image in planned:
+        for file in npz_candidates(image):
+            owners.setdefault(file, set()).add(image.record.path)
+    return owners
+
+
+def _shared(pictures: set[Path]) -> Failure | None:
+    if len(pictures) < 2:
+        return None
+    names = " and ".join(sorted(str(path) for path in pictures)[:3])
+    return Failure(
+        f"one .npz stands for {names}, which share a name but for their endings or folders; rename "
+        f"all but one"
+    )
 
 
 def _latents_beside(image: PlannedImage, digests: dict[Path, str]) -> list[Path]:

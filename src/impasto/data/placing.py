@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -18,6 +18,7 @@ import numpy.typing as npt
 from impasto.data.records import Size
 
 _AT_ONCE = 1 << 16
+_ROUNDING = 1e-12
 
 Selection = Literal["native", "kohya"]
 
@@ -93,25 +94,48 @@ def place_native(sizes: Sequence[Size], limits: Limits) -> list[Placed]:
 def place_native_smaller(size: Size, limits: Limits) -> Placed:
     """The largest bucket that asks for no enlarging and crops no more than sd-scripts would.
 
-    Buckets are not those of the table alone: any sides in steps within the limits. A side that is
-    shorter than one step is the one thing that is enlarged, to one step.
+    Buckets are not those of the table alone: any sides in steps within the limits. sd-scripts
+    ignores the limits here; so does this where keeping them would crop more, as with a picture of
+    197x6000. A side that is shorter than one step is the one thing that is enlarged, to one step.
     """
+    theirs = _as_kohya_smaller(size, limits)
+    most = _lost(*theirs) + _ROUNDING
+    for bounds in (limits, replace(limits, min_side=limits.step, max_side=max(size.wh))):
+        bucket = _largest_smaller(size, bounds, kept_share(size, theirs[0]))
+        for resized in (covering(size, bucket), _just_covering(size, bucket)):
+            if _lost(bucket, resized) <= most:
+                return bucket, resized
+    return theirs
+
+
+def _largest_smaller(size: Size, limits: Limits, kept: float) -> Size:
+    """The largest bucket within the limits that keeps a share, or as much as is possible."""
     widths, heights = _sides(size.width, limits), _sides(size.height, limits)
     nearest = [
         Size(width, height)
         for width in widths
         for height in _nearest(width / size.aspect, heights, limits.area // width)
     ] or [Size(widths[0], heights[0])]
-    theirs = _shrunk_as_kohya(size, limits)[0]
-    wanted = min(kept_share(size, theirs), max(kept_share(size, b) for b in nearest))
+    wanted = min(kept, max(kept_share(size, b) for b in nearest))
     tallest = [
         Size(width, height)
         for width in widths
         for height in _nearest(width / size.aspect / wanted, heights, limits.area // width)
     ]
     good = [bucket for bucket in nearest + tallest if kept_share(size, bucket) >= wanted]
-    bucket = max(good, key=lambda b: (b.area, kept_share(size, b)))
-    return bucket, covering(size, bucket)
+    return max(good, key=lambda b: (b.area, kept_share(size, b)))
+
+
+def _lost(bucket: Size, resized: Size) -> float:
+    """The share of a resized picture that its bucket leaves out."""
+    return 1 - bucket.area / resized.area
+
+
+def _just_covering(size: Size, bucket: Size) -> Size:
+    """As `covering`, with the longer side rounded down: less than a pixel is squeezed."""
+    if size.aspect > bucket.aspect:
+        return Size(max(bucket.width, int(size.aspect * bucket.height)), bucket.height)
+    return Size(bucket.width, max(bucket.height, int(bucket.width / size.aspect)))
 
 
 def place_as_kohya(sizes: Sequence[Size], limits: Limits) -> list[Placed]:
@@ -128,8 +152,7 @@ def place_as_kohya(sizes: Sequence[Size], limits: Limits) -> list[Placed]:
     ]
 
 
-@_one_by_one
-def place_as_kohya_smaller(size: Size, limits: Limits) -> Placed:
+def _as_kohya_smaller(size: Size, limits: Limits) -> Placed:
     """sd-scripts' `bucket_no_upscale`, which shrinks more than it needs to and ignores the limits.
 
     Where it would make a bucket with a side of 0, and fail, the side is one step and the picture is
@@ -140,6 +163,8 @@ def place_as_kohya_smaller(size: Size, limits: Limits) -> Placed:
         resized = covering(size, bucket)
     return bucket, resized
 
+
+place_as_kohya_smaller = _one_by_one(_as_kohya_smaller)
 
 PLACINGS: dict[tuple[Selection, bool], PlaceSizes] = {
     ("native", False): place_native,

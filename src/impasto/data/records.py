@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import unicodedata
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,7 +115,15 @@ class ImageRecord:
 
     @property
     def name(self) -> str:
-        """The path below the subset's folder, with slashes: the same on every machine."""
+        """The path below the subset's folder, with slashes: the same on every machine.
+
+        Random numbers follow from it, and macOS may hand over another Unicode form.
+        """
+        return unicodedata.normalize("NFC", self.file_name)
+
+    @property
+    def file_name(self) -> str:
+        """The same in the form that the file system has, by which the file is found again."""
         try:
             return self.path.relative_to(self.subset.root).as_posix()
         except ValueError:

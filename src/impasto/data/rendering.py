@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,10 +89,10 @@ def mask_file(record: ImageRecord) -> Path | None:
     masks = record.subset.masks
     if masks is None or masks.folder is None:
         return None
-    below = Path(record.name)
+    below = Path(record.file_name)
     for ending in (".png", ".jpg", ".jpeg", ".webp", ".bmp"):
         for name in (below.with_suffix(ending), Path(below.name).with_suffix(ending)):
-            if (masks.folder / name).is_file():
+            if os.path.isfile(masks.folder / name):  # noqa: PTH113 - False for long names
                 return masks.folder / name
     return None
 

@@ -2,22 +2,60 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import os
-from collections.abc import Iterator, Sequence
+import unicodedata
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from impasto.data import images
-from impasto.data.metadata import Metadata, MetadataEntry, PictureFinder
-from impasto.data.probing import NO_FILE, Found, ScanIndex, Sidecars, sort_out
+from impasto.data.decoded import DecodedBefore
+from impasto.data.finding import PictureFinder
+from impasto.data.listing import (
+    Sidecars,
+    Unused,
+    asks_for_repeats,
+    list_folder,
+    look_at,
+)
+from impasto.data.metadata import Metadata, MetadataEntry
+from impasto.data.probing import ScanIndex, sort_out
 from impasto.data.records import ImageRecord, SetAside, no_cycle_collection
 from impasto.data.rendering import Decode
 from impasto.data.stages import Failure, LocalExecutor, chunks, default_workers
 from impasto.data.subsets import PLAIN, Subset
 from impasto.errors import DatasetError
+from impasto.parsing import printable
 from impasto.progress import Progress, SilentProgress
+
+_NAMED = 3  # so many names of one kind are written out
+
+
+@dataclass(frozen=True)
+class Tally:
+    """How many images a data set has, each file counted once: what every verb shows.
+
+    Attributes:
+        usable: Images that can be used.
+        without_words: Those of them that have no words.
+        set_aside: Images that cannot be used.
+        also_found: Other files and folders that look like images or words, with what to do.
+    """
+
+    usable: int
+    without_words: int
+    set_aside: int
+    also_found: int
+
+    def rows(self) -> dict[str, int]:
+        """Names and numbers, as a table shows them."""
+        return {
+            "Usable images": self.usable,
+            "Without words": self.without_words,
+            "Set aside": self.set_aside,
+            **({"Also found": self.also_found} if self.also_found else {}),
+        }
 
 
 @dataclass(frozen=True)
@@ -26,16 +64,28 @@ class Scan:
 
     Attributes:
         place: What was scanned, for messages.
+        records: The pictures; one of two subsets comes twice.
+        set_aside: Images that cannot be used.
+        unused: Other files and folders that look like images or words.
     """
 
     place: str
     records: tuple[ImageRecord, ...]
     set_aside: tuple[SetAside, ...]
+    unused: tuple[Unused, ...] = ()
+
+    @property
+    def tally(self) -> Tally:
+        """The numbers to show."""
+        paths = {record.path for record in self.records}
+        worded = {record.path for record in self.records if record.words.strip()}
+        aside = {item.path for item in self.set_aside} - paths
+        return Tally(len(paths), len(paths) - len(worded), len(aside), len(self.unused))
 
     @property
     def uncaptioned(self) -> int:
         """How many usable pictures have no words at all."""
-        return sum(not record.words.strip() for record in self.records)
+        return self.tally.without_words
 
     @property
     def with_more_lines(self) -> int:
@@ -43,6 +93,30 @@ class Scan:
         return sum(
             "\n" in record.words and not record.subset.captions.wildcards for record in self.records
         )
+
+    def without(self, set_aside: Iterable[SetAside]) -> Scan:
+        """The same after some pictures turned out to be unusable."""
+        fresh = {item.path: item for item in set_aside}
+        known = {item.path for item in self.set_aside}
+        return dataclasses.replace(
+            self,
+            records=tuple(record for record in self.records if record.path not in fresh),
+            set_aside=(
+                *self.set_aside,
+                *(item for path, item in fresh.items() if path not in known),
+            ),
+        )
+
+    def said_of_unused(self) -> list[str]:
+        """A line for each kind of what is not used, with the number and the first names."""
+        kinds: dict[str, list[str]] = {}
+        for item in self.unused:
+            kinds.setdefault(item.reason, []).append(item.path.name)
+        lines = []
+        for reason, names in kinds.items():
+            more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+            lines.append(f"Also found: {', '.join(names[:_NAMED])}{more}: {reason}")
+        return lines
 
 
 def scan_folder(
@@ -73,14 +147,17 @@ def scan_folder(
     masks = subset.masks.folder if subset.masks else None
     with no_cycle_collection():
         known = ScanIndex(index, f"{folder.absolute()} {' '.join(sidecars)}")
-        walk = _find(str(folder), sidecars, recursive=recursive, without=_same(masks))
-        found = sorted(walk, key=lambda item: item.path)
-    entries = known.probe(found, sidecars, progress or SilentProgress())
+        found, unused = list_folder(
+            str(folder), sidecars, recursive=recursive, without=_same(masks)
+        )
+        if subset.repeats == 1:
+            unused[:0] = asks_for_repeats([str(folder.absolute())])
+    entries = known.probe(found, progress or SilentProgress())
     with no_cycle_collection():
         records, set_aside = sort_out(found, entries, subset)
     if not records:
-        raise DatasetError(nothing_usable(str(folder), set_aside))
-    return Scan(str(folder), tuple(records), tuple(set_aside))
+        raise DatasetError(nothing_usable(str(folder), set_aside, unused))
+    return Scan(str(folder), tuple(records), tuple(set_aside), tuple(unused))
 
 
 def scan_metadata(
@@ -100,22 +177,10 @@ def scan_metadata(
     """
     if image_dir is not None:
         require_folder(image_dir)
-    finder = PictureFinder(image_dir or metadata.file.parent)
-    found: list[Found] = []
-    of_path: dict[str, MetadataEntry] = {}
-    set_aside: list[SetAside] = []
-    for entry in metadata.entries:
-        path = finder.find(entry.key)
-        if isinstance(path, Failure):
-            set_aside.append(SetAside(Path(entry.key), path.reason))
-        elif path in of_path:
-            named = f"metadata names it twice: {of_path[path].key!r} and {entry.key!r}"
-            set_aside.append(SetAside(Path(entry.key), named))
-        else:
-            of_path[path] = entry
-            found.append(_look_at(path, {}, Sidecars("", "")))
+    of_path, set_aside, unused = _named_pictures(metadata, image_dir)
+    found = [look_at(path) for path in of_path]
     known = ScanIndex(index, str(metadata.file.absolute()))
-    entries = known.probe(found, Sidecars("", ""), progress or SilentProgress())
+    entries = known.probe(found, progress or SilentProgress())
     with no_cycle_collection():
         records, unusable = sort_out(found, entries, subset)
     worded = []
@@ -129,7 +194,41 @@ def scan_metadata(
     set_aside += unusable
     if not worded:
         raise DatasetError(nothing_usable(str(metadata.file), set_aside))
-    return Scan(str(metadata.file), tuple(worded), tuple(set_aside))
+    return Scan(str(metadata.file), tuple(worded), tuple(set_aside), tuple(unused))
+
+
+def _named_pictures(
+    metadata: Metadata, image_dir: Path | None
+) -> tuple[dict[str, MetadataEntry], list[SetAside], list[Unused]]:
+    """Path -> entry of what is there; names that lead nowhere; images that have no name."""
+    finder = PictureFinder(image_dir or metadata.file.parent)
+    of_path: dict[str, MetadataEntry] = {}
+    spelt: dict[str, str] = {}
+    set_aside: list[SetAside] = []
+    for entry in metadata.entries:
+        path = finder.find(entry.key)
+        if isinstance(path, Failure):
+            set_aside.append(SetAside(Path(printable(entry.key)), path.reason))
+            continue
+        other = spelt.setdefault(unicodedata.normalize("NFC", path).casefold(), path)
+        if path in of_path or (other != path and _is_same_file(other, path)):
+            first = of_path[path if path in of_path else other]
+            reason = f"metadata names it twice: {first.key!r} and {entry.key!r}"
+            set_aside.append(SetAside(Path(entry.key), reason))
+        else:
+            of_path[path] = entry
+    unused = []
+    if image_dir is not None:
+        reason = "an image that the metadata file does not name"
+        unused = [Unused(Path(path), reason) for path in finder.unnamed(set(of_path))]
+    return of_path, set_aside, unused
+
+
+def _is_same_file(path: str, other: str) -> bool:
+    try:
+        return os.path.samefile(path, other)  # noqa: PTH121 - hot path
+    except OSError:
+        return False
 
 
 def joined_scans(scans: Sequence[Scan]) -> Scan:
@@ -139,29 +238,37 @@ def joined_scans(scans: Sequence[Scan]) -> Scan:
         ", ".join(places),
         tuple(record for scan in scans for record in scan.records),
         tuple(dict.fromkeys(item for scan in scans for item in scan.set_aside)),
+        tuple(dict.fromkeys(item for scan in scans for item in scan.unused)),
     )
 
 
-def decode_all(scan: Scan, progress: Progress | None = None) -> Scan:
+def decode_all(scan: Scan, progress: Progress | None = None, *, memory: Path | None = None) -> Scan:
     """Decode every picture of a scan, and set aside those that their headers did not betray.
+
+    Args:
+        scan: The pictures.
+        progress: Where to show how far it is.
+        memory: A file to keep the outcome in: what was decoded before is not decoded again.
 
     Raises:
         DatasetError: None is left.
     """
     progress = progress or SilentProgress()
-    kept, set_aside = [], list(scan.set_aside)
+    known = DecodedBefore(memory)
+    waiting = list({r.path: r for r in scan.records if known.outcome(r) is None}.values())
     executor = LocalExecutor(Decode(), workers=default_workers())
-    with progress.stage("Decoding pictures", len(scan.records), "pictures") as advance:
-        for outcomes in executor.run(chunks(scan.records, 4)):
-            for record, outcome in outcomes:
-                if isinstance(outcome, Failure):
-                    set_aside.append(SetAside(record.path, outcome.reason))
-                else:
-                    kept.append(record)
-            advance(len(outcomes))
-    if not kept:
-        raise DatasetError(nothing_usable(scan.place, set_aside))
-    return Scan(scan.place, tuple(kept), tuple(set_aside))
+    if waiting:
+        with progress.stage("Decoding pictures", len(waiting), "pictures") as advance:
+            for outcomes in executor.run(chunks(waiting, 4)):
+                for record, outcome in outcomes:
+                    known.add(record, outcome.reason if isinstance(outcome, Failure) else "")
+                advance(len(outcomes))
+        known.write()
+    found = {record.path: known.outcome(record) for record in scan.records}
+    left = scan.without([SetAside(path, reason) for path, reason in found.items() if reason])
+    if not left.records:
+        raise DatasetError(nothing_usable(scan.place, left.set_aside))
+    return left
 
 
 def require_folder(folder: Path) -> None:
@@ -178,13 +285,14 @@ def require_folder(folder: Path) -> None:
         )
 
 
-def nothing_usable(place: str, set_aside: Sequence[SetAside]) -> str:
+def nothing_usable(place: str, set_aside: Sequence[SetAside], unused: Sequence[Unused] = ()) -> str:
     """What to say where no picture can be used."""
     if not set_aside:
         kinds = " ".join(sorted(ext[1:] for ext in images.EXTENSIONS))
+        near = f" {unused[0].path.name}: {unused[0].reason}." if unused else ""
         return (
             f"{place} holds no pictures. Expected files ending in {kinds} (upper or lower case), "
-            f"each with a .txt or .caption of the same name beside it."
+            f"each with a .txt or .caption of the same name beside it.{near}"
         )
     first = set_aside[0]
     return (
@@ -195,43 +303,3 @@ def nothing_usable(place: str, set_aside: Sequence[SetAside]) -> str:
 
 def _same(folder: Path | None) -> str:
     return "" if folder is None else os.path.abspath(folder)  # noqa: PTH100 - compared as text
-
-
-def _find(folder: str, sidecars: Sidecars, *, recursive: bool, without: str) -> Iterator[Found]:
-    """Yield the picture files below `folder` with the stamps of the files that belong to them."""
-    pictures: list[str] = []
-    words: dict[str, tuple[int, int]] = {}
-    folders: list[str] = []
-    try:
-        listing = sorted(os.scandir(folder), key=lambda entry: entry.name)
-    except OSError as error:
-        yield Found(folder, [], f"a folder that cannot be read ({error.strerror or error})")
-        return
-    for entry in (entry for entry in listing if not entry.name.startswith(".")):
-        extension = os.path.splitext(entry.name)[1]  # noqa: PTH122 - hot path
-        if entry.is_dir(follow_symlinks=False):
-            folders.append(entry.path)
-        elif extension.lower() in images.EXTENSIONS:
-            pictures.append(entry.path)
-        elif extension and extension in sidecars:
-            with contextlib.suppress(OSError):
-                words[entry.path] = _stamp(entry.stat())
-    for path in pictures:
-        yield _look_at(path, words, sidecars)
-    for sub_folder in folders if recursive else ():
-        if not without or os.path.abspath(sub_folder) != without:  # noqa: PTH100 - text
-            yield from _find(sub_folder, sidecars, recursive=True, without=without)
-
-
-def _look_at(path: str, words: dict[str, tuple[int, int]], sidecars: Sidecars) -> Found:
-    try:
-        own = _stamp(os.stat(path))  # noqa: PTH116 - hot path
-    except OSError as error:
-        return Found(path, [], f"cannot be read ({error.strerror or error})")
-    stem = os.path.splitext(path)[0]  # noqa: PTH122 - hot path
-    caption = words.get(stem + sidecars.caption, NO_FILE)
-    return Found(path, [*own, *caption, *words.get(stem + sidecars.tags, NO_FILE)])
-
-
-def _stamp(status: os.stat_result) -> tuple[int, int]:
-    return status.st_size, status.st_mtime_ns

@@ -3,12 +3,16 @@
 A shard is `<name>.safetensors` with arrays of one length, and `<name>.json` with the keys of their
 rows in order and the hash of the tensors' file. The index is written last, so a shard without one
 does not exist. Shards are mapped into memory, never read whole but by `check`.
+
+Several processes may share a folder: a shard is written under a lock, and without the entries that
+another process has written meanwhile, so each entry is there once and never changes.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,11 +22,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from impasto import files
+from impasto import files, locks
 from impasto.errors import DatasetError
 from impasto.parsing import parse_json
 
 FORMAT_VERSION = 1
+_CELL = 8  # pixels of the picture per side of a latent cell
+_SIZE = re.compile(r"shard-(\d+)x(\d+)-")
+_TYPES = {"F16", "F32", "U8"}
 
 
 @dataclass(frozen=True)
@@ -51,6 +58,8 @@ class Shards:
         self._open: dict[str, tuple[np.ndarray, ...]] = {}
         self._rows: dict[str, tuple[str, int]] = {}
         self._seen: set[Path] = set()
+        self.note: Callable[[str], None] = lambda _: None
+        """Is told when writing has to wait for another process."""
         self.refresh()
 
     def refresh(self) -> None:
@@ -88,13 +97,26 @@ class Shards:
         )
 
     def write(self, label: str, keys: Sequence[str], tensors: Mapping[str, Tensor]) -> None:
-        """Add a shard, tensors first and index last, each written durably.
+        """Add a shard with those of the entries that no process has written meanwhile.
 
         Raises:
             StorageError: The disk is full or the folder cannot be written.
         """
-        digest = hashlib.sha256("".join(keys).encode("utf-8")).hexdigest()[:16]
-        name = f"shard-{label}-{digest}"
+        with files.reported(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+        patience = locks.Patience(lambda words: self.note(words), f"writing to {self.folder}")
+        with locks.FolderLock(self.folder, f"writing to the {self._what}", patience):
+            self.refresh()
+            new = [row for row, key in enumerate(keys) if key not in self._rows]
+            if len(new) == len(keys):
+                self._write(label, keys, tensors)
+            elif new:
+                rows = {column: tensors[column][new] for column in self._columns}
+                self._write(label, [keys[row] for row in new], rows)
+
+    def _write(self, label: str, keys: Sequence[str], tensors: Mapping[str, Tensor]) -> None:
+        """Write a shard, tensors first and index last, each durably."""
+        name = f"shard-{label}-{_digest(keys)}"
         with files.replace_file(self.folder / f"{name}.safetensors") as partial:
             save_file({column: tensors[column].contiguous() for column in self._columns}, partial)
             content = files.sha256_of(partial)
@@ -102,16 +124,16 @@ class Shards:
         files.write_json(
             index, {"format_version": FORMAT_VERSION, "sha256": content, "keys": list(keys)}
         )
+        self._open.pop(name, None)
         self._add_index(index)
 
     def check(self, index: Path) -> BadShard | None:
         """Read a shard whole, and say what is wrong: hash, header, values that are not finite."""
         tensors = index.with_suffix(".safetensors")
-        try:
-            stored = parse_json(index.read_text(encoding="utf-8"))
-            keys, content = stored["keys"], stored.get("sha256")
-        except (ValueError, KeyError, TypeError, OSError):
+        stored = _read_index(index)
+        if stored is None:
             return BadShard(index, "its index cannot be read", 0)
+        keys, content = stored.keys, stored.sha256
         if not self._is_whole(tensors, len(keys)):
             return BadShard(tensors, "missing, cut off, or not what its index says", len(keys))
         if content is not None and files.sha256_of(tensors) != content:
@@ -156,7 +178,7 @@ class Shards:
                 label = shard.split("-")[1]
                 columns = [column[[row for _, row in kept]] for column in self._shard(shard)]
                 tensors = dict(zip(self._columns, map(torch.from_numpy, columns), strict=True))
-                self.write(label, [key for key, _ in kept], tensors)
+                self._write(label, [key for key, _ in kept], tensors)
                 self.remove(index)
                 freed -= _size_of(self.folder / f"{self._rows[kept[0][0]][0]}.safetensors")
             else:
@@ -165,35 +187,80 @@ class Shards:
 
     def _add_index(self, index: Path) -> None:
         self._seen.add(index)
-        try:
-            stored = parse_json(index.read_text(encoding="utf-8"))
-            version, keys = stored["format_version"], stored["keys"]
-        except (ValueError, KeyError, TypeError):
+        stored = _read_index(index)
+        if stored is None:
             return  # without a readable index its entries are simply made again
-        if version > FORMAT_VERSION:
+        if stored.version > FORMAT_VERSION:
             raise DatasetError(
-                f"The {self._what} {self.folder} was written by a newer Impasto (format {version}; "
-                f"this one reads up to {FORMAT_VERSION}). Update Impasto or delete the folder."
+                f"The {self._what} {self.folder} was written by a newer Impasto (format "
+                f"{stored.version}; this one reads up to {FORMAT_VERSION}). Update Impasto or "
+                f"delete the folder."
             )
-        if self._is_whole(index.with_suffix(".safetensors"), len(keys)):
-            self._rows.update({key: (index.stem, row) for row, key in enumerate(keys)})
+        if self._is_whole(index.with_suffix(".safetensors"), len(stored.keys)):
+            rows = {key: (index.stem, row) for row, key in enumerate(stored.keys)}
+            self._rows.update(rows)
 
     def _is_whole(self, shard: Path, entries: int) -> bool:
-        """Whether the shard's header fits its length and its index; values are not read."""
+        """Whether the shard's header fits its length, name and index; values are not read."""
         try:
             with safe_open(shard, framework="pt") as file:
-                lengths = {file.get_slice(name).get_shape()[0] for name in self._columns}
-        except (SafetensorError, OSError):
+                parts = [file.get_slice(name) for name in self._columns]
+                shapes = [part.get_shape() for part in parts]
+                types = {part.get_dtype() for part in parts}
+        except (SafetensorError, OSError, ValueError, RecursionError):
             return False
-        return lengths == {entries}
+        label = _SIZE.match(shard.name)
+        cells = [int(label[2]) // _CELL, int(label[1]) // _CELL] if label else None
+        return types <= _TYPES and all(
+            len(shape) > 1 and shape[0] == entries and (cells is None or shape[-2:] == cells)
+            for shape in shapes
+        )
 
     def _shard(self, name: str) -> tuple[np.ndarray, ...]:
         """The mapped tensors of a shard as arrays over the same memory."""
         if name not in self._open:
-            with safe_open(self.folder / f"{name}.safetensors", framework="pt") as file:
-                arrays = tuple(file.get_tensor(column).numpy() for column in self._columns)
+            file = self.folder / f"{name}.safetensors"
+            try:
+                with safe_open(file, framework="pt") as opened:
+                    arrays = tuple(opened.get_tensor(column).numpy() for column in self._columns)
+            except (SafetensorError, OSError) as error:
+                raise DatasetError(
+                    f"{file} of the {self._what} was removed or damaged while it was in use "
+                    f"({error}). What it held is encoded anew when it is needed."
+                ) from error
             self._open[name] = arrays
         return self._open[name]
+
+
+@dataclass(frozen=True)
+class _Index:
+    """What the JSON file of a shard says."""
+
+    version: int
+    keys: list[str]
+    sha256: str | None
+
+
+def _digest(keys: Sequence[str]) -> str:
+    """The part of a shard's name that tells its keys and their order."""
+    return hashlib.sha256("".join(keys).encode("utf-8")).hexdigest()[:16]
+
+
+def _read_index(file: Path) -> _Index | None:
+    """The index of a shard; None if it is damaged."""
+    try:
+        stored = parse_json(file.read_text(encoding="utf-8"))
+        index = _Index(stored["format_version"], stored["keys"], stored.get("sha256"))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    whole = (
+        type(index.version) is int
+        and isinstance(index.keys, list)
+        and all(isinstance(key, str) for key in index.keys)
+        and file.stem.endswith(f"-{_digest(index.keys)}")
+        and (index.sha256 is None or isinstance(index.sha256, str))
+    )
+    return index if whole else None
 
 
 def _size_of(file: Path) -> int:

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from impasto import files
+from impasto.data.listing import CAPTION, TAGS
 from impasto.data.metadata import keep_backup
-from impasto.data.probing import CAPTION, TAGS
 from impasto.data.records import ImageRecord, SetAside
+from impasto.errors import StorageError
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ def write_sidecars(records: Iterable[ImageRecord], *, overwrite: bool) -> Writte
     """Write captions and tags beside their pictures; a picture without words gets no file.
 
     Raises:
-        StorageError: A file could not be written; it is as it was before.
+        StorageError: The disk is full; the file is as it was before.
     """
     written, backups, differing, refused = 0, 0, [], []
     for record in records:
@@ -46,11 +47,17 @@ def write_sidecars(records: Iterable[ImageRecord], *, overwrite: bool) -> Writte
             if reason:
                 refused.append(SetAside(path, reason))
                 continue
-            if path.exists() and not overwrite:
-                differing.append(path)
+            try:
+                if path.exists() and not overwrite:
+                    differing.append(path)
+                    continue
+                backups += keep_backup(path) is not None
+                files.rewrite_text(path, text + "\n")
+            except (OSError, StorageError) as error:
+                if not files.is_of_one_file(error):
+                    raise
+                refused.append(SetAside(path, f"cannot be written ({files.cause_of(error)})"))
                 continue
-            backups += keep_backup(path) is not None
-            files.rewrite_text(path, text + "\n")
             written += 1
     return WrittenSidecars(written, tuple(differing), backups, tuple(refused))
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from impasto.errors import ConfigError, MissingDependencyError
+from impasto.invocation import install_packages
 
 AttentionName = Literal["sdpa", "xformers"]
 Kernel = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
@@ -40,8 +41,9 @@ def build_kernel(name: AttentionName, device: torch.device) -> Kernel:
         efficient = importlib.import_module("xformers.ops").memory_efficient_attention
     except ImportError as error:
         raise MissingDependencyError(
-            f"training.attention is xformers, which is not installed ({error}). Install it (pip "
-            f"install xformers), or take sdpa, PyTorch's own, which is as fast since 2023."
+            f"training.attention is xformers, which is not installed ({error}). Install it with: "
+            f"{install_packages('xformers')}\n"
+            f"Or take sdpa, PyTorch's own, which is as fast since 2023."
         ) from error
 
     def by_xformers(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:

@@ -30,6 +30,12 @@ _NOT_IN_SHAPES = (
     (TEXT_ENCODER, "hidden_act"),
 )
 
+MOST_LAYERS = 200
+"""More than any CLIP, U-Net or VAE has; a damaged or hostile file may ask for 100,000."""
+
+WIDEST = 1_000_000
+"""More than any width, vocabulary or length of these networks."""
+
 Configs = dict[str, dict[str, Any]]
 
 
@@ -42,10 +48,40 @@ def configs_in(metadata: Mapping[str, str], source: str) -> Configs | None:
     if CONFIGS_KEY not in metadata:
         return None
     try:
-        configs = parse_json(metadata[CONFIGS_KEY])
-        return {part: dict(configs[part]) for part in (UNET, VAE, TEXT_ENCODER)}
-    except (ValueError, KeyError, TypeError) as error:
+        stated = parse_json(metadata[CONFIGS_KEY])
+        configs = {part: dict(stated[part]) for part in (UNET, VAE, TEXT_ENCODER)}
+    except (ValueError, LookupError, TypeError) as error:
         raise ModelError(f"{source}: its metadata {CONFIGS_KEY} is damaged ({error}).") from error
+    for part, config in configs.items():
+        require_modest(config, f"{source} ({part})")
+    return configs
+
+
+def require_modest(config: Mapping[str, Any], source: str) -> None:
+    """Refuse a configuration whose network would take hours or all memory to make.
+
+    Raises:
+        ModelError: It asks for more layers or greater widths than any such network has.
+    """
+    for key, value in config.items():
+        numbers = value if isinstance(value, (list, tuple)) else [value]
+        limit = MOST_LAYERS if "layers" in key else WIDEST
+        for number in numbers:
+            is_number = isinstance(number, (int, float)) and not isinstance(number, bool)
+            if is_number and not abs(number) <= limit:
+                raise ModelError(
+                    f"{source}: its configuration says {key} {number}; expected {limit} at most. "
+                    f"The file is damaged or no model."
+                )
+        if key == "scaling_factor" and not (isinstance(value, (int, float)) and value > 0):
+            raise ModelError(
+                f"{source}: its scaling_factor is {value!r}; expected a number above 0."
+            )
+        if isinstance(value, (list, tuple)) and len(value) > MOST_LAYERS:
+            raise ModelError(
+                f"{source}: its configuration has {len(value)} values for {key}; expected "
+                f"{MOST_LAYERS} at most. The file is damaged or no model."
+            )
 
 
 def configs_from(parts: Mapping[str, Tensors], family: Family, source: str) -> Configs:

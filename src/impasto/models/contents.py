@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from impasto.checkpoints.keymap import TEXT_ENCODER
+from impasto.checkpoints.keymap import TEXT_ENCODER, TEXT_PREFIX
 from impasto.checkpoints.ldm import put_together
 from impasto.checkpoints.tensors import LazyTensor, Tensors
 from impasto.models.configs import Configs
@@ -58,7 +58,10 @@ class ModelContents:
             for part, tensors in self.parts.items()
         }
         text_dtype = dtypes.get(TEXT_ENCODER)
-        ldm_only = {name: tensor.cast(text_dtype) for name, tensor in self.ldm_only.items()}
+        ldm_only = {  # schedule buffers are of no part: rounding them would change the noise levels
+            name: tensor.cast(text_dtype) if name.startswith(TEXT_PREFIX) else tensor
+            for name, tensor in self.ldm_only.items()
+        }
         return replace(self, parts=parts, ldm_only=ldm_only)
 
     def dtypes(self) -> dict[str, str]:

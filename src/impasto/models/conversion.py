@@ -12,12 +12,18 @@ from impasto import files
 from impasto.checkpoints import hypernetworks
 from impasto.checkpoints.hypernetwork_writing import write_hypernetwork
 from impasto.checkpoints.modelspec import read_encoder_layer
+from impasto.checkpoints.scaled import QUANTIZATION_KEY
 from impasto.errors import ConfigError
+from impasto.models.completeness import require_whole
 from impasto.models.configs import CONFIGS_KEY
 from impasto.models.contents import ModelContents
+from impasto.models.loading import empty_networks
 from impasto.models.opening import OpenOptions, open_model
-from impasto.models.saving import SUFFIXES, About, Form, save_model
+from impasto.models.saving import About, Form, save_model
+from impasto.models.targets import form_of
 from impasto.progress import Progress, SilentProgress, in_mib
+
+__all__ = ["about_converted", "convert_hypernetwork", "convert_model", "form_of", "hash_file"]
 
 MADE_ANEW = {
     f"modelspec.{key}"
@@ -26,20 +32,6 @@ MADE_ANEW = {
         "hash_sha256", "prediction_type", "encoder_layer", "unet_dtype", "vae_dtype",
     )
 }  # fmt: skip
-
-
-def form_of(target: Path, asked: str | None) -> Form:
-    """What to write, as asked or by the target's ending.
-
-    Raises:
-        ConfigError: The two contradict each other.
-    """
-    endings: dict[str, Form] = {suffix: form for form, suffix in SUFFIXES.items()}
-    by_ending = endings.get(target.suffix, "diffusers")
-    form = next((f for f in SUFFIXES if f == asked), by_ending)
-    if target.suffix in (".safetensors", ".ckpt") and form != by_ending:
-        raise ConfigError(f"{target} ends in {target.suffix}, but --to says {form}. Change one.")
-    return form
 
 
 def convert_model(
@@ -61,7 +53,8 @@ def convert_model(
         StorageError: The target cannot be written.
     """
     _require_free(Path(source), target, overwrite=overwrite)
-    contents = open_model(source, options, progress).cast(dtypes)
+    contents = open_model(source, options, progress)
+    contents = require_whole(contents, empty_networks(contents)).cast(dtypes)
     save_model(contents, target, form, about_converted(contents, target, title), progress)
     summary = {
         "Wrote": str(target),
@@ -92,14 +85,15 @@ def convert_hypernetwork(
         StorageError: The target cannot be written.
     """
     _require_free(source, target, overwrite=overwrite)
-    by_ending = "safetensors" if target.suffix == ".safetensors" else "a1111"
+    ending = target.suffix.lower()
+    by_ending = "safetensors" if ending == ".safetensors" else "a1111"
     dialect = next((d for d in hypernetworks.SUFFIXES if d == (asked or by_ending)), None)
     if dialect is None:
         raise ConfigError(
             f"{source} is a hypernetwork, which cannot be written as {asked}; choose one of "
             f"{', '.join(hypernetworks.SUFFIXES)}."
         )
-    if target.suffix != hypernetworks.SUFFIXES[dialect]:
+    if ending != hypernetworks.SUFFIXES[dialect]:
         raise ConfigError(
             f"{target} ends in {target.suffix or 'nothing'}, but a hypernetwork as {dialect} is a "
             f"{hypernetworks.SUFFIXES[dialect]} file. Change one of them."
@@ -140,7 +134,8 @@ def about_converted(contents: ModelContents, target: Path, title: str | None) ->
         more={
             key: text
             for key, text in kept.items()
-            if not key.startswith("modelspec.") and key not in ("format", CONFIGS_KEY)
+            if not key.startswith("modelspec.")
+            and key not in ("format", CONFIGS_KEY, QUANTIZATION_KEY)
         },
     )
 

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from impasto.checkpoints.keymap import PARTS, TEXT_ENCODER
+from impasto.checkpoints.keymap import PARTS, TEXT_ENCODER, UNET
 from impasto.checkpoints.links import require_links_inside
 from impasto.checkpoints.reading import open_tensor_file
+from impasto.checkpoints.scaled import apply_scales
 from impasto.checkpoints.tensors import LazyTensor, Tensors
+from impasto.checkpoints.weight_files import STEMS, find_weights, read_weights
 from impasto.errors import ModelError
 from impasto.models.configs import Configs
 from impasto.models.families import FAMILIES
@@ -19,10 +21,15 @@ from impasto.parsing import parse_json
 
 LDM_ONLY_FILE = "ldm_only.safetensors"
 METADATA_FILE = "impasto.json"
-STEMS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", TEXT_ENCODER: "model"}
 PART_FILES = {part: f"{part}/{stem}.safetensors" for part, stem in STEMS.items()}
 UNET_FILE, VAE_FILE, TEXT_ENCODER_FILE = (PART_FILES[part] for part in PARTS)
-OLD_STEMS = {TEXT_ENCODER: "pytorch_model"}
+TOKENIZER_FILES = (
+    "added_tokens.json", "merges.txt", "special_tokens_map.json", "tokenizer.json",
+    "tokenizer_config.json", "vocab.json",
+)  # fmt: skip
+"""What is taken along into exported folders: nothing else that lies, or is linked, beside it."""
+
+MISSING = "missing"
 _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 _OLD_ATTENTION_NAME = re.compile(r"(mid_block\.attentions\.0\.)(query|key|value|proj_attn)\.")
 
@@ -60,34 +67,32 @@ def open_folder(path: Path, weights: str = "auto", variant: str | None = None) -
             f"{path} is a {index.get('_class_name')} (SDXL or later), not Stable Diffusion 1.x or "
             f"2.x. Give a base model of these."
         )
-    parts, configs, notes = {}, {}, []
-    for part in PARTS:
-        tensors, configs[part], note = _open_part(path / part, part, weights, variant)
-        parts[part] = tensors
-        notes += [note] if note else []
-    if weights == "ema" and not any(_with_suffix(path / "unet", "unet", "non_ema")):
+    if variant is not None:
+        _require_variant(path, variant)
+    opened = {part: _open_part(path / part, part, weights, variant) for part in PARTS}
+    if weights == "ema" and "non_ema" not in find_weights(path / UNET, UNET):
         raise ModelError(f"{path} has no averaged (EMA) weights. Set model.weights to auto.")
     rest = path / LDM_ONLY_FILE
     return DiffusersFolder(
-        parts,
-        configs,
+        {part: found.tensors for part, found in opened.items()},
+        {part: found.config for part, found in opened.items()},
         read_config(path / "scheduler" / "scheduler_config.json"),
         open_tensor_file(rest).tensors if rest.is_file() else {},
         _read_tokenizer(path / "tokenizer"),
         _read_metadata(path / METADATA_FILE),
-        tuple(notes),
+        tuple(note for found in opened.values() for note in found.notes),
     )
 
 
-def open_part(folder: Path, part: str) -> tuple[Tensors, dict[str, Any]]:
-    """Open one part by its own folder.
+def open_part(folder: Path, part: str) -> tuple[Tensors, dict[str, Any], tuple[str, ...]]:
+    """Open one part by its own folder: its tensors, its configuration, and notes.
 
     Raises:
         ModelError: It is not there or damaged.
     """
     require_links_inside(folder)
-    tensors, config, _ = _open_part(folder, part, "auto", None)
-    return tensors, config
+    found = _open_part(folder, part, "auto", None)
+    return found.tensors, found.config, found.notes
 
 
 def read_config(file: Path) -> dict[str, Any]:
@@ -102,7 +107,7 @@ def read_config(file: Path) -> dict[str, Any]:
         raise ModelError(
             f"The model is incomplete: {file} is not there. Download or copy it again."
         ) from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{file} cannot be read as JSON: {error}.") from error
     if not isinstance(config, dict):
         raise ModelError(f"{file} holds a {type(config).__name__}; expected names and values.")
@@ -125,34 +130,63 @@ def is_open_clip(text_config: Mapping[str, Any], path: Path) -> bool:
     return rows[0].open_clip
 
 
-def _open_part(
-    folder: Path, part: str, weights: str, variant: str | None
-) -> tuple[Tensors, dict[str, Any], str | None]:
+@dataclass(frozen=True)
+class _Part:
+    tensors: Tensors
+    config: dict[str, Any]
+    notes: tuple[str, ...] = ()
+
+
+def _open_part(folder: Path, part: str, weights: str, variant: str | None) -> _Part:
     config = read_config(folder / "config.json")
+    if "quantization_config" in config:
+        raise ModelError(
+            f"{folder} is quantized (quantization_config in its config.json), and Impasto cannot "
+            f"undo that. Take an fp16, bf16 or fp32 version of this model."
+        )
+    sets = find_weights(folder, part)
     wanted = [variant] if variant else []
     if weights == "plain":
         wanted.append("non_ema")
-    candidates = [f for name in wanted for f in _with_suffix(folder, part, name)]
-    plain = _with_suffix(folder, part, None)
-    found = candidates or plain or _with_suffix(folder, part, "fp16")
-    if not found:
+    taken = next((name for name in (*wanted, None, "fp16") if name in sets), MISSING)
+    if taken is MISSING:
+        others = f"; it has {', '.join(sorted(map(str, sets)))}" if sets else ""
         raise ModelError(
-            f"The model is incomplete: {folder} has no {STEMS[part]}.safetensors and no .bin file. "
-            f"Download or copy it again."
+            f"The model is incomplete: {folder} has no {STEMS[part]}.safetensors and no .bin file"
+            f"{others}. Download or copy it again, or name one of those with --variant."
         )
-    file = found[0]
-    note = None if file in plain[:1] else f"{part} from {file.name}"
-    tensors = {_modern(n, part): t for n, t in open_tensor_file(file).tensors.items()}
-    kept = {n: t for n, t in tensors.items() if not n.endswith("embeddings.position_ids")}
-    return {n: _without_spare_axes(n, t) for n, t in kept.items()}, config, note
+    found = sets[taken]
+    notes = [f"{part} from {found.name}"] if taken is not None else []
+    if variant and taken != variant:
+        notes.append(f"no {variant} files of the {part}: taken from {found.name}")
+    raw, metadata = read_weights(found)
+    unscaled = apply_scales(raw, metadata, str(found))
+    return _Part(by_todays_names(unscaled.tensors, part), config, (*notes, *unscaled.notes))
 
 
-def _with_suffix(folder: Path, part: str, variant: str | None) -> list[Path]:
-    """The weight files of a part that are there: safetensors first, then `.bin`."""
-    middle = f".{variant}" if variant else ""
-    stems = [STEMS[part], *([OLD_STEMS[part]] if part in OLD_STEMS else [])]
-    names = [f"{stem}{middle}{end}" for end in (".safetensors", ".bin") for stem in stems]
-    return [folder / name for name in names if (folder / name).is_file()]
+def by_todays_names(tensors: Tensors, part: str) -> dict[str, LazyTensor]:
+    """The tensors of one part of a Diffusers folder as today's diffusers names them."""
+    named = {_modern(name, part): tensor for name, tensor in tensors.items()}
+    kept = {n: t for n, t in named.items() if not n.endswith("embeddings.position_ids")}
+    return {name: _without_spare_axes(name, tensor) for name, tensor in kept.items()}
+
+
+def _require_variant(path: Path, variant: str) -> None:
+    """Make sure that at least one part has files of a variant.
+
+    Raises:
+        ModelError: None has; those that are there are named.
+    """
+    sets = [find_weights(path / part, part) for part in PARTS]
+    if any(variant in found for found in sets):
+        return
+    there = sorted({name for found in sets for name in found if name is not None})
+    named = f"it has {', '.join(there)}" if there else "it has only the main files"
+    plain = " and the main files" if there and any(None in found for found in sets) else ""
+    raise ModelError(
+        f"{path} has no files of the variant {variant!r}; {named}{plain}. Name one that is there, "
+        f"or take --variant (model.variant) out."
+    )
 
 
 def _modern(name: str, part: str) -> str:
@@ -171,7 +205,8 @@ def _without_spare_axes(name: str, tensor: LazyTensor) -> LazyTensor:
 def _read_tokenizer(folder: Path) -> dict[str, bytes]:
     if not folder.is_dir():
         return {}
-    return {p.name: p.read_bytes() for p in sorted(folder.iterdir()) if p.is_file()}
+    found = (folder / name for name in TOKENIZER_FILES)
+    return {path.name: path.read_bytes() for path in found if path.is_file()}
 
 
 def _read_metadata(file: Path) -> dict[str, str]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import inspect
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -302,9 +303,12 @@ def load_hypernetworks(specs: Sequence[str]) -> HypernetworkStack:
 def _path_and_strength(spec: str) -> tuple[Path, float]:
     path, colon, number = spec.rpartition(":")
     try:
-        return (Path(path), float(number)) if colon else (Path(spec), 1.0)
+        strength = float(number) if colon else 1.0
     except ValueError:  # a drive of Windows, or a colon in the name
         return Path(spec), 1.0
+    if not math.isfinite(strength):
+        raise ConfigError(f"The strength of {path} is {number}; expected a number such as 0.8.")
+    return Path(path if colon else spec), strength
 
 
 def require_fitting_widths(name: str, widths: Sequence[int], unet: nn.Module) -> None:

@@ -6,6 +6,7 @@ it, in the order of `WITNESSES`.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 from impasto.checkpoints.keymap import UNET
 from impasto.checkpoints.kinds import INPUT_CHANNELS
+from impasto.checkpoints.ldm import VELOCITY_MARK
 from impasto.checkpoints.modelspec import PREDICTION_TYPE, read_prediction_type
 from impasto.checkpoints.tensors import Tensors
 from impasto.diffusion.prediction import EPSILON, PREDICTIONS, VELOCITY, Prediction
@@ -54,6 +56,7 @@ class Clues:
         sidecar: The parsed `.yaml` beside a single file, and its path.
         family_key: The user's word, from `model.family`.
         prediction_word: The user's word, from `model.prediction_type`.
+        marks: Empty tensors in the file that mark what it is, such as `v_pred`.
     """
 
     source: str
@@ -65,6 +68,7 @@ class Clues:
     sidecar: tuple[Path, Mapping[str, Any]] | None = None
     family_key: str | None = None
     prediction_word: str | None = None
+    marks: frozenset[str] = frozenset()
 
 
 def identify(clues: Clues) -> Identity:
@@ -85,6 +89,7 @@ def identify(clues: Clues) -> Identity:
         testimony = witness(clues, generation)
         if testimony is not None:
             prediction, told_by = testimony
+            told_by += _against(clues, generation, prediction)
             rows = [row for row in generation if row.key == clues.family_key] or [
                 row for row in generation if row.prediction is prediction
             ]
@@ -95,6 +100,19 @@ def identify(clues: Clues) -> Identity:
         f"model.prediction_type to one of these two (--prediction-type on a command line), or put "
         f"its .yaml file beside it."
     )
+
+
+def _against(clues: Clues, generation: tuple[Family, ...], prediction: Prediction) -> str:
+    """What the files record otherwise than the user's word, which counts; else nothing."""
+    if clues.prediction_word is None and clues.family_key is None:
+        return ""
+    for witness in (_the_scheduler, _the_metadata, _the_mark, _the_sidecar):
+        recorded: Testimony = None
+        with contextlib.suppress(ModelError):  # what cannot be read says nothing against the user
+            recorded = witness(clues, generation)
+        if recorded is not None and recorded[0] is not prediction:
+            return f", against what the model says itself ({recorded[1]}: {recorded[0].name})"
+    return ""
 
 
 def _require_plain(clues: Clues) -> None:
@@ -151,7 +169,7 @@ def _the_scheduler(clues: Clues, _: tuple[Family, ...]) -> Testimony:
     word = clues.scheduler_config.get("prediction_type")
     if word is None:
         return EPSILON, "scheduler config without prediction_type, which means epsilon"
-    if word not in PREDICTIONS:
+    if not isinstance(word, str) or word not in PREDICTIONS:
         raise ModelError(
             f"{clues.source}: the scheduler's prediction_type is {word!r}; expected "
             f"{' or '.join(PREDICTIONS)}."
@@ -164,6 +182,12 @@ def _the_metadata(clues: Clues, _: tuple[Family, ...]) -> Testimony:
     return None if word is None else (PREDICTIONS[word], f"{PREDICTION_TYPE} in the file")
 
 
+def _the_mark(clues: Clues, _: tuple[Family, ...]) -> Testimony:
+    if VELOCITY_MARK not in clues.marks:
+        return None
+    return VELOCITY, f"a tensor {VELOCITY_MARK} in the file, which marks such models"
+
+
 def _the_sidecar(clues: Clues, _: tuple[Family, ...]) -> Testimony:
     if clues.sidecar is None:
         return None
@@ -172,7 +196,7 @@ def _the_sidecar(clues: Clues, _: tuple[Family, ...]) -> Testimony:
         word = content["model"]["params"].get("parameterization", "eps")
     except (KeyError, TypeError, AttributeError):
         return None
-    found = PARAMETERIZATIONS.get(word)
+    found = PARAMETERIZATIONS.get(word) if isinstance(word, str) else None
     return None if found is None else (found, f"{path.name} says parameterization {word}")
 
 
@@ -205,6 +229,7 @@ WITNESSES: tuple[Callable[[Clues, tuple[Family, ...]], Testimony], ...] = (
     _the_user,
     _the_scheduler,
     _the_metadata,
+    _the_mark,
     _the_sidecar,
     _the_generation,
     _the_step_counter,

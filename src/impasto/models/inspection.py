@@ -11,13 +11,15 @@ from impasto.checkpoints.kinds import BASE_MODEL, HYPERNETWORK, kind_of
 from impasto.checkpoints.ldm import take_apart
 from impasto.checkpoints.reading import TensorFile, open_tensor_file
 from impasto.checkpoints.tensors import Tensors, total_bytes
+from impasto.checkpoints.untrusted import untrusted
 from impasto.checkpoints.writing import is_finite
 from impasto.errors import ModelError
+from impasto.models.completeness import compare, listed
 from impasto.models.contents import ModelContents
 from impasto.models.conversion import hash_file
-from impasto.models.loading import compare, empty_network
+from impasto.models.loading import empty_network
 from impasto.models.opening import OpenOptions, contents_of, locate, open_model
-from impasto.progress import Progress
+from impasto.progress import Progress, counted
 
 LONGEST_VALUE = 200
 Section = dict[str, str]
@@ -35,7 +37,8 @@ def inspect_model(
     file = open_tensor_file(path) if path.is_file() else None
     found: dict[str, Section] = {}
     if file is not None:
-        found["File"] = _file_section(file)
+        with untrusted(path):
+            found["File"] = _file_section(file)
     if file is None:
         found |= _model_sections(open_model(source, options, progress))
     elif kind_of(file) is BASE_MODEL:
@@ -63,7 +66,11 @@ def _file_section(file: TensorFile) -> Section:
         rows["Tensors"] = f"{len(file.tensors)}, {_types(file.tensors)}"
     if kind_of(file) is BASE_MODEL:
         ldm = take_apart(file.tensors)
-        averaged = f"yes, {len(ldm.ema)} tensors; --weights ema takes them" if ldm.ema else "no"
+        averaged = (
+            f"yes, {counted(len(ldm.ema), 'tensors')}; --weights ema takes them"
+            if ldm.ema
+            else "no"
+        )
         rows["EMA weights"] = averaged
         rows["Kept beside the parts"] = _names(tuple(ldm.ldm_only))
         rows["Of no known use"] = _names(ldm.foreign)
@@ -83,7 +90,7 @@ def _hypernetwork_section(contents: HypernetworkContents) -> Section:
         "Layer norm": "yes" if structure.layer_norm else "no",
         "Dropout": ", ".join(f"{share:g}" for share in structure.dropout) or "none",
         "Initialization": contents.initialization,
-        "Trained for": f"{contents.step} updates",
+        "Trained for": counted(contents.step, "updates"),
         "On": " ".join(filter(None, (contents.base_name, contents.base_hash))) or "not said",
         "Numbers": f"{sum(t.numel() for t in tensors.values()) / 1e6:.2f} M, "
         f"{_in_words(sum(t.nbytes for t in tensors.values()))}",
@@ -111,9 +118,12 @@ def _part(part: str, contents: ModelContents) -> str:
     tensors = contents.parts[part]
     expected = dict(empty_network(part, contents.configs[part], contents.source).state_dict())
     named = {n.removeprefix("text_model."): t for n, t in expected.items()}
-    faults = compare(named, tensors).faults
-    fit = "; ".join(faults) if faults else "complete"
-    return f"{len(tensors)} tensors, {_in_words(total_bytes(tensors))}, {_types(tensors)}; {fit}"
+    fit = compare(named, tensors)
+    words = fit.gaps or ["complete"]
+    if fit.unknown:
+        words.append(f"left out, as of no use: {listed(fit.unknown)}")
+    size = _in_words(total_bytes(tensors))
+    return f"{counted(len(tensors), 'tensors')}, {size}, {_types(tensors)}; {'; '.join(words)}"
 
 
 def _types(tensors: Tensors) -> str:
@@ -123,7 +133,7 @@ def _types(tensors: Tensors) -> str:
 
 def _names(names: tuple[str, ...]) -> str:
     shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-    return f"{len(names)} tensors ({shown})" if names else "none"
+    return f"{counted(len(names), 'tensors')} ({shown})" if names else "none"
 
 
 def _shortened(metadata: object) -> Section:

@@ -19,6 +19,8 @@ from impasto.checkpoints.writing import is_finite
 from impasto.diffusion.schedule import BETA_END, BETA_START, NUM_TRAIN_TIMESTEPS, NoiseSchedule
 from impasto.errors import ModelError
 from impasto.models.attention import use_upcast_attention
+from impasto.models.completeness import compare, named_as_in, require_whole
+from impasto.models.configs import require_modest
 from impasto.models.contents import ModelContents
 from impasto.models.identity import Identity
 from impasto.models.opening import OpenOptions, open_model
@@ -27,7 +29,13 @@ from impasto.models.tokens import TextLayout, TextTokens
 from impasto.models.vocabulary import EOS, token_ids, write_tokenizer
 from impasto.progress import Advance, Progress, SilentProgress, in_mib
 
-NAMES_SHOWN = 3
+MOST_TIMESTEPS = 100_000
+UNFIT = (
+    TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RuntimeError,
+    AssertionError, MemoryError, ImportError,
+)  # fmt: skip
+"""What diffusers and transformers raise for configurations that they cannot make anything of;
+RecursionError is a RuntimeError."""
 
 
 @dataclass(frozen=True)
@@ -89,14 +97,16 @@ def load_base_model(
     """
     progress = progress or SilentProgress()
     contents = open_model(source, options, progress)
-    configs = contents.configs
+    networks = empty_networks(contents)
+    contents = require_whole(contents, networks)
+    for note in contents.notes:
+        progress.note(f"{contents.name}: {note}.")
     size = sum(total_bytes(tensors) for tensors in contents.parts.values())
     with progress.stage("Reading the model", size >> 20, "MiB") as advance:
         count = in_mib(advance)
         modules = {
-            part: load_network(
-                part,
-                configs[part],
+            part: _filled(
+                networks[part],
                 tensors,
                 f"{source} ({part})",
                 count,
@@ -124,7 +134,7 @@ def _assembled(
         vae=modules[VAE],
         text_encoder=modules[TEXT_ENCODER],
         tokenizer=build_tokenizer(contents),
-        schedule=_schedule_of(contents.scheduler_config, source),
+        schedule=schedule_of(contents.scheduler_config, source),
         scaling_factor=configs[VAE].get("scaling_factor", contents.identity.family.scaling_factor),
     )
 
@@ -138,10 +148,8 @@ def outline_base_model(
         ModelError: As `load_base_model`, but for the values.
     """
     contents = open_model(source, options, progress)
-    modules = {
-        part: empty_network(part, contents.configs[part], f"{source} ({part})")
-        for part in contents.parts
-    }
+    modules = empty_networks(contents)
+    contents = require_whole(contents, modules)
     for module in modules.values():
         module.requires_grad_(requires_grad=False).eval()
     return _assembled(contents, modules)
@@ -160,10 +168,27 @@ def load_network(
     Raises:
         ModelError: The configuration makes no network, or the tensors do not fit it.
     """
-    module = empty_network(part, config, source)
+    return _filled(empty_network(part, config, source), tensors, source, advance, dtype)
+
+
+def _filled(
+    module: nn.Module, tensors: Tensors, source: str, advance: Advance, dtype: torch.dtype
+) -> nn.Module:
     fill(module, tensors, source, advance, dtype)
     materialise_buffers(module)
     return module.requires_grad_(requires_grad=False).eval()
+
+
+def empty_networks(contents: ModelContents) -> dict[str, nn.Module]:
+    """The networks of a model without values, by part.
+
+    Raises:
+        ModelError: A configuration makes none.
+    """
+    return {
+        part: empty_network(part, contents.configs[part], f"{contents.source} ({part})")
+        for part in contents.parts
+    }
 
 
 def empty_network(part: str, config: Mapping[str, Any], source: str) -> nn.Module:
@@ -180,11 +205,14 @@ def empty_network(part: str, config: Mapping[str, Any], source: str) -> nn.Modul
         VAE: lambda: AutoencoderKL.from_config(config),
         TEXT_ENCODER: lambda: CLIPTextModel(CLIPTextConfig(**config)),
     }
+    require_modest(config, source)
     try:
         with torch.device("meta"):
             return constructors[part]()
-    except (TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
-        raise ModelError(f"{source}: its configuration makes no network ({error}).") from error
+    except UNFIT as error:
+        raise ModelError(
+            f"{source}: its configuration makes no network ({type(error).__name__}: {error})."
+        ) from error
 
 
 def fill(
@@ -198,7 +226,7 @@ def fill(
         ModelError: With the names that are missing, unknown, of another shape, or not finite.
     """
     expected = dict(module.state_dict())
-    tensors = {_as_named_in(expected, name): tensor for name, tensor in tensors.items()}
+    tensors = {named_as_in(expected, name): tensor for name, tensor in tensors.items()}
     fit = compare(expected, tensors)
     if fit.faults:
         raise ModelError(
@@ -250,7 +278,7 @@ def build_tokenizer(contents: ModelContents) -> Any:
     """
     try:
         return tokenizer_of(contents.tokenizer_files, contents.identity.family.pad_token)
-    except (OSError, ValueError, TypeError) as error:
+    except Exception as error:
         raise ModelError(
             f"{contents.source}: its tokenizer folder cannot be read ({error}). Download or copy "
             f"it again, or remove it: then CLIP's own vocabulary is taken."
@@ -283,35 +311,6 @@ def build_tokens(model: BaseModel, layout: TextLayout) -> TextTokens:
     return TextTokens(tokenizer, layout, family.pad_id, family.pad_token if eats_pad else None)
 
 
-@dataclass(frozen=True)
-class Fit:
-    """How tensors compare with what a network expects."""
-
-    missing: tuple[str, ...]
-    unknown: tuple[str, ...]
-    wrong: tuple[str, ...]
-
-    @property
-    def faults(self) -> list[str]:
-        """What does not fit, the first few of each sort by name."""
-        sorts = {"missing": self.missing, "unknown": self.unknown, "of another shape": self.wrong}
-        return [f"{sort}: {_listed(names)}" for sort, names in sorts.items() if names]
-
-
-def compare(expected: Mapping[str, Tensor], tensors: Tensors) -> Fit:
-    """Compare names and shapes."""
-    wrong = (
-        f"{name} is {tensors[name].shape}, expected {tuple(expected[name].shape)}"
-        for name in sorted(expected.keys() & tensors.keys())
-        if tuple(expected[name].shape) != tensors[name].shape
-    )
-    return Fit(
-        tuple(sorted(expected.keys() - tensors.keys() - {"embeddings.position_ids"})),
-        tuple(sorted(tensors.keys() - expected.keys())),
-        tuple(wrong),
-    )
-
-
 def materialise_buffers(module: nn.Module) -> None:
     """Recreate the one buffer that is computed, not stored: CLIP's position ids."""
     for child in module.modules():
@@ -321,34 +320,38 @@ def materialise_buffers(module: nn.Module) -> None:
                 child.register_buffer(name, values, persistent=False)
 
 
-def _as_named_in(expected: Mapping[str, Tensor], name: str) -> str:
-    """Version 4 of transformers has `text_model.` before CLIP's names, version 5 has not."""
-    old = f"text_model.{name}"
-    return old if name not in expected and old in expected else name
-
-
-def _listed(names: tuple[str, ...]) -> str:
-    rest = len(names) - NAMES_SHOWN
-    return ", ".join(names[:NAMES_SHOWN]) + (f" and {rest} more" if rest > 0 else "")
-
-
 def with_zero_terminal_snr(model: BaseModel) -> BaseModel:
     """The same model with a schedule that ends in noise alone, for training and samplers."""
     config = {**model.scheduler_config, **ZERO_TERMINAL_SNR}
     contents = replace(model.contents, scheduler_config=config)
-    return replace(model, contents=contents, schedule=_schedule_of(config, contents.source))
+    return replace(model, contents=contents, schedule=schedule_of(config, contents.source))
 
 
-def _schedule_of(config: Mapping[str, Any], source: str) -> NoiseSchedule:
+def schedule_of(config: Mapping[str, Any], source: str = "the model") -> NoiseSchedule:
+    """The noise schedule that a scheduler's configuration describes.
+
+    Raises:
+        ModelError: It is none of Stable Diffusion 1.x or 2.x.
+    """
     shape = config.get("beta_schedule", "scaled_linear")
     if shape != "scaled_linear":
         raise ModelError(
             f"{source}: the scheduler's beta_schedule is {shape!r}; Stable Diffusion 1.x and 2.x "
             f"have scaled_linear."
         )
-    schedule = NoiseSchedule.scaled_linear(
-        config.get("beta_start", BETA_START),
-        config.get("beta_end", BETA_END),
-        config.get("num_train_timesteps", NUM_TRAIN_TIMESTEPS),
-    )
+    start = config.get("beta_start", BETA_START)
+    end = config.get("beta_end", BETA_END)
+    steps = config.get("num_train_timesteps", NUM_TRAIN_TIMESTEPS)
+    betas = [value for value in (start, end) if isinstance(value, (int, float))]
+    if len(betas) < 2 or not 0 < betas[0] <= betas[1] < 1:
+        raise ModelError(
+            f"{source}: the scheduler's beta_start and beta_end are {start!r} and {end!r}; "
+            f"expected two numbers between 0 and 1, the smaller first."
+        )
+    if type(steps) is not int or not 1 < steps <= MOST_TIMESTEPS:
+        raise ModelError(
+            f"{source}: the scheduler's num_train_timesteps is {steps!r}; expected a whole number "
+            f"up to {MOST_TIMESTEPS}, and {NUM_TRAIN_TIMESTEPS} in Stable Diffusion."
+        )
+    schedule = NoiseSchedule.scaled_linear(start, end, steps)
     return schedule.to_zero_terminal_snr() if config.get("rescale_betas_zero_snr") else schedule

@@ -7,38 +7,31 @@ exported one of these. What comes out is the same for all: `ModelContents`.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 
 from impasto.checkpoints import hub
-from impasto.checkpoints.keymap import OPEN_CLIP_PREFIX, TEXT_ENCODER, UNET, VAE, VAE_PREFIX
-from impasto.checkpoints.kinds import BASE_MODEL, HYPERNETWORK, VAE_ALONE, kind_of
-from impasto.checkpoints.ldm import LdmModel, take_apart
+from impasto.checkpoints.keymap import OPEN_CLIP_PREFIX, TEXT_ENCODER, UNET, VAE
+from impasto.checkpoints.kinds import BASE_MODEL, HYPERNETWORK, kind_of
+from impasto.checkpoints.ldm import ZERO_TERMINAL_SNR_MARK, LdmModel, take_apart
+from impasto.checkpoints.modelspec import says_zero_terminal_snr
 from impasto.checkpoints.reading import TensorFile, open_tensor_file
-from impasto.checkpoints.tensors import Tensors
+from impasto.checkpoints.scaled import apply_scales
+from impasto.checkpoints.untrusted import untrusted
 from impasto.errors import ModelError
+from impasto.invocation import command
 from impasto.models import diffusers_folder
-from impasto.models.configs import (
-    UnknownSizeError,
-    configs_from,
-    configs_in,
-    vae_config,
-)
+from impasto.models.configs import configs_from, configs_in
 from impasto.models.contents import ModelContents
-from impasto.models.families import SD1
 from impasto.models.identity import Clues, Identity, identify
-from impasto.models.pipeline_files import (
-    ZERO_TERMINAL_SNR,
-    ZERO_TERMINAL_SNR_KEY,
-    scheduler_config,
-)
+from impasto.models.other_vae import open_vae, with_vae
+from impasto.models.pipeline_files import ZERO_TERMINAL_SNR, scheduler_config
 from impasto.progress import Progress
 from impasto.runs import RunDirectory
 
-FILE_ENDINGS = {".safetensors", ".ckpt", ".pt", ".pth", ".bin"}
 Weights = Literal["auto", "plain", "ema"]
 
 
@@ -74,8 +67,9 @@ def open_model(
     path = locate(str(source), options, progress)
     if path.is_file():
         return contents_of(open_tensor_file(path), str(source), options, progress)
-    contents = _open_folder(path, str(source), options)
-    return contents if options.vae is None else _with_vae(contents, options.vae, progress)
+    with untrusted(source):
+        contents = _open_folder(path, str(source), options)
+    return _with_asked_vae(contents, options, progress)
 
 
 def contents_of(
@@ -86,8 +80,17 @@ def contents_of(
     Raises:
         ModelError: As `open_model`.
     """
-    contents = _open_file(file, source, options)
-    return contents if options.vae is None else _with_vae(contents, options.vae, progress)
+    with untrusted(source):
+        contents = _open_file(file, source, options)
+    return _with_asked_vae(contents, options, progress)
+
+
+def _with_asked_vae(
+    contents: ModelContents, options: OpenOptions, progress: Progress | None
+) -> ModelContents:
+    if options.vae is None:
+        return contents
+    return with_vae(contents, options.vae, locate(options.vae, OpenOptions(), progress))
 
 
 def locate(source: str, options: OpenOptions, progress: Progress | None = None) -> Path:
@@ -102,20 +105,16 @@ def locate(source: str, options: OpenOptions, progress: Progress | None = None) 
         return _exported_by(run)
     if path.exists():
         return path
-    if hub.looks_like_hub_id(source) and path.suffix not in FILE_ENDINGS:
-        return hub.download(source, progress, variant=options.variant)
-    raise ModelError(
-        f"The model {source} is not there. Give the path of a .safetensors or .ckpt file, of a "
-        f"Diffusers folder (the one with model_index.json in it), or a Hub id such as owner/name."
-    )
+    hub.require_source(source)
+    return hub.download(source, progress, variant=options.variant)
 
 
 def _exported_by(run: RunDirectory) -> Path:
     exported = run.exported_model()
     if exported is None:
         raise ModelError(
-            f"{run.path} is a run that has not exported a model yet. Finish it with: impasto "
-            f"resume {run.path}"
+            f"{run.path} is a run that has not exported a model yet. Finish it with: "
+            f"{command('resume', run.path)}"
         )
     return exported
 
@@ -152,24 +151,32 @@ def _open_file(file: TensorFile, source: str, options: OpenOptions) -> ModelCont
     if kind is HYPERNETWORK:
         raise ModelError(
             f"{source} is a hypernetwork, which is used beside a base model. Draw with it by: "
-            f"impasto sample BASE-MODEL PROMPT --hypernetwork {file.path}"
+            f"{command('sample', 'BASE-MODEL', 'PROMPT', '--hypernetwork', file.path)}"
         )
     if kind is not BASE_MODEL:
         raise ModelError(
             f"{source} is {kind.name}, not {BASE_MODEL.name}. Give the base model that it belongs "
             f"to, or another file."
         )
+    if options.variant is not None:
+        raise ModelError(
+            f"{source} is one file and has no variants; {options.variant!r} is for Diffusers "
+            f"folders, which may hold several sets of files. Take --variant (model.variant) out."
+        )
     stated = configs_in(file.metadata, source)
-    layers = stated[TEXT_ENCODER].get("num_hidden_layers") if stated else None
-    ldm = take_apart(file.tensors, text_layers=layers)
+    said = stated[TEXT_ENCODER].get("num_hidden_layers") if stated else None
+    layers = said if isinstance(said, int) else None
+    unscaled = apply_scales(file.tensors, file.metadata, source)
+    ldm = take_apart(unscaled.tensors, text_layers=layers)
     parts = _with_chosen_weights(ldm, source, options.weights)
     if VAE not in parts and options.vae is not None:  # some files come without one
-        parts[VAE] = _open_vae(locate(options.vae, OpenOptions()))[0]
+        parts[VAE] = open_vae(locate(options.vae, OpenOptions())).tensors
     missing = sorted({UNET, VAE, TEXT_ENCODER} - parts.keys())
     if missing:
         hint = " Name one with model.vae." if missing == [VAE] else ""
         raise ModelError(f"{source} is incomplete: it has no {' and no '.join(missing)}.{hint}")
-    identity = identify(_clues_of(file, parts, source, options))
+    identity = identify(_clues_of(file, ldm, parts, source, options))
+    is_zero_snr = says_zero_terminal_snr(file.metadata) or ZERO_TERMINAL_SNR_MARK in ldm.marks
     return ModelContents(
         source=source,
         form=f"LDM file ({file.form})",
@@ -177,15 +184,15 @@ def _open_file(file: TensorFile, source: str, options: OpenOptions) -> ModelCont
         ldm_only=ldm.ldm_only,
         configs=stated or configs_from(parts, identity.family, source),
         scheduler_config=scheduler_config(identity.prediction.name)
-        | (ZERO_TERMINAL_SNR if ZERO_TERMINAL_SNR_KEY in file.metadata else {}),
+        | (ZERO_TERMINAL_SNR if is_zero_snr else {}),
         identity=identity,
         metadata=file.metadata,
-        notes=_notes(ldm),
+        notes=(*unscaled.notes, *ldm.notes, *_notes(ldm)),
     )
 
 
 def _clues_of(
-    file: TensorFile, parts: Mapping[str, Any], source: str, options: OpenOptions
+    file: TensorFile, ldm: LdmModel, parts: Mapping[str, Any], source: str, options: OpenOptions
 ) -> Clues:
     return Clues(
         source,
@@ -194,6 +201,7 @@ def _clues_of(
         metadata=file.metadata,
         counters=file.counters,
         sidecar=_read_sidecar(file.path),
+        marks=ldm.marks,
         family_key=options.family,
         prediction_word=options.prediction_type,
     )
@@ -227,55 +235,11 @@ def _read_sidecar(path: Path) -> tuple[Path, Mapping[str, Any]] | None:
         return None
     try:
         content = yaml.safe_load(sidecar.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise ModelError(f"{sidecar} cannot be read as YAML: {error}.") from error
+    except (OSError, ValueError, LookupError, TypeError, yaml.YAMLError, RecursionError) as error:
+        reason = str(error).strip() or type(error).__name__
+        raise ModelError(f"{sidecar} cannot be read as YAML: {reason}.") from error
     return (sidecar, content) if isinstance(content, Mapping) else None
 
 
 def _with_prediction(config: Mapping[str, Any], identity: Identity) -> dict[str, Any]:
     return {**config, "prediction_type": identity.prediction.name}
-
-
-def _with_vae(contents: ModelContents, vae: str, progress: Progress | None) -> ModelContents:
-    """The same model with another VAE."""
-    path = locate(vae, OpenOptions(), progress)
-    tensors, own_config = _open_vae(path)
-    config = own_config or contents.configs[VAE]  # which then has to fit
-    scaling = contents.configs[VAE].get("scaling_factor")
-    if config.get("scaling_factor", scaling) != scaling:
-        raise ModelError(
-            f"The VAE {vae} scales latents by {config['scaling_factor']}, the model by {scaling}: "
-            f"they do not belong together."
-        )
-    return replace(
-        contents,
-        parts={**contents.parts, VAE: tensors},
-        configs={**contents.configs, VAE: config},
-        notes=(*contents.notes, f"VAE from {vae}"),
-    )
-
-
-def _open_vae(path: Path) -> tuple[Tensors, dict[str, Any] | None]:
-    """A VAE's tensors, and its configuration where the file or its size tells it."""
-    if path.is_dir():
-        return diffusers_folder.open_part(path / VAE if (path / VAE).is_dir() else path, VAE)
-    file = open_tensor_file(path)
-    kind = kind_of(file)
-    if kind not in (BASE_MODEL, VAE_ALONE):
-        raise ModelError(f"{path} is {kind.name}; expected a VAE or a full model for model.vae.")
-    bare = kind is VAE_ALONE
-    named = {
-        VAE_PREFIX + name.removeprefix(VAE_PREFIX) if bare else name: tensor
-        for name, tensor in file.tensors.items()
-    }
-    inside = {n: t for n, t in named.items() if n.startswith(VAE_PREFIX)}
-    tensors = take_apart(inside).parts.get(VAE)
-    if tensors is None:
-        raise ModelError(f"{path} has no VAE in it.")
-    stated = configs_in(file.metadata, str(path))
-    if stated is not None:
-        return tensors, stated[VAE]
-    try:
-        return tensors, vae_config(tensors, SD1)  # the same in all families
-    except (UnknownSizeError, KeyError):
-        return tensors, None

@@ -43,9 +43,6 @@ def scheduler_config(prediction_type: str) -> dict[str, Any]:
 ZERO_TERMINAL_SNR = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
 """What a scheduler has to be told of a schedule that ends in noise alone; arXiv:2305.08891."""
 
-ZERO_TERMINAL_SNR_KEY = "impasto.zero_terminal_snr"
-"""In the metadata of a single file, for the same: no standard has a word for it."""
-
 
 def part_config(part: str, config: dict[str, Any]) -> dict[str, Any]:
     """`config.json` of a part, with the names that from_pretrained looks for."""

@@ -11,15 +11,16 @@ import torch
 from torch import Tensor
 
 from impasto import files
-from impasto.checkpoints.keymap import PARTS, TEXT_ENCODER, UNET
-from impasto.checkpoints.modelspec import ModelSpec
+from impasto.checkpoints.keymap import PARTS, TEXT_ENCODER
+from impasto.checkpoints.modelspec import ZERO_TERMINAL_SNR_KEY, ModelSpec
 from impasto.checkpoints.tensors import LazyTensor, Tensors, total_bytes
 from impasto.checkpoints.writing import HASH_KEY, write_ckpt, write_safetensors
 from impasto.models.configs import metadata_for
 from impasto.models.contents import ModelContents
 from impasto.models.diffusers_folder import LDM_ONLY_FILE, METADATA_FILE, PART_FILES
 from impasto.models.loading import BaseModel
-from impasto.models.pipeline_files import ZERO_TERMINAL_SNR_KEY, model_index, part_config
+from impasto.models.native_size import native_size
+from impasto.models.pipeline_files import model_index, part_config
 from impasto.models.vocabulary import write_tokenizer
 from impasto.progress import Advance, Progress, SilentProgress, in_mib
 
@@ -140,7 +141,7 @@ def _metadata(contents: ModelContents, about: About, layout: str) -> dict[str, s
         architecture=family.architecture,
         prediction_type=contents.identity.prediction.name,
         title=about.title,
-        resolution=about.resolution or _native_resolution(contents),
+        resolution=about.resolution or "{}x{}".format(*native_size(contents)),
         encoder_layer=about.encoder_layer,
         dtypes={part: word for part, word in contents.dtypes().items() if part != TEXT_ENCODER},
         others=about.others,
@@ -151,13 +152,6 @@ def _metadata(contents: ModelContents, about: About, layout: str) -> dict[str, s
     if layout == "ldm":
         texts |= {"format": "pt", **metadata_for(contents.configs, contents.parts, family)}
     return texts
-
-
-def _native_resolution(contents: ModelContents) -> str:
-    """What the U-Net's configuration says it was made for, or else its family's."""
-    latent = contents.configs[UNET].get("sample_size")
-    side = latent * 8 if isinstance(latent, int) else contents.identity.family.resolution
-    return f"{side}x{side}"
 
 
 def _as_on_the_hub(part: str, name: str) -> str:

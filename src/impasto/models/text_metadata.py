@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 
-from impasto.models.tokens import TextLayout
+from impasto.models.tokens import Emphasis, TextLayout
 from impasto.parsing import parse_json
 
 LAYOUT_KEY = "impasto.text_layout"
@@ -28,4 +28,14 @@ def prompt_layout(metadata: Mapping[str, str]) -> TextLayout:
         layout = TextLayout(**{**stated, "emphasis": "mean"})
     except (ValueError, TypeError):
         layout = TextLayout(emphasis="mean")
-    return layout if layout.rules.fixed_length else replace(layout, max_tokens=PROMPT_TOKENS)
+    return with_room(layout, layout.emphasis)
+
+
+def with_room(layout: TextLayout, emphasis: Emphasis) -> TextLayout:
+    """The way in which prompts are read by a model that was taught to read captions so.
+
+    Where only as many chunks are read as a text needs, prompts have room for 225 tokens. Where
+    texts are always read at full length, more would be something the model has never seen.
+    """
+    room = layout.max_tokens if layout.rules.fixed_length else PROMPT_TOKENS
+    return replace(layout, max_tokens=room, emphasis=emphasis)

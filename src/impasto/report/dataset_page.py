@@ -16,7 +16,7 @@ from impasto.data import images
 from impasto.data.health import SIDES, TOKEN_LIMITS, Health
 from impasto.data.likeness import NEAR_BITS
 from impasto.data.records import Size
-from impasto.progress import Progress
+from impasto.progress import Progress, counted
 from impasto.report.charts import bucket_chart, histogram_chart
 from impasto.report.page import rendered
 
@@ -71,6 +71,7 @@ class _Content:
             "near_bits": NEAR_BITS,
             "same_stem": [self._thumbs(group) for group in health.same_stem[:SHOWN_GROUPS]],
             "set_aside": health.set_aside,
+            "unused": health.unused,
         }
 
     def _geometry(self) -> dict[str, Any]:
@@ -117,17 +118,19 @@ class _Content:
         if not values:
             return ""
         marks = [limit for limit in TOKEN_LIMITS if limit <= max(values)]
-        return Markup(histogram_chart(values, "tokens", marks))
+        return Markup(histogram_chart(values, "tokens in the caption", marks, whole=True))
 
     def _facts(self) -> list[dict[str, str]]:
         health = self._health
         twice = sum(len(group) - 1 for group in health.equal)
         alike = sum(len(group) - 1 for group in health.near)
+        tally = health.tally
         return [
-            _fact("pictures", health.pictures),
+            _fact("usable images", tally.usable),
             _fact("showings per epoch", health.showings),
-            _fact("set aside", len(health.set_aside), bad=bool(health.set_aside)),
-            _fact("without words", len(health.captions.missing), bad=bool(health.captions.missing)),
+            _fact("set aside", tally.set_aside, bad=tally.set_aside > 0),
+            _fact("also found", tally.also_found, bad=tally.also_found > 0),
+            _fact("without words", tally.without_words, bad=tally.without_words > 0),
             _fact("the same twice", twice, bad=twice > 0),
             _fact("nearly the same", alike, bad=alike > 0),
             _fact("too small", len(health.too_small), bad=bool(health.too_small)),
@@ -152,40 +155,46 @@ def _advice(health: Health) -> list[str]:
     much = sum(item.lost > MUCH_LOST for item in health.cropped)
     sides = len(captions.naming_sides) if health.flips else 0
     rows = [
-        (len(health.set_aside), "{} files cannot be used; the reasons are below."),
-        (len(captions.missing), "{} pictures have no words and teach only their looks."),
-        (len(health.equal), "{} files are there more than once, and count so: delete the copies."),
-        (len(health.near), "{} groups of pictures are nearly the same: they are learnt best."),
+        (len(health.set_aside), "{files} cannot be used; the reasons are below."),
+        (len(captions.missing), "{pictures have} no words, and so nothing that a prompt can name."),
+        (len(health.equal), "{files are} there more than once, and count so: delete the copies."),
+        (len(health.near), "{groups of pictures are} nearly the same: such are learnt best."),
         (
             len(health.too_small),
-            "{} pictures are enlarged by more than half, which teaches blur: leave them out, or "
+            "{pictures are} enlarged by more than half, which teaches blur: leave them out, or "
             "set bucket_no_upscale.",
         ),
         (
             much,
-            f"{{}} pictures lose over {100 * MUCH_LOST:.0f} % to cropping: a smaller "
+            f"{{pictures lose}} over {100 * MUCH_LOST:.0f} % to cropping: a smaller "
             f"bucket_reso_steps, or a larger max_bucket_reso, loses less.",
         ),
         (
             len(captions.several_lines),
-            "{} captions have several lines, of which only the first is used: set enable_wildcard "
+            "{captions have} several lines, of which only the first is used: set enable_wildcard "
             "to take one at random.",
         ),
         (
             captions.over[75],
-            "{} captions have over 75 tokens: what is beyond model.max_tokens is not seen.",
+            "{captions have} over 75 tokens: what is beyond model.max_tokens is not seen.",
         ),
         (
             sides,
-            f"{{}} captions name {' or '.join(SIDES)} while pictures are mirrored: flip_safe keeps "
-            f"those as they are.",
+            f"{{captions}} with {' or '.join(SIDES)} in the words, while pictures are mirrored: "
+            f"flip_safe keeps those as they are.",
         ),
         (
             len(health.same_stem),
-            "{} times, pictures share one caption file, because only their endings differ.",
+            "{caption files are} shared by pictures of which only the endings differ.",
         ),
     ]
-    return [text.format(count) for count, text in rows if count]
+    return [_with_count(text, count) for count, text in rows if count]
+
+
+def _with_count(text: str, count: int) -> str:
+    """A sentence that begins with what is counted, in braces, with the number in its place."""
+    words, _, rest = text.removeprefix("{").partition("}")
+    return counted(count, words) + rest
 
 
 def _clipped(aspects: Sequence[float]) -> list[float]:

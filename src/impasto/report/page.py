@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import base64
+import io
+import math
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
+import tomli_w
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
 from impasto import files
+from impasto.errors import RunError
+from impasto.parsing import parse_toml
+from impasto.progress import counted
+from impasto.publishing import published_settings, published_text
 from impasto.report.charts import bucket_chart, loss_chart
 from impasto.runs import RunDirectory, step_name
 
 MAX_SAMPLE_COLUMNS = 6
+_LARGEST_DRAWN = 1e30
 _PHASES = {
     "preparing": "being prepared",
     "training": "still training",
@@ -32,7 +40,12 @@ def write_report(run: RunDirectory) -> Path:
         RunError: The run directory is damaged.
         StorageError: The page could not be written.
     """
-    files.write_text(run.report, rendered("run.html.j2", _content(run)))
+    try:
+        content = _content(run)
+    except KeyError as error:  # an entry that every run writes
+        raise RunError(f"{run.path} is damaged: {error} is missing in one of its files.") from error
+    page = rendered("run.html.j2", content)
+    files.write_text(run.report, page.encode("utf-8", errors="replace").decode("utf-8"))
     return run.report
 
 
@@ -46,13 +59,19 @@ def rendered(template: str, content: Mapping[str, Any]) -> str:
 
 def _content(run: RunDirectory) -> dict[str, Any]:
     metrics = list(run.read_metrics())
-    training = [(m["step"], m["loss"]) for m in metrics if "loss" in m]
-    validation = [(m["step"], m["validation_loss"]) for m in metrics if "validation_loss" in m]
-    dataset, status = run.read_json("dataset.json"), run.read_json("status.json")
-    samples = _samples(run)
+    training = [(m["step"], m["loss"]) for m in metrics if _can_be_drawn(m.get("loss"))]
+    validation = [
+        (m["step"], m["validation_loss"])
+        for m in metrics
+        if _can_be_drawn(m.get("validation_loss"))
+    ]
+    dataset, status = run.read_json("dataset.json"), run.status()
+    text = run.config_file.read_text(encoding="utf-8", errors="replace")
+    publish = _allowed(text)
+    samples = _samples(run, with_prompts="prompts" in publish)
     return {
         "title": run.path.resolve().name,
-        "status_line": _status_line(status),
+        "status_line": published_text(_status_line(status), publish),
         "facts": _facts(metrics, validation, dataset),
         "loss_svg": Markup(loss_chart(training, validation)),
         "loss_note": _loss_note(validation),
@@ -60,17 +79,47 @@ def _content(run: RunDirectory) -> dict[str, Any]:
         "sample_width": samples["width"],
         "data_line": _data_line(dataset),
         "bucket_svg": Markup(bucket_chart(dataset["buckets"])) if dataset else "",
-        "set_aside": dataset.get("set_aside", []),
-        "config": run.config_file.read_text(encoding="utf-8"),
+        "set_aside": [_without_folders(item, publish) for item in dataset.get("set_aside", [])],
+        "unused": [_without_folders(item, publish) for item in dataset.get("unused", [])],
+        "config": _published(text, publish),
         "timings": _timing_rows(status),
         "environment": _environment_rows(run.read_json("environment.json")),
     }
 
 
+def _allowed(config: str) -> tuple[str, ...]:
+    """What `saving.publish` of a run's settings names; nothing where they cannot be read."""
+    try:
+        named = parse_toml(config).get("saving", {}).get("publish", [])
+    except (ValueError, AttributeError, RecursionError):
+        return ()
+    return tuple(map(str, named)) if isinstance(named, list) else ()
+
+
+def _published(config: str, publish: tuple[str, ...]) -> str:
+    """The settings as the page shows them."""
+    try:
+        return tomli_w.dumps(published_settings(parse_toml(config), publish))
+    except (ValueError, TypeError, RecursionError):
+        return published_text(config, publish)
+
+
+def _without_folders(item: Mapping[str, Any], publish: tuple[str, ...]) -> dict[str, Any]:
+    """A file that was passed over, by its name and that of its folder."""
+    path, reason = str(item.get("path", "")), str(item.get("reason", ""))
+    short = path if "paths" in publish else "/".join(PurePath(path).parts[-2:])
+    return {**item, "path": short, "reason": published_text(reason, publish)}
+
+
+def _can_be_drawn(loss: float | None) -> bool:
+    """Whether a chart has a place for it; a loss that became NaN or infinite has none."""
+    return loss is not None and math.isfinite(loss) and abs(loss) < _LARGEST_DRAWN
+
+
 def _status_line(status: Mapping[str, Any]) -> str:
     line = f"This run is {_PHASES.get(status.get('phase', ''), 'of unknown state')}"
-    if "total_steps" in status:
-        line += f": {status['step']} of {status['total_steps']} updates"
+    if "total_steps" in status and "step" in status:
+        line += f": {status['step']} of {counted(status['total_steps'], 'updates')}"
     return f"{line}. {status.get('message', '')}".strip()
 
 
@@ -84,12 +133,12 @@ def _facts(
         facts.append(_fact("validation loss before → after", f"{before:.3f} → {after:.3f}", mood))
     if dataset:
         facts.append(_fact("pictures", str(dataset["pictures"])))
-    rates = [m["images_per_s"] for m in metrics if "images_per_s" in m]
-    if rates:
-        last = [m for m in metrics if "loss" in m][-1]
+    lines = [m for m in metrics if m.keys() >= {"loss", "samples_seen", "images_per_s"}]
+    if lines:
+        rates = [m["images_per_s"] for m in lines]
         facts += [
-            _fact("updates", str(last["step"])),
-            _fact("pictures seen", f"{last['samples_seen']:,}"),
+            _fact("updates", str(lines[-1]["step"])),
+            _fact("pictures seen", f"{lines[-1]['samples_seen']:,}"),
             _fact("pictures per second, median", f"{sorted(rates)[len(rates) // 2]:.1f}"),
         ]
     return facts
@@ -107,14 +156,15 @@ def _loss_note(validation: list[tuple[int, float]]) -> str:
     note = "Validation is the mean squared error on held-out pictures at fixed noise and timesteps."
     if last > 1.02 * best:
         note += (
-            f" It was lowest, {best:.4f}, after {best_step} updates and has risen since: the "
+            f" It was lowest, {best:.4f}, after {counted(best_step, 'updates')} and has risen "
+            "since: the "
             f"model is over-fitting. Train for fewer updates or with a lower learning rate."
         )
     return note
 
 
-def _samples(run: RunDirectory) -> dict[str, Any]:
-    """Rows of prompts by columns of steps, pictures as data URLs."""
+def _samples(run: RunDirectory, *, with_prompts: bool) -> dict[str, Any]:
+    """Rows of prompts by columns of steps, pictures as data URLs; prompts may be left out."""
     steps = run.sampled_steps()
     if len(steps) > MAX_SAMPLE_COLUMNS:
         last = len(steps) - 1
@@ -123,31 +173,55 @@ def _samples(run: RunDirectory) -> dict[str, Any]:
     names = sorted(
         {p.name for step in steps for p in (run.samples / step_name(step)).glob("*.png")}
     )
-    rows, width = [], 128
+    rows: list[dict[str, Any]] = []
+    width = 128
     for name in names:
         paths = [run.samples / step_name(step) / name for step in steps]
-        first = next(path for path in paths if path.is_file())
-        with Image.open(first) as image:
-            prompt = str(image.info.get("parameters", name)).partition("\n")[0]
-            width = min(image.width, 256)
-        rows.append(
-            {"prompt": prompt, "images": [_data_url(p) if p.is_file() else "" for p in paths]}
-        )
+        read = [_png_header(path) for path in paths]
+        known = [header for header in read if header is not None]
+        if not known:
+            continue
+        width = min(known[0][0], 256)
+        prompt = (known[0][1] or name) if with_prompts else f"preview {len(rows) + 1}"
+        images = [
+            _data_url(p, with_texts=with_prompts) if h is not None else ""
+            for p, h in zip(paths, read, strict=True)
+        ]
+        rows.append({"prompt": prompt, "images": images})
     return {"steps": steps, "rows": rows, "width": width}
 
 
-def _data_url(path: Path) -> str:
-    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode("ascii")
+def _png_header(path: Path) -> tuple[int, str] | None:
+    """Width and prompt of a preview; None where it is missing or damaged."""
+    try:
+        with Image.open(path) as image:
+            return image.width, str(image.info.get("parameters", "")).partition("\n")[0]
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return None
+
+
+def _data_url(path: Path, *, with_texts: bool) -> str:
+    """A preview as it stands in the page; the file itself has its prompt in it."""
+    content = path.read_bytes()
+    if not with_texts:
+        plain = io.BytesIO()
+        with Image.open(path) as image:
+            Image.frombytes(image.mode, image.size, image.tobytes()).save(plain, "PNG")
+        content = plain.getvalue()
+    return "data:image/png;base64," + base64.b64encode(content).decode("ascii")
 
 
 def _data_line(dataset: Mapping[str, Any]) -> str:
     if not dataset:
         return "The data set has not been read yet."
     return (
-        f"{dataset['pictures']} pictures to train on and {dataset['held_out']} held out, in "
-        f"{len(dataset['buckets'])} buckets; {100 * dataset['mean_lost_area']:.1f} % of the area "
-        f"is cropped away on average, {dataset['enlarged']} pictures are enlarged, "
-        f"{dataset['uncaptioned']} have no words, {dataset['too_long']} have captions of over "
+        f"{counted(dataset['pictures'], 'pictures')} to train on and {dataset['held_out']} held "
+        "out, in "
+        f"{counted(len(dataset['buckets']), 'buckets')}; {100 * dataset['mean_lost_area']:.1f} "
+        "% of the area "
+        f"is cropped away on average, {counted(dataset['enlarged'], 'pictures are')} enlarged, "
+        f"{counted(dataset['uncaptioned'], 'pictures have')} no words, "
+        f"{counted(dataset['too_long'], 'pictures have')} captions of over "
         f"{dataset['max_tokens']} tokens, whose ends are not seen."
     )
 
@@ -155,7 +229,7 @@ def _data_line(dataset: Mapping[str, Any]) -> str:
 def _environment_rows(environment: Mapping[str, Any]) -> list[tuple[str, str]]:
     if not environment:
         return []
-    gpus = ", ".join(gpu["name"] for gpu in environment["gpus"]) or "none"
+    gpus = ", ".join(gpu.get("name", "?") for gpu in environment["gpus"]) or "none"
     rows = [
         ("system", f"{environment['system']}, {environment['machine']}"),
         ("processors", f"{environment['cpu_count']}, {environment['torch_threads']} threads used"),
@@ -168,5 +242,5 @@ def _environment_rows(environment: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def _timing_rows(status: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Where the time of the last session of a run went."""
-    timings: dict[str, float] = status.get("timings_s", {})
+    timings: dict[str, float] = status.get("timings_s", {})  # numbers, as `RunDirectory` checks
     return [(name, f"{seconds:.1f} s") for name, seconds in timings.items()]

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from impasto.errors import ConfigError
+from impasto.finite import finite
 from impasto.parsing import parse_json, parse_toml, text_lines
-from impasto.sampling.prompts import OTHER_NAMES, SAMPLERS, Prompt
+from impasto.sampling.prompts import OTHER_NAMES, RANGES, SAMPLERS, Prompt
 
 LEAST_SIDE = 64
 
@@ -77,8 +78,8 @@ def _read_lines(file: Path, text: str) -> list[tuple[str, dict[str, Any]]]:
         words, *options = line.strip().split(" --")
         values: dict[str, Any] = {"text": words.strip()}
         for option in options:
-            name, _, value = option.partition(" ")
-            values[_known(where, name, _OPTIONS, "--")] = value.strip()
+            name, _, value = option.partition(" ")  # there by re.IGNORECASE: --W is --w
+            values[_known(where, name.strip().lower(), _OPTIONS, "--")] = value.strip()
         entries.append((where, values))
     return entries
 
@@ -91,6 +92,8 @@ def _read_toml(file: Path, text: str) -> list[tuple[str, dict[str, Any]]]:
     shared = content.get("prompt")
     if not isinstance(shared, dict) or not isinstance(shared.get("subset", []), list):
         raise ConfigError(f"{file} has no [prompt] with [[prompt.subset]] in it.")
+    if not all(isinstance(subset, dict) for subset in shared.get("subset", [])):
+        raise ConfigError(f"{file}: prompt.subset holds something that is no table of a prompt.")
     common = {k: v for k, v in shared.items() if k != "subset"}
     return [
         _named(f"{file}, prompt {number}", {**common, **subset})
@@ -133,21 +136,41 @@ def _known(where: str, name: str, names: Mapping[str, str], dashes: str) -> str:
     raise ConfigError(f"{where}: {dashes}{name} is unknown; expected {listed}.")
 
 
+def _whole(value: Any) -> int:
+    """A whole number."""
+    if isinstance(value, bool) or (isinstance(value, float) and not value.is_integer()):
+        raise TypeError(f"{value} is not a whole number")
+    return int(value)
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError
+    return value
+
+
+_READERS: dict[type, Callable[[Any], Any]] = {str: _text, int: _whole, float: finite}
+_EXPECTED = {str: "text", int: "a whole number", float: "a number"}
+
+
 def _prompt(where: str, values: dict[str, Any], defaults: Prompt) -> Prompt:
     """A prompt with its values as numbers and in their ranges."""
     found: dict[str, Any] = {}
     for name, value in values.items():
         kind = type(getattr(defaults, name))
         try:
-            found[name] = kind(value)
-        except (TypeError, ValueError) as error:
-            raise ConfigError(f"{where}: {name} is {value!r}; expected a number.") from error
+            found[name] = _READERS[kind](value)
+        except (TypeError, ValueError, OverflowError) as error:
+            expected = _EXPECTED[kind]
+            raise ConfigError(f"{where}: {name} is {value!r}; expected {expected}.") from error
     prompt = replace(defaults, **found)
     sampler = OTHER_NAMES.get(prompt.sampler, prompt.sampler)
     if sampler not in SAMPLERS:
         known = ", ".join([*SAMPLERS, *OTHER_NAMES])
         raise ConfigError(f"{where}: there is no sampler {sampler!r}; choose one of {known}.")
-    if not 1 <= prompt.steps <= 1000:
-        raise ConfigError(f"{where}: {prompt.steps} steps; expected 1 to 1000.")
+    for name, (least, most) in RANGES.items():
+        number = getattr(prompt, name)
+        if not least <= number <= most:
+            raise ConfigError(f"{where}: {name} is {number}; expected {least} to {most}.")
     sides = [max(LEAST_SIDE, side // 8 * 8) for side in (prompt.width, prompt.height)]
     return replace(prompt, sampler=sampler, width=sides[0], height=sides[1])

@@ -24,6 +24,15 @@ OTHER_NAMES = {
 }  # fmt: skip
 """sd-scripts' further names for them."""
 
+RANGES = {
+    "seed": (0, 2**64 - 1),
+    "width": (1, 8192),
+    "height": (1, 8192),
+    "steps": (1, 1000),
+    "guidance_scale": (0, 1000),
+}
+"""The least and the most of each number of a prompt; seeds are those that torch takes."""
+
 _HYPERNETWORK = re.compile(
     r"<hypernet:(?P<name>[^:<>]+)(?::(?P<strength>[-+]?(?:\d+\.?\d*|\.\d+)))?>"
 )
@@ -58,6 +67,11 @@ class Prompt:
     def words(self) -> str:
         """The text without what it says of hypernetworks."""
         return _HYPERNETWORK.sub("", self.text).strip()
+
+    @property
+    def texts(self) -> tuple[str, str]:
+        """What the text encoder is given: what the image should show, and what not."""
+        return self.words, self.negative
 
     @property
     def strengths(self) -> dict[str, float]:

@@ -18,12 +18,12 @@ from PIL import Image, PngImagePlugin
 from torch import Tensor
 
 from impasto import files
-from impasto.checkpoints.modelspec import read_encoder_layer
 from impasto.errors import ConfigError
 from impasto.models import vae as vae_module
 from impasto.models.hypernetwork import HypernetworkStack
-from impasto.models.loading import BaseModel, build_tokens
+from impasto.models.loading import BaseModel, build_tokens, schedule_of
 from impasto.models.parking import at_hand
+from impasto.models.recorded import recorded_clip_skip
 from impasto.models.text import ClipStates, ClipTextConditioner, TextConditioner
 from impasto.models.text_metadata import prompt_layout
 from impasto.models.tokens import TextLayout
@@ -62,7 +62,7 @@ class Sampler:
             layout: How prompts are read; None means what the file says, or as A1111 does.
         """
         metadata = model.contents.metadata
-        layer = clip_skip or read_encoder_layer(metadata)
+        layer = clip_skip or recorded_clip_skip(model.contents)
         tokens = build_tokens(model, layout or prompt_layout(metadata))
         conditioner = ClipTextConditioner(tokens, ClipStates(model.text_encoder, layer))
         return cls(model.unet, model.vae, conditioner, model.scheduler_config, model.scaling_factor)
@@ -131,8 +131,25 @@ def build_scheduler(name: str, config: Mapping[str, Any]) -> Any:
     if name not in SAMPLERS:
         raise ConfigError(f"There is no sampler {name!r}; choose one of {', '.join(SAMPLERS)}.")
     kept = {k: v for k, v in config.items() if not k.startswith("_") and k != "skip_prk_steps"}
-    extra = EXTRA.get(name, {})
-    return getattr(diffusers, SAMPLERS[name]).from_config({**kept, **extra})
+    factory = getattr(diffusers, SAMPLERS[name])
+    takes = inspect.signature(factory.__init__).parameters
+    if kept.get(_RESCALED) and _RESCALED not in takes:
+        kept["trained_betas"] = _rescaled_betas(kept)
+    return factory.from_config({**kept, **EXTRA.get(name, {})})
+
+
+_RESCALED = "rescale_betas_zero_snr"
+LEAST_SIGNAL = 2.0**-24
+"""What is left of the picture's power at the last step of a rescaled schedule, where samplers would
+divide by zero; diffusers' own schedulers of that setting take the same."""
+
+
+def _rescaled_betas(config: Mapping[str, Any]) -> list[float]:
+    """A schedule rescaled to zero terminal SNR, for samplers of diffusers that cannot rescale."""
+    kept = schedule_of(config).alphas_cumprod.double().clamp(min=LEAST_SIGNAL)
+    before = torch.cat([torch.ones(1, dtype=kept.dtype), kept[:-1]])
+    betas: list[float] = (1 - kept / before).tolist()
+    return betas
 
 
 def save_png(image: Image.Image, path: Path, prompt: Prompt) -> None:

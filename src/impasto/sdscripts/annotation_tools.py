@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 from impasto import files
 from impasto.data.metadata import read_metadata
 from impasto.errors import ConfigError
+from impasto.finite import finite
+from impasto.progress import counted
 from impasto.sdscripts.tools import (
     ToolParser,
     picture_parser,
@@ -44,7 +46,7 @@ def make_captions() -> None:
     parser.add_argument("--batch_size", type=int, default=1)
     parser.add_argument("--max_data_loader_n_workers", type=int)
     parser.add_argument("--num_beams", type=int, default=1)
-    parser.add_argument("--top_p", type=float, default=0.9)
+    parser.add_argument("--top_p", type=finite, default=0.9)
     parser.add_argument("--max_length", type=int, default=75)
     parser.add_argument("--min_length", type=int, default=5)
     parser.add_argument("--seed", type=int, default=42)
@@ -132,9 +134,9 @@ def _tag_parser() -> ToolParser:
     parser.add_argument("--model_dir", type=Path, default=Path("wd14_tagger_model"))
     parser.add_argument("--batch_size", type=int, default=1)
     parser.add_argument("--max_data_loader_n_workers", type=int)
-    parser.add_argument("--thresh", type=float, default=0.35)
+    parser.add_argument("--thresh", type=finite, default=0.35)
     for name in _THRESHOLDS:
-        parser.add_argument(f"--{name}_threshold", type=float)
+        parser.add_argument(f"--{name}_threshold", type=finite)
     parser.add_argument("--caption_separator", default=", ")
     parser.add_argument("--output_path", type=Path, help="one .json or .jsonl for all pictures")
     for name in ("undesired_tags", "always_first_tags", "tag_replacement"):
@@ -299,4 +301,6 @@ def _write(
             batch_size=options.batch_size,
             show=show if options.debug else None,
         )
-    console.note(f"{done.written} pictures have words now, {len(done.set_aside)} were passed over.")
+    console.note(
+        f"{counted(done.written, 'pictures have')} words now, {len(done.set_aside)} passed over."
+    )

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from impasto.cli.main import run_reporting
 
@@ -45,34 +45,45 @@ def fine_tune(arguments: list[str]) -> None:
     console = Console()
     resumed = flags.pop("resume", None)
     if resumed is not None:
-        _resume(Path(resumed), console)
+        _resume(resumed, flags, console)
         return
-    import torch
-
     from impasto.cli.finish import finish
     from impasto.config.load import build_run_config
     from impasto.sdscripts.translate import translate
     from impasto.training import trainer
 
-    translation = translate(flags, has_gpu=torch.cuda.is_available())
+    translation = translate(flags, **_machine())
     config = build_run_config(translation.tree, source="fine_tune.py")
     for notice in translation.notices:
         console.note(notice)
     finish(trainer.train(config, console), console)
 
 
-def _resume(path: Path, console: Console) -> None:
-    """Continue a run of Impasto; states of sd-scripts are pickles and lack the step."""
+def _resume(resumed: str, flags: dict[str, Any], console: Console) -> None:
+    """Continue a run of Impasto with what the flags change."""
     from impasto.cli.finish import finish
-    from impasto.errors import RunError
+    from impasto.sdscripts.resuming import find_run, resumed_config
     from impasto.training import trainer
 
-    run = next((p for p in (path, path.parent.parent) if (p / "config.toml").is_file()), None)
-    if run is None:
-        raise RunError(
-            f"--resume {path} is no run of Impasto. States that sd-scripts saved hold neither step "
-            f"nor order of the data and are pickles, which Impasto does not open; start from the "
-            f"model that was saved with them. Of Impasto's, give the folder <name>-run."
-        )
-    console.note(f"Continuing {run} as its config.toml says; other flags change nothing.")
-    finish(trainer.resume(run, console), console)
+    run = find_run(resumed)
+    if not flags:
+        console.note(f"Continuing {run.path} as its config.toml says.")
+        finish(trainer.resume(run.path, console), console)
+        return
+    config, notices = resumed_config(run, flags, **_machine())
+    for notice in notices:
+        console.note(notice)
+    console.note(f"Continuing {run.path} with the flags that are given, and else as it was.")
+    finish(trainer.resume(run.path, console, changed=config), console)
+
+
+def _machine() -> dict[str, Any]:
+    """What translating depends on."""
+    import torch
+
+    from impasto.training.native_precision import native_precision
+
+    return {
+        "without_gpu": None if torch.cuda.is_available() else native_precision(),
+        "has_tensorboard": importlib.util.find_spec("tensorboard") is not None,
+    }

@@ -155,15 +155,15 @@ _OPTIMIZER = [
     Flag("optimizer_args", "list"),
     Flag("lr_scheduler", "text", "constant"),
     Flag("lr_scheduler_args", "list"),
-    *_refused("text", "classes are not imported by name from a command line; --lr_scheduler has "
-              "the usual shapes", "lr_scheduler_type"),
+    Flag("lr_scheduler_type", "text"),
     Flag("lr_warmup_steps", "text", "0"),
     Flag("lr_decay_steps", "text", "0"),
     Flag("lr_scheduler_num_cycles", "int", 1),
     Flag("lr_scheduler_power", "float", 1.0),
     Flag("lr_scheduler_timescale", "int"),
     Flag("lr_scheduler_min_lr_ratio", "float"),
-    *_refused("flag", "it has no effect in sd-scripts' fine_tune.py either", "fused_backward_pass"),
+    *_noticed("flag", "it has no effect in sd-scripts' fine_tune.py, and none here; the nearest "
+              "setting is training.optimizer_in_backward = \"exact\"", "fused_backward_pass"),
 ]  # fmt: skip
 
 _LOSS = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from pathlib import Path
 
@@ -17,12 +18,33 @@ def import_command(command: str, out: Path | None) -> None:
     Example: impasto import-command "accelerate launch fine_tune.py --pretrained_model_name_or_path
     sd15.safetensors --train_data_dir pictures --resolution 512 --output_dir out" > run.toml
     """
-    from impasto import files
+    from impasto import files, invocation
+    from impasto.errors import RunError
     from impasto.sdscripts.importing import settings_of_command
 
-    text = settings_of_command(shlex.split(command))
+    if out is not None and out.exists():
+        raise RunError(f"{out} is already there, and it was not touched. Choose another --out.")
+    text = settings_of_command(_words(command))
     if out is None:
         click.echo(text, nl=False)
     else:
         files.rewrite_text(out, text)
-        click.echo(f"Written to {out}. Look at it with: impasto train {out} --plan")
+        click.echo(
+            f"Written to {out}. Look at it with: {invocation.command('train', out, '--plan')}"
+        )
+
+
+def _words(command: str) -> list[str]:
+    """The words of a command as a shell has them: lines that go on, and paths of Windows, whole.
+
+    Raises:
+        ConfigError: A quote is not closed.
+    """
+    from impasto.errors import ConfigError
+
+    line = re.sub(r"[\\^`][ \t]*\r?\n", " ", command)  # sh, cmd and PowerShell
+    kept = re.sub(r"\\(?=[\w.-])", r"\\\\", line)  # no shell's escape, but a folder of Windows
+    try:
+        return shlex.split(kept)
+    except ValueError as error:
+        raise ConfigError(f"The command cannot be read: {error}. Put it in quotes.") from error

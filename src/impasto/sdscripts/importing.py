@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ from impasto.config.load import build_run_config
 from impasto.config.run import RunConfig
 from impasto.errors import ConfigError
 from impasto.sdscripts.flags import FLAGS
+from impasto.sdscripts.origins import BY_RULE, decided_by, settings_of
 from impasto.sdscripts.parsing import given_flags
 from impasto.sdscripts.translate import translate
 
@@ -28,18 +30,23 @@ def settings_of_command(words: Sequence[str]) -> str:
         raise ConfigError(f"{words[scripts[0]]} is not {_SCRIPT}, the one command that is known.")
     flags = given_flags(words[scripts[0] + 1 :] if scripts else words)
     resumed = flags.pop("resume", None)
-    translation = translate(flags, has_gpu=True)
+    translation = translate(flags)
     build_run_config(translation.tree, source="the command")
-    lines = ["# The settings of:", f"#   {' '.join(words)}", "#"]
+    lines = ["# The settings of:", f"#   {shlex.join(words)}", "#"]
+    launcher = [w for w in words[: scripts[0]] if w.startswith("-")] if scripts else []
+    if launcher:
+        lines.append(
+            f"# {shlex.join(launcher)} belongs to the launcher: put it before -m impasto train too."
+        )
     lines += [f"# {notice}" for notice in translation.notices]
     if resumed is not None:
         lines.append(f"# --resume {resumed}: continue a run of Impasto with `impasto resume`.")
-    return "\n".join([*lines, "", *_commented(_told(translation.tree), flags)]) + "\n"
+    return "\n".join([*lines, "", *_commented(_told(translation.tree, flags), flags)]) + "\n"
 
 
-def _told(tree: dict[str, Any]) -> dict[str, Any]:
-    """The tree without what is Impasto's default anyway."""
-    sections = RunConfig.model_fields
+def _told(tree: dict[str, Any], flags: Mapping[str, Any]) -> dict[str, Any]:
+    """The tree without what is Impasto's default anyway and was not given."""
+    sections, given = RunConfig.model_fields, decided_by(flags)
     told: dict[str, Any] = {}
     for name, value in tree.items():
         if not isinstance(value, dict):
@@ -49,7 +56,7 @@ def _told(tree: dict[str, Any]) -> dict[str, Any]:
         differing = {
             key: own
             for key, own in value.items()
-            if key not in fields or own != fields[key].default
+            if key not in fields or own != fields[key].default or f"{name}.{key}" in given
         }
         if differing:
             told[name] = differing
@@ -58,7 +65,9 @@ def _told(tree: dict[str, Any]) -> dict[str, Any]:
 
 def _commented(tree: dict[str, Any], flags: Mapping[str, Any]) -> list[str]:
     """TOML lines, each with the flag that it came from, or whose default it is."""
-    origin = {flag.to: flag.name for flag in FLAGS.values() if flag.to}
+    origin = {path: name for name in BY_RULE for path in settings_of(name) if "." in path}
+    origin |= {flag.to: flag.name for flag in FLAGS.values() if flag.to}
+    origin |= {path: name for name in flags for path in settings_of(name)}
     section, lines = "", []
     for line in tomli_w.dumps(tree).splitlines():
         if line.startswith("["):

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from impasto.errors import ConfigError, DatasetError
+from impasto.progress import counted
 from impasto.sdscripts.tools import (
     ToolParser,
     picture_parser,
@@ -68,9 +69,13 @@ def _merge(options: argparse.Namespace, console: Console, column: Column) -> Non
         if options.debug:
             console.note(f"{key}: {text}")
     backup = write_metadata(options.out_json, entries.values())
-    console.note(f"{len(records) - missing} of {len(records)} pictures: {options.out_json}.")
+    console.note(
+        f"{len(records) - missing} of {counted(len(records), 'pictures')}: {options.out_json}."
+    )
     if missing:
-        console.note(f"{missing} pictures have no {options.caption_extension} beside them.")
+        console.note(
+            f"{counted(missing, 'pictures have')} no {options.caption_extension} beside them."
+        )
     if backup is not None:
         console.note(f"What was there is kept as {backup}.")
 
@@ -106,7 +111,7 @@ def _clean(options: argparse.Namespace, console: Console) -> None:
             console.note(f"+ {new.caption} | {new.tags}")
         cleaned.append(new)
     write_metadata(targets[0], cleaned)
-    console.note(f"{changed} of {len(cleaned)} entries changed: {targets[0]}.")
+    console.note(f"{changed} of {counted(len(cleaned), 'entries')} changed: {targets[0]}.")
 
 
 def prepare_buckets_latents() -> None:
@@ -168,7 +173,7 @@ def _prepare(options: argparse.Namespace, console: Console) -> None:
         "bucket_no_upscale": options.bucket_no_upscale,
         "flip_aug": options.flip_aug,
         "recursive": options.recursive,
-        "vae_precision": {"no": "fp32"}.get(options.mixed_precision, options.mixed_precision),
+        "vae_precision": _vae_precision(options.mixed_precision, console),
     }
     config = build_dataset_config({**values, **rounded_sides(values)}, source="command line")
     scan = scan_all(config, console)
@@ -178,11 +183,31 @@ def _prepare(options: argparse.Namespace, console: Console) -> None:
     cache = LatentCache(config.derived_dir / "latents")
     encoder = moments_encoder(vae, batch_size=options.batch_size)
     result = cache_latents(planned.images, cache, encoder, console)
-    count = export_latents(result, cache, console)
+    exported = export_latents(result, cache, console)
     _write_resolutions(options, result.images, console)
-    console.note(f"{count} .npz files beside their pictures; metadata: {options.out_json}.")
-    for item in (*scan.set_aside, *result.set_aside):
+    console.note(
+        f"{exported.written} .npz files beside their pictures; metadata: {options.out_json}."
+    )
+    for item in (*scan.set_aside, *result.set_aside, *exported.refused):
         console.note(f"Passed over: {item.path}: {item.reason}")
+    for line in scan.said_of_unused():
+        console.note(line)
+
+
+def _vae_precision(asked: str, console: Console) -> str:
+    """What the VAE encodes in: what was asked for, or float32 where the CPU is slow in that."""
+    from impasto.training.devices import default_device
+    from impasto.training.native_precision import native_precision
+
+    if asked == "no":
+        return "fp32"
+    native = native_precision()
+    if default_device().type != "cpu" or native.kind == asked:
+        return asked
+    console.note(
+        f"--mixed_precision={asked}: encoding in float32, as there is no GPU and {native.reason}."
+    )
+    return "fp32"
 
 
 def _write_resolutions(
@@ -203,7 +228,7 @@ def _write_resolutions(
         entries[key] = replace(entry, train_resolution=image.bucket, image_size=image.record.size)
     write_metadata(options.out_json, entries.values())
     if new:
-        console.note(f"{new} pictures are not in {options.in_json}; they come without words.")
+        console.note(f"{counted(new, 'pictures are')} not in {options.in_json}, and without words.")
 
 
 def _require_full_path(options: argparse.Namespace) -> None:

@@ -10,9 +10,10 @@ from typing import Any
 
 from impasto.config.validation import read_toml
 from impasto.errors import ConfigError
+from impasto.finite import finite
 from impasto.sdscripts.flags import FLAGS, Flag
 
-_TYPES: dict[str, Any] = {"int": int, "float": float, "text": str, "list": str}
+_TYPES: dict[str, Any] = {"int": int, "float": finite, "text": str, "list": str}
 
 
 def given_flags(arguments: Sequence[str]) -> dict[str, Any]:

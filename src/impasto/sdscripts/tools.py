@@ -76,6 +76,8 @@ def pictures_of(folder: Path, console: Console, *, recursive: bool) -> Sequence[
     scan = scan_folder(folder, recursive=recursive, progress=console)
     for item in scan.set_aside:
         console.note(f"Passed over: {item.path}: {item.reason}")
+    for line in scan.said_of_unused():
+        console.note(line)
     return scan.records
 
 

@@ -2,23 +2,43 @@
 
 from __future__ import annotations
 
-import ast
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from impasto.config.dataset_file import SDSCRIPTS_DEFAULTS, rounded_sides
+from impasto.config.names import fault_of_name
 from impasto.errors import ConfigError
 from impasto.sampling.prompts import OTHER_NAMES
 from impasto.sdscripts.flags import FLAGS
+from impasto.sdscripts.values import (
+    read_number,
+    read_numbers,
+    read_pairs,
+    read_resolution,
+    read_steps,
+)
+
+if TYPE_CHECKING:  # imports torch, which a command line is translated without
+    from impasto.training.native_precision import NativePrecision
 
 Tree = dict[str, Any]
 
 _FORMATS = {"ckpt": "ckpt", "safetensors": "safetensors", "diffusers": "diffusers",
             "diffusers_safetensors": "diffusers"}  # fmt: skip
 _PRECISIONS = {"float": "fp32", "fp16": "fp16", "bf16": "bf16"}
+NEAREST_SCHEDULES = {
+    "CosineAnnealingLR": "cosine", "CosineAnnealingWarmRestarts": "cosine_with_restarts",
+    "OneCycleLR": "cosine with --lr_warmup_steps", "LinearLR": "linear",
+    "PolynomialLR": "polynomial", "ConstantLR": "piecewise_constant",
+    "StepLR": "piecewise_constant", "MultiStepLR": "piecewise_constant",
+    "ExponentialLR": "piecewise_constant", "LambdaLR": "piecewise_constant",
+    "RexLR": "rex", "CosineAnnealingWarmupRestarts": "cosine_with_restarts",
+}  # fmt: skip
+"""Classes of schedulers that people name, and the shape that is most like each."""
+
 _SCHEDULES = {"constant_with_warmup": "constant"}
 _OPTIMIZERS = {
     "": "adamw", "adamw": "adamw", "adamw8bit": "adamw8bit", "pagedadamw": "paged_adamw",
@@ -41,12 +61,18 @@ class Translation:
     notices: tuple[str, ...]
 
 
-def translate(flags: Mapping[str, Any], *, has_gpu: bool) -> Translation:
+def translate(
+    flags: Mapping[str, Any],
+    without_gpu: NativePrecision | None = None,
+    *,
+    has_tensorboard: bool = True,
+) -> Translation:
     """Settings that do what the flags ask for.
 
     Args:
         flags: As `given_flags` returns them.
-        has_gpu: Whether a GPU is there, for `--mixed_precision=fp16`.
+        without_gpu: Where no GPU is there, what the CPU computes fastest in.
+        has_tensorboard: Whether TensorBoard is installed, for `--logging_dir`.
 
     Raises:
         ConfigError: Something that has to be given is missing, or flags contradict each other.
@@ -69,11 +95,11 @@ def translate(flags: Mapping[str, Any], *, has_gpu: bool) -> Translation:
         _saving,
         _previews,
         _timesteps,
-        _logging,
         _compiling,
     ):
         notices += rule(flags, tree)
-    notices += _precision(flags, tree, has_gpu=has_gpu)
+    notices += _logging(flags, tree, has_tensorboard=has_tensorboard)
+    notices += _precision(flags, tree, without_gpu)
     return Translation({k: v for k, v in tree.items() if v != {}}, tuple(notices))
 
 
@@ -104,9 +130,9 @@ def _model(flags: Mapping[str, Any], tree: Tree) -> list[str]:
 def _dataset(flags: Mapping[str, Any], tree: Tree) -> list[str]:
     dataset = tree.setdefault("dataset", {})
     if "resolution" in flags:
-        dataset["resolution"] = _resolution(flags["resolution"])
+        dataset["resolution"] = read_resolution(flags["resolution"])
     if "face_crop_aug_range" in flags:
-        dataset["face_crop_aug_range"] = _numbers("face_crop_aug_range", flags, 2)
+        dataset["face_crop_aug_range"] = read_numbers("face_crop_aug_range", flags, 2)
     if "dataset_config" in flags:
         dataset["config"] = flags["dataset_config"]
         ignored = [name for name in ("train_data_dir", "in_json") if name in flags]
@@ -152,7 +178,7 @@ def _optimizer(flags: Mapping[str, Any], tree: Tree) -> list[str]:
     optimizer["kind"] = short.get(asked[0]) if asked and asked[0] in short else _OPTIMIZERS.get(
         wanted.lower(), wanted
     )  # fmt: skip
-    arguments = _pairs("optimizer_args", flags)
+    arguments = read_pairs("optimizer_args", flags)
     for name in ("betas", "eps", "weight_decay"):
         if name in arguments:
             optimizer[name] = arguments.pop(name)
@@ -169,12 +195,13 @@ def _schedule(flags: Mapping[str, Any], tree: Tree) -> list[str]:
         notices.append("--lr_scheduler adafactor: the rate is constant, as --learning_rate says.")
         kind = "constant"
         if rate:
-            tree["optimizer"]["lr"] = float(rate)
+            tree["optimizer"]["lr"] = read_number("lr_scheduler", asked, rate)
+    _require_no_class(flags.get("lr_scheduler_type"))
     schedule = tree.setdefault("schedule", {})
     schedule["kind"] = _SCHEDULES.get(kind, kind)
-    schedule["warmup_steps"] = _steps("lr_warmup_steps", flags)
+    schedule["warmup_steps"] = read_steps("lr_warmup_steps", flags)
     if kind == "warmup_stable_decay":
-        schedule["decay_steps"] = _steps("lr_decay_steps", flags)
+        schedule["decay_steps"] = read_steps("lr_decay_steps", flags)
     users = {
         "cycles": ("lr_scheduler_num_cycles",
                    {"cosine_with_restarts", "cosine_with_min_lr", "warmup_stable_decay"}),
@@ -189,14 +216,33 @@ def _schedule(flags: Mapping[str, Any], tree: Tree) -> list[str]:
         elif flags.get(name) is not None:
             notices.append(f"--{name}: it belongs to another --lr_scheduler than {kind}.")
     if kind == "piecewise_constant":
-        schedule["rules"] = str(_pairs("lr_scheduler_args", flags).get("step_rules", ""))
+        schedule["rules"] = str(read_pairs("lr_scheduler_args", flags).get("step_rules", ""))
     return notices
+
+
+def _require_no_class(scheduler: str | None) -> None:
+    """A rate here is a function of the step, so that a run is resumed exactly."""
+    if not scheduler:
+        return
+    nearest = NEAREST_SCHEDULES.get(scheduler.rpartition(".")[2])
+    listed = ", ".join(dict.fromkeys(NEAREST_SCHEDULES.values()))
+    raise ConfigError(
+        f"--lr_scheduler_type {scheduler} is not taken: rates follow from the step alone here, so "
+        f"that runs are resumed exactly. "
+        + (f"The nearest is --lr_scheduler {nearest}" if nearest else f"Take one of {listed}")
+        + " (schedule.kind in settings)."
+    )
 
 
 def _saving(flags: Mapping[str, Any], tree: Tree) -> list[str]:
     saving = tree.setdefault("saving", {})
     folder = Path(flags["output_dir"])
     name = flags.get("output_name") or "last"
+    fault = fault_of_name(name)
+    if fault is not None:
+        raise ConfigError(
+            f"--output_name is {name[:60]!r}, which {fault}. Folders go into --output_dir."
+        )
     source = str(flags["pretrained_model_name_or_path"])
     form = flags.get("save_model_as") or (
         "safetensors" if flags.get("use_safetensors") else _form_of(source)
@@ -242,13 +288,23 @@ def _previews(flags: Mapping[str, Any], tree: Tree) -> list[str]:
     return []
 
 
-def _logging(flags: Mapping[str, Any], tree: Tree) -> list[str]:
-    """As there, TensorBoard where only a folder for it is named."""
+def _logging(flags: Mapping[str, Any], tree: Tree, *, has_tensorboard: bool) -> list[str]:
+    """As there: TensorBoard where only a folder is named, and none if it is not installed."""
     kinds = {"tensorboard": ["tensorboard"], "wandb": ["wandb"], "all": ["tensorboard", "wandb"]}
     asked = flags.get("log_with") or ("tensorboard" if flags.get("logging_dir") else None)
     if asked is None:
         return []
-    tree["logging"] = {"trackers": kinds[asked]}
+    trackers = kinds[asked]
+    if "tensorboard" in trackers and not has_tensorboard:
+        trackers.remove("tensorboard")
+        if trackers:
+            tree["logging"] = {"trackers": trackers}
+        name = "log_with" if flags.get("log_with") else "logging_dir"
+        return [
+            f"--{name}: TensorBoard is not installed, so nothing is written for it (pip install "
+            f"tensorboard); metrics go to metrics.jsonl and report.html in the run directory."
+        ]
+    tree["logging"] = {"trackers": trackers}
     if "logging_dir" not in flags:
         return []
     return ["--logging_dir: TensorBoard's files are in the folder tensorboard of the run."]
@@ -270,18 +326,24 @@ def _timesteps(_: Mapping[str, Any], tree: Tree) -> list[str]:
     return []
 
 
-def _precision(flags: Mapping[str, Any], tree: Tree, *, has_gpu: bool) -> list[str]:
+def _precision(
+    flags: Mapping[str, Any], tree: Tree, without_gpu: NativePrecision | None
+) -> list[str]:
     asked, notices = flags.get("mixed_precision", "no"), []
     full = next((name for name in ("fp16", "bf16") if flags.get(f"full_{name}")), None)
     if full is not None and full != asked:
         raise ConfigError(f"--full_{full} needs --mixed_precision={full}.")
-    if asked == "fp16" and not has_gpu:
+    if asked != "no" and without_gpu is not None and without_gpu.kind != asked:
+        words = "float32" if without_gpu.kind == "no" else without_gpu.kind
         notices.append(
-            "--mixed_precision=fp16: there is no GPU, and a processor is faster in bf16."
+            f"--mixed_precision={asked}: computing in {words}, as there is no GPU and "
+            f"{without_gpu.reason}."
         )
-        asked = "bf16"
+        asked = without_gpu.kind
     tree["training"]["mixed_precision"] = asked
-    if full is not None:
+    if full is not None and asked == "no":
+        notices.append(f"--full_{full}: weights are kept in float32, in which is computed.")
+    elif full is not None:
         tree["training"]["weights"] = asked
         notices.append(
             f"--full_{full}: weights are kept in {asked} and rounded up or down by chance, so that "
@@ -302,45 +364,3 @@ def free_run_folder(folder: Path, name: str) -> Path:
 def _form_of(source: str) -> str:
     endings = {".ckpt": "ckpt", ".safetensors": "safetensors"}
     return endings.get(Path(source).suffix.lower(), "diffusers")
-
-
-def _resolution(text: str) -> Any:
-    numbers = [part.strip() for part in text.split(",")]
-    if len(numbers) > 2 or not all(part.isdigit() for part in numbers):
-        raise ConfigError(f"--resolution is {text!r}; expected 512 or 512,768 (width, height).")
-    return int(numbers[0]) if len(numbers) == 1 else [int(part) for part in numbers]
-
-
-def _numbers(name: str, flags: Mapping[str, Any], count: int) -> list[float]:
-    parts = str(flags[name]).split(",")
-    try:
-        numbers = [float(part) for part in parts]
-    except ValueError:
-        numbers = []
-    if len(numbers) != count:
-        raise ConfigError(f"--{name} is {flags[name]!r}; expected {count} numbers with a comma.")
-    return numbers
-
-
-def _steps(name: str, flags: Mapping[str, Any]) -> Any:
-    text = str(flags.get(name, FLAGS[name].default)).strip()
-    if text.endswith("%"):
-        return text
-    try:
-        return int(text) if text.isdigit() else float(text)
-    except ValueError as error:
-        raise ConfigError(f"--{name} is {text!r}; expected 500, 0.05 or 5%.") from error
-
-
-def _pairs(name: str, flags: Mapping[str, Any]) -> dict[str, Any]:
-    """`key=value` words; a value is a Python literal, or else text."""
-    pairs: dict[str, Any] = {}
-    for word in flags.get(name, []):
-        key, equals, value = word.partition("=")
-        if not equals:
-            raise ConfigError(f"--{name} has {word!r}; expected key=value.")
-        try:
-            pairs[key] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            pairs[key] = value.strip("\"'")
-    return pairs

@@ -11,6 +11,10 @@ from impasto.training.optimizers import find_row
 USUAL_LR = (1e-7, 5e-5)
 USUAL_HYPERNETWORK_LR = (1e-7, 5e-5)
 USUAL_LION_LR = (3e-8, 2e-5)
+_NO_NESTEROV = (
+    "optimizer.kind sgd_nesterov8bit: bitsandbytes' SGD has ordinary momentum only, here as in "
+    "sd-scripts."
+)
 USUAL_FACTOR = (0.1, 2.0)
 
 
@@ -31,6 +35,7 @@ def advice_on(config: RunConfig, identity: Identity) -> list[str]:
 def _on_rates(config: RunConfig) -> list[str]:
     optimizer = config.optimizer
     row = find_row(optimizer.kind)
+    nesterov = [_NO_NESTEROV] if optimizer.kind == "sgd_nesterov8bit" else []
     low, high = USUAL_LR
     what = "a whole U-Net"
     if config.method.kind == "hypernetwork":
@@ -41,11 +46,12 @@ def _on_rates(config: RunConfig) -> list[str]:
     elif "lion" in row.name.lower():
         low, high = USUAL_LION_LR
     if low <= optimizer.lr <= high:
-        return []
+        return nesterov
     side = "above" if optimizer.lr > high else "below"
     return [
         f"optimizer.lr {optimizer.lr:g} is {side} what is usual for {optimizer.kind} and {what} "
-        f"({low:g} to {high:g})."
+        f"({low:g} to {high:g}).",
+        *nesterov,
     ]
 
 

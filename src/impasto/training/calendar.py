@@ -46,6 +46,13 @@ class Calendar:
             endings.append(f"step{done:08d}")
         return endings
 
+    def planned_endings(self, total: int) -> list[str]:
+        """What all models on the way will be called, in a run of so many updates."""
+        saving = self._config.saving
+        rhythms = (saving.model_every_steps, (saving.model_every_epochs or 0) * self._per_epoch)
+        dues = sorted({done for every in rhythms if every for done in range(every, total, every)})
+        return [ending for done in dues for ending in self.model_endings(done)]
+
     def state(self, done: int, accelerator: Accelerator) -> bool:
         """Whether a state is due: by updates, or by the clock of the first process."""
         saving = self._config.saving

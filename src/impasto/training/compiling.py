@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from impasto.errors import ConfigError, MissingDependencyError
+from impasto.invocation import install_packages
 
 Compile = Literal["off", "blocks", "full"]
 BLOCKS = ("ResnetBlock2D", "BasicTransformerBlock", "Downsample2D", "Upsample2D")
@@ -79,7 +80,8 @@ def require_compiler(device: torch.device) -> None:
         if importlib.util.find_spec("triton") is None:
             raise MissingDependencyError(
                 "training.compile needs Triton on a GPU, which is not installed. On Windows: "
-                'pip install triton-windows. Or set training.compile to "off".'
+                f"{install_packages('triton-windows')}\n"
+                'Or set training.compile to "off".'
             )
         return
     names = [os.environ.get("CXX", ""), "g++", "clang++", "cl"]

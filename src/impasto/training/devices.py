@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 
 from impasto.errors import ConfigError, MissingDependencyError
+from impasto.invocation import missing_extra
 
 PATIENCE = timedelta(days=14)
 _LOST = ("Connection closed by peer", "Connection reset by peer", "gloo", "NCCL error")
@@ -39,10 +40,11 @@ def build_accelerator() -> Accelerator:
         )
     on_gpu, zero = torch.cuda.is_available(), asks_for("DEEPSPEED")
     if zero and importlib.util.find_spec("deepspeed") is None:
-        raise MissingDependencyError(
-            "accelerate is configured for DeepSpeed, which is not installed. Install it "
-            "(pip install deepspeed), or run `accelerate config` and choose FSDP, which shares a "
-            "model out too and comes with PyTorch."
+        raise missing_extra(
+            "deepspeed",
+            "accelerate is configured for DeepSpeed, which is not installed.",
+            "Or run `accelerate config` and choose FSDP, which shares a model out too and comes "
+            "with PyTorch.",
         )
     # accelerate takes DeepSpeed for GPUs only, unless it is told how processes talk to each other
     backend = "gloo" if zero and not on_gpu else None
@@ -80,10 +82,10 @@ def require_precision(mixed_precision: str) -> None:
     """
     if not torch.cuda.is_available() or mixed_precision != "bf16":
         return
-    if not torch.cuda.is_bf16_supported():
+    if not torch.cuda.is_bf16_supported(including_emulation=False):
         raise MissingDependencyError(
             f"training.mixed_precision is bf16, but {torch.cuda.get_device_name()} does not "
-            f"compute in bfloat16 (GPUs from 2020 on do). Set it to fp16 or no."
+            f"compute in bfloat16 (GPUs from 2020 on do). Set it to auto, fp16 or no."
         )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 
 import torch
@@ -16,15 +15,15 @@ from impasto.models.trainable import Part
 from impasto.training.batches import batch_size_of
 from impasto.training.chunked import ChunkRules
 from impasto.training.footprint import Footprint
+from impasto.training.native_precision import computed_kind, least_seconds, slowdown
 from impasto.training.optimizers import build_optimizer
+from impasto.training.precision import COMPUTED
 from impasto.training.rounding import build_rounding
 
 SHARE = {"cpu": 0.6, "cuda": 0.4}
 """Of the speed of large matrix products, what a U-Net's step reaches: measured on a processor by
 `python -m bench`; on GPUs an estimate from MLPerf's and MosaicML's records."""
 SAMPLE = 4 << 20  # weights that the optimizer is timed with
-
-_COMPUTED = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def seconds_per_update(
@@ -43,9 +42,9 @@ def seconds_per_update(
         parts: What learns.
         device: Where.
     """
-    dtype = _COMPUTED[config.training.mixed_precision]
     flops = footprint.flops * _usual_share(config, images)
-    forward_backward = flops / (SHARE[device.type] * matmul_rate(device, dtype))
+    dtype = COMPUTED[computed_kind(config)]
+    forward_backward = flops / (SHARE[device.type] * training_rate(device, dtype))
     stepping = seconds_per_weight(config, device) * sum(part.count() for part in parts)
     return forward_backward * config.training.gradient_accumulation_steps + stepping
 
@@ -65,6 +64,17 @@ def in_words(seconds: float) -> str:
         return f"{minutes} min"
     hours = round(minutes / 60)
     return f"{hours} h" if hours < 48 else f"{hours // 24} d {hours % 24} h"
+
+
+def training_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """Floating-point operations per second of matrix products as a run computes them.
+
+    On a CPU those of float32, divided by how much slower convolutions are in `dtype`: where it has
+    no instructions for a type, bare products lose even more than a network's layers do.
+    """
+    if device.type == "cpu" and dtype != torch.float32:
+        return matmul_rate(device, torch.float32) / slowdown(dtype)
+    return matmul_rate(device, dtype)
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
@@ -93,12 +103,11 @@ def seconds_per_weight(config: RunConfig, device: torch.device) -> float:
 
 
 def _seconds(work: Callable[[], object], device: torch.device) -> float:
-    """The least of a few tries, after one to warm up."""
-    times = []
-    for _ in range(5):
-        began = time.perf_counter()
+    """The shortest of a few tries, the device's work included."""
+
+    def whole() -> None:
         work()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        times.append(time.perf_counter() - began)
-    return min(times[1:])
+
+    return least_seconds(whole)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from impasto.config.dataset import DatasetConfig
 from impasto.data.content_hashes import ContentHashes
 from impasto.data.health import Health, examine
 from impasto.data.likeness import Looks
+from impasto.data.records import SetAside
 from impasto.data.scan import nothing_usable
 from impasto.errors import DatasetError
 from impasto.models.loading import tokenizer_of
@@ -28,10 +27,11 @@ def examine_dataset(config: DatasetConfig, progress: Progress) -> Health:
     hashes = ContentHashes(config.derived_dir / "latents" / "content-hashes.json")
     digests = hashes.of({r.path: r.stamp for r in scan.records}, progress)
     looks, faults = Looks(config.derived_dir / "looks.json").of(scan.records, digests, progress)
-    scan = replace(
-        scan,
-        records=tuple(record for record in scan.records if record.path in looks),
-        set_aside=tuple(dict.fromkeys([*scan.set_aside, *faults])),
+    scan = scan.without(faults)
+    scan = scan.without(
+        SetAside(r.path, "vanished or became unreadable")
+        for r in scan.records
+        if r.path not in looks
     )
     if not scan.records:
         raise DatasetError(nothing_usable(scan.place, scan.set_aside))

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import glob
 import importlib.metadata
 import json
-import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
+import tomli_w
 from torch import Tensor
 
 from impasto import files
 from impasto.checkpoints import hypernetworks
 from impasto.checkpoints.hypernetwork_writing import write_hypernetwork
 from impasto.checkpoints.tensors import total_bytes
-from impasto.config.base import Section
-from impasto.config.load import dump_toml
 from impasto.config.run import RunConfig
 from impasto.models.hypernetwork import Hypernetwork
 from impasto.models.loading import BaseModel
@@ -25,11 +22,15 @@ from impasto.models.saving import DTYPES, SUFFIXES, About, Form, save_model, tra
 from impasto.models.text_metadata import layout_metadata
 from impasto.models.trainable import Trainable
 from impasto.progress import Progress
+from impasto.publishing import published_settings
 from impasto.runs import RunDirectory
+from impasto.training.own_models import OwnModels
 from impasto.training.session import Session
 from impasto.training.text import build_layout
 
 SUMMARY_KEY = "impasto.training"
+BEST, AVERAGE = "-best", "-ema"
+"""What is put after a model's name."""
 
 
 Trained = Mapping[str, Mapping[str, Tensor]]
@@ -148,33 +149,34 @@ EXPORTERS: dict[str, Exporter] = {
 def export_on_the_way(
     session: Session,
     trained: Trained,
-    run: RunDirectory,
+    models: OwnModels,
     progress: Progress,
     ending: str,
     variant: str = "",
 ) -> Path:
-    """Export as `<name>-<ending><variant>`, and remove the oldest of those.
+    """Export as `<name>-<ending><variant>`, and remove the oldest of this run's models like that.
 
     Raises:
         ModelError: A trained weight does not fit the precision asked for.
         StorageError: The disk is full; what was exported before is untouched.
     """
-    saving, name = session.config.saving, session.config.export_name
-    folder = saving.model_dir or run.path / "models"
-    suffix = EXPORTERS[session.config.method.kind].suffix(session.config)
-    target = folder / f"{name}-{ending}{variant}{suffix}"
-    _export(session, trained, target, progress)
-    if saving.keep_models is not None:
-        digits = "[0-9]" * len(ending.removeprefix("step"))
-        prefix = "step" if ending.startswith("step") else ""
-        earlier = sorted(folder.glob(f"{glob.escape(name)}-{prefix}{digits}{variant}{suffix}"))
-        for old in earlier[: -saving.keep_models]:
-            shutil.rmtree(old) if old.is_dir() else old.unlink()
+    config = session.config
+    folder = models_folder(config)
+    full_ending = f"-{ending}{variant}"
+    target = _export(session, trained, models, folder, progress, full_ending)
+    if config.saving.keep_models is not None:
+        models.remove_oldest(
+            config.export_name, full_ending, _suffix(config), folder, config.saving.keep_models
+        )
     return target
 
 
 def export_final(
-    session: Session, trained: Trained, folder: Path, progress: Progress, ending: str = ""
+    session: Session,
+    trained: Trained,
+    models: OwnModels,
+    progress: Progress,
+    ending: str = "",
 ) -> Path:
     """Export as `<name><ending>` in the form the settings ask for, and return its path.
 
@@ -182,15 +184,73 @@ def export_final(
         ModelError: A trained weight does not fit the precision asked for.
         StorageError: The disk is full; what was exported before is untouched.
     """
-    suffix = EXPORTERS[session.config.method.kind].suffix(session.config)
-    target = folder / f"{session.config.export_name}{ending}{suffix}"
-    _export(session, trained, target, progress)
-    return target
+    config = session.config
+    folder = config.saving.model_dir or RunDirectory(config.output_dir).export
+    return _export(session, trained, models, folder, progress, ending)
 
 
-def _export(session: Session, trained: Trained, target: Path, progress: Progress) -> None:
+def export_best(
+    session: Session, trained: Trained, models: OwnModels, progress: Progress, variant: str = ""
+) -> Path:
+    """Export as `<name>-best<variant>` in the place of the best one before.
+
+    Raises:
+        ModelError: A trained weight does not fit the precision asked for.
+        StorageError: The disk is full; what was exported before is untouched.
+    """
+    folder = models_folder(session.config)
+    return _export(session, trained, models, folder, progress, f"{BEST}{variant}")
+
+
+def models_folder(config: RunConfig) -> Path:
+    """Where models go that are exported on the way."""
+    return config.saving.model_dir or config.output_dir / "models"
+
+
+def on_the_way_target(config: RunConfig, ending: str, variant: str) -> Path:
+    """Where a model goes that is exported on the way, unless others have a file of that name."""
+    return models_folder(config) / f"{config.export_name}-{ending}{variant}{_suffix(config)}"
+
+
+def planned_models(config: RunConfig, endings: Iterable[str]) -> list[Path]:
+    """Every model file that a run is going to write outside its own directory.
+
+    Args:
+        config: The settings.
+        endings: Of the models on the way.
+    """
+    folder = config.saving.model_dir
+    if folder is None:
+        return []
+    beside = config.training.ema_decay is not None and config.saving.average == "beside"
+    whole = ["", *([BEST] if config.saving.best_model else []), *(f"-{e}" for e in endings)]
+    return [
+        folder / f"{config.export_name}{ending}{variant}{_suffix(config)}"
+        for ending in whole
+        for variant in ("", *([AVERAGE] if beside else []))
+    ]
+
+
+def _suffix(config: RunConfig) -> str:
+    return EXPORTERS[config.method.kind].suffix(config)
+
+
+def _export(
+    session: Session,
+    trained: Trained,
+    models: OwnModels,
+    folder: Path,
+    progress: Progress,
+    ending: str,
+) -> Path:
+    config = session.config
+    asked = folder / f"{config.export_name}{ending}{_suffix(config)}"
+    target = models.claim(asked)
+    if target != asked:
+        progress.note(f"{asked} was taken by another program meanwhile; the model is {target}.")
     files.remove_leftovers(target.parent)
-    EXPORTERS[session.config.method.kind].write(session, trained, target, progress)
+    EXPORTERS[config.method.kind].write(session, trained, target, progress)
+    return target
 
 
 def _model_form(config: RunConfig) -> Form:
@@ -202,8 +262,9 @@ def _dialect(config: RunConfig) -> hypernetworks.Dialect:
 
 
 def training_summary(session: Session) -> dict[str, Any]:
-    """How the model was trained, with no path of the machine it was trained on."""
+    """How the model was trained, with no more of its machine than `saving.publish` allows."""
     config = session.config
+    settings = config.model_dump(mode="json", exclude_none=True)
     return {
         "impasto_version": importlib.metadata.version("impasto"),
         "base_model": session.model.contents.name,
@@ -212,53 +273,5 @@ def training_summary(session: Session) -> dict[str, Any]:
         "samples_seen": session.sampler.samples_before(session.total_steps),
         "pictures": len(session.prepared.training.images),
         "trained_parts": [part.name for part in session.trainable.parts],
-        "settings": dump_toml(_without_paths(config)),
+        "settings": tomli_w.dumps(published_settings(settings, config.saving.publish)),
     }
-
-
-def _without_paths(config: RunConfig) -> RunConfig:
-    """Settings as they may be published: folders by their last name only."""
-    dataset = _with_last_names(config.dataset, "image_dir", "metadata_file", "mask_dir")
-    dataset = dataset.model_copy(
-        update={
-            "cache_dir": None,
-            "datasets": tuple(
-                part.model_copy(
-                    update={
-                        "subsets": tuple(
-                            _with_last_names(subset, "image_dir", "metadata_file", "mask_dir")
-                            for subset in part.subsets
-                        )
-                    }
-                )
-                for part in dataset.datasets
-            ),
-        }
-    )
-    validation = _with_last_names(config.validation, "image_dir")
-    model = config.model.model_copy(
-        update={"path": _last_name(config.model.path), "vae": _last_name(config.model.vae)}
-    )
-    return config.model_copy(
-        update={
-            "output_dir": config.output_dir.name,
-            "model": model,
-            "dataset": dataset,
-            "validation": validation,
-        }
-    )
-
-
-S = TypeVar("S", bound=Section)
-
-
-def _with_last_names(section: S, *fields: str) -> S:
-    """A section with only the last part of the paths in some of its fields."""
-    paths = {name: getattr(section, name) for name in fields}
-    return section.model_copy(
-        update={n: path.name for n, path in paths.items() if path is not None}
-    )
-
-
-def _last_name(source: str | None) -> str | None:
-    return None if source is None else source.replace("\\", "/").rstrip("/").rpartition("/")[2]

@@ -4,15 +4,25 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import torch
 
-from impasto.errors import ImpastoError, NonFiniteLossError, RunError
+from impasto.errors import DatasetError, ImpastoError, NonFiniteLossError, RunError
+from impasto.invocation import command
+from impasto.progress import counted
 from impasto.runs import RunDirectory, step_name
 from impasto.training.descent import Descent
 from impasto.training.devices import is_lost_process
 from impasto.training.out_of_memory import is_out_of_memory, out_of_memory
 from impasto.training.session import Session
+
+
+@dataclass
+class Done:
+    """How many updates are done."""
+
+    step: int
 
 
 class Faults:
@@ -45,17 +55,41 @@ class Faults:
             step: Updates that are done.
             are_whole: Whether the weights are as they were after them.
         """
-        what = "The newest state before it is what impasto resume continues"
+        what = f"To continue from the newest state before it: {command('resume', self._run.path)}"
         if are_whole:
             self._save(step)
             place = self._run.states / step_name(step)
             what = f"The weights from before it are saved in {place}"
         return NonFiniteLossError(
-            f"The loss or the gradient became NaN or infinite in update {step + 1}. {what}. The "
+            f"The loss or the gradient became NaN or infinite in update {step + 1}. The "
             f"usual causes are a learning rate that is too high (optimizer.lr is "
             f"{self._session.config.optimizer.lr:g}; try a tenth) and a base model with broken "
-            f"weights."
+            f"weights. {what}"
         )
+
+    @contextlib.contextmanager
+    def keeping(self, step: int) -> Iterator[Done]:
+        """Save the state if latents or pictures are lost meanwhile: the weights are good.
+
+        Args:
+            step: Updates that are done at first; the value is kept up to date by the caller.
+
+        Raises:
+            DatasetError: With what is saved.
+        """
+        done = Done(step)
+        try:
+            yield done
+        except DatasetError as error:
+            then = "The newest state is what it goes on from."
+            session = self._session
+            if session.accelerator.num_processes == 1 and not self._descent.is_stepping:
+                session.optimizer.zero_grad()
+                self._save_alone(done.step)
+                then = f"The state after {done.step} updates is saved."
+            raise DatasetError(
+                f"{error} {then} Continue with: {command('resume', self._run.path)}"
+            ) from error
 
     @contextlib.contextmanager
     def explained(self, doing: str, step: int) -> Iterator[None]:
@@ -74,7 +108,7 @@ class Faults:
                 raise RunError(
                     f"Another process of this run ended in update {step + 1}, so this one stops; "
                     f"its own message says why. Continue from the newest state with the same "
-                    f"launcher: impasto resume {self._run.path}"
+                    f"launcher: {command('resume', self._run.path)}"
                 ) from error
             raise
 
@@ -86,9 +120,10 @@ class Faults:
             session.optimizer.zero_grad()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
-            then = "The newest state of the first process is what impasto resume continues."
+            resume = command("resume", self._run.path)
+            then = f"To continue from the newest state of the first process: {resume}"
             # the others are in the middle of their update: none is waited for
             if session.accelerator.is_main_process and not session.placement.is_shared:
                 self._save_alone(step)
-                then = f"The state after {step} updates is saved; impasto resume continues it."
+                then = f"The state after {counted(step, 'updates')} is saved: {resume}"
         return out_of_memory(session.config, doing, then, session.accelerator.device)

@@ -1,71 +1,195 @@
-"""What a saved state has to agree with before it is resumed: model, data, settings, by name."""
+"""What a saved state has to agree with before it is resumed: model, data, settings, code, by name.
+
+Every setting that changes what a run computes is an entry of its own, so that the one that differs
+is named. Settings that only say where things are, what is shown, or what is exported are not here.
+"""
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
+from impasto import files
+from impasto.config.load import settings_by_path
 from impasto.config.run import RunConfig
 from impasto.data.latent_cache import CachedPlan
+from impasto.models.contents import ModelContents
+from impasto.training.code_identity import described
+from impasto.training.methods import build_templates
 
-_PLACES = {"image_dir", "metadata_file", "mask_dir", "recursive"}
-_WITHOUT_EFFECT = dict.fromkeys(
-    [*_PLACES, "cache_dir", "vae_batch_size", "decode_workers", "on_error"], True
-)
+_SECTIONS = {
+    "seed", "model", "dataset", "method", "hypernetwork", "optimizer", "schedule", "loss", "noise",
+    "timesteps", "training", "validation",
+}  # fmt: skip
+_ELSEWHERE = {
+    "model": {"path", "vae", "variant", "weights", "family", "prediction_type"},
+    "dataset": {
+        "image_dir", "metadata_file", "mask_dir", "recursive", "cache_dir", "vae_batch_size",
+        "decode_workers", "on_error",
+    },
+    "hypernetwork": {"templates", "template_file", "start_from", "info"},
+    "training": {
+        "max_steps", "max_epochs", "text_cache_mib", "memory", "fit_check",
+        "gradient_accumulation_steps", "offload_optimizer",
+    },
+    "validation": {"image_dir", "every_steps"},
+}  # fmt: skip
+"""Settings whose effect is in other entries, or that have none on the numbers."""
+
+_SUPERFLUOUS = ("_", "transformers_version", "torch_dtype", "dtype", "architectures")
+_OLD_SECTIONS = {
+    "model", "dataset", "method", "optimizer", "schedule", "loss", "noise", "timesteps", "training",
+}  # fmt: skip
+_ABSENT = "absent"
 
 
-def run_fingerprint(
-    config: RunConfig, base_model: str, plan: CachedPlan, num_processes: int, total_steps: int
-) -> dict[str, str]:
-    """All of it.
+@dataclass(frozen=True)
+class Facts:
+    """What a run is made of besides its settings.
 
-    Args:
-        config: The settings.
-        base_model: A hash of the base model's U-Net.
-        plan: The pictures that are trained on.
+    Attributes:
+        hashes: Network -> a hash of its weights as they were loaded.
+        contents: Of the base model.
+        training: The images that are trained on.
+        held_out: Those that are not.
         num_processes: Processes that share each update.
         total_steps: Updates of the whole run.
+        code: What is given in code in the place of a setting, by name; see `Ingredients`.
     """
+
+    hashes: Mapping[str, str]
+    contents: ModelContents
+    training: CachedPlan
+    held_out: CachedPlan | None
+    num_processes: int
+    total_steps: int
+    code: Mapping[str, Any]
+
+
+def run_fingerprint(config: RunConfig, facts: Facts) -> dict[str, str]:
+    """All of it, as texts by name."""
+    found = {
+        "base model": facts.hashes["unet"],
+        **{f"{part} of the base model": h for part, h in facts.hashes.items() if part != "unet"},
+        **_model_facts(facts.contents),
+        "data set": _data_fingerprint(facts.training),
+        "forward passes per update": _passes(config, facts.num_processes),
+        **settings_fingerprint(config),
+        **{f"{name} (given in code)": described(part) for name, part in facts.code.items()},
+    }
+    if facts.held_out is not None:
+        found["validation images"] = _data_fingerprint(facts.held_out)
+        if config.saving.best_model:
+            found["validation.every_steps"] = str(config.validation.every_steps)
+    templates = build_templates(config)
+    if templates is not None:
+        found["caption templates"] = _short_hash(repr((templates.lines, templates.name)))
+    if config.schedule.depends_on_length or "lr_schedule" in facts.code:
+        found["updates in all (the learning rate follows them)"] = str(facts.total_steps)
+    return found
+
+
+def settings_fingerprint(config: RunConfig) -> dict[str, str]:
+    """The settings that change what a run computes, by path."""
     return {
-        "base model": base_model,
-        "data set": _data_fingerprint(plan),
-        "forward passes per update": _passes(config, num_processes),
-        **settings_fingerprint(config, total_steps),
+        path: json.dumps(value) for path, value in settings_by_path(config).items() if _counts(path)
     }
 
 
-def settings_fingerprint(config: RunConfig, total_steps: int) -> dict[str, str]:
-    """The settings that change what a run computes, by section; not those that only show it.
+def differences(saved: Mapping[str, str], current: Mapping[str, str]) -> list[str]:
+    """What differs, each as a phrase with what it was and what it is.
 
-    The length of the run counts only where the learning rate depends on it: a run with a constant
-    rate may be made longer.
+    A state of an earlier version says less: what it does not say is not compared, and a setting
+    that it did not have was as it is by default now.
     """
-    sections = {
-        "seed": str(config.seed),
-        "model": config.model.model_dump_json(exclude={"path", "vae", "variant"}),
-        "dataset": config.dataset.model_dump_json(
-            exclude=_WITHOUT_EFFECT | {"datasets": {"__all__": {"subsets": {"__all__": _PLACES}}}}
-        ),
-        "method": config.method.model_dump_json(),
-        "optimizer": config.optimizer.model_dump_json(),
-        "schedule": config.schedule.model_dump_json(),
-        "loss": config.loss.model_dump_json(),
-        "noise": config.noise.model_dump_json(),
-        "timesteps": config.timesteps.model_dump_json(),
-        "training": config.training.model_dump_json(
-            exclude={
-                "max_steps",
-                "max_epochs",
-                "text_cache_mib",
-                "gradient_accumulation_steps",
-                "memory",
-                "fit_check",
-                "offload_optimizer",
-            }
-        ),
+    is_old = any(saved.get(name, "").startswith("{") for name in _OLD_SECTIONS)
+    before = _of_old(saved) if is_old else dict(saved)
+    usual = _usual_settings()
+    found = []
+    for name in sorted(before.keys() | current.keys()):
+        was, now = before.get(name), current.get(name)
+        if was is None and is_old and name.partition(".")[0] not in _OLD_SECTIONS:
+            continue
+        was, now = (usual.get(name, _ABSENT) if value is None else value for value in (was, now))
+        if was != now:
+            found.append(f"{name} (was {_shown(was)}, is {_shown(now)})")
+    return found
+
+
+def _counts(path: str) -> bool:
+    names = [re.sub(r"\[\d+\]", "", name) for name in path.split(".")]
+    return names[0] in _SECTIONS and not _ELSEWHERE.get(names[0], set()) & set(names[1:])
+
+
+@functools.cache
+def _usual_settings() -> dict[str, str]:
+    required: dict[str, Any] = {
+        "output_dir": "run",
+        "model": {"path": "base"},
+        "dataset": {"image_dir": "."},
+        "training": {"max_steps": 1},
     }
-    if config.schedule.depends_on_length:
-        sections["schedule"] += f" over {total_steps} steps"
-    return sections
+    return settings_fingerprint(RunConfig.model_validate(required))
+
+
+def _of_old(saved: Mapping[str, str]) -> dict[str, str]:
+    """A fingerprint of sections as JSON, by path."""
+    found: dict[str, str] = {}
+    for name, text in saved.items():
+        if name not in _OLD_SECTIONS:
+            found[name] = text
+            continue
+        section, _, length = text.rpartition(" over ") if " over " in text else (text, "", "")
+        found |= {
+            path: json.dumps(value)
+            for path, value in _flat(name, json.loads(section))
+            if _counts(path)
+        }
+        if length:
+            steps = length.removesuffix(" steps")
+            found["updates in all (the learning rate follows them)"] = steps
+    return found
+
+
+def _flat(path: str, value: Any) -> list[tuple[str, Any]]:
+    if isinstance(value, dict) and value:
+        return [pair for key, inner in value.items() for pair in _flat(f"{path}.{key}", inner)]
+    if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
+        return [pair for n, item in enumerate(value) for pair in _flat(f"{path}[{n}]", item)]
+    return [(path, value)]
+
+
+def _shown(value: str) -> str:
+    if value == "null":
+        return "off"
+    return value if len(value) <= 60 else f"{value[:60]}..."
+
+
+def _model_facts(contents: ModelContents) -> dict[str, str]:
+    """Configurations and vocabulary of the base model, by name."""
+    named = {f"{part} configuration": dict(config) for part, config in contents.configs.items()}
+    named["scheduler configuration"] = dict(contents.scheduler_config)
+    facts = {
+        f"{name}: {key}": json.dumps(value, sort_keys=True)
+        for name, config in named.items()
+        for key, value in config.items()
+        if not key.startswith(_SUPERFLUOUS)
+    }
+    vocabulary = hashlib.sha256()
+    for name, content in sorted(contents.tokenizer_files.items()):
+        vocabulary.update(f"{name}:{len(content)}:".encode())
+        vocabulary.update(content)
+    identity = contents.identity
+    return facts | {
+        "family of the base model": identity.family.name,
+        "prediction of the base model": identity.prediction.name,
+        "tokenizer of the base model": vocabulary.hexdigest()[:16],
+    }
 
 
 def _passes(config: RunConfig, num_processes: int) -> str:
@@ -79,4 +203,10 @@ def _data_fingerprint(plan: CachedPlan) -> str:
     digest = hashlib.sha256()
     for key, image in zip(plan.keys, plan.images, strict=True):
         digest.update(f"{key}{image.record.name}{image.record.words}\n".encode())
+        if not key.plain:  # encoded each time it is shown, so that no key says what it holds
+            digest.update(files.sha256_of(image.record.path).encode())
     return digest.hexdigest()[:16]
+
+
+def _short_hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -16,6 +16,7 @@ from impasto.data.sampler import Group
 from impasto.errors import OutOfMemoryError
 from impasto.training.batches import batch_size_of
 from impasto.training.footprint import Footprint, FootprintMeter
+from impasto.training.precision import MixedPrecision
 
 MARGIN = 0.95  # of the memory that is used: predictions are off by some per cent, memory in pieces
 LARGEST_BATCH = 256
@@ -40,6 +41,12 @@ class Rung:
     applies: Callable[[RunConfig], bool]
     one_process: bool = False
     whole_model: bool = False
+
+    @property
+    def half(self) -> str | None:
+        """The 16-bit type that it computes in, if it changes that."""
+        kind = self.changes.get("training", {}).get("mixed_precision")
+        return None if kind is None else str(kind)
 
     def words(self) -> str:
         """`section.field = value`, for all it changes."""
@@ -109,6 +116,11 @@ COMPUTE_BF16 = Rung(
     "activations take half, and steps are faster",
     lambda c: c.training.mixed_precision == "no",
 )
+COMPUTE_FP16 = Rung(
+    {"training": {"mixed_precision": "fp16"}},
+    "activations take half, and steps are faster; updates whose gradient overflows are passed over",
+    lambda c: c.training.mixed_precision == "no",
+)
 HIGHEST_LEVEL, TWO_LEVELS, ALL_LEVELS = (
     Rung(
         {"training": {"gradient_checkpointing": True, "checkpointed_levels": number}},
@@ -147,8 +159,8 @@ OFFLOAD = Rung(
 )
 LADDER = {
     "cuda": (
-        TEXT_TO_DISK, COMPUTE_BF16, AVERAGE_ON_CPU, EIGHT_BITS, HIGHEST_LEVEL, TWO_LEVELS,
-        ALL_LEVELS, *IN_BACKWARD, WEIGHTS_BF16, OFFLOAD,
+        TEXT_TO_DISK, COMPUTE_BF16, COMPUTE_FP16, AVERAGE_ON_CPU, EIGHT_BITS, HIGHEST_LEVEL,
+        TWO_LEVELS, ALL_LEVELS, *IN_BACKWARD, WEIGHTS_BF16, OFFLOAD,
     ),
     "cpu": (
         TEXT_TO_DISK, *IN_BACKWARD, HIGHEST_LEVEL, TWO_LEVELS, ALL_LEVELS, EIGHT_BITS,
@@ -170,6 +182,8 @@ class Fitting:
         budget: Bytes that the run may take.
         processes: How many processes share the run.
         is_shared: Whether they share the model out, too.
+        half: The 16-bit type that the device computes fast, `bf16` or `fp16`, or `no`; the other
+            is not offered.
     """
 
     meter: FootprintMeter
@@ -178,6 +192,7 @@ class Fitting:
     budget: int
     processes: int = 1
     is_shared: bool = False
+    half: MixedPrecision = "bf16"
 
     @property
     def ladder(self) -> list[Rung]:
@@ -187,6 +202,7 @@ class Fitting:
             for rung in LADDER[self.device_type]
             if (self.processes == 1 or not rung.one_process)
             and not (self.is_shared and rung.whole_model)
+            and rung.half in (None, self.half)
         ]
 
     def footprint(self, config: RunConfig, batch: int | None = None) -> Footprint:

@@ -25,8 +25,10 @@ from impasto.parsing import parse_json
 from impasto.sampling.prompts import Prompt
 from impasto.training.chunked import CHUNK
 from impasto.training.methods import build_templates, build_trainable
+from impasto.training.native_precision import computed_kind
 from impasto.training.optimizers import find_row
 from impasto.training.pictures import build_caption_rules
+from impasto.training.precision import COMPUTED, autocast_dtype
 from impasto.training.previews import build_prompts
 from impasto.training.rehearsal import Rehearsal, StepCost, decoding_peak
 
@@ -40,8 +42,6 @@ each of 32 bits, and a copy."""
 WIDENED_AT_ONCE = 20
 """Bytes for each weight of a tensor that bitsandbytes steps on a processor: both means in float32,
 and what is computed on the way. Measured; on a GPU it has kernels that need none of it."""
-
-_HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -197,7 +197,7 @@ class FootprintMeter:
             "step", torch.__version__, self._device_type, str(bucket), batch,
             config.model.max_tokens, config.model.token_join, config.method.kind,
             config.hypernetwork.model_dump_json() if config.method.kind != "full" else "",
-            training.mixed_precision, training.weights, training.gradient_checkpointing,
+            computed_kind(config), training.weights, training.gradient_checkpointing,
             training.checkpointed_levels, training.optimizer_in_backward != "off",
             _fingerprint(trainable),
         )  # fmt: skip
@@ -218,7 +218,7 @@ class FootprintMeter:
             trainable.network,
             joined[config.model.token_join],
             unet.config["cross_attention_dim"],
-            _HALF.get(config.training.mixed_precision),
+            autocast_dtype(computed_kind(config)),
             as_on_gpu=self._on_gpu,
             frees_gradients=config.training.optimizer_in_backward != "off",
         )
@@ -233,7 +233,7 @@ class FootprintMeter:
         text: Any = trainable.states.text_encoder.config
         places = batch * 77 * (config.model.max_tokens // 75)
         layers = 2 if config.training.gradient_checkpointing else int(text.num_hidden_layers)
-        size = 4 if config.training.mixed_precision == "no" else 2
+        size = COMPUTED[computed_kind(config)].itemsize
         return int(text.hidden_size) * 34 * places * layers * size // 2
 
     def _stepping(self, config: RunConfig, trainable: Trainable) -> _Moment:
@@ -272,7 +272,7 @@ class FootprintMeter:
         size = Size(largest.width, largest.height)
         model = self._outline()
         words = ("drawing", torch.__version__, self._device_type, str(size),
-                 config.training.mixed_precision, _numbers(model.unet))  # fmt: skip
+                 computed_kind(config), _numbers(model.unet))  # fmt: skip
 
         def rehearse() -> dict[str, int]:
             trainable = build_trainable(config, self._outline())
@@ -292,7 +292,7 @@ class FootprintMeter:
         if key not in self._known:
             self._known[key] = rehearse()
             if self._file is not None:
-                files.write_json(self._file, self._known)
+                files.remember_json(self._file, self._known)
         return self._known[key]
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from impasto import files
 from impasto.config.run import RunConfig
-from impasto.data.probing import Sidecars
+from impasto.data.listing import Sidecars
 from impasto.data.records import ImageRecord, SetAside
 from impasto.data.scan import Scan, scan_folder
 from impasto.data.subsets import Subset

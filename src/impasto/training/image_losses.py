@@ -6,8 +6,10 @@ of timesteps, finds pictures that the model does not learn: wrong captions, odd 
 
 from __future__ import annotations
 
+import contextlib
 import csv
-from collections.abc import Iterator, Sequence
+import io
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from accelerate import Accelerator
@@ -45,26 +47,26 @@ class ImageLosses:
         self._pending.clear()
         if not self._accelerator.is_main_process:
             return
-        is_new = not self._file.is_file()
-        with self._file.open("a", encoding="utf-8", newline="") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            if is_new:
-                writer.writerow(HEADER)
-            writer.writerows(rows)
+        table = io.StringIO(newline="")
+        writer = csv.writer(table, lineterminator="\n")
+        if not self._file.is_file() or not self._file.stat().st_size:
+            writer.writerow(HEADER)
+        writer.writerows(rows)
+        files.append_text(self._file, table.getvalue())
 
     def rewind(self, step: int) -> None:
-        """Forget what came after `step` updates, which a resumed run does again."""
+        """Forget what came after `step` updates, which a resumed run does again.
+
+        Rows that are cut off or damaged are left out.
+        """
         if not self._accelerator.is_main_process or not self._file.is_file():
             return
-        with self._file.open(encoding="utf-8", newline="") as old:
-            rows = csv.reader(old)
-            next(rows, None)
-            kept = [row for row in rows if len(row) == len(HEADER) and int(row[0]) <= step]
-        with (
-            files.replace_file(self._file) as partial,
-            partial.open("w", encoding="utf-8", newline="") as new,
-        ):
-            csv.writer(new, lineterminator="\n").writerows([HEADER, *kept])
+        table = io.StringIO(newline="")
+        writer = csv.writer(table, lineterminator="\n")
+        writer.writerow(HEADER)
+        with self._file.open(encoding="utf-8", errors="replace", newline="") as old:
+            writer.writerows(row for row in _whole_rows(old) if int(row[0]) <= step)
+        files.write_text(self._file, table.getvalue())
 
     def _rows(self) -> Iterator[Row]:
         if not self._pending:
@@ -81,3 +83,13 @@ class ImageLosses:
             for image in images:
                 loss, timestep = next(numbers)
                 yield step + 1, image, int(timestep), round(loss, 6)
+
+
+def _whole_rows(lines: Iterable[str]) -> Iterator[list[str]]:
+    """The rows below the header that are what `ImageLosses` writes."""
+    for line in lines:  # by lines, since a quote that is never closed would take the rest with it
+        with contextlib.suppress(csv.Error, ValueError):
+            (row,) = csv.reader([line])
+            step, _, timestep, loss = row
+            int(step), int(timestep), float(loss)
+            yield row

@@ -1,18 +1,74 @@
-"""Ctrl-C and SIGTERM ask the loop to stop at the next update; a second Ctrl-C stops at once."""
+"""Ctrl-C and SIGTERM: between updates they ask to stop, elsewhere they stop at once."""
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import threading
+from collections.abc import Callable, Iterator
 from types import FrameType, TracebackType
 from typing import Any
 
+from impasto.errors import Interrupted
+
+STOPPING = "Stopping after this update; again: now, without saving."
+
+
+class StoppedBySignal(KeyboardInterrupt):
+    """A signal came where work stops at once; raised in the main thread, as for Ctrl-C.
+
+    Args:
+        number: The signal.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+
+
+def signal_of(stop: KeyboardInterrupt) -> int:
+    """The signal that was the cause."""
+    return stop.number if isinstance(stop, StoppedBySignal) else int(signal.SIGINT)
+
+
+def interrupted(stop: KeyboardInterrupt, words: str) -> Interrupted:
+    """The end of a run that was stopped at once, in words."""
+    return Interrupted(words, signal_of(stop))
+
+
+@contextlib.contextmanager
+def sigterm_stops() -> Iterator[None]:
+    """Have SIGTERM end what runs as Ctrl-C does, with temporary files removed, in any command."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGTERM, _stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _stop(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
+    raise StoppedBySignal(number)
+
 
 class StopRequest:
-    """Remembers that a signal came, while it is entered as a context."""
+    """Hears signals while it is entered as a context.
 
-    def __init__(self) -> None:
+    A signal stops at once, by `StoppedBySignal`; within `after_update` the first one is remembered
+    and acknowledged, and the loop stops when it has saved.
+
+    Args:
+        acknowledge: Is given the words to show, on a thread of its own: the main thread may be in
+            the middle of a line.
+    """
+
+    def __init__(self, acknowledge: Callable[[str], None] | None = None) -> None:
         self.signal_number: int | None = None
+        self._acknowledge = acknowledge or (lambda _: None)
+        self._at_once = True
+        self._words = STOPPING
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> StopRequest:
@@ -30,7 +86,18 @@ class StopRequest:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
+    @contextlib.contextmanager
+    def after_update(self, words: str = STOPPING) -> Iterator[None]:
+        """Only remember the first signal; `words` are shown when it comes."""
+        self._words, self._at_once = words, False
+        try:
+            yield
+        finally:
+            self._at_once = True
+
     def _receive(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
-        if self.signal_number is not None and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.signal_number = number
+        if self._at_once or (self.signal_number is not None and number == signal.SIGINT):
+            raise StoppedBySignal(number)
+        if self.signal_number is None:
+            self.signal_number = number
+            threading.Thread(target=self._acknowledge, args=(self._words,), daemon=True).start()

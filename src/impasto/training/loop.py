@@ -9,30 +9,30 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from impasto import files
 from impasto.checkpoints.keymap import TEXT_ENCODER
 from impasto.data.dataset import iterate_updates
 from impasto.data.records import Batch, Size
 from impasto.data.sampler import MicroBatch, Update
-from impasto.errors import Interrupted, NonFiniteLossError
+from impasto.errors import Interrupted, NonFiniteLossError, RunError
+from impasto.invocation import command
+from impasto.progress import counted
 from impasto.randomness import derive_seed
-from impasto.runs import RunDirectory, step_name
-from impasto.training.advice import advice_on
+from impasto.runs import RunDirectory
+from impasto.training.announcing import announce
 from impasto.training.calendar import Calendar
-from impasto.training.capture import restore_state
 from impasto.training.chunked import ChunkedOptimizer
 from impasto.training.descent import NotFiniteError
 from impasto.training.devices import seed_torch
 from impasto.training.events import TrainingEvents
 from impasto.training.faults import Faults
 from impasto.training.feeding import feed_for
-from impasto.training.interrupts import StopRequest
+from impasto.training.interrupts import STOPPING, StopRequest
 from impasto.training.movement import MovementCheck
 from impasto.training.optimizer_state import LrSetter, parameter_names, require_savable
 from impasto.training.recorder import Recorder
+from impasto.training.restoring import restore_newest
 from impasto.training.saver import Saver
 from impasto.training.session import Session
-from impasto.training.state import load_state
 from impasto.training.step import training_step, update_share
 
 
@@ -44,6 +44,7 @@ class TrainingLoop:
         run: Where it leaves what it makes.
         events: Who is told; silent on all processes but the first.
         preparing_s: Seconds that loading, scanning and encoding took, for the record.
+        stop: Hears signals; None hears none.
     """
 
     def __init__(
@@ -52,8 +53,10 @@ class TrainingLoop:
         run: RunDirectory,
         events: TrainingEvents,
         preparing_s: float = 0.0,
+        stop: StopRequest | None = None,
     ) -> None:
         self._session, self._run, self._events = session, run, events
+        self._stop = stop or StopRequest()
         self._config = session.config
         self._accelerator = session.accelerator
         self._is_main = session.accelerator.is_main_process
@@ -104,12 +107,14 @@ class TrainingLoop:
         model = session.model
         frozen = {"unet": model.unet, "VAE": model.vae, "text_encoder": model.text_encoder}
         self._movement = MovementCheck(session.trainable.parts, frozen)
-        self._announce(step)
+        announce(session, self._run, self._events, step)
         if step == 0:
             self._validate(0)
             if self._config.previews.at_first:
                 self._preview(0)
-        with StopRequest() as stop:
+        elif step < session.total_steps:
+            self._export_on_the_way(step, missing_only=True)
+        with self._stop.after_update(self._stopping_words()), self._faults.keeping(step) as done:
             self._recorder.meter.restart()
             updates = iterate_updates(
                 session.data,
@@ -129,8 +134,14 @@ class TrainingLoop:
                 doing = f"training on {bucket} pictures"
                 with self._faults.explained(doing, update.step), self._compiling(bucket, update):
                     self._update(update, batches)
-                self._after_update(update.step + 1, stop)
+                done.step = update.step + 1
+                self._after_update(done.step)
         self._finish()
+
+    def _stopping_words(self) -> str:
+        if self._accelerator.num_processes == 1:
+            return STOPPING
+        return "Stopping when the next line of metrics is due; again: now, without saving."
 
     @contextlib.contextmanager
     def _compiling(self, bucket: Size, update: Update) -> Iterator[None]:
@@ -205,13 +216,13 @@ class TrainingLoop:
             return loss
         return cast("Tensor", self._accelerator.reduce(loss, "mean"))
 
-    def _after_update(self, done: int, stop: StopRequest) -> None:
+    def _after_update(self, done: int) -> None:
         """Whatever is due after `done` updates."""
         total = self._session.total_steps
         self._events.stepped(done)
         self._saver.raise_fault()
         last = done == total
-        stopping = self._stop_signal(stop, done)
+        stopping = self._stop_signal(done)
         calendar = self._calendar
         saving = last or stopping is not None or calendar.state(done, self._accelerator)
         if saving or calendar.log(done):
@@ -226,14 +237,15 @@ class TrainingLoop:
             self._export_on_the_way(done)
         if stopping is not None and not last:
             raise Interrupted(
-                f"{done} of {total} updates are done, and the state is saved. Continue with: "
-                f"impasto resume {self._run.path}",
+                f"{done} of {counted(total, 'updates are')} done, and the state is saved. "
+                "Continue with: "
+                f"{command('resume', self._run.path)}",
                 stopping,
             )
 
-    def _stop_signal(self, stop: StopRequest, done: int) -> int | None:
+    def _stop_signal(self, done: int) -> int | None:
         """The signal that any process got; several processes agree at each logging step."""
-        number = stop.signal_number or 0
+        number = self._stop.signal_number or 0
         if self._accelerator.num_processes > 1:
             if not self._calendar.log(done):
                 return None
@@ -275,9 +287,16 @@ class TrainingLoop:
                 else:
                     previewer.draw_along()
 
-    def _export_on_the_way(self, done: int) -> None:
-        """Export what is due after `done` updates, by epochs and by steps."""
+    def _export_on_the_way(self, done: int, *, missing_only: bool = False) -> None:
+        """Export what is due after `done` updates, by epochs and by steps.
+
+        The state of these updates may have been saved and the process killed before the models
+        were written: then they are `missing_only` after a resume.
+        """
         endings = self._calendar.model_endings(done)
+        if missing_only and endings:
+            is_missing = self._is_main and self._saver.lacks(endings)
+            endings = endings if self._session.agreed(is_missing) else []
         if endings and self._session.takes_part:
             with self._aside("export", done):
                 self._saver.export_on_the_way(endings)
@@ -302,42 +321,18 @@ class TrainingLoop:
 
     def _restore(self) -> int:
         """Load the newest state, if there is one, and return its step."""
-        steps = self._run.saved_steps()
-        if not steps:
+        state = restore_newest(self._session, self._run, self._names, self._events)
+        if state is None:
             return 0
-        state = load_state(self._run.states / step_name(steps[-1]), self._session.fingerprint)
-        restore_state(self._session, self._names, state)
+        if state.step > self._session.total_steps:
+            raise RunError(
+                f"{self._run.path} has done {state.step} updates, and its settings say "
+                f"{self._session.total_steps} in all. A run can be made longer, not shorter: raise "
+                f"training.max_steps or max_epochs in its config.toml. Models on the way are those "
+                f"of saving.model_every_steps."
+            )
         self._best = state.best_validation
         return state.step
-
-    def _announce(self, step: int) -> None:
-        session = self._session
-        texts = [image.record.steady_caption for image in session.prepared.training.images]
-        dataset = {
-            **session.prepared.summary(),
-            "too_long": session.conditioner.too_long(texts),
-            "max_tokens": self._config.model.max_tokens,
-        }
-        if self._is_main:
-            files.write_json(self._run.path / "dataset.json", dataset)
-            self._run.write_status("training", step=step, total_steps=session.total_steps)
-        if session.placement.words:
-            self._events.note(session.placement.words)
-        for line in advice_on(self._config, session.model.identity):
-            self._events.note(f"Warning: {line}")
-        self._events.started(
-            {
-                "family": session.model.identity.family.name,
-                "prediction": session.model.identity.prediction.name,
-                "parts": {part.name: part.count() for part in session.trainable.parts},
-                "device": str(self._accelerator.device),
-                "processes": self._accelerator.num_processes,
-                "updates_per_epoch": session.sampler.updates_per_epoch,
-                **dataset,
-            },
-            step,
-            session.total_steps,
-        )
 
     def _finish(self) -> None:
         """Export the model, which is the point of it all."""
@@ -352,6 +347,7 @@ class TrainingLoop:
                 "finished",
                 step=total,
                 total_steps=total,
+                updates_per_epoch=self._session.sampler.updates_per_epoch,
                 timings_s=timings,
                 **({"model": str(model)} if self._config.saving.model_dir else {}),
             )

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-import torch
+from collections.abc import Callable, Mapping
 
 from impasto.checkpoints.hypernetworks import Structure, read_hypernetwork
-from impasto.config.run import RunConfig
+from impasto.config.run import BlockName, RunConfig
 from impasto.data.templates import CaptionTemplates, read_templates
+from impasto.errors import ConfigError
 from impasto.models.hypernetwork import Hypernetwork, context_widths, initialize
 from impasto.models.loading import BaseModel
 from impasto.models.trainable import FullFineTune, HypernetworkTraining, Trainable
 from impasto.randomness import derive_seed
+from impasto.training.native_precision import computed_kind
+from impasto.training.precision import autocast_dtype
 
 
 def build_trainable(config: RunConfig, model: BaseModel) -> Trainable:
@@ -27,6 +28,7 @@ def build_trainable(config: RunConfig, model: BaseModel) -> Trainable:
 
 def _build_full(config: RunConfig, model: BaseModel) -> Trainable:
     method, lr = config.method, config.optimizer.lr
+    _require_blocks(method.block_lrs, model)
     return FullFineTune(
         model,
         lr=lr,
@@ -40,8 +42,18 @@ def _build_full(config: RunConfig, model: BaseModel) -> Trainable:
     )
 
 
+def _require_blocks(block_lrs: Mapping[BlockName, float], model: BaseModel) -> None:
+    """A rate of a block that the U-Net does not have would have no effect."""
+    names = [name for name, _ in model.unet.named_parameters()]
+    for block in block_lrs:
+        if not any(name.startswith(f"{block}.") for name in names):
+            raise ConfigError(
+                f"method.block_lrs has a rate for {block}, and the U-Net of {model.contents.name} "
+                f"has no such block. Take it out."
+            )
+
+
 def _build_hypernetwork(config: RunConfig, model: BaseModel) -> Trainable:
-    half = {"fp16": torch.float16, "bf16": torch.bfloat16}
     return HypernetworkTraining(
         model,
         new_hypernetwork(config, model),
@@ -50,7 +62,7 @@ def _build_hypernetwork(config: RunConfig, model: BaseModel) -> Trainable:
         clip_skip=config.model.clip_skip,
         gradient_checkpointing=config.training.gradient_checkpointing,
         checkpointed_levels=config.training.checkpointed_levels,
-        frozen_dtype=half.get(config.training.mixed_precision),
+        frozen_dtype=autocast_dtype(computed_kind(config)),
     )
 
 

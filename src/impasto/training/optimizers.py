@@ -14,14 +14,15 @@ from typing import Any
 
 import torch
 
-from impasto.config.optimizer import OptimizerConfig
+from impasto.config.optimizer import OptimizerConfig, finds_one_rate, one_rate_only
 from impasto.errors import ConfigError, MissingDependencyError
+from impasto.invocation import install_packages
 from impasto.models.trainable import Part
 from impasto.training.chunked import AT_ONCE, ChunkedOptimizer, ChunkRules
+from impasto.training.optimizer_arguments import require_known_arguments
+from impasto.training.optimizer_trial import Build, obeys_rates, require_steps
 
 BuildOptimizer = Callable[[Sequence[Part], OptimizerConfig, ChunkRules], torch.optim.Optimizer]
-
-_OURS = {"params", "lr", "self", "args", "kwargs", "foreach", "fused", "capturable"}
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class OptimizerRow:
         defaults: Arguments.
         finds_lr: Whether it finds the learning rate itself, from a factor of about 1.
         state_bytes: What it keeps for each number that learns.
+        without_effect: Arguments that it takes and does not heed, each with the reason.
     """
 
     module: str
@@ -41,6 +43,7 @@ class OptimizerRow:
     defaults: Mapping[str, Any] = field(default_factory=dict)
     finds_lr: bool = False
     state_bytes: float = 8
+    without_effect: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def looks_at_all_together(self) -> bool:
@@ -51,19 +54,37 @@ class OptimizerRow:
 _TORCH, _BNB, _COLLECTION = "torch.optim", "bitsandbytes.optim", "pytorch_optimizer"
 _FIXED_RATE = {"relative_step": False, "scale_parameter": False, "warmup_init": False}
 
+_BNB_KINDS = {
+    "amsgrad": "bitsandbytes has no AMSGrad",
+    "optim_bits": "the kind says it, as in adamw8bit and paged_adamw32bit",
+    "is_paged": "the kind says it, as in paged_adamw8bit",
+}
+_IN_32_BITS = {**_BNB_KINDS, "min_8bit_size": "its states have 32 bits"}
+_BNB_SGD = {
+    **_BNB_KINDS,
+    "nesterov": "bitsandbytes' SGD has ordinary momentum only",
+    "dampening": "bitsandbytes' SGD does not heed it",
+}
+
 OPTIMIZERS: dict[str, OptimizerRow] = {
     "adamw": OptimizerRow(_TORCH, "AdamW", {"fused": True}),
-    "adamw8bit": OptimizerRow(_BNB, "AdamW8bit", state_bytes=2.1),
-    "paged_adamw": OptimizerRow(_BNB, "PagedAdamW"),
-    "paged_adamw8bit": OptimizerRow(_BNB, "PagedAdamW8bit", state_bytes=2.1),
-    "paged_adamw32bit": OptimizerRow(_BNB, "PagedAdamW32bit"),
-    "lion": OptimizerRow(_BNB, "Lion", state_bytes=4),
-    "lion8bit": OptimizerRow(_BNB, "Lion8bit", state_bytes=1.1),
-    "paged_lion8bit": OptimizerRow(_BNB, "PagedLion8bit", state_bytes=1.1),
+    "adamw8bit": OptimizerRow(_BNB, "AdamW8bit", state_bytes=2.1, without_effect=_BNB_KINDS),
+    "paged_adamw": OptimizerRow(_BNB, "PagedAdamW", without_effect=_IN_32_BITS),
+    "paged_adamw8bit": OptimizerRow(
+        _BNB, "PagedAdamW8bit", state_bytes=2.1, without_effect=_BNB_KINDS
+    ),
+    "paged_adamw32bit": OptimizerRow(_BNB, "PagedAdamW32bit", without_effect=_IN_32_BITS),
+    "lion": OptimizerRow(_BNB, "Lion", state_bytes=4, without_effect=_IN_32_BITS),
+    "lion8bit": OptimizerRow(_BNB, "Lion8bit", state_bytes=1.1, without_effect=_BNB_KINDS),
+    "paged_lion8bit": OptimizerRow(
+        _BNB, "PagedLion8bit", state_bytes=1.1, without_effect=_BNB_KINDS
+    ),
     "sgd_nesterov": OptimizerRow(_TORCH, "SGD", {"nesterov": True, "momentum": 0.9}, state_bytes=4),
-    "sgd8bit": OptimizerRow(_BNB, "SGD8bit", {"momentum": 0.9}, state_bytes=1.1),
+    "sgd8bit": OptimizerRow(
+        _BNB, "SGD8bit", {"momentum": 0.9}, state_bytes=1.1, without_effect=_BNB_SGD
+    ),
     "sgd_nesterov8bit": OptimizerRow(
-        _BNB, "SGD8bit", {"nesterov": True, "momentum": 0.9}, state_bytes=1.1
+        _BNB, "SGD8bit", {"momentum": 0.9}, state_bytes=1.1, without_effect=_BNB_SGD
     ),
     "adafactor": OptimizerRow("transformers.optimization", "Adafactor", _FIXED_RATE, state_bytes=1),
     "prodigy": OptimizerRow(_COLLECTION, "Prodigy", finds_lr=True, state_bytes=16),
@@ -74,7 +95,12 @@ OPTIMIZERS: dict[str, OptimizerRow] = {
     "dadapt_sgd": OptimizerRow(_COLLECTION, "DAdaptSGD", finds_lr=True, state_bytes=12),
     "adamw_schedule_free": OptimizerRow(_COLLECTION, "ScheduleFreeAdamW"),
     "radam_schedule_free": OptimizerRow(_COLLECTION, "ScheduleFreeRAdam"),
-    "sgd_schedule_free": OptimizerRow(_COLLECTION, "ScheduleFreeSGD", state_bytes=4),
+    "sgd_schedule_free": OptimizerRow(
+        _COLLECTION,
+        "ScheduleFreeSGD",
+        state_bytes=4,
+        without_effect={"eps": "nothing is divided by a second moment"},
+    ),
 }
 
 
@@ -89,23 +115,20 @@ def build_optimizer(
         rules: How it goes through the weights.
 
     Raises:
-        ConfigError: There is no such optimizer, it does not take an argument, or it does not go
-            with the rules.
+        ConfigError: As `require_obedience`; or it does not go with the rules.
         MissingDependencyError: Its package is not there.
     """
+    require_obedience(parts, config)
     row = find_row(config.kind)
-    factory = _load(row)
-    arguments = {**row.defaults, **config.given()}
-    require_known_arguments(config.kind, factory, config.given())
+    build = _builder(row, config)
     groups = [
         {"params": list(parameters.values()), "lr": lr}
         for part in parts
         for lr, parameters in part.by_rate()
     ]
-    build = functools.partial(factory, lr=config.lr, **arguments)
     try:
         if rules.need is None:
-            return build(groups)  # type: ignore[no-any-return]
+            return build(groups)
         if row.looks_at_all_together:
             raise ConfigError(
                 f"optimizer.kind {config.kind} looks at all weights together and does not go with "
@@ -116,6 +139,37 @@ def build_optimizer(
         raise ConfigError(f"optimizer.kind {config.kind} cannot be made: {error}.") from error
 
 
+def require_obedience(parts: Sequence[Part], config: OptimizerConfig) -> None:
+    """Make sure that an optimizer takes what the settings give it, steps, and obeys its rates.
+
+    Those of the table are known to, by its tests; others are tried out, as are further arguments.
+
+    Args:
+        parts: What learns; their tensors may be without values.
+        config: The settings.
+
+    Raises:
+        ConfigError: There is no such optimizer, or an option of it would have no effect.
+        MissingDependencyError: Its package is not there.
+    """
+    row, kind = find_row(config.kind), config.kind
+    require_known_arguments(kind, _load(row), config.given(), row.without_effect)
+    build = _builder(row, config)
+    rates = {lr for part in parts for lr, _ in part.by_rate()}
+    device = next(p.device for part in parts for p in part.parameters().values())
+    if device.type == "meta":
+        device = torch.device("cpu")
+    if kind not in OPTIMIZERS or config.arguments:
+        require_steps(kind, build, device)
+    is_known = kind in OPTIMIZERS
+    if len(rates) > 1 and (row.finds_lr or (not is_known and not obeys_rates(build, device))):
+        raise ConfigError(f"{one_rate_only(kind, sorted(rates))}.")
+
+
+def _builder(row: OptimizerRow, config: OptimizerConfig) -> Build:
+    return functools.partial(_load(row), lr=config.lr, **{**row.defaults, **config.given()})
+
+
 def find_row(kind: str) -> OptimizerRow:
     """The row of a name: of the table, of `torch.optim`, or of the pytorch-optimizer collection.
 
@@ -124,41 +178,52 @@ def find_row(kind: str) -> OptimizerRow:
     """
     if kind in OPTIMIZERS:
         return OPTIMIZERS[kind]
+    if "." in kind:
+        return _row_of_class(kind)
     wanted = _plain(kind)
     for name, candidate in vars(torch.optim).items():
         if _plain(name) == wanted and inspect.isclass(candidate) and name != "Optimizer":
             return OptimizerRow(_TORCH, name)
     collection = _collection_names()
     if wanted in collection:
-        return OptimizerRow(_COLLECTION, collection[wanted])
+        return _row_like(_COLLECTION, collection[wanted])
     known = sorted({*OPTIMIZERS, *collection})
     near = difflib.get_close_matches(kind.lower(), known, n=3, cutoff=0.4)
     raise ConfigError(
         f"optimizer.kind is {kind!r}, which is no optimizer. The nearest names are "
-        f"{', '.join(near) or 'none'}; known are {', '.join(OPTIMIZERS)}, and those of torch.optim "
-        f"and of the pytorch-optimizer package."
+        f"{', '.join(near) or 'none'}; known are {', '.join(OPTIMIZERS)}, those of torch.optim and "
+        f"of the pytorch-optimizer package, and any class by its module, as in torch.optim.Adam."
     )
 
 
-def require_known_arguments(kind: str, factory: Any, given: Mapping[str, Any]) -> None:
-    """Make sure that an optimizer takes each argument, and that its type fits.
+def _row_of_class(path: str) -> OptimizerRow:
+    """The row of `module.Class`, as sd-scripts names other optimizers.
 
     Raises:
-        ConfigError: It does not; with what it takes.
+        ConfigError: There is no such module or class, or it is no optimizer.
     """
-    signature = inspect.signature(factory.__init__).parameters
-    open_ended = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in signature.values())
-    for name, value in given.items():
-        if name in signature:
-            _require_type(kind, name, value, signature[name].default)
-        elif not open_ended or name in {"betas", "eps", "weight_decay"}:
-            takes = sorted(set(signature) - _OURS)
-            near = difflib.get_close_matches(name, takes, n=1, cutoff=0.5)
-            nearest = f"the nearest is {near[0]}; " if near else ""
-            raise ConfigError(
-                f"optimizer.kind {kind} does not take {name} ({nearest}it takes "
-                f"{', '.join(takes)})."
-            )
+    module, _, name = path.rpartition(".")
+    try:
+        candidate = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
+        raise ConfigError(
+            f"optimizer.kind is {path!r}, and there is no such class ({error}). Expected a module "
+            f"that is installed and a class in it, as in bitsandbytes.optim.AdEMAMix8bit."
+        ) from error
+    if not (inspect.isclass(candidate) and issubclass(candidate, torch.optim.Optimizer)):
+        raise ConfigError(
+            f"optimizer.kind is {path!r}, which is no optimizer (a class of torch.optim.Optimizer)."
+        )
+    return _row_like(module, name)
+
+
+def _row_like(module: str, name: str) -> OptimizerRow:
+    """A row of the table where it has that class; otherwise a new one."""
+    same = [row for row in OPTIMIZERS.values() if row.name == name]
+    as_it_is = [row for row in same if row.module == module and not row.defaults]
+    finds_lr = finds_one_rate(name)
+    state_bytes = max((row.state_bytes for row in same), default=8)
+    return as_it_is[0] if as_it_is else OptimizerRow(module, name, {}, finds_lr, state_bytes)
 
 
 @contextlib.contextmanager
@@ -192,7 +257,8 @@ def _load(row: OptimizerRow) -> Any:
     except ImportError as error:
         raise MissingDependencyError(
             f"The optimizer {row.name} is in the package {package.replace('_', '-')}, which is not "
-            f"installed ({error}). Install it, or take optimizer.kind adamw."
+            f"installed ({error}). Install it with: {install_packages(package.replace('_', '-'))}\n"
+            f"Or take optimizer.kind adamw."
         ) from error
 
 
@@ -209,21 +275,6 @@ def _collection_names() -> dict[str, str]:
         and issubclass(candidate, torch.optim.Optimizer)
         and name not in {"BaseOptimizer", "Optimizer"}
     }
-
-
-def _require_type(kind: str, name: str, value: Any, default: Any) -> None:
-    """A flag wants a flag, a number a number, a sequence a sequence."""
-    problem = f"optimizer.kind {kind}: {name} is {value!r}; expected something like {default!r}."
-    if isinstance(default, bool) != isinstance(value, bool) and isinstance(
-        default, (bool, int, float)
-    ):
-        raise ConfigError(problem)
-    if isinstance(default, (int, float)) and not isinstance(value, (int, float)):
-        raise ConfigError(problem)
-    if isinstance(default, (tuple, list)) and (
-        not isinstance(value, (tuple, list)) or len(value) != len(default)
-    ):
-        raise ConfigError(problem)
 
 
 def _plain(name: str) -> str:

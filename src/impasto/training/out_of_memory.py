@@ -6,6 +6,7 @@ import torch
 
 from impasto.config.run import RunConfig
 from impasto.errors import OutOfMemoryError
+from impasto.training.native_precision import native_precision
 
 ADVICE = 3
 _WORDS = (
@@ -83,7 +84,7 @@ def _on_training(config: RunConfig) -> list[str]:
             'optimizer.kind = "adamw8bit" (a quarter of the optimizer\'s memory)',
         ),
         (
-            training.weights == "fp32",
+            training.weights == "fp32" and native_precision().kind == "bf16",
             'training.mixed_precision = "bf16" and training.weights = "bf16" (half the memory for '
             "weights and gradients)",
         ),

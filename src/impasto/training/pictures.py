@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from impasto import files
@@ -12,14 +13,22 @@ from impasto.config.dataset import DatasetConfig, DatasetPart, SubsetConfig
 from impasto.config.run import RunConfig
 from impasto.data.buckets import novelai_bucket_sizes
 from impasto.data.captions import CaptionRules
+from impasto.data.listing import Sidecars
 from impasto.data.metadata import read_metadata
 from impasto.data.plan import Plan, joined_plans, plan_images
-from impasto.data.probing import Sidecars
 from impasto.data.records import ImageRecord, Size
-from impasto.data.scan import Scan, joined_scans, require_folder, scan_folder, scan_metadata
+from impasto.data.scan import (
+    Scan,
+    decode_all,
+    joined_scans,
+    require_folder,
+    scan_folder,
+    scan_metadata,
+)
 from impasto.data.subsets import Augmentation, MaskRules, Subset
 from impasto.errors import DatasetError, StorageError
-from impasto.progress import Progress
+from impasto.parsing import is_text, printable
+from impasto.progress import Progress, counted
 from impasto.training.held_out import Split, split_records
 
 
@@ -50,11 +59,31 @@ def scan_all(config: DatasetConfig, progress: Progress | None = None) -> Scan:
     """
     sources = list(_sources(config))
     for source in sources:
+        _require_names_as_text(source.config, config.cache_dir)
         if source.config.image_dir is not None:
             require_folder(source.config.image_dir)
     _require_place_for_derived_data(config)
     scans = [_scan_subset(source, config.derived_dir, progress) for source in sources]
-    return joined_scans(scans)
+    joined = joined_scans(scans)
+    own = {_absolute(s.config.image_dir) for s in sources if s.config.image_dir is not None}
+    unused = tuple(item for item in joined.unused if _absolute(item.path) not in own)
+    return replace(joined, unused=unused)
+
+
+def decode_scanned(config: DatasetConfig, scan: Scan, progress: Progress | None = None) -> Scan:
+    """Decode the pictures that were not decoded before, and set aside those that are damaged.
+
+    So every verb shows the same numbers; caching and training decode anyway.
+
+    Raises:
+        DatasetError: There is nothing usable.
+        StorageError: Derived data cannot be written.
+    """
+    return decode_all(scan, progress, memory=config.derived_dir / "decoded.json")
+
+
+def _absolute(path: Path) -> str:
+    return os.path.abspath(path)  # noqa: PTH100 - compared as text
 
 
 def require_usable(scan: Scan, config: DatasetConfig) -> None:
@@ -66,7 +95,7 @@ def require_usable(scan: Scan, config: DatasetConfig) -> None:
     if config.on_error == "stop" and scan.set_aside:
         first = scan.set_aside[0]
         raise DatasetError(
-            f"{len(scan.set_aside)} files cannot be used; the first is {first.path}: "
+            f"{counted(len(scan.set_aside), 'files')} cannot be used; the first is {first.path}: "
             f"{first.reason}. Repair or remove them, or set dataset.on_error to skip."
         )
 
@@ -96,13 +125,22 @@ class Survey:
     plan: Plan
 
 
-def survey(config: RunConfig, progress: Progress | None = None) -> Survey:
+def survey(config: RunConfig, progress: Progress | None = None, *, decode: bool = False) -> Survey:
     """Scan, hold out, and plan.
+
+    Args:
+        config: The settings of a run.
+        progress: Where to show how far it is.
+        decode: Find damaged images now. Training does not ask for it: it finds them when it encodes
+            what it trains on, and holds out the same images whenever it is begun.
 
     Raises:
         DatasetError: There is nothing to train on.
     """
     scan = scan_dataset(config.dataset, progress)
+    if decode:
+        scan = decode_scanned(config.dataset, scan, progress)
+        require_usable(scan, config.dataset)
     first = config.dataset.parts[0].subsets[0]
     split = split_records(scan, config, build_subset(first, 0, 0), _sidecars_of(first), progress)
     return Survey(scan, split, plan_dataset(config.dataset, split.training))
@@ -184,10 +222,20 @@ def _scan_subset(source: _Source, derived: Path, progress: Progress | None) -> S
     )
 
 
+def _require_names_as_text(config: SubsetConfig, *others: Path | None) -> None:
+    """Paths are written into settings and indexes, which are UTF-8."""
+    for path in (config.image_dir, config.metadata_file, config.mask_dir, *others):
+        if path is not None and not is_text(str(path)):
+            raise DatasetError(
+                f"The name of {printable(str(path))} is not UTF-8, as after unpacking a zip of "
+                f"another system. Rename it."
+            )
+
+
 def _sidecars_of(config: SubsetConfig) -> Sidecars:
     """The endings of the files with the words of a subset."""
     ending = config.caption_extension
-    return Sidecars() if ending is None else Sidecars(f".{ending.lstrip('.').lower()}", "")
+    return Sidecars() if ending is None else Sidecars(f".{ending.lstrip('.')}", "")
 
 
 def _index_file(derived: Path, place: Path) -> Path:

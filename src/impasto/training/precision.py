@@ -18,7 +18,13 @@ from impasto.training.chunked import ChunkedOptimizer
 MixedPrecision = Literal["no", "fp16", "bf16"]
 LEAST_SCALE = 2.0**-8  # below, every gradient overflows, whatever the scale
 
-_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
+COMPUTED = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""What products are computed in, by `training.mixed_precision`."""
+
+
+def autocast_dtype(kind: MixedPrecision) -> torch.dtype | None:
+    """The 16-bit type of a precision; None for float32."""
+    return None if kind == "no" else COMPUTED[kind]
 
 
 class Precision:
@@ -34,7 +40,7 @@ class Precision:
     def __init__(
         self, kind: MixedPrecision, device: torch.device, *, of_shares: bool = False
     ) -> None:
-        self._dtype = _DTYPES.get(kind)
+        self._dtype = autocast_dtype(kind)
         self._device, self._of_shares = device, of_shares
         scaler = SharedScaler if of_shares else torch.amp.GradScaler
         self._scaler = scaler(device.type) if self._dtype is torch.float16 else None

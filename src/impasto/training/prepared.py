@@ -16,6 +16,9 @@ from impasto.data.scan import Scan
 from impasto.progress import Progress, SilentProgress
 from impasto.training.pictures import Survey, plan_dataset, survey
 
+LATENTS = "latents"
+"""The folder of the latent cache, in that of all derived data."""
+
 
 @dataclass(frozen=True)
 class PreparedData:
@@ -42,19 +45,21 @@ class PreparedData:
 
     def summary(self) -> dict[str, Any]:
         """What the run directory and the report say of the data set."""
-        set_aside = [*self.scan.set_aside, *self.training.set_aside]
-        if self.held_out is not None:
-            set_aside += self.held_out.set_aside
+        plans = [self.training, *([self.held_out] if self.held_out else [])]
+        found = self.scan.without(item for plan in plans for item in plan.set_aside)
         return {
             "folder": self.scan.place,
             "pictures": len(self.training.images),
             "held_out": len(self.held_out.images) if self.held_out else 0,
-            "uncaptioned": self.scan.uncaptioned,
-            "with_more_lines": self.scan.with_more_lines,
+            "usable": found.tally.usable,
+            "uncaptioned": found.uncaptioned,
+            "with_more_lines": found.with_more_lines,
             "enlarged": self.plan.enlarged,
             "mean_lost_area": self.plan.mean_lost_area,
             "buckets": {str(size): n for size, n in self.plan.bucket_counts.items()},
-            "set_aside": [{"path": str(a.path), "reason": a.reason} for a in set_aside],
+            "set_aside": [{"path": str(a.path), "reason": a.reason} for a in found.set_aside],
+            "unused": [{"path": str(a.path), "reason": a.reason} for a in found.unused],
+            "said_of_unused": found.said_of_unused(),
             "refused_latents": [
                 {"path": str(a.path), "reason": a.reason} for a in self.training.refused
             ],
@@ -76,7 +81,7 @@ def prepare_data(
     with accelerator.main_process_first():
         shown = progress if accelerator.is_main_process else SilentProgress()
         found = known or survey(config, shown)
-        cache = LatentCache(config.dataset.derived_dir / "latents")
+        cache = LatentCache(config.dataset.derived_dir / LATENTS)
         encode = partial(
             cache_latents,
             cache=cache,

@@ -94,6 +94,7 @@ class Recorder:
     def write(self, record: dict[str, Any]) -> None:
         """Write a line of metrics, and pass it on."""
         if self._is_main:
+            self._run.require_held()
             self._run.append_metrics(record)
             self._events.measured(record)
             step, numbers = shown_numbers(record)
@@ -107,7 +108,9 @@ class Recorder:
         for part, group in zip(self._session.part_by_group, groups, strict=True):
             rates.setdefault(part, float(group["lr"]))
         first = self._session.trainable.parts[0].name
-        return {"lr" if part == first else f"lr_{part}": rate for part, rate in rates.items()}
+        named = {"lr" if part == first else f"lr_{part}": rate for part, rate in rates.items()}
+        found = groups[0].get("d")  # Prodigy's and D-Adaptation's estimate, which lr multiplies
+        return named if found is None else {**named, "d_lr": float(found) * named["lr"]}
 
     def _newly_lost(self) -> list[tuple[Path, str]]:
         """Pictures that training met and could not read since the last look."""

@@ -11,13 +11,17 @@ from impasto.runs import RunDirectory
 from impasto.training.background import Background
 from impasto.training.capture import capture_state
 from impasto.training.export import (
+    AVERAGE,
     Trained,
+    export_best,
     export_final,
     export_on_the_way,
+    on_the_way_target,
     trained_bytes,
     trained_copy,
 )
 from impasto.training.optimizer_state import parameter_names
+from impasto.training.own_models import OwnModels
 from impasto.training.session import Session
 from impasto.training.state import TrainingState, save_state
 
@@ -43,6 +47,7 @@ class Saver:
         self._saving = session.config.saving
         self._names = parameter_names(session.trainable.parts)
         self._writes = session.accelerator.is_main_process
+        self._models = OwnModels(run, overwrite=self._saving.overwrite)
         self._background = Background()
 
     def save_state(self, done: int, best: float | None, *, now: bool) -> None:
@@ -74,20 +79,25 @@ class Saver:
 
             def export(trained: Trained, variant: str, ending: str = ending) -> Path:
                 return export_on_the_way(
-                    self._session, trained, self._run, self._progress, ending, variant
+                    self._session, trained, self._models, self._progress, ending, variant
                 )
 
             self._export(export, now=False)
 
+    def lacks(self, endings: Sequence[str]) -> bool:
+        """Whether a model of one of these endings is not there."""
+        targets = [
+            on_the_way_target(self._session.config, ending, variant)
+            for ending in endings
+            for variant in self._variants()
+        ]
+        return not all(target.exists() for target in targets)
+
     def export_best(self) -> None:
         """Export the model as it is now in the place of the best one before."""
         self._export(
-            lambda trained, variant: export_final(
-                self._session,
-                trained,
-                self._saving.model_dir or self._run.path / "models",
-                self._progress,
-                f"-best{variant}",
+            lambda trained, variant: export_best(
+                self._session, trained, self._models, self._progress, variant
             ),
             now=False,
         )
@@ -97,11 +107,7 @@ class Saver:
         self._background.wait()
         paths = self._export(
             lambda trained, variant: export_final(
-                self._session,
-                trained,
-                self._saving.model_dir or self._run.export,
-                self._progress,
-                variant,
+                self._session, trained, self._models, self._progress, variant
             ),
             now=True,
         )
@@ -120,6 +126,7 @@ class Saver:
         self._background.close()
 
     def _write_state(self, state: TrainingState) -> None:
+        self._run.require_held()
         save_state(self._run, state, keep=self._saving.keep_states)
         self._run.write_status("training", step=state.step, total_steps=self._session.total_steps)
 
@@ -148,6 +155,6 @@ class Saver:
         """What is exported: ending of the name -> whether it is the running average."""
         if self._session.ema is None:
             return {"": False}
-        return {"instead": {"": True}, "never": {"": False}, "beside": {"": False, "-ema": True}}[
+        return {"instead": {"": True}, "never": {"": False}, "beside": {"": False, AVERAGE: True}}[
             self._saving.average
         ]

@@ -9,14 +9,14 @@ import contextlib
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast
 
-from impasto.checkpoints.keymap import TEXT_ENCODER, VAE
+from impasto.checkpoints.keymap import TEXT_ENCODER, UNET, VAE
 from impasto.config.run import RunConfig
 from impasto.data.dataset import TrainingData
 from impasto.data.encoding import MomentsEncoder
@@ -43,8 +43,9 @@ from impasto.training.batches import build_epoch_sampler, count_steps
 from impasto.training.compiling import compile_unet, plain_network
 from impasto.training.devices import set_float32_precision
 from impasto.training.ema import WeightAverage
-from impasto.training.fingerprint import run_fingerprint
+from impasto.training.fingerprint import Facts, run_fingerprint
 from impasto.training.methods import build_templates, build_trainable
+from impasto.training.native_precision import computed_kind
 from impasto.training.objective import (
     build_error,
     build_loss_weight,
@@ -85,6 +86,11 @@ class Ingredients:
     loss_weight: LossWeight | None = None
     build_optimizer: BuildOptimizer = build_optimizer
     lr_schedule: LrSchedule | None = None
+
+    def given(self) -> dict[str, Any]:
+        """What is given in code, by name."""
+        parts = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {n: p for n, p in parts.items() if p is not None and p is not build_optimizer}
 
 
 @dataclass(frozen=True)
@@ -218,14 +224,19 @@ def build_session(
         validator=_build_validator(config, prepared, model),
         previewer=_build_previewer(prompts, model, trainable, conditioners.prompts, previewed),
         ema=_build_ema(config, trainable, placement),
-        precision=placement.build_precision(config.training.mixed_precision, accelerator.device),
+        precision=placement.build_precision(computed_kind(config), accelerator.device),
         total_steps=steps,
         fingerprint=run_fingerprint(
             config,
-            encoded.fingerprint.result()[:16],
-            prepared.training,
-            accelerator.num_processes,
-            steps,
+            Facts(
+                encoded.all_hashes(),
+                model.contents,
+                prepared.training,
+                prepared.held_out,
+                accelerator.num_processes,
+                steps,
+                ingredients.given(),
+            ),
         ),
     )
 
@@ -236,13 +247,20 @@ class _Encoded:
 
     Attributes:
         encoder: For pictures that are encoded each time they are shown, if there are such.
-        fingerprint: A hash of the U-Net as it was loaded, on its way.
+        vae_hash: A hash of the VAE.
+        hashes: Other network -> a hash of it as it was loaded, on its way.
     """
 
     model: BaseModel
     data: PreparedData
     encoder: MomentsEncoder | None
-    fingerprint: Future[str]
+    vae_hash: str
+    hashes: Mapping[str, Future[str]]
+
+    def all_hashes(self) -> dict[str, str]:
+        """The hashes of all networks, as states have them."""
+        ready = {part: future.result() for part, future in self.hashes.items()}
+        return {part: text[:16] for part, text in {**ready, VAE: self.vae_hash}.items()}
 
 
 def _load_and_encode(
@@ -258,13 +276,18 @@ def _load_and_encode(
     encoding_vae = build_encoding_vae(config, model).to(accelerator.device)
     encoder = moments_encoder(encoding_vae, batch_size=config.dataset.vae_batch_size)
     aside = ThreadPoolExecutor(1)  # hashing leaves Python free: 2 s of a full-size U-Net
-    fingerprint = aside.submit(tensors_fingerprint, model.unet.state_dict())
+    networks = {UNET: model.unet, TEXT_ENCODER: model.text_encoder}
+    hashes = {
+        part: aside.submit(tensors_fingerprint, network.state_dict())
+        for part, network in networks.items()
+    }
     aside.shutdown(wait=False)
     prepared = prepare_data(config, encoder, accelerator, progress, known)
     if not all(key.plain for key in prepared.training.keys):
-        return _Encoded(model, prepared, encoder, fingerprint)
+        return _Encoded(model, prepared, encoder, encoder.fingerprint, hashes)
     encoding_vae.to("cpu")
-    return _Encoded(with_parked(model, VAE, config, accelerator), prepared, None, fingerprint)
+    without = with_parked(model, VAE, config, accelerator)
+    return _Encoded(without, prepared, None, encoder.fingerprint, hashes)
 
 
 def _build_network(

@@ -10,12 +10,14 @@ import torch
 from impasto.config.run import RunConfig
 from impasto.data.sampler import Group
 from impasto.models.loading import outline_base_model
-from impasto.progress import Progress
+from impasto.progress import Progress, counted
 from impasto.training.batches import heaviest_group
 from impasto.training.devices import default_device
 from impasto.training.fitting import Fitting, gib, parts_in_words, with_fields
 from impasto.training.footprint import FootprintMeter
+from impasto.training.native_precision import native_precision
 from impasto.training.pictures import Survey
+from impasto.training.recorded import with_recorded
 from impasto.training.session import build_open_options
 from impasto.training.sharding import read_shares
 
@@ -25,7 +27,7 @@ RECORD = "footprints.json"
 def settle(
     config: RunConfig, survey: Survey, progress: Progress, *, check: bool = True, processes: int = 1
 ) -> RunConfig:
-    """The settings as the run will have them: with those that `auto` stands for.
+    """The settings as the run will have them: with what the model records, and what `auto` means.
 
     Args:
         config: The settings.
@@ -38,13 +40,21 @@ def settle(
         OutOfMemoryError: The run will not fit, and `training.fit_check` is on.
         ImpastoError: The model cannot be read.
     """
+    config = with_recorded(config, progress)
     training = config.training
     check = check and training.fit_check
     if training.memory is None and training.batch_size != "auto" and not check:
         return config
     group, most = heaviest_group(config, survey.plan.images)
     fitting = build_fitting(config, group, processes)
-    if training.memory is not None:
+    with progress.stage("Predicting memory", None, "settings"):
+        return _settled(config, fitting, most, progress, check=check)
+
+
+def _settled(
+    config: RunConfig, fitting: Fitting, most: int, progress: Progress, *, check: bool
+) -> RunConfig:
+    if config.training.memory is not None:
         config = _settle_memory(config, fitting, progress)
     if config.training.batch_size == "auto":
         config = _settle_batch(config, fitting, most, progress)
@@ -64,7 +74,8 @@ def build_fitting(config: RunConfig, group: Group, processes: int = 1) -> Fittin
     asked = config.training.memory
     budget = asked << 30 if isinstance(asked, int) else free_memory(device)
     is_shared = shares.optimizer > 1
-    return Fitting(meter, device.type, group, budget, processes, is_shared)
+    half = native_precision(device).kind
+    return Fitting(meter, device.type, group, budget, processes, is_shared, half)
 
 
 def free_memory(device: torch.device) -> int:
@@ -91,7 +102,8 @@ def _settle_memory(config: RunConfig, fitting: Fitting, progress: Progress) -> R
 def _settle_batch(config: RunConfig, fitting: Fitting, most: int, progress: Progress) -> RunConfig:
     batch = fitting.batch_that_fits(config, most)
     progress.note(
-        f"Batches of {batch} pictures of {fitting.group.bucket}, of smaller ones more, fit into "
+        f"Batches of {counted(batch, 'pictures')} of {fitting.group.bucket}, of smaller ones "
+        "more, fit into "
         f"{gib(fitting.budget)}."
     )
     area = fitting.group.bucket.area

@@ -4,11 +4,14 @@ state.json               format_version, step, samples_seen, what the tensors be
 weights.safetensors      the parts that learn, as they are kept
 optimizer.safetensors    the optimizer's tensors
 ema.safetensors          the running average of the weights, if there is one
+hashes.json              a hash of state.json, and of each tensor of each file
+
+States of earlier versions have no hashes; they are read, and only their form can be checked.
 """
 
 from __future__ import annotations
 
-import json
+import contextlib
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -18,12 +21,20 @@ from typing import Any
 from impasto import files
 from impasto.checkpoints.reading import open_tensor_file
 from impasto.checkpoints.tensors import LazyTensor, Tensors, total_bytes
-from impasto.checkpoints.writing import in_file_order, write_safetensors
+from impasto.checkpoints.writing import in_file_order, tensor_hash, write_safetensors
 from impasto.errors import ModelError, RunError
 from impasto.parsing import parse_json
+from impasto.progress import Progress, SilentProgress, in_mib
 from impasto.runs import RunDirectory, step_name
+from impasto.training.fingerprint import differences
 
 FORMAT_VERSION = 1
+DESCRIPTION, HASHES = "state.json", "hashes.json"
+_TENSOR_FILES = ("weights", "optimizer", "ema")
+
+
+class DamagedStateError(RunError):
+    """A state is not what was written: cut short, with changed bits, or with parts missing."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +51,7 @@ class TrainingState:
         ema: The averaged weights, or nothing.
         scaler: Of the loss in float16, or nothing.
         best_validation: The lowest validation loss so far.
+        is_hashed: Whether it has hashes, which states of earlier versions have not.
     """
 
     step: int
@@ -51,17 +63,18 @@ class TrainingState:
     ema: Tensors
     scaler: Mapping[str, float] = field(default_factory=dict)
     best_validation: float | None = None
+    is_hashed: bool = True
 
     @property
     def size_bytes(self) -> int:
         """Bytes of its tensors."""
-        return sum(total_bytes(tensors) for tensors in self._tensors())
+        return sum(total_bytes(tensors) for tensors in self.tensors())
 
     def copied(self) -> TrainingState:
         """A copy in the computer's memory, which training does not change."""
         weights, optimizer, ema = (
             {n: LazyTensor.of(tensors[n].read_as(tensors[n].dtype)) for n in in_file_order(tensors)}
-            for tensors in self._tensors()
+            for tensors in self.tensors()
         )
         return replace(self, weights=weights, optimizer=optimizer, ema=ema)
 
@@ -70,11 +83,12 @@ class TrainingState:
 
         What processes that share a model out do while the first one saves it.
         """
-        for tensors in self._tensors():
+        for tensors in self.tensors():
             for name in in_file_order(tensors):
                 tensors[name].read()
 
-    def _tensors(self) -> tuple[Tensors, ...]:
+    def tensors(self) -> tuple[Tensors, Tensors, Tensors]:
+        """Those of the weights, of the optimizer, and of the average."""
         return self.weights, self.optimizer, self.ema
 
 
@@ -89,65 +103,166 @@ def save_state(run: RunDirectory, state: TrainingState, *, keep: int) -> Path:
         state.read_along()
         return target
     with files.replace_folder(target) as partial:
-        for name, tensors in (("weights", state.weights), ("optimizer", state.optimizer)):
-            write_safetensors(partial / f"{name}.safetensors", tensors, {}, finite_only=False)
-        if state.ema:
-            write_safetensors(partial / "ema.safetensors", state.ema, {}, finite_only=False)
-        description = {
-            "format_version": FORMAT_VERSION,
-            "step": state.step,
-            "samples_seen": state.samples_seen,
-            "fingerprint": dict(state.fingerprint),
-            "optimizer_scalars": dict(state.optimizer_scalars),
-            "scaler": dict(state.scaler),
-            "best_validation": state.best_validation,
-        }
-        (partial / "state.json").write_text(json.dumps(description, indent=1), encoding="utf-8")
+        _write_into(partial, state)
     for step in run.saved_steps()[:-keep]:
         shutil.rmtree(run.states / step_name(step), ignore_errors=True)
     return target
 
 
-def load_state(folder: Path, fingerprint: Mapping[str, str]) -> TrainingState:
-    """Read a state and make sure that it belongs to this run.
+def _write_into(folder: Path, state: TrainingState) -> None:
+    hashes: dict[str, Any] = {}
+    for name, tensors in zip(_TENSOR_FILES, state.tensors(), strict=True):
+        if tensors or name != "ema":
+            of_file = hashes[f"{name}.safetensors"] = {}
+            file = folder / f"{name}.safetensors"
+            write_safetensors(file, tensors, {}, finite_only=False, hashes=of_file)
+    description = {
+        "format_version": FORMAT_VERSION,
+        "step": state.step,
+        "samples_seen": state.samples_seen,
+        "fingerprint": dict(state.fingerprint),
+        "optimizer_scalars": dict(state.optimizer_scalars),
+        "scaler": dict(state.scaler),
+        "best_validation": state.best_validation,
+        "has_hashes": True,
+    }
+    files.write_json(folder / DESCRIPTION, description)
+    hashes[DESCRIPTION] = files.sha256_of(folder / DESCRIPTION)
+    files.write_json(folder / HASHES, hashes)
+
+
+def load_state(
+    folder: Path,
+    fingerprint: Mapping[str, str],
+    progress: Progress | None = None,
+    *,
+    check_tensors: bool = True,
+) -> TrainingState:
+    """Read a state, and make sure that it is whole and belongs to this run.
+
+    Args:
+        folder: Where it is.
+        fingerprint: What this run is.
+        progress: Is shown how far the check is.
+        check_tensors: Whether all tensors are read and compared with their hashes.
 
     Raises:
-        RunError: It is damaged, of a newer format, or of another run; the difference is named.
+        DamagedStateError: It is not what was written.
+        RunError: It is of a newer format, or of another run; the difference is named.
     """
     try:
-        description = parse_json((folder / "state.json").read_text(encoding="utf-8"))
+        description = parse_json((folder / DESCRIPTION).read_text(encoding="utf-8"))
         version = description["format_version"]
         if version > FORMAT_VERSION:
             raise RunError(
                 f"{folder} was written by a newer Impasto (state format {version}; this one reads "
                 f"up to {FORMAT_VERSION}). Update Impasto to resume it."
             )
-        _require_same(folder, description["fingerprint"], fingerprint)
-        ema_file = folder / "ema.safetensors"
-        return TrainingState(
-            step=description["step"],
-            samples_seen=description["samples_seen"],
-            fingerprint=description["fingerprint"],
-            weights=open_tensor_file(folder / "weights.safetensors").tensors,
-            optimizer=open_tensor_file(folder / "optimizer.safetensors").tensors,
-            optimizer_scalars=description["optimizer_scalars"],
-            ema=open_tensor_file(ema_file).tensors if ema_file.is_file() else {},
-            scaler=description.get("scaler", {}),
-            best_validation=description.get("best_validation"),
-        )
-    except (OSError, ValueError, KeyError, TypeError, ModelError) as error:
-        raise RunError(
-            f"The training state {folder} is damaged ({error!r}). Delete this folder and run the "
-            f"same command: the next older state is used then."
+        hashes = _hashes_of(folder, description)
+        _require_same(folder, dict(description["fingerprint"]), fingerprint)
+        tensors = _tensors_of(folder, hashes)
+        if hashes is not None and check_tensors:
+            _require_hashes(tensors, hashes, progress or SilentProgress())
+        return _state_of(description, tensors, is_hashed=hashes is not None)
+    except PermissionError as error:
+        raise RunError(f"{folder} cannot be read: {error}.") from error
+    except _SIGNS_OF_DAMAGE as error:
+        raise DamagedStateError(
+            f"The training state {folder} is damaged ({_in_words(error)})."
         ) from error
 
 
+def require_same_run(run: RunDirectory, fingerprint: Mapping[str, str]) -> None:
+    """Make sure that a run's newest whole state can be continued with such a fingerprint.
+
+    Raises:
+        RunError: As `load_state`, for a state of another run.
+    """
+    for step in reversed(run.saved_steps()):
+        with contextlib.suppress(DamagedStateError):  # the one before is taken then
+            load_state(run.states / step_name(step), fingerprint, check_tensors=False)
+            return
+
+
+_SIGNS_OF_DAMAGE = (
+    OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, ModelError
+)  # fmt: skip
+"""What damaged JSON and tensor files lead to; hashes find the rest."""
+
+
+def _in_words(error: Exception) -> str:
+    if isinstance(error, (ModelError, ValueError)) and str(error):
+        return str(error).removesuffix(" Download or copy it again.").rstrip(".")
+    return repr(error)
+
+
+def _hashes_of(folder: Path, description: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The hashes of a state, its description compared with its own; None of an older version."""
+    file = folder / HASHES
+    if not file.is_file():
+        if description.get("has_hashes"):
+            raise ValueError(f"{HASHES} is missing")
+        return None
+    hashes: Mapping[str, Any] = parse_json(file.read_text(encoding="utf-8"))
+    if hashes[DESCRIPTION] != files.sha256_of(folder / DESCRIPTION):
+        raise ValueError(f"{DESCRIPTION} is not what was written")
+    return hashes
+
+
+def _tensors_of(folder: Path, hashes: Mapping[str, Any] | None) -> dict[str, Tensors]:
+    """The tensors of each file, unread; all that the hashes name, and no others."""
+    found: dict[str, Tensors] = {}
+    for name in _TENSOR_FILES:
+        file = f"{name}.safetensors"
+        is_expected = (name != "ema" or (folder / file).is_file()) if hashes is None else (
+            file in hashes
+        )  # fmt: skip
+        found[name] = open_tensor_file(folder / file).tensors if is_expected else {}
+        if hashes is not None and found[name].keys() != hashes.get(file, {}).keys():
+            raise ValueError(f"{file} lacks tensors, or has others")
+    return found
+
+
+def _require_hashes(
+    tensors: Mapping[str, Tensors], hashes: Mapping[str, Any], progress: Progress
+) -> None:
+    size = sum(total_bytes(of_part) for of_part in tensors.values())
+    with progress.stage("Checking the state", size >> 20, "MiB") as advance:
+        count = in_mib(advance)
+        for part, of_part in tensors.items():
+            file = f"{part}.safetensors"
+            for name, tensor in of_part.items():
+                if tensor_hash(tensor.read()) != hashes[file][name]:
+                    raise ValueError(f"{name} in {file} is not what was written")
+                count(tensor.size_bytes)
+
+
+def _state_of(
+    description: Mapping[str, Any], tensors: Mapping[str, Tensors], *, is_hashed: bool
+) -> TrainingState:
+    best = description.get("best_validation")
+    return TrainingState(
+        step=_number(description["step"]),
+        samples_seen=_number(description["samples_seen"]),
+        fingerprint=description["fingerprint"],
+        weights=tensors["weights"],
+        optimizer=tensors["optimizer"],
+        optimizer_scalars=dict(description["optimizer_scalars"]),
+        ema=tensors["ema"],
+        scaler=dict(description.get("scaler", {})),
+        best_validation=None if best is None else float(best),
+        is_hashed=is_hashed,
+    )
+
+
+def _number(value: Any) -> int:
+    if type(value) is not int or not 0 <= value < 2**53:
+        raise ValueError(f"{value!r} is no number of updates or images")
+    return value
+
+
 def _require_same(folder: Path, saved: Mapping[str, str], current: Mapping[str, str]) -> None:
-    differing = [
-        f"{name} (was {saved.get(name, 'absent')}, is {current.get(name, 'absent')})"
-        for name in sorted(saved.keys() | current.keys())
-        if saved.get(name) != current.get(name)
-    ]
+    differing = differences(saved, current)
     if differing:
         raise RunError(
             f"{folder} cannot be resumed exactly, because this changed since: "

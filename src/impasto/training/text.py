@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,11 +15,13 @@ from impasto.data.text_store import TextStore
 from impasto.models.loading import BaseModel, build_tokens
 from impasto.models.text import ClipTextConditioner
 from impasto.models.text_memory import TextMemory
+from impasto.models.text_metadata import with_room
 from impasto.models.tokens import TextLayout
 from impasto.models.trainable import Trainable
 from impasto.models.vae import weights_fingerprint
 from impasto.progress import Progress
 from impasto.sampling.prompts import Prompt
+from impasto.training.native_precision import computed_kind
 
 ENCODED_AT_ONCE = {"cuda": 16}
 """Chunks of a frozen encoder at a time: one leaves a GPU waiting for the next, and on a processor
@@ -61,7 +63,7 @@ def build_conditioners(
     """
     layout = build_layout(config)
     tokens = build_tokens(model, layout)
-    prompt_tokens = build_tokens(model, replace(layout, emphasis=config.previews.emphasis))
+    prompt_tokens = build_tokens(model, with_room(layout, config.previews.emphasis))
     states = trainable.states
     if any(part.name == "text_encoder" for part in trainable.parts):
         return Conditioners(
@@ -106,7 +108,7 @@ def encode_captions_ahead(
 
 def _build_store(config: RunConfig, model: BaseModel) -> TextStore:
     """States in the precision that the U-Net reads them with."""
-    exact = config.training.mixed_precision == "no"
+    exact = computed_kind(config) == "no"
     fingerprint = f"{weights_fingerprint(model.text_encoder)}:skip={config.model.clip_skip or 1}"
     folder = config.dataset.derived_dir / "texts"
     return TextStore(folder, fingerprint, torch.float32 if exact else torch.float16)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from impasto.errors import MissingDependencyError
+from impasto.invocation import missing_extra
 from impasto.runs import RunDirectory
 
 WANDB_ID = "wandb-id.txt"
@@ -83,9 +83,10 @@ def require(module: str, package: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise MissingDependencyError(
-            f"logging.trackers asks for {package}, which is not installed ({error}). Install it "
-            f"(pip install 'impasto[trackers]'), or take it out."
+        raise missing_extra(
+            "trackers",
+            f"logging.trackers asks for {package}, which is not installed ({error}).",
+            "Or take it out of logging.trackers.",
         ) from error
 
 

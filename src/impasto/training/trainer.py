@@ -3,28 +3,36 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from accelerate import Accelerator
 
-from impasto import files
+from impasto import files, locks
 from impasto.checkpoints.keymap import TEXT_ENCODER, VAE
 from impasto.config.load import build_run_config, dump_toml
 from impasto.config.run import RunConfig
 from impasto.config.validation import read_toml
-from impasto.errors import ImpastoError, Interrupted
+from impasto.errors import ImpastoError, Interrupted, RunError
+from impasto.invocation import command
 from impasto.runs import Phase, RunDirectory
-from impasto.training.devices import build_accelerator, require_precision
+from impasto.training.calendar import Calendar
+from impasto.training.devices import build_accelerator, is_lost_process, require_precision
 from impasto.training.disk import plan_disk, require_room
 from impasto.training.environment import describe_environment
 from impasto.training.events import SilentEvents, TrainingEvents
+from impasto.training.export import planned_models
+from impasto.training.interrupts import StopRequest, interrupted
 from impasto.training.loop import TrainingLoop
+from impasto.training.native_precision import resolve_precision
 from impasto.training.out_of_memory import is_out_of_memory, out_of_memory
+from impasto.training.own_models import OwnModels
 from impasto.training.pictures import Survey, survey
+from impasto.training.prepared import LATENTS
 from impasto.training.session import WAITING, Ingredients, Session, build_session
 from impasto.training.settling import settle
+from impasto.training.state import require_same_run
 from impasto.training.trackers import require_trackers
 
 
@@ -43,44 +51,120 @@ def train(
     began = time.perf_counter()
     accelerator = build_accelerator()
     events = events or SilentEvents()
-    known = None
-    if accelerator.is_main_process:
-        RunDirectory.create(config.output_dir)
-    try:
+    with contextlib.ExitStack() as held:
+        stop = held.enter_context(_signals(accelerator, events))
         if accelerator.is_main_process:
-            known = survey(config, events)
-            config = settle(config, known, events, processes=accelerator.num_processes)
-            files.write_text(RunDirectory(config.output_dir).config_file, dump_toml(config))
-        accelerator.wait_for_everyone()
-        run = RunDirectory.open(config.output_dir)
-        if not accelerator.is_main_process:
-            config = _config_of(run)
-        session = _prepare(run, config, accelerator, events, ingredients or Ingredients(), known)
-    except ImpastoError:
-        if accelerator.is_main_process:  # nothing was trained: leave no directory in the way
-            shutil.rmtree(config.output_dir, ignore_errors=True)
-        raise
-    return _run(run, session, events, time.perf_counter() - began)
+            run = held.enter_context(RunDirectory.begun(config.output_dir))
+        try:
+            with _ends_in_words(accelerator, _NOT_BEGUN):
+                known = None
+                if accelerator.is_main_process:
+                    config = resolve_precision(config, events)
+                    known = survey(config, events)
+                    config = settle(config, known, events, processes=accelerator.num_processes)
+                    files.write_text(run.config_file, dump_toml(config))
+                accelerator.wait_for_everyone()
+                if not accelerator.is_main_process:
+                    run = RunDirectory.open(config.output_dir)
+                    config = _config_of(run)
+                _use_cache(held, config, run, accelerator, events)
+                ingredients = ingredients or Ingredients()
+                session = _prepare(run, config, accelerator, events, ingredients, known)
+        except ImpastoError:
+            if accelerator.is_main_process:  # nothing was trained: leave no directory in the way
+                run.discard()
+            raise
+        return _run(run, session, events, time.perf_counter() - began, stop)
 
 
 def resume(
     path: Path,
     events: TrainingEvents | None = None,
     ingredients: Ingredients | None = None,
+    changed: RunConfig | None = None,
 ) -> RunDirectory:
     """Continue a run from its newest state, or from the start if it has none yet.
 
+    Args:
+        path: The run directory.
+        events: Who is told.
+        ingredients: What the run was given in code, again.
+        changed: Settings in the place of those in the directory, which they replace if the state
+            goes with them.
+
     Raises:
-        ImpastoError: As `train`; `RunError` where the state does not belong to the run any more.
+        ImpastoError: As `train`; `RunError` where the state does not belong to the run any more,
+            or another process is training it.
     """
     run = RunDirectory.open(path)
-    config = _config_of(run)
+    status = run.status()
+    if status.get("phase") == "finished" and not run.saved_steps():
+        raise RunError(
+            f"{path} is finished and its states are gone (saving.keep_final_state = false), so it "
+            f"cannot be made longer. Start a new run from its model, {run.exported_model()}."
+        )
+    config = changed or _config_of(run)
     require_precision(config.training.mixed_precision)
     accelerator = build_accelerator()
     events = events or SilentEvents()
     began = time.perf_counter()
-    session = _prepare(run, config, accelerator, events, ingredients or Ingredients())
-    return _run(run, session, events, time.perf_counter() - began)
+    with contextlib.ExitStack() as held:
+        stop = held.enter_context(_signals(accelerator, events))
+        if accelerator.is_main_process:
+            run = held.enter_context(run.held())
+        with _ends_in_words(accelerator, f"Its states are untouched. {_go_on(path)}"):
+            _use_cache(held, config, run, accelerator, events)
+            session = _prepare(run, config, accelerator, events, ingredients or Ingredients())
+            if changed is not None and accelerator.is_main_process:
+                require_same_run(run, session.fingerprint)
+                files.write_text(run.config_file, dump_toml(changed))
+        return _run(run, session, events, time.perf_counter() - began, stop)
+
+
+_NOT_BEGUN = "Nothing was trained yet. What was encoded is kept; run the same command again."
+
+
+def _go_on(path: Path) -> str:
+    return f"Continue with: {command('resume', path)}"
+
+
+def _signals(accelerator: Accelerator, events: TrainingEvents) -> StopRequest:
+    return StopRequest(events.note if accelerator.is_main_process else None)
+
+
+def _use_cache(
+    held: contextlib.ExitStack,
+    config: RunConfig,
+    run: RunDirectory,
+    accelerator: Accelerator,
+    events: TrainingEvents,
+) -> None:
+    """Say that this run uses its latents, so that nobody prunes them meanwhile."""
+    if accelerator.is_main_process:
+        folder = config.dataset.derived_dir / LATENTS
+        patience = locks.Patience(events.note, f"reading {folder}")
+        held.enter_context(locks.Presence(folder, f"training {run.path}", patience))
+
+
+@contextlib.contextmanager
+def _ends_in_words(accelerator: Accelerator, then: str) -> Iterator[None]:
+    """Explain a signal, and the end of another process, outside the updates.
+
+    Raises:
+        Interrupted: A signal asked to stop.
+        RunError: Another process has ended.
+    """
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        raise interrupted(stop, f"Stopped at once. {then}") from stop
+    except RuntimeError as error:
+        if accelerator.num_processes > 1 and is_lost_process(error):
+            raise RunError(
+                f"Another process of this run has ended, so this one stops; its own message says "
+                f"why. {then}"
+            ) from error
+        raise
 
 
 def _config_of(run: RunDirectory) -> RunConfig:
@@ -113,20 +197,27 @@ def _prepare(
         updates = session.sampler.updates_per_epoch
         plan = plan_disk(config, session.model, session.trainable, session.total_steps, updates)
         require_room(plan, config)
+        endings = Calendar(config, updates).planned_endings(session.total_steps)
+        own = OwnModels(run, overwrite=config.saving.overwrite)
+        own.require_free(planned_models(config, endings))
+        own.begin()
     return session
 
 
 def _run(
-    run: RunDirectory, session: Session, events: TrainingEvents, preparing_s: float
+    run: RunDirectory,
+    session: Session,
+    events: TrainingEvents,
+    preparing_s: float,
+    stop: StopRequest,
 ) -> RunDirectory:
     shown = events if session.accelerator.is_main_process else SilentEvents()
+    then = f"What came after the newest state is not saved. {_go_on(run.path)}"
     try:
-        TrainingLoop(session, run, shown, preparing_s).train()
+        with _ends_in_words(session.accelerator, then):
+            TrainingLoop(session, run, shown, preparing_s, stop).train()
     except Interrupted as interruption:
         _write_end(session, run, "interrupted", str(interruption))
-        raise
-    except KeyboardInterrupt:
-        _write_end(session, run, "interrupted", "stopped before a state could be saved")
         raise
     except ImpastoError as error:
         _write_end(session, run, "failed", str(error))

@@ -1,0 +1,73 @@
+"""Open what Impasto writes by the code of the programs that it is written for.
+
+python scripts/check_peers.py [--a1111 FOLDER]... [--comfyui FOLDER] [--sd-scripts FOLDER]
+                              [--packages FOLDER] [--full] [--keep FOLDER]
+
+Each FOLDER is a checkout of that program; none is fetched. diffusers needs none: the installed
+one is used. Every program's own loaders run in a process of their own, so that one's modules do
+not meet another's. What a checkout needs besides (toml, voluptuous, imagesize, einops and opencv
+for sd-scripts) is taken from --packages, a folder filled by `pip install --target`. --full also
+writes a model of Stable Diffusion's real size (2 GB), which sd-scripts and ComfyUI build networks
+of.
+
+Exit code 0: all that were given opened everything. 1: one did not. A program that is not given is
+named as not tried.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+HERE = Path(__file__).parent
+PEERS = HERE / "peers"
+
+
+def main() -> int:
+    options = parse()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = options.keep or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        write = [sys.executable, str(PEERS / "write_files.py"), str(folder)]
+        if not (folder / "done").is_file():
+            subprocess.run([*write, *(["--full"] if options.full else [])], check=True)
+        results = [run("diffusers_loads.py", None, folder, options.packages)]
+        results += [run("a1111.py", place, folder, options.packages) for place in options.a1111]
+        for script, place in (
+            ("comfyui.py", options.comfyui),
+            ("sdscripts.py", options.sd_scripts),
+        ):
+            if place is None:
+                print(f"{script}: not tried, as no checkout was given")
+            else:
+                results.append(run(script, place, folder, options.packages))
+        if not options.a1111:
+            print("a1111.py: not tried, as no checkout was given")
+    return 0 if all(results) else 1
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--a1111", type=Path, action="append", default=[], metavar="FOLDER")
+    parser.add_argument("--comfyui", type=Path, metavar="FOLDER")
+    parser.add_argument("--sd-scripts", type=Path, metavar="FOLDER")
+    parser.add_argument("--packages", type=Path, metavar="FOLDER")
+    parser.add_argument("--full", action="store_true")
+    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="write the files here")
+    return parser.parse_args()
+
+
+def run(script: str, checkout: Path | None, folder: Path, packages: Path | None) -> bool:
+    """Run one program's loaders; what it says is shown as it is."""
+    print(f"== {script} {checkout or ''}", flush=True)
+    extra = [str(packages.resolve())] if packages else []
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(extra), "HF_HUB_OFFLINE": "1"}
+    where = [str(checkout.resolve())] if checkout else []
+    command = [sys.executable, str(PEERS / script), str(folder.resolve()), *where]
+    return subprocess.run(command, env=environment, check=False).returncode == 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

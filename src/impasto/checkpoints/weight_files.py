@@ -1,0 +1,99 @@
+"""Finds and reads the weight files of one part of a Diffusers folder, whole or in shards.
+
+A part has up to several sets of files: the main one, and variants such as `fp16` or `non_ema`. A
+set is one file, or shards with an index (`diffusion_pytorch_model.safetensors.index.json`) that
+says which tensor is in which. Names: diffusers `utils/constants.py` and `models/modeling_utils.py`,
+transformers `modeling_utils.py`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from itertools import product
+from pathlib import Path
+
+from impasto.checkpoints.keymap import TEXT_ENCODER
+from impasto.checkpoints.reading import open_tensor_file
+from impasto.checkpoints.tensors import LazyTensor, Tensors
+from impasto.errors import ModelError
+from impasto.parsing import parse_json
+
+STEMS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", TEXT_ENCODER: "model"}
+OLD_STEMS = {TEXT_ENCODER: "pytorch_model"}
+_VARIANT = r"(?:\.((?!.*-\d+-of-)[A-Za-z0-9_-]+))?"
+
+
+def find_weights(folder: Path, part: str) -> dict[str | None, Path]:
+    """The sets of weights in the folder of a part; see `sets_among`."""
+    if not folder.is_dir():
+        return {}
+    names = [path.name for path in folder.iterdir() if path.is_file()]
+    return {variant: folder / name for variant, name in sets_among(names, part).items()}
+
+
+def sets_among(names: Iterable[str], part: str) -> dict[str | None, str]:
+    """The sets of weights among the names of a part's files: variant, or None -> its file.
+
+    safetensors come before `.bin`, and whole files before shards, whose file is their index.
+    """
+    found: dict[str | None, str] = {}
+    for pattern, name in product(_patterns(part), sorted(names)):
+        match = pattern.fullmatch(name)
+        if match:
+            variant = next((word for word in match.groups() if word), None)
+            found.setdefault(variant, name)
+    return found
+
+
+def read_weights(file: Path) -> tuple[Tensors, Mapping[str, str]]:
+    """The tensors of a set of weights, and the texts in its file.
+
+    Raises:
+        ModelError: A file of it is missing or damaged, or the index names another place.
+    """
+    if file.suffix != ".json":
+        opened = open_tensor_file(file)
+        return opened.tensors, opened.metadata
+    places = _read_index(file)
+    tensors: dict[str, LazyTensor] = {}
+    for shard in sorted(set(places.values())):
+        inside = open_tensor_file(file.parent / shard).tensors
+        tensors |= {name: inside[name] for name in inside if places.get(name) == shard}
+    missing = sorted(places.keys() - tensors.keys())
+    if missing:
+        raise ModelError(
+            f"{file} says that {missing[0]} is in {places[missing[0]]}, but it is not. The model "
+            f"is incomplete or mixed from two; download or copy it again."
+        )
+    return tensors, {}
+
+
+def _patterns(part: str) -> list[re.Pattern[str]]:
+    stems = [STEMS[part], *([OLD_STEMS[part]] if part in OLD_STEMS else [])]
+    whole = [
+        re.compile(rf"{stem}{_VARIANT}\.{ending}")
+        for ending in ("safetensors", "bin")
+        for stem in stems
+    ]
+    # `model.fp16.safetensors.index.json` of old, `model.safetensors.index.fp16.json` of today
+    shards = [
+        re.compile(rf"{stem}{_VARIANT}\.{ending}\.index{_VARIANT}\.json")
+        for ending in ("safetensors", "bin")
+        for stem in stems
+    ]
+    return [*whole, *shards]
+
+
+def _read_index(file: Path) -> dict[str, str]:
+    try:
+        places = parse_json(file.read_text(encoding="utf-8"))["weight_map"]
+        named = {str(name): str(shard) for name, shard in places.items()}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise ModelError(
+            f"{file} cannot be read as an index of shards ({error}). Download or copy it again."
+        ) from error
+    outside = sorted(shard for shard in named.values() if Path(shard).name != shard)
+    if outside:
+        raise ModelError(f"{file} names {outside[0]}, which is outside its folder: refused.")
+    return named

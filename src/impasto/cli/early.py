@@ -1,0 +1,60 @@
+"""What can be found wrong at once, before PyTorch is imported.
+
+The run itself checks the same again where it uses it; this only says it sooner.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from typing import TYPE_CHECKING
+
+from impasto.checkpoints.hub import require_source
+from impasto.invocation import missing_extra
+from impasto.runs import RunDirectory
+
+if TYPE_CHECKING:
+    from impasto.config.run import RunConfig
+
+
+def require_run(config: RunConfig, *, is_new: bool = True) -> None:
+    """Make sure that what the settings of a run name is there, and that its directory is free.
+
+    Args:
+        config: The settings.
+        is_new: Whether the run will be given a directory.
+
+    Raises:
+        DatasetError: A folder of images is missing.
+        ModelError: The model, or the other VAE, is missing.
+        RunError: The run directory is taken.
+        MissingDependencyError: A tracker is asked for that is not installed.
+    """
+    require_folders(config)
+    require_source(config.model.path)
+    if config.model.vae is not None:
+        require_source(config.model.vae)
+    if is_new and int(os.environ.get("RANK", "0")) == 0:  # others come when the first has made it
+        RunDirectory.require_free(config.output_dir)
+    for name in config.logging.trackers:
+        if importlib.util.find_spec(name) is None:
+            raise missing_extra(
+                "trackers",
+                f"logging.trackers asks for {name}, which is not installed.",
+                "Or take it out of logging.trackers.",
+            )
+
+
+def require_folders(config: RunConfig) -> None:
+    """Make sure that the folders of images are there.
+
+    Raises:
+        DatasetError: One is missing.
+    """
+    from impasto.data.scan import require_folder
+
+    subsets = [s for part in config.dataset.parts for s in part.subsets if s.num_repeats]
+    folders = [subset.image_dir for subset in subsets] + [config.validation.image_dir]
+    for folder in folders:
+        if folder is not None:
+            require_folder(folder)

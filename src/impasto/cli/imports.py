@@ -1,0 +1,92 @@
+"""Names the wait while large packages are imported: PyTorch alone takes seconds.
+
+Imports stay where they are used. A finder in front of Python's own sees when one of these packages
+is asked for, and shows a stage until its code has run; the verbs need not know.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.abc
+import importlib.machinery
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from types import ModuleType
+from typing import Any
+
+PACKAGES = {
+    "torch": "PyTorch",
+    "diffusers": "diffusers",
+    "transformers": "transformers",
+    "accelerate": "accelerate",
+    "bitsandbytes": "bitsandbytes",
+    "pytorch_optimizer": "pytorch-optimizer",
+    "onnxruntime": "ONNX Runtime",
+    "deepspeed": "DeepSpeed",
+    "tensorboard": "TensorBoard",
+    "wandb": "W&B",
+}
+"""Top module -> what it is called. Modules within them are loaded late and are named alike."""
+
+
+def name_slow_imports() -> None:
+    """Show a stage while one of `PACKAGES` is imported; only the first process of a run does."""
+    if int(os.environ.get("RANK", "0")) == 0 and not any(
+        isinstance(finder, _Finder) for finder in sys.meta_path
+    ):
+        sys.meta_path.insert(0, _Finder())
+
+
+class _Finder(importlib.abc.MetaPathFinder):
+    """Finds what Python's own finders do, and wraps the outermost import of a large package."""
+
+    def __init__(self) -> None:
+        self._busy = False
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        """The specification of a module of a large package; None leaves it to the others."""
+        if self._busy or fullname.partition(".")[0] not in PACKAGES:
+            return None
+        spec = importlib.machinery.PathFinder.find_spec(fullname, path, target)
+        if spec is not None and spec.loader is not None:
+            _wrap(spec.loader, self._showing(PACKAGES[fullname.partition(".")[0]]))
+        return spec
+
+    @contextlib.contextmanager
+    def _showing(self, name: str) -> Iterator[None]:
+        if self._busy:
+            yield
+            return
+        self._busy = True
+        try:
+            with _stage(f"Loading {name}"):
+                yield
+        finally:
+            self._busy = False
+
+
+def _wrap(loader: Any, shown: contextlib.AbstractContextManager[None]) -> None:
+    """Let a loader, which is this module's alone, show that it is at work."""
+    plain = loader.exec_module
+
+    def exec_module(module: ModuleType) -> None:
+        with shown:
+            plain(module)
+
+    loader.exec_module = exec_module
+
+
+def _stage(description: str) -> contextlib.AbstractContextManager[Any]:
+    """On a terminal a spinner; elsewhere a line on standard error, since output may be JSON."""
+    from rich.console import Console as RichConsole
+
+    from impasto.cli.stages import Stage, drawn_if_slow, printed_stage
+
+    stage = Stage(description, None, "modules")
+    output = RichConsole(soft_wrap=True, highlight=False)
+    if output.is_terminal:
+        return drawn_if_slow(output, stage)
+    return printed_stage(RichConsole(stderr=True, soft_wrap=True, highlight=False), stage)

@@ -1,0 +1,36 @@
+"""Keeps what libraries say to their developers off the user's screen: warnings, logs, bars."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import warnings
+
+_ENVIRONMENT = {
+    "TRANSFORMERS_VERBOSITY": "error",
+    "DIFFUSERS_VERBOSITY": "error",
+    "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
+    "DIFFUSERS_NO_ADVISORY_WARNINGS": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",  # transformers' bars too
+    "HF_HUB_DISABLE_SYMLINKS_WARNING": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "TORCH_CPP_LOG_LEVEL": "ERROR",
+    "TF_CPP_MIN_LOG_LEVEL": "3",  # TensorBoard's
+    "WANDB_SILENT": "true",
+}
+_LOGGERS = ("bitsandbytes", "torch", "accelerate", "huggingface_hub", "deepspeed", "PIL", "wandb")
+
+
+def quiet_libraries() -> None:
+    """Call it before they are imported; whatever the user has set in the environment stays.
+
+    Python's own PYTHONWARNINGS=default shows warnings again.
+    """
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    for name in _LOGGERS:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    if not sys.warnoptions and "PYTHONWARNINGS" not in os.environ:
+        warnings.simplefilter("ignore")
+        os.environ["PYTHONWARNINGS"] = "ignore"  # of processes that this one starts

@@ -1,0 +1,47 @@
+"""Remembers which files were decoded and what was wrong with them, while they stay as they are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from impasto.data import images
+from impasto.data.records import ImageRecord
+from impasto.data.remembered import recall, remember
+
+_VERSION = [2, images.PREPROCESSING_VERSION]
+
+
+class DecodedBefore:
+    """The outcome of decoding, by path, size and time of change.
+
+    Args:
+        file: Where it is kept; None keeps nothing.
+    """
+
+    def __init__(self, file: Path | None) -> None:
+        self._file = file
+        self._known: dict[str, tuple[int, int, str]] = {}
+        if file is not None:
+            for path, row in (recall(file, _VERSION) or {}).items():
+                self._known[path] = tuple(row)
+
+    def outcome(self, record: ImageRecord) -> str | None:
+        """Why a picture cannot be decoded, empty if it can; None if that is not known."""
+        size_bytes, mtime_ns, reason = self._known.get(str(record.path), (-1, -1, ""))
+        stamp = record.stamp
+        return reason if (size_bytes, mtime_ns) == (stamp.size_bytes, stamp.mtime_ns) else None
+
+    def add(self, record: ImageRecord, reason: str) -> None:
+        """Remember an outcome."""
+        stamp = record.stamp
+        self._known[str(record.path)] = (stamp.size_bytes, stamp.mtime_ns, reason)
+
+    def write(self) -> None:
+        """Keep what is known.
+
+        Raises:
+            StorageError: It could not be written.
+        """
+        if self._file is not None:
+            rows = {path: list(row) for path, row in self._known.items()}
+            remember(self._file, _VERSION, rows)

@@ -1,0 +1,300 @@
+"""Lists the files of a folder of pictures: pictures with their words, and what is not used.
+
+What looks like an image or a caption and is not used is named with what to do about it. Nothing is
+opened here but the first bytes of files without an ending.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+import unicodedata
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from impasto.data import formats
+from impasto.parsing import is_text, printable
+
+CAPTION, TAGS = ".caption", ".txt"
+NO_FILE = (0, 0)
+NOT_TEXT = "its name is not UTF-8, as after unpacking a zip of another system; rename it"
+_HEAD = 16
+_CAPTION_LIKE = frozenset(
+    {".tags", ".tag", ".cap", ".captions", ".text", ".prompt", ".prompts", ".desc", ".description"}
+)
+_FACE = re.compile(r"_\d+_\d+_\d+_\d+$")
+_REPEATS = re.compile(r"(\d+)_(.+)$")
+
+
+class Sidecars(NamedTuple):
+    """The endings of the files with a picture's words; an empty one stands for none."""
+
+    caption: str = CAPTION
+    tags: str = TAGS
+
+
+class Found(NamedTuple):
+    """A picture file, and size and time of change of it, its caption and its tags.
+
+    Plain numbers in a list, as the index has them: a second scan of 10,000 files compares them and
+    makes nothing of them. Instead of them, the reason why the file cannot even be looked at.
+    """
+
+    path: str
+    stamps: list[int]
+    words: tuple[str, str] = ("", "")
+    fault: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Unused:
+    """A file or folder that looks like images or words and is not used as it is meant.
+
+    Attributes:
+        path: It.
+        reason: Why, and what to do; the same text for all of one kind.
+    """
+
+    path: Path
+    reason: str
+
+
+def list_folder(
+    folder: str, sidecars: Sidecars, *, recursive: bool, without: str = ""
+) -> tuple[list[Found], list[Unused]]:
+    """The pictures below a folder in the order of their paths, and what is not used.
+
+    Args:
+        folder: Where to look.
+        sidecars: The endings of the files with the words.
+        recursive: Also look in sub-folders; links to folders are not followed.
+        without: A folder that is left out, such as that of masks.
+    """
+    found: list[Found] = []
+    unused: list[Unused] = []
+    waiting = [folder]
+    while waiting:
+        listing = _Listing(waiting.pop(), sidecars)
+        found += listing.found()
+        unused += listing.unused()
+        inner = [
+            f
+            for f in listing.folders
+            if not without or os.path.abspath(f) != without  # noqa: PTH100 - compared as text
+        ]
+        if recursive:
+            waiting += inner
+            unused += asks_for_repeats(inner)
+        else:
+            unused += _not_entered(inner)
+    found.sort(key=lambda item: item.path)
+    unused.sort(key=lambda item: str(item.path))
+    return found, unused
+
+
+def look_at(path: str, words: tuple[str, str] = ("", "")) -> Found:
+    """A picture file with the stamps of it and of the files with its words."""
+    try:
+        status = os.stat(path)  # noqa: PTH116 - hot path
+        if not stat.S_ISREG(status.st_mode):
+            return Found(path, [], fault=_kind_of(status.st_mode))
+    except OSError as error:
+        return Found(path, [], fault=f"cannot be read ({error.strerror or error})")
+    stamps = [status.st_size, status.st_mtime_ns]
+    for file in words:
+        own = _stamp(file) if file else NO_FILE
+        if own is None:
+            name = os.path.basename(file)  # noqa: PTH119 - hot path
+            return Found(path, [], fault=f"its caption {name} is no file, or a link to nothing")
+        stamps += own
+    return Found(path, stamps, words)
+
+
+def folded(name: str) -> str:
+    """A file name as those systems compare it that know one spelling: NFC, the ending lower."""
+    stem, ending = os.path.splitext(name)  # noqa: PTH122 - hot path
+    plain = stem if stem.isascii() else unicodedata.normalize("NFC", stem)
+    return plain + ending.lower()
+
+
+class _Listing:
+    """One folder, without what is below it."""
+
+    def __init__(self, folder: str, sidecars: Sidecars) -> None:
+        self._folder, self._sidecars = folder, sidecars
+        self.folders: list[str] = []
+        self._pictures: list[str] = []
+        self._others: dict[str, os.DirEntry[str]] = {}
+        self._faults: list[Found] = []
+        self._unused: list[Unused] = []
+        self._used: set[str] = set()
+        try:
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    if not entry.name.startswith("."):
+                        self._sort(entry)
+        except OSError as error:
+            reason = f"a folder that cannot be read ({error.strerror or error})"
+            self._faults.append(Found(printable(folder), [], fault=reason))
+        self._folded = {folded(name): name for name in sorted(self._others, reverse=True)}
+
+    def _sort(self, entry: os.DirEntry[str]) -> None:
+        name, path = entry.name, entry.path
+        ending = os.path.splitext(name)[1].lower()  # noqa: PTH122 - hot path
+        if not is_text(name):
+            self._sort_nameless(entry, ending)
+        elif entry.is_dir(follow_symlinks=False):
+            self.folders.append(path)
+        elif ending in formats.EXTENSIONS:
+            self._pictures.append(name)
+        elif ending in formats.UNREAD:
+            self._faults.append(Found(path, [], fault=formats.UNREAD[ending]))
+        elif entry.is_symlink() and entry.is_dir():
+            reason = "a link to a folder, which is not followed; give what it leads to as image_dir"
+            self._unused.append(Unused(Path(path), reason))
+        else:
+            self._others[name] = entry
+
+    def _sort_nameless(self, entry: os.DirEntry[str], ending: str) -> None:
+        """A name that is not UTF-8 cannot be written into settings, indexes or reports."""
+        shown = printable(entry.path)
+        if entry.is_dir():
+            self._faults.append(Found(shown, [], fault=f"a folder: {NOT_TEXT}"))
+        elif ending in formats.EXTENSIONS or ending in formats.UNREAD:
+            self._faults.append(Found(shown, [], fault=NOT_TEXT))
+        elif ending in self._sidecars:
+            self._unused.append(Unused(Path(shown), f"a caption: {NOT_TEXT}"))
+
+    def found(self) -> list[Found]:
+        """The pictures with the files that belong to them."""
+        pictures = [
+            look_at(os.path.join(self._folder, name), self._words_of(name))  # noqa: PTH118
+            for name in self._pictures
+        ]
+        return self._faults + pictures
+
+    def _words_of(self, picture: str) -> tuple[str, str]:
+        """The files with a picture's words; a face crop may share those of its whole picture.
+
+        kohya-ss/sd-scripts, `library/train_util.py`, read_caption: `a_1_2_3_4.png` reads `a.txt`
+        where it has no file of its own.
+        """
+        stem = os.path.splitext(picture)[0]  # noqa: PTH122 - hot path
+        words = self._beside(stem), self._beside(stem, tags=True)
+        face = None if any(words) else _FACE.search(stem)
+        if face is not None:
+            whole = stem[: face.start()]
+            words = self._beside(whole), self._beside(whole, tags=True)
+        return words
+
+    def _beside(self, stem: str, *, tags: bool = False) -> str:
+        """The path of a file with words; another letter case or Unicode form is taken too."""
+        ending = self._sidecars.tags if tags else self._sidecars.caption
+        if not ending:
+            return ""
+        name = stem + ending
+        if name not in self._others:
+            name = self._folded.get(folded(name), "")
+        if not name:
+            return ""
+        self._used.add(name)
+        return self._others[name].path
+
+    def unused(self) -> Iterator[Unused]:
+        """What looks like images or words among the other files; `found` comes before."""
+        yield from self._unused
+        pictures = set(self._pictures)
+        stems = {folded(os.path.splitext(name)[0] + ".x"): name for name in pictures}  # noqa: PTH122
+        for name in self._others.keys() - self._used:
+            reason = self._doubt(name, pictures, stems)
+            if reason:
+                yield Unused(Path(self._others[name].path), reason)
+
+    def _doubt(self, name: str, pictures: set[str], stems: Mapping[str, str]) -> str:
+        """Why a file should be mentioned; empty where it need not."""
+        stem, ending = os.path.splitext(name)  # noqa: PTH122 - hot path
+        lower = ending.lower()
+        of_picture = folded(stem + ".x") in stems
+        if stem in pictures and (lower in {CAPTION, TAGS} or lower in self._sidecars):
+            return "not read, for its image's ending is in its name; rename it, a.png.txt to a.txt"
+        if lower in {CAPTION, TAGS} or lower in self._sidecars:
+            return self._doubt_of_words(lower, of_picture=of_picture)
+        if of_picture and lower in _CAPTION_LIKE:
+            return f"looks like captions and is not read; set caption_extension to {lower}"
+        if of_picture and lower == ".json":
+            return "JSON beside an image is not read; put its words into a .txt, or a metadata file"
+        if lower == ".jsonl" or (lower == ".json" and stem.lower().startswith("meta")):
+            return "looks like a metadata file and is not used; give it as metadata_file"
+        if formats.is_odd_ending(ending):
+            return (
+                "looks like an image, not read because of what stands behind its ending; rename it"
+            )
+        if not ending and _has_image_head(self._others[name]):
+            return "an image, not read because it has no ending; rename it"
+        return ""
+
+    def _doubt_of_words(self, ending: str, *, of_picture: bool) -> str:
+        if not of_picture:
+            return "a caption without an image of its name, not used; give both one name"
+        if ending in map(str.lower, self._sidecars):
+            return "a caption, not used, because the same name in another letter case is"
+        asked = self._sidecars.caption or self._sidecars.tags
+        return f"not read, because caption_extension is {asked}"
+
+
+def asks_for_repeats(folders: list[str]) -> Iterator[Unused]:
+    """Folders whose names ask for repeats, as in `10_cat`, which only subsets can give."""
+    for folder in folders:
+        match = _REPEATS.match(os.path.basename(folder))  # noqa: PTH119 - hot path
+        if match and int(match.group(1)) > 1:
+            reason = (
+                "its name asks for repeats in kohya's way; here its images come once. Give it as "
+                "a subset with num_repeats"
+            )
+            yield Unused(Path(folder), reason)
+
+
+def _not_entered(folders: list[str]) -> Iterator[Unused]:
+    for folder in folders:
+        try:
+            with os.scandir(folder) as entries:
+                has_images = any(
+                    os.path.splitext(entry.name)[1].lower() in formats.EXTENSIONS  # noqa: PTH122
+                    for entry in entries
+                )
+        except OSError:
+            continue
+        if has_images:
+            reason = (
+                "a sub-folder with images, not looked into because recursive is off; give it as a "
+                "subset, or set recursive = true"
+            )
+            yield Unused(Path(folder), reason)
+
+
+def _has_image_head(entry: os.DirEntry[str]) -> bool:
+    try:
+        if not entry.is_file():
+            return False
+        with open(entry.path, "rb") as file:  # noqa: PTH123 - hot path
+            return formats.looks_like_image(file.read(_HEAD))
+    except OSError:
+        return False
+
+
+def _stamp(path: str) -> tuple[int, int] | None:
+    """Size and time of change of a regular file; None for all else, a FIFO or a lost link."""
+    try:
+        status = os.stat(path)  # noqa: PTH116 - hot path
+    except OSError:
+        return None
+    return (status.st_size, status.st_mtime_ns) if stat.S_ISREG(status.st_mode) else None
+
+
+def _kind_of(mode: int) -> str:
+    if stat.S_ISDIR(mode):
+        return "a folder with the name of an image"
+    return f"not a regular file but a {'FIFO' if stat.S_ISFIFO(mode) else 'device or socket'}"

@@ -1,0 +1,140 @@
+"""How this user runs Impasto: commands for hints, ready to paste; how to install what is missing.
+
+`start.py` says by `IMPASTO_PROGRAM` how it was called itself. It also names a file by
+`IMPASTO_EXTRA_FILE`: an extra that is written into it is installed, and the command is run again.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import re
+import shlex
+import shutil
+import sys
+from pathlib import Path
+
+from impasto.errors import MissingDependencyError
+
+PROGRAM = "IMPASTO_PROGRAM"
+EXTRA_FILE = "IMPASTO_EXTRA_FILE"
+EXTRAS = "IMPASTO_EXTRAS"
+"""What `start.py` has installed already."""
+
+STAMP = "impasto-installed.txt"
+"""What `start.py` leaves in an environment of its own making."""
+
+_PLAIN_ON_WINDOWS = re.compile(r"[\w.:/\\@%+=,-]+", re.ASCII)
+
+
+def quoted(word: object) -> str:
+    """A word as a shell takes it: quoted if it has spaces or anything that a shell would change."""
+    text = str(word)
+    if os.name != "nt":
+        return shlex.quote(text)
+    return text if _PLAIN_ON_WINDOWS.fullmatch(text) else f'"{text}"'
+
+
+def program() -> str:
+    """What this user types for `impasto`."""
+    if given := os.environ.get(PROGRAM):
+        return given
+    called = Path(sys.argv[0])
+    if called.parts[-2:] == ("impasto", "__main__.py"):
+        return f"{quoted(sys.orig_argv[0])} -m impasto"
+    script = called if called.stem == "impasto" else Path(sys.executable).with_name("impasto")
+    found = shutil.which("impasto")
+    if found and _same(Path(found), script):
+        return "impasto"
+    here = Path.cwd()
+    if script.is_absolute() and script.is_relative_to(here):
+        script = script.relative_to(here)
+    return quoted(script)
+
+
+def command(*words: object) -> str:
+    """A command of Impasto as this user would type it: `command("resume", path)`."""
+    return " ".join([program(), *map(quoted, words)])
+
+
+def missing_extra(extra: str, problem: str, otherwise: str = "") -> MissingDependencyError:
+    """The error for a package that comes with one of Impasto's extras.
+
+    Args:
+        extra: Its name in `pyproject.toml`, such as `tagging`.
+        problem: A sentence that says what needs which package.
+        otherwise: A sentence that says what else the user may do.
+    """
+    hint = f"{problem} Install it with: {install_extra(extra)}"
+    return MissingDependencyError(f"{hint}\n{otherwise}".strip(), extra=extra)
+
+
+def install_extra(extra: str) -> str:
+    """The command that installs an extra here: by `start.py`, from the checkout, or its packages.
+
+    The name on the package registry is not this project's, so it is never asked for by name.
+    """
+    checkout = _checkout()
+    if os.environ.get(PROGRAM):
+        return f"{program()} --with {extra}"
+    if checkout and (Path(sys.prefix) / STAMP).is_file():
+        return f"{_start(checkout)} --with {extra}"
+    if checkout:
+        return install_packages("-e", f"{checkout}[{extra}]")
+    return install_packages(*packages_of(extra))
+
+
+def install_packages(*words: str) -> str:
+    """The command that installs packages into the environment that Impasto runs in."""
+    python = quoted(sys.executable)
+    if importlib.util.find_spec("pip") is None and shutil.which("uv"):
+        installer = f"uv pip install --python {python}"
+    else:
+        installer = f"{python} -m pip install"
+    return " ".join([installer, *map(quoted, words)])
+
+
+def cuda_build() -> str:
+    """The command that replaces a CPU build of PyTorch; ADDRESS is named on PyTorch's own page."""
+    checkout = _checkout()
+    if os.environ.get(PROGRAM):
+        return f"{program()} --torch-index ADDRESS --reinstall doctor"
+    if checkout and (Path(sys.prefix) / STAMP).is_file():
+        return f"{_start(checkout)} --torch-index ADDRESS --reinstall doctor"
+    return install_packages("--force-reinstall", "--index-url", "ADDRESS", "torch")
+
+
+def packages_of(extra: str) -> list[str]:
+    """The requirements that an extra stands for, as the installed package's metadata has them."""
+    found = []
+    for line in importlib.metadata.requires("impasto") or ():
+        requirement, _, marker = line.partition(";")
+        if re.search(rf"""extra == ['"]{re.escape(extra)}['"]""", marker):
+            found.append(requirement.strip())
+    return found
+
+
+def is_installed_by_start(extra: str) -> bool:
+    """Whether `start.py` started this process and has not installed this extra already."""
+    return EXTRA_FILE in os.environ and extra not in os.environ.get(EXTRAS, "").split()
+
+
+def note_extra(extra: str) -> None:
+    """Tell `start.py` which extra to install; it then runs the same command again."""
+    Path(os.environ[EXTRA_FILE]).write_text(extra, encoding="utf-8")
+
+
+def _start(checkout: Path) -> str:
+    return f"{'py' if os.name == 'nt' else 'python3'} {quoted(checkout / 'start.py')}"
+
+
+def _checkout() -> Path | None:
+    """The folder that this package is run from, if it is a checkout and not an installed wheel."""
+    folder = Path(__file__).resolve().parents[2]
+    return folder if (folder / "start.py").is_file() else None
+
+
+def _same(one: Path, other: Path) -> bool:
+    other = other if other.exists() else other.with_suffix(".exe")
+    return one.exists() and other.exists() and one.samefile(other)

@@ -1,0 +1,354 @@
+"""Locks of folders that hold between processes, also of several machines on a network disk.
+
+A lock is a small JSON file with the process that holds it; it is there or not, so nothing depends
+on `flock`, which network disks pretend to have. Two signs tell a lock of a dead process: on the
+same machine the process is gone (number and start, see `owners.py`); from anywhere else the file
+was not touched for two minutes, which its holder does every quarter of a minute. Ages are measured
+by the disk's own clock.
+
+`FolderLock` is for one process at a time, `Presence` for any number that use a folder together.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+from impasto import files
+from impasto.owners import Owner, owner_in, this_process
+from impasto.parsing import parse_json
+
+LOCK_NAME, TIDY_NAME = ".lock", ".tidy.lock"
+PRESENCE_PATTERN = ".in-use.*.lock"
+BEAT_S = 15.0
+STALE_S = 120.0
+_BEING_WRITTEN_S = 10.0  # a lock file that cannot be read may be read so much later
+_LOOK_AGAIN_S = 0.1
+_NAMED_AFTER_S = 2.0
+_ATTEMPTS = 20
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Who holds a lock, as its file says.
+
+    Attributes:
+        text: The file as it is.
+        owner: The process; None where the file is damaged.
+        host: The name of its machine.
+        since: When it took the lock, for people.
+        what: What it is doing.
+        age_s: Seconds since it gave a sign of life.
+    """
+
+    text: str
+    owner: Owner | None
+    host: str
+    since: str
+    what: str
+    age_s: float
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether it has to be reckoned with."""
+        if self.owner is None:
+            return self.age_s < _BEING_WRITTEN_S
+        running = self.owner.is_running()
+        return self.age_s < STALE_S if running is None else running
+
+    @property
+    def words(self) -> str:
+        """Who it is, for a message."""
+        if self.owner is None:
+            return "a process that is just starting"
+        who = f"process {self.owner.pid} on {self.host}, since {self.since} ({self.what})"
+        if not self.owner.is_here:
+            free_in = max(1, round(STALE_S - self.age_s))
+            who += (
+                f"; it was alive {max(0, round(self.age_s))} s ago, and counts as ended if it "
+                f"gives no sign for {free_in} s more"
+            )
+        return who
+
+
+class _LockFile:
+    """A lock file of this process, kept fresh by a thread while it is there."""
+
+    def __init__(self, file: Path, what: str) -> None:
+        self.file = file
+        self.is_lost = False
+        self._text = json.dumps(
+            {
+                "owner": this_process().token,
+                "pid": os.getpid(),
+                "host": socket.gethostname(),
+                "since": time.strftime("%Y-%m-%d %H:%M:%S"),
+                "what": what,
+            },
+            ensure_ascii=False,
+        )
+        self._ended = threading.Event()
+
+    def written(self) -> Path:
+        """The content under a temporary name beside the lock.
+
+        Raises:
+            OSError: It cannot be written.
+        """
+        partial = files.partial_name(self.file)
+        partial.write_text(self._text, encoding="utf-8")
+        return partial
+
+    def begin(self) -> None:
+        """Give signs of life from now on."""
+        threading.Thread(target=self._beat, name="lock", daemon=True).start()
+
+    def end(self) -> None:
+        """Give no more, and remove the file unless it is another process's by now."""
+        self._ended.set()
+        if self._is_own():
+            with contextlib.suppress(OSError):
+                self.file.unlink()
+
+    def _beat(self) -> None:
+        while not self._ended.wait(BEAT_S):
+            if not self._is_own():
+                self.is_lost = self.file.exists()
+                continue
+            with contextlib.suppress(OSError):
+                os.utime(self.file)
+
+    def _is_own(self) -> bool:
+        return _text_of(self.file) == self._text
+
+
+class FolderLock:
+    """A folder for this process alone, while it is entered as a context.
+
+    Args:
+        folder: The folder, which exists.
+        what: What the process is doing, for others to read.
+        on_busy: Is told who holds the lock. It raises, and the lock is not taken; or returns, and
+            the lock is tried again a moment later.
+        name: Of the lock file; a folder may have several locks.
+    """
+
+    def __init__(
+        self, folder: Path, what: str, on_busy: Callable[[Holder], None], name: str = LOCK_NAME
+    ) -> None:
+        self._on_busy = on_busy
+        self._own = _LockFile(folder / name, what)
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether another process has taken the lock: this one was asleep for too long."""
+        return self._own.is_lost
+
+    def __enter__(self) -> FolderLock:
+        while (holder := self._taken_by()) is not None:
+            self._on_busy(holder)
+            time.sleep(_LOOK_AGAIN_S)
+        self._own.begin()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._own.end()
+
+    def _taken_by(self) -> Holder | None:
+        """Take the lock, past dead holders; returns the living one that has it instead."""
+        with files.reported(self._own.file):
+            for _ in range(_ATTEMPTS):
+                partial = self._own.written()
+                try:
+                    if _placed(partial, self._own.file):
+                        return None
+                    holder = _read(self._own.file, now=partial.stat().st_mtime)
+                finally:
+                    partial.unlink(missing_ok=True)
+                if holder is not None and holder.is_alive:
+                    return holder
+                if holder is not None:
+                    _remove_dead(self._own.file, holder)
+            raise OSError("its lock changes hands all the time")
+
+
+class Patience:
+    """Waits for whoever holds a lock, and says so once if it takes more than two seconds.
+
+    Args:
+        note: Is given the words.
+        doing: What has to wait: "writing latents to <folder>".
+    """
+
+    def __init__(self, note: Callable[[str], None], doing: str) -> None:
+        self._note, self._doing = note, doing
+        self._since: float | None = None
+
+    def __call__(self, holder: Holder) -> None:
+        """Be told who holds the lock, at each look."""
+        if self._since is None:
+            self._since = time.monotonic()
+        elif time.monotonic() - self._since > _NAMED_AFTER_S:
+            self._note(f"Waiting with {self._doing} for {holder.words} ...")
+            self._since = float("inf")
+
+
+class Presence:
+    """Says that this process uses a folder, together with others, while entered as a context.
+
+    It waits for a process that is tidying the folder up (`alone_in`). Where the folder cannot be
+    written nothing is said: nobody can remove anything there either.
+
+    Args:
+        folder: The folder; created if it can be.
+        what: What the process is doing, for others to read.
+        on_busy: Is told who is tidying up, at each look.
+    """
+
+    def __init__(self, folder: Path, what: str, on_busy: Callable[[Holder], None]) -> None:
+        self._folder, self._on_busy = folder, on_busy
+        own = files.partial_name(folder / "x").name.removeprefix(".x.")
+        name = own.removesuffix(files.PARTIAL_SUFFIX)
+        self._own = _LockFile(folder / f".in-use.{name}.lock", what)
+
+    def __enter__(self) -> Presence:
+        with contextlib.suppress(OSError):
+            self._own.file.parent.mkdir(parents=True, exist_ok=True)
+            self._own.written().replace(self._own.file)
+            self._own.begin()
+        try:
+            while (holder := holder_of(self._folder, TIDY_NAME)) is not None:
+                self._on_busy(holder)
+                time.sleep(_LOOK_AGAIN_S)
+        except BaseException:  # whatever ends the waiting, Ctrl-C included, ends the presence
+            self._own.end()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._own.end()
+
+
+@contextlib.contextmanager
+def alone_in(folder: Path, what: str, on_busy: Callable[[Holder], None]) -> Iterator[None]:
+    """Have a folder without any process that uses it, to remove things from it.
+
+    Args:
+        folder: The folder, which exists.
+        what: What the process is doing, for others to read.
+        on_busy: Is told of a process that uses the folder; it has to raise.
+    """
+    with FolderLock(folder, what, on_busy, TIDY_NAME):
+        for holder in users_of(folder):
+            on_busy(holder)
+        yield
+
+
+def holder_of(folder: Path, name: str = LOCK_NAME) -> Holder | None:
+    """The living process that has a lock of a folder, if there is one."""
+    if not (folder / name).is_file():
+        return None
+    holder = _read(folder / name, now=_disk_time(folder))
+    return holder if holder is not None and holder.is_alive else None
+
+
+def users_of(folder: Path) -> list[Holder]:
+    """The living processes that use a folder; what dead ones left of themselves is removed."""
+    living, now = [], _disk_time(folder)
+    for file in sorted(folder.glob(PRESENCE_PATTERN)):
+        holder = _read(file, now=now)
+        if holder is None:
+            continue
+        if holder.is_alive:
+            living.append(holder)
+        else:
+            with contextlib.suppress(OSError):
+                file.unlink()
+    return living
+
+
+def is_of_locks(path: Path) -> bool:
+    """Whether a file is a lock, or what a lock is made from."""
+    return path.name.startswith(".") and path.name.endswith(".lock")
+
+
+def _placed(partial: Path, lock: Path) -> bool:
+    """Give a file the lock's name; False where there is a lock already. All at once or not."""
+    try:
+        os.link(partial, lock)
+    except FileExistsError:
+        return False
+    except (OSError, NotImplementedError):  # a disk without hard links, such as exFAT
+        try:
+            with lock.open("x", encoding="utf-8") as file:
+                file.write(partial.read_text(encoding="utf-8"))
+        except FileExistsError:
+            return False
+    return True
+
+
+def _remove_dead(lock: Path, holder: Holder) -> None:
+    """Take a dead process's lock away, unless another process was faster and has taken it."""
+    aside = files.partial_name(lock)
+    try:
+        lock.rename(aside)
+    except OSError:
+        return
+    if _text_of(aside) != holder.text:
+        _placed(aside, lock)
+    with contextlib.suppress(OSError):
+        aside.unlink()
+
+
+def _read(file: Path, *, now: float) -> Holder | None:
+    """What a lock file says; None where there is none. `now` is of the disk's clock."""
+    try:
+        touched = file.stat().st_mtime
+    except OSError:
+        return None
+    text = _text_of(file)
+    try:
+        said = parse_json(text)
+        owner = owner_in(said["owner"])
+        host, since, what = (str(said[name])[:100] for name in ("host", "since", "what"))
+    except (ValueError, KeyError, TypeError):
+        owner, host, since, what = None, "", "", ""
+    return Holder(text, owner, host, since, what, max(0.0, now - touched))
+
+
+def _disk_time(folder: Path) -> float:
+    """What the clock of a folder's disk says; this machine's where nothing can be written."""
+    probe = files.partial_name(folder / "clock")
+    try:
+        probe.touch()
+        return probe.stat().st_mtime
+    except OSError:
+        return time.time()
+    finally:
+        with contextlib.suppress(OSError):
+            probe.unlink()
+
+
+def _text_of(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""

@@ -1,0 +1,141 @@
+"""Which process something on disk belongs to, and whether that process still runs.
+
+A process is told apart by its number, the moment it started, and the place where its number means
+something: a machine since its last boot and, on Linux, a namespace of process numbers (a container
+has its own). Used in the names of temporary files (`files.py`) and in lock files (`locks.py`).
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import re
+import socket
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+_TOKEN = re.compile(r"([0-9a-f]+)-([0-9a-f]+)-([0-9a-f]{6})")
+TOKEN_PATTERN = r"[0-9a-f]+-[0-9a-f]+-[0-9a-f]{6}"
+_STARTS_DIFFER_BY = 2  # seconds by which psutil's start of one process may vary between two looks
+
+
+@dataclass(frozen=True)
+class Owner:
+    """A process, as it is named on disk.
+
+    Attributes:
+        pid: Its number.
+        start: When it started: clock ticks since boot on Linux, seconds since 1970 elsewhere.
+        place: Where its number means something: six hexadecimal digits.
+    """
+
+    pid: int
+    start: int
+    place: str
+
+    @property
+    def token(self) -> str:
+        """The process in at most thirty characters that suit a file name."""
+        return f"{self.pid:x}-{self.start:x}-{self.place}"
+
+    @property
+    def is_here(self) -> bool:
+        """Whether this process and the caller are in the same place, so that one sees the other."""
+        return self.place == _place()
+
+    def is_running(self) -> bool | None:
+        """Whether the process still runs; None where it is in another place and nobody can tell."""
+        if not self.is_here:
+            return None
+        start = _start_of(self.pid)
+        if start is None:
+            return False
+        if sys.platform == "linux":
+            return start in (self.start, _UNKNOWN_START)
+        return start == _UNKNOWN_START or abs(start - self.start) <= _STARTS_DIFFER_BY
+
+
+def this_process() -> Owner:
+    """The calling process."""
+    return _owner_of(os.getpid())  # by number, because a fork is another process
+
+
+def owner_in(text: str) -> Owner | None:
+    """The process that a token stands for; None where the text is no token."""
+    match = _TOKEN.fullmatch(text)
+    if match is None or max(len(match[1]), len(match[2])) > 16:
+        return None
+    return Owner(int(match[1], 16), int(match[2], 16), match[3])
+
+
+@functools.lru_cache(maxsize=4)
+def _owner_of(pid: int) -> Owner:
+    return Owner(pid, _start_of(pid) or 0, _place())
+
+
+_UNKNOWN_START = -1
+"""The start of a process that runs but does not let itself be looked at."""
+
+
+def _start_of(pid: int) -> int | None:
+    """When a process started; None where there is none of that number, or only its remains."""
+    return _start_on_linux(pid) if sys.platform == "linux" else _start_elsewhere(pid)
+
+
+def _start_on_linux(pid: int) -> int | None:
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return _start_of_hidden(pid)
+    fields = text.rpartition(")")[2].split()  # the name before may hold anything (proc(5))
+    ended = fields[0] in "ZX"  # a zombie: ended, and its parent has not asked for the result yet
+    return None if ended else int(fields[19])
+
+
+def _start_of_hidden(pid: int) -> int | None:
+    """Of a process without an entry in /proc, where that hides those of other users."""
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return _UNKNOWN_START
+    except (OSError, OverflowError):
+        return None
+    return _UNKNOWN_START
+
+
+def _start_elsewhere(pid: int) -> int | None:
+    import psutil
+
+    try:
+        process = psutil.Process(pid)
+        if process.status() == psutil.STATUS_ZOMBIE:
+            return None
+        return int(process.create_time())
+    except psutil.AccessDenied:
+        return _UNKNOWN_START
+    except (psutil.Error, OverflowError, ValueError):
+        return None
+
+
+@functools.lru_cache(maxsize=1)
+def _place() -> str:
+    parts = [socket.gethostname()]
+    if sys.platform == "linux":
+        parts += [_text_of("/proc/sys/kernel/random/boot_id"), _namespace()]
+    return hashlib.sha256("\n".join(parts).encode("utf-8")).hexdigest()[:6]
+
+
+def _text_of(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8").strip()
+    except OSError:
+        return ""
+
+
+def _namespace() -> str:
+    try:
+        return str(Path("/proc/self/ns/pid").readlink())
+    except OSError:
+        return ""

@@ -1,0 +1,154 @@
+"""The parts of a chart as inline SVG: axes with round numbers, gridlines, lines, bars, legends.
+
+Colours and fonts are classes in `templates/base.html.j2`, so charts follow the page's light or dark
+scheme. `charts.py` puts the parts together. Lengths are in units of the drawing, about pixels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from markupsafe import escape
+
+WIDTH = 920
+CHARACTER = 7.2  # about the width of one at the charts' font size, 13
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A linear scale from values to positions.
+
+    Attributes:
+        ticks: Round values in ascending order, at least two; the first and last bound the axis
+            unless `low` and `high` say otherwise.
+        start: Position of `low`.
+        end: Position of `high`.
+        low: The value where the axis begins.
+        high: The value where it ends.
+    """
+
+    ticks: Sequence[float]
+    start: float
+    end: float
+    low: float
+    high: float
+
+    def at(self, value: float) -> float:
+        """The position of a value."""
+        return self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start)
+
+
+def round_ticks(low: float, high: float, most: int, *, whole: bool = False) -> list[float]:
+    """Multiples of 1, 2 or 5 times a power of ten that enclose a range, about `most` of them.
+
+    Args:
+        low: The least value.
+        high: The largest value.
+        most: How many steps there may be between the first and the last.
+        whole: Whether only whole numbers make sense.
+    """
+    span = high - low or abs(high) or 1.0
+    step = _round_up(span / most)
+    if whole:
+        step = max(1.0, step)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    last = max(last, first + 1)
+    return [index * step for index in range(first, last + 1)]
+
+
+def _round_up(value: float) -> float:
+    """The least of 1, 2, 5, 10 times a power of ten that is not below a value."""
+    power = 10.0 ** math.floor(math.log10(value))
+    return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= value * (1 - 1e-9))
+
+
+def tick_words(ticks: Sequence[float]) -> list[str]:
+    """Tick labels with as many decimals as the distance between ticks needs."""
+    step = abs(ticks[1] - ticks[0])
+    if step >= 1e6 or step < 1e-4:
+        return [f"{tick:.3g}" for tick in ticks]
+    decimals = max(0, -math.floor(math.log10(step) + 1e-9))
+    return [f"{tick:,.{decimals}f}" for tick in ticks]
+
+
+def text_width(words: Iterable[str]) -> float:
+    """About the width of the longest of some labels."""
+    return CHARACTER * max((len(word) for word in words), default=0)
+
+
+def text(x: float, y: float, words: str, anchor: str = "middle", name: str = "") -> str:
+    """A label whose middle, start or end is at x; `name` is a class."""
+    kind = f' class="{name}"' if name else ""
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{kind}>{escape(words)}</text>'
+
+
+def line(x1: float, y1: float, x2: float, y2: float, name: str) -> str:
+    """A straight line of a class."""
+    return f'<line class="{name}" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/>'
+
+
+def bar(x: float, y: float, width: float, height: float, words: str) -> str:
+    """A filled rectangle that names itself when pointed at."""
+    shape = f'x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}" rx="1.5"'
+    return f'<rect class="bar" {shape}><title>{escape(words)}</title></rect>'
+
+
+def curve(points: Iterable[tuple[float, float]], name: str) -> str:
+    """A line through points."""
+    path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+    return f'<polyline class="{name}" points="{path}"/>'
+
+
+def dot(x: float, y: float, name: str, words: str) -> str:
+    """A marked point that names itself when pointed at."""
+    return (
+        f'<circle class="{name}" cx="{x:.1f}" cy="{y:.1f}" r="3"><title>{escape(words)}</title>'
+        f"</circle>"
+    )
+
+
+def bottom_axis(axis: Axis, y: float, label: str) -> list[str]:
+    """A horizontal axis at y with short ticks, numbers, and what they count; no gridlines."""
+    parts = [line(axis.start, y, axis.end, y, "axis")]
+    for tick, words in zip(axis.ticks, tick_words(axis.ticks), strict=True):
+        if axis.low <= tick <= axis.high:
+            parts += [line(axis.at(tick), y, axis.at(tick), y + 4, "axis")]
+            parts += [text(axis.at(tick), y + 18, words)]
+    middle = (axis.start + axis.end) / 2
+    return [*parts, text(middle, y + 38, label, name="label")]
+
+
+def left_axis(axis: Axis, x: float, right: float, label: str) -> list[str]:
+    """A vertical axis at x: numbers with gridlines to the right, and what they measure."""
+    parts = []
+    for tick, words in zip(axis.ticks, tick_words(axis.ticks), strict=True):
+        y = axis.at(tick)
+        parts += [line(x, y, right, y, "grid"), text(x - 8, y + 4.5, words, "end")]
+    middle = (axis.start + axis.end) / 2
+    turned = (
+        f'<text class="label" transform="translate(14 {middle:.1f}) rotate(-90)" '
+        f'text-anchor="middle">{escape(label)}</text>'
+    )
+    return [*parts, turned]
+
+
+def legend(right: float, y: float, entries: Sequence[tuple[str, str]]) -> list[str]:
+    """Samples of lines with their names in a row that ends at `right`: (class, words)."""
+    parts, x = [], right
+    for name, words in reversed(entries):
+        x -= text_width([words])
+        parts += [text(x, y + 4.5, words, "start"), line(x - 26, y, x - 6, y, name)]
+        x -= 44
+    return parts
+
+
+def svg(height: float, title: str, parts: Iterable[str]) -> str:
+    """An <svg> element that is as wide as the page, with a name for screen readers."""
+    return (
+        f'<svg class="chart" role="img" aria-label="{escape(title)}" '
+        f'viewBox="0 0 {WIDTH} {height:.0f}" xmlns="http://www.w3.org/2000/svg">'
+        + "".join(parts)
+        + "</svg>"
+    )

@@ -1,0 +1,66 @@
+"""Which settings each flag of the old command decides: for comments, and for what a flag changes.
+
+Flags with a place of their own say it in `flags.py`; those with a rule in `translate.py` are here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from impasto.sdscripts.flags import FLAGS
+
+_MODEL_KIND = ("model.family", "model.prediction_type")
+
+BY_RULE: dict[str, tuple[str, ...]] = {
+    "v2": _MODEL_KIND,
+    "v_parameterization": _MODEL_KIND,
+    "max_token_length": ("model.max_tokens",),
+    "weighted_captions": ("model.caption_emphasis",),
+    "dataset_config": ("dataset",),
+    "train_data_dir": ("dataset",),
+    "in_json": ("dataset",),
+    "resolution": ("dataset.resolution",),
+    "face_crop_aug_range": ("dataset.face_crop_aug_range",),
+    "seed": ("seed",),
+    "mixed_precision": ("training.mixed_precision",),
+    "full_fp16": ("training.weights",),
+    "full_bf16": ("training.weights",),
+    "torch_compile": ("training.compile",),
+    "optimizer_type": ("optimizer.kind",),
+    "use_8bit_adam": ("optimizer.kind",),
+    "use_lion_optimizer": ("optimizer.kind",),
+    "optimizer_args": (
+        "optimizer.betas", "optimizer.eps", "optimizer.weight_decay", "optimizer.arguments",
+    ),
+    "lr_scheduler": ("schedule.kind",),
+    "lr_scheduler_args": ("schedule.rules",),
+    "lr_warmup_steps": ("schedule.warmup_steps",),
+    "lr_decay_steps": ("schedule.decay_steps",),
+    "lr_scheduler_num_cycles": ("schedule.cycles",),
+    "lr_scheduler_power": ("schedule.power",),
+    "lr_scheduler_timescale": ("schedule.timescale",),
+    "lr_scheduler_min_lr_ratio": ("schedule.min_lr_ratio",),
+    "output_dir": ("saving.model_dir",),
+    "output_name": ("saving.name",),
+    "save_model_as": ("saving.format",),
+    "use_safetensors": ("saving.format",),
+    "save_precision": ("saving.export_dtype", "saving.text_encoder_dtype", "saving.vae_dtype"),
+    "save_n_epoch_ratio": ("saving.model_every_epochs",),
+    "save_last_n_epochs": ("saving.keep_models",),
+    "save_last_n_steps": ("saving.keep_models",),
+    "metadata_title": ("saving.metadata.title",),
+    "sample_sampler": ("previews.sampler",),
+    "logging_dir": ("logging.trackers",),
+    "log_with": ("logging.trackers",),
+}  # fmt: skip
+
+
+def settings_of(flag: str) -> tuple[str, ...]:
+    """Paths of the settings, or of a whole section, that a flag decides; none if it has none."""
+    own = FLAGS[flag].to
+    return (own,) if own else BY_RULE.get(flag, ())
+
+
+def decided_by(flags: Iterable[str]) -> set[str]:
+    """All that these flags decide."""
+    return {path for flag in flags for path in settings_of(flag)}

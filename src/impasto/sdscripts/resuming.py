@@ -1,0 +1,121 @@
+"""`--resume` of the old command: the run goes on with the flags that are given beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from impasto.config.load import build_run_config
+from impasto.config.run import RunConfig
+from impasto.config.validation import read_toml
+from impasto.errors import RunError
+from impasto.runs import RunDirectory, step_name
+from impasto.sdscripts.origins import settings_of
+from impasto.sdscripts.translate import Tree, translate
+
+if TYPE_CHECKING:  # imports torch
+    from impasto.training.native_precision import NativePrecision
+
+_LENGTHS = {"max_steps", "max_epochs"}
+
+
+def find_run(resumed: str) -> RunDirectory:
+    """The run that `--resume` names, by its folder or by that of its newest state.
+
+    Raises:
+        RunError: It is no run of Impasto, or an older state than the newest.
+    """
+    path = Path(resumed)
+    if (path / "config.toml").is_file():
+        return RunDirectory(path)
+    run = RunDirectory(path.parent.parent)
+    if not run.config_file.is_file():
+        raise RunError(
+            f"--resume {path} is no run of Impasto. States that sd-scripts saved hold neither step "
+            f"nor order of the data and are pickles, which Impasto does not open; start from the "
+            f"model that was saved with them. Of Impasto's, give the folder <name>-run."
+        )
+    newest = [step_name(step) for step in run.saved_steps()[-1:]]
+    if newest != [path.name]:
+        raise RunError(
+            f"--resume {path} is not the newest state of {run.path}, which goes on from "
+            f"{''.join(newest) or 'its beginning'}. To go back to an older one, move the newer "
+            f"folders out of {run.states} first."
+        )
+    return run
+
+
+def resumed_config(
+    run: RunDirectory,
+    flags: Mapping[str, Any],
+    *,
+    without_gpu: NativePrecision | None,
+    has_tensorboard: bool,
+) -> tuple[RunConfig, tuple[str, ...]]:
+    """The settings of a run with what the flags change, and what is to be said of them.
+
+    Flags that are not given leave what the run has. Whether the state goes with the result is found
+    out when it is loaded.
+
+    Raises:
+        ConfigError: As `translate`.
+    """
+    tree = read_toml(run.config_file)
+    given = {name: value for name, value in flags.items() if value is not None}
+    full = {
+        "pretrained_model_name_or_path": tree["model"]["path"],
+        "output_dir": tree.get("saving", {}).get("model_dir", str(run.path.parent)),
+        **_needed(tree, given),
+        **given,
+    }
+    translation = translate(full, without_gpu, has_tensorboard=has_tensorboard)
+    for flag in given:
+        _take_over(translation.tree, tree, settings_of(flag))
+    asked = [key for key in ("max_steps", "max_epochs") if f"max_train_{key[4:]}" in given]
+    for key in _LENGTHS - set(asked[-1:] or _LENGTHS):
+        tree["training"].pop(key, None)
+    config = build_run_config(tree, source="fine_tune.py")
+    own = [notice for notice in translation.notices if not notice.startswith("--seed was not")]
+    return config.model_copy(update={"output_dir": run.path}), tuple(own)
+
+
+def _needed(tree: Tree, given: Mapping[str, Any]) -> dict[str, Any]:
+    """What a command line has to have besides, where it is not given: the run's own data."""
+    saving, found = tree.get("saving", {}), dict[str, Any]()
+    for key in ("steps", "epochs"):
+        if f"model_every_{key}" in saving:
+            found[f"save_every_n_{key}"] = saving[f"model_every_{key}"]
+    if tree.get("method", {}).get("train_text_encoder"):
+        found["train_text_encoder"] = True
+    if "dataset_config" in given:
+        return found
+    if "train_data_dir" not in given and "in_json" not in given:
+        found["train_data_dir"] = str(tree["dataset"].get("image_dir", "."))
+    if "resolution" not in given:
+        sides = tree["dataset"].get("resolution", 512)
+        found["resolution"] = ",".join(map(str, sides)) if isinstance(sides, list) else str(sides)
+    return found
+
+
+def _take_over(source: Tree, target: Tree, paths: Sequence[str]) -> None:
+    """Take over what a flag decides; what it leaves open of that is off then."""
+    values = {path: _at(source, path) for path in paths}
+    if all(value is None for value in values.values()):
+        return  # said by a notice of the translation
+    for path, value in values.items():
+        *sections, key = path.split(".")
+        place = target
+        for section in sections:
+            place = place.setdefault(section, {})
+        if value is None:
+            place.pop(key, None)
+        else:
+            place[key] = value
+
+
+def _at(tree: Tree, path: str) -> Any:
+    value: Any = tree
+    for key in path.split("."):
+        value = value.get(key) if isinstance(value, dict) else None
+    return value

@@ -1,0 +1,155 @@
+"""Which precision a device computes fast, and what `training.mixed_precision = "auto"` stands for.
+
+A processor without matrix instructions for bfloat16 computes it 30 to 100 times slower than
+float32: its kernels convert number by number. A GPU from before 2020 emulates bfloat16.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from impasto.config.run import RunConfig
+from impasto.progress import Progress
+from impasto.training.devices import default_device
+from impasto.training.precision import COMPUTED, MixedPrecision
+
+CPU_BF16 = {"amx_bf16": "AMX", "avx512_bf16": "AVX-512"}
+"""Instructions that multiply bfloat16, by the names of `torch.cpu.get_capabilities`; oneDNN uses
+them. On other processors it converts every number (measured on an AMD EPYC with AVX2)."""
+SLOW = 1.5  # times as long as in float32: what is warned of
+PATIENCE_S = 0.3  # for measuring one precision
+
+
+@dataclass(frozen=True)
+class NativePrecision:
+    """What a device computes fastest in, of what a run can be trained in.
+
+    Attributes:
+        kind: A value of `training.mixed_precision`.
+        reason: Why, as half a sentence.
+    """
+
+    kind: MixedPrecision
+    reason: str
+
+
+def native_precision(device: torch.device | None = None) -> NativePrecision:
+    """The fastest precision of a device, by its capabilities; nothing is measured.
+
+    Args:
+        device: The first GPU or else the CPU, unless another is given.
+    """
+    device = device or default_device()
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return NativePrecision("bf16", f"{name} computes bf16 natively")
+        return NativePrecision("fp16", f"{name} has no bf16 of its own")
+    found = torch.cpu.get_capabilities()
+    name = found.get("cpu_name") or "this CPU"
+    for capability, instructions in CPU_BF16.items():
+        if found.get(capability):
+            return NativePrecision("bf16", f"{name} computes bf16 natively ({instructions})")
+    return NativePrecision(
+        "no", f"{name} has no instructions for bf16 (AMX or AVX-512), so float32 is faster"
+    )
+
+
+def computed_kind(config: RunConfig) -> MixedPrecision:
+    """What a run computes in; what `auto` stands for is that of this machine's device.
+
+    16-bit weights are computed in their own type.
+    """
+    training = config.training
+    if training.mixed_precision != "auto":
+        return training.mixed_precision
+    return native_precision().kind if training.weights == "fp32" else training.weights
+
+
+def resolve_precision(config: RunConfig, progress: Progress) -> RunConfig:
+    """The settings with the precision that `auto` stands for on the device of this run.
+
+    A precision that was asked for and that the CPU computes slowly is used, with a warning that
+    says how slowly.
+
+    Args:
+        config: The settings.
+        progress: Who is told what was chosen, or warned.
+    """
+    training, kind = config.training, computed_kind(config)
+    native = native_precision()
+    if training.mixed_precision == "auto":
+        reason = native.reason if kind == native.kind else f"training.weights is {training.weights}"
+        words = "float32" if kind == "no" else kind
+        progress.note(f"Computing in {words} (training.mixed_precision is auto): {reason}.")
+    warn_of_slow(
+        kind,
+        "set training.mixed_precision to auto or no, and leave training.weights at fp32",
+        progress,
+    )
+    vae = config.dataset.vae_precision
+    warn_of_slow("no" if vae == "fp32" else vae, "set dataset.vae_precision to fp32", progress)
+    changed = training.model_copy(update={"mixed_precision": kind})
+    return config.model_copy(update={"training": changed})
+
+
+def warn_of_slow(kind: MixedPrecision, otherwise: str, progress: Progress) -> None:
+    """Say so if the CPU of this run computes a precision slowly, and how slowly.
+
+    Args:
+        kind: The precision.
+        otherwise: What to do unless that is wanted.
+        progress: Is given the warning.
+    """
+    if default_device().type != "cpu" or kind in ("no", native_precision().kind):
+        return
+    times = slowdown(COMPUTED[kind])
+    if times > SLOW:
+        progress.note(
+            f"Warning: {kind} takes this CPU about {times:.0f} times as long as float32 (measured "
+            f"just now). Unless that is wanted, {otherwise}."
+        )
+
+
+def slowdown(dtype: torch.dtype) -> float:
+    """How many times as long the CPU takes for a convolution, there and back, as in float32.
+
+    Measures for less than a second. The convolution has 64 channels at 32 x 32, which showed the
+    same ratio as those of a full-size U-Net.
+    """
+    convolution = nn.Conv2d(64, 64, 3, padding=1)
+    images = torch.ones(1, 64, 32, 32)
+
+    def there_and_back(computed: torch.dtype | None) -> None:
+        with torch.autocast("cpu", dtype=computed, enabled=computed is not None):
+            output = convolution(images)
+        output.float().sum().backward()
+
+    return least_seconds(lambda: there_and_back(dtype)) / least_seconds(
+        lambda: there_and_back(None)
+    )
+
+
+def least_seconds(
+    work: Callable[[], object], tries: int = 5, patience_s: float = PATIENCE_S
+) -> float:
+    """The shortest of a few tries, after one to warm up; fewer tries of what takes long.
+
+    Args:
+        work: What to time; on a GPU it has to wait for its end.
+        tries: How often, if there is time.
+        patience_s: After so many seconds no further try is begun.
+    """
+    times: list[float] = []
+    began = time.perf_counter()
+    work()
+    while len(times) < tries and (not times or time.perf_counter() - began < patience_s):
+        start = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - start)
+    return min(times)

@@ -1,0 +1,102 @@
+"""Which model files a run has written: those it may replace and remove, and no others.
+
+A folder of models (`saving.model_dir`) may hold those of earlier runs and whatever else the user
+keeps there.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+from impasto import files
+from impasto.errors import RunError
+from impasto.runs import RunDirectory
+
+RECORD = "models.json"
+
+
+class OwnModels:
+    """The models of a run, remembered in `models.json` of its directory.
+
+    Args:
+        run: The run.
+        overwrite: Whether other files of the same names may be replaced.
+    """
+
+    def __init__(self, run: RunDirectory, *, overwrite: bool = False) -> None:
+        self._run, self._overwrite = run, overwrite
+        recorded = run.read_json(RECORD)
+        self._written: list[str] = list(recorded.get("written", []))
+        began_before_records = not recorded and bool(run.saved_steps())
+        self._knows = not began_before_records
+
+    def require_free(self, targets: Iterable[Path]) -> None:
+        """Make sure that nothing of others is where this run is going to write.
+
+        Raises:
+            RunError: Something is.
+        """
+        taken = [target for target in targets if self._is_foreign(target)]
+        if taken:
+            more = f" (and {len(taken) - 1} more)" if len(taken) > 1 else ""
+            raise RunError(
+                f"{taken[0]}{more} is already there, and this run did not write it. Nothing was "
+                f"begun. Choose another saving.name (--output_name), move it away, or set "
+                f"saving.overwrite = true to have it replaced."
+            )
+
+    def begin(self) -> None:
+        """Begin the record, so that what the run writes from now on is known to be its own."""
+        if self._knows:
+            self._write()
+
+    def claim(self, target: Path) -> Path:
+        """Where a model goes: `target`, or a name beside it if another run took that meanwhile."""
+        number, claimed = 1, target
+        while self._is_foreign(claimed):
+            number += 1
+            claimed = target.with_name(f"{target.stem}-{number}{target.suffix}")
+        if self._key(claimed) not in self._written:
+            self._written.append(self._key(claimed))
+            self._write()
+        return claimed
+
+    def remove_oldest(self, name: str, ending: str, suffix: str, folder: Path, keep: int) -> None:
+        """Of this run's models on the way that are called alike, keep the newest.
+
+        Args:
+            name: The model's name, before the ending.
+            ending: Of the newest: `-step00000500` or `-000003`, with its variant (`-ema`) after it.
+            suffix: The suffix of the file's name; empty for folders.
+            folder: Where they are.
+            keep: How many stay.
+        """
+        numbered = re.sub(r"\d+", r"(\\d+)", re.escape(ending), count=1)
+        shape = re.compile(re.escape(name) + numbered + re.escape(suffix))
+        alike: dict[int, Path] = {}
+        for key in self._written:
+            path = Path(key)
+            match = shape.fullmatch(path.name)
+            if match and path.parent == folder.resolve() and path.exists():
+                alike[int(match[1])] = path
+        for number in sorted(alike)[:-keep]:
+            old = alike[number]
+            shutil.rmtree(old) if old.is_dir() else old.unlink()
+            self._written.remove(str(old))
+        self._write()
+
+    def _is_foreign(self, target: Path) -> bool:
+        inside = self._run.path.resolve() in target.resolve().parents
+        if self._overwrite or inside or not self._knows:
+            return False
+        return target.exists() and self._key(target) not in self._written
+
+    def _write(self) -> None:
+        files.write_json(self._run.path / RECORD, {"written": self._written})
+
+    @staticmethod
+    def _key(target: Path) -> str:
+        return str(target.resolve())

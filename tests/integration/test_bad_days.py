@@ -1,0 +1,310 @@
+"""Damage, kills, signals and full disks in whole runs: named in words, and nothing lost."""
+
+import errno
+import json
+import shutil
+import signal
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from conftest import impasto
+from runs import StopAt, exported
+
+from impasto import files, locks
+from impasto.cli.main import run_reporting
+from impasto.errors import DatasetError, Interrupted, RunError, StorageError
+from impasto.runs import RunDirectory
+from impasto.training.events import SilentEvents
+from impasto.training.interrupts import STOPPING, StoppedBySignal, StopRequest
+from impasto.training.trainer import resume, train
+
+EACH_STEP = {"state_every_steps": 1, "keep_states": 9}
+
+
+class Noted(SilentEvents):
+    """Remembers what was said."""
+
+    def __init__(self):
+        self.notes = []
+
+    def note(self, message):
+        self.notes.append(message)
+
+
+def flip_a_bit(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[-3] ^= 4
+    file.write_bytes(bytes(content))
+
+
+@pytest.fixture
+def whole(train_config, tmp_path):
+    return train(train_config(output_dir=str(tmp_path / "whole"), saving=EACH_STEP))
+
+
+def crashed(train_config, step, **changes):
+    config = train_config(**{"saving": EACH_STEP, **changes})
+    with pytest.raises(ZeroDivisionError):
+        train(config, StopAt(step))
+    return RunDirectory(config.output_dir)
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "optimizer.safetensors"])
+def test_a_damaged_newest_state_is_named_and_the_one_before_is_taken(train_config, whole, name):
+    run = crashed(train_config, 4)
+    *_, before, newest = run.saved_steps()
+    flip_a_bit(run.states / f"step-{newest:08d}" / name)
+    events = Noted()
+    resume(run.path, events)
+    (said,) = [note for note in events.notes if "damaged" in note]
+    assert name in said
+    assert f"step-{newest:08d}-damaged" in said
+    assert f"the state before, step-{before:08d}" in said
+    assert (run.states / f"step-{newest:08d}-damaged" / name).is_file(), "nothing is deleted"
+    assert newest in run.saved_steps(), "the same step is saved again"
+    assert exported(run) == exported(whole)
+
+
+def test_without_a_whole_state_nothing_is_begun_or_deleted(train_config):
+    run = crashed(train_config, 3)
+    for step in run.saved_steps():
+        flip_a_bit(run.states / f"step-{step:08d}" / "weights.safetensors")
+    with pytest.raises(RunError, match="no older state that is whole") as caught:
+        resume(run.path)
+    assert "Delete" not in str(caught.value)
+    assert len(list(run.states.iterdir())) == 2
+
+
+def test_a_state_without_hashes_is_read_and_this_is_said(train_config, whole):
+    run = crashed(train_config, 3)
+    for folder in run.states.iterdir():
+        (folder / "hashes.json").unlink()
+        file = folder / "state.json"
+        described = json.loads(file.read_text(encoding="utf-8"))
+        del described["has_hashes"]
+        file.write_text(json.dumps(described), encoding="utf-8")
+    events = Noted()
+    resume(run.path, events)
+    assert any("without hashes" in note for note in events.notes)
+    assert exported(run) == exported(whole)
+
+
+def test_a_model_that_was_due_with_the_newest_state_appears_after_a_resume(
+    train_config, monkeypatch
+):
+    """As if the process had been killed between the state of step 2 and the model of step 2."""
+    from impasto.training.loop import TrainingLoop
+
+    saving = {"model_every_steps": 2, "state_every_steps": 2, "format": "safetensors"}
+    undisturbed = train(train_config(saving=saving))
+    models = {p.name: p.read_bytes() for p in (undisturbed.path / "models").iterdir()}
+    assert len(models) > 1
+    shutil.rmtree(undisturbed.path)
+
+    def killed(*_, **__):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(TrainingLoop, "_export_on_the_way", killed)
+    with pytest.raises(ZeroDivisionError):
+        train(train_config(saving={**saving, "state_every_steps": 1}))
+    monkeypatch.undo()
+    run = RunDirectory(undisturbed.path)
+    for step in run.saved_steps():
+        assert step <= 2
+    if run.saved_steps() == [1]:
+        with pytest.raises(ZeroDivisionError):
+            monkeypatch.setattr(TrainingLoop, "_export_on_the_way", killed)
+            resume(run.path)
+        monkeypatch.undo()
+    resume(run.path)
+    assert {p.name: p.read_bytes() for p in (run.path / "models").iterdir()} == models
+
+
+def test_a_report_that_is_missing_after_a_kill_is_made(whole):
+    result = impasto("resume", whole.path)
+    assert result.returncode == 0, result.stderr
+    assert "is finished" in result.stdout
+    assert whole.report.is_file()
+
+
+def test_a_damaged_status_is_no_hindrance(train_config, whole):
+    run = crashed(train_config, 3)
+    (run.path / "status.json").write_bytes(bytes(200))
+    result = impasto("resume", run.path)
+    assert result.returncode == 0, result.stderr
+    assert exported(run) == exported(whole)
+
+
+def test_resuming_a_run_that_goes_on_is_refused(train_config):
+    class Beside(SilentEvents):
+        said = None
+
+        def stepped(self, step):
+            if step == 2:
+                beside = impasto("resume", config.output_dir)
+                self.said = beside.returncode, beside.stderr
+
+    config, events = train_config(saving=EACH_STEP), Beside()
+    run = train(config, events)
+    code, words = events.said
+    assert code == 5
+    assert "is being trained just now by process" in " ".join(words.split())
+    assert "Traceback" not in words
+    assert run.saved_steps()[-1] == 6
+    assert not (run.path / locks.LOCK_NAME).exists()
+
+
+def test_a_failed_beginning_beside_a_live_run_leaves_it_alone(train_config):
+    class Beside(SilentEvents):
+        def stepped(self, step):
+            if step == 2:
+                with pytest.raises(RunError, match="being trained just now"):
+                    train(train_config(model={"path": "/nowhere"}))
+
+    run = train(train_config(), Beside())
+    assert run.exported_model() is not None
+
+
+def test_a_cache_that_is_deleted_while_training(train_config, whole):
+    """Shards that are open already stay readable, so those not yet opened are what is missed."""
+    from impasto.data import shards
+
+    class Deleting(SilentEvents):
+        def stepped(self, step):
+            if step == 2:
+                shutil.rmtree(config.dataset.derived_dir / "latents")
+                shards.Shards._shard = gone
+
+    real = shards.Shards._shard
+
+    def gone(self, name):
+        self._open.clear()
+        return real(self, name)
+
+    config = train_config()
+    try:
+        with pytest.raises(DatasetError, match=r"removed or damaged.*state after \d updates is s"):
+            train(config, Deleting())
+    finally:
+        shards.Shards._shard = real
+    run = resume(config.output_dir)
+    assert run.read_json("status.json")["phase"] == "finished"
+    assert exported(run) == exported(whole)
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "image_losses.csv"])
+def test_a_disk_that_is_full_at_a_line_of_numbers(train_config, monkeypatch, name):
+    class Full:
+        """A file of which the disk takes ten bytes more."""
+
+        def __init__(self, file):
+            self._file, self._room = file, 10
+
+        def __getattr__(self, name):
+            return getattr(self._file, name)
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            self._file.close()
+
+        def write(self, content):
+            if not self._room:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            count, self._room = self._file.write(content[: self._room]), 0
+            return count
+
+    real = Path.open
+
+    def open_(path, mode="r", *args, **options):
+        file = real(path, mode, *args, **options)
+        is_full = path.name == name and mode == "ab" and path.is_file() and path.stat().st_size
+        return Full(file) if is_full else file
+
+    monkeypatch.setattr(Path, "open", open_)
+    config = train_config(logging={"every_steps": 1, "image_losses": True})
+    with pytest.raises(StorageError, match=rf"disk is full: .*{name}"):
+        train(config)
+    text = (config.output_dir / name).read_text(encoding="utf-8")
+    assert text.endswith("\n"), "no half line stays"
+    monkeypatch.undo()
+    assert resume(config.output_dir).exported_model() is not None
+
+
+def test_scanning_a_folder_that_cannot_be_written(pictures, monkeypatch):
+    from impasto.cli.main import impasto as command
+
+    real = files.replace_file
+
+    def refuse(path):
+        if path.name.startswith("scan"):
+            raise StorageError(f"{path} could not be written: Read-only file system.")
+        return real(path)
+
+    monkeypatch.setattr(files, "replace_file", refuse)
+    result = CliRunner().invoke(command, ["dataset", "scan", str(pictures)])
+    assert result.exit_code == 0, result.output
+    assert "Read-only file system" in result.output
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_while_preparing_is_one_sentence(train_config, number, code):
+    class Press(SilentEvents):
+        def stage(self, description, total, unit):
+            if description.startswith("Encoding"):
+                signal.raise_signal(number)
+            return super().stage(description, total, unit)
+
+    config = train_config()
+    with pytest.raises(Interrupted, match=r"Nothing was trained yet.*same command again") as caught:
+        train(config, Press())
+    assert caught.value.exit_code == code
+    assert not config.output_dir.exists()
+    assert train(config).exported_model() is not None
+
+
+def test_ctrl_c_is_acknowledged_at_once_and_the_second_stops_now(train_config, whole):
+    class Press(Noted):
+        said = threading.Event()
+
+        def note(self, message):
+            super().note(message)
+            if message == STOPPING:
+                self.said.set()
+
+        def stepped(self, step):
+            if step == 3:
+                signal.raise_signal(signal.SIGINT)
+                assert self.said.wait(60), "nothing is said before the update is over"
+                signal.raise_signal(signal.SIGINT)
+
+    config, events = train_config(saving=EACH_STEP), Press()
+    with pytest.raises(Interrupted, match=r"Stopped at once.*impasto resume"):
+        train(config, events)
+    run = RunDirectory(config.output_dir)
+    assert run.saved_steps() == [1, 2]
+    assert run.read_json("status.json")["phase"] == "interrupted"
+    assert exported(resume(run.path)) == exported(whole)
+
+
+def test_requests_to_stop_only_hold_while_updates_are_made():
+    with StopRequest() as stop:
+        with stop.after_update():
+            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
+            assert stop.signal_number == signal.SIGTERM
+        with pytest.raises(StoppedBySignal):
+            signal.raise_signal(signal.SIGTERM)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="SIGTERM cannot be caught on Windows")
+def test_sigterm_ends_any_command_in_words(capsys):
+    with pytest.raises(SystemExit) as caught:
+        run_reporting(lambda: signal.raise_signal(signal.SIGTERM))
+    assert caught.value.code == 128 + signal.SIGTERM
+    assert capsys.readouterr().err == "Stopped.\n"

@@ -1,0 +1,126 @@
+"""Images, models and settings of earlier runs stay; dry runs write nothing."""
+
+import json
+from importlib import resources
+from pathlib import Path
+
+import pytest
+from conftest import impasto
+from PIL import Image
+from runs import StopAt
+
+from impasto.errors import ConfigError, RunError
+from impasto.runs import RunDirectory
+from impasto.training.own_models import OwnModels
+from impasto.training.trainer import resume, train
+
+ONE_FILE = {"format": "safetensors", "name": "my"}
+
+
+def contents(folder):
+    return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_samples_of_an_earlier_call_stay(nano_model, tmp_path):
+    small = ("--width", 32, "--height", 32, "--steps", 1, "--out", tmp_path / "o", "--grid")
+    assert impasto("sample", nano_model, "a sun", "a sea", *small).returncode == 0
+    before = contents(tmp_path / "o")
+    assert impasto("sample", nano_model, "a moon", *small).returncode == 0
+    after = contents(tmp_path / "o")
+    assert before.items() <= after.items()
+    assert {str(p) for p in after.keys() - before.keys()} == {"0002-1.png", "grid-2.png"}
+
+
+@pytest.mark.parametrize("form", ["safetensors", "ckpt", "diffusers"])
+def test_a_run_is_drawn_at_the_size_it_was_trained_at(form, train_config, tmp_path):
+    run = train(train_config(saving={"format": form}))
+    done = impasto("sample", run.path, "a", "--steps", 1, "--out", tmp_path / "o")
+    assert done.returncode == 0, done.stderr
+    assert Image.open(tmp_path / "o" / "0000-1.png").size == (80, 80)
+
+
+def test_prompts_that_are_cut_are_said(nano_model, tmp_path):
+    small = ("--width", 32, "--height", 32, "--steps", 1, "--out", tmp_path / "o")
+    done = impasto("sample", nano_model, "cat " * 224, "cat " * 226, *small)
+    assert done.returncode == 0, done.stderr
+    assert "Warning: 1 prompts have over 225 tokens" in done.stdout
+
+
+def test_keep_models_counts_own_models_only(train_config, tmp_path):
+    folder = tmp_path / "models"
+    folder.mkdir()
+    for name in ("my-step00000007", "my-000009", "my-step00000008-ema", "other"):
+        (folder / f"{name}.safetensors").write_text("earlier")
+    before = contents(folder)
+    saving = {**ONE_FILE, "model_dir": str(folder), "model_every_steps": 1, "keep_models": 2}
+    config = train_config(saving={**saving, "state_every_steps": 2})
+    with pytest.raises(ZeroDivisionError):
+        train(config, StopAt(3))
+    resume(config.output_dir)
+    assert before.items() <= contents(folder).items()
+    new = sorted(p.name for p in contents(folder).keys() - before.keys())
+    assert new == ["my-step00000004.safetensors", "my-step00000005.safetensors", "my.safetensors"]
+
+
+@pytest.mark.parametrize("taken", ["my", "my-step00000004", "my-best"])
+def test_a_run_that_would_replace_models_does_not_begin(taken, train_config, tmp_path):
+    (tmp_path / f"{taken}.safetensors").write_text("earlier")
+    saving = {**ONE_FILE, "model_dir": str(tmp_path), "model_every_steps": 2, "best_model": True}
+    config = train_config(saving=saving, validation={"split": 0.2})
+    with pytest.raises(RunError, match=rf"{taken}\.safetensors is already there"):
+        train(config)
+    assert not config.output_dir.exists()
+    assert (tmp_path / f"{taken}.safetensors").read_text() == "earlier"
+
+
+def test_models_are_replaced_where_that_is_asked(train_config, tmp_path):
+    (tmp_path / "my.safetensors").write_text("earlier")
+    train(train_config(saving={**ONE_FILE, "model_dir": str(tmp_path), "overwrite": True}))
+    assert (tmp_path / "my.safetensors").stat().st_size > 1000
+    with pytest.raises(ConfigError, match="overwrite has no effect without model_dir"):
+        train_config(saving={"overwrite": True})
+
+
+def test_a_name_that_was_taken_meanwhile_is_left(tmp_path):
+    run = RunDirectory(tmp_path / "run")
+    run.path.mkdir()
+    own = OwnModels(run)
+    own.begin()
+    target = tmp_path / "my.safetensors"
+    assert own.claim(target) == target
+    target.write_text("own")
+    assert OwnModels(run).claim(target) == target
+    other = tmp_path / "other.safetensors"
+    other.write_text("of another")
+    assert own.claim(other).name == "other-2.safetensors"
+
+
+def test_imported_settings_replace_no_file(tmp_path):
+    file = tmp_path / "run.toml"
+    file.write_text("mine")
+    command = "fine_tune.py --pretrained_model_name_or_path=a --output_dir=o --dataset_config=d"
+    done = impasto("import-command", command, "--out", file)
+    assert done.returncode == 5
+    assert file.read_text() == "mine"
+
+
+@pytest.mark.parametrize("verb", ["tag", "clean", "plan"])
+def test_dry_runs_write_nothing(verb, run_file, pictures, tmp_path):
+    next(pictures.glob("*.txt")).unlink()
+    settings = run_file(previews={"prompts": ["a cat " * 40, "b"]})
+    tagger = Path(str(resources.files("impasto.demo"))) / "tagger"
+    words = {
+        "tag": ("dataset", "tag", pictures, "--model", tagger, "--dry-run"),
+        "clean": ("dataset", "clean", pictures, "--dry-run"),
+        "plan": ("train", settings, "--plan"),
+    }[verb]
+    before = sorted(tmp_path.rglob("*"))
+    done = impasto(*words)
+    assert done.returncode == 0, done.stderr
+    assert sorted(tmp_path.rglob("*")) == before
+    expected = {
+        "tag": "Would get words",
+        "clean": "Nothing was written (--dry-run).",
+        "plan": f"previews.prompts = {json.dumps(['a cat ' * 40, 'b'])}",
+    }
+    assert expected[verb] in done.stdout

@@ -1,0 +1,178 @@
+"""The old command: earlier runs are kept, --resume takes flags, import-command keeps them."""
+
+import json
+
+import pytest
+
+from impasto.config.load import build_run_config
+from impasto.config.validation import read_toml
+from impasto.errors import ConfigError, RunError
+from impasto.sdscripts import fine_tune as program
+from impasto.sdscripts.flags import FLAGS
+from impasto.sdscripts.import_command import _words
+from impasto.sdscripts.importing import settings_of_command
+from impasto.sdscripts.origins import BY_RULE
+from impasto.sdscripts.parsing import given_flags
+from impasto.sdscripts.translate import translate
+from impasto.training.native_precision import NativePrecision
+
+SLOW = NativePrecision("no", "this CPU has no bf16")
+
+
+@pytest.fixture
+def words(tmp_path, pictures, nano_model):
+    """A command that trains two updates."""
+    return [
+        f"--pretrained_model_name_or_path={nano_model}",
+        f"--train_data_dir={pictures}",
+        "--resolution=64",
+        "--min_bucket_reso=64",
+        "--max_bucket_reso=64",
+        f"--output_dir={tmp_path / 'out'}",
+        "--output_name=mine",
+        "--save_model_as=safetensors",
+        "--learning_rate=1e-3",
+        "--max_train_steps=2",
+        "--train_batch_size=4",
+        "--seed=3",
+    ]
+
+
+@pytest.fixture(autouse=True)
+def _on_any_machine(monkeypatch):
+    monkeypatch.setattr(
+        program, "_machine", lambda: {"without_gpu": SLOW, "has_tensorboard": False}
+    )
+
+
+def with_flags(words, *changes):
+    names = {change.partition("=")[0] for change in changes}
+    return [w for w in words if w.partition("=")[0] not in names] + list(changes)
+
+
+def test_a_repeated_command_replaces_no_model(words, tmp_path):
+    program.fine_tune(words)
+    model = tmp_path / "out" / "mine.safetensors"
+    before = model.read_bytes()
+    with pytest.raises(RunError, match=r"mine\.safetensors is already there"):
+        program.fine_tune(with_flags(words, "--learning_rate=1e-4"))
+    assert model.read_bytes() == before
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["mine-run", "mine.safetensors"]
+
+
+def test_resume_takes_more_steps_and_another_name(words, tmp_path, capsys):
+    out = tmp_path / "out"
+    program.fine_tune(with_flags(words, "--output_name=whole", "--max_train_steps=5"))
+    program.fine_tune(words)
+    first = (out / "mine.safetensors").read_bytes()
+    again = with_flags(words, "--max_train_steps=5", "--output_name=longer")
+    program.fine_tune([*again, f"--resume={out / 'mine-run'}"])
+    assert "with the flags that are given" in capsys.readouterr().out
+    assert (out / "mine.safetensors").read_bytes() == first
+    assert json.loads((out / "mine-run" / "status.json").read_text())["step"] == 5
+    states = [out / f"{name}-run/states/step-00000005/weights.safetensors" for name in
+              ("whole", "mine")]  # fmt: skip
+    assert states[0].read_bytes() == states[1].read_bytes()
+    assert (out / "longer.safetensors").is_file()
+    kept = read_toml(out / "mine-run" / "config.toml")
+    assert (kept["training"]["max_steps"], kept["saving"]["name"]) == (5, "longer")
+
+
+def test_resume_takes_few_flags(words, tmp_path):
+    program.fine_tune(words)
+    run = tmp_path / "out" / "mine-run"
+    program.fine_tune([f"--resume={run / 'states' / 'step-00000002'}", "--max_train_steps=3"])
+    assert json.loads((run / "status.json").read_text())["step"] == 3
+    with pytest.raises(RunError, match="is not the newest state"):
+        program.fine_tune([f"--resume={run / 'states' / 'step-00000002'}", "--max_train_steps=4"])
+
+
+def test_resume_refuses_what_changes_numbers_and_leaves_the_run(words, tmp_path):
+    program.fine_tune(words)
+    run = tmp_path / "out" / "mine-run"
+    before = (run / "config.toml").read_bytes()
+    changed = with_flags(words, "--max_train_steps=4", "--learning_rate=1e-4")
+    with pytest.raises(RunError, match=r"optimizer\.lr \(was 0\.001, is 0\.0001\)"):
+        program.fine_tune([*changed, f"--resume={run}"])
+    assert (run / "config.toml").read_bytes() == before
+
+
+def test_flags_that_the_old_program_takes_without_effect_are_taken(words):
+    flags = given_flags([*words, "--fused_backward_pass", "--logging_dir=logs"])
+    translation = translate(flags, SLOW, has_tensorboard=False)
+    said = " ".join(translation.notices)
+    assert "--fused_backward_pass: it has no effect in sd-scripts' fine_tune.py" in said
+    assert "--logging_dir: TensorBoard is not installed" in said
+    assert "logging" not in translation.tree
+    there = translate(flags, SLOW, has_tensorboard=True).tree
+    assert there["logging"]["trackers"] == ["tensorboard"]
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "nearest"),
+    [
+        ("CosineAnnealingLR", "The nearest is --lr_scheduler cosine ("),
+        ("torch.optim.lr_scheduler.StepLR", "The nearest is --lr_scheduler piecewise_constant ("),
+        ("my.Own", "Take one of cosine, cosine_with_restarts"),
+    ],
+)
+def test_classes_of_schedulers_are_refused_with_the_nearest(scheduler, nearest, words):
+    flags = given_flags([*words, f"--lr_scheduler_type={scheduler}"])
+    with pytest.raises(ConfigError) as caught:
+        translate(flags, SLOW)
+    assert nearest in str(caught.value)
+
+
+def test_any_class_is_an_optimizer(words, tmp_path):
+    program.fine_tune([*words, "--optimizer_type=torch.optim.RAdam", "--max_grad_norm=0"])
+    kept = read_toml(tmp_path / "out" / "mine-run" / "config.toml")
+    assert kept["optimizer"]["kind"] == "torch.optim.RAdam"
+
+
+GIVEN = {
+    "--train_batch_size=1": "batch_size = 1  # --train_batch_size",
+    "--optimizer_type=AdamW": 'kind = "adamw"  # --optimizer_type',
+    "--lr_scheduler=constant": 'kind = "constant"  # --lr_scheduler',
+    "--lr_warmup_steps=0": "warmup_steps = 0  # --lr_warmup_steps",
+    "--mixed_precision=no": 'mixed_precision = "no"  # --mixed_precision',
+    "--max_grad_norm=1.0": "max_grad_norm = 1.0  # --max_grad_norm",
+    "--loss_type=l2": 'kind = "l2"  # --loss_type',
+    "--gradient_accumulation_steps=1": "gradient_accumulation_steps = 1",
+    "--max_token_length=75": "max_tokens = 75  # --max_token_length",
+    "--keep_tokens=0": "keep_tokens = 0  # --keep_tokens",
+}
+
+
+@pytest.mark.parametrize("flag", GIVEN)
+def test_what_was_given_is_kept_where_it_is_the_default(flag, words):
+    text = settings_of_command(["fine_tune.py", *with_flags(words, flag)])
+    assert GIVEN[flag] in text
+
+
+def test_a_command_is_read_as_its_shell_reads_it(words):
+    assert _words("accelerate launch fine_tune.py \\\n  --seed=1 \\\r\n --v2") == [
+        "accelerate", "launch", "fine_tune.py", "--seed=1", "--v2",
+    ]  # fmt: skip
+    assert _words(r"fine_tune.py --output_dir=C:\train\new --output_name='my style'") == [
+        "fine_tune.py", r"--output_dir=C:\train\new", "--output_name=my style",
+    ]  # fmt: skip
+    with pytest.raises(ConfigError, match="cannot be read"):
+        _words("fine_tune.py --output_name='x")
+    launched = ["accelerate", "launch", "--num_processes", "2", "fine_tune.py"]
+    text = settings_of_command([*launched, *words, "--metadata_title=my style"])
+    assert "'--metadata_title=my style'" in text
+    assert "# --num_processes belongs to the launcher" in text
+
+
+def test_each_flag_with_a_rule_is_known():
+    assert set(BY_RULE) <= set(FLAGS)
+    ruled = {name for name, flag in FLAGS.items() if not (flag.to or flag.notice or flag.refusal)}
+    assert ruled - set(BY_RULE) == {"config_file", "resume", "lr_scheduler_type"}
+
+
+def test_imported_settings_are_those_of_the_command(words, tmp_path):
+    text = settings_of_command(["fine_tune.py", *words])
+    (tmp_path / "run.toml").write_text(text, encoding="utf-8")
+    imported = build_run_config(read_toml(tmp_path / "run.toml"), source="test")
+    tree = translate(given_flags(words)).tree
+    assert imported == build_run_config(tree, source="test")

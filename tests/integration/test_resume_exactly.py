@@ -1,0 +1,209 @@
+"""A resumed run is the same run: what changes its numbers is named, and nothing else stops it."""
+
+import json
+import shutil
+
+import pytest
+from conftest import impasto
+from runs import StopAt, exported
+from safetensors.torch import load_file, save_file
+
+from impasto.config.load import build_run_config, dump_toml
+from impasto.config.validation import read_toml
+from impasto.errors import RunError
+from impasto.training.fingerprint import differences
+from impasto.training.session import Ingredients
+from impasto.training.trainer import resume, train
+
+
+def begun(train_config, tmp_path, base, **changes):
+    """A run that was cut off after 2 of 6 updates, with a base model of its own."""
+    own = tmp_path / "own-base"
+    shutil.copytree(base, own)
+    config = train_config(
+        **{"saving": {"state_every_steps": 2}, **changes, "model": {"path": str(own)}}
+    )
+    with pytest.raises(ZeroDivisionError):
+        train(config, StopAt(3))
+    return config.output_dir, own
+
+
+def edit_json(file, **changes):
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+def scale(file):
+    tensors = {k: v * 1.25 for k, v in load_file(file).items()}
+    save_file(tensors, file, {"format": "pt"})
+
+
+def test_nothing_changed(train_config, tmp_path, nano_model):
+    run, _ = begun(train_config, tmp_path, nano_model)
+    assert resume(run).saved_steps()[-1] == 6
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("base model", lambda b: scale(b / "unet/diffusion_pytorch_model.safetensors")),
+        (
+            "text_encoder of the base model",
+            lambda b: scale(b / "text_encoder/model.safetensors"),
+        ),
+        (
+            "scheduler configuration: beta_end",
+            lambda b: edit_json(b / "scheduler/scheduler_config.json", beta_end=0.013),
+        ),
+        (
+            "text_encoder configuration: layer_norm_eps",
+            lambda b: edit_json(b / "text_encoder/config.json", layer_norm_eps=1e-3),
+        ),
+        (
+            "prediction of the base model",
+            lambda b: edit_json(
+                b / "scheduler/scheduler_config.json", prediction_type="v_prediction"
+            ),
+        ),
+    ],
+)
+def test_a_changed_base_model_is_named(name, change, train_config, tmp_path, nano_model):
+    run, base = begun(train_config, tmp_path, nano_model)
+    change(base)
+    with pytest.raises(RunError) as caught:
+        resume(run)
+    assert f"{name} (was " in str(caught.value)
+
+
+def changed(run, **changes):
+    """Settings changed in the run's config.toml."""
+    tree = read_toml(run / "config.toml")
+    for section, values in changes.items():
+        tree.setdefault(section, {}).update(values)
+    config = build_run_config(tree, source="test")
+    (run / "config.toml").write_text(dump_toml(config), encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("section", "values", "named"),
+    [
+        ("optimizer", {"lr": 2e-5}, "optimizer.lr (was "),
+        ("optimizer", {"weight_decay": 0.5}, "optimizer.weight_decay (was off, is 0.5)"),
+        ("loss", {"min_snr_gamma": 5.0}, "loss.min_snr_gamma (was off, is 5.0)"),
+        ("model", {"clip_skip": 2}, "model.clip_skip (was off, is 2)"),
+        ("dataset", {"caption_prefix": "a "}, "dataset.caption_prefix"),
+        ("training", {"max_grad_norm": 2.0}, "training.max_grad_norm (was 1.0, is 2.0)"),
+        ("validation", {"timesteps": 2}, "validation.timesteps (was 4, is 2)"),
+        ("schedule", {"kind": "cosine"}, "schedule.kind"),
+    ],
+)
+def test_changed_settings_are_named(section, values, named, train_config, tmp_path, nano_model):
+    run, _ = begun(train_config, tmp_path, nano_model)
+    changed(run, **{section: values})
+    with pytest.raises(RunError) as caught:
+        resume(run)
+    assert named in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("section", "values"),
+    [
+        ("previews", {"every_steps": 3}),
+        ("logging", {"every_steps": 2}),
+        ("saving", {"name": "other", "keep_states": 5, "export_dtype": "fp32"}),
+        ("training", {"max_steps": 8}),
+        ("dataset", {"vae_batch_size": 3}),
+    ],
+)
+def test_what_changes_no_number_may_change(section, values, train_config, tmp_path, nano_model):
+    run, _ = begun(train_config, tmp_path, nano_model)
+    changed(run, **{section: values})
+    assert resume(run).saved_steps()[-1] == values.get("max_steps", 6)
+
+
+def constant(factor):
+    return lambda step, total: factor
+
+
+def test_parts_given_in_code_are_named(train_config, tmp_path, nano_model):
+    config = train_config(saving={"state_every_steps": 2})
+    with pytest.raises(ZeroDivisionError):
+        train(config, StopAt(3), Ingredients(lr_schedule=constant(0.5)))
+    for other in (None, Ingredients(lr_schedule=constant(0.25))):
+        with pytest.raises(RunError, match=r"lr_schedule \(given in code\)"):
+            resume(config.output_dir, ingredients=other)
+    assert resume(
+        config.output_dir, ingredients=Ingredients(lr_schedule=constant(0.5))
+    ).saved_steps() == [4, 6]
+
+
+def test_states_of_earlier_versions_are_compared_by_what_they_say():
+    old = {
+        "seed": "42",
+        "base model": "abc",
+        "data set": "def",
+        "optimizer": '{"kind":"adamw","lr":1e-05,"betas":null,"eps":null,"weight_decay":null,'
+        '"arguments":{}}',
+        "schedule": '{"kind":"linear","warmup_steps":0} over 6 steps',
+    }
+    now = {
+        "seed": "42",
+        "base model": "abc",
+        "data set": "def",
+        "text_encoder of the base model": "new",
+        "optimizer.kind": '"adamw"',
+        "optimizer.lr": "1e-05",
+        "optimizer.betas": "null",
+        "optimizer.arguments": "{}",
+        "schedule.kind": '"linear"',
+        "schedule.warmup_steps": "0",
+        "updates in all (the learning rate follows them)": "6",
+        "validation.timesteps": "2",
+    }
+    assert differences(old, now) == []
+    assert differences(old, {**now, "optimizer.lr": "2e-05"}) == [
+        "optimizer.lr (was 1e-05, is 2e-05)"
+    ]
+    assert (
+        len(differences(old, {**now, "updates in all (the learning rate follows them)": "8"})) == 1
+    )
+
+
+def test_a_setting_that_a_state_did_not_have_was_as_it_is_by_default():
+    now = {"seed": "42", "loss.debiased": "false"}
+    assert differences({"seed": "42"}, now) == []
+    assert differences({"seed": "42"}, {**now, "loss.debiased": "true"}) == [
+        "loss.debiased (was false, is true)"
+    ]
+
+
+@pytest.mark.parametrize("length", ["max_steps", "max_epochs"])
+def test_a_finished_run_is_made_longer(length, train_config, tmp_path):
+    lengths = ({"max_steps": 4}, {"max_steps": 8})
+    if length == "max_epochs":
+        lengths = ({"max_steps": None, "max_epochs": 1}, {"max_steps": None, "max_epochs": 2})
+    whole = train(train_config(output_dir=str(tmp_path / "whole"), training=lengths[1]))
+    run = train(train_config(training=lengths[0]))
+    done = run.saved_steps()[-1]
+    words = impasto("resume", run.path)
+    assert "is finished; its model is" in words.stdout
+    changed(run.path, training=lengths[1])
+    words = impasto("resume", run.path)
+    assert words.returncode == 0, words.stderr
+    assert run.saved_steps()[-1] == 2 * done
+    assert exported(run) == exported(whole)
+
+
+def test_a_finished_run_is_not_made_shorter(train_config):
+    run = train(train_config())
+    changed(run.path, training={"max_steps": 3})
+    with pytest.raises(RunError, match=r"has done 6 updates, and its settings say 3 in all"):
+        resume(run.path)
+
+
+def test_a_finished_run_without_states_is_not_begun_anew(train_config):
+    run = train(train_config(saving={"keep_final_state": False}))
+    metrics = run.metrics_file.read_bytes()
+    changed(run.path, training={"max_steps": 8})
+    with pytest.raises(RunError, match=r"its states are gone"):
+        resume(run.path)
+    assert run.metrics_file.read_bytes() == metrics

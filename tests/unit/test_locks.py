@@ -1,0 +1,242 @@
+"""Locks between processes: held, let go, taken from the dead, and never from the living."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from impasto import files, locks
+from impasto.data.latent_cache import LatentCache
+from impasto.errors import DatasetError, RunError
+from impasto.owners import Owner, owner_in, this_process
+from impasto.runs import RunDirectory
+
+HOLDING = """
+import sys, time
+from pathlib import Path
+from impasto import files, locks
+folder = Path(sys.argv[1])
+def refuse(holder): raise SystemExit(holder.words)
+with locks.FolderLock(folder, "training", refuse), files.replace_file(folder / "model") as partial:
+    partial.write_text("half", encoding="utf-8")
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+class BusyError(Exception):
+    pass
+
+
+def refuse(holder):
+    raise BusyError(holder.words)
+
+
+@pytest.fixture
+def other(tmp_path):
+    """A process that holds the lock of `tmp_path` and writes a file there."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLDING, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline().strip() == "held"
+    yield process
+    process.kill()
+    process.communicate()
+
+
+def written_by(owner, folder, name=locks.LOCK_NAME, **changes):
+    said = {"owner": owner.token, "pid": owner.pid, "host": "far", "since": "s", "what": "training"}
+    file = folder / name
+    file.write_text(json.dumps({**said, **changes}), encoding="utf-8")
+    return file
+
+
+def test_a_living_process_is_named_and_its_files_are_left_alone(tmp_path, other):
+    words = rf"process {other.pid} on .* \(training\)"
+    with pytest.raises(BusyError, match=words), locks.FolderLock(tmp_path, "training", refuse):
+        pass
+    assert files.remove_leftovers(tmp_path) == 0
+    assert len(files.partials_in(tmp_path)) == 1
+
+
+def test_a_killed_process_holds_nothing(tmp_path, other):
+    other.kill()
+    other.wait()
+    with locks.FolderLock(tmp_path, "training", refuse):
+        assert locks.holder_of(tmp_path).owner == this_process()
+        assert files.remove_leftovers(tmp_path) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no zombies on Windows")
+def test_what_remains_of_a_killed_process_holds_nothing(tmp_path, other):
+    """It has ended, and its parent has not asked for the result: its number is still taken."""
+    os.kill(other.pid, signal.SIGKILL)
+    while locks.holder_of(tmp_path) is not None:
+        time.sleep(0.01)
+    assert other.returncode is None
+    with locks.FolderLock(tmp_path, "training", refuse):
+        pass
+
+
+def test_a_number_that_was_given_anew_is_another_process(tmp_path):
+    """The lock's process has ended, and this one has got its number."""
+    me = this_process()
+    written_by(Owner(me.pid, me.start - 5000, me.place), tmp_path)
+    with locks.FolderLock(tmp_path, "training", refuse):
+        pass
+
+
+def test_a_process_of_another_machine_is_alive_while_it_gives_signs(tmp_path):
+    file = written_by(Owner(1, 1, "ffffff"), tmp_path)
+    words = r"on far.*counts as ended if it gives no sign for \d+ s"
+    with pytest.raises(BusyError, match=words), locks.FolderLock(tmp_path, "training", refuse):
+        pass
+    long_ago = file.stat().st_mtime - locks.STALE_S - 1
+    os.utime(file, (long_ago, long_ago))
+    with locks.FolderLock(tmp_path, "training", refuse):
+        pass
+
+
+def test_a_temporary_file_of_another_machine_is_left_over_after_a_day(tmp_path):
+    partial = tmp_path / f".model.{Owner(1, 1, 'ffffff').token}.00000000{files.PARTIAL_SUFFIX}"
+    partial.mkdir()
+    (partial / "part").write_text("half", encoding="utf-8")
+    assert files.remove_leftovers(tmp_path) == 0
+    for path in (partial / "part", partial):
+        os.utime(path, (1, 1))
+    assert files.remove_leftovers(tmp_path) == 1
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", '{"owner": 3}', "[" * 90_000, "\0" * 300])
+def test_a_damaged_lock_holds_only_while_it_may_be_being_written(tmp_path, text):
+    file = tmp_path / locks.LOCK_NAME
+    file.write_text(text, encoding="utf-8")
+    with pytest.raises(BusyError), locks.FolderLock(tmp_path, "training", refuse):
+        pass
+    os.utime(file, (1, 1))
+    with locks.FolderLock(tmp_path, "training", refuse):
+        pass
+
+
+def test_without_hard_links_a_lock_is_taken_all_the_same(tmp_path, monkeypatch):
+    def no_links(*_):
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(os, "link", no_links)
+    one, two = (locks.FolderLock(tmp_path, name, refuse) for name in ("one", "two"))
+    with one, pytest.raises(BusyError, match="one"), two:
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_lock_that_another_process_took_is_lost_and_left_there(tmp_path, monkeypatch):
+    monkeypatch.setattr(locks, "BEAT_S", 0.01)
+    tmp_path.joinpath("run").mkdir()
+    run = RunDirectory(tmp_path / "run")
+    with run.held() as held:
+        held.require_held()
+        written_by(Owner(1, 1, "ffffff"), run.path)
+        while not held.lock.is_lost:
+            time.sleep(0.01)
+        with pytest.raises(RunError, match="taken over"):
+            held.require_held()
+    assert (run.path / locks.LOCK_NAME).is_file()
+
+
+def test_whoever_waits_for_a_lock_gets_it(tmp_path, other):
+    told = []
+
+    def wait(holder):
+        told.append(holder.owner.pid)
+        if len(told) == 2:
+            other.kill()
+            other.wait()
+
+    with locks.FolderLock(tmp_path, "writing", wait):
+        pass
+    assert set(told) == {other.pid}
+
+
+def test_a_long_wait_is_named_once(monkeypatch):
+    monkeypatch.setattr(locks, "_NAMED_AFTER_S", -1.0)
+    notes, holder = [], locks.Holder("", this_process(), "h", "noon", "encoding", 0.0)
+    patience = locks.Patience(notes.append, "writing")
+    for _ in range(4):
+        patience(holder)
+    assert len(notes) == 1
+    assert notes[0].startswith(f"Waiting with writing for process {os.getpid()} on h, since noon")
+
+
+def test_nobody_tidies_up_a_cache_that_is_in_use(tmp_path):
+    cache = LatentCache(tmp_path)
+    present = locks.Presence(tmp_path, "training somewhere", refuse)
+    words = r"in use by .*training somewhere.*Nothing was removed"
+    with present, pytest.raises(DatasetError, match=words), cache.alone("pruning"):
+        pass
+    present = locks.Presence(tmp_path, "training", refuse)
+    with cache.alone("pruning"), pytest.raises(BusyError, match="pruning"), present:
+        pass
+    assert [p.name for p in tmp_path.iterdir() if p.is_file()] == []
+
+
+def test_a_user_that_was_killed_is_none(tmp_path):
+    me = this_process()
+    written_by(Owner(me.pid, me.start - 1, me.place), tmp_path, ".in-use.x.lock")
+    assert locks.users_of(tmp_path) == [] or sys.platform != "linux"
+
+
+@pytest.mark.parametrize("text", ["", "1-2", "1-2-abcdeg", "1" * 30 + "-2-abcdef", "1-2-abcdef\n"])
+def test_what_is_no_token_names_no_process(text):
+    assert owner_in(text) is None
+
+
+def test_a_token_names_its_process():
+    assert owner_in(this_process().token) == this_process()
+    assert this_process().is_running()
+
+
+def test_temporary_names_are_no_longer_than_a_name_may_be(tmp_path):
+    target = tmp_path / ("猫" * 85)
+    with files.replace_file(target) as partial:
+        partial.write_text("x", encoding="utf-8")
+    assert target.read_text(encoding="utf-8") == "x"
+    assert len(os.fsencode(files.partial_name(target).name)) <= 255
+
+
+def test_a_directory_with_only_the_remains_of_a_killed_process_can_be_taken(tmp_path):
+    path = tmp_path / "run"
+    path.mkdir()
+    me = this_process()
+    dead = Owner(me.pid, me.start - 5000, me.place)
+    written_by(dead, path)
+    (path / f".config.toml.{dead.token}.00000000{files.PARTIAL_SUFFIX}").touch()
+    with RunDirectory.begun(path):
+        pass
+
+
+def test_two_beginners_of_one_run_do_not_disturb_each_other(tmp_path):
+    path = tmp_path / "run"
+    with RunDirectory.begun(path) as first:
+        first.config_file.write_text("x", encoding="utf-8")
+        with pytest.raises(RunError, match="being trained just now"), RunDirectory.begun(path):
+            pass
+        assert first.config_file.is_file()
+    with pytest.raises(RunError, match="already there and not empty"), RunDirectory.begun(path):
+        pass
+
+
+def test_a_run_that_was_not_begun_leaves_nothing_but_what_others_put_there(tmp_path):
+    with RunDirectory.begun(tmp_path / "a") as run:
+        files.write_text(run.config_file, "x")
+        run.discard()
+    assert not (tmp_path / "a").exists()
+    with RunDirectory.begun(tmp_path / "b") as run:
+        files.write_text(run.config_file, "x")
+        (run.path / "notes.txt").write_text("mine", encoding="utf-8")
+        run.discard()
+    assert [p.name for p in (tmp_path / "b").iterdir()] == ["notes.txt"]

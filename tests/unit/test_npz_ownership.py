@@ -1,0 +1,161 @@
+"""sd-scripts' latents are used only for the picture that they were made of, as it was then."""
+
+import os
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from impasto.data.encoding import MomentsEncoder, cache_latents
+from impasto.data.latent_cache import LatentCache
+from impasto.data.npz import read_npz, write_npz
+from impasto.data.npz_exchange import export_latents
+from impasto.data.plan import plan_images
+from impasto.data.records import Size
+from impasto.data.scan import scan_folder
+from impasto.data.stages import Failure
+from impasto.data.subsets import Subset
+from impasto.progress import SilentProgress
+
+SIDE = Size(64, 64)
+
+
+def picture(path, size=(64, 64)):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, (10, 20, 30)).save(path)
+    return path
+
+
+def planned(folder):
+    subset = Subset(root=folder, reads_npz=True)
+    return plan_images(scan_folder(folder, subset=subset).records, SIDE, enable_bucket=False).images
+
+
+def encode(pixels):
+    mean = pixels[:, :1, ::8, ::8].repeat(1, 4, 1, 1)
+    return mean, torch.zeros_like(mean)
+
+
+def cached(folder, tmp_path):
+    cache = LatentCache(tmp_path / "cache")
+    return cache_latents(planned(folder), cache, MomentsEncoder(encode, "vae"), workers=0), cache
+
+
+def latents():
+    return np.full((4, 8, 8), 0.5, dtype=np.float32)
+
+
+def make_older(path, seconds):
+    status = path.stat()
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns - int(seconds * 1e9)))
+
+
+def test_latents_older_than_their_picture_are_named_and_made_anew(tmp_path):
+    folder = tmp_path / "set"
+    picture(folder / "a.png")
+    file = write_npz(planned(folder)[0], latents(), None)
+    make_older(file, 0.5)
+    assert not isinstance(read_npz(file, planned(folder)[0]), Failure)
+    make_older(file, 5)
+    assert "older than a.png" in read_npz(file, planned(folder)[0]).reason
+    result, _ = cached(folder, tmp_path)
+    assert result.encoded == 1
+    assert [item.path for item in result.refused] == [file]
+
+
+def test_writing_drops_the_sizes_of_an_earlier_picture(tmp_path):
+    folder = tmp_path / "set"
+    picture(folder / "a.png")
+    image = planned(folder)[0]
+    file = write_npz(image, latents(), latents())
+    make_older(file, 5)
+    other = plan_images([image.record], Size(128, 128), enable_bucket=False).images[0]
+    write_npz(other, np.zeros((4, 16, 16)), None)
+    with np.load(file) as archive:
+        assert "latents_16x16" in archive.files
+        assert "latents_8x8" not in archive.files
+
+
+@pytest.mark.parametrize("name", ["a_0064x0064_sd.npz", "a.npz"])
+def test_one_file_for_two_pictures_is_used_for_none(tmp_path, name):
+    folder = tmp_path / "set"
+    for ending in ("png", "jpg"):
+        picture(folder / f"a.{ending}")
+    np.savez(folder / name, latents=latents())
+    result, _ = cached(folder, tmp_path)
+    assert result.encoded == 2
+    assert len(result.refused) == 2
+    assert "a.jpg" in result.refused[0].reason
+    assert "a.png" in result.refused[0].reason
+
+
+def test_two_pictures_of_one_name_get_no_file(tmp_path):
+    folder = tmp_path / "set"
+    for name in ("a.png", "a.jpg", "b.png", "sub/a.png"):
+        picture(folder / name)
+    result, cache = cached(folder, tmp_path)
+    exported = export_latents(result, cache, SilentProgress())
+    assert exported.written == 2
+    assert {item.path.name for item in exported.refused} == {"a.png", "a.jpg"}
+    assert {path.name for path in folder.rglob("*.npz")} == {
+        "b_0064x0064_sd.npz", "a_0064x0064_sd.npz",
+    }  # fmt: skip
+    assert not list(folder.glob("a_*.npz"))
+
+
+def test_a_name_too_long_for_an_npz_is_named(tmp_path):
+    folder = tmp_path / "set"
+    long = "x" * 240
+    for name in (f"{long}.png", "b.png"):
+        picture(folder / name)
+    result, cache = cached(folder, tmp_path)
+    exported = export_latents(result, cache, SilentProgress())
+    assert exported.written == 1
+    assert [item.path.stem for item in exported.refused] == [long]
+    assert "cannot be written" in exported.refused[0].reason
+
+
+def test_a_name_as_long_as_allowed_is_written(tmp_path):
+    """A temporary name beside it would have been too long."""
+    folder = tmp_path / "set"
+    picture(folder / ("x" * 235 + ".png"))
+    file = write_npz(planned(folder)[0], latents(), None)
+    assert len(file.name) > 237
+    assert not isinstance(read_npz(file, planned(folder)[0]), Failure)
+
+
+def bomb(file):
+    with (
+        zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive,
+        archive.open("latents.npy", "w") as member,
+    ):
+        np.lib.format.write_array_header_1_0(
+            member, {"descr": "<f4", "fortran_order": False, "shape": (1 << 34,)}
+        )
+
+
+DAMAGE = {
+    "no zip": lambda file: file.write_bytes(b"PK\3\4 broken"),
+    "empty": lambda file: file.write_bytes(b""),
+    "one array": lambda file: np.save(file.open("wb"), np.zeros(3)),
+    "objects": lambda file: np.savez(file, latents=np.array([{}], dtype=object)),
+    "text": lambda file: np.savez(file, latents=np.array(["x"])),
+    "a number": lambda file: np.savez(file, latents=latents(), original_size=np.int64(3)),
+    "whole numbers": lambda file: np.savez(file, latents=np.zeros((4, 8, 8), dtype=np.int32)),
+    "16 gigabytes": bomb,
+    "a folder": lambda file: file.mkdir(),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_a_damaged_file_is_named_and_the_picture_encoded(tmp_path, damage):
+    folder = tmp_path / "set"
+    picture(folder / "a.png")
+    picture(folder / "b.png", (80, 64))
+    DAMAGE[damage](folder / "a.npz")
+    result, _ = cached(folder, tmp_path)
+    assert result.encoded == 2
+    assert len(result.refused) == (damage != "a folder")

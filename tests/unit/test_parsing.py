@@ -1,0 +1,60 @@
+"""Text of unknown origin: what cannot be parsed is one kind of error, lines end at \\n alone."""
+
+import json
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import impasto
+from impasto.parsing import is_text, parse_json, parse_toml, printable, text_lines
+
+SOURCE = Path(impasto.__file__).parent
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[" * 100_000, '{"a":' * 100_000, "[" + "9" * 5000 + "]", '{"a": "\\ud83d"}', b"\xff\xfe{}",
+     "", "{"],
+    ids=["deep list", "deep object", "long number", "half", "not UTF-8", "empty", "cut"],
+)  # fmt: skip
+def test_all_faults_of_json_are_one_error(text):
+    with pytest.raises(json.JSONDecodeError):
+        parse_json(text)
+
+
+def test_json_that_is_right(tmp_path):
+    value = {"a": [1, 2.5, None, "\u2028 😀"], "b": {}}
+    assert parse_json(json.dumps(value)) == value
+    assert parse_json(b"\xef\xbb\xbf" + json.dumps(value).encode()) == value
+    assert parse_json('["\\ud83d"]', halves=True) == ["\ud83d"]
+
+
+@pytest.mark.parametrize("text", ["a = " + "[" * 50_000, "a = " + "9" * 5000, "a = "])
+def test_all_faults_of_toml_are_one_error(text):
+    with pytest.raises(tomllib.TOMLDecodeError):
+        parse_toml(text)
+
+
+def test_lines_end_at_line_feeds_alone():
+    assert text_lines("a\u2028b\u0085c\x0bd\r\ne\rf\n") == ["a\u2028b\u0085c\x0bd", "e", "f", ""]
+
+
+def test_names_that_are_not_utf8_can_be_shown():
+    name = b"\x92\xb1a.png".decode("utf-8", "surrogateescape")
+    assert not is_text(name)
+    assert printable(name) == "\\x92\\xb1a.png"
+    assert printable("蝶.png") == "蝶.png"
+    assert printable("\ud83d") == "\\ud83d"
+
+
+@pytest.mark.parametrize("pattern", [r"\bjson\.loads?\(", r"\btomllib\.loads?\("])
+def test_nothing_parses_past_this_module(pattern):
+    """Python's own parsers raise RecursionError, which nobody catches."""
+    users = [
+        path.relative_to(SOURCE).as_posix()
+        for path in SOURCE.rglob("*.py")
+        if re.search(pattern, path.read_text(encoding="utf-8"))
+    ]
+    assert users == ["parsing.py"]

@@ -1,0 +1,64 @@
+"""The pickled files that we write pass the check that A1111 makes before it loads one.
+
+Its rules, in own words, from `modules/safe.py`: a file that is no zip holds five pickles, and each
+may name only ordered dictionaries, the rebuilding of tensors, and some classes of storage. Newer
+zip files of PyTorch have members that it refuses.
+"""
+
+import pickletools
+import zipfile
+
+import pytest
+import torch
+
+from impasto.checkpoints.hypernetwork_writing import write_hypernetwork
+from impasto.checkpoints.hypernetworks import HypernetworkContents, Structure
+from impasto.checkpoints.pickle_writing import PICKLABLE
+from impasto.checkpoints.tensors import LazyTensor
+from impasto.checkpoints.writing import write_ckpt
+from impasto.errors import ModelError
+from impasto.models.hypernetwork import Hypernetwork
+
+PICKLES = 5
+STORAGES = {
+    "FloatStorage", "HalfStorage", "IntStorage", "LongStorage", "DoubleStorage", "ByteStorage",
+    "BFloat16Storage",
+}  # fmt: skip
+ALLOWED = {
+    "collections OrderedDict", "torch._utils _rebuild_tensor_v2",
+    *(f"torch {name}" for name in STORAGES),
+}  # fmt: skip
+
+
+def names_in(file):
+    assert not zipfile.is_zipfile(file)
+    with file.open("rb") as opened:
+        for _ in range(PICKLES):
+            for opcode, argument, _ in pickletools.genops(opened):
+                assert opcode.name != "STACK_GLOBAL"  # protocol 2, which every Python reads
+                if opcode.name == "GLOBAL":
+                    yield argument
+
+
+@pytest.mark.parametrize("dtype", PICKLABLE, ids=str)
+def test_a_checkpoint_names_only_what_passes(tmp_path, dtype):
+    tensors = {"a": LazyTensor.of(torch.ones(3, dtype=dtype))}
+    write_ckpt(tmp_path / "m.ckpt", tensors, {"format": "pt"})
+    assert set(names_in(tmp_path / "m.ckpt")) <= ALLOWED
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.bool, torch.int8, torch.int16])
+def test_other_types_are_refused_before_anything_is_written(tmp_path, dtype):
+    tensors = {"a": LazyTensor.of(torch.ones(3).to(dtype))}
+    with pytest.raises(ModelError, match="A1111 refuses"):
+        write_ckpt(tmp_path / "m.ckpt", tensors, {})
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("dialect", ["a1111", "portable", "novelai"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_a_hypernetwork_names_only_what_passes(tmp_path, dialect, dtype):
+    network = Hypernetwork((8, 16), Structure())
+    contents = HypernetworkContents(network.halves(), network.structure, "n").cast(dtype)
+    write_hypernetwork(contents, tmp_path / "n.pt", dialect)
+    assert set(names_in(tmp_path / "n.pt")) <= ALLOWED

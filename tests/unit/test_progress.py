@@ -1,0 +1,175 @@
+"""What is shown while work goes on: grammatical counts, no dead lines, every wait named."""
+
+import io
+import re
+import subprocess
+import sys
+import time
+
+import pytest
+from rich.console import Console as RichConsole
+
+from impasto.cli import stages
+from impasto.cli.console import Console
+from impasto.progress import counted, singular
+
+
+@pytest.mark.parametrize(
+    ("number", "words", "sentence"),
+    [
+        (0, "pictures", "0 pictures"),
+        (1, "pictures", "1 picture"),
+        (12345, "files", "12,345 files"),
+        (1, "files were", "1 file was"),
+        (2, "files were", "2 files were"),
+        (1, "captions have", "1 caption has"),
+        (1, "tag frequencies are", "1 tag frequency is"),
+        (1, "batches", "1 batch"),
+        (1, "boxes", "1 box"),
+        (1, "groups of pictures are", "1 group of pictures is"),
+        (1, "MiB", "1 MiB"),
+    ],
+)
+def test_counts_are_grammatical(number, words, sentence):
+    assert counted(number, words) == sentence
+
+
+def test_units_of_all_stages_have_a_singular():
+    units = ("pictures", "files", "chunks", "shards", "settings", "entries", "patches", "classes")
+    singulars = ["picture", "file", "chunk", "shard", "setting", "entry", "patch", "class"]
+    assert [singular(unit) for unit in units] == singulars
+
+
+def left(output: io.StringIO) -> str:
+    """What is on the terminal after the last of what was erased."""
+    last = output.getvalue().rsplit("\x1b[2K", 1)[-1]
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]|\r", "", last)
+
+
+def on_a_terminal() -> tuple[Console, io.StringIO]:
+    output = io.StringIO()
+    console = Console()
+    console.rich = RichConsole(file=output, force_terminal=True, highlight=False, soft_wrap=True)
+    return console, output
+
+
+def in_a_pipe() -> tuple[Console, io.StringIO]:
+    output = io.StringIO()
+    console = Console()
+    console.rich = RichConsole(file=output, force_terminal=False, highlight=False, soft_wrap=True)
+    return console, output
+
+
+@pytest.mark.parametrize("kind", ["terminal", "pipe"])
+def test_nothing_is_drawn_for_no_items(kind):
+    console, output = on_a_terminal() if kind == "terminal" else in_a_pipe()
+    with console.stage("Encoding latents", 0, "pictures"):
+        pass
+    assert output.getvalue() == ""
+
+
+def test_a_stage_leaves_one_line():
+    console, output = on_a_terminal()
+    with console.stage("Encoding latents", 1, "pictures") as advance:
+        advance(1)
+    assert re.fullmatch(r"Encoding latents: 1 picture in [\d.]+ s\n", left(output))
+
+
+def test_a_stage_that_only_waits_leaves_nothing():
+    console, output = on_a_terminal()
+    with console.stage("Loading PyTorch", None, "modules"):
+        pass
+    assert left(output) == ""
+    assert "0/?" not in output.getvalue()
+
+
+def test_stages_within_stages_share_the_terminal():
+    console, output = on_a_terminal()
+    with console.stage("Predicting memory", None, "settings"):  # noqa: SIM117
+        with console.stage("Reading the model", 3, "MiB") as advance:
+            advance(3)
+            console.note("a line that stays")
+    assert "a line that stays" in output.getvalue()
+    assert "Reading the model: 3 MiB in " in output.getvalue()
+
+
+def test_a_long_wait_in_a_pipe_is_named_and_moves(monkeypatch):
+    monkeypatch.setattr(stages, "FIRST_LINE_AFTER_S", 0.05)
+    monkeypatch.setattr(stages, "LINES_EVERY_S", 0.1)
+    console, output = in_a_pipe()
+    with console.stage("Reading the model", 2000, "MiB") as advance:
+        wait_for("Reading the model ...", output)
+        advance(1000)
+        wait_for("Reading the model: 1,000 of 2,000 MiB", output)
+    with console.stage("Predicting memory", None, "settings"):
+        wait_for("Predicting memory: at work for ", output)
+
+
+def wait_for(words: str, output: io.StringIO) -> None:
+    for _ in range(3000):
+        if words in output.getvalue():
+            return
+        time.sleep(0.01)
+    raise AssertionError(output.getvalue())
+
+
+def test_json_is_not_mixed_with_progress(nano_model):
+    """Standard output of a verb that prints JSON is JSON, whatever is imported meanwhile."""
+    import json
+
+    program = (
+        "from impasto.cli import stages; stages.FIRST_LINE_AFTER_S = 0.0\n"
+        "from impasto.cli.main import main\n"
+        f"main(['inspect', {str(nano_model)!r}, '--json', '--no-hash'])"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout)
+    assert "Loading PyTorch ..." in result.stderr
+
+
+def test_libraries_are_quiet_and_the_users_wishes_stay():
+    program = (
+        "import os, sys, warnings, logging\n"
+        "os.environ['DIFFUSERS_VERBOSITY'] = 'info'\n"
+        "from impasto.cli.quiet import quiet_libraries\n"
+        "quiet_libraries()\n"
+        "warnings.warn('noise'); logging.getLogger('bitsandbytes').warning('noise')\n"
+        "print(os.environ['DIFFUSERS_VERBOSITY'], os.environ['HF_HUB_DISABLE_PROGRESS_BARS'])"
+    )
+    run = {"capture_output": True, "text": True, "check": True}
+    quiet = subprocess.run([sys.executable, "-c", program], **run)
+    assert (quiet.stdout, quiet.stderr) == ("info 1\n", "")
+    asked = subprocess.run([sys.executable, "-W", "default", "-c", program], **run)
+    assert "noise" in asked.stderr
+
+
+@pytest.mark.parametrize("words", [[], ["dataset"], ["dataset", "cache"]])
+def test_lines_of_help_are_not_cut(words):
+    from click.testing import CliRunner
+
+    from impasto.cli.main import impasto
+
+    output = CliRunner().invoke(impasto, [*words, "--help"], terminal_width=80).output
+    assert "..." not in output.partition("Commands:")[2]
+    assert max(map(len, output.splitlines())) <= 80
+
+
+def test_downloads_are_counted_in_mib_and_draw_no_bars(capsys):
+    from huggingface_hub.utils.tqdm import _create_progress_bar, hf_thread_map
+
+    from impasto.checkpoints.downloads import _counter_of_bytes
+
+    seen = []
+    counter = _counter_of_bytes(seen.append)
+    bar = _create_progress_bar(cls=counter, log_level=0, desc="x", total=0, unit="B")
+    bar.total += 3 << 20
+    for _ in range(6):
+        bar.update(1 << 19)
+    bar.set_description("y")
+    bar.close()
+    assert hf_thread_map(str, [1, 2], desc="files", max_workers=2, tqdm_class=counter) == ["1", "2"]
+    assert sum(seen) == 3
+    assert capsys.readouterr() == ("", "")

@@ -1,0 +1,96 @@
+"""Training states: what was written is what is read, or the damage is named."""
+
+import json
+
+import pytest
+import torch
+
+from impasto.checkpoints.tensors import LazyTensor
+from impasto.errors import RunError
+from impasto.runs import RunDirectory
+from impasto.training.state import DamagedStateError, TrainingState, load_state, save_state
+
+FINGERPRINT = {"data set": "a"}
+FILES = ("weights.safetensors", "optimizer.safetensors", "ema.safetensors")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    tensors = {
+        "unet.w": LazyTensor.of(torch.arange(6, dtype=torch.float32).reshape(2, 3)),
+        "unet.n": LazyTensor.of(torch.tensor(float("nan"))),
+    }
+    scalars = {"parameters": {"unet.w:step": 4}, "groups": [{"weight_decay": 0.1}]}
+    state = TrainingState(4, 16, FINGERPRINT, tensors, tensors, scalars, tensors)
+    return save_state(RunDirectory(tmp_path), state, keep=1)
+
+
+def flip(file, place, bit):
+    content = bytearray(file.read_bytes())
+    content[place] ^= 1 << bit
+    file.write_bytes(bytes(content))
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_changed_bit_is_seen(folder, name):
+    """In the values, and in the header as far as it says something."""
+    file = folder / name
+    whole = file.read_bytes()
+    for place in range(len(whole)):
+        flip(file, place, place % 8)
+        try:
+            state = load_state(folder, FINGERPRINT)
+        except DamagedStateError:
+            pass
+        else:  # a space at the end of the header
+            assert torch.equal(state.weights["unet.w"].read(), torch.arange(6.0).reshape(2, 3))
+            assert whole[place : place + 1] == b" "
+        file.write_bytes(whole)
+
+
+@pytest.mark.parametrize("name", ["state.json", "hashes.json"])
+def test_every_changed_bit_of_its_description_is_seen(folder, name):
+    file = folder / name
+    whole = file.read_bytes()
+    for place in range(len(whole)):
+        flip(file, place, place % 7)
+        try:
+            state = load_state(folder, FINGERPRINT)
+        except RunError:  # damaged, or of a version that does not exist
+            pass
+        else:
+            assert name == "hashes.json", f"byte {place} of {name} was changed and believed"
+            assert (state.step, state.samples_seen) == (4, 16)
+        file.write_bytes(whole)
+
+
+def test_a_tensor_of_the_same_bytes_and_another_shape_is_seen(folder):
+    file = folder / "weights.safetensors"
+    file.write_bytes(file.read_bytes().replace(b"[2,3]", b"[3,2]"))
+    with pytest.raises(DamagedStateError, match=r"unet\.w in weights\.safetensors is not what"):
+        load_state(folder, FINGERPRINT)
+
+
+@pytest.mark.parametrize("name", [*FILES, "state.json", "hashes.json"])
+def test_a_missing_file_is_seen(folder, name):
+    (folder / name).unlink()
+    with pytest.raises(DamagedStateError, match="damaged"):
+        load_state(folder, FINGERPRINT)
+
+
+def test_a_state_of_an_earlier_version_is_read(folder):
+    """It has neither hashes nor a word of them."""
+    (folder / "hashes.json").unlink()
+    file = folder / "state.json"
+    described = json.loads(file.read_text(encoding="utf-8"))
+    del described["has_hashes"]
+    file.write_text(json.dumps(described), encoding="utf-8")
+    state = load_state(folder, FINGERPRINT)
+    assert not state.is_hashed
+    assert state.step == 4
+
+
+def test_another_run_is_no_damage(folder):
+    with pytest.raises(RunError, match="cannot be resumed exactly") as caught:
+        load_state(folder, {"data set": "b"})
+    assert not isinstance(caught.value, DamagedStateError)

@@ -1,0 +1,98 @@
+"""Sets of weights in a Diffusers folder: variants, shards, and those that are not there."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from impasto.checkpoints.hub import choose_weights
+from impasto.checkpoints.weight_files import find_weights, read_weights, sets_among
+from impasto.errors import ModelError
+
+
+def test_sets_by_name():
+    names = [
+        "diffusion_pytorch_model.bin", "diffusion_pytorch_model.safetensors",
+        "diffusion_pytorch_model.fp16.bin", "diffusion_pytorch_model.non_ema.safetensors",
+        "diffusion_pytorch_model.safetensors.index.bf16.json",
+        "diffusion_pytorch_model.bf16-00001-of-00002.safetensors", "config.json", "notes.txt",
+    ]  # fmt: skip
+    assert sets_among(names, "unet") == {
+        None: "diffusion_pytorch_model.safetensors",
+        "fp16": "diffusion_pytorch_model.fp16.bin",
+        "non_ema": "diffusion_pytorch_model.non_ema.safetensors",
+        "bf16": "diffusion_pytorch_model.safetensors.index.bf16.json",
+    }
+    assert sets_among(["model.safetensors", "pytorch_model.bin"], "text_encoder") == {
+        None: "model.safetensors"
+    }
+
+
+def sharded(folder, tensors):
+    """As diffusers writes a large part: half of the tensors in each of two files."""
+    names = sorted(tensors)
+    halves = names[: len(names) // 2], names[len(names) // 2 :]
+    places = {}
+    for number, half in enumerate(halves, 1):
+        file = f"diffusion_pytorch_model-0000{number}-of-00002.safetensors"
+        save_file({name: tensors[name] for name in half}, folder / file)
+        places |= dict.fromkeys(half, file)
+    index = folder / "diffusion_pytorch_model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": places}), encoding="utf-8")
+    return index
+
+
+def test_shards_are_read_together(tmp_path):
+    tensors = {f"layer{n}": torch.full((2,), float(n)) for n in range(5)}
+    sharded(tmp_path, tensors)
+    (file,) = find_weights(tmp_path, "unet").values()
+    found, _ = read_weights(file)
+    assert {name: lazy.read().tolist() for name, lazy in found.items()} == {
+        name: tensor.tolist() for name, tensor in tensors.items()
+    }
+
+
+def test_shards_that_are_not_whole_are_refused(tmp_path):
+    index = sharded(tmp_path, {f"layer{n}": torch.ones(1) for n in range(4)})
+    second = tmp_path / "diffusion_pytorch_model-00002-of-00002.safetensors"
+    kept = load_file(second)
+    save_file({"layer3": kept["layer3"].clone()}, second)
+    with pytest.raises(ModelError, match="layer2"):
+        read_weights(index)
+    second.unlink()
+    with pytest.raises(ModelError, match="is not there"):
+        read_weights(index)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("{", "cannot be read as an index"),
+        ('{"weight_map": 3}', "cannot be read as an index"),
+        ('{"weight_map": {"a": "../x.safetensors"}}', "outside its folder"),
+        ('{"weight_map": {"a": "/etc/passwd"}}', "outside its folder"),
+        ("[" * 5000, "cannot be read as an index"),
+    ],
+)
+def test_an_odd_index_is_refused(tmp_path, content, words):
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(content, encoding="utf-8")
+    with pytest.raises(ModelError, match=words):
+        read_weights(index)
+
+
+def test_the_hub_gives_all_shards_of_the_set_that_is_asked_for():
+    unet = "unet/diffusion_pytorch_model"
+    listed = [
+        f"{unet}.safetensors.index.json", f"{unet}-00001-of-00002.safetensors",
+        f"{unet}-00002-of-00002.safetensors", "vae/diffusion_pytorch_model.safetensors",
+        "vae/diffusion_pytorch_model.fp16.safetensors", "text_encoder/model.safetensors",
+        "safety_checker/model.safetensors",
+    ]  # fmt: skip
+    assert set(choose_weights(listed, None)) == {
+        *listed[:4], "text_encoder/model.safetensors",
+    }  # fmt: skip
+    assert "vae/diffusion_pytorch_model.fp16.safetensors" in choose_weights(listed, "fp16")
+    with pytest.raises(ModelError, match=r"'bf16'; it has fp16, the main files"):
+        choose_weights(listed, "bf16")
