@@ -173,3 +173,14 @@ def test_downloads_are_counted_in_mib_and_draw_no_bars(capsys):
     assert hf_thread_map(str, [1, 2], desc="files", max_workers=2, tqdm_class=counter) == ["1", "2"]
     assert sum(seen) == 3
     assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("words", "near"), [(["trian"], "train"), (["dataset", "captoin"], "caption")]
+)
+def test_the_nearest_verb_is_proposed(words, near):
+    from click.testing import CliRunner
+
+    from impasto.cli.main import impasto
+
+    assert f"Did you mean {near}?" in CliRunner().invoke(impasto, words).output
