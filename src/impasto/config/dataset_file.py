@@ -11,7 +11,7 @@ from impasto.config.dataset import DatasetConfig, DatasetKeys, SubsetKeys
 from impasto.config.levels import handed_down
 from impasto.config.validation import read_text, read_toml, require_whole_paths, validated
 from impasto.errors import ConfigError
-from impasto.parsing import parse_json
+from impasto.parsing import is_deep, parse_json
 
 SDSCRIPTS_DEFAULTS: dict[str, Any] = {
     "enable_bucket": False,
@@ -88,6 +88,8 @@ def _read(path: Path, *, halves: bool = False) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ConfigError(f"{path} holds a {type(content).__name__}; expected an object.")
     if "datasets" in content:
+        if is_deep(content):
+            raise ConfigError(f"{path} is nested too deeply for a dataset configuration.")
         require_whole_paths(content, str(path))
     return content
 
