@@ -104,6 +104,11 @@ def why_not_written(path: Path, folders: Sequence[Path]) -> str:
         return f"{path.name}: {what} out of the data set; nothing is written there"
     if os.path.lexists(path) and not path.is_file() and path.exists():
         return f"{path.name} is there and not a file"
+    if path.exists() and not os.access(path, os.R_OK):
+        return f"{path.name} cannot be read: it belongs to somebody else"
+    real = real_path(path)
+    if real.parent.is_dir() and not os.access(real.parent, os.W_OK):
+        return f"{path.name} cannot be written: its folder is read-only, or somebody else's"
     return ""
 
 

@@ -176,6 +176,34 @@ def test_what_somebody_changed_since_is_left_alone(folder):
     assert not (folder / "0002-pool-8-ball.txt").exists()
 
 
+def test_one_odd_file_stops_no_folder_and_words_are_never_joined(folder, tmp_path):
+    """Words of another kind, a link out, a shared name, names of 242 bytes; then back."""
+    sources = sorted(folder.glob("*.webp"))
+    long = folder / ("長" * 79 + ".webp")
+    shutil.copy(sources[2], long)
+    (folder / "0001-butterfly.caption").write_text("a sentence of mine\n", encoding="utf-8")
+    shutil.copy(sources[3], folder / "shared.webp")
+    Image.open(sources[3]).save(folder / "shared.png")
+    profile = tmp_path / "profile"
+    profile.write_text("own", encoding="utf-8")
+    linked = sources[4].with_suffix(".txt")
+    linked.symlink_to(profile)
+    before = files_of(folder)
+    done = impasto("dataset", "tag", folder, "--model", TAGGER)
+    assert done.returncode == 0, done.stderr
+    assert not (folder / "0001-butterfly.txt").exists()
+    assert "Left as they were  3" in done.stdout  # mine, the sentence, and what the link holds
+    assert "its words would be in shared.txt, as those of shared.png" in done.stdout
+    assert long.with_suffix(".txt").is_file()
+    forced = impasto("dataset", "tag", folder, "--model", TAGGER, "--existing", "overwrite")
+    assert f"{linked.name}: a link that leads out of the data set" in forced.stdout
+    assert profile.read_text(encoding="utf-8") == "own"
+    assert "Skipped            2" in forced.stdout
+    for _ in range(2):
+        assert impasto("dataset", "undo", folder).returncode == 0
+    assert files_of(folder) == before
+
+
 def test_words_go_into_metadata(folder, tmp_path):
     file = tmp_path / "meta.json"
     file.write_text('{"0000-sun.webp": {"caption": "a sun", "tags": "old", "mark": 5}}')

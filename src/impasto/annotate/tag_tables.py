@@ -32,12 +32,12 @@ def read_selected_tags(file: Path) -> TagTable:
             rows = list(csv.DictReader(opened))
         names = tuple(row["name"] for row in rows)
         categories = tuple(_category(int(row["category"]), row["name"]) for row in rows)
+        own = {r["name"]: float(r["best_threshold"]) for r in rows if r.get("best_threshold")}
     except (KeyError, ValueError, TypeError, UnicodeDecodeError, csv.Error) as error:
         raise ModelError(
             f"{file} is no table of tags: expected CSV with the columns name and category "
             f"({error!r})."
         ) from error
-    own = {r["name"]: float(r["best_threshold"]) for r in rows if r.get("best_threshold")}
     return TagTable(names, categories, tuple(range(len(names))), own)
 
 
