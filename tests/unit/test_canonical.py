@@ -50,7 +50,7 @@ out = {
     "command": canonical(["tag", Path("m") / "x", Selection(), PRESETS["beam"],
                           Spelling(undesired=frozenset("abcdefgh"), replacements={"z": "y"})]),
     "tags": Spelling(rating="last", quality="first").write(tags),
-    "settings": settings_fingerprint(config, 4),
+    "settings": settings_fingerprint(config),
     "toml": dump_toml(config),
     "split": [record.name for record in found.split.held_out],
     "order": [record.name for record in found.split.training],
