@@ -28,6 +28,9 @@ from impasto.owners import TOKEN_PATTERN, owner_in, this_process
 from impasto.progress import Advance
 
 PARTIAL_SUFFIX = ".partial"
+DERIVED = ".impasto"
+"""The folder of what is derived from a data set, in the data set's own."""
+
 _OWNED = re.compile(rf"\.({TOKEN_PATTERN})\.[0-9a-f]{{8}}{re.escape(PARTIAL_SUFFIX)}$")
 _LEFT_AFTER_S = 24 * 3600.0  # untouched for so long, a file of another machine is left over
 LONGEST_NAME = 255  # bytes of a file name on Linux and macOS; Windows counts letters

@@ -17,6 +17,7 @@ from typing import Any
 _LINE_END = re.compile(r"\r\n?")
 _HALVES = re.compile("[\ud800-\udfff]")
 _DEEP = "nested too deeply"
+_MOST_LEVELS = 64
 
 
 def parse_json(
@@ -61,13 +62,29 @@ def parse_toml(text: str) -> dict[str, Any]:
             of digits.
     """
     try:
-        return tomllib.loads(text)
+        content = tomllib.loads(text)
     except tomllib.TOMLDecodeError:
         raise
     except RecursionError:
         raise tomllib.TOMLDecodeError(_DEEP) from None
     except ValueError as error:
         raise tomllib.TOMLDecodeError("a number or date is out of range") from error
+    if is_deep(content):  # dotted keys nest without recursion
+        raise tomllib.TOMLDecodeError(_DEEP)
+    return content
+
+
+def is_deep(content: Any) -> bool:
+    """Whether parsed JSON or TOML is nested deeper than any settings are."""
+    waiting = [(content, 0)]
+    while waiting:
+        item, depth = waiting.pop()
+        if isinstance(item, (dict, list)):
+            if depth > _MOST_LEVELS:
+                return True
+            inner = item.values() if isinstance(item, dict) else item
+            waiting += [(value, depth + 1) for value in inner]
+    return False
 
 
 def text_lines(text: str) -> list[str]:

@@ -31,7 +31,9 @@ def test_json_that_is_right(tmp_path):
     assert parse_json('["\\ud83d"]', halves=True) == ["\ud83d"]
 
 
-@pytest.mark.parametrize("text", ["a = " + "[" * 50_000, "a = " + "9" * 5000, "a = "])
+@pytest.mark.parametrize(
+    "text", ["a = " + "[" * 50_000, "a = " + "9" * 5000, "a = ", "a." * 3000 + "b = 1"]
+)
 def test_all_faults_of_toml_are_one_error(text):
     with pytest.raises(tomllib.TOMLDecodeError):
         parse_toml(text)

@@ -105,6 +105,18 @@ def test_a_long_wait_in_a_pipe_is_named_and_moves(monkeypatch):
         wait_for("Predicting memory: at work for ", output)
 
 
+def test_in_a_pipe_a_wait_within_a_wait_is_not_told_twice(monkeypatch):
+    monkeypatch.setattr(stages, "FIRST_LINE_AFTER_S", 0.0)
+    console, output = in_a_pipe()
+    with console.stage("Predicting memory", None, "settings"):
+        wait_for("Predicting memory ...", output)
+        with console.stage("Loading diffusers", None, "modules"):
+            time.sleep(0.2)
+        with console.stage("Reading the model", 5, "MiB"):
+            wait_for("Reading the model ...", output)
+    assert "Loading diffusers" not in output.getvalue()
+
+
 def wait_for(words: str, output: io.StringIO) -> None:
     for _ in range(3000):
         if words in output.getvalue():
@@ -173,3 +185,14 @@ def test_downloads_are_counted_in_mib_and_draw_no_bars(capsys):
     assert hf_thread_map(str, [1, 2], desc="files", max_workers=2, tqdm_class=counter) == ["1", "2"]
     assert sum(seen) == 3
     assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("words", "near"), [(["trian"], "train"), (["dataset", "captoin"], "caption")]
+)
+def test_the_nearest_verb_is_proposed(words, near):
+    from click.testing import CliRunner
+
+    from impasto.cli.main import impasto
+
+    assert f"Did you mean {near}?" in CliRunner().invoke(impasto, words).output

@@ -9,6 +9,7 @@ from pydantic import BaseModel
 
 from impasto.config.run import RunConfig
 from impasto.publishing import PATH_KEYS, last_part, published_settings, published_text
+from impasto.report.shortening import shortened
 
 SETTINGS = {
     "output_dir": "/home/ana/runs/ink",
@@ -83,3 +84,19 @@ def test_every_setting_that_is_a_path_is_known_as_one():
     found = set(path_fields(RunConfig))
     assert {"output_dir", "image_dir", "model_dir"} <= found
     assert found <= PATH_KEYS
+
+
+def test_a_report_names_files_below_the_folder_it_is_of(tmp_path):
+    folder = tmp_path / "pics"
+    content = {
+        "place": str(folder), "missing": [folder / "sub" / "a.png"], str(folder / "b.png"): 3,
+        "set_aside": [{"path": str(folder / "c.png"), "reason": f"{folder / 'c.png'} is damaged"}],
+        "words": ["by ana / bob", "data:image/png;base64,/home"],
+    }  # fmt: skip
+    assert shortened(content, str(folder), ()) == {
+        "place": "pics", "missing": [str(Path("pics/sub/a.png"))], str(Path("pics/b.png")): 3,
+        "set_aside": [{"path": str(Path("pics/c.png")),
+                       "reason": f"{Path('pics/c.png')} is damaged"}],
+        "words": ["by ana / bob", "data:image/png;base64,/home"],
+    }  # fmt: skip
+    assert shortened(content, str(folder), ("paths",)) == content

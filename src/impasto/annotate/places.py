@@ -51,7 +51,7 @@ class Place:
     def around(cls, journals: Path) -> Place:
         """The data set of one folder in which notes are kept, in `.impasto` or directly."""
         above = journals.parent
-        return cls((above.parent if above.name == ".impasto" else above,), journals)
+        return cls((above.parent if above.name == files.DERIVED else above,), journals)
 
     def spot_of(self, path: Path) -> Spot | None:
         """Where a file really is, after links; None outside of the data set."""

@@ -20,7 +20,8 @@ from impasto.cli.dataset_options import SOURCE, bucket_options, dataset_config
     show_default=True,
     help="The page; the same name with .json holds the same for programs.",
 )
-def report(source: Path, out: Path, **options: Any) -> None:
+@click.option("--whole-paths", is_flag=True, help="Name files by their whole paths.")
+def report(source: Path, out: Path, whole_paths: bool, **options: Any) -> None:  # noqa: FBT001
     """Examine the pictures and words of SOURCE, and write a page with what was found.
 
     Counts, sizes, buckets, what cropping loses; missing, long and repeated captions; tags; files
@@ -33,7 +34,7 @@ def report(source: Path, out: Path, **options: Any) -> None:
     console = Console()
     health = examine_dataset(dataset_config(source, options), console)
     data = out.with_suffix(".json")
-    write_dataset_report(health, out, data, console)
+    write_dataset_report(health, out, data, console, ("paths",) if whole_paths else ())
     console.table(
         {
             **health.tally.rows(),

@@ -2,13 +2,31 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
 
 import click
 
 
 class FullHelpGroup(click.Group):
-    """A group that folds long lines of help instead of cutting them off."""
+    """A group that folds long lines of help, and proposes the nearest verb for a misspelt one."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find a verb.
+
+        Raises:
+            click.UsageError: There is none of that name, with the nearest.
+        """
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            near = difflib.get_close_matches(args[0], self.list_commands(ctx), n=1)
+            if not near:
+                raise
+            message = f"{error.message} Did you mean {near[0]}?"
+            raise click.UsageError(message, ctx) from error
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the table of verbs."""

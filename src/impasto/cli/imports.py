@@ -86,7 +86,7 @@ def _stage(description: str) -> contextlib.AbstractContextManager[Any]:
     from impasto.cli.stages import Stage, drawn_if_slow, printed_stage
 
     stage = Stage(description, None, "modules")
-    output = RichConsole(soft_wrap=True, highlight=False)
+    output = RichConsole(soft_wrap=True, highlight=False, emoji=False)
     if output.is_terminal:
         return drawn_if_slow(output, stage)
-    return printed_stage(RichConsole(stderr=True, soft_wrap=True, highlight=False), stage)
+    return printed_stage(RichConsole(stderr=True, highlight=False, emoji=False), stage)

@@ -16,6 +16,7 @@ from impasto.cli.harmless import harmless
 from impasto.cli.imports import name_slow_imports
 from impasto.cli.quiet import quiet_libraries
 from impasto.errors import ImpastoError
+from impasto.invocation import is_installed_by_start, note_extra, program
 from impasto.training.interrupts import signal_of, sigterm_stops
 
 VERBS = {
@@ -50,7 +51,7 @@ class LazyGroup(FullHelpGroup):
         return list(VERBS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Import a verb; None for an unknown one, for which click proposes near ones."""
+        """Import a verb; None for an unknown one."""
         if cmd_name not in VERBS:
             return super().get_command(ctx, cmd_name)
         module, _, name = VERBS[cmd_name].partition(":")
@@ -69,7 +70,7 @@ def impasto() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit the process with a documented code."""
-    run_reporting(lambda: impasto.main(args=arguments, prog_name="impasto", standalone_mode=False))
+    run_reporting(lambda: impasto.main(args=arguments, prog_name=program(), standalone_mode=False))
 
 
 def run_reporting(command: Callable[[], object]) -> None:
@@ -98,7 +99,6 @@ def run_reporting(command: Callable[[], object]) -> None:
 
 def _report(error: ImpastoError) -> int:
     from impasto.cli.console import show_error
-    from impasto.invocation import is_installed_by_start, note_extra
 
     extra = getattr(error, "extra", None)
     if extra and is_installed_by_start(extra):

@@ -134,6 +134,8 @@ def _new_progress(rich: RichConsole) -> Progress:
 
 
 DISPLAY = _Display()
+_speaking: list[Stage] = []
+"""Stages that are told of in lines just now."""
 
 
 @contextlib.contextmanager
@@ -164,7 +166,13 @@ def drawn_if_slow(rich: RichConsole, stage: Stage) -> Iterator[None]:
 
 @contextlib.contextmanager
 def printed_stage(rich: RichConsole, stage: Stage) -> Iterator[Advance]:
-    """A stage as lines: its name if it takes over two seconds, then how far it is."""
+    """A stage as lines: its name if it takes over two seconds, then how far it is.
+
+    One of unknown length within another is part of that one's wait, and says nothing itself.
+    """
+    if _speaking and stage.total is None:
+        yield lambda _: None
+        return
     done, began, over = 0, time.monotonic(), threading.Event()
 
     def advance(count: int) -> None:
@@ -180,9 +188,11 @@ def printed_stage(rich: RichConsole, stage: Stage) -> Iterator[Advance]:
 
     speaker = threading.Thread(target=speak, name="impasto-progress", daemon=True)
     speaker.start()
+    _speaking.append(stage)
     try:
         yield advance
     finally:
+        _speaking.remove(stage)
         over.set()
         speaker.join()
 

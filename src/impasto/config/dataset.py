@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from impasto import files
 from impasto.config.base import Section
 from impasto.config.bucket_limits import require_around, require_steps
 from impasto.config.levels import handed_down
@@ -316,7 +317,7 @@ class DatasetConfig(DatasetKeys):
         """Where derived data is kept."""
         first = self.parts[0].subsets[0]
         folder = first.image_dir or (first.metadata_file or Path()).parent
-        return self.cache_dir or folder / ".impasto"
+        return self.cache_dir or folder / files.DERIVED
 
     @model_validator(mode="before")
     @classmethod

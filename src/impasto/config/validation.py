@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from impasto.errors import ConfigError
-from impasto.parsing import parse_json, parse_toml
+from impasto.parsing import is_deep, parse_json, parse_toml
 
 REFUSED = {
     "network_multiplier": "it scales a LoRA, and there is none in fine-tuning; take it out",
@@ -34,7 +34,6 @@ _ESCAPED = {"\t": "\\t", "\n": "\\n", "\b": "\\b", "\f": "\\f", "\r": "\\r", "\x
 _ESCAPES = str.maketrans(_ESCAPED)
 _DRIVE_OR_SHARE = re.compile(r"[A-Za-z]:[\\/\x08-\x0d\x1b]|\\")
 _PATH_KEYS = ("_dir", "_file", "_path", "_folder")
-_DEEPEST = 32
 
 S = TypeVar("S", bound=BaseModel)
 
@@ -64,7 +63,6 @@ def read_toml(path: Path) -> dict[str, Any]:
             f"{path} is not valid TOML: {error}. A path on Windows goes into single quotes, "
             f"as in 'C:\\pictures'."
         ) from error
-    _require_sane_depth(content, path)
     require_whole_paths(content, str(path))
     return content
 
@@ -118,29 +116,10 @@ def read_json_object(path: Path, *, halves: bool = False) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ConfigError(f"{path} holds a {type(content).__name__}; expected an object.")
     if "datasets" in content:
-        _require_sane_depth(content, path)
+        if is_deep(content):
+            raise ConfigError(f"{path} is not a settings file: it is nested too deeply.")
         require_whole_paths(content, str(path))
     return content
-
-
-def _require_sane_depth(content: Any, path: Path) -> None:
-    """Make sure that no value is nested so deeply that going through it would take the stack.
-
-    Raises:
-        ConfigError: One is.
-    """
-    level = [content]
-    for _ in range(_DEEPEST):
-        inner: list[Any] = []
-        for value in level:
-            if isinstance(value, dict):
-                inner += value.values()
-            elif isinstance(value, list):
-                inner += value
-        if not inner:
-            return
-        level = inner
-    raise ConfigError(f"{path} is not a settings file: it is nested too deeply.")
 
 
 def read_text(path: Path) -> str:

@@ -12,12 +12,9 @@ which VAE made them (kohya-ss/sd-scripts: `finetune/prepare_buckets_latents.py`,
 
 from __future__ import annotations
 
-import lzma
 import math
 import os
-import struct
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,12 +30,6 @@ CELL = 8
 CHANNELS = 4
 _CLOCK_SLACK_NS = 1_000_000_000
 _MOST_VALUES = 1 << 26  # latents of a picture of 32768x32768 pixels
-_DAMAGED = (
-    OSError, ValueError, EOFError, KeyError, RuntimeError, TypeError, AttributeError, IndexError,
-    SyntaxError, MemoryError, RecursionError, OverflowError, zipfile.BadZipFile, zlib.error,
-    lzma.LZMAError, struct.error,
-)  # fmt: skip
-"""What zipfile and NumPy raise on damaged files."""
 PLAIN_NAMES = ("latents", "latents_flipped", "original_size", "crop_ltrb")
 
 
@@ -75,7 +66,7 @@ def read_npz(file: Path, image: PlannedImage) -> NpzLatents | Failure:
     try:
         arrays = _arrays(file, lambda name: _is_wanted(name, image))
         flipped = _flipped_beside(file, image)
-    except _DAMAGED as error:
+    except Exception as error:  # zipfile and NumPy raise a dozen classes on damage
         return Failure(f"damaged ({error or type(error).__name__})")
     return _checked(file, arrays, flipped, image)
 
@@ -110,7 +101,7 @@ def write_npz(image: PlannedImage, latents: np.ndarray, flipped: np.ndarray | No
     if os.path.isfile(file) and not is_older(file, image):  # noqa: PTH113 - False for long names
         try:
             arrays = _arrays(file)
-        except _DAMAGED:
+        except Exception:  # as above
             arrays = {}  # what cannot be read is of no use to sd-scripts either
     tail = _tail(image)
     arrays[f"latents{tail}"] = latents.astype(np.float32)
@@ -132,7 +123,7 @@ def _arrays(file: Path, wanted: Callable[[str], bool] = bool) -> dict[str, np.nd
     Raises:
         ValueError: An array is of objects, or larger than latents can be: what is compressed may
             grow to any size.
-        OSError, EOFError, zipfile.BadZipFile, ...: As for `_DAMAGED`.
+        Exception: Whatever zipfile and NumPy raise on damaged files.
     """
     arrays = {}
     with zipfile.ZipFile(file) as archive:

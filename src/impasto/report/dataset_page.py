@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from impasto.data.records import Size
 from impasto.progress import Progress, counted
 from impasto.report.charts import bucket_chart, histogram_chart
 from impasto.report.page import rendered
+from impasto.report.shortening import shortened
 
 THUMBNAIL = 96
 SHOWN = 12
@@ -27,15 +28,18 @@ SHOWN_ROWS = 40
 MUCH_LOST = 0.15
 
 
-def write_dataset_report(health: Health, page: Path, data: Path, progress: Progress) -> None:
-    """Write the page and the same as JSON.
+def write_dataset_report(
+    health: Health, page: Path, data: Path, progress: Progress, publish: Collection[str] = ()
+) -> None:
+    """Write the page and the same as JSON, with whole paths only if `publish` names `paths`.
 
     Raises:
         StorageError: A file could not be written.
     """
-    files.write_json(data, health.as_json())
+    files.write_json(data, shortened(health.as_json(), health.place, publish))
     with progress.stage("Drawing thumbnails", None, "pictures") as advance:
-        files.write_text(page, rendered("dataset.html.j2", _Content(health, advance).all()))
+        content = shortened(_Content(health, advance).all(), health.place, publish)
+        files.write_text(page, rendered("dataset.html.j2", content))
 
 
 class _Content:

@@ -273,7 +273,7 @@ def _place_of(options: argparse.Namespace) -> Place:
     from impasto.annotate.places import Place
 
     folder: Path = options.train_data_dir
-    return Place((folder,), folder / ".impasto" / "annotations")
+    return Place((folder,), folder / files.DERIVED / "annotations")
 
 
 def _write(

@@ -19,6 +19,7 @@ from impasto.config.load import settings_by_path
 from impasto.config.run import RunConfig
 from impasto.data.latent_cache import CachedPlan
 from impasto.models.contents import ModelContents
+from impasto.parsing import parse_json
 from impasto.training.code_identity import described
 from impasto.training.methods import build_templates
 
@@ -147,7 +148,7 @@ def _of_old(saved: Mapping[str, str]) -> dict[str, str]:
         section, _, length = text.rpartition(" over ") if " over " in text else (text, "", "")
         found |= {
             path: json.dumps(value)
-            for path, value in _flat(name, json.loads(section))
+            for path, value in _flat(name, parse_json(section))
             if _counts(path)
         }
         if length:
