@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 import pytest
 
 from impasto.canonical import canonical
+from impasto.data.listing import place_in_order
 from impasto.data.text_store import TextStore
 from impasto.randomness import derive_seed
 
@@ -120,3 +121,11 @@ def test_keys_are_those_that_earlier_versions_made():
     """Otherwise all that is stored would be made again."""
     assert TextStore(Path("x"), "f").key([49406, 320, 49407]) == "29f504dc99e86988b46be8b565c5b166"
     assert derive_seed(42, "noise", 3, 1) == 784914671068532717
+
+
+def test_images_come_in_one_order_on_every_system():
+    below = ["a/c.png", "a b.png", "a.png", "Z.png", "a/B.png"]
+    windows = [path.replace("/", "\\") for path in below]
+    found = sorted(windows, key=lambda path: place_in_order(path, "\\"))
+    assert [path.replace("\\", "/") for path in found] == sorted(below, key=place_in_order)
+    assert sorted(below) == sorted(below, key=place_in_order)

@@ -90,9 +90,14 @@ def list_folder(
             unused += asks_for_repeats(inner)
         else:
             unused += _not_entered(inner)
-    found.sort(key=lambda item: item.path)
-    unused.sort(key=lambda item: str(item.path))
+    found.sort(key=lambda item: place_in_order(item.path))
+    unused.sort(key=lambda item: place_in_order(str(item.path)))
     return found, unused
+
+
+def place_in_order(path: str, separator: str = os.sep) -> str:
+    """What paths are sorted by: the same order on Windows, so that a run draws the same images."""
+    return path.replace(separator, "/")
 
 
 def look_at(path: str, words: tuple[str, str] = ("", "")) -> Found:
