@@ -61,3 +61,10 @@ def test_a_level_above_may_give_one_of_the_limits(tmp_path):
         encoding="utf-8",
     )
     assert load_dataset_config(file, {}).parts[0].min_bucket_reso == 64
+
+
+@pytest.mark.parametrize("value", ["3", '"x"', "{a = 1}"])
+def test_data_sets_that_are_no_tables_are_named(tmp_path, value):
+    (tmp_path / "d.toml").write_text(f"datasets = {value}\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"expected \[\[datasets\]\] tables"):
+        load_dataset_config(tmp_path / "d.toml", {})

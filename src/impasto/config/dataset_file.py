@@ -47,6 +47,10 @@ def read_dataset_file(path: Path, fallbacks: Mapping[str, Any] | None = None) ->
         )
     if not content.get("datasets"):
         raise ConfigError(f"{path} has no [[datasets]]; expected at least one, with subsets.")
+    if not isinstance(content["datasets"], list):
+        raise ConfigError(
+            f"{path}: datasets is {content['datasets']!r}; expected [[datasets]] tables."
+        )
     general = content.get("general")
     if isinstance(general, dict):
         rounded = rounded_sides(general)
