@@ -34,8 +34,7 @@ UNFIT = (
     TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RuntimeError,
     AssertionError, MemoryError, ImportError,
 )  # fmt: skip
-"""What diffusers and transformers raise for configurations that they cannot make anything of;
-RecursionError is a RuntimeError."""
+"""What diffusers and transformers raise for configurations that make no network."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,6 @@ class BaseModel:
     """The parts of a Stable Diffusion model on the CPU, with no gradients asked.
 
     In float32, unless they were asked for in another type.
-
     Nothing in it depends on the files any more: they may be moved or replaced.
 
     Attributes:
