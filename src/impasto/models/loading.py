@@ -153,22 +153,6 @@ def outline_base_model(
     return _assembled(contents, modules)
 
 
-def load_network(
-    part: str,
-    config: Mapping[str, Any],
-    tensors: Tensors,
-    source: str,
-    advance: Advance,
-    dtype: torch.dtype = torch.float32,
-) -> nn.Module:
-    """Make a network without spending time on random weights, and fill it.
-
-    Raises:
-        ModelError: The configuration makes no network, or the tensors do not fit it.
-    """
-    return _filled(empty_network(part, config, source), tensors, source, advance, dtype)
-
-
 def _filled(
     module: nn.Module, tensors: Tensors, source: str, advance: Advance, dtype: torch.dtype
 ) -> nn.Module:
