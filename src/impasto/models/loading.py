@@ -34,8 +34,7 @@ UNFIT = (
     TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RuntimeError,
     AssertionError, MemoryError, ImportError,
 )  # fmt: skip
-"""What diffusers and transformers raise for configurations that they cannot make anything of;
-RecursionError is a RuntimeError."""
+"""What diffusers and transformers raise for configurations that make no network."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,6 @@ class BaseModel:
     """The parts of a Stable Diffusion model on the CPU, with no gradients asked.
 
     In float32, unless they were asked for in another type.
-
     Nothing in it depends on the files any more: they may be moved or replaced.
 
     Attributes:
@@ -153,22 +151,6 @@ def outline_base_model(
     for module in modules.values():
         module.requires_grad_(requires_grad=False).eval()
     return _assembled(contents, modules)
-
-
-def load_network(
-    part: str,
-    config: Mapping[str, Any],
-    tensors: Tensors,
-    source: str,
-    advance: Advance,
-    dtype: torch.dtype = torch.float32,
-) -> nn.Module:
-    """Make a network without spending time on random weights, and fill it.
-
-    Raises:
-        ModelError: The configuration makes no network, or the tensors do not fit it.
-    """
-    return _filled(empty_network(part, config, source), tensors, source, advance, dtype)
 
 
 def _filled(
