@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 import tomllib
 import typing
 from collections.abc import Mapping, Sequence
@@ -29,6 +30,8 @@ REFUSED = {
 """Keys of sd-scripts that have no effect here, and why, or what to use."""
 
 _DEEPEST = 32
+_LONG_KEY = re.compile(r"""(?<![\w-])(?:(?:[\w-]++|"[^"\n]*+"|'[^'\n]*+')[ \t]*+\.[ \t]*+){200}""")
+"""A key of hundreds of parts: tomllib's memory grows with their square, to gigabytes."""
 
 S = TypeVar("S", bound=BaseModel)
 
@@ -52,7 +55,10 @@ def read_toml(path: Path) -> dict[str, Any]:
         ConfigError: It is missing or malformed; the message has line and column.
     """
     try:
-        content = tomllib.loads(read_text(path))
+        text = read_text(path)
+        if _LONG_KEY.search(text):
+            raise RecursionError
+        content = tomllib.loads(text)
         _require_sane_depth(content)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(
