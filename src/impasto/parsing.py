@@ -17,6 +17,8 @@ from typing import Any
 _LINE_END = re.compile(r"\r\n?")
 _HALVES = re.compile("[\ud800-\udfff]")
 _DEEP = "nested too deeply"
+_LONG_KEY = re.compile(r"""(?<![\w-])(?:(?:[\w-]++|"[^"\n]*+"|'[^'\n]*+')[ \t]*+\.[ \t]*+){200}""")
+"""A TOML key of hundreds of parts: tomllib's memory grows with their square, to gigabytes."""
 _MOST_LEVELS = 64
 
 
@@ -61,6 +63,8 @@ def parse_toml(text: str) -> dict[str, Any]:
         tomllib.TOMLDecodeError: It is not TOML, is nested too deeply, or has a number of thousands
             of digits.
     """
+    if _LONG_KEY.search(text):
+        raise tomllib.TOMLDecodeError(_DEEP)
     try:
         content = tomllib.loads(text)
     except tomllib.TOMLDecodeError:

@@ -83,9 +83,9 @@ def run_reporting(command: Callable[[], object]) -> None:
             stream.reconfigure(encoding="utf-8", errors="replace")
     try:
         with sigterm_stops():
-            command()
-    except ImpastoError as error:
-        sys.exit(_report(error))
+            code = _run(command)
+        if code:
+            sys.exit(code)
     except click.ClickException as error:
         said = io.StringIO()
         error.show(said)
@@ -95,6 +95,15 @@ def run_reporting(command: Callable[[], object]) -> None:
         click.echo("Stopped.", err=True)
         cause = stop if isinstance(stop, KeyboardInterrupt) else KeyboardInterrupt()
         sys.exit(128 + signal_of(cause))
+
+
+def _run(command: Callable[[], object]) -> int:
+    """Run something; returns the exit code of an error that was reported, else 0."""
+    try:
+        command()
+    except ImpastoError as error:
+        return _report(error)
+    return 0
 
 
 def _report(error: ImpastoError) -> int:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from types import FrameType, TracebackType
 from typing import Any
 
-from impasto.errors import Interrupted
+from impasto.errors import ImpastoError, Interrupted
 
 STOPPING = "Stopping after this update; again: now, without saving."
 
@@ -38,7 +39,10 @@ def interrupted(stop: KeyboardInterrupt, words: str) -> Interrupted:
 
 @contextlib.contextmanager
 def sigterm_stops() -> Iterator[None]:
-    """Have SIGTERM end what runs as Ctrl-C does, with temporary files removed, in any command."""
+    """Have SIGTERM end what runs as Ctrl-C does, with temporary files removed, in any command.
+
+    Errors are reported within it, so that a second process's end does not cut the report short.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -50,7 +54,18 @@ def sigterm_stops() -> Iterator[None]:
 
 
 def _stop(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
-    raise StoppedBySignal(number)
+    if not _is_ending():
+        raise StoppedBySignal(number)
+
+
+def _is_ending() -> bool:
+    """Whether an error is on its way to whoever reports it: that is not cut short by a signal.
+
+    A launcher ends the other processes of a run as soon as one of them has ended, and what they
+    have to say of it would be lost. A handler sees the exception that is being handled where the
+    signal came.
+    """
+    return isinstance(sys.exception(), ImpastoError)
 
 
 class StopRequest:
@@ -96,6 +111,8 @@ class StopRequest:
             self._at_once = True
 
     def _receive(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
+        if _is_ending():
+            return
         if self._at_once or (self.signal_number is not None and number == signal.SIGINT):
             raise StoppedBySignal(number)
         if self.signal_number is None:
