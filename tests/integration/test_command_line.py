@@ -191,7 +191,11 @@ WRONG = {
     "no run to report": (["report", "gone"], 5, "not a run directory"),
     "unknown architecture": (["init", "huge", "x"], 2, "choose one of tiny, sd1, sd2"),
     "unknown sampler": (["sample", "x", "y", "--sampler", "magic"], 2, "no sampler 'magic'"),
-    "odd size": (["sample", "x", "y", "--width", "100"], 2, "multiples of 8"),
+    "odd size": (
+        ["sample", "x", "y", "--width", "100"],
+        2,
+        "--width is 100; expected a multiple of 8",
+    ),
 }
 
 

@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import functools
 
+from impasto.invocation import install_extra
+
 HEIF = frozenset({".heic", ".heif", ".hif", ".heics", ".heifs"})
 EXTENSIONS = HEIF | {
     ".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".jfi", ".webp", ".bmp", ".dib",
     ".gif", ".tif", ".tiff", ".avif", ".avifs",
 }  # fmt: skip
-HEIF_ADVICE = (
-    "HEIC and HEIF need the package pillow-heif, which is not installed: "
-    "pip install pillow-heif, or save it as JPEG or PNG"
-)
 _SAVE_AS = "save it as PNG, JPEG or WebP"
 _OTHERS = {
     "JPEG XL": ".jxl",
@@ -66,6 +64,14 @@ def looks_like_image(head: bytes) -> bool:
 
 
 @functools.cache
+def heif_advice() -> str:
+    """What to do about HEIC and HEIF images where their decoder is missing."""
+    return (
+        f"HEIC and HEIF need the package pillow-heif, which is not installed: "
+        f"{install_extra('heif')}, or save it as JPEG or PNG"
+    )
+
+
 def register_heif() -> bool:
     """Make Pillow read HEIC and HEIF; False where pillow-heif is not installed."""
     try:

@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image, ImageCms, ImageFile, ImageOps, UnidentifiedImageError
 
 from impasto.data.formats import EXTENSIONS as EXTENSIONS
-from impasto.data.formats import HEIF, HEIF_ADVICE, register_heif
+from impasto.data.formats import HEIF, heif_advice, register_heif
 from impasto.data.records import Size
 
 PREPROCESSING_VERSION = 3
@@ -128,7 +128,7 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         if not stat.S_ISREG(path.stat().st_mode):  # opening a FIFO would wait for ever
             raise UnreadableImageError("not a regular file")
         if path.suffix.lower() in HEIF and not register_heif():
-            raise UnreadableImageError(HEIF_ADVICE)
+            raise UnreadableImageError(heif_advice())
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with Image.open(path) as image:
