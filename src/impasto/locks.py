@@ -102,7 +102,12 @@ class _LockFile:
             OSError: It cannot be written.
         """
         partial = files.partial_name(self.file)
-        partial.write_text(self._text, encoding="utf-8")
+        try:
+            partial.write_text(self._text, encoding="utf-8")
+        except OSError:
+            with contextlib.suppress(OSError):
+                partial.unlink()
+            raise
         return partial
 
     def begin(self) -> None:
