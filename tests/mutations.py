@@ -159,7 +159,7 @@ def damaged_toml(rng, tree):
     how = rng.random()
     if how < 0.65:
         changed = _for_toml(damaged_tree(rng, tree))
-        text = tomli_w.dumps(changed if isinstance(changed, dict) else {"x": changed})
+        text = tomli_w.dumps(changed if isinstance(changed, dict) else {"x": str(changed)})
         return text.encode("utf-8", "surrogatepass")
     if how < 0.72:
         depth = rng.choice([500, 50_000])

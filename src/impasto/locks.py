@@ -20,7 +20,6 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 
 from impasto import files
 from impasto.owners import Owner, owner_in, this_process
@@ -104,7 +103,12 @@ class _LockFile:
             OSError: It cannot be written.
         """
         partial = files.partial_name(self.file)
-        partial.write_text(self._text, encoding="utf-8")
+        try:
+            partial.write_text(self._text, encoding="utf-8")
+        except OSError:
+            with contextlib.suppress(OSError):
+                partial.unlink()
+            raise
         return partial
 
     def begin(self) -> None:
@@ -159,12 +163,7 @@ class FolderLock:
         self._own.begin()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._own.end()
 
     def _taken_by(self) -> Holder | None:
@@ -238,12 +237,7 @@ class Presence:
             raise
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._own.end()
 
 

@@ -94,3 +94,12 @@ def test_another_run_is_no_damage(folder):
     with pytest.raises(RunError, match="cannot be resumed exactly") as caught:
         load_state(folder, {"data set": "b"})
     assert not isinstance(caught.value, DamagedStateError)
+
+
+def test_hashes_that_have_lost_a_file_are_no_hashes(folder):
+    file = folder / "hashes.json"
+    hashes = json.loads(file.read_text(encoding="utf-8"))
+    del hashes["ema.safetensors"]
+    file.write_text(json.dumps(hashes), encoding="utf-8")
+    with pytest.raises(DamagedStateError, match=r"ema\.safetensors lacks tensors, or has others"):
+        load_state(folder, FINGERPRINT)

@@ -214,13 +214,21 @@ def _tensors_of(folder: Path, hashes: Mapping[str, Any] | None) -> dict[str, Ten
     found: dict[str, Tensors] = {}
     for name in _TENSOR_FILES:
         file = f"{name}.safetensors"
-        is_expected = (name != "ema" or (folder / file).is_file()) if hashes is None else (
-            file in hashes
-        )  # fmt: skip
-        found[name] = open_tensor_file(folder / file).tensors if is_expected else {}
+        is_there = (folder / file).is_file()
+        is_expected = name != "ema" or is_there or (hashes is not None and file in hashes)
+        found[name] = _open(folder / file) if is_expected else {}
         if hashes is not None and found[name].keys() != hashes.get(file, {}).keys():
             raise ValueError(f"{file} lacks tensors, or has others")
     return found
+
+
+def _open(file: Path) -> Tensors:
+    """The tensors of a file that has to be safetensors: a pickle is not even looked into."""
+    with file.open("rb") as content:
+        head = content.read(9)
+    if head[8:] != b"{" or int.from_bytes(head[:8], "little") + 8 > file.stat().st_size:
+        raise ValueError(f"{file.name} is not a safetensors file")
+    return open_tensor_file(file).tensors
 
 
 def _require_hashes(
