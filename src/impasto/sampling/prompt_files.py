@@ -151,7 +151,7 @@ def _prompt(where: str, values: dict[str, Any], defaults: Prompt) -> Prompt:
         try:
             found[name] = read(value)
         except (TypeError, ValueError, OverflowError) as error:
-            expected = "a whole number" if read is _whole else "a number"
+            expected = "a number without a fraction" if read is _whole else "a number"
             raise ConfigError(f"{where}: {name} is {value!r}; expected {expected}.") from error
     prompt = replace(defaults, **found)
     sampler = OTHER_NAMES.get(prompt.sampler, prompt.sampler)
