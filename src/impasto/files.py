@@ -29,6 +29,19 @@ _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _NO_SPACE_TEXT = ("No space left", "Disk quota", "File too large", "not enough space")
 
 
+_KEEPS: ContextVar[bool] = ContextVar("keeps", default=True)
+
+
+@contextlib.contextmanager
+def nothing_kept() -> Iterator[None]:
+    """Within this, nothing is remembered or made ready for writing: for dry runs, which look."""
+    token = _KEEPS.set(False)
+    try:
+        yield
+    finally:
+        _KEEPS.reset(token)
+
+
 @contextlib.contextmanager
 def replace_file(path: Path) -> Iterator[Path]:
     """Yield a temporary path to write; on success it becomes `path`, on any failure it is removed.
@@ -88,19 +101,6 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, ensure_ascii=False, indent=1) + "\n")
 
 
-_KEEPS: ContextVar[bool] = ContextVar("keeps", default=True)
-
-
-@contextlib.contextmanager
-def nothing_kept() -> Iterator[None]:
-    """Within this, `remember_json` writes nothing: for dry runs, which only look."""
-    token = _KEEPS.set(False)
-    try:
-        yield
-    finally:
-        _KEEPS.reset(token)
-
-
 def remember_json(path: Path, value: Any) -> None:
     """Write JSON that only makes the next time faster; nothing within `nothing_kept`."""
     if _KEEPS.get():
@@ -131,11 +131,13 @@ def remove_leftovers(folder: Path) -> int:
 
 
 def require_writable(folder: Path) -> None:
-    """Make sure that files can be created in `folder`, creating it first.
+    """Make sure that files can be created in `folder`, creating it first; not in a dry run.
 
     Raises:
         StorageError: It cannot be created or written.
     """
+    if not _KEEPS.get():
+        return
     probe = folder / f".{uuid.uuid4().hex}{PARTIAL_SUFFIX}"
     with _reported(folder):
         folder.mkdir(parents=True, exist_ok=True)
