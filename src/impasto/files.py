@@ -40,6 +40,19 @@ _ONE_FILE = {errno.ENAMETOOLONG, errno.EACCES, errno.EISDIR, errno.EINVAL, errno
 _NO_SPACE_TEXT = ("No space left", "Disk quota", "File too large", "not enough space")
 
 
+_KEEPS: ContextVar[bool] = ContextVar("keeps", default=True)
+
+
+@contextlib.contextmanager
+def nothing_kept() -> Iterator[None]:
+    """Within this, nothing is remembered or made ready for writing: for dry runs, which look."""
+    token = _KEEPS.set(False)
+    try:
+        yield
+    finally:
+        _KEEPS.reset(token)
+
+
 @contextlib.contextmanager
 def replace_file(path: Path, *, like: Path | None = None) -> Iterator[Path]:
     """Yield a temporary path to write; on success it becomes `path`, on any failure it is removed.
@@ -182,19 +195,6 @@ def json_text(value: Any, indent: int | None = None) -> str:
     return text
 
 
-_KEEPS: ContextVar[bool] = ContextVar("keeps", default=True)
-
-
-@contextlib.contextmanager
-def nothing_kept() -> Iterator[None]:
-    """Within this, nothing is written that only makes the next time faster: for dry runs."""
-    token = _KEEPS.set(False)
-    try:
-        yield
-    finally:
-        _KEEPS.reset(token)
-
-
 def is_keeping() -> bool:
     """Whether what only makes the next time faster may be written: not within `nothing_kept`."""
     return _KEEPS.get()
@@ -274,11 +274,13 @@ def append_text(path: Path, text: str) -> None:
 
 
 def require_writable(folder: Path) -> None:
-    """Make sure that files can be created in `folder`, creating it first.
+    """Make sure that files can be created in `folder`, creating it first; not in a dry run.
 
     Raises:
         StorageError: It cannot be created or written.
     """
+    if not is_keeping():
+        return
     probe = partial_name(folder / "probe")
     with reported(folder):
         folder.mkdir(parents=True, exist_ok=True)

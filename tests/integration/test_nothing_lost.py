@@ -36,7 +36,8 @@ def test_a_run_is_drawn_at_the_size_it_was_trained_at(form, train_config, tmp_pa
     run = train(train_config(saving={"format": form}))
     done = impasto("sample", run.path, "a", "--steps", 1, "--out", tmp_path / "o")
     assert done.returncode == 0, done.stderr
-    assert Image.open(tmp_path / "o" / "0000-1.png").size == (80, 80)
+    with Image.open(tmp_path / "o" / "0000-1.png") as image:
+        assert image.size == (80, 80)
 
 
 def test_prompts_that_are_cut_are_said(nano_model, tmp_path):

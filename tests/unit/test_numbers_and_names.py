@@ -125,7 +125,7 @@ def test_strengths_are_finite():
         ("a --l nan", "guidance_scale is 'nan'; expected a number"),
         ("a --l inf", "expected a number"),
         ("a --l -1", "guidance_scale is -1.0; expected 0 to 1000"),
-        ("a --s 20.5", "steps is '20.5'; expected a whole number"),
+        ("a --s 20.5", "steps is '20.5'; expected a number without a fraction"),
         ("a --s 0", "steps is 0; expected 1 to 1000"),
         ("a --d -1", "seed is -1"),
         (f"a --d {2**64}", "seed is"),
@@ -144,7 +144,7 @@ def test_options_of_prompts_are_numbers_in_their_range(line, words, tmp_path):
 def test_whole_numbers_of_a_toml_prompt_are_whole(value, tmp_path):
     text = f'[prompt]\nwidth = 64\n[[prompt.subset]]\nprompt = "a"\nsample_steps = {value}\n'
     (tmp_path / "p.toml").write_text(text, encoding="utf-8")
-    with pytest.raises(ConfigError, match="expected a whole number"):
+    with pytest.raises(ConfigError, match="expected a number without a fraction"):
         read_prompt_file(tmp_path / "p.toml", Prompt(""))
 
 

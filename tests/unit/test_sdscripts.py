@@ -77,10 +77,6 @@ def test_no_flag_is_without_effect_in_silence(name):
         with pytest.raises(ConfigError, match=f"--{name} is not taken"):
             given_flags(words)
         return
-    if name == "lr_scheduler_type":  # any class: refused with the nearest shape
-        with pytest.raises(ConfigError, match=f"--{name} word is not taken"):
-            settings(*companions, *words)
-        return
     found = settings(*companions, *words)
     if flag.notice:
         assert any(line.startswith(f"--{name}: ") for line in found.notices)

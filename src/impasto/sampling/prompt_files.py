@@ -150,7 +150,7 @@ def _text(value: Any) -> str:
 
 
 _READERS: dict[type, Callable[[Any], Any]] = {str: _text, int: _whole, float: finite}
-_EXPECTED = {str: "text", int: "a whole number", float: "a number"}
+_EXPECTED = {str: "text", int: "a number without a fraction", float: "a number"}
 
 
 def _prompt(where: str, values: dict[str, Any], defaults: Prompt) -> Prompt:

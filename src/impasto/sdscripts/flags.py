@@ -8,7 +8,8 @@ kohya-ss/sd-scripts at commit 48d368fa (`library/train_util.py` and `fine_tune.p
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 Kind = Literal["flag", "int", "float", "text", "list"]
@@ -26,6 +27,7 @@ class Flag:
         notice: Why it changes nothing.
         refusal: Why it is refused, and what to use.
         choices: The words that it takes; empty for any.
+        nearest: Of a refused one: the last part of its value -> what to give instead.
     """
 
     name: str
@@ -35,6 +37,7 @@ class Flag:
     notice: str = ""
     refusal: str = ""
     choices: tuple[str, ...] = ()
+    nearest: Mapping[str, str] = field(default_factory=dict)
 
 
 def _same(kind: Kind, *flags: tuple[str, Any, str]) -> list[Flag]:
@@ -146,6 +149,22 @@ _LOOP = [
               "output_config"),
 ]  # fmt: skip
 
+NEAREST_SCHEDULES = {
+    "CosineAnnealingLR": "--lr_scheduler cosine",
+    "CosineAnnealingWarmRestarts": "--lr_scheduler cosine_with_restarts",
+    "OneCycleLR": "--lr_scheduler cosine with --lr_warmup_steps",
+    "LinearLR": "--lr_scheduler linear",
+    "PolynomialLR": "--lr_scheduler polynomial",
+    "ConstantLR": "--lr_scheduler piecewise_constant",
+    "StepLR": "--lr_scheduler piecewise_constant",
+    "MultiStepLR": "--lr_scheduler piecewise_constant",
+    "ExponentialLR": "--lr_scheduler piecewise_constant",
+    "LambdaLR": "--lr_scheduler piecewise_constant",
+    "RexLR": "--lr_scheduler rex",
+    "CosineAnnealingWarmupRestarts": "--lr_scheduler cosine_with_restarts",
+}
+"""Classes of schedulers that people name, and the shape that is most like each."""
+
 _OPTIMIZER = [
     Flag("optimizer_type", "text", ""),
     Flag("use_8bit_adam"),
@@ -155,7 +174,8 @@ _OPTIMIZER = [
     Flag("optimizer_args", "list"),
     Flag("lr_scheduler", "text", "constant"),
     Flag("lr_scheduler_args", "list"),
-    Flag("lr_scheduler_type", "text"),
+    Flag("lr_scheduler_type", "text", nearest=NEAREST_SCHEDULES, refusal="rates follow from the "
+         "step alone here, so that runs are resumed exactly; --lr_scheduler has the usual shapes"),
     Flag("lr_warmup_steps", "text", "0"),
     Flag("lr_decay_steps", "text", "0"),
     Flag("lr_scheduler_num_cycles", "int", 1),

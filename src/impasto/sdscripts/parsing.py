@@ -73,7 +73,9 @@ def _unknown(name: str) -> str:
 def _checked(flag: Flag, value: Any) -> Any:
     """The value in its type; a refused flag ends here."""
     if flag.refusal:
-        raise ConfigError(f"--{flag.name} is not taken: {flag.refusal}.")
+        nearest = flag.nearest.get(str(value).rpartition(".")[2])
+        instead = f". The nearest to {value} is {nearest}" if nearest else ""
+        raise ConfigError(f"--{flag.name} is not taken: {flag.refusal}{instead}.")
     if flag.kind == "flag":
         return bool(value)
     if flag.kind == "list":

@@ -29,16 +29,6 @@ Tree = dict[str, Any]
 _FORMATS = {"ckpt": "ckpt", "safetensors": "safetensors", "diffusers": "diffusers",
             "diffusers_safetensors": "diffusers"}  # fmt: skip
 _PRECISIONS = {"float": "fp32", "fp16": "fp16", "bf16": "bf16"}
-NEAREST_SCHEDULES = {
-    "CosineAnnealingLR": "cosine", "CosineAnnealingWarmRestarts": "cosine_with_restarts",
-    "OneCycleLR": "cosine with --lr_warmup_steps", "LinearLR": "linear",
-    "PolynomialLR": "polynomial", "ConstantLR": "piecewise_constant",
-    "StepLR": "piecewise_constant", "MultiStepLR": "piecewise_constant",
-    "ExponentialLR": "piecewise_constant", "LambdaLR": "piecewise_constant",
-    "RexLR": "rex", "CosineAnnealingWarmupRestarts": "cosine_with_restarts",
-}  # fmt: skip
-"""Classes of schedulers that people name, and the shape that is most like each."""
-
 _SCHEDULES = {"constant_with_warmup": "constant"}
 _OPTIMIZERS = {
     "": "adamw", "adamw": "adamw", "adamw8bit": "adamw8bit", "pagedadamw": "paged_adamw",
@@ -196,7 +186,6 @@ def _schedule(flags: Mapping[str, Any], tree: Tree) -> list[str]:
         kind = "constant"
         if rate:
             tree["optimizer"]["lr"] = read_number("lr_scheduler", asked, rate)
-    _require_no_class(flags.get("lr_scheduler_type"))
     schedule = tree.setdefault("schedule", {})
     schedule["kind"] = _SCHEDULES.get(kind, kind)
     schedule["warmup_steps"] = read_steps("lr_warmup_steps", flags)
@@ -218,20 +207,6 @@ def _schedule(flags: Mapping[str, Any], tree: Tree) -> list[str]:
     if kind == "piecewise_constant":
         schedule["rules"] = str(read_pairs("lr_scheduler_args", flags).get("step_rules", ""))
     return notices
-
-
-def _require_no_class(scheduler: str | None) -> None:
-    """A rate here is a function of the step, so that a run is resumed exactly."""
-    if not scheduler:
-        return
-    nearest = NEAREST_SCHEDULES.get(scheduler.rpartition(".")[2])
-    listed = ", ".join(dict.fromkeys(NEAREST_SCHEDULES.values()))
-    raise ConfigError(
-        f"--lr_scheduler_type {scheduler} is not taken: rates follow from the step alone here, so "
-        f"that runs are resumed exactly. "
-        + (f"The nearest is --lr_scheduler {nearest}" if nearest else f"Take one of {listed}")
-        + " (schedule.kind in settings)."
-    )
 
 
 def _saving(flags: Mapping[str, Any], tree: Tree) -> list[str]:
