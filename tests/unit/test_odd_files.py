@@ -13,6 +13,7 @@ from impasto.data import formats, images
 from impasto.data.listing import Sidecars
 from impasto.data.scan import decode_all, scan_folder
 from impasto.errors import DatasetError
+from impasto.invocation import install_extra
 
 posix = pytest.mark.skipif(os.name != "posix", reason="FIFOs and links are POSIX's")
 
@@ -175,7 +176,7 @@ def test_heif_is_read_by_the_optional_package(folder, monkeypatch):
         monkeypatch.undo()
         formats.register_heif.cache_clear()
     assert set(found) == {"phone.heic", "camera.HIF"}
-    assert "pip install pillow-heif" in found["phone.heic"]
+    assert install_extra("heif") in found["phone.heic"]
 
 
 @pytest.mark.parametrize(

@@ -63,7 +63,6 @@ def looks_like_image(head: bytes) -> bool:
     )
 
 
-@functools.cache
 def heif_advice() -> str:
     """What to do about HEIC and HEIF images where their decoder is missing."""
     return (
@@ -72,6 +71,7 @@ def heif_advice() -> str:
     )
 
 
+@functools.cache
 def register_heif() -> bool:
     """Make Pillow read HEIC and HEIF; False where pillow-heif is not installed."""
     try:
