@@ -110,7 +110,7 @@ def sample(
         raise ConfigError(f"There is no sampler {sampler!r}; choose one of {', '.join(SAMPLERS)}.")
     for name, side in (("width", width), ("height", height)):
         if side is not None and side % 8:
-            raise ConfigError(f"--{name} is {side}; expected a multiple of 8.")
+            raise ConfigError(f"--{name} is {side}; both sides must be multiples of 8.")
     console = Console()
     stack = load_hypernetworks(hypernetworks)
     sweep = _numbers(strengths) if strengths else []
