@@ -76,10 +76,13 @@ def test_small_updates_add_up(dtype):
     assert small_updates("nearest", dtype) == 0
 
 
-def parts(dtype):
+RATES = {"3": 1e-4}
+
+
+def parts(dtype, **block_lrs):
     torch.manual_seed(0)
     module = nn.Sequential(nn.Linear(16, 300), nn.GELU(), nn.Linear(300, 300), nn.Linear(300, 2))
-    return Part("unet", module.to(dtype), 1e-3, {"3": 1e-4})
+    return Part("unet", module.to(dtype), 1e-3, block_lrs)
 
 
 @pytest.mark.parametrize("kind", ["adamw", "lion", "adafactor", "adamw8bit", "came", "RAdam"])
@@ -87,7 +90,7 @@ def parts(dtype):
 def test_a_step_equals_the_one_in_float32(kind, chunk):
     """From weights and gradients that fit 16 bits: the same float32 numbers, then rounded."""
     config = OptimizerConfig(kind=kind, lr=1e-3)
-    narrow, wide = parts(torch.bfloat16), parts(torch.bfloat16)
+    narrow, wide = parts(torch.bfloat16, **RATES), parts(torch.bfloat16, **RATES)
     wide.module.float()
     plain = build_optimizer([wide], config)
     groups = [{"params": list(p.values()), "lr": lr} for lr, p in narrow.by_rate()]
@@ -114,7 +117,7 @@ def test_a_step_equals_the_one_in_float32(kind, chunk):
 
 
 def test_clipping_is_that_of_float32():
-    narrow = parts(torch.bfloat16)
+    narrow = parts(torch.bfloat16, **RATES)
     optimizer = build_optimizer(
         [narrow], OptimizerConfig(kind="SGD", lr=1.0), ChunkRules(build_rounding("kahan", CPU))
     )
