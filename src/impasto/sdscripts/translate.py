@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from impasto.config.dataset_file import SDSCRIPTS_DEFAULTS, rounded_sides
 from impasto.config.names import fault_of_name
 from impasto.errors import ConfigError
+from impasto.invocation import install_extra
 from impasto.sampling.prompts import OTHER_NAMES
 from impasto.sdscripts.flags import FLAGS
 from impasto.sdscripts.values import (
@@ -276,8 +277,8 @@ def _logging(flags: Mapping[str, Any], tree: Tree, *, has_tensorboard: bool) -> 
             tree["logging"] = {"trackers": trackers}
         name = "log_with" if flags.get("log_with") else "logging_dir"
         return [
-            f"--{name}: TensorBoard is not installed, so nothing is written for it (pip install "
-            f"tensorboard); metrics go to metrics.jsonl and report.html in the run directory."
+            f"--{name}: TensorBoard is not installed, so nothing is written for it "
+            f"({install_extra('trackers')}); metrics go to metrics.jsonl and report.html in the run directory."
         ]
     tree["logging"] = {"trackers": trackers}
     if "logging_dir" not in flags:
