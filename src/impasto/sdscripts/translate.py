@@ -278,7 +278,8 @@ def _logging(flags: Mapping[str, Any], tree: Tree, *, has_tensorboard: bool) -> 
         name = "log_with" if flags.get("log_with") else "logging_dir"
         return [
             f"--{name}: TensorBoard is not installed, so nothing is written for it "
-            f"({install_extra('trackers')}); metrics go to metrics.jsonl and report.html in the run directory."
+            f"({install_extra('trackers')}); metrics go to metrics.jsonl and "
+            f"report.html in the run directory."
         ]
     tree["logging"] = {"trackers": trackers}
     if "logging_dir" not in flags:
