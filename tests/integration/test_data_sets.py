@@ -358,7 +358,8 @@ def test_sixty_broken_and_odd_files(tmp_path, nano_model):
     cached = impasto("dataset", "cache", folder, nano_model, *sizes, *keep, "--workers", "2")
     assert cached.returncode == 0, cached.stderr
     page = tmp_path / "report.html"
-    reported = impasto("dataset", "report", folder, *sizes, *keep, "--out", page)
+    whole = ["--whole-paths", "--out", page]
+    reported = impasto("dataset", "report", folder, *sizes, *keep, *whole)
     assert reported.returncode == 0, reported.stderr
 
     health = json.loads(page.with_suffix(".json").read_text(encoding="utf-8"))

@@ -12,12 +12,14 @@ import re
 from collections.abc import Iterable, Mapping
 from itertools import product
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from impasto.checkpoints.keymap import TEXT_ENCODER
-from impasto.checkpoints.reading import open_tensor_file
-from impasto.checkpoints.tensors import LazyTensor, Tensors
 from impasto.errors import ModelError
 from impasto.parsing import parse_json
+
+if TYPE_CHECKING:  # imports torch, which names and files are looked at without
+    from impasto.checkpoints.tensors import LazyTensor, Tensors
 
 STEMS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", TEXT_ENCODER: "model"}
 OLD_STEMS = {TEXT_ENCODER: "pytorch_model"}
@@ -52,6 +54,8 @@ def read_weights(file: Path) -> tuple[Tensors, Mapping[str, str]]:
     Raises:
         ModelError: A file of it is missing or damaged, or the index names another place.
     """
+    from impasto.checkpoints.reading import open_tensor_file
+
     if file.suffix != ".json":
         opened = open_tensor_file(file)
         return opened.tensors, opened.metadata
