@@ -38,7 +38,7 @@ def test_every_verb_counts_the_same(tmp_path, run_values, nano_model):
             ("plan", folder, *SIDES),
             ("scan", folder),
             ("cache", folder, nano_model, *SIDES),
-            ("report", folder, *SIDES, "--out", out),
+            ("report", folder, *SIDES, "--whole-paths", "--out", out),
             ("merge", folder, tmp_path / "m.json"),
         )
     ]
