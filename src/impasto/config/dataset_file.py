@@ -45,7 +45,7 @@ def read_dataset_file(path: Path, fallbacks: Mapping[str, Any] | None = None) ->
             f"{path}: unknown key {unknown[0]} at the top; known here: {', '.join(_LEVELS)}. "
             f"What holds for all data sets goes into [general]."
         )
-    if not content.get("datasets") or not isinstance(content["datasets"], list):
+    if not content.get("datasets"):
         raise ConfigError(f"{path} has no [[datasets]]; expected at least one, with subsets.")
     if not isinstance(content["datasets"], list):
         raise ConfigError(
