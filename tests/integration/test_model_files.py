@@ -63,10 +63,6 @@ def reshape_tensor(folder):
     rewrite(folder / UNET_FILE, lambda t: t.update({"conv_out.bias": torch.zeros(3, 3)}))
 
 
-def add_tensor(folder):
-    rewrite(folder / UNET_FILE, lambda t: t.update({"surprise": torch.zeros(1)}))
-
-
 def truncate(folder):
     file = folder / UNET_FILE
     file.write_bytes(file.read_bytes()[:1000])
@@ -99,7 +95,6 @@ def remove_index(folder):
     [
         (remove_tensor, "conv_in is missing"),
         (reshape_tensor, r"conv_out.bias is \(3, 3\), expected \(4,\)"),
-        (add_tensor, "unknown: surprise"),
         (truncate, "damaged or cut short"),
         (remove_part, "incomplete"),
         (break_json, "cannot be read as JSON"),
