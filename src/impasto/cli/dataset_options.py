@@ -66,22 +66,6 @@ CACHE_DIR = click.option(
     help="Where derived data is kept.  [default: .impasto in the folder of pictures]",
 )
 
-
-class _Ending(click.ParamType[str]):
-    """The ending of files with words; `txt` means `.txt`."""
-
-    name = "ending"
-
-    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """Give it its dot, or refuse what cannot end a file's name."""
-        ending = f".{value.strip().lstrip('.')}"
-        if ending == "." or any(character in ending for character in '/\\:*?"<>|\0'):
-            self.fail(f"{value!r} cannot end a file's name; expected such as .txt", param, ctx)
-        return ending
-
-
-ENDING = _Ending()
-
 IMAGE_DIR = click.option(
     "--image-dir",
     type=click.Path(path_type=Path),
