@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from impasto.diffusion.schedule import NoiseSchedule
+from impasto.errors import ConfigError
 from impasto.models.pipeline_files import ZERO_TERMINAL_SNR
 from impasto.sampling.prompts import SAMPLERS
 from impasto.sampling.sampler import build_scheduler
@@ -63,3 +64,22 @@ def test_a_rescaled_schedule_begins_at_its_last_step(name):
     scheduler.set_timesteps(20)
     assert int(scheduler.timesteps[0]) == 999
     assert float(scheduler.alphas_cumprod[-1]) < 1e-6
+
+
+def test_multistep_coefficients_are_those_of_diffusers():
+    """Recorded from diffusers' LMSDiscreteScheduler with SciPy: 5 steps, the fourth, order 4."""
+    scheduler = build_scheduler("lms", {**CONFIG, "steps_offset": 0})
+    scheduler.set_timesteps(5)
+    theirs = [-1.0307033697397454, 0.41344537197647446, -0.04933738978201707, 0.000611981822673235]
+    ours = [scheduler.get_lms_coefficient(4, 3, which) for which in range(4)]
+    assert ours == pytest.approx(theirs, rel=1e-6)
+    # slopes that are all 1 lead across the whole step, whatever the order
+    for order in range(1, 5):
+        shares = [scheduler.get_lms_coefficient(order, 3, which) for which in range(order)]
+        assert sum(shares) == pytest.approx(float(scheduler.sigmas[4] - scheduler.sigmas[3]))
+
+
+def test_a_spacing_that_needs_scipy_is_refused_without_it(monkeypatch):
+    monkeypatch.setattr("impasto.sampling.sampler.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match="use_beta_sigmas"):
+        build_scheduler("euler", {**CONFIG, "use_beta_sigmas": True})

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 SAMPLERS = {
     "ddim": "DDIMScheduler",
     "pndm": "PNDMScheduler",
-    "lms": "LMSDiscreteScheduler",
+    "lms": "LinearMultistepScheduler",
     "euler": "EulerDiscreteScheduler",
     "euler_a": "EulerAncestralDiscreteScheduler",
     "heun": "HeunDiscreteScheduler",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -124,18 +125,32 @@ def build_scheduler(name: str, config: Mapping[str, Any]) -> Any:
     """One of diffusers' schedulers with the model's noise schedule and prediction type.
 
     Raises:
-        ConfigError: No sampler has that name.
+        ConfigError: No sampler has that name, or the configuration needs what is not installed.
     """
-    import diffusers
-
     if name not in SAMPLERS:
         raise ConfigError(f"There is no sampler {name!r}; choose one of {', '.join(SAMPLERS)}.")
     kept = {k: v for k, v in config.items() if not k.startswith("_") and k != "skip_prk_steps"}
-    factory = getattr(diffusers, SAMPLERS[name])
+    if kept.get("use_beta_sigmas") and find_spec("scipy") is None:
+        raise ConfigError(
+            "The model's scheduler configuration spaces its steps by the beta distribution "
+            "(use_beta_sigmas), which needs SciPy: install it beside Impasto, or set that to false."
+        )
+    factory = _factory(name)
     takes = inspect.signature(factory.__init__).parameters
     if kept.get(_RESCALED) and _RESCALED not in takes:
         kept["trained_betas"] = _rescaled_betas(kept)
     return factory.from_config({**kept, **EXTRA.get(name, {})})
+
+
+def _factory(name: str) -> Any:
+    """The class of a sampler."""
+    if name == "lms":
+        from impasto.sampling.multistep import LinearMultistepScheduler
+
+        return LinearMultistepScheduler
+    import diffusers
+
+    return getattr(diffusers, SAMPLERS[name])
 
 
 _RESCALED = "rescale_betas_zero_snr"
