@@ -11,9 +11,9 @@ from diffusers.schedulers.scheduling_lms_discrete import LMSDiscreteScheduler
 class LinearMultistepScheduler(LMSDiscreteScheduler):  # type: ignore[misc]
     """The linear multistep method over noise levels (Adams and Bashforth's, uneven steps).
 
-    Its name in Stable Diffusion, and its order of 4, come from k-diffusion's `sample_lms`. diffusers
-    gives this class only where SciPy is installed (some 110 MB) and integrates by adaptive
-    quadrature to 1e-4; the integrand is a polynomial, so Gauss' quadrature is exact.
+    Its name in Stable Diffusion, and its order of 4, come from k-diffusion's `sample_lms`.
+    diffusers gives this class only where SciPy is installed (some 110 MB) and integrates by
+    adaptive quadrature to 1e-4; the integrand is a polynomial, so Gauss' quadrature is exact.
     """
 
     def get_lms_coefficient(self, order: int, t: int, current_order: int) -> float:
