@@ -7,11 +7,14 @@ more, which JSON Lines and captions may hold. All readers of this project come h
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
+import stat
 import tomllib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 _LINE_END = re.compile(r"\r\n?")
@@ -20,6 +23,23 @@ _DEEP = "nested too deeply"
 _LONG_KEY = re.compile(r"""(?<![\w-])(?:(?:[\w-]++|"[^"\n]*+"|'[^'\n]*+')[ \t]*+\.[ \t]*+){200}""")
 """A TOML key of hundreds of parts: tomllib's memory grows with their square, to gigabytes."""
 _MOST_LEVELS = 64
+
+
+def read_text(path: Path, errors: str = "strict") -> str:
+    """The text of a file in UTF-8, with or without a byte order mark.
+
+    Args:
+        path: The file.
+        errors: What becomes of bytes that are not UTF-8, as for `bytes.decode`.
+
+    Raises:
+        OSError: It is missing or cannot be read, or it is a pipe or device, which may never end.
+        UnicodeDecodeError: It is not UTF-8.
+    """
+    kind = path.stat().st_mode
+    if not stat.S_ISREG(kind) and not stat.S_ISDIR(kind):
+        raise OSError(errno.EINVAL, "a pipe or device, which is not read", str(path))
+    return path.read_text(encoding="utf-8-sig", errors=errors)
 
 
 def parse_json(

@@ -30,7 +30,7 @@ from typing import Any, Literal
 from impasto import files, locks
 from impasto.errors import RunError
 from impasto.invocation import command
-from impasto.parsing import parse_json
+from impasto.parsing import parse_json, read_text
 
 Phase = Literal["preparing", "training", "finished", "interrupted", "failed"]
 _STEP_NAME = re.compile(r"step-(\d{8})", re.ASCII)
@@ -234,7 +234,7 @@ class RunDirectory:
         if not file.is_file():
             return {}
         try:
-            value = parse_json(file.read_text(encoding="utf-8"))
+            value = parse_json(read_text(file))
             fault = _fault_in(value, _TYPES.get(name, {}), "")
         except (OSError, ValueError) as error:
             raise RunError(f"{file} is damaged: {type(error).__name__}: {error}.") from error

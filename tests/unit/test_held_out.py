@@ -144,6 +144,25 @@ def test_a_folder_of_validation_without_what_is_trained_on(folder, tmp_path):
     assert any("copy.png: a byte copy of" in line for line in notes.lines)
 
 
+def test_what_a_folder_of_validation_cannot_use_is_said(folder, tmp_path):
+    own = tmp_path / "held-out"
+    own.mkdir()
+    config = config_of(folder, tmp_path, validation={"image_dir": str(own)})
+    with pytest.raises(DatasetError, match="held-out holds no pictures"):
+        survey(config)
+    for number in range(12):
+        (own / f"broken{number:02}.png").write_bytes(b"not an image")
+    with pytest.raises(DatasetError, match="None of the 12 pictures"):
+        survey(config)
+    Image.new("RGB", (64, 64), "blue").save(own / "new.png")
+    (own / "a.psd").write_bytes(b"8BPS")
+    notes = Notes()
+    survey(config, notes)
+    assert sum("Not validated on:" in line and "broken" in line for line in notes.lines) == 9
+    assert any(line.startswith("... and 3 more") for line in notes.lines)
+    assert any("a.psd" in line for line in notes.lines)
+
+
 def test_a_picture_that_vanished_is_like_no_other(folder, tmp_path):
     records = scan_dataset(config_of(folder, tmp_path).dataset).records
     (folder / "z03.png").unlink()

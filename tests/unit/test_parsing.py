@@ -1,6 +1,7 @@
 """Text of unknown origin: what cannot be parsed is one kind of error, lines end at \\n alone."""
 
 import json
+import os
 import re
 import tomllib
 from pathlib import Path
@@ -8,7 +9,9 @@ from pathlib import Path
 import pytest
 
 import impasto
-from impasto.parsing import is_text, parse_json, parse_toml, printable, text_lines
+from impasto.config.load import load_dataset_config
+from impasto.errors import ConfigError
+from impasto.parsing import is_text, parse_json, parse_toml, printable, read_text, text_lines
 
 SOURCE = Path(impasto.__file__).parent
 
@@ -22,6 +25,15 @@ SOURCE = Path(impasto.__file__).parent
 def test_all_faults_of_json_are_one_error(text):
     with pytest.raises(json.JSONDecodeError):
         parse_json(text)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_a_pipe_is_refused_instead_of_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "words.json")
+    with pytest.raises(OSError, match="pipe or device"):
+        read_text(tmp_path / "words.json")
+    with pytest.raises(ConfigError, match="pipe or device"):
+        load_dataset_config(tmp_path / "words.json", {})
 
 
 def test_json_that_is_right(tmp_path):

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from impasto.annotate.tags import UNDERSCORES
 from impasto.errors import ConfigError
-from impasto.parsing import parse_toml, text_lines
+from impasto.parsing import parse_toml, read_text, text_lines
 
 SHIPPED = ("kohya", "plain")
 
@@ -203,7 +203,7 @@ def load_rules(name: str) -> Cleaner:
         return parse_rules(text, name)
     path = Path(name)
     try:
-        return parse_rules(path.read_text(encoding="utf-8-sig"), str(path))
+        return parse_rules(read_text(path), str(path))
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
             f"The rules {name} cannot be read ({error}). Give a file, or one of "

@@ -20,7 +20,7 @@ from impasto.data.images import UnreadableImageError, read_rgb
 from impasto.data.records import Size
 from impasto.data.stages import Failure
 from impasto.errors import ModelError
-from impasto.parsing import parse_json
+from impasto.parsing import parse_json, read_text
 
 Fit = Literal["white", "black", "edge", "squash"]
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -144,7 +144,7 @@ def with_preprocessing(profile: Profile, file: Path) -> Profile:
         ModelError: It is no such file.
     """
     try:
-        content = parse_json(file.read_text(encoding="utf-8"))
+        content = parse_json(read_text(file))
         steps = content if isinstance(content, list) else next(
             content[key] for key in ("test", "val", "stages") if key in content
         )  # fmt: skip

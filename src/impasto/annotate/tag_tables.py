@@ -11,7 +11,7 @@ from typing import Any
 
 from impasto.annotate.tags import CATEGORIES, CHARACTER, GENERAL, RATING, TagTable
 from impasto.errors import ModelError
-from impasto.parsing import parse_json, text_lines
+from impasto.parsing import parse_json, read_text, text_lines
 
 DANBOORU_CATEGORIES = {
     0: GENERAL, 1: "artist", 3: "copyright", 4: CHARACTER, 5: "meta", 9: RATING, 10: "year",
@@ -147,7 +147,7 @@ def _word(category: str) -> str:
 
 def _text(file: Path) -> str:
     try:
-        return file.read_text(encoding="utf-8-sig")
+        return read_text(file)
     except (OSError, UnicodeDecodeError) as error:
         raise ModelError(f"{file} cannot be read as UTF-8 text: {error}.") from error
 

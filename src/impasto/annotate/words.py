@@ -15,6 +15,7 @@ from impasto.annotate.undoing import Undone, undo
 from impasto.data.metadata import MetadataEntry, metadata_text, read_metadata
 from impasto.data.records import ImageRecord
 from impasto.errors import DatasetError
+from impasto.parsing import read_text
 
 __all__ = ["Join", "Journal", "MetadataWords", "Policy", "Sidecars", "Undone", "undo"]
 
@@ -81,7 +82,7 @@ class Sidecars:
         if path.stat().st_size > LONGEST_TEXT:
             raise DatasetError(f"{path} has {path.stat().st_size >> 20} MiB; these are no words.")
         try:
-            return self.join(path.read_text(encoding="utf-8-sig").strip(), new)
+            return self.join(read_text(path).strip(), new)
         except UnicodeDecodeError as error:
             raise DatasetError(f"{path} is not UTF-8 text; save it as UTF-8.") from error
         except OSError as error:

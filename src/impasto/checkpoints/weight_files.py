@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from impasto.checkpoints.keymap import TEXT_ENCODER
 from impasto.errors import ModelError
-from impasto.parsing import parse_json
+from impasto.parsing import parse_json, read_text
 
 if TYPE_CHECKING:  # imports torch, which names and files are looked at without
     from impasto.checkpoints.tensors import LazyTensor, Tensors
@@ -91,7 +91,7 @@ def _patterns(part: str) -> list[re.Pattern[str]]:
 
 def _read_index(file: Path) -> dict[str, str]:
     try:
-        places = parse_json(file.read_text(encoding="utf-8"))["weight_map"]
+        places = parse_json(read_text(file))["weight_map"]
         named = {str(name): str(shard) for name, shard in places.items()}
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise ModelError(

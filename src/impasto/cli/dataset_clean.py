@@ -12,6 +12,7 @@ import click
 
 from impasto.cli.dataset_options import CACHE_DIR, SOURCE, dataset_config
 from impasto.cli.dataset_words import place_of, undo_command, usable_images, words_ending
+from impasto.parsing import read_text
 from impasto.progress import counted
 
 if TYPE_CHECKING:
@@ -183,7 +184,7 @@ def _read(path: Path) -> str | None:
     from impasto.annotate.cleaning import lines_of
 
     try:
-        return "\n".join(lines_of(path.read_text(encoding="utf-8-sig")))
+        return "\n".join(lines_of(read_text(path)))
     except (OSError, UnicodeDecodeError):
         return None
 

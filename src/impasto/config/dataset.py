@@ -16,6 +16,7 @@ from impasto import files
 from impasto.config.base import Section
 from impasto.config.bucket_limits import require_around, require_steps
 from impasto.config.levels import handed_down
+from impasto.config.names import Ending
 
 Side = Annotated[int, Field(ge=8, le=8192)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -31,7 +32,7 @@ class SubsetKeys(Section):
     recursive: bool = True
     """Also take pictures from sub-folders."""
 
-    caption_extension: str | None = None
+    caption_extension: Ending | None = None
     """The ending of the files with the words, in any letter case; off means `.caption` for prose
     and `.txt` for tags, joined where both exist."""
 

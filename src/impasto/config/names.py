@@ -44,3 +44,13 @@ def _checked(name: str) -> str:
 
 FileName = Annotated[str, AfterValidator(_checked)]
 """A setting that becomes the name of a file, or part of it."""
+
+
+def _ending(text: str) -> str:
+    if not text.strip(" .") or any(c in _FORBIDDEN or not c.isprintable() for c in text):
+        raise ValueError(f"{text!r} is not the ending of file names, as .txt is")
+    return text
+
+
+Ending = Annotated[str, AfterValidator(_ending)]
+"""A setting that becomes the ending of file names, with its dot or without."""

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from impasto.errors import ConfigError
-from impasto.parsing import is_deep, parse_json, parse_toml
+from impasto.parsing import is_deep, parse_json, parse_toml, read_text
 
 REFUSED = {
     "network_multiplier": "it scales a LoRA, and there is none in fine-tuning; take it out",
@@ -57,7 +57,7 @@ def read_toml(path: Path) -> dict[str, Any]:
         ConfigError: It is missing or malformed; the message has line and column.
     """
     try:
-        content = parse_toml(read_text(path))
+        content = parse_toml(_settings_text(path))
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(
             f"{path} is not valid TOML: {error}. A path on Windows goes into single quotes, "
@@ -108,7 +108,7 @@ def read_json_object(path: Path, *, halves: bool = False) -> dict[str, Any]:
         ConfigError: It is missing or malformed; the message has line and column.
     """
     try:
-        content = parse_json(read_text(path), halves=halves)
+        content = parse_json(_settings_text(path), halves=halves)
     except json.JSONDecodeError as error:
         raise ConfigError(
             f"{path}, line {error.lineno}, column {error.colno}: not valid JSON ({error.msg})."
@@ -122,14 +122,14 @@ def read_json_object(path: Path, *, halves: bool = False) -> dict[str, Any]:
     return content
 
 
-def read_text(path: Path) -> str:
+def _settings_text(path: Path) -> str:
     """The content of a settings file.
 
     Raises:
         ConfigError: It is missing, unreadable or not UTF-8.
     """
     try:
-        return path.read_text(encoding="utf-8-sig")
+        return read_text(path)
     except FileNotFoundError as error:
         raise ConfigError(f"The settings file {path} is not there. Check its path.") from error
     except UnicodeDecodeError as error:

@@ -20,7 +20,7 @@ from impasto import files
 from impasto.data.finding import PictureFinder
 from impasto.data.records import ImageRecord, Size
 from impasto.errors import DatasetError
-from impasto.parsing import is_text, parse_json, text_lines
+from impasto.parsing import is_text, parse_json, read_text, text_lines
 
 KeyStyle = Literal["relative", "absolute", "stem"]
 _JSONL = ".jsonl"
@@ -82,7 +82,7 @@ def read_metadata(file: Path) -> Metadata:
     try:
         if file.exists() and not file.is_file():
             raise DatasetError(f"The metadata file {file} is not a regular file.")
-        text = file.read_text(encoding="utf-8-sig")
+        text = read_text(file)
     except FileNotFoundError as error:
         raise DatasetError(f"The metadata file {file} is not there. Check its path.") from error
     except UnicodeDecodeError as error:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from impasto import files
-from impasto.parsing import parse_json
+from impasto.parsing import parse_json, read_text
 
 
 def remember(file: Path, version: list[Any], content: Any) -> None:
@@ -36,7 +36,7 @@ def remember(file: Path, version: list[Any], content: Any) -> None:
 def recall(file: Path, version: list[Any]) -> Any:
     """What was written, or None: it is not there, damaged, or of another version."""
     try:
-        stored = parse_json(file.read_text(encoding="utf-8"))
+        stored = parse_json(read_text(file))
         if stored["version"] != version:
             return None
         content = stored["content"]

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from impasto import files, locks
 from impasto.errors import DatasetError
-from impasto.parsing import parse_json
+from impasto.parsing import parse_json, read_text
 
 FORMAT_VERSION = 1
 _CELL = 8  # pixels of the picture per side of a latent cell
@@ -249,7 +249,7 @@ def _digest(keys: Sequence[str]) -> str:
 def _read_index(file: Path) -> _Index | None:
     """The index of a shard; None if it is damaged."""
     try:
-        stored = parse_json(file.read_text(encoding="utf-8"))
+        stored = parse_json(read_text(file))
         index = _Index(stored["format_version"], stored["keys"], stored.get("sha256"))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None

@@ -11,6 +11,7 @@ from impasto.data.listing import CAPTION, TAGS
 from impasto.data.metadata import keep_backup
 from impasto.data.records import ImageRecord, SetAside
 from impasto.errors import StorageError
+from impasto.parsing import read_text
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,6 @@ def write_sidecars(records: Iterable[ImageRecord], *, overwrite: bool) -> Writte
 
 def _says(path: Path) -> str | None:
     try:
-        return path.read_text(encoding="utf-8-sig").strip()
+        return read_text(path).strip()
     except (OSError, UnicodeDecodeError):
         return None

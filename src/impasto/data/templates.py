@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from impasto.errors import ConfigError
-from impasto.parsing import text_lines
+from impasto.parsing import read_text, text_lines
 from impasto.randomness import derive_rng
 
 WORDS, NAME = "[filewords]", "[name]"
@@ -42,7 +42,7 @@ def read_templates(lines: Sequence[str], file: Path | None, name: str) -> Captio
     found = [line.strip() for line in lines]
     if file is not None:
         try:
-            text = file.read_text(encoding="utf-8-sig")
+            text = read_text(file)
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"The template file {file} cannot be read: {error}.") from error
         own = [line.strip() for line in text_lines(text) if line.strip()]

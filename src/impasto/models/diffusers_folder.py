@@ -17,7 +17,7 @@ from impasto.checkpoints.weight_files import STEMS, find_weights, read_weights
 from impasto.errors import ModelError
 from impasto.models.configs import Configs
 from impasto.models.families import FAMILIES
-from impasto.parsing import parse_json
+from impasto.parsing import parse_json, read_text
 
 LDM_ONLY_FILE = "ldm_only.safetensors"
 METADATA_FILE = "impasto.json"
@@ -102,7 +102,7 @@ def read_config(file: Path) -> dict[str, Any]:
         ModelError: It is missing or not JSON.
     """
     try:
-        config = parse_json(file.read_text(encoding="utf-8"))
+        config = parse_json(read_text(file))
     except FileNotFoundError as error:
         raise ModelError(
             f"The model is incomplete: {file} is not there. Download or copy it again."

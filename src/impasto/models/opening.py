@@ -29,6 +29,7 @@ from impasto.models.contents import ModelContents
 from impasto.models.identity import Clues, Identity, identify
 from impasto.models.other_vae import open_vae, with_vae
 from impasto.models.pipeline_files import ZERO_TERMINAL_SNR, scheduler_config
+from impasto.parsing import read_text
 from impasto.progress import Progress
 from impasto.runs import RunDirectory
 
@@ -234,7 +235,7 @@ def _read_sidecar(path: Path) -> tuple[Path, Mapping[str, Any]] | None:
     if not sidecar.is_file():
         return None
     try:
-        content = yaml.safe_load(sidecar.read_text(encoding="utf-8"))
+        content = yaml.safe_load(read_text(sidecar))
     except (OSError, ValueError, LookupError, TypeError, yaml.YAMLError, RecursionError) as error:
         reason = str(error).strip() or type(error).__name__
         raise ModelError(f"{sidecar} cannot be read as YAML: {reason}.") from error

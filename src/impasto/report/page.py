@@ -16,7 +16,7 @@ from PIL import Image
 
 from impasto import files
 from impasto.errors import RunError
-from impasto.parsing import parse_toml
+from impasto.parsing import parse_toml, read_text
 from impasto.progress import counted
 from impasto.publishing import published_settings, published_text
 from impasto.report.charts import bucket_chart, loss_chart
@@ -66,7 +66,7 @@ def _content(run: RunDirectory) -> dict[str, Any]:
         if _can_be_drawn(m.get("validation_loss"))
     ]
     dataset, status = run.read_json("dataset.json"), run.status()
-    text = run.config_file.read_text(encoding="utf-8", errors="replace")
+    text = read_text(run.config_file, "replace")
     publish = _allowed(text)
     samples = _samples(run, with_prompts="prompts" in publish)
     return {

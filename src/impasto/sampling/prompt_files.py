@@ -15,7 +15,7 @@ from typing import Any
 
 from impasto.errors import ConfigError
 from impasto.finite import finite
-from impasto.parsing import parse_json, parse_toml, text_lines
+from impasto.parsing import parse_json, parse_toml, read_text, text_lines
 from impasto.sampling.prompts import OTHER_NAMES, RANGES, SAMPLERS, Prompt
 
 LEAST_SIDE = 64
@@ -47,7 +47,7 @@ def read_prompt_file(file: Path, defaults: Prompt) -> list[Prompt]:
             or number of the prompt.
     """
     try:
-        text = file.read_text(encoding="utf-8-sig")
+        text = read_text(file)
     except FileNotFoundError as error:
         raise ConfigError(f"The prompt file {file} is not there. Check its path.") from error
     except (OSError, UnicodeDecodeError) as error:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from impasto.errors import ConfigError, DatasetError
+from impasto.parsing import read_text
 from impasto.progress import counted
 from impasto.sdscripts.tools import (
     ToolParser,
@@ -243,6 +244,6 @@ def _key(record: ImageRecord, *, full_path: bool) -> str:
 def _text_beside(record: ImageRecord, ending: str) -> str | None:
     path = record.path.with_suffix(ending)
     try:
-        return path.read_text(encoding="utf-8-sig").strip() if path.is_file() else None
+        return read_text(path).strip() if path.is_file() else None
     except UnicodeDecodeError as error:
         raise DatasetError(f"{path} is not UTF-8 text; save it as UTF-8.") from error

@@ -15,11 +15,14 @@ from impasto import files
 from impasto.config.run import RunConfig
 from impasto.data.listing import Sidecars
 from impasto.data.records import ImageRecord, SetAside
-from impasto.data.scan import Scan, scan_folder
+from impasto.data.scan import Scan, nothing_usable, scan_folder
 from impasto.data.subsets import Subset
 from impasto.errors import DatasetError
 from impasto.progress import Progress, SilentProgress
 from impasto.randomness import derive_rng
+
+_MOST_NAMED = 10
+"""Files that are named one by one; the rest are counted."""
 
 
 @dataclass(frozen=True)
@@ -174,8 +177,15 @@ def _without_copies(
             copies.append(SetAside(record.path, reason))
         else:
             held_out.append(watched(record))
-    for item in copies:
+    passed_over = [*own.set_aside, *copies]
+    for item in passed_over[:_MOST_NAMED]:
         progress.note(f"Not validated on: {item.path}: {item.reason}")
+    if len(passed_over) > _MOST_NAMED:
+        progress.note(f"... and {len(passed_over) - _MOST_NAMED} more that are not validated on")
+    for line in own.said_of_unused():
+        progress.note(line)
+    if not own.records:
+        raise DatasetError(nothing_usable(own.place, own.set_aside, own.unused))
     if not held_out:
         raise DatasetError(
             f"All {len(copies)} pictures in {own.place} are trained on too, byte for byte, so a "

@@ -23,7 +23,7 @@ from impasto.checkpoints.reading import open_tensor_file
 from impasto.checkpoints.tensors import LazyTensor, Tensors, total_bytes
 from impasto.checkpoints.writing import in_file_order, tensor_hash, write_safetensors
 from impasto.errors import ModelError, RunError
-from impasto.parsing import parse_json
+from impasto.parsing import parse_json, read_text
 from impasto.progress import Progress, SilentProgress, in_mib
 from impasto.runs import RunDirectory, step_name
 from impasto.training.fingerprint import differences
@@ -151,7 +151,7 @@ def load_state(
         RunError: It is of a newer format, or of another run; the difference is named.
     """
     try:
-        description = parse_json((folder / DESCRIPTION).read_text(encoding="utf-8"))
+        description = parse_json(read_text(folder / DESCRIPTION))
         version = description["format_version"]
         if version > FORMAT_VERSION:
             raise RunError(
@@ -193,6 +193,11 @@ _SIGNS_OF_DAMAGE = (
 def _in_words(error: Exception) -> str:
     if isinstance(error, (ModelError, ValueError)) and str(error):
         return str(error).removesuffix(" Download or copy it again.").rstrip(".")
+    if isinstance(error, OSError) and error.filename:
+        what = "is missing" if isinstance(error, FileNotFoundError) else f"- {error.strerror}"
+        return f"{Path(error.filename).name} {what}"
+    if isinstance(error, KeyError):
+        return f"{error} is missing in it"
     return repr(error)
 
 
@@ -203,7 +208,7 @@ def _hashes_of(folder: Path, description: Mapping[str, Any]) -> Mapping[str, Any
         if description.get("has_hashes"):
             raise ValueError(f"{HASHES} is missing")
         return None
-    hashes: Mapping[str, Any] = parse_json(file.read_text(encoding="utf-8"))
+    hashes: Mapping[str, Any] = parse_json(read_text(file))
     if hashes[DESCRIPTION] != files.sha256_of(folder / DESCRIPTION):
         raise ValueError(f"{DESCRIPTION} is not what was written")
     return hashes
