@@ -20,21 +20,30 @@ from impasto.cli.dataset_options import SOURCE, bucket_options, dataset_config
     show_default=True,
     help="The page; the same name with .json holds the same for programs.",
 )
+@click.option("--overwrite", is_flag=True, help="Replace what is there under that name.")
 @click.option("--whole-paths", is_flag=True, help="Name files by their whole paths.")
-def report(source: Path, out: Path, whole_paths: bool, **options: Any) -> None:  # noqa: FBT001
+def report(
+    source: Path,
+    out: Path,
+    overwrite: bool,  # noqa: FBT001
+    whole_paths: bool,  # noqa: FBT001
+    **options: Any,
+) -> None:
     """Examine the pictures and words of SOURCE, and write a page with what was found.
 
     Counts, sizes, buckets, what cropping loses; missing, long and repeated captions; tags; files
     that are there twice or look nearly the same; what cannot be used, and why.
     """
     from impasto.cli.console import Console
-    from impasto.report.dataset_page import write_dataset_report
+    from impasto.report.dataset_page import ReportFiles, write_dataset_report
     from impasto.training.examination import examine_dataset
 
     console = Console()
+    target = ReportFiles(out, source)
+    if not overwrite:
+        target.require_free()
     health = examine_dataset(dataset_config(source, options), console)
-    data = out.with_suffix(".json")
-    write_dataset_report(health, out, data, console, ("paths",) if whole_paths else ())
+    write_dataset_report(health, target, console, ("paths",) if whole_paths else ())
     console.table(
         {
             **health.tally.rows(),
@@ -42,6 +51,6 @@ def report(source: Path, out: Path, whole_paths: bool, **options: Any) -> None: 
             "Nearly the same": sum(len(group) - 1 for group in health.near),
             "Cropped away": f"{100 * health.mean_lost:.1f} % of the area on average",
             "Page": out,
-            "Data": data,
+            "Data": target.data,
         }
     )

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
+import os
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,8 @@ from impasto.data import images
 from impasto.data.health import SIDES, TOKEN_LIMITS, Health
 from impasto.data.likeness import NEAR_BITS
 from impasto.data.records import Size
+from impasto.errors import ConfigError
+from impasto.parsing import parse_json, read_text
 from impasto.progress import Progress, counted
 from impasto.report.charts import bucket_chart, histogram_chart
 from impasto.report.page import rendered
@@ -28,18 +33,67 @@ SHOWN_ROWS = 40
 MUCH_LOST = 0.15
 
 
+@dataclass(frozen=True)
+class ReportFiles:
+    """Where a report on a data set is written.
+
+    Attributes:
+        page: The HTML file; the same as JSON is beside it.
+        source: What is reported on: a folder or file.
+    """
+
+    page: Path
+    source: Path
+
+    @property
+    def data(self) -> Path:
+        """The JSON file."""
+        return self.page.with_suffix(".json")
+
+    @property
+    def mark(self) -> str:
+        """Names the source without telling its path."""
+        return hashlib.sha256(os.path.abspath(self.source).encode("utf-8", "replace")).hexdigest()  # noqa: PTH100
+
+    def require_free(self) -> None:
+        """Make sure that nothing is replaced but an earlier report on the same data set.
+
+        Raises:
+            ConfigError: Another file is there.
+        """
+        there = [path for path in (self.page, self.data) if os.path.lexists(path)]
+        if there and _mark_in(self.data) != self.mark:
+            raise ConfigError(
+                f"{there[0]} is there, and is not a report on {self.source}. Give another name "
+                f"with --out, or --overwrite to replace it."
+            )
+
+
+def _mark_in(data: Path) -> str:
+    """The mark of the data set that a report is on; empty if that is no report."""
+    try:
+        content = parse_json(read_text(data))
+    except (OSError, ValueError):
+        return ""
+    return str(content.get(_MARK, "")) if isinstance(content, dict) else ""
+
+
+_MARK = "source"
+
+
 def write_dataset_report(
-    health: Health, page: Path, data: Path, progress: Progress, publish: Collection[str] = ()
+    health: Health, target: ReportFiles, progress: Progress, publish: Collection[str] = ()
 ) -> None:
     """Write the page and the same as JSON, with whole paths only if `publish` names `paths`.
 
     Raises:
         StorageError: A file could not be written.
     """
-    files.write_json(data, shortened(health.as_json(), health.place, publish))
+    content = shortened(health.as_json(), health.place, publish)
+    files.write_json(target.data, {**content, _MARK: target.mark})
     with progress.stage("Drawing thumbnails", None, "pictures") as advance:
         content = shortened(_Content(health, advance).all(), health.place, publish)
-        files.write_text(page, rendered("dataset.html.j2", content))
+        files.write_text(target.page, rendered("dataset.html.j2", content))
 
 
 class _Content:
