@@ -324,6 +324,36 @@ def test_verifying_finds_what_a_look_at_the_header_does_not(folder, tmp_path, da
     assert again.keys == cached.keys
 
 
+def test_a_flipped_bit_is_found_where_it_is_read_and_made_anew(folder, tmp_path):
+    _, cached, _ = run(folder, tmp_path)
+    shard = shard_files(tmp_path)[1]
+    keys = json.loads(shard.with_suffix(".json").read_text(encoding="utf-8"))["keys"]
+    content = bytearray(shard.read_bytes())
+    content[-5] ^= 4  # of the last row
+    shard.write_bytes(content)
+    fresh = LatentCache(tmp_path / "latents")
+    fresh.read(keys[:-1])
+    with pytest.raises(DatasetError, match="has changed since it was written"):
+        fresh.read(keys)
+    assert not any(key in LatentCache(tmp_path / "latents") for key in keys)
+    healed, again, encoder = run(folder, tmp_path)
+    assert encoder.count == len(keys)
+    assert again.keys == cached.keys
+    healed.read(keys)
+
+
+def test_shards_of_before_without_sums_are_read(folder, tmp_path):
+    _, cached, _ = run(folder, tmp_path)
+    for shard in shard_files(tmp_path):
+        index = shard.with_suffix(".json")
+        stored = json.loads(index.read_text(encoding="utf-8"))
+        del stored["crc32"]
+        index.write_text(json.dumps(stored), encoding="utf-8")
+    _, again, encoder = run(folder, tmp_path)
+    assert encoder.count == 0
+    assert again.keys == cached.keys
+
+
 def test_pruning_keeps_what_is_wanted_and_nothing_else(folder, tmp_path):
     cache, cached, _ = run(folder, tmp_path)
     values = {key: cache.read([key.plain])[0].clone() for key in cached.keys}

@@ -1,8 +1,9 @@
 """Arrays by key in shards on disk: the latent cache's and the text store's common ground.
 
 A shard is `<name>.safetensors` with arrays of one length, and `<name>.json` with the keys of their
-rows in order and the hash of the tensors' file. The index is written last, so a shard without one
-does not exist. Shards are mapped into memory, never read whole but by `check`.
+rows in order, a CRC-32 of each row and the hash of the tensors' file. The index is written last, so
+a shard without one does not exist. Shards are mapped into memory, never read whole but by `check`;
+a row is compared with its CRC-32 when it is read for the first time.
 
 Several processes may share a folder: a shard is written under a lock, and without the entries that
 another process has written meanwhile, so each entry is there once and never changes.
@@ -12,9 +13,11 @@ from __future__ import annotations
 
 import hashlib
 import re
+import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -57,6 +60,8 @@ class Shards:
         self.folder, self._columns, self._what = folder, columns, what
         self._open: dict[str, tuple[np.ndarray, ...]] = {}
         self._rows: dict[str, tuple[str, int]] = {}
+        self._sums: dict[str, list[int]] = {}
+        self._compared: dict[str, np.ndarray] = {}
         self._seen: set[Path] = set()
         self.note: Callable[[str], None] = lambda _: None
         """Is told when writing has to wait for another process."""
@@ -85,8 +90,11 @@ class Shards:
 
         Raises:
             KeyError: A key is not there.
+            DatasetError: A row is not what was written; its shard is removed.
         """
         places = [self._rows[key] for key in keys]
+        for shard, row in places:
+            self._require_unchanged(shard, row)
         if len({shard for shard, _ in places}) == 1:
             rows = [row for _, row in places]
             return tuple(column[rows] for column in self._shard(places[0][0]))
@@ -118,13 +126,16 @@ class Shards:
         """Write a shard, tensors first and index last, each durably."""
         name = f"shard-{label}-{_digest(keys)}"
         with files.replace_file(self.folder / f"{name}.safetensors") as partial:
-            save_file({column: tensors[column].contiguous() for column in self._columns}, partial)
+            columns = {column: tensors[column].contiguous() for column in self._columns}
+            save_file(columns, partial)
             content = files.sha256_of(partial)
+        arrays = [column.numpy() for column in columns.values()]
+        sums = [_sum_of(arrays, row) for row in range(len(keys))]
         index = self.folder / f"{name}.json"
-        files.write_json(
-            index, {"format_version": FORMAT_VERSION, "sha256": content, "keys": list(keys)}
-        )
+        described = {"sha256": content, "keys": list(keys), "crc32": sums}
+        files.write_json(index, {"format_version": FORMAT_VERSION, **described})
         self._open.pop(name, None)
+        self._compared.pop(name, None)
         self._add_index(index)
 
     def check(self, index: Path) -> BadShard | None:
@@ -151,6 +162,8 @@ class Shards:
         """Delete a shard, its index first."""
         self._open.pop(index.stem, None)
         self._seen.discard(index)
+        self._sums.pop(index.stem, None)
+        self._compared.pop(index.stem, None)
         self._rows = {key: place for key, place in self._rows.items() if place[0] != index.stem}
         index.unlink(missing_ok=True)
         index.with_suffix(".safetensors").unlink(missing_ok=True)
@@ -199,6 +212,26 @@ class Shards:
         if self._is_whole(index.with_suffix(".safetensors"), len(stored.keys)):
             rows = {key: (index.stem, row) for row, key in enumerate(stored.keys)}
             self._rows.update(rows)
+            if stored.sums is not None:
+                self._sums[index.stem] = stored.sums
+
+    def _require_unchanged(self, shard: str, row: int) -> None:
+        """Compare a row with its CRC-32, once."""
+        sums = self._sums.get(shard)
+        if sums is None:  # of a version that wrote none
+            return
+        compared = self._compared.setdefault(shard, np.zeros(len(sums), dtype=bool))
+        if compared[row]:
+            return
+        if _sum_of(self._shard(shard), row) != sums[row]:
+            index = self.folder / f"{shard}.json"
+            self.remove(index)
+            raise DatasetError(
+                f"{index.with_suffix('.safetensors')} of the {self._what} has changed since it was "
+                f"written, as by a failing disk. It was removed; start again, or resume the run: "
+                f"what it held is made anew."
+            )
+        compared[row] = True
 
     def _is_whole(self, shard: Path, entries: int) -> bool:
         """Whether the shard's header fits its length, name and index; values are not read."""
@@ -239,6 +272,7 @@ class _Index:
     version: int
     keys: list[str]
     sha256: str | None
+    sums: list[int] | None
 
 
 def _digest(keys: Sequence[str]) -> str:
@@ -250,7 +284,9 @@ def _read_index(file: Path) -> _Index | None:
     """The index of a shard; None if it is damaged."""
     try:
         stored = parse_json(read_text(file))
-        index = _Index(stored["format_version"], stored["keys"], stored.get("sha256"))
+        index = _Index(
+            stored["format_version"], stored["keys"], stored.get("sha256"), stored.get("crc32")
+        )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
     whole = (
@@ -259,8 +295,22 @@ def _read_index(file: Path) -> _Index | None:
         and all(isinstance(key, str) for key in index.keys)
         and file.stem.endswith(f"-{_digest(index.keys)}")
         and (index.sha256 is None or isinstance(index.sha256, str))
+        and (index.sums is None or _are_sums(index.sums, len(index.keys)))
     )
     return index if whole else None
+
+
+def _are_sums(sums: Any, count: int) -> bool:
+    is_list = isinstance(sums, list) and len(sums) == count
+    return is_list and all(type(value) is int for value in sums)
+
+
+def _sum_of(columns: Sequence[np.ndarray], row: int) -> int:
+    """The CRC-32 of a row of all columns, one after the other."""
+    value = 0
+    for column in columns:
+        value = zlib.crc32(np.ascontiguousarray(column[row]).data, value)
+    return value
 
 
 def _size_of(file: Path) -> int:
