@@ -11,6 +11,8 @@ from impasto.cli.main import run_reporting
 
 if TYPE_CHECKING:
     from impasto.cli.console import Console
+    from impasto.config.run import RunConfig
+    from impasto.sdscripts.translate import Translation
 
 HELP = """fine_tune.py takes the flags of sd-scripts' fine_tune.py, as in
 
@@ -47,13 +49,20 @@ def fine_tune(arguments: list[str]) -> None:
     if resumed is not None:
         _resume(resumed, flags, console)
         return
-    from impasto.cli.finish import finish
+    from impasto.cli.early import require_run
     from impasto.config.load import build_run_config
     from impasto.sdscripts.translate import translate
+
+    def config_of(translation: Translation) -> RunConfig:
+        return build_run_config(translation.tree, source="fine_tune.py")
+
+    # what is missing is said before PyTorch is imported; the precision, which needs it, comes then
+    require_run(config_of(translate(flags, has_tensorboard=_has_tensorboard())))
+    translation = translate(flags, **_machine())
+    config = config_of(translation)
+    from impasto.cli.finish import finish
     from impasto.training import trainer
 
-    translation = translate(flags, **_machine())
-    config = build_run_config(translation.tree, source="fine_tune.py")
     for notice in translation.notices:
         console.note(notice)
     finish(trainer.train(config, console), console)
@@ -85,5 +94,9 @@ def _machine() -> dict[str, Any]:
 
     return {
         "without_gpu": None if torch.cuda.is_available() else native_precision(),
-        "has_tensorboard": importlib.util.find_spec("tensorboard") is not None,
+        "has_tensorboard": _has_tensorboard(),
     }
+
+
+def _has_tensorboard() -> bool:
+    return importlib.util.find_spec("tensorboard") is not None
