@@ -59,8 +59,16 @@ def test_a_run_leaves_what_it_promises(train_config, nano_model):
 
 def test_captions_that_are_cut_are_counted(train_config, pictures):
     (pictures / "000.txt").write_text("ball " * 80, encoding="utf-8")
-    run = train(train_config(training={"max_steps": 1}))
+    previews = {"prompts": ["ball " * 80, "a ball"], "width": 64, "height": 32, "steps": 1}
+    notes = []
+
+    class Notes(SilentEvents):
+        def note(self, message):
+            notes.append(message)
+
+    run = train(train_config(training={"max_steps": 1}, previews=previews), Notes())
     assert run.read_json("dataset.json")["too_long"] == 1
+    assert any("1 prompt of previews has over 75 tokens" in line for line in notes)
 
 
 def test_the_same_settings_give_the_same_bits(train_config, tmp_path):

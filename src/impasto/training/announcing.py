@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from impasto import files
+from impasto.progress import counted
 from impasto.runs import RunDirectory
 from impasto.training.advice import advice_on
 from impasto.training.events import TrainingEvents
@@ -32,6 +33,12 @@ def announce(session: Session, run: RunDirectory, events: TrainingEvents, step: 
         events.note(session.placement.words)
     for line in advice_on(config, session.model.identity):
         events.note(f"Warning: {line}")
+    shown = sorted({text for prompt in session.previewer.prompts for text in prompt.texts})
+    if cut := session.conditioner.too_long(shown):
+        events.note(
+            f"Warning: {counted(cut, 'prompts of previews have')} over {config.model.max_tokens} "
+            f"tokens; their ends are not seen."
+        )
     events.started(
         {
             "family": session.model.identity.family.name,
