@@ -160,6 +160,38 @@ def test_a_process_without_memory_waits_for_nobody(run_file, tmp_path):
     assert "Another process of this run ended in update 4" in result.stderr
 
 
+PREPARING = """
+import os, signal, sys
+from impasto.cli.main import main
+from impasto.data import shards
+
+write = shards.Shards.write
+
+def dying_write(self, *args):
+    write(self, *args)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+shards.Shards.write = dying_write
+sys.argv = ["impasto", "train", sys.argv[1]]
+main()
+"""
+
+
+def test_the_first_process_dies_while_it_prepares(run_file, tmp_path):
+    """The other, which waits for the latents, ends with words; the run can be begun again."""
+    program = tmp_path / "dying.py"
+    program.write_text(PREPARING, encoding="utf-8")
+    run = tmp_path / "dying"
+    result = launch([program, run_file(output_dir=str(run))], 2)
+    assert result.returncode != 0
+    assert "Traceback (most recent call last)" not in result.stderr.partition("elastic")[0]
+    assert "Another process of this run has ended" in result.stderr
+    assert "Nothing was trained yet. What was encoded is kept" in result.stderr
+    again = launch(["-m", "impasto", "resume", run], 2)
+    assert again.returncode == 0, again.stderr
+    assert recorded_losses(run)
+
+
 def test_two_processes_share_cached_captions(run_file, tmp_path):
     """The first encodes all captions, the second finds it done and takes the same way."""
     changes = {"training": {"max_steps": 2, "cache_text_to_disk": True}}
