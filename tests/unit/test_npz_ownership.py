@@ -114,7 +114,24 @@ def test_a_name_too_long_for_an_npz_is_named(tmp_path):
     exported = export_latents(result, cache, SilentProgress())
     assert exported.written == 1
     assert [item.path.stem for item in exported.refused] == [long]
-    assert "cannot be written" in exported.refused[0].reason
+    assert "which no file system takes" in exported.refused[0].reason
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need rights on Windows")
+def test_links_are_followed_within_the_data_set_only(tmp_path):
+    folder, outside = tmp_path / "set", tmp_path / "of-somebody.npz"
+    for name in ("a.png", "b.png"):
+        picture(folder / name)
+    outside.write_bytes(b"not to be touched")
+    (folder / "a_0064x0064_sd.npz").symlink_to("kept.npz")
+    (folder / "b_0064x0064_sd.npz").symlink_to(outside)
+    exported = export_latents(*cached(folder, tmp_path), SilentProgress())
+    assert exported.written == 1
+    assert [item.path.name for item in exported.refused] == ["b.png"]
+    assert "leads out of the data set" in exported.refused[0].reason
+    assert outside.read_bytes() == b"not to be touched"
+    assert (folder / "a_0064x0064_sd.npz").is_symlink()
+    assert zipfile.is_zipfile(folder / "kept.npz")
 
 
 def test_a_name_as_long_as_allowed_is_written(tmp_path):

@@ -112,7 +112,7 @@ def write_npz(image: PlannedImage, latents: np.ndarray, flipped: np.ndarray | No
     arrays[f"original_size{tail}"] = np.array([size.width, size.height])
     arrays[f"crop_ltrb{tail}"] = np.array(crop_ltrb(image.bucket, size))
     arrays = _with_plain_names(arrays, tail)
-    with files.replace_file(file) as partial, partial.open("wb") as handle:
+    with files.rewrite_file(file) as partial, partial.open("wb") as handle:
         np.savez(handle, allow_pickle=False, **arrays)
     return file
 

@@ -101,6 +101,10 @@ def _export(
     shared = _shared(owners[npz_file(image)])
     if shared is not None:
         return shared
+    record = image.record
+    fault = files.why_not_written(npz_file(image), [record.path.parent, record.subset.root])
+    if fault:
+        return Failure(f"no .npz: {fault}")
     latents = cache.read([key.plain])[0][0].numpy()
     flipped = cache.read([key.flipped])[0][0].numpy() if key.flipped else None
     try:
