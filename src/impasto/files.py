@@ -28,10 +28,15 @@ from impasto.owners import TOKEN_PATTERN, owner_in, this_process
 from impasto.progress import Advance
 
 PARTIAL_SUFFIX = ".partial"
+REPLACED_SUFFIX = ".replaced"
+"""Of a folder's temporary name while another takes its place."""
 DERIVED = ".impasto"
 """The folder of what is derived from a data set, in the data set's own."""
 
-_OWNED = re.compile(rf"\.({TOKEN_PATTERN})\.[0-9a-f]{{8}}{re.escape(PARTIAL_SUFFIX)}$")
+_OWNED = re.compile(
+    rf"\.(?P<name>.+)\.(?P<owner>{TOKEN_PATTERN})\.[0-9a-f]{{8}}"
+    rf"(?P<end>{re.escape(PARTIAL_SUFFIX)}|{re.escape(REPLACED_SUFFIX)})"
+)
 _LEFT_AFTER_S = 24 * 3600.0  # untouched for so long, a file of another machine is left over
 LONGEST_NAME = 255  # bytes of a file name on Linux and macOS; Windows counts letters
 _HASHED_AT_ONCE = 4 << 20
@@ -145,16 +150,29 @@ def replace_folder(path: Path) -> Iterator[Path]:
             for file in sorted(p for p in partial.rglob("*") if p.is_file()):
                 _flush(file)
             _flush_folder(partial)
-            if path.exists():
-                outgoing = partial_name(path)
-                path.replace(outgoing)
-                partial.replace(path)
-                shutil.rmtree(outgoing, ignore_errors=True)
+            if path.is_dir():
+                _exchange(partial, path)
             else:
                 partial.replace(path)
             _flush_folder(path.parent)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
+
+
+def _exchange(new: Path, path: Path) -> None:
+    """Put a folder in the place of another, which comes back if that fails.
+
+    No system replaces a full folder at once. A process that dies in between leaves the old one
+    under a name that `remove_leftovers` turns back.
+    """
+    outgoing = partial_name(path, REPLACED_SUFFIX)
+    path.replace(outgoing)
+    try:
+        new.replace(path)
+    except OSError:
+        outgoing.replace(path)
+        raise
+    shutil.rmtree(outgoing, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -221,12 +239,17 @@ def sha256_of(path: Path, advance: Advance | None = None) -> str:
 def remove_leftovers(folder: Path) -> int:
     """Remove what a killed process left under a temporary name in `folder`; return how many.
 
-    A temporary file has its process in its name. One of a process that runs is left alone, and so
-    is one of another machine (on a network disk) that was touched within a day.
+    A temporary file has its process in its name; others, of other programs, are left alone. So is
+    one of a process that runs, and one of another machine (on a network disk) that was touched
+    within a day. A folder that was about to be replaced, and was not, gets its name back.
     """
     leftovers = [path for path in partials_in(folder) if is_left_over(path)]
     for leftover in leftovers:
-        if leftover.is_dir():
+        match = _OWNED.fullmatch(leftover.name)
+        path = folder / match["name"] if match else leftover
+        if leftover.name.endswith(REPLACED_SUFFIX) and not os.path.lexists(path):
+            leftover.replace(path)
+        elif leftover.is_dir():
             shutil.rmtree(leftover, ignore_errors=True)
         else:
             leftover.unlink(missing_ok=True)
@@ -234,19 +257,19 @@ def remove_leftovers(folder: Path) -> int:
 
 
 def partials_in(folder: Path) -> list[Path]:
-    """What lies in a folder under a temporary name, of processes that run or not."""
+    """What lies in a folder under a temporary name of ours, of processes that run or not."""
     try:
-        return sorted(folder.glob(f".*{PARTIAL_SUFFIX}"))
+        return sorted(path for path in folder.glob(".*") if _OWNED.fullmatch(path.name))
     except OSError:
         return []
 
 
 def is_left_over(partial: Path) -> bool:
     """Whether the process that was writing a temporary file or folder is gone."""
-    match = _OWNED.search(partial.name)
-    owner = owner_in(match[1]) if match else None
+    match = _OWNED.fullmatch(partial.name)
+    owner = owner_in(match["owner"]) if match else None
     if owner is None:
-        return True  # of a version that did not name its process
+        return False
     running = owner.is_running()
     if running is None:
         return time.time() - _touched_at(partial) > _LEFT_AFTER_S
@@ -316,12 +339,12 @@ def shortened(name: str, most: int) -> str:
     return name
 
 
-def partial_name(path: Path) -> Path:
+def partial_name(path: Path, suffix: str = PARTIAL_SUFFIX) -> Path:
     """A new temporary name beside `path`, with this process in it, which `remove_leftovers` knows.
 
     Long names are cut, so that the temporary one is no longer than file systems allow.
     """
-    end = f".{this_process().token}.{uuid.uuid4().hex[:8]}{PARTIAL_SUFFIX}"
+    end = f".{this_process().token}.{uuid.uuid4().hex[:8]}{suffix}"
     return path.with_name(f".{shortened(path.name, LONGEST_NAME - 1 - len(end))}{end}")
 
 
@@ -380,11 +403,20 @@ def _mode_of(path: Path) -> int | None:
 
 def _flush(file: Path, mode: int | None = None) -> None:
     """Write a file through to the disk; then give it its permissions, which may be read-only."""
-    file.chmod(_FILE_MODE if mode is None else mode | stat.S_IWUSR | stat.S_IRUSR)
+    _chmod(file, _FILE_MODE if mode is None else mode | stat.S_IWUSR | stat.S_IRUSR)
     with file.open("rb+") as handle:
         os.fsync(handle.fileno())
     if mode is not None:
+        _chmod(file, mode)
+
+
+def _chmod(file: Path, mode: int) -> None:
+    """Set permissions, where the disk has them: a share that another user has mounted has none."""
+    try:
         file.chmod(mode)
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.ENOTSUP):
+            raise
 
 
 def _flush_folder(folder: Path) -> None:
@@ -392,5 +424,8 @@ def _flush_folder(folder: Path) -> None:
         descriptor = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(descriptor)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # a disk that flushes no folders
+                raise
         finally:
             os.close(descriptor)

@@ -124,8 +124,11 @@ class _LockFile:
 
     def _beat(self) -> None:
         while not self._ended.wait(BEAT_S):
-            if not self._is_own():
-                self.is_lost = self.file.exists()
+            text = _text_if_read(self.file)
+            if text is None:
+                continue  # it cannot be read just now, which says nothing
+            self.is_lost = text not in (self._text, "")
+            if text != self._text:
                 continue
             with contextlib.suppress(OSError):
                 os.utime(self.file)
@@ -175,12 +178,12 @@ class FolderLock:
                     if _placed(partial, self._own.file):
                         return None
                     holder = _read(self._own.file, now=partial.stat().st_mtime)
+                    if holder is not None and holder.is_alive:
+                        return holder
+                    if holder is not None:
+                        _remove_dead(self._own.file, holder, partial)
                 finally:
                     partial.unlink(missing_ok=True)
-                if holder is not None and holder.is_alive:
-                    return holder
-                if holder is not None:
-                    _remove_dead(self._own.file, holder)
             raise OSError("its lock changes hands all the time")
 
 
@@ -299,17 +302,32 @@ def _placed(partial: Path, lock: Path) -> bool:
     return True
 
 
-def _remove_dead(lock: Path, holder: Holder) -> None:
-    """Take a dead process's lock away, unless another process was faster and has taken it."""
-    aside = files.partial_name(lock)
+def _remove_dead(lock: Path, holder: Holder, partial: Path) -> None:
+    """Take a dead process's lock away, unless another process was faster and has taken it.
+
+    Only who has the lock for it looks and removes: of two who found the same dead lock, the slower
+    would remove what a third has taken since.
+
+    Args:
+        lock: The dead process's.
+        holder: What it said.
+        partial: A file with what this process's own lock says.
+    """
+    breaking = lock.with_name(f"{lock.name.removesuffix('.lock')}.breaking.lock")
+    if not _placed(partial, breaking):
+        other = _read(breaking, now=partial.stat().st_mtime)
+        if other is not None and not other.is_alive:
+            with contextlib.suppress(OSError):
+                breaking.unlink()
+        return
     try:
-        lock.rename(aside)
+        if _text_of(lock) == holder.text:
+            lock.unlink()
     except OSError:
         return
-    if _text_of(aside) != holder.text:
-        _placed(aside, lock)
-    with contextlib.suppress(OSError):
-        aside.unlink()
+    finally:
+        with contextlib.suppress(OSError):
+            breaking.unlink()
 
 
 def _read(file: Path, *, now: float) -> Holder | None:
@@ -342,7 +360,14 @@ def _disk_time(folder: Path) -> float:
 
 
 def _text_of(file: Path) -> str:
+    return _text_if_read(file) or ""
+
+
+def _text_if_read(file: Path) -> str | None:
+    """What a lock says; empty where there is none, None where it cannot be read just now."""
     try:
         return file.read_text(encoding="utf-8", errors="replace")
-    except OSError:
+    except FileNotFoundError:
         return ""
+    except OSError:
+        return None

@@ -1,12 +1,18 @@
 """Durable writing: the old content survives every failure, and nothing half-written stays."""
 
+import errno
+import os
+import stat
 import subprocess
 import sys
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from impasto import files
 from impasto.errors import StorageError
+from impasto.owners import this_process
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):
@@ -38,12 +44,74 @@ def test_a_folder_is_replaced_whole(tmp_path):
     assert [p.name for p in target.iterdir()] == ["two"]
 
 
+DEAD = replace(this_process(), start=1).token
+
+
+def left_over(name, end=files.PARTIAL_SUFFIX):
+    return f".{name}.{DEAD}.00000000{end}"
+
+
 def test_leftovers_of_a_killed_process_are_removed(tmp_path):
-    (tmp_path / f".x{files.PARTIAL_SUFFIX}").write_text("half", encoding="utf-8")
-    (tmp_path / f".y{files.PARTIAL_SUFFIX}").mkdir()
-    (tmp_path / "kept").write_text("x", encoding="utf-8")
+    (tmp_path / left_over("x")).write_text("half", encoding="utf-8")
+    (tmp_path / left_over("y")).mkdir()
+    kept = ["kept", ".film.mkv.partial", ".backup.partial", files.partial_name(tmp_path / "z").name]
+    for name in kept:
+        (tmp_path / name).write_text("of another program, or of one that runs", encoding="utf-8")
     assert files.remove_leftovers(tmp_path) == 2
-    assert [p.name for p in tmp_path.iterdir()] == ["kept"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(kept)
+
+
+@pytest.mark.parametrize("is_new_there", [False, True])
+def test_a_folder_that_was_about_to_be_replaced_comes_back(tmp_path, is_new_there):
+    """A process died between its two renames, or after both."""
+    old = tmp_path / left_over("state", files.REPLACED_SUFFIX)
+    old.mkdir()
+    (old / "old").write_text("x", encoding="utf-8")
+    (tmp_path / left_over("state")).mkdir()
+    if is_new_there:
+        (tmp_path / "state").mkdir()
+        (tmp_path / "state" / "new").write_text("x", encoding="utf-8")
+    files.remove_leftovers(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["state"]
+    expected = ["new"] if is_new_there else ["old"]
+    assert [p.name for p in (tmp_path / "state").iterdir()] == expected
+
+
+def test_a_folder_that_cannot_be_replaced_stays(tmp_path, monkeypatch):
+    target = tmp_path / "state"
+    target.mkdir()
+    (target / "old").write_text("x", encoding="utf-8")
+    rename = Path.replace
+
+    def guarded(self, to):
+        if self.name.endswith(files.PARTIAL_SUFFIX):
+            raise PermissionError(errno.EACCES, "held open by a virus scanner")
+        return rename(self, to)
+
+    monkeypatch.setattr(Path, "replace", guarded)
+    with pytest.raises(StorageError), files.replace_folder(target) as partial:
+        (partial / "new").write_text("x", encoding="utf-8")
+    assert [p.name for p in target.iterdir()] == ["old"]
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_disks_without_permissions_and_flushed_folders(tmp_path, monkeypatch):
+    """As a share that root has mounted, and as some network disks."""
+    fsync = os.fsync
+
+    def refused(*_, **__):
+        raise PermissionError(errno.EPERM, "not permitted")
+
+    def flush(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "invalid")
+        fsync(descriptor)
+
+    monkeypatch.setattr(Path, "chmod", refused)
+    monkeypatch.setattr(os, "fsync", flush)
+    for content in ("one", "two"):
+        files.write_text(tmp_path / "a.txt", content)
+    assert (tmp_path / "a.txt").read_text(encoding="utf-8") == "two"
 
 
 def test_an_unwritable_place_is_explained(tmp_path):

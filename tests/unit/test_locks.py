@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -240,3 +241,51 @@ def test_a_run_that_was_not_begun_leaves_nothing_but_what_others_put_there(tmp_p
         (run.path / "notes.txt").write_text("mine", encoding="utf-8")
         run.discard()
     assert [p.name for p in (tmp_path / "b").iterdir()] == ["notes.txt"]
+
+
+def test_a_lock_that_cannot_be_read_for_a_moment_is_not_lost(tmp_path, monkeypatch):
+    monkeypatch.setattr(locks, "BEAT_S", 0.01)
+    with locks.FolderLock(tmp_path, "training", refuse) as lock:
+        file = tmp_path / locks.LOCK_NAME
+        text = file.read_text(encoding="utf-8")
+        file.unlink()
+        file.mkdir()  # reading it fails, as on a network disk that is away
+        time.sleep(0.1)
+        assert not lock.is_lost
+        file.rmdir()
+        file.write_text("of another", encoding="utf-8")
+        wait_until(lambda: lock.is_lost)
+        file.write_text(text, encoding="utf-8")
+        wait_until(lambda: not lock.is_lost)
+
+
+def wait_until(condition):
+    for _ in range(3000):
+        if condition():
+            return
+        time.sleep(0.01)
+    raise AssertionError
+
+
+def test_of_two_that_find_a_dead_lock_one_removes_it(tmp_path):
+    """The slower one would remove the lock that the faster has taken since."""
+    dead = written_by(replace(this_process(), start=1), tmp_path)
+    found = locks.holder_of(tmp_path) or locks._read(dead, now=time.time())
+    own = tmp_path / "own"
+    own.write_text(written_by(this_process(), tmp_path, "said").read_text("utf-8"), "utf-8")
+    locks._remove_dead(dead, found, own)
+    assert not dead.exists()
+    taken = written_by(this_process(), tmp_path)  # by the faster
+    locks._remove_dead(dead, found, own)
+    assert taken.exists()
+    # while another is removing, nobody else does
+    written_by(this_process(), tmp_path, ".breaking.lock")
+    old = written_by(replace(this_process(), start=1), tmp_path)
+    locks._remove_dead(old, locks._read(old, now=time.time()), own)
+    assert old.exists()
+    # and one that died while removing does not keep others from it for ever
+    written_by(replace(this_process(), start=1), tmp_path, ".breaking.lock")
+    for _ in range(2):
+        locks._remove_dead(old, locks._read(old, now=time.time()), own)
+    assert not old.exists()
+    assert not list(tmp_path.glob("*breaking*"))

@@ -12,6 +12,7 @@ States of earlier versions have no hashes; they are read, and only their form ca
 from __future__ import annotations
 
 import contextlib
+import errno
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -164,8 +165,12 @@ def load_state(
         if hashes is not None and check_tensors:
             _require_hashes(tensors, hashes, progress or SilentProgress())
         return _state_of(description, tensors, is_hashed=hashes is not None)
-    except PermissionError as error:
-        raise RunError(f"{folder} cannot be read: {error}.") from error
+    except OSError as error:
+        if error.errno not in _OF_DAMAGED_FILES:  # such as too many open files, which passes
+            raise RunError(f"{folder} cannot be read: {error}. Nothing was changed.") from error
+        raise DamagedStateError(
+            f"The training state {folder} is damaged ({_in_words(error)})."
+        ) from error
     except _SIGNS_OF_DAMAGE as error:
         raise DamagedStateError(
             f"The training state {folder} is damaged ({_in_words(error)})."
@@ -184,8 +189,13 @@ def require_same_run(run: RunDirectory, fingerprint: Mapping[str, str]) -> None:
             return
 
 
+_OF_DAMAGED_FILES = {
+    errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EIO, errno.EINVAL, errno.EILSEQ
+}  # fmt: skip
+"""Errors of the system that say that a file is missing, of another kind, or unreadable for good."""
+
 _SIGNS_OF_DAMAGE = (
-    OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, ModelError
+    ValueError, KeyError, TypeError, AttributeError, RecursionError, ModelError
 )  # fmt: skip
 """What damaged JSON and tensor files lead to; hashes find the rest."""
 
