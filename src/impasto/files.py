@@ -175,6 +175,14 @@ def _exchange(new: Path, path: Path) -> None:
     shutil.rmtree(outgoing, ignore_errors=True)
 
 
+def remove_folder(path: Path) -> None:
+    """Remove a folder of ours: all of it or, for whoever looks meanwhile, nothing of it."""
+    partial = partial_name(path)
+    with contextlib.suppress(OSError):  # what is held open stays, under its name
+        path.replace(partial)
+        shutil.rmtree(partial, ignore_errors=True)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text durably, with Unix line ends on every system."""
     with replace_file(path) as partial:

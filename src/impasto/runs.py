@@ -199,12 +199,28 @@ class RunDirectory:
 
     def exported_model(self) -> Path | None:
         """The trained model: a file or a Diffusers folder; None before the end."""
-        elsewhere = self.status().get("model")
+        recorded = self.status().get("model")
         with contextlib.suppress(OSError, ValueError):  # no path of this system
-            if elsewhere and Path(elsewhere).exists():
-                return Path(elsewhere)
+            if recorded and self.at(recorded).exists():
+                return self.at(recorded)
         entries = sorted(self.export.iterdir()) if self.export.is_dir() else []
         return next((entry for entry in entries if not entry.name.startswith(".")), None)
+
+    def record_of(self, path: Path) -> str:
+        """How a path is written into files of the run, so that both may be moved together.
+
+        Relative to the run directory; whole where it is on another drive of Windows.
+        """
+        real = os.path.realpath(path)
+        try:
+            return Path(os.path.relpath(real, os.path.realpath(self.path))).as_posix()
+        except ValueError:
+            return real
+
+    def at(self, record: str) -> Path:
+        """The path that `record_of` wrote, or an absolute one."""
+        inside = Path(record)
+        return inside if inside.is_absolute() else Path(os.path.normpath(self.path / inside))
 
     def status(self) -> dict[str, Any]:
         """What the run says it is doing; empty where that is damaged: no number depends on it."""

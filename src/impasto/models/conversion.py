@@ -20,7 +20,7 @@ from impasto.models.contents import ModelContents
 from impasto.models.loading import empty_networks
 from impasto.models.opening import OpenOptions, open_model
 from impasto.models.saving import About, Form, save_model
-from impasto.models.targets import form_of
+from impasto.models.targets import form_of, why_not_replaced
 from impasto.progress import Progress, SilentProgress, in_mib
 
 __all__ = ["about_converted", "convert_hypernetwork", "convert_model", "form_of", "hash_file"]
@@ -52,7 +52,7 @@ def convert_model(
         ModelError: The source cannot be used.
         StorageError: The target cannot be written.
     """
-    _require_free(Path(source), target, overwrite=overwrite)
+    _require_free(Path(source), target, overwrite=overwrite, by_folder=form == "diffusers")
     contents = open_model(source, options, progress)
     contents = require_whole(contents, empty_networks(contents)).cast(dtypes)
     save_model(contents, target, form, about_converted(contents, target, title), progress)
@@ -140,10 +140,16 @@ def about_converted(contents: ModelContents, target: Path, title: str | None) ->
     )
 
 
-def _require_free(source: Path, target: Path, *, overwrite: bool) -> None:
+def _require_free(source: Path, target: Path, *, overwrite: bool, by_folder: bool = False) -> None:
     if source.exists() and target.exists() and source.resolve() == target.resolve():
         raise ConfigError(f"{target} is the source itself; nothing was changed. Take another name.")
     if target.exists() and not overwrite:
         raise ConfigError(
             f"{target} is already there; nothing was changed. Take another name, or --overwrite."
+        )
+    if source.exists() and target.exists() and source.resolve().is_relative_to(target.resolve()):
+        raise ConfigError(f"{source} is in {target}; nothing was changed. Take another name.")
+    if fault := why_not_replaced(target, by_folder=by_folder):
+        raise ConfigError(
+            f"{target} is not replaced: {fault}. Nothing was changed. Take another name."
         )

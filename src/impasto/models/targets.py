@@ -1,11 +1,13 @@
-"""What form of model a path asks for: the one rule about endings for all verbs."""
+"""What form of model a path asks for, and what may be replaced there: one rule for all verbs."""
 
 from __future__ import annotations
 
 import difflib
 from pathlib import Path
 
+from impasto.checkpoints.keymap import PARTS
 from impasto.errors import ConfigError
+from impasto.models.diffusers_folder import LDM_ONLY_FILE, METADATA_FILE
 from impasto.models.saving import SUFFIXES, Form
 
 BY_ENDING: dict[str, Form] = {".safetensors": "safetensors", ".ckpt": "ckpt"}
@@ -51,6 +53,48 @@ def require_folder_name(target: Path) -> None:
             f"{target} ends in {target.suffix}, but what is written is a Diffusers folder. Take a "
             f"name without an ending, and make a file of it with impasto convert."
         )
+
+
+def names_a_file(target: Path) -> bool:
+    """Whether a model of this name is one file; `model-v1.5` is the name of a folder."""
+    ending = target.suffix.lower()
+    return ending in BY_ENDING or ending in FILE_ENDINGS
+
+
+def why_not_replaced(target: Path, *, by_folder: bool) -> str:
+    """Why what is at a target may not be replaced by a model, asked for or not; empty if it may.
+
+    A folder is replaced whole. So only one goes that holds a Diffusers model and nothing besides.
+
+    Args:
+        target: Where the model is to be.
+        by_folder: Whether it is a Diffusers folder.
+    """
+    if not target.exists():
+        return ""
+    if target.is_dir() != by_folder:
+        found, wanted = ("folder", "file") if target.is_dir() else ("file", "folder")
+        return f"it is a {found}, and what is written is a {wanted}"
+    if not by_folder:
+        return ""
+    foreign = [path for path in sorted(target.rglob("*")) if not _is_of_a_model(path, target)]
+    if foreign:
+        name = foreign[0].relative_to(target).as_posix()
+        more = f" (and {len(foreign) - 1} more)" if len(foreign) > 1 else ""
+        return f"the folder also holds {name}{more}, which is of no Diffusers model"
+    return ""
+
+
+def _is_of_a_model(path: Path, folder: Path) -> bool:
+    """Whether a file or folder is one of those that make a Diffusers model."""
+    first, *inner = path.relative_to(folder).parts
+    if first in FOLDERS:
+        return len(inner) < 2 and (not inner or path.suffix in _MODEL_ENDINGS)
+    return not inner and first in ("model_index.json", METADATA_FILE, LDM_ONLY_FILE)
+
+
+FOLDERS = (*PARTS, "tokenizer", "scheduler")
+_MODEL_ENDINGS = (".json", ".safetensors", ".bin", ".txt")
 
 
 def _is_of_a_file(ending: str, *, was_asked: bool) -> bool:

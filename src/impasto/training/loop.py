@@ -349,8 +349,9 @@ class TrainingLoop:
                 total_steps=total,
                 updates_per_epoch=self._session.sampler.updates_per_epoch,
                 timings_s=timings,
-                **({"model": str(model)} if self._config.saving.model_dir else {}),
+                **({"model": self._run.record_of(model)} if model else {}),
             )
+            self._saver.drop_states()
         self._accelerator.wait_for_everyone()
 
 

@@ -7,12 +7,12 @@ keeps there.
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
 from impasto import files
 from impasto.errors import RunError
+from impasto.models.targets import names_a_file, why_not_replaced
 from impasto.runs import RunDirectory
 
 RECORD = "models.json"
@@ -29,7 +29,8 @@ class OwnModels:
     def __init__(self, run: RunDirectory, *, overwrite: bool = False) -> None:
         self._run, self._overwrite = run, overwrite
         recorded = run.read_json(RECORD)
-        self._written: list[str] = list(recorded.get("written", []))
+        # paths of earlier versions are absolute
+        self._written = [self._key(run.at(record)) for record in recorded.get("written", [])]
         began_before_records = not recorded and bool(run.saved_steps())
         self._knows = not began_before_records
 
@@ -40,6 +41,11 @@ class OwnModels:
             RunError: Something is.
         """
         taken = [target for target in targets if self._is_foreign(target)]
+        if taken and self._overwrite:
+            raise RunError(
+                f"{taken[0]} is not replaced: {self._fault(taken[0])}. Nothing was begun. Choose "
+                f"another saving.name (--output_name), or move it away."
+            )
         if taken:
             more = f" (and {len(taken) - 1} more)" if len(taken) > 1 else ""
             raise RunError(
@@ -78,25 +84,28 @@ class OwnModels:
         shape = re.compile(re.escape(name) + numbered + re.escape(suffix))
         alike: dict[int, Path] = {}
         for key in self._written:
-            path = Path(key)
+            path = self._run.at(key)
             match = shape.fullmatch(path.name)
-            if match and path.parent == folder.resolve() and path.exists():
+            if match and path.parent.resolve() == folder.resolve() and path.exists():
                 alike[int(match[1])] = path
         for number in sorted(alike)[:-keep]:
             old = alike[number]
-            shutil.rmtree(old) if old.is_dir() else old.unlink()
-            self._written.remove(str(old))
+            files.remove_folder(old) if old.is_dir() else old.unlink()
+            self._written.remove(self._key(old))
         self._write()
 
     def _is_foreign(self, target: Path) -> bool:
         inside = self._run.path.resolve() in target.resolve().parents
-        if self._overwrite or inside or not self._knows:
+        if inside or not target.exists() or self._key(target) in self._written:
             return False
-        return target.exists() and self._key(target) not in self._written
+        return bool(self._fault(target)) if self._overwrite or not self._knows else True
+
+    @staticmethod
+    def _fault(target: Path) -> str:
+        return why_not_replaced(target, by_folder=not names_a_file(target))
 
     def _write(self) -> None:
         files.write_json(self._run.path / RECORD, {"written": self._written})
 
-    @staticmethod
-    def _key(target: Path) -> str:
-        return str(target.resolve())
+    def _key(self, target: Path) -> str:
+        return self._run.record_of(target)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from impasto import files
 from impasto.progress import Progress
-from impasto.runs import RunDirectory
+from impasto.runs import RunDirectory, step_name
 from impasto.training.background import Background
 from impasto.training.capture import capture_state
 from impasto.training.export import (
@@ -111,11 +112,19 @@ class Saver:
             ),
             now=True,
         )
-        if not self._writes:
-            return None
-        if not self._saving.keep_final_state:
-            shutil.rmtree(self._run.states, ignore_errors=True)
-        return paths[0]
+        return paths[0] if self._writes else None
+
+    def drop_states(self) -> None:
+        """Remove the states of a run whose end is recorded, unless they are to be kept.
+
+        Damaged ones that were renamed stay: they are the user's to look at.
+        """
+        if self._saving.keep_final_state:
+            return
+        for step in self._run.saved_steps():
+            files.remove_folder(self._run.states / step_name(step))
+        with contextlib.suppress(OSError):  # something else is in it
+            self._run.states.rmdir()
 
     def raise_fault(self) -> None:
         """Pass on the error of what could not be written meanwhile."""

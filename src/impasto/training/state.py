@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -106,7 +105,7 @@ def save_state(run: RunDirectory, state: TrainingState, *, keep: int) -> Path:
     with files.replace_folder(target) as partial:
         _write_into(partial, state)
     for step in run.saved_steps()[:-keep]:
-        shutil.rmtree(run.states / step_name(step), ignore_errors=True)
+        files.remove_folder(run.states / step_name(step))
     return target
 
 

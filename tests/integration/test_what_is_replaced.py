@@ -1,0 +1,102 @@
+"""A model replaces a model, when asked to, and nothing else; a moved run is found whole."""
+
+import shutil
+
+import pytest
+from conftest import impasto
+
+from impasto.errors import RunError
+from impasto.models.targets import why_not_replaced
+from impasto.runs import RunDirectory
+from impasto.training.own_models import OwnModels
+from impasto.training.trainer import resume, train
+
+
+def test_a_folder_with_other_files_is_not_replaced_by_a_model(nano_model, tmp_path):
+    target = tmp_path / "models"
+    shutil.copytree(nano_model, target)
+    assert why_not_replaced(target, by_folder=True) == ""
+    (target / "unet" / "notes").mkdir()
+    assert "unet/notes" in why_not_replaced(target, by_folder=True)
+    (target / "unet" / "notes").rmdir()
+    (target / "holiday.jpg").write_bytes(b"x")
+    refused = impasto("convert", nano_model, target, "--overwrite")
+    assert refused.returncode == 2
+    assert "also holds holiday.jpg" in refused.stderr
+    assert (target / "holiday.jpg").is_file()
+
+
+def test_a_folder_is_not_replaced_by_a_model_made_of_what_is_in_it(nano_model, tmp_path):
+    source = tmp_path / "models" / "base.safetensors"
+    source.parent.mkdir()
+    assert impasto("convert", nano_model, source).returncode == 0
+    refused = impasto("convert", source, source.parent, "--overwrite")
+    assert refused.returncode == 2
+    assert "base.safetensors is in" in refused.stderr
+    assert source.is_file()
+
+
+def test_files_and_folders_do_not_replace_each_other(tmp_path):
+    file = tmp_path / "model"
+    file.write_bytes(b"x")
+    assert "it is a file" in why_not_replaced(file, by_folder=True)
+    assert "it is a folder" in why_not_replaced(tmp_path, by_folder=False)
+    assert why_not_replaced(tmp_path / "missing", by_folder=True) == ""
+
+
+def test_overwriting_in_a_run_spares_folders_with_other_files(tmp_path):
+    run = RunDirectory(tmp_path / "run")
+    run.path.mkdir()
+    target = tmp_path / "models" / "my-style-v1.5"
+    target.mkdir(parents=True)
+    own = OwnModels(run, overwrite=True)
+    own.require_free([target])
+    (target / "holiday.jpg").write_bytes(b"x")
+    with pytest.raises(RunError, match=r"holiday\.jpg"):
+        own.require_free([target])
+    assert own.claim(target) != target
+
+
+def test_a_run_that_was_moved_with_its_models_goes_on(train_config, tmp_path, nano_model):
+    before = tmp_path / "before"
+    config = train_config(
+        output_dir=str(before / "run"),
+        saving={
+            "model_dir": str(before / "models"),
+            "model_every_steps": 2,
+            "state_every_steps": 2,
+            "format": "safetensors",
+        },
+    )
+    run = train(config)
+    model = run.exported_model()
+    assert model == before / "models" / "model.safetensors"
+    before.rename(tmp_path / "after")
+    moved = RunDirectory(tmp_path / "after" / "run")
+    assert moved.exported_model() == tmp_path / "after" / "models" / "model.safetensors"
+    own = OwnModels(moved)
+    own.require_free((tmp_path / "after" / "models").glob("*.safetensors"))
+
+
+def test_the_model_of_a_run_is_the_one_that_it_recorded(train_config):
+    run = train(train_config(saving={"average": "beside"}, training={"ema_decay": 0.9}))
+    (run.export / "README.md").write_text("of the user", encoding="utf-8")
+    assert run.exported_model() == run.export / "model"
+
+
+def test_states_are_dropped_after_the_end_is_recorded(train_config, monkeypatch):
+    seen = []
+    real = RunDirectory.write_status
+
+    def write_status(self, phase, **details):
+        if phase == "finished":
+            seen.extend(self.saved_steps())
+        real(self, phase, **details)
+
+    monkeypatch.setattr(RunDirectory, "write_status", write_status)
+    config = train_config(saving={"keep_final_state": False, "state_every_steps": 2})
+    run = train(config)
+    assert seen
+    assert run.saved_steps() == []
+    with pytest.raises(RunError, match="its states are gone"):
+        resume(run.path)
