@@ -1,14 +1,17 @@
 """A model replaces a model, when asked to, and nothing else; a moved run is found whole."""
 
 import shutil
+from dataclasses import replace
 
 import pytest
 from conftest import impasto
 
 from impasto.errors import RunError
 from impasto.models.targets import why_not_replaced
+from impasto.owners import this_process
 from impasto.runs import RunDirectory
 from impasto.training.own_models import OwnModels
+from impasto.training.pictures import survey
 from impasto.training.trainer import resume, train
 
 
@@ -100,3 +103,12 @@ def test_states_are_dropped_after_the_end_is_recorded(train_config, monkeypatch)
     assert run.saved_steps() == []
     with pytest.raises(RunError, match="its states are gone"):
         resume(run.path)
+
+
+def test_what_a_killed_scan_left_half_written_is_removed(train_config, tmp_path):
+    dead = replace(this_process(), start=1).token
+    derived = tmp_path / "derived"
+    derived.mkdir()
+    (derived / f".scan-1.json.{dead}.00000000.partial").write_text("half", encoding="utf-8")
+    survey(train_config())
+    assert not list(derived.glob(".*.partial"))

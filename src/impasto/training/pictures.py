@@ -246,6 +246,8 @@ def _index_file(derived: Path, place: Path) -> Path:
 def _require_place_for_derived_data(config: DatasetConfig) -> None:
     try:
         files.require_writable(config.derived_dir)
+        if files.is_keeping():
+            files.remove_leftovers(config.derived_dir)  # what a killed scan left half-written
     except StorageError as error:
         raise StorageError(f"{error} dataset.cache_dir names a place for derived data.") from error
 
