@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import impasto
-from impasto.parsing import is_text, parse_json, parse_toml, printable, text_lines
+from impasto.parsing import is_text, json_fault, parse_json, parse_toml, printable, text_lines
 
 SOURCE = Path(impasto.__file__).parent
 
@@ -22,6 +22,12 @@ SOURCE = Path(impasto.__file__).parent
 def test_all_faults_of_json_are_one_error(text):
     with pytest.raises(json.JSONDecodeError):
         parse_json(text)
+
+
+def test_a_fault_of_json_is_a_whole_phrase():
+    with pytest.raises(json.JSONDecodeError) as raised:
+        parse_json('{"a": "cut')
+    assert json_fault(raised.value) == "not valid JSON (Unterminated string)"
 
 
 def test_json_that_is_right(tmp_path):

@@ -278,10 +278,10 @@ def require_folder(folder: Path) -> None:
         DatasetError: It is missing, or a file.
     """
     if not folder.is_dir():
-        found = "a file" if folder.exists() else "nothing"
+        fault = "is a file, not a folder" if folder.exists() else "is not there"
         raise DatasetError(
-            f"The picture folder {folder} is not there (found: {found}). Give the path of a folder "
-            f"that holds your pictures."
+            f"The picture folder {folder} {fault}. Give the path of the folder that holds your "
+            f"pictures."
         )
 
 
