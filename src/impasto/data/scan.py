@@ -27,7 +27,7 @@ from impasto.data.stages import Failure, LocalExecutor, chunks, default_workers
 from impasto.data.subsets import PLAIN, Subset
 from impasto.errors import DatasetError
 from impasto.parsing import printable
-from impasto.progress import Progress, SilentProgress
+from impasto.progress import Progress, SilentProgress, none_of
 
 _NAMED = 3  # so many names of one kind are written out
 
@@ -296,7 +296,7 @@ def nothing_usable(place: str, set_aside: Sequence[SetAside], unused: Sequence[U
         )
     first = set_aside[0]
     return (
-        f"None of the {len(set_aside)} pictures of {place} can be read; the first is "
+        f"{none_of(len(set_aside), 'pictures')} of {place} can be read; the first is "
         f"{first.path.name}: {first.reason}."
     )
 
