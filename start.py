@@ -44,7 +44,7 @@ EXTRAS = {
     ("demo",): "tagging",
     ("dataset", "tag"): "tagging",
 }
-HEIF_ENDINGS = (".heic", ".heif", ".hif")
+HEIF_ENDINGS = (".heic", ".heif", ".hif", ".heics", ".heifs")
 MISSING_DEPENDENCY = 7  # impasto's exit code for a package that is not there
 CHECKS = (
     ("ruff", "check", "."),

@@ -23,7 +23,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from impasto.errors import StorageError
+from impasto.errors import RunError, StorageError
 from impasto.owners import TOKEN_PATTERN, owner_in, this_process
 from impasto.progress import Advance
 
@@ -302,6 +302,16 @@ def append_text(path: Path, text: str) -> None:
                 with contextlib.suppress(OSError):
                     file.truncate(before)
                 raise
+
+
+def require_absent(target: Path) -> None:
+    """Make sure that nothing is replaced.
+
+    Raises:
+        RunError: Something is already at `target`.
+    """
+    if target.exists():
+        raise RunError(f"{target} is already there; nothing was changed. Choose another name.")
 
 
 def require_writable(folder: Path) -> None:

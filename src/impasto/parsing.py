@@ -76,6 +76,11 @@ def parse_json(
     return content
 
 
+def json_fault(error: json.JSONDecodeError) -> str:
+    """What is wrong with JSON, without where: Python's own words may end in "starting at"."""
+    return f"not valid JSON ({error.msg.removesuffix(' starting at')})"
+
+
 def parse_toml(text: str) -> dict[str, Any]:
     """Parse TOML.
 

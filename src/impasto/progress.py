@@ -42,6 +42,11 @@ def counted(number: int, words: str) -> str:
     return f"1 {singular(head)}{of}{rest}{verb}"
 
 
+def none_of(number: int, plural: str) -> str:
+    """The subject of a sentence that denies something of all: `None of the 3 pictures`."""
+    return f"Not one {singular(plural)}" if number == 1 else f"None of the {number:,} {plural}"
+
+
 def singular(plural: str) -> str:
     """One of what a regular English plural names; units such as MiB stay."""
     if plural.endswith("ies"):

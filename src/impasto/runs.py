@@ -142,13 +142,15 @@ class RunDirectory:
             f"continued with: {command('resume', self.path)}"
         )
 
-    @staticmethod
-    def require_free(path: Path) -> None:
+    @classmethod
+    def require_free(cls, path: Path) -> None:
         """Make sure that a new run can have this directory.
 
         Raises:
-            RunError: Something is already there.
+            RunError: Something is already there, or another process is training there.
         """
+        if (holder := locks.holder_of(path)) is not None:
+            cls(path)._refuse(holder)
         _require_empty(path)
 
     @classmethod

@@ -348,11 +348,12 @@ def test_the_scripts_of_sd_scripts_one_after_the_other(folder, tmp_path, nano_mo
     assert cleaned["0001-butterfly"]["tags"] == "1girl, white shirt"
     assert len(cleaned) == 12
 
-    script(
+    said = script(
         "prepare_buckets_latents", folder, tmp_path / "clean.json", tmp_path / "lat.json",
         nano_model, "--max_resolution=128,128", "--min_bucket_reso=64", "--max_bucket_reso=256",
         "--flip_aug",
     )  # fmt: skip
+    assert "--alpha_mask" not in said, "it was not given"
     prepared = json.loads((tmp_path / "lat.json").read_text(encoding="utf-8"))
     assert len(list(folder.glob("*.npz"))) == 12
     for path in folder.glob("*.webp"):

@@ -160,6 +160,12 @@ def test_dataset_verbs(pictures, nano_model, tmp_path):
     geometry = ("--resolution", 80, "--min-side", 32, "--max-side", 96, "--step", 32)
     planned = impasto("dataset", "plan", pictures, *geometry)
     assert "64x96" in planned.stdout, planned.stderr
+    assert "Cropped most" not in planned.stdout, "nothing is cropped: 0 % five times says little"
+    squares = impasto("dataset", "plan", pictures, *geometry, "--step", 64, "--min-side", 64,
+                      "--max-side", 128)  # fmt: skip
+    assert "Cropped most   001.png (33 %)" in squares.stdout, squares.stderr
+    unmatched = impasto("dataset", "captions", pictures, "--match", "nowhere")
+    assert (unmatched.returncode, "'nowhere'" in unmatched.stderr) == (2, True)
     options = (*geometry, "--cache-dir", tmp_path / "derived")
     first = impasto("dataset", "cache", pictures, nano_model, *options)
     assert first.returncode == 0, first.stderr

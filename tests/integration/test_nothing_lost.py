@@ -44,7 +44,7 @@ def test_prompts_that_are_cut_are_said(nano_model, tmp_path):
     small = ("--width", 32, "--height", 32, "--steps", 1, "--out", tmp_path / "o")
     done = impasto("sample", nano_model, "cat " * 224, "cat " * 226, *small)
     assert done.returncode == 0, done.stderr
-    assert "Warning: 1 prompts have over 225 tokens" in done.stdout
+    assert "Warning: 1 prompt has over 225 tokens" in done.stdout
 
 
 def test_keep_models_counts_own_models_only(train_config, tmp_path):

@@ -10,7 +10,7 @@ from impasto.errors import ConfigError
     ("changes", "words"),
     [
         ({"max_bucket_reso": 1000}, "max_bucket_reso is 1000; expected a multiple"),
-        ({"min_bucket_reso": 250}, "min_bucket_reso is 250; expected a multiple"),
+        ({"min_bucket_reso": 250}, r"min_bucket_reso is 250; expected a multiple .*such as 256"),
         ({"min_bucket_reso": 512, "max_bucket_reso": 256}, "512 is above max_bucket_reso 256"),
         ({"min_bucket_reso": 576}, "min_bucket_reso is 576, above the resolution 512x512"),
         ({"max_bucket_reso": 448}, "max_bucket_reso is 448, below the resolution 512x512"),

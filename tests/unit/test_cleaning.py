@@ -84,5 +84,5 @@ def test_rules_that_do_not_fit(text, words):
 
 
 def test_unknown_rules():
-    with pytest.raises(ConfigError, match="or one of kohya, plain"):
+    with pytest.raises(ConfigError, match="no rules 'kohja': neither a file, nor one of kohya"):
         load_rules("kohja")

@@ -26,6 +26,8 @@ def test_defaults_then_file_then_set():
     assert build_run_config(MINIMAL, source="t").optimizer.lr == 5e-6
     assert build_run_config(values, source="t").optimizer.lr == 2e-5
     assert build_run_config(values, ["optimizer.lr=3e-5"], source="t").optimizer.lr == 3e-5
+    with pytest.raises(ConfigError, match=r"^t with --set: unknown key optimizer\.lrr"):
+        build_run_config(MINIMAL, ["optimizer.lrr=1"], source="t")
 
 
 def test_resolved_settings_read_back_the_same():

@@ -13,7 +13,7 @@ from impasto.data.records import Size
 from impasto.data.sampler import Group
 from impasto.models.loading import load_base_model, outline_base_model
 from impasto.models.trainable import FullFineTune
-from impasto.training.fitting import LADDER, Fitting, with_fields, with_rungs
+from impasto.training.fitting import LADDER, Fitting, gib, with_fields, with_rungs
 from impasto.training.footprint import RUNTIME, FootprintMeter, Shares
 from impasto.training.rehearsal import Rehearsal, decoding_peak
 from impasto.training.sharding import require_shareable
@@ -102,6 +102,12 @@ def test_operations_are_those_of_the_real_network(nano_model):
         out.sample.square().mean().backward()
     outline = FullFineTune(outline_base_model(nano_model), lr=1e-4)
     assert Rehearsal(outline.network, 77, width).step(SIZE, 2).flops == counter.get_total_flops()
+
+
+def test_no_size_is_shown_as_nothing():
+    assert [gib(size * 2**20) for size in (20, 102, 103, 600)] == [
+        "20 MiB", "102 MiB", "0.1 GiB", "0.6 GiB"
+    ]  # fmt: skip
 
 
 def test_decoding_takes_memory_by_its_area(nano_model):

@@ -131,7 +131,7 @@ def test_a_folder_of_validation_without_what_is_trained_on(folder, tmp_path):
     (own / "copy.txt").write_text("x", encoding="utf-8")
     rules = {"shuffle_caption": True, "keep_tokens_separator": "|||", "caption_extension": ".txt"}
     config = config_of(folder, tmp_path, validation={"image_dir": str(own)}, dataset=rules)
-    with pytest.raises(DatasetError, match="are trained on too, byte for byte"):
+    with pytest.raises(DatasetError, match="is trained on too, byte for byte"):
         survey(config)
     Image.new("RGB", (64, 64), "blue").save(own / "new.png")
     (own / "new.txt").write_text("a ||| b", encoding="utf-8")

@@ -11,7 +11,15 @@ import pytest
 import impasto
 from impasto.config.load import load_dataset_config
 from impasto.errors import ConfigError
-from impasto.parsing import is_text, parse_json, parse_toml, printable, read_text, text_lines
+from impasto.parsing import (
+    is_text,
+    json_fault,
+    parse_json,
+    parse_toml,
+    printable,
+    read_text,
+    text_lines,
+)
 
 SOURCE = Path(impasto.__file__).parent
 
@@ -34,6 +42,12 @@ def test_a_pipe_is_refused_instead_of_waited_for(tmp_path):
         read_text(tmp_path / "words.json")
     with pytest.raises(ConfigError, match="pipe or device"):
         load_dataset_config(tmp_path / "words.json", {})
+
+
+def test_a_fault_of_json_is_a_whole_phrase():
+    with pytest.raises(json.JSONDecodeError) as raised:
+        parse_json('{"a": "cut')
+    assert json_fault(raised.value) == "not valid JSON (Unterminated string)"
 
 
 def test_json_that_is_right(tmp_path):

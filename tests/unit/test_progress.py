@@ -11,7 +11,7 @@ from rich.console import Console as RichConsole
 
 from impasto.cli import stages
 from impasto.cli.console import Console
-from impasto.progress import counted, singular
+from impasto.progress import counted, none_of, singular
 
 
 @pytest.mark.parametrize(
@@ -32,6 +32,11 @@ from impasto.progress import counted, singular
 )
 def test_counts_are_grammatical(number, words, sentence):
     assert counted(number, words) == sentence
+
+
+def test_what_is_denied_of_all_is_grammatical():
+    assert none_of(1, "pictures") == "Not one picture"
+    assert none_of(1200, "pictures") == "None of the 1,200 pictures"
 
 
 def test_units_of_all_stages_have_a_singular():

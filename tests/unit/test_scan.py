@@ -13,6 +13,13 @@ def picture(path, size=(8, 8)):
     return path
 
 
+def test_a_folder_that_is_none_is_named_for_what_it_is(tmp_path):
+    with pytest.raises(DatasetError, match="gone is not there"):
+        scan_folder(tmp_path / "gone")
+    with pytest.raises(DatasetError, match=r"a\.png is a file, not a folder"):
+        scan_folder(picture(tmp_path / "a.png"))
+
+
 def test_any_letter_case_and_sub_folders(tmp_path):
     for name in ("a.PNG", "b.Jpg", "sub/c.webp", "sub/deep/d.TIFF"):
         picture(tmp_path / name)

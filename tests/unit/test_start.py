@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from impasto.data import formats
+
 START = Path(__file__).parents[2] / "start.py"
 
 
@@ -97,6 +99,7 @@ def test_pictures_of_a_phone_are_noticed(start, tmp_path):
     (tmp_path / "10_cat").mkdir()
     (tmp_path / "10_cat" / "IMG_1.HEIC").touch()
     assert start["holds_heif"](tmp_path)
+    assert set(start["HEIF_ENDINGS"]) == formats.HEIF, "what the extra reads is what it is for"
 
 
 FAKE = """

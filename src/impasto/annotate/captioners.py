@@ -14,7 +14,7 @@ from PIL import Image
 from impasto.checkpoints.links import require_links_inside
 from impasto.errors import ConfigError, MissingDependencyError, ModelError, OutOfMemoryError
 from impasto.invocation import install_packages
-from impasto.progress import Progress, SilentProgress
+from impasto.progress import Progress, SilentProgress, counted
 
 CHAT_PROMPT = "Describe this picture in one sentence, as a caption for training."
 _TASK = re.compile(r"<[A-Z_]+>$")  # Florence-2's tasks, such as <DETAILED_CAPTION>
@@ -153,7 +153,7 @@ class Captioner:
                     "Memory ran out while captioning a single picture. Take a smaller model."
                 ) from error
             half = len(images) // 2
-            self.progress.note(f"Memory ran out: captioning {half} pictures at a time.")
+            self.progress.note(f"Memory ran out: captioning {counted(half, 'pictures')} at a time.")
             return [
                 *self.captions(images[:half], keys[:half]),
                 *self.captions(images[half:], keys[half:]),

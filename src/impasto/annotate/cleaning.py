@@ -202,6 +202,10 @@ def load_rules(name: str) -> Cleaner:
         text = (resources.files("impasto.annotate") / "rules" / f"{name}.toml").read_text("utf-8")
         return parse_rules(text, name)
     path = Path(name)
+    if not path.is_file():
+        raise ConfigError(
+            f"There are no rules {name!r}: neither a file, nor one of {', '.join(SHIPPED)}."
+        )
     try:
         return parse_rules(read_text(path), str(path))
     except (OSError, UnicodeDecodeError) as error:

@@ -22,7 +22,7 @@ from impasto.annotate.tags import TagTable
 from impasto.checkpoints.links import require_links_inside
 from impasto.errors import MissingDependencyError, ModelError, OutOfMemoryError
 from impasto.invocation import install_packages, missing_extra
-from impasto.progress import Progress, SilentProgress
+from impasto.progress import Progress, SilentProgress, counted
 
 PROVIDERS = {
     "cuda": "CUDAExecutionProvider",
@@ -101,11 +101,13 @@ class OnnxTagger:
                     raise
                 if self.fixed_batch or size == 1:
                     raise OutOfMemoryError(
-                        f"Memory ran out while tagging {len(part)} pictures at once. Take a "
-                        f"smaller model, or --provider cpu."
+                        f"Memory ran out while tagging {counted(len(part), 'pictures')} at once. "
+                        f"Take a smaller model, or --provider cpu."
                     ) from error
                 size = self._most = max(1, size // 2)
-                self._progress.note(f"Memory ran out: from now on {size} pictures at a time.")
+                self._progress.note(
+                    f"Memory ran out: from now on {counted(size, 'pictures')} at a time."
+                )
                 continue
             start += len(part)
         return np.concatenate(found)

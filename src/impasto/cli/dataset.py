@@ -29,6 +29,7 @@ from impasto.cli.dataset_options import (
 from impasto.cli.dataset_report import report
 from impasto.cli.dataset_tag import tag
 from impasto.cli.groups import FullHelpGroup
+from impasto.errors import ConfigError
 from impasto.progress import counted
 
 if TYPE_CHECKING:
@@ -109,14 +110,17 @@ def plan(source: Path, decode: bool, **options: Any) -> None:  # noqa: FBT001
     for size, count in result.bucket_counts.items():
         console.note(f"{size!s:>11} {count:6d}  {'█' * max(1, round(40 * count / longest))}")
     worst = sorted(result.images, key=lambda image: -image.lost_area)[:5]
+    cropped = [
+        f"{image.record.path.name} ({100 * image.lost_area:.0f} %)"
+        for image in worst
+        if image.lost_area >= 0.005  # less would be shown as 0 %
+    ]
     console.table(
         {
             **found.tally.rows(),
             "Cropped away": f"{100 * result.mean_lost_area:.1f} % of the area on average",
-            "Enlarged": f"{result.enlarged} of {len(found.records)} pictures",
-            "Cropped most": ", ".join(
-                f"{image.record.path.name} ({100 * image.lost_area:.0f} %)" for image in worst
-            ),
+            "Enlarged": f"{result.enlarged} of {counted(len(found.records), 'pictures')}",
+            **({"Cropped most": ", ".join(cropped)} if cropped else {}),
         }
     )
     say_skipped(console, found, source)
@@ -155,7 +159,7 @@ def captions(
         if match.lower() in record.name.lower()
     ]
     if not records:
-        raise click.ClickException(f"No picture has {match!r} in its name.")
+        raise ConfigError(f"No picture has {match!r} in its name, as --match asks for.")
     per_epoch = steps_per_epoch or sum(record.subset.repeats for record in records)
     for record in records[: pictures or None]:
         console.heading(record.name)

@@ -91,7 +91,7 @@ def found_pictures(config: Any, progress: Any, *, decode: bool) -> Scan:
 def say_skipped(console: Console, scan: Scan, source: Path) -> None:
     """Name what is set aside, and say by kind what else is not used."""
     for item in scan.set_aside:
-        console.note(f"  {shown_path(item.path, source)}: {item.reason}")
+        console.note(f"Set aside: {shown_path(item.path, source)}: {item.reason}")
     for line in scan.said_of_unused():
         console.note(line)
 

@@ -11,6 +11,7 @@ import click
 
 from impasto.cli.dataset_options import dataset_config
 from impasto.invocation import command
+from impasto.progress import counted
 
 if TYPE_CHECKING:
     from impasto.annotate.annotation import Annotated, Annotator, Target
@@ -140,9 +141,9 @@ def _tell(done: Annotated[Any], options: dict[str, Any], console: Console) -> No
     if done.worded:
         where = options["metadata"] or f"the {options['ending']} files"
         console.note(
-            f"{done.worded} of the images have words already, in a .txt, a .caption or metadata. "
-            f"--existing append adds to {where}, --existing overwrite replaces what is there; "
-            f"training joins the words of all kinds."
+            f"{counted(done.worded, 'images have')} words already, in a .txt, a .caption or "
+            f"metadata. --existing append adds to {where}, --existing overwrite replaces what is "
+            f"there; training joins the words of all kinds."
         )
     if dry:
         console.note("Nothing was written (--dry-run).")

@@ -16,6 +16,9 @@ import click
 )
 def init(architecture: str, target: Path, seed: int, dtype: str) -> None:
     """Write a Diffusers folder TARGET with random weights of a named architecture."""
+    from impasto import files
+
+    files.require_absent(target)  # before PyTorch is imported, which takes seconds
     from impasto.cli.console import Console
     from impasto.models.architectures import find_architecture, write_random_model
     from impasto.models.saving import DTYPES

@@ -119,8 +119,8 @@ def _data_rows(outlook: _Outlook) -> dict[str, str]:
         [record.steady_caption for record in split.training]
     )
     return {
-        "Pictures": f"{len(split.training)} to train on, {len(split.held_out)} held out, "
-        f"{len(scan.set_aside)} set aside, {scan.uncaptioned} without words",
+        "Pictures": f"{len(split.training):,} to train on, {len(split.held_out):,} held out, "
+        f"{len(scan.set_aside):,} set aside, {scan.uncaptioned:,} without words",
         "Buckets": ", ".join(f"{size}: {n}" for size, n in plan.bucket_counts.items()),
         "Cropped away": f"{100 * plan.mean_lost_area:.1f} % of the area on average",
         "Captions": f"{counted(too_long, 'captions have')} over {config.model.max_tokens} tokens; "
@@ -139,7 +139,7 @@ def _training_rows(outlook: _Outlook) -> dict[str, str]:
         "Trains": ", ".join(f"{p.name} ({p.count() / 1e6:.1f} M)" for p in parts),
         "Batches": f"{outlook.sampler.batches_per_epoch} per epoch of up to "
         f"{' or '.join(map(str, sorted(set(config.batch_sizes.values()))))}",
-        "Updates": f"{steps} in all, {per_epoch} per epoch, {steps / per_epoch:.1f} epochs",
+        "Updates": f"{steps:,} in all, {per_epoch} per epoch, {steps / per_epoch:.1f} epochs",
         "Time": duration_row(
             config, outlook.footprint, outlook.survey.plan, steps, outlook.trainable
         ),

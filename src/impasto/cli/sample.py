@@ -142,8 +142,8 @@ def sample(
     cut = build_tokens(base, layout).too_long(sorted({t for p in single for t in p.texts}))
     if cut:
         console.note(
-            f"Warning: {counted(cut, 'prompts have')} over {layout.max_tokens} tokens; their ends "
-            f"are not seen."
+            f"Warning: {counted(cut, 'prompts have')} over {layout.max_tokens} tokens; what is "
+            f"beyond is not seen."
         )
     images = _draw_all(drawer, wanted, out, console)
     if grid:

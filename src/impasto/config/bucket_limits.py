@@ -22,7 +22,7 @@ def require_steps(low: int, high: int, step: int) -> None:
         if side % step:
             raise ValueError(
                 f"{name} is {side}; expected a multiple of bucket_reso_steps ({step}), such as "
-                f"{max(step, side // step * step)}"
+                f"{max(step, round(side / step) * step)}"
             )
 
 

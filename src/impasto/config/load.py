@@ -42,7 +42,7 @@ def build_run_config(
         _apply(tree, override)
     if isinstance(tree.get("dataset"), dict):
         tree["dataset"] = _with_file(tree["dataset"])
-    return validated(RunConfig, tree, source)
+    return validated(RunConfig, tree, f"{source} with --set" if overrides else source)
 
 
 def build_dataset_config(values: Mapping[str, Any], *, source: str) -> DatasetConfig:

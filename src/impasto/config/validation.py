@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from impasto.errors import ConfigError
-from impasto.parsing import is_deep, parse_json, parse_toml, read_text
+from impasto.parsing import is_deep, json_fault, parse_json, parse_toml, read_text
 
 REFUSED = {
     "network_multiplier": "it scales a LoRA, and there is none in fine-tuning; take it out",
@@ -111,7 +111,7 @@ def read_json_object(path: Path, *, halves: bool = False) -> dict[str, Any]:
         content = parse_json(_settings_text(path), halves=halves)
     except json.JSONDecodeError as error:
         raise ConfigError(
-            f"{path}, line {error.lineno}, column {error.colno}: not valid JSON ({error.msg})."
+            f"{path}, line {error.lineno}, column {error.colno}: {json_fault(error)}."
         ) from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path} holds a {type(content).__name__}; expected an object.")

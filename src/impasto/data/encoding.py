@@ -27,7 +27,7 @@ from impasto.data.records import PlannedImage, SetAside, Size
 from impasto.data.rendering import Decode, Render, Rendered, mask_file
 from impasto.data.stages import ErrorPolicy, Failure, LocalExecutor, chunks, default_workers
 from impasto.errors import DatasetError
-from impasto.progress import Progress, SilentProgress
+from impasto.progress import Progress, SilentProgress, none_of
 
 PROCESSES_FROM = 256  # starting processes takes as long as decoding some of these
 _VANISHED = "vanished or became unreadable"
@@ -141,7 +141,7 @@ def cache_latents(
     ]
     if not kept:
         reasons = "; ".join(f"{item.path.name}: {item.reason}" for item in failures.items[:3])
-        raise DatasetError(f"None of the {len(planned)} pictures could be decoded ({reasons}).")
+        raise DatasetError(f"{none_of(len(planned), 'pictures')} could be decoded ({reasons}).")
     done = sum(order.image.record.path not in failures.paths for order in orders)
     return CachedPlan(
         tuple(image for image, _ in kept),

@@ -20,7 +20,7 @@ from impasto import files
 from impasto.data.finding import PictureFinder
 from impasto.data.records import ImageRecord, Size
 from impasto.errors import DatasetError
-from impasto.parsing import is_text, parse_json, read_text, text_lines
+from impasto.parsing import is_text, json_fault, parse_json, read_text, text_lines
 
 KeyStyle = Literal["relative", "absolute", "stem"]
 _JSONL = ".jsonl"
@@ -207,7 +207,7 @@ def _read_object(file: Path, text: str) -> list[MetadataEntry]:
         content = parse_json(text, pairs=_without_doubles, halves=True)
     except json.JSONDecodeError as error:
         raise DatasetError(
-            f"{file}, line {error.lineno}, column {error.colno}: not valid JSON ({error.msg})."
+            f"{file}, line {error.lineno}, column {error.colno}: {json_fault(error)}."
         ) from error
     except _DoubleKeyError as error:
         raise DatasetError(f"{file} has the key {error} twice. Take one of them out.") from error
@@ -226,7 +226,7 @@ def _read_lines(file: Path, text: str) -> list[MetadataEntry]:
             content = parse_json(line, pairs=_without_doubles, halves=True)
         except json.JSONDecodeError as error:
             raise DatasetError(
-                f"{file}, {where}, column {error.colno}: not valid JSON ({error.msg})."
+                f"{file}, {where}, column {error.colno}: {json_fault(error)}."
             ) from error
         except _DoubleKeyError as error:
             raise DatasetError(

@@ -27,7 +27,7 @@ from impasto.data.stages import Failure, LocalExecutor, chunks, default_workers
 from impasto.data.subsets import PLAIN, Subset
 from impasto.errors import DatasetError
 from impasto.parsing import printable
-from impasto.progress import Progress, SilentProgress
+from impasto.progress import Progress, SilentProgress, none_of
 
 _NAMED = 3  # so many names of one kind are written out
 
@@ -278,10 +278,10 @@ def require_folder(folder: Path) -> None:
         DatasetError: It is missing, or a file.
     """
     if not folder.is_dir():
-        found = "a file" if folder.exists() else "nothing"
+        fault = "is a file, not a folder" if folder.exists() else "is not there"
         raise DatasetError(
-            f"The picture folder {folder} is not there (found: {found}). Give the path of a folder "
-            f"that holds your pictures."
+            f"The picture folder {folder} {fault}. Give the path of the folder that holds your "
+            f"pictures."
         )
 
 
@@ -296,7 +296,7 @@ def nothing_usable(place: str, set_aside: Sequence[SetAside], unused: Sequence[U
         )
     first = set_aside[0]
     return (
-        f"None of the {len(set_aside)} pictures of {place} can be read; the first is "
+        f"{none_of(len(set_aside), 'pictures')} of {place} can be read; the first is "
         f"{first.path.name}: {first.reason}."
     )
 

@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
+from impasto import files
 from impasto.checkpoints.keymap import PARTS, TEXT_ENCODER, UNET, VAE
-from impasto.errors import ConfigError, RunError
+from impasto.errors import ConfigError
 from impasto.models.contents import ModelContents
 from impasto.models.families import SD1, SD2_BASE, Family
 from impasto.models.identity import Identity
@@ -135,8 +136,7 @@ def write_random_model(
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    if target.exists():
-        raise RunError(f"{target} is already there; nothing was changed. Choose another name.")
+    files.require_absent(target)
     torch.manual_seed(seed)
     modules = {
         UNET: UNet2DConditionModel.from_config(architecture.unet),

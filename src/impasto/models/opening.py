@@ -30,7 +30,7 @@ from impasto.models.identity import Clues, Identity, identify
 from impasto.models.other_vae import open_vae, with_vae
 from impasto.models.pipeline_files import ZERO_TERMINAL_SNR, scheduler_config
 from impasto.parsing import read_text
-from impasto.progress import Progress
+from impasto.progress import Progress, counted
 from impasto.runs import RunDirectory
 
 Weights = Literal["auto", "plain", "ema"]
@@ -222,10 +222,13 @@ def _with_chosen_weights(ldm: LdmModel, source: str, weights: Weights) -> dict[s
 def _notes(ldm: LdmModel) -> tuple[str, ...]:
     notes = []
     if ldm.ema:
-        notes.append(f"holds averaged (EMA) weights beside the plain ones: {len(ldm.ema)} tensors")
+        averages = counted(len(ldm.ema), "tensors")
+        notes.append(f"holds averaged (EMA) weights beside the plain ones: {averages}")
     if ldm.foreign:
         shown = ", ".join(ldm.foreign[:3]) + (" ..." if len(ldm.foreign) > 3 else "")
-        notes.append(f"left out, as of no known use: {len(ldm.foreign)} tensors ({shown})")
+        notes.append(
+            f"left out, as of no known use: {counted(len(ldm.foreign), 'tensors')} ({shown})"
+        )
     return tuple(notes)
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from impasto.errors import ConfigError
 from impasto.finite import finite
-from impasto.parsing import parse_json, parse_toml, read_text, text_lines
+from impasto.parsing import json_fault, parse_json, parse_toml, read_text, text_lines
 from impasto.sampling.prompts import OTHER_NAMES, RANGES, SAMPLERS, Prompt
 
 LEAST_SIDE = 64
@@ -106,7 +106,7 @@ def _read_json(file: Path, text: str) -> list[tuple[str, dict[str, Any]]]:
         content = parse_json(text)
     except json.JSONDecodeError as error:
         raise ConfigError(
-            f"{file}, line {error.lineno}, column {error.colno}: not valid JSON ({error.msg})."
+            f"{file}, line {error.lineno}, column {error.colno}: {json_fault(error)}."
         ) from error
     if not isinstance(content, list):
         raise ConfigError(f"{file} holds a {type(content).__name__}; expected a list of prompts.")

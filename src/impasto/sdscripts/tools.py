@@ -84,5 +84,5 @@ def pictures_of(folder: Path, console: Console, *, recursive: bool) -> Sequence[
 def say_without_effect(options: argparse.Namespace, console: Console, **reasons: str) -> None:
     """Name the flags that were given and change nothing, with the reason."""
     for name, reason in reasons.items():
-        if getattr(options, name) not in (None, False):
+        if getattr(options, name) not in (None, False, ""):
             console.note(f"--{name}: {reason}.")

@@ -11,6 +11,7 @@ from impasto.errors import StorageError
 from impasto.models.loading import BaseModel
 from impasto.models.saving import DTYPES
 from impasto.models.trainable import Trainable
+from impasto.progress import counted
 from impasto.training.export import EXPORTERS
 from impasto.training.optimizers import find_row
 
@@ -82,9 +83,10 @@ def require_room(plan: DiskPlan, config: RunConfig) -> None:
         if needed > free:
             raise StorageError(
                 f"The disk of {place} has {_gib(free)} free, and this run needs up to "
-                f"{_gib(needed)}: {plan.states} states of {_gib(plan.state_bytes)}, {plan.models} "
-                f"models of {_gib(plan.model_bytes)}. Nothing was begun. Free some space, keep "
-                f"less (saving.keep_states, saving.keep_models), or choose another output_dir."
+                f"{_gib(needed)}: {counted(plan.states, 'states')} of {_gib(plan.state_bytes)}, "
+                f"{counted(plan.models, 'models')} of {_gib(plan.model_bytes)}. "
+                f"Nothing was begun. Free some space, keep less (saving.keep_states, "
+                f"saving.keep_models), or choose another output_dir."
             )
 
 

@@ -86,7 +86,7 @@ class Faults:
             if session.accelerator.num_processes == 1 and not self._descent.is_stepping:
                 session.optimizer.zero_grad()
                 self._save_alone(done.step)
-                then = f"The state after {done.step} updates is saved."
+                then = f"The state after {counted(done.step, 'updates')} is saved."
             raise DatasetError(
                 f"{error} {then} Continue with: {command('resume', self._run.path)}"
             ) from error

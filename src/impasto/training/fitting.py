@@ -315,7 +315,9 @@ def parts_in_words(footprint: Footprint) -> str:
 
 
 def gib(size: float) -> str:
-    """Bytes as a person reads them."""
+    """Bytes as a person reads them; what GiB would show as 0.0 is in MiB."""
+    if size < 0.1 * 2**30:
+        return f"{size / 2**20:.0f} MiB"
     return f"{size / 2**30:.1f} GiB"
 
 

@@ -188,8 +188,8 @@ def _without_copies(
         raise DatasetError(nothing_usable(own.place, own.set_aside, own.unused))
     if not held_out:
         raise DatasetError(
-            f"All {len(copies)} pictures in {own.place} are trained on too, byte for byte, so a "
-            f"loss on them says nothing new. Give validation.image_dir other pictures, or hold "
+            f"Every picture in {own.place} is trained on too, byte for byte, so a loss on it "
+            f"says nothing new. Give validation.image_dir other pictures, or hold "
             f"some out with validation.split."
         )
     return held_out

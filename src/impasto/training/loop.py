@@ -326,7 +326,7 @@ class TrainingLoop:
             return 0
         if state.step > self._session.total_steps:
             raise RunError(
-                f"{self._run.path} has done {state.step} updates, and its settings say "
+                f"{self._run.path} has done {counted(state.step, 'updates')}, and its settings say "
                 f"{self._session.total_steps} in all. A run can be made longer, not shorter: raise "
                 f"training.max_steps or max_epochs in its config.toml. Models on the way are those "
                 f"of saving.model_every_steps."

@@ -28,7 +28,7 @@ from impasto.data.scan import (
 from impasto.data.subsets import Augmentation, MaskRules, Subset
 from impasto.errors import DatasetError, StorageError
 from impasto.parsing import is_text, printable
-from impasto.progress import Progress, counted
+from impasto.progress import Progress, counted, none_of
 from impasto.training.held_out import Split, split_records
 
 
@@ -43,7 +43,7 @@ def scan_dataset(config: DatasetConfig, progress: Progress | None = None) -> Sca
     require_usable(scan, config)
     if scan.uncaptioned == len(scan.records):
         raise DatasetError(
-            f"None of the {len(scan.records)} pictures in {scan.place} has words. Put a text file "
+            f"{none_of(len(scan.records), 'pictures')} in {scan.place} has words. Put a text file "
             f"beside each, with the same name and the ending .txt or .caption (cat.jpg and "
             f"cat.txt), or name a metadata_file."
         )
