@@ -128,6 +128,10 @@ class ChunkedOptimizer(torch.optim.Optimizer):
             self._away.fetch([parameter], self.state)
         self._step_chunk(optimizer)
 
+    def inner_of(self, parameter: Tensor) -> torch.optim.Optimizer:
+        """The optimizer that steps a weight."""
+        return self._chunk_of[parameter]
+
     @property
     def keeps_states_away(self) -> bool:
         """Whether its state is in the computer's memory between steps."""

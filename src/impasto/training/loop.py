@@ -159,14 +159,7 @@ class TrainingLoop:
     def _update(self, update: Update, batches: Iterator[Batch]) -> None:
         """One optimizer update: all micro-batches, clipping, step, average."""
         session, accelerator = self._session, self._accelerator
-        seed_torch(derive_seed(self._config.seed, "torch", update.step))
-        lr_factor = session.lr_schedule(update.step, session.total_steps)
-        self._lr.set(lr_factor)
-        for part in session.trainable.parts:
-            if part.name == TEXT_ENCODER:
-                session.conditioner.learn(now=part.learns_at(update.step))
-        if isinstance(session.optimizer, ChunkedOptimizer):
-            session.optimizer.begin(derive_seed(self._config.seed, "rounding", update.step))
+        lr_factor = self._begin(update.step)
         total = torch.zeros((), device=accelerator.device)
         try:
             for micro_batch, batch in zip(update.micro_batches, batches, strict=True):
@@ -186,6 +179,21 @@ class TrainingLoop:
         if self._movement is not None and lr_factor > 0:
             self._look_at_movement(self._movement, update.step)
             self._movement = None
+
+    def _begin(self, step: int) -> float:
+        """Seed what draws by itself, set what depends on the step; the learning rate's factor."""
+        session, config = self._session, self._config
+        seed_torch(derive_seed(config.seed, "torch", step))
+        lr_factor = session.lr_schedule(step, session.total_steps)
+        self._lr.set(lr_factor)
+        if config.training.cuda_graphs:  # what the update before returned may be overwritten
+            torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
+        for part in session.trainable.parts:
+            if part.name == TEXT_ENCODER:
+                session.conditioner.learn(now=part.learns_at(step))
+        if isinstance(session.optimizer, ChunkedOptimizer):
+            session.optimizer.begin(derive_seed(config.seed, "rounding", step))
+        return lr_factor
 
     def _backward(self, update: Update, micro_batch: MicroBatch, batch: Batch) -> Tensor:
         """Add the gradient of a micro-batch; returns its share of the update's loss."""
