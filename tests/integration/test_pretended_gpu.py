@@ -36,7 +36,14 @@ CASES = {
     "no limit": ({"training": {"max_grad_norm": 0.0}}, {}),
     "8 bits": ({"optimizer": {"kind": "stand_ins.EightBits"}}, LOOKS_AT_LOSS_AND_NORM),
     "schedule-free": ({"optimizer": {"kind": "adamw_schedule_free"}}, LOOKS_AT_LOSS_AND_NORM),
-    "prodigy": ({"optimizer": {"kind": "prodigy", "lr": 1.0}}, LOOKS_AT_LOSS_AND_NORM),
+    "prodigy": (
+        {"optimizer": {"kind": "prodigy", "lr": 1.0}},
+        {
+            **LOOKS_AT_LOSS_AND_NORM,  # and what pytorch-optimizer's own step waits for
+            "copy from pageable memory at training/precision.py:step": 1,
+            "_local_scalar_dense at training/precision.py:step": 2,
+        },
+    ),
     "accumulation": ({"training": {"gradient_accumulation_steps": 2}}, {}),
     "checkpointing": ({"training": {"gradient_checkpointing": True}}, {}),
     "text encoder": ({"method": {"train_text_encoder": True}}, {}),

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from impasto.config.load import build_run_config
 from impasto.errors import ImpastoError
+from impasto.models import loading
 from impasto.training import loop, trainer
 from impasto.training.events import SilentEvents
 
@@ -61,6 +62,7 @@ class Watched(SilentEvents):
 def main() -> None:
     orders = json.loads(Path(sys.argv[2]).read_text(encoding="utf-8"))
     install()
+    loading.tokenizer_of = remembered(loading.tokenizer_of)
     answers: dict[str, Any] = {}
     for order in orders:
         if order.get("each_site"):
@@ -68,6 +70,19 @@ def main() -> None:
         else:
             answers[order["name"]] = run(order)
         Path(sys.argv[3]).write_text(json.dumps(answers), encoding="utf-8")
+
+
+def remembered(build: Any) -> Any:
+    """The tokenizer of all cases is the same, and takes half the time of one."""
+    known: dict[Any, Any] = {}
+
+    def of(files: Any, pad_token: str) -> Any:
+        key = (tuple(sorted(files.items())), pad_token)
+        if key not in known:
+            known[key] = build(files, pad_token)
+        return known[key]
+
+    return of
 
 
 def run_out_of_memory_everywhere(
