@@ -10,7 +10,8 @@ from impasto.config.optimizer import OptimizerConfig
 from impasto.errors import ConfigError
 from impasto.models.trainable import Part
 from impasto.training.chunked import AT_ONCE, ChunkRules
-from impasto.training.descent import LAST_NORM, NotFiniteError, build_descent
+from impasto.training.descent import LAST_NORM, build_descent
+from impasto.training.finite_updates import NotFiniteError
 from impasto.training.offload import StatesAway
 from impasto.training.optimizer_state import (
     optimizer_scalars,

@@ -1,6 +1,7 @@
 """Training states: what was written is what is read, or the damage is named."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -18,10 +19,11 @@ FILES = ("weights.safetensors", "optimizer.safetensors", "ema.safetensors")
 def folder(tmp_path):
     tensors = {
         "unet.w": LazyTensor.of(torch.arange(6, dtype=torch.float32).reshape(2, 3)),
-        "unet.n": LazyTensor.of(torch.tensor(float("nan"))),
+        "unet.n": LazyTensor.of(torch.tensor(0.1)),
     }
+    remembered = {**tensors, "unet.n": LazyTensor.of(torch.tensor(float("nan")))}
     scalars = {"parameters": {"unet.w:step": 4}, "groups": [{"weight_decay": 0.1}]}
-    state = TrainingState(4, 16, FINGERPRINT, tensors, tensors, scalars, tensors)
+    state = TrainingState(4, 16, FINGERPRINT, tensors, remembered, scalars, tensors)
     return save_state(RunDirectory(tmp_path), state, keep=1)
 
 
@@ -103,3 +105,23 @@ def test_hashes_that_have_lost_a_file_are_no_hashes(folder):
     file.write_text(json.dumps(hashes), encoding="utf-8")
     with pytest.raises(DamagedStateError, match=r"ema\.safetensors lacks tensors, or has others"):
         load_state(folder, FINGERPRINT)
+
+
+@pytest.mark.parametrize("part", ["weights", "ema"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("is_hashed", [True, False])
+def test_weights_that_are_not_finite_are_damage(folder, part, value, is_hashed):
+    """An earlier version could write such a state, and went on from it."""
+    whole = load_state(folder, FINGERPRINT)
+    bad = {**whole.weights, "unet.n": LazyTensor.of(torch.tensor(value))}
+    state = replace(whole, **{part: bad})
+    target = save_state(RunDirectory(folder.parent.parent / "other"), state, keep=1)
+    if not is_hashed:
+        (target / "hashes.json").unlink()
+        description = json.loads((target / "state.json").read_text(encoding="utf-8"))
+        del description["has_hashes"]
+        (target / "state.json").write_text(json.dumps(description), encoding="utf-8")
+    with pytest.raises(
+        DamagedStateError, match=rf"unet\.n in {part}\.safetensors holds NaN or inf"
+    ):
+        load_state(target, FINGERPRINT)

@@ -97,7 +97,7 @@ class Captioner:
 
     @classmethod
     def load(cls, source: str, device: torch.device, **options: Any) -> Captioner:
-        """Load from a folder or a Hub id, in bfloat16 on a GPU.
+        """Load from a folder or a Hub id; on a GPU in bfloat16, or float16 if it has none.
 
         Raises:
             MissingDependencyError: transformers lacks something that this model needs.
@@ -108,7 +108,10 @@ class Captioner:
         from transformers.utils import logging
 
         logging.disable_progress_bar()
-        dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+        dtype = torch.float32
+        if device.type == "cuda":
+            has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+            dtype = torch.bfloat16 if has_bf16 else torch.float16
         try:
             config = AutoConfig.from_pretrained(source, trust_remote_code=False)
             processor = AutoProcessor.from_pretrained(source, trust_remote_code=False)

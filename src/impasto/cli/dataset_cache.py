@@ -172,9 +172,10 @@ def prune(source: Path, model: str, **options: Any) -> None:
 def _encoding_vae(config: Any, model: str, console: Any) -> Any:
     from impasto.models.loading import load_base_model
     from impasto.models.saving import DTYPES
-    from impasto.training.devices import default_device
+    from impasto.training.devices import default_device, set_arithmetic
     from impasto.training.native_precision import warn_of_slow
 
+    set_arithmetic(tf32=True)  # as training.tf32 is, unless a run says otherwise
     precision = config.vae_precision
     warn_of_slow("no" if precision == "fp32" else precision, "set vae_precision to fp32", console)
     vae = load_base_model(model, progress=console).vae

@@ -154,7 +154,8 @@ class RunConfig(Section):
     model go there."""
 
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 42
-    """Everything random follows from it; the same seed and settings give the same weights."""
+    """Everything random follows from it; the same seed and settings give the same weights, on a GPU
+    to the last bit with `training.deterministic`."""
 
     model: ModelConfig
     dataset: DatasetConfig

@@ -78,6 +78,11 @@ class TrainingConfig(Section):
     """On GPUs from 2020 on, compute float32 matrix products and convolutions from 10 bits of
     fraction: several times as fast with `mixed_precision` no. Off computes them from 23."""
 
+    deterministic: bool = False
+    """On a GPU, compute only in ways that give the same bits each time, so that the same run, or a
+    resumed one, ends in the same weights to the last bit; slower, by how much depends on the GPU.
+    Without it they differ in the last digits there. A CPU always gives the same bits."""
+
     channels_last: bool = False
     """Keep the U-Net's convolutions in channels-last memory order: faster on GPUs and for narrow
     networks, slower for a full-size U-Net on a CPU."""
@@ -135,6 +140,23 @@ class TrainingConfig(Section):
     def _compiling_fits(self) -> TrainingConfig:
         if self.cuda_graphs and self.compile == "off":
             raise ValueError("cuda_graphs has no effect without compile")
+        if self.cuda_graphs and self.gradient_accumulation_steps > 1:
+            raise ValueError(
+                "cuda_graphs does not go with gradient_accumulation_steps "
+                f"{self.gradient_accumulation_steps}: a recorded pass writes its gradients over "
+                "those of the one before. Take one of the two out"
+            )
+        if self.cuda_graphs and self.compile == "blocks" and self.gradient_checkpointing:
+            raise ValueError(
+                "cuda_graphs does not go with compile blocks and gradient_checkpointing: blocks "
+                "that are computed again in the backward pass write over what was recorded. Take "
+                "one of them out, or set compile to full"
+            )
+        if self.deterministic and self.attention == "xformers":
+            raise ValueError(
+                "deterministic does not go with attention xformers, whose backward pass adds up in "
+                "any order: take sdpa"
+            )
         if self.checkpointed_levels is not None and not self.gradient_checkpointing:
             raise ValueError("checkpointed_levels has no effect without gradient_checkpointing")
         return self

@@ -19,6 +19,7 @@ from impasto.data.latent_cache import (
     LatentKeys,
     ShardWriter,
     latent_key,
+    latent_source,
     mask_key,
 )
 from impasto.data.npz import npz_candidates
@@ -30,6 +31,8 @@ from impasto.errors import DatasetError
 from impasto.progress import Progress, SilentProgress, none_of
 
 PROCESSES_FROM = 256  # starting processes takes as long as decoding some of these
+ARITHMETICS = ("", "tf32")
+"""What `MomentsEncoder.arithmetic` may be."""
 _VANISHED = "vanished or became unreadable"
 
 EncodeMoments = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -45,12 +48,20 @@ class MomentsEncoder:
         batch_size: Pictures per call.
         encode_exactly: The same in float32, for what came out as NaN or infinite; None where
             `encode` is that already.
+        arithmetic: How it computes, where that changes the latents by more than they are rounded by
+            when they are stored: `tf32`; empty elsewhere.
     """
 
     encode: EncodeMoments
     fingerprint: str
     batch_size: int = 1
     encode_exactly: EncodeMoments | None = None
+    arithmetic: str = ""
+
+    @property
+    def source(self) -> str:
+        """What latents are named by, besides their pictures."""
+        return latent_source(self.fingerprint, self.arithmetic)
 
 
 class Encode:
@@ -119,7 +130,8 @@ def cache_latents(
     cache.note_with(progress.note)
     cache.remove_leftovers()
     digests = _hashes(planned, cache, progress)
-    keys = [_keys(image, digests, encoder.fingerprint) for image in planned]
+    keys = [_keys(image, digests, encoder.source) for image in planned]
+    own = set(keys)
     refused = take_npz(planned, keys, digests, cache, progress)
     failures = _Failures(on_error)
     for image, key in zip(planned, keys, strict=True):
@@ -149,16 +161,25 @@ def cache_latents(
         tuple(failures.items),
         done,
         tuple(refused),
+        tuple(
+            (_keys(image, digests, encoder.fingerprint) or key) if key in own else key
+            for image, key in kept
+        ),
     )
 
 
 def keys_of_plan(
     planned: Sequence[PlannedImage], cache: LatentCache, fingerprint: str, progress: Progress
 ) -> list[LatentKeys]:
-    """What the cache would keep of these pictures, latents of sd-scripts included."""
+    """What the cache would keep of these pictures, latents of sd-scripts included.
+
+    All that one VAE makes of them counts, on whatever device.
+    """
     digests = _hashes(planned, cache, progress)
-    keys = [_keys(image, digests, fingerprint) for image in planned]
-    found = [key for key in keys if key is not None]
+    sources = [latent_source(fingerprint, arithmetic) for arithmetic in ARITHMETICS]
+    named = [[_keys(image, digests, source) for image in planned] for source in sources]
+    keys = named[0]
+    found = [key for of_source in named for key in of_source if key is not None]
     take_npz(planned, keys, digests, cache, progress)
     return found + [key for key in keys if key is not None]
 

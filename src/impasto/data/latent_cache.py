@@ -56,6 +56,8 @@ class CachedPlan:
         set_aside: Pictures that could not be decoded or encoded.
         encoded: How many pictures were encoded now.
         refused: Latents of sd-scripts that do not fit their pictures; they were made anew.
+        identities: The keys as they would be of exact arithmetic: what a training state is compared
+            by, which another device may go on from. Empty means the keys.
     """
 
     images: tuple[PlannedImage, ...]
@@ -63,6 +65,7 @@ class CachedPlan:
     set_aside: tuple[SetAside, ...]
     encoded: int
     refused: tuple[SetAside, ...] = ()
+    identities: tuple[LatentKeys, ...] = ()
 
 
 def latent_key(content_hash: str, planned: PlannedImage, source: str, *, flip: bool = False) -> str:
@@ -75,6 +78,11 @@ def latent_key(content_hash: str, planned: PlannedImage, source: str, *, flip: b
         flip: Whether it is that of the mirror image.
     """
     return _hashed(content_hash, _geometry(planned), f"flip={int(flip)}", source)
+
+
+def latent_source(fingerprint: str, arithmetic: str) -> str:
+    """What `latent_key` takes as source: of exact arithmetic it is the VAE's fingerprint."""
+    return f"{fingerprint}/{arithmetic}" if arithmetic else fingerprint
 
 
 def mask_key(content_hash: str, planned: PlannedImage, mask_hash: str) -> str:

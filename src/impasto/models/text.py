@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from impasto.diffusion.transfer import sent
 from impasto.errors import ConfigError
 from impasto.models.parking import META, at_hand
 from impasto.models.text_memory import TextMemory
@@ -158,8 +159,8 @@ class ClipTextConditioner:
         if home == META:  # a caption that was not encoded ahead
             device = self._device or torch.device("cpu")
             with at_hand(self._states.text_encoder, device):  # type: ignore[arg-type]
-                return self._states(ids.to(device))  # type: ignore[no-any-return]
-        return self._states(ids.to(home)).to(self._device or home)  # type: ignore[no-any-return]
+                return self._states(sent(ids, device))  # type: ignore[no-any-return]
+        return self._states(sent(ids, home)).to(self._device or home)  # type: ignore[no-any-return]
 
     def _remembered(self, ids: Int[Tensor, "chunks 77"]) -> Float[Tensor, "chunks 77 d"]:
         assert self._memory is not None  # noqa: S101 - asked by the caller

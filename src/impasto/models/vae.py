@@ -41,7 +41,21 @@ def moments_encoder(vae: Any, *, batch_size: int) -> MomentsEncoder:
             vae.to(dtype)
 
     exactly = None if vae.dtype == torch.float32 else encode_exactly
-    return MomentsEncoder(encode, weights_fingerprint(vae), batch_size, exactly)
+    arithmetic = "tf32" if computes_in_tf32(vae.device, vae.dtype) else ""
+    return MomentsEncoder(encode, weights_fingerprint(vae), batch_size, exactly, arithmetic)
+
+
+def computes_in_tf32(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether convolutions are computed from 10 bits of fraction: float32 on GPUs from 2020 on.
+
+    So they are unless `torch.backends.cudnn.allow_tf32` says otherwise.
+    """
+    return (
+        device.type == "cuda"
+        and dtype == torch.float32
+        and torch.backends.cudnn.allow_tf32
+        and torch.cuda.get_device_capability(device) >= (8, 0)
+    )
 
 
 @torch.no_grad()

@@ -149,7 +149,7 @@ def _prepare(options: argparse.Namespace, console: Console) -> None:
     from impasto.models.loading import load_base_model
     from impasto.models.saving import DTYPES
     from impasto.models.vae import moments_encoder
-    from impasto.training.devices import default_device
+    from impasto.training.devices import default_device, set_arithmetic
     from impasto.training.pictures import plan_dataset, scan_all
 
     say_without_effect(
@@ -180,6 +180,7 @@ def _prepare(options: argparse.Namespace, console: Console) -> None:
     scan = scan_all(config, console)
     planned = plan_dataset(config, scan.records)
     vae = load_base_model(options.model_name_or_path, progress=console).vae
+    set_arithmetic(tf32=True)  # as training.tf32 is, unless a run says otherwise
     vae.to(default_device(), DTYPES[config.vae_precision])
     cache = LatentCache(config.derived_dir / "latents")
     encoder = moments_encoder(vae, batch_size=options.batch_size)

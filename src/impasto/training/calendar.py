@@ -37,6 +37,10 @@ class Calendar:
             return self._ends_epochs(done, previews.every_epochs)
         return done % previews.every_steps == 0
 
+    def uses_weights(self, done: int) -> bool:
+        """Whether the weights are validated, drawn with or exported."""
+        return self.validation(done) or self.preview(done) or bool(self.model_endings(done))
+
     def model_endings(self, done: int) -> list[str]:
         """What the models are called that are exported now, in sd-scripts' way."""
         saving, endings = self._config.saving, []

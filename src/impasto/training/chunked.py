@@ -90,12 +90,13 @@ class ChunkedOptimizer(torch.optim.Optimizer):
         """Have the next step bring the gradient's norm down to `limit`, and return the norm.
 
         Args:
-            limit: The largest norm.
+            limit: The largest norm; 0 only measures.
             scale: What the gradients are larger by than they should be.
         """
         norms = [norm_of(p.grad) for p in self._chunk_of if p.grad is not None]
         norm: Tensor = torch.linalg.vector_norm(torch.stack(norms)) / scale
-        self.shorten(limit, norm)
+        if limit > 0:
+            self.shorten(limit, norm)
         return norm
 
     def shorten(self, limit: float, norm: Tensor) -> None:
@@ -126,6 +127,10 @@ class ChunkedOptimizer(torch.optim.Optimizer):
         if self._away is not None:
             self._away.fetch([parameter], self.state)
         self._step_chunk(optimizer)
+
+    def inner_of(self, parameter: Tensor) -> torch.optim.Optimizer:
+        """The optimizer that steps a weight."""
+        return self._chunk_of[parameter]
 
     @property
     def keeps_states_away(self) -> bool:

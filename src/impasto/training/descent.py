@@ -16,22 +16,11 @@ import torch
 from torch import Tensor
 
 from impasto.training.chunked import ChunkedOptimizer, norm_of
+from impasto.training.finite_updates import FiniteUpdates, NotFiniteError
 from impasto.training.precision import Precision
 
 InBackward = Literal["off", "exact", "last_norm"]
 LAST_NORM = "last_norm"
-
-
-class NotFiniteError(Exception):
-    """The loss or the gradient of an update is NaN or infinite.
-
-    Attributes:
-        weights_are_whole: Whether the update was not applied, to no weight at all.
-    """
-
-    def __init__(self, *, weights_are_whole: bool) -> None:
-        super().__init__()
-        self.weights_are_whole = weights_are_whole
 
 
 class Descent(Protocol):
@@ -53,13 +42,21 @@ class Descent(Protocol):
             NotFiniteError: It was not applied.
         """
 
+    def require_applied(self) -> None:
+        """Make sure that all updates since the last look were applied; may wait for the device.
+
+        Raises:
+            NotFiniteError: One of them was not, since its loss or gradient is not finite.
+        """
+
 
 class KeptGradients:
-    """Gradients of a whole update are added up, clipped together, and applied.
+    """Gradients of a whole update are added up, clipped together, and applied if they are finite.
 
     A fused optimizer on a GPU passes over what is not finite on the device, so that nothing waits;
-    the fault is noticed when the losses are read. A scaler passes over it too, and only a loss that
-    is not finite is a fault then. Elsewhere it is noticed at once.
+    from then on it passes over everything, until `require_applied` finds it. Elsewhere it is
+    noticed at once. A gradient that overflows because its loss is scaled is no fault: the scaler
+    passes over it and lowers the scale; a loss that is not finite is one then too.
 
     Args:
         optimizer: Steps the weights.
@@ -77,7 +74,7 @@ class KeptGradients:
     ) -> None:
         self._optimizer, self._parameters = optimizer, parameters
         self._precision, self._limit = precision, limit
-        self._skips_on_device = skips_on_device(optimizer)
+        self._updates = updates_on_device(optimizer)
         self.is_stepping = False
 
     def backward(self, share: Tensor, *, is_last: bool = True) -> None:
@@ -87,21 +84,42 @@ class KeptGradients:
 
     def apply(self, loss: Tensor) -> Tensor | None:
         """Clip and step."""
-        precision, optimizer = self._precision, self._optimizer
-        norm = precision.clip(optimizer, self._parameters, self._limit)
-        finite = torch.isfinite(loss)
-        if norm is not None and not precision.scales:
-            finite = finite & torch.isfinite(norm)
-        if self._skips_on_device and not precision.scales:
-            optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
-        elif not self._skips_on_device and not bool(finite):
-            optimizer.zero_grad()
-            raise NotFiniteError(weights_are_whole=True)
+        updates, scales = self._updates, self._precision.scales
+        if updates is not None:
+            updates.require(loss)
+            if scales:
+                self._spoil(updates.found_inf)
+        norm = self._precision.clip(self._optimizer, self._parameters, self._limit)
+        if updates is None:
+            self._require_finite([loss] if norm is None or scales else [loss, norm])
+        elif not scales and norm is not None:
+            updates.require(norm)
+            self._optimizer.found_inf = updates.found_inf  # type: ignore[attr-defined]
         self.is_stepping = True
-        precision.step(optimizer)
+        self._precision.step(self._optimizer, None if updates is None else updates.found_inf)
         self.is_stepping = False
-        optimizer.zero_grad()
+        if updates is not None:
+            updates.stepped()
+        self._optimizer.zero_grad()
         return norm
+
+    def require_applied(self) -> None:
+        """Only a fused optimizer on a GPU has anything to find."""
+        if self._updates is not None:
+            self._updates.require_applied()
+
+    def _require_finite(self, values: Sequence[Tensor]) -> None:
+        if not all(bool(torch.isfinite(value)) for value in values):
+            self._optimizer.zero_grad()
+            raise NotFiniteError(weights_are_whole=True)
+
+    def _spoil(self, found_inf: Tensor) -> None:
+        """Have the scaler pass over an update whose loss is not finite, if gradients are or not."""
+        spoilt = torch.where(found_inf > 0, float("nan"), 0.0)
+        for parameter in self._parameters:
+            if parameter.grad is not None and parameter.grad.numel():
+                parameter.grad.add_(spoilt)
+                return
 
 
 class SteppedInBackward:
@@ -126,9 +144,10 @@ class SteppedInBackward:
     ) -> None:
         self._optimizer, self._parameters = optimizer, parameters
         self._precision, self._limit, self._by_last_norm = precision, limit, by_last_norm
-        self._skips_on_device = skips_on_device(optimizer)
+        self._updates = updates_on_device(optimizer)
         self._norms: dict[Tensor, Tensor] = {}
         self._norm_before: Tensor | None = None
+        self._is_torn = False
         self.is_stepping = False
 
     def backward(self, share: Tensor, *, is_last: bool = True) -> None:
@@ -141,27 +160,20 @@ class SteppedInBackward:
         last = self._optimizer.param_groups[0].get(LAST_NORM) if self._by_last_norm else None
         scaled = self._precision.scaled(share)
         self._norms = {}
-        if self._skips_on_device:
-            self._optimizer.found_inf = (~torch.isfinite(share)).float()
+        if self._updates is not None:
+            self._updates.require(share)
         elif not bool(torch.isfinite(share)):
             raise NotFiniteError(weights_are_whole=True)
         if (self._limit > 0 and last is None) or self._precision.scales:
-            self._walk(scaled, self._measure, keep_graph=True)
-            norm = self._norm()
-            if not bool(torch.isfinite(norm)):
-                if not self._precision.scales:
-                    raise NotFiniteError(weights_are_whole=True)
+            last = self._measured(share, scaled)
+            if last is None:
                 self._precision.stepped(overflown=True)
                 return
-            last = norm
         if self._limit > 0 and last is not None:
             self._optimizer.shorten(self._limit, last)
         if self._precision.scales:
             self._optimizer.grad_scale = torch.tensor(self._precision.scale(), device=share.device)
-        self.is_stepping = True
-        self._walk(scaled, self._step)
-        self._optimizer.finish()
-        self.is_stepping = False
+        self._step_all(scaled)
         if self._norms:
             self._norm_before = self._norm()
         self._precision.stepped(overflown=False)
@@ -170,13 +182,46 @@ class SteppedInBackward:
         """Only say what the norm was: all else is done."""
         del loss
         norm, self._norm_before = self._norm_before, None
-        if self._limit <= 0 or norm is None:
-            return None
-        if self._by_last_norm:
-            if not self._skips_on_device and not bool(torch.isfinite(norm)):
-                raise NotFiniteError(weights_are_whole=False)
-            self._optimizer.param_groups[0][LAST_NORM] = norm
+        if self._is_torn:
+            raise NotFiniteError(weights_are_whole=False)
+        if norm is not None and self._by_last_norm:
+            group = self._optimizer.param_groups[0]
+            kept = norm
+            if self._updates is not None and LAST_NORM in group:  # not that of what is passed over
+                kept = torch.where(self._updates.found_inf > 0, group[LAST_NORM], norm)
+            group[LAST_NORM] = kept
         return norm
+
+    def require_applied(self) -> None:
+        """Only a fused optimizer on a GPU has anything to find."""
+        if self._updates is not None:
+            self._updates.require_applied()
+
+    def _measured(self, share: Tensor, scaled: Tensor) -> Tensor | None:
+        """The norm by a backward pass of its own; None of a gradient that overflows by its scale.
+
+        Raises:
+            NotFiniteError: It, or the loss, is not finite.
+        """
+        self._walk(scaled, self._measure, keep_graph=True)
+        norm = self._norm()
+        is_loss_finite, is_norm_finite = torch.isfinite(
+            torch.stack([share.detach(), norm])
+        ).tolist()
+        if is_loss_finite and is_norm_finite:
+            return norm
+        if is_loss_finite and self._precision.scales:
+            return None
+        raise NotFiniteError(weights_are_whole=True)
+
+    def _step_all(self, scaled: Tensor) -> None:
+        before = None if self._updates is None else self._updates.begin_to_step()
+        self.is_stepping = True
+        self._walk(scaled, self._step)
+        self._optimizer.finish()
+        self.is_stepping = False
+        if self._updates is not None:
+            self._updates.stepped(before)
 
     def _walk(
         self, scaled: Tensor, visit: Callable[[Tensor], None], *, keep_graph: bool = False
@@ -190,10 +235,18 @@ class SteppedInBackward:
         parameter.grad = None
 
     def _step(self, parameter: Tensor) -> None:
-        assert parameter.grad is not None  # noqa: S101 - called when it is there
-        if self._by_last_norm:
-            self._norms[parameter] = norm_of(parameter.grad)
-        self._optimizer.step_one(parameter)
+        """Step a weight, unless its gradient or one before it is not finite."""
+        gradient = parameter.grad
+        assert gradient is not None  # noqa: S101 - called when it is there
+        if self._by_last_norm or self._updates is None:
+            self._norms[parameter] = norm_of(gradient)
+        if self._updates is not None:
+            self._updates.require_all(gradient)
+            self._optimizer.found_inf = self._updates.found_inf
+        elif not self._is_torn:
+            self._is_torn = not bool(torch.isfinite(self._norms[parameter]))
+        if not self._is_torn:
+            self._optimizer.step_one(parameter)
         parameter.grad = None
 
     def _norm(self) -> Tensor:
@@ -219,10 +272,16 @@ def build_descent(
     )
 
 
-def skips_on_device(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether an optimizer can be told on the GPU to pass over an update."""
+def updates_on_device(optimizer: torch.optim.Optimizer) -> FiniteUpdates | None:
+    """What finds faults on the GPU, of an optimizer that can be told there to pass over an update.
+
+    None of others.
+    """
     group = optimizer.param_groups[0]
-    return bool(group.get("fused")) and group["params"][0].device.type == "cuda"
+    device: torch.device = group["params"][0].device
+    if not (group.get("fused") and device.type == "cuda"):
+        return None
+    return FiniteUpdates(device)
 
 
 @contextmanager

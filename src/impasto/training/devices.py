@@ -89,13 +89,31 @@ def require_precision(mixed_precision: str) -> None:
         )
 
 
-def set_float32_precision(*, tf32: bool) -> None:
-    """How GPUs compute float32 matrix products and convolutions; processors compute them exactly.
+def set_arithmetic(*, tf32: bool, deterministic: bool = False) -> None:
+    """How GPUs compute, before anything is computed; processors are exact and steady as they are.
 
-    PyTorch's defaults round convolutions to TF32 and matrix products not.
+    Args:
+        tf32: Whether float32 matrix products and convolutions round what they multiply to TF32.
+            PyTorch's defaults do so for convolutions and not for matrix products.
+        deterministic: Whether only kernels are used that give the same bits each time. Others add
+            up in the order in which they get to it: weight gradients of cuDNN, the backward pass of
+            flash attention, `index_add_` (PyTorch's "Reproducibility").
     """
     torch.backends.cuda.matmul.allow_tf32 = tf32
     torch.backends.cudnn.allow_tf32 = tf32
+    if not torch.cuda.is_available():
+        return
+    if deterministic:  # cuBLAS reads it when it is first used
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.backends.cudnn.deterministic = deterministic
+    torch.use_deterministic_algorithms(deterministic)
+    # memory that is about to be written needs no filling, which costs a kernel each time
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    if deterministic:
+        import torch._inductor.config as inductor  # which takes a second to import
+
+        torch.backends.cudnn.benchmark = False
+        inductor.deterministic = True
 
 
 def is_lost_process(error: BaseException) -> bool:

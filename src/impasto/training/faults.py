@@ -14,6 +14,7 @@ from impasto.progress import counted
 from impasto.runs import RunDirectory, step_name
 from impasto.training.descent import Descent
 from impasto.training.devices import is_lost_process
+from impasto.training.finite_updates import NotFiniteError
 from impasto.training.out_of_memory import is_out_of_memory, out_of_memory
 from impasto.training.session import Session
 
@@ -48,24 +49,39 @@ class Faults:
         self._session, self._run, self._descent = session, run, descent
         self._save, self._save_alone = save, save_alone
 
-    def not_finite(self, step: int, *, are_whole: bool = True) -> NonFiniteLossError:
+    def not_finite(self, step: int, fault: NotFiniteError) -> NonFiniteLossError:
         """The error of an update whose loss or gradient is NaN or infinite.
 
+        The state from before it is saved where the weights are still those.
+
         Args:
-            step: Updates that are done.
-            are_whole: Whether the weights are as they were after them.
+            step: Updates that were applied before it.
+            fault: What is known of it.
         """
         what = f"To continue from the newest state before it: {command('resume', self._run.path)}"
-        if are_whole:
+        if fault.weights_are_whole:
             self._save(step)
             place = self._run.states / step_name(step)
             what = f"The weights from before it are saved in {place}"
+            if self._session.ema is not None and fault.passed_over > 1:
+                what += (
+                    f" (with an average that took them in {fault.passed_over - 1} more times, "
+                    "until this was found)"
+                )
         return NonFiniteLossError(
             f"The loss or the gradient became NaN or infinite in update {step + 1}. The "
             f"usual causes are a learning rate that is too high (optimizer.lr is "
             f"{self._session.config.optimizer.lr:g}; try a tenth) and a base model with broken "
             f"weights. {what}"
         )
+
+    def _applied(self, step: int) -> int | None:
+        """How many updates the weights have had, of so many; None if one was applied in part."""
+        try:
+            self._descent.require_applied()
+        except NotFiniteError as fault:
+            return step - fault.passed_over if fault.weights_are_whole else None
+        return step
 
     @contextlib.contextmanager
     def keeping(self, step: int) -> Iterator[Done]:
@@ -85,8 +101,10 @@ class Faults:
             session = self._session
             if session.accelerator.num_processes == 1 and not self._descent.is_stepping:
                 session.optimizer.zero_grad()
-                self._save_alone(done.step)
-                then = f"The state after {counted(done.step, 'updates')} is saved."
+                applied = self._applied(done.step)
+                if applied is not None:
+                    self._save_alone(applied)
+                    then = f"The state after {counted(applied, 'updates')} is saved."
             raise DatasetError(
                 f"{error} {then} Continue with: {command('resume', self._run.path)}"
             ) from error
@@ -124,6 +142,8 @@ class Faults:
             then = f"To continue from the newest state of the first process: {resume}"
             # the others are in the middle of their update: none is waited for
             if session.accelerator.is_main_process and not session.placement.is_shared:
-                self._save_alone(step)
-                then = f"The state after {counted(step, 'updates')} is saved: {resume}"
+                applied = self._applied(step)
+                if applied is not None:
+                    self._save_alone(applied)
+                    then = f"The state after {counted(applied, 'updates')} is saved: {resume}"
         return out_of_memory(session.config, doing, then, session.accelerator.device)

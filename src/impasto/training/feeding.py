@@ -3,18 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from impasto.data.dataset import UpdateBatches
 from impasto.data.records import Batch
+from impasto.data.sampler import Update
 from impasto.diffusion.transfer import sent
 from impasto.training.offload import new_stream
 
 Feed = Callable[[Iterator[UpdateBatches]], Iterator[UpdateBatches]]
 Encode = Callable[[tuple[str, ...]], Mapping[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class _Coming:
+    """A batch on its way.
+
+    Attributes:
+        batch: It, on the device.
+        ready: When all of it is there; None where nothing has to be waited for.
+    """
+
+    batch: Batch
+    ready: torch.cuda.Event | None
 
 
 def feed_for(device: torch.device, encode: Encode | None = None) -> Feed:
@@ -44,32 +58,35 @@ class Feeder:
 
     def __call__(self, batches: Iterator[UpdateBatches]) -> Iterator[UpdateBatches]:
         """The same batches, on the device when they come."""
-        waiting: UpdateBatches | None = None
+        waiting: tuple[Update, _Coming] | None = None
         if self._stream is not None:  # the encoder's weights may still be on their way
             self._stream.wait_stream(torch.cuda.current_stream(self._device))
         for update, batch in batches:
-            coming = update, self._begun(batch)
+            coming = update, self._begin(batch)
             if waiting is not None:
                 yield waiting[0], self._arrived(waiting[1])
             waiting = coming
         if waiting is not None:
             yield waiting[0], self._arrived(waiting[1])
 
-    def _begun(self, batch: Batch) -> Batch:
+    def _begin(self, batch: Batch) -> _Coming:
         with torch.cuda.stream(self._stream):
-            return replace(
+            begun = replace(
                 batch,
                 latents=sent(batch.latents, self._device),
                 weights=sent(batch.weights, self._device),
                 mask=None if batch.mask is None else sent(batch.mask, self._device),
                 conditions=None if self._encode is None else self._encode(batch.captions),
             )
+        return _Coming(begun, None if self._stream is None else self._stream.record_event())
 
-    def _arrived(self, batch: Batch) -> Batch:
-        if self._stream is None:
+    def _arrived(self, coming: _Coming) -> Batch:
+        """Have the training wait for this batch, and not for the one after it, which is begun."""
+        batch = coming.batch
+        if coming.ready is None:
             return batch
         current = torch.cuda.current_stream(self._device)
-        current.wait_stream(self._stream)
+        current.wait_event(coming.ready)
         encoded = () if batch.conditions is None else batch.conditions.values()
         for tensor in (batch.latents, batch.weights, batch.mask, *encoded):
             if tensor is not None:

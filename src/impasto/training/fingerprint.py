@@ -202,7 +202,7 @@ def _passes(config: RunConfig, num_processes: int) -> str:
 
 def _data_fingerprint(plan: CachedPlan) -> str:
     digest = hashlib.sha256()
-    for key, image in zip(plan.keys, plan.images, strict=True):
+    for key, image in zip(plan.identities or plan.keys, plan.images, strict=True):
         digest.update(f"{key}{image.record.name}{image.record.words}\n".encode())
         if not key.plain:  # encoded each time it is shown, so that no key says what it holds
             digest.update(files.sha256_of(image.record.path).encode())

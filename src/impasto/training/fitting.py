@@ -87,6 +87,8 @@ def _in_backward(way: str) -> Callable[[RunConfig], bool]:
 def _levels(number: int | None) -> Callable[[RunConfig], bool]:
     def applies(config: RunConfig) -> bool:
         training = config.training
+        if training.cuda_graphs and training.compile == "blocks":
+            return False  # recorded blocks cannot be computed again
         return not training.gradient_checkpointing or (
             training.checkpointed_levels is not None
             and (number is None or number > training.checkpointed_levels)

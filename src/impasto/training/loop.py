@@ -21,11 +21,11 @@ from impasto.runs import RunDirectory
 from impasto.training.announcing import announce
 from impasto.training.calendar import Calendar
 from impasto.training.chunked import ChunkedOptimizer
-from impasto.training.descent import NotFiniteError
 from impasto.training.devices import seed_torch
 from impasto.training.events import TrainingEvents
 from impasto.training.faults import Faults
 from impasto.training.feeding import feed_for
+from impasto.training.finite_updates import NotFiniteError
 from impasto.training.interrupts import STOPPING, StopRequest
 from impasto.training.movement import MovementCheck
 from impasto.training.optimizer_state import LrSetter, parameter_names, require_savable
@@ -159,14 +159,7 @@ class TrainingLoop:
     def _update(self, update: Update, batches: Iterator[Batch]) -> None:
         """One optimizer update: all micro-batches, clipping, step, average."""
         session, accelerator = self._session, self._accelerator
-        seed_torch(derive_seed(self._config.seed, "torch", update.step))
-        lr_factor = session.lr_schedule(update.step, session.total_steps)
-        self._lr.set(lr_factor)
-        for part in session.trainable.parts:
-            if part.name == TEXT_ENCODER:
-                session.conditioner.learn(now=part.learns_at(update.step))
-        if isinstance(session.optimizer, ChunkedOptimizer):
-            session.optimizer.begin(derive_seed(self._config.seed, "rounding", update.step))
+        lr_factor = self._begin(update.step)
         total = torch.zeros((), device=accelerator.device)
         try:
             for micro_batch, batch in zip(update.micro_batches, batches, strict=True):
@@ -175,7 +168,8 @@ class TrainingLoop:
                     total += self._backward(update, micro_batch, batch)
             norm = self._descent.apply(self._of_all_processes(total))
         except NotFiniteError as fault:
-            raise self._faults.not_finite(update.step, are_whole=fault.weights_are_whole) from None
+            self._look(update.step)  # one before it is the one to name
+            raise self._faults.not_finite(update.step, fault) from None
         if not self._has_stepped:
             require_savable(session.optimizer)
             self._has_stepped = True
@@ -185,6 +179,21 @@ class TrainingLoop:
         if self._movement is not None and lr_factor > 0:
             self._look_at_movement(self._movement, update.step)
             self._movement = None
+
+    def _begin(self, step: int) -> float:
+        """Seed what draws by itself, set what depends on the step; the learning rate's factor."""
+        session, config = self._session, self._config
+        seed_torch(derive_seed(config.seed, "torch", step))
+        lr_factor = session.lr_schedule(step, session.total_steps)
+        self._lr.set(lr_factor)
+        if config.training.cuda_graphs:  # what the update before returned may be overwritten
+            torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
+        for part in session.trainable.parts:
+            if part.name == TEXT_ENCODER:
+                session.conditioner.learn(now=part.learns_at(step))
+        if isinstance(session.optimizer, ChunkedOptimizer):
+            session.optimizer.begin(derive_seed(config.seed, "rounding", step))
+        return lr_factor
 
     def _backward(self, update: Update, micro_batch: MicroBatch, batch: Batch) -> Tensor:
         """Add the gradient of a micro-batch; returns its share of the update's loss."""
@@ -227,6 +236,8 @@ class TrainingLoop:
         saving = last or stopping is not None or calendar.state(done, self._accelerator)
         if saving or calendar.log(done):
             self._log(done)
+        elif calendar.uses_weights(done):
+            self._look(done)
         if last or calendar.validation(done):
             self._validate(done)
         if last or calendar.preview(done):
@@ -255,13 +266,24 @@ class TrainingLoop:
 
     def _log(self, done: int) -> None:
         """Write metrics, and stop if they show that nothing is learnt any more."""
-        if not self._recorder.log(done):
-            raise self._faults.not_finite(done)
+        self._recorder.log(done)
+        self._look(done)
         try:
             self._session.precision.require_living_scale()
         except NonFiniteLossError:
             self._save(done, now=True)
             raise
+
+    def _look(self, done: int) -> None:
+        """Make sure that all updates were applied, ahead of anything that is made of the weights.
+
+        Raises:
+            NonFiniteLossError: One was not: its loss or gradient is NaN or infinite.
+        """
+        try:
+            self._descent.require_applied()
+        except NotFiniteError as fault:
+            raise self._faults.not_finite(done - fault.passed_over, fault) from None
 
     def _validate(self, done: int) -> None:
         session, validator = self._session, self._session.validator

@@ -25,7 +25,7 @@ class Reading:
 
     Attributes:
         losses: [N] the loss of each update, over all processes, on the CPU.
-        grad_norm: The mean norm of the gradient before clipping; None where nothing is clipped.
+        grad_norm: The mean norm of the gradient before clipping; None where it is not measured.
         images_per_s: Pictures of all processes per second of training, other work left out.
         data_wait: The share of that time that was spent waiting for data.
         memory_mib: The GPU's at its most since the start; without one, the process's now.

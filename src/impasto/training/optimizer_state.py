@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -127,9 +127,30 @@ def restore_optimizer(
                 f"train. It belongs to another model or other settings."
             )
         parameter = by_name[name]
-        optimizer.state[parameter][entry] = _like(parameter, value, kept_away=kept_away)
+        buffer = _paged_buffer(optimizer, parameter, value)
+        optimizer.state[parameter][entry] = (
+            _like(parameter, value, kept_away=kept_away)
+            if buffer is None
+            else buffer.copy_(value.read())
+        )
     for group, saved in zip(optimizer.param_groups, scalars["groups"], strict=True):
         group.update(saved)
+
+
+def _paged_buffer(optimizer: torch.optim.Optimizer, parameter: Tensor, value: Any) -> Tensor | None:
+    """Where a paged optimizer keeps an entry; None for what is not paged.
+
+    bitsandbytes' paged optimizers take memory that CUDA moves between GPU and computer, for
+    states of the parameter's shape (`Optimizer8bit.get_state_buffer`), and only if they make it
+    themselves.
+    """
+    if isinstance(optimizer, ChunkedOptimizer):
+        optimizer = optimizer.inner_of(parameter)
+    is_paged = getattr(optimizer, "is_paged", False) and parameter.device.type != "cpu"
+    if not (is_paged and isinstance(value, LazyTensor) and value.shape == parameter.shape):
+        return None
+    make: Callable[..., Tensor] = optimizer.get_state_buffer  # type: ignore[attr-defined]
+    return make(parameter, dtype=value.dtype)
 
 
 def _like(parameter: Tensor, value: Any, *, kept_away: bool) -> Any:

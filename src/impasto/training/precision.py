@@ -63,12 +63,17 @@ class Precision:
     def clip(
         self, optimizer: torch.optim.Optimizer, parameters: Iterable[Tensor], limit: float
     ) -> Tensor | None:
-        """Bring gradients to their true size, and down to `limit`; the norm before, if measured."""
+        """Bring gradients to their true size, and down to `limit`; the norm before, if measured.
+
+        Without a limit it is measured too, since it tells whether the gradient is finite, unless a
+        scaler looks at the gradients.
+        """
+        measures = limit > 0 or self._scaler is None
         if isinstance(optimizer, ChunkedOptimizer):
-            return optimizer.clip(limit, self.scale()) if limit > 0 else None
+            return optimizer.clip(limit, self.scale()) if measures else None
         if self._scaler is not None:
             self._scaler.unscale_(optimizer)
-        if limit <= 0:
+        if not measures:
             return None
         learning = [p for p in parameters if p.grad is not None]
         norm = torch.nn.utils.get_total_norm([p.grad for p in learning]).detach()  # type: ignore[misc]
@@ -76,24 +81,38 @@ class Precision:
             squared = norm.square()
             torch.distributed.all_reduce(squared)
             norm = squared.sqrt()
-        torch.nn.utils.clip_grads_with_norm_(learning, limit, norm)
+        if limit > 0:
+            torch.nn.utils.clip_grads_with_norm_(learning, limit, norm)
         return norm
 
     def scale(self) -> float:
         """What losses are multiplied by."""
         return 1.0 if self._scaler is None else self._scaler.get_scale()
 
-    def step(self, optimizer: torch.optim.Optimizer) -> None:
+    def step(self, optimizer: torch.optim.Optimizer, at_fault: Tensor | None = None) -> None:
         """Apply the gradient, unless it has overflown; then lower the scale.
 
-        Raises:
-            NonFiniteLossError: It overflows at any scale.
+        Args:
+            optimizer: Has the gradients.
+            at_fault: [] above 0 where the update is passed over for another reason than the scale,
+                which stays as it is then; looked at on the device.
         """
         if self._scaler is None:
             optimizer.step()
             return
+        kept = self._scaler_tensors() if at_fault is not None else []
+        before = [tensor.clone() for tensor in kept]
         self._scaler.step(optimizer)
         self._scaler.update()
+        for tensor, value in zip(kept, before, strict=True):
+            assert at_fault is not None  # noqa: S101 - nothing is kept otherwise
+            tensor.copy_(torch.where(at_fault > 0, value, tensor))
+
+    def _scaler_tensors(self) -> list[Tensor]:
+        """Its scale and its count of updates since the last overflow, on the device."""
+        scaler = self._scaler
+        found = (getattr(scaler, "_scale", None), getattr(scaler, "_growth_tracker", None))
+        return [tensor for tensor in found if tensor is not None]
 
     def stepped(self, *, overflown: bool) -> None:
         """Adjust the scale after an update that was applied, or passed over, elsewhere."""

@@ -58,15 +58,11 @@ class Recorder:
         for tracker in self._trackers:
             tracker.close()
 
-    def log(self, done: int) -> bool:
-        """Write a line of metrics about the updates since the last one; waits for the device.
-
-        Returns:
-            Whether all their losses are finite.
-        """
+    def log(self, done: int) -> None:
+        """Write a line of metrics about the updates since the last one; waits for the device."""
         reading = self.meter.read()
         if reading is None:
-            return True
+            return
         for path, reason in self._newly_lost():
             self._events.note(f"{path} cannot be read any more and is passed over: {reason}")
         if self.image_losses is not None:
@@ -89,7 +85,6 @@ class Recorder:
         if reading.grad_norm is not None:
             record["grad_norm"] = reading.grad_norm
         self.write(record)
-        return bool(torch.isfinite(reading.losses).all())
 
     def write(self, record: dict[str, Any]) -> None:
         """Write a line of metrics, and pass it on."""

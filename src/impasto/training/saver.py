@@ -6,8 +6,12 @@ import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import torch
+
 from impasto import files
-from impasto.progress import Progress
+from impasto.errors import NonFiniteLossError
+from impasto.invocation import command
+from impasto.progress import Progress, counted
 from impasto.runs import RunDirectory, step_name
 from impasto.training.background import Background
 from impasto.training.capture import capture_state
@@ -21,6 +25,7 @@ from impasto.training.export import (
     trained_bytes,
     trained_copy,
 )
+from impasto.training.finite_updates import are_finite
 from impasto.training.optimizer_state import parameter_names
 from impasto.training.own_models import OwnModels
 from impasto.training.session import Session
@@ -60,10 +65,12 @@ class Saver:
             now: Whether to wait until it is on disk.
 
         Raises:
+            NonFiniteLossError: Weights are NaN or infinite; nothing is written or removed.
             StorageError: It, or what was submitted before, could not be written.
         """
         if not self._session.agreed(done not in self._run.saved_steps()):
             return  # the same step of the same run: the same bits
+        self._require_finite(done)
         state = capture_state(self._session, self._names, done, best)
         if not self._writes:
             state.read_along()
@@ -73,6 +80,23 @@ class Saver:
         else:
             self._background.wait()
             self._write_state(state)
+
+    def _require_finite(self, done: int) -> None:
+        """Look at the weights, and their average: what is saved has to be good to go on from."""
+        session = self._session
+        averages = session.ema.tensors().values() if session.ema is not None else ()
+        good = are_finite([*self._names, *averages])
+        if session.placement.is_shared:
+            bad = torch.tensor(int(not good), device=session.accelerator.device)
+            good = not bool(session.accelerator.reduce(bad, "sum"))
+        if not good:
+            raise NonFiniteLossError(
+                f"After {counted(done, 'updates')} there are weights that are NaN or infinite, "
+                f"though every loss and gradient was finite: optimizer.kind "
+                f"{session.config.optimizer.kind} made them so. No state was written. Lower "
+                f"optimizer.lr (it is {session.config.optimizer.lr:g}). To continue from the "
+                f"newest state before: {command('resume', self._run.path)}"
+            )
 
     def export_on_the_way(self, endings: Sequence[str]) -> None:
         """Export the model as it is now, once for each ending of its name."""

@@ -41,7 +41,7 @@ from impasto.sampling.prompts import Prompt
 from impasto.sampling.sampler import Sampler
 from impasto.training.batches import build_epoch_sampler, count_steps
 from impasto.training.compiling import compile_unet, plain_network
-from impasto.training.devices import set_float32_precision
+from impasto.training.devices import set_arithmetic
 from impasto.training.ema import WeightAverage
 from impasto.training.fingerprint import Facts, run_fingerprint
 from impasto.training.methods import build_templates, build_trainable
@@ -180,6 +180,7 @@ def build_session(
     Raises:
         ImpastoError: As the parts it calls.
     """
+    set_arithmetic(tf32=config.training.tf32, deterministic=config.training.deterministic)
     placement = build_placement(config, accelerator)
     prompts = build_prompts(config)
     build_templates(config)
@@ -300,7 +301,6 @@ def _build_network(
     trainable = build_trainable(config, model)
     if training.channels_last:
         trainable.unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    set_float32_precision(tf32=training.tf32)
     compile_unet(
         trainable.unet,
         training.compile,

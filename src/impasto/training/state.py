@@ -27,10 +27,12 @@ from impasto.parsing import parse_json, read_text
 from impasto.progress import Progress, SilentProgress, in_mib
 from impasto.runs import RunDirectory, step_name
 from impasto.training.fingerprint import differences
+from impasto.training.finite_updates import are_finite
 
 FORMAT_VERSION = 1
 DESCRIPTION, HASHES = "state.json", "hashes.json"
 _TENSOR_FILES = ("weights", "optimizer", "ema")
+_WEIGHTS = ("weights", "ema")
 
 
 class DamagedStateError(RunError):
@@ -161,8 +163,8 @@ def load_state(
         hashes = _hashes_of(folder, description)
         _require_same(folder, dict(description["fingerprint"]), fingerprint)
         tensors = _tensors_of(folder, hashes)
-        if hashes is not None and check_tensors:
-            _require_hashes(tensors, hashes, progress or SilentProgress())
+        if check_tensors:
+            _require_good(tensors, hashes, progress or SilentProgress())
         return _state_of(description, tensors, is_hashed=hashes is not None)
     except OSError as error:
         if error.errno not in _OF_DAMAGED_FILES:  # such as too many open files, which passes
@@ -245,17 +247,25 @@ def _open(file: Path) -> Tensors:
     return open_tensor_file(file).tensors
 
 
-def _require_hashes(
-    tensors: Mapping[str, Tensors], hashes: Mapping[str, Any], progress: Progress
+def _require_good(
+    tensors: Mapping[str, Tensors], hashes: Mapping[str, Any] | None, progress: Progress
 ) -> None:
-    size = sum(total_bytes(of_part) for of_part in tensors.values())
+    """Make sure that tensors are what was written, and weights finite.
+
+    Earlier versions could write weights that are NaN, and did not always write hashes.
+    """
+    read = tensors if hashes is not None else {k: v for k, v in tensors.items() if k in _WEIGHTS}
+    size = sum(total_bytes(of_part) for of_part in read.values())
     with progress.stage("Checking the state", size >> 20, "MiB") as advance:
         count = in_mib(advance)
-        for part, of_part in tensors.items():
+        for part, of_part in read.items():
             file = f"{part}.safetensors"
             for name, tensor in of_part.items():
-                if tensor_hash(tensor.read()) != hashes[file][name]:
+                values = tensor.read()
+                if hashes is not None and tensor_hash(values) != hashes[file][name]:
                     raise ValueError(f"{name} in {file} is not what was written")
+                if part in _WEIGHTS and not are_finite([values]):
+                    raise ValueError(f"{name} in {file} holds NaN or infinite values")
                 count(tensor.size_bytes)
 
 

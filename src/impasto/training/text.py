@@ -24,8 +24,8 @@ from impasto.sampling.prompts import Prompt
 from impasto.training.native_precision import computed_kind
 
 ENCODED_AT_ONCE = {"cuda": 16}
-"""Chunks of a frozen encoder at a time: one leaves a GPU waiting for the next, and on a processor
-more than one gain nothing."""
+"""The most chunks of a frozen encoder at a time: one leaves a GPU waiting for the next, and on a
+processor more than one gain nothing."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,8 @@ def build_conditioners(
         )
     states = states.to(device)
     store = _build_store(config, model) if config.training.cache_text_to_disk else None
-    at_once = ENCODED_AT_ONCE.get(device.type, 1)
+    # always so many, whatever is new in a batch (the rest is filled up); no more than it has
+    at_once = min(ENCODED_AT_ONCE.get(device.type, 1), max(config.batch_sizes.values()))
     limit = config.training.text_cache_mib << 20
     memory = TextMemory(limit, device, store, progress, at_once)
     looking = memory

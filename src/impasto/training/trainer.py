@@ -62,6 +62,7 @@ def train(
                     config = resolve_precision(config, events)
                     known = survey(config, events)
                     config = settle(config, known, events, processes=accelerator.num_processes)
+                    require_precision(config.training.mixed_precision)  # as it was chosen
                     files.write_text(run.config_file, dump_toml(config))
                 accelerator.wait_for_everyone()
                 if not accelerator.is_main_process:

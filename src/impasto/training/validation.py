@@ -12,6 +12,7 @@ from impasto.data.latent_cache import CachedPlan, LatentCache
 from impasto.diffusion.draws import Draws
 from impasto.diffusion.loss import per_sample, squared
 from impasto.diffusion.timesteps import fixed_timesteps
+from impasto.diffusion.transfer import sent
 from impasto.models.text import TextConditioner
 from impasto.training.step import StepRecipe
 
@@ -59,7 +60,7 @@ class Validator:
         schedule = recipe.schedule
         device = schedule.alphas_cumprod.device
         levels = fixed_timesteps(self.timesteps, schedule.num_timesteps).to(device)
-        datasets = torch.tensor([i.record.subset.dataset for i in self.plan.images], device=device)
+        datasets = torch.tensor([i.record.subset.dataset for i in self.plan.images])
         sums = torch.zeros(int(datasets.max()) + 1, device=device)
         for group in self._groups():
             mean, _ = self.cache.read([self.plan.keys[i].plain for i in group])
@@ -72,9 +73,10 @@ class Validator:
                 output = unet(schedule.add_noise(x_0, noise, t), t, **context).sample
                 target = recipe.prediction.target(x_0, noise, t, schedule)
                 losses = per_sample(squared(output, target, t, schedule))
-                sums.index_add_(0, datasets[group], losses)
+                sums.index_add_(0, sent(datasets[group], device), losses)
         unet.train(was_training)
         counts = torch.bincount(datasets) * len(levels)
+        sums = sums.cpu()
         means = (sums / counts).tolist()
         by_dataset = {n: mean for n, mean in enumerate(means) if counts[n] > 0}
         return ValidationLoss(float(sums.sum() / counts.sum()), by_dataset)

@@ -20,7 +20,8 @@ from impasto.checkpoints.tensors import LazyTensor, Tensors
 from impasto.config.run import RunConfig
 from impasto.errors import ConfigError
 from impasto.models.trainable import Part
-from impasto.training.descent import Descent, InBackward, NotFiniteError
+from impasto.training.descent import Descent, InBackward
+from impasto.training.finite_updates import NotFiniteError
 from impasto.training.optimizer_state import group_scalars
 from impasto.training.placement import Held, Names, OptimizerState, WholeModels
 from impasto.training.precision import Precision
@@ -262,6 +263,9 @@ class EngineDescent:
         if not bool(torch.isfinite(norm)):
             raise NotFiniteError(weights_are_whole=False)
         return norm if self._measures else None
+
+    def require_applied(self) -> None:
+        """What is not finite is found at once."""
 
 
 def _put_together(weight: Tensor, entry: str) -> LazyTensor:

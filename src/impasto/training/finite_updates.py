@@ -1,0 +1,94 @@
+"""Whether every update so far was finite: kept on the GPU, so that no update waits for it.
+
+From the first update on whose loss or gradient is NaN or infinite, all are passed over, so that the
+weights stay as they were before it until somebody looks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+
+class NotFiniteError(Exception):
+    """The loss or the gradient of an update is NaN or infinite.
+
+    Attributes:
+        weights_are_whole: Whether the update was not applied, to no weight at all.
+        passed_over: Updates that were not applied, this one included.
+    """
+
+    def __init__(self, *, weights_are_whole: bool, passed_over: int = 1) -> None:
+        super().__init__()
+        self.weights_are_whole, self.passed_over = weights_are_whole, passed_over
+
+
+class FiniteUpdates:
+    """Counts updates on a device until the first that is not finite.
+
+    Args:
+        device: Where losses and gradients are.
+
+    Attributes:
+        found_inf: [] float32; 0, and 1 from the first fault on. PyTorch's fused optimizers take it
+            and then change nothing (`torch.optim.Optimizer.found_inf`).
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.found_inf = torch.zeros((), device=device)
+        self._one = torch.ones((), device=device)
+        self._torn = torch.zeros((), device=device)
+        self._applied = torch.zeros((), device=device)
+        self._begun = 0
+
+    def require(self, value: Tensor) -> None:
+        """Take a loss or a norm into account."""
+        self.found_inf = torch.maximum(self.found_inf, (~torch.isfinite(value)).float())
+
+    def require_all(self, gradient: Tensor) -> None:
+        """Take every number of a gradient into account, in one kernel; `found_inf` is changed."""
+        torch._amp_foreach_non_finite_check_and_unscale_([gradient], self.found_inf, self._one)
+
+    def begin_to_step(self) -> Tensor:
+        """What `stepped` has to be given, of an update that is found out while it is applied."""
+        return self.found_inf.clone()
+
+    def stepped(self, found_before: Tensor | None = None) -> None:
+        """Count an update.
+
+        Args:
+            found_before: From `begin_to_step`; None where all was known before any weight changed.
+        """
+        if found_before is not None:
+            self._torn = torch.maximum(self._torn, self.found_inf - found_before)
+        self._applied = self._applied + (1 - self.found_inf)
+        self._begun += 1
+
+    def require_applied(self) -> None:
+        """Wait for the device, and make sure that all updates since the last look were applied.
+
+        Raises:
+            NotFiniteError: One was not, nor were those after it.
+        """
+        if not self._begun:
+            return
+        applied, torn = torch.stack([self._applied, self._torn]).tolist()
+        if applied < self._begun:
+            raise NotFiniteError(weights_are_whole=not torn, passed_over=self._begun - int(applied))
+        self._applied, self._begun = torch.zeros_like(self._applied), 0
+
+
+@torch.no_grad()
+def are_finite(tensors: Iterable[Tensor]) -> bool:
+    """Whether tensors hold no NaN and nothing infinite; waits for the device once."""
+    by_device: dict[torch.device, list[Tensor]] = {}
+    for tensor in tensors:
+        if tensor.numel() and tensor.is_floating_point():
+            by_device.setdefault(tensor.device, []).append(tensor.detach())
+    largest = [
+        torch.stack([norm.float() for norm in torch._foreach_norm(members, float("inf"))])
+        for members in by_device.values()
+    ]
+    return all(bool(torch.isfinite(found).all()) for found in largest)

@@ -1,0 +1,274 @@
+"""The trainer on a pretended GPU: devices, streams, waits, and faults in every place.
+
+`tests/support/pretend_cuda` makes tensors that say `cuda:0`. What this shows: nothing mixes
+devices, no stream touches memory that another may still be using, no update waits for the device
+but where that is listed here, and nothing is lost when memory runs out or numbers are not finite.
+What it does not: kernels themselves, and how fast they are.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import draw_pictures
+from safetensors.torch import load_file
+
+SUPPORT = Path(__file__).parent.parent / "support" / "pretend_cuda"
+sys.path.insert(0, str(SUPPORT))
+import build  # noqa: E402
+
+AT_ONCE = "_local_scalar_dense at training/descent.py:"
+LOOKS_AT_LOSS_AND_NORM = {f"{AT_ONCE}<genexpr>": 2}
+"""What an optimizer needs that cannot be told on the device to pass over an update."""
+
+CASES = {
+    "fp32": ({}, {}),
+    "bf16": ({"training": {"mixed_precision": "bf16"}}, {}),
+    "fp16": ({"training": {"mixed_precision": "fp16"}}, {}),
+    "bf16 weights": (
+        {"training": {"mixed_precision": "bf16", "weights": "bf16", "rounding": "kahan"}},
+        {},
+    ),
+    "no limit": ({"training": {"max_grad_norm": 0.0}}, {}),
+    "8 bits": ({"optimizer": {"kind": "stand_ins.EightBits"}}, LOOKS_AT_LOSS_AND_NORM),
+    "schedule-free": ({"optimizer": {"kind": "adamw_schedule_free"}}, LOOKS_AT_LOSS_AND_NORM),
+    "prodigy": (
+        {"optimizer": {"kind": "prodigy", "lr": 1.0}},
+        {
+            **LOOKS_AT_LOSS_AND_NORM,  # and what pytorch-optimizer's own step waits for
+            "copy from pageable memory at training/precision.py:step": 1,
+            "_local_scalar_dense at training/precision.py:step": 2,
+        },
+    ),
+    "accumulation": ({"training": {"gradient_accumulation_steps": 2}}, {}),
+    "checkpointing": ({"training": {"gradient_checkpointing": True}}, {}),
+    "text encoder": ({"method": {"train_text_encoder": True}}, {}),
+    "random crops": ({"dataset": {"random_crop": True}}, {}),
+    "average": ({"training": {"ema_decay": 0.9}, "validation": {"split": 0.3}}, {}),
+    "average on the CPU": (
+        {"training": {"ema_decay": 0.9, "ema_on_cpu": True}},
+        {"event.synchronize at training/ema.py:arrive": 1},
+    ),
+    "offload": (
+        {"training": {"offload_optimizer": True}},
+        {"stream.synchronize at training/offload.py:wait": 1},
+    ),
+    "exact": (
+        {"training": {"optimizer_in_backward": "exact"}},
+        {"tolist at training/descent.py:_measured": 1},
+    ),
+    "exact, no limit": ({"training": {"optimizer_in_backward": "exact", "max_grad_norm": 0.0}}, {}),
+    "last norm": ({"training": {"optimizer_in_backward": "last_norm"}}, {}),
+    "hypernetwork": ({"method": {"kind": "hypernetwork"}, "saving": {"format": None}}, {}),
+    "watched": (
+        {
+            "validation": {"split": 0.3, "every_steps": 2, "timesteps": 1},
+            "previews": {"every_steps": 2, "width": 32, "height": 32, "steps": 1,
+                         "prompts": ["a ball"]},
+        },
+        {},
+    ),
+}  # fmt: skip
+"""Name -> settings, and the host-device waits of an update."""
+
+FAULTS = {
+    "kept": {},
+    "no limit": {"max_grad_norm": 0.0},
+    "fp16": {"mixed_precision": "fp16"},
+    "average": {"ema_decay": 0.9},
+    "accumulation": {"gradient_accumulation_steps": 2},
+    "exact": {"optimizer_in_backward": "exact"},
+    "exact, no limit": {"optimizer_in_backward": "exact", "max_grad_norm": 0.0},
+    "last norm": {"optimizer_in_backward": "last_norm"},
+}
+
+
+@pytest.fixture(scope="module")
+def pico_model(tmp_path_factory, nano_architecture):
+    """Fewer layers than the nano model: every operator costs as much as on a large one."""
+    from impasto.models.architectures import Architecture, write_random_model
+
+    nano = nano_architecture
+    architecture = Architecture(
+        nano.family,
+        {
+            **nano.unet,
+            "block_out_channels": [8, 8],
+            "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
+            "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"],
+        },
+        nano.vae,
+        {**nano.text_encoder, "num_hidden_layers": 1},
+    )
+    folder = tmp_path_factory.mktemp("models") / "pico"
+    write_random_model(architecture, folder, seed=0, dtype=torch.float32)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def orders(tmp_path_factory, pico_model):
+    """Makes an order of a name and changed settings."""
+    root = tmp_path_factory.mktemp("pretended")
+    pictures = draw_pictures(root / "pictures", 9)
+    usual = {
+        "seed": 7,
+        "model": {"path": str(pico_model)},
+        "dataset": {
+            "image_dir": str(pictures), "resolution": 64, "min_bucket_reso": 32,
+            "max_bucket_reso": 96, "bucket_reso_steps": 32, "cache_dir": str(root / "derived"),
+        },
+        "optimizer": {"lr": 1e-3},
+        "training": {"max_steps": 3, "batch_size": 2, "fit_check": False},
+        "logging": {"every_steps": 3},
+        "saving": {"model_dir": None},
+    }  # fmt: skip
+
+    def order(name, changes, **more):
+        settings = {
+            key: {**usual.get(key, {}), **changes.get(key, {})}
+            for key in {**usual, **changes}
+            if key != "seed"
+        }
+        settings = {
+            section: {k: v for k, v in fields.items() if v is not None}
+            for section, fields in settings.items()
+        }
+        folder = root / "runs" / more.pop("folder", name).replace(" ", "-").replace(",", "")
+        return {
+            "name": name,
+            "settings": {**settings, "seed": 7, "output_dir": str(folder)},
+            **more,
+        }
+
+    return order
+
+
+def all_orders(order):
+    often = {"saving": {"state_every_steps": 1, "keep_states": 9}}
+    found = [order(name, changes) for name, (changes, _) in CASES.items()]
+    found.append(order("states", often))
+    found.append(order("memory ", {}, like="states", each_site=True, folder="memory"))
+    for name, changes in FAULTS.items():
+        for what in ("loss", "gradient"):
+            at = 3 if name == "accumulation" else 2
+            fault = {"what": what, "at": at}
+            found.append(order(f"{name}, {what}", {"training": changes}, fault=fault))
+    found.append(order("resumed", {}, folder="memory0", resume=True))
+    paged = {"optimizer": {"kind": "stand_ins.Paged"}}
+    fault = {"what": "loss", "at": 3}
+    return [
+        *found,
+        order("paged", paged, folder="paged", fault=fault),
+        order("paged again", paged, folder="paged", resume=True),
+    ]
+
+
+@pytest.fixture(scope="module")
+def answers(request, orders, tmp_path_factory):
+    """What came of all cases, by name."""
+    reason = build.reason_against()
+    if reason is not None:
+        pytest.skip(reason)
+    folder = tmp_path_factory.mktemp("answers")
+    library = build.build(Path(request.config.cache.mkdir("pretend_cuda")))
+    listed = all_orders(orders)
+    (folder / "orders.json").write_text(json.dumps(listed), encoding="utf-8")
+    command = [
+        sys.executable, "-W", "ignore", str(SUPPORT / "drive.py"), str(library),
+        str(folder / "orders.json"), str(folder / "answers.json"),
+    ]  # fmt: skip
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads((folder / "answers.json").read_text(encoding="utf-8"))
+    for order in listed:
+        if order["name"] in found:
+            found[order["name"]]["folder"] = order["settings"]["output_dir"]
+    return found
+
+
+def states(answer):
+    """Step -> weights, of the states that a run left."""
+    folders = sorted((Path(answer["folder"]) / "states").glob("step-*"))
+    return {int(f.name[5:]): load_file(f / "weights.safetensors") for f in folders}
+
+
+def assert_same_weights(found, wanted):
+    assert found.keys() == wanted.keys()
+    for name in wanted:
+        assert torch.equal(found[name], wanted[name]), name
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_run_mixes_no_devices_and_waits_only_where_it_says(name, answers):
+    found = answers[name]
+    assert found["error"] is None
+    assert found["waits"]["1"] == found["waits"]["2"] == CASES[name][1]
+
+
+def test_memory_is_touched_and_freed_in_order(answers):
+    for name, found in answers.items():
+        assert not found["races"], name
+        assert not found["frees"], name
+
+
+def test_memory_that_runs_out_anywhere_loses_nothing(answers):
+    whole = states(answers["states"])
+    runs = {name: found for name, found in answers.items() if name.startswith("memory ")}
+    assert len(runs) > 8
+    for name, found in runs.items():
+        assert found["error"].startswith("OutOfMemoryError"), (found["site"], found["error"])
+        found["folder"] = answers["resumed"]["folder"].removesuffix("0") + name.split()[1]
+        left = states(found)
+        if "the optimizer was changing the weights" in found["error"].lower():
+            assert not left
+        elif name != "memory 0":  # which was resumed
+            assert_same_weights(left[1], whole[1])
+
+
+def test_a_run_that_ran_out_of_memory_is_resumed_to_the_same_weights(answers):
+    assert answers["resumed"]["error"] is None
+    assert_same_weights(states(answers["resumed"])[3], states(answers["states"])[3])
+
+
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+@pytest.mark.parametrize("name", FAULTS)
+def test_what_is_not_finite_reaches_no_weight(name, what, answers):
+    """The fault is in update 2, and found with the line of metrics after update 3."""
+    found = answers[f"{name}, {what}"]
+    left = states(found)
+    assert all(torch.isfinite(t).all() for weights in left.values() for t in weights.values())
+    if (name, what) == ("fp16", "gradient"):  # the scale's doing, and passed over
+        assert found["error"] is None
+        return
+    assert found["error"].startswith("NonFiniteLossError")
+    assert "in update 2." in found["error"]
+    if what == "gradient" and name in ("exact, no limit", "last norm"):
+        assert "from the newest state before it" in found["error"]
+        assert not left  # the update was applied in part
+        return
+    assert "step-00000001" in found["error"]
+    assert list(left) == [1]
+    if name in ("kept", "average", "exact"):
+        assert_same_weights(left[1], states(answers["states"])[1])
+
+
+def test_an_average_that_moved_meanwhile_is_told(answers):
+    assert "took them in 1 more times" in answers["average, gradient"]["error"]
+
+
+def test_a_paged_optimizer_is_paged_after_a_resume(answers):
+    first, second = answers["paged"], answers["paged again"]
+    assert "in update 3." in first["error"]
+    assert second["error"] is None
+    assert second["pages"] == first["pages"] > 0

@@ -1,0 +1,193 @@
+"""Who may touch memory when: streams and host threads as vector clocks (Mattern 1989).
+
+A stream counts its kernels, and knows how far it has waited for each of the others. Two accesses of
+which one writes have to be ordered by what one of them knows of the other.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import sys
+import threading
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import PurePath
+
+Clock = Counter["Timeline"]
+
+
+class Timeline:
+    """A stream, or a thread of the host: what it does happens in order."""
+
+    def __init__(self, name: str, *, is_host: bool = False) -> None:
+        self.name, self.is_host = name, is_host
+        self.clock: Clock = Counter()
+
+    def advance(self) -> None:
+        self.clock[self] += 1
+
+    def learn(self, clock: Clock) -> None:
+        """Order what comes after everything that a clock knows of."""
+        self.clock |= clock
+
+    def __repr__(self) -> str:
+        return self.name
+
+
+@dataclass
+class Findings:
+    """What was seen since the last `reset`, each with the line of the project."""
+
+    waits: Counter[str] = field(default_factory=Counter)
+    races: Counter[str] = field(default_factory=Counter)
+    frees: Counter[str] = field(default_factory=Counter)
+    allocations: Counter[str] = field(default_factory=Counter)
+    fail_at: str | None = None
+
+    def reset(self) -> None:
+        for counter in (self.waits, self.races, self.frees, self.allocations):
+            counter.clear()
+        self.fail_at = None
+
+
+FINDINGS = Findings()
+LOCK = threading.RLock()
+_here = threading.local()
+
+
+def host() -> Timeline:
+    """This thread of the host."""
+    if not hasattr(_here, "host"):
+        _here.host = Timeline(f"the thread {threading.current_thread().name}", is_host=True)
+    return _here.host
+
+
+def host_waits_for(clock: Clock, how: str) -> None:
+    """Record that the host waits for the device, and what it knows afterwards."""
+    FINDINGS.waits[f"{how} at {project_line()}"] += 1
+    host().learn(clock)
+
+
+class Stream(Timeline):
+    """In the place of `torch.cuda.Stream`."""
+
+    _made = 0
+
+    def __init__(self, device: object = None, priority: int = 0) -> None:
+        super().__init__(f"stream {Stream._made}")
+        Stream._made += 1
+        self.device = device
+
+    def wait_stream(self, other: Stream) -> None:
+        self.learn(other.clock)
+
+    def wait_event(self, event: Event) -> None:
+        self.learn(event.clock)
+
+    def record_event(self, event: Event | None = None) -> Event:
+        event = event or Event()
+        event.clock = Counter(self.clock)
+        return event
+
+    def synchronize(self) -> None:
+        host_waits_for(self.clock, "stream.synchronize")
+
+    def query(self) -> bool:
+        return True
+
+
+class Event:
+    """In the place of `torch.cuda.Event`."""
+
+    def __init__(self, *_: object, **__: object) -> None:
+        self.clock: Clock = Counter()
+
+    def record(self, stream: Stream | None = None) -> None:
+        (stream or current_stream()).record_event(self)
+
+    def wait(self, stream: Stream | None = None) -> None:
+        (stream or current_stream()).wait_event(self)
+
+    def synchronize(self) -> None:
+        host_waits_for(self.clock, "event.synchronize")
+
+    def query(self) -> bool:
+        return True
+
+
+DEFAULT = Stream()
+
+
+def current_stream(_: object = None) -> Stream:
+    return getattr(_here, "stream", DEFAULT)
+
+
+@contextlib.contextmanager
+def use_stream(stream: Stream | None):
+    before = current_stream()
+    _here.stream = stream or before
+    try:
+        yield
+    finally:
+        _here.stream = before
+
+
+class Memory:
+    """A piece of memory: its last writer, who has read it since, and whose it is.
+
+    Args:
+        owner: The stream that it was allocated on; None for memory of the host, which PyTorch's
+            allocator frees when copies from it are done.
+        made_at: The line of the project that it was allocated by.
+    """
+
+    def __init__(self, owner: Stream | None, made_at: str = "") -> None:
+        self.owner, self.made_at = owner, made_at
+        self.writer: tuple[Timeline, int] | None = None
+        self.readers: dict[Timeline, int] = {}
+        self.recorded: set[Timeline] = set()
+
+    def touch(self, who: Timeline, *, writes: bool, what: str) -> None:
+        """Record an access, and whether it is ordered after those that it has to come after."""
+        before = list(self.readers.items()) if writes else []
+        before += [self.writer] if self.writer is not None else []
+        for other, count in before:
+            both_on_host = other.is_host and who.is_host  # which locks and queues order
+            if other is not who and not both_on_host and who.clock[other] < count:
+                FINDINGS.races[f"{who} in {what} meets {other} at {project_line()}"] += 1
+        if writes:
+            self.writer, self.readers = (who, who.clock[who]), {}
+        else:
+            self.readers[who] = who.clock[who]
+
+    def __del__(self) -> None:
+        """Freed: the owner may give it to its next kernel at once."""
+        if self.owner is None:
+            return
+        users = list(self.readers.items()) + ([self.writer] if self.writer else [])
+        for other, count in users:
+            if other is self.owner or other.is_host or other in self.recorded:
+                continue
+            if self.owner.clock[other] < count:
+                FINDINGS.frees[f"freed while {other} may use it; made at {self.made_at}"] += 1
+
+
+def project_line() -> str:
+    """The innermost function of the project that is being run."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        inside = _in_project(frame.f_code.co_filename)
+        if inside:
+            return f"{inside}:{frame.f_code.co_name}"
+        frame = frame.f_back
+    return "elsewhere"
+
+
+@functools.cache
+def _in_project(file: str) -> str:
+    """The path of a file of the project in its package; empty for others."""
+    parts = PurePath(file).parts
+    if "impasto" not in parts or "site-packages" in parts:
+        return ""
+    return PurePath(*parts[len(parts) - parts[::-1].index("impasto") :]).as_posix()

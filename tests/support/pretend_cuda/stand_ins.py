@@ -1,0 +1,62 @@
+"""Optimizers in the place of bitsandbytes', whose kernels need a real GPU."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+PAGES: list[Tensor] = []
+"""Memory that a paged optimizer made since the last case began."""
+
+
+class EightBits(torch.optim.Optimizer):
+    """Momentum that is kept in 8 bits, with one scale for each tensor."""
+
+    def __init__(self, params: Any, lr: float = 1e-3) -> None:
+        super().__init__(params, {"lr": lr})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    self._step(p, group["lr"])
+
+    def _step(self, p: Tensor, lr: float) -> None:
+        state = self.state[p]
+        if not state:
+            state["codes"] = torch.zeros_like(p, dtype=torch.int8)
+            state["scale"] = torch.zeros((), device=p.device)
+        momentum = 0.9 * state["codes"].float() * state["scale"] + p.grad
+        scale = momentum.abs().max().clamp(min=1e-30) / 127
+        state["codes"].copy_((momentum / scale).round())
+        state["scale"].copy_(scale)
+        p.sub_(state["codes"].float() * scale, alpha=lr)
+
+
+class Paged(torch.optim.Optimizer):
+    """Momentum in memory of its own making, as `get_state_buffer` of bitsandbytes gives it."""
+
+    is_paged = True
+
+    def __init__(self, params: Any, lr: float = 1e-3) -> None:
+        super().__init__(params, {"lr": lr})
+
+    def get_state_buffer(self, p: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        PAGES.append(torch.zeros_like(p, dtype=dtype))
+        return PAGES[-1]
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                state = self.state[p]
+                if not state:
+                    state["momentum"] = self.get_state_buffer(p)
+                assert any(state["momentum"] is page for page in PAGES), "no page"
+                state["momentum"].mul_(0.9).add_(p.grad)
+                p.sub_(state["momentum"], alpha=group["lr"])

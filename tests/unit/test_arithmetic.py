@@ -1,0 +1,151 @@
+"""How GPUs are told to compute, latents that are named by it, and where CUDA graphs are wrong."""
+
+import pytest
+import torch
+
+from impasto.data.encoding import MomentsEncoder, cache_latents, keys_of_plan
+from impasto.data.latent_cache import LatentCache
+from impasto.errors import ConfigError
+from impasto.models.vae import computes_in_tf32, moments_encoder, weights_fingerprint
+from impasto.progress import SilentProgress
+from impasto.training.devices import set_arithmetic
+from impasto.training.fingerprint import _data_fingerprint
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda:0")
+
+
+@pytest.fixture
+def on_gpu(monkeypatch):
+    """Say that there is a GPU, and put torch's switches back afterwards."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    yield
+    monkeypatch.undo()
+    torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
+    torch.backends.cudnn.deterministic = False
+    torch.use_deterministic_algorithms(False)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    import torch._inductor.config as inductor
+
+    inductor.deterministic = False
+
+
+@pytest.mark.usefixtures("on_gpu")
+@pytest.mark.parametrize("on", [True, False])
+def test_deterministic_is_all_of_torchs_switches(on, monkeypatch):
+    import os
+
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    set_arithmetic(tf32=False, deterministic=on)
+    assert torch.are_deterministic_algorithms_enabled() == on
+    assert torch.backends.cudnn.deterministic == on
+    assert torch.backends.cudnn.benchmark != on
+    assert os.environ.get("CUBLAS_WORKSPACE_CONFIG") == (":4096:8" if on else None)
+    assert not torch.utils.deterministic.fill_uninitialized_memory
+    assert not torch.backends.cudnn.allow_tf32
+    os.environ.pop("CUBLAS_WORKSPACE_CONFIG", None)
+
+
+@pytest.mark.usefixtures("on_gpu")
+@pytest.mark.parametrize(
+    ("capability", "dtype", "tf32", "expected"),
+    [
+        ((8, 6), torch.float32, True, True),
+        ((8, 6), torch.float32, False, False),
+        ((8, 6), torch.float16, True, False),
+        ((7, 5), torch.float32, True, False),
+    ],
+)
+def test_tf32_is_for_float32_on_gpus_that_have_it(capability, dtype, tf32, expected, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    set_arithmetic(tf32=tf32)
+    assert computes_in_tf32(GPU, dtype) == expected
+    assert not computes_in_tf32(CPU, dtype)
+
+
+def encoder(arithmetic):
+    def encode(pixels):
+        size = (len(pixels), 4, pixels.shape[2] // 8, pixels.shape[3] // 8)
+        return torch.zeros(size), torch.zeros(size)
+
+    return MomentsEncoder(encode, "vae", 4, arithmetic=arithmetic)
+
+
+@pytest.fixture
+def planned(train_config):
+    from impasto.training.pictures import survey
+
+    return survey(train_config(), SilentProgress()).plan.images
+
+
+def test_latents_are_named_by_how_they_were_computed(planned, tmp_path):
+    cache = LatentCache(tmp_path / "latents")
+    exact = cache_latents(planned, cache, encoder(""), workers=0)
+    assert exact.encoded == len(planned)
+    assert cache_latents(planned, cache, encoder(""), workers=0).encoded == 0
+    rounded = cache_latents(planned, cache, encoder("tf32"), workers=0)
+    assert rounded.encoded == len(planned)
+    assert not set(rounded.keys) & set(exact.keys)
+
+
+def test_a_state_goes_with_the_data_however_latents_were_computed(planned, tmp_path):
+    cache = LatentCache(tmp_path / "latents")
+    exact, rounded = (
+        cache_latents(planned, cache, encoder(name), workers=0) for name in ("", "tf32")
+    )
+    assert exact.identities == exact.keys == rounded.identities
+    assert _data_fingerprint(exact) == _data_fingerprint(rounded)
+
+
+def test_pruning_keeps_what_either_device_made(planned, tmp_path):
+    cache = LatentCache(tmp_path / "latents")
+    plans = [cache_latents(planned, cache, encoder(name), workers=0) for name in ("", "tf32")]
+    kept = keys_of_plan(planned, cache, "vae", SilentProgress())
+    assert {key for plan in plans for key in plan.keys} <= set(kept)
+
+
+def test_the_names_of_what_a_cpu_encodes_are_as_they_were(nano_model):
+    from impasto.models.loading import load_base_model
+
+    vae = load_base_model(str(nano_model)).vae
+    made = moments_encoder(vae, batch_size=1)
+    assert made.source == made.fingerprint == weights_fingerprint(vae)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"compile": "full", "gradient_accumulation_steps": 2}, "gradient_accumulation_steps 2"),
+        ({"compile": "blocks", "gradient_checkpointing": True}, "set compile to full"),
+        ({"compile": "off"}, "without compile"),
+    ],
+)
+def test_cuda_graphs_are_refused_where_they_are_wrong(changes, words, train_config):
+    with pytest.raises(ConfigError, match=words):
+        train_config(training={"cuda_graphs": True, **changes})
+    plain = {"compile": "full", "gradient_checkpointing": True}
+    assert train_config(training={"cuda_graphs": True, **plain}).training.cuda_graphs
+
+
+def test_deterministic_is_refused_with_a_kernel_that_is_not(train_config):
+    with pytest.raises(ConfigError, match="take sdpa"):
+        train_config(training={"deterministic": True, "attention": "xformers"})
+
+
+def test_each_update_of_recorded_kernels_begins_anew(train_config, monkeypatch):
+    """PyTorch has to be told that the outputs of the update before are not needed any more."""
+    from impasto.training import loop, session, trainer
+
+    marks = []
+    monkeypatch.setattr(torch.compiler, "cudagraph_mark_step_begin", lambda: marks.append(1))
+    monkeypatch.setattr(session, "compile_unet", lambda *_, **__: None)
+    assert loop.torch is torch
+    for graphs, expected in ((True, 2), (False, 0)):
+        marks.clear()
+        config = train_config(
+            output_dir=str(train_config().output_dir) + str(graphs),
+            training={"compile": "full", "cuda_graphs": graphs, "max_steps": 2},
+        )
+        trainer.train(config)
+        assert len(marks) == expected
