@@ -32,6 +32,7 @@ from impasto.training.pictures import Survey, survey
 from impasto.training.session import build_open_options
 from impasto.training.settling import build_fitting, settle
 from impasto.training.text import build_layout
+from impasto.training.workload import Workload
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,8 @@ def _look_ahead(asked: RunConfig, console: Console) -> _Outlook:
     require_obedience(trainable.parts, config.optimizer)
     steps = count_steps(config, sampler)
     group, _ = heaviest_group(config, found.plan.images)
-    fitting = build_fitting(asked, group)  # whose training.memory is the limit
+    workload = Workload.of(config, found)
+    fitting = build_fitting(asked, group, workload=workload)  # training.memory is the limit
     with console.stage("Predicting memory", None, "settings"):
         footprint = fitting.footprint(config)
     return _Outlook(
