@@ -22,6 +22,7 @@ from impasto.training.devices import default_device
 from impasto.training.disk import DiskPlan, free_bytes, plan_disk, require_room
 from impasto.training.duration import in_words, seconds_per_update
 from impasto.training.export import planned_models
+from impasto.training.first_contact import idle_card, why_idle
 from impasto.training.fitting import Fitting, gib
 from impasto.training.footprint import Footprint
 from impasto.training.methods import build_trainable
@@ -88,6 +89,9 @@ def show_plan(asked: RunConfig, console: Console) -> None:
 
 
 def _look_ahead(asked: RunConfig, console: Console) -> _Outlook:
+    card = idle_card()
+    if card is not None:
+        console.note(f"Warning: {card} is not used: {why_idle()}")
     asked = resolve_precision(asked, console)
     found = survey(asked, console, decode=True)
     config = settle(asked, found, console, check=False)

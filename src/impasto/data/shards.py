@@ -117,6 +117,7 @@ class Shards:
     def _write(self, label: str, keys: Sequence[str], tensors: Mapping[str, Tensor]) -> None:
         """Write a shard, tensors first and index last, each durably."""
         name = f"shard-{label}-{_digest(keys)}"
+        self._open.pop(name, None)  # Windows replaces no file that is mapped
         with files.replace_file(self.folder / f"{name}.safetensors") as partial:
             save_file({column: tensors[column].contiguous() for column in self._columns}, partial)
             content = files.sha256_of(partial)
@@ -124,7 +125,6 @@ class Shards:
         files.write_json(
             index, {"format_version": FORMAT_VERSION, "sha256": content, "keys": list(keys)}
         )
-        self._open.pop(name, None)
         self._add_index(index)
 
     def check(self, index: Path) -> BadShard | None:
@@ -152,8 +152,9 @@ class Shards:
         self._open.pop(index.stem, None)
         self._seen.discard(index)
         self._rows = {key: place for key, place in self._rows.items() if place[0] != index.stem}
-        index.unlink(missing_ok=True)
-        index.with_suffix(".safetensors").unlink(missing_ok=True)
+        with files.reported(index):  # Windows removes no file that another program has mapped
+            index.unlink(missing_ok=True)
+            index.with_suffix(".safetensors").unlink(missing_ok=True)
 
     def keep_only(self, wanted: Collection[str]) -> Iterator[tuple[int, int]]:
         """Drop all other entries; after each shard, yield (entries dropped, bytes freed).

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from impasto.checkpoints.tensors import LazyTensor
 from impasto.errors import RunError
 from impasto.training.offload import new_stream
+from impasto.training.pinned import pinned_like
 
 WIDENED_AT_ONCE = 16 << 20
 """Numbers of 16-bit weights that are in float32 at a time, unless one tensor has more."""
@@ -171,7 +172,7 @@ class Arrivals:
         if not self._places:
             pinned = device.type == "cuda"
             self._places = [
-                torch.empty_like(w, device="cpu", dtype=torch.float32, pin_memory=pinned)
+                pinned_like(w, "training.ema_on_cpu", pinned=pinned, dtype=torch.float32)
                 for w in weights
             ]
             self._stream = new_stream(device) if pinned else None
