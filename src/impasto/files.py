@@ -372,7 +372,7 @@ def _storage_error(path: Path, error: BaseException) -> StorageError:
         )
     if os.name == "nt" and isinstance(error, PermissionError):
         return StorageError(
-            f"{path} could not be written: {error}. On Windows a file that another program has open "
+            f"{path} could not be written: {error}. On Windows, what another program has open "
             f"cannot be replaced. Close what uses it (another run, a web UI that has the model "
             f"loaded, a preview), or check that it is not read-only, and run the same command "
             f"again. What was there before is untouched."

@@ -20,8 +20,8 @@ class TrainingConfig(Section):
     max_epochs: Positive | None = None
     """Passes over the data to train for. Give this or `max_steps`."""
 
-    memory: Literal["auto", 6, 8, 12, 16, 24] | None = None
-    """GiB that the run may take, on the GPU or else in the computer's memory; `auto` is what is
+    memory: Annotated[int, Field(ge=1)] | Literal["auto"] | None = None
+    """GiB that the run may take, on the GPU or else in RAM, as a whole number; `auto` is what is
     free. Settings that are not set are chosen so that it fits, those first that cost least; what is
     chosen, and why, is printed and written down. Off leaves all as it is."""
 

@@ -132,10 +132,18 @@ class FootprintMeter:
         self._other = OtherWork(outline, device_type, self._workload, self._costs)
 
     def footprint(self, config: RunConfig, bucket: Size, batch: int) -> Footprint:
-        """What a run of these settings takes whose largest batch is that.
+        """What a run of these settings takes at its fullest moment, if that is its largest batch.
 
         Raises:
             ImpastoError: The model cannot be read, or the settings do not fit it.
+        """
+        return max(self.all_moments(config, bucket, batch), key=lambda found: found.total)
+
+    def all_moments(self, config: RunConfig, bucket: Size, batch: int) -> list[Footprint]:
+        """What a run takes in each thing that it does, training first.
+
+        Raises:
+            ImpastoError: As `footprint`.
         """
         model = self._outline()
         trainable = build_trainable(config, model)
@@ -146,8 +154,7 @@ class FootprintMeter:
             *self._other.moments(config, model, trainable, batch),
         ]
         state = self._state(config, trainable, model)
-        all_found = [self._at(config, moment, state, cost.flops) for moment in moments]
-        return max(all_found, key=lambda footprint: footprint.total)
+        return [self._at(config, moment, state, cost.flops) for moment in moments]
 
     def _at(
         self, config: RunConfig, moment: Moment, state: Mapping[str, int], flops: int

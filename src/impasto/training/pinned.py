@@ -1,4 +1,4 @@
-"""RAM that a GPU copies from and to directly, and what to do where the system gives no more of it."""
+"""RAM that a GPU copies from and to directly, and what to do where there is no more of it."""
 
 from __future__ import annotations
 
