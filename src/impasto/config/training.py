@@ -79,8 +79,8 @@ class TrainingConfig(Section):
     fraction: several times as fast with `mixed_precision` no. Off computes them from 23."""
 
     channels_last: bool = False
-    """Keep the U-Net's convolutions in channels-last memory order: faster on GPUs and for narrow
-    networks, slower for a full-size U-Net on a CPU."""
+    """Keep the U-Net's convolutions in channels-last memory order: for GPUs together with `compile`;
+    without it group norms undo the order at every block. Slower for a full-size U-Net on a CPU."""
 
     optimizer_in_backward: Literal["off", "exact", "last_norm"] = "off"
     """Change each weight in the backward pass and free its gradient at once, which saves as much
@@ -102,7 +102,8 @@ class TrainingConfig(Section):
 
     cache_text_to_disk: bool = False
     """Encode all captions before training, keep them beside the latents, and take the text encoder
-    off the device: saves 0.5 to 1.3 GiB there. Captions that change are still encoded when met."""
+    off the device: saves 0.5 to 1.3 GiB there. Where captions change as they are shown, it stays on
+    the device and encodes them when they are met."""
 
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Keep a running average of the weights with this decay per update, and export it; costs one
