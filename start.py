@@ -9,6 +9,8 @@ type `py start.py` instead.
     python3 start.py <verb> ...             `impasto <verb> ...`
 
 Options, before the verb:
+    --build cpu|cuda        which build of PyTorch: for an NVIDIA card, or smaller and for the CPU
+                            alone; without it, the one for what `nvidia-smi` finds
     --torch-index ADDRESS   take PyTorch from another index, for example one with CUDA builds;
                             the variable IMPASTO_TORCH_INDEX does the same
     --with EXTRA            also install an extra of pyproject.toml, such as trackers; what a verb
@@ -21,6 +23,7 @@ import os
 import platform
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -45,6 +48,9 @@ EXTRAS = {
     ("dataset", "tag"): "tagging",
 }
 HEIF_ENDINGS = (".heic", ".heif", ".hif", ".heics", ".heifs")
+BACKENDS = {"cpu": "cpu", "cuda": "auto"}  # what uv calls the builds; auto goes by the driver
+BUILD = "build="
+OTHERWISE = "--torch-index ADDRESS, an index that PyTorch's own page names"
 MISSING_DEPENDENCY = 7  # impasto's exit code for a package that is not there
 CHECKS = (
     ("ruff", "check", "."),
@@ -91,19 +97,28 @@ def read_words(words):
         if option == "--reinstall" and not equals:
             options["reinstall"] = True
             continue
-        if option not in ("--torch-index", "--with"):
+        if option not in ("--torch-index", "--with", "--build"):
             stop(f"start.py does not know the option {option}. Run: {called_as()} --help")
         if not equals:
             if not words:
                 stop(f"{option} needs a value. Run: {called_as()} --help")
             value, words = words[0], words[1:]
-        if option == "--torch-index":
-            options["index"] = value
-        elif value in known_extras():
-            options["extras"].append(value)
-        else:
-            stop(f"There is no extra {value}; there are {', '.join(known_extras())}.")
+        take_option(option, value, options)
     return words, options
+
+
+def take_option(option, value, options):
+    """Take in one option that has a value."""
+    if option == "--torch-index":
+        options["index"] = value
+    elif option == "--build":
+        if value not in BACKENDS:
+            stop(f"--build is cpu or cuda, not {value}.")
+        options["index"] = f"{BUILD}{value}"
+    elif value in known_extras():
+        options["extras"].append(value)
+    else:
+        stop(f"There is no extra {value}; there are {', '.join(known_extras())}.")
 
 
 def called_as():
@@ -180,7 +195,9 @@ def run_program(words, index, environment):
 
 
 def call(command, environment, folder=None):
-    """Run a program to its end; Ctrl-C is its own to answer."""
+    """Run a program to its end; Ctrl-C, and Ctrl-Break of Windows, are its own to answer."""
+    if hasattr(signal, "SIGBREAK"):
+        signal.signal(signal.SIGBREAK, lambda *_: None)
     process = subprocess.Popen(command, env=environment, cwd=folder)
     while True:
         try:
@@ -205,8 +222,11 @@ def set_up(extras, index, *, reinstall=False):
         return
     began = time.perf_counter()
     fresh = not VENV.exists()
+    card = graphics_card() if have is None else None
+    backend = backend_of(index, card) if have is None else None
     if fresh:
-        require_room(build_of(index))
+        require_room(build_of(index, card))
+        say(what_comes(index, card))
     uv = shutil.which("uv")
     if not python().exists():
         say(f"Making {VENV.name} with Python {sys.version.split()[0]} ...")
@@ -221,7 +241,9 @@ def set_up(extras, index, *, reinstall=False):
     what = "the pinned packages" if have is None else f"what {' and '.join(extras)} needs"
     how_long = "; once, some minutes" if fresh else ""
     say(f"Installing {what} with {'uv' if uv else 'pip'}{how_long} ...")
-    if index:
+    if backend:
+        install_build(backend, uv, installer)
+    elif index and not index.startswith(BUILD):
         say("  PyTorch from the index that was given ...")
         run(
             [*installer, "-q", "--index-url", index, pinned("torch")],
@@ -233,8 +255,72 @@ def set_up(extras, index, *, reinstall=False):
     say(f"Installed in {time.perf_counter() - began:.0f} s.")
 
 
-def build_of(index):
-    """Which build of PyTorch will come: by the index, or what the registry has for this system."""
+def graphics_card():
+    """The NVIDIA card of this machine, as its driver names it; None without card or driver."""
+    if not shutil.which("nvidia-smi"):
+        return None
+    command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    names = found.stdout.strip().splitlines() if found.returncode == 0 else []
+    return names[0].strip() if names else None
+
+
+def backend_of(index, card):
+    """What uv is told to take PyTorch for; None where the ordinary registry has the right build.
+
+    It has the CUDA build for Linux and the CPU build for Windows. uv knows where the others are.
+    """
+    asked = (index or "").removeprefix(BUILD) if (index or "").startswith(BUILD) else None
+    system = platform.system()
+    if index and not asked:
+        return None
+    if asked == "cuda" and not card and system == "Windows":
+        stop(
+            "--build cuda: nvidia-smi finds no NVIDIA card. Install the card's driver first; or "
+            f"give {OTHERWISE}."
+        )
+    if system == "Windows":
+        wanted = asked or ("cuda" if card else "cpu")
+        return BACKENDS[wanted] if wanted == "cuda" else None
+    return BACKENDS["cpu"] if asked == "cpu" and system == "Linux" else None
+
+
+def what_comes(index, card):
+    """One line: what was found, which build of PyTorch comes, and how to have the other."""
+    build = build_of(index, card)
+    found = f"Found {card}" if card else "Found no NVIDIA card"
+    other = {
+        "CPU": "For the CUDA build: --build cuda",
+        "CUDA": "For the CPU build, which is smaller: --build cpu",
+    }.get(build)
+    words = f"{found}: installing the {build} build of PyTorch."
+    if platform.system() == "Darwin" or other is None:
+        return words
+    return f"{words} {other} --reinstall, before the verb."
+
+
+def install_build(backend, uv, installer):
+    """Install PyTorch by uv, which knows its builds by name; pip wants an address for each."""
+    say("  PyTorch's own build for it ...")
+    if not uv:
+        run(
+            [*installer, "-q", "uv"],
+            f"install uv, which finds the build of PyTorch (or give {OTHERWISE})",
+        )
+        installer = [str(python()), "-m", "uv", "pip", "install", "--python", str(python())]
+    run(
+        [*installer, "-q", "--torch-backend", backend, pinned("torch")],
+        f"install that build of PyTorch (or give {OTHERWISE})",
+    )
+
+
+def build_of(index, card=None):
+    """Which build of PyTorch will come: as asked, by the index, or by what this machine has."""
+    if (index or "").startswith(BUILD):
+        return index.removeprefix(BUILD).upper()
     name = (index or "").rstrip("/").rpartition("/")[2].lower()
     if name == "cpu":
         return "CPU"
@@ -242,7 +328,8 @@ def build_of(index):
         return "ROCm"
     if index:
         return "CUDA"
-    return "CUDA" if platform.system() == "Linux" else "CPU"
+    is_windows_with_card = platform.system() == "Windows" and card
+    return "CUDA" if platform.system() == "Linux" or is_windows_with_card else "CPU"
 
 
 def require_room(build):
@@ -254,7 +341,7 @@ def require_room(build):
             f"The packages with a {build} build of PyTorch need about {packages + downloads:g} GiB "
             f"while they are installed ({downloads:g} of them for downloads) and {packages:g} "
             f"after, and only {free:.1f} GiB are free on the disk of {HERE}. Free some space"
-            + ("" if build == "CPU" else ", or take the CPU build with --torch-index,")
+            + ("" if build == "CPU" else ", or take the CPU build with --build cpu,")
             + " and start again."
         )
 

@@ -15,6 +15,7 @@ from impasto.training.batches import batch_size_of, heaviest_group
 from impasto.training.devices import default_device
 from impasto.training.pictures import survey
 from impasto.training.settling import build_fitting
+from impasto.training.workload import Workload
 
 UPDATES = 3
 BACKWARD = {"optimizer_in_backward": "last_norm", "cache_text_to_disk": True}
@@ -61,6 +62,7 @@ def measure(scratch: Path) -> dict[str, str]:
 def predicted_bytes(values: dict[str, Any]) -> int:
     """What `train --plan` would say."""
     config = build_run_config(values, source="bench")
-    group, _ = heaviest_group(config, survey(config).plan.images)
-    fitting = build_fitting(config, group)
+    found = survey(config)
+    group, _ = heaviest_group(config, found.plan.images)
+    fitting = build_fitting(config, group, workload=Workload.of(config, found))
     return fitting.footprint(config, batch_size_of(config, group)).total

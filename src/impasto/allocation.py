@@ -14,14 +14,30 @@ import sys
 MAPPED_FROM = 4 << 20  # bytes: larger blocks go back to the system as soon as they are freed
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
+_GPU_ALLOCATOR = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF")
+"""PyTorch's variables for it: the old name, that of 2.9 and later, which reads both, and ROCm's."""
+
+_GROWING = "expandable_segments:True"
+
+
+def grows_segments() -> bool:
+    """Whether segments of PyTorch's allocator on a GPU can grow in this process."""
+    if not sys.platform.startswith("linux"):
+        return False
+    return any(_GROWING in os.environ.get(name, "") for name in _GPU_ALLOCATOR)
+
 
 def tune_allocation() -> None:
     """Ask for large pages, and for freed memory to be given back; call it before importing torch.
 
     Does nothing where the system is not Linux with glibc, or where a user has set these things.
+    On a GPU, segments of PyTorch's allocator may grow, so that less lies about in pieces that
+    nothing fits into; PyTorch has them on Linux only (c10/cuda/CUDACachingAllocator.cpp).
     """
     if not sys.platform.startswith("linux"):
         return
+    if not any(name in os.environ for name in _GPU_ALLOCATOR):
+        os.environ[_GPU_ALLOCATOR[0]] = _GROWING
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # c10/core/impl/alloc_cpu.cpp of PyTorch
     if any(name in os.environ for name in ("MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")):
         return

@@ -40,6 +40,7 @@ _OWNED = re.compile(
 _LEFT_AFTER_S = 24 * 3600.0  # untouched for so long, a file of another machine is left over
 LONGEST_NAME = 255  # bytes of a file name on Linux and macOS; Windows counts letters
 _HASHED_AT_ONCE = 4 << 20
+_PAUSES = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)  # seconds between tries to rename on Windows
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _ONE_FILE = {errno.ENAMETOOLONG, errno.EACCES, errno.EISDIR, errno.EINVAL, errno.EPERM}
 _NO_SPACE_TEXT = ("No space left", "Disk quota", "File too large", "not enough space")
@@ -78,7 +79,7 @@ def replace_file(path: Path, *, like: Path | None = None) -> Iterator[Path]:
                 partial.touch(mode)
             yield partial
             _flush(partial, mode)
-            partial.replace(path)
+            _rename(partial, path)
             _flush_folder(path.parent)
         finally:
             partial.unlink(missing_ok=True)
@@ -153,7 +154,7 @@ def replace_folder(path: Path) -> Iterator[Path]:
             if path.is_dir():
                 _exchange(partial, path)
             else:
-                partial.replace(path)
+                _rename(partial, path)
             _flush_folder(path.parent)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
@@ -166,11 +167,11 @@ def _exchange(new: Path, path: Path) -> None:
     under a name that `remove_leftovers` turns back.
     """
     outgoing = partial_name(path, REPLACED_SUFFIX)
-    path.replace(outgoing)
+    _rename(path, outgoing)
     try:
-        new.replace(path)
+        _rename(new, path)
     except OSError:
-        outgoing.replace(path)
+        _rename(outgoing, path)
         raise
     shutil.rmtree(outgoing, ignore_errors=True)
 
@@ -388,11 +389,34 @@ def reported(path: Path) -> Iterator[None]:
         raise
 
 
+def _rename(source: Path, target: Path) -> None:
+    """Rename; on Windows again for a while, since nobody may have the file open there.
+
+    Virus scanners and indexers open what was just written. A file that is mapped into memory stays
+    open until its program closes it.
+    """
+    for pause in _PAUSES if os.name == "nt" else ():
+        try:
+            source.replace(target)
+        except PermissionError:
+            time.sleep(pause)
+        else:
+            return
+    source.replace(target)
+
+
 def _storage_error(path: Path, error: BaseException) -> StorageError:
     if is_out_of_space(error):
         return StorageError(
             f"The disk is full: {path} could not be written ({error}). What was there before is "
             f"untouched. Free some space, or choose another place, and run the same command again."
+        )
+    if os.name == "nt" and isinstance(error, PermissionError):
+        return StorageError(
+            f"{path} could not be written: {error}. On Windows, what another program has open "
+            f"cannot be replaced. Close what uses it (another run, a web UI that has the model "
+            f"loaded, a preview), or check that it is not read-only, and run the same command "
+            f"again. What was there before is untouched."
         )
     return StorageError(
         f"{path} could not be written: {error}. Check that the folder exists, is not read-only "

@@ -99,9 +99,9 @@ def cuda_build() -> str:
     """The command that replaces a CPU build of PyTorch; ADDRESS is named on PyTorch's own page."""
     checkout = _checkout()
     if os.environ.get(PROGRAM):
-        return f"{program()} --torch-index ADDRESS --reinstall doctor"
+        return f"{program()} --build cuda --reinstall doctor"
     if checkout and (Path(sys.prefix) / STAMP).is_file():
-        return f"{_start(checkout)} --torch-index ADDRESS --reinstall doctor"
+        return f"{_start(checkout)} --build cuda --reinstall doctor"
     return install_packages("--force-reinstall", "--index-url", "ADDRESS", "torch")
 
 

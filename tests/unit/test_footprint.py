@@ -14,7 +14,7 @@ from impasto.data.sampler import Group
 from impasto.models.loading import load_base_model, outline_base_model
 from impasto.models.trainable import FullFineTune
 from impasto.training.fitting import LADDER, Fitting, gib, with_fields, with_rungs
-from impasto.training.footprint import RUNTIME, FootprintMeter, Shares
+from impasto.training.footprint import FootprintMeter, Shares
 from impasto.training.rehearsal import Rehearsal, decoding_peak
 from impasto.training.sharding import require_shareable
 
@@ -147,10 +147,11 @@ def test_no_rung_takes_more(device, train_config, nano_model):
 
 def test_fewer_rungs_are_taken_where_more_memory_is_there(train_config, nano_model):
     ladder, config = fitting(train_config, nano_model)
-    whole = ladder.footprint(config).total - RUNTIME["cuda"]
+    found = ladder.footprint(config)
+    whole = found.total - found.workspace
     taken = []
     for share in (1.2, 0.9, 0.6, 0.4):
-        budget = int((RUNTIME["cuda"] + share * whole) / 0.95)
+        budget = int((found.workspace + share * whole) / 0.95)
         one = Fitting(ladder.meter, "cuda", ladder.group, budget)
         chosen, rungs = one.climb(config, keep_asked=False)
         assert one.fits(chosen)

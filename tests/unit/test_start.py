@@ -160,7 +160,7 @@ def test_too_little_disk_is_said_with_both_numbers(start, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         start["require_room"]("CUDA")
     message = capsys.readouterr().err
-    for words in ("a CUDA build", "8.25 GiB", "only 3.0 GiB are free", "--torch-index"):
+    for words in ("a CUDA build", "8.25 GiB", "only 3.0 GiB are free", "--build cpu"):
         assert words in message
 
 

@@ -64,6 +64,8 @@ def encode(
     from impasto.data.latent_cache import LatentCache
     from impasto.data.npz_exchange import export_latents
     from impasto.models.vae import moments_encoder
+    from impasto.training.devices import default_device
+    from impasto.training.encoding_memory import fitting_batch
     from impasto.training.pictures import plan_dataset, require_usable, scan_all
 
     config = dataset_config(source, options)
@@ -75,10 +77,12 @@ def encode(
     planned = plan_dataset(config, scan.records)
     vae = _encoding_vae(config, model, console)
     latents = LatentCache(config.derived_dir / "latents")
+    device = default_device()
+    at_once = batch_size or fitting_batch(vae, planned, config.vae_batch_size, device)
     result = cache_latents(
         planned.images,
         latents,
-        moments_encoder(vae, batch_size=batch_size or config.vae_batch_size),
+        moments_encoder(vae, batch_size=at_once, device=device),
         console,
         on_error=config.on_error,
         workers=config.decode_workers if workers is None else workers,
@@ -143,7 +147,7 @@ def prune(source: Path, model: str, **options: Any) -> None:
     from impasto.cli.console import Console
     from impasto.data.encoding import keys_of_plan
     from impasto.data.latent_cache import LatentCache
-    from impasto.models.vae import weights_fingerprint
+    from impasto.models.vae import encoding_fingerprint
     from impasto.training.pictures import plan_dataset, scan_all
 
     config = dataset_config(source, options)
@@ -151,7 +155,7 @@ def prune(source: Path, model: str, **options: Any) -> None:
     planned = plan_dataset(config, scan_all(config, console).records)
     vae = _encoding_vae(config, model, console)
     latents = LatentCache(config.derived_dir / "latents")
-    wanted = keys_of_plan(planned.images, latents, weights_fingerprint(vae), console)
+    wanted = keys_of_plan(planned.images, latents, encoding_fingerprint(vae), console)
     dropped = freed = 0
     with (
         latents.alone("pruning"),
@@ -172,11 +176,13 @@ def prune(source: Path, model: str, **options: Any) -> None:
 def _encoding_vae(config: Any, model: str, console: Any) -> Any:
     from impasto.models.loading import load_base_model
     from impasto.models.saving import DTYPES
-    from impasto.training.devices import default_device, set_arithmetic
+    from impasto.models.vae import tile
+    from impasto.training.devices import set_arithmetic
     from impasto.training.native_precision import warn_of_slow
 
     set_arithmetic(tf32=True)  # as training.tf32 is, unless a run says otherwise
     precision = config.vae_precision
     warn_of_slow("no" if precision == "fp32" else precision, "set vae_precision to fp32", console)
     vae = load_base_model(model, progress=console).vae
-    return vae.to(default_device(), DTYPES[precision])
+    tile(vae, tiled=config.vae_tiling)
+    return vae.to(DTYPES[precision])

@@ -43,25 +43,32 @@ def doctor() -> None:
             **facts["packages"],
         }
     )
-    advice = _advice(gpus, facts["cuda"], free_disk, free_memory)
+    advice = [*_on_cards(gpus, facts["cuda"]), *_advice(gpus, free_disk, free_memory)]
     console.heading("All is well." if not advice else "What to do")
     for line in advice:
         console.paragraph(f"- {line}")
 
 
-def _advice(
-    gpus: list[dict[str, float]], cuda: str | None, free_disk: float, free_memory: float
-) -> list[str]:
-    advice = []
-    if not gpus and cuda is None:
-        advice.append(
+def _on_cards(gpus: list[dict[str, float]], cuda: str | None) -> list[str]:
+    """What to do about a card that PyTorch does not use."""
+    from impasto.training.first_contact import idle_card, why_idle
+
+    card = idle_card()
+    if card is not None:
+        return [f"{card} is here and not used: {why_idle()}"]
+    if gpus:
+        return []
+    if cuda is None:
+        return [
             "This PyTorch is a CPU build: the demo runs, a full-size model trains very slowly. "
-            f"With an NVIDIA card, take PyTorch from its index of CUDA packages: {cuda_build()}"
-        )
-    elif not gpus:
-        advice.append(
-            "PyTorch is built for CUDA but finds no card: install or update the NVIDIA driver."
-        )
+            "With an NVIDIA card, install its driver, and then PyTorch's CUDA build: "
+            f"{cuda_build()}"
+        ]
+    return ["PyTorch is built for CUDA but finds no card: install or update the NVIDIA driver."]
+
+
+def _advice(gpus: list[dict[str, float]], free_disk: float, free_memory: float) -> list[str]:
+    advice = []
     advice += [
         f"{gpu['name']} has {gpu['memory_gib']} GiB; a full-size model wants {MINIMUM_GPU_GIB}: "
         f'training.memory = "auto" chooses settings that take less.'

@@ -22,6 +22,7 @@ from impasto.training.devices import default_device
 from impasto.training.disk import DiskPlan, free_bytes, plan_disk, require_room
 from impasto.training.duration import in_words, seconds_per_update
 from impasto.training.export import planned_models
+from impasto.training.first_contact import idle_card, why_idle
 from impasto.training.fitting import Fitting, gib
 from impasto.training.footprint import Footprint
 from impasto.training.methods import build_trainable
@@ -32,6 +33,7 @@ from impasto.training.pictures import Survey, survey
 from impasto.training.session import build_open_options
 from impasto.training.settling import build_fitting, settle
 from impasto.training.text import build_layout
+from impasto.training.workload import Workload
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,9 @@ def show_plan(asked: RunConfig, console: Console) -> None:
 
 
 def _look_ahead(asked: RunConfig, console: Console) -> _Outlook:
+    card = idle_card()
+    if card is not None:
+        console.note(f"Warning: {card} is not used: {why_idle()}")
     asked = resolve_precision(asked, console)
     found = survey(asked, console, decode=True)
     config = settle(asked, found, console, check=False)
@@ -96,7 +101,8 @@ def _look_ahead(asked: RunConfig, console: Console) -> _Outlook:
     require_obedience(trainable.parts, config.optimizer)
     steps = count_steps(config, sampler)
     group, _ = heaviest_group(config, found.plan.images)
-    fitting = build_fitting(asked, group)  # whose training.memory is the limit
+    workload = Workload.of(config, found)
+    fitting = build_fitting(asked, group, workload=workload)  # training.memory is the limit
     with console.stage("Predicting memory", None, "settings"):
         footprint = fitting.footprint(config)
     return _Outlook(

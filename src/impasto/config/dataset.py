@@ -287,7 +287,12 @@ class DatasetConfig(DatasetKeys):
     `.impasto` in the first folder of pictures. It may be deleted at any time."""
 
     vae_batch_size: Annotated[int, Field(ge=1)] = 4
-    """Pictures that the VAE encodes at once; more is faster and takes more memory."""
+    """Pictures that the VAE encodes at once; more takes more memory and is hardly faster. Unless it
+    is set, a run takes fewer where so many do not fit."""
+
+    vae_tiling: bool = False
+    """Encode, and decode for previews, pictures of more than 512 pixels a side in overlapping tiles
+    of 512: takes the memory of one tile. Latents differ a little from those of whole pictures."""
 
     vae_precision: Literal["fp32", "fp16", "bf16"] = "fp32"
     """Precision of encoding. Half is faster on a GPU; what it makes NaN or infinite is encoded

@@ -20,8 +20,8 @@ class TrainingConfig(Section):
     max_epochs: Positive | None = None
     """Passes over the data to train for. Give this or `max_steps`."""
 
-    memory: Literal["auto", 6, 8, 12, 16, 24] | None = None
-    """GiB that the run may take, on the GPU or else in the computer's memory; `auto` is what is
+    memory: Annotated[int, Field(ge=1)] | Literal["auto"] | None = None
+    """GiB that the run may take, on the GPU or else in RAM, as a whole number; `auto` is what is
     free. Settings that are not set are chosen so that it fits, those first that cost least; what is
     chosen, and why, is printed and written down. Off leaves all as it is."""
 
@@ -84,8 +84,9 @@ class TrainingConfig(Section):
     Without it they differ in the last digits there. A CPU always gives the same bits."""
 
     channels_last: bool = False
-    """Keep the U-Net's convolutions in channels-last memory order: faster on GPUs and for narrow
-    networks, slower for a full-size U-Net on a CPU."""
+    """Keep the U-Net's convolutions in channels-last memory order: for GPUs together with
+    `compile`; without it group norms undo the order at every block. Slower for a full-size U-Net on
+    a CPU."""
 
     optimizer_in_backward: Literal["off", "exact", "last_norm"] = "off"
     """Change each weight in the backward pass and free its gradient at once, which saves as much
@@ -107,7 +108,8 @@ class TrainingConfig(Section):
 
     cache_text_to_disk: bool = False
     """Encode all captions before training, keep them beside the latents, and take the text encoder
-    off the device: saves 0.5 to 1.3 GiB there. Captions that change are still encoded when met."""
+    off the device: saves 0.5 to 1.3 GiB there. Where captions change as they are shown, it stays on
+    the device and encodes them when they are met."""
 
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Keep a running average of the weights with this decay per update, and export it; costs one

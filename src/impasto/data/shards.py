@@ -125,6 +125,7 @@ class Shards:
     def _write(self, label: str, keys: Sequence[str], tensors: Mapping[str, Tensor]) -> None:
         """Write a shard, tensors first and index last, each durably."""
         name = f"shard-{label}-{_digest(keys)}"
+        self._open.pop(name, None)  # Windows replaces no file that is mapped
         with files.replace_file(self.folder / f"{name}.safetensors") as partial:
             columns = {column: tensors[column].contiguous() for column in self._columns}
             save_file(columns, partial)
@@ -134,7 +135,6 @@ class Shards:
         index = self.folder / f"{name}.json"
         described = {"sha256": content, "keys": list(keys), "crc32": sums}
         files.write_json(index, {"format_version": FORMAT_VERSION, **described})
-        self._open.pop(name, None)
         self._compared.pop(name, None)
         self._add_index(index)
 
@@ -165,8 +165,9 @@ class Shards:
         self._sums.pop(index.stem, None)
         self._compared.pop(index.stem, None)
         self._rows = {key: place for key, place in self._rows.items() if place[0] != index.stem}
-        index.unlink(missing_ok=True)
-        index.with_suffix(".safetensors").unlink(missing_ok=True)
+        with files.reported(index):  # Windows removes no file that another program has mapped
+            index.unlink(missing_ok=True)
+            index.with_suffix(".safetensors").unlink(missing_ok=True)
 
     def keep_only(self, wanted: Collection[str]) -> Iterator[tuple[int, int]]:
         """Drop all other entries; after each shard, yield (entries dropped, bytes freed).

@@ -112,4 +112,6 @@ def default_workers() -> int:
 
 
 def _leave_interrupts_to_the_parent() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for name in ("SIGINT", "SIGBREAK"):  # Windows sends the second for Ctrl-Break
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)

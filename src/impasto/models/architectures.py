@@ -14,7 +14,7 @@ from impasto.errors import ConfigError
 from impasto.models.contents import ModelContents
 from impasto.models.families import SD1, SD2_BASE, Family
 from impasto.models.identity import Identity
-from impasto.models.loading import tensors_of
+from impasto.models.loading import BaseModel, outline_of, tensors_of
 from impasto.models.pipeline_files import scheduler_config
 from impasto.models.saving import About, save_model
 
@@ -124,28 +124,25 @@ def find_architecture(name: str) -> Architecture:
     return ARCHITECTURES[name]
 
 
-def write_random_model(
-    architecture: Architecture, target: Path, *, seed: int, dtype: torch.dtype
-) -> None:
-    """Write a Diffusers folder with random weights.
+def outline_architecture(architecture: Architecture) -> BaseModel:
+    """A base model of an architecture whose networks have shapes and no values: for predictions."""
+    with torch.device("meta"):
+        return outline_of(_contents(architecture, "an architecture"))
 
-    Raises:
-        RunError: Something is already at `target`.
-        StorageError: It cannot be written.
-    """
+
+def _contents(architecture: Architecture, source: str) -> ModelContents:
+    """Networks with PyTorch's own first weights."""
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    files.require_absent(target)
-    torch.manual_seed(seed)
     modules = {
         UNET: UNet2DConditionModel.from_config(architecture.unet),
         VAE: AutoencoderKL.from_config(architecture.vae),
         TEXT_ENCODER: CLIPTextModel(CLIPTextConfig(**architecture.text_encoder)),
     }
     family = architecture.family
-    contents = ModelContents(
-        source=target.name,
+    return ModelContents(
+        source=source,
         form="random weights",
         parts=tensors_of(modules),
         ldm_only={},
@@ -156,5 +153,19 @@ def write_random_model(
         },
         scheduler_config=scheduler_config(family.prediction.name),
         identity=Identity(family, family.prediction, "asked for"),
-    ).cast(dict.fromkeys(PARTS, dtype))
+    )
+
+
+def write_random_model(
+    architecture: Architecture, target: Path, *, seed: int, dtype: torch.dtype
+) -> None:
+    """Write a Diffusers folder with random weights.
+
+    Raises:
+        RunError: Something is already at `target`.
+        StorageError: It cannot be written.
+    """
+    files.require_absent(target)
+    torch.manual_seed(seed)
+    contents = _contents(architecture, target.name).cast(dict.fromkeys(PARTS, dtype))
     save_model(contents, target, "diffusers", About(title=target.name))

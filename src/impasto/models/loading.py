@@ -145,7 +145,15 @@ def outline_base_model(
     Raises:
         ModelError: As `load_base_model`, but for the values.
     """
-    contents = open_model(source, options, progress)
+    return outline_of(open_model(source, options, progress))
+
+
+def outline_of(contents: ModelContents) -> BaseModel:
+    """The same of contents that are open already.
+
+    Raises:
+        ModelError: Tensors are missing or of no use.
+    """
     modules = empty_networks(contents)
     contents = require_whole(contents, modules)
     for module in modules.values():

@@ -13,21 +13,45 @@ from torch import Tensor, nn
 from impasto.data.encoding import MomentsEncoder
 
 PIXELS_PER_LATENT = 8
+TILE = 512
+"""Pixels of a tile's side; neighbours overlap by a quarter of it (diffusers' AutoencoderKL)."""
 
 
-def moments_encoder(vae: Any, *, batch_size: int) -> MomentsEncoder:
-    """The VAE's encoder as the latent cache takes it; it runs where the VAE is, in its precision.
+def tile(vae: Any, *, tiled: bool) -> None:
+    """Have a VAE encode and decode larger images in overlapping tiles, or whole.
+
+    A tile knows nothing of the rest of the image, so results differ a little from those of the
+    whole.
+    """
+    vae.use_tiling = tiled
+    vae.tile_sample_min_size, vae.tile_latent_min_size = TILE, TILE // PIXELS_PER_LATENT
+
+
+def moments_encoder(
+    vae: Any, *, batch_size: int, device: torch.device | None = None
+) -> MomentsEncoder:
+    """The VAE's encoder as the latent cache takes it; it computes in the VAE's precision.
+
+    The VAE is hashed where it is, and goes to the device when the first image is encoded: where
+    all are encoded already, it never does.
 
     A VAE in half precision overflows on some pictures (stabilityai's for SDXL is known for it); for
     those it is brought to float32 for one call.
+
+    Args:
+        vae: diffusers' AutoencoderKL.
+        batch_size: Images per call.
+        device: Where it computes; None means where the VAE is.
     """
+    home = device or vae.device
 
     @torch.no_grad()
     def encode(
         pixels: Float[Tensor, "b 3 height width"],
     ) -> tuple[Float[Tensor, "b 4 h w"], Float[Tensor, "b 4 h w"]]:
-        device, dtype = vae.device, vae.dtype
-        posterior = vae.encode(pixels.to(device, dtype)).latent_dist
+        if vae.device != home:
+            vae.to(home)
+        posterior = vae.encode(pixels.to(home, vae.dtype)).latent_dist
         return posterior.mean, posterior.logvar
 
     def encode_exactly(
@@ -41,8 +65,8 @@ def moments_encoder(vae: Any, *, batch_size: int) -> MomentsEncoder:
             vae.to(dtype)
 
     exactly = None if vae.dtype == torch.float32 else encode_exactly
-    arithmetic = "tf32" if computes_in_tf32(vae.device, vae.dtype) else ""
-    return MomentsEncoder(encode, weights_fingerprint(vae), batch_size, exactly, arithmetic)
+    arithmetic = "tf32" if computes_in_tf32(home, vae.dtype) else ""
+    return MomentsEncoder(encode, encoding_fingerprint(vae), batch_size, exactly, arithmetic)
 
 
 def computes_in_tf32(device: torch.device, dtype: torch.dtype) -> bool:
@@ -56,6 +80,12 @@ def computes_in_tf32(device: torch.device, dtype: torch.dtype) -> bool:
         and torch.backends.cudnn.allow_tf32
         and torch.cuda.get_device_capability(device) >= (8, 0)
     )
+
+
+def encoding_fingerprint(vae: Any) -> str:
+    """What tells latents of this VAE from those of others, or of other ways to use it."""
+    tiled = "/tiled" if vae.use_tiling else ""
+    return f"{weights_fingerprint(vae)}{tiled}"
 
 
 @torch.no_grad()

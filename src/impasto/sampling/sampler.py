@@ -7,7 +7,7 @@ as training does (clip skip included) and leaves the random state of training al
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -28,6 +28,7 @@ from impasto.models.recorded import recorded_clip_skip
 from impasto.models.text import ClipStates, ClipTextConditioner, TextConditioner
 from impasto.models.text_metadata import prompt_layout
 from impasto.models.tokens import TextLayout
+from impasto.progress import Advance
 from impasto.sampling.prompts import SAMPLERS, Prompt
 
 
@@ -76,7 +77,25 @@ class Sampler:
             ConfigError: The prompt names a hypernetwork that is not there.
         """
         with self.hypernetworks.at(prompt.strengths):
-            return self._to_image(self._latents(prompt))
+            return self._to_images([self._latents(prompt)])[0]
+
+    @torch.no_grad()
+    def draw_all(self, prompts: Sequence[Prompt], drawn: Advance) -> list[Image.Image]:
+        """Draw several images; the VAE comes to the device once, when all of them are drawn.
+
+        Args:
+            prompts: What to draw.
+            drawn: Is told of each image that only has to be decoded.
+
+        Raises:
+            ConfigError: A prompt names a hypernetwork that is not there.
+        """
+        latents = []
+        for prompt in prompts:
+            with self.hypernetworks.at(prompt.strengths):
+                latents.append(self._latents(prompt))
+            drawn(1)
+        return self._to_images(latents)
 
     def _latents(self, prompt: Prompt) -> Tensor:
         """What the sampler arrives at."""
@@ -106,12 +125,16 @@ class Sampler:
         wanted, unwanted = both.float().chunk(2)
         return unwanted + scale * (wanted - unwanted)  # type: ignore[no-any-return]
 
-    def _to_image(self, latents: Tensor) -> Image.Image:
-        plain = torch.autocast(latents.device.type, enabled=False)  # float16 overflows in this VAE
-        with at_hand(self.vae, latents.device), plain:
-            pixels = vae_module.decode(self.vae, latents, self.scaling_factor)[0]
-        array = (pixels.permute(1, 2, 0).cpu().numpy() * 255 + 0.5).astype(np.uint8)
-        return Image.fromarray(array)
+    def _to_images(self, drawn: Sequence[Tensor]) -> list[Image.Image]:
+        device = self.unet.device
+        plain = torch.autocast(device.type, enabled=False)  # float16 overflows in this VAE
+        images = []
+        with at_hand(self.vae, device), plain:
+            for latents in drawn:
+                pixels = vae_module.decode(self.vae, latents, self.scaling_factor)[0]
+                array = (pixels.permute(1, 2, 0).cpu().numpy() * 255 + 0.5).astype(np.uint8)
+                images.append(Image.fromarray(array))
+        return images
 
 
 EXTRA: dict[str, dict[str, Any]] = {

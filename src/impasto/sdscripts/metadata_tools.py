@@ -181,9 +181,9 @@ def _prepare(options: argparse.Namespace, console: Console) -> None:
     planned = plan_dataset(config, scan.records)
     vae = load_base_model(options.model_name_or_path, progress=console).vae
     set_arithmetic(tf32=True)  # as training.tf32 is, unless a run says otherwise
-    vae.to(default_device(), DTYPES[config.vae_precision])
+    vae.to(DTYPES[config.vae_precision])
     cache = LatentCache(config.derived_dir / "latents")
-    encoder = moments_encoder(vae, batch_size=options.batch_size)
+    encoder = moments_encoder(vae, batch_size=options.batch_size, device=default_device())
     result = cache_latents(planned.images, cache, encoder, console)
     exported = export_latents(result, cache, console)
     _write_resolutions(options, result.images, console)

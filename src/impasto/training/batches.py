@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from impasto.config.run import RunConfig
 from impasto.data.dataset import sampler_groups
@@ -11,6 +11,9 @@ from impasto.data.latent_cache import CachedPlan
 from impasto.data.plan import Plan
 from impasto.data.records import PlannedImage
 from impasto.data.sampler import EpochSampler, Group
+
+LARGEST_VALIDATION_BATCH = 8
+"""Images; more are hardly faster on a GPU."""
 
 
 def batch_size_of(config: RunConfig, group: Group) -> int:
@@ -25,10 +28,23 @@ def batch_size_of(config: RunConfig, group: Group) -> int:
     return max(1, size * width * height // group.bucket.area)
 
 
-def heaviest_group(config: RunConfig, images: Sequence[PlannedImage]) -> tuple[Group, int]:
-    """The group whose batches have most pixels, and how many pictures it has."""
+def validation_batch_size(config: RunConfig, group: Group) -> int:
+    """Held-out images of a group that go through the U-Net together.
+
+    No more than while training: without gradients a batch takes a part of what it takes there, so
+    validation never needs more memory than an update.
+    """
+    return min(LARGEST_VALIDATION_BATCH, batch_size_of(config, group))
+
+
+def heaviest_group(
+    config: RunConfig,
+    images: Sequence[PlannedImage],
+    batch_size: Callable[[RunConfig, Group], int] = batch_size_of,
+) -> tuple[Group, int]:
+    """The group whose batches have most pixels, and how many images it has."""
     counts = Counter(sampler_groups(images))
-    heaviest = max(counts, key=lambda g: (batch_size_of(config, g) * g.bucket.area, g.bucket.area))
+    heaviest = max(counts, key=lambda g: (batch_size(config, g) * g.bucket.area, g.bucket.area))
     return heaviest, counts[heaviest]
 
 

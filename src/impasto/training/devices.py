@@ -116,6 +116,16 @@ def set_arithmetic(*, tf32: bool, deterministic: bool = False) -> None:
         inductor.deterministic = True
 
 
+def release_cached_memory(device: torch.device) -> None:
+    """Give memory of a GPU back that PyTorch keeps for later, after work of another kind.
+
+    Encoding, validation and previews leave pieces of other sizes behind than training needs; kept,
+    they would be missing there. Waits for the device.
+    """
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
 def is_lost_process(error: BaseException) -> bool:
     """Whether an exchange between processes failed because one of them is gone."""
     return isinstance(error, torch.distributed.DistError) or any(

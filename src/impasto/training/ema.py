@@ -17,6 +17,10 @@ from torch import Tensor, nn
 from impasto.checkpoints.tensors import LazyTensor
 from impasto.errors import RunError
 from impasto.training.offload import new_stream
+from impasto.training.pinned import pinned_like
+
+WIDENED_AT_ONCE = 16 << 20
+"""Numbers of 16-bit weights that are in float32 at a time, unless one tensor has more."""
 
 
 class WeightAverage:
@@ -68,7 +72,7 @@ class WeightAverage:
         if self._arrivals is not None:
             self._arrivals.take(weights, partial(_mix, averages, share=share))
         else:
-            _mix(averages, [w.to(a) for w, a in zip(weights, averages, strict=True)], share)
+            mix_widened(averages, weights, share)
 
     def let_go(self) -> None:
         """Have what changes the weights next wait until they are taken in."""
@@ -124,8 +128,29 @@ class WeightAverage:
 
 
 @torch.no_grad()
+def mix_widened(averages: Sequence[Tensor], weights: Sequence[Tensor], share: float) -> None:
+    """Mix weights into averages in float32; those of 16 bits are widened a few at a time.
+
+    All of them widened at once would take as much memory as the averages: 3.2 GiB for SD 1.x.
+    """
+    pairs = list(zip(averages, weights, strict=True))
+    alike = [pair for pair in pairs if pair[0].dtype == pair[1].dtype]
+    _mix(
+        [average for average, _ in alike], [weight.to(average) for average, weight in alike], share
+    )
+    group: list[tuple[Tensor, Tensor]] = []
+    for average, weight in [pair for pair in pairs if pair[0].dtype != pair[1].dtype]:
+        if group and sum(a.numel() for a, _ in group) + average.numel() > WIDENED_AT_ONCE:
+            _mix([a for a, _ in group], [w.to(a) for a, w in group], share)
+            group = []
+        group.append((average, weight))
+    _mix([a for a, _ in group], [w.to(a) for a, w in group], share)
+
+
+@torch.no_grad()
 def _mix(averages: list[Tensor], weights: list[Tensor], share: float) -> None:
-    torch._foreach_lerp_(averages, weights, share)
+    if averages:
+        torch._foreach_lerp_(averages, weights, share)
 
 
 class Arrivals:
@@ -147,7 +172,7 @@ class Arrivals:
         if not self._places:
             pinned = device.type == "cuda"
             self._places = [
-                torch.empty_like(w, device="cpu", dtype=torch.float32, pin_memory=pinned)
+                pinned_like(w, "training.ema_on_cpu", pinned=pinned, dtype=torch.float32)
                 for w in weights
             ]
             self._stream = new_stream(device) if pinned else None

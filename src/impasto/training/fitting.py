@@ -16,6 +16,7 @@ from impasto.data.sampler import Group
 from impasto.errors import OutOfMemoryError
 from impasto.training.batches import batch_size_of
 from impasto.training.footprint import Footprint, FootprintMeter
+from impasto.training.memory_facts import changes_words
 from impasto.training.precision import MixedPrecision
 
 MARGIN = 0.95  # of the memory that is used: predictions are off by some per cent, memory in pieces
@@ -100,7 +101,16 @@ def _levels(number: int | None) -> Callable[[RunConfig], bool]:
 TEXT_TO_DISK = Rung(
     {"training": {"cache_text_to_disk": True}},
     "the text encoder leaves the memory once captions are encoded; costs nothing",
-    lambda c: not c.method.train_text_encoder and not c.training.cache_text_to_disk,
+    lambda c: (
+        not c.method.train_text_encoder
+        and not c.training.cache_text_to_disk
+        and not changes_words(c)
+    ),
+)
+ENCODE_ONE = Rung(
+    {"dataset": {"vae_batch_size": 1}},
+    "pictures are encoded one at a time; hardly slower",
+    lambda c: c.dataset.vae_batch_size > 1,
 )
 AVERAGE_ON_CPU = Rung(
     {"training": {"ema_on_cpu": True}},
@@ -161,11 +171,11 @@ OFFLOAD = Rung(
 )
 LADDER = {
     "cuda": (
-        TEXT_TO_DISK, COMPUTE_BF16, COMPUTE_FP16, AVERAGE_ON_CPU, EIGHT_BITS, HIGHEST_LEVEL,
-        TWO_LEVELS, ALL_LEVELS, *IN_BACKWARD, WEIGHTS_BF16, OFFLOAD,
+        ENCODE_ONE, TEXT_TO_DISK, COMPUTE_BF16, COMPUTE_FP16, AVERAGE_ON_CPU, EIGHT_BITS,
+        HIGHEST_LEVEL, TWO_LEVELS, ALL_LEVELS, *IN_BACKWARD, WEIGHTS_BF16, OFFLOAD,
     ),
     "cpu": (
-        TEXT_TO_DISK, *IN_BACKWARD, HIGHEST_LEVEL, TWO_LEVELS, ALL_LEVELS, EIGHT_BITS,
+        ENCODE_ONE, TEXT_TO_DISK, *IN_BACKWARD, HIGHEST_LEVEL, TWO_LEVELS, ALL_LEVELS, EIGHT_BITS,
         WEIGHTS_BF16,
     ),
 }  # fmt: skip
@@ -305,6 +315,8 @@ def with_fields(config: RunConfig, section: str, fields: Mapping[str, Any]) -> R
     What was not set before counts as not set afterwards either.
     """
     current = getattr(config, section)
+    if section == "dataset":  # its keys are handed down to data sets when it is read, and only then
+        return config.model_copy(update={section: current.model_copy(update=fields)})
     asked = current.model_dump(exclude_unset=True)
     changed = type(current).model_validate({**asked, **fields})
     return config.model_copy(update={section: changed})

@@ -1,4 +1,7 @@
-"""Ctrl-C and SIGTERM: between updates they ask to stop, elsewhere they stop at once."""
+"""Ctrl-C and SIGTERM: between updates they ask to stop, elsewhere they stop at once.
+
+On Windows, where nobody sends SIGTERM, Ctrl-Break and the closing of the window come as SIGBREAK.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,11 @@ from types import FrameType, TracebackType
 from typing import Any
 
 from impasto.errors import ImpastoError, Interrupted
+
+STOP_SIGNALS = tuple(
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGBREAK") if hasattr(signal, name)
+)
+"""What asks a run to stop, as far as this system has it."""
 
 STOPPING = "Stopping after this update; again: now, without saving."
 
@@ -39,18 +47,20 @@ def interrupted(stop: KeyboardInterrupt, words: str) -> Interrupted:
 
 @contextlib.contextmanager
 def sigterm_stops() -> Iterator[None]:
-    """Have SIGTERM end what runs as Ctrl-C does, with temporary files removed, in any command.
+    """Have SIGTERM and SIGBREAK end what runs as Ctrl-C does, with temporary files removed.
 
     Errors are reported within it, so that a second process's end does not cut the report short.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    previous = signal.signal(signal.SIGTERM, _stop)
+    others = [number for number in STOP_SIGNALS if number != signal.SIGINT]
+    previous = {number: signal.signal(number, _stop) for number in others}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def _stop(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
@@ -88,7 +98,7 @@ class StopRequest:
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in STOP_SIGNALS:
                 self._previous[number] = signal.signal(number, self._receive)
         return self
 

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from impasto.training.pinned import pinned_like
+
 LEAST = 4096  # numbers of a tensor; smaller ones stay where they are
 
 States = Mapping[Tensor, MutableMapping[str, Any]]
@@ -77,8 +79,8 @@ class StatesAway:
         if value.device.type == "cpu" and value.is_pinned() == self._on_gpu:
             return self._home.setdefault((parameter, name), value)
         if (parameter, name) not in self._home:
-            self._home[parameter, name] = torch.empty_like(
-                value, device="cpu", pin_memory=self._on_gpu
+            self._home[parameter, name] = pinned_like(
+                value, "training.offload_optimizer", pinned=self._on_gpu
             )
         if value.device.type == "cpu":  # set anew, as by a resume
             self._home[parameter, name].copy_(value)

@@ -65,15 +65,14 @@ class Previewer:
                 advance
             ),
         ):
-            for number, prompt in enumerate(self.prompts):
-                save_png(self.sampler.draw(prompt), partial / f"{number:03d}.png", prompt)
-                advance(1)
+            images = self.sampler.draw_all(self.prompts, advance)
+            for number, (prompt, image) in enumerate(zip(self.prompts, images, strict=True)):
+                save_png(image, partial / f"{number:03d}.png", prompt)
 
     def draw_along(self) -> None:
         """Do this process's share in drawing, where the model is shared out; keep nothing."""
         with self._looking():
-            for prompt in self.prompts:
-                self.sampler.draw(prompt)
+            self.sampler.draw_all(self.prompts, lambda _: None)
 
     @contextlib.contextmanager
     def _looking(self) -> Iterator[None]:

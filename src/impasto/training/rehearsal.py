@@ -124,15 +124,26 @@ class Rehearsal:
             torch.autograd.backward((output.float() - inputs[0]).square().mean())
         return StepCost(live.peak, live.gradients_at_peak, live.flops)
 
-    def drawing_peak(self, size: Size, batch: int) -> int:
-        """The most bytes that a forward pass without gradients holds beside the weights."""
+    def drawing_peak(self, size: Size, batch: int, *, caches_casts: bool = True) -> int:
+        """The most bytes that a forward pass without gradients holds beside the weights.
+
+        Args:
+            size: Of the images, in pixels.
+            batch: How many there are.
+            caches_casts: Whether autocast keeps copies of weights that it casts.
+        """
         with self._watched(size, batch) as (live, inputs), torch.no_grad():
-            self._forward(inputs)
+            self._forward(inputs, caches_casts=caches_casts)
         return live.peak
 
-    def _forward(self, inputs: Sequence[Tensor]) -> Tensor:
+    def _forward(self, inputs: Sequence[Tensor], *, caches_casts: bool = True) -> Tensor:
         latents, t, states = inputs
-        with torch.autocast("cpu", dtype=self.autocast, enabled=self.autocast is not None):
+        with torch.autocast(
+            "cpu",
+            dtype=self.autocast,
+            enabled=self.autocast is not None,
+            cache_enabled=caches_casts,
+        ):
             output: Tensor = self.network(latents, t, encoder_hidden_states=states).sample
         return output
 
@@ -169,14 +180,36 @@ class Rehearsal:
 
 
 def decoding_peak(vae: Any, size: Size, batch: int) -> int:
-    """The most bytes that a VAE holds beside its weights while it decodes pictures of a size."""
+    """The most bytes that a VAE holds beside its weights while it decodes images of a size."""
+    return _vae_peak(vae, (batch, 4, size.height // 8, size.width // 8), vae.decode)
+
+
+def encoding_peak(vae: Any, size: Size, batch: int) -> int:
+    """The most bytes that a VAE holds beside its weights while it encodes images of a size.
+
+    Args:
+        vae: diffusers' AutoencoderKL, in the dtype and with the tiling that it encodes with; it is
+            changed and of no use afterwards.
+        size: Of the images, in pixels.
+        batch: How many go through it at once.
+    """
+
+    def moments(pixels: Tensor) -> object:
+        posterior = vae.encode(pixels).latent_dist
+        return posterior.mean, posterior.logvar
+
+    return _vae_peak(vae, (batch, 3, size.height, size.width), moments)
+
+
+def _vae_peak(vae: Any, shape: tuple[int, ...], run: Callable[[Tensor], object]) -> int:
     mode = FakeTensorMode()
     _make_fake(vae, mode)
-    latents = _fake(mode, (batch, 4, size.height // 8, size.width // 8))
+    dtype = next(vae.parameters()).dtype
+    values = _fake(mode, shape, dtype)
     live = LiveMemory()
-    live.leave_out([*vae.parameters(), *vae.buffers(), latents])
+    live.leave_out([*vae.parameters(), *vae.buffers(), values])
     with mode, live, torch.no_grad():
-        vae.decode(latents)
+        run(values)
     return live.peak
 
 

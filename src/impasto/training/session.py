@@ -10,6 +10,7 @@ import copy
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -35,13 +36,13 @@ from impasto.models.parking import park
 from impasto.models.saving import DTYPES
 from impasto.models.text import ClipTextConditioner
 from impasto.models.trainable import Trainable
-from impasto.models.vae import moments_encoder, tensors_fingerprint
+from impasto.models.vae import moments_encoder, tensors_fingerprint, tile
 from impasto.progress import Progress
 from impasto.sampling.prompts import Prompt
 from impasto.sampling.sampler import Sampler
-from impasto.training.batches import build_epoch_sampler, count_steps
+from impasto.training.batches import build_epoch_sampler, count_steps, validation_batch_size
 from impasto.training.compiling import compile_unet, plain_network
-from impasto.training.devices import set_arithmetic
+from impasto.training.devices import release_cached_memory, set_arithmetic
 from impasto.training.ema import WeightAverage
 from impasto.training.fingerprint import Facts, run_fingerprint
 from impasto.training.methods import build_templates, build_trainable
@@ -159,11 +160,31 @@ class Session:
         for module in modules:
             module.eval()
         try:
-            with self.shown_weights(), self.precision.autocast(), plain_network():
+            with (
+                self.shown_weights(),
+                self.precision.autocast(),
+                self._casts_for_averages(),
+                plain_network(),
+            ):
                 yield
         finally:
+            release_cached_memory(self.accelerator.device)
             for module, was_training in zip(modules, were_training, strict=True):
                 module.train(was_training)
+
+    @contextlib.contextmanager
+    def _casts_for_averages(self) -> Iterator[None]:
+        """Keep no 16-bit copies of float32 averages that stand in the place of 16-bit weights.
+
+        Autocast keeps a copy of each weight that it casts, and training has none of these: looking
+        at the averages would take more memory than any update.
+        """
+        cached = torch.is_autocast_cache_enabled()
+        torch.set_autocast_cache_enabled(cached and self.config.training.weights == "fp32")
+        try:
+            yield
+        finally:
+            torch.set_autocast_cache_enabled(cached)
 
 
 def build_session(
@@ -196,7 +217,9 @@ def build_session(
     if config.training.cache_text_to_disk:
         encode_captions_ahead(accelerator, conditioners, prepared.captions(), prompts)
         if not prepared.changes_words and build_templates(config) is None:
+            conditioners.training.leave_device()
             model = with_parked(model, TEXT_ENCODER, config, accelerator)
+        release_cached_memory(accelerator.device)
     unet = placement.wrap(trainable.network)
     trainable.parts = placement.place(trainable.parts)
     optimizer = ingredients.build_optimizer(trainable.parts, config.optimizer, rules)
@@ -274,8 +297,9 @@ def _load_and_encode(
     require_fitting_loss(config.loss, config.noise, model.identity.prediction)
     if config.noise.zero_terminal_snr:
         model = with_zero_terminal_snr(model)
-    encoding_vae = build_encoding_vae(config, model).to(accelerator.device)
-    encoder = moments_encoder(encoding_vae, batch_size=config.dataset.vae_batch_size)
+    device = accelerator.device
+    encoding_vae = build_encoding_vae(config, model)
+    encoder = moments_encoder(encoding_vae, batch_size=config.dataset.vae_batch_size, device=device)
     aside = ThreadPoolExecutor(1)  # hashing leaves Python free: 2 s of a full-size U-Net
     networks = {UNET: model.unet, TEXT_ENCODER: model.text_encoder}
     hashes = {
@@ -285,8 +309,10 @@ def _load_and_encode(
     aside.shutdown(wait=False)
     prepared = prepare_data(config, encoder, accelerator, progress, known)
     if not all(key.plain for key in prepared.training.keys):
+        release_cached_memory(device)
         return _Encoded(model, prepared, encoder, encoder.fingerprint, hashes)
     encoding_vae.to("cpu")
+    release_cached_memory(device)
     without = with_parked(model, VAE, config, accelerator)
     return _Encoded(without, prepared, None, encoder.fingerprint, hashes)
 
@@ -364,6 +390,7 @@ def with_parked(
 def build_encoding_vae(config: RunConfig, model: BaseModel) -> Any:
     """The VAE as pictures are encoded with: a copy where it is not in float32."""
     dtype = DTYPES[config.dataset.vae_precision]
+    tile(model.vae, tiled=config.dataset.vae_tiling)
     return model.vae if model.vae.dtype == dtype else copy.deepcopy(model.vae).to(dtype)
 
 
@@ -373,7 +400,11 @@ def _build_validator(
     if prepared.held_out is None:
         return None
     return Validator(
-        prepared.held_out, prepared.cache, model.scaling_factor, config.validation.timesteps
+        prepared.held_out,
+        prepared.cache,
+        model.scaling_factor,
+        config.validation.timesteps,
+        partial(validation_batch_size, config),
     )
 
 

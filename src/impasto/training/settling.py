@@ -20,6 +20,7 @@ from impasto.training.pictures import Survey
 from impasto.training.recorded import with_recorded
 from impasto.training.session import build_open_options
 from impasto.training.sharding import read_shares
+from impasto.training.workload import Workload
 
 RECORD = "footprints.json"
 
@@ -46,7 +47,7 @@ def settle(
     if training.memory is None and training.batch_size != "auto" and not check:
         return config
     group, most = heaviest_group(config, survey.plan.images)
-    fitting = build_fitting(config, group, processes)
+    fitting = build_fitting(config, group, processes, Workload.of(config, survey))
     with progress.stage("Predicting memory", None, "settings"):
         return _settled(config, fitting, most, progress, check=check)
 
@@ -58,6 +59,7 @@ def _settled(
         config = _settle_memory(config, fitting, progress)
     if config.training.batch_size == "auto":
         config = _settle_batch(config, fitting, most, progress)
+    config = _settle_encoding(config, fitting, progress)
     if check:
         doubt = fitting.require_fit(config)
         if doubt is not None:
@@ -65,12 +67,23 @@ def _settled(
     return config
 
 
-def build_fitting(config: RunConfig, group: Group, processes: int = 1) -> Fitting:
-    """What finds out whether a run fits, on the device that it will have."""
+def build_fitting(
+    config: RunConfig, group: Group, processes: int = 1, workload: Workload | None = None
+) -> Fitting:
+    """What finds out whether a run fits, on the device that it will have.
+
+    Args:
+        config: The settings.
+        group: The images whose batches have most pixels.
+        processes: How many processes share the run.
+        workload: What is done beside training; None counts training alone.
+    """
     device = default_device()
     outline = partial(outline_base_model, config.model.path, build_open_options(config))
     shares = read_shares(processes)
-    meter = FootprintMeter(outline, device.type, config.dataset.derived_dir / RECORD, shares)
+    meter = FootprintMeter(
+        outline, device.type, config.dataset.derived_dir / RECORD, shares, workload
+    )
     asked = config.training.memory
     budget = asked << 30 if isinstance(asked, int) else free_memory(device)
     is_shared = shares.optimizer > 1
@@ -97,6 +110,18 @@ def _settle_memory(config: RunConfig, fitting: Fitting, progress: Progress) -> R
     if not fitting.fits(chosen):
         progress.note("  That is more. No other setting that was left open would lower it.")
     return with_fields(chosen, "training", {"memory": None})
+
+
+def _settle_encoding(config: RunConfig, fitting: Fitting, progress: Progress) -> RunConfig:
+    """Have the VAE encode fewer images at once where its usual number does not fit."""
+    if "vae_batch_size" in config.dataset.model_fields_set or fitting.fits(config):
+        return config
+    for number in range(config.dataset.vae_batch_size - 1, 0, -1):
+        changed = with_fields(config, "dataset", {"vae_batch_size": number})
+        if fitting.fits(changed):
+            progress.note(f"  dataset.vae_batch_size = {number}: more at once do not fit.")
+            return changed
+    return config
 
 
 def _settle_batch(config: RunConfig, fitting: Fitting, most: int, progress: Progress) -> RunConfig:

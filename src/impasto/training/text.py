@@ -93,7 +93,7 @@ def encode_captions_ahead(
     captions: Sequence[str],
     prompts: Sequence[Prompt],
 ) -> None:
-    """Put the states of captions and preview prompts on disk; then the encoder leaves the device.
+    """Put the states of captions and preview prompts on disk.
 
     The first process works, the others find it done.
 
@@ -104,7 +104,6 @@ def encode_captions_ahead(
         conditioners.training.encode_ahead(captions)
         texts = [text for prompt in prompts for text in (prompt.text, prompt.negative)]
         conditioners.prompts.encode_ahead(texts)
-    conditioners.training.leave_device()
 
 
 def _build_store(config: RunConfig, model: BaseModel) -> TextStore:

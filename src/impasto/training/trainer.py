@@ -23,6 +23,7 @@ from impasto.training.disk import plan_disk, require_room
 from impasto.training.environment import describe_environment
 from impasto.training.events import SilentEvents, TrainingEvents
 from impasto.training.export import planned_models
+from impasto.training.first_contact import require_first_contact
 from impasto.training.interrupts import StopRequest, interrupted
 from impasto.training.loop import TrainingLoop
 from impasto.training.native_precision import resolve_precision
@@ -47,6 +48,7 @@ def train(
         ImpastoError: As its parts; `Interrupted` after Ctrl-C or SIGTERM, with the state saved.
     """
     require_precision(config.training.mixed_precision)
+    require_first_contact(config)
     require_trackers(config.logging.trackers)
     began = time.perf_counter()
     accelerator = build_accelerator()
@@ -106,6 +108,7 @@ def resume(
         )
     config = changed or _config_of(run)
     require_precision(config.training.mixed_precision)
+    require_first_contact(config)
     accelerator = build_accelerator()
     events = events or SilentEvents()
     began = time.perf_counter()

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
 import torch
 
+from impasto.data.dataset import sampler_groups
 from impasto.data.latent_cache import CachedPlan, LatentCache
+from impasto.data.sampler import Group
+from impasto.data.stages import chunks
 from impasto.diffusion.draws import Draws
 from impasto.diffusion.loss import per_sample, squared
 from impasto.diffusion.timesteps import fixed_timesteps
@@ -16,7 +19,6 @@ from impasto.diffusion.transfer import sent
 from impasto.models.text import TextConditioner
 from impasto.training.step import StepRecipe
 
-BATCH_SIZE = 8
 VALIDATION_SEED = 20221011  # the same for every run, so that runs can be compared
 
 
@@ -43,12 +45,14 @@ class Validator:
         cache: Where their moments are; the posterior's mean is used.
         scaling_factor: Scaled latents = this times the VAE's.
         timesteps: Noise levels per picture, evenly spread over the schedule.
+        batch_size: How many images of a group go through the U-Net together.
     """
 
     plan: CachedPlan
     cache: LatentCache
     scaling_factor: float
     timesteps: int
+    batch_size: Callable[[Group], int]
 
     @torch.no_grad()
     def measure(
@@ -81,13 +85,15 @@ class Validator:
         by_dataset = {n: mean for n, mean in enumerate(means) if counts[n] > 0}
         return ValidationLoss(float(sums.sum() / counts.sum()), by_dataset)
 
-    def _groups(self) -> Iterator[list[int]]:
+    def _groups(self) -> Iterator[Sequence[int]]:
         """Indices of pictures that can go through the U-Net together."""
 
         def bucket_of(i: int) -> tuple[int, int]:
             return self.plan.images[i].bucket.hw
 
         order = sorted(range(len(self.plan.images)), key=bucket_of)
+        groups = sampler_groups(self.plan.images)
         for _, same in groupby(order, key=bucket_of):
             members = list(same)
-            yield from (members[i : i + BATCH_SIZE] for i in range(0, len(members), BATCH_SIZE))
+            size = min(self.batch_size(groups[i]) for i in members)
+            yield from chunks(members, size)

@@ -1,0 +1,76 @@
+"""Prints what `training.memory` chooses for graphics cards: the tables of docs/guide/gpu.md.
+
+Predictions of a full fine-tuning of SD 1.x, of shapes alone: no weights and no card are needed.
+Each run validates, and draws previews of the size that it trains on.
+
+    python3 scripts/predict_cards.py [bf16|fp16] [PIXELS]
+"""
+
+import os
+import sys
+import tempfile
+from functools import partial
+from pathlib import Path
+
+os.environ.setdefault(
+    "PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True"
+)  # as the command has it
+
+from impasto.config.load import build_run_config
+from impasto.config.run import RunConfig
+from impasto.data.records import Size
+from impasto.data.sampler import Group
+from impasto.models.architectures import find_architecture, outline_architecture
+from impasto.training.fitting import Fitting, gib, parts_in_words
+from impasto.training.footprint import FootprintMeter
+from impasto.training.workload import Workload
+
+CARDS = (6, 8, 12, 16, 24, 48, 80)
+MOST = 64  # images of a batch
+
+
+def settings(folder: Path, pixels: int, half: str) -> RunConfig:
+    """A run with previews of its own size."""
+    return build_run_config(
+        {
+            "output_dir": str(folder / "run"),
+            "model": {"path": "model.safetensors"},
+            "dataset": {"image_dir": str(folder), "resolution": pixels},
+            "training": {"max_steps": 1000, "batch_size": 1, "mixed_precision": half},
+            "previews": {"prompts": ["a photograph"], "width": pixels, "height": pixels},
+        },
+        source="predict_cards",
+    )
+
+
+def main() -> None:
+    half, pixels = (sys.argv[1:] + ["bf16", "512"][len(sys.argv) - 1 :])[:2]
+    size = Size(int(pixels), int(pixels))
+    group = Group(0, size)
+    workload = Workload(encoded=size, validation=group, captions=1000, held_out_captions=50)
+    outline = partial(outline_architecture, find_architecture("sd1"))
+    with tempfile.TemporaryDirectory() as name:
+        config = settings(Path(name), int(pixels), half)
+        meter = FootprintMeter(outline, "cuda", workload=workload)
+        for card in CARDS:
+            fitting = Fitting(meter, "cuda", group, card << 30, half=half)
+            chosen, rungs = fitting.climb(config, keep_asked=True)
+            print(f"{card} GiB, {half}, {size}:")
+            for rung in rungs:
+                print(f"    {rung.words()}")
+            if not fitting.fits(chosen):
+                found = fitting.footprint(chosen)
+                print(f"    does not fit: {gib(found.total)} while {found.moment}")
+                continue
+            batch = fitting.batch_that_fits(chosen, MOST)
+            for number in sorted({1, batch}):
+                found = fitting.footprint(chosen, number)
+                print(
+                    f"    batch {number}: {gib(found.total)} while {found.moment} "
+                    f"({parts_in_words(found)})",
+                    flush=True,
+                )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,73 @@
+"""What PyTorch and its libraries take on a device beside the tensors of a run.
+
+Numbers that follow from PyTorch's source are marked so; the others are estimates until a card has
+measured them (`python -m bench memory`).
+"""
+
+from __future__ import annotations
+
+import torch
+
+from impasto.config.run import RunConfig
+
+RUNTIME = {"cpu": 570 << 20, "cuda": 850 << 20}
+"""Bytes of Python, PyTorch and its libraries; on a GPU of CUDA's context and cuDNN's workspaces
+(that number is an estimate). Measured on a processor with torch 2.13, diffusers, bitsandbytes."""
+
+_WORKSPACE = 4096 * 2 * 1024 + 16 * 8 * 1024
+_WORKSPACE_HOPPER = 4096 * 8 * 1024
+"""Bytes of a cuBLAS workspace before and from compute capability 9.0 on: the defaults of PyTorch
+(aten/src/ATen/cuda/CublasHandlePool.cpp, `parseChosenWorkspaceSize`)."""
+
+HANDLES = 3
+"""Workspaces that a run has: PyTorch keeps one for each pair of a thread's handle and a stream. The
+main thread works on the training stream and on the one that encodes captions, autograd's thread on
+the first."""
+
+COMPILED = 256 << 20
+"""Bytes of a compiled U-Net's kernels, and of inputs that autotuning makes. An estimate."""
+
+GRAPH_SHARE = 0.25
+"""Of the activations: what the private pool of CUDA graphs cannot lend to eager kernels, and static
+copies of inputs. An estimate."""
+
+PIECES_KEPT, PIECES_CHECKPOINTED, PIECES_EXPANDABLE = 0.15, 0.10, 0.04
+"""Of gradients and activations: what the caching allocator holds in pieces that nothing fits into,
+with kept activations, with checkpointing, and in segments that can grow. Published peaks of SD 1.5
+on a T4 (ShivamShrirao/diffusers, the DreamBooth example's README), which had no such segments, are
+3 to 12 % above the sum of the tensors, most without checkpointing."""
+
+
+def workspace_bytes(config: RunConfig, device_type: str) -> int:
+    """What the libraries take, whatever is computed."""
+    if device_type != "cuda":
+        return RUNTIME[device_type]
+    compiled = COMPILED if config.training.compile != "off" else 0
+    return RUNTIME["cuda"] + HANDLES * _cublas_workspace() + compiled
+
+
+def fragmentation_bytes(
+    config: RunConfig, device_type: str, passing: int, *, expandable: bool
+) -> int:
+    """What PyTorch's allocator holds on a GPU without using it.
+
+    Args:
+        config: The settings.
+        device_type: `cpu` or `cuda`.
+        passing: Bytes of tensors that come and go: gradients and activations.
+        expandable: Whether segments can grow; see `allocation.py`.
+    """
+    if device_type != "cuda":
+        return 0
+    share = PIECES_CHECKPOINTED if config.training.gradient_checkpointing else PIECES_KEPT
+    if expandable:
+        share = PIECES_EXPANDABLE
+    if config.training.cuda_graphs:
+        share += GRAPH_SHARE
+    return int(share * passing)
+
+
+def _cublas_workspace() -> int:
+    has_card = torch.cuda.is_available()
+    is_hopper = has_card and torch.cuda.get_device_capability() >= (9, 0)
+    return _WORKSPACE_HOPPER if is_hopper else _WORKSPACE

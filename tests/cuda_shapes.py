@@ -1,0 +1,131 @@
+"""A training step on tensors that say `cuda:0` and have no values, with CUDA's own rules.
+
+CUDA's autocast decides what is computed in which type, and attention is that of CUDA's kernels,
+whose outputs have other shapes than the CPU's. Run as a program of its own, since it makes
+PyTorch believe in a device: reads cases as JSON from standard input, prints bytes for each.
+"""
+
+import ctypes
+import json
+import os
+import shutil
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+SOURCE = Path(__file__).with_name("cuda_guard.cpp")
+
+
+def build_guard(folder):
+    """Compile the guard; None where that is not possible here, with the reason."""
+    import torch
+
+    compiler = shutil.which("g++")
+    if compiler is None or os.name != "posix":
+        return None, "no g++ to build a device guard with"
+    home = Path(torch.__file__).parent
+    target = folder / "cuda_guard.so"
+    includes = [f"-I{home / 'include'}", f"-I{home / 'include/torch/csrc/api/include'}"]
+    links = [f"-L{home / 'lib'}", "-lc10", "-ltorch_cpu", f"-Wl,-rpath,{home / 'lib'}"]
+    command = [compiler, "-std=c++20", "-O0", "-fPIC", "-shared", *includes, str(SOURCE)]
+    done = subprocess.run(
+        [*command, "-o", str(target), *links], capture_output=True, text=True, check=False
+    )
+    return (target, "") if done.returncode == 0 else (None, done.stderr[-500:])
+
+
+def believe_in_cuda():
+    import torch
+
+    properties = types.SimpleNamespace(
+        major=9, minor=0, total_memory=24 << 30, multi_processor_count=100
+    )
+    torch.cuda.is_available = lambda: True
+    torch.cuda._lazy_init = lambda: None
+    torch.cuda.is_initialized = lambda: True
+    torch.cuda.current_device = lambda: 0
+    torch.cuda.get_device_properties = lambda _=None: properties
+    torch.cuda.get_rng_state = lambda _=None: torch.default_generator.get_state()
+    torch.cuda.set_rng_state = lambda *_: None
+
+
+def attention(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None,
+              enable_gqa=False):  # fmt: skip
+    """What PyTorch chooses on a GPU: flash attention in 16 bits, else the memory-efficient one."""
+    import torch
+
+    aten = torch.ops.aten
+    if query.dtype in (torch.float16, torch.bfloat16) and query.shape[-1] <= 256:
+        return aten._scaled_dot_product_flash_attention(query, key, value, 0.0, False, False)[0]
+    learns = query.requires_grad or key.requires_grad
+    return aten._scaled_dot_product_efficient_attention(query, key, value, None, learns)[0]
+
+
+def step_bytes(network, case):
+    """The most bytes that a step holds beside the weights, and the gradients in that moment."""
+    import torch
+    import torch.nn.functional as F  # noqa: N812
+    from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+
+    from impasto.training.rehearsal import LiveMemory, _replace, at_each_gradient
+
+    mode, device = FakeTensorMode(), torch.device("cuda:0")
+
+    def fake(tensor):
+        return FakeTensor(mode, torch.empty_like(tensor, device="meta"), device)
+
+    _replace(network, fake)
+    batch, side, tokens, width = case["batch"], case["side"] // 8, 77, case["text_width"]
+    latents = fake(torch.empty(batch, 4, side, side, device="meta"))
+    t = fake(torch.empty(batch, dtype=torch.int64, device="meta"))
+    states = fake(torch.empty(batch, tokens, width, device="meta"))
+    live = LiveMemory()
+    live.leave_out([*network.parameters(), *network.buffers(), latents, t, states])
+    learning = [p for p in network.parameters() if p.requires_grad]
+    autocast = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}[case["computes"]]
+    plain = F.scaled_dot_product_attention
+    F.scaled_dot_product_attention = attention
+
+    def complete(parameter):
+        if case["frees"]:
+            parameter.grad = None
+        elif parameter.grad is not None:
+            live.gradients += parameter.grad.untyped_storage().nbytes()
+
+    try:
+        with mode, live, at_each_gradient(learning, complete):
+            with torch.autocast(
+                "cuda", dtype=autocast or torch.bfloat16, enabled=autocast is not None
+            ):
+                output = network(latents, t, encoder_hidden_states=states).sample
+            torch.autograd.backward((output.float() - latents.float()).square().mean())
+    finally:
+        F.scaled_dot_product_attention = plain
+    return live.peak, live.gradients_at_peak
+
+
+def main():
+    cases = json.loads(sys.stdin.read())
+    from impasto.models.architectures import find_architecture, outline_architecture
+    from impasto.models.saving import DTYPES
+    from impasto.models.trainable import FullFineTune
+
+    outline_architecture(find_architecture("tiny"))  # libraries look for a GPU when they are loaded
+    ctypes.CDLL(sys.argv[1], mode=ctypes.RTLD_GLOBAL)
+    believe_in_cuda()
+    found = []
+    for case in cases:
+        trainable = FullFineTune(
+            outline_architecture(find_architecture(case["architecture"])),
+            lr=1e-4,
+            gradient_checkpointing=case["checkpoints"],
+            checkpointed_levels=case["levels"],
+        )
+        trainable.unet.to(DTYPES[case["weights"]])
+        found.append(step_bytes(trainable.network, case))
+    sys.stdout.write(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
