@@ -18,6 +18,7 @@ Options, before the verb:
     --reinstall             make .venv anew
 """
 
+import contextlib
 import hashlib
 import os
 import platform
@@ -33,6 +34,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 VENV = HERE / ".venv"
 STAMP = VENV / "impasto-installed.txt"
+LOCK = HERE / ".venv.lock"
 CONSTRAINTS = HERE / "constraints.txt"
 MINIMUM_PYTHON = (3, 11)
 NEEDED_GIB = {
@@ -199,6 +201,9 @@ def call(command, environment, folder=None):
     if hasattr(signal, "SIGBREAK"):
         signal.signal(signal.SIGBREAK, lambda *_: None)
     process = subprocess.Popen(command, env=environment, cwd=folder)
+    for name in ("SIGTERM", "SIGHUP"):  # a run saves its state at them, as in a container's end
+        if os.name == "posix":
+            signal.signal(getattr(signal, name), lambda number, _: process.send_signal(number))
     while True:
         try:
             return process.wait()
@@ -220,6 +225,14 @@ def set_up(extras, index, *, reinstall=False):
     have = installed(index)
     if have is not None and set(extras) <= set(have):
         return
+    with alone():
+        have = installed(index)  # another start.py may have done it meanwhile
+        if have is None or not set(extras) <= set(have):
+            install(extras, index, have)
+
+
+def install(extras, index, have):
+    """Make the environment, and install what is not among what it has."""
     began = time.perf_counter()
     fresh = not VENV.exists()
     card = graphics_card() if have is None else None
@@ -253,6 +266,34 @@ def set_up(extras, index, *, reinstall=False):
     run([*installer, "-q", "-c", str(CONSTRAINTS), "-e", target], "install the packages")
     STAMP.write_text(" ".join([fingerprint(index), *all_extras]), encoding="utf-8")
     say(f"Installed in {time.perf_counter() - began:.0f} s.")
+
+
+@contextlib.contextmanager
+def alone():
+    """Wait until no other start.py installs here; the system ends the lock of a dead one."""
+    with LOCK.open("a+b") as file:
+        if os.name == "nt":
+            import msvcrt
+
+            def lock():
+                msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            def lock():
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+        is_said = False
+        while True:
+            try:
+                lock()
+                break
+            except OSError:
+                if not is_said:
+                    say("Another start.py is installing here; waiting for it ...")
+                is_said = True
+                time.sleep(1)
+        yield
 
 
 def graphics_card():
@@ -399,8 +440,9 @@ def run(command, what):
     environment = dict(os.environ)
     if VENV.is_dir():
         temporary.mkdir(exist_ok=True)
+        home = nearest_folder(Path(os.path.expanduser("~")))  # noqa: PTH111 - may be nowhere
         environment.update({name: str(temporary) for name in ("TMPDIR", "TEMP", "TMP")})
-        if shutil.disk_usage(Path.home()).free / 2**30 < NEEDED_GIB["CUDA"][1]:
+        if shutil.disk_usage(home).free / 2**30 < NEEDED_GIB["CUDA"][1]:
             environment.update(PIP_NO_CACHE_DIR="1", UV_NO_CACHE="1")
     result = waited(command, environment)
     shutil.rmtree(temporary, ignore_errors=True)
@@ -419,6 +461,13 @@ def run(command, what):
     stop(f"Could not {what}; the lines above say why. `--reinstall` starts from nothing.")
 
 
+def nearest_folder(path):
+    """A folder, or the nearest above it that is there: a service's user may have no home."""
+    while not path.is_dir() and path != path.parent:
+        path = path.parent
+    return path if path.is_dir() else HERE
+
+
 def waited(command, environment):
     """Run a command to its end, with dots that show that it is at work."""
     with tempfile.TemporaryFile() as log:
@@ -433,6 +482,10 @@ def waited(command, environment):
             except subprocess.TimeoutExpired:
                 waits += 1
                 print(".", end="", flush=True)
+            except KeyboardInterrupt:
+                process.terminate()
+                process.wait()
+                stop("stopped while installing. Start again: what was downloaded is kept.")
         if waits:
             print()
         log.seek(0)

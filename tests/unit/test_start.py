@@ -3,8 +3,10 @@
 import os
 import runpy
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -202,3 +204,68 @@ def test_pins_have_no_addresses(start):
     text = start["CONSTRAINTS"].read_text(encoding="utf-8")
     assert "://" not in text
     assert start["pinned"]("torch") == "torch==2.13.0"
+
+
+POSIX = pytest.mark.skipif(os.name == "nt", reason="signals as POSIX has them")
+
+
+@POSIX
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_to_end_reaches_the_program(tmp_path, number):
+    """As from `docker stop`: impasto saves its state and says so."""
+    child = (
+        "import signal, sys, time; "
+        f"signal.signal({int(number)}, lambda *_: (print('saved', flush=True), sys.exit(3))); "
+        "print('ready', flush=True); time.sleep(100)"
+    )
+    program = (
+        f"import runpy, sys; start = runpy.run_path({str(START)!r}); "
+        f"sys.exit(start['call']([sys.executable, '-c', {child!r}], None))"
+    )
+    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(number)
+    assert process.communicate(timeout=60)[0] == "saved\n"
+    assert process.returncode == 3
+
+
+@POSIX
+def test_ctrl_c_while_installing_is_one_sentence_and_ends_the_installer(tmp_path):
+    child = (
+        f"import pathlib, time; pathlib.Path({str(tmp_path / 'ready')!r}).touch(); time.sleep(99)"
+    )
+    program = (
+        f"import runpy, sys; start = runpy.run_path({str(START)!r}); "
+        f"start['waited']([sys.executable, '-c', {child!r}], None)"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    while not (tmp_path / "ready").exists():
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    errors = process.communicate(timeout=60)[1]
+    assert process.returncode == 1
+    assert errors.count("\n") == 1
+    assert "stopped while installing" in errors
+
+
+def test_two_do_not_install_at_once(tmp_path):
+    program = (
+        f"import pathlib, runpy, sys; start = runpy.run_path({str(START)!r}); "
+        f"start['alone'].__wrapped__.__globals__['LOCK'] = pathlib.Path({str(tmp_path / 'x')!r})\n"
+        "with start['alone'](): print('in', flush=True); sys.stdin.readline()"
+    )
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    first = subprocess.Popen([sys.executable, "-c", program], **pipes)
+    assert first.stdout.readline() == "in\n"
+    second = subprocess.Popen([sys.executable, "-c", program], **pipes)
+    assert "Another start.py is installing here" in second.stdout.readline()
+    first.kill()  # the lock of a dead process counts for nothing
+    first.communicate()
+    assert second.communicate("\n", timeout=60)[0] == "in\n"
+
+
+def test_a_user_without_a_home_is_served(start, tmp_path):
+    assert start["nearest_folder"](tmp_path / "nobody" / "home") == tmp_path
+    assert start["nearest_folder"](Path("~nobody")).is_dir()
