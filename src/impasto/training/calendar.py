@@ -57,10 +57,15 @@ class Calendar:
         dues = sorted({done for every in rhythms if every for done in range(every, total, every)})
         return [ending for done in dues for ending in self.model_endings(done)]
 
+    def state_by_updates(self, done: int) -> bool:
+        """Whether a state is due by updates, which is the same whenever the run is stopped."""
+        every = self._config.saving.state_every_steps
+        return bool(every) and done % every == 0
+
     def state(self, done: int, accelerator: Accelerator) -> bool:
         """Whether a state is due: by updates, or by the clock of the first process."""
         saving = self._config.saving
-        if saving.state_every_steps and done % saving.state_every_steps == 0:
+        if self.state_by_updates(done):
             return True
         if saving.state_every_minutes is None:
             return False

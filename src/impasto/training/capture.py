@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from impasto.training.meter import Window
 from impasto.training.placement import OptimizerState
 from impasto.training.session import Session
 from impasto.training.state import TrainingState
@@ -16,6 +17,7 @@ def capture_state(
     names: Mapping[Tensor, str],
     done: int,
     best_validation: float | None = None,
+    window: Window | None = None,
 ) -> TrainingState:
     """All that the session would need to continue after `done` updates.
 
@@ -33,6 +35,7 @@ def capture_state(
         ema=placement.whole(session.ema.tensors()) if session.ema else {},
         scaler=session.precision.state(),
         best_validation=best_validation,
+        window=window,
     )
 
 

@@ -27,6 +27,7 @@ from impasto.training.faults import Faults
 from impasto.training.feeding import feed_for
 from impasto.training.finite_updates import NotFiniteError
 from impasto.training.interrupts import STOPPING, StopRequest
+from impasto.training.meter import Window
 from impasto.training.movement import MovementCheck
 from impasto.training.optimizer_state import LrSetter, parameter_names, require_savable
 from impasto.training.recorder import Recorder
@@ -72,6 +73,7 @@ class TrainingLoop:
         self._has_stepped = False
         self._compiled: set[tuple[Size, int]] = set()
         self._best: float | None = None
+        self._window: Window | None = None
         self._calendar = Calendar(session.config, session.sampler.updates_per_epoch)
         self._movement: MovementCheck | None = None
         self._recorder = Recorder(session, run, events, preparing_s)
@@ -116,6 +118,8 @@ class TrainingLoop:
             self._export_on_the_way(step, missing_only=True)
         with self._stop.after_update(self._stopping_words()), self._faults.keeping(step) as done:
             self._recorder.meter.restart()
+            if self._window is not None:
+                self._recorder.meter.resume(self._window)
             updates = iterate_updates(
                 session.data,
                 session.sampler,
@@ -234,8 +238,9 @@ class TrainingLoop:
         stopping = self._stop_signal(done)
         calendar = self._calendar
         saving = last or stopping is not None or calendar.state(done, self._accelerator)
+        early = saving and not (last or calendar.state_by_updates(done) or calendar.log(done))
         if saving or calendar.log(done):
-            self._log(done)
+            self._log(done, early=early)
         elif calendar.uses_weights(done):
             self._look(done)
         if last or calendar.validation(done):
@@ -243,7 +248,8 @@ class TrainingLoop:
         if last or calendar.preview(done):
             self._preview(done)
         if saving:
-            self._save(done, now=last or stopping is not None)
+            window = self._recorder.meter.window() if early else None
+            self._save(done, now=last or stopping is not None, window=window)
         if not last:
             self._export_on_the_way(done)
         if stopping is not None and not last:
@@ -264,9 +270,16 @@ class TrainingLoop:
             number = int(self._accelerator.gather(mine).max())
         return number or None
 
-    def _log(self, done: int) -> None:
-        """Write metrics, and stop if they show that nothing is learnt any more."""
-        self._recorder.log(done)
+    def _log(self, done: int, *, early: bool) -> None:
+        """Write metrics, and stop if they show that nothing is learnt any more.
+
+        At a state that comes early, by a signal or the clock, the line waits for its time: the
+        metrics of a run that was stopped and resumed are those of one that was not.
+        """
+        if early:
+            self._recorder.keep()
+        else:
+            self._recorder.log(done)
         self._look(done)
         try:
             self._session.precision.require_living_scale()
@@ -323,7 +336,7 @@ class TrainingLoop:
             with self._aside("export", done):
                 self._saver.export_on_the_way(endings)
 
-    def _save(self, done: int, *, now: bool = False) -> None:
+    def _save(self, done: int, *, now: bool = False, window: Window | None = None) -> None:
         """Save the state; with `now`, all processes wait until it is on disk."""
         self._calendar.state_is_saved()
         with (
@@ -331,7 +344,7 @@ class TrainingLoop:
             self._faults.explained("saving the state", done),
         ):
             if self._session.takes_part:
-                self._saver.save_state(done, self._best, now=now)
+                self._saver.save_state(done, self._best, now=now, window=window)
             if now:
                 self._accelerator.wait_for_everyone()
 
@@ -354,6 +367,7 @@ class TrainingLoop:
                 f"of saving.model_every_steps."
             )
         self._best = state.best_validation
+        self._window = state.window
         return state.step
 
     def _finish(self) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import psutil
 import torch
@@ -40,6 +40,34 @@ class Reading:
     by_range: dict[str, float]
 
 
+@dataclass(frozen=True)
+class Window:
+    """What updates amounted to of which no line of metrics tells yet; a state keeps it.
+
+    Attributes:
+        losses: The loss of each update.
+        norms: The norm of each one's gradient, where one was taken.
+        sums: [RANGES, 2] the sums of the samples' losses by timesteps, and their numbers.
+    """
+
+    losses: list[float]
+    norms: list[float]
+    sums: list[list[float]]
+
+    @classmethod
+    def of(cls, content: Mapping[str, Any]) -> Window:
+        """From JSON.
+
+        Raises:
+            KeyError, TypeError, ValueError: It is not what `asdict` gave.
+        """
+        sums = [[float(value) for value in row] for row in content["sums"]]
+        if [len(row) for row in sums] != [2] * RANGES:
+            raise ValueError("window.sums has another shape")
+        losses, norms = ([float(value) for value in content[key]] for key in ("losses", "norms"))
+        return cls(losses, norms, sums)
+
+
 class Meter:
     """Keeps tensors where they are until they are read, so that no update waits for the device.
 
@@ -54,6 +82,7 @@ class Meter:
         self._outputs: list[StepOutput] = []
         self._losses: list[Tensor] = []
         self._norms: list[Tensor] = []
+        self._before: Tensor | None = None
         self._samples = 0
         self._began = time.perf_counter()
         self._aside_s = self._waited_s = 0.0
@@ -99,7 +128,27 @@ class Meter:
     def restart(self) -> None:
         """Begin a new window."""
         self._losses, self._norms, self._samples, self._outputs = [], [], 0, []
+        self._before = None
         self._began, self._aside_s, self._waited_s = time.perf_counter(), 0.0, 0.0
+
+    def window(self) -> Window | None:
+        """What the updates since the last reading amount to, which goes on; waits for the device.
+
+        None where there were none, or where several processes share them: those stop together, at
+        a line of metrics.
+        """
+        if not self._losses or self._accelerator.num_processes > 1:
+            return None
+        losses = torch.stack(self._losses)
+        sums = self._sums_by_range(losses.device).tolist()
+        return Window(losses.tolist(), [float(norm) for norm in self._norms], sums)
+
+    def resume(self, window: Window) -> None:
+        """Go on with what a stopped process had come to; its time does not count."""
+        device = self._accelerator.device
+        self._losses = [torch.tensor(loss, device=device) for loss in window.losses]
+        self._norms = [torch.tensor(norm, device=device) for norm in window.norms]
+        self._before = torch.tensor(window.sums, device=device)
 
     def read(self) -> Reading | None:
         """Wait for the device, give what came together, and begin a new window."""
@@ -127,6 +176,8 @@ class Meter:
     def _sums_by_range(self, device: torch.device) -> Tensor:
         """[RANGES, 2] sums of losses and their numbers, over all processes; weight 0 left out."""
         sums = torch.zeros((RANGES, 2), device=device)
+        if self._before is not None:
+            sums += self._before.to(device)
         if self._outputs:
             losses = torch.cat([output.losses for output in self._outputs])
             t = torch.cat([output.t for output in self._outputs])

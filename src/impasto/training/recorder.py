@@ -86,6 +86,11 @@ class Recorder:
             record["grad_norm"] = reading.grad_norm
         self.write(record)
 
+    def keep(self) -> None:
+        """Write down what a state does not keep: the losses of images."""
+        if self.image_losses is not None:
+            self.image_losses.write()
+
     def write(self, record: dict[str, Any]) -> None:
         """Write a line of metrics, and pass it on."""
         if self._is_main:

@@ -26,6 +26,7 @@ from impasto.training.export import (
     trained_copy,
 )
 from impasto.training.finite_updates import are_finite
+from impasto.training.meter import Window
 from impasto.training.optimizer_state import parameter_names
 from impasto.training.own_models import OwnModels
 from impasto.training.session import Session
@@ -56,13 +57,16 @@ class Saver:
         self._models = OwnModels(run, overwrite=self._saving.overwrite)
         self._background = Background()
 
-    def save_state(self, done: int, best: float | None, *, now: bool) -> None:
+    def save_state(
+        self, done: int, best: float | None, *, now: bool, window: Window | None = None
+    ) -> None:
         """Save the state after `done` updates.
 
         Args:
             done: Updates.
             best: The lowest validation loss so far.
             now: Whether to wait until it is on disk.
+            window: What is not in the metrics yet.
 
         Raises:
             NonFiniteLossError: Weights are NaN or infinite; nothing is written or removed.
@@ -71,7 +75,7 @@ class Saver:
         if not self._session.agreed(done not in self._run.saved_steps()):
             return  # the same step of the same run: the same bits
         self._require_finite(done)
-        state = capture_state(self._session, self._names, done, best)
+        state = capture_state(self._session, self._names, done, best, window)
         if not self._writes:
             state.read_along()
         elif not now and self._background.has_room_for(state.size_bytes):

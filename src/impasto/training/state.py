@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import errno
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from impasto.progress import Progress, SilentProgress, in_mib
 from impasto.runs import RunDirectory, step_name
 from impasto.training.fingerprint import differences
 from impasto.training.finite_updates import are_finite
+from impasto.training.meter import Window
 
 FORMAT_VERSION = 1
 DESCRIPTION, HASHES = "state.json", "hashes.json"
@@ -53,6 +54,7 @@ class TrainingState:
         ema: The averaged weights, or nothing.
         scaler: Of the loss in float16, or nothing.
         best_validation: The lowest validation loss so far.
+        window: What the updates amount to that no line of metrics tells of yet.
         is_hashed: Whether it has hashes, which states of earlier versions have not.
     """
 
@@ -65,6 +67,7 @@ class TrainingState:
     ema: Tensors
     scaler: Mapping[str, float] = field(default_factory=dict)
     best_validation: float | None = None
+    window: Window | None = None
     is_hashed: bool = True
 
     @property
@@ -126,6 +129,7 @@ def _write_into(folder: Path, state: TrainingState) -> None:
         "optimizer_scalars": dict(state.optimizer_scalars),
         "scaler": dict(state.scaler),
         "best_validation": state.best_validation,
+        **({} if state.window is None else {"window": asdict(state.window)}),
         "has_hashes": True,
     }
     files.write_json(folder / DESCRIPTION, description)
@@ -283,6 +287,7 @@ def _state_of(
         ema=tensors["ema"],
         scaler=dict(description.get("scaler", {})),
         best_validation=None if best is None else float(best),
+        window=Window.of(description["window"]) if "window" in description else None,
         is_hashed=is_hashed,
     )
 
