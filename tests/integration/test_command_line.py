@@ -238,3 +238,12 @@ def test_unusable_folders(run_file, tmp_path, kind, capsys):
     assert caught.value.code == 3
     expected = {"empty": "holds no pictures", "without words": "None of the 3 pictures"}
     assert expected[kind] in capsys.readouterr().err.replace("\n", " ")
+
+
+def test_a_plan_refuses_a_loss_for_the_other_kind_of_model(run_file, capsys):
+    from impasto.cli.main import main
+
+    with pytest.raises(SystemExit) as caught:
+        main(["train", str(run_file(loss={"v_loss_as_noise_loss": True})), "--plan"])
+    assert caught.value.code == 2, "training would not begin"
+    assert "is for velocity models" in capsys.readouterr().err.replace("\n", " ")

@@ -1,6 +1,7 @@
 """The trainer's parts, each against its definition."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,7 +14,9 @@ from impasto.config.schedule import OPTION_USERS, ScheduleConfig, counted
 from impasto.errors import RunError
 from impasto.models.trainable import Part
 from impasto.runs import RunDirectory
+from impasto.training import trainer
 from impasto.training.ema import WeightAverage
+from impasto.training.events import SilentEvents
 from impasto.training.movement import MovementCheck
 from impasto.training.optimizer_state import (
     LrSetter,
@@ -294,3 +297,12 @@ def test_a_full_gpu_that_stays_fast_is_no_fault():
 
 def test_more_than_the_gpu_has_is_said_at_once():
     assert SpillWatch(total_bytes=8 << 30).look(2.0, 9 << 30) is not None
+
+
+def test_only_the_first_of_several_processes_speaks():
+    class Speaking(SilentEvents):
+        """Someone who listens."""
+
+    told = Speaking()
+    assert trainer._spoken_by(SimpleNamespace(is_main_process=True), told) is told
+    assert type(trainer._spoken_by(SimpleNamespace(is_main_process=False), told)) is SilentEvents

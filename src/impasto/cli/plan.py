@@ -27,6 +27,7 @@ from impasto.training.fitting import Fitting, gib
 from impasto.training.footprint import Footprint
 from impasto.training.methods import build_trainable
 from impasto.training.native_precision import resolve_precision
+from impasto.training.objective import require_fitting_loss
 from impasto.training.optimizers import require_obedience
 from impasto.training.own_models import OwnModels
 from impasto.training.pictures import Survey, survey
@@ -97,6 +98,7 @@ def _look_ahead(asked: RunConfig, console: Console) -> _Outlook:
     config = settle(asked, found, console, check=False)
     sampler = build_epoch_sampler(config, found.plan, num_processes=1)
     model = outline_base_model(config.model.path, build_open_options(config), console)
+    require_fitting_loss(config.loss, config.noise, model.identity.prediction)
     trainable = build_trainable(config, model)
     require_obedience(trainable.parts, config.optimizer)
     steps = count_steps(config, sampler)

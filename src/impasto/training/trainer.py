@@ -52,7 +52,7 @@ def train(
     require_trackers(config.logging.trackers)
     began = time.perf_counter()
     accelerator = build_accelerator()
-    events = events or SilentEvents()
+    events = _spoken_by(accelerator, events)
     with contextlib.ExitStack() as held:
         stop = held.enter_context(_signals(accelerator, events))
         if accelerator.is_main_process:
@@ -110,7 +110,7 @@ def resume(
     require_precision(config.training.mixed_precision)
     require_first_contact(config)
     accelerator = build_accelerator()
-    events = events or SilentEvents()
+    events = _spoken_by(accelerator, events)
     began = time.perf_counter()
     with contextlib.ExitStack() as held:
         stop = held.enter_context(_signals(accelerator, events))
@@ -123,6 +123,11 @@ def resume(
                 require_same_run(run, session.fingerprint)
                 files.write_text(run.config_file, dump_toml(changed))
         return _run(run, session, events, time.perf_counter() - began, stop)
+
+
+def _spoken_by(accelerator: Accelerator, events: TrainingEvents | None) -> TrainingEvents:
+    """Who is told: by the first process alone, since the others do the same at the same time."""
+    return events if events and accelerator.is_main_process else SilentEvents()
 
 
 _NOT_BEGUN = "Nothing was trained yet. What was encoded is kept; run the same command again."
