@@ -21,6 +21,7 @@ from impasto.runs import RunDirectory
 from impasto.training.announcing import announce
 from impasto.training.calendar import Calendar
 from impasto.training.chunked import ChunkedOptimizer
+from impasto.training.compiling import within_limit
 from impasto.training.devices import seed_torch
 from impasto.training.events import TrainingEvents
 from impasto.training.faults import Faults
@@ -147,12 +148,16 @@ class TrainingLoop:
     def _compiling(self, bucket: Size, update: Update) -> Iterator[None]:
         """The first update of a size of pictures compiles for it, which is timed by itself."""
         shapes = {(bucket, len(batch.visits)) for batch in update.micro_batches}
-        if self._config.training.compile == "off" or shapes <= self._compiled:
+        if self._config.training.compile == "off":
             yield
+            return
+        if shapes <= self._compiled:
+            with within_limit():
+                yield
             return
         self._compiled |= shapes
         self._events.note(f"Compiling for {bucket} pictures, {update.size} at a time ...")
-        with self._recorder.meter.aside("compiling"):
+        with self._recorder.meter.aside("compiling"), within_limit():
             yield
         self._recorder.meter.leave_out(update.size)
 
