@@ -175,12 +175,14 @@ class TrainingLoop:
         except NotFiniteError as fault:
             self._look(update.step)  # one before it is the one to name
             raise self._faults.not_finite(update.step, fault) from None
+        self._descent.is_stepping = True  # the weights are those of an update not counted yet
         if not self._has_stepped:
             require_savable(session.optimizer)
             self._has_stepped = True
         self._recorder.meter.add(total, norm, update.size)
         if session.ema is not None:
             session.ema.update(update.step)
+        self._descent.is_stepping = False
         if self._movement is not None and lr_factor > 0:
             self._look_at_movement(self._movement, update.step)
             self._movement = None
