@@ -21,6 +21,8 @@ SUPPORT = Path(__file__).parent.parent / "support" / "pretend_cuda"
 sys.path.insert(0, str(SUPPORT))
 import build  # noqa: E402
 
+pytestmark = pytest.mark.timeout(1800)  # the first test runs all cases, on a busy machine too
+
 AT_ONCE = "_local_scalar_dense at training/descent.py:"
 LOOKS_AT_LOSS_AND_NORM = {f"{AT_ONCE}<genexpr>": 2}
 """What an optimizer needs that cannot be told on the device to pass over an update."""
