@@ -10,19 +10,20 @@ import contextlib
 import importlib.util
 import os
 import shutil
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
-from impasto.errors import ConfigError, MissingDependencyError
+from impasto.errors import ConfigError, MissingDependencyError, RunError
 from impasto.invocation import install_packages
 
 Compile = Literal["off", "blocks", "full"]
 BLOCKS = ("ResnetBlock2D", "BasicTransformerBlock", "Downsample2D", "Upsample2D")
-_KINDS_PER_SIZE = 12  # blocks of one class that differ in widths and inputs, with some to spare
+_SHAPES_PER_SIZE = 4  # full batches and short ones, each with and without gradients
 
 
 def compile_unet(
@@ -33,7 +34,7 @@ def compile_unet(
     Args:
         unet: diffusers' UNet2DConditionModel.
         kind: `blocks` compiles its blocks one by one, `full` the whole.
-        sizes: How many shapes of batches will come.
+        sizes: How many shapes of batches will come: sizes of images times lengths of captions.
         cuda_graphs: Whether each shape's kernels are recorded and launched together.
         cache: Where compiled code is kept between runs.
         device: Where it computes.
@@ -48,14 +49,44 @@ def compile_unet(
         raise ConfigError("training.cuda_graphs is for GPUs, and this run has none. Take it out.")
     require_compiler(device)
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache.absolute()))
-    limit = sizes * _KINDS_PER_SIZE
-    torch._dynamo.config.recompile_limit = max(limit, torch._dynamo.config.recompile_limit)
-    torch._dynamo.config.accumulated_recompile_limit = max(
-        64 * limit, torch._dynamo.config.accumulated_recompile_limit
-    )
+    modules = [unet] if kind == "full" else blocks_of(unet)
+    _allow_graphs(modules, sizes * _SHAPES_PER_SIZE)
     options = {"triton.cudagraphs": True} if cuda_graphs else None
-    for module in [unet] if kind == "full" else blocks_of(unet):
+    for module in modules:
         module.compile(dynamic=False, options=options)
+
+
+def _allow_graphs(modules: Sequence[nn.Module], shapes: int) -> None:
+    """Let each class of modules have as many graphs as its modules and shapes may need.
+
+    torch.compile counts graphs by the code they are made of, which all blocks of a class share, and
+    beyond its limit it runs them as they are written, without a word: here that is an error.
+    """
+    alike = Counter(type(module) for module in modules)
+    limit = max(alike.values()) * shapes
+    dynamo = torch._dynamo.config
+    dynamo.recompile_limit = max(limit, dynamo.recompile_limit)
+    dynamo.accumulated_recompile_limit = max(len(alike) * limit, dynamo.accumulated_recompile_limit)
+    dynamo.fail_on_recompile_limit_hit = True
+
+
+@contextlib.contextmanager
+def within_limit() -> Iterator[None]:
+    """Explain it if there are more graphs than were allowed.
+
+    Raises:
+        RunError: There are.
+    """
+    from torch._dynamo.exc import FailOnRecompileLimitHit
+
+    try:
+        yield
+    except FailOnRecompileLimitHit as error:
+        raise RunError(
+            f"torch.compile has made {torch._dynamo.config.recompile_limit} graphs for one kind of "
+            "block, which is more than the sizes of images and lengths of captions need, and would "
+            'leave the rest uncompiled. Set training.compile to "off", or to "full".'
+        ) from error
 
 
 def blocks_of(unet: nn.Module) -> list[nn.Module]:

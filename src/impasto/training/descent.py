@@ -95,11 +95,11 @@ class KeptGradients:
         elif not scales and norm is not None:
             updates.require(norm)
             self._optimizer.found_inf = updates.found_inf  # type: ignore[attr-defined]
+        if updates is not None:
+            updates.stepped()  # ahead of the step, after which nothing may fail
         self.is_stepping = True
         self._precision.step(self._optimizer, None if updates is None else updates.found_inf)
         self.is_stepping = False
-        if updates is not None:
-            updates.stepped()
         self._optimizer.zero_grad()
         return norm
 
@@ -219,9 +219,9 @@ class SteppedInBackward:
         self.is_stepping = True
         self._walk(scaled, self._step)
         self._optimizer.finish()
-        self.is_stepping = False
         if self._updates is not None:
             self._updates.stepped(before)
+        self.is_stepping = False
 
     def _walk(
         self, scaled: Tensor, visit: Callable[[Tensor], None], *, keep_graph: bool = False

@@ -21,6 +21,7 @@ from impasto.runs import RunDirectory
 from impasto.training.announcing import announce
 from impasto.training.calendar import Calendar
 from impasto.training.chunked import ChunkedOptimizer
+from impasto.training.compiling import within_limit
 from impasto.training.devices import seed_torch
 from impasto.training.events import TrainingEvents
 from impasto.training.faults import Faults
@@ -151,12 +152,16 @@ class TrainingLoop:
     def _compiling(self, bucket: Size, update: Update) -> Iterator[None]:
         """The first update of a size of pictures compiles for it, which is timed by itself."""
         shapes = {(bucket, len(batch.visits)) for batch in update.micro_batches}
-        if self._config.training.compile == "off" or shapes <= self._compiled:
+        if self._config.training.compile == "off":
             yield
+            return
+        if shapes <= self._compiled:
+            with within_limit():
+                yield
             return
         self._compiled |= shapes
         self._events.note(f"Compiling for {bucket} pictures, {update.size} at a time ...")
-        with self._recorder.meter.aside("compiling"):
+        with self._recorder.meter.aside("compiling"), within_limit():
             yield
         self._recorder.meter.leave_out(update.size)
 
@@ -174,12 +179,14 @@ class TrainingLoop:
         except NotFiniteError as fault:
             self._look(update.step)  # one before it is the one to name
             raise self._faults.not_finite(update.step, fault) from None
+        self._descent.is_stepping = True  # the weights are those of an update not counted yet
         if not self._has_stepped:
             require_savable(session.optimizer)
             self._has_stepped = True
         self._recorder.meter.add(total, norm, update.size)
         if session.ema is not None:
             session.ema.update(update.step)
+        self._descent.is_stepping = False
         if self._movement is not None and lr_factor > 0:
             self._look_at_movement(self._movement, update.step)
             self._movement = None

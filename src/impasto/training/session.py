@@ -209,7 +209,9 @@ def build_session(
     encoded = _load_and_encode(config, accelerator, progress, known)
     model, prepared = encoded.model, encoded.data
 
-    trainable = _build_network(config, accelerator, model, len(prepared.plan.bucket_counts))
+    lengths = config.model.max_tokens // 75  # of captions; one if they are always filled up
+    shapes = len(prepared.plan.bucket_counts) * lengths
+    trainable = _build_network(config, accelerator, model, shapes)
     rules = build_chunk_rules(config, trainable.parts, accelerator)
     conditioners = build_conditioners(
         config, accelerator.device, placement.wrap, model, trainable, progress
@@ -320,7 +322,7 @@ def _load_and_encode(
 def _build_network(
     config: RunConfig, accelerator: Accelerator, model: BaseModel, sizes: int
 ) -> Trainable:
-    """What learns, computing the way the settings ask for; `sizes` is of how many buckets."""
+    """What learns, computing the way the settings ask for; `sizes` is how many shapes there are."""
     training, device = config.training, accelerator.device
     if training.attention != "sdpa":
         use_kernel(model.unet, build_kernel(training.attention, device))

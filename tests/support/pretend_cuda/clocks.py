@@ -63,9 +63,18 @@ def host() -> Timeline:
     return _here.host
 
 
+def stand_beside() -> None:
+    """Say that this thread works beside the training."""
+    _here.is_beside = True
+
+
 def host_waits_for(clock: Clock, how: str) -> None:
-    """Record that the host waits for the device, and what it knows afterwards."""
-    FINDINGS.waits[f"{how} at {project_line()}"] += 1
+    """Record that the host waits for the device, and what it knows afterwards.
+
+    Waits of the program's own threads beside the training are not recorded: they hold nothing up.
+    """
+    if not getattr(_here, "is_beside", False):
+        FINDINGS.waits[f"{how} at {project_line()}"] += 1
     host().learn(clock)
 
 

@@ -10,7 +10,16 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from clocks import DEFAULT, Event, Stream, current_stream, host, host_waits_for, use_stream
+from clocks import (
+    DEFAULT,
+    Event,
+    Stream,
+    current_stream,
+    host,
+    host_waits_for,
+    stand_beside,
+    use_stream,
+)
 from tensors import PINNED, EveryOperator, PretendTensor, pinned
 
 GIB = 1 << 30
@@ -115,6 +124,7 @@ def _watch_threads() -> None:
     run, submit, result = threading.Thread.run, ThreadPoolExecutor.submit, Future.result
 
     def run_watched(self: threading.Thread) -> None:
+        stand_beside()
         with EveryOperator():
             run(self)
 

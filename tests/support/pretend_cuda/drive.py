@@ -90,7 +90,7 @@ def run_out_of_memory_everywhere(
 ) -> dict[str, dict[str, Any]]:
     """A run like another one, once for each place where its second update takes memory."""
     answers = {}
-    for number, site in enumerate(sorted(whole["allocations"]["1"])):
+    for number, site in enumerate(sorted(whole["allocations"][1])):
         name = f"{order['name']}{number}"
         settings = {**order["settings"], "output_dir": f"{order['settings']['output_dir']}{number}"}
         answers[name] = {"site": site, **run({**order, "settings": settings, "fail_at": site})}
