@@ -79,8 +79,8 @@ class TrainingConfig(Section):
     fraction: several times as fast with `mixed_precision` no. Off computes them from 23."""
 
     channels_last: bool = False
-    """Keep the U-Net's convolutions in channels-last memory order: for GPUs together with `compile`;
-    without it group norms undo the order at every block. Slower for a full-size U-Net on a CPU."""
+    """Keep the U-Net's convolutions in channels-last memory order: for GPUs, with `compile`; else
+    group norms undo the order at every block. Slower for a full-size U-Net on a CPU."""
 
     optimizer_in_backward: Literal["off", "exact", "last_norm"] = "off"
     """Change each weight in the backward pass and free its gradient at once, which saves as much
