@@ -4,6 +4,8 @@ Predictions of a full fine-tuning of SD 1.x, of shapes alone: no weights and no 
 Each run validates, and draws previews of the size that it trains on.
 
     python3 scripts/predict_cards.py [bf16|fp16] [PIXELS]
+
+It takes minutes. RECORD, a variable, names a file that remembers what was found.
 """
 
 import os
@@ -29,14 +31,14 @@ CARDS = (6, 8, 12, 16, 24, 48, 80)
 MOST = 64  # images of a batch
 
 
-def settings(folder: Path, pixels: int, half: str) -> RunConfig:
+def settings(folder: Path, pixels: int) -> RunConfig:
     """A run with previews of its own size."""
     return build_run_config(
         {
             "output_dir": str(folder / "run"),
             "model": {"path": "model.safetensors"},
             "dataset": {"image_dir": str(folder), "resolution": pixels},
-            "training": {"max_steps": 1000, "batch_size": 1, "mixed_precision": half},
+            "training": {"max_steps": 1000, "batch_size": 1},
             "previews": {"prompts": ["a photograph"], "width": pixels, "height": pixels},
         },
         source="predict_cards",
@@ -50,8 +52,9 @@ def main() -> None:
     workload = Workload(encoded=size, validation=group, captions=1000, held_out_captions=50)
     outline = partial(outline_architecture, find_architecture("sd1"))
     with tempfile.TemporaryDirectory() as name:
-        config = settings(Path(name), int(pixels), half)
-        meter = FootprintMeter(outline, "cuda", workload=workload)
+        config = settings(Path(name), int(pixels))
+        record = Path(os.environ["RECORD"]) if "RECORD" in os.environ else None
+        meter = FootprintMeter(outline, "cuda", record, workload=workload)
         for card in CARDS:
             fitting = Fitting(meter, "cuda", group, card << 30, half=half)
             chosen, rungs = fitting.climb(config, keep_asked=True)

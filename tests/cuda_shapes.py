@@ -107,12 +107,12 @@ def step_bytes(network, case):
 
 def main():
     cases = json.loads(sys.stdin.read())
+    ctypes.CDLL(sys.argv[1], mode=ctypes.RTLD_GLOBAL)  # ahead of PyTorch, which asks only once
     from impasto.models.architectures import find_architecture, outline_architecture
     from impasto.models.saving import DTYPES
     from impasto.models.trainable import FullFineTune
 
     outline_architecture(find_architecture("tiny"))  # libraries look for a GPU when they are loaded
-    ctypes.CDLL(sys.argv[1], mode=ctypes.RTLD_GLOBAL)
     believe_in_cuda()
     found = []
     for case in cases:

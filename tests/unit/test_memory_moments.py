@@ -145,7 +145,7 @@ def test_captions_that_change_keep_the_text_encoder_on_the_device(train_config, 
     ladder, _ = fitting(train_config, nano_model, 0)
 
     def weights(config):
-        return ladder.meter.footprint(with_rungs(config, [TEXT_TO_DISK]), SIZE, 4).weights
+        return ladder.meter.all_moments(with_rungs(config, [TEXT_TO_DISK]), SIZE, 4)[0].weights
 
     text = outline_base_model(nano_model).text_encoder
     numbers = sum(parameter.numel() for parameter in text.parameters())
