@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from impasto import files
+from impasto import files, presence
 from impasto.errors import ModelError
 
 _CACHED = "snapshots"  # the Hugging Face cache keeps links there to files of the same repository
@@ -23,7 +23,7 @@ def require_links_inside(folder: Path) -> None:
     Raises:
         ModelError: One does; with its name.
     """
-    if not folder.is_dir():
+    if not presence.is_dir(folder):
         return
     real = files.real_path(folder)
     whole = next((p.parent for p in real.parents if p.name == _CACHED), real)

@@ -10,6 +10,7 @@ from typing import Any
 import tomli_w
 from pydantic import BaseModel
 
+from impasto import presence
 from impasto.config.dataset import DatasetConfig, DatasetKeys
 from impasto.config.dataset_file import is_dataset_file, read_dataset_file
 from impasto.config.run import RunConfig
@@ -65,9 +66,9 @@ def load_dataset_config(path: Path, values: Mapping[str, Any]) -> DatasetConfig:
     Raises:
         ConfigError: As for `load_run_config`.
     """
-    if path.is_dir() and (path / "config.toml").is_file():
+    if presence.is_dir(path) and presence.is_file(path / "config.toml"):
         path = path / "config.toml"
-    if path.is_dir() or not path.suffix:
+    if presence.is_dir(path) or not path.suffix:
         return build_dataset_config({**values, "image_dir": path}, source="command line")
     if is_metadata_file(path):
         return build_dataset_config({**values, "metadata_file": path}, source="command line")
@@ -83,7 +84,7 @@ def is_metadata_file(path: Path) -> bool:
         ConfigError: It is a JSON file that is missing or malformed.
     """
     ending = path.suffix.lower()
-    return not path.is_dir() and (
+    return not presence.is_dir(path) and (
         ending == ".jsonl" or (ending == ".json" and not is_dataset_file(path))
     )
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from impasto import presence
 from impasto.checkpoints.keymap import PARTS, TEXT_ENCODER, UNET, VAE
 from impasto.errors import ConfigError, RunError
 from impasto.models.contents import ModelContents
@@ -135,7 +136,7 @@ def write_random_model(
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    if target.exists():
+    if presence.exists(target):
         raise RunError(f"{target} is already there; nothing was changed. Choose another name.")
     torch.manual_seed(seed)
     modules = {

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from impasto import presence
 from impasto.config.load import build_run_config
 from impasto.config.run import RunConfig
 from impasto.config.validation import read_toml
@@ -27,10 +28,10 @@ def find_run(resumed: str) -> RunDirectory:
         RunError: It is no run of Impasto, or an older state than the newest.
     """
     path = Path(resumed)
-    if (path / "config.toml").is_file():
+    if presence.is_file(path / "config.toml"):
         return RunDirectory(path)
     run = RunDirectory(path.parent.parent)
-    if not run.config_file.is_file():
+    if not presence.is_file(run.config_file):
         raise RunError(
             f"--resume {path} is no run of Impasto. States that sd-scripts saved hold neither step "
             f"nor order of the data and are pickles, which Impasto does not open; start from the "

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from impasto import presence
 from impasto.config.dataset_file import SDSCRIPTS_DEFAULTS, rounded_sides
 from impasto.config.names import fault_of_name
 from impasto.errors import ConfigError
@@ -332,7 +333,7 @@ def _precision(
 def free_run_folder(folder: Path, name: str) -> Path:
     """Where the run's own files go: `<name>-run` beside the model, or `-run-2` and so on."""
     number, candidate = 1, folder / f"{name}-run"
-    while candidate.exists():
+    while presence.exists(candidate):
         number += 1
         candidate = folder / f"{name}-run-{number}"
     return candidate

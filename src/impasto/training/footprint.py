@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from impasto import files
+from impasto import files, presence
 from impasto.config.run import RunConfig
 from impasto.data.records import Size
 from impasto.models.loading import BaseModel
@@ -330,7 +330,7 @@ def _fingerprint(trainable: Trainable) -> str:
 
 def _read(file: Path | None) -> dict[str, dict[str, int]]:
     """What was remembered; a file that cannot be read is as good as none."""
-    if file is None or not file.is_file():
+    if file is None or not presence.is_file(file):
         return {}
     try:
         content = parse_json(file.read_text(encoding="utf-8"))
