@@ -6,7 +6,7 @@ import base64
 import io
 import math
 from collections.abc import Mapping
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
 import tomli_w
@@ -18,7 +18,7 @@ from impasto import files
 from impasto.errors import RunError
 from impasto.parsing import parse_toml, read_text
 from impasto.progress import counted
-from impasto.publishing import published_settings, published_text
+from impasto.publishing import named_by_folder, published_settings, published_text
 from impasto.report.charts import bucket_chart, loss_chart
 from impasto.runs import RunDirectory, step_name
 
@@ -71,7 +71,7 @@ def _content(run: RunDirectory) -> dict[str, Any]:
     samples = _samples(run, with_prompts="prompts" in publish)
     return {
         "title": run.path.resolve().name,
-        "status_line": published_text(_status_line(status), publish),
+        "status_line": published_text(_status_line(status), publish, [str(run.path)]),
         "facts": _facts(metrics, validation, dataset),
         "loss_svg": Markup(loss_chart(training, validation)),
         "loss_note": _loss_note(validation),
@@ -107,7 +107,7 @@ def _published(config: str, publish: tuple[str, ...]) -> str:
 def _without_folders(item: Mapping[str, Any], publish: tuple[str, ...]) -> dict[str, Any]:
     """A file that was passed over, by its name and that of its folder."""
     path, reason = str(item.get("path", "")), str(item.get("reason", ""))
-    short = path if "paths" in publish else "/".join(PurePath(path).parts[-2:])
+    short = path if "paths" in publish else named_by_folder(path)
     return {**item, "path": short, "reason": published_text(reason, publish)}
 
 
