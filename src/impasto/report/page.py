@@ -5,7 +5,9 @@ from __future__ import annotations
 import base64
 import io
 import math
+import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
-from impasto import files
+from impasto import files, presence
 from impasto.errors import RunError
 from impasto.parsing import parse_toml, read_text
 from impasto.progress import counted
@@ -174,41 +176,51 @@ def _samples(run: RunDirectory, *, with_prompts: bool) -> dict[str, Any]:
         {p.name for step in steps for p in (run.samples / step_name(step)).glob("*.png")}
     )
     rows: list[dict[str, Any]] = []
+    damaged: list[str] = []
     width = 128
     for name in names:
         paths = [run.samples / step_name(step) / name for step in steps]
-        read = [_png_header(path) for path in paths]
-        known = [header for header in read if header is not None]
+        previews = [_preview(path, with_texts=with_prompts) for path in paths]
+        damaged += [
+            f"{path.parent.name}/{path.name}"
+            for path, preview in zip(paths, previews, strict=True)
+            if preview is None and os.path.lexists(path)
+        ]
+        known = [preview for preview in previews if preview is not None]
         if not known:
             continue
-        width = min(known[0][0], 256)
-        prompt = (known[0][1] or name) if with_prompts else f"preview {len(rows) + 1}"
-        images = [
-            _data_url(p, with_texts=with_prompts) if h is not None else ""
-            for p, h in zip(paths, read, strict=True)
-        ]
-        rows.append({"prompt": prompt, "images": images})
-    return {"steps": steps, "rows": rows, "width": width}
+        width = min(known[0].width, 256)
+        prompt = (known[0].prompt or name) if with_prompts else f"preview {len(rows) + 1}"
+        rows.append({"prompt": prompt, "images": [p.url if p else "" for p in previews]})
+    return {"steps": steps, "rows": rows, "width": width, "damaged": damaged}
 
 
-def _png_header(path: Path) -> tuple[int, str] | None:
-    """Width and prompt of a preview; None where it is missing or damaged."""
-    try:
-        with Image.open(path) as image:
-            return image.width, str(image.info.get("parameters", "")).partition("\n")[0]
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+@dataclass(frozen=True)
+class _Preview:
+    """A preview as it stands in the page."""
+
+    width: int
+    prompt: str
+    url: str
+
+
+def _preview(path: Path, *, with_texts: bool) -> _Preview | None:
+    """A preview, without the prompt in its file unless `with_texts`; None if it is not whole."""
+    if not presence.is_file(path):  # a FIFO would wait for ever
         return None
-
-
-def _data_url(path: Path, *, with_texts: bool) -> str:
-    """A preview as it stands in the page; the file itself has its prompt in it."""
-    content = path.read_bytes()
+    try:
+        content = path.read_bytes()
+        with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
+            prompt = str(image.info.get("parameters", "")).partition("\n")[0]
+            pixels = image.convert("RGB")
+    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError):
+        return None
     if not with_texts:
         plain = io.BytesIO()
-        with Image.open(path) as image:
-            Image.frombytes(image.mode, image.size, image.tobytes()).save(plain, "PNG")
+        Image.frombytes(pixels.mode, pixels.size, pixels.tobytes()).save(plain, "PNG")
         content = plain.getvalue()
-    return "data:image/png;base64," + base64.b64encode(content).decode("ascii")
+    url = "data:image/png;base64," + base64.b64encode(content).decode("ascii")
+    return _Preview(pixels.width, prompt, url)
 
 
 def _data_line(dataset: Mapping[str, Any]) -> str:
