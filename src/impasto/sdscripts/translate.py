@@ -175,7 +175,10 @@ def _optimizer(flags: Mapping[str, Any], tree: Tree) -> list[str]:
         if name in arguments:
             optimizer[name] = arguments.pop(name)
     if arguments:
-        optimizer["arguments"] = arguments
+        optimizer["arguments"] = {  # as a resumed run reads them
+            key: list(value) if isinstance(value, tuple) else value
+            for key, value in arguments.items()
+        }
     return []
 
 
