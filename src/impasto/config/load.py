@@ -14,7 +14,7 @@ from impasto import presence
 from impasto.config.dataset import DatasetConfig, DatasetKeys
 from impasto.config.dataset_file import is_dataset_file, read_dataset_file
 from impasto.config.run import RunConfig
-from impasto.config.validation import read_toml, require_whole_paths, validated
+from impasto.config.validation import read_toml, require_text, require_whole_paths, validated
 from impasto.errors import ConfigError
 from impasto.parsing import parse_toml
 
@@ -43,6 +43,7 @@ def build_run_config(
         _apply(tree, override)
     if isinstance(tree.get("dataset"), dict):
         tree["dataset"] = _with_file(tree["dataset"])
+    require_text(tree, source)
     return validated(RunConfig, tree, source)
 
 

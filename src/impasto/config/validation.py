@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from impasto.errors import ConfigError
-from impasto.parsing import is_deep, parse_json, parse_toml, read_text
+from impasto.parsing import is_deep, is_text, parse_json, parse_toml, printable, read_text
 
 REFUSED = {
     "network_multiplier": "it scales a LoRA, and there is none in fine-tuning; take it out",
@@ -33,6 +33,7 @@ REFUSED = {
 _ESCAPED = {"\t": "\\t", "\n": "\\n", "\b": "\\b", "\f": "\\f", "\r": "\\r", "\x1b": "\\e"}
 _ESCAPES = str.maketrans(_ESCAPED)
 _DRIVE_OR_SHARE = re.compile(r"[A-Za-z]:[\\/\x08-\x0d\x1b]|\\")
+_SCANNED = ("image_dir", "metadata_file", "mask_dir")
 _PATH_KEYS = ("_dir", "_file", "_path", "_folder")
 
 S = TypeVar("S", bound=BaseModel)
@@ -88,6 +89,28 @@ def require_whole_paths(content: Mapping[str, Any], source: str, above: str = ""
                     f"meant: in double quotes \\t is a tab and \\n a line end. Put it into single "
                     f"quotes, as in {key} = '{written}', or write it with /."
                 )
+
+
+def require_text(content: Any, source: str, place: str = "") -> None:
+    """Find names and words that are not UTF-8: a run keeps its settings in a file that is.
+
+    Folders of pictures are looked at by the scan, which names the files in them too.
+
+    Raises:
+        ConfigError: A value is such a name, as after unpacking a zip of another system.
+    """
+    if isinstance(content, Mapping):
+        for key, value in content.items():
+            if key not in _SCANNED or not place.startswith("dataset"):
+                require_text(value, source, f"{place}.{key}" if place else str(key))
+    elif isinstance(content, (list, tuple)):
+        for value in content:
+            require_text(value, source, place)
+    elif isinstance(content, (str, Path)) and not is_text(str(content)):
+        raise ConfigError(
+            f"{source}: {place} is {printable(str(content))}, which is not UTF-8; expected text "
+            f"that can be written into the run's settings. Rename the file or folder."
+        )
 
 
 def _is_broken_path(key: str, value: str) -> bool:
