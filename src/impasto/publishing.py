@@ -21,6 +21,8 @@ PATH_KEYS = frozenset({
 })  # fmt: skip
 """Settings that name a file or a folder; of a path its last part is kept."""
 
+_PATH_ENDINGS = ("_dir", "_file", "_path", "_folder")
+
 PROMPT_KEYS = frozenset({"prompts", "negative_prompt"})
 _FREE_TEXTS = frozenset({"metadata"})  # what the user wrote for the file to say
 _ABSOLUTE = re.compile(r"(?:(?:~[\w.-]*)?[/\\]|[A-Za-z]:[/\\])(?=.*[^/\\\s])", re.DOTALL)
@@ -128,6 +130,11 @@ def _without_folders(text: str) -> str:
     return kept + text[position:]
 
 
+def is_path_key(key: str) -> bool:
+    """Whether a setting names a file or a folder; also one of another program's by its ending."""
+    return key in PATH_KEYS or key.endswith(_PATH_ENDINGS)
+
+
 def last_part(path: str) -> str:
     """The last part of a path of any system; what is left where that is a whole drive is empty."""
     return re.split(r"[/\\]", path.rstrip("/\\"))[-1]
@@ -142,6 +149,6 @@ def _published(key: str, value: Any, publish: Collection[str]) -> Any:
         return [_published(key, item, publish) for item in value]
     if not isinstance(value, str) or "paths" in publish or key in PROMPT_KEYS:
         return value
-    if key in PATH_KEYS or _ABSOLUTE.match(value):
+    if is_path_key(key) or _ABSOLUTE.match(value):
         return last_part(value)
     return published_text(value, publish)

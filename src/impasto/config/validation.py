@@ -15,6 +15,7 @@ from pydantic import BaseModel, ValidationError
 
 from impasto.errors import ConfigError
 from impasto.parsing import is_deep, is_text, parse_json, parse_toml, printable, read_text
+from impasto.publishing import is_path_key
 
 REFUSED = {
     "network_multiplier": "it scales a LoRA, and there is none in fine-tuning; take it out",
@@ -34,7 +35,6 @@ _ESCAPED = {"\t": "\\t", "\n": "\\n", "\b": "\\b", "\f": "\\f", "\r": "\\r", "\x
 _ESCAPES = str.maketrans(_ESCAPED)
 _DRIVE_OR_SHARE = re.compile(r"[A-Za-z]:[\\/\x08-\x0d\x1b]|\\")
 _SCANNED = ("image_dir", "metadata_file", "mask_dir")
-_PATH_KEYS = ("_dir", "_file", "_path", "_folder")
 
 S = TypeVar("S", bound=BaseModel)
 
@@ -116,8 +116,7 @@ def require_text(content: Any, source: str, place: str = "") -> None:
 def _is_broken_path(key: str, value: str) -> bool:
     if not any(character in _ESCAPED for character in value):
         return False
-    is_path = key.endswith(_PATH_KEYS) or key in {"path", "config", "start_from"}
-    return is_path or _DRIVE_OR_SHARE.match(value) is not None
+    return is_path_key(key) or _DRIVE_OR_SHARE.match(value) is not None
 
 
 def read_json_object(path: Path, *, halves: bool = False) -> dict[str, Any]:

@@ -12,8 +12,6 @@ from torch import Tensor, nn
 
 from impasto.data.encoding import MomentsEncoder
 
-PIXELS_PER_LATENT = 8
-
 
 def moments_encoder(vae: Any, *, batch_size: int) -> MomentsEncoder:
     """The VAE's encoder as the latent cache takes it; it runs where the VAE is, in its precision.
