@@ -53,6 +53,12 @@ def program() -> str:
     return quoted(script)
 
 
+def is_first_process() -> bool:
+    """Whether this is the one process of a run, or the first of those that a launcher started."""
+    rank = os.environ.get("RANK", "").strip()
+    return not rank.isdecimal() or int(rank) == 0
+
+
 def command(*words: object) -> str:
     """A command of Impasto as this user would type it: `command("resume", path)`."""
     return " ".join([program(), *map(quoted, words)])

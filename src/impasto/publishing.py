@@ -7,6 +7,8 @@ names them.
 
 from __future__ import annotations
 
+import functools
+import os
 import re
 from collections.abc import Collection, Mapping
 from typing import Any, Literal
@@ -19,12 +21,24 @@ PATH_KEYS = frozenset({
 })  # fmt: skip
 """Settings that name a file or a folder; of a path its last part is kept."""
 
+_PATH_ENDINGS = ("_dir", "_file", "_path", "_folder")
+
 PROMPT_KEYS = frozenset({"prompts", "negative_prompt"})
 _FREE_TEXTS = frozenset({"metadata"})  # what the user wrote for the file to say
-_ABSOLUTE = re.compile(r"(?:~[\w.-]*)?[/\\]|[A-Za-z]:[/\\]")
-_ABSOLUTE_INSIDE = re.compile(
-    r"""(?<![\w:/\\.~-])(?:~[\w.-]*[/\\]|[A-Za-z]:[/\\]|[/\\](?=[^\s/\\]))[^\s"'<>|]*"""
+_ABSOLUTE = re.compile(r"(?:(?:~[\w.-]*)?[/\\]|[A-Za-z]:[/\\])(?=.*[^/\\\s])", re.DOTALL)
+
+_BEGIN = re.compile(
+    r"(?<![\w/\\.~\0-])"
+    r"(?:file:/{1,3}|~[\w.-]*[/\\]+|[A-Za-z]:[/\\]+|(?:(?<!:)[/\\]{1,2}|[/\\])(?=[^\s/\\]))"
 )
+"""Where an absolute path begins in a sentence; the `://` of an address is no such place."""
+
+_SEPARATORS = re.compile(r"[/\\]+")
+_NO_NAME = re.compile(r"""[\n\r\t\0"<>|]|:\s|:$|\s$|'(?!\w)|\.\w{1,11}[,;)]\s""")
+"""What shows that the text between two separators is more than the name of a folder."""
+
+_SHELLS_APOSTROPHE = "'\"'\"'"  # how `shlex.quote` writes one
+_HOMES = frozenset({"home", "Users"})  # folders whose folders are called by persons
 
 
 def published_settings(settings: Mapping[str, Any], publish: Collection[str]) -> dict[str, Any]:
@@ -41,11 +55,84 @@ def published_settings(settings: Mapping[str, Any], publish: Collection[str]) ->
     }
 
 
-def published_text(text: str, publish: Collection[str]) -> str:
-    """A sentence in which absolute paths are cut to their last part, unless they may be told."""
-    if "paths" in publish:
+def published_text(text: str, publish: Collection[str], folders: Collection[str] = ()) -> str:
+    """A sentence in which absolute paths are cut to their last part, unless they may be told.
+
+    Folders' names hold spaces, and nothing in a sentence says where a path ends. What is between
+    two separators is taken for a name unless it holds what names hardly ever do: rather a word too
+    many goes than a part of a path stays.
+
+    Args:
+        text: The sentence.
+        publish: What may be told: `paths`.
+        folders: Folders that are called by their names alone; paths below them stay whole from
+            there on.
+    """
+    if "paths" in publish or not _SEPARATORS.search(text):
         return text
-    return _ABSOLUTE_INSIDE.sub(lambda match: last_part(match[0]), text)
+    marked = text.replace("\0", "\N{REPLACEMENT CHARACTER}").replace(_SHELLS_APOSTROPHE, "'")
+    names = _known(tuple(folders), _home())
+    for number, (pattern, name) in enumerate(names):
+        marked = pattern.sub(name if name == "~" else f"\0{number}\0", marked)
+    cut = _without_folders(marked)
+    shown = re.sub(r"\0(\d+)\0", lambda mark: names[int(mark[1])][1], cut)
+    return text if shown == text.replace(_SHELLS_APOSTROPHE, "'") else shown
+
+
+def with_known_names(text: str, folders: Collection[str]) -> str:
+    """Words of a person, in which nothing but the known folders is called by their names."""
+    for pattern, name in _known(tuple(folders), _home()):
+        text = pattern.sub(lambda _, name=name: name, text)  # type: ignore[misc]
+    return text
+
+
+def named_by_folder(path: str) -> str:
+    """A file by its name and that of its folder, unless that is a person's home."""
+    separator = r"[/\\]" if re.match(r"[A-Za-z]:[/\\]|\\\\", path) else "/"
+    parts = [part for part in re.split(separator, path) if part]
+    is_home = len(parts) > 2 and parts[-3] in _HOMES
+    return "/".join(parts[-1:] if is_home or len(parts) < 2 else parts[-2:])
+
+
+def _home() -> str:
+    return os.path.expanduser("~")  # noqa: PTH111 - does not raise where there is none
+
+
+@functools.lru_cache(maxsize=8)
+def _known(folders: tuple[str, ...], home: str) -> list[tuple[re.Pattern[str], str]]:
+    """What finds each folder however it is written, the longest first, and what it is called."""
+    names = {}
+    for folder in folders:
+        for written in (folder, os.path.abspath(folder), os.path.realpath(folder)):  # noqa: PTH100
+            names[written] = last_part(written)
+    names |= dict.fromkeys({home, os.path.realpath(home)}, "~")
+    found = []
+    for written in sorted(names, key=len, reverse=True):
+        parts = [re.escape(part) for part in re.split(r"[/\\]+", written)]
+        if len([part for part in parts if part]) and len(parts) > 1 and names[written]:
+            text = r"[/\\]+".join(parts).removesuffix(r"[/\\]+")
+            whole = re.compile(rf"(?<![\w/\\.~-]){text}(?![\w-])")
+            found.append((whole, names[written]))
+    return found
+
+
+def _without_folders(text: str) -> str:
+    kept, position = "", 0
+    while begin := _BEGIN.search(text, position):
+        kept += text[position : begin.start()]
+        position = begin.end()
+        while separator := _SEPARATORS.search(text, position):
+            name = text[position : separator.start()]
+            is_last = not re.match(r"[\w.~@$%&+=#!(\[{^-]", text[separator.end() :][:1])
+            if not name or is_last or _NO_NAME.search(name):
+                break
+            position = separator.end()
+    return kept + text[position:]
+
+
+def is_path_key(key: str) -> bool:
+    """Whether a setting names a file or a folder; also one of another program's by its ending."""
+    return key in PATH_KEYS or key.endswith(_PATH_ENDINGS)
 
 
 def last_part(path: str) -> str:
@@ -60,6 +147,8 @@ def _published(key: str, value: Any, publish: Collection[str]) -> Any:
         return published_settings(value, publish)
     if isinstance(value, (list, tuple)):
         return [_published(key, item, publish) for item in value]
-    if isinstance(value, str) and "paths" not in publish:
-        return last_part(value) if key in PATH_KEYS or _ABSOLUTE.match(value) else value
-    return value
+    if not isinstance(value, str) or "paths" in publish or key in PROMPT_KEYS:
+        return value
+    if is_path_key(key) or _ABSOLUTE.match(value):
+        return last_part(value)
+    return published_text(value, publish)

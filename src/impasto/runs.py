@@ -48,6 +48,7 @@ _TYPES: dict[str, dict[str, Any]] = {
         "pictures": _WHOLE, "held_out": _WHOLE, "uncaptioned": _WHOLE, "enlarged": _WHOLE,
         "too_long": _WHOLE, "max_tokens": _WHOLE, "mean_lost_area": _NUMBER,
         "buckets": {"": _WHOLE}, "set_aside": [{"path": _TEXT, "reason": _TEXT}],
+        "unused": [{"path": _TEXT, "reason": _TEXT}],
     },
     "environment.json": {
         "system": _TEXT, "machine": _TEXT, "python": _TEXT, "packages": {"": _TEXT},

@@ -152,4 +152,8 @@ def _widths_of(tensors: dict[str, Tensor], file: Path) -> list[int]:
         raise ModelError(
             f"{file} is not DeepDanbooru's resnet_custom_v3: {error} is missing."
         ) from error
+    except IndexError as error:
+        raise ModelError(
+            f"{file} is not DeepDanbooru's resnet_custom_v3: a weight in it is a single number."
+        ) from error
     return widths

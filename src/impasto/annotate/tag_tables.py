@@ -38,6 +38,8 @@ def read_selected_tags(file: Path) -> TagTable:
             f"{file} is no table of tags: expected CSV with the columns name and category "
             f"({error!r})."
         ) from error
+    except OSError as error:
+        raise ModelError(f"{file} cannot be read: {error.strerror or error}.") from error
     return TagTable(names, categories, tuple(range(len(names))), own)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from impasto import presence
 from impasto.checkpoints.downloads import download_snapshot
 from impasto.checkpoints.keymap import PARTS
 from impasto.checkpoints.weight_files import find_weights, sets_among
@@ -31,7 +32,7 @@ def require_source(source: str) -> None:
         ModelError: It is neither a path that exists nor of the form of a Hub id.
     """
     path = Path(source).expanduser()
-    if path.exists() or (looks_like_hub_id(source) and path.suffix not in FILE_ENDINGS):
+    if presence.exists(path) or (looks_like_hub_id(source) and path.suffix not in FILE_ENDINGS):
         return
     raise ModelError(
         f"The model {source} is not there. Give the path of a .safetensors or .ckpt file, of a "

@@ -9,30 +9,47 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from impasto import files
+from impasto import files, presence
 from impasto.errors import ModelError
 
-_CACHED = "snapshots"  # the Hugging Face cache keeps links there to files of the same repository
+_REVISIONS, _REPOSITORY, _BLOBS = "snapshots", "models--", "blobs"
+"""Of the Hugging Face cache: `models--owner--name/snapshots/<revision>` links to `blobs` beside."""
 
 
 def require_links_inside(folder: Path) -> None:
     """Make sure that no link in a model's folder, at any depth, leads out of it.
 
-    In the Hugging Face cache a snapshot consists of links to the blobs beside it; these are fine.
+    In the Hugging Face cache a snapshot consists of links to the blobs of its repository; these
+    are fine.
 
     Raises:
         ModelError: One does; with its name.
     """
-    if not folder.is_dir():
+    if not presence.is_dir(folder):
         return
     real = files.real_path(folder)
-    whole = next((p.parent for p in real.parents if p.name == _CACHED), real)
+    allowed = [real, *_blobs_of(real)]
     for place, folders, names in os.walk(real):
         for name in sorted([*folders, *names]):
             path = Path(place, name)
-            if path.is_symlink() and not files.is_inside(path, whole):
+            if not path.is_symlink():
+                continue
+            target = files.real_path(path)
+            if not any(target.is_relative_to(inside) for inside in allowed):
                 raise ModelError(
                     f"{folder / path.relative_to(real)} is a link that leads out of the model's "
                     f"folder, to {path.readlink()}; such links are not followed. If you trust "
                     f"it, put the file itself in its place."
                 )
+
+
+def _blobs_of(real: Path) -> list[Path]:
+    """Where the links of a snapshot in the Hugging Face cache lead; none for other folders.
+
+    It is compared as it stands: were `blobs` a link itself, anything could be behind it.
+    """
+    for folder in (real, *real.parents):
+        revisions = folder.parent
+        if revisions.name == _REVISIONS and revisions.parent.name.startswith(_REPOSITORY):
+            return [revisions.parent / _BLOBS]
+    return []

@@ -22,7 +22,10 @@ ZERO_TERMINAL_SNR_KEY = "impasto.zero_terminal_snr"
 ZERO_TERMINAL_SNR_KEYS = (ZERO_TERMINAL_SNR_KEY, "ss_zero_terminal_snr")
 """Ours, and that of sd-scripts' `train_network.py`."""
 
-_RESOLUTION = re.compile(r"(\d{2,5})(?:x(\d{2,5}))?", re.ASCII)
+SIDES = range(8, 8193)
+"""Sides of pictures, in pixels, that a model can have been trained at."""
+
+_RESOLUTION = re.compile(r"(\d{1,5})(?:x(\d{1,5}))?", re.ASCII)
 _LAYER = re.compile(r"[1-9]\d?", re.ASCII)
 IMPLEMENTATION = {
     "ldm": "https://github.com/Stability-AI/generative-models",
@@ -94,9 +97,12 @@ def says_zero_terminal_snr(metadata: Mapping[str, str]) -> bool:
 
 
 def read_resolution(metadata: Mapping[str, str]) -> tuple[int, int] | None:
-    """Width and height in pixels that a file says it was trained at, or None."""
-    match = _RESOLUTION.fullmatch(metadata.get(RESOLUTION, ""))
-    return None if match is None else (int(match[1]), int(match[2] or match[1]))
+    """Width and height in pixels that a file says it was trained at; None for no or odd sizes."""
+    match = _RESOLUTION.fullmatch(metadata.get(RESOLUTION, "").strip())
+    if match is None:
+        return None
+    width, height = int(match[1]), int(match[2] or match[1])
+    return (width, height) if width in SIDES and height in SIDES else None
 
 
 def read_encoder_layer(metadata: Mapping[str, str]) -> int | None:

@@ -12,6 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from impasto import presence
 from impasto.checkpoints.pickles import PICKLE_MAGIC, ZIP_MAGIC, load_pickle
 from impasto.checkpoints.tensors import SAFETENSORS_TYPES, LazyTensor, Tensors
 from impasto.checkpoints.untrusted import untrusted
@@ -65,8 +66,9 @@ def open_tensor_file(path: Path) -> TensorFile:
         ModelError: It is missing, damaged, refused, or of no known form.
     """
     try:
-        if path.exists() and not path.is_file():  # a pipe or device would wait for ever
-            what = "a folder" if path.is_dir() else "no regular file"
+        # a pipe or device would wait for ever
+        if presence.exists(path) and not presence.is_file(path):
+            what = "a folder" if presence.is_dir(path) else "no regular file"
             raise ModelError(f"{path} is {what}; expected a file of tensors.")
         with path.open("rb") as file:
             head = file.read(64)

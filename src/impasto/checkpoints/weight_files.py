@@ -14,6 +14,7 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from impasto import presence
 from impasto.checkpoints.keymap import TEXT_ENCODER
 from impasto.errors import ModelError
 from impasto.parsing import parse_json, read_text
@@ -28,9 +29,9 @@ _VARIANT = r"(?:\.((?!.*-\d+-of-)[A-Za-z0-9_-]+))?"
 
 def find_weights(folder: Path, part: str) -> dict[str | None, Path]:
     """The sets of weights in the folder of a part; see `sets_among`."""
-    if not folder.is_dir():
+    if not presence.is_dir(folder):
         return {}
-    names = [path.name for path in folder.iterdir() if path.is_file()]
+    names = [path.name for path in folder.iterdir() if presence.is_file(path)]
     return {variant: folder / name for variant, name in sets_among(names, part).items()}
 
 

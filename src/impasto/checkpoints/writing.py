@@ -24,6 +24,7 @@ from impasto.checkpoints.pickle_writing import require_picklable, save_pickle
 from impasto.checkpoints.reading import METADATA_ENTRY
 from impasto.checkpoints.tensors import SAFETENSORS_TYPES, LazyTensor, Tensors
 from impasto.errors import ModelError
+from impasto.parsing import printable
 from impasto.progress import Advance
 
 HASH_KEY = "modelspec.hash_sha256"
@@ -91,7 +92,7 @@ def write_ckpt(
         try:
             digest = _write_into(mapped, tensors, {}, advance or (lambda _: None))
             texts = {**metadata, HASH_KEY: f"0x{digest}"} if HASH_KEY in metadata else metadata
-            content = {"state_dict": load_file(mapped), METADATA_ENTRY: dict(texts)}
+            content = {"state_dict": load_file(mapped), METADATA_ENTRY: _as_text(texts)}
             with partial.open("wb") as file:
                 save_pickle(content, file)
             del content  # unmaps the file, which Windows asks for before it is removed
@@ -109,7 +110,7 @@ def header_of(tensors: Tensors, metadata: Mapping[str, str]) -> bytes:
     """The length and the JSON header, padded with spaces to a multiple of eight bytes."""
     rows: dict[str, object] = {}
     if metadata:
-        rows["__metadata__"] = dict(metadata)
+        rows["__metadata__"] = _as_text(metadata)
     begin = 0
     for name in in_file_order(tensors):
         tensor = tensors[name]
@@ -120,6 +121,11 @@ def header_of(tensors: Tensors, metadata: Mapping[str, str]) -> bytes:
     text = json.dumps(rows, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text
+
+
+def _as_text(metadata: Mapping[str, str]) -> dict[str, str]:
+    """Metadata as UTF-8 has it: a title may be a file's name, which may be of any bytes."""
+    return {printable(key): printable(text) for key, text in metadata.items()}
 
 
 def _write_into(

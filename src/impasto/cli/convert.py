@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from impasto import presence
 from impasto.cli.model_options import model_options, open_options
 
 FORMATS_OF_HYPERNETWORKS = ("a1111", "portable", "novelai")
@@ -53,7 +54,7 @@ def convert(source: str, target: Path, form: str | None, **options: Any) -> None
 
     console = Console()
     file = Path(source)
-    if file.is_file() and kind_of(open_tensor_file(file)) is HYPERNETWORK:
+    if presence.is_file(file) and kind_of(open_tensor_file(file)) is HYPERNETWORK:
         written = convert_hypernetwork(
             file,
             target,

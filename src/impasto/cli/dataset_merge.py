@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from impasto import presence
 from impasto.cli.dataset_options import (
     CACHE_DIR,
     SOURCE,
@@ -78,7 +79,7 @@ def _to_metadata(source: Path, target: Path, style: Any, options: dict[str, Any]
         raise click.UsageError(f"{target} does not end in .json or .jsonl.")
     console = Console()
     scan = found_pictures(dataset_config(source, options), console, decode=True)
-    known = read_metadata(target).entries if target.exists() else ()
+    known = read_metadata(target).entries if presence.exists(target) else ()
     roots = dict.fromkeys(record.subset.root for record in scan.records)
     named = keys_of_files(known, [*roots, target.parent]) if known else None
     entries = merge_words(known, scan.records, style, named=named)

@@ -6,7 +6,6 @@ The run itself checks the same again where it uses it; this only says it sooner.
 from __future__ import annotations
 
 import importlib.util
-import os
 from typing import TYPE_CHECKING
 
 from impasto.checkpoints.hub import require_source
@@ -34,7 +33,7 @@ def require_run(config: RunConfig, *, is_new: bool = True) -> None:
     require_source(config.model.path)
     if config.model.vae is not None:
         require_source(config.model.vae)
-    if is_new and int(os.environ.get("RANK", "0")) == 0:  # others come when the first has made it
+    if is_new and is_first_process():  # others come when the first has made it
         RunDirectory.require_free(config.output_dir)
     for name in config.logging.trackers:
         if importlib.util.find_spec(name) is None:

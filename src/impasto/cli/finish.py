@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
-
 from impasto.cli.console import Console
+from impasto.invocation import is_first_process
 from impasto.report.page import write_report
 from impasto.runs import RunDirectory
 
 
 def finish(run: RunDirectory, console: Console) -> None:
     """Write the report and name model and report; only the first process speaks."""
-    if int(os.environ.get("RANK", "0")):
+    if not is_first_process():
         return
     write_report(run)
     losses = [r["validation_loss"] for r in run.read_metrics() if "validation_loss" in r]

@@ -9,11 +9,12 @@ from __future__ import annotations
 import contextlib
 import importlib.abc
 import importlib.machinery
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from types import ModuleType
 from typing import Any
+
+from impasto.invocation import is_first_process
 
 PACKAGES = {
     "torch": "PyTorch",
@@ -32,9 +33,7 @@ PACKAGES = {
 
 def name_slow_imports() -> None:
     """Show a stage while one of `PACKAGES` is imported; only the first process of a run does."""
-    if int(os.environ.get("RANK", "0")) == 0 and not any(
-        isinstance(finder, _Finder) for finder in sys.meta_path
-    ):
+    if is_first_process() and not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Finder())
 
 

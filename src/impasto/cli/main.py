@@ -15,6 +15,7 @@ from impasto.cli.groups import FullHelpGroup
 from impasto.cli.harmless import harmless
 from impasto.cli.imports import name_slow_imports
 from impasto.cli.quiet import quiet_libraries
+from impasto.cli.refused import told
 from impasto.errors import ImpastoError
 from impasto.invocation import is_installed_by_start, note_extra, program
 from impasto.training.interrupts import signal_of, sigterm_stops
@@ -57,6 +58,16 @@ class LazyGroup(FullHelpGroup):
         module, _, name = VERBS[cmd_name].partition(":")
         command: click.Command = getattr(importlib.import_module(module), name)
         return command
+
+    def invoke(self, ctx: click.Context) -> object:
+        """Run the verb; a refusal of the system that it left alone counts as unreadable input."""
+        try:
+            return super().invoke(ctx)
+        except OSError as error:
+            refusal = told(error, ctx.invoked_subcommand)
+            if refusal is None:
+                raise
+            raise refusal from error
 
 
 @click.group(cls=LazyGroup, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
@@ -103,6 +114,11 @@ def _run(command: Callable[[], object]) -> int:
         command()
     except ImpastoError as error:
         return _report(error)
+    except OSError as error:
+        refusal = told(error)
+        if refusal is None:  # not about a file
+            raise
+        return _report(refusal)
     return 0
 
 

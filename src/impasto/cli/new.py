@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from impasto import presence
+
 
 @click.command()
 @click.argument("example", required=False)
@@ -35,7 +37,7 @@ def _examples() -> dict[str, Path]:
     """The example settings by name: those of the checkout, or those that the wheel carries."""
     package = Path(__file__).resolve().parents[1]
     folders = (package.parents[1] / "configs", package / "examples")
-    folder = next((f for f in folders if (f / "style-12gb.toml").is_file()), folders[1])
+    folder = next((f for f in folders if presence.is_file(f / "style-12gb.toml")), folders[1])
     return {path.stem: path for path in sorted(folder.glob("*.toml"))}
 
 
@@ -64,7 +66,7 @@ def _write(examples: dict[str, Path], name: str, file: Path | None) -> Path:
             f"There is no example {name!r}.{hint} There are: {', '.join(examples) or 'none'}."
         )
     target = file or Path(f"{name}.toml")
-    if target.exists():
+    if presence.exists(target):
         raise ConfigError(f"{target} is already there and was not touched. Name another file.")
     text = examples[name].read_text(encoding="utf-8")
     files.write_text(target, text.replace(f"configs/{name}.toml", target.as_posix()))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from impasto import presence
 from impasto.cli.model_options import model_options, open_options
 from impasto.cli.numbers import Finite
 from impasto.progress import counted
@@ -174,7 +175,7 @@ def _native_size(model: str, base: BaseModel) -> tuple[int, int]:
     from impasto.runs import RunDirectory
 
     config_file = RunDirectory(Path(model)).config_file
-    if not config_file.is_file():
+    if not presence.is_file(config_file):
         return native_size(base.contents)
     sizes = (part.width_height for part in load_run_config(config_file).dataset.parts)
     width, height = max(sizes)
@@ -183,7 +184,7 @@ def _native_size(model: str, base: BaseModel) -> tuple[int, int]:
 
 def _next_number(out: Path) -> int:
     """The number after those of the images in a folder, so that none is replaced."""
-    names = (path.name for path in out.iterdir()) if out.is_dir() else ()
+    names = (path.name for path in out.iterdir()) if presence.is_dir(out) else ()
     taken = [int(found[1]) for name in names if (found := _NUMBERED.match(name))]
     return max(taken, default=-1) + 1
 
@@ -191,7 +192,7 @@ def _next_number(out: Path) -> int:
 def _free_grid(out: Path) -> Path:
     """`grid.png`, or `grid-2.png` and so on where that is taken."""
     number, candidate = 1, out / "grid.png"
-    while candidate.exists():
+    while presence.exists(candidate):
         number += 1
         candidate = out / f"grid-{number}.png"
     return candidate

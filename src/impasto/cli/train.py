@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from impasto import presence
+
 if TYPE_CHECKING:
     from impasto.cli.console import Console
     from impasto.config.training import TrainingConfig
@@ -74,7 +76,7 @@ def resume(run: Path) -> None:
 
 def _show_finished(run: RunDirectory, console: Console) -> None:
     """Name the model; write the report if the process ended before it could."""
-    if not run.report.is_file():
+    if not presence.is_file(run.report):
         from impasto.cli.finish import finish
 
         finish(run, console)

@@ -10,10 +10,11 @@ from typing import Any
 import tomli_w
 from pydantic import BaseModel
 
+from impasto import presence
 from impasto.config.dataset import DatasetConfig, DatasetKeys
 from impasto.config.dataset_file import is_dataset_file, read_dataset_file
 from impasto.config.run import RunConfig
-from impasto.config.validation import read_toml, require_whole_paths, validated
+from impasto.config.validation import read_toml, require_text, require_whole_paths, validated
 from impasto.errors import ConfigError
 from impasto.parsing import parse_toml
 
@@ -42,6 +43,7 @@ def build_run_config(
         _apply(tree, override)
     if isinstance(tree.get("dataset"), dict):
         tree["dataset"] = _with_file(tree["dataset"])
+    require_text(tree, source)
     return validated(RunConfig, tree, f"{source} with --set" if overrides else source)
 
 
@@ -65,9 +67,9 @@ def load_dataset_config(path: Path, values: Mapping[str, Any]) -> DatasetConfig:
     Raises:
         ConfigError: As for `load_run_config`.
     """
-    if path.is_dir() and (path / "config.toml").is_file():
+    if presence.is_dir(path) and presence.is_file(path / "config.toml"):
         path = path / "config.toml"
-    if path.is_dir() or not path.suffix:
+    if presence.is_dir(path) or not path.suffix:
         return build_dataset_config({**values, "image_dir": path}, source="command line")
     if is_metadata_file(path):
         return build_dataset_config({**values, "metadata_file": path}, source="command line")
@@ -83,7 +85,7 @@ def is_metadata_file(path: Path) -> bool:
         ConfigError: It is a JSON file that is missing or malformed.
     """
     ending = path.suffix.lower()
-    return not path.is_dir() and (
+    return not presence.is_dir(path) and (
         ending == ".jsonl" or (ending == ".json" and not is_dataset_file(path))
     )
 

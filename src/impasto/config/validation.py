@@ -14,7 +14,16 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from impasto.errors import ConfigError
-from impasto.parsing import is_deep, json_fault, parse_json, parse_toml, read_text
+from impasto.parsing import (
+    is_deep,
+    is_text,
+    json_fault,
+    parse_json,
+    parse_toml,
+    printable,
+    read_text,
+)
+from impasto.publishing import is_path_key
 
 REFUSED = {
     "network_multiplier": "it scales a LoRA, and there is none in fine-tuning; take it out",
@@ -33,7 +42,7 @@ REFUSED = {
 _ESCAPED = {"\t": "\\t", "\n": "\\n", "\b": "\\b", "\f": "\\f", "\r": "\\r", "\x1b": "\\e"}
 _ESCAPES = str.maketrans(_ESCAPED)
 _DRIVE_OR_SHARE = re.compile(r"[A-Za-z]:[\\/\x08-\x0d\x1b]|\\")
-_PATH_KEYS = ("_dir", "_file", "_path", "_folder")
+_SCANNED = ("image_dir", "metadata_file", "mask_dir")
 
 S = TypeVar("S", bound=BaseModel)
 
@@ -90,11 +99,32 @@ def require_whole_paths(content: Mapping[str, Any], source: str, above: str = ""
                 )
 
 
+def require_text(content: Any, source: str, place: str = "") -> None:
+    """Find names and words that are not UTF-8: a run keeps its settings in a file that is.
+
+    Folders of pictures are looked at by the scan, which names the files in them too.
+
+    Raises:
+        ConfigError: A value is such a name, as after unpacking a zip of another system.
+    """
+    if isinstance(content, Mapping):
+        for key, value in content.items():
+            if key not in _SCANNED or not place.startswith("dataset"):
+                require_text(value, source, f"{place}.{key}" if place else str(key))
+    elif isinstance(content, (list, tuple)):
+        for value in content:
+            require_text(value, source, place)
+    elif isinstance(content, (str, Path)) and not is_text(str(content)):
+        raise ConfigError(
+            f"{source}: {place} is {printable(str(content))}, which is not UTF-8; expected text "
+            f"that can be written into the run's settings. Rename the file or folder."
+        )
+
+
 def _is_broken_path(key: str, value: str) -> bool:
     if not any(character in _ESCAPED for character in value):
         return False
-    is_path = key.endswith(_PATH_KEYS) or key in {"path", "config", "start_from"}
-    return is_path or _DRIVE_OR_SHARE.match(value) is not None
+    return is_path_key(key) or _DRIVE_OR_SHARE.match(value) is not None
 
 
 def read_json_object(path: Path, *, halves: bool = False) -> dict[str, Any]:

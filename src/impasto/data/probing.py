@@ -24,6 +24,7 @@ from impasto.progress import Progress
 
 INDEX_VERSION = 4
 _FILES_AT_ONCE = 64
+_LARGEST_WORDS = 2**20  # bytes; a caption has some hundreds
 _NO_ENTRY: list[Any] = [None]
 _UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 
@@ -107,10 +108,16 @@ def _read_words(path: str) -> str:
     """The lines of a file that are not blank; UTF-8, or UTF-16 where the file says so.
 
     Raises:
-        UnreadableImageError: It is in another encoding, such as Latin-1, which cannot be told.
+        UnreadableImageError: It is in another encoding, such as Latin-1, which cannot be told; or
+            far too large.
     """
     with open(path, "rb") as file:  # noqa: PTH123 - hot path
-        content = file.read()
+        content = file.read(_LARGEST_WORDS + 1)
+    if len(content) > _LARGEST_WORDS:
+        raise images.UnreadableImageError(
+            f"its caption {os.path.basename(path)} has over {_LARGEST_WORDS >> 20} MiB, which no "  # noqa: PTH119
+            f"words have; give it another name if it is something else"
+        )
     encoding = "utf-16" if content.startswith(_UTF_16) else "utf-8-sig"
     try:
         text = content.decode(encoding)

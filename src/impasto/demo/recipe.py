@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from impasto import presence
 from impasto.config.load import build_run_config
 from impasto.config.run import RunConfig
 from impasto.config.validation import read_toml
@@ -43,7 +44,7 @@ def held_out_captions() -> list[str]:
 def free_folder(wanted: Path) -> Path:
     """`wanted`, or the first of `wanted-2`, `wanted-3`, ... that is not there yet."""
     candidate, number = wanted, 1
-    while candidate.exists():
+    while presence.exists(candidate):
         number += 1
         candidate = wanted.with_name(f"{wanted.name}-{number}")
     return candidate

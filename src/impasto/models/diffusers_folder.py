@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from impasto import presence
 from impasto.checkpoints.keymap import PARTS, TEXT_ENCODER, UNET
 from impasto.checkpoints.links import require_links_inside
 from impasto.checkpoints.reading import open_tensor_file
@@ -54,7 +55,7 @@ def open_folder(path: Path, weights: str = "auto", variant: str | None = None) -
         ModelError: It is no Diffusers folder of Stable Diffusion, or something in it is missing or
             damaged.
     """
-    if not (path / "model_index.json").is_file():
+    if not presence.is_file(path / "model_index.json"):
         raise ModelError(
             f"{path} is a folder without model_index.json; expected a Diffusers folder with "
             f"model_index.json, unet, vae, text_encoder, tokenizer and scheduler in it, or the "
@@ -77,7 +78,7 @@ def open_folder(path: Path, weights: str = "auto", variant: str | None = None) -
         {part: found.tensors for part, found in opened.items()},
         {part: found.config for part, found in opened.items()},
         read_config(path / "scheduler" / "scheduler_config.json"),
-        open_tensor_file(rest).tensors if rest.is_file() else {},
+        open_tensor_file(rest).tensors if presence.is_file(rest) else {},
         _read_tokenizer(path / "tokenizer"),
         _read_metadata(path / METADATA_FILE),
         tuple(note for found in opened.values() for note in found.notes),
@@ -203,13 +204,13 @@ def _without_spare_axes(name: str, tensor: LazyTensor) -> LazyTensor:
 
 
 def _read_tokenizer(folder: Path) -> dict[str, bytes]:
-    if not folder.is_dir():
+    if not presence.is_dir(folder):
         return {}
     found = (folder / name for name in TOKENIZER_FILES)
-    return {path.name: path.read_bytes() for path in found if path.is_file()}
+    return {path.name: path.read_bytes() for path in found if presence.is_file(path)}
 
 
 def _read_metadata(file: Path) -> dict[str, str]:
-    if not file.is_file():
+    if not presence.is_file(file):
         return {}
     return {key: text for key, text in read_config(file).items() if isinstance(text, str)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
+from impasto import presence
 from impasto.checkpoints.hypernetworks import HypernetworkContents, read_hypernetwork
 from impasto.checkpoints.keymap import PARTS
 from impasto.checkpoints.kinds import BASE_MODEL, HYPERNETWORK, kind_of
@@ -34,7 +35,7 @@ def inspect_model(
         ModelError: It is missing, damaged, or refused as unsafe.
     """
     path = locate(source, options, progress)
-    file = open_tensor_file(path) if path.is_file() else None
+    file = open_tensor_file(path) if presence.is_file(path) else None
     found: dict[str, Section] = {}
     if file is not None:
         with untrusted(path):
@@ -148,10 +149,12 @@ def _shortened(metadata: object) -> Section:
 
 def _hashes(path: Path, progress: Progress) -> Section:
     """Of the file, or of each weight file of a folder."""
-    if path.is_file():
+    if presence.is_file(path):
         digest = hash_file(path, progress)
         return {"File": digest, "A1111's short form": digest[:10]}
-    weights = [p for part in PARTS for p in sorted((path / part).glob("*model*")) if p.is_file()]
+    weights = [
+        p for part in PARTS for p in sorted((path / part).glob("*model*")) if presence.is_file(p)
+    ]
     return {p.relative_to(path).as_posix(): hash_file(p, progress) for p in weights}
 
 

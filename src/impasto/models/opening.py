@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import yaml
 
+from impasto import presence
 from impasto.checkpoints import hub
 from impasto.checkpoints.keymap import OPEN_CLIP_PREFIX, TEXT_ENCODER, UNET, VAE
 from impasto.checkpoints.kinds import BASE_MODEL, HYPERNETWORK, kind_of
@@ -66,7 +67,7 @@ def open_model(
     """
     options = options or OpenOptions()
     path = locate(str(source), options, progress)
-    if path.is_file():
+    if presence.is_file(path):
         return contents_of(open_tensor_file(path), str(source), options, progress)
     with untrusted(source):
         contents = _open_folder(path, str(source), options)
@@ -102,9 +103,9 @@ def locate(source: str, options: OpenOptions, progress: Progress | None = None) 
     """
     path = Path(source).expanduser()
     run = RunDirectory(path)
-    if run.config_file.is_file():
+    if presence.is_file(run.config_file):
         return _exported_by(run)
-    if path.exists():
+    if presence.exists(path):
         return path
     hub.require_source(source)
     return hub.download(source, progress, variant=options.variant)
@@ -235,7 +236,7 @@ def _notes(ldm: LdmModel) -> tuple[str, ...]:
 def _read_sidecar(path: Path) -> tuple[Path, Mapping[str, Any]] | None:
     """The `.yaml` of the original programs, if one lies beside the file under the same name."""
     sidecar = path.with_suffix(".yaml")
-    if not sidecar.is_file():
+    if not presence.is_file(sidecar):
         return None
     try:
         content = yaml.safe_load(read_text(sidecar))

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from impasto import presence
 from impasto.checkpoints.keymap import VAE, VAE_PREFIX
 from impasto.checkpoints.kinds import BASE_MODEL, DIFFUSERS_VAE, VAE_ALONE, kind_of
 from impasto.checkpoints.ldm import take_apart
@@ -70,8 +71,8 @@ def open_vae(path: Path) -> OpenedVae:
     Raises:
         ModelError: It has no VAE, or cannot be read.
     """
-    if path.is_dir():
-        inner = path / VAE if (path / VAE).is_dir() else path
+    if presence.is_dir(path):
+        inner = path / VAE if presence.is_dir(path / VAE) else path
         return OpenedVae(*diffusers_folder.open_part(inner, VAE))
     file = open_tensor_file(path)
     kind = kind_of(file)
@@ -103,7 +104,7 @@ def _of_diffusers_file(file: TensorFile) -> OpenedVae:
     unscaled = apply_scales(file.tensors, file.metadata, str(file.path))
     tensors = diffusers_folder.by_todays_names(unscaled.tensors, VAE)
     beside = file.path.with_name("config.json")
-    config = diffusers_folder.read_config(beside) if beside.is_file() else None
+    config = diffusers_folder.read_config(beside) if presence.is_file(beside) else None
     return OpenedVae(tensors, config or _config_by_shapes(tensors), unscaled.notes)
 
 

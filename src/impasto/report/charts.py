@@ -41,7 +41,8 @@ def loss_chart(training: Points, validation: Points) -> str:
     if not everything:
         return ""
     height = 330
-    ticks = round_ticks(0, max(y for _, y in everything), 6)
+    losses = [y for _, y in everything]
+    ticks = round_ticks(min(0.0, *losses), max(0.0, *losses), 6)
     left = 40 + text_width(tick_words(ticks))
     y_axis = Axis(ticks, height - _BOTTOM, _TOP, ticks[0], ticks[-1])
     first, last = min(x for x, _ in everything), max(x for x, _ in everything)

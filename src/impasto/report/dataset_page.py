@@ -45,6 +45,18 @@ class ReportFiles:
     page: Path
     source: Path
 
+    def __post_init__(self) -> None:
+        """Make sure that page and data are two files.
+
+        Raises:
+            ConfigError: The page would be written over the data.
+        """
+        if self.page.suffix.lower() == ".json":
+            raise ConfigError(
+                f"--out is {self.page}, which is the name of the data beside the page. Name the "
+                f"page, such as {self.page.with_suffix('.html')}; the JSON file is written with it."
+            )
+
     @property
     def data(self) -> Path:
         """The JSON file."""

@@ -5,8 +5,10 @@ from __future__ import annotations
 import base64
 import io
 import math
+import os
 from collections.abc import Mapping
-from pathlib import Path, PurePath
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import tomli_w
@@ -14,11 +16,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
-from impasto import files
+from impasto import files, presence
 from impasto.errors import RunError
 from impasto.parsing import parse_toml, read_text
 from impasto.progress import counted
-from impasto.publishing import published_settings, published_text
+from impasto.publishing import named_by_folder, published_settings, published_text
 from impasto.report.charts import bucket_chart, loss_chart
 from impasto.runs import RunDirectory, step_name
 
@@ -71,7 +73,7 @@ def _content(run: RunDirectory) -> dict[str, Any]:
     samples = _samples(run, with_prompts="prompts" in publish)
     return {
         "title": run.path.resolve().name,
-        "status_line": published_text(_status_line(status), publish),
+        "status_line": published_text(_status_line(status), publish, [str(run.path)]),
         "facts": _facts(metrics, validation, dataset),
         "loss_svg": Markup(loss_chart(training, validation)),
         "loss_note": _loss_note(validation),
@@ -107,7 +109,7 @@ def _published(config: str, publish: tuple[str, ...]) -> str:
 def _without_folders(item: Mapping[str, Any], publish: tuple[str, ...]) -> dict[str, Any]:
     """A file that was passed over, by its name and that of its folder."""
     path, reason = str(item.get("path", "")), str(item.get("reason", ""))
-    short = path if "paths" in publish else "/".join(PurePath(path).parts[-2:])
+    short = path if "paths" in publish else named_by_folder(path)
     return {**item, "path": short, "reason": published_text(reason, publish)}
 
 
@@ -174,41 +176,51 @@ def _samples(run: RunDirectory, *, with_prompts: bool) -> dict[str, Any]:
         {p.name for step in steps for p in (run.samples / step_name(step)).glob("*.png")}
     )
     rows: list[dict[str, Any]] = []
+    damaged: list[str] = []
     width = 128
     for name in names:
         paths = [run.samples / step_name(step) / name for step in steps]
-        read = [_png_header(path) for path in paths]
-        known = [header for header in read if header is not None]
+        previews = [_preview(path, with_texts=with_prompts) for path in paths]
+        damaged += [
+            f"{path.parent.name}/{path.name}"
+            for path, preview in zip(paths, previews, strict=True)
+            if preview is None and os.path.lexists(path)
+        ]
+        known = [preview for preview in previews if preview is not None]
         if not known:
             continue
-        width = min(known[0][0], 256)
-        prompt = (known[0][1] or name) if with_prompts else f"preview {len(rows) + 1}"
-        images = [
-            _data_url(p, with_texts=with_prompts) if h is not None else ""
-            for p, h in zip(paths, read, strict=True)
-        ]
-        rows.append({"prompt": prompt, "images": images})
-    return {"steps": steps, "rows": rows, "width": width}
+        width = min(known[0].width, 256)
+        prompt = (known[0].prompt or name) if with_prompts else f"preview {len(rows) + 1}"
+        rows.append({"prompt": prompt, "images": [p.url if p else "" for p in previews]})
+    return {"steps": steps, "rows": rows, "width": width, "damaged": damaged}
 
 
-def _png_header(path: Path) -> tuple[int, str] | None:
-    """Width and prompt of a preview; None where it is missing or damaged."""
-    try:
-        with Image.open(path) as image:
-            return image.width, str(image.info.get("parameters", "")).partition("\n")[0]
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+@dataclass(frozen=True)
+class _Preview:
+    """A preview as it stands in the page."""
+
+    width: int
+    prompt: str
+    url: str
+
+
+def _preview(path: Path, *, with_texts: bool) -> _Preview | None:
+    """A preview, without the prompt in its file unless `with_texts`; None if it is not whole."""
+    if not presence.is_file(path):  # a FIFO would wait for ever
         return None
-
-
-def _data_url(path: Path, *, with_texts: bool) -> str:
-    """A preview as it stands in the page; the file itself has its prompt in it."""
-    content = path.read_bytes()
+    try:
+        content = path.read_bytes()
+        with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
+            prompt = str(image.info.get("parameters", "")).partition("\n")[0]
+            pixels = image.convert("RGB")
+    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError):
+        return None
     if not with_texts:
         plain = io.BytesIO()
-        with Image.open(path) as image:
-            Image.frombytes(image.mode, image.size, image.tobytes()).save(plain, "PNG")
+        Image.frombytes(pixels.mode, pixels.size, pixels.tobytes()).save(plain, "PNG")
         content = plain.getvalue()
-    return "data:image/png;base64," + base64.b64encode(content).decode("ascii")
+    url = "data:image/png;base64," + base64.b64encode(content).decode("ascii")
+    return _Preview(pixels.width, prompt, url)
 
 
 def _data_line(dataset: Mapping[str, Any]) -> str:

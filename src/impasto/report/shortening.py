@@ -9,11 +9,16 @@ from typing import Any
 
 from markupsafe import Markup
 
-from impasto.publishing import last_part, published_text
+from impasto.publishing import published_text, with_known_names
+
+WORDS = frozenset({"pairs", "same", "tag_pairs", "tags"})
+"""Entries with words of captions: what looks like a path there, such as the tag `:/`, is none."""
 
 
 def shortened(content: Any, place: str, publish: Collection[str]) -> Any:
     """The same with paths below the folders of a data set by the folder's own name.
+
+    Other absolute paths are cut to their last part, also within sentences.
 
     Args:
         content: Values as a page or a JSON file has them, nested as they are.
@@ -22,32 +27,31 @@ def shortened(content: Any, place: str, publish: Collection[str]) -> Any:
     """
     if "paths" in publish:
         return content
-    parts = [Path(part) for part in place.split(", ") if part]
+    parts = [Path(part) for part in (place, *place.split(", ")) if part]
     folders = {str(part.parent if part.suffix else part) for part in parts}
-    whole = {str(Path(folder).absolute()) for folder in folders}
-    longest_first = sorted((folders | whole) - {"."}, key=len, reverse=True)
-    return _shortened(content, longest_first)
+    return _shortened(content, tuple(sorted(folders - {"."})))
 
 
-def _shortened(value: Any, folders: list[str]) -> Any:
+def _shortened(value: Any, folders: tuple[str, ...], *, is_words: bool = False) -> Any:
     if isinstance(value, Markup) or value is None:
         return value
-    if isinstance(value, PurePath):
-        return _text(str(value), folders)
-    if isinstance(value, str):
-        return value if value.startswith("data:") else _text(value, folders)
+    if isinstance(value, (str, PurePath)):
+        return _text(str(value), folders, is_words=is_words)
     if is_dataclass(value) and not isinstance(value, type):
         return _shortened(asdict(value), folders)
     if isinstance(value, dict):
-        return {_shortened(key, folders): _shortened(item, folders) for key, item in value.items()}
+        return {
+            _shortened(key, folders, is_words=is_words): _shortened(
+                item, folders, is_words=is_words or key in WORDS
+            )
+            for key, item in value.items()
+        }
     if isinstance(value, (list, tuple)):
-        return [_shortened(item, folders) for item in value]
+        return [_shortened(item, folders, is_words=is_words) for item in value]
     return value
 
 
-def _text(text: str, folders: list[str]) -> str:
-    for folder in folders:
-        if folder in text:
-            text = text.replace(folder, last_part(folder))
-    is_path = PurePath(text).is_absolute() and "\n" not in text
-    return published_text(text, ()) if is_path else text
+def _text(text: str, folders: tuple[str, ...], *, is_words: bool) -> str:
+    if text.startswith("data:"):
+        return text
+    return with_known_names(text, folders) if is_words else published_text(text, (), folders)

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from markupsafe import escape
 
 WIDTH = 920
+_LEAST_SPAN = 1e-300  # what lies below it are numbers of fewer digits, which step unevenly
+_LEAST_SHARE = 1e-9  # of the values: finer ticks would fall together
 CHARACTER = 7.2  # about the width of one at the charts' font size, 13
 
 
@@ -49,7 +51,8 @@ def round_ticks(low: float, high: float, most: int, *, whole: bool = False) -> l
         most: How many steps there may be between the first and the last.
         whole: Whether only whole numbers make sense.
     """
-    span = high - low or abs(high) or 1.0
+    least = max(_LEAST_SPAN, _LEAST_SHARE * max(abs(low), abs(high)))
+    span = max(high - low or abs(high) or 1.0, least)
     step = _round_up(span / most)
     if whole:
         step = max(1.0, step)

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import click
 
+from impasto import presence
+
 
 @click.command("import-command")
 @click.argument("command")
@@ -22,7 +24,7 @@ def import_command(command: str, out: Path | None) -> None:
     from impasto.errors import RunError
     from impasto.sdscripts.importing import settings_of_command
 
-    if out is not None and out.exists():
+    if out is not None and presence.exists(out):
         raise RunError(f"{out} is already there, and it was not touched. Choose another --out.")
     text = settings_of_command(_words(command))
     if out is None:

@@ -11,6 +11,7 @@ import tomli_w
 from impasto.config.load import build_run_config
 from impasto.config.run import RunConfig
 from impasto.errors import ConfigError
+from impasto.parsing import text_lines
 from impasto.sdscripts.flags import FLAGS
 from impasto.sdscripts.origins import BY_RULE, decided_by, settings_of
 from impasto.sdscripts.parsing import given_flags
@@ -32,16 +33,27 @@ def settings_of_command(words: Sequence[str]) -> str:
     resumed = flags.pop("resume", None)
     translation = translate(flags)
     build_run_config(translation.tree, source="the command")
-    lines = ["# The settings of:", f"#   {shlex.join(words)}", "#"]
+    lines = ["# The settings of:", _comment(f"  {shlex.join(words)}"), "#"]
     launcher = [w for w in words[: scripts[0]] if w.startswith("-")] if scripts else []
     if launcher:
         lines.append(
-            f"# {shlex.join(launcher)} belongs to the launcher: put it before -m impasto train too."
+            _comment(
+                f"{shlex.join(launcher)} belongs to the launcher: put it before -m impasto train "
+                f"too."
+            )
         )
-    lines += [f"# {notice}" for notice in translation.notices]
+    lines += [_comment(notice) for notice in translation.notices]
     if resumed is not None:
-        lines.append(f"# --resume {resumed}: continue a run of Impasto with `impasto resume`.")
+        lines.append(
+            _comment(f"--resume {resumed}: continue a run of Impasto with `impasto resume`.")
+        )
     return "\n".join([*lines, "", *_commented(_told(translation.tree, flags), flags)]) + "\n"
+
+
+def _comment(text: str) -> str:
+    """A line of TOML with words of a command; what would end or break it is shown as an escape."""
+    shown = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return f"# {''.join(shown)}"
 
 
 def _told(tree: dict[str, Any], flags: Mapping[str, Any]) -> dict[str, Any]:
@@ -69,7 +81,7 @@ def _commented(tree: dict[str, Any], flags: Mapping[str, Any]) -> list[str]:
     origin |= {flag.to: flag.name for flag in FLAGS.values() if flag.to}
     origin |= {path: name for name in flags for path in settings_of(name)}
     section, lines = "", []
-    for line in tomli_w.dumps(tree).splitlines():
+    for line in text_lines(tomli_w.dumps(tree).removesuffix("\n")):
         if line.startswith("["):
             section = line.strip("[]") + "."
         name = origin.get(section + line.partition(" = ")[0]) if " = " in line else None

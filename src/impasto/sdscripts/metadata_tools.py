@@ -22,6 +22,7 @@ from impasto.sdscripts.tools import (
     run_tool,
     say_without_effect,
 )
+from impasto.sdscripts.values import read_resolution
 
 if TYPE_CHECKING:
     from impasto.cli.console import Console
@@ -167,7 +168,7 @@ def _prepare(options: argparse.Namespace, console: Console) -> None:
         "bucket_table": "resolution",
         "latents_from_npz": False,
         "image_dir": str(options.train_data_dir),
-        "resolution": [int(side) for side in options.max_resolution.split(",")],
+        "resolution": read_resolution(options.max_resolution, "max_resolution"),
         "min_bucket_reso": options.min_bucket_reso,
         "max_bucket_reso": options.max_bucket_reso,
         "bucket_reso_steps": options.bucket_reso_steps,

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from impasto import presence
 from impasto.config.load import build_run_config
 from impasto.config.run import RunConfig
 from impasto.config.validation import read_toml
@@ -27,10 +28,10 @@ def find_run(resumed: str) -> RunDirectory:
         RunError: It is no run of Impasto, or an older state than the newest.
     """
     path = Path(resumed)
-    if (path / "config.toml").is_file():
+    if presence.is_file(path / "config.toml"):
         return RunDirectory(path)
     run = RunDirectory(path.parent.parent)
-    if not run.config_file.is_file():
+    if not presence.is_file(run.config_file):
         raise RunError(
             f"--resume {path} is no run of Impasto. States that sd-scripts saved hold neither step "
             f"nor order of the data and are pickles, which Impasto does not open; start from the "
@@ -59,9 +60,10 @@ def resumed_config(
     out when it is loaded.
 
     Raises:
-        ConfigError: As `translate`.
+        ConfigError: As `translate`; or the run's own settings are damaged.
     """
     tree = read_toml(run.config_file)
+    build_run_config(tree, source=str(run.config_file))  # so the tree is as what follows takes it
     given = {name: value for name, value in flags.items() if value is not None}
     full = {
         "pretrained_model_name_or_path": tree["model"]["path"],
@@ -74,7 +76,7 @@ def resumed_config(
         _take_over(translation.tree, tree, settings_of(flag))
     asked = [key for key in ("max_steps", "max_epochs") if f"max_train_{key[4:]}" in given]
     for key in _LENGTHS - set(asked[-1:] or _LENGTHS):
-        tree["training"].pop(key, None)
+        tree.get("training", {}).pop(key, None)
     config = build_run_config(tree, source="fine_tune.py")
     own = [notice for notice in translation.notices if not notice.startswith("--seed was not")]
     return config.model_copy(update={"output_dir": run.path}), tuple(own)
@@ -90,10 +92,11 @@ def _needed(tree: Tree, given: Mapping[str, Any]) -> dict[str, Any]:
         found["train_text_encoder"] = True
     if "dataset_config" in given:
         return found
+    dataset = tree.get("dataset", {})
     if "train_data_dir" not in given and "in_json" not in given:
-        found["train_data_dir"] = str(tree["dataset"].get("image_dir", "."))
+        found["train_data_dir"] = str(dataset.get("image_dir", "."))
     if "resolution" not in given:
-        sides = tree["dataset"].get("resolution", 512)
+        sides = dataset.get("resolution", 512)
         found["resolution"] = ",".join(map(str, sides)) if isinstance(sides, list) else str(sides)
     return found
 

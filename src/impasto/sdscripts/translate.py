@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from impasto import presence
 from impasto.config.dataset_file import SDSCRIPTS_DEFAULTS, rounded_sides
 from impasto.config.names import fault_of_name
 from impasto.errors import ConfigError
@@ -174,7 +175,10 @@ def _optimizer(flags: Mapping[str, Any], tree: Tree) -> list[str]:
         if name in arguments:
             optimizer[name] = arguments.pop(name)
     if arguments:
-        optimizer["arguments"] = arguments
+        optimizer["arguments"] = {  # as a resumed run reads them
+            key: list(value) if isinstance(value, tuple) else value
+            for key, value in arguments.items()
+        }
     return []
 
 
@@ -332,7 +336,7 @@ def _precision(
 def free_run_folder(folder: Path, name: str) -> Path:
     """Where the run's own files go: `<name>-run` beside the model, or `-run-2` and so on."""
     number, candidate = 1, folder / f"{name}-run"
-    while candidate.exists():
+    while presence.exists(candidate):
         number += 1
         candidate = folder / f"{name}-run-{number}"
     return candidate

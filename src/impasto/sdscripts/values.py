@@ -3,23 +3,33 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from impasto.errors import ConfigError
 from impasto.finite import finite
+from impasto.parsing import is_deep, is_text
 from impasto.sdscripts.flags import FLAGS
 
+_LARGEST = 2**63 - 1
+_SIDE = re.compile(r"\d{1,9}", re.ASCII)
+_SHOWN = 80  # characters of a word in an error
 
-def read_resolution(text: str) -> Any:
+
+def read_resolution(text: str, name: str = "resolution") -> Any:
     """A side, or width and height.
+
+    Args:
+        text: The value of the flag.
+        name: The flag.
 
     Raises:
         ConfigError: It is written otherwise.
     """
     numbers = [part.strip() for part in text.split(",")]
-    if len(numbers) > 2 or not all(part.isdecimal() for part in numbers):
-        raise ConfigError(f"--resolution is {text!r}; expected 512 or 512,768 (width, height).")
+    if len(numbers) > 2 or not all(_SIDE.fullmatch(part) for part in numbers):
+        raise ConfigError(f"--{name} is {_short(text)}; expected 512 or 512,768 (width, height).")
     return int(numbers[0]) if len(numbers) == 1 else [int(part) for part in numbers]
 
 
@@ -69,16 +79,64 @@ def read_steps(name: str, flags: Mapping[str, Any]) -> Any:
 def read_pairs(name: str, flags: Mapping[str, Any]) -> dict[str, Any]:
     """`key=value` words; a value is a Python literal, or else text.
 
+    Values go into the run's settings, which are TOML, and a resumed run reads them from there: what
+    TOML has no word for is refused.
+
     Raises:
-        ConfigError: A word is not of that form.
+        ConfigError: A word is not of that form, or a value is none that TOML holds.
     """
     pairs: dict[str, Any] = {}
     for word in flags.get(name, []):
         key, equals, value = word.partition("=")
         if not equals:
-            raise ConfigError(f"--{name} has {word!r}; expected key=value.")
+            raise ConfigError(f"--{name} has {_short(word)}; expected key=value.")
         try:
-            pairs[key] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            pairs[key] = value.strip("\"'")
+            found = _literal(value)
+            listed = _as_toml(found)
+        except ValueError as error:
+            raise ConfigError(f"--{name} has {_short(word)}: {error}.") from error
+        pairs[key] = tuple(listed) if isinstance(found, tuple) else listed
+        if is_deep(listed) or not is_text(key):
+            raise ConfigError(f"--{name} has {_short(word)}, which a settings file cannot hold.")
     return pairs
+
+
+def _literal(text: str) -> Any:
+    """What Python reads a value as; text that is no literal stands for itself."""
+    try:
+        return ast.literal_eval(text)
+    except (MemoryError, RecursionError) as error:
+        raise ValueError("it is nested too deeply") from error
+    except TypeError as error:
+        raise ValueError(f"it is no value ({error})") from error
+    except (ValueError, SyntaxError):
+        return text.strip("\"'")
+
+
+def _as_toml(value: Any) -> Any:
+    """A value with lists in the place of tuples.
+
+    Raises:
+        ValueError: TOML has no such value.
+    """
+    if isinstance(value, (list, tuple)):
+        return [_as_toml(item) for item in value]
+    if isinstance(value, dict):
+        if not all(isinstance(key, str) and is_text(key) for key in value):
+            raise ValueError("the keys of a table have to be text")
+        return {key: _as_toml(item) for key, item in value.items()}
+    if isinstance(value, str) and not is_text(value):
+        raise ValueError("it is not UTF-8 text")
+    if isinstance(value, int) and abs(value) > _LARGEST:
+        raise ValueError("a whole number has 64 bits at most")
+    if not isinstance(value, (str, bool, int, float)):
+        raise ValueError(
+            f"{'None' if value is None else f'a value of type {type(value).__name__}'} cannot be "
+            f"written into a settings file; expected a number, True, False, text, or a list or "
+            f"table of such. To keep a default, leave the argument out"
+        )
+    return value
+
+
+def _short(word: str) -> str:
+    return repr(word if len(word) <= _SHOWN else f"{word[:_SHOWN]}…")

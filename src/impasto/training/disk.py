@@ -6,6 +6,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from impasto import presence
 from impasto.config.run import RunConfig
 from impasto.errors import StorageError
 from impasto.models.loading import BaseModel
@@ -129,7 +130,7 @@ def _models_at_once(config: RunConfig, total_steps: int, updates_per_epoch: int)
 
 
 def _existing(path: Path) -> Path:
-    return next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
+    return next(p for p in (path.absolute(), *path.absolute().parents) if presence.exists(p))
 
 
 def _device_of(path: Path) -> int:
@@ -137,7 +138,7 @@ def _device_of(path: Path) -> int:
 
 
 def _bytes_below(folder: Path) -> int:
-    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    return sum(file.stat().st_size for file in folder.rglob("*") if presence.is_file(file))
 
 
 def _gib(size: int) -> str:

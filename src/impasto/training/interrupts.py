@@ -121,8 +121,8 @@ class StopRequest:
             self._at_once = True
 
     def _receive(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
-        if _is_ending():
-            return
+        if number == signal.SIGTERM and _is_ending():
+            return  # a person's Ctrl-C is heard: the state that is being saved may take long
         if self._at_once or (self.signal_number is not None and number == signal.SIGINT):
             raise StoppedBySignal(number)
         if self.signal_number is None:

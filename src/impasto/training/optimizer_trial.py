@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from impasto.errors import ConfigError
+from impasto.training.out_of_memory import is_out_of_memory
 
 Build = Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
 
@@ -27,10 +28,13 @@ def require_steps(kind: str, build: Build, device: torch.device) -> None:
 
     Raises:
         ConfigError: It cannot: it wants a closure, second derivatives, or a whole model.
+        RuntimeError, MemoryError: Memory ran out.
     """
     try:
         _walk(build, (1e-3,), device)
     except Exception as error:  # any library's, which says it in any way
+        if is_out_of_memory(error):  # no fault of the optimizer; it is explained where it is caught
+            raise
         raise ConfigError(
             f"optimizer.kind {kind} cannot be used as it is set: a first step ended with "
             f"{type(error).__name__}: {error}. Take its arguments out, or choose another kind, "

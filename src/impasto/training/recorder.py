@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from impasto.publishing import published_settings
 from impasto.runs import RunDirectory
 from impasto.training.events import TrainingEvents
 from impasto.training.image_losses import ImageLosses
@@ -50,7 +51,8 @@ class Recorder:
         else:
             self._run.metrics_file.unlink(missing_ok=True)
         config = self._session.config
-        settings = config.model_dump(mode="json", exclude_none=True)
+        whole = config.model_dump(mode="json", exclude_none=True)
+        settings = published_settings(whole, config.saving.publish)
         self._trackers = open_trackers(config.logging.trackers, self._run, settings)
 
     def close(self) -> None:

@@ -63,7 +63,7 @@ def read_shares(processes: int) -> Shares:
     if asks_for("FSDP"):
         return Shares(processes, processes, processes)
     if asks_for("DEEPSPEED"):
-        stage = int(os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2"))
+        stage = int(os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE") or 2)
         gradients = processes if stage > 1 else 1
         return Shares(1, gradients, processes, steps_copies=True)
     return Shares()

@@ -7,7 +7,10 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+from impasto import presence
+from impasto.errors import ConfigError
 from impasto.invocation import missing_extra
+from impasto.parsing import read_text
 from impasto.runs import RunDirectory
 
 WANDB_ID = "wandb-id.txt"
@@ -43,20 +46,36 @@ class TensorBoard:
 
 
 class Wandb:
-    """A run of Weights & Biases; a resumed run of Impasto continues it. Heeds WANDB_MODE."""
+    """A run of Weights & Biases; a resumed run of Impasto continues it. Heeds WANDB_MODE.
+
+    Args:
+        run: The run directory.
+        name: What it is called.
+        settings: What is uploaded as its configuration.
+
+    Raises:
+        ConfigError: It cannot be started: nobody is logged in, there is no network.
+    """
 
     def __init__(self, run: RunDirectory, name: str, settings: Mapping[str, Any]) -> None:
         wandb = require("wandb", "wandb")
         kept = run.path / WANDB_ID
-        identity = kept.read_text(encoding="utf-8").strip() if kept.is_file() else None
-        self._run: Any = wandb.init(
-            project="impasto",
-            name=name,
-            dir=str(run.path),
-            config=dict(settings),
-            id=identity,
-            resume="allow",
-        )
+        identity = read_text(kept, "replace").strip() if presence.is_file(kept) else None
+        try:
+            self._run: Any = wandb.init(
+                project="impasto",
+                name=name,
+                dir=str(run.path),
+                config=dict(settings),
+                id=identity or None,
+                resume="allow",
+            )
+        except Exception as error:  # its own errors, and those of the network, have no common class
+            raise ConfigError(
+                f"logging.trackers asks for wandb, which cannot be started: {error}. Log in with "
+                f"`wandb login`, keep the numbers here with WANDB_MODE=offline, or take it out of "
+                f"logging.trackers."
+            ) from error
         kept.write_text(str(self._run.id), encoding="utf-8")
 
     def log(self, numbers: Mapping[str, float], step: int) -> None:
@@ -115,7 +134,13 @@ def open_trackers(
 ) -> list[Tracker]:
     """The trackers that are asked for.
 
+    Args:
+        names: Of `TRACKERS`.
+        run: The run directory.
+        settings: What may leave the machine of the run's settings.
+
     Raises:
+        ConfigError: One cannot be started.
         MissingDependencyError: The package of one is not installed.
     """
     return [TRACKERS[name](run, Path(run.path).resolve().name, settings) for name in names]

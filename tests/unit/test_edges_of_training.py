@@ -1,0 +1,145 @@
+"""What training meets at its edges: trackers, strangers' sizes, huge captions, memory, Ctrl-C."""
+
+import signal
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+from PIL import Image
+
+from impasto.checkpoints.keymap import UNET
+from impasto.checkpoints.modelspec import RESOLUTION
+from impasto.config.load import build_run_config
+from impasto.data.scan import scan_folder
+from impasto.errors import ConfigError, DatasetError, ImpastoError
+from impasto.models.native_size import native_size
+from impasto.models.recorded import recorded_resolution
+from impasto.publishing import published_settings
+from impasto.runs import RunDirectory
+from impasto.training.interrupts import StoppedBySignal, StopRequest
+from impasto.training.optimizer_trial import require_steps
+from impasto.training.recorder import Recorder
+from impasto.training.trackers import open_trackers
+
+
+@pytest.fixture
+def wandb(monkeypatch):
+    """A stand-in for the wandb package, which keeps what it is started with."""
+    package = SimpleNamespace(given={}, error=None)
+
+    def init(**given):
+        if package.error is not None:
+            raise package.error
+        package.given = given
+        return SimpleNamespace(id="abc", finish=lambda: None)
+
+    package.init = init
+    monkeypatch.setitem(sys.modules, "wandb", package)
+    return package
+
+
+@pytest.mark.parametrize("publish", [[], ["paths"]])
+def test_trackers_are_told_what_may_be_published(wandb, tmp_path, publish):
+    settings = {
+        "output_dir": str(tmp_path), "model": {"path": "/home/Jane Doe/m.safetensors"},
+        "dataset": {"image_dir": "/home/Jane Doe/pics"}, "training": {"max_steps": 2},
+        "previews": {"prompts": ["Jane at home"]}, "logging": {"trackers": ["wandb"]},
+        "saving": {"publish": publish},
+    }  # fmt: skip
+    config = build_run_config(settings, source="test")
+    session = SimpleNamespace(
+        config=config, accelerator=SimpleNamespace(is_main_process=True, num_processes=1)
+    )
+    recorder = Recorder.__new__(Recorder)
+    recorder.image_losses, recorder._is_main = None, True
+    recorder._run, recorder._session = RunDirectory(tmp_path), session
+    recorder.open(0)
+    told = wandb.given["config"]
+    assert told == published_settings(config.model_dump(mode="json", exclude_none=True), publish)
+    assert ("Jane Doe" in str(told)) is bool(publish)
+    assert "at home" not in str(told)
+
+
+def test_a_tracker_that_cannot_be_started_is_named(wandb, tmp_path):
+    wandb.error = ValueError("api_key not configured (no-tty)")
+    with pytest.raises(ConfigError, match=r"api_key not configured.*WANDB_MODE=offline"):
+        open_trackers(("wandb",), RunDirectory(tmp_path), {})
+    wandb.error = None
+    (tmp_path / "wandb-id.txt").write_bytes(b"")
+    open_trackers(("wandb",), RunDirectory(tmp_path), {})
+    assert wandb.given["id"] is None
+
+
+@pytest.mark.parametrize(
+    ("stated", "sample_size", "expected"),
+    [
+        ("640x384", 64, (640, 384)),
+        (" 768 ", 64, (768, 768)),
+        ("99999x99999", 64, (512, 512)),
+        ("4x4", 8, (64, 64)),
+        ("", 10**9, (512, 512)),
+        ("", True, (512, 512)),
+        ("", -64, (512, 512)),
+        ("", 96, (768, 768)),
+        ("٥١٢", 96, (768, 768)),
+    ],
+)
+def test_a_size_that_no_model_has_is_none(stated, sample_size, expected):
+    contents = SimpleNamespace(
+        metadata={RESOLUTION: stated},
+        configs={UNET: {"sample_size": sample_size}},
+        identity=SimpleNamespace(family=SimpleNamespace(resolution=512)),
+    )
+    assert native_size.__wrapped__(contents) == expected
+    recorded = recorded_resolution.__wrapped__(contents)
+    assert recorded is None or recorded == expected
+
+
+def test_words_of_any_size_are_not_read(tmp_path):
+    for name in ("a", "b"):
+        Image.new("RGB", (64, 64)).save(tmp_path / f"{name}.png")
+    (tmp_path / "a.txt").write_text("x" * 2**20, encoding="utf-8")
+    (tmp_path / "b.txt").write_text("x" * (2**20 + 1), encoding="utf-8")
+    scan = scan_folder(tmp_path)
+    assert [record.path.name for record in scan.records] == ["a.png"]
+    assert [item.path.name for item in scan.set_aside] == ["b.png"]
+    assert "b.txt has over 1 MiB" in scan.set_aside[0].reason
+
+
+def test_an_optimizer_is_not_blamed_for_memory_that_ran_out():
+    def build(error):
+        def raising(groups):
+            raise error
+
+        return raising
+
+    with pytest.raises(torch.OutOfMemoryError):
+        require_steps("x", build(torch.OutOfMemoryError("CUDA out of memory")), torch.device("cpu"))
+    with pytest.raises(ConfigError, match="Take its arguments out"):
+        require_steps("x", build(ValueError("no")), torch.device("cpu"))
+
+
+@pytest.mark.parametrize("error", [DatasetError("lost"), ImpastoError("x")])
+def test_ctrl_c_is_heard_while_a_state_is_saved_after_an_error(error):
+    with StopRequest() as stop:
+        try:
+            raise error
+        except ImpastoError:
+            with pytest.raises(StoppedBySignal):
+                signal.raise_signal(signal.SIGINT)
+            with stop.after_update():
+                signal.raise_signal(signal.SIGINT)
+                assert stop.signal_number == signal.SIGINT
+                with pytest.raises(StoppedBySignal):
+                    signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="SIGTERM cannot be caught on Windows")
+def test_a_launchers_sigterm_does_not_cut_an_error_short():
+    with StopRequest() as stop:
+        try:
+            raise DatasetError("lost")
+        except ImpastoError:
+            signal.raise_signal(signal.SIGTERM)
+        assert stop.signal_number is None
