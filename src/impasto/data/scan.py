@@ -205,8 +205,8 @@ def _named_pictures(
     of_path: dict[str, MetadataEntry] = {}
     spelt: dict[str, str] = {}
     set_aside: list[SetAside] = []
-    for entry in metadata.entries:
-        path = finder.find(entry.key)
+    outcomes = finder.find_all([entry.key for entry in metadata.entries])
+    for entry, path in zip(metadata.entries, outcomes, strict=True):
         if isinstance(path, Failure):
             set_aside.append(SetAside(Path(printable(entry.key)), path.reason))
             continue
@@ -217,10 +217,10 @@ def _named_pictures(
             set_aside.append(SetAside(Path(entry.key), reason))
         else:
             of_path[path] = entry
-    unused = []
+    unused = [Unused(metadata.file, remark) for remark in finder.remarks]
     if image_dir is not None:
         reason = "an image that the metadata file does not name"
-        unused = [Unused(Path(path), reason) for path in finder.unnamed(set(of_path))]
+        unused += [Unused(Path(path), reason) for path in finder.unnamed(set(of_path))]
     return of_path, set_aside, unused
 
 
