@@ -54,15 +54,13 @@ class Look:
         try:
             picture = images.read_rgb(record.path, at_least=_AT_LEAST)
             require_promised(picture, record)
-        except UnreadableImageError as error:
-            return Failure(str(error))
-        except OSError as error:
-            return Failure(f"cannot be read ({error.strerror or error})")
+        except (UnreadableImageError, OSError) as error:
+            return images.failure_of(error)
         return perceptual_hash(picture)
 
 
 class Looks:
-    """Perceptual hashes of pictures, remembered by their content.
+    """Perceptual hashes of pictures, remembered by their content; failures are not.
 
     Args:
         file: Where they are kept.
@@ -70,7 +68,8 @@ class Looks:
 
     def __init__(self, file: Path) -> None:
         self._file = file
-        self._known: dict[str, int | str] = recall(file, _VERSION) or {}
+        stored: dict[str, int | str] = recall(file, _VERSION) or {}
+        self._known = {digest: look for digest, look in stored.items() if isinstance(look, int)}
 
     def of(
         self, records: Sequence[ImageRecord], digests: Mapping[Path, str], progress: Progress
@@ -79,24 +78,21 @@ class Looks:
         fresh = [r for r in records if digests.get(r.path, "") not in self._known]
         executor = LocalExecutor(Look(), workers=default_workers())
         faults: list[SetAside] = []
+        hashes: dict[Path, int] = {}
         with progress.stage("Looking at pictures", len(fresh), "pictures") as advance:
             for outcomes in executor.run(chunks(fresh, 8)):
                 for record, outcome in outcomes:
-                    known = outcome.reason if isinstance(outcome, Failure) else outcome
-                    if record.path in digests:
-                        self._known[digests[record.path]] = known
-                    else:
-                        faults.append(SetAside(record.path, str(known)))
+                    if isinstance(outcome, Failure):
+                        faults.append(SetAside(record.path, outcome.reason))
+                    elif record.path in digests:
+                        self._known[digests[record.path]] = outcome
                 advance(len(outcomes))
-        if fresh:
+        if len(fresh) > len(faults):
             remember(self._file, _VERSION, self._known)
-        hashes: dict[Path, int] = {}
         for record in records:
-            known = self._known.get(digests.get(record.path, ""), "")
-            if isinstance(known, int):
-                hashes[record.path] = known
-            elif known:
-                faults.append(SetAside(record.path, known))
+            look = self._known.get(digests.get(record.path, ""))
+            if look is not None:
+                hashes[record.path] = look
         return hashes, faults
 
 

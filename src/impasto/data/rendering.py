@@ -100,10 +100,8 @@ def mask_file(record: ImageRecord) -> Path | None:
 def _or_failure(work: Callable[[I], O], item: I) -> O | Failure:
     try:
         return work(item)
-    except UnreadableImageError as error:
-        return Failure(str(error))
-    except OSError as error:
-        return Failure(f"cannot be read ({error.strerror or error})")
+    except (UnreadableImageError, OSError) as error:
+        return images.failure_of(error)
 
 
 def require_promised(picture: Image.Image, record: ImageRecord) -> None:

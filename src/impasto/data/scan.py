@@ -261,7 +261,7 @@ def decode_all(scan: Scan, progress: Progress | None = None, *, memory: Path | N
         with progress.stage("Decoding pictures", len(waiting), "pictures") as advance:
             for outcomes in executor.run(chunks(waiting, 4)):
                 for record, outcome in outcomes:
-                    known.add(record, outcome.reason if isinstance(outcome, Failure) else "")
+                    known.add(record, outcome)
                 advance(len(outcomes))
         known.write()
     found = {record.path: known.outcome(record) for record in scan.records}
