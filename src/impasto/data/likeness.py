@@ -109,27 +109,25 @@ def near_groups(
 ) -> list[list[Path]]:
     """Pictures whose hashes differ in a few bits, put together as far as they are linked.
 
-    Every pair is compared, in blocks; 20,000 pictures take about a second.
+    Every pair of different hashes is compared, in blocks; 20,000 pictures take about a second,
+    however many of them are alike.
     """
-    paths = list(hashes)
-    values = np.array([hashes[path] for path in paths], dtype=np.uint64)
-    parents = list(range(len(paths)))
-    rows = max(1, (1 << 22) // max(1, len(paths)))
-    for start in range(0, len(paths), rows):
+    of_hash: dict[int, list[Path]] = {}
+    for path, value in hashes.items():
+        of_hash.setdefault(value, []).append(path)
+    equal = list(of_hash.values())
+    values = np.fromiter(of_hash, dtype=np.uint64, count=len(equal))
+    labels = np.arange(len(equal))  # of a group, the number of one of its hashes
+    rows = max(1, (1 << 22) // max(1, len(equal)))
+    for start in range(0, len(equal), rows):
         block = values[start : start + rows]
-        distances = np.bitwise_count(block[:, None] ^ values[None, start:])
-        for i, j in np.argwhere(distances <= most_bits).tolist():
-            if j > i:
-                parents[_root(parents, start + i)] = _root(parents, start + j)
-        advance(len(block))
+        is_near = np.bitwise_count(block[:, None] ^ values[None, start:]) <= most_bits
+        for i, near in enumerate(is_near, start=start):
+            linked = labels[start:][near]
+            if (linked != labels[i]).any():
+                labels[np.isin(labels, linked)] = labels[i]
+        advance(sum(map(len, equal[start : start + rows])))
     groups: dict[int, list[Path]] = {}
-    for i, path in enumerate(paths):
-        groups.setdefault(_root(parents, i), []).append(path)
+    for label, paths in zip(labels.tolist(), equal, strict=True):
+        groups.setdefault(label, []).extend(paths)
     return [sorted(group) for group in groups.values() if len(group) > 1]
-
-
-def _root(parents: list[int], i: int) -> int:
-    while parents[i] != i:
-        parents[i] = parents[parents[i]]
-        i = parents[i]
-    return i

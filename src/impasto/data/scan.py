@@ -19,6 +19,7 @@ from impasto.data.listing import (
     list_folder,
     look_at,
 )
+from impasto.data.masks import unused_masks
 from impasto.data.metadata import Metadata, MetadataEntry
 from impasto.data.probing import ScanIndex, sort_out
 from impasto.data.records import ImageRecord, SetAside, no_cycle_collection
@@ -232,14 +233,13 @@ def _is_same_file(path: str, other: str) -> bool:
 
 
 def joined_scans(scans: Sequence[Scan]) -> Scan:
-    """Several scans as one."""
+    """Several scans as one; masks that none of them uses are mentioned."""
     places = list(dict.fromkeys(scan.place for scan in scans))
-    return Scan(
-        ", ".join(places),
-        tuple(record for scan in scans for record in scan.records),
-        tuple(dict.fromkeys(item for scan in scans for item in scan.set_aside)),
-        tuple(dict.fromkeys(item for scan in scans for item in scan.unused)),
-    )
+    records = tuple(record for scan in scans for record in scan.records)
+    set_aside = tuple(dict.fromkeys(item for scan in scans for item in scan.set_aside))
+    unused = [item for scan in scans for item in scan.unused]
+    unused += unused_masks(records, set_aside)
+    return Scan(", ".join(places), records, set_aside, tuple(dict.fromkeys(unused)))
 
 
 def decode_all(scan: Scan, progress: Progress | None = None, *, memory: Path | None = None) -> Scan:

@@ -10,6 +10,7 @@ import copy
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -236,6 +237,7 @@ def build_session(
                 accelerator.num_processes,
                 steps,
                 ingredients.given(),
+                partial(prepared.cache.hashes.of, progress=progress),
             ),
         ),
     )
