@@ -32,6 +32,7 @@ from impasto.annotate.notes import (
 )
 from impasto.annotate.places import METADATA, Place, Spot
 from impasto.errors import RunError, StorageError
+from impasto.locks import FolderLock, Holder
 
 _FORMAT = 2
 
@@ -55,7 +56,7 @@ class Journal:
         self._last: dict[Spot, str] = {}
 
     def __enter__(self) -> Journal:
-        self._held.enter_context(alone(self.place.journals))
+        self._held.enter_context(alone(self.place))
         newest = next(reversed(journals_in(self.place.journals)), None)
         if newest is not None and NUMBERED.match(newest.name):
             self._continue(newest)
@@ -167,27 +168,24 @@ class Journal:
 
 
 @contextlib.contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Hold a folder of journals, so that no second command changes the same words meanwhile.
-
-    The operating system lets go when the process ends, however it ends. On a disk that knows no
-    locks nothing is held.
+def alone(place: Place) -> Iterator[None]:
+    """Hold the journals of a data set, so that no second command changes the same words meanwhile.
 
     Raises:
-        RunError: Another command is at it.
+        RunError: Another command is at it, or the journals are outside of the data set by a link.
         StorageError: The folder cannot be written.
     """
-    files.require_writable(folder)
-    handle = os.open(folder.with_name(f"{folder.name}.lock"), os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        if not _locked(handle):
-            raise RunError(
-                f"Another command is changing words of this data set (it holds {folder}). Wait "
-                f"until it is done."
-            )
+    place.require_own_journals()
+    files.require_writable(place.journals)
+
+    def refuse(holder: Holder) -> None:
+        raise RunError(
+            f"Another command is changing words of this data set: {holder.words}. It holds "
+            f"{place.journals}. Wait until it is done."
+        )
+
+    with FolderLock(place.journals, "changing words", refuse):
         yield
-    finally:
-        os.close(handle)
 
 
 def folders_of(place: Place) -> list[str]:
@@ -233,21 +231,3 @@ def _cut_half_line(file: Path) -> None:
     whole = content.rfind(b"\n") + 1
     if whole < len(content):
         os.truncate(file, whole)
-
-
-def _locked(handle: int) -> bool:
-    """Take the system's lock on an open file; False if somebody has it."""
-    try:
-        if os.name == "nt":
-            import msvcrt
-
-            msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
-        else:
-            import fcntl
-
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError as error:  # Windows says that it is taken; a network disk that it knows none
-        return os.name != "nt" or error.errno is None
-    return True

@@ -21,7 +21,7 @@ from impasto.data.metadata import (
 )
 from impasto.data.records import ImageRecord
 from impasto.errors import DatasetError
-from impasto.parsing import read_text
+from impasto.parsing import read_words
 
 __all__ = ["Join", "Journal", "MetadataWords", "Policy", "Sidecars", "Undone", "undo"]
 
@@ -88,7 +88,7 @@ class Sidecars:
         if path.stat().st_size > LONGEST_TEXT:
             raise DatasetError(f"{path} has {path.stat().st_size >> 20} MiB; these are no words.")
         try:
-            return self.join(read_text(path).strip(), new)
+            return self.join(read_words(path).strip(), new)
         except UnicodeDecodeError as error:
             raise DatasetError(f"{path} is not UTF-8 text; save it as UTF-8.") from error
         except OSError as error:

@@ -19,13 +19,12 @@ from impasto.data.remembered import recall, remember
 from impasto.data.stages import Failure, LocalExecutor, chunks, default_workers
 from impasto.data.subsets import Subset
 from impasto.errors import StorageError
-from impasto.parsing import text_lines
+from impasto.parsing import decoded_words, text_lines
 from impasto.progress import Progress
 
 INDEX_VERSION = 5
 _FILES_AT_ONCE = 64
 _NO_ENTRY: list[Any] = [None]
-_UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 
 
 class Probe:
@@ -106,16 +105,15 @@ def sort_out(
 
 
 def _read_words(path: str) -> str:
-    """The lines of a file that are not blank; UTF-8, or UTF-16 where the file says so.
+    """The lines of a file that are not blank.
 
     Raises:
         UnreadableImageError: It is in another encoding, such as Latin-1, which cannot be told.
     """
     with open(path, "rb") as file:  # noqa: PTH123 - hot path
         content = file.read()
-    encoding = "utf-16" if content.startswith(_UTF_16) else "utf-8-sig"
     try:
-        text = content.decode(encoding)
+        text = decoded_words(content)
     except UnicodeDecodeError as error:
         raise images.UnreadableImageError(
             f"its caption {os.path.basename(path)} is not UTF-8 text "  # noqa: PTH119 - hot path
