@@ -19,6 +19,7 @@ from typing import Any
 
 _LINE_END = re.compile(r"\r\n?")
 _HALVES = re.compile("[\ud800-\udfff]")
+_UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 _DEEP = "nested too deeply"
 _LONG_KEY = re.compile(r"""(?<![\w-])(?:(?:[\w-]++|"[^"\n]*+"|'[^'\n]*+')[ \t]*+\.[ \t]*+){200}""")
 """A TOML key of hundreds of parts: tomllib's memory grows with their square, to gigabytes."""
@@ -36,10 +37,36 @@ def read_text(path: Path, errors: str = "strict") -> str:
         OSError: It is missing or cannot be read, or it is a pipe or device, which may never end.
         UnicodeDecodeError: It is not UTF-8.
     """
+    _require_end(path)
+    return path.read_text(encoding="utf-8-sig", errors=errors)
+
+
+def read_words(path: Path) -> str:
+    """The text of a file with captions or tags: UTF-8, or UTF-16 where the file says so.
+
+    Raises:
+        OSError: As for `read_text`.
+        UnicodeDecodeError: It is in another encoding, such as Latin-1, which cannot be told.
+    """
+    _require_end(path)
+    return decoded_words(path.read_bytes()).replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _require_end(path: Path) -> None:
+    """Refuse pipes and devices, which may never end; a folder fails where it is read."""
     kind = path.stat().st_mode
     if not stat.S_ISREG(kind) and not stat.S_ISDIR(kind):
         raise OSError(errno.EINVAL, "a pipe or device, which is not read", str(path))
-    return path.read_text(encoding="utf-8-sig", errors=errors)
+
+
+def decoded_words(content: bytes, errors: str = "strict") -> str:
+    """The text of captions or tags as bytes; Windows' editors write UTF-16 with its mark.
+
+    Raises:
+        UnicodeDecodeError: As for `read_words`.
+    """
+    encoding = "utf-16" if content.startswith(_UTF_16) else "utf-8-sig"
+    return content.decode(encoding, errors)
 
 
 def parse_json(

@@ -11,6 +11,7 @@ from PIL import Image
 
 from impasto.config.load import build_run_config
 from impasto.data.captions import CaptionRules, Moment
+from impasto.data.content_hashes import ContentHashes
 from impasto.errors import DatasetError
 from impasto.progress import SilentProgress
 from impasto.training.held_out import groups_of_copies
@@ -166,7 +167,8 @@ def test_what_a_folder_of_validation_cannot_use_is_said(folder, tmp_path):
 def test_a_picture_that_vanished_is_like_no_other(folder, tmp_path):
     records = scan_dataset(config_of(folder, tmp_path).dataset).records
     (folder / "z03.png").unlink()
-    groups = groups_of_copies(records)
+    hashes = ContentHashes(tmp_path / "hashes.json")
+    groups = groups_of_copies(records, hashes, SilentProgress())
     names = [r.name for r in records]
     assert groups[names.index("03.png")] != groups[names.index("z03.png")]
     assert groups[names.index("06.png")] == groups[names.index("z06.png")]

@@ -333,7 +333,7 @@ def test_two_commands_at_once(folder):
     with (
         Journal(place_of(folder), "tag"),
         pytest.raises(RunError, match="Another command is changing words"),
-        journals.alone(place_of(folder).journals),
+        journals.alone(place_of(folder)),
     ):
         pass
     program = (

@@ -19,7 +19,7 @@ from impasto.annotate.onnx_tagger import Tagger
 from impasto.annotate.profiles import Prepare
 from impasto.annotate.tags import Selection, Spelling, Tag
 from impasto.annotate.words import MetadataWords, Sidecars
-from impasto.data.images import UnreadableImageError, read_rgb
+from impasto.data.images import UnreadableImageError, failure_of, read_rgb
 from impasto.data.records import ImageRecord, SetAside
 from impasto.data.stages import ErrorPolicy, Failure, LocalExecutor, Stage, chunks, default_workers
 from impasto.errors import DatasetError
@@ -85,10 +85,8 @@ class Decoded:
     def _one(self, path: Path) -> Image.Image | Failure:
         try:
             return read_rgb(path)
-        except UnreadableImageError as error:
-            return Failure(str(error))
-        except OSError as error:
-            return Failure(f"cannot be read ({error.strerror or error})")
+        except (UnreadableImageError, OSError) as error:
+            return failure_of(error)
 
 
 @dataclass

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from impasto.data.listing import CAPTION, TAGS
 from impasto.data.records import ImageRecord
+from impasto.parsing import decoded_words
 
 _Names = dict[tuple[str, str], list[str]]
 
@@ -62,11 +63,11 @@ class WordsBeside:
 
 
 def has_text(file: Path) -> bool:
-    """Whether a regular file holds more than space; bytes that are not UTF-8 are words too."""
+    """Whether a regular file holds more than space; bytes that are no text are words too."""
     try:
         if not file.is_file():
             return False
-        return bool(file.read_bytes().decode("utf-8-sig", errors="replace").strip())
+        return bool(decoded_words(file.read_bytes(), errors="replace").strip())
     except OSError:
         return True  # what cannot be read is somebody's all the same
 

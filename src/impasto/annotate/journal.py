@@ -13,7 +13,7 @@ import contextlib
 import hashlib
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import Any
@@ -22,7 +22,9 @@ from impasto import files
 from impasto.annotate.beside import has_text
 from impasto.annotate.notes import (
     NUMBERED,
+    Edit,
     Notes,
+    digest_of,
     hash_of,
     journals_in,
     read_notes,
@@ -30,6 +32,7 @@ from impasto.annotate.notes import (
 )
 from impasto.annotate.places import METADATA, Place, Spot
 from impasto.errors import RunError, StorageError
+from impasto.locks import FolderLock, Holder
 
 _FORMAT = 2
 
@@ -53,7 +56,7 @@ class Journal:
         self._last: dict[Spot, str] = {}
 
     def __enter__(self) -> Journal:
-        self._held.enter_context(alone(self.place.journals))
+        self._held.enter_context(alone(self.place))
         newest = next(reversed(journals_in(self.place.journals)), None)
         if newest is not None and NUMBERED.match(newest.name):
             self._continue(newest)
@@ -82,26 +85,36 @@ class Journal:
             RunError: The file is outside of the data set.
             StorageError: It could not be written.
         """
-        self.replace(path, (text + "\n").encode())
-        self.finish(picture)
+        self.replace(path, (text + "\n").encode(), [picture])
 
-    def replace(self, path: Path, content: bytes) -> None:
-        """The same for any bytes, of a picture's words or of a metadata file."""
+    def replace(self, path: Path, content: bytes, pictures: Sequence[str]) -> None:
+        """The same for any bytes: the words of one image, or a metadata file with those of many.
+
+        The note of the change names the images, so that a command that is killed right after the
+        write, and appends, does not append to them again.
+        """
         spot = self.place.spot_of(path)
         if spot is None:
             raise RunError(f"{path} is outside of the data set; nothing is written there.")
         real = files.real_path(path)
         before = real.read_bytes() if real.is_file() else None
         if before == content:
+            self._finish_all(pictures)
             return
         was, after = hash_of(before), hashlib.sha256(content).hexdigest()
         note: dict[str, Any] = {"root": spot.root, "file": spot.file, "was": was, "after": after}
+        note["pictures"] = list(pictures)
         if before is not None and self._last.get(spot) != was:
             note["before"] = base64.b64encode(before).decode("ascii")
         self._note(note)
         self._last[spot] = after
         with files.rewrite_file(path) as partial:
             partial.write_bytes(content)
+        self._finish_all(pictures)
+
+    def _finish_all(self, pictures: Sequence[str]) -> None:
+        for picture in pictures:
+            self.finish(picture)
 
     def finish(self, picture: str) -> None:
         """Note that a picture needs nothing more; if that is lost, it is done once more."""
@@ -155,27 +168,24 @@ class Journal:
 
 
 @contextlib.contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Hold a folder of journals, so that no second command changes the same words meanwhile.
-
-    The operating system lets go when the process ends, however it ends. On a disk that knows no
-    locks nothing is held.
+def alone(place: Place) -> Iterator[None]:
+    """Hold the journals of a data set, so that no second command changes the same words meanwhile.
 
     Raises:
-        RunError: Another command is at it.
+        RunError: Another command is at it, or the journals are outside of the data set by a link.
         StorageError: The folder cannot be written.
     """
-    files.require_writable(folder)
-    handle = os.open(folder.with_name(f"{folder.name}.lock"), os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        if not _locked(handle):
-            raise RunError(
-                f"Another command is changing words of this data set (it holds {folder}). Wait "
-                f"until it is done."
-            )
+    place.require_own_journals()
+    files.require_writable(place.journals)
+
+    def refuse(holder: Holder) -> None:
+        raise RunError(
+            f"Another command is changing words of this data set: {holder.words}. It holds "
+            f"{place.journals}. Wait until it is done."
+        )
+
+    with FolderLock(place.journals, "changing words", refuse):
         yield
-    finally:
-        os.close(handle)
 
 
 def folders_of(place: Place) -> list[str]:
@@ -194,7 +204,25 @@ def _still_done(notes: Notes, place: Place) -> set[str]:
     if any(PurePosixPath(spot.file).suffix.lower() in METADATA for spot in gone):
         return set()
     stems = {f"{spot.root}:{spot.file.rpartition('.')[0]}" for spot in gone}
-    return {picture for picture in notes.done if picture.rpartition(".")[0] not in stems}
+    done = notes.done | _written(notes, place)
+    return {picture for picture in done if picture.rpartition(".")[0] not in stems}
+
+
+def _written(notes: Notes, place: Place) -> set[str]:
+    """The images whose words are in their files, by the hashes: the note that says so may be lost.
+
+    A note is made before the change, so the last change of each file may not have happened.
+    """
+    chains: dict[Spot, list[Edit]] = {}
+    for edit in notes.edits:
+        if isinstance(edit.spot, Spot):
+            chains.setdefault(edit.spot, []).append(edit)
+    found: set[str] = set()
+    for spot, chain in chains.items():
+        now = digest_of(place.file_of(spot))
+        reached = max((n for n, edit in enumerate(chain, start=1) if edit.after == now), default=0)
+        found.update(name for edit in chain[:reached] for name in edit.pictures)
+    return found
 
 
 def _cut_half_line(file: Path) -> None:
@@ -203,21 +231,3 @@ def _cut_half_line(file: Path) -> None:
     whole = content.rfind(b"\n") + 1
     if whole < len(content):
         os.truncate(file, whole)
-
-
-def _locked(handle: int) -> bool:
-    """Take the system's lock on an open file; False if somebody has it."""
-    try:
-        if os.name == "nt":
-            import msvcrt
-
-            msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
-        else:
-            import fcntl
-
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError as error:  # Windows says that it is taken; a network disk that it knows none
-        return os.name != "nt" or error.errno is None
-    return True

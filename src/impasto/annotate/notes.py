@@ -34,12 +34,14 @@ class Edit:
         was: The hash of what was there; None if nothing was.
         after: The hash of what was written; `UNKNOWN` if that is not noted.
         content: What was there, if it is not what the edit before wrote.
+        pictures: Names of the images that need nothing more once this is written.
     """
 
     spot: Spot | Path
     was: str | None
     after: str
     content: bytes | None = None
+    pictures: tuple[str, ...] = ()
 
 
 @dataclass
@@ -138,7 +140,8 @@ def _read_line(notes: Notes, line: dict[str, Any]) -> None:
         if type(line["root"]) is not int:
             raise TypeError("no number")
         spot = Spot(line["root"], _text(line["file"]))
-        notes.edits.append(Edit(spot, was, _text(line["after"]), content))
+        pictures = tuple(_text(name) for name in line.get("pictures", ()))
+        notes.edits.append(Edit(spot, was, _text(line["after"]), content, pictures))
 
 
 def _read_old_line(notes: Notes, line: dict[str, Any]) -> None:

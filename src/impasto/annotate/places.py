@@ -95,6 +95,21 @@ class Place:
             )
         return files.real_path(self.roots[spot.root]) / spot.file
 
+    def require_own_journals(self) -> None:
+        """Make sure that notes go where they seem to go: a stranger's data set may hold links.
+
+        Raises:
+            RunError: The folder of notes is in the data set, and a link leads it out.
+        """
+        plain = os.path.abspath(self.journals)  # noqa: PTH100 - links are not followed
+        seems = [r for r in self.roots if Path(plain).is_relative_to(os.path.abspath(r))]  # noqa: PTH100
+        if seems and not any(files.is_inside(self.journals, root) for root in self.roots):
+            raise RunError(
+                f"{self.journals} leads out of the data set by a link, so no notes for undo are "
+                f"kept there, and no words are written. Remove the link, or give the folder it "
+                f"leads to as cache_dir."
+            )
+
     def needs_name(self, file: Path) -> bool:
         """Whether undo has to be told where a metadata file is: it is outside of the data set."""
         spot = self.spot_of(file)

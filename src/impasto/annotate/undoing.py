@@ -58,9 +58,10 @@ def undo(place: Place | Path, *, force: bool = False, keep: bool = False) -> Und
             goes on.
     """
     place = place if isinstance(place, Place) else Place.around(place)
+    place.require_own_journals()
     if not journals_in(place.journals):
         raise _nothing(place)
-    with alone(place.journals):
+    with alone(place):
         journal, notes = _newest(place)
         if notes.damaged and not force:
             raise RunError(
@@ -102,7 +103,7 @@ def _newest(place: Place) -> tuple[Path, Notes]:
 def _belongs(notes: Notes, place: Place) -> bool:
     """Whether a journal is of this data set, where several keep theirs in one folder."""
     if notes.folders is not None:
-        gone = not any(Path(folder).exists() for folder in notes.folders)
+        gone = not any(os.path.exists(folder) for folder in notes.folders)  # noqa: PTH110 - of any length
         return notes.folders == folders_of(place) or gone
     if any(files.is_inside(place.journals, root) for root in place.roots):
         return True

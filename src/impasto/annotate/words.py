@@ -12,10 +12,16 @@ from impasto.annotate.beside import WordsBeside
 from impasto.annotate.journal import Journal
 from impasto.annotate.places import Place
 from impasto.annotate.undoing import Undone, undo
-from impasto.data.metadata import MetadataEntry, metadata_text, read_metadata
+from impasto.data.metadata import (
+    MetadataEntry,
+    keep_backup,
+    keys_of_files,
+    metadata_text,
+    read_metadata,
+)
 from impasto.data.records import ImageRecord
 from impasto.errors import DatasetError
-from impasto.parsing import read_text
+from impasto.parsing import read_words
 
 __all__ = ["Join", "Journal", "MetadataWords", "Policy", "Sidecars", "Undone", "undo"]
 
@@ -82,7 +88,7 @@ class Sidecars:
         if path.stat().st_size > LONGEST_TEXT:
             raise DatasetError(f"{path} has {path.stat().st_size >> 20} MiB; these are no words.")
         try:
-            return self.join(read_text(path).strip(), new)
+            return self.join(read_words(path).strip(), new)
         except UnicodeDecodeError as error:
             raise DatasetError(f"{path} is not UTF-8 text; save it as UTF-8.") from error
         except OSError as error:
@@ -101,14 +107,20 @@ class Sidecars:
 class MetadataWords:
     """Words go into a metadata file, which is written at the end and every few minutes.
 
+    An image that the file names already, in whatever style, keeps its name there, and the rest of
+    its entry stays.
+
     Args:
         file: The file.
         column: `caption` or `tags`.
         policy: What becomes of words that are there; `missing` leaves pictures alone that have
             words of any kind.
         join: How `append` puts words together.
-        key_of: A picture's key.
+        key_of: The key of a picture that the file does not name yet.
         place: The data set.
+        sized: Whether the sizes of the images are written too.
+        replaces: Whether entries of before are dropped, those of images without new words too.
+        backup: Whether what is there at the first write is kept under another name.
     """
 
     file: Path
@@ -117,26 +129,38 @@ class MetadataWords:
     join: Join
     key_of: Callable[[ImageRecord], str]
     place: Place
+    sized: bool = False
+    replaces: bool = False
+    backup: bool = False
     every_s: float = 120.0
+    kept: Path | None = None
+    """The backup, once there is one."""
     _entries: dict[str, MetadataEntry] = field(default_factory=dict)
+    _named: dict[Path, str] = field(default_factory=dict)
+    _owners: dict[str, Path] = field(default_factory=dict)
+    _begun: bool = False
     _written: float = field(default_factory=time.monotonic)
     _pending: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._beside = WordsBeside()
-        if self.file.is_file():
-            self._entries = {entry.key: entry for entry in read_metadata(self.file).entries}
+        if not self.replaces:
+            self._read()
 
     def wants(self, record: ImageRecord) -> bool:
         """Whether a picture is to get words."""
         if self.policy != "missing":
             return True
-        entry = self._entries.get(self.key_of(record))
+        entry = self._entries.get(self._key(record))
         has_entry = entry is not None and (entry.caption or entry.tags)
         return not (has_entry or self._beside.has_words(record))
 
-    def fault(self, record: ImageRecord) -> str:  # noqa: ARG002
-        """Why a picture cannot get words: metadata takes all."""
+    def fault(self, record: ImageRecord) -> str:
+        """Why a picture cannot get words: two images may not share one key."""
+        key = self._key(record)
+        owner = self._owners.setdefault(key, record.path)
+        if owner != record.path:
+            return f"it would be called {key!r} in the metadata, as {owner} is; rename one"
         return ""
 
     def text(self, record: ImageRecord, new: str) -> str:
@@ -146,13 +170,14 @@ class MetadataWords:
 
     def write(self, journal: Journal, record: ImageRecord, new: str) -> None:
         """Keep a picture's words."""
-        key = self.key_of(record)
+        self._begin(journal)
+        key = self._key(record)
         entry = self._entries.get(key, MetadataEntry(key))
         if self.column == "caption":
             entry = replace(entry, caption=self.text(record, new))
         else:
             entry = replace(entry, tags=self.text(record, new))
-        self._entries[key] = entry
+        self._entries[key] = replace(entry, image_size=record.size) if self.sized else entry
         self._pending.append(self.place.name_of(record.path))
         if time.monotonic() - self._written > self.every_s:
             self.close(journal)
@@ -161,12 +186,36 @@ class MetadataWords:
         """Write the file."""
         if not self._pending:
             return
-        journal.replace(self.file, metadata_text(self.file, self._entries.values()).encode())
-        for picture in self._pending:
-            journal.finish(picture)
+        content = metadata_text(self.file, self._entries.values()).encode()
+        journal.replace(self.file, content, self._pending)
         self._pending.clear()
         self._written = time.monotonic()
 
+    def _begin(self, journal: Journal) -> None:
+        """Before the first write: of an interrupted command, what it wrote is gone on with."""
+        if self._begun:
+            return
+        self._begun = True
+        if self.replaces and journal.done:
+            self._read()
+        if self.backup and not journal.done:
+            self.kept = keep_backup(self.file)
+
+    def _read(self) -> None:
+        """Read what is there, and which images its keys stand for, as training finds them."""
+        if not self.file.is_file():
+            return
+        entries = read_metadata(self.file).entries
+        self._entries = {entry.key: entry for entry in entries}
+        self._named = keys_of_files(entries, self.place.roots)
+        known = set(self._named.values())
+        left = [entry for entry in entries if entry.key not in known]
+        if left:
+            self._named = keys_of_files(left, [self.file.parent]) | self._named
+
+    def _key(self, record: ImageRecord) -> str:
+        return self._named.get(record.path.absolute()) or self.key_of(record)
+
     def _before(self, record: ImageRecord) -> str:
-        entry = self._entries.get(self.key_of(record))
+        entry = self._entries.get(self._key(record))
         return "" if entry is None else (entry.caption if self.column == "caption" else entry.tags)

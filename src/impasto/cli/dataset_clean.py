@@ -12,7 +12,7 @@ import click
 
 from impasto.cli.dataset_options import CACHE_DIR, SOURCE, dataset_config
 from impasto.cli.dataset_words import place_of, undo_command, usable_images, words_ending
-from impasto.parsing import read_text
+from impasto.parsing import read_words
 from impasto.progress import counted
 
 if TYPE_CHECKING:
@@ -184,7 +184,7 @@ def _read(path: Path) -> str | None:
     from impasto.annotate.cleaning import lines_of
 
     try:
-        return "\n".join(lines_of(read_text(path)))
+        return "\n".join(lines_of(read_words(path)))
     except (OSError, UnicodeDecodeError):
         return None
 

@@ -14,6 +14,7 @@ from impasto.data.remembered import recall, remember
 from impasto.errors import StorageError
 from impasto.progress import Progress, SilentProgress
 
+LATENTS, HASHES_FILE = "latents", "content-hashes.json"
 _VERSION = [2]
 
 
@@ -26,6 +27,11 @@ class ContentHashes:
             path: (FileStamp(size, mtime), digest)
             for path, (size, mtime, digest) in (recall(file, _VERSION) or {}).items()
         }
+
+    @classmethod
+    def kept_in(cls, derived: Path) -> ContentHashes:
+        """Those that are kept in a folder of derived data, beside the latents."""
+        return cls(derived / LATENTS / HASHES_FILE)
 
     def of(
         self, stamps: Mapping[Path, FileStamp], progress: Progress | None = None

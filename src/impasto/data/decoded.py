@@ -7,8 +7,9 @@ from pathlib import Path
 from impasto.data import images
 from impasto.data.records import ImageRecord
 from impasto.data.remembered import recall, remember
+from impasto.data.stages import Failure
 
-_VERSION = [2, images.PREPROCESSING_VERSION]
+_VERSION = [3, images.PREPROCESSING_VERSION]
 
 
 class DecodedBefore:
@@ -21,6 +22,7 @@ class DecodedBefore:
     def __init__(self, file: Path | None) -> None:
         self._file = file
         self._known: dict[str, tuple[int, int, str]] = {}
+        self._passing: set[str] = set()
         if file is not None:
             for path, row in (recall(file, _VERSION) or {}).items():
                 self._known[path] = tuple(row)
@@ -31,8 +33,12 @@ class DecodedBefore:
         stamp = record.stamp
         return reason if (size_bytes, mtime_ns) == (stamp.size_bytes, stamp.mtime_ns) else None
 
-    def add(self, record: ImageRecord, reason: str) -> None:
-        """Remember an outcome."""
+    def add(self, record: ImageRecord, outcome: object) -> None:
+        """Remember an outcome; a failure that says nothing of the file until `write` only."""
+        reason = outcome.reason if isinstance(outcome, Failure) else ""
+        self._passing.discard(str(record.path))
+        if isinstance(outcome, Failure) and outcome.is_passing:
+            self._passing.add(str(record.path))
         stamp = record.stamp
         self._known[str(record.path)] = (stamp.size_bytes, stamp.mtime_ns, reason)
 
@@ -43,5 +49,5 @@ class DecodedBefore:
             StorageError: It could not be written.
         """
         if self._file is not None:
-            rows = {path: list(row) for path, row in self._known.items()}
+            rows = {p: list(row) for p, row in self._known.items() if p not in self._passing}
             remember(self._file, _VERSION, rows)

@@ -22,10 +22,11 @@ from impasto.data.latent_cache import (
     latent_source,
     mask_key,
 )
+from impasto.data.masks import mask_file
 from impasto.data.npz import npz_candidates
 from impasto.data.npz_exchange import take_npz
 from impasto.data.records import PlannedImage, SetAside, Size
-from impasto.data.rendering import Decode, Render, Rendered, mask_file
+from impasto.data.rendering import Decode, Render, Rendered
 from impasto.data.stages import ErrorPolicy, Failure, LocalExecutor, chunks, default_workers
 from impasto.errors import DatasetError
 from impasto.progress import Progress, SilentProgress, none_of

@@ -16,11 +16,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageCms, ImageFile, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageCms, ImageFile, ImageOps, UnidentifiedImageError, features
 
 from impasto.data.formats import EXTENSIONS as EXTENSIONS
 from impasto.data.formats import HEIF, heif_advice, register_heif
 from impasto.data.records import Size
+from impasto.data.stages import Failure
 
 PREPROCESSING_VERSION = 3
 MAX_PIXELS = 178_956_970  # Pillow's own limit for a decompression bomb: 2 x 89,478,485
@@ -29,13 +30,30 @@ _TURNING = frozenset(range(2, 9))
 _TRANSPOSING = frozenset({5, 6, 7, 8})
 _UPRIGHT_SIZES = frozenset({"TIFF"})  # Pillow gives their size, and loads them, turned already
 _REDUCING_GAP = 1.75  # Pillow's name for it, in Image.thumbnail
+_DECODERS = {".avif": "avif", ".avifs": "avif", ".webp": "webp"}  # Pillow may be built without
 _SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
 _FLOAT_SLACK = 1.05  # resampling rings a little beyond white
 _SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
 
 
 class UnreadableImageError(Exception):
-    """A picture cannot be used; the message is the reason shown to the user."""
+    """A picture cannot be used; the message is the reason shown to the user.
+
+    Args:
+        reason: The message.
+        is_passing: Whether that says nothing of the file; see `Failure`.
+    """
+
+    def __init__(self, reason: str, *, is_passing: bool = False) -> None:
+        super().__init__(reason)
+        self.is_passing = is_passing
+
+
+def failure_of(error: UnreadableImageError | OSError) -> Failure:
+    """What could not be read, as the outcome of a stage."""
+    if isinstance(error, UnreadableImageError):
+        return Failure(str(error), error.is_passing)
+    return Failure(f"cannot be read ({error.strerror or error})", is_passing=True)
 
 
 def read_header(path: Path) -> tuple[Size, bool]:
@@ -128,7 +146,7 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         if not stat.S_ISREG(path.stat().st_mode):  # opening a FIFO would wait for ever
             raise UnreadableImageError("not a regular file")
         if path.suffix.lower() in HEIF and not register_heif():
-            raise UnreadableImageError(heif_advice())
+            raise UnreadableImageError(heif_advice(), is_passing=True)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with Image.open(path) as image:
@@ -140,18 +158,22 @@ def _opened(path: Path) -> Iterator[Image.Image]:
     except UnreadableImageError:
         raise
     except Exception as error:  # decoders raise any class on damaged files: AVIF's, RuntimeError
-        raise UnreadableImageError(_reason(error, path)) from error
+        raise _unreadable(error, path) from error
 
 
-def _reason(error: Exception, path: Path) -> str:
-    """Why a picture cannot be opened or decoded, in words."""
+def _unreadable(error: Exception, path: Path) -> UnreadableImageError:
+    """Why a picture cannot be opened or decoded."""
     if isinstance(error, Image.DecompressionBombError):
-        return "over 179 megapixels"
+        return UnreadableImageError("over 179 megapixels")
+    if isinstance(error, MemoryError) or "out of memory" in str(error):  # of Pillow's decoders
+        return UnreadableImageError("not enough memory to decode it", is_passing=True)
     if isinstance(error, UnidentifiedImageError):
-        return _unidentified_reason(path)
+        decoder = _DECODERS.get(path.suffix.lower())
+        is_missing = decoder is not None and not features.check(decoder)
+        return UnreadableImageError(_unidentified_reason(path), is_passing=is_missing)
     if isinstance(error, OSError) and error.errno is not None:  # the system's, not Pillow's
-        return f"cannot be read ({error.strerror})"
-    return f"damaged or truncated ({_one_line(error)})"
+        return UnreadableImageError(f"cannot be read ({error.strerror})", is_passing=True)
+    return UnreadableImageError(f"damaged or truncated ({_one_line(error)})")
 
 
 def _one_line(error: Exception) -> str:

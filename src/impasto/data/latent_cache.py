@@ -19,7 +19,7 @@ from torch import Tensor
 
 from impasto import files, locks
 from impasto.data import images
-from impasto.data.content_hashes import ContentHashes
+from impasto.data.content_hashes import HASHES_FILE, ContentHashes
 from impasto.data.records import PlannedImage, SetAside, Size
 from impasto.data.shards import BadShard, Shards
 from impasto.errors import DatasetError
@@ -27,7 +27,6 @@ from impasto.errors import DatasetError
 SHARD_ENTRIES = 256
 SHARD_SECONDS = 30.0  # a slow encoder loses no more than this when it is killed
 STORED_DTYPE = torch.float16
-_HASHES_FILE = "content-hashes.json"
 _NO_VARIANCE = -30.0  # the least log variance that diffusers' posterior knows
 
 
@@ -116,7 +115,7 @@ class LatentCache:
         self.folder = folder
         self._moments = Shards(folder, ("mean", "logvar"), "latent cache")
         self._masks = Shards(folder / "masks", ("mask",), "cache of masks")
-        self.hashes = ContentHashes(folder / _HASHES_FILE)
+        self.hashes = ContentHashes(folder / HASHES_FILE)
 
     def __contains__(self, key: str) -> bool:
         return key in self._moments

@@ -54,15 +54,13 @@ class Look:
         try:
             picture = images.read_rgb(record.path, at_least=_AT_LEAST)
             require_promised(picture, record)
-        except UnreadableImageError as error:
-            return Failure(str(error))
-        except OSError as error:
-            return Failure(f"cannot be read ({error.strerror or error})")
+        except (UnreadableImageError, OSError) as error:
+            return images.failure_of(error)
         return perceptual_hash(picture)
 
 
 class Looks:
-    """Perceptual hashes of pictures, remembered by their content.
+    """Perceptual hashes of pictures, remembered by their content; failures are not.
 
     Args:
         file: Where they are kept.
@@ -70,7 +68,8 @@ class Looks:
 
     def __init__(self, file: Path) -> None:
         self._file = file
-        self._known: dict[str, int | str] = recall(file, _VERSION) or {}
+        stored: dict[str, int | str] = recall(file, _VERSION) or {}
+        self._known = {digest: look for digest, look in stored.items() if isinstance(look, int)}
 
     def of(
         self, records: Sequence[ImageRecord], digests: Mapping[Path, str], progress: Progress
@@ -79,24 +78,21 @@ class Looks:
         fresh = [r for r in records if digests.get(r.path, "") not in self._known]
         executor = LocalExecutor(Look(), workers=default_workers())
         faults: list[SetAside] = []
+        hashes: dict[Path, int] = {}
         with progress.stage("Looking at pictures", len(fresh), "pictures") as advance:
             for outcomes in executor.run(chunks(fresh, 8)):
                 for record, outcome in outcomes:
-                    known = outcome.reason if isinstance(outcome, Failure) else outcome
-                    if record.path in digests:
-                        self._known[digests[record.path]] = known
-                    else:
-                        faults.append(SetAside(record.path, str(known)))
+                    if isinstance(outcome, Failure):
+                        faults.append(SetAside(record.path, outcome.reason))
+                    elif record.path in digests:
+                        self._known[digests[record.path]] = outcome
                 advance(len(outcomes))
-        if fresh:
+        if len(fresh) > len(faults):
             remember(self._file, _VERSION, self._known)
-        hashes: dict[Path, int] = {}
         for record in records:
-            known = self._known.get(digests.get(record.path, ""), "")
-            if isinstance(known, int):
-                hashes[record.path] = known
-            elif known:
-                faults.append(SetAside(record.path, known))
+            look = self._known.get(digests.get(record.path, ""))
+            if look is not None:
+                hashes[record.path] = look
         return hashes, faults
 
 
@@ -113,27 +109,25 @@ def near_groups(
 ) -> list[list[Path]]:
     """Pictures whose hashes differ in a few bits, put together as far as they are linked.
 
-    Every pair is compared, in blocks; 20,000 pictures take about a second.
+    Every pair of different hashes is compared, in blocks; 20,000 pictures take about a second,
+    however many of them are alike.
     """
-    paths = list(hashes)
-    values = np.array([hashes[path] for path in paths], dtype=np.uint64)
-    parents = list(range(len(paths)))
-    rows = max(1, (1 << 22) // max(1, len(paths)))
-    for start in range(0, len(paths), rows):
+    of_hash: dict[int, list[Path]] = {}
+    for path, value in hashes.items():
+        of_hash.setdefault(value, []).append(path)
+    equal = list(of_hash.values())
+    values = np.fromiter(of_hash, dtype=np.uint64, count=len(equal))
+    labels = np.arange(len(equal))  # of a group, the number of one of its hashes
+    rows = max(1, (1 << 22) // max(1, len(equal)))
+    for start in range(0, len(equal), rows):
         block = values[start : start + rows]
-        distances = np.bitwise_count(block[:, None] ^ values[None, start:])
-        for i, j in np.argwhere(distances <= most_bits).tolist():
-            if j > i:
-                parents[_root(parents, start + i)] = _root(parents, start + j)
-        advance(len(block))
+        is_near = np.bitwise_count(block[:, None] ^ values[None, start:]) <= most_bits
+        for i, near in enumerate(is_near, start=start):
+            linked = labels[start:][near]
+            if (linked != labels[i]).any():
+                labels[np.isin(labels, linked)] = labels[i]
+        advance(sum(map(len, equal[start : start + rows])))
     groups: dict[int, list[Path]] = {}
-    for i, path in enumerate(paths):
-        groups.setdefault(_root(parents, i), []).append(path)
+    for label, paths in zip(labels.tolist(), equal, strict=True):
+        groups.setdefault(label, []).extend(paths)
     return [sorted(group) for group in groups.values() if len(group) > 1]
-
-
-def _root(parents: list[int], i: int) -> int:
-    while parents[i] != i:
-        parents[i] = parents[parents[i]]
-        i = parents[i]
-    return i

@@ -187,9 +187,8 @@ def keys_of_files(known: Sequence[MetadataEntry], roots: Iterable[Path]) -> dict
     """Absolute path -> key, for those that name a file below one of `roots`."""
     keys: dict[Path, str] = {}
     for root in roots:
-        finder = PictureFinder(root)
-        for entry in known:
-            path = finder.find(entry.key)
+        found = PictureFinder(root).find_all([entry.key for entry in known])
+        for entry, path in zip(known, found, strict=True):
             if isinstance(path, str):
                 keys.setdefault(Path(path).absolute(), entry.key)
     return keys

@@ -36,8 +36,10 @@ def take_npz(
         for i, key in enumerate(keys)
         if key is not None and key.plain and _latents_beside(planned[i], digests)
     ]
+    if not able:
+        return []
     refused: list[SetAside] = []
-    owners = _owners(planned)
+    owners = _owners(planned, progress)
     writer = ShardWriter(cache)
     with progress.stage("Reading sd-scripts' latents", len(able), "pictures") as advance:
         for i in sorted(able, key=lambda i: planned[i].bucket):
@@ -116,12 +118,14 @@ def _export(
     return None
 
 
-def _owners(planned: Sequence[PlannedImage]) -> dict[Path, set[Path]]:
+def _owners(planned: Sequence[PlannedImage], progress: Progress) -> dict[Path, set[Path]]:
     """File of latents -> the pictures that it may have been made from."""
     owners: dict[Path, set[Path]] = {}
-    for image in planned:
-        for file in npz_candidates(image):
-            owners.setdefault(file, set()).add(image.record.path)
+    with progress.stage("Looking for sd-scripts' latents", len(planned), "pictures") as advance:
+        for image in planned:
+            for file in npz_candidates(image):
+                owners.setdefault(file, set()).add(image.record.path)
+            advance(1)
     return owners
 
 

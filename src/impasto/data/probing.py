@@ -19,14 +19,13 @@ from impasto.data.remembered import recall, remember
 from impasto.data.stages import Failure, LocalExecutor, chunks, default_workers
 from impasto.data.subsets import Subset
 from impasto.errors import StorageError
-from impasto.parsing import text_lines
+from impasto.parsing import decoded_words, text_lines
 from impasto.progress import Progress
 
-INDEX_VERSION = 4
+INDEX_VERSION = 5
 _FILES_AT_ONCE = 64
 _LARGEST_WORDS = 2**20  # bytes; a caption has some hundreds
 _NO_ENTRY: list[Any] = [None]
-_UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 
 
 class Probe:
@@ -40,10 +39,8 @@ class Probe:
         try:
             size, rotated = images.read_header(Path(item.path))
             caption, tags = (_read_words(file) if file else "" for file in item.words)
-        except images.UnreadableImageError as error:
-            return Failure(str(error))
-        except OSError as error:
-            return Failure(f"cannot be read ({error.strerror or error})")
+        except (images.UnreadableImageError, OSError) as error:
+            return images.failure_of(error)
         return [size.width, size.height, int(rotated), caption, tags]
 
 
@@ -65,19 +62,23 @@ class ScanIndex:
         usable = [item for item in found if not item.fault]
         fresh = [item for item in usable if known.get(item.path, _NO_ENTRY)[0] != item.stamps]
         entries = {item.path: known[item.path] for item in usable if item.path in known}
+        passing: set[str] = set()
         executor = LocalExecutor(Probe(), workers=default_workers() + 1)
         with progress.stage("Scanning pictures", len(fresh), "files") as advance:
             for outcomes in executor.run(chunks(fresh, _FILES_AT_ONCE)):
                 for item, outcome in outcomes:
                     result = [outcome.reason] if isinstance(outcome, Failure) else outcome
                     entries[item.path] = [item.stamps, result]
+                    if isinstance(outcome, Failure) and outcome.is_passing:
+                        passing.add(item.path)
                 advance(len(outcomes))
-        if self._file is not None and (fresh or len(entries) != len(known)):
+        kept = {path: entry for path, entry in entries.items() if path not in passing}
+        if self._file is not None and (len(fresh) > len(passing) or len(kept) != len(known)):
             try:
-                remember(self._file, self._version, entries)
+                remember(self._file, self._version, kept)
             except StorageError as error:  # what was found is right all the same
                 progress.note(f"The next scan has to look at all files again: {error}")
-        self._entries = entries
+        self._entries = kept
         return entries
 
 
@@ -105,7 +106,7 @@ def sort_out(
 
 
 def _read_words(path: str) -> str:
-    """The lines of a file that are not blank; UTF-8, or UTF-16 where the file says so.
+    """The lines of a file that are not blank.
 
     Raises:
         UnreadableImageError: It is in another encoding, such as Latin-1, which cannot be told; or
@@ -118,9 +119,8 @@ def _read_words(path: str) -> str:
             f"its caption {os.path.basename(path)} has over {_LARGEST_WORDS >> 20} MiB, which no "  # noqa: PTH119
             f"words have; give it another name if it is something else"
         )
-    encoding = "utf-16" if content.startswith(_UTF_16) else "utf-8-sig"
     try:
-        text = content.decode(encoding)
+        text = decoded_words(content)
     except UnicodeDecodeError as error:
         raise images.UnreadableImageError(
             f"its caption {os.path.basename(path)} is not UTF-8 text "  # noqa: PTH119 - hot path

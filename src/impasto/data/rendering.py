@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -13,6 +11,7 @@ from PIL import Image
 
 from impasto.data import images
 from impasto.data.images import UnreadableImageError
+from impasto.data.masks import mask_file
 from impasto.data.records import ImageRecord, PlannedImage, Size
 from impasto.data.stages import Failure
 
@@ -84,26 +83,11 @@ def decoded_size(record: ImageRecord) -> Size:
     return Size(*picture.size)
 
 
-def mask_file(record: ImageRecord) -> Path | None:
-    """The file with a picture's weights, if its subset has a folder of them and it is there."""
-    masks = record.subset.masks
-    if masks is None or masks.folder is None:
-        return None
-    below = Path(record.file_name)
-    for ending in (".png", ".jpg", ".jpeg", ".webp", ".bmp"):
-        for name in (below.with_suffix(ending), Path(below.name).with_suffix(ending)):
-            if os.path.isfile(masks.folder / name):  # noqa: PTH113 - False for long names
-                return masks.folder / name
-    return None
-
-
 def _or_failure(work: Callable[[I], O], item: I) -> O | Failure:
     try:
         return work(item)
-    except UnreadableImageError as error:
-        return Failure(str(error))
-    except OSError as error:
-        return Failure(f"cannot be read ({error.strerror or error})")
+    except (UnreadableImageError, OSError) as error:
+        return images.failure_of(error)
 
 
 def require_promised(picture: Image.Image, record: ImageRecord) -> None:

@@ -19,6 +19,7 @@ from impasto.data.listing import (
     list_folder,
     look_at,
 )
+from impasto.data.masks import unused_masks
 from impasto.data.metadata import Metadata, MetadataEntry
 from impasto.data.probing import ScanIndex, sort_out
 from impasto.data.records import ImageRecord, SetAside, no_cycle_collection
@@ -205,8 +206,8 @@ def _named_pictures(
     of_path: dict[str, MetadataEntry] = {}
     spelt: dict[str, str] = {}
     set_aside: list[SetAside] = []
-    for entry in metadata.entries:
-        path = finder.find(entry.key)
+    outcomes = finder.find_all([entry.key for entry in metadata.entries])
+    for entry, path in zip(metadata.entries, outcomes, strict=True):
         if isinstance(path, Failure):
             set_aside.append(SetAside(Path(printable(entry.key)), path.reason))
             continue
@@ -217,10 +218,10 @@ def _named_pictures(
             set_aside.append(SetAside(Path(entry.key), reason))
         else:
             of_path[path] = entry
-    unused = []
+    unused = [Unused(metadata.file, remark) for remark in finder.remarks]
     if image_dir is not None:
         reason = "an image that the metadata file does not name"
-        unused = [Unused(Path(path), reason) for path in finder.unnamed(set(of_path))]
+        unused += [Unused(Path(path), reason) for path in finder.unnamed(set(of_path))]
     return of_path, set_aside, unused
 
 
@@ -232,14 +233,13 @@ def _is_same_file(path: str, other: str) -> bool:
 
 
 def joined_scans(scans: Sequence[Scan]) -> Scan:
-    """Several scans as one."""
+    """Several scans as one; masks that none of them uses are mentioned."""
     places = list(dict.fromkeys(scan.place for scan in scans))
-    return Scan(
-        ", ".join(places),
-        tuple(record for scan in scans for record in scan.records),
-        tuple(dict.fromkeys(item for scan in scans for item in scan.set_aside)),
-        tuple(dict.fromkeys(item for scan in scans for item in scan.unused)),
-    )
+    records = tuple(record for scan in scans for record in scan.records)
+    set_aside = tuple(dict.fromkeys(item for scan in scans for item in scan.set_aside))
+    unused = [item for scan in scans for item in scan.unused]
+    unused += unused_masks(records, set_aside)
+    return Scan(", ".join(places), records, set_aside, tuple(dict.fromkeys(unused)))
 
 
 def decode_all(scan: Scan, progress: Progress | None = None, *, memory: Path | None = None) -> Scan:
@@ -261,7 +261,7 @@ def decode_all(scan: Scan, progress: Progress | None = None, *, memory: Path | N
         with progress.stage("Decoding pictures", len(waiting), "pictures") as advance:
             for outcomes in executor.run(chunks(waiting, 4)):
                 for record, outcome in outcomes:
-                    known.add(record, outcome.reason if isinstance(outcome, Failure) else "")
+                    known.add(record, outcome)
                 advance(len(outcomes))
         known.write()
     found = {record.path: known.outcome(record) for record in scan.records}

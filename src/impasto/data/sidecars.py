@@ -11,7 +11,7 @@ from impasto.data.listing import CAPTION, TAGS
 from impasto.data.metadata import keep_backup
 from impasto.data.records import ImageRecord, SetAside
 from impasto.errors import StorageError
-from impasto.parsing import read_text
+from impasto.parsing import read_words
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,6 @@ def write_sidecars(records: Iterable[ImageRecord], *, overwrite: bool) -> Writte
 
 def _says(path: Path) -> str | None:
     try:
-        return read_text(path).strip()
+        return read_words(path).strip()
     except (OSError, UnicodeDecodeError):
         return None

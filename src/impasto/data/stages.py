@@ -26,9 +26,16 @@ O = TypeVar("O")  # noqa: E741 - an outcome
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """What became of an item instead of a result: the reason, in words."""
+    """What became of an item instead of a result.
+
+    Attributes:
+        reason: Why, in words.
+        is_passing: Whether the same file may do another time: rights, memory or a decoder were
+            missing. Such a failure is never remembered.
+    """
 
     reason: str
+    is_passing: bool = False
 
 
 Stage = Callable[[Sequence[I]], "list[O | Failure]"]
@@ -96,7 +103,8 @@ class LocalExecutor(Generic[I, O]):
                 try:
                     outcomes += pool.submit(self.stage, [item]).result()
                 except BrokenProcessPool:
-                    outcomes.append(Failure("working on it ended the process (out of memory?)"))
+                    reason = "working on it ended the process (out of memory?)"
+                    outcomes.append(Failure(reason, is_passing=True))
         return outcomes
 
 

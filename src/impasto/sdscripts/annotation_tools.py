@@ -6,14 +6,10 @@ The flags are those of kohya-ss/sd-scripts at commit 48d368fa, with what their h
 from __future__ import annotations
 
 import argparse
-import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from impasto import files
-from impasto.data.metadata import read_metadata
 from impasto.errors import ConfigError
 from impasto.finite import finite
 from impasto.progress import counted
@@ -28,9 +24,9 @@ from impasto.sdscripts.tools import (
 if TYPE_CHECKING:
     from impasto.annotate.annotation import Annotated, Annotator, Target
     from impasto.annotate.captioners import Captioner, Generation
-    from impasto.annotate.journal import Journal
     from impasto.annotate.places import Place
     from impasto.annotate.tags import Spelling
+    from impasto.annotate.words import MetadataWords
     from impasto.cli.console import Console
     from impasto.data.records import ImageRecord
 
@@ -174,10 +170,9 @@ def _tag(options: argparse.Namespace, console: Console) -> None:
     policy: Policy = "append" if options.append_tags else "overwrite"
     if options.output_path is None:
         ending = options.caption_extension
-        target: Any = Sidecars(ending, policy, spelling.joined_to, _place_of(options))
+        target: Target = Sidecars(ending, policy, spelling.joined_to, _place_of(options))
     else:
-        appends = options.append_tags
-        target = OneFile(options.output_path, spelling, _place_of(options), appends=appends)
+        target = _one_file(options, spelling)
     _write(options, tagging, target, console)
     if options.frequency_tags:
         console.heading("Tag frequencies")
@@ -216,73 +211,46 @@ def _place(options: argparse.Namespace, name: str) -> Any:
     return "first" if getattr(options, f"use_{name}_tags") else "off"
 
 
-@dataclass
-class OneFile:
-    """`--output_path`: all tags in one file, `{path: {tags, image_size}}` or a line for each."""
+def _one_file(options: argparse.Namespace, spelling: Spelling) -> MetadataWords:
+    """`--output_path`: all tags in one file, `{path: {tags, image_size}}` or a line for each.
 
-    file: Path
-    spelling: Spelling
-    place: Place
-    appends: bool
-    found: dict[str, dict[str, Any]] = field(default_factory=dict)
+    Without --append_tags the file is replaced whole, as sd-scripts does; with it, what else an
+    entry says stays. A line of .jsonl has its tags as `caption`.
+    """
+    from impasto.annotate.words import MetadataWords
 
-    def __post_init__(self) -> None:
-        if self.file.suffix.lower() not in (".json", ".jsonl"):
-            raise ConfigError(f"--output_path {self.file} does not end in .json or .jsonl.")
-        if self.appends and self.file.is_file():
-            entries = read_metadata(self.file).entries
-            is_object = self.file.suffix.lower() == ".json"  # a line has its tags as caption
-            self.found = {
-                entry.key: {**entry.as_dict(), "tags": entry.tags if is_object else entry.caption}
-                for entry in entries
-            }
-
-    def wants(self, record: ImageRecord) -> bool:  # noqa: ARG002
-        """All pictures."""
-        return True
-
-    def fault(self, record: ImageRecord) -> str:  # noqa: ARG002
-        """One file takes the tags of all pictures."""
-        return ""
-
-    def text(self, record: ImageRecord, new: str) -> str:
-        """What will be written."""
-        before = str(self.found.get(str(record.path), {}).get("tags", ""))
-        return self.spelling.joined_to(before, new) if self.appends else new
-
-    def write(self, journal: Journal, record: ImageRecord, new: str) -> None:  # noqa: ARG002
-        """Keep a picture's tags."""
-        size = [record.size.width, record.size.height]
-        self.found[str(record.path)] = {"tags": self.text(record, new), "image_size": size}
-
-    def close(self, journal: Journal) -> None:  # noqa: ARG002
-        """Write the file."""
-        if self.file.suffix.lower() == ".json":
-            text = json.dumps(self.found, ensure_ascii=False, indent=1) + "\n"
-            files.rewrite_text(self.file, text)
-            return
-        lines: list[Mapping[str, Any]] = [
-            {"image_path": path, **row, "caption": row["tags"]} for path, row in self.found.items()
-        ]
-        shown = ({k: v for k, v in line.items() if k != "tags"} for line in lines)
-        texts = (json.dumps(line, ensure_ascii=False) + "\n" for line in shown)
-        files.rewrite_text(self.file, "".join(texts))
+    file: Path = options.output_path
+    if file.suffix.lower() not in (".json", ".jsonl"):
+        raise ConfigError(f"--output_path {file} does not end in .json or .jsonl.")
+    return MetadataWords(
+        file,
+        "tags" if file.suffix.lower() == ".json" else "caption",
+        "append" if options.append_tags else "overwrite",
+        spelling.joined_to,
+        lambda record: str(record.path),
+        _place_of(options, file),
+        sized=True,
+        replaces=not options.append_tags,
+        backup=True,
+    )
 
 
-def _place_of(options: argparse.Namespace) -> Place:
+def _place_of(options: argparse.Namespace, metadata: Path | None = None) -> Place:
     from impasto.annotate.places import Place
 
     folder: Path = options.train_data_dir
-    return Place((folder,), folder / files.DERIVED / "annotations")
+    return Place((folder,), folder / files.DERIVED / "annotations", metadata)
 
 
 def _write(
     options: argparse.Namespace, annotator: Annotator[Any], target: Target, console: Console
 ) -> None:
-    """Go through the pictures; a journal allows `impasto dataset undo`."""
+    """Go through the pictures; the journal of all targets allows `impasto dataset undo`."""
     from impasto.annotate.annotation import annotate
     from impasto.annotate.journal import Journal
+    from impasto.annotate.words import MetadataWords
     from impasto.canonical import canonical
+    from impasto.cli.dataset_words import undo_command
 
     folder = options.train_data_dir
     records = pictures_of(folder, console, recursive=options.recursive)
@@ -291,7 +259,7 @@ def _write(
         console.note(f"{record.path}: {text}")
 
     asked = {k: v for k, v in vars(options).items() if k not in ("train_data_dir", "debug")}
-    with Journal(_place_of(options), canonical(asked)) as journal:
+    with Journal(target.place, canonical(asked)) as journal:
         done: Annotated[Any] = annotate(
             records,
             annotator,
@@ -304,3 +272,7 @@ def _write(
     console.note(
         f"{counted(done.written, 'pictures have')} words now, {len(done.set_aside)} passed over."
     )
+    if isinstance(target, MetadataWords) and target.kept is not None:
+        console.note(f"What was there is kept as {target.kept}.")
+    if done.written:
+        console.note(f"Take it back with: {undo_command(folder, target.place)}")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from impasto.errors import ConfigError, DatasetError
-from impasto.parsing import read_text
+from impasto.parsing import read_words
 from impasto.progress import counted
 from impasto.sdscripts.tools import (
     ToolParser,
@@ -25,6 +25,7 @@ from impasto.sdscripts.tools import (
 from impasto.sdscripts.values import read_resolution
 
 if TYPE_CHECKING:
+    from impasto.annotate.beside import WordsBeside
     from impasto.cli.console import Console
     from impasto.data.metadata import MetadataEntry
     from impasto.data.records import ImageRecord, PlannedImage
@@ -53,6 +54,7 @@ def _merge_parser(prog: str, what: str, ending: str, *, old: bool) -> ToolParser
 
 
 def _merge(options: argparse.Namespace, console: Console, column: Column) -> None:
+    from impasto.annotate.beside import WordsBeside
     from impasto.data.metadata import MetadataEntry, read_metadata, write_metadata
 
     _require_full_path(options)
@@ -60,10 +62,10 @@ def _merge(options: argparse.Namespace, console: Console, column: Column) -> Non
     known = read_metadata(source).entries if source is not None else ()
     entries = {entry.key: entry for entry in known}
     records = pictures_of(options.train_data_dir, console, recursive=options.recursive)
-    missing = 0
+    missing, beside = 0, WordsBeside(options.caption_extension)
     for record in records:
         key = _key(record, full_path=options.full_path)
-        text = _text_beside(record, options.caption_extension)
+        text = _text_beside(record, options.caption_extension, beside)
         missing += text is None
         entry = entries.get(key, MetadataEntry(key))
         words: dict[str, Any] = {column: text or ""}
@@ -243,9 +245,10 @@ def _key(record: ImageRecord, *, full_path: bool) -> str:
     return str(record.path) if full_path else record.path.stem
 
 
-def _text_beside(record: ImageRecord, ending: str) -> str | None:
-    path = record.path.with_suffix(ending)
+def _text_beside(record: ImageRecord, ending: str, beside: WordsBeside) -> str | None:
+    """A picture's words of one kind, in the file that a scan takes for it."""
+    path = beside.file(record.path, ending)
     try:
-        return read_text(path).strip() if path.is_file() else None
+        return read_words(path).strip() if path.is_file() else None
     except UnicodeDecodeError as error:
         raise DatasetError(f"{path} is not UTF-8 text; save it as UTF-8.") from error

@@ -10,14 +10,17 @@ import functools
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from impasto import files
 from impasto.config.load import settings_by_path
 from impasto.config.run import RunConfig
+from impasto.data.content_hashes import stamp_of
 from impasto.data.latent_cache import CachedPlan
+from impasto.data.masks import mask_file
+from impasto.data.records import FileStamp
 from impasto.models.contents import ModelContents
 from impasto.parsing import parse_json
 from impasto.training.code_identity import described
@@ -61,6 +64,7 @@ class Facts:
         num_processes: Processes that share each update.
         total_steps: Updates of the whole run.
         code: What is given in code in the place of a setting, by name; see `Ingredients`.
+        digests: Gives hashes of what is in files, of those that can be read.
     """
 
     hashes: Mapping[str, str]
@@ -70,6 +74,7 @@ class Facts:
     num_processes: int
     total_steps: int
     code: Mapping[str, Any]
+    digests: Callable[[Mapping[Path, FileStamp]], Mapping[Path, str]]
 
 
 def run_fingerprint(config: RunConfig, facts: Facts) -> dict[str, str]:
@@ -78,13 +83,13 @@ def run_fingerprint(config: RunConfig, facts: Facts) -> dict[str, str]:
         "base model": facts.hashes["unet"],
         **{f"{part} of the base model": h for part, h in facts.hashes.items() if part != "unet"},
         **_model_facts(facts.contents),
-        "data set": _data_fingerprint(facts.training),
+        "data set": _data_fingerprint(facts.training, facts.digests),
         "forward passes per update": _passes(config, facts.num_processes),
         **settings_fingerprint(config),
         **{f"{name} (given in code)": described(part) for name, part in facts.code.items()},
     }
     if facts.held_out is not None:
-        found["validation images"] = _data_fingerprint(facts.held_out)
+        found["validation images"] = _data_fingerprint(facts.held_out, facts.digests)
         if config.saving.best_model:
             found["validation.every_steps"] = str(config.validation.every_steps)
     templates = build_templates(config)
@@ -200,12 +205,29 @@ def _passes(config: RunConfig, num_processes: int) -> str:
     return f"{total} on {num_processes} processes" if shares else str(total)
 
 
-def _data_fingerprint(plan: CachedPlan) -> str:
+def _data_fingerprint(
+    plan: CachedPlan, digests: Callable[[Mapping[Path, FileStamp]], Mapping[Path, str]]
+) -> str:
+    """Images, words and weights; what is encoded each time it is shown has no key that says it."""
+    masks: dict[Path, Path] = {}
+    stamps: dict[Path, FileStamp] = {}
+    for key, image in zip(plan.keys, plan.images, strict=True):
+        if not key.plain:
+            path = image.record.path
+            stamps[path] = image.record.stamp
+            mask = mask_file(image.record)
+            stamp = stamp_of(mask) if mask is not None else None
+            if mask is not None and stamp is not None:
+                masks[path], stamps[mask] = mask, stamp
+    known = digests(stamps) if stamps else {}
     digest = hashlib.sha256()
     for key, image in zip(plan.identities or plan.keys, plan.images, strict=True):
+        path = image.record.path
         digest.update(f"{key}{image.record.name}{image.record.words}\n".encode())
-        if not key.plain:  # encoded each time it is shown, so that no key says what it holds
-            digest.update(files.sha256_of(image.record.path).encode())
+        if not key.plain:
+            digest.update(known.get(path, "").encode())
+            if path in masks:
+                digest.update(f"mask {known.get(masks[path], '')}".encode())
     return digest.hexdigest()[:16]
 
 

@@ -9,10 +9,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
-from impasto import files
 from impasto.config.run import RunConfig
+from impasto.data.content_hashes import ContentHashes
 from impasto.data.listing import Sidecars
 from impasto.data.records import ImageRecord, SetAside
 from impasto.data.scan import Scan, nothing_usable, scan_folder
@@ -57,7 +56,8 @@ def split_records(
     if folder is not None:
         subset = replace(like, root=folder, reads_npz=False)
         own = scan_folder(folder, subset=subset, sidecars=sidecars)
-        return Split(list(scan.records), _without_copies(own, scan.records, progress))
+        hashes = _hashes_of(config)
+        return Split(list(scan.records), _without_copies(own, scan.records, hashes, progress))
     held = _chosen(scan.records, config, progress)
     training = [record for i, record in enumerate(scan.records) if i not in held]
     held_out = [watched(record) for i, record in enumerate(scan.records) if i in held]
@@ -78,23 +78,25 @@ def watched(record: ImageRecord) -> ImageRecord:
     return replace(record, subset=plain)
 
 
-def groups_of_copies(records: Sequence[ImageRecord]) -> list[int]:
+def groups_of_copies(
+    records: Sequence[ImageRecord], hashes: ContentHashes, progress: Progress
+) -> list[int]:
     """A number for each record, the same for those whose files are equal byte for byte.
 
     A file that cannot be read is like no other.
+
+    Args:
+        records: The pictures; one of two subsets comes twice.
+        hashes: Remembers what is in files.
+        progress: Where to show how far it is.
     """
-    sizes = Counter(record.stamp.size_bytes for record in records)
-    hashes: dict[Path, str] = {}
+    stamps = {record.path: record.stamp for record in records}
+    sizes = Counter(stamp.size_bytes for stamp in stamps.values())
+    alike = {path: stamp for path, stamp in stamps.items() if sizes[stamp.size_bytes] > 1}
+    found = hashes.of(alike, progress) if alike else {}
     numbers: dict[str, int] = {}
-    found = []
-    for record in records:
-        key = str(record.path)
-        if sizes[record.stamp.size_bytes] > 1:
-            if record.path not in hashes:
-                hashes[record.path] = _hash_of(record.path)
-            key = hashes[record.path]
-        found.append(numbers.setdefault(key, len(numbers)))
-    return found
+    keys = [found.get(record.path, str(record.path)) for record in records]
+    return [numbers.setdefault(key, len(numbers)) for key in keys]
 
 
 def _chosen(records: Sequence[ImageRecord], config: RunConfig, progress: Progress) -> set[int]:
@@ -102,7 +104,7 @@ def _chosen(records: Sequence[ImageRecord], config: RunConfig, progress: Progres
     shares = _shares(config)
     if not any(share for share, _ in shares):
         return set()
-    groups = groups_of_copies(records)
+    groups = groups_of_copies(records, _hashes_of(config), progress)
     members: dict[int, list[int]] = {}
     for i, group in enumerate(groups):
         members.setdefault(group, []).append(i)
@@ -118,10 +120,11 @@ def _chosen(records: Sequence[ImageRecord], config: RunConfig, progress: Progres
             for i in _fitting([own[n] for n in order], groups, decided, room):
                 held.update(members[groups[i]])
         decided.update(groups[i] for i in own)
-    copies = len(records) - len(members)
+    pictures = len({record.path for record in records})
+    copies = pictures - len(members)
     if copies and held:
         progress.note(
-            f"{copies} of {len(records)} pictures are byte copies of others; copies are held out "
+            f"{copies} of {pictures} pictures are byte copies of others; copies are held out "
             f"together or not at all."
         )
     return held
@@ -161,14 +164,14 @@ def _fitting(
 
 
 def _without_copies(
-    own: Scan, training: Sequence[ImageRecord], progress: Progress
+    own: Scan, training: Sequence[ImageRecord], hashes: ContentHashes, progress: Progress
 ) -> list[ImageRecord]:
     """The pictures of the folder of validation that are not trained on.
 
     Raises:
         DatasetError: There are none.
     """
-    groups = groups_of_copies([*training, *own.records])
+    groups = groups_of_copies([*training, *own.records], hashes, progress)
     of_group = dict(zip(groups, training, strict=False))
     held_out, copies = [], []
     for group, record in zip(groups[len(training) :], own.records, strict=True):
@@ -195,8 +198,5 @@ def _without_copies(
     return held_out
 
 
-def _hash_of(path: Path) -> str:
-    try:
-        return files.sha256_of(path)
-    except OSError:
-        return str(path)  # whoever decodes it meets the same fault and reports it
+def _hashes_of(config: RunConfig) -> ContentHashes:
+    return ContentHashes.kept_in(config.dataset.derived_dir)

@@ -9,6 +9,7 @@ from typing import Any
 from accelerate import Accelerator
 
 from impasto.config.run import RunConfig
+from impasto.data.content_hashes import LATENTS as LATENTS
 from impasto.data.encoding import MomentsEncoder, cache_latents
 from impasto.data.latent_cache import CachedPlan, LatentCache
 from impasto.data.plan import Plan
@@ -16,7 +17,6 @@ from impasto.data.scan import Scan
 from impasto.progress import Progress, SilentProgress
 from impasto.training.pictures import Survey, plan_dataset, survey
 
-LATENTS = "latents"
 """The folder of the latent cache, in that of all derived data."""
 
 

@@ -262,6 +262,7 @@ def build_session(
                 accelerator.num_processes,
                 steps,
                 ingredients.given(),
+                partial(prepared.cache.hashes.of, progress=progress),
             ),
         ),
     )

@@ -1,0 +1,96 @@
+"""Which file of a folder of masks belongs to an image, and which masks belong to none."""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path, PurePath
+
+from impasto.data import formats
+from impasto.data.listing import Unused, folded, place_in_order
+from impasto.data.records import ImageRecord, SetAside
+
+_FIRST = (".png", ".jpg", ".jpeg", ".webp", ".bmp")  # of several masks of one name
+_SETTLED_NS = 2_000_000_000  # a listing is kept once its folder was not changed for so long
+_KNOWS_ONE_CASE = sys.platform in {"win32", "darwin"}
+_NOT_USED = (
+    "a mask that is not used: no image has its name, or another mask of its name is taken; give "
+    "both one name"
+)
+
+
+def mask_file(record: ImageRecord) -> Path | None:
+    """The file with an image's weights, if its subset has a folder of them and it is there.
+
+    It has the image's path below the folder, or its bare name; the ending is that of any image
+    that is read, in upper or lower case.
+    """
+    masks = record.subset.masks
+    if masks is None or masks.folder is None:
+        return None
+    below = PurePath(record.file_name)
+    folders = [masks.folder] if below.is_absolute() else [masks.folder / below.parent, masks.folder]
+    for folder in folders:
+        names = _listed(str(folder)).get(_stem_of(below.name))
+        if names:
+            return folder / names[0]
+    return None
+
+
+def unused_masks(records: Sequence[ImageRecord], set_aside: Iterable[SetAside]) -> list[Unused]:
+    """The files in folders of masks that weigh no image, but for those of images set aside."""
+    folders = {r.subset.masks.folder for r in records if r.subset.masks} - {None}
+    if not folders:
+        return []
+    used = {mask_file(record) for record in records}
+    excused = {_stem_of(item.path.name) for item in set_aside}
+    unused: dict[Path, str] = {}
+    for top in folders:
+        for folder, inner, names in os.walk(top or ""):
+            inner[:] = [name for name in inner if not name.startswith(".")]
+            for name in names:
+                path, ending = Path(folder, name), PurePath(name).suffix.lower()
+                reason = _NOT_USED if ending in formats.EXTENSIONS else formats.UNREAD.get(ending)
+                is_hidden = name.startswith(".")
+                if reason and not is_hidden and path not in used and _stem_of(name) not in excused:
+                    unused[path] = reason
+    ordered = sorted(unused, key=lambda path: place_in_order(str(path)))
+    return [Unused(path, unused[path]) for path in ordered]
+
+
+def _listed(folder: str) -> Mapping[str, list[str]]:
+    """The images of a folder by stem; listed again where the folder was changed."""
+    try:
+        changed = os.stat(folder).st_mtime_ns  # noqa: PTH116 - hot path
+    except OSError:
+        return {}
+    is_settled = time.time_ns() - changed > _SETTLED_NS
+    return (_names_in if is_settled else _names_in.__wrapped__)(folder, changed)
+
+
+@functools.lru_cache(maxsize=64)
+def _names_in(folder: str, changed: int) -> Mapping[str, list[str]]:  # noqa: ARG001 - a key
+    found: dict[str, list[str]] = {}
+    with os.scandir(folder) as entries:
+        names = sorted(entry.name for entry in entries if entry.is_file())
+    for name in names:
+        if PurePath(name).suffix.lower() in formats.EXTENSIONS and not name.startswith("."):
+            found.setdefault(_stem_of(name), []).append(name)
+    for alike in found.values():
+        alike.sort(key=_rank)
+    return found
+
+
+def _rank(name: str) -> tuple[int, bool]:
+    """The endings that are usual for masks come first, in lower case before upper case."""
+    ending = PurePath(name).suffix
+    lower = ending.lower()
+    return (_FIRST.index(lower) if lower in _FIRST else len(_FIRST)), ending != lower
+
+
+def _stem_of(name: str) -> str:
+    stem = folded(os.path.splitext(name)[0] + ".x")  # noqa: PTH122 - hot path
+    return stem.casefold() if _KNOWS_ONE_CASE else stem

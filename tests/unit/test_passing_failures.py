@@ -1,0 +1,107 @@
+"""What is remembered of a file is true of the file: not of rights, memory or decoders of one day.
+
+If one of these failed, an image that was unreadable once would be set aside for ever.
+"""
+
+import errno
+import os
+
+import pytest
+from PIL import Image
+
+from impasto.data import formats, images
+from impasto.data.likeness import Looks
+from impasto.data.scan import decode_all, scan_folder
+from impasto.data.subsets import Subset
+from impasto.errors import DatasetError
+from impasto.progress import SilentProgress
+
+PASSING = [
+    PermissionError(errno.EACCES, os.strerror(errno.EACCES)),
+    OSError(errno.EMFILE, os.strerror(errno.EMFILE)),
+    OSError(errno.EIO, os.strerror(errno.EIO)),
+    MemoryError(),
+    OSError("out of memory"),
+]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    target = tmp_path / "set"
+    target.mkdir()
+    for name in ("a", "b"):
+        Image.new("RGB", (80, 72)).save(target / f"{name}.png")
+    return target
+
+
+def failing(error, name="a.png"):
+    real = Image.open
+
+    def opened(path, *rest, **options):
+        if str(path).endswith(name):
+            raise error
+        return real(path, *rest, **options)
+
+    return opened
+
+
+def scan(folder):
+    index = folder.parent / "index.json"
+    return scan_folder(folder, index=index, subset=Subset(root=folder))
+
+
+@pytest.mark.parametrize("error", PASSING, ids=repr)
+def test_a_scan_looks_again_at_what_could_not_be_read(folder, error, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(Image, "open", failing(error))
+        assert [item.path.name for item in scan(folder).set_aside] == ["a.png"]
+        assert [item.path.name for item in scan(folder).set_aside] == ["a.png"]
+    assert scan(folder).set_aside == ()
+
+
+@pytest.mark.parametrize("error", PASSING, ids=repr)
+def test_decoding_is_tried_again(folder, error, monkeypatch):
+    found, memory = scan(folder), folder.parent / "decoded.json"
+    with monkeypatch.context() as patch:
+        patch.setattr(Image, "open", failing(error))
+        assert len(decode_all(found, memory=memory).set_aside) == 1
+    assert decode_all(found, memory=memory).set_aside == ()
+
+
+@pytest.mark.parametrize("error", PASSING, ids=repr)
+def test_a_likeness_is_looked_for_again(folder, error, monkeypatch):
+    records = scan(folder).records
+    digests = {record.path: f"digest of {record.path.name}" for record in records}
+    file = folder.parent / "looks.json"
+    with monkeypatch.context() as patch:
+        patch.setattr(Image, "open", failing(error))
+        hashes, faults = Looks(file).of(records, digests, SilentProgress())
+        assert (len(hashes), len(faults)) == (1, 1)
+    hashes, faults = Looks(file).of(records, digests, SilentProgress())
+    assert (len(hashes), len(faults)) == (2, 0)
+
+
+def test_what_is_damaged_is_remembered(folder, monkeypatch):
+    """As what is sound is: neither is opened again."""
+    (folder / "a.png").write_bytes(b"no image")
+    assert len(scan(folder).set_aside) == 1
+    monkeypatch.setattr(Image, "open", failing(AssertionError("opened again"), ".png"))
+    assert "not a picture" in scan(folder).set_aside[0].reason
+
+
+def test_a_decoder_that_is_installed_later_is_used(folder, monkeypatch):
+    Image.new("RGB", (8, 8)).save(folder / "c.png")
+    (folder / "c.png").rename(folder / "c.heic")
+    with monkeypatch.context() as patch:
+        patch.setattr(images, "register_heif", lambda: False)
+        assert scan(folder).set_aside[0].reason == formats.heif_advice()
+    monkeypatch.setattr(images, "register_heif", lambda: True)
+    assert scan(folder).set_aside == ()
+
+
+def test_nothing_usable_for_lack_of_rights_is_no_lasting_verdict(folder, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(Image, "open", failing(PASSING[0], ".png"))
+        with pytest.raises(DatasetError, match="Permission denied"):
+            scan(folder)
+    assert len(scan(folder).records) == 2
