@@ -5,6 +5,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import nn
 
+from impasto.errors import RunError
 from impasto.training import compiling
 
 # dynamo looks at the gradients of what it traces (torch 2.13)
@@ -121,3 +122,23 @@ def test_other_families_are_one_graph_for_each_shape(family, dynamo, tmp_path):
     counters = dynamo.utils.counters
     assert not counters["graph_break"]
     assert counters["stats"]["unique_graphs"] == 2
+
+
+class Doubling(nn.Module):
+    """A block of our own: PyTorch does not trace its ready-made ones when called alone."""
+
+    def forward(self, x):
+        return x * 2 + x.shape[0]
+
+
+def test_more_graphs_than_were_foreseen_end_the_run_in_words(dynamo, monkeypatch):
+    """Beyond its limit torch.compile would go on uncompiled without a word."""
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 2)
+    monkeypatch.setattr(torch._dynamo.config, "fail_on_recompile_limit_hit", True)
+    block = Doubling()
+    block.compile(dynamic=False)
+    for size in (1, 2):
+        with compiling.within_limit():
+            block(torch.zeros(size, 3))
+    with pytest.raises(RunError, match="has made 2 graphs"), compiling.within_limit():
+        block(torch.zeros(3, 3))
