@@ -17,7 +17,6 @@ from impasto.invocation import install_packages
 from impasto.progress import Progress, SilentProgress, counted
 
 CHAT_PROMPT = "Describe this picture in one sentence, as a caption for training."
-_TASK = re.compile(r"<[A-Z_]+>$")  # Florence-2's tasks, such as <DETAILED_CAPTION>
 
 _READING = [
     re.compile(

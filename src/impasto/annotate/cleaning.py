@@ -30,10 +30,9 @@ class Cleaner(Protocol):
         """Prose."""
 
 
-_STYLES, _PEOPLE = (
-    ("cartoon", "anime"),
-    {"female": "girl", "lady": "girl", "character": "girl", "woman": "girl", "women": "girls"},
-)
+_PEOPLE = {
+    "female": "girl", "lady": "girl", "character": "girl", "woman": "girl", "women": "girls",
+}  # fmt: skip
 _KOHYA_CAPTIONS: list[tuple[str, str]] = [
     ("anime anime", "anime"),
     ("young ", ""),
