@@ -200,10 +200,19 @@ def call(command, environment, folder=None):
     """Run a program to its end; Ctrl-C, and Ctrl-Break of Windows, are its own to answer."""
     if hasattr(signal, "SIGBREAK"):
         signal.signal(signal.SIGBREAK, lambda *_: None)
+    process = None
+
+    def hand_on(number, _):
+        """A run saves its state at it, as when a container ends."""
+        if process is None:
+            sys.exit(128 + number)
+        process.send_signal(number)
+
+    for name in ("SIGTERM", "SIGHUP") if os.name == "posix" else ():
+        number = getattr(signal, name)
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
+            signal.signal(number, hand_on)
     process = subprocess.Popen(command, env=environment, cwd=folder)
-    for name in ("SIGTERM", "SIGHUP"):  # a run saves its state at them, as in a container's end
-        if os.name == "posix":
-            signal.signal(getattr(signal, name), lambda number, _: process.send_signal(number))
     while True:
         try:
             return process.wait()

@@ -295,6 +295,7 @@ def test_ctrl_c_is_acknowledged_at_once_and_the_second_stops_now(train_config, w
 
 
 def test_requests_to_stop_only_hold_while_updates_are_made():
+    before = signal.getsignal(signal.SIGINT)
     with StopRequest() as stop:
         with stop.after_update():
             signal.raise_signal(signal.SIGTERM)
@@ -302,7 +303,7 @@ def test_requests_to_stop_only_hold_while_updates_are_made():
             assert stop.signal_number == signal.SIGTERM
         with pytest.raises(StoppedBySignal):
             signal.raise_signal(signal.SIGTERM)
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGTERM cannot be caught on Windows")

@@ -37,10 +37,10 @@ def lines(run):
 def test_stopping_splits_no_line(train_config, tmp_path, stops):
     whole = train(train_config(output_dir=str(tmp_path / "whole"), **OPTIONS))
     config = train_config(**OPTIONS)
+    run = config.output_dir
     for step in stops:
         with pytest.raises(Interrupted, match=f"{step} of 8 updates are done"):
             train(config, Press(step)) if step == stops[0] else resume(run, Press(step))
-        run = config.output_dir
     done = resume(run)
     assert [line["step"] for line in lines(done)] == [4, 8]
     assert lines(done) == lines(whole)

@@ -219,7 +219,8 @@ def test_a_signal_to_end_reaches_the_program(tmp_path, number):
         "print('ready', flush=True); time.sleep(100)"
     )
     program = (
-        f"import runpy, sys; start = runpy.run_path({str(START)!r}); "
+        f"import runpy, signal, sys; signal.signal({int(number)}, signal.SIG_DFL); "
+        f"start = runpy.run_path({str(START)!r}); "
         f"sys.exit(start['call']([sys.executable, '-c', {child!r}], None))"
     )
     process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
@@ -235,7 +236,8 @@ def test_ctrl_c_while_installing_is_one_sentence_and_ends_the_installer(tmp_path
         f"import pathlib, time; pathlib.Path({str(tmp_path / 'ready')!r}).touch(); time.sleep(99)"
     )
     program = (
-        f"import runpy, sys; start = runpy.run_path({str(START)!r}); "
+        "import runpy, signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        f"start = runpy.run_path({str(START)!r}); "
         f"start['waited']([sys.executable, '-c', {child!r}], None)"
     )
     process = subprocess.Popen(

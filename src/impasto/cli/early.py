@@ -9,7 +9,7 @@ import importlib.util
 from typing import TYPE_CHECKING
 
 from impasto.checkpoints.hub import require_source
-from impasto.invocation import missing_extra
+from impasto.invocation import is_first_process, missing_extra
 from impasto.runs import RunDirectory
 
 if TYPE_CHECKING:
