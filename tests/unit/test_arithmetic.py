@@ -95,7 +95,8 @@ def test_a_state_goes_with_the_data_however_latents_were_computed(planned, tmp_p
         cache_latents(planned, cache, encoder(name), workers=0) for name in ("", "tf32")
     )
     assert exact.identities == exact.keys == rounded.identities
-    assert _data_fingerprint(exact) == _data_fingerprint(rounded)
+    data = [_data_fingerprint(plan, lambda stamps: {}) for plan in (exact, rounded)]
+    assert data[0] == data[1]
 
 
 def test_pruning_keeps_what_either_device_made(planned, tmp_path):
