@@ -84,7 +84,10 @@ def test_metadata_that_merge_writes_is_read_by_scan(tmp_path):
             else:
                 assert "--image-dir" not in done.stdout
                 found = impasto("dataset", "scan", file, cwd=tmp_path)
-            assert rows(found) == {"usable": 2, "without": 0, "aside": 0}, (style, target)
+            seen = rows(found)
+            # names below `set` in a file above it are found by their ends, which is said
+            assert seen.pop("also", 0) <= (target in ("m.json", "m.jsonl") and style != "absolute")
+            assert seen == {"usable": 2, "without": 0, "aside": 0}, (style, target)
     refused = impasto("dataset", "scan", "set", "--image-dir", "set", cwd=tmp_path)
     assert refused.returncode == 2
     assert "metadata file" in refused.stderr
