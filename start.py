@@ -228,13 +228,13 @@ def installed(index):
 
 def set_up(extras, index, *, reinstall=False):
     """Make the environment and install what is missing; return at once when nothing is."""
-    if reinstall and VENV.exists():
-        say(f"Removing {VENV.name} ...")
-        shutil.rmtree(VENV)
     have = installed(index)
-    if have is not None and set(extras) <= set(have):
+    if not reinstall and have is not None and set(extras) <= set(have):
         return
     with alone():
+        if reinstall and VENV.exists():
+            say(f"Removing {VENV.name} ...")
+            shutil.rmtree(VENV)
         have = installed(index)  # another start.py may have done it meanwhile
         if have is None or not set(extras) <= set(have):
             install(extras, index, have)
@@ -297,11 +297,13 @@ def alone():
             try:
                 lock()
                 break
-            except OSError:
+            except (BlockingIOError, PermissionError):  # held; Windows says permission
                 if not is_said:
                     say("Another start.py is installing here; waiting for it ...")
                 is_said = True
                 time.sleep(1)
+            except OSError:  # a disk without locks: go on, as before there were any
+                break
         yield
 
 

@@ -1,5 +1,6 @@
 """The latent cache: content decides, nothing is encoded twice, nothing broken is served."""
 
+import errno
 import json
 import shutil
 import subprocess
@@ -340,6 +341,38 @@ def test_a_flipped_bit_is_found_where_it_is_read_and_made_anew(folder, tmp_path)
     assert encoder.count == len(keys)
     assert again.keys == cached.keys
     healed.read(keys)
+
+
+def test_pruning_does_not_pass_on_a_flipped_bit(folder, tmp_path):
+    """What is written anew would get a CRC-32 of its own, and look whole ever after."""
+    _, cached, _ = run(folder, tmp_path)
+    shard = shard_files(tmp_path)[1]
+    keys = json.loads(shard.with_suffix(".json").read_text(encoding="utf-8"))["keys"]
+    content = bytearray(shard.read_bytes())
+    content[-5] ^= 4  # of the last row
+    shard.write_bytes(content)
+    fresh = LatentCache(tmp_path / "latents")
+    wanted = {key for key in cached.keys if key.plain != keys[0]}
+    assert sum(count for count, _ in fresh.prune(wanted)) == 2
+    left = LatentCache(tmp_path / "latents")
+    assert [key in left for key in keys] == [False, *[True] * (len(keys) - 2), False]
+
+
+def test_a_damaged_shard_that_cannot_be_removed_is_named(folder, tmp_path, monkeypatch):
+    run(folder, tmp_path)
+    shard = shard_files(tmp_path)[1]
+    keys = json.loads(shard.with_suffix(".json").read_text(encoding="utf-8"))["keys"]
+    content = bytearray(shard.read_bytes())
+    content[-5] ^= 4
+    shard.write_bytes(content)
+
+    def refuse(self, **_):
+        raise PermissionError(errno.EROFS, "read-only file system")
+
+    fresh = LatentCache(tmp_path / "latents")
+    monkeypatch.setattr(Path, "unlink", refuse)
+    with pytest.raises(DatasetError, match=r"could not be removed \(read-only file system\)"):
+        fresh.read(keys)
 
 
 def test_shards_of_before_without_sums_are_read(folder, tmp_path):

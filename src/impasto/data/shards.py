@@ -17,7 +17,7 @@ import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from impasto import files, locks
-from impasto.errors import DatasetError
+from impasto.errors import DatasetError, StorageError
 from impasto.parsing import parse_json, read_text
 
 FORMAT_VERSION = 1
@@ -94,7 +94,8 @@ class Shards:
         """
         places = [self._rows[key] for key in keys]
         for shard, row in places:
-            self._require_unchanged(shard, row)
+            if not self._is_unchanged(shard, row):
+                self._give_up(shard)
         if len({shard for shard, _ in places}) == 1:
             rows = [row for _, row in places]
             return tuple(column[rows] for column in self._shard(places[0][0]))
@@ -172,7 +173,8 @@ class Shards:
     def keep_only(self, wanted: Collection[str]) -> Iterator[tuple[int, int]]:
         """Drop all other entries; after each shard, yield (entries dropped, bytes freed).
 
-        A shard of which something stays is written anew before the old one is deleted.
+        A shard of which something stays is written anew before the old one is deleted; what is not
+        as it was written does not stay.
 
         Raises:
             StorageError: The disk is full or the folder cannot be written.
@@ -187,6 +189,7 @@ class Shards:
             if len(kept) == len(entries) and entries:
                 yield 0, 0
                 continue
+            kept = [(key, row) for key, row in kept if self._is_unchanged(shard, row)]
             freed = before
             if kept:
                 label = shard.split("-")[1]
@@ -216,23 +219,32 @@ class Shards:
             if stored.sums is not None:
                 self._sums[index.stem] = stored.sums
 
-    def _require_unchanged(self, shard: str, row: int) -> None:
-        """Compare a row with its CRC-32, once."""
+    def _is_unchanged(self, shard: str, row: int) -> bool:
+        """Whether a row has its CRC-32; it is computed once."""
         sums = self._sums.get(shard)
         if sums is None:  # of a version that wrote none
-            return
+            return True
         compared = self._compared.setdefault(shard, np.zeros(len(sums), dtype=bool))
-        if compared[row]:
-            return
-        if _sum_of(self._shard(shard), row) != sums[row]:
-            index = self.folder / f"{shard}.json"
+        if not compared[row]:
+            compared[row] = _sum_of(self._shard(shard), row) == sums[row]
+        return bool(compared[row])
+
+    def _give_up(self, shard: str) -> NoReturn:
+        """Remove a shard that is not what was written, and say so.
+
+        Raises:
+            DatasetError: Always.
+        """
+        index = self.folder / f"{shard}.json"
+        then = "It was removed; start again, or resume the run: what it held is made anew."
+        try:
             self.remove(index)
-            raise DatasetError(
-                f"{index.with_suffix('.safetensors')} of the {self._what} has changed since it was "
-                f"written, as by a failing disk. It was removed; start again, or resume the run: "
-                f"what it held is made anew."
-            )
-        compared[row] = True
+        except StorageError as error:
+            then = f"It could not be removed ({files.cause_of(error)}); delete it, and start again."
+        raise DatasetError(
+            f"{index.with_suffix('.safetensors')} of the {self._what} has changed since it was "
+            f"written, as by a failing disk. {then}"
+        )
 
     def _is_whole(self, shard: Path, entries: int) -> bool:
         """Whether the shard's header fits its length, name and index; values are not read."""
