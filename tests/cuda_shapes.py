@@ -62,6 +62,19 @@ def attention(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False,
     return aten._scaled_dot_product_efficient_attention(query, key, value, None, learns)[0]
 
 
+def add_kernels():
+    """What CUDA computes in one kernel, and a build for the CPU takes apart into larger ones.
+
+    Returns:
+        What has to be kept as long as they are to be there.
+    """
+    import torch
+
+    library = torch.library.Library("aten", "IMPL")
+    library.impl("silu_backward", lambda gradient, x: torch.empty_like(x), "CUDA")
+    return library
+
+
 def step_bytes(network, case):
     """The most bytes that a step holds beside the weights, and the gradients in that moment."""
     import torch
@@ -112,6 +125,7 @@ def main():
     from impasto.models.saving import DTYPES
     from impasto.models.trainable import FullFineTune
 
+    kernels = add_kernels()
     outline_architecture(find_architecture("tiny"))  # libraries look for a GPU when they are loaded
     believe_in_cuda()
     found = []
@@ -125,6 +139,7 @@ def main():
         trainable.unet.to(DTYPES[case["weights"]])
         found.append(step_bytes(trainable.network, case))
     sys.stdout.write(json.dumps(found))
+    del kernels
 
 
 if __name__ == "__main__":
