@@ -201,18 +201,22 @@ def call(command, environment, folder=None):
     if hasattr(signal, "SIGBREAK"):
         signal.signal(signal.SIGBREAK, lambda *_: None)
     process = None
+    early = []  # signals that came while the program was being started
 
     def hand_on(number, _):
         """A run saves its state at it, as when a container ends."""
         if process is None:
-            sys.exit(128 + number)
-        process.send_signal(number)
+            early.append(number)
+        else:
+            process.send_signal(number)
 
     for name in ("SIGTERM", "SIGHUP") if os.name == "posix" else ():
         number = getattr(signal, name)
         if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
             signal.signal(number, hand_on)
     process = subprocess.Popen(command, env=environment, cwd=folder)
+    for number in early:
+        process.send_signal(number)
     while True:
         try:
             return process.wait()

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -12,23 +13,45 @@ import torch
 from conftest import impasto
 from safetensors.torch import load_file
 
+from impasto.errors import RunError
 from impasto.models.diffusers_folder import UNET_FILE
 
 WHOLE = {"ACCELERATE_USE_CPU": "true"}
 
 
-def launch(program, processes: int, **variables: str) -> subprocess.CompletedProcess:
+def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+        return free.getsockname()[1]
+
+
+def launch(program, processes: int, **variables: str) -> subprocess.CompletedProcess:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", **(variables or WHOLE)}
     command = [
         sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}",
-        "--master_addr=127.0.0.1", f"--master_port={port}", *map(str, program),
+        "--master_addr=127.0.0.1", f"--master_port={free_port()}", *map(str, program),
     ]  # fmt: skip
     return subprocess.run(
         command, env=environment, capture_output=True, text=True, timeout=300, check=False
     )
+
+
+def launch_without_launcher(program, processes: int) -> list[tuple[int, str]]:
+    """Exit code and errors of each process; nobody ends the others when one dies."""
+    shared = {
+        **os.environ, "OMP_NUM_THREADS": "1", "WORLD_SIZE": str(processes), **WHOLE,
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()),
+    }  # fmt: skip
+    started = [
+        subprocess.Popen(
+            [sys.executable, *map(str, program)],
+            env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        )
+        for rank in range(processes)
+    ]  # fmt: skip
+    errors = [process.communicate(timeout=300)[1] for process in started]
+    return [(process.returncode, text) for process, text in zip(started, errors, strict=True)]
 
 
 def train_on(file, processes: int, **variables: str) -> None:
@@ -182,11 +205,14 @@ def test_the_first_process_dies_while_it_prepares(run_file, tmp_path):
     program = tmp_path / "dying.py"
     program.write_text(PREPARING, encoding="utf-8")
     run = tmp_path / "dying"
-    result = launch([program, run_file(output_dir=str(run))], 2)
-    assert result.returncode != 0
-    assert "Traceback (most recent call last)" not in result.stderr.partition("elastic")[0]
-    assert "Another process of this run has ended" in result.stderr
-    assert "Nothing was trained yet. What was encoded is kept" in result.stderr
+    (killed, _), (code, errors) = launch_without_launcher(
+        [program, run_file(output_dir=str(run))], 2
+    )
+    assert killed == -signal.SIGKILL
+    assert code == RunError.exit_code
+    assert "Traceback (most recent call last)" not in errors
+    assert "Another process of this run has ended" in errors
+    assert "Nothing was trained yet. What was encoded is kept" in errors
     again = launch(["-m", "impasto", "resume", run], 2)
     assert again.returncode == 0, again.stderr
     assert recorded_losses(run)
