@@ -214,8 +214,8 @@ POSIX = pytest.mark.skipif(os.name == "nt", reason="signals as POSIX has them")
 def test_a_signal_to_end_reaches_the_program(tmp_path, number):
     """As from `docker stop`: impasto saves its state and says so."""
     child = (
-        "import signal, sys, time; "
-        f"signal.signal({int(number)}, lambda *_: (print('saved', flush=True), sys.exit(3))); "
+        "import os, signal, sys, time; "
+        f"signal.signal({int(number)}, lambda *_: (os.write(1, b'saved\\n'), sys.exit(3))); "
         "print('ready', flush=True); time.sleep(100)"
     )
     program = (
