@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from impasto.data.encoding import MomentsEncoder, cache_latents, keys_of_plan
+from impasto.data.encoding import MomentsEncoder
+from impasto.data.filling import cache_latents, keys_of_plan
 from impasto.data.latent_cache import LatentCache
 from impasto.errors import ConfigError
 from impasto.models.vae import computes_in_tf32, moments_encoder, weights_fingerprint

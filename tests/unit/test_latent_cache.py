@@ -1,10 +1,12 @@
 """The latent cache: content decides, nothing is encoded twice, nothing broken is served."""
 
+import dataclasses
 import errno
 import json
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -13,14 +15,16 @@ import torch
 from conftest import draw_pictures
 from PIL import Image
 
-from impasto.data.encoding import MomentsEncoder, cache_latents, to_model_range
+from impasto.data import filling, latent_writing
+from impasto.data.encoding import Encode, MomentsEncoder, to_model_range
+from impasto.data.filling import cache_latents
 from impasto.data.latent_cache import LatentCache
 from impasto.data.plan import plan_images
 from impasto.data.records import Size
 from impasto.data.rendering import render
 from impasto.data.scan import scan_folder
 from impasto.data.subsets import PLAIN, Augmentation, MaskRules, Subset
-from impasto.errors import DatasetError
+from impasto.errors import DatasetError, StorageError
 
 
 class CountingEncoder:
@@ -414,7 +418,7 @@ def test_several_resolutions_share_a_folder(folder, tmp_path):
             assert cache.read([key.plain])[0].shape == (1, 4, height // 8, width // 8)
 
 
-def test_a_process_that_is_killed_loses_only_what_it_was_filling(folder, tmp_path):
+def test_a_process_that_is_killed_loses_only_two_shards(folder, tmp_path):
     """What was written before is not encoded again."""
     draw_pictures(folder, 30, seed=3)
     program = f"""
@@ -423,9 +427,9 @@ sys.path.insert(0, {str(Path(__file__).parent)!r})
 sys.path.insert(0, {str(Path(__file__).parents[1])!r})
 from pathlib import Path
 import test_latent_cache as tests
-from impasto.data import latent_cache
-from impasto.data.encoding import cache_latents
-latent_cache.SHARD_ENTRIES = 4
+from impasto.data import latent_cache, latent_writing
+from impasto.data.filling import cache_latents
+latent_writing.SHARD_ENTRIES = 4
 class Dying(tests.CountingEncoder):
     def encode(self, pixels):
         if self.count >= 20:
@@ -438,7 +442,67 @@ cache_latents(tests.plan_of(Path({str(folder)!r})).images, cache, Dying(batch_si
     assert done.returncode == -9, done.stderr
     _, cached, encoder = run(folder, tmp_path)
     assert len(cached.keys) == 30
-    assert encoder.count <= 30 - 16
+    two_shards_and_a_batch = 2 * 4 + 2
+    assert encoder.count <= 30 - (20 - two_shards_and_a_batch)
+
+
+def test_shards_are_written_while_others_are_filled(folder, tmp_path, monkeypatch):
+    """The first shard's writing waits for a later batch to be encoded: no order of one hangs."""
+    monkeypatch.setattr(latent_writing, "SHARD_ENTRIES", 2)
+    went_on = threading.Event()
+    encoder = CountingEncoder(batch_size=1)
+    real_encode, real_write = encoder.encode, LatentCache.write_shard
+
+    def encode(pixels):
+        if encoder.count >= 4:
+            went_on.set()
+        return real_encode(pixels)
+
+    def write(self, *arguments):
+        assert went_on.wait(60)
+        real_write(self, *arguments)
+
+    monkeypatch.setattr(LatentCache, "write_shard", write)
+    encoder.encoder = dataclasses.replace(encoder.encoder, encode=encode)
+    _, cached, _ = run(folder, tmp_path, encoder)
+    assert len(cached.keys) == 9
+
+
+def test_a_batch_is_begun_before_the_one_before_it_is_awaited(folder, tmp_path, monkeypatch):
+    order = []
+
+    class Watched(Encode):
+        def begin(self, batch):
+            order.append("begin")
+            return super().begin(batch)
+
+        def finish(self, begun):
+            order.append("finish")
+            return super().finish(begun)
+
+    monkeypatch.setattr(filling, "Encode", Watched)
+    run(folder, tmp_path, CountingEncoder(batch_size=3))
+    assert order[:3] == ["begin", "begin", "finish"]
+    assert order[-1] == "finish"
+    assert order.count("begin") == order.count("finish")
+
+
+def test_a_fault_in_writing_ends_it_in_words_and_keeps_what_was_written(
+    folder, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(latent_writing, "SHARD_ENTRIES", 2)
+    real, written = LatentCache.write_shard, []
+
+    def write(self, bucket, keys, *columns):
+        if written:
+            raise StorageError("the disk is full")
+        written.extend(keys)
+        real(self, bucket, keys, *columns)
+
+    monkeypatch.setattr(LatentCache, "write_shard", write)
+    with pytest.raises(StorageError, match="the disk is full"):
+        run(folder, tmp_path)
+    assert len(LatentCache(tmp_path / "latents")) == len(written) == 2
 
 
 def test_what_vanishes_between_plan_and_cache_is_named(folder, tmp_path):

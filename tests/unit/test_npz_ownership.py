@@ -8,7 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from impasto.data.encoding import MomentsEncoder, cache_latents
+from impasto.data.encoding import MomentsEncoder
+from impasto.data.filling import cache_latents
 from impasto.data.latent_cache import LatentCache
 from impasto.data.npz import read_npz, write_npz
 from impasto.data.npz_exchange import export_latents

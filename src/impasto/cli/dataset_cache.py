@@ -60,7 +60,7 @@ def encode(
 
     require_source(model)
     from impasto.cli.console import Console
-    from impasto.data.encoding import cache_latents
+    from impasto.data.filling import cache_latents
     from impasto.data.latent_cache import LatentCache
     from impasto.data.npz_exchange import export_latents
     from impasto.models.vae import moments_encoder
@@ -145,7 +145,7 @@ def prune(source: Path, model: str, **options: Any) -> None:
 
     require_source(model)
     from impasto.cli.console import Console
-    from impasto.data.encoding import keys_of_plan
+    from impasto.data.filling import keys_of_plan
     from impasto.data.latent_cache import LatentCache
     from impasto.models.vae import encoding_fingerprint
     from impasto.training.pictures import plan_dataset, scan_all

@@ -1,40 +1,19 @@
-"""Fills the latent cache: what is missing is decoded in worker processes and encoded meanwhile."""
+"""The VAE's encoder as the cache sees it: a stage from pixels to moments."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import chain, groupby
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from impasto import locks
-from impasto.data.content_hashes import stamp_of
-from impasto.data.latent_cache import (
-    CachedPlan,
-    LatentCache,
-    LatentKeys,
-    ShardWriter,
-    latent_key,
-    latent_source,
-    mask_key,
-)
-from impasto.data.masks import mask_file
-from impasto.data.npz import npz_candidates
-from impasto.data.npz_exchange import take_npz
-from impasto.data.records import PlannedImage, SetAside, Size
-from impasto.data.rendering import Decode, Render, Rendered
-from impasto.data.stages import ErrorPolicy, Failure, LocalExecutor, chunks, default_workers
-from impasto.errors import DatasetError
-from impasto.progress import Progress, SilentProgress, none_of
+from impasto.data.latent_cache import latent_source
+from impasto.data.stages import Failure
 
-PROCESSES_FROM = 256  # starting processes takes as long as decoding some of these
 ARITHMETICS = ("", "tf32")
 """What `MomentsEncoder.arithmetic` may be."""
-_VANISHED = "vanished or became unreadable"
 
 EncodeMoments = Callable[[Tensor], tuple[Tensor, Tensor]]
 
@@ -65,298 +44,64 @@ class MomentsEncoder:
         return latent_source(self.fingerprint, self.arithmetic)
 
 
+@dataclass(frozen=True)
+class Begun:
+    """A batch that a device works on.
+
+    Attributes:
+        pixels: [B, 3, H, W] in [-1, 1], in the computer's memory.
+        mean: [B, 4, H/8, W/8], where it is computed; not to be read before it is needed.
+        logvar: The same.
+    """
+
+    pixels: Tensor
+    mean: Tensor
+    logvar: Tensor
+
+
 class Encode:
-    """Stage: pixels, uint8 [H, W, 3] of one size -> (mean, logvar), each [4, H/8, W/8]."""
+    """Stage: pixels, uint8 [H, W, 3] of one size -> (mean, logvar), each [4, H/8, W/8] float32.
+
+    A GPU computes beside the caller between `begin` and `finish`.
+    """
 
     def __init__(self, encoder: MomentsEncoder) -> None:
         self._encoder = encoder
 
     def __call__(self, batch: Sequence[np.ndarray]) -> list[tuple[Tensor, Tensor] | Failure]:
         """Encode a batch; what is NaN or infinite is tried once more in float32."""
-        pixels = to_model_range(batch)
-        outcomes = self._with(self._encoder.encode, pixels)
+        return self.finish(self.begin(batch))
+
+    def begin(self, batch: Sequence[np.ndarray]) -> Begun:
+        """Have a batch encoded; waits for no GPU."""
+        return self._begun(self._encoder.encode, to_model_range(batch))
+
+    def finish(self, begun: Begun) -> list[tuple[Tensor, Tensor] | Failure]:
+        """The moments of a batch, in the computer's memory."""
+        outcomes = _arrived(begun)
         exactly = self._encoder.encode_exactly
         if exactly is not None:
             bad = [i for i, outcome in enumerate(outcomes) if isinstance(outcome, Failure)]
             if bad:
-                for i, again in zip(bad, self._with(exactly, pixels[bad]), strict=True):
-                    outcomes[i] = again
+                again = _arrived(self._begun(exactly, begun.pixels[bad]))
+                for i, outcome in zip(bad, again, strict=True):
+                    outcomes[i] = outcome
         return outcomes
 
-    def _with(self, encode: EncodeMoments, pixels: Tensor) -> list[tuple[Tensor, Tensor] | Failure]:
-        mean, logvar = encode(pixels)
-        finite = (torch.isfinite(mean) & torch.isfinite(logvar)).flatten(1).all(1).tolist()
-        return [
-            (mean[i], logvar[i]) if good else Failure("the VAE makes NaN or infinite latents of it")
-            for i, good in enumerate(finite)
-        ]
+    def _begun(self, encode: EncodeMoments, pixels: Tensor) -> Begun:
+        return Begun(pixels, *encode(pixels))
 
 
-@dataclass(frozen=True)
-class _Order:
-    """A picture and what is to be made of it: only keys that are not in the cache."""
-
-    image: PlannedImage
-    missing: LatentKeys
-
-
-def cache_latents(
-    planned: Sequence[PlannedImage],
-    cache: LatentCache,
-    encoder: MomentsEncoder,
-    progress: Progress | None = None,
-    *,
-    on_error: ErrorPolicy = "skip",
-    workers: int | None = None,
-) -> CachedPlan:
-    """Encode the pictures that the cache does not hold; set aside those that cannot be.
-
-    Killed at any moment, it loses at most the shard that it was filling. Pictures that change each
-    time they are shown are only decoded, to find those that cannot be.
-
-    Args:
-        planned: The pictures.
-        cache: Where their latents are kept.
-        encoder: Makes them.
-        progress: Where to show how far it is.
-        on_error: Whether a picture that cannot be used is set aside, or ends it all.
-        workers: Processes that decode; None means as many as there are processors, and threads
-            for a few pictures.
-
-    Raises:
-        DatasetError: No picture is left, or `on_error` is `stop` and one cannot be used.
-        StorageError: The disk is full or the folder cannot be written.
-    """
-    progress = progress or SilentProgress()
-    cache.note_with(progress.note)
-    cache.remove_leftovers()
-    digests = _hashes(planned, cache, progress)
-    keys = [_keys(image, digests, encoder.source) for image in planned]
-    own = set(keys)
-    refused = take_npz(planned, keys, digests, cache, progress)
-    failures = _Failures(on_error)
-    for image, key in zip(planned, keys, strict=True):
-        if key is None:
-            failures.add(image, _VANISHED)
-    orders = list(_missing(planned, keys, cache))
-    _decode_the_changing(planned, progress, failures)
-    if orders:
-        patience = locks.Patience(progress.note, f"encoding into {cache.folder}")
-        with (
-            locks.Presence(cache.folder, "encoding pictures", patience),
-            progress.stage("Encoding latents", len(orders), "pictures") as advance,
-        ):
-            _carry_out(orders, cache, encoder, failures, advance, workers)
-    kept = [
-        (image, key)
-        for image, key in zip(planned, keys, strict=True)
-        if key is not None and image.record.path not in failures.paths and _is_there(key, cache)
+def _arrived(begun: Begun) -> list[tuple[Tensor, Tensor] | Failure]:
+    mean, logvar = begun.mean.float().cpu(), begun.logvar.float().cpu()
+    finite = (torch.isfinite(mean) & torch.isfinite(logvar)).flatten(1).all(1).tolist()
+    return [
+        (mean[i], logvar[i]) if good else Failure("the VAE makes NaN or infinite latents of it")
+        for i, good in enumerate(finite)
     ]
-    if not kept:
-        reasons = "; ".join(f"{item.path.name}: {item.reason}" for item in failures.items[:3])
-        raise DatasetError(f"{none_of(len(planned), 'pictures')} could be decoded ({reasons}).")
-    done = sum(order.image.record.path not in failures.paths for order in orders)
-    return CachedPlan(
-        tuple(image for image, _ in kept),
-        tuple(key for _, key in kept),
-        tuple(failures.items),
-        done,
-        tuple(refused),
-        tuple(
-            (_keys(image, digests, encoder.fingerprint) or key) if key in own else key
-            for image, key in kept
-        ),
-    )
-
-
-def keys_of_plan(
-    planned: Sequence[PlannedImage], cache: LatentCache, fingerprint: str, progress: Progress
-) -> list[LatentKeys]:
-    """What the cache would keep of these pictures, latents of sd-scripts included.
-
-    All that one VAE makes of them counts, on whatever device.
-    """
-    digests = _hashes(planned, cache, progress)
-    sources = [latent_source(fingerprint, arithmetic) for arithmetic in ARITHMETICS]
-    named = [[_keys(image, digests, source) for image in planned] for source in sources]
-    keys = named[0]
-    found = [key for of_source in named for key in of_source if key is not None]
-    take_npz(planned, keys, digests, cache, progress)
-    return found + [key for key in keys if key is not None]
 
 
 def to_model_range(pixels: Iterable[np.ndarray]) -> Tensor:
     """uint8 pictures [H, W, 3] of one size -> float32 [B, 3, H, W] in [-1, 1]."""
     stacked = torch.from_numpy(np.stack(list(pixels)))
     return stacked.permute(0, 3, 1, 2).float() / 127.5 - 1
-
-
-class _Failures:
-    """The pictures that cannot be used, each once."""
-
-    def __init__(self, policy: ErrorPolicy) -> None:
-        self._policy = policy
-        self.items: list[SetAside] = []
-        self.paths: set[Path] = set()
-
-    def add(self, image: PlannedImage, reason: str) -> None:
-        path = image.record.path
-        if self._policy == "stop":
-            raise DatasetError(
-                f"{path}: {reason}. Repair or remove it, or set dataset.on_error to skip."
-            )
-        if path not in self.paths:
-            self.paths.add(path)
-            self.items.append(SetAside(path, reason))
-
-
-def _hashes(
-    planned: Sequence[PlannedImage], cache: LatentCache, progress: Progress
-) -> dict[Path, str]:
-    """Hashes of the pictures, of their masks, and of latents that sd-scripts left."""
-    stamps = {image.record.path: image.record.stamp for image in planned}
-    for image in planned:
-        subset = image.record.subset
-        beside = list(npz_candidates(image)) if subset.reads_npz else []
-        mask = mask_file(image.record)
-        for path in (*beside, *([mask] if mask else [])):
-            stamp = stamp_of(path)
-            if stamp is not None:
-                stamps[path] = stamp
-    return cache.hashes.of(stamps, progress)
-
-
-def _keys(image: PlannedImage, digests: dict[Path, str], fingerprint: str) -> LatentKeys | None:
-    """What is kept of a picture; None if it cannot even be read."""
-    record = image.record
-    if record.path not in digests:
-        return None
-    if record.subset.augmentation is not None:
-        return LatentKeys()
-    content = digests[record.path]
-    mask = ""
-    if record.subset.masks is not None:
-        file = mask_file(record)
-        mask = mask_key(content, image, digests.get(file, "") if file else "")
-    flips = record.subset.may_flip(record.words)
-    return LatentKeys(
-        latent_key(content, image, fingerprint),
-        latent_key(content, image, fingerprint, flip=True) if flips else "",
-        mask,
-    )
-
-
-def _is_there(key: LatentKeys, cache: LatentCache) -> bool:
-    return all(not k or k in cache for k in (key.plain, key.flipped)) and (
-        not key.mask or cache.has_mask(key.mask)
-    )
-
-
-def _missing(
-    planned: Sequence[PlannedImage], keys: Sequence[LatentKeys | None], cache: LatentCache
-) -> Iterator[_Order]:
-    claimed: set[str] = set()
-
-    def missing(key: str, *, there: bool) -> str:
-        if not key or there or key in claimed:
-            return ""
-        claimed.add(key)
-        return key
-
-    for image, key in zip(planned, keys, strict=True):
-        if key is not None:
-            wanted = LatentKeys(
-                missing(key.plain, there=key.plain in cache),
-                missing(key.flipped, there=key.flipped in cache),
-                missing(key.mask, there=cache.has_mask(key.mask)),
-            )
-            if wanted != LatentKeys():
-                yield _Order(image, wanted)
-
-
-def _decode_the_changing(
-    planned: Sequence[PlannedImage], progress: Progress, failures: _Failures
-) -> None:
-    """Decode what is not encoded ahead once, so that training does not stumble over it."""
-    changing = {
-        image.record.path: image
-        for image in planned
-        if image.record.subset.augmentation is not None
-    }
-    if not changing:
-        return
-    executor = LocalExecutor(Decode(), workers=default_workers())
-    records = [image.record for image in changing.values()]
-    with progress.stage("Checking pictures", len(records), "pictures") as advance:
-        for outcomes in executor.run(chunks(records, 4)):
-            for record, outcome in outcomes:
-                if isinstance(outcome, Failure):
-                    failures.add(changing[record.path], outcome.reason)
-            advance(len(outcomes))
-
-
-def _carry_out(
-    orders: Sequence[_Order],
-    cache: LatentCache,
-    encoder: MomentsEncoder,
-    failures: _Failures,
-    advance: Callable[[int], None],
-    workers: int | None,
-) -> None:
-    """Decode ahead in processes, encode here, and write shard by shard."""
-    by_bucket = sorted(orders, key=_bucket_of)
-    batches = list(
-        chain.from_iterable(
-            chunks(list(group), encoder.batch_size) for _, group in groupby(by_bucket, _bucket_of)
-        )
-    )
-    executor = LocalExecutor(
-        Render(),
-        workers=default_workers() if workers is None else workers,
-        processes=workers is not None or len(orders) >= PROCESSES_FROM,
-    )
-    encode, writer = Encode(encoder), ShardWriter(cache)
-    rendered = executor.run([order.image for order in batch] for batch in batches)
-    for batch, outcomes in zip(batches, rendered, strict=True):
-        good = []
-        for order, (_, outcome) in zip(batch, outcomes, strict=True):
-            if isinstance(outcome, Failure):
-                failures.add(order.image, outcome.reason)
-            else:
-                good.append((order, outcome))
-        _encode_batch(good, encode, encoder.batch_size, writer, failures, cache)
-        advance(len(batch))
-    writer.write()
-
-
-def _encode_batch(
-    rendered: Sequence[tuple[_Order, Rendered]],
-    encode: Encode,
-    batch_size: int,
-    writer: ShardWriter,
-    failures: _Failures,
-    cache: LatentCache,
-) -> None:
-    """Encode pictures and mirror images as ordered, and keep their masks.
-
-    What another process has put into the cache meanwhile is left out.
-    """
-    work: list[tuple[_Order, str, np.ndarray]] = []
-    for order, picture in rendered:
-        if order.missing.plain and order.missing.plain not in cache:
-            work.append((order, order.missing.plain, picture.pixels))
-        if order.missing.flipped and order.missing.flipped not in cache:
-            work.append((order, order.missing.flipped, picture.pixels[:, ::-1]))
-        if order.missing.mask and picture.mask is not None:
-            writer.add_mask(order.image.bucket, order.missing.mask, torch.from_numpy(picture.mask))
-    for part in chunks(work, batch_size):
-        outcomes = encode([pixels for _, _, pixels in part])
-        for (order, key, _), outcome in zip(part, outcomes, strict=True):
-            if isinstance(outcome, Failure):
-                failures.add(order.image, outcome.reason)
-            else:
-                writer.add(order.image.bucket, key, *outcome)
-
-
-def _bucket_of(order: _Order) -> Size:
-    return order.image.bucket

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,10 +23,7 @@ from impasto.data.records import PlannedImage, SetAside, Size
 from impasto.data.shards import BadShard, Shards
 from impasto.errors import DatasetError
 
-SHARD_ENTRIES = 256
-SHARD_SECONDS = 30.0  # a slow encoder loses no more than this when it is killed
 STORED_DTYPE = torch.float16
-_NO_VARIANCE = -30.0  # the least log variance that diffusers' posterior knows
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,59 +212,3 @@ class LatentCache:
             {k for keys in wanted for k in (keys.plain, keys.flipped)}
         )
         yield from self._masks.keep_only({keys.mask for keys in wanted})
-
-
-class ShardWriter:
-    """Gathers moments and masks of one bucket after another, and writes them shard by shard."""
-
-    def __init__(self, cache: LatentCache) -> None:
-        self._cache, self._bucket = cache, Size(0, 0)
-        self._keys: list[str] = []
-        self._moments: list[tuple[Tensor, Tensor]] = []
-        self._mask_keys: list[str] = []
-        self._masks: list[Tensor] = []
-        self._since = time.monotonic()
-
-    def add(self, bucket: Size, key: str, mean: Tensor, logvar: Tensor) -> None:
-        """Add one picture's moments, [4, h, w] each."""
-        self._turn_to(bucket)
-        self._keys.append(key)
-        self._moments.append((mean.float().cpu(), logvar.float().cpu()))
-        self._write_if_due()
-
-    def add_sample(self, bucket: Size, key: str, latents: Tensor) -> None:
-        """Add a sample, [4, h, w], in the place of moments: a mean without variance."""
-        self.add(bucket, key, latents, torch.full_like(latents, _NO_VARIANCE))
-
-    def add_mask(self, bucket: Size, key: str, mask: Tensor) -> None:
-        """Add one picture's weights, [h, w] uint8."""
-        self._turn_to(bucket)
-        self._mask_keys.append(key)
-        self._masks.append(mask[None])
-        self._write_if_due()
-
-    def write(self) -> None:
-        """Write what is gathered.
-
-        Raises:
-            StorageError: The disk is full or the folder cannot be written.
-        """
-        if self._keys:
-            means, logvars = (
-                torch.stack(list(column)) for column in zip(*self._moments, strict=True)
-            )
-            self._cache.write_shard(self._bucket, self._keys, means, logvars)
-        if self._mask_keys:
-            self._cache.write_masks(self._bucket, self._mask_keys, torch.stack(self._masks))
-        self._keys, self._moments, self._mask_keys, self._masks = [], [], [], []
-        self._since = time.monotonic()
-
-    def _turn_to(self, bucket: Size) -> None:
-        if bucket != self._bucket:
-            self.write()
-            self._bucket = bucket
-
-    def _write_if_due(self) -> None:
-        entries = max(len(self._keys), len(self._mask_keys))
-        if entries >= SHARD_ENTRIES or time.monotonic() - self._since > SHARD_SECONDS:
-            self.write()

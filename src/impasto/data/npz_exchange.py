@@ -13,9 +13,9 @@ from impasto.data.latent_cache import (
     CachedPlan,
     LatentCache,
     LatentKeys,
-    ShardWriter,
     latent_key,
 )
+from impasto.data.latent_writing import ShardWriter
 from impasto.data.npz import npz_candidates, npz_file, read_npz, write_npz
 from impasto.data.records import PlannedImage, SetAside
 from impasto.data.stages import Failure
@@ -40,8 +40,10 @@ def take_npz(
         return []
     refused: list[SetAside] = []
     owners = _owners(planned, progress)
-    writer = ShardWriter(cache)
-    with progress.stage("Reading sd-scripts' latents", len(able), "pictures") as advance:
+    with (
+        progress.stage("Reading sd-scripts' latents", len(able), "pictures") as advance,
+        ShardWriter(cache) as writer,
+    ):
         for i in sorted(able, key=lambda i: planned[i].bucket):
             own = keys[i]
             assert own is not None  # noqa: S101 - those without are not able
@@ -53,7 +55,6 @@ def take_npz(
                     break
                 refused.append(SetAside(file, taken.reason))
             advance(1)
-    writer.write()
     return refused
 
 

@@ -146,7 +146,7 @@ def prepare_buckets_latents() -> None:
 def _prepare(options: argparse.Namespace, console: Console) -> None:
     from impasto.config.dataset_file import SDSCRIPTS_DEFAULTS, rounded_sides
     from impasto.config.load import build_dataset_config
-    from impasto.data.encoding import cache_latents
+    from impasto.data.filling import cache_latents
     from impasto.data.latent_cache import LatentCache
     from impasto.data.npz_exchange import export_latents
     from impasto.models.loading import load_base_model

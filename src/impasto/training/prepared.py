@@ -10,7 +10,8 @@ from accelerate import Accelerator
 
 from impasto.config.run import RunConfig
 from impasto.data.content_hashes import LATENTS as LATENTS
-from impasto.data.encoding import MomentsEncoder, cache_latents
+from impasto.data.encoding import MomentsEncoder
+from impasto.data.filling import cache_latents
 from impasto.data.latent_cache import CachedPlan, LatentCache
 from impasto.data.plan import Plan
 from impasto.data.scan import Scan

@@ -9,11 +9,11 @@ from pathlib import Path
 import torch
 
 from impasto import files
+from impasto.background import Background
 from impasto.errors import NonFiniteLossError
 from impasto.invocation import command
 from impasto.progress import Progress, counted
 from impasto.runs import RunDirectory, step_name
-from impasto.training.background import Background
 from impasto.training.capture import capture_state
 from impasto.training.export import (
     AVERAGE,

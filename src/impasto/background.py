@@ -1,4 +1,4 @@
-"""Writing while training goes on: from copies in the computer's memory, one after another."""
+"""Writing while other work goes on: from copies in the computer's memory, one after another."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Background:
     """A thread that does one piece of work after another, in order."""
 
     def __init__(self) -> None:
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="saving")
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="writing")
         self._waiting: deque[Future[None]] = deque()
 
     def has_room_for(self, size_bytes: int) -> bool:

@@ -1,0 +1,103 @@
+"""Moments and masks on their way into the latent cache, shard by shard."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from impasto.background import Background
+from impasto.data.latent_cache import LatentCache
+from impasto.data.records import Size
+
+SHARD_ENTRIES = 256
+SHARD_SECONDS = 30.0  # a slow encoder loses no more than twice this when it is killed
+_NO_VARIANCE = -30.0  # the least log variance that diffusers' posterior knows
+
+
+class _Gathering:
+    """What is gathered of one bucket after another, to be written as shards.
+
+    Args:
+        write: Writes a shard: its bucket, its keys, and a column [N, ...] per tensor of an entry.
+        behind: Where that is done.
+    """
+
+    def __init__(self, write: Callable[..., None], behind: Background) -> None:
+        self._write, self._behind = write, behind
+        self._bucket = Size(0, 0)
+        self._keys: list[str] = []
+        self._entries: list[tuple[Tensor, ...]] = []
+        self._began = time.monotonic()
+
+    def add(self, bucket: Size, key: str, *entry: Tensor) -> None:
+        if bucket != self._bucket:
+            self.hand_on()
+            self._bucket = bucket
+        self._keys.append(key)
+        self._entries.append(entry)
+        if len(self._keys) >= SHARD_ENTRIES or time.monotonic() - self._began > SHARD_SECONDS:
+            self.hand_on()
+
+    def hand_on(self) -> None:
+        """Have it written when the shard before it is: one is written while one is gathered."""
+        if self._keys:
+            self._behind.wait()
+            bucket, keys, entries = self._bucket, self._keys, self._entries
+            self._behind.submit(
+                lambda: self._write(bucket, keys, *map(torch.stack, zip(*entries, strict=True)))
+            )
+        self._keys, self._entries = [], []
+        self._began = time.monotonic()
+
+
+class ShardWriter:
+    """Gathers moments and masks by bucket; a thread writes a shard while the next is gathered.
+
+    A context: at its end all is written; if that is an error, only what had been begun.
+
+    Args:
+        cache: Where to.
+
+    Raises:
+        StorageError: The disk is full or the folder cannot be written; from any method, and from
+            the end of the context.
+    """
+
+    def __init__(self, cache: LatentCache) -> None:
+        self._behind = Background()
+        self._moments = _Gathering(cache.write_shard, self._behind)
+        self._masks = _Gathering(cache.write_masks, self._behind)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        try:
+            if error is None:
+                self._moments.hand_on()
+                self._masks.hand_on()
+                self._behind.wait()
+        finally:
+            self._behind.close()
+
+    def add(self, bucket: Size, key: str, mean: Tensor, logvar: Tensor) -> None:
+        """Add one picture's moments, [4, h, w] each, in the computer's memory."""
+        self._moments.add(bucket, key, mean, logvar)
+
+    def add_sample(self, bucket: Size, key: str, latents: Tensor) -> None:
+        """Add a sample, [4, h, w], in the place of moments: a mean without variance."""
+        self.add(bucket, key, latents, torch.full_like(latents, _NO_VARIANCE))
+
+    def add_mask(self, bucket: Size, key: str, mask: Tensor) -> None:
+        """Add one picture's weights, [h, w] uint8."""
+        self._masks.add(bucket, key, mask[None])
