@@ -232,7 +232,7 @@ def test_its_rate_is_a1111s_unless_given(run_values, nano_model):
 )
 def test_what_is_reported_to_fail_is_said(hypernetwork_config, nano_model, changes, words):
     config = hypernetwork_config(**{"optimizer": {"lr": 1e-5}, **changes})
-    found = advice_on(config, load_base_model(str(nano_model)).identity)
+    found = advice_on(config, load_base_model(str(nano_model)).identity, torch.device("cpu"))
     assert [word in line for word, line in zip(words, found, strict=True)] == [True] * len(words)
 
 

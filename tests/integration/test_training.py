@@ -502,8 +502,28 @@ def test_what_is_unusual_is_said_before_training(train_config, nano_model, chang
     from impasto.training.advice import advice_on
 
     config = train_config(**changes)
-    found = advice_on(config, load_base_model(str(nano_model)).identity)
+    found = advice_on(config, load_base_model(str(nano_model)).identity, torch.device("cpu"))
     assert [words in line for line in found] == ([] if words is None else [True])
+
+
+@pytest.mark.parametrize(
+    ("training", "words"),
+    [
+        ({"channels_last": True}, "training.channels_last without training.compile"),
+        ({"ema_decay": 0.9, "ema_on_cpu": True}, "training.ema_every = 10"),
+        ({"ema_decay": 0.9, "ema_on_cpu": True, "ema_every": 10}, None),
+        ({"channels_last": True, "compile": "full"}, None),
+    ],
+)
+def test_what_makes_a_gpu_wait_is_said_of_gpus(train_config, nano_model, training, words):
+    from impasto.models.loading import load_base_model
+    from impasto.training.advice import advice_on
+
+    config = train_config(training=training, optimizer={"lr": 5e-6})
+    identity = load_base_model(str(nano_model)).identity
+    found = advice_on(config, identity, torch.device("cuda"))
+    assert [words in line for line in found] == ([] if words is None else [True])
+    assert advice_on(config, identity, torch.device("cpu")) == []
 
 
 def test_the_best_model_is_kept_also_over_a_resume(train_config, tmp_path, monkeypatch):

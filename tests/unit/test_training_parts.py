@@ -161,6 +161,38 @@ def test_the_average_follows_its_recurrence():
     assert average.tensors()["p"].item() == pytest.approx(expected, rel=1e-5)
 
 
+def test_an_average_of_every_third_update_follows_the_decay_of_three():
+    parameter = nn.Parameter(torch.tensor([0.0]))
+    average = WeightAverage({"p": parameter}, decay=0.9, every=3)
+    expected = 0.0
+    for step, value in enumerate([1.0, 2.0, -3.0, 4.0, 5.0] * 24):
+        parameter.data.fill_(value)
+        average.update(step)
+        if step % 3 == 2:
+            decay = min(0.9, (1 + step) / (10 + step)) ** 3
+            expected = decay * expected + (1 - decay) * value
+    assert average.tensors()["p"].item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_weights_of_16_bits_arrive_as_they_are(dtype):
+    """They go over in 16 bits and are widened there: the same numbers for half of the way."""
+    torch.manual_seed(0)
+    weight = nn.Parameter(torch.randn(300, 300).to(dtype))
+    averages = [
+        WeightAverage({"w": weight}, 0.9, on_cpu=True, overlapped=overlapped)
+        for overlapped in (False, True)
+    ]
+    for step in range(4):
+        with torch.no_grad():
+            weight.add_(torch.randn_like(weight))
+        for average in averages:
+            average.update(step)
+    plain, beside = (average.tensors()["w"] for average in averages)
+    assert plain.dtype == torch.float32
+    assert torch.equal(plain, beside)
+
+
 def test_the_average_is_exchanged_and_given_back():
     parameter = nn.Parameter(torch.tensor([1.0]))
     average = WeightAverage({"p": parameter}, decay=0.5)

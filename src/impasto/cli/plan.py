@@ -75,7 +75,7 @@ def show_plan(asked: RunConfig, console: Console) -> None:
     endings = Calendar(config, outlook.sampler.updates_per_epoch).planned_endings(outlook.steps)
     own = OwnModels(RunDirectory(config.output_dir), overwrite=config.saving.overwrite)
     own.require_free(planned_models(config, endings))
-    warnings = advice_on(config, outlook.model.identity)
+    warnings = advice_on(config, outlook.model.identity, default_device())
     if warnings:
         console.heading("Unusual")
         for line in warnings:

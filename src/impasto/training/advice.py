@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 from impasto.config.run import RunConfig
 from impasto.diffusion.prediction import VELOCITY
 from impasto.models.families import SD1
@@ -18,8 +20,13 @@ _NO_NESTEROV = (
 USUAL_FACTOR = (0.1, 2.0)
 
 
-def advice_on(config: RunConfig, identity: Identity) -> list[str]:
+def advice_on(config: RunConfig, identity: Identity, device: torch.device) -> list[str]:
     """Warnings, the weightiest first; nothing where all is usual.
+
+    Args:
+        config: The settings.
+        identity: Of the base model.
+        device: What the run computes on.
 
     Raises:
         ConfigError: There is no such optimizer.
@@ -29,6 +36,7 @@ def advice_on(config: RunConfig, identity: Identity) -> list[str]:
         *_on_model(config, identity),
         *_on_text(config),
         *_on_hypernetwork(config, identity),
+        *_on_speed(config, device),
     ]
 
 
@@ -112,6 +120,27 @@ def _on_hypernetwork(config: RunConfig, identity: Identity) -> list[str]:
             identity.family is not SD1 and config.training.mixed_precision == "fp16",
             "Hypernetworks on SD 2 in fp16 are reported to end in NaN (AUTOMATIC1111 #6923); bf16 "
             "or no mixed precision is safer.",
+        ),
+    ]
+    return [text for applies, text in cases if applies]
+
+
+def _on_speed(config: RunConfig, device: torch.device) -> list[str]:
+    """What makes a GPU wait."""
+    training = config.training
+    if device.type != "cuda":
+        return []
+    cases = [
+        (
+            training.channels_last and training.compile == "off",
+            "training.channels_last without training.compile makes a GPU slower: each group norm "
+            "puts its input back into the usual order.",
+        ),
+        (
+            training.ema_on_cpu and training.ema_every == 1,
+            "training.ema_on_cpu takes what learns over PCIe after every update, and mixes it in "
+            "the computer's memory; a fast GPU waits for that. training.ema_every = 10 does so "
+            "after every tenth.",
         ),
     ]
     return [text for applies, text in cases if applies]

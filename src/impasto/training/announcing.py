@@ -31,7 +31,7 @@ def announce(session: Session, run: RunDirectory, events: TrainingEvents, step: 
         run.write_status("training", step=step, total_steps=session.total_steps)
     if session.placement.words:
         events.note(session.placement.words)
-    for line in advice_on(config, session.model.identity):
+    for line in advice_on(config, session.model.identity, session.accelerator.device):
         events.note(f"Warning: {line}")
     shown = sorted({text for prompt in session.previewer.prompts for text in prompt.texts})
     if cut := session.conditioner.too_long(shown):

@@ -30,6 +30,8 @@ class WeightAverage:
         parameters: What to average, by name.
         decay: The share of the old average that an update keeps, in (0, 1).
         power: The share rises as 1 - (1 + updates)^-power; crowsonkb/k-diffusion, `EMAWarmup`.
+        every: Updates from one time that weights are taken in to the next; the share is that of as
+            many updates, decay^every.
         on_cpu: Whether the averages are kept in the computer's memory.
         in_their_place: Whether weights have to stay at their place in memory, so that values are
             copied where averages are looked at; else the two change places, which takes no memory.
@@ -43,12 +45,13 @@ class WeightAverage:
         decay: float,
         *,
         power: float | None = None,
+        every: int = 1,
         on_cpu: bool = False,
         in_their_place: bool = False,
         overlapped: bool | None = None,
     ) -> None:
         self._parameters = dict(parameters)
-        self._decay, self._power = decay, power
+        self._decay, self._power, self._every = decay, power, every
         self._copies = on_cpu or in_their_place
         self._averages = {
             name: parameter.detach().to(
@@ -62,15 +65,17 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Take in the weights after the update `step`, counted from 0."""
+        """Take in the weights after the update `step`, counted from 0, if it is time."""
+        if (step + 1) % self._every:
+            return
         rising = (1 + step) / (10 + step)
         if self._power is not None:
             rising = 1 - (1 + step) ** -self._power
         averages = list(self._averages.values())
-        share = 1 - min(self._decay, rising)
+        share = 1 - min(self._decay, rising) ** self._every
         weights = [parameter.detach() for parameter in self._parameters.values()]
         if self._arrivals is not None:
-            self._arrivals.take(weights, partial(_mix, averages, share=share))
+            self._arrivals.take(weights, partial(mix_widened, averages, share=share))
         else:
             mix_widened(averages, weights, share)
 
@@ -172,8 +177,7 @@ class Arrivals:
         if not self._places:
             pinned = device.type == "cuda"
             self._places = [
-                pinned_like(w, "training.ema_on_cpu", pinned=pinned, dtype=torch.float32)
-                for w in weights
+                pinned_like(weight, "training.ema_on_cpu", pinned=pinned) for weight in weights
             ]
             self._stream = new_stream(device) if pinned else None
         if self._stream is not None:

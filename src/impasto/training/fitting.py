@@ -114,7 +114,7 @@ ENCODE_ONE = Rung(
 )
 AVERAGE_ON_CPU = Rung(
     {"training": {"ema_on_cpu": True}},
-    "the running average waits in the computer's memory",
+    "the running average waits in the computer's memory; ema_every says how often it is moved on",
     lambda c: c.training.ema_decay is not None and not c.training.ema_on_cpu,
 )
 EIGHT_BITS = Rung(

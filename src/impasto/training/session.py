@@ -450,6 +450,7 @@ def _build_ema(
         learning,
         training.ema_decay,
         power=training.ema_power,
+        every=training.ema_every,
         on_cpu=training.ema_on_cpu,
         in_their_place=placement.is_shared,
     )
