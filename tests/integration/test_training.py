@@ -4,6 +4,7 @@ import itertools
 import json
 import shutil
 import sys
+import threading
 
 import pytest
 import torch
@@ -504,6 +505,26 @@ def test_what_is_unusual_is_said_before_training(train_config, nano_model, chang
     config = train_config(**changes)
     found = advice_on(config, load_base_model(str(nano_model)).identity, torch.device("cpu"))
     assert [words in line for line in found] == ([] if words is None else [True])
+
+
+def test_the_thread_that_trains_draws_no_noise(train_config, monkeypatch):
+    """It launches a GPU's kernels; noise is drawn where data is read."""
+    from impasto.diffusion.draws import Draws
+
+    drawn = []
+    real = Draws._generators
+
+    def watched(self, purpose):
+        drawn.append((threading.current_thread() is threading.main_thread(), purpose))
+        return real(self, purpose)
+
+    monkeypatch.setattr(Draws, "_generators", watched)
+    noise = {"offset": 0.05, "multires_iterations": 3, "input_perturbation": 0.1}
+    train(train_config(training={"max_steps": 2}, noise=noise))
+    here = {purpose for is_here, purpose in drawn if is_here}
+    there = {purpose for is_here, purpose in drawn if not is_here}
+    assert here == {"timestep"}
+    assert {"posterior", "noise", "noise_offset", "multires 0", "input_perturbation"} <= there
 
 
 @pytest.mark.parametrize(

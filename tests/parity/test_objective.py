@@ -183,6 +183,32 @@ RECIPE = NoiseRecipe(
 )
 
 
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        NoiseRecipe(),
+        NoiseRecipe(offset=0.1, offset_is_random=True, adaptive_scale=0.1),
+        NoiseRecipe(multires_iterations=6, perturbation=0.1, perturbation_is_random=True),
+    ],
+)
+def test_all_that_the_step_adds_can_be_drawn_ahead(recipe, monkeypatch):
+    """Afterwards nothing is drawn sample by sample, and the noise is the same."""
+    expected = recipe.noise(LATENTS, draws())
+    on_input = recipe.on_input(expected, draws())
+    ahead = draws()
+    recipe.draw_ahead((4, 16, 16), ahead)
+
+    def refuse(*_):
+        raise AssertionError("drawn late")
+
+    monkeypatch.setattr(Draws, "_generators", refuse)
+    sent = ahead.sent(torch.clone)
+    noise = recipe.noise(LATENTS, sent)
+    assert torch.equal(noise, expected)
+    assert torch.equal(recipe.on_input(noise, sent), on_input)
+    assert sent == ahead  # the same draws, wherever their numbers are
+
+
 def test_a_sample_has_the_same_noise_however_the_update_is_cut():
     whole = RECIPE.on_input(RECIPE.noise(LATENTS, draws()), draws())
     part = draws(positions=[5, 6, 40])

@@ -43,6 +43,14 @@ def test_each_batch_begins_while_the_one_before_is_trained_on():
     assert encoded == ["first 0", "first 1", "first 2"]
 
 
+def test_what_was_drawn_ahead_comes_along():
+    batch = batch_of(0)
+    batch.draws.draw_ahead((4, 8, 8), "noise")
+    ((_, fed),) = Feeder(CPU, None)(iter([(0, batch)]))
+    expected = Draws(7, 0, (0, 1), 2).normal((4, 8, 8), "noise")
+    assert torch.equal(fed.draws.ahead["noise"], expected)
+
+
 def test_a_step_is_the_same_with_captions_encoded_ahead():
     schedule = NoiseSchedule.scaled_linear()
     recipe = StepRecipe(schedule, PREDICTIONS["epsilon"])

@@ -16,11 +16,11 @@ import sys
 import pytest
 
 from impasto.annotate import journal as journals
-from impasto.annotate.beside import WordsBeside
 from impasto.annotate.journal import Journal
 from impasto.annotate.notes import journals_in, read_notes, with_sum
 from impasto.annotate.places import Place, Spot, ending_of, why_no_words
 from impasto.annotate.undoing import undo
+from impasto.data.beside import WordsBeside
 from impasto.data.scan import scan_folder
 from impasto.demo.recipe import PICTURES
 from impasto.errors import ImpastoError, RunError, StorageError

@@ -204,6 +204,21 @@ def test_sidecars_to_metadata_and_back(tmp_path, folder):
     assert [r.words for r in scan_folder(folder).records] == [r.words for r in records]
 
 
+def test_words_go_into_the_file_that_is_there_in_other_letter_case(tmp_path):
+    folder = tmp_path / "pictures"
+    picture(folder / "a.png")
+    (folder / "a.TXT").write_text("mine", encoding="utf-8")
+    write_metadata(tmp_path / "m.json", [MetadataEntry("a.png", tags="cat")])
+    records = scan_metadata(
+        read_metadata(tmp_path / "m.json"), folder, subset=Subset(root=folder)
+    ).records
+    assert write_sidecars(records, overwrite=False).differing == (folder / "a.TXT",)
+    assert write_sidecars(records, overwrite=True).files == 1
+    names = sorted(p.name for p in folder.iterdir())
+    assert names == ["a.TXT", "a.TXT.bak", "a.png"]
+    assert (folder / "a.TXT").read_text(encoding="utf-8") == "cat\n"
+
+
 def test_two_pictures_of_one_stem_cannot_share_a_key(tmp_path, folder):
     picture(folder / "a.jpg")
     with pytest.raises(DatasetError, match="both be called 'a'"):

@@ -13,13 +13,13 @@ from contextlib import nullcontext
 import pytest
 from PIL import Image
 
-from impasto.annotate.beside import has_text
 from impasto.annotate.journal import Journal
 from impasto.annotate.notes import journals_in, with_sum
 from impasto.annotate.places import Place
 from impasto.annotate.undoing import undo
 from impasto.annotate.words import Sidecars
 from impasto.cli.dataset_clean import _read
+from impasto.data.beside import has_text
 from impasto.data.scan import scan_folder
 from impasto.data.sidecars import _says
 from impasto.data.subsets import Subset

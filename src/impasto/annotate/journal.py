@@ -19,7 +19,6 @@ from types import TracebackType
 from typing import Any
 
 from impasto import files
-from impasto.annotate.beside import has_text
 from impasto.annotate.notes import (
     NUMBERED,
     Edit,
@@ -31,6 +30,7 @@ from impasto.annotate.notes import (
     with_sum,
 )
 from impasto.annotate.places import METADATA, Place, Spot
+from impasto.data.beside import has_text
 from impasto.errors import RunError, StorageError
 from impasto.locks import FolderLock, Holder
 

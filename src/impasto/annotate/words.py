@@ -8,10 +8,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from impasto.annotate.beside import WordsBeside
 from impasto.annotate.journal import Journal
 from impasto.annotate.places import Place
 from impasto.annotate.undoing import Undone, undo
+from impasto.data.beside import WordsBeside
 from impasto.data.metadata import (
     MetadataEntry,
     keep_backup,

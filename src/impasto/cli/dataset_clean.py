@@ -86,9 +86,9 @@ def clean(source: Path, rules: str, show: bool, **options: Any) -> None:  # noqa
 @CACHE_DIR
 def tags(source: Path, ending: str, least: int, **options: Any) -> None:
     """Count the tags of SOURCE."""
-    from impasto.annotate.beside import WordsBeside
     from impasto.annotate.cleaning import count_tags
     from impasto.cli.console import Console
+    from impasto.data.beside import WordsBeside
 
     console = Console()
     records = usable_images(dataset_config(source, options), console)
@@ -143,7 +143,7 @@ def _find(
     records: Sequence[ImageRecord], place: Place, options: dict[str, Any], console: Console
 ) -> tuple[dict[Path, str], dict[Path, str]]:
     """The files with tags and those with captions, with their words; odd ones are skipped."""
-    from impasto.annotate.beside import WordsBeside
+    from impasto.data.beside import WordsBeside
 
     endings = (options["tags_ending"], options["captions_ending"])
     beside = WordsBeside(*endings)

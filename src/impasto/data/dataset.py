@@ -23,6 +23,7 @@ from impasto.data.sampler import EpochSampler, Group, MicroBatch, Update, Visit
 from impasto.data.stages import default_workers
 from impasto.data.templates import CaptionTemplates
 from impasto.diffusion.draws import Draws
+from impasto.diffusion.noise import PLAIN_NOISE, NoiseRecipe
 from impasto.randomness import derive_rng
 
 READ_AHEAD = 2  # micro-batches of cached latents that are read before they are asked for
@@ -62,6 +63,7 @@ class TrainingData:
         seed: The run's seed.
         total_steps: Optimizer updates of the whole run.
         encoder: For pictures that are not encoded ahead; None where there are none.
+        noise: What the training step adds, so that it can be drawn ahead.
         templates: Lines around captions; None leaves captions as they are.
         lost: Pictures that could not be read any more while training, with reasons.
     """
@@ -72,6 +74,7 @@ class TrainingData:
     seed: int
     total_steps: int
     encoder: MomentsEncoder | None = None
+    noise: NoiseRecipe = PLAIN_NOISE
     templates: CaptionTemplates | None = None
     lost: dict[Path, str] = field(default_factory=dict)
 
@@ -86,11 +89,12 @@ class TrainingData:
         visits = micro_batch.visits
         weights = torch.full((len(visits),), 0.0 if micro_batch.is_padding else 1.0)
         bucket = self.plan.images[visits[0].picture].bucket
-        shape = (len(visits), 4, bucket.height // CELL, bucket.width // CELL)
-        noise = draws.normal(shape[1:], "posterior")
+        shape = (4, bucket.height // CELL, bucket.width // CELL)
+        noise = draws.normal(shape, "posterior")
+        self.noise.draw_ahead(shape, draws)
         rendered = self._rendered(visits, update.epoch, weights)
         flips = [self._flips(visit, update.epoch) for visit in visits]
-        mean, logvar = self._moments(visits, flips, shape)
+        mean, logvar = self._moments(visits, flips, (len(visits), *shape))
         return LoadedMoments(
             update,
             micro_batch,

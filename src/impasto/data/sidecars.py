@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from impasto import files
+from impasto.data.beside import WordsBeside
 from impasto.data.listing import CAPTION, TAGS
 from impasto.data.metadata import keep_backup
 from impasto.data.records import ImageRecord, SetAside
@@ -35,13 +36,16 @@ class WrittenSidecars:
 def write_sidecars(records: Iterable[ImageRecord], *, overwrite: bool) -> WrittenSidecars:
     """Write captions and tags beside their pictures; a picture without words gets no file.
 
+    A file that is there in other letter case (`a.TXT`) is the one that is written.
+
     Raises:
         StorageError: The disk is full; the file is as it was before.
     """
     written, backups, differing, refused = 0, 0, [], []
+    beside = WordsBeside()
     for record in records:
         for ending, text in ((CAPTION, record.caption), (TAGS, record.tags)):
-            path = record.path.with_suffix(ending)
+            path = beside.file(record.path, ending)
             if not text or _says(path) == text.strip():
                 continue
             reason = files.why_not_written(path, [record.subset.root])

@@ -6,7 +6,8 @@ one purpose never shift those for another. Drawn on the CPU, so every device see
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Float, Int
@@ -24,19 +25,35 @@ class Draws:
         step: The optimizer update, counted from 0.
         positions: Each sample's place in the update, in [0, update_size).
         update_size: Samples in the whole update: all micro-batches of all processes.
+        ahead: Purpose -> normal numbers that are drawn already, wherever they are by now.
     """
 
     seed: int
     step: int
     positions: tuple[int, ...]
     update_size: int
+    ahead: dict[str, Tensor] = field(default_factory=dict, compare=False, repr=False)
 
     def normal(self, shape: tuple[int, ...], purpose: str) -> Float[Tensor, "b *shape"]:
-        """Standard normal numbers of `shape` for each sample, float32 on the CPU."""
+        """Standard normal numbers of `shape` for each sample, float32.
+
+        On the CPU, or where `sent` has put those that were drawn ahead.
+        """
+        known = self.ahead.get(purpose)
+        if known is not None and known.shape[1:] == shape:
+            return known
         numbers = torch.empty((len(self.positions), *shape))
         for row, generator in zip(numbers, self._generators(purpose), strict=True):
             torch.randn(shape, generator=generator, out=row)
         return numbers
+
+    def draw_ahead(self, shape: tuple[int, ...], purpose: str) -> None:
+        """Have these numbers drawn now, by the thread that is here."""
+        self.ahead[purpose] = self.normal(shape, purpose)
+
+    def sent(self, send: Callable[[Tensor], Tensor]) -> Draws:
+        """The same draws, with what is drawn ahead sent elsewhere."""
+        return replace(self, ahead={name: send(numbers) for name, numbers in self.ahead.items()})
 
     def uniform(self, purpose: str) -> Float[Tensor, "b"]:
         """One number in [0, 1) for each sample, float64 on the CPU."""

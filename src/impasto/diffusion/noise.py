@@ -6,6 +6,7 @@ the update here, so that the cut into micro-batches and processes changes nothin
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from jaxtyping import Float
@@ -53,6 +54,20 @@ class NoiseRecipe:
             noise = self._with_coarser_scales(noise, draws)
         return noise
 
+    def draw_ahead(self, shape: tuple[int, int, int], draws: Draws) -> None:
+        """Draw what `noise` and `on_input` take for latents [B, *shape], before they are asked.
+
+        Hundreds of small draws for a batch: a thread that reads data has the time for it, the one
+        that launches a GPU's kernels has not.
+        """
+        draws.draw_ahead(shape, "noise")
+        if self.offset:
+            draws.draw_ahead((shape[0], 1, 1), "noise_offset")
+        for i, scale in self._scales(shape, draws):
+            draws.draw_ahead(scale, f"multires {i}")
+        if self.perturbation:
+            draws.draw_ahead(shape, "input_perturbation")
+
     def on_input(self, noise: Latents, draws: Draws) -> Latents:
         """What is added to the latents: the noise, and perhaps some that is not in the target."""
         if not self.perturbation:
@@ -75,15 +90,23 @@ class NoiseRecipe:
         """Each sample is brought to a standard deviation of 1, not each batch as elsewhere."""
         channels, height, width = noise.shape[1:]
         total = noise
+        for i, scale in self._scales((channels, height, width), draws):
+            coarse = sent(draws.normal(scale, f"multires {i}"), noise.device)
+            fine = functional.interpolate(coarse, (height, width), mode="bilinear")
+            total = total + fine * self.multires_discount**i
+        return total / total.std(dim=(1, 2, 3), keepdim=True)
+
+    def _scales(
+        self, shape: tuple[int, int, int], draws: Draws
+    ) -> Iterator[tuple[int, tuple[int, int, int]]]:
+        """The number and the size of each coarser scale, down to one row or column."""
+        channels, height, width = shape
         for i in range(self.multires_iterations):
             ratio = 2 + 2 * draws.of_update(f"multires_scale {i}")
             rows, columns = (max(1, int(side / ratio**i)) for side in (height, width))
-            coarse = sent(draws.normal((channels, rows, columns), f"multires {i}"), noise.device)
-            fine = functional.interpolate(coarse, (height, width), mode="bilinear")
-            total = total + fine * self.multires_discount**i
+            yield i, (channels, rows, columns)
             if rows == 1 or columns == 1:
-                break
-        return total / total.std(dim=(1, 2, 3), keepdim=True)
+                return
 
 
 PLAIN_NOISE = NoiseRecipe()

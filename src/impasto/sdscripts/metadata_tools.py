@@ -25,8 +25,8 @@ from impasto.sdscripts.tools import (
 from impasto.sdscripts.values import read_resolution
 
 if TYPE_CHECKING:
-    from impasto.annotate.beside import WordsBeside
     from impasto.cli.console import Console
+    from impasto.data.beside import WordsBeside
     from impasto.data.metadata import MetadataEntry
     from impasto.data.records import ImageRecord, PlannedImage
 
@@ -54,7 +54,7 @@ def _merge_parser(prog: str, what: str, ending: str, *, old: bool) -> ToolParser
 
 
 def _merge(options: argparse.Namespace, console: Console, column: Column) -> None:
-    from impasto.annotate.beside import WordsBeside
+    from impasto.data.beside import WordsBeside
     from impasto.data.metadata import MetadataEntry, read_metadata, write_metadata
 
     _require_full_path(options)

@@ -75,6 +75,7 @@ class Feeder:
                 batch,
                 latents=sent(batch.latents, self._device),
                 weights=sent(batch.weights, self._device),
+                draws=batch.draws.sent(lambda numbers: sent(numbers, self._device)),
                 mask=None if batch.mask is None else sent(batch.mask, self._device),
                 conditions=None if self._encode is None else self._encode(batch.captions),
             )
@@ -88,7 +89,8 @@ class Feeder:
         current = torch.cuda.current_stream(self._device)
         current.wait_event(coming.ready)
         encoded = () if batch.conditions is None else batch.conditions.values()
-        for tensor in (batch.latents, batch.weights, batch.mask, *encoded):
+        drawn = batch.draws.ahead.values()
+        for tensor in (batch.latents, batch.weights, batch.mask, *drawn, *encoded):
             if tensor is not None:
                 tensor.record_stream(current)
         return batch

@@ -349,6 +349,7 @@ def _build_data(config: RunConfig, encoded: _Encoded, steps: int) -> TrainingDat
         config.seed,
         steps,
         encoded.encoder,
+        build_noise(config.noise),
         build_templates(config),
     )
 
