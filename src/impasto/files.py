@@ -406,20 +406,21 @@ def _rename(source: Path, target: Path) -> None:
 
 
 def _storage_error(path: Path, error: BaseException) -> StorageError:
+    cause = cause_of(error)
     if is_out_of_space(error):
         return StorageError(
-            f"The disk is full: {path} could not be written ({error}). What was there before is "
+            f"The disk is full: {path} could not be written ({cause}). What was there before is "
             f"untouched. Free some space, or choose another place, and run the same command again."
         )
     if os.name == "nt" and isinstance(error, PermissionError):
         return StorageError(
-            f"{path} could not be written: {error}. On Windows, what another program has open "
+            f"{path} could not be written: {cause}. On Windows, what another program has open "
             f"cannot be replaced. Close what uses it (another run, a web UI that has the model "
             f"loaded, a preview), or check that it is not read-only, and run the same command "
             f"again. What was there before is untouched."
         )
     return StorageError(
-        f"{path} could not be written: {error}. Check that the folder exists, is not read-only "
+        f"{path} could not be written: {cause}. Check that the folder exists, is not read-only "
         f"and belongs to you, or choose another place."
     )
 

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 from impasto.annotate.tags import UNDERSCORES
 from impasto.errors import ConfigError
+from impasto.files import cause_of
 from impasto.parsing import parse_toml, read_text, text_lines
 
 SHIPPED = ("kohya", "plain")
@@ -209,7 +210,7 @@ def load_rules(name: str) -> Cleaner:
         return parse_rules(read_text(path), str(path))
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
-            f"The rules {name} cannot be read ({error}). Give a file, or one of "
+            f"The rules {name} cannot be read ({cause_of(error)}). Give a file, or one of "
             f"{', '.join(SHIPPED)}."
         ) from error
 

@@ -143,8 +143,9 @@ class Journal:
                 os.fsync(self._file.fileno())
         except OSError as error:
             raise StorageError(
-                f"The notes for undo cannot be written to {self.place.journals}: {error}. Words "
-                f"that are written are kept. Free some space and run the same command again."
+                f"The notes for undo cannot be written to {self.place.journals}: "
+                f"{files.cause_of(error)}. Words that are written are kept. Free some space and "
+                f"run the same command again."
             ) from error
 
     def _open(self) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from impasto.errors import ConfigError
+from impasto.files import cause_of
 from impasto.parsing import read_text, text_lines
 from impasto.randomness import derive_rng
 
@@ -44,7 +45,9 @@ def read_templates(lines: Sequence[str], file: Path | None, name: str) -> Captio
         try:
             text = read_text(file)
         except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"The template file {file} cannot be read: {error}.") from error
+            raise ConfigError(
+                f"The template file {file} cannot be read: {cause_of(error)}."
+            ) from error
         own = [line.strip() for line in text_lines(text) if line.strip()]
         if not own:
             raise ConfigError(f"The template file {file} has no line in it.")

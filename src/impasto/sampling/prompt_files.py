@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from impasto.errors import ConfigError
+from impasto.files import cause_of
 from impasto.finite import finite
 from impasto.parsing import json_fault, parse_json, parse_toml, read_text, text_lines
 from impasto.sampling.prompts import OTHER_NAMES, RANGES, SAMPLERS, Prompt
@@ -51,7 +52,7 @@ def read_prompt_file(file: Path, defaults: Prompt) -> list[Prompt]:
     except FileNotFoundError as error:
         raise ConfigError(f"The prompt file {file} is not there. Check its path.") from error
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"The prompt file {file} cannot be read: {error}.") from error
+        raise ConfigError(f"The prompt file {file} cannot be read: {cause_of(error)}.") from error
     readers: dict[str, Callable[[Path, str], list[tuple[str, dict[str, Any]]]]] = {
         ".txt": _read_lines,
         ".toml": _read_toml,

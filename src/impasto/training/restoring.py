@@ -10,6 +10,7 @@ from accelerate.utils import broadcast
 from torch import Tensor
 
 from impasto.errors import RunError, StorageError
+from impasto.files import cause_of
 from impasto.progress import Progress
 from impasto.runs import RunDirectory, step_name
 from impasto.training.capture import restore_state
@@ -85,8 +86,9 @@ def _set_aside(folder: Path) -> Path:
         return folder.rename(target)
     except OSError as error:
         raise StorageError(
-            f"The training state {folder} is damaged and could not be renamed: {error}. Move it "
-            f"away and run the same command: the next older state is used then."
+            f"The training state {folder} is damaged and could not be renamed: "
+            f"{cause_of(error)}. Move it away and run the same command: the next older state is "
+            f"used then."
         ) from error
 
 

@@ -172,7 +172,9 @@ def load_state(
         return _state_of(description, tensors, is_hashed=hashes is not None)
     except OSError as error:
         if error.errno not in _OF_DAMAGED_FILES:  # such as too many open files, which passes
-            raise RunError(f"{folder} cannot be read: {error}. Nothing was changed.") from error
+            raise RunError(
+                f"{folder} cannot be read: {files.cause_of(error)}. Nothing was changed."
+            ) from error
         raise DamagedStateError(
             f"The training state {folder} is damaged ({_in_words(error)})."
         ) from error
