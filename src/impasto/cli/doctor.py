@@ -6,6 +6,7 @@ import sys
 
 import click
 
+from impasto.errors import MissingDependencyError
 from impasto.invocation import cuda_build
 
 MINIMUM_FREE_DISK_GIB = 10
@@ -14,8 +15,16 @@ MINIMUM_GPU_GIB = 12
 
 
 @click.command()
-def doctor() -> None:
+@click.option(
+    "--gpu",
+    is_flag=True,
+    help="Try out on the graphics card what a run does: two minutes, and a gigabyte of disk.",
+)
+def doctor(*, gpu: bool) -> None:
     """Say what hardware, versions, free memory and disk there are, and what is missing."""
+    if gpu:
+        _try_card()
+        return
     import shutil
     from pathlib import Path
 
@@ -44,6 +53,41 @@ def doctor() -> None:
         }
     )
     advice = [*_on_cards(gpus, facts["cuda"]), *_advice(gpus, free_disk, free_memory)]
+    console.heading("All is well." if not advice else "What to do")
+    for line in advice:
+        console.paragraph(f"- {line}")
+
+
+def _try_card() -> None:
+    """Print what the checks of the card found, and what to set.
+
+    Raises:
+        MissingDependencyError: PyTorch uses no card.
+    """
+    import tempfile
+    from pathlib import Path
+
+    import torch
+
+    from impasto.cli.card_check import check_card
+    from impasto.cli.console import Console
+    from impasto.training.devices import default_device
+    from impasto.training.first_contact import require_kernels
+
+    device = default_device()
+    if device.type != "cuda":
+        raise MissingDependencyError(
+            f"There is no card to try. {_on_cards([], torch.version.cuda)[0]}"
+        )
+    require_kernels(device)
+    console = Console()
+    console.heading(torch.cuda.get_device_name(device))
+    advice = []
+    with tempfile.TemporaryDirectory(prefix="impasto-") as scratch:
+        for name, outcome in check_card(device, Path(scratch), console):
+            console.table({name: outcome.found})
+            if outcome.advice:
+                advice.append(outcome.advice)
     console.heading("All is well." if not advice else "What to do")
     for line in advice:
         console.paragraph(f"- {line}")

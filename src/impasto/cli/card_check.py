@@ -1,0 +1,309 @@
+"""What `impasto doctor --gpu` tries out: kernels at a full-size model's shapes, runs of the demo's.
+
+Each check ends in a line of what was found and, where that asks for it, in a setting. One that
+fails says so, and the others go on.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import scaled_dot_product_attention
+
+from impasto.config.run import RunConfig
+from impasto.demo.recipe import demo_config
+from impasto.errors import ImpastoError
+from impasto.progress import Progress, SilentProgress
+from impasto.runs import RunDirectory
+from impasto.training.batches import heaviest_group
+from impasto.training.compiling import require_compiler
+from impasto.training.devices import set_arithmetic
+from impasto.training.duration import matmul_rate
+from impasto.training.events import SilentEvents
+from impasto.training.fitting import gib
+from impasto.training.native_precision import native_precision
+from impasto.training.pictures import survey
+from impasto.training.precision import COMPUTED
+from impasto.training.settling import build_fitting
+from impasto.training.trainer import resume, train
+from impasto.training.workload import Workload
+
+ATTENTION_SHAPE = (2, 8, 4096, 40)
+"""[B, heads, N, d] of the highest resolution's self-attention in SD 1.x at 512 pixels."""
+
+KERNELS = {
+    "flash": SDPBackend.FLASH_ATTENTION,
+    "memory-efficient": SDPBackend.EFFICIENT_ATTENTION,
+    "cuDNN": SDPBackend.CUDNN_ATTENTION,
+    "plain": SDPBackend.MATH,
+}
+WRONG = 0.02
+"""Largest difference of an attention kernel's output from float32's, where values are below 1: some
+roundings of bf16, of 2^-8 each."""
+
+LOSS_TOLERANCE = 0.02
+"""Of a loss: what compiled kernels may differ by in 16 bits."""
+
+MEMORY_TOLERANCE = 0.15
+"""Of the predicted peak of tensors: what it may be too low before a card is told of."""
+
+_UPDATES = 6
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a check.
+
+    Attributes:
+        found: What was seen, in a line.
+        advice: What to set, as a sentence; empty where nothing has to be.
+    """
+
+    found: str
+    advice: str = ""
+
+
+class _Losses(SilentEvents):
+    """Keeps the losses of a run, and ends it after an update as a crash would.
+
+    Args:
+        ends_after: That update; None lets it come to its end.
+    """
+
+    def __init__(self, ends_after: int | None = None) -> None:
+        self.losses: list[float] = []
+        self._ends_after = ends_after
+
+    def stepped(self, step: int) -> None:
+        if step == self._ends_after:
+            raise _CrashedError
+
+    def measured(self, record: Any) -> None:
+        if "loss" in record:
+            self.losses.append(record["loss"])
+
+
+class _CrashedError(Exception):
+    """The end of a run that is to be resumed."""
+
+
+def check_card(
+    device: torch.device, scratch: Path, progress: Progress
+) -> Iterator[tuple[str, Outcome]]:
+    """Try out what a run does; yields the name of each check and what came of it.
+
+    Args:
+        device: A GPU; a CPU goes through the same, of which nothing follows.
+        scratch: A folder for the runs, which may be deleted afterwards.
+        progress: Where to show how far it is.
+    """
+    runs = _Runs(device, scratch)
+    checks: dict[str, Callable[[], Outcome]] = {
+        "Precisions": lambda: precisions(device),
+        "Attention": lambda: attention(device),
+        "Resume": runs.resumes,
+        "Compile": runs.compiles,
+        "Memory": runs.memory,
+    }
+    try:
+        with progress.stage("Checking the card", len(checks), "checks") as advance:
+            for name, check in checks.items():
+                yield name, _outcome_of(check)
+                advance(1)
+    finally:
+        set_arithmetic(tf32=True)
+
+
+def _outcome_of(check: Callable[[], Outcome]) -> Outcome:
+    try:
+        return check()
+    except ImpastoError as error:
+        return Outcome("did not come to its end", str(error))
+    except RuntimeError as error:  # what drivers and kernels say
+        return Outcome("did not come to its end", f"It ended with: {str(error).splitlines()[0]}")
+
+
+def precisions(device: torch.device) -> Outcome:
+    """How fast matrix products are in each precision, and which of them a run takes."""
+    rates = {}
+    set_arithmetic(tf32=False)
+    rates["float32"] = matmul_rate(device, torch.float32)
+    if device.type == "cuda":
+        set_arithmetic(tf32=True)
+        rates["TF32"] = matmul_rate(device, torch.float32)
+    for kind in ("bf16", "fp16"):
+        rates[kind] = matmul_rate(device, COMPUTED[kind])
+    native = native_precision(device)
+    fastest = max(rates, key=lambda name: rates[name])
+    found = ", ".join(f"{name} {rate / 1e12:.3g}" for name, rate in rates.items())
+    advice = ""
+    if native.kind in rates and rates[native.kind] < 0.8 * rates[fastest]:
+        advice = (
+            f'training.mixed_precision = "auto" takes {native.kind} here ({native.reason}), but '
+            f"{fastest} was faster just now: try it."
+        )
+    words = "float32" if native.kind == "no" else native.kind
+    return Outcome(f"{found} TFLOP/s; auto takes {words}", advice)
+
+
+def attention(device: torch.device, shape: tuple[int, int, int, int] = ATTENTION_SHAPE) -> Outcome:
+    """Which attention kernels there are, how long they take there and back, and if they are right.
+
+    Compared with the plain way in float32.
+    """
+    kind = native_precision(device).kind
+    dtype = COMPUTED[kind]
+    generator = torch.Generator().manual_seed(0)
+    inputs = [torch.randn(shape, generator=generator).to(device) for _ in range(3)]
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+        exact = scaled_dot_product_attention(inputs[0], inputs[1], inputs[2])
+    lines, wrong, is_lean = [], [], False
+    for name, backend in KERNELS.items():
+        try:
+            output, seconds = _attention_by(backend, *(tensor.to(dtype) for tensor in inputs))
+        except RuntimeError:
+            continue  # not for this card, type or size
+        lines.append(f"{name} {1000 * seconds:.1f} ms")
+        is_lean |= name != "plain"
+        if float((output.float() - exact).abs().max()) > WRONG:
+            wrong.append(name)
+    advice = ""
+    if wrong:
+        advice = (
+            f"The attention kernel {' and '.join(wrong)} computes wrong numbers: update PyTorch "
+            "and the driver before you train."
+        )
+    elif not is_lean:
+        advice = (
+            "Only plain attention runs here, whose memory grows with the square of the picture's "
+            "area: set training.gradient_checkpointing = true."
+        )
+    words = "float32" if kind == "no" else kind
+    return Outcome(f"{', '.join(lines)} there and back, in {words}", advice)
+
+
+def _attention_by(
+    backend: SDPBackend, query: Tensor, key: Tensor, value: Tensor
+) -> tuple[Tensor, float]:
+    """The output of a kernel, and the seconds of its second time, there and back."""
+    for tensor in (query, key, value):
+        tensor.requires_grad_()
+    seconds = 0.0
+    with sdpa_kernel(backend):
+        for _ in range(2):
+            began = time.perf_counter()
+            output = scaled_dot_product_attention(query, key, value)
+            torch.autograd.backward(output.sum())
+            if output.device.type == "cuda":
+                torch.cuda.synchronize(output.device)
+            seconds = time.perf_counter() - began
+    return output.detach(), seconds
+
+
+class _Runs:
+    """Short runs of the trainer on the demo's model and pictures."""
+
+    def __init__(self, device: torch.device, scratch: Path) -> None:
+        self._device, self._scratch = device, scratch
+
+    def resumes(self) -> Outcome:
+        """Whether a run that is ended in the middle and resumed ends in the same weights."""
+        whole = self._config("whole", ["training.deterministic=true"])
+        weights = _weights_of(train(whole))
+        ended = self._config("ended", ["training.deterministic=true"])
+        try:
+            train(ended, _Losses(ends_after=_UPDATES // 2))
+        except _CrashedError:
+            again = _weights_of(resume(ended.output_dir, SilentEvents()))
+        largest = max(float((weights[n] - again[n]).abs().max()) for n in weights)
+        if largest == 0:
+            return Outcome("the same weights, bit for bit, with training.deterministic")
+        return Outcome(
+            f"weights differ by up to {largest:.2g} even with training.deterministic",
+            "Resumed runs go on correctly here, but not to the last bit.",
+        )
+
+    def compiles(self) -> Outcome:
+        """Whether compiled blocks give the losses of uncompiled ones."""
+        off = 'Leave training.compile at "off".'
+        try:
+            require_compiler(self._device)
+        except ImpastoError as error:
+            return Outcome("not possible here", str(error))
+        one_size = ["dataset.buckets=[[128, 128]]", "training.max_steps=2"]
+        plain, compiled = _Losses(), _Losses()
+        train(self._config("plain", one_size), plain)
+        began = time.perf_counter()
+        train(self._config("compiled", [*one_size, "training.compile=blocks"]), compiled)
+        seconds = time.perf_counter() - began
+        pairs = zip(compiled.losses, plain.losses, strict=True)
+        apart = max(abs(one - other) / other for one, other in pairs)
+        if apart > LOSS_TOLERANCE:
+            return Outcome(f"losses are {100 * apart:.1f} % off", off)
+        return Outcome(f"works, in {seconds:.0f} s; losses within {100 * apart:.2g} %")
+
+    def memory(self) -> Outcome:
+        """The predicted peak of tensors against the measured one, at a full-size picture's area."""
+        large = [
+            "dataset.resolution=512", "dataset.min_bucket_reso=256", "training.batch_size=4",
+            "dataset.max_bucket_reso=1024", "dataset.bucket_reso_steps=64",
+            "training.max_steps=3",
+        ]  # fmt: skip
+        config = self._config("large", large)
+        known = survey(config, SilentProgress())
+        group, _ = heaviest_group(config, known.plan.images)
+        fitting = build_fitting(config, group, workload=Workload.of(config, known))
+        predicted = fitting.footprint(config)
+        tensors = predicted.total - predicted.workspace
+        if self._device.type != "cuda":
+            train(config)
+            return Outcome(f"{gib(tensors)} predicted; measured on GPUs only")
+        torch.cuda.empty_cache()
+        before = torch.cuda.memory_reserved(self._device)
+        torch.cuda.reset_peak_memory_stats(self._device)
+        train(config)
+        measured = torch.cuda.max_memory_reserved(self._device) - before
+        return compared(tensors, measured)
+
+    def _config(self, name: str, overrides: list[str]) -> RunConfig:
+        derived = self._scratch / "derived"
+        return demo_config(
+            self._scratch / name,
+            [
+                f"dataset.cache_dir={str(derived)!r}", f"training.max_steps={_UPDATES}",
+                "training.mixed_precision=auto", "training.channels_last=false",
+                f"saving.state_every_steps={_UPDATES // 2}", "previews.prompts=[]",
+                "logging.every_steps=1", "validation.every_steps=1000", "validation.timesteps=1",
+                *overrides,
+            ],
+        )  # fmt: skip
+
+
+def compared(predicted: int, measured: int) -> Outcome:
+    """What follows from bytes that were foreseen, and those that were taken."""
+    found = f"{gib(predicted)} predicted, {gib(measured)} measured, of tensors"
+    if measured <= (1 + MEMORY_TOLERANCE) * predicted:
+        return Outcome(found)
+    share = 100 * (measured / predicted - 1)
+    return Outcome(
+        found,
+        f"Runs take {share:.0f} % more here than is predicted: give training.memory so much less "
+        "than the card has.",
+    )
+
+
+def _weights_of(run: RunDirectory) -> dict[str, Tensor]:
+    """The tensors of a finished run's model."""
+    return {
+        name: tensor.float()
+        for file in sorted(run.export.rglob("*.safetensors"))
+        for name, tensor in load_file(file).items()
+    }
