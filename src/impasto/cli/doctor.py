@@ -77,7 +77,7 @@ def _try_card() -> None:
     device = default_device()
     if device.type != "cuda":
         raise MissingDependencyError(
-            f"There is no card to try. {_on_cards([], torch.version.cuda)[0]}"
+            f"There is no card to try out. {_on_cards([], torch.version.cuda)[0]}"
         )
     require_kernels(device)
     console = Console()
