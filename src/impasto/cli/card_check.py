@@ -6,6 +6,7 @@ fails says so, and the others go on.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -274,11 +275,11 @@ class _Runs:
         return compared(tensors, measured)
 
     def _config(self, name: str, overrides: list[str]) -> RunConfig:
-        derived = self._scratch / "derived"
+        derived = json.dumps((self._scratch / "derived").as_posix())
         return demo_config(
             self._scratch / name,
             [
-                f"dataset.cache_dir={str(derived)!r}", f"training.max_steps={_UPDATES}",
+                f"dataset.cache_dir={derived}", f"training.max_steps={_UPDATES}",
                 "training.mixed_precision=auto", "training.channels_last=false",
                 f"saving.state_every_steps={_UPDATES // 2}", "previews.prompts=[]",
                 "logging.every_steps=1", "validation.every_steps=1000", "validation.timesteps=1",

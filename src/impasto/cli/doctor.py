@@ -83,7 +83,7 @@ def _try_card() -> None:
     console = Console()
     console.heading(torch.cuda.get_device_name(device))
     advice = []
-    with tempfile.TemporaryDirectory(prefix="impasto-") as scratch:
+    with tempfile.TemporaryDirectory(prefix="impasto-", ignore_cleanup_errors=True) as scratch:
         for name, outcome in check_card(device, Path(scratch), console):
             console.table({name: outcome.found})
             if outcome.advice:
