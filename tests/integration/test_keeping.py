@@ -9,9 +9,10 @@ import torch
 from runs import StopAt, exported
 from safetensors.torch import load_file
 
+from impasto import background
 from impasto.errors import ConfigError, OutOfMemoryError, StorageError
 from impasto.models.diffusers_folder import UNET_FILE
-from impasto.training import background, disk, loop, saver, trainer
+from impasto.training import disk, loop, saver, trainer
 from impasto.training.events import SilentEvents
 from impasto.training.trainer import resume, train
 
