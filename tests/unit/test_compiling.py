@@ -47,7 +47,10 @@ def network(family):
 
 @pytest.fixture
 def dynamo(monkeypatch):
-    """torch.compile without code generation: graphs are traced and run as they are."""
+    """torch.compile without code generation: graphs are traced and run as they are.
+
+    Its settings are put back by hand: monkeypatch would delete them, as they are in no `__dict__`.
+    """
     found = torch._dynamo
     kept = {
         name: getattr(found.config, name)
@@ -131,10 +134,10 @@ class Doubling(nn.Module):
         return x * 2 + x.shape[0]
 
 
-def test_more_graphs_than_were_foreseen_end_the_run_in_words(dynamo, monkeypatch):
+def test_more_graphs_than_were_foreseen_end_the_run_in_words(dynamo):
     """Beyond its limit torch.compile would go on uncompiled without a word."""
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 2)
-    monkeypatch.setattr(torch._dynamo.config, "fail_on_recompile_limit_hit", True)
+    dynamo.config.recompile_limit = 2
+    dynamo.config.fail_on_recompile_limit_hit = True
     block = Doubling()
     block.compile(dynamic=False)
     for size in (1, 2):
