@@ -201,3 +201,13 @@ def test_the_nearest_verb_is_proposed(words, near):
     from impasto.cli.main import impasto
 
     assert f"Did you mean {near}?" in CliRunner().invoke(impasto, words).output
+
+
+@pytest.mark.parametrize(
+    ("images_per_s", "words"),
+    [(12.34, "12.3 images/s"), (0.4, "0.4 images/s"), (0.0101, "99 s an image"), (0.0, "0.0")],
+)
+def test_slow_training_says_what_an_image_takes(images_per_s, words, capsys):
+    console = Console()
+    console.measured({"step": 1, "loss": 0.5, "images_per_s": images_per_s})
+    assert words in capsys.readouterr().out

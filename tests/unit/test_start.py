@@ -231,6 +231,34 @@ def test_a_signal_to_end_reaches_the_program(tmp_path, number):
 
 
 @POSIX
+def test_a_signal_that_comes_while_the_program_is_started_reaches_it(tmp_path):
+    ready = tmp_path / "ready"
+    child = (
+        "import os, pathlib, signal, sys, time; "
+        "signal.signal(signal.SIGTERM, lambda *_: (os.write(1, b'saved\\n'), sys.exit(3))); "
+        f"pathlib.Path({str(ready)!r}).touch(); time.sleep(100)"
+    )
+    program = f"""
+import os, pathlib, runpy, signal, subprocess, sys, time
+signal.signal(signal.SIGTERM, signal.SIG_DFL)
+real = subprocess.Popen
+def slow(*arguments, **options):
+    process = real(*arguments, **options)
+    while not pathlib.Path({str(ready)!r}).exists():
+        time.sleep(0.02)
+    os.kill(os.getpid(), signal.SIGTERM)
+    return process
+start = runpy.run_path({str(START)!r})
+subprocess.Popen = slow
+sys.exit(start["call"]([sys.executable, "-c", {child!r}], None))
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (result.returncode, result.stdout) == (3, "saved\n")
+
+
+@POSIX
 def test_ctrl_c_while_installing_is_one_sentence_and_ends_the_installer(tmp_path):
     child = (
         f"import pathlib, time; pathlib.Path({str(tmp_path / 'ready')!r}).touch(); time.sleep(99)"

@@ -179,5 +179,12 @@ class Console:
             self._last_line = now
             self.rich.print(
                 f"step {record['step']}/{self._last_step}, loss {record['loss']:.4f}, "
-                f"{record['images_per_s']:.1f} images/s"
+                + _speed(record["images_per_s"])
             )
+
+
+def _speed(images_per_s: float) -> str:
+    """Images per second, or what one takes where that says more."""
+    if 0 < images_per_s < 0.1:
+        return f"{1 / images_per_s:.0f} s an image"
+    return f"{images_per_s:.1f} images/s"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, groupby
 from pathlib import Path
@@ -21,7 +21,7 @@ from impasto.data.latent_cache import (
     latent_source,
     mask_key,
 )
-from impasto.data.latent_writing import ShardWriter
+from impasto.data.latent_writing import ShardWriter, written_behind
 from impasto.data.masks import mask_file
 from impasto.data.npz import npz_candidates
 from impasto.data.npz_exchange import take_npz
@@ -85,12 +85,7 @@ def cache_latents(
     orders = list(_missing(planned, keys, cache))
     _decode_the_changing(planned, progress, failures)
     if orders:
-        patience = locks.Patience(progress.note, f"encoding into {cache.folder}")
-        with (
-            locks.Presence(cache.folder, "encoding pictures", patience),
-            progress.stage("Encoding latents", len(orders), "pictures") as advance,
-        ):
-            _carry_out(orders, cache, encoder, failures, advance, workers)
+        _carry_out(orders, cache, encoder, failures, progress, workers)
     kept = [
         (image, key)
         for image, key in zip(planned, keys, strict=True)
@@ -238,10 +233,10 @@ def _carry_out(
     cache: LatentCache,
     encoder: MomentsEncoder,
     failures: _Failures,
-    advance: Callable[[int], None],
+    progress: Progress,
     workers: int | None,
 ) -> None:
-    """Decode ahead in processes, encode here, and write shard by shard."""
+    """Decode ahead in processes, encode here, and write shard by shard in a thread."""
     by_bucket = sorted(orders, key=_bucket_of)
     batches = list(
         chain.from_iterable(
@@ -254,7 +249,12 @@ def _carry_out(
         processes=workers is not None or len(orders) >= PROCESSES_FROM,
     )
     rendered = executor.run([order.image for order in batch] for batch in batches)
-    with ShardWriter(cache) as writer:
+    patience = locks.Patience(progress.note, f"encoding into {cache.folder}")
+    with (
+        locks.Presence(cache.folder, "encoding pictures", patience),
+        progress.stage("Encoding latents", len(orders), "pictures") as advance,
+        written_behind(cache) as writer,
+    ):
         device = _Device(cache, encoder, writer, failures)
         for batch, outcomes in zip(batches, rendered, strict=True):
             good = []

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable
-from types import TracebackType
-from typing import Self
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -55,40 +54,42 @@ class _Gathering:
         self._began = time.monotonic()
 
 
-class ShardWriter:
-    """Gathers moments and masks by bucket; a thread writes a shard while the next is gathered.
+@contextlib.contextmanager
+def written_behind(cache: LatentCache) -> Iterator[ShardWriter]:
+    """What gathers shards for a cache, and has a thread write each while the next is gathered.
 
-    A context: at its end all is written; if that is an error, only what had been begun.
+    At the end of the context all is written; if that is an error, only what had been begun.
+
+    Raises:
+        StorageError: The disk is full or the folder cannot be written; from any method of the
+            writer, and from the end of the context.
+    """
+    behind = Background()
+    try:
+        writer = ShardWriter(cache, behind)
+        yield writer
+        writer.finish()
+        behind.wait()
+    finally:
+        behind.close()
+
+
+class ShardWriter:
+    """Gathers moments and masks by bucket.
 
     Args:
         cache: Where to.
-
-    Raises:
-        StorageError: The disk is full or the folder cannot be written; from any method, and from
-            the end of the context.
+        behind: Writes.
     """
 
-    def __init__(self, cache: LatentCache) -> None:
-        self._behind = Background()
-        self._moments = _Gathering(cache.write_shard, self._behind)
-        self._masks = _Gathering(cache.write_masks, self._behind)
+    def __init__(self, cache: LatentCache, behind: Background) -> None:
+        self._moments = _Gathering(cache.write_shard, behind)
+        self._masks = _Gathering(cache.write_masks, behind)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        try:
-            if error is None:
-                self._moments.hand_on()
-                self._masks.hand_on()
-                self._behind.wait()
-        finally:
-            self._behind.close()
+    def finish(self) -> None:
+        """Hand on what is gathered."""
+        self._moments.hand_on()
+        self._masks.hand_on()
 
     def add(self, bucket: Size, key: str, mean: Tensor, logvar: Tensor) -> None:
         """Add one picture's moments, [4, h, w] each, in the computer's memory."""

@@ -15,7 +15,7 @@ from impasto.data.latent_cache import (
     LatentKeys,
     latent_key,
 )
-from impasto.data.latent_writing import ShardWriter
+from impasto.data.latent_writing import ShardWriter, written_behind
 from impasto.data.npz import npz_candidates, npz_file, read_npz, write_npz
 from impasto.data.records import PlannedImage, SetAside
 from impasto.data.stages import Failure
@@ -42,7 +42,7 @@ def take_npz(
     owners = _owners(planned, progress)
     with (
         progress.stage("Reading sd-scripts' latents", len(able), "pictures") as advance,
-        ShardWriter(cache) as writer,
+        written_behind(cache) as writer,
     ):
         for i in sorted(able, key=lambda i: planned[i].bucket):
             own = keys[i]

@@ -57,8 +57,8 @@ class NoiseRecipe:
     def draw_ahead(self, shape: tuple[int, int, int], draws: Draws) -> None:
         """Draw what `noise` and `on_input` take for latents [B, *shape], before they are asked.
 
-        Hundreds of small draws for a batch: a thread that reads data has the time for it, the one
-        that launches a GPU's kernels has not.
+        One for each sample and purpose: a thread that reads data has the time for it, the one that
+        launches a GPU's kernels has not.
         """
         draws.draw_ahead(shape, "noise")
         if self.offset:

@@ -315,9 +315,8 @@ def _precision(
     if full is not None and full != asked:
         raise ConfigError(f"--full_{full} needs --mixed_precision={full}.")
     if asked != "no" and without_gpu is not None and without_gpu.kind != asked:
-        words = "float32" if without_gpu.kind == "no" else without_gpu.kind
         notices.append(
-            f"--mixed_precision={asked}: computing in {words}, as there is no GPU and "
+            f"--mixed_precision={asked}: computing in {without_gpu.words}, as there is no GPU and "
             f"{without_gpu.reason}."
         )
         asked = without_gpu.kind

@@ -16,7 +16,7 @@ from torch import nn
 from impasto.config.run import RunConfig
 from impasto.progress import Progress
 from impasto.training.devices import default_device
-from impasto.training.precision import COMPUTED, MixedPrecision
+from impasto.training.precision import COMPUTED, MixedPrecision, in_words
 
 CPU_BF16 = {"amx_bf16": "AMX", "avx512_bf16": "AVX-512"}
 """Instructions that multiply bfloat16, by the names of `torch.cpu.get_capabilities`; oneDNN uses
@@ -36,6 +36,11 @@ class NativePrecision:
 
     kind: MixedPrecision
     reason: str
+
+    @property
+    def words(self) -> str:
+        """It, as sentences name it."""
+        return in_words(self.kind)
 
 
 def native_precision(device: torch.device | None = None) -> NativePrecision:
@@ -85,8 +90,9 @@ def resolve_precision(config: RunConfig, progress: Progress) -> RunConfig:
     native = native_precision()
     if training.mixed_precision == "auto":
         reason = native.reason if kind == native.kind else f"training.weights is {training.weights}"
-        words = "float32" if kind == "no" else kind
-        progress.note(f"Computing in {words} (training.mixed_precision is auto): {reason}.")
+        progress.note(
+            f"Computing in {in_words(kind)} (training.mixed_precision is auto): {reason}."
+        )
     warn_of_slow(
         kind,
         "set training.mixed_precision to auto or no, and leave training.weights at fp32",

@@ -22,6 +22,11 @@ COMPUTED = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 """What products are computed in, by `training.mixed_precision`."""
 
 
+def in_words(kind: MixedPrecision) -> str:
+    """A precision as sentences name it."""
+    return "float32" if kind == "no" else kind
+
+
 def autocast_dtype(kind: MixedPrecision) -> torch.dtype | None:
     """The 16-bit type of a precision; None for float32."""
     return None if kind == "no" else COMPUTED[kind]
