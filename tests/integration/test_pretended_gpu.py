@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import draw_pictures
+from gpu_cases import CASES, FAULTS
 from safetensors.torch import load_file
 
 SUPPORT = Path(__file__).parent.parent / "support" / "pretend_cuda"
@@ -22,73 +23,6 @@ sys.path.insert(0, str(SUPPORT))
 import build  # noqa: E402
 
 pytestmark = pytest.mark.timeout(1800)  # the first test runs all cases, on a busy machine too
-
-AT_ONCE = "_local_scalar_dense at training/descent.py:"
-LOOKS_AT_LOSS_AND_NORM = {f"{AT_ONCE}<genexpr>": 2}
-"""What an optimizer needs that cannot be told on the device to pass over an update."""
-
-CASES = {
-    "fp32": ({}, {}),
-    "bf16": ({"training": {"mixed_precision": "bf16"}}, {}),
-    "fp16": ({"training": {"mixed_precision": "fp16"}}, {}),
-    "bf16 weights": (
-        {"training": {"mixed_precision": "bf16", "weights": "bf16", "rounding": "kahan"}},
-        {},
-    ),
-    "no limit": ({"training": {"max_grad_norm": 0.0}}, {}),
-    "8 bits": ({"optimizer": {"kind": "stand_ins.EightBits"}}, LOOKS_AT_LOSS_AND_NORM),
-    "schedule-free": ({"optimizer": {"kind": "adamw_schedule_free"}}, LOOKS_AT_LOSS_AND_NORM),
-    "prodigy": (
-        {"optimizer": {"kind": "prodigy", "lr": 1.0}},
-        {
-            **LOOKS_AT_LOSS_AND_NORM,  # and what pytorch-optimizer's own step waits for
-            "copy from pageable memory at training/precision.py:step": 1,
-            "_local_scalar_dense at training/precision.py:step": 2,
-        },
-    ),
-    "accumulation": ({"training": {"gradient_accumulation_steps": 2}}, {}),
-    "checkpointing": ({"training": {"gradient_checkpointing": True}}, {}),
-    "text encoder": ({"method": {"train_text_encoder": True}}, {}),
-    "random crops": ({"dataset": {"random_crop": True}}, {}),
-    "average": ({"training": {"ema_decay": 0.9}, "validation": {"split": 0.3}}, {}),
-    "average on the CPU": ({"training": {"ema_decay": 0.9, "ema_on_cpu": True}}, {}),
-    "offload": (
-        {"training": {"offload_optimizer": True}},
-        {"stream.synchronize at training/offload.py:wait": 1},
-    ),
-    "exact": (
-        {"training": {"optimizer_in_backward": "exact"}},
-        {"tolist at training/descent.py:_measured": 1},
-    ),
-    "exact, no limit": ({"training": {"optimizer_in_backward": "exact", "max_grad_norm": 0.0}}, {}),
-    "last norm": ({"training": {"optimizer_in_backward": "last_norm"}}, {}),
-    "hypernetwork": ({"method": {"kind": "hypernetwork"}, "saving": {"format": None}}, {}),
-    "watched": (
-        {
-            "validation": {"split": 0.3, "every_steps": 2, "timesteps": 1},
-            "previews": {"every_steps": 2, "width": 32, "height": 32, "steps": 1,
-                         "prompts": ["a ball"]},
-        },
-        {},
-    ),
-}  # fmt: skip
-"""Name -> settings, and the host-device waits of an update."""
-
-FAULTS = {
-    "kept, loss": {},
-    "kept, gradient": {},
-    "no limit, gradient": {"max_grad_norm": 0.0},
-    "fp16, loss": {"mixed_precision": "fp16"},
-    "fp16, gradient": {"mixed_precision": "fp16"},
-    "average, gradient": {"ema_decay": 0.9},
-    "accumulation, loss": {"gradient_accumulation_steps": 2},
-    "exact, gradient": {"optimizer_in_backward": "exact"},
-    "exact, no limit, loss": {"optimizer_in_backward": "exact", "max_grad_norm": 0.0},
-    "exact, no limit, gradient": {"optimizer_in_backward": "exact", "max_grad_norm": 0.0},
-    "last norm, loss": {"optimizer_in_backward": "last_norm"},
-    "last norm, gradient": {"optimizer_in_backward": "last_norm"},
-}
-"""Name, with what is not finite in the second update -> settings."""
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,6 @@ import json
 import sys
 import time
 import traceback
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +18,11 @@ ctypes.CDLL(sys.argv[1], mode=ctypes.RTLD_GLOBAL)  # before torch asks what ther
 
 import diffusers
 import stand_ins
-import torch
-import torch._dynamo  # imported late by others, while operators are watched
 from clocks import FINDINGS
 from device import install
-from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+from gpu_cases import spoilt_step
 
 from impasto.config.load import build_run_config
 from impasto.errors import ImpastoError
@@ -33,18 +32,6 @@ from impasto.training.events import SilentEvents
 
 for name in ("AutoencoderKL", "UNet2DConditionModel", "DDIMScheduler", "EulerDiscreteScheduler"):
     getattr(diffusers, name)  # lazily imported
-
-
-class Blow(torch.autograd.Function):
-    """Passes a value on, and makes what comes back infinite."""
-
-    @staticmethod
-    def forward(ctx: Any, value: Tensor) -> Tensor:
-        return value.clone()
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return gradient * float("inf")
 
 
 class Watched(SilentEvents):
@@ -141,22 +128,6 @@ def watched_update(events: Watched, real: Any, fail_at: str | None) -> Any:
         events.allocations[update.step] = dict(FINDINGS.allocations - allocations)
 
     return update
-
-
-def spoilt_step(fault: dict[str, Any] | None, real: Any) -> Any:
-    """The training step, whose loss or gradient is not finite in one forward pass."""
-    passes = [0]
-
-    def step(*args: Any) -> Any:
-        output = real(*args)
-        passes[0] += 1
-        if fault is None or passes[0] != fault["at"]:
-            return output
-        if fault["what"] == "gradient":
-            return replace(output, losses=Blow.apply(output.losses))
-        return replace(output, losses=output.losses * float("nan"))
-
-    return step
 
 
 if __name__ == "__main__":

@@ -1,0 +1,107 @@
+"""Runs on a GPU, pretended or real: the ways of training, and faults in one of their updates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+AT_ONCE = "_local_scalar_dense at training/descent.py:"
+LOOKS_AT_LOSS_AND_NORM = {f"{AT_ONCE}<genexpr>": 2}
+"""What an optimizer needs that cannot be told on the device to pass over an update."""
+
+Settings = dict[str, dict[str, Any]]
+
+CASES: dict[str, tuple[Settings, dict[str, int]]] = {
+    "fp32": ({}, {}),
+    "bf16": ({"training": {"mixed_precision": "bf16"}}, {}),
+    "fp16": ({"training": {"mixed_precision": "fp16"}}, {}),
+    "bf16 weights": (
+        {"training": {"mixed_precision": "bf16", "weights": "bf16", "rounding": "kahan"}},
+        {},
+    ),
+    "no limit": ({"training": {"max_grad_norm": 0.0}}, {}),
+    "8 bits": ({"optimizer": {"kind": "stand_ins.EightBits"}}, LOOKS_AT_LOSS_AND_NORM),
+    "schedule-free": ({"optimizer": {"kind": "adamw_schedule_free"}}, LOOKS_AT_LOSS_AND_NORM),
+    "prodigy": (
+        {"optimizer": {"kind": "prodigy", "lr": 1.0}},
+        {
+            **LOOKS_AT_LOSS_AND_NORM,  # and what pytorch-optimizer's own step waits for
+            "copy from pageable memory at training/precision.py:step": 1,
+            "_local_scalar_dense at training/precision.py:step": 2,
+        },
+    ),
+    "accumulation": ({"training": {"gradient_accumulation_steps": 2}}, {}),
+    "checkpointing": ({"training": {"gradient_checkpointing": True}}, {}),
+    "text encoder": ({"method": {"train_text_encoder": True}}, {}),
+    "random crops": ({"dataset": {"random_crop": True}}, {}),
+    "average": ({"training": {"ema_decay": 0.9}, "validation": {"split": 0.3}}, {}),
+    "average on the CPU": ({"training": {"ema_decay": 0.9, "ema_on_cpu": True}}, {}),
+    "offload": (
+        {"training": {"offload_optimizer": True}},
+        {"stream.synchronize at training/offload.py:wait": 1},
+    ),
+    "exact": (
+        {"training": {"optimizer_in_backward": "exact"}},
+        {"tolist at training/descent.py:_measured": 1},
+    ),
+    "exact, no limit": ({"training": {"optimizer_in_backward": "exact", "max_grad_norm": 0.0}}, {}),
+    "last norm": ({"training": {"optimizer_in_backward": "last_norm"}}, {}),
+    "hypernetwork": ({"method": {"kind": "hypernetwork"}, "saving": {"format": None}}, {}),
+    "watched": (
+        {
+            "validation": {"split": 0.3, "every_steps": 2, "timesteps": 1},
+            "previews": {"every_steps": 2, "width": 32, "height": 32, "steps": 1,
+                         "prompts": ["a ball"]},
+        },
+        {},
+    ),
+}  # fmt: skip
+"""Name -> settings, and the host-device waits of an update."""
+
+FAULTS: dict[str, dict[str, Any]] = {
+    "kept, loss": {},
+    "kept, gradient": {},
+    "no limit, gradient": {"max_grad_norm": 0.0},
+    "fp16, loss": {"mixed_precision": "fp16"},
+    "fp16, gradient": {"mixed_precision": "fp16"},
+    "average, gradient": {"ema_decay": 0.9},
+    "accumulation, loss": {"gradient_accumulation_steps": 2},
+    "exact, gradient": {"optimizer_in_backward": "exact"},
+    "exact, no limit, loss": {"optimizer_in_backward": "exact", "max_grad_norm": 0.0},
+    "exact, no limit, gradient": {"optimizer_in_backward": "exact", "max_grad_norm": 0.0},
+    "last norm, loss": {"optimizer_in_backward": "last_norm"},
+    "last norm, gradient": {"optimizer_in_backward": "last_norm"},
+}
+"""Name, with what is not finite in the second update -> settings."""
+
+
+class Blow(torch.autograd.Function):
+    """Passes a value on, and makes what comes back infinite."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> Tensor:
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient * float("inf")
+
+
+def spoilt_step(fault: dict[str, Any] | None, real: Callable[..., Any]) -> Callable[..., Any]:
+    """The training step, whose loss or gradient is not finite in one forward pass."""
+    passes = [0]
+
+    def step(*args: Any) -> Any:
+        output = real(*args)
+        passes[0] += 1
+        if fault is None or passes[0] != fault["at"]:
+            return output
+        if fault["what"] == "gradient":
+            return replace(output, losses=Blow.apply(output.losses))
+        return replace(output, losses=output.losses * float("nan"))
+
+    return step

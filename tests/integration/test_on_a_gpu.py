@@ -1,0 +1,245 @@
+"""The trainer on a real GPU: every way of training, what it waits for, faults, memory, speed.
+
+`pytest -m gpu`. The same cases as on the pretended GPU; here kernels and their numbers are real.
+"""
+
+import functools
+import gc
+import math
+import os
+
+import pytest
+import tomli_w
+import torch
+from conftest import impasto
+from gpu_cases import CASES, FAULTS, spoilt_step
+from runs import StopAt, exported
+from safetensors.torch import load_file
+
+from impasto.errors import NonFiniteLossError, OutOfMemoryError
+from impasto.progress import SilentProgress
+from impasto.runs import RunDirectory
+from impasto.training import loop
+from impasto.training.batches import batch_size_of, heaviest_group
+from impasto.training.events import SilentEvents
+from impasto.training.pictures import survey
+from impasto.training.settling import build_fitting
+from impasto.training.trainer import resume, train
+from impasto.training.workload import Workload
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.usefixtures("fresh_accelerate"),
+    pytest.mark.filterwarnings("ignore"),
+]
+
+LIBRARIES = {"stand_ins.EightBits": "adamw8bit"}
+"""What stands for an optimizer on the pretended GPU -> the optimizer."""
+
+
+def losses(run):
+    return [record["loss"] for record in run.read_metrics() if "loss" in record]
+
+
+def states(run):
+    """Step -> weights, of the states that a run left."""
+    folders = sorted(run.states.glob("step-*"))
+    return {int(f.name[5:]): load_file(f / "weights.safetensors") for f in folders}
+
+
+def settings_of(name):
+    settings, waits = CASES[name]
+    settings = {section: dict(fields) for section, fields in settings.items()}
+    kind = settings.get("optimizer", {}).get("kind")
+    if kind in LIBRARIES:
+        settings["optimizer"]["kind"] = LIBRARIES[kind]
+    if "saving" in settings:
+        settings["saving"] = {"format": "a1111"}
+    return settings, waits
+
+
+class Waits:
+    """Has PyTorch say of each wait for the GPU, in all updates but the first."""
+
+    def __init__(self, monkeypatch, mode):
+        real = loop.TrainingLoop._update
+
+        def update(training, update, batches):
+            if update.step > 0:
+                torch.cuda.set_sync_debug_mode(mode)
+            try:
+                real(training, update, batches)
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+
+        monkeypatch.setattr(loop.TrainingLoop, "_update", update)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_run_ends_and_waits_only_where_it_says(name, train_config, monkeypatch):
+    settings, waits = settings_of(name)
+    Waits(monkeypatch, "default" if waits else "error")
+    run = train(train_config(**settings))
+    found = losses(run)
+    assert len(found) == 6
+    assert all(map(math.isfinite, found))
+    assert found[-1] < 2 * found[0]
+
+
+PRECISIONS = {
+    "float32": ({"tf32": False}, 2e-4),
+    "TF32": ({}, 5e-3),
+    "bf16": ({"mixed_precision": "bf16"}, 0.03),
+    "fp16": ({"mixed_precision": "fp16"}, 0.03),
+    "bf16 weights": ({"mixed_precision": "bf16", "weights": "bf16"}, 0.05),
+}
+
+
+def test_losses_are_those_of_the_cpu(train_config, tmp_path):
+    """The same settings in float32 in a process that sees no GPU."""
+    values = train_config(output_dir=str(tmp_path / "cpu")).model_dump(
+        mode="json", exclude_unset=True, exclude_none=True
+    )
+    file = tmp_path / "cpu.toml"
+    file.write_text(tomli_w.dumps(values), encoding="utf-8")
+    done = impasto("train", file, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""})
+    assert done.returncode == 0, done.stderr
+    wanted = losses(RunDirectory(tmp_path / "cpu"))
+    apart = {}
+    for name, (training, _) in PRECISIONS.items():
+        found = losses(train(train_config(output_dir=str(tmp_path / name), training=training)))
+        apart[name] = max(abs(one / other - 1) for one, other in zip(found, wanted, strict=True))
+    assert all(apart[name] <= PRECISIONS[name][1] for name in apart), apart
+
+
+LEVERS = {
+    "gradients freed at once": {"optimizer_in_backward": "exact"},
+    "states offloaded": {"offload_optimizer": True},
+    "checkpointing": {"gradient_checkpointing": True},
+    "channels last": {"channels_last": True},
+}
+
+
+@pytest.mark.parametrize("name", LEVERS)
+def test_a_lever_changes_nothing_beyond_rounding(name, train_config, tmp_path):
+    exact = {"tf32": False}
+    plain = train(train_config(training=exact))
+    found = train(
+        train_config(output_dir=str(tmp_path / "lever"), training={**exact, **LEVERS[name]})
+    )
+    assert losses(found) == pytest.approx(losses(plain), rel=1e-3)
+
+
+COMPILED = {
+    "blocks": {"compile": "blocks"},
+    "full": {"compile": "full", "channels_last": True},
+    "CUDA graphs": {"compile": "full", "cuda_graphs": True},
+    "blocks, checkpointing": {"compile": "blocks", "gradient_checkpointing": True},
+}
+
+
+@pytest.mark.parametrize("name", COMPILED)
+def test_a_compiled_network_computes_the_same(name, train_config, tmp_path):
+    usual = {"max_steps": 4, "mixed_precision": "bf16"}
+    alike = {"dataset": {"enable_bucket": False}}
+    plain = train(train_config(training=usual, **alike))
+    found = train(
+        train_config(
+            output_dir=str(tmp_path / "lever"), training={**usual, **COMPILED[name]}, **alike
+        )
+    )
+    assert losses(found) == pytest.approx(losses(plain), rel=0.02)
+
+
+def test_a_deterministic_run_gives_the_same_bits_when_it_is_resumed(train_config, tmp_path):
+    settings = {
+        "training": {"deterministic": True, "mixed_precision": "bf16"},
+        "saving": {"state_every_steps": 3},
+    }
+    whole = train(train_config(**settings))
+    config = train_config(output_dir=str(tmp_path / "ended"), **settings)
+    with pytest.raises(ZeroDivisionError):
+        train(config, StopAt(3))
+    again = resume(config.output_dir, SilentEvents())
+    assert exported(again) == exported(whole)
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_what_is_not_finite_reaches_no_weight(name, train_config, monkeypatch):
+    """The fault is in update 2, and found with the line of metrics after update 3."""
+    fault = {
+        "what": name.rpartition(", ")[2],
+        "at": 3 if "gradient_accumulation_steps" in FAULTS[name] else 2,
+    }
+    monkeypatch.setattr(loop, "training_step", spoilt_step(fault, loop.training_step))
+    config = train_config(training=FAULTS[name], logging={"every_steps": 3})
+    if name == "fp16, gradient":  # the scale's doing, and passed over
+        run = train(config)
+    else:
+        with pytest.raises(NonFiniteLossError, match=r"in update 2\."):
+            train(config)
+        run = RunDirectory(config.output_dir)
+    left = states(run)
+    assert all(torch.isfinite(t).all() for weights in left.values() for t in weights.values())
+
+
+def test_memory_that_runs_out_is_explained(train_config):
+    gc.collect()
+    torch.cuda.empty_cache()
+    total = torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + (256 << 20)) / total)
+    try:
+        with pytest.raises(OutOfMemoryError, match="memory"):
+            train(
+                train_config(
+                    dataset={"num_repeats": 4096, "enable_bucket": False},
+                    training={"batch_size": 4096, "max_steps": 1},
+                )
+            )
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+        torch.cuda.empty_cache()
+
+
+FULL_SIZE = {
+    "bf16": {},
+    "bf16, checkpointing": {"gradient_checkpointing": True},
+    "float32": {"mixed_precision": "no"},
+    "freed at once": {"optimizer_in_backward": "last_norm"},
+    "batch of 8": {"batch_size": 8},
+}
+
+
+@functools.cache
+def full_size_model(folder):
+    impasto("init", "sd1", folder, "--dtype", "fp16")
+    return folder
+
+
+@pytest.mark.parametrize("name", FULL_SIZE)
+def test_memory_of_a_full_size_model_is_as_predicted(
+    name, train_config, tmp_path_factory, record_property
+):
+    """At 512 px; the prediction leaves some room, and is never a tenth too low."""
+    model = full_size_model(tmp_path_factory.getbasetemp().parent / "sd1")
+    config = train_config(
+        model={"path": str(model)},
+        dataset={
+            "resolution": 512, "max_bucket_reso": 512, "enable_bucket": False, "num_repeats": 8,
+        },
+        training={"max_steps": 3, "mixed_precision": "bf16", **FULL_SIZE[name]},
+        saving={"format": "diffusers", "export_dtype": "fp16"},
+    )  # fmt: skip
+    known = survey(config, SilentProgress())
+    group, _ = heaviest_group(config, known.plan.images)
+    fitting = build_fitting(config, group, workload=Workload.of(config, known))
+    predicted = fitting.footprint(config, batch_size_of(config, group))
+    gc.collect()
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_reserved()
+    torch.cuda.reset_peak_memory_stats()
+    train(config)
+    measured = torch.cuda.max_memory_reserved() - before
+    tensors = predicted.total - predicted.workspace
+    record_property("GiB predicted, measured", f"{tensors / 2**30:.2f}, {measured / 2**30:.2f}")
+    assert 0.9 < tensors / measured < 1.3
