@@ -63,6 +63,7 @@ def main() -> None:
     names = [*PARTS, *LARGE, "peers"]
     parser.add_argument("parts", nargs="*", metavar="|".join(names))
     parser.add_argument("--scratch", type=Path, help="keep models and pictures in this folder")
+    parser.add_argument("--rows", default="", help="for `step`: only rows with this in their name")
     for peer in PEERS:
         parser.add_argument(f"--{peer}", type=Path, help=f"a checkout of {peer}, for `peers`")
         parser.add_argument(f"--{peer}-python", help="the interpreter of its environment")
@@ -74,10 +75,15 @@ def main() -> None:
     chosen = options.parts or list(PARTS)
     if unknown := set(chosen) - set(names):
         parser.error(f"unknown parts: {', '.join(sorted(unknown))}")
-    measures = {**PARTS, **LARGE, "peers": partial(
-        peers.measure, checkouts=_checkouts(options), model=options.peer_model,
-        optimizer=options.peer_optimizer,
-    )}  # fmt: skip
+    measures = {
+        **PARTS,
+        **LARGE,
+        "step": partial(step.measure, wanted=options.rows),
+        "peers": partial(
+            peers.measure, checkouts=_checkouts(options), model=options.peer_model,
+            optimizer=options.peer_optimizer,
+        ),
+    }  # fmt: skip
     console = Console(soft_wrap=True)
     environment = describe_environment()
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as temporary:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from bench.full_size import changed, settings
+from bench.memory import predicted_bytes
 from impasto.config.load import build_run_config
 from impasto.data.dataset import iterate_updates
 from impasto.runs import RunDirectory
@@ -42,11 +43,20 @@ ON_PROCESSOR: dict[str, dict[str, Any]] = {
 _FAST = {"mixed_precision": "bf16", "channels_last": True, "cache_text_to_disk": True}
 ON_GPU: dict[str, dict[str, Any]] = {
     "bf16": {"training": {"mixed_precision": "bf16", "cache_text_to_disk": True}},
+    "bf16, copies of weights": {
+        "training": {"mixed_precision": "bf16", "cache_text_to_disk": True, "weight_copies": True}
+    },
     "bf16, channels last": {"training": _FAST},
     "bf16, channels last, blocks compiled": {"training": {**_FAST, "compile": "blocks"}},
     "bf16, channels last, compiled": {"training": {**_FAST, "compile": "full"}},
     "bf16, channels last, compiled, CUDA graphs": {
         "training": {**_FAST, "compile": "full", "cuda_graphs": True}
+    },
+    "bf16, channels last, compiled, copies of weights": {
+        "training": {**_FAST, "compile": "full", "weight_copies": True}
+    },
+    "bf16, channels last, compiled, copies of weights, CUDA graphs": {
+        "training": {**_FAST, "compile": "full", "weight_copies": True, "cuda_graphs": True}
     },
     "bf16 weights, channels last, compiled": {
         "training": {**_FAST, "weights": "bf16", "compile": "full"}
@@ -66,28 +76,34 @@ ON_GPU: dict[str, dict[str, Any]] = {
         "optimizer": {"kind": "adamw8bit"},
     },
 }  # fmt: skip
-BATCHES_ON_GPU = (1, 8, 64)
+BATCHES_ON_GPU = (1, 8, 32)
 UPDATES = {"cpu": 4, "cuda": 20}
 
 
-def measure(scratch: Path) -> dict[str, str]:
+def measure(scratch: Path, wanted: str = "") -> dict[str, str]:
+    """The rows whose names have `wanted` in them, as in `sd1, batch 8, bf16`; all by default."""
     device = default_device()
-    if device.type == "cpu":
-        return _measured(ON_PROCESSOR, settings(scratch), device, 1)
-    rows = {}
-    for architecture in ("sd1", "sd2"):
-        for batch in BATCHES_ON_GPU:
-            values = settings(scratch, side=512, architecture=architecture)
-            values["dataset"]["num_repeats"] = batch
-            found = _measured(ON_GPU, values, device, batch)
-            rows |= {f"{architecture}: {name}": value for name, value in found.items()}
+    on_gpu = device.type == "cuda"
+    rows: dict[str, str] = {}
+    for architecture in ("sd1", "sd2") if on_gpu else ("sd1",):
+        for batch in BATCHES_ON_GPU if on_gpu else (1,):
+            names = {
+                f"{architecture}, batch {batch}, {lever}": changes
+                for lever, changes in (ON_GPU if on_gpu else ON_PROCESSOR).items()
+            }
+            chosen = {name: changes for name, changes in names.items() if wanted in name}
+            if chosen:
+                side = 512 if on_gpu else 256
+                values = settings(scratch, side=side, architecture=architecture)
+                values["dataset"]["num_repeats"] = batch
+                rows |= _measured(chosen, values, device, batch)
     return rows
 
 
 def _measured(
     variants: dict[str, dict[str, Any]], values: dict[str, Any], device: torch.device, batch: int
 ) -> dict[str, str]:
-    """Seconds of an update by variant, and what they are against the first."""
+    """Seconds of an update by row, and what they are against the first."""
     rows, first = {}, None
     for name, changes in variants.items():
         asked = changed(values, changes)
@@ -95,16 +111,17 @@ def _measured(
         try:
             seconds, peak, share, warm = _update(asked, device)
         except RuntimeError as error:
-            rows[f"{name}, batch {batch}"] = f"failed: {str(error).splitlines()[0][:80]}"
+            rows[name] = f"failed: {str(error).splitlines()[0][:80]}"
             continue
         first = first or seconds
         told = f"{seconds:.2f} s an update, {seconds / first:.2f} of the first"
         if device.type == "cuda":
             told = (
-                f"{batch / seconds:.1f} images/s, {100 * share:.0f} % of the measured peak, "
-                f"{peak / 2**30:.1f} GiB"
+                f"{1000 * seconds:.0f} ms, {batch / seconds:.1f} images/s, {100 * share:.0f} % of "
+                f"the measured peak, {peak / 2**30:.1f} GiB ({predicted_bytes(asked) / 2**30:.1f} "
+                "predicted)"
             )
-        rows[f"{name}, batch {batch}"] = f"{told}; first update {warm:.0f} s"
+        rows[name] = f"{told}; first update {warm:.0f} s"
     return rows
 
 
@@ -129,7 +146,7 @@ def _update(values: dict[str, Any], device: torch.device) -> tuple[float, int, f
         if device.type == "cuda":
             torch.cuda.synchronize()
         times.append(time.perf_counter() - began)
-    peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else 0
+    peak = torch.cuda.max_memory_reserved() if device.type == "cuda" else 0
     seconds = statistics.median(times[1:])
     share = 0.0
     if device.type == "cuda":

@@ -23,6 +23,15 @@ CASES: dict[str, tuple[Settings, dict[str, int]]] = {
         {"training": {"mixed_precision": "bf16", "weights": "bf16", "rounding": "kahan"}},
         {},
     ),
+    "copies of weights": ({"training": {"mixed_precision": "bf16", "weight_copies": True}}, {}),
+    "copies of weights, fp16": (
+        {
+            "training": {
+                "mixed_precision": "fp16", "weight_copies": True, "gradient_accumulation_steps": 2,
+            }
+        },
+        {},
+    ),
     "no limit": ({"training": {"max_grad_norm": 0.0}}, {}),
     "8 bits": ({"optimizer": {"kind": "stand_ins.EightBits"}}, LOOKS_AT_LOSS_AND_NORM),
     "schedule-free": ({"optimizer": {"kind": "adamw_schedule_free"}}, LOOKS_AT_LOSS_AND_NORM),

@@ -55,6 +55,22 @@ SAME = {
         {"training": {}, **TEXT_TOO},
         {"gradient_checkpointing": True},
     ),
+    "copies of weights made once": (
+        {"training": {**CLIPPED, "mixed_precision": "bf16"}},
+        {"weight_copies": True},
+    ),
+    "copies of weights made once, accumulation, checkpointing, a text encoder that learns": (
+        {
+            "training": {
+                "mixed_precision": "bf16",
+                "gradient_accumulation_steps": 2,
+                "gradient_checkpointing": True,
+            },
+            "validation": {"split": 0.25, "every_steps": 2},
+            **TEXT_TOO,
+        },
+        {"weight_copies": True},
+    ),
     "a check beforehand": ({"training": {}}, {"fit_check": True}),
 }
 

@@ -118,6 +118,7 @@ LEVERS = {
     "checkpointing": {"gradient_checkpointing": True},
     "channels last": {"channels_last": True},
 }
+COPIES = {"mixed_precision": "bf16", "weight_copies": True}
 
 
 @pytest.mark.parametrize("name", LEVERS)
@@ -130,10 +131,20 @@ def test_a_lever_changes_nothing_beyond_rounding(name, train_config, tmp_path):
     assert losses(found) == pytest.approx(losses(plain), rel=1e-3)
 
 
+def test_copies_of_weights_give_the_same_bits(train_config, tmp_path):
+    exact = {"deterministic": True, "mixed_precision": "bf16"}
+    plain = train(train_config(training=exact))
+    found = train(train_config(output_dir=str(tmp_path / "lever"), training={**exact, **COPIES}))
+    assert losses(found) == losses(plain)
+    assert exported(found) == exported(plain)
+
+
 COMPILED = {
     "blocks": {"compile": "blocks"},
     "full": {"compile": "full", "channels_last": True},
+    "copies of weights": {"compile": "full", **COPIES},
     "CUDA graphs": {"compile": "full", "cuda_graphs": True},
+    "CUDA graphs, copies of weights": {"compile": "full", "cuda_graphs": True, **COPIES},
     "blocks, checkpointing": {"compile": "blocks", "gradient_checkpointing": True},
 }
 

@@ -7,6 +7,7 @@ fails says so, and the others go on.
 from __future__ import annotations
 
 import json
+import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -56,6 +57,7 @@ MEMORY_TOLERANCE = 0.15
 """Of the predicted peak of tensors: what it may be too low before a card is told of."""
 
 _UPDATES = 6
+_ATTENTION_TIMES = 9
 
 
 @dataclass(frozen=True)
@@ -194,19 +196,19 @@ def attention(device: torch.device, shape: tuple[int, int, int, int] = ATTENTION
 def _attention_by(
     backend: SDPBackend, query: Tensor, key: Tensor, value: Tensor
 ) -> tuple[Tensor, float]:
-    """The output of a kernel, and the seconds of its second time, there and back."""
+    """The output of a kernel, and the seconds of the median of some times, there and back."""
     for tensor in (query, key, value):
         tensor.requires_grad_()
-    seconds = 0.0
+    seconds = []
     with sdpa_kernel(backend):
-        for _ in range(2):
+        for _ in range(1 + _ATTENTION_TIMES):  # the first loads it
             began = time.perf_counter()
             output = scaled_dot_product_attention(query, key, value)
             torch.autograd.backward(output.sum())
             if output.device.type == "cuda":
                 torch.cuda.synchronize(output.device)
-            seconds = time.perf_counter() - began
-    return output.detach(), seconds
+            seconds.append(time.perf_counter() - began)
+    return output.detach(), statistics.median(seconds[1:])
 
 
 class _Runs:

@@ -223,6 +223,15 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _copies_are_of_what_learns(self) -> RunConfig:
+        if self.training.weight_copies and self.method.kind != "full":
+            raise ValueError(
+                "training.weight_copies has no effect on a hypernetwork, which leaves the U-Net's "
+                "weights as they are: they are in 16 bits already. Take it out"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _format_fits(self) -> RunConfig:
         saving, kind = self.saving, self.method.kind
         if saving.format is not None and saving.format not in FORMATS[kind]:

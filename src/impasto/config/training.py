@@ -49,6 +49,11 @@ class TrainingConfig(Section):
     """What the weights that learn are kept in. 16 bits need half the memory for weights and
     gradients, and `mixed_precision` of the same kind; how well they learn depends on `rounding`."""
 
+    weight_copies: bool = False
+    """Make the 16-bit copies of float32 weights that `mixed_precision` computes with once an update
+    and all together, not one by one in every forward pass: the same numbers, and fewer kernels to
+    launch, for small batches on fast GPUs. Takes 2 bytes a weight."""
+
     rounding: Literal["stochastic", "kahan", "nearest"] | None = None
     """How 16-bit weights take in small updates: `stochastic`, which off means, rounds up or down by
     chance, right on average; `kahan` remembers what rounding took away, for 2 bytes a weight;
@@ -144,6 +149,26 @@ class TrainingConfig(Section):
             )
         if self.weights == "fp32" and self.rounding is not None:
             raise ValueError("rounding has no effect on weights in fp32")
+        return self
+
+    @model_validator(mode="after")
+    def _copies_fit(self) -> TrainingConfig:
+        if not self.weight_copies:
+            return self
+        if self.weights != "fp32":
+            raise ValueError(
+                f"weight_copies has no effect on weights in {self.weights}, which need no copies"
+            )
+        if self.mixed_precision == "no":
+            raise ValueError(
+                "weight_copies has no effect with mixed_precision no, which computes in float32"
+            )
+        if self.optimizer_in_backward != "off":
+            raise ValueError(
+                "weight_copies does not go with optimizer_in_backward, which frees each gradient "
+                "at once: copies keep theirs to the end of the backward pass. Take one of the two "
+                "out"
+            )
         return self
 
     @model_validator(mode="after")

@@ -20,9 +20,12 @@ from impasto.training.optimizers import build_optimizer
 from impasto.training.precision import COMPUTED
 from impasto.training.rounding import build_rounding
 
-SHARE = {"cpu": 0.6, "cuda": 0.4}
-"""Of the speed of large matrix products, what a U-Net's step reaches: measured on a processor by
-`python -m bench`; on GPUs an estimate from MLPerf's and MosaicML's records."""
+SHARE = {"cpu": 0.6, "cuda": 0.16}
+"""Of the speed of large matrix products, what a U-Net's step reaches: measured by `python -m bench`
+on a processor, and on an H200 with 32 images of SD 2 (bench/RESULTS.md). Small batches on a fast
+GPU reach less: launching kernels takes longer than running them."""
+COMPILED_SHARE = 0.31
+"""The same of a U-Net that is compiled as a whole, on the H200."""
 SAMPLE = 4 << 20  # weights that the optimizer is timed with
 
 
@@ -44,7 +47,9 @@ def seconds_per_update(
     """
     flops = footprint.flops * _usual_share(config, images)
     dtype = COMPUTED[computed_kind(config)]
-    forward_backward = flops / (SHARE[device.type] * training_rate(device, dtype))
+    is_compiled = device.type == "cuda" and config.training.compile == "full"
+    share = COMPILED_SHARE if is_compiled else SHARE[device.type]
+    forward_backward = flops / (share * training_rate(device, dtype))
     stepping = seconds_per_weight(config, device) * sum(part.count() for part in parts)
     return forward_backward * config.training.gradient_accumulation_steps + stepping
 

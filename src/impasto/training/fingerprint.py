@@ -39,7 +39,7 @@ _ELSEWHERE = {
     "hypernetwork": {"templates", "template_file", "start_from", "info"},
     "training": {
         "max_steps", "max_epochs", "text_cache_mib", "memory", "fit_check",
-        "gradient_accumulation_steps", "offload_optimizer",
+        "gradient_accumulation_steps", "offload_optimizer", "weight_copies",
     },
     "validation": {"image_dir", "every_steps"},
 }  # fmt: skip

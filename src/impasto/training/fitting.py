@@ -78,6 +78,7 @@ def _in_backward(way: str) -> Callable[[RunConfig], bool]:
         exact = training.mixed_precision == "fp16" or training.max_grad_norm == 0
         return (
             training.optimizer_in_backward == "off"
+            and not training.weight_copies
             and training.gradient_accumulation_steps == 1
             and (way == "exact") == exact
         )
@@ -106,6 +107,11 @@ TEXT_TO_DISK = Rung(
         and not c.training.cache_text_to_disk
         and not changes_words(c)
     ),
+)
+NO_COPIES = Rung(
+    {"training": {"weight_copies": False}},
+    "each forward pass makes its own 16-bit copies of the weights and frees them",
+    lambda c: c.training.weight_copies,
 )
 ENCODE_ONE = Rung(
     {"dataset": {"vae_batch_size": 1}},
@@ -160,7 +166,12 @@ IN_BACKWARD = tuple(
 WEIGHTS_BF16 = Rung(
     {"training": {"mixed_precision": "bf16", "weights": "bf16"}},
     "weights and gradients take half, rounded up or down by chance",
-    lambda c: _full(c) and c.training.weights == "fp32" and c.training.mixed_precision != "fp16",
+    lambda c: (
+        _full(c)
+        and c.training.weights == "fp32"
+        and c.training.mixed_precision != "fp16"
+        and not c.training.weight_copies
+    ),
     whole_model=True,
 )
 OFFLOAD = Rung(
@@ -171,12 +182,12 @@ OFFLOAD = Rung(
 )
 LADDER = {
     "cuda": (
-        ENCODE_ONE, TEXT_TO_DISK, COMPUTE_BF16, COMPUTE_FP16, AVERAGE_ON_CPU, EIGHT_BITS,
+        ENCODE_ONE, TEXT_TO_DISK, NO_COPIES, COMPUTE_BF16, COMPUTE_FP16, AVERAGE_ON_CPU, EIGHT_BITS,
         HIGHEST_LEVEL, TWO_LEVELS, ALL_LEVELS, *IN_BACKWARD, WEIGHTS_BF16, OFFLOAD,
     ),
     "cpu": (
-        ENCODE_ONE, TEXT_TO_DISK, *IN_BACKWARD, HIGHEST_LEVEL, TWO_LEVELS, ALL_LEVELS, EIGHT_BITS,
-        WEIGHTS_BF16,
+        ENCODE_ONE, TEXT_TO_DISK, NO_COPIES, *IN_BACKWARD, HIGHEST_LEVEL, TWO_LEVELS, ALL_LEVELS,
+        EIGHT_BITS, WEIGHTS_BF16,
     ),
 }  # fmt: skip
 """Best first, by the device: 8-bit states cost little on a GPU and half the speed on a processor,

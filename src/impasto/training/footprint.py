@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from impasto.allocation import grows_segments
 from impasto.config.run import RunConfig
 from impasto.data.records import Size
@@ -35,6 +37,7 @@ from impasto.training.optimizers import find_row
 from impasto.training.overhead import fragmentation_bytes, workspace_bytes
 from impasto.training.precision import COMPUTED
 from impasto.training.rehearsal import StepCost
+from impasto.training.weight_copies import copied_numbers, layers_with_copies
 from impasto.training.workload import Workload
 
 ROUNDED_AT_ONCE = 16
@@ -223,6 +226,7 @@ class FootprintMeter:
                         total += parameter.numel() * 4 // self._shares.optimizer
                 else:
                     total += parameter.numel() * parameter.dtype.itemsize
+        total += 2 * copied_numbers(config, trainable)
         total += self._vae_bytes(config, model) - 4 * numbers_of(model.vae)
         if leaves_text(config):
             total -= 4 * numbers_of(model.text_encoder)
@@ -261,12 +265,16 @@ class FootprintMeter:
             config.hypernetwork.model_dump_json() if config.method.kind != "full" else "",
             computed_kind(config), training.weights, training.gradient_checkpointing,
             training.checkpointed_levels, training.optimizer_in_backward != "off",
-            structure_of(trainable),
+            *(["copies"] if training.weight_copies else []), structure_of(trainable),
         )  # fmt: skip
 
         def rehearse() -> StepCost:
             for part in trainable.parts:
                 part.module.to(DTYPES[training.weights])
+            if training.weight_copies:
+                dtype = COMPUTED[computed_kind(config)]
+                for module, name, weight in list(layers_with_copies(trainable.unet)):
+                    setattr(module, name, nn.Parameter(weight.to(dtype)))
             return rehearsal_of(config, trainable, self._device_type).step(bucket, batch)
 
         found = self._costs.remembered(words, lambda: asdict(rehearse()))

@@ -36,6 +36,7 @@ from impasto.training.restoring import restore_newest
 from impasto.training.saver import Saver
 from impasto.training.session import Session
 from impasto.training.step import training_step, update_share
+from impasto.training.weight_copies import build_weight_copies
 
 
 class TrainingLoop:
@@ -70,6 +71,9 @@ class TrainingLoop:
             list(self._names),
             session.precision,
             self._config.training.max_grad_norm,
+        )
+        self._copies = build_weight_copies(
+            session.config, session.trainable, session.accelerator.num_processes
         )
         self._has_stepped = False
         self._compiled: set[tuple[Size, int]] = set()
@@ -204,17 +208,19 @@ class TrainingLoop:
                 session.conditioner.learn(now=part.learns_at(step))
         if isinstance(session.optimizer, ChunkedOptimizer):
             session.optimizer.begin(derive_seed(config.seed, "rounding", step))
+        self._copies.refresh()
         return lr_factor
 
     def _backward(self, update: Update, micro_batch: MicroBatch, batch: Batch) -> Tensor:
         """Add the gradient of a micro-batch; returns its share of the update's loss."""
         session = self._session
-        with session.precision.autocast():
-            output = training_step(session.unet, session.conditioner, batch, session.recipe)
-        share = update_share(output.losses, update.size, self._accelerator.num_processes)
-        if session.ema is not None:
-            session.ema.let_go()
-        self._descent.backward(share, is_last=micro_batch is update.micro_batches[-1])
+        with self._copies.in_place():  # in the backward pass too: blocks are computed again there
+            with session.precision.autocast():
+                output = training_step(session.unet, session.conditioner, batch, session.recipe)
+            share = update_share(output.losses, update.size, self._accelerator.num_processes)
+            if session.ema is not None:
+                session.ema.let_go()
+            self._descent.backward(share, is_last=micro_batch is update.micro_batches[-1])
         self._recorder.meter.add_samples(output)
         if self._recorder.image_losses is not None and not micro_batch.is_padding:
             images = session.prepared.training.images

@@ -85,6 +85,7 @@ def require_shareable(config: RunConfig, how: str) -> None:
         "training.offload_optimizer: take it out": training.offload_optimizer,
         'training.compile: set it to "off"': training.compile != "off",
         "training.channels_last: take it out": training.channels_last,
+        "training.weight_copies: take it out": training.weight_copies,
         f'optimizer.kind = "{kind}", which looks at more than one number at a time: take one of '
         f"{names}": find_row(kind).name not in EACH_NUMBER_ALONE,
         'training.mixed_precision = "fp16": set it to "bf16" or "no", or choose FSDP':

@@ -1,0 +1,133 @@
+"""The 16-bit copies of float32 weights that products are computed with, made once an update.
+
+Autocast makes them one by one in every forward pass, and widens their gradients one by one: some
+1,400 kernels for a full-size U-Net, which a fast GPU runs through in less time than they take to be
+launched. Here a few kernels make all of them before an update, and widen all gradients after each
+backward pass. Each number is rounded and added up as autocast does it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from impasto.config.run import RunConfig
+from impasto.errors import ConfigError
+from impasto.models.trainable import Trainable
+from impasto.training.chunked import CHUNK
+from impasto.training.native_precision import computed_kind
+from impasto.training.precision import autocast_dtype
+
+CAST_BY_AUTOCAST = (nn.Conv2d, nn.Linear)
+"""The layers of a U-Net whose products autocast computes in 16 bits; norms it leaves in float32."""
+
+
+def layers_with_copies(network: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Parameter]]:
+    """Module, name in it and weight of all that learns and is multiplied in 16 bits."""
+    for module in network.modules():
+        if isinstance(module, CAST_BY_AUTOCAST):
+            for name, parameter in module.named_parameters(recurse=False):
+                if parameter.requires_grad:
+                    yield module, name, parameter
+
+
+class WeightCopies:
+    """Copies that stand in the place of weights while an update computes.
+
+    Args:
+        layers: Module, name and weight; none leaves everything as it is.
+        dtype: Of the copies.
+    """
+
+    def __init__(
+        self, layers: Iterable[tuple[nn.Module, str, nn.Parameter]], dtype: torch.dtype
+    ) -> None:
+        self._places = [
+            (module, name, weight, nn.Parameter(torch.empty_like(weight, dtype=dtype)))
+            for module, name, weight in layers
+        ]
+        self._slices = list(_slices([(weight, copy) for _, _, weight, copy in self._places]))
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Take over the weights as they are now."""
+        for weights, copies in self._slices:
+            torch._foreach_copy_(copies, weights)
+
+    @contextlib.contextmanager
+    def in_place(self) -> Iterator[None]:
+        """Compute with the copies; what was learnt by them goes to the weights' gradients."""
+        for module, name, _, copy in self._places:
+            module._parameters[name] = copy
+        try:
+            yield
+        finally:
+            for module, name, weight, _ in self._places:
+                module._parameters[name] = weight
+            self._hand_over()
+
+    @torch.no_grad()
+    def _hand_over(self) -> None:
+        """Add the copies' gradients to those of the weights; a slice at a time is there twice."""
+        for weights, copies in self._slices:
+            pairs = [(w, c) for w, c in zip(weights, copies, strict=True) if c.grad is not None]
+            if not pairs:
+                continue
+            wide = [torch.empty_like(weight) for weight, _ in pairs]
+            torch._foreach_copy_(wide, [c.grad for _, c in pairs if c.grad is not None])
+            kept = [weight.grad for weight, _ in pairs if weight.grad is not None]
+            if len(kept) == len(pairs):
+                torch._foreach_add_(kept, wide)
+            else:
+                for (weight, _), gradient in zip(pairs, wide, strict=True):
+                    weight.grad = gradient if weight.grad is None else weight.grad.add_(gradient)
+            for _, copy in pairs:
+                copy.grad = None
+
+
+def build_weight_copies(config: RunConfig, trainable: Trainable, processes: int) -> WeightCopies:
+    """The copies that the settings ask for; of nothing, if they ask for none.
+
+    Raises:
+        ConfigError: They would not be used.
+    """
+    if not config.training.weight_copies:
+        return WeightCopies([], torch.float32)
+    if processes > 1:
+        raise ConfigError(
+            f"training.weight_copies is for one process, and this run has {processes}, which "
+            "exchange the gradients of the weights themselves. Take it out."
+        )
+    dtype = autocast_dtype(computed_kind(config))
+    if dtype is None:
+        raise ConfigError(
+            "training.weight_copies has no effect on products in float32, which this device "
+            "computes. Take it out, or set training.mixed_precision to bf16 or fp16."
+        )
+    return WeightCopies(layers_with_copies(trainable.unet), dtype)
+
+
+def copied_numbers(config: RunConfig, trainable: Trainable) -> int:
+    """How many numbers the copies have."""
+    if not config.training.weight_copies:
+        return 0
+    return sum(weight.numel() for _, _, weight in layers_with_copies(trainable.unet))
+
+
+def _slices(
+    pairs: Sequence[tuple[Tensor, Tensor]],
+) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
+    """Weights and copies in lists of about `CHUNK` numbers."""
+    weights: list[Tensor] = []
+    copies: list[Tensor] = []
+    for weight, copy in pairs:
+        weights.append(weight)
+        copies.append(copy)
+        if sum(one.numel() for one in weights) >= CHUNK:
+            yield weights, copies
+            weights, copies = [], []
+    if weights:
+        yield weights, copies

@@ -1,0 +1,178 @@
+"""16-bit copies of weights, made once an update: where they stand, and what they hand on."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from impasto.errors import ConfigError
+from impasto.models.loading import outline_base_model
+from impasto.training.fitting import NO_COPIES
+from impasto.training.footprint import FootprintMeter
+from impasto.training.methods import build_trainable
+from impasto.training.rehearsal import StepCost
+from impasto.training.weight_copies import (
+    WeightCopies,
+    build_weight_copies,
+    copied_numbers,
+    layers_with_copies,
+)
+
+BF16 = torch.bfloat16
+
+
+class Casts(TorchDispatchMode):
+    """Counts the tensors of more than one number that are brought to another width."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func is torch.ops.aten._to_copy.default
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.fixture
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 8), nn.LayerNorm(8), nn.Linear(8, 4))
+
+
+def backward(network, copies, values):
+    with copies.in_place():
+        with torch.autocast("cpu", BF16):
+            output = network(values)
+        torch.autograd.backward(output.float().square().sum())
+
+
+def gradients(network):
+    return {name: parameter.grad.clone() for name, parameter in network.named_parameters()}
+
+
+def test_they_stand_in_for_what_is_multiplied_and_nothing_is_cast_any_more(network):
+    copies = WeightCopies(layers_with_copies(network), BF16)
+    weights = list(network.parameters())
+    copies.refresh()
+    values = torch.randn(3, 6).to(BF16)
+    with copies.in_place():
+        assert [p.dtype for p in network.parameters()] == 2 * [BF16] + 2 * [torch.float32] + 2 * [
+            BF16
+        ]
+        assert torch.equal(network[0].weight, weights[0].to(BF16))
+        with torch.autocast("cpu", BF16), Casts() as with_copies:
+            network(values)
+    with torch.autocast("cpu", BF16), Casts() as without:
+        network(values)
+    assert without.count - with_copies.count == 4
+    assert all(p is weight for p, weight in zip(network.parameters(), weights, strict=True))
+
+
+def test_gradients_are_autocasts_over_several_backward_passes(network):
+    copies = WeightCopies(layers_with_copies(network), BF16)
+    found = []
+    for used in (WeightCopies([], BF16), copies):
+        network.zero_grad()
+        used.refresh()
+        for seed in (1, 2):
+            values = torch.randn(3, 6, generator=torch.Generator().manual_seed(seed))
+            backward(network, used, values)
+        found.append(gradients(network))
+    plain, copied = found
+    assert plain.keys() == copied.keys()
+    assert all(torch.equal(plain[name], copied[name]) for name in plain)
+    assert all(gradient.dtype is torch.float32 for gradient in copied.values())
+
+
+def test_the_weights_are_back_after_a_failure(network):
+    copies = WeightCopies(layers_with_copies(network), BF16)
+    weight = network[0].weight
+    with pytest.raises(ZeroDivisionError), copies.in_place():
+        raise ZeroDivisionError
+    assert network[0].weight is weight
+
+
+def test_a_weight_without_a_gradient_gets_none(network):
+    copies = WeightCopies(layers_with_copies(network), BF16)
+    copies.refresh()
+    with copies.in_place():
+        torch.autograd.backward(network[0](torch.ones(1, 6, dtype=BF16)).float().sum())
+    assert network[0].weight.grad is not None
+    assert network[2].weight.grad is None
+    backward(network, copies, torch.ones(1, 6))  # one has a gradient already, the other has none
+    assert network[2].weight.grad is not None
+
+
+def test_what_has_no_use_for_them_refuses_them(train_config):
+    config = train_config(training={"weight_copies": True, "mixed_precision": "bf16"})
+    unet = SimpleNamespace(unet=nn.Sequential(nn.Linear(2, 2)))
+    with pytest.raises(ConfigError, match="this run has 2"):
+        build_weight_copies(config, unet, 2)
+    assert copied_numbers(config, unet) == 6
+    assert copied_numbers(train_config(), unet) == 0
+
+
+def test_a_device_that_computes_in_float32_refuses_them(train_config, monkeypatch):
+    from impasto.training import weight_copies
+
+    monkeypatch.setattr(weight_copies, "computed_kind", lambda _: "no")
+    config = train_config(training={"weight_copies": True, "mixed_precision": "auto"})
+    with pytest.raises(ConfigError, match="no effect on products in float32"):
+        build_weight_copies(config, SimpleNamespace(unet=nn.Linear(2, 2)), 1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"training": {"mixed_precision": "no"}}, "computes in float32"),
+        ({"training": {"mixed_precision": "bf16", "weights": "bf16"}}, "need no copies"),
+        (
+            {"training": {"mixed_precision": "bf16", "optimizer_in_backward": "exact"}},
+            "frees each gradient at once",
+        ),
+        (
+            {"training": {"mixed_precision": "bf16"}, "method": {"kind": "hypernetwork"}},
+            "no effect on a hypernetwork",
+        ),
+    ],
+)
+def test_settings_that_do_not_go_together_say_so(train_config, changes, words):
+    changes["saving"] = {"format": None}
+    changes["training"]["weight_copies"] = True
+    with pytest.raises(ConfigError, match=words):
+        train_config(**changes)
+
+
+def test_their_memory_is_predicted_and_given_up_first(train_config, nano_model, pictures):
+    from impasto.data.records import Size
+
+    def outline():
+        return outline_base_model(str(nano_model))
+
+    def footprint(config):
+        meter = FootprintMeter(outline, "cuda")
+        return max(meter.all_moments(config, Size(64, 64), 1), key=lambda m: m.gradients)
+
+    copied = train_config(training={"weight_copies": True, "mixed_precision": "bf16"})
+    plain = train_config(training={"mixed_precision": "bf16"})
+    numbers = copied_numbers(copied, build_trainable(copied, outline()))
+    total = sum(p.numel() for p in outline().unet.parameters())
+    assert 0.9 * total < numbers < total
+    assert footprint(copied).weights - footprint(plain).weights == 2 * numbers
+    assert NO_COPIES.applies(copied)
+    assert not NO_COPIES.applies(plain)
+
+
+def test_a_rehearsal_makes_no_casts_of_copies(train_config, nano_model):
+    from impasto.data.records import Size
+
+    def step(**training):
+        config = train_config(training={"mixed_precision": "bf16", **training})
+        model = outline_base_model(str(nano_model))
+        meter = FootprintMeter(lambda: model, "cuda")
+        found = meter._step(config, build_trainable(config, model), Size(64, 64), 1)
+        assert isinstance(found, StepCost)
+        return found
+
+    plain, copied = step(), step(weight_copies=True)
+    assert copied.peak_bytes < plain.peak_bytes
