@@ -17,6 +17,7 @@ from impasto.training.fitting import LADDER, Fitting, gib, with_fields, with_run
 from impasto.training.footprint import FootprintMeter, Shares
 from impasto.training.rehearsal import Rehearsal, decoding_peak
 from impasto.training.sharding import require_shareable
+from impasto.training.workload import Workload
 
 SIZE = Size(128, 128)
 KINDS = {
@@ -198,6 +199,29 @@ def test_rehearsals_are_remembered(train_config, nano_model, tmp_path):
     assert FootprintMeter(outline, "cpu", record).footprint(config, SIZE, 2) == first
     record.write_text("{", encoding="utf-8")  # as good as none
     assert FootprintMeter(outline, "cpu", record).footprint(config, SIZE, 2) == first
+
+
+def test_an_outline_is_made_for_a_rehearsal_and_shared_with_others(train_config, nano_model):
+    """Making one of full size takes a second: ladders of ten rungs made fifty."""
+    outlines = []
+
+    def outline():
+        outlines.append(1)
+        return outline_base_model(nano_model)
+
+    workload = Workload(encoded=SIZE, validation=Group(0, SIZE))
+    meter = FootprintMeter(outline, "cuda", workload=workload)
+    previews = {"prompts": ["a ball"], "width": 128, "height": 128}
+    settings = {"previews": previews, "validation": {"every_steps": 2}}
+    plain = meter.footprint(train_config(**settings), SIZE, 2)
+    assert len(outlines) == 1 + 3  # to look at; for the step, validation and previews
+    assert meter.footprint(train_config(**settings), SIZE, 2) == plain
+    offloaded = {"training": {"offload_optimizer": True}}
+    meter.footprint(train_config(**settings, **offloaded), SIZE, 2)
+    assert len(outlines) == 1 + 3
+    checkpointed = {"training": {"gradient_checkpointing": True}}
+    meter.footprint(train_config(**settings, **checkpointed), SIZE, 2)
+    assert len(outlines) == 1 + 4
 
 
 def test_a_learning_text_encoder_and_previews_count(train_config, nano_model):

@@ -30,10 +30,10 @@ from impasto.training.memory_facts import (
     steps_alone,
     structure_of,
 )
-from impasto.training.methods import build_trainable
 from impasto.training.moments import Costs, Moment, OtherWork, rehearsal_of, text_words
 from impasto.training.native_precision import computed_kind
 from impasto.training.optimizers import find_row
+from impasto.training.outlines import Outlines
 from impasto.training.overhead import fragmentation_bytes, workspace_bytes
 from impasto.training.precision import COMPUTED
 from impasto.training.rehearsal import StepCost
@@ -114,7 +114,7 @@ class FootprintMeter:
     """Measures footprints of settings that may still change.
 
     Args:
-        outline: Makes the base model without values; each rehearsal uses one up.
+        outline: Makes the base model without values.
         device_type: `cpu` or `cuda`.
         record: A file that rehearsals are remembered in; None remembers them here only.
         shares: How much of the model a process has.
@@ -130,9 +130,9 @@ class FootprintMeter:
         workload: Workload | None = None,
     ) -> None:
         self._shares, self._workload = shares, workload or Workload()
-        self._outline, self._on_gpu = outline, device_type == "cuda"
+        self._outlines, self._on_gpu = Outlines(outline), device_type == "cuda"
         self._device_type, self._costs = device_type, Costs(record)
-        self._other = OtherWork(outline, device_type, self._workload, self._costs)
+        self._other = OtherWork(self._outlines, device_type, self._workload, self._costs)
 
     def footprint(self, config: RunConfig, bucket: Size, batch: int) -> Footprint:
         """What a run of these settings takes at its fullest moment, if that is its largest batch.
@@ -148,8 +148,7 @@ class FootprintMeter:
         Raises:
             ImpastoError: As `footprint`.
         """
-        model = self._outline()
-        trainable = build_trainable(config, model)
+        model, trainable = self._outlines.shown(config)
         cost = self._step(config, trainable, bucket, batch)
         moments = [
             self._training(config, trainable, bucket, batch, cost),
@@ -269,13 +268,14 @@ class FootprintMeter:
         )  # fmt: skip
 
         def rehearse() -> StepCost:
-            for part in trainable.parts:
+            used = self._outlines.trainable(config)
+            for part in used.parts:
                 part.module.to(DTYPES[training.weights])
             if training.weight_copies:
                 dtype = COMPUTED[computed_kind(config)]
-                for module, name, weight in list(layers_with_copies(trainable.unet)):
+                for module, name, weight in list(layers_with_copies(used.unet)):
                     setattr(module, name, nn.Parameter(weight.to(dtype)))
-            return rehearsal_of(config, trainable, self._device_type).step(bucket, batch)
+            return rehearsal_of(config, used, self._device_type).step(bucket, batch)
 
         found = self._costs.remembered(words, lambda: asdict(rehearse()))
         return StepCost(**found)

@@ -25,14 +25,12 @@ from impasto.sampling.prompts import Prompt
 from impasto.training.batches import validation_batch_size
 from impasto.training.ema import WIDENED_AT_ONCE
 from impasto.training.memory_facts import bytes_of, numbers_of, structure_of
-from impasto.training.methods import build_trainable
 from impasto.training.native_precision import computed_kind
+from impasto.training.outlines import Outlines
 from impasto.training.precision import autocast_dtype
 from impasto.training.previews import build_prompts
 from impasto.training.rehearsal import Rehearsal, decoding_peak, encoding_peak
 from impasto.training.workload import Workload
-
-Outline = Callable[[], BaseModel]
 
 
 @dataclass(frozen=True)
@@ -81,13 +79,13 @@ class OtherWork:
     """Measures what a run does beside training.
 
     Attributes:
-        outline: Makes the base model without values; each rehearsal uses one up.
+        outlines: Of the base model.
         device_type: `cpu` or `cuda`.
         workload: What is done, and on which sizes.
         costs: What was found before.
     """
 
-    outline: Outline
+    outlines: Outlines
     device_type: str
     workload: Workload
     costs: Costs
@@ -105,8 +103,8 @@ class OtherWork:
         """
         return [
             self._averaging(config, trainable),
-            *self._drawing(config),
-            *self._validating(config),
+            *self._drawing(config, model, trainable),
+            *self._validating(config, trainable),
             *self._encoding(config, model, batch),
         ]
 
@@ -117,42 +115,45 @@ class OtherWork:
         widened = min(max(WIDENED_AT_ONCE, *sizes), sum(sizes)) if is_widened else 0
         return Moment("averaging the weights", 0, 4 * widened)
 
-    def _drawing(self, config: RunConfig) -> list[Moment]:
+    def _drawing(self, config: RunConfig, model: BaseModel, trainable: Trainable) -> list[Moment]:
         prompts = build_prompts(config)
         if not prompts:
             return []
         largest: Prompt = max(prompts, key=lambda prompt: prompt.width * prompt.height)
         size = Size(largest.width, largest.height)
-        forward = self._forward(config, size, 2)
-        model = self.outline()
-        tile(model.vae, tiled=config.dataset.vae_tiling)
+        forward = self._forward(config, trainable, size, 2)
         words = ("decoding", str(size), config.dataset.vae_tiling, numbers_of(model.vae))
-        decoding = self.costs.remembered(words, lambda: {"peak": decoding_peak(model.vae, size, 1)})
-        vae = decoding["peak"] + 4 * numbers_of(model.vae)
+
+        def rehearse() -> dict[str, int]:
+            vae = self.outlines.vae()
+            tile(vae, tiled=config.dataset.vae_tiling)
+            return {"peak": decoding_peak(vae, size, 1)}
+
+        vae = self.costs.remembered(words, rehearse)["peak"] + 4 * numbers_of(model.vae)
         return [Moment(f"drawing previews of {size}", 0, max(forward, vae))]
 
-    def _validating(self, config: RunConfig) -> list[Moment]:
+    def _validating(self, config: RunConfig, trainable: Trainable) -> list[Moment]:
         group = self.workload.validation
         if group is None:
             return []
         batch = validation_batch_size(config, group)
         name = f"validating on {group.bucket} pictures, {batch} at a time"
-        return [Moment(name, 0, self._forward(config, group.bucket, batch))]
+        return [Moment(name, 0, self._forward(config, trainable, group.bucket, batch))]
 
-    def _forward(self, config: RunConfig, size: Size, batch: int) -> int:
+    def _forward(self, config: RunConfig, trainable: Trainable, size: Size, batch: int) -> int:
         """A forward pass with the weights that are looked at: their average, or themselves."""
-        outline = build_trainable(config, self.outline())
         training = config.training
         is_average = training.ema_decay is not None and not training.ema_on_cpu
         kind = "fp32" if is_average else training.weights
         words = ("forward", self.device_type, str(size), batch, computed_kind(config), kind,
-                 training.weights, *text_words(config), structure_of(outline))  # fmt: skip
+                 training.weights, *text_words(config), structure_of(trainable))  # fmt: skip
 
         def rehearse() -> dict[str, int]:
-            for part in outline.parts:
+            used = self.outlines.trainable(config)
+            for part in used.parts:
                 part.module.to(DTYPES[kind])
             caches = training.weights == "fp32"
-            rehearsal = rehearsal_of(config, outline, self.device_type)
+            rehearsal = rehearsal_of(config, used, self.device_type)
             return {"peak": rehearsal.drawing_peak(size, batch, caches_casts=caches)}
 
         return self.costs.remembered(words, rehearse)["peak"]
@@ -167,19 +168,22 @@ class OtherWork:
                 weights = sum(bytes_of(m) for m in (model.unet, model.text_encoder, model.vae))
                 weights += width * numbers_of(model.vae) if width < 4 else 0
             name = f"encoding {work.encoded} pictures, {asked} at a time"
-            moments.append(Moment(name, 0, self._vae_peak(config, work.encoded, asked), weights))
+            moments.append(
+                Moment(name, 0, self._vae_peak(config, model, work.encoded, asked), weights)
+            )
         if work.varied is not None:
             at_once = min(asked, batch)
             name = f"encoding {work.varied} pictures as they are shown, {at_once} at a time"
-            moments.append(Moment(name, 0, self._vae_peak(config, work.varied, at_once)))
+            moments.append(Moment(name, 0, self._vae_peak(config, model, work.varied, at_once)))
         return moments
 
-    def _vae_peak(self, config: RunConfig, size: Size, batch: int) -> int:
-        dataset, vae = config.dataset, self.outline().vae
+    def _vae_peak(self, config: RunConfig, model: BaseModel, size: Size, batch: int) -> int:
+        dataset = config.dataset
         words = ("encoding", str(size), batch, dataset.vae_precision, dataset.vae_tiling,
-                 numbers_of(vae))  # fmt: skip
+                 numbers_of(model.vae))  # fmt: skip
 
         def rehearse() -> dict[str, int]:
+            vae = self.outlines.vae()
             tile(vae, tiled=dataset.vae_tiling)
             return {"peak": encoding_peak(vae.to(DTYPES[dataset.vae_precision]), size, batch)}
 
