@@ -13,6 +13,7 @@ from bench.full_size import changed, run_to_end, settings
 from impasto.config.load import build_run_config
 from impasto.training.batches import batch_size_of, heaviest_group
 from impasto.training.devices import default_device
+from impasto.training.footprint import Footprint
 from impasto.training.pictures import survey
 from impasto.training.settling import build_fitting
 from impasto.training.workload import Workload
@@ -45,13 +46,13 @@ def measure(scratch: Path) -> dict[str, str]:
     for name, changes in VARIANTS.items():
         asked = changed(values, changes)
         asked["training"] = {**asked["training"], "max_steps": UPDATES}
-        predicted = predicted_bytes(asked)
+        foreseen = predicted(asked).total
         found = run_to_end(asked, scratch)
         peak = found.peak_bytes
         if default_device().type == "cuda":
             peak = int(found.memory_mib * 2**20)
         rows[f"{name}: at most, GiB; predicted; ratio"] = (
-            f"{peak / 2**30:.1f}; {predicted / 2**30:.1f}; {predicted / peak:.2f}"
+            f"{peak / 2**30:.1f}; {foreseen / 2**30:.1f}; {foreseen / peak:.2f}"
         )
         rows[f"{name}: an update; the whole run, s"] = (
             f"{min(found.update_s):.1f}; {found.seconds:.0f}"
@@ -59,10 +60,10 @@ def measure(scratch: Path) -> dict[str, str]:
     return rows
 
 
-def predicted_bytes(values: dict[str, Any]) -> int:
+def predicted(values: dict[str, Any]) -> Footprint:
     """What `train --plan` would say."""
     config = build_run_config(values, source="bench")
     found = survey(config)
     group, _ = heaviest_group(config, found.plan.images)
     fitting = build_fitting(config, group, workload=Workload.of(config, found))
-    return fitting.footprint(config, batch_size_of(config, group)).total
+    return fitting.footprint(config, batch_size_of(config, group))

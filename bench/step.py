@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from bench.full_size import changed, settings
-from bench.memory import predicted_bytes
+from bench.memory import predicted
 from impasto.config.load import build_run_config
 from impasto.data.dataset import iterate_updates
 from impasto.runs import RunDirectory
@@ -116,9 +116,11 @@ def _measured(
         first = first or seconds
         told = f"{seconds:.2f} s an update, {seconds / first:.2f} of the first"
         if device.type == "cuda":
+            foreseen = predicted(asked)
+            tensors = foreseen.total - foreseen.workspace
             told = (
                 f"{1000 * seconds:.0f} ms, {batch / seconds:.1f} images/s, {100 * share:.0f} % of "
-                f"the measured peak, {peak / 2**30:.1f} GiB ({predicted_bytes(asked) / 2**30:.1f} "
+                f"the measured peak, {peak / 2**30:.1f} GiB ({tensors / 2**30:.1f} "
                 "predicted)"
             )
         rows[name] = f"{told}; first update {warm:.0f} s"
@@ -127,6 +129,10 @@ def _measured(
 
 def _update(values: dict[str, Any], device: torch.device) -> tuple[float, int, float, float]:
     """Median seconds of an update, peak bytes, share of the peak, and the first one's seconds."""
+    if device.type == "cuda":  # also after a row that failed
+        gc.collect()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
     config = build_run_config(values, source="bench")
     session = build_session(config, build_accelerator(), SilentEvents(), Ingredients())
     loop = TrainingLoop(session, RunDirectory(config.output_dir), SilentEvents())
@@ -155,7 +161,4 @@ def _update(values: dict[str, Any], device: torch.device) -> tuple[float, int, f
         share = flops / seconds / matmul_rate(device, torch.bfloat16)
     del session, loop, updates
     gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
     return seconds, peak, share, times[0]

@@ -79,6 +79,8 @@ FAULTS: dict[str, dict[str, Any]] = {
     "fp16, gradient": {"mixed_precision": "fp16"},
     "average, gradient": {"ema_decay": 0.9},
     "accumulation, loss": {"gradient_accumulation_steps": 2},
+    "copies, loss": {"mixed_precision": "bf16", "weight_copies": True},
+    "copies, gradient": {"mixed_precision": "bf16", "weight_copies": True},
     "exact, gradient": {"optimizer_in_backward": "exact"},
     "exact, no limit, loss": {"optimizer_in_backward": "exact", "max_grad_norm": 0.0},
     "exact, no limit, gradient": {"optimizer_in_backward": "exact", "max_grad_norm": 0.0},

@@ -128,6 +128,21 @@ def test_a_compiled_network_is_the_same_network(kind, train_config, tmp_path, mo
     assert_same_but_for_rounding(found, plain, notes)
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_copies_of_weights_are_compiled_with(train_config, tmp_path, monkeypatch):
+    """Traced once, with the copies as they are; what stands elsewhere is not traced again."""
+    compile_ = functools.partialmethod(torch.nn.Module.compile, backend="aot_eager")
+    monkeypatch.setattr(torch.nn.Module, "compile", compile_)
+    training = {"max_steps": 3, "mixed_precision": "bf16", "weight_copies": True}
+    alike = {"dataset": {"enable_bucket": False}}
+    plain = train(train_config(training=training, **alike))
+    torch._dynamo.utils.counters.clear()
+    compiled = {**training, "compile": "full"}
+    found = train(train_config(output_dir=str(tmp_path / "compiled"), training=compiled, **alike))
+    assert losses(found) == pytest.approx(losses(plain), rel=0.01)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2  # a short batch, too
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler (g++) on the path")
 @with_marks

@@ -1,5 +1,6 @@
 """16-bit copies of weights, made once an update: where they stand, and what they hand on."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -7,18 +8,22 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from impasto.data.sampler import Group
 from impasto.errors import ConfigError
 from impasto.models.loading import outline_base_model
-from impasto.training.fitting import NO_COPIES
+from impasto.training import native_precision
+from impasto.training.fitting import MARGIN, Fitting
 from impasto.training.footprint import FootprintMeter
 from impasto.training.methods import build_trainable
 from impasto.training.rehearsal import StepCost
+from impasto.training.trainer import train
 from impasto.training.weight_copies import (
     WeightCopies,
     build_weight_copies,
     copied_numbers,
     layers_with_copies,
 )
+from impasto.training.weights import build_chunk_rules
 
 BF16 = torch.bfloat16
 
@@ -103,22 +108,48 @@ def test_a_weight_without_a_gradient_gets_none(network):
     assert network[2].weight.grad is not None
 
 
-def test_what_has_no_use_for_them_refuses_them(train_config):
-    config = train_config(training={"weight_copies": True, "mixed_precision": "bf16"})
+def test_a_failure_in_the_backward_pass_leaves_no_gradients(network):
+    """Memory has run out, and widening them would take more."""
+    copies = WeightCopies(layers_with_copies(network), BF16)
+    copies.refresh()
+    with pytest.raises(ZeroDivisionError), copies.in_place():
+        torch.autograd.backward(network(torch.ones(1, 6, dtype=BF16).float().to(BF16)).sum())
+        held = list(network.parameters())
+        assert held[0].grad is not None
+        raise ZeroDivisionError
+    assert all(parameter.grad is None for parameter in held[:2])
+    assert network[0].weight.grad is None
+
+
+def test_settings_without_them_copy_nothing(train_config):
     unet = SimpleNamespace(unet=nn.Sequential(nn.Linear(2, 2)))
-    with pytest.raises(ConfigError, match="this run has 2"):
-        build_weight_copies(config, unet, 2)
+    weight = unet.unet[0].weight
+    with build_weight_copies(train_config(), unet).in_place():
+        assert unet.unet[0].weight is weight
+    config = train_config(training={"weight_copies": True, "mixed_precision": "bf16"})
+    with build_weight_copies(config, unet).in_place():
+        assert unet.unet[0].weight.dtype is BF16
     assert copied_numbers(config, unet) == 6
     assert copied_numbers(train_config(), unet) == 0
 
 
-def test_a_device_that_computes_in_float32_refuses_them(train_config, monkeypatch):
-    from impasto.training import weight_copies
+def test_several_processes_refuse_them(train_config):
+    config = train_config(training={"weight_copies": True, "mixed_precision": "bf16"})
+    accelerator = SimpleNamespace(num_processes=2, device=torch.device("cpu"))
+    with pytest.raises(ConfigError, match="this run has 2"):
+        build_chunk_rules(config, (), accelerator)
 
-    monkeypatch.setattr(weight_copies, "computed_kind", lambda _: "no")
-    config = train_config(training={"weight_copies": True, "mixed_precision": "auto"})
+
+def test_a_device_that_computes_in_float32_refuses_them_before_a_run_begins(
+    train_config, monkeypatch
+):
+    monkeypatch.setattr(native_precision, "computed_kind", lambda _: "no")
+    config = train_config(
+        training={"weight_copies": True, "mixed_precision": "auto", "memory": "auto"}
+    )
     with pytest.raises(ConfigError, match="no effect on products in float32"):
-        build_weight_copies(config, SimpleNamespace(unet=nn.Linear(2, 2)), 1)
+        train(config)
+    assert not Path(config.output_dir).exists()
 
 
 @pytest.mark.parametrize(
@@ -149,8 +180,9 @@ def test_their_memory_is_predicted_and_given_up_first(train_config, nano_model, 
     def outline():
         return outline_base_model(str(nano_model))
 
+    meter = FootprintMeter(outline, "cuda")
+
     def footprint(config):
-        meter = FootprintMeter(outline, "cuda")
         return max(meter.all_moments(config, Size(64, 64), 1), key=lambda m: m.gradients)
 
     copied = train_config(training={"weight_copies": True, "mixed_precision": "bf16"})
@@ -159,8 +191,31 @@ def test_their_memory_is_predicted_and_given_up_first(train_config, nano_model, 
     total = sum(p.numel() for p in outline().unet.parameters())
     assert 0.9 * total < numbers < total
     assert footprint(copied).weights - footprint(plain).weights == 2 * numbers
-    assert NO_COPIES.applies(copied)
-    assert not NO_COPIES.applies(plain)
+    settings = {"mixed_precision": "bf16", "cache_text_to_disk": True, "batch_size": 1}
+    without = train_config(training=settings)
+    config = train_config(training={**settings, "weight_copies": True})
+    size, least = Size(64, 64), meter.footprint(without, Size(64, 64), 1).total
+    assert meter.footprint(config, size, 1).total > least
+    fitting = Fitting(meter, "cuda", Group(0, size), int(least / MARGIN) + 1)
+    assert "This would make it fit: training.weight_copies = false" in fitting.advice(config)
+
+
+@pytest.mark.parametrize("copies", [False, True])
+def test_gradients_of_batches_before_are_there_in_the_next(train_config, nano_model, copies):
+    from impasto.data.records import Size
+
+    def training(steps):
+        config = train_config(training={
+            "mixed_precision": "bf16", "weight_copies": copies,
+            "gradient_accumulation_steps": steps,
+        })  # fmt: skip
+        meter = FootprintMeter(lambda: outline_base_model(str(nano_model)), "cuda")
+        return meter.all_moments(config, Size(64, 64), 1)[0]
+
+    one, two = training(1), training(2)
+    numbers = sum(p.numel() for p in outline_base_model(str(nano_model)).unet.parameters())
+    assert one.gradients < two.gradients == 4 * numbers
+    assert two.activations >= one.activations
 
 
 def test_a_rehearsal_makes_no_casts_of_copies(train_config, nano_model):

@@ -200,11 +200,14 @@ class FootprintMeter:
     def _training(
         self, config: RunConfig, trainable: Trainable, bucket: Size, batch: int, cost: StepCost
     ) -> Moment:
+        gradients, others = cost.gradient_bytes, cost.peak_bytes - cost.gradient_bytes
+        if config.training.gradient_accumulation_steps > 1:  # those of batches before are there
+            gradients = self._all_gradients(config, trainable)
+            others = cost.peak_bytes if config.training.weight_copies else cost.most_beside
         return Moment(
             f"training on {bucket} pictures, {batch} at a time",
-            cost.gradient_bytes // self._shares.gradients,
-            cost.peak_bytes
-            - cost.gradient_bytes
+            gradients // self._shares.gradients,
+            others
             + self._text_bytes(config, trainable, batch)
             + (self._transient(config, trainable) if steps_alone(config) else 0)
             + self._together(trainable),
@@ -259,7 +262,7 @@ class FootprintMeter:
     def _step(self, config: RunConfig, trainable: Trainable, bucket: Size, batch: int) -> StepCost:
         training = config.training
         words = (
-            "step", self._device_type, str(bucket), batch,
+            "a step", self._device_type, str(bucket), batch,
             *text_words(config), config.method.kind,
             config.hypernetwork.model_dump_json() if config.method.kind != "full" else "",
             computed_kind(config), training.weights, training.gradient_checkpointing,
@@ -295,11 +298,14 @@ class FootprintMeter:
 
     def _stepping(self, config: RunConfig, trainable: Trainable) -> Moment:
         """The optimizer at work: all gradients, and what it makes for a chunk of weights."""
-        wide = DTYPES[config.training.weights].itemsize
-        gradients = 0 if steps_alone(config) else wide * sum(p.count() for p in trainable.parts)
+        gradients = 0 if steps_alone(config) else self._all_gradients(config, trainable)
         gradients //= self._shares.gradients
         others = self._transient(config, trainable)
         return Moment("stepping the weights", gradients, others)
+
+    def _all_gradients(self, config: RunConfig, trainable: Trainable) -> int:
+        wide = DTYPES[config.training.weights].itemsize
+        return wide * sum(part.count() for part in trainable.parts)
 
     def _transient(self, config: RunConfig, trainable: Trainable) -> int:
         """What an optimizer step makes and frees again."""

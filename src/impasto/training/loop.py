@@ -72,9 +72,7 @@ class TrainingLoop:
             session.precision,
             self._config.training.max_grad_norm,
         )
-        self._copies = build_weight_copies(
-            session.config, session.trainable, session.accelerator.num_processes
-        )
+        self._copies = build_weight_copies(session.config, session.trainable)
         self._has_stepped = False
         self._compiled: set[tuple[Size, int]] = set()
         self._best: float | None = None

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from impasto.config.run import RunConfig
+from impasto.errors import ConfigError
 from impasto.progress import Progress
 from impasto.training.devices import default_device
 from impasto.training.precision import COMPUTED, MixedPrecision, in_words
@@ -85,6 +86,9 @@ def resolve_precision(config: RunConfig, progress: Progress) -> RunConfig:
     Args:
         config: The settings.
         progress: Who is told what was chosen, or warned.
+
+    Raises:
+        ConfigError: A setting has no effect with what was chosen.
     """
     training, kind = config.training, computed_kind(config)
     native = native_precision()
@@ -92,6 +96,11 @@ def resolve_precision(config: RunConfig, progress: Progress) -> RunConfig:
         reason = native.reason if kind == native.kind else f"training.weights is {training.weights}"
         progress.note(
             f"Computing in {in_words(kind)} (training.mixed_precision is auto): {reason}."
+        )
+    if training.weight_copies and kind == "no":
+        raise ConfigError(
+            "training.weight_copies has no effect on products in float32, which this device "
+            "computes. Take it out, or set training.mixed_precision to bf16."
         )
     warn_of_slow(
         kind,

@@ -84,9 +84,15 @@ def _on_training(config: RunConfig) -> list[str]:
             'optimizer.kind = "adamw8bit" (a quarter of the optimizer\'s memory)',
         ),
         (
-            training.weights == "fp32" and native_precision().kind == "bf16",
+            training.weights == "fp32"
+            and not training.weight_copies
+            and native_precision().kind == "bf16",
             'training.mixed_precision = "bf16" and training.weights = "bf16" (half the memory for '
             "weights and gradients)",
+        ),
+        (
+            training.weight_copies,
+            "training.weight_copies = false (2 bytes a weight less)",
         ),
         (
             training.ema_decay is not None and not training.ema_on_cpu,

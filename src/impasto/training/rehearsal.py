@@ -34,12 +34,14 @@ class StepCost:
     Attributes:
         peak_bytes: The most that it holds at once beside the weights, gradients among it.
         gradient_bytes: The gradients in that moment.
+        most_beside: The most that it holds at once beside complete gradients, in another moment.
         flops: Floating-point operations of matrix products and convolutions, a multiply-add as two,
             those that checkpointing repeats included.
     """
 
     peak_bytes: int
     gradient_bytes: int
+    most_beside: int
     flops: int
 
 
@@ -51,6 +53,7 @@ class LiveMemory(TorchDispatchMode):
         peak: The most that were there.
         gradients: Bytes of complete gradients; to be kept by whoever makes them.
         gradients_at_peak: Those when `peak` was reached.
+        most_beside: The most that were there beside complete gradients.
         flops: Floating-point operations so far, by PyTorch's formulas (its own counter of them
             holds on to tensors, which would be counted here).
     """
@@ -58,6 +61,7 @@ class LiveMemory(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.now = self.peak = self.gradients = self.gradients_at_peak = self.flops = 0
+        self.most_beside = 0
         self._known: weakref.WeakSet[Any] = weakref.WeakSet()
 
     def leave_out(self, tensors: Any) -> None:
@@ -87,6 +91,7 @@ class LiveMemory(TorchDispatchMode):
         self.now += storage.nbytes()
         if self.now > self.peak:
             self.peak, self.gradients_at_peak = self.now, self.gradients
+        self.most_beside = max(self.most_beside, self.now - self.gradients)
         weakref.finalize(storage, self._free, storage.nbytes())
 
     def _free(self, size: int) -> None:
@@ -122,7 +127,7 @@ class Rehearsal:
         with self._watched(size, batch) as (live, inputs), self._freeing(live):
             output = self._forward(inputs)
             torch.autograd.backward((output.float() - inputs[0]).square().mean())
-        return StepCost(live.peak, live.gradients_at_peak, live.flops)
+        return StepCost(live.peak, live.gradients_at_peak, live.most_beside, live.flops)
 
     def drawing_peak(self, size: Size, batch: int, *, caches_casts: bool = True) -> int:
         """The most bytes that a forward pass without gradients holds beside the weights.

@@ -1,9 +1,10 @@
 """The 16-bit copies of float32 weights that products are computed with, made once an update.
 
 Autocast makes them one by one in every forward pass, and widens their gradients one by one: some
-1,400 kernels for a full-size U-Net, which a fast GPU runs through in less time than they take to be
-launched. Here a few kernels make all of them before an update, and widen all gradients after each
-backward pass. Each number is rounded and added up as autocast does it.
+900 kernels for a full-size U-Net, which a fast GPU runs through in less time than they take to be
+launched. Here some forty make all of them before an update, and as many widen all gradients after
+each backward pass. Each number is rounded and added up as autocast does it. The text encoder's are
+left to autocast.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ import torch
 from torch import Tensor, nn
 
 from impasto.config.run import RunConfig
-from impasto.errors import ConfigError
 from impasto.models.trainable import Trainable
 from impasto.training.chunked import CHUNK
 from impasto.training.native_precision import computed_kind
@@ -59,15 +59,16 @@ class WeightCopies:
 
     @contextlib.contextmanager
     def in_place(self) -> Iterator[None]:
-        """Compute with the copies; what was learnt by them goes to the weights' gradients."""
+        """Compute with the copies; their gradients go to the weights, unless that fails."""
         for module, name, _, copy in self._places:
             module._parameters[name] = copy
         try:
             yield
-        finally:
-            for module, name, weight, _ in self._places:
-                module._parameters[name] = weight
             self._hand_over()
+        finally:
+            for module, name, weight, copy in self._places:
+                module._parameters[name] = weight
+                copy.grad = None
 
     @torch.no_grad()
     def _hand_over(self) -> None:
@@ -88,25 +89,11 @@ class WeightCopies:
                 copy.grad = None
 
 
-def build_weight_copies(config: RunConfig, trainable: Trainable, processes: int) -> WeightCopies:
-    """The copies that the settings ask for; of nothing, if they ask for none.
-
-    Raises:
-        ConfigError: They would not be used.
-    """
-    if not config.training.weight_copies:
-        return WeightCopies([], torch.float32)
-    if processes > 1:
-        raise ConfigError(
-            f"training.weight_copies is for one process, and this run has {processes}, which "
-            "exchange the gradients of the weights themselves. Take it out."
-        )
+def build_weight_copies(config: RunConfig, trainable: Trainable) -> WeightCopies:
+    """The copies that the settings ask for; of nothing, if they ask for none."""
     dtype = autocast_dtype(computed_kind(config))
-    if dtype is None:
-        raise ConfigError(
-            "training.weight_copies has no effect on products in float32, which this device "
-            "computes. Take it out, or set training.mixed_precision to bf16 or fp16."
-        )
+    if not config.training.weight_copies or dtype is None:
+        return WeightCopies([], torch.float32)
     return WeightCopies(layers_with_copies(trainable.unet), dtype)
 
 

@@ -41,6 +41,12 @@ def build_chunk_rules(
             f"{accelerator.num_processes}: they add up their gradients, which have to be kept for "
             f'it. Set it to "off".'
         )
+    if training.weight_copies and accelerator.num_processes > 1:
+        raise ConfigError(
+            f"training.weight_copies is for one process, and this run has "
+            f"{accelerator.num_processes}, which exchange the gradients of the weights themselves. "
+            f"Take it out."
+        )
     if training.offload_optimizer and device.type == "cpu":
         raise ConfigError(
             "training.offload_optimizer moves the optimizer's state out of a GPU's memory, and "
