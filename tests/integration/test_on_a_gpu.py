@@ -29,6 +29,7 @@ from impasto.training.workload import Workload
 
 pytestmark = [
     pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch sees no NVIDIA card here"),
     pytest.mark.usefixtures("fresh_accelerate"),
     pytest.mark.filterwarnings("ignore"),
 ]

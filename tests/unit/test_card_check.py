@@ -144,6 +144,7 @@ def test_without_a_card_there_is_nothing_to_try():
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch sees no NVIDIA card here")
 def test_this_card():
     result = impasto("doctor", "--gpu")
     for name in ("Precisions", "Attention", "Resume", "Compile", "Memory"):
