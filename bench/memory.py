@@ -11,12 +11,10 @@ from typing import Any
 
 from bench.full_size import changed, run_to_end, settings
 from impasto.config.load import build_run_config
-from impasto.training.batches import batch_size_of, heaviest_group
 from impasto.training.devices import default_device
 from impasto.training.footprint import Footprint
 from impasto.training.pictures import survey
-from impasto.training.settling import build_fitting
-from impasto.training.workload import Workload
+from impasto.training.settling import predict
 
 UPDATES = 3
 BACKWARD = {"optimizer_in_backward": "last_norm", "cache_text_to_disk": True}
@@ -63,7 +61,4 @@ def measure(scratch: Path) -> dict[str, str]:
 def predicted(values: dict[str, Any]) -> Footprint:
     """What `train --plan` would say."""
     config = build_run_config(values, source="bench")
-    found = survey(config)
-    group, _ = heaviest_group(config, found.plan.images)
-    fitting = build_fitting(config, group, workload=Workload.of(config, found))
-    return fitting.footprint(config, batch_size_of(config, group))
+    return predict(config, survey(config))

@@ -97,6 +97,8 @@ def measure(scratch: Path, wanted: str = "") -> dict[str, str]:
                 values = settings(scratch, side=side, architecture=architecture)
                 values["dataset"]["num_repeats"] = batch
                 rows |= _measured(chosen, values, device, batch)
+    if not rows:
+        raise SystemExit(f"No row has {wanted!r} in its name.")
     return rows
 
 

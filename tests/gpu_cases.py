@@ -90,6 +90,12 @@ FAULTS: dict[str, dict[str, Any]] = {
 """Name, with what is not finite in the second update -> settings."""
 
 
+def fault_of(name: str) -> dict[str, Any]:
+    """What is not finite in a case of `FAULTS`, and in which forward pass: one of update 2."""
+    at = 3 if "gradient_accumulation_steps" in FAULTS[name] else 2
+    return {"what": name.rpartition(", ")[2], "at": at}
+
+
 class Blow(torch.autograd.Function):
     """Passes a value on, and makes what comes back infinite."""
 

@@ -1,4 +1,4 @@
-"""The trainer on a real GPU: every way of training, what it waits for, faults, memory, speed.
+"""The trainer on a real GPU: every way of training, what it waits for, faults, memory.
 
 `pytest -m gpu`. The same cases as on the pretended GPU; here kernels and their numbers are real.
 """
@@ -12,7 +12,7 @@ import pytest
 import tomli_w
 import torch
 from conftest import impasto
-from gpu_cases import CASES, FAULTS, spoilt_step
+from gpu_cases import CASES, FAULTS, fault_of, spoilt_step
 from runs import StopAt, exported
 from safetensors.torch import load_file
 
@@ -20,12 +20,10 @@ from impasto.errors import NonFiniteLossError, OutOfMemoryError
 from impasto.progress import SilentProgress
 from impasto.runs import RunDirectory
 from impasto.training import loop
-from impasto.training.batches import batch_size_of, heaviest_group
 from impasto.training.events import SilentEvents
 from impasto.training.pictures import survey
-from impasto.training.settling import build_fitting
+from impasto.training.settling import predict
 from impasto.training.trainer import resume, train
-from impasto.training.workload import Workload
 
 pytestmark = [
     pytest.mark.gpu,
@@ -179,11 +177,7 @@ def test_a_deterministic_run_gives_the_same_bits_when_it_is_resumed(train_config
 @pytest.mark.parametrize("name", FAULTS)
 def test_what_is_not_finite_reaches_no_weight(name, train_config, monkeypatch):
     """The fault is in update 2, and found with the line of metrics after update 3."""
-    fault = {
-        "what": name.rpartition(", ")[2],
-        "at": 3 if "gradient_accumulation_steps" in FAULTS[name] else 2,
-    }
-    monkeypatch.setattr(loop, "training_step", spoilt_step(fault, loop.training_step))
+    monkeypatch.setattr(loop, "training_step", spoilt_step(fault_of(name), loop.training_step))
     config = train_config(training=FAULTS[name], logging={"every_steps": 3})
     if name == "fp16, gradient":  # the scale's doing, and passed over
         run = train(config)
@@ -248,10 +242,7 @@ def test_memory_of_a_full_size_model_is_as_predicted(
         training={"max_steps": 3, "mixed_precision": "bf16", **FULL_SIZE[name]},
         saving={"format": "diffusers", "export_dtype": "fp16"},
     )  # fmt: skip
-    known = survey(config, SilentProgress())
-    group, _ = heaviest_group(config, known.plan.images)
-    fitting = build_fitting(config, group, workload=Workload.of(config, known))
-    predicted = fitting.footprint(config, batch_size_of(config, group))
+    predicted = predict(config, survey(config, SilentProgress()))
     gc.collect()
     torch.cuda.empty_cache()
     before = torch.cuda.memory_reserved()

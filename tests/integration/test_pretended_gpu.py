@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import draw_pictures
-from gpu_cases import CASES, FAULTS
+from gpu_cases import CASES, FAULTS, fault_of
 from safetensors.torch import load_file
 
 SUPPORT = Path(__file__).parent.parent / "support" / "pretend_cuda"
@@ -91,9 +91,7 @@ def all_orders(order):
     found.append(order("states", often))
     found.append(order("memory ", {}, like="states", each_site=True, folder="memory"))
     for name, changes in FAULTS.items():
-        at = 3 if "gradient_accumulation_steps" in changes else 2
-        fault = {"what": name.rpartition(", ")[2], "at": at}
-        found.append(order(name, {"training": changes}, fault=fault))
+        found.append(order(name, {"training": changes}, fault=fault_of(name)))
     found.append(order("resumed", {}, folder="memory0", resume=True))
     paged = {"optimizer": {"kind": "stand_ins.Paged"}}
     fault = {"what": "loss", "at": 3}

@@ -15,7 +15,6 @@ from impasto.training import native_precision
 from impasto.training.fitting import MARGIN, Fitting
 from impasto.training.footprint import FootprintMeter
 from impasto.training.methods import build_trainable
-from impasto.training.rehearsal import StepCost
 from impasto.training.trainer import train
 from impasto.training.weight_copies import (
     WeightCopies,
@@ -29,7 +28,7 @@ BF16 = torch.bfloat16
 
 
 class Casts(TorchDispatchMode):
-    """Counts the tensors of more than one number that are brought to another width."""
+    """Counts the tensors that are brought to another width."""
 
     count = 0
 
@@ -174,7 +173,7 @@ def test_settings_that_do_not_go_together_say_so(train_config, changes, words):
         train_config(**changes)
 
 
-def test_their_memory_is_predicted_and_given_up_first(train_config, nano_model, pictures):
+def test_their_memory_is_predicted_and_advised_to_be_given_up(train_config, nano_model):
     from impasto.data.records import Size
 
     def outline():
@@ -223,11 +222,9 @@ def test_a_rehearsal_makes_no_casts_of_copies(train_config, nano_model):
 
     def step(**training):
         config = train_config(training={"mixed_precision": "bf16", **training})
-        model = outline_base_model(str(nano_model))
-        meter = FootprintMeter(lambda: model, "cuda")
-        found = meter._step(config, build_trainable(config, model), Size(64, 64), 1)
-        assert isinstance(found, StepCost)
-        return found
+        trainable = build_trainable(config, outline_base_model(str(nano_model)))
+        meter = FootprintMeter(lambda: outline_base_model(str(nano_model)), "cuda")
+        return meter._step(config, trainable, Size(64, 64), 1)
 
     plain, copied = step(), step(weight_copies=True)
     assert copied.peak_bytes < plain.peak_bytes

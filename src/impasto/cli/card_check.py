@@ -25,7 +25,6 @@ from impasto.demo.recipe import demo_config
 from impasto.errors import ConfigError, ImpastoError, MissingDependencyError
 from impasto.progress import Progress, SilentProgress
 from impasto.runs import RunDirectory
-from impasto.training.batches import heaviest_group
 from impasto.training.devices import set_arithmetic
 from impasto.training.duration import matmul_rate
 from impasto.training.events import SilentEvents
@@ -33,9 +32,8 @@ from impasto.training.fitting import gib
 from impasto.training.native_precision import native_precision
 from impasto.training.pictures import survey
 from impasto.training.precision import COMPUTED
-from impasto.training.settling import build_fitting
+from impasto.training.settling import predict
 from impasto.training.trainer import resume, train
-from impasto.training.workload import Workload
 
 ATTENTION_SHAPE = (1, 8, 4096, 40)
 """[B, heads, N, d] of the highest resolution's self-attention in SD 1.x at 512 pixels."""
@@ -261,10 +259,7 @@ class _Runs:
             "training.max_steps=3",
         ]  # fmt: skip
         config = self._config("large", large)
-        known = survey(config, SilentProgress())
-        group, _ = heaviest_group(config, known.plan.images)
-        fitting = build_fitting(config, group, workload=Workload.of(config, known))
-        predicted = fitting.footprint(config)
+        predicted = predict(config, survey(config, SilentProgress()))
         tensors = predicted.total - predicted.workspace
         if self._device.type != "cuda":
             train(config)

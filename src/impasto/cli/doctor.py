@@ -18,7 +18,7 @@ MINIMUM_GPU_GIB = 12
 @click.option(
     "--gpu",
     is_flag=True,
-    help="Try out on the graphics card what a run does: two minutes, and a gigabyte of disk.",
+    help="Try out on the graphics card what a run does: some minutes, and a gigabyte of disk.",
 )
 def doctor(*, gpu: bool) -> None:
     """Say what hardware, versions, free memory and disk there are, and what is missing."""

@@ -79,7 +79,7 @@ class ChunkedOptimizer(torch.optim.Optimizer):
         self._inner = [
             build([{**group, "params": members}])
             for group in self.param_groups
-            for members in _chunks(group["params"], 1 if rules.each_alone else chunk)
+            for members in chunks_of(group["params"], 1 if rules.each_alone else chunk)
         ]
         for optimizer in self._inner:
             optimizer.state = self.state
@@ -208,7 +208,8 @@ def _members(optimizer: torch.optim.Optimizer) -> list[Tensor]:
     return [p for group in optimizer.param_groups for p in group["params"]]
 
 
-def _chunks(parameters: Sequence[Tensor], limit: int) -> Iterator[list[Tensor]]:
+def chunks_of(parameters: Sequence[Tensor], limit: int = CHUNK) -> Iterator[list[Tensor]]:
+    """Parameters in order, in lists of at most `limit` numbers, or of one that has more."""
     members: list[Tensor] = []
     held = 0
     for parameter in parameters:

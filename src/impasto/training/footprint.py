@@ -262,7 +262,7 @@ class FootprintMeter:
     def _step(self, config: RunConfig, trainable: Trainable, bucket: Size, batch: int) -> StepCost:
         training = config.training
         words = (
-            "a step", self._device_type, str(bucket), batch,
+            "step with what is beside gradients", self._device_type, str(bucket), batch,
             *text_words(config), config.method.kind,
             config.hypernetwork.model_dump_json() if config.method.kind != "full" else "",
             computed_kind(config), training.weights, training.gradient_checkpointing,

@@ -14,7 +14,7 @@ from impasto.progress import Progress, counted
 from impasto.training.batches import heaviest_group
 from impasto.training.devices import default_device
 from impasto.training.fitting import Fitting, gib, parts_in_words, with_fields
-from impasto.training.footprint import FootprintMeter
+from impasto.training.footprint import Footprint, FootprintMeter
 from impasto.training.native_precision import native_precision
 from impasto.training.pictures import Survey
 from impasto.training.recorded import with_recorded
@@ -89,6 +89,17 @@ def build_fitting(
     is_shared = shares.optimizer > 1
     half = native_precision(device).kind
     return Fitting(meter, device.type, group, budget, processes, is_shared, half)
+
+
+def predict(config: RunConfig, survey: Survey) -> Footprint:
+    """What a run takes with its largest batch, on the device that it will have.
+
+    Raises:
+        ImpastoError: The model cannot be read, or the settings do not fit it.
+    """
+    group, _ = heaviest_group(config, survey.plan.images)
+    fitting = build_fitting(config, group, workload=Workload.of(config, survey))
+    return fitting.footprint(config)
 
 
 def free_memory(device: torch.device) -> int:

@@ -10,14 +10,14 @@ left to autocast.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
 
 from impasto.config.run import RunConfig
 from impasto.models.trainable import Trainable
-from impasto.training.chunked import CHUNK
+from impasto.training.chunked import chunks_of
 from impasto.training.native_precision import computed_kind
 from impasto.training.precision import autocast_dtype
 
@@ -49,7 +49,11 @@ class WeightCopies:
             (module, name, weight, nn.Parameter(torch.empty_like(weight, dtype=dtype)))
             for module, name, weight in layers
         ]
-        self._slices = list(_slices([(weight, copy) for _, _, weight, copy in self._places]))
+        copy_of: dict[Tensor, Tensor] = {weight: copy for _, _, weight, copy in self._places}
+        self._slices = [
+            (weights, [copy_of[weight] for weight in weights])
+            for weights in chunks_of(list(copy_of))
+        ]
 
     @torch.no_grad()
     def refresh(self) -> None:
@@ -79,12 +83,15 @@ class WeightCopies:
                 continue
             wide = [torch.empty_like(weight) for weight, _ in pairs]
             torch._foreach_copy_(wide, [c.grad for _, c in pairs if c.grad is not None])
-            kept = [weight.grad for weight, _ in pairs if weight.grad is not None]
-            if len(kept) == len(pairs):
-                torch._foreach_add_(kept, wide)
-            else:
-                for (weight, _), gradient in zip(pairs, wide, strict=True):
-                    weight.grad = gradient if weight.grad is None else weight.grad.add_(gradient)
+            kept, added = [], []
+            for (weight, _), gradient in zip(pairs, wide, strict=True):
+                if weight.grad is None:
+                    weight.grad = gradient
+                else:
+                    kept.append(weight.grad)
+                    added.append(gradient)
+            if kept:
+                torch._foreach_add_(kept, added)
             for _, copy in pairs:
                 copy.grad = None
 
@@ -102,19 +109,3 @@ def copied_numbers(config: RunConfig, trainable: Trainable) -> int:
     if not config.training.weight_copies:
         return 0
     return sum(weight.numel() for _, _, weight in layers_with_copies(trainable.unet))
-
-
-def _slices(
-    pairs: Sequence[tuple[Tensor, Tensor]],
-) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
-    """Weights and copies in lists of about `CHUNK` numbers."""
-    weights: list[Tensor] = []
-    copies: list[Tensor] = []
-    for weight, copy in pairs:
-        weights.append(weight)
-        copies.append(copy)
-        if sum(one.numel() for one in weights) >= CHUNK:
-            yield weights, copies
-            weights, copies = [], []
-    if weights:
-        yield weights, copies
