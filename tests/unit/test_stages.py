@@ -1,6 +1,7 @@
 """Stages: results in order, one bad item costs only itself, even if it takes its process along."""
 
 import os
+import time
 
 import pytest
 
@@ -29,6 +30,32 @@ def test_an_item_that_ends_its_process_costs_only_itself(monkeypatch):
     outcomes = dict(pair for batch in executor.run(chunks(range(10, 20), 2)) for pair in batch)
     assert "ended the process" in outcomes.pop(13).reason
     assert outcomes == {n: n * n for n in range(10, 20) if n != 13}
+
+
+class Watched(LocalExecutor):
+    """Keeps its pools, so that a test can wait until one of them has broken."""
+
+    def _pool(self, workers=None):
+        pool = super()._pool(workers)
+        self.__dict__.setdefault("pools", []).append(pool)
+        return pool
+
+
+def test_a_pool_that_breaks_while_batches_are_handed_over_costs_only_the_item(monkeypatch):
+    monkeypatch.setenv("IMPASTO_TEST_PARENT", str(os.getpid()))
+    executor = Watched(Square(), 1, processes=True, ahead=4)
+
+    def source():
+        yield [12]
+        yield [13, 14]
+        while not executor.pools[0]._broken:  # the next batch meets a pool that has ended
+            time.sleep(0.01)
+        yield [15]
+        yield [16]
+
+    outcomes = dict(pair for batch in executor.run(source()) for pair in batch)
+    assert "ended the process" in outcomes.pop(13).reason
+    assert outcomes == {n: n * n for n in (12, 14, 15, 16)}
 
 
 def test_no_more_is_begun_than_is_looked_ahead():

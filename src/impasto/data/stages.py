@@ -72,7 +72,7 @@ class LocalExecutor(Generic[I, O]):
             while True:
                 room = self.workers * self.ahead - len(running)
                 for batch in itertools.islice(waiting, room):
-                    running.append((batch, pool.submit(self.stage, batch)))
+                    running.append((batch, self._submit(pool, batch)))
                 if not running:
                     return
                 batch, future = running.popleft()
@@ -80,11 +80,28 @@ class LocalExecutor(Generic[I, O]):
                     outcomes = future.result()
                 except BrokenProcessPool:
                     outcomes = self._one_by_one(batch)
+                    pool.shutdown(wait=True)
                     pool = self._pool()
-                    running = deque((b, pool.submit(self.stage, b)) for b, _ in running)
+                    running = deque(
+                        (b, self._submit(pool, b) if _went_down_with_its_pool(f) else f)
+                        for b, f in running
+                    )
                 yield list(zip(batch, outcomes, strict=True))
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+
+    def _submit(self, pool: Executor, batch: Sequence[I]) -> Future[list[O | Failure]]:
+        """Hand a batch to the pool; where the pool has just broken, its future says so in its turn.
+
+        A process may end between any two batches that are handed over, and the one whose batch it
+        was is found when its result is asked for, not here.
+        """
+        try:
+            return pool.submit(self.stage, batch)
+        except BrokenProcessPool as broken:
+            future: Future[list[O | Failure]] = Future()
+            future.set_exception(broken)
+            return future
 
     def _pool(self, workers: int | None = None) -> Executor:
         if not self.processes:
@@ -106,6 +123,11 @@ class LocalExecutor(Generic[I, O]):
                     reason = "working on it ended the process (out of memory?)"
                     outcomes.append(Failure(reason, is_passing=True))
         return outcomes
+
+
+def _went_down_with_its_pool(future: Future[list[O | Failure]]) -> bool:
+    """Whether a batch of a pool that broke, and is shut down, has to be done again."""
+    return isinstance(future.exception(), BrokenProcessPool)
 
 
 def chunks(items: Sequence[I], size: int) -> Iterator[Sequence[I]]:
