@@ -69,9 +69,10 @@ def _loops(name: str, scratch: Path) -> dict[str, list[float]]:
         tune_allocation()
     from bench.training import Comparison
     from impasto.config.load import build_run_config
+    from impasto.training.build import build_session
     from impasto.training.devices import build_accelerator
     from impasto.training.events import SilentEvents
-    from impasto.training.session import Ingredients, build_session
+    from impasto.training.overrides import Ingredients
 
     changes, loops = LOOPS[name]
     values = changed(settings(scratch, "fp16"), changes)

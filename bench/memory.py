@@ -11,10 +11,10 @@ from typing import Any
 
 from bench.full_size import changed, run_to_end, settings
 from impasto.config.load import build_run_config
+from impasto.datasets.build import survey
 from impasto.training.devices import default_device
-from impasto.training.footprint import Footprint
-from impasto.training.pictures import survey
-from impasto.training.settling import predict
+from impasto.training.planning.memory import Footprint
+from impasto.training.planning.resolve import predict
 
 UPDATES = 3
 BACKWARD = {"optimizer_in_backward": "last_norm", "cache_text_to_disk": True}

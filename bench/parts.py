@@ -17,13 +17,14 @@ from impasto.demo.recipe import demo_config
 from impasto.models.trainable import Part
 from impasto.runs import RunDirectory
 from impasto.sampling.prompts import Prompt
-from impasto.training.chunked import AT_ONCE, ChunkRules
+from impasto.training.build import build_session
 from impasto.training.devices import build_accelerator, default_device
 from impasto.training.events import SilentEvents
-from impasto.training.optimizers import build_optimizer
-from impasto.training.rounding import build_rounding
-from impasto.training.saver import Saver
-from impasto.training.session import Ingredients, build_session
+from impasto.training.optim.chunked import AT_ONCE, ChunkRules
+from impasto.training.optim.optimizers import build_optimizer
+from impasto.training.optim.rounding import build_rounding
+from impasto.training.overrides import Ingredients
+from impasto.training.saving.saver import Saver
 
 WEIGHTS = 32 << 20  # numbers that the optimizers are timed on
 RULES: dict[str, tuple[str, torch.dtype, str | None]] = {
@@ -42,7 +43,14 @@ def measure(scratch: Path) -> dict[str, str]:
     session = build_session(config, build_accelerator(), SilentEvents(), Ingredients())
     captions = [f"a picture of the thing number {n}, blue" for n in range(64)]
     fresh = session.watching_conditioner
-    saver = Saver(session, RunDirectory(config.output_dir), SilentEvents())
+    saver = Saver(
+        session.resumable(),
+        session.export_source(),
+        session.accelerator,
+        session.shown_weights,
+        RunDirectory(config.output_dir),
+        SilentEvents(),
+    )
     sampler = session.previewer.sampler
     prompt = Prompt("a red house", width=128, height=128, steps=10, guidance_scale=2.0)
     seconds = {

@@ -18,15 +18,16 @@ from bench.full_size import changed, settings
 from bench.memory import predicted
 from impasto.config.load import build_run_config
 from impasto.data.dataset import iterate_updates
+from impasto.datasets.batching import heaviest_group
 from impasto.runs import RunDirectory
-from impasto.training.batches import heaviest_group
+from impasto.training.build import build_session
 from impasto.training.devices import build_accelerator, default_device
-from impasto.training.duration import matmul_rate
 from impasto.training.events import SilentEvents
-from impasto.training.feeding import feed_for
 from impasto.training.loop import TrainingLoop
-from impasto.training.session import Ingredients, build_session
-from impasto.training.settling import build_fitting
+from impasto.training.overrides import Ingredients
+from impasto.training.planning.duration import matmul_rate
+from impasto.training.planning.resolve import build_fitting
+from impasto.training.prefetch import feed_for
 
 ON_PROCESSOR: dict[str, dict[str, Any]] = {
     "plain": {},

@@ -24,10 +24,12 @@ from diffusers.optimization import get_scheduler
 from impasto.data.dataset import iterate_updates
 from impasto.demo.recipe import demo_config
 from impasto.runs import RunDirectory
+from impasto.training.build import build_session
 from impasto.training.devices import build_accelerator
 from impasto.training.events import SilentEvents
 from impasto.training.loop import TrainingLoop
-from impasto.training.session import Ingredients, Session, build_session
+from impasto.training.overrides import Ingredients
+from impasto.training.session import Session
 
 
 @dataclass

@@ -23,9 +23,9 @@ from impasto.config.run import RunConfig
 from impasto.data.records import Size
 from impasto.data.sampler import Group
 from impasto.models.architectures import find_architecture, outline_architecture
-from impasto.training.fitting import Fitting, gib, parts_in_words
-from impasto.training.footprint import FootprintMeter
-from impasto.training.workload import Workload
+from impasto.training.planning.levers import Fitting, gib, parts_in_words
+from impasto.training.planning.memory import FootprintMeter
+from impasto.training.planning.workload import Workload
 
 CARDS = (6, 8, 12, 16, 24, 48, 80)
 MOST = 64  # images of a batch

@@ -81,7 +81,7 @@ def step_bytes(network, case):
     import torch.nn.functional as F  # noqa: N812
     from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
-    from impasto.training.rehearsal import LiveMemory, _replace, at_each_gradient
+    from impasto.training.planning.fake_step import LiveMemory, _replace, at_each_gradient
 
     mode, device = FakeTensorMode(), torch.device("cuda:0")
 

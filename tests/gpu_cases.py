@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-AT_ONCE = "_local_scalar_dense at training/descent.py:"
+AT_ONCE = "_local_scalar_dense at training/optim/updates.py:"
 LOOKS_AT_LOSS_AND_NORM = {f"{AT_ONCE}<genexpr>": 2}
 """What an optimizer needs that cannot be told on the device to pass over an update."""
 
@@ -39,8 +39,8 @@ CASES: dict[str, tuple[Settings, dict[str, int]]] = {
         {"optimizer": {"kind": "prodigy", "lr": 1.0}},
         {
             **LOOKS_AT_LOSS_AND_NORM,  # and what pytorch-optimizer's own step waits for
-            "copy from pageable memory at training/precision.py:step": 1,
-            "_local_scalar_dense at training/precision.py:step": 2,
+            "copy from pageable memory at training/optim/mixed_precision.py:step": 1,
+            "_local_scalar_dense at training/optim/mixed_precision.py:step": 2,
         },
     ),
     "accumulation": ({"training": {"gradient_accumulation_steps": 2}}, {}),
@@ -51,11 +51,11 @@ CASES: dict[str, tuple[Settings, dict[str, int]]] = {
     "average on the CPU": ({"training": {"ema_decay": 0.9, "ema_on_cpu": True}}, {}),
     "offload": (
         {"training": {"offload_optimizer": True}},
-        {"stream.synchronize at training/offload.py:wait": 1},
+        {"stream.synchronize at training/optim/offload.py:wait": 1},
     ),
     "exact": (
         {"training": {"optimizer_in_backward": "exact"}},
-        {"tolist at training/descent.py:_measured": 1},
+        {"tolist at training/optim/updates.py:_measured": 1},
     ),
     "exact, no limit": ({"training": {"optimizer_in_backward": "exact", "max_grad_norm": 0.0}}, {}),
     "last norm": ({"training": {"optimizer_in_backward": "last_norm"}}, {}),

@@ -50,7 +50,7 @@ class RunDirectories:
         from impasto.locks import holder_of
         from impasto.report.page import write_report
         from impasto.runs import RunDirectory
-        from impasto.training.image_losses import ImageLosses
+        from impasto.training.monitoring.image_losses import ImageLosses
         from impasto.training.trainer import _config_of
 
         samples = folder / "samples" / "step-00000004"
@@ -99,7 +99,7 @@ class States:
     def __init__(self, folder):
         from impasto.checkpoints.tensors import LazyTensor
         from impasto.runs import RunDirectory
-        from impasto.training.state import TrainingState, save_state
+        from impasto.training.saving.state import TrainingState, save_state
 
         self.tensors = {"unet.a": torch.arange(12.0).reshape(3, 4), "unet.b": torch.ones(5)}
         lazy = {name: LazyTensor.of(tensor) for name, tensor in self.tensors.items()}
@@ -108,7 +108,7 @@ class States:
         self.whole = save_state(RunDirectory(folder), state, keep=1)
 
     def read(self, rng, folder):
-        from impasto.training.state import load_state
+        from impasto.training.saving.state import load_state
 
         target = folder / self.whole.name
         shutil.copytree(self.whole, target)

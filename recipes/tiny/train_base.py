@@ -35,7 +35,7 @@ from impasto.models.diffusers_folder import TEXT_ENCODER_FILE, UNET_FILE
 from impasto.models.loading import load_base_model
 from impasto.models.trainable import Part
 from impasto.training.events import SilentEvents
-from impasto.training.rounding import Rounding
+from impasto.training.optim.rounding import Rounding
 from impasto.training.session import Ingredients
 from impasto.training.trainer import resume, train
 

@@ -19,7 +19,7 @@ from impasto.cli.main import run_reporting
 from impasto.errors import DatasetError, Interrupted, RunError, StorageError
 from impasto.runs import RunDirectory
 from impasto.training.events import SilentEvents
-from impasto.training.interrupts import STOPPING, StoppedBySignal, StopRequest
+from impasto.training.signals import STOPPING, StoppedBySignal, StopRequest
 from impasto.training.trainer import resume, train
 
 EACH_STEP = {"state_every_steps": 1, "keep_states": 9}

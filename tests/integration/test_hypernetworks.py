@@ -12,7 +12,7 @@ from impasto.checkpoints.hypernetworks import read_hypernetwork
 from impasto.demo.recipe import demo_config
 from impasto.errors import ConfigError, ModelError
 from impasto.models.loading import load_base_model
-from impasto.training.advice import advice_on
+from impasto.training.planning.advice import advice_on
 from impasto.training.trainer import resume, train
 
 SHARED = {

@@ -12,8 +12,10 @@ from safetensors.torch import load_file
 from impasto import background
 from impasto.errors import ConfigError, OutOfMemoryError, StorageError
 from impasto.models.diffusers_folder import UNET_FILE
-from impasto.training import disk, loop, saver, trainer
+from impasto.training import loop, trainer
 from impasto.training.events import SilentEvents
+from impasto.training.planning import disk
+from impasto.training.saving import saver
 from impasto.training.trainer import resume, train
 
 
@@ -214,7 +216,7 @@ def test_memory_that_runs_out_in_the_optimizer_leaves_no_half_state(train_config
 
 
 def test_memory_that_runs_out_elsewhere_is_explained(train_config, monkeypatch):
-    from impasto.training.previews import Sampler
+    from impasto.training.monitoring.previews import Sampler
 
     config = train_config(previews={"prompts": ["a cat"], "every_steps": 2, "steps": 2})
     with monkeypatch.context() as patched:

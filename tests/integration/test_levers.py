@@ -12,9 +12,9 @@ from runs import exported
 from safetensors.torch import load_file
 
 from impasto.errors import ConfigError, MissingDependencyError, OutOfMemoryError
-from impasto.training import settling
 from impasto.training.events import SilentEvents
-from impasto.training.overhead import RUNTIME
+from impasto.training.planning import resolve as settling
+from impasto.training.planning.overhead import RUNTIME
 from impasto.training.trainer import train
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")
@@ -155,7 +155,7 @@ def test_compiled_code_computes_the_same_to_rounding(kind, train_config, tmp_pat
 def test_what_is_not_used_waits_in_a_file(to_disk, train_config, tmp_path, monkeypatch):
     """VAE and text encoder: previews and the export bring them back, and are the same."""
     from impasto.models import parking
-    from impasto.training import session as building
+    from impasto.training import build, model
 
     prompts = {"prompts": ["a red ball", "new words"], "width": 64, "height": 64, "steps": 2}
     settings = {
@@ -164,14 +164,12 @@ def test_what_is_not_used_waits_in_a_file(to_disk, train_config, tmp_path, monke
         "training": {"cache_text_to_disk": to_disk},
     }
     with monkeypatch.context() as patch:
-        patch.setattr(building, "with_parked", lambda model, *_: model)
+        patch.setattr(build, "with_parked", lambda model, *_: model)
         plain = train(train_config(**settings))
     parked = []
     with monkeypatch.context() as patch:
         real = parking.park
-        patch.setattr(
-            building, "park", lambda module, file: parked.append(file) or real(module, file)
-        )
+        patch.setattr(model, "park", lambda module, file: parked.append(file) or real(module, file))
         path = str(tmp_path / "waiting")
         found = train(train_config(output_dir=path, **settings))
     assert len(parked) == 1 + to_disk
@@ -276,8 +274,8 @@ def test_memory_chooses_settings_that_are_written_down(train_config, monkeypatch
 
 
 def group_of(config):
-    from impasto.training.batches import heaviest_group
-    from impasto.training.pictures import survey
+    from impasto.datasets.batching import heaviest_group
+    from impasto.datasets.build import survey
 
     return heaviest_group(config, survey(config).plan.images)[0]
 

@@ -11,7 +11,7 @@ from runs import StopAt
 
 from impasto.errors import ConfigError, RunError
 from impasto.runs import RunDirectory
-from impasto.training.own_models import OwnModels
+from impasto.training.saving.own_models import OwnModels
 from impasto.training.trainer import resume, train
 
 ONE_FILE = {"format": "safetensors", "name": "my"}

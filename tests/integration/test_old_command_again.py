@@ -14,7 +14,7 @@ from impasto.sdscripts.importing import settings_of_command
 from impasto.sdscripts.origins import BY_RULE
 from impasto.sdscripts.parsing import given_flags
 from impasto.sdscripts.translate import translate
-from impasto.training.native_precision import NativePrecision
+from impasto.training.precision import NativePrecision
 
 SLOW = NativePrecision("no", "this CPU has no bf16")
 

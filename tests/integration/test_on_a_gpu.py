@@ -16,13 +16,13 @@ from gpu_cases import CASES, FAULTS, fault_of, spoilt_step
 from runs import StopAt, exported
 from safetensors.torch import load_file
 
+from impasto.datasets.build import survey
 from impasto.errors import NonFiniteLossError, OutOfMemoryError
 from impasto.progress import SilentProgress
 from impasto.runs import RunDirectory
 from impasto.training import loop
 from impasto.training.events import SilentEvents
-from impasto.training.pictures import survey
-from impasto.training.settling import predict
+from impasto.training.planning.resolve import predict
 from impasto.training.trainer import resume, train
 
 pytestmark = [

@@ -12,7 +12,7 @@ from impasto.config.load import build_run_config, dump_toml
 from impasto.config.validation import read_toml
 from impasto.errors import RunError
 from impasto.training.fingerprint import differences
-from impasto.training.session import Ingredients
+from impasto.training.overrides import Ingredients
 from impasto.training.trainer import resume, train
 
 

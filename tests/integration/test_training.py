@@ -312,7 +312,7 @@ def test_a_full_disk_while_saving_keeps_the_older_state(train_config, monkeypatc
     """The third state meets a full disk; the second stays, and nothing half-written."""
     import errno
 
-    from impasto.training import state
+    from impasto.training.saving import state
 
     real, calls = state.write_safetensors, []
 
@@ -455,7 +455,7 @@ def test_blocks_move_by_their_own_rates(train_config, nano_model):
 
 def test_a_gradient_that_overflows_is_passed_over_and_the_scale_lowered(train_config, monkeypatch):
     """The scale begins at 65,536; from far above, the first updates overflow."""
-    from impasto.training.precision import Precision
+    from impasto.training.optim.mixed_precision import Precision
 
     real = torch.amp.GradScaler
     monkeypatch.setattr(torch.amp, "GradScaler", lambda device: real(device, init_scale=2.0**100))
@@ -500,7 +500,7 @@ def test_a_gradient_that_overflows_at_any_scale_ends_the_run(train_config, monke
 )
 def test_what_is_unusual_is_said_before_training(train_config, nano_model, changes, words):
     from impasto.models.loading import load_base_model
-    from impasto.training.advice import advice_on
+    from impasto.training.planning.advice import advice_on
 
     config = train_config(**changes)
     found = advice_on(config, load_base_model(str(nano_model)).identity, torch.device("cpu"))
@@ -538,7 +538,7 @@ def test_the_thread_that_trains_draws_no_noise(train_config, monkeypatch):
 )
 def test_what_makes_a_gpu_wait_is_said_of_gpus(train_config, nano_model, training, words):
     from impasto.models.loading import load_base_model
-    from impasto.training.advice import advice_on
+    from impasto.training.planning.advice import advice_on
 
     config = train_config(training=training, optimizer={"lr": 5e-6})
     identity = load_base_model(str(nano_model)).identity
@@ -549,7 +549,7 @@ def test_what_makes_a_gpu_wait_is_said_of_gpus(train_config, nano_model, trainin
 
 def test_the_best_model_is_kept_also_over_a_resume(train_config, tmp_path, monkeypatch):
     """By validation losses as given: the second is best, and after the resume none is better."""
-    from impasto.training.validation import ValidationLoss, Validator
+    from impasto.training.monitoring.validation import ValidationLoss, Validator
 
     losses = iter([9.0, 3.0, 1.0, 2.0, 1.5, 1.2, 1.1])
     monkeypatch.setattr(Validator, "measure", lambda *_: ValidationLoss(next(losses), {}))

@@ -6,12 +6,12 @@ from dataclasses import replace
 import pytest
 from conftest import impasto
 
+from impasto.datasets.build import survey
 from impasto.errors import RunError
 from impasto.models.targets import why_not_replaced
 from impasto.owners import this_process
 from impasto.runs import RunDirectory
-from impasto.training.own_models import OwnModels
-from impasto.training.pictures import survey
+from impasto.training.saving.own_models import OwnModels
 from impasto.training.trainer import resume, train
 
 

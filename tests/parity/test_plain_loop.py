@@ -13,9 +13,9 @@ from PIL import Image
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from impasto.config.load import build_run_config
+from impasto.datasets.batching import build_epoch_sampler
+from impasto.datasets.build import plan_dataset, scan_dataset
 from impasto.diffusion.draws import Draws
-from impasto.training.batches import build_epoch_sampler
-from impasto.training.pictures import plan_dataset, scan_dataset
 from impasto.training.trainer import train
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")

@@ -26,7 +26,7 @@ def loaded_modules(statement: str) -> set[str]:
         "import impasto",
         "import impasto.config.load",
         "import impasto.data.scan, impasto.data.plan, impasto.data.sampler",
-        "import impasto.training.pictures",
+        "import impasto.datasets.build",
         "import impasto.cli.main as m; [m.impasto.get_command(None, v) for v in m.VERBS]",
     ],
 )

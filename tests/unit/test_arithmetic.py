@@ -75,7 +75,7 @@ def encoder(arithmetic):
 
 @pytest.fixture
 def planned(train_config):
-    from impasto.training.pictures import survey
+    from impasto.datasets.build import survey
 
     return survey(train_config(), SilentProgress()).plan.images
 
@@ -137,11 +137,11 @@ def test_deterministic_is_refused_with_a_kernel_that_is_not(train_config):
 
 def test_each_update_of_recorded_kernels_begins_anew(train_config, monkeypatch):
     """PyTorch has to be told that the outputs of the update before are not needed any more."""
-    from impasto.training import loop, session, trainer
+    from impasto.training import build, loop, trainer
 
     marks = []
     monkeypatch.setattr(torch.compiler, "cudagraph_mark_step_begin", lambda: marks.append(1))
-    monkeypatch.setattr(session, "compile_unet", lambda *_, **__: None)
+    monkeypatch.setattr(build, "compile_unet", lambda *_, **__: None)
     assert loop.torch is torch
     for graphs, expected in ((True, 2), (False, 0)):
         marks.clear()

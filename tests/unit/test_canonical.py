@@ -31,9 +31,9 @@ from impasto.data.content_hashes import ContentHashes
 from impasto.data.latent_cache import LatentKeys, latent_key, mask_key
 from impasto.data.text_store import TextStore
 from impasto.randomness import derive_seed
-from impasto.training.batches import build_epoch_sampler
+from impasto.datasets.batching import build_epoch_sampler
 from impasto.training.fingerprint import settings_fingerprint
-from impasto.training.pictures import survey
+from impasto.datasets.build import survey
 
 folder, cache = sys.argv[1:]
 config = build_run_config({

@@ -142,7 +142,7 @@ def test_bucket_settings_that_contradict_are_explained(tmp_path, changes, words)
 
 def test_bucket_settings_reach_the_plan(tmp_path):
     from impasto.data.records import FileStamp, ImageRecord, Size
-    from impasto.training.pictures import plan_dataset
+    from impasto.datasets.build import plan_dataset
 
     record = ImageRecord(tmp_path / "x.png", Size(300, 300), FileStamp(1, 1))
 

@@ -16,8 +16,8 @@ from impasto.config.load import build_run_config
 from impasto.data import likeness, npz_exchange
 from impasto.data.likeness import near_groups
 from impasto.data.npz_exchange import take_npz
+from impasto.datasets.build import survey
 from impasto.progress import SilentProgress
-from impasto.training.pictures import survey
 
 
 class Seen(SilentProgress):

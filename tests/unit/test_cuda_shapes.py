@@ -10,8 +10,8 @@ from cuda_shapes import build_guard
 
 from impasto.data.records import Size
 from impasto.models.architectures import find_architecture, outline_architecture
-from impasto.training.fitting import LADDER, with_rungs
-from impasto.training.footprint import FootprintMeter
+from impasto.training.planning.levers import LADDER, with_rungs
+from impasto.training.planning.memory import FootprintMeter
 
 PROGRAM = Path(__file__).parents[1] / "cuda_shapes.py"
 SIDE, BATCH = 128, 4

@@ -9,19 +9,19 @@ from impasto.checkpoints.tensors import LazyTensor
 from impasto.config.optimizer import OptimizerConfig
 from impasto.errors import ConfigError
 from impasto.models.trainable import Part
-from impasto.training.chunked import AT_ONCE, ChunkRules
-from impasto.training.descent import LAST_NORM, build_descent
-from impasto.training.finite_updates import NotFiniteError
-from impasto.training.offload import StatesAway
-from impasto.training.optimizer_state import (
+from impasto.training.optim.chunked import AT_ONCE, ChunkRules
+from impasto.training.optim.finite_updates import NotFiniteError
+from impasto.training.optim.mixed_precision import Precision
+from impasto.training.optim.offload import StatesAway
+from impasto.training.optim.optimizers import build_optimizer
+from impasto.training.optim.rounding import build_rounding
+from impasto.training.optim.state import (
     optimizer_scalars,
     optimizer_tensors,
     parameter_names,
     restore_optimizer,
 )
-from impasto.training.optimizers import build_optimizer
-from impasto.training.precision import Precision
-from impasto.training.rounding import build_rounding
+from impasto.training.optim.updates import LAST_NORM, build_descent
 
 CPU = torch.device("cpu")
 KINDS = ["adamw", "adamw8bit", "lion", "adafactor", "SGD"]

@@ -17,10 +17,10 @@ from impasto.models.native_size import native_size
 from impasto.models.recorded import recorded_resolution
 from impasto.publishing import published_settings
 from impasto.runs import RunDirectory
-from impasto.training.interrupts import StoppedBySignal, StopRequest
-from impasto.training.optimizer_trial import require_steps
-from impasto.training.recorder import Recorder
-from impasto.training.trackers import open_trackers
+from impasto.training.monitoring.recorder import Recorder
+from impasto.training.monitoring.trackers import open_trackers
+from impasto.training.optim.trial import require_steps
+from impasto.training.signals import StoppedBySignal, StopRequest
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def test_trackers_are_told_what_may_be_published(wandb, tmp_path, publish):
     )
     recorder = Recorder.__new__(Recorder)
     recorder.image_losses, recorder._is_main = None, True
-    recorder._run, recorder._session = RunDirectory(tmp_path), session
+    recorder._run, recorder._of = RunDirectory(tmp_path), session
     recorder.open(0)
     told = wandb.given["config"]
     assert told == published_settings(config.model_dump(mode="json", exclude_none=True), publish)

@@ -10,7 +10,7 @@ from impasto.data.records import Batch
 from impasto.diffusion.draws import Draws
 from impasto.diffusion.prediction import PREDICTIONS
 from impasto.diffusion.schedule import NoiseSchedule
-from impasto.training.feeding import Feeder, feed_for
+from impasto.training.prefetch import Feeder, feed_for
 from impasto.training.step import StepRecipe, training_step
 
 CPU = torch.device("cpu")

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from impasto.errors import ConfigError, MissingDependencyError
-from impasto.training import first_contact
+from impasto.training.planning import preflight as first_contact
 
 CARD = "NVIDIA GeForce RTX 3060"
 CUDA = torch.device("cuda")

@@ -13,11 +13,12 @@ from impasto.data.records import Size
 from impasto.data.sampler import Group
 from impasto.models.loading import load_base_model, outline_base_model
 from impasto.models.trainable import FullFineTune
-from impasto.training.fitting import LADDER, Fitting, gib, with_fields, with_rungs
-from impasto.training.footprint import FootprintMeter, Shares
-from impasto.training.rehearsal import Rehearsal, decoding_peak
-from impasto.training.sharding import require_shareable
-from impasto.training.workload import Workload
+from impasto.training.parallel.shards import Shares
+from impasto.training.planning.fake_step import Rehearsal, decoding_peak
+from impasto.training.planning.levers import LADDER, Fitting, gib, with_fields, with_rungs
+from impasto.training.planning.memory import FootprintMeter
+from impasto.training.planning.workload import Workload
+from impasto.training.processes import require_shareable
 
 SIZE = Size(128, 128)
 KINDS = {

@@ -9,10 +9,10 @@ from torch import nn
 from impasto.config.optimizer import OptimizerConfig
 from impasto.errors import ConfigError
 from impasto.models.trainable import Part
-from impasto.training.chunked import ChunkedOptimizer, ChunkRules
-from impasto.training.optimizers import build_optimizer
-from impasto.training.precision import Precision
-from impasto.training.rounding import build_rounding, stochastically_rounded
+from impasto.training.optim.chunked import ChunkedOptimizer, ChunkRules
+from impasto.training.optim.mixed_precision import Precision
+from impasto.training.optim.optimizers import build_optimizer
+from impasto.training.optim.rounding import build_rounding, stochastically_rounded
 
 CPU = torch.device("cpu")
 HALVES = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])

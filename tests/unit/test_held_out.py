@@ -12,10 +12,10 @@ from PIL import Image
 from impasto.config.load import build_run_config
 from impasto.data.captions import CaptionRules, Moment
 from impasto.data.content_hashes import ContentHashes
+from impasto.datasets.build import scan_dataset, survey
+from impasto.datasets.held_out import groups_of_copies
 from impasto.errors import DatasetError
 from impasto.progress import SilentProgress
-from impasto.training.held_out import groups_of_copies
-from impasto.training.pictures import scan_dataset, survey
 
 MOMENT = Moment(3, 20, 100)
 

@@ -10,17 +10,17 @@ import torch
 
 from impasto.data.records import Size
 from impasto.data.sampler import Group
+from impasto.datasets.batching import validation_batch_size
 from impasto.models.architectures import find_architecture, outline_architecture
 from impasto.models.loading import outline_base_model
 from impasto.models.vae import encoding_fingerprint, tile
-from impasto.training.batches import validation_batch_size
-from impasto.training.ema import WIDENED_AT_ONCE, WeightAverage, mix_widened
-from impasto.training.fitting import LADDER, TEXT_TO_DISK, Fitting, with_fields, with_rungs
-from impasto.training.footprint import FootprintMeter
-from impasto.training.overhead import fragmentation_bytes
-from impasto.training.rehearsal import encoding_peak
-from impasto.training.settling import _settle_encoding
-from impasto.training.workload import Workload
+from impasto.training.optim.ema import WIDENED_AT_ONCE, WeightAverage, mix_widened
+from impasto.training.planning.fake_step import encoding_peak
+from impasto.training.planning.levers import LADDER, TEXT_TO_DISK, Fitting, with_fields, with_rungs
+from impasto.training.planning.memory import FootprintMeter
+from impasto.training.planning.overhead import fragmentation_bytes
+from impasto.training.planning.resolve import _settle_encoding
+from impasto.training.planning.workload import Workload
 
 GIB = 2**30
 SIZE = Size(128, 128)
@@ -167,7 +167,7 @@ def test_remembered_texts_count_up_to_what_may_be_kept(train_config, nano_model)
 
 
 def test_weights_of_16_bits_are_widened_a_few_at_a_time(monkeypatch):
-    monkeypatch.setattr("impasto.training.ema.WIDENED_AT_ONCE", 100)
+    monkeypatch.setattr("impasto.training.optim.ema.WIDENED_AT_ONCE", 100)
     weights = [torch.randn(60).bfloat16() for _ in range(5)]
     averages = [torch.randn(60) for _ in weights]
     expected = [a.lerp(w.float(), 0.25) for a, w in zip(averages, weights, strict=True)]

@@ -14,10 +14,10 @@ from impasto.data.sampler import Group
 from impasto.errors import ConfigError
 from impasto.models.loading import outline_base_model
 from impasto.progress import SilentProgress
-from impasto.training import native_precision as module
-from impasto.training.fitting import LADDER, Fitting
-from impasto.training.footprint import FootprintMeter
-from impasto.training.native_precision import (
+from impasto.training import precision as module
+from impasto.training.planning.levers import LADDER, Fitting
+from impasto.training.planning.memory import FootprintMeter
+from impasto.training.precision import (
     NativePrecision,
     computed_kind,
     least_seconds,

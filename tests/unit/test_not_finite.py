@@ -12,12 +12,12 @@ from impasto.config.optimizer import OptimizerConfig
 from impasto.errors import NonFiniteLossError
 from impasto.models.trainable import Part
 from impasto.training import trainer
-from impasto.training.chunked import AT_ONCE, ChunkRules
-from impasto.training.descent import build_descent
-from impasto.training.finite_updates import FiniteUpdates, NotFiniteError, are_finite
-from impasto.training.optimizers import build_optimizer
-from impasto.training.precision import Precision
-from impasto.training.saver import Saver
+from impasto.training.optim.chunked import AT_ONCE, ChunkRules
+from impasto.training.optim.finite_updates import FiniteUpdates, NotFiniteError, are_finite
+from impasto.training.optim.mixed_precision import Precision
+from impasto.training.optim.optimizers import build_optimizer
+from impasto.training.optim.updates import build_descent
+from impasto.training.saving.saver import Saver
 
 CPU = torch.device("cpu")
 EACH = ChunkRules(each_alone=True)
@@ -109,7 +109,7 @@ def test_no_state_is_made_of_weights_that_are_not_finite(train_config, monkeypat
     def save(self, done, best, **options):
         if done == 4:
             with torch.no_grad():
-                next(iter(self._names)).view(-1)[0] = float("nan")
+                next(iter(self._resumable.names)).view(-1)[0] = float("nan")
         real(self, done, best, **options)
 
     monkeypatch.setattr(Saver, "save_state", save)

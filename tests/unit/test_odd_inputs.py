@@ -17,7 +17,7 @@ from impasto.config.load import build_run_config, dump_toml
 from impasto.errors import ConfigError, ModelError
 from impasto.invocation import is_first_process
 from impasto.sdscripts.importing import settings_of_command
-from impasto.training.sharding import read_shares
+from impasto.training.parallel.accelerate_config import read_shares
 
 NOT_UTF8 = os.fsdecode(b"caf\xe9") if sys.platform != "win32" else "caf\udce9"
 SETTINGS = {

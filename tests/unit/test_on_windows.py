@@ -7,8 +7,8 @@ import torch
 
 from impasto import files
 from impasto.errors import OutOfMemoryError, StorageError
-from impasto.training import interrupts
-from impasto.training.pinned import pinned_like
+from impasto.training import signals as interrupts
+from impasto.training.optim.pinned_memory import pinned_like
 
 
 @pytest.fixture

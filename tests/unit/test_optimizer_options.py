@@ -10,8 +10,9 @@ from impasto.config.load import build_run_config
 from impasto.config.optimizer import OptimizerConfig
 from impasto.errors import ConfigError
 from impasto.models.trainable import Part
-from impasto.training.optimizer_state import LrSetter
-from impasto.training.optimizers import OPTIMIZERS, _load, build_optimizer
+from impasto.optimizer_table import OPTIMIZERS
+from impasto.training.optim.optimizers import _load, build_optimizer
+from impasto.training.optim.state import LrSetter
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Paged optimizers are not supported on CPU"),

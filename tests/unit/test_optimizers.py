@@ -12,15 +12,20 @@ from impasto.checkpoints.writing import write_safetensors
 from impasto.config.optimizer import OptimizerConfig
 from impasto.errors import ConfigError, MissingDependencyError, RunError
 from impasto.models.trainable import Part
-from impasto.training import optimizers
-from impasto.training.optimizer_state import (
+from impasto.training.optim import optimizers
+from impasto.training.optim.optimizers import (
+    OPTIMIZERS,
+    build_optimizer,
+    evaluation_weights,
+    find_row,
+)
+from impasto.training.optim.state import (
     optimizer_scalars,
     optimizer_tensors,
     parameter_names,
     require_savable,
     restore_optimizer,
 )
-from impasto.training.optimizers import OPTIMIZERS, build_optimizer, evaluation_weights, find_row
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Paged optimizers are not supported on CPU"),

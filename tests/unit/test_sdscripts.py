@@ -13,7 +13,7 @@ from impasto.sdscripts import translate
 from impasto.sdscripts.flags import FLAGS
 from impasto.sdscripts.importing import settings_of_command
 from impasto.sdscripts.parsing import given_flags
-from impasto.training.native_precision import NativePrecision
+from impasto.training.precision import NativePrecision
 
 REPOSITORY = Path(__file__).parents[2]
 NEEDED = ["--pretrained_model_name_or_path=sd.safetensors", "--output_dir=out",

@@ -6,8 +6,9 @@ import pytest
 
 from impasto.errors import ConfigError
 from impasto.training.devices import build_accelerator
-from impasto.training.sharding import frees_early, require_shareable
-from impasto.training.zero import zero_config
+from impasto.training.parallel.accelerate_config import frees_early
+from impasto.training.parallel.deepspeed import zero_config
+from impasto.training.processes import require_shareable
 
 
 @pytest.mark.parametrize(
@@ -88,7 +89,7 @@ def test_deepspeeds_settings_are_the_runs_and_accelerates(train_config):
         gradient_clipping="auto", train_batch_size="auto", gradient_accumulation_steps=1,
         communication_data_type="fp16", fp16={"enabled": False}, bf16={"enabled": "auto"},
     )  # fmt: skip
-    found = zero_config(train_config(training={"max_grad_norm": 0.7}), asked)
+    found = zero_config(asked, max_grad_norm=0.7, accumulation=1)
     assert found["zero_optimization"] == {"stage": 1, "reduce_bucket_size": 1000}
     assert found["gradient_clipping"] == 0.7
     assert found["gradient_accumulation_steps"] == 1
@@ -110,13 +111,13 @@ def test_deepspeeds_settings_are_the_runs_and_accelerates(train_config):
 )
 def test_settings_of_deepspeed_that_are_not_offered(train_config, asked, said):
     with pytest.raises(ConfigError, match=said):
-        zero_config(train_config(), accelerator_with(**asked))
+        zero_config(accelerator_with(**asked), max_grad_norm=1.0, accumulation=1)
 
 
 def test_the_processor_and_deepspeed_do_not_go_together(train_config):
     alone = SimpleNamespace(state=SimpleNamespace(deepspeed_plugin=None))
     with pytest.raises(ConfigError, match="use_cpu"):
-        zero_config(train_config(), alone)
+        zero_config(alone, max_grad_norm=1.0, accumulation=1)
 
 
 def test_megatron_is_refused(monkeypatch):

@@ -9,7 +9,7 @@ import torch
 from impasto.checkpoints.tensors import LazyTensor
 from impasto.errors import RunError
 from impasto.runs import RunDirectory
-from impasto.training.state import DamagedStateError, TrainingState, load_state, save_state
+from impasto.training.saving.state import DamagedStateError, TrainingState, load_state, save_state
 
 FINGERPRINT = {"data set": "a"}
 FILES = ("weights.safetensors", "optimizer.safetensors", "ema.safetensors")

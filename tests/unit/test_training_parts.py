@@ -10,25 +10,26 @@ from torch import nn
 
 from impasto.checkpoints.tensors import LazyTensor
 from impasto.config.optimizer import OptimizerConfig
-from impasto.config.schedule import OPTION_USERS, ScheduleConfig, counted
+from impasto.config.schedule import OPTION_USERS, ScheduleConfig
 from impasto.errors import RunError
 from impasto.models.trainable import Part
 from impasto.runs import RunDirectory
+from impasto.step_rules import counted
 from impasto.training import trainer
-from impasto.training.ema import WeightAverage
 from impasto.training.events import SilentEvents
-from impasto.training.movement import MovementCheck
-from impasto.training.optimizer_state import (
+from impasto.training.lr_schedule import build_lr_schedule
+from impasto.training.monitoring.frozen_check import MovementCheck
+from impasto.training.monitoring.vram_overflow import SpillWatch
+from impasto.training.optim.ema import WeightAverage
+from impasto.training.optim.optimizers import build_optimizer
+from impasto.training.optim.state import (
     LrSetter,
     optimizer_scalars,
     optimizer_tensors,
     parameter_names,
     restore_optimizer,
 )
-from impasto.training.optimizers import build_optimizer
-from impasto.training.schedules import build_lr_schedule
-from impasto.training.spill import SpillWatch
-from impasto.training.state import TrainingState, load_state, save_state
+from impasto.training.saving.state import TrainingState, load_state, save_state
 from impasto.training.step import update_share
 
 

@@ -11,18 +11,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from impasto.data.sampler import Group
 from impasto.errors import ConfigError
 from impasto.models.loading import outline_base_model
-from impasto.training import native_precision
-from impasto.training.fitting import MARGIN, Fitting
-from impasto.training.footprint import FootprintMeter
+from impasto.training import precision as native_precision
 from impasto.training.methods import build_trainable
+from impasto.training.optim.weight_copies import WeightCopies, layers_with_copies
+from impasto.training.param_dtypes import build_chunk_rules, build_weight_copies, copied_numbers
+from impasto.training.planning.levers import MARGIN, Fitting
+from impasto.training.planning.memory import FootprintMeter
 from impasto.training.trainer import train
-from impasto.training.weight_copies import (
-    WeightCopies,
-    build_weight_copies,
-    copied_numbers,
-    layers_with_copies,
-)
-from impasto.training.weights import build_chunk_rules
 
 BF16 = torch.bfloat16
 

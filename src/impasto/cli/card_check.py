@@ -21,18 +21,18 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
 from impasto.config.run import RunConfig
+from impasto.datasets.build import survey
 from impasto.demo.recipe import demo_config
 from impasto.errors import ConfigError, ImpastoError, MissingDependencyError
 from impasto.progress import Progress, SilentProgress
 from impasto.runs import RunDirectory
 from impasto.training.devices import set_arithmetic
-from impasto.training.duration import matmul_rate
 from impasto.training.events import SilentEvents
-from impasto.training.fitting import gib
-from impasto.training.native_precision import native_precision
-from impasto.training.pictures import survey
-from impasto.training.precision import COMPUTED
-from impasto.training.settling import predict
+from impasto.training.optim.mixed_precision import COMPUTED
+from impasto.training.planning.duration import matmul_rate
+from impasto.training.planning.levers import gib
+from impasto.training.planning.resolve import predict
+from impasto.training.precision import native_precision
 from impasto.training.trainer import resume, train
 
 ATTENTION_SHAPE = (1, 8, 4096, 40)

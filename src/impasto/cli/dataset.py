@@ -100,7 +100,7 @@ def _as_json(scan: Scan) -> dict[str, Any]:
 def plan(source: Path, decode: bool, **options: Any) -> None:  # noqa: FBT001
     """Show which bucket each picture of SOURCE would go to, and what cropping costs."""
     from impasto.cli.console import Console
-    from impasto.training.pictures import plan_dataset
+    from impasto.datasets.build import plan_dataset
 
     config = dataset_config(source, options)
     console = Console()
@@ -150,7 +150,7 @@ def captions(
 ) -> None:
     """Show the captions that training would see, exactly, epoch by epoch."""
     from impasto.cli.console import Console
-    from impasto.training.pictures import scan_all
+    from impasto.datasets.build import scan_all
 
     console = Console()
     records = [

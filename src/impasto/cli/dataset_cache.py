@@ -63,10 +63,10 @@ def encode(
     from impasto.data.filling import cache_latents
     from impasto.data.latent_cache import LatentCache
     from impasto.data.npz_exchange import export_latents
+    from impasto.datasets.build import plan_dataset, require_usable, scan_all
     from impasto.models.vae import moments_encoder
     from impasto.training.devices import default_device
-    from impasto.training.encoding_memory import fitting_batch
-    from impasto.training.pictures import plan_dataset, require_usable, scan_all
+    from impasto.training.planning.encoding_memory import fitting_batch
 
     config = dataset_config(source, options)
     if strict:
@@ -147,8 +147,8 @@ def prune(source: Path, model: str, **options: Any) -> None:
     from impasto.cli.console import Console
     from impasto.data.filling import keys_of_plan
     from impasto.data.latent_cache import LatentCache
+    from impasto.datasets.build import plan_dataset, scan_all
     from impasto.models.vae import encoding_fingerprint
-    from impasto.training.pictures import plan_dataset, scan_all
 
     config = dataset_config(source, options)
     console = Console()
@@ -178,7 +178,7 @@ def _encoding_vae(config: Any, model: str, console: Any) -> Any:
     from impasto.models.saving import DTYPES
     from impasto.models.vae import tile
     from impasto.training.devices import set_arithmetic
-    from impasto.training.native_precision import warn_of_slow
+    from impasto.training.precision import warn_of_slow
 
     set_arithmetic(tf32=True)  # as training.tf32 is, unless a run says otherwise
     precision = config.vae_precision

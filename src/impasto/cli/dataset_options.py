@@ -82,7 +82,7 @@ DECODE = click.option(
 
 def found_pictures(config: Any, progress: Any, *, decode: bool) -> Scan:
     """The scan of a data set; decoded, it has the same numbers as caching and training have."""
-    from impasto.training.pictures import decode_scanned, scan_all
+    from impasto.datasets.build import decode_scanned, scan_all
 
     scan = scan_all(config, progress)
     return decode_scanned(config, scan, progress) if decode else scan

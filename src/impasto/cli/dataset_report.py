@@ -35,8 +35,8 @@ def report(
     that are there twice or look nearly the same; what cannot be used, and why.
     """
     from impasto.cli.console import Console
+    from impasto.datasets.examine import examine_dataset
     from impasto.report.dataset_page import ReportFiles, write_dataset_report
-    from impasto.training.examination import examine_dataset
 
     console = Console()
     target = ReportFiles(out, source)

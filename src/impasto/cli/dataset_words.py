@@ -151,7 +151,7 @@ def _tell(done: Annotated[Any], options: dict[str, Any], console: Console) -> No
 
 def usable_images(config: Any, console: Console) -> Sequence[ImageRecord]:
     """The images; what is skipped is said."""
-    from impasto.training.pictures import scan_all
+    from impasto.datasets.build import scan_all
 
     scan = scan_all(config, console)
     for item in scan.set_aside:

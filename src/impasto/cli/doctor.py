@@ -72,7 +72,7 @@ def _try_card() -> None:
     from impasto.cli.card_check import check_card
     from impasto.cli.console import Console
     from impasto.training.devices import default_device
-    from impasto.training.first_contact import require_kernels
+    from impasto.training.planning.preflight import require_kernels
 
     device = default_device()
     if device.type != "cuda":
@@ -95,7 +95,7 @@ def _try_card() -> None:
 
 def _on_cards(gpus: list[dict[str, float]], cuda: str | None) -> list[str]:
     """What to do about a card that PyTorch does not use."""
-    from impasto.training.first_contact import idle_card, why_idle
+    from impasto.training.planning.preflight import idle_card, why_idle
 
     card = idle_card()
     if card is not None:

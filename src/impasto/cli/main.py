@@ -18,7 +18,7 @@ from impasto.cli.quiet import quiet_libraries
 from impasto.cli.refused import told
 from impasto.errors import ImpastoError
 from impasto.invocation import is_installed_by_start, note_extra, program
-from impasto.training.interrupts import signal_of, sigterm_stops
+from impasto.training.signals import signal_of, sigterm_stops
 
 VERBS = {
     "demo": "impasto.cli.demo:demo",

@@ -11,30 +11,30 @@ from impasto.config.run import RunConfig
 from impasto.data.plan import Plan
 from impasto.data.sampler import EpochSampler
 from impasto.data.scan import Scan
+from impasto.datasets.batching import build_epoch_sampler, count_steps, heaviest_group
+from impasto.datasets.build import Survey, survey
 from impasto.models.loading import BaseModel, build_tokens, outline_base_model
 from impasto.models.trainable import Trainable
 from impasto.progress import counted
 from impasto.runs import RunDirectory
-from impasto.training.advice import advice_on
-from impasto.training.batches import build_epoch_sampler, count_steps, heaviest_group
-from impasto.training.calendar import Calendar
 from impasto.training.devices import default_device
-from impasto.training.disk import DiskPlan, free_bytes, plan_disk, require_room
-from impasto.training.duration import in_words, seconds_per_update
-from impasto.training.export import planned_models
-from impasto.training.first_contact import idle_card, why_idle
-from impasto.training.fitting import Fitting, gib
-from impasto.training.footprint import Footprint
 from impasto.training.methods import build_trainable
-from impasto.training.native_precision import resolve_precision
+from impasto.training.model import build_open_options
+from impasto.training.model_files import planned_models
 from impasto.training.objective import require_fitting_loss
-from impasto.training.optimizers import require_obedience
-from impasto.training.own_models import OwnModels
-from impasto.training.pictures import Survey, survey
-from impasto.training.session import build_open_options
-from impasto.training.settling import build_fitting, settle
+from impasto.training.optim.optimizers import require_obedience
+from impasto.training.planning.advice import advice_on
+from impasto.training.planning.disk import DiskPlan, free_bytes, plan_disk, require_room
+from impasto.training.planning.duration import in_words, seconds_per_update
+from impasto.training.planning.levers import Fitting, gib
+from impasto.training.planning.memory import Footprint
+from impasto.training.planning.preflight import idle_card, why_idle
+from impasto.training.planning.resolve import build_fitting, settle
+from impasto.training.planning.workload import Workload
+from impasto.training.precision import resolve_precision
+from impasto.training.saving.own_models import OwnModels
 from impasto.training.text import build_layout
-from impasto.training.workload import Workload
+from impasto.training.triggers import Calendar
 
 
 @dataclass(frozen=True)

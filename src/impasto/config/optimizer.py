@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Annotated, Any
 
 from pydantic import Field, model_validator
@@ -62,22 +62,3 @@ def _numbers_in(value: Any) -> Iterator[float]:
             yield from _numbers_in(item)
     elif isinstance(value, (int, float)):
         yield value
-
-
-def finds_one_rate(kind: str) -> bool:
-    """Whether an optimizer finds one rate for all that it trains: Prodigy and D-Adaptation.
-
-    Their step follows from the rate of the first group alone.
-    """
-    name = kind.rpartition(".")[2].lower().replace("_", "").replace("-", "")
-    return name == "prodigy" or name.startswith("dadapt")
-
-
-def one_rate_only(kind: str, rates: Sequence[float]) -> str:
-    """Why different rates are refused, and what to set."""
-    return (
-        f"optimizer.kind {kind} has one learning rate for all that it trains, so that "
-        f"{', '.join(f'{rate:g}' for rate in rates)} side by side would have no effect. Take "
-        f"method.text_encoder_lr (--learning_rate_te) and method.block_lrs out, or choose an "
-        f"optimizer.kind that has rates for each part, such as adamw or adamw_schedule_free"
-    )

@@ -16,10 +16,11 @@ from impasto.config.dataset import DatasetConfig
 from impasto.config.hypernetwork import DEFAULT_LR, HypernetworkConfig
 from impasto.config.names import FileName, fault_of_name
 from impasto.config.objective import LossConfig, NoiseConfig, TimestepConfig
-from impasto.config.optimizer import OptimizerConfig, Rate, finds_one_rate, one_rate_only
+from impasto.config.optimizer import OptimizerConfig, Rate
 from impasto.config.output import LoggingConfig, Precision, PreviewConfig, SavingConfig
 from impasto.config.schedule import ScheduleConfig
 from impasto.config.training import TrainingConfig
+from impasto.optimizer_table import finds_one_rate, one_rate_only
 
 Positive = Annotated[int, Field(ge=1)]
 FORMATS = {

@@ -90,7 +90,7 @@ def _machine() -> dict[str, Any]:
     """What translating depends on."""
     import torch
 
-    from impasto.training.native_precision import native_precision
+    from impasto.training.precision import native_precision
 
     return {
         "without_gpu": None if torch.cuda.is_available() else native_precision(),

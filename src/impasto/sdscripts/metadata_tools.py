@@ -149,11 +149,11 @@ def _prepare(options: argparse.Namespace, console: Console) -> None:
     from impasto.data.filling import cache_latents
     from impasto.data.latent_cache import LatentCache
     from impasto.data.npz_exchange import export_latents
+    from impasto.datasets.build import plan_dataset, scan_all
     from impasto.models.loading import load_base_model
     from impasto.models.saving import DTYPES
     from impasto.models.vae import moments_encoder
     from impasto.training.devices import default_device, set_arithmetic
-    from impasto.training.pictures import plan_dataset, scan_all
 
     say_without_effect(
         options,
@@ -202,7 +202,7 @@ def _prepare(options: argparse.Namespace, console: Console) -> None:
 def _vae_precision(asked: str, console: Console) -> str:
     """What the VAE encodes in: what was asked for, or float32 where the CPU is slow in that."""
     from impasto.training.devices import default_device
-    from impasto.training.native_precision import native_precision
+    from impasto.training.precision import native_precision
 
     if asked == "no":
         return "fp32"

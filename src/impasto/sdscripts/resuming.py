@@ -16,7 +16,7 @@ from impasto.sdscripts.origins import settings_of
 from impasto.sdscripts.translate import Tree, translate
 
 if TYPE_CHECKING:  # imports torch
-    from impasto.training.native_precision import NativePrecision
+    from impasto.training.precision import NativePrecision
 
 _LENGTHS = {"max_steps", "max_epochs"}
 

@@ -24,7 +24,7 @@ from impasto.sdscripts.values import (
 )
 
 if TYPE_CHECKING:  # imports torch, which a command line is translated without
-    from impasto.training.native_precision import NativePrecision
+    from impasto.training.precision import NativePrecision
 
 Tree = dict[str, Any]
 

@@ -16,6 +16,14 @@ from impasto.invocation import missing_extra
 PATIENCE = timedelta(days=14)
 _LOST = ("Connection closed by peer", "Connection reset by peer", "gloo", "NCCL error")
 
+_OUT_OF_MEMORY = (
+    "DefaultCPUAllocator: not enough memory",
+    "DefaultCPUAllocator: can't allocate memory",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+)
+
 
 def default_device() -> torch.device:
     """The first GPU, or the processor."""
@@ -23,7 +31,7 @@ def default_device() -> torch.device:
 
 
 def build_accelerator() -> Accelerator:
-    """Devices and processes; precision is `training/precision.py`'s.
+    """Devices and processes; precision is `training/optim/mixed_precision.py`'s.
 
     Processes wait for the first one while it encodes pictures, which may take days; a process that
     dies is noticed by the launcher, not by a timeout.
@@ -142,3 +150,10 @@ def seed_torch(seed: int) -> None:
     torch.default_generator.manual_seed(seed)
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.manual_seed(seed)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says so: PyTorch has a class for GPUs, and words for the processor."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _OUT_OF_MEMORY)

@@ -9,6 +9,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from impasto import files
 from impasto.checkpoints.keymap import TEXT_ENCODER
 from impasto.data.dataset import iterate_updates
 from impasto.data.records import Batch, Size
@@ -18,25 +19,24 @@ from impasto.invocation import command
 from impasto.progress import counted
 from impasto.randomness import derive_seed
 from impasto.runs import RunDirectory
-from impasto.training.announcing import announce
-from impasto.training.calendar import Calendar
-from impasto.training.chunked import ChunkedOptimizer
-from impasto.training.compiling import within_limit
+from impasto.training.compile import within_limit
 from impasto.training.devices import seed_torch
 from impasto.training.events import TrainingEvents
-from impasto.training.faults import Faults
-from impasto.training.feeding import feed_for
-from impasto.training.finite_updates import NotFiniteError
-from impasto.training.interrupts import STOPPING, StopRequest
-from impasto.training.meter import Window
-from impasto.training.movement import MovementCheck
-from impasto.training.optimizer_state import LrSetter, parameter_names, require_savable
-from impasto.training.recorder import Recorder
-from impasto.training.restoring import restore_newest
-from impasto.training.saver import Saver
+from impasto.training.monitoring.failures import Faults
+from impasto.training.monitoring.frozen_check import MovementCheck
+from impasto.training.monitoring.metrics import Window
+from impasto.training.monitoring.recorder import Recorder
+from impasto.training.optim.chunked import ChunkedOptimizer
+from impasto.training.optim.finite_updates import NotFiniteError
+from impasto.training.optim.state import LrSetter, require_savable
+from impasto.training.param_dtypes import build_weight_copies
+from impasto.training.prefetch import feed_for
+from impasto.training.saving.restore import restore_newest
+from impasto.training.saving.saver import Saver
 from impasto.training.session import Session
+from impasto.training.signals import STOPPING, StopRequest
 from impasto.training.step import training_step, update_share
-from impasto.training.weight_copies import build_weight_copies
+from impasto.training.triggers import Calendar
 
 
 class TrainingLoop:
@@ -64,11 +64,11 @@ class TrainingLoop:
         self._accelerator = session.accelerator
         self._is_main = session.accelerator.is_main_process
         self._lr = LrSetter(session.optimizer)
-        self._names = parameter_names(session.trainable.parts)
+        self._resumable = session.resumable()
         self._descent = session.placement.build_descent(
             self._config.training.optimizer_in_backward,
             session.optimizer,
-            list(self._names),
+            list(self._resumable.names),
             session.precision,
             self._config.training.max_grad_norm,
         )
@@ -79,12 +79,23 @@ class TrainingLoop:
         self._window: Window | None = None
         self._calendar = Calendar(session.config, session.sampler.updates_per_epoch)
         self._movement: MovementCheck | None = None
-        self._recorder = Recorder(session, run, events, preparing_s)
-        self._saver = Saver(session, run, events)
-        self._faults = Faults(
-            session,
+        self._recorder = Recorder(session.recorded(), run, events, preparing_s)
+        self._saver = Saver(
+            self._resumable,
+            session.export_source(),
+            session.accelerator,
+            session.shown_weights,
             run,
-            self._descent,
+            events,
+        )
+        self._faults = Faults(
+            config=session.config,
+            accelerator=session.accelerator,
+            placement=session.placement,
+            optimizer=session.optimizer,
+            has_average=session.ema is not None,
+            run=run,
+            descent=self._descent,
             save=lambda step: self._save(step, now=True),
             save_alone=lambda step: self._saver.save_state(step, self._best, now=True),
         )
@@ -112,7 +123,7 @@ class TrainingLoop:
         model = session.model
         frozen = {"unet": model.unet, "VAE": model.vae, "text_encoder": model.text_encoder}
         self._movement = MovementCheck(session.trainable.parts, frozen)
-        announce(session, self._run, self._events, step)
+        self._announce(step)
         if step == 0:
             self._validate(0)
             if self._config.previews.at_first:
@@ -144,6 +155,16 @@ class TrainingLoop:
                 done.step = update.step + 1
                 self._after_update(done.step)
         self._finish()
+
+    def _announce(self, step: int) -> None:
+        """Write `dataset.json` and the status, warn of what is unusual, and begin the display."""
+        session, dataset = self._session, self._session.dataset_facts()
+        if self._is_main:
+            files.write_json(self._run.path / "dataset.json", dataset)
+            self._run.write_status("training", step=step, total_steps=session.total_steps)
+        for remark in session.remarks():
+            self._events.note(remark)
+        self._events.started({**session.facts(), **dataset}, step, session.total_steps)
 
     def _stopping_words(self) -> str:
         if self._accelerator.num_processes == 1:
@@ -317,7 +338,7 @@ class TrainingLoop:
             loss = validator.measure(
                 session.trainable.unet, session.watching_conditioner, session.recipe
             )
-        if session.agreed(self._best is None or loss.mean < self._best):
+        if session.placement.agreed(self._best is None or loss.mean < self._best):
             self._best = loss.mean
             if self._config.saving.best_model and done > 0:
                 with self._aside("export", done):
@@ -326,7 +347,7 @@ class TrainingLoop:
 
     def _preview(self, done: int) -> None:
         session, previewer = self._session, self._session.previewer
-        if session.takes_part and session.agreed(previewer.is_due(self._run, done)):
+        if session.takes_part and session.placement.agreed(previewer.is_due(self._run, done)):
             with self._aside("previews", done), session.looked_at():
                 if self._is_main:
                     previewer.draw(self._run, done, self._events)
@@ -342,7 +363,7 @@ class TrainingLoop:
         endings = self._calendar.model_endings(done)
         if missing_only and endings:
             is_missing = self._is_main and self._saver.lacks(endings)
-            endings = endings if self._session.agreed(is_missing) else []
+            endings = endings if self._session.placement.agreed(is_missing) else []
         if endings and self._session.takes_part:
             with self._aside("export", done):
                 self._saver.export_on_the_way(endings)
@@ -367,7 +388,7 @@ class TrainingLoop:
 
     def _restore(self) -> int:
         """Load the newest state, if there is one, and return its step."""
-        state = restore_newest(self._session, self._run, self._names, self._events)
+        state = restore_newest(self._resumable, self._accelerator, self._run, self._events)
         if state is None:
             return 0
         if state.step > self._session.total_steps:

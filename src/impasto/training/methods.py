@@ -12,8 +12,8 @@ from impasto.models.hypernetwork import Hypernetwork, context_widths, initialize
 from impasto.models.loading import BaseModel
 from impasto.models.trainable import FullFineTune, HypernetworkTraining, Trainable
 from impasto.randomness import derive_seed
-from impasto.training.native_precision import computed_kind
-from impasto.training.precision import autocast_dtype
+from impasto.training.optim.mixed_precision import autocast_dtype
+from impasto.training.precision import computed_kind
 
 
 def build_trainable(config: RunConfig, model: BaseModel) -> Trainable:

@@ -1,173 +1,170 @@
-"""Computing in half precision, with weights in float32 or 16 bits, and a scaled loss for float16.
+"""Which precision a device computes fast, and what `training.mixed_precision = "auto"` stands for.
 
-Micikevicius et al. 2018 (arXiv:1710.03740). The scaler is PyTorch's; its state is part of a run's.
+A processor without matrix instructions for bfloat16 computes it 30 to 100 times slower than
+float32: its kernels convert number by number. A GPU from before 2020 emulates bfloat16.
 """
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterable, Mapping
-from typing import Any, Literal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import nn
 
-from impasto.errors import NonFiniteLossError
-from impasto.training.chunked import ChunkedOptimizer
+from impasto.config.run import RunConfig
+from impasto.errors import ConfigError
+from impasto.progress import Progress
+from impasto.training.devices import default_device
+from impasto.training.optim.mixed_precision import COMPUTED, MixedPrecision, in_words
 
-MixedPrecision = Literal["no", "fp16", "bf16"]
-LEAST_SCALE = 2.0**-8  # below, every gradient overflows, whatever the scale
-
-COMPUTED = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-"""What products are computed in, by `training.mixed_precision`."""
-
-
-def in_words(kind: MixedPrecision) -> str:
-    """A precision as sentences name it."""
-    return "float32" if kind == "no" else kind
+CPU_BF16 = {"amx_bf16": "AMX", "avx512_bf16": "AVX-512"}
+"""Instructions that multiply bfloat16, by the names of `torch.cpu.get_capabilities`; oneDNN uses
+them. On other processors it converts every number (measured on an AMD EPYC with AVX2)."""
+SLOW = 1.5  # times as long as in float32: what is warned of
+PATIENCE_S = 0.3  # for measuring one precision
 
 
-def autocast_dtype(kind: MixedPrecision) -> torch.dtype | None:
-    """The 16-bit type of a precision; None for float32."""
-    return None if kind == "no" else COMPUTED[kind]
+@dataclass(frozen=True)
+class NativePrecision:
+    """What a device computes fastest in, of what a run can be trained in.
 
-
-class Precision:
-    """How a run computes.
-
-    Args:
-        kind: `no`, `fp16` or `bf16`.
-        device: Where.
-        of_shares: Whether each process holds a share of each gradient, so that norms and overflows
-            have to be found together.
+    Attributes:
+        kind: A value of `training.mixed_precision`.
+        reason: Why, as half a sentence.
     """
 
-    def __init__(
-        self, kind: MixedPrecision, device: torch.device, *, of_shares: bool = False
-    ) -> None:
-        self._dtype = autocast_dtype(kind)
-        self._device, self._of_shares = device, of_shares
-        scaler = SharedScaler if of_shares else torch.amp.GradScaler
-        self._scaler = scaler(device.type) if self._dtype is torch.float16 else None
+    kind: MixedPrecision
+    reason: str
 
     @property
-    def scales(self) -> bool:
-        """Whether losses are scaled, and updates whose gradient overflows are passed over."""
-        return self._scaler is not None
-
-    def autocast(self) -> contextlib.AbstractContextManager[Any]:
-        """Compute in half precision where that is safe."""
-        if self._dtype is None:
-            return contextlib.nullcontext()
-        return torch.autocast(self._device.type, dtype=self._dtype)
-
-    def scaled(self, loss: Tensor) -> Tensor:
-        """What to go backward from."""
-        return loss if self._scaler is None else self._scaler.scale(loss)
-
-    def clip(
-        self, optimizer: torch.optim.Optimizer, parameters: Iterable[Tensor], limit: float
-    ) -> Tensor | None:
-        """Bring gradients to their true size, and down to `limit`; the norm before, if measured.
-
-        Without a limit it is measured too, since it tells whether the gradient is finite, unless a
-        scaler looks at the gradients.
-        """
-        measures = limit > 0 or self._scaler is None
-        if isinstance(optimizer, ChunkedOptimizer):
-            return optimizer.clip(limit, self.scale()) if measures else None
-        if self._scaler is not None:
-            self._scaler.unscale_(optimizer)
-        if not measures:
-            return None
-        learning = [p for p in parameters if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm([p.grad for p in learning]).detach()  # type: ignore[misc]
-        if self._of_shares:
-            squared = norm.square()
-            torch.distributed.all_reduce(squared)
-            norm = squared.sqrt()
-        if limit > 0:
-            torch.nn.utils.clip_grads_with_norm_(learning, limit, norm)
-        return norm
-
-    def scale(self) -> float:
-        """What losses are multiplied by."""
-        return 1.0 if self._scaler is None else self._scaler.get_scale()
-
-    def step(self, optimizer: torch.optim.Optimizer, at_fault: Tensor | None = None) -> None:
-        """Apply the gradient, unless it has overflown; then lower the scale.
-
-        Args:
-            optimizer: Has the gradients.
-            at_fault: [] above 0 where the update is passed over for another reason than the scale,
-                which stays as it is then; looked at on the device.
-        """
-        if self._scaler is None:
-            optimizer.step()
-            return
-        kept = self._scaler_tensors() if at_fault is not None else []
-        before = [tensor.clone() for tensor in kept]
-        self._scaler.step(optimizer)
-        self._scaler.update()
-        for tensor, value in zip(kept, before, strict=True):
-            assert at_fault is not None  # noqa: S101 - nothing is kept otherwise
-            tensor.copy_(torch.where(at_fault > 0, value, tensor))
-
-    def _scaler_tensors(self) -> list[Tensor]:
-        """Its scale and its count of updates since the last overflow, on the device."""
-        scaler = self._scaler
-        found = (getattr(scaler, "_scale", None), getattr(scaler, "_growth_tracker", None))
-        return [tensor for tensor in found if tensor is not None]
-
-    def stepped(self, *, overflown: bool) -> None:
-        """Adjust the scale after an update that was applied, or passed over, elsewhere."""
-        scaler = self._scaler
-        if scaler is None:
-            return
-        found = scaler.state_dict()
-        kept = 0 if overflown else int(found["_growth_tracker"]) + 1
-        factor = scaler.get_backoff_factor() if overflown else 1.0
-        if kept == scaler.get_growth_interval():
-            factor, kept = scaler.get_growth_factor(), 0
-        found |= {"scale": found["scale"] * factor, "_growth_tracker": kept}
-        scaler.load_state_dict(found)
-
-    def require_living_scale(self) -> None:
-        """Make sure that updates are still applied; waits for the device.
-
-        Raises:
-            NonFiniteLossError: The gradient overflows at any scale.
-        """
-        if self._scaler is not None and self._scaler.get_scale() < LEAST_SCALE:
-            raise NonFiniteLossError(
-                "In float16 the gradient overflows in every update, whatever the loss is scaled "
-                "by. Set training.mixed_precision to bf16 or no, or lower optimizer.lr."
-            )
-
-    def state(self) -> dict[str, float]:
-        """The scaler's state; empty without one."""
-        if self._scaler is None:
-            return {}
-        found = self._scaler.state_dict()
-        return {"scale": float(found["scale"]), "growth_tracker": float(found["_growth_tracker"])}
-
-    def restore(self, state: Mapping[str, float]) -> None:
-        """Put a saved scaler's state back."""
-        if self._scaler is not None and state:
-            full = self._scaler.state_dict()
-            full["scale"] = state["scale"]
-            full["_growth_tracker"] = int(state["growth_tracker"])
-            self._scaler.load_state_dict(full)
+    def words(self) -> str:
+        """It, as sentences name it."""
+        return in_words(self.kind)
 
 
-class SharedScaler(torch.amp.GradScaler):
-    """Scales losses of a model that is shared out: all processes find an overflow in any share.
+def native_precision(device: torch.device | None = None) -> NativePrecision:
+    """The fastest precision of a device, by its capabilities; nothing is measured.
 
-    PyTorch's own `ShardedGradScaler` (2.13) does not go with fused optimizers.
+    Args:
+        device: The first GPU or else the CPU, unless another is given.
     """
+    device = device or default_device()
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return NativePrecision("bf16", f"{name} computes bf16 natively")
+        return NativePrecision("fp16", f"{name} has no bf16 of its own")
+    found = torch.cpu.get_capabilities()
+    name = found.get("cpu_name") or "this CPU"
+    for capability, instructions in CPU_BF16.items():
+        if found.get(capability):
+            return NativePrecision("bf16", f"{name} computes bf16 natively ({instructions})")
+    return NativePrecision(
+        "no", f"{name} has no instructions for bf16 (AMX or AVX-512), so float32 is faster"
+    )
 
-    def unscale_(self, optimizer: torch.optim.Optimizer) -> None:
-        """Bring the gradients of the shares to their true size, and agree on overflows."""
-        super().unscale_(optimizer)
-        for found in self._per_optimizer_states[id(optimizer)]["found_inf_per_device"].values():
-            torch.distributed.all_reduce(found)
+
+def computed_kind(config: RunConfig) -> MixedPrecision:
+    """What a run computes in; what `auto` stands for is that of this machine's device.
+
+    16-bit weights are computed in their own type.
+    """
+    training = config.training
+    if training.mixed_precision != "auto":
+        return training.mixed_precision
+    return native_precision().kind if training.weights == "fp32" else training.weights
+
+
+def resolve_precision(config: RunConfig, progress: Progress) -> RunConfig:
+    """The settings with the precision that `auto` stands for on the device of this run.
+
+    A precision that was asked for and that the CPU computes slowly is used, with a warning that
+    says how slowly.
+
+    Args:
+        config: The settings.
+        progress: Who is told what was chosen, or warned.
+
+    Raises:
+        ConfigError: A setting has no effect with what was chosen.
+    """
+    training, kind = config.training, computed_kind(config)
+    native = native_precision()
+    if training.mixed_precision == "auto":
+        reason = native.reason if kind == native.kind else f"training.weights is {training.weights}"
+        progress.note(
+            f"Computing in {in_words(kind)} (training.mixed_precision is auto): {reason}."
+        )
+    if training.weight_copies and kind == "no":
+        raise ConfigError(
+            "training.weight_copies has no effect on products in float32, which this device "
+            "computes. Take it out, or set training.mixed_precision to bf16."
+        )
+    warn_of_slow(
+        kind,
+        "set training.mixed_precision to auto or no, and leave training.weights at fp32",
+        progress,
+    )
+    vae = config.dataset.vae_precision
+    warn_of_slow("no" if vae == "fp32" else vae, "set dataset.vae_precision to fp32", progress)
+    changed = training.model_copy(update={"mixed_precision": kind})
+    return config.model_copy(update={"training": changed})
+
+
+def warn_of_slow(kind: MixedPrecision, otherwise: str, progress: Progress) -> None:
+    """Say so if the CPU of this run computes a precision slowly, and how slowly.
+
+    Args:
+        kind: The precision.
+        otherwise: What to do unless that is wanted.
+        progress: Is given the warning.
+    """
+    if default_device().type != "cpu" or kind in ("no", native_precision().kind):
+        return
+    times = slowdown(COMPUTED[kind])
+    if times > SLOW:
+        progress.note(
+            f"Warning: {kind} takes this CPU about {times:.0f} times as long as float32 (measured "
+            f"just now). Unless that is wanted, {otherwise}."
+        )
+
+
+def slowdown(dtype: torch.dtype) -> float:
+    """How many times as long the CPU takes for a convolution, there and back, as in float32.
+
+    Measures for less than a second. The convolution has 64 channels at 32 x 32, which showed the
+    same ratio as those of a full-size U-Net.
+    """
+    convolution = nn.Conv2d(64, 64, 3, padding=1)
+    images = torch.ones(1, 64, 32, 32)
+
+    def there_and_back(computed: torch.dtype | None) -> None:
+        with torch.autocast("cpu", dtype=computed, enabled=computed is not None):
+            output = convolution(images)
+        output.float().sum().backward()
+
+    return least_seconds(lambda: there_and_back(dtype)) / least_seconds(
+        lambda: there_and_back(None)
+    )
+
+
+def least_seconds(
+    work: Callable[[], object], tries: int = 5, patience_s: float = PATIENCE_S
+) -> float:
+    """The shortest of a few tries, after one to warm up; fewer tries of what takes long.
+
+    Args:
+        work: What to time; on a GPU it has to wait for its end.
+        tries: How often, if there is time.
+        patience_s: After so many seconds no further try is begun.
+    """
+    times: list[float] = []
+    began = time.perf_counter()
+    work()
+    while len(times) < tries and (not times or time.perf_counter() - began < patience_s):
+        start = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - start)
+    return min(times)

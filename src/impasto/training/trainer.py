@@ -14,27 +14,35 @@ from impasto.checkpoints.keymap import TEXT_ENCODER, VAE
 from impasto.config.load import build_run_config, dump_toml
 from impasto.config.run import RunConfig
 from impasto.config.validation import read_toml
+from impasto.datasets.build import Survey, survey
+from impasto.datasets.prepare import LATENTS
 from impasto.errors import ImpastoError, Interrupted, RunError
 from impasto.invocation import command
 from impasto.runs import Phase, RunDirectory
-from impasto.training.calendar import Calendar
-from impasto.training.devices import build_accelerator, is_lost_process, require_precision
-from impasto.training.disk import plan_disk, require_room
+from impasto.training.build import build_session
+from impasto.training.devices import (
+    build_accelerator,
+    is_lost_process,
+    is_out_of_memory,
+    require_precision,
+)
 from impasto.training.environment import describe_environment
 from impasto.training.events import SilentEvents, TrainingEvents
-from impasto.training.export import planned_models
-from impasto.training.first_contact import require_first_contact
-from impasto.training.interrupts import StopRequest, interrupted
 from impasto.training.loop import TrainingLoop
-from impasto.training.native_precision import resolve_precision
-from impasto.training.out_of_memory import is_out_of_memory, out_of_memory
-from impasto.training.own_models import OwnModels
-from impasto.training.pictures import Survey, survey
-from impasto.training.prepared import LATENTS
-from impasto.training.session import WAITING, Ingredients, Session, build_session
-from impasto.training.settling import settle
-from impasto.training.state import require_same_run
-from impasto.training.trackers import require_trackers
+from impasto.training.model import WAITING
+from impasto.training.model_files import planned_models
+from impasto.training.monitoring.trackers import require_trackers
+from impasto.training.overrides import Ingredients
+from impasto.training.planning.disk import plan_disk, require_room
+from impasto.training.planning.out_of_memory import out_of_memory
+from impasto.training.planning.preflight import require_first_contact
+from impasto.training.planning.resolve import settle
+from impasto.training.precision import resolve_precision
+from impasto.training.saving.own_models import OwnModels
+from impasto.training.saving.state import require_same_run
+from impasto.training.session import Session
+from impasto.training.signals import StopRequest, interrupted
+from impasto.training.triggers import Calendar
 
 
 def train(

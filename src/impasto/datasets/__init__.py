@@ -1,0 +1,1 @@
+"""The dataset of some settings: found, split, planned, batched and encoded."""

@@ -1,0 +1,273 @@
+"""The pictures of a run as its settings name them: scanned, split and planned. Imports no torch."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from impasto import files
+from impasto.config.dataset import DatasetConfig, DatasetPart, SubsetConfig
+from impasto.config.run import RunConfig
+from impasto.data.buckets import novelai_bucket_sizes
+from impasto.data.captions import CaptionRules
+from impasto.data.listing import Sidecars
+from impasto.data.metadata import read_metadata
+from impasto.data.plan import Plan, joined_plans, plan_images
+from impasto.data.records import ImageRecord, Size
+from impasto.data.scan import (
+    Scan,
+    decode_all,
+    joined_scans,
+    require_folder,
+    scan_folder,
+    scan_metadata,
+)
+from impasto.data.subsets import Augmentation, MaskRules, Subset
+from impasto.datasets.held_out import Split, split_records
+from impasto.errors import DatasetError, StorageError
+from impasto.parsing import is_text, printable
+from impasto.progress import Progress, counted, none_of
+
+
+def scan_dataset(config: DatasetConfig, progress: Progress | None = None) -> Scan:
+    """Scan all subsets of the settings, for training.
+
+    Raises:
+        DatasetError: There is nothing usable, or not a single picture has words.
+        StorageError: Derived data cannot be written.
+    """
+    scan = scan_all(config, progress)
+    require_usable(scan, config)
+    if scan.uncaptioned == len(scan.records):
+        raise DatasetError(
+            f"{none_of(len(scan.records), 'pictures')} in {scan.place} has words. Put a text file "
+            f"beside each, with the same name and the ending .txt or .caption (cat.jpg and "
+            f"cat.txt), or name a metadata_file."
+        )
+    return scan
+
+
+def scan_all(config: DatasetConfig, progress: Progress | None = None) -> Scan:
+    """Scan all subsets of the settings, with words or without.
+
+    Raises:
+        DatasetError: There is nothing usable.
+        StorageError: Derived data cannot be written.
+    """
+    sources = list(_sources(config))
+    for source in sources:
+        _require_names_as_text(source.config, config.cache_dir)
+        if source.config.image_dir is not None:
+            require_folder(source.config.image_dir)
+    _require_place_for_derived_data(config)
+    scans = [_scan_subset(source, config.derived_dir, progress) for source in sources]
+    joined = joined_scans(scans)
+    own = {_absolute(s.config.image_dir) for s in sources if s.config.image_dir is not None}
+    unused = tuple(item for item in joined.unused if _absolute(item.path) not in own)
+    return replace(joined, unused=unused)
+
+
+def decode_scanned(config: DatasetConfig, scan: Scan, progress: Progress | None = None) -> Scan:
+    """Decode the pictures that were not decoded before, and set aside those that are damaged.
+
+    So every verb shows the same numbers; caching and training decode anyway.
+
+    Raises:
+        DatasetError: There is nothing usable.
+        StorageError: Derived data cannot be written.
+    """
+    return decode_all(scan, progress, memory=config.derived_dir / "decoded.json")
+
+
+def _absolute(path: Path) -> str:
+    return os.path.abspath(path)  # noqa: PTH100 - compared as text
+
+
+def require_usable(scan: Scan, config: DatasetConfig) -> None:
+    """Stop at pictures that cannot be used, where the settings ask for it.
+
+    Raises:
+        DatasetError: `on_error` is `stop`, and something was set aside.
+    """
+    if config.on_error == "stop" and scan.set_aside:
+        first = scan.set_aside[0]
+        raise DatasetError(
+            f"{counted(len(scan.set_aside), 'files')} cannot be used; the first is {first.path}: "
+            f"{first.reason}. Repair or remove them, or set dataset.on_error to skip."
+        )
+
+
+def plan_dataset(config: DatasetConfig, records: Sequence[ImageRecord]) -> Plan:
+    """Plan records by the settings of their data sets."""
+    plans = []
+    for number, part in enumerate(config.parts):
+        own = [record for record in records if record.subset.dataset == number]
+        if own:
+            plans.append(_plan_part(part, own))
+    return joined_plans(plans)
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What is known of a run's pictures before one of them is decoded.
+
+    Attributes:
+        scan: What is there.
+        split: What is trained on, and what is held out.
+        plan: Where those go that are trained on.
+    """
+
+    scan: Scan
+    split: Split
+    plan: Plan
+
+
+def survey(config: RunConfig, progress: Progress | None = None, *, decode: bool = False) -> Survey:
+    """Scan, hold out, and plan.
+
+    Args:
+        config: The settings of a run.
+        progress: Where to show how far it is.
+        decode: Find damaged images now. Training does not ask for it: it finds them when it encodes
+            what it trains on, and holds out the same images whenever it is begun.
+
+    Raises:
+        DatasetError: There is nothing to train on.
+    """
+    scan = scan_dataset(config.dataset, progress)
+    if decode:
+        scan = decode_scanned(config.dataset, scan, progress)
+        require_usable(scan, config.dataset)
+    first = config.dataset.parts[0].subsets[0]
+    split = split_records(scan, config, build_subset(first, 0, 0), _sidecars_of(first), progress)
+    return Survey(scan, split, plan_dataset(config.dataset, split.training))
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A subset's settings, and what its pictures will refer to."""
+
+    config: SubsetConfig
+    subset: Subset
+
+
+def _sources(config: DatasetConfig) -> Iterator[_Source]:
+    for dataset, part in enumerate(config.parts):
+        for number, subset in enumerate(part.subsets):
+            if subset.num_repeats == 0:
+                continue
+            yield _Source(subset, build_subset(subset, dataset, number))
+
+
+def build_subset(config: SubsetConfig, dataset: int, number: int) -> Subset:
+    """What the pictures of a subset refer to."""
+    root = config.image_dir or (config.metadata_file or Path()).parent
+    varied = Augmentation(config.random_crop, config.color_aug, config.face_crop_aug_range)
+    masks = MaskRules(config.alpha_mask, config.mask_dir)
+    if config.mask_dir is not None:
+        require_folder(config.mask_dir)
+    return Subset(
+        root=root,
+        dataset=dataset,
+        number=number,
+        repeats=config.num_repeats,
+        captions=build_caption_rules(config),
+        flips=config.flip_aug,
+        flip_safe=config.flip_safe,
+        augmentation=None if varied == Augmentation() else varied,
+        masks=None if masks == MaskRules() else masks,
+        interpolation=config.resize_interpolation,
+        reads_npz=config.latents_from_npz,
+    )
+
+
+def build_caption_rules(config: SubsetConfig) -> CaptionRules:
+    """What becomes of a subset's captions."""
+    return CaptionRules(
+        prefix=config.caption_prefix,
+        suffix=config.caption_suffix,
+        dropout_rate=config.caption_dropout_rate,
+        dropout_every_n_epochs=config.caption_dropout_every_n_epochs,
+        wildcards=config.enable_wildcard,
+        separator=config.caption_separator,
+        keep_tokens=config.keep_tokens,
+        keep_tokens_separator=config.keep_tokens_separator,
+        secondary_separator=config.secondary_separator,
+        shuffle=config.shuffle_caption,
+        tag_dropout_rate=config.caption_tag_dropout_rate,
+        warmup_min=config.token_warmup_min,
+        warmup_steps=config.token_warmup_step,
+    )
+
+
+def _scan_subset(source: _Source, derived: Path, progress: Progress | None) -> Scan:
+    config, subset = source.config, source.subset
+    if config.metadata_file is not None:
+        metadata = read_metadata(config.metadata_file)
+        index = _index_file(derived, config.metadata_file)
+        return scan_metadata(
+            metadata, config.image_dir, index=index, progress=progress, subset=subset
+        )
+    assert config.image_dir is not None  # noqa: S101 - the settings hold one of the two
+    return scan_folder(
+        config.image_dir,
+        recursive=config.recursive,
+        index=_index_file(derived, config.image_dir),
+        progress=progress,
+        subset=subset,
+        sidecars=_sidecars_of(config),
+    )
+
+
+def _require_names_as_text(config: SubsetConfig, *others: Path | None) -> None:
+    """Paths are written into settings and indexes, which are UTF-8."""
+    for path in (config.image_dir, config.metadata_file, config.mask_dir, *others):
+        if path is not None and not is_text(str(path)):
+            raise DatasetError(
+                f"The name of {printable(str(path))} is not UTF-8, as after unpacking a zip of "
+                f"another system. Rename it."
+            )
+
+
+def _sidecars_of(config: SubsetConfig) -> Sidecars:
+    """The endings of the files with the words of a subset."""
+    ending = config.caption_extension
+    return Sidecars() if ending is None else Sidecars(f".{ending.lstrip('.')}", "")
+
+
+def _index_file(derived: Path, place: Path) -> Path:
+    digest = hashlib.sha256(str(place.absolute()).encode("utf-8")).hexdigest()[:8]
+    return derived / f"scan-{digest}.json"
+
+
+def _require_place_for_derived_data(config: DatasetConfig) -> None:
+    try:
+        files.require_writable(config.derived_dir)
+        if files.is_keeping():
+            files.remove_leftovers(config.derived_dir)  # what a killed scan left half-written
+    except StorageError as error:
+        raise StorageError(f"{error} dataset.cache_dir names a place for derived data.") from error
+
+
+def _plan_part(part: DatasetPart, records: Sequence[ImageRecord]) -> Plan:
+    return plan_images(
+        records,
+        Size(*part.width_height),
+        enable_bucket=part.enable_bucket,
+        min_side=part.min_bucket_reso,
+        max_side=part.max_bucket_reso,
+        step=part.bucket_reso_steps,
+        buckets=_bucket_table(part),
+        selection=part.bucket_selection,
+        no_upscale=part.bucket_no_upscale,
+        as_wanted=part.bucket_table == "metadata" and all(record.wanted for record in records),
+    )
+
+
+def _bucket_table(part: DatasetPart) -> list[Size] | None:
+    """The table that is named or given; None means the one made from the resolution."""
+    tables = {"novelai": novelai_bucket_sizes()}
+    return [Size(*size) for size in part.buckets] or tables.get(part.bucket_table)

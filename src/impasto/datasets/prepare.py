@@ -1,0 +1,99 @@
+"""The pictures of a run, scanned, planned and encoded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from accelerate import Accelerator
+
+from impasto.config.run import RunConfig
+from impasto.data.content_hashes import LATENTS as LATENTS
+from impasto.data.encoding import MomentsEncoder
+from impasto.data.filling import cache_latents
+from impasto.data.latent_cache import CachedPlan, LatentCache
+from impasto.data.plan import Plan
+from impasto.data.scan import Scan
+from impasto.datasets.build import Survey, plan_dataset, survey
+from impasto.progress import Progress, SilentProgress
+
+"""The folder of the latent cache, in that of all derived data."""
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    """The pictures of a run, encoded: those to train on and those held out."""
+
+    scan: Scan
+    plan: Plan
+    training: CachedPlan
+    held_out: CachedPlan | None
+    cache: LatentCache
+
+    def captions(self) -> list[str]:
+        """All captions that are known ahead, and the empty one of dropped captions."""
+        plans = [self.training, *([self.held_out] if self.held_out else [])]
+        records = [image.record for plan in plans for image in plan.images]
+        steady = [r.steady_caption for r in records if not r.subset.captions.changes_words]
+        return ["", *steady]
+
+    @property
+    def changes_words(self) -> bool:
+        """Whether a caption is not always the same."""
+        plans = [self.training, *([self.held_out] if self.held_out else [])]
+        return any(i.record.subset.captions.changes_words for plan in plans for i in plan.images)
+
+    def summary(self) -> dict[str, Any]:
+        """What the run directory and the report say of the data set."""
+        plans = [self.training, *([self.held_out] if self.held_out else [])]
+        found = self.scan.without(item for plan in plans for item in plan.set_aside)
+        return {
+            "folder": self.scan.place,
+            "pictures": len(self.training.images),
+            "held_out": len(self.held_out.images) if self.held_out else 0,
+            "usable": found.tally.usable,
+            "uncaptioned": found.uncaptioned,
+            "with_more_lines": found.with_more_lines,
+            "enlarged": self.plan.enlarged,
+            "mean_lost_area": self.plan.mean_lost_area,
+            "buckets": {str(size): n for size, n in self.plan.bucket_counts.items()},
+            "set_aside": [{"path": str(a.path), "reason": a.reason} for a in found.set_aside],
+            "unused": [{"path": str(a.path), "reason": a.reason} for a in found.unused],
+            "said_of_unused": found.said_of_unused(),
+            "refused_latents": [
+                {"path": str(a.path), "reason": a.reason} for a in self.training.refused
+            ],
+            "encoded_now": self.training.encoded,
+        }
+
+
+def prepare_data(
+    config: RunConfig,
+    encoder: MomentsEncoder,
+    accelerator: Accelerator,
+    progress: Progress,
+    known: Survey | None = None,
+) -> PreparedData:
+    """Scan, plan and encode; the first process works, the others then find it done.
+
+    `known` is what was found of the pictures already.
+    """
+    with accelerator.main_process_first():
+        shown = progress if accelerator.is_main_process else SilentProgress()
+        found = known or survey(config, shown)
+        cache = LatentCache(config.dataset.derived_dir / LATENTS)
+        encode = partial(
+            cache_latents,
+            cache=cache,
+            encoder=encoder,
+            progress=shown,
+            on_error=config.dataset.on_error,
+            workers=config.dataset.decode_workers,
+        )
+        cached = encode(found.plan.images)
+        cached_held_out = None
+        if found.split.held_out:
+            held_out_plan = plan_dataset(config.dataset, found.split.held_out)
+            cached_held_out = encode(held_out_plan.images)
+    return PreparedData(found.scan, found.plan, cached, cached_held_out, cache)

@@ -1,0 +1,300 @@
+"""Builds everything that a run computes with, from its settings.
+
+The one place where the settings tree is taken apart: what it makes takes plain arguments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from accelerate import Accelerator
+
+from impasto.checkpoints.keymap import TEXT_ENCODER, UNET, VAE
+from impasto.config.run import RunConfig
+from impasto.data.dataset import TrainingData
+from impasto.data.encoding import MomentsEncoder
+from impasto.datasets.batching import build_epoch_sampler, count_steps, validation_batch_size
+from impasto.datasets.build import Survey
+from impasto.datasets.prepare import PreparedData, prepare_data
+from impasto.models.attention import use_kernel
+from impasto.models.attention_kernels import build_kernel
+from impasto.models.hypernetwork import (
+    HypernetworkStack,
+    load_hypernetworks,
+)
+from impasto.models.loading import BaseModel, load_base_model, with_zero_terminal_snr
+from impasto.models.text import ClipTextConditioner
+from impasto.models.trainable import Trainable
+from impasto.models.vae import moments_encoder, tensors_fingerprint
+from impasto.progress import Progress
+from impasto.sampling.prompts import Prompt
+from impasto.sampling.sampler import Sampler
+from impasto.training.compile import compile_unet
+from impasto.training.devices import release_cached_memory, set_arithmetic
+from impasto.training.fingerprint import Facts, run_fingerprint
+from impasto.training.lr_schedule import build_lr_schedule
+from impasto.training.methods import build_templates, build_trainable
+from impasto.training.model import build_encoding_vae, build_open_options, with_parked
+from impasto.training.monitoring.previews import Previewer
+from impasto.training.monitoring.validation import Validator
+from impasto.training.objective import (
+    build_error,
+    build_loss_weight,
+    build_noise,
+    build_timesteps,
+    require_fitting_loss,
+)
+from impasto.training.optim.ema import WeightAverage
+from impasto.training.optim.state import part_names
+from impasto.training.overrides import Ingredients
+from impasto.training.parallel.strategy import Placement
+from impasto.training.param_dtypes import build_chunk_rules, build_dtypes
+from impasto.training.precision import computed_kind
+from impasto.training.processes import build_placement
+from impasto.training.prompts import build_prompts
+from impasto.training.session import Session
+from impasto.training.step import StepRecipe
+from impasto.training.text import build_conditioners, encode_captions_ahead
+
+
+def build_session(
+    config: RunConfig,
+    accelerator: Accelerator,
+    progress: Progress,
+    ingredients: Ingredients,
+    known: Survey | None = None,
+) -> Session:
+    """Load the model, prepare the data, and put everything where it computes.
+
+    `known` is what was found of the pictures already.
+
+    Raises:
+        ImpastoError: As the parts it calls.
+    """
+    set_arithmetic(tf32=config.training.tf32, deterministic=config.training.deterministic)
+    placement = build_placement(config, accelerator)
+    prompts = build_prompts(config)
+    build_templates(config)
+    previewed = load_hypernetworks(config.previews.hypernetworks)
+    encoded = _load_and_encode(config, accelerator, progress, known)
+    model, prepared = encoded.model, encoded.data
+
+    lengths = config.model.max_tokens // 75  # of captions; one if they are always filled up
+    shapes = len(prepared.plan.bucket_counts) * lengths
+    trainable = _build_network(config, accelerator, model, shapes)
+    rules = build_chunk_rules(config, trainable.parts, accelerator)
+    conditioners = build_conditioners(
+        config, accelerator.device, placement.wrap, model, trainable, progress
+    )
+    if config.training.cache_text_to_disk:
+        encode_captions_ahead(accelerator, conditioners, prepared.captions(), prompts)
+        if not prepared.changes_words and build_templates(config) is None:
+            conditioners.training.leave_device()
+            model = with_parked(model, TEXT_ENCODER, config, accelerator)
+        release_cached_memory(accelerator.device)
+    unet = placement.wrap(trainable.network)
+    trainable.parts = placement.place(trainable.parts)
+    optimizer = ingredients.build_optimizer(trainable.parts, config.optimizer, rules)
+    part_by_group = part_names(optimizer, trainable.parts)
+    placement.start(trainable.parts, optimizer)
+
+    sampler = build_epoch_sampler(config, prepared.training, accelerator.num_processes)
+    steps = count_steps(config, sampler)
+    return Session(
+        config=config,
+        accelerator=accelerator,
+        placement=placement,
+        model=model,
+        trainable=trainable,
+        unet=unet,
+        conditioner=conditioners.training,
+        watching_conditioner=conditioners.watching,
+        recipe=_build_recipe(config, model, accelerator.device, ingredients),
+        optimizer=optimizer,
+        part_by_group=part_by_group,
+        lr_schedule=ingredients.lr_schedule
+        or build_lr_schedule(config.schedule, config.optimizer.lr),
+        data=_build_data(config, encoded, steps),
+        prepared=prepared,
+        sampler=sampler,
+        validator=_build_validator(config, prepared, model),
+        previewer=_build_previewer(prompts, model, trainable, conditioners.prompts, previewed),
+        ema=_build_ema(config, trainable, placement),
+        precision=placement.build_precision(computed_kind(config), accelerator.device),
+        total_steps=steps,
+        fingerprint=run_fingerprint(
+            config,
+            Facts(
+                encoded.all_hashes(),
+                model.contents,
+                prepared.training,
+                prepared.held_out,
+                accelerator.num_processes,
+                steps,
+                ingredients.given(),
+                partial(prepared.cache.hashes.of, progress=progress),
+            ),
+        ),
+    )
+
+
+@dataclass(frozen=True)
+class _Encoded:
+    """The base model, and pictures as its VAE encodes them.
+
+    Attributes:
+        encoder: For pictures that are encoded each time they are shown, if there are such.
+        vae_hash: A hash of the VAE.
+        hashes: Other network -> a hash of it as it was loaded, on its way.
+    """
+
+    model: BaseModel
+    data: PreparedData
+    encoder: MomentsEncoder | None
+    vae_hash: str
+    hashes: Mapping[str, Future[str]]
+
+    def all_hashes(self) -> dict[str, str]:
+        """The hashes of all networks, as states have them."""
+        ready = {part: future.result() for part, future in self.hashes.items()}
+        return {part: text[:16] for part, text in {**ready, VAE: self.vae_hash}.items()}
+
+
+def _load_and_encode(
+    config: RunConfig, accelerator: Accelerator, progress: Progress, known: Survey | None
+) -> _Encoded:
+    """Load the base model and encode the pictures; then the VAE leaves the device."""
+    model = load_base_model(
+        config.model.path, build_open_options(config), progress, build_dtypes(config)
+    )
+    require_fitting_loss(config.loss, config.noise, model.identity.prediction)
+    if config.noise.zero_terminal_snr:
+        model = with_zero_terminal_snr(model)
+    device = accelerator.device
+    encoding_vae = build_encoding_vae(config, model)
+    encoder = moments_encoder(encoding_vae, batch_size=config.dataset.vae_batch_size, device=device)
+    aside = ThreadPoolExecutor(1)  # hashing leaves Python free: 2 s of a full-size U-Net
+    networks = {UNET: model.unet, TEXT_ENCODER: model.text_encoder}
+    hashes = {
+        part: aside.submit(tensors_fingerprint, network.state_dict())
+        for part, network in networks.items()
+    }
+    aside.shutdown(wait=False)
+    prepared = prepare_data(config, encoder, accelerator, progress, known)
+    if not all(key.plain for key in prepared.training.keys):
+        release_cached_memory(device)
+        return _Encoded(model, prepared, encoder, encoder.fingerprint, hashes)
+    encoding_vae.to("cpu")
+    release_cached_memory(device)
+    without = with_parked(model, VAE, config, accelerator)
+    return _Encoded(without, prepared, None, encoder.fingerprint, hashes)
+
+
+def _build_network(
+    config: RunConfig, accelerator: Accelerator, model: BaseModel, sizes: int
+) -> Trainable:
+    """What learns, computing the way the settings ask for; `sizes` is how many shapes there are."""
+    training, device = config.training, accelerator.device
+    if training.attention != "sdpa":
+        use_kernel(model.unet, build_kernel(training.attention, device))
+    trainable = build_trainable(config, model)
+    if training.channels_last:
+        trainable.unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    compile_unet(
+        trainable.unet,
+        training.compile,
+        sizes=sizes,
+        cuda_graphs=training.cuda_graphs,
+        cache=config.dataset.derived_dir / "compiled",
+        device=device,
+    )
+    return trainable
+
+
+def _build_data(config: RunConfig, encoded: _Encoded, steps: int) -> TrainingData:
+    return TrainingData(
+        encoded.data.training,
+        encoded.data.cache,
+        encoded.model.scaling_factor,
+        config.seed,
+        steps,
+        encoded.encoder,
+        build_noise(config.noise),
+        build_templates(config),
+    )
+
+
+def _build_recipe(
+    config: RunConfig, model: BaseModel, device: torch.device, ingredients: Ingredients
+) -> StepRecipe:
+    return StepRecipe(
+        model.schedule.to(device),
+        model.identity.prediction,
+        ingredients.timesteps or build_timesteps(config.timesteps),
+        ingredients.loss_weight or build_loss_weight(config.loss),
+        build_noise(config.noise),
+        build_error(config.loss),
+    )
+
+
+def _build_validator(
+    config: RunConfig, prepared: PreparedData, model: BaseModel
+) -> Validator | None:
+    if prepared.held_out is None:
+        return None
+    return Validator(
+        prepared.held_out,
+        prepared.cache,
+        model.scaling_factor,
+        config.validation.timesteps,
+        partial(validation_batch_size, config),
+    )
+
+
+def _build_previewer(
+    prompts: Sequence[Prompt],
+    model: BaseModel,
+    trainable: Trainable,
+    conditioner: ClipTextConditioner,
+    others: HypernetworkStack,
+) -> Previewer:
+    """Previews with the hypernetwork that is trained, if one is, and the others after it."""
+    stack = HypernetworkStack()
+    device: torch.device = next(trainable.unet.parameters()).device
+    for known in (trainable.hypernetworks, others):
+        for name, network in known.networks.items():
+            stack.add(name, network.to(device), known.strengths[name])
+    for prompt in prompts:
+        with stack.at(prompt.strengths):
+            pass  # a name that is not there is found before training
+    with stack.attached(trainable.unet):
+        pass  # and so is one that does not fit the model
+    sampler = Sampler(
+        trainable.unet, model.vae, conditioner, model.scheduler_config, model.scaling_factor, stack
+    )
+    return Previewer(sampler, prompts)
+
+
+def _build_ema(
+    config: RunConfig, trainable: Trainable, placement: Placement
+) -> WeightAverage | None:
+    training = config.training
+    if training.ema_decay is None:
+        return None
+    learning = {
+        f"{part.name}.{name}": parameter
+        for part in trainable.parts
+        for name, parameter in part.parameters().items()
+    }
+    return WeightAverage(
+        learning,
+        training.ema_decay,
+        power=training.ema_power,
+        every=training.ema_every,
+        on_cpu=training.ema_on_cpu,
+        in_their_place=placement.is_shared,
+    )

@@ -1,0 +1,51 @@
+"""The base model as the settings ask for it: how it is read, and what of it is offloaded."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from typing import Any
+
+from accelerate import Accelerator
+
+from impasto.checkpoints.keymap import TEXT_ENCODER, VAE
+from impasto.config.run import RunConfig
+from impasto.models.loading import BaseModel
+from impasto.models.opening import OpenOptions
+from impasto.models.parking import park
+from impasto.models.saving import DTYPES
+from impasto.models.vae import tile
+
+WAITING = "waiting-{part}-{process}.safetensors"
+"""Files of the run directory that are there while it trains."""
+
+
+def build_open_options(config: RunConfig) -> OpenOptions:
+    """What the settings say about the base model."""
+    model = config.model
+    return OpenOptions(model.family, model.prediction_type, model.weights, model.variant, model.vae)
+
+
+def with_parked(
+    model: BaseModel, part: str, config: RunConfig, accelerator: Accelerator
+) -> BaseModel:
+    """The model with a part that is not needed now in a file; on a processor only.
+
+    Where there is a GPU, such parts wait in the computer's memory.
+    """
+    if accelerator.device.type != "cpu":
+        return model
+    name = WAITING.format(part=part, process=accelerator.process_index)
+    module = {VAE: model.vae, TEXT_ENCODER: model.text_encoder}[part]
+    waiting = park(module, config.output_dir / name)
+    named = {n: waiting[f"text_model.{n}"] if f"text_model.{n}" in waiting else waiting[n]
+             for n in model.contents.parts[part]}  # fmt: skip
+    parts = {**model.contents.parts, part: named}
+    return replace(model, contents=replace(model.contents, parts=parts))
+
+
+def build_encoding_vae(config: RunConfig, model: BaseModel) -> Any:
+    """The VAE as pictures are encoded with: a copy where it is not in float32."""
+    dtype = DTYPES[config.dataset.vae_precision]
+    tile(model.vae, tiled=config.dataset.vae_tiling)
+    return model.vae if model.vae.dtype == dtype else copy.deepcopy(model.vae).to(dtype)

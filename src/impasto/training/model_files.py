@@ -1,0 +1,81 @@
+"""Which model files a run will write, where, and how large they are: by its settings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from impasto.checkpoints import hypernetworks
+from impasto.checkpoints.tensors import total_bytes
+from impasto.config.run import RunConfig
+from impasto.models.loading import BaseModel
+from impasto.models.saving import DTYPES, SUFFIXES, Form
+from impasto.models.trainable import Trainable
+
+BEST, AVERAGE = "-best", "-ema"
+"""What is put after a model's name."""
+
+
+def model_suffix(config: RunConfig) -> str:
+    """The ending of a model's file name, with its dot; empty for a folder."""
+    if config.method.kind == "full":
+        return SUFFIXES[model_form(config)]
+    return hypernetworks.SUFFIXES[dialect(config)]
+
+
+def model_bytes(config: RunConfig, model: BaseModel, trainable: Trainable) -> int:
+    """Bytes of the tensors of one exported model: all parts, each in its precision.
+
+    Of a hypernetwork, what learns is all there is.
+    """
+    if config.method.kind != "full":
+        numbers = sum(part.count() for part in trainable.parts)
+        return numbers * DTYPES[config.export_precision].itemsize
+    trained = {part.name for part in trainable.parts}
+    size = total_bytes(model.contents.ldm_only)
+    for part, tensors in model.contents.parts.items():
+        usual = config.export_precision if part in trained else None
+        asked = config.saving.part_dtypes.get(part, usual)
+        for name, tensor in tensors.items():
+            dtype = DTYPES[asked] if asked else model.stored[part][name]
+            size += tensor.cast(dtype).size_bytes
+    return size
+
+
+def models_folder(config: RunConfig) -> Path:
+    """Where models go that are exported on the way."""
+    return config.saving.model_dir or config.output_dir / "models"
+
+
+def on_the_way_target(config: RunConfig, ending: str, variant: str) -> Path:
+    """Where a model goes that is exported on the way, unless others have a file of that name."""
+    return models_folder(config) / f"{config.export_name}-{ending}{variant}{model_suffix(config)}"
+
+
+def planned_models(config: RunConfig, endings: Iterable[str]) -> list[Path]:
+    """Every model file that a run is going to write outside its own directory.
+
+    Args:
+        config: The settings.
+        endings: Of the models on the way.
+    """
+    folder = config.saving.model_dir
+    if folder is None:
+        return []
+    beside = config.training.ema_decay is not None and config.saving.average == "beside"
+    whole = ["", *([BEST] if config.saving.best_model else []), *(f"-{e}" for e in endings)]
+    return [
+        folder / f"{config.export_name}{ending}{variant}{model_suffix(config)}"
+        for ending in whole
+        for variant in ("", *([AVERAGE] if beside else []))
+    ]
+
+
+def model_form(config: RunConfig) -> Form:
+    """The form that a whole model is exported in."""
+    return next(form for form in SUFFIXES if form == config.export_form)
+
+
+def dialect(config: RunConfig) -> hypernetworks.Dialect:
+    """The form that a hypernetwork is exported in."""
+    return next(form for form in hypernetworks.SUFFIXES if form == config.export_form)

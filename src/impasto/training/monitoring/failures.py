@@ -1,0 +1,152 @@
+"""What goes wrong while a run trains, as errors that say what is saved and how to go on."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from accelerate import Accelerator
+
+from impasto.config.run import RunConfig
+from impasto.errors import DatasetError, ImpastoError, NonFiniteLossError, RunError
+from impasto.invocation import command
+from impasto.progress import counted
+from impasto.runs import RunDirectory, step_name
+from impasto.training.devices import is_lost_process, is_out_of_memory
+from impasto.training.optim.finite_updates import NotFiniteError
+from impasto.training.optim.updates import Descent
+from impasto.training.parallel.strategy import Placement
+from impasto.training.planning.out_of_memory import out_of_memory
+
+
+@dataclass
+class Done:
+    """How many updates are done."""
+
+    step: int
+
+
+@dataclass(frozen=True)
+class Faults:
+    """Saves what is still good, and explains.
+
+    Attributes:
+        config: The settings.
+        accelerator: The processes.
+        placement: How they hold the model.
+        optimizer: Has gradients that may be dropped.
+        has_average: Whether a running average of the weights is kept.
+        run: Where states go.
+        descent: Knows whether weights are being changed just now.
+        save: Saves the state after some updates; all processes do.
+        save_alone: The same, by this process, which waits for no other.
+    """
+
+    config: RunConfig
+    accelerator: Accelerator
+    placement: Placement
+    optimizer: torch.optim.Optimizer
+    has_average: bool
+    run: RunDirectory
+    descent: Descent
+    save: Callable[[int], None]
+    save_alone: Callable[[int], None]
+
+    def not_finite(self, step: int, fault: NotFiniteError) -> NonFiniteLossError:
+        """The error of an update whose loss or gradient is NaN or infinite.
+
+        The state from before it is saved where the weights are still those.
+
+        Args:
+            step: Updates that were applied before it.
+            fault: What is known of it.
+        """
+        what = f"To continue from the newest state before it: {command('resume', self.run.path)}"
+        if fault.weights_are_whole:
+            self.save(step)
+            place = self.run.states / step_name(step)
+            what = f"The weights from before it are saved in {place}"
+            if self.has_average and fault.passed_over > 1:
+                what += (
+                    f" (with an average that took them in {fault.passed_over - 1} more times, "
+                    "until this was found)"
+                )
+        return NonFiniteLossError(
+            f"The loss or the gradient became NaN or infinite in update {step + 1}. The "
+            f"usual causes are a learning rate that is too high (optimizer.lr is "
+            f"{self.config.optimizer.lr:g}; try a tenth) and a base model with broken "
+            f"weights. {what}"
+        )
+
+    def _applied(self, step: int) -> int | None:
+        """How many updates the weights have had, of so many; None if one was applied in part."""
+        try:
+            self.descent.require_applied()
+        except NotFiniteError as fault:
+            return step - fault.passed_over if fault.weights_are_whole else None
+        return step
+
+    @contextlib.contextmanager
+    def keeping(self, step: int) -> Iterator[Done]:
+        """Save the state if latents or pictures are lost meanwhile: the weights are good.
+
+        Args:
+            step: Updates that are done at first; the value is kept up to date by the caller.
+
+        Raises:
+            DatasetError: With what is saved.
+        """
+        done = Done(step)
+        try:
+            yield done
+        except DatasetError as error:
+            then = "The newest state is what it goes on from."
+            if self.accelerator.num_processes == 1 and not self.descent.is_stepping:
+                self.optimizer.zero_grad()
+                applied = self._applied(done.step)
+                if applied is not None:
+                    self.save_alone(applied)
+                    then = f"The state after {counted(applied, 'updates')} is saved."
+            raise DatasetError(
+                f"{error} {then} Continue with: {command('resume', self.run.path)}"
+            ) from error
+
+    @contextlib.contextmanager
+    def explained(self, doing: str, step: int) -> Iterator[None]:
+        """Save the state and explain if memory runs out, or another process ends, meanwhile.
+
+        Raises:
+            OutOfMemoryError: Memory ran out.
+            RunError: Another process has ended.
+        """
+        try:
+            yield
+        except (RuntimeError, MemoryError) as error:
+            if is_out_of_memory(error):
+                raise self._out_of_memory(doing, step) from error
+            if self.accelerator.num_processes > 1 and is_lost_process(error):
+                raise RunError(
+                    f"Another process of this run ended in update {step + 1}, so this one stops; "
+                    f"its own message says why. Continue from the newest state with the same "
+                    f"launcher: {command('resume', self.run.path)}"
+                ) from error
+            raise
+
+    def _out_of_memory(self, doing: str, step: int) -> ImpastoError:
+        if self.descent.is_stepping:
+            then = "The optimizer was changing the weights, so no state was saved."
+        else:
+            self.optimizer.zero_grad()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            resume = command("resume", self.run.path)
+            then = f"To continue from the newest state of the first process: {resume}"
+            # the others are in the middle of their update: none is waited for
+            if self.accelerator.is_main_process and not self.placement.is_shared:
+                applied = self._applied(step)
+                if applied is not None:
+                    self.save_alone(applied)
+                    then = f"The state after {counted(applied, 'updates')} is saved: {resume}"
+        return out_of_memory(self.config, doing, then, self.accelerator.device)

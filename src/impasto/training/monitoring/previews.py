@@ -1,0 +1,55 @@
+"""Samples during training: the same prompts and seeds at each of some steps."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from impasto import files
+from impasto.progress import Progress
+from impasto.runs import RunDirectory, step_name
+from impasto.sampling.prompts import Prompt
+from impasto.sampling.sampler import Sampler, save_png
+
+
+@dataclass(frozen=True)
+class Previewer:
+    """Draws `prompts` into the run directory. Every random number it uses is its own."""
+
+    sampler: Sampler
+    prompts: Sequence[Prompt]
+
+    def is_due(self, run: RunDirectory, step: int) -> bool:
+        """Whether there is something to draw; what is there from before a resume is kept."""
+        return bool(self.prompts) and not (run.samples / step_name(step)).is_dir()
+
+    def draw(self, run: RunDirectory, step: int, progress: Progress) -> None:
+        """Draw all prompts for `step`."""
+        target = run.samples / step_name(step)
+        with (
+            self._looking(),
+            files.replace_folder(target) as partial,
+            progress.stage(f"Drawing previews at step {step}", len(self.prompts), "pictures") as (
+                advance
+            ),
+        ):
+            images = self.sampler.draw_all(self.prompts, advance)
+            for number, (prompt, image) in enumerate(zip(self.prompts, images, strict=True)):
+                save_png(image, partial / f"{number:03d}.png", prompt)
+
+    def draw_along(self) -> None:
+        """Do this process's share in drawing, where the model is shared out; keep nothing."""
+        with self._looking():
+            self.sampler.draw_all(self.prompts, lambda _: None)
+
+    @contextlib.contextmanager
+    def _looking(self) -> Iterator[None]:
+        unet: torch.nn.Module = self.sampler.unet
+        was_training = unet.training
+        unet.eval()
+        with self.sampler.hypernetworks.attached(unet):
+            yield
+        unet.train(was_training)

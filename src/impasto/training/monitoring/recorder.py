@@ -1,0 +1,149 @@
+"""What a run writes down while it trains: metrics, trackers, and the loss of each picture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from impasto.config.run import RunConfig
+from impasto.data.sampler import EpochSampler
+from impasto.publishing import published_settings
+from impasto.runs import RunDirectory
+from impasto.training.events import TrainingEvents
+from impasto.training.monitoring.image_losses import ImageLosses
+from impasto.training.monitoring.metrics import Meter
+from impasto.training.monitoring.trackers import Tracker, open_trackers, shown_numbers
+from impasto.training.monitoring.vram_overflow import watch_for
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """What a recorder reads while a run trains.
+
+    Attributes:
+        config: The settings.
+        accelerator: The processes.
+        sampler: Which samples have been seen after a step.
+        optimizer: Has the learning rates, in groups.
+        part_by_group: The name of the part that each of them is of.
+        num_timesteps: Timesteps of the noise schedule.
+        lost: Images that cannot be read any more -> why; grows while training goes on.
+    """
+
+    config: RunConfig
+    accelerator: Accelerator
+    sampler: EpochSampler
+    optimizer: torch.optim.Optimizer
+    part_by_group: Sequence[str]
+    num_timesteps: int
+    lost: Mapping[Path, str]
+
+
+class Recorder:
+    """Keeps the numbers of a run; every process has one, the first one writes.
+
+    Args:
+        of: What it reads.
+        run: Where metrics go.
+        events: Who is told.
+        preparing_s: Seconds that loading, scanning and encoding took.
+    """
+
+    def __init__(
+        self, of: Recorded, run: RunDirectory, events: TrainingEvents, preparing_s: float
+    ) -> None:
+        self._of, self._run, self._events = of, run, events
+        self._is_main = of.accelerator.is_main_process
+        self._trackers: list[Tracker] = []
+        self._lost: set[Path] = set()
+        self._spill = watch_for(of.accelerator.device)
+        self.meter = Meter(of.accelerator, of.num_timesteps)
+        self.meter.timings_s["preparing"] = preparing_s
+        asked = of.config.logging.image_losses
+        self.image_losses = ImageLosses(of.accelerator, run) if asked else None
+
+    def open(self, step: int) -> None:
+        """Begin after `step` updates; what was written after them is forgotten."""
+        if self.image_losses is not None:
+            self.image_losses.rewind(step)
+        if not self._is_main:
+            return
+        if step:
+            self._run.rewind_metrics(step)
+        else:
+            self._run.metrics_file.unlink(missing_ok=True)
+        config = self._of.config
+        whole = config.model_dump(mode="json", exclude_none=True)
+        settings = published_settings(whole, config.saving.publish)
+        self._trackers = open_trackers(config.logging.trackers, self._run, settings)
+
+    def close(self) -> None:
+        """Have the trackers write what is left."""
+        for tracker in self._trackers:
+            tracker.close()
+
+    def log(self, done: int) -> None:
+        """Write a line of metrics about the updates since the last one; waits for the device."""
+        reading = self.meter.read()
+        if reading is None:
+            return
+        for path, reason in self._newly_lost():
+            self._events.note(f"{path} cannot be read any more and is passed over: {reason}")
+        if self.image_losses is not None:
+            self.image_losses.write()
+        if self._spill is not None:
+            warning = self._spill.look(reading.images_per_s, torch.cuda.memory_reserved())
+            if warning is not None:
+                self._events.note(warning)
+        record = {
+            "step": done,
+            "epoch": (done - 1) // self._of.sampler.updates_per_epoch,
+            "samples_seen": self._of.sampler.samples_before(done),
+            "loss": float(reading.losses.mean()),
+            **reading.by_range,
+            **self._rates(),
+            "images_per_s": reading.images_per_s,
+            "data_wait": round(reading.data_wait, 4),
+            "memory_mib": round(reading.memory_mib),
+        }
+        if reading.grad_norm is not None:
+            record["grad_norm"] = reading.grad_norm
+        self.write(record)
+
+    def keep(self) -> None:
+        """Write down what a state does not keep: the losses of images."""
+        if self.image_losses is not None:
+            self.image_losses.write()
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Write a line of metrics, and pass it on."""
+        if self._is_main:
+            self._run.require_held()
+            self._run.append_metrics(record)
+            self._events.measured(record)
+            step, numbers = shown_numbers(record)
+            for tracker in self._trackers:
+                tracker.log(numbers, step)
+
+    def _rates(self) -> dict[str, float]:
+        """`lr` of the first part, `lr_<part>` of what is trained beside it."""
+        groups = self._of.optimizer.param_groups
+        rates: dict[str, float] = {}
+        for part, group in zip(self._of.part_by_group, groups, strict=True):
+            rates.setdefault(part, float(group["lr"]))
+        first = self._of.part_by_group[0]
+        named = {"lr" if part == first else f"lr_{part}": rate for part, rate in rates.items()}
+        found = groups[0].get("d")  # Prodigy's and D-Adaptation's estimate, which lr multiplies
+        return named if found is None else {**named, "d_lr": float(found) * named["lr"]}
+
+    def _newly_lost(self) -> list[tuple[Path, str]]:
+        """Pictures that training met and could not read since the last look."""
+        lost = self._of.lost
+        fresh = [(path, reason) for path, reason in list(lost.items()) if path not in self._lost]
+        self._lost.update(path for path, _ in fresh)
+        return fresh

@@ -1,0 +1,222 @@
+"""Any library's optimizer, taken through the weights chunk by chunk.
+
+Three things need it: weights of 16 bits, which a chunk at a time are widened to float32, stepped
+and rounded back; states that are kept in the computer's memory and come to the device for their
+step; and steps within the backward pass, where each weight is a chunk of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from impasto.training.optim.offload import StatesAway
+from impasto.training.optim.rounding import Rounding
+
+CHUNK = 16 << 20  # weights that are in float32 at a time, unless one tensor has more
+
+
+@dataclass(frozen=True)
+class ChunkRules:
+    """How an optimizer goes through the weights; as it is made, it does so at once.
+
+    Attributes:
+        rounding: How weights of 16 bits are brought back to them; None for those of 32.
+        each_alone: Whether each weight can be stepped by itself, as within the backward pass.
+        away: Keeps the state in the computer's memory; None leaves it on the device.
+    """
+
+    rounding: Rounding | None = None
+    each_alone: bool = False
+    away: StatesAway | None = None
+
+    @property
+    def need(self) -> str | None:
+        """The setting that asks for chunks; None if none does."""
+        if self.rounding is not None:
+            return "training.weights in 16 bits"
+        if self.each_alone:
+            return "training.optimizer_in_backward"
+        return None if self.away is None else "training.offload_optimizer"
+
+
+AT_ONCE = ChunkRules()
+BuildInner = Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
+
+
+class ChunkedOptimizer(torch.optim.Optimizer):
+    """Steps weights by optimizers of chunks.
+
+    Its groups are those of the chunks' optimizers, and its state is theirs, so that both can be
+    saved and set as of any optimizer. Gradients may be scaled (`torch.amp.GradScaler`), and are
+    scaled down to a limit in float32 (`clip`): in 16 bits either would round them.
+
+    Args:
+        groups: `params` and `lr`, as for any optimizer.
+        build: Makes the optimizer of a chunk from such groups; it has to look at each weight alone.
+        rules: How it goes through the weights.
+        chunk: Weights per chunk, where they are not stepped alone.
+    """
+
+    _step_supports_amp_scaling = True
+    grad_scale: Tensor | None
+    found_inf: Tensor | None
+
+    def __init__(
+        self,
+        groups: Sequence[dict[str, Any]],
+        build: BuildInner,
+        rules: ChunkRules,
+        chunk: int = CHUNK,
+    ) -> None:
+        super().__init__([{**group, "params": list(group["params"])} for group in groups], {})
+        self._rounding, self._away = rules.rounding, rules.away
+        self._factor: Tensor | None = None
+        self._inner = [
+            build([{**group, "params": members}])
+            for group in self.param_groups
+            for members in chunks_of(group["params"], 1 if rules.each_alone else chunk)
+        ]
+        for optimizer in self._inner:
+            optimizer.state = self.state
+        self.param_groups = [g for optimizer in self._inner for g in optimizer.param_groups]
+        self._chunk_of = {p: inner for inner in self._inner for p in _members(inner)}
+
+    def clip(self, limit: float, scale: float = 1.0) -> Tensor:
+        """Have the next step bring the gradient's norm down to `limit`, and return the norm.
+
+        Args:
+            limit: The largest norm; 0 only measures.
+            scale: What the gradients are larger by than they should be.
+        """
+        norms = [norm_of(p.grad) for p in self._chunk_of if p.grad is not None]
+        norm: Tensor = torch.linalg.vector_norm(torch.stack(norms)) / scale
+        if limit > 0:
+            self.shorten(limit, norm)
+        return norm
+
+    def shorten(self, limit: float, norm: Tensor) -> None:
+        """Have the next step, or those of single weights, scale gradients of this norm down."""
+        self._factor = (limit / (norm + 1e-6)).clamp(max=1.0)  # as torch's clip_grad_norm_
+
+    def begin(self, seed: int) -> None:
+        """Start an update; see `Rounding.begin`."""
+        if self._rounding is not None:
+            self._rounding.begin(seed)
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]  # noqa: ARG002
+        """One update, unless the gradient has overflown."""
+        if self._is_overflown():
+            return
+        for number, optimizer in enumerate(self._inner):
+            if self._away is not None:  # the next chunk's come while this one is stepped
+                for near in self._inner[number : number + 2]:
+                    self._away.fetch(_members(near), self.state)
+            self._step_chunk(optimizer)
+        self.finish()
+
+    @torch.no_grad()
+    def step_one(self, parameter: Tensor) -> None:
+        """Step one weight, which is a chunk of its own; `finish` when all are done."""
+        optimizer = self._chunk_of[parameter]
+        if self._away is not None:
+            self._away.fetch([parameter], self.state)
+        self._step_chunk(optimizer)
+
+    def inner_of(self, parameter: Tensor) -> torch.optim.Optimizer:
+        """The optimizer that steps a weight."""
+        return self._chunk_of[parameter]
+
+    @property
+    def keeps_states_away(self) -> bool:
+        """Whether its state is in the computer's memory between steps."""
+        return self._away is not None
+
+    def finish(self) -> None:
+        """End an update."""
+        self._factor = None
+        if self._away is not None:
+            self._away.wait()
+
+    def _is_overflown(self) -> bool:
+        found_inf = getattr(self, "found_inf", None)
+        return found_inf is not None and not self._is_fused and bool(found_inf)
+
+    @property
+    def _is_fused(self) -> bool:
+        """Whether the chunks' optimizers pass over an overflown gradient on the device."""
+        return bool(self.param_groups[0].get("fused"))
+
+    def _step_chunk(self, optimizer: torch.optim.Optimizer) -> None:
+        found_inf = getattr(self, "found_inf", None)
+        if found_inf is not None and self._is_fused:
+            optimizer.found_inf, optimizer.grad_scale = found_inf, None  # type: ignore[attr-defined]
+        learning = [p for p in _members(optimizer) if p.grad is not None]
+        if self._away is not None:
+            self._away.arrive(_members(optimizer))
+        if self._rounding is None:
+            self._step_wide(optimizer, learning)
+        else:
+            self._step_narrow(optimizer, learning, self._rounding)
+        if self._away is not None:
+            self._away.store(_members(optimizer), self.state)
+
+    def _step_wide(self, optimizer: torch.optim.Optimizer, learning: list[Tensor]) -> None:
+        scale = getattr(self, "grad_scale", None)
+        for p in learning:
+            assert p.grad is not None  # noqa: S101 - chosen by it
+            if scale is not None:
+                p.grad.div_(scale)
+            if self._factor is not None:
+                p.grad.mul_(self._factor)
+        optimizer.step()
+
+    def _step_narrow(
+        self, optimizer: torch.optim.Optimizer, learning: list[Tensor], rounding: Rounding
+    ) -> None:
+        narrow = [(p.data, p.grad) for p in learning]
+        for p, (weight, grad) in zip(learning, narrow, strict=True):
+            assert grad is not None  # noqa: S101 - chosen by it
+            p.grad = None
+            p.data = rounding.widened(weight, self.state.get(p, {}))
+            p.grad = self._true_size(grad.float())
+        optimizer.step()
+        for p, (weight, _) in zip(learning, narrow, strict=True):
+            p.grad = None
+            weight.copy_(rounding.narrowed(p.data, weight.dtype, self.state[p]))
+            p.data = weight
+
+    def _true_size(self, grad: Tensor) -> Tensor:
+        scale = getattr(self, "grad_scale", None)
+        if scale is not None:
+            grad = grad / scale
+        return grad if self._factor is None else grad * self._factor
+
+
+def norm_of(grad: Tensor) -> Tensor:
+    """The L2 norm of one gradient, in float32."""
+    norm: Tensor = torch.linalg.vector_norm(grad, dtype=torch.float32)
+    return norm
+
+
+def _members(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+def chunks_of(parameters: Sequence[Tensor], limit: int = CHUNK) -> Iterator[list[Tensor]]:
+    """Parameters in order, in lists of at most `limit` numbers, or of one that has more."""
+    members: list[Tensor] = []
+    held = 0
+    for parameter in parameters:
+        if members and held + parameter.numel() > limit:
+            yield members
+            members, held = [], 0
+        members.append(parameter)
+        held += parameter.numel()
+    if members:
+        yield members

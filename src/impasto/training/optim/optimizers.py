@@ -1,0 +1,228 @@
+"""Makes optimizers over the parts that learn: libraries' ones, with their arguments checked."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import functools
+import importlib
+import inspect
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
+
+import torch
+
+from impasto.errors import ConfigError, MissingDependencyError
+from impasto.invocation import install_packages
+from impasto.models.trainable import Part
+from impasto.optimizer_table import (
+    COLLECTION,
+    OPTIMIZERS,
+    TORCH,
+    OptimizerRow,
+    finds_one_rate,
+    one_rate_only,
+)
+from impasto.training.optim.arguments import require_known_arguments
+from impasto.training.optim.chunked import AT_ONCE, ChunkedOptimizer, ChunkRules
+from impasto.training.optim.trial import Build, obeys_rates, require_steps
+
+
+class OptimizerSettings(Protocol):
+    """Which optimizer is wanted; `config.optimizer.OptimizerConfig` is one."""
+
+    @property
+    def kind(self) -> str:
+        """A name of the table, of `torch.optim`, of the collection, or `module.Class`."""
+
+    @property
+    def lr(self) -> float:
+        """Learning rate of groups that have none of their own."""
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Further arguments, by the optimizer's own names."""
+
+    def given(self) -> dict[str, Any]:
+        """All arguments that are asked for, without the learning rate."""
+
+
+BuildOptimizer = Callable[[Sequence[Part], OptimizerSettings, ChunkRules], torch.optim.Optimizer]
+
+
+def build_optimizer(
+    parts: Sequence[Part], config: OptimizerSettings, rules: ChunkRules = AT_ONCE
+) -> torch.optim.Optimizer:
+    """The optimizer of the settings, with parameter groups for each rate of each part.
+
+    Args:
+        parts: What learns.
+        config: The settings.
+        rules: How it goes through the weights.
+
+    Raises:
+        ConfigError: As `require_obedience`; or it does not go with the rules.
+        MissingDependencyError: Its package is not there.
+    """
+    require_obedience(parts, config)
+    row = find_row(config.kind)
+    build = _builder(row, config)
+    groups = [
+        {"params": list(parameters.values()), "lr": lr}
+        for part in parts
+        for lr, parameters in part.by_rate()
+    ]
+    try:
+        if rules.need is None:
+            return build(groups)
+        if row.looks_at_all_together:
+            raise ConfigError(
+                f"optimizer.kind {config.kind} looks at all weights together and does not go with "
+                f"{rules.need}. Take that setting out, or take another optimizer.kind."
+            )
+        return ChunkedOptimizer(groups, build, rules)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"optimizer.kind {config.kind} cannot be made: {error}.") from error
+
+
+def require_obedience(parts: Sequence[Part], config: OptimizerSettings) -> None:
+    """Make sure that an optimizer takes what the settings give it, steps, and obeys its rates.
+
+    Those of the table are known to, by its tests; others are tried out, as are further arguments.
+
+    Args:
+        parts: What learns; their tensors may be without values.
+        config: The settings.
+
+    Raises:
+        ConfigError: There is no such optimizer, or an option of it would have no effect.
+        MissingDependencyError: Its package is not there.
+    """
+    row, kind = find_row(config.kind), config.kind
+    require_known_arguments(kind, _load(row), config.given(), row.without_effect)
+    build = _builder(row, config)
+    rates = {lr for part in parts for lr, _ in part.by_rate()}
+    device = next(p.device for part in parts for p in part.parameters().values())
+    if device.type == "meta":
+        device = torch.device("cpu")
+    if kind not in OPTIMIZERS or config.arguments:
+        require_steps(kind, build, device)
+    is_known = kind in OPTIMIZERS
+    if len(rates) > 1 and (row.finds_lr or (not is_known and not obeys_rates(build, device))):
+        raise ConfigError(f"{one_rate_only(kind, sorted(rates))}.")
+
+
+def _builder(row: OptimizerRow, config: OptimizerSettings) -> Build:
+    return functools.partial(_load(row), lr=config.lr, **{**row.defaults, **config.given()})
+
+
+def find_row(kind: str) -> OptimizerRow:
+    """The row of a name: of the table, of `torch.optim`, or of the pytorch-optimizer collection.
+
+    Raises:
+        ConfigError: No optimizer has that name.
+    """
+    if kind in OPTIMIZERS:
+        return OPTIMIZERS[kind]
+    if "." in kind:
+        return _row_of_class(kind)
+    wanted = _plain(kind)
+    for name, candidate in vars(torch.optim).items():
+        if _plain(name) == wanted and inspect.isclass(candidate) and name != "Optimizer":
+            return OptimizerRow(TORCH, name)
+    collection = _collection_names()
+    if wanted in collection:
+        return _row_like(COLLECTION, collection[wanted])
+    known = sorted({*OPTIMIZERS, *collection})
+    near = difflib.get_close_matches(kind.lower(), known, n=3, cutoff=0.4)
+    raise ConfigError(
+        f"optimizer.kind is {kind!r}, which is no optimizer. The nearest names are "
+        f"{', '.join(near) or 'none'}; known are {', '.join(OPTIMIZERS)}, those of torch.optim and "
+        f"of the pytorch-optimizer package, and any class by its module, as in torch.optim.Adam."
+    )
+
+
+def _row_of_class(path: str) -> OptimizerRow:
+    """The row of `module.Class`, as sd-scripts names other optimizers.
+
+    Raises:
+        ConfigError: There is no such module or class, or it is no optimizer.
+    """
+    module, _, name = path.rpartition(".")
+    try:
+        candidate = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
+        raise ConfigError(
+            f"optimizer.kind is {path!r}, and there is no such class ({error}). Expected a module "
+            f"that is installed and a class in it, as in bitsandbytes.optim.AdEMAMix8bit."
+        ) from error
+    if not (inspect.isclass(candidate) and issubclass(candidate, torch.optim.Optimizer)):
+        raise ConfigError(
+            f"optimizer.kind is {path!r}, which is no optimizer (a class of torch.optim.Optimizer)."
+        )
+    return _row_like(module, name)
+
+
+def _row_like(module: str, name: str) -> OptimizerRow:
+    """A row of the table where it has that class; otherwise a new one."""
+    same = [row for row in OPTIMIZERS.values() if row.name == name]
+    as_it_is = [row for row in same if row.module == module and not row.defaults]
+    finds_lr = finds_one_rate(name)
+    state_bytes = max((row.state_bytes for row in same), default=8)
+    return as_it_is[0] if as_it_is else OptimizerRow(module, name, {}, finds_lr, state_bytes)
+
+
+@contextlib.contextmanager
+def evaluation_weights(optimizer: torch.optim.Optimizer) -> Iterator[None]:
+    """The weights that a schedule-free optimizer means, and those it trains again afterwards.
+
+    Defazio et al. 2024 (arXiv:2405.15682). Its own way back rounds, so the weights are kept and put
+    back bit for bit: looking at a run must not change it.
+    """
+    switch = getattr(optimizer, "eval", None)
+    if switch is None or not hasattr(optimizer, "train"):
+        yield
+        return
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    kept = [parameter.detach().clone() for parameter in parameters]
+    switch()
+    try:
+        yield
+    finally:
+        optimizer.train()
+        with torch.no_grad():
+            for parameter, value in zip(parameters, kept, strict=True):
+                parameter.copy_(value)
+
+
+def _load(row: OptimizerRow) -> Any:
+    package = row.module.partition(".")[0]
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it tells of kernels not used here
+    try:
+        return getattr(importlib.import_module(row.module), row.name)
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"The optimizer {row.name} is in the package {package.replace('_', '-')}, which is not "
+            f"installed ({error}). Install it with: {install_packages(package.replace('_', '-'))}\n"
+            f"Or take optimizer.kind adamw."
+        ) from error
+
+
+def _collection_names() -> dict[str, str]:
+    """Plain name -> class name, of the collection, if it is installed."""
+    try:
+        collection = importlib.import_module(COLLECTION)
+    except ImportError:
+        return {}
+    return {
+        _plain(name): name
+        for name, candidate in vars(collection).items()
+        if inspect.isclass(candidate)
+        and issubclass(candidate, torch.optim.Optimizer)
+        and name not in {"BaseOptimizer", "Optimizer"}
+    }
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace("_", "").replace("-", "")

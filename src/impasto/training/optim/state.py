@@ -1,0 +1,165 @@
+"""The learning rate of an optimizer, and its state as named tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from impasto.checkpoints.tensors import LazyTensor
+from impasto.errors import RunError
+from impasto.models.trainable import Part
+from impasto.training.optim.chunked import ChunkedOptimizer
+from impasto.training.optim.offload import LEAST
+
+_GROUP = "group."
+
+
+class LrSetter:
+    """Sets each group's rate for a step from the rate it was built with."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self._optimizer = optimizer
+        self._rates = [float(group["lr"]) for group in optimizer.param_groups]
+
+    def set(self, factor: float) -> float:
+        """Apply a factor in [0, 1]; return the first group's rate, which is the U-Net's."""
+        for group, rate in zip(self._optimizer.param_groups, self._rates, strict=True):
+            group["lr"] = rate * factor
+        return self._rates[0] * factor
+
+
+def parameter_names(parts: Sequence[Part]) -> dict[Tensor, str]:
+    """Each learning parameter's name with its part in front: `unet.conv_in.weight`."""
+    return {
+        parameter: f"{part.name}.{name}"
+        for part in parts
+        for name, parameter in part.parameters().items()
+    }
+
+
+def part_names(optimizer: torch.optim.Optimizer, parts: Sequence[Part]) -> tuple[str, ...]:
+    """The part that each group of an optimizer is of."""
+    names = parameter_names(parts)
+    return tuple(names[g["params"][0]].partition(".")[0] for g in optimizer.param_groups)
+
+
+def require_savable(optimizer: torch.optim.Optimizer) -> None:
+    """Make sure, after a first step, that all of an optimizer's state can be kept and resumed.
+
+    Raises:
+        RunError: It keeps something that is neither a tensor nor a number.
+    """
+    for entries in optimizer.state.values():
+        for entry, value in entries.items():
+            if value is not None and not isinstance(value, (Tensor, bool, int, float)):
+                raise RunError(
+                    f"The optimizer {type(optimizer).__name__} keeps {entry!r} as a "
+                    f"{type(value).__name__}, which cannot be saved, so a run with it could not be "
+                    f"resumed. Choose another optimizer.kind."
+                )
+
+
+def optimizer_tensors(
+    optimizer: torch.optim.Optimizer, names: Mapping[Tensor, str]
+) -> dict[str, Tensor]:
+    """The state as `<parameter>:<entry>` -> tensor as it is; those of groups as `group.0:d`."""
+    found = {
+        f"{names[parameter]}:{entry}": value
+        for parameter, entries in optimizer.state.items()
+        for entry, value in entries.items()
+        if isinstance(value, Tensor)
+    }
+    found |= {
+        f"{_GROUP}{number}:{entry}": value
+        for number, group in enumerate(optimizer.param_groups)
+        for entry, value in group.items()
+        if isinstance(value, Tensor)
+    }
+    return {key: value.detach() for key, value in found.items()}
+
+
+def optimizer_scalars(
+    optimizer: torch.optim.Optimizer, names: Mapping[Tensor, str]
+) -> dict[str, Any]:
+    """What is not a tensor: numbers per parameter, and counters that sit in the groups."""
+    per_parameter = {
+        f"{names[parameter]}:{entry}": value
+        for parameter, entries in optimizer.state.items()
+        for entry, value in entries.items()
+        if isinstance(value, (bool, int, float))
+    }
+    return {"parameters": per_parameter, "groups": group_scalars(optimizer)}
+
+
+def group_scalars(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
+    """The numbers of each group, without its rate, which the schedule sets."""
+    return [
+        {k: v for k, v in group.items() if isinstance(v, (bool, int, float)) and k != "lr"}
+        for group in optimizer.param_groups
+    ]
+
+
+def restore_optimizer(
+    optimizer: torch.optim.Optimizer,
+    names: Mapping[Tensor, str],
+    tensors: Mapping[str, LazyTensor],
+    scalars: Mapping[str, Any],
+) -> None:
+    """Put a saved state back.
+
+    Raises:
+        RunError: The state names parameters that this run does not train.
+    """
+    by_name = {name: parameter for parameter, name in names.items()}
+    kept_away = isinstance(optimizer, ChunkedOptimizer) and optimizer.keeps_states_away
+    for key, value in {**tensors, **scalars["parameters"]}.items():
+        name, _, entry = key.rpartition(":")
+        if name.startswith(_GROUP):
+            group = optimizer.param_groups[int(name.removeprefix(_GROUP))]
+            group[entry] = value.read().to(group["params"][0].device)
+            continue
+        if name not in by_name:
+            raise RunError(
+                f"The saved state has an optimizer entry for {name}, which this run does not "
+                f"train. It belongs to another model or other settings."
+            )
+        parameter = by_name[name]
+        buffer = _paged_buffer(optimizer, parameter, value)
+        optimizer.state[parameter][entry] = (
+            _like(parameter, value, kept_away=kept_away)
+            if buffer is None
+            else buffer.copy_(value.read())
+        )
+    for group, saved in zip(optimizer.param_groups, scalars["groups"], strict=True):
+        group.update(saved)
+
+
+def _paged_buffer(optimizer: torch.optim.Optimizer, parameter: Tensor, value: Any) -> Tensor | None:
+    """Where a paged optimizer keeps an entry; None for what is not paged.
+
+    bitsandbytes' paged optimizers take memory that CUDA moves between GPU and computer, for
+    states of the parameter's shape (`Optimizer8bit.get_state_buffer`), and only if they make it
+    themselves.
+    """
+    if isinstance(optimizer, ChunkedOptimizer):
+        optimizer = optimizer.inner_of(parameter)
+    is_paged = getattr(optimizer, "is_paged", False) and parameter.device.type != "cpu"
+    if not (is_paged and isinstance(value, LazyTensor) and value.shape == parameter.shape):
+        return None
+    make: Callable[..., Tensor] = optimizer.get_state_buffer  # type: ignore[attr-defined]
+    return make(parameter, dtype=value.dtype)
+
+
+def _like(parameter: Tensor, value: Any, *, kept_away: bool) -> Any:
+    """A saved entry where it belongs; of the parameter's shape, then in its memory layout too."""
+    if not isinstance(value, LazyTensor):
+        return value
+    value = value.read()
+    device = torch.device("cpu") if kept_away and value.numel() >= LEAST else parameter.device
+    if value.shape != parameter.shape:
+        return value.to(device)
+    like = torch.empty_like(parameter, dtype=value.dtype, device=device, requires_grad=False)
+    return like.copy_(value)

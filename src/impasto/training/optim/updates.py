@@ -1,0 +1,297 @@
+"""From a loss to changed weights: by gradients that are kept, or step by step in the backward pass.
+
+Kept gradients take as much memory as the weights. Stepped in the backward pass, each is gone
+before the next is computed (Lv et al. 2023, LOMO, arXiv:2306.09782, for optimizers with a state);
+the norm of all of them, which clipping needs, is then known only afterwards. So there are two ways
+to clip: a backward pass of its own for the norm, or the norm of the update before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from impasto.training.optim.chunked import ChunkedOptimizer, norm_of
+from impasto.training.optim.finite_updates import FiniteUpdates, NotFiniteError
+from impasto.training.optim.mixed_precision import Precision
+
+InBackward = Literal["off", "exact", "last_norm"]
+LAST_NORM = "last_norm"
+
+
+class Descent(Protocol):
+    """Takes an update from its losses to the weights.
+
+    Attributes:
+        is_stepping: Whether weights are being changed just now.
+    """
+
+    is_stepping: bool
+
+    def backward(self, share: Tensor, *, is_last: bool = True) -> None:
+        """Go backward from a micro-batch's share of the update's loss."""
+
+    def apply(self, loss: Tensor) -> Tensor | None:
+        """Complete an update of this loss; the gradient's norm before clipping, if measured.
+
+        Raises:
+            NotFiniteError: It was not applied.
+        """
+
+    def require_applied(self) -> None:
+        """Make sure that all updates since the last look were applied; may wait for the device.
+
+        Raises:
+            NotFiniteError: One of them was not, since its loss or gradient is not finite.
+        """
+
+
+class KeptGradients:
+    """Gradients of a whole update are added up, clipped together, and applied if they are finite.
+
+    A fused optimizer on a GPU passes over what is not finite on the device, so that nothing waits;
+    from then on it passes over everything, until `require_applied` finds it. Elsewhere it is
+    noticed at once. A gradient that overflows because its loss is scaled is no fault: the scaler
+    passes over it and lowers the scale; a loss that is not finite is one then too.
+
+    Args:
+        optimizer: Steps the weights.
+        parameters: What learns.
+        precision: How the run computes.
+        limit: The largest norm of the gradient; 0 means none.
+    """
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        parameters: Sequence[Tensor],
+        precision: Precision,
+        limit: float,
+    ) -> None:
+        self._optimizer, self._parameters = optimizer, parameters
+        self._precision, self._limit = precision, limit
+        self._updates = updates_on_device(optimizer)
+        self.is_stepping = False
+
+    def backward(self, share: Tensor, *, is_last: bool = True) -> None:
+        """Add to the gradients."""
+        del is_last
+        torch.autograd.backward(self._precision.scaled(share))
+
+    def apply(self, loss: Tensor) -> Tensor | None:
+        """Clip and step."""
+        updates, scales = self._updates, self._precision.scales
+        if updates is not None:
+            updates.require(loss)
+            if scales:
+                self._spoil(updates.found_inf)
+        norm = self._precision.clip(self._optimizer, self._parameters, self._limit)
+        if updates is None:
+            self._require_finite([loss] if norm is None or scales else [loss, norm])
+        elif not scales and norm is not None:
+            updates.require(norm)
+            self._optimizer.found_inf = updates.found_inf  # type: ignore[attr-defined]
+        if updates is not None:
+            updates.stepped()  # ahead of the step, after which nothing may fail
+        self.is_stepping = True
+        self._precision.step(self._optimizer, None if updates is None else updates.found_inf)
+        self.is_stepping = False
+        self._optimizer.zero_grad()
+        return norm
+
+    def require_applied(self) -> None:
+        """Only a fused optimizer on a GPU has anything to find."""
+        if self._updates is not None:
+            self._updates.require_applied()
+
+    def _require_finite(self, values: Sequence[Tensor]) -> None:
+        if not all(bool(torch.isfinite(value)) for value in values):
+            self._optimizer.zero_grad()
+            raise NotFiniteError(weights_are_whole=True)
+
+    def _spoil(self, found_inf: Tensor) -> None:
+        """Have the scaler pass over an update whose loss is not finite, if gradients are or not."""
+        spoilt = torch.where(found_inf > 0, float("nan"), 0.0)
+        for parameter in self._parameters:
+            if parameter.grad is not None and parameter.grad.numel():
+                parameter.grad.add_(spoilt)
+                return
+
+
+class SteppedInBackward:
+    """Each weight is stepped as soon as its gradient is there, which is then freed.
+
+    Args:
+        optimizer: With a chunk for each tensor.
+        parameters: What learns.
+        precision: How the run computes; with a scaler, the norm has to be measured first.
+        limit: The largest norm of the gradient; 0 means none.
+        by_last_norm: Clip by the norm of the update before; the first one measures its own.
+    """
+
+    def __init__(
+        self,
+        optimizer: ChunkedOptimizer,
+        parameters: Sequence[Tensor],
+        precision: Precision,
+        limit: float,
+        *,
+        by_last_norm: bool = False,
+    ) -> None:
+        self._optimizer, self._parameters = optimizer, parameters
+        self._precision, self._limit, self._by_last_norm = precision, limit, by_last_norm
+        self._updates = updates_on_device(optimizer)
+        self._norms: dict[Tensor, Tensor] = {}
+        self._norm_before: Tensor | None = None
+        self._is_torn = False
+        self.is_stepping = False
+
+    def backward(self, share: Tensor, *, is_last: bool = True) -> None:
+        """All of an update: its norm where it is needed, and the steps.
+
+        Raises:
+            NotFiniteError: It was not applied.
+        """
+        del is_last  # there is one
+        last = self._optimizer.param_groups[0].get(LAST_NORM) if self._by_last_norm else None
+        scaled = self._precision.scaled(share)
+        self._norms = {}
+        if self._updates is not None:
+            self._updates.require(share)
+        elif not bool(torch.isfinite(share)):
+            raise NotFiniteError(weights_are_whole=True)
+        if (self._limit > 0 and last is None) or self._precision.scales:
+            last = self._measured(share, scaled)
+            if last is None:
+                self._precision.stepped(overflown=True)
+                return
+        if self._limit > 0 and last is not None:
+            self._optimizer.shorten(self._limit, last)
+        if self._precision.scales:
+            self._optimizer.grad_scale = torch.tensor(self._precision.scale(), device=share.device)
+        self._step_all(scaled)
+        if self._norms:
+            self._norm_before = self._norm()
+        self._precision.stepped(overflown=False)
+
+    def apply(self, loss: Tensor) -> Tensor | None:
+        """Only say what the norm was: all else is done."""
+        del loss
+        norm, self._norm_before = self._norm_before, None
+        if self._is_torn:
+            raise NotFiniteError(weights_are_whole=False)
+        if norm is not None and self._by_last_norm:
+            group = self._optimizer.param_groups[0]
+            kept = norm
+            if self._updates is not None and LAST_NORM in group:  # not that of what is passed over
+                kept = torch.where(self._updates.found_inf > 0, group[LAST_NORM], norm)
+            group[LAST_NORM] = kept
+        return norm
+
+    def require_applied(self) -> None:
+        """Only a fused optimizer on a GPU has anything to find."""
+        if self._updates is not None:
+            self._updates.require_applied()
+
+    def _measured(self, share: Tensor, scaled: Tensor) -> Tensor | None:
+        """The norm by a backward pass of its own; None of a gradient that overflows by its scale.
+
+        Raises:
+            NotFiniteError: It, or the loss, is not finite.
+        """
+        self._walk(scaled, self._measure, keep_graph=True)
+        norm = self._norm()
+        is_loss_finite, is_norm_finite = torch.isfinite(
+            torch.stack([share.detach(), norm])
+        ).tolist()
+        if is_loss_finite and is_norm_finite:
+            return norm
+        if is_loss_finite and self._precision.scales:
+            return None
+        raise NotFiniteError(weights_are_whole=True)
+
+    def _step_all(self, scaled: Tensor) -> None:
+        before = None if self._updates is None else self._updates.begin_to_step()
+        self.is_stepping = True
+        self._walk(scaled, self._step)
+        self._optimizer.finish()
+        if self._updates is not None:
+            self._updates.stepped(before)
+        self.is_stepping = False
+
+    def _walk(
+        self, scaled: Tensor, visit: Callable[[Tensor], None], *, keep_graph: bool = False
+    ) -> None:
+        with at_each_gradient(self._parameters, visit):
+            torch.autograd.backward(scaled, retain_graph=keep_graph)
+
+    def _measure(self, parameter: Tensor) -> None:
+        assert parameter.grad is not None  # noqa: S101 - called when it is there
+        self._norms[parameter] = norm_of(parameter.grad)
+        parameter.grad = None
+
+    def _step(self, parameter: Tensor) -> None:
+        """Step a weight, unless its gradient or one before it is not finite."""
+        gradient = parameter.grad
+        assert gradient is not None  # noqa: S101 - called when it is there
+        if self._by_last_norm or self._updates is None:
+            self._norms[parameter] = norm_of(gradient)
+        if self._updates is not None:
+            self._updates.require_all(gradient)
+            self._optimizer.found_inf = self._updates.found_inf
+        elif not self._is_torn:
+            self._is_torn = not bool(torch.isfinite(self._norms[parameter]))
+        if not self._is_torn:
+            self._optimizer.step_one(parameter)
+        parameter.grad = None
+
+    def _norm(self) -> Tensor:
+        """Of all gradients of the update, in their true size."""
+        norms = [self._norms[p] for p in self._parameters if p in self._norms]
+        norm: Tensor = torch.linalg.vector_norm(torch.stack(norms)) / self._precision.scale()
+        return norm
+
+
+def build_descent(
+    in_backward: InBackward,
+    optimizer: torch.optim.Optimizer,
+    parameters: Sequence[Tensor],
+    precision: Precision,
+    limit: float,
+) -> Descent:
+    """The way of the settings; stepping in the backward pass needs a `ChunkedOptimizer`."""
+    if in_backward == "off":
+        return KeptGradients(optimizer, parameters, precision, limit)
+    assert isinstance(optimizer, ChunkedOptimizer)  # noqa: S101 - made so by build_optimizer
+    return SteppedInBackward(
+        optimizer, parameters, precision, limit, by_last_norm=in_backward == LAST_NORM
+    )
+
+
+def updates_on_device(optimizer: torch.optim.Optimizer) -> FiniteUpdates | None:
+    """What finds faults on the GPU, of an optimizer that can be told there to pass over an update.
+
+    None of others.
+    """
+    group = optimizer.param_groups[0]
+    device: torch.device = group["params"][0].device
+    if not (group.get("fused") and device.type == "cuda"):
+        return None
+    return FiniteUpdates(device)
+
+
+@contextmanager
+def at_each_gradient(
+    parameters: Sequence[Tensor], visit: Callable[[Tensor], None]
+) -> Iterator[None]:
+    """Call `visit` with each weight when its gradient is complete."""
+    handles = [p.register_post_accumulate_grad_hook(visit) for p in parameters]  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

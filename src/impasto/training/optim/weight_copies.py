@@ -1,0 +1,92 @@
+"""The 16-bit copies of float32 weights that products are computed with, made once an update.
+
+Autocast makes them one by one in every forward pass, and widens their gradients one by one: some
+900 kernels for a full-size U-Net, which a fast GPU runs through in less time than they take to be
+launched. Here some forty make all of them before an update, and as many widen all gradients after
+each backward pass. Each number is rounded and added up as autocast does it. The text encoder's are
+left to autocast.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from impasto.training.optim.chunked import chunks_of
+
+CAST_BY_AUTOCAST = (nn.Conv2d, nn.Linear)
+"""The layers of a U-Net whose products autocast computes in 16 bits; norms it leaves in float32."""
+
+
+def layers_with_copies(network: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Parameter]]:
+    """Module, name in it and weight of all that learns and is multiplied in 16 bits."""
+    for module in network.modules():
+        if isinstance(module, CAST_BY_AUTOCAST):
+            for name, parameter in module.named_parameters(recurse=False):
+                if parameter.requires_grad:
+                    yield module, name, parameter
+
+
+class WeightCopies:
+    """Copies that stand in the place of weights while an update computes.
+
+    Args:
+        layers: Module, name and weight; none leaves everything as it is.
+        dtype: Of the copies.
+    """
+
+    def __init__(
+        self, layers: Iterable[tuple[nn.Module, str, nn.Parameter]], dtype: torch.dtype
+    ) -> None:
+        self._places = [
+            (module, name, weight, nn.Parameter(torch.empty_like(weight, dtype=dtype)))
+            for module, name, weight in layers
+        ]
+        copy_of: dict[Tensor, Tensor] = {weight: copy for _, _, weight, copy in self._places}
+        self._slices = [
+            (weights, [copy_of[weight] for weight in weights])
+            for weights in chunks_of(list(copy_of))
+        ]
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Take over the weights as they are now."""
+        for weights, copies in self._slices:
+            torch._foreach_copy_(copies, weights)
+
+    @contextlib.contextmanager
+    def in_place(self) -> Iterator[None]:
+        """Compute with the copies; their gradients go to the weights, unless that fails."""
+        for module, name, _, copy in self._places:
+            module._parameters[name] = copy
+        try:
+            yield
+            self._hand_over()
+        finally:
+            for module, name, weight, copy in self._places:
+                module._parameters[name] = weight
+                copy.grad = None
+
+    @torch.no_grad()
+    def _hand_over(self) -> None:
+        """Add the copies' gradients to those of the weights; a slice at a time is there twice."""
+        for weights, copies in self._slices:
+            pairs = [(w, c) for w, c in zip(weights, copies, strict=True) if c.grad is not None]
+            if not pairs:
+                continue
+            wide = [torch.empty_like(weight) for weight, _ in pairs]
+            torch._foreach_copy_(wide, [c.grad for _, c in pairs if c.grad is not None])
+            kept, added = [], []
+            for (weight, _), gradient in zip(pairs, wide, strict=True):
+                if weight.grad is None:
+                    weight.grad = gradient
+                else:
+                    kept.append(weight.grad)
+                    added.append(gradient)
+            if kept:
+                torch._foreach_add_(kept, added)
+            for _, copy in pairs:
+                copy.grad = None

@@ -1,0 +1,303 @@
+"""A model whose gradients and optimizer state are shared out over processes, by DeepSpeed.
+
+Rajbhandari et al. 2020, ZeRO (arXiv:1910.02054), stages 1 and 2: each process has all weights,
+steps its share of them, and they tell each other. What a saved state has is put together by
+DeepSpeed's functions for that, so that it is a state like any other.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from impasto.checkpoints.tensors import LazyTensor, Tensors
+from impasto.errors import ConfigError
+from impasto.models.trainable import Part
+from impasto.training.optim.finite_updates import NotFiniteError
+from impasto.training.optim.mixed_precision import Precision
+from impasto.training.optim.state import group_scalars
+from impasto.training.optim.updates import Descent, InBackward
+from impasto.training.parallel.strategy import (
+    Held,
+    Names,
+    OptimizerState,
+    WholeModels,
+    first_answer,
+)
+
+_OWN = {
+    "train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps",
+    "gradient_clipping", "zero_optimization", "zero_allow_untested_optimizer",
+    "zero_force_ds_cpu_optimizer", "steps_per_print",
+}  # fmt: skip
+_ELSEWHERE = {
+    "optimizer": "[optimizer]",
+    "scheduler": "[schedule]",
+    "fp16": "training.mixed_precision",
+    "bf16": "training.mixed_precision",
+    "amp": "training.mixed_precision",
+    "torch_autocast": "training.mixed_precision",
+}
+
+
+def zero_config(
+    accelerator: Accelerator, *, max_grad_norm: float, accumulation: int
+) -> dict[str, Any]:
+    """DeepSpeed's configuration: what accelerate was told of sharding, the rest from the run's.
+
+    Args:
+        accelerator: Has what accelerate was told.
+        max_grad_norm: The norm that gradients are clipped to; 0 clips nothing.
+        accumulation: Micro-batches of a step.
+
+    Raises:
+        ConfigError: It asks for something that is not offered, or that the run's settings say.
+    """
+    plugin: Any = accelerator.state.deepspeed_plugin
+    if plugin is None:
+        raise ConfigError(
+            "accelerate is configured for DeepSpeed and for the processor (use_cpu), which it does "
+            "not start together. Run `accelerate config` and choose FSDP, or not the processor."
+        )
+    asked = dict(plugin.deepspeed_config)
+    for section, ours in _ELSEWHERE.items():
+        held = asked.get(section)
+        if isinstance(held, Mapping) and (section not in {"fp16", "bf16", "amp", "torch_autocast"}
+                                          or held.get("enabled") is True):  # fmt: skip
+            raise ConfigError(
+                f"DeepSpeed's configuration has a section {section}; take it out, {ours} of the "
+                f"run's settings is what counts."
+            )
+    for theirs, ours, value, usual in (
+        ("gradient_clipping", "max_grad_norm", max_grad_norm, "auto"),
+        ("gradient_accumulation_steps", "gradient_accumulation_steps", accumulation, 1),
+    ):
+        if asked.get(theirs, "auto") not in {"auto", value, usual}:
+            raise ConfigError(
+                f"DeepSpeed's {theirs} is {asked[theirs]}, and training.{ours} is {value:g}. Take "
+                f"the first one out, or give them one value."
+            )
+    return {
+        **{k: v for k, v in asked.items() if k not in {*_OWN, *_ELSEWHERE} and v != "auto"},
+        "train_micro_batch_size_per_gpu": 1,  # of no effect: losses come with their share
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": max_grad_norm,
+        "zero_optimization": _zero_section(asked.get("zero_optimization", {})),
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 1 << 40,
+    }
+
+
+def _zero_section(asked: Mapping[str, Any]) -> dict[str, Any]:
+    section = {key: value for key, value in asked.items() if value != "auto"}
+    stage = section.setdefault("stage", 2)
+    if stage not in {1, 2}:
+        raise ConfigError(
+            f"accelerate's zero_stage is {stage}; expected 1 or 2. For weights that are shared out "
+            f"too, as stage 3 does, run `accelerate config` and choose FSDP."
+        )
+    for name in ("offload_param", "offload_optimizer"):
+        if dict(section.pop(name, None) or {}).get("device", "none") != "none":
+            raise ConfigError(
+                f"accelerate's {name}_device keeps a share in the computer's memory, which is not "
+                f"offered. Set it to none; training.gradient_checkpointing saves memory."
+            )
+    return section
+
+
+class ZeroSharded(WholeModels):
+    """Each process has all weights, and the optimizer state of its share of them.
+
+    Args:
+        accelerator: The processes.
+        settings: DeepSpeed's configuration; see `zero_config`.
+    """
+
+    def __init__(self, accelerator: Accelerator, settings: Mapping[str, Any]) -> None:
+        super().__init__(accelerator)
+        stage = settings["zero_optimization"]["stage"]
+        what = "optimizer state" if stage == 1 else "gradients and optimizer state"
+        self.is_shared = True
+        self.words = (
+            f"DeepSpeed, ZeRO stage {stage}: each of {accelerator.num_processes} processes holds "
+            f"its share of {what}."
+        )
+        self._settings = dict(settings)
+        self._is_main, self._device = accelerator.is_main_process, accelerator.device
+        self._modules: list[nn.Module] = []
+        self._weights: dict[str, nn.Parameter] = {}
+        self._engine: Any = None
+
+    @property
+    def takes_part(self) -> bool:
+        """All processes do."""
+        return True
+
+    def agreed(self, answer: bool) -> bool:  # noqa: FBT001 - the question is the caller's
+        """The first process's."""
+        return first_answer(answer, self._device)
+
+    def wrap(self, module: nn.Module) -> Any:
+        """Where it computes; DeepSpeed comes in with the optimizer."""
+        self._modules.append(module.to(self._device))
+        return module
+
+    def start(self, parts: Sequence[Part], optimizer: torch.optim.Optimizer) -> None:
+        """Have DeepSpeed share the optimizer's groups out."""
+        import deepspeed
+
+        logging.getLogger("DeepSpeed").setLevel(logging.ERROR)  # any optimizer is "untested" to it
+        warnings.filterwarnings("ignore", r"`torch\.distributed\..*deprecated", FutureWarning)
+        for part in parts:
+            self._weights |= {f"{part.name}.{n}": p for n, p in part.parameters().items()}
+        self._engine, *_ = deepspeed.initialize(
+            model=nn.ModuleList(self._modules),
+            optimizer=optimizer,
+            config=self._settings,
+            dist_init_required=False,
+        )
+
+    def build_descent(
+        self,
+        in_backward: InBackward,
+        optimizer: torch.optim.Optimizer,
+        parameters: Sequence[Tensor],
+        precision: Precision,
+        limit: float,
+    ) -> Descent:
+        """DeepSpeed's."""
+        del in_backward, optimizer, parameters, precision
+        return EngineDescent(self._engine, measures=limit > 0)
+
+    def whole_modules(self, tensors: Mapping[str, Held]) -> Mapping[str, Held]:
+        """Only the first process keeps copies."""
+        if not self._is_main:
+            return {}
+        return {
+            part: {name: tensor.detach().to("cpu", copy=True) for name, tensor in held.items()}
+            for part, held in tensors.items()
+        }
+
+    @torch.no_grad()
+    def put(self, names: Names, weights: Tensors) -> None:
+        """Into the weights, and into the copy of them that is stepped."""
+        del names
+        from deepspeed.utils import safe_set_full_fp32_param
+
+        for name, weight in self._weights.items():
+            weight.copy_(weights[name].read())
+            safe_set_full_fp32_param(weight, weight.detach())
+
+    def optimizer_state(self, optimizer: torch.optim.Optimizer, names: Names) -> OptimizerState:
+        """Put together, one tensor after the other."""
+        del names
+        self._link(optimizer)
+        flat, entries = next(iter(optimizer.state.items()), (None, {}))
+        tensors, numbers = {}, {}
+        for name, weight in self._weights.items():
+            for entry, value in entries.items():
+                if not isinstance(value, Tensor):
+                    numbers[f"{name}:{entry}"] = value
+                elif flat is not None and value.shape == flat.shape:
+                    tensors[f"{name}:{entry}"] = _put_together(weight, entry)
+                else:
+                    tensors[f"{name}:{entry}"] = LazyTensor.of(value)
+        scalars = {"parameters": numbers, "groups": group_scalars(optimizer)}
+        return OptimizerState(tensors, scalars)
+
+    @torch.no_grad()
+    def put_optimizer_state(
+        self, optimizer: torch.optim.Optimizer, names: Names, state: OptimizerState
+    ) -> None:
+        """Make the shares' state as a first step would, then fill it."""
+        from deepspeed.utils import safe_set_full_optimizer_state
+
+        del names
+        for group, saved in zip(optimizer.param_groups, state.scalars["groups"], strict=True):
+            group.update(saved)
+        held = {**state.tensors, **state.scalars["parameters"]}
+        first = next(iter(self._weights))
+        entries = {k.rpartition(":")[2]: v for k, v in held.items() if k.startswith(f"{first}:")}
+        laid_out = {
+            entry
+            for entry, value in entries.items()
+            if isinstance(value, LazyTensor) and value.shape == tuple(self._weights[first].shape)
+        }
+        for group in optimizer.param_groups:
+            for flat in group["params"]:
+                optimizer.state[flat] = {
+                    entry: torch.zeros_like(flat) if entry in laid_out else _copy(value)
+                    for entry, value in entries.items()
+                }
+        self._link(optimizer)
+        for name, weight in self._weights.items():
+            for entry in laid_out:
+                value = held[f"{name}:{entry}"].read().to(weight.device)
+                safe_set_full_optimizer_state(weight, value, entry)
+
+    def _link(self, optimizer: torch.optim.Optimizer) -> None:
+        """Tell weights where their state is: DeepSpeed 0.19 does, after its first group's step."""
+        from deepspeed.utils import lazy_init_hp_params_optimizer_state
+
+        zero = self._engine.optimizer
+        for group, flat in zip(
+            zero.bit16_groups, zero.single_partition_of_fp32_groups, strict=True
+        ):
+            if optimizer.state.get(flat):
+                lazy_init_hp_params_optimizer_state(group, flat, optimizer.state)
+
+
+class EngineDescent:
+    """DeepSpeed takes the gradients as they come, and steps.
+
+    Args:
+        engine: DeepSpeed's engine.
+        measures: Whether the norm is wanted.
+    """
+
+    def __init__(self, engine: Any, *, measures: bool) -> None:
+        self._engine, self._measures = engine, measures
+        self.is_stepping = False
+
+    def backward(self, share: Tensor, *, is_last: bool = True) -> None:
+        """Add to the shares of gradients."""
+        self._engine.set_gradient_accumulation_boundary(is_boundary=is_last)
+        self._engine.backward(share)
+
+    def apply(self, loss: Tensor) -> Tensor | None:
+        """Clip and step."""
+        if not bool(torch.isfinite(loss)):
+            raise NotFiniteError(weights_are_whole=True)
+        self.is_stepping = True
+        self._engine.step()
+        self.is_stepping = False
+        norm = torch.as_tensor(self._engine.get_global_grad_norm(), device=loss.device).float()
+        if not bool(torch.isfinite(norm)):
+            raise NotFiniteError(weights_are_whole=False)
+        return norm if self._measures else None
+
+    def require_applied(self) -> None:
+        """What is not finite is found at once."""
+
+
+def _put_together(weight: Tensor, entry: str) -> LazyTensor:
+    """A weight's state, by all processes together as it is read."""
+    from deepspeed.utils import safe_get_full_optimizer_state
+
+    return LazyTensor(
+        tuple(weight.shape),
+        torch.float32,
+        lambda: safe_get_full_optimizer_state(weight, entry).detach().cpu(),
+        is_fresh=True,
+    )
+
+
+def _copy(value: Any) -> Any:
+    return value.read().clone() if isinstance(value, LazyTensor) else value

@@ -1,0 +1,221 @@
+"""A model whose weights, gradients and optimizer state are shared out over processes, by PyTorch.
+
+Zhao et al. 2023, PyTorch FSDP (arXiv:2304.11277), by `torch.distributed.fsdp.fully_shard`: blocks
+of the networks are put together just before they compute. What is stepped, averaged and compared
+here are the plain tensors behind the shards, so that any optimizer that looks at each number alone
+can be used.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from impasto.checkpoints.tensors import LazyTensor, Tensors
+from impasto.models.trainable import Part, blocks_of
+from impasto.training.optim.mixed_precision import MixedPrecision, Precision
+from impasto.training.optim.state import (
+    optimizer_scalars,
+    optimizer_tensors,
+    restore_optimizer,
+)
+from impasto.training.optim.updates import Descent, InBackward, KeptGradients
+from impasto.training.parallel.strategy import Held, Names, OptimizerState, first_answer
+
+
+class FullySharded:
+    """Each process holds a share of each tensor, cut along its first dimension.
+
+    Args:
+        accelerator: The processes.
+        frees_early: Whether blocks are taken apart again right after their forward pass; else they
+            stay whole until their backward pass, which is faster and takes more memory.
+    """
+
+    def __init__(self, accelerator: Accelerator, *, frees_early: bool) -> None:
+        self.is_shared = True
+        self.words = (
+            f"FSDP: each of {accelerator.num_processes} processes holds its share of weights, "
+            f"gradients and optimizer state; blocks of the networks are put together as they "
+            f"compute."
+        )
+        self._is_main, self._device = accelerator.is_main_process, accelerator.device
+        self._mesh = init_device_mesh(self._device.type, (accelerator.num_processes,))
+        self._frees_early = frees_early
+        self._roots: list[FSDPModule] = []
+        self._pieces: dict[str, DTensor] = {}
+        self._shares: dict[str, nn.Parameter] = {}
+
+    @property
+    def takes_part(self) -> bool:
+        """All processes do."""
+        return True
+
+    def agreed(self, answer: bool) -> bool:  # noqa: FBT001 - the question is the caller's
+        """The first process's."""
+        return first_answer(answer, self._device)
+
+    def wrap(self, module: nn.Module) -> Any:
+        """Cut up in place, block by block."""
+        for block in blocks_of(module):
+            fully_shard(block, mesh=self._mesh, reshard_after_forward=self._frees_early)
+        root: Any = fully_shard(module, mesh=self._mesh, reshard_after_forward=self._frees_early)
+        self._roots.append(root)
+        return root
+
+    def place(self, parts: Sequence[Part]) -> tuple[Part, ...]:
+        """With the tensors behind the shards as their parameters."""
+        return tuple(replace(part, shares=self._shares_of(part)) for part in parts)
+
+    def _shares_of(self, part: Part) -> Mapping[str, nn.Parameter]:
+        shares = {}
+        for name, parameter in part.parameters().items():
+            assert isinstance(parameter, DTensor)  # noqa: S101 - made so by wrap
+            full = f"{part.name}.{name}"
+            self._pieces[full] = parameter
+            self._shares[full] = shares[name] = nn.Parameter(parameter.to_local().detach())
+        return shares
+
+    def start(self, parts: Sequence[Part], optimizer: torch.optim.Optimizer) -> None:
+        """It steps the shares, and knows of nothing else."""
+
+    def exchanging(self, *, now: bool) -> contextlib.AbstractContextManager[None]:
+        """After every backward pass: whole gradients are never kept."""
+        del now
+        return contextlib.nullcontext()
+
+    def build_precision(self, kind: MixedPrecision, device: torch.device) -> Precision:
+        """Norms and overflows are of all shares."""
+        return Precision(kind, device, of_shares=True)
+
+    def build_descent(
+        self,
+        in_backward: InBackward,
+        optimizer: torch.optim.Optimizer,
+        parameters: Sequence[Tensor],
+        precision: Precision,
+        limit: float,
+    ) -> Descent:
+        """Kept gradients, of the shares."""
+        del in_backward  # refused with shares
+        pairs = [(self._pieces[name], self._shares[name]) for name in self._pieces]
+        return ShardedGradients(optimizer, parameters, precision, limit, pairs)
+
+    def settle(self) -> None:
+        """Take apart what is still together from a pass without gradients."""
+        for root in self._roots:
+            for module in root.modules():  # type: ignore[attr-defined]
+                if isinstance(module, FSDPModule):
+                    module.reshard()
+
+    def whole(self, tensors: Held) -> Tensors:
+        """Put together one by one, in the memory of each process."""
+        return {name: self._put_together(name, tensor) for name, tensor in tensors.items()}
+
+    def share(self, tensors: Tensors) -> Tensors:
+        """This process's pieces."""
+        return {name: self._piece_of(name, tensor) for name, tensor in tensors.items()}
+
+    def whole_modules(self, tensors: Mapping[str, Held]) -> Mapping[str, Held]:
+        """Only the first process keeps them."""
+        return {part: dict(self._kept(held)) for part, held in tensors.items()}
+
+    def _kept(self, held: Held) -> Iterator[tuple[str, Tensor]]:
+        for name, tensor in held.items():
+            whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+            if self._is_main:
+                yield name, whole.detach().to("cpu", copy=True)
+
+    @torch.no_grad()
+    def put(self, names: Names, weights: Tensors) -> None:
+        """Each process copies its pieces."""
+        for parameter, name in names.items():
+            parameter.copy_(self._piece_of(name, weights[name]).read())
+
+    def optimizer_state(self, optimizer: torch.optim.Optimizer, names: Names) -> OptimizerState:
+        """Tensors laid out as their shares are put together; numbers are the same everywhere."""
+        held = optimizer_tensors(optimizer, names)
+        whole = {}
+        for key, tensor in held.items():
+            name = key.rpartition(":")[0]
+            cut = name in self._shares and tensor.shape == self._shares[name].shape
+            whole[key] = self._put_together(name, tensor) if cut else LazyTensor.of(tensor)
+        return OptimizerState(whole, optimizer_scalars(optimizer, names))
+
+    def put_optimizer_state(
+        self, optimizer: torch.optim.Optimizer, names: Names, state: OptimizerState
+    ) -> None:
+        """Each process takes its pieces."""
+        mine = {}
+        for key, tensor in state.tensors.items():
+            name = key.rpartition(":")[0]
+            cut = name in self._pieces and tensor.shape == self._pieces[name].shape
+            mine[key] = self._piece_of(name, tensor) if cut else tensor
+        restore_optimizer(optimizer, names, mine, state.scalars)
+
+    def _put_together(self, name: str, tensor: Tensor) -> LazyTensor:
+        """The whole of a tensor laid out as a share, by all processes together as it is read."""
+        piece = self._pieces[name]
+
+        def read() -> Tensor:
+            whole = DTensor.from_local(
+                tensor.detach().to(self._device),
+                piece.device_mesh,
+                piece.placements,
+                run_check=False,
+                shape=piece.shape,
+                stride=piece.stride(),
+            ).full_tensor()
+            return whole.detach().cpu()
+
+        return LazyTensor(tuple(piece.shape), tensor.dtype, read, is_fresh=True)
+
+    def _piece_of(self, name: str, whole: LazyTensor) -> LazyTensor:
+        like = self._pieces[name]
+
+        def read() -> Tensor:
+            values = whole.read().to(self._device)
+            cut = distribute_tensor(values, like.device_mesh, like.placements, src_data_rank=None)
+            return cut.to_local()
+
+        return LazyTensor(tuple(self._shares[name].shape), whole.dtype, read)
+
+
+class ShardedGradients(KeptGradients):
+    """Gradients of shards, given to the plain tensors behind them before they are applied.
+
+    Args:
+        optimizer: Steps the shares.
+        parameters: The shares.
+        precision: How the run computes.
+        limit: The largest norm of the gradient; 0 means none.
+        pairs: Each shard, and the share behind it.
+    """
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        parameters: Sequence[Tensor],
+        precision: Precision,
+        limit: float,
+        pairs: Sequence[tuple[DTensor, Tensor]],
+    ) -> None:
+        super().__init__(optimizer, parameters, precision, limit)
+        self._pairs = pairs
+
+    def apply(self, loss: Tensor) -> Tensor | None:
+        """Clip and step."""
+        for piece, share in self._pairs:
+            gradient: Any = piece.grad
+            share.grad = None if gradient is None else gradient.to_local()
+            piece.grad = None
+        return super().apply(loss)

@@ -1,0 +1,26 @@
+"""By how many processes a model is divided, as predictions of memory need it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Shares:
+    """By how many processes each part of a footprint is divided.
+
+    Attributes:
+        weights: Those that learn, and their average.
+        gradients: Once they are complete.
+        optimizer: Its state.
+        steps_copies: Whether what is stepped is a copy of the weights.
+    """
+
+    weights: int = 1
+    gradients: int = 1
+    optimizer: int = 1
+    steps_copies: bool = False
+
+
+WHOLE = Shares()
+"""Of a process that has all of the model."""

@@ -1,0 +1,214 @@
+"""Where a model is that several processes train: whole in each of them, or shared out.
+
+The rest of the program asks a `Placement` for everything in which the two differ: what an optimizer
+steps, how a gradient becomes a change, and how whole tensors come about that can be saved.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast
+from torch import Tensor, nn
+
+from impasto.checkpoints.tensors import LazyTensor, Tensors
+from impasto.models.trainable import Part
+from impasto.training.optim.mixed_precision import MixedPrecision, Precision
+from impasto.training.optim.state import (
+    optimizer_scalars,
+    optimizer_tensors,
+    restore_optimizer,
+)
+from impasto.training.optim.updates import Descent, InBackward, build_descent
+
+Names = Mapping[Tensor, str]
+Held = Mapping[str, Tensor]
+"""Tensors by name, as this process has them."""
+
+
+@dataclass(frozen=True)
+class OptimizerState:
+    """What an optimizer remembers, of whole weights.
+
+    Attributes:
+        tensors: `<parameter>:<entry>` -> tensor.
+        scalars: What is not a tensor; see `optimizer_scalars`.
+    """
+
+    tensors: Tensors
+    scalars: Mapping[str, Any]
+
+
+class Placement(Protocol):
+    """How processes hold what they train.
+
+    Where `is_shared`, no process has all of it: all of them take part in whatever looks at the
+    model or saves it, in the same order. Whole tensors are put together as they are read.
+
+    Attributes:
+        is_shared: Whether each process holds a part only.
+        words: How it is, in a sentence for people; empty where that is as usual.
+    """
+
+    is_shared: bool
+    words: str
+
+    @property
+    def takes_part(self) -> bool:
+        """Whether this process does something where the model is evaluated or saved."""
+
+    def agreed(self, answer: bool) -> bool:  # noqa: FBT001 - the question is the caller's
+        """The first process's answer, on all that take part."""
+
+    def wrap(self, module: nn.Module) -> Any:
+        """Bring a module that learns to where it computes; what training calls in its place."""
+
+    def place(self, parts: Sequence[Part]) -> tuple[Part, ...]:
+        """The parts, once their modules are wrapped: their parameters are what is stepped here."""
+
+    def start(self, parts: Sequence[Part], optimizer: torch.optim.Optimizer) -> None:
+        """Take in the optimizer of those parameters."""
+
+    def exchanging(self, *, now: bool) -> contextlib.AbstractContextManager[None]:
+        """A forward and backward pass after which gradients are exchanged, or not yet."""
+
+    def build_precision(self, kind: MixedPrecision, device: torch.device) -> Precision:
+        """How the run computes."""
+
+    def build_descent(
+        self,
+        in_backward: InBackward,
+        optimizer: torch.optim.Optimizer,
+        parameters: Sequence[Tensor],
+        precision: Precision,
+        limit: float,
+    ) -> Descent:
+        """How losses become changed weights."""
+
+    def settle(self) -> None:
+        """Have the next forward pass use the weights as they are now."""
+
+    def whole(self, tensors: Held) -> Tensors:
+        """Whole tensors of those that are laid out as the parameters of these names."""
+
+    def share(self, tensors: Tensors) -> Tensors:
+        """The other way: what of whole tensors is held here."""
+
+    def whole_modules(self, tensors: Mapping[str, Held]) -> Mapping[str, Held]:
+        """Whole tensors of modules' own; copies of them, on the first process, where shared."""
+
+    def put(self, names: Names, weights: Tensors) -> None:
+        """Give the parameters the values of whole tensors."""
+
+    def optimizer_state(self, optimizer: torch.optim.Optimizer, names: Names) -> OptimizerState:
+        """What the optimizer remembers, as one process would have it."""
+
+    def put_optimizer_state(
+        self, optimizer: torch.optim.Optimizer, names: Names, state: OptimizerState
+    ) -> None:
+        """The other way.
+
+        Raises:
+            RunError: The state names parameters that this run does not train.
+        """
+
+
+def first_answer(answer: bool, device: torch.device) -> bool:  # noqa: FBT001 - not a switch
+    """The answer of the first process, on all of them."""
+    return bool(broadcast(torch.tensor([int(answer)], device=device)))
+
+
+class WholeModels:
+    """Each process has all of it; several exchange gradients (DistributedDataParallel).
+
+    Args:
+        accelerator: Wraps modules.
+    """
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        self.is_shared, self.words = False, ""
+        self._accelerator = accelerator
+        self._wrapped: list[Any] = []
+
+    @property
+    def takes_part(self) -> bool:
+        """The first process alone does."""
+        return bool(self._accelerator.is_main_process)
+
+    def agreed(self, answer: bool) -> bool:  # noqa: FBT001 - the question is the caller's
+        """Its own answer."""
+        return answer
+
+    def wrap(self, module: nn.Module) -> Any:
+        """In accelerate's wrapper."""
+        wrapped = self._accelerator.prepare(module.to(self._accelerator.device))
+        self._wrapped.append(wrapped)
+        return wrapped
+
+    def place(self, parts: Sequence[Part]) -> tuple[Part, ...]:
+        """As they are."""
+        return tuple(parts)
+
+    def start(self, parts: Sequence[Part], optimizer: torch.optim.Optimizer) -> None:
+        """Nothing is to be done."""
+
+    @contextlib.contextmanager
+    def exchanging(self, *, now: bool) -> Any:
+        """In the last backward pass of an update only."""
+        with contextlib.ExitStack() as stack:
+            if not now:
+                for module in self._wrapped:
+                    stack.enter_context(self._accelerator.no_sync(module))
+            yield
+
+    def build_precision(self, kind: MixedPrecision, device: torch.device) -> Precision:
+        """Of this process alone."""
+        return Precision(kind, device)
+
+    def build_descent(
+        self,
+        in_backward: InBackward,
+        optimizer: torch.optim.Optimizer,
+        parameters: Sequence[Tensor],
+        precision: Precision,
+        limit: float,
+    ) -> Descent:
+        """As the settings say."""
+        return build_descent(in_backward, optimizer, parameters, precision, limit)
+
+    def settle(self) -> None:
+        """Nothing is to be done."""
+
+    def whole(self, tensors: Held) -> Tensors:
+        """They are."""
+        return {name: LazyTensor.of(tensor) for name, tensor in tensors.items()}
+
+    def share(self, tensors: Tensors) -> Tensors:
+        """All."""
+        return tensors
+
+    def whole_modules(self, tensors: Mapping[str, Held]) -> Mapping[str, Held]:
+        """They are."""
+        return tensors
+
+    @torch.no_grad()
+    def put(self, names: Names, weights: Tensors) -> None:
+        """Copied."""
+        for parameter, name in names.items():
+            parameter.copy_(weights[name].read())
+
+    def optimizer_state(self, optimizer: torch.optim.Optimizer, names: Names) -> OptimizerState:
+        """As it is."""
+        held = optimizer_tensors(optimizer, names)
+        return OptimizerState(self.whole(held), optimizer_scalars(optimizer, names))
+
+    def put_optimizer_state(
+        self, optimizer: torch.optim.Optimizer, names: Names, state: OptimizerState
+    ) -> None:
+        """Copied."""
+        restore_optimizer(optimizer, names, state.tensors, state.scalars)

@@ -1,0 +1,90 @@
+"""What weights that learn are kept in, and how the optimizer goes through them, by the settings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from accelerate import Accelerator
+
+from impasto.checkpoints.keymap import TEXT_ENCODER, UNET
+from impasto.config.run import RunConfig
+from impasto.errors import ConfigError
+from impasto.models.saving import DTYPES
+from impasto.models.trainable import Part, Trainable
+from impasto.training.optim.chunked import ChunkRules
+from impasto.training.optim.mixed_precision import autocast_dtype
+from impasto.training.optim.offload import StatesAway
+from impasto.training.optim.rounding import Rounding, build_rounding
+from impasto.training.optim.weight_copies import WeightCopies, layers_with_copies
+from impasto.training.precision import computed_kind
+
+
+def build_dtypes(config: RunConfig) -> dict[str, torch.dtype]:
+    """Parts of the model that are read in 16 bits, since they will be kept so."""
+    dtype = DTYPES[config.training.weights]
+    if config.method.kind != "full":
+        return {}
+    return {UNET: dtype, **({TEXT_ENCODER: dtype} if config.method.train_text_encoder else {})}
+
+
+def build_chunk_rules(
+    config: RunConfig, parts: Sequence[Part], accelerator: Accelerator
+) -> ChunkRules:
+    """How the optimizer goes through the weights, which are brought to their width.
+
+    Raises:
+        ConfigError: A setting has no effect on this device, or not on so many processes.
+    """
+    training, device = config.training, accelerator.device
+    in_backward = training.optimizer_in_backward != "off"
+    if in_backward and accelerator.num_processes > 1:
+        raise ConfigError(
+            f"training.optimizer_in_backward is for one process, and this run has "
+            f"{accelerator.num_processes}: they add up their gradients, which have to be kept for "
+            f'it. Set it to "off".'
+        )
+    if training.weight_copies and accelerator.num_processes > 1:
+        raise ConfigError(
+            f"training.weight_copies is for one process, and this run has "
+            f"{accelerator.num_processes}, which exchange the gradients of the weights themselves. "
+            f"Take it out."
+        )
+    if training.offload_optimizer and device.type == "cpu":
+        raise ConfigError(
+            "training.offload_optimizer moves the optimizer's state out of a GPU's memory, and "
+            "this run computes on the processor, where it would change nothing. Take it out."
+        )
+    return ChunkRules(
+        narrow_weights(parts, config, device),
+        each_alone=in_backward,
+        away=StatesAway(device) if training.offload_optimizer else None,
+    )
+
+
+def narrow_weights(
+    parts: Sequence[Part], config: RunConfig, device: torch.device
+) -> Rounding | None:
+    """Bring what learns to the width of the settings; how it is rounded there, if to 16 bits."""
+    dtype = DTYPES[config.training.weights]
+    if dtype is torch.float32:
+        return None
+    for part in parts:
+        for parameter in part.parameters().values():
+            parameter.data = parameter.data.to(dtype)
+    return build_rounding(config.training.rounding or "stochastic", device)
+
+
+def build_weight_copies(config: RunConfig, trainable: Trainable) -> WeightCopies:
+    """The copies that the settings ask for; of nothing, if they ask for none."""
+    dtype = autocast_dtype(computed_kind(config))
+    if not config.training.weight_copies or dtype is None:
+        return WeightCopies([], torch.float32)
+    return WeightCopies(layers_with_copies(trainable.unet), dtype)
+
+
+def copied_numbers(config: RunConfig, trainable: Trainable) -> int:
+    """How many numbers the copies have."""
+    if not config.training.weight_copies:
+        return 0
+    return sum(weight.numel() for _, _, weight in layers_with_copies(trainable.unet))

@@ -1,0 +1,146 @@
+"""What is unusual about a run's settings, in sentences; shown by `--plan` and before training."""
+
+from __future__ import annotations
+
+import torch
+
+from impasto.config.run import RunConfig
+from impasto.diffusion.prediction import VELOCITY
+from impasto.models.families import SD1
+from impasto.models.identity import Identity
+from impasto.training.optim.optimizers import find_row
+
+USUAL_LR = (1e-7, 5e-5)
+USUAL_HYPERNETWORK_LR = (1e-7, 5e-5)
+USUAL_LION_LR = (3e-8, 2e-5)
+_NO_NESTEROV = (
+    "optimizer.kind sgd_nesterov8bit: bitsandbytes' SGD has ordinary momentum only, here as in "
+    "sd-scripts."
+)
+USUAL_FACTOR = (0.1, 2.0)
+
+
+def advice_on(config: RunConfig, identity: Identity, device: torch.device) -> list[str]:
+    """Warnings, the weightiest first; nothing where all is usual.
+
+    Args:
+        config: The settings.
+        identity: Of the base model.
+        device: What the run computes on.
+
+    Raises:
+        ConfigError: There is no such optimizer.
+    """
+    return [
+        *_on_rates(config),
+        *_on_model(config, identity),
+        *_on_text(config),
+        *_on_hypernetwork(config, identity),
+        *_on_speed(config, device),
+    ]
+
+
+def _on_rates(config: RunConfig) -> list[str]:
+    optimizer = config.optimizer
+    row = find_row(optimizer.kind)
+    nesterov = [_NO_NESTEROV] if optimizer.kind == "sgd_nesterov8bit" else []
+    low, high = USUAL_LR
+    what = "a whole U-Net"
+    if config.method.kind == "hypernetwork":
+        low, high = USUAL_HYPERNETWORK_LR
+        what = "a hypernetwork"
+    if row.finds_lr:
+        low, high = USUAL_FACTOR
+    elif "lion" in row.name.lower():
+        low, high = USUAL_LION_LR
+    if low <= optimizer.lr <= high:
+        return nesterov
+    side = "above" if optimizer.lr > high else "below"
+    return [
+        f"optimizer.lr {optimizer.lr:g} is {side} what is usual for {optimizer.kind} and {what} "
+        f"({low:g} to {high:g}).",
+        *nesterov,
+    ]
+
+
+def _on_model(config: RunConfig, identity: Identity) -> list[str]:
+    found = []
+    if config.model.clip_skip is not None and identity.family is not SD1:
+        found.append(
+            "model.clip_skip is set for SD 2, whose text encoder is cut to its penultimate layer "
+            "already."
+        )
+    if config.noise.zero_terminal_snr and identity.prediction is not VELOCITY:
+        found.append(
+            "noise.zero_terminal_snr is for models that predict velocity; this one predicts noise "
+            "and learns nothing from the last step."
+        )
+    return found
+
+
+def _on_text(config: RunConfig) -> list[str]:
+    method, found = config.method, []
+    rate = method.text_encoder_lr or config.optimizer.lr
+    if method.train_text_encoder and rate > config.optimizer.lr:
+        found.append(
+            f"method.text_encoder_lr {rate:g} is above the U-Net's {config.optimizer.lr:g}; the "
+            f"text encoder forgets fast, so a half to a tenth is usual."
+        )
+    return found
+
+
+def _on_hypernetwork(config: RunConfig, identity: Identity) -> list[str]:
+    """What users of AUTOMATIC1111's trainer report as failing; its threads and pull requests."""
+    if config.method.kind != "hypernetwork":
+        return []
+    asked = config.hypernetwork
+    is_deep, is_linear = len(asked.layers) > 3, asked.activation == "linear"
+    cases = [
+        (
+            asked.activate_output and not is_linear,
+            "hypernetwork.activate_output is reported to block learning, with relu above all "
+            "(AUTOMATIC1111 #3698).",
+        ),
+        (
+            asked.layer_norm,
+            "hypernetwork.layer_norm is reported to make training unstable, by its author too "
+            "(AUTOMATIC1111 #3086).",
+        ),
+        (
+            is_deep and bool(asked.dropout),
+            "Dropout in a deep hypernetwork is reported to learn nothing (AUTOMATIC1111 #3414, "
+            "#3518).",
+        ),
+        (
+            is_deep and not is_linear,
+            f"Hypernetworks of {len(asked.layers) - 1} layers with {asked.activation} are reported "
+            f"as erratic, and [1, 2, 1] as better for small sets (AUTOMATIC1111 #3505, #3086).",
+        ),
+        (
+            identity.family is not SD1 and config.training.mixed_precision == "fp16",
+            "Hypernetworks on SD 2 in fp16 are reported to end in NaN (AUTOMATIC1111 #6923); bf16 "
+            "or no mixed precision is safer.",
+        ),
+    ]
+    return [text for applies, text in cases if applies]
+
+
+def _on_speed(config: RunConfig, device: torch.device) -> list[str]:
+    """What makes a GPU wait."""
+    training = config.training
+    if device.type != "cuda":
+        return []
+    cases = [
+        (
+            training.channels_last and training.compile == "off",
+            "training.channels_last without training.compile makes a GPU slower: each group norm "
+            "puts its input back into the usual order.",
+        ),
+        (
+            training.ema_on_cpu and training.ema_every == 1,
+            "training.ema_on_cpu takes what learns over PCIe after every update, and mixes it in "
+            "the computer's memory; a fast GPU waits for that. training.ema_every = 10 does so "
+            "after every tenth.",
+        ),
+    ]
+    return [text for applies, text in cases if applies]

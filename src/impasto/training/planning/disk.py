@@ -1,0 +1,145 @@
+"""What a run will leave on the disk, before it begins: states and models, and whether they fit."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from impasto import presence
+from impasto.config.run import RunConfig
+from impasto.errors import StorageError
+from impasto.models.loading import BaseModel
+from impasto.models.saving import DTYPES
+from impasto.models.trainable import Trainable
+from impasto.progress import counted
+from impasto.training.model_files import model_bytes
+from impasto.training.optim.optimizers import find_row
+
+SMALL_FILES = 64 << 20  # bytes: previews, metrics, the report
+
+
+@dataclass(frozen=True)
+class DiskPlan:
+    """States and models of a run at the fullest moment.
+
+    Attributes:
+        state_bytes: One state.
+        states: States that are there at once, one that is being written among them.
+        model_bytes: One exported model.
+        models: Models that are there at once.
+    """
+
+    state_bytes: int
+    states: int
+    model_bytes: int
+    models: int
+
+    @property
+    def run_bytes(self) -> int:
+        """What the run directory holds apart from models."""
+        return self.states * self.state_bytes + SMALL_FILES
+
+    @property
+    def models_bytes(self) -> int:
+        """What the models take."""
+        return self.models * self.model_bytes
+
+
+def plan_disk(
+    config: RunConfig,
+    model: BaseModel,
+    trainable: Trainable,
+    total_steps: int,
+    updates_per_epoch: int,
+) -> DiskPlan:
+    """What a run of so many updates will leave.
+
+    Raises:
+        ConfigError: There is no such optimizer.
+    """
+    return DiskPlan(
+        _state_bytes(config, trainable),
+        _states_at_once(config, total_steps),
+        model_bytes(config, model, trainable),
+        _models_at_once(config, total_steps, updates_per_epoch),
+    )
+
+
+def require_room(plan: DiskPlan, config: RunConfig) -> None:
+    """Make sure that the disk holds what is planned; what a resumed run left there counts as free.
+
+    Raises:
+        StorageError: It does not; with what is needed, what is there, and which settings help.
+    """
+    run = config.output_dir
+    models = config.saving.model_dir or run
+    needs = {run: plan.run_bytes}
+    if _device_of(models) == _device_of(run):
+        needs[run] += plan.models_bytes
+    else:
+        needs[models] = plan.models_bytes
+    for place, needed in needs.items():
+        free = free_bytes(place) + _bytes_below(run / "states") + _bytes_below(run / "models")
+        if needed > free:
+            raise StorageError(
+                f"The disk of {place} has {_gib(free)} free, and this run needs up to "
+                f"{_gib(needed)}: {counted(plan.states, 'states')} of {_gib(plan.state_bytes)}, "
+                f"{counted(plan.models, 'models')} of {_gib(plan.model_bytes)}. "
+                f"Nothing was begun. Free some space, keep less (saving.keep_states, "
+                f"saving.keep_models), or choose another output_dir."
+            )
+
+
+def free_bytes(path: Path) -> int:
+    """Free space of the disk that `path` is on, or will be."""
+    return shutil.disk_usage(_existing(path)).free
+
+
+def _state_bytes(config: RunConfig, trainable: Trainable) -> int:
+    training = config.training
+    per_weight: float = DTYPES[training.weights].itemsize
+    per_weight += find_row(config.optimizer.kind).state_bytes
+    per_weight += 4 * (training.ema_decay is not None) + 2 * (training.rounding == "kahan")
+    return int(per_weight * sum(part.count() for part in trainable.parts))
+
+
+def _states_at_once(config: RunConfig, total_steps: int) -> int:
+    saving = config.saving
+    every = saving.state_every_steps
+    planned = 1 + ((total_steps - 1) // every if every else 0)
+    if saving.state_every_minutes is not None:
+        planned = saving.keep_states + 1
+    return min(planned, saving.keep_states + 1)
+
+
+def _models_at_once(config: RunConfig, total_steps: int, updates_per_epoch: int) -> int:
+    saving = config.saving
+    on_the_way = [
+        (total_steps - 1) // every
+        for every in (
+            saving.model_every_steps,
+            (saving.model_every_epochs or 0) * updates_per_epoch,
+        )
+        if every
+    ]
+    if saving.keep_models is not None:
+        on_the_way = [min(count, saving.keep_models + 1) for count in on_the_way]
+    variants = 2 if saving.average == "beside" else 1
+    return variants * (sum(on_the_way) + 2 * saving.best_model + 1)
+
+
+def _existing(path: Path) -> Path:
+    return next(p for p in (path.absolute(), *path.absolute().parents) if presence.exists(p))
+
+
+def _device_of(path: Path) -> int:
+    return _existing(path).stat().st_dev
+
+
+def _bytes_below(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if presence.is_file(file))
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.2f} GiB"

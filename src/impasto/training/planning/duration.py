@@ -1,0 +1,118 @@
+"""How long a run will take, about: its arithmetic against what the device was seen to do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import nn
+
+from impasto.config.run import RunConfig
+from impasto.data.dataset import sampler_groups
+from impasto.data.records import PlannedImage
+from impasto.datasets.batching import batch_size_of
+from impasto.models.saving import DTYPES
+from impasto.models.trainable import Part
+from impasto.training.optim.chunked import ChunkRules
+from impasto.training.optim.mixed_precision import COMPUTED
+from impasto.training.optim.optimizers import build_optimizer
+from impasto.training.optim.rounding import build_rounding
+from impasto.training.planning.memory import Footprint
+from impasto.training.precision import computed_kind, least_seconds, slowdown
+
+SHARE = {"cpu": 0.6, "cuda": 0.16}
+"""Of the speed of large matrix products, what a U-Net's step reaches: measured by `python -m bench`
+on a processor, and on an H200 with 32 images of SD 2 (bench/RESULTS.md). Small batches on a fast
+GPU reach less: launching kernels takes longer than running them."""
+COMPILED_SHARE = 0.31
+"""The same of a U-Net that is compiled as a whole, on the H200."""
+SAMPLE = 4 << 20  # weights that the optimizer is timed with
+
+
+def seconds_per_update(
+    config: RunConfig,
+    footprint: Footprint,
+    images: Sequence[PlannedImage],
+    parts: Sequence[Part],
+    device: torch.device,
+) -> float:
+    """About how long an update takes; measures the device for a moment.
+
+    Args:
+        config: The settings.
+        footprint: Of the batch with most pixels, whose operations it has.
+        images: All pictures: their batches are smaller, or have smaller pictures.
+        parts: What learns.
+        device: Where.
+    """
+    flops = footprint.flops * _usual_share(config, images)
+    dtype = COMPUTED[computed_kind(config)]
+    is_compiled = device.type == "cuda" and config.training.compile == "full"
+    share = COMPILED_SHARE if is_compiled else SHARE[device.type]
+    forward_backward = flops / (share * training_rate(device, dtype))
+    stepping = seconds_per_weight(config, device) * sum(part.count() for part in parts)
+    return forward_backward * config.training.gradient_accumulation_steps + stepping
+
+
+def _usual_share(config: RunConfig, images: Sequence[PlannedImage]) -> float:
+    """Pixels of a usual batch against those of the one with most."""
+    pixels = [batch_size_of(config, group) * group.bucket.area for group in sampler_groups(images)]
+    return sum(pixels) / len(pixels) / max(pixels)
+
+
+def in_words(seconds: float) -> str:
+    """A duration as a person says it, in one or two units."""
+    if seconds < 90:
+        return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 90:
+        return f"{minutes} min"
+    hours = round(minutes / 60)
+    return f"{hours} h" if hours < 48 else f"{hours // 24} d {hours % 24} h"
+
+
+def training_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """Floating-point operations per second of matrix products as a run computes them.
+
+    On a CPU those of float32, divided by how much slower convolutions are in `dtype`: where it has
+    no instructions for a type, bare products lose even more than a network's layers do.
+    """
+    if device.type == "cpu" and dtype != torch.float32:
+        return matmul_rate(device, torch.float32) / slowdown(dtype)
+    return matmul_rate(device, dtype)
+
+
+def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """Floating-point operations per second of square matrix products, a multiply-add as two."""
+    side = 8192 if device.type == "cuda" else 1024
+    one, other = (torch.ones((side, side), device=device, dtype=dtype) for _ in range(2))
+    return 2 * side**3 / _seconds(lambda: one @ other, device)
+
+
+def seconds_per_weight(config: RunConfig, device: torch.device) -> float:
+    """What the optimizer of the settings takes for each weight, measured on some."""
+    dtype = DTYPES[config.training.weights]
+    weight = nn.Parameter(torch.zeros(SAMPLE, device=device, dtype=dtype))
+    module = nn.ParameterList([weight])
+    rounding = None
+    if dtype != torch.float32:
+        rounding = build_rounding(config.training.rounding or "stochastic", device)
+    part = Part("sample", module, config.optimizer.lr)
+    optimizer = build_optimizer([part], config.optimizer, ChunkRules(rounding))
+
+    def step() -> None:
+        weight.grad = torch.ones_like(weight)
+        optimizer.step()
+
+    return _seconds(step, device) / SAMPLE
+
+
+def _seconds(work: Callable[[], object], device: torch.device) -> float:
+    """The shortest of a few tries, the device's work included."""
+
+    def whole() -> None:
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    return least_seconds(whole)

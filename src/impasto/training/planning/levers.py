@@ -1,0 +1,360 @@
+"""Chooses settings that fit into some memory, and says which would make a run fit that does not.
+
+Rungs of a ladder are climbed from the one that costs least in speed and exactness to the one that
+costs most, until the run fits; those that turn out not to be needed are taken back.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from impasto.config.run import RunConfig
+from impasto.data.sampler import Group
+from impasto.datasets.batching import batch_size_of
+from impasto.errors import OutOfMemoryError
+from impasto.training.optim.mixed_precision import MixedPrecision
+from impasto.training.planning.memory import Footprint, FootprintMeter
+from impasto.training.planning.memory_facts import changes_words
+
+MARGIN = 0.95  # of the memory that is used: predictions are off by some per cent, memory in pieces
+LARGEST_BATCH = 256
+
+Changes = Mapping[str, Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Rung:
+    """A change of settings that takes less memory.
+
+    Attributes:
+        changes: Section -> field -> value.
+        why: What it does, and what it costs.
+        applies: Whether it would change something, and goes with the rest.
+        one_process: Whether it is only for runs of one process.
+        whole_model: Whether it is only for runs in which each process has the whole model.
+    """
+
+    changes: Changes
+    why: str
+    applies: Callable[[RunConfig], bool]
+    one_process: bool = False
+    whole_model: bool = False
+
+    @property
+    def half(self) -> str | None:
+        """The 16-bit type that it computes in, if it changes that."""
+        kind = self.changes.get("training", {}).get("mixed_precision")
+        return None if kind is None else str(kind)
+
+    def words(self) -> str:
+        """`section.field = value`, for all it changes."""
+        return ", ".join(
+            f"{section}.{field} = {_toml(value)}"
+            for section, fields in self.changes.items()
+            for field, value in fields.items()
+            if value is not None
+        )
+
+    def replaces(self, other: Rung) -> bool:
+        """Whether it sets all that another one sets."""
+        return all(
+            fields.keys() <= self.changes.get(section, {}).keys()
+            for section, fields in other.changes.items()
+        )
+
+
+def _full(config: RunConfig) -> bool:
+    return config.method.kind == "full"
+
+
+def _in_backward(way: str) -> Callable[[RunConfig], bool]:
+    """Whether steps in the backward pass are possible, and of that way."""
+
+    def applies(config: RunConfig) -> bool:
+        training = config.training
+        exact = training.mixed_precision == "fp16" or training.max_grad_norm == 0
+        return (
+            training.optimizer_in_backward == "off"
+            and not training.weight_copies
+            and training.gradient_accumulation_steps == 1
+            and (way == "exact") == exact
+        )
+
+    return applies
+
+
+def _levels(number: int | None) -> Callable[[RunConfig], bool]:
+    def applies(config: RunConfig) -> bool:
+        training = config.training
+        if training.cuda_graphs and training.compile == "blocks":
+            return False  # recorded blocks cannot be computed again
+        return not training.gradient_checkpointing or (
+            training.checkpointed_levels is not None
+            and (number is None or number > training.checkpointed_levels)
+        )
+
+    return applies
+
+
+TEXT_TO_DISK = Rung(
+    {"training": {"cache_text_to_disk": True}},
+    "the text encoder leaves the memory once captions are encoded; costs nothing",
+    lambda c: (
+        not c.method.train_text_encoder
+        and not c.training.cache_text_to_disk
+        and not changes_words(c)
+    ),
+)
+NO_COPIES = Rung(
+    {"training": {"weight_copies": False}},
+    "each forward pass makes its own 16-bit copies of the weights and frees them",
+    lambda c: c.training.weight_copies,
+)
+ENCODE_ONE = Rung(
+    {"dataset": {"vae_batch_size": 1}},
+    "pictures are encoded one at a time; hardly slower",
+    lambda c: c.dataset.vae_batch_size > 1,
+)
+AVERAGE_ON_CPU = Rung(
+    {"training": {"ema_on_cpu": True}},
+    "the running average waits in the computer's memory; ema_every says how often it is moved on",
+    lambda c: c.training.ema_decay is not None and not c.training.ema_on_cpu,
+)
+EIGHT_BITS = Rung(
+    {"optimizer": {"kind": "adamw8bit"}},
+    "the optimizer's state takes a quarter",
+    lambda c: c.optimizer.kind == "adamw" and importlib.util.find_spec("bitsandbytes") is not None,
+    whole_model=True,
+)
+COMPUTE_BF16 = Rung(
+    {"training": {"mixed_precision": "bf16"}},
+    "activations take half, and steps are faster",
+    lambda c: c.training.mixed_precision == "no",
+)
+COMPUTE_FP16 = Rung(
+    {"training": {"mixed_precision": "fp16"}},
+    "activations take half, and steps are faster; updates whose gradient overflows are passed over",
+    lambda c: c.training.mixed_precision == "no",
+)
+HIGHEST_LEVEL, TWO_LEVELS, ALL_LEVELS = (
+    Rung(
+        {"training": {"gradient_checkpointing": True, "checkpointed_levels": number}},
+        f"activations of {what} are computed again in the backward pass, {cost} slower",
+        _levels(number),
+    )
+    for number, what, cost in (
+        (1, "the highest resolution", "a tenth"),
+        (2, "the two highest resolutions", "a sixth"),
+        (None, "all blocks", "a fifth to a quarter"),
+    )
+)
+IN_BACKWARD = tuple(
+    Rung(
+        {"training": {"optimizer_in_backward": way}},
+        f"gradients are freed one by one; {cost}",
+        _in_backward(way),
+        one_process=True,
+    )
+    for way, cost in (
+        ("last_norm", "limited by the norm of the update before"),
+        ("exact", "the same weights bit for bit"),
+    )
+)
+WEIGHTS_BF16 = Rung(
+    {"training": {"mixed_precision": "bf16", "weights": "bf16"}},
+    "weights and gradients take half, rounded up or down by chance",
+    lambda c: (
+        _full(c)
+        and c.training.weights == "fp32"
+        and c.training.mixed_precision != "fp16"
+        and not c.training.weight_copies
+    ),
+    whole_model=True,
+)
+OFFLOAD = Rung(
+    {"training": {"offload_optimizer": True}},
+    "the optimizer's state waits in the computer's memory; slower by the way there and back",
+    lambda c: not c.training.offload_optimizer and not c.optimizer.kind.startswith("paged_"),
+    whole_model=True,
+)
+LADDER = {
+    "cuda": (
+        ENCODE_ONE, TEXT_TO_DISK, NO_COPIES, COMPUTE_BF16, COMPUTE_FP16, AVERAGE_ON_CPU, EIGHT_BITS,
+        HIGHEST_LEVEL, TWO_LEVELS, ALL_LEVELS, *IN_BACKWARD, WEIGHTS_BF16, OFFLOAD,
+    ),
+    "cpu": (
+        ENCODE_ONE, TEXT_TO_DISK, NO_COPIES, *IN_BACKWARD, HIGHEST_LEVEL, TWO_LEVELS, ALL_LEVELS,
+        EIGHT_BITS, WEIGHTS_BF16,
+    ),
+}  # fmt: skip
+"""Best first, by the device: 8-bit states cost little on a GPU and half the speed on a processor,
+where gradients that are freed at once cost nothing."""
+
+
+@dataclass(frozen=True)
+class Fitting:
+    """Finds settings whose run fits.
+
+    Attributes:
+        meter: Measures footprints.
+        device_type: `cpu` or `cuda`.
+        group: The pictures whose batches have most pixels.
+        budget: Bytes that the run may take.
+        processes: How many processes share the run.
+        is_shared: Whether they share the model out, too.
+        half: The 16-bit type that the device computes fast, `bf16` or `fp16`, or `no`; the other
+            is not offered.
+    """
+
+    meter: FootprintMeter
+    device_type: str
+    group: Group
+    budget: int
+    processes: int = 1
+    is_shared: bool = False
+    half: MixedPrecision = "bf16"
+
+    @property
+    def ladder(self) -> list[Rung]:
+        """The rungs that are possible here, best first."""
+        return [
+            rung
+            for rung in LADDER[self.device_type]
+            if (self.processes == 1 or not rung.one_process)
+            and not (self.is_shared and rung.whole_model)
+            and rung.half in (None, self.half)
+        ]
+
+    def footprint(self, config: RunConfig, batch: int | None = None) -> Footprint:
+        """What a run takes, at its largest batch unless another is given."""
+        count = batch or batch_size_of(config, self.group)
+        return self.meter.footprint(config, self.group.bucket, count)
+
+    def fits(self, config: RunConfig, batch: int | None = None) -> bool:
+        """Whether a run fits with some room left."""
+        return self.footprint(config, batch).total <= MARGIN * self.budget
+
+    def climb(self, config: RunConfig, *, keep_asked: bool) -> tuple[RunConfig, list[Rung]]:
+        """Change settings until the run fits, or nothing is left to change.
+
+        Args:
+            config: The settings.
+            keep_asked: Whether what was set on purpose stays as it is.
+        """
+        taken: list[Rung] = []
+        batch = 1 if config.training.batch_size == "auto" else None
+        for rung in self.ladder:
+            changed = with_rungs(config, taken)
+            if self.fits(changed, batch):
+                break
+            if rung.applies(changed) and not (keep_asked and _touches_asked(rung, config)):
+                taken = [*(other for other in taken if not rung.replaces(other)), rung]
+        for rung in list(taken[:-1]):
+            rest = [other for other in taken if other is not rung]
+            if self._works_without(config, rest, batch):
+                taken = rest
+        return with_rungs(config, taken), taken
+
+    def _works_without(self, config: RunConfig, rungs: Sequence[Rung], batch: int | None) -> bool:
+        """Whether these rungs alone go together and are enough."""
+        for rung in rungs:
+            if not rung.applies(config):
+                return False
+            config = with_rungs(config, [rung])
+        return self.fits(config, batch)
+
+    def batch_that_fits(self, config: RunConfig, most: int) -> int:
+        """The largest batch that fits, between 1 and `most`."""
+        first, second = (self.footprint(config, batch) for batch in (1, 2))
+        each = max(1, second.total - first.total)
+        guess = 1 + int((MARGIN * self.budget - first.total) // each)
+        batch = max(1, min(guess, most, LARGEST_BATCH))
+        while batch > 1 and not self.fits(config, batch):
+            batch -= 1
+        return batch
+
+    def require_fit(self, config: RunConfig) -> str | None:
+        """Make sure that a run fits; a sentence where that is not certain.
+
+        Raises:
+            OutOfMemoryError: It certainly does not; with the changes that would make it fit.
+        """
+        footprint = self.footprint(config)
+        if footprint.total <= MARGIN * self.budget:
+            return None
+        found = (
+            f"While {footprint.moment}, this run will take about {gib(footprint.total)} "
+            f"({parts_in_words(footprint)}), and {gib(self.budget)} are there."
+        )
+        if footprint.total <= self.budget / MARGIN:
+            return f"{found} That is close: it may run out of memory."
+        raise OutOfMemoryError(
+            f"{found} Nothing was begun. {self.advice(config)} training.fit_check = false lets it "
+            f"begin all the same."
+        )
+
+    def advice(self, config: RunConfig) -> str:
+        """The fewest changes that would make a run fit, in a sentence."""
+        for rung in self.ladder:
+            if rung.applies(config) and self.fits(with_rungs(config, [rung])):
+                return f"This would make it fit: {rung.words()} ({rung.why})."
+        changed, taken = self.climb(config, keep_asked=False)
+        if self.fits(changed):
+            return f"Together these would make it fit: {'; '.join(r.words() for r in taken)}."
+        if batch_size_of(config, self.group) > 1 and self.fits(changed, 1):
+            return (
+                f"It would fit with training.batch_size = 1 and "
+                f"{'; '.join(r.words() for r in taken)}."
+            )
+        return "Take a smaller dataset.resolution: no other setting makes it fit."
+
+
+def with_rungs(config: RunConfig, rungs: Sequence[Rung]) -> RunConfig:
+    """The settings with changes, each section checked as any."""
+    for rung in rungs:
+        for section, fields in rung.changes.items():
+            config = with_fields(config, section, fields)
+    return config
+
+
+def with_fields(config: RunConfig, section: str, fields: Mapping[str, Any]) -> RunConfig:
+    """The settings with other values in a section, which is checked as any.
+
+    What was not set before counts as not set afterwards either.
+    """
+    current = getattr(config, section)
+    if section == "dataset":  # its keys are handed down to data sets when it is read, and only then
+        return config.model_copy(update={section: current.model_copy(update=fields)})
+    asked = current.model_dump(exclude_unset=True)
+    changed = type(current).model_validate({**asked, **fields})
+    return config.model_copy(update={section: changed})
+
+
+def parts_in_words(footprint: Footprint) -> str:
+    """The parts that take something, largest first."""
+    parts = sorted(footprint.by_part().items(), key=lambda item: -item[1])
+    return ", ".join(f"{name} {gib(size)}" for name, size in parts if size)
+
+
+def gib(size: float) -> str:
+    """Bytes as a person reads them; what GiB would show as 0.0 is in MiB."""
+    if size < 0.1 * 2**30:
+        return f"{size / 2**20:.0f} MiB"
+    return f"{size / 2**30:.1f} GiB"
+
+
+def _touches_asked(rung: Rung, config: RunConfig) -> bool:
+    return any(
+        field in getattr(config, section).model_fields_set
+        for section, fields in rung.changes.items()
+        for field in fields
+    )
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, (bool, int)):
+        return str(value).lower()
+    return f'"{value}"'

@@ -1,0 +1,313 @@
+"""How much memory a run will hold at most on the device it computes on, by parts, before it begins.
+
+What the weights and the optimizer take follows from their numbers; activations, and gradients
+beside them, from rehearsals of the step, of validation, previews and encoding on the largest batch.
+What PyTorch and its libraries take themselves is in `overhead.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from impasto.allocation import grows_segments
+from impasto.config.run import RunConfig
+from impasto.data.records import Size
+from impasto.models.loading import BaseModel
+from impasto.models.saving import DTYPES
+from impasto.models.trainable import Trainable, blocks_of
+from impasto.training.optim.chunked import CHUNK
+from impasto.training.optim.mixed_precision import COMPUTED
+from impasto.training.optim.optimizers import find_row
+from impasto.training.optim.weight_copies import layers_with_copies
+from impasto.training.parallel.shards import WHOLE, Shares
+from impasto.training.param_dtypes import copied_numbers
+from impasto.training.planning.fake_step import StepCost
+from impasto.training.planning.memory_facts import (
+    changes_words,
+    encodes_later,
+    leaves_text,
+    numbers_of,
+    offloads_state,
+    steps_alone,
+    structure_of,
+)
+from impasto.training.planning.meta_models import Outlines
+from impasto.training.planning.overhead import fragmentation_bytes, workspace_bytes
+from impasto.training.planning.phases import Costs, Moment, OtherWork, rehearsal_of, text_words
+from impasto.training.planning.workload import Workload
+from impasto.training.precision import computed_kind
+
+ROUNDED_AT_ONCE = 16
+"""Bytes for each weight that is rounded to 16 bits just now: itself, its gradient and random bits,
+each of 32 bits, and a copy."""
+
+WIDENED_AT_ONCE = 20
+"""Bytes for each weight of a tensor that bitsandbytes steps on a processor: both means in float32,
+and what is computed on the way. Measured; on a GPU it has kernels that need none of it."""
+
+
+_PARTS = (
+    "weights", "gradients", "optimizer", "average", "text_cache", "activations", "fragmentation",
+    "workspace",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Bytes on the device at the fullest moment.
+
+    Attributes:
+        weights: Of all parts that are there, trained or not.
+        gradients: Those that are there in that moment.
+        optimizer: The optimizer's state.
+        average: The running average of the weights.
+        text_cache: Remembered outputs of a frozen text encoder.
+        activations: What forward and backward hold, with copies of weights in half precision.
+        fragmentation: What PyTorch's allocator holds in pieces that nothing fits into.
+        workspace: What the libraries take themselves.
+        moment: What is being done then.
+        flops: Floating-point operations of a step on the largest batch.
+    """
+
+    weights: int
+    gradients: int
+    optimizer: int
+    average: int
+    text_cache: int
+    activations: int
+    fragmentation: int
+    workspace: int
+    moment: str
+    flops: int
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return sum(self.by_part().values())
+
+    def by_part(self) -> dict[str, int]:
+        """Name -> bytes."""
+        return {name.replace("_", " "): getattr(self, name) for name in _PARTS}
+
+
+class FootprintMeter:
+    """Measures footprints of settings that may still change.
+
+    Args:
+        outline: Makes the base model without values.
+        device_type: `cpu` or `cuda`.
+        record: A file that rehearsals are remembered in; None remembers them here only.
+        shares: How much of the model a process has.
+        workload: What is done beside training.
+    """
+
+    def __init__(
+        self,
+        outline: Callable[[], BaseModel],
+        device_type: str,
+        record: Path | None = None,
+        shares: Shares = WHOLE,
+        workload: Workload | None = None,
+    ) -> None:
+        self._shares, self._workload = shares, workload or Workload()
+        self._outlines, self._on_gpu = Outlines(outline), device_type == "cuda"
+        self._device_type, self._costs = device_type, Costs(record)
+        self._other = OtherWork(self._outlines, device_type, self._workload, self._costs)
+
+    def footprint(self, config: RunConfig, bucket: Size, batch: int) -> Footprint:
+        """What a run of these settings takes at its fullest moment, if that is its largest batch.
+
+        Raises:
+            ImpastoError: The model cannot be read, or the settings do not fit it.
+        """
+        return max(self.all_moments(config, bucket, batch), key=lambda found: found.total)
+
+    def all_moments(self, config: RunConfig, bucket: Size, batch: int) -> list[Footprint]:
+        """What a run takes in each thing that it does, training first.
+
+        Raises:
+            ImpastoError: As `footprint`.
+        """
+        model, trainable = self._outlines.shown(config)
+        cost = self._step(config, trainable, bucket, batch)
+        moments = [
+            self._training(config, trainable, bucket, batch, cost),
+            self._stepping(config, trainable),
+            *self._other.moments(config, model, trainable, batch),
+        ]
+        state = self._state(config, trainable, model)
+        return [self._at(config, moment, state, cost.flops) for moment in moments]
+
+    def _at(
+        self, config: RunConfig, moment: Moment, state: Mapping[str, int], flops: int
+    ) -> Footprint:
+        """What is there in a moment."""
+        if moment.weights is not None:
+            state = {**dict.fromkeys(state, 0), "weights": moment.weights}
+        return Footprint(
+            **state,
+            gradients=moment.gradients,
+            activations=moment.others,
+            fragmentation=fragmentation_bytes(
+                config,
+                self._device_type,
+                moment.gradients + moment.others,
+                expandable=grows_segments(),
+            ),
+            workspace=workspace_bytes(config, self._device_type),
+            moment=moment.name,
+            flops=flops,
+        )
+
+    def _state(self, config: RunConfig, trainable: Trainable, model: BaseModel) -> dict[str, int]:
+        """What is there all the time, from the first update on."""
+        learning = sum(part.count() for part in trainable.parts)
+        averaged = config.training.ema_decay is not None and self._is_here(
+            away=config.training.ema_on_cpu
+        )
+        state = find_row(config.optimizer.kind).state_bytes + 2 * (
+            config.training.rounding == "kahan"
+        )
+        return {
+            "weights": self._weights(config, trainable, model),
+            "optimizer": int(state * learning) // self._shares.optimizer
+            if self._is_here(away=offloads_state(config))
+            else 0,
+            "average": 4 * learning * averaged // self._shares.weights,
+            "text_cache": self._text_cache(config, model),
+        }
+
+    def _training(
+        self, config: RunConfig, trainable: Trainable, bucket: Size, batch: int, cost: StepCost
+    ) -> Moment:
+        gradients, others = cost.gradient_bytes, cost.peak_bytes - cost.gradient_bytes
+        if config.training.gradient_accumulation_steps > 1:  # those of batches before are there
+            gradients = self._all_gradients(config, trainable)
+            others = cost.peak_bytes if config.training.weight_copies else cost.most_beside
+        return Moment(
+            f"training on {bucket} pictures, {batch} at a time",
+            gradients // self._shares.gradients,
+            others
+            + self._text_bytes(config, trainable, batch)
+            + (self._transient(config, trainable) if steps_alone(config) else 0)
+            + self._together(trainable),
+        )
+
+    def _is_here(self, *, away: bool) -> bool:
+        """On a processor, what is kept away from a GPU is in the same memory."""
+        return not (away and self._on_gpu)
+
+    def _weights(self, config: RunConfig, trainable: Trainable, model: BaseModel) -> int:
+        wide = DTYPES[config.training.weights].itemsize
+        total = 0
+        for module in (trainable.network, model.vae, model.text_encoder):
+            for parameter in module.parameters():
+                if parameter.requires_grad:
+                    total += parameter.numel() * wide // self._shares.weights
+                    if self._shares.steps_copies:
+                        total += parameter.numel() * 4 // self._shares.optimizer
+                else:
+                    total += parameter.numel() * parameter.dtype.itemsize
+        total += 2 * copied_numbers(config, trainable)
+        total += self._vae_bytes(config, model) - 4 * numbers_of(model.vae)
+        if leaves_text(config):
+            total -= 4 * numbers_of(model.text_encoder)
+        return total
+
+    def _vae_bytes(self, config: RunConfig, model: BaseModel) -> int:
+        """A VAE's weights while training: it leaves when all is encoded."""
+        if not encodes_later(config):
+            return 0
+        width = DTYPES[config.dataset.vae_precision].itemsize
+        copied = 4 if not self._on_gpu and width < 4 else 0
+        return (width + copied) * numbers_of(model.vae)
+
+    def _text_cache(self, config: RunConfig, model: BaseModel) -> int:
+        """What is remembered of a frozen text encoder's outputs: at most what the settings allow.
+
+        A GPU has two such memories: what encodes captions beside the step, and what is looked at.
+        """
+        if config.method.train_text_encoder or leaves_text(config):
+            return 0
+        text: Any = model.text_encoder.config
+        chunk = 4 * 77 * int(text.hidden_size) * (config.model.max_tokens // 75)
+        limit, work = config.training.text_cache_mib << 20, self._workload
+        captions = limit
+        if work.captions is not None and not changes_words(config):
+            captions = min(limit, chunk * (work.captions + 1))
+        prompts = 2 * len(config.previews.prompts)
+        looked_at = min(limit, chunk * (work.held_out_captions + prompts))
+        return captions + looked_at
+
+    def _step(self, config: RunConfig, trainable: Trainable, bucket: Size, batch: int) -> StepCost:
+        training = config.training
+        words = (
+            "step with what is beside gradients", self._device_type, str(bucket), batch,
+            *text_words(config), config.method.kind,
+            config.hypernetwork.model_dump_json() if config.method.kind != "full" else "",
+            computed_kind(config), training.weights, training.gradient_checkpointing,
+            training.checkpointed_levels, training.optimizer_in_backward != "off",
+            *(["copies"] if training.weight_copies else []), structure_of(trainable),
+        )  # fmt: skip
+
+        def rehearse() -> StepCost:
+            used = self._outlines.trainable(config)
+            for part in used.parts:
+                part.module.to(DTYPES[training.weights])
+            if training.weight_copies:
+                dtype = COMPUTED[computed_kind(config)]
+                for module, name, weight in list(layers_with_copies(used.unet)):
+                    setattr(module, name, nn.Parameter(weight.to(dtype)))
+            return rehearsal_of(config, used, self._device_type).step(bucket, batch)
+
+        found = self._costs.remembered(words, lambda: asdict(rehearse()))
+        return StepCost(**found)
+
+    def _text_bytes(self, config: RunConfig, trainable: Trainable, batch: int) -> int:
+        """Activations of a text encoder that learns: 34 numbers per place, width and layer.
+
+        Korthikanti et al. 2022 (arXiv:2205.05198), eq. 1, without its attention matrices.
+        """
+        if not config.method.train_text_encoder:
+            return 0
+        text: Any = trainable.states.text_encoder.config
+        places = batch * 77 * (config.model.max_tokens // 75)
+        layers = 2 if config.training.gradient_checkpointing else int(text.num_hidden_layers)
+        size = COMPUTED[computed_kind(config)].itemsize
+        return int(text.hidden_size) * 34 * places * layers * size // 2
+
+    def _stepping(self, config: RunConfig, trainable: Trainable) -> Moment:
+        """The optimizer at work: all gradients, and what it makes for a chunk of weights."""
+        gradients = 0 if steps_alone(config) else self._all_gradients(config, trainable)
+        gradients //= self._shares.gradients
+        others = self._transient(config, trainable)
+        return Moment("stepping the weights", gradients, others)
+
+    def _all_gradients(self, config: RunConfig, trainable: Trainable) -> int:
+        wide = DTYPES[config.training.weights].itemsize
+        return wide * sum(part.count() for part in trainable.parts)
+
+    def _transient(self, config: RunConfig, trainable: Trainable) -> int:
+        """What an optimizer step makes and frees again."""
+        sizes = [p.numel() for part in trainable.parts for p in part.parameters().values()]
+        at_once = max(sizes) if steps_alone(config) else max(CHUNK, *sizes)
+        others = 0
+        if config.training.weights != "fp32":
+            others += ROUNDED_AT_ONCE * min(at_once, sum(sizes))
+        if not self._on_gpu and "8bit" in config.optimizer.kind:
+            others += WIDENED_AT_ONCE * max(sizes)
+        if self._on_gpu and offloads_state(config):
+            coming = min(2 * at_once, sum(sizes))  # one chunk's states, and the next one's
+            others += int(coming * find_row(config.optimizer.kind).state_bytes)
+        return others
+
+    def _together(self, trainable: Trainable) -> int:
+        """Blocks that are put together just now: one, the next one, and a gradient."""
+        if self._shares.weights == 1:
+            return 0
+        return 3 * 4 * max(numbers_of(block) for block in blocks_of(trainable.network))

@@ -1,0 +1,58 @@
+"""What a run's settings say about who is on the device while it trains."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import torch
+
+from impasto.config.run import RunConfig
+from impasto.datasets.build import build_caption_rules
+from impasto.models.trainable import Trainable
+from impasto.training.methods import build_templates
+
+
+def encodes_later(config: RunConfig) -> bool:
+    """Whether some pictures are encoded each time they are shown."""
+    subsets = [subset for part in config.dataset.parts for subset in part.subsets]
+    return any(s.random_crop or s.color_aug or s.face_crop_aug_range for s in subsets)
+
+
+def changes_words(config: RunConfig) -> bool:
+    """Whether some captions are not always the same."""
+    subsets = [subset for part in config.dataset.parts for subset in part.subsets]
+    varied = any(build_caption_rules(subset).changes_words for subset in subsets)
+    return varied or build_templates(config) is not None
+
+
+def leaves_text(config: RunConfig) -> bool:
+    """Whether the text encoder leaves the device: not where captions change as they are shown."""
+    return config.training.cache_text_to_disk and not changes_words(config)
+
+
+def offloads_state(config: RunConfig) -> bool:
+    """Whether the optimizer's state is kept in RAM and comes to the device for its step."""
+    return config.training.offload_optimizer or config.optimizer.kind.startswith("paged_")
+
+
+def steps_alone(config: RunConfig) -> bool:
+    """Whether each weight is stepped in the backward pass, and its gradient freed at once."""
+    return config.training.optimizer_in_backward != "off"
+
+
+def numbers_of(module: torch.nn.Module) -> int:
+    """How many weights a network has."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def bytes_of(module: torch.nn.Module) -> int:
+    """Bytes of a network's weights as they are."""
+    return sum(parameter.nbytes for parameter in module.parameters())
+
+
+def structure_of(trainable: Trainable) -> str:
+    """What tells networks of other sizes apart."""
+    unet: Any = trainable.unet
+    named = {k: v for k, v in sorted(dict(unet.config).items()) if not k.startswith("_")}
+    return f"{json.dumps(named, default=str)}|{sum(part.count() for part in trainable.parts)}"

@@ -1,0 +1,59 @@
+"""Base models without values, for predictions: one to look at, and others to use up.
+
+A rehearsal puts other tensors into a network and leaves it of no use. Making a base model takes
+longer than some rehearsals, so that what one has left whole is kept for the next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from impasto.config.run import RunConfig
+from impasto.models.loading import BaseModel
+from impasto.models.trainable import Trainable
+from impasto.training.methods import build_trainable
+from impasto.training.precision import computed_kind
+
+
+class Outlines:
+    """Hands out outlines of a base model.
+
+    Args:
+        make: Makes one.
+    """
+
+    def __init__(self, make: Callable[[], BaseModel]) -> None:
+        self._make = make
+        self._shown: dict[str, tuple[BaseModel, Trainable]] = {}
+        self._with_unet: list[BaseModel] = []
+        self._with_vae: list[BaseModel] = []
+
+    def shown(self, config: RunConfig) -> tuple[BaseModel, Trainable]:
+        """A model and what learns of it: numbers, shapes and types to look at, and nothing else.
+
+        Raises:
+            ImpastoError: The model cannot be read, or the settings do not fit it.
+        """
+        sections = config.model_dump_json(include={"model", "method", "hypernetwork"})
+        key = f"{computed_kind(config)} {sections}"
+        if key not in self._shown:
+            model = self._make()
+            self._shown[key] = model, build_trainable(config, model)
+        return self._shown[key]
+
+    def trainable(self, config: RunConfig) -> Trainable:
+        """What learns, to be used up."""
+        if self._with_unet:
+            return build_trainable(config, self._with_unet.pop())
+        model = self._make()
+        self._with_vae.append(model)
+        return build_trainable(config, model)
+
+    def vae(self) -> Any:
+        """A VAE, to be used up."""
+        if self._with_vae:
+            return self._with_vae.pop().vae
+        model = self._make()
+        self._with_unet.append(model)
+        return model.vae

@@ -1,0 +1,94 @@
+"""What to say when memory runs out: what was being done, and the settings that help most."""
+
+from __future__ import annotations
+
+import torch
+
+from impasto.config.run import RunConfig
+from impasto.errors import OutOfMemoryError
+from impasto.training.precision import native_precision
+
+ADVICE = 3
+
+
+def out_of_memory(
+    config: RunConfig, doing: str, then: str, device: torch.device
+) -> OutOfMemoryError:
+    """The error to raise.
+
+    Args:
+        config: The settings.
+        doing: What was being done, as in `"while training on ..."`.
+        then: What became of the run, in a sentence.
+        device: Where.
+    """
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        place = f"The GPU's memory ({total / 2**30:.1f} GiB, {free / 2**30:.1f} free) ran out"
+    else:
+        place = "The computer's memory ran out"
+    ways = advice(config, doing)[:ADVICE]
+    return OutOfMemoryError(
+        f"{place} while {doing}. {then} What would help most: {'; '.join(ways)}."
+    )
+
+
+def advice(config: RunConfig, doing: str) -> list[str]:
+    """Settings that take less memory, those first that help most at what was being done."""
+    return [*_on_other_work(config, doing), *_on_training(config)]
+
+
+def _on_other_work(config: RunConfig, doing: str) -> list[str]:
+    found = []
+    if "encoding" in doing and config.dataset.vae_batch_size > 1:
+        found.append(f"dataset.vae_batch_size = 1 (it is {config.dataset.vae_batch_size})")
+    if "preview" in doing:
+        sides = f"{config.previews.width}x{config.previews.height}"
+        found.append(f"smaller previews.width and previews.height ({sides} now)")
+    return found
+
+
+def _on_training(config: RunConfig) -> list[str]:
+    """In the order of what they save of a full fine-tuning of SD 1.x at 512 pixels."""
+    training, method = config.training, config.method
+    largest = max(config.batch_sizes.values())
+    half = max(1, largest // 2)
+    accumulated = training.gradient_accumulation_steps * -(-largest // half)
+    ways = [
+        (
+            not training.gradient_checkpointing,
+            "training.gradient_checkpointing = true (activations are computed again instead of "
+            "kept)",
+        ),
+        (
+            largest > 1,
+            f"training.batch_size = {half} with training.gradient_accumulation_steps = "
+            f"{accumulated} (the same training, in smaller pieces)",
+        ),
+        (
+            config.optimizer.kind == "adamw",
+            'optimizer.kind = "adamw8bit" (a quarter of the optimizer\'s memory)',
+        ),
+        (
+            training.weights == "fp32"
+            and not training.weight_copies
+            and native_precision().kind == "bf16",
+            'training.mixed_precision = "bf16" and training.weights = "bf16" (half the memory for '
+            "weights and gradients)",
+        ),
+        (
+            training.weight_copies,
+            "training.weight_copies = false (2 bytes a weight less)",
+        ),
+        (
+            training.ema_decay is not None and not training.ema_on_cpu,
+            "training.ema_on_cpu = true",
+        ),
+        (method.train_text_encoder, "method.train_text_encoder = false"),
+        (
+            not method.train_text_encoder and not training.cache_text_to_disk,
+            "training.cache_text_to_disk = true (the text encoder leaves the device)",
+        ),
+        (True, "a smaller dataset.resolution"),
+    ]
+    return [way for applies, way in ways if applies]

@@ -1,0 +1,221 @@
+"""What takes memory beside the training step: encoding, validation, previews, averaging.
+
+Each is rehearsed on tensors without values, as the step is; what was found is remembered, since a
+rehearsal of a full-size network takes seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from impasto import files
+from impasto.config.run import RunConfig
+from impasto.data.records import Size
+from impasto.datasets.batching import validation_batch_size
+from impasto.models.loading import BaseModel
+from impasto.models.saving import DTYPES
+from impasto.models.trainable import Trainable
+from impasto.models.vae import tile
+from impasto.parsing import parse_json
+from impasto.sampling.prompts import Prompt
+from impasto.training.optim.ema import WIDENED_AT_ONCE
+from impasto.training.optim.mixed_precision import autocast_dtype
+from impasto.training.planning.fake_step import Rehearsal, decoding_peak, encoding_peak
+from impasto.training.planning.memory_facts import bytes_of, numbers_of, structure_of
+from impasto.training.planning.meta_models import Outlines
+from impasto.training.planning.workload import Workload
+from impasto.training.precision import computed_kind
+from impasto.training.prompts import build_prompts
+
+
+@dataclass(frozen=True)
+class Moment:
+    """Something that a run does.
+
+    Attributes:
+        name: What is done, as in `training on 512x512 pictures`.
+        gradients: Bytes of complete gradients.
+        others: Bytes of whatever else is there then, beside the weights and what is kept of them.
+        weights: Bytes of all weights that are there then; None means those of training, with the
+            optimizer's state and the average.
+    """
+
+    name: str
+    gradients: int
+    others: int
+    weights: int | None = None
+
+
+class Costs:
+    """Costs that were found, by what they depend on.
+
+    Args:
+        file: Where they are remembered for later; None remembers them here only.
+    """
+
+    def __init__(self, file: Path | None) -> None:
+        self._file = file
+        self._known: dict[str, dict[str, int]] = _read(file)
+
+    def remembered(
+        self, words: tuple[object, ...], rehearse: Callable[[], dict[str, int]]
+    ) -> dict[str, int]:
+        """What was found for these words, or is found now."""
+        key = "|".join(map(str, (torch.__version__, *words)))
+        if key not in self._known:
+            self._known[key] = rehearse()
+            if self._file is not None:
+                files.remember_json(self._file, self._known)
+        return self._known[key]
+
+
+@dataclass(frozen=True)
+class OtherWork:
+    """Measures what a run does beside training.
+
+    Attributes:
+        outlines: Of the base model.
+        device_type: `cpu` or `cuda`.
+        workload: What is done, and on which sizes.
+        costs: What was found before.
+    """
+
+    outlines: Outlines
+    device_type: str
+    workload: Workload
+    costs: Costs
+
+    def moments(
+        self, config: RunConfig, model: BaseModel, trainable: Trainable, batch: int
+    ) -> list[Moment]:
+        """All that is done beside training.
+
+        Args:
+            config: The settings.
+            model: The base model, without values.
+            trainable: What learns.
+            batch: Images of the largest batch.
+        """
+        return [
+            self._averaging(config, trainable),
+            *self._drawing(config, model, trainable),
+            *self._validating(config, trainable),
+            *self._encoding(config, model, batch),
+        ]
+
+    def _averaging(self, config: RunConfig, trainable: Trainable) -> Moment:
+        """Weights of 16 bits on their way into the average, a few of them widened."""
+        sizes = [p.numel() for part in trainable.parts for p in part.parameters().values()]
+        is_widened = config.training.ema_decay is not None and config.training.weights != "fp32"
+        widened = min(max(WIDENED_AT_ONCE, *sizes), sum(sizes)) if is_widened else 0
+        return Moment("averaging the weights", 0, 4 * widened)
+
+    def _drawing(self, config: RunConfig, model: BaseModel, trainable: Trainable) -> list[Moment]:
+        prompts = build_prompts(config)
+        if not prompts:
+            return []
+        largest: Prompt = max(prompts, key=lambda prompt: prompt.width * prompt.height)
+        size = Size(largest.width, largest.height)
+        forward = self._forward(config, trainable, size, 2)
+        words = ("decoding", str(size), config.dataset.vae_tiling, numbers_of(model.vae))
+
+        def rehearse() -> dict[str, int]:
+            vae = self.outlines.vae()
+            tile(vae, tiled=config.dataset.vae_tiling)
+            return {"peak": decoding_peak(vae, size, 1)}
+
+        vae = self.costs.remembered(words, rehearse)["peak"] + 4 * numbers_of(model.vae)
+        return [Moment(f"drawing previews of {size}", 0, max(forward, vae))]
+
+    def _validating(self, config: RunConfig, trainable: Trainable) -> list[Moment]:
+        group = self.workload.validation
+        if group is None:
+            return []
+        batch = validation_batch_size(config, group)
+        name = f"validating on {group.bucket} pictures, {batch} at a time"
+        return [Moment(name, 0, self._forward(config, trainable, group.bucket, batch))]
+
+    def _forward(self, config: RunConfig, trainable: Trainable, size: Size, batch: int) -> int:
+        """A forward pass with the weights that are looked at: their average, or themselves."""
+        training = config.training
+        is_average = training.ema_decay is not None and not training.ema_on_cpu
+        kind = "fp32" if is_average else training.weights
+        words = ("forward", self.device_type, str(size), batch, computed_kind(config), kind,
+                 training.weights, *text_words(config), structure_of(trainable))  # fmt: skip
+
+        def rehearse() -> dict[str, int]:
+            used = self.outlines.trainable(config)
+            for part in used.parts:
+                part.module.to(DTYPES[kind])
+            caches = training.weights == "fp32"
+            rehearsal = rehearsal_of(config, used, self.device_type)
+            return {"peak": rehearsal.drawing_peak(size, batch, caches_casts=caches)}
+
+        return self.costs.remembered(words, rehearse)["peak"]
+
+    def _encoding(self, config: RunConfig, model: BaseModel, batch: int) -> list[Moment]:
+        """The VAE at work: before training, when a GPU has nothing else, and beside it."""
+        work, asked, moments = self.workload, config.dataset.vae_batch_size, []
+        if work.encoded is not None:
+            width = DTYPES[config.dataset.vae_precision].itemsize
+            weights = width * numbers_of(model.vae)
+            if self.device_type != "cuda":
+                weights = sum(bytes_of(m) for m in (model.unet, model.text_encoder, model.vae))
+                weights += width * numbers_of(model.vae) if width < 4 else 0
+            name = f"encoding {work.encoded} pictures, {asked} at a time"
+            moments.append(
+                Moment(name, 0, self._vae_peak(config, model, work.encoded, asked), weights)
+            )
+        if work.varied is not None:
+            at_once = min(asked, batch)
+            name = f"encoding {work.varied} pictures as they are shown, {at_once} at a time"
+            moments.append(Moment(name, 0, self._vae_peak(config, model, work.varied, at_once)))
+        return moments
+
+    def _vae_peak(self, config: RunConfig, model: BaseModel, size: Size, batch: int) -> int:
+        dataset = config.dataset
+        words = ("encoding", str(size), batch, dataset.vae_precision, dataset.vae_tiling,
+                 numbers_of(model.vae))  # fmt: skip
+
+        def rehearse() -> dict[str, int]:
+            vae = self.outlines.vae()
+            tile(vae, tiled=dataset.vae_tiling)
+            return {"peak": encoding_peak(vae.to(DTYPES[dataset.vae_precision]), size, batch)}
+
+        return self.costs.remembered(words, rehearse)["peak"]
+
+
+def text_words(config: RunConfig) -> tuple[object, ...]:
+    """The settings that the length of a text depends on."""
+    return config.model.max_tokens, config.model.token_join
+
+
+def rehearsal_of(config: RunConfig, trainable: Trainable, device_type: str) -> Rehearsal:
+    """Rehearses a network as these settings compute it."""
+    unet: Any = trainable.unet
+    chunks = config.model.max_tokens // 75
+    joined = {"a1111": 77 * chunks, "kohya": 75 * chunks + 2}
+    return Rehearsal(
+        trainable.network,
+        joined[config.model.token_join],
+        unet.config["cross_attention_dim"],
+        autocast_dtype(computed_kind(config)),
+        as_on_gpu=device_type == "cuda",
+        frees_gradients=config.training.optimizer_in_backward != "off",
+    )
+
+
+def _read(file: Path | None) -> dict[str, dict[str, int]]:
+    """What was remembered; a file that cannot be read is as good as none."""
+    if file is None or not file.is_file():
+        return {}
+    try:
+        content = parse_json(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return dict(content) if isinstance(content, Mapping) else {}

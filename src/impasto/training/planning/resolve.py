@@ -1,0 +1,148 @@
+"""What is settled before a run begins: settings that fit its memory, its batch size, if it fits."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import psutil
+import torch
+
+from impasto.config.run import RunConfig
+from impasto.data.sampler import Group
+from impasto.datasets.batching import heaviest_group
+from impasto.datasets.build import Survey
+from impasto.models.loading import outline_base_model
+from impasto.progress import Progress, counted
+from impasto.training.devices import default_device
+from impasto.training.model import build_open_options
+from impasto.training.parallel.accelerate_config import read_shares
+from impasto.training.planning.levers import Fitting, gib, parts_in_words, with_fields
+from impasto.training.planning.memory import Footprint, FootprintMeter
+from impasto.training.planning.model_defaults import with_recorded
+from impasto.training.planning.workload import Workload
+from impasto.training.precision import native_precision
+
+RECORD = "footprints.json"
+
+
+def settle(
+    config: RunConfig, survey: Survey, progress: Progress, *, check: bool = True, processes: int = 1
+) -> RunConfig:
+    """The settings as the run will have them: with what the model records, and what `auto` means.
+
+    Args:
+        config: The settings.
+        survey: What is known of the pictures.
+        progress: Who is told what was chosen.
+        check: Whether to make sure that the run fits, if the settings do not say otherwise.
+        processes: How many processes share the run.
+
+    Raises:
+        OutOfMemoryError: The run will not fit, and `training.fit_check` is on.
+        ImpastoError: The model cannot be read.
+    """
+    config = with_recorded(config, progress)
+    training = config.training
+    check = check and training.fit_check
+    if training.memory is None and training.batch_size != "auto" and not check:
+        return config
+    group, most = heaviest_group(config, survey.plan.images)
+    fitting = build_fitting(config, group, processes, Workload.of(config, survey))
+    with progress.stage("Predicting memory", None, "settings"):
+        return _settled(config, fitting, most, progress, check=check)
+
+
+def _settled(
+    config: RunConfig, fitting: Fitting, most: int, progress: Progress, *, check: bool
+) -> RunConfig:
+    if config.training.memory is not None:
+        config = _settle_memory(config, fitting, progress)
+    if config.training.batch_size == "auto":
+        config = _settle_batch(config, fitting, most, progress)
+    config = _settle_encoding(config, fitting, progress)
+    if check:
+        doubt = fitting.require_fit(config)
+        if doubt is not None:
+            progress.note(f"Warning: {doubt}")
+    return config
+
+
+def build_fitting(
+    config: RunConfig, group: Group, processes: int = 1, workload: Workload | None = None
+) -> Fitting:
+    """What finds out whether a run fits, on the device that it will have.
+
+    Args:
+        config: The settings.
+        group: The images whose batches have most pixels.
+        processes: How many processes share the run.
+        workload: What is done beside training; None counts training alone.
+    """
+    device = default_device()
+    outline = partial(outline_base_model, config.model.path, build_open_options(config))
+    shares = read_shares(processes)
+    meter = FootprintMeter(
+        outline, device.type, config.dataset.derived_dir / RECORD, shares, workload
+    )
+    asked = config.training.memory
+    budget = asked << 30 if isinstance(asked, int) else free_memory(device)
+    is_shared = shares.optimizer > 1
+    half = native_precision(device).kind
+    return Fitting(meter, device.type, group, budget, processes, is_shared, half)
+
+
+def predict(config: RunConfig, survey: Survey) -> Footprint:
+    """What a run takes with its largest batch, on the device that it will have.
+
+    Raises:
+        ImpastoError: The model cannot be read, or the settings do not fit it.
+    """
+    group, _ = heaviest_group(config, survey.plan.images)
+    fitting = build_fitting(config, group, workload=Workload.of(config, survey))
+    return fitting.footprint(config)
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that this process may have in all: what is free, and what it has."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return int(psutil.virtual_memory().available) + int(psutil.Process().memory_info().rss)
+
+
+def _settle_memory(config: RunConfig, fitting: Fitting, progress: Progress) -> RunConfig:
+    chosen, rungs = fitting.climb(config, keep_asked=True)
+    asked = config.training.memory
+    room = f"{'What is free' if asked == 'auto' else 'training.memory'}, {gib(fitting.budget)}"
+    footprint = fitting.footprint(chosen)
+    need = f"about {gib(footprint.total)}: {parts_in_words(footprint)}"
+    progress.note(f"{room}: " + (f"chosen, to take {need}." if rungs else f"the run takes {need}."))
+    for rung in rungs:
+        progress.note(f"  {rung.words()}: {rung.why}")
+    if not fitting.fits(chosen):
+        progress.note("  That is more. No other setting that was left open would lower it.")
+    return with_fields(chosen, "training", {"memory": None})
+
+
+def _settle_encoding(config: RunConfig, fitting: Fitting, progress: Progress) -> RunConfig:
+    """Have the VAE encode fewer images at once where its usual number does not fit."""
+    if "vae_batch_size" in config.dataset.model_fields_set or fitting.fits(config):
+        return config
+    for number in range(config.dataset.vae_batch_size - 1, 0, -1):
+        changed = with_fields(config, "dataset", {"vae_batch_size": number})
+        if fitting.fits(changed):
+            progress.note(f"  dataset.vae_batch_size = {number}: more at once do not fit.")
+            return changed
+    return config
+
+
+def _settle_batch(config: RunConfig, fitting: Fitting, most: int, progress: Progress) -> RunConfig:
+    batch = fitting.batch_that_fits(config, most)
+    progress.note(
+        f"Batches of {counted(batch, 'pictures')} of {fitting.group.bucket}, of smaller ones "
+        "more, fit into "
+        f"{gib(fitting.budget)}."
+    )
+    area = fitting.group.bucket.area
+    width, height = config.dataset.parts[fitting.group.dataset].width_height
+    asked = max(1, ((batch + 1) * area - 1) // (width * height))  # the most that gives `batch`
+    return with_fields(config, "training", {"batch_size": asked, "batch_by_pixels": True})

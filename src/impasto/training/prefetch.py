@@ -1,0 +1,96 @@
+"""Batches on their way to a GPU while the one before is trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from impasto.data.dataset import UpdateBatches
+from impasto.data.records import Batch
+from impasto.data.sampler import Update
+from impasto.diffusion.transfer import sent
+from impasto.training.optim.offload import new_stream
+
+Feed = Callable[[Iterator[UpdateBatches]], Iterator[UpdateBatches]]
+Encode = Callable[[tuple[str, ...]], Mapping[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class _Coming:
+    """A batch on its way.
+
+    Attributes:
+        batch: It, on the device.
+        ready: When all of it is there; None where nothing has to be waited for.
+    """
+
+    batch: Batch
+    ready: torch.cuda.Event | None
+
+
+def feed_for(device: torch.device, encode: Encode | None = None) -> Feed:
+    """What takes batches to a device; a processor has them already.
+
+    Args:
+        device: Where they are trained on.
+        encode: Makes conditions of captions, where no gradient flows into what does it.
+    """
+    return Feeder(device, encode) if device.type == "cuda" else iter
+
+
+class Feeder:
+    """Copies batches to a GPU on a stream of its own, each while the one before is computed.
+
+    Captions are encoded there too, so that a frozen text encoder works beside the U-Net. What it
+    remembers belongs to that stream: nothing else may ask the same memory.
+
+    Args:
+        device: Where to.
+        encode: Makes conditions of captions; None leaves that to the step.
+    """
+
+    def __init__(self, device: torch.device, encode: Encode | None = None) -> None:
+        self._device, self._encode = device, encode
+        self._stream = new_stream(device) if device.type == "cuda" else None
+
+    def __call__(self, batches: Iterator[UpdateBatches]) -> Iterator[UpdateBatches]:
+        """The same batches, on the device when they come."""
+        waiting: tuple[Update, _Coming] | None = None
+        if self._stream is not None:  # the encoder's weights may still be on their way
+            self._stream.wait_stream(torch.cuda.current_stream(self._device))
+        for update, batch in batches:
+            coming = update, self._begin(batch)
+            if waiting is not None:
+                yield waiting[0], self._arrived(waiting[1])
+            waiting = coming
+        if waiting is not None:
+            yield waiting[0], self._arrived(waiting[1])
+
+    def _begin(self, batch: Batch) -> _Coming:
+        with torch.cuda.stream(self._stream):
+            begun = replace(
+                batch,
+                latents=sent(batch.latents, self._device),
+                weights=sent(batch.weights, self._device),
+                draws=batch.draws.sent(lambda numbers: sent(numbers, self._device)),
+                mask=None if batch.mask is None else sent(batch.mask, self._device),
+                conditions=None if self._encode is None else self._encode(batch.captions),
+            )
+        return _Coming(begun, None if self._stream is None else self._stream.record_event())
+
+    def _arrived(self, coming: _Coming) -> Batch:
+        """Have the training wait for this batch, and not for the one after it, which is begun."""
+        batch = coming.batch
+        if coming.ready is None:
+            return batch
+        current = torch.cuda.current_stream(self._device)
+        current.wait_event(coming.ready)
+        encoded = () if batch.conditions is None else batch.conditions.values()
+        drawn = batch.draws.ahead.values()
+        for tensor in (batch.latents, batch.weights, batch.mask, *drawn, *encoded):
+            if tensor is not None:
+                tensor.record_stream(current)
+        return batch

@@ -1,0 +1,1 @@
+"""What a run keeps: training states and models, written, restored, exported."""

@@ -1,0 +1,230 @@
+"""The trained model as a file for other programs, with a record of how it came to be."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import tomli_w
+from torch import Tensor
+
+from impasto import files
+from impasto.checkpoints import hypernetworks
+from impasto.checkpoints.hypernetwork_writing import write_hypernetwork
+from impasto.config.run import RunConfig
+from impasto.models.hypernetwork import Hypernetwork
+from impasto.models.loading import BaseModel
+from impasto.models.saving import DTYPES, About, save_model, trained_contents
+from impasto.models.text_metadata import layout_metadata
+from impasto.models.trainable import Trainable
+from impasto.progress import Progress
+from impasto.publishing import published_settings
+from impasto.runs import RunDirectory
+from impasto.training.model_files import BEST, dialect, model_form, model_suffix, models_folder
+from impasto.training.saving.own_models import OwnModels
+from impasto.training.text import build_layout
+
+SUMMARY_KEY = "impasto.training"
+Trained = Mapping[str, Mapping[str, Tensor]]
+"""Part -> its tensors by name."""
+
+
+def trained_bytes(trained: Trained) -> int:
+    """Bytes of what was trained."""
+    return sum(t.nbytes for tensors in trained.values() for t in tensors.values())
+
+
+def trained_copy(trained: Trained) -> Trained:
+    """A copy in the computer's memory, which training does not change."""
+    return {
+        part: {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
+        for part, tensors in trained.items()
+    }
+
+
+@dataclass(frozen=True)
+class ExportSource:
+    """What a model is exported from, apart from the tensors that were trained.
+
+    Attributes:
+        config: The settings.
+        model: The base model.
+        trainable: What was trained.
+        total_steps: Optimizer steps of the whole run.
+        samples_seen: Samples of all of them.
+        images: Images that were trained on.
+        base_hash: Hash of the base model's U-Net.
+    """
+
+    config: RunConfig
+    model: BaseModel
+    trainable: Trainable
+    total_steps: int
+    samples_seen: int
+    images: int
+    base_hash: str
+
+
+class Exporter(Protocol):
+    """Writes what was trained as a file for other programs."""
+
+    def write(
+        self, source: ExportSource, trained: Trained, target: Path, progress: Progress
+    ) -> None:
+        """Write it; it appears whole or not at all."""
+
+
+class ModelExporter:
+    """The base model with the trained parts in it."""
+
+    def write(
+        self, source: ExportSource, trained: Trained, target: Path, progress: Progress
+    ) -> None:
+        """Write the model; see `save_model`."""
+        config, saving = source.config, source.config.saving
+        contents = trained_contents(
+            source.model,
+            trained,
+            {part: DTYPES[word] for part, word in saving.part_dtypes.items()},
+            trained_dtype=DTYPES[config.export_precision],
+        )
+        width, height = max(part.width_height for part in config.dataset.parts)
+        about = About(
+            title=saving.metadata.get("title", target.name.removesuffix(model_suffix(config))),
+            resolution=f"{width}x{height}",
+            encoder_layer=config.model.clip_skip or 1,
+            others={str(key): text for key, text in saving.metadata.items() if key != "title"},
+            more={
+                SUMMARY_KEY: json.dumps(training_summary(source), ensure_ascii=False),
+                **layout_metadata(build_layout(config)),
+            },
+        )
+        save_model(contents, target, model_form(config), about, progress)
+
+
+class HypernetworkExporter:
+    """The hypernetwork alone."""
+
+    def write(
+        self, source: ExportSource, trained: Trained, target: Path, progress: Progress
+    ) -> None:
+        """Write the hypernetwork; what its form cannot say is told."""
+        config = source.config
+        module = source.trainable.parts[0].module
+        assert isinstance(module, Hypernetwork)  # noqa: S101 - what this exporter belongs to
+        (tensors,) = trained.values()
+        contents = hypernetworks.HypernetworkContents(
+            hypernetworks.halves_of({n.removeprefix("pairs."): t for n, t in tensors.items()}),
+            module.structure,
+            name=target.name.removesuffix(model_suffix(config)),
+            step=source.total_steps,
+            initialization=config.hypernetwork.initialization.replace("ZeroOutput", "Normal"),
+            base_name=source.model.contents.name,
+            info=config.hypernetwork.info,
+            metadata={SUMMARY_KEY: json.dumps(training_summary(source), ensure_ascii=False)},
+        )
+        lost = write_hypernetwork(
+            contents.cast(DTYPES[config.export_precision]), target, dialect(config)
+        )
+        for sentence in lost:
+            progress.note(f"{target.name}: {sentence}")
+
+
+EXPORTERS: dict[str, Exporter] = {
+    "full": ModelExporter(),
+    "hypernetwork": HypernetworkExporter(),
+}
+
+
+def export_on_the_way(
+    source: ExportSource,
+    trained: Trained,
+    models: OwnModels,
+    progress: Progress,
+    ending: str,
+    variant: str = "",
+) -> Path:
+    """Export as `<name>-<ending><variant>`, and remove the oldest of this run's models like that.
+
+    Raises:
+        ModelError: A trained weight does not fit the precision asked for.
+        StorageError: The disk is full; what was exported before is untouched.
+    """
+    config = source.config
+    folder = models_folder(config)
+    full_ending = f"-{ending}{variant}"
+    target = _export(source, trained, models, folder, progress, full_ending)
+    if config.saving.keep_models is not None:
+        models.remove_oldest(
+            config.export_name, full_ending, model_suffix(config), folder, config.saving.keep_models
+        )
+    return target
+
+
+def export_final(
+    source: ExportSource,
+    trained: Trained,
+    models: OwnModels,
+    progress: Progress,
+    ending: str = "",
+) -> Path:
+    """Export as `<name><ending>` in the form the settings ask for, and return its path.
+
+    Raises:
+        ModelError: A trained weight does not fit the precision asked for.
+        StorageError: The disk is full; what was exported before is untouched.
+    """
+    config = source.config
+    folder = config.saving.model_dir or RunDirectory(config.output_dir).export
+    return _export(source, trained, models, folder, progress, ending)
+
+
+def export_best(
+    source: ExportSource, trained: Trained, models: OwnModels, progress: Progress, variant: str = ""
+) -> Path:
+    """Export as `<name>-best<variant>` in the place of the best one before.
+
+    Raises:
+        ModelError: A trained weight does not fit the precision asked for.
+        StorageError: The disk is full; what was exported before is untouched.
+    """
+    folder = models_folder(source.config)
+    return _export(source, trained, models, folder, progress, f"{BEST}{variant}")
+
+
+def _export(
+    source: ExportSource,
+    trained: Trained,
+    models: OwnModels,
+    folder: Path,
+    progress: Progress,
+    ending: str,
+) -> Path:
+    config = source.config
+    asked = folder / f"{config.export_name}{ending}{model_suffix(config)}"
+    target = models.claim(asked)
+    if target != asked:
+        progress.note(f"{asked} was taken by another program meanwhile; the model is {target}.")
+    files.remove_leftovers(target.parent)
+    EXPORTERS[config.method.kind].write(source, trained, target, progress)
+    return target
+
+
+def training_summary(source: ExportSource) -> dict[str, Any]:
+    """How the model was trained, with no more of its machine than `saving.publish` allows."""
+    config = source.config
+    settings = config.model_dump(mode="json", exclude_none=True)
+    return {
+        "impasto_version": importlib.metadata.version("impasto"),
+        "base_model": source.model.contents.name,
+        "base_model_unet_sha256": source.base_hash,
+        "steps": source.total_steps,
+        "samples_seen": source.samples_seen,
+        "pictures": source.images,
+        "trained_parts": [part.name for part in source.trainable.parts],
+        "settings": tomli_w.dumps(published_settings(settings, config.saving.publish)),
+    }

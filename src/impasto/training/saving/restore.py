@@ -1,0 +1,98 @@
+"""Takes a run back to its newest whole state."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast
+
+from impasto.errors import RunError, StorageError
+from impasto.files import cause_of
+from impasto.progress import Progress
+from impasto.runs import RunDirectory, step_name
+from impasto.training.saving.session_state import Resumable
+from impasto.training.saving.state import DamagedStateError, TrainingState, load_state
+
+_WITHOUT_HASHES = (
+    "was written by an earlier Impasto, without hashes, so changed bits in it cannot be seen; the "
+    "states that are written from now on have them."
+)
+
+
+def restore_newest(
+    resumable: Resumable, accelerator: Accelerator, run: RunDirectory, progress: Progress
+) -> TrainingState | None:
+    """Go back to the newest whole state of a run; None where it has none yet.
+
+    The first process looks for it. A damaged one is named, renamed, and otherwise left as it is.
+
+    Raises:
+        RunError: All states are damaged, or the newest whole one is of another run.
+    """
+    chosen = 0
+    if accelerator.is_main_process:
+        chosen = _newest_whole(resumable.fingerprint, run, progress)
+    if accelerator.num_processes > 1:
+        chosen = int(broadcast(torch.tensor([chosen], device=accelerator.device)))
+    if not chosen:
+        return None
+    folder = run.states / step_name(chosen)
+    state = load_state(folder, resumable.fingerprint, check_tensors=False)
+    if not state.is_hashed:
+        progress.note(f"{folder} {_WITHOUT_HASHES}")
+    try:
+        resumable.restore(state)
+    except (KeyError, ValueError, TypeError, AttributeError, IndexError) as error:
+        if state.is_hashed:
+            raise  # it is what was written, so this is no damage
+        raise RunError(
+            f"The training state {folder} is damaged ({error!r}). It has no hashes, so this was "
+            f"found only now. Move the folder away and run the same command: the next older state "
+            f"is used then."
+        ) from error
+    return state
+
+
+def _newest_whole(fingerprint: Mapping[str, str], run: RunDirectory, progress: Progress) -> int:
+    """The step of the newest whole state, past damaged ones; 0 where there is no state."""
+    steps = run.saved_steps()
+    for number, step in enumerate(reversed(steps)):
+        folder = run.states / step_name(step)
+        try:
+            load_state(folder, fingerprint, progress)
+        except DamagedStateError as error:
+            older = steps[: len(steps) - number - 1]
+            if not older:
+                raise _all_damaged(run, error) from error
+            progress.note(
+                f"{error} It is kept as {_set_aside(folder).name}; continuing from the state "
+                f"before, {step_name(older[-1])}."
+            )
+        else:
+            return step
+    return 0
+
+
+def _set_aside(folder: Path) -> Path:
+    """Give a damaged state a name that no state has; nothing is deleted."""
+    number, target = 2, folder.with_name(f"{folder.name}-damaged")
+    while target.exists():
+        number, target = number + 1, folder.with_name(f"{folder.name}-damaged-{number}")
+    try:
+        return folder.rename(target)
+    except OSError as error:
+        raise StorageError(
+            f"The training state {folder} is damaged and could not be renamed: "
+            f"{cause_of(error)}. Move it away and run the same command: the next older state is "
+            f"used then."
+        ) from error
+
+
+def _all_damaged(run: RunDirectory, error: DamagedStateError) -> RunError:
+    return RunError(
+        f"{error} There is no older state that is whole, and nothing was deleted. To train again "
+        f"from the first update, move the folder {run.states} away and run the same command."
+    )

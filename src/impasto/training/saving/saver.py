@@ -1,0 +1,217 @@
+"""The states and models of a run, written while training goes on where memory allows a copy."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from accelerate import Accelerator
+
+from impasto import files
+from impasto.background import Background
+from impasto.errors import NonFiniteLossError
+from impasto.invocation import command
+from impasto.progress import Progress, counted
+from impasto.runs import RunDirectory, step_name
+from impasto.training.model_files import AVERAGE, on_the_way_target
+from impasto.training.monitoring.metrics import Window
+from impasto.training.optim.finite_updates import are_finite
+from impasto.training.saving.export import (
+    ExportSource,
+    Trained,
+    export_best,
+    export_final,
+    export_on_the_way,
+    trained_bytes,
+    trained_copy,
+)
+from impasto.training.saving.own_models import OwnModels
+from impasto.training.saving.session_state import Resumable
+from impasto.training.saving.state import TrainingState, save_state
+
+Export = Callable[[Trained, str], Path]
+
+
+class EvaluationWeights(Protocol):
+    """Puts the weights to export in the place of those that are trained, for a while."""
+
+    def __call__(self, *, average: bool) -> contextlib.AbstractContextManager[None]:
+        """Args: average: Whether the running average is wanted, where one is kept."""
+
+
+class Saver:
+    """Writes what a run leaves, on the first process.
+
+    The others do their share where the model is shared out, and write nothing.
+
+    Training waits only for the copy out of its way; for all of it where that copy would not fit
+    into the computer's memory.
+
+    Args:
+        resumable: What goes into a state.
+        source: What a model is exported from.
+        accelerator: The processes.
+        evaluation_weights: Puts the weights to export in the place of those that are trained: their
+            running average where asked for.
+        run: Where states go, and models unless the settings say otherwise.
+        progress: Who is told.
+    """
+
+    def __init__(
+        self,
+        resumable: Resumable,
+        source: ExportSource,
+        accelerator: Accelerator,
+        evaluation_weights: EvaluationWeights,
+        run: RunDirectory,
+        progress: Progress,
+    ) -> None:
+        self._resumable, self._source, self._accelerator = resumable, source, accelerator
+        self._evaluation_weights = evaluation_weights
+        self._run, self._progress = run, progress
+        self._saving = source.config.saving
+        self._writes = accelerator.is_main_process
+        self._models = OwnModels(run, overwrite=self._saving.overwrite)
+        self._background = Background()
+
+    def save_state(
+        self, done: int, best: float | None, *, now: bool, window: Window | None = None
+    ) -> None:
+        """Save the state after `done` updates.
+
+        Args:
+            done: Updates.
+            best: The lowest validation loss so far.
+            now: Whether to wait until it is on disk.
+            window: What is not in the metrics yet.
+
+        Raises:
+            NonFiniteLossError: Weights are NaN or infinite; nothing is written or removed.
+            StorageError: It, or what was submitted before, could not be written.
+        """
+        if not self._resumable.placement.agreed(done not in self._run.saved_steps()):
+            return  # the same step of the same run: the same bits
+        self._require_finite(done)
+        state = self._resumable.capture(done, best, window)
+        if not self._writes:
+            state.read_along()
+        elif not now and self._background.has_room_for(state.size_bytes):
+            copy = state.copied()
+            self._background.submit(lambda: self._write_state(copy))
+        else:
+            self._background.wait()
+            self._write_state(state)
+
+    def _require_finite(self, done: int) -> None:
+        """Look at the weights, and their average: what is saved has to be good to go on from."""
+        resumable, optimizer = self._resumable, self._source.config.optimizer
+        averages = resumable.ema.tensors().values() if resumable.ema is not None else ()
+        good = are_finite([*resumable.names, *averages])
+        if resumable.placement.is_shared:
+            bad = torch.tensor(int(not good), device=self._accelerator.device)
+            good = not bool(self._accelerator.reduce(bad, "sum"))
+        if not good:
+            raise NonFiniteLossError(
+                f"After {counted(done, 'updates')} there are weights that are NaN or infinite, "
+                f"though every loss and gradient was finite: optimizer.kind "
+                f"{optimizer.kind} made them so. No state was written. Lower "
+                f"optimizer.lr (it is {optimizer.lr:g}). To continue from the "
+                f"newest state before: {command('resume', self._run.path)}"
+            )
+
+    def export_on_the_way(self, endings: Sequence[str]) -> None:
+        """Export the model as it is now, once for each ending of its name."""
+        for ending in endings:
+
+            def export(trained: Trained, variant: str, ending: str = ending) -> Path:
+                return export_on_the_way(
+                    self._source, trained, self._models, self._progress, ending, variant
+                )
+
+            self._export(export, now=False)
+
+    def lacks(self, endings: Sequence[str]) -> bool:
+        """Whether a model of one of these endings is not there."""
+        targets = [
+            on_the_way_target(self._source.config, ending, variant)
+            for ending in endings
+            for variant in self._variants()
+        ]
+        return not all(target.exists() for target in targets)
+
+    def export_best(self) -> None:
+        """Export the model as it is now in the place of the best one before."""
+        self._export(
+            lambda trained, variant: export_best(
+                self._source, trained, self._models, self._progress, variant
+            ),
+            now=False,
+        )
+
+    def export_model(self) -> Path | None:
+        """Export the model, wait until all is on disk, and return its path if it was written."""
+        self._background.wait()
+        paths = self._export(
+            lambda trained, variant: export_final(
+                self._source, trained, self._models, self._progress, variant
+            ),
+            now=True,
+        )
+        return paths[0] if self._writes else None
+
+    def drop_states(self) -> None:
+        """Remove the states of a run whose end is recorded, unless they are to be kept.
+
+        Damaged ones that were renamed stay: they are the user's to look at.
+        """
+        if self._saving.keep_final_state:
+            return
+        for step in self._run.saved_steps():
+            files.remove_folder(self._run.states / step_name(step))
+        with contextlib.suppress(OSError):  # something else is in it
+            self._run.states.rmdir()
+
+    def raise_fault(self) -> None:
+        """Pass on the error of what could not be written meanwhile."""
+        self._background.raise_fault()
+
+    def close(self) -> None:
+        """Wait until all is done."""
+        self._background.close()
+
+    def _write_state(self, state: TrainingState) -> None:
+        self._run.require_held()
+        save_state(self._run, state, keep=self._saving.keep_states)
+        self._run.write_status("training", step=state.step, total_steps=self._source.total_steps)
+
+    def _export(self, export: Export, *, now: bool) -> list[Path]:
+        paths = []
+        shared = self._resumable.placement.is_shared  # what was put together is a copy
+        for variant, average in self._variants().items():
+            with self._evaluation_weights(average=average):
+                trained: Trained = self._resumable.placement.whole_modules(
+                    self._source.trainable.export()
+                )
+                if not self._writes:
+                    continue
+                room = shared or self._background.has_room_for(trained_bytes(trained))
+                if now or not room:
+                    paths.append(export(trained, variant))
+                else:
+                    copy = trained if shared else trained_copy(trained)
+                    self._submit(export, copy, variant)
+        return paths
+
+    def _submit(self, export: Export, copy: Trained, variant: str) -> None:
+        self._background.submit(lambda: export(copy, variant))
+
+    def _variants(self) -> Mapping[str, bool]:
+        """What is exported: ending of the name -> whether it is the running average."""
+        if self._resumable.ema is None:
+            return {"": False}
+        return {"instead": {"": True}, "never": {"": False}, "beside": {"": False, AVERAGE: True}}[
+            self._saving.average
+        ]

@@ -1,0 +1,310 @@
+"""Training states on disk: complete or absent, versioned, without pickle.
+
+state.json               format_version, step, samples_seen, what the tensors belong to
+weights.safetensors      the parts that learn, as they are kept
+optimizer.safetensors    the optimizer's tensors
+ema.safetensors          the running average of the weights, if there is one
+hashes.json              a hash of state.json, and of each tensor of each file
+
+States of earlier versions have no hashes; they are read, and only their form can be checked.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from impasto import files
+from impasto.checkpoints.reading import open_tensor_file
+from impasto.checkpoints.tensors import LazyTensor, Tensors, total_bytes
+from impasto.checkpoints.writing import in_file_order, tensor_hash, write_safetensors
+from impasto.errors import ModelError, RunError
+from impasto.parsing import parse_json, read_text
+from impasto.progress import Progress, SilentProgress, in_mib
+from impasto.runs import RunDirectory, step_name
+from impasto.training.fingerprint import differences
+from impasto.training.monitoring.metrics import Window
+from impasto.training.optim.finite_updates import are_finite
+
+FORMAT_VERSION = 1
+DESCRIPTION, HASHES = "state.json", "hashes.json"
+_TENSOR_FILES = ("weights", "optimizer", "ema")
+_WEIGHTS = ("weights", "ema")
+
+
+class DamagedStateError(RunError):
+    """A state is not what was written: cut short, with changed bits, or with parts missing."""
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """All that a resumed run needs besides its settings and its data.
+
+    Attributes:
+        step: Optimizer updates done.
+        samples_seen: Pictures seen, repeats counted, over all processes.
+        fingerprint: What the state belongs to: base model, data and settings that shape the run.
+        weights: `<part>.<name>` -> tensor; read one by one, as all of them.
+        optimizer: The optimizer's tensors.
+        optimizer_scalars: The optimizer's numbers that are not tensors.
+        ema: The averaged weights, or nothing.
+        scaler: Of the loss in float16, or nothing.
+        best_validation: The lowest validation loss so far.
+        window: What the updates amount to that no line of metrics tells of yet.
+        is_hashed: Whether it has hashes, which states of earlier versions have not.
+    """
+
+    step: int
+    samples_seen: int
+    fingerprint: Mapping[str, str]
+    weights: Tensors
+    optimizer: Tensors
+    optimizer_scalars: Mapping[str, Any]
+    ema: Tensors
+    scaler: Mapping[str, float] = field(default_factory=dict)
+    best_validation: float | None = None
+    window: Window | None = None
+    is_hashed: bool = True
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of its tensors."""
+        return sum(total_bytes(tensors) for tensors in self.tensors())
+
+    def copied(self) -> TrainingState:
+        """A copy in the computer's memory, which training does not change."""
+        weights, optimizer, ema = (
+            {n: LazyTensor.of(tensors[n].read_as(tensors[n].dtype)) for n in in_file_order(tensors)}
+            for tensors in self.tensors()
+        )
+        return replace(self, weights=weights, optimizer=optimizer, ema=ema)
+
+    def read_along(self) -> None:
+        """Read all tensors, each once and in the order in which they are written or copied.
+
+        What processes that share a model out do while the first one saves it.
+        """
+        for tensors in self.tensors():
+            for name in in_file_order(tensors):
+                tensors[name].read()
+
+    def tensors(self) -> tuple[Tensors, Tensors, Tensors]:
+        """Those of the weights, of the optimizer, and of the average."""
+        return self.weights, self.optimizer, self.ema
+
+
+def save_state(run: RunDirectory, state: TrainingState, *, keep: int) -> Path:
+    """Write a state durably, then remove all but the `keep` newest.
+
+    Raises:
+        StorageError: The disk is full or the run directory cannot be written; older states stay.
+    """
+    target = run.states / step_name(state.step)
+    if target.is_dir():  # the same step of the same run: the same bits
+        state.read_along()
+        return target
+    with files.replace_folder(target) as partial:
+        _write_into(partial, state)
+    for step in run.saved_steps()[:-keep]:
+        files.remove_folder(run.states / step_name(step))
+    return target
+
+
+def _write_into(folder: Path, state: TrainingState) -> None:
+    hashes: dict[str, Any] = {}
+    for name, tensors in zip(_TENSOR_FILES, state.tensors(), strict=True):
+        if tensors or name != "ema":
+            of_file = hashes[f"{name}.safetensors"] = {}
+            file = folder / f"{name}.safetensors"
+            write_safetensors(file, tensors, {}, finite_only=False, hashes=of_file)
+    description = {
+        "format_version": FORMAT_VERSION,
+        "step": state.step,
+        "samples_seen": state.samples_seen,
+        "fingerprint": dict(state.fingerprint),
+        "optimizer_scalars": dict(state.optimizer_scalars),
+        "scaler": dict(state.scaler),
+        "best_validation": state.best_validation,
+        **({} if state.window is None else {"window": asdict(state.window)}),
+        "has_hashes": True,
+    }
+    files.write_json(folder / DESCRIPTION, description)
+    hashes[DESCRIPTION] = files.sha256_of(folder / DESCRIPTION)
+    files.write_json(folder / HASHES, hashes)
+
+
+def load_state(
+    folder: Path,
+    fingerprint: Mapping[str, str],
+    progress: Progress | None = None,
+    *,
+    check_tensors: bool = True,
+) -> TrainingState:
+    """Read a state, and make sure that it is whole and belongs to this run.
+
+    Args:
+        folder: Where it is.
+        fingerprint: What this run is.
+        progress: Is shown how far the check is.
+        check_tensors: Whether all tensors are read and compared with their hashes.
+
+    Raises:
+        DamagedStateError: It is not what was written.
+        RunError: It is of a newer format, or of another run; the difference is named.
+    """
+    try:
+        description = parse_json(read_text(folder / DESCRIPTION))
+        version = description["format_version"]
+        if version > FORMAT_VERSION:
+            raise RunError(
+                f"{folder} was written by a newer Impasto (state format {version}; this one reads "
+                f"up to {FORMAT_VERSION}). Update Impasto to resume it."
+            )
+        hashes = _hashes_of(folder, description)
+        _require_same(folder, dict(description["fingerprint"]), fingerprint)
+        tensors = _tensors_of(folder, hashes)
+        if check_tensors:
+            _require_good(tensors, hashes, progress or SilentProgress())
+        return _state_of(description, tensors, is_hashed=hashes is not None)
+    except OSError as error:
+        if error.errno not in _OF_DAMAGED_FILES:  # such as too many open files, which passes
+            raise RunError(
+                f"{folder} cannot be read: {files.cause_of(error)}. Nothing was changed."
+            ) from error
+        raise DamagedStateError(
+            f"The training state {folder} is damaged ({_in_words(error)})."
+        ) from error
+    except _SIGNS_OF_DAMAGE as error:
+        raise DamagedStateError(
+            f"The training state {folder} is damaged ({_in_words(error)})."
+        ) from error
+
+
+def require_same_run(run: RunDirectory, fingerprint: Mapping[str, str]) -> None:
+    """Make sure that a run's newest whole state can be continued with such a fingerprint.
+
+    Raises:
+        RunError: As `load_state`, for a state of another run.
+    """
+    for step in reversed(run.saved_steps()):
+        with contextlib.suppress(DamagedStateError):  # the one before is taken then
+            load_state(run.states / step_name(step), fingerprint, check_tensors=False)
+            return
+
+
+_OF_DAMAGED_FILES = {
+    errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EIO, errno.EINVAL, errno.EILSEQ
+}  # fmt: skip
+"""Errors of the system that say that a file is missing, of another kind, or unreadable for good."""
+
+_SIGNS_OF_DAMAGE = (
+    ValueError, KeyError, TypeError, AttributeError, RecursionError, ModelError
+)  # fmt: skip
+"""What damaged JSON and tensor files lead to; hashes find the rest."""
+
+
+def _in_words(error: Exception) -> str:
+    if isinstance(error, (ModelError, ValueError)) and str(error):
+        return str(error).removesuffix(" Download or copy it again.").rstrip(".")
+    if isinstance(error, OSError) and error.filename:
+        what = "is missing" if isinstance(error, FileNotFoundError) else f"- {error.strerror}"
+        return f"{Path(error.filename).name} {what}"
+    if isinstance(error, KeyError):
+        return f"{error} is missing in it"
+    return repr(error)
+
+
+def _hashes_of(folder: Path, description: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The hashes of a state, its description compared with its own; None of an older version."""
+    file = folder / HASHES
+    if not file.is_file():
+        if description.get("has_hashes"):
+            raise ValueError(f"{HASHES} is missing")
+        return None
+    hashes: Mapping[str, Any] = parse_json(read_text(file))
+    if hashes[DESCRIPTION] != files.sha256_of(folder / DESCRIPTION):
+        raise ValueError(f"{DESCRIPTION} is not what was written")
+    return hashes
+
+
+def _tensors_of(folder: Path, hashes: Mapping[str, Any] | None) -> dict[str, Tensors]:
+    """The tensors of each file, unread; all that the hashes name, and no others."""
+    found: dict[str, Tensors] = {}
+    for name in _TENSOR_FILES:
+        file = f"{name}.safetensors"
+        is_there = (folder / file).is_file()
+        is_expected = name != "ema" or is_there or (hashes is not None and file in hashes)
+        found[name] = _open(folder / file) if is_expected else {}
+        if hashes is not None and found[name].keys() != hashes.get(file, {}).keys():
+            raise ValueError(f"{file} lacks tensors, or has others")
+    return found
+
+
+def _open(file: Path) -> Tensors:
+    """The tensors of a file that has to be safetensors: a pickle is not even looked into."""
+    with file.open("rb") as content:
+        head = content.read(9)
+    if head[8:] != b"{" or int.from_bytes(head[:8], "little") + 8 > file.stat().st_size:
+        raise ValueError(f"{file.name} is not a safetensors file")
+    return open_tensor_file(file).tensors
+
+
+def _require_good(
+    tensors: Mapping[str, Tensors], hashes: Mapping[str, Any] | None, progress: Progress
+) -> None:
+    """Make sure that tensors are what was written, and weights finite.
+
+    Earlier versions could write weights that are NaN, and did not always write hashes.
+    """
+    read = tensors if hashes is not None else {k: v for k, v in tensors.items() if k in _WEIGHTS}
+    size = sum(total_bytes(of_part) for of_part in read.values())
+    with progress.stage("Checking the state", size >> 20, "MiB") as advance:
+        count = in_mib(advance)
+        for part, of_part in read.items():
+            file = f"{part}.safetensors"
+            for name, tensor in of_part.items():
+                values = tensor.read()
+                if hashes is not None and tensor_hash(values) != hashes[file][name]:
+                    raise ValueError(f"{name} in {file} is not what was written")
+                if part in _WEIGHTS and not are_finite([values]):
+                    raise ValueError(f"{name} in {file} holds NaN or infinite values")
+                count(tensor.size_bytes)
+
+
+def _state_of(
+    description: Mapping[str, Any], tensors: Mapping[str, Tensors], *, is_hashed: bool
+) -> TrainingState:
+    best = description.get("best_validation")
+    return TrainingState(
+        step=_number(description["step"]),
+        samples_seen=_number(description["samples_seen"]),
+        fingerprint=description["fingerprint"],
+        weights=tensors["weights"],
+        optimizer=tensors["optimizer"],
+        optimizer_scalars=dict(description["optimizer_scalars"]),
+        ema=tensors["ema"],
+        scaler=dict(description.get("scaler", {})),
+        best_validation=None if best is None else float(best),
+        window=Window.of(description["window"]) if "window" in description else None,
+        is_hashed=is_hashed,
+    )
+
+
+def _number(value: Any) -> int:
+    if type(value) is not int or not 0 <= value < 2**53:
+        raise ValueError(f"{value!r} is no number of updates or images")
+    return value
+
+
+def _require_same(folder: Path, saved: Mapping[str, str], current: Mapping[str, str]) -> None:
+    differing = differences(saved, current)
+    if differing:
+        raise RunError(
+            f"{folder} cannot be resumed exactly, because this changed since: "
+            f"{'; '.join(differing)}. Put it back as it was, or start a new run from the exported "
+            f"model."
+        )
