@@ -29,6 +29,7 @@ from impasto.training.monitoring.recorder import Recorder
 from impasto.training.optim.chunked import ChunkedOptimizer
 from impasto.training.optim.finite_updates import NotFiniteError
 from impasto.training.optim.state import LrSetter, require_savable
+from impasto.training.optim.updates import UpdateInputs
 from impasto.training.param_dtypes import build_weight_copies
 from impasto.training.prefetch import feed_for
 from impasto.training.saving.restore import restore_newest
@@ -66,11 +67,13 @@ class TrainingLoop:
         self._lr = LrSetter(session.optimizer)
         self._resumable = session.resumable()
         self._descent = session.placement.build_descent(
-            self._config.training.optimizer_in_backward,
-            session.optimizer,
-            list(self._resumable.names),
-            session.precision,
-            self._config.training.max_grad_norm,
+            UpdateInputs(
+                session.optimizer,
+                list(self._resumable.names),
+                session.precision,
+                self._config.training.max_grad_norm,
+                self._config.training.optimizer_in_backward,
+            )
         )
         self._copies = build_weight_copies(session.config, session.trainable)
         self._has_stepped = False

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import torch
@@ -21,6 +22,26 @@ from impasto.training.optim.mixed_precision import Precision
 
 InBackward = Literal["off", "exact", "last_norm"]
 LAST_NORM = "last_norm"
+
+
+@dataclass(frozen=True)
+class UpdateInputs:
+    """What an optimizer update works with.
+
+    Attributes:
+        optimizer: Steps the weights.
+        parameters: What is trained.
+        precision: How the run computes.
+        max_norm: The norm that the gradient is clipped to; 0 clips nothing.
+        in_backward: Whether weights are stepped within the backward pass, and what they are clipped
+            by there.
+    """
+
+    optimizer: torch.optim.Optimizer
+    parameters: Sequence[Tensor]
+    precision: Precision
+    max_norm: float = 0.0
+    in_backward: InBackward = "off"
 
 
 class Descent(Protocol):
@@ -59,22 +80,13 @@ class KeptGradients:
     passes over it and lowers the scale; a loss that is not finite is one then too.
 
     Args:
-        optimizer: Steps the weights.
-        parameters: What learns.
-        precision: How the run computes.
-        limit: The largest norm of the gradient; 0 means none.
+        inputs: What it works with.
     """
 
-    def __init__(
-        self,
-        optimizer: torch.optim.Optimizer,
-        parameters: Sequence[Tensor],
-        precision: Precision,
-        limit: float,
-    ) -> None:
-        self._optimizer, self._parameters = optimizer, parameters
-        self._precision, self._limit = precision, limit
-        self._updates = updates_on_device(optimizer)
+    def __init__(self, inputs: UpdateInputs) -> None:
+        self._optimizer, self._parameters = inputs.optimizer, inputs.parameters
+        self._precision, self._limit = inputs.precision, inputs.max_norm
+        self._updates = updates_on_device(inputs.optimizer)
         self.is_stepping = False
 
     def backward(self, share: Tensor, *, is_last: bool = True) -> None:
@@ -125,26 +137,19 @@ class KeptGradients:
 class SteppedInBackward:
     """Each weight is stepped as soon as its gradient is there, which is then freed.
 
+    With a gradient scaler, the norm has to be measured first. Clipped by the norm of the update
+    before (`last_norm`), the first one measures its own.
+
     Args:
-        optimizer: With a chunk for each tensor.
-        parameters: What learns.
-        precision: How the run computes; with a scaler, the norm has to be measured first.
-        limit: The largest norm of the gradient; 0 means none.
-        by_last_norm: Clip by the norm of the update before; the first one measures its own.
+        inputs: What it works with; its optimizer is a `ChunkedOptimizer` of single tensors.
     """
 
-    def __init__(
-        self,
-        optimizer: ChunkedOptimizer,
-        parameters: Sequence[Tensor],
-        precision: Precision,
-        limit: float,
-        *,
-        by_last_norm: bool = False,
-    ) -> None:
-        self._optimizer, self._parameters = optimizer, parameters
-        self._precision, self._limit, self._by_last_norm = precision, limit, by_last_norm
-        self._updates = updates_on_device(optimizer)
+    def __init__(self, inputs: UpdateInputs) -> None:
+        assert isinstance(inputs.optimizer, ChunkedOptimizer)  # noqa: S101 - see build_optimizer
+        self._optimizer, self._parameters = inputs.optimizer, inputs.parameters
+        self._precision, self._limit = inputs.precision, inputs.max_norm
+        self._by_last_norm = inputs.in_backward == LAST_NORM
+        self._updates = updates_on_device(inputs.optimizer)
         self._norms: dict[Tensor, Tensor] = {}
         self._norm_before: Tensor | None = None
         self._is_torn = False
@@ -256,20 +261,9 @@ class SteppedInBackward:
         return norm
 
 
-def build_descent(
-    in_backward: InBackward,
-    optimizer: torch.optim.Optimizer,
-    parameters: Sequence[Tensor],
-    precision: Precision,
-    limit: float,
-) -> Descent:
-    """The way of the settings; stepping in the backward pass needs a `ChunkedOptimizer`."""
-    if in_backward == "off":
-        return KeptGradients(optimizer, parameters, precision, limit)
-    assert isinstance(optimizer, ChunkedOptimizer)  # noqa: S101 - made so by build_optimizer
-    return SteppedInBackward(
-        optimizer, parameters, precision, limit, by_last_norm=in_backward == LAST_NORM
-    )
+def build_descent(inputs: UpdateInputs) -> Descent:
+    """The update that is asked for: in the backward pass, or after it."""
+    return KeptGradients(inputs) if inputs.in_backward == "off" else SteppedInBackward(inputs)
 
 
 def updates_on_device(optimizer: torch.optim.Optimizer) -> FiniteUpdates | None:

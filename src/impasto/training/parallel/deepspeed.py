@@ -20,9 +20,8 @@ from impasto.checkpoints.tensors import LazyTensor, Tensors
 from impasto.errors import ConfigError
 from impasto.models.trainable import Part
 from impasto.training.optim.finite_updates import NotFiniteError
-from impasto.training.optim.mixed_precision import Precision
 from impasto.training.optim.state import group_scalars
-from impasto.training.optim.updates import Descent, InBackward
+from impasto.training.optim.updates import Descent, UpdateInputs
 from impasto.training.parallel.strategy import (
     Held,
     Names,
@@ -164,17 +163,9 @@ class ZeroSharded(WholeModels):
             dist_init_required=False,
         )
 
-    def build_descent(
-        self,
-        in_backward: InBackward,
-        optimizer: torch.optim.Optimizer,
-        parameters: Sequence[Tensor],
-        precision: Precision,
-        limit: float,
-    ) -> Descent:
+    def build_descent(self, inputs: UpdateInputs) -> Descent:
         """DeepSpeed's."""
-        del in_backward, optimizer, parameters, precision
-        return EngineDescent(self._engine, measures=limit > 0)
+        return EngineDescent(self._engine, measures=inputs.max_norm > 0)
 
     def whole_modules(self, tensors: Mapping[str, Held]) -> Mapping[str, Held]:
         """Only the first process keeps copies."""

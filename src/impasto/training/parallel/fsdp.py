@@ -28,7 +28,7 @@ from impasto.training.optim.state import (
     optimizer_tensors,
     restore_optimizer,
 )
-from impasto.training.optim.updates import Descent, InBackward, KeptGradients
+from impasto.training.optim.updates import Descent, KeptGradients, UpdateInputs
 from impasto.training.parallel.strategy import Held, Names, OptimizerState, first_answer
 
 
@@ -97,18 +97,10 @@ class FullySharded:
         """Norms and overflows are of all shares."""
         return Precision(kind, device, of_shares=True)
 
-    def build_descent(
-        self,
-        in_backward: InBackward,
-        optimizer: torch.optim.Optimizer,
-        parameters: Sequence[Tensor],
-        precision: Precision,
-        limit: float,
-    ) -> Descent:
+    def build_descent(self, inputs: UpdateInputs) -> Descent:
         """Kept gradients, of the shares."""
-        del in_backward  # refused with shares
         pairs = [(self._pieces[name], self._shares[name]) for name in self._pieces]
-        return ShardedGradients(optimizer, parameters, precision, limit, pairs)
+        return ShardedGradients(inputs, pairs)
 
     def settle(self) -> None:
         """Take apart what is still together from a pass without gradients."""
@@ -194,22 +186,12 @@ class ShardedGradients(KeptGradients):
     """Gradients of shards, given to the plain tensors behind them before they are applied.
 
     Args:
-        optimizer: Steps the shares.
-        parameters: The shares.
-        precision: How the run computes.
-        limit: The largest norm of the gradient; 0 means none.
+        inputs: What it works with; the parameters are the shares.
         pairs: Each shard, and the share behind it.
     """
 
-    def __init__(
-        self,
-        optimizer: torch.optim.Optimizer,
-        parameters: Sequence[Tensor],
-        precision: Precision,
-        limit: float,
-        pairs: Sequence[tuple[DTensor, Tensor]],
-    ) -> None:
-        super().__init__(optimizer, parameters, precision, limit)
+    def __init__(self, inputs: UpdateInputs, pairs: Sequence[tuple[DTensor, Tensor]]) -> None:
+        super().__init__(inputs)
         self._pairs = pairs
 
     def apply(self, loss: Tensor) -> Tensor | None:

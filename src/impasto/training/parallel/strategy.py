@@ -24,7 +24,7 @@ from impasto.training.optim.state import (
     optimizer_tensors,
     restore_optimizer,
 )
-from impasto.training.optim.updates import Descent, InBackward, build_descent
+from impasto.training.optim.updates import Descent, UpdateInputs, build_descent
 
 Names = Mapping[Tensor, str]
 Held = Mapping[str, Tensor]
@@ -80,14 +80,7 @@ class Placement(Protocol):
     def build_precision(self, kind: MixedPrecision, device: torch.device) -> Precision:
         """How the run computes."""
 
-    def build_descent(
-        self,
-        in_backward: InBackward,
-        optimizer: torch.optim.Optimizer,
-        parameters: Sequence[Tensor],
-        precision: Precision,
-        limit: float,
-    ) -> Descent:
+    def build_descent(self, inputs: UpdateInputs) -> Descent:
         """How losses become changed weights."""
 
     def settle(self) -> None:
@@ -170,16 +163,9 @@ class WholeModels:
         """Of this process alone."""
         return Precision(kind, device)
 
-    def build_descent(
-        self,
-        in_backward: InBackward,
-        optimizer: torch.optim.Optimizer,
-        parameters: Sequence[Tensor],
-        precision: Precision,
-        limit: float,
-    ) -> Descent:
+    def build_descent(self, inputs: UpdateInputs) -> Descent:
         """As the settings say."""
-        return build_descent(in_backward, optimizer, parameters, precision, limit)
+        return build_descent(inputs)
 
     def settle(self) -> None:
         """Nothing is to be done."""
