@@ -39,7 +39,7 @@ def section_rows(section: type[BaseModel]) -> list[str]:
     for name in own_first(section):
         field = section.model_fields[name]
         if not is_section(field.annotation):
-            default = "**required**" if field.is_required() else shown(field.default)
+            default = "**required**" if field.is_required() else shown(field.get_default(call_default_factory=True))
             meaning = " ".join((field.description or "").split()).replace("|", "\\|")
             rows.append(f"| `{name}` | {default} | {meaning} |")
     return rows
@@ -66,7 +66,7 @@ def shown(value: object) -> str:
         return "off"
     if isinstance(value, bool):
         return str(value).lower()
-    if value in ("", ()):
+    if value in ("", (), {}, []):
         return "empty"
     return f"`{value}`"
 

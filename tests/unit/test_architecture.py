@@ -10,6 +10,7 @@ import pytest
 import impasto
 
 SOURCE = Path(impasto.__file__).parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def loaded_modules(statement: str) -> set[str]:
@@ -80,3 +81,23 @@ def test_public_names():
         assert isinstance(value, str) or value.__doc__, f"{name} has no docstring"
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         impasto.nonsense  # noqa: B018
+
+
+def rows_of_additions():
+    """The rows of the table "To add ..., touch ..." of ARCHITECTURE."""
+    text = (ROOT / "docs" / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    table = text.partition("## To add ..., touch ...")[2].partition("\n## ")[0]
+    return [row for row in table.splitlines() if row.startswith("| ") and "`" in row]
+
+
+@pytest.mark.parametrize("row", rows_of_additions(), ids=lambda row: row.split("|")[1].strip())
+def test_what_architecture_names_is_there(row):
+    """Every file and folder that it names exists, and every symbol stands in one of them."""
+    named = re.findall(r"`([^`]+)`", row)
+    files = [name for name in named if "/" in name or name.endswith(".py")]
+    found = [path for name in files for path in (SOURCE / name, ROOT / name) if path.exists()]
+    assert len(found) == len(files), f"{files} names a file that is not there"
+    texts = [path.read_text(encoding="utf-8") for path in found if path.is_file()]
+    for symbol in set(named) - set(files):
+        last = symbol.rpartition(".")[2]
+        assert any(re.search(rf"\b{last}\b", text) for text in texts), f"{symbol} is nowhere"

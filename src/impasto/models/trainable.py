@@ -87,15 +87,30 @@ class Trainable(Protocol):
         """Part -> tensors by name, for the exported model."""
 
 
+@dataclass(frozen=True)
+class TextEncoderTraining:
+    """How a text encoder learns beside the U-Net.
+
+    Attributes:
+        lr: Its learning rate.
+        last_layers: Only so many of the layers that are used learn, the last ones; None is all.
+        from_step: The step from which it learns.
+        until_step: The step from which it does not any more; None is never.
+    """
+
+    lr: float
+    last_layers: int | None = None
+    from_step: int = 0
+    until_step: int | None = None
+
+
 class FullFineTune:
     """The whole U-Net learns, and the text encoder if asked.
 
     Args:
         model: The base model; its modules are changed in place.
         lr: Learning rate of the U-Net.
-        text_encoder_lr: Learning rate of the text encoder; None leaves it as it is.
-        text_encoder_layers: Of the layers that are used, only so many last ones learn.
-        text_encoder_steps: The update from which it learns, and that from which it does not.
+        text_encoder: How the text encoder learns; None leaves it as it is.
         block_lrs: Other learning rates for blocks of the U-Net.
         clip_skip: Which layer of the text encoder is used; later ones never learn.
         gradient_checkpointing: Recompute activations in the backward pass.
@@ -107,9 +122,7 @@ class FullFineTune:
         model: BaseModel,
         *,
         lr: float,
-        text_encoder_lr: float | None = None,
-        text_encoder_layers: int | None = None,
-        text_encoder_steps: tuple[int, int | None] = (0, None),
+        text_encoder: TextEncoderTraining | None = None,
         block_lrs: Mapping[str, float] | None = None,
         clip_skip: int | None = None,
         gradient_checkpointing: bool = False,
@@ -120,19 +133,19 @@ class FullFineTune:
         self.hypernetworks = HypernetworkStack()
         self.states = ClipStates(model.text_encoder, clip_skip)
         parts = [Part("unet", self.unet, lr, block_lrs or {})]
-        if text_encoder_lr is not None:
+        if text_encoder is not None:
             self.states.requires_grad_(requires_grad=True).train()
             for layer in self.states.unused_layers():
                 layer.requires_grad_(requires_grad=False)
-            if text_encoder_layers is not None:
-                self.states.train_last_layers_only(text_encoder_layers)
-            first, until = text_encoder_steps
+            if text_encoder.last_layers is not None:
+                self.states.train_last_layers_only(text_encoder.last_layers)
+            first, until = text_encoder.from_step, text_encoder.until_step
             parts.append(
-                Part("text_encoder", model.text_encoder, text_encoder_lr, {}, first, until)
+                Part("text_encoder", model.text_encoder, text_encoder.lr, {}, first, until)
             )
         if gradient_checkpointing:
             checkpoint_levels(self.unet, checkpointed_levels)
-            if text_encoder_lr is not None:
+            if text_encoder is not None:
                 text: Any = model.text_encoder  # its method was renamed in transformers 5
                 enable = getattr(text, "activation_checkpointing_enable", None)
                 (enable or text.gradient_checkpointing_enable)()

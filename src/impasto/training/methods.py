@@ -10,7 +10,12 @@ from impasto.data.templates import CaptionTemplates, read_templates
 from impasto.errors import ConfigError
 from impasto.models.hypernetwork import Hypernetwork, context_widths, initialize
 from impasto.models.loading import BaseModel
-from impasto.models.trainable import FullFineTune, HypernetworkTraining, Trainable
+from impasto.models.trainable import (
+    FullFineTune,
+    HypernetworkTraining,
+    TextEncoderTraining,
+    Trainable,
+)
 from impasto.randomness import derive_seed
 from impasto.training.optim.mixed_precision import autocast_dtype
 from impasto.training.precision import computed_kind
@@ -32,9 +37,14 @@ def _build_full(config: RunConfig, model: BaseModel) -> Trainable:
     return FullFineTune(
         model,
         lr=lr,
-        text_encoder_lr=(method.text_encoder_lr or lr) if method.train_text_encoder else None,
-        text_encoder_layers=method.text_encoder_layers,
-        text_encoder_steps=(method.text_encoder_from_step, method.text_encoder_until_step),
+        text_encoder=TextEncoderTraining(
+            method.text_encoder_lr or lr,
+            method.text_encoder_layers,
+            method.text_encoder_from_step,
+            method.text_encoder_until_step,
+        )
+        if method.train_text_encoder
+        else None,
         block_lrs={str(block): rate for block, rate in method.block_lrs.items()},
         clip_skip=config.model.clip_skip,
         gradient_checkpointing=config.training.gradient_checkpointing,
