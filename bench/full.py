@@ -72,13 +72,13 @@ def _loops(name: str, scratch: Path) -> dict[str, list[float]]:
     from impasto.training.build import build_session
     from impasto.training.devices import build_accelerator
     from impasto.training.events import SilentEvents
-    from impasto.training.overrides import Ingredients
+    from impasto.training.overrides import Overrides
 
     changes, loops = LOOPS[name]
     values = changed(settings(scratch, "fp16"), changes)
     values["training"]["max_steps"] = 1000
     config = build_run_config(values, source="bench")
-    session = build_session(config, build_accelerator(), SilentEvents(), Ingredients())
+    session = build_session(config, build_accelerator(), SilentEvents(), Overrides())
     return Comparison(session, batch=1, side=256).times(STEPS, 1, loops)
 
 

@@ -23,7 +23,7 @@ from impasto.training.events import SilentEvents
 from impasto.training.optim.chunked import AT_ONCE, ChunkRules
 from impasto.training.optim.optimizers import build_optimizer
 from impasto.training.optim.rounding import build_rounding
-from impasto.training.overrides import Ingredients
+from impasto.training.overrides import Overrides
 from impasto.training.saving.saver import Saver
 
 WEIGHTS = 32 << 20  # numbers that the optimizers are timed on
@@ -40,14 +40,14 @@ RULES: dict[str, tuple[str, torch.dtype, str | None]] = {
 def measure(scratch: Path) -> dict[str, str]:
     scratch.mkdir(parents=True, exist_ok=True)
     config = demo_config(scratch / "run", ["previews.prompts=[]", "training.fit_check=false"])
-    session = build_session(config, build_accelerator(), SilentEvents(), Ingredients())
+    session = build_session(config, build_accelerator(), SilentEvents(), Overrides())
     captions = [f"a picture of the thing number {n}, blue" for n in range(64)]
-    fresh = session.watching_conditioner
+    fresh = session.eval_conditioner
     saver = Saver(
         session.resumable(),
         session.export_source(),
         session.accelerator,
-        session.shown_weights,
+        session.eval_weights,
         RunDirectory(config.output_dir),
         SilentEvents(),
     )

@@ -24,10 +24,10 @@ from impasto.training.build import build_session
 from impasto.training.devices import build_accelerator, default_device
 from impasto.training.events import SilentEvents
 from impasto.training.loop import TrainingLoop
-from impasto.training.overrides import Ingredients
+from impasto.training.overrides import Overrides
 from impasto.training.planning.duration import matmul_rate
 from impasto.training.planning.resolve import build_fitting
-from impasto.training.prefetch import feed_for
+from impasto.training.prefetch import build_prefetcher
 
 ON_PROCESSOR: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -137,7 +137,7 @@ def _update(values: dict[str, Any], device: torch.device) -> tuple[float, int, f
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     config = build_run_config(values, source="bench")
-    session = build_session(config, build_accelerator(), SilentEvents(), Ingredients())
+    session = build_session(config, build_accelerator(), SilentEvents(), Overrides())
     loop = TrainingLoop(session, RunDirectory(config.output_dir), SilentEvents())
     number = UPDATES[device.type]
     updates = iterate_updates(
@@ -146,7 +146,9 @@ def _update(values: dict[str, Any], device: torch.device) -> tuple[float, int, f
         0,
         number + 1,
         rank=0,
-        feed=feed_for(device, session.conditioner if session.conditioner.is_frozen else None),
+        prefetch=build_prefetcher(
+            device, session.conditioner if session.conditioner.is_frozen else None
+        ),
     )
     times = []
     for update, batches in updates:

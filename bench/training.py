@@ -28,7 +28,7 @@ from impasto.training.build import build_session
 from impasto.training.devices import build_accelerator
 from impasto.training.events import SilentEvents
 from impasto.training.loop import TrainingLoop
-from impasto.training.overrides import Ingredients
+from impasto.training.overrides import Overrides
 from impasto.training.session import Session
 
 
@@ -161,5 +161,5 @@ def measure(scratch: Path) -> dict[str, str]:
         ],
     )
     scratch.mkdir(parents=True, exist_ok=True)
-    session = build_session(config, build_accelerator(), SilentEvents(), Ingredients())
+    session = build_session(config, build_accelerator(), SilentEvents(), Overrides())
     return Comparison(session, batch=8, side=128).rows(rounds=5, updates=20)

@@ -39,7 +39,11 @@ def section_rows(section: type[BaseModel]) -> list[str]:
     for name in own_first(section):
         field = section.model_fields[name]
         if not is_section(field.annotation):
-            default = "**required**" if field.is_required() else shown(field.get_default(call_default_factory=True))
+            default = (
+                "**required**"
+                if field.is_required()
+                else shown(field.get_default(call_default_factory=True))
+            )
             meaning = " ".join((field.description or "").split()).replace("|", "\\|")
             rows.append(f"| `{name}` | {default} | {meaning} |")
     return rows

@@ -27,8 +27,8 @@ from torch import Tensor
 from impasto.config.load import build_run_config
 from impasto.config.optimizer import OptimizerConfig
 from impasto.data.scan import scan_folder
-from impasto.diffusion.draws import Draws
 from impasto.diffusion.prediction import Prediction
+from impasto.diffusion.randomness import PerSampleRandomness
 from impasto.diffusion.schedule import NoiseSchedule
 from impasto.models.architectures import ARCHITECTURES, write_random_model
 from impasto.models.diffusers_folder import TEXT_ENCODER_FILE, UNET_FILE
@@ -36,14 +36,14 @@ from impasto.models.loading import load_base_model
 from impasto.models.trainable import Part
 from impasto.training.events import SilentEvents
 from impasto.training.optim.rounding import Rounding
-from impasto.training.session import Ingredients
+from impasto.training.session import Overrides
 from impasto.training.trainer import resume, train
 
 WARMUP_STEPS, LEVEL_SHARE, LAST_FACTOR = 60, 0.35, 0.02
 PREVIEWS = ("a cat face", "a banana", "a red apple and a house", "an owl", "a sailboat", "a rose")
 
 
-def leaning_timesteps(draws: Draws, num_timesteps: int) -> Int[Tensor, "b"]:
+def leaning_timesteps(draws: PerSampleRandomness, num_timesteps: int) -> Int[Tensor, "b"]:
     """Even samples stratified over all timesteps, odd ones over the upper 40 percent.
 
     At 16x16 latents and few pictures, x_t alone tells which picture it is below about t = 900:
@@ -55,7 +55,7 @@ def leaning_timesteps(draws: Draws, num_timesteps: int) -> Int[Tensor, "b"]:
     return ((low + (1 - low) * place).clamp(max=1 - 1e-9) * num_timesteps).long()
 
 
-def stratified_timesteps(draws: Draws, num_timesteps: int) -> Int[Tensor, "b"]:
+def stratified_timesteps(draws: PerSampleRandomness, num_timesteps: int) -> Int[Tensor, "b"]:
     """All timesteps with equal chance, spread evenly over an update: for the second stage."""
     place = (draws.ranks + draws.uniform("timestep")) / draws.update_size
     return (place.clamp(max=1 - 1e-9) * num_timesteps).long()
@@ -211,7 +211,7 @@ def main() -> None:
     torch.set_num_threads(1)
     start = options.from_model or options.out.with_name(options.out.name + "-start")
     timesteps = stratified_timesteps if options.from_model else leaning_timesteps
-    ingredients = Ingredients(timesteps, velocity_weight, build_muon, level_then_cosine)
+    ingredients = Overrides(timesteps, velocity_weight, build_muon, level_then_cosine)
     if options.resume:
         run = resume(options.out, Log(), ingredients)
     else:

@@ -168,7 +168,7 @@ def test_what_is_not_used_waits_in_a_file(to_disk, train_config, tmp_path, monke
         plain = train(train_config(**settings))
     parked = []
     with monkeypatch.context() as patch:
-        real = parking.park
+        real = parking.offload_to_file
         patch.setattr(model, "park", lambda module, file: parked.append(file) or real(module, file))
         path = str(tmp_path / "waiting")
         found = train(train_config(output_dir=path, **settings))

@@ -12,7 +12,7 @@ from impasto.config.load import build_run_config, dump_toml
 from impasto.config.validation import read_toml
 from impasto.errors import RunError
 from impasto.training.fingerprint import differences
-from impasto.training.overrides import Ingredients
+from impasto.training.overrides import Overrides
 from impasto.training.trainer import resume, train
 
 
@@ -127,12 +127,12 @@ def constant(factor):
 def test_parts_given_in_code_are_named(train_config, tmp_path, nano_model):
     config = train_config(saving={"state_every_steps": 2})
     with pytest.raises(ZeroDivisionError):
-        train(config, StopAt(3), Ingredients(lr_schedule=constant(0.5)))
-    for other in (None, Ingredients(lr_schedule=constant(0.25))):
+        train(config, StopAt(3), Overrides(lr_schedule=constant(0.5)))
+    for other in (None, Overrides(lr_schedule=constant(0.25))):
         with pytest.raises(RunError, match=r"lr_schedule \(given in code\)"):
-            resume(config.output_dir, ingredients=other)
+            resume(config.output_dir, overrides=other)
     assert resume(
-        config.output_dir, ingredients=Ingredients(lr_schedule=constant(0.5))
+        config.output_dir, overrides=Overrides(lr_schedule=constant(0.5))
     ).saved_steps() == [4, 6]
 
 

@@ -509,16 +509,16 @@ def test_what_is_unusual_is_said_before_training(train_config, nano_model, chang
 
 def test_the_thread_that_trains_draws_no_noise(train_config, monkeypatch):
     """It launches a GPU's kernels; noise is drawn where data is read."""
-    from impasto.diffusion.draws import Draws
+    from impasto.diffusion.randomness import PerSampleRandomness
 
     drawn = []
-    real = Draws._generators
+    real = PerSampleRandomness._generators
 
     def watched(self, purpose):
         drawn.append((threading.current_thread() is threading.main_thread(), purpose))
         return real(self, purpose)
 
-    monkeypatch.setattr(Draws, "_generators", watched)
+    monkeypatch.setattr(PerSampleRandomness, "_generators", watched)
     noise = {"offset": 0.05, "multires_iterations": 3, "input_perturbation": 0.1}
     train(train_config(training={"max_steps": 2}, noise=noise))
     here = {purpose for is_here, purpose in drawn if is_here}

@@ -4,9 +4,9 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 
-from impasto.diffusion.draws import Draws
 from impasto.diffusion.loss import per_sample, squared
 from impasto.diffusion.prediction import EPSILON, PREDICTIONS, VELOCITY
+from impasto.diffusion.randomness import PerSampleRandomness
 from impasto.diffusion.schedule import NoiseSchedule
 from impasto.diffusion.timesteps import Uniform, fixed_timesteps
 
@@ -76,8 +76,8 @@ def test_squared_error_is_a_mean_per_sample():
 
 
 def test_uniform_timesteps_cover_their_range_evenly():
-    draws = Draws(0, 0, tuple(range(4000)), 4000)
-    t = Uniform()(draws, 1000)
+    randomness = PerSampleRandomness(0, 0, tuple(range(4000)), 4000)
+    t = Uniform()(randomness, 1000)
     assert t.min() >= 0
     assert t.max() <= 999
     counts = torch.histc(t.float(), bins=10, min=0, max=1000)
@@ -89,9 +89,15 @@ def test_fixed_timesteps_are_midpoints():
 
 
 def test_draws_depend_on_position_not_on_the_batch():
-    together = Draws(5, 9, (0, 1, 2, 3), 4).normal((4, 2, 2), "noise")
-    apart = torch.cat([Draws(5, 9, (i,), 4).normal((4, 2, 2), "noise") for i in range(4)])
+    together = PerSampleRandomness(5, 9, (0, 1, 2, 3), 4).normal((4, 2, 2), "noise")
+    apart = torch.cat(
+        [PerSampleRandomness(5, 9, (i,), 4).normal((4, 2, 2), "noise") for i in range(4)]
+    )
     assert torch.equal(together, apart)
     assert not torch.equal(together[0], together[1])
-    assert not torch.equal(together, Draws(5, 10, (0, 1, 2, 3), 4).normal((4, 2, 2), "noise"))
-    assert not torch.equal(together, Draws(5, 9, (0, 1, 2, 3), 4).normal((4, 2, 2), "posterior"))
+    assert not torch.equal(
+        together, PerSampleRandomness(5, 10, (0, 1, 2, 3), 4).normal((4, 2, 2), "noise")
+    )
+    assert not torch.equal(
+        together, PerSampleRandomness(5, 9, (0, 1, 2, 3), 4).normal((4, 2, 2), "posterior")
+    )

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from impasto.config.objective import LossConfig
-from impasto.diffusion.draws import Draws
 from impasto.diffusion.loss import Huber, SmoothL1, Threshold, absolute, per_sample, squared
 from impasto.diffusion.noise import PLAIN_NOISE, NoiseRecipe
 from impasto.diffusion.prediction import EPSILON, VELOCITY
+from impasto.diffusion.randomness import PerSampleRandomness
 from impasto.diffusion.schedule import NoiseSchedule
 from impasto.diffusion.timesteps import LogitNormal, Stratified, TimestepRange, Uniform
 from impasto.diffusion.weighting import (
@@ -117,21 +117,25 @@ def test_a_mask_takes_its_share_of_the_mean():
     assert per_sample(error, mask).tolist() == [0.375, 1.0]
 
 
-def draws(step=3, size=64, positions=None):
-    return Draws(7, step, tuple(positions if positions is not None else range(size)), size)
+def randomness(step=3, size=64, positions=None):
+    return PerSampleRandomness(
+        7, step, tuple(positions if positions is not None else range(size)), size
+    )
 
 
 LATENTS = torch.randn(64, 4, 16, 16, generator=torch.Generator().manual_seed(1))
 
 
 def test_plain_noise_is_the_draw_itself():
-    noise = PLAIN_NOISE.noise(LATENTS, draws())
-    assert torch.equal(noise, draws().normal((4, 16, 16), "noise"))
-    assert PLAIN_NOISE.on_input(noise, draws()) is noise
+    noise = PLAIN_NOISE.noise(LATENTS, randomness())
+    assert torch.equal(noise, randomness().normal((4, 16, 16), "noise"))
+    assert PLAIN_NOISE.on_input(noise, randomness()) is noise
 
 
 def test_an_offset_is_the_same_over_a_channel_and_as_strong_as_asked():
-    shift = NoiseRecipe(offset=0.1).noise(LATENTS, draws()) - PLAIN_NOISE.noise(LATENTS, draws())
+    shift = NoiseRecipe(offset=0.1).noise(LATENTS, randomness()) - PLAIN_NOISE.noise(
+        LATENTS, randomness()
+    )
     assert float(shift.std(dim=(2, 3)).max()) < 1e-6
     assert float(shift[..., 0, 0].std()) == pytest.approx(0.1, rel=0.15)
 
@@ -140,9 +144,9 @@ def test_the_adaptive_offset_equals_the_recorded_rule(recorded):
     case = recorded["adaptive_noise_scale"]
     latents = torch.full((64, 4, 8, 8), case["latents_value"])
     recipe = NoiseRecipe(offset=case["offset"], adaptive_scale=case["adaptive"])
-    plain = PLAIN_NOISE.noise(latents, draws())
-    unit = NoiseRecipe(offset=1.0).noise(latents, draws()) - plain
-    found = recipe.noise(latents, draws()) - plain
+    plain = PLAIN_NOISE.noise(latents, randomness())
+    unit = NoiseRecipe(offset=1.0).noise(latents, randomness()) - plain
+    found = recipe.noise(latents, randomness()) - plain
     expected = case["effective_offset"] * unit
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-4)
 
@@ -151,9 +155,9 @@ def test_a_random_strength_is_one_number_for_the_update():
     recipe = NoiseRecipe(offset=0.1, offset_is_random=True)
     ratios = []
     for step in range(50):
-        plain = PLAIN_NOISE.noise(LATENTS, draws(step))
-        whole = NoiseRecipe(offset=0.1).noise(LATENTS, draws(step)) - plain
-        shift = recipe.noise(LATENTS, draws(step)) - plain
+        plain = PLAIN_NOISE.noise(LATENTS, randomness(step))
+        whole = NoiseRecipe(offset=0.1).noise(LATENTS, randomness(step)) - plain
+        shift = recipe.noise(LATENTS, randomness(step)) - plain
         ratio = shift / whole
         assert float(ratio.max() - ratio.min()) < 0.05
         ratios.append(float(ratio.median()))
@@ -164,18 +168,20 @@ def test_a_random_strength_is_one_number_for_the_update():
 
 def test_multires_noise_is_standard_and_coarser():
     recipe = NoiseRecipe(multires_iterations=6, multires_discount=0.5)
-    noise = recipe.noise(LATENTS, draws())
+    noise = recipe.noise(LATENTS, randomness())
     torch.testing.assert_close(noise.std(dim=(1, 2, 3)), torch.ones(64), atol=1e-4, rtol=0)
     pooled = torch.nn.functional.avg_pool2d(noise, 8).std()
-    plain = torch.nn.functional.avg_pool2d(PLAIN_NOISE.noise(LATENTS, draws()), 8).std()
+    plain = torch.nn.functional.avg_pool2d(PLAIN_NOISE.noise(LATENTS, randomness()), 8).std()
     assert float(pooled) > 1.5 * float(plain)
 
 
 def test_perturbation_reaches_the_input_and_not_the_target():
     recipe = NoiseRecipe(perturbation=0.1)
-    noise = recipe.noise(LATENTS, draws())
-    assert torch.equal(noise, PLAIN_NOISE.noise(LATENTS, draws()))
-    assert float((recipe.on_input(noise, draws()) - noise).std()) == pytest.approx(0.1, rel=0.02)
+    noise = recipe.noise(LATENTS, randomness())
+    assert torch.equal(noise, PLAIN_NOISE.noise(LATENTS, randomness()))
+    assert float((recipe.on_input(noise, randomness()) - noise).std()) == pytest.approx(
+        0.1, rel=0.02
+    )
 
 
 RECIPE = NoiseRecipe(
@@ -193,25 +199,25 @@ RECIPE = NoiseRecipe(
 )
 def test_all_that_the_step_adds_can_be_drawn_ahead(recipe, monkeypatch):
     """Afterwards nothing is drawn sample by sample, and the noise is the same."""
-    expected = recipe.noise(LATENTS, draws())
-    on_input = recipe.on_input(expected, draws())
-    ahead = draws()
-    recipe.draw_ahead((4, 16, 16), ahead)
+    expected = recipe.noise(LATENTS, randomness())
+    on_input = recipe.on_input(expected, randomness())
+    ahead = randomness()
+    recipe.generate_ahead((4, 16, 16), ahead)
 
     def refuse(*_):
         raise AssertionError("drawn late")
 
-    monkeypatch.setattr(Draws, "_generators", refuse)
-    sent = ahead.sent(torch.clone)
-    noise = recipe.noise(LATENTS, sent)
+    monkeypatch.setattr(PerSampleRandomness, "_generators", refuse)
+    to_device = ahead.to_device(torch.clone)
+    noise = recipe.noise(LATENTS, to_device)
     assert torch.equal(noise, expected)
-    assert torch.equal(recipe.on_input(noise, sent), on_input)
-    assert sent == ahead  # the same draws, wherever their numbers are
+    assert torch.equal(recipe.on_input(noise, to_device), on_input)
+    assert to_device == ahead  # the same draws, wherever their numbers are
 
 
 def test_a_sample_has_the_same_noise_however_the_update_is_cut():
-    whole = RECIPE.on_input(RECIPE.noise(LATENTS, draws()), draws())
-    part = draws(positions=[5, 6, 40])
+    whole = RECIPE.on_input(RECIPE.noise(LATENTS, randomness()), randomness())
+    part = randomness(positions=[5, 6, 40])
     alone = RECIPE.on_input(RECIPE.noise(LATENTS[[5, 6, 40]], part), part)
     torch.testing.assert_close(alone, whole[[5, 6, 40]], atol=1e-6, rtol=1e-6)
 
@@ -219,18 +225,18 @@ def test_a_sample_has_the_same_noise_however_the_update_is_cut():
 @pytest.mark.parametrize("kind", [Uniform, Stratified, LogitNormal])
 def test_timesteps_stay_in_their_range_and_reach_its_ends(kind):
     sampler = kind(within=TimestepRange(200, 300))
-    t = sampler(draws(size=4000), 1000)
+    t = sampler(randomness(size=4000), 1000)
     assert 200 <= int(t.min()) <= 215
     assert 284 <= int(t.max()) <= 299
 
 
 def test_stratified_timesteps_take_one_of_each_part():
-    t = Stratified()(draws(size=50), 1000)
+    t = Stratified()(randomness(size=50), 1000)
     assert sorted((t // 20).tolist()) == list(range(50))
 
 
 def test_logit_normal_timesteps_have_their_median_and_quartiles():
-    t = LogitNormal(mean=0.5, std=0.8)(draws(size=20000), 1000).double()
+    t = LogitNormal(mean=0.5, std=0.8)(randomness(size=20000), 1000).double()
     for share, z in ((0.25, -0.6745), (0.5, 0.0), (0.75, 0.6745)):
         expected = 1000 / (1 + math.exp(-(0.5 + 0.8 * z)))
         assert float(t.quantile(share)) == pytest.approx(expected, abs=8)

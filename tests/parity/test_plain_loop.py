@@ -15,7 +15,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from impasto.config.load import build_run_config
 from impasto.datasets.batching import build_epoch_sampler
 from impasto.datasets.build import plan_dataset, scan_dataset
-from impasto.diffusion.draws import Draws
+from impasto.diffusion.randomness import PerSampleRandomness
 from impasto.training.trainer import train
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")
@@ -49,14 +49,14 @@ def plain_losses(config, model, prediction_type):
         update = sampler.update(step)
         total = 0.0
         for batch in update.micro_batches:
-            records = [plan.images[visit.picture].record for visit in batch.visits]
-            draws = Draws(config.seed, step, batch.positions, update.size)
+            records = [plan.images[visit.picture].record for visit in batch.samples]
+            randomness = PerSampleRandomness(config.seed, step, batch.positions, update.size)
             means, logvars = zip(*(moments(vae, r.path) for r in records), strict=True)
             spread = torch.exp(0.5 * torch.stack(logvars))
-            sample = draws.normal(tuple(means[0].shape), "posterior")
+            sample = randomness.normal(tuple(means[0].shape), "posterior")
             latents = (torch.stack(means) + spread * sample) * vae.config.scaling_factor
-            noise = draws.normal(tuple(latents.shape[1:]), "noise")
-            t = (draws.uniform("timestep") * 1000).long()
+            noise = randomness.normal(tuple(latents.shape[1:]), "noise")
+            t = (randomness.uniform("timestep") * 1000).long()
             ids = tokenizer(
                 [r.path.with_suffix(".txt").read_text() for r in records],
                 padding="max_length",

@@ -6,14 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from impasto.data.buckets import make_bucket_sizes, novelai_bucket_sizes
-from impasto.data.placing import (
-    PLACINGS,
+from impasto.data.bucket_assignment import (
+    ASSIGNMENTS,
     Limits,
+    assign_native,
     covering,
     kept_share,
-    place_native,
 )
+from impasto.data.buckets import make_bucket_sizes, novelai_bucket_sizes
 from impasto.data.plan import plan_images
 from impasto.data.records import FileStamp, ImageRecord, Size
 from impasto.errors import ConfigError
@@ -24,7 +24,7 @@ SIZES = st.builds(Size, st.integers(1, 6000), st.integers(1, 6000))
 
 
 def native(size):
-    return place_native([size], LIMITS)[0]
+    return assign_native([size], LIMITS)[0]
 
 
 def test_tables_equal_the_recorded_ones(golden):
@@ -50,7 +50,7 @@ def test_kohya_selection_equals_the_recorded_one(golden):
     """16 configurations, half of them no-upscale; where sd-scripts fails, ours gives a step."""
     compared = repaired = 0
     for case in golden("bucket_select.json"):
-        limits, placing = limits_of(case), PLACINGS["kohya", case["no_upscale"]]
+        limits, placing = limits_of(case), ASSIGNMENTS["kohya", case["no_upscale"]]
         for width, height, bucket_w, bucket_h, resized_w, resized_h in case["rows"]:
             bucket, resized = placing([Size(width, height)], limits)[0]
             if not bucket_w or not bucket_h:
@@ -77,7 +77,7 @@ def test_native_never_crops_more_than_the_recorded_choice(golden, no_upscale):
             if not bucket_w or not bucket_h:
                 continue
             size, theirs = Size(width, height), Size(bucket_w, bucket_h)
-            ours, resized = PLACINGS["native", no_upscale]([size], limits)[0]
+            ours, resized = ASSIGNMENTS["native", no_upscale]([size], limits)[0]
             if no_upscale:
                 lost = 1 - theirs.area / (resized_w * resized_h)
                 assert 1 - ours.area / resized.area <= lost + 1e-9, (width, height)
@@ -91,8 +91,8 @@ def test_native_never_crops_more_than_the_recorded_choice(golden, no_upscale):
 def test_without_enlarging_buckets_stay_within_limits_and_picture(size, side, step):
     area = Size(side, side)
     limits = Limits(tuple(make_bucket_sizes(area, 256, 1024, step)), area.area, 256, 1024, step)
-    bucket, resized = PLACINGS["native", True]([size], limits)[0]
-    theirs, _ = PLACINGS["kohya", True]([size], limits)[0]
+    bucket, resized = ASSIGNMENTS["native", True]([size], limits)[0]
+    theirs, _ = ASSIGNMENTS["kohya", True]([size], limits)[0]
     if theirs.width in range(256, 1025) and theirs.height in range(256, 1025):
         assert kept_share(size, bucket) >= kept_share(size, theirs) - 1e-12
         assert bucket.area >= theirs.area, "a needless shrink"
@@ -119,7 +119,7 @@ def test_without_enlarging_buckets_stay_within_limits_and_picture(size, side, st
 def test_small_and_nearly_square_pictures(width, height, expected):
     """The sizes that sd-scripts' users complained of: no 448x448, no bucket of width 0."""
     limits = Limits(tuple(BUCKETS), 512 * 512, 256, 1024, 64)
-    bucket, _ = PLACINGS["native", True]([Size(width, height)], limits)[0]
+    bucket, _ = ASSIGNMENTS["native", True]([Size(width, height)], limits)[0]
     assert (bucket.width, bucket.height) == expected
 
 
@@ -153,12 +153,12 @@ def test_the_resized_picture_covers_its_bucket_and_the_crop_is_inside(size):
 @given(st.sampled_from(BUCKETS))
 def test_a_picture_of_a_buckets_size_is_left_alone(bucket):
     assert native(bucket) == (bucket, bucket)
-    assert PLACINGS["kohya", False]([bucket], LIMITS) == [(bucket, bucket)]
+    assert ASSIGNMENTS["kohya", False]([bucket], LIMITS) == [(bucket, bucket)]
 
 
-@given(st.lists(SIZES, min_size=1, max_size=30), st.sampled_from(sorted(PLACINGS)))
+@given(st.lists(SIZES, min_size=1, max_size=30), st.sampled_from(sorted(ASSIGNMENTS)))
 def test_many_are_placed_as_each_alone(sizes, way):
-    placing = PLACINGS[way]
+    placing = ASSIGNMENTS[way]
     assert placing(sizes, LIMITS) == [placing([size], LIMITS)[0] for size in sizes]
 
 
@@ -197,10 +197,10 @@ def test_without_enlarging_the_choice_is_the_best_of_all_buckets(size, side, ste
         for height in sides(size.height)
         if width * height <= limits.area
     ]
-    theirs, shrunk = PLACINGS["kohya", True]([size], limits)[0]
+    theirs, shrunk = ASSIGNMENTS["kohya", True]([size], limits)[0]
     wanted = min(kept_share(size, theirs), max(kept_share(size, bucket) for bucket in every))
     best = max(bucket.area for bucket in every if kept_share(size, bucket) >= wanted)
-    bucket, resized = PLACINGS["native", True]([size], limits)[0]
+    bucket, resized = ASSIGNMENTS["native", True]([size], limits)[0]
     assert 1 - bucket.area / resized.area <= 1 - theirs.area / shrunk.area + 1e-9
     if bucket in every and bucket != theirs:
         assert bucket.area == best

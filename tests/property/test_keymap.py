@@ -14,7 +14,7 @@ from impasto.checkpoints.keymap import (
     unet_map,
     vae_map,
 )
-from impasto.checkpoints.ldm import put_together, take_apart
+from impasto.checkpoints.ldm import merge_ldm, split_ldm
 from impasto.checkpoints.tensors import LazyTensor
 
 
@@ -26,7 +26,7 @@ def lazy(shape) -> LazyTensor:
 def test_full_key_lists_go_there_and_back(golden, file, open_clip):
     """Every key of the original layout has the counterpart that sd-scripts' converters give it."""
     recorded = golden(file)
-    taken = take_apart({name: lazy(row["shape"]) for name, row in recorded.items()})
+    taken = split_ldm({name: lazy(row["shape"]) for name, row in recorded.items()})
     assert taken.foreign == taken.stale == ()
     seen = set()
     for name, row in recorded.items():
@@ -39,7 +39,7 @@ def test_full_key_lists_go_there_and_back(golden, file, open_clip):
             seen.add(target.replace(".text_model.", "."))
     assert seen == {f"{part}.{name}" for part, names in taken.parts.items() for name in names}
     for rest in (taken.ldm_only, {}):  # without the rest, it is made anew
-        back = put_together(taken.parts, rest, open_clip=open_clip)
+        back = merge_ldm(taken.parts, rest, open_clip=open_clip)
         assert {n: t.shape for n, t in back.items()} == {
             n: tuple(row["shape"]) for n, row in recorded.items()
         }
@@ -115,7 +115,7 @@ def test_any_text_encoder_goes_there_and_back(layers):
 def test_fused_attention_is_taken_apart_in_order():
     fused = torch.arange(12.0).reshape(12, 1)
     name = "cond_stage_model.model.transformer.resblocks.0.attn.in_proj_weight"
-    parts = take_apart({name: LazyTensor.of(fused)}).parts["text_encoder"]
+    parts = split_ldm({name: LazyTensor.of(fused)}).parts["text_encoder"]
     layer = "encoder.layers.0.self_attn"
     for letter, rows in zip("qkv", fused.chunk(3), strict=True):
         assert torch.equal(parts[f"{layer}.{letter}_proj.weight"].read(), rows)

@@ -29,7 +29,7 @@ def batches_of(dealer, ranks=1, epoch=0):
     """The pictures of each batch of an epoch, stand-ins left out."""
     steps = range(epoch * dealer.updates_per_epoch, (epoch + 1) * dealer.updates_per_epoch)
     return [
-        [visit.picture for visit in batch.visits]
+        [visit.picture for visit in batch.samples]
         for step in steps
         for rank in range(ranks)
         for batch in dealer.update(step, rank).micro_batches
@@ -65,10 +65,10 @@ def test_each_picture_once_per_epoch_and_repeat(
             update = dealer.update(step, rank)
             assert update.epoch == epoch
             for batch in update.micro_batches:
-                assert len({buckets[visit.picture] for visit in batch.visits}) == 1
-                assert len(batch.visits) <= batch_size
+                assert len({buckets[visit.picture] for visit in batch.samples}) == 1
+                assert len(batch.samples) <= batch_size
                 if not batch.is_padding:
-                    seen.update(batch.visits)
+                    seen.update(batch.samples)
                     positions += batch.positions
         assert sorted(positions) == list(range(update.size))
     assert seen == {(i, r): 1 for i, times in enumerate(repeats) for r in range(times)}
@@ -107,9 +107,9 @@ def test_proportional_draws_give_each_process_its_share_and_different_buckets():
     shares, differing = [], 0
     for step in range(dealer.updates_per_epoch):
         batches = [dealer.update(step, rank).micro_batches[0] for rank in range(2)]
-        shapes = {buckets[batch.visits[0].picture] for batch in batches}
+        shapes = {buckets[batch.samples[0].picture] for batch in batches}
         differing += len(shapes) > 1
-        shares.append([len(batch.visits) for batch in batches])
+        shares.append([len(batch.samples) for batch in batches])
     assert [sum(column) for column in zip(*shares, strict=True)] == [60, 60]
     assert differing > 2
 
@@ -141,15 +141,15 @@ def test_more_processes_make_the_same_updates_as_accumulation(ranks):
     alone = sampler(buckets, accumulation=ranks)
     together = sampler(buckets, num_processes=ranks)
     for step in range(alone.updates_per_epoch):
-        expected = [b.visits for b in alone.update(step).micro_batches]
+        expected = [b.samples for b in alone.update(step).micro_batches]
         found = [together.update(step, rank).micro_batches[0] for rank in range(ranks)]
-        assert [b.visits for b in found if not b.is_padding] == expected
+        assert [b.samples for b in found if not b.is_padding] == expected
 
 
 def test_epochs_differ_and_seeds_differ():
     buckets = [SHAPES[0]] * 12
     orders = [
-        [b.visits for b in sampler(buckets, seed=seed).update(epoch * 3).micro_batches]
+        [b.samples for b in sampler(buckets, seed=seed).update(epoch * 3).micro_batches]
         for seed in (1, 2)
         for epoch in (0, 1)
     ]

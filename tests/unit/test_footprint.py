@@ -11,14 +11,14 @@ from torch.utils._pytree import tree_leaves
 
 from impasto.data.records import Size
 from impasto.data.sampler import Group
-from impasto.models.loading import load_base_model, outline_base_model
+from impasto.models.loading import load_base_model, load_meta_model
 from impasto.models.trainable import FullFineTune
-from impasto.training.parallel.shards import Shares
-from impasto.training.planning.fake_step import Rehearsal, decoding_peak
+from impasto.training.parallel.shards import Sharding
+from impasto.training.planning.fake_step import FakeStep, decoding_peak
 from impasto.training.planning.levers import LADDER, Fitting, gib, with_fields, with_rungs
 from impasto.training.planning.memory import FootprintMeter
 from impasto.training.planning.workload import Workload
-from impasto.training.processes import require_shareable
+from impasto.training.processes import require_shardable
 
 SIZE = Size(128, 128)
 KINDS = {
@@ -84,9 +84,9 @@ def test_a_rehearsal_tells_what_a_step_allocates(name, nano_model):
     step()  # first calls of kernels
     unet.zero_grad()
     real = allocated_peak(step, [latents, t, states, *unet.parameters(), *unet.buffers()])
-    outline = FullFineTune(outline_base_model(nano_model), lr=1e-4, **options)
-    rehearsal = Rehearsal(outline.network, 77, width, autocast, frees_gradients=frees)
-    cost = rehearsal.step(SIZE, 8)
+    meta_model = FullFineTune(load_meta_model(nano_model), lr=1e-4, **options)
+    fake_step = FakeStep(meta_model.network, 77, width, autocast, frees_gradients=frees)
+    cost = fake_step.step(SIZE, 8)
     assert cost.peak_bytes == pytest.approx(real, rel=0.01)
     if frees:
         assert cost.gradient_bytes == 0
@@ -102,8 +102,8 @@ def test_operations_are_those_of_the_real_network(nano_model):
         latents = torch.randn(2, 4, 16, 16)
         out = unet(latents, torch.zeros(2).long(), encoder_hidden_states=torch.randn(2, 77, width))
         out.sample.square().mean().backward()
-    outline = FullFineTune(outline_base_model(nano_model), lr=1e-4)
-    assert Rehearsal(outline.network, 77, width).step(SIZE, 2).flops == counter.get_total_flops()
+    meta_model = FullFineTune(load_meta_model(nano_model), lr=1e-4)
+    assert FakeStep(meta_model.network, 77, width).step(SIZE, 2).flops == counter.get_total_flops()
 
 
 def test_no_size_is_shown_as_nothing():
@@ -114,18 +114,17 @@ def test_no_size_is_shown_as_nothing():
 
 def test_decoding_takes_memory_by_its_area(nano_model):
     small, large = (
-        decoding_peak(outline_base_model(nano_model).vae, Size(side, side), 1)
-        for side in (128, 256)
+        decoding_peak(load_meta_model(nano_model).vae, Size(side, side), 1) for side in (128, 256)
     )
     assert large == pytest.approx(4 * small, rel=0.1)
 
 
 def test_as_on_a_gpu_norms_are_float32(nano_model):
     def peak(*, as_on_gpu):
-        outline = FullFineTune(outline_base_model(nano_model), lr=1e-4)
-        width = outline.network.config["cross_attention_dim"]
-        return Rehearsal(
-            outline.network, 77, width, torch.bfloat16, as_on_gpu=as_on_gpu, frees_gradients=True
+        meta_model = FullFineTune(load_meta_model(nano_model), lr=1e-4)
+        width = meta_model.network.config["cross_attention_dim"]
+        return FakeStep(
+            meta_model.network, 77, width, torch.bfloat16, as_on_gpu=as_on_gpu, frees_gradients=True
         ).step(SIZE, 8)
 
     assert peak(as_on_gpu=True).peak_bytes > 1.1 * peak(as_on_gpu=False).peak_bytes
@@ -133,7 +132,7 @@ def test_as_on_a_gpu_norms_are_float32(nano_model):
 
 def fitting(train_config, nano_model, device="cuda", budget=0):
     config = train_config()
-    meter = FootprintMeter(lambda: outline_base_model(nano_model), device)
+    meter = FootprintMeter(lambda: load_meta_model(nano_model), device)
     return Fitting(meter, device, Group(0, SIZE), budget), config
 
 
@@ -190,43 +189,43 @@ def test_the_largest_batch_is_the_largest(train_config, nano_model):
 
 def test_rehearsals_are_remembered(train_config, nano_model, tmp_path):
     config, record = train_config(), tmp_path / "footprints.json"
-    outlines = []
+    meta_models = []
 
-    def outline():
-        outlines.append(1)
-        return outline_base_model(nano_model)
+    def meta_model():
+        meta_models.append(1)
+        return load_meta_model(nano_model)
 
-    first = FootprintMeter(outline, "cpu", record).footprint(config, SIZE, 2)
-    assert FootprintMeter(outline, "cpu", record).footprint(config, SIZE, 2) == first
+    first = FootprintMeter(meta_model, "cpu", record).footprint(config, SIZE, 2)
+    assert FootprintMeter(meta_model, "cpu", record).footprint(config, SIZE, 2) == first
     record.write_text("{", encoding="utf-8")  # as good as none
-    assert FootprintMeter(outline, "cpu", record).footprint(config, SIZE, 2) == first
+    assert FootprintMeter(meta_model, "cpu", record).footprint(config, SIZE, 2) == first
 
 
 def test_an_outline_is_made_for_a_rehearsal_and_shared_with_others(train_config, nano_model):
     """Making one of full size takes a second: ladders of ten rungs made fifty."""
-    outlines = []
+    meta_models = []
 
-    def outline():
-        outlines.append(1)
-        return outline_base_model(nano_model)
+    def meta_model():
+        meta_models.append(1)
+        return load_meta_model(nano_model)
 
     workload = Workload(encoded=SIZE, validation=Group(0, SIZE))
-    meter = FootprintMeter(outline, "cuda", workload=workload)
+    meter = FootprintMeter(meta_model, "cuda", workload=workload)
     previews = {"prompts": ["a ball"], "width": 128, "height": 128}
     settings = {"previews": previews, "validation": {"every_steps": 2}}
     plain = meter.footprint(train_config(**settings), SIZE, 2)
-    assert len(outlines) == 1 + 3  # to look at; for the step, validation and previews
+    assert len(meta_models) == 1 + 3  # to look at; for the step, validation and previews
     assert meter.footprint(train_config(**settings), SIZE, 2) == plain
     offloaded = {"training": {"offload_optimizer": True}}
     meter.footprint(train_config(**settings, **offloaded), SIZE, 2)
-    assert len(outlines) == 1 + 3
+    assert len(meta_models) == 1 + 3
     checkpointed = {"training": {"gradient_checkpointing": True}}
     meter.footprint(train_config(**settings, **checkpointed), SIZE, 2)
-    assert len(outlines) == 1 + 4
+    assert len(meta_models) == 1 + 4
 
 
 def test_a_learning_text_encoder_and_previews_count(train_config, nano_model):
-    meter = FootprintMeter(lambda: outline_base_model(nano_model), "cpu")
+    meter = FootprintMeter(lambda: load_meta_model(nano_model), "cpu")
     plain = meter.footprint(train_config(), SIZE, 4)
     text = meter.footprint(train_config(method={"train_text_encoder": True}), SIZE, 4)
     assert text.optimizer > plain.optimizer
@@ -241,10 +240,14 @@ def test_shares_of_a_model_take_less(train_config, nano_model):
     config = train_config(training={"ema_decay": 0.9}, optimizer={"kind": "adamw"})
 
     def of(shares):
-        outline = partial(outline_base_model, nano_model)
-        return FootprintMeter(outline, "cpu", shares=shares).footprint(config, SIZE, 2)
+        meta_model = partial(load_meta_model, nano_model)
+        return FootprintMeter(meta_model, "cpu", shares=shares).footprint(config, SIZE, 2)
 
-    whole, fsdp, zero = of(Shares()), of(Shares(4, 4, 4)), of(Shares(1, 4, 4, steps_copies=True))
+    whole, fsdp, zero = (
+        of(Sharding()),
+        of(Sharding(4, 4, 4)),
+        of(Sharding(1, 4, 4, steps_copies=True)),
+    )
     learning = whole.optimizer // 8
     assert whole.weights - fsdp.weights == pytest.approx(3 * learning, abs=4096)
     assert fsdp.optimizer == zero.optimizer == whole.optimizer // 4
@@ -255,7 +258,7 @@ def test_shares_of_a_model_take_less(train_config, nano_model):
 
 
 def test_what_needs_whole_weights_is_not_advised_for_shares(train_config, nano_model):
-    meter = FootprintMeter(partial(outline_base_model, nano_model), "cuda")
+    meter = FootprintMeter(partial(load_meta_model, nano_model), "cuda")
     asked = train_config(optimizer={"kind": "adamw"}, training={"ema_decay": 0.9})
     group = Group(0, SIZE)
     words = [
@@ -268,5 +271,5 @@ def test_what_needs_whole_weights_is_not_advised_for_shares(train_config, nano_m
 
     assert advised("optimizer_in_backward") == [True, False, False]
     assert advised("adamw8bit") == [True, True, False]
-    for rung in Fitting(meter, "cuda", group, 0, 2, is_shared=True).ladder:
-        require_shareable(with_rungs(asked, [rung]), "FSDP")
+    for rung in Fitting(meter, "cuda", group, 0, 2, is_sharded=True).ladder:
+        require_shardable(with_rungs(asked, [rung]), "FSDP")

@@ -12,14 +12,14 @@ from impasto.data.records import Size
 from impasto.data.sampler import Group
 from impasto.datasets.batching import validation_batch_size
 from impasto.models.architectures import find_architecture, outline_architecture
-from impasto.models.loading import outline_base_model
+from impasto.models.loading import load_meta_model
 from impasto.models.vae import encoding_fingerprint, tile
 from impasto.training.optim.ema import WIDENED_AT_ONCE, WeightAverage, mix_widened
 from impasto.training.planning.fake_step import encoding_peak
 from impasto.training.planning.levers import LADDER, TEXT_TO_DISK, Fitting, with_fields, with_rungs
 from impasto.training.planning.memory import FootprintMeter
 from impasto.training.planning.overhead import fragmentation_bytes
-from impasto.training.planning.resolve import _settle_encoding
+from impasto.training.planning.resolve import _resolve_encoding
 from impasto.training.planning.workload import Workload
 
 GIB = 2**30
@@ -70,7 +70,7 @@ class Told:
 
 def fitting(train_config, nano_model, budget, device="cuda", **changes):
     workload = Workload(encoded=Size(512, 512), validation=Group(0, SIZE), captions=10)
-    meter = FootprintMeter(partial(outline_base_model, nano_model), device, workload=workload)
+    meter = FootprintMeter(partial(load_meta_model, nano_model), device, workload=workload)
     return Fitting(meter, device, Group(0, SIZE), budget), train_config(**changes)
 
 
@@ -86,20 +86,20 @@ def test_a_vae_batch_that_does_not_fit_is_made_smaller(train_config, nano_model)
     assert four.activations == pytest.approx(4 * one.activations, rel=0.05)
     told = Told()
     roomy = Fitting(ladder.meter, "cuda", ladder.group, 2 * four.total)
-    assert _settle_encoding(config, roomy, told).dataset.vae_batch_size == 4
+    assert _resolve_encoding(config, roomy, told).dataset.vae_batch_size == 4
     assert told.notes == []
     tight = Fitting(ladder.meter, "cuda", ladder.group, int(one.total / 0.95) + 4096)
-    changed = _settle_encoding(config, tight, told)
+    changed = _resolve_encoding(config, tight, told)
     assert changed.dataset.vae_batch_size == 1
     assert "vae_batch_size = 1" in told.notes[0]
     asked = train_config(dataset={"vae_batch_size": 4})
-    assert _settle_encoding(asked, tight, told) is asked
+    assert _resolve_encoding(asked, tight, told) is asked
 
 
 def test_encoding_on_a_gpu_has_the_vae_alone(train_config, nano_model):
     ladder, config = fitting(train_config, nano_model, 0)
     found = encoding_moment(ladder, config)
-    vae = outline_base_model(nano_model).vae
+    vae = load_meta_model(nano_model).vae
     assert found.weights == sum(p.nbytes for p in vae.parameters())
     assert (found.optimizer, found.average, found.gradients) == (0, 0, 0)
 
@@ -147,7 +147,7 @@ def test_captions_that_change_keep_the_text_encoder_on_the_device(train_config, 
     def weights(config):
         return ladder.meter.all_moments(with_rungs(config, [TEXT_TO_DISK]), SIZE, 4)[0].weights
 
-    text = outline_base_model(nano_model).text_encoder
+    text = load_meta_model(nano_model).text_encoder
     numbers = sum(parameter.numel() for parameter in text.parameters())
     assert weights(changing) - weights(steady) == 4 * numbers
 
@@ -155,11 +155,11 @@ def test_captions_that_change_keep_the_text_encoder_on_the_device(train_config, 
 def test_remembered_texts_count_up_to_what_may_be_kept(train_config, nano_model):
     def cache(captions, **changes):
         meter = FootprintMeter(
-            partial(outline_base_model, nano_model), "cuda", workload=Workload(captions=captions)
+            partial(load_meta_model, nano_model), "cuda", workload=Workload(captions=captions)
         )
         return meter.footprint(train_config(**changes), SIZE, 4).text_cache
 
-    width = outline_base_model(nano_model).text_encoder.config.hidden_size
+    width = load_meta_model(nano_model).text_encoder.config.hidden_size
     assert cache(9) == 10 * 77 * width * 4  # and the empty caption
     assert cache(10**9) == 256 << 20
     assert cache(9, dataset={"shuffle_caption": True}) == 256 << 20

@@ -12,7 +12,7 @@ from impasto.config.validation import read_toml
 from impasto.data.records import Size
 from impasto.data.sampler import Group
 from impasto.errors import ConfigError
-from impasto.models.loading import outline_base_model
+from impasto.models.loading import load_meta_model
 from impasto.progress import SilentProgress
 from impasto.training import precision as module
 from impasto.training.planning.levers import LADDER, Fitting
@@ -129,7 +129,7 @@ def test_weights_in_16_bits_are_computed_in_their_type(on, train_config):
 def test_the_ladder_offers_no_type_that_the_device_is_slow_in(
     device, half, train_config, nano_model
 ):
-    meter = FootprintMeter(lambda: outline_base_model(nano_model), device)
+    meter = FootprintMeter(lambda: load_meta_model(nano_model), device)
     fitting = Fitting(meter, device, Group(0, Size(128, 128)), 0, half=half)
     chosen, _ = fitting.climb(train_config(), keep_asked=False)
     assert chosen.training.mixed_precision in ("no", half)

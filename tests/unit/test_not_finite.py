@@ -16,7 +16,7 @@ from impasto.training.optim.chunked import AT_ONCE, ChunkRules
 from impasto.training.optim.finite_updates import FiniteUpdates, NotFiniteError, are_finite
 from impasto.training.optim.mixed_precision import Precision
 from impasto.training.optim.optimizers import build_optimizer
-from impasto.training.optim.updates import UpdateInputs, build_descent
+from impasto.training.optim.updates import UpdateInputs, build_update
 from impasto.training.saving.saver import Saver
 
 CPU = torch.device("cpu")
@@ -36,7 +36,7 @@ def test_an_infinite_gradient_of_a_finite_loss_is_not_applied(kind, way, limit):
     net = Two()
     rules = AT_ONCE if way == "off" else EACH
     optimizer = build_optimizer([Part("unet", net, 1e-3)], OptimizerConfig(kind=kind), rules)
-    descent = build_descent(
+    descent = build_update(
         UpdateInputs(optimizer, list(net.parameters()), Precision("no", CPU), limit, way)
     )
     for update in range(2):

@@ -17,7 +17,7 @@ from impasto.config.load import build_run_config, dump_toml
 from impasto.errors import ConfigError, ModelError
 from impasto.invocation import is_first_process
 from impasto.sdscripts.importing import settings_of_command
-from impasto.training.parallel.accelerate_config import read_shares
+from impasto.training.parallel.accelerate_config import read_sharding
 
 NOT_UTF8 = os.fsdecode(b"caf\xe9") if sys.platform != "win32" else "caf\udce9"
 SETTINGS = {
@@ -45,7 +45,7 @@ def test_an_empty_stage_of_deepspeed_is_the_default(monkeypatch):
     monkeypatch.delenv("ACCELERATE_USE_FSDP", raising=False)
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
     monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", "")
-    assert read_shares(4).gradients == 4
+    assert read_sharding(4).gradients == 4
 
 
 def test_a_deepdanbooru_file_with_a_single_number_for_a_weight(tmp_path):

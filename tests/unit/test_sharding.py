@@ -6,9 +6,9 @@ import pytest
 
 from impasto.errors import ConfigError
 from impasto.training.devices import build_accelerator
-from impasto.training.parallel.accelerate_config import frees_early
-from impasto.training.parallel.deepspeed import zero_config
-from impasto.training.processes import require_shareable
+from impasto.training.parallel.accelerate_config import reshard_after_forward
+from impasto.training.parallel.deepspeed import deepspeed_config
+from impasto.training.processes import require_shardable
 
 
 @pytest.mark.parametrize(
@@ -29,7 +29,7 @@ from impasto.training.processes import require_shareable
 )
 def test_settings_that_need_a_whole_model(train_config, changes, said):
     with pytest.raises(ConfigError, match="configured for FSDP") as raised:
-        require_shareable(train_config(**changes), "FSDP")
+        require_shardable(train_config(**changes), "FSDP")
     assert said in str(raised.value)
 
 
@@ -41,14 +41,14 @@ def test_settings_that_need_a_whole_model(train_config, changes, said):
     ],
 )
 def test_deepspeed_goes_with_less(train_config, changes):
-    require_shareable(train_config(**changes), "FSDP")
+    require_shardable(train_config(**changes), "FSDP")
     with pytest.raises(ConfigError, match="choose FSDP"):
-        require_shareable(train_config(**changes), "DeepSpeed")
+        require_shardable(train_config(**changes), "DeepSpeed")
 
 
 @pytest.mark.parametrize("kind", ["adamw", "lion", "SGD", "NAdam", "paged_adamw"])
 def test_optimizers_of_single_numbers_go(train_config, kind):
-    require_shareable(train_config(optimizer={"kind": kind}), "DeepSpeed")
+    require_shardable(train_config(optimizer={"kind": kind}), "DeepSpeed")
 
 
 @pytest.mark.parametrize(
@@ -69,10 +69,10 @@ def test_accelerates_settings_of_fsdp(monkeypatch, variables, expected):
     for name, value in {"ACCELERATE_USE_FSDP": "true", **variables}.items():
         monkeypatch.setenv(name, value)
     if isinstance(expected, bool):
-        assert frees_early() is expected
+        assert reshard_after_forward() is expected
         return
     with pytest.raises(ConfigError, match=expected):
-        frees_early()
+        reshard_after_forward()
 
 
 def accelerator_with(**asked):
@@ -89,7 +89,7 @@ def test_deepspeeds_settings_are_the_runs_and_accelerates(train_config):
         gradient_clipping="auto", train_batch_size="auto", gradient_accumulation_steps=1,
         communication_data_type="fp16", fp16={"enabled": False}, bf16={"enabled": "auto"},
     )  # fmt: skip
-    found = zero_config(asked, max_grad_norm=0.7, accumulation=1)
+    found = deepspeed_config(asked, max_grad_norm=0.7, accumulation=1)
     assert found["zero_optimization"] == {"stage": 1, "reduce_bucket_size": 1000}
     assert found["gradient_clipping"] == 0.7
     assert found["gradient_accumulation_steps"] == 1
@@ -111,13 +111,13 @@ def test_deepspeeds_settings_are_the_runs_and_accelerates(train_config):
 )
 def test_settings_of_deepspeed_that_are_not_offered(train_config, asked, said):
     with pytest.raises(ConfigError, match=said):
-        zero_config(accelerator_with(**asked), max_grad_norm=1.0, accumulation=1)
+        deepspeed_config(accelerator_with(**asked), max_grad_norm=1.0, accumulation=1)
 
 
 def test_the_processor_and_deepspeed_do_not_go_together(train_config):
     alone = SimpleNamespace(state=SimpleNamespace(deepspeed_plugin=None))
     with pytest.raises(ConfigError, match="use_cpu"):
-        zero_config(alone, max_grad_norm=1.0, accumulation=1)
+        deepspeed_config(alone, max_grad_norm=1.0, accumulation=1)
 
 
 def test_megatron_is_refused(monkeypatch):

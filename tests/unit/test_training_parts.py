@@ -18,8 +18,8 @@ from impasto.step_rules import counted
 from impasto.training import trainer
 from impasto.training.events import SilentEvents
 from impasto.training.lr_schedule import build_lr_schedule
-from impasto.training.monitoring.frozen_check import MovementCheck
-from impasto.training.monitoring.vram_overflow import SpillWatch
+from impasto.training.monitoring.frozen_check import FrozenCheck
+from impasto.training.monitoring.vram_overflow import VramOverflowWatch
 from impasto.training.optim.ema import WeightAverage
 from impasto.training.optim.optimizers import build_optimizer
 from impasto.training.optim.state import (
@@ -284,7 +284,7 @@ def test_what_does_not_move_though_it_should_is_said():
     learning, still, frozen = small_part(), small_part(), nn.Linear(2, 2)
     frozen.requires_grad_(requires_grad=False)
     still = Part("text_encoder", still.module, 1e-2)
-    check = MovementCheck([learning, still], {"VAE": frozen})
+    check = FrozenCheck([learning, still], {"VAE": frozen})
     optimizer = build_optimizer([learning], OptimizerConfig(lr=1e-2))
     do_step(learning, optimizer, 0)
     assert check.findings(["unet"]) == []
@@ -301,7 +301,7 @@ def test_an_average_that_is_taken_in_beside_training_is_the_same(power):
         weights = {"a": nn.Parameter(torch.randn(300, 300)), "b": nn.Parameter(torch.randn(9))}
         average = WeightAverage(weights, 0.9, power=power, on_cpu=True, overlapped=overlapped)
         for step in range(5):
-            average.let_go()
+            average.wait_for_copies()
             with torch.no_grad():
                 for weight in weights.values():
                     weight.add_(torch.randn_like(weight))
@@ -314,7 +314,7 @@ def test_an_average_that_is_taken_in_beside_training_is_the_same(power):
 
 
 def test_a_full_gpu_that_becomes_slow_is_said_once():
-    watch = SpillWatch(total_bytes=12 << 30)
+    watch = VramOverflowWatch(total_bytes=12 << 30)
     assert watch.look(4.0, 11 << 30) is None  # the first stretch, not full
     assert watch.look(1.0, 11 << 30) is None  # slow for another reason
     said = watch.look(1.0, int(11.6 * 2**30))
@@ -324,12 +324,12 @@ def test_a_full_gpu_that_becomes_slow_is_said_once():
 
 
 def test_a_full_gpu_that_stays_fast_is_no_fault():
-    watch = SpillWatch(total_bytes=12 << 30)
+    watch = VramOverflowWatch(total_bytes=12 << 30)
     assert [watch.look(rate, int(11.9 * 2**30)) for rate in (4.0, 3.5, 2.0, 4.2)] == [None] * 4
 
 
 def test_more_than_the_gpu_has_is_said_at_once():
-    assert SpillWatch(total_bytes=8 << 30).look(2.0, 9 << 30) is not None
+    assert VramOverflowWatch(total_bytes=8 << 30).look(2.0, 9 << 30) is not None
 
 
 def test_only_the_first_of_several_processes_speaks():

@@ -98,7 +98,7 @@ def test_odd_hypernetworks_are_refused(tmp_path, changes):
 
 @pytest.mark.parametrize("zipped", [True, False])
 def test_mutated_files_never_end_in_another_error(tmp_path, zipped):
-    draws = random.Random(7)
+    randomness = random.Random(7)
     kinds = [
         saved(tmp_path / "a.pt", {"state_dict": TENSORS}, zipped=zipped).read_bytes(),
         saved(tmp_path / "b.pt", hypernetwork(), zipped=zipped).read_bytes(),
@@ -107,12 +107,12 @@ def test_mutated_files_never_end_in_another_error(tmp_path, zipped):
     file = tmp_path / "m.pt"
     for number in range(240):
         content = bytearray(kinds[number % len(kinds)])
-        for _ in range(draws.choice([1, 2, 8])):
-            place = draws.randrange(len(content))
-            if draws.random() < 0.7:
-                content[place] ^= 1 << draws.randrange(8)
+        for _ in range(randomness.choice([1, 2, 8])):
+            place = randomness.randrange(len(content))
+            if randomness.random() < 0.7:
+                content[place] ^= 1 << randomness.randrange(8)
             else:
-                del content[place : place + draws.choice([1, 50, 5000])]
+                del content[place : place + randomness.choice([1, 50, 5000])]
             content = content or bytearray(b"x")
         file.write_bytes(content)
         for read in (read_all, read_hypernetwork):

@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from impasto.data.sampler import Group
 from impasto.errors import ConfigError
-from impasto.models.loading import outline_base_model
+from impasto.models.loading import load_meta_model
 from impasto.training import precision as native_precision
 from impasto.training.methods import build_trainable
 from impasto.training.optim.weight_copies import WeightCopies, layers_with_copies
@@ -171,18 +171,18 @@ def test_settings_that_do_not_go_together_say_so(train_config, changes, words):
 def test_their_memory_is_predicted_and_advised_to_be_given_up(train_config, nano_model):
     from impasto.data.records import Size
 
-    def outline():
-        return outline_base_model(str(nano_model))
+    def meta_model():
+        return load_meta_model(str(nano_model))
 
-    meter = FootprintMeter(outline, "cuda")
+    meter = FootprintMeter(meta_model, "cuda")
 
     def footprint(config):
         return max(meter.all_moments(config, Size(64, 64), 1), key=lambda m: m.gradients)
 
     copied = train_config(training={"weight_copies": True, "mixed_precision": "bf16"})
     plain = train_config(training={"mixed_precision": "bf16"})
-    numbers = copied_numbers(copied, build_trainable(copied, outline()))
-    total = sum(p.numel() for p in outline().unet.parameters())
+    numbers = copied_numbers(copied, build_trainable(copied, meta_model()))
+    total = sum(p.numel() for p in meta_model().unet.parameters())
     assert 0.9 * total < numbers < total
     assert footprint(copied).weights - footprint(plain).weights == 2 * numbers
     settings = {"mixed_precision": "bf16", "cache_text_to_disk": True, "batch_size": 1}
@@ -203,11 +203,11 @@ def test_gradients_of_batches_before_are_there_in_the_next(train_config, nano_mo
             "mixed_precision": "bf16", "weight_copies": copies,
             "gradient_accumulation_steps": steps,
         })  # fmt: skip
-        meter = FootprintMeter(lambda: outline_base_model(str(nano_model)), "cuda")
+        meter = FootprintMeter(lambda: load_meta_model(str(nano_model)), "cuda")
         return meter.all_moments(config, Size(64, 64), 1)[0]
 
     one, two = training(1), training(2)
-    numbers = sum(p.numel() for p in outline_base_model(str(nano_model)).unet.parameters())
+    numbers = sum(p.numel() for p in load_meta_model(str(nano_model)).unet.parameters())
     assert one.gradients < two.gradients == 4 * numbers
     assert two.activations >= one.activations
 
@@ -217,8 +217,8 @@ def test_a_rehearsal_makes_no_casts_of_copies(train_config, nano_model):
 
     def step(**training):
         config = train_config(training={"mixed_precision": "bf16", **training})
-        trainable = build_trainable(config, outline_base_model(str(nano_model)))
-        meter = FootprintMeter(lambda: outline_base_model(str(nano_model)), "cuda")
+        trainable = build_trainable(config, load_meta_model(str(nano_model)))
+        meter = FootprintMeter(lambda: load_meta_model(str(nano_model)), "cuda")
         return meter._step(config, trainable, Size(64, 64), 1)
 
     plain, copied = step(), step(weight_copies=True)

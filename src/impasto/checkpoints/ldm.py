@@ -71,7 +71,7 @@ class LdmModel:
     notes: tuple[str, ...] = ()
 
 
-def take_apart(tensors: Tensors, *, text_layers: int | None = None) -> LdmModel:
+def split_ldm(tensors: Tensors, *, text_layers: int | None = None) -> LdmModel:
     """Sort a file's tensors into parts.
 
     Args:
@@ -109,7 +109,7 @@ def take_apart(tensors: Tensors, *, text_layers: int | None = None) -> LdmModel:
     )
 
 
-def put_together(
+def merge_ldm(
     parts: Mapping[str, Tensors], ldm_only: Tensors, *, open_clip: bool
 ) -> dict[str, LazyTensor]:
     """All tensors of an LDM file by name.
@@ -119,7 +119,7 @@ def put_together(
 
     Args:
         parts: Part -> tensors by our names.
-        ldm_only: What `take_apart` kept beside the parts.
+        ldm_only: What `split_ldm` kept beside the parts.
         open_clip: Whether the text encoder is SD 2's, which LDM files name as open_clip does.
     """
     result: dict[str, LazyTensor] = {}

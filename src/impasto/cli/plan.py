@@ -13,7 +13,7 @@ from impasto.data.sampler import EpochSampler
 from impasto.data.scan import Scan
 from impasto.datasets.batching import build_epoch_sampler, count_steps, heaviest_group
 from impasto.datasets.build import Survey, survey
-from impasto.models.loading import BaseModel, build_tokens, outline_base_model
+from impasto.models.loading import BaseModel, build_tokens, load_meta_model
 from impasto.models.trainable import Trainable
 from impasto.progress import counted
 from impasto.runs import RunDirectory
@@ -29,12 +29,12 @@ from impasto.training.planning.duration import in_words, seconds_per_update
 from impasto.training.planning.levers import Fitting, gib
 from impasto.training.planning.memory import Footprint
 from impasto.training.planning.preflight import idle_card, why_idle
-from impasto.training.planning.resolve import build_fitting, settle
+from impasto.training.planning.resolve import build_fitting, resolve_settings
 from impasto.training.planning.workload import Workload
 from impasto.training.precision import resolve_precision
 from impasto.training.saving.own_models import OwnModels
 from impasto.training.text import build_layout
-from impasto.training.triggers import Calendar
+from impasto.training.triggers import Triggers
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def show_plan(asked: RunConfig, console: Console) -> None:
         }
     )
     require_room(outlook.disk, config)
-    endings = Calendar(config, outlook.sampler.updates_per_epoch).planned_endings(outlook.steps)
+    endings = Triggers(config, outlook.sampler.updates_per_epoch).planned_endings(outlook.steps)
     own = OwnModels(RunDirectory(config.output_dir), overwrite=config.saving.overwrite)
     own.require_free(planned_models(config, endings))
     warnings = advice_on(config, outlook.model.identity, default_device())
@@ -95,9 +95,9 @@ def _look_ahead(asked: RunConfig, console: Console) -> _Outlook:
         console.note(f"Warning: {card} is not used: {why_idle()}")
     asked = resolve_precision(asked, console)
     found = survey(asked, console, decode=True)
-    config = settle(asked, found, console, check=False)
+    config = resolve_settings(asked, found, console, check=False)
     sampler = build_epoch_sampler(config, found.plan, num_processes=1)
-    model = outline_base_model(config.model.path, build_open_options(config), console)
+    model = load_meta_model(config.model.path, build_open_options(config), console)
     require_fitting_loss(config.loss, config.noise, model.identity.prediction)
     trainable = build_trainable(config, model)
     require_obedience(trainable.parts, config.optimizer)

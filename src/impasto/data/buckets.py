@@ -1,7 +1,7 @@
 """Tables of aspect-ratio buckets: which sizes there are.
 
 The idea is NovelAI's (NovelAI Improvements on Stable Diffusion, 2022). Which bucket a picture goes
-to is `data/placing.py`'s to say.
+to is `data/bucket_assignment.py`'s to say.
 """
 
 from __future__ import annotations

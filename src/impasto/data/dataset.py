@@ -19,11 +19,11 @@ from impasto.data.images import UnreadableImageError
 from impasto.data.latent_cache import CachedPlan, LatentCache
 from impasto.data.records import Batch, PlannedImage, Size
 from impasto.data.rendering import CELL, Rendered
-from impasto.data.sampler import EpochSampler, Group, MicroBatch, Update, Visit
+from impasto.data.sampler import EpochSampler, Group, MicroBatch, Sample, Update
 from impasto.data.stages import default_workers
 from impasto.data.templates import CaptionTemplates
-from impasto.diffusion.draws import Draws
 from impasto.diffusion.noise import PLAIN_NOISE, NoiseRecipe
+from impasto.diffusion.randomness import PerSampleRandomness
 from impasto.randomness import derive_rng
 
 READ_AHEAD = 2  # micro-batches of cached latents that are read before they are asked for
@@ -43,7 +43,7 @@ class LoadedMoments:
 
     update: Update
     micro_batch: MicroBatch
-    draws: Draws
+    randomness: PerSampleRandomness
     weights: Tensor
     mean: Tensor
     logvar: Tensor
@@ -85,26 +85,26 @@ class TrainingData:
 
     def load(self, update: Update, micro_batch: MicroBatch) -> LoadedMoments:
         """Read the moments and draw the numbers; runs in a loading thread."""
-        draws = Draws(self.seed, update.step, micro_batch.positions, update.size)
-        visits = micro_batch.visits
-        weights = torch.full((len(visits),), 0.0 if micro_batch.is_padding else 1.0)
-        bucket = self.plan.images[visits[0].picture].bucket
+        randomness = PerSampleRandomness(self.seed, update.step, micro_batch.positions, update.size)
+        samples = micro_batch.samples
+        weights = torch.full((len(samples),), 0.0 if micro_batch.is_padding else 1.0)
+        bucket = self.plan.images[samples[0].picture].bucket
         shape = (4, bucket.height // CELL, bucket.width // CELL)
-        noise = draws.normal(shape, "posterior")
-        self.noise.draw_ahead(shape, draws)
-        rendered = self._rendered(visits, update.epoch, weights)
-        flips = [self._flips(visit, update.epoch) for visit in visits]
-        mean, logvar = self._moments(visits, flips, (len(visits), *shape))
+        noise = randomness.normal(shape, "posterior")
+        self.noise.generate_ahead(shape, randomness)
+        rendered = self._rendered(samples, update.epoch, weights)
+        flips = [self._flips(sample, update.epoch) for sample in samples]
+        mean, logvar = self._moments(samples, flips, (len(samples), *shape))
         return LoadedMoments(
             update,
             micro_batch,
-            draws,
+            randomness,
             weights,
             mean,
             logvar,
             noise,
             {i: _mirrored(picture.pixels, flips[i]) for i, picture in rendered.items()},
-            self._mask(visits, flips, rendered, bucket),
+            self._mask(samples, flips, rendered, bucket),
         )
 
     def batch(self, loaded: LoadedMoments) -> Batch:
@@ -115,15 +115,15 @@ class TrainingData:
         mask = None if loaded.mask is None else loaded.mask.float() / 255
         return Batch(
             sample_posterior(mean, logvar, loaded.noise) * self.scaling_factor,
-            tuple(self.caption(visit, loaded.update) for visit in loaded.micro_batch.visits),
+            tuple(self.caption(sample, loaded.update) for sample in loaded.micro_batch.samples),
             loaded.weights,
-            loaded.draws,
+            loaded.randomness,
             mask,
         )
 
-    def caption(self, visit: Visit, update: Update) -> str:
+    def caption(self, sample: Sample, update: Update) -> str:
         """What is said of a picture this time."""
-        record = self.plan.images[visit.picture].record
+        record = self.plan.images[sample.picture].record
         moment = Moment(update.epoch + 1, update.step, self.total_steps)
         subset = record.subset
         caption = subset.captions.write(
@@ -133,29 +133,29 @@ class TrainingData:
             subset.dataset,
             subset.number,
             record.name,
-            visit.repeat,
+            sample.repeat,
         )
         if self.templates is None:
             return caption
-        keys = _keys(self.plan.images[visit.picture], visit, update.epoch)
+        keys = _keys(self.plan.images[sample.picture], sample, update.epoch)
         return self.templates.around(caption, self.seed, *keys)
 
-    def _flips(self, visit: Visit, epoch: int) -> bool:
+    def _flips(self, sample: Sample, epoch: int) -> bool:
         """Whether a picture is mirrored this time: in half of the showings, if its words allow."""
-        record = self.plan.images[visit.picture].record
+        record = self.plan.images[sample.picture].record
         if not record.subset.may_flip(record.words):
             return False
-        keys = _keys(self.plan.images[visit.picture], visit, epoch)
+        keys = _keys(self.plan.images[sample.picture], sample, epoch)
         return bool(derive_rng(self.seed, "flip", *keys).random() < 0.5)
 
     def _moments(
-        self, visits: tuple[Visit, ...], flips: list[bool], shape: tuple[int, ...]
+        self, samples: tuple[Sample, ...], flips: list[bool], shape: tuple[int, ...]
     ) -> tuple[Tensor, Tensor]:
         """Gather cached moments in the order of the visits; zeros for what is not cached.
 
         Gathered with NumPy, which stays on one core: see `Shards.read`.
         """
-        keys = [self.plan.keys[visit.picture] for visit in visits]
+        keys = [self.plan.keys[sample.picture] for sample in samples]
         names = [k.flipped if flip else k.plain for k, flip in zip(keys, flips, strict=True)]
         if all(key.plain for key in keys):
             return self.cache.read(names)
@@ -167,17 +167,17 @@ class TrainingData:
         return torch.from_numpy(mean), torch.from_numpy(logvar)
 
     def _rendered(
-        self, visits: tuple[Visit, ...], epoch: int, weights: Tensor
+        self, samples: tuple[Sample, ...], epoch: int, weights: Tensor
     ) -> dict[int, Rendered]:
         """Decode what changes each time; what has vanished meanwhile gets the weight 0."""
         rendered = {}
-        for i, visit in enumerate(visits):
-            image = self.plan.images[visit.picture]
+        for i, sample in enumerate(samples):
+            image = self.plan.images[sample.picture]
             rules = image.record.subset.augmentation
             if rules is None:
                 continue
             try:
-                rendered[i] = render_varied(image, rules, self.seed, *_keys(image, visit, epoch))
+                rendered[i] = render_varied(image, rules, self.seed, *_keys(image, sample, epoch))
             except (UnreadableImageError, OSError) as error:
                 self.lost[image.record.path] = str(error)
                 weights[i] = 0.0
@@ -186,19 +186,19 @@ class TrainingData:
 
     def _mask(
         self,
-        visits: tuple[Visit, ...],
+        samples: tuple[Sample, ...],
         flips: list[bool],
         rendered: dict[int, Rendered],
         bucket: Size,
     ) -> Tensor | None:
         """Weights of all places, if a picture of the batch has any."""
-        images = [self.plan.images[visit.picture] for visit in visits]
+        images = [self.plan.images[sample.picture] for sample in samples]
         if not any(image.record.subset.masks for image in images):
             return None
-        full = (len(visits), 1, bucket.height // CELL, bucket.width // CELL)
+        full = (len(samples), 1, bucket.height // CELL, bucket.width // CELL)
         mask = np.full(full, 255, dtype=np.uint8)
-        for i, visit in enumerate(visits):
-            name = self.plan.keys[visit.picture].mask
+        for i, sample in enumerate(samples):
+            name = self.plan.keys[sample.picture].mask
             own = rendered[i].mask if i in rendered else None
             if name:
                 own = self.cache.read_masks([name])[0, 0].numpy()
@@ -241,11 +241,12 @@ def iterate_updates(
     first_step: int,
     last_step: int,
     rank: int,
-    feed: Callable[[Iterator[UpdateBatches]], Iterator[UpdateBatches]] = iter,
+    prefetch: Callable[[Iterator[UpdateBatches]], Iterator[UpdateBatches]] = iter,
 ) -> Iterator[tuple[Update, Iterator[Batch]]]:
     """Yield the updates in [first_step, last_step), each with its batches for this process.
 
-    Threads prepare the next batches while the current one trains; `feed` takes them to a device.
+    Threads prepare the next batches while the current one trains; `prefetch` takes them to a
+    device.
     """
     workers = default_workers() if data.changes_pictures else 1
     with ThreadPoolExecutor(workers) as pool:
@@ -253,7 +254,7 @@ def iterate_updates(
         queue = (
             (update, micro_batch) for update in updates for micro_batch in update.micro_batches
         )
-        prepared = feed(_ahead(data, queue, pool, workers + READ_AHEAD - 1))
+        prepared = prefetch(_ahead(data, queue, pool, workers + READ_AHEAD - 1))
         for update, batch in prepared:
             rest = len(update.micro_batches) - 1
             yield update, _with_rest(batch, prepared, rest)
@@ -284,10 +285,10 @@ def _ahead(
         yield loaded.update, data.batch(loaded)
 
 
-def _keys(image: PlannedImage, visit: Visit, epoch: int) -> tuple[int | str, ...]:
+def _keys(image: PlannedImage, sample: Sample, epoch: int) -> tuple[int | str, ...]:
     """What a showing of a picture is called, for its random numbers."""
     subset = image.record.subset
-    return epoch, subset.dataset, subset.number, image.record.name, visit.repeat
+    return epoch, subset.dataset, subset.number, image.record.name, sample.repeat
 
 
 def _mirrored(values: np.ndarray, flip: bool) -> np.ndarray:  # noqa: FBT001

@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from impasto.data.bucket_assignment import ASSIGNMENTS, Limits, Selection, assign_native
 from impasto.data.buckets import make_bucket_sizes
-from impasto.data.placing import PLACINGS, Limits, Selection, place_native
 from impasto.data.records import Box, ImageRecord, PlannedImage, Size, no_cycle_collection
 from impasto.errors import DatasetError
 
@@ -74,8 +74,8 @@ def plan_images(
     limits = Limits(tuple(buckets), resolution.area, min_side, max_side, step)
     with no_cycle_collection():
         sizes = list({record.size: None for record in records})
-        placed = dict(zip(sizes, PLACINGS[selection, no_upscale](sizes, limits), strict=True))
-        geometry = {size: _centred(*placed[size]) for size in sizes}
+        assigned = dict(zip(sizes, ASSIGNMENTS[selection, no_upscale](sizes, limits), strict=True))
+        geometry = {size: _centred(*assigned[size]) for size in sizes}
         return Plan(
             tuple(
                 PlannedImage(record, *_as_wanted(record, limits))
@@ -95,7 +95,7 @@ def _as_wanted(record: ImageRecord, limits: Limits) -> tuple[Size, Size, Box]:
     """The geometry of a record in the bucket that its metadata names."""
     assert record.wanted is not None  # noqa: S101 - the caller has looked
     only = replace(limits, buckets=(record.wanted,))
-    return _centred(*place_native([record.size], only)[0])
+    return _centred(*assign_native([record.size], only)[0])
 
 
 def _centred(bucket: Size, resized: Size) -> tuple[Size, Size, Box]:

@@ -19,7 +19,7 @@ from impasto.data.subsets import PLAIN, Subset
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from impasto.diffusion.draws import Draws
+    from impasto.diffusion.randomness import PerSampleRandomness
 
 
 @dataclass(frozen=True, order=True, slots=True)
@@ -161,7 +161,7 @@ class Batch:
         latents: [B, 4, h, w] float32, drawn from the posterior and **scaled**.
         captions: B texts; an empty one where the caption was dropped.
         weights: [B] weights of the samples in the loss; zero for a rank that has nothing to do.
-        draws: The source of this batch's random numbers.
+        randomness: The source of this batch's random numbers.
         mask: [B, 1, h, w] weights in [0, 1] of the places in the loss; None where all are 1.
         conditions: What the captions were encoded to, as arguments of the U-Net, where that was
             done ahead.
@@ -170,7 +170,7 @@ class Batch:
     latents: Tensor
     captions: tuple[str, ...]
     weights: Tensor
-    draws: Draws
+    randomness: PerSampleRandomness
     mask: Tensor | None = None
     conditions: Mapping[str, Tensor] | None = None
 

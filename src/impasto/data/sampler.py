@@ -29,14 +29,14 @@ class Group(NamedTuple):
     bucket: Size
 
 
-class Visit(NamedTuple):
+class Sample(NamedTuple):
     """One showing of a picture in an epoch: its number in the plan, and which repeat it is."""
 
     picture: int
     repeat: int
 
 
-Round = tuple[tuple[Visit, ...], ...]
+Round = tuple[tuple[Sample, ...], ...]
 """One batch for each process; an empty one where there is none left."""
 
 
@@ -48,7 +48,7 @@ class MicroBatch:
     pictures: it computes, with weight zero, because the processes have to stay in step.
     """
 
-    visits: tuple[Visit, ...]
+    samples: tuple[Sample, ...]
     positions: tuple[int, ...]
     is_padding: bool = False
 
@@ -167,7 +167,7 @@ class EpochSampler:
         deals = [self._draw(epoch, rank) for rank in range(self._num_processes)]
         return list(zip_longest(*deals, fillvalue=()))
 
-    def _draw(self, epoch: int, rank: int) -> list[tuple[Visit, ...]]:
+    def _draw(self, epoch: int, rank: int) -> list[tuple[Sample, ...]]:
         """The batches of one process: the next bucket by what is left in each."""
         rng = derive_rng(self._seed, "draws", epoch, rank)
         piles = [self._batches(group, epoch, rank) for group in self._members]
@@ -182,13 +182,13 @@ class EpochSampler:
 
     def _batches(
         self, group: Group, epoch: int, rank: int | None = None
-    ) -> list[tuple[Visit, ...]]:
+    ) -> list[tuple[Sample, ...]]:
         """The batches of a group: all of them, or those of a process's share."""
         rng = derive_rng(self._seed, "order", epoch, group.dataset, str(group.bucket))
-        visits = [Visit(i, r) for i in self._members[group] for r in range(self._repeats[i])]
+        samples = [Sample(i, r) for i in self._members[group] for r in range(self._repeats[i])]
         if rank is None:
-            return _in_batches(visits, self._batch_sizes[group], rng)
-        mixed = [visits[i] for i in rng.permutation(len(visits))]
+            return _in_batches(samples, self._batch_sizes[group], rng)
+        mixed = [samples[i] for i in rng.permutation(len(samples))]
         share = mixed[self._first_of_share(group, rank) :: self._num_processes]
         own_rng = derive_rng(
             self._seed, "order", epoch, group.dataset, str(group.bucket), f"rank {rank}"
@@ -209,38 +209,38 @@ class EpochSampler:
 
 
 def _in_batches(
-    visits: list[Visit], size: int, rng: np.random.Generator
-) -> list[tuple[Visit, ...]]:
+    samples: list[Sample], size: int, rng: np.random.Generator
+) -> list[tuple[Sample, ...]]:
     """Cut visits into random batches; showings of one picture go to different ones if they can.
 
     Without repeats all batches but the last are full. With repeats they differ by one at most, and
     each picture, the most repeated first, goes to those that have the most room, which finds a way
     if there is one (Gale 1957, A theorem on flows in networks).
     """
-    shown = Counter(visit.picture for visit in visits)
+    shown = Counter(sample.picture for sample in samples)
     if not shown or max(shown.values()) == 1:
-        mixed = [visits[i] for i in rng.permutation(len(visits))]
+        mixed = [samples[i] for i in rng.permutation(len(samples))]
         return [tuple(mixed[i : i + size]) for i in range(0, len(mixed), size)]
-    of_picture: dict[int, list[Visit]] = {}
-    for visit in visits:
-        of_picture.setdefault(visit.picture, []).append(visit)
+    of_picture: dict[int, list[Sample]] = {}
+    for sample in samples:
+        of_picture.setdefault(sample.picture, []).append(sample)
     pictures = [list(of_picture.values())[i] for i in rng.permutation(len(of_picture))]
     pictures.sort(key=len, reverse=True)
-    number = -(-len(visits) // size)
-    rooms = [len(range(b, len(visits), number)) for b in range(number)]
+    number = -(-len(samples) // size)
+    rooms = [len(range(b, len(samples), number)) for b in range(number)]
     return _spread(pictures, rooms, rng)
 
 
 def _spread(
-    pictures: list[list[Visit]], rooms: list[int], rng: np.random.Generator
-) -> list[tuple[Visit, ...]]:
+    pictures: list[list[Sample]], rooms: list[int], rng: np.random.Generator
+) -> list[tuple[Sample, ...]]:
     """Put each picture's visits into as many batches as there are, by the room left in them."""
     luck = _random_numbers(rng)
     heap = [(-room, next(luck), batch) for batch, room in enumerate(rooms)]
     heapq.heapify(heap)
-    batches: list[list[Visit]] = [[] for _ in rooms]
-    for visits in pictures:
-        waiting = list(visits)
+    batches: list[list[Sample]] = [[] for _ in rooms]
+    for samples in pictures:
+        waiting = list(samples)
         while waiting:
             taken = [heapq.heappop(heap) for _ in range(min(len(waiting), len(heap)))]
             for room, _, batch in taken:

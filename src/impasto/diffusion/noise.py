@@ -13,8 +13,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from impasto.diffusion.draws import Draws
-from impasto.diffusion.transfer import sent
+from impasto.diffusion.randomness import PerSampleRandomness
+from impasto.diffusion.transfer import to_device
 
 Latents = Float[Tensor, "b c h w"]
 
@@ -45,64 +45,68 @@ class NoiseRecipe:
     perturbation: float = 0.0
     perturbation_is_random: bool = False
 
-    def noise(self, x_0: Latents, draws: Draws) -> Latents:
+    def noise(self, x_0: Latents, randomness: PerSampleRandomness) -> Latents:
         """What the U-Net is to find, on the device of the latents, float32."""
-        noise = sent(draws.normal(tuple(x_0.shape[1:]), "noise"), x_0.device)
+        noise = to_device(randomness.normal(tuple(x_0.shape[1:]), "noise"), x_0.device)
         if self.offset:
-            noise = noise + self._offset(x_0, draws)
+            noise = noise + self._offset(x_0, randomness)
         if self.multires_iterations:
-            noise = self._with_coarser_scales(noise, draws)
+            noise = self._with_coarser_scales(noise, randomness)
         return noise
 
-    def draw_ahead(self, shape: tuple[int, int, int], draws: Draws) -> None:
+    def generate_ahead(self, shape: tuple[int, int, int], randomness: PerSampleRandomness) -> None:
         """Draw what `noise` and `on_input` take for latents [B, *shape], before they are asked.
 
         One for each sample and purpose: a thread that reads data has the time for it, the one that
         launches a GPU's kernels has not.
         """
-        draws.draw_ahead(shape, "noise")
+        randomness.generate_ahead(shape, "noise")
         if self.offset:
-            draws.draw_ahead((shape[0], 1, 1), "noise_offset")
-        for i, scale in self._scales(shape, draws):
-            draws.draw_ahead(scale, f"multires {i}")
+            randomness.generate_ahead((shape[0], 1, 1), "noise_offset")
+        for i, scale in self._scales(shape, randomness):
+            randomness.generate_ahead(scale, f"multires {i}")
         if self.perturbation:
-            draws.draw_ahead(shape, "input_perturbation")
+            randomness.generate_ahead(shape, "input_perturbation")
 
-    def on_input(self, noise: Latents, draws: Draws) -> Latents:
+    def on_input(self, noise: Latents, randomness: PerSampleRandomness) -> Latents:
         """What is added to the latents: the noise, and perhaps some that is not in the target."""
         if not self.perturbation:
             return noise
         strength = self.perturbation
         if self.perturbation_is_random:
-            strength *= draws.of_update("input_perturbation")
-        extra = sent(draws.normal(tuple(noise.shape[1:]), "input_perturbation"), noise.device)
+            strength *= randomness.of_update("input_perturbation")
+        extra = to_device(
+            randomness.normal(tuple(noise.shape[1:]), "input_perturbation"), noise.device
+        )
         return noise + strength * extra
 
-    def _offset(self, x_0: Latents, draws: Draws) -> Float[Tensor, "b c 1 1"]:
-        strength = self.offset * (draws.of_update("noise_offset") if self.offset_is_random else 1.0)
-        shift = sent(draws.normal((x_0.shape[1], 1, 1), "noise_offset"), x_0.device)
+    def _offset(self, x_0: Latents, randomness: PerSampleRandomness) -> Float[Tensor, "b c 1 1"]:
+        strength = self.offset * (
+            randomness.of_update("noise_offset") if self.offset_is_random else 1.0
+        )
+        shift = to_device(randomness.normal((x_0.shape[1], 1, 1), "noise_offset"), x_0.device)
         if not self.adaptive_scale:
             return strength * shift
         mean = x_0.float().mean(dim=(2, 3), keepdim=True).abs()
         return (strength + self.adaptive_scale * mean).clamp(min=0) * shift
 
-    def _with_coarser_scales(self, noise: Latents, draws: Draws) -> Latents:
+    def _with_coarser_scales(self, noise: Latents, randomness: PerSampleRandomness) -> Latents:
         """Each sample is brought to a standard deviation of 1, not each batch as elsewhere."""
         channels, height, width = noise.shape[1:]
         total = noise
-        for i, scale in self._scales((channels, height, width), draws):
-            coarse = sent(draws.normal(scale, f"multires {i}"), noise.device)
+        for i, scale in self._scales((channels, height, width), randomness):
+            coarse = to_device(randomness.normal(scale, f"multires {i}"), noise.device)
             fine = functional.interpolate(coarse, (height, width), mode="bilinear")
             total = total + fine * self.multires_discount**i
         return total / total.std(dim=(1, 2, 3), keepdim=True)
 
     def _scales(
-        self, shape: tuple[int, int, int], draws: Draws
+        self, shape: tuple[int, int, int], randomness: PerSampleRandomness
     ) -> Iterator[tuple[int, tuple[int, int, int]]]:
         """The number and the size of each coarser scale, down to one row or column."""
         channels, height, width = shape
         for i in range(self.multires_iterations):
-            ratio = 2 + 2 * draws.of_update(f"multires_scale {i}")
+            ratio = 2 + 2 * randomness.of_update(f"multires_scale {i}")
             rows, columns = (max(1, int(side / ratio**i)) for side in (height, width))
             yield i, (channels, rows, columns)
             if rows == 1 or columns == 1:

@@ -9,14 +9,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from impasto.diffusion.draws import Draws
+from impasto.diffusion.randomness import PerSampleRandomness
 
 
 @runtime_checkable
 class TimestepSampler(Protocol):
     """Draws one timestep for each sample of a batch."""
 
-    def __call__(self, draws: Draws, num_timesteps: int) -> Int[Tensor, "b"]:
+    def __call__(self, randomness: PerSampleRandomness, num_timesteps: int) -> Int[Tensor, "b"]:
         """Integers in [0, num_timesteps), on the CPU."""
 
 
@@ -39,9 +39,9 @@ class Uniform:
 
     within: TimestepRange = TimestepRange()
 
-    def __call__(self, draws: Draws, num_timesteps: int) -> Int[Tensor, "b"]:
+    def __call__(self, randomness: PerSampleRandomness, num_timesteps: int) -> Int[Tensor, "b"]:
         """Timesteps on the CPU."""
-        return self.within.spread(draws.uniform("timestep"), num_timesteps)
+        return self.within.spread(randomness.uniform("timestep"), num_timesteps)
 
 
 ALL_TIMESTEPS = Uniform()
@@ -57,9 +57,9 @@ class Stratified:
 
     within: TimestepRange = TimestepRange()
 
-    def __call__(self, draws: Draws, num_timesteps: int) -> Int[Tensor, "b"]:
+    def __call__(self, randomness: PerSampleRandomness, num_timesteps: int) -> Int[Tensor, "b"]:
         """Timesteps on the CPU."""
-        shares = (draws.ranks + draws.uniform("timestep")) / draws.update_size
+        shares = (randomness.ranks + randomness.uniform("timestep")) / randomness.update_size
         return self.within.spread(shares, num_timesteps)
 
 
@@ -78,9 +78,9 @@ class LogitNormal:
     std: float = 1.0
     within: TimestepRange = TimestepRange()
 
-    def __call__(self, draws: Draws, num_timesteps: int) -> Int[Tensor, "b"]:
+    def __call__(self, randomness: PerSampleRandomness, num_timesteps: int) -> Int[Tensor, "b"]:
         """Timesteps on the CPU."""
-        logits = self.mean + self.std * draws.normal((), "timestep").double()
+        logits = self.mean + self.std * randomness.normal((), "timestep").double()
         shares = torch.sigmoid(logits).clamp(max=1 - 1e-9)
         return self.within.spread(shares, num_timesteps)
 

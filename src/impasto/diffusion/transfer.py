@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 
-def sent(tensor: Tensor, device: torch.device) -> Tensor:
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """The tensor on a device; to a GPU by way of pinned memory, so that nothing waits.
 
     PyTorch keeps pinned memory until the copy is done (`CachingHostAllocator`).

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from impasto.checkpoints.keymap import TEXT_ENCODER, TEXT_PREFIX
-from impasto.checkpoints.ldm import put_together
+from impasto.checkpoints.ldm import merge_ldm
 from impasto.checkpoints.tensors import LazyTensor, Tensors
 from impasto.models.configs import Configs
 from impasto.models.identity import Identity
@@ -49,7 +49,7 @@ class ModelContents:
     def ldm_tensors(self) -> dict[str, LazyTensor]:
         """All tensors under LDM's names."""
         open_clip = self.identity.family.open_clip
-        return put_together(self.parts, self.ldm_only, open_clip=open_clip)
+        return merge_ldm(self.parts, self.ldm_only, open_clip=open_clip)
 
     def cast(self, dtypes: Mapping[str, Any]) -> ModelContents:
         """The same with some parts in another type; a part that is not named stays as it is."""

@@ -9,7 +9,7 @@ from impasto import presence
 from impasto.checkpoints.hypernetworks import HypernetworkContents, read_hypernetwork
 from impasto.checkpoints.keymap import PARTS
 from impasto.checkpoints.kinds import BASE_MODEL, HYPERNETWORK, kind_of
-from impasto.checkpoints.ldm import take_apart
+from impasto.checkpoints.ldm import split_ldm
 from impasto.checkpoints.reading import TensorFile, open_tensor_file
 from impasto.checkpoints.tensors import Tensors, total_bytes
 from impasto.checkpoints.untrusted import untrusted
@@ -66,7 +66,7 @@ def _file_section(file: TensorFile) -> Section:
     if file.tensors:
         rows["Tensors"] = f"{len(file.tensors)}, {_types(file.tensors)}"
     if kind_of(file) is BASE_MODEL:
-        ldm = take_apart(file.tensors)
+        ldm = split_ldm(file.tensors)
         averaged = (
             f"yes, {counted(len(ldm.ema), 'tensors')}; --weights ema takes them"
             if ldm.ema

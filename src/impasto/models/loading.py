@@ -137,7 +137,7 @@ def _assembled(
     )
 
 
-def outline_base_model(
+def load_meta_model(
     source: str | Path, options: OpenOptions | None = None, progress: Progress | None = None
 ) -> BaseModel:
     """A base model whose networks have shapes and types but no values: for plans.

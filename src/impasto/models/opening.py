@@ -17,7 +17,7 @@ from impasto import presence
 from impasto.checkpoints import hub
 from impasto.checkpoints.keymap import OPEN_CLIP_PREFIX, TEXT_ENCODER, UNET, VAE
 from impasto.checkpoints.kinds import BASE_MODEL, HYPERNETWORK, kind_of
-from impasto.checkpoints.ldm import ZERO_TERMINAL_SNR_MARK, LdmModel, take_apart
+from impasto.checkpoints.ldm import ZERO_TERMINAL_SNR_MARK, LdmModel, split_ldm
 from impasto.checkpoints.modelspec import says_zero_terminal_snr
 from impasto.checkpoints.reading import TensorFile, open_tensor_file
 from impasto.checkpoints.scaled import apply_scales
@@ -169,7 +169,7 @@ def _open_file(file: TensorFile, source: str, options: OpenOptions) -> ModelCont
     said = stated[TEXT_ENCODER].get("num_hidden_layers") if stated else None
     layers = said if isinstance(said, int) else None
     unscaled = apply_scales(file.tensors, file.metadata, source)
-    ldm = take_apart(unscaled.tensors, text_layers=layers)
+    ldm = split_ldm(unscaled.tensors, text_layers=layers)
     parts = _with_chosen_weights(ldm, source, options.weights)
     if VAE not in parts and options.vae is not None:  # some files come without one
         parts[VAE] = open_vae(locate(options.vae, OpenOptions())).tensors

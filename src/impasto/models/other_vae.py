@@ -9,7 +9,7 @@ from typing import Any
 from impasto import presence
 from impasto.checkpoints.keymap import VAE, VAE_PREFIX
 from impasto.checkpoints.kinds import BASE_MODEL, DIFFUSERS_VAE, VAE_ALONE, kind_of
-from impasto.checkpoints.ldm import take_apart
+from impasto.checkpoints.ldm import split_ldm
 from impasto.checkpoints.reading import TensorFile, open_tensor_file
 from impasto.checkpoints.scaled import apply_scales
 from impasto.checkpoints.tensors import Tensors
@@ -91,7 +91,7 @@ def _of_ldm_file(file: TensorFile, *, is_bare: bool) -> OpenedVae:
     }
     inside = {n: t for n, t in named.items() if n.startswith(VAE_PREFIX)}
     unscaled = apply_scales(inside, file.metadata, str(file.path))
-    tensors = take_apart(unscaled.tensors).parts.get(VAE)
+    tensors = split_ldm(unscaled.tensors).parts.get(VAE)
     if tensors is None:
         raise ModelError(f"{file.path} has no VAE in it.")
     stated = configs_in(file.metadata, str(file.path))

@@ -9,9 +9,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from impasto.diffusion.transfer import sent
+from impasto.diffusion.transfer import to_device
 from impasto.errors import ConfigError
-from impasto.models.parking import META, at_hand
+from impasto.models.offload import META, on_device
 from impasto.models.text_memory import TextMemory
 from impasto.models.tokens import LENGTH, ChunkedText, TextTokens
 
@@ -24,7 +24,7 @@ class TextConditioner(Protocol):
         """Arguments for one forward pass, on the U-Net's device."""
 
 
-class ClipStates(nn.Module):
+class ClipHiddenStates(nn.Module):
     """A CLIP text encoder that answers with one of its layers, after the final layer norm.
 
     A module of its own, so that a wrapper for several processes goes around the whole of it, and
@@ -84,7 +84,7 @@ class ClipTextConditioner:
 
     Args:
         tokens: Cuts captions into chunks.
-        states: The encoder, as `ClipStates` or wrapped for several processes.
+        states: The encoder, as `ClipHiddenStates` or wrapped for several processes.
         device: Where the U-Net is; None means where the encoder is.
         train: Whether gradients flow into the encoder.
         memory: Keeps what chunks were encoded to; for a frozen encoder only.
@@ -158,9 +158,9 @@ class ClipTextConditioner:
         home = next(self._states.parameters()).device
         if home == META:  # a caption that was not encoded ahead
             device = self._device or torch.device("cpu")
-            with at_hand(self._states.text_encoder, device):  # type: ignore[arg-type]
-                return self._states(sent(ids, device))  # type: ignore[no-any-return]
-        return self._states(sent(ids, home)).to(self._device or home)  # type: ignore[no-any-return]
+            with on_device(self._states.text_encoder, device):  # type: ignore[arg-type]
+                return self._states(to_device(ids, device))  # type: ignore[no-any-return]
+        return self._states(to_device(ids, home)).to(self._device or home)  # type: ignore[no-any-return]
 
     def _remembered(self, ids: Int[Tensor, "chunks 77"]) -> Float[Tensor, "chunks 77 d"]:
         assert self._memory is not None  # noqa: S101 - asked by the caller

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from impasto.models.hypernetwork import Hypernetwork, HypernetworkStack
 from impasto.models.loading import BaseModel
-from impasto.models.text import ClipStates
+from impasto.models.text import ClipHiddenStates
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class Trainable(Protocol):
 
     unet: nn.Module
     network: nn.Module
-    states: ClipStates
+    states: ClipHiddenStates
     parts: tuple[Part, ...]
     hypernetworks: HypernetworkStack
 
@@ -131,7 +131,7 @@ class FullFineTune:
         self.unet = model.unet.requires_grad_(requires_grad=True).train()
         self.network: nn.Module = self.unet
         self.hypernetworks = HypernetworkStack()
-        self.states = ClipStates(model.text_encoder, clip_skip)
+        self.states = ClipHiddenStates(model.text_encoder, clip_skip)
         parts = [Part("unet", self.unet, lr, block_lrs or {})]
         if text_encoder is not None:
             self.states.requires_grad_(requires_grad=True).train()
@@ -205,7 +205,7 @@ class HypernetworkTraining:
         self.hypernetworks.add(name, hypernetwork)
         self.hypernetworks.attach(self.unet)
         self.network: nn.Module = UNetWithHypernetwork(self.unet, hypernetwork)
-        self.states = ClipStates(model.text_encoder, clip_skip)
+        self.states = ClipHiddenStates(model.text_encoder, clip_skip)
         self.parts: tuple[Part, ...] = (Part("hypernetwork", hypernetwork, lr),)
         if gradient_checkpointing:
             checkpoint_levels(self.unet, checkpointed_levels)

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from impasto.data.encoding import MomentsEncoder
-from impasto.diffusion.transfer import sent
+from impasto.diffusion.transfer import to_device
 
 PIXELS_PER_LATENT = 8
 TILE = 512
@@ -52,7 +52,7 @@ def moments_encoder(
     ) -> tuple[Float[Tensor, "b 4 h w"], Float[Tensor, "b 4 h w"]]:
         if vae.device != home:
             vae.to(home)
-        posterior = vae.encode(sent(pixels, home).to(vae.dtype)).latent_dist
+        posterior = vae.encode(to_device(pixels, home).to(vae.dtype)).latent_dist
         return posterior.mean, posterior.logvar
 
     def encode_exactly(

@@ -23,9 +23,9 @@ from impasto.errors import ConfigError
 from impasto.models import vae as vae_module
 from impasto.models.hypernetwork import HypernetworkStack
 from impasto.models.loading import BaseModel, build_tokens, schedule_of
-from impasto.models.parking import at_hand
+from impasto.models.offload import on_device
 from impasto.models.recorded import recorded_clip_skip
-from impasto.models.text import ClipStates, ClipTextConditioner, TextConditioner
+from impasto.models.text import ClipHiddenStates, ClipTextConditioner, TextConditioner
 from impasto.models.text_metadata import prompt_layout
 from impasto.models.tokens import TextLayout
 from impasto.progress import Advance
@@ -66,7 +66,7 @@ class Sampler:
         metadata = model.contents.metadata
         layer = clip_skip or recorded_clip_skip(model.contents)
         tokens = build_tokens(model, layout or prompt_layout(metadata))
-        conditioner = ClipTextConditioner(tokens, ClipStates(model.text_encoder, layer))
+        conditioner = ClipTextConditioner(tokens, ClipHiddenStates(model.text_encoder, layer))
         return cls(model.unet, model.vae, conditioner, model.scheduler_config, model.scaling_factor)
 
     @torch.no_grad()
@@ -129,7 +129,7 @@ class Sampler:
         device = self.unet.device
         plain = torch.autocast(device.type, enabled=False)  # float16 overflows in this VAE
         images = []
-        with at_hand(self.vae, device), plain:
+        with on_device(self.vae, device), plain:
             for latents in drawn:
                 pixels = vae_module.decode(self.vae, latents, self.scaling_factor)[0]
                 array = (pixels.permute(1, 2, 0).cpu().numpy() * 255 + 0.5).astype(np.uint8)

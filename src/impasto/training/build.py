@@ -38,7 +38,7 @@ from impasto.training.devices import release_cached_memory, set_arithmetic
 from impasto.training.fingerprint import Facts, run_fingerprint
 from impasto.training.lr_schedule import build_lr_schedule
 from impasto.training.methods import build_templates, build_trainable
-from impasto.training.model import build_encoding_vae, build_open_options, with_parked
+from impasto.training.model import build_encoding_vae, build_open_options, with_offloaded
 from impasto.training.monitoring.previews import Previewer
 from impasto.training.monitoring.validation import Validator
 from impasto.training.objective import (
@@ -50,11 +50,11 @@ from impasto.training.objective import (
 )
 from impasto.training.optim.ema import WeightAverage
 from impasto.training.optim.state import part_names
-from impasto.training.overrides import Ingredients
-from impasto.training.parallel.strategy import Placement
+from impasto.training.overrides import Overrides
+from impasto.training.parallel.strategy import ParallelStrategy
 from impasto.training.param_dtypes import build_chunk_rules, build_dtypes
 from impasto.training.precision import computed_kind
-from impasto.training.processes import build_placement
+from impasto.training.processes import build_strategy
 from impasto.training.prompts import build_prompts
 from impasto.training.session import Session
 from impasto.training.step import StepRecipe
@@ -65,7 +65,7 @@ def build_session(
     config: RunConfig,
     accelerator: Accelerator,
     progress: Progress,
-    ingredients: Ingredients,
+    overrides: Overrides,
     known: Survey | None = None,
 ) -> Session:
     """Load the model, prepare the data, and put everything where it computes.
@@ -76,7 +76,7 @@ def build_session(
         ImpastoError: As the parts it calls.
     """
     set_arithmetic(tf32=config.training.tf32, deterministic=config.training.deterministic)
-    placement = build_placement(config, accelerator)
+    strategy = build_strategy(config, accelerator)
     prompts = build_prompts(config)
     build_templates(config)
     previewed = load_hypernetworks(config.previews.hypernetworks)
@@ -88,43 +88,43 @@ def build_session(
     trainable = _build_network(config, accelerator, model, shapes)
     rules = build_chunk_rules(config, trainable.parts, accelerator)
     conditioners = build_conditioners(
-        config, accelerator.device, placement.wrap, model, trainable, progress
+        config, accelerator.device, strategy.wrap, model, trainable, progress
     )
     if config.training.cache_text_to_disk:
         encode_captions_ahead(accelerator, conditioners, prepared.captions(), prompts)
         if not prepared.changes_words and build_templates(config) is None:
             conditioners.training.leave_device()
-            model = with_parked(model, TEXT_ENCODER, config, accelerator)
+            model = with_offloaded(model, TEXT_ENCODER, config, accelerator)
         release_cached_memory(accelerator.device)
-    unet = placement.wrap(trainable.network)
-    trainable.parts = placement.place(trainable.parts)
-    optimizer = ingredients.build_optimizer(trainable.parts, config.optimizer, rules)
+    unet = strategy.wrap(trainable.network)
+    trainable.parts = strategy.place(trainable.parts)
+    optimizer = overrides.build_optimizer(trainable.parts, config.optimizer, rules)
     part_by_group = part_names(optimizer, trainable.parts)
-    placement.start(trainable.parts, optimizer)
+    strategy.start(trainable.parts, optimizer)
 
     sampler = build_epoch_sampler(config, prepared.training, accelerator.num_processes)
     steps = count_steps(config, sampler)
     return Session(
         config=config,
         accelerator=accelerator,
-        placement=placement,
+        strategy=strategy,
         model=model,
         trainable=trainable,
         unet=unet,
         conditioner=conditioners.training,
-        watching_conditioner=conditioners.watching,
-        recipe=_build_recipe(config, model, accelerator.device, ingredients),
+        eval_conditioner=conditioners.watching,
+        recipe=_build_recipe(config, model, accelerator.device, overrides),
         optimizer=optimizer,
         part_by_group=part_by_group,
-        lr_schedule=ingredients.lr_schedule
+        lr_schedule=overrides.lr_schedule
         or build_lr_schedule(config.schedule, config.optimizer.lr),
         data=_build_data(config, encoded, steps),
         prepared=prepared,
         sampler=sampler,
         validator=_build_validator(config, prepared, model),
         previewer=_build_previewer(prompts, model, trainable, conditioners.prompts, previewed),
-        ema=_build_ema(config, trainable, placement),
-        precision=placement.build_precision(computed_kind(config), accelerator.device),
+        ema=_build_ema(config, trainable, strategy),
+        precision=strategy.build_precision(computed_kind(config), accelerator.device),
         total_steps=steps,
         fingerprint=run_fingerprint(
             config,
@@ -135,7 +135,7 @@ def build_session(
                 prepared.held_out,
                 accelerator.num_processes,
                 steps,
-                ingredients.given(),
+                overrides.given(),
                 partial(prepared.cache.hashes.of, progress=progress),
             ),
         ),
@@ -190,7 +190,7 @@ def _load_and_encode(
         return _Encoded(model, prepared, encoder, encoder.fingerprint, hashes)
     encoding_vae.to("cpu")
     release_cached_memory(device)
-    without = with_parked(model, VAE, config, accelerator)
+    without = with_offloaded(model, VAE, config, accelerator)
     return _Encoded(without, prepared, None, encoder.fingerprint, hashes)
 
 
@@ -229,13 +229,13 @@ def _build_data(config: RunConfig, encoded: _Encoded, steps: int) -> TrainingDat
 
 
 def _build_recipe(
-    config: RunConfig, model: BaseModel, device: torch.device, ingredients: Ingredients
+    config: RunConfig, model: BaseModel, device: torch.device, overrides: Overrides
 ) -> StepRecipe:
     return StepRecipe(
         model.schedule.to(device),
         model.identity.prediction,
-        ingredients.timesteps or build_timesteps(config.timesteps),
-        ingredients.loss_weight or build_loss_weight(config.loss),
+        overrides.timesteps or build_timesteps(config.timesteps),
+        overrides.loss_weight or build_loss_weight(config.loss),
         build_noise(config.noise),
         build_error(config.loss),
     )
@@ -280,7 +280,7 @@ def _build_previewer(
 
 
 def _build_ema(
-    config: RunConfig, trainable: Trainable, placement: Placement
+    config: RunConfig, trainable: Trainable, strategy: ParallelStrategy
 ) -> WeightAverage | None:
     training = config.training
     if training.ema_decay is None:
@@ -296,5 +296,5 @@ def _build_ema(
         power=training.ema_power,
         every=training.ema_every,
         on_cpu=training.ema_on_cpu,
-        in_their_place=placement.is_shared,
+        in_their_place=strategy.is_sharded,
     )

@@ -63,7 +63,7 @@ class Facts:
         held_out: Those that are not.
         num_processes: Processes that share each update.
         total_steps: Updates of the whole run.
-        code: What is given in code in the place of a setting, by name; see `Ingredients`.
+        code: What is given in code in the place of a setting, by name; see `Overrides`.
         digests: Gives hashes of what is in files, of those that can be read.
     """
 

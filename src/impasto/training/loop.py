@@ -22,8 +22,8 @@ from impasto.runs import RunDirectory
 from impasto.training.compile import within_limit
 from impasto.training.devices import seed_torch
 from impasto.training.events import TrainingEvents
-from impasto.training.monitoring.failures import Faults
-from impasto.training.monitoring.frozen_check import MovementCheck
+from impasto.training.monitoring.failures import Failures
+from impasto.training.monitoring.frozen_check import FrozenCheck
 from impasto.training.monitoring.metrics import Window
 from impasto.training.monitoring.recorder import Recorder
 from impasto.training.optim.chunked import ChunkedOptimizer
@@ -31,13 +31,13 @@ from impasto.training.optim.finite_updates import NotFiniteError
 from impasto.training.optim.state import LrSetter, require_savable
 from impasto.training.optim.updates import UpdateInputs
 from impasto.training.param_dtypes import build_weight_copies
-from impasto.training.prefetch import feed_for
+from impasto.training.prefetch import build_prefetcher
 from impasto.training.saving.restore import restore_newest
 from impasto.training.saving.saver import Saver
 from impasto.training.session import Session
 from impasto.training.signals import STOPPING, StopRequest
 from impasto.training.step import training_step, update_share
-from impasto.training.triggers import Calendar
+from impasto.training.triggers import Triggers
 
 
 class TrainingLoop:
@@ -66,7 +66,7 @@ class TrainingLoop:
         self._is_main = session.accelerator.is_main_process
         self._lr = LrSetter(session.optimizer)
         self._resumable = session.resumable()
-        self._descent = session.placement.build_descent(
+        self._optimizer_update = session.strategy.build_update(
             UpdateInputs(
                 session.optimizer,
                 list(self._resumable.names),
@@ -80,25 +80,25 @@ class TrainingLoop:
         self._compiled: set[tuple[Size, int]] = set()
         self._best: float | None = None
         self._window: Window | None = None
-        self._calendar = Calendar(session.config, session.sampler.updates_per_epoch)
-        self._movement: MovementCheck | None = None
+        self._triggers = Triggers(session.config, session.sampler.updates_per_epoch)
+        self._frozen_check: FrozenCheck | None = None
         self._recorder = Recorder(session.recorded(), run, events, preparing_s)
         self._saver = Saver(
             self._resumable,
             session.export_source(),
             session.accelerator,
-            session.shown_weights,
+            session.eval_weights,
             run,
             events,
         )
-        self._faults = Faults(
+        self._failures = Failures(
             config=session.config,
             accelerator=session.accelerator,
-            placement=session.placement,
+            strategy=session.strategy,
             optimizer=session.optimizer,
             has_average=session.ema is not None,
             run=run,
-            descent=self._descent,
+            optimizer_update=self._optimizer_update,
             save=lambda step: self._save(step, now=True),
             save_alone=lambda step: self._saver.save_state(step, self._best, now=True),
         )
@@ -125,7 +125,7 @@ class TrainingLoop:
         session = self._session
         model = session.model
         frozen = {"unet": model.unet, "VAE": model.vae, "text_encoder": model.text_encoder}
-        self._movement = MovementCheck(session.trainable.parts, frozen)
+        self._frozen_check = FrozenCheck(session.trainable.parts, frozen)
         self._announce(step)
         if step == 0:
             self._validate(0)
@@ -133,7 +133,7 @@ class TrainingLoop:
                 self._preview(0)
         elif step < session.total_steps:
             self._export_on_the_way(step, missing_only=True)
-        with self._stop.after_update(self._stopping_words()), self._faults.keeping(step) as done:
+        with self._stop.after_update(self._stopping_words()), self._failures.keeping(step) as done:
             self._recorder.meter.restart()
             if self._window is not None:
                 self._recorder.meter.resume(self._window)
@@ -143,17 +143,17 @@ class TrainingLoop:
                 step,
                 session.total_steps,
                 self._accelerator.process_index,
-                feed_for(
+                build_prefetcher(
                     self._accelerator.device,
                     session.conditioner if session.conditioner.is_frozen else None,
                 ),
             )
             for update, batches in self._recorder.meter.waiting_for(updates):
                 bucket = session.prepared.training.images[
-                    update.micro_batches[0].visits[0].picture
+                    update.micro_batches[0].samples[0].picture
                 ].bucket
                 doing = f"training on {bucket} pictures"
-                with self._faults.explained(doing, update.step), self._compiling(bucket, update):
+                with self._failures.explained(doing, update.step), self._compiling(bucket, update):
                     self._update(update, batches)
                 done.step = update.step + 1
                 self._after_update(done.step)
@@ -177,7 +177,7 @@ class TrainingLoop:
     @contextlib.contextmanager
     def _compiling(self, bucket: Size, update: Update) -> Iterator[None]:
         """The first update of a size of pictures compiles for it, which is timed by itself."""
-        shapes = {(bucket, len(batch.visits)) for batch in update.micro_batches}
+        shapes = {(bucket, len(batch.samples)) for batch in update.micro_batches}
         if self._config.training.compile == "off":
             yield
             return
@@ -199,23 +199,25 @@ class TrainingLoop:
         try:
             for micro_batch, batch in zip(update.micro_batches, batches, strict=True):
                 is_last = micro_batch is update.micro_batches[-1]
-                with session.placement.exchanging(now=is_last):
+                with session.strategy.exchanging(now=is_last):
                     total += self._backward(update, micro_batch, batch)
-            norm = self._descent.apply(self._of_all_processes(total))
+            norm = self._optimizer_update.apply(self._of_all_processes(total))
         except NotFiniteError as fault:
             self._look(update.step)  # one before it is the one to name
-            raise self._faults.not_finite(update.step, fault) from None
-        self._descent.is_stepping = True  # the weights are those of an update not counted yet
+            raise self._failures.not_finite(update.step, fault) from None
+        self._optimizer_update.is_stepping = (
+            True  # the weights are those of an update not counted yet
+        )
         if not self._has_stepped:
             require_savable(session.optimizer)
             self._has_stepped = True
         self._recorder.meter.add(total, norm, update.size)
         if session.ema is not None:
             session.ema.update(update.step)
-        self._descent.is_stepping = False
-        if self._movement is not None and lr_factor > 0:
-            self._look_at_movement(self._movement, update.step)
-            self._movement = None
+        self._optimizer_update.is_stepping = False
+        if self._frozen_check is not None and lr_factor > 0:
+            self._check_frozen_parts(self._frozen_check, update.step)
+            self._frozen_check = None
 
     def _begin(self, step: int) -> float:
         """Seed what draws by itself, set what depends on the step; the learning rate's factor."""
@@ -241,21 +243,23 @@ class TrainingLoop:
                 output = training_step(session.unet, session.conditioner, batch, session.recipe)
             share = update_share(output.losses, update.size, self._accelerator.num_processes)
             if session.ema is not None:
-                session.ema.let_go()
-            self._descent.backward(share, is_last=micro_batch is update.micro_batches[-1])
+                session.ema.wait_for_copies()
+            self._optimizer_update.backward(share, is_last=micro_batch is update.micro_batches[-1])
         self._recorder.meter.add_samples(output)
         if self._recorder.image_losses is not None and not micro_batch.is_padding:
             images = session.prepared.training.images
-            names = [images[visit.picture].record.path.as_posix() for visit in micro_batch.visits]
+            names = [
+                images[sample.picture].record.path.as_posix() for sample in micro_batch.samples
+            ]
             self._recorder.image_losses.add(update.step, names, output)
         return share.detach()
 
-    def _look_at_movement(self, movement: MovementCheck, step: int) -> None:
+    def _check_frozen_parts(self, frozen_check: FrozenCheck, step: int) -> None:
         """Once: say if a part that should learn has not moved, or one that should not has."""
         if self._session.precision.scales:
             return  # the first updates may be passed over until the scale is found
         learning = [part.name for part in self._session.trainable.parts if part.learns_at(step)]
-        for finding in movement.findings(learning):
+        for finding in frozen_check.findings(learning):
             self._events.note(f"Warning: {finding}")
 
     def _of_all_processes(self, loss: Tensor) -> Tensor:
@@ -271,16 +275,16 @@ class TrainingLoop:
         self._saver.raise_fault()
         last = done == total
         stopping = self._stop_signal(done)
-        calendar = self._calendar
-        saving = last or stopping is not None or calendar.state(done, self._accelerator)
-        early = saving and not (last or calendar.state_by_updates(done) or calendar.log(done))
-        if saving or calendar.log(done):
+        triggers = self._triggers
+        saving = last or stopping is not None or triggers.state(done, self._accelerator)
+        early = saving and not (last or triggers.state_by_updates(done) or triggers.log(done))
+        if saving or triggers.log(done):
             self._log(done, early=early)
-        elif calendar.uses_weights(done):
+        elif triggers.uses_weights(done):
             self._look(done)
-        if last or calendar.validation(done):
+        if last or triggers.validation(done):
             self._validate(done)
-        if last or calendar.preview(done):
+        if last or triggers.preview(done):
             self._preview(done)
         if saving:
             window = self._recorder.meter.window() if early else None
@@ -299,7 +303,7 @@ class TrainingLoop:
         """The signal that any process got; several processes agree at each logging step."""
         number = self._stop.signal_number or 0
         if self._accelerator.num_processes > 1:
-            if not self._calendar.log(done):
+            if not self._triggers.log(done):
                 return None
             mine = torch.tensor([number], device=self._accelerator.device)
             number = int(self._accelerator.gather(mine).max())
@@ -329,19 +333,19 @@ class TrainingLoop:
             NonFiniteLossError: One was not: its loss or gradient is NaN or infinite.
         """
         try:
-            self._descent.require_applied()
+            self._optimizer_update.require_applied()
         except NotFiniteError as fault:
-            raise self._faults.not_finite(done - fault.passed_over, fault) from None
+            raise self._failures.not_finite(done - fault.passed_over, fault) from None
 
     def _validate(self, done: int) -> None:
         session, validator = self._session, self._session.validator
         if validator is None or not session.takes_part:
             return
-        with self._aside("validation", done), session.looked_at():
+        with self._aside("validation", done), session.evaluating():
             loss = validator.measure(
-                session.trainable.unet, session.watching_conditioner, session.recipe
+                session.trainable.unet, session.eval_conditioner, session.recipe
             )
-        if session.placement.agreed(self._best is None or loss.mean < self._best):
+        if session.strategy.agreed(self._best is None or loss.mean < self._best):
             self._best = loss.mean
             if self._config.saving.best_model and done > 0:
                 with self._aside("export", done):
@@ -350,8 +354,8 @@ class TrainingLoop:
 
     def _preview(self, done: int) -> None:
         session, previewer = self._session, self._session.previewer
-        if session.takes_part and session.placement.agreed(previewer.is_due(self._run, done)):
-            with self._aside("previews", done), session.looked_at():
+        if session.takes_part and session.strategy.agreed(previewer.is_due(self._run, done)):
+            with self._aside("previews", done), session.evaluating():
                 if self._is_main:
                     previewer.draw(self._run, done, self._events)
                 else:
@@ -363,20 +367,20 @@ class TrainingLoop:
         The state of these updates may have been saved and the process killed before the models
         were written: then they are `missing_only` after a resume.
         """
-        endings = self._calendar.model_endings(done)
+        endings = self._triggers.model_endings(done)
         if missing_only and endings:
             is_missing = self._is_main and self._saver.lacks(endings)
-            endings = endings if self._session.placement.agreed(is_missing) else []
+            endings = endings if self._session.strategy.agreed(is_missing) else []
         if endings and self._session.takes_part:
             with self._aside("export", done):
                 self._saver.export_on_the_way(endings)
 
     def _save(self, done: int, *, now: bool = False, window: Window | None = None) -> None:
         """Save the state; with `now`, all processes wait until it is on disk."""
-        self._calendar.state_is_saved()
+        self._triggers.state_is_saved()
         with (
             self._recorder.meter.aside("saving states"),
-            self._faults.explained("saving the state", done),
+            self._failures.explained("saving the state", done),
         ):
             if self._session.takes_part:
                 self._saver.save_state(done, self._best, now=now, window=window)
@@ -386,7 +390,7 @@ class TrainingLoop:
     @contextlib.contextmanager
     def _aside(self, activity: str, done: int) -> Iterator[None]:
         """Something that is not training: timed by itself, and explained if memory runs out."""
-        with self._recorder.meter.aside(activity), self._faults.explained(_DOING[activity], done):
+        with self._recorder.meter.aside(activity), self._failures.explained(_DOING[activity], done):
             yield
 
     def _restore(self) -> int:

@@ -11,8 +11,8 @@ from accelerate import Accelerator
 from impasto.checkpoints.keymap import TEXT_ENCODER, VAE
 from impasto.config.run import RunConfig
 from impasto.models.loading import BaseModel
+from impasto.models.offload import offload_to_file
 from impasto.models.opening import OpenOptions
-from impasto.models.parking import park
 from impasto.models.saving import DTYPES
 from impasto.models.vae import tile
 
@@ -26,7 +26,7 @@ def build_open_options(config: RunConfig) -> OpenOptions:
     return OpenOptions(model.family, model.prediction_type, model.weights, model.variant, model.vae)
 
 
-def with_parked(
+def with_offloaded(
     model: BaseModel, part: str, config: RunConfig, accelerator: Accelerator
 ) -> BaseModel:
     """The model with a part that is not needed now in a file; on a processor only.
@@ -37,7 +37,7 @@ def with_parked(
         return model
     name = WAITING.format(part=part, process=accelerator.process_index)
     module = {VAE: model.vae, TEXT_ENCODER: model.text_encoder}[part]
-    waiting = park(module, config.output_dir / name)
+    waiting = offload_to_file(module, config.output_dir / name)
     named = {n: waiting[f"text_model.{n}"] if f"text_model.{n}" in waiting else waiting[n]
              for n in model.contents.parts[part]}  # fmt: skip
     parts = {**model.contents.parts, part: named}

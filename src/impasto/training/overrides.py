@@ -12,7 +12,7 @@ from impasto.training.optim.optimizers import BuildOptimizer, build_optimizer
 
 
 @dataclass(frozen=True)
-class Ingredients:
+class Overrides:
     """What a run may replace without a setting for it: used by recipes that train from scratch.
 
     Attributes:

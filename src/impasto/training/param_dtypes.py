@@ -14,7 +14,7 @@ from impasto.models.saving import DTYPES
 from impasto.models.trainable import Part, Trainable
 from impasto.training.optim.chunked import ChunkRules
 from impasto.training.optim.mixed_precision import autocast_dtype
-from impasto.training.optim.offload import StatesAway
+from impasto.training.optim.offload import OffloadedStates
 from impasto.training.optim.rounding import Rounding, build_rounding
 from impasto.training.optim.weight_copies import WeightCopies, layers_with_copies
 from impasto.training.precision import computed_kind
@@ -58,7 +58,7 @@ def build_chunk_rules(
     return ChunkRules(
         narrow_weights(parts, config, device),
         each_alone=in_backward,
-        away=StatesAway(device) if training.offload_optimizer else None,
+        away=OffloadedStates(device) if training.offload_optimizer else None,
     )
 
 

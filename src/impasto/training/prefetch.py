@@ -11,7 +11,7 @@ from torch import Tensor
 from impasto.data.dataset import UpdateBatches
 from impasto.data.records import Batch
 from impasto.data.sampler import Update
-from impasto.diffusion.transfer import sent
+from impasto.diffusion.transfer import to_device
 from impasto.training.optim.offload import new_stream
 
 Feed = Callable[[Iterator[UpdateBatches]], Iterator[UpdateBatches]]
@@ -31,17 +31,17 @@ class _Coming:
     ready: torch.cuda.Event | None
 
 
-def feed_for(device: torch.device, encode: Encode | None = None) -> Feed:
+def build_prefetcher(device: torch.device, encode: Encode | None = None) -> Feed:
     """What takes batches to a device; a processor has them already.
 
     Args:
         device: Where they are trained on.
         encode: Makes conditions of captions, where no gradient flows into what does it.
     """
-    return Feeder(device, encode) if device.type == "cuda" else iter
+    return Prefetcher(device, encode) if device.type == "cuda" else iter
 
 
-class Feeder:
+class Prefetcher:
     """Copies batches to a GPU on a stream of its own, each while the one before is computed.
 
     Captions are encoded there too, so that a frozen text encoder works beside the U-Net. What it
@@ -73,10 +73,12 @@ class Feeder:
         with torch.cuda.stream(self._stream):
             begun = replace(
                 batch,
-                latents=sent(batch.latents, self._device),
-                weights=sent(batch.weights, self._device),
-                draws=batch.draws.sent(lambda numbers: sent(numbers, self._device)),
-                mask=None if batch.mask is None else sent(batch.mask, self._device),
+                latents=to_device(batch.latents, self._device),
+                weights=to_device(batch.weights, self._device),
+                randomness=batch.randomness.to_device(
+                    lambda numbers: to_device(numbers, self._device)
+                ),
+                mask=None if batch.mask is None else to_device(batch.mask, self._device),
                 conditions=None if self._encode is None else self._encode(batch.captions),
             )
         return _Coming(begun, None if self._stream is None else self._stream.record_event())
@@ -89,7 +91,7 @@ class Feeder:
         current = torch.cuda.current_stream(self._device)
         current.wait_event(coming.ready)
         encoded = () if batch.conditions is None else batch.conditions.values()
-        drawn = batch.draws.ahead.values()
+        drawn = batch.randomness.ahead.values()
         for tensor in (batch.latents, batch.weights, batch.mask, *drawn, *encoded):
             if tensor is not None:
                 tensor.record_stream(current)

@@ -8,8 +8,8 @@ from impasto.config.run import RunConfig
 from impasto.errors import ConfigError
 from impasto.training.devices import asks_for
 from impasto.training.optim.optimizers import find_row
-from impasto.training.parallel.accelerate_config import frees_early
-from impasto.training.parallel.strategy import Placement, WholeModels
+from impasto.training.parallel.accelerate_config import reshard_after_forward
+from impasto.training.parallel.strategy import DataParallelStrategy, ParallelStrategy
 
 EACH_NUMBER_ALONE = {
     "Adadelta", "Adam", "Adamax", "AdamW", "ASGD", "Lion", "NAdam", "PagedAdamW",
@@ -21,7 +21,7 @@ Those with 8-bit states share a scale among neighbours; Adafactor, Muon and the 
 and columns; Prodigy, D-Adaptation and schedule-free ones at all weights together."""
 
 
-def build_placement(config: RunConfig, accelerator: Accelerator) -> Placement:
+def build_strategy(config: RunConfig, accelerator: Accelerator) -> ParallelStrategy:
     """How the processes of this run hold what they train.
 
     Raises:
@@ -34,27 +34,27 @@ def build_placement(config: RunConfig, accelerator: Accelerator) -> Placement:
                 "one. Start several (accelerate launch --num_processes), or run `accelerate "
                 "config` and choose neither FSDP nor DeepSpeed."
             )
-        return WholeModels(accelerator)
+        return DataParallelStrategy(accelerator)
     if asks_for("FSDP"):
-        from impasto.training.parallel.fsdp import FullySharded
+        from impasto.training.parallel.fsdp import FsdpStrategy
 
-        require_shareable(config, "FSDP")
-        return FullySharded(accelerator, frees_early=frees_early())
+        require_shardable(config, "FSDP")
+        return FsdpStrategy(accelerator, reshard_after_forward=reshard_after_forward())
     if asks_for("DEEPSPEED"):
-        from impasto.training.parallel.deepspeed import ZeroSharded, zero_config
+        from impasto.training.parallel.deepspeed import DeepSpeedStrategy, deepspeed_config
 
-        require_shareable(config, "DeepSpeed")
+        require_shardable(config, "DeepSpeed")
         training = config.training
-        settings = zero_config(
+        settings = deepspeed_config(
             accelerator,
             max_grad_norm=training.max_grad_norm,
             accumulation=training.gradient_accumulation_steps,
         )
-        return ZeroSharded(accelerator, settings)
-    return WholeModels(accelerator)
+        return DeepSpeedStrategy(accelerator, settings)
+    return DataParallelStrategy(accelerator)
 
 
-def require_shareable(config: RunConfig, how: str) -> None:
+def require_shardable(config: RunConfig, how: str) -> None:
     """Make sure that the settings go with a model that is shared out.
 
     Raises:

@@ -28,7 +28,7 @@ from impasto.training.optim.lr_schedules import LrSchedule
 from impasto.training.optim.mixed_precision import Precision
 from impasto.training.optim.optimizers import evaluation_weights
 from impasto.training.optim.state import parameter_names
-from impasto.training.parallel.strategy import Placement
+from impasto.training.parallel.strategy import ParallelStrategy
 from impasto.training.planning.advice import advice_on
 from impasto.training.saving.export import ExportSource
 from impasto.training.saving.session_state import Resumable
@@ -40,22 +40,22 @@ class Session:
     """A run ready to train.
 
     Attributes:
-        placement: How processes hold what they train.
+        strategy: How processes hold what they train.
         unet: What training calls: the trainable's network as the placement wraps it.
         conditioner: Text for training, with gradients where the text encoder learns.
-        watching_conditioner: The same text encoder for validation and previews, without gradients.
+        eval_conditioner: The same text encoder for validation and previews, without gradients.
         part_by_group: The name of the part that each of the optimizer's groups is of.
         fingerprint: What a saved state has to agree with, by name.
     """
 
     config: RunConfig
     accelerator: Accelerator
-    placement: Placement
+    strategy: ParallelStrategy
     model: BaseModel
     trainable: Trainable
     unet: Any
     conditioner: ClipTextConditioner
-    watching_conditioner: ClipTextConditioner
+    eval_conditioner: ClipTextConditioner
     recipe: StepRecipe
     optimizer: torch.optim.Optimizer
     part_by_group: tuple[str, ...]
@@ -73,7 +73,7 @@ class Session:
     @property
     def takes_part(self) -> bool:
         """Whether this process does something where the model is evaluated or saved."""
-        return self.placement.takes_part
+        return self.strategy.takes_part
 
     def dataset_facts(self) -> dict[str, Any]:
         """The dataset in numbers: images, buckets, and captions over the token limit."""
@@ -98,8 +98,8 @@ class Session:
 
     def remarks(self) -> Iterator[str]:
         """What a person should know before the first step, in sentences."""
-        if self.placement.words:
-            yield self.placement.words
+        if self.strategy.words:
+            yield self.strategy.words
         for line in advice_on(self.config, self.model.identity, self.accelerator.device):
             yield f"Warning: {line}"
         shown = sorted({text for prompt in self.previewer.prompts for text in prompt.texts})
@@ -112,7 +112,7 @@ class Session:
     def resumable(self) -> Resumable:
         """What goes into a training state."""
         return Resumable(
-            placement=self.placement,
+            strategy=self.strategy,
             names=parameter_names(self.trainable.parts),
             optimizer=self.optimizer,
             precision=self.precision,
@@ -146,18 +146,18 @@ class Session:
         )
 
     @contextlib.contextmanager
-    def shown_weights(self, *, average: bool = True) -> Iterator[None]:
+    def eval_weights(self, *, average: bool = True) -> Iterator[None]:
         """The weights to look at and to export, in the place of those that are trained."""
         with contextlib.ExitStack() as stack:
             stack.enter_context(evaluation_weights(self.optimizer))
             if average and self.ema is not None:
                 stack.enter_context(self.ema.in_place())
-            self.placement.settle()
-            stack.callback(self.placement.settle)
+            self.strategy.reshard()
+            stack.callback(self.strategy.reshard)
             yield
 
     @contextlib.contextmanager
-    def looked_at(self) -> Iterator[None]:
+    def evaluating(self) -> Iterator[None]:
         """The weights to look at, computing in the precision of the run."""
         modules = [part.module for part in self.trainable.parts]
         were_training = [module.training for module in modules]
@@ -165,7 +165,7 @@ class Session:
             module.eval()
         try:
             with (
-                self.shown_weights(),
+                self.eval_weights(),
                 self.precision.autocast(),
                 self._casts_for_averages(),
                 plain_network(),

@@ -15,7 +15,7 @@ from impasto.diffusion.noise import PLAIN_NOISE, NoiseRecipe
 from impasto.diffusion.prediction import Prediction
 from impasto.diffusion.schedule import NoiseSchedule
 from impasto.diffusion.timesteps import ALL_TIMESTEPS, TimestepSampler
-from impasto.diffusion.transfer import sent
+from impasto.diffusion.transfer import to_device
 from impasto.diffusion.weighting import LossWeight, unweighted
 from impasto.models.text import TextConditioner
 
@@ -61,17 +61,17 @@ def training_step(
     schedule, prediction = recipe.schedule, recipe.prediction
     device = schedule.alphas_cumprod.device
 
-    x_0 = sent(batch.latents, device)
-    noise = recipe.noise.noise(x_0, batch.draws)
-    t = sent(recipe.timesteps(batch.draws, schedule.num_timesteps), device)
+    x_0 = to_device(batch.latents, device)
+    noise = recipe.noise.noise(x_0, batch.randomness)
+    t = to_device(recipe.timesteps(batch.randomness, schedule.num_timesteps), device)
 
-    x_t = schedule.add_noise(x_0, recipe.noise.on_input(noise, batch.draws), t)
+    x_t = schedule.add_noise(x_0, recipe.noise.on_input(noise, batch.randomness), t)
     conditions = batch.conditions or conditioner(batch.captions)
     output = unet(x_t, t, **conditions).sample
     target = prediction.target(x_0, noise, t, schedule)
 
-    mask = None if batch.mask is None else sent(batch.mask, device)
-    weights = recipe.loss_weight(t, schedule, prediction) * sent(batch.weights, device)
+    mask = None if batch.mask is None else to_device(batch.mask, device)
+    weights = recipe.loss_weight(t, schedule, prediction) * to_device(batch.weights, device)
     return StepOutput(per_sample(recipe.error(output, target, t, schedule), mask) * weights, t)
 
 

@@ -32,23 +32,23 @@ from impasto.training.loop import TrainingLoop
 from impasto.training.model import WAITING
 from impasto.training.model_files import planned_models
 from impasto.training.monitoring.trackers import require_trackers
-from impasto.training.overrides import Ingredients
+from impasto.training.overrides import Overrides
 from impasto.training.planning.disk import plan_disk, require_room
 from impasto.training.planning.out_of_memory import out_of_memory
 from impasto.training.planning.preflight import require_first_contact
-from impasto.training.planning.resolve import settle
+from impasto.training.planning.resolve import resolve_settings
 from impasto.training.precision import resolve_precision
 from impasto.training.saving.own_models import OwnModels
 from impasto.training.saving.state import require_same_run
 from impasto.training.session import Session
 from impasto.training.signals import StopRequest, interrupted
-from impasto.training.triggers import Calendar
+from impasto.training.triggers import Triggers
 
 
 def train(
     config: RunConfig,
     events: TrainingEvents | None = None,
-    ingredients: Ingredients | None = None,
+    overrides: Overrides | None = None,
 ) -> RunDirectory:
     """Start a run in a new directory and bring it to its end.
 
@@ -71,7 +71,9 @@ def train(
                 if accelerator.is_main_process:
                     config = resolve_precision(config, events)
                     known = survey(config, events)
-                    config = settle(config, known, events, processes=accelerator.num_processes)
+                    config = resolve_settings(
+                        config, known, events, processes=accelerator.num_processes
+                    )
                     require_precision(config.training.mixed_precision)  # as it was chosen
                     files.write_text(run.config_file, dump_toml(config))
                 accelerator.wait_for_everyone()
@@ -79,8 +81,8 @@ def train(
                     run = RunDirectory.open(config.output_dir)
                     config = _config_of(run)
                 _use_cache(held, config, run, accelerator, events)
-                ingredients = ingredients or Ingredients()
-                session = _prepare(run, config, accelerator, events, ingredients, known)
+                overrides = overrides or Overrides()
+                session = _prepare(run, config, accelerator, events, overrides, known)
         except ImpastoError:
             if accelerator.is_main_process:  # nothing was trained: leave no directory in the way
                 run.discard()
@@ -91,7 +93,7 @@ def train(
 def resume(
     path: Path,
     events: TrainingEvents | None = None,
-    ingredients: Ingredients | None = None,
+    overrides: Overrides | None = None,
     changed: RunConfig | None = None,
 ) -> RunDirectory:
     """Continue a run from its newest state, or from the start if it has none yet.
@@ -99,7 +101,7 @@ def resume(
     Args:
         path: The run directory.
         events: Who is told.
-        ingredients: What the run was given in code, again.
+        overrides: What the run was given in code, again.
         changed: Settings in the place of those in the directory, which they replace if the state
             goes with them.
 
@@ -126,7 +128,7 @@ def resume(
             run = held.enter_context(run.held())
         with _ends_in_words(accelerator, f"Its states are untouched. {_go_on(path)}"):
             _use_cache(held, config, run, accelerator, events)
-            session = _prepare(run, config, accelerator, events, ingredients or Ingredients())
+            session = _prepare(run, config, accelerator, events, overrides or Overrides())
             if changed is not None and accelerator.is_main_process:
                 require_same_run(run, session.fingerprint)
                 files.write_text(run.config_file, dump_toml(changed))
@@ -194,7 +196,7 @@ def _prepare(
     config: RunConfig,
     accelerator: Accelerator,
     events: TrainingEvents,
-    ingredients: Ingredients,
+    overrides: Overrides,
     known: Survey | None = None,
 ) -> Session:
     """Tidy up, say what the run runs on, and build all that it computes with."""
@@ -204,7 +206,7 @@ def _prepare(
         files.write_json(run.path / "environment.json", describe_environment())
         run.write_status("preparing")
     try:
-        session = build_session(config, accelerator, events, ingredients, known)
+        session = build_session(config, accelerator, events, overrides, known)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
@@ -214,7 +216,7 @@ def _prepare(
         updates = session.sampler.updates_per_epoch
         plan = plan_disk(config, session.model, session.trainable, session.total_steps, updates)
         require_room(plan, config)
-        endings = Calendar(config, updates).planned_endings(session.total_steps)
+        endings = Triggers(config, updates).planned_endings(session.total_steps)
         own = OwnModels(run, overwrite=config.saving.overwrite)
         own.require_free(planned_models(config, endings))
         own.begin()

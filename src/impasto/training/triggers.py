@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from impasto.config.run import RunConfig
 
 
-class Calendar:
+class Triggers:
     """The occasions of a run, the same on all its processes.
 
     Args:

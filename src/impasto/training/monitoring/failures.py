@@ -16,8 +16,8 @@ from impasto.progress import counted
 from impasto.runs import RunDirectory, step_name
 from impasto.training.devices import is_lost_process, is_out_of_memory
 from impasto.training.optim.finite_updates import NotFiniteError
-from impasto.training.optim.updates import Descent
-from impasto.training.parallel.strategy import Placement
+from impasto.training.optim.updates import OptimizerUpdate
+from impasto.training.parallel.strategy import ParallelStrategy
 from impasto.training.planning.out_of_memory import out_of_memory
 
 
@@ -29,28 +29,28 @@ class Done:
 
 
 @dataclass(frozen=True)
-class Faults:
+class Failures:
     """Saves what is still good, and explains.
 
     Attributes:
         config: The settings.
         accelerator: The processes.
-        placement: How they hold the model.
+        strategy: How they hold the model.
         optimizer: Has gradients that may be dropped.
         has_average: Whether a running average of the weights is kept.
         run: Where states go.
-        descent: Knows whether weights are being changed just now.
+        optimizer_update: Knows whether weights are being changed just now.
         save: Saves the state after some updates; all processes do.
         save_alone: The same, by this process, which waits for no other.
     """
 
     config: RunConfig
     accelerator: Accelerator
-    placement: Placement
+    strategy: ParallelStrategy
     optimizer: torch.optim.Optimizer
     has_average: bool
     run: RunDirectory
-    descent: Descent
+    optimizer_update: OptimizerUpdate
     save: Callable[[int], None]
     save_alone: Callable[[int], None]
 
@@ -83,7 +83,7 @@ class Faults:
     def _applied(self, step: int) -> int | None:
         """How many updates the weights have had, of so many; None if one was applied in part."""
         try:
-            self.descent.require_applied()
+            self.optimizer_update.require_applied()
         except NotFiniteError as fault:
             return step - fault.passed_over if fault.weights_are_whole else None
         return step
@@ -103,7 +103,7 @@ class Faults:
             yield done
         except DatasetError as error:
             then = "The newest state is what it goes on from."
-            if self.accelerator.num_processes == 1 and not self.descent.is_stepping:
+            if self.accelerator.num_processes == 1 and not self.optimizer_update.is_stepping:
                 self.optimizer.zero_grad()
                 applied = self._applied(done.step)
                 if applied is not None:
@@ -135,7 +135,7 @@ class Faults:
             raise
 
     def _out_of_memory(self, doing: str, step: int) -> ImpastoError:
-        if self.descent.is_stepping:
+        if self.optimizer_update.is_stepping:
             then = "The optimizer was changing the weights, so no state was saved."
         else:
             self.optimizer.zero_grad()
@@ -144,7 +144,7 @@ class Faults:
             resume = command("resume", self.run.path)
             then = f"To continue from the newest state of the first process: {resume}"
             # the others are in the middle of their update: none is waited for
-            if self.accelerator.is_main_process and not self.placement.is_shared:
+            if self.accelerator.is_main_process and not self.strategy.is_sharded:
                 applied = self._applied(step)
                 if applied is not None:
                     self.save_alone(applied)

@@ -15,7 +15,7 @@ from impasto.models.trainable import Part
 SAMPLED = 8
 
 
-class MovementCheck:
+class FrozenCheck:
     """Remembers some tensors of each module.
 
     Args:

@@ -18,7 +18,7 @@ from impasto.training.events import TrainingEvents
 from impasto.training.monitoring.image_losses import ImageLosses
 from impasto.training.monitoring.metrics import Meter
 from impasto.training.monitoring.trackers import Tracker, open_trackers, shown_numbers
-from impasto.training.monitoring.vram_overflow import watch_for
+from impasto.training.monitoring.vram_overflow import watch_for_overflow
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Recorder:
         self._is_main = of.accelerator.is_main_process
         self._trackers: list[Tracker] = []
         self._lost: set[Path] = set()
-        self._spill = watch_for(of.accelerator.device)
+        self._vram_overflow = watch_for_overflow(of.accelerator.device)
         self.meter = Meter(of.accelerator, of.num_timesteps)
         self.meter.timings_s["preparing"] = preparing_s
         asked = of.config.logging.image_losses
@@ -96,8 +96,8 @@ class Recorder:
             self._events.note(f"{path} cannot be read any more and is passed over: {reason}")
         if self.image_losses is not None:
             self.image_losses.write()
-        if self._spill is not None:
-            warning = self._spill.look(reading.images_per_s, torch.cuda.memory_reserved())
+        if self._vram_overflow is not None:
+            warning = self._vram_overflow.look(reading.images_per_s, torch.cuda.memory_reserved())
             if warning is not None:
                 self._events.note(warning)
         record = {

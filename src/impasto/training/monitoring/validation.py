@@ -12,10 +12,10 @@ from impasto.data.dataset import sampler_groups
 from impasto.data.latent_cache import CachedPlan, LatentCache
 from impasto.data.sampler import Group
 from impasto.data.stages import chunks
-from impasto.diffusion.draws import Draws
 from impasto.diffusion.loss import per_sample, squared
+from impasto.diffusion.randomness import PerSampleRandomness
 from impasto.diffusion.timesteps import fixed_timesteps
-from impasto.diffusion.transfer import sent
+from impasto.diffusion.transfer import to_device
 from impasto.models.text import TextConditioner
 from impasto.training.step import StepRecipe
 
@@ -72,12 +72,14 @@ class Validator:
             context = cond([self.plan.images[i].record.steady_caption for i in group])
             for level in levels:
                 t = level.expand(len(x_0))
-                draws = Draws(VALIDATION_SEED, int(level), tuple(group), len(self.plan.images))
-                noise = draws.normal(tuple(x_0.shape[1:]), "validation").to(device)
+                randomness = PerSampleRandomness(
+                    VALIDATION_SEED, int(level), tuple(group), len(self.plan.images)
+                )
+                noise = randomness.normal(tuple(x_0.shape[1:]), "validation").to(device)
                 output = unet(schedule.add_noise(x_0, noise, t), t, **context).sample
                 target = recipe.prediction.target(x_0, noise, t, schedule)
                 losses = per_sample(squared(output, target, t, schedule))
-                sums.index_add_(0, sent(datasets[group], device), losses)
+                sums.index_add_(0, to_device(datasets[group], device), losses)
         unet.train(was_training)
         counts = torch.bincount(datasets) * len(levels)
         sums = sums.cpu()

@@ -13,7 +13,7 @@ FULL = 0.95  # of the GPU's memory; below, nothing spills
 SLOWER = 3.0  # times the seconds per picture of the fastest stretch so far
 
 
-class SpillWatch:
+class VramOverflowWatch:
     """Compares stretches of a run.
 
     Args:
@@ -48,8 +48,8 @@ class SpillWatch:
         )
 
 
-def watch_for(device: torch.device) -> SpillWatch | None:
+def watch_for_overflow(device: torch.device) -> VramOverflowWatch | None:
     """A watch over a GPU; nothing for a processor."""
     if device.type != "cuda":
         return None
-    return SpillWatch(torch.cuda.get_device_properties(device).total_memory)
+    return VramOverflowWatch(torch.cuda.get_device_properties(device).total_memory)

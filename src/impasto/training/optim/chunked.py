@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from impasto.training.optim.offload import StatesAway
+from impasto.training.optim.offload import OffloadedStates
 from impasto.training.optim.rounding import Rounding
 
 CHUNK = 16 << 20  # weights that are in float32 at a time, unless one tensor has more
@@ -32,7 +32,7 @@ class ChunkRules:
 
     rounding: Rounding | None = None
     each_alone: bool = False
-    away: StatesAway | None = None
+    away: OffloadedStates | None = None
 
     @property
     def need(self) -> str | None:
@@ -133,7 +133,7 @@ class ChunkedOptimizer(torch.optim.Optimizer):
         return self._chunk_of[parameter]
 
     @property
-    def keeps_states_away(self) -> bool:
+    def offloads_states(self) -> bool:
         """Whether its state is in the computer's memory between steps."""
         return self._away is not None
 

@@ -36,7 +36,7 @@ class WeightAverage:
         in_their_place: Whether weights have to stay at their place in memory, so that values are
             copied where averages are looked at; else the two change places, which takes no memory.
         overlapped: Whether they take in the weights while training goes on, which may change the
-            weights after `let_go` only; None means for averages of what is on a GPU.
+            weights after `wait_for_copies` only; None means for averages of what is on a GPU.
     """
 
     def __init__(
@@ -79,19 +79,19 @@ class WeightAverage:
         else:
             mix_widened(averages, weights, share)
 
-    def let_go(self) -> None:
+    def wait_for_copies(self) -> None:
         """Have what changes the weights next wait until they are taken in."""
         if self._arrivals is not None:
-            self._arrivals.hold()
+            self._arrivals.wait_on_device()
 
-    def _settle(self) -> None:
+    def _flush(self) -> None:
         if self._arrivals is not None:
-            self._arrivals.settle()
+            self._arrivals.flush()
 
     @contextlib.contextmanager
     def in_place(self) -> Iterator[None]:
         """Put the averages in the place of the weights, and these back at the end, bit for bit."""
-        self._settle()
+        self._flush()
         if self._copies:
             kept = [p.detach().to("cpu", copy=True) for p in self._parameters.values()]
             self._overwrite(self._averages.values())
@@ -107,7 +107,7 @@ class WeightAverage:
 
     def tensors(self) -> dict[str, Tensor]:
         """The averages by name, as they are."""
-        self._settle()
+        self._flush()
         return dict(self._averages)
 
     def restore(self, tensors: Mapping[str, LazyTensor]) -> None:
@@ -118,7 +118,7 @@ class WeightAverage:
         """
         if tensors.keys() != self._averages.keys():
             raise RunError("The saved weight average does not fit the parts that this run trains.")
-        self._settle()
+        self._flush()
         for name, average in self._averages.items():
             average.copy_(tensors[name].read())
 
@@ -172,7 +172,7 @@ class Arrivals:
 
     def take(self, weights: Sequence[Tensor], mix: Callable[[list[Tensor]], None]) -> None:
         """Begin to copy some weights, and mix them in when they are there."""
-        self.settle()
+        self.flush()
         device = weights[0].device
         if not self._places:
             pinned = device.type == "cuda"
@@ -194,12 +194,12 @@ class Arrivals:
 
         self._work = self._pool.submit(arrive)
 
-    def hold(self) -> None:
+    def wait_on_device(self) -> None:
         """Have the device wait until the copies are made."""
         if self._stream is not None:
             torch.cuda.current_stream(self._stream.device).wait_stream(self._stream)
 
-    def settle(self) -> None:
+    def flush(self) -> None:
         """Wait until all is mixed in."""
         if self._work is not None:
             self._work.result()

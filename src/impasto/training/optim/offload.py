@@ -19,7 +19,7 @@ LEAST = 4096  # numbers of a tensor; smaller ones stay where they are
 States = Mapping[Tensor, MutableMapping[str, Any]]
 
 
-class StatesAway:
+class OffloadedStates:
     """Keeps the large tensors of an optimizer's state in the computer's memory.
 
     Copies run beside the arithmetic, on a stream of their own, from and to pinned memory. On a

@@ -114,7 +114,7 @@ def restore_optimizer(
         RunError: The state names parameters that this run does not train.
     """
     by_name = {name: parameter for parameter, name in names.items()}
-    kept_away = isinstance(optimizer, ChunkedOptimizer) and optimizer.keeps_states_away
+    kept_away = isinstance(optimizer, ChunkedOptimizer) and optimizer.offloads_states
     for key, value in {**tensors, **scalars["parameters"]}.items():
         name, _, entry = key.rpartition(":")
         if name.startswith(_GROUP):

@@ -44,7 +44,7 @@ class UpdateInputs:
     in_backward: InBackward = "off"
 
 
-class Descent(Protocol):
+class OptimizerUpdate(Protocol):
     """Takes an update from its losses to the weights.
 
     Attributes:
@@ -71,7 +71,7 @@ class Descent(Protocol):
         """
 
 
-class KeptGradients:
+class UpdateAfterBackward:
     """Gradients of a whole update are added up, clipped together, and applied if they are finite.
 
     A fused optimizer on a GPU passes over what is not finite on the device, so that nothing waits;
@@ -134,7 +134,7 @@ class KeptGradients:
                 return
 
 
-class SteppedInBackward:
+class UpdateInBackward:
     """Each weight is stepped as soon as its gradient is there, which is then freed.
 
     With a gradient scaler, the norm has to be measured first. Clipped by the norm of the update
@@ -261,9 +261,9 @@ class SteppedInBackward:
         return norm
 
 
-def build_descent(inputs: UpdateInputs) -> Descent:
+def build_update(inputs: UpdateInputs) -> OptimizerUpdate:
     """The update that is asked for: in the backward pass, or after it."""
-    return KeptGradients(inputs) if inputs.in_backward == "off" else SteppedInBackward(inputs)
+    return UpdateAfterBackward(inputs) if inputs.in_backward == "off" else UpdateInBackward(inputs)
 
 
 def updates_on_device(optimizer: torch.optim.Optimizer) -> FiniteUpdates | None:

@@ -12,23 +12,23 @@ from typing import Any
 
 from impasto.errors import ConfigError
 from impasto.training.devices import asks_for
-from impasto.training.parallel.shards import Shares
+from impasto.training.parallel.shards import Sharding
 
 _STRATEGIES = {"FULL_SHARD": True, "SHARD_GRAD_OP": False}
 
 
-def read_shares(processes: int) -> Shares:
+def read_sharding(processes: int) -> Sharding:
     """How much of a model each process will have, by what accelerate is configured for."""
     if asks_for("FSDP"):
-        return Shares(processes, processes, processes)
+        return Sharding(processes, processes, processes)
     if asks_for("DEEPSPEED"):
         stage = int(os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE") or 2)
         gradients = processes if stage > 1 else 1
-        return Shares(1, gradients, processes, steps_copies=True)
-    return Shares()
+        return Sharding(1, gradients, processes, steps_copies=True)
+    return Sharding()
 
 
-def frees_early() -> bool:
+def reshard_after_forward() -> bool:
     """Whether blocks are taken apart after their forward pass, by accelerate's settings of FSDP.
 
     Raises:

@@ -21,12 +21,12 @@ from impasto.errors import ConfigError
 from impasto.models.trainable import Part
 from impasto.training.optim.finite_updates import NotFiniteError
 from impasto.training.optim.state import group_scalars
-from impasto.training.optim.updates import Descent, UpdateInputs
+from impasto.training.optim.updates import OptimizerUpdate, UpdateInputs
 from impasto.training.parallel.strategy import (
+    DataParallelStrategy,
     Held,
     Names,
     OptimizerState,
-    WholeModels,
     first_answer,
 )
 
@@ -45,7 +45,7 @@ _ELSEWHERE = {
 }
 
 
-def zero_config(
+def deepspeed_config(
     accelerator: Accelerator, *, max_grad_norm: float, accumulation: int
 ) -> dict[str, Any]:
     """DeepSpeed's configuration: what accelerate was told of sharding, the rest from the run's.
@@ -111,19 +111,19 @@ def _zero_section(asked: Mapping[str, Any]) -> dict[str, Any]:
     return section
 
 
-class ZeroSharded(WholeModels):
+class DeepSpeedStrategy(DataParallelStrategy):
     """Each process has all weights, and the optimizer state of its share of them.
 
     Args:
         accelerator: The processes.
-        settings: DeepSpeed's configuration; see `zero_config`.
+        settings: DeepSpeed's configuration; see `deepspeed_config`.
     """
 
     def __init__(self, accelerator: Accelerator, settings: Mapping[str, Any]) -> None:
         super().__init__(accelerator)
         stage = settings["zero_optimization"]["stage"]
         what = "optimizer state" if stage == 1 else "gradients and optimizer state"
-        self.is_shared = True
+        self.is_sharded = True
         self.words = (
             f"DeepSpeed, ZeRO stage {stage}: each of {accelerator.num_processes} processes holds "
             f"its share of {what}."
@@ -163,9 +163,9 @@ class ZeroSharded(WholeModels):
             dist_init_required=False,
         )
 
-    def build_descent(self, inputs: UpdateInputs) -> Descent:
+    def build_update(self, inputs: UpdateInputs) -> OptimizerUpdate:
         """DeepSpeed's."""
-        return EngineDescent(self._engine, measures=inputs.max_norm > 0)
+        return DeepSpeedUpdate(self._engine, measures=inputs.max_norm > 0)
 
     def whole_modules(self, tensors: Mapping[str, Held]) -> Mapping[str, Held]:
         """Only the first process keeps copies."""
@@ -197,7 +197,7 @@ class ZeroSharded(WholeModels):
                 if not isinstance(value, Tensor):
                     numbers[f"{name}:{entry}"] = value
                 elif flat is not None and value.shape == flat.shape:
-                    tensors[f"{name}:{entry}"] = _put_together(weight, entry)
+                    tensors[f"{name}:{entry}"] = _gathered(weight, entry)
                 else:
                     tensors[f"{name}:{entry}"] = LazyTensor.of(value)
         scalars = {"parameters": numbers, "groups": group_scalars(optimizer)}
@@ -245,7 +245,7 @@ class ZeroSharded(WholeModels):
                 lazy_init_hp_params_optimizer_state(group, flat, optimizer.state)
 
 
-class EngineDescent:
+class DeepSpeedUpdate:
     """DeepSpeed takes the gradients as they come, and steps.
 
     Args:
@@ -278,7 +278,7 @@ class EngineDescent:
         """What is not finite is found at once."""
 
 
-def _put_together(weight: Tensor, entry: str) -> LazyTensor:
+def _gathered(weight: Tensor, entry: str) -> LazyTensor:
     """A weight's state, by all processes together as it is read."""
     from deepspeed.utils import safe_get_full_optimizer_state
 

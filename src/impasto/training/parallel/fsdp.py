@@ -28,21 +28,21 @@ from impasto.training.optim.state import (
     optimizer_tensors,
     restore_optimizer,
 )
-from impasto.training.optim.updates import Descent, KeptGradients, UpdateInputs
+from impasto.training.optim.updates import OptimizerUpdate, UpdateAfterBackward, UpdateInputs
 from impasto.training.parallel.strategy import Held, Names, OptimizerState, first_answer
 
 
-class FullySharded:
+class FsdpStrategy:
     """Each process holds a share of each tensor, cut along its first dimension.
 
     Args:
         accelerator: The processes.
-        frees_early: Whether blocks are taken apart again right after their forward pass; else they
-            stay whole until their backward pass, which is faster and takes more memory.
+        reshard_after_forward: Whether blocks are sharded again right after their forward pass; else
+            they stay whole until their backward pass, which is faster and takes more memory.
     """
 
-    def __init__(self, accelerator: Accelerator, *, frees_early: bool) -> None:
-        self.is_shared = True
+    def __init__(self, accelerator: Accelerator, *, reshard_after_forward: bool) -> None:
+        self.is_sharded = True
         self.words = (
             f"FSDP: each of {accelerator.num_processes} processes holds its share of weights, "
             f"gradients and optimizer state; blocks of the networks are put together as they "
@@ -50,7 +50,7 @@ class FullySharded:
         )
         self._is_main, self._device = accelerator.is_main_process, accelerator.device
         self._mesh = init_device_mesh(self._device.type, (accelerator.num_processes,))
-        self._frees_early = frees_early
+        self._reshard_after_forward = reshard_after_forward
         self._roots: list[FSDPModule] = []
         self._pieces: dict[str, DTensor] = {}
         self._shares: dict[str, nn.Parameter] = {}
@@ -67,8 +67,10 @@ class FullySharded:
     def wrap(self, module: nn.Module) -> Any:
         """Cut up in place, block by block."""
         for block in blocks_of(module):
-            fully_shard(block, mesh=self._mesh, reshard_after_forward=self._frees_early)
-        root: Any = fully_shard(module, mesh=self._mesh, reshard_after_forward=self._frees_early)
+            fully_shard(block, mesh=self._mesh, reshard_after_forward=self._reshard_after_forward)
+        root: Any = fully_shard(
+            module, mesh=self._mesh, reshard_after_forward=self._reshard_after_forward
+        )
         self._roots.append(root)
         return root
 
@@ -97,12 +99,12 @@ class FullySharded:
         """Norms and overflows are of all shares."""
         return Precision(kind, device, of_shares=True)
 
-    def build_descent(self, inputs: UpdateInputs) -> Descent:
+    def build_update(self, inputs: UpdateInputs) -> OptimizerUpdate:
         """Kept gradients, of the shares."""
         pairs = [(self._pieces[name], self._shares[name]) for name in self._pieces]
-        return ShardedGradients(inputs, pairs)
+        return FsdpUpdate(inputs, pairs)
 
-    def settle(self) -> None:
+    def reshard(self) -> None:
         """Take apart what is still together from a pass without gradients."""
         for root in self._roots:
             for module in root.modules():  # type: ignore[attr-defined]
@@ -111,7 +113,7 @@ class FullySharded:
 
     def whole(self, tensors: Held) -> Tensors:
         """Put together one by one, in the memory of each process."""
-        return {name: self._put_together(name, tensor) for name, tensor in tensors.items()}
+        return {name: self._gathered(name, tensor) for name, tensor in tensors.items()}
 
     def share(self, tensors: Tensors) -> Tensors:
         """This process's pieces."""
@@ -140,7 +142,7 @@ class FullySharded:
         for key, tensor in held.items():
             name = key.rpartition(":")[0]
             cut = name in self._shares and tensor.shape == self._shares[name].shape
-            whole[key] = self._put_together(name, tensor) if cut else LazyTensor.of(tensor)
+            whole[key] = self._gathered(name, tensor) if cut else LazyTensor.of(tensor)
         return OptimizerState(whole, optimizer_scalars(optimizer, names))
 
     def put_optimizer_state(
@@ -154,7 +156,7 @@ class FullySharded:
             mine[key] = self._piece_of(name, tensor) if cut else tensor
         restore_optimizer(optimizer, names, mine, state.scalars)
 
-    def _put_together(self, name: str, tensor: Tensor) -> LazyTensor:
+    def _gathered(self, name: str, tensor: Tensor) -> LazyTensor:
         """The whole of a tensor laid out as a share, by all processes together as it is read."""
         piece = self._pieces[name]
 
@@ -182,7 +184,7 @@ class FullySharded:
         return LazyTensor(tuple(self._shares[name].shape), whole.dtype, read)
 
 
-class ShardedGradients(KeptGradients):
+class FsdpUpdate(UpdateAfterBackward):
     """Gradients of shards, given to the plain tensors behind them before they are applied.
 
     Args:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Shares:
+class Sharding:
     """By how many processes each part of a footprint is divided.
 
     Attributes:
@@ -22,5 +22,5 @@ class Shares:
     steps_copies: bool = False
 
 
-WHOLE = Shares()
+WHOLE = Sharding()
 """Of a process that has all of the model."""

@@ -1,7 +1,8 @@
-"""Where a model is that several processes train: whole in each of them, or shared out.
+"""Parallel strategies: how several processes hold the model that they train.
 
-The rest of the program asks a `Placement` for everything in which the two differ: what an optimizer
-steps, how a gradient becomes a change, and how whole tensors come about that can be saved.
+Data parallel (each process has all of it), FSDP or DeepSpeed (each has a shard). The rest of the
+program asks a `ParallelStrategy` for everything in which they differ: what an optimizer steps, how
+a gradient becomes a change of weights, and how whole tensors come about that can be saved.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from impasto.training.optim.state import (
     optimizer_tensors,
     restore_optimizer,
 )
-from impasto.training.optim.updates import Descent, UpdateInputs, build_descent
+from impasto.training.optim.updates import OptimizerUpdate, UpdateInputs, build_update
 
 Names = Mapping[Tensor, str]
 Held = Mapping[str, Tensor]
@@ -44,18 +45,18 @@ class OptimizerState:
     scalars: Mapping[str, Any]
 
 
-class Placement(Protocol):
+class ParallelStrategy(Protocol):
     """How processes hold what they train.
 
-    Where `is_shared`, no process has all of it: all of them take part in whatever looks at the
+    Where `is_sharded`, no process has all of it: all of them take part in whatever looks at the
     model or saves it, in the same order. Whole tensors are put together as they are read.
 
     Attributes:
-        is_shared: Whether each process holds a part only.
+        is_sharded: Whether each process holds a part only.
         words: How it is, in a sentence for people; empty where that is as usual.
     """
 
-    is_shared: bool
+    is_sharded: bool
     words: str
 
     @property
@@ -80,10 +81,10 @@ class Placement(Protocol):
     def build_precision(self, kind: MixedPrecision, device: torch.device) -> Precision:
         """How the run computes."""
 
-    def build_descent(self, inputs: UpdateInputs) -> Descent:
+    def build_update(self, inputs: UpdateInputs) -> OptimizerUpdate:
         """How losses become changed weights."""
 
-    def settle(self) -> None:
+    def reshard(self) -> None:
         """Have the next forward pass use the weights as they are now."""
 
     def whole(self, tensors: Held) -> Tensors:
@@ -116,7 +117,7 @@ def first_answer(answer: bool, device: torch.device) -> bool:  # noqa: FBT001 - 
     return bool(broadcast(torch.tensor([int(answer)], device=device)))
 
 
-class WholeModels:
+class DataParallelStrategy:
     """Each process has all of it; several exchange gradients (DistributedDataParallel).
 
     Args:
@@ -124,7 +125,7 @@ class WholeModels:
     """
 
     def __init__(self, accelerator: Accelerator) -> None:
-        self.is_shared, self.words = False, ""
+        self.is_sharded, self.words = False, ""
         self._accelerator = accelerator
         self._wrapped: list[Any] = []
 
@@ -163,11 +164,11 @@ class WholeModels:
         """Of this process alone."""
         return Precision(kind, device)
 
-    def build_descent(self, inputs: UpdateInputs) -> Descent:
+    def build_update(self, inputs: UpdateInputs) -> OptimizerUpdate:
         """As the settings say."""
-        return build_descent(inputs)
+        return build_update(inputs)
 
-    def settle(self) -> None:
+    def reshard(self) -> None:
         """Nothing is to be done."""
 
     def whole(self, tensors: Held) -> Tensors:

@@ -99,7 +99,7 @@ class LiveMemory(TorchDispatchMode):
 
 
 @dataclass(frozen=True)
-class Rehearsal:
+class FakeStep:
     """Runs steps of a network whose tensors may be without values (`meta`).
 
     Attributes:

@@ -204,7 +204,7 @@ class Fitting:
         group: The pictures whose batches have most pixels.
         budget: Bytes that the run may take.
         processes: How many processes share the run.
-        is_shared: Whether they share the model out, too.
+        is_sharded: Whether they share the model out, too.
         half: The 16-bit type that the device computes fast, `bf16` or `fp16`, or `no`; the other
             is not offered.
     """
@@ -214,7 +214,7 @@ class Fitting:
     group: Group
     budget: int
     processes: int = 1
-    is_shared: bool = False
+    is_sharded: bool = False
     half: MixedPrecision = "bf16"
 
     @property
@@ -224,7 +224,7 @@ class Fitting:
             rung
             for rung in LADDER[self.device_type]
             if (self.processes == 1 or not rung.one_process)
-            and not (self.is_shared and rung.whole_model)
+            and not (self.is_sharded and rung.whole_model)
             and rung.half in (None, self.half)
         ]
 

@@ -24,7 +24,7 @@ from impasto.training.optim.chunked import CHUNK
 from impasto.training.optim.mixed_precision import COMPUTED
 from impasto.training.optim.optimizers import find_row
 from impasto.training.optim.weight_copies import layers_with_copies
-from impasto.training.parallel.shards import WHOLE, Shares
+from impasto.training.parallel.shards import WHOLE, Sharding
 from impasto.training.param_dtypes import copied_numbers
 from impasto.training.planning.fake_step import StepCost
 from impasto.training.planning.memory_facts import (
@@ -36,9 +36,9 @@ from impasto.training.planning.memory_facts import (
     steps_alone,
     structure_of,
 )
-from impasto.training.planning.meta_models import Outlines
+from impasto.training.planning.meta_models import MetaModels
 from impasto.training.planning.overhead import fragmentation_bytes, workspace_bytes
-from impasto.training.planning.phases import Costs, Moment, OtherWork, rehearsal_of, text_words
+from impasto.training.planning.phases import Costs, Moment, OtherWork, fake_step_of, text_words
 from impasto.training.planning.workload import Workload
 from impasto.training.precision import computed_kind
 
@@ -99,7 +99,7 @@ class FootprintMeter:
     """Measures footprints of settings that may still change.
 
     Args:
-        outline: Makes the base model without values.
+        meta_model: Makes the base model without values.
         device_type: `cpu` or `cuda`.
         record: A file that rehearsals are remembered in; None remembers them here only.
         shares: How much of the model a process has.
@@ -108,16 +108,16 @@ class FootprintMeter:
 
     def __init__(
         self,
-        outline: Callable[[], BaseModel],
+        meta_model: Callable[[], BaseModel],
         device_type: str,
         record: Path | None = None,
-        shares: Shares = WHOLE,
+        shares: Sharding = WHOLE,
         workload: Workload | None = None,
     ) -> None:
         self._shares, self._workload = shares, workload or Workload()
-        self._outlines, self._on_gpu = Outlines(outline), device_type == "cuda"
+        self._meta_models, self._on_gpu = MetaModels(meta_model), device_type == "cuda"
         self._device_type, self._costs = device_type, Costs(record)
-        self._other = OtherWork(self._outlines, device_type, self._workload, self._costs)
+        self._other = OtherWork(self._meta_models, device_type, self._workload, self._costs)
 
     def footprint(self, config: RunConfig, bucket: Size, batch: int) -> Footprint:
         """What a run of these settings takes at its fullest moment, if that is its largest batch.
@@ -133,7 +133,7 @@ class FootprintMeter:
         Raises:
             ImpastoError: As `footprint`.
         """
-        model, trainable = self._outlines.shown(config)
+        model, trainable = self._meta_models.shown(config)
         cost = self._step(config, trainable, bucket, batch)
         moments = [
             self._training(config, trainable, bucket, batch, cost),
@@ -256,14 +256,14 @@ class FootprintMeter:
         )  # fmt: skip
 
         def rehearse() -> StepCost:
-            used = self._outlines.trainable(config)
+            used = self._meta_models.trainable(config)
             for part in used.parts:
                 part.module.to(DTYPES[training.weights])
             if training.weight_copies:
                 dtype = COMPUTED[computed_kind(config)]
                 for module, name, weight in list(layers_with_copies(used.unet)):
                     setattr(module, name, nn.Parameter(weight.to(dtype)))
-            return rehearsal_of(config, used, self._device_type).step(bucket, batch)
+            return fake_step_of(config, used, self._device_type).step(bucket, batch)
 
         found = self._costs.remembered(words, lambda: asdict(rehearse()))
         return StepCost(**found)

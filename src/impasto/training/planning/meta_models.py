@@ -16,7 +16,7 @@ from impasto.training.methods import build_trainable
 from impasto.training.precision import computed_kind
 
 
-class Outlines:
+class MetaModels:
     """Hands out outlines of a base model.
 
     Args:

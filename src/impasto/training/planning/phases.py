@@ -25,9 +25,9 @@ from impasto.parsing import parse_json
 from impasto.sampling.prompts import Prompt
 from impasto.training.optim.ema import WIDENED_AT_ONCE
 from impasto.training.optim.mixed_precision import autocast_dtype
-from impasto.training.planning.fake_step import Rehearsal, decoding_peak, encoding_peak
+from impasto.training.planning.fake_step import FakeStep, decoding_peak, encoding_peak
 from impasto.training.planning.memory_facts import bytes_of, numbers_of, structure_of
-from impasto.training.planning.meta_models import Outlines
+from impasto.training.planning.meta_models import MetaModels
 from impasto.training.planning.workload import Workload
 from impasto.training.precision import computed_kind
 from impasto.training.prompts import build_prompts
@@ -79,13 +79,13 @@ class OtherWork:
     """Measures what a run does beside training.
 
     Attributes:
-        outlines: Of the base model.
+        meta_models: Of the base model.
         device_type: `cpu` or `cuda`.
         workload: What is done, and on which sizes.
         costs: What was found before.
     """
 
-    outlines: Outlines
+    meta_models: MetaModels
     device_type: str
     workload: Workload
     costs: Costs
@@ -125,7 +125,7 @@ class OtherWork:
         words = ("decoding", str(size), config.dataset.vae_tiling, numbers_of(model.vae))
 
         def rehearse() -> dict[str, int]:
-            vae = self.outlines.vae()
+            vae = self.meta_models.vae()
             tile(vae, tiled=config.dataset.vae_tiling)
             return {"peak": decoding_peak(vae, size, 1)}
 
@@ -149,12 +149,12 @@ class OtherWork:
                  training.weights, *text_words(config), structure_of(trainable))  # fmt: skip
 
         def rehearse() -> dict[str, int]:
-            used = self.outlines.trainable(config)
+            used = self.meta_models.trainable(config)
             for part in used.parts:
                 part.module.to(DTYPES[kind])
             caches = training.weights == "fp32"
-            rehearsal = rehearsal_of(config, used, self.device_type)
-            return {"peak": rehearsal.drawing_peak(size, batch, caches_casts=caches)}
+            fake_step = fake_step_of(config, used, self.device_type)
+            return {"peak": fake_step.drawing_peak(size, batch, caches_casts=caches)}
 
         return self.costs.remembered(words, rehearse)["peak"]
 
@@ -183,7 +183,7 @@ class OtherWork:
                  numbers_of(model.vae))  # fmt: skip
 
         def rehearse() -> dict[str, int]:
-            vae = self.outlines.vae()
+            vae = self.meta_models.vae()
             tile(vae, tiled=dataset.vae_tiling)
             return {"peak": encoding_peak(vae.to(DTYPES[dataset.vae_precision]), size, batch)}
 
@@ -195,12 +195,12 @@ def text_words(config: RunConfig) -> tuple[object, ...]:
     return config.model.max_tokens, config.model.token_join
 
 
-def rehearsal_of(config: RunConfig, trainable: Trainable, device_type: str) -> Rehearsal:
+def fake_step_of(config: RunConfig, trainable: Trainable, device_type: str) -> FakeStep:
     """Rehearses a network as these settings compute it."""
     unet: Any = trainable.unet
     chunks = config.model.max_tokens // 75
     joined = {"a1111": 77 * chunks, "kohya": 75 * chunks + 2}
-    return Rehearsal(
+    return FakeStep(
         trainable.network,
         joined[config.model.token_join],
         unet.config["cross_attention_dim"],

@@ -18,7 +18,7 @@ import torch
 from impasto.config.run import RunConfig
 from impasto.errors import ConfigError, MissingDependencyError
 from impasto.invocation import cuda_build, install_packages
-from impasto.models.loading import outline_base_model
+from impasto.models.loading import load_meta_model
 from impasto.training.devices import default_device
 from impasto.training.model import build_open_options
 
@@ -162,5 +162,5 @@ def _is_cpu_wanted() -> bool:
 
 
 def _numbers_of_unet(config: RunConfig) -> int:
-    outline = outline_base_model(config.model.path, build_open_options(config))
-    return sum(parameter.numel() for parameter in outline.unet.parameters())
+    meta_model = load_meta_model(config.model.path, build_open_options(config))
+    return sum(parameter.numel() for parameter in meta_model.unet.parameters())

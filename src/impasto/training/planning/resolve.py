@@ -11,11 +11,11 @@ from impasto.config.run import RunConfig
 from impasto.data.sampler import Group
 from impasto.datasets.batching import heaviest_group
 from impasto.datasets.build import Survey
-from impasto.models.loading import outline_base_model
+from impasto.models.loading import load_meta_model
 from impasto.progress import Progress, counted
 from impasto.training.devices import default_device
 from impasto.training.model import build_open_options
-from impasto.training.parallel.accelerate_config import read_shares
+from impasto.training.parallel.accelerate_config import read_sharding
 from impasto.training.planning.levers import Fitting, gib, parts_in_words, with_fields
 from impasto.training.planning.memory import Footprint, FootprintMeter
 from impasto.training.planning.model_defaults import with_recorded
@@ -25,7 +25,7 @@ from impasto.training.precision import native_precision
 RECORD = "footprints.json"
 
 
-def settle(
+def resolve_settings(
     config: RunConfig, survey: Survey, progress: Progress, *, check: bool = True, processes: int = 1
 ) -> RunConfig:
     """The settings as the run will have them: with what the model records, and what `auto` means.
@@ -49,17 +49,17 @@ def settle(
     group, most = heaviest_group(config, survey.plan.images)
     fitting = build_fitting(config, group, processes, Workload.of(config, survey))
     with progress.stage("Predicting memory", None, "settings"):
-        return _settled(config, fitting, most, progress, check=check)
+        return _resolved(config, fitting, most, progress, check=check)
 
 
-def _settled(
+def _resolved(
     config: RunConfig, fitting: Fitting, most: int, progress: Progress, *, check: bool
 ) -> RunConfig:
     if config.training.memory is not None:
-        config = _settle_memory(config, fitting, progress)
+        config = _resolve_memory(config, fitting, progress)
     if config.training.batch_size == "auto":
-        config = _settle_batch(config, fitting, most, progress)
-    config = _settle_encoding(config, fitting, progress)
+        config = _resolve_batch(config, fitting, most, progress)
+    config = _resolve_encoding(config, fitting, progress)
     if check:
         doubt = fitting.require_fit(config)
         if doubt is not None:
@@ -79,16 +79,16 @@ def build_fitting(
         workload: What is done beside training; None counts training alone.
     """
     device = default_device()
-    outline = partial(outline_base_model, config.model.path, build_open_options(config))
-    shares = read_shares(processes)
+    meta_model = partial(load_meta_model, config.model.path, build_open_options(config))
+    shares = read_sharding(processes)
     meter = FootprintMeter(
-        outline, device.type, config.dataset.derived_dir / RECORD, shares, workload
+        meta_model, device.type, config.dataset.derived_dir / RECORD, shares, workload
     )
     asked = config.training.memory
     budget = asked << 30 if isinstance(asked, int) else free_memory(device)
-    is_shared = shares.optimizer > 1
+    is_sharded = shares.optimizer > 1
     half = native_precision(device).kind
-    return Fitting(meter, device.type, group, budget, processes, is_shared, half)
+    return Fitting(meter, device.type, group, budget, processes, is_sharded, half)
 
 
 def predict(config: RunConfig, survey: Survey) -> Footprint:
@@ -109,7 +109,7 @@ def free_memory(device: torch.device) -> int:
     return int(psutil.virtual_memory().available) + int(psutil.Process().memory_info().rss)
 
 
-def _settle_memory(config: RunConfig, fitting: Fitting, progress: Progress) -> RunConfig:
+def _resolve_memory(config: RunConfig, fitting: Fitting, progress: Progress) -> RunConfig:
     chosen, rungs = fitting.climb(config, keep_asked=True)
     asked = config.training.memory
     room = f"{'What is free' if asked == 'auto' else 'training.memory'}, {gib(fitting.budget)}"
@@ -123,7 +123,7 @@ def _settle_memory(config: RunConfig, fitting: Fitting, progress: Progress) -> R
     return with_fields(chosen, "training", {"memory": None})
 
 
-def _settle_encoding(config: RunConfig, fitting: Fitting, progress: Progress) -> RunConfig:
+def _resolve_encoding(config: RunConfig, fitting: Fitting, progress: Progress) -> RunConfig:
     """Have the VAE encode fewer images at once where its usual number does not fit."""
     if "vae_batch_size" in config.dataset.model_fields_set or fitting.fits(config):
         return config
@@ -135,7 +135,7 @@ def _settle_encoding(config: RunConfig, fitting: Fitting, progress: Progress) ->
     return config
 
 
-def _settle_batch(config: RunConfig, fitting: Fitting, most: int, progress: Progress) -> RunConfig:
+def _resolve_batch(config: RunConfig, fitting: Fitting, most: int, progress: Progress) -> RunConfig:
     batch = fitting.batch_that_fits(config, most)
     progress.note(
         f"Batches of {counted(batch, 'pictures')} of {fitting.group.bucket}, of smaller ones "

@@ -92,7 +92,7 @@ class Saver:
             NonFiniteLossError: Weights are NaN or infinite; nothing is written or removed.
             StorageError: It, or what was submitted before, could not be written.
         """
-        if not self._resumable.placement.agreed(done not in self._run.saved_steps()):
+        if not self._resumable.strategy.agreed(done not in self._run.saved_steps()):
             return  # the same step of the same run: the same bits
         self._require_finite(done)
         state = self._resumable.capture(done, best, window)
@@ -110,7 +110,7 @@ class Saver:
         resumable, optimizer = self._resumable, self._source.config.optimizer
         averages = resumable.ema.tensors().values() if resumable.ema is not None else ()
         good = are_finite([*resumable.names, *averages])
-        if resumable.placement.is_shared:
+        if resumable.strategy.is_sharded:
             bad = torch.tensor(int(not good), device=self._accelerator.device)
             good = not bool(self._accelerator.reduce(bad, "sum"))
         if not good:
@@ -189,10 +189,10 @@ class Saver:
 
     def _export(self, export: Export, *, now: bool) -> list[Path]:
         paths = []
-        shared = self._resumable.placement.is_shared  # what was put together is a copy
+        shared = self._resumable.strategy.is_sharded  # what was put together is a copy
         for variant, average in self._variants().items():
             with self._evaluation_weights(average=average):
-                trained: Trained = self._resumable.placement.whole_modules(
+                trained: Trained = self._resumable.strategy.whole_modules(
                     self._source.trainable.export()
                 )
                 if not self._writes:

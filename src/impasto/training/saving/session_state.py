@@ -12,7 +12,7 @@ from impasto.data.sampler import EpochSampler
 from impasto.training.monitoring.metrics import Window
 from impasto.training.optim.ema import WeightAverage
 from impasto.training.optim.mixed_precision import Precision
-from impasto.training.parallel.strategy import OptimizerState, Placement
+from impasto.training.parallel.strategy import OptimizerState, ParallelStrategy
 from impasto.training.saving.state import TrainingState
 
 
@@ -25,7 +25,7 @@ class Resumable:
         fingerprint: What a state has to agree with, by name.
     """
 
-    placement: Placement
+    strategy: ParallelStrategy
     names: Mapping[Tensor, str]
     optimizer: torch.optim.Optimizer
     precision: Precision
@@ -40,16 +40,16 @@ class Resumable:
 
         Where processes share the model out, all of them read its tensors, in the same order.
         """
-        placement = self.placement
-        optimizer = placement.optimizer_state(self.optimizer, self.names)
+        strategy = self.strategy
+        optimizer = strategy.optimizer_state(self.optimizer, self.names)
         return TrainingState(
             step=done,
             samples_seen=self.sampler.samples_before(done),
             fingerprint=self.fingerprint,
-            weights=placement.whole({name: parameter for parameter, name in self.names.items()}),
+            weights=strategy.whole({name: parameter for parameter, name in self.names.items()}),
             optimizer=optimizer.tensors,
             optimizer_scalars=optimizer.scalars,
-            ema=placement.whole(self.ema.tensors()) if self.ema else {},
+            ema=strategy.whole(self.ema.tensors()) if self.ema else {},
             scaler=self.precision.state(),
             best_validation=best_validation,
             window=window,
@@ -61,10 +61,10 @@ class Resumable:
         Raises:
             RunError: It does not fit what the run trains.
         """
-        placement = self.placement
-        placement.put(self.names, state.weights)
+        strategy = self.strategy
+        strategy.put(self.names, state.weights)
         remembered = OptimizerState(state.optimizer, state.optimizer_scalars)
-        placement.put_optimizer_state(self.optimizer, self.names, remembered)
+        strategy.put_optimizer_state(self.optimizer, self.names, remembered)
         self.precision.restore(state.scaler)
         if self.ema is not None:
-            self.ema.restore(placement.share(state.ema))
+            self.ema.restore(strategy.share(state.ema))

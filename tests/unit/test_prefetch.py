@@ -7,18 +7,18 @@ import pytest
 import torch
 
 from impasto.data.records import Batch
-from impasto.diffusion.draws import Draws
 from impasto.diffusion.prediction import PREDICTIONS
+from impasto.diffusion.randomness import PerSampleRandomness
 from impasto.diffusion.schedule import NoiseSchedule
-from impasto.training.prefetch import Feeder, feed_for
+from impasto.training.prefetch import Prefetcher, build_prefetcher
 from impasto.training.step import StepRecipe, training_step
 
 CPU = torch.device("cpu")
 
 
 def batch_of(number: int) -> Batch:
-    draws = Draws(7, number, (0, 1), 2)
-    return Batch(torch.randn(2, 4, 8, 8), (f"first {number}", "second"), torch.ones(2), draws)
+    randomness = PerSampleRandomness(7, number, (0, 1), 2)
+    return Batch(torch.randn(2, 4, 8, 8), (f"first {number}", "second"), torch.ones(2), randomness)
 
 
 def states_of(captions):
@@ -34,7 +34,7 @@ def test_each_batch_begins_while_the_one_before_is_trained_on():
         return states_of(captions)
 
     coming = [(number, batch_of(number)) for number in range(3)]
-    for number, (update, batch) in enumerate(Feeder(CPU, encode)(iter(coming))):
+    for number, (update, batch) in enumerate(Prefetcher(CPU, encode)(iter(coming))):
         assert update == number
         assert len(encoded) == min(number + 2, 3)
         assert torch.equal(batch.latents, coming[number][1].latents)
@@ -45,10 +45,10 @@ def test_each_batch_begins_while_the_one_before_is_trained_on():
 
 def test_what_was_drawn_ahead_comes_along():
     batch = batch_of(0)
-    batch.draws.draw_ahead((4, 8, 8), "noise")
-    ((_, fed),) = Feeder(CPU, None)(iter([(0, batch)]))
-    expected = Draws(7, 0, (0, 1), 2).normal((4, 8, 8), "noise")
-    assert torch.equal(fed.draws.ahead["noise"], expected)
+    batch.randomness.generate_ahead((4, 8, 8), "noise")
+    ((_, fed),) = Prefetcher(CPU, None)(iter([(0, batch)]))
+    expected = PerSampleRandomness(7, 0, (0, 1), 2).normal((4, 8, 8), "noise")
+    assert torch.equal(fed.randomness.ahead["noise"], expected)
 
 
 def test_a_step_is_the_same_with_captions_encoded_ahead():
@@ -70,4 +70,4 @@ def test_a_step_is_the_same_with_captions_encoded_ahead():
 
 
 def test_a_processor_is_fed_as_batches_come():
-    assert feed_for(CPU, states_of) is iter
+    assert build_prefetcher(CPU, states_of) is iter

@@ -42,22 +42,22 @@ class Limits:
     step: int
 
 
-Placed = tuple[Size, Size]
+Assigned = tuple[Size, Size]
 """A bucket, and the size a picture is resized to, which covers it."""
 
-PlaceSizes = Callable[[Sequence[Size], Limits], list[Placed]]
+AssignBuckets = Callable[[Sequence[Size], Limits], list[Assigned]]
 
 Floats = npt.NDArray[np.float64]
 
 
-def _one_by_one(place: Callable[[Size, Limits], Placed]) -> PlaceSizes:
+def _one_by_one(place: Callable[[Size, Limits], Assigned]) -> AssignBuckets:
     """A way of placing that looks at one size at a time, for all of them."""
 
-    def place_all(sizes: Sequence[Size], limits: Limits) -> list[Placed]:
+    def assign_all(sizes: Sequence[Size], limits: Limits) -> list[Assigned]:
         return [place(size, limits) for size in sizes]
 
-    place_all.__doc__ = place.__doc__
-    return place_all
+    assign_all.__doc__ = place.__doc__
+    return assign_all
 
 
 def kept_share(size: Size, bucket: Size) -> float:
@@ -77,7 +77,7 @@ def covering(size: Size, bucket: Size) -> Size:
     )
 
 
-def place_native(sizes: Sequence[Size], limits: Limits) -> list[Placed]:
+def assign_native(sizes: Sequence[Size], limits: Limits) -> list[Assigned]:
     """The bucket of the table that keeps the most area, the larger one where two keep the same.
 
     The distance is the ratio of aspects, not sd-scripts' difference, which favours wide pictures.
@@ -91,7 +91,7 @@ def place_native(sizes: Sequence[Size], limits: Limits) -> list[Placed]:
 
 
 @_one_by_one
-def place_native_smaller(size: Size, limits: Limits) -> Placed:
+def assign_native_no_upscale(size: Size, limits: Limits) -> Assigned:
     """The largest bucket that asks for no enlarging and crops no more than sd-scripts would.
 
     Buckets are not those of the table alone: any sides in steps within the limits. sd-scripts
@@ -138,21 +138,21 @@ def _just_covering(size: Size, bucket: Size) -> Size:
     return Size(bucket.width, max(bucket.height, int(bucket.width / size.aspect)))
 
 
-def place_as_kohya(sizes: Sequence[Size], limits: Limits) -> list[Placed]:
+def assign_as_kohya(sizes: Sequence[Size], limits: Limits) -> list[Assigned]:
     """sd-scripts' choice: the table's size itself, or else the least difference of aspects."""
 
     def distance(buckets: Floats, aspects: Floats) -> Floats:
         return np.abs(buckets - aspects)
 
-    placed = _by_distance(sizes, sorted(limits.buckets), distance, at_least_bucket=False)
+    assigned = _by_distance(sizes, sorted(limits.buckets), distance, at_least_bucket=False)
     exact = set(limits.buckets)
     return [
         (size, size) if size in exact else choice
-        for size, choice in zip(sizes, placed, strict=True)
+        for size, choice in zip(sizes, assigned, strict=True)
     ]
 
 
-def _as_kohya_smaller(size: Size, limits: Limits) -> Placed:
+def _as_kohya_smaller(size: Size, limits: Limits) -> Assigned:
     """sd-scripts' `bucket_no_upscale`, which shrinks more than it needs to and ignores the limits.
 
     Where it would make a bucket with a side of 0, and fail, the side is one step and the picture is
@@ -166,10 +166,10 @@ def _as_kohya_smaller(size: Size, limits: Limits) -> Placed:
 
 place_as_kohya_smaller = _one_by_one(_as_kohya_smaller)
 
-PLACINGS: dict[tuple[Selection, bool], PlaceSizes] = {
-    ("native", False): place_native,
-    ("native", True): place_native_smaller,
-    ("kohya", False): place_as_kohya,
+ASSIGNMENTS: dict[tuple[Selection, bool], AssignBuckets] = {
+    ("native", False): assign_native,
+    ("native", True): assign_native_no_upscale,
+    ("kohya", False): assign_as_kohya,
     ("kohya", True): place_as_kohya_smaller,
 }
 """(selection, never enlarge) -> how pictures are placed."""
@@ -181,14 +181,14 @@ def _by_distance(
     distance: Callable[[Floats, Floats], Floats],
     *,
     at_least_bucket: bool,
-) -> list[Placed]:
+) -> list[Assigned]:
     """The bucket of the least distance, the first of equals, and the size that covers it.
 
     Rounded half up, as sd-scripts does; a million sizes take two seconds.
     """
     aspects = np.array([bucket.aspect for bucket in table])
     sides = np.array([bucket.wh for bucket in table], dtype=np.float64)
-    placed: list[Placed] = []
+    assigned: list[Assigned] = []
     for start in range(0, len(sizes), _AT_ONCE):
         part = np.array([s.wh for s in sizes[start : start + _AT_ONCE]], dtype=np.float64)
         own = part[:, 0] / part[:, 1]
@@ -200,8 +200,8 @@ def _by_distance(
         if at_least_bucket:
             resized = np.maximum(resized, wanted)
         pairs = zip(chosen.tolist(), resized.astype(int).tolist(), strict=True)
-        placed += [(table[number], Size(width, height)) for number, (width, height) in pairs]
-    return placed
+        assigned += [(table[number], Size(width, height)) for number, (width, height) in pairs]
+    return assigned
 
 
 def _sides(pixels: int, limits: Limits) -> range:
@@ -220,7 +220,7 @@ def _nearest(wanted: float, sides: range, most: int) -> list[int]:
     return [min(max(side, sides[0]), highest) for side in (below, below + sides.step)]
 
 
-def _shrunk_as_kohya(size: Size, limits: Limits) -> Placed:
+def _shrunk_as_kohya(size: Size, limits: Limits) -> Assigned:
     step, aspect = limits.step, size.aspect
     resized = size
     if size.area > limits.area:

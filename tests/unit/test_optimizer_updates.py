@@ -12,7 +12,7 @@ from impasto.models.trainable import Part
 from impasto.training.optim.chunked import AT_ONCE, ChunkRules
 from impasto.training.optim.finite_updates import NotFiniteError
 from impasto.training.optim.mixed_precision import Precision
-from impasto.training.optim.offload import StatesAway
+from impasto.training.optim.offload import OffloadedStates
 from impasto.training.optim.optimizers import build_optimizer
 from impasto.training.optim.rounding import build_rounding
 from impasto.training.optim.state import (
@@ -21,7 +21,7 @@ from impasto.training.optim.state import (
     parameter_names,
     restore_optimizer,
 )
-from impasto.training.optim.updates import LAST_NORM, UpdateInputs, build_descent
+from impasto.training.optim.updates import LAST_NORM, UpdateInputs, build_update
 
 CPU = torch.device("cpu")
 KINDS = ["adamw", "adamw8bit", "lion", "adafactor", "SGD"]
@@ -55,7 +55,7 @@ def trained(
     optimizer = build_optimizer([part], OptimizerConfig(kind=kind, lr=1e-3), rules)
     computing = Precision(precision, CPU)
     parameters = list(part.parameters().values())
-    descent = build_descent(UpdateInputs(optimizer, parameters, computing, limit, way))
+    descent = build_update(UpdateInputs(optimizer, parameters, computing, limit, way))
     generator = torch.Generator().manual_seed(5)
     norms = []
     for step in range(updates):
@@ -103,7 +103,7 @@ def test_an_overflow_passes_over_the_update_and_lowers_the_scale():
     weight = nn.Parameter(torch.ones(8))
     optimizer = build_optimizer([Part("unet", Single(weight), 1.0)], OptimizerConfig(), EACH)
     precision = Precision("fp16", CPU)
-    descent = build_descent(UpdateInputs(optimizer, [weight], precision, 1.0, "exact"))
+    descent = build_update(UpdateInputs(optimizer, [weight], precision, 1.0, "exact"))
     descent.backward((weight * 1e35).sum())  # times the first scale of 65,536
     assert torch.equal(weight.detach(), torch.ones(8))
     assert precision.state() == {"scale": 2.0**15, "growth_tracker": 0.0}
@@ -158,7 +158,7 @@ class Single(nn.Module):
 def test_a_loss_that_is_not_finite_changes_nothing(limit):
     weight = nn.Parameter(torch.ones(8))
     optimizer = build_optimizer([Part("unet", Single(weight), 1.0)], OptimizerConfig(), EACH)
-    descent = build_descent(UpdateInputs(optimizer, [weight], Precision("no", CPU), limit, "exact"))
+    descent = build_update(UpdateInputs(optimizer, [weight], Precision("no", CPU), limit, "exact"))
     with pytest.raises(NotFiniteError) as found:
         descent.backward(weight.sum() * float("nan"))
     assert found.value.weights_are_whole
@@ -168,7 +168,7 @@ def test_a_loss_that_is_not_finite_changes_nothing(limit):
 def test_a_gradient_that_is_not_finite_changes_nothing_where_it_is_measured_first():
     weight = nn.Parameter(torch.zeros(8))
     optimizer = build_optimizer([Part("unet", Single(weight), 1.0)], OptimizerConfig(), EACH)
-    descent = build_descent(UpdateInputs(optimizer, [weight], Precision("no", CPU), 1.0, "exact"))
+    descent = build_update(UpdateInputs(optimizer, [weight], Precision("no", CPU), 1.0, "exact"))
     with pytest.raises(NotFiniteError) as found:
         descent.backward(weight.sqrt().sum())  # its slope at 0 is infinite
     assert found.value.weights_are_whole
@@ -184,7 +184,7 @@ def test_optimizers_that_look_at_all_weights_are_refused(kind):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("each_alone", [False, True])
 def test_states_kept_elsewhere_change_no_bit(kind, each_alone):
-    rules = ChunkRules(each_alone=each_alone, away=StatesAway(CPU))
+    rules = ChunkRules(each_alone=each_alone, away=OffloadedStates(CPU))
     way = "exact" if each_alone else "off"
     assert_same(trained(way, rules, kind=kind), trained("off", AT_ONCE, kind=kind))
 
@@ -192,7 +192,7 @@ def test_states_kept_elsewhere_change_no_bit(kind, each_alone):
 def test_states_kept_elsewhere_can_be_saved_and_put_back():
     def begun():
         part = Part("unet", Net(), 1e-3)
-        rules = ChunkRules(away=StatesAway(CPU))
+        rules = ChunkRules(away=OffloadedStates(CPU))
         return part, build_optimizer([part], OptimizerConfig(), rules)
 
     def update(part, optimizer, seed):

@@ -17,7 +17,7 @@ from impasto.randomness import derive_seed
 
 
 @dataclass(frozen=True, slots=True)
-class Draws:
+class PerSampleRandomness:
     """The source of randomness of some samples of one update.
 
     Attributes:
@@ -37,7 +37,7 @@ class Draws:
     def normal(self, shape: tuple[int, ...], purpose: str) -> Float[Tensor, "b *shape"]:
         """Standard normal numbers of `shape` for each sample, float32.
 
-        On the CPU, or where `sent` has put those that were drawn ahead.
+        On the CPU, or where `to_device` has put those that were drawn ahead.
         """
         known = self.ahead.get(purpose)
         if known is not None and known.shape[1:] == shape:
@@ -47,11 +47,11 @@ class Draws:
             torch.randn(shape, generator=generator, out=row)
         return numbers
 
-    def draw_ahead(self, shape: tuple[int, ...], purpose: str) -> None:
+    def generate_ahead(self, shape: tuple[int, ...], purpose: str) -> None:
         """Have these numbers drawn now, by the thread that is here."""
         self.ahead[purpose] = self.normal(shape, purpose)
 
-    def sent(self, send: Callable[[Tensor], Tensor]) -> Draws:
+    def to_device(self, send: Callable[[Tensor], Tensor]) -> PerSampleRandomness:
         """The same draws, with what is drawn ahead sent elsewhere."""
         return replace(self, ahead={name: send(numbers) for name, numbers in self.ahead.items()})
 

@@ -22,10 +22,10 @@ from impasto.models.loading import fill, materialise_buffers
 META = torch.device("meta")
 
 
-def park(module: nn.Module, file: Path) -> Tensors:
+def offload_to_file(module: nn.Module, file: Path) -> Tensors:
     """Move a frozen network's tensors into a file, and give them as they are read from it.
 
-    `at_hand` brings the network back for a while.
+    `on_device` brings the network back for a while.
 
     Raises:
         StorageError: The file cannot be written; the network is as it was.
@@ -40,7 +40,7 @@ def park(module: nn.Module, file: Path) -> Tensors:
 
 
 @contextlib.contextmanager
-def at_hand(module: nn.Module, device: torch.device) -> Iterator[None]:
+def on_device(module: nn.Module, device: torch.device) -> Iterator[None]:
     """Have a network on a device for a while; afterwards it is where it was, or waits again.
 
     Raises:
