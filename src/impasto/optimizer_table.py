@@ -6,16 +6,35 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+ELEMENTWISE = (
+    "Adadelta", "Adam", "Adamax", "AdamW", "ASGD", "Lion", "NAdam", "PagedAdamW",
+    "PagedAdamW32bit", "RAdam", "RMSprop", "Rprop", "SGD",
+)  # fmt: skip
+"""Classes that change each number by its own gradients, so that any shard of a tensor will do.
+
+Those with 8-bit states share a scale among neighbours; Adafactor, Muon and the like look at rows
+and columns; Prodigy, D-Adaptation and schedule-free ones at all weights together."""
+
+USUAL_LR = (1e-7, 5e-5)
+_LION_LR = (3e-8, 2e-5)
+_FACTOR = (0.1, 2.0)
+
 
 @dataclass(frozen=True)
 class OptimizerRow:
-    """Where an optimizer is, and what it is given unless the settings say otherwise.
+    """Where an optimizer is, what it can do, and what it is given by default.
 
     Attributes:
-        module: The module to import.
+        module: The module to import; empty where it is still to be found.
         name: The class in it.
         defaults: Arguments.
-        finds_lr: Whether it finds the learning rate itself, from a factor of about 1.
+        finds_lr: Whether it finds the learning rate itself, from a factor of about 1, and has one
+            rate for all that it trains: its step follows from the rate of the first group alone.
+        averages_weights: Whether it keeps an average of the weights itself (schedule-free).
+        is_elementwise: Whether it changes each number by its own gradients alone.
+        has_8bit_states: Whether its states are quantized to 8 bits.
+        is_paged: Whether its states are in RAM and come to the GPU for their step.
+        usual_lr: Lowest and highest learning rate that is usual for a whole U-Net.
         state_bytes: What it keeps for each number that learns.
         without_effect: Arguments that it takes and does not heed, each with the reason.
     """
@@ -24,13 +43,18 @@ class OptimizerRow:
     name: str
     defaults: Mapping[str, Any] = field(default_factory=dict)
     finds_lr: bool = False
+    averages_weights: bool = False
+    is_elementwise: bool = False
+    has_8bit_states: bool = False
+    is_paged: bool = False
+    usual_lr: tuple[float, float] = USUAL_LR
     state_bytes: float = 8
     without_effect: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def looks_at_all_together(self) -> bool:
         """Whether it needs all weights at once, or keeps weights of its own."""
-        return self.finds_lr or "ScheduleFree" in self.name
+        return self.finds_lr or self.averages_weights
 
 
 TORCH, _BNB, COLLECTION = "torch.optim", "bitsandbytes.optim", "pytorch_optimizer"
@@ -49,50 +73,129 @@ _BNB_SGD = {
 }
 
 OPTIMIZERS: dict[str, OptimizerRow] = {
-    "adamw": OptimizerRow(TORCH, "AdamW", {"fused": True}),
-    "adamw8bit": OptimizerRow(_BNB, "AdamW8bit", state_bytes=2.1, without_effect=_BNB_KINDS),
-    "paged_adamw": OptimizerRow(_BNB, "PagedAdamW", without_effect=_IN_32_BITS),
+    "adamw": OptimizerRow(TORCH, "AdamW", {"fused": True}, is_elementwise=True),
+    "adamw8bit": OptimizerRow(
+        _BNB, "AdamW8bit", state_bytes=2.1, has_8bit_states=True, without_effect=_BNB_KINDS
+    ),
+    "paged_adamw": OptimizerRow(
+        _BNB, "PagedAdamW", is_paged=True, is_elementwise=True, without_effect=_IN_32_BITS
+    ),
     "paged_adamw8bit": OptimizerRow(
-        _BNB, "PagedAdamW8bit", state_bytes=2.1, without_effect=_BNB_KINDS
+        _BNB,
+        "PagedAdamW8bit",
+        is_paged=True,
+        state_bytes=2.1,
+        has_8bit_states=True,
+        without_effect=_BNB_KINDS,
     ),
-    "paged_adamw32bit": OptimizerRow(_BNB, "PagedAdamW32bit", without_effect=_IN_32_BITS),
-    "lion": OptimizerRow(_BNB, "Lion", state_bytes=4, without_effect=_IN_32_BITS),
-    "lion8bit": OptimizerRow(_BNB, "Lion8bit", state_bytes=1.1, without_effect=_BNB_KINDS),
+    "paged_adamw32bit": OptimizerRow(
+        _BNB, "PagedAdamW32bit", is_paged=True, is_elementwise=True, without_effect=_IN_32_BITS
+    ),
+    "lion": OptimizerRow(
+        _BNB,
+        "Lion",
+        state_bytes=4,
+        is_elementwise=True,
+        usual_lr=_LION_LR,
+        without_effect=_IN_32_BITS,
+    ),
+    "lion8bit": OptimizerRow(
+        _BNB,
+        "Lion8bit",
+        usual_lr=_LION_LR,
+        state_bytes=1.1,
+        has_8bit_states=True,
+        without_effect=_BNB_KINDS,
+    ),
     "paged_lion8bit": OptimizerRow(
-        _BNB, "PagedLion8bit", state_bytes=1.1, without_effect=_BNB_KINDS
+        _BNB,
+        "PagedLion8bit",
+        is_paged=True,
+        usual_lr=_LION_LR,
+        state_bytes=1.1,
+        has_8bit_states=True,
+        without_effect=_BNB_KINDS,
     ),
-    "sgd_nesterov": OptimizerRow(TORCH, "SGD", {"nesterov": True, "momentum": 0.9}, state_bytes=4),
+    "sgd_nesterov": OptimizerRow(
+        TORCH, "SGD", {"nesterov": True, "momentum": 0.9}, state_bytes=4, is_elementwise=True
+    ),
     "sgd8bit": OptimizerRow(
-        _BNB, "SGD8bit", {"momentum": 0.9}, state_bytes=1.1, without_effect=_BNB_SGD
+        _BNB,
+        "SGD8bit",
+        {"momentum": 0.9},
+        state_bytes=1.1,
+        has_8bit_states=True,
+        without_effect=_BNB_SGD,
     ),
     "sgd_nesterov8bit": OptimizerRow(
-        _BNB, "SGD8bit", {"momentum": 0.9}, state_bytes=1.1, without_effect=_BNB_SGD
+        _BNB,
+        "SGD8bit",
+        {"momentum": 0.9},
+        state_bytes=1.1,
+        has_8bit_states=True,
+        without_effect=_BNB_SGD,
     ),
     "adafactor": OptimizerRow("transformers.optimization", "Adafactor", _FIXED_RATE, state_bytes=1),
-    "prodigy": OptimizerRow(COLLECTION, "Prodigy", finds_lr=True, state_bytes=16),
-    "dadapt_adam": OptimizerRow(COLLECTION, "DAdaptAdam", finds_lr=True, state_bytes=12),
-    "dadapt_adagrad": OptimizerRow(COLLECTION, "DAdaptAdaGrad", finds_lr=True, state_bytes=12),
-    "dadapt_adan": OptimizerRow(COLLECTION, "DAdaptAdan", finds_lr=True, state_bytes=20),
-    "dadapt_lion": OptimizerRow(COLLECTION, "DAdaptLion", finds_lr=True),
-    "dadapt_sgd": OptimizerRow(COLLECTION, "DAdaptSGD", finds_lr=True, state_bytes=12),
-    "adamw_schedule_free": OptimizerRow(COLLECTION, "ScheduleFreeAdamW"),
-    "radam_schedule_free": OptimizerRow(COLLECTION, "ScheduleFreeRAdam"),
+    "prodigy": OptimizerRow(COLLECTION, "Prodigy", finds_lr=True, usual_lr=_FACTOR, state_bytes=16),
+    "dadapt_adam": OptimizerRow(
+        COLLECTION, "DAdaptAdam", finds_lr=True, usual_lr=_FACTOR, state_bytes=12
+    ),
+    "dadapt_adagrad": OptimizerRow(
+        COLLECTION, "DAdaptAdaGrad", finds_lr=True, usual_lr=_FACTOR, state_bytes=12
+    ),
+    "dadapt_adan": OptimizerRow(
+        COLLECTION, "DAdaptAdan", finds_lr=True, usual_lr=_FACTOR, state_bytes=20
+    ),
+    "dadapt_lion": OptimizerRow(COLLECTION, "DAdaptLion", finds_lr=True, usual_lr=_FACTOR),
+    "dadapt_sgd": OptimizerRow(
+        COLLECTION, "DAdaptSGD", finds_lr=True, usual_lr=_FACTOR, state_bytes=12
+    ),
+    "adamw_schedule_free": OptimizerRow(COLLECTION, "ScheduleFreeAdamW", averages_weights=True),
+    "radam_schedule_free": OptimizerRow(COLLECTION, "ScheduleFreeRAdam", averages_weights=True),
     "sgd_schedule_free": OptimizerRow(
         COLLECTION,
         "ScheduleFreeSGD",
+        averages_weights=True,
         state_bytes=4,
         without_effect={"eps": "nothing is divided by a second moment"},
     ),
 }
 
 
-def finds_one_rate(kind: str) -> bool:
-    """Whether an optimizer finds one rate for all that it trains: Prodigy and D-Adaptation.
+def row_of(kind: str) -> OptimizerRow:
+    """What is known of an optimizer by its name alone; nothing is imported.
 
-    Their step follows from the rate of the first group alone.
+    Args:
+        kind: A name of the table, of a class, or `module.Class`.
+
+    Returns:
+        The row of the table, or one of its class; of other classes, what their libraries' names
+        say (bitsandbytes: `8bit`, `Paged`; pytorch-optimizer: `DAdapt`, `ScheduleFree`).
     """
-    name = kind.rpartition(".")[2].lower().replace("_", "").replace("-", "")
-    return name == "prodigy" or name.startswith("dadapt")
+    if kind in OPTIMIZERS:
+        return OPTIMIZERS[kind]
+    module, _, name = kind.rpartition(".")
+    plain = plain_name(name)
+    alike = [row for row in OPTIMIZERS.values() if plain_name(row.name) == plain]
+    as_it_is = [row for row in alike if row.module == module and not row.defaults]
+    if as_it_is:
+        return as_it_is[0]
+    return OptimizerRow(
+        module,
+        name,
+        finds_lr=plain == "prodigy" or plain.startswith("dadapt"),
+        averages_weights="schedulefree" in plain,
+        is_elementwise=plain in {plain_name(each) for each in ELEMENTWISE},
+        has_8bit_states=plain.endswith("8bit"),
+        is_paged=plain.startswith("paged"),
+        usual_lr=alike[0].usual_lr if alike else USUAL_LR,
+        state_bytes=max((row.state_bytes for row in alike), default=8),
+    )
+
+
+def plain_name(name: str) -> str:
+    """A name as it is compared: in small letters, without dashes."""
+    return name.lower().replace("_", "").replace("-", "")
 
 
 def one_rate_only(kind: str, rates: Sequence[float]) -> str:

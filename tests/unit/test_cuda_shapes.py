@@ -10,7 +10,7 @@ from cuda_shapes import build_guard
 
 from impasto.data.records import Size
 from impasto.models.architectures import find_architecture, outline_architecture
-from impasto.training.planning.levers import LADDER, with_rungs
+from impasto.training.planning.levers import LADDER, offers, with_rungs
 from impasto.training.planning.memory import FootprintMeter
 
 PROGRAM = Path(__file__).parents[1] / "cuda_shapes.py"
@@ -48,7 +48,7 @@ def steps_of_all_rungs(train_config):
             if rung.half not in (None, computes):
                 continue
             changed = with_rungs(config, taken)
-            if rung.applies(changed):
+            if offers(rung, changed):
                 taken = [*(other for other in taken if not rung.replaces(other)), rung]
                 changed = with_rungs(config, taken)
             found.setdefault(case_of(changed), changed)

@@ -9,16 +9,17 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from impasto.config.compatibility import Facts
 from impasto.data.records import Size
 from impasto.data.sampler import Group
 from impasto.models.loading import load_base_model, load_meta_model
 from impasto.models.trainable import FullFineTune
 from impasto.training.parallel.shards import Sharding
+from impasto.training.planning.changes import with_fields
 from impasto.training.planning.fake_step import FakeStep, decoding_peak
-from impasto.training.planning.levers import LADDER, Fitting, gib, with_fields, with_rungs
+from impasto.training.planning.levers import LADDER, Fitting, gib, offers
 from impasto.training.planning.memory import FootprintMeter
 from impasto.training.planning.workload import Workload
-from impasto.training.processes import require_shardable
 
 SIZE = Size(128, 128)
 KINDS = {
@@ -141,7 +142,7 @@ def test_no_rung_takes_more(device, train_config, nano_model):
     ladder, config = fitting(train_config, nano_model, device)
     config = with_fields(config, "training", {"ema_decay": 0.9})
     for rung in LADDER[device]:
-        if rung.applies(config) and "mixed_precision" not in rung.words():
+        if offers(rung, config) and "mixed_precision" not in rung.words():
             changed = with_fields(config, *next(iter(rung.changes.items())))
             assert ladder.footprint(changed).total <= ladder.footprint(config).total, rung.words()
 
@@ -172,7 +173,7 @@ def _without(config, rungs, left_out):
 
 def test_several_processes_keep_their_gradients(train_config, nano_model):
     one, config = fitting(train_config, nano_model)
-    several = Fitting(one.meter, "cuda", one.group, 0, processes=2)
+    several = Fitting(one.meter, "cuda", one.group, 0, Facts(processes=2))
     for ladder, steps_alone in ((one, True), (several, False)):
         chosen, _ = ladder.climb(config, keep_asked=False)
         assert (chosen.training.optimizer_in_backward != "off") == steps_alone
@@ -257,19 +258,15 @@ def test_shares_of_a_model_take_less(train_config, nano_model):
     assert whole.activations < fsdp.activations  # blocks that are put together
 
 
-def test_what_needs_whole_weights_is_not_advised_for_shares(train_config, nano_model):
-    meter = FootprintMeter(partial(load_meta_model, nano_model), "cuda")
+def test_what_needs_whole_weights_is_not_offered_where_the_model_is_sharded(train_config):
     asked = train_config(optimizer={"kind": "adamw"}, training={"ema_decay": 0.9})
-    group = Group(0, SIZE)
-    words = [
-        [rung.words() for rung in Fitting(meter, "cuda", group, 0, processes, shared).ladder]
-        for processes, shared in ((1, False), (2, False), (2, True))
-    ]
+    cases = (Facts(processes=1), Facts(processes=2), Facts(processes=2, sharding="FSDP"))
 
-    def advised(setting):
-        return [any(setting in word for word in rungs) for rungs in words]
+    def offered(setting):
+        rungs = [rung for rung in LADDER["cuda"] if setting in rung.words()]
+        return [any(offers(rung, asked, facts) for rung in rungs) for facts in cases]
 
-    assert advised("optimizer_in_backward") == [True, False, False]
-    assert advised("adamw8bit") == [True, True, False]
-    for rung in Fitting(meter, "cuda", group, 0, 2, is_sharded=True).ladder:
-        require_shardable(with_rungs(asked, [rung]), "FSDP")
+    assert offered("optimizer_in_backward") == [True, False, False]
+    assert offered("adamw8bit") == [True, True, False]
+    assert offered("weights") == [True, True, False]
+    assert offered("gradient_checkpointing") == [True, True, True]

@@ -156,10 +156,8 @@ def test_a_scaled_gradient_comes_to_its_true_size_in_float32():
 
 
 @pytest.mark.parametrize("kind", ["prodigy", "dadapt_adam", "adamw_schedule_free"])
-def test_optimizers_that_look_at_all_weights_are_refused(kind):
+def test_optimizers_that_look_at_all_weights_are_refused(kind, train_config):
     with pytest.raises(ConfigError, match=r"does not go with training\.weights"):
-        build_optimizer(
-            [parts(torch.bfloat16)],
-            OptimizerConfig(kind=kind),
-            ChunkRules(build_rounding("kahan", CPU)),
+        train_config(
+            optimizer={"kind": kind}, training={"weights": "bf16", "mixed_precision": "bf16"}
         )

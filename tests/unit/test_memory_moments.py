@@ -15,8 +15,9 @@ from impasto.models.architectures import find_architecture, outline_architecture
 from impasto.models.loading import load_meta_model
 from impasto.models.vae import encoding_fingerprint, tile
 from impasto.training.optim.ema import WIDENED_AT_ONCE, WeightAverage, mix_widened
+from impasto.training.planning.changes import with_fields
 from impasto.training.planning.fake_step import encoding_peak
-from impasto.training.planning.levers import LADDER, TEXT_TO_DISK, Fitting, with_fields, with_rungs
+from impasto.training.planning.levers import LADDER, TEXT_TO_DISK, Fitting, offers, with_rungs
 from impasto.training.planning.memory import FootprintMeter
 from impasto.training.planning.overhead import fragmentation_bytes
 from impasto.training.planning.resolve import _resolve_encoding
@@ -118,7 +119,7 @@ def test_validation_never_takes_more_than_an_update(train_config, nano_model, av
         taken = []
         for rung in LADDER["cuda"]:
             changed = with_rungs(config, taken)
-            if rung.half == "fp16" or not rung.applies(changed):
+            if rung.half == "fp16" or not offers(rung, changed):
                 continue
             taken = [*(other for other in taken if not rung.replaces(other)), rung]
             changed = with_rungs(config, taken)

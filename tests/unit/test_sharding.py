@@ -4,11 +4,14 @@ from types import SimpleNamespace
 
 import pytest
 
+from impasto.config.compatibility import Facts, require_compatible
 from impasto.errors import ConfigError
 from impasto.training.devices import build_accelerator
 from impasto.training.parallel.accelerate_config import reshard_after_forward
 from impasto.training.parallel.deepspeed import deepspeed_config
-from impasto.training.processes import require_shardable
+
+FSDP = Facts("cuda", 2, "FSDP")
+DEEPSPEED = Facts("cuda", 2, "DeepSpeed")
 
 
 @pytest.mark.parametrize(
@@ -29,7 +32,7 @@ from impasto.training.processes import require_shardable
 )
 def test_settings_that_need_a_whole_model(train_config, changes, said):
     with pytest.raises(ConfigError, match="configured for FSDP") as raised:
-        require_shardable(train_config(**changes), "FSDP")
+        require_compatible(train_config(**changes), FSDP)
     assert said in str(raised.value)
 
 
@@ -41,14 +44,14 @@ def test_settings_that_need_a_whole_model(train_config, changes, said):
     ],
 )
 def test_deepspeed_goes_with_less(train_config, changes):
-    require_shardable(train_config(**changes), "FSDP")
+    require_compatible(train_config(**changes), FSDP)
     with pytest.raises(ConfigError, match="choose FSDP"):
-        require_shardable(train_config(**changes), "DeepSpeed")
+        require_compatible(train_config(**changes), DEEPSPEED)
 
 
 @pytest.mark.parametrize("kind", ["adamw", "lion", "SGD", "NAdam", "paged_adamw"])
 def test_optimizers_of_single_numbers_go(train_config, kind):
-    require_shardable(train_config(optimizer={"kind": kind}), "DeepSpeed")
+    require_compatible(train_config(optimizer={"kind": kind}), DEEPSPEED)
 
 
 @pytest.mark.parametrize(

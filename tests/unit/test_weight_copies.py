@@ -8,13 +8,14 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from impasto.config.compatibility import Facts, require_compatible
 from impasto.data.sampler import Group
 from impasto.errors import ConfigError
 from impasto.models.loading import load_meta_model
 from impasto.training import precision as native_precision
 from impasto.training.methods import build_trainable
 from impasto.training.optim.weight_copies import WeightCopies, layers_with_copies
-from impasto.training.param_dtypes import build_chunk_rules, build_weight_copies, copied_numbers
+from impasto.training.param_dtypes import build_weight_copies, copied_numbers
 from impasto.training.planning.levers import MARGIN, Fitting
 from impasto.training.planning.memory import FootprintMeter
 from impasto.training.trainer import train
@@ -129,9 +130,8 @@ def test_settings_without_them_copy_nothing(train_config):
 
 def test_several_processes_refuse_them(train_config):
     config = train_config(training={"weight_copies": True, "mixed_precision": "bf16"})
-    accelerator = SimpleNamespace(num_processes=2, device=torch.device("cpu"))
     with pytest.raises(ConfigError, match="this run has 2"):
-        build_chunk_rules(config, (), accelerator)
+        require_compatible(config, Facts(processes=2))
 
 
 def test_a_device_that_computes_in_float32_refuses_them_before_a_run_begins(

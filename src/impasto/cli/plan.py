@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass
 
 from impasto.cli.console import Console
+from impasto.config.compatibility import require_compatible
 from impasto.config.load import build_run_config, settings_by_path
 from impasto.config.run import RunConfig
 from impasto.data.plan import Plan
@@ -32,6 +33,7 @@ from impasto.training.planning.preflight import idle_card, why_idle
 from impasto.training.planning.resolve import build_fitting, resolve_settings
 from impasto.training.planning.workload import Workload
 from impasto.training.precision import resolve_precision
+from impasto.training.processes import facts_of, planned_processes
 from impasto.training.saving.own_models import OwnModels
 from impasto.training.text import build_layout
 from impasto.training.triggers import Triggers
@@ -93,10 +95,12 @@ def _look_ahead(asked: RunConfig, console: Console) -> _Outlook:
     card = idle_card()
     if card is not None:
         console.note(f"Warning: {card} is not used: {why_idle()}")
-    asked = resolve_precision(asked, console)
+    asked, processes = resolve_precision(asked, console), planned_processes()
+    require_compatible(asked, facts_of(asked, processes))
     found = survey(asked, console, decode=True)
-    config = resolve_settings(asked, found, console, check=False)
-    sampler = build_epoch_sampler(config, found.plan, num_processes=1)
+    config = resolve_settings(asked, found, console, check=False, processes=processes)
+    require_compatible(config, facts_of(config, processes))
+    sampler = build_epoch_sampler(config, found.plan, processes)
     model = load_meta_model(config.model.path, build_open_options(config), console)
     require_fitting_loss(config.loss, config.noise, model.identity.prediction)
     trainable = build_trainable(config, model)
@@ -104,7 +108,7 @@ def _look_ahead(asked: RunConfig, console: Console) -> _Outlook:
     steps = count_steps(config, sampler)
     group, _ = heaviest_group(config, found.plan.images)
     workload = Workload.of(config, found)
-    fitting = build_fitting(asked, group, workload=workload)  # training.memory is the limit
+    fitting = build_fitting(asked, group, processes, workload)  # training.memory is the limit
     with console.stage("Predicting memory", None, "settings"):
         footprint = fitting.footprint(config)
     return _Outlook(

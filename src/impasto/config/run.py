@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from impasto.config.base import Section
+from impasto.config.compatibility import FORMATS, conflicts
 from impasto.config.dataset import DatasetConfig
 from impasto.config.hypernetwork import DEFAULT_LR, HypernetworkConfig
 from impasto.config.names import FileName, fault_of_name
@@ -20,14 +21,8 @@ from impasto.config.optimizer import OptimizerConfig, Rate
 from impasto.config.output import LoggingConfig, Precision, PreviewConfig, SavingConfig
 from impasto.config.schedule import ScheduleConfig
 from impasto.config.training import TrainingConfig
-from impasto.optimizer_table import finds_one_rate, one_rate_only
 
 Positive = Annotated[int, Field(ge=1)]
-FORMATS = {
-    "full": ("safetensors", "ckpt", "diffusers"),
-    "hypernetwork": ("a1111", "portable", "novelai", "safetensors"),
-}
-"""What each kind of method can be written as; the first is taken unless another is asked for."""
 BlockName = Literal[
     "conv_in", "time_embedding", "down_blocks.0", "down_blocks.1", "down_blocks.2", "down_blocks.3",
     "mid_block", "up_blocks.0", "up_blocks.1", "up_blocks.2", "up_blocks.3", "conv_norm_out",
@@ -185,26 +180,6 @@ class RunConfig(Section):
         return values
 
     @model_validator(mode="after")
-    def _rates_are_obeyed(self) -> RunConfig:
-        method, optimizer = self.method, self.optimizer
-        rates = {optimizer.lr, *method.block_lrs.values()}
-        if method.train_text_encoder:
-            rates.add(method.text_encoder_lr or optimizer.lr)
-        if len(rates) > 1 and finds_one_rate(optimizer.kind):
-            raise ValueError(one_rate_only(optimizer.kind, sorted(rates)))
-        return self
-
-    @model_validator(mode="after")
-    def _text_encoder_learns_at_all(self) -> RunConfig:
-        first, last = self.method.text_encoder_from_step, self.training.max_steps
-        if last is not None and first >= last:
-            raise ValueError(
-                f"method.text_encoder_from_step {first} is not before training.max_steps {last}: "
-                f"the text encoder would never learn"
-            )
-        return self
-
-    @model_validator(mode="after")
     def _model_has_a_name(self) -> RunConfig:
         fault = fault_of_name(self.export_name)
         if fault is not None:
@@ -224,72 +199,10 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
-    def _copies_are_of_what_learns(self) -> RunConfig:
-        if self.training.weight_copies and self.method.kind != "full":
-            raise ValueError(
-                "training.weight_copies has no effect on a hypernetwork, which leaves the U-Net's "
-                "weights as they are: they are in 16 bits already. Take it out"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _format_fits(self) -> RunConfig:
-        saving, kind = self.saving, self.method.kind
-        if saving.format is not None and saving.format not in FORMATS[kind]:
-            raise ValueError(
-                f"saving.format {saving.format} is not one of method.kind {kind}, which has "
-                f"{', '.join(FORMATS[kind])}"
-            )
-        if kind == "hypernetwork" and saving.part_dtypes:
-            part = next(iter(saving.part_dtypes))
-            raise ValueError(f"saving.{part}_dtype has no effect on a hypernetwork")
-        if kind == "hypernetwork" and self.export_precision == "bf16":
-            raise ValueError("saving.export_dtype of a hypernetwork is fp32 or fp16")
-        return self
-
-    @model_validator(mode="after")
-    def _cached_text_is_frozen(self) -> RunConfig:
-        if self.training.cache_text_to_disk and self.method.train_text_encoder:
-            raise ValueError(
-                "training.cache_text_to_disk and method.train_text_encoder contradict each other: "
-                "what a learning text encoder says changes with each step. Take one of them out"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _best_is_known(self) -> RunConfig:
-        splits = [part.validation_split for part in self.dataset.parts]
-        held_out = self.validation.image_dir is not None or self.validation.split or any(splits)
-        if self.saving.best_model and not held_out:
-            raise ValueError(
-                "saving.best_model needs held-out pictures: set validation.split or "
-                "validation.image_dir"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _average_is_kept(self) -> RunConfig:
-        if self.saving.average != "instead" and self.training.ema_decay is None:
-            raise ValueError("saving.average has no effect without training.ema_decay")
-        return self
-
-    @model_validator(mode="after")
-    def _one_average(self) -> RunConfig:
-        if self.training.ema_decay is not None and "schedule" in self.optimizer.kind:
-            raise ValueError(
-                f"training.ema_decay and optimizer.kind {self.optimizer.kind} both average the "
-                f"weights. Take one of them out"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _one_way_to_hold_out(self) -> RunConfig:
-        asked = any(part.validation_split is not None for part in self.dataset.parts)
-        if asked and self.validation.image_dir is not None:
-            raise ValueError(
-                "validation.image_dir and validation_split of a data set contradict each other: "
-                "take one of them out"
-            )
+    def _goes_together(self) -> RunConfig:
+        sentence = next(conflicts(self), None)
+        if sentence is not None:
+            raise ValueError(sentence)
         return self
 
     @property

@@ -14,6 +14,7 @@ import torch
 from accelerate import Accelerator
 
 from impasto.checkpoints.keymap import TEXT_ENCODER, UNET, VAE
+from impasto.config.compatibility import require_compatible
 from impasto.config.run import RunConfig
 from impasto.data.dataset import TrainingData
 from impasto.data.encoding import MomentsEncoder
@@ -54,7 +55,7 @@ from impasto.training.overrides import Overrides
 from impasto.training.parallel.strategy import ParallelStrategy
 from impasto.training.param_dtypes import build_chunk_rules, build_dtypes
 from impasto.training.precision import computed_kind
-from impasto.training.processes import build_strategy
+from impasto.training.processes import build_strategy, facts_of
 from impasto.training.prompts import build_prompts
 from impasto.training.session import Session
 from impasto.training.step import StepRecipe
@@ -75,6 +76,7 @@ def build_session(
     Raises:
         ImpastoError: As the parts it calls.
     """
+    require_compatible(config, facts_of(config, accelerator.num_processes))
     set_arithmetic(tf32=config.training.tf32, deterministic=config.training.deterministic)
     strategy = build_strategy(config, accelerator)
     prompts = build_prompts(config)

@@ -9,7 +9,6 @@ from accelerate import Accelerator
 
 from impasto.checkpoints.keymap import TEXT_ENCODER, UNET
 from impasto.config.run import RunConfig
-from impasto.errors import ConfigError
 from impasto.models.saving import DTYPES
 from impasto.models.trainable import Part, Trainable
 from impasto.training.optim.chunked import ChunkRules
@@ -31,30 +30,9 @@ def build_dtypes(config: RunConfig) -> dict[str, torch.dtype]:
 def build_chunk_rules(
     config: RunConfig, parts: Sequence[Part], accelerator: Accelerator
 ) -> ChunkRules:
-    """How the optimizer goes through the weights, which are brought to their width.
-
-    Raises:
-        ConfigError: A setting has no effect on this device, or not on so many processes.
-    """
+    """How the optimizer goes through the weights, which are brought to their width."""
     training, device = config.training, accelerator.device
     in_backward = training.optimizer_in_backward != "off"
-    if in_backward and accelerator.num_processes > 1:
-        raise ConfigError(
-            f"training.optimizer_in_backward is for one process, and this run has "
-            f"{accelerator.num_processes}: they add up their gradients, which have to be kept for "
-            f'it. Set it to "off".'
-        )
-    if training.weight_copies and accelerator.num_processes > 1:
-        raise ConfigError(
-            f"training.weight_copies is for one process, and this run has "
-            f"{accelerator.num_processes}, which exchange the gradients of the weights themselves. "
-            f"Take it out."
-        )
-    if training.offload_optimizer and device.type == "cpu":
-        raise ConfigError(
-            "training.offload_optimizer moves the optimizer's state out of a GPU's memory, and "
-            "this run computes on the processor, where it would change nothing. Take it out."
-        )
     return ChunkRules(
         narrow_weights(parts, config, device),
         each_alone=in_backward,

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from impasto.config.compatibility import Facts, require_compatible
 from impasto.config.run import RunConfig
-from impasto.errors import ConfigError
 from impasto.progress import Progress
 from impasto.training.devices import default_device
 from impasto.training.optim.mixed_precision import COMPUTED, MixedPrecision, in_words
@@ -97,11 +97,7 @@ def resolve_precision(config: RunConfig, progress: Progress) -> RunConfig:
         progress.note(
             f"Computing in {in_words(kind)} (training.mixed_precision is auto): {reason}."
         )
-    if training.weight_copies and kind == "no":
-        raise ConfigError(
-            "training.weight_copies has no effect on products in float32, which this device "
-            "computes. Take it out, or set training.mixed_precision to bf16."
-        )
+    require_compatible(config, Facts(precision=kind))
     warn_of_slow(
         kind,
         "set training.mixed_precision to auto or no, and leave training.weights at fp32",

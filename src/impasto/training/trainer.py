@@ -11,6 +11,7 @@ from accelerate import Accelerator
 
 from impasto import files, locks
 from impasto.checkpoints.keymap import TEXT_ENCODER, VAE
+from impasto.config.compatibility import require_compatible
 from impasto.config.load import build_run_config, dump_toml
 from impasto.config.run import RunConfig
 from impasto.config.validation import read_toml
@@ -38,6 +39,7 @@ from impasto.training.planning.out_of_memory import out_of_memory
 from impasto.training.planning.preflight import require_first_contact
 from impasto.training.planning.resolve import resolve_settings
 from impasto.training.precision import resolve_precision
+from impasto.training.processes import facts_of
 from impasto.training.saving.own_models import OwnModels
 from impasto.training.saving.state import require_same_run
 from impasto.training.session import Session
@@ -70,6 +72,7 @@ def train(
                 known = None
                 if accelerator.is_main_process:
                     config = resolve_precision(config, events)
+                    require_compatible(config, facts_of(config, accelerator.num_processes))
                     known = survey(config, events)
                     config = resolve_settings(
                         config, known, events, processes=accelerator.num_processes

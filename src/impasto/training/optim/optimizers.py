@@ -9,6 +9,7 @@ import importlib
 import inspect
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
@@ -21,8 +22,9 @@ from impasto.optimizer_table import (
     OPTIMIZERS,
     TORCH,
     OptimizerRow,
-    finds_one_rate,
     one_rate_only,
+    plain_name,
+    row_of,
 )
 from impasto.training.optim.arguments import require_known_arguments
 from impasto.training.optim.chunked import AT_ONCE, ChunkedOptimizer, ChunkRules
@@ -76,11 +78,6 @@ def build_optimizer(
     try:
         if rules.need is None:
             return build(groups)
-        if row.looks_at_all_together:
-            raise ConfigError(
-                f"optimizer.kind {config.kind} looks at all weights together and does not go with "
-                f"{rules.need}. Take that setting out, or take another optimizer.kind."
-            )
         return ChunkedOptimizer(groups, build, rules)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"optimizer.kind {config.kind} cannot be made: {error}.") from error
@@ -127,13 +124,13 @@ def find_row(kind: str) -> OptimizerRow:
         return OPTIMIZERS[kind]
     if "." in kind:
         return _row_of_class(kind)
-    wanted = _plain(kind)
+    wanted = plain_name(kind)
     for name, candidate in vars(torch.optim).items():
-        if _plain(name) == wanted and inspect.isclass(candidate) and name != "Optimizer":
-            return OptimizerRow(TORCH, name)
+        if plain_name(name) == wanted and inspect.isclass(candidate) and name != "Optimizer":
+            return replace(row_of(name), module=TORCH, name=name)
     collection = _collection_names()
     if wanted in collection:
-        return _row_like(COLLECTION, collection[wanted])
+        return row_of(f"{COLLECTION}.{collection[wanted]}")
     known = sorted({*OPTIMIZERS, *collection})
     near = difflib.get_close_matches(kind.lower(), known, n=3, cutoff=0.4)
     raise ConfigError(
@@ -161,16 +158,7 @@ def _row_of_class(path: str) -> OptimizerRow:
         raise ConfigError(
             f"optimizer.kind is {path!r}, which is no optimizer (a class of torch.optim.Optimizer)."
         )
-    return _row_like(module, name)
-
-
-def _row_like(module: str, name: str) -> OptimizerRow:
-    """A row of the table where it has that class; otherwise a new one."""
-    same = [row for row in OPTIMIZERS.values() if row.name == name]
-    as_it_is = [row for row in same if row.module == module and not row.defaults]
-    finds_lr = finds_one_rate(name)
-    state_bytes = max((row.state_bytes for row in same), default=8)
-    return as_it_is[0] if as_it_is else OptimizerRow(module, name, {}, finds_lr, state_bytes)
+    return row_of(path)
 
 
 @contextlib.contextmanager
@@ -216,13 +204,9 @@ def _collection_names() -> dict[str, str]:
     except ImportError:
         return {}
     return {
-        _plain(name): name
+        plain_name(name): name
         for name, candidate in vars(collection).items()
         if inspect.isclass(candidate)
         and issubclass(candidate, torch.optim.Optimizer)
         and name not in {"BaseOptimizer", "Optimizer"}
     }
-
-
-def _plain(name: str) -> str:
-    return name.lower().replace("_", "").replace("-", "")

@@ -8,13 +8,22 @@ from __future__ import annotations
 
 import os
 import warnings
-from typing import Any
+from typing import Any, Literal
 
 from impasto.errors import ConfigError
 from impasto.training.devices import asks_for
 from impasto.training.parallel.shards import Sharding
 
 _STRATEGIES = {"FULL_SHARD": True, "SHARD_GRAD_OP": False}
+
+
+def sharding_by(processes: int) -> Literal["", "FSDP", "DeepSpeed"]:
+    """What shards a model over processes, by accelerate's configuration; empty if nothing does."""
+    if processes == 1:
+        return ""
+    if asks_for("FSDP"):
+        return "FSDP"
+    return "DeepSpeed" if asks_for("DEEPSPEED") else ""
 
 
 def read_sharding(processes: int) -> Sharding:

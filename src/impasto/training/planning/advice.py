@@ -8,16 +8,14 @@ from impasto.config.run import RunConfig
 from impasto.diffusion.prediction import VELOCITY
 from impasto.models.families import SD1
 from impasto.models.identity import Identity
+from impasto.optimizer_table import USUAL_LR
 from impasto.training.optim.optimizers import find_row
 
-USUAL_LR = (1e-7, 5e-5)
 USUAL_HYPERNETWORK_LR = (1e-7, 5e-5)
-USUAL_LION_LR = (3e-8, 2e-5)
 _NO_NESTEROV = (
     "optimizer.kind sgd_nesterov8bit: bitsandbytes' SGD has ordinary momentum only, here as in "
     "sd-scripts."
 )
-USUAL_FACTOR = (0.1, 2.0)
 
 
 def advice_on(config: RunConfig, identity: Identity, device: torch.device) -> list[str]:
@@ -44,15 +42,13 @@ def _on_rates(config: RunConfig) -> list[str]:
     optimizer = config.optimizer
     row = find_row(optimizer.kind)
     nesterov = [_NO_NESTEROV] if optimizer.kind == "sgd_nesterov8bit" else []
-    low, high = USUAL_LR
+    low, high = row.usual_lr
     what = "a whole U-Net"
     if config.method.kind == "hypernetwork":
         low, high = USUAL_HYPERNETWORK_LR
         what = "a hypernetwork"
-    if row.finds_lr:
-        low, high = USUAL_FACTOR
-    elif "lion" in row.name.lower():
-        low, high = USUAL_LION_LR
+    if row.usual_lr != USUAL_LR:
+        low, high = row.usual_lr
     if low <= optimizer.lr <= high:
         return nesterov
     side = "above" if optimizer.lr > high else "below"

@@ -7,22 +7,21 @@ costs most, until the run fits; those that turn out not to be needed are taken b
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from impasto.config.compatibility import SETTINGS_ALONE, Facts, goes_together
 from impasto.config.run import RunConfig
 from impasto.data.sampler import Group
 from impasto.datasets.batching import batch_size_of
 from impasto.errors import OutOfMemoryError
 from impasto.training.optim.mixed_precision import MixedPrecision
+from impasto.training.planning.changes import Changes, in_words, with_changes
 from impasto.training.planning.memory import Footprint, FootprintMeter
-from impasto.training.planning.memory_facts import changes_words
+from impasto.training.planning.memory_facts import changes_words, offloads_state
 
 MARGIN = 0.95  # of the memory that is used: predictions are off by some per cent, memory in pieces
 LARGEST_BATCH = 256
-
-Changes = Mapping[str, Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -32,16 +31,13 @@ class Rung:
     Attributes:
         changes: Section -> field -> value.
         why: What it does, and what it costs.
-        applies: Whether it would change something, and goes with the rest.
-        one_process: Whether it is only for runs of one process.
-        whole_model: Whether it is only for runs in which each process has the whole model.
+        applies: Whether it would change something; what it goes with is the table of
+            `config/compatibility.py` to say.
     """
 
     changes: Changes
     why: str
     applies: Callable[[RunConfig], bool]
-    one_process: bool = False
-    whole_model: bool = False
 
     @property
     def half(self) -> str | None:
@@ -51,12 +47,7 @@ class Rung:
 
     def words(self) -> str:
         """`section.field = value`, for all it changes."""
-        return ", ".join(
-            f"{section}.{field} = {_toml(value)}"
-            for section, fields in self.changes.items()
-            for field, value in fields.items()
-            if value is not None
-        )
+        return in_words(self.changes)
 
     def replaces(self, other: Rung) -> bool:
         """Whether it sets all that another one sets."""
@@ -66,31 +57,9 @@ class Rung:
         )
 
 
-def _full(config: RunConfig) -> bool:
-    return config.method.kind == "full"
-
-
-def _in_backward(way: str) -> Callable[[RunConfig], bool]:
-    """Whether steps in the backward pass are possible, and of that way."""
-
-    def applies(config: RunConfig) -> bool:
-        training = config.training
-        exact = training.mixed_precision == "fp16" or training.max_grad_norm == 0
-        return (
-            training.optimizer_in_backward == "off"
-            and not training.weight_copies
-            and training.gradient_accumulation_steps == 1
-            and (way == "exact") == exact
-        )
-
-    return applies
-
-
 def _levels(number: int | None) -> Callable[[RunConfig], bool]:
     def applies(config: RunConfig) -> bool:
         training = config.training
-        if training.cuda_graphs and training.compile == "blocks":
-            return False  # recorded blocks cannot be computed again
         return not training.gradient_checkpointing or (
             training.checkpointed_levels is not None
             and (number is None or number > training.checkpointed_levels)
@@ -102,11 +71,7 @@ def _levels(number: int | None) -> Callable[[RunConfig], bool]:
 TEXT_TO_DISK = Rung(
     {"training": {"cache_text_to_disk": True}},
     "the text encoder leaves the memory once captions are encoded; costs nothing",
-    lambda c: (
-        not c.method.train_text_encoder
-        and not c.training.cache_text_to_disk
-        and not changes_words(c)
-    ),
+    lambda c: not c.training.cache_text_to_disk and not changes_words(c),
 )
 NO_COPIES = Rung(
     {"training": {"weight_copies": False}},
@@ -127,7 +92,6 @@ EIGHT_BITS = Rung(
     {"optimizer": {"kind": "adamw8bit"}},
     "the optimizer's state takes a quarter",
     lambda c: c.optimizer.kind == "adamw" and importlib.util.find_spec("bitsandbytes") is not None,
-    whole_model=True,
 )
 COMPUTE_BF16 = Rung(
     {"training": {"mixed_precision": "bf16"}},
@@ -155,8 +119,7 @@ IN_BACKWARD = tuple(
     Rung(
         {"training": {"optimizer_in_backward": way}},
         f"gradients are freed one by one; {cost}",
-        _in_backward(way),
-        one_process=True,
+        lambda c: c.training.optimizer_in_backward == "off",
     )
     for way, cost in (
         ("last_norm", "limited by the norm of the update before"),
@@ -167,18 +130,15 @@ WEIGHTS_BF16 = Rung(
     {"training": {"mixed_precision": "bf16", "weights": "bf16"}},
     "weights and gradients take half, rounded up or down by chance",
     lambda c: (
-        _full(c)
+        c.method.kind == "full"  # a hypernetwork's weights are few
         and c.training.weights == "fp32"
         and c.training.mixed_precision != "fp16"
-        and not c.training.weight_copies
     ),
-    whole_model=True,
 )
 OFFLOAD = Rung(
     {"training": {"offload_optimizer": True}},
     "the optimizer's state waits in the computer's memory; slower by the way there and back",
-    lambda c: not c.training.offload_optimizer and not c.optimizer.kind.startswith("paged_"),
-    whole_model=True,
+    lambda c: not offloads_state(c),
 )
 LADDER = {
     "cuda": (
@@ -203,8 +163,7 @@ class Fitting:
         device_type: `cpu` or `cuda`.
         group: The pictures whose batches have most pixels.
         budget: Bytes that the run may take.
-        processes: How many processes share the run.
-        is_sharded: Whether they share the model out, too.
+        facts: What is known of the run beside its settings.
         half: The 16-bit type that the device computes fast, `bf16` or `fp16`, or `no`; the other
             is not offered.
     """
@@ -213,20 +172,13 @@ class Fitting:
     device_type: str
     group: Group
     budget: int
-    processes: int = 1
-    is_sharded: bool = False
+    facts: Facts = SETTINGS_ALONE
     half: MixedPrecision = "bf16"
 
     @property
     def ladder(self) -> list[Rung]:
         """The rungs that are possible here, best first."""
-        return [
-            rung
-            for rung in LADDER[self.device_type]
-            if (self.processes == 1 or not rung.one_process)
-            and not (self.is_sharded and rung.whole_model)
-            and rung.half in (None, self.half)
-        ]
+        return [rung for rung in LADDER[self.device_type] if rung.half in (None, self.half)]
 
     def footprint(self, config: RunConfig, batch: int | None = None) -> Footprint:
         """What a run takes, at its largest batch unless another is given."""
@@ -250,7 +202,9 @@ class Fitting:
             changed = with_rungs(config, taken)
             if self.fits(changed, batch):
                 break
-            if rung.applies(changed) and not (keep_asked and _touches_asked(rung, config)):
+            if offers(rung, changed, self.facts) and not (
+                keep_asked and _touches_asked(rung, config)
+            ):
                 taken = [*(other for other in taken if not rung.replaces(other)), rung]
         for rung in list(taken[:-1]):
             rest = [other for other in taken if other is not rung]
@@ -261,7 +215,7 @@ class Fitting:
     def _works_without(self, config: RunConfig, rungs: Sequence[Rung], batch: int | None) -> bool:
         """Whether these rungs alone go together and are enough."""
         for rung in rungs:
-            if not rung.applies(config):
+            if not offers(rung, config, self.facts):
                 return False
             config = with_rungs(config, [rung])
         return self.fits(config, batch)
@@ -299,7 +253,7 @@ class Fitting:
     def advice(self, config: RunConfig) -> str:
         """The fewest changes that would make a run fit, in a sentence."""
         for rung in self.ladder:
-            if rung.applies(config) and self.fits(with_rungs(config, [rung])):
+            if offers(rung, config, self.facts) and self.fits(with_rungs(config, [rung])):
                 return f"This would make it fit: {rung.words()} ({rung.why})."
         changed, taken = self.climb(config, keep_asked=False)
         if self.fits(changed):
@@ -312,25 +266,16 @@ class Fitting:
         return "Take a smaller dataset.resolution: no other setting makes it fit."
 
 
+def offers(rung: Rung, config: RunConfig, facts: Facts = SETTINGS_ALONE) -> bool:
+    """Whether a rung would change something, to settings that go together."""
+    return rung.applies(config) and goes_together(with_rungs(config, [rung]), facts)
+
+
 def with_rungs(config: RunConfig, rungs: Sequence[Rung]) -> RunConfig:
     """The settings with changes, each section checked as any."""
     for rung in rungs:
-        for section, fields in rung.changes.items():
-            config = with_fields(config, section, fields)
+        config = with_changes(config, rung.changes)
     return config
-
-
-def with_fields(config: RunConfig, section: str, fields: Mapping[str, Any]) -> RunConfig:
-    """The settings with other values in a section, which is checked as any.
-
-    What was not set before counts as not set afterwards either.
-    """
-    current = getattr(config, section)
-    if section == "dataset":  # its keys are handed down to data sets when it is read, and only then
-        return config.model_copy(update={section: current.model_copy(update=fields)})
-    asked = current.model_dump(exclude_unset=True)
-    changed = type(current).model_validate({**asked, **fields})
-    return config.model_copy(update={section: changed})
 
 
 def parts_in_words(footprint: Footprint) -> str:
@@ -352,9 +297,3 @@ def _touches_asked(rung: Rung, config: RunConfig) -> bool:
         for section, fields in rung.changes.items()
         for field in fields
     )
-
-
-def _toml(value: Any) -> str:
-    if isinstance(value, (bool, int)):
-        return str(value).lower()
-    return f'"{value}"'

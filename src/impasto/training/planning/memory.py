@@ -299,7 +299,7 @@ class FootprintMeter:
         others = 0
         if config.training.weights != "fp32":
             others += ROUNDED_AT_ONCE * min(at_once, sum(sizes))
-        if not self._on_gpu and "8bit" in config.optimizer.kind:
+        if not self._on_gpu and find_row(config.optimizer.kind).has_8bit_states:
             others += WIDENED_AT_ONCE * max(sizes)
         if self._on_gpu and offloads_state(config):
             coming = min(2 * at_once, sum(sizes))  # one chunk's states, and the next one's

@@ -10,6 +10,7 @@ import torch
 from impasto.config.run import RunConfig
 from impasto.datasets.build import build_caption_rules
 from impasto.models.trainable import Trainable
+from impasto.optimizer_table import row_of
 from impasto.training.methods import build_templates
 
 
@@ -33,7 +34,7 @@ def leaves_text(config: RunConfig) -> bool:
 
 def offloads_state(config: RunConfig) -> bool:
     """Whether the optimizer's state is kept in RAM and comes to the device for its step."""
-    return config.training.offload_optimizer or config.optimizer.kind.startswith("paged_")
+    return config.training.offload_optimizer or row_of(config.optimizer.kind).is_paged
 
 
 def steps_alone(config: RunConfig) -> bool:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import torch
 
+from impasto.config.compatibility import goes_together
 from impasto.config.run import RunConfig
 from impasto.errors import OutOfMemoryError
+from impasto.training.planning.changes import Changes, in_words, with_changes
 from impasto.training.precision import native_precision
 
 ADVICE = 3
@@ -54,41 +56,51 @@ def _on_training(config: RunConfig) -> list[str]:
     largest = max(config.batch_sizes.values())
     half = max(1, largest // 2)
     accumulated = training.gradient_accumulation_steps * -(-largest // half)
-    ways = [
+    ways: list[tuple[bool, Changes, str]] = [
         (
             not training.gradient_checkpointing,
-            "training.gradient_checkpointing = true (activations are computed again instead of "
-            "kept)",
+            {"training": {"gradient_checkpointing": True}},
+            "activations are computed again instead of kept",
         ),
         (
             largest > 1,
-            f"training.batch_size = {half} with training.gradient_accumulation_steps = "
-            f"{accumulated} (the same training, in smaller pieces)",
+            {"training": {"batch_size": half, "gradient_accumulation_steps": accumulated}},
+            "the same training, in smaller pieces",
         ),
         (
             config.optimizer.kind == "adamw",
-            'optimizer.kind = "adamw8bit" (a quarter of the optimizer\'s memory)',
+            {"optimizer": {"kind": "adamw8bit"}},
+            "a quarter of the optimizer's memory",
         ),
         (
-            training.weights == "fp32"
-            and not training.weight_copies
-            and native_precision().kind == "bf16",
-            'training.mixed_precision = "bf16" and training.weights = "bf16" (half the memory for '
-            "weights and gradients)",
+            training.weights == "fp32" and native_precision().kind == "bf16",
+            {"training": {"mixed_precision": "bf16", "weights": "bf16"}},
+            "half the memory for weights and gradients",
         ),
         (
             training.weight_copies,
-            "training.weight_copies = false (2 bytes a weight less)",
+            {"training": {"weight_copies": False}},
+            "2 bytes a weight less",
         ),
         (
             training.ema_decay is not None and not training.ema_on_cpu,
-            "training.ema_on_cpu = true",
+            {"training": {"ema_on_cpu": True}},
+            "the average is kept in RAM",
         ),
-        (method.train_text_encoder, "method.train_text_encoder = false"),
         (
-            not method.train_text_encoder and not training.cache_text_to_disk,
-            "training.cache_text_to_disk = true (the text encoder leaves the device)",
+            method.train_text_encoder,
+            {"method": {"train_text_encoder": False}},
+            "its gradients and optimizer state are gone",
         ),
-        (True, "a smaller dataset.resolution"),
+        (
+            not training.cache_text_to_disk,
+            {"training": {"cache_text_to_disk": True}},
+            "the text encoder leaves the device",
+        ),
     ]
-    return [way for applies, way in ways if applies]
+    found = [
+        f"{in_words(changes)} ({why})"
+        for applies, changes, why in ways
+        if applies and goes_together(with_changes(config, changes))
+    ]
+    return [*found, "a smaller dataset.resolution"]

@@ -16,11 +16,13 @@ from impasto.progress import Progress, counted
 from impasto.training.devices import default_device
 from impasto.training.model import build_open_options
 from impasto.training.parallel.accelerate_config import read_sharding
-from impasto.training.planning.levers import Fitting, gib, parts_in_words, with_fields
+from impasto.training.planning.changes import with_fields
+from impasto.training.planning.levers import Fitting, gib, parts_in_words
 from impasto.training.planning.memory import Footprint, FootprintMeter
 from impasto.training.planning.model_defaults import with_recorded
 from impasto.training.planning.workload import Workload
 from impasto.training.precision import native_precision
+from impasto.training.processes import facts_of
 
 RECORD = "footprints.json"
 
@@ -86,9 +88,8 @@ def build_fitting(
     )
     asked = config.training.memory
     budget = asked << 30 if isinstance(asked, int) else free_memory(device)
-    is_sharded = shares.optimizer > 1
     half = native_precision(device).kind
-    return Fitting(meter, device.type, group, budget, processes, is_sharded, half)
+    return Fitting(meter, device.type, group, budget, facts_of(config, processes), half)
 
 
 def predict(config: RunConfig, survey: Survey) -> Footprint:

@@ -1,0 +1,499 @@
+"""What goes with what: one table of the combinations of settings that a run refuses.
+
+A row is a combination, by the settings that it names, and the sentence that a person reads. The
+table is asked with what is known: when settings are loaded, of the settings alone; by `--plan` and
+when a run is built, of its device and processes too; by the ladder of settings that take less
+memory and by the advice after out-of-memory, before they offer a change. What is not known yet
+(`None` in `Facts`) refuses nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from impasto.errors import ConfigError
+from impasto.optimizer_table import ELEMENTWISE, OptimizerRow, one_rate_only, row_of
+
+if TYPE_CHECKING:
+    from impasto.config.run import MethodConfig, RunConfig
+    from impasto.config.training import TrainingConfig
+
+Precision = Literal["no", "fp16", "bf16"]
+
+FORMATS = {
+    "full": ("safetensors", "ckpt", "diffusers"),
+    "hypernetwork": ("a1111", "portable", "novelai", "safetensors"),
+}
+"""What the results of each method can be written as; the first is the usual one."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of a run beside its settings; None is not known yet.
+
+    Attributes:
+        device: Where it computes, `cpu` or `cuda`.
+        processes: How many processes share it.
+        sharding: What shards the model over them, `FSDP` or `DeepSpeed`; empty if nothing does.
+        precision: What `training.mixed_precision = "auto"` stands for.
+    """
+
+    device: str | None = None
+    processes: int | None = None
+    sharding: Literal["", "FSDP", "DeepSpeed"] | None = None
+    precision: Precision | None = None
+
+
+SETTINGS_ALONE = Facts()
+
+
+@dataclass(frozen=True)
+class Case:
+    """Settings, and what is known beside them, as rows of the table ask for them."""
+
+    config: RunConfig
+    facts: Facts
+
+    @property
+    def training(self) -> TrainingConfig:
+        """`[training]`."""
+        return self.config.training
+
+    @property
+    def method(self) -> MethodConfig:
+        """`[method]`."""
+        return self.config.method
+
+    @property
+    def kind(self) -> str:
+        """`optimizer.kind`."""
+        return self.config.optimizer.kind
+
+    @property
+    def row(self) -> OptimizerRow:
+        """What is known of the optimizer."""
+        return row_of(self.kind)
+
+    @property
+    def precision(self) -> str:
+        """What the run computes in; `auto` where that is not known yet."""
+        asked = self.training.mixed_precision
+        if asked != "auto":
+            return asked
+        return self.facts.precision or "auto"
+
+    @property
+    def in_backward(self) -> bool:
+        """Whether weights are stepped within the backward pass."""
+        return self.training.optimizer_in_backward != "off"
+
+    @property
+    def rates(self) -> list[float]:
+        """The different learning rates of what is trained, in order."""
+        method, lr = self.method, self.config.optimizer.lr
+        rates = {lr, *method.block_lrs.values()}
+        if method.train_text_encoder:
+            rates.add(method.text_encoder_lr or lr)
+        return sorted(rates)
+
+    @property
+    def goes_by_chunks(self) -> str:
+        """The setting that has the optimizer go through the weights in chunks; empty if none."""
+        if self.training.weights != "fp32":
+            return f"training.weights {self.training.weights}"
+        if self.in_backward:
+            return "training.optimizer_in_backward"
+        return "training.offload_optimizer" if self.training.offload_optimizer else ""
+
+    @property
+    def split_twice(self) -> bool:
+        """Whether a dataset has a share held out of its own, beside `validation.image_dir`."""
+        asked = any(part.validation_split is not None for part in self.config.dataset.parts)
+        return asked and self.config.validation.image_dir is not None
+
+    @property
+    def holds_out(self) -> bool:
+        """Whether there are images to validate on."""
+        validation = self.config.validation
+        splits = (part.validation_split for part in self.config.dataset.parts)
+        return validation.image_dir is not None or bool(validation.split) or any(splits)
+
+    @property
+    def never_learns(self) -> bool:
+        """Whether the text encoder would begin to learn after the end of the run."""
+        last = self.training.max_steps
+        return last is not None and self.method.text_encoder_from_step >= last
+
+    @property
+    def text_encoder_pauses(self) -> bool:
+        """Whether the text encoder learns for a part of the run only."""
+        method = self.method
+        return method.text_encoder_from_step > 0 or method.text_encoder_until_step is not None
+
+    @property
+    def ema_settings(self) -> str:
+        """Settings of the running average that are given, in words."""
+        training = self.training
+        given = {
+            "ema_power": training.ema_power is not None,
+            "ema_on_cpu": training.ema_on_cpu,
+            "ema_every": training.ema_every > 1,
+        }
+        return " and ".join(f"training.{name}" for name, is_given in given.items() if is_given)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A combination of settings that is refused.
+
+    Attributes:
+        settings: Those that it is about, by section and field.
+        applies: Whether a case is one of it.
+        sentence: What a person reads, without a full stop.
+    """
+
+    settings: tuple[str, ...]
+    applies: Callable[[Case], bool]
+    sentence: Callable[[Case], str]
+
+
+def _shards(
+    settings: tuple[str, ...], applies: Callable[[Case], bool], words: Callable[[Case], str]
+) -> Rule:
+    """A row about a model that is sharded over processes."""
+    return Rule(
+        settings,
+        lambda c: bool(c.facts.sharding) and applies(c),
+        lambda c: (
+            f"accelerate is configured for {c.facts.sharding}, which does not go with {words(c)}"
+        ),
+    )
+
+
+RULES = (
+    # precision and weights
+    Rule(
+        ("training.weights", "training.mixed_precision"),
+        lambda c: (
+            c.training.weights != "fp32"
+            and c.training.mixed_precision not in (c.training.weights, "auto")
+        ),
+        lambda c: (
+            f"training.weights {c.training.weights} needs mixed_precision {c.training.weights}; it "
+            f"is {c.training.mixed_precision}"
+        ),
+    ),
+    Rule(
+        ("training.rounding", "training.weights"),
+        lambda c: c.training.weights == "fp32" and c.training.rounding is not None,
+        lambda _: "training.rounding has no effect on weights in fp32",
+    ),
+    Rule(
+        ("training.weight_copies", "training.weights"),
+        lambda c: c.training.weight_copies and c.training.weights != "fp32",
+        lambda c: (
+            f"training.weight_copies has no effect on weights in {c.training.weights}, which need "
+            f"no copies"
+        ),
+    ),
+    Rule(
+        ("training.weight_copies", "training.mixed_precision"),
+        lambda c: c.training.weight_copies and c.precision == "no",
+        lambda c: (
+            "training.weight_copies has no effect on products in float32, "
+            + (
+                "which this device computes. Take it out, or set training.mixed_precision to bf16"
+                if c.training.mixed_precision == "auto"
+                else "and training.mixed_precision no computes in float32. Take it out"
+            )
+        ),
+    ),
+    Rule(
+        ("training.weight_copies", "training.optimizer_in_backward"),
+        lambda c: c.training.weight_copies and c.in_backward,
+        lambda _: (
+            "training.weight_copies does not go with optimizer_in_backward, which frees each "
+            "gradient at once: copies keep theirs to the end of the backward pass. Take one of the "
+            "two out"
+        ),
+    ),
+    Rule(
+        ("training.weight_copies", "method.kind"),
+        lambda c: c.training.weight_copies and c.method.kind != "full",
+        lambda _: (
+            "training.weight_copies has no effect on a hypernetwork, which leaves the U-Net's "
+            "weights as they are: they are in 16 bits already. Take it out"
+        ),
+    ),
+    Rule(
+        ("training.weight_copies",),
+        lambda c: c.training.weight_copies and (c.facts.processes or 1) > 1,
+        lambda c: (
+            f"training.weight_copies is for one process, and this run has {c.facts.processes}, "
+            f"which exchange the gradients of the weights themselves. Take it out"
+        ),
+    ),
+    # compiling and kernels
+    Rule(
+        ("training.cuda_graphs", "training.compile"),
+        lambda c: c.training.cuda_graphs and c.training.compile == "off",
+        lambda _: "training.cuda_graphs has no effect without training.compile",
+    ),
+    Rule(
+        ("training.cuda_graphs", "training.gradient_accumulation_steps"),
+        lambda c: c.training.cuda_graphs and c.training.gradient_accumulation_steps > 1,
+        lambda c: (
+            "training.cuda_graphs does not go with gradient_accumulation_steps "
+            f"{c.training.gradient_accumulation_steps}: a recorded pass writes its gradients over "
+            "those of the one before. Take one of the two out"
+        ),
+    ),
+    Rule(
+        ("training.cuda_graphs", "training.compile", "training.gradient_checkpointing"),
+        lambda c: (
+            c.training.cuda_graphs
+            and c.training.compile == "blocks"
+            and c.training.gradient_checkpointing
+        ),
+        lambda _: (
+            "training.cuda_graphs does not go with compile blocks and gradient_checkpointing: "
+            "blocks that are computed again in the backward pass write over what was recorded. "
+            "Take one of them out, or set training.compile to full"
+        ),
+    ),
+    Rule(
+        ("training.deterministic", "training.attention"),
+        lambda c: c.training.deterministic and c.training.attention == "xformers",
+        lambda _: (
+            "training.deterministic does not go with attention xformers, whose backward pass adds "
+            "up in any order: take sdpa"
+        ),
+    ),
+    Rule(
+        ("training.checkpointed_levels", "training.gradient_checkpointing"),
+        lambda c: (
+            c.training.checkpointed_levels is not None and not c.training.gradient_checkpointing
+        ),
+        lambda _: "training.checkpointed_levels has no effect without gradient_checkpointing",
+    ),
+    # optimizer
+    Rule(
+        ("optimizer.kind", "method.text_encoder_lr", "method.block_lrs"),
+        lambda c: len(c.rates) > 1 and c.row.finds_lr,
+        lambda c: one_rate_only(c.kind, c.rates),
+    ),
+    Rule(
+        (
+            "optimizer.kind",
+            "training.weights",
+            "training.optimizer_in_backward",
+            "training.offload_optimizer",
+        ),
+        lambda c: bool(c.goes_by_chunks) and c.row.looks_at_all_together,
+        lambda c: (
+            f"optimizer.kind {c.kind} looks at all weights together and does not go with "
+            f"{c.goes_by_chunks}. Take that setting out, or take another optimizer.kind"
+        ),
+    ),
+    Rule(
+        ("optimizer.kind", "training.ema_decay"),
+        lambda c: c.training.ema_decay is not None and c.row.averages_weights,
+        lambda c: (
+            f"training.ema_decay and optimizer.kind {c.kind} both average the weights. Take one of "
+            f"them out"
+        ),
+    ),
+    Rule(
+        ("training.offload_optimizer",),
+        lambda c: c.training.offload_optimizer and c.facts.device == "cpu",
+        lambda _: (
+            "training.offload_optimizer moves the optimizer's state out of VRAM, and this run "
+            "computes on the CPU, where it would change nothing. Take it out"
+        ),
+    ),
+    Rule(
+        ("training.optimizer_in_backward", "training.gradient_accumulation_steps"),
+        lambda c: c.in_backward and c.training.gradient_accumulation_steps > 1,
+        lambda c: (
+            "training.optimizer_in_backward frees gradients at once, and "
+            f"gradient_accumulation_steps {c.training.gradient_accumulation_steps} adds them up: "
+            "take one of the two out"
+        ),
+    ),
+    Rule(
+        ("training.optimizer_in_backward", "training.mixed_precision"),
+        lambda c: c.training.optimizer_in_backward == "last_norm" and c.precision == "fp16",
+        lambda _: (
+            "training.optimizer_in_backward last_norm does not go with mixed_precision fp16, whose "
+            "gradients may overflow: take exact"
+        ),
+    ),
+    Rule(
+        ("training.optimizer_in_backward", "training.max_grad_norm"),
+        lambda c: c.training.optimizer_in_backward == "last_norm" and c.training.max_grad_norm == 0,
+        lambda _: (
+            "training.optimizer_in_backward last_norm has nothing to limit with max_grad_norm 0: "
+            "take exact, which costs nothing then"
+        ),
+    ),
+    Rule(
+        ("training.optimizer_in_backward",),
+        lambda c: c.in_backward and (c.facts.processes or 1) > 1 and not c.facts.sharding,
+        lambda c: (
+            f"training.optimizer_in_backward is for one process, and this run has "
+            f"{c.facts.processes}: they add up their gradients, which have to be kept for it. Set "
+            f'it to "off"'
+        ),
+    ),
+    # running average
+    Rule(
+        ("training.ema_decay", "training.ema_power", "training.ema_on_cpu", "training.ema_every"),
+        lambda c: c.training.ema_decay is None and bool(c.ema_settings),
+        lambda c: f"no effect without ema_decay: {c.ema_settings}",
+    ),
+    Rule(
+        ("saving.average", "training.ema_decay"),
+        lambda c: c.config.saving.average != "instead" and c.training.ema_decay is None,
+        lambda _: "saving.average has no effect without training.ema_decay",
+    ),
+    # text encoder
+    Rule(
+        ("method.text_encoder_from_step", "training.max_steps"),
+        lambda c: c.never_learns,
+        lambda c: (
+            f"method.text_encoder_from_step {c.method.text_encoder_from_step} is not before "
+            f"training.max_steps {c.training.max_steps}: the text encoder would never learn"
+        ),
+    ),
+    Rule(
+        ("training.cache_text_to_disk", "method.train_text_encoder"),
+        lambda c: c.training.cache_text_to_disk and c.method.train_text_encoder,
+        lambda _: (
+            "training.cache_text_to_disk and method.train_text_encoder contradict each other: what "
+            "a learning text encoder says changes with each step. Take one of them out"
+        ),
+    ),
+    # held-out images
+    Rule(
+        ("saving.best_model", "validation.split", "validation.image_dir"),
+        lambda c: c.config.saving.best_model and not c.holds_out,
+        lambda _: (
+            "saving.best_model needs held-out images: set validation.split or validation.image_dir"
+        ),
+    ),
+    Rule(
+        ("validation.image_dir", "dataset.validation_split"),
+        lambda c: c.split_twice,
+        lambda _: (
+            "validation.image_dir and validation_split of a data set contradict each other: take "
+            "one of them out"
+        ),
+    ),
+    # what is written
+    Rule(
+        ("saving.format", "method.kind"),
+        lambda c: c.config.saving.format not in (None, *FORMATS[c.method.kind]),
+        lambda c: (
+            f"saving.format {c.config.saving.format} is not one of method.kind {c.method.kind}, "
+            f"which has {', '.join(FORMATS[c.method.kind])}"
+        ),
+    ),
+    Rule(
+        ("method.kind", "saving.unet_dtype", "saving.text_encoder_dtype", "saving.vae_dtype"),
+        lambda c: c.method.kind == "hypernetwork" and bool(c.config.saving.part_dtypes),
+        lambda c: (
+            f"saving.{next(iter(c.config.saving.part_dtypes))}_dtype has no effect on a "
+            f"hypernetwork"
+        ),
+    ),
+    Rule(
+        ("method.kind", "saving.export_dtype"),
+        lambda c: c.method.kind == "hypernetwork" and c.config.export_precision == "bf16",
+        lambda _: "saving.export_dtype of a hypernetwork is fp32 or fp16",
+    ),
+    # a model that is sharded over processes
+    _shards(
+        ("method.kind",),
+        lambda c: c.method.kind != "full",
+        lambda _: (
+            'method.kind = "hypernetwork", of which there is little to shard: run `accelerate '
+            "config` and choose no FSDP or DeepSpeed"
+        ),
+    ),
+    _shards(
+        ("training.weights",),
+        lambda c: c.training.weights != "fp32",
+        lambda c: f'training.weights = "{c.training.weights}": set it to "fp32"',
+    ),
+    _shards(
+        ("training.optimizer_in_backward",),
+        lambda c: c.in_backward,
+        lambda _: 'training.optimizer_in_backward: set it to "off"',
+    ),
+    _shards(
+        ("training.offload_optimizer",),
+        lambda c: c.training.offload_optimizer,
+        lambda _: "training.offload_optimizer: take it out",
+    ),
+    _shards(
+        ("training.compile",),
+        lambda c: c.training.compile != "off",
+        lambda _: 'training.compile: set it to "off"',
+    ),
+    _shards(
+        ("training.channels_last",),
+        lambda c: c.training.channels_last,
+        lambda _: "training.channels_last: take it out",
+    ),
+    _shards(
+        ("training.weight_copies",),
+        lambda c: c.training.weight_copies,
+        lambda _: "training.weight_copies: take it out",
+    ),
+    _shards(
+        ("optimizer.kind",),
+        lambda c: not c.row.is_elementwise,
+        lambda c: (
+            f'optimizer.kind = "{c.kind}", which looks at more than one number at a time: take one '
+            f"of {', '.join(sorted(ELEMENTWISE))}"
+        ),
+    ),
+    _shards(
+        ("training.mixed_precision",),
+        lambda c: c.facts.sharding == "DeepSpeed" and c.precision == "fp16",
+        lambda _: 'training.mixed_precision = "fp16": set it to "bf16" or "no", or choose FSDP',
+    ),
+    _shards(
+        ("method.text_encoder_from_step", "method.text_encoder_until_step"),
+        lambda c: c.facts.sharding == "DeepSpeed" and c.text_encoder_pauses,
+        lambda _: (
+            "method.text_encoder_from_step or text_encoder_until_step, since it goes on with "
+            "weights that have no gradient: take them out, or choose FSDP"
+        ),
+    ),
+)
+"""Every combination that is refused, of settings and of what is known beside them."""
+
+
+def conflicts(config: RunConfig, facts: Facts = SETTINGS_ALONE) -> Iterator[str]:
+    """The sentences of the rows that settings are a case of, without full stops."""
+    case = Case(config, facts)
+    return (rule.sentence(case) for rule in RULES if rule.applies(case))
+
+
+def goes_together(config: RunConfig, facts: Facts = SETTINGS_ALONE) -> bool:
+    """Whether no row refuses some settings."""
+    return next(conflicts(config, facts), None) is None
+
+
+def require_compatible(config: RunConfig, facts: Facts) -> None:
+    """Make sure that settings go together.
+
+    Raises:
+        ConfigError: They do not; with the sentence of the first row that refuses them.
+    """
+    sentence = next(conflicts(config, facts), None)
+    if sentence is not None:
+        raise ConfigError(f"{sentence}.")

@@ -1,0 +1,47 @@
+"""Changes of settings, as a ladder or advice proposes them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from impasto.config.run import RunConfig
+
+Changes = Mapping[str, Mapping[str, Any]]
+"""Section -> field -> value."""
+
+
+def with_changes(config: RunConfig, changes: Changes) -> RunConfig:
+    """The settings with changes, each section checked as any."""
+    for section, fields in changes.items():
+        config = with_fields(config, section, fields)
+    return config
+
+
+def with_fields(config: RunConfig, section: str, fields: Mapping[str, Any]) -> RunConfig:
+    """The settings with other values in a section, which is checked as any.
+
+    What was not set before counts as not set afterwards either.
+    """
+    current = getattr(config, section)
+    if section == "dataset":  # its keys are handed down to data sets when it is read, and only then
+        return config.model_copy(update={section: current.model_copy(update=fields)})
+    asked = current.model_dump(exclude_unset=True)
+    changed = type(current).model_validate({**asked, **fields})
+    return config.model_copy(update={section: changed})
+
+
+def in_words(changes: Changes) -> str:
+    """`section.field = value`, for all that is changed and not taken out."""
+    return ", ".join(
+        f"{section}.{field} = {_toml(value)}"
+        for section, fields in changes.items()
+        for field, value in fields.items()
+        if value is not None
+    )
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, (bool, int)):
+        return str(value).lower()
+    return f'"{value}"'
