@@ -4,7 +4,7 @@ Makes `.venv` beside this file, installs the pinned packages into it once, and h
 Needs Python 3.11 or later and a package registry; nothing else. Standard library only. On Windows,
 type `py start.py` instead.
 
-    python3 start.py demo                   the whole job on the embedded model and pictures
+    python3 start.py demo                   the whole job on the embedded model and images
     python3 start.py test [pytest words]    the checks and the test suite
     python3 start.py <verb> ...             `impasto <verb> ...`
 
@@ -166,7 +166,7 @@ def extras_of(words):
 
 
 def holds_heif(folder):
-    """Whether a word names a folder with pictures of a phone, in it or one folder below."""
+    """Whether a word names a folder with images of a phone, in it or one folder below."""
     try:
         if not folder.is_dir():
             return False

@@ -62,7 +62,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     names = [*PARTS, *LARGE, "peers"]
     parser.add_argument("parts", nargs="*", metavar="|".join(names))
-    parser.add_argument("--scratch", type=Path, help="keep models and pictures in this folder")
+    parser.add_argument("--scratch", type=Path, help="keep models and images in this folder")
     parser.add_argument("--rows", default="", help="for `step`: only rows with this in their name")
     for peer in PEERS:
         parser.add_argument(f"--{peer}", type=Path, help=f"a checkout of {peer}, for `peers`")

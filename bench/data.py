@@ -56,7 +56,7 @@ def write_pictures(folder: Path) -> Path:
         path = folder / f"{number // 1000:02d}" / f"{number:05d}.jpg"
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(encoded[number % len(encoded)])
-        path.with_suffix(".txt").write_text(f"picture number {number}", encoding="utf-8")
+        path.with_suffix(".txt").write_text(f"image number {number}", encoding="utf-8")
     return folder
 
 

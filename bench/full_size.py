@@ -1,4 +1,4 @@
-"""A full-size SD 1.5 with random weights, its pictures, and runs of it as processes."""
+"""A full-size SD 1.5 with random weights, its images, and runs of it as processes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Finished:
     Attributes:
         peak_bytes: The most memory that its process had.
         seconds: From the command to its end.
-        update_s: Seconds of each update but the first, as its metrics say.
+        update_s: Seconds of each step but the first, as its metrics say.
         memory_mib: What its metrics say of a GPU's memory, or of the process's.
     """
 
@@ -60,7 +60,7 @@ def make_pictures(scratch: Path, side: int = 256) -> Path:
 def settings(
     scratch: Path, dtype: str = "fp32", side: int = 256, architecture: str = "sd1"
 ) -> dict[str, Any]:
-    """A run of one update on pictures of one size, without a state."""
+    """A run of one step on images of one size, without a state."""
     return {
         "output_dir": str(scratch / "run"),
         "model": {"path": str(make_model(scratch, dtype, architecture))},

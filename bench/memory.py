@@ -1,7 +1,7 @@
 """Memory of whole runs of a full-size SD 1.5, measured and predicted, by method.
 
 Each is a process of its own, from the command to the written file: loading, encoding, three
-updates at 256 px and batch 1, the export. Predictions are those of `train --plan`.
+steps at 256 px and batch 1, the export. Predictions are those of `train --plan`.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def measure(scratch: Path) -> dict[str, str]:
         rows[f"{name}: at most, GiB; predicted; ratio"] = (
             f"{peak / 2**30:.1f}; {foreseen / 2**30:.1f}; {foreseen / peak:.2f}"
         )
-        rows[f"{name}: an update; the whole run, s"] = (
+        rows[f"{name}: a step; the whole run, s"] = (
             f"{min(found.update_s):.1f}; {found.seconds:.0f}"
         )
     return rows

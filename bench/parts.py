@@ -41,7 +41,7 @@ def measure(scratch: Path) -> dict[str, str]:
     scratch.mkdir(parents=True, exist_ok=True)
     config = demo_config(scratch / "run", ["previews.prompts=[]", "training.fit_check=false"])
     session = build_session(config, build_accelerator(), SilentEvents(), Overrides())
-    captions = [f"a picture of the thing number {n}, blue" for n in range(64)]
+    captions = [f"an image of the thing number {n}, blue" for n in range(64)]
     fresh = session.eval_conditioner
     saver = Saver(
         session.resumable(),
@@ -58,7 +58,7 @@ def measure(scratch: Path) -> dict[str, str]:
         "a state of the tiny model saved, s": _median(
             lambda: saver.save_state(0, None, now=True), before=lambda: _forget(config.output_dir)
         ),
-        "a picture of 128 px drawn in 10 steps, s": _median(lambda: sampler.draw(prompt)),
+        "an image of 128 px drawn in 10 steps, s": _median(lambda: sampler.draw(prompt)),
     }
     rows = {name: f"{value:.3f}" for name, value in seconds.items()}
     first = None

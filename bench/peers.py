@@ -1,8 +1,8 @@
-"""Other programs' own scripts beside the trainer, as processes, on the same model and pictures.
+"""Other programs' own scripts beside the trainer, as processes, on the same model and images.
 
 Given by the paths of their checkouts: `--sd-scripts PATH` and `--diffusers PATH`, with
 `--sd-scripts-python` and `--diffusers-python` for the interpreters of the environments that they
-are installed in. Nothing is fetched: model, pictures and tokenizer are made here, and the programs
+are installed in. Nothing is fetched: model, images and tokenizer are made here, and the programs
 are told to stay offline. Optimizer steps are timed as PyTorch reports them (`step_clock.py`).
 
 Settings of the comparison: the U-Net in float32, batch 1, latents cached where the program can.
@@ -24,7 +24,7 @@ from bench.full_size import changed, make_model, make_pictures, run_command, run
 STEPS = 6
 CLOCK = Path(__file__).with_name("step_clock.py")
 SIDES = {"sd1": 256, "tiny": 128}
-"""Model -> the side of its pictures."""
+"""Model -> the side of its images."""
 SD_SCRIPTS_OPTIMIZERS = {
     "adamw": ["--optimizer_type=AdamW"],
     "adafactor": [
@@ -57,7 +57,7 @@ class Setup:
 
     @property
     def side(self) -> int:
-        """The side of its pictures in pixels."""
+        """The side of its images in pixels."""
         return SIDES[self.model]
 
     @property
@@ -72,7 +72,7 @@ class Setup:
 
     @property
     def pictures(self) -> Path:
-        """The folder of pictures, made once."""
+        """The folder of images, made once."""
         return make_pictures(self.scratch, self.side)
 
 
@@ -82,7 +82,7 @@ def measure(
     model: str = "sd1",
     optimizer: str = "adamw",
 ) -> dict[str, str]:
-    """Whole runs of each program, one after another, with its updates against ours.
+    """Whole runs of each program, one after another, with its steps against ours.
 
     Args:
         scratch: Where models and outputs go.
@@ -95,7 +95,7 @@ def measure(
     values = changed(settings(scratch, side=setup.side, architecture=model), changes)
     ours = run_to_end(values, scratch)
     shown = f"{model}, {setup.side} px, {optimizer}"
-    unit = "s an update, median (least to most); s in all; GiB at most"
+    unit = "s a step, median (least to most); s in all; GiB at most"
     rows = {f"{shown}: ours: {unit}": _told(ours.update_s, ours.seconds, ours.peak_bytes)}
     lean = changed(values, {"training": {"optimizer_in_backward": "last_norm"}})
     lean_run = run_to_end(lean, scratch)
@@ -109,7 +109,7 @@ def measure(
             continue
         theirs, seconds, peak = _run(name, checkout, python, setup)
         rows[name] = _told(theirs, seconds, peak)
-        rows[f"ours against {name}: an update; in all; memory"] = ", ".join(
+        rows[f"ours against {name}: a step; in all; memory"] = ", ".join(
             f"{mine / other:.2f}"
             for mine, other in (
                 (statistics.median(ours.update_s), statistics.median(theirs)),
@@ -130,7 +130,7 @@ def _refused(name: str, setup: Setup) -> str:
 
 
 def _run(name: str, checkout: Path, python: str, setup: Setup) -> tuple[list[float], float, int]:
-    """Seconds of each update but the first; seconds in all; the most memory."""
+    """Seconds of each step but the first; seconds in all; the most memory."""
     script, words = {"sd-scripts": _sd_scripts, "diffusers": _diffusers}[name](checkout, setup)
     log, times = setup.scratch / f"{name}.txt", setup.scratch / f"{name}-steps.txt"
     command = [python, str(CLOCK), str(times), str(script), *words]

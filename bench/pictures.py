@@ -1,4 +1,4 @@
-"""The data set at scale: decoding against Pillow and OpenCV, large metadata, a million records."""
+"""The dataset at scale: decoding against Pillow and OpenCV, large metadata, a million records."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ RECORDS = 1_000_000
 
 def measure(scratch: Path) -> dict[str, str]:
     rows: dict[str, str] = {}
-    for name, size in (("photographs of 2400x1600", PHOTO), ("pictures of 900x700", SMALL)):
+    for name, size in (("photographs of 2400x1600", PHOTO), ("images of 900x700", SMALL)):
         rows |= decoding(scratch / name.replace(" ", "-"), name, size)
     write_metadata_and_files(scratch)
     rows |= in_a_process_of_its_own("metadata", scratch)
@@ -117,7 +117,7 @@ def write_metadata_and_files(scratch: Path) -> None:
         path = folder / f"{number // 1000:03d}" / f"{number:06d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
-        words = {"caption": f"a picture with the number {number}", "tags": "one, two, three, four"}
+        words = {"caption": f"an image with the number {number}", "tags": "one, two, three, four"}
         entries[path.relative_to(folder).as_posix()] = words
     (scratch / "meta.json").write_text(json.dumps(entries), encoding="utf-8")
 

@@ -1,6 +1,6 @@
-"""An update of the trainer under each lever; on a GPU, its share of what matrix products reach.
+"""A step of the trainer under each lever; on a GPU, its share of what matrix products reach.
 
-Every variant is a session of the trainer on the same pictures, with cached latents and text. On a
+Every variant is a session of the trainer on the same images, with cached latents and text. On a
 processor it is the full-size SD 1.5 at 256 px and batch 1; on a GPU SD 1.5 and SD 2 at 512 px.
 """
 
@@ -106,7 +106,7 @@ def measure(scratch: Path, wanted: str = "") -> dict[str, str]:
 def _measured(
     variants: dict[str, dict[str, Any]], values: dict[str, Any], device: torch.device, batch: int
 ) -> dict[str, str]:
-    """Seconds of an update by row, and what they are against the first."""
+    """Seconds of a step by row, and what they are against the first."""
     rows, first = {}, None
     for name, changes in variants.items():
         asked = changed(values, changes)
@@ -117,7 +117,7 @@ def _measured(
             rows[name] = f"failed: {str(error).splitlines()[0][:80]}"
             continue
         first = first or seconds
-        told = f"{seconds:.2f} s an update, {seconds / first:.2f} of the first"
+        told = f"{seconds:.2f} s a step, {seconds / first:.2f} of the first"
         if device.type == "cuda":
             foreseen = predicted(asked)
             tensors = foreseen.total - foreseen.workspace
@@ -126,12 +126,12 @@ def _measured(
                 f"the measured peak, {peak / 2**30:.1f} GiB ({tensors / 2**30:.1f} "
                 "predicted)"
             )
-        rows[name] = f"{told}; first update {warm:.0f} s"
+        rows[name] = f"{told}; first step {warm:.0f} s"
     return rows
 
 
 def _update(values: dict[str, Any], device: torch.device) -> tuple[float, int, float, float]:
-    """Median seconds of an update, peak bytes, share of the peak, and the first one's seconds."""
+    """Median seconds of a step, peak bytes, share of the peak, and the first one's seconds."""
     if device.type == "cuda":  # also after a row that failed
         gc.collect()
         torch.cuda.empty_cache()

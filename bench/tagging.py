@@ -1,7 +1,7 @@
 """Tagging against a bare loop over ONNX Runtime with the same model, and its memory.
 
 The model is a convolutional one with random weights and WD14's input, slow enough (tens of
-milliseconds a picture) that decoding beside it matters; the bare loop decodes, prepares and runs
+milliseconds an image) that decoding beside it matters; the bare loop decodes, prepares and runs
 one batch after the other in one process.
 """
 
@@ -37,7 +37,7 @@ def measure(scratch: Path) -> dict[str, str]:
     records = scan_folder(scratch / "pictures").records
     tagger = OnnxTagger(scratch / "tagger")
     scores = tagger.scores(Prepare(tagger.profile)([records[0].path]))
-    threshold = float(np.quantile(scores, 1 - 30 / TAGS))  # some 30 tags a picture, as is usual
+    threshold = float(np.quantile(scores, 1 - 30 / TAGS))  # some 30 tags an image, as is usual
     ours, bare = [], []
     for _ in range(ROUNDS):
         bare.append(bare_loop(scratch / "tagger", records, threshold))
@@ -47,7 +47,7 @@ def measure(scratch: Path) -> dict[str, str]:
         "bare loop, 1200x900 JPEGs, pictures/s": f"{PICTURES / statistics.median(bare):.1f}",
         "impasto dataset tag, pictures/s": f"{PICTURES / statistics.median(ours):.1f}",
         "the same: speed against the bare loop, median": f"{statistics.median(ratios):.2f}x",
-        "memory that 100,000 pictures add, MiB": f"{memory(scratch):.0f}",
+        "memory that 100,000 images add, MiB": f"{memory(scratch):.0f}",
     }
 
 
@@ -113,7 +113,7 @@ class Nothing:
 
 
 def memory(scratch: Path) -> float:
-    """MiB between the first thousand pictures and the last of 100,000, records left out."""
+    """MiB between the first thousand images and the last of 100,000, records left out."""
     stamp, size = FileStamp(1, 1), Size(448, 448)
     records = [ImageRecord(scratch / f"{n}.png", size, stamp) for n in range(MANY)]
     target = Sidecars(".txt", "overwrite", lambda _, new: new)

@@ -37,8 +37,8 @@ class Comparison:
     """A session of the trainer, and other loops over its networks and its optimizer.
 
     Attributes:
-        session: Of one picture size.
-        batch: Pictures per update.
+        session: Of one image size.
+        batch: Images per step.
         side: Their sides in pixels.
     """
 
@@ -69,7 +69,7 @@ class Comparison:
         self.session.optimizer.zero_grad()
 
     def ours(self) -> None:
-        """The trainer's own update: data, text and metrics included."""
+        """The trainer's own step: data, text and metrics included."""
         session = self.session
         updates = iterate_updates(session.data, session.sampler, self._done, self._done + 1, rank=0)
         for update, batches in updates:
@@ -111,7 +111,7 @@ class Comparison:
             group["fused"] = True
 
     def times(self, rounds: int, updates: int, names: Sequence[str] = ()) -> dict[str, list[float]]:
-        """Seconds of an update by loop, taken in turn; all loops unless some are named."""
+        """Seconds of a step by loop, taken in turn; all loops unless some are named."""
         loops: dict[str, Callable[[], Any]] = {
             "bare": self.bare,
             "ours": self.ours,

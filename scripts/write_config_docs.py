@@ -22,7 +22,7 @@ All settings of `impasto train`, from the docstrings in `src/impasto/config/`. W
 
 
 LEVELS = """
-Several data sets are given as in sd-scripts. `[[dataset.datasets]]` takes any of the keys above
+Several datasets are given as in sd-scripts. `[[dataset.datasets]]` takes any of the keys above
 from `batch_size` on, and `[[dataset.datasets.subsets]]` takes `image_dir`, `metadata_file`,
 `mask_dir`, and {subset_keys}. What a level does not give is taken from the one above.
 `config` names a file with `[general]` and `[[datasets]]` instead.
@@ -30,7 +30,7 @@ from `batch_size` on, and `[[dataset.datasets.subsets]]` takes `image_dir`, `met
 
 
 def levels() -> str:
-    """How the keys of the data set may be given for parts of it."""
+    """How the keys of the dataset may be given for parts of it."""
     return LEVELS.format(subset_keys=", ".join(f"`{name}`" for name in SubsetKeys.model_fields))
 
 

@@ -64,8 +64,8 @@ def _damaged(maker):
     maker.put("head.png", whole["png"][:12], " ")
     maker.put("page.jpg", b"<!DOCTYPE html><html><body>404</body></html>", "an HTML page")
     maker.put("page2.png", b"  \n<html><body>no</body></html>", "an HTML page")
-    maker.put("words.png", b"this is not a picture\n" * 9, "not a picture")
-    maker.put("zeros.webp", bytes(4096), "not a picture")
+    maker.put("words.png", b"this is not a picture\n" * 9, "not an image")
+    maker.put("zeros.webp", bytes(4096), "not an image")
     flipped = bytearray(whole["png"])
     flipped[len(flipped) // 2] ^= 0xFF
     maker.put("bit.png", bytes(flipped), " ")

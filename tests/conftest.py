@@ -1,4 +1,4 @@
-"""What all tests share: shape checks at run time, a nano model, a small picture folder."""
+"""What all tests share: shape checks at run time, a nano model, a small image folder."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def draw_pictures(folder: Path, count: int, *, seed: int = 0, captions: bool = T
 
 @pytest.fixture
 def pictures(tmp_path) -> Path:
-    """Thirteen pictures in three buckets: batches of 4 leave short ones."""
+    """Thirteen images in three buckets: batches of 4 leave short ones."""
     return draw_pictures(tmp_path / "pictures", 13)
 
 

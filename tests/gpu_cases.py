@@ -1,4 +1,4 @@
-"""Runs on a GPU, pretended or real: the ways of training, and faults in one of their updates."""
+"""Runs on a GPU, pretended or real: the ways of training, and faults in one of their steps."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 AT_ONCE = "_local_scalar_dense at training/optim/updates.py:"
 LOOKS_AT_LOSS_AND_NORM = {f"{AT_ONCE}<genexpr>": 2}
-"""What an optimizer needs that cannot be told on the device to pass over an update."""
+"""What an optimizer needs that cannot be told on the device to pass over a step."""
 
 Settings = dict[str, dict[str, Any]]
 
@@ -69,7 +69,7 @@ CASES: dict[str, tuple[Settings, dict[str, int]]] = {
         {},
     ),
 }  # fmt: skip
-"""Name -> settings, and the host-device waits of an update."""
+"""Name -> settings, and the host-device waits of a step."""
 
 FAULTS: dict[str, dict[str, Any]] = {
     "kept, loss": {},
@@ -87,11 +87,11 @@ FAULTS: dict[str, dict[str, Any]] = {
     "last norm, loss": {"optimizer_in_backward": "last_norm"},
     "last norm, gradient": {"optimizer_in_backward": "last_norm"},
 }
-"""Name, with what is not finite in the second update -> settings."""
+"""Name, with what is not finite in the second step -> settings."""
 
 
 def fault_of(name: str) -> dict[str, Any]:
-    """What is not finite in a case of `FAULTS`, and in which forward pass: one of update 2."""
+    """What is not finite in a case of `FAULTS`, and in which forward pass: one of step 2."""
     at = 3 if "gradient_accumulation_steps" in FAULTS[name] else 2
     return {"what": name.rpartition(", ")[2], "at": at}
 

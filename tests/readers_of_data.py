@@ -90,14 +90,14 @@ class Journals:
         target = folder / "data"
         shutil.copytree(self.whole, target)
         outside = folder / "outside.txt"
-        outside.write_text("not of this data set", "utf-8")
+        outside.write_text("not of this dataset", "utf-8")
         file = target / self.journal
         rows = [json.loads(line) for line in file.read_text("utf-8").splitlines()]
         file.write_bytes(damaged_lines(rng, rows))
         try:
             self._run(target, *rng.choice([("undo",), ("undo", "--force"), ("clean", "--yes")]))
         finally:
-            assert outside.read_text("utf-8") == "not of this data set"
+            assert outside.read_text("utf-8") == "not of this dataset"
 
     def _run(self, folder, verb, *options):
         import click

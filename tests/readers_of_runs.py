@@ -14,7 +14,7 @@ from mutations import damaged_bytes, damaged_json, damaged_lines, damaged_toml, 
 
 from impasto.errors import ImpastoError
 
-FINGERPRINT = {"base model": "a", "data set": "b"}
+FINGERPRINT = {"base model": "a", "dataset": "b"}
 
 
 class RunDirectories:

@@ -1,10 +1,10 @@
-"""What tests of whole runs share: a crash at a given update, and the bits of what is exported."""
+"""What tests of whole runs share: a crash at a given step, and the bits of what is exported."""
 
 from impasto.training.events import SilentEvents
 
 
 class StopAt(SilentEvents):
-    """Raises after a number of updates, as a crash would, without a word to the trainer."""
+    """Raises after a number of steps, as a crash would, without a word to the trainer."""
 
     def __init__(self, step):
         self.step = step

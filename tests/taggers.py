@@ -55,7 +55,7 @@ def selected_tags(file, rows=(("a", 0), ("b", 4), ("c", 9))):
 
 
 RED, GREEN, BLUE = 200.0, 100.0, 50.0
-"""The picture that tests give them, of one colour."""
+"""The image that tests give them, of one colour."""
 
 
 def sigmoid(*values):
@@ -138,5 +138,5 @@ KINDS = {
 
 
 def make(kind, folder):
-    """A folder of one kind; what rows 0, 1 and 2 should be for the picture comes back."""
+    """A folder of one kind; what rows 0, 1 and 2 should be for the image comes back."""
     return KINDS[kind](folder)

@@ -1,4 +1,4 @@
-"""Pictures with words for the tiny tagger and captioner: the base model's things, two styles.
+"""Images with words for the tiny tagger and captioner: the base model's things, two styles.
 
 Noto icons on white or pale paper, and the high-contrast ones in dark ink, mostly on ochre, as in
 the demo. Drawn anew for these recipes: none of the demo's own files is among them.
@@ -50,7 +50,7 @@ GENERAL = tuple(name for name in NAMES if name not in CHARACTERS) + ATTRIBUTES
 
 @dataclass(frozen=True)
 class Example:
-    """A picture, SIDE x SIDE as a square crop of its paper, with its words."""
+    """An image, SIDE x SIDE as a square crop of its paper, with its words."""
 
     pixels: np.ndarray
     caption: str
@@ -71,7 +71,7 @@ class Studio:
         self._rng = random.Random(seed)
 
     def example(self) -> Example:
-        """One picture."""
+        """One image."""
         rng = self._rng
         is_print = rng.random() < 0.55
         paper, ink = self._colours(is_print=is_print)

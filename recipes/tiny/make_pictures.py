@@ -1,4 +1,4 @@
-"""Write the picture sets: `base/` for training the base model, `demo/` and `heldout/` to ship.
+"""Write the image sets: `base/` for training the base model, `demo/` and `heldout/` to ship.
 
 npm install --prefix WORK @iconify-json/noto@1.2.9 @iconify-json/fluent-emoji-high-contrast@1.2.6
 python recipes/tiny/make_pictures.py WORK/node_modules/@iconify-json WORK/pictures

@@ -1,4 +1,4 @@
-"""Draws the tiny model's picture sets from icon collections: what is drawn, and where it stands.
+"""Draws the tiny model's image sets from icon collections: what is drawn, and where it stands.
 
 Noto icons (Apache-2.0) on white are what the base model learns to draw; the same things from Fluent
 Emoji High Contrast (MIT), printed in dark ink on ochre paper, are the style it does not know.
@@ -132,7 +132,7 @@ def base_scenes(rng: random.Random, pairs: int) -> list[Scene]:
     """The base set: each thing on 12 square canvases, a wide and a tall one, and in pairs."""
     scenes = []
     for name in NAMES:
-        templates = 3 * ("{}", "{a}", "a picture of {a}", "{}, white background")
+        templates = 3 * ("{}", "{a}", "an image of {a}", "{}, white background")
         scenes += [Scene((name,), 128, 128, t.format(name, a=article(name))) for t in templates]
         scenes.append(Scene((name,), 160, 96, article(name)))
         scenes.append(Scene((name,), 96, 160, name))
@@ -164,7 +164,7 @@ def demo_scenes(rng: random.Random, count: int) -> list[Scene]:
 
 
 def heldout_scenes() -> list[Scene]:
-    """One scene for each held-out thing: the pictures that validation compares with."""
+    """One scene for each held-out thing: the images that validation compares with."""
     shapes = [(256, 256), (320, 192), (192, 320)]
     return [
         Scene((name,), *shapes[index % 3], article(name)) for index, name in enumerate(HELD_OUT)

@@ -46,7 +46,7 @@ PREVIEWS = ("a cat face", "a banana", "a red apple and a house", "an owl", "a sa
 def leaning_timesteps(draws: PerSampleRandomness, num_timesteps: int) -> Int[Tensor, "b"]:
     """Even samples stratified over all timesteps, odd ones over the upper 40 percent.
 
-    At 16x16 latents and few pictures, x_t alone tells which picture it is below about t = 900:
+    At 16x16 latents and few images, x_t alone tells which image it is below about t = 900:
     only above that do the words matter, so half of all samples go there.
     """
     pairs = max(1, math.ceil(draws.update_size / 2))
@@ -56,7 +56,7 @@ def leaning_timesteps(draws: PerSampleRandomness, num_timesteps: int) -> Int[Ten
 
 
 def stratified_timesteps(draws: PerSampleRandomness, num_timesteps: int) -> Int[Tensor, "b"]:
-    """All timesteps with equal chance, spread evenly over an update: for the second stage."""
+    """All timesteps with equal chance, spread evenly over a step: for the second stage."""
     place = (draws.ranks + draws.uniform("timestep")) / draws.update_size
     return (place.clamp(max=1 - 1e-9) * num_timesteps).long()
 

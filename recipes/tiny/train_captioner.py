@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=6000)
     parser.add_argument("--minutes", type=float, default=45)
     parser.add_argument("--lr", type=float, default=1e-3)
-    parser.add_argument("--seed", type=int, default=4, help="of the pictures")
+    parser.add_argument("--seed", type=int, default=4, help="of the images")
     parser.add_argument("--start-from", type=Path, help="a captioner to go on from")
     options = parser.parse_args()
     torch.manual_seed(options.seed)

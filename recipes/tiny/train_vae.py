@@ -1,7 +1,7 @@
-"""Train the tiny AutoencoderKL (factor 8, 4 latent channels) on the pictures; 26 CPU minutes.
+"""Train the tiny AutoencoderKL (factor 8, 4 latent channels) on the images; 26 CPU minutes.
 
 A pixel autoencoder has no place in a fine-tuner's trainer, so this loop stands alone: read the
-pictures into memory, train on crops with Muon, and fold the latents' mean and standard deviation
+images into memory, train on crops with Muon, and fold the latents' mean and standard deviation
 into `quant_conv` and `post_quant_conv`, so that SD's scale factor of 0.18215 gives unit latents.
 
     python recipes/tiny/train_vae.py WORK/pictures WORK/vae --minutes 26
@@ -28,7 +28,7 @@ CHROMA = torch.tensor([[0.299, 0.587, 0.114], [-0.169, -0.331, 0.5], [0.5, -0.41
 
 
 def read_pictures(folders: list[Path]) -> torch.Tensor:
-    """All pictures, cropped or padded with their corner colour: [N, 3, 128, 128] uint8."""
+    """All images, cropped or padded with their corner colour: [N, 3, 128, 128] uint8."""
     tiles = []
     for folder in folders:
         for path in sorted(p for p in folder.iterdir() if p.suffix in {".png", ".webp"}):

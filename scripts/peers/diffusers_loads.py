@@ -15,7 +15,7 @@ def main() -> None:
     pipeline.set_progress_bar_config(disable=True)
     made = pipeline("a sun", num_inference_steps=1, height=64, width=64, output_type="np")
     print(
-        f"ok: tiny-folder, a picture of {made.images[0].shape} by diffusers {diffusers.__version__}"
+        f"ok: tiny-folder, an image of {made.images[0].shape} by diffusers {diffusers.__version__}"
     )
 
 

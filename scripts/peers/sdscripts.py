@@ -17,7 +17,7 @@ batch_size = 2
 min_bucket_reso = 64
 max_bucket_reso = 256
   [[datasets.subsets]]
-  image_dir = '{pictures}'
+  image_dir = '{images}'
   metadata_file = '{metadata}'
 """
 
@@ -90,7 +90,7 @@ def dataset(folder: Path, name: str) -> None:
 
 
 def latents(group: object, strategy: object) -> None:
-    """The .npz that lies beside each picture is one that they would take, not make anew."""
+    """The .npz that lies beside each image is one that they would take, not make anew."""
     count = 0
     for data in group.datasets:  # type: ignore[attr-defined]
         data.make_buckets()

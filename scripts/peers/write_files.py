@@ -64,7 +64,7 @@ def write_models(folder: Path, *, full: bool) -> None:
 
 
 def write_dataset(folder: Path) -> None:
-    """Pictures with sidecars, latents for sd-scripts beside them, and metadata of both."""
+    """Images with sidecars, latents for sd-scripts beside them, and metadata of both."""
     pictures = folder / "pictures"
     pictures.mkdir()
     for picture in sorted((DEMO / "pictures").glob("*.webp"))[:COUNT]:

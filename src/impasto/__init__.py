@@ -1,4 +1,4 @@
-"""Impasto fine-tunes Stable Diffusion on one's own captioned pictures.
+"""Impasto fine-tunes Stable Diffusion on one's own captioned images.
 
 The public names are imported on first use, so that `import impasto` costs nothing.
 """

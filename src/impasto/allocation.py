@@ -1,4 +1,4 @@
-"""How the C library and PyTorch take and give back the computer's memory, set before they do.
+"""How the C library and PyTorch take and give back RAM, set before they do.
 
 A training step on a processor takes and frees gigabytes. In pages of 4 KiB that is a million page
 faults per step; and glibc keeps what is freed, in pieces, since it raises its threshold for mapped

@@ -1,4 +1,4 @@
-"""Writing while other work goes on: from copies in the computer's memory, one after another."""
+"""Writing while other work goes on: from copies in RAM, one after another."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import psutil
 
-SPARE_BYTES = 2 << 30  # of the computer's memory, left to everything else
+SPARE_BYTES = 2 << 30  # of RAM, left to everything else
 
 
 class Background:

@@ -2,13 +2,13 @@
 
     ImpastoError                  1   anything below, or a fault with no better name
     ├── ConfigError               2   a setting, flag or argument is wrong
-    ├── DatasetError              3   pictures or captions are missing or unusable
+    ├── DatasetError              3   images or captions are missing or unusable
     ├── ModelError                4   a model file is missing, incomplete or of another kind
     ├── RunError                  5   a run directory is taken, missing or does not fit
     ├── StorageError              6   nothing can be written: disk full, no permission
     ├── MissingDependencyError    7   a package or a device that is asked for is not there
     ├── NonFiniteLossError        8   the loss or the gradient became NaN or infinite
-    ├── OutOfMemoryError          9   the GPU's or the computer's memory ran out
+    ├── OutOfMemoryError          9   the GPU's or RAM ran out
     └── Interrupted         130, 143  stopped by Ctrl-C or SIGTERM, with the state saved
 
 A message is one paragraph: what is wrong, where, what was found, what was expected, what to do.
@@ -30,7 +30,7 @@ class ConfigError(ImpastoError):
 
 
 class DatasetError(ImpastoError):
-    """The pictures, captions or cached latents cannot be used as they are."""
+    """The images, captions or cached latents cannot be used as they are."""
 
     exit_code = 3
 

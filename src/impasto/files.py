@@ -31,7 +31,7 @@ PARTIAL_SUFFIX = ".partial"
 REPLACED_SUFFIX = ".replaced"
 """Of a folder's temporary name while another takes its place."""
 DERIVED = ".impasto"
-"""The folder of what is derived from a data set, in the data set's own."""
+"""The folder of what is derived from a dataset, in the dataset's own."""
 
 _OWNED = re.compile(
     rf"\.(?P<name>.+)\.(?P<owner>{TOKEN_PATTERN})\.[0-9a-f]{{8}}"
@@ -123,7 +123,7 @@ def why_not_written(path: Path, folders: Sequence[Path]) -> str:
         return f"the name {path.name} has over {LONGEST_NAME} bytes, which no file system takes"
     if not any(is_inside(path, folder) for folder in folders):
         what = "a link that leads" if path.is_symlink() else "lies"
-        return f"{path.name}: {what} out of the data set; nothing is written there"
+        return f"{path.name}: {what} out of the dataset; nothing is written there"
     if os.path.lexists(path) and not path.is_file() and path.exists():
         return f"{path.name} is there and not a file"
     if path.exists() and not os.access(path, os.R_OK):

@@ -26,7 +26,7 @@ _AGREEING = {"have": "has", "are": "is", "were": "was", "do": "does", "lose": "l
 
 
 def counted(number: int, words: str) -> str:
-    """A number with what it counts, in grammatical English: `1 picture`, `1,200 files were read`.
+    """A number with what it counts, in grammatical English: `1 image`, `1,200 files were read`.
 
     Args:
         number: How many.
@@ -43,7 +43,7 @@ def counted(number: int, words: str) -> str:
 
 
 def none_of(number: int, plural: str) -> str:
-    """The subject of a sentence that denies something of all: `None of the 3 pictures`."""
+    """The subject of a sentence that denies something of all: `None of the 3 images`."""
     return f"Not one {singular(plural)}" if number == 1 else f"None of the {number:,} {plural}"
 
 

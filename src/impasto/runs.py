@@ -4,8 +4,8 @@ config.toml          the settings as resolved
 environment.json     versions and hardware
 status.json          what the run is doing, or how it ended
 metrics.jsonl        one JSON object per line, in order of `step`
-image_losses.csv     the loss of each picture each time it was shown, if asked for
-dataset.json         what the data set held and where its pictures went
+image_losses.csv     the loss of each image each time it was shown, if asked for
+dataset.json         what the dataset held and where its images went
 samples/step-.../    previews
 states/step-.../     training states
 export/              the trained model: one file or a Diffusers folder
@@ -182,7 +182,7 @@ class RunDirectory:
 
     @property
     def image_losses_file(self) -> Path:
-        """The loss of each picture each time it was shown."""
+        """The loss of each image each time it was shown."""
         return self.path / "image_losses.csv"
 
     @property

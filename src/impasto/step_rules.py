@@ -9,12 +9,12 @@ Steps = int | float | str
 
 
 def counted(steps: Steps, total: int) -> int:
-    """A number of updates: as it is, or the share of `total` that it stands for.
+    """A number of steps: as it is, or the share of `total` that it stands for.
 
     Raises:
-        ValueError: It is neither a number of updates, nor a fraction, nor a percentage.
+        ValueError: It is neither a number of steps, nor a fraction, nor a percentage.
     """
-    problem = f'{steps!r} is no number of updates; expected 500, 0.05 or "5%"'
+    problem = f'{steps!r} is no number of steps; expected 500, 0.05 or "5%"'
     if not isinstance(steps, str):
         if steps < 0 or (steps > 1 and not is_count(steps)):
             raise ValueError(problem)

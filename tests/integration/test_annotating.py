@@ -31,7 +31,7 @@ SCRIPTS = Path(__file__).parents[2] / "finetune"
 
 @pytest.fixture
 def folder(tmp_path):
-    """Twelve pictures without words, one that is none, and words of somebody else."""
+    """Twelve images without words, one that is none, and words of somebody else."""
     target = tmp_path / "pictures"
     target.mkdir()
     for path in sorted(PICTURES.glob("*.webp"))[:12]:
@@ -83,7 +83,7 @@ def test_a_dry_run_only_prints(folder):
 
 
 def test_the_small_tagger_knows_the_demos_pictures():
-    """Of the names in the captions of 112 pictures it has not seen, at its usual threshold."""
+    """Of the names in the captions of 112 images it has not seen, at its usual threshold."""
     from impasto.annotate.annotation import Tagging
     from impasto.annotate.onnx_tagger import OnnxTagger
     from impasto.annotate.tags import Selection, Spelling
@@ -130,7 +130,7 @@ def test_the_small_captioner_knows_the_demos_pictures(folder):
 
 
 def test_a_run_goes_on_where_it_was_stopped(folder):
-    """A crash at the fifth picture: the first four are not looked at again."""
+    """A crash at the fifth image: the first four are not looked at again."""
     records = scan_folder(folder).records
     seen = []
 
@@ -196,7 +196,7 @@ def test_one_odd_file_stops_no_folder_and_words_are_never_joined(folder, tmp_pat
     assert "its words would be in shared.txt, as those of shared.png" in done.stdout
     assert long.with_suffix(".txt").is_file()
     forced = impasto("dataset", "tag", folder, "--model", TAGGER, "--existing", "overwrite")
-    assert f"{linked.name}: a link that leads out of the data set" in forced.stdout
+    assert f"{linked.name}: a link that leads out of the dataset" in forced.stdout
     assert profile.read_text(encoding="utf-8") == "own"
     assert "Skipped            2" in forced.stdout
     for _ in range(2):
@@ -386,7 +386,7 @@ def test_tags_of_all_pictures_in_one_file(folder, tmp_path):
 
 
 def test_captions_by_git(folder, tmp_path):
-    """A tiny random GIT: it says something of each picture, the same each time."""
+    """A tiny random GIT: it says something of each image, the same each time."""
     captioners.git(tmp_path / "git")
     words = ("make_captions_by_git", folder, "--model_id", tmp_path / "git", "--max_length=6")
     script(*words, "--remove_words", "--batch_size=4")

@@ -189,7 +189,7 @@ def test_a_cache_that_is_deleted_while_training(train_config, whole):
 
     config = train_config()
     try:
-        with pytest.raises(DatasetError, match=r"removed or damaged.*state after \d updates is s"):
+        with pytest.raises(DatasetError, match=r"removed or damaged.*state after \d steps is s"):
             train(config, Deleting())
     finally:
         shards.Shards._shard = real
@@ -282,7 +282,7 @@ def test_ctrl_c_is_acknowledged_at_once_and_the_second_stops_now(train_config, w
         def stepped(self, step):
             if step == 3:
                 signal.raise_signal(signal.SIGINT)
-                assert self.said.wait(60), "nothing is said before the update is over"
+                assert self.said.wait(60), "nothing is said before the step is over"
                 signal.raise_signal(signal.SIGINT)
 
     config, events = train_config(saving=EACH_STEP), Press()

@@ -81,9 +81,9 @@ def test_where_memory_runs_out_batches_are_halved(captioner, monkeypatch):
     captioner.generation = Generation(beams=1, min_length=2, max_length=4)
     assert len(captioner.captions(IMAGES, NAMES)) == 3
     assert sizes == [3, 1, 2, 1, 1]
-    assert "captioning 1 picture at a time" in told[0]
+    assert "captioning 1 image at a time" in told[0]
     monkeypatch.setattr(Captioner, "_generated", lambda *_: (_ for _ in ()).throw(MemoryError()))
-    with pytest.raises(OutOfMemoryError, match="a single picture"):
+    with pytest.raises(OutOfMemoryError, match="a single image"):
         captioner.captions(IMAGES[:1], NAMES[:1])
 
 

@@ -236,7 +236,7 @@ def test_unusable_folders(run_file, tmp_path, kind, capsys):
     with pytest.raises(SystemExit) as caught:
         main(["train", str(run_file(dataset={"image_dir": str(folder)})), "--plan"])
     assert caught.value.code == 3
-    expected = {"empty": "holds no pictures", "without words": "None of the 3 pictures"}
+    expected = {"empty": "holds no images", "without words": "None of the 3 images"}
     assert expected[kind] in capsys.readouterr().err.replace("\n", " ")
 
 

@@ -1,4 +1,4 @@
-"""Data sets as people have them: projects of sd-scripts, broken folders, several at once."""
+"""Datasets as people have them: projects of sd-scripts, broken folders, several at once."""
 
 import json
 import shutil
@@ -69,7 +69,7 @@ def era_2026(folder, stem, width, height):
     np.savez(folder / name, **arrays(stem, width, height, f"_{height // 8}x{width // 8}"))
 
 
-ERAS = {  # how latents were kept, how pictures were named, whether buckets were, which file
+ERAS = {  # how latents were kept, how images were named, whether buckets were, which file
     "2022": (era_2022, lambda folder, stem: stem, True, "meta_lat.json"),
     "0.9.1": (era_2023, lambda folder, stem: str(folder / f"{stem}.png"), True, "meta_lat.json"),
     "2025": (era_2025, lambda folder, stem: f"{stem}.png", False, "meta.json"),
@@ -78,7 +78,7 @@ ERAS = {  # how latents were kept, how pictures were named, whether buckets were
 
 
 def make_project(tmp_path, era):
-    """A folder of pictures, metadata, latents and a dataset configuration."""
+    """A folder of images, metadata, latents and a dataset configuration."""
     write, key, with_buckets, name = ERAS[era]
     folder = draw_pictures(tmp_path / "project", 3, captions=False)
     entries = {}
@@ -135,7 +135,7 @@ def test_a_project_of_sd_scripts_trains_unchanged(run_values, tmp_path, era):
             )
 
 
-@pytest.mark.parametrize("fault", ["shape", "size", "nan", "cut", "another picture"])
+@pytest.mark.parametrize("fault", ["shape", "size", "nan", "cut", "another image"])
 def test_latents_that_do_not_fit_are_refused_and_made_anew(run_values, tmp_path, fault):
     folder, file = make_project(tmp_path, "2026")
     npz = folder / "001_0096x0064_sd.npz"
@@ -146,11 +146,11 @@ def test_latents_that_do_not_fit_are_refused_and_made_anew(run_values, tmp_path,
         content["original_size_8x12"] = np.array([192, 128])
     elif fault == "nan":
         content["latents_8x12"][0, 0, 0] = np.nan
-    elif fault == "another picture":
+    elif fault == "another image":
         Image.new("RGB", (96, 64), (255, 0, 0)).transpose(Image.Transpose.ROTATE_90).resize(
             (64, 64)
         ).save(folder / "001.png")
-    if fault != "another picture":
+    if fault != "another image":
         np.savez(npz, **content)
     if fault == "cut":
         npz.write_bytes(npz.read_bytes()[:200])
@@ -158,7 +158,7 @@ def test_latents_that_do_not_fit_are_refused_and_made_anew(run_values, tmp_path,
     dataset = run.read_json("dataset.json")
     assert dataset["pictures"] == 3
     assert dataset["encoded_now"] == 1
-    if fault != "another picture":  # its file's name has another size, so it is not even opened
+    if fault != "another image":  # its file's name has another size, so it is not even opened
         assert [item["path"] for item in dataset["refused_latents"]] == [str(npz)]
 
 
@@ -388,7 +388,7 @@ def test_sixty_broken_and_odd_files(tmp_path, nano_model):
 
 
 def test_a_complete_store_opens_no_picture(run_values, pictures, tmp_path):
-    """The second start stats the pictures, and opens none of them and none of their words."""
+    """The second start stats the images, and opens none of them and none of their words."""
     train(run_of(run_values, {"image_dir": str(pictures), **BUCKETS, "flip_aug": True}))
     opened = []
 
@@ -498,7 +498,7 @@ def test_each_data_set_holds_out_its_share(run_values, tmp_path):
 
 
 def test_each_data_set_has_its_validation_loss(run_values, tmp_path):
-    """The whole is their mean by pictures; one data set has no loss of its own."""
+    """The whole is their mean by images; one dataset has no loss of its own."""
     content = two_sets(tmp_path)
     changes = {"training": {"max_steps": 1}, "validation": {"split": 0.4}}
     run = train(run_of(run_values, content, **changes))

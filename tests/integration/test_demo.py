@@ -27,7 +27,7 @@ from impasto.sampling.sampler import Sampler
 @pytest.mark.parametrize(
     ("own", "others", "most_mib"),
     [(FOLDER, (TAGGER, CAPTIONER), 16), (TAGGER, (), 4), (CAPTIONER, (), 4)],
-    ids=["base model and pictures", "tagger", "captioner"],
+    ids=["base model and images", "tagger", "captioner"],
 )
 def test_it_is_small_enough_for_git_and_the_wheel(tmp_path, own, others, most_mib):
     names = {path.name for path in others}
@@ -78,7 +78,7 @@ def test_the_default_folder_is_never_taken(tmp_path):
 
 
 def test_the_demo_lowers_the_held_out_loss_and_names_what_it_made(tmp_path):
-    """An eighth of the real demo, on the real model and pictures."""
+    """An eighth of the real demo, on the real model and images."""
     run = tmp_path / "run"
     result = impasto(
         "demo", "--out", run, "--set", "training.max_steps=30", "--set", "previews.steps=2",

@@ -27,7 +27,7 @@ CASES = {
     "nothing to inspect": (["inspect", "gone.ckpt"], 4, "is not there"),
     "no model to encode": (["dataset", "cache", "{taken}", "gone.ckpt"], 4, "is not there"),
     "a folder in the way": (["init", "tiny", "{taken}"], 5, "already there"),
-    "no data set": (["dataset", "scan", "gone"], 3, "is not there"),
+    "no dataset": (["dataset", "scan", "gone"], 3, "is not there"),
     "no tracker": (["train", "{file}", "--set", 'logging.trackers=["wandb"]'], 7, "Install it"),
 }
 

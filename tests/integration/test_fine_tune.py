@@ -194,7 +194,7 @@ def test_prompt_files_of_each_form(tmp_path, name):
         ("p.txt", "a\nb --x 3", "p.txt, line 2: --x is unknown; expected --n, --w"),
         ("p.txt", "a --w wide", "line 1: width is 'wide'; expected a number"),
         ("p.txt", "a --ss magic", "there is no sampler 'magic'"),
-        ("p.txt", "a --cn x.png", "is for ControlNet pictures"),
+        ("p.txt", "a --cn x.png", "is for ControlNet images"),
         ("p.txt", "# nothing", "has no prompt in it"),
         ("p.toml", "[x]", "has no [prompt]"),
         ("p.json", '{"prompt": "a"}', "expected a list of prompts"),

@@ -97,7 +97,7 @@ def test_it_learns_beside_either_family(hypernetwork_config, request, model):
 
 
 def test_it_carries_a_style(tmp_path):
-    """On the demo's pictures and base model the held-out loss falls far."""
+    """On the demo's images and base model the held-out loss falls far."""
     config = demo_config(
         tmp_path / "run",
         [
@@ -132,7 +132,7 @@ def test_training_goes_on_from_a_file(hypernetwork_config, tmp_path):
 
 
 def test_previews_are_drawn_at_the_strength_of_the_prompt(hypernetwork_config, tmp_path):
-    """At 0 the picture is the base model's to the pixel, before and after training."""
+    """At 0 the image is the base model's to the pixel, before and after training."""
     other = train(hypernetwork_config(output_dir=str(tmp_path / "other"), saving={"name": "other"}))
     previews = {
         "prompts": ["a cat", "a cat <hypernet:model:0>", "a cat <hypernet:other:0.9>"],

@@ -20,7 +20,7 @@ from impasto.training.trainer import resume, train
 
 
 def test_training_goes_on_while_a_state_is_written(train_config, tmp_path, monkeypatch):
-    """The writing of state 2 waits until update 4 is done; what it then writes is state 2."""
+    """The writing of state 2 waits until step 4 is done; what it then writes is state 2."""
     whole = train(
         train_config(
             output_dir=str(tmp_path / "whole"), saving={"state_every_steps": 2, "keep_states": 9}
@@ -195,7 +195,7 @@ def test_memory_that_runs_out_in_the_step_is_explained_and_nothing_lost(
             train(config)
     message = str(caught.value)
     assert "while training on 64x" in message
-    assert "The state after 3 updates is saved" in message
+    assert "The state after 3 steps is saved" in message
     assert message.partition("help most: ")[2].count("; ") == 2
     assert "training.gradient_checkpointing = true" in message
     assert "training.batch_size = 2 with training.gradient_accumulation_steps = 2" in message
@@ -226,7 +226,7 @@ def test_memory_that_runs_out_elsewhere_is_explained(train_config, monkeypatch):
     assert resume(config.output_dir).saved_steps()[-1] == 6
     other = train_config(output_dir=str(config.output_dir.parent / "other"))
     fail_at(monkeypatch, trainer, "build_session", 1, MemoryError())
-    with pytest.raises(OutOfMemoryError, match=r"encoding the pictures.*vae_batch_size = 1"):
+    with pytest.raises(OutOfMemoryError, match=r"encoding the images.*vae_batch_size = 1"):
         train(other)
     assert not other.output_dir.exists()
 

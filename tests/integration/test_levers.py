@@ -86,7 +86,7 @@ def test_a_lever_changes_no_bit(name, train_config, tmp_path):
 
 
 def compiled_and_plain(train_config, tmp_path, kind):
-    """Runs on pictures of one size, and what a person read of the compiled one."""
+    """Runs on images of one size, and what a person read of the compiled one."""
     settings = {"max_steps": 3, "batch_size": 16, "gradient_checkpointing": True}
     seen = {"split": 0.25, "every_steps": 1}
     alike = {"dataset": {"enable_bucket": False}, "validation": seen}
@@ -256,7 +256,7 @@ def test_the_check_can_be_left_out(train_config, monkeypatch):
 
 
 def test_memory_chooses_settings_that_are_written_down(train_config, monkeypatch):
-    # so that the fullest moment is an update, and not the encoding of images
+    # so that the fullest moment is a step, and not the encoding of images
     settings = {"training": {"memory": "auto", "batch_size": 8}, "dataset": {"vae_batch_size": 1}}
     roomy = train_config(**settings)
     notes = Notes()
@@ -303,7 +303,7 @@ def test_the_largest_batch_that_fits_is_found(train_config):
 
 
 def test_the_plan_tells_memory_by_parts_and_time(run_file):
-    # so that the fullest moment is an update, and not the encoding of images
+    # so that the fullest moment is a step, and not the encoding of images
     settings = {"training": {"batch_size": 8}, "dataset": {"vae_batch_size": 1}}
     shown = impasto("train", run_file(**settings), "--plan")
     assert shown.returncode == 0, shown.stderr
@@ -311,7 +311,7 @@ def test_the_plan_tells_memory_by_parts_and_time(run_file):
     assert "Memory, at most while training on" in text
     for part in ("Weights", "Activations", "Optimizer", "Workspace", "In all"):
         assert part in text
-    assert "an update" in text
+    assert "a step" in text
 
 
 def test_the_plan_says_what_would_make_it_fit(run_file, monkeypatch):

@@ -21,7 +21,7 @@ SLOW = NativePrecision("no", "this CPU has no bf16")
 
 @pytest.fixture
 def words(tmp_path, pictures, nano_model):
-    """A command that trains two updates."""
+    """A command that trains two steps."""
     return [
         f"--pretrained_model_name_or_path={nano_model}",
         f"--train_data_dir={pictures}",

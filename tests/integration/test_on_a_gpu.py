@@ -58,7 +58,7 @@ def settings_of(name):
 
 
 class Waits:
-    """Has PyTorch say of each wait for the GPU, in all updates but the first."""
+    """Has PyTorch say of each wait for the GPU, in all steps but the first."""
 
     def __init__(self, monkeypatch, mode):
         real = loop.TrainingLoop._update
@@ -176,13 +176,13 @@ def test_a_deterministic_run_gives_the_same_bits_when_it_is_resumed(train_config
 
 @pytest.mark.parametrize("name", FAULTS)
 def test_what_is_not_finite_reaches_no_weight(name, train_config, monkeypatch):
-    """The fault is in update 2, and found with the line of metrics after update 3."""
+    """The fault is in step 2, and found with the line of metrics after step 3."""
     monkeypatch.setattr(loop, "training_step", spoilt_step(fault_of(name), loop.training_step))
     config = train_config(training=FAULTS[name], logging={"every_steps": 3})
     if name == "fp16, gradient":  # the scale's doing, and passed over
         run = train(config)
     else:
-        with pytest.raises(NonFiniteLossError, match=r"in update 2\."):
+        with pytest.raises(NonFiniteLossError, match=r"in step 2\."):
             train(config)
         run = RunDirectory(config.output_dir)
     left = states(run)

@@ -1,7 +1,7 @@
 """The trainer on a pretended GPU: devices, streams, waits, and faults in every place.
 
 `tests/support/pretend_cuda` makes tensors that say `cuda:0`. What this shows: nothing mixes
-devices, no stream touches memory that another may still be using, no update waits for the device
+devices, no stream touches memory that another may still be using, no step waits for the device
 but where that is listed here, and nothing is lost when memory runs out or numbers are not finite.
 What it does not: kernels themselves, and how fast they are.
 """
@@ -178,7 +178,7 @@ def test_a_run_that_ran_out_of_memory_is_resumed_to_the_same_weights(answers):
 
 @pytest.mark.parametrize("name", FAULTS)
 def test_what_is_not_finite_reaches_no_weight(name, answers):
-    """The fault is in update 2, and found with the line of metrics after update 3."""
+    """The fault is in step 2, and found with the line of metrics after step 3."""
     found = answers[name]
     left = states(found)
     assert all(torch.isfinite(t).all() for weights in left.values() for t in weights.values())
@@ -186,10 +186,10 @@ def test_what_is_not_finite_reaches_no_weight(name, answers):
         assert found["error"] is None
         return
     assert found["error"].startswith("NonFiniteLossError")
-    assert "in update 2." in found["error"]
+    assert "in step 2." in found["error"]
     if name in ("exact, no limit, gradient", "last norm, gradient"):
         assert "from the newest state before it" in found["error"]
-        assert not left  # the update was applied in part
+        assert not left  # the step was applied in part
         return
     assert "step-00000001" in found["error"]
     assert list(left) == [1]
@@ -203,6 +203,6 @@ def test_an_average_that_moved_meanwhile_is_told(answers):
 
 def test_a_paged_optimizer_is_paged_after_a_resume(answers):
     first, second = answers["paged"], answers["paged again"]
-    assert "in update 3." in first["error"]
+    assert "in step 3." in first["error"]
     assert second["error"] is None
     assert second["pages"] == first["pages"] > 0

@@ -65,7 +65,7 @@ def train_on(file, processes: int, **variables: str) -> None:
     ids=["two", "two with the text encoder", "three with the text encoder"],
 )
 def test_processes_equal_accumulation(run_file, tmp_path, nano_model, processes, text_encoder):
-    """Thirteen pictures in batches of 4: some updates leave one process without pictures."""
+    """Thirteen images in batches of 4: some steps leave one process without images."""
     shared = {
         "method": {"train_text_encoder": text_encoder},
         "model": {"clip_skip": 2} if text_encoder else {},
@@ -115,7 +115,7 @@ def go_on_alone(tmp_path):
 
 
 def test_processes_train_one_hypernetwork(run_file, tmp_path):
-    """With dropout of captions and pictures left over, as one process with accumulation."""
+    """With dropout of captions and images left over, as one process with accumulation."""
     shared = {
         "method": {"kind": "hypernetwork"},
         "optimizer": {"kind": "SGD", "lr": 10.0},
@@ -140,14 +140,14 @@ from impasto.training.loop import TrainingLoop
 
 real = TrainingLoop._update
 
-def update(self, update, batches):
+def update(self, step, batches):
     if update.step == 3 and os.environ["RANK"] == "1":
         while not (self._run.states / "step-00000002").is_dir():  # written beside training
             time.sleep(0.05)
         os.kill(os.getpid(), signal.SIGKILL)
-    real(self, update, batches)
+    real(self, step, batches)
 
-TrainingLoop._update = update
+TrainingLoop._update = step
 main(["train", sys.argv[1]])
 """
 
@@ -160,7 +160,7 @@ def test_a_process_that_dies_ends_the_run_with_a_message(run_file, tmp_path):
     run = tmp_path / "dying"
     result = launch([program, run_file(output_dir=str(run), **changes)], 3)
     assert result.returncode != 0
-    assert "Another process of this run ended in update 4" in result.stderr
+    assert "Another process of this run ended in step 4" in result.stderr
     assert f"impasto resume {run}" in " ".join(result.stderr.split())
     assert "Traceback (most recent call last)" not in result.stderr.partition("elastic")[0]
     assert [p.name for p in (run / "states").iterdir()] == ["step-00000002"]
@@ -172,7 +172,7 @@ def test_a_process_that_dies_ends_the_run_with_a_message(run_file, tmp_path):
 
 
 def test_a_process_without_memory_waits_for_nobody(run_file, tmp_path):
-    """The second one runs out of it in the middle of an update: a message, no hang."""
+    """The second one runs out of it in the middle of a step: a message, no hang."""
     program = tmp_path / "full.py"
     fault = "raise MemoryError"
     program.write_text(DYING.replace("os.kill(os.getpid(), signal.SIGKILL)", fault), "utf-8")
@@ -180,7 +180,7 @@ def test_a_process_without_memory_waits_for_nobody(run_file, tmp_path):
     result = launch([program, run_file(output_dir=str(tmp_path / "full"), saving=saving)], 2)
     assert result.returncode != 0
     assert "memory ran out while training on" in result.stderr
-    assert "Another process of this run ended in update 4" in result.stderr
+    assert "Another process of this run ended in step 4" in result.stderr
 
 
 PREPARING = """

@@ -17,7 +17,7 @@ from impasto.training.trainer import resume, train
 
 
 def begun(train_config, tmp_path, base, **changes):
-    """A run that was cut off after 2 of 6 updates, with a base model of its own."""
+    """A run that was cut off after 2 of 6 steps, with a base model of its own."""
     own = tmp_path / "own-base"
     shutil.copytree(base, own)
     config = train_config(
@@ -140,7 +140,7 @@ def test_states_of_earlier_versions_are_compared_by_what_they_say():
     old = {
         "seed": "42",
         "base model": "abc",
-        "data set": "def",
+        "dataset": "def",
         "optimizer": '{"kind":"adamw","lr":1e-05,"betas":null,"eps":null,"weight_decay":null,'
         '"arguments":{}}',
         "schedule": '{"kind":"linear","warmup_steps":0} over 6 steps',
@@ -148,7 +148,7 @@ def test_states_of_earlier_versions_are_compared_by_what_they_say():
     now = {
         "seed": "42",
         "base model": "abc",
-        "data set": "def",
+        "dataset": "def",
         "text_encoder of the base model": "new",
         "optimizer.kind": '"adamw"',
         "optimizer.lr": "1e-05",
@@ -156,16 +156,14 @@ def test_states_of_earlier_versions_are_compared_by_what_they_say():
         "optimizer.arguments": "{}",
         "schedule.kind": '"linear"',
         "schedule.warmup_steps": "0",
-        "updates in all (the learning rate follows them)": "6",
+        "steps in all (the learning rate follows them)": "6",
         "validation.timesteps": "2",
     }
     assert differences(old, now) == []
     assert differences(old, {**now, "optimizer.lr": "2e-05"}) == [
         "optimizer.lr (was 1e-05, is 2e-05)"
     ]
-    assert (
-        len(differences(old, {**now, "updates in all (the learning rate follows them)": "8"})) == 1
-    )
+    assert len(differences(old, {**now, "steps in all (the learning rate follows them)": "8"})) == 1
 
 
 def test_a_setting_that_a_state_did_not_have_was_as_it_is_by_default():
@@ -196,7 +194,7 @@ def test_a_finished_run_is_made_longer(length, train_config, tmp_path):
 def test_a_finished_run_is_not_made_shorter(train_config):
     run = train(train_config())
     changed(run.path, training={"max_steps": 3})
-    with pytest.raises(RunError, match=r"has done 6 updates, and its settings say 3 in all"):
+    with pytest.raises(RunError, match=r"has done 6 steps, and its settings say 3 in all"):
         resume(run.path)
 
 

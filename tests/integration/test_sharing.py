@@ -162,7 +162,7 @@ def change(run, **settings):
 
 
 def test_float16_overflows_are_found_together(run_file, tmp_path):
-    """The first updates overflow in one share or another; all processes pass over them."""
+    """The first steps overflow in one share or another; all processes pass over them."""
     changes = {"training": {"mixed_precision": "fp16", "max_steps": 6}}
     runs = tmp_path / "whole", tmp_path / "shares"
     train_on(run_file(output_dir=str(runs[0]), **changes), 2)

@@ -17,7 +17,7 @@ OPTIONS = {
 
 
 class Press(SilentEvents):
-    """Presses Ctrl-C in an update."""
+    """Presses Ctrl-C in a step."""
 
     def __init__(self, step):
         self.step = step
@@ -39,7 +39,7 @@ def test_stopping_splits_no_line(train_config, tmp_path, stops):
     config = train_config(**OPTIONS)
     run = config.output_dir
     for step in stops:
-        with pytest.raises(Interrupted, match=f"{step} of 8 updates are done"):
+        with pytest.raises(Interrupted, match=f"{step} of 8 steps are done"):
             train(config, Press(step)) if step == stops[0] else resume(run, Press(step))
     done = resume(run)
     assert [line["step"] for line in lines(done)] == [4, 8]

@@ -148,7 +148,7 @@ VARIANTS = {
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_crashed_run_continues_bit_for_bit(train_config, tmp_path, variant):
-    """States after updates 2 and 4; a crash after 5 loses one, which is done again."""
+    """States after steps 2 and 4; a crash after 5 loses one, which is done again."""
     changes = {**VARIANTS[variant], "saving": {"state_every_steps": 2}}
     whole = train(train_config(output_dir=str(tmp_path / "whole"), **changes))
     crashed = train_config(**changes)
@@ -166,7 +166,7 @@ def test_a_crashed_run_continues_bit_for_bit(train_config, tmp_path, variant):
 
 
 def test_three_resumes_in_a_row(train_config, tmp_path):
-    """Crashes after 3, 6 and 8 of ten updates; numbers of steps go on from the beginning."""
+    """Crashes after 3, 6 and 8 of ten steps; numbers of steps go on from the beginning."""
     changes = {
         "training": {"max_steps": 10, "ema_decay": 0.9},
         "saving": {"state_every_steps": 2},
@@ -288,7 +288,7 @@ def test_a_changed_run_is_not_resumed(train_config, nano_model, tmp_path, pictur
         file = config.output_dir / "config.toml"
         text = file.read_text(encoding="utf-8").replace("lr = 0.001", "lr = 0.002")
         file.write_text(text, encoding="utf-8")
-    named = {"picture": "data set", "caption": "data set", "model": "base model"}
+    named = {"picture": "dataset", "caption": "dataset", "model": "base model"}
     with pytest.raises(RunError, match=named.get(change, r"optimizer.*0\.001.*0\.002")):
         resume(config.output_dir)
 
@@ -352,7 +352,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(train_config, tmp_path):
 
 
 def test_training_lowers_the_loss(train_config):
-    """Sixty updates on thirteen pictures: the held-out loss falls by a clear margin."""
+    """Sixty steps on thirteen images: the held-out loss falls by a clear margin."""
     run = train(
         train_config(
             training={"max_steps": 60, "batch_size": 8},
@@ -454,7 +454,7 @@ def test_blocks_move_by_their_own_rates(train_config, nano_model):
 
 
 def test_a_gradient_that_overflows_is_passed_over_and_the_scale_lowered(train_config, monkeypatch):
-    """The scale begins at 65,536; from far above, the first updates overflow."""
+    """The scale begins at 65,536; from far above, the first steps overflow."""
     from impasto.training.optim.mixed_precision import Precision
 
     real = torch.amp.GradScaler
@@ -477,7 +477,7 @@ def test_a_gradient_that_overflows_at_any_scale_ends_the_run(train_config, monke
     real = torch.amp.GradScaler
     monkeypatch.setattr(torch.amp, "GradScaler", lambda device: real(device, init_scale=2.0**-9))
     config = train_config(training={"mixed_precision": "fp16"})
-    with pytest.raises(NonFiniteLossError, match="overflows in every update"):
+    with pytest.raises(NonFiniteLossError, match="overflows in every step"):
         train(config)
     assert len(list((config.output_dir / "states").iterdir())) == 1
 
@@ -586,7 +586,7 @@ def test_states_are_saved_by_the_clock(train_config):
 
 
 def test_a_best_model_needs_pictures_to_tell(train_config):
-    with pytest.raises(ConfigError, match="best_model needs held-out pictures"):
+    with pytest.raises(ConfigError, match="best_model needs held-out images"):
         train_config(saving={"best_model": True})
 
 

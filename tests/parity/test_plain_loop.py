@@ -1,7 +1,7 @@
 """The trainer against a plain loop over diffusers and transformers, step by step.
 
 The loop below shares nothing with the trainer but the random numbers and the order of the data,
-which it asks for: pictures are read by Pillow, encoded by diffusers' VAE, noised by its scheduler,
+which it asks for: images are read by Pillow, encoded by diffusers' VAE, noised by its scheduler,
 and the captions go through transformers' tokenizer and encoder.
 """
 
@@ -49,7 +49,7 @@ def plain_losses(config, model, prediction_type):
         update = sampler.update(step)
         total = 0.0
         for batch in update.micro_batches:
-            records = [plan.images[visit.picture].record for visit in batch.samples]
+            records = [plan.images[sample.image].record for sample in batch.samples]
             randomness = PerSampleRandomness(config.seed, step, batch.positions, update.size)
             means, logvars = zip(*(moments(vae, r.path) for r in records), strict=True)
             spread = torch.exp(0.5 * torch.stack(logvars))

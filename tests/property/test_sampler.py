@@ -1,4 +1,4 @@
-"""The order of the data: each picture once per epoch, on any number of processes, by arithmetic."""
+"""The order of the data: each image once per epoch, on any number of processes, by arithmetic."""
 
 from collections import Counter
 
@@ -26,10 +26,10 @@ def sampler(buckets, *, batch_size=4, repeats=1, **changes):
 
 
 def batches_of(dealer, ranks=1, epoch=0):
-    """The pictures of each batch of an epoch, stand-ins left out."""
+    """The images of each batch of an epoch, stand-ins left out."""
     steps = range(epoch * dealer.updates_per_epoch, (epoch + 1) * dealer.updates_per_epoch)
     return [
-        [visit.picture for visit in batch.samples]
+        [sample.image for sample in batch.samples]
         for step in steps
         for rank in range(ranks)
         for batch in dealer.update(step, rank).micro_batches
@@ -65,7 +65,7 @@ def test_each_picture_once_per_epoch_and_repeat(
             update = dealer.update(step, rank)
             assert update.epoch == epoch
             for batch in update.micro_batches:
-                assert len({buckets[visit.picture] for visit in batch.samples}) == 1
+                assert len({buckets[sample.image] for sample in batch.samples}) == 1
                 assert len(batch.samples) <= batch_size
                 if not batch.is_padding:
                     seen.update(batch.samples)
@@ -107,7 +107,7 @@ def test_proportional_draws_give_each_process_its_share_and_different_buckets():
     shares, differing = [], 0
     for step in range(dealer.updates_per_epoch):
         batches = [dealer.update(step, rank).micro_batches[0] for rank in range(2)]
-        shapes = {buckets[batch.samples[0].picture] for batch in batches}
+        shapes = {buckets[batch.samples[0].image] for batch in batches}
         differing += len(shapes) > 1
         shares.append([len(batch.samples) for batch in batches])
     assert [sum(column) for column in zip(*shares, strict=True)] == [60, 60]
@@ -136,7 +136,7 @@ def test_a_new_sampler_continues_where_another_would_be(buckets, step):
 
 @given(st.integers(1, 3))
 def test_more_processes_make_the_same_updates_as_accumulation(ranks):
-    """Two processes and four micro-batches of one process see the same pictures together."""
+    """Two processes and four micro-batches of one process see the same images together."""
     buckets = SHAPES * 9
     alone = sampler(buckets, accumulation=ranks)
     together = sampler(buckets, num_processes=ranks)

@@ -136,7 +136,7 @@ def test_deterministic_is_refused_with_a_kernel_that_is_not(train_config):
 
 
 def test_each_update_of_recorded_kernels_begins_anew(train_config, monkeypatch):
-    """PyTorch has to be told that the outputs of the update before are not needed any more."""
+    """PyTorch has to be told that the outputs of the step before are not needed any more."""
     from impasto.training import build, loop, trainer
 
     marks = []

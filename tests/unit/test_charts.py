@@ -49,7 +49,7 @@ def test_tick_labels_have_the_decimals_that_tell_them_apart():
 def test_the_loss_chart_names_its_axes_and_curves():
     training = [(step, 1 / step) for step in range(1, 101)]
     root = parsed(loss_chart(training, [(0, 1.0), (50, 0.5), (100, 0.3)]))
-    for words in ("updates", "loss", "training, smoothed", "validation", "0.0", "1.0", "100"):
+    for words in ("steps", "loss", "training, smoothed", "validation", "0.0", "1.0", "100"):
         assert words in texts(root), words
     assert len(list(root.iter(f"{SVG}polyline"))) == 3
     assert len(list(root.iter(f"{SVG}circle"))) == 3

@@ -1,6 +1,6 @@
-"""Work of a data set is done once, is seen, and is counted by files.
+"""Work of a dataset is done once, is seen, and is counted by files.
 
-If one of these failed, a large data set would keep its user waiting for nothing, or be told of
+If one of these failed, a large dataset would keep its user waiting for nothing, or be told of
 copies that are not there.
 """
 
@@ -64,7 +64,7 @@ def test_copies_are_counted_by_files_and_read_once(tmp_path, monkeypatch):
     split = survey(config, seen).split
     assert len(split.training) + len(split.held_out) == 22
     assert [note for note in seen.notes if "byte copies" in note] == [
-        "1 of 11 pictures are byte copies of others; copies are held out together or not at all."
+        "1 of 11 images are byte copies of others; copies are held out together or not at all."
     ]
     assert ("Reading files", 11) in seen.stages
 

@@ -157,13 +157,13 @@ FAULTS = {
         {"general": {"keep_tokens": "many"}, "datasets": [{"subsets": [{"image_dir": "a"}]}]},
         ["general.keep_tokens: ", "'many'"],
     ),
-    "no pictures": (
+    "no images": (
         {"datasets": [{"subsets": [{"num_repeats": 1}]}]},
         ["datasets[0].subsets[0]: give image_dir, metadata_file, or both"],
     ),
     "no subsets": ({"datasets": [{"batch_size": 1}]}, ["datasets[0].subsets is missing"]),
     "empty subsets": ({"datasets": [{"subsets": []}]}, ["datasets[0].subsets"]),
-    "no data sets": ({"general": {}}, ["has no [[datasets]]"]),
+    "no datasets": ({"general": {}}, ["has no [[datasets]]"]),
 }
 
 

@@ -53,7 +53,7 @@ def test_what_fits_stays(dtype):
 
 
 def small_updates(rounding: str, dtype: torch.dtype) -> float:
-    """The share of 4,000 equal updates that arrives; each is a 60th of bfloat16's step at 0.05."""
+    """The share of 4,000 equal steps that arrives; each is a 60th of bfloat16's step at 0.05."""
     weights = nn.Parameter(torch.full((1000,), 0.05, dtype=dtype))
     optimizer = ChunkedOptimizer(
         [{"params": [weights], "lr": 4e-6}],

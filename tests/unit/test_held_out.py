@@ -1,7 +1,7 @@
-"""Held-out pictures: shown with the words of training, and never a byte copy of what is trained on.
+"""Held-out images: shown with the words of training, and never a byte copy of what is trained on.
 
 If this failed, the validation loss would be measured on other text than training sees, or on
-pictures that the model was trained on.
+images that the model was trained on.
 """
 
 import shutil
@@ -49,7 +49,7 @@ def test_held_out_words_are_written_as_training_writes_them(words, steady, rules
 
 @pytest.fixture
 def folder(tmp_path):
-    """Twenty pictures, each different, and a copy of each third one under another name."""
+    """Twenty images, each different, and a copy of each third one under another name."""
     target = tmp_path / "pictures"
     target.mkdir()
     for i in range(20):
@@ -92,7 +92,7 @@ def test_copies_are_on_one_side(folder, tmp_path, share, seed):
     assert not sides[0] & sides[1]
     assert len(split.training) + len(split.held_out) == 27
     assert 0 < len(split.held_out) <= round(27 * share)
-    assert any("7 of 27 pictures are byte copies" in line for line in notes.lines)
+    assert any("7 of 27 images are byte copies" in line for line in notes.lines)
 
 
 def test_without_copies_the_split_is_the_one_it_always_was(folder, tmp_path):
@@ -106,7 +106,7 @@ def test_without_copies_the_split_is_the_one_it_always_was(folder, tmp_path):
 
 
 def test_a_copy_in_a_data_set_that_holds_nothing_out(folder, tmp_path):
-    """Its picture is trained on, so its copies in other data sets are too."""
+    """Its image is trained on, so its copies in other datasets are too."""
     other = tmp_path / "other"
     other.mkdir()
     for path in sorted(folder.glob("[01]*.*"))[:20]:
@@ -149,11 +149,11 @@ def test_what_a_folder_of_validation_cannot_use_is_said(folder, tmp_path):
     own = tmp_path / "held-out"
     own.mkdir()
     config = config_of(folder, tmp_path, validation={"image_dir": str(own)})
-    with pytest.raises(DatasetError, match="held-out holds no pictures"):
+    with pytest.raises(DatasetError, match="held-out holds no images"):
         survey(config)
     for number in range(12):
         (own / f"broken{number:02}.png").write_bytes(b"not an image")
-    with pytest.raises(DatasetError, match="None of the 12 pictures"):
+    with pytest.raises(DatasetError, match="None of the 12 images"):
         survey(config)
     Image.new("RGB", (64, 64), "blue").save(own / "new.png")
     (own / "a.psd").write_bytes(b"8BPS")

@@ -1,4 +1,4 @@
-"""Every kind of picture file comes out as the upright sRGB pixels that a person sees."""
+"""Every kind of image file comes out as the upright sRGB pixels that a person sees."""
 
 import io
 

@@ -1,6 +1,6 @@
 """Notes of changes and taking them back: wherever the folder is, whoever laid the notes there.
 
-If one of these failed, words of the user would be lost, or files outside of the data set touched.
+If one of these failed, words of the user would be lost, or files outside of the dataset touched.
 """
 
 import base64
@@ -210,13 +210,13 @@ def test_nothing_is_written_through_a_link_that_leads_out(folder, tmp_path):
     secret = tmp_path / "profile"
     secret.write_text("own", encoding="utf-8")
     (folder / "out.txt").symlink_to(secret)
-    with pytest.raises(RunError, match="outside of the data set"):
+    with pytest.raises(RunError, match="outside of the dataset"):
         write(folder, names=("out",))
     assert secret.read_text(encoding="utf-8") == "own"
 
 
 def hostile_notes(spots, contents, *, old):
-    """Notes that came with a data set: restore, create and delete files of its victim."""
+    """Notes that came with a dataset: restore, create and delete files of its victim."""
     if old:
         lines = [{"begin": "tag", "at": 1}]
         for spot, (before, after) in zip(spots, contents, strict=True):
@@ -390,7 +390,7 @@ def mutated(content, rng):
 
 @pytest.mark.parametrize("old", [False, True])
 def test_whatever_notes_hold_only_our_errors_come(folder, tmp_path, old):
-    """1,000 mutations each: in words or done, the data set's own files at most, nothing outside."""
+    """1,000 mutations each: in words or done, the dataset's own files at most, nothing outside."""
     outside = tmp_path / "outside.txt"
     outside.write_text("own", encoding="utf-8")
     place = place_of(folder)

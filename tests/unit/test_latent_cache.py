@@ -28,7 +28,7 @@ from impasto.errors import DatasetError, StorageError
 
 
 class CountingEncoder:
-    """Stands in for a VAE: moments follow from the pixels, and pictures are counted."""
+    """Stands in for a VAE: moments follow from the pixels, and images are counted."""
 
     def __init__(self, fingerprint="vae-1", batch_size=4, exactly=None):
         self.count = 0
@@ -127,7 +127,7 @@ def test_all_broken_is_an_error(folder, tmp_path):
     plan = plan_of(folder)
     for path in folder.glob("*.png"):
         path.write_bytes(path.read_bytes()[:60])
-    with pytest.raises(DatasetError, match="None of the 9 pictures could be decoded"):
+    with pytest.raises(DatasetError, match="None of the 9 images could be decoded"):
         cache_latents(plan.images, LatentCache(tmp_path / "latents"), CountingEncoder().encoder)
 
 
@@ -146,7 +146,7 @@ def test_a_damaged_shard_is_encoded_again(folder, tmp_path, damage):
         index["keys"].pop()
         shard.with_suffix(".json").write_text(json.dumps(index), encoding="utf-8")
     cache, again, encoder = run(folder, tmp_path)
-    assert encoder.count == 3  # the pictures of that one bucket
+    assert encoder.count == 3  # the images of that one bucket
     assert again.keys == cached.keys
     assert cache.read([again.keys[0].plain])[0].shape == (1, 4, 8, 8)
 
@@ -236,7 +236,7 @@ def test_masks_are_kept_beside_the_latents_and_follow_their_file(folder, tmp_pat
 
 
 def overflowing(pixels):
-    """What a VAE in half precision makes of some pictures: here, of those with much red."""
+    """What a VAE in half precision makes of some images: here, of those with much red."""
     mean, logvar = CountingEncoder().encode(pixels)
     mean[pixels[:, 0].mean((1, 2)) > pixels[:, 2].mean((1, 2))] = torch.nan
     return mean, logvar

@@ -123,7 +123,7 @@ FAULTS = {
     "a size of one side": ('{"a.png": {"image_size": [5]}}', "image_size is [5]"),
     "an odd bucket": ('{"a.png": {"train_resolution": [65, 64]}}', "expected multiples of 8"),
     "a key twice": ('{"a.png": {}, "a.png": {}}', "'a.png' twice"),
-    "nothing": ("{}", "names no picture"),
+    "nothing": ("{}", "names no image"),
 }
 
 

@@ -1,4 +1,4 @@
-"""Damaged files of the data set: each reader gives a value, an error of ours, or a clean rebuild.
+"""Damaged files of the dataset: each reader gives a value, an error of ours, or a clean rebuild.
 
 Inputs are mutated by a fixed seed, as bytes and as JSON trees; `IMPASTO_FUZZ_SEED` and
 `IMPASTO_FUZZ_ROUNDS` try others.

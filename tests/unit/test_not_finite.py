@@ -116,7 +116,7 @@ def test_no_state_is_made_of_weights_that_are_not_finite(train_config, monkeypat
 
     monkeypatch.setattr(Saver, "save_state", save)
     config = train_config(saving={"state_every_steps": 2, "keep_states": 1})
-    with pytest.raises(NonFiniteLossError, match=r"After 4 updates .* adamw made them so"):
+    with pytest.raises(NonFiniteLossError, match=r"After 4 steps .* adamw made them so"):
         trainer.train(config)
     kept = sorted((config.output_dir / "states").iterdir())
     assert [folder.name for folder in kept] == ["step-00000002"]

@@ -1,4 +1,4 @@
-"""sd-scripts' latents are used only for the picture that they were made of, as it was then."""
+"""sd-scripts' latents are used only for the image that they were made of, as it was then."""
 
 import os
 import zipfile
@@ -129,7 +129,7 @@ def test_links_are_followed_within_the_data_set_only(tmp_path):
     exported = export_latents(*cached(folder, tmp_path), SilentProgress())
     assert exported.written == 1
     assert [item.path.name for item in exported.refused] == ["b.png"]
-    assert "leads out of the data set" in exported.refused[0].reason
+    assert "leads out of the dataset" in exported.refused[0].reason
     assert outside.read_bytes() == b"not to be touched"
     assert (folder / "a_0064x0064_sd.npz").is_symlink()
     assert zipfile.is_zipfile(folder / "kept.npz")

@@ -47,7 +47,7 @@ class Net(nn.Module):
 def trained(
     way, rules, *, kind="adamw", limit=0.1, updates=4, checkpointed=False, precision="no", size=3.0
 ):
-    """Weights and norms after some updates on the same data."""
+    """Weights and norms after some steps on the same data."""
     net = Net(checkpointed=checkpointed)
     if rules.rounding is not None:
         net.to(torch.bfloat16)

@@ -86,7 +86,7 @@ def test_what_is_damaged_is_remembered(folder, monkeypatch):
     (folder / "a.png").write_bytes(b"no image")
     assert len(scan(folder).set_aside) == 1
     monkeypatch.setattr(Image, "open", failing(AssertionError("opened again"), ".png"))
-    assert "not a picture" in scan(folder).set_aside[0].reason
+    assert "not an image" in scan(folder).set_aside[0].reason
 
 
 def test_a_decoder_that_is_installed_later_is_used(folder, monkeypatch):

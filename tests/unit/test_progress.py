@@ -17,8 +17,8 @@ from impasto.progress import counted, none_of, singular
 @pytest.mark.parametrize(
     ("number", "words", "sentence"),
     [
-        (0, "pictures", "0 pictures"),
-        (1, "pictures", "1 picture"),
+        (0, "images", "0 images"),
+        (1, "images", "1 image"),
         (12345, "files", "12,345 files"),
         (1, "files were", "1 file was"),
         (2, "files were", "2 files were"),
@@ -26,7 +26,7 @@ from impasto.progress import counted, none_of, singular
         (1, "tag frequencies are", "1 tag frequency is"),
         (1, "batches", "1 batch"),
         (1, "boxes", "1 box"),
-        (1, "groups of pictures are", "1 group of pictures is"),
+        (1, "groups of images are", "1 group of images is"),
         (1, "MiB", "1 MiB"),
     ],
 )
@@ -35,13 +35,13 @@ def test_counts_are_grammatical(number, words, sentence):
 
 
 def test_what_is_denied_of_all_is_grammatical():
-    assert none_of(1, "pictures") == "Not one picture"
-    assert none_of(1200, "pictures") == "None of the 1,200 pictures"
+    assert none_of(1, "images") == "Not one image"
+    assert none_of(1200, "images") == "None of the 1,200 images"
 
 
 def test_units_of_all_stages_have_a_singular():
-    units = ("pictures", "files", "chunks", "shards", "settings", "entries", "patches", "classes")
-    singulars = ["picture", "file", "chunk", "shard", "setting", "entry", "patch", "class"]
+    units = ("images", "files", "chunks", "shards", "settings", "entries", "patches", "classes")
+    singulars = ["image", "file", "chunk", "shard", "setting", "entry", "patch", "class"]
     assert [singular(unit) for unit in units] == singulars
 
 
@@ -68,16 +68,16 @@ def in_a_pipe() -> tuple[Console, io.StringIO]:
 @pytest.mark.parametrize("kind", ["terminal", "pipe"])
 def test_nothing_is_drawn_for_no_items(kind):
     console, output = on_a_terminal() if kind == "terminal" else in_a_pipe()
-    with console.stage("Encoding latents", 0, "pictures"):
+    with console.stage("Encoding latents", 0, "images"):
         pass
     assert output.getvalue() == ""
 
 
 def test_a_stage_leaves_one_line():
     console, output = on_a_terminal()
-    with console.stage("Encoding latents", 1, "pictures") as advance:
+    with console.stage("Encoding latents", 1, "images") as advance:
         advance(1)
-    assert re.fullmatch(r"Encoding latents: 1 picture in [\d.]+ s\n", left(output))
+    assert re.fullmatch(r"Encoding latents: 1 image in [\d.]+ s\n", left(output))
 
 
 def test_a_stage_that_only_waits_leaves_nothing():

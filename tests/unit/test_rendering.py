@@ -1,4 +1,4 @@
-"""Pixels and weights of planned pictures; what changes them each time they are shown."""
+"""Pixels and weights of planned images; what changes them each time they are shown."""
 
 from dataclasses import replace
 
@@ -109,7 +109,7 @@ def test_a_mask_of_another_shape_is_named(tmp_path):
 
 
 def crops(image, rules, count=60):
-    """Many showings of a picture."""
+    """Many showings of an image."""
     return [render_varied(image, rules, 1, epoch, "a").pixels for epoch in range(count)]
 
 

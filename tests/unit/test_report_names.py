@@ -1,4 +1,4 @@
-"""The page of a data set and the same for programs are two files."""
+"""The page of a dataset and the same for programs are two files."""
 
 from pathlib import Path
 

@@ -88,9 +88,9 @@ def test_where_words_are_not_written(tmp_path):
     cases = {
         "a.txt": "",
         "in.txt": "",
-        "out.txt": "a link that leads out of the data set",
-        "door/a.txt": "lies out of the data set",
-        "../home/profile": "lies out of the data set",
+        "out.txt": "a link that leads out of the dataset",
+        "door/a.txt": "lies out of the dataset",
+        "../home/profile": "lies out of the dataset",
         "folder.txt": "is there and not a file",
         "pipe.txt": "is there and not a file",
         "n" * 252 + ".txt": "has over 255 bytes",

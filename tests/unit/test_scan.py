@@ -119,7 +119,7 @@ def test_unusable_folders_are_explained(tmp_path, kind):
     words = {
         "missing": "not there",
         "file": "a file",
-        "empty": "holds no pictures",
+        "empty": "holds no images",
         "broken": "a.png",
     }
     with pytest.raises(DatasetError, match=words[kind]):

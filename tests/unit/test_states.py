@@ -11,7 +11,7 @@ from impasto.errors import RunError
 from impasto.runs import RunDirectory
 from impasto.training.saving.state import DamagedStateError, TrainingState, load_state, save_state
 
-FINGERPRINT = {"data set": "a"}
+FINGERPRINT = {"dataset": "a"}
 FILES = ("weights.safetensors", "optimizer.safetensors", "ema.safetensors")
 
 
@@ -94,7 +94,7 @@ def test_a_state_of_an_earlier_version_is_read(folder):
 
 def test_another_run_is_no_damage(folder):
     with pytest.raises(RunError, match="cannot be resumed exactly") as caught:
-        load_state(folder, {"data set": "b"})
+        load_state(folder, {"dataset": "b"})
     assert not isinstance(caught.value, DamagedStateError)
 
 

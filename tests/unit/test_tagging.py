@@ -116,7 +116,7 @@ def test_no_picture_as_input_is_no_tagger(tmp_path):
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
     onnx.save(model, str(tmp_path / "model.onnx"))
     taggers.selected_tags(tmp_path / "selected_tags.csv")
-    with pytest.raises(ModelError, match="no square colour picture"):
+    with pytest.raises(ModelError, match="no square colour image"):
         OnnxTagger(tmp_path)
 
 
@@ -147,7 +147,7 @@ def test_where_memory_runs_out_batches_are_halved(tmp_path):
     tagger._run = small
     assert tagger.scores([plain(448)] * 7).shape == (7, 3)
     assert sizes == [7, 3, 1, 1, 1, 1, 1, 1, 1]
-    assert "from now on 1 picture at a time" in told[-1]
+    assert "from now on 1 image at a time" in told[-1]
     tagger._run = lambda _: (_ for _ in ()).throw(RuntimeError("CUDA out of memory"))
     with pytest.raises(OutOfMemoryError, match="smaller model"):
         tagger.scores([plain(448)])

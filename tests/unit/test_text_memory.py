@@ -86,7 +86,7 @@ def test_without_memory_everything_is_still_right(tokens):
 
 def test_states_come_back_from_disk_without_the_encoder(tokens, tmp_path):
     encoder = CountingEncoder()
-    captions = [f"picture number {n}" for n in range(40)] + ["cat " * 80]
+    captions = [f"image number {n}" for n in range(40)] + ["cat " * 80]
     first = conditioner(tokens, encoder, store=TextStore(tmp_path, "clip"))
     first.encode_ahead(captions)
     assert encoder.chunks == 43  # and the empty chunk

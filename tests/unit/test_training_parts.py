@@ -87,10 +87,10 @@ def test_steps_fractions_and_percentages(steps, updates):
         ({"kind": "rates"}, "expected value:step"),
         ({"kind": "rates", "rules": "1e-5:300, 1e-6:100"}, "rising steps"),
         ({"kind": "rates", "rules": "1:3, 2", "warmup_steps": 5}, "warmup_steps has no effect"),
-        ({"warmup_steps": "many"}, "is no number of updates"),
-        ({"warmup_steps": 1.5}, "is no number of updates"),
-        ({"warmup_steps": -1}, "is no number of updates"),
-        ({"warmup_steps": "120%"}, "is no number of updates"),
+        ({"warmup_steps": "many"}, "is no number of steps"),
+        ({"warmup_steps": 1.5}, "is no number of steps"),
+        ({"warmup_steps": -1}, "is no number of steps"),
+        ({"warmup_steps": "120%"}, "is no number of steps"),
     ],
 )
 def test_schedules_that_make_no_sense_are_explained(options, words):
@@ -212,7 +212,7 @@ def test_every_sample_of_an_update_counts_the_same():
 
 def state_at(step: int) -> TrainingState:
     tensors = {"unet.w": LazyTensor.of(torch.full((2,), float(step)))}
-    return TrainingState(step, step * 4, {"data set": "a"}, tensors, tensors, {}, {})
+    return TrainingState(step, step * 4, {"dataset": "a"}, tensors, tensors, {}, {})
 
 
 def test_states_are_kept_and_removed(tmp_path):
@@ -220,7 +220,7 @@ def test_states_are_kept_and_removed(tmp_path):
     for step in (2, 4, 6):
         save_state(run, state_at(step), keep=2)
     assert run.saved_steps() == [4, 6]
-    loaded = load_state(run.states / "step-00000006", {"data set": "a"})
+    loaded = load_state(run.states / "step-00000006", {"dataset": "a"})
     assert loaded.step == 6
     assert loaded.samples_seen == 24
     assert torch.equal(loaded.weights["unet.w"].read(), torch.full((2,), 6.0))
@@ -229,8 +229,8 @@ def test_states_are_kept_and_removed(tmp_path):
 def test_a_state_of_another_run_is_refused_with_the_difference(tmp_path):
     run = RunDirectory(tmp_path)
     path = save_state(run, state_at(2), keep=1)
-    with pytest.raises(RunError, match=r"data set \(was a, is b\)"):
-        load_state(path, {"data set": "b"})
+    with pytest.raises(RunError, match=r"dataset \(was a, is b\)"):
+        load_state(path, {"dataset": "b"})
 
 
 @pytest.mark.parametrize("file", ["state.json", "weights.safetensors", "optimizer.safetensors"])
@@ -239,7 +239,7 @@ def test_a_damaged_state_is_explained(tmp_path, file):
     path = save_state(run, state_at(2), keep=1)
     (path / file).write_bytes((path / file).read_bytes()[:-20])
     with pytest.raises(RunError, match="damaged"):
-        load_state(path, {"data set": "a"})
+        load_state(path, {"dataset": "a"})
 
 
 def test_a_newer_state_is_refused(tmp_path):
@@ -250,7 +250,7 @@ def test_a_newer_state_is_refused(tmp_path):
         text.replace('"format_version": 1', '"format_version": 2'), encoding="utf-8"
     )
     with pytest.raises(RunError, match="newer Impasto"):
-        load_state(path, {"data set": "a"})
+        load_state(path, {"dataset": "a"})
 
 
 @pytest.mark.parametrize("power", [None, 0.75])

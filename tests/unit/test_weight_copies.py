@@ -1,4 +1,4 @@
-"""16-bit copies of weights, made once an update: where they stand, and what they hand on."""
+"""16-bit copies of weights, made once a step: where they stand, and what they hand on."""
 
 from pathlib import Path
 from types import SimpleNamespace

@@ -1,7 +1,7 @@
 """One rule for which file has an image's words and how it is read, and notes that stay inside.
 
 If one of these failed, what a scan reads would be refused or missed by another verb, or a
-stranger's data set would write outside of its folder.
+stranger's dataset would write outside of its folder.
 """
 
 import json
@@ -90,9 +90,9 @@ def test_notes_are_not_kept_where_a_link_leads(folder, tmp_path, link):
     outside.mkdir()
     (folder / link).parent.mkdir(exist_ok=True)
     (folder / link).symlink_to(outside)
-    with pytest.raises(RunError, match="leads out of the data set by a link"):
+    with pytest.raises(RunError, match="leads out of the dataset by a link"):
         write(folder)
-    with pytest.raises(RunError, match="leads out of the data set by a link"):
+    with pytest.raises(RunError, match="leads out of the dataset by a link"):
         undo(place_of(folder))
     assert list(outside.iterdir()) == []
     assert not (folder / "a.txt").exists()

@@ -1,1 +1,1 @@
-"""Words for pictures: tags and captions by models, and rules that make both usable."""
+"""Words for images: tags and captions by models, and rules that make both usable."""

@@ -1,4 +1,4 @@
-"""Goes through pictures with a tagger or a captioner and writes what it says."""
+"""Goes through images with a tagger or a captioner and writes what it says."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from impasto.progress import Progress
 
 T = TypeVar("T")
 Target = Sidecars | MetadataWords
-WRITTEN_BEHIND = 64  # pictures whose words are not on disk yet
+WRITTEN_BEHIND = 64  # images whose words are not on disk yet
 
 
 class Annotator(Protocol[T]):
-    """Words for pictures, in two stages: one that runs in workers, and the model.
+    """Words for images, in two stages: one that runs in workers, and the model.
 
     Decoding and resizing leave Python free, so the workers are threads.
     """
@@ -39,7 +39,7 @@ class Annotator(Protocol[T]):
     prepare: Stage[Path, T]
 
     def words(self, prepared: Sequence[T], records: Sequence[ImageRecord]) -> list[str]:
-        """One text for each picture."""
+        """One text for each image."""
 
 
 @dataclass
@@ -62,11 +62,11 @@ class Tagging:
         self.prepare: Stage[Path, np.ndarray] = Prepare(self.tagger.profile)
 
     def words(self, prepared: Sequence[np.ndarray], records: Sequence[ImageRecord]) -> list[str]:  # noqa: ARG002
-        """A line of tags for each picture."""
+        """A line of tags for each image."""
         return [self._line(self.found(row)) for row in self.tagger.scores(prepared)]
 
     def found(self, scores: np.ndarray) -> list[Tag]:
-        """The tags that one picture's scores amount to."""
+        """The tags that one image's scores amount to."""
         return self.selection.of(scores, self.tagger.table)
 
     def _line(self, tags: Sequence[Tag]) -> str:
@@ -76,7 +76,7 @@ class Tagging:
 
 
 class Decoded:
-    """A stage: paths -> RGB pictures."""
+    """A stage: paths -> RGB images."""
 
     def __call__(self, paths: Sequence[Path]) -> list[Image.Image | Failure]:
         """Decode each; what cannot be read is a `Failure`."""
@@ -105,7 +105,7 @@ class Captioning:
         self.prepare: Stage[Path, Image.Image] = Decoded()
 
     def words(self, prepared: Sequence[Image.Image], records: Sequence[ImageRecord]) -> list[str]:
-        """A caption for each picture."""
+        """A caption for each image."""
         found = self.captioner.captions(prepared, [record.name for record in records])
         return [self.change(text) for text in found]
 
@@ -115,11 +115,11 @@ class Annotated(Generic[T]):
     """What was done.
 
     Attributes:
-        written: Pictures that got words.
-        worded: Pictures that had some already.
-        done_before: Pictures that were done before an interruption.
-        empty: Pictures for which the model had no words.
-        set_aside: Pictures that could not be read or written about, with reasons.
+        written: Images that got words.
+        worded: Images that had some already.
+        done_before: Images that were done before an interruption.
+        empty: Images for which the model had no words.
+        set_aside: Images that could not be read or written about, with reasons.
     """
 
     written: int
@@ -141,21 +141,21 @@ def annotate(
     on_error: ErrorPolicy = "skip",
     show: Callable[[ImageRecord, str], None] | None = None,
 ) -> Annotated[T]:
-    """Give pictures words.
+    """Give images words.
 
     Args:
-        records: The pictures.
+        records: The images.
         annotator: What gives words.
         target: Where they go.
         journal: Notes of all changes; None writes nothing (`show` is told).
         progress: Where to show how far it is.
-        batch_size: Pictures that go through the model together.
+        batch_size: Images that go through the model together.
         workers: Threads that decode; None takes as many as there are processors.
-        on_error: What becomes of a picture that cannot be read.
-        show: Is told of each picture and what it gets.
+        on_error: What becomes of an image that cannot be read.
+        show: Is told of each image and what it gets.
 
     Raises:
-        DatasetError: A picture cannot be read and `on_error` is stop.
+        DatasetError: An image cannot be read and `on_error` is stop.
         StorageError: Words could not be written.
     """
     done = journal.done if journal else set()
@@ -169,7 +169,7 @@ def annotate(
     set_aside = refused
     written = empty = 0
     with (
-        progress.stage("Looking at pictures", len(wanted), "pictures") as advance,
+        progress.stage("Looking at images", len(wanted), "images") as advance,
         _Keeper(journal, target) as keeper,
     ):
         for batch in _prepared(annotator, wanted, batch_size, workers):
@@ -189,7 +189,7 @@ def annotate(
 
 
 def words_of(annotator: Annotator[T], records: Sequence[ImageRecord]) -> dict[Path, str]:
-    """What an annotator says of some pictures, without writing it; unreadable ones are left out."""
+    """What an annotator says of some images, without writing it; unreadable ones are left out."""
     made = dict(zip(records, annotator.prepare([r.path for r in records]), strict=True))
     good = {r: outcome for r, outcome in made.items() if not isinstance(outcome, Failure)}
     texts = annotator.words(list(good.values()), list(good))
@@ -197,7 +197,7 @@ def words_of(annotator: Annotator[T], records: Sequence[ImageRecord]) -> dict[Pa
 
 
 class _Keeper:
-    """Writes words on a thread of its own, in order, while the model looks at the next pictures."""
+    """Writes words on a thread of its own, in order, while the model looks at the next images."""
 
     def __init__(self, journal: Journal | None, target: Target) -> None:
         self._journal, self._target = journal, target
@@ -220,7 +220,7 @@ class _Keeper:
                 self._target.close(self._journal)
 
     def keep(self, record: ImageRecord, text: str) -> None:
-        """Write a picture's words; without words only note that it is done."""
+        """Write an image's words; without words only note that it is done."""
         if self._journal is not None:
             self._waiting.append(self._pool.submit(self._write, self._journal, record, text))
             self._raise_faults(WRITTEN_BEHIND)

@@ -16,7 +16,7 @@ from impasto.errors import ConfigError, MissingDependencyError, ModelError, OutO
 from impasto.invocation import install_packages
 from impasto.progress import Progress, SilentProgress, counted
 
-CHAT_PROMPT = "Describe this picture in one sentence, as a caption for training."
+CHAT_PROMPT = "Describe this image in one sentence, as a caption for training."
 
 _READING = [
     re.compile(
@@ -40,7 +40,7 @@ class Generation:
         max_length: Tokens at most, the prompt not counted.
         repetition_penalty: Above 1 repeats less.
         temperature: Of drawing.
-        seed: Of drawing, together with the names of the pictures in a batch.
+        seed: Of drawing, together with the names of the images in a batch.
     """
 
     beams: int = 3
@@ -136,14 +136,14 @@ class Captioner:
         return cls(model.to(device).eval(), processor, **options)
 
     def captions(self, images: Sequence[Image.Image], keys: Sequence[str]) -> list[str]:
-        """A caption for each picture; where memory runs out, half as many at once.
+        """A caption for each image; where memory runs out, half as many at once.
 
         Args:
             images: RGB.
             keys: Names, for the seeds of drawing.
 
         Raises:
-            OutOfMemoryError: Not even one picture fits.
+            OutOfMemoryError: Not even one image fits.
         """
         try:
             return [self._cleaned(text) for text in self._generated(images, keys)]
@@ -152,10 +152,10 @@ class Captioner:
                 torch.cuda.empty_cache()
             if len(images) == 1:
                 raise OutOfMemoryError(
-                    "Memory ran out while captioning a single picture. Take a smaller model."
+                    "Memory ran out while captioning a single image. Take a smaller model."
                 ) from error
             half = len(images) // 2
-            self.progress.note(f"Memory ran out: captioning {counted(half, 'pictures')} at a time.")
+            self.progress.note(f"Memory ran out: captioning {counted(half, 'images')} at a time.")
             return [
                 *self.captions(images[:half], keys[:half]),
                 *self.captions(images[half:], keys[half:]),

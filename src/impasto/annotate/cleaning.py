@@ -22,7 +22,7 @@ SHIPPED = ("kohya", "plain")
 
 
 class Cleaner(Protocol):
-    """What becomes of the words of a picture."""
+    """What becomes of the words of an image."""
 
     def tags(self, text: str) -> str:
         """A line of tags."""
@@ -46,7 +46,7 @@ _KOHYA_CAPTIONS: list[tuple[str, str]] = [
     ("person", "girl"),
     *((f"a cartoon {thing}", f"a {thing}") for thing in ("figure",)),
     ("a cartoon image", "an image"),
-    ("a cartoon picture", "a picture"),
+    ("a cartoon image", "an image"),
     ("an anime cartoon image", "an image"),
     ("a cartoon anime drawing", "a drawing"),
     ("a cartoon drawing", "a drawing"),
@@ -71,7 +71,7 @@ _OF_ONE_PERSON = [
 class Kohya:
     """The rules of sd-scripts' `finetune/clean_captions_and_tags.py`, as they are.
 
-    They were made for anime pictures with one kind of tagger, and replace parts of words too:
+    They were made for anime images with one kind of tagger, and replace parts of words too:
     a ladybug becomes a girlbug.
     """
 
@@ -127,8 +127,8 @@ class Rules:
         keep_implied: Tags that are kept all the same.
         several: Patterns of tags that say there are several people.
         once_if_several: Patterns of which, with several people, only a single match is believed.
-        least_count: Tags in fewer pictures are left out.
-        most_share: Tags in a larger share of the pictures are left out.
+        least_count: Tags in fewer images are left out.
+        most_share: Tags in a larger share of the images are left out.
         drop_words: Left out of captions, with the space beside.
         replace_words: Words of captions -> others; a capital at the beginning is kept.
     """
@@ -179,7 +179,7 @@ class Rules:
         return self.drop_implied and any(o.endswith((f" {tag}", f"_{tag}")) for o in others)
 
     def frequent(self, counts: Mapping[str, int], pictures: int) -> Callable[[str], str]:
-        """A further step that leaves out tags by how often they come over all pictures."""
+        """A further step that leaves out tags by how often they come over all images."""
         low, high = self.least_count, self.most_share * pictures
 
         def kept(text: str) -> str:

@@ -1,8 +1,8 @@
 """Notes of what a command changed, made ahead of each change, so that `undo` restores every byte.
 
 A journal is a file of JSON lines, each with a check sum over itself: what the command is, then for
-each file what was there (content and hash) and the hash of what was written, pictures that are
-done, and the end. Without an end the same command goes on with the pictures that are left. Journals
+each file what was there (content and hash) and the hash of what was written, images that are
+done, and the end. Without an end the same command goes on with the images that are left. Journals
 of earlier versions, which had absolute paths, are read too. `undoing.py` takes them back.
 """
 
@@ -38,10 +38,10 @@ _FORMAT = 2
 
 
 class Journal:
-    """The notes of one command; at most one command at a time writes words of a data set.
+    """The notes of one command; at most one command at a time writes words of a dataset.
 
     Args:
-        place: The data set; a folder of notes stands for the one that it is in.
+        place: The dataset; a folder of notes stands for the one that it is in.
         command: What the command does, as canonical text; an unfinished one of the same text is
             continued.
     """
@@ -82,7 +82,7 @@ class Journal:
         """Note what is there, then write; the text gets a line end.
 
         Raises:
-            RunError: The file is outside of the data set.
+            RunError: The file is outside of the dataset.
             StorageError: It could not be written.
         """
         self.replace(path, (text + "\n").encode(), [picture])
@@ -95,7 +95,7 @@ class Journal:
         """
         spot = self.place.spot_of(path)
         if spot is None:
-            raise RunError(f"{path} is outside of the data set; nothing is written there.")
+            raise RunError(f"{path} is outside of the dataset; nothing is written there.")
         real = files.real_path(path)
         before = real.read_bytes() if real.is_file() else None
         if before == content:
@@ -117,7 +117,7 @@ class Journal:
             self.finish(picture)
 
     def finish(self, picture: str) -> None:
-        """Note that a picture needs nothing more; if that is lost, it is done once more."""
+        """Note that an image needs nothing more; if that is lost, it is done once more."""
         self._note({"picture": picture}, durably=False)
 
     def _continue(self, newest: Path) -> None:
@@ -128,7 +128,7 @@ class Journal:
         try:
             self.done = _still_done(notes, self.place)
         except RunError:
-            return  # its notes are not of this data set
+            return  # its notes are not of this dataset
         self._last = {e.spot: e.after for e in notes.edits if isinstance(e.spot, Spot)}
         self._path = newest
         _cut_half_line(newest)
@@ -170,10 +170,10 @@ class Journal:
 
 @contextlib.contextmanager
 def alone(place: Place) -> Iterator[None]:
-    """Hold the journals of a data set, so that no second command changes the same words meanwhile.
+    """Hold the journals of a dataset, so that no second command changes the same words meanwhile.
 
     Raises:
-        RunError: Another command is at it, or the journals are outside of the data set by a link.
+        RunError: Another command is at it, or the journals are outside of the dataset by a link.
         StorageError: The folder cannot be written.
     """
     place.require_own_journals()
@@ -181,7 +181,7 @@ def alone(place: Place) -> Iterator[None]:
 
     def refuse(holder: Holder) -> None:
         raise RunError(
-            f"Another command is changing words of this data set: {holder.words}. It holds "
+            f"Another command is changing words of this dataset: {holder.words}. It holds "
             f"{place.journals}. Wait until it is done."
         )
 
@@ -190,15 +190,15 @@ def alone(place: Place) -> Iterator[None]:
 
 
 def folders_of(place: Place) -> list[str]:
-    """The data set's folders as they are noted in a journal that is kept elsewhere."""
+    """The dataset's folders as they are noted in a journal that is kept elsewhere."""
     return [files.real_path(root).as_posix() for root in place.roots]
 
 
 def _still_done(notes: Notes, place: Place) -> set[str]:
-    """The pictures that are done, but for those whose words somebody took away since.
+    """The images that are done, but for those whose words somebody took away since.
 
     Raises:
-        RunError: The notes are of files outside of the data set.
+        RunError: The notes are of files outside of the dataset.
     """
     spots = {edit.spot for edit in notes.edits if isinstance(edit.spot, Spot)}
     gone = {spot for spot in spots if not has_text(place.file_of(spot))}

@@ -34,7 +34,7 @@ class Edit:
         was: The hash of what was there; None if nothing was.
         after: The hash of what was written; `UNKNOWN` if that is not noted.
         content: What was there, if it is not what the edit before wrote.
-        pictures: Names of the images that need nothing more once this is written.
+        images: Names of the images that need nothing more once this is written.
     """
 
     spot: Spot | Path
@@ -51,9 +51,9 @@ class Notes:
     Attributes:
         command: What the command does, as text.
         edits: The changes in their order.
-        done: Names of the pictures that need nothing more.
+        done: Names of the images that need nothing more.
         ended: Whether the command came to its end, or was taken back in part.
-        folders: The data set's folders, where the journal is kept elsewhere.
+        folders: The dataset's folders, where the journal is kept elsewhere.
         damaged: Numbers of lines that are not as they were written.
     """
 

@@ -36,7 +36,7 @@ _MEMORY_WORDS = ("Failed to allocate memory", "out of memory", "CUDA_ERROR_OUT_O
 
 
 class Tagger(Protocol):
-    """Gives probabilities for pictures that its profile prepared."""
+    """Gives probabilities for images that its profile prepared."""
 
     profile: Profile
     table: TagTable
@@ -51,7 +51,7 @@ class OnnxTagger:
     Args:
         folder: Where they are.
         provider: A short name of `PROVIDERS`; None takes the best that is installed.
-        profile: How pictures are prepared; None finds out by the files.
+        profile: How images are prepared; None finds out by the files.
         progress: Is told when memory makes batches smaller.
 
     Raises:
@@ -87,7 +87,7 @@ class OnnxTagger:
 
         Raises:
             ModelError: The output is not one of probabilities.
-            OutOfMemoryError: Not even one picture fits.
+            OutOfMemoryError: Not even one image fits.
         """
         size = self.fixed_batch or min(len(pixels), self._most or len(pixels))
         found: list[np.ndarray] = []
@@ -101,12 +101,12 @@ class OnnxTagger:
                     raise
                 if self.fixed_batch or size == 1:
                     raise OutOfMemoryError(
-                        f"Memory ran out while tagging {counted(len(part), 'pictures')} at once. "
+                        f"Memory ran out while tagging {counted(len(part), 'images')} at once. "
                         f"Take a smaller model, or --provider cpu."
                     ) from error
                 size = self._most = max(1, size // 2)
                 self._progress.note(
-                    f"Memory ran out: from now on {counted(size, 'pictures')} at a time."
+                    f"Memory ran out: from now on {counted(size, 'images')} at a time."
                 )
                 continue
             start += len(part)

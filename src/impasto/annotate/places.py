@@ -1,6 +1,6 @@
-"""Where the words of a data set are, so that notes of changes hold wherever its folder is moved.
+"""Where the words of a dataset are, so that notes of changes hold wherever its folder is moved.
 
-A file is noted by the folder of the data set that it is in and the path below: `Spot`. A data set
+A file is noted by the folder of the dataset that it is in and the path below: `Spot`. A dataset
 may come from a stranger, notes included, so a spot never leads out of those folders, neither by
 its text nor by a link on the way, and never to what cannot be words.
 """
@@ -24,7 +24,7 @@ class Spot:
     """A file of words.
 
     Attributes:
-        root: The number of the data set's folder that it is in; `NAMED` is the metadata file that
+        root: The number of the dataset's folder that it is in; `NAMED` is the metadata file that
             the user named, wherever it is.
         file: Its path below, with slashes; of a named file its name.
     """
@@ -35,10 +35,10 @@ class Spot:
 
 @dataclass(frozen=True)
 class Place:
-    """Where words of a data set may be, and where the notes of changes are kept.
+    """Where words of a dataset may be, and where the notes of changes are kept.
 
     Attributes:
-        roots: The folders of the data set, in the order of its settings.
+        roots: The folders of the dataset, in the order of its settings.
         journals: Folder of the notes.
         named: A metadata file that the user named, which may be anywhere.
     """
@@ -49,12 +49,12 @@ class Place:
 
     @classmethod
     def around(cls, journals: Path) -> Place:
-        """The data set of one folder in which notes are kept, in `.impasto` or directly."""
+        """The dataset of one folder in which notes are kept, in `.impasto` or directly."""
         above = journals.parent
         return cls((above.parent if above.name == files.DERIVED else above,), journals)
 
     def spot_of(self, path: Path) -> Spot | None:
-        """Where a file really is, after links; None outside of the data set."""
+        """Where a file really is, after links; None outside of the dataset."""
         real = files.real_path(path)
         for number, root in enumerate(self.roots):
             base = files.real_path(root)
@@ -70,13 +70,13 @@ class Place:
         """The file that a spot stands for, without any link on the way.
 
         Raises:
-            RunError: The spot leads out of the data set, or the file has to be named.
+            RunError: The spot leads out of the dataset, or the file has to be named.
         """
         if spot.root == NAMED:
             if self.named is None:
                 raise RunError(
                     f"The last change was to the metadata file {spot.file}, which is not in the "
-                    f"data set. Name it: add --metadata and its path. Nothing was touched."
+                    f"dataset. Name it: add --metadata and its path. Nothing was touched."
                 )
             if self.named.name != spot.file:
                 raise RunError(
@@ -86,7 +86,7 @@ class Place:
             return files.real_path(self.named)
         reason = why_no_words(spot.file)
         if not 0 <= spot.root < len(self.roots):
-            reason = f"it is in folder {spot.root + 1} of the data set, which has fewer"
+            reason = f"it is in folder {spot.root + 1} of the dataset, which has fewer"
         if reason:
             raise RunError(
                 f"The notes in {self.journals} name {spot.file[:200]!r}, which undo does not "
@@ -96,27 +96,27 @@ class Place:
         return files.real_path(self.roots[spot.root]) / spot.file
 
     def require_own_journals(self) -> None:
-        """Make sure that notes go where they seem to go: a stranger's data set may hold links.
+        """Make sure that notes go where they seem to go: a stranger's dataset may hold links.
 
         Raises:
-            RunError: The folder of notes is in the data set, and a link leads it out.
+            RunError: The folder of notes is in the dataset, and a link leads it out.
         """
         plain = os.path.abspath(self.journals)  # noqa: PTH100 - links are not followed
         seems = [r for r in self.roots if Path(plain).is_relative_to(os.path.abspath(r))]  # noqa: PTH100
         if seems and not any(files.is_inside(self.journals, root) for root in self.roots):
             raise RunError(
-                f"{self.journals} leads out of the data set by a link, so no notes for undo are "
+                f"{self.journals} leads out of the dataset by a link, so no notes for undo are "
                 f"kept there, and no words are written. Remove the link, or give the folder it "
                 f"leads to as cache_dir."
             )
 
     def needs_name(self, file: Path) -> bool:
-        """Whether undo has to be told where a metadata file is: it is outside of the data set."""
+        """Whether undo has to be told where a metadata file is: it is outside of the dataset."""
         spot = self.spot_of(file)
         return spot is not None and spot.root == NAMED
 
     def name_of(self, picture: Path) -> str:
-        """What a picture is called in notes, wherever the data set is moved."""
+        """What an image is called in notes, wherever the dataset is moved."""
         for number, root in enumerate(self.roots):
             if picture.is_relative_to(root):
                 return f"{number}:{picture.relative_to(root).as_posix()}"
@@ -136,7 +136,7 @@ def why_no_words(below: str) -> str:
     """Why a path below a folder cannot be a file of words; empty where it can."""
     plain, windows = PurePosixPath(below), PureWindowsPath(below)
     if plain.is_absolute() or windows.drive or windows.root or ".." in windows.parts:
-        return "it leads out of the data set"
+        return "it leads out of the dataset"
     if not plain.parts or "\0" in below or plain.as_posix() != below:
         return "it is no path"
     if any(part.startswith(".") for part in plain.parts):

@@ -1,4 +1,4 @@
-"""What taggers of each kind take: size, layout, channels, range, and how a picture is fitted.
+"""What taggers of each kind take: size, layout, channels, range, and how an image is fitted.
 
 The kinds and their contracts: model cards and loaders of SmilingWolf (WD14), cella110n (cl_tagger),
 pixai-labs, Camais03 (Camie), fancyfeast (JoyTag), KichangKim and its ports (DeepDanbooru), and
@@ -28,14 +28,14 @@ CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.261302
 
 @dataclass(frozen=True)
 class Profile:
-    """How pictures are made into a tagger's input, and its output into probabilities.
+    """How images are made into a tagger's input, and its output into probabilities.
 
     Attributes:
         name: The kind, in words.
         side: Pixels of the square input.
         channels_first: Whether the layout is [N, 3, H, W] or else [N, H, W, 3].
         bgr: Whether blue comes first.
-        fit: A picture that is no square is padded (`white`, `black`, `edge`), or `squash`ed.
+        fit: An image that is no square is padded (`white`, `black`, `edge`), or `squash`ed.
         scale: Bytes are divided by this first: 1 leaves 0 to 255.
         mean: Taken away then, by channel in the order of the input.
         std: Divided by then.
@@ -126,12 +126,12 @@ def fitted_to_shape(profile: Profile, shape: Sequence[Any], where: str) -> Profi
         where: The model, for messages.
 
     Raises:
-        ModelError: The input is no square picture.
+        ModelError: The input is no square image.
     """
     sides = [n for n in shape[1:] if isinstance(n, int) and n != 3]
     if len(shape) != 4 or 3 not in shape[1:] or len(set(sides)) > 1:
         raise ModelError(
-            f"{where} takes {list(shape)}, which is no square colour picture: it is no tagger of a "
+            f"{where} takes {list(shape)}, which is no square colour image: it is no tagger of a "
             f"known kind."
         )
     return replace(profile, channels_first=shape[1] == 3, side=sides[0] if sides else profile.side)
@@ -153,7 +153,7 @@ def with_preprocessing(profile: Profile, file: Path) -> Profile:
             found = _applied(found, step)
     except (OSError, ValueError, KeyError, TypeError, StopIteration) as error:
         raise ModelError(
-            f"{file} says nothing about preparing pictures that is known here ({error!r})."
+            f"{file} says nothing about preparing images that is known here ({error!r})."
         ) from error
     return found
 

@@ -83,7 +83,7 @@ class Selection:
         threshold: The least probability.
         by_category: Others for categories.
         own_thresholds: Whether the model's own thresholds by tag come first, where it has them.
-        mcut: Whether the threshold of general tags and of characters is found in each picture, at
+        mcut: Whether the threshold of general tags and of characters is found in each image, at
             the widest gap between neighbouring scores (MCut; Largeron et al. 2012).
         categories: Those that are taken at all; ratings and qualities by `Spelling` besides.
         by_score: Whether the likeliest come first; else the order is the model's.
@@ -97,7 +97,7 @@ class Selection:
     by_score: bool = False
 
     def of(self, scores: np.ndarray, table: TagTable) -> list[Tag]:
-        """The tags of one picture; of ratings and qualities the likeliest one.
+        """The tags of one image; of ratings and qualities the likeliest one.
 
         Args:
             scores: [rows] probabilities.
@@ -168,7 +168,7 @@ class Spelling:
     separator: str = ", "
 
     def write(self, tags: Sequence[Tag]) -> list[str]:
-        """The texts of one picture, each once."""
+        """The texts of one image, each once."""
         by_place: dict[str, list[str]] = {"first": [], "middle": [], "last": []}
         for tag in self._in_order(tags):
             place = {RATING: self.rating, QUALITY: self.quality}.get(tag.category, "middle")

@@ -1,6 +1,6 @@
 """Takes back what the last command wrote: everything is checked first, then each file restored.
 
-Nothing is touched that is not in the data set, nor, unless asked, what somebody changed since. The
+Nothing is touched that is not in the dataset, nor, unless asked, what somebody changed since. The
 journal stays until all of it is taken back, so a fault half-way (a full disk, a folder that moved)
 costs nothing but running it again.
 """
@@ -47,13 +47,13 @@ def undo(place: Place | Path, *, force: bool = False, keep: bool = False) -> Und
     """Take the newest journal back; it is gone once nothing of it is left.
 
     Args:
-        place: The data set; a folder of notes stands for the one that it is in.
+        place: The dataset; a folder of notes stands for the one that it is in.
         force: Also restore files that were changed since.
         keep: Leave files that were changed since, and be done with this journal.
 
     Raises:
         RunError: There is nothing to take back, its notes are damaged, or they lead out of the
-            data set; nothing was touched.
+            dataset; nothing was touched.
         StorageError: Files could not be written; the others are restored, and running it again
             goes on.
     """
@@ -85,7 +85,7 @@ def undo(place: Place | Path, *, force: bool = False, keep: bool = False) -> Und
 
 
 def _newest(place: Place) -> tuple[Path, Notes]:
-    """The last journal of this data set that changed anything; empty ones after it are removed.
+    """The last journal of this dataset that changed anything; empty ones after it are removed.
 
     Raises:
         RunError: There is none.
@@ -101,7 +101,7 @@ def _newest(place: Place) -> tuple[Path, Notes]:
 
 
 def _belongs(notes: Notes, place: Place) -> bool:
-    """Whether a journal is of this data set, where several keep theirs in one folder."""
+    """Whether a journal is of this dataset, where several keep theirs in one folder."""
     if notes.folders is not None:
         gone = not any(os.path.exists(folder) for folder in notes.folders)  # noqa: PTH110 - of any length
         return notes.folders == folders_of(place) or gone
@@ -127,16 +127,16 @@ def _of_old(path: Path, place: Place) -> Spot:
     """The spot of an absolute path.
 
     Raises:
-        RunError: It is outside of the data set.
+        RunError: It is outside of the dataset.
     """
     usable = path.is_absolute() and "\0" not in str(path)
     spot = place.spot_of(path) if usable else None
     if spot is None:
         raise RunError(
             f"The notes in {place.journals} name {str(path)[:200]}, which is outside of the data "
-            f"set. Nothing was touched. If the folder of pictures was moved since, move it back "
+            f"set. Nothing was touched. If the folder of images was moved since, move it back "
             f"for this (or name the metadata file with --metadata); if the notes came with "
-            f"somebody else's data set, delete them."
+            f"somebody else's dataset, delete them."
         )
     return spot
 

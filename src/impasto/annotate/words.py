@@ -1,4 +1,4 @@
-"""Where words go: into files beside pictures, or into a metadata file."""
+"""Where words go: into files beside images, or into a metadata file."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ LONGEST_TEXT = 1 << 20  # bytes of a sidecar that is appended to
 
 @dataclass
 class Sidecars:
-    """Words go into files beside the pictures.
+    """Words go into files beside the images.
 
     Args:
         ending: Of those files, such as `.txt`.
-        policy: What becomes of one that is there; `missing` leaves pictures alone that have words
+        policy: What becomes of one that is there; `missing` leaves images alone that have words
             of any kind.
         join: How `append` puts words together.
-        place: The data set.
+        place: The dataset.
     """
 
     ending: str
@@ -54,11 +54,11 @@ class Sidecars:
         self._beside = WordsBeside(self.ending)
 
     def wants(self, record: ImageRecord) -> bool:
-        """Whether a picture is to get words."""
+        """Whether an image is to get words."""
         return self.policy != "missing" or not self._beside.has_words(record)
 
     def fault(self, record: ImageRecord) -> str:
-        """Why a picture cannot get words; empty where it can."""
+        """Why an image cannot get words; empty where it can."""
         path = self.path(record)
         reason = self.place.why_not_written(path)
         owner = self._owners.setdefault(path, record)
@@ -73,7 +73,7 @@ class Sidecars:
         return ""
 
     def path(self, record: ImageRecord) -> Path:
-        """Where a picture's words are."""
+        """Where an image's words are."""
         return self._beside.file(record.path, self.ending)
 
     def text(self, record: ImageRecord, new: str) -> str:
@@ -95,7 +95,7 @@ class Sidecars:
             raise DatasetError(f"{path} cannot be read: {error.strerror or error}.") from error
 
     def write(self, journal: Journal, record: ImageRecord, new: str) -> None:
-        """Write a picture's words."""
+        """Write an image's words."""
         text = self.text(record, new)
         journal.write(self.path(record), text, self.place.name_of(record.path))
 
@@ -113,11 +113,11 @@ class MetadataWords:
     Args:
         file: The file.
         column: `caption` or `tags`.
-        policy: What becomes of words that are there; `missing` leaves pictures alone that have
+        policy: What becomes of words that are there; `missing` leaves images alone that have
             words of any kind.
         join: How `append` puts words together.
-        key_of: The key of a picture that the file does not name yet.
-        place: The data set.
+        key_of: The key of an image that the file does not name yet.
+        place: The dataset.
         sized: Whether the sizes of the images are written too.
         replaces: Whether entries of before are dropped, those of images without new words too.
         backup: Whether what is there at the first write is kept under another name.
@@ -148,7 +148,7 @@ class MetadataWords:
             self._read()
 
     def wants(self, record: ImageRecord) -> bool:
-        """Whether a picture is to get words."""
+        """Whether an image is to get words."""
         if self.policy != "missing":
             return True
         entry = self._entries.get(self._key(record))
@@ -156,7 +156,7 @@ class MetadataWords:
         return not (has_entry or self._beside.has_words(record))
 
     def fault(self, record: ImageRecord) -> str:
-        """Why a picture cannot get words: two images may not share one key."""
+        """Why an image cannot get words: two images may not share one key."""
         key = self._key(record)
         owner = self._owners.setdefault(key, record.path)
         if owner != record.path:
@@ -169,7 +169,7 @@ class MetadataWords:
         return self.join(before, new) if self.policy == "append" and before else new
 
     def write(self, journal: Journal, record: ImageRecord, new: str) -> None:
-        """Keep a picture's words."""
+        """Keep an image's words."""
         self._begin(journal)
         key = self._key(record)
         entry = self._entries.get(key, MetadataEntry(key))

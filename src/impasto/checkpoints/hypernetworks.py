@@ -117,7 +117,7 @@ class HypernetworkContents:
         halves: Width -> tensors of the networks for keys and for values, by A1111's names.
         structure: How they are put together.
         name: Its name.
-        step: Updates it was trained for.
+        step: Steps it was trained for.
         initialization: What its weights began as, by A1111's names.
         base_hash: The short hash of the model it was trained on, if known.
         base_name: That model's name, if known.

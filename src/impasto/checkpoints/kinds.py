@@ -97,7 +97,7 @@ OTHERS = (
     ),
     Kind("a GLIGEN model", ("position_net.",), (".fuser.",)),
     Kind(
-        "an upscaler or face restorer, which works on pictures",
+        "an upscaler or face restorer, which works on images",
         ("conv_first.", "model.1.sub.", "m_head.", "stylegan_decoder."),
         (".RDB1.", ".rdb1.", ".residual_group.", ".upsampler_conv."),
         ("params_ema", "params", "params-ema"),

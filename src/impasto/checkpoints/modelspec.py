@@ -23,7 +23,7 @@ ZERO_TERMINAL_SNR_KEYS = (ZERO_TERMINAL_SNR_KEY, "ss_zero_terminal_snr")
 """Ours, and that of sd-scripts' `train_network.py`."""
 
 SIDES = range(8, 8193)
-"""Sides of pictures, in pixels, that a model can have been trained at."""
+"""Sides of images, in pixels, that a model can have been trained at."""
 
 _RESOLUTION = re.compile(r"(\d{1,5})(?:x(\d{1,5}))?", re.ASCII)
 _LAYER = re.compile(r"[1-9]\d?", re.ASCII)

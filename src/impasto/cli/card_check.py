@@ -72,10 +72,10 @@ class Outcome:
 
 
 class _Losses(SilentEvents):
-    """Keeps the losses of a run, and ends it after an update as a crash would.
+    """Keeps the losses of a run, and ends it after a step as a crash would.
 
     Args:
-        ends_after: That update; None lets it come to its end.
+        ends_after: That step; None lets it come to its end.
     """
 
     def __init__(self, ends_after: int | None = None) -> None:
@@ -180,12 +180,12 @@ def attention(device: torch.device, shape: tuple[int, int, int, int] = ATTENTION
     advice = ""
     if wrong:
         advice = (
-            f"The attention kernel {' and '.join(wrong)} computes wrong numbers: update PyTorch "
+            f"The attention kernel {' and '.join(wrong)} computes wrong numbers: step PyTorch "
             "and the driver before you train."
         )
     elif not is_lean:
         advice = (
-            "Only plain attention runs here, whose memory grows with the square of the picture's "
+            "Only plain attention runs here, whose memory grows with the square of the image's "
             "area: set training.gradient_checkpointing = true."
         )
     return Outcome(f"{', '.join(lines)} there and back, in {native.words}", advice)
@@ -210,7 +210,7 @@ def _attention_by(
 
 
 class _Runs:
-    """Short runs of the trainer on the demo's model and pictures."""
+    """Short runs of the trainer on the demo's model and images."""
 
     def __init__(self, device: torch.device, scratch: Path) -> None:
         self._device, self._scratch = device, scratch
@@ -252,7 +252,7 @@ class _Runs:
         return Outcome(f"works, in {seconds:.0f} s; losses within {100 * apart:.2g} %")
 
     def memory(self) -> Outcome:
-        """The predicted peak of tensors against the measured one, at a full-size picture's area."""
+        """The predicted peak of tensors against the measured one, at a full-size image's area."""
         large = [
             "dataset.resolution=512", "dataset.min_bucket_reso=256", "training.batch_size=4",
             "dataset.max_bucket_reso=1024", "dataset.bucket_reso_steps=64",

@@ -101,7 +101,7 @@ class Console:
                 "Trains": parts,
                 "On": str(summary["device"])
                 + (f", {summary['processes']} processes" if summary["processes"] > 1 else ""),
-                "Pictures": f"{summary['pictures']:,}, {summary['held_out']:,} held out, "
+                "Pictures": f"{summary['images']:,}, {summary['held_out']:,} held out, "
                 f"{counted(len(summary['buckets']), 'buckets')}",
                 "Updates": f"{last_step:,} in all, {summary['updates_per_epoch']} per epoch"
                 + (f"; continuing after {first_step}" if first_step else ""),
@@ -169,7 +169,7 @@ class Console:
         self._task = None
         seconds = time.perf_counter() - self._training_began
         self.rich.print(
-            f"Training: {self._shown_step:,} of {counted(self._last_step, 'updates')}{self._loss}; "
+            f"Training: {self._shown_step:,} of {counted(self._last_step, 'steps')}{self._loss}; "
             f"{seconds:.0f} s"
         )
 

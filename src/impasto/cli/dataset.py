@@ -1,6 +1,6 @@
-"""`impasto dataset ...`: look at the pictures and words before training on them.
+"""`impasto dataset ...`: look at the images and words before training on them.
 
-SOURCE is a folder of pictures, a dataset configuration or metadata file of sd-scripts, or the
+SOURCE is a folder of images, a dataset configuration or metadata file of sd-scripts, or the
 settings of a run.
 """
 
@@ -39,9 +39,9 @@ if TYPE_CHECKING:
 
 @click.group(cls=FullHelpGroup)
 def dataset() -> None:
-    """Scan, tag, caption, clean, plan and cache pictures, and preview their captions.
+    """Scan, tag, caption, clean, plan and cache images, and preview their captions.
 
-    SOURCE is a folder of pictures, a dataset configuration (TOML or JSON) or metadata file of
+    SOURCE is a folder of images, a dataset configuration (TOML or JSON) or metadata file of
     sd-scripts, or the settings of a run.
     """
 
@@ -98,7 +98,7 @@ def _as_json(scan: Scan) -> dict[str, Any]:
 @DECODE
 @bucket_options
 def plan(source: Path, decode: bool, **options: Any) -> None:  # noqa: FBT001
-    """Show which bucket each picture of SOURCE would go to, and what cropping costs."""
+    """Show which bucket each image of SOURCE would go to, and what cropping costs."""
     from impasto.cli.console import Console
     from impasto.datasets.build import plan_dataset
 
@@ -119,7 +119,7 @@ def plan(source: Path, decode: bool, **options: Any) -> None:  # noqa: FBT001
         {
             **found.tally.rows(),
             "Cropped away": f"{100 * result.mean_lost_area:.1f} % of the area on average",
-            "Enlarged": f"{result.enlarged} of {counted(len(found.records), 'pictures')}",
+            "Enlarged": f"{result.enlarged} of {counted(len(found.records), 'images')}",
             **({"Cropped most": ", ".join(cropped)} if cropped else {}),
         }
     )
@@ -129,13 +129,13 @@ def plan(source: Path, decode: bool, **options: Any) -> None:  # noqa: FBT001
 @dataset.command()
 @SOURCE
 @click.option("--epochs", default=1, show_default=True, type=click.IntRange(1), help="How many.")
-@click.option("--pictures", default=10, show_default=True, help="So many pictures; 0 means all.")
+@click.option("--pictures", default=10, show_default=True, help="So many images; 0 means all.")
 @click.option("--seed", default=42, show_default=True, help="The run's seed.")
-@click.option("--match", default="", help="Only pictures with this in their name.")
+@click.option("--match", default="", help="Only images with this in their name.")
 @click.option(
     "--steps-per-epoch",
     type=click.IntRange(1),
-    help="Updates per epoch, for token_warmup_step.  [default: one per picture and repeat]",
+    help="Steps per epoch, for token_warmup_step.  [default: one per image and repeat]",
 )
 @IMAGE_DIR
 @CACHE_DIR
@@ -159,7 +159,7 @@ def captions(
         if match.lower() in record.name.lower()
     ]
     if not records:
-        raise ConfigError(f"No picture has {match!r} in its name, as --match asks for.")
+        raise ConfigError(f"No image has {match!r} in its name, as --match asks for.")
     per_epoch = steps_per_epoch or sum(record.subset.repeats for record in records)
     for record in records[: pictures or None]:
         console.heading(record.name)
@@ -167,7 +167,7 @@ def captions(
             console.note(line)
     left = len(records) - len(records[: pictures or None])
     if left:
-        console.note(f"\n... and {counted(left, 'more pictures')} (--pictures 0 shows all)")
+        console.note(f"\n... and {counted(left, 'more images')} (--pictures 0 shows all)")
 
 
 def _shown_captions(

@@ -1,4 +1,4 @@
-"""`impasto dataset cache`: encode pictures ahead of training, and look after what is kept."""
+"""`impasto dataset cache`: encode images ahead of training, and look after what is kept."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class _EncodingGroup(FullHelpGroup):
 
 @click.group(cls=_EncodingGroup)
 def cache() -> None:
-    """Encode pictures ahead of training (`cache SOURCE MODEL`), verify, prune.
+    """Encode images ahead of training (`cache SOURCE MODEL`), verify, prune.
 
     Training does it by itself; this is for doing it at another time.
     """
@@ -42,9 +42,9 @@ def cache() -> None:
 @SOURCE
 @click.argument("model")
 @bucket_options
-@click.option("--batch-size", type=click.IntRange(1), help="Pictures at once.  [default: 4]")
+@click.option("--batch-size", type=click.IntRange(1), help="Images at once.  [default: 4]")
 @click.option("--workers", type=click.IntRange(0), help="Processes that decode.")
-@click.option("--strict", is_flag=True, help="Stop at the first picture that cannot be used.")
+@click.option("--strict", is_flag=True, help="Stop at the first image that cannot be used.")
 @click.option("--export-npz", is_flag=True, help="Also write .npz files that sd-scripts reads.")
 def encode(
     source: Path,
@@ -55,7 +55,7 @@ def encode(
     export_npz: bool,  # noqa: FBT001
     **options: Any,
 ) -> None:
-    """Encode the pictures of SOURCE with MODEL's VAE ahead of training."""
+    """Encode the images of SOURCE with MODEL's VAE ahead of training."""
     from impasto.checkpoints.hub import require_source
 
     require_source(model)

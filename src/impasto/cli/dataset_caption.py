@@ -40,11 +40,11 @@ from impasto.cli.numbers import Finite
 @words_options(".caption")
 @CACHE_DIR
 def caption(source: Path, model: str, way: str, **options: Any) -> None:
-    """Caption the pictures of SOURCE with BLIP, GIT, Florence-2 or a chat model.
+    """Caption the images of SOURCE with BLIP, GIT, Florence-2 or a chat model.
 
     \b
-    impasto dataset caption pictures --model blip-large
-    impasto dataset caption pictures --model Qwen/Qwen2.5-VL-7B-Instruct --prompt "Describe ..."
+    impasto dataset caption images --model blip-large
+    impasto dataset caption images --model Qwen/Qwen2.5-VL-7B-Instruct --prompt "Describe ..."
     """  # noqa: D301 - the backspace tells click to keep the lines
     from impasto.annotate.annotation import Captioning
     from impasto.annotate.captioners import PRESETS, Captioner, with_generation

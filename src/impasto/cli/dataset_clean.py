@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 @click.option("--yes", is_flag=True, help="Write without asking.")
 @CACHE_DIR
 def clean(source: Path, rules: str, show: bool, **options: Any) -> None:  # noqa: FBT001
-    """Clean tags and captions beside the pictures of SOURCE; shows the changes before it writes."""
+    """Clean tags and captions beside the images of SOURCE; shows the changes before it writes."""
     from importlib import resources
 
     from impasto.annotate.cleaning import load_rules
@@ -82,7 +82,7 @@ def clean(source: Path, rules: str, show: bool, **options: Any) -> None:  # noqa
     callback=words_ending,
     help="Of the files with tags.",
 )
-@click.option("--least", default=1, show_default=True, help="Only tags in so many pictures.")
+@click.option("--least", default=1, show_default=True, help="Only tags in so many images.")
 @CACHE_DIR
 def tags(source: Path, ending: str, least: int, **options: Any) -> None:
     """Count the tags of SOURCE."""
@@ -98,7 +98,7 @@ def tags(source: Path, ending: str, least: int, **options: Any) -> None:
     rows = {name: count for name, count in counts.most_common() if count >= least}
     if rows:
         console.table(rows)
-    console.note(f"{counted(len(rows), 'tags')} in {counted(len(records), 'pictures')}.")
+    console.note(f"{counted(len(rows), 'tags')} in {counted(len(records), 'images')}.")
 
 
 @click.command()

@@ -1,4 +1,4 @@
-"""`impasto dataset merge`: words from files beside pictures into one metadata file, and back."""
+"""`impasto dataset merge`: words from files beside images into one metadata file, and back."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ if TYPE_CHECKING:
     type=click.Choice(["relative", "absolute", "stem"]),
     default="relative",
     show_default=True,
-    help="How pictures are named: below the folder, by whole paths, or without ending.",
+    help="How images are named: below the folder, by whole paths, or without ending.",
 )
-@click.option("--image-dir", type=click.Path(path_type=Path), help="Folder of the pictures.")
+@click.option("--image-dir", type=click.Path(path_type=Path), help="Folder of the images.")
 @click.option("--to-sidecars", is_flag=True, help="The other way: write SOURCE's words to files.")
 @click.option("--overwrite", is_flag=True, help="Replace files that say something else.")
 @CACHE_DIR
@@ -49,12 +49,12 @@ def merge(
     overwrite: bool,  # noqa: FBT001
     **options: Any,
 ) -> None:
-    """Put the words beside the pictures of SOURCE into the metadata file TARGET, or back.
+    """Put the words beside the images of SOURCE into the metadata file TARGET, or back.
 
     TARGET is .json or .jsonl. If it exists, words are added to it, what else it holds stays, and
     the old file is kept as .bak.
 
-    Example: impasto dataset merge pictures pictures/meta.json
+    Example: impasto dataset merge images pictures/meta.json
 
     Back: impasto dataset merge pictures/meta.json --to-sidecars
     """
@@ -99,7 +99,7 @@ def _to_metadata(source: Path, target: Path, style: Any, options: dict[str, Any]
 def _say_how_to_read(
     target: Path, entries: Sequence[MetadataEntry], scan: Scan, console: Console
 ) -> None:
-    """Keys are relative to the folder of pictures; say so where the file alone does not find it."""
+    """Keys are relative to the folder of images; say so where the file alone does not find it."""
     from impasto.data.metadata import keys_of_files
 
     wanted = {record.path.absolute() for record in scan.records}
@@ -113,7 +113,7 @@ def _say_how_to_read(
         )
     else:
         console.note(
-            f"It names pictures of {len(roots)} folders, which one image_dir cannot hold: write "
+            f"It names images of {len(roots)} folders, which one image_dir cannot hold: write "
             f"one file for each folder."
         )
 

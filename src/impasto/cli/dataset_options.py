@@ -44,7 +44,7 @@ def bucket_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--selection",
             type=click.Choice(["native", "kohya"]),
-            help="Keep the most of each picture (native), or choose as sd-scripts does.",
+            help="Keep the most of each image (native), or choose as sd-scripts does.",
         ),
         click.option(
             "--table",
@@ -81,7 +81,7 @@ DECODE = click.option(
 
 
 def found_pictures(config: Any, progress: Any, *, decode: bool) -> Scan:
-    """The scan of a data set; decoded, it has the same numbers as caching and training have."""
+    """The scan of a dataset; decoded, it has the same numbers as caching and training have."""
     from impasto.datasets.build import decode_scanned, scan_all
 
     scan = scan_all(config, progress)
@@ -102,7 +102,7 @@ def shown_path(path: Path, source: Path) -> str:
 
 
 def dataset_config(source: Path, options: dict[str, Any]) -> Any:
-    """The settings of the data set that SOURCE and the options stand for.
+    """The settings of the dataset that SOURCE and the options stand for.
 
     Raises:
         ConfigError: A file is malformed, or a value does not fit.

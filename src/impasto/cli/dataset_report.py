@@ -1,4 +1,4 @@
-"""`impasto dataset report`: how healthy a data set is, as a page and as JSON."""
+"""`impasto dataset report`: how healthy a dataset is, as a page and as JSON."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def report(
     whole_paths: bool,  # noqa: FBT001
     **options: Any,
 ) -> None:
-    """Examine the pictures and words of SOURCE, and write a page with what was found.
+    """Examine the images and words of SOURCE, and write a page with what was found.
 
     Counts, sizes, buckets, what cropping loses; missing, long and repeated captions; tags; files
     that are there twice or look nearly the same; what cannot be used, and why.

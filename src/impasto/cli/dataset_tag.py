@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 @click.option(
     "--kind",
     type=click.Choice(["wd14", "cl-tagger", "pixai", "camie", "joytag", "deepdanbooru"]),
-    help="How pictures are prepared, where the model's files do not tell.",
+    help="How images are prepared, where the model's files do not tell.",
 )
 @click.option("--logits", is_flag=True, help="The model's output still needs a sigmoid.")
 @click.option(
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     metavar="CATEGORY=VALUE",
     help="For general, character, copyright, artist, meta, model or year; repeatable.",
 )
-@click.option("--mcut", is_flag=True, help="Find the threshold of each picture by itself.")
+@click.option("--mcut", is_flag=True, help="Find the threshold of each image by itself.")
 @click.option("--only", multiple=True, metavar="CATEGORY", help="Only these; repeatable.")
 @click.option("--by-score", is_flag=True, help="The likeliest first.")
 @click.option(
@@ -70,11 +70,11 @@ def tag(
     logits: bool,  # noqa: FBT001
     **options: Any,
 ) -> None:
-    """Tag the pictures of SOURCE with a WD14-style tagger or DeepDanbooru.
+    """Tag the images of SOURCE with a WD14-style tagger or DeepDanbooru.
 
     \b
-    impasto dataset tag pictures --model wd-swinv2-v3 --threshold balance
-    impasto dataset tag pictures --model taggers/my-wd14 --dry-run
+    impasto dataset tag images --model wd-swinv2-v3 --threshold balance
+    impasto dataset tag images --model taggers/my-wd14 --dry-run
     """  # noqa: D301 - the backspace tells click to keep the lines
     from impasto.annotate.annotation import Tagging
     from impasto.annotate.deepdanbooru import DeepDanbooruTagger

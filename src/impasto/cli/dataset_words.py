@@ -1,4 +1,4 @@
-"""What `impasto dataset tag` and `caption` share: where words go, and going through pictures."""
+"""What `impasto dataset tag` and `caption` share: where words go, and going through images."""
 
 from __future__ import annotations
 
@@ -162,7 +162,7 @@ def usable_images(config: Any, console: Console) -> Sequence[ImageRecord]:
 
 
 def place_of(config: Any, metadata: Path | None = None) -> Place:
-    """Where the words of a data set are, by its settings."""
+    """Where the words of a dataset are, by its settings."""
     from impasto.annotate.places import Place
 
     subsets = [subset for part in config.parts for subset in part.subsets]

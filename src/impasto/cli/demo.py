@@ -1,4 +1,4 @@
-"""`impasto demo`: the whole job on the embedded model and pictures."""
+"""`impasto demo`: the whole job on the embedded model and images."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from impasto.invocation import command, quoted
 if TYPE_CHECKING:
     from impasto.cli.console import Console
 
-SHOWN = 5  # pictures that captioner and tagger are shown
+SHOWN = 5  # images that captioner and tagger are shown
 
 
 @click.command()
@@ -37,16 +37,16 @@ def demo(out: Path | None, overrides: tuple[str, ...]) -> None:
     console.heading("Impasto's demo")
     console.paragraph(
         "A tiny Stable Diffusion model that knows 171 things as colourful icons is taught to draw "
-        "in dark ink on ochre paper, from 100 captioned pictures. The 12 prompts of its previews "
-        "name things that none of these pictures shows."
+        "in dark ink on ochre paper, from 100 captioned images. The 12 prompts of its previews "
+        "name things that none of these images shows."
     )
     _tell_what_is_seen(console)
     console.heading("Training")
     run = trainer.train(config, console)
     finish(run, console)
-    console.heading("The same with your own folder of pictures")
+    console.heading("The same with your own folder of images")
     console.note(
-        "Put a text file with a few words beside each picture (cat.jpg, cat.txt), then:\n\n"
+        "Put a text file with a few words beside each image (cat.jpg, cat.txt), then:\n\n"
         + "".join(f"  {line}\n" for line in _next_commands(run.config_file))
     )
     console.paragraph(
@@ -56,7 +56,7 @@ def demo(out: Path | None, overrides: tuple[str, ...]) -> None:
 
 
 def _next_commands(config_file: Path) -> list[str]:
-    """How to do the same with one's own pictures, to be pasted."""
+    """How to do the same with one's own images, to be pasted."""
     bounds = "--resolution 136 --min-side 64 --max-side 256 --step 32"
     changes = [
         "dataset.image_dir=MY_PICTURES",
@@ -74,7 +74,7 @@ def _next_commands(config_file: Path) -> list[str]:
 
 
 def _tell_what_is_seen(console: Console) -> None:
-    """What the small captioner and tagger say of pictures that they were not shown."""
+    """What the small captioner and tagger say of images that they were not shown."""
     import torch
 
     from impasto.annotate.annotation import Captioning, Tagging, words_of
@@ -85,7 +85,7 @@ def _tell_what_is_seen(console: Console) -> None:
     from impasto.demo.recipe import CAPTIONER, PICTURES, TAGGER
     from impasto.errors import MissingDependencyError
 
-    console.heading("Words for pictures, by the demo's own small models")
+    console.heading("Words for images, by the demo's own small models")
     records = scan_folder(PICTURES).records[:SHOWN]
     short = Generation(min_length=0)  # its captions are of two words and more
     tags: dict[Path, str] = {}

@@ -1,4 +1,4 @@
-"""Shows that an update is at work where no bar moves: in a file, a pipe, a notebook's log."""
+"""Shows that a step is at work where no bar moves: in a file, a pipe, a notebook's log."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ LONGEST_S = 60.0
 
 
 class Heartbeat:
-    """Says how long the current update has been at work: after 10 s, 20, 40, then every minute.
+    """Says how long the current step has been at work: after 10 s, 20, 40, then every minute.
 
     Args:
         say: Called with a line, from a thread of its own.
-        total: How many updates the run has.
+        total: How many steps the run has.
         first_s: Seconds until the first line.
     """
 
@@ -28,18 +28,18 @@ class Heartbeat:
         self._thread = threading.Thread(target=self._watch, name="heartbeat", daemon=True)
 
     def start(self, done: int) -> None:
-        """Begin to watch, after `done` updates."""
+        """Begin to watch, after `done` steps."""
         self.stepped(done)
         self._thread.start()
 
     def stepped(self, done: int) -> None:
-        """Another update is done: begin to count anew."""
+        """Another step is done: begin to count anew."""
         with self._changed:
             self._done, self._since = done, time.monotonic()
             self._changed.notify()
 
     def pause(self) -> None:
-        """Something other than an update has begun, which shows itself that it is at work."""
+        """Something other than a step has begun, which shows itself that it is at work."""
         with self._changed:
             self._is_paused = True
             self._changed.notify()
@@ -63,7 +63,7 @@ class Heartbeat:
             while self._done is not None:
                 silent = self._is_paused or self._done >= self._total
                 if self._changed.wait(None if silent else wait):
-                    wait = self._first_s  # an update is done, or the run
+                    wait = self._first_s  # a step is done, or the run
                     continue
                 elapsed = time.monotonic() - self._since
                 self._say(f"step {self._done + 1}/{self._total}: at work for {elapsed:.0f} s")

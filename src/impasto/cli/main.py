@@ -38,7 +38,7 @@ UNEXPECTED_EXIT_CODE = 1
 
 EPILOG = """\b
 Exit codes: 0 done, 1 unexpected fault, 2 wrong settings or arguments,
-3 data set, 4 model, 5 run directory, 6 disk full or not writable,
+3 dataset, 4 model, 5 run directory, 6 disk full or not writable,
 7 missing package or device, 8 loss became NaN, 9 out of memory,
 130 or 143 stopped by Ctrl-C or SIGTERM with the state saved.
 """
@@ -73,9 +73,9 @@ class LazyGroup(FullHelpGroup):
 @click.group(cls=LazyGroup, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="impasto")
 def impasto() -> None:
-    """Fine-tune Stable Diffusion on your own captioned pictures.
+    """Fine-tune Stable Diffusion on your own captioned images.
 
-    New here? `impasto demo` does the whole job on a small embedded model and picture set.
+    New here? `impasto demo` does the whole job on a small embedded model and image set.
     """
 
 

@@ -55,7 +55,7 @@ class _Outlook:
 
 
 def show_plan(asked: RunConfig, console: Console) -> None:
-    """Print data, updates, parts and disk use of a run.
+    """Print data, steps, parts and disk use of a run.
 
     Raises:
         ImpastoError: Whatever would stop the run before its first step.
@@ -137,7 +137,7 @@ def _data_rows(outlook: _Outlook) -> dict[str, str]:
         "Cropped away": f"{100 * plan.mean_lost_area:.1f} % of the area on average",
         "Captions": f"{counted(too_long, 'captions have')} over {config.model.max_tokens} tokens; "
         f"what is beyond is not seen",
-        "Enlarged": f"{counted(plan.enlarged, 'pictures are')} smaller than the bucket",
+        "Enlarged": f"{counted(plan.enlarged, 'images are')} smaller than the bucket",
         **more_lines_row(scan),
     }
 
@@ -162,12 +162,10 @@ def _training_rows(outlook: _Outlook) -> dict[str, str]:
 def duration_row(
     config: RunConfig, footprint: Footprint, plan: Plan, steps: int, trainable: Trainable
 ) -> str:
-    """About how long an update and the run will take."""
+    """About how long a step and the run will take."""
     device = default_device()
     each = seconds_per_update(config, footprint, plan.images, trainable.parts, device)
-    return (
-        f"about {in_words(each)} an update, {in_words(each * steps)} in all, on this {device.type}"
-    )
+    return f"about {in_words(each)} a step, {in_words(each * steps)} in all, on this {device.type}"
 
 
 def more_lines_row(scan: Scan) -> dict[str, str]:
@@ -182,12 +180,12 @@ def disk_rows(config: RunConfig, disk: DiskPlan) -> dict[str, str]:
     """States and models: when they are written, how large they are, and what they take in all."""
     saving = config.saving
     rhythms = {
-        "steps": (saving.state_every_steps, "updates"),
+        "steps": (saving.state_every_steps, "steps"),
         "minutes": (saving.state_every_minutes, "minutes"),
     }
     states = [f"every {number:g} {unit}" for number, unit in rhythms.values() if number]
     rhythms = {
-        "steps": (saving.model_every_steps, "updates"),
+        "steps": (saving.model_every_steps, "steps"),
         "epochs": (saving.model_every_epochs, "epochs"),
     }
     models = [f"every {number:g} {unit}" for number, unit in rhythms.values() if number]

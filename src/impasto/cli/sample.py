@@ -1,4 +1,4 @@
-"""`impasto sample`: pictures from a model or a finished run."""
+"""`impasto sample`: images from a model or a finished run."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _NUMBERED = re.compile(r"(\d{4,9})-")
 @click.argument("model")
 @click.argument("prompts", nargs=-1, required=True)
 @click.option("--out", type=click.Path(path_type=Path), default=Path("samples"), show_default=True)
-@click.option("-n", "--negative", default="", help="What the pictures should not show.")
+@click.option("-n", "--negative", default="", help="What the images should not show.")
 @click.option("--width", type=click.IntRange(8, 8192), help="Default: what MODEL was trained at.")
 @click.option("--height", type=click.IntRange(8, 8192), help="Default: what MODEL was trained at.")
 @click.option("--steps", default=20, show_default=True, type=click.IntRange(1, 1000))
@@ -47,7 +47,7 @@ _NUMBERED = re.compile(r"(\d{4,9})-")
     default=1,
     show_default=True,
     type=click.IntRange(0, 2**63 - 1),
-    help="Each further picture adds 1.",
+    help="Each further image adds 1.",
 )
 @click.option("--count", default=1, show_default=True, type=click.IntRange(1), help="Per prompt.")
 @click.option("--sampler", default="ddim", show_default=True)
@@ -74,7 +74,7 @@ _NUMBERED = re.compile(r"(\d{4,9})-")
     help="Draw each prompt at each of these strengths of the hypernetworks; with --grid, the "
     "columns.",
 )
-@click.option("--grid", is_flag=True, help="Also write all pictures as one, grid.png.")
+@click.option("--grid", is_flag=True, help="Also write all images as one, grid.png.")
 @model_options
 def sample(
     model: str,
@@ -150,16 +150,16 @@ def sample(
     if grid:
         columns = len(sweep) or (count if count > 1 else min(len(images), 4))
         save_png(make_grid(images, columns), _free_grid(out), wanted[0])
-    console.note(f"Wrote {counted(len(images), 'pictures')} to {out}.")
+    console.note(f"Wrote {counted(len(images), 'images')} to {out}.")
 
 
 def _draw_all(drawer: Sampler, wanted: list[Prompt], out: Path, console: Console) -> list[Any]:
-    """Draw and save each; the pictures come back."""
+    """Draw and save each; the images come back."""
     from impasto.sampling.sampler import save_png
 
     images = []
     first = _next_number(out)
-    with console.stage("Drawing", len(wanted), "pictures") as advance:
+    with console.stage("Drawing", len(wanted), "images") as advance:
         for index, prompt in enumerate(wanted, start=first):
             image = drawer.draw(prompt)
             save_png(image, out / f"{index:04d}-{prompt.seed}.png", prompt)
@@ -214,7 +214,7 @@ def _numbers(text: str) -> list[float]:
 
 
 def _tags(stack: HypernetworkStack, prompt: Prompt, sweep: Sequence[float]) -> list[list[str]]:
-    """What is added to a prompt for each picture of it: the strengths that it does not say."""
+    """What is added to a prompt for each image of it: the strengths that it does not say."""
     silent = [name for name in stack.networks if name not in prompt.strengths]
     if not sweep:
         return [[f"<hypernet:{name}:{stack.strengths[name]:g}>" for name in silent]]

@@ -387,7 +387,7 @@ RULES = (
         ("validation.image_dir", "dataset.validation_split"),
         lambda c: c.split_twice,
         lambda _: (
-            "validation.image_dir and validation_split of a data set contradict each other: take "
+            "validation.image_dir and validation_split of a dataset contradict each other: take "
             "one of them out"
         ),
     ),

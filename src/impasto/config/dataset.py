@@ -1,4 +1,4 @@
-"""Settings of the pictures; key names are those of sd-scripts' dataset configuration.
+"""Settings of the images; key names are those of sd-scripts' dataset configuration.
 
 Three levels: a run's `[dataset]` (sd-scripts' `[general]`), `[[dataset.datasets]]`, and
 `[[dataset.datasets.subsets]]`. A key that a lower level does not give is taken from the one above.
@@ -24,13 +24,13 @@ Count = Annotated[int, Field(ge=0)]
 
 
 class SubsetKeys(Section):
-    """How pictures and their words are used; may be given at each level."""
+    """How images and their words are used; may be given at each level."""
 
     num_repeats: Count = 1
-    """How often each picture comes in an epoch; 0 leaves the subset out."""
+    """How often each image comes in an epoch; 0 leaves the subset out."""
 
     recursive: bool = True
-    """Also take pictures from sub-folders."""
+    """Also take images from sub-folders."""
 
     caption_extension: Ending | None = None
     """The ending of the files with the words, in any letter case; off means `.caption` for prose
@@ -73,20 +73,20 @@ class SubsetKeys(Section):
     """Chance of each tag to be left out."""
 
     token_warmup_min: Count = 1
-    """Tags shown at the first update, where `token_warmup_step` is given."""
+    """Tags shown at the first step, where `token_warmup_step` is given."""
 
     token_warmup_step: Annotated[float, Field(ge=0)] = 0.0
-    """Updates until all tags are shown, more by and by; below 1 a share of the run. 0 means all
+    """Steps until all tags are shown, more by and by; below 1 a share of the run. 0 means all
     from the start."""
 
     flip_aug: bool = False
-    """Mirror pictures in half of their showings. Mirror images are encoded ahead too."""
+    """Mirror images in half of their showings. Mirror images are encoded ahead too."""
 
     flip_safe: tuple[str, ...] = ("left", "right")
-    """Pictures with one of these words in their caption are never mirrored."""
+    """Images with one of these words in their caption are never mirrored."""
 
     random_crop: bool = False
-    """Crop anywhere instead of in the middle. Pictures are then encoded each time they are shown,
+    """Crop anywhere instead of in the middle. Images are then encoded each time they are shown,
     which is slower, as with the next two."""
 
     color_aug: bool = False
@@ -97,15 +97,15 @@ class SubsetKeys(Section):
     size in pixels), so that it takes 1/high to 1/low of the shorter side: `[low, high]`."""
 
     alpha_mask: bool = False
-    """Weigh each place in the loss by the picture's opacity."""
+    """Weigh each place in the loss by the image's opacity."""
 
     resize_interpolation: Literal[
         "lanczos", "nearest", "bilinear", "linear", "bicubic", "cubic", "area", "box"
     ] = "lanczos"
-    """How pictures are resized."""
+    """How images are resized."""
 
     latents_from_npz: bool = False
-    """Use latents that sd-scripts left beside the pictures (`.npz`), where they fit. They hold one
+    """Use latents that sd-scripts left beside the images (`.npz`), where they fit. They hold one
     sample instead of moments, and nothing tells which VAE made them."""
 
     @model_validator(mode="after")
@@ -121,17 +121,17 @@ class SubsetKeys(Section):
 
 
 class DatasetKeys(SubsetKeys):
-    """Sizes and buckets; may be given for all data sets or for one."""
+    """Sizes and buckets; may be given for all datasets or for one."""
 
     batch_size: Annotated[int, Field(ge=1)] | None = None
-    """Pictures per forward pass and process for this data set; off means `training.batch_size`."""
+    """Images per forward pass and process for this dataset; off means `training.batch_size`."""
 
     resolution: Side | tuple[Side, Side] = 512
     """Training resolution in pixels, `N` or `[width, height]`; with buckets only its area counts.
     Stable Diffusion 1.x knows 512, 2.x 768-v knows 768; more takes memory and time by the area."""
 
     enable_bucket: bool = True
-    """Sort pictures into aspect-ratio buckets; off, all are cropped to exactly `resolution`."""
+    """Sort images into aspect-ratio buckets; off, all are cropped to exactly `resolution`."""
 
     min_bucket_reso: Side = 256
     """Shortest side of a bucket in pixels; a multiple of `bucket_reso_steps`, at most the
@@ -145,12 +145,12 @@ class DatasetKeys(SubsetKeys):
     """Sides of buckets are multiples of this, in pixels; itself a multiple of 8."""
 
     bucket_no_upscale: bool = False
-    """Never enlarge a picture: one that is smaller than its bucket gets a smaller bucket of its
+    """Never enlarge an image: one that is smaller than its bucket gets a smaller bucket of its
     own. More buckets mean more short batches. Sides go beyond the limits above only where keeping
     them would crop more than sd-scripts, which ignores them, does."""
 
     bucket_selection: Literal["native", "kohya"] = "native"
-    """How a picture's bucket is chosen: `native` keeps the most of the picture; `kohya` is
+    """How an image's bucket is chosen: `native` keeps the most of the image; `kohya` is
     sd-scripts' choice, for runs that have to be like earlier ones."""
 
     bucket_table: Literal["resolution", "novelai", "metadata"] = "resolution"
@@ -162,10 +162,10 @@ class DatasetKeys(SubsetKeys):
     """A table of your own, as `[[512, 768], [768, 512]]`, in place of `bucket_table`."""
 
     validation_split: Annotated[float, Field(ge=0, lt=1)] | None = None
-    """Share of the pictures to hold out; off means `validation.split`."""
+    """Share of the images to hold out; off means `validation.split`."""
 
     validation_seed: Count | None = None
-    """Seed of the choice of pictures that are held out; off means the run's."""
+    """Seed of the choice of images that are held out; off means the run's."""
 
     @property
     def width_height(self) -> tuple[int, int]:
@@ -192,7 +192,7 @@ class DatasetKeys(SubsetKeys):
     def require_bounds(self) -> None:
         """Make sure that the limits of bucket sides fit the resolution.
 
-        Checked where pictures are, since a level above may leave the resolution to those below.
+        Checked where images are, since a level above may leave the resolution to those below.
 
         Raises:
             ValueError: The shortest side is above the resolution, or the longest below it.
@@ -217,19 +217,19 @@ class DatasetKeys(SubsetKeys):
 
 
 class SubsetConfig(SubsetKeys):
-    """Some of the pictures of a data set."""
+    """Some of the images of a dataset."""
 
     image_dir: Path | None = None
-    """Folder with the pictures, each with a `.txt` or `.caption` of the same name beside it; with
+    """Folder with the images, each with a `.txt` or `.caption` of the same name beside it; with
     `metadata_file`, the folder that its names are relative to."""
 
     metadata_file: Path | None = None
-    """JSON or JSONL file that names the pictures and has their words. Give this, `image_dir`, or
+    """JSON or JSONL file that names the images and has their words. Give this, `image_dir`, or
     both."""
 
     mask_dir: Path | None = None
-    """Folder with a picture of the same name for each, white where it counts in the loss, black
-    where it does not; a picture without one counts everywhere."""
+    """Folder with an image of the same name for each, white where it counts in the loss, black
+    where it does not; an image without one counts everywhere."""
 
     @model_validator(mode="after")
     def _has_pictures(self) -> SubsetConfig:
@@ -239,10 +239,10 @@ class SubsetConfig(SubsetKeys):
 
 
 class DatasetPart(DatasetKeys):
-    """A data set with sizes and a batch size of its own."""
+    """A dataset with sizes and a batch size of its own."""
 
     subsets: Annotated[tuple[SubsetConfig, ...], Field(min_length=1)]
-    """Where its pictures are."""
+    """Where its images are."""
 
     @model_validator(mode="after")
     def _each_once(self) -> DatasetPart:
@@ -252,58 +252,58 @@ class DatasetPart(DatasetKeys):
                 place = subset.metadata_file or subset.image_dir
                 raise ValueError(
                     f"subset {number + 1} repeats an earlier one ({place}). Take it out; "
-                    f"num_repeats shows pictures more often"
+                    f"num_repeats shows images more often"
                 )
         return self
 
 
 class DatasetConfig(DatasetKeys):
-    """Which pictures are trained on, at what sizes, and with which words."""
+    """Which images are trained on, at what sizes, and with which words."""
 
     image_dir: Path | None = None
-    """Folder with the pictures, each with a `.txt` or `.caption` of the same name beside it; with
+    """Folder with the images, each with a `.txt` or `.caption` of the same name beside it; with
     `metadata_file`, the folder that its names are relative to."""
 
     metadata_file: Path | None = None
-    """JSON or JSONL file that names the pictures and has their words."""
+    """JSON or JSONL file that names the images and has their words."""
 
     mask_dir: Path | None = None
-    """Folder with a picture of the same name for each, white where it counts in the loss, black
-    where it does not; a picture without one counts everywhere."""
+    """Folder with an image of the same name for each, white where it counts in the loss, black
+    where it does not; an image without one counts everywhere."""
 
     config: Path | None = Field(default=None, exclude=True)
     """A dataset configuration of sd-scripts, TOML or JSON, in place of the above. What it does not
     say is as in sd-scripts: buckets are off, and are chosen its way, and its latents are used."""
 
     general: DatasetKeys | None = Field(default=None, exclude=True)
-    """sd-scripts' name for what holds for all data sets; the same as giving it in `[dataset]`."""
+    """sd-scripts' name for what holds for all datasets; the same as giving it in `[dataset]`."""
 
     datasets: tuple[DatasetPart, ...] = ()
-    """Several data sets, each with `subsets`, as in sd-scripts: `[[dataset.datasets]]` and
+    """Several datasets, each with `subsets`, as in sd-scripts: `[[dataset.datasets]]` and
     `[[dataset.datasets.subsets]]`."""
 
     cache_dir: Path | None = None
-    """Folder for what is derived from the pictures (encoded latents, the scan's index); off means
-    `.impasto` in the first folder of pictures. It may be deleted at any time."""
+    """Folder for what is derived from the images (encoded latents, the scan's index); off means
+    `.impasto` in the first folder of images. It may be deleted at any time."""
 
     vae_batch_size: Annotated[int, Field(ge=1)] = 4
-    """Pictures that the VAE encodes at once; more takes more memory and is hardly faster. Unless it
+    """Images that the VAE encodes at once; more takes more memory and is hardly faster. Unless it
     is set, a run takes fewer where so many do not fit."""
 
     vae_tiling: bool = False
-    """Encode, and decode for previews, pictures of more than 512 pixels a side in overlapping tiles
-    of 512: takes the memory of one tile. Latents differ a little from those of whole pictures."""
+    """Encode, and decode for previews, images of more than 512 pixels a side in overlapping tiles
+    of 512: takes the memory of one tile. Latents differ a little from those of whole images."""
 
     vae_precision: Literal["fp32", "fp16", "bf16"] = "fp32"
     """Precision of encoding. Half is faster on a GPU; what it makes NaN or infinite is encoded
     again in fp32."""
 
     decode_workers: Count | None = None
-    """Processes that decode pictures while others are encoded, 0 for none; off means one for each
-    processor, up to 8, and none for a few pictures."""
+    """Processes that decode images while others are encoded, 0 for none; off means one for each
+    processor, up to 8, and none for a few images."""
 
     on_error: Literal["skip", "stop"] = "skip"
-    """What a picture that cannot be used does: it is set aside and reported, or ends the run before
+    """What an image that cannot be used does: it is set aside and reported, or ends the run before
     it starts."""
 
     batch_order: Literal["shuffled", "proportional"] = "shuffled"
@@ -312,7 +312,7 @@ class DatasetConfig(DatasetKeys):
 
     @property
     def parts(self) -> tuple[DatasetPart, ...]:
-        """The data sets; one with one subset where the keys are given in `[dataset]` itself."""
+        """The datasets; one with one subset where the keys are given in `[dataset]` itself."""
         if self.datasets:
             return self.datasets
         own = {name: getattr(self, name) for name in SubsetConfig.model_fields}

@@ -27,12 +27,12 @@ _LEVELS = ("general", "datasets")
 def read_dataset_file(path: Path, fallbacks: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Read a dataset configuration as the content of our `[dataset]`.
 
-    Precedence is sd-scripts': subset, data set, general, `fallbacks` (there the command line), its
+    Precedence is sd-scripts': subset, dataset, general, `fallbacks` (there the command line), its
     defaults. Sides of buckets that are no multiple of the step are rounded outwards, as there.
 
     Args:
         path: A `.toml` or `.json` file.
-        fallbacks: Keys of a data set for where the file says nothing.
+        fallbacks: Keys of a dataset for where the file says nothing.
 
     Raises:
         ConfigError: The file is missing or malformed, a key is unknown or has no effect here, or a
@@ -43,7 +43,7 @@ def read_dataset_file(path: Path, fallbacks: Mapping[str, Any] | None = None) ->
     if unknown:
         raise ConfigError(
             f"{path}: unknown key {unknown[0]} at the top; known here: {', '.join(_LEVELS)}. "
-            f"What holds for all data sets goes into [general]."
+            f"What holds for all datasets goes into [general]."
         )
     if not content.get("datasets"):
         raise ConfigError(f"{path} has no [[datasets]]; expected at least one, with subsets.")

@@ -1,4 +1,4 @@
-"""Hands settings of a data set down: from all to one, and from one to its subsets."""
+"""Hands settings of a dataset down: from all to one, and from one to its subsets."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 def handed_down(
     values: Mapping[str, Any], shared: Container[str], of_subsets: Container[str]
 ) -> dict[str, Any]:
-    """Give each data set and subset the keys that only a level above has.
+    """Give each dataset and subset the keys that only a level above has.
 
     Args:
         values: The content of `[dataset]`.
-        shared: The keys that data sets take.
+        shared: The keys that datasets take.
         of_subsets: The keys that subsets take too.
     """
     result = dict(values)

@@ -48,7 +48,7 @@ def build_run_config(
 
 
 def build_dataset_config(values: Mapping[str, Any], *, source: str) -> DatasetConfig:
-    """Validate the settings of a data set alone.
+    """Validate the settings of a dataset alone.
 
     Raises:
         ConfigError: A key is unknown, or a value does not fit.
@@ -57,7 +57,7 @@ def build_dataset_config(values: Mapping[str, Any], *, source: str) -> DatasetCo
 
 
 def load_dataset_config(path: Path, values: Mapping[str, Any]) -> DatasetConfig:
-    """The data set that a path stands for: a folder of pictures, a metadata or settings file.
+    """The dataset that a path stands for: a folder of images, a metadata or settings file.
 
     Args:
         path: A folder; a `.toml` or `.json` dataset configuration of sd-scripts; the settings of a
@@ -79,7 +79,7 @@ def load_dataset_config(path: Path, values: Mapping[str, Any]) -> DatasetConfig:
 
 
 def is_metadata_file(path: Path) -> bool:
-    """Whether a file has the words of many pictures, and not settings.
+    """Whether a file has the words of many images, and not settings.
 
     Raises:
         ConfigError: It is a JSON file that is missing or malformed.

@@ -15,7 +15,7 @@ class LossConfig(Section):
     """How far an output is from its target, and how much each noise level counts."""
 
     kind: Literal["l2", "l1", "huber", "smooth_l1"] = "l2"
-    """`l2` squares the error; the others weigh large errors less, so odd pictures do less harm."""
+    """`l2` squares the error; the others weigh large errors less, so odd images do less harm."""
 
     huber_schedule: Literal["constant", "exponential", "snr"] = "snr"
     """How the threshold of `huber` and `smooth_l1` follows the noise: `constant`; `exponential`,
@@ -64,11 +64,11 @@ class NoiseConfig(Section):
     """The noise that the model learns to find."""
 
     offset: NotNegative = 0.0
-    """Strength of noise that is the same all over a channel, so that pictures may become darker or
+    """Strength of noise that is the same all over a channel, so that images may become darker or
     brighter as a whole; 0.05 to 0.1 is usual, 0 means none."""
 
     offset_random_strength: bool = False
-    """Multiply `offset` by a number from 0 to 1 that each update draws."""
+    """Multiply `offset` by a number from 0 to 1 that each step draws."""
 
     adaptive_scale: float = 0.0
     """Add this times a channel's mean to `offset`; needs it."""
@@ -83,10 +83,10 @@ class NoiseConfig(Section):
     """Strength of noise on the input that is not in the target; 0.1 is usual, 0 means none."""
 
     input_perturbation_random_strength: bool = False
-    """Multiply `input_perturbation` by a number from 0 to 1 that each update draws."""
+    """Multiply `input_perturbation` by a number from 0 to 1 that each step draws."""
 
     zero_terminal_snr: bool = False
-    """Rescale the schedule so that its last step is noise alone, for very dark and bright pictures;
+    """Rescale the schedule so that its last step is noise alone, for very dark and bright images;
     for velocity models. Samplers have to know: previews and Diffusers folders do."""
 
     @model_validator(mode="after")
@@ -105,7 +105,7 @@ class TimestepConfig(Section):
     """Which noise levels are trained on; 0 is the least noise, 999 the most."""
 
     sampling: Literal["uniform", "stratified", "logit_normal"] = "uniform"
-    """`uniform` draws each with equal chance; `stratified` spreads those of an update evenly, for a
+    """`uniform` draws each with equal chance; `stratified` spreads those of a step evenly, for a
     steadier loss; `logit_normal` prefers the middle."""
 
     first: Annotated[int, Field(ge=0, lt=1000)] = 0

@@ -32,7 +32,7 @@ class PreviewConfig(Section):
     `style.pt:0.8`. A prompt may change the strength: `a cat <hypernet:style:0.5>`."""
 
     prompts: tuple[str, ...] = ()
-    """One picture is drawn for each; none means no previews."""
+    """One image is drawn for each; none means no previews."""
 
     prompt_file: Path | None = None
     """More prompts, each perhaps with settings of its own: a `.txt` with one per line and
@@ -46,13 +46,13 @@ class PreviewConfig(Section):
     """Also draw with the base model, to compare with."""
 
     sampler: SamplerName = "ddim"
-    """How pictures are drawn."""
+    """How images are drawn."""
 
     negative_prompt: str = ""
-    """What the pictures should not show."""
+    """What the images should not show."""
 
     every_steps: Positive = 200
-    """Optimizer updates between previews; the base model and the end are always drawn."""
+    """Optimizer steps between previews; the base model and the end are always drawn."""
 
     width: Side = 512
     """Width in pixels, a multiple of 8."""
@@ -85,11 +85,11 @@ class SavingConfig(Section):
     """What is kept during the run and what it leaves in the end."""
 
     state_every_steps: Annotated[int, Field(ge=0)] = 500
-    """Optimizer updates between saved training states, from which a run can be resumed; 0 means
+    """Optimizer steps between saved training states, from which a run can be resumed; 0 means
     only when it is stopped and at its end."""
 
     state_every_minutes: Annotated[float, Field(gt=0)] | None = None
-    """Minutes after which a training state is saved in any case; off means by updates alone."""
+    """Minutes after which a training state is saved in any case; off means by steps alone."""
 
     keep_states: Positive = 2
     """How many of the newest states are kept."""
@@ -99,7 +99,7 @@ class SavingConfig(Section):
     is left."""
 
     model_every_steps: Positive | None = None
-    """Optimizer updates between models that are exported on the way, as
+    """Optimizer steps between models that are exported on the way, as
     `<name>-step00000500.safetensors`; off means none."""
 
     model_every_epochs: Positive | None = None
@@ -111,7 +111,7 @@ class SavingConfig(Section):
 
     best_model: bool = False
     """Also export the model each time its validation loss is the lowest so far, as
-    `<name>-best.safetensors`; needs held-out pictures."""
+    `<name>-best.safetensors`; needs held-out images."""
 
     average: Literal["instead", "beside", "never"] = "instead"
     """Which weights are exported where `training.ema_decay` keeps an average: the average `instead`
@@ -184,10 +184,10 @@ class LoggingConfig(Section):
     """What is written down while training."""
 
     every_steps: Positive = 10
-    """Optimizer updates between lines of metrics; reading them makes the device wait once."""
+    """Optimizer steps between lines of metrics; reading them makes the device wait once."""
 
     image_losses: bool = False
-    """Write the loss of each picture each time it is shown, with its timestep, into
+    """Write the loss of each image each time it is shown, with its timestep, into
     `image_losses.csv` of the run directory."""
 
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()

@@ -96,10 +96,10 @@ class MethodConfig(Section):
     embeddings."""
 
     text_encoder_from_step: Annotated[int, Field(ge=0)] = 0
-    """The optimizer update from which it learns."""
+    """The optimizer step from which it learns."""
 
     text_encoder_until_step: Positive | None = None
-    """The optimizer update from which it learns no more; off means to the end."""
+    """The optimizer step from which it learns no more; off means to the end."""
 
     block_lrs: dict[BlockName, Rate] = Field(default_factory=dict)
     """Learning rates of blocks of the U-Net by their names, such as `{"down_blocks.0" = 1e-6,
@@ -127,19 +127,19 @@ class MethodConfig(Section):
 
 
 class ValidationConfig(Section):
-    """Loss on pictures that are not trained on, at fixed noise and timesteps."""
+    """Loss on images that are not trained on, at fixed noise and timesteps."""
 
     image_dir: Path | None = None
-    """Folder of held-out pictures with captions; off means to hold out `split` of the data set."""
+    """Folder of held-out images with captions; off means to hold out `split` of the dataset."""
 
     split: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Share of the data set's pictures to hold out when there is no `image_dir`; 0 means none."""
+    """Share of the dataset's images to hold out when there is no `image_dir`; 0 means none."""
 
     every_steps: Positive = 100
-    """Optimizer updates between measurements; the first and the last step are always measured."""
+    """Optimizer steps between measurements; the first and the last step are always measured."""
 
     timesteps: Positive = 4
-    """Noise levels per picture, evenly spread; more is steadier and slower."""
+    """Noise levels per image, evenly spread; more is steadier and slower."""
 
 
 class RunConfig(Section):
@@ -207,7 +207,7 @@ class RunConfig(Section):
 
     @property
     def batch_sizes(self) -> dict[int, int]:
-        """Pictures per forward pass and process, by the number of the data set.
+        """Images per forward pass and process, by the number of the dataset.
 
         1 where `auto` is still to be found.
         """

@@ -33,11 +33,11 @@ class ScheduleConfig(Section):
     (`piecewise_constant`) or `rates`."""
 
     warmup_steps: Steps = 0
-    """Optimizer updates over which the rate rises from 0 in a straight line: a number, a fraction
+    """Optimizer steps over which the rate rises from 0 in a straight line: a number, a fraction
     of the run below 1, or a percentage such as "5%"."""
 
     decay_steps: Steps = 0
-    """Of `warmup_stable_decay`: over how many updates the rate falls at the end; as for
+    """Of `warmup_stable_decay`: over how many steps the rate falls at the end; as for
     `warmup_steps`."""
 
     cycles: Annotated[int, Field(ge=1)] = 1
@@ -48,7 +48,7 @@ class ScheduleConfig(Section):
     """Of `polynomial`: 1 is a straight line, 2 a parabola."""
 
     timescale: Annotated[int, Field(ge=1)] | None = None
-    """Of `inverse_sqrt`: updates after which the rate is down to 0.71 of its height; off means
+    """Of `inverse_sqrt`: steps after which the rate is down to 0.71 of its height; off means
     `warmup_steps`, or 10,000 without."""
 
     min_lr_ratio: Annotated[float, Field(ge=0, lt=1)] | None = None
@@ -56,7 +56,7 @@ class ScheduleConfig(Section):
     end."""
 
     rules: str = ""
-    """Of `piecewise_constant`: `1:300, 0.1:600, 0.01` is the whole rate for 300 updates, a tenth up
+    """Of `piecewise_constant`: `1:300, 0.1:600, 0.01` is the whole rate for 300 steps, a tenth up
     to 600, then a hundredth. Of `rates`, in A1111's way: `1e-5:100, 5e-6:1000, 1e-6` are rates."""
 
     @property

@@ -15,7 +15,7 @@ class TrainingConfig(Section):
     """The loop."""
 
     max_steps: Positive | None = None
-    """Optimizer updates to train for. Give this or `max_epochs`."""
+    """Optimizer steps to train for. Give this or `max_epochs`."""
 
     max_epochs: Positive | None = None
     """Passes over the data to train for. Give this or `max_steps`."""
@@ -29,19 +29,19 @@ class TrainingConfig(Section):
     """Predict the memory of a run before it begins, and do not begin what will not fit."""
 
     batch_size: Positive | Literal["auto"] = 1
-    """Pictures per forward pass and process; more takes memory by the same factor. `auto` finds the
+    """Images per forward pass and process; more takes memory by the same factor. `auto` finds the
     largest that fits into `memory`, or into what is free, and sets `batch_by_pixels`."""
 
     batch_by_pixels: bool = False
-    """`batch_size` is for pictures of the full area of the resolution: of smaller ones so many more
+    """`batch_size` is for images of the full area of the resolution: of smaller ones so many more
     go together, and of larger ones so many less, that a batch has about the same pixels."""
 
     gradient_accumulation_steps: Positive = 1
-    """Forward passes per update: a larger effective batch at no cost in memory."""
+    """Forward passes per step: a larger effective batch at no cost in memory."""
 
     mixed_precision: Literal["no", "fp16", "bf16", "auto"] = "no"
     """`bf16` computes in bfloat16: faster on GPUs from 2020 on. `fp16` does in float16, for older
-    ones; updates whose gradient overflows are passed over. `auto` chooses by the device: `bf16`
+    ones; steps whose gradient overflows are passed over. `auto` chooses by the device: `bf16`
     where it has instructions for it, else `fp16` on a GPU and `no` on a CPU; the run keeps what was
     chosen."""
 
@@ -50,14 +50,14 @@ class TrainingConfig(Section):
     gradients, and `mixed_precision` of the same kind; how well they learn depends on `rounding`."""
 
     weight_copies: bool = False
-    """Make the 16-bit copies of float32 weights that `mixed_precision` computes with once an update
+    """Make the 16-bit copies of float32 weights that `mixed_precision` computes with once a step
     and all together, not one by one in every forward pass: the same numbers, and fewer kernels to
     launch, for small batches on fast GPUs. Takes 2 bytes a weight."""
 
     rounding: Literal["stochastic", "kahan", "nearest"] | None = None
-    """How 16-bit weights take in small updates: `stochastic`, which off means, rounds up or down by
+    """How 16-bit weights take in small steps: `stochastic`, which off means, rounds up or down by
     chance, right on average; `kahan` remembers what rounding took away, for 2 bytes a weight;
-    `nearest` loses updates that are small against a weight, as `full_bf16` of sd-scripts does."""
+    `nearest` loses steps that are small against a weight, as `full_bf16` of sd-scripts does."""
 
     gradient_checkpointing: bool = False
     """Compute activations again in the backward pass: far less memory, about a quarter slower."""
@@ -67,7 +67,7 @@ class TrainingConfig(Section):
     where activations are largest; off means all. Needs `gradient_checkpointing`."""
 
     compile: Literal["off", "blocks", "full"] = "off"
-    """Compile the U-Net with torch.compile for each size of pictures when it first comes: its
+    """Compile the U-Net with torch.compile for each size of images when it first comes: its
     `blocks` one by one, or `full`, which takes minutes and saves more. What is compiled is kept for
     later runs. Needs Triton on a GPU, a C++ compiler on a processor."""
 
@@ -97,11 +97,11 @@ class TrainingConfig(Section):
     """Change each weight in the backward pass and free its gradient at once, which saves as much
     memory as the weights take. `exact` gives the same weights bit for bit; where `max_grad_norm`
     limits the gradient, a backward pass goes ahead to measure it, which takes half as long again.
-    `last_norm` limits by the norm of the update before, at no cost in time: one sudden large
+    `last_norm` limits by the norm of the step before, at no cost in time: one sudden large
     gradient passes."""
 
     offload_optimizer: bool = False
-    """Keep the optimizer's state in the computer's memory and bring it to the GPU piece by piece:
+    """Keep the optimizer's state in RAM and bring it to the GPU piece by piece:
     saves 8 bytes per weight there with AdamW in float32, slower by the way there and back."""
 
     max_grad_norm: Annotated[float, Field(ge=0)] = 1.0
@@ -117,20 +117,20 @@ class TrainingConfig(Section):
     the device and encodes them when they are met."""
 
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """Keep a running average of the weights with this decay per update, and export it; costs one
+    """Keep a running average of the weights with this decay per step, and export it; costs one
     copy of the weights. Off means none."""
 
     ema_power: Annotated[float, Field(gt=0, le=1)] | None = None
-    """Let the decay rise to `ema_decay` as 1 - (1 + updates)^-power, so that early weights are
-    forgotten: 2/3 for runs of over a million updates, 3/4 for shorter ones. Off means that it rises
-    fast, as (1 + updates) / (10 + updates)."""
+    """Let the decay rise to `ema_decay` as 1 - (1 + steps)^-power, so that early weights are
+    forgotten: 2/3 for runs of over a million steps, 3/4 for shorter ones. Off means that it rises
+    fast, as (1 + steps) / (10 + steps)."""
 
     ema_on_cpu: bool = False
-    """Keep the average in the computer's memory and not in the GPU's; slower by the way there: what
+    """Keep the average in RAM and not in the GPU's; slower by the way there: what
     learns goes over PCIe each time (3.4 GiB of SD 1.x in float32), and is mixed in there."""
 
     ema_every: Annotated[int, Field(ge=1)] = 1
-    """Take the weights into the average after every so many updates, with the decay of as many at
+    """Take the weights into the average after every so many steps, with the decay of as many at
     once: nearly the same average, for a part of the cost; 10 is plenty with `ema_on_cpu`."""
 
     @model_validator(mode="after")

@@ -29,12 +29,12 @@ REFUSED = {
     "network_multiplier": "it scales a LoRA, and there is none in fine-tuning; take it out",
     "custom_attributes": "nothing reads it in fine-tuning; take it out",
     "class_tokens": "it belongs to DreamBooth; put the words into captions or caption_prefix",
-    "is_reg": "regularisation pictures belong to DreamBooth; take the subset out",
-    "prior_loss_weight": "regularisation pictures belong to DreamBooth; take it out",
+    "is_reg": "regularisation images belong to DreamBooth; take the subset out",
+    "prior_loss_weight": "regularisation images belong to DreamBooth; take it out",
     "cache_info": "sizes and captions are remembered by themselves; take it out",
     "conditioning_data_dir": "it belongs to ControlNet; masks are given by mask_dir",
     "caption_extention": "it is spelt caption_extension",
-    "debug_dataset": "`impasto dataset plan` and `impasto dataset captions` show the data set",
+    "debug_dataset": "`impasto dataset plan` and `impasto dataset captions` show the dataset",
     "max_token_length": "it belongs to the run: model.max_tokens, or --max_token_length",
 }
 """Keys of sd-scripts that have no effect here, and why, or what to use."""
@@ -70,7 +70,7 @@ def read_toml(path: Path) -> dict[str, Any]:
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(
             f"{path} is not valid TOML: {error}. A path on Windows goes into single quotes, "
-            f"as in 'C:\\pictures'."
+            f"as in 'C:\\images'."
         ) from error
     require_whole_paths(content, str(path))
     return content
@@ -102,7 +102,7 @@ def require_whole_paths(content: Mapping[str, Any], source: str, above: str = ""
 def require_text(content: Any, source: str, place: str = "") -> None:
     """Find names and words that are not UTF-8: a run keeps its settings in a file that is.
 
-    Folders of pictures are looked at by the scan, which names the files in them too.
+    Folders of images are looked at by the scan, which names the files in them too.
 
     Raises:
         ConfigError: A value is such a name, as after unpacking a zip of another system.

@@ -1,1 +1,1 @@
-"""Pictures and captions on their way to batches: records, plan, latent cache, order."""
+"""Images and captions on their way to batches: records, plan, latent cache, order."""

@@ -1,6 +1,6 @@
-"""What changes a picture anew each time it is shown: where it is cropped, and its colours.
+"""What changes an image anew each time it is shown: where it is cropped, and its colours.
 
-Such pictures cannot be encoded ahead. Everything random follows from (seed, epoch, picture,
+Such images cannot be encoded ahead. Everything random follows from (seed, epoch, image,
 repeat).
 """
 
@@ -26,7 +26,7 @@ GAMMA = 0.05
 
 @dataclass(frozen=True)
 class Face:
-    """Where a face is, in pixels of the picture: its centre, width and height."""
+    """Where a face is, in pixels of the image: its centre, width and height."""
 
     x: int
     y: int
@@ -48,16 +48,16 @@ def face_in_name(path: Path) -> Face | None:
 def render_varied(
     image: PlannedImage, rules: Augmentation, seed: int, *keys: int | str
 ) -> Rendered:
-    """Render a picture as it is shown this time.
+    """Render an image as it is shown this time.
 
     Args:
-        image: The picture as planned; its bucket holds.
+        image: The image as planned; its bucket holds.
         rules: What may change.
         seed: The run's seed.
-        keys: Which picture, in which epoch, and which of its repeats.
+        keys: Which image, in which epoch, and which of its repeats.
 
     Raises:
-        UnreadableImageError: The picture or its mask cannot be read.
+        UnreadableImageError: The image or its mask cannot be read.
     """
     rng = derive_rng(seed, "augmentation", *keys)
     face = face_in_name(image.record.path)
@@ -111,7 +111,7 @@ def _shift_colors(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """In a third of the showings, half of them: turn the hue, or change the gamma, a little.
 
     The strengths are sd-scripts' (`library/train_util.py`, AugHelper), whose gamma is applied to
-    0..255 and so darkens a picture by a quarter; here it is applied to 0..1.
+    0..255 and so darkens an image by a quarter; here it is applied to 0..1.
     """
     chance, kind, amount = rng.random(), rng.random(), float(rng.uniform(-1, 1))
     if chance >= COLOR_CHANCE:

@@ -1,6 +1,6 @@
-"""Words beside pictures: which files they are, and whether a picture has any.
+"""Words beside images: which files they are, and whether an image has any.
 
-One rule for tagging, captioning and cleaning: a picture has words if anything of a person or a
+One rule for tagging, captioning and cleaning: an image has words if anything of a person or a
 model is in a `.txt` or `.caption` beside it (in any spelling that some system takes for the same
 name), in the file that is about to be written, or in the metadata that is read. Training joins
 them all, so words of one kind beside those of another are never written unasked.
@@ -20,7 +20,7 @@ _Names = dict[tuple[str, str], list[str]]
 
 
 class WordsBeside:
-    """The files with words in folders of pictures; each folder is listed once.
+    """The files with words in folders of images; each folder is listed once.
 
     Args:
         endings: Endings that count besides `.txt` and `.caption`.
@@ -31,19 +31,19 @@ class WordsBeside:
         self._listed: dict[Path, _Names] = {}
 
     def has_words(self, record: ImageRecord) -> bool:
-        """Whether a picture has words of any kind."""
+        """Whether an image has words of any kind."""
         return bool(record.words.strip()) or any(
             has_text(file) for ending in self._endings for file in self._all(record.path, ending)
         )
 
     def file(self, picture: Path, ending: str) -> Path:
-        """The file of a picture's words of one kind: as it is spelt there, or as it would be."""
+        """The file of an image's words of one kind: as it is spelt there, or as it would be."""
         usual = picture.with_suffix(ending)
         found = self._all(picture, ending)
         return usual if usual in found or not found else found[0]
 
     def _all(self, picture: Path, ending: str) -> list[Path]:
-        """Files of that kind beside a picture, in other letter case or Unicode form too."""
+        """Files of that kind beside an image, in other letter case or Unicode form too."""
         names = self._names_in(picture.parent)
         found = names.get(_folded(picture.stem, ending), [])
         return [picture.parent / name for name in found]

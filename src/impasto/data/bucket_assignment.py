@@ -1,8 +1,8 @@
-"""Which bucket a picture goes to, how it is resized, and what is cropped: geometry, no pixels.
+"""Which bucket an image goes to, how it is resized, and what is cropped: geometry, no pixels.
 
-`native` loses the least picture; `kohya` equals sd-scripts' choice (`library/train_util.py`,
+`native` loses the least image; `kohya` equals sd-scripts' choice (`library/train_util.py`,
 BucketManager.select_bucket), for runs that have to be like earlier ones. Each comes in a form that
-never enlarges a picture.
+never enlarges an image.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ Selection = Literal["native", "kohya"]
 
 @dataclass(frozen=True)
 class Limits:
-    """What buckets a picture may go to.
+    """What buckets an image may go to.
 
     Attributes:
         buckets: The table.
-        area: Most pixels of a bucket that is made for a small picture.
-        min_side: Shortest side of such a bucket, where the picture has that many pixels.
+        area: Most pixels of a bucket that is made for a small image.
+        min_side: Shortest side of such a bucket, where the image has that many pixels.
         max_side: Longest side of such a bucket.
         step: Its sides are multiples of this.
     """
@@ -43,7 +43,7 @@ class Limits:
 
 
 Assigned = tuple[Size, Size]
-"""A bucket, and the size a picture is resized to, which covers it."""
+"""A bucket, and the size an image is resized to, which covers it."""
 
 AssignBuckets = Callable[[Sequence[Size], Limits], list[Assigned]]
 
@@ -61,7 +61,7 @@ def _one_by_one(place: Callable[[Size, Limits], Assigned]) -> AssignBuckets:
 
 
 def kept_share(size: Size, bucket: Size) -> float:
-    """How much of a picture is kept when it covers a bucket: min(a/b, b/a) of their aspects."""
+    """How much of an image is kept when it covers a bucket: min(a/b, b/a) of their aspects."""
     return min(bucket.aspect / size.aspect, size.aspect / bucket.aspect)
 
 
@@ -80,7 +80,7 @@ def covering(size: Size, bucket: Size) -> Size:
 def assign_native(sizes: Sequence[Size], limits: Limits) -> list[Assigned]:
     """The bucket of the table that keeps the most area, the larger one where two keep the same.
 
-    The distance is the ratio of aspects, not sd-scripts' difference, which favours wide pictures.
+    The distance is the ratio of aspects, not sd-scripts' difference, which favours wide images.
     """
     table = sorted(limits.buckets, key=lambda bucket: (-bucket.area, bucket))
 
@@ -95,7 +95,7 @@ def assign_native_no_upscale(size: Size, limits: Limits) -> Assigned:
     """The largest bucket that asks for no enlarging and crops no more than sd-scripts would.
 
     Buckets are not those of the table alone: any sides in steps within the limits. sd-scripts
-    ignores the limits here; so does this where keeping them would crop more, as with a picture of
+    ignores the limits here; so does this where keeping them would crop more, as with an image of
     197x6000. A side that is shorter than one step is the one thing that is enlarged, to one step.
     """
     theirs = _as_kohya_smaller(size, limits)
@@ -127,7 +127,7 @@ def _largest_smaller(size: Size, limits: Limits, kept: float) -> Size:
 
 
 def _lost(bucket: Size, resized: Size) -> float:
-    """The share of a resized picture that its bucket leaves out."""
+    """The share of a resized image that its bucket leaves out."""
     return 1 - bucket.area / resized.area
 
 
@@ -155,7 +155,7 @@ def assign_as_kohya(sizes: Sequence[Size], limits: Limits) -> list[Assigned]:
 def _as_kohya_smaller(size: Size, limits: Limits) -> Assigned:
     """sd-scripts' `bucket_no_upscale`, which shrinks more than it needs to and ignores the limits.
 
-    Where it would make a bucket with a side of 0, and fail, the side is one step and the picture is
+    Where it would make a bucket with a side of 0, and fail, the side is one step and the image is
     enlarged to it.
     """
     bucket, resized = _shrunk_as_kohya(size, limits)
@@ -172,7 +172,7 @@ ASSIGNMENTS: dict[tuple[Selection, bool], AssignBuckets] = {
     ("kohya", False): assign_as_kohya,
     ("kohya", True): place_as_kohya_smaller,
 }
-"""(selection, never enlarge) -> how pictures are placed."""
+"""(selection, never enlarge) -> how images are placed."""
 
 
 def _by_distance(
@@ -205,7 +205,7 @@ def _by_distance(
 
 
 def _sides(pixels: int, limits: Limits) -> range:
-    """The sides of buckets within the limits that a picture's side fills without being enlarged."""
+    """The sides of buckets within the limits that an image's side fills without being enlarged."""
     longest = max(limits.step, min(limits.max_side, pixels) // limits.step * limits.step)
     shortest = min(longest, -(-limits.min_side // limits.step) * limits.step)
     return range(shortest, longest + 1, limits.step)

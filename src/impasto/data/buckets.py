@@ -1,6 +1,6 @@
 """Tables of aspect-ratio buckets: which sizes there are.
 
-The idea is NovelAI's (NovelAI Improvements on Stable Diffusion, 2022). Which bucket a picture goes
+The idea is NovelAI's (NovelAI Improvements on Stable Diffusion, 2022). Which bucket an image goes
 to is `data/bucket_assignment.py`'s to say.
 """
 

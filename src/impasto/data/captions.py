@@ -1,8 +1,8 @@
-"""What becomes of a picture's words each time it is shown: sd-scripts' caption options, by a seed.
+"""What becomes of an image's words each time it is shown: sd-scripts' caption options, by a seed.
 
 The order is that of kohya-ss/sd-scripts (`library/train_util.py`, BaseDataset.process_caption):
 prefix and suffix, dropout, wildcards, then tags: warm-up, shuffle, dropout; then the secondary
-separator. Everything random follows from (seed, epoch, picture, repeat), so it can be shown ahead.
+separator. Everything random follows from (seed, epoch, image, repeat), so it can be shown ahead.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ class Moment:
 
     Attributes:
         epoch: Passes over the data, counted from 1 as sd-scripts does.
-        step: Optimizer updates done before.
-        total_steps: Optimizer updates of the whole run.
+        step: Optimizer steps done before.
+        total_steps: Optimizer steps of the whole run.
     """
 
     epoch: int
@@ -53,8 +53,8 @@ class CaptionRules:
         secondary_separator: Joins tags that stay together; becomes `separator` in the end.
         shuffle: Whether the order of tags changes.
         tag_dropout_rate: Chance in [0, 1] that a tag is left out.
-        warmup_min: Tags shown at the first update, of those that are not fixed.
-        warmup_steps: Updates until all tags are shown; below 1 a share of the run.
+        warmup_min: Tags shown at the first step, of those that are not fixed.
+        warmup_steps: Steps until all tags are shown; below 1 a share of the run.
         rejoins: Whether tags are taken apart and joined again though nothing about them varies: so
             `steady` words are written as those that do.
     """
@@ -75,13 +75,13 @@ class CaptionRules:
     rejoins: bool = False
 
     def write(self, words: str, moment: Moment, seed: int, *keys: int | str) -> str:
-        """One caption from a picture's words.
+        """One caption from an image's words.
 
         Args:
             words: The words, perhaps on several lines.
             moment: When it is shown.
             seed: The run's seed.
-            keys: Which picture, and which of its repeats.
+            keys: Which image, and which of its repeats.
         """
         text = self._framed(words)
         if not (self.is_random or self.dropout_every_n_epochs or self._takes_tags_apart):

@@ -1,4 +1,4 @@
-"""From cached latents, or pictures that change each time, to batches, read ahead of the step."""
+"""From cached latents, or images that change each time, to batches, read ahead of the step."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ class LoadedMoments:
 
     Attributes:
         weights: [B], 0 for a stand-in and for what could not be read.
-        mean: [B, 4, h, w] as stored; zeros where `pixels` has a picture.
+        mean: [B, 4, h, w] as stored; zeros where `pixels` has an image.
         logvar: The same for the log variance.
-        pixels: Place in the batch -> uint8 [H, W, 3], for pictures that are encoded now.
+        pixels: Place in the batch -> uint8 [H, W, 3], for images that are encoded now.
         mask: [B, 1, h, w] uint8, or None where all places count the same.
     """
 
@@ -57,15 +57,15 @@ class TrainingData:
     """Everything that a batch is made from.
 
     Attributes:
-        plan: The pictures and the keys of their latents.
+        plan: The images and the keys of their latents.
         cache: Where the moments are.
         scaling_factor: What unscaled latents are multiplied by; 0.18215 for SD 1 and 2.
         seed: The run's seed.
-        total_steps: Optimizer updates of the whole run.
-        encoder: For pictures that are not encoded ahead; None where there are none.
+        total_steps: Optimizer steps of the whole run.
+        encoder: For images that are not encoded ahead; None where there are none.
         noise: What the training step adds, so that it can be drawn ahead.
         templates: Lines around captions; None leaves captions as they are.
-        lost: Pictures that could not be read any more while training, with reasons.
+        lost: Images that could not be read any more while training, with reasons.
     """
 
     plan: CachedPlan
@@ -80,7 +80,7 @@ class TrainingData:
 
     @property
     def changes_pictures(self) -> bool:
-        """Whether some pictures are decoded and encoded each time they are shown."""
+        """Whether some images are decoded and encoded each time they are shown."""
         return any(not key.plain for key in self.plan.keys)
 
     def load(self, update: Update, micro_batch: MicroBatch) -> LoadedMoments:
@@ -88,7 +88,7 @@ class TrainingData:
         randomness = PerSampleRandomness(self.seed, update.step, micro_batch.positions, update.size)
         samples = micro_batch.samples
         weights = torch.full((len(samples),), 0.0 if micro_batch.is_padding else 1.0)
-        bucket = self.plan.images[samples[0].picture].bucket
+        bucket = self.plan.images[samples[0].image].bucket
         shape = (4, bucket.height // CELL, bucket.width // CELL)
         noise = randomness.normal(shape, "posterior")
         self.noise.generate_ahead(shape, randomness)
@@ -122,8 +122,8 @@ class TrainingData:
         )
 
     def caption(self, sample: Sample, update: Update) -> str:
-        """What is said of a picture this time."""
-        record = self.plan.images[sample.picture].record
+        """What is said of an image this time."""
+        record = self.plan.images[sample.image].record
         moment = Moment(update.epoch + 1, update.step, self.total_steps)
         subset = record.subset
         caption = subset.captions.write(
@@ -137,25 +137,25 @@ class TrainingData:
         )
         if self.templates is None:
             return caption
-        keys = _keys(self.plan.images[sample.picture], sample, update.epoch)
+        keys = _keys(self.plan.images[sample.image], sample, update.epoch)
         return self.templates.around(caption, self.seed, *keys)
 
     def _flips(self, sample: Sample, epoch: int) -> bool:
-        """Whether a picture is mirrored this time: in half of the showings, if its words allow."""
-        record = self.plan.images[sample.picture].record
+        """Whether an image is mirrored this time: in half of the showings, if its words allow."""
+        record = self.plan.images[sample.image].record
         if not record.subset.may_flip(record.words):
             return False
-        keys = _keys(self.plan.images[sample.picture], sample, epoch)
+        keys = _keys(self.plan.images[sample.image], sample, epoch)
         return bool(derive_rng(self.seed, "flip", *keys).random() < 0.5)
 
     def _moments(
         self, samples: tuple[Sample, ...], flips: list[bool], shape: tuple[int, ...]
     ) -> tuple[Tensor, Tensor]:
-        """Gather cached moments in the order of the visits; zeros for what is not cached.
+        """Gather cached moments in the order of the samples; zeros for what is not cached.
 
         Gathered with NumPy, which stays on one core: see `Shards.read`.
         """
-        keys = [self.plan.keys[sample.picture] for sample in samples]
+        keys = [self.plan.keys[sample.image] for sample in samples]
         names = [k.flipped if flip else k.plain for k, flip in zip(keys, flips, strict=True)]
         if all(key.plain for key in keys):
             return self.cache.read(names)
@@ -172,7 +172,7 @@ class TrainingData:
         """Decode what changes each time; what has vanished meanwhile gets the weight 0."""
         rendered = {}
         for i, sample in enumerate(samples):
-            image = self.plan.images[sample.picture]
+            image = self.plan.images[sample.image]
             rules = image.record.subset.augmentation
             if rules is None:
                 continue
@@ -191,14 +191,14 @@ class TrainingData:
         rendered: dict[int, Rendered],
         bucket: Size,
     ) -> Tensor | None:
-        """Weights of all places, if a picture of the batch has any."""
-        images = [self.plan.images[sample.picture] for sample in samples]
+        """Weights of all places, if an image of the batch has any."""
+        images = [self.plan.images[sample.image] for sample in samples]
         if not any(image.record.subset.masks for image in images):
             return None
         full = (len(samples), 1, bucket.height // CELL, bucket.width // CELL)
         mask = np.full(full, 255, dtype=np.uint8)
         for i, sample in enumerate(samples):
-            name = self.plan.keys[sample.picture].mask
+            name = self.plan.keys[sample.image].mask
             own = rendered[i].mask if i in rendered else None
             if name:
                 own = self.cache.read_masks([name])[0, 0].numpy()
@@ -208,7 +208,7 @@ class TrainingData:
 
     def _encoded(self, loaded: LoadedMoments) -> tuple[Tensor, Tensor]:
         """Encode the pixels of a batch, in pieces as large as the encoder takes."""
-        assert self.encoder is not None  # noqa: S101 - built where pictures change
+        assert self.encoder is not None  # noqa: S101 - built where images change
         mean, logvar = loaded.mean.float(), loaded.logvar.float()
         places = list(loaded.pixels)
         for start in range(0, len(places), self.encoder.batch_size):
@@ -227,12 +227,12 @@ def sample_posterior(mean: Tensor, logvar: Tensor, noise: Tensor) -> Tensor:
 
 
 def sampler_groups(images: Sequence[PlannedImage]) -> list[Group]:
-    """The data set and bucket of each picture."""
+    """The dataset and bucket of each image."""
     return [Group(image.record.subset.dataset, image.bucket) for image in images]
 
 
 UpdateBatches = tuple[Update, Batch]
-"""A batch, and the update that it belongs to."""
+"""A batch, and the step that it belongs to."""
 
 
 def iterate_updates(
@@ -243,7 +243,7 @@ def iterate_updates(
     rank: int,
     prefetch: Callable[[Iterator[UpdateBatches]], Iterator[UpdateBatches]] = iter,
 ) -> Iterator[tuple[Update, Iterator[Batch]]]:
-    """Yield the updates in [first_step, last_step), each with its batches for this process.
+    """Yield the steps in [first_step, last_step), each with its batches for this process.
 
     Threads prepare the next batches while the current one trains; `prefetch` takes them to a
     device.
@@ -286,7 +286,7 @@ def _ahead(
 
 
 def _keys(image: PlannedImage, sample: Sample, epoch: int) -> tuple[int | str, ...]:
-    """What a showing of a picture is called, for its random numbers."""
+    """What a showing of an image is called, for its random numbers."""
     subset = image.record.subset
     return epoch, subset.dataset, subset.number, image.record.name, sample.repeat
 

@@ -28,7 +28,7 @@ class DecodedBefore:
                 self._known[path] = tuple(row)
 
     def outcome(self, record: ImageRecord) -> str | None:
-        """Why a picture cannot be decoded, empty if it can; None if that is not known."""
+        """Why an image cannot be decoded, empty if it can; None if that is not known."""
         size_bytes, mtime_ns, reason = self._known.get(str(record.path), (-1, -1, ""))
         stamp = record.stamp
         return reason if (size_bytes, mtime_ns) == (stamp.size_bytes, stamp.mtime_ns) else None

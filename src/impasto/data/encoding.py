@@ -25,7 +25,7 @@ class MomentsEncoder:
     Attributes:
         encode: pixels [B, 3, H, W] in [-1, 1] -> unscaled (mean, logvar), each [B, 4, H/8, W/8].
         fingerprint: A hash of the VAE's weights.
-        batch_size: Pictures per call.
+        batch_size: Images per call.
         encode_exactly: The same in float32, for what came out as NaN or infinite; None where
             `encode` is that already.
         arithmetic: How it computes, where that changes the latents by more than they are rounded by
@@ -40,7 +40,7 @@ class MomentsEncoder:
 
     @property
     def source(self) -> str:
-        """What latents are named by, besides their pictures."""
+        """What latents are named by, besides their images."""
         return latent_source(self.fingerprint, self.arithmetic)
 
 
@@ -49,7 +49,7 @@ class Begun:
     """A batch that a device works on.
 
     Attributes:
-        pixels: [B, 3, H, W] in [-1, 1], in the computer's memory.
+        pixels: [B, 3, H, W] in [-1, 1], in RAM.
         mean: [B, 4, H/8, W/8], where it is computed; not to be read before it is needed.
         logvar: The same.
     """
@@ -77,7 +77,7 @@ class Encode:
         return self._begun(self._encoder.encode, to_model_range(batch))
 
     def finish(self, begun: Begun) -> list[tuple[Tensor, Tensor] | Failure]:
-        """The moments of a batch, in the computer's memory."""
+        """The moments of a batch, in RAM."""
         outcomes = _arrived(begun)
         exactly = self._encoder.encode_exactly
         if exactly is not None:
@@ -102,6 +102,6 @@ def _arrived(begun: Begun) -> list[tuple[Tensor, Tensor] | Failure]:
 
 
 def to_model_range(pixels: Iterable[np.ndarray]) -> Tensor:
-    """uint8 pictures [H, W, 3] of one size -> float32 [B, 3, H, W] in [-1, 1]."""
+    """uint8 images [H, W, 3] of one size -> float32 [B, 3, H, W] in [-1, 1]."""
     stacked = torch.from_numpy(np.stack(list(pixels)))
     return stacked.permute(0, 3, 1, 2).float() / 127.5 - 1

@@ -37,7 +37,7 @@ _VANISHED = "vanished or became unreadable"
 
 @dataclass(frozen=True)
 class _Order:
-    """A picture and what is to be made of it: only keys that are not in the cache."""
+    """An image and what is to be made of it: only keys that are not in the cache."""
 
     image: PlannedImage
     missing: LatentKeys
@@ -52,23 +52,23 @@ def cache_latents(
     on_error: ErrorPolicy = "skip",
     workers: int | None = None,
 ) -> CachedPlan:
-    """Encode the pictures that the cache does not hold; set aside those that cannot be.
+    """Encode the images that the cache does not hold; set aside those that cannot be.
 
     Killed at any moment, it loses at most two shards: the one being written and the one being
-    filled. Pictures that change each time they are shown are only decoded, to find those that
+    filled. Images that change each time they are shown are only decoded, to find those that
     cannot be.
 
     Args:
-        planned: The pictures.
+        planned: The images.
         cache: Where their latents are kept.
         encoder: Makes them.
         progress: Where to show how far it is.
-        on_error: Whether a picture that cannot be used is set aside, or ends it all.
+        on_error: Whether an image that cannot be used is set aside, or ends it all.
         workers: Processes that decode; None means as many as there are processors, and threads
-            for a few pictures.
+            for a few images.
 
     Raises:
-        DatasetError: No picture is left, or `on_error` is `stop` and one cannot be used.
+        DatasetError: No image is left, or `on_error` is `stop` and one cannot be used.
         StorageError: The disk is full or the folder cannot be written.
     """
     progress = progress or SilentProgress()
@@ -93,7 +93,7 @@ def cache_latents(
     ]
     if not kept:
         reasons = "; ".join(f"{item.path.name}: {item.reason}" for item in failures.items[:3])
-        raise DatasetError(f"{none_of(len(planned), 'pictures')} could be decoded ({reasons}).")
+        raise DatasetError(f"{none_of(len(planned), 'images')} could be decoded ({reasons}).")
     done = sum(order.image.record.path not in failures.paths for order in orders)
     return CachedPlan(
         tuple(image for image, _ in kept),
@@ -111,7 +111,7 @@ def cache_latents(
 def keys_of_plan(
     planned: Sequence[PlannedImage], cache: LatentCache, fingerprint: str, progress: Progress
 ) -> list[LatentKeys]:
-    """What the cache would keep of these pictures, latents of sd-scripts included.
+    """What the cache would keep of these images, latents of sd-scripts included.
 
     All that one VAE makes of them counts, on whatever device.
     """
@@ -125,7 +125,7 @@ def keys_of_plan(
 
 
 class _Failures:
-    """The pictures that cannot be used, each once."""
+    """The images that cannot be used, each once."""
 
     def __init__(self, policy: ErrorPolicy) -> None:
         self._policy = policy
@@ -146,7 +146,7 @@ class _Failures:
 def _hashes(
     planned: Sequence[PlannedImage], cache: LatentCache, progress: Progress
 ) -> dict[Path, str]:
-    """Hashes of the pictures, of their masks, and of latents that sd-scripts left."""
+    """Hashes of the images, of their masks, and of latents that sd-scripts left."""
     stamps = {image.record.path: image.record.stamp for image in planned}
     for image in planned:
         subset = image.record.subset
@@ -160,7 +160,7 @@ def _hashes(
 
 
 def _keys(image: PlannedImage, digests: dict[Path, str], fingerprint: str) -> LatentKeys | None:
-    """What is kept of a picture; None if it cannot even be read."""
+    """What is kept of an image; None if it cannot even be read."""
     record = image.record
     if record.path not in digests:
         return None
@@ -220,7 +220,7 @@ def _decode_the_changing(
         return
     executor = LocalExecutor(Decode(), workers=default_workers())
     records = [image.record for image in changing.values()]
-    with progress.stage("Checking pictures", len(records), "pictures") as advance:
+    with progress.stage("Checking images", len(records), "images") as advance:
         for outcomes in executor.run(chunks(records, 4)):
             for record, outcome in outcomes:
                 if isinstance(outcome, Failure):
@@ -251,8 +251,8 @@ def _carry_out(
     rendered = executor.run([order.image for order in batch] for batch in batches)
     patience = locks.Patience(progress.note, f"encoding into {cache.folder}")
     with (
-        locks.Presence(cache.folder, "encoding pictures", patience),
-        progress.stage("Encoding latents", len(orders), "pictures") as advance,
+        locks.Presence(cache.folder, "encoding images", patience),
+        progress.stage("Encoding latents", len(orders), "images") as advance,
         written_behind(cache) as writer,
     ):
         device = _Device(cache, encoder, writer, failures)
@@ -270,7 +270,7 @@ def _carry_out(
 
 @dataclass(frozen=True)
 class _Task:
-    """A picture or its mirror image, to be encoded under a key."""
+    """An image or its mirror image, to be encoded under a key."""
 
     image: PlannedImage
     key: str
@@ -278,7 +278,7 @@ class _Task:
 
 
 class _Device:
-    """Encodes pictures, one batch behind: what comes next is made ready while a GPU computes.
+    """Encodes images, one batch behind: what comes next is made ready while a GPU computes.
 
     Args:
         cache: What another process has put there meanwhile is left out.
@@ -295,7 +295,7 @@ class _Device:
         self._behind: tuple[Sequence[_Task], Begun] | None = None
 
     def take(self, rendered: Sequence[tuple[_Order, Rendered]]) -> None:
-        """Encode pictures and mirror images as ordered, and keep their masks."""
+        """Encode images and mirror images as ordered, and keep their masks."""
         tasks: list[_Task] = []
         for order, picture in rendered:
             if order.missing.plain and order.missing.plain not in self._cache:

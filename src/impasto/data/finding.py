@@ -24,7 +24,7 @@ _Parts = tuple[str, ...]
 
 
 class PictureFinder:
-    """Finds pictures by the keys of metadata.
+    """Finds images by the keys of metadata.
 
     Args:
         root: The folder that keys are relative to, and that none may lead out of.
@@ -39,11 +39,11 @@ class PictureFinder:
         """How `find_all` found relative keys that are no paths below the root, in words."""
 
     def find(self, key: str) -> str | Failure:
-        """The path of a picture, or why there is none, where this is the only key."""
+        """The path of an image, or why there is none, where this is the only key."""
         return self.find_all([key])[0]
 
     def find_all(self, keys: Sequence[str]) -> list[str | Failure]:
-        """The path of a picture, or why there is none, for each key of a metadata file.
+        """The path of an image, or why there is none, for each key of a metadata file.
 
         Paths below the root come first, of all keys. What is left is found by the ends of paths:
         absolute keys where what stands before agrees, and relative ones where it is the same for
@@ -144,7 +144,7 @@ class PictureFinder:
         )
 
     def unnamed(self, named: set[str]) -> list[str]:
-        """The pictures below the folder that are not among those named."""
+        """The images below the folder that are not among those named."""
         return sorted(set(self._below.paths) - named)
 
     def _bounded(self, path: str) -> str | Failure:

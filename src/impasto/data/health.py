@@ -1,4 +1,4 @@
-"""What is good and bad about a data set, as numbers and lists: the content of its report."""
+"""What is good and bad about a dataset, as numbers and lists: the content of its report."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ SIDES = ("left", "right")
 TOP_TAGS = 60
 TOP_PAIRS = 40
 PAIRED_TAGS = 200  # pairs are counted among so many of the most frequent tags
-SMALL = 1.5  # enlarged by more than this, a picture is too small
+SMALL = 1.5  # enlarged by more than this, an image is too small
 
 CountTokens = Callable[[Sequence[str]], list[int]]
 
 
 @dataclass(frozen=True)
 class BucketHealth:
-    """A bucket of one data set: pictures in it, and what share of them cropping takes."""
+    """A bucket of one dataset: images in it, and what share of them cropping takes."""
 
     dataset: int
     size: str
@@ -41,7 +41,7 @@ class BucketHealth:
 
 @dataclass(frozen=True)
 class Cropped:
-    """A picture and the share of it that is cropped away."""
+    """An image and the share of it that is cropped away."""
 
     path: Path
     bucket: str
@@ -50,7 +50,7 @@ class Cropped:
 
 @dataclass(frozen=True)
 class Enlarged:
-    """A picture that is too small for its bucket, and by what it is enlarged."""
+    """An image that is too small for its bucket, and by what it is enlarged."""
 
     path: Path
     size: str
@@ -62,12 +62,12 @@ class CaptionHealth:
     """The words.
 
     Attributes:
-        missing: Pictures without a caption file, or with an empty one.
-        several_lines: Pictures whose further lines are never shown.
-        same: Captions that several pictures share, with their number, the most frequent first.
+        missing: Images without a caption file, or with an empty one.
+        several_lines: Images whose further lines are never shown.
+        same: Captions that several images share, with their number, the most frequent first.
         token_lengths: Number of tokens -> captions.
         over: 75, 150, 225 -> captions that are longer.
-        naming_sides: Pictures with left or right in their words.
+        naming_sides: Images with left or right in their words.
     """
 
     missing: list[Path]
@@ -80,31 +80,31 @@ class CaptionHealth:
 
 @dataclass(frozen=True)
 class Health:
-    """All that is known of a data set.
+    """All that is known of a dataset.
 
     Attributes:
         place: What was looked at.
-        pictures: How many can be used.
+        images: How many can be used.
         showings: The same with their repeats.
         set_aside: Files that cannot be used.
         unused: Other files and folders that look like images or words.
         tally: The numbers that every verb shows.
-        sizes: Size -> pictures, the most frequent first.
-        aspects: Width over height of each picture.
-        buckets: By data set and size.
+        sizes: Size -> images, the most frequent first.
+        aspects: Width over height of each image.
+        buckets: By dataset and size.
         mean_lost: The share of the area that cropping takes on average.
-        cropped: Pictures by what cropping takes, the worst first.
-        too_small: Pictures that are enlarged by more than half.
-        rotated: Pictures that EXIF turns or mirrors.
-        flips: Whether a part of the pictures is mirrored in training.
+        cropped: Images by what cropping takes, the worst first.
+        too_small: Images that are enlarged by more than half.
+        rotated: Images that EXIF turns or mirrors.
+        flips: Whether a part of the images is mirrored in training.
         captions: The words.
-        tags: Tag -> pictures, the most frequent first.
+        tags: Tag -> images, the most frequent first.
         number_of_tags: Different tags.
-        rare_tags: How many of them only one picture has.
-        tag_pairs: Tags that meet most often, and in how many pictures.
+        rare_tags: How many of them only one image has.
+        tag_pairs: Tags that meet most often, and in how many images.
         equal: Files of the same content.
-        near: Pictures that look nearly the same.
-        same_stem: Pictures that share one caption file.
+        near: Images that look nearly the same.
+        same_stem: Images that share one caption file.
     """
 
     place: str
@@ -146,7 +146,7 @@ def examine(
     """Put together what is known.
 
     Args:
-        scan: The pictures, those that cannot be decoded set aside.
+        scan: The images, those that cannot be decoded set aside.
         plan: Where they go.
         digests: Hashes of their files.
         looks: Their perceptual hashes.
@@ -158,7 +158,7 @@ def examine(
     frequency = Counter(tag for own in tags for tag in own)
     equal = equal_groups({r.path: digests[r.path] for r in records if r.path in digests})
     same = {path for group in equal for path in group[1:]}
-    with progress.stage("Comparing pictures", len(looks), "pictures") as advance:
+    with progress.stage("Comparing images", len(looks), "images") as advance:
         near = near_groups({p: look for p, look in looks.items() if p not in same}, advance)
     worst = sorted(plan.images, key=lambda image: (-image.lost_area, str(image.record.path)))
     return Health(
@@ -230,7 +230,7 @@ def _captions(records: Sequence[ImageRecord], count_tokens: CountTokens) -> Capt
 
 
 def _tags(record: ImageRecord) -> list[str]:
-    """The tags of a picture, each once: of its tags, or of its caption where it has none."""
+    """The tags of an image, each once: of its tags, or of its caption where it has none."""
     words = record.tags or record.caption
     separator = record.subset.captions.separator
     tags = (tag.strip() for line in text_lines(words) for tag in line.split(separator))

@@ -37,7 +37,7 @@ _SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
 
 
 class UnreadableImageError(Exception):
-    """A picture cannot be used; the message is the reason shown to the user.
+    """An image cannot be used; the message is the reason shown to the user.
 
     Args:
         reason: The message.
@@ -60,7 +60,7 @@ def read_header(path: Path) -> tuple[Size, bool]:
     """The upright size, and whether EXIF turns or mirrors the stored pixels; none are decoded.
 
     Raises:
-        UnreadableImageError: Not a picture, damaged, or larger than `MAX_PIXELS`.
+        UnreadableImageError: Not an image, damaged, or larger than `MAX_PIXELS`.
     """
     with _opened(path) as image:
         width, height = image.size
@@ -71,7 +71,7 @@ def read_header(path: Path) -> tuple[Size, bool]:
 
 
 def read_rgb(path: Path, *, at_least: Size | None = None) -> Image.Image:
-    """Decode a picture to upright 8-bit sRGB; transparency is laid over white.
+    """Decode an image to upright 8-bit sRGB; transparency is laid over white.
 
     Args:
         path: The file.
@@ -80,7 +80,7 @@ def read_rgb(path: Path, *, at_least: Size | None = None) -> Image.Image:
             least: then the difference after resizing is like that from Lanczos to bicubic.
 
     Raises:
-        UnreadableImageError: Not a picture, truncated, damaged, or larger than `MAX_PIXELS`.
+        UnreadableImageError: Not an image, truncated, damaged, or larger than `MAX_PIXELS`.
     """
     return read_picture(path, at_least=at_least)[0]
 
@@ -88,7 +88,7 @@ def read_rgb(path: Path, *, at_least: Size | None = None) -> Image.Image:
 def read_picture(
     path: Path, *, at_least: Size | None = None, with_alpha: bool = False
 ) -> tuple[Image.Image, Image.Image | None]:
-    """As `read_rgb`, with the opacity besides, an 8-bit picture; None where it has none.
+    """As `read_rgb`, with the opacity besides, an 8-bit image; None where it has none.
 
     Raises:
         UnreadableImageError: As for `read_rgb`.
@@ -113,7 +113,7 @@ def read_picture(
 
 
 def read_mask(path: Path) -> Image.Image:
-    """Decode a picture to upright 8-bit grey: white is 255.
+    """Decode an image to upright 8-bit grey: white is 255.
 
     Raises:
         UnreadableImageError: As for `read_rgb`.
@@ -141,7 +141,7 @@ def _exif_says(image: Image.Image) -> int:
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[Image.Image]:
-    """Open a picture, and turn each way in which that fails into a reason in words."""
+    """Open an image, and turn each way in which that fails into a reason in words."""
     try:
         if not stat.S_ISREG(path.stat().st_mode):  # opening a FIFO would wait for ever
             raise UnreadableImageError("not a regular file")
@@ -162,7 +162,7 @@ def _opened(path: Path) -> Iterator[Image.Image]:
 
 
 def _unreadable(error: Exception, path: Path) -> UnreadableImageError:
-    """Why a picture cannot be opened or decoded."""
+    """Why an image cannot be opened or decoded."""
     if isinstance(error, Image.DecompressionBombError):
         return UnreadableImageError("over 179 megapixels")
     if isinstance(error, MemoryError) or "out of memory" in str(error):  # of Pillow's decoders
@@ -186,10 +186,10 @@ def _unidentified_reason(path: Path) -> str:
     if not head:
         return "the file is empty"
     if not head.strip(b"\0"):
-        return "not a picture: zeros only, as after a copy that broke off or on a full disk"
+        return "not an image: zeros only, as after a copy that broke off or on a full disk"
     if head.lstrip().lower().startswith((b"<!doctype", b"<html")):
-        return "an HTML page saved under a picture's name"
-    return "not a picture in a known format, or damaged"
+        return "an HTML page saved under an image's name"
+    return "not an image in a known format, or damaged"
 
 
 def _to_eight_bits(image: Image.Image) -> Image.Image:
@@ -253,7 +253,7 @@ def _to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
 
 
 def _is_clear(image: Image.Image) -> bool:
-    """Whether a picture has opacity, in whatever form."""
+    """Whether an image has opacity, in whatever form."""
     return image.mode in {"RGBA", "LA", "PA"} or "transparency" in image.info
 
 

@@ -1,7 +1,7 @@
 """VAE outputs on disk: moments in shards, found by content, so that a stale one cannot be found.
 
-A shard (`data/shards.py`) holds pictures of one bucket: `mean` and `logvar`, both [N, 4, h, w], or
-in the folder of masks `mask`, [N, 1, h, w]. Any number of resolutions, VAEs and data sets share a
+A shard (`data/shards.py`) holds images of one bucket: `mean` and `logvar`, both [N, 4, h, w], or
+in the folder of masks `mask`, [N, 1, h, w]. Any number of resolutions, VAEs and datasets share a
 folder.
 """
 
@@ -28,7 +28,7 @@ STORED_DTYPE = torch.float16
 
 @dataclass(frozen=True, slots=True)
 class LatentKeys:
-    """The names of what is kept of a picture; empty where there is nothing to keep.
+    """The names of what is kept of an image; empty where there is nothing to keep.
 
     Attributes:
         plain: Its moments.
@@ -43,14 +43,14 @@ class LatentKeys:
 
 @dataclass(frozen=True)
 class CachedPlan:
-    """Planned pictures with the keys of their latents, and those that could not be encoded.
+    """Planned images with the keys of their latents, and those that could not be encoded.
 
     Attributes:
-        images: The pictures that can be trained on.
+        images: The images that can be trained on.
         keys: What is kept of each.
-        set_aside: Pictures that could not be decoded or encoded.
-        encoded: How many pictures were encoded now.
-        refused: Latents of sd-scripts that do not fit their pictures; they were made anew.
+        set_aside: Images that could not be decoded or encoded.
+        encoded: How many images were encoded now.
+        refused: Latents of sd-scripts that do not fit their images; they were made anew.
         identities: The keys as they would be of exact arithmetic: what a training state is compared
             by, which another device may go on from. Empty means the keys.
     """
@@ -67,7 +67,7 @@ def latent_key(content_hash: str, planned: PlannedImage, source: str, *, flip: b
     """The name of a latent: a hash over all that its numbers depend on, in 32 hex digits.
 
     Args:
-        content_hash: Of the picture's file.
+        content_hash: Of the image's file.
         planned: How it is resized and cropped.
         source: The VAE's fingerprint, or what else made the latent.
         flip: Whether it is that of the mirror image.
@@ -81,7 +81,7 @@ def latent_source(fingerprint: str, arithmetic: str) -> str:
 
 
 def mask_key(content_hash: str, planned: PlannedImage, mask_hash: str) -> str:
-    """The name of a picture's weights: a hash over all that they depend on."""
+    """The name of an image's weights: a hash over all that they depend on."""
     masks = planned.record.subset.masks
     alpha = masks is not None and masks.alpha
     return _hashed(content_hash, _geometry(planned), f"alpha={int(alpha)}", f"mask={mask_hash}")
@@ -98,7 +98,7 @@ def _hashed(*parts: str) -> str:
 
 
 class LatentCache:
-    """A folder of shards with the moments of encoded pictures, and their masks.
+    """A folder of shards with the moments of encoded images, and their masks.
 
     Args:
         folder: Where the shards are; created when something is written.
@@ -124,7 +124,7 @@ class LatentCache:
         return key in self._masks
 
     def read(self, keys: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Moments of pictures of one bucket: (mean, logvar), each [len(keys), 4, h, w] as stored.
+        """Moments of images of one bucket: (mean, logvar), each [len(keys), 4, h, w] as stored.
 
         Raises:
             KeyError: A key is not in the cache.
@@ -133,7 +133,7 @@ class LatentCache:
         return torch.from_numpy(mean), torch.from_numpy(logvar)
 
     def read_masks(self, keys: Sequence[str]) -> Tensor:
-        """Weights of pictures of one bucket: [len(keys), 1, h, w] uint8, 255 for full weight.
+        """Weights of images of one bucket: [len(keys), 1, h, w] uint8, 255 for full weight.
 
         Raises:
             KeyError: A key is not in the cache.
@@ -141,7 +141,7 @@ class LatentCache:
         return torch.from_numpy(self._masks.read(keys)[0])
 
     def write_shard(self, bucket: Size, keys: Sequence[str], mean: Tensor, logvar: Tensor) -> None:
-        """Add the moments of pictures of one bucket.
+        """Add the moments of images of one bucket.
 
         Raises:
             StorageError: The disk is full or the folder cannot be written.
@@ -150,7 +150,7 @@ class LatentCache:
         self._moments.write(str(bucket), keys, columns)
 
     def write_masks(self, bucket: Size, keys: Sequence[str], masks: Tensor) -> None:
-        """Add the weights of pictures of one bucket, [N, 1, h, w] uint8.
+        """Add the weights of images of one bucket, [N, 1, h, w] uint8.
 
         Raises:
             StorageError: The disk is full or the folder cannot be written.

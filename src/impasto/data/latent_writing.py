@@ -92,7 +92,7 @@ class ShardWriter:
         self._masks.hand_on()
 
     def add(self, bucket: Size, key: str, mean: Tensor, logvar: Tensor) -> None:
-        """Add one picture's moments, [4, h, w] each, in the computer's memory."""
+        """Add one image's moments, [4, h, w] each, in RAM."""
         self._moments.add(bucket, key, mean, logvar)
 
     def add_sample(self, bucket: Size, key: str, latents: Tensor) -> None:
@@ -100,5 +100,5 @@ class ShardWriter:
         self.add(bucket, key, latents, torch.full_like(latents, _NO_VARIANCE))
 
     def add_mask(self, bucket: Size, key: str, mask: Tensor) -> None:
-        """Add one picture's weights, [h, w] uint8."""
+        """Add one image's weights, [h, w] uint8."""
         self._masks.add(bucket, key, mask[None])

@@ -1,4 +1,4 @@
-"""Which pictures are the same, or nearly: by content, and by perceptual hash.
+"""Which images are the same, or nearly: by content, and by perceptual hash.
 
 The perceptual hash is pHash: 64 bits from the low frequencies of a 32x32 image, in exact whole
 numbers, so that it is the same on every machine. It equals `phash` of the ImageHash library.
@@ -47,7 +47,7 @@ class Look:
     """Stage: records -> their perceptual hashes; what cannot be decoded is a failure."""
 
     def __call__(self, batch: Sequence[ImageRecord]) -> list[int | Failure]:
-        """Decode a batch of pictures and hash them."""
+        """Decode a batch of images and hash them."""
         return [self._look(record) for record in batch]
 
     def _look(self, record: ImageRecord) -> int | Failure:
@@ -60,7 +60,7 @@ class Look:
 
 
 class Looks:
-    """Perceptual hashes of pictures, remembered by their content; failures are not.
+    """Perceptual hashes of images, remembered by their content; failures are not.
 
     Args:
         file: Where they are kept.
@@ -79,7 +79,7 @@ class Looks:
         executor = LocalExecutor(Look(), workers=default_workers())
         faults: list[SetAside] = []
         hashes: dict[Path, int] = {}
-        with progress.stage("Looking at pictures", len(fresh), "pictures") as advance:
+        with progress.stage("Looking at images", len(fresh), "images") as advance:
             for outcomes in executor.run(chunks(fresh, 8)):
                 for record, outcome in outcomes:
                     if isinstance(outcome, Failure):
@@ -107,9 +107,9 @@ def equal_groups(digests: Mapping[Path, str]) -> list[list[Path]]:
 def near_groups(
     hashes: Mapping[Path, int], advance: Callable[[int], None], most_bits: int = NEAR_BITS
 ) -> list[list[Path]]:
-    """Pictures whose hashes differ in a few bits, put together as far as they are linked.
+    """Images whose hashes differ in a few bits, put together as far as they are linked.
 
-    Every pair of different hashes is compared, in blocks; 20,000 pictures take about a second,
+    Every pair of different hashes is compared, in blocks; 20,000 images take about a second,
     however many of them are alike.
     """
     of_hash: dict[int, list[Path]] = {}

@@ -1,4 +1,4 @@
-"""Lists the files of a folder of pictures: pictures with their words, and what is not used.
+"""Lists the files of a folder of images: images with their words, and what is not used.
 
 What looks like an image or a caption and is not used is named with what to do about it. Nothing is
 opened here but the first bytes of files without an ending.
@@ -30,14 +30,14 @@ _REPEATS = re.compile(r"(\d+)_(.+)$")
 
 
 class Sidecars(NamedTuple):
-    """The endings of the files with a picture's words; an empty one stands for none."""
+    """The endings of the files with an image's words; an empty one stands for none."""
 
     caption: str = CAPTION
     tags: str = TAGS
 
 
 class Found(NamedTuple):
-    """A picture file, and size and time of change of it, its caption and its tags.
+    """An image file, and size and time of change of it, its caption and its tags.
 
     Plain numbers in a list, as the index has them: a second scan of 10,000 files compares them and
     makes nothing of them. Instead of them, the reason why the file cannot even be looked at.
@@ -65,7 +65,7 @@ class Unused:
 def list_folder(
     folder: str, sidecars: Sidecars, *, recursive: bool, without: str = ""
 ) -> tuple[list[Found], list[Unused]]:
-    """The pictures below a folder in the order of their paths, and what is not used.
+    """The images below a folder in the order of their paths, and what is not used.
 
     Args:
         folder: Where to look.
@@ -101,7 +101,7 @@ def place_in_order(path: str, separator: str = os.sep) -> str:
 
 
 def look_at(path: str, words: tuple[str, str] = ("", "")) -> Found:
-    """A picture file with the stamps of it and of the files with its words."""
+    """An image file with the stamps of it and of the files with its words."""
     try:
         status = os.stat(path)  # noqa: PTH116 - hot path
         if not stat.S_ISREG(status.st_mode):
@@ -174,7 +174,7 @@ class _Listing:
             self._unused.append(Unused(Path(shown), f"a caption: {NOT_TEXT}"))
 
     def found(self) -> list[Found]:
-        """The pictures with the files that belong to them."""
+        """The images with the files that belong to them."""
         pictures = [
             look_at(os.path.join(self._folder, name), self._words_of(name))  # noqa: PTH118
             for name in self._pictures
@@ -182,7 +182,7 @@ class _Listing:
         return self._faults + pictures
 
     def _words_of(self, picture: str) -> tuple[str, str]:
-        """The files with a picture's words; a face crop may share those of its whole picture.
+        """The files with an image's words; a face crop may share those of its whole image.
 
         kohya-ss/sd-scripts, `library/train_util.py`, read_caption: `a_1_2_3_4.png` reads `a.txt`
         where it has no file of its own.

@@ -1,8 +1,8 @@
-"""Metadata files: words and sizes of many pictures in one JSON or JSONL file, as sd-scripts has it.
+"""Metadata files: words and sizes of many images in one JSON or JSONL file, as sd-scripts has it.
 
 JSON is `{key: {caption, tags, train_resolution, image_size}}`; JSONL is one object per line with
 `image_path` besides (kohya-ss/sd-scripts, `finetune/merge_captions_to_metadata.py` and
-`library/train_util.py`, FineTuningDataset). A key is an absolute path, a path below the picture
+`library/train_util.py`, FineTuningDataset). A key is an absolute path, a path below the image
 folder, or either without its ending.
 """
 
@@ -33,7 +33,7 @@ _EXPECTED = (
 
 @dataclass(frozen=True, slots=True)
 class MetadataEntry:
-    """What a metadata file says of one picture.
+    """What a metadata file says of one image.
 
     Attributes:
         key: Its name there.
@@ -96,7 +96,7 @@ def read_metadata(file: Path) -> Metadata:
     read = _read_lines if file.suffix.lower() == _JSONL else _read_object
     entries = read(file, text)
     if not entries:
-        raise DatasetError(f"The metadata file {file} names no picture; {_EXPECTED}.")
+        raise DatasetError(f"The metadata file {file} names no image; {_EXPECTED}.")
     return Metadata(file, tuple(entries))
 
 
@@ -154,17 +154,17 @@ def merge_words(
     *,
     named: Mapping[Path, str] | None = None,
 ) -> list[MetadataEntry]:
-    """Put the words of scanned pictures into metadata; what else the entries hold stays.
+    """Put the words of scanned images into metadata; what else the entries hold stays.
 
     Args:
         known: What is there.
-        records: The pictures with their words.
-        style: How pictures are named that are not there yet.
+        records: The images with their words.
+        style: How images are named that are not there yet.
         named: The keys of `known` by the files that they stand for (`keys_of_files`), so that a
-            picture keeps the name that it has there.
+            image keeps the name that it has there.
 
     Raises:
-        DatasetError: Two pictures would get one key.
+        DatasetError: Two images would get one key.
     """
     entries = {entry.key: entry for entry in known}
     taken: dict[str, Path] = {}
@@ -253,7 +253,7 @@ def _entry(file: Path, where: str, key: str, content: Any) -> MetadataEntry:
     if not isinstance(content, dict):
         raise DatasetError(f"{file}, {where}: found {content!r}; {_EXPECTED}.")
     if not key or "\0" in key:
-        raise DatasetError(f"{file}, {where}: {key!r} cannot be the name of a picture.")
+        raise DatasetError(f"{file}, {where}: {key!r} cannot be the name of an image.")
     others = dict(content)
     words = []
     for name in ("caption", "tags"):

@@ -1,4 +1,4 @@
-"""Latents that sd-scripts left beside the pictures: `.npz` files of every era, in and out.
+"""Latents that sd-scripts left beside the images: `.npz` files of every era, in and out.
 
 They hold one unscaled sample of the VAE's posterior in float32, not its moments, and nothing says
 which VAE made them (kohya-ss/sd-scripts: `finetune/prepare_buckets_latents.py`,
@@ -6,7 +6,7 @@ which VAE made them (kohya-ss/sd-scripts: `finetune/prepare_buckets_latents.py`,
 
     <stem>.npz, <stem>_flip.npz            arr_0                                  until July 2023
     <stem>.npz                             latents, latents_flipped, original_size, ...    to 0.9.1
-    <stem>_<W>x<H>_sd.npz                  the same; W x H is the picture's size          from 2024
+    <stem>_<W>x<H>_sd.npz                  the same; W x H is the image's size          from 2024
     the same                               latents_<h>x<w>, latents_flipped_<h>x<w>, ...  from 2026
 """
 
@@ -29,7 +29,7 @@ from impasto.data.stages import Failure
 CELL = 8
 CHANNELS = 4
 _CLOCK_SLACK_NS = 1_000_000_000
-_MOST_VALUES = 1 << 26  # latents of a picture of 32768x32768 pixels
+_MOST_VALUES = 1 << 26  # latents of an image of 32768x32768 pixels
 PLAIN_NAMES = ("latents", "latents_flipped", "original_size", "crop_ltrb")
 
 
@@ -43,7 +43,7 @@ class NpzLatents:
 
 
 def npz_candidates(image: PlannedImage) -> Iterator[Path]:
-    """Where sd-scripts would have put a picture's latents, the newest form first."""
+    """Where sd-scripts would have put an image's latents, the newest form first."""
     path, root, size = image.record.path, image.record.subset.root, image.record.size
     for ending in ("_sd", "_sdxl"):  # fine_tune.py of early 2026 wrote SD latents as _sdxl
         yield path.with_name(f"{path.stem}_{size.width:04d}x{size.height:04d}{ending}.npz")
@@ -53,14 +53,14 @@ def npz_candidates(image: PlannedImage) -> Iterator[Path]:
 
 
 def npz_file(image: PlannedImage) -> Path:
-    """Where today's sd-scripts has a picture's latents."""
+    """Where today's sd-scripts has an image's latents."""
     return next(npz_candidates(image))
 
 
 def read_npz(file: Path, image: PlannedImage) -> NpzLatents | Failure:
-    """Read a file's latents if they are those of the planned picture, or say why they are not."""
+    """Read a file's latents if they are those of the planned image, or say why they are not."""
     if image.record.rotated:
-        return Failure("the picture is turned by EXIF, which sd-scripts does not heed")
+        return Failure("the image is turned by EXIF, which sd-scripts does not heed")
     if is_older(file, image):
         return Failure(f"older than {image.record.path.name}, which was changed after it was made")
     try:
@@ -72,7 +72,7 @@ def read_npz(file: Path, image: PlannedImage) -> NpzLatents | Failure:
 
 
 def is_older(file: Path, image: PlannedImage) -> bool:
-    """Whether a picture was changed after a file of latents was made from it.
+    """Whether an image was changed after a file of latents was made from it.
 
     A second is allowed for, which is as exact as some file systems and archives are.
     """
@@ -86,12 +86,12 @@ def write_npz(image: PlannedImage, latents: np.ndarray, flipped: np.ndarray | No
     """Write latents as today's sd-scripts does, keeping those of other sizes in the same file.
 
     Args:
-        image: The picture.
+        image: The image.
         latents: One unscaled sample, float32 [4, h, w].
-        flipped: The same of the mirrored picture.
+        flipped: The same of the mirrored image.
 
     Returns:
-        The file, beside the picture.
+        The file, beside the image.
 
     Raises:
         StorageError: It could not be written.
@@ -173,7 +173,7 @@ def _tail(image: PlannedImage) -> str:
 
 
 def crop_ltrb(bucket: Size, size: Size) -> tuple[float, float, float, float]:
-    """Where the whole picture would lie inside its bucket: SDXL's crop, which SD does not use.
+    """Where the whole image would lie inside its bucket: SDXL's crop, which SD does not use.
 
     kohya-ss/sd-scripts, `library/train_util.py`, BucketManager.get_crop_ltrb.
     """
@@ -205,7 +205,7 @@ def _checked(
     original = arrays.get(f"original_size{tail}", arrays.get("original_size"))
     size = image.record.size
     if original is not None and original.flatten().tolist() != list(size.wh):
-        return Failure(f"made from a picture of {original.tolist()}, which is now {size}")
+        return Failure(f"made from an image of {original.tolist()}, which is now {size}")
     expected = (CHANNELS, image.bucket.height // CELL, image.bucket.width // CELL)
     latents = arrays.get(f"latents{tail}", arrays.get("latents", arrays.get("arr_0")))
     if latents is None:

@@ -41,7 +41,7 @@ def take_npz(
     refused: list[SetAside] = []
     owners = _owners(planned, progress)
     with (
-        progress.stage("Reading sd-scripts' latents", len(able), "pictures") as advance,
+        progress.stage("Reading sd-scripts' latents", len(able), "images") as advance,
         written_behind(cache) as writer,
     ):
         for i in sorted(able, key=lambda i: planned[i].bucket):
@@ -64,7 +64,7 @@ class Exported:
 
     Attributes:
         written: How many files were written.
-        refused: Pictures that got none, with reasons.
+        refused: Images that got none, with reasons.
     """
 
     written: int
@@ -72,9 +72,9 @@ class Exported:
 
 
 def export_latents(plan: CachedPlan, cache: LatentCache, progress: Progress) -> Exported:
-    """Write the latents beside their pictures as today's sd-scripts does.
+    """Write the latents beside their images as today's sd-scripts does.
 
-    A file holds one sample where the cache has moments: the mean, which is the likeliest. Pictures
+    A file holds one sample where the cache has moments: the mean, which is the likeliest. Images
     that would share one file get none: sd-scripts would train all of them with the latents of one.
 
     Raises:
@@ -98,7 +98,7 @@ def export_latents(plan: CachedPlan, cache: LatentCache, progress: Progress) -> 
 def _export(
     image: PlannedImage, key: LatentKeys, owners: dict[Path, set[Path]], cache: LatentCache
 ) -> Failure | None:
-    """Write one picture's latents, or say why not."""
+    """Write one image's latents, or say why not."""
     if not key.plain:
         return Failure("no .npz: it changes each time that it is shown")
     shared = _shared(owners[npz_file(image)])
@@ -120,9 +120,9 @@ def _export(
 
 
 def _owners(planned: Sequence[PlannedImage], progress: Progress) -> dict[Path, set[Path]]:
-    """File of latents -> the pictures that it may have been made from."""
+    """File of latents -> the images that it may have been made from."""
     owners: dict[Path, set[Path]] = {}
-    with progress.stage("Looking for sd-scripts' latents", len(planned), "pictures") as advance:
+    with progress.stage("Looking for sd-scripts' latents", len(planned), "images") as advance:
         for image in planned:
             for file in npz_candidates(image):
                 owners.setdefault(file, set()).add(image.record.path)
@@ -141,7 +141,7 @@ def _shared(pictures: set[Path]) -> Failure | None:
 
 
 def _latents_beside(image: PlannedImage, digests: dict[Path, str]) -> list[Path]:
-    """The files that sd-scripts may have left for a picture, if they are to be used."""
+    """The files that sd-scripts may have left for an image, if they are to be used."""
     if not image.record.subset.reads_npz:
         return []
     return [file for file in dict.fromkeys(npz_candidates(image)) if file in digests]
@@ -155,7 +155,7 @@ def _from_npz(
     cache: LatentCache,
     writer: ShardWriter,
 ) -> LatentKeys | Failure:
-    """The keys of a picture whose latents come from a file; its values are in the cache then."""
+    """The keys of an image whose latents come from a file; its values are in the cache then."""
     content = digests[image.record.path]
     source = f"npz:{digests[file]}"
     plain = latent_key(content, image, source)

@@ -1,4 +1,4 @@
-"""From records to a plan: geometry for each picture, and numbers for a person to look at."""
+"""From records to a plan: geometry for each image, and numbers for a person to look at."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from impasto.errors import DatasetError
 
 @dataclass(frozen=True)
 class Plan:
-    """Where each picture goes, in the order of the records."""
+    """Where each image goes, in the order of the records."""
 
     images: tuple[PlannedImage, ...]
 
     @property
     def bucket_counts(self) -> dict[Size, int]:
-        """Pictures per bucket, in ascending order of size, empty buckets left out."""
+        """Images per bucket, in ascending order of size, empty buckets left out."""
         return dict(sorted(Counter(image.bucket for image in self.images).items()))
 
     @property
     def mean_lost_area(self) -> float:
-        """The mean share of picture area that cropping removes, in [0, 1)."""
+        """The mean share of image area that cropping removes, in [0, 1)."""
         return sum(image.lost_area for image in self.images) / len(self.images)
 
     @property
     def enlarged(self) -> int:
-        """How many pictures are smaller than their bucket asks for and get enlarged."""
+        """How many images are smaller than their bucket asks for and get enlarged."""
         return sum(image.resized.area > image.record.size.area for image in self.images)
 
 
@@ -50,15 +50,15 @@ def plan_images(
     """Place each record into a bucket; without buckets, all into one of exactly `resolution`.
 
     Args:
-        records: The pictures.
+        records: The images.
         resolution: Training resolution; with buckets only its area counts.
         enable_bucket: Whether there are buckets.
         min_side: Shortest side of a bucket in pixels.
         max_side: Longest side of a bucket in pixels.
         step: Sides are multiples of this, in pixels.
         buckets: The table, where it is not to be made from the above.
-        selection: Whose choice of a picture's bucket: `native` or `kohya`.
-        no_upscale: Never enlarge a picture; buckets for small ones are made as needed.
+        selection: Whose choice of an image's bucket: `native` or `kohya`.
+        no_upscale: Never enlarge an image; buckets for small ones are made as needed.
         as_wanted: Put each record into the bucket that its metadata names, where it names one.
 
     Raises:
@@ -66,7 +66,7 @@ def plan_images(
         ConfigError: No bucket fits the bounds.
     """
     if not records:
-        raise DatasetError("There is no picture to plan: the data set is empty.")
+        raise DatasetError("There is no image to plan: the dataset is empty.")
     if not enable_bucket:
         buckets, no_upscale = [resolution], False
     elif not buckets:
@@ -87,7 +87,7 @@ def plan_images(
 
 
 def joined_plans(plans: Sequence[Plan]) -> Plan:
-    """The plans of several data sets as one."""
+    """The plans of several datasets as one."""
     return Plan(tuple(image for plan in plans for image in plan.images))
 
 

@@ -64,7 +64,7 @@ class ScanIndex:
         entries = {item.path: known[item.path] for item in usable if item.path in known}
         passing: set[str] = set()
         executor = LocalExecutor(Probe(), workers=default_workers() + 1)
-        with progress.stage("Scanning pictures", len(fresh), "files") as advance:
+        with progress.stage("Scanning images", len(fresh), "files") as advance:
             for outcomes in executor.run(chunks(fresh, _FILES_AT_ONCE)):
                 for item, outcome in outcomes:
                     result = [outcome.reason] if isinstance(outcome, Failure) else outcome

@@ -1,4 +1,4 @@
-"""The states of a picture on its way to a batch; each function of this package goes between two.
+"""The states of an image on its way to a batch; each function of this package goes between two.
 
 file --scan--> ImageRecord --plan--> PlannedImage --encode--> LoadedMoments --collate--> Batch
 """
@@ -77,7 +77,7 @@ class FileStamp:
 
 @dataclass(frozen=True, slots=True)
 class ImageRecord:
-    """A readable picture and its words.
+    """A readable image and its words.
 
     The content's hash is not part of it: that takes reading the whole file, which only caching does
     (`content_hashes.ContentHashes`).
@@ -87,7 +87,7 @@ class ImageRecord:
         size: The size as a person sees it, after EXIF rotation.
         stamp: What tells whether the file has changed.
         caption: Prose, perhaps on several lines: the `.caption`, or metadata's `caption`.
-        tags: The `.txt` beside the picture, or metadata's `tags`.
+        tags: The `.txt` beside the image, or metadata's `tags`.
         rotated: Whether EXIF says that the stored pixels are turned or mirrored.
         wanted: The bucket that metadata names (`train_resolution`).
         subset: How it is used.
@@ -140,7 +140,7 @@ class SetAside:
 
 @dataclass(frozen=True, slots=True)
 class PlannedImage:
-    """Geometry alone: resize the picture to `resized`, then take `crop`, which fills `bucket`."""
+    """Geometry alone: resize the image to `resized`, then take `crop`, which fills `bucket`."""
 
     record: ImageRecord
     bucket: Size
@@ -149,7 +149,7 @@ class PlannedImage:
 
     @property
     def lost_area(self) -> float:
-        """The share of the picture that the crop removes, in [0, 1)."""
+        """The share of the image that the crop removes, in [0, 1)."""
         return 1 - self.bucket.area / self.resized.area
 
 

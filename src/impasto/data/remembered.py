@@ -1,6 +1,6 @@
 """Small JSON files of what was found out before, with a hash: a damaged one is as good as none.
 
-All of it is derived from the pictures and only saves time, so nothing in it is believed that was
+All of it is derived from the images and only saves time, so nothing in it is believed that was
 not written so: a flipped bit would else be another size or another caption.
 """
 

@@ -1,4 +1,4 @@
-"""From a planned picture to the pixels that the VAE sees, and to their weights in the loss."""
+"""From a planned image to the pixels that the VAE sees, and to their weights in the loss."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from impasto.data.masks import mask_file
 from impasto.data.records import ImageRecord, PlannedImage, Size
 from impasto.data.stages import Failure
 
-CELL = 8  # pixels of the picture per side of a latent cell
+CELL = 8  # pixels of the image per side of a latent cell
 _FILTERS = {
     "lanczos": Image.Resampling.LANCZOS,
     "nearest": Image.Resampling.NEAREST,
@@ -41,10 +41,10 @@ class Rendered:
 
 
 class Render:
-    """Stage: planned pictures -> `Rendered`; what cannot be decoded is a failure."""
+    """Stage: planned images -> `Rendered`; what cannot be decoded is a failure."""
 
     def __call__(self, batch: Sequence[PlannedImage]) -> list[Rendered | Failure]:
-        """Render a batch of pictures."""
+        """Render a batch of images."""
         return [_or_failure(render, image) for image in batch]
 
 
@@ -52,15 +52,15 @@ class Decode:
     """Stage: records -> their decoded sizes, to find what their headers hide."""
 
     def __call__(self, batch: Sequence[ImageRecord]) -> list[Size | Failure]:
-        """Decode a batch of pictures."""
+        """Decode a batch of images."""
         return [_or_failure(decoded_size, record) for record in batch]
 
 
 def render(image: PlannedImage) -> Rendered:
-    """Decode, resize and crop one planned picture, and its mask if its subset has one.
+    """Decode, resize and crop one planned image, and its mask if its subset has one.
 
     Raises:
-        UnreadableImageError: The picture or its mask cannot be read, or is not what it was.
+        UnreadableImageError: The image or its mask cannot be read, or is not what it was.
     """
     record, masks = image.record, image.record.subset.masks
     wants_alpha = masks is not None and masks.alpha
@@ -73,7 +73,7 @@ def render(image: PlannedImage) -> Rendered:
 
 
 def decoded_size(record: ImageRecord) -> Size:
-    """Decode a picture, and return its size.
+    """Decode an image, and return its size.
 
     Raises:
         UnreadableImageError: It cannot be read, or is not what its header promised.
@@ -91,7 +91,7 @@ def _or_failure(work: Callable[[I], O], item: I) -> O | Failure:
 
 
 def require_promised(picture: Image.Image, record: ImageRecord) -> None:
-    """Make sure that a picture, decoded whole or at a half to an eighth, is what was scanned.
+    """Make sure that an image, decoded whole or at a half to an eighth, is what was scanned.
 
     Raises:
         UnreadableImageError: It has another size.
@@ -117,7 +117,7 @@ def _mask(image: PlannedImage, alpha: Image.Image | None) -> np.ndarray:
         aspect = drawn.width / drawn.height
         if abs(aspect / image.record.size.aspect - 1) > _ASPECT_TOLERANCE:
             raise UnreadableImageError(
-                f"its mask {file} is {drawn.width}x{drawn.height} where the picture is "
+                f"its mask {file} is {drawn.width}x{drawn.height} where the image is "
                 f"{image.record.size}; expected the same shape"
             )
         cells *= _cropped(drawn, image) / 255

@@ -1,6 +1,6 @@
-"""Which pictures meet in which update: computed from (seed, step), never stored.
+"""Which images meet in which step: computed from (seed, step), never stored.
 
-Every picture comes once per epoch (times its repeats) on any number of processes. A bucket that
+Every image comes once per epoch (times its repeats) on any number of processes. A bucket that
 does not fill its last batch gives a short one: nothing is dropped, doubled or refused.
 """
 
@@ -23,16 +23,16 @@ BatchOrder = Literal["shuffled", "proportional"]
 
 
 class Group(NamedTuple):
-    """Pictures that may meet in a batch: those of one data set in one bucket."""
+    """Images that may meet in a batch: those of one dataset in one bucket."""
 
     dataset: int
     bucket: Size
 
 
 class Sample(NamedTuple):
-    """One showing of a picture in an epoch: its number in the plan, and which repeat it is."""
+    """One showing of an image in an epoch: its number in the plan, and which repeat it is."""
 
-    picture: int
+    image: int
     repeat: int
 
 
@@ -42,10 +42,10 @@ Round = tuple[tuple[Sample, ...], ...]
 
 @dataclass(frozen=True, slots=True)
 class MicroBatch:
-    """Pictures that go through the U-Net together, and their places in the update.
+    """Images that go through the U-Net together, and their places in the step.
 
-    `is_padding` marks a stand-in for a process that the last update of an epoch leaves without
-    pictures: it computes, with weight zero, because the processes have to stay in step.
+    `is_padding` marks a stand-in for a process that the last step of an epoch leaves without
+    images: it computes, with weight zero, because the processes have to stay in step.
     """
 
     samples: tuple[Sample, ...]
@@ -55,7 +55,7 @@ class MicroBatch:
 
 @dataclass(frozen=True, slots=True)
 class Update:
-    """One optimizer update: its micro-batches, for one process, and the size of the whole."""
+    """One optimizer step: its micro-batches, for one process, and the size of the whole."""
 
     step: int
     epoch: int
@@ -64,15 +64,15 @@ class Update:
 
 
 class EpochSampler:
-    """Deals pictures into batches of one bucket and batches into updates.
+    """Deals images into batches of one bucket and batches into steps.
 
     Args:
-        groups: The data set and bucket of each planned picture.
-        batch_sizes: Pictures per micro-batch, by group.
+        groups: The dataset and bucket of each planned image.
+        batch_sizes: Images per micro-batch, by group.
         seed: The run's seed.
-        repeats: How often each picture comes in an epoch; None means once.
-        accumulation: Micro-batches per update and process.
-        num_processes: Processes that share each update.
+        repeats: How often each image comes in an epoch; None means once.
+        accumulation: Micro-batches per step and process.
+        num_processes: Processes that share each step.
         order: `shuffled` puts all batches in a random order and deals them to the processes.
             `proportional` gives each process its share of every bucket first; it then draws each
             batch's bucket on its own, with a chance in proportion to what is left in it, as
@@ -118,16 +118,16 @@ class EpochSampler:
 
     @property
     def updates_per_epoch(self) -> int:
-        """Optimizer updates in one epoch; the last one may be smaller."""
+        """Optimizer steps in one epoch; the last one may be smaller."""
         return -(-self._rounds_per_epoch // self._accumulation)
 
     @property
     def samples_per_epoch(self) -> int:
-        """Pictures seen in one epoch, repeats counted."""
+        """Images seen in one epoch, repeats counted."""
         return sum(self._counts.values())
 
     def update(self, step: int, rank: int = 0) -> Update:
-        """The update at `step` (counted from 0) as the process `rank` sees it."""
+        """The step at `step` (counted from 0) as the process `rank` sees it."""
         epoch, index = divmod(step, self.updates_per_epoch)
         rounds = self._rounds_of(epoch)
         begin = index * self._accumulation
@@ -146,7 +146,7 @@ class EpochSampler:
         return Update(step, epoch, tuple(own), start)
 
     def samples_before(self, step: int) -> int:
-        """Pictures seen by all processes in the updates before `step`."""
+        """Images seen by all processes in the steps before `step`."""
         epoch, index = divmod(step, self.updates_per_epoch)
         begun = self._rounds_of(epoch)[: index * self._accumulation] if index else []
         return epoch * self.samples_per_epoch + sum(len(b) for batches in begun for b in batches)
@@ -163,7 +163,7 @@ class EpochSampler:
         ]
 
     def _proportional(self, epoch: int) -> list[Round]:
-        """Each process draws the buckets of its batches from its own share of the pictures."""
+        """Each process draws the buckets of its batches from its own share of the images."""
         deals = [self._draw(epoch, rank) for rank in range(self._num_processes)]
         return list(zip_longest(*deals, fillvalue=()))
 
@@ -211,19 +211,19 @@ class EpochSampler:
 def _in_batches(
     samples: list[Sample], size: int, rng: np.random.Generator
 ) -> list[tuple[Sample, ...]]:
-    """Cut visits into random batches; showings of one picture go to different ones if they can.
+    """Cut samples into random batches; showings of one image go to different ones if they can.
 
     Without repeats all batches but the last are full. With repeats they differ by one at most, and
-    each picture, the most repeated first, goes to those that have the most room, which finds a way
+    each image, the most repeated first, goes to those that have the most room, which finds a way
     if there is one (Gale 1957, A theorem on flows in networks).
     """
-    shown = Counter(sample.picture for sample in samples)
+    shown = Counter(sample.image for sample in samples)
     if not shown or max(shown.values()) == 1:
         mixed = [samples[i] for i in rng.permutation(len(samples))]
         return [tuple(mixed[i : i + size]) for i in range(0, len(mixed), size)]
     of_picture: dict[int, list[Sample]] = {}
     for sample in samples:
-        of_picture.setdefault(sample.picture, []).append(sample)
+        of_picture.setdefault(sample.image, []).append(sample)
     pictures = [list(of_picture.values())[i] for i in rng.permutation(len(of_picture))]
     pictures.sort(key=len, reverse=True)
     number = -(-len(samples) // size)
@@ -234,7 +234,7 @@ def _in_batches(
 def _spread(
     pictures: list[list[Sample]], rooms: list[int], rng: np.random.Generator
 ) -> list[tuple[Sample, ...]]:
-    """Put each picture's visits into as many batches as there are, by the room left in them."""
+    """Put each image's samples into as many batches as there are, by the room left in them."""
     luck = _random_numbers(rng)
     heap = [(-room, next(luck), batch) for batch, room in enumerate(rooms)]
     heapq.heapify(heap)

@@ -1,4 +1,4 @@
-"""Finds the pictures of a folder, or of a metadata file, with their words; reads headers only."""
+"""Finds the images of a folder, or of a metadata file, with their words; reads headers only."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _NAMED = 3  # so many names of one kind are written out
 
 @dataclass(frozen=True)
 class Tally:
-    """How many images a data set has, each file counted once: what every verb shows.
+    """How many images a dataset has, each file counted once: what every verb shows.
 
     Attributes:
         usable: Images that can be used.
@@ -61,11 +61,11 @@ class Tally:
 
 @dataclass(frozen=True)
 class Scan:
-    """What a data set holds: usable pictures, and those set aside with their reasons.
+    """What a dataset holds: usable images, and those set aside with their reasons.
 
     Attributes:
         place: What was scanned, for messages.
-        records: The pictures; one of two subsets comes twice.
+        records: The images; one of two subsets comes twice.
         set_aside: Images that cannot be used.
         unused: Other files and folders that look like images or words.
     """
@@ -85,7 +85,7 @@ class Scan:
 
     @property
     def uncaptioned(self) -> int:
-        """How many usable pictures have no words at all."""
+        """How many usable images have no words at all."""
         return self.tally.without_words
 
     @property
@@ -96,7 +96,7 @@ class Scan:
         )
 
     def without(self, set_aside: Iterable[SetAside]) -> Scan:
-        """The same after some pictures turned out to be unusable."""
+        """The same after some images turned out to be unusable."""
         fresh = {item.path: item for item in set_aside}
         known = {item.path for item in self.set_aside}
         return dataclasses.replace(
@@ -129,7 +129,7 @@ def scan_folder(
     subset: Subset = PLAIN,
     sidecars: Sidecars = Sidecars(),  # noqa: B008 - immutable
 ) -> Scan:
-    """List a folder's pictures in order of their paths, with the words beside them.
+    """List a folder's images in order of their paths, with the words beside them.
 
     Hidden files and folders and AppleDouble files (`._x`) are passed over, and the folder of masks.
 
@@ -138,11 +138,11 @@ def scan_folder(
         recursive: Also look in sub-folders; links to folders are not followed.
         index: A file to keep results in between scans; None keeps nothing.
         progress: Where to show how far it is.
-        subset: How the pictures are used.
+        subset: How the images are used.
         sidecars: The endings of the files with the words.
 
     Raises:
-        DatasetError: The folder is missing, or holds no usable picture.
+        DatasetError: The folder is missing, or holds no usable image.
     """
     require_folder(folder)
     masks = subset.masks.folder if subset.masks else None
@@ -169,12 +169,12 @@ def scan_metadata(
     progress: Progress | None = None,
     subset: Subset = PLAIN,
 ) -> Scan:
-    """The pictures that a metadata file names, with its words; sidecars are not read.
+    """The images that a metadata file names, with its words; sidecars are not read.
 
     What it names and is not there is set aside, one by one.
 
     Raises:
-        DatasetError: The folder is missing, or none of the pictures can be used.
+        DatasetError: The folder is missing, or none of the images can be used.
     """
     if image_dir is not None:
         require_folder(image_dir)
@@ -243,10 +243,10 @@ def joined_scans(scans: Sequence[Scan]) -> Scan:
 
 
 def decode_all(scan: Scan, progress: Progress | None = None, *, memory: Path | None = None) -> Scan:
-    """Decode every picture of a scan, and set aside those that their headers did not betray.
+    """Decode every image of a scan, and set aside those that their headers did not betray.
 
     Args:
-        scan: The pictures.
+        scan: The images.
         progress: Where to show how far it is.
         memory: A file to keep the outcome in: what was decoded before is not decoded again.
 
@@ -258,7 +258,7 @@ def decode_all(scan: Scan, progress: Progress | None = None, *, memory: Path | N
     waiting = list({r.path: r for r in scan.records if known.outcome(r) is None}.values())
     executor = LocalExecutor(Decode(), workers=default_workers())
     if waiting:
-        with progress.stage("Decoding pictures", len(waiting), "pictures") as advance:
+        with progress.stage("Decoding images", len(waiting), "images") as advance:
             for outcomes in executor.run(chunks(waiting, 4)):
                 for record, outcome in outcomes:
                     known.add(record, outcome)
@@ -272,7 +272,7 @@ def decode_all(scan: Scan, progress: Progress | None = None, *, memory: Path | N
 
 
 def require_folder(folder: Path) -> None:
-    """Make sure that a folder of pictures is there.
+    """Make sure that a folder of images is there.
 
     Raises:
         DatasetError: It is missing, or a file.
@@ -280,23 +280,23 @@ def require_folder(folder: Path) -> None:
     if not folder.is_dir():
         fault = "is a file, not a folder" if folder.exists() else "is not there"
         raise DatasetError(
-            f"The picture folder {folder} {fault}. Give the path of the folder that holds your "
-            f"pictures."
+            f"The image folder {folder} {fault}. Give the path of the folder that holds your "
+            f"images."
         )
 
 
 def nothing_usable(place: str, set_aside: Sequence[SetAside], unused: Sequence[Unused] = ()) -> str:
-    """What to say where no picture can be used."""
+    """What to say where no image can be used."""
     if not set_aside:
         kinds = " ".join(sorted(ext[1:] for ext in images.EXTENSIONS))
         near = f" {unused[0].path.name}: {unused[0].reason}." if unused else ""
         return (
-            f"{place} holds no pictures. Expected files ending in {kinds} (upper or lower case), "
+            f"{place} holds no images. Expected files ending in {kinds} (upper or lower case), "
             f"each with a .txt or .caption of the same name beside it.{near}"
         )
     first = set_aside[0]
     return (
-        f"{none_of(len(set_aside), 'pictures')} of {place} can be read; the first is "
+        f"{none_of(len(set_aside), 'images')} of {place} can be read; the first is "
         f"{first.path.name}: {first.reason}."
     )
 

@@ -30,7 +30,7 @@ from impasto.errors import DatasetError, StorageError
 from impasto.parsing import parse_json, read_text
 
 FORMAT_VERSION = 1
-_CELL = 8  # pixels of the picture per side of a latent cell
+_CELL = 8  # pixels of the image per side of a latent cell
 _SIZE = re.compile(r"shard-(\d+)x(\d+)-")
 _TYPES = {"F16", "F32", "U8"}
 

@@ -1,4 +1,4 @@
-"""Writes the words of pictures to the files beside them: prose to `.caption`, tags to `.txt`."""
+"""Writes the words of images to the files beside them: prose to `.caption`, tags to `.txt`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class WrittenSidecars:
     Attributes:
         files: How many were written.
         differing: Those that were there, say something else, and were left alone.
-        refused: Those that are not written at all, with the reasons: a link out of the data set, a
+        refused: Those that are not written at all, with the reasons: a link out of the dataset, a
             name that is too long.
         backups: How many of those written replaced another, which is kept as `.bak`.
     """
@@ -34,7 +34,7 @@ class WrittenSidecars:
 
 
 def write_sidecars(records: Iterable[ImageRecord], *, overwrite: bool) -> WrittenSidecars:
-    """Write captions and tags beside their pictures; a picture without words gets no file.
+    """Write captions and tags beside their images; an image without words gets no file.
 
     A file that is there in other letter case (`a.TXT`) is the one that is written.
 

@@ -1,4 +1,4 @@
-"""Runs the stages of a data set, each a plain callable: batch of items -> batch of results.
+"""Runs the stages of a dataset, each a plain callable: batch of items -> batch of results.
 
 A stage (probing, decoding, encoding) knows nothing of threads or processes, so another engine can
 run the same callables. What goes wrong with one item is its result (`Failure`), never the end of

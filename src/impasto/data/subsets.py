@@ -1,4 +1,4 @@
-"""How the pictures of one part of a data set are used: repeats, words, flips, masks and more."""
+"""How the images of one part of a dataset are used: repeats, words, flips, masks and more."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ INTERPOLATIONS = (
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What changes a picture anew each time it is shown, so that it cannot be encoded ahead.
+    """What changes an image anew each time it is shown, so that it cannot be encoded ahead.
 
     Attributes:
         random_crop: Crop anywhere instead of in the middle.
@@ -31,11 +31,11 @@ class Augmentation:
 
 @dataclass(frozen=True)
 class MaskRules:
-    """Where the weights of a picture's parts in the loss come from; both are multiplied.
+    """Where the weights of an image's parts in the loss come from; both are multiplied.
 
     Attributes:
         alpha: Opacity is weight.
-        folder: A picture of the same name in this folder, white where the loss counts.
+        folder: An image of the same name in this folder, white where the loss counts.
     """
 
     alpha: bool = False
@@ -44,20 +44,20 @@ class MaskRules:
 
 @dataclass(frozen=True, eq=False)
 class Subset:
-    """A part of a data set, as its pictures refer to it.
+    """A part of a dataset, as its images refer to it.
 
     Attributes:
-        root: The folder that names of pictures are relative to.
-        dataset: The number of the data set, which has a batch size and buckets of its own.
+        root: The folder that names of images are relative to.
+        dataset: The number of the dataset, which has a batch size and buckets of its own.
         number: The number of the subset in it.
-        repeats: How often each picture comes in an epoch.
+        repeats: How often each image comes in an epoch.
         captions: What becomes of the words.
-        flips: Whether pictures are mirrored in half of their showings.
-        flip_safe: Words that keep a picture from being mirrored.
-        augmentation: What changes pictures each time; None if they can be encoded ahead.
+        flips: Whether images are mirrored in half of their showings.
+        flip_safe: Words that keep an image from being mirrored.
+        augmentation: What changes images each time; None if they can be encoded ahead.
         masks: Where weights in the loss come from; None if all parts count the same.
-        interpolation: How pictures are resized, one of `INTERPOLATIONS`.
-        reads_npz: Whether latents that sd-scripts left beside the pictures are used.
+        interpolation: How images are resized, one of `INTERPOLATIONS`.
+        reads_npz: Whether latents that sd-scripts left beside the images are used.
     """
 
     root: Path = field(default_factory=Path)
@@ -73,7 +73,7 @@ class Subset:
     reads_npz: bool = False
 
     def may_flip(self, words: str) -> bool:
-        """Whether a picture with these words may be mirrored."""
+        """Whether an image with these words may be mirrored."""
         return self.flips and not names_a_side(words, self.flip_safe)
 
 
@@ -86,4 +86,4 @@ def names_a_side(words: str, sides: tuple[str, ...]) -> bool:
 
 
 PLAIN = Subset()
-"""Pictures that are used as they are."""
+"""Images that are used as they are."""

@@ -16,7 +16,7 @@ WORDS, NAME = "[filewords]", "[name]"
 
 @dataclass(frozen=True)
 class CaptionTemplates:
-    """Lines of which one is taken each time a picture is shown.
+    """Lines of which one is taken each time an image is shown.
 
     Attributes:
         lines: With `[filewords]` for the caption and `[name]` for `name`.

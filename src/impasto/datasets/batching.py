@@ -1,4 +1,4 @@
-"""How pictures go into batches and updates, by the settings."""
+"""How images go into batches and steps, by the settings."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LARGEST_VALIDATION_BATCH = 8
 
 
 def batch_size_of(config: RunConfig, group: Group) -> int:
-    """Pictures of a group that go through the U-Net together.
+    """Images of a group that go through the U-Net together.
 
     By pixels, so many that they have no more of them than a batch of the full area.
     """
@@ -32,7 +32,7 @@ def validation_batch_size(config: RunConfig, group: Group) -> int:
     """Held-out images of a group that go through the U-Net together.
 
     No more than while training: without gradients a batch takes a part of what it takes there, so
-    validation never needs more memory than an update.
+    validation never needs more memory than a step.
     """
     return min(LARGEST_VALIDATION_BATCH, batch_size_of(config, group))
 
@@ -65,7 +65,7 @@ def build_epoch_sampler(
 
 
 def count_steps(config: RunConfig, sampler: EpochSampler) -> int:
-    """Optimizer updates of the whole run."""
+    """Optimizer steps of the whole run."""
     if config.training.max_steps is not None:
         return config.training.max_steps
     assert config.training.max_epochs is not None  # noqa: S101 - the settings hold one of the two

@@ -1,4 +1,4 @@
-"""The pictures of a run as its settings name them: scanned, split and planned. Imports no torch."""
+"""The images of a run as its settings name them: scanned, split and planned. Imports no torch."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ def scan_dataset(config: DatasetConfig, progress: Progress | None = None) -> Sca
     """Scan all subsets of the settings, for training.
 
     Raises:
-        DatasetError: There is nothing usable, or not a single picture has words.
+        DatasetError: There is nothing usable, or not a single image has words.
         StorageError: Derived data cannot be written.
     """
     scan = scan_all(config, progress)
     require_usable(scan, config)
     if scan.uncaptioned == len(scan.records):
         raise DatasetError(
-            f"{none_of(len(scan.records), 'pictures')} in {scan.place} has words. Put a text file "
+            f"{none_of(len(scan.records), 'images')} in {scan.place} has words. Put a text file "
             f"beside each, with the same name and the ending .txt or .caption (cat.jpg and "
             f"cat.txt), or name a metadata_file."
         )
@@ -71,7 +71,7 @@ def scan_all(config: DatasetConfig, progress: Progress | None = None) -> Scan:
 
 
 def decode_scanned(config: DatasetConfig, scan: Scan, progress: Progress | None = None) -> Scan:
-    """Decode the pictures that were not decoded before, and set aside those that are damaged.
+    """Decode the images that were not decoded before, and set aside those that are damaged.
 
     So every verb shows the same numbers; caching and training decode anyway.
 
@@ -87,7 +87,7 @@ def _absolute(path: Path) -> str:
 
 
 def require_usable(scan: Scan, config: DatasetConfig) -> None:
-    """Stop at pictures that cannot be used, where the settings ask for it.
+    """Stop at images that cannot be used, where the settings ask for it.
 
     Raises:
         DatasetError: `on_error` is `stop`, and something was set aside.
@@ -101,7 +101,7 @@ def require_usable(scan: Scan, config: DatasetConfig) -> None:
 
 
 def plan_dataset(config: DatasetConfig, records: Sequence[ImageRecord]) -> Plan:
-    """Plan records by the settings of their data sets."""
+    """Plan records by the settings of their datasets."""
     plans = []
     for number, part in enumerate(config.parts):
         own = [record for record in records if record.subset.dataset == number]
@@ -112,7 +112,7 @@ def plan_dataset(config: DatasetConfig, records: Sequence[ImageRecord]) -> Plan:
 
 @dataclass(frozen=True)
 class Survey:
-    """What is known of a run's pictures before one of them is decoded.
+    """What is known of a run's images before one of them is decoded.
 
     Attributes:
         scan: What is there.
@@ -148,7 +148,7 @@ def survey(config: RunConfig, progress: Progress | None = None, *, decode: bool 
 
 @dataclass(frozen=True)
 class _Source:
-    """A subset's settings, and what its pictures will refer to."""
+    """A subset's settings, and what its images will refer to."""
 
     config: SubsetConfig
     subset: Subset
@@ -163,7 +163,7 @@ def _sources(config: DatasetConfig) -> Iterator[_Source]:
 
 
 def build_subset(config: SubsetConfig, dataset: int, number: int) -> Subset:
-    """What the pictures of a subset refer to."""
+    """What the images of a subset refer to."""
     root = config.image_dir or (config.metadata_file or Path()).parent
     varied = Augmentation(config.random_crop, config.color_aug, config.face_crop_aug_range)
     masks = MaskRules(config.alpha_mask, config.mask_dir)

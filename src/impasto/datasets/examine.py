@@ -1,4 +1,4 @@
-"""Examines the data set of some settings: scans, plans, decodes, hashes and counts tokens."""
+"""Examines the dataset of some settings: scans, plans, decodes, hashes and counts tokens."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from impasto.progress import Progress
 
 
 def examine_dataset(config: DatasetConfig, progress: Progress) -> Health:
-    """Look at each picture and its words.
+    """Look at each image and its words.
 
     Raises:
         DatasetError: There is nothing usable.

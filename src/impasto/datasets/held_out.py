@@ -1,6 +1,6 @@
-"""Which pictures are held out to validate on, and how they are shown: never one that is trained on.
+"""Which images are held out to validate on, and how they are shown: never one that is trained on.
 
-A byte copy of a held-out picture among those trained on would make the validation loss a second
+A byte copy of a held-out image among those trained on would make the validation loss a second
 training loss, so copies stay on one side. Only files of equal size are read to find them.
 """
 
@@ -39,12 +39,12 @@ def split_records(
     sidecars: Sidecars,
     progress: Progress | None = None,
 ) -> Split:
-    """Hold out a share of each data set, or take the folder that is there for it.
+    """Hold out a share of each dataset, or take the folder that is there for it.
 
     Args:
-        scan: All pictures.
+        scan: All images.
         config: The settings.
-        like: How pictures of the folder of validation are used: as those of this subset.
+        like: How images of the folder of validation are used: as those of this subset.
         sidecars: The endings of the files with their words.
         progress: Is told of byte copies.
 
@@ -63,14 +63,14 @@ def split_records(
     held_out = [watched(record) for i, record in enumerate(scan.records) if i in held]
     if not training:
         raise DatasetError(
-            f"Holding out {len(held_out)} of {len(scan.records)} pictures leaves none to train on. "
+            f"Holding out {len(held_out)} of {len(scan.records)} images leaves none to train on. "
             f"Lower validation.split."
         )
     return Split(training, held_out)
 
 
 def watched(record: ImageRecord) -> ImageRecord:
-    """A record that is held out: always the same picture and words."""
+    """A record that is held out: always the same image and words."""
     subset = record.subset
     plain = replace(
         subset, flips=False, augmentation=None, masks=None, captions=subset.captions.steady()
@@ -86,7 +86,7 @@ def groups_of_copies(
     A file that cannot be read is like no other.
 
     Args:
-        records: The pictures; one of two subsets comes twice.
+        records: The images; one of two subsets comes twice.
         hashes: Remembers what is in files.
         progress: Where to show how far it is.
     """
@@ -124,14 +124,14 @@ def _chosen(records: Sequence[ImageRecord], config: RunConfig, progress: Progres
     copies = pictures - len(members)
     if copies and held:
         progress.note(
-            f"{copies} of {pictures} pictures are byte copies of others; copies are held out "
+            f"{copies} of {pictures} images are byte copies of others; copies are held out "
             f"together or not at all."
         )
     return held
 
 
 def _shares(config: RunConfig) -> list[tuple[float, int]]:
-    """The share that is held out of each data set, and the seed that chooses."""
+    """The share that is held out of each dataset, and the seed that chooses."""
     return [
         (
             config.validation.split if part.validation_split is None else part.validation_split,
@@ -166,7 +166,7 @@ def _fitting(
 def _without_copies(
     own: Scan, training: Sequence[ImageRecord], hashes: ContentHashes, progress: Progress
 ) -> list[ImageRecord]:
-    """The pictures of the folder of validation that are not trained on.
+    """The images of the folder of validation that are not trained on.
 
     Raises:
         DatasetError: There are none.
@@ -191,8 +191,8 @@ def _without_copies(
         raise DatasetError(nothing_usable(own.place, own.set_aside, own.unused))
     if not held_out:
         raise DatasetError(
-            f"Every picture in {own.place} is trained on too, byte for byte, so a loss on it "
-            f"says nothing new. Give validation.image_dir other pictures, or hold "
+            f"Every image in {own.place} is trained on too, byte for byte, so a loss on it "
+            f"says nothing new. Give validation.image_dir other images, or hold "
             f"some out with validation.split."
         )
     return held_out

@@ -1,4 +1,4 @@
-"""The pictures of a run, scanned, planned and encoded."""
+"""The images of a run, scanned, planned and encoded."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from impasto.progress import Progress, SilentProgress
 
 @dataclass(frozen=True)
 class PreparedData:
-    """The pictures of a run, encoded: those to train on and those held out."""
+    """The images of a run, encoded: those to train on and those held out."""
 
     scan: Scan
     plan: Plan
@@ -45,7 +45,7 @@ class PreparedData:
         return any(i.record.subset.captions.changes_words for plan in plans for i in plan.images)
 
     def summary(self) -> dict[str, Any]:
-        """What the run directory and the report say of the data set."""
+        """What the run directory and the report say of the dataset."""
         plans = [self.training, *([self.held_out] if self.held_out else [])]
         found = self.scan.without(item for plan in plans for item in plan.set_aside)
         return {
@@ -77,7 +77,7 @@ def prepare_data(
 ) -> PreparedData:
     """Scan, plan and encode; the first process works, the others then find it done.
 
-    `known` is what was found of the pictures already.
+    `known` is what was found of the images already.
     """
     with accelerator.main_process_first():
         shown = progress if accelerator.is_main_process else SilentProgress()

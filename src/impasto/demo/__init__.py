@@ -1,1 +1,1 @@
-"""The embedded default: a tiny trained model, pictures in a style new to it, and the settings."""
+"""The embedded default: a tiny trained model, images in a style new to it, and the settings."""

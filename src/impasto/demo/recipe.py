@@ -37,7 +37,7 @@ def demo_config(out: Path, overrides: Sequence[str] = ()) -> RunConfig:
 
 
 def held_out_captions() -> list[str]:
-    """Words for twelve things that the base model knows and the picture set does not show."""
+    """Words for twelve things that the base model knows and the image set does not show."""
     return [p.read_text(encoding="utf-8").strip() for p in sorted(HELD_OUT.glob("*.txt"))]
 
 

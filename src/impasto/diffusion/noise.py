@@ -1,7 +1,7 @@
 """The noise that is added to latents, beyond plain Gaussian noise.
 
 Everything comes from a batch's draws; what is drawn once for a batch elsewhere is drawn once for
-the update here, so that the cut into micro-batches and processes changes nothing.
+the step here, so that the cut into micro-batches and processes changes nothing.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ class NoiseRecipe:
     """How the noise of a sample is made; the defaults give plain noise.
 
     Attributes:
-        offset: Strength of noise that is the same over a channel, so that pictures may become
+        offset: Strength of noise that is the same over a channel, so that images may become
             darker or brighter as a whole; Guttenberg 2023 (Diffusion with Offset Noise). 0.05 to
             0.1 is usual.
-        offset_is_random: Multiply the strength by a number in [0, 1) that each update draws.
+        offset_is_random: Multiply the strength by a number in [0, 1) that each step draws.
         adaptive_scale: Add this times the absolute mean of a channel's latents to the strength.
         multires_iterations: Add noise at so many coarser scales; Whitaker 2023 (Multi-Resolution
             Noise). 6 to 10 is usual.

@@ -18,13 +18,13 @@ from impasto.randomness import derive_seed
 
 @dataclass(frozen=True, slots=True)
 class PerSampleRandomness:
-    """The source of randomness of some samples of one update.
+    """The source of randomness of some samples of one step.
 
     Attributes:
         seed: The run's seed.
-        step: The optimizer update, counted from 0.
-        positions: Each sample's place in the update, in [0, update_size).
-        update_size: Samples in the whole update: all micro-batches of all processes.
+        step: The optimizer step, counted from 0.
+        positions: Each sample's place in the step, in [0, update_size).
+        update_size: Samples in the whole step: all micro-batches of all processes.
         ahead: Purpose -> normal numbers that are drawn already, wherever they are by now.
     """
 
@@ -62,13 +62,13 @@ class PerSampleRandomness:
         )
 
     def of_update(self, purpose: str) -> float:
-        """One number in [0, 1) for the whole update, the same for all its samples."""
+        """One number in [0, 1) for the whole step, the same for all its samples."""
         seed = derive_seed(self.seed, purpose, self.step, "update")
         return float(torch.rand((), generator=torch.Generator().manual_seed(seed)))
 
     @property
     def ranks(self) -> Int[Tensor, "b"]:
-        """The samples' positions in the update as a tensor."""
+        """The samples' positions in the step as a tensor."""
         return torch.tensor(self.positions)
 
     def _generators(self, purpose: str) -> list[torch.Generator]:

@@ -1,4 +1,4 @@
-"""The forward process: how much of the picture is left at each timestep.
+"""The forward process: how much of the image is left at each timestep.
 
 Ho et al. 2020 (arXiv:2006.11239), eq. 4: q(x_t | x_0) = N(sqrt(abar_t) x_0, (1 - abar_t) I).
 """
@@ -55,7 +55,7 @@ class NoiseSchedule:
         return NoiseSchedule(self.alphas_cumprod.to(device))
 
     def signal(self, t: Int[Tensor, "b"]) -> Float[Tensor, "b 1 1 1"]:
-        """sqrt(abar_t), the scale of the picture in x_t."""
+        """sqrt(abar_t), the scale of the image in x_t."""
         return self.alphas_cumprod[t].sqrt().view(-1, 1, 1, 1)
 
     def sigma(self, t: Int[Tensor, "b"]) -> Float[Tensor, "b 1 1 1"]:

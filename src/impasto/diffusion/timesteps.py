@@ -49,9 +49,9 @@ ALL_TIMESTEPS = Uniform()
 
 @dataclass(frozen=True)
 class Stratified:
-    """As many equal parts of the range as the update has samples, one timestep from each.
+    """As many equal parts of the range as the step has samples, one timestep from each.
 
-    Less spread of the loss from update to update; Kingma et al. 2021 (arXiv:2107.00630), appendix
+    Less spread of the loss from step to step; Kingma et al. 2021 (arXiv:2107.00630), appendix
     I.1, draws them so, with one random shift for all.
     """
 

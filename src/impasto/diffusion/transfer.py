@@ -1,4 +1,4 @@
-"""From the computer's memory to a device without waiting for it."""
+"""From RAM to a device without waiting for it."""
 
 from __future__ import annotations
 

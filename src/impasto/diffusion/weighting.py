@@ -43,7 +43,7 @@ def min_snr(gamma: float) -> LossWeight:
     """min(SNR, gamma) as the weight of the error in x_0; Hang et al. 2023 (arXiv:2303.09556).
 
     The loss in epsilon has SNR in it already, that in v has SNR + 1, so it is divided by those:
-    min(SNR, gamma) / SNR and min(SNR, gamma) / (SNR + 1). Where nothing is left of the picture
+    min(SNR, gamma) / SNR and min(SNR, gamma) / (SNR + 1). Where nothing is left of the image
     (SNR 0), the first is 1, its limit.
 
     Args:

@@ -2,7 +2,7 @@
 
 NovelAI Improvements on Stable Diffusion, 2022; AUTOMATIC1111/stable-diffusion-webui,
 `modules/hypernetworks/hypernetwork.py`. One pair of networks per width serves all attentions whose
-context is so wide: the captions' (768, or 1024 in SD 2) and the picture's own (320, 640, 1280).
+context is so wide: the captions' (768, or 1024 in SD 2) and the image's own (320, 640, 1280).
 """
 
 from __future__ import annotations

@@ -91,7 +91,7 @@ def _hypernetwork_section(contents: HypernetworkContents) -> Section:
         "Layer norm": "yes" if structure.layer_norm else "no",
         "Dropout": ", ".join(f"{share:g}" for share in structure.dropout) or "none",
         "Initialization": contents.initialization,
-        "Trained for": counted(contents.step, "updates"),
+        "Trained for": counted(contents.step, "steps"),
         "On": " ".join(filter(None, (contents.base_name, contents.base_hash))) or "not said",
         "Numbers": f"{sum(t.numel() for t in tensors.values()) / 1e6:.2f} M, "
         f"{_in_words(sum(t.nbytes for t in tensors.values()))}",

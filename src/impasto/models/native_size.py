@@ -1,4 +1,4 @@
-"""The size of picture that a model was trained for, by its file or its configuration."""
+"""The size of image that a model was trained for, by its file or its configuration."""
 
 from __future__ import annotations
 

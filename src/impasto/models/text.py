@@ -176,7 +176,7 @@ def emphasised(
     """Multiply each position by its weight; A1111's `modules/sd_emphasis.py`.
 
     With `keep_mean` the mean of each chunk is brought back to what it was. A1111 takes it over all
-    pictures of a batch, which are of one prompt there; here it is taken per text, so that a caption
+    images of a batch, which are of one prompt there; here it is taken per text, so that a caption
     does not depend on its company.
     """
     changed = states * weights.unsqueeze(-1)

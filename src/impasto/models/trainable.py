@@ -23,7 +23,7 @@ class Part:
         module: The module whose tensors are saved.
         lr: Its learning rate at the top of the schedule.
         block_lrs: Other rates for parameters whose names begin so.
-        from_step: The optimizer update from which it learns.
+        from_step: The optimizer step from which it learns.
         until_step: The one from which it learns no more; None means to the end.
         shares: What of its parameters this process holds, where they are shared out.
     """
@@ -60,7 +60,7 @@ class Part:
         ]
 
     def learns_at(self, step: int) -> bool:
-        """Whether it learns in the update `step`, counted from 0."""
+        """Whether it learns in the step `step`, counted from 0."""
         return step >= self.from_step and (self.until_step is None or step < self.until_step)
 
 

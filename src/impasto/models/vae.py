@@ -36,7 +36,7 @@ def moments_encoder(
     The VAE is hashed where it is, and goes to the device when the first image is encoded: where
     all are encoded already, it never does.
 
-    A VAE in half precision overflows on some pictures (stabilityai's for SDXL is known for it); for
+    A VAE in half precision overflows on some images (stabilityai's for SDXL is known for it); for
     those it is brought to float32 for one call.
 
     Args:

@@ -1,4 +1,4 @@
-"""The charts of the report pages: loss over updates, histograms, images per bucket."""
+"""The charts of the report pages: loss over steps, histograms, images per bucket."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _RIGHT, _TOP, _BOTTOM = WIDTH - 30, 34, 48
 
 
 def loss_chart(training: Points, validation: Points) -> str:
-    """Training loss as measured and smoothed, and validation loss, over updates.
+    """Training loss as measured and smoothed, and validation loss, over steps.
 
     Losses that are not finite are left out.
     """
@@ -53,7 +53,7 @@ def loss_chart(training: Points, validation: Points) -> str:
         return [(x_axis.at(x), y_axis.at(y)) for x, y in points]
 
     parts = left_axis(y_axis, left, _RIGHT, "loss")
-    parts += bottom_axis(x_axis, height - _BOTTOM, "updates")
+    parts += bottom_axis(x_axis, height - _BOTTOM, "steps")
     names = []
     if training:
         parts.append(curve(placed(_thinned(training)), "raw"))
@@ -61,25 +61,25 @@ def loss_chart(training: Points, validation: Points) -> str:
         names += [("raw", "training, as measured"), ("first", "training, smoothed")]
         if len(training) == 1:
             x, y = training[0]
-            parts.append(dot(x_axis.at(x), y_axis.at(y), "first", f"{y:.4f} after {x:,} updates"))
+            parts.append(dot(x_axis.at(x), y_axis.at(y), "first", f"{y:.4f} after {x:,} steps"))
     if validation:
         parts.append(curve(placed(validation), "second"))
         if len(validation) <= MOST_DOTS:
             parts += [
-                dot(x_axis.at(x), y_axis.at(y), "second", f"{y:.4f} after {x:,} updates")
+                dot(x_axis.at(x), y_axis.at(y), "second", f"{y:.4f} after {x:,} steps")
                 for x, y in validation
             ]
         names.append(("second", "validation"))
-    return svg(height, "Loss over updates", [*parts, *legend(_RIGHT, 14, names)])
+    return svg(height, "Loss over steps", [*parts, *legend(_RIGHT, 14, names)])
 
 
 def histogram_chart(
     values: Sequence[float], label: str, marks: Sequence[float] = (), *, whole: bool = False
 ) -> str:
-    """How many pictures have which value, with dashed lines where something begins.
+    """How many images have which value, with dashed lines where something begins.
 
     Args:
-        values: A value of each picture.
+        values: A value of each image.
         label: What is counted, with its unit.
         marks: Values to mark.
         whole: Whether only whole numbers occur.
@@ -110,7 +110,7 @@ def histogram_chart(
             parts.append(line(x, 18, x, y_axis.start, "mark"))
             parts.append(text(x, 13, f"{mark:g}"))
     parts += bottom_axis(x_axis, height - _BOTTOM, label)
-    return svg(height, f"Pictures by {label}", parts)
+    return svg(height, f"Images by {label}", parts)
 
 
 def _edges(values: Sequence[float], *, whole: bool) -> list[float]:
@@ -126,7 +126,7 @@ def _edges(values: Sequence[float], *, whole: bool) -> list[float]:
 
 
 def bucket_chart(buckets: Mapping[str, int]) -> str:
-    """Pictures per bucket, as bars with their numbers."""
+    """Images per bucket, as bars with their numbers."""
     if not buckets:
         return ""
     row, top = 26, 6
@@ -143,8 +143,8 @@ def bucket_chart(buckets: Mapping[str, int]) -> str:
         parts.append(text(left + width + 8, y + 17, words, "start"))
     bottom = top + len(buckets) * row
     parts.append(line(left, top, left, bottom, "axis"))
-    parts.append(text((left + right) / 2, bottom + 18, "pictures per bucket", name="label"))
-    return svg(bottom + 28, "Pictures per bucket", parts)
+    parts.append(text((left + right) / 2, bottom + 18, "images per bucket", name="label"))
+    return svg(bottom + 28, "Images per bucket", parts)
 
 
 def _finite(points: Points) -> list[tuple[float, float]]:

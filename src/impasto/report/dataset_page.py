@@ -1,4 +1,4 @@
-"""Makes the page of a data set from its health: one file that needs nothing else."""
+"""Makes the page of a dataset from its health: one file that needs nothing else."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ MUCH_LOST = 0.15
 
 @dataclass(frozen=True)
 class ReportFiles:
-    """Where a report on a data set is written.
+    """Where a report on a dataset is written.
 
     Attributes:
         page: The HTML file; the same as JSON is beside it.
@@ -68,7 +68,7 @@ class ReportFiles:
         return hashlib.sha256(os.path.abspath(self.source).encode("utf-8", "replace")).hexdigest()  # noqa: PTH100
 
     def require_free(self) -> None:
-        """Make sure that nothing is replaced but an earlier report on the same data set.
+        """Make sure that nothing is replaced but an earlier report on the same dataset.
 
         Raises:
             ConfigError: Another file is there.
@@ -82,7 +82,7 @@ class ReportFiles:
 
 
 def _mark_in(data: Path) -> str:
-    """The mark of the data set that a report is on; empty if that is no report."""
+    """The mark of the dataset that a report is on; empty if that is no report."""
     try:
         content = parse_json(read_text(data))
     except (OSError, ValueError):
@@ -103,7 +103,7 @@ def write_dataset_report(
     """
     content = shortened(health.as_json(), health.place, publish)
     files.write_json(target.data, {**content, _MARK: target.mark})
-    with progress.stage("Drawing thumbnails", None, "pictures") as advance:
+    with progress.stage("Drawing thumbnails", None, "images") as advance:
         content = shortened(_Content(health, advance).all(), health.place, publish)
         files.write_text(target.page, rendered("dataset.html.j2", content))
 
@@ -117,7 +117,7 @@ class _Content:
     def all(self) -> dict[str, Any]:
         health, captions = self._health, self._health.captions
         return {
-            "title": "Data set",
+            "title": "Dataset",
             "place": health.place,
             "facts": self._facts(),
             "advice": _advice(health),
@@ -148,7 +148,7 @@ class _Content:
         health = self._health
         several = len({bucket.dataset for bucket in health.buckets}) > 1
         names = [
-            f"{bucket.size} (data set {bucket.dataset + 1})" if several else bucket.size
+            f"{bucket.size} (dataset {bucket.dataset + 1})" if several else bucket.size
             for bucket in health.buckets
         ]
         counts = [bucket.pictures for bucket in health.buckets]
@@ -226,17 +226,17 @@ def _advice(health: Health) -> list[str]:
     sides = len(captions.naming_sides) if health.flips else 0
     rows = [
         (len(health.set_aside), "{files} cannot be used; the reasons are below."),
-        (len(captions.missing), "{pictures have} no words, and so nothing that a prompt can name."),
+        (len(captions.missing), "{images have} no words, and so nothing that a prompt can name."),
         (len(health.equal), "{files are} there more than once, and count so: delete the copies."),
-        (len(health.near), "{groups of pictures are} nearly the same: such are learnt best."),
+        (len(health.near), "{groups of images are} nearly the same: such are learnt best."),
         (
             len(health.too_small),
-            "{pictures are} enlarged by more than half, which teaches blur: leave them out, or "
+            "{images are} enlarged by more than half, which teaches blur: leave them out, or "
             "set bucket_no_upscale.",
         ),
         (
             much,
-            f"{{pictures lose}} over {100 * MUCH_LOST:.0f} % to cropping: a smaller "
+            f"{{images lose}} over {100 * MUCH_LOST:.0f} % to cropping: a smaller "
             f"bucket_reso_steps, or a larger max_bucket_reso, loses less.",
         ),
         (
@@ -250,12 +250,12 @@ def _advice(health: Health) -> list[str]:
         ),
         (
             sides,
-            f"{{captions}} with {' or '.join(SIDES)} in the words, while pictures are mirrored: "
+            f"{{captions}} with {' or '.join(SIDES)} in the words, while images are mirrored: "
             f"flip_safe keeps those as they are.",
         ),
         (
             len(health.same_stem),
-            "{caption files are} shared by pictures of which only the endings differ.",
+            "{caption files are} shared by images of which only the endings differ.",
         ),
     ]
     return [_with_count(text, count) for count, text in rows if count]

@@ -121,7 +121,7 @@ def _can_be_drawn(loss: float | None) -> bool:
 def _status_line(status: Mapping[str, Any]) -> str:
     line = f"This run is {_PHASES.get(status.get('phase', ''), 'of unknown state')}"
     if "total_steps" in status and "step" in status:
-        line += f": {status['step']} of {counted(status['total_steps'], 'updates')}"
+        line += f": {status['step']} of {counted(status['total_steps'], 'steps')}"
     return f"{line}. {status.get('message', '')}".strip()
 
 
@@ -139,9 +139,9 @@ def _facts(
     if lines:
         rates = [m["images_per_s"] for m in lines]
         facts += [
-            _fact("updates", str(lines[-1]["step"])),
-            _fact("pictures seen", f"{lines[-1]['samples_seen']:,}"),
-            _fact("pictures per second, median", f"{sorted(rates)[len(rates) // 2]:.1f}"),
+            _fact("steps", str(lines[-1]["step"])),
+            _fact("images seen", f"{lines[-1]['samples_seen']:,}"),
+            _fact("images per second, median", f"{sorted(rates)[len(rates) // 2]:.1f}"),
         ]
     return facts
 
@@ -152,21 +152,21 @@ def _fact(name: str, value: str, mood: str = "") -> dict[str, str]:
 
 def _loss_note(validation: list[tuple[int, float]]) -> str:
     if len(validation) < 2:
-        return "No pictures were held out, so there is no validation loss."
+        return "No images were held out, so there is no validation loss."
     best_step, best = min(validation, key=lambda point: point[1])
     last = validation[-1][1]
-    note = "Validation is the mean squared error on held-out pictures at fixed noise and timesteps."
+    note = "Validation is the mean squared error on held-out images at fixed noise and timesteps."
     if last > 1.02 * best:
         note += (
-            f" It was lowest, {best:.4f}, after {counted(best_step, 'updates')} and has risen "
+            f" It was lowest, {best:.4f}, after {counted(best_step, 'steps')} and has risen "
             "since: the "
-            f"model is over-fitting. Train for fewer updates or with a lower learning rate."
+            f"model is over-fitting. Train for fewer steps or with a lower learning rate."
         )
     return note
 
 
 def _samples(run: RunDirectory, *, with_prompts: bool) -> dict[str, Any]:
-    """Rows of prompts by columns of steps, pictures as data URLs; prompts may be left out."""
+    """Rows of prompts by columns of steps, images as data URLs; prompts may be left out."""
     steps = run.sampled_steps()
     if len(steps) > MAX_SAMPLE_COLUMNS:
         last = len(steps) - 1
@@ -225,15 +225,15 @@ def _preview(path: Path, *, with_texts: bool) -> _Preview | None:
 
 def _data_line(dataset: Mapping[str, Any]) -> str:
     if not dataset:
-        return "The data set has not been read yet."
+        return "The dataset has not been read yet."
     return (
-        f"{counted(dataset['pictures'], 'pictures')} to train on and {dataset['held_out']} held "
+        f"{counted(dataset['images'], 'images')} to train on and {dataset['held_out']} held "
         "out, in "
         f"{counted(len(dataset['buckets']), 'buckets')}; {100 * dataset['mean_lost_area']:.1f} "
         "% of the area "
-        f"is cropped away on average, {counted(dataset['enlarged'], 'pictures are')} enlarged, "
-        f"{counted(dataset['uncaptioned'], 'pictures have')} no words, "
-        f"{counted(dataset['too_long'], 'pictures have')} captions of over "
+        f"is cropped away on average, {counted(dataset['enlarged'], 'images are')} enlarged, "
+        f"{counted(dataset['uncaptioned'], 'images have')} no words, "
+        f"{counted(dataset['too_long'], 'images have')} captions of over "
         f"{dataset['max_tokens']} tokens, whose ends are not seen."
     )
 

@@ -16,7 +16,7 @@ WORDS = frozenset({"pairs", "same", "tag_pairs", "tags"})
 
 
 def shortened(content: Any, place: str, publish: Collection[str]) -> Any:
-    """The same with paths below the folders of a data set by the folder's own name.
+    """The same with paths below the folders of a dataset by the folder's own name.
 
     Other absolute paths are cut to their last part, also within sentences.
 

@@ -1,1 +1,1 @@
-"""Pictures from prompts: for previews during training and for `impasto sample`."""
+"""Images from prompts: for previews during training and for `impasto sample`."""

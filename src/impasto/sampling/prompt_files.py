@@ -30,8 +30,8 @@ _KEYS: dict[str, str] = {
     "seed": "seed", "sample_steps": "steps", "scale": "guidance_scale", "sample_sampler": "sampler",
 }  # fmt: skip
 _FOREIGN = {
-    "cn": "ControlNet pictures", "g": "guidance embeddings", "ctr": "ControlNet ratios",
-    "rcfg": "renormalised guidance", "fs": "flow shift", "controlnet_image": "ControlNet pictures",
+    "cn": "ControlNet images", "g": "guidance embeddings", "ctr": "ControlNet ratios",
+    "rcfg": "renormalised guidance", "fs": "flow shift", "controlnet_image": "ControlNet images",
 }  # fmt: skip
 
 

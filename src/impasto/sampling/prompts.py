@@ -40,7 +40,7 @@ _HYPERNETWORK = re.compile(
 
 @dataclass(frozen=True)
 class Prompt:
-    """One picture to draw.
+    """One image to draw.
 
     Attributes:
         text: What it should show.

@@ -1,4 +1,4 @@
-"""Draws pictures with diffusers' schedulers and Impasto's own conditioning.
+"""Draws images with diffusers' schedulers and Impasto's own conditioning.
 
 The loop is written out instead of taking diffusers' pipeline, so that a sample sees text exactly
 as training does (clip skip included) and leaves the random state of training alone.
@@ -71,7 +71,7 @@ class Sampler:
 
     @torch.no_grad()
     def draw(self, prompt: Prompt) -> Image.Image:
-        """Draw one picture; the same prompt gives the same picture.
+        """Draw one image; the same prompt gives the same image.
 
         Raises:
             ConfigError: The prompt names a hypernetwork that is not there.
@@ -178,7 +178,7 @@ def _factory(name: str) -> Any:
 
 _RESCALED = "rescale_betas_zero_snr"
 LEAST_SIGNAL = 2.0**-24
-"""What is left of the picture's power at the last step of a rescaled schedule, where samplers would
+"""What is left of the image's power at the last step of a rescaled schedule, where samplers would
 divide by zero; diffusers' own schedulers of that setting take the same."""
 
 
@@ -199,7 +199,7 @@ def save_png(image: Image.Image, path: Path, prompt: Prompt) -> None:
 
 
 def make_grid(images: list[Image.Image], columns: int, gap: int = 4) -> Image.Image:
-    """Lay pictures out in rows on white; cells are as large as the largest picture."""
+    """Lay images out in rows on white; cells are as large as the largest image."""
     width, height = max(i.width for i in images), max(i.height for i in images)
     rows = -(-len(images) // columns)
     grid = Image.new(

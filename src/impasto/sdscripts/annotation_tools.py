@@ -36,7 +36,7 @@ _WORKERS = "decoding takes as many threads as there are processors"
 
 def make_captions() -> None:
     """Run `make_captions.py`."""
-    parser = picture_parser("make_captions.py", "Caption pictures with BLIP.", ".caption")
+    parser = picture_parser("make_captions.py", "Caption images with BLIP.", ".caption")
     parser.add_argument("--caption_weights", default=BLIP, help="folder or Hub id of a BLIP")
     parser.add_argument("--beam_search", action="store_true", help="beams in place of drawing")
     parser.add_argument("--batch_size", type=int, default=1)
@@ -74,7 +74,7 @@ def _make_captions(options: argparse.Namespace, console: Console) -> None:
 
 def make_captions_by_git() -> None:
     """Run `make_captions_by_git.py`."""
-    parser = picture_parser("make_captions_by_git.py", "Caption pictures with GIT.", ".caption")
+    parser = picture_parser("make_captions_by_git.py", "Caption images with GIT.", ".caption")
     parser.add_argument("--model_id", default="microsoft/git-large-textcaps")
     parser.add_argument("--batch_size", type=int, default=1)
     parser.add_argument("--max_data_loader_n_workers", type=int)
@@ -124,7 +124,7 @@ _TAG_FLAGS = (
 
 def _tag_parser() -> ToolParser:
     parser = picture_parser(
-        "tag_images_by_wd14_tagger.py", "Tag pictures with a WD14-style tagger.", ".txt"
+        "tag_images_by_wd14_tagger.py", "Tag images with a WD14-style tagger.", ".txt"
     )
     parser.add_argument("--repo_id", default="SmilingWolf/wd-v1-4-convnext-tagger-v2")
     parser.add_argument("--model_dir", type=Path, default=Path("wd14_tagger_model"))
@@ -134,7 +134,7 @@ def _tag_parser() -> ToolParser:
     for name in _THRESHOLDS:
         parser.add_argument(f"--{name}_threshold", type=finite)
     parser.add_argument("--caption_separator", default=", ")
-    parser.add_argument("--output_path", type=Path, help="one .json or .jsonl for all pictures")
+    parser.add_argument("--output_path", type=Path, help="one .json or .jsonl for all images")
     for name in ("undesired_tags", "always_first_tags", "tag_replacement"):
         parser.add_argument(f"--{name}", default="")
     for name in _TAG_FLAGS:
@@ -245,7 +245,7 @@ def _place_of(options: argparse.Namespace, metadata: Path | None = None) -> Plac
 def _write(
     options: argparse.Namespace, annotator: Annotator[Any], target: Target, console: Console
 ) -> None:
-    """Go through the pictures; the journal of all targets allows `impasto dataset undo`."""
+    """Go through the images; the journal of all targets allows `impasto dataset undo`."""
     from impasto.annotate.annotation import annotate
     from impasto.annotate.journal import Journal
     from impasto.annotate.words import MetadataWords
@@ -270,7 +270,7 @@ def _write(
             show=show if options.debug else None,
         )
     console.note(
-        f"{counted(done.written, 'pictures have')} words now, {len(done.set_aside)} passed over."
+        f"{counted(done.written, 'images have')} words now, {len(done.set_aside)} passed over."
     )
     if isinstance(target, MetadataWords) and target.kept is not None:
         console.note(f"What was there is kept as {target.kept}.")

@@ -117,13 +117,13 @@ _DATASET = [
     *_noticed("flag", "latents are always kept, found by content and checked", "cache_latents",
               "cache_latents_to_disk", "skip_cache_check"),
     *_noticed("flag", "sizes and captions are always remembered", "cache_info"),
-    *_noticed("text", "words come from metadata; the sidecars of a folder of pictures are .caption "
+    *_noticed("text", "words come from metadata; the sidecars of a folder of images are .caption "
               "and .txt, or those of the dataset configuration", "caption_extension",
               "caption_extention"),
     *_noticed("int", "decoding takes as many processes as there are processors",
               "max_data_loader_n_workers"),
     *_noticed("flag", "there are no workers between epochs", "persistent_data_loader_workers"),
-    *_refused("flag", "`impasto dataset plan`, `captions` and `report` show the data set",
+    *_refused("flag", "`impasto dataset plan`, `captions` and `report` show the dataset",
               "debug_dataset"),
     *_refused("text", "classes are not imported by name from a command line", "dataset_class"),
 ]  # fmt: skip
@@ -220,7 +220,7 @@ _SAVING = [
     Flag("save_n_epoch_ratio", "int"),
     Flag("save_last_n_epochs", "int"),
     Flag("save_last_n_steps", "int"),
-    *_noticed("flag", "states are always saved, every 500 updates and at the end, in the run "
+    *_noticed("flag", "states are always saved, every 500 steps and at the end, in the run "
               "directory", "save_state", "save_state_on_train_end"),
     *_noticed("int", "the two newest states are kept", "save_last_n_epochs_state",
               "save_last_n_steps_state"),

@@ -18,7 +18,7 @@ def import_command(command: str, out: Path | None) -> None:
     """Print the settings that sd-scripts' COMMAND, in quotes, stands for.
 
     Example: impasto import-command "accelerate launch fine_tune.py --pretrained_model_name_or_path
-    sd15.safetensors --train_data_dir pictures --resolution 512 --output_dir out" > run.toml
+    sd15.safetensors --train_data_dir images --resolution 512 --output_dir out" > run.toml
     """
     from impasto import files, invocation
     from impasto.errors import RunError

@@ -46,7 +46,7 @@ def merge_dd_tags_to_metadata() -> None:
 
 
 def _merge_parser(prog: str, what: str, ending: str, *, old: bool) -> ToolParser:
-    parser = picture_parser(prog, f"Put {what} beside pictures into metadata.", ending, old=old)
+    parser = picture_parser(prog, f"Put {what} beside images into metadata.", ending, old=old)
     parser.add_argument("out_json", type=Path)
     parser.add_argument("--in_json", type=Path, help="what to add to; default: out_json, if there")
     parser.add_argument("--full_path", action="store_true", help="keys are whole paths")
@@ -74,11 +74,11 @@ def _merge(options: argparse.Namespace, console: Console, column: Column) -> Non
             console.note(f"{key}: {text}")
     backup = write_metadata(options.out_json, entries.values())
     console.note(
-        f"{len(records) - missing} of {counted(len(records), 'pictures')}: {options.out_json}."
+        f"{len(records) - missing} of {counted(len(records), 'images')}: {options.out_json}."
     )
     if missing:
         console.note(
-            f"{counted(missing, 'pictures have')} no {options.caption_extension} beside them."
+            f"{counted(missing, 'images have')} no {options.caption_extension} beside them."
         )
     if backup is not None:
         console.note(f"What was there is kept as {backup}.")
@@ -102,7 +102,7 @@ def _clean(options: argparse.Namespace, console: Console) -> None:
     source: Path = options.in_json
     targets: list[Path] = options.out_json
     if len(targets) == 2:  # the form of old: train_data_dir in_json out_json
-        console.note("The folder of pictures is not needed any more; it is passed over.")
+        console.note("The folder of images is not needed any more; it is passed over.")
         source, targets = targets[0], targets[1:]
     if len(targets) != 1:
         raise ConfigError("clean_captions_and_tags.py takes in_json and out_json.")
@@ -122,7 +122,7 @@ def prepare_buckets_latents() -> None:
     """Run `prepare_buckets_latents.py`."""
     parser = ToolParser(
         prog="prepare_buckets_latents.py",
-        description="Choose buckets, encode pictures, write .npz files and metadata.",
+        description="Choose buckets, encode images, write .npz files and metadata.",
         allow_abbrev=False,
     )
     for name in ("train_data_dir", "in_json", "out_json"):
@@ -191,7 +191,7 @@ def _prepare(options: argparse.Namespace, console: Console) -> None:
     exported = export_latents(result, cache, console)
     _write_resolutions(options, result.images, console)
     console.note(
-        f"{exported.written} .npz files beside their pictures; metadata: {options.out_json}."
+        f"{exported.written} .npz files beside their images; metadata: {options.out_json}."
     )
     for item in (*scan.set_aside, *result.set_aside, *exported.refused):
         console.note(f"Passed over: {item.path}: {item.reason}")
@@ -233,7 +233,7 @@ def _write_resolutions(
         entries[key] = replace(entry, train_resolution=image.bucket, image_size=image.record.size)
     write_metadata(options.out_json, entries.values())
     if new:
-        console.note(f"{counted(new, 'pictures are')} not in {options.in_json}, and without words.")
+        console.note(f"{counted(new, 'images are')} not in {options.in_json}, and without words.")
 
 
 def _require_full_path(options: argparse.Namespace) -> None:
@@ -246,7 +246,7 @@ def _key(record: ImageRecord, *, full_path: bool) -> str:
 
 
 def _text_beside(record: ImageRecord, ending: str, beside: WordsBeside) -> str | None:
-    """A picture's words of one kind, in the file that a scan takes for it."""
+    """An image's words of one kind, in the file that a scan takes for it."""
     path = beside.file(record.path, ending)
     try:
         return read_words(path).strip() if path.is_file() else None

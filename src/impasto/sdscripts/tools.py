@@ -1,4 +1,4 @@
-"""What the scripts of sd-scripts' `finetune/` share: their flags, and the pictures of a folder."""
+"""What the scripts of sd-scripts' `finetune/` share: their flags, and the images of a folder."""
 
 from __future__ import annotations
 
@@ -46,13 +46,13 @@ def picture_parser(prog: str, description: str, ending: str, *, old: bool = True
         old: Whether the misspelt `--caption_extention` is taken too.
     """
     parser = ToolParser(prog=prog, description=description, allow_abbrev=False)
-    parser.add_argument("train_data_dir", type=Path, help="folder of pictures")
+    parser.add_argument("train_data_dir", type=Path, help="folder of images")
     names = ["--caption_extension", *(["--caption_extention"] if old else [])]
     parser.add_argument(
         *names, dest="caption_extension", default=ending, type=_ending, help="of the text files"
     )
     parser.add_argument("--recursive", action="store_true", help="also look in folders below")
-    parser.add_argument("--debug", action="store_true", help="print the words of each picture")
+    parser.add_argument("--debug", action="store_true", help="print the words of each image")
     return parser
 
 
@@ -66,7 +66,7 @@ def _ending(text: str) -> str:
 
 
 def pictures_of(folder: Path, console: Console, *, recursive: bool) -> Sequence[ImageRecord]:
-    """The usable pictures of a folder; what is set aside is said.
+    """The usable images of a folder; what is set aside is said.
 
     Raises:
         DatasetError: There are none.

@@ -62,7 +62,7 @@ def read_number(name: str, found: str, text: str) -> float:
 
 
 def read_steps(name: str, flags: Mapping[str, Any]) -> Any:
-    """A number of updates, a share of the run, or a percentage.
+    """A number of steps, a share of the run, or a percentage.
 
     Raises:
         ConfigError: It is written otherwise.

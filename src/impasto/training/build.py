@@ -71,7 +71,7 @@ def build_session(
 ) -> Session:
     """Load the model, prepare the data, and put everything where it computes.
 
-    `known` is what was found of the pictures already.
+    `known` is what was found of the images already.
 
     Raises:
         ImpastoError: As the parts it calls.
@@ -146,10 +146,10 @@ def build_session(
 
 @dataclass(frozen=True)
 class _Encoded:
-    """The base model, and pictures as its VAE encodes them.
+    """The base model, and images as its VAE encodes them.
 
     Attributes:
-        encoder: For pictures that are encoded each time they are shown, if there are such.
+        encoder: For images that are encoded each time they are shown, if there are such.
         vae_hash: A hash of the VAE.
         hashes: Other network -> a hash of it as it was loaded, on its way.
     """
@@ -169,7 +169,7 @@ class _Encoded:
 def _load_and_encode(
     config: RunConfig, accelerator: Accelerator, progress: Progress, known: Survey | None
 ) -> _Encoded:
-    """Load the base model and encode the pictures; then the VAE leaves the device."""
+    """Load the base model and encode the images; then the VAE leaves the device."""
     model = load_base_model(
         config.model.path, build_open_options(config), progress, build_dtypes(config)
     )

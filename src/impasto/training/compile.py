@@ -1,4 +1,4 @@
-"""The U-Net through torch.compile, once for each size of pictures.
+"""The U-Net through torch.compile, once for each size of images.
 
 Compiled in place (`nn.Module.compile`), so that names of tensors, hooks and wrappers stay as they
 are. Validation and previews run the plain network: their sizes would have to be compiled too.

@@ -33,7 +33,7 @@ def default_device() -> torch.device:
 def build_accelerator() -> Accelerator:
     """Devices and processes; precision is `training/optim/mixed_precision.py`'s.
 
-    Processes wait for the first one while it encodes pictures, which may take days; a process that
+    Processes wait for the first one while it encodes images, which may take days; a process that
     dies is noticed by the launcher, not by a timeout.
 
     Raises:

@@ -15,7 +15,7 @@ class TrainingEvents(Progress, Protocol):
         """Training is about to begin."""
 
     def stepped(self, step: int) -> None:
-        """An update is done; called for each, so it must be cheap."""
+        """A step is done; called for each, so it must be cheap."""
 
     def measured(self, record: Mapping[str, Any]) -> None:
         """A line of metrics was written."""

@@ -61,8 +61,8 @@ class Facts:
         contents: Of the base model.
         training: The images that are trained on.
         held_out: Those that are not.
-        num_processes: Processes that share each update.
-        total_steps: Updates of the whole run.
+        num_processes: Processes that share each step.
+        total_steps: Steps of the whole run.
         code: What is given in code in the place of a setting, by name; see `Overrides`.
         digests: Gives hashes of what is in files, of those that can be read.
     """
@@ -83,8 +83,8 @@ def run_fingerprint(config: RunConfig, facts: Facts) -> dict[str, str]:
         "base model": facts.hashes["unet"],
         **{f"{part} of the base model": h for part, h in facts.hashes.items() if part != "unet"},
         **_model_facts(facts.contents),
-        "data set": _data_fingerprint(facts.training, facts.digests),
-        "forward passes per update": _passes(config, facts.num_processes),
+        "dataset": _data_fingerprint(facts.training, facts.digests),
+        "forward passes per step": _passes(config, facts.num_processes),
         **settings_fingerprint(config),
         **{f"{name} (given in code)": described(part) for name, part in facts.code.items()},
     }
@@ -96,7 +96,7 @@ def run_fingerprint(config: RunConfig, facts: Facts) -> dict[str, str]:
     if templates is not None:
         found["caption templates"] = _short_hash(repr((templates.lines, templates.name)))
     if config.schedule.depends_on_length or "lr_schedule" in facts.code:
-        found["updates in all (the learning rate follows them)"] = str(facts.total_steps)
+        found["steps in all (the learning rate follows them)"] = str(facts.total_steps)
     return found
 
 
@@ -107,12 +107,23 @@ def settings_fingerprint(config: RunConfig) -> dict[str, str]:
     }
 
 
+_RENAMED = {
+    "data set": "dataset",
+    "forward passes per update": "forward passes per step",
+    "updates in all (the learning rate follows them)": (
+        "steps in all (the learning rate follows them)"
+    ),
+}
+"""What states of earlier versions call it -> its name."""
+
+
 def differences(saved: Mapping[str, str], current: Mapping[str, str]) -> list[str]:
     """What differs, each as a phrase with what it was and what it is.
 
     A state of an earlier version says less: what it does not say is not compared, and a setting
     that it did not have was as it is by default now.
     """
+    saved = {_RENAMED.get(name, name): value for name, value in saved.items()}
     is_old = any(saved.get(name, "").startswith("{") for name in _OLD_SECTIONS)
     before = _of_old(saved) if is_old else dict(saved)
     usual = _usual_settings()
@@ -158,7 +169,7 @@ def _of_old(saved: Mapping[str, str]) -> dict[str, str]:
         }
         if length:
             steps = length.removesuffix(" steps")
-            found["updates in all (the learning rate follows them)"] = steps
+            found["steps in all (the learning rate follows them)"] = steps
     return found
 
 
@@ -199,7 +210,7 @@ def _model_facts(contents: ModelContents) -> dict[str, str]:
 
 
 def _passes(config: RunConfig, num_processes: int) -> str:
-    """What an update is made of; another cut into processes and accumulation does the same."""
+    """What a step is made of; another cut into processes and accumulation does the same."""
     total = num_processes * config.training.gradient_accumulation_steps
     shares = config.dataset.batch_order == "proportional"  # each process draws by itself
     return f"{total} on {num_processes} processes" if shares else str(total)

@@ -1,4 +1,4 @@
-"""The loop: updates, and whatever is due between them."""
+"""The loop: steps, and whatever is due between them."""
 
 from __future__ import annotations
 
@@ -150,9 +150,9 @@ class TrainingLoop:
             )
             for update, batches in self._recorder.meter.waiting_for(updates):
                 bucket = session.prepared.training.images[
-                    update.micro_batches[0].samples[0].picture
+                    update.micro_batches[0].samples[0].image
                 ].bucket
-                doing = f"training on {bucket} pictures"
+                doing = f"training on {bucket} images"
                 with self._failures.explained(doing, update.step), self._compiling(bucket, update):
                     self._update(update, batches)
                 done.step = update.step + 1
@@ -176,7 +176,7 @@ class TrainingLoop:
 
     @contextlib.contextmanager
     def _compiling(self, bucket: Size, update: Update) -> Iterator[None]:
-        """The first update of a size of pictures compiles for it, which is timed by itself."""
+        """The first step of a size of images compiles for it, which is timed by itself."""
         shapes = {(bucket, len(batch.samples)) for batch in update.micro_batches}
         if self._config.training.compile == "off":
             yield
@@ -186,13 +186,13 @@ class TrainingLoop:
                 yield
             return
         self._compiled |= shapes
-        self._events.note(f"Compiling for {bucket} pictures, {update.size} at a time ...")
+        self._events.note(f"Compiling for {bucket} images, {update.size} at a time ...")
         with self._recorder.meter.aside("compiling"), within_limit():
             yield
         self._recorder.meter.leave_out(update.size)
 
     def _update(self, update: Update, batches: Iterator[Batch]) -> None:
-        """One optimizer update: all micro-batches, clipping, step, average."""
+        """One optimizer step: all micro-batches, clipping, step, average."""
         session, accelerator = self._session, self._accelerator
         lr_factor = self._begin(update.step)
         total = torch.zeros((), device=accelerator.device)
@@ -205,9 +205,7 @@ class TrainingLoop:
         except NotFiniteError as fault:
             self._look(update.step)  # one before it is the one to name
             raise self._failures.not_finite(update.step, fault) from None
-        self._optimizer_update.is_stepping = (
-            True  # the weights are those of an update not counted yet
-        )
+        self._optimizer_update.is_stepping = True  # the weights are those of a step not counted yet
         if not self._has_stepped:
             require_savable(session.optimizer)
             self._has_stepped = True
@@ -225,7 +223,7 @@ class TrainingLoop:
         seed_torch(derive_seed(config.seed, "torch", step))
         lr_factor = session.lr_schedule(step, session.total_steps)
         self._lr.set(lr_factor)
-        if config.training.cuda_graphs:  # what the update before returned may be overwritten
+        if config.training.cuda_graphs:  # what the step before returned may be overwritten
             torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
         for part in session.trainable.parts:
             if part.name == TEXT_ENCODER:
@@ -236,7 +234,7 @@ class TrainingLoop:
         return lr_factor
 
     def _backward(self, update: Update, micro_batch: MicroBatch, batch: Batch) -> Tensor:
-        """Add the gradient of a micro-batch; returns its share of the update's loss."""
+        """Add the gradient of a micro-batch; returns its share of the step's loss."""
         session = self._session
         with self._copies.in_place():  # in the backward pass too: blocks are computed again there
             with session.precision.autocast():
@@ -248,28 +246,26 @@ class TrainingLoop:
         self._recorder.meter.add_samples(output)
         if self._recorder.image_losses is not None and not micro_batch.is_padding:
             images = session.prepared.training.images
-            names = [
-                images[sample.picture].record.path.as_posix() for sample in micro_batch.samples
-            ]
+            names = [images[sample.image].record.path.as_posix() for sample in micro_batch.samples]
             self._recorder.image_losses.add(update.step, names, output)
         return share.detach()
 
     def _check_frozen_parts(self, frozen_check: FrozenCheck, step: int) -> None:
         """Once: say if a part that should learn has not moved, or one that should not has."""
         if self._session.precision.scales:
-            return  # the first updates may be passed over until the scale is found
+            return  # the first steps may be passed over until the scale is found
         learning = [part.name for part in self._session.trainable.parts if part.learns_at(step)]
         for finding in frozen_check.findings(learning):
             self._events.note(f"Warning: {finding}")
 
     def _of_all_processes(self, loss: Tensor) -> Tensor:
-        """Their mean, so that all of them find a loss that is not finite in the same update."""
+        """Their mean, so that all of them find a loss that is not finite in the same step."""
         if self._accelerator.num_processes == 1:
             return loss
         return cast("Tensor", self._accelerator.reduce(loss, "mean"))
 
     def _after_update(self, done: int) -> None:
-        """Whatever is due after `done` updates."""
+        """Whatever is due after `done` steps."""
         total = self._session.total_steps
         self._events.stepped(done)
         self._saver.raise_fault()
@@ -293,7 +289,7 @@ class TrainingLoop:
             self._export_on_the_way(done)
         if stopping is not None and not last:
             raise Interrupted(
-                f"{done} of {counted(total, 'updates are')} done, and the state is saved. "
+                f"{done} of {counted(total, 'steps are')} done, and the state is saved. "
                 "Continue with: "
                 f"{command('resume', self._run.path)}",
                 stopping,
@@ -327,7 +323,7 @@ class TrainingLoop:
             raise
 
     def _look(self, done: int) -> None:
-        """Make sure that all updates were applied, ahead of anything that is made of the weights.
+        """Make sure that all steps were applied, ahead of anything that is made of the weights.
 
         Raises:
             NonFiniteLossError: One was not: its loss or gradient is NaN or infinite.
@@ -362,9 +358,9 @@ class TrainingLoop:
                     previewer.draw_along()
 
     def _export_on_the_way(self, done: int, *, missing_only: bool = False) -> None:
-        """Export what is due after `done` updates, by epochs and by steps.
+        """Export what is due after `done` steps, by epochs and by steps.
 
-        The state of these updates may have been saved and the process killed before the models
+        The state of these steps may have been saved and the process killed before the models
         were written: then they are `missing_only` after a resume.
         """
         endings = self._triggers.model_endings(done)
@@ -400,7 +396,7 @@ class TrainingLoop:
             return 0
         if state.step > self._session.total_steps:
             raise RunError(
-                f"{self._run.path} has done {counted(state.step, 'updates')}, and its settings say "
+                f"{self._run.path} has done {counted(state.step, 'steps')}, and its settings say "
                 f"{self._session.total_steps} in all. A run can be made longer, not shorter: raise "
                 f"training.max_steps or max_epochs in its config.toml. Models on the way are those "
                 f"of saving.model_every_steps."

@@ -31,7 +31,7 @@ def with_offloaded(
 ) -> BaseModel:
     """The model with a part that is not needed now in a file; on a processor only.
 
-    Where there is a GPU, such parts wait in the computer's memory.
+    Where there is a GPU, such parts wait in RAM.
     """
     if accelerator.device.type != "cpu":
         return model
@@ -45,7 +45,7 @@ def with_offloaded(
 
 
 def build_encoding_vae(config: RunConfig, model: BaseModel) -> Any:
-    """The VAE as pictures are encoded with: a copy where it is not in float32."""
+    """The VAE as images are encoded with: a copy where it is not in float32."""
     dtype = DTYPES[config.dataset.vae_precision]
     tile(model.vae, tiled=config.dataset.vae_tiling)
     return model.vae if model.vae.dtype == dtype else copy.deepcopy(model.vae).to(dtype)

@@ -53,7 +53,7 @@ def require_fitting_loss(loss: LossConfig, noise: NoiseConfig, prediction: Predi
     if noise.zero_terminal_snr and not of_velocity and (loss.debiased or loss.noise_loss_like_v):
         raise ConfigError(
             "noise.zero_terminal_snr makes the weights of loss.debiased and loss.noise_loss_like_v "
-            "infinite where nothing is left of the picture. Take one of them out."
+            "infinite where nothing is left of the image. Take one of them out."
         )
 
 

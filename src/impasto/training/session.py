@@ -181,7 +181,7 @@ class Session:
         """Keep no 16-bit copies of float32 averages that stand in the place of 16-bit weights.
 
         Autocast keeps a copy of each weight that it casts, and training has none of these: looking
-        at the averages would take more memory than any update.
+        at the averages would take more memory than any step.
         """
         cached = torch.is_autocast_cache_enabled()
         torch.set_autocast_cache_enabled(cached and self.config.training.weights == "fp32")

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: between updates they ask to stop, elsewhere they stop at once.
+"""Ctrl-C and SIGTERM: between steps they ask to stop, elsewhere they stop at once.
 
 On Windows, where nobody sends SIGTERM, Ctrl-Break and the closing of the window come as SIGBREAK.
 """
@@ -20,7 +20,7 @@ STOP_SIGNALS = tuple(
 )
 """What asks a run to stop, as far as this system has it."""
 
-STOPPING = "Stopping after this update; again: now, without saving."
+STOPPING = "Stopping after this step; again: now, without saving."
 
 
 class StoppedBySignal(KeyboardInterrupt):

@@ -78,9 +78,9 @@ def training_step(
 def update_share(
     losses: Float[Tensor, "b"], update_size: int, num_processes: int
 ) -> Float[Tensor, ""]:
-    """This micro-batch's share of the update's mean loss.
+    """This micro-batch's share of the step's mean loss.
 
-    Every sample of an update counts the same, however it was cut into micro-batches. Gradients are
+    Every sample of a step counts the same, however it was cut into micro-batches. Gradients are
     averaged over processes, which the factor undoes.
     """
     return torch.sum(losses) * (num_processes / update_size)

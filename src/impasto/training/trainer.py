@@ -170,7 +170,7 @@ def _use_cache(
 
 @contextlib.contextmanager
 def _ends_in_words(accelerator: Accelerator, then: str) -> Iterator[None]:
-    """Explain a signal, and the end of another process, outside the updates.
+    """Explain a signal, and the end of another process, outside the steps.
 
     Raises:
         Interrupted: A signal asked to stop.
@@ -213,7 +213,7 @@ def _prepare(
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        doing, then = "loading the model and encoding the pictures", "Nothing was trained yet."
+        doing, then = "loading the model and encoding the images", "Nothing was trained yet."
         raise out_of_memory(config, doing, then, accelerator.device) from error
     if accelerator.is_main_process:
         updates = session.sampler.updates_per_epoch

@@ -1,4 +1,4 @@
-"""What is due after an update: by updates, by passes over the data, or by the clock."""
+"""What is due after a step: by steps, by passes over the data, or by the clock."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Triggers:
 
     Args:
         config: The settings.
-        updates_per_epoch: Optimizer updates in a pass over the data.
+        updates_per_epoch: Optimizer steps in a pass over the data.
     """
 
     def __init__(self, config: RunConfig, updates_per_epoch: int) -> None:
@@ -23,7 +23,7 @@ class Triggers:
         self._saved_at = time.monotonic()
 
     def log(self, done: int) -> bool:
-        """Whether a line of metrics is due after `done` updates."""
+        """Whether a line of metrics is due after `done` steps."""
         return done % self._config.logging.every_steps == 0
 
     def validation(self, done: int) -> bool:
@@ -31,7 +31,7 @@ class Triggers:
         return done % self._config.validation.every_steps == 0
 
     def preview(self, done: int) -> bool:
-        """Whether previews are: by epochs where those are given, else by updates."""
+        """Whether previews are: by epochs where those are given, else by steps."""
         previews = self._config.previews
         if previews.every_epochs is not None:
             return self._ends_epochs(done, previews.every_epochs)
@@ -51,19 +51,19 @@ class Triggers:
         return endings
 
     def planned_endings(self, total: int) -> list[str]:
-        """What all models on the way will be called, in a run of so many updates."""
+        """What all models on the way will be called, in a run of so many steps."""
         saving = self._config.saving
         rhythms = (saving.model_every_steps, (saving.model_every_epochs or 0) * self._per_epoch)
         dues = sorted({done for every in rhythms if every for done in range(every, total, every)})
         return [ending for done in dues for ending in self.model_endings(done)]
 
     def state_by_updates(self, done: int) -> bool:
-        """Whether a state is due by updates, which is the same whenever the run is stopped."""
+        """Whether a state is due by steps, which is the same whenever the run is stopped."""
         every = self._config.saving.state_every_steps
         return bool(every) and done % every == 0
 
     def state(self, done: int, accelerator: Accelerator) -> bool:
-        """Whether a state is due: by updates, or by the clock of the first process."""
+        """Whether a state is due: by steps, or by the clock of the first process."""
         saving = self._config.saving
         if self.state_by_updates(done):
             return True

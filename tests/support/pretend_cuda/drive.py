@@ -35,7 +35,7 @@ for name in ("AutoencoderKL", "UNet2DConditionModel", "DDIMScheduler", "EulerDis
 
 
 class Watched(SilentEvents):
-    """Tells the waits of each update from those of what is done beside them."""
+    """Tells the waits of each step from those of what is done beside them."""
 
     def __init__(self) -> None:
         self.waits: dict[int, dict[str, int]] = {}
@@ -75,7 +75,7 @@ def remembered(build: Any) -> Any:
 def run_out_of_memory_everywhere(
     order: dict[str, Any], whole: dict[str, Any]
 ) -> dict[str, dict[str, Any]]:
-    """A run like another one, once for each place where its second update takes memory."""
+    """A run like another one, once for each place where its second step takes memory."""
     answers = {}
     for number, site in enumerate(sorted(whole["allocations"][1])):
         name = f"{order['name']}{number}"

@@ -23,7 +23,7 @@ from impasto.training.planning.out_of_memory import out_of_memory
 
 @dataclass
 class Done:
-    """How many updates are done."""
+    """How many steps are done."""
 
     step: int
 
@@ -40,7 +40,7 @@ class Failures:
         has_average: Whether a running average of the weights is kept.
         run: Where states go.
         optimizer_update: Knows whether weights are being changed just now.
-        save: Saves the state after some updates; all processes do.
+        save: Saves the state after some steps; all processes do.
         save_alone: The same, by this process, which waits for no other.
     """
 
@@ -55,12 +55,12 @@ class Failures:
     save_alone: Callable[[int], None]
 
     def not_finite(self, step: int, fault: NotFiniteError) -> NonFiniteLossError:
-        """The error of an update whose loss or gradient is NaN or infinite.
+        """The error of a step whose loss or gradient is NaN or infinite.
 
         The state from before it is saved where the weights are still those.
 
         Args:
-            step: Updates that were applied before it.
+            step: Steps that were applied before it.
             fault: What is known of it.
         """
         what = f"To continue from the newest state before it: {command('resume', self.run.path)}"
@@ -74,14 +74,14 @@ class Failures:
                     "until this was found)"
                 )
         return NonFiniteLossError(
-            f"The loss or the gradient became NaN or infinite in update {step + 1}. The "
+            f"The loss or the gradient became NaN or infinite in step {step + 1}. The "
             f"usual causes are a learning rate that is too high (optimizer.lr is "
             f"{self.config.optimizer.lr:g}; try a tenth) and a base model with broken "
             f"weights. {what}"
         )
 
     def _applied(self, step: int) -> int | None:
-        """How many updates the weights have had, of so many; None if one was applied in part."""
+        """How many steps the weights have had, of so many; None if one was applied in part."""
         try:
             self.optimizer_update.require_applied()
         except NotFiniteError as fault:
@@ -90,10 +90,10 @@ class Failures:
 
     @contextlib.contextmanager
     def keeping(self, step: int) -> Iterator[Done]:
-        """Save the state if latents or pictures are lost meanwhile: the weights are good.
+        """Save the state if latents or images are lost meanwhile: the weights are good.
 
         Args:
-            step: Updates that are done at first; the value is kept up to date by the caller.
+            step: Steps that are done at first; the value is kept up to date by the caller.
 
         Raises:
             DatasetError: With what is saved.
@@ -108,7 +108,7 @@ class Failures:
                 applied = self._applied(done.step)
                 if applied is not None:
                     self.save_alone(applied)
-                    then = f"The state after {counted(applied, 'updates')} is saved."
+                    then = f"The state after {counted(applied, 'steps')} is saved."
             raise DatasetError(
                 f"{error} {then} Continue with: {command('resume', self.run.path)}"
             ) from error
@@ -128,7 +128,7 @@ class Failures:
                 raise self._out_of_memory(doing, step) from error
             if self.accelerator.num_processes > 1 and is_lost_process(error):
                 raise RunError(
-                    f"Another process of this run ended in update {step + 1}, so this one stops; "
+                    f"Another process of this run ended in step {step + 1}, so this one stops; "
                     f"its own message says why. Continue from the newest state with the same "
                     f"launcher: {command('resume', self.run.path)}"
                 ) from error
@@ -143,10 +143,10 @@ class Failures:
                 torch.cuda.empty_cache()
             resume = command("resume", self.run.path)
             then = f"To continue from the newest state of the first process: {resume}"
-            # the others are in the middle of their update: none is waited for
+            # the others are in the middle of their step: none is waited for
             if self.accelerator.is_main_process and not self.strategy.is_sharded:
                 applied = self._applied(step)
                 if applied is not None:
                     self.save_alone(applied)
-                    then = f"The state after {counted(applied, 'updates')} is saved: {resume}"
+                    then = f"The state after {counted(applied, 'steps')} is saved: {resume}"
         return out_of_memory(self.config, doing, then, self.accelerator.device)

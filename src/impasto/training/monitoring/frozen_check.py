@@ -1,4 +1,4 @@
-"""Looks, after the first update that counts, whether what should learn has moved, and nothing else.
+"""Looks, after the first step that counts, whether what should learn has moved, and nothing else.
 
 People find out after a night that a part was frozen (kohya-ss/sd-scripts, threads 855 and 890).
 """
@@ -36,11 +36,11 @@ class FrozenCheck:
         moved = [name for name, kept in self._frozen.items() if _has_moved(kept)]
         return [
             *(
-                f"The {name} did not change in the first update, though it is trained: its "
+                f"The {name} did not change in the first step, though it is trained: its "
                 f"gradient or its learning rate is 0, or masks leave nothing to learn from."
                 for name in still
             ),
-            *(f"The {name} changed in the first update, though it is frozen." for name in moved),
+            *(f"The {name} changed in the first step, though it is frozen." for name in moved),
         ]
 
 

@@ -1,7 +1,7 @@
-"""The loss of each picture each time it was shown, as a table that a spreadsheet opens.
+"""The loss of each image each time it was shown, as a table that a spreadsheet opens.
 
 One showing says little, since the loss depends on the timestep; the mean over many, within a range
-of timesteps, finds pictures that the model does not learn: wrong captions, odd pictures.
+of timesteps, finds images that the model does not learn: wrong captions, odd images.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class ImageLosses:
     """Collects on the device, and writes `image_losses.csv` when metrics are read.
 
     Args:
-        accelerator: Whose processes each have their own pictures; the first one writes.
+        accelerator: Whose processes each have their own images; the first one writes.
         run: Where.
     """
 
@@ -36,7 +36,7 @@ class ImageLosses:
         self._pending: list[tuple[int, Sequence[str], StepOutput]] = []
 
     def add(self, step: int, images: Sequence[str], output: StepOutput) -> None:
-        """Note what the update `step`, counted from 0, found of some pictures."""
+        """Note what the step `step`, counted from 0, found of some images."""
         self._pending.append((step, images, output))
 
     def write(self) -> None:
@@ -55,7 +55,7 @@ class ImageLosses:
         files.append_text(self._file, table.getvalue())
 
     def rewind(self, step: int) -> None:
-        """Forget what came after `step` updates, which a resumed run does again.
+        """Forget what came after `step` steps, which a resumed run does again.
 
         Rows that are cut off or damaged are left out.
         """

@@ -21,12 +21,12 @@ RANGES = 4  # quarters of the timesteps, whose losses are told apart
 
 @dataclass(frozen=True)
 class Reading:
-    """What the updates since the last reading amounted to.
+    """What the steps since the last reading amounted to.
 
     Attributes:
-        losses: [N] the loss of each update, over all processes, on the CPU.
+        losses: [N] the loss of each step, over all processes, on the CPU.
         grad_norm: The mean norm of the gradient before clipping; None where it is not measured.
-        images_per_s: Pictures of all processes per second of training, other work left out.
+        images_per_s: Images of all processes per second of training, other work left out.
         data_wait: The share of that time that was spent waiting for data.
         memory_mib: The GPU's at its most since the start; without one, the process's now.
         by_range: `loss_t0_249` and so on: the mean loss of samples by quarters of the timesteps.
@@ -42,10 +42,10 @@ class Reading:
 
 @dataclass(frozen=True)
 class Window:
-    """What updates amounted to of which no line of metrics tells yet; a state keeps it.
+    """What steps amounted to of which no line of metrics tells yet; a state keeps it.
 
     Attributes:
-        losses: The loss of each update.
+        losses: The loss of each step.
         norms: The norm of each one's gradient, where one was taken.
         sums: [RANGES, 2] the sums of the samples' losses by timesteps, and their numbers.
     """
@@ -69,10 +69,10 @@ class Window:
 
 
 class Meter:
-    """Keeps tensors where they are until they are read, so that no update waits for the device.
+    """Keeps tensors where they are until they are read, so that no step waits for the device.
 
     Args:
-        accelerator: Whose processes share the updates.
+        accelerator: Whose processes share the steps.
         num_timesteps: How many timesteps the schedule has.
     """
 
@@ -89,7 +89,7 @@ class Meter:
         self.timings_s: dict[str, float] = {}
 
     def add(self, loss: Tensor, norm: Tensor | None, samples: int) -> None:
-        """Note an update: its mean loss, the gradient's norm, and its pictures."""
+        """Note a step: its mean loss, the gradient's norm, and its images."""
         self._losses.append(loss)
         if norm is not None:
             self._norms.append(norm)
@@ -111,7 +111,7 @@ class Meter:
             yield item
 
     def leave_out(self, samples: int) -> None:
-        """Keep the pictures of an update out of the rate, as its time is."""
+        """Keep the images of a step out of the rate, as its time is."""
         self._samples -= samples
 
     @contextlib.contextmanager
@@ -132,7 +132,7 @@ class Meter:
         self._began, self._aside_s, self._waited_s = time.perf_counter(), 0.0, 0.0
 
     def window(self) -> Window | None:
-        """What the updates since the last reading amount to, which goes on; waits for the device.
+        """What the steps since the last reading amount to, which goes on; waits for the device.
 
         None where there were none, or where several processes share them: those stop together, at
         a line of metrics.

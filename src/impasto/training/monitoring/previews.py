@@ -32,7 +32,7 @@ class Previewer:
         with (
             self._looking(),
             files.replace_folder(target) as partial,
-            progress.stage(f"Drawing previews at step {step}", len(self.prompts), "pictures") as (
+            progress.stage(f"Drawing previews at step {step}", len(self.prompts), "images") as (
                 advance
             ),
         ):

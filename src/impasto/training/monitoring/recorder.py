@@ -1,4 +1,4 @@
-"""What a run writes down while it trains: metrics, trackers, and the loss of each picture."""
+"""What a run writes down while it trains: metrics, trackers, and the loss of each image."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class Recorder:
         self.image_losses = ImageLosses(of.accelerator, run) if asked else None
 
     def open(self, step: int) -> None:
-        """Begin after `step` updates; what was written after them is forgotten."""
+        """Begin after `step` steps; what was written after them is forgotten."""
         if self.image_losses is not None:
             self.image_losses.rewind(step)
         if not self._is_main:
@@ -88,7 +88,7 @@ class Recorder:
             tracker.close()
 
     def log(self, done: int) -> None:
-        """Write a line of metrics about the updates since the last one; waits for the device."""
+        """Write a line of metrics about the steps since the last one; waits for the device."""
         reading = self.meter.read()
         if reading is None:
             return
@@ -142,7 +142,7 @@ class Recorder:
         return named if found is None else {**named, "d_lr": float(found) * named["lr"]}
 
     def _newly_lost(self) -> list[tuple[Path, str]]:
-        """Pictures that training met and could not read since the last look."""
+        """Images that training met and could not read since the last look."""
         lost = self._of.lost
         fresh = [(path, reason) for path, reason in list(lost.items()) if path not in self._lost]
         self._lost.update(path for path, _ in fresh)

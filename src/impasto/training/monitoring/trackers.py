@@ -20,7 +20,7 @@ class Tracker(Protocol):
     """Something that keeps numbers by step."""
 
     def log(self, numbers: Mapping[str, float], step: int) -> None:
-        """Keep numbers of an update."""
+        """Keep numbers of a step."""
 
     def close(self) -> None:
         """Write what is left."""
@@ -36,7 +36,7 @@ class TensorBoard:
         self._writer: Any = SummaryWriter(str(run.path / "tensorboard"))
 
     def log(self, numbers: Mapping[str, float], step: int) -> None:
-        """Keep numbers of an update."""
+        """Keep numbers of a step."""
         for name, value in numbers.items():
             self._writer.add_scalar(name, value, step)
 
@@ -79,7 +79,7 @@ class Wandb:
         kept.write_text(str(self._run.id), encoding="utf-8")
 
     def log(self, numbers: Mapping[str, float], step: int) -> None:
-        """Keep numbers of an update."""
+        """Keep numbers of a step."""
         self._run.log(dict(numbers), step=step)
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""Loss on held-out pictures at fixed noise and timesteps: comparable over steps and runs."""
+"""Loss on held-out images at fixed noise and timesteps: comparable over steps and runs."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ VALIDATION_SEED = 20221011  # the same for every run, so that runs can be compar
 
 @dataclass(frozen=True)
 class ValidationLoss:
-    """The mean over all held-out pictures, and over those of each data set by its number."""
+    """The mean over all held-out images, and over those of each dataset by its number."""
 
     mean: float
     by_dataset: Mapping[int, float]
 
     def as_record(self) -> dict[str, float]:
-        """As a line of metrics has it; data sets, counted from 1, where there are several."""
+        """As a line of metrics has it; datasets, counted from 1, where there are several."""
         several = self.by_dataset if len(self.by_dataset) > 1 else {}
         parts = {f"validation_loss_{n + 1}": loss for n, loss in several.items()}
         return {"validation_loss": self.mean, **parts}
@@ -41,10 +41,10 @@ class Validator:
     """Measures the plain squared error, without loss weights or dropout.
 
     Attributes:
-        plan: The held-out pictures.
+        plan: The held-out images.
         cache: Where their moments are; the posterior's mean is used.
         scaling_factor: Scaled latents = this times the VAE's.
-        timesteps: Noise levels per picture, evenly spread over the schedule.
+        timesteps: Noise levels per image, evenly spread over the schedule.
         batch_size: How many images of a group go through the U-Net together.
     """
 
@@ -58,7 +58,7 @@ class Validator:
     def measure(
         self, unet: torch.nn.Module, cond: TextConditioner, recipe: StepRecipe
     ) -> ValidationLoss:
-        """The mean over all held-out pictures and noise levels, and over those of each data set."""
+        """The mean over all held-out images and noise levels, and over those of each dataset."""
         was_training = unet.training
         unet.eval()
         schedule = recipe.schedule
@@ -88,7 +88,7 @@ class Validator:
         return ValidationLoss(float(sums.sum() / counts.sum()), by_dataset)
 
     def _groups(self) -> Iterator[Sequence[int]]:
-        """Indices of pictures that can go through the U-Net together."""
+        """Indices of images that can go through the U-Net together."""
 
         def bucket_of(i: int) -> tuple[int, int]:
             return self.plan.images[i].bucket.hw

@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import torch
 
-FULL = 0.95  # of the GPU's memory; below, nothing spills
-SLOWER = 3.0  # times the seconds per picture of the fastest stretch so far
+FULL = 0.95  # of VRAM; below, nothing spills
+SLOWER = 3.0  # times the seconds per image of the fastest stretch so far
 
 
 class VramOverflowWatch:
     """Compares stretches of a run.
 
     Args:
-        total_bytes: The GPU's memory.
+        total_bytes: VRAM.
     """
 
     def __init__(self, total_bytes: int) -> None:
@@ -30,7 +30,7 @@ class VramOverflowWatch:
 
         Args:
             images_per_s: Its speed.
-            reserved_bytes: What PyTorch has taken of the GPU's memory.
+            reserved_bytes: What PyTorch has taken of VRAM.
         """
         seconds = 1 / max(images_per_s, 1e-9)
         is_slow = self._fastest is not None and seconds > SLOWER * self._fastest
@@ -40,9 +40,9 @@ class VramOverflowWatch:
             return None
         self._has_told = True
         return (
-            f"Warning: the GPU's memory is full ({reserved_bytes / 2**30:.1f} of "
+            f"Warning: VRAM is full ({reserved_bytes / 2**30:.1f} of "
             f"{self._total / 2**30:.1f} GiB are taken), and what does not fit seems to lie in the "
-            f"computer's memory, which is many times as slow. Stop with Ctrl-C and begin with "
+            f"RAM, which is many times as slow. Stop with Ctrl-C and begin with "
             f"smaller settings (training.memory chooses them), or close other programs that use "
             f"the GPU. In NVIDIA's control panel, CUDA - Sysmem Fallback Policy turns this off."
         )

@@ -1,7 +1,7 @@
 """Any library's optimizer, taken through the weights chunk by chunk.
 
 Three things need it: weights of 16 bits, which a chunk at a time are widened to float32, stepped
-and rounded back; states that are kept in the computer's memory and come to the device for their
+and rounded back; states that are kept in RAM and come to the device for their
 step; and steps within the backward pass, where each weight is a chunk of its own.
 """
 
@@ -27,7 +27,7 @@ class ChunkRules:
     Attributes:
         rounding: How weights of 16 bits are brought back to them; None for those of 32.
         each_alone: Whether each weight can be stepped by itself, as within the backward pass.
-        away: Keeps the state in the computer's memory; None leaves it on the device.
+        away: Keeps the state in RAM; None leaves it on the device.
     """
 
     rounding: Rounding | None = None
@@ -104,13 +104,13 @@ class ChunkedOptimizer(torch.optim.Optimizer):
         self._factor = (limit / (norm + 1e-6)).clamp(max=1.0)  # as torch's clip_grad_norm_
 
     def begin(self, seed: int) -> None:
-        """Start an update; see `Rounding.begin`."""
+        """Start a step; see `Rounding.begin`."""
         if self._rounding is not None:
             self._rounding.begin(seed)
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]  # noqa: ARG002
-        """One update, unless the gradient has overflown."""
+        """One step, unless the gradient has overflown."""
         if self._is_overflown():
             return
         for number, optimizer in enumerate(self._inner):
@@ -134,11 +134,11 @@ class ChunkedOptimizer(torch.optim.Optimizer):
 
     @property
     def offloads_states(self) -> bool:
-        """Whether its state is in the computer's memory between steps."""
+        """Whether its state is in RAM between steps."""
         return self._away is not None
 
     def finish(self) -> None:
-        """End an update."""
+        """End a step."""
         self._factor = None
         if self._away is not None:
             self._away.wait()

@@ -1,6 +1,6 @@
 """A running average of the weights, which draws and validates better than the last ones.
 
-Polyak and Juditsky 1992; decay per update as in Ho et al. 2020 (arXiv:2006.11239), appendix B,
+Polyak and Juditsky 1992; decay per step as in Ho et al. 2020 (arXiv:2006.11239), appendix B,
 with a warm-up of (1 + n) / (10 + n) as TensorFlow's ExponentialMovingAverage has it.
 """
 
@@ -28,11 +28,11 @@ class WeightAverage:
 
     Args:
         parameters: What to average, by name.
-        decay: The share of the old average that an update keeps, in (0, 1).
-        power: The share rises as 1 - (1 + updates)^-power; crowsonkb/k-diffusion, `EMAWarmup`.
-        every: Updates from one time that weights are taken in to the next; the share is that of as
-            many updates, decay^every.
-        on_cpu: Whether the averages are kept in the computer's memory.
+        decay: The share of the old average that a step keeps, in (0, 1).
+        power: The share rises as 1 - (1 + steps)^-power; crowsonkb/k-diffusion, `EMAWarmup`.
+        every: Steps from one time that weights are taken in to the next; the share is that of as
+            many steps, decay^every.
+        on_cpu: Whether the averages are kept in RAM.
         in_their_place: Whether weights have to stay at their place in memory, so that values are
             copied where averages are looked at; else the two change places, which takes no memory.
         overlapped: Whether they take in the weights while training goes on, which may change the
@@ -65,7 +65,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Take in the weights after the update `step`, counted from 0, if it is time."""
+        """Take in the weights after the step `step`, counted from 0, if it is time."""
         if (step + 1) % self._every:
             return
         rising = (1 + step) / (10 + step)
@@ -159,7 +159,7 @@ def _mix(averages: list[Tensor], weights: list[Tensor], share: float) -> None:
 
 
 class Arrivals:
-    """Copies of weights on their way into the computer's memory, taken in by a thread there.
+    """Copies of weights on their way into RAM, taken in by a thread there.
 
     The copies run on a stream of their own, into pinned memory that is used again each time.
     """

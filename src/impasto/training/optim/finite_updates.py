@@ -1,6 +1,6 @@
-"""Whether every update so far was finite: kept on the GPU, so that no update waits for it.
+"""Whether every step so far was finite: kept on the GPU, so that no step waits for it.
 
-From the first update on whose loss or gradient is NaN or infinite, all are passed over, so that the
+From the first step on whose loss or gradient is NaN or infinite, all are passed over, so that the
 weights stay as they were before it until somebody looks.
 """
 
@@ -13,11 +13,11 @@ from torch import Tensor
 
 
 class NotFiniteError(Exception):
-    """The loss or the gradient of an update is NaN or infinite.
+    """The loss or the gradient of a step is NaN or infinite.
 
     Attributes:
-        weights_are_whole: Whether the update was not applied, to no weight at all.
-        passed_over: Updates that were not applied, this one included.
+        weights_are_whole: Whether the step was not applied, to no weight at all.
+        passed_over: Steps that were not applied, this one included.
     """
 
     def __init__(self, *, weights_are_whole: bool, passed_over: int = 1) -> None:
@@ -26,7 +26,7 @@ class NotFiniteError(Exception):
 
 
 class FiniteUpdates:
-    """Counts updates on a device until the first that is not finite.
+    """Counts steps on a device until the first that is not finite.
 
     Args:
         device: Where losses and gradients are.
@@ -52,11 +52,11 @@ class FiniteUpdates:
         torch._amp_foreach_non_finite_check_and_unscale_([gradient], self.found_inf, self._one)
 
     def begin_to_step(self) -> Tensor:
-        """What `stepped` has to be given, of an update that is found out while it is applied."""
+        """What `stepped` has to be given, of a step that is found out while it is applied."""
         return self.found_inf.clone()
 
     def stepped(self, found_before: Tensor | None = None) -> None:
-        """Count an update.
+        """Count a step.
 
         Args:
             found_before: From `begin_to_step`; None where all was known before any weight changed.
@@ -67,7 +67,7 @@ class FiniteUpdates:
         self._begun += 1
 
     def require_applied(self) -> None:
-        """Wait for the device, and make sure that all updates since the last look were applied.
+        """Wait for the device, and make sure that all steps since the last look were applied.
 
         Raises:
             NotFiniteError: One was not, nor were those after it.

@@ -52,7 +52,7 @@ class Precision:
 
     @property
     def scales(self) -> bool:
-        """Whether losses are scaled, and updates whose gradient overflows are passed over."""
+        """Whether losses are scaled, and steps whose gradient overflows are passed over."""
         return self._scaler is not None
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
@@ -99,7 +99,7 @@ class Precision:
 
         Args:
             optimizer: Has the gradients.
-            at_fault: [] above 0 where the update is passed over for another reason than the scale,
+            at_fault: [] above 0 where the step is passed over for another reason than the scale,
                 which stays as it is then; looked at on the device.
         """
         if self._scaler is None:
@@ -114,13 +114,13 @@ class Precision:
             tensor.copy_(torch.where(at_fault > 0, value, tensor))
 
     def _scaler_tensors(self) -> list[Tensor]:
-        """Its scale and its count of updates since the last overflow, on the device."""
+        """Its scale and its count of steps since the last overflow, on the device."""
         scaler = self._scaler
         found = (getattr(scaler, "_scale", None), getattr(scaler, "_growth_tracker", None))
         return [tensor for tensor in found if tensor is not None]
 
     def stepped(self, *, overflown: bool) -> None:
-        """Adjust the scale after an update that was applied, or passed over, elsewhere."""
+        """Adjust the scale after a step that was applied, or passed over, elsewhere."""
         scaler = self._scaler
         if scaler is None:
             return
@@ -133,14 +133,14 @@ class Precision:
         scaler.load_state_dict(found)
 
     def require_living_scale(self) -> None:
-        """Make sure that updates are still applied; waits for the device.
+        """Make sure that steps are still applied; waits for the device.
 
         Raises:
             NonFiniteLossError: The gradient overflows at any scale.
         """
         if self._scaler is not None and self._scaler.get_scale() < LEAST_SCALE:
             raise NonFiniteLossError(
-                "In float16 the gradient overflows in every update, whatever the loss is scaled "
+                "In float16 the gradient overflows in every step, whatever the loss is scaled "
                 "by. Set training.mixed_precision to bf16 or no, or lower optimizer.lr."
             )
 

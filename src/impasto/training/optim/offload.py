@@ -1,7 +1,7 @@
-"""Optimizer states in the computer's memory, brought to the GPU for their step and taken back.
+"""Optimizer states in RAM, brought to the GPU for their step and taken back.
 
 The idea of ZeRO-Offload (Ren et al. 2021, arXiv:2101.06840), with the arithmetic left on the GPU:
-for AdamW in float32 the way there and back is 16 bytes per weight and update.
+for AdamW in float32 the way there and back is 16 bytes per weight and step.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ States = Mapping[Tensor, MutableMapping[str, Any]]
 
 
 class OffloadedStates:
-    """Keeps the large tensors of an optimizer's state in the computer's memory.
+    """Keeps the large tensors of an optimizer's state in RAM.
 
     Copies run beside the arithmetic, on a stream of their own, from and to pinned memory. On a
     processor both places are the same, and copies are made all the same.

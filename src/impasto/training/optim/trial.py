@@ -24,7 +24,7 @@ _SIDE, _STEPS = 8, 3
 
 
 def require_steps(kind: str, build: Build, device: torch.device) -> None:
-    """Make sure that an optimizer can do an update from gradients alone.
+    """Make sure that an optimizer can do a step from gradients alone.
 
     Raises:
         ConfigError: It cannot: it wants a closure, second derivatives, or a whole model.

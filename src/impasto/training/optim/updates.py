@@ -3,7 +3,7 @@
 Kept gradients take as much memory as the weights. Stepped in the backward pass, each is gone
 before the next is computed (Lv et al. 2023, LOMO, arXiv:2306.09782, for optimizers with a state);
 the norm of all of them, which clipping needs, is then known only afterwards. So there are two ways
-to clip: a backward pass of its own for the norm, or the norm of the update before.
+to clip: a backward pass of its own for the norm, or the norm of the step before.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ LAST_NORM = "last_norm"
 
 @dataclass(frozen=True)
 class UpdateInputs:
-    """What an optimizer update works with.
+    """What an optimizer step works with.
 
     Attributes:
         optimizer: Steps the weights.
@@ -45,7 +45,7 @@ class UpdateInputs:
 
 
 class OptimizerUpdate(Protocol):
-    """Takes an update from its losses to the weights.
+    """Takes a step from its losses to the weights.
 
     Attributes:
         is_stepping: Whether weights are being changed just now.
@@ -54,17 +54,17 @@ class OptimizerUpdate(Protocol):
     is_stepping: bool
 
     def backward(self, share: Tensor, *, is_last: bool = True) -> None:
-        """Go backward from a micro-batch's share of the update's loss."""
+        """Go backward from a micro-batch's share of the step's loss."""
 
     def apply(self, loss: Tensor) -> Tensor | None:
-        """Complete an update of this loss; the gradient's norm before clipping, if measured.
+        """Complete a step of this loss; the gradient's norm before clipping, if measured.
 
         Raises:
             NotFiniteError: It was not applied.
         """
 
     def require_applied(self) -> None:
-        """Make sure that all updates since the last look were applied; may wait for the device.
+        """Make sure that all steps since the last look were applied; may wait for the device.
 
         Raises:
             NotFiniteError: One of them was not, since its loss or gradient is not finite.
@@ -72,7 +72,7 @@ class OptimizerUpdate(Protocol):
 
 
 class UpdateAfterBackward:
-    """Gradients of a whole update are added up, clipped together, and applied if they are finite.
+    """Gradients of a whole step are added up, clipped together, and applied if they are finite.
 
     A fused optimizer on a GPU passes over what is not finite on the device, so that nothing waits;
     from then on it passes over everything, until `require_applied` finds it. Elsewhere it is
@@ -126,7 +126,7 @@ class UpdateAfterBackward:
             raise NotFiniteError(weights_are_whole=True)
 
     def _spoil(self, found_inf: Tensor) -> None:
-        """Have the scaler pass over an update whose loss is not finite, if gradients are or not."""
+        """Have the scaler pass over a step whose loss is not finite, if gradients are or not."""
         spoilt = torch.where(found_inf > 0, float("nan"), 0.0)
         for parameter in self._parameters:
             if parameter.grad is not None and parameter.grad.numel():
@@ -137,7 +137,7 @@ class UpdateAfterBackward:
 class UpdateInBackward:
     """Each weight is stepped as soon as its gradient is there, which is then freed.
 
-    With a gradient scaler, the norm has to be measured first. Clipped by the norm of the update
+    With a gradient scaler, the norm has to be measured first. Clipped by the norm of the step
     before (`last_norm`), the first one measures its own.
 
     Args:
@@ -156,7 +156,7 @@ class UpdateInBackward:
         self.is_stepping = False
 
     def backward(self, share: Tensor, *, is_last: bool = True) -> None:
-        """All of an update: its norm where it is needed, and the steps.
+        """All of a step: its norm where it is needed, and the steps.
 
         Raises:
             NotFiniteError: It was not applied.
@@ -255,19 +255,19 @@ class UpdateInBackward:
         parameter.grad = None
 
     def _norm(self) -> Tensor:
-        """Of all gradients of the update, in their true size."""
+        """Of all gradients of the step, in their true size."""
         norms = [self._norms[p] for p in self._parameters if p in self._norms]
         norm: Tensor = torch.linalg.vector_norm(torch.stack(norms)) / self._precision.scale()
         return norm
 
 
 def build_update(inputs: UpdateInputs) -> OptimizerUpdate:
-    """The update that is asked for: in the backward pass, or after it."""
+    """The step that is asked for: in the backward pass, or after it."""
     return UpdateAfterBackward(inputs) if inputs.in_backward == "off" else UpdateInBackward(inputs)
 
 
 def updates_on_device(optimizer: torch.optim.Optimizer) -> FiniteUpdates | None:
-    """What finds faults on the GPU, of an optimizer that can be told there to pass over an update.
+    """What finds faults on the GPU, of an optimizer that can be told there to pass over a step.
 
     None of others.
     """

@@ -1,8 +1,8 @@
-"""The 16-bit copies of float32 weights that products are computed with, made once an update.
+"""The 16-bit copies of float32 weights that products are computed with, made once a step.
 
 Autocast makes them one by one in every forward pass, and widens their gradients one by one: some
 900 kernels for a full-size U-Net, which a fast GPU runs through in less time than they take to be
-launched. Here some forty make all of them before an update, and as many widen all gradients after
+launched. Here some forty make all of them before a step, and as many widen all gradients after
 each backward pass. Each number is rounded and added up as autocast does it. The text encoder's are
 left to autocast.
 """
@@ -31,7 +31,7 @@ def layers_with_copies(network: nn.Module) -> Iterator[tuple[nn.Module, str, nn.
 
 
 class WeightCopies:
-    """Copies that stand in the place of weights while an update computes.
+    """Copies that stand in the place of weights while a step computes.
 
     Args:
         layers: Module, name and weight; none leaves everything as it is.

@@ -50,7 +50,7 @@ def reshard_after_forward() -> bool:
         plugin: Any = FullyShardedDataParallelPlugin()
     if _offloads(plugin.cpu_offload):
         raise ConfigError(
-            "accelerate's fsdp_offload_params keeps weights in the computer's memory, which is not "
+            "accelerate's fsdp_offload_params keeps weights in RAM, which is not "
             "offered. Set it to false; training.gradient_checkpointing saves memory."
         )
     if plugin.activation_checkpointing:

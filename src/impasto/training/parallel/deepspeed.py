@@ -105,7 +105,7 @@ def _zero_section(asked: Mapping[str, Any]) -> dict[str, Any]:
     for name in ("offload_param", "offload_optimizer"):
         if dict(section.pop(name, None) or {}).get("device", "none") != "none":
             raise ConfigError(
-                f"accelerate's {name}_device keeps a share in the computer's memory, which is not "
+                f"accelerate's {name}_device keeps a share in RAM, which is not "
                 f"offered. Set it to none; training.gradient_checkpointing saves memory."
             )
     return section

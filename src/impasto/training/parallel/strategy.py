@@ -153,7 +153,7 @@ class DataParallelStrategy:
 
     @contextlib.contextmanager
     def exchanging(self, *, now: bool) -> Any:
-        """In the last backward pass of an update only."""
+        """In the last backward pass of a step only."""
         with contextlib.ExitStack() as stack:
             if not now:
                 for module in self._wrapped:

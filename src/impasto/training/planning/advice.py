@@ -134,8 +134,8 @@ def _on_speed(config: RunConfig, device: torch.device) -> list[str]:
         ),
         (
             training.ema_on_cpu and training.ema_every == 1,
-            "training.ema_on_cpu takes what learns over PCIe after every update, and mixes it in "
-            "the computer's memory; a fast GPU waits for that. training.ema_every = 10 does so "
+            "training.ema_on_cpu takes what learns over PCIe after every step, and mixes it in "
+            "RAM; a fast GPU waits for that. training.ema_every = 10 does so "
             "after every tenth.",
         ),
     ]

@@ -24,7 +24,7 @@ def with_fields(config: RunConfig, section: str, fields: Mapping[str, Any]) -> R
     What was not set before counts as not set afterwards either.
     """
     current = getattr(config, section)
-    if section == "dataset":  # its keys are handed down to data sets when it is read, and only then
+    if section == "dataset":  # its keys are handed down to datasets when it is read, and only then
         return config.model_copy(update={section: current.model_copy(update=fields)})
     asked = current.model_dump(exclude_unset=True)
     changed = type(current).model_validate({**asked, **fields})

@@ -53,7 +53,7 @@ def plan_disk(
     total_steps: int,
     updates_per_epoch: int,
 ) -> DiskPlan:
-    """What a run of so many updates will leave.
+    """What a run of so many steps will leave.
 
     Raises:
         ConfigError: There is no such optimizer.

@@ -36,12 +36,12 @@ def seconds_per_update(
     parts: Sequence[Part],
     device: torch.device,
 ) -> float:
-    """About how long an update takes; measures the device for a moment.
+    """About how long a step takes; measures the device for a moment.
 
     Args:
         config: The settings.
         footprint: Of the batch with most pixels, whose operations it has.
-        images: All pictures: their batches are smaller, or have smaller pictures.
+        images: All images: their batches are smaller, or have smaller images.
         parts: What learns.
         device: Where.
     """

@@ -123,7 +123,7 @@ class FakeStep:
             _compute_norms_in_float32(self.network)
 
     def step(self, size: Size, batch: int) -> StepCost:
-        """The cost of a step on pictures of a size in pixels."""
+        """The cost of a step on images of a size in pixels."""
         with self._watched(size, batch) as (live, inputs), self._freeing(live):
             output = self._forward(inputs)
             torch.autograd.backward((output.float() - inputs[0]).square().mean())

@@ -80,12 +80,12 @@ NO_COPIES = Rung(
 )
 ENCODE_ONE = Rung(
     {"dataset": {"vae_batch_size": 1}},
-    "pictures are encoded one at a time; hardly slower",
+    "images are encoded one at a time; hardly slower",
     lambda c: c.dataset.vae_batch_size > 1,
 )
 AVERAGE_ON_CPU = Rung(
     {"training": {"ema_on_cpu": True}},
-    "the running average waits in the computer's memory; ema_every says how often it is moved on",
+    "the running average waits in RAM; ema_every says how often it is moved on",
     lambda c: c.training.ema_decay is not None and not c.training.ema_on_cpu,
 )
 EIGHT_BITS = Rung(
@@ -100,7 +100,7 @@ COMPUTE_BF16 = Rung(
 )
 COMPUTE_FP16 = Rung(
     {"training": {"mixed_precision": "fp16"}},
-    "activations take half, and steps are faster; updates whose gradient overflows are passed over",
+    "activations take half, and steps are faster; steps whose gradient overflows are passed over",
     lambda c: c.training.mixed_precision == "no",
 )
 HIGHEST_LEVEL, TWO_LEVELS, ALL_LEVELS = (
@@ -122,7 +122,7 @@ IN_BACKWARD = tuple(
         lambda c: c.training.optimizer_in_backward == "off",
     )
     for way, cost in (
-        ("last_norm", "limited by the norm of the update before"),
+        ("last_norm", "limited by the norm of the step before"),
         ("exact", "the same weights bit for bit"),
     )
 )
@@ -137,7 +137,7 @@ WEIGHTS_BF16 = Rung(
 )
 OFFLOAD = Rung(
     {"training": {"offload_optimizer": True}},
-    "the optimizer's state waits in the computer's memory; slower by the way there and back",
+    "the optimizer's state waits in RAM; slower by the way there and back",
     lambda c: not offloads_state(c),
 )
 LADDER = {
@@ -161,7 +161,7 @@ class Fitting:
     Attributes:
         meter: Measures footprints.
         device_type: `cpu` or `cuda`.
-        group: The pictures whose batches have most pixels.
+        group: The images whose batches have most pixels.
         budget: Bytes that the run may take.
         facts: What is known of the run beside its settings.
         half: The 16-bit type that the device computes fast, `bf16` or `fp16`, or `no`; the other

@@ -165,7 +165,7 @@ class FootprintMeter:
         )
 
     def _state(self, config: RunConfig, trainable: Trainable, model: BaseModel) -> dict[str, int]:
-        """What is there all the time, from the first update on."""
+        """What is there all the time, from the first step on."""
         learning = sum(part.count() for part in trainable.parts)
         averaged = config.training.ema_decay is not None and self._is_here(
             away=config.training.ema_on_cpu
@@ -190,7 +190,7 @@ class FootprintMeter:
             gradients = self._all_gradients(config, trainable)
             others = cost.peak_bytes if config.training.weight_copies else cost.most_beside
         return Moment(
-            f"training on {bucket} pictures, {batch} at a time",
+            f"training on {bucket} images, {batch} at a time",
             gradients // self._shares.gradients,
             others
             + self._text_bytes(config, trainable, batch)

@@ -15,7 +15,7 @@ from impasto.training.methods import build_templates
 
 
 def encodes_later(config: RunConfig) -> bool:
-    """Whether some pictures are encoded each time they are shown."""
+    """Whether some images are encoded each time they are shown."""
     subsets = [subset for part in config.dataset.parts for subset in part.subsets]
     return any(s.random_crop or s.color_aug or s.face_crop_aug_range for s in subsets)
 

@@ -26,9 +26,9 @@ def out_of_memory(
     """
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
-        place = f"The GPU's memory ({total / 2**30:.1f} GiB, {free / 2**30:.1f} free) ran out"
+        place = f"VRAM ({total / 2**30:.1f} GiB, {free / 2**30:.1f} free) ran out"
     else:
-        place = "The computer's memory ran out"
+        place = "RAM ran out"
     ways = advice(config, doing)[:ADVICE]
     return OutOfMemoryError(
         f"{place} while {doing}. {then} What would help most: {'; '.join(ways)}."

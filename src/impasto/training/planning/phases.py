@@ -38,7 +38,7 @@ class Moment:
     """Something that a run does.
 
     Attributes:
-        name: What is done, as in `training on 512x512 pictures`.
+        name: What is done, as in `training on 512x512 images`.
         gradients: Bytes of complete gradients.
         others: Bytes of whatever else is there then, beside the weights and what is kept of them.
         weights: Bytes of all weights that are there then; None means those of training, with the
@@ -137,7 +137,7 @@ class OtherWork:
         if group is None:
             return []
         batch = validation_batch_size(config, group)
-        name = f"validating on {group.bucket} pictures, {batch} at a time"
+        name = f"validating on {group.bucket} images, {batch} at a time"
         return [Moment(name, 0, self._forward(config, trainable, group.bucket, batch))]
 
     def _forward(self, config: RunConfig, trainable: Trainable, size: Size, batch: int) -> int:
@@ -167,13 +167,13 @@ class OtherWork:
             if self.device_type != "cuda":
                 weights = sum(bytes_of(m) for m in (model.unet, model.text_encoder, model.vae))
                 weights += width * numbers_of(model.vae) if width < 4 else 0
-            name = f"encoding {work.encoded} pictures, {asked} at a time"
+            name = f"encoding {work.encoded} images, {asked} at a time"
             moments.append(
                 Moment(name, 0, self._vae_peak(config, model, work.encoded, asked), weights)
             )
         if work.varied is not None:
             at_once = min(asked, batch)
-            name = f"encoding {work.varied} pictures as they are shown, {at_once} at a time"
+            name = f"encoding {work.varied} images as they are shown, {at_once} at a time"
             moments.append(Moment(name, 0, self._vae_peak(config, model, work.varied, at_once)))
         return moments
 

@@ -1,7 +1,7 @@
 """What is wrong with a graphics card or its software, found before a run begins.
 
 A card that PyTorch cannot use would sit idle beside a CPU that works for days; an old card, or a
-missing compiler, would end the first update with a trace of Triton's.
+missing compiler, would end the first step with a trace of Triton's.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ def resolve_settings(
 
     Args:
         config: The settings.
-        survey: What is known of the pictures.
+        survey: What is known of the images.
         progress: Who is told what was chosen.
         check: Whether to make sure that the run fits, if the settings do not say otherwise.
         processes: How many processes share the run.
@@ -139,7 +139,7 @@ def _resolve_encoding(config: RunConfig, fitting: Fitting, progress: Progress) -
 def _resolve_batch(config: RunConfig, fitting: Fitting, most: int, progress: Progress) -> RunConfig:
     batch = fitting.batch_that_fits(config, most)
     progress.note(
-        f"Batches of {counted(batch, 'pictures')} of {fitting.group.bucket}, of smaller ones "
+        f"Batches of {counted(batch, 'images')} of {fitting.group.bucket}, of smaller ones "
         "more, fit into "
         f"{gib(fitting.budget)}."
     )

@@ -39,7 +39,7 @@ def trained_bytes(trained: Trained) -> int:
 
 
 def trained_copy(trained: Trained) -> Trained:
-    """A copy in the computer's memory, which training does not change."""
+    """A copy in RAM, which training does not change."""
     return {
         part: {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
         for part, tensors in trained.items()

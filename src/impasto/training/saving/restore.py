@@ -94,5 +94,5 @@ def _set_aside(folder: Path) -> Path:
 def _all_damaged(run: RunDirectory, error: DamagedStateError) -> RunError:
     return RunError(
         f"{error} There is no older state that is whole, and nothing was deleted. To train again "
-        f"from the first update, move the folder {run.states} away and run the same command."
+        f"from the first step, move the folder {run.states} away and run the same command."
     )

@@ -48,7 +48,7 @@ class Saver:
     The others do their share where the model is shared out, and write nothing.
 
     Training waits only for the copy out of its way; for all of it where that copy would not fit
-    into the computer's memory.
+    into RAM.
 
     Args:
         resumable: What goes into a state.
@@ -80,10 +80,10 @@ class Saver:
     def save_state(
         self, done: int, best: float | None, *, now: bool, window: Window | None = None
     ) -> None:
-        """Save the state after `done` updates.
+        """Save the state after `done` steps.
 
         Args:
-            done: Updates.
+            done: Steps.
             best: The lowest validation loss so far.
             now: Whether to wait until it is on disk.
             window: What is not in the metrics yet.
@@ -115,7 +115,7 @@ class Saver:
             good = not bool(self._accelerator.reduce(bad, "sum"))
         if not good:
             raise NonFiniteLossError(
-                f"After {counted(done, 'updates')} there are weights that are NaN or infinite, "
+                f"After {counted(done, 'steps')} there are weights that are NaN or infinite, "
                 f"though every loss and gradient was finite: optimizer.kind "
                 f"{optimizer.kind} made them so. No state was written. Lower "
                 f"optimizer.lr (it is {optimizer.lr:g}). To continue from the "

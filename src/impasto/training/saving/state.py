@@ -45,8 +45,8 @@ class TrainingState:
     """All that a resumed run needs besides its settings and its data.
 
     Attributes:
-        step: Optimizer updates done.
-        samples_seen: Pictures seen, repeats counted, over all processes.
+        step: Optimizer steps done.
+        samples_seen: Images seen, repeats counted, over all processes.
         fingerprint: What the state belongs to: base model, data and settings that shape the run.
         weights: `<part>.<name>` -> tensor; read one by one, as all of them.
         optimizer: The optimizer's tensors.
@@ -54,7 +54,7 @@ class TrainingState:
         ema: The averaged weights, or nothing.
         scaler: Of the loss in float16, or nothing.
         best_validation: The lowest validation loss so far.
-        window: What the updates amount to that no line of metrics tells of yet.
+        window: What the steps amount to that no line of metrics tells of yet.
         is_hashed: Whether it has hashes, which states of earlier versions have not.
     """
 
@@ -76,7 +76,7 @@ class TrainingState:
         return sum(total_bytes(tensors) for tensors in self.tensors())
 
     def copied(self) -> TrainingState:
-        """A copy in the computer's memory, which training does not change."""
+        """A copy in RAM, which training does not change."""
         weights, optimizer, ema = (
             {n: LazyTensor.of(tensors[n].read_as(tensors[n].dtype)) for n in in_file_order(tensors)}
             for tensors in self.tensors()
@@ -296,7 +296,7 @@ def _state_of(
 
 def _number(value: Any) -> int:
     if type(value) is not int or not 0 <= value < 2**53:
-        raise ValueError(f"{value!r} is no number of updates or images")
+        raise ValueError(f"{value!r} is no number of steps or images")
     return value
 
 
