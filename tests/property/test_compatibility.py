@@ -4,16 +4,29 @@ import itertools
 
 import pytest
 
+from impasto.cli.console import Console
+from impasto.cli.plan import show_plan
 from impasto.config.compatibility import RULES, Facts, conflicts, goes_together
 from impasto.config.load import build_run_config, dump_toml
 from impasto.config.run import RunConfig
-from impasto.optimizer_table import OPTIMIZERS
+from impasto.errors import ImpastoError, ModelError
+from impasto.optimizer_table import OPTIMIZERS, row_of
 from impasto.parsing import parse_toml
 from impasto.training.build import build_session
 from impasto.training.devices import build_accelerator
 from impasto.training.events import SilentEvents
 from impasto.training.overrides import Overrides
-from impasto.training.planning.levers import LADDER, offers, with_rungs
+from impasto.training.planning.levers import (
+    EIGHT_BITS,
+    LADDER,
+    WEIGHTS_BF16,
+    offers,
+    touches_asked,
+    with_rungs,
+)
+from impasto.training.planning.out_of_memory import advice
+from impasto.training.precision import resolve_precision
+from impasto.training.trainer import train
 
 METHODS = {
     "full": {},
@@ -102,3 +115,104 @@ def test_prodigy_is_not_offered_steps_in_the_backward_pass(train_config):
     assert "weights" not in words
     assert "offload_optimizer" not in words
     assert "gradient_checkpointing" in words
+
+
+def test_what_auto_stands_for_does_not_count_as_asked(train_config):
+    """Or the rungs of 16-bit weights, which set it too, would never be chosen."""
+    config = train_config(training={"memory": "auto", "mixed_precision": "auto"})
+    resolved = resolve_precision(config, SilentEvents())
+    assert resolved.training.mixed_precision != "auto"
+    assert "mixed_precision" not in resolved.training.model_fields_set
+    asked = train_config(training={"mixed_precision": "bf16"})
+    assert not touches_asked(WEIGHTS_BF16, asked)  # it would set what was asked for
+    assert touches_asked(WEIGHTS_BF16, train_config(training={"mixed_precision": "no"}))
+
+
+def test_arguments_of_an_optimizer_keep_it(train_config):
+    """bitsandbytes' AdamW takes others, and the run would be refused for them."""
+    config = train_config(optimizer={"kind": "adamw", "arguments": {"amsgrad": True}})
+    assert not offers(EIGHT_BITS, config)
+    for kind in ("adamw", "AdamW", "torch.optim.AdamW"):
+        assert offers(EIGHT_BITS, train_config(optimizer={"kind": kind})), kind
+
+
+@pytest.mark.parametrize(
+    ("training", "not_advised"),
+    [
+        ({"optimizer_in_backward": "exact"}, "gradient_accumulation_steps"),
+        ({"cuda_graphs": True, "compile": "full"}, "gradient_accumulation_steps"),
+        ({"cuda_graphs": True, "compile": "blocks"}, "gradient_checkpointing"),
+        ({"ema_decay": 0.9}, "ema_on_cpu"),  # on a processor
+    ],
+)
+def test_nothing_is_advised_that_would_be_refused(train_config, training, not_advised):
+    config = train_config(training={"batch_size": 4, **training})
+    assert not any(not_advised in way for way in advice(config, "training"))
+
+
+def test_a_text_encoder_with_a_rate_of_its_own_is_advised_to_rest(train_config):
+    config = train_config(method={"train_text_encoder": True, "text_encoder_lr": 1e-5})
+    assert "method.train_text_encoder = false" in advice(config, "training")
+
+
+@pytest.mark.parametrize("kind", ["prodigy", "adamw_schedule_free"])
+def test_no_16_bit_weights_are_advised_to_what_looks_at_all_weights(train_config, kind):
+    config = train_config(optimizer={"kind": kind, "lr": 1.0})
+    assert not any("weights" in way for way in advice(config, "training"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "row"),
+    [
+        ("ScheduleFreeAdamW", "adamw_schedule_free"),
+        ("bitsandbytes.optim.PagedAdamW8bit", "paged_adamw8bit"),
+        ("pytorch_optimizer.Prodigy", "prodigy"),
+        ("bitsandbytes.optim.Lion", "lion"),
+    ],
+)
+def test_a_class_is_known_by_any_of_its_names(kind, row):
+    known, same = row_of(kind), OPTIMIZERS[row]
+    for column in ("finds_lr", "averages_weights", "is_elementwise", "has_8bit_states", "is_paged"):
+        assert getattr(known, column) == getattr(same, column), column
+    assert known.state_bytes == same.state_bytes
+
+
+def test_a_text_encoder_that_begins_after_the_last_epoch_is_refused(train_config):
+    config = train_config(
+        method={"train_text_encoder": True, "text_encoder_from_step": 8},
+        training={"max_steps": None, "max_epochs": 1},
+    )
+    assert goes_together(config)
+    (sentence,) = conflicts(config, Facts(total_steps=4))
+    assert "after 4 steps: the text encoder would never learn" in sentence
+
+
+def test_a_form_that_cannot_say_what_is_trained_is_refused_before_training(train_config):
+    config = train_config(
+        method={"kind": "hypernetwork"},
+        hypernetwork={"activation": "hardswish"},
+        saving={"format": "portable", "export_dtype": "fp32"},
+    )
+    with pytest.raises(ModelError, match="ComfyUI does not know the activation hardswish"):
+        train(config)
+    assert not config.output_dir.exists()
+
+
+REFUSED = {
+    "on a CPU": {"training": {"cuda_graphs": True, "compile": "full"}},
+    "xformers": {"training": {"attention": "xformers"}},
+    "offload": {"training": {"offload_optimizer": True}},
+    "an optimizer": {"optimizer": {"kind": "soap"}},
+    "a hypernetwork": {"previews": {"hypernetworks": ["missing.pt"], "prompts": ["a"]}},
+    "a block": {"method": {"block_lrs": {"up_blocks.3": 1e-4}}},
+}
+
+
+@pytest.mark.parametrize("changes", REFUSED.values(), ids=REFUSED)
+def test_the_plan_refuses_what_training_refuses(train_config, changes, fresh_accelerate):
+    said = []
+    for attempt in (show_plan, train):
+        with pytest.raises(ImpastoError) as caught:
+            attempt(train_config(**changes), *([Console()] if attempt is show_plan else []))
+        said.append(str(caught.value))
+    assert said[0] == said[1]

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from impasto.config.compatibility import Facts
 from impasto.data.encoding import MomentsEncoder
 from impasto.data.filling import cache_latents, keys_of_plan
 from impasto.data.latent_cache import LatentCache
@@ -142,6 +143,8 @@ def test_each_update_of_recorded_kernels_begins_anew(train_config, monkeypatch):
     marks = []
     monkeypatch.setattr(torch.compiler, "cudagraph_mark_step_begin", lambda: marks.append(1))
     monkeypatch.setattr(build, "compile_unet", lambda *_, **__: None)
+    for module in (build, trainer):
+        monkeypatch.setattr(module, "facts_of", lambda *_: Facts("cuda", 1, ""))
     assert loop.torch is torch
     for graphs, expected in ((True, 2), (False, 0)):
         marks.clear()

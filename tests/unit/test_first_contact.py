@@ -29,13 +29,13 @@ def smi(monkeypatch):
 def test_no_full_size_run_begins_beside_an_idle_card(smi, train_config):
     smi.setattr(first_contact, "FULL_SIZE", 1)
     with pytest.raises(MissingDependencyError) as caught:
-        first_contact.require_first_contact(train_config())
+        first_contact.require_no_idle_card(train_config())
     for words in (CARD, "CPU build" if torch.version.cuda is None else "driver", "DEVICES to -1"):
         assert words in str(caught.value)
 
 
 def test_small_models_train_beside_a_card(smi, train_config):
-    first_contact.require_first_contact(train_config())
+    first_contact.require_no_idle_card(train_config())
 
 
 @pytest.mark.parametrize(
@@ -45,7 +45,7 @@ def test_small_models_train_beside_a_card(smi, train_config):
 def test_a_cpu_that_is_wanted_is_taken(smi, train_config, name, value):
     smi.setattr(first_contact, "FULL_SIZE", 1)
     smi.setenv(name, value)
-    first_contact.require_first_contact(train_config())
+    first_contact.require_no_idle_card(train_config())
 
 
 @pytest.fixture

@@ -48,7 +48,7 @@ def write_hypernetwork(
         ModelError: The dialect cannot say what it is, or a value is not finite.
         StorageError: The disk is full or `path` cannot be written; it is as it was.
     """
-    lost = require_writable_as(contents, dialect)
+    lost = require_writable_as(contents.structure, dialect)
     if dialect != "safetensors":
         require_picklable({name: t.dtype for name, t in contents.tensors().items()}, path)
     for name, tensor in contents.tensors().items():
@@ -58,7 +58,7 @@ def write_hypernetwork(
     return lost
 
 
-def require_writable_as(contents: HypernetworkContents, dialect: Dialect) -> tuple[str, ...]:
+def require_writable_as(structure: Structure, dialect: Dialect) -> tuple[str, ...]:
     """Make sure, before anything is written, that a dialect can say what a hypernetwork is.
 
     Returns:
@@ -67,7 +67,6 @@ def require_writable_as(contents: HypernetworkContents, dialect: Dialect) -> tup
     Raises:
         ModelError: It cannot.
     """
-    structure = contents.structure
     if dialect == "portable":
         if structure.activation not in COMFYUI_ACTIVATIONS:
             raise ModelError(

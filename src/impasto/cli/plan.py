@@ -14,14 +14,16 @@ from impasto.data.sampler import EpochSampler
 from impasto.data.scan import Scan
 from impasto.datasets.batching import build_epoch_sampler, count_steps, heaviest_group
 from impasto.datasets.build import Survey, survey
+from impasto.models.hypernetwork import load_hypernetworks
 from impasto.models.loading import BaseModel, build_tokens, load_meta_model
 from impasto.models.trainable import Trainable
 from impasto.progress import counted
 from impasto.runs import RunDirectory
-from impasto.training.devices import default_device
+from impasto.training.devices import default_device, require_precision
 from impasto.training.methods import build_trainable
 from impasto.training.model import build_open_options
 from impasto.training.model_files import planned_models
+from impasto.training.monitoring.trackers import require_trackers
 from impasto.training.objective import require_fitting_loss
 from impasto.training.optim.optimizers import require_obedience
 from impasto.training.planning.advice import advice_on
@@ -29,11 +31,11 @@ from impasto.training.planning.disk import DiskPlan, free_bytes, plan_disk, requ
 from impasto.training.planning.duration import in_words, seconds_per_update
 from impasto.training.planning.levers import Fitting, gib
 from impasto.training.planning.memory import Footprint
-from impasto.training.planning.preflight import idle_card, why_idle
+from impasto.training.planning.preflight import idle_card, require_first_contact, why_idle
 from impasto.training.planning.resolve import build_fitting, resolve_settings
 from impasto.training.planning.workload import Workload
 from impasto.training.precision import resolve_precision
-from impasto.training.processes import facts_of, planned_processes
+from impasto.training.processes import facts_of, planned_processes, require_several
 from impasto.training.saving.own_models import OwnModels
 from impasto.training.text import build_layout
 from impasto.training.triggers import Triggers
@@ -95,7 +97,12 @@ def _look_ahead(asked: RunConfig, console: Console) -> _Outlook:
     card = idle_card()
     if card is not None:
         console.note(f"Warning: {card} is not used: {why_idle()}")
+    require_first_contact(asked)
+    require_trackers(asked.logging.trackers)
     asked, processes = resolve_precision(asked, console), planned_processes()
+    require_precision(asked.training.mixed_precision)
+    require_several(processes)
+    load_hypernetworks(asked.previews.hypernetworks)
     require_compatible(asked, facts_of(asked, processes))
     found = survey(asked, console, decode=True)
     config = resolve_settings(asked, found, console, check=False, processes=processes)
@@ -106,6 +113,7 @@ def _look_ahead(asked: RunConfig, console: Console) -> _Outlook:
     trainable = build_trainable(config, model)
     require_obedience(trainable.parts, config.optimizer)
     steps = count_steps(config, sampler)
+    require_compatible(config, facts_of(config, processes, steps))
     group, _ = heaviest_group(config, found.plan.images)
     workload = Workload.of(config, found)
     fitting = build_fitting(asked, group, processes, workload)  # training.memory is the limit

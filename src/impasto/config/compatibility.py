@@ -38,12 +38,14 @@ class Facts:
         processes: How many processes share it.
         sharding: What shards the model over them, `FSDP` or `DeepSpeed`; empty if nothing does.
         precision: What `training.mixed_precision = "auto"` stands for.
+        total_steps: How many optimizer steps `training.max_epochs` come to.
     """
 
     device: str | None = None
     processes: int | None = None
     sharding: Literal["", "FSDP", "DeepSpeed"] | None = None
     precision: Precision | None = None
+    total_steps: int | None = None
 
 
 SETTINGS_ALONE = Facts()
@@ -121,10 +123,14 @@ class Case:
         return validation.image_dir is not None or bool(validation.split) or any(splits)
 
     @property
+    def steps(self) -> int | None:
+        """Optimizer steps of the run; None where epochs are not counted in steps yet."""
+        return self.training.max_steps or self.facts.total_steps
+
+    @property
     def never_learns(self) -> bool:
         """Whether the text encoder would begin to learn after the end of the run."""
-        last = self.training.max_steps
-        return last is not None and self.method.text_encoder_from_step >= last
+        return self.steps is not None and self.method.text_encoder_from_step >= self.steps
 
     @property
     def text_encoder_pauses(self) -> bool:
@@ -237,9 +243,22 @@ RULES = (
     ),
     # compiling and kernels
     Rule(
+        ("training.cuda_graphs",),
+        lambda c: c.training.cuda_graphs and c.facts.device == "cpu",
+        lambda _: "training.cuda_graphs is for GPUs, and this run has none. Take it out",
+    ),
+    Rule(
+        ("training.attention",),
+        lambda c: c.training.attention == "xformers" and c.facts.device == "cpu",
+        lambda _: (
+            "training.attention xformers computes on NVIDIA and AMD GPUs only, and this run has "
+            "none. Set it to sdpa"
+        ),
+    ),
+    Rule(
         ("training.cuda_graphs", "training.compile"),
         lambda c: c.training.cuda_graphs and c.training.compile == "off",
-        lambda _: "training.cuda_graphs has no effect without training.compile",
+        lambda _: "training.cuda_graphs has no effect without compile",
     ),
     Rule(
         ("training.cuda_graphs", "training.gradient_accumulation_steps"),
@@ -260,7 +279,7 @@ RULES = (
         lambda _: (
             "training.cuda_graphs does not go with compile blocks and gradient_checkpointing: "
             "blocks that are computed again in the backward pass write over what was recorded. "
-            "Take one of them out, or set training.compile to full"
+            "Take one of them out, or set compile to full"
         ),
     ),
     Rule(
@@ -303,6 +322,14 @@ RULES = (
         lambda c: (
             f"training.ema_decay and optimizer.kind {c.kind} both average the weights. Take one of "
             f"them out"
+        ),
+    ),
+    Rule(
+        ("training.offload_optimizer", "optimizer.kind"),
+        lambda c: c.training.offload_optimizer and c.row.is_paged,
+        lambda c: (
+            f"training.offload_optimizer has no effect on optimizer.kind {c.kind}, whose state "
+            f"CUDA moves to RAM by itself. Take it out"
         ),
     ),
     Rule(
@@ -360,11 +387,17 @@ RULES = (
     ),
     # text encoder
     Rule(
-        ("method.text_encoder_from_step", "training.max_steps"),
+        ("method.text_encoder_from_step", "training.max_steps", "training.max_epochs"),
         lambda c: c.never_learns,
         lambda c: (
             f"method.text_encoder_from_step {c.method.text_encoder_from_step} is not before "
-            f"training.max_steps {c.training.max_steps}: the text encoder would never learn"
+            + (
+                f"training.max_steps {c.steps}"
+                if c.training.max_steps
+                else f"the end of training.max_epochs {c.training.max_epochs}, after {c.steps} "
+                "steps"
+            )
+            + ": the text encoder would never learn"
         ),
     ),
     Rule(

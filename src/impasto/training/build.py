@@ -106,6 +106,7 @@ def build_session(
 
     sampler = build_epoch_sampler(config, prepared.training, accelerator.num_processes)
     steps = count_steps(config, sampler)
+    require_compatible(config, facts_of(config, accelerator.num_processes, steps))
     return Session(
         config=config,
         accelerator=accelerator,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from impasto.checkpoints.hypernetwork_writing import require_writable_as
 from impasto.checkpoints.hypernetworks import Structure, read_hypernetwork
 from impasto.config.run import BlockName, RunConfig
 from impasto.data.templates import CaptionTemplates, read_templates
@@ -17,6 +18,7 @@ from impasto.models.trainable import (
     Trainable,
 )
 from impasto.randomness import derive_seed
+from impasto.training.model_files import dialect
 from impasto.training.optim.mixed_precision import autocast_dtype
 from impasto.training.precision import computed_kind
 
@@ -64,9 +66,11 @@ def _require_blocks(block_lrs: Mapping[BlockName, float], model: BaseModel) -> N
 
 
 def _build_hypernetwork(config: RunConfig, model: BaseModel) -> Trainable:
+    network = new_hypernetwork(config, model)
+    require_writable_as(network.structure, dialect(config))  # and not after days of training
     return HypernetworkTraining(
         model,
-        new_hypernetwork(config, model),
+        network,
         config.export_name,
         lr=config.optimizer.lr,
         clip_skip=config.model.clip_skip,

@@ -106,6 +106,10 @@ def resolve_precision(config: RunConfig, progress: Progress) -> RunConfig:
     vae = config.dataset.vae_precision
     warn_of_slow("no" if vae == "fp32" else vae, "set dataset.vae_precision to fp32", progress)
     changed = training.model_copy(update={"mixed_precision": kind})
+    asked = set(training.model_fields_set)
+    if training.mixed_precision == "auto":
+        asked.discard("mixed_precision")  # what it stands for was not asked for
+    changed.__pydantic_fields_set__ = asked
     return config.model_copy(update={"training": changed})
 
 

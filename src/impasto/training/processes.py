@@ -15,18 +15,20 @@ from impasto.training.parallel.strategy import DataParallelStrategy, ParallelStr
 from impasto.training.precision import computed_kind
 
 
-def facts_of(config: RunConfig, processes: int) -> Facts:
+def facts_of(config: RunConfig, processes: int, total_steps: int | None = None) -> Facts:
     """What is known of a run on this machine beside its settings.
 
     Args:
         config: The settings.
         processes: How many processes share the run.
+        total_steps: Its optimizer steps, if they have been counted.
     """
     return Facts(
         device=default_device().type,
         processes=processes,
         sharding=sharding_by(processes),
         precision=computed_kind(config),
+        total_steps=total_steps,
     )
 
 
@@ -35,19 +37,28 @@ def planned_processes() -> int:
     return int(os.environ.get("WORLD_SIZE") or 1)
 
 
+def require_several(processes: int) -> None:
+    """Make sure that there are several processes where accelerate is to shard the model over them.
+
+    Raises:
+        ConfigError: There is one.
+    """
+    if processes == 1 and (asks_for("FSDP") or asks_for("DEEPSPEED")):
+        raise ConfigError(
+            "accelerate is configured to shard the model over processes, and there is one. Start "
+            "several (accelerate launch --num_processes), or run `accelerate config` and choose "
+            "neither FSDP nor DeepSpeed."
+        )
+
+
 def build_strategy(config: RunConfig, accelerator: Accelerator) -> ParallelStrategy:
     """How the processes of this run hold what they train.
 
     Raises:
         ConfigError: A setting does not go with what accelerate is configured for.
     """
+    require_several(accelerator.num_processes)
     if accelerator.num_processes == 1:
-        if asks_for("FSDP") or asks_for("DEEPSPEED"):
-            raise ConfigError(
-                "accelerate is configured to share the model out over processes, and there is "
-                "one. Start several (accelerate launch --num_processes), or run `accelerate "
-                "config` and choose neither FSDP nor DeepSpeed."
-            )
         return DataParallelStrategy(accelerator)
     if asks_for("FSDP"):
         from impasto.training.parallel.fsdp import FsdpStrategy

@@ -36,7 +36,7 @@ from impasto.training.monitoring.trackers import require_trackers
 from impasto.training.overrides import Overrides
 from impasto.training.planning.disk import plan_disk, require_room
 from impasto.training.planning.out_of_memory import out_of_memory
-from impasto.training.planning.preflight import require_first_contact
+from impasto.training.planning.preflight import require_first_contact, require_no_idle_card
 from impasto.training.planning.resolve import resolve_settings
 from impasto.training.precision import resolve_precision
 from impasto.training.processes import facts_of
@@ -58,6 +58,7 @@ def train(
         ImpastoError: As its parts; `Interrupted` after Ctrl-C or SIGTERM, with the state saved.
     """
     require_precision(config.training.mixed_precision)
+    require_no_idle_card(config)
     require_first_contact(config)
     require_trackers(config.logging.trackers)
     began = time.perf_counter()
@@ -121,6 +122,7 @@ def resume(
         )
     config = changed or _config_of(run)
     require_precision(config.training.mixed_precision)
+    require_no_idle_card(config)
     require_first_contact(config)
     accelerator = build_accelerator()
     events = _spoken_by(accelerator, events)

@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from impasto.errors import ConfigError
+from impasto.errors import ConfigError, RunError
 from impasto.training.devices import is_out_of_memory
+from impasto.training.optim.state import require_savable
 
 Build = Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
 
@@ -32,6 +33,8 @@ def require_steps(kind: str, build: Build, device: torch.device) -> None:
     """
     try:
         _walk(build, (1e-3,), device)
+    except RunError as error:
+        raise ConfigError(str(error)) from error
     except Exception as error:  # any library's, which says it in any way
         if is_out_of_memory(error):  # no fault of the optimizer; it is explained where it is caught
             raise
@@ -64,4 +67,5 @@ def _walk(build: Build, rates: Sequence[float], device: torch.device) -> list[Te
             for parameter in parameters:
                 parameter.grad = gradient.clone()
             optimizer.step()
+        require_savable(optimizer)
     return [parameter.detach().cpu() for parameter in parameters]

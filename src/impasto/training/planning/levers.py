@@ -6,7 +6,6 @@ costs most, until the run fits; those that turn out not to be needed are taken b
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -18,7 +17,7 @@ from impasto.errors import OutOfMemoryError
 from impasto.training.optim.mixed_precision import MixedPrecision
 from impasto.training.planning.changes import Changes, in_words, with_changes
 from impasto.training.planning.memory import Footprint, FootprintMeter
-from impasto.training.planning.memory_facts import changes_words, offloads_state
+from impasto.training.planning.memory_facts import changes_words, offloads_state, takes_8bit_adamw
 
 MARGIN = 0.95  # of the memory that is used: predictions are off by some per cent, memory in pieces
 LARGEST_BATCH = 256
@@ -91,7 +90,7 @@ AVERAGE_ON_CPU = Rung(
 EIGHT_BITS = Rung(
     {"optimizer": {"kind": "adamw8bit"}},
     "the optimizer's state takes a quarter",
-    lambda c: c.optimizer.kind == "adamw" and importlib.util.find_spec("bitsandbytes") is not None,
+    takes_8bit_adamw,
 )
 COMPUTE_BF16 = Rung(
     {"training": {"mixed_precision": "bf16"}},
@@ -203,7 +202,7 @@ class Fitting:
             if self.fits(changed, batch):
                 break
             if offers(rung, changed, self.facts) and not (
-                keep_asked and _touches_asked(rung, config)
+                keep_asked and touches_asked(rung, config)
             ):
                 taken = [*(other for other in taken if not rung.replaces(other)), rung]
         for rung in list(taken[:-1]):
@@ -291,9 +290,11 @@ def gib(size: float) -> str:
     return f"{size / 2**30:.1f} GiB"
 
 
-def _touches_asked(rung: Rung, config: RunConfig) -> bool:
+def touches_asked(rung: Rung, config: RunConfig) -> bool:
+    """Whether a rung would change what was set on purpose."""
     return any(
         field in getattr(config, section).model_fields_set
+        and getattr(getattr(config, section), field) != value
         for section, fields in rung.changes.items()
-        for field in fields
+        for field, value in fields.items()
     )

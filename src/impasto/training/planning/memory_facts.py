@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from typing import Any
 
@@ -35,6 +36,20 @@ def leaves_text(config: RunConfig) -> bool:
 def offloads_state(config: RunConfig) -> bool:
     """Whether the optimizer's state is kept in RAM and comes to the device for its step."""
     return config.training.offload_optimizer or row_of(config.optimizer.kind).is_paged
+
+
+def takes_8bit_adamw(config: RunConfig) -> bool:
+    """Whether PyTorch's AdamW can be exchanged for the one with 8-bit states, which is installed.
+
+    With arguments of its own it may not be: bitsandbytes' takes others.
+    """
+    row = row_of(config.optimizer.kind)
+    is_plain = (row.name, row.module) in {("AdamW", "torch.optim"), ("AdamW", "")}
+    return (
+        is_plain
+        and not config.optimizer.arguments
+        and importlib.util.find_spec("bitsandbytes") is not None
+    )
 
 
 def steps_alone(config: RunConfig) -> bool:

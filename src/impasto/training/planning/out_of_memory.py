@@ -7,8 +7,11 @@ import torch
 from impasto.config.compatibility import goes_together
 from impasto.config.run import RunConfig
 from impasto.errors import OutOfMemoryError
+from impasto.training.devices import default_device
 from impasto.training.planning.changes import Changes, in_words, with_changes
+from impasto.training.planning.memory_facts import changes_words, takes_8bit_adamw
 from impasto.training.precision import native_precision
+from impasto.training.processes import facts_of, planned_processes
 
 ADVICE = 3
 
@@ -52,7 +55,8 @@ def _on_other_work(config: RunConfig, doing: str) -> list[str]:
 
 def _on_training(config: RunConfig) -> list[str]:
     """In the order of what they save of a full fine-tuning of SD 1.x at 512 pixels."""
-    training, method = config.training, config.method
+    facts = facts_of(config, planned_processes())
+    training = config.training
     largest = max(config.batch_sizes.values())
     half = max(1, largest // 2)
     accumulated = training.gradient_accumulation_steps * -(-largest // half)
@@ -68,7 +72,7 @@ def _on_training(config: RunConfig) -> list[str]:
             "the same training, in smaller pieces",
         ),
         (
-            config.optimizer.kind == "adamw",
+            takes_8bit_adamw(config),
             {"optimizer": {"kind": "adamw8bit"}},
             "a quarter of the optimizer's memory",
         ),
@@ -83,17 +87,14 @@ def _on_training(config: RunConfig) -> list[str]:
             "2 bytes a weight less",
         ),
         (
-            training.ema_decay is not None and not training.ema_on_cpu,
+            training.ema_decay is not None
+            and not training.ema_on_cpu
+            and default_device().type == "cuda",
             {"training": {"ema_on_cpu": True}},
             "the average is kept in RAM",
         ),
         (
-            method.train_text_encoder,
-            {"method": {"train_text_encoder": False}},
-            "its gradients and optimizer state are gone",
-        ),
-        (
-            not training.cache_text_to_disk,
+            not training.cache_text_to_disk and not changes_words(config),
             {"training": {"cache_text_to_disk": True}},
             "the text encoder leaves the device",
         ),
@@ -101,6 +102,8 @@ def _on_training(config: RunConfig) -> list[str]:
     found = [
         f"{in_words(changes)} ({why})"
         for applies, changes, why in ways
-        if applies and goes_together(with_changes(config, changes))
+        if applies and goes_together(with_changes(config, changes), facts)
     ]
+    if config.method.train_text_encoder:
+        found.append("method.train_text_encoder = false")
     return [*found, "a smaller dataset.resolution"]

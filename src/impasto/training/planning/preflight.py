@@ -19,6 +19,7 @@ from impasto.config.run import RunConfig
 from impasto.errors import ConfigError, MissingDependencyError
 from impasto.invocation import cuda_build, install_packages
 from impasto.models.loading import load_meta_model
+from impasto.training.compile import require_compiler
 from impasto.training.devices import default_device
 from impasto.training.model import build_open_options
 
@@ -32,20 +33,19 @@ _COMPILERS = ("gcc", "clang", "cc")
 
 
 def require_first_contact(config: RunConfig) -> None:
-    """Make sure that the card is used, that PyTorch has kernels for it, and that it can compile.
+    """Make sure that PyTorch has kernels for the card, and finds what it compiles with.
 
     Raises:
         MissingDependencyError: One of it is not so; with what to do.
         ConfigError: The card is too old for `training.compile`.
-        ModelError: The model cannot be read.
     """
     device = default_device()
     if device.type == "cuda":
         require_kernels(device)
         if config.training.compile != "off":
             require_triton(device)
-    else:
-        require_no_idle_card(config)
+    elif config.training.compile != "off":
+        require_compiler(device)
 
 
 def idle_card() -> str | None:
