@@ -23,8 +23,9 @@ BRIEFLY = {"FSDP that keeps blocks together": KEEPING, "ZeRO 1": ZERO_1}
 PROGRAM = """
 import importlib.util, os, signal, sys, time
 if importlib.util.find_spec("deepspeed"):
-    import deepspeed.comm.torch
-    deepspeed.comm.torch.build_shm_op = lambda: None  # would compile a kernel for processors
+    import deepspeed.comm.torch  # as an attribute it is PyTorch, which that package imports
+    backend = sys.modules["deepspeed.comm.torch"]
+    backend.build_shm_op = lambda: None  # would compile a kernel for processors
 from impasto.cli.main import main
 """
 FILES = (UNET_FILE, "text_encoder/model.safetensors")
