@@ -6,6 +6,7 @@ type `py start.py` instead.
 
     python3 start.py demo                   the whole job on the embedded model and images
     python3 start.py test [pytest words]    the checks and the test suite
+    python3 start.py test --fast            tests of single parts alone, without whole runs
     python3 start.py <verb> ...             `impasto <verb> ...`
 
 Options, before the verb:
@@ -60,6 +61,12 @@ CHECKS = (
     ("mypy",),
     ("lint-imports",),
 )
+FAST_TESTS = ("tests/unit", "tests/parity", "tests/property")
+LONG_TESTS = (
+    # of those, the files that rehearse steps for every rung of the memory ladder: minutes
+    "tests/unit/test_cuda_shapes.py", "tests/unit/test_footprint.py",
+    "tests/unit/test_memory_moments.py", "tests/unit/test_native_precision.py",
+)  # fmt: skip
 NETWORK_WORDS = (
     "NewConnectionError", "ConnectionError", "Temporary failure in name resolution", "timed out",
     "getaddrinfo failed", "Network is unreachable", "dns error", "ProxyError", "ConnectTimeout",
@@ -406,12 +413,19 @@ def run_tests(words, environment):
     """Run the checks, unless only some tests are asked for, then pytest.
 
     All tests run in several processes of one thread each: processes whose threads outnumber the
-    cores take twice as long. How this program was called is nothing to them.
+    cores take twice as long. So do those of `--fast`, to which more words for pytest may be given.
+    How this program was called is nothing to them.
     """
     environment.pop("IMPASTO_LAUNCHER", None)
-    if not words:
-        words = ["-n", str(min(4, os.cpu_count() or 1)), "--dist", "worksteal"]
+    is_fast = words[:1] == ["--fast"]
+    spread = ["-n", str(min(4, os.cpu_count() or 1)), "--dist", "worksteal"]
+    if is_fast:
+        left_out = [f"--ignore={file}" for file in LONG_TESTS]
+        words = [*spread, *FAST_TESTS, *left_out, *words[1:]]
+    if is_fast or not words:
         environment = {"OMP_NUM_THREADS": "1", **environment}
+    if not words:
+        words = spread
         for check in CHECKS:
             say("$ " + " ".join(check))
             code = call([str(program(check[0])), *check[1:]], environment, HERE)

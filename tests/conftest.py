@@ -17,11 +17,11 @@ install_import_hook(
 import json
 import random
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from PIL import Image, ImageDraw
+from support.warm import running
 
 GOLDEN = Path(__file__).parent / "golden" / "data"
 COLOURS = {"red": (210, 40, 40), "green": (40, 160, 70), "blue": (50, 80, 200)}
@@ -130,16 +130,8 @@ def run_file(tmp_path, run_values):
 
 
 def impasto(*words: object, timeout: float = 300, **kwargs) -> subprocess.CompletedProcess[str]:
-    """Run the real command line as a user would."""
-    return subprocess.run(
-        [sys.executable, "-m", "impasto", *map(str, words)],
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-        timeout=timeout,
-        check=False,
-        **kwargs,
-    )
+    """Run the real command line as a user would, in a process of its own."""
+    return running.run("-m", "impasto", *words, timeout=timeout, **kwargs)
 
 
 @pytest.fixture

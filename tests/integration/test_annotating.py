@@ -11,6 +11,7 @@ import pytest
 import taggers
 from conftest import impasto
 from PIL import Image
+from support.warm import running
 
 from impasto.annotate.annotation import annotate
 from impasto.annotate.journal import Journal
@@ -299,15 +300,7 @@ def test_what_is_wrong_is_said(folder, words, code, said):
 
 
 def script(name, *words, cwd=None):
-    done = subprocess.run(
-        [sys.executable, str(SCRIPTS / f"{name}.py"), *map(str, words)],
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-        check=False,
-        cwd=cwd,
-        timeout=300,
-    )
+    done = running.run(SCRIPTS / f"{name}.py", *words, cwd=cwd)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

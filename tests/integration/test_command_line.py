@@ -3,7 +3,6 @@
 import hashlib
 import json
 import signal
-import subprocess
 import sys
 import time
 from html.parser import HTMLParser
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from conftest import impasto
+from support.warm import running
 
 GOLDEN_LOSSES = Path(__file__).parents[1] / "golden" / "losses.json"
 
@@ -43,7 +43,7 @@ def test_the_whole_job(run_file, tmp_path):
         validation={"split": 0.25},
         previews={"prompts": ["a red ball"], "width": 32, "height": 32, "steps": 2},
     )
-    result = impasto("train", file, "--set", "training.max_steps=8")
+    result = impasto("train", file, "--set", "training.max_steps=8", fresh=True)
     assert result.returncode == 0, result.stderr
     assert "Validation loss" in result.stdout
     run = tmp_path / "run"
@@ -105,9 +105,7 @@ def test_kill_9_before_any_write(run_file, tmp_path):
     command, killed = ["train", str(file)], 0
     for renames in KILLED_BEFORE:
         program = DYING_BEFORE_RENAME.format(number=renames)
-        done = subprocess.run(
-            [sys.executable, "-c", program, *command], capture_output=True, check=False
-        )
+        done = running.run("-c", program, *command)
         killed += done.returncode == -signal.SIGKILL
         if (tmp_path / "run" / "config.toml").is_file():
             command = ["resume", str(tmp_path / "run")]
@@ -117,7 +115,7 @@ def test_kill_9_before_any_write(run_file, tmp_path):
     assert export_hash(tmp_path / "run") == export_hash(tmp_path / "whole")
 
 
-def wait_for(path: Path, process: subprocess.Popen) -> None:
+def wait_for(path: Path, process) -> None:
     while not path.exists() and process.poll() is None:
         time.sleep(0.02)
 
@@ -125,12 +123,7 @@ def wait_for(path: Path, process: subprocess.Popen) -> None:
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGTERM cannot be caught on Windows")
 def test_sigterm_saves_and_exits_cleanly(run_file, tmp_path):
     file = run_file(training={"max_steps": 100000}, logging={"every_steps": 1})
-    process = subprocess.Popen(
-        [sys.executable, "-m", "impasto", "train", str(file)],
-        stderr=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        text=True,
-    )
+    process = running.start("-m", "impasto", "train", file, fresh=True)
     wait_for(tmp_path / "run" / "metrics.jsonl", process)
     process.terminate()
     _, errors = process.communicate(timeout=120)

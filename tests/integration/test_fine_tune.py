@@ -11,6 +11,7 @@ from conftest import impasto
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
+from support.warm import running
 
 from impasto.errors import ConfigError
 from impasto.sampling.prompt_files import read_prompt_file
@@ -47,6 +48,8 @@ batch_size = 4
 
 
 def launched(*words, launcher=()):
+    if not launcher:
+        return running.run(SCRIPT, *words)
     return subprocess.run(
         [sys.executable, *launcher, str(SCRIPT), *map(str, words)],
         capture_output=True,

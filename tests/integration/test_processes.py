@@ -12,6 +12,7 @@ import pytest
 import torch
 from conftest import impasto
 from safetensors.torch import load_file
+from support.warm import running
 
 from impasto.errors import RunError
 from impasto.models.diffusers_folder import UNET_FILE
@@ -25,15 +26,19 @@ def free_port() -> int:
         return free.getsockname()[1]
 
 
-def launch(program, processes: int, **variables: str) -> subprocess.CompletedProcess:
+def launch(program, processes: int, *, fresh=False, **variables: str):
+    """Run PyTorch's launcher; with `fresh`, every interpreter begins from nothing."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", **(variables or WHOLE)}
-    command = [
-        sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}",
-        "--master_addr=127.0.0.1", f"--master_port={free_port()}", *map(str, program),
+    words = [
+        "-m", "torch.distributed.run", f"--nproc_per_node={processes}",
+        "--master_addr=127.0.0.1", f"--master_port={free_port()}",
     ]  # fmt: skip
+    if not fresh:
+        return running.run(*words, *running.launched(program, environment), env=environment)
     return subprocess.run(
-        command, env=environment, capture_output=True, text=True, timeout=300, check=False
-    )
+        [sys.executable, *words, *map(str, program)],
+        env=environment, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
 
 
 def launch_without_launcher(program, processes: int) -> list[tuple[int, str]]:
@@ -43,19 +48,15 @@ def launch_without_launcher(program, processes: int) -> list[tuple[int, str]]:
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()),
     }  # fmt: skip
     started = [
-        subprocess.Popen(
-            [sys.executable, *map(str, program)],
-            env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-        )
+        running.start(*program, env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)})
         for rank in range(processes)
     ]  # fmt: skip
     errors = [process.communicate(timeout=300)[1] for process in started]
     return [(process.returncode, text) for process, text in zip(started, errors, strict=True)]
 
 
-def train_on(file, processes: int, **variables: str) -> None:
-    result = launch(["-m", "impasto", "train", file], processes, **variables)
+def train_on(file, processes: int, *, fresh=False, **variables: str) -> None:
+    result = launch(["-m", "impasto", "train", file], processes, fresh=fresh, **variables)
     assert result.returncode == 0, result.stderr
 
 
@@ -75,7 +76,8 @@ def test_processes_equal_accumulation(run_file, tmp_path, nano_model, processes,
     }
     training = {"max_steps": 7, "gradient_accumulation_steps": processes}
     train_on(run_file(output_dir=str(tmp_path / "alone"), **{**shared, "training": training}), 1)
-    train_on(run_file(output_dir=str(tmp_path / "together"), **shared), processes)
+    together = run_file(output_dir=str(tmp_path / "together"), **shared)
+    train_on(together, processes, fresh=processes == 2 and not text_encoder)
     for file in (UNET_FILE, "text_encoder/model.safetensors"):
         first, second, before = (
             load_file(folder / file)

@@ -23,8 +23,9 @@ BRIEFLY = {"FSDP that keeps blocks together": KEEPING, "ZeRO 1": ZERO_1}
 PROGRAM = """
 import importlib.util, os, signal, sys, time
 if importlib.util.find_spec("deepspeed"):
-    import deepspeed.comm.torch
-    deepspeed.comm.torch.build_shm_op = lambda: None  # would compile a kernel for processors
+    import deepspeed.comm.torch  # as an attribute it is PyTorch, which that package imports
+    backend = sys.modules["deepspeed.comm.torch"]
+    backend.build_shm_op = lambda: None  # would compile a kernel for processors
 from impasto.cli.main import main
 """
 FILES = (UNET_FILE, "text_encoder/model.safetensors")
@@ -37,10 +38,10 @@ DYING_ONCE_SAVED = DYING.partition("import main\n")[2]
 def shared_out(tmp_path):
     """Run the command line in processes that share the model."""
 
-    def run(*words, way, processes=2, program="main(sys.argv[1:])"):
+    def run(*words, way, processes=2, fresh=False, program="main(sys.argv[1:])"):
         file = tmp_path / "program.py"
         file.write_text(PROGRAM + program, encoding="utf-8")
-        return launch([file, *words], processes, **way)
+        return launch([file, *words], processes, fresh=fresh, **way)
 
     return run
 
@@ -87,7 +88,8 @@ def test_shares_learn_what_whole_models_do(run_file, tmp_path, shared_out, way):
     }  # fmt: skip
     whole, shares = tmp_path / "whole", tmp_path / "shares"
     train_on(run_file(output_dir=str(whole), **shared), 2)
-    result = shared_out("train", run_file(output_dir=str(shares), **shared), way=WAYS[way])
+    file = run_file(output_dir=str(shares), **shared)
+    result = shared_out("train", file, way=WAYS[way], fresh=True)
     assert result.returncode == 0, result.stderr
     assert "of 2 processes holds its share" in result.stderr + result.stdout
     close = {"atol": 1e-6, "rtol": 1e-4}

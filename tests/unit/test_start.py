@@ -86,6 +86,30 @@ def test_wrong_options_end_with_one_sentence(start, words, sentence, capsys):
     assert sentence in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("words", "checked", "given"),
+    [
+        ([], True, ["--dist", "worksteal"]),
+        (["--fast", "-x"], False, ["tests/property", "-x"]),
+        (["tests/unit", "-k", "scan"], False, ["tests/unit", "-k", "scan"]),
+    ],
+    ids=["all", "fast", "some"],
+)
+def test_tests_are_all_or_fast_or_as_said(start, monkeypatch, words, checked, given):
+    inside, called = start["run_tests"].__globals__, []
+    monkeypatch.setitem(inside, "call", lambda command, env, _: called.append((command, env)) or 0)
+    assert start["run_tests"](words, {"IMPASTO_LAUNCHER": "./start.sh"}) == 0
+    names = [Path(command[0]).stem for command, _ in called]
+    assert names == [*(check[0] for check in start["CHECKS"] if checked), "pytest"]
+    command, environment = called[-1]
+    assert [word for word in command if word in given] == given
+    assert "IMPASTO_LAUNCHER" not in environment
+    assert ("OMP_NUM_THREADS" in environment) == (words[:1] != ["tests/unit"])
+    ignored = [Path(word.partition("=")[2]) for word in command if word.startswith("--ignore=")]
+    assert len(ignored) == (4 if "--fast" in words else 0)
+    assert all((START.parent / file).is_file() for file in ignored)
+
+
 def test_a_verb_gets_the_extra_that_it_needs(start, tmp_path):
     extras = start["extras_of"]
     assert extras(["test"]) == ["dev"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -276,12 +276,21 @@ def build_tokenizer(contents: ModelContents) -> Any:
 
 
 def tokenizer_of(tokenizer_files: Mapping[str, bytes], pad_token: str) -> Any:
-    """A CLIPTokenizer from files; without any, from the shipped vocabulary and `pad_token`."""
+    """A CLIPTokenizer from files; without any, from the shipped vocabulary and `pad_token`.
+
+    The same files give the same object, since making one takes half a second and a run needs three:
+    add no tokens to it, and ask it neither to pad nor to truncate.
+    """
+    return _tokenizer_of(tuple(sorted(tokenizer_files.items())), pad_token)
+
+
+@lru_cache(maxsize=4)
+def _tokenizer_of(tokenizer_files: tuple[tuple[str, bytes], ...], pad_token: str) -> Any:
     from transformers import CLIPTokenizer
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        for file, content in tokenizer_files.items():
+        for file, content in tokenizer_files:
             (folder / file).write_bytes(content)
         if not tokenizer_files:
             write_tokenizer(folder, pad_token=pad_token)

@@ -1,0 +1,120 @@
+"""Commands in forks of a warm parent end, fail and are killed as those of a fresh interpreter."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+from support.warm import running
+
+pytestmark = pytest.mark.skipif(not running.is_possible(), reason="no forks of PyTorch here")
+
+SAYS = """
+import json, os, sys
+print(json.dumps([sys.argv[1:], os.getcwd(), os.environ.get("IMPASTO_SAID"), sys.stdin.read()]))
+sys.stderr.write("gr\\u00fcn")
+"""
+ENDS = {
+    "falls off its end": "import atexit; atexit.register(print, 'after'); print('before')",
+    "a code": "raise SystemExit(7)",
+    "words": "raise SystemExit('wrong')",
+    "Ctrl-C": "raise KeyboardInterrupt",
+    "kill -9": "import os; print('lost'); os.kill(os.getpid(), 9)",
+    "at once": "import os; os._exit(3)",
+    "a thread": "import threading; threading.Timer(0.2, print, ['late']).start()",
+}
+
+
+@pytest.fixture
+def forked(monkeypatch):
+    """Fails where an interpreter would be started after all."""
+    monkeypatch.setattr(running.subprocess, "Popen", None)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def parent():
+    assert running.warm_parent(os.environ)
+
+
+def both(*words, **options):
+    return [running.run(*words, fresh=fresh, **options) for fresh in (False, True)]
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_it_ends_as_a_fresh_one(end):
+    warm, fresh = both("-c", ENDS[end])
+    assert (warm.returncode, warm.stdout) == (fresh.returncode, fresh.stdout)
+    assert warm.stderr.splitlines()[-1:] == fresh.stderr.splitlines()[-1:]
+
+
+def test_words_folder_variables_and_streams_are_its_own(tmp_path):
+    env = {**os.environ, "IMPASTO_SAID": "so"}
+    warm, fresh = both("-c", SAYS, "a b", "ü", cwd=tmp_path, env=env, input="asked\n")
+    assert warm.stdout == fresh.stdout
+    assert str(tmp_path) in warm.stdout
+    assert "asked" in warm.stdout
+    assert warm.stderr == fresh.stderr == "grün"
+
+
+def test_files_and_modules_are_run_as_main(tmp_path):
+    (tmp_path / "beside.py").write_text("NAME = 'beside'", encoding="utf-8")
+    program = "import sys, beside\nprint(__name__, __file__, sys.argv, beside.NAME, sys.path[0])"
+    (tmp_path / "program.py").write_text(program, encoding="utf-8")
+    for words in ([tmp_path / "program.py", 1], ["-m", "program", 2], ["-m", "absent"]):
+        warm, fresh = both(*words, cwd=tmp_path)
+        assert (warm.returncode, warm.stdout) == (fresh.returncode, fresh.stdout)
+        assert warm.stderr == fresh.stderr
+
+
+def test_it_has_imported_the_libraries_and_no_checks_of_shapes(forked):
+    program = "import sys; print('torch' in sys.modules, 'beartype' in sys.modules)"
+    assert running.run("-c", program).stdout == "True False\n"
+
+
+def test_it_is_a_process_of_its_own(forked):
+    process = running.start("-c", "import time; time.sleep(600)")
+    assert process.poll() is None
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(0.05)
+    process.terminate()
+    assert process.wait() == -signal.SIGTERM
+    process.communicate()
+    with pytest.raises(ProcessLookupError):
+        os.kill(process.pid, 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("PYTHONHASHSEED", "1"), ("ATEN_CPU_CAPABILITY", "default")]
+)
+def test_what_an_import_has_read_is_read_anew(name, value):
+    """These variables are looked at while Python or PyTorch starts, so that a fork is too late."""
+    environment = {**os.environ, name: value}
+    assert running.warm_parent(environment) is None
+    done = running.run("-c", f"import os; print(os.environ[{name!r}])", env=environment)
+    assert done.stdout == f"{value}\n"
+
+
+@pytest.mark.parametrize("end", ["raise SystemExit(5)", "import os; os.kill(os.getpid(), 9)"])
+def test_the_stand_in_of_a_launched_process_ends_as_it_does(end):
+    words = running.launched(["-c", f"print('said', flush=True)\n{end}"], os.environ)[1:]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (5 if "5" in end else -9, "said\n")
+
+
+def test_a_stand_in_hands_on_signals_and_takes_its_process_with_it():
+    program = "import os, time; print(os.getpid(), flush=True); time.sleep(600)"
+    words = running.launched(["-c", program], os.environ)[1:]
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as stand_in:
+            process = int(stand_in.stdout.readline())
+            stand_in.send_signal(number)
+            assert stand_in.wait() == -number
+            assert stand_in.stdout.read() == ""  # ends when nobody can write any more
+        with pytest.raises(ProcessLookupError):
+            while True:  # its parent looks after it at once
+                os.kill(process, 0)
+
+
+def test_this_interpreter_is_the_one():
+    assert running.run("-c", "import sys; print(sys.executable)").stdout.strip() == sys.executable
