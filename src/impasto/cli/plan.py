@@ -139,7 +139,7 @@ def _data_rows(outlook: _Outlook) -> dict[str, str]:
         [record.steady_caption for record in split.training]
     )
     return {
-        "Pictures": f"{len(split.training):,} to train on, {len(split.held_out):,} held out, "
+        "Images": f"{len(split.training):,} to train on, {len(split.held_out):,} held out, "
         f"{len(scan.set_aside):,} set aside, {scan.uncaptioned:,} without words",
         "Buckets": ", ".join(f"{size}: {n}" for size, n in plan.bucket_counts.items()),
         "Cropped away": f"{100 * plan.mean_lost_area:.1f} % of the area on average",

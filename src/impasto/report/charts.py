@@ -97,7 +97,7 @@ def histogram_chart(
     y_axis = Axis(y_ticks, height - _BOTTOM, 26, 0, y_ticks[-1])
     x_ticks = round_ticks(edges[0], edges[-1], 10, whole=whole)
     x_axis = Axis(x_ticks, left, _RIGHT, edges[0], edges[-1])
-    parts = left_axis(y_axis, left, _RIGHT, "pictures")
+    parts = left_axis(y_axis, left, _RIGHT, "images")
     for edge, count in zip(edges, counts, strict=False):
         x, y = x_axis.at(edge), y_axis.at(count)
         if count:

@@ -134,7 +134,7 @@ def _facts(
         mood = "good" if after < before else "bad"
         facts.append(_fact("validation loss before → after", f"{before:.3f} → {after:.3f}", mood))
     if dataset:
-        facts.append(_fact("pictures", str(dataset["pictures"])))
+        facts.append(_fact("images", str(dataset["pictures"])))
     lines = [m for m in metrics if m.keys() >= {"loss", "samples_seen", "images_per_s"}]
     if lines:
         rates = [m["images_per_s"] for m in lines]
@@ -227,7 +227,7 @@ def _data_line(dataset: Mapping[str, Any]) -> str:
     if not dataset:
         return "The dataset has not been read yet."
     return (
-        f"{counted(dataset['images'], 'images')} to train on and {dataset['held_out']} held "
+        f"{counted(dataset['pictures'], 'images')} to train on and {dataset['held_out']} held "
         "out, in "
         f"{counted(len(dataset['buckets']), 'buckets')}; {100 * dataset['mean_lost_area']:.1f} "
         "% of the area "
