@@ -103,7 +103,7 @@ class Console:
                 + (f", {summary['processes']} processes" if summary["processes"] > 1 else ""),
                 "Images": f"{summary['pictures']:,}, {summary['held_out']:,} held out, "
                 f"{counted(len(summary['buckets']), 'buckets')}",
-                "Updates": f"{last_step:,} in all, {summary['updates_per_epoch']} per epoch"
+                "Steps": f"{last_step:,} in all, {summary['updates_per_epoch']} per epoch"
                 + (f"; continuing after {first_step}" if first_step else ""),
             }
         )

@@ -159,7 +159,7 @@ def _training_rows(outlook: _Outlook) -> dict[str, str]:
         "Trains": ", ".join(f"{p.name} ({p.count() / 1e6:.1f} M)" for p in parts),
         "Batches": f"{outlook.sampler.batches_per_epoch} per epoch of up to "
         f"{' or '.join(map(str, sorted(set(config.batch_sizes.values()))))}",
-        "Updates": f"{steps:,} in all, {per_epoch} per epoch, {steps / per_epoch:.1f} epochs",
+        "Steps": f"{steps:,} in all, {per_epoch} per epoch, {steps / per_epoch:.1f} epochs",
         "Time": duration_row(
             config, outlook.footprint, outlook.survey.plan, steps, outlook.trainable
         ),
