@@ -36,7 +36,7 @@ from impasto.models.loading import load_base_model
 from impasto.models.trainable import Part
 from impasto.training.events import SilentEvents
 from impasto.training.optim.rounding import Rounding
-from impasto.training.session import Overrides
+from impasto.training.overrides import Overrides
 from impasto.training.trainer import resume, train
 
 WARMUP_STEPS, LEVEL_SHARE, LAST_FACTOR = 60, 0.35, 0.02

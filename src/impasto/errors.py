@@ -8,7 +8,7 @@
     ├── StorageError              6   nothing can be written: disk full, no permission
     ├── MissingDependencyError    7   a package or a device that is asked for is not there
     ├── NonFiniteLossError        8   the loss or the gradient became NaN or infinite
-    ├── OutOfMemoryError          9   the GPU's or RAM ran out
+    ├── OutOfMemoryError          9   VRAM or RAM ran out
     └── Interrupted         130, 143  stopped by Ctrl-C or SIGTERM, with the state saved
 
 A message is one paragraph: what is wrong, where, what was found, what was expected, what to do.

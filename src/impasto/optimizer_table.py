@@ -180,15 +180,16 @@ def row_of(kind: str) -> OptimizerRow:
     as_it_is = [row for row in alike if row.module == module and not row.defaults]
     if as_it_is:
         return as_it_is[0]
+    finds_lr = plain == "prodigy" or plain.startswith("dadapt")
     return OptimizerRow(
         module,
         name,
-        finds_lr=plain == "prodigy" or plain.startswith("dadapt"),
+        finds_lr=finds_lr,
         averages_weights="schedulefree" in plain,
         is_elementwise=plain in {plain_name(each) for each in ELEMENTWISE},
         has_8bit_states=plain.endswith("8bit"),
         is_paged=plain.startswith("paged"),
-        usual_lr=alike[0].usual_lr if alike else USUAL_LR,
+        usual_lr=_FACTOR if finds_lr else _LION_LR if "lion" in plain else USUAL_LR,
         state_bytes=max((row.state_bytes for row in alike), default=8),
     )
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from impasto.errors import ConfigError, MissingDependencyError, OutOfMemoryError
 from impasto.training.events import SilentEvents
-from impasto.training.planning import resolve as settling
+from impasto.training.planning import resolve
 from impasto.training.planning.overhead import RUNTIME
 from impasto.training.trainer import train
 
@@ -154,7 +154,7 @@ def test_compiled_code_computes_the_same_to_rounding(kind, train_config, tmp_pat
 @pytest.mark.parametrize("to_disk", [False, True])
 def test_what_is_not_used_waits_in_a_file(to_disk, train_config, tmp_path, monkeypatch):
     """VAE and text encoder: previews and the export bring them back, and are the same."""
-    from impasto.models import parking
+    from impasto.models import offload
     from impasto.training import build, model
 
     prompts = {"prompts": ["a red ball", "new words"], "width": 64, "height": 64, "steps": 2}
@@ -164,12 +164,14 @@ def test_what_is_not_used_waits_in_a_file(to_disk, train_config, tmp_path, monke
         "training": {"cache_text_to_disk": to_disk},
     }
     with monkeypatch.context() as patch:
-        patch.setattr(build, "with_parked", lambda model, *_: model)
+        patch.setattr(build, "with_offloaded", lambda model, *_: model)
         plain = train(train_config(**settings))
     parked = []
     with monkeypatch.context() as patch:
-        real = parking.offload_to_file
-        patch.setattr(model, "park", lambda module, file: parked.append(file) or real(module, file))
+        real = offload.offload_to_file
+        patch.setattr(
+            model, "offload_to_file", lambda net, file: parked.append(file) or real(net, file)
+        )
         path = str(tmp_path / "waiting")
         found = train(train_config(output_dir=path, **settings))
     assert len(parked) == 1 + to_disk
@@ -242,7 +244,7 @@ MIB = 1 << 20
 
 def test_a_run_that_does_not_fit_does_not_begin(train_config, monkeypatch):
     config = train_config(training={"fit_check": True})
-    monkeypatch.setattr(settling, "free_memory", lambda _: 100 * MIB)
+    monkeypatch.setattr(resolve, "free_memory", lambda _: 100 * MIB)
     with pytest.raises(OutOfMemoryError, match=r"Take a smaller dataset\.resolution") as fault:
         train(config)
     assert "workspace" in str(fault.value)
@@ -250,7 +252,7 @@ def test_a_run_that_does_not_fit_does_not_begin(train_config, monkeypatch):
 
 
 def test_the_check_can_be_left_out(train_config, monkeypatch):
-    monkeypatch.setattr(settling, "free_memory", lambda _: 100 * MIB)
+    monkeypatch.setattr(resolve, "free_memory", lambda _: 100 * MIB)
     run = train(train_config(training={"max_steps": 1}))
     assert run.read_json("status.json")["phase"] == "finished"
 
@@ -264,7 +266,7 @@ def test_memory_chooses_settings_that_are_written_down(train_config, monkeypatch
     assert any("the run takes about" in line for line in notes.lines)
     shutil.rmtree(run.path)
 
-    monkeypatch.setattr(settling, "free_memory", lambda _: RUNTIME["cpu"] + 6 * MIB)
+    monkeypatch.setattr(resolve, "free_memory", lambda _: RUNTIME["cpu"] + 6 * MIB)
     notes = Notes()
     run = train(train_config(**settings), notes)
     assert any("optimizer_in_backward" in line for line in notes.lines)
@@ -281,7 +283,7 @@ def group_of(config):
 
 
 def test_what_was_asked_for_is_not_chosen_anew(train_config, monkeypatch):
-    monkeypatch.setattr(settling, "free_memory", lambda _: 100 * MIB)
+    monkeypatch.setattr(resolve, "free_memory", lambda _: 100 * MIB)
     notes = Notes()
     asked = {"memory": "auto", "optimizer_in_backward": "off", "max_steps": 1}
     run = train(train_config(training=asked, optimizer={"kind": "adamw"}), notes)

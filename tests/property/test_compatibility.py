@@ -12,10 +12,12 @@ from impasto.config.run import RunConfig
 from impasto.errors import ImpastoError, ModelError
 from impasto.optimizer_table import OPTIMIZERS, row_of
 from impasto.parsing import parse_toml
+from impasto.training import precision
 from impasto.training.build import build_session
 from impasto.training.devices import build_accelerator
 from impasto.training.events import SilentEvents
 from impasto.training.overrides import Overrides
+from impasto.training.planning.changes import with_fields
 from impasto.training.planning.levers import (
     EIGHT_BITS,
     LADDER,
@@ -216,3 +218,14 @@ def test_the_plan_refuses_what_training_refuses(train_config, changes, fresh_acc
             attempt(train_config(**changes), *([Console()] if attempt is show_plan else []))
         said.append(str(caught.value))
     assert said[0] == said[1]
+
+
+def test_what_auto_stands_for_outlives_other_changes(train_config, monkeypatch):
+    """A change of another setting of the section is checked with it, and leaves it."""
+    monkeypatch.setattr(precision, "computed_kind", lambda _: "bf16")
+    resolved = resolve_precision(train_config(training={"mixed_precision": "auto"}), SilentEvents())
+    changed = with_fields(resolved, "training", {"gradient_checkpointing": True})
+    assert changed.training.mixed_precision == "bf16"
+    assert changed.training.max_steps == resolved.training.max_steps
+    assert "mixed_precision" not in changed.training.model_fields_set
+    assert "gradient_checkpointing" in changed.training.model_fields_set

@@ -16,7 +16,7 @@ from impasto.errors import ConfigError, MissingDependencyError, ModelError, OutO
 from impasto.invocation import install_packages
 from impasto.progress import Progress, SilentProgress, counted
 
-CHAT_PROMPT = "Describe this image in one sentence, as a caption for training."
+CHAT_PROMPT = "Describe this picture in one sentence, as a caption for training."
 
 _READING = [
     re.compile(

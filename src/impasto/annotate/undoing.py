@@ -133,8 +133,8 @@ def _of_old(path: Path, place: Place) -> Spot:
     spot = place.spot_of(path) if usable else None
     if spot is None:
         raise RunError(
-            f"The notes in {place.journals} name {str(path)[:200]}, which is outside of the data "
-            f"set. Nothing was touched. If the folder of images was moved since, move it back "
+            f"The notes in {place.journals} name {str(path)[:200]}, which is outside of the "
+            f"dataset. Nothing was touched. If the folder of images was moved since, move it back "
             f"for this (or name the metadata file with --metadata); if the notes came with "
             f"somebody else's dataset, delete them."
         )

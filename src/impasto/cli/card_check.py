@@ -180,7 +180,7 @@ def attention(device: torch.device, shape: tuple[int, int, int, int] = ATTENTION
     advice = ""
     if wrong:
         advice = (
-            f"The attention kernel {' and '.join(wrong)} computes wrong numbers: step PyTorch "
+            f"The attention kernel {' and '.join(wrong)} computes wrong numbers: update PyTorch "
             "and the driver before you train."
         )
     elif not is_lean:

@@ -108,7 +108,7 @@ def _on_cards(gpus: list[dict[str, float]], cuda: str | None) -> list[str]:
             "With an NVIDIA card, install its driver, and then PyTorch's CUDA build: "
             f"{cuda_build()}"
         ]
-    return ["PyTorch is built for CUDA but finds no card: install or step the NVIDIA driver."]
+    return ["PyTorch is built for CUDA but finds no card: install or update the NVIDIA driver."]
 
 
 def _advice(gpus: list[dict[str, float]], free_disk: float, free_memory: float) -> list[str]:

@@ -235,7 +235,9 @@ RULES = (
     ),
     Rule(
         ("training.weight_copies",),
-        lambda c: c.training.weight_copies and (c.facts.processes or 1) > 1,
+        lambda c: (
+            c.training.weight_copies and (c.facts.processes or 1) > 1 and not c.facts.sharding
+        ),
         lambda c: (
             f"training.weight_copies is for one process, and this run has {c.facts.processes}, "
             f"which exchange the gradients of the weights themselves. Take it out"
@@ -322,14 +324,6 @@ RULES = (
         lambda c: (
             f"training.ema_decay and optimizer.kind {c.kind} both average the weights. Take one of "
             f"them out"
-        ),
-    ),
-    Rule(
-        ("training.offload_optimizer", "optimizer.kind"),
-        lambda c: c.training.offload_optimizer and c.row.is_paged,
-        lambda c: (
-            f"training.offload_optimizer has no effect on optimizer.kind {c.kind}, whose state "
-            f"CUDA moves to RAM by itself. Take it out"
         ),
     ),
     Rule(

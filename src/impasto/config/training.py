@@ -55,9 +55,9 @@ class TrainingConfig(Section):
     launch, for small batches on fast GPUs. Takes 2 bytes a weight."""
 
     rounding: Literal["stochastic", "kahan", "nearest"] | None = None
-    """How 16-bit weights take in small steps: `stochastic`, which off means, rounds up or down by
+    """How 16-bit weights take in small changes: `stochastic`, which off means, rounds up or down by
     chance, right on average; `kahan` remembers what rounding took away, for 2 bytes a weight;
-    `nearest` loses steps that are small against a weight, as `full_bf16` of sd-scripts does."""
+    `nearest` loses changes that are small against a weight, as `full_bf16` of sd-scripts does."""
 
     gradient_checkpointing: bool = False
     """Compute activations again in the backward pass: far less memory, about a quarter slower."""
@@ -126,7 +126,7 @@ class TrainingConfig(Section):
     fast, as (1 + steps) / (10 + steps)."""
 
     ema_on_cpu: bool = False
-    """Keep the average in RAM and not in the GPU's; slower by the way there: what
+    """Keep the average in RAM and not in VRAM; slower by the way there: what
     learns goes over PCIe each time (3.4 GiB of SD 1.x in float32), and is mixed in there."""
 
     ema_every: Annotated[int, Field(ge=1)] = 1

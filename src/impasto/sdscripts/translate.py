@@ -327,7 +327,7 @@ def _precision(
         tree["training"]["weights"] = asked
         notices.append(
             f"--full_{full}: weights are kept in {asked} and rounded up or down by chance, so that "
-            f"small steps are not lost."
+            f"small changes are not lost."
         )
     return notices
 

@@ -76,7 +76,9 @@ def build_session(
     Raises:
         ImpastoError: As the parts it calls.
     """
-    require_compatible(config, facts_of(config, accelerator.num_processes))
+    require_compatible(
+        config, facts_of(config, accelerator.num_processes, device=accelerator.device)
+    )
     set_arithmetic(tf32=config.training.tf32, deterministic=config.training.deterministic)
     strategy = build_strategy(config, accelerator)
     prompts = build_prompts(config)
@@ -106,7 +108,9 @@ def build_session(
 
     sampler = build_epoch_sampler(config, prepared.training, accelerator.num_processes)
     steps = count_steps(config, sampler)
-    require_compatible(config, facts_of(config, accelerator.num_processes, steps))
+    require_compatible(
+        config, facts_of(config, accelerator.num_processes, steps, accelerator.device)
+    )
     return Session(
         config=config,
         accelerator=accelerator,

@@ -53,7 +53,16 @@ def _held_by(part: Any) -> Any:
 
 def _name_of(part: Any) -> str:
     named = part if hasattr(part, "__qualname__") else type(part)
-    return f"{named.__module__}.{named.__qualname__}"
+    module = _WRITTEN_AS.get(named.__module__, named.__module__)
+    return f"{module}.{named.__qualname__}"
+
+
+_WRITTEN_AS = {
+    "impasto.training.optim.ema": "impasto.training.ema",
+    "impasto.training.optim.lr_schedules": "impasto.training.schedules",
+    "impasto.training.optim.optimizers": "impasto.training.optimizers",
+}
+"""Modules that have moved -> what states call them, so that those of before can be resumed."""
 
 
 def _source_of(part: Any) -> str:

@@ -51,7 +51,7 @@ def build_accelerator() -> Accelerator:
         raise missing_extra(
             "deepspeed",
             "accelerate is configured for DeepSpeed, which is not installed.",
-            "Or run `accelerate config` and choose FSDP, which shares a model out too and comes "
+            "Or run `accelerate config` and choose FSDP, which shards a model too and comes "
             "with PyTorch.",
         )
     # accelerate takes DeepSpeed for GPUs only, unless it is told how processes talk to each other

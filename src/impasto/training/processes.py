@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+import torch
 from accelerate import Accelerator
 
 from impasto.config.compatibility import Facts
@@ -15,16 +16,22 @@ from impasto.training.parallel.strategy import DataParallelStrategy, ParallelStr
 from impasto.training.precision import computed_kind
 
 
-def facts_of(config: RunConfig, processes: int, total_steps: int | None = None) -> Facts:
+def facts_of(
+    config: RunConfig,
+    processes: int,
+    total_steps: int | None = None,
+    device: torch.device | None = None,
+) -> Facts:
     """What is known of a run on this machine beside its settings.
 
     Args:
         config: The settings.
         processes: How many processes share the run.
         total_steps: Its optimizer steps, if they have been counted.
+        device: Where it computes; the first GPU or else the CPU, unless another is given.
     """
     return Facts(
-        device=default_device().type,
+        device=(device or default_device()).type,
         processes=processes,
         sharding=sharding_by(processes),
         precision=computed_kind(config),
@@ -33,8 +40,12 @@ def facts_of(config: RunConfig, processes: int, total_steps: int | None = None) 
 
 
 def planned_processes() -> int:
-    """How many processes a launcher has started this one among; 1 without a launcher."""
-    return int(os.environ.get("WORLD_SIZE") or 1)
+    """How many processes a launcher has started this one among; 1 without a launcher.
+
+    accelerate goes by `WORLD_SIZE` where `LOCAL_RANK` is there too.
+    """
+    number = os.environ.get("WORLD_SIZE", "")
+    return int(number) if "LOCAL_RANK" in os.environ and number.isdigit() else 1
 
 
 def require_several(processes: int) -> None:

@@ -41,7 +41,7 @@ class Session:
 
     Attributes:
         strategy: How processes hold what they train.
-        unet: What training calls: the trainable's network as the placement wraps it.
+        unet: What training calls: the trainable's network as the parallel strategy wraps it.
         conditioner: Text for training, with gradients where the text encoder learns.
         eval_conditioner: The same text encoder for validation and previews, without gradients.
         part_by_group: The name of the part that each of the optimizer's groups is of.

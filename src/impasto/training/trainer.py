@@ -15,6 +15,7 @@ from impasto.config.compatibility import require_compatible
 from impasto.config.load import build_run_config, dump_toml
 from impasto.config.run import RunConfig
 from impasto.config.validation import read_toml
+from impasto.datasets.batching import build_epoch_sampler, count_steps
 from impasto.datasets.build import Survey, survey
 from impasto.datasets.prepare import LATENTS
 from impasto.errors import ImpastoError, Interrupted, RunError
@@ -73,11 +74,13 @@ def train(
                 known = None
                 if accelerator.is_main_process:
                     config = resolve_precision(config, events)
-                    require_compatible(config, facts_of(config, accelerator.num_processes))
+                    processes, device = accelerator.num_processes, accelerator.device
+                    require_compatible(config, facts_of(config, processes, device=device))
                     known = survey(config, events)
-                    config = resolve_settings(
-                        config, known, events, processes=accelerator.num_processes
-                    )
+                    config = resolve_settings(config, known, events, processes=processes)
+                    sampler = build_epoch_sampler(config, known.plan, processes)
+                    steps = count_steps(config, sampler)
+                    require_compatible(config, facts_of(config, processes, steps, device))
                     require_precision(config.training.mixed_precision)  # as it was chosen
                     files.write_text(run.config_file, dump_toml(config))
                 accelerator.wait_for_everyone()

@@ -41,7 +41,7 @@ class VramOverflowWatch:
         self._has_told = True
         return (
             f"Warning: VRAM is full ({reserved_bytes / 2**30:.1f} of "
-            f"{self._total / 2**30:.1f} GiB are taken), and what does not fit seems to lie in the "
+            f"{self._total / 2**30:.1f} GiB are taken), and what does not fit seems to lie in "
             f"RAM, which is many times as slow. Stop with Ctrl-C and begin with "
             f"smaller settings (training.memory chooses them), or close other programs that use "
             f"the GPU. In NVIDIA's control panel, CUDA - Sysmem Fallback Policy turns this off."

@@ -2,7 +2,7 @@
 
 Factors in [0, 1] multiply each parameter group's own rate. The shapes of transformers' names equal
 those of its `optimization.py` as sd-scripts calls them (`library/train_util.py`,
-get_scheduler_fix); steps are optimizer steps, on any number of processes.
+get_scheduler_fix); steps are those of the optimizer, on any number of processes.
 """
 
 from __future__ import annotations

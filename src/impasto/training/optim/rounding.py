@@ -1,6 +1,6 @@
-"""Weights kept in half precision: how a float32 step is brought back to 16 bits.
+"""Weights kept in half precision: how a float32 change is brought back to 16 bits.
 
-Near a weight of 0.05 bfloat16 has steps of 2.4e-4 and float16 of 3e-5; a step of 1e-6 is lost
+Near a weight of 0.05 bfloat16 has steps of 2.4e-4 and float16 of 3e-5; a change of 1e-6 is lost
 where it is rounded to the nearest. Rounding up or down by chance keeps it on average (Gupta et al.
 2015, arXiv:1502.02551); remembering what rounding took away keeps it exactly (Kahan 1965; Zamirai
 et al. 2020, arXiv:2010.06192, who compare both for bfloat16).
@@ -39,7 +39,7 @@ class Rounding(Protocol):
 
 
 class Nearest:
-    """To the nearest: small steps are lost, as in sd-scripts' `--full_bf16`."""
+    """To the nearest: small changes are lost, as in sd-scripts' `--full_bf16`."""
 
     def begin(self, seed: int) -> None:
         """There is no chance in it."""

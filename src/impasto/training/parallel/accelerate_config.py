@@ -1,4 +1,4 @@
-"""What accelerate's configuration asks for where a model is to be shared out, and what that allows.
+"""What accelerate's configuration asks for where a model is to be sharded, and what that allows.
 
 `accelerate config` offers FSDP and DeepSpeed; `accelerate launch` passes the answers on in the
 environment, and accelerate's plugins read them.

@@ -1,4 +1,4 @@
-"""A model whose gradients and optimizer state are shared out over processes, by DeepSpeed.
+"""A model whose gradients and optimizer state are sharded over processes, by DeepSpeed.
 
 Rajbhandari et al. 2020, ZeRO (arXiv:1910.02054), stages 1 and 2: each process has all weights,
 steps its share of them, and they tell each other. What a saved state has is put together by
@@ -99,7 +99,7 @@ def _zero_section(asked: Mapping[str, Any]) -> dict[str, Any]:
     stage = section.setdefault("stage", 2)
     if stage not in {1, 2}:
         raise ConfigError(
-            f"accelerate's zero_stage is {stage}; expected 1 or 2. For weights that are shared out "
+            f"accelerate's zero_stage is {stage}; expected 1 or 2. For weights that are sharded "
             f"too, as stage 3 does, run `accelerate config` and choose FSDP."
         )
     for name in ("offload_param", "offload_optimizer"):

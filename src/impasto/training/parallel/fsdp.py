@@ -1,4 +1,4 @@
-"""A model whose weights, gradients and optimizer state are shared out over processes, by PyTorch.
+"""A model whose weights, gradients and optimizer state are sharded over processes, by PyTorch.
 
 Zhao et al. 2023, PyTorch FSDP (arXiv:2304.11277), by `torch.distributed.fsdp.fully_shard`: blocks
 of the networks are put together just before they compute. What is stepped, averaged and compared

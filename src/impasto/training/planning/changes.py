@@ -26,8 +26,8 @@ def with_fields(config: RunConfig, section: str, fields: Mapping[str, Any]) -> R
     current = getattr(config, section)
     if section == "dataset":  # its keys are handed down to datasets when it is read, and only then
         return config.model_copy(update={section: current.model_copy(update=fields)})
-    asked = current.model_dump(exclude_unset=True)
-    changed = type(current).model_validate({**asked, **fields})
+    changed = type(current).model_validate({**current.model_dump(), **fields})
+    changed.__pydantic_fields_set__ = {*current.model_fields_set, *fields}
     return config.model_copy(update={section: changed})
 
 

@@ -1,7 +1,7 @@
 """How much memory a run will hold at most on the device it computes on, by parts, before it begins.
 
 What the weights and the optimizer take follows from their numbers; activations, and gradients
-beside them, from rehearsals of the step, of validation, previews and encoding on the largest batch.
+beside them, from fake steps of training, validation, previews and encoding on the largest batch.
 What PyTorch and its libraries take themselves is in `overhead.py`.
 """
 
@@ -101,7 +101,7 @@ class FootprintMeter:
     Args:
         meta_model: Makes the base model without values.
         device_type: `cpu` or `cuda`.
-        record: A file that rehearsals are remembered in; None remembers them here only.
+        record: A file that fake steps are remembered in; None remembers them here only.
         shares: How much of the model a process has.
         workload: What is done beside training.
     """
@@ -255,7 +255,7 @@ class FootprintMeter:
             *(["copies"] if training.weight_copies else []), structure_of(trainable),
         )  # fmt: skip
 
-        def rehearse() -> StepCost:
+        def run_fake_step() -> StepCost:
             used = self._meta_models.trainable(config)
             for part in used.parts:
                 part.module.to(DTYPES[training.weights])
@@ -265,7 +265,7 @@ class FootprintMeter:
                     setattr(module, name, nn.Parameter(weight.to(dtype)))
             return fake_step_of(config, used, self._device_type).step(bucket, batch)
 
-        found = self._costs.remembered(words, lambda: asdict(rehearse()))
+        found = self._costs.remembered(words, lambda: asdict(run_fake_step()))
         return StepCost(**found)
 
     def _text_bytes(self, config: RunConfig, trainable: Trainable, batch: int) -> int:

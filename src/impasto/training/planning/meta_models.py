@@ -1,7 +1,7 @@
 """Base models without values, for predictions: one to look at, and others to use up.
 
-A rehearsal puts other tensors into a network and leaves it of no use. Making a base model takes
-longer than some rehearsals, so that what one has left whole is kept for the next.
+A fake step puts other tensors into a network and leaves it of no use. Making a base model takes
+longer than some fake steps, so that what one has left whole is kept for the next.
 """
 
 from __future__ import annotations

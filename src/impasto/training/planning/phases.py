@@ -1,7 +1,7 @@
 """What takes memory beside the training step: encoding, validation, previews, averaging.
 
-Each is rehearsed on tensors without values, as the step is; what was found is remembered, since a
-rehearsal of a full-size network takes seconds.
+Each runs on tensors without values, as the step does; what was found is remembered, since a
+fake step of a full-size network takes seconds.
 """
 
 from __future__ import annotations
@@ -63,12 +63,12 @@ class Costs:
         self._known: dict[str, dict[str, int]] = _read(file)
 
     def remembered(
-        self, words: tuple[object, ...], rehearse: Callable[[], dict[str, int]]
+        self, words: tuple[object, ...], run_fake_step: Callable[[], dict[str, int]]
     ) -> dict[str, int]:
         """What was found for these words, or is found now."""
         key = "|".join(map(str, (torch.__version__, *words)))
         if key not in self._known:
-            self._known[key] = rehearse()
+            self._known[key] = run_fake_step()
             if self._file is not None:
                 files.remember_json(self._file, self._known)
         return self._known[key]
@@ -124,12 +124,12 @@ class OtherWork:
         forward = self._forward(config, trainable, size, 2)
         words = ("decoding", str(size), config.dataset.vae_tiling, numbers_of(model.vae))
 
-        def rehearse() -> dict[str, int]:
+        def run_fake_step() -> dict[str, int]:
             vae = self.meta_models.vae()
             tile(vae, tiled=config.dataset.vae_tiling)
             return {"peak": decoding_peak(vae, size, 1)}
 
-        vae = self.costs.remembered(words, rehearse)["peak"] + 4 * numbers_of(model.vae)
+        vae = self.costs.remembered(words, run_fake_step)["peak"] + 4 * numbers_of(model.vae)
         return [Moment(f"drawing previews of {size}", 0, max(forward, vae))]
 
     def _validating(self, config: RunConfig, trainable: Trainable) -> list[Moment]:
@@ -148,7 +148,7 @@ class OtherWork:
         words = ("forward", self.device_type, str(size), batch, computed_kind(config), kind,
                  training.weights, *text_words(config), structure_of(trainable))  # fmt: skip
 
-        def rehearse() -> dict[str, int]:
+        def run_fake_step() -> dict[str, int]:
             used = self.meta_models.trainable(config)
             for part in used.parts:
                 part.module.to(DTYPES[kind])
@@ -156,7 +156,7 @@ class OtherWork:
             fake_step = fake_step_of(config, used, self.device_type)
             return {"peak": fake_step.drawing_peak(size, batch, caches_casts=caches)}
 
-        return self.costs.remembered(words, rehearse)["peak"]
+        return self.costs.remembered(words, run_fake_step)["peak"]
 
     def _encoding(self, config: RunConfig, model: BaseModel, batch: int) -> list[Moment]:
         """The VAE at work: before training, when a GPU has nothing else, and beside it."""
@@ -182,12 +182,12 @@ class OtherWork:
         words = ("encoding", str(size), batch, dataset.vae_precision, dataset.vae_tiling,
                  numbers_of(model.vae))  # fmt: skip
 
-        def rehearse() -> dict[str, int]:
+        def run_fake_step() -> dict[str, int]:
             vae = self.meta_models.vae()
             tile(vae, tiled=dataset.vae_tiling)
             return {"peak": encoding_peak(vae.to(DTYPES[dataset.vae_precision]), size, batch)}
 
-        return self.costs.remembered(words, rehearse)["peak"]
+        return self.costs.remembered(words, run_fake_step)["peak"]
 
 
 def text_words(config: RunConfig) -> tuple[object, ...]:

@@ -1,4 +1,4 @@
-"""What is settled before a run begins: settings that fit its memory, its batch size, if it fits."""
+"""Resolves settings before a run begins: those that fit its memory, its batch size, if it fits."""
 
 from __future__ import annotations
 
