@@ -63,7 +63,7 @@ def bucket_options(command: Callable[..., Any]) -> Callable[..., Any]:
 CACHE_DIR = click.option(
     "--cache-dir",
     type=click.Path(path_type=Path),
-    help="Where derived data is kept.  [default: .impasto in the folder of pictures]",
+    help="Where derived data is kept.  [default: .impasto in the folder of images]",
 )
 
 IMAGE_DIR = click.option(
