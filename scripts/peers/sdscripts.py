@@ -17,7 +17,7 @@ batch_size = 2
 min_bucket_reso = 64
 max_bucket_reso = 256
   [[datasets.subsets]]
-  image_dir = '{images}'
+  image_dir = '{pictures}'
   metadata_file = '{metadata}'
 """
 

@@ -244,7 +244,7 @@ def test_the_command_line(run_file, nano_model, tmp_path):
         *("--set", "saving.format=none", "--set", "saving.export_dtype=none"),
     )
     assert done.returncode == 0, done.stderr
-    assert "Trains    hypernetwork" in done.stdout
+    assert "Trains  hypernetwork" in done.stdout
     file = tmp_path / "run" / "export" / "style.pt"
     told = impasto("inspect", file)
     assert "A1111 .pt" in told.stdout

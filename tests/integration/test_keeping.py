@@ -198,7 +198,7 @@ def test_memory_that_runs_out_in_the_step_is_explained_and_nothing_lost(
     assert "The state after 3 steps is saved" in message
     assert message.partition("help most: ")[2].count("; ") == 2
     assert "training.gradient_checkpointing = true" in message
-    assert "training.batch_size = 2 with training.gradient_accumulation_steps = 2" in message
+    assert "training.batch_size = 2, training.gradient_accumulation_steps = 2" in message
     assert 'optimizer.kind = "adamw8bit"' in message
     assert caught.value.exit_code == 9
     assert exported(resume(config.output_dir)) == exported(whole)

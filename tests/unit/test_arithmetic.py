@@ -144,7 +144,7 @@ def test_each_update_of_recorded_kernels_begins_anew(train_config, monkeypatch):
     monkeypatch.setattr(torch.compiler, "cudagraph_mark_step_begin", lambda: marks.append(1))
     monkeypatch.setattr(build, "compile_unet", lambda *_, **__: None)
     for module in (build, trainer):
-        monkeypatch.setattr(module, "facts_of", lambda *_: Facts("cuda", 1, ""))
+        monkeypatch.setattr(module, "facts_of", lambda *_, **__: Facts("cuda", 1, ""))
     assert loop.torch is torch
     for graphs, expected in ((True, 2), (False, 0)):
         marks.clear()
