@@ -140,7 +140,7 @@ def test_states_of_earlier_versions_are_compared_by_what_they_say():
     old = {
         "seed": "42",
         "base model": "abc",
-        "dataset": "def",
+        "data set": "def",
         "optimizer": '{"kind":"adamw","lr":1e-05,"betas":null,"eps":null,"weight_decay":null,'
         '"arguments":{}}',
         "schedule": '{"kind":"linear","warmup_steps":0} over 6 steps',
@@ -148,7 +148,7 @@ def test_states_of_earlier_versions_are_compared_by_what_they_say():
     now = {
         "seed": "42",
         "base model": "abc",
-        "dataset": "def",
+        "data set": "def",
         "text_encoder of the base model": "new",
         "optimizer.kind": '"adamw"',
         "optimizer.lr": "1e-05",

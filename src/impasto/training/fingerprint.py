@@ -83,7 +83,7 @@ def run_fingerprint(config: RunConfig, facts: Facts) -> dict[str, str]:
         "base model": facts.hashes["unet"],
         **{f"{part} of the base model": h for part, h in facts.hashes.items() if part != "unet"},
         **_model_facts(facts.contents),
-        "dataset": _data_fingerprint(facts.training, facts.digests),
+        "data set": _data_fingerprint(facts.training, facts.digests),
         "forward passes per step": _passes(config, facts.num_processes),
         **settings_fingerprint(config),
         **{f"{name} (given in code)": described(part) for name, part in facts.code.items()},
@@ -108,13 +108,16 @@ def settings_fingerprint(config: RunConfig) -> dict[str, str]:
 
 
 _RENAMED = {
-    "data set": "dataset",
     "forward passes per update": "forward passes per step",
     "updates in all (the learning rate follows them)": (
         "steps in all (the learning rate follows them)"
     ),
 }
 """What states of earlier versions call it -> its name."""
+
+
+_SAID = {"data set": "dataset"}
+"""What is said to people of a name that states have; `dataset` is a section of old ones."""
 
 
 def differences(saved: Mapping[str, str], current: Mapping[str, str]) -> list[str]:
@@ -134,7 +137,7 @@ def differences(saved: Mapping[str, str], current: Mapping[str, str]) -> list[st
             continue
         was, now = (usual.get(name, _ABSENT) if value is None else value for value in (was, now))
         if was != now:
-            found.append(f"{name} (was {_shown(was)}, is {_shown(now)})")
+            found.append(f"{_SAID.get(name, name)} (was {_shown(was)}, is {_shown(now)})")
     return found
 
 
