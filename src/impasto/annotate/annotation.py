@@ -112,7 +112,7 @@ class Captioning:
 
 @dataclass(frozen=True)
 class Annotated(Generic[T]):
-    """What was done.
+    """What tagging or captioning did, counted by images.
 
     Attributes:
         written: Images that got words.

@@ -46,7 +46,7 @@ class Edit:
 
 @dataclass
 class Notes:
-    """A journal's content.
+    """What a journal says: the edits of one command, and how far it came.
 
     Attributes:
         command: What the command does, as text.

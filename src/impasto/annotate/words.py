@@ -183,7 +183,7 @@ class MetadataWords:
             self.close(journal)
 
     def close(self, journal: Journal) -> None:
-        """Write the file."""
+        """Write the metadata file with all captions and tags that were kept for it."""
         if not self._pending:
             return
         content = metadata_text(self.file, self._entries.values()).encode()

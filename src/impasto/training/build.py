@@ -76,9 +76,8 @@ def build_session(
     Raises:
         ImpastoError: As the parts it calls.
     """
-    require_compatible(
-        config, facts_of(config, accelerator.num_processes, device=accelerator.device)
-    )
+    processes, device = accelerator.num_processes, accelerator.device
+    require_compatible(config, facts_of(config, processes, device=device))
     set_arithmetic(tf32=config.training.tf32, deterministic=config.training.deterministic)
     strategy = build_strategy(config, accelerator)
     prompts = build_prompts(config)
@@ -106,11 +105,9 @@ def build_session(
     part_by_group = part_names(optimizer, trainable.parts)
     strategy.start(trainable.parts, optimizer)
 
-    sampler = build_epoch_sampler(config, prepared.training, accelerator.num_processes)
+    sampler = build_epoch_sampler(config, prepared.training, processes)
     steps = count_steps(config, sampler)
-    require_compatible(
-        config, facts_of(config, accelerator.num_processes, steps, accelerator.device)
-    )
+    require_compatible(config, facts_of(config, processes, steps, device))
     return Session(
         config=config,
         accelerator=accelerator,

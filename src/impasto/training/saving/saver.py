@@ -39,7 +39,7 @@ class EvaluationWeights(Protocol):
     """Puts the weights to export in the place of those that are trained, for a while."""
 
     def __call__(self, *, average: bool) -> contextlib.AbstractContextManager[None]:
-        """Args: average: Whether the running average is wanted, where one is kept."""
+        """Put them there; with `average`, the running average where one is kept."""
 
 
 class Saver:
