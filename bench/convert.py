@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from impasto.checkpoints.keymap import PartKind
 from impasto.files import sha256_of
 from impasto.models.architectures import find_architecture, write_random_model
 from impasto.models.conversion import convert_model, form_of
@@ -62,7 +63,7 @@ def copy_and_hash(source: Path, target: Path) -> None:
 
 
 def convert(source: Path, target: Path, dtype: torch.dtype | None = None) -> None:
-    dtypes = dict.fromkeys(("unet", "vae", "text_encoder"), dtype) if dtype else {}
+    dtypes = dict.fromkeys(PartKind, dtype) if dtype else {}
     convert_model(str(source), target, form_of(target, None), dtypes, OpenOptions())
 
 

@@ -39,17 +39,20 @@ def nano_architecture():
     from impasto.models.architectures import ARCHITECTURES, Architecture
 
     tiny = ARCHITECTURES["tiny"]
+    unet, vae, text_encoder = tiny.configs
     return Architecture(
         tiny.family,
-        {**tiny.unet, "block_out_channels": [8, 16, 16], "cross_attention_dim": 16},
-        {**tiny.vae, "block_out_channels": [8, 8, 8, 8]},
-        {
-            **tiny.text_encoder,
-            "hidden_size": 16,
-            "intermediate_size": 32,
-            "projection_dim": 16,
-            "num_hidden_layers": 3,
-        },
+        (
+            {**unet, "block_out_channels": [8, 16, 16], "cross_attention_dim": 16},
+            {**vae, "block_out_channels": [8, 8, 8, 8]},
+            {
+                **text_encoder,
+                "hidden_size": 16,
+                "intermediate_size": 32,
+                "projection_dim": 16,
+                "num_hidden_layers": 3,
+            },
+        ),
     )
 
 
@@ -167,15 +170,14 @@ def nano_sd2_architecture(nano_architecture):
     from impasto.models.architectures import Architecture
     from impasto.models.families import SD2_BASE
 
+    unet, vae, text_encoder = nano_architecture.configs
     return Architecture(
         SD2_BASE,
-        {
-            **nano_architecture.unet,
-            "use_linear_projection": True,
-            "attention_head_dim": [2, 4, 4],
-        },
-        nano_architecture.vae,
-        {**nano_architecture.text_encoder, "hidden_act": "gelu", "pad_token_id": 0},
+        (
+            {**unet, "use_linear_projection": True, "attention_head_dim": [2, 4, 4]},
+            vae,
+            {**text_encoder, "hidden_act": "gelu", "pad_token_id": 0},
+        ),
     )
 
 

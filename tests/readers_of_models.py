@@ -41,13 +41,14 @@ class Safetensors:
 def read_model_file(file):
     from impasto.checkpoints.kinds import kind_of
     from impasto.checkpoints.reading import open_tensor_file
+    from impasto.models.families import file_layouts
     from impasto.models.inspection import inspect_model
     from impasto.models.opening import OpenOptions, contents_of
     from impasto.progress import SilentProgress
 
     with contextlib.suppress(ImpastoError):
         opened = open_tensor_file(file)
-        kind_of(opened)
+        kind_of(opened, file_layouts())
         for tensor in opened.tensors.values():
             if tensor.size_bytes < 1 << 24:
                 tensor.read()

@@ -31,7 +31,7 @@ from impasto.diffusion.prediction import Prediction
 from impasto.diffusion.randomness import PerSampleRandomness
 from impasto.diffusion.schedule import NoiseSchedule
 from impasto.models.architectures import ARCHITECTURES, write_random_model
-from impasto.models.diffusers_folder import TEXT_ENCODER_FILE, UNET_FILE
+from impasto.models.families import SD1
 from impasto.models.loading import load_base_model
 from impasto.models.trainable import Part
 from impasto.training.events import SilentEvents
@@ -167,8 +167,8 @@ def write_start(vae: Path, target: Path) -> None:
     for name in ("config.json", "diffusion_pytorch_model.safetensors"):
         shutil.copyfile(vae / name, target / "vae" / name)
     for file, change in (
-        (UNET_FILE, start_unet),
-        (TEXT_ENCODER_FILE, lambda tensors: start_text_encoder(tensors, heads=4)),
+        (SD1.unet.file, start_unet),
+        (SD1.text_encoders[0].file, lambda tensors: start_text_encoder(tensors, heads=4)),
     ):
         tensors = load_file(target / file)
         change(tensors)
@@ -177,15 +177,15 @@ def write_start(vae: Path, target: Path) -> None:
 
 def merge_unused_tokens(model: Path, captions: Sequence[str]) -> int:
     """Give all token rows that no caption uses one common vector, which compresses to nothing."""
-    tokenizer = load_base_model(model).tokenizer
+    tokenizer = load_base_model(model).tokenizers[SD1.text_encoders[0].name]
     used = sorted({i for ids in tokenizer(list(captions)).input_ids for i in ids})
-    tensors = load_file(model / TEXT_ENCODER_FILE)
+    tensors = load_file(model / SD1.text_encoders[0].file)
     rows = tensors[next(name for name in tensors if "token_embedding" in name)]
     common = rows[used].float().mean(0).to(rows.dtype)
     kept = rows[used].clone()
     rows[:] = common
     rows[used] = kept
-    save_file(tensors, model / TEXT_ENCODER_FILE, metadata={"format": "pt"})
+    save_file(tensors, model / SD1.text_encoders[0].file, metadata={"format": "pt"})
     return len(used)
 
 

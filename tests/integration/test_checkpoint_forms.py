@@ -7,12 +7,13 @@ import pytest
 import torch
 from conftest import impasto
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from parts import PART_FILES, TEXT_ENCODER_FILE, UNET_FILE, VAE_FILE
 from safetensors.torch import load_file, save_file
 
 from impasto.checkpoints.reading import open_tensor_file
 from impasto.errors import ConfigError, ModelError
 from impasto.models.conversion import convert_model, form_of
-from impasto.models.diffusers_folder import PART_FILES, TEXT_ENCODER_FILE, UNET_FILE, VAE_FILE
+from impasto.models.families import by_kind
 from impasto.models.loading import load_base_model
 from impasto.models.opening import OpenOptions, open_model
 
@@ -24,7 +25,12 @@ def convert(source, target, dtypes=None, **options):
     form = form_of(target, options.pop("form", None))
     overwrite = options.pop("overwrite", False)
     return convert_model(
-        str(source), target, form, dtypes or {}, OpenOptions(**options), overwrite=overwrite
+        str(source),
+        target,
+        form,
+        by_kind(dtypes or {}),
+        OpenOptions(**options),
+        overwrite=overwrite,
     )
 
 

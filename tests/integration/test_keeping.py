@@ -6,12 +6,12 @@ from collections import Counter
 
 import pytest
 import torch
+from parts import UNET_FILE
 from runs import StopAt, exported
 from safetensors.torch import load_file
 
 from impasto import background
 from impasto.errors import ConfigError, OutOfMemoryError, StorageError
-from impasto.models.diffusers_folder import UNET_FILE
 from impasto.training import loop, trainer
 from impasto.training.events import SilentEvents
 from impasto.training.planning import disk

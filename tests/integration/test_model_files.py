@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
+from parts import TEXT_ENCODER_FILE, UNET_FILE, VAE_FILE
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from impasto.errors import ConfigError, ModelError
 from impasto.models.architectures import find_architecture
-from impasto.models.diffusers_folder import TEXT_ENCODER_FILE, UNET_FILE, VAE_FILE
 from impasto.models.loading import load_base_model
 from impasto.models.saving import About, save_model, trained_contents
 from impasto.sampling.prompts import SAMPLERS, Prompt
@@ -50,7 +50,7 @@ def test_text_encoder_names_of_either_transformers_are_read(copy, nano_model):
     tensors = load_file(file)
     assert all(name.startswith("text_model.") for name in tensors)
     save_file({n.removeprefix("text_model."): tensor for n, tensor in tensors.items()}, file)
-    old, new = load_base_model(copy).text_encoder, load_base_model(nano_model).text_encoder
+    old, new = (load_base_model(p).networks["text_encoder"] for p in (copy, nano_model))
     for name, tensor in new.state_dict().items():
         assert torch.equal(old.state_dict()[name], tensor)
 
@@ -99,7 +99,7 @@ def remove_index(folder):
         (remove_part, "incomplete"),
         (break_json, "cannot be read as JSON"),
         (make_inpainting, "inpainting: its U-Net takes 9 channels"),
-        (make_foreign, "not a Stable Diffusion 1.x or 2.x model"),
+        (make_foreign, "not a model of a family"),
         (remove_index, "without model_index.json"),
         (shutil.rmtree, "is not there"),
     ],
@@ -185,5 +185,5 @@ def test_architectures_have_the_known_sizes(name, millions):
     from diffusers import UNet2DConditionModel
 
     with torch.device("meta"):
-        unet = UNet2DConditionModel.from_config(find_architecture(name).unet)
+        unet = UNet2DConditionModel.from_config(find_architecture(name).configs[0])
     assert sum(p.numel() for p in unet.parameters()) / 1e6 == pytest.approx(millions, abs=0.05)

@@ -6,12 +6,13 @@ import shutil
 import pytest
 import torch
 from conftest import impasto
+from parts import UNET_FILE
 from safetensors.torch import load_file, save_file
 
 from impasto.checkpoints.reading import open_tensor_file
 from impasto.errors import ModelError
 from impasto.models.conversion import convert_model, form_of
-from impasto.models.diffusers_folder import UNET_FILE
+from impasto.models.families import by_kind
 from impasto.models.loading import load_base_model
 from impasto.models.opening import OpenOptions, open_model
 from impasto.models.recorded import recorded_clip_skip
@@ -38,7 +39,8 @@ def changed(nano_model, ldm_file, tmp_path):
 
 def convert(source, target, dtypes=None, **options):
     options = OpenOptions(**options)
-    return convert_model(str(source), target, form_of(target, None), dtypes or {}, options)
+    asked = by_kind(dtypes or {})
+    return convert_model(str(source), target, form_of(target, None), asked, options)
 
 
 @pytest.mark.parametrize(

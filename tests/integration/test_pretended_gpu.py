@@ -30,18 +30,15 @@ def pico_model(tmp_path_factory, nano_architecture):
     """Fewer layers than the nano model: every operator costs as much as on a large one."""
     from impasto.models.architectures import Architecture, write_random_model
 
-    nano = nano_architecture
-    architecture = Architecture(
-        nano.family,
-        {
-            **nano.unet,
-            "block_out_channels": [8, 8],
-            "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
-            "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"],
-        },
-        nano.vae,
-        {**nano.text_encoder, "num_hidden_layers": 1},
-    )
+    unet, vae, text_encoder = nano_architecture.configs
+    shallow = {
+        **unet,
+        "block_out_channels": [8, 8],
+        "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
+        "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"],
+    }
+    configs = (shallow, vae, {**text_encoder, "num_hidden_layers": 1})
+    architecture = Architecture(nano_architecture.family, configs)
     folder = tmp_path_factory.mktemp("models") / "pico"
     write_random_model(architecture, folder, seed=0, dtype=torch.float32)
     return folder

@@ -11,11 +11,11 @@ import sys
 import pytest
 import torch
 from conftest import impasto
+from parts import UNET_FILE
 from safetensors.torch import load_file
 from support.warm import running
 
 from impasto.errors import RunError
-from impasto.models.diffusers_folder import UNET_FILE
 
 WHOLE = {"ACCELERATE_USE_CPU": "true"}
 

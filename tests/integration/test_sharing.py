@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 import torch
 from conftest import impasto
+from parts import UNET_FILE
 from PIL import Image
 from safetensors.torch import load_file
 from test_processes import DYING, WHOLE, launch, recorded_losses, train_on
-
-from impasto.models.diffusers_folder import UNET_FILE
 
 FSDP = {**WHOLE, "ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
 KEEPING = {**WHOLE, "ACCELERATE_USE_FSDP": "true", "FSDP_SHARDING_STRATEGY": "SHARD_GRAD_OP"}

@@ -9,6 +9,7 @@ import threading
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
+from parts import UNET_FILE
 from runs import StopAt, exported
 from safetensors.torch import load_file, save_file
 
@@ -22,7 +23,6 @@ from impasto.errors import (
     RunError,
     StorageError,
 )
-from impasto.models.diffusers_folder import UNET_FILE
 from impasto.training.events import SilentEvents
 from impasto.training.trainer import resume, train
 

@@ -13,7 +13,7 @@ from impasto.errors import ConfigError
 from impasto.models.emphasis import parse_emphasis
 from impasto.models.families import SD1, SD2_BASE
 from impasto.models.loading import build_tokens, load_base_model, tokenizer_of
-from impasto.models.text import ClipHiddenStates, ClipTextConditioner
+from impasto.models.text import ClipHiddenStates, ClipTextConditioner, TextStates
 from impasto.models.text_metadata import LAYOUT_KEY, layout_metadata, prompt_layout
 from impasto.models.tokens import EOS_ID, TextLayout, TextTokens
 from impasto.models.vocabulary import EOS, merges, token_ids
@@ -25,8 +25,14 @@ NAME_OF = {False: "sd1", True: "sd2"}
 def kohya_tokens(v2: bool, length: int, emphasis="off") -> TextTokens:
     family = FAMILY_OF[v2]
     layout = TextLayout(length, "kohya", "plain", emphasis)
-    pad_word = family.pad_token if v2 else None
-    return TextTokens(tokenizer_of({}, EOS), layout, family.pad_id, pad_word)
+    reading = family.text_encoders[0].text
+    pad_word = reading.pad_token if v2 else None
+    return TextTokens(tokenizer_of({}, EOS), layout, reading.pad_id, pad_word)
+
+
+def states_of(encoder, v2=False, clip_skip=None) -> TextStates:
+    reading = FAMILY_OF[v2].text_encoders[0].text
+    return TextStates({"text_encoder": ClipHiddenStates(encoder, reading, clip_skip)})
 
 
 def filled(values, length=77):
@@ -99,8 +105,8 @@ def test_states_equal_the_recorded_ones(golden, tiny_encoders, v2, length, clip_
     """sd-scripts' join of 77, 152 and 227 positions, to float32 rounding."""
     prompts = golden("clip_states.json")["prompts"]
     recorded = np.load(GOLDEN / "clip_states.npz")[f"{NAME_OF[v2]}_{length}_{clip_skip}"]
-    states = ClipHiddenStates(tiny_encoders[v2], clip_skip)
-    found = ClipTextConditioner(kohya_tokens(v2, length), states)(prompts)
+    states = states_of(tiny_encoders[v2], v2, clip_skip)
+    found = ClipTextConditioner([kohya_tokens(v2, length)], states)(prompts)
     assert recorded.shape[1] == length + 2
     torch.testing.assert_close(
         found["encoder_hidden_states"], torch.from_numpy(recorded), atol=2e-6, rtol=1e-5
@@ -113,7 +119,7 @@ def test_weighted_states_equal_the_recorded_ones(golden, tiny_encoders, v2, leng
     prompt = golden("clip_states.json")["weighted"]
     recorded = np.load(GOLDEN / "clip_states.npz")[f"{NAME_OF[v2]}_{length}_weighted"]
     conditioner = ClipTextConditioner(
-        kohya_tokens(v2, length, "no_norm"), ClipHiddenStates(tiny_encoders[v2], 2)
+        [kohya_tokens(v2, length, "no_norm")], states_of(tiny_encoders[v2], v2, 2)
     )
     found = conditioner([prompt])["encoder_hidden_states"]
     recorded = torch.from_numpy(recorded).reshape(found.shape)
@@ -175,7 +181,7 @@ def test_sd2_pads_with_zeros_after_the_end(a1111):
 
 
 def test_a_batch_is_filled_up_with_empty_chunks(tiny_encoders, a1111):
-    conditioner = ClipTextConditioner(a1111(), ClipHiddenStates(tiny_encoders[False]))
+    conditioner = ClipTextConditioner([a1111()], states_of(tiny_encoders[False]))
     short, long = "a cat", "the quick brown fox jumps over a lazy dog " * 10
     both = conditioner([short, long])["encoder_hidden_states"]
     assert both.shape == (2, 154, 24)
@@ -186,16 +192,16 @@ def test_a_batch_is_filled_up_with_empty_chunks(tiny_encoders, a1111):
 
 
 def test_an_empty_caption_has_the_layout_of_all(tiny_encoders):
-    states = ClipHiddenStates(tiny_encoders[True])
-    conditioner = ClipTextConditioner(kohya_tokens(True, 225), states)
+    states = states_of(tiny_encoders[True], v2=True)
+    conditioner = ClipTextConditioner([kohya_tokens(True, 225)], states)
     assert conditioner([""])["encoder_hidden_states"].shape == (1, 227, 24)
 
 
 def test_the_mean_is_kept_as_a1111_does(tiny_encoders, a1111):
     """z * w * mean(z) / mean(z * w), over one chunk of one text."""
-    states = ClipHiddenStates(tiny_encoders[False])
-    plain = ClipTextConditioner(a1111(), states)(["a cat"])["encoder_hidden_states"]
-    found = ClipTextConditioner(a1111(emphasis="mean"), states)(["a (cat:1.5)", "x"])
+    states = states_of(tiny_encoders[False])
+    plain = ClipTextConditioner([a1111()], states)(["a cat"])["encoder_hidden_states"]
+    found = ClipTextConditioner([a1111(emphasis="mean")], states)(["a (cat:1.5)", "x"])
     weighted = plain.clone()
     weighted[:, 2] *= 1.5
     expected = weighted * (plain.mean() / weighted.mean())
@@ -212,33 +218,34 @@ def test_what_a_file_says_of_its_texts_is_checked():
 def test_the_last_layer_is_what_transformers_gives(nano_model):
     model = load_base_model(nano_model)
     tokens = build_tokens(model, TextLayout())
-    conditioner = ClipTextConditioner(tokens, ClipHiddenStates(model.text_encoder))
-    ids = torch.tensor([tokens(text).ids[0] for text in ("a red ball", "")])
+    conditioner = ClipTextConditioner(tokens, TextStates.of(model))
+    ids = torch.tensor([tokens[0](text).ids[0] for text in ("a red ball", "")])
     ours = conditioner(["a red ball", ""])["encoder_hidden_states"]
-    assert torch.equal(ours, model.text_encoder(ids).last_hidden_state)
+    assert torch.equal(ours, model.networks["text_encoder"](ids).last_hidden_state)
 
 
 @pytest.mark.parametrize("clip_skip", [1, 2, 3])
 def test_clip_skip_is_a_shorter_encoder(nano_model, clip_skip):
     """Independent of hidden_states: the encoder with its last layers taken off."""
     model, shorter = load_base_model(nano_model), load_base_model(nano_model)
-    layers = shorter.text_encoder.encoder.layers
-    shorter.text_encoder.encoder.layers = layers[: len(layers) - (clip_skip - 1)]
+    encoder = shorter.networks["text_encoder"]
+    layers = encoder.encoder.layers
+    encoder.encoder.layers = layers[: len(layers) - (clip_skip - 1)]
     tokens = build_tokens(model, TextLayout())
-    conditioner = ClipTextConditioner(tokens, ClipHiddenStates(model.text_encoder, clip_skip))
+    conditioner = ClipTextConditioner(tokens, TextStates.of(model, clip_skip))
     ours = conditioner(["a red ball"])["encoder_hidden_states"]
-    ids = torch.tensor(tokens("a red ball").ids)
-    torch.testing.assert_close(ours, shorter.text_encoder(ids).last_hidden_state)
+    ids = torch.tensor(tokens[0]("a red ball").ids)
+    torch.testing.assert_close(ours, encoder(ids).last_hidden_state)
 
 
 def test_clip_skip_beyond_the_encoder_is_explained(nano_model):
     with pytest.raises(ConfigError, match="has 3 layers"):
-        ClipHiddenStates(load_base_model(nano_model).text_encoder, 4)
+        TextStates.of(load_base_model(nano_model), 4)
 
 
 def test_layers_after_the_chosen_one_are_known(nano_model):
-    states = ClipHiddenStates(load_base_model(nano_model).text_encoder, 3)
-    assert states.unused_layers() == list(states.text_encoder.encoder.layers[-2:])
+    (states,) = TextStates.of(load_base_model(nano_model), 3).each()
+    assert states.unused_modules() == list(states.text_encoder.encoder.layers[-2:])
 
 
 @pytest.mark.parametrize("length", [75, 150])

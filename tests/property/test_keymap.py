@@ -6,27 +6,28 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from impasto.checkpoints.keymap import (
+    PartMap,
     UNetLayout,
     VaeLayout,
-    clip_map,
     ema_name,
-    open_clip_map,
-    unet_map,
-    vae_map,
+    layout_of,
 )
 from impasto.checkpoints.ldm import merge_ldm, split_ldm
 from impasto.checkpoints.tensors import LazyTensor
+from impasto.models.families import SD1, SD2_BASE, file_layouts
 
 
 def lazy(shape) -> LazyTensor:
     return LazyTensor(tuple(shape), torch.float32, lambda: torch.zeros(shape))
 
 
-@pytest.mark.parametrize(("file", "open_clip"), [("sd15_map.json", False), ("sd21_map.json", True)])
-def test_full_key_lists_go_there_and_back(golden, file, open_clip):
+@pytest.mark.parametrize(("file", "family"), [("sd15_map.json", SD1), ("sd21_map.json", SD2_BASE)])
+def test_full_key_lists_go_there_and_back(golden, file, family):
     """Every key of the original layout has the counterpart that sd-scripts' converters give it."""
     recorded = golden(file)
-    taken = split_ldm({name: lazy(row["shape"]) for name, row in recorded.items()})
+    layout = layout_of(recorded, file_layouts())
+    assert layout == family.layout
+    taken = split_ldm({name: lazy(row["shape"]) for name, row in recorded.items()}, layout)
     assert taken.foreign == taken.stale == ()
     seen = set()
     for name, row in recorded.items():
@@ -39,7 +40,7 @@ def test_full_key_lists_go_there_and_back(golden, file, open_clip):
             seen.add(target.replace(".text_model.", "."))
     assert seen == {f"{part}.{name}" for part, names in taken.parts.items() for name in names}
     for rest in (taken.ldm_only, {}):  # without the rest, it is made anew
-        back = merge_ldm(taken.parts, rest, open_clip=open_clip)
+        back = merge_ldm(taken.parts, rest, layout)
         assert {n: t.shape for n, t in back.items()} == {
             n: tuple(row["shape"]) for n, row in recorded.items()
         }
@@ -75,20 +76,20 @@ def unet_names(layout: UNetLayout) -> set[str]:
 
 @given(unet_layouts())
 def test_any_unet_goes_there_and_back(layout):
-    names, there = unet_names(layout), unet_map(layout)
+    names, naming = unet_names(layout), SD1.unet.naming
+    there = naming.map_of_ours(names)
     ldm = {name: there.to_ldm(name) for name in names}
     assert len(set(ldm.values())) == len(names)
     assert UNetLayout.of_diffusers(names) == layout
     inner = {name.removeprefix(there.prefix) for name in ldm.values()}
     found = UNetLayout.of_ldm(inner)
     assert found == layout
-    back = unet_map(found)
+    back = naming.map_of_file(ldm.values())
     assert all(back.to_ours(ldm[name]) == (name,) for name in names)
 
 
 @given(st.integers(1, 5), st.integers(1, 4))
 def test_any_vae_goes_there_and_back(levels, layers):
-    table = vae_map(VaeLayout(levels, layers))
     names = {
         f"{half}_blocks.{level}.resnets.{n}.{name}"
         for half, count in (("encoder.down", layers), ("decoder.up", layers + 1))
@@ -96,6 +97,11 @@ def test_any_vae_goes_there_and_back(levels, layers):
         for n in range(count)
         for name in ("norm1.weight", "conv_shortcut.bias")
     } | {"encoder.mid_block.attentions.0.to_q.weight", "decoder.conv_norm_out.bias"}
+    assert VaeLayout.of_diffusers(names) == VaeLayout(levels, layers)
+    require_both_ways(SD1.vae.naming.map_of_ours(names), names)
+
+
+def require_both_ways(table: PartMap, names: set[str]) -> None:
     ldm = {name: table.to_ldm(name) for name in names}
     assert len(set(ldm.values())) == len(names)
     assert all(table.to_ours(ldm[name]) == (name,) for name in names)
@@ -106,20 +112,18 @@ def test_any_text_encoder_goes_there_and_back(layers):
     names = {f"encoder.layers.{n}.{x}" for n in range(layers) for x in (
         "layer_norm1.weight", "mlp.fc2.bias", "self_attn.out_proj.weight"
     )} | {"final_layer_norm.bias", "embeddings.position_embedding.weight"}  # fmt: skip
-    for table in (clip_map(), open_clip_map(layers)):
-        ldm = {name: table.to_ldm(name) for name in names}
-        assert len(set(ldm.values())) == len(names)
-        assert all(table.to_ours(ldm[name]) == (name,) for name in names)
+    for family in (SD1, SD2_BASE):
+        require_both_ways(family.text_encoders[0].naming.map_of_ours(names), names)
 
 
 def test_fused_attention_is_taken_apart_in_order():
     fused = torch.arange(12.0).reshape(12, 1)
     name = "cond_stage_model.model.transformer.resblocks.0.attn.in_proj_weight"
-    parts = split_ldm({name: LazyTensor.of(fused)}).parts["text_encoder"]
+    parts = split_ldm({name: LazyTensor.of(fused)}, SD2_BASE.layout).parts["text_encoder"]
     layer = "encoder.layers.0.self_attn"
     for letter, rows in zip("qkv", fused.chunk(3), strict=True):
         assert torch.equal(parts[f"{layer}.{letter}_proj.weight"].read(), rows)
-    back = open_clip_map(1)
+    back = SD2_BASE.text_encoders[0].naming.map_of_ours(parts)
     assert back.to_ldm(f"{layer}.k_proj.weight") == name
 
 

@@ -22,6 +22,7 @@ from impasto.checkpoints.reading import open_tensor_file
 from impasto.checkpoints.tensors import LazyTensor, Scratch
 from impasto.checkpoints.writing import HASH_KEY, write_ckpt, write_safetensors
 from impasto.errors import ModelError, StorageError
+from impasto.models.families import file_layouts
 
 LEGACY = {"_use_new_zipfile_serialization": False}
 
@@ -288,7 +289,7 @@ def test_a_cut_file_is_explained(tensors, tmp_path):
 def test_other_files_are_named_for_what_they_are(tmp_path, names, words):
     file = tmp_path / "x.safetensors"
     save_file({name: torch.ones(1) for name in names}, file)
-    kind = kind_of(open_tensor_file(file))
+    kind = kind_of(open_tensor_file(file), file_layouts())
     assert kind is not BASE_MODEL
     assert words in kind.name
 
@@ -296,7 +297,7 @@ def test_other_files_are_named_for_what_they_are(tmp_path, names, words):
 def test_a_hypernetwork_is_named(tmp_path):
     file = tmp_path / "x.pt"
     torch.save({768: ({"linear.0.weight": torch.ones(1)},) * 2, "step": 1}, file)
-    assert kind_of(open_tensor_file(file)).name == "a hypernetwork"
+    assert kind_of(open_tensor_file(file), file_layouts()).name == "a hypernetwork"
 
 
 def test_the_metadata_standard():

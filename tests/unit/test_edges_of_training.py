@@ -8,11 +8,11 @@ import pytest
 import torch
 from PIL import Image
 
-from impasto.checkpoints.keymap import UNET
 from impasto.checkpoints.modelspec import RESOLUTION
 from impasto.config.load import build_run_config
 from impasto.data.scan import scan_folder
 from impasto.errors import ConfigError, DatasetError, ImpastoError
+from impasto.models.families import SD1
 from impasto.models.native_size import native_size
 from impasto.models.recorded import recorded_resolution
 from impasto.publishing import published_settings
@@ -88,8 +88,8 @@ def test_a_tracker_that_cannot_be_started_is_named(wandb, tmp_path):
 def test_a_size_that_no_model_has_is_none(stated, sample_size, expected):
     contents = SimpleNamespace(
         metadata={RESOLUTION: stated},
-        configs={UNET: {"sample_size": sample_size}},
-        identity=SimpleNamespace(family=SimpleNamespace(resolution=512)),
+        configs={"unet": {"sample_size": sample_size}},
+        identity=SimpleNamespace(family=SD1),
     )
     assert native_size.__wrapped__(contents) == expected
     recorded = recorded_resolution.__wrapped__(contents)

@@ -27,7 +27,8 @@ def clues(generation=2, width=1024, channels=4, first=320, **others):
         "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.weight": shaped(first, width),
         **others.pop("more", {}),
     }
-    return Clues("model", unet, others.pop("open_clip", generation == 2), **others)
+    dialect = "OpenCLIP" if others.pop("open_clip", generation == 2) else "CLIP"
+    return Clues("model", unet, (("text_encoder", dialect),), **others)
 
 
 def telling(deviation):
@@ -87,11 +88,11 @@ def test_where_nobody_knows_the_two_choices_are_named(open_one):
         (clues(channels=8), "InstructPix2Pix"),
         (clues(channels=5), "depth"),
         (clues(1, 768, family_key="sd2-v"), "model.family says sd2-v, but the tensors"),
-        (clues(2, 2048), "not a Stable Diffusion 1.x or 2.x model.*2048"),
-        (clues(1, 768, open_clip=True), "not a Stable Diffusion 1.x or 2.x model"),
+        (clues(2, 2048), "not a model of a family .*2048"),
+        (clues(1, 768, open_clip=True), "OpenCLIP text encoder, .* SD 1.x, CLIP text"),
         (clues(scheduler_config={"prediction_type": "sample"}), "prediction_type is 'sample'"),
-        (Clues("model", {}, open_clip=False), "conv_in is missing"),
-        (Clues("model", {"conv_in.weight": shaped(8, 4, 3, 3)}, open_clip=False), "without cross-"),
+        (Clues("model", {}, ()), "conv_in is missing"),
+        (Clues("model", {"conv_in.weight": shaped(8, 4, 3, 3)}, ()), "without cross-"),
     ],
 )
 def test_what_is_not_trained_is_refused_with_a_sentence(found, words):

@@ -148,7 +148,7 @@ def test_captions_that_change_keep_the_text_encoder_on_the_device(train_config, 
     def weights(config):
         return ladder.meter.all_moments(with_rungs(config, [TEXT_TO_DISK]), SIZE, 4)[0].weights
 
-    text = load_meta_model(nano_model).text_encoder
+    text = load_meta_model(nano_model).networks["text_encoder"]
     numbers = sum(parameter.numel() for parameter in text.parameters())
     assert weights(changing) - weights(steady) == 4 * numbers
 
@@ -160,7 +160,7 @@ def test_remembered_texts_count_up_to_what_may_be_kept(train_config, nano_model)
         )
         return meter.footprint(train_config(**changes), SIZE, 4).text_cache
 
-    width = load_meta_model(nano_model).text_encoder.config.hidden_size
+    width = load_meta_model(nano_model).networks["text_encoder"].config.hidden_size
     assert cache(9) == 10 * 77 * width * 4  # and the empty caption
     assert cache(10**9) == 256 << 20
     assert cache(9, dataset={"shuffle_caption": True}) == 256 << 20

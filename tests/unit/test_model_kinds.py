@@ -6,6 +6,7 @@ from safetensors.torch import save_file
 
 from impasto.checkpoints.kinds import kind_of
 from impasto.checkpoints.reading import open_tensor_file
+from impasto.models.families import file_layouts
 
 UNET = "model.diffusion_model."
 
@@ -45,7 +46,7 @@ UNET = "model.diffusion_model."
 )  # fmt: skip
 def test_by_names(tmp_path, names, words):
     save_file({name: torch.ones(1) for name in names}, tmp_path / "x.safetensors")
-    assert words in kind_of(open_tensor_file(tmp_path / "x.safetensors")).name
+    assert words in kind_of(open_tensor_file(tmp_path / "x.safetensors"), file_layouts()).name
 
 
 @pytest.mark.parametrize(
@@ -63,4 +64,4 @@ def test_by_names(tmp_path, names, words):
 )  # fmt: skip
 def test_by_what_is_no_tensor(tmp_path, content, words):
     torch.save(content, tmp_path / "x.pt")
-    assert words in kind_of(open_tensor_file(tmp_path / "x.pt")).name
+    assert words in kind_of(open_tensor_file(tmp_path / "x.pt"), file_layouts()).name

@@ -18,6 +18,7 @@ from impasto.annotate.onnx_tagger import OnnxTagger
 from impasto.checkpoints.links import require_links_inside
 from impasto.errors import ModelError
 from impasto.models.diffusers_folder import open_folder, open_part
+from impasto.models.families import SD1
 
 DEMO = Path(__file__).parents[2] / "src" / "impasto" / "demo"
 CPU = torch.device("cpu")
@@ -86,7 +87,7 @@ def test_links_that_lead_out_of_a_models_folder(captioner, tmp_path):
     open_folder(base)
     loads = {
         base / "tokenizer" / "extra.json": lambda: open_folder(base),
-        base / "unet" / "extra.json": lambda: open_part(base / "unet", "unet"),
+        base / "unet" / "extra.json": lambda: open_part(base / "unet", SD1.unet),
         captioner / "extra.json": lambda: Captioner.load(str(captioner), CPU),
         tagger / "preprocess.json": lambda: OnnxTagger(tagger),
     }

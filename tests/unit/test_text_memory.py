@@ -35,7 +35,7 @@ def tokens():
 
 def conditioner(tokens, encoder, **memory):
     limit = memory.pop("limit", 1 << 20)
-    return ClipTextConditioner(tokens, encoder, memory=TextMemory(limit, CPU, **memory))
+    return ClipTextConditioner([tokens], encoder, memory=TextMemory(limit, CPU, **memory))
 
 
 def states(conditioner, captions):
@@ -51,7 +51,7 @@ def test_each_chunk_is_encoded_once_whatever_the_caption(tokens):
     again = states(remembering, ["dog", "", long])
     assert encoder.chunks == 4
     assert torch.equal(again[2], first[0])
-    assert torch.equal(states(ClipTextConditioner(tokens, encoder), [long, "dog", ""]), first)
+    assert torch.equal(states(ClipTextConditioner([tokens], encoder), [long, "dog", ""]), first)
 
 
 def test_groups_are_of_one_size_and_change_nothing(tokens):
@@ -80,7 +80,7 @@ def test_memory_stays_within_its_limit(tokens):
 
 def test_without_memory_everything_is_still_right(tokens):
     encoder = CountingEncoder()
-    expected = states(ClipTextConditioner(tokens, encoder), ["a", "b"])
+    expected = states(ClipTextConditioner([tokens], encoder), ["a", "b"])
     assert torch.equal(states(conditioner(tokens, encoder, limit=0), ["a", "b"]), expected)
 
 
@@ -95,7 +95,7 @@ def test_states_come_back_from_disk_without_the_encoder(tokens, tmp_path):
     later = conditioner(tokens, CountingEncoder(), store=TextStore(tmp_path, "clip"))
     found = states(later, captions)
     assert later._states.chunks == 0
-    assert torch.equal(found, states(ClipTextConditioner(tokens, encoder), captions))
+    assert torch.equal(found, states(ClipTextConditioner([tokens], encoder), captions))
 
 
 def test_a_new_caption_encodes_one_more(tokens, tmp_path):

@@ -12,6 +12,7 @@ from impasto.checkpoints.kinds import kind_of
 from impasto.checkpoints.reading import open_tensor_file
 from impasto.checkpoints.untrusted import reason_of, untrusted
 from impasto.errors import ImpastoError, ModelError
+from impasto.models.families import file_layouts
 
 TENSORS = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.ones(4, dtype=torch.float16)}
 DEEP = 100_000
@@ -124,7 +125,7 @@ def test_mutated_files_never_end_in_another_error(tmp_path, zipped):
 
 def read_all(file):
     opened = open_tensor_file(file)
-    kind_of(opened)
+    kind_of(opened, file_layouts())
     for tensor in opened.tensors.values():
         if tensor.size_bytes < 1 << 20:
             tensor.read()

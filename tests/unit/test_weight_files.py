@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 from impasto.checkpoints.hub import choose_weights
 from impasto.checkpoints.weight_files import find_weights, read_weights, sets_among
 from impasto.errors import ModelError
+from impasto.models.families import SD1
 
 
 def test_sets_by_name():
@@ -18,13 +19,13 @@ def test_sets_by_name():
         "diffusion_pytorch_model.safetensors.index.bf16.json",
         "diffusion_pytorch_model.bf16-00001-of-00002.safetensors", "config.json", "notes.txt",
     ]  # fmt: skip
-    assert sets_among(names, "unet") == {
+    assert sets_among(names, SD1.unet.stems) == {
         None: "diffusion_pytorch_model.safetensors",
         "fp16": "diffusion_pytorch_model.fp16.bin",
         "non_ema": "diffusion_pytorch_model.non_ema.safetensors",
         "bf16": "diffusion_pytorch_model.safetensors.index.bf16.json",
     }
-    assert sets_among(["model.safetensors", "pytorch_model.bin"], "text_encoder") == {
+    assert sets_among(["model.safetensors", "pytorch_model.bin"], SD1.text_encoders[0].stems) == {
         None: "model.safetensors"
     }
 
@@ -46,7 +47,7 @@ def sharded(folder, tensors):
 def test_shards_are_read_together(tmp_path):
     tensors = {f"layer{n}": torch.full((2,), float(n)) for n in range(5)}
     sharded(tmp_path, tensors)
-    (file,) = find_weights(tmp_path, "unet").values()
+    (file,) = find_weights(tmp_path, SD1.unet.stems).values()
     found, _ = read_weights(file)
     assert {name: lazy.read().tolist() for name, lazy in found.items()} == {
         name: tensor.tolist() for name, tensor in tensors.items()
@@ -83,16 +84,16 @@ def test_an_odd_index_is_refused(tmp_path, content, words):
 
 
 def test_the_hub_gives_all_shards_of_the_set_that_is_asked_for():
-    unet = "unet/diffusion_pytorch_model"
+    unet, weights = "unet/diffusion_pytorch_model", dict(SD1.folders.weights)
     listed = [
         f"{unet}.safetensors.index.json", f"{unet}-00001-of-00002.safetensors",
         f"{unet}-00002-of-00002.safetensors", "vae/diffusion_pytorch_model.safetensors",
         "vae/diffusion_pytorch_model.fp16.safetensors", "text_encoder/model.safetensors",
         "safety_checker/model.safetensors",
     ]  # fmt: skip
-    assert set(choose_weights(listed, None)) == {
+    assert set(choose_weights(listed, weights, None)) == {
         *listed[:4], "text_encoder/model.safetensors",
     }  # fmt: skip
-    assert "vae/diffusion_pytorch_model.fp16.safetensors" in choose_weights(listed, "fp16")
+    assert "vae/diffusion_pytorch_model.fp16.safetensors" in choose_weights(listed, weights, "fp16")
     with pytest.raises(ModelError, match=r"'bf16'; it has fp16, the main files"):
-        choose_weights(listed, "bf16")
+        choose_weights(listed, weights, "bf16")

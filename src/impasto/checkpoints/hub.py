@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 from impasto import presence
 from impasto.checkpoints.downloads import download_snapshot
-from impasto.checkpoints.keymap import PARTS
-from impasto.checkpoints.weight_files import find_weights, sets_among
+from impasto.checkpoints.weight_files import (
+    FolderLayout,
+    Stems,
+    find_weights,
+    folder_layout_of,
+    sets_among,
+)
 from impasto.errors import ModelError
+from impasto.parsing import parse_json, read_text
 from impasto.progress import Progress, SilentProgress
 
 FILE_ENDINGS = {".safetensors", ".sft", ".ckpt", ".pt", ".pth", ".bin"}
 """A name with one of these is a file and no Hub id."""
 
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(@[\w.-]+)?$")
-_SMALL_FILES = ("*.json", "tokenizer/*.txt")
 TIMEOUT_S = 20
 
 
@@ -40,13 +47,20 @@ def require_source(source: str) -> None:
     )
 
 
-def download(hub_id: str, progress: Progress | None = None, *, variant: str | None = None) -> Path:
+def download(
+    hub_id: str,
+    layouts: Collection[FolderLayout],
+    progress: Progress | None = None,
+    *,
+    variant: str | None = None,
+) -> Path:
     """The local folder of a Hub model, downloading what is not there yet.
 
     Only the parts that are used come, as safetensors where the repository has them.
 
     Args:
         hub_id: `owner/name`, or with a revision, `owner/name@revision`.
+        layouts: The folders of the families that are known.
         progress: Is told what is downloaded.
         variant: Which set of weights where there are several, such as `fp16`.
 
@@ -58,13 +72,14 @@ def download(hub_id: str, progress: Progress | None = None, *, variant: str | No
 
     name, _, revision = hub_id.partition("@")
     wanted = {"repo_id": name, "revision": revision or None}
-    local = _local_copy(wanted, variant)
+    local = _local_copy(wanted, layouts, variant)
     if local is not None:
         return local
     try:
         info = HfApi().model_info(name, revision=revision or None, timeout=TIMEOUT_S)
         listed = [file.rfilename for file in info.siblings or ()]
-        patterns = [*_SMALL_FILES, *choose_weights(listed, variant)]
+        words = {f"{folder}/*.txt" for layout in layouts for folder in layout.tokenizers}
+        patterns = ["*.json", *sorted(words), *choose_weights(listed, _weights(layouts), variant)]
         return download_snapshot(
             hub_id, progress or SilentProgress(), **wanted, allow_patterns=patterns
         )
@@ -77,16 +92,23 @@ def download(hub_id: str, progress: Progress | None = None, *, variant: str | No
         ) from error
 
 
-def choose_weights(listed: list[str], variant: str | None) -> list[str]:
+def choose_weights(
+    listed: list[str], weights: Mapping[str, Stems], variant: str | None
+) -> list[str]:
     """The weight files to take from a repository's list: one set for each part, shards and all.
 
     safetensors before `.bin`; the variant asked for, else the main files, else any.
 
+    Args:
+        listed: The names of its files.
+        weights: Folder -> what weight files are called there.
+        variant: Which set of weights is asked for.
+
     Raises:
         ModelError: No part has files of the variant asked for.
     """
-    inside = {part: _names_in(listed, part) for part in PARTS}
-    sets = {part: sets_among(names, part) for part, names in inside.items()}
+    inside = {folder: _names_in(listed, folder) for folder in weights}
+    sets = {folder: sets_among(names, weights[folder]) for folder, names in inside.items()}
     if variant is not None and not any(variant in found for found in sets.values()):
         there = sorted({str(name or "the main files") for found in sets.values() for name in found})
         raise ModelError(
@@ -94,16 +116,21 @@ def choose_weights(listed: list[str], variant: str | None) -> list[str]:
             f"Name one of these, or take --variant (model.variant) out."
         )
     chosen = []
-    for part, found in sets.items():
+    for folder, found in sets.items():
         name = found.get(variant) or found.get(None) or next(iter(found.values()), None)
         if name is not None:
-            chosen += [f"{part}/{file}" for file in (name, *_shards_of(name, inside[part]))]
+            chosen += [f"{folder}/{file}" for file in (name, *_shards_of(name, inside[folder]))]
     return chosen
 
 
-def _names_in(listed: list[str], part: str) -> list[str]:
-    folder = f"{part}/"
-    inside = [file.removeprefix(folder) for file in listed if file.startswith(folder)]
+def _weights(layouts: Collection[FolderLayout]) -> dict[str, Stems]:
+    """Of all families: a repository has the folders of one."""
+    return {folder: stems for layout in layouts for folder, stems in layout.weights}
+
+
+def _names_in(listed: list[str], folder: str) -> list[str]:
+    start = f"{folder}/"
+    inside = [file.removeprefix(start) for file in listed if file.startswith(start)]
     return [name for name in inside if "/" not in name]
 
 
@@ -115,7 +142,9 @@ def _shards_of(index: str, names: list[str]) -> list[str]:
     return [name for name in names if name.startswith(stem) and name.endswith(f".{ending}")]
 
 
-def _local_copy(wanted: dict[str, str | None], variant: str | None) -> Path | None:
+def _local_copy(
+    wanted: dict[str, str | None], layouts: Collection[FolderLayout], variant: str | None
+) -> Path | None:
     """What an earlier download left, if it is whole enough to be opened."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
@@ -124,6 +153,18 @@ def _local_copy(wanted: dict[str, str | None], variant: str | None) -> Path | No
         folder = Path(snapshot_download(**wanted, local_files_only=True))
     except (LocalEntryNotFoundError, OSError, ValueError):
         return None
-    sets = [find_weights(folder / part, part) for part in PARTS]
+    layout = folder_layout_of(_index_of(folder), layouts)
+    if layout is None:
+        return folder  # whatever it is: opening it says so
+    sets = [find_weights(folder / name, stems) for name, stems in layout.weights]
     has_asked = variant is None or any(variant in found for found in sets)
     return folder if all(sets) and has_asked else None
+
+
+def _index_of(folder: Path) -> Mapping[str, Any]:
+    """What a folder's `model_index.json` says; nothing if it cannot be read."""
+    try:
+        index = parse_json(read_text(folder / "model_index.json"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return index if isinstance(index, dict) else {}

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from impasto.checkpoints.hypernetworks import is_hypernetwork
-from impasto.checkpoints.keymap import TEXT_PREFIX, UNET_PREFIX, VAE_PREFIX
+from impasto.checkpoints.keymap import FileLayout, NamedPart, PartKind
 from impasto.checkpoints.reading import TensorFile
 
 INPUT_CHANNELS = {
@@ -15,7 +16,6 @@ INPUT_CHANNELS = {
     8: "image-editing (InstructPix2Pix)",
     9: "inpainting",
 }
-INPUT_WEIGHT = UNET_PREFIX + "input_blocks.0.0.weight"
 EMBEDDING_WIDTHS = (768, 1024, 1280, 2048)
 
 
@@ -35,16 +35,16 @@ class Kind:
     contains: tuple[str, ...] = ()
     is_named: tuple[str, ...] = ()
 
-    def fits(self, names: tuple[str, ...]) -> bool:
-        """Whether the names are of this kind."""
+    def fits(self, names: tuple[str, ...], claimed: tuple[str, ...] = ()) -> bool:
+        """Whether the names are of this kind; the beginnings of `claimed` ones say nothing."""
         return (
-            any(n.startswith(self.starts) for n in names if self.starts)
+            any(n.startswith(self.starts) and not n.startswith(claimed) for n in names)
             or any(mark in n for n in names for mark in self.contains)
             or any(n in self.is_named for n in names)
         )
 
 
-BASE_MODEL = Kind("a Stable Diffusion 1.x or 2.x checkpoint")
+BASE_MODEL = Kind("a Stable Diffusion checkpoint")
 UNET_ALONE = Kind("a U-Net alone, without text encoder and VAE")
 UNET_AND_VAE = Kind("a U-Net and a VAE, without text encoder")
 VAE_ALONE = Kind("a VAE alone")
@@ -106,7 +106,7 @@ OTHERS = (
     Kind("an SD 2 unCLIP checkpoint", ("noise_augmentor.", "embedder.model.visual.")),
     Kind(
         "an SDXL checkpoint",
-        ("conditioner.embedders.", UNET_PREFIX + "label_emb.", "add_embedding.linear_"),
+        ("conditioner.embedders.", "model.diffusion_model.label_emb.", "add_embedding.linear_"),
     ),
     Kind("an SD 3 checkpoint", contains=("joint_blocks.",)),
     Kind("a Flux checkpoint", contains=("double_blocks.", "single_transformer_blocks.")),
@@ -143,34 +143,64 @@ PARTS_OF_DIFFUSERS = (
 )
 
 
-def kind_of(file: TensorFile) -> Kind:
-    """Name what a file is."""
+def kind_of(file: TensorFile, layouts: Collection[FileLayout]) -> Kind:
+    """Name what a file is.
+
+    Args:
+        file: The file.
+        layouts: How single files name the networks of the families that are known.
+    """
     names = tuple(file.tensors)
     if is_hypernetwork(file):
         return HYPERNETWORK
     if not names and any(type(key) is int for key in file.other_keys):
         return HYPERNETWORK
+    claimed = _claimed(names, layouts)
     for kind in OTHERS:
-        if kind.fits((*names, *file.text_keys)):
+        if kind.fits((*names, *file.text_keys), claimed):
             return kind
-    return _part_of_model(file, names) or _by_shape(file)
+    return _part_of_model(names, layouts) or _by_shape(file)
 
 
-def _part_of_model(file: TensorFile, names: tuple[str, ...]) -> Kind | None:
+def _claimed(names: tuple[str, ...], layouts: Collection[FileLayout]) -> tuple[str, ...]:
+    """What names begin with that say another kind, but for families that are whole in the file."""
+    claimed: set[str] = set()
+    for layout in layouts:
+        namings = [p.naming for p in layout.parts if p.kind is not PartKind.VAE]
+        special = {naming.prefix + claim for naming in namings for claim in naming.claims}
+        needed = special | {naming.prefix for naming in namings}
+        if all(any(name.startswith(start) for name in names) for start in needed):
+            claimed |= special | {p.naming.root for p in layout.of_kind(PartKind.TEXT)}
+    return tuple(claimed)
+
+
+def _part_of_model(names: tuple[str, ...], layouts: Collection[FileLayout]) -> Kind | None:
     """A base model, or one or two parts of it, in either naming."""
-    has_text = any(n.startswith(TEXT_PREFIX) for n in names)
-    has_vae = any(n.removeprefix(VAE_PREFIX) == "encoder.conv_in.weight" for n in names)
-    if INPUT_WEIGHT in file.tensors:
+    parts = [part for layout in layouts for part in layout.parts]
+    texts = tuple(part.naming.root for part in parts if part.kind is PartKind.TEXT)
+    has_text = any(name.startswith(texts) for name in names)
+    has_vae = _has(names, parts, PartKind.VAE, bare=True)
+    if _has(names, parts, PartKind.UNET, bare=False):
         if has_text:
             return BASE_MODEL
         return UNET_AND_VAE if has_vae else UNET_ALONE
-    if "input_blocks.0.0.weight" in file.tensors:
+    if _has(names, parts, PartKind.UNET, bare=True):
         return UNET_ALONE
     if has_vae:
         return DIFFUSERS_VAE if DIFFUSERS_VAE.fits(names) else VAE_ALONE
     if has_text:
         return TEXT_ENCODER_ALONE
     return next((kind for kind in PARTS_OF_DIFFUSERS if kind.fits(names)), None)
+
+
+def _has(
+    names: tuple[str, ...], parts: Collection[NamedPart], kind: PartKind, *, bare: bool
+) -> bool:
+    """Whether a network is there, under its prefix or without one if it may be `bare`."""
+    namings = [part.naming for part in parts if part.kind is kind]
+    entries = {naming.prefix + naming.entry for naming in namings}
+    entries |= {naming.entry for naming in namings} if bare else set()
+    return not entries.isdisjoint(names)
 
 
 def _by_shape(file: TensorFile) -> Kind:

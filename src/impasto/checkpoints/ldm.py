@@ -8,41 +8,21 @@ stale.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 
-from impasto.checkpoints import keymap
-from impasto.checkpoints.keymap import (
-    CLIP_PREFIX,
-    CONVOLVED,
-    OPEN_CLIP_PREFIX,
-    TEXT_ENCODER,
-    UNET,
-    UNET_PREFIX,
-    VAE,
-    VAE_PREFIX,
-    PartMap,
-    UNetLayout,
-    VaeLayout,
-)
+from impasto.checkpoints.keymap import FileLayout, NamedPart, PartMap, ema_name
 from impasto.checkpoints.tensors import LazyTensor, Tensors, joined
 
 MOST_POSITIONS = 4096
-OPEN_CLIP_LAYERS = 23  # that SD 2 uses, of 24: stablediffusion's `layer: penultimate`
 SCHEDULE_BUFFERS = {
     "betas", "alphas_cumprod", "alphas_cumprod_prev", "sqrt_alphas_cumprod",
     "sqrt_one_minus_alphas_cumprod", "log_one_minus_alphas_cumprod", "sqrt_recip_alphas_cumprod",
     "sqrt_recipm1_alphas_cumprod", "posterior_variance", "posterior_log_variance_clipped",
     "posterior_mean_coef1", "posterior_mean_coef2", "logvar", "lvlb_weights",
 }  # fmt: skip
-_OPEN_CLIP_REST = {"text_projection", "logit_scale", "attn_mask"}
-_CLIP_BEFORE_TEXT_MODEL = re.compile(
-    r"cond_stage_model\.transformer\.(?=embeddings|encoder|final_layer_norm)"
-)
-_POSITION_IDS = CLIP_PREFIX + "embeddings.position_ids"
 VELOCITY_MARK, ZERO_TERMINAL_SNR_MARK = "v_pred", "ztsnr"
 """Empty tensors by which some trainers mark what a file is; ComfyUI `comfy/supported_models.py`
 reads them."""
@@ -71,78 +51,98 @@ class LdmModel:
     notes: tuple[str, ...] = ()
 
 
-def split_ldm(tensors: Tensors, *, text_layers: int | None = None) -> LdmModel:
+def split_ldm(
+    tensors: Tensors, layout: FileLayout, layers: Mapping[str, int] | None = None
+) -> LdmModel:
     """Sort a file's tensors into parts.
 
     Args:
-        tensors: All tensors of the file by LDM's names.
-        text_layers: How many layers SD 2's text encoder uses; None means 23 of 24, or all of fewer.
+        tensors: All tensors of the file by its names.
+        layout: How it names the networks of its family; `keymap.layout_of` finds it.
+        layers: Part -> how many layers it has, where the file says so.
     """
-    tensors = {_modern(name): tensor for name, tensor in tensors.items()}
-    maps = _maps_of_ldm(tensors, text_layers)
-    parts: dict[str, dict[str, LazyTensor]] = {part_map.part: {} for part_map in maps}
-    ldm_only, foreign, stale, notes = {}, [], [], []
-    marks: set[str] = set()
+    tensors = {layout.modern(name): tensor for name, tensor in tensors.items()}
+    sorted_out = _Sorting(layout, tensors, layers or {})
     for name, tensor in tensors.items():
-        part_map = next((m for m in maps if name.startswith(m.prefix)), None)
-        if name.startswith(("model_ema.", "first_stage_model.loss.")):
-            stale.append(name)
-        elif name == _POSITION_IDS:
-            ldm_only[name], repaired = _whole_positions(tensor)
-            notes += repaired
-        elif _is_ldm_only(name, text_layers_used(tensors, text_layers)):
-            ldm_only[name] = tensor
-        elif part_map is None and name in (VELOCITY_MARK, ZERO_TERMINAL_SNR_MARK):
-            marks.add(name)
-        elif part_map is None:
-            foreign.append(name)
-        else:
-            parts[part_map.part].update(_ours(part_map, name, tensor))
-    return LdmModel(
-        {part: names for part, names in parts.items() if names},
-        ldm_only,
-        _averaged(tensors, maps),
-        tuple(foreign),
-        tuple(stale),
-        frozenset(marks),
-        tuple(notes),
-    )
+        sorted_out.take(name, tensor)
+    return sorted_out.model(tensors)
 
 
 def merge_ldm(
-    parts: Mapping[str, Tensors], ldm_only: Tensors, *, open_clip: bool
+    parts: Mapping[str, Tensors], ldm_only: Tensors, layout: FileLayout
 ) -> dict[str, LazyTensor]:
-    """All tensors of an LDM file by name.
+    """All tensors of a single file by name.
 
-    SD 2's unused last text layer, projection and logit scale are filled in where they are not at
-    hand, as sd-scripts does, so that programs that load strictly are content.
+    What a format has beyond what is used (SD 2's last text layer, projection and logit scale) is
+    filled in where it is not at hand, as sd-scripts does, so that programs that load strictly are
+    content.
 
     Args:
         parts: Part -> tensors by our names.
         ldm_only: What `split_ldm` kept beside the parts.
-        open_clip: Whether the text encoder is SD 2's, which LDM files name as open_clip does.
+        layout: How the file names them.
     """
     result: dict[str, LazyTensor] = {}
-    for part, tensors in parts.items():
-        part_map = _map_of_ours(part, tensors, open_clip=open_clip)
-        for name, tensor in tensors.items():
-            ldm = part_map.to_ldm(name)
-            names = part_map.to_ours(ldm)
-            if len(names) > 1:
-                result[ldm] = joined(tuple(tensors[n] for n in names))
-            elif part == VAE and CONVOLVED.search(ldm):
-                result[ldm] = tensor.reshaped((*tensor.shape[:2], 1, 1))
-            else:
-                result[ldm] = tensor
-    has_tail_to_fill = open_clip and TEXT_ENCODER in parts
-    filled = _open_clip_tail(result) if has_tail_to_fill else {}
-    return {**result, **filled, **ldm_only}
+    for part in layout.parts:
+        if part.name in parts:
+            own = _in_file(part, parts[part.name])
+            result |= {**own, **_tail(part, own)}
+    return {**result, **ldm_only}
 
 
-def text_layers_used(tensors: Tensors, text_layers: int | None = None) -> int:
-    """Layers of SD 2's text encoder that are used, of those in the file."""
-    found = _count_layers(tensors, OPEN_CLIP_PREFIX + "transformer.resblocks.")
-    return text_layers or min(found, OPEN_CLIP_LAYERS)
+class _Sorting:
+    """The tensors of a file on their way into parts."""
+
+    def __init__(self, layout: FileLayout, tensors: Tensors, layers: Mapping[str, int]) -> None:
+        self._parts = layout.parts
+        self._maps = {part.name: part.naming.map_of_file(tensors) for part in layout.parts}
+        self._used = {
+            part.name: part.naming.layers_used(tensors, layers.get(part.name))
+            for part in layout.parts
+        }
+        roots = [p.naming.root + stale for p in layout.parts for stale in p.naming.stale]
+        self._stale = ("model_ema.", *roots)
+        self._found: dict[str, dict[str, LazyTensor]] = {part.name: {} for part in layout.parts}
+        self._ldm_only: dict[str, LazyTensor] = {}
+        self._foreign: list[str] = []
+        self._stale_names: list[str] = []
+        self._notes: list[str] = []
+        self._marks: set[str] = set()
+
+    def take(self, name: str, tensor: LazyTensor) -> None:
+        """Put one where it belongs."""
+        part = next((p for p in self._parts if name.startswith(p.naming.prefix)), None)
+        if name.startswith(self._stale):
+            self._stale_names.append(name)
+        elif name in SCHEDULE_BUFFERS:
+            self._ldm_only[name] = tensor
+        elif part is None and name in (VELOCITY_MARK, ZERO_TERMINAL_SNR_MARK):
+            self._marks.add(name)
+        elif part is None:
+            self._foreign.append(name)
+        elif part.naming.is_beside(name, self._used[part.name]):
+            self._keep_beside(part, name, tensor)
+        else:
+            self._found[part.name].update(_ours(self._maps[part.name], name, tensor))
+
+    def _keep_beside(self, part: NamedPart, name: str, tensor: LazyTensor) -> None:
+        if name.removeprefix(part.naming.prefix) == part.naming.counted:
+            tensor, repaired = _whole_positions(tensor)
+            self._notes += repaired
+        self._ldm_only[name] = tensor
+
+    def model(self, tensors: Tensors) -> LdmModel:
+        """What came of it."""
+        averaged = next(part for part in self._parts if part.naming.is_averaged)
+        return LdmModel(
+            {part: names for part, names in self._found.items() if names},
+            self._ldm_only,
+            _averaged(tensors, self._maps[averaged.name]),
+            tuple(self._foreign),
+            tuple(self._stale_names),
+            frozenset(self._marks),
+            tuple(self._notes),
+        )
 
 
 def _whole_positions(tensor: LazyTensor) -> tuple[LazyTensor, list[str]]:
@@ -163,85 +163,61 @@ def _whole_positions(tensor: LazyTensor) -> tuple[LazyTensor, list[str]]:
     return LazyTensor.of(right), [f"the text encoder's position ids were {state}: put right"]
 
 
-def _modern(name: str) -> str:
-    """Early SD 1 files lack `text_model.` in the text encoder's names."""
-    return _CLIP_BEFORE_TEXT_MODEL.sub(CLIP_PREFIX, name)
-
-
 def _ours(part_map: PartMap, name: str, tensor: LazyTensor) -> dict[str, LazyTensor]:
-    names = part_map.to_ours(name)
+    naming, names = part_map.naming, part_map.to_ours(name)
     if len(names) > 1:
         return {own: tensor.third(number) for number, own in enumerate(names)}
-    if CONVOLVED.search(name) and len(tensor.shape) == 4:
+    if naming.convolved and naming.convolved.search(name) and len(tensor.shape) == 4:
         tensor = tensor.reshaped(tensor.shape[:2])
+    if name.removeprefix(naming.prefix) in naming.turned and len(tensor.shape) == 2:
+        tensor = tensor.transposed()
     return {names[0]: tensor}
 
 
-def _maps_of_ldm(tensors: Tensors, text_layers: int | None) -> tuple[PartMap, ...]:
-    def inner(prefix: str) -> set[str]:
-        return {name.removeprefix(prefix) for name in tensors if name.startswith(prefix)}
-
-    maps = [
-        keymap.unet_map(UNetLayout.of_ldm(inner(UNET_PREFIX))),
-        keymap.vae_map(VaeLayout.of_ldm(inner(VAE_PREFIX))),
-    ]
-    if any(name.startswith(OPEN_CLIP_PREFIX) for name in tensors):
-        maps.append(keymap.open_clip_map(text_layers_used(tensors, text_layers)))
-    else:
-        maps.append(keymap.clip_map())
-    return tuple(maps)
-
-
-def _map_of_ours(part: str, tensors: Tensors, *, open_clip: bool) -> PartMap:
-    if part == UNET:
-        return keymap.unet_map(UNetLayout.of_diffusers(tensors.keys()))
-    if part == VAE:
-        return keymap.vae_map(VaeLayout.of_diffusers(tensors.keys()))
-    return (
-        keymap.open_clip_map(_count_layers(tensors, "encoder.layers."))
-        if open_clip
-        else (keymap.clip_map())
-    )
+def _in_file(part: NamedPart, tensors: Tensors) -> dict[str, LazyTensor]:
+    """A network's tensors as files have them."""
+    naming = part.naming
+    part_map = naming.map_of_ours(tensors.keys())
+    result = {}
+    for name, tensor in tensors.items():
+        ldm = part_map.to_ldm(name)
+        names = part_map.to_ours(ldm)
+        if len(names) > 1:
+            result[ldm] = joined(tuple(tensors[n] for n in names))
+        elif naming.convolved and naming.convolved.search(ldm):
+            result[ldm] = tensor.reshaped((*tensor.shape[:2], 1, 1))
+        elif ldm.removeprefix(naming.prefix) in naming.turned:
+            result[ldm] = tensor.transposed()
+        else:
+            result[ldm] = tensor
+    return result
 
 
-def _count_layers(names: Tensors, prefix: str) -> int:
-    found = {n[len(prefix) :].partition(".")[0] for n in names if n.startswith(prefix)}
-    return sum(number.isdigit() for number in found)
-
-
-def _is_ldm_only(name: str, text_layers: int) -> bool:
-    if name in SCHEDULE_BUFFERS or name == _POSITION_IDS:
-        return True
-    inner = name.removeprefix(OPEN_CLIP_PREFIX)
-    if inner == name:
-        return False
-    block = re.match(r"transformer\.resblocks\.(\d+)\.", inner)
-    return inner in _OPEN_CLIP_REST or (block is not None and int(block[1]) >= text_layers)
-
-
-def _averaged(tensors: Tensors, maps: tuple[PartMap, ...]) -> Tensors:
-    """The averaged copies of the U-Net's tensors, if the file has them."""
-    averaged = {}
-    for name in tensors:
-        if name.startswith(UNET_PREFIX) and keymap.ema_name(name) in tensors:
-            own = maps[0].to_ours(name)[0]
-            averaged[own] = tensors[keymap.ema_name(name)]
-    return averaged
-
-
-def _open_clip_tail(tensors: Tensors) -> dict[str, LazyTensor]:
-    """What open_clip's text tower has after the layer that SD 2 uses."""
-    blocks = OPEN_CLIP_PREFIX + "transformer.resblocks."
-    last = _count_layers(tensors, blocks) - 1
+def _tail(part: NamedPart, tensors: Tensors) -> dict[str, LazyTensor]:
+    """What a file has of a text encoder after the layers that are used."""
+    naming, tail = part.naming, part.naming.tail
+    if naming.layers is None:
+        return {}
+    blocks = naming.prefix + naming.layers
+    last = naming.layers_in(tensors.keys()) - 1
     copied = {
-        name.replace(f"{blocks}{last}.", f"{blocks}{last + 1}."): tensor
+        name.replace(f"{blocks}{last}.", f"{blocks}{last + number}."): tensor
+        for number in range(1, tail.spare + 1)
         for name, tensor in tensors.items()
         if name.startswith(f"{blocks}{last}.")
     }
-    norm = tensors[OPEN_CLIP_PREFIX + "ln_final.weight"]
-    width = norm.shape[0]
-    return {
-        **copied,
-        OPEN_CLIP_PREFIX + "text_projection": LazyTensor.of(torch.ones(width, width)),
-        OPEN_CLIP_PREFIX + "logit_scale": LazyTensor.of(torch.tensor(1.0)),
+    width = tensors[naming.prefix + "ln_final.weight"].shape[0]
+    ones = {
+        naming.prefix + name: LazyTensor.of(torch.ones((width,) * dimensions))
+        for name, dimensions in tail.ones
     }
+    return {**copied, **ones}
+
+
+def _averaged(tensors: Tensors, part_map: PartMap) -> Tensors:
+    """The averaged copies of the U-Net's tensors, if the file has them."""
+    averaged = {}
+    for name in tensors:
+        if name.startswith(part_map.prefix) and ema_name(name) in tensors:
+            averaged[part_map.to_ours(name)[0]] = tensors[ema_name(name)]
+    return averaged

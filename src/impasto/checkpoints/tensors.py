@@ -77,6 +77,10 @@ class LazyTensor:
         """The same elements in another shape."""
         return replace(self, shape=shape, read=lambda: self.read().reshape(shape))
 
+    def transposed(self) -> LazyTensor:
+        """A matrix with rows and columns exchanged."""
+        return LazyTensor(self.shape[::-1], self.dtype, lambda: self.read().T.contiguous())
+
     def third(self, number: int) -> LazyTensor:
         """The first, second or last third along the first dimension; `number` is 0, 1 or 2."""
         rows = self.shape[0] // 3

@@ -9,39 +9,90 @@ transformers `modeling_utils.py`.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from impasto import presence
-from impasto.checkpoints.keymap import TEXT_ENCODER
 from impasto.errors import ModelError
 from impasto.parsing import parse_json, read_text
 
 if TYPE_CHECKING:  # imports torch, which names and files are looked at without
     from impasto.checkpoints.tensors import LazyTensor, Tensors
 
-STEMS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", TEXT_ENCODER: "model"}
-OLD_STEMS = {TEXT_ENCODER: "pytorch_model"}
+_NETWORK = re.compile("UNet|Transformer|Text|EncoderModel")
+"""In the names of classes that take part in denoising, or say what to denoise to."""
+
 _VARIANT = r"(?:\.((?!.*-\d+-of-)[A-Za-z0-9_-]+))?"
 
 
-def find_weights(folder: Path, part: str) -> dict[str | None, Path]:
-    """The sets of weights in the folder of a part; see `sets_among`."""
+@dataclass(frozen=True)
+class Stems:
+    """What the weight files of a network are called, without variant and ending.
+
+    Attributes:
+        name: Today.
+        former: What it was.
+    """
+
+    name: str
+    former: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class FolderLayout:
+    """The folders of a family in diffusers' form: plain data of `models/families.py`.
+
+    Attributes:
+        weights: Folder of each network, and what its files are called.
+        tokenizers: Folders of the tokenizers.
+    """
+
+    weights: tuple[tuple[str, Stems], ...]
+    tokenizers: tuple[str, ...]
+
+    @property
+    def folders(self) -> set[str]:
+        """Those of the networks."""
+        return {folder for folder, _ in self.weights}
+
+
+def networks_in(index: Mapping[str, Any]) -> set[str]:
+    """The folders that a `model_index.json` names of networks which make the image."""
+    return {
+        folder
+        for folder, named in index.items()
+        if isinstance(named, (list, tuple)) and len(named) == 2
+        and isinstance(named[1], str) and _NETWORK.search(named[1])
+    }  # fmt: skip
+
+
+def folder_layout_of(
+    index: Mapping[str, Any], layouts: Collection[FolderLayout]
+) -> FolderLayout | None:
+    """The layout that has all networks of a `model_index.json` and the fewest besides, or None."""
+    networks = networks_in(index)
+    fitting = [layout for layout in layouts if networks <= layout.folders]
+    return min(fitting, key=lambda layout: len(layout.weights), default=None)
+
+
+def find_weights(folder: Path, stems: Stems) -> dict[str | None, Path]:
+    """The sets of weights in the folder of a network; see `sets_among`."""
     if not presence.is_dir(folder):
         return {}
     names = [path.name for path in folder.iterdir() if presence.is_file(path)]
-    return {variant: folder / name for variant, name in sets_among(names, part).items()}
+    return {variant: folder / name for variant, name in sets_among(names, stems).items()}
 
 
-def sets_among(names: Iterable[str], part: str) -> dict[str | None, str]:
-    """The sets of weights among the names of a part's files: variant, or None -> its file.
+def sets_among(names: Iterable[str], stems: Stems) -> dict[str | None, str]:
+    """The sets of weights among the names of a network's files: variant, or None -> its file.
 
     safetensors come before `.bin`, and whole files before shards, whose file is their index.
     """
     found: dict[str | None, str] = {}
-    for pattern, name in product(_patterns(part), sorted(names)):
+    for pattern, name in product(_patterns(stems), sorted(names)):
         match = pattern.fullmatch(name)
         if match:
             variant = next((word for word in match.groups() if word), None)
@@ -74,18 +125,18 @@ def read_weights(file: Path) -> tuple[Tensors, Mapping[str, str]]:
     return tensors, {}
 
 
-def _patterns(part: str) -> list[re.Pattern[str]]:
-    stems = [STEMS[part], *([OLD_STEMS[part]] if part in OLD_STEMS else [])]
+def _patterns(stems: Stems) -> list[re.Pattern[str]]:
+    names = (stems.name, *stems.former)
     whole = [
         re.compile(rf"{stem}{_VARIANT}\.{ending}")
         for ending in ("safetensors", "bin")
-        for stem in stems
+        for stem in names
     ]
     # `model.fp16.safetensors.index.json` of old, `model.safetensors.index.fp16.json` of today
     shards = [
         re.compile(rf"{stem}{_VARIANT}\.{ending}\.index{_VARIANT}\.json")
         for ending in ("safetensors", "bin")
-        for stem in stems
+        for stem in names
     ]
     return [*whole, *shards]
 

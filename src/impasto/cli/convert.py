@@ -45,16 +45,16 @@ def convert(source: str, target: Path, form: str | None, **options: Any) -> None
     from impasto.checkpoints.hub import require_source
 
     require_source(source)
-    from impasto.checkpoints.kinds import HYPERNETWORK, kind_of
-    from impasto.checkpoints.reading import open_tensor_file
+    from impasto.checkpoints.kinds import HYPERNETWORK
     from impasto.cli.console import Console
     from impasto.errors import ConfigError
+    from impasto.models import families
     from impasto.models.conversion import convert_hypernetwork, convert_model, form_of
     from impasto.models.saving import DTYPES
 
     console = Console()
     file = Path(source)
-    if presence.is_file(file) and kind_of(open_tensor_file(file)) is HYPERNETWORK:
+    if presence.is_file(file) and _kind_of(file) is HYPERNETWORK:
         written = convert_hypernetwork(
             file,
             target,
@@ -70,21 +70,26 @@ def convert(source: str, target: Path, form: str | None, **options: Any) -> None
     if options.pop("ema"):
         options["weights"] = "ema"
     opened_as = open_options(options)
-    words = {
-        part: options[f"{part}_dtype"] or options["dtype"]
-        for part in ("unet", "text_encoder", "vae")
-    }
+    words = {word: options[f"{word}_dtype"] or options["dtype"] for word in families.BY_SETTING}
     written = convert_model(
         source,
         target,
         form_of(target, form),
-        {part: DTYPES[word] for part, word in words.items() if word},
+        families.by_kind({part: DTYPES[word] for part, word in words.items() if word}),
         opened_as,
         title=options["title"],
         overwrite=options["overwrite"],
         progress=console,
     )
     console.table(written)
+
+
+def _kind_of(file: Path) -> Any:
+    from impasto.checkpoints.kinds import kind_of
+    from impasto.checkpoints.reading import open_tensor_file
+    from impasto.models.families import file_layouts
+
+    return kind_of(open_tensor_file(file), file_layouts())
 
 
 @click.command()

@@ -135,7 +135,7 @@ def _look_ahead(asked: RunConfig, console: Console) -> _Outlook:
 def _data_rows(outlook: _Outlook) -> dict[str, str]:
     config, found = outlook.config, outlook.survey
     scan, plan, split = found.scan, found.plan, found.split
-    too_long = build_tokens(outlook.model, build_layout(config)).too_long(
+    too_long = build_tokens(outlook.model, build_layout(config))[0].too_long(
         [record.steady_caption for record in split.training]
     )
     return {

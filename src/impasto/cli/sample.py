@@ -124,11 +124,11 @@ def sample(
     base = load_base_model(model, open_options(options), console)
     native = _native_size(model, base)
     width, height = width or native[0], height or native[1]
-    base.unet.to(default_device())
-    base.text_encoder.to(default_device())
+    for network in (base.unet, *base.text_encoders.values()):
+        network.to(default_device())
     layout = replace(prompt_layout(base.contents.metadata), emphasis=emphasis)
-    for network in stack.networks.values():
-        network.to(default_device()).eval()
+    for hypernetwork in stack.networks.values():
+        hypernetwork.to(default_device()).eval()
     stack.attach(base.unet)
     drawer = replace(Sampler.of(base, clip_skip, layout), hypernetworks=stack)
     single = [
@@ -140,7 +140,7 @@ def sample(
         for prompt in single
         for tags in _tags(stack, prompt, sweep)
     ]
-    cut = build_tokens(base, layout).too_long(sorted({t for p in single for t in p.texts}))
+    cut = build_tokens(base, layout)[0].too_long(sorted({t for p in single for t in p.texts}))
     if cut:
         console.note(
             f"Warning: {counted(cut, 'prompts have')} over {layout.max_tokens} tokens; what is "

@@ -171,7 +171,7 @@ class SavingConfig(Section):
 
     @property
     def part_dtypes(self) -> dict[str, Precision]:
-        """Part -> precision, where one is asked for by name."""
+        """Kind of network -> precision, where one is asked for by name."""
         asked = {
             "unet": self.unet_dtype,
             "text_encoder": self.text_encoder_dtype,

@@ -17,14 +17,17 @@ from impasto.data.captions import Moment
 from impasto.data.encoding import MomentsEncoder, to_model_range
 from impasto.data.images import UnreadableImageError
 from impasto.data.latent_cache import CachedPlan, LatentCache
-from impasto.data.records import Batch, PlannedImage, Size
-from impasto.data.rendering import CELL, Rendered
+from impasto.data.records import CELL, CHANNELS, Batch, Box, PlannedImage, Size
+from impasto.data.rendering import Rendered
 from impasto.data.sampler import EpochSampler, Group, MicroBatch, Sample, Update
 from impasto.data.stages import default_workers
 from impasto.data.templates import CaptionTemplates
 from impasto.diffusion.noise import PLAIN_NOISE, NoiseRecipe
 from impasto.diffusion.randomness import PerSampleRandomness
 from impasto.randomness import derive_rng
+
+SizeNumbers = Callable[[Size, Box], tuple[int, ...]]
+"""Size of the original, and the crop of what it was resized to -> what the U-Net is told of it."""
 
 READ_AHEAD = 2  # micro-batches of cached latents that are read before they are asked for
 
@@ -39,6 +42,7 @@ class LoadedMoments:
         logvar: The same for the log variance.
         pixels: Place in the batch -> uint8 [H, W, 3], for images that are encoded now.
         mask: [B, 1, h, w] uint8, or None where all places count the same.
+        sizes: [B, n] what the U-Net is told of the images' sizes, or None.
     """
 
     update: Update
@@ -50,6 +54,7 @@ class LoadedMoments:
     noise: Tensor
     pixels: dict[int, np.ndarray]
     mask: Tensor | None
+    sizes: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -59,12 +64,13 @@ class TrainingData:
     Attributes:
         plan: The images and the keys of their latents.
         cache: Where the moments are.
-        scaling_factor: What unscaled latents are multiplied by; 0.18215 for SD 1 and 2.
+        scaling_factor: What unscaled latents are multiplied by.
         seed: The run's seed.
         total_steps: Optimizer steps of the whole run.
         encoder: For images that are not encoded ahead; None where there are none.
         noise: What the training step adds, so that it can be drawn ahead.
         templates: Lines around captions; None leaves captions as they are.
+        sizes: What the U-Net is told of an image's size; None is nothing.
         lost: Images that could not be read any more while training, with reasons.
     """
 
@@ -76,6 +82,7 @@ class TrainingData:
     encoder: MomentsEncoder | None = None
     noise: NoiseRecipe = PLAIN_NOISE
     templates: CaptionTemplates | None = None
+    sizes: SizeNumbers | None = None
     lost: dict[Path, str] = field(default_factory=dict)
 
     @property
@@ -89,7 +96,7 @@ class TrainingData:
         samples = micro_batch.samples
         weights = torch.full((len(samples),), 0.0 if micro_batch.is_padding else 1.0)
         bucket = self.plan.images[samples[0].image].bucket
-        shape = (4, bucket.height // CELL, bucket.width // CELL)
+        shape = (CHANNELS, bucket.height // CELL, bucket.width // CELL)
         noise = randomness.normal(shape, "posterior")
         self.noise.generate_ahead(shape, randomness)
         rendered = self._rendered(samples, update.epoch, weights)
@@ -105,6 +112,7 @@ class TrainingData:
             noise,
             {i: _mirrored(picture.pixels, flips[i]) for i, picture in rendered.items()},
             self._mask(samples, flips, rendered, bucket),
+            self._sizes(samples, flips),
         )
 
     def batch(self, loaded: LoadedMoments) -> Batch:
@@ -119,6 +127,7 @@ class TrainingData:
             loaded.weights,
             loaded.randomness,
             mask,
+            sizes=loaded.sizes,
         )
 
     def caption(self, sample: Sample, update: Update) -> str:
@@ -139,6 +148,12 @@ class TrainingData:
             return caption
         keys = _keys(self.plan.images[sample.image], sample, update.epoch)
         return self.templates.around(caption, self.seed, *keys)
+
+    def _sizes(self, samples: tuple[Sample, ...], flips: list[bool]) -> Tensor | None:
+        if self.sizes is None:
+            return None
+        images = [self.plan.images[sample.image] for sample in samples]
+        return size_tensor(self.sizes, images, flips)
 
     def _flips(self, sample: Sample, epoch: int) -> bool:
         """Whether an image is mirrored this time: in half of the showings, if its words allow."""
@@ -224,6 +239,18 @@ def sample_posterior(mean: Tensor, logvar: Tensor, noise: Tensor) -> Tensor:
     The bounds of `logvar` are those of diffusers' DiagonalGaussianDistribution.
     """
     return mean.float() + torch.exp(0.5 * logvar.float().clamp(-30, 20)) * noise
+
+
+def size_tensor(
+    numbers: SizeNumbers, images: Sequence[PlannedImage], flips: Sequence[bool] | None = None
+) -> Tensor:
+    """What the U-Net is told of images' sizes, `[B, n]`."""
+    mirrored = flips or [False] * len(images)
+    rows = [
+        numbers(image.record.size, image.crop_of(mirrored=flip))
+        for image, flip in zip(images, mirrored, strict=True)
+    ]
+    return torch.tensor(rows, dtype=torch.float32)
 
 
 def sampler_groups(images: Sequence[PlannedImage]) -> list[Group]:

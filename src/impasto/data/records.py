@@ -22,6 +22,13 @@ if TYPE_CHECKING:
     from impasto.diffusion.randomness import PerSampleRandomness
 
 
+CELL = 8
+"""Pixels of the image per side of a latent cell."""
+
+CHANNELS = 4
+"""Numbers of a latent cell."""
+
+
 @dataclass(frozen=True, order=True, slots=True)
 class Size:
     """Width and height in pixels (or latent cells), always in this order."""
@@ -152,6 +159,13 @@ class PlannedImage:
         """The share of the image that the crop removes, in [0, 1)."""
         return 1 - self.bucket.area / self.resized.area
 
+    def crop_of(self, *, mirrored: bool) -> Box:
+        """The crop of the image, or of its mirror image."""
+        if not mirrored:
+            return self.crop
+        right = self.resized.width - self.crop.left - self.crop.size.width
+        return Box(right, self.crop.top, self.crop.size)
+
 
 @dataclass(frozen=True, slots=True)
 class Batch:
@@ -163,8 +177,8 @@ class Batch:
         weights: [B] weights of the samples in the loss; zero for a rank that has nothing to do.
         randomness: The source of this batch's random numbers.
         mask: [B, 1, h, w] weights in [0, 1] of the places in the loss; None where all are 1.
-        conditions: What the captions were encoded to, as arguments of the U-Net, where that was
-            done ahead.
+        conditions: What the captions were encoded to, where that was done ahead.
+        sizes: [B, n] numbers about the images' sizes, for U-Nets that take them; else None.
     """
 
     latents: Tensor
@@ -173,6 +187,7 @@ class Batch:
     randomness: PerSampleRandomness
     mask: Tensor | None = None
     conditions: Mapping[str, Tensor] | None = None
+    sizes: Tensor | None = None
 
 
 @contextlib.contextmanager

@@ -12,10 +12,9 @@ from PIL import Image
 from impasto.data import images
 from impasto.data.images import UnreadableImageError
 from impasto.data.masks import mask_file
-from impasto.data.records import ImageRecord, PlannedImage, Size
+from impasto.data.records import CELL, ImageRecord, PlannedImage, Size
 from impasto.data.stages import Failure
 
-CELL = 8  # pixels of the image per side of a latent cell
 _FILTERS = {
     "lanczos": Image.Resampling.LANCZOS,
     "nearest": Image.Resampling.NEAREST,

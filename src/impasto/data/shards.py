@@ -26,11 +26,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from impasto import files, locks
+from impasto.data.records import CELL
 from impasto.errors import DatasetError, StorageError
 from impasto.parsing import parse_json, read_text
 
 FORMAT_VERSION = 1
-_CELL = 8  # pixels of the image per side of a latent cell
 _SIZE = re.compile(r"shard-(\d+)x(\d+)-")
 _TYPES = {"F16", "F32", "U8"}
 
@@ -256,7 +256,7 @@ class Shards:
         except (SafetensorError, OSError, ValueError, RecursionError):
             return False
         label = _SIZE.match(shard.name)
-        cells = [int(label[2]) // _CELL, int(label[1]) // _CELL] if label else None
+        cells = [int(label[2]) // CELL, int(label[1]) // CELL] if label else None
         return types <= _TYPES and all(
             len(shape) > 1 and shape[0] == entries and (cells is None or shape[-2:] == cells)
             for shape in shapes

@@ -9,24 +9,31 @@ from typing import Any
 import torch
 
 from impasto import files
-from impasto.checkpoints.keymap import PARTS, TEXT_ENCODER, UNET, VAE
 from impasto.errors import ConfigError
 from impasto.models.contents import ModelContents
 from impasto.models.families import SD1, SD2_BASE, Family
 from impasto.models.identity import Identity
-from impasto.models.loading import BaseModel, outline_of, tensors_of
+from impasto.models.loading import BaseModel, make_network, outline_of, tensors_of
 from impasto.models.pipeline_files import scheduler_config
 from impasto.models.saving import About, save_model
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """Configurations of the three networks, in the words of diffusers and transformers."""
+    """Configurations of a family's networks, in the words of diffusers and transformers.
+
+    Attributes:
+        family: The family.
+        configs: One for each of its components, in their order.
+    """
 
     family: Family
-    unet: dict[str, Any]
-    vae: dict[str, Any]
-    text_encoder: dict[str, Any]
+    configs: tuple[dict[str, Any], ...]
+
+    @property
+    def by_name(self) -> dict[str, dict[str, Any]]:
+        """Component -> configuration."""
+        return dict(zip(self.family.names, self.configs, strict=True))
 
 
 def _cross_attention_unet(**changes: Any) -> dict[str, Any]:
@@ -42,7 +49,9 @@ def _cross_attention_unet(**changes: Any) -> dict[str, Any]:
     }
 
 
-def _autoencoder(channels: list[int], layers: int, groups: int, sample_size: int) -> dict[str, Any]:
+def _autoencoder(
+    family: Family, channels: list[int], layers: int, groups: int, sample_size: int
+) -> dict[str, Any]:
     return {
         "in_channels": 3,
         "out_channels": 3,
@@ -53,7 +62,7 @@ def _autoencoder(channels: list[int], layers: int, groups: int, sample_size: int
         "latent_channels": 4,
         "norm_num_groups": groups,
         "sample_size": sample_size,
-        "scaling_factor": SD1.scaling_factor,
+        "scaling_factor": family.scaling_factor,
     }
 
 
@@ -76,37 +85,45 @@ def _clip_text(width: int, layers: int, heads: int, activation: str, pad: int) -
 ARCHITECTURES: dict[str, Architecture] = {
     "tiny": Architecture(
         SD1,
-        _cross_attention_unet(
-            sample_size=16,
-            block_out_channels=[32, 96, 128],
-            layers_per_block=1,
-            down_block_types=["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
-            up_block_types=["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
-            cross_attention_dim=128,
-            attention_head_dim=4,
-            norm_num_groups=8,
+        (
+            _cross_attention_unet(
+                sample_size=16,
+                block_out_channels=[32, 96, 128],
+                layers_per_block=1,
+                down_block_types=["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+                up_block_types=["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+                cross_attention_dim=128,
+                attention_head_dim=4,
+                norm_num_groups=8,
+            ),
+            _autoencoder(SD1, [16, 32, 64, 96], 1, 8, 128),
+            _clip_text(128, 2, 4, "quick_gelu", 49407),
         ),
-        _autoencoder([16, 32, 64, 96], 1, 8, 128),
-        _clip_text(128, 2, 4, "quick_gelu", 49407),
     ),
     "sd1": Architecture(
         SD1,
-        _cross_attention_unet(
-            block_out_channels=[320, 640, 1280, 1280], cross_attention_dim=768, attention_head_dim=8
+        (
+            _cross_attention_unet(
+                block_out_channels=[320, 640, 1280, 1280],
+                cross_attention_dim=768,
+                attention_head_dim=8,
+            ),
+            _autoencoder(SD1, [128, 256, 512, 512], 2, 32, 512),
+            _clip_text(768, 12, 12, "quick_gelu", 49407),
         ),
-        _autoencoder([128, 256, 512, 512], 2, 32, 512),
-        _clip_text(768, 12, 12, "quick_gelu", 49407),
     ),
     "sd2": Architecture(
         SD2_BASE,
-        _cross_attention_unet(
-            block_out_channels=[320, 640, 1280, 1280],
-            cross_attention_dim=1024,
-            attention_head_dim=[5, 10, 20, 20],
-            use_linear_projection=True,
+        (
+            _cross_attention_unet(
+                block_out_channels=[320, 640, 1280, 1280],
+                cross_attention_dim=1024,
+                attention_head_dim=[5, 10, 20, 20],
+                use_linear_projection=True,
+            ),
+            _autoencoder(SD2_BASE, [128, 256, 512, 512], 2, 32, 512),
+            _clip_text(1024, 23, 16, "gelu", 0),
         ),
-        _autoencoder([128, 256, 512, 512], 2, 32, 512),
-        _clip_text(1024, 23, 16, "gelu", 0),
     ),
 }
 
@@ -132,25 +149,14 @@ def outline_architecture(architecture: Architecture) -> BaseModel:
 
 def _contents(architecture: Architecture, source: str) -> ModelContents:
     """Networks with PyTorch's own first weights."""
-    from diffusers import AutoencoderKL, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel
-
-    modules = {
-        UNET: UNet2DConditionModel.from_config(architecture.unet),
-        VAE: AutoencoderKL.from_config(architecture.vae),
-        TEXT_ENCODER: CLIPTextModel(CLIPTextConfig(**architecture.text_encoder)),
-    }
-    family = architecture.family
+    family, configs = architecture.family, architecture.by_name
+    modules = {part.name: make_network(part, configs[part.name]) for part in family.components}
     return ModelContents(
         source=source,
         form="random weights",
         parts=tensors_of(modules),
         ldm_only={},
-        configs={
-            UNET: architecture.unet,
-            VAE: architecture.vae,
-            TEXT_ENCODER: architecture.text_encoder,
-        },
+        configs=configs,
         scheduler_config=scheduler_config(family.prediction.name),
         identity=Identity(family, family.prediction, "asked for"),
     )
@@ -167,5 +173,6 @@ def write_random_model(
     """
     files.require_absent(target)
     torch.manual_seed(seed)
-    contents = _contents(architecture, target.name).cast(dict.fromkeys(PARTS, dtype))
+    asked = dict.fromkeys(architecture.family.names, dtype)
+    contents = _contents(architecture, target.name).cast(asked)
     save_model(contents, target, "diffusers", About(title=target.name))

@@ -6,7 +6,7 @@ note, what no network uses; `inspect` shows the same without refusing.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
@@ -86,7 +86,7 @@ def require_whole(contents: ModelContents, networks: Mapping[str, nn.Module]) ->
     return replace(contents, parts=parts, notes=tuple(notes))
 
 
-def named_as_in(expected: Mapping[str, Tensor], name: str) -> str:
+def named_as_in(expected: Collection[str], name: str) -> str:
     """Version 4 of transformers has `text_model.` before CLIP's names, version 5 has not."""
     old = f"text_model.{name}"
     return old if name not in expected and old in expected else name

@@ -7,28 +7,24 @@ of Stable Diffusion's own sizes these are known; for others the file says them (
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from impasto.checkpoints.keymap import TEXT_ENCODER, UNET, VAE, UNetLayout, VaeLayout
+from impasto.checkpoints.keymap import PartKind, UNetLayout, VaeLayout
 from impasto.checkpoints.tensors import Tensors
 from impasto.errors import ModelError
-from impasto.models.families import Family
+from impasto.models.families import Component, Family
 from impasto.parsing import parse_json
 
 CONFIGS_KEY = "impasto.configs"
-UNET_CHANNELS = [320, 640, 1280, 1280]
-VAE_CHANNELS = [128, 256, 512, 512]
-HEAD_WIDTH = 64  # of both text encoders
+HEAD_WIDTH = 64  # of all text encoders
 GROUPS = 32
 
-_NOT_IN_SHAPES = (
-    (UNET, "attention_head_dim"),
-    (UNET, "norm_num_groups"),
-    (VAE, "norm_num_groups"),
-    (TEXT_ENCODER, "num_attention_heads"),
-    (TEXT_ENCODER, "hidden_act"),
-)
+_NOT_IN_SHAPES = {
+    PartKind.UNET: ("attention_head_dim", "norm_num_groups"),
+    PartKind.VAE: ("norm_num_groups",),
+    PartKind.TEXT: ("num_attention_heads", "hidden_act"),
+}
 
 MOST_LAYERS = 200
 """More than any CLIP, U-Net or VAE has; a damaged or hostile file may ask for 100,000."""
@@ -39,8 +35,8 @@ WIDEST = 1_000_000
 Configs = dict[str, dict[str, Any]]
 
 
-def configs_in(metadata: Mapping[str, str], source: str) -> Configs | None:
-    """The configurations that a file states, or None.
+def configs_in(metadata: Mapping[str, str], parts: Iterable[str], source: str) -> Configs | None:
+    """The configurations of these parts that a file states, or None.
 
     Raises:
         ModelError: They are not readable.
@@ -49,7 +45,7 @@ def configs_in(metadata: Mapping[str, str], source: str) -> Configs | None:
         return None
     try:
         stated = parse_json(metadata[CONFIGS_KEY])
-        configs = {part: dict(stated[part]) for part in (UNET, VAE, TEXT_ENCODER)}
+        configs = {part: dict(stated[part]) for part in parts}
     except (ValueError, LookupError, TypeError) as error:
         raise ModelError(f"{source}: its metadata {CONFIGS_KEY} is damaged ({error}).") from error
     for part, config in configs.items():
@@ -92,9 +88,8 @@ def configs_from(parts: Mapping[str, Tensors], family: Family, source: str) -> C
     """
     try:
         return {
-            UNET: unet_config(parts[UNET], family),
-            VAE: vae_config(parts[VAE], family),
-            TEXT_ENCODER: text_config(parts[TEXT_ENCODER], family),
+            part.name: READERS[part.kind](parts[part.name], part, family)
+            for part in family.components
         }
     except KeyError as error:
         raise ModelError(
@@ -113,7 +108,12 @@ def metadata_for(configs: Configs, parts: Mapping[str, Tensors], family: Family)
         known = configs_from(parts, family, "")
     except ModelError:
         return {CONFIGS_KEY: json.dumps(configs)}
-    told = all(known[p].get(k) == configs[p].get(k) for p, k in _NOT_IN_SHAPES if k in configs[p])
+    told = all(
+        known[part.name].get(key) == configs[part.name].get(key)
+        for part in family.components
+        for key in _NOT_IN_SHAPES[part.kind]
+        if key in configs[part.name]
+    )
     return {} if told else {CONFIGS_KEY: json.dumps(configs)}
 
 
@@ -121,20 +121,20 @@ class UnknownSizeError(Exception):
     """A network is not of Stable Diffusion's size, so its heads and groups cannot be known."""
 
 
-def unet_config(tensors: Tensors, family: Family) -> dict[str, Any]:
+def unet_config(tensors: Tensors, part: Component, family: Family) -> dict[str, Any]:
     """For diffusers' UNet2DConditionModel."""
     layout = UNetLayout.of_diffusers(tensors.keys())
     channels = [
         tensors[f"down_blocks.{n}.resnets.0.conv1.weight"].shape[0]
         for n in range(len(layout.attention))
     ]
-    if channels != UNET_CHANNELS:
+    if tuple(channels) != part.channels:
         raise UnknownSizeError(f"a U-Net of {channels} channels")
     down = ["CrossAttnDownBlock2D" if has else "DownBlock2D" for has in layout.attention]
     up = ["CrossAttnUpBlock2D" if has else "UpBlock2D" for has in reversed(layout.attention)]
     key = next(name for name in tensors if name.endswith("attn2.to_k.weight"))
     return {
-        "sample_size": family.resolution // 8,
+        "sample_size": family.resolution // family.cell,
         "in_channels": tensors["conv_in.weight"].shape[1],
         "out_channels": tensors["conv_out.weight"].shape[0],
         "layers_per_block": layout.layers,
@@ -146,17 +146,39 @@ def unet_config(tensors: Tensors, family: Family) -> dict[str, Any]:
         "use_linear_projection": family.linear_projection,
         "upcast_attention": family.upcast_attention,
         "norm_num_groups": GROUPS,
+        **_depths(tensors, layout),
+        **_conditioning(tensors, family),
     }
 
 
-def vae_config(tensors: Tensors, family: Family) -> dict[str, Any]:
+def _depths(tensors: Tensors, layout: UNetLayout) -> dict[str, Any]:
+    """How many blocks each attention has, where that is not one."""
+    depths = [
+        count_modules(tensors, f"down_blocks.{level}.attentions.0.transformer_blocks") or 1
+        for level in range(len(layout.attention))
+    ]
+    return {"transformer_layers_per_block": depths} if set(depths) != {1} else {}
+
+
+def _conditioning(tensors: Tensors, family: Family) -> dict[str, Any]:
+    """What is taken besides noise, time and text."""
+    if family.sizes is None:
+        return {}
+    return {
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": family.sizes.width,
+        "projection_class_embeddings_input_dim": tensors["add_embedding.linear_1.weight"].shape[1],
+    }
+
+
+def vae_config(tensors: Tensors, part: Component, family: Family) -> dict[str, Any]:
     """For diffusers' AutoencoderKL."""
     layout = VaeLayout.of_diffusers(tensors.keys())
     channels = [
         tensors[f"encoder.down_blocks.{n}.resnets.0.conv1.weight"].shape[0]
         for n in range(layout.levels)
     ]
-    if channels != VAE_CHANNELS:
+    if tuple(channels) != part.channels:
         raise UnknownSizeError(f"a VAE of {channels} channels")
     return {
         "in_channels": tensors["encoder.conv_in.weight"].shape[1],
@@ -172,22 +194,37 @@ def vae_config(tensors: Tensors, family: Family) -> dict[str, Any]:
     }
 
 
-def text_config(tensors: Tensors, family: Family) -> dict[str, Any]:
+def text_config(tensors: Tensors, part: Component, _: Family) -> dict[str, Any]:
     """For transformers' CLIPTextConfig."""
+    reading = part.text
     words = tensors["embeddings.token_embedding.weight"].shape
-    if words[1] != family.context_width:
+    if words[1] != reading.width:
         raise UnknownSizeError(f"a text encoder of width {words[1]}")
-    layers = {name.split(".")[2] for name in tensors if name.startswith("encoder.layers.")}
     return {
         "vocab_size": words[0],
         "hidden_size": words[1],
         "intermediate_size": tensors["encoder.layers.0.mlp.fc1.weight"].shape[0],
-        "num_hidden_layers": len(layers),
+        "num_hidden_layers": count_modules(tensors, "encoder.layers"),
         "num_attention_heads": words[1] // HEAD_WIDTH,
         "max_position_embeddings": tensors["embeddings.position_embedding.weight"].shape[0],
-        "hidden_act": family.text_activation,
+        "hidden_act": reading.activation,
         "projection_dim": words[1],
         "bos_token_id": 49406,
         "eos_token_id": 49407,
-        "pad_token_id": family.pad_id,
+        "pad_token_id": reading.pad_id,
     }
+
+
+def count_modules(tensors: Tensors, name: str) -> int:
+    """How many numbered modules are in a list."""
+    start = f"{name}."
+    inside = (n.removeprefix(start) for n in tensors if n.startswith(start))
+    return len({rest.partition(".")[0] for rest in inside})
+
+
+READERS: dict[PartKind, Callable[[Tensors, Component, Family], dict[str, Any]]] = {
+    PartKind.UNET: unet_config,
+    PartKind.VAE: vae_config,
+    PartKind.TEXT: text_config,
+}
+"""What a network does -> how its configuration is read from its tensors."""

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from impasto.checkpoints.keymap import TEXT_ENCODER, TEXT_PREFIX
 from impasto.checkpoints.ldm import merge_ldm
 from impasto.checkpoints.tensors import LazyTensor, Tensors
 from impasto.models.configs import Configs
@@ -20,12 +19,13 @@ class ModelContents:
     Attributes:
         source: The path or id it was opened by.
         form: What sort of file or folder that is, in words.
-        parts: `unet`, `vae`, `text_encoder` -> tensors by diffusers' names.
+        parts: Component of the family -> tensors by diffusers' names.
         ldm_only: Tensors by LDM's names that no part uses.
         configs: Part -> configuration.
         scheduler_config: For samplers; its prediction_type is the identity's.
         identity: Family and prediction, with the evidence.
-        tokenizer_files: File name -> content; empty means the shipped vocabulary.
+        tokenizer_files: Folder of a tokenizer -> file name -> content; none means the shipped
+            vocabulary.
         metadata: Texts in the file.
         notes: What a person should know: tensors left out, which of several files was taken.
     """
@@ -37,7 +37,7 @@ class ModelContents:
     configs: Configs
     scheduler_config: Mapping[str, Any]
     identity: Identity
-    tokenizer_files: Mapping[str, bytes] = field(default_factory=dict)
+    tokenizer_files: Mapping[str, Mapping[str, bytes]] = field(default_factory=dict)
     metadata: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
@@ -48,8 +48,7 @@ class ModelContents:
 
     def ldm_tensors(self) -> dict[str, LazyTensor]:
         """All tensors under LDM's names."""
-        open_clip = self.identity.family.open_clip
-        return merge_ldm(self.parts, self.ldm_only, open_clip=open_clip)
+        return merge_ldm(self.parts, self.ldm_only, self.identity.family.layout)
 
     def cast(self, dtypes: Mapping[str, Any]) -> ModelContents:
         """The same with some parts in another type; a part that is not named stays as it is."""
@@ -57,10 +56,14 @@ class ModelContents:
             part: {name: tensor.cast(dtypes.get(part)) for name, tensor in tensors.items()}
             for part, tensors in self.parts.items()
         }
-        text_dtype = dtypes.get(TEXT_ENCODER)
+        components = self.identity.family.components
+        roots = {part.naming.root: dtypes.get(part.name) for part in components}
+
+        def asked(name: str) -> Any:
+            return next((dtype for root, dtype in roots.items() if name.startswith(root)), None)
+
         ldm_only = {  # schedule buffers are of no part: rounding them would change the noise levels
-            name: tensor.cast(text_dtype) if name.startswith(TEXT_PREFIX) else tensor
-            for name, tensor in self.ldm_only.items()
+            name: tensor.cast(asked(name)) for name, tensor in self.ldm_only.items()
         }
         return replace(self, parts=parts, ldm_only=ldm_only)
 

@@ -11,6 +11,7 @@ import torch
 from impasto import files
 from impasto.checkpoints import hypernetworks
 from impasto.checkpoints.hypernetwork_writing import write_hypernetwork
+from impasto.checkpoints.keymap import PartKind
 from impasto.checkpoints.modelspec import read_encoder_layer
 from impasto.checkpoints.scaled import QUANTIZATION_KEY
 from impasto.errors import ConfigError
@@ -29,7 +30,7 @@ MADE_ANEW = {
     f"modelspec.{key}"
     for key in (
         "sai_model_spec", "architecture", "implementation", "title", "resolution", "date",
-        "hash_sha256", "prediction_type", "encoder_layer", "unet_dtype", "vae_dtype",
+        "hash_sha256", "prediction_type", "encoder_layer",
     )
 }  # fmt: skip
 
@@ -38,7 +39,7 @@ def convert_model(
     source: str,
     target: Path,
     form: Form,
-    dtypes: Mapping[str, torch.dtype],
+    dtypes: Mapping[PartKind, torch.dtype],
     options: OpenOptions,
     *,
     title: str | None = None,
@@ -54,7 +55,8 @@ def convert_model(
     """
     _require_free(Path(source), target, overwrite=overwrite, by_folder=form == "diffusers")
     contents = open_model(source, options, progress)
-    contents = require_whole(contents, empty_networks(contents)).cast(dtypes)
+    asked = contents.identity.family.by_name(dtypes)
+    contents = require_whole(contents, empty_networks(contents)).cast(asked)
     save_model(contents, target, form, about_converted(contents, target, title), progress)
     summary = {
         "Wrote": str(target),
@@ -121,7 +123,8 @@ def hash_file(path: Path, progress: Progress | None = None) -> str:
 def about_converted(contents: ModelContents, target: Path, title: str | None) -> About:
     """What the new file says: what the old one said, and what has to be made anew."""
     said = contents.metadata
-    kept = {key: text for key, text in said.items() if key not in MADE_ANEW}
+    anew = {*MADE_ANEW, *(f"modelspec.{part}_dtype" for part in contents.identity.family.names)}
+    kept = {key: text for key, text in said.items() if key not in anew}
     return About(
         title=title or said.get("modelspec.title", target.stem),
         resolution=said.get("modelspec.resolution"),

@@ -3,27 +3,32 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from impasto import presence
-from impasto.checkpoints.keymap import PARTS, TEXT_ENCODER, UNET
+from impasto.checkpoints.keymap import PartKind
 from impasto.checkpoints.links import require_links_inside
 from impasto.checkpoints.reading import open_tensor_file
 from impasto.checkpoints.scaled import apply_scales
 from impasto.checkpoints.tensors import LazyTensor, Tensors
-from impasto.checkpoints.weight_files import STEMS, find_weights, read_weights
+from impasto.checkpoints.weight_files import (
+    find_weights,
+    folder_layout_of,
+    networks_in,
+    read_weights,
+)
 from impasto.errors import ModelError
+from impasto.models import families
 from impasto.models.configs import Configs
-from impasto.models.families import FAMILIES
+from impasto.models.families import Component
+from impasto.models.pipeline_files import SCHEDULER_FILE
 from impasto.parsing import parse_json, read_text
 
 LDM_ONLY_FILE = "ldm_only.safetensors"
 METADATA_FILE = "impasto.json"
-PART_FILES = {part: f"{part}/{stem}.safetensors" for part, stem in STEMS.items()}
-UNET_FILE, VAE_FILE, TEXT_ENCODER_FILE = (PART_FILES[part] for part in PARTS)
 TOKENIZER_FILES = (
     "added_tokens.json", "merges.txt", "special_tokens_map.json", "tokenizer.json",
     "tokenizer_config.json", "vocab.json",
@@ -37,13 +42,25 @@ _OLD_ATTENTION_NAME = re.compile(r"(mid_block\.attentions\.0\.)(query|key|value|
 
 @dataclass(frozen=True)
 class DiffusersFolder:
-    """What a Diffusers folder holds."""
+    """What a Diffusers folder holds.
 
+    Attributes:
+        components: Its networks.
+        parts: Name of each -> its tensors.
+        configs: Name of each -> its configuration.
+        scheduler_config: Of samplers.
+        ldm_only: What a single file has besides.
+        tokenizer_files: Folder of each tokenizer -> file name -> content.
+        metadata: Texts.
+        notes: What a person should know.
+    """
+
+    components: tuple[Component, ...]
     parts: Mapping[str, Tensors]
     configs: Configs
     scheduler_config: dict[str, Any]
     ldm_only: Tensors
-    tokenizer_files: dict[str, bytes]
+    tokenizer_files: dict[str, dict[str, bytes]]
     metadata: dict[str, str]
     notes: tuple[str, ...]
 
@@ -57,35 +74,44 @@ def open_folder(path: Path, weights: str = "auto", variant: str | None = None) -
     """
     if not presence.is_file(path / "model_index.json"):
         raise ModelError(
-            f"{path} is a folder without model_index.json; expected a Diffusers folder with "
-            f"model_index.json, unet, vae, text_encoder, tokenizer and scheduler in it, or the "
-            f"path of one .safetensors or .ckpt file."
+            f"{path} is a folder without model_index.json; expected a Diffusers folder, which has "
+            f"that and a folder for each network, or the path of one .safetensors or .ckpt file."
         )
     require_links_inside(path)
     index = read_config(path / "model_index.json")
-    if "text_encoder_2" in index or "transformer" in index:
+    layout = folder_layout_of(index, families.folder_layouts())
+    if layout is None:
         raise ModelError(
-            f"{path} is a {index.get('_class_name')} (SDXL or later), not Stable Diffusion 1.x or "
-            f"2.x. Give a base model of these."
+            f"{path} is a {index.get('_class_name')} with {', '.join(sorted(networks_in(index)))}, "
+            f"which is not {families.known_as()}. Give a base model of these."
         )
+    components = families.components_of(layout)
     if variant is not None:
-        _require_variant(path, variant)
-    opened = {part: _open_part(path / part, part, weights, variant) for part in PARTS}
-    if weights == "ema" and "non_ema" not in find_weights(path / UNET, UNET):
-        raise ModelError(f"{path} has no averaged (EMA) weights. Set model.weights to auto.")
+        _require_variant(path, components, variant)
+    opened = {p.name: _open_part(path / p.folder, p, weights, variant) for p in components}
+    _require_average(path, components, weights)
     rest = path / LDM_ONLY_FILE
     return DiffusersFolder(
+        components,
         {part: found.tensors for part, found in opened.items()},
         {part: found.config for part, found in opened.items()},
-        read_config(path / "scheduler" / "scheduler_config.json"),
+        read_config(path / SCHEDULER_FILE),
         open_tensor_file(rest).tensors if presence.is_file(rest) else {},
-        _read_tokenizer(path / "tokenizer"),
+        {folder: _read_tokenizer(path / folder) for folder in layout.tokenizers},
         _read_metadata(path / METADATA_FILE),
         tuple(note for found in opened.values() for note in found.notes),
     )
 
 
-def open_part(folder: Path, part: str) -> tuple[Tensors, dict[str, Any], tuple[str, ...]]:
+def _require_average(path: Path, components: Sequence[Component], weights: str) -> None:
+    if weights != "ema":
+        return
+    averaged = [part for part in components if part.naming.is_averaged]
+    if not all("non_ema" in find_weights(path / part.folder, part.stems) for part in averaged):
+        raise ModelError(f"{path} has no averaged (EMA) weights. Set model.weights to auto.")
+
+
+def open_part(folder: Path, part: Component) -> tuple[Tensors, dict[str, Any], tuple[str, ...]]:
     """Open one part by its own folder: its tensors, its configuration, and notes.
 
     Raises:
@@ -115,20 +141,25 @@ def read_config(file: Path) -> dict[str, Any]:
     return config
 
 
-def is_open_clip(text_config: Mapping[str, Any], path: Path) -> bool:
-    """Whether a text encoder is open_clip's, by its activation.
+def encoders_of(folder: DiffusersFolder, path: Path) -> tuple[tuple[str, str], ...]:
+    """Each text encoder, and whose it is, by its activation; see `Marks`.
 
     Raises:
-        ModelError: It is neither OpenAI's nor open_clip's.
+        ModelError: It is nobody's that is known.
     """
-    activation = text_config.get("hidden_act", "quick_gelu")
-    rows = [row for row in FAMILIES if row.text_activation == activation]
-    if not rows:
-        raise ModelError(
-            f"{path} is not a Stable Diffusion 1.x or 2.x model: its text encoder uses "
-            f"{activation!r}; expected quick_gelu (1.x) or gelu (2.x)."
-        )
-    return rows[0].open_clip
+    found = []
+    for part in folder.components:
+        if part.kind is not PartKind.TEXT:
+            continue
+        activation = folder.configs[part.name].get("hidden_act", "quick_gelu")
+        dialect = families.dialect_of(part.name, activation)
+        if dialect is None:
+            raise ModelError(
+                f"{path} is not a model of a family that Impasto knows: its {part.name} uses "
+                f"{activation!r}, which that of {families.known_as()} does not."
+            )
+        found.append((part.name, dialect))
+    return tuple(found)
 
 
 @dataclass(frozen=True)
@@ -138,14 +169,14 @@ class _Part:
     notes: tuple[str, ...] = ()
 
 
-def _open_part(folder: Path, part: str, weights: str, variant: str | None) -> _Part:
+def _open_part(folder: Path, part: Component, weights: str, variant: str | None) -> _Part:
     config = read_config(folder / "config.json")
     if "quantization_config" in config:
         raise ModelError(
             f"{folder} is quantized (quantization_config in its config.json), and Impasto cannot "
             f"undo that. Take an fp16, bf16 or fp32 version of this model."
         )
-    sets = find_weights(folder, part)
+    sets = find_weights(folder, part.stems)
     wanted = [variant] if variant else []
     if weights == "plain":
         wanted.append("non_ema")
@@ -153,32 +184,32 @@ def _open_part(folder: Path, part: str, weights: str, variant: str | None) -> _P
     if taken is MISSING:
         others = f"; it has {', '.join(sorted(map(str, sets)))}" if sets else ""
         raise ModelError(
-            f"The model is incomplete: {folder} has no {STEMS[part]}.safetensors and no .bin file"
-            f"{others}. Download or copy it again, or name one of those with --variant."
+            f"The model is incomplete: {folder} has no {part.stems.name}.safetensors and no .bin "
+            f"file{others}. Download or copy it again, or name one of those with --variant."
         )
     found = sets[taken]
-    notes = [f"{part} from {found.name}"] if taken is not None else []
+    notes = [f"{part.name} from {found.name}"] if taken is not None else []
     if variant and taken != variant:
-        notes.append(f"no {variant} files of the {part}: taken from {found.name}")
+        notes.append(f"no {variant} files of the {part.name}: taken from {found.name}")
     raw, metadata = read_weights(found)
     unscaled = apply_scales(raw, metadata, str(found))
     return _Part(by_todays_names(unscaled.tensors, part), config, (*notes, *unscaled.notes))
 
 
-def by_todays_names(tensors: Tensors, part: str) -> dict[str, LazyTensor]:
+def by_todays_names(tensors: Tensors, part: Component) -> dict[str, LazyTensor]:
     """The tensors of one part of a Diffusers folder as today's diffusers names them."""
-    named = {_modern(name, part): tensor for name, tensor in tensors.items()}
+    named = {MODERN[part.kind](name): tensor for name, tensor in tensors.items()}
     kept = {n: t for n, t in named.items() if not n.endswith("embeddings.position_ids")}
     return {name: _without_spare_axes(name, tensor) for name, tensor in kept.items()}
 
 
-def _require_variant(path: Path, variant: str) -> None:
+def _require_variant(path: Path, components: Sequence[Component], variant: str) -> None:
     """Make sure that at least one part has files of a variant.
 
     Raises:
         ModelError: None has; those that are there are named.
     """
-    sets = [find_weights(path / part, part) for part in PARTS]
+    sets = [find_weights(path / part.folder, part.stems) for part in components]
     if any(variant in found for found in sets):
         return
     there = sorted({name for found in sets for name in found if name is not None})
@@ -190,11 +221,26 @@ def _require_variant(path: Path, variant: str) -> None:
     )
 
 
-def _modern(name: str, part: str) -> str:
-    """CLIP without transformers 4's prefix, the VAE's attention as diffusers 0.17 renamed it."""
-    if part == TEXT_ENCODER:
-        return name.removeprefix("text_model.")
+def _without_prefix(name: str) -> str:
+    """CLIP without transformers 4's prefix."""
+    return name.removeprefix("text_model.")
+
+
+def _renamed_attention(name: str) -> str:
+    """The VAE's attention as diffusers 0.17 renamed it."""
     return _OLD_ATTENTION_NAME.sub(lambda m: f"{m[1]}{_OLD_ATTENTION[m[2]]}.", name)
+
+
+def _as_it_is(name: str) -> str:
+    return name
+
+
+MODERN: dict[PartKind, Callable[[str], str]] = {
+    PartKind.UNET: _as_it_is,
+    PartKind.VAE: _renamed_attention,
+    PartKind.TEXT: _without_prefix,
+}
+"""What a network does -> today's names of its tensors in diffusers' form."""
 
 
 def _without_spare_axes(name: str, tensor: LazyTensor) -> LazyTensor:

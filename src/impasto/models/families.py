@@ -1,5 +1,9 @@
 """The table of model families: what differs between them is a column here, not a branch elsewhere.
 
+A family is a row: its networks (`Component`), and what they are used with. Names of networks stand
+here, in the settings and in tests, and nowhere else. Layers below cannot see the table; they are
+handed what they need of it as plain data: a `FileLayout`, a `FolderLayout`.
+
 Facts: CompVis/stable-diffusion `configs/stable-diffusion/v1-inference.yaml`, Stability-AI
 stablediffusion `configs/stable-diffusion/v2-inference*.yaml`, and the configurations of their
 Diffusers folders.
@@ -7,9 +11,136 @@ Diffusers folders.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, TypeVar
 
+from impasto.checkpoints.keymap import (
+    FileLayout,
+    NamedPart,
+    Naming,
+    PartKind,
+    clip_naming,
+    open_clip_naming,
+    unet_naming,
+    vae_naming,
+)
+from impasto.checkpoints.weight_files import FolderLayout, Stems
+from impasto.data.records import CELL, Box, Size
 from impasto.diffusion.prediction import EPSILON, VELOCITY, Prediction
+
+T = TypeVar("T")
+Library = Literal["diffusers", "transformers"]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a text encoder is used.
+
+    Attributes:
+        width: Numbers of each state at full size.
+        activation: OpenAI's CLIP has quick_gelu, OpenCLIP gelu.
+        tokenizer: The folder of its tokenizer in diffusers' form.
+        pad_token: What that fills a text up with.
+        pad_id: Its id.
+        layer: Which layer's states are taken, counted from the end; 1 is the last.
+        final_norm: Whether the final layer norm is applied to them.
+        pooled: Whether its projection of the text's end is taken too.
+    """
+
+    width: int
+    activation: str
+    tokenizer: str
+    pad_token: str
+    pad_id: int
+    layer: int = 1
+    final_norm: bool = True
+    pooled: bool = False
+
+
+@dataclass(frozen=True)
+class Component:
+    """A network of a family.
+
+    Attributes:
+        name: What it is called in states, exports, logs and configurations.
+        kind: What it does.
+        naming: How single files name it: the prefix, and the map of names.
+        folder: Its folder in diffusers' form.
+        stems: What its weight files are called there.
+        library: Where its class is.
+        class_name: The class.
+        channels: Widths of the levels of a U-Net or VAE at full size. Networks of other widths
+            have to come with their configuration.
+        reading: How it is used; of a text encoder.
+    """
+
+    name: str
+    kind: PartKind
+    naming: Naming
+    folder: str
+    stems: Stems
+    library: Library
+    class_name: str
+    channels: tuple[int, ...] = ()
+    reading: Reading | None = None
+
+    @property
+    def file(self) -> str:
+        """Its main file in diffusers' form."""
+        return f"{self.folder}/{self.stems.name}.safetensors"
+
+    @property
+    def text(self) -> Reading:
+        """How it is used, of what is a text encoder."""
+        assert self.reading is not None, f"{self.name} is no text encoder"  # noqa: S101
+        return self.reading
+
+
+@dataclass(frozen=True)
+class SizeConditioning:
+    """Sizes of the image that a U-Net is told beside the text, each as a sinusoidal embedding.
+
+    Podell et al. 2023 (arXiv:2307.01952), 2.2: the size of the original, what the crop leaves out
+    above and to the left, and the size that is trained on.
+
+    Attributes:
+        width: Of each embedding.
+    """
+
+    width: int
+    count: int = 6
+
+    def numbers(self, original: Size, crop: Box) -> tuple[int, ...]:
+        """The numbers, in the order of diffusers' `add_time_ids`."""
+        return (*original.hw, crop.top, crop.left, *crop.size.hw)
+
+    def whole(self, size: Size) -> tuple[int, ...]:
+        """Those of an image that is drawn: nothing was left out."""
+        return self.numbers(size, Box(0, 0, size))
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """What diffusers calls the whole.
+
+    Attributes:
+        class_name: Its class.
+        others: What `model_index.json` has besides, of what is not there.
+    """
+
+    class_name: str
+    others: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+
+STABLE_DIFFUSION = Pipeline(
+    "StableDiffusionPipeline",
+    {
+        "feature_extractor": [None, None],
+        "requires_safety_checker": False,
+        "safety_checker": [None, None],
+    },
+)
 
 
 @dataclass(frozen=True)
@@ -19,68 +150,213 @@ class Family:
     Attributes:
         key: How settings name it.
         name: What it is called in reports.
+        generation: What it is called together with those that have the same networks.
+        components: Its networks, in the order in which they are written.
         prediction: What the U-Net predicts.
-        text_activation: The text encoder's activation: OpenAI's CLIP has quick_gelu, OpenCLIP gelu.
-        open_clip: Whether LDM files name the text encoder as open_clip does.
         linear_projection: Whether attention is entered by a linear layer, not a 1x1 convolution.
-        context_width: Width of the text encoder's states at full size.
         head_count: Attention heads of the U-Net, where their number is fixed, else None.
-        pad_token: What the tokenizer fills a text up with.
-        pad_id: Its id.
         upcast_attention: Whether attention overflows float16 (SD 2.1 does, and its files cannot be
             told from 2.0's).
+        takes_any_layer: Whether models of it were trained on other layers of the text encoder, so
+            that it counts what a file says of that.
         architecture: Its name in `modelspec.architecture`.
         resolution: Pixels per side that the original was trained at.
+        pipeline: What diffusers calls it.
         scaling_factor: Scaled latents = this times the VAE's.
+        sizes: What the U-Net is told of the image's size; None is nothing.
+        cell: Pixels per side of a latent.
     """
 
     key: str
     name: str
+    generation: str
+    components: tuple[Component, ...]
     prediction: Prediction
-    text_activation: str
-    open_clip: bool
     linear_projection: bool
-    context_width: int
     head_count: int | None
-    pad_token: str
-    pad_id: int
     upcast_attention: bool
+    takes_any_layer: bool
     architecture: str
     resolution: int
+    pipeline: Pipeline = STABLE_DIFFUSION
     scaling_factor: float = 0.18215
+    sizes: SizeConditioning | None = None
+    cell: int = CELL
+
+    def of_kind(self, kind: PartKind) -> tuple[Component, ...]:
+        """Its networks that do the same."""
+        return tuple(part for part in self.components if part.kind is kind)
+
+    @property
+    def unet(self) -> Component:
+        """The network that predicts."""
+        return self.of_kind(PartKind.UNET)[0]
+
+    @property
+    def vae(self) -> Component:
+        """The network between pixels and latents."""
+        return self.of_kind(PartKind.VAE)[0]
+
+    @property
+    def text_encoders(self) -> tuple[Component, ...]:
+        """The networks that read, in the order in which their states are put together."""
+        return self.of_kind(PartKind.TEXT)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of its networks."""
+        return tuple(part.name for part in self.components)
+
+    @property
+    def context_width(self) -> int:
+        """Width of the states that the U-Net attends to, at full size."""
+        return sum(part.text.width for part in self.text_encoders)
+
+    @property
+    def takes_pooled(self) -> bool:
+        """Whether the U-Net takes a pooled text besides."""
+        return any(part.text.pooled for part in self.text_encoders)
 
     def heads(self, channels: list[int]) -> int | list[int]:
         """For `attention_head_dim`, which in these models counts heads: 8, or one per 64."""
         return self.head_count or [width // 64 for width in channels]
 
+    def by_name(self, values: Mapping[PartKind, T]) -> dict[str, T]:
+        """What is said of kinds of networks, of each network by its name."""
+        return {part.name: values[part.kind] for part in self.components if part.kind in values}
+
+    @property
+    def layout(self) -> FileLayout:
+        """How single files name it."""
+        parts = (NamedPart(part.name, part.kind, part.naming) for part in self.components)
+        return FileLayout(tuple(parts))
+
+    @property
+    def folders(self) -> FolderLayout:
+        """Where diffusers' form has it."""
+        weights = tuple((part.folder, part.stems) for part in self.components)
+        return FolderLayout(weights, tuple(part.text.tokenizer for part in self.text_encoders))
+
+    @property
+    def marks(self) -> Marks:
+        """What tells it from other families."""
+        return Marks(
+            encoders=tuple((part.name, part.naming.dialect) for part in self.text_encoders),
+            entry=ENTRIES[self.linear_projection],
+            besides=("add_embedding",) if self.takes_pooled else (),
+            context_width=self.context_width,
+        )
+
+
+ENTRIES = {False: "convolution", True: "linear"}
+"""What is before attention, by whether it is linear."""
+
+CONDITIONED_BY = {
+    "add_embedding": "a pooled text and sizes",
+    "class_embedding": "a class or another image",
+    "encoder_hid_proj": "states that it projects itself",
+    "position_net": "places of things",
+}
+"""Modules of diffusers' U-Nets that take something besides noise, time and text -> what."""
+
+
+@dataclass(frozen=True)
+class Marks:
+    """What a model's files show, or what a family's files would: the same words for both.
+
+    Attributes:
+        encoders: Name of each text encoder, and whose it is.
+        entry: What is before attention.
+        besides: Which of `CONDITIONED_BY` the U-Net has.
+        context_width: Width of what it attends to; counts for networks of full size.
+    """
+
+    encoders: tuple[tuple[str, str], ...]
+    entry: str
+    besides: tuple[str, ...]
+    context_width: int
+
+    def words(self) -> dict[str, str]:
+        """What is looked at -> what is there, in words."""
+        dialects = " and ".join(dialect for _, dialect in self.encoders) or "no"
+        besides = " and ".join(CONDITIONED_BY[module] for module in self.besides)
+        return {
+            "encoders": f"{dialects} text encoder{'s' if len(self.encoders) > 1 else ''}",
+            "context_width": f"context width {self.context_width}",
+            "entry": f"{self.entry} before attention",
+            "besides": f"conditioned by {besides} too" if besides else "conditioned by text alone",
+        }
+
+    def __str__(self) -> str:
+        words = self.words()
+        return ", ".join(words[name] for name in words if name != "besides" or self.besides)
+
+    def against(self, family: Marks, *, full_size: bool) -> list[str]:
+        """What is otherwise than in a family, as that family has it, in words."""
+        looked_at = ("encoders", "entry", "besides", *(("context_width",) if full_size else ()))
+        expected = family.words()
+        return [expected[n] for n in looked_at if getattr(self, n) != getattr(family, n)]
+
+
+_UNET = Component(
+    name="unet",
+    kind=PartKind.UNET,
+    naming=unet_naming("model.diffusion_model."),
+    folder="unet",
+    stems=Stems("diffusion_pytorch_model"),
+    library="diffusers",
+    class_name="UNet2DConditionModel",
+    channels=(320, 640, 1280, 1280),
+)
+_VAE = Component(
+    name="vae",
+    kind=PartKind.VAE,
+    naming=vae_naming("first_stage_model."),
+    folder="vae",
+    stems=Stems("diffusion_pytorch_model"),
+    library="diffusers",
+    class_name="AutoencoderKL",
+    channels=(128, 256, 512, 512),
+)
+_CLIP = Component(
+    name="text_encoder",
+    kind=PartKind.TEXT,
+    naming=clip_naming("cond_stage_model."),
+    folder="text_encoder",
+    stems=Stems("model", former=("pytorch_model",)),
+    library="transformers",
+    class_name="CLIPTextModel",
+    reading=Reading(768, "quick_gelu", "tokenizer", pad_token="<|endoftext|>", pad_id=49407),
+)
+_OPEN_CLIP = replace(  # cut to 23 of 24 layers: stablediffusion's `layer: penultimate`
+    _CLIP,
+    naming=open_clip_naming("cond_stage_model.", used=23),
+    reading=Reading(1024, "gelu", "tokenizer", pad_token="!", pad_id=0),
+)
 
 SD1 = Family(
     key="sd1",
     name="SD 1.x",
+    generation="SD 1.x",
+    components=(_UNET, _VAE, _CLIP),
     prediction=EPSILON,
-    text_activation="quick_gelu",
-    open_clip=False,
     linear_projection=False,
-    context_width=768,
     head_count=8,
-    pad_token="<|endoftext|>",
-    pad_id=49407,
     upcast_attention=False,
+    takes_any_layer=True,
     architecture="stable-diffusion-v1",
     resolution=512,
 )
 SD2_BASE = Family(
     key="sd2-base",
     name="SD 2.x base",
+    generation="SD 2.x",
+    components=(_UNET, _VAE, _OPEN_CLIP),
     prediction=EPSILON,
-    text_activation="gelu",
-    open_clip=True,
     linear_projection=True,
-    context_width=1024,
     head_count=None,
-    pad_token="!",
-    pad_id=0,
     upcast_attention=True,
+    takes_any_layer=False,
     architecture="stable-diffusion-v2-512",
     resolution=512,
 )
@@ -92,4 +368,45 @@ SD2_V = replace(
     architecture="stable-diffusion-v2-768-v",
     resolution=768,
 )
-FAMILIES = (SD1, SD2_BASE, SD2_V)
+FAMILIES: tuple[Family, ...] = (SD1, SD2_BASE, SD2_V)
+
+BY_SETTING = {"unet": PartKind.UNET, "text_encoder": PartKind.TEXT, "vae": PartKind.VAE}
+"""How settings and options call kinds of networks, as in `saving.vae_dtype`."""
+
+
+def by_kind(values: Mapping[str, T]) -> dict[PartKind, T]:
+    """What settings say of networks, by their kind."""
+    return {BY_SETTING[word]: value for word, value in values.items()}
+
+
+def file_layouts() -> tuple[FileLayout, ...]:
+    """How single files of all families name their networks."""
+    return tuple(dict.fromkeys(family.layout for family in FAMILIES))
+
+
+def folder_layouts() -> tuple[FolderLayout, ...]:
+    """The folders of all families."""
+    return tuple(dict.fromkeys(family.folders for family in FAMILIES))
+
+
+def components_of(layout: FolderLayout) -> tuple[Component, ...]:
+    """The networks that have these folders; where families share them, of the first."""
+    return next(family.components for family in FAMILIES if family.folders == layout)
+
+
+def known_as() -> str:
+    """What the families are called, in a sentence: `SD 1.x or SD 2.x`."""
+    return " or ".join(dict.fromkeys(family.generation for family in FAMILIES))
+
+
+def dialect_of(name: str, activation: object) -> str | None:
+    """Whose text encoder of that name has an activation, or None where no family has it so."""
+    return next(
+        (
+            part.naming.dialect
+            for family in FAMILIES
+            for part in family.text_encoders
+            if part.name == name and part.text.activation == activation
+        ),
+        None,
+    )

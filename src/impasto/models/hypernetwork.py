@@ -28,6 +28,7 @@ from impasto.checkpoints.hypernetworks import (
     read_hypernetwork,
 )
 from impasto.errors import ConfigError, ModelError
+from impasto.models import families
 from impasto.models.attention import FusedAttention
 from impasto.models.attention_kernels import sdpa
 
@@ -321,8 +322,8 @@ def require_fitting_widths(name: str, widths: Sequence[int], unet: nn.Module) ->
     unknown = sorted(set(widths) - set(there))
     if not unknown:
         return
-    families = {768: "SD 1.x", 1024: "SD 2.x"}
-    meant = next((f for w, f in families.items() if w in unknown), "another model")
+    rows = (row.generation for row in families.FAMILIES if row.context_width in unknown)
+    meant = next(rows, "another model")
     raise ModelError(
         f"The hypernetwork {name} is for {meant}: it has networks for contexts of width "
         f"{', '.join(map(str, unknown))}, and this model's widths are "

@@ -1,6 +1,7 @@
 """Finds out which family a model is of and what its U-Net predicts, and says from what.
 
-The generation is in the tensors. The prediction is not: it comes from the first witness that knows
+The generation is in the tensors: their marks are those of some rows of the table, and not of the
+others. The prediction is not: it comes from the first witness that knows
 it, in the order of `WITNESSES`.
 """
 
@@ -12,16 +13,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from impasto.checkpoints.keymap import UNET
 from impasto.checkpoints.kinds import INPUT_CHANNELS
 from impasto.checkpoints.ldm import VELOCITY_MARK
 from impasto.checkpoints.modelspec import PREDICTION_TYPE, read_prediction_type
 from impasto.checkpoints.tensors import Tensors
 from impasto.diffusion.prediction import EPSILON, PREDICTIONS, VELOCITY, Prediction
 from impasto.errors import ModelError
-from impasto.models.families import FAMILIES, SD1, Family
+from impasto.models import families
+from impasto.models.families import CONDITIONED_BY, ENTRIES, Family, Marks
 
-FULL_SIZE_WIDTH = 320
 PARAMETERIZATIONS: dict[str, Prediction] = {"eps": EPSILON, "v": VELOCITY}
 GLOBAL_STEPS: dict[int, Prediction] = {875000: EPSILON, 110000: VELOCITY}
 """`global_step` of Stability's SD 2 base and 2.1 768-v files; diffusers 0.42
@@ -49,7 +49,7 @@ class Clues:
     Attributes:
         source: Its path or id, for messages.
         unet: The U-Net's tensors by diffusers' names.
-        open_clip: Whether the text encoder is open_clip's.
+        encoders: Name of each text encoder, and whose it is, as `Marks` has it.
         scheduler_config: Of a Diffusers folder; None for a single file.
         metadata: Texts in the file.
         counters: Numbers in the file.
@@ -61,7 +61,7 @@ class Clues:
 
     source: str
     unet: Tensors
-    open_clip: bool
+    encoders: tuple[tuple[str, str], ...]
     scheduler_config: Mapping[str, Any] | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
     counters: Mapping[str, int] = field(default_factory=dict)
@@ -75,8 +75,8 @@ def identify(clues: Clues) -> Identity:
     """Find the row and the prediction.
 
     Raises:
-        ModelError: It is an inpainting or other special model, or none of SD 1.x and 2.x; or its
-            prediction cannot be told; or the user's word contradicts the tensors.
+        ModelError: It is an inpainting or other special model, or of no family in the table; or
+            its prediction cannot be told; or the user's word contradicts the tensors.
     """
     _require_plain(clues)
     generation, seen = _generation(clues)
@@ -94,11 +94,11 @@ def identify(clues: Clues) -> Identity:
                 row for row in generation if row.prediction is prediction
             ]
             return Identity((rows or list(generation))[0], prediction, f"{seen}; {told_by}")
+    choices = " or ".join(f"{row.prediction.name} (as {row.name} does)" for row in generation)
     raise ModelError(
-        f"{clues.source} is an SD 2.x model, and nothing tells whether it predicts epsilon (as "
-        f"2.0-base and 2.1-base do) or v_prediction (as the 768-v models do). Set "
-        f"model.prediction_type to one of these two (--prediction-type on a command line), or put "
-        f"its .yaml file beside it."
+        f"{clues.source} is an {generation[0].generation} model, and nothing tells whether it "
+        f"predicts {choices}. Set model.prediction_type to one of these two (--prediction-type on "
+        f"a command line), or put its .yaml file beside it."
     )
 
 
@@ -128,29 +128,42 @@ def _require_plain(clues: Clues) -> None:
 
 
 def _generation(clues: Clues) -> tuple[tuple[Family, ...], str]:
-    """The rows that fit the tensors, and what was seen."""
+    """The rows whose marks are those of the tensors, and what was seen.
+
+    Raises:
+        ModelError: There is none; with what is seen, and what each row has otherwise.
+    """
+    found = _marks(clues)
+    width = clues.unet["conv_in.weight"].shape[0]
+    differences = {
+        row.key: found.against(row.marks, full_size=width == row.unet.channels[0])
+        for row in families.FAMILIES
+    }
+    rows = tuple(row for row in families.FAMILIES if not differences[row.key])
+    if rows:
+        return rows, str(found)
+    otherwise = {row.generation: ", ".join(differences[row.key]) for row in families.FAMILIES}
+    raise ModelError(
+        f"{clues.source} is not a model of a family that Impasto knows: {found}. What those have "
+        f"in its place: {'; '.join(f'{name}, {words}' for name, words in otherwise.items())}."
+    )
+
+
+def _marks(clues: Clues) -> Marks:
+    """What the tensors show."""
     entry = next((n for n in clues.unet if n.endswith(".attentions.0.proj_in.weight")), None)
     key = next((n for n in clues.unet if n.endswith("attn2.to_k.weight")), None)
     if entry is None or key is None:
-        raise ModelError(f"{clues.source} has a U-Net without cross-attention: not SD 1.x or 2.x.")
-    is_linear = len(clues.unet[entry].shape) == 2
-    context = clues.unet[key].shape[1]
-    full_size = clues.unet["conv_in.weight"].shape[0] == FULL_SIZE_WIDTH
-    rows = tuple(
-        row
-        for row in FAMILIES
-        if (row.linear_projection, row.open_clip) == (is_linear, clues.open_clip)
-        and (not full_size or row.context_width == context)
-    )
-    kind = "linear" if is_linear else "convolution"
-    encoder = "OpenCLIP" if clues.open_clip else "CLIP"
-    seen = f"{encoder} text encoder, context width {context}, {kind} before attention"
-    if not rows:
         raise ModelError(
-            f"{clues.source} is not a Stable Diffusion 1.x or 2.x model: {seen}. SD 1.x has CLIP, "
-            f"768 and convolutions; SD 2.x has OpenCLIP, 1024 and linear layers."
+            f"{clues.source} has a U-Net without cross-attention: not {families.known_as()}."
         )
-    return rows, seen
+    modules = {name.partition(".")[0] for name in clues.unet}
+    return Marks(
+        clues.encoders,
+        ENTRIES[len(clues.unet[entry].shape) == 2],
+        tuple(module for module in CONDITIONED_BY if module in modules),
+        clues.unet[key].shape[1],
+    )
 
 
 Testimony = tuple[Prediction, str] | None
@@ -200,10 +213,12 @@ def _the_sidecar(clues: Clues, _: tuple[Family, ...]) -> Testimony:
     return None if found is None else (found, f"{path.name} says parameterization {word}")
 
 
-def _the_generation(_: Clues, generation: tuple[Family, ...]) -> Testimony:
-    if generation != (SD1,):
+def _the_only_row(_: Clues, generation: tuple[Family, ...]) -> Testimony:
+    if len(generation) != 1:
         return None
-    return EPSILON, "SD 1.x predicts epsilon unless something says otherwise"
+    row = generation[0]
+    words = f"{row.name} predicts {row.prediction.name} unless something says otherwise"
+    return row.prediction, words
 
 
 def _the_step_counter(clues: Clues, _: tuple[Family, ...]) -> Testimony:
@@ -222,7 +237,7 @@ def _the_spread(clues: Clues, _: tuple[Family, ...]) -> Testimony:
         return None
     found: Prediction = VELOCITY if deviation > TELLING_DEVIATION else EPSILON
     sign = ">" if deviation > TELLING_DEVIATION else "<"
-    return found, f"guessed: spread of {UNET} {TELLING_TENSOR} {deviation:.3f} {sign} 0.09"
+    return found, f"guessed: spread of {TELLING_TENSOR} {deviation:.3f} {sign} 0.09"
 
 
 WITNESSES: tuple[Callable[[Clues, tuple[Family, ...]], Testimony], ...] = (
@@ -231,7 +246,7 @@ WITNESSES: tuple[Callable[[Clues, tuple[Family, ...]], Testimony], ...] = (
     _the_metadata,
     _the_mark,
     _the_sidecar,
-    _the_generation,
+    _the_only_row,
     _the_step_counter,
     _the_spread,
 )

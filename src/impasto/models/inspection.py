@@ -7,17 +7,19 @@ from pathlib import Path
 
 from impasto import presence
 from impasto.checkpoints.hypernetworks import HypernetworkContents, read_hypernetwork
-from impasto.checkpoints.keymap import PARTS
-from impasto.checkpoints.kinds import BASE_MODEL, HYPERNETWORK, kind_of
+from impasto.checkpoints.keymap import layout_of
+from impasto.checkpoints.kinds import BASE_MODEL, HYPERNETWORK, Kind, kind_of
 from impasto.checkpoints.ldm import split_ldm
 from impasto.checkpoints.reading import TensorFile, open_tensor_file
 from impasto.checkpoints.tensors import Tensors, total_bytes
 from impasto.checkpoints.untrusted import untrusted
 from impasto.checkpoints.writing import is_finite
 from impasto.errors import ModelError
+from impasto.models import families
 from impasto.models.completeness import compare, listed
 from impasto.models.contents import ModelContents
 from impasto.models.conversion import hash_file
+from impasto.models.families import Component
 from impasto.models.loading import empty_network
 from impasto.models.opening import OpenOptions, contents_of, locate, open_model
 from impasto.progress import Progress, counted
@@ -42,12 +44,12 @@ def inspect_model(
             found["File"] = _file_section(file)
     if file is None:
         found |= _model_sections(open_model(source, options, progress))
-    elif kind_of(file) is BASE_MODEL:
+    elif _kind_of(file) is BASE_MODEL:
         try:
             found |= _model_sections(contents_of(file, source, options, progress))
         except ModelError as error:  # what the file holds is told all the same
             found["Model"] = {"Cannot be used": str(error)}
-    if file is not None and kind_of(file) is HYPERNETWORK:
+    if file is not None and _kind_of(file) is HYPERNETWORK:
         found["Hypernetwork"] = _hypernetwork_section(read_hypernetwork(path))
     if file is not None:
         found["Metadata"] = _shortened(file.metadata) or {"none": "the file carries no texts"}
@@ -56,17 +58,21 @@ def inspect_model(
     return found
 
 
+def _kind_of(file: TensorFile) -> Kind:
+    return kind_of(file, families.file_layouts())
+
+
 def _file_section(file: TensorFile) -> Section:
     rows = {
         "Path": str(file.path),
-        "Kind": kind_of(file).name,
+        "Kind": _kind_of(file).name,
         "Form": file.form,
         "Size": _in_words(file.path.stat().st_size),
     }
     if file.tensors:
         rows["Tensors"] = f"{len(file.tensors)}, {_types(file.tensors)}"
-    if kind_of(file) is BASE_MODEL:
-        ldm = split_ldm(file.tensors)
+    if _kind_of(file) is BASE_MODEL:
+        ldm = split_ldm(file.tensors, layout_of(file.tensors, families.file_layouts()))
         averaged = (
             f"yes, {counted(len(ldm.ema), 'tensors')}; --weights ema takes them"
             if ldm.ema
@@ -112,12 +118,13 @@ def _model_sections(contents: ModelContents) -> dict[str, Section]:
     }
     if contents.notes:
         model["Notes"] = "; ".join(contents.notes)
-    return {"Model": model, "Parts": {part: _part(part, contents) for part in PARTS}}
+    parts = {part.name: _part(part, contents) for part in identity.family.components}
+    return {"Model": model, "Parts": parts}
 
 
-def _part(part: str, contents: ModelContents) -> str:
-    tensors = contents.parts[part]
-    expected = dict(empty_network(part, contents.configs[part], contents.source).state_dict())
+def _part(part: Component, contents: ModelContents) -> str:
+    tensors, config = contents.parts[part.name], contents.configs[part.name]
+    expected = dict(empty_network(part, config, contents.source).state_dict())
     named = {n.removeprefix("text_model."): t for n, t in expected.items()}
     fit = compare(named, tensors)
     words = fit.gaps or ["complete"]
@@ -152,8 +159,9 @@ def _hashes(path: Path, progress: Progress) -> Section:
     if presence.is_file(path):
         digest = hash_file(path, progress)
         return {"File": digest, "A1111's short form": digest[:10]}
+    folders = {f: None for layout in families.folder_layouts() for f, _ in layout.weights}
     weights = [
-        p for part in PARTS for p in sorted((path / part).glob("*model*")) if presence.is_file(p)
+        p for f in folders for p in sorted((path / f).glob("*model*")) if presence.is_file(p)
     ]
     return {p.relative_to(path).as_posix(): hash_file(p, progress) for p in weights}
 

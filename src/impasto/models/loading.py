@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from impasto.checkpoints.keymap import TEXT_ENCODER, UNET, VAE
+from impasto.checkpoints.keymap import PartKind
 from impasto.checkpoints.tensors import LazyTensor, Scratch, Tensors, total_bytes
 from impasto.checkpoints.writing import is_finite
 from impasto.diffusion.schedule import BETA_END, BETA_START, NUM_TRAIN_TIMESTEPS, NoiseSchedule
@@ -22,6 +23,7 @@ from impasto.models.attention import use_upcast_attention
 from impasto.models.completeness import compare, named_as_in, require_whole
 from impasto.models.configs import require_modest
 from impasto.models.contents import ModelContents
+from impasto.models.families import Component, Family, Library, Reading
 from impasto.models.identity import Identity
 from impasto.models.opening import OpenOptions, open_model
 from impasto.models.pipeline_files import ZERO_TERMINAL_SNR
@@ -47,20 +49,16 @@ class BaseModel:
     Attributes:
         contents: What the files held besides; `contents.parts` are the networks' own tensors.
         stored: Part -> the type of each tensor in the files, to be written back as it was.
-        unet: diffusers' UNet2DConditionModel.
-        vae: diffusers' AutoencoderKL.
-        text_encoder: transformers' CLIPTextModel.
-        tokenizer: transformers' CLIPTokenizer.
+        networks: Component of the family -> the network.
+        tokenizers: Text encoder -> transformers' CLIPTokenizer.
         schedule: The forward process it was trained with.
         scaling_factor: Scaled latents = this times the VAE's.
     """
 
     contents: ModelContents
     stored: Mapping[str, Mapping[str, torch.dtype]]
-    unet: Any
-    vae: Any
-    text_encoder: Any
-    tokenizer: Any
+    networks: Mapping[str, Any]
+    tokenizers: Mapping[str, Any]
     schedule: NoiseSchedule
     scaling_factor: float
 
@@ -68,6 +66,26 @@ class BaseModel:
     def identity(self) -> Identity:
         """Family and prediction, with the evidence."""
         return self.contents.identity
+
+    @property
+    def family(self) -> Family:
+        """Its row of the table."""
+        return self.contents.identity.family
+
+    @property
+    def unet(self) -> Any:
+        """The network that predicts: diffusers' UNet2DConditionModel."""
+        return self.networks[self.family.unet.name]
+
+    @property
+    def vae(self) -> Any:
+        """The network between pixels and latents: diffusers' AutoencoderKL."""
+        return self.networks[self.family.vae.name]
+
+    @property
+    def text_encoders(self) -> dict[str, Any]:
+        """The networks that read, by name, in the order of the table."""
+        return {part.name: self.networks[part.name] for part in self.family.text_encoders}
 
     @property
     def scheduler_config(self) -> Mapping[str, Any]:
@@ -79,7 +97,7 @@ def load_base_model(
     source: str | Path,
     options: OpenOptions | None = None,
     progress: Progress | None = None,
-    dtypes: Mapping[str, torch.dtype] | None = None,
+    dtypes: Mapping[PartKind, torch.dtype] | None = None,
 ) -> BaseModel:
     """Read a base model: a single file, a Diffusers folder, or a Hub id.
 
@@ -87,11 +105,11 @@ def load_base_model(
         source: Where it is.
         options: What is known of it.
         progress: Who is told.
-        dtypes: Part -> its type, where that is not float32.
+        dtypes: Kind of network -> its type, where that is not float32.
 
     Raises:
         ModelError: A file is missing, damaged or refused, a tensor is missing, of a wrong shape or
-            NaN, or the model is not one of Stable Diffusion 1.x or 2.x.
+            NaN, or the model is of no family that is known.
     """
     progress = progress or SilentProgress()
     contents = open_model(source, options, progress)
@@ -99,6 +117,7 @@ def load_base_model(
     contents = require_whole(contents, networks)
     for note in contents.notes:
         progress.note(f"{contents.name}: {note}.")
+    asked = contents.identity.family.by_name(dtypes or {})
     size = sum(total_bytes(tensors) for tensors in contents.parts.values())
     with progress.stage("Reading the model", size >> 20, "MiB") as advance:
         count = in_mib(advance)
@@ -108,7 +127,7 @@ def load_base_model(
                 tensors,
                 f"{source} ({part})",
                 count,
-                (dtypes or {}).get(part, torch.float32),
+                asked.get(part, torch.float32),
             )
             for part, tensors in contents.parts.items()
         }
@@ -121,19 +140,17 @@ def _assembled(
     contents: ModelContents, modules: Mapping[str, Any], stored: ModelContents | None = None
 ) -> BaseModel:
     """Networks and what goes with them; `stored` is what the files held, if not `contents`."""
-    configs, source = contents.configs, contents.source
-    if configs[UNET].get("upcast_attention"):
-        use_upcast_attention(modules[UNET])
+    family, configs, source = contents.identity.family, contents.configs, contents.source
+    if configs[family.unet.name].get("upcast_attention"):
+        use_upcast_attention(modules[family.unet.name])
     parts = (stored or contents).parts
     return BaseModel(
         contents=contents,
         stored={p: {n: t.dtype for n, t in tensors.items()} for p, tensors in parts.items()},
-        unet=modules[UNET],
-        vae=modules[VAE],
-        text_encoder=modules[TEXT_ENCODER],
-        tokenizer=build_tokenizer(contents),
+        networks={part: modules[part] for part in family.names},
+        tokenizers={part.name: build_tokenizer(contents, part) for part in family.text_encoders},
         schedule=schedule_of(contents.scheduler_config, source),
-        scaling_factor=configs[VAE].get("scaling_factor", contents.identity.family.scaling_factor),
+        scaling_factor=configs[family.vae.name].get("scaling_factor", family.scaling_factor),
     )
 
 
@@ -176,33 +193,48 @@ def empty_networks(contents: ModelContents) -> dict[str, nn.Module]:
         ModelError: A configuration makes none.
     """
     return {
-        part: empty_network(part, contents.configs[part], f"{contents.source} ({part})")
-        for part in contents.parts
+        part.name: empty_network(
+            part, contents.configs[part.name], f"{contents.source} ({part.name})"
+        )
+        for part in contents.identity.family.components
     }
 
 
-def empty_network(part: str, config: Mapping[str, Any], source: str) -> nn.Module:
+def empty_network(part: Component, config: Mapping[str, Any], source: str) -> nn.Module:
     """A network without values, which knows the names and shapes of its tensors.
 
     Raises:
         ModelError: The configuration makes none.
     """
-    from diffusers import AutoencoderKL, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel
-
-    constructors: dict[str, Callable[[], nn.Module]] = {
-        UNET: lambda: UNet2DConditionModel.from_config(config),
-        VAE: lambda: AutoencoderKL.from_config(config),
-        TEXT_ENCODER: lambda: CLIPTextModel(CLIPTextConfig(**config)),
-    }
     require_modest(config, source)
     try:
         with torch.device("meta"):
-            return constructors[part]()
+            return make_network(part, config)
     except UNFIT as error:
         raise ModelError(
             f"{source}: its configuration makes no network ({type(error).__name__}: {error})."
         ) from error
+
+
+def make_network(part: Component, config: Mapping[str, Any]) -> nn.Module:
+    """A network by its configuration, with PyTorch's own first weights."""
+    kind = getattr(importlib.import_module(part.library), part.class_name)
+    return MAKERS[part.library](kind, config)
+
+
+def _of_diffusers(kind: Any, config: Mapping[str, Any]) -> nn.Module:
+    return kind.from_config(config)  # type: ignore[no-any-return]
+
+
+def _of_transformers(kind: Any, config: Mapping[str, Any]) -> nn.Module:
+    return kind(kind.config_class(**config))  # type: ignore[no-any-return]
+
+
+MAKERS: dict[Library, Callable[[Any, Mapping[str, Any]], nn.Module]] = {
+    "diffusers": _of_diffusers,
+    "transformers": _of_transformers,
+}
+"""How classes of a library make a network of a configuration."""
 
 
 def fill(
@@ -260,18 +292,19 @@ def _now(module: nn.Module, name: str) -> Tensor:
     return tensor.detach().cpu()
 
 
-def build_tokenizer(contents: ModelContents) -> Any:
-    """A CLIPTokenizer from the model's own files, or else from the shipped vocabulary.
+def build_tokenizer(contents: ModelContents, part: Component) -> Any:
+    """A text encoder's CLIPTokenizer of the model's own files, or else of the shipped vocabulary.
 
     Raises:
         ModelError: The model's files make no tokenizer.
     """
     try:
-        return tokenizer_of(contents.tokenizer_files, contents.identity.family.pad_token)
+        own = contents.tokenizer_files.get(part.text.tokenizer, {})
+        return tokenizer_of(own, part.text.pad_token)
     except Exception as error:
         raise ModelError(
-            f"{contents.source}: its tokenizer folder cannot be read ({error}). Download or copy "
-            f"it again, or remove it: then CLIP's own vocabulary is taken."
+            f"{contents.source}: its {part.text.tokenizer} folder cannot be read ({error}). "
+            f"Download or copy it again, or remove it: then CLIP's own vocabulary is taken."
         ) from error
 
 
@@ -297,17 +330,24 @@ def _tokenizer_of(tokenizer_files: tuple[tuple[str, bytes], ...], pad_token: str
         return CLIPTokenizer.from_pretrained(folder)
 
 
-def build_tokens(model: BaseModel, layout: TextLayout) -> TextTokens:
-    """What cuts texts into chunks for a model.
+def build_tokens(model: BaseModel, layout: TextLayout) -> tuple[TextTokens, ...]:
+    """What cuts texts into chunks for each text encoder of a model.
 
-    SD 2's tokenizer files pad with `!`, which transformers then also takes out of words; sd-scripts
-    trains with that. A1111 has open_clip's tokens, where `!` is a word like others.
+    All have the words of one vocabulary; what they fill up with differs. SD 2's tokenizer files
+    pad with `!`, which transformers then also takes out of words; sd-scripts trains with that.
+    A1111 has open_clip's tokens, where `!` is a word like others.
     """
-    family = model.identity.family
-    has_own_words = len(model.tokenizer) != len(token_ids())
-    tokenizer = model.tokenizer if has_own_words else tokenizer_of({}, EOS)
-    eats_pad = layout.rules.pads_with_words and family.pad_token != EOS
-    return TextTokens(tokenizer, layout, family.pad_id, family.pad_token if eats_pad else None)
+    return tuple(
+        _tokens(model.tokenizers[part.name], part.text, layout)
+        for part in model.family.text_encoders
+    )
+
+
+def _tokens(own: Any, reading: Reading, layout: TextLayout) -> TextTokens:
+    has_own_words = len(own) != len(token_ids())
+    tokenizer = own if has_own_words else tokenizer_of({}, EOS)
+    eats_pad = layout.rules.pads_with_words and reading.pad_token != EOS
+    return TextTokens(tokenizer, layout, reading.pad_id, reading.pad_token if eats_pad else None)
 
 
 def materialise_buffers(module: nn.Module) -> None:
@@ -330,13 +370,13 @@ def schedule_of(config: Mapping[str, Any], source: str = "the model") -> NoiseSc
     """The noise schedule that a scheduler's configuration describes.
 
     Raises:
-        ModelError: It is none of Stable Diffusion 1.x or 2.x.
+        ModelError: It is none that a family has.
     """
     shape = config.get("beta_schedule", "scaled_linear")
     if shape != "scaled_linear":
         raise ModelError(
-            f"{source}: the scheduler's beta_schedule is {shape!r}; Stable Diffusion 1.x and 2.x "
-            f"have scaled_linear."
+            f"{source}: the scheduler's beta_schedule is {shape!r}; Stable Diffusion has "
+            f"scaled_linear."
         )
     start = config.get("beta_start", BETA_START)
     end = config.get("beta_end", BETA_END)

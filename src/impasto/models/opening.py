@@ -15,17 +15,18 @@ import yaml
 
 from impasto import presence
 from impasto.checkpoints import hub
-from impasto.checkpoints.keymap import OPEN_CLIP_PREFIX, TEXT_ENCODER, UNET, VAE
+from impasto.checkpoints.keymap import FileLayout, PartKind, layout_of
 from impasto.checkpoints.kinds import BASE_MODEL, HYPERNETWORK, kind_of
 from impasto.checkpoints.ldm import ZERO_TERMINAL_SNR_MARK, LdmModel, split_ldm
 from impasto.checkpoints.modelspec import says_zero_terminal_snr
 from impasto.checkpoints.reading import TensorFile, open_tensor_file
 from impasto.checkpoints.scaled import apply_scales
+from impasto.checkpoints.tensors import Tensors
 from impasto.checkpoints.untrusted import untrusted
 from impasto.errors import ModelError
 from impasto.invocation import command
-from impasto.models import diffusers_folder
-from impasto.models.configs import configs_from, configs_in
+from impasto.models import diffusers_folder, families
+from impasto.models.configs import Configs, configs_from, configs_in
 from impasto.models.contents import ModelContents
 from impasto.models.identity import Clues, Identity, identify
 from impasto.models.other_vae import open_vae, with_vae
@@ -108,7 +109,8 @@ def locate(source: str, options: OpenOptions, progress: Progress | None = None) 
     if presence.exists(path):
         return path
     hub.require_source(source)
-    return hub.download(source, progress, variant=options.variant)
+    layouts = families.folder_layouts()
+    return hub.download(source, layouts, progress, variant=options.variant)
 
 
 def _exported_by(run: RunDirectory) -> Path:
@@ -123,23 +125,24 @@ def _exported_by(run: RunDirectory) -> Path:
 
 def _open_folder(path: Path, source: str, options: OpenOptions) -> ModelContents:
     folder = diffusers_folder.open_folder(path, options.weights, options.variant)
+    unet = next(part for part in folder.components if part.kind is PartKind.UNET)
     identity = identify(
         Clues(
             source,
-            folder.parts[UNET],
-            diffusers_folder.is_open_clip(folder.configs[TEXT_ENCODER], path),
+            folder.parts[unet.name],
+            diffusers_folder.encoders_of(folder, path),
             scheduler_config=folder.scheduler_config,
             family_key=options.family,
             prediction_word=options.prediction_type,
         )
     )
-    unet = {"upcast_attention": identity.family.upcast_attention, **folder.configs[UNET]}
+    upcast = {"upcast_attention": identity.family.upcast_attention}
     return ModelContents(
         source=source,
         form="Diffusers folder",
         parts=folder.parts,
         ldm_only=folder.ldm_only,
-        configs={**folder.configs, UNET: unet},
+        configs={**folder.configs, unet.name: {**upcast, **folder.configs[unet.name]}},
         scheduler_config=_with_prediction(folder.scheduler_config, identity),
         identity=identity,
         tokenizer_files=folder.tokenizer_files,
@@ -149,7 +152,7 @@ def _open_folder(path: Path, source: str, options: OpenOptions) -> ModelContents
 
 
 def _open_file(file: TensorFile, source: str, options: OpenOptions) -> ModelContents:
-    kind = kind_of(file)
+    kind = kind_of(file, families.file_layouts())
     if kind is HYPERNETWORK:
         raise ModelError(
             f"{source} is a hypernetwork, which is used beside a base model. Draw with it by: "
@@ -165,19 +168,12 @@ def _open_file(file: TensorFile, source: str, options: OpenOptions) -> ModelCont
             f"{source} is one file and has no variants; {options.variant!r} is for Diffusers "
             f"folders, which may hold several sets of files. Take --variant (model.variant) out."
         )
-    stated = configs_in(file.metadata, source)
-    said = stated[TEXT_ENCODER].get("num_hidden_layers") if stated else None
-    layers = said if isinstance(said, int) else None
+    layout = layout_of(file.tensors, families.file_layouts())
+    stated = configs_in(file.metadata, [part.name for part in layout.parts], source)
     unscaled = apply_scales(file.tensors, file.metadata, source)
-    ldm = split_ldm(unscaled.tensors, text_layers=layers)
-    parts = _with_chosen_weights(ldm, source, options.weights)
-    if VAE not in parts and options.vae is not None:  # some files come without one
-        parts[VAE] = open_vae(locate(options.vae, OpenOptions())).tensors
-    missing = sorted({UNET, VAE, TEXT_ENCODER} - parts.keys())
-    if missing:
-        hint = " Name one with model.vae." if missing == [VAE] else ""
-        raise ModelError(f"{source} is incomplete: it has no {' and no '.join(missing)}.{hint}")
-    identity = identify(_clues_of(file, ldm, parts, source, options))
+    ldm = split_ldm(unscaled.tensors, layout, _layers_stated(stated or {}))
+    parts = _whole(ldm, layout, source, options)
+    identity = identify(_clues_of(file, layout, ldm, parts, source, options))
     is_zero_snr = says_zero_terminal_snr(file.metadata) or ZERO_TERMINAL_SNR_MARK in ldm.marks
     return ModelContents(
         source=source,
@@ -193,13 +189,44 @@ def _open_file(file: TensorFile, source: str, options: OpenOptions) -> ModelCont
     )
 
 
+def _layers_stated(configs: Configs) -> dict[str, int]:
+    """Part -> its layers, where its configuration says so."""
+    said = {part: config.get("num_hidden_layers") for part, config in configs.items()}
+    return {part: number for part, number in said.items() if isinstance(number, int)}
+
+
+def _whole(
+    ldm: LdmModel, layout: FileLayout, source: str, options: OpenOptions
+) -> dict[str, Tensors]:
+    """All parts of a file, with the weights and the VAE that are asked for.
+
+    Raises:
+        ModelError: One is missing.
+    """
+    (unet,), (vae,) = layout.of_kind(PartKind.UNET), layout.of_kind(PartKind.VAE)
+    parts = _with_chosen_weights(ldm, unet.name, source, options.weights)
+    if vae.name not in parts and options.vae is not None:  # some files come without one
+        parts[vae.name] = open_vae(locate(options.vae, OpenOptions())).tensors
+    missing = sorted({part.name for part in layout.parts} - parts.keys())
+    if missing:
+        hint = " Name one with model.vae." if missing == [vae.name] else ""
+        raise ModelError(f"{source} is incomplete: it has no {' and no '.join(missing)}.{hint}")
+    return parts
+
+
 def _clues_of(
-    file: TensorFile, ldm: LdmModel, parts: Mapping[str, Any], source: str, options: OpenOptions
+    file: TensorFile,
+    layout: FileLayout,
+    ldm: LdmModel,
+    parts: Mapping[str, Tensors],
+    source: str,
+    options: OpenOptions,
 ) -> Clues:
+    (unet,) = layout.of_kind(PartKind.UNET)
     return Clues(
         source,
-        parts[UNET],
-        any(name.startswith(OPEN_CLIP_PREFIX) for name in file.tensors),
+        parts[unet.name],
+        tuple((part.name, part.naming.dialect) for part in layout.of_kind(PartKind.TEXT)),
         metadata=file.metadata,
         counters=file.counters,
         sidecar=_read_sidecar(file.path),
@@ -209,15 +236,18 @@ def _clues_of(
     )
 
 
-def _with_chosen_weights(ldm: LdmModel, source: str, weights: Weights) -> dict[str, Any]:
+def _with_chosen_weights(
+    ldm: LdmModel, unet: str, source: str, weights: Weights
+) -> dict[str, Tensors]:
+    plain = ldm.parts.get(unet, {})
     if weights != "ema":
         return dict(ldm.parts)
-    if set(ldm.ema) != set(ldm.parts.get(UNET, {})):
+    if set(ldm.ema) != set(plain):
         raise ModelError(
             f"{source} has no averaged (EMA) weights for the whole U-Net: {len(ldm.ema)} of "
-            f"{len(ldm.parts.get(UNET, {}))} tensors. Set model.weights to plain or auto."
+            f"{len(plain)} tensors. Set model.weights to plain or auto."
         )
-    return {**ldm.parts, UNET: ldm.ema}
+    return {**ldm.parts, unet: ldm.ema}
 
 
 def _notes(ldm: LdmModel) -> tuple[str, ...]:

@@ -4,24 +4,23 @@ from __future__ import annotations
 
 from typing import Any
 
+from impasto.models.families import Component, Family, Library
+
 DIFFUSERS_VERSION = "0.42.1"
-CLASSES = {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL", "text_encoder": "CLIPTextModel"}
+SCHEDULER, SCHEDULER_FILE = "scheduler", "scheduler/scheduler_config.json"
 
 
-def model_index() -> dict[str, Any]:
+def model_index(family: Family) -> dict[str, Any]:
     """`model_index.json`: the classes of the parts; no safety checker."""
-    return {
-        "_class_name": "StableDiffusionPipeline",
+    index = {
+        "_class_name": family.pipeline.class_name,
         "_diffusers_version": DIFFUSERS_VERSION,
-        "feature_extractor": [None, None],
-        "requires_safety_checker": False,
-        "safety_checker": [None, None],
-        "scheduler": ["diffusers", "DDIMScheduler"],
-        "text_encoder": ["transformers", CLASSES["text_encoder"]],
-        "tokenizer": ["transformers", "CLIPTokenizer"],
-        "unet": ["diffusers", CLASSES["unet"]],
-        "vae": ["diffusers", CLASSES["vae"]],
+        **family.pipeline.others,
+        SCHEDULER: ["diffusers", "DDIMScheduler"],
+        **{part.folder: [part.library, part.class_name] for part in family.components},
+        **{p.text.tokenizer: ["transformers", "CLIPTokenizer"] for p in family.text_encoders},
     }
+    return dict(sorted(index.items()))
 
 
 def scheduler_config(prediction_type: str) -> dict[str, Any]:
@@ -44,10 +43,10 @@ ZERO_TERMINAL_SNR = {"rescale_betas_zero_snr": True, "timestep_spacing": "traili
 """What a scheduler has to be told of a schedule that ends in noise alone; arXiv:2305.08891."""
 
 
-def part_config(part: str, config: dict[str, Any]) -> dict[str, Any]:
+def part_config(part: Component, config: dict[str, Any]) -> dict[str, Any]:
     """`config.json` of a part, with the names that from_pretrained looks for."""
-    if part == "text_encoder":
-        named = {"architectures": [CLASSES[part]], "model_type": "clip_text_model"}
-    else:
-        named = {"_class_name": CLASSES[part], "_diffusers_version": DIFFUSERS_VERSION}
-    return {**named, **config}
+    named: dict[Library, dict[str, Any]] = {
+        "diffusers": {"_class_name": part.class_name, "_diffusers_version": DIFFUSERS_VERSION},
+        "transformers": {"architectures": [part.class_name], "model_type": "clip_text_model"},
+    }
+    return {**named[part.library], **config}

@@ -16,10 +16,12 @@ def recorded_clip_skip(contents: ModelContents) -> int | None:
     """CLIP's layer from the end that a model was trained with, or None where nothing is recorded.
 
     SD 2.x cuts its text encoder to the penultimate layer itself; a number in its file says that
-    again, and would be wrong if it were taken twice.
+    again, and would be wrong if it were taken twice. So it is with every family of one layer.
     """
     layer = read_encoder_layer(contents.metadata)
-    if layer is None or layer > MOST_SKIPPED or contents.identity.family.open_clip:
+    if layer is None or layer > MOST_SKIPPED:
+        return None
+    if not contents.identity.family.takes_any_layer:
         return None
     return layer
 

@@ -11,16 +11,17 @@ import torch
 from torch import Tensor
 
 from impasto import files
-from impasto.checkpoints.keymap import PARTS, TEXT_ENCODER
+from impasto.checkpoints.keymap import PartKind
 from impasto.checkpoints.modelspec import ZERO_TERMINAL_SNR_KEY, ModelSpec
 from impasto.checkpoints.tensors import LazyTensor, Tensors, total_bytes
 from impasto.checkpoints.writing import HASH_KEY, write_ckpt, write_safetensors
 from impasto.models.configs import metadata_for
 from impasto.models.contents import ModelContents
-from impasto.models.diffusers_folder import LDM_ONLY_FILE, METADATA_FILE, PART_FILES
+from impasto.models.diffusers_folder import LDM_ONLY_FILE, METADATA_FILE
+from impasto.models.families import Component
 from impasto.models.loading import BaseModel
 from impasto.models.native_size import native_size
-from impasto.models.pipeline_files import model_index, part_config
+from impasto.models.pipeline_files import SCHEDULER_FILE, model_index, part_config
 from impasto.models.vocabulary import write_tokenizer
 from impasto.progress import Advance, Progress, SilentProgress, in_mib
 
@@ -107,43 +108,45 @@ def _save_diffusers(
     contents: ModelContents, target: Path, _: Form, about: About, advance: Advance
 ) -> None:
     with files.replace_folder(target) as partial:
-        for part in PARTS:
-            folder = partial / part
+        for part in contents.identity.family.components:
+            folder = partial / part.folder
             folder.mkdir()
-            config = part_config(part, contents.configs[part])
+            config = part_config(part, contents.configs[part.name])
             files.write_json(folder / "config.json", config)
-            tensors = {_as_on_the_hub(part, n): t for n, t in contents.parts[part].items()}
-            write_safetensors(partial / PART_FILES[part], tensors, {"format": "pt"}, advance)
+            tensors = {_as_on_the_hub(part, n): t for n, t in contents.parts[part.name].items()}
+            write_safetensors(partial / part.file, tensors, {"format": "pt"}, advance)
         if contents.ldm_only:
             write_safetensors(partial / LDM_ONLY_FILE, contents.ldm_only, {}, advance)
         _write_small_files(contents, partial, about)
 
 
 def _write_small_files(contents: ModelContents, folder: Path, about: About) -> None:
-    tokenizer = folder / "tokenizer"
-    if contents.tokenizer_files:
-        tokenizer.mkdir()
-        for name, content in contents.tokenizer_files.items():
-            (tokenizer / name).write_bytes(content)
-    else:
-        write_tokenizer(tokenizer, pad_token=contents.identity.family.pad_token)
-    files.write_json(
-        folder / "scheduler" / "scheduler_config.json", dict(contents.scheduler_config)
-    )
-    files.write_json(folder / "model_index.json", model_index())
+    family = contents.identity.family
+    for part in family.text_encoders:
+        tokenizer = folder / part.text.tokenizer
+        own = contents.tokenizer_files.get(part.text.tokenizer)
+        if own:
+            tokenizer.mkdir()
+            for name, content in own.items():
+                (tokenizer / name).write_bytes(content)
+        else:
+            write_tokenizer(tokenizer, pad_token=part.text.pad_token)
+    files.write_json(folder / SCHEDULER_FILE, dict(contents.scheduler_config))
+    files.write_json(folder / "model_index.json", model_index(family))
     metadata = _metadata(contents, about, "diffusers")
     files.write_json(folder / METADATA_FILE, {k: v for k, v in metadata.items() if k != HASH_KEY})
 
 
 def _metadata(contents: ModelContents, about: About, layout: str) -> dict[str, str]:
     family = contents.identity.family
+    texts_of = {part.name for part in family.text_encoders}
     spec = ModelSpec(
         architecture=family.architecture,
         prediction_type=contents.identity.prediction.name,
         title=about.title,
         resolution=about.resolution or "{}x{}".format(*native_size(contents)),
         encoder_layer=about.encoder_layer,
-        dtypes={part: word for part, word in contents.dtypes().items() if part != TEXT_ENCODER},
+        dtypes={part: word for part, word in contents.dtypes().items() if part not in texts_of},
         others=about.others,
     )
     texts = {**spec.metadata(layout), **about.more}
@@ -154,6 +157,10 @@ def _metadata(contents: ModelContents, about: About, layout: str) -> dict[str, s
     return texts
 
 
-def _as_on_the_hub(part: str, name: str) -> str:
-    """Both transformers 4 and 5 read CLIP's names with the prefix that the Hub's files have."""
-    return f"text_model.{name}" if part == TEXT_ENCODER else name
+def _as_on_the_hub(part: Component, name: str) -> str:
+    """Both transformers 4 and 5 read CLIP's names with the prefix that the Hub's files have.
+
+    The projection of the pooled text stands beside what has that prefix.
+    """
+    is_inside = part.kind is PartKind.TEXT and not name.startswith("text_projection.")
+    return f"text_model.{name}" if is_inside else name

@@ -5,9 +5,10 @@ from __future__ import annotations
 import difflib
 from pathlib import Path
 
-from impasto.checkpoints.keymap import PARTS
 from impasto.errors import ConfigError
+from impasto.models import families
 from impasto.models.diffusers_folder import LDM_ONLY_FILE, METADATA_FILE
+from impasto.models.pipeline_files import SCHEDULER
 from impasto.models.saving import SUFFIXES, Form
 
 BY_ENDING: dict[str, Form] = {".safetensors": "safetensors", ".ckpt": "ckpt"}
@@ -88,12 +89,18 @@ def why_not_replaced(target: Path, *, by_folder: bool) -> str:
 def _is_of_a_model(path: Path, folder: Path) -> bool:
     """Whether a file or folder is one of those that make a Diffusers model."""
     first, *inner = path.relative_to(folder).parts
-    if first in FOLDERS:
+    if first in _folders():
         return len(inner) < 2 and (not inner or path.suffix in _MODEL_ENDINGS)
     return not inner and first in ("model_index.json", METADATA_FILE, LDM_ONLY_FILE)
 
 
-FOLDERS = (*PARTS, "tokenizer", "scheduler")
+def _folders() -> set[str]:
+    """The folders that a model of any family may have."""
+    layouts = families.folder_layouts()
+    own = {folder for layout in layouts for folder in (*layout.folders, *layout.tokenizers)}
+    return {*own, SCHEDULER}
+
+
 _MODEL_ENDINGS = (".json", ".safetensors", ".bin", ".txt")
 
 

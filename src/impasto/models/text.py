@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -11,40 +13,59 @@ from torch import Tensor, nn
 
 from impasto.diffusion.transfer import to_device
 from impasto.errors import ConfigError
+from impasto.models.families import Reading
+from impasto.models.loading import BaseModel
 from impasto.models.offload import META, on_device
 from impasto.models.text_memory import TextMemory
 from impasto.models.tokens import LENGTH, ChunkedText, TextTokens
 
+POOLED = "pooled_text"
+"""Beside what is a U-Net's own argument in what a conditioner answers with."""
+
 
 @runtime_checkable
 class TextConditioner(Protocol):
-    """Turns captions into keyword arguments of the U-Net."""
+    """Turns captions into what the U-Net is told of them."""
 
     def __call__(self, captions: Sequence[str]) -> Mapping[str, Tensor]:
-        """Arguments for one forward pass, on the U-Net's device."""
+        """Conditions of one forward pass, on the U-Net's device; see `unet_arguments`."""
+
+
+def unet_arguments(conditions: Mapping[str, Tensor], sizes: Tensor | None = None) -> dict[str, Any]:
+    """Conditions as keyword arguments of a U-Net of diffusers.
+
+    Args:
+        conditions: What a conditioner made of captions.
+        sizes: Numbers about the images' sizes; for U-Nets that take a pooled text.
+    """
+    arguments: dict[str, Any] = {n: c for n, c in conditions.items() if n != POOLED}
+    if POOLED in conditions:
+        arguments["added_cond_kwargs"] = {"text_embeds": conditions[POOLED], "time_ids": sizes}
+    return arguments
 
 
 class ClipHiddenStates(nn.Module):
-    """A CLIP text encoder that answers with one of its layers, after the final layer norm.
-
-    A module of its own, so that a wrapper for several processes goes around the whole of it, and
-    so that the layers it never uses are known: they are not trained.
+    """A CLIP text encoder that answers with one of its layers.
 
     Args:
-        text_encoder: transformers' CLIPTextModel, of version 4 (with `.text_model`) or 5.
-        clip_skip: Which layer from the end; None and 1 are the last. 2 is NovelAI's choice
+        text_encoder: transformers' CLIPTextModel, of version 4 (with `.text_model`) or 5, or
+            CLIPTextModelWithProjection.
+        reading: How its family uses it.
+        clip_skip: Another layer than its family's, counted from the end. 2 is NovelAI's choice
             (NovelAI Improvements on Stable Diffusion, 2022): hidden_states[-2] + final layer norm.
             SD 2's encoder has one layer less than OpenCLIP's, so its last is the penultimate.
     """
 
-    def __init__(self, text_encoder: nn.Module, clip_skip: int | None = None) -> None:
+    def __init__(
+        self, text_encoder: nn.Module, reading: Reading, clip_skip: int | None = None
+    ) -> None:
         super().__init__()
-        self.text_encoder = text_encoder
-        self.clip_skip = clip_skip or 1
+        self.text_encoder, self.reading = text_encoder, reading
+        self.layer = clip_skip or reading.layer
         layers = len(self._inner.encoder.layers)
-        if self.clip_skip > layers:
+        if self.layer > layers:
             raise ConfigError(
-                f"model.clip_skip is {clip_skip}, but this text encoder has {layers} layers; "
+                f"model.clip_skip is {self.layer}, but this text encoder has {layers} layers; "
                 f"give a number from 1 to {layers}."
             )
 
@@ -52,72 +73,182 @@ class ClipHiddenStates(nn.Module):
     def _inner(self) -> Any:
         return getattr(self.text_encoder, "text_model", self.text_encoder)
 
-    def unused_layers(self) -> list[nn.Module]:
-        """The layers after the one that is taken."""
-        skipped = self.clip_skip - 1
-        return list(self._inner.encoder.layers[-skipped:]) if skipped else []
+    @property
+    def width(self) -> int:
+        """Numbers of a state."""
+        return int(self._inner.config.hidden_size)
+
+    @property
+    def pooled_width(self) -> int:
+        """Numbers of the pooled text; 0 where it is not taken."""
+        return int(self._inner.config.projection_dim) if self.reading.pooled else 0
+
+    def unused_modules(self) -> list[nn.Module]:
+        """What no answer depends on: layers after the one that is taken, and their norm."""
+        if self.reading.pooled:  # which comes of the last layer
+            return []
+        skipped = self.layer - 1
+        layers = list(self._inner.encoder.layers[-skipped:]) if skipped else []
+        return layers if self.reading.final_norm else [*layers, self._inner.final_layer_norm]
+
+    def used_layers(self) -> list[nn.Module]:
+        """The layers that answers depend on."""
+        unused = {id(module) for module in self.unused_modules()}
+        return [layer for layer in self._inner.encoder.layers if id(layer) not in unused]
 
     def train_last_layers_only(self, count: int) -> None:
-        """Let only the last `count` layers of those that are used learn, and the final norm.
+        """Let only the last `count` layers of those that are used learn, and what follows them.
 
         Raises:
             ConfigError: There are not so many.
         """
-        used = list(self._inner.encoder.layers)
-        used = used[: len(used) - len(self.unused_layers())]
+        used, unused = self.used_layers(), {id(module) for module in self.unused_modules()}
         if count > len(used):
             raise ConfigError(
                 f"method.text_encoder_layers is {count}, but only {len(used)} layers are used."
             )
         self.requires_grad_(requires_grad=False)
-        for module in (*used[-count:], self._inner.final_layer_norm):
-            module.requires_grad_(requires_grad=True)
+        ends = [self._inner.final_layer_norm, getattr(self.text_encoder, "text_projection", None)]
+        for module in (*used[-count:], *ends):
+            if module is not None and id(module) not in unused:
+                module.requires_grad_(requires_grad=True)
 
-    def forward(self, input_ids: Int[Tensor, "b n"]) -> Float[Tensor, "b n d"]:
-        """Hidden states of the chosen layer, normalised."""
+    def forward(self, input_ids: Int[Tensor, "b n"]) -> tuple[Tensor, Tensor | None]:
+        """Hidden states of the chosen layer, and the pooled text."""
         output = self.text_encoder(input_ids, output_hidden_states=True)
-        return self._inner.final_layer_norm(output.hidden_states[-self.clip_skip])  # type: ignore[no-any-return]
+        states = output.hidden_states[-self.layer]
+        if self.reading.final_norm:
+            states = self._inner.final_layer_norm(states)
+        return states, output.text_embeds if self.reading.pooled else None
+
+
+@dataclass(frozen=True)
+class EncodedShape:
+    """What text encoders make of a chunk, as one tensor that is kept.
+
+    Without a pooled text it is the states, `[77, D]`; with one, both in a row.
+
+    Attributes:
+        widths: Of the states of each encoder.
+        pooled: Of the pooled text; 0 is none.
+    """
+
+    widths: tuple[int, ...]
+    pooled: int = 0
+
+    @property
+    def numbers(self) -> int:
+        """How many numbers a chunk takes."""
+        return LENGTH * sum(self.widths) + self.pooled
+
+    def packed(self, states: Tensor, pooled: Tensor | None) -> Tensor:
+        """`[chunks, 77, D]` and `[chunks, P]` as they are kept."""
+        return states if pooled is None else torch.cat([states.flatten(1), pooled], dim=1)
+
+    def unpacked(self, encoded: Tensor) -> tuple[tuple[Tensor, ...], Tensor | None]:
+        """The states of each encoder `[..., 77, D]`, and the pooled text `[..., P]`."""
+        if not self.pooled:
+            return torch.split(encoded, list(self.widths), dim=-1), None
+        pooled = encoded[..., -self.pooled :]
+        states = encoded[..., : -self.pooled].reshape(*encoded.shape[:-1], LENGTH, -1)
+        return torch.split(states, list(self.widths), dim=-1), pooled
+
+
+class TextStates(nn.Module):
+    """The text encoders of a model as one module: what several processes wrap, and what learns.
+
+    Args:
+        encoders: By name, in the order in which their states are put together.
+    """
+
+    def __init__(self, encoders: Mapping[str, ClipHiddenStates]) -> None:
+        super().__init__()
+        self.encoders = nn.ModuleDict(encoders)
+
+    @classmethod
+    def of(cls, model: BaseModel, clip_skip: int | None = None) -> TextStates:
+        """Of a base model; `clip_skip` is a layer from the end in the place of the family's."""
+        return cls(
+            {
+                part.name: ClipHiddenStates(model.networks[part.name], part.text, clip_skip)
+                for part in model.family.text_encoders
+            }
+        )
+
+    def each(self) -> tuple[ClipHiddenStates, ...]:
+        """The encoders."""
+        return tuple(self.encoders.values())  # type: ignore[arg-type]
+
+    @property
+    def shape(self) -> EncodedShape:
+        """What it answers with."""
+        each = self.each()
+        return EncodedShape(tuple(e.width for e in each), sum(e.pooled_width for e in each))
+
+    def forward(self, ids: Int[Tensor, "chunks n"]) -> Tensor:
+        """What `EncodedShape` says, of chunks whose ids for each encoder stand in a row."""
+        answers = [
+            encoder(own)
+            for encoder, own in zip(self.each(), torch.split(ids, LENGTH, dim=1), strict=True)
+        ]
+        pooled = [one for _, one in answers if one is not None]
+        states = torch.cat([states for states, _ in answers], dim=-1)
+        return self.shape.packed(states, torch.cat(pooled, dim=-1) if pooled else None)
 
 
 class ClipTextConditioner:
-    """Captions, in the layout of `tokens`, to states of a CLIP encoder.
+    """Captions, in the layout of `tokens`, to states of CLIP encoders.
 
     Args:
-        tokens: Cuts captions into chunks.
-        states: The encoder, as `ClipHiddenStates` or wrapped for several processes.
-        device: Where the U-Net is; None means where the encoder is.
-        train: Whether gradients flow into the encoder.
-        memory: Keeps what chunks were encoded to; for a frozen encoder only.
+        tokens: Cuts captions into chunks, for each encoder.
+        states: The encoders, as `TextStates` or wrapped for several processes.
+        shape: What these answer with; None is the states of one.
+        device: Where the U-Net is; None means where the encoders are.
+        train: Whether gradients flow into them.
+        memory: Keeps what chunks were encoded to; for frozen encoders only.
     """
 
     def __init__(
         self,
-        tokens: TextTokens,
+        tokens: Sequence[TextTokens],
         states: nn.Module,
+        shape: EncodedShape | None = None,
         *,
         device: torch.device | None = None,
         train: bool = False,
         memory: TextMemory | None = None,
     ) -> None:
-        self.tokens = tokens
-        self._states = states
+        self.tokens = tuple(tokens)
+        self._states, self._shape = states, shape
         self._device = device
         self._train = train
         self._memory = memory
 
     def __call__(self, captions: Sequence[str]) -> Mapping[str, Tensor]:
-        """`{"encoder_hidden_states": [B, N, D]}`; N is 77 for one chunk."""
-        texts = self._of_one_length([self.tokens(caption) for caption in captions])
-        ids = torch.tensor([text.ids for text in texts])
+        """`{"encoder_hidden_states": [B, N, D]}`, where N is 77 for one chunk; and `POOLED`."""
+        texts = self._of_one_length([[cut(text) for text in captions] for cut in self.tokens])
+        ids = torch.tensor([[text.ids for text in own] for own in texts])
         with torch.set_grad_enabled(self._train and torch.is_grad_enabled()):
-            flat = ids.flatten(0, 1)
+            rows = ids.permute(1, 2, 0, 3).flatten(2)  # [B, chunks, encoders x 77]
+            flat = rows.flatten(0, 1)
             encoded = self._encode(flat) if self._memory is None else self._remembered(flat)
-            states = encoded.view(*ids.shape[:2], *encoded.shape[1:])
-            if any(text.has_emphasis for text in texts):
-                weights = torch.tensor([text.weights for text in texts]).to(states)
-                keep_mean = self.tokens.layout.emphasis == "mean"
-                states = emphasised(states, weights, keep_mean=keep_mean)
-            return {"encoder_hidden_states": JOINERS[self.tokens.layout.join](states)}
+            by_text = encoded.view(*rows.shape[:2], *encoded.shape[1:])
+            each, pooled = self._unpacked(by_text)
+            joined = [self._joined(one, own) for one, own in zip(each, texts, strict=True)]
+            states = joined[0] if len(joined) == 1 else torch.cat(joined, dim=-1)
+            conditions = {"encoder_hidden_states": states}
+            return conditions if pooled is None else {**conditions, POOLED: pooled[:, 0]}
+
+    def _unpacked(self, encoded: Tensor) -> tuple[tuple[Tensor, ...], Tensor | None]:
+        return ((encoded,), None) if self._shape is None else self._shape.unpacked(encoded)
+
+    def _joined(self, states: Tensor, texts: Sequence[ChunkedText]) -> Tensor:
+        """The chunks of one encoder put together, with emphasis."""
+        layout = self.tokens[0].layout
+        if any(text.has_emphasis for text in texts):
+            weights = torch.tensor([text.weights for text in texts]).to(states)
+            states = emphasised(states, weights, keep_mean=layout.emphasis == "mean")
+        return JOINERS[layout.join](states)
 
     @property
     def is_frozen(self) -> bool:
@@ -125,46 +256,58 @@ class ClipTextConditioner:
         return self._memory is not None
 
     def learn(self, *, now: bool) -> None:
-        """Whether gradients flow into the encoder from now on; of one that may learn."""
+        """Whether gradients flow into the encoders from now on; of some that may learn."""
         self._train = now
 
     def too_long(self, captions: Sequence[str]) -> int:
         """How many captions have more tokens than there is room for, and so lose words."""
-        return self.tokens.too_long(captions)
+        return self.tokens[0].too_long(captions)
 
     def encode_ahead(self, captions: Sequence[str]) -> None:
         """Have the memory hold all that these captions need."""
         if self._memory is not None:
-            chunks = {ids for caption in captions for ids in self.tokens(caption).ids}
-            self._memory.encode_ahead(sorted({*chunks, self.tokens.empty[0]}), self._encode)
+            chunks = {row for caption in captions for row in self._rows(caption)}
+            empty = sum((tokens.empty[0] for tokens in self.tokens), ())
+            self._memory.encode_ahead(sorted({*chunks, empty}), self._encode)
+
+    def _rows(self, caption: str) -> list[tuple[int, ...]]:
+        """The ids of each chunk, those for all encoders in a row."""
+        texts = self._of_one_length([[cut(caption)] for cut in self.tokens])
+        return [sum(ids, ()) for ids in zip(*(own[0].ids for own in texts), strict=True)]
 
     def leave_device(self) -> None:
-        """Bring the encoder to the CPU; what is not remembered is encoded there from now on."""
+        """Bring the encoders to the CPU; what is not remembered is encoded there from now on."""
         self._states.to("cpu")
 
-    def _of_one_length(self, texts: list[ChunkedText]) -> list[ChunkedText]:
+    def _of_one_length(self, texts: list[list[ChunkedText]]) -> list[list[ChunkedText]]:
         """Fill a batch up with empty chunks, as A1111 does."""
-        longest = max(len(text.ids) for text in texts)
-        ids, weights = self.tokens.empty
+        longest = max(len(text.ids) for own in texts for text in own)
         return [
-            ChunkedText(
-                text.ids + (ids,) * (longest - len(text.ids)),
-                text.weights + (weights,) * (longest - len(text.ids)),
-            )
-            for text in texts
+            [_filled_up(text, tokens.empty, longest) for text in own]
+            for tokens, own in zip(self.tokens, texts, strict=True)
         ]
 
-    def _encode(self, ids: Int[Tensor, "chunks 77"]) -> Float[Tensor, "chunks 77 d"]:
+    def _encode(self, ids: Int[Tensor, "chunks n"]) -> Tensor:
         home = next(self._states.parameters()).device
         if home == META:  # a caption that was not encoded ahead
             device = self._device or torch.device("cpu")
-            with on_device(self._states.text_encoder, device):  # type: ignore[arg-type]
+            with contextlib.ExitStack() as stack:
+                for encoder in self._states.each():  # type: ignore[operator]
+                    stack.enter_context(on_device(encoder.text_encoder, device))
                 return self._states(to_device(ids, device))  # type: ignore[no-any-return]
         return self._states(to_device(ids, home)).to(self._device or home)  # type: ignore[no-any-return]
 
-    def _remembered(self, ids: Int[Tensor, "chunks 77"]) -> Float[Tensor, "chunks 77 d"]:
+    def _remembered(self, ids: Int[Tensor, "chunks n"]) -> Tensor:
         assert self._memory is not None  # noqa: S101 - asked by the caller
         return self._memory.states_of(ids, self._encode)
+
+
+def _filled_up(
+    text: ChunkedText, empty: tuple[tuple[int, ...], tuple[float, ...]], length: int
+) -> ChunkedText:
+    missing = length - len(text.ids)
+    ids, weights = empty
+    return ChunkedText(text.ids + (ids,) * missing, text.weights + (weights,) * missing)
 
 
 def emphasised(

@@ -53,8 +53,8 @@ class TextMemory:
         return self._held_bytes
 
     def states_of(
-        self, ids: Int[Tensor, "chunks 77"], encode: Encode
-    ) -> Float[Tensor, "chunks 77 d"]:
+        self, ids: Int[Tensor, "chunks n"], encode: Encode
+    ) -> Float[Tensor, "chunks *shape"]:
         """States of chunks; those not known are encoded in groups of one size.
 
         In groups of any size their last bits would depend on the company in which they were first

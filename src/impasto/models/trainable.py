@@ -9,9 +9,10 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from impasto.models.families import Family
 from impasto.models.hypernetwork import Hypernetwork, HypernetworkStack
 from impasto.models.loading import BaseModel
-from impasto.models.text import ClipHiddenStates
+from impasto.models.text import ClipHiddenStates, TextStates
 
 
 @dataclass(frozen=True)
@@ -19,13 +20,14 @@ class Part:
     """A module that learns.
 
     Attributes:
-        name: `unet` or `text_encoder`: its name in states, exports and logs.
+        name: Of the component, or what it is: its name in states, exports and logs.
         module: The module whose tensors are saved.
         lr: Its learning rate at the top of the schedule.
         block_lrs: Other rates for parameters whose names begin so.
         from_step: The optimizer step from which it learns.
         until_step: The one from which it learns no more; None means to the end.
         shares: What of its parameters this process holds, where they are shared out.
+        reads_text: Whether it is a text encoder: captions are encoded with gradients if it learns.
     """
 
     name: str
@@ -35,6 +37,7 @@ class Part:
     from_step: int = 0
     until_step: int | None = None
     shares: Mapping[str, nn.Parameter] | None = None
+    reads_text: bool = False
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """The parameters that learn, by name; what this process holds of them."""
@@ -72,16 +75,18 @@ class Trainable(Protocol):
         unet: diffusers' U-Net, with whatever is attached to it: validation and previews call it.
         network: What training calls in its place, as accelerate wraps it: has all that learns
             there among its parameters.
-        states: The text encoder.
+        states: The text encoders.
         parts: What learns.
         hypernetworks: Those that are attached.
+        family: Of the base model.
     """
 
     unet: nn.Module
     network: nn.Module
-    states: ClipHiddenStates
+    states: TextStates
     parts: tuple[Part, ...]
     hypernetworks: HypernetworkStack
+    family: Family
 
     def export(self) -> Mapping[str, Mapping[str, Tensor]]:
         """Part -> tensors by name, for the exported model."""
@@ -131,22 +136,21 @@ class FullFineTune:
         self.unet = model.unet.requires_grad_(requires_grad=True).train()
         self.network: nn.Module = self.unet
         self.hypernetworks = HypernetworkStack()
-        self.states = ClipHiddenStates(model.text_encoder, clip_skip)
-        parts = [Part("unet", self.unet, lr, block_lrs or {})]
+        self.family, self.states = model.family, TextStates.of(model, clip_skip)
+        parts = [Part(model.family.unet.name, self.unet, lr, block_lrs or {})]
         if text_encoder is not None:
             self.states.requires_grad_(requires_grad=True).train()
-            for layer in self.states.unused_layers():
-                layer.requires_grad_(requires_grad=False)
-            if text_encoder.last_layers is not None:
-                self.states.train_last_layers_only(text_encoder.last_layers)
+            for encoder in self.states.each():
+                _let_learn(encoder, text_encoder.last_layers)
             first, until = text_encoder.from_step, text_encoder.until_step
-            parts.append(
-                Part("text_encoder", model.text_encoder, text_encoder.lr, {}, first, until)
-            )
+            parts += [
+                Part(name, network, text_encoder.lr, {}, first, until, reads_text=True)
+                for name, network in model.text_encoders.items()
+            ]
         if gradient_checkpointing:
             checkpoint_levels(self.unet, checkpointed_levels)
-            if text_encoder is not None:
-                text: Any = model.text_encoder  # its method was renamed in transformers 5
+            for part in parts[1:]:
+                text: Any = part.module  # its method was renamed in transformers 5
                 enable = getattr(text, "activation_checkpointing_enable", None)
                 (enable or text.gradient_checkpointing_enable)()
         self.parts = tuple(parts)
@@ -154,6 +158,14 @@ class FullFineTune:
     def export(self) -> Mapping[str, Mapping[str, Tensor]]:
         """The tensors of the parts that learn."""
         return {part.name: part.module.state_dict() for part in self.parts}
+
+
+def _let_learn(encoder: ClipHiddenStates, layers: int | None) -> None:
+    """What a text encoder's answers depend on, or only so many last layers of it."""
+    for module in encoder.unused_modules():
+        module.requires_grad_(requires_grad=False)
+    if layers is not None:
+        encoder.train_last_layers_only(layers)
 
 
 class UNetWithHypernetwork(nn.Module):
@@ -205,7 +217,7 @@ class HypernetworkTraining:
         self.hypernetworks.add(name, hypernetwork)
         self.hypernetworks.attach(self.unet)
         self.network: nn.Module = UNetWithHypernetwork(self.unet, hypernetwork)
-        self.states = ClipHiddenStates(model.text_encoder, clip_skip)
+        self.family, self.states = model.family, TextStates.of(model, clip_skip)
         self.parts: tuple[Part, ...] = (Part("hypernetwork", hypernetwork, lr),)
         if gradient_checkpointing:
             checkpoint_levels(self.unet, checkpointed_levels)

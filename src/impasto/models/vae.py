@@ -11,9 +11,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from impasto.data.encoding import MomentsEncoder
+from impasto.data.records import CELL
 from impasto.diffusion.transfer import to_device
 
-PIXELS_PER_LATENT = 8
 TILE = 512
 """Pixels of a tile's side; neighbours overlap by a quarter of it (diffusers' AutoencoderKL)."""
 
@@ -25,7 +25,7 @@ def tile(vae: Any, *, tiled: bool) -> None:
     whole.
     """
     vae.use_tiling = tiled
-    vae.tile_sample_min_size, vae.tile_latent_min_size = TILE, TILE // PIXELS_PER_LATENT
+    vae.tile_sample_min_size, vae.tile_latent_min_size = TILE, TILE // CELL
 
 
 def moments_encoder(

@@ -19,13 +19,20 @@ from PIL import Image, PngImagePlugin
 from torch import Tensor
 
 from impasto import files
+from impasto.data.records import CELL, CHANNELS, Size
 from impasto.errors import ConfigError
 from impasto.models import vae as vae_module
+from impasto.models.families import SizeConditioning
 from impasto.models.hypernetwork import HypernetworkStack
 from impasto.models.loading import BaseModel, build_tokens, schedule_of
 from impasto.models.offload import on_device
 from impasto.models.recorded import recorded_clip_skip
-from impasto.models.text import ClipHiddenStates, ClipTextConditioner, TextConditioner
+from impasto.models.text import (
+    ClipTextConditioner,
+    TextConditioner,
+    TextStates,
+    unet_arguments,
+)
 from impasto.models.text_metadata import prompt_layout
 from impasto.models.tokens import TextLayout
 from impasto.progress import Advance
@@ -43,6 +50,8 @@ class Sampler:
         scheduler_config: The model's scheduler configuration.
         scaling_factor: Scaled latents = this times the VAE's.
         hypernetworks: Those that are attached to the U-Net.
+        sizes: What the U-Net is told of the image's size; None is nothing.
+        cell: Pixels per side of a latent.
     """
 
     unet: Any
@@ -51,6 +60,8 @@ class Sampler:
     scheduler_config: Mapping[str, Any]
     scaling_factor: float
     hypernetworks: HypernetworkStack = field(default_factory=HypernetworkStack)
+    sizes: SizeConditioning | None = None
+    cell: int = CELL
 
     @classmethod
     def of(
@@ -66,8 +77,16 @@ class Sampler:
         metadata = model.contents.metadata
         layer = clip_skip or recorded_clip_skip(model.contents)
         tokens = build_tokens(model, layout or prompt_layout(metadata))
-        conditioner = ClipTextConditioner(tokens, ClipHiddenStates(model.text_encoder, layer))
-        return cls(model.unet, model.vae, conditioner, model.scheduler_config, model.scaling_factor)
+        states = TextStates.of(model, layer)
+        return cls(
+            model.unet,
+            model.vae,
+            ClipTextConditioner(tokens, states, states.shape),
+            model.scheduler_config,
+            model.scaling_factor,
+            sizes=model.family.sizes,
+            cell=model.family.cell,
+        )
 
     @torch.no_grad()
     def draw(self, prompt: Prompt) -> Image.Image:
@@ -101,27 +120,41 @@ class Sampler:
         """What the sampler arrives at."""
         scheduler = build_scheduler(prompt.sampler, self.scheduler_config)
         scheduler.set_timesteps(prompt.steps, device=self.unet.device)
-        context = self.conditioner([prompt.words, prompt.negative])["encoder_hidden_states"]
+        conditions = self.conditioner([prompt.words, prompt.negative])
+        if prompt.guidance_scale == 1:
+            conditions = {name: condition[:1] for name, condition in conditions.items()}
         generator = torch.Generator().manual_seed(prompt.seed)
-        shape = (1, 4, prompt.height // 8, prompt.width // 8)
+        shape = (1, CHANNELS, prompt.height // self.cell, prompt.width // self.cell)
         latents = torch.randn(shape, generator=generator).to(self.unet.device)
         latents = latents * scheduler.init_noise_sigma
         takes = inspect.signature(scheduler.step).parameters
         options = {"generator": generator} if "generator" in takes else {}
+        arguments = self._arguments(conditions, prompt)
         for t in scheduler.timesteps:
             scaled = scheduler.scale_model_input(latents, t)
-            output = self._guided(scaled, t, context, prompt.guidance_scale)
+            output = self._guided(scaled, t, arguments, prompt.guidance_scale)
             latents = scheduler.step(output, t, latents, **options).prev_sample
         return latents  # type: ignore[no-any-return]
 
-    def _guided(self, latents: Tensor, t: Tensor, context: Tensor, scale: float) -> Tensor:
+    def _arguments(self, conditions: Mapping[str, Tensor], prompt: Prompt) -> dict[str, Any]:
+        """What the U-Net is told of a prompt."""
+        if self.sizes is None:
+            return unet_arguments(conditions)
+        numbers = self.sizes.whole(Size(prompt.width, prompt.height))
+        texts = len(next(iter(conditions.values())))
+        sizes = torch.tensor([numbers] * texts, dtype=torch.float32, device=self.unet.device)
+        return unet_arguments(conditions, sizes)
+
+    def _guided(
+        self, latents: Tensor, t: Tensor, arguments: Mapping[str, Any], scale: float
+    ) -> Tensor:
         """Classifier-free guidance; Ho and Salimans 2022 (arXiv:2207.12598), eq. 6.
 
         `scale` is 1 + w of the paper, as everywhere in Stable Diffusion.
         """
         if scale == 1:
-            return self.unet(latents, t, encoder_hidden_states=context[:1]).sample.float()  # type: ignore[no-any-return]
-        both = self.unet(latents.repeat(2, 1, 1, 1), t, encoder_hidden_states=context).sample
+            return self.unet(latents, t, **arguments).sample.float()  # type: ignore[no-any-return]
+        both = self.unet(latents.repeat(2, 1, 1, 1), t, **arguments).sample
         wanted, unwanted = both.float().chunk(2)
         return unwanted + scale * (wanted - unwanted)  # type: ignore[no-any-return]
 

@@ -13,10 +13,9 @@ from functools import partial
 import torch
 from accelerate import Accelerator
 
-from impasto.checkpoints.keymap import TEXT_ENCODER, UNET, VAE
 from impasto.config.compatibility import require_compatible
 from impasto.config.run import RunConfig
-from impasto.data.dataset import TrainingData
+from impasto.data.dataset import SizeNumbers, TrainingData
 from impasto.data.encoding import MomentsEncoder
 from impasto.datasets.batching import build_epoch_sampler, count_steps, validation_batch_size
 from impasto.datasets.build import Survey
@@ -97,7 +96,8 @@ def build_session(
         encode_captions_ahead(accelerator, conditioners, prepared.captions(), prompts)
         if not prepared.changes_words and build_templates(config) is None:
             conditioners.training.leave_device()
-            model = with_offloaded(model, TEXT_ENCODER, config, accelerator)
+            for part in model.family.text_encoders:
+                model = with_offloaded(model, part.name, config, accelerator)
         release_cached_memory(accelerator.device)
     unet = strategy.wrap(trainable.network)
     trainable.parts = strategy.place(trainable.parts)
@@ -165,7 +165,8 @@ class _Encoded:
     def all_hashes(self) -> dict[str, str]:
         """The hashes of all networks, as states have them."""
         ready = {part: future.result() for part, future in self.hashes.items()}
-        return {part: text[:16] for part, text in {**ready, VAE: self.vae_hash}.items()}
+        vae = self.model.family.vae.name
+        return {part: text[:16] for part, text in {**ready, vae: self.vae_hash}.items()}
 
 
 def _load_and_encode(
@@ -182,10 +183,11 @@ def _load_and_encode(
     encoding_vae = build_encoding_vae(config, model)
     encoder = moments_encoder(encoding_vae, batch_size=config.dataset.vae_batch_size, device=device)
     aside = ThreadPoolExecutor(1)  # hashing leaves Python free: 2 s of a full-size U-Net
-    networks = {UNET: model.unet, TEXT_ENCODER: model.text_encoder}
+    vae = model.family.vae.name
     hashes = {
         part: aside.submit(tensors_fingerprint, network.state_dict())
-        for part, network in networks.items()
+        for part, network in model.networks.items()
+        if part != vae
     }
     aside.shutdown(wait=False)
     prepared = prepare_data(config, encoder, accelerator, progress, known)
@@ -194,7 +196,7 @@ def _load_and_encode(
         return _Encoded(model, prepared, encoder, encoder.fingerprint, hashes)
     encoding_vae.to("cpu")
     release_cached_memory(device)
-    without = with_offloaded(model, VAE, config, accelerator)
+    without = with_offloaded(model, vae, config, accelerator)
     return _Encoded(without, prepared, None, encoder.fingerprint, hashes)
 
 
@@ -229,7 +231,14 @@ def _build_data(config: RunConfig, encoded: _Encoded, steps: int) -> TrainingDat
         encoded.encoder,
         build_noise(config.noise),
         build_templates(config),
+        size_numbers(encoded.model),
     )
+
+
+def size_numbers(model: BaseModel) -> SizeNumbers | None:
+    """What the U-Net is told of an image's size; None is nothing."""
+    sizes = model.family.sizes
+    return None if sizes is None else sizes.numbers
 
 
 def _build_recipe(
@@ -256,6 +265,7 @@ def _build_validator(
         model.scaling_factor,
         config.validation.timesteps,
         partial(validation_batch_size, config),
+        size_numbers(model),
     )
 
 
@@ -278,7 +288,14 @@ def _build_previewer(
     with stack.attached(trainable.unet):
         pass  # and so is one that does not fit the model
     sampler = Sampler(
-        trainable.unet, model.vae, conditioner, model.scheduler_config, model.scaling_factor, stack
+        trainable.unet,
+        model.vae,
+        conditioner,
+        model.scheduler_config,
+        model.scaling_factor,
+        stack,
+        model.family.sizes,
+        model.family.cell,
     )
     return Previewer(sampler, prompts)
 

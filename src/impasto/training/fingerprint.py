@@ -79,9 +79,10 @@ class Facts:
 
 def run_fingerprint(config: RunConfig, facts: Facts) -> dict[str, str]:
     """All of it, as texts by name."""
+    unet = facts.contents.identity.family.unet.name
     found = {
-        "base model": facts.hashes["unet"],
-        **{f"{part} of the base model": h for part, h in facts.hashes.items() if part != "unet"},
+        "base model": facts.hashes[unet],
+        **{f"{part} of the base model": h for part, h in facts.hashes.items() if part != unet},
         **_model_facts(facts.contents),
         "data set": _data_fingerprint(facts.training, facts.digests),
         "forward passes per step": _passes(config, facts.num_processes),
@@ -201,9 +202,10 @@ def _model_facts(contents: ModelContents) -> dict[str, str]:
         if not key.startswith(_SUPERFLUOUS)
     }
     vocabulary = hashlib.sha256()
-    for name, content in sorted(contents.tokenizer_files.items()):
-        vocabulary.update(f"{name}:{len(content)}:".encode())
-        vocabulary.update(content)
+    for files in contents.tokenizer_files.values():
+        for name, content in sorted(files.items()):
+            vocabulary.update(f"{name}:{len(content)}:".encode())
+            vocabulary.update(content)
     identity = contents.identity
     return facts | {
         "family of the base model": identity.family.name,

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from impasto import files
-from impasto.checkpoints.keymap import TEXT_ENCODER
 from impasto.data.dataset import iterate_updates
 from impasto.data.records import Batch, Size
 from impasto.data.sampler import MicroBatch, Update
@@ -123,9 +122,7 @@ class TrainingLoop:
 
     def _train_from(self, step: int) -> None:
         session = self._session
-        model = session.model
-        frozen = {"unet": model.unet, "VAE": model.vae, "text_encoder": model.text_encoder}
-        self._frozen_check = FrozenCheck(session.trainable.parts, frozen)
+        self._frozen_check = FrozenCheck(session.trainable.parts, session.model.networks)
         self._announce(step)
         if step == 0:
             self._validate(0)
@@ -225,9 +222,9 @@ class TrainingLoop:
         self._lr.set(lr_factor)
         if config.training.cuda_graphs:  # what the step before returned may be overwritten
             torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
-        for part in session.trainable.parts:
-            if part.name == TEXT_ENCODER:
-                session.conditioner.learn(now=part.learns_at(step))
+        reading = [part for part in session.trainable.parts if part.reads_text]
+        if reading:
+            session.conditioner.learn(now=any(part.learns_at(step) for part in reading))
         if isinstance(session.optimizer, ChunkedOptimizer):
             session.optimizer.begin(derive_seed(config.seed, "rounding", step))
         self._copies.refresh()

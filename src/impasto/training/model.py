@@ -8,8 +8,8 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from impasto.checkpoints.keymap import TEXT_ENCODER, VAE
 from impasto.config.run import RunConfig
+from impasto.models.completeness import named_as_in
 from impasto.models.loading import BaseModel
 from impasto.models.offload import offload_to_file
 from impasto.models.opening import OpenOptions
@@ -36,10 +36,8 @@ def with_offloaded(
     if accelerator.device.type != "cpu":
         return model
     name = WAITING.format(part=part, process=accelerator.process_index)
-    module = {VAE: model.vae, TEXT_ENCODER: model.text_encoder}[part]
-    waiting = offload_to_file(module, config.output_dir / name)
-    named = {n: waiting[f"text_model.{n}"] if f"text_model.{n}" in waiting else waiting[n]
-             for n in model.contents.parts[part]}  # fmt: skip
+    waiting = offload_to_file(model.networks[part], config.output_dir / name)
+    named = {n: waiting[named_as_in(waiting, n)] for n in model.contents.parts[part]}
     parts = {**model.contents.parts, part: named}
     return replace(model, contents=replace(model.contents, parts=parts))
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+import torch
+
 from impasto.checkpoints import hypernetworks
 from impasto.checkpoints.tensors import total_bytes
 from impasto.config.run import RunConfig
+from impasto.models.families import by_kind
 from impasto.models.loading import BaseModel
 from impasto.models.saving import DTYPES, SUFFIXES, Form
 from impasto.models.trainable import Trainable
@@ -32,14 +35,21 @@ def model_bytes(config: RunConfig, model: BaseModel, trainable: Trainable) -> in
         numbers = sum(part.count() for part in trainable.parts)
         return numbers * DTYPES[config.export_precision].itemsize
     trained = {part.name for part in trainable.parts}
+    by_name = asked_dtypes(config, model)
     size = total_bytes(model.contents.ldm_only)
     for part, tensors in model.contents.parts.items():
         usual = config.export_precision if part in trained else None
-        asked = config.saving.part_dtypes.get(part, usual)
+        asked = by_name.get(part, DTYPES[usual] if usual else None)
         for name, tensor in tensors.items():
-            dtype = DTYPES[asked] if asked else model.stored[part][name]
+            dtype = asked or model.stored[part][name]
             size += tensor.cast(dtype).size_bytes
     return size
+
+
+def asked_dtypes(config: RunConfig, model: BaseModel) -> dict[str, torch.dtype]:
+    """Part -> its type, where the settings name one."""
+    asked = {word: DTYPES[precision] for word, precision in config.saving.part_dtypes.items()}
+    return model.family.by_name(by_kind(asked))
 
 
 def models_folder(config: RunConfig) -> Path:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from accelerate import Accelerator
 
-from impasto.checkpoints.keymap import TEXT_ENCODER, UNET
+from impasto.checkpoints.keymap import PartKind
 from impasto.config.run import RunConfig
 from impasto.models.saving import DTYPES
 from impasto.models.trainable import Part, Trainable
@@ -19,12 +19,13 @@ from impasto.training.optim.weight_copies import WeightCopies, layers_with_copie
 from impasto.training.precision import computed_kind
 
 
-def build_dtypes(config: RunConfig) -> dict[str, torch.dtype]:
-    """Parts of the model that are read in 16 bits, since they will be kept so."""
+def build_dtypes(config: RunConfig) -> dict[PartKind, torch.dtype]:
+    """Kinds of networks that are read in 16 bits, since they will be kept so."""
     dtype = DTYPES[config.training.weights]
     if config.method.kind != "full":
         return {}
-    return {UNET: dtype, **({TEXT_ENCODER: dtype} if config.method.train_text_encoder else {})}
+    texts = {PartKind.TEXT: dtype} if config.method.train_text_encoder else {}
+    return {PartKind.UNET: dtype, **texts}
 
 
 def build_chunk_rules(

@@ -79,6 +79,7 @@ class Prefetcher:
                     lambda numbers: to_device(numbers, self._device)
                 ),
                 mask=None if batch.mask is None else to_device(batch.mask, self._device),
+                sizes=None if batch.sizes is None else to_device(batch.sizes, self._device),
                 conditions=None if self._encode is None else self._encode(batch.captions),
             )
         return _Coming(begun, None if self._stream is None else self._stream.record_event())
@@ -92,7 +93,7 @@ class Prefetcher:
         current.wait_event(coming.ready)
         encoded = () if batch.conditions is None else batch.conditions.values()
         drawn = batch.randomness.ahead.values()
-        for tensor in (batch.latents, batch.weights, batch.mask, *drawn, *encoded):
+        for tensor in (batch.latents, batch.weights, batch.mask, batch.sizes, *drawn, *encoded):
             if tensor is not None:
                 tensor.record_stream(current)
         return batch

@@ -17,7 +17,7 @@ from impasto.diffusion.schedule import NoiseSchedule
 from impasto.diffusion.timesteps import ALL_TIMESTEPS, TimestepSampler
 from impasto.diffusion.transfer import to_device
 from impasto.diffusion.weighting import LossWeight, unweighted
-from impasto.models.text import TextConditioner
+from impasto.models.text import TextConditioner, unet_arguments
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,8 @@ def training_step(
 
     x_t = schedule.add_noise(x_0, recipe.noise.on_input(noise, batch.randomness), t)
     conditions = batch.conditions or conditioner(batch.captions)
-    output = unet(x_t, t, **conditions).sample
+    sizes = None if batch.sizes is None else to_device(batch.sizes, device)
+    output = unet(x_t, t, **unet_arguments(conditions, sizes)).sample
     target = prediction.target(x_0, noise, t, schedule)
 
     mask = None if batch.mask is None else to_device(batch.mask, device)

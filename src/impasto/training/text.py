@@ -13,7 +13,7 @@ from torch import nn
 from impasto.config.run import RunConfig
 from impasto.data.text_store import TextStore
 from impasto.models.loading import BaseModel, build_tokens
-from impasto.models.text import ClipTextConditioner
+from impasto.models.text import ClipHiddenStates, ClipTextConditioner
 from impasto.models.text_memory import TextMemory
 from impasto.models.text_metadata import with_room
 from impasto.models.tokens import TextLayout
@@ -30,7 +30,7 @@ processor more than one gain nothing."""
 
 @dataclass(frozen=True)
 class Conditioners:
-    """The uses of one text encoder.
+    """The uses of a model's text encoders.
 
     Attributes:
         training: For captions, with gradients where the encoder learns.
@@ -64,15 +64,15 @@ def build_conditioners(
     layout = build_layout(config)
     tokens = build_tokens(model, layout)
     prompt_tokens = build_tokens(model, with_room(layout, config.previews.emphasis))
-    states = trainable.states
-    if any(part.name == "text_encoder" for part in trainable.parts):
+    states, shape = trainable.states, trainable.states.shape
+    if any(part.reads_text for part in trainable.parts):
         return Conditioners(
-            ClipTextConditioner(tokens, wrap(states), device=device, train=True),
-            ClipTextConditioner(tokens, states, device=device),
-            ClipTextConditioner(prompt_tokens, states, device=device),
+            ClipTextConditioner(tokens, wrap(states), shape, device=device, train=True),
+            ClipTextConditioner(tokens, states, shape, device=device),
+            ClipTextConditioner(prompt_tokens, states, shape, device=device),
         )
     states = states.to(device)
-    store = _build_store(config, model) if config.training.cache_text_to_disk else None
+    store = _build_store(config, trainable) if config.training.cache_text_to_disk else None
     # always so many, whatever is new in a batch (the rest is filled up); no more than it has
     at_once = min(ENCODED_AT_ONCE.get(device.type, 1), max(config.batch_sizes.values()))
     limit = config.training.text_cache_mib << 20
@@ -81,9 +81,9 @@ def build_conditioners(
     if device.type == "cuda":  # where captions are encoded on a stream of their own
         looking = TextMemory(limit, device, store, progress, at_once)
     return Conditioners(
-        ClipTextConditioner(tokens, states, device=device, memory=memory),
-        ClipTextConditioner(tokens, states, device=device, memory=looking),
-        ClipTextConditioner(prompt_tokens, states, device=device, memory=looking),
+        ClipTextConditioner(tokens, states, shape, device=device, memory=memory),
+        ClipTextConditioner(tokens, states, shape, device=device, memory=looking),
+        ClipTextConditioner(prompt_tokens, states, shape, device=device, memory=looking),
     )
 
 
@@ -106,9 +106,16 @@ def encode_captions_ahead(
         conditioners.prompts.encode_ahead(texts)
 
 
-def _build_store(config: RunConfig, model: BaseModel) -> TextStore:
+def _build_store(config: RunConfig, trainable: Trainable) -> TextStore:
     """States in the precision that the U-Net reads them with."""
     exact = computed_kind(config) == "no"
-    fingerprint = f"{weights_fingerprint(model.text_encoder)}:skip={config.model.clip_skip or 1}"
+    fingerprint = "+".join(_described(encoder) for encoder in trainable.states.each())
     folder = config.dataset.derived_dir / "texts"
     return TextStore(folder, fingerprint, torch.float32 if exact else torch.float16)
+
+
+def _described(encoder: ClipHiddenStates) -> str:
+    """What an encoder's states depend on besides the ids."""
+    reading = encoder.reading
+    others = ("" if reading.final_norm else ":raw") + (":pooled" if reading.pooled else "")
+    return f"{weights_fingerprint(encoder.text_encoder)}:skip={encoder.layer}{others}"

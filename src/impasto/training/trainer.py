@@ -10,7 +10,6 @@ from pathlib import Path
 from accelerate import Accelerator
 
 from impasto import files, locks
-from impasto.checkpoints.keymap import TEXT_ENCODER, VAE
 from impasto.config.compatibility import require_compatible
 from impasto.config.load import build_run_config, dump_toml
 from impasto.config.run import RunConfig
@@ -251,7 +250,7 @@ def _run(
         raise
     finally:
         shown.ended()
-        for part in (VAE, TEXT_ENCODER):
+        for part in session.model.networks:
             name = WAITING.format(part=part, process=session.accelerator.process_index)
             (run.path / name).unlink(missing_ok=True)
     return run

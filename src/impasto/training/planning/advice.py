@@ -6,7 +6,6 @@ import torch
 
 from impasto.config.run import RunConfig
 from impasto.diffusion.prediction import VELOCITY
-from impasto.models.families import SD1
 from impasto.models.identity import Identity
 from impasto.optimizer_table import USUAL_LR
 from impasto.training.optim.optimizers import find_row
@@ -61,10 +60,11 @@ def _on_rates(config: RunConfig) -> list[str]:
 
 def _on_model(config: RunConfig, identity: Identity) -> list[str]:
     found = []
-    if config.model.clip_skip is not None and identity.family is not SD1:
+    family = identity.family
+    if config.model.clip_skip is not None and not family.takes_any_layer:
         found.append(
-            "model.clip_skip is set for SD 2, whose text encoder is cut to its penultimate layer "
-            "already."
+            f"model.clip_skip is set for {family.generation}, of which the penultimate layer of "
+            f"the text encoder is taken already."
         )
     if config.noise.zero_terminal_snr and identity.prediction is not VELOCITY:
         found.append(
@@ -113,9 +113,9 @@ def _on_hypernetwork(config: RunConfig, identity: Identity) -> list[str]:
             f"as erratic, and [1, 2, 1] as better for small sets (AUTOMATIC1111 #3505, #3086).",
         ),
         (
-            identity.family is not SD1 and config.training.mixed_precision == "fp16",
-            "Hypernetworks on SD 2 in fp16 are reported to end in NaN (AUTOMATIC1111 #6923); bf16 "
-            "or no mixed precision is safer.",
+            identity.family.upcast_attention and config.training.mixed_precision == "fp16",
+            f"Hypernetworks on {identity.family.generation} in fp16 are reported to end in NaN "
+            f"(AUTOMATIC1111 #6923); bf16 or no mixed precision is safer.",
         ),
     ]
     return [text for applies, text in cases if applies]

@@ -21,7 +21,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import flop_registry
 
-from impasto.data.records import Size
+from impasto.data.records import CELL, CHANNELS, Size
+from impasto.models.text import POOLED, unet_arguments
 from impasto.training.optim.updates import at_each_gradient
 
 CPU = torch.device("cpu")
@@ -106,6 +107,8 @@ class FakeStep:
         network: The U-Net, or what stands in its place; it is changed and of no use afterwards.
         tokens: Positions of the text.
         text_width: Numbers of each.
+        pooled_width: Numbers of the pooled text; 0 where the U-Net takes none.
+        sizes: How many numbers it is told of the image's size.
         autocast: The type that is computed in, or None for float32.
         as_on_gpu: Whether autocast is that of a GPU.
         frees_gradients: Whether each gradient is freed as soon as it is there.
@@ -117,6 +120,8 @@ class FakeStep:
     autocast: torch.dtype | None = None
     as_on_gpu: bool = False
     frees_gradients: bool = False
+    pooled_width: int = 0
+    sizes: int = 0
 
     def __post_init__(self) -> None:
         if self.as_on_gpu and self.autocast is not None:
@@ -142,27 +147,31 @@ class FakeStep:
         return live.peak
 
     def _forward(self, inputs: Sequence[Tensor], *, caches_casts: bool = True) -> Tensor:
-        latents, t, states = inputs
+        latents, t, states, *pooled = inputs
+        conditions = {"encoder_hidden_states": states}
+        if pooled:
+            conditions[POOLED] = pooled[0]
+        arguments = unet_arguments(conditions, pooled[1] if pooled else None)
         with torch.autocast(
             "cpu",
             dtype=self.autocast,
             enabled=self.autocast is not None,
             cache_enabled=caches_casts,
         ):
-            output: Tensor = self.network(latents, t, encoder_hidden_states=states).sample
+            output: Tensor = self.network(latents, t, **arguments).sample
         return output
 
     @contextlib.contextmanager
-    def _watched(
-        self, size: Size, batch: int
-    ) -> Iterator[tuple[LiveMemory, tuple[Tensor, Tensor, Tensor]]]:
+    def _watched(self, size: Size, batch: int) -> Iterator[tuple[LiveMemory, tuple[Tensor, ...]]]:
         """Inputs without values, and the count of what is made of them."""
         mode = FakeTensorMode()
         _make_fake(self.network, mode)
+        pooled = [(batch, self.pooled_width), (batch, self.sizes)] if self.pooled_width else []
         inputs = (
-            _fake(mode, (batch, 4, size.height // 8, size.width // 8)),
+            _fake(mode, _latents_of(size, batch)),
             _fake(mode, (batch,), torch.int64),
             _fake(mode, (batch, self.tokens, self.text_width)),
+            *(_fake(mode, shape) for shape in pooled),
         )
         live = LiveMemory()
         live.leave_out([*self.network.parameters(), *self.network.buffers(), *inputs])
@@ -186,7 +195,7 @@ class FakeStep:
 
 def decoding_peak(vae: Any, size: Size, batch: int) -> int:
     """The most bytes that a VAE holds beside its weights while it decodes images of a size."""
-    return _vae_peak(vae, (batch, 4, size.height // 8, size.width // 8), vae.decode)
+    return _vae_peak(vae, _latents_of(size, batch), vae.decode)
 
 
 def encoding_peak(vae: Any, size: Size, batch: int) -> int:
@@ -204,6 +213,10 @@ def encoding_peak(vae: Any, size: Size, batch: int) -> int:
         return posterior.mean, posterior.logvar
 
     return _vae_peak(vae, (batch, 3, size.height, size.width), moments)
+
+
+def _latents_of(size: Size, batch: int) -> tuple[int, ...]:
+    return batch, CHANNELS, size.height // CELL, size.width // CELL
 
 
 def _vae_peak(vae: Any, shape: tuple[int, ...], run: Callable[[Tensor], object]) -> int:

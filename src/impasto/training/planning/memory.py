@@ -179,7 +179,7 @@ class FootprintMeter:
             if self._is_here(away=offloads_state(config))
             else 0,
             "average": 4 * learning * averaged // self._shares.weights,
-            "text_cache": self._text_cache(config, model),
+            "text_cache": self._text_cache(config, trainable),
         }
 
     def _training(
@@ -205,7 +205,7 @@ class FootprintMeter:
     def _weights(self, config: RunConfig, trainable: Trainable, model: BaseModel) -> int:
         wide = DTYPES[config.training.weights].itemsize
         total = 0
-        for module in (trainable.network, model.vae, model.text_encoder):
+        for module in (trainable.network, model.vae, *model.text_encoders.values()):
             for parameter in module.parameters():
                 if parameter.requires_grad:
                     total += parameter.numel() * wide // self._shares.weights
@@ -216,7 +216,7 @@ class FootprintMeter:
         total += 2 * copied_numbers(config, trainable)
         total += self._vae_bytes(config, model) - 4 * numbers_of(model.vae)
         if leaves_text(config):
-            total -= 4 * numbers_of(model.text_encoder)
+            total -= 4 * sum(numbers_of(network) for network in model.text_encoders.values())
         return total
 
     def _vae_bytes(self, config: RunConfig, model: BaseModel) -> int:
@@ -227,15 +227,14 @@ class FootprintMeter:
         copied = 4 if not self._on_gpu and width < 4 else 0
         return (width + copied) * numbers_of(model.vae)
 
-    def _text_cache(self, config: RunConfig, model: BaseModel) -> int:
-        """What is remembered of a frozen text encoder's outputs: at most what the settings allow.
+    def _text_cache(self, config: RunConfig, trainable: Trainable) -> int:
+        """What is remembered of frozen text encoders' outputs: at most what the settings allow.
 
         A GPU has two such memories: what encodes captions beside the step, and what is looked at.
         """
         if config.method.train_text_encoder or leaves_text(config):
             return 0
-        text: Any = model.text_encoder.config
-        chunk = 4 * 77 * int(text.hidden_size) * (config.model.max_tokens // 75)
+        chunk = 4 * trainable.states.shape.numbers * (config.model.max_tokens // 75)
         limit, work = config.training.text_cache_mib << 20, self._workload
         captions = limit
         if work.captions is not None and not changes_words(config):
@@ -269,17 +268,21 @@ class FootprintMeter:
         return StepCost(**found)
 
     def _text_bytes(self, config: RunConfig, trainable: Trainable, batch: int) -> int:
-        """Activations of a text encoder that learns: 34 numbers per place, width and layer.
+        """Activations of text encoders that learn: 34 numbers per place, width and layer.
 
         Korthikanti et al. 2022 (arXiv:2205.05198), eq. 1, without its attention matrices.
         """
         if not config.method.train_text_encoder:
             return 0
-        text: Any = trainable.states.text_encoder.config
         places = batch * 77 * (config.model.max_tokens // 75)
-        layers = 2 if config.training.gradient_checkpointing else int(text.num_hidden_layers)
         size = COMPUTED[computed_kind(config)].itemsize
-        return int(text.hidden_size) * 34 * places * layers * size // 2
+        configs: list[Any] = [encoder.text_encoder.config for encoder in trainable.states.each()]
+        widths = sum(
+            int(text.hidden_size)
+            * (2 if config.training.gradient_checkpointing else int(text.num_hidden_layers))
+            for text in configs
+        )
+        return widths * 34 * places * size // 2
 
     def _stepping(self, config: RunConfig, trainable: Trainable) -> Moment:
         """The optimizer at work: all gradients, and what it makes for a chunk of weights."""

@@ -165,7 +165,7 @@ class OtherWork:
             width = DTYPES[config.dataset.vae_precision].itemsize
             weights = width * numbers_of(model.vae)
             if self.device_type != "cuda":
-                weights = sum(bytes_of(m) for m in (model.unet, model.text_encoder, model.vae))
+                weights = sum(bytes_of(network) for network in model.networks.values())
                 weights += width * numbers_of(model.vae) if width < 4 else 0
             name = f"encoding {work.encoded} images, {asked} at a time"
             moments.append(
@@ -198,6 +198,7 @@ def text_words(config: RunConfig) -> tuple[object, ...]:
 def fake_step_of(config: RunConfig, trainable: Trainable, device_type: str) -> FakeStep:
     """Rehearses a network as these settings compute it."""
     unet: Any = trainable.unet
+    sizes = trainable.family.sizes
     chunks = config.model.max_tokens // 75
     joined = {"a1111": 77 * chunks, "kohya": 75 * chunks + 2}
     return FakeStep(
@@ -207,6 +208,8 @@ def fake_step_of(config: RunConfig, trainable: Trainable, device_type: str) -> F
         autocast_dtype(computed_kind(config)),
         as_on_gpu=device_type == "cuda",
         frees_gradients=config.training.optimizer_in_backward != "off",
+        pooled_width=trainable.states.shape.pooled,
+        sizes=sizes.count if sizes is not None else 0,
     )
 
 

@@ -24,7 +24,14 @@ from impasto.models.trainable import Trainable
 from impasto.progress import Progress
 from impasto.publishing import published_settings
 from impasto.runs import RunDirectory
-from impasto.training.model_files import BEST, dialect, model_form, model_suffix, models_folder
+from impasto.training.model_files import (
+    BEST,
+    asked_dtypes,
+    dialect,
+    model_form,
+    model_suffix,
+    models_folder,
+)
 from impasto.training.saving.own_models import OwnModels
 from impasto.training.text import build_layout
 
@@ -89,7 +96,7 @@ class ModelExporter:
         contents = trained_contents(
             source.model,
             trained,
-            {part: DTYPES[word] for part, word in saving.part_dtypes.items()},
+            asked_dtypes(config, source.model),
             trained_dtype=DTYPES[config.export_precision],
         )
         width, height = max(part.width_height for part in config.dataset.parts)

@@ -1,0 +1,252 @@
+"""A family that is a row of the table alone goes through everything that SD 1 goes through."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from conftest import draw_pictures
+from diffusers import StableDiffusionXLPipeline
+from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
+from safetensors.torch import load_file
+from two_encoders import TWO, with_row, write_model
+
+from impasto.checkpoints.keymap import layout_of
+from impasto.checkpoints.kinds import BASE_MODEL, kind_of
+from impasto.checkpoints.ldm import merge_ldm, split_ldm
+from impasto.checkpoints.reading import open_tensor_file
+from impasto.data.records import Box, Size
+from impasto.errors import ModelError
+from impasto.models import families
+from impasto.models.configs import configs_from
+from impasto.models.conversion import convert_model
+from impasto.models.families import FAMILIES, SizeConditioning
+from impasto.models.inspection import inspect_model
+from impasto.models.loading import build_tokens, load_base_model, make_network, tensors_of
+from impasto.models.opening import OpenOptions, open_model
+from impasto.models.text import POOLED, ClipTextConditioner, TextStates
+from impasto.models.tokens import TextLayout
+from impasto.progress import SilentProgress
+from impasto.sampling.prompts import Prompt
+from impasto.sampling.sampler import Sampler
+from impasto.training.trainer import train
+
+pytestmark = pytest.mark.usefixtures("row")
+
+
+@pytest.fixture
+def row(monkeypatch):
+    with_row(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def two_model(tmp_path_factory, nano_architecture):
+    return write_model(nano_architecture, tmp_path_factory.mktemp("models") / "two")
+
+
+@pytest.fixture
+def two_config(train_config, two_model, tmp_path):
+    def build(**changes):
+        return train_config(model={"path": str(two_model)}, **changes)
+
+    return build
+
+
+def test_it_is_told_from_the_others_by_its_marks(two_model):
+    contents = open_model(two_model)
+    assert contents.identity.family is TWO
+    for words in (
+        "CLIP and OpenCLIP text encoders",
+        "linear before attention",
+        "a pooled text and sizes too",
+    ):
+        assert words in contents.identity.evidence
+    model = load_base_model(two_model)
+    assert list(model.networks) == ["unet", "vae", "text_encoder", "text_encoder_2"]
+    assert list(model.tokenizers) == ["text_encoder", "text_encoder_2"]
+    assert model.scaling_factor == 0.13025
+
+
+def test_without_its_row_it_is_refused_by_name(two_model, monkeypatch):
+    monkeypatch.undo()
+    with pytest.raises(ModelError, match=r"StableDiffusionXLPipeline with .*text_encoder_2"):
+        open_model(two_model)
+
+
+def test_diffusers_reads_what_is_written_and_encodes_the_same(two_model):
+    """Penultimate states of both, without a norm, and the second's projection."""
+    pipeline = StableDiffusionXLPipeline.from_pretrained(two_model)
+    expected, _, pooled, _ = pipeline.encode_prompt(
+        ["a red ball", "!"], device=torch.device("cpu"), do_classifier_free_guidance=False
+    )
+    model = load_base_model(two_model)
+    tokens, states = build_tokens(model, TextLayout()), TextStates.of(model)
+    found = ClipTextConditioner(tokens, states, states.shape)(["a red ball", "!"])
+    torch.testing.assert_close(found["encoder_hidden_states"][0], expected[0])
+    torch.testing.assert_close(found[POOLED][0], pooled[0])
+    assert [t("a").ids[0][-1] for t in tokens] == [49407, 0]
+
+
+def test_numbers_of_sizes_are_those_of_the_paper(two_model):
+    pipeline = StableDiffusionXLPipeline.from_pretrained(two_model)
+    expected = pipeline._get_add_time_ids((600, 800), (8, 16), (512, 768), torch.float32, 20)
+    found = TWO.sizes.numbers(Size(800, 600), Box(16, 8, Size(768, 512)))
+    assert list(found) == expected[0].tolist()
+
+
+def test_a_drawn_image_is_what_the_pipeline_draws(two_model):
+    pipeline = StableDiffusionXLPipeline.from_pretrained(two_model)
+    prompt = Prompt("a red ball", "grey", 3, 64, 64, 3, 5.0, "ddim")
+    ours = Sampler.of(load_base_model(two_model)).draw(prompt)
+    latents = torch.randn((1, 4, 8, 8), generator=torch.Generator().manual_seed(3))
+    theirs = pipeline(
+        "a red ball", negative_prompt="grey", width=64, height=64, num_inference_steps=3,
+        guidance_scale=5.0, latents=latents, output_type="pt",
+    ).images  # fmt: skip
+    pixels = torch.from_numpy(np.asarray(ours).copy()) / 255
+    torch.testing.assert_close(pixels, theirs[0].permute(1, 2, 0), atol=0.01, rtol=0)
+
+
+def test_one_file_and_back_is_the_same(two_model, tmp_path):
+    file, again = tmp_path / "two.safetensors", tmp_path / "again"
+    convert_model(str(two_model), file, "safetensors", {}, OpenOptions())
+    opened = open_tensor_file(file)
+    assert kind_of(opened, families.file_layouts()) is BASE_MODEL
+    for name in (
+        "model.diffusion_model.label_emb.0.0.weight",
+        "conditioner.embedders.0.transformer.text_model.embeddings.token_embedding.weight",
+        "conditioner.embedders.1.model.text_projection",
+        "conditioner.embedders.1.model.transformer.resblocks.2.attn.in_proj_weight",
+        "conditioner.embedders.1.model.logit_scale",
+    ):
+        assert name in opened.tensors
+    projection = load_file(two_model / "text_encoder_2/model.safetensors")["text_projection.weight"]
+    in_file = opened.tensors["conditioner.embedders.1.model.text_projection"].read()
+    assert torch.equal(in_file, projection.T)
+    convert_model(str(file), again, "diffusers", {}, OpenOptions())
+    for part in TWO.components:
+        before, after = load_file(two_model / part.file), load_file(again / part.file)
+        assert before.keys() == after.keys()
+        assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
+    assert json.loads((again / "model_index.json").read_text()) == json.loads(
+        (two_model / "model_index.json").read_text()
+    )
+    assert inspect_model(str(file), OpenOptions(), SilentProgress(), hashing=False)["Parts"].keys()
+
+
+@pytest.mark.usefixtures("fresh_accelerate")
+def test_all_its_networks_learn_and_are_exported(two_config, two_model):
+    run = train(
+        two_config(
+            method={"train_text_encoder": True},
+            training={"max_steps": 2},
+            validation={"split": 0.25},
+            previews={"prompts": ["a red ball"], "width": 32, "height": 32, "steps": 2},
+        )
+    )
+    exported = run.exported_model()
+    for part in TWO.components:
+        before, after = load_file(two_model / part.file), load_file(exported / part.file)
+        assert before.keys() == after.keys()
+        moved = any(not torch.equal(t, after[n]) for n, t in before.items())
+        assert moved == (part.name != "vae"), part.name
+    first = load_file(exported / "text_encoder/model.safetensors")
+    base = load_file(two_model / "text_encoder/model.safetensors")
+    for name in ("text_model.final_layer_norm.weight", "text_model.encoder.layers.2.mlp.fc1.bias"):
+        assert torch.equal(first[name], base[name])  # nothing depends on these
+    (sample,) = (run.samples / "step-00000002").glob("*.png")
+    assert sample.stat().st_size > 0
+
+
+@pytest.mark.usefixtures("fresh_accelerate")
+def test_remembered_text_changes_nothing(two_config, tmp_path):
+    records = []
+    for name, training in (("memory", {}), ("disk", {"cache_text_to_disk": True})):
+        run = train(two_config(output_dir=str(tmp_path / name), training=training))
+        records.append([r["loss"] for r in run.read_metrics()])
+    torch.testing.assert_close(*map(torch.tensor, records), atol=1e-6, rtol=1e-6)
+
+
+def test_sizes_reach_the_network(two_config, tmp_path):
+    """The same pixels said to be of another size give another loss."""
+    losses = []
+    for side in (64, 256):
+        folder = draw_pictures(tmp_path / str(side), 4)
+        for path in folder.glob("*.png"):
+            from PIL import Image
+
+            Image.open(path).convert("L").convert("RGB").resize((side, side)).save(path)
+        run = train(
+            two_config(
+                dataset={"image_dir": str(folder)},
+                output_dir=str(tmp_path / f"run{side}"),
+                training={"max_steps": 1},
+            )
+        )
+        losses += [r["loss"] for r in run.read_metrics()]
+    assert losses[0] != losses[1]
+
+
+@pytest.mark.parametrize("method", [{}, {"train_text_encoder": True}])
+def test_its_memory_is_foretold(two_config, two_model, method):
+    from impasto.models.loading import load_meta_model
+    from impasto.training.planning.memory import FootprintMeter
+
+    meter = FootprintMeter(lambda: load_meta_model(two_model), "cpu")
+    found = meter.footprint(two_config(method=method), Size(64, 64), 4)
+    assert found.total > 0
+
+
+def test_a_full_size_file_tells_its_configurations_by_shapes(monkeypatch):
+    """As SDXL's: 1,680 names of the U-Net, each as diffusers' own converter has it."""
+    row = replace(TWO, sizes=SizeConditioning(256))
+    monkeypatch.setattr(families, "FAMILIES", (*FAMILIES, row))
+    text = {"vocab_size": 49408, "max_position_embeddings": 77}
+    configs = {
+        "unet": {
+            "block_out_channels": [320, 640, 1280],
+            "down_block_types": ["DownBlock2D", *["CrossAttnDownBlock2D"] * 2],
+            "up_block_types": [*["CrossAttnUpBlock2D"] * 2, "UpBlock2D"],
+            "cross_attention_dim": 2048,
+            "attention_head_dim": [5, 10, 20],
+            "use_linear_projection": True,
+            "transformer_layers_per_block": [1, 2, 10],
+            "addition_embed_type": "text_time",
+            "addition_time_embed_dim": 256,
+            "projection_class_embeddings_input_dim": 2816,
+        },
+        "vae": {
+            "block_out_channels": [128, 256, 512, 512],
+            "down_block_types": ["DownEncoderBlock2D"] * 4,
+            "up_block_types": ["UpDecoderBlock2D"] * 4,
+            "layers_per_block": 2,
+            "scaling_factor": 0.13025,
+        },
+        "text_encoder": {**text, "hidden_size": 768, "intermediate_size": 3072,
+                         "num_hidden_layers": 12, "num_attention_heads": 12},
+        "text_encoder_2": {**text, "hidden_size": 1280, "intermediate_size": 5120,
+                           "num_hidden_layers": 32, "num_attention_heads": 20,
+                           "projection_dim": 1280, "hidden_act": "gelu"},
+    }  # fmt: skip
+    with torch.device("meta"):
+        modules = {part.name: make_network(part, configs[part.name]) for part in row.components}
+    parts = tensors_of(modules)
+    in_file = merge_ldm(parts, {}, row.layout)
+    layout = layout_of(in_file, families.file_layouts())
+    assert layout == row.layout
+    taken = split_ldm(in_file, layout)
+    assert taken.foreign == ()
+    for part, tensors in parts.items():
+        shapes = {name: tensor.shape for name, tensor in taken.parts[part].items()}
+        assert shapes == {name: tensor.shape for name, tensor in tensors.items()}
+    told = configs_from(taken.parts, row, "file")
+    for part, config in configs.items():
+        assert {key: told[part][key] for key in config} == config
+    theirs = convert_ldm_unet_checkpoint(
+        {name: torch.empty(tensor.shape, device="meta") for name, tensor in in_file.items()},
+        dict(modules["unet"].config),
+    )
+    assert {name: tuple(tensor.shape) for name, tensor in theirs.items()} == {
+        name: tensor.shape for name, tensor in parts["unet"].items()
+    }

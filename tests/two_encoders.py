@@ -1,0 +1,113 @@
+"""A family with two text encoders, three levels and another scaling factor: a row, and no code."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from impasto.checkpoints.keymap import PartKind, clip_naming, open_clip_naming, unet_naming
+from impasto.diffusion.prediction import EPSILON
+from impasto.models.architectures import Architecture, write_random_model
+from impasto.models.families import (
+    FAMILIES,
+    SD1,
+    Component,
+    Family,
+    Pipeline,
+    Reading,
+    SizeConditioning,
+)
+
+FIRST = SD1.text_encoders[0]
+SECOND = Component(
+    name="text_encoder_2",
+    kind=PartKind.TEXT,
+    naming=open_clip_naming("conditioner.embedders.1.", projects=True),
+    folder="text_encoder_2",
+    stems=FIRST.stems,
+    library="transformers",
+    class_name="CLIPTextModelWithProjection",
+    reading=Reading(1280, "gelu", "tokenizer_2", "!", 0, layer=2, final_norm=False, pooled=True),
+)
+TWO = Family(
+    key="two",
+    name="Two encoders",
+    generation="Two encoders",
+    components=(
+        replace(
+            SD1.unet,
+            naming=unet_naming("model.diffusion_model.", takes_pooled=True),
+            channels=(320, 640, 1280),
+        ),
+        SD1.vae,
+        replace(
+            FIRST,
+            naming=clip_naming("conditioner.embedders.0."),
+            reading=replace(FIRST.text, layer=2, final_norm=False),
+        ),
+        SECOND,
+    ),
+    prediction=EPSILON,
+    linear_projection=True,
+    head_count=None,
+    upcast_attention=False,
+    takes_any_layer=False,
+    architecture="two-encoders",
+    resolution=1024,
+    pipeline=Pipeline(
+        "StableDiffusionXLPipeline",
+        {
+            "feature_extractor": [None, None],
+            "force_zeros_for_empty_prompt": False,
+            "image_encoder": [None, None],
+        },
+    ),
+    scaling_factor=0.13025,
+    sizes=SizeConditioning(8),
+)
+
+
+def with_row(monkeypatch) -> None:
+    """Put the row into the table for a test."""
+    from impasto.models import families
+
+    monkeypatch.setattr(families, "FAMILIES", (*FAMILIES, TWO))
+
+
+def architecture(nano: Architecture) -> Architecture:
+    """The nano model of SD 1, with what this family has otherwise."""
+    unet, vae, text_encoder = nano.configs
+    second = {
+        **text_encoder,
+        "hidden_size": 24,
+        "intermediate_size": 48,
+        "projection_dim": 20,
+        "hidden_act": "gelu",
+        "pad_token_id": 0,
+    }
+    return Architecture(
+        TWO,
+        (
+            {
+                **unet,
+                "cross_attention_dim": 16 + 24,
+                "attention_head_dim": [1, 2, 2],
+                "use_linear_projection": True,
+                "transformer_layers_per_block": [1, 1, 2],
+                "addition_embed_type": "text_time",
+                "addition_time_embed_dim": 8,
+                "projection_class_embeddings_input_dim": 20 + 6 * 8,
+            },
+            {**vae, "scaling_factor": TWO.scaling_factor},
+            text_encoder,
+            second,
+        ),
+    )
+
+
+def write_model(nano: Architecture, folder: Path) -> Path:
+    """A Diffusers folder with random weights."""
+    write_random_model(architecture(nano), folder, seed=0, dtype=torch.float32)
+    return folder
