@@ -146,9 +146,7 @@ def _update(values: dict[str, Any], device: torch.device) -> tuple[float, int, f
         0,
         number + 1,
         rank=0,
-        prefetch=build_prefetcher(
-            device, session.conditioner if session.conditioner.is_frozen else None
-        ),
+        prefetch=build_prefetcher(device, session.conditioner if session.encodes_ahead else None),
     )
     times = []
     for update, batches in updates:

@@ -16,7 +16,7 @@ from impasto.checkpoints.keymap import layout_of
 from impasto.checkpoints.kinds import BASE_MODEL, kind_of
 from impasto.checkpoints.ldm import merge_ldm, split_ldm
 from impasto.checkpoints.reading import open_tensor_file
-from impasto.data.records import Box, Size
+from impasto.data.records import Box, Geometry, Size
 from impasto.errors import ModelError
 from impasto.models import families
 from impasto.models.configs import configs_from
@@ -25,7 +25,7 @@ from impasto.models.families import FAMILIES, SizeConditioning
 from impasto.models.inspection import inspect_model
 from impasto.models.loading import build_tokens, load_base_model, make_network, tensors_of
 from impasto.models.opening import OpenOptions, open_model
-from impasto.models.text import POOLED, ClipTextConditioner, TextStates
+from impasto.models.text import ClipTextConditioner, TextStates
 from impasto.models.tokens import TextLayout
 from impasto.progress import SilentProgress
 from impasto.sampling.prompts import Prompt
@@ -82,16 +82,19 @@ def test_diffusers_reads_what_is_written_and_encodes_the_same(two_model):
     )
     model = load_base_model(two_model)
     tokens, states = build_tokens(model, TextLayout()), TextStates.of(model)
-    found = ClipTextConditioner(tokens, states, states.shape)(["a red ball", "!"])
-    torch.testing.assert_close(found["encoder_hidden_states"][0], expected[0])
-    torch.testing.assert_close(found[POOLED][0], pooled[0])
+    conditioner = ClipTextConditioner(tokens, states, states.shape, sizes=TWO.sizes)
+    with pytest.raises(ValueError, match="0 geometries for 2 captions"):
+        conditioner(["a red ball", "!"])
+    found = conditioner(["a red ball", "!"], [Geometry.whole(Size(64, 64))] * 2)
+    torch.testing.assert_close(found.arguments["encoder_hidden_states"][0], expected[0])
+    torch.testing.assert_close(found.arguments["added_cond_kwargs"]["text_embeds"][0], pooled[0])
     assert [t("a").ids[0][-1] for t in tokens] == [49407, 0]
 
 
 def test_numbers_of_sizes_are_those_of_the_paper(two_model):
     pipeline = StableDiffusionXLPipeline.from_pretrained(two_model)
     expected = pipeline._get_add_time_ids((600, 800), (8, 16), (512, 768), torch.float32, 20)
-    found = TWO.sizes.numbers(Size(800, 600), Box(16, 8, Size(768, 512)))
+    found = TWO.sizes.numbers(Geometry(Size(800, 600), Box(16, 8, Size(768, 512))))
     assert list(found) == expected[0].tolist()
 
 

@@ -88,7 +88,7 @@ def tiny_encoders():
     for v2 in (False, True):
         config = CLIPTextConfig(
             vocab_size=49408, hidden_size=24, intermediate_size=48, num_hidden_layers=4,
-            num_attention_heads=3, hidden_act=FAMILY_OF[v2].text_activation,
+            num_attention_heads=3, hidden_act=FAMILY_OF[v2].text_encoders[0].text.activation,
         )  # fmt: skip
         model = CLIPTextModel(config)
         state = {name: tensor.float() for name, tensor in tensors.items()}
@@ -109,7 +109,7 @@ def test_states_equal_the_recorded_ones(golden, tiny_encoders, v2, length, clip_
     found = ClipTextConditioner([kohya_tokens(v2, length)], states)(prompts)
     assert recorded.shape[1] == length + 2
     torch.testing.assert_close(
-        found["encoder_hidden_states"], torch.from_numpy(recorded), atol=2e-6, rtol=1e-5
+        found.arguments["encoder_hidden_states"], torch.from_numpy(recorded), atol=2e-6, rtol=1e-5
     )
 
 
@@ -121,7 +121,7 @@ def test_weighted_states_equal_the_recorded_ones(golden, tiny_encoders, v2, leng
     conditioner = ClipTextConditioner(
         [kohya_tokens(v2, length, "no_norm")], states_of(tiny_encoders[v2], v2, 2)
     )
-    found = conditioner([prompt])["encoder_hidden_states"]
+    found = conditioner([prompt]).arguments["encoder_hidden_states"]
     recorded = torch.from_numpy(recorded).reshape(found.shape)
     torch.testing.assert_close(found, recorded, atol=2e-6, rtol=1e-5)
 
@@ -183,10 +183,10 @@ def test_sd2_pads_with_zeros_after_the_end(a1111):
 def test_a_batch_is_filled_up_with_empty_chunks(tiny_encoders, a1111):
     conditioner = ClipTextConditioner([a1111()], states_of(tiny_encoders[False]))
     short, long = "a cat", "the quick brown fox jumps over a lazy dog " * 10
-    both = conditioner([short, long])["encoder_hidden_states"]
+    both = conditioner([short, long]).arguments["encoder_hidden_states"]
     assert both.shape == (2, 154, 24)
-    alone = conditioner([short])["encoder_hidden_states"]
-    empty = conditioner([""])["encoder_hidden_states"]
+    alone = conditioner([short]).arguments["encoder_hidden_states"]
+    empty = conditioner([""]).arguments["encoder_hidden_states"]
     assert alone.shape == empty.shape == (1, 77, 24)
     torch.testing.assert_close(both[:1], torch.cat([alone, empty], 1), atol=1e-6, rtol=1e-5)
 
@@ -194,18 +194,20 @@ def test_a_batch_is_filled_up_with_empty_chunks(tiny_encoders, a1111):
 def test_an_empty_caption_has_the_layout_of_all(tiny_encoders):
     states = states_of(tiny_encoders[True], v2=True)
     conditioner = ClipTextConditioner([kohya_tokens(True, 225)], states)
-    assert conditioner([""])["encoder_hidden_states"].shape == (1, 227, 24)
+    assert conditioner([""]).arguments["encoder_hidden_states"].shape == (1, 227, 24)
 
 
 def test_the_mean_is_kept_as_a1111_does(tiny_encoders, a1111):
     """z * w * mean(z) / mean(z * w), over one chunk of one text."""
     states = states_of(tiny_encoders[False])
-    plain = ClipTextConditioner([a1111()], states)(["a cat"])["encoder_hidden_states"]
+    plain = ClipTextConditioner([a1111()], states)(["a cat"]).arguments["encoder_hidden_states"]
     found = ClipTextConditioner([a1111(emphasis="mean")], states)(["a (cat:1.5)", "x"])
     weighted = plain.clone()
     weighted[:, 2] *= 1.5
     expected = weighted * (plain.mean() / weighted.mean())
-    torch.testing.assert_close(found["encoder_hidden_states"][:1], expected, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        found.arguments["encoder_hidden_states"][:1], expected, atol=1e-5, rtol=1e-4
+    )
 
 
 def test_what_a_file_says_of_its_texts_is_checked():
@@ -220,7 +222,7 @@ def test_the_last_layer_is_what_transformers_gives(nano_model):
     tokens = build_tokens(model, TextLayout())
     conditioner = ClipTextConditioner(tokens, TextStates.of(model))
     ids = torch.tensor([tokens[0](text).ids[0] for text in ("a red ball", "")])
-    ours = conditioner(["a red ball", ""])["encoder_hidden_states"]
+    ours = conditioner(["a red ball", ""]).arguments["encoder_hidden_states"]
     assert torch.equal(ours, model.networks["text_encoder"](ids).last_hidden_state)
 
 
@@ -233,7 +235,7 @@ def test_clip_skip_is_a_shorter_encoder(nano_model, clip_skip):
     encoder.encoder.layers = layers[: len(layers) - (clip_skip - 1)]
     tokens = build_tokens(model, TextLayout())
     conditioner = ClipTextConditioner(tokens, TextStates.of(model, clip_skip))
-    ours = conditioner(["a red ball"])["encoder_hidden_states"]
+    ours = conditioner(["a red ball"]).arguments["encoder_hidden_states"]
     ids = torch.tensor(tokens[0]("a red ball").ids)
     torch.testing.assert_close(ours, encoder(ids).last_hidden_state)
 

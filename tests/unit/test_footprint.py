@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_leaves
 from impasto.config.compatibility import Facts
 from impasto.data.records import Size
 from impasto.data.sampler import Group
+from impasto.models.conditioning import ConditioningShape
 from impasto.models.loading import load_base_model, load_meta_model
 from impasto.models.trainable import FullFineTune
 from impasto.training.parallel.shards import Sharding
@@ -86,11 +87,15 @@ def test_a_rehearsal_tells_what_a_step_allocates(name, nano_model):
     unet.zero_grad()
     real = allocated_peak(step, [latents, t, states, *unet.parameters(), *unet.buffers()])
     meta_model = FullFineTune(load_meta_model(nano_model), lr=1e-4, **options)
-    fake_step = FakeStep(meta_model.network, 77, width, autocast, frees_gradients=frees)
+    fake_step = FakeStep(meta_model.network, told(width), autocast, frees_gradients=frees)
     cost = fake_step.step(SIZE, 8)
     assert cost.peak_bytes == pytest.approx(real, rel=0.01)
     if frees:
         assert cost.gradient_bytes == 0
+
+
+def told(width):
+    return ConditioningShape(77, width)
 
 
 def test_operations_are_those_of_the_real_network(nano_model):
@@ -104,7 +109,9 @@ def test_operations_are_those_of_the_real_network(nano_model):
         out = unet(latents, torch.zeros(2).long(), encoder_hidden_states=torch.randn(2, 77, width))
         out.sample.square().mean().backward()
     meta_model = FullFineTune(load_meta_model(nano_model), lr=1e-4)
-    assert FakeStep(meta_model.network, 77, width).step(SIZE, 2).flops == counter.get_total_flops()
+    assert (
+        FakeStep(meta_model.network, told(width)).step(SIZE, 2).flops == counter.get_total_flops()
+    )
 
 
 def test_no_size_is_shown_as_nothing():
@@ -125,7 +132,11 @@ def test_as_on_a_gpu_norms_are_float32(nano_model):
         meta_model = FullFineTune(load_meta_model(nano_model), lr=1e-4)
         width = meta_model.network.config["cross_attention_dim"]
         return FakeStep(
-            meta_model.network, 77, width, torch.bfloat16, as_on_gpu=as_on_gpu, frees_gradients=True
+            meta_model.network,
+            told(width),
+            torch.bfloat16,
+            as_on_gpu=as_on_gpu,
+            frees_gradients=True,
         ).step(SIZE, 8)
 
     assert peak(as_on_gpu=True).peak_bytes > 1.1 * peak(as_on_gpu=False).peak_bytes

@@ -6,10 +6,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from impasto.data.records import Batch
+from impasto.data.records import Batch, Geometry, Size
 from impasto.diffusion.prediction import PREDICTIONS
 from impasto.diffusion.randomness import PerSampleRandomness
 from impasto.diffusion.schedule import NoiseSchedule
+from impasto.models.conditioning import unet_conditioning
 from impasto.training.prefetch import Prefetcher, build_prefetcher
 from impasto.training.step import StepRecipe, training_step
 
@@ -18,28 +19,38 @@ CPU = torch.device("cpu")
 
 def batch_of(number: int) -> Batch:
     randomness = PerSampleRandomness(7, number, (0, 1), 2)
-    return Batch(torch.randn(2, 4, 8, 8), (f"first {number}", "second"), torch.ones(2), randomness)
+    whole = Geometry.whole(Size(64, 64))
+    return Batch(
+        torch.randn(2, 4, 8, 8),
+        (f"first {number}", "second"),
+        torch.ones(2),
+        randomness,
+        (whole,) * 2,
+    )
 
 
-def states_of(captions):
+def states_of(captions, geometry):
+    assert [g.target for g in geometry] == [Size(64, 64)] * 2
     values = torch.tensor([float(len(caption)) for caption in captions])
-    return {"encoder_hidden_states": values.view(-1, 1, 1)}
+    return unet_conditioning(values.view(-1, 1, 1))
 
 
 def test_each_batch_begins_while_the_one_before_is_trained_on():
     encoded = []
 
-    def encode(captions):
+    def encode(captions, geometry):
         encoded.append(captions[0])
-        return states_of(captions)
+        return states_of(captions, geometry)
 
     coming = [(number, batch_of(number)) for number in range(3)]
     for number, (update, batch) in enumerate(Prefetcher(CPU, encode)(iter(coming))):
         assert update == number
         assert len(encoded) == min(number + 2, 3)
         assert torch.equal(batch.latents, coming[number][1].latents)
-        expected = states_of(batch.captions)["encoder_hidden_states"]
-        assert torch.equal(batch.conditions["encoder_hidden_states"], expected)
+        expected = states_of(batch.captions, batch.geometry).arguments
+        assert torch.equal(
+            batch.conditioning.arguments["encoder_hidden_states"], expected["encoder_hidden_states"]
+        )
     assert encoded == ["first 0", "first 1", "first 2"]
 
 
@@ -59,11 +70,11 @@ def test_a_step_is_the_same_with_captions_encoded_ahead():
     def unet(x_t, t, encoder_hidden_states):
         return SimpleNamespace(sample=x_t * encoder_hidden_states.unsqueeze(-1))
 
-    def refuses(captions):
+    def refuses(captions, geometry):
         raise AssertionError(captions)
 
     plain = training_step(unet, states_of, batch, recipe)
-    ahead = replace(batch, conditions=states_of(batch.captions))
+    ahead = replace(batch, conditioning=states_of(batch.captions, batch.geometry))
     assert torch.equal(training_step(unet, refuses, ahead, recipe).losses, plain.losses)
     with pytest.raises(AssertionError, match="first 0"):
         training_step(unet, refuses, batch, recipe)

@@ -39,7 +39,7 @@ def conditioner(tokens, encoder, **memory):
 
 
 def states(conditioner, captions):
-    return conditioner(captions)["encoder_hidden_states"]
+    return conditioner(captions).arguments["encoder_hidden_states"]
 
 
 def test_each_chunk_is_encoded_once_whatever_the_caption(tokens):

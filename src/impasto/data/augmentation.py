@@ -68,7 +68,7 @@ def render_varied(
     rendered = render(image)
     if not rules.color:
         return rendered
-    return Rendered(_shift_colors(rendered.pixels, rng), rendered.mask)
+    return replace(rendered, pixels=_shift_colors(rendered.pixels, rng))
 
 
 def _anywhere(image: PlannedImage, rng: np.random.Generator) -> PlannedImage:

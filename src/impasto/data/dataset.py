@@ -17,17 +17,14 @@ from impasto.data.captions import Moment
 from impasto.data.encoding import MomentsEncoder, to_model_range
 from impasto.data.images import UnreadableImageError
 from impasto.data.latent_cache import CachedPlan, LatentCache
-from impasto.data.records import CELL, CHANNELS, Batch, Box, PlannedImage, Size
+from impasto.data.records import CELL, CHANNELS, Batch, Geometry, PlannedImage, Size
 from impasto.data.rendering import Rendered
 from impasto.data.sampler import EpochSampler, Group, MicroBatch, Sample, Update
 from impasto.data.stages import default_workers
 from impasto.data.templates import CaptionTemplates
-from impasto.diffusion.noise import PLAIN_NOISE, NoiseRecipe
+from impasto.diffusion.noise import PLAIN_NOISE, Noise
 from impasto.diffusion.randomness import PerSampleRandomness
 from impasto.randomness import derive_rng
-
-SizeNumbers = Callable[[Size, Box], tuple[int, ...]]
-"""Size of the original, and the crop of what it was resized to -> what the U-Net is told of it."""
 
 READ_AHEAD = 2  # micro-batches of cached latents that are read before they are asked for
 
@@ -42,7 +39,7 @@ class LoadedMoments:
         logvar: The same for the log variance.
         pixels: Place in the batch -> uint8 [H, W, 3], for images that are encoded now.
         mask: [B, 1, h, w] uint8, or None where all places count the same.
-        sizes: [B, n] what the U-Net is told of the images' sizes, or None.
+        geometry: Where each sample's pixels come from.
     """
 
     update: Update
@@ -54,7 +51,7 @@ class LoadedMoments:
     noise: Tensor
     pixels: dict[int, np.ndarray]
     mask: Tensor | None
-    sizes: Tensor | None = None
+    geometry: tuple[Geometry, ...]
 
 
 @dataclass(frozen=True)
@@ -70,7 +67,6 @@ class TrainingData:
         encoder: For images that are not encoded ahead; None where there are none.
         noise: What the training step adds, so that it can be drawn ahead.
         templates: Lines around captions; None leaves captions as they are.
-        sizes: What the U-Net is told of an image's size; None is nothing.
         lost: Images that could not be read any more while training, with reasons.
     """
 
@@ -80,9 +76,8 @@ class TrainingData:
     seed: int
     total_steps: int
     encoder: MomentsEncoder | None = None
-    noise: NoiseRecipe = PLAIN_NOISE
+    noise: Noise = PLAIN_NOISE
     templates: CaptionTemplates | None = None
-    sizes: SizeNumbers | None = None
     lost: dict[Path, str] = field(default_factory=dict)
 
     @property
@@ -112,7 +107,7 @@ class TrainingData:
             noise,
             {i: _mirrored(picture.pixels, flips[i]) for i, picture in rendered.items()},
             self._mask(samples, flips, rendered, bucket),
-            self._sizes(samples, flips),
+            self._geometry(samples, flips, rendered),
         )
 
     def batch(self, loaded: LoadedMoments) -> Batch:
@@ -126,8 +121,8 @@ class TrainingData:
             tuple(self.caption(sample, loaded.update) for sample in loaded.micro_batch.samples),
             loaded.weights,
             loaded.randomness,
+            loaded.geometry,
             mask,
-            sizes=loaded.sizes,
         )
 
     def caption(self, sample: Sample, update: Update) -> str:
@@ -149,11 +144,17 @@ class TrainingData:
         keys = _keys(self.plan.images[sample.image], sample, update.epoch)
         return self.templates.around(caption, self.seed, *keys)
 
-    def _sizes(self, samples: tuple[Sample, ...], flips: list[bool]) -> Tensor | None:
-        if self.sizes is None:
-            return None
-        images = [self.plan.images[sample.image] for sample in samples]
-        return size_tensor(self.sizes, images, flips)
+    def _geometry(
+        self, samples: tuple[Sample, ...], flips: list[bool], rendered: dict[int, Rendered]
+    ) -> tuple[Geometry, ...]:
+        """Of what is shown: as planned, or as it was cropped this time."""
+        shown = [
+            rendered[i].image if i in rendered else self.plan.images[sample.image]
+            for i, sample in enumerate(samples)
+        ]
+        return tuple(
+            image.geometry(mirrored=flip) for image, flip in zip(shown, flips, strict=True)
+        )
 
     def _flips(self, sample: Sample, epoch: int) -> bool:
         """Whether an image is mirrored this time: in half of the showings, if its words allow."""
@@ -196,7 +197,7 @@ class TrainingData:
             except (UnreadableImageError, OSError) as error:
                 self.lost[image.record.path] = str(error)
                 weights[i] = 0.0
-                rendered[i] = Rendered(np.zeros((*image.bucket.hw, 3), dtype=np.uint8), None)
+                rendered[i] = Rendered(image, np.zeros((*image.bucket.hw, 3), dtype=np.uint8), None)
         return rendered
 
     def _mask(
@@ -239,18 +240,6 @@ def sample_posterior(mean: Tensor, logvar: Tensor, noise: Tensor) -> Tensor:
     The bounds of `logvar` are those of diffusers' DiagonalGaussianDistribution.
     """
     return mean.float() + torch.exp(0.5 * logvar.float().clamp(-30, 20)) * noise
-
-
-def size_tensor(
-    numbers: SizeNumbers, images: Sequence[PlannedImage], flips: Sequence[bool] | None = None
-) -> Tensor:
-    """What the U-Net is told of images' sizes, `[B, n]`."""
-    mirrored = flips or [False] * len(images)
-    rows = [
-        numbers(image.record.size, image.crop_of(mirrored=flip))
-        for image, flip in zip(images, mirrored, strict=True)
-    ]
-    return torch.tensor(rows, dtype=torch.float32)
 
 
 def sampler_groups(images: Sequence[PlannedImage]) -> list[Group]:

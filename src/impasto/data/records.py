@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import unicodedata
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +19,7 @@ from impasto.data.subsets import PLAIN, Subset
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from impasto.diffusion.conditioning import Conditioning
     from impasto.diffusion.randomness import PerSampleRandomness
 
 
@@ -72,6 +73,29 @@ class Box:
     def ltrb(self) -> tuple[int, int, int, int]:
         """(left, top, right, bottom), as Pillow's `crop` takes it."""
         return self.left, self.top, self.left + self.size.width, self.top + self.size.height
+
+
+@dataclass(frozen=True, slots=True)
+class Geometry:
+    """Where the pixels of a sample come from.
+
+    Attributes:
+        original: Size of the image in its file, as a person sees it.
+        crop: What of the resized image the sample shows; its size is the bucket's.
+    """
+
+    original: Size
+    crop: Box
+
+    @property
+    def target(self) -> Size:
+        """The size that is trained on, or drawn."""
+        return self.crop.size
+
+    @classmethod
+    def whole(cls, size: Size) -> Geometry:
+        """Of an image that was never resized or cropped, as one that is drawn."""
+        return cls(size, Box(0, 0, size))
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,12 +183,13 @@ class PlannedImage:
         """The share of the image that the crop removes, in [0, 1)."""
         return 1 - self.bucket.area / self.resized.area
 
-    def crop_of(self, *, mirrored: bool) -> Box:
-        """The crop of the image, or of its mirror image."""
-        if not mirrored:
-            return self.crop
-        right = self.resized.width - self.crop.left - self.crop.size.width
-        return Box(right, self.crop.top, self.crop.size)
+    def geometry(self, *, mirrored: bool = False) -> Geometry:
+        """Where the pixels come from, of the image or of its mirror image."""
+        crop = self.crop
+        if mirrored:
+            right = self.resized.width - crop.left - crop.size.width
+            crop = Box(right, crop.top, crop.size)
+        return Geometry(self.record.size, crop)
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,18 +201,18 @@ class Batch:
         captions: B texts; an empty one where the caption was dropped.
         weights: [B] weights of the samples in the loss; zero for a rank that has nothing to do.
         randomness: The source of this batch's random numbers.
+        geometry: Where each sample's pixels come from.
         mask: [B, 1, h, w] weights in [0, 1] of the places in the loss; None where all are 1.
-        conditions: What the captions were encoded to, where that was done ahead.
-        sizes: [B, n] numbers about the images' sizes, for U-Nets that take them; else None.
+        conditioning: What the U-Net is told of the batch, where that was made ahead.
     """
 
     latents: Tensor
     captions: tuple[str, ...]
     weights: Tensor
     randomness: PerSampleRandomness
+    geometry: tuple[Geometry, ...]
     mask: Tensor | None = None
-    conditions: Mapping[str, Tensor] | None = None
-    sizes: Tensor | None = None
+    conditioning: Conditioning | None = None
 
 
 @contextlib.contextmanager

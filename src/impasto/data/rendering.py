@@ -33,8 +33,15 @@ O = TypeVar("O")  # noqa: E741 - an outcome
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
-    """Pixels, uint8 [height, width, 3], and weights, uint8 [height / 8, width / 8] or None."""
+    """An image as it is shown.
 
+    Attributes:
+        image: Where it was cropped.
+        pixels: uint8 [height, width, 3].
+        mask: Weights, uint8 [height / 8, width / 8], or None.
+    """
+
+    image: PlannedImage
     pixels: np.ndarray
     mask: np.ndarray | None
 
@@ -68,7 +75,7 @@ def render(image: PlannedImage) -> Rendered:
     )
     require_promised(picture, record)
     cut = _resized_and_cropped(picture, image, _FILTERS[record.subset.interpolation])
-    return Rendered(np.asarray(cut), None if masks is None else _mask(image, alpha))
+    return Rendered(image, np.asarray(cut), None if masks is None else _mask(image, alpha))
 
 
 def decoded_size(record: ImageRecord) -> Size:

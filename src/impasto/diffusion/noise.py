@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor
@@ -17,6 +18,20 @@ from impasto.diffusion.randomness import PerSampleRandomness
 from impasto.diffusion.transfer import to_device
 
 Latents = Float[Tensor, "b c h w"]
+
+
+@runtime_checkable
+class Noise(Protocol):
+    """How noise is made for a batch, from that batch's own random numbers."""
+
+    def noise(self, x_0: Latents, randomness: PerSampleRandomness) -> Latents:
+        """What the U-Net is to find, on the device of the latents, float32."""
+
+    def on_input(self, noise: Latents, randomness: PerSampleRandomness) -> Latents:
+        """What is added to the latents: the noise, and perhaps some that is not in the target."""
+
+    def generate_ahead(self, shape: tuple[int, int, int], randomness: PerSampleRandomness) -> None:
+        """Draw what the others take for latents [B, *shape] ahead, in a thread; or nothing."""
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from impasto.checkpoints.keymap import (
     vae_naming,
 )
 from impasto.checkpoints.weight_files import FolderLayout, Stems
-from impasto.data.records import CELL, Box, Size
+from impasto.data.records import CELL, Geometry
 from impasto.diffusion.prediction import EPSILON, VELOCITY, Prediction
 
 T = TypeVar("T")
@@ -111,13 +111,10 @@ class SizeConditioning:
     width: int
     count: int = 6
 
-    def numbers(self, original: Size, crop: Box) -> tuple[int, ...]:
+    def numbers(self, geometry: Geometry) -> tuple[int, ...]:
         """The numbers, in the order of diffusers' `add_time_ids`."""
-        return (*original.hw, crop.top, crop.left, *crop.size.hw)
-
-    def whole(self, size: Size) -> tuple[int, ...]:
-        """Those of an image that is drawn: nothing was left out."""
-        return self.numbers(size, Box(0, 0, size))
+        crop = geometry.crop
+        return (*geometry.original.hw, crop.top, crop.left, *geometry.target.hw)
 
 
 @dataclass(frozen=True)

@@ -11,37 +11,29 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from impasto.data.records import Geometry
+from impasto.diffusion.conditioning import Conditioning
 from impasto.diffusion.transfer import to_device
 from impasto.errors import ConfigError
-from impasto.models.families import Reading
+from impasto.models.conditioning import unet_conditioning
+from impasto.models.families import Reading, SizeConditioning
 from impasto.models.loading import BaseModel
 from impasto.models.offload import META, on_device
 from impasto.models.text_memory import TextMemory
 from impasto.models.tokens import LENGTH, ChunkedText, TextTokens
 
-POOLED = "pooled_text"
-"""Beside what is a U-Net's own argument in what a conditioner answers with."""
-
 
 @runtime_checkable
 class TextConditioner(Protocol):
-    """Turns captions into what the U-Net is told of them."""
+    """Turns captions, and where the pixels beside them come from, into what the U-Net is told."""
 
-    def __call__(self, captions: Sequence[str]) -> Mapping[str, Tensor]:
-        """Conditions of one forward pass, on the U-Net's device; see `unet_arguments`."""
+    def __call__(self, captions: Sequence[str], geometry: Sequence[Geometry]) -> Conditioning:
+        """What the U-Net is called with for a batch, on its device.
 
-
-def unet_arguments(conditions: Mapping[str, Tensor], sizes: Tensor | None = None) -> dict[str, Any]:
-    """Conditions as keyword arguments of a U-Net of diffusers.
-
-    Args:
-        conditions: What a conditioner made of captions.
-        sizes: Numbers about the images' sizes; for U-Nets that take a pooled text.
-    """
-    arguments: dict[str, Any] = {n: c for n, c in conditions.items() if n != POOLED}
-    if POOLED in conditions:
-        arguments["added_cond_kwargs"] = {"text_embeds": conditions[POOLED], "time_ids": sizes}
-    return arguments
+        Args:
+            captions: One of each sample.
+            geometry: Where the pixels of each sample come from.
+        """
 
 
 class ClipHiddenStates(nn.Module):
@@ -203,6 +195,7 @@ class ClipTextConditioner:
         tokens: Cuts captions into chunks, for each encoder.
         states: The encoders, as `TextStates` or wrapped for several processes.
         shape: What these answer with; None is the states of one.
+        sizes: What the U-Net is told of an image's size; None is nothing.
         device: Where the U-Net is; None means where the encoders are.
         train: Whether gradients flow into them.
         memory: Keeps what chunks were encoded to; for frozen encoders only.
@@ -214,18 +207,23 @@ class ClipTextConditioner:
         states: nn.Module,
         shape: EncodedShape | None = None,
         *,
+        sizes: SizeConditioning | None = None,
         device: torch.device | None = None,
         train: bool = False,
         memory: TextMemory | None = None,
     ) -> None:
         self.tokens = tuple(tokens)
-        self._states, self._shape = states, shape
+        self._states, self._shape, self._sizes = states, shape, sizes
         self._device = device
         self._train = train
         self._memory = memory
 
-    def __call__(self, captions: Sequence[str]) -> Mapping[str, Tensor]:
-        """`{"encoder_hidden_states": [B, N, D]}`, where N is 77 for one chunk; and `POOLED`."""
+    def __call__(self, captions: Sequence[str], geometry: Sequence[Geometry] = ()) -> Conditioning:
+        """States `[B, N, D]`, where N is 77 for one chunk, and what the family takes besides.
+
+        Raises:
+            ValueError: The U-Net is told sizes, and there is not one geometry for each caption.
+        """
         texts = self._of_one_length([[cut(text) for text in captions] for cut in self.tokens])
         ids = torch.tensor([[text.ids for text in own] for own in texts])
         with torch.set_grad_enabled(self._train and torch.is_grad_enabled()):
@@ -236,8 +234,16 @@ class ClipTextConditioner:
             each, pooled = self._unpacked(by_text)
             joined = [self._joined(one, own) for one, own in zip(each, texts, strict=True)]
             states = joined[0] if len(joined) == 1 else torch.cat(joined, dim=-1)
-            conditions = {"encoder_hidden_states": states}
-            return conditions if pooled is None else {**conditions, POOLED: pooled[:, 0]}
+            first = None if pooled is None else pooled[:, 0]
+            return unet_conditioning(states, first, self._size_numbers(geometry, states))
+
+    def _size_numbers(self, geometry: Sequence[Geometry], states: Tensor) -> Tensor | None:
+        if self._sizes is None:
+            return None
+        if len(geometry) != len(states):
+            raise ValueError(f"{len(geometry)} geometries for {len(states)} captions")
+        rows = [self._sizes.numbers(one) for one in geometry]
+        return to_device(torch.tensor(rows, dtype=torch.float32), states.device)
 
     def _unpacked(self, encoded: Tensor) -> tuple[tuple[Tensor, ...], Tensor | None]:
         return ((encoded,), None) if self._shape is None else self._shape.unpacked(encoded)

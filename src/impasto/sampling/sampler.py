@@ -19,10 +19,10 @@ from PIL import Image, PngImagePlugin
 from torch import Tensor
 
 from impasto import files
-from impasto.data.records import CELL, CHANNELS, Size
+from impasto.data.records import CELL, CHANNELS, Geometry, Size
+from impasto.diffusion.conditioning import Conditioning
 from impasto.errors import ConfigError
 from impasto.models import vae as vae_module
-from impasto.models.families import SizeConditioning
 from impasto.models.hypernetwork import HypernetworkStack
 from impasto.models.loading import BaseModel, build_tokens, schedule_of
 from impasto.models.offload import on_device
@@ -31,7 +31,6 @@ from impasto.models.text import (
     ClipTextConditioner,
     TextConditioner,
     TextStates,
-    unet_arguments,
 )
 from impasto.models.text_metadata import prompt_layout
 from impasto.models.tokens import TextLayout
@@ -50,7 +49,6 @@ class Sampler:
         scheduler_config: The model's scheduler configuration.
         scaling_factor: Scaled latents = this times the VAE's.
         hypernetworks: Those that are attached to the U-Net.
-        sizes: What the U-Net is told of the image's size; None is nothing.
         cell: Pixels per side of a latent.
     """
 
@@ -60,7 +58,6 @@ class Sampler:
     scheduler_config: Mapping[str, Any]
     scaling_factor: float
     hypernetworks: HypernetworkStack = field(default_factory=HypernetworkStack)
-    sizes: SizeConditioning | None = None
     cell: int = CELL
 
     @classmethod
@@ -81,10 +78,9 @@ class Sampler:
         return cls(
             model.unet,
             model.vae,
-            ClipTextConditioner(tokens, states, states.shape),
+            ClipTextConditioner(tokens, states, states.shape, sizes=model.family.sizes),
             model.scheduler_config,
             model.scaling_factor,
-            sizes=model.family.sizes,
             cell=model.family.cell,
         )
 
@@ -120,41 +116,32 @@ class Sampler:
         """What the sampler arrives at."""
         scheduler = build_scheduler(prompt.sampler, self.scheduler_config)
         scheduler.set_timesteps(prompt.steps, device=self.unet.device)
-        conditions = self.conditioner([prompt.words, prompt.negative])
+        whole = Geometry.whole(Size(prompt.width, prompt.height))
+        conditioning = self.conditioner([prompt.words, prompt.negative], [whole, whole])
         if prompt.guidance_scale == 1:
-            conditions = {name: condition[:1] for name, condition in conditions.items()}
+            conditioning = conditioning[:1]
         generator = torch.Generator().manual_seed(prompt.seed)
         shape = (1, CHANNELS, prompt.height // self.cell, prompt.width // self.cell)
         latents = torch.randn(shape, generator=generator).to(self.unet.device)
         latents = latents * scheduler.init_noise_sigma
         takes = inspect.signature(scheduler.step).parameters
         options = {"generator": generator} if "generator" in takes else {}
-        arguments = self._arguments(conditions, prompt)
         for t in scheduler.timesteps:
             scaled = scheduler.scale_model_input(latents, t)
-            output = self._guided(scaled, t, arguments, prompt.guidance_scale)
+            output = self._guided(scaled, t, conditioning, prompt.guidance_scale)
             latents = scheduler.step(output, t, latents, **options).prev_sample
         return latents  # type: ignore[no-any-return]
 
-    def _arguments(self, conditions: Mapping[str, Tensor], prompt: Prompt) -> dict[str, Any]:
-        """What the U-Net is told of a prompt."""
-        if self.sizes is None:
-            return unet_arguments(conditions)
-        numbers = self.sizes.whole(Size(prompt.width, prompt.height))
-        texts = len(next(iter(conditions.values())))
-        sizes = torch.tensor([numbers] * texts, dtype=torch.float32, device=self.unet.device)
-        return unet_arguments(conditions, sizes)
-
     def _guided(
-        self, latents: Tensor, t: Tensor, arguments: Mapping[str, Any], scale: float
+        self, latents: Tensor, t: Tensor, conditioning: Conditioning, scale: float
     ) -> Tensor:
         """Classifier-free guidance; Ho and Salimans 2022 (arXiv:2207.12598), eq. 6.
 
         `scale` is 1 + w of the paper, as everywhere in Stable Diffusion.
         """
         if scale == 1:
-            return self.unet(latents, t, **arguments).sample.float()  # type: ignore[no-any-return]
-        both = self.unet(latents.repeat(2, 1, 1, 1), t, **arguments).sample
+            return self.unet(latents, t, **conditioning.arguments).sample.float()  # type: ignore[no-any-return]
+        both = self.unet(latents.repeat(2, 1, 1, 1), t, **conditioning.arguments).sample
         wanted, unwanted = both.float().chunk(2)
         return unwanted + scale * (wanted - unwanted)  # type: ignore[no-any-return]
 

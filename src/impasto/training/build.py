@@ -15,11 +15,12 @@ from accelerate import Accelerator
 
 from impasto.config.compatibility import require_compatible
 from impasto.config.run import RunConfig
-from impasto.data.dataset import SizeNumbers, TrainingData
+from impasto.data.dataset import TrainingData
 from impasto.data.encoding import MomentsEncoder
 from impasto.datasets.batching import build_epoch_sampler, count_steps, validation_batch_size
 from impasto.datasets.build import Survey
 from impasto.datasets.prepare import PreparedData, prepare_data
+from impasto.errors import ConfigError
 from impasto.models.attention import use_kernel
 from impasto.models.attention_kernels import build_kernel
 from impasto.models.hypernetwork import (
@@ -27,7 +28,7 @@ from impasto.models.hypernetwork import (
     load_hypernetworks,
 )
 from impasto.models.loading import BaseModel, load_base_model, with_zero_terminal_snr
-from impasto.models.text import ClipTextConditioner
+from impasto.models.text import TextConditioner
 from impasto.models.trainable import Trainable
 from impasto.models.vae import moments_encoder, tensors_fingerprint
 from impasto.progress import Progress
@@ -37,7 +38,7 @@ from impasto.training.compile import compile_unet
 from impasto.training.devices import release_cached_memory, set_arithmetic
 from impasto.training.fingerprint import Facts, run_fingerprint
 from impasto.training.lr_schedule import build_lr_schedule
-from impasto.training.methods import build_templates, build_trainable
+from impasto.training.methods import build_templates
 from impasto.training.model import build_encoding_vae, build_open_options, with_offloaded
 from impasto.training.monitoring.previews import Previewer
 from impasto.training.monitoring.validation import Validator
@@ -87,7 +88,7 @@ def build_session(
 
     lengths = config.model.max_tokens // 75  # of captions; one if they are always filled up
     shapes = len(prepared.plan.bucket_counts) * lengths
-    trainable = _build_network(config, accelerator, model, shapes)
+    trainable = _build_network(config, accelerator, model, shapes, overrides)
     rules = build_chunk_rules(config, trainable.parts, accelerator)
     conditioners = build_conditioners(
         config, accelerator.device, strategy.wrap, model, trainable, progress
@@ -99,6 +100,7 @@ def build_session(
             for part in model.family.text_encoders:
                 model = with_offloaded(model, part.name, config, accelerator)
         release_cached_memory(accelerator.device)
+    tell = overrides.conditioner or _as_it_is
     unet = strategy.wrap(trainable.network)
     trainable.parts = strategy.place(trainable.parts)
     optimizer = overrides.build_optimizer(trainable.parts, config.optimizer, rules)
@@ -115,18 +117,22 @@ def build_session(
         model=model,
         trainable=trainable,
         unet=unet,
-        conditioner=conditioners.training,
-        eval_conditioner=conditioners.watching,
+        conditioner=tell(conditioners.training),
+        eval_conditioner=tell(conditioners.watching),
+        captions=conditioners.training,
+        encodes_ahead=conditioners.training.is_frozen and overrides.conditioner is None,
         recipe=_build_recipe(config, model, accelerator.device, overrides),
         optimizer=optimizer,
         part_by_group=part_by_group,
         lr_schedule=overrides.lr_schedule
         or build_lr_schedule(config.schedule, config.optimizer.lr),
-        data=_build_data(config, encoded, steps),
+        data=_build_data(config, encoded, steps, overrides),
         prepared=prepared,
         sampler=sampler,
         validator=_build_validator(config, prepared, model),
-        previewer=_build_previewer(prompts, model, trainable, conditioners.prompts, previewed),
+        previewer=_build_previewer(
+            prompts, model, trainable, tell(conditioners.prompts), previewed
+        ),
         ema=_build_ema(config, trainable, strategy),
         precision=strategy.build_precision(computed_kind(config), accelerator.device),
         total_steps=steps,
@@ -201,13 +207,14 @@ def _load_and_encode(
 
 
 def _build_network(
-    config: RunConfig, accelerator: Accelerator, model: BaseModel, sizes: int
+    config: RunConfig, accelerator: Accelerator, model: BaseModel, sizes: int, overrides: Overrides
 ) -> Trainable:
     """What learns, computing the way the settings ask for; `sizes` is how many shapes there are."""
     training, device = config.training, accelerator.device
     if training.attention != "sdpa":
         use_kernel(model.unet, build_kernel(training.attention, device))
-    trainable = build_trainable(config, model)
+    trainable = overrides.build_trainable()(config, model)
+    _require_exportable(config, trainable, model)
     if training.channels_last:
         trainable.unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     compile_unet(
@@ -221,7 +228,30 @@ def _build_network(
     return trainable
 
 
-def _build_data(config: RunConfig, encoded: _Encoded, steps: int) -> TrainingData:
+def _as_it_is(conditioner: TextConditioner) -> TextConditioner:
+    return conditioner
+
+
+def _require_exportable(config: RunConfig, trainable: Trainable, model: BaseModel) -> None:
+    """Make sure that what learns has a place in the exported model.
+
+    Raises:
+        ConfigError: A way of training that was given in code exports what is no network.
+    """
+    if config.method.kind != "full":
+        return
+    foreign = sorted(set(trainable.export()) - set(model.networks))
+    if foreign:
+        raise ConfigError(
+            f"{type(trainable).__name__}.export() gives {foreign[0]!r}, which is no network of the "
+            f"model; it has {', '.join(model.networks)}. Give tensors of these, with what was "
+            f"learned added to them."
+        )
+
+
+def _build_data(
+    config: RunConfig, encoded: _Encoded, steps: int, overrides: Overrides
+) -> TrainingData:
     return TrainingData(
         encoded.data.training,
         encoded.data.cache,
@@ -229,16 +259,9 @@ def _build_data(config: RunConfig, encoded: _Encoded, steps: int) -> TrainingDat
         config.seed,
         steps,
         encoded.encoder,
-        build_noise(config.noise),
+        overrides.noise or build_noise(config.noise),
         build_templates(config),
-        size_numbers(encoded.model),
     )
-
-
-def size_numbers(model: BaseModel) -> SizeNumbers | None:
-    """What the U-Net is told of an image's size; None is nothing."""
-    sizes = model.family.sizes
-    return None if sizes is None else sizes.numbers
 
 
 def _build_recipe(
@@ -249,8 +272,8 @@ def _build_recipe(
         model.identity.prediction,
         overrides.timesteps or build_timesteps(config.timesteps),
         overrides.loss_weight or build_loss_weight(config.loss),
-        build_noise(config.noise),
-        build_error(config.loss),
+        overrides.noise or build_noise(config.noise),
+        overrides.error or build_error(config.loss),
     )
 
 
@@ -265,7 +288,6 @@ def _build_validator(
         model.scaling_factor,
         config.validation.timesteps,
         partial(validation_batch_size, config),
-        size_numbers(model),
     )
 
 
@@ -273,7 +295,7 @@ def _build_previewer(
     prompts: Sequence[Prompt],
     model: BaseModel,
     trainable: Trainable,
-    conditioner: ClipTextConditioner,
+    conditioner: TextConditioner,
     others: HypernetworkStack,
 ) -> Previewer:
     """Previews with the hypernetwork that is trained, if one is, and the others after it."""
@@ -294,7 +316,6 @@ def _build_previewer(
         model.scheduler_config,
         model.scaling_factor,
         stack,
-        model.family.sizes,
         model.family.cell,
     )
     return Previewer(sampler, prompts)

@@ -142,7 +142,7 @@ class TrainingLoop:
                 self._accelerator.process_index,
                 build_prefetcher(
                     self._accelerator.device,
-                    session.conditioner if session.conditioner.is_frozen else None,
+                    session.conditioner if session.encodes_ahead else None,
                 ),
             )
             for update, batches in self._recorder.meter.waiting_for(updates):
@@ -224,7 +224,7 @@ class TrainingLoop:
             torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
         reading = [part for part in session.trainable.parts if part.reads_text]
         if reading:
-            session.conditioner.learn(now=any(part.learns_at(step) for part in reading))
+            session.captions.learn(now=any(part.learns_at(step) for part in reading))
         if isinstance(session.optimizer, ChunkedOptimizer):
             session.optimizer.begin(derive_seed(config.seed, "rounding", step))
         self._copies.refresh()

@@ -22,6 +22,9 @@ from impasto.training.model_files import dialect
 from impasto.training.optim.mixed_precision import autocast_dtype
 from impasto.training.precision import computed_kind
 
+BuildTrainable = Callable[[RunConfig, BaseModel], Trainable]
+"""Makes what learns of the settings and a base model."""
+
 
 def build_trainable(config: RunConfig, model: BaseModel) -> Trainable:
     """The way of training that the settings ask for.
@@ -80,7 +83,7 @@ def _build_hypernetwork(config: RunConfig, model: BaseModel) -> Trainable:
     )
 
 
-TRAINABLES: dict[str, Callable[[RunConfig, BaseModel], Trainable]] = {
+TRAINABLES: dict[str, BuildTrainable] = {
     "full": _build_full,
     "hypernetwork": _build_hypernetwork,
 }

@@ -2,28 +2,53 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
 
+from impasto.config.run import RunConfig
+from impasto.diffusion.loss import ErrorMeasure
+from impasto.diffusion.noise import Noise
 from impasto.diffusion.timesteps import TimestepSampler
 from impasto.diffusion.weighting import LossWeight
+from impasto.errors import ConfigError
+from impasto.models.text import TextConditioner
+from impasto.training.methods import BuildTrainable, build_trainable
 from impasto.training.optim.lr_schedules import LrSchedule
 from impasto.training.optim.optimizers import BuildOptimizer, build_optimizer
+
+BuildConditioner = Callable[[TextConditioner], TextConditioner]
+"""Makes of the conditioner that a run would have the one that it has."""
 
 
 @dataclass(frozen=True)
 class Overrides:
-    """What a run may replace without a setting for it: used by recipes that train from scratch.
+    """Parts of a run that are given in code, in the place of what the settings say.
+
+    They become part of the run's fingerprint, by name: a run that was given one is resumed with the
+    same code only.
 
     Attributes:
         timesteps: Which noise levels are trained on; None takes the settings'.
         loss_weight: How much each of them counts; None takes the settings'.
+        error: How an output is compared with its target; None takes the settings'.
+        noise: How noise is made; None takes the settings'.
+        conditioner: Makes of what encodes captions what is called in its place, in training,
+            validation and previews; None takes that itself. What it makes is called within the
+            step, with gradients, not ahead of it.
+        trainable: Makes what learns of the settings and the base model, which has tensors without
+            values when memory is predicted; None takes what `method` asks for. Its `export` gives
+            tensors of the model's networks.
         build_optimizer: Makes the optimizer from the parts that learn.
         lr_schedule: The factor on the learning rate by step; None takes the settings'.
     """
 
     timesteps: TimestepSampler | None = None
     loss_weight: LossWeight | None = None
+    error: ErrorMeasure | None = None
+    noise: Noise | None = None
+    conditioner: BuildConditioner | None = None
+    trainable: BuildTrainable | None = None
     build_optimizer: BuildOptimizer = build_optimizer
     lr_schedule: LrSchedule | None = None
 
@@ -31,3 +56,19 @@ class Overrides:
         """What is given in code, by name."""
         parts = {field.name: getattr(self, field.name) for field in fields(self)}
         return {n: p for n, p in parts.items() if p is not None and p is not build_optimizer}
+
+    def build_trainable(self) -> BuildTrainable:
+        """What makes what learns."""
+        return self.trainable or build_trainable
+
+    def require_fitting(self, config: RunConfig) -> None:
+        """Make sure that what is given in code goes with the settings.
+
+        Raises:
+            ConfigError: The settings ask for a hypernetwork, and something else is to learn.
+        """
+        if self.trainable is not None and config.method.kind != "full":
+            raise ConfigError(
+                f"method.kind is {config.method.kind}, and Overrides.trainable says what learns. "
+                f"Give one of them."
+            )

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
 
 from impasto.data.dataset import UpdateBatches
 from impasto.data.records import Batch
 from impasto.data.sampler import Update
 from impasto.diffusion.transfer import to_device
+from impasto.models.text import TextConditioner
 from impasto.training.optim.offload import new_stream
 
 Feed = Callable[[Iterator[UpdateBatches]], Iterator[UpdateBatches]]
-Encode = Callable[[tuple[str, ...]], Mapping[str, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -31,14 +30,14 @@ class _Coming:
     ready: torch.cuda.Event | None
 
 
-def build_prefetcher(device: torch.device, encode: Encode | None = None) -> Feed:
+def build_prefetcher(device: torch.device, conditioner: TextConditioner | None = None) -> Feed:
     """What takes batches to a device; a processor has them already.
 
     Args:
         device: Where they are trained on.
-        encode: Makes conditions of captions, where no gradient flows into what does it.
+        conditioner: Where no gradient flows into it; else None.
     """
-    return Prefetcher(device, encode) if device.type == "cuda" else iter
+    return Prefetcher(device, conditioner) if device.type == "cuda" else iter
 
 
 class Prefetcher:
@@ -49,11 +48,11 @@ class Prefetcher:
 
     Args:
         device: Where to.
-        encode: Makes conditions of captions; None leaves that to the step.
+        conditioner: Encodes captions; None leaves that to the step.
     """
 
-    def __init__(self, device: torch.device, encode: Encode | None = None) -> None:
-        self._device, self._encode = device, encode
+    def __init__(self, device: torch.device, conditioner: TextConditioner | None = None) -> None:
+        self._device, self._conditioner = device, conditioner
         self._stream = new_stream(device) if device.type == "cuda" else None
 
     def __call__(self, batches: Iterator[UpdateBatches]) -> Iterator[UpdateBatches]:
@@ -79,8 +78,9 @@ class Prefetcher:
                     lambda numbers: to_device(numbers, self._device)
                 ),
                 mask=None if batch.mask is None else to_device(batch.mask, self._device),
-                sizes=None if batch.sizes is None else to_device(batch.sizes, self._device),
-                conditions=None if self._encode is None else self._encode(batch.captions),
+                conditioning=None
+                if self._conditioner is None
+                else self._conditioner(batch.captions, batch.geometry),
             )
         return _Coming(begun, None if self._stream is None else self._stream.record_event())
 
@@ -91,9 +91,10 @@ class Prefetcher:
             return batch
         current = torch.cuda.current_stream(self._device)
         current.wait_event(coming.ready)
-        encoded = () if batch.conditions is None else batch.conditions.values()
         drawn = batch.randomness.ahead.values()
-        for tensor in (batch.latents, batch.weights, batch.mask, batch.sizes, *drawn, *encoded):
+        for tensor in (batch.latents, batch.weights, batch.mask, *drawn):
             if tensor is not None:
                 tensor.record_stream(current)
+        if batch.conditioning is not None:
+            batch.conditioning.record_stream(current)
         return batch

@@ -15,7 +15,7 @@ from impasto.data.dataset import TrainingData
 from impasto.data.sampler import EpochSampler
 from impasto.datasets.prepare import PreparedData
 from impasto.models.loading import BaseModel
-from impasto.models.text import ClipTextConditioner
+from impasto.models.text import ClipTextConditioner, TextConditioner
 from impasto.models.trainable import Trainable
 from impasto.progress import counted
 from impasto.training.compile import plain_network
@@ -43,7 +43,9 @@ class Session:
         strategy: How processes hold what they train.
         unet: What training calls: the trainable's network as the parallel strategy wraps it.
         conditioner: Text for training, with gradients where the text encoder learns.
-        eval_conditioner: The same text encoder for validation and previews, without gradients.
+        eval_conditioner: The same for validation and previews, without gradients.
+        captions: What reads captions within `conditioner`.
+        encodes_ahead: Whether captions of a batch can be encoded while the one before is trained.
         part_by_group: The name of the part that each of the optimizer's groups is of.
         fingerprint: What a saved state has to agree with, by name.
     """
@@ -54,8 +56,10 @@ class Session:
     model: BaseModel
     trainable: Trainable
     unet: Any
-    conditioner: ClipTextConditioner
-    eval_conditioner: ClipTextConditioner
+    conditioner: TextConditioner
+    eval_conditioner: TextConditioner
+    captions: ClipTextConditioner
+    encodes_ahead: bool
     recipe: StepRecipe
     optimizer: torch.optim.Optimizer
     part_by_group: tuple[str, ...]
@@ -80,7 +84,7 @@ class Session:
         texts = [image.record.steady_caption for image in self.prepared.training.images]
         return {
             **self.prepared.summary(),
-            "too_long": self.conditioner.too_long(texts),
+            "too_long": self.captions.too_long(texts),
             "max_tokens": self.config.model.max_tokens,
         }
 
@@ -103,7 +107,7 @@ class Session:
         for line in advice_on(self.config, self.model.identity, self.accelerator.device):
             yield f"Warning: {line}"
         shown = sorted({text for prompt in self.previewer.prompts for text in prompt.texts})
-        if cut := self.conditioner.too_long(shown):
+        if cut := self.captions.too_long(shown):
             yield (
                 f"Warning: {counted(cut, 'prompts of previews have')} over "
                 f"{self.config.model.max_tokens} tokens; their ends are not seen."

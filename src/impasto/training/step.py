@@ -11,13 +11,13 @@ from torch import Tensor
 
 from impasto.data.records import Batch
 from impasto.diffusion.loss import ErrorMeasure, per_sample, squared
-from impasto.diffusion.noise import PLAIN_NOISE, NoiseRecipe
+from impasto.diffusion.noise import PLAIN_NOISE, Noise
 from impasto.diffusion.prediction import Prediction
 from impasto.diffusion.schedule import NoiseSchedule
 from impasto.diffusion.timesteps import ALL_TIMESTEPS, TimestepSampler
 from impasto.diffusion.transfer import to_device
 from impasto.diffusion.weighting import LossWeight, unweighted
-from impasto.models.text import TextConditioner, unet_arguments
+from impasto.models.text import TextConditioner
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class StepRecipe:
     prediction: Prediction
     timesteps: TimestepSampler = ALL_TIMESTEPS
     loss_weight: LossWeight = unweighted
-    noise: NoiseRecipe = PLAIN_NOISE
+    noise: Noise = PLAIN_NOISE
     error: ErrorMeasure = squared
 
 
@@ -66,9 +66,8 @@ def training_step(
     t = to_device(recipe.timesteps(batch.randomness, schedule.num_timesteps), device)
 
     x_t = schedule.add_noise(x_0, recipe.noise.on_input(noise, batch.randomness), t)
-    conditions = batch.conditions or conditioner(batch.captions)
-    sizes = None if batch.sizes is None else to_device(batch.sizes, device)
-    output = unet(x_t, t, **unet_arguments(conditions, sizes)).sample
+    conditioning = batch.conditioning or conditioner(batch.captions, batch.geometry)
+    output = unet(x_t, t, **conditioning.arguments).sample
     target = prediction.target(x_0, noise, t, schedule)
 
     mask = None if batch.mask is None else to_device(batch.mask, device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -64,12 +65,15 @@ def build_conditioners(
     layout = build_layout(config)
     tokens = build_tokens(model, layout)
     prompt_tokens = build_tokens(model, with_room(layout, config.previews.emphasis))
-    states, shape = trainable.states, trainable.states.shape
+    states = trainable.states
+    conditioner = partial(
+        ClipTextConditioner, shape=states.shape, sizes=model.family.sizes, device=device
+    )
     if any(part.reads_text for part in trainable.parts):
         return Conditioners(
-            ClipTextConditioner(tokens, wrap(states), shape, device=device, train=True),
-            ClipTextConditioner(tokens, states, shape, device=device),
-            ClipTextConditioner(prompt_tokens, states, shape, device=device),
+            conditioner(tokens, wrap(states), train=True),
+            conditioner(tokens, states),
+            conditioner(prompt_tokens, states),
         )
     states = states.to(device)
     store = _build_store(config, trainable) if config.training.cache_text_to_disk else None
@@ -81,9 +85,9 @@ def build_conditioners(
     if device.type == "cuda":  # where captions are encoded on a stream of their own
         looking = TextMemory(limit, device, store, progress, at_once)
     return Conditioners(
-        ClipTextConditioner(tokens, states, shape, device=device, memory=memory),
-        ClipTextConditioner(tokens, states, shape, device=device, memory=looking),
-        ClipTextConditioner(prompt_tokens, states, shape, device=device, memory=looking),
+        conditioner(tokens, states, memory=memory),
+        conditioner(tokens, states, memory=looking),
+        conditioner(prompt_tokens, states, memory=looking),
     )
 
 

@@ -57,6 +57,8 @@ def train(
     Raises:
         ImpastoError: As its parts; `Interrupted` after Ctrl-C or SIGTERM, with the state saved.
     """
+    overrides = overrides or Overrides()
+    overrides.require_fitting(config)
     require_precision(config.training.mixed_precision)
     require_no_idle_card(config)
     require_first_contact(config)
@@ -76,7 +78,13 @@ def train(
                     processes, device = accelerator.num_processes, accelerator.device
                     require_compatible(config, facts_of(config, processes, device=device))
                     known = survey(config, events)
-                    config = resolve_settings(config, known, events, processes=processes)
+                    config = resolve_settings(
+                        config,
+                        known,
+                        events,
+                        processes=processes,
+                        build=overrides.build_trainable(),
+                    )
                     sampler = build_epoch_sampler(config, known.plan, processes)
                     steps = count_steps(config, sampler)
                     require_compatible(config, facts_of(config, processes, steps, device))
@@ -87,7 +95,6 @@ def train(
                     run = RunDirectory.open(config.output_dir)
                     config = _config_of(run)
                 _use_cache(held, config, run, accelerator, events)
-                overrides = overrides or Overrides()
                 session = _prepare(run, config, accelerator, events, overrides, known)
         except ImpastoError:
             if accelerator.is_main_process:  # nothing was trained: leave no directory in the way

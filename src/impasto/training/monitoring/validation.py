@@ -8,7 +8,7 @@ from itertools import groupby
 
 import torch
 
-from impasto.data.dataset import SizeNumbers, sampler_groups, size_tensor
+from impasto.data.dataset import sampler_groups
 from impasto.data.latent_cache import CachedPlan, LatentCache
 from impasto.data.sampler import Group
 from impasto.data.stages import chunks
@@ -16,7 +16,7 @@ from impasto.diffusion.loss import per_sample, squared
 from impasto.diffusion.randomness import PerSampleRandomness
 from impasto.diffusion.timesteps import fixed_timesteps
 from impasto.diffusion.transfer import to_device
-from impasto.models.text import TextConditioner, unet_arguments
+from impasto.models.text import TextConditioner
 from impasto.training.step import StepRecipe
 
 VALIDATION_SEED = 20221011  # the same for every run, so that runs can be compared
@@ -46,7 +46,6 @@ class Validator:
         scaling_factor: Scaled latents = this times the VAE's.
         timesteps: Noise levels per image, evenly spread over the schedule.
         batch_size: How many images of a group go through the U-Net together.
-        sizes: What the U-Net is told of an image's size; None is nothing.
     """
 
     plan: CachedPlan
@@ -54,11 +53,10 @@ class Validator:
     scaling_factor: float
     timesteps: int
     batch_size: Callable[[Group], int]
-    sizes: SizeNumbers | None = None
 
     @torch.no_grad()
     def measure(
-        self, unet: torch.nn.Module, cond: TextConditioner, recipe: StepRecipe
+        self, unet: torch.nn.Module, conditioner: TextConditioner, recipe: StepRecipe
     ) -> ValidationLoss:
         """The mean over all held-out images and noise levels, and over those of each dataset."""
         was_training = unet.training
@@ -72,15 +70,15 @@ class Validator:
             mean, _ = self.cache.read([self.plan.keys[i].plain for i in group])
             x_0 = mean.to(device).float() * self.scaling_factor
             images = [self.plan.images[i] for i in group]
-            sizes = None if self.sizes is None else size_tensor(self.sizes, images).to(device)
-            told = unet_arguments(cond([image.record.steady_caption for image in images]), sizes)
+            captions = [image.record.steady_caption for image in images]
+            conditioning = conditioner(captions, [image.geometry() for image in images])
             for level in levels:
                 t = level.expand(len(x_0))
                 randomness = PerSampleRandomness(
                     VALIDATION_SEED, int(level), tuple(group), len(self.plan.images)
                 )
                 noise = randomness.normal(tuple(x_0.shape[1:]), "validation").to(device)
-                output = unet(schedule.add_noise(x_0, noise, t), t, **told).sample
+                output = unet(schedule.add_noise(x_0, noise, t), t, **conditioning.arguments).sample
                 target = recipe.prediction.target(x_0, noise, t, schedule)
                 losses = per_sample(squared(output, target, t, schedule))
                 sums.index_add_(0, to_device(datasets[group], device), losses)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,8 @@ from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import flop_registry
 
 from impasto.data.records import CELL, CHANNELS, Size
-from impasto.models.text import POOLED, unet_arguments
+from impasto.diffusion.conditioning import Conditioning
+from impasto.models.conditioning import ConditioningShape
 from impasto.training.optim.updates import at_each_gradient
 
 CPU = torch.device("cpu")
@@ -100,28 +101,33 @@ class LiveMemory(TorchDispatchMode):
 
 
 @dataclass(frozen=True)
+class _Inputs:
+    latents: Tensor
+    t: Tensor
+    conditioning: Conditioning
+
+    def tensors(self) -> Iterator[Tensor]:
+        yield from (self.latents, self.t)
+        yield from self.conditioning.tensors()
+
+
+@dataclass(frozen=True)
 class FakeStep:
     """Runs steps of a network whose tensors may be without values (`meta`).
 
     Attributes:
         network: The U-Net, or what stands in its place; it is changed and of no use afterwards.
-        tokens: Positions of the text.
-        text_width: Numbers of each.
-        pooled_width: Numbers of the pooled text; 0 where the U-Net takes none.
-        sizes: How many numbers it is told of the image's size.
+        conditioning: Shapes of what it is told.
         autocast: The type that is computed in, or None for float32.
         as_on_gpu: Whether autocast is that of a GPU.
         frees_gradients: Whether each gradient is freed as soon as it is there.
     """
 
     network: nn.Module
-    tokens: int
-    text_width: int
+    conditioning: ConditioningShape
     autocast: torch.dtype | None = None
     as_on_gpu: bool = False
     frees_gradients: bool = False
-    pooled_width: int = 0
-    sizes: int = 0
 
     def __post_init__(self) -> None:
         if self.as_on_gpu and self.autocast is not None:
@@ -131,7 +137,7 @@ class FakeStep:
         """The cost of a step on images of a size in pixels."""
         with self._watched(size, batch) as (live, inputs), self._freeing(live):
             output = self._forward(inputs)
-            torch.autograd.backward((output.float() - inputs[0]).square().mean())
+            torch.autograd.backward((output.float() - inputs.latents).square().mean())
         return StepCost(live.peak, live.gradients_at_peak, live.most_beside, live.flops)
 
     def drawing_peak(self, size: Size, batch: int, *, caches_casts: bool = True) -> int:
@@ -146,35 +152,30 @@ class FakeStep:
             self._forward(inputs, caches_casts=caches_casts)
         return live.peak
 
-    def _forward(self, inputs: Sequence[Tensor], *, caches_casts: bool = True) -> Tensor:
-        latents, t, states, *pooled = inputs
-        conditions = {"encoder_hidden_states": states}
-        if pooled:
-            conditions[POOLED] = pooled[0]
-        arguments = unet_arguments(conditions, pooled[1] if pooled else None)
+    def _forward(self, inputs: _Inputs, *, caches_casts: bool = True) -> Tensor:
         with torch.autocast(
             "cpu",
             dtype=self.autocast,
             enabled=self.autocast is not None,
             cache_enabled=caches_casts,
         ):
-            output: Tensor = self.network(latents, t, **arguments).sample
+            output: Tensor = self.network(
+                inputs.latents, inputs.t, **inputs.conditioning.arguments
+            ).sample
         return output
 
     @contextlib.contextmanager
-    def _watched(self, size: Size, batch: int) -> Iterator[tuple[LiveMemory, tuple[Tensor, ...]]]:
+    def _watched(self, size: Size, batch: int) -> Iterator[tuple[LiveMemory, _Inputs]]:
         """Inputs without values, and the count of what is made of them."""
         mode = FakeTensorMode()
         _make_fake(self.network, mode)
-        pooled = [(batch, self.pooled_width), (batch, self.sizes)] if self.pooled_width else []
-        inputs = (
+        inputs = _Inputs(
             _fake(mode, _latents_of(size, batch)),
             _fake(mode, (batch,), torch.int64),
-            _fake(mode, (batch, self.tokens, self.text_width)),
-            *(_fake(mode, shape) for shape in pooled),
+            self.conditioning.stand_in(batch, lambda shape: _fake(mode, shape)),
         )
         live = LiveMemory()
-        live.leave_out([*self.network.parameters(), *self.network.buffers(), *inputs])
+        live.leave_out([*self.network.parameters(), *self.network.buffers(), *inputs.tensors()])
         with mode, live:
             yield live, inputs
 

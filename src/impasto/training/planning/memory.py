@@ -20,6 +20,7 @@ from impasto.data.records import Size
 from impasto.models.loading import BaseModel
 from impasto.models.saving import DTYPES
 from impasto.models.trainable import Trainable, blocks_of
+from impasto.training.methods import BuildTrainable, build_trainable
 from impasto.training.optim.chunked import CHUNK
 from impasto.training.optim.mixed_precision import COMPUTED
 from impasto.training.optim.optimizers import find_row
@@ -104,6 +105,7 @@ class FootprintMeter:
         record: A file that fake steps are remembered in; None remembers them here only.
         shares: How much of the model a process has.
         workload: What is done beside training.
+        build: Makes what learns of a base model.
     """
 
     def __init__(
@@ -113,9 +115,10 @@ class FootprintMeter:
         record: Path | None = None,
         shares: Sharding = WHOLE,
         workload: Workload | None = None,
+        build: BuildTrainable = build_trainable,
     ) -> None:
         self._shares, self._workload = shares, workload or Workload()
-        self._meta_models, self._on_gpu = MetaModels(meta_model), device_type == "cuda"
+        self._meta_models, self._on_gpu = MetaModels(meta_model, build), device_type == "cuda"
         self._device_type, self._costs = device_type, Costs(record)
         self._other = OtherWork(self._meta_models, device_type, self._workload, self._costs)
 

@@ -12,7 +12,7 @@ from typing import Any
 from impasto.config.run import RunConfig
 from impasto.models.loading import BaseModel
 from impasto.models.trainable import Trainable
-from impasto.training.methods import build_trainable
+from impasto.training.methods import BuildTrainable, build_trainable
 from impasto.training.precision import computed_kind
 
 
@@ -21,10 +21,13 @@ class MetaModels:
 
     Args:
         make: Makes one.
+        build: Makes what learns of it.
     """
 
-    def __init__(self, make: Callable[[], BaseModel]) -> None:
-        self._make = make
+    def __init__(
+        self, make: Callable[[], BaseModel], build: BuildTrainable = build_trainable
+    ) -> None:
+        self._make, self._build = make, build
         self._shown: dict[str, tuple[BaseModel, Trainable]] = {}
         self._with_unet: list[BaseModel] = []
         self._with_vae: list[BaseModel] = []
@@ -39,16 +42,16 @@ class MetaModels:
         key = f"{computed_kind(config)} {sections}"
         if key not in self._shown:
             model = self._make()
-            self._shown[key] = model, build_trainable(config, model)
+            self._shown[key] = model, self._build(config, model)
         return self._shown[key]
 
     def trainable(self, config: RunConfig) -> Trainable:
         """What learns, to be used up."""
         if self._with_unet:
-            return build_trainable(config, self._with_unet.pop())
+            return self._build(config, self._with_unet.pop())
         model = self._make()
         self._with_vae.append(model)
-        return build_trainable(config, model)
+        return self._build(config, model)
 
     def vae(self) -> Any:
         """A VAE, to be used up."""

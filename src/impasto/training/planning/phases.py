@@ -17,6 +17,7 @@ from impasto import files
 from impasto.config.run import RunConfig
 from impasto.data.records import Size
 from impasto.datasets.batching import validation_batch_size
+from impasto.models.conditioning import ConditioningShape
 from impasto.models.loading import BaseModel
 from impasto.models.saving import DTYPES
 from impasto.models.trainable import Trainable
@@ -201,15 +202,18 @@ def fake_step_of(config: RunConfig, trainable: Trainable, device_type: str) -> F
     sizes = trainable.family.sizes
     chunks = config.model.max_tokens // 75
     joined = {"a1111": 77 * chunks, "kohya": 75 * chunks + 2}
-    return FakeStep(
-        trainable.network,
+    conditioning = ConditioningShape(
         joined[config.model.token_join],
         unet.config["cross_attention_dim"],
+        trainable.states.shape.pooled,
+        sizes.count if sizes is not None else 0,
+    )
+    return FakeStep(
+        trainable.network,
+        conditioning,
         autocast_dtype(computed_kind(config)),
         as_on_gpu=device_type == "cuda",
         frees_gradients=config.training.optimizer_in_backward != "off",
-        pooled_width=trainable.states.shape.pooled,
-        sizes=sizes.count if sizes is not None else 0,
     )
 
 

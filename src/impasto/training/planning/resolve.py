@@ -14,6 +14,7 @@ from impasto.datasets.build import Survey
 from impasto.models.loading import load_meta_model
 from impasto.progress import Progress, counted
 from impasto.training.devices import default_device
+from impasto.training.methods import BuildTrainable, build_trainable
 from impasto.training.model import build_open_options
 from impasto.training.parallel.accelerate_config import read_sharding
 from impasto.training.planning.changes import with_fields
@@ -28,7 +29,13 @@ RECORD = "footprints.json"
 
 
 def resolve_settings(
-    config: RunConfig, survey: Survey, progress: Progress, *, check: bool = True, processes: int = 1
+    config: RunConfig,
+    survey: Survey,
+    progress: Progress,
+    *,
+    check: bool = True,
+    processes: int = 1,
+    build: BuildTrainable = build_trainable,
 ) -> RunConfig:
     """The settings as the run will have them: with what the model records, and what `auto` means.
 
@@ -38,6 +45,7 @@ def resolve_settings(
         progress: Who is told what was chosen.
         check: Whether to make sure that the run fits, if the settings do not say otherwise.
         processes: How many processes share the run.
+        build: Makes what learns of a base model.
 
     Raises:
         OutOfMemoryError: The run will not fit, and `training.fit_check` is on.
@@ -49,7 +57,7 @@ def resolve_settings(
     if training.memory is None and training.batch_size != "auto" and not check:
         return config
     group, most = heaviest_group(config, survey.plan.images)
-    fitting = build_fitting(config, group, processes, Workload.of(config, survey))
+    fitting = build_fitting(config, group, processes, Workload.of(config, survey), build)
     with progress.stage("Predicting memory", None, "settings"):
         return _resolved(config, fitting, most, progress, check=check)
 
@@ -70,7 +78,11 @@ def _resolved(
 
 
 def build_fitting(
-    config: RunConfig, group: Group, processes: int = 1, workload: Workload | None = None
+    config: RunConfig,
+    group: Group,
+    processes: int = 1,
+    workload: Workload | None = None,
+    build: BuildTrainable = build_trainable,
 ) -> Fitting:
     """What finds out whether a run fits, on the device that it will have.
 
@@ -79,12 +91,13 @@ def build_fitting(
         group: The images whose batches have most pixels.
         processes: How many processes share the run.
         workload: What is done beside training; None counts training alone.
+        build: Makes what learns of a base model.
     """
     device = default_device()
     meta_model = partial(load_meta_model, config.model.path, build_open_options(config))
     shares = read_sharding(processes)
     meter = FootprintMeter(
-        meta_model, device.type, config.dataset.derived_dir / RECORD, shares, workload
+        meta_model, device.type, config.dataset.derived_dir / RECORD, shares, workload, build
     )
     asked = config.training.memory
     budget = asked << 30 if isinstance(asked, int) else free_memory(device)

@@ -1,0 +1,57 @@
+"""Text and sizes as keyword arguments of diffusers' `UNet2DConditionModel`.
+
+The only place that spells their names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from jaxtyping import Float
+from torch import Tensor
+
+from impasto.diffusion.conditioning import Arguments, Conditioning
+
+
+def unet_conditioning(
+    states: Float[Tensor, "b n d"],
+    pooled: Float[Tensor, "b p"] | None = None,
+    sizes: Float[Tensor, "b s"] | None = None,
+) -> Conditioning:
+    """What a U-Net is called with.
+
+    Args:
+        states: What its cross-attention reads.
+        pooled: The pooled text, for U-Nets with `addition_embed_type = "text_time"`.
+        sizes: Numbers about the images' sizes, for the same.
+    """
+    arguments: Arguments = {"encoder_hidden_states": states}
+    if pooled is None or sizes is None:
+        return Conditioning(arguments)
+    added = {"text_embeds": pooled, "time_ids": sizes}
+    return Conditioning({**arguments, "added_cond_kwargs": added})
+
+
+@dataclass(frozen=True)
+class ConditioningShape:
+    """Shapes of a `Conditioning` without a value, for dry runs.
+
+    Attributes:
+        positions: Positions of the text that cross-attention reads.
+        width: Numbers of each.
+        pooled: Numbers of the pooled text; 0 where the U-Net takes none.
+        sizes: How many numbers it is told of the image's size; 0 is nothing.
+    """
+
+    positions: int
+    width: int
+    pooled: int = 0
+    sizes: int = 0
+
+    def stand_in(self, batch: int, make: Callable[[tuple[int, ...]], Tensor]) -> Conditioning:
+        """A `Conditioning` for a batch, of tensors that `make` makes of their shapes."""
+        states = make((batch, self.positions, self.width))
+        if not self.pooled:
+            return unet_conditioning(states)
+        return unet_conditioning(states, make((batch, self.pooled)), make((batch, self.sizes)))
