@@ -211,7 +211,12 @@ def main() -> None:
     torch.set_num_threads(1)
     start = options.from_model or options.out.with_name(options.out.name + "-start")
     timesteps = stratified_timesteps if options.from_model else leaning_timesteps
-    ingredients = Overrides(timesteps, velocity_weight, build_muon, level_then_cosine)
+    ingredients = Overrides(
+        timesteps=timesteps,
+        loss_weight=velocity_weight,
+        build_optimizer=build_muon,
+        lr_schedule=level_then_cosine,
+    )
     if options.resume:
         run = resume(options.out, Log(), ingredients)
     else:

@@ -1,6 +1,7 @@
 """Impasto fine-tunes Stable Diffusion on one's own captioned images.
 
-The public names are imported on first use, so that `import impasto` costs nothing.
+The public names, each with its page in `docs/guide/python.md`. They are imported on first use, so
+that `import impasto` costs nothing.
 """
 
 from __future__ import annotations
@@ -9,43 +10,81 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from impasto.cli.console import Console
     from impasto.config.load import load_run_config
     from impasto.config.run import RunConfig
     from impasto.data.plan import plan_images
     from impasto.data.scan import scan_folder
     from impasto.errors import ImpastoError
-    from impasto.models.loading import load_base_model
+    from impasto.models.conversion import save_model
+    from impasto.models.loading import BaseModel, load_base_model
+    from impasto.models.trainable import FullFineTune, Part, Trainable
     from impasto.report.page import write_report
     from impasto.runs import RunDirectory
+    from impasto.sampling.prompts import Prompt
     from impasto.sampling.sampler import Sampler
-    from impasto.training.trainer import train
+    from impasto.training.events import SilentEvents, TrainingEvents
+    from impasto.training.overrides import Overrides
+    from impasto.training.own_loop import Batches, prepare
+    from impasto.training.step import StepRecipe, training_step
+    from impasto.training.trainer import resume, train
 
 __version__ = "0.1.0"
 
 _HOMES = {
+    "BaseModel": "impasto.models.loading",
+    "Batches": "impasto.training.own_loop",
+    "Console": "impasto.cli.console",
+    "FullFineTune": "impasto.models.trainable",
     "ImpastoError": "impasto.errors",
+    "Overrides": "impasto.training.overrides",
+    "Part": "impasto.models.trainable",
+    "Prompt": "impasto.sampling.prompts",
     "RunConfig": "impasto.config.run",
     "RunDirectory": "impasto.runs",
     "Sampler": "impasto.sampling.sampler",
+    "SilentEvents": "impasto.training.events",
+    "StepRecipe": "impasto.training.step",
+    "Trainable": "impasto.models.trainable",
+    "TrainingEvents": "impasto.training.events",
     "load_base_model": "impasto.models.loading",
     "load_run_config": "impasto.config.load",
     "plan_images": "impasto.data.plan",
+    "prepare": "impasto.training.own_loop",
+    "resume": "impasto.training.trainer",
+    "save_model": "impasto.models.conversion",
     "scan_folder": "impasto.data.scan",
     "train": "impasto.training.trainer",
+    "training_step": "impasto.training.step",
     "write_report": "impasto.report.page",
 }
 
 __all__ = [
+    "BaseModel",
+    "Batches",
+    "Console",
+    "FullFineTune",
     "ImpastoError",
+    "Overrides",
+    "Part",
+    "Prompt",
     "RunConfig",
     "RunDirectory",
     "Sampler",
+    "SilentEvents",
+    "StepRecipe",
+    "Trainable",
+    "TrainingEvents",
     "__version__",
     "load_base_model",
     "load_run_config",
     "plan_images",
+    "prepare",
+    "resume",
+    "save_model",
     "scan_folder",
     "train",
+    "training_step",
     "write_report",
 ]
 

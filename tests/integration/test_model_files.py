@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from impasto.errors import ConfigError, ModelError
 from impasto.models.architectures import find_architecture
 from impasto.models.loading import load_base_model
-from impasto.models.saving import About, save_model, trained_contents
+from impasto.models.saving import About, trained_contents, write_model
 from impasto.sampling.prompts import SAMPLERS, Prompt
 from impasto.sampling.sampler import Sampler, make_grid, save_png
 
@@ -114,7 +114,7 @@ def test_an_export_keeps_frozen_parts_bit_for_bit(nano_model, tmp_path):
     model = load_base_model(nano_model)
     trained = {name: tensor + 1 for name, tensor in model.unet.state_dict().items()}
     contents = trained_contents(model, {"unet": trained}, {}, trained_dtype=torch.float16)
-    save_model(contents, tmp_path / "out", "diffusers", About("out"))
+    write_model(contents, tmp_path / "out", "diffusers", About("out"))
     for file in (VAE_FILE, TEXT_ENCODER_FILE):
         assert (tmp_path / "out" / file).read_bytes() == (nano_model / file).read_bytes()
     written = load_file(tmp_path / "out" / UNET_FILE)

@@ -1,6 +1,8 @@
 """Stages: results in order, one bad item costs only itself, even if it takes its process along."""
 
 import os
+import subprocess
+import sys
 import time
 
 import pytest
@@ -70,3 +72,29 @@ def test_no_more_is_begun_than_is_looked_ahead():
     next(running)
     assert len(begun) <= 5
     running.close()
+
+
+SCRIPT = """
+print("begun")
+from impasto.data.stages import LocalExecutor
+from tests.unit.test_stages import Square
+batches = LocalExecutor(Square(), 2, processes=True).run([[2], [3]])
+print([pair for batch in batches for pair in batch])
+"""
+
+
+@pytest.mark.parametrize("way", ["file", "prompt"])
+def test_a_script_without_a_guard_is_run_once(way, tmp_path):
+    """`spawn` alone would run it in each process again, and cannot find what was typed."""
+    (tmp_path / "script.py").write_text(SCRIPT, encoding="utf-8")
+    words = [str(tmp_path / "script.py")] if way == "file" else ["-"]
+    found = subprocess.run(
+        [sys.executable, *words],
+        input=SCRIPT,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        encoding="utf-8",
+        timeout=120,
+        check=False,
+    )
+    assert found.stdout.splitlines() == ["begun", "[(2, 4), (3, 9)]"], found.stderr

@@ -18,6 +18,7 @@ from impasto.cli.dataset_options import (
     shown_path,
 )
 from impasto.cli.groups import FullHelpGroup
+from impasto.models.casting import cast_network
 from impasto.progress import counted
 
 
@@ -185,4 +186,4 @@ def _encoding_vae(config: Any, model: str, console: Any) -> Any:
     warn_of_slow("no" if precision == "fp32" else precision, "set vae_precision to fp32", console)
     vae = load_base_model(model, progress=console).vae
     tile(vae, tiled=config.vae_tiling)
-    return vae.to(DTYPES[precision])
+    return cast_network(vae, DTYPES[precision])

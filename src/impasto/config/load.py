@@ -19,7 +19,7 @@ from impasto.errors import ConfigError
 from impasto.parsing import parse_toml
 
 
-def load_run_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
+def load_run_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """Read `path` and apply `overrides` of the form `section.key=value`.
 
     Relative paths in the file are taken from the current folder, as on a command line.
@@ -27,7 +27,7 @@ def load_run_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     Raises:
         ConfigError: The file is missing or not TOML, a key is unknown, a value does not fit.
     """
-    return build_run_config(read_toml(path), overrides, source=str(path))
+    return build_run_config(read_toml(Path(path)), overrides, source=str(path))
 
 
 def build_run_config(

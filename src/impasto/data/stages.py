@@ -8,14 +8,17 @@ the others, unless the policy says `stop`.
 from __future__ import annotations
 
 import itertools
-import multiprocessing
 import os
 import signal
+import sys
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from multiprocessing.context import SpawnContext, SpawnProcess
+from types import ModuleType
 from typing import Generic, Literal, TypeVar
 
 ErrorPolicy = Literal["skip", "stop"]
@@ -108,7 +111,7 @@ class LocalExecutor(Generic[I, O]):
             return ThreadPoolExecutor(workers or self.workers)
         return ProcessPoolExecutor(
             workers or self.workers,
-            mp_context=multiprocessing.get_context("spawn"),
+            mp_context=_context_for(self.stage),
             initializer=_leave_interrupts_to_the_parent,
         )
 
@@ -123,6 +126,37 @@ class LocalExecutor(Generic[I, O]):
                     reason = "working on it ended the process (out of memory?)"
                     outcomes.append(Failure(reason, is_passing=True))
         return outcomes
+
+
+class _FreshProcess(SpawnProcess):
+    """A process that does not run the program that starts it a second time.
+
+    `spawn` imports the main module again in each process. A script without
+    `if __name__ == "__main__"` would begin anew there, and one that is typed at a prompt cannot be
+    imported: every process would end at once.
+    """
+
+    def start(self) -> None:
+        """Start it, with nothing in the place of the main module meanwhile."""
+        with _MAIN_LOCK:
+            main = sys.modules["__main__"]
+            sys.modules["__main__"] = ModuleType("__main__")
+            try:
+                super().start()
+            finally:
+                sys.modules["__main__"] = main
+
+
+class _FreshContext(SpawnContext):
+    Process = _FreshProcess
+
+
+_MAIN_LOCK = threading.Lock()
+
+
+def _context_for(stage: object) -> SpawnContext:
+    """How processes for a stage are started; one that is of the main module needs that module."""
+    return SpawnContext() if type(stage).__module__ == "__main__" else _FreshContext()
 
 
 def _went_down_with_its_pool(future: Future[list[O | Failure]]) -> bool:

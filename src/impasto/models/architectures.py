@@ -15,7 +15,7 @@ from impasto.models.families import SD1, SD2_BASE, Family
 from impasto.models.identity import Identity
 from impasto.models.loading import BaseModel, make_network, outline_of, tensors_of
 from impasto.models.pipeline_files import scheduler_config
-from impasto.models.saving import About, save_model
+from impasto.models.saving import About, write_model
 
 
 @dataclass(frozen=True)
@@ -175,4 +175,4 @@ def write_random_model(
     torch.manual_seed(seed)
     asked = dict.fromkeys(architecture.family.names, dtype)
     contents = _contents(architecture, target.name).cast(asked)
-    save_model(contents, target, "diffusers", About(title=target.name))
+    write_model(contents, target, "diffusers", About(title=target.name))

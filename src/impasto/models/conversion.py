@@ -18,13 +18,20 @@ from impasto.errors import ConfigError
 from impasto.models.completeness import require_whole
 from impasto.models.configs import CONFIGS_KEY
 from impasto.models.contents import ModelContents
-from impasto.models.loading import empty_networks
+from impasto.models.loading import BaseModel, empty_networks
 from impasto.models.opening import OpenOptions, open_model
-from impasto.models.saving import About, Form, save_model
+from impasto.models.saving import About, Form, trained_contents, write_model
 from impasto.models.targets import form_of, why_not_replaced
 from impasto.progress import Progress, SilentProgress, in_mib
 
-__all__ = ["about_converted", "convert_hypernetwork", "convert_model", "form_of", "hash_file"]
+__all__ = [
+    "about_converted",
+    "convert_hypernetwork",
+    "convert_model",
+    "form_of",
+    "hash_file",
+    "save_model",
+]
 
 MADE_ANEW = {
     f"modelspec.{key}"
@@ -33,6 +40,11 @@ MADE_ANEW = {
         "hash_sha256", "prediction_type", "encoder_layer",
     )
 }  # fmt: skip
+
+
+OF_TRAINING = ("impasto.training", "ss_")
+"""What texts begin with that say how a model was trained: not true of it any more once it has been
+trained further. The second is sd-scripts'."""
 
 
 def convert_model(
@@ -57,7 +69,7 @@ def convert_model(
     contents = open_model(source, options, progress)
     asked = contents.identity.family.by_name(dtypes)
     contents = require_whole(contents, empty_networks(contents)).cast(asked)
-    save_model(contents, target, form, about_converted(contents, target, title), progress)
+    write_model(contents, target, form, about_converted(contents, target, title), progress)
     summary = {
         "Wrote": str(target),
         "Family": contents.identity.family.name,
@@ -68,6 +80,50 @@ def convert_model(
     if target.is_file():
         summary["SHA-256"] = hash_file(target, progress)
     return summary
+
+
+def save_model(
+    model: BaseModel,
+    target: str | Path,
+    *,
+    dtype: torch.dtype | None = None,
+    title: str | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> Path:
+    """Write a model with the networks as they are now, in the form that the target's name says.
+
+    A name that ends in `.safetensors` or `.ckpt` is a single file, one without an ending a
+    Diffusers folder.
+
+    Args:
+        model: As loaded, and perhaps trained.
+        target: Where to.
+        dtype: Of all networks; None is that of each tensor in the model's own files, so that what
+            did not learn is as it was, bit for bit.
+        title: What it is called in its file; None is the target's name.
+        overwrite: Whether a model at the target is replaced.
+        progress: Who is told how far it is.
+
+    Raises:
+        ConfigError: Something is at the target already, or its ending is of no form.
+        ModelError: A weight is NaN or infinite, or becomes so in the type.
+        StorageError: The target cannot be written; it is as it was.
+    """
+    target = Path(target)
+    form = form_of(target, None)
+    source = Path(model.contents.source)
+    _require_free(source, target, overwrite=overwrite, by_folder=form == "diffusers")
+    now = {
+        part: {name: tensor.cpu() for name, tensor in network.state_dict().items()}
+        for part, network in model.networks.items()
+    }
+    asked = {} if dtype is None else dict.fromkeys(now, dtype)
+    contents = trained_contents(model, now, asked, trained_dtype=None)
+    about = about_converted(model.contents, target, title or target.stem)
+    more = {key: text for key, text in about.more.items() if not key.startswith(OF_TRAINING)}
+    write_model(contents, target, form, replace(about, more=more), progress)
+    return target
 
 
 def convert_hypernetwork(

@@ -49,7 +49,7 @@ class About:
     more: Mapping[str, str] = field(default_factory=dict)
 
 
-def save_model(
+def write_model(
     contents: ModelContents,
     target: Path,
     form: Form,
@@ -76,7 +76,7 @@ def trained_contents(
     trained: Mapping[str, Mapping[str, Tensor]],
     dtypes: Mapping[str, torch.dtype],
     *,
-    trained_dtype: torch.dtype,
+    trained_dtype: torch.dtype | None,
 ) -> ModelContents:
     """A base model with its trained parts replaced; the others as they were stored, bit for bit.
 
@@ -84,7 +84,7 @@ def trained_contents(
         model: The base model.
         trained: Part -> its tensors by name.
         dtypes: Part -> type, where it is asked for by name.
-        trained_dtype: The type of trained parts that `dtypes` does not name.
+        trained_dtype: The type of trained parts that `dtypes` does not name; None is as stored.
     """
     parts: dict[str, Tensors] = {}
     for part, tensors in model.contents.parts.items():
@@ -93,7 +93,9 @@ def trained_contents(
         if part in trained:
             own = {n.removeprefix("text_model."): t for n, t in trained[part].items()}
             dtype = dtypes.get(part, trained_dtype)
-            parts[part] = {name: LazyTensor.of(own[name]).cast(dtype) for name in tensors}
+            parts[part] = {
+                name: LazyTensor.of(own[name]).cast(dtype or stored[name]) for name in tensors
+            }
     return replace(model.contents, parts=parts).cast(dtypes)
 
 

@@ -9,6 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from impasto.models.casting import cast_network
 from impasto.models.families import Family
 from impasto.models.hypernetwork import Hypernetwork, HypernetworkStack
 from impasto.models.loading import BaseModel
@@ -211,7 +212,7 @@ class HypernetworkTraining:
     ) -> None:
         self.unet = model.unet.requires_grad_(requires_grad=False).train()
         if frozen_dtype is not None:
-            self.unet.to(frozen_dtype)
+            cast_network(self.unet, frozen_dtype)
         hypernetwork.requires_grad_(requires_grad=True).train()
         self.hypernetworks = HypernetworkStack()
         self.hypernetworks.add(name, hypernetwork)

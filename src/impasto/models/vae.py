@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from impasto.data.encoding import MomentsEncoder
 from impasto.data.records import CELL
 from impasto.diffusion.transfer import to_device
+from impasto.models.casting import cast_network
 
 TILE = 512
 """Pixels of a tile's side; neighbours overlap by a quarter of it (diffusers' AutoencoderKL)."""
@@ -63,7 +64,7 @@ def moments_encoder(
         try:
             return encode(pixels)
         finally:
-            vae.to(dtype)
+            cast_network(vae, dtype)
 
     exactly = None if vae.dtype == torch.float32 else encode_exactly
     arithmetic = "tf32" if computes_in_tf32(home, vae.dtype) else ""

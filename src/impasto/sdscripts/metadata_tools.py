@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from impasto.errors import ConfigError, DatasetError
+from impasto.models.casting import cast_network
 from impasto.parsing import read_words
 from impasto.progress import counted
 from impasto.sdscripts.tools import (
@@ -184,7 +185,7 @@ def _prepare(options: argparse.Namespace, console: Console) -> None:
     planned = plan_dataset(config, scan.records)
     vae = load_base_model(options.model_name_or_path, progress=console).vae
     set_arithmetic(tf32=True)  # as training.tf32 is, unless a run says otherwise
-    vae.to(DTYPES[config.vae_precision])
+    cast_network(vae, DTYPES[config.vae_precision])
     cache = LatentCache(config.derived_dir / "latents")
     encoder = moments_encoder(vae, batch_size=options.batch_size, device=default_device())
     result = cache_latents(planned.images, cache, encoder, console)

@@ -49,6 +49,7 @@ from impasto.training.objective import (
     build_timesteps,
     require_fitting_loss,
 )
+from impasto.training.optim.chunked import ChunkedOptimizer, ChunkRules
 from impasto.training.optim.ema import WeightAverage
 from impasto.training.optim.state import part_names
 from impasto.training.overrides import Overrides
@@ -104,6 +105,7 @@ def build_session(
     unet = strategy.wrap(trainable.network)
     trainable.parts = strategy.place(trainable.parts)
     optimizer = overrides.build_optimizer(trainable.parts, config.optimizer, rules)
+    _require_chunks(optimizer, rules)
     part_by_group = part_names(optimizer, trainable.parts)
     strategy.start(trainable.parts, optimizer)
 
@@ -226,6 +228,20 @@ def _build_network(
         device=device,
     )
     return trainable
+
+
+def _require_chunks(optimizer: torch.optim.Optimizer, rules: ChunkRules) -> None:
+    """Make sure that an optimizer that was given in code keeps to what the settings ask of it.
+
+    Raises:
+        ConfigError: It does not.
+    """
+    if rules.need is not None and not isinstance(optimizer, ChunkedOptimizer):
+        raise ConfigError(
+            f"{rules.need} is asked of every optimizer, and {type(optimizer).__name__}, which was "
+            f"given in code, does not do it: make it with ChunkedOptimizer(groups, build, rules) "
+            f"of impasto.training.optim.chunked, or take the setting out."
+        )
 
 
 def _as_it_is(conditioner: TextConditioner) -> TextConditioner:

@@ -9,6 +9,7 @@ from typing import Any
 from accelerate import Accelerator
 
 from impasto.config.run import RunConfig
+from impasto.models.casting import cast_network
 from impasto.models.completeness import named_as_in
 from impasto.models.loading import BaseModel
 from impasto.models.offload import offload_to_file
@@ -46,4 +47,4 @@ def build_encoding_vae(config: RunConfig, model: BaseModel) -> Any:
     """The VAE as images are encoded with: a copy where it is not in float32."""
     dtype = DTYPES[config.dataset.vae_precision]
     tile(model.vae, tiled=config.dataset.vae_tiling)
-    return model.vae if model.vae.dtype == dtype else copy.deepcopy(model.vae).to(dtype)
+    return model.vae if model.vae.dtype == dtype else cast_network(copy.deepcopy(model.vae), dtype)

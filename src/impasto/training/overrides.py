@@ -21,7 +21,7 @@ BuildConditioner = Callable[[TextConditioner], TextConditioner]
 """Makes of the conditioner that a run would have the one that it has."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Overrides:
     """Parts of a run that are given in code, in the place of what the settings say.
 

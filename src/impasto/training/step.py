@@ -17,6 +17,7 @@ from impasto.diffusion.schedule import NoiseSchedule
 from impasto.diffusion.timesteps import ALL_TIMESTEPS, TimestepSampler
 from impasto.diffusion.transfer import to_device
 from impasto.diffusion.weighting import LossWeight, unweighted
+from impasto.models.loading import BaseModel
 from impasto.models.text import TextConditioner
 
 
@@ -40,6 +41,17 @@ class StepRecipe:
     noise: Noise = PLAIN_NOISE
     error: ErrorMeasure = squared
 
+    @classmethod
+    def of(cls, model: BaseModel, **parts: Any) -> StepRecipe:
+        """The recipe of a model as loaded, on the device of its U-Net.
+
+        Args:
+            model: Has the schedule and the kind of prediction.
+            parts: Other attributes, by name, such as `loss_weight=`.
+        """
+        schedule = model.schedule.to(model.unet.device)
+        return cls(schedule, model.identity.prediction, **parts)
+
 
 @dataclass(frozen=True)
 class StepOutput:
@@ -57,7 +69,14 @@ class StepOutput:
 def training_step(
     unet: Any, conditioner: TextConditioner, batch: Batch, recipe: StepRecipe
 ) -> StepOutput:
-    """The loss of each sample of a batch; gradients flow into whatever learns."""
+    """The loss of each sample of a batch; gradients flow into whatever learns.
+
+    Args:
+        unet: Called as diffusers' UNet2DConditionModel.
+        conditioner: Is asked where the batch was not encoded ahead.
+        batch: Of one bucket.
+        recipe: What is computed with.
+    """
     schedule, prediction = recipe.schedule, recipe.prediction
     device = schedule.alphas_cumprod.device
 

@@ -104,7 +104,7 @@ def train(
 
 
 def resume(
-    path: Path,
+    path: str | Path,
     events: TrainingEvents | None = None,
     overrides: Overrides | None = None,
     changed: RunConfig | None = None,
@@ -122,6 +122,7 @@ def resume(
         ImpastoError: As `train`; `RunError` where the state does not belong to the run any more,
             or another process is training it.
     """
+    path = Path(path)
     run = RunDirectory.open(path)
     status = run.status()
     if status.get("phase") == "finished" and not run.saved_steps():

@@ -17,6 +17,7 @@ from torch import nn
 from impasto.allocation import grows_segments
 from impasto.config.run import RunConfig
 from impasto.data.records import Size
+from impasto.models.casting import cast_network
 from impasto.models.loading import BaseModel
 from impasto.models.saving import DTYPES
 from impasto.models.trainable import Trainable, blocks_of
@@ -260,7 +261,7 @@ class FootprintMeter:
         def run_fake_step() -> StepCost:
             used = self._meta_models.trainable(config)
             for part in used.parts:
-                part.module.to(DTYPES[training.weights])
+                cast_network(part.module, DTYPES[training.weights])
             if training.weight_copies:
                 dtype = COMPUTED[computed_kind(config)]
                 for module, name, weight in list(layers_with_copies(used.unet)):

@@ -17,6 +17,7 @@ from impasto import files
 from impasto.config.run import RunConfig
 from impasto.data.records import Size
 from impasto.datasets.batching import validation_batch_size
+from impasto.models.casting import cast_network
 from impasto.models.conditioning import ConditioningShape
 from impasto.models.loading import BaseModel
 from impasto.models.saving import DTYPES
@@ -152,7 +153,7 @@ class OtherWork:
         def run_fake_step() -> dict[str, int]:
             used = self.meta_models.trainable(config)
             for part in used.parts:
-                part.module.to(DTYPES[kind])
+                cast_network(part.module, DTYPES[kind])
             caches = training.weights == "fp32"
             fake_step = fake_step_of(config, used, self.device_type)
             return {"peak": fake_step.drawing_peak(size, batch, caches_casts=caches)}
@@ -186,7 +187,9 @@ class OtherWork:
         def run_fake_step() -> dict[str, int]:
             vae = self.meta_models.vae()
             tile(vae, tiled=dataset.vae_tiling)
-            return {"peak": encoding_peak(vae.to(DTYPES[dataset.vae_precision]), size, batch)}
+            return {
+                "peak": encoding_peak(cast_network(vae, DTYPES[dataset.vae_precision]), size, batch)
+            }
 
         return self.costs.remembered(words, run_fake_step)["peak"]
 

@@ -18,7 +18,7 @@ from impasto.checkpoints.hypernetwork_writing import write_hypernetwork
 from impasto.config.run import RunConfig
 from impasto.models.hypernetwork import Hypernetwork
 from impasto.models.loading import BaseModel
-from impasto.models.saving import DTYPES, About, save_model, trained_contents
+from impasto.models.saving import DTYPES, About, trained_contents, write_model
 from impasto.models.text_metadata import layout_metadata
 from impasto.models.trainable import Trainable
 from impasto.progress import Progress
@@ -91,7 +91,7 @@ class ModelExporter:
     def write(
         self, source: ExportSource, trained: Trained, target: Path, progress: Progress
     ) -> None:
-        """Write the model; see `save_model`."""
+        """Write the model; see `write_model`."""
         config, saving = source.config, source.config.saving
         contents = trained_contents(
             source.model,
@@ -110,7 +110,7 @@ class ModelExporter:
                 **layout_metadata(build_layout(config)),
             },
         )
-        save_model(contents, target, model_form(config), about, progress)
+        write_model(contents, target, model_form(config), about, progress)
 
 
 class HypernetworkExporter:

@@ -1,0 +1,241 @@
+"""What `import impasto` offers: the list, the examples of the guide, and parts given in code."""
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import tomli_w
+import torch
+from safetensors.torch import load_file
+from tests.parts import UNET_FILE, VAE_FILE
+
+import impasto
+from impasto.diffusion.loss import squared
+from impasto.diffusion.noise import NoiseRecipe
+from impasto.errors import ConfigError, DatasetError, RunError
+
+GUIDE = Path(__file__).parents[2] / "docs" / "guide" / "python.md"
+EXAMPLES = re.findall(r"```python\n(.*?)```", GUIDE.read_text(encoding="utf-8"), re.S)
+
+
+def test_the_list_of_public_names():
+    assert set(impasto.__all__) == {
+        "BaseModel", "Batches", "Console", "FullFineTune", "ImpastoError", "Overrides", "Part",
+        "Prompt", "RunConfig", "RunDirectory", "Sampler", "SilentEvents", "StepRecipe", "Trainable",
+        "TrainingEvents", "__version__", "load_base_model", "load_run_config", "plan_images",
+        "prepare", "resume", "save_model", "scan_folder", "train", "training_step", "write_report",
+    }  # fmt: skip
+    guide = GUIDE.read_text(encoding="utf-8")
+    assert not [n for n in impasto.__all__ if n != "__version__" and f"`{n}" not in guide]
+
+
+@pytest.fixture
+def desk(tmp_path, run_values, nano_model, pictures, monkeypatch):
+    """A folder with what the examples name: my.toml, base, pictures."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(nano_model, "base")
+    values = {**run_values, "output_dir": "runs/mine"}
+    values["training"] = {**values["training"], "max_steps": 3}
+    Path("my.toml").write_text(tomli_w.dumps(values), encoding="utf-8")
+    return tmp_path
+
+
+SIZES = "resolution=80, min_bucket_reso=32, max_bucket_reso=96, bucket_reso_steps=32"
+
+
+@pytest.mark.usefixtures("fresh_accelerate")
+@pytest.mark.parametrize("number", range(len(EXAMPLES)))
+def test_examples_of_the_guide_run(number, desk):
+    """On a processor, at the nano model's sizes; nothing else is changed."""
+    text = EXAMPLES[number].replace('"cuda"', '"cpu"').replace("resolution=512", SIZES)
+    text = text.replace("steps(100)", "steps(3)").replace("seed=3", "seed=3, width=32, height=32")
+    exec(compile(text, f"example {number}", "exec"), {"__name__": "example"})
+    made = Path("mine.safetensors") if "save_model" in text else Path("runs/mine/export/model")
+    assert made.exists()
+    if "save_model" in text:
+        before, after = impasto.load_base_model("base"), impasto.load_base_model(made)
+        moved = before.unet.conv_in.weight - after.unet.conv_in.weight
+        assert moved.abs().max() > 0
+        assert Path("ball.png").stat().st_size > 0
+
+
+def test_there_are_the_examples_that_the_page_promises():
+    assert len(EXAMPLES) == 4
+    weight, loop, *_ = EXAMPLES
+    assert _lines(weight.partition('"my.toml")')[2]) == 3
+    assert _lines(loop.partition("import impasto")[2].partition("impasto.save")[0]) == 10
+
+
+def _lines(code):
+    return sum(bool(line.strip()) for line in code.splitlines())
+
+
+@pytest.mark.usefixtures("fresh_accelerate")
+def test_a_loop_of_ones_own_has_the_losses_of_a_run(desk, run_values, nano_model, pictures):
+    config = impasto.load_run_config(
+        "my.toml",
+        ["optimizer.kind=sgd", "training.max_grad_norm=0", "training.max_steps=5"],
+    )
+    expected = [r["loss"] for r in impasto.train(config).read_metrics() if "loss" in r]
+
+    model = impasto.load_base_model(nano_model)
+    model.unet.requires_grad_(requires_grad=True).train()
+    sizes = {k: v for k, v in run_values["dataset"].items() if k not in ("image_dir", "cache_dir")}
+    batches = impasto.prepare(pictures, model, batch_size=4, seed=7, **sizes)
+    recipe = impasto.StepRecipe.of(model)
+    optimizer = torch.optim.SGD(model.unet.parameters(), lr=config.optimizer.lr)
+    found = []
+    assert len(batches) == 4
+    for batch in (*batches, *batches.steps(1)):
+        loss = impasto.training_step(model.unet, batches.conditioner, batch, recipe).losses.mean()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        found.append(loss.item())
+    assert found == pytest.approx(expected, rel=1e-5)
+    assert batches.step == 5
+
+
+@pytest.mark.usefixtures("fresh_accelerate")
+def test_batches_go_on_from_where_a_loop_says(nano_model, pictures):
+    model = impasto.load_base_model(nano_model)
+    options = {"resolution": 64, "min_bucket_reso": 64, "batch_size": 4, "flip_aug": True}
+    whole = list(impasto.prepare(pictures, model, **options).steps(9))
+    later = impasto.prepare(pictures, model, **options)
+    later.step = 6
+    rest = list(later.steps(3))
+    for one, other in zip(whole[6:], rest, strict=True):
+        assert one.captions == other.captions
+        assert torch.equal(one.latents, other.latents)
+    assert {b.latents.device.type for b in rest} == {"cpu"}
+    with pytest.raises(ConfigError, match=r"impasto\.prepare"):
+        impasto.prepare(pictures, model, resolution="large")
+    with pytest.raises(ConfigError, match="flip_augg"):
+        impasto.prepare(pictures, model, flip_augg=True)
+    with pytest.raises(ConfigError, match="Give it as a number of steps"):
+        impasto.prepare(pictures, model, token_warmup_step=0.5)
+    with pytest.raises(DatasetError):
+        impasto.prepare(pictures / "nothing", model)
+
+
+def test_a_saved_model_has_what_did_not_learn_bit_for_bit(nano_model, tmp_path):
+    model = impasto.load_base_model(nano_model)
+    with torch.no_grad():
+        model.unet.conv_in.weight += 1
+    out = impasto.save_model(model, tmp_path / "out")
+    assert (out / VAE_FILE).read_bytes() == (nano_model / VAE_FILE).read_bytes()
+    before, after = load_file(nano_model / UNET_FILE), load_file(out / UNET_FILE)
+    changed = {n for n in before if not torch.equal(before[n], after[n])}
+    assert changed == {"conv_in.weight"}
+    assert {n: t.dtype for n, t in before.items()} == {n: t.dtype for n, t in after.items()}
+    with pytest.raises(ConfigError, match="already there"):
+        impasto.save_model(model, out)
+    half = impasto.save_model(model, tmp_path / "half.safetensors", dtype=torch.float16)
+    assert {t.dtype for t in load_file(half).values() if t.is_floating_point()} == {torch.float16}
+    with pytest.raises(ConfigError, match="not a form of model"):
+        impasto.save_model(model, tmp_path / "out.zip")
+
+
+def run_of(desk, *overrides, output="runs/mine"):
+    return impasto.load_run_config("my.toml", [f"output_dir={output}", *overrides])
+
+
+def losses(run):
+    return [record["loss"] for record in run.read_metrics() if "loss" in record]
+
+
+class Twice:
+    """Noise of double strength."""
+
+    def noise(self, x_0, randomness):
+        return 2 * NoiseRecipe().noise(x_0, randomness)
+
+    def on_input(self, noise, randomness):
+        return noise
+
+    def generate_ahead(self, shape, randomness):
+        NoiseRecipe().generate_ahead(shape, randomness)
+
+
+def tripled(output, target, t, schedule):
+    return 3 * squared(output, target, t, schedule)
+
+
+def without_words(conditioner):
+    return lambda captions, geometry: conditioner([""] * len(captions), geometry)
+
+
+def attention_alone(config, model):
+    trainable = impasto.FullFineTune(model, lr=config.optimizer.lr)
+    for name, parameter in trainable.unet.named_parameters():
+        parameter.requires_grad_("attn" in name)
+    return trainable
+
+
+@pytest.mark.usefixtures("fresh_accelerate")
+def test_each_part_given_in_code_is_used_and_belongs_to_the_run(desk):
+    one_step = ("training.max_steps=1", "training.cache_text_to_disk=false")
+    plain = losses(impasto.train(run_of(desk, *one_step)))
+    given = {"error": tripled, "noise": Twice(), "conditioner": without_words}
+    for name, part in given.items():
+        config = run_of(desk, *one_step, output=f"runs/{name}")
+        overrides = impasto.Overrides(**{name: part})
+        found = losses(impasto.train(config, overrides=overrides))
+        if name == "error":
+            assert found == pytest.approx([3 * loss for loss in plain], rel=1e-5)
+        else:
+            assert abs(found[0] / plain[0] - 1) > 1e-3, name
+        longer = impasto.load_run_config(
+            config.output_dir / "config.toml", ["training.max_steps=2"]
+        )
+        with pytest.raises(RunError, match=rf"{name} \(given in code\)"):
+            impasto.resume(config.output_dir, changed=longer)
+        assert (
+            len(losses(impasto.resume(config.output_dir, overrides=overrides, changed=longer))) == 2
+        )
+
+
+@pytest.mark.usefixtures("fresh_accelerate")
+def test_a_way_of_training_given_in_code(desk, nano_model):
+    run = impasto.train(run_of(desk), overrides=impasto.Overrides(trainable=attention_alone))
+    before = load_file(nano_model / UNET_FILE)
+    after = load_file(run.exported_model() / UNET_FILE)
+    moved = {name for name in before if not torch.equal(before[name].float(), after[name].float())}
+    assert moved
+    assert all("attn" in name for name in moved)
+
+
+class Adapter(impasto.FullFineTune):
+    def export(self):
+        return {"adapter": {}}
+
+
+@pytest.mark.usefixtures("fresh_accelerate")
+@pytest.mark.parametrize(
+    ("settings", "overrides", "words"),
+    [
+        (
+            (),
+            {"trainable": lambda config, model: Adapter(model, lr=1e-3)},
+            r"Adapter.export\(\) gives 'adapter', which is no network",
+        ),
+        (
+            ("method.kind=hypernetwork", "saving.format=a1111"),
+            {"trainable": attention_alone},
+            "method.kind is hypernetwork, and Overrides.trainable",
+        ),
+        (
+            ("training.weights=bf16", "training.mixed_precision=bf16"),
+            {"build_optimizer": lambda parts, settings, rules: torch.optim.SGD(
+                [{"params": list(part.parameters().values())} for part in parts], lr=1e-3
+            )},
+            "asked of every optimizer, and SGD",
+        ),
+    ],
+)  # fmt: skip
+def test_what_does_not_go_together_is_refused_before_training(desk, settings, overrides, words):
+    config = run_of(desk, *settings)
+    with pytest.raises(ConfigError, match=words):
+        impasto.train(config, overrides=impasto.Overrides(**overrides))
+    assert not (desk / "runs/mine/states").exists()
