@@ -28,7 +28,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "8-bit AdamW, steps in the backward pass": {"training": BACKWARD, **EIGHT_BITS},
     "8-bit AdamW, steps in the backward pass, checkpointing": {"training": LEAN, **EIGHT_BITS},
     "bf16 weights, 8-bit AdamW, steps in the backward pass, checkpointing": {
-        "training": {**LEAN, "mixed_precision": "bf16", "weights": "bf16"},
+        "training": {**LEAN, "mixed_precision": "bf16", "weight_dtype": "bf16"},
         **EIGHT_BITS,
     },
     "hypernetwork, checkpointing": {

@@ -38,7 +38,7 @@ ON_PROCESSOR: dict[str, dict[str, Any]] = {
         "training": {"gradient_checkpointing": True, "checkpointed_levels": 1}
     },
     "bf16": {"training": {"mixed_precision": "bf16"}},
-    "bf16 weights": {"training": {"mixed_precision": "bf16", "weights": "bf16"}},
+    "bf16 weights": {"training": {"mixed_precision": "bf16", "weight_dtype": "bf16"}},
     "8-bit AdamW": {"optimizer": {"kind": "adamw8bit"}},
 }
 _FAST = {"mixed_precision": "bf16", "channels_last": True, "cache_text_to_disk": True}
@@ -60,18 +60,18 @@ ON_GPU: dict[str, dict[str, Any]] = {
         "training": {**_FAST, "compile": "full", "weight_copies": True, "cuda_graphs": True}
     },
     "bf16 weights, channels last, compiled": {
-        "training": {**_FAST, "weights": "bf16", "compile": "full"}
+        "training": {**_FAST, "weight_dtype": "bf16", "compile": "full"}
     },
     "least memory": {
         "training": {
-            **_FAST, "weights": "bf16", "optimizer_in_backward": "last_norm",
+            **_FAST, "weight_dtype": "bf16", "optimizer_in_backward": "last_norm",
             "gradient_checkpointing": True,
         },
         "optimizer": {"kind": "adamw8bit"},
     },
     "least memory, states offloaded": {
         "training": {
-            **_FAST, "weights": "bf16", "optimizer_in_backward": "last_norm",
+            **_FAST, "weight_dtype": "bf16", "optimizer_in_backward": "last_norm",
             "gradient_checkpointing": True, "offload_optimizer": True,
         },
         "optimizer": {"kind": "adamw8bit"},

@@ -10,6 +10,7 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from impasto.config.dataset import DatasetConfig, SubsetKeys
+from impasto.config.kinds import sections_of
 from impasto.config.run import RunConfig
 
 TARGET = Path(__file__).parents[1] / "docs" / "config.md"
@@ -38,7 +39,7 @@ def section_rows(section: type[BaseModel]) -> list[str]:
     rows = ["| key | default | meaning |", "|---|---|---|"]
     for name in own_first(section):
         field = section.model_fields[name]
-        if not is_section(field.annotation):
+        if not is_section(field.annotation) and not sections_of(field):
             default = (
                 "**required**"
                 if field.is_required()
@@ -47,6 +48,10 @@ def section_rows(section: type[BaseModel]) -> list[str]:
             meaning = " ".join((field.description or "").split()).replace("|", "\\|")
             rows.append(f"| `{name}` | {default} | {meaning} |")
     return rows
+
+
+def section_page(section: type[BaseModel]) -> list[str]:
+    return [(section.__doc__ or "").strip().splitlines()[0], "", *section_rows(section)]
 
 
 def own_first(section: type[BaseModel]) -> list[str]:
@@ -78,9 +83,12 @@ def shown(value: object) -> str:
 def page() -> str:
     parts = [HEAD, "## (top level)", "", *section_rows(RunConfig)]
     for name, annotation in typing.get_type_hints(RunConfig, include_extras=False).items():
+        kinds = sections_of(RunConfig.model_fields[name])
+        for section in dict.fromkeys(kinds.values()):
+            words = " or ".join(f'"{kind}"' for kind, own in kinds.items() if own is section)
+            parts += ["", f"## [{name}] of the kind {words}", "", *section_page(section)]
         if is_section(annotation):
-            summary = (annotation.__doc__ or "").strip().splitlines()[0]
-            parts += ["", f"## [{name}]", "", summary, "", *section_rows(annotation)]
+            parts += ["", f"## [{name}]", "", *section_page(annotation)]
             parts += [levels().rstrip()] if annotation is DatasetConfig else []
     return "\n".join(parts) + "\n"
 

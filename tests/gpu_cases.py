@@ -20,7 +20,7 @@ CASES: dict[str, tuple[Settings, dict[str, int]]] = {
     "bf16": ({"training": {"mixed_precision": "bf16"}}, {}),
     "fp16": ({"training": {"mixed_precision": "fp16"}}, {}),
     "bf16 weights": (
-        {"training": {"mixed_precision": "bf16", "weights": "bf16", "rounding": "kahan"}},
+        {"training": {"mixed_precision": "bf16", "weight_dtype": "bf16", "rounding": "kahan"}},
         {},
     ),
     "copies of weights": ({"training": {"mixed_precision": "bf16", "weight_copies": True}}, {}),

@@ -46,10 +46,11 @@ def assert_same(first, second):
 
 
 def weights(model):
+    networks = getattr(model, "networks", None) or {part: getattr(model, part) for part in PARTS}
     return {
         f"{part}.{name}": tensor
         for part in PARTS
-        for name, tensor in getattr(model, part).state_dict().items()
+        for name, tensor in networks[part].state_dict().items()
     }
 
 

@@ -51,7 +51,7 @@ VARIANTS = {
         "training": {"mixed_precision": "bf16", "gradient_checkpointing": True},
         "optimizer": {"kind": "adamw8bit"},
     },
-    "weights in bf16": {"training": {"mixed_precision": "bf16", "weights": "bf16"}},
+    "weights in bf16": {"training": {"mixed_precision": "bf16", "weight_dtype": "bf16"}},
 }
 
 

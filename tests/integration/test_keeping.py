@@ -135,7 +135,7 @@ def test_a_disk_too_small_is_found_before_training(train_config, monkeypatch):
         {"training": {"ema_decay": 0.9}, "saving": {"average": "beside"}},
         {"saving": {"keep_models": 2, "best_model": True}, "validation": {"split": 0.2}},
         {
-            "training": {"mixed_precision": "bf16", "weights": "bf16", "rounding": "kahan"},
+            "training": {"mixed_precision": "bf16", "weight_dtype": "bf16", "rounding": "kahan"},
             "optimizer": {"kind": "lion"},
             "saving": {"format": "diffusers", "export_dtype": "bf16"},
         },

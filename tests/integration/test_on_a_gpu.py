@@ -90,7 +90,7 @@ PRECISIONS = {
     "TF32": ({}, 5e-3),
     "bf16": ({"mixed_precision": "bf16"}, 0.03),
     "fp16": ({"mixed_precision": "fp16"}, 0.03),
-    "bf16 weights": ({"mixed_precision": "bf16", "weights": "bf16"}, 0.05),
+    "bf16 weights": ({"mixed_precision": "bf16", "weight_dtype": "bf16"}, 0.05),
 }
 
 

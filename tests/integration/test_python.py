@@ -226,7 +226,7 @@ class Adapter(impasto.FullFineTune):
             "method.kind is hypernetwork, and Overrides.trainable",
         ),
         (
-            ("training.weights=bf16", "training.mixed_precision=bf16"),
+            ("training.weight_dtype=bf16", "training.mixed_precision=bf16"),
             {"build_optimizer": lambda parts, settings, rules: torch.optim.SGD(
                 [{"params": list(part.parameters().values())} for part in parts], lr=1e-3
             )},

@@ -88,19 +88,19 @@ VARIANTS = {
     "fp16": {"training": {"mixed_precision": "fp16"}},
     "bf16": {"training": {"mixed_precision": "bf16"}},
     "bf16 weights": {
-        "training": {"mixed_precision": "bf16", "weights": "bf16", "ema_decay": 0.9},
+        "training": {"mixed_precision": "bf16", "weight_dtype": "bf16", "ema_decay": 0.9},
         "method": {"train_text_encoder": True, "text_encoder_from_step": 2},
     },
     "bf16 weights and what they lost": {
         "training": {
             "mixed_precision": "bf16",
-            "weights": "bf16",
+            "weight_dtype": "bf16",
             "rounding": "kahan",
             "gradient_accumulation_steps": 2,
         },
         "optimizer": {"kind": "adamw8bit"},
     },
-    "fp16 weights": {"training": {"mixed_precision": "fp16", "weights": "fp16"}},
+    "fp16 weights": {"training": {"mixed_precision": "fp16", "weight_dtype": "fp16"}},
     "checkpointing": {"training": {"gradient_checkpointing": True}},
     "steps in the backward pass": {
         "training": {"optimizer_in_backward": "last_norm", "max_grad_norm": 0.01},
@@ -109,7 +109,7 @@ VARIANTS = {
     "16-bit steps in the backward pass": {
         "training": {
             "mixed_precision": "fp16",
-            "weights": "fp16",
+            "weight_dtype": "fp16",
             "optimizer_in_backward": "exact",
         },
     },

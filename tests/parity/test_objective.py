@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from impasto.config.objective import LossConfig
+from impasto.config.objective import HuberLoss
 from impasto.diffusion.loss import Huber, SmoothL1, Threshold, absolute, per_sample, squared
 from impasto.diffusion.noise import PLAIN_NOISE, NoiseRecipe
 from impasto.diffusion.prediction import EPSILON, VELOCITY
@@ -243,7 +243,7 @@ def test_logit_normal_timesteps_have_their_median_and_quartiles():
 
 
 def test_settings_make_what_they_say():
-    config = LossConfig(kind="huber", huber_schedule="constant", huber_c=0.05, min_snr_gamma=5)
+    config = HuberLoss(kind="huber", huber_schedule="constant", huber_c=0.05, min_snr_gamma=5)
     assert build_error(config) == Huber(Threshold("constant", 0.05, 1.0))
     t = torch.tensor([10, 900])
     found = build_loss_weight(config)(t, SCHEDULE, EPSILON)

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import tomllib
+import typing
 from pathlib import Path
 
 import pytest
@@ -110,10 +111,14 @@ def test_there_are_examples():
 def test_every_setting_has_a_help_text():
     def walk(section):
         for name, field in section.model_fields.items():
-            child = field.annotation
-            if hasattr(child, "model_fields"):
-                walk(child)
-            else:
+            sections = [
+                part
+                for part in (field.annotation, *typing.get_args(field.annotation))
+                if hasattr(part, "model_fields")
+            ]
+            for part in sections:
+                walk(part)
+            if not sections:
                 assert field.description, f"{section.__name__}.{name} has no docstring"
 
     walk(RunConfig)

@@ -60,7 +60,7 @@ def case_of(config):
     return json.dumps(
         {
             "architecture": "tiny", "side": SIDE, "batch": BATCH, "text_width": 128,
-            "computes": training.mixed_precision, "weights": training.weights,
+            "computes": training.mixed_precision, "weights": training.weight_dtype,
             "checkpoints": training.gradient_checkpointing, "levels": training.checkpointed_levels,
             "frees": training.optimizer_in_backward != "off",
         }

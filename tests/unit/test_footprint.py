@@ -279,5 +279,5 @@ def test_what_needs_whole_weights_is_not_offered_where_the_model_is_sharded(trai
 
     assert offered("optimizer_in_backward") == [True, False, False]
     assert offered("adamw8bit") == [True, True, False]
-    assert offered("weights") == [True, True, False]
+    assert offered("weight_dtype") == [True, True, False]
     assert offered("gradient_checkpointing") == [True, True, True]

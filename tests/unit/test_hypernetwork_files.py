@@ -9,7 +9,7 @@ from impasto.checkpoints.hypernetworks import (
     Structure,
     read_hypernetwork,
 )
-from impasto.config.hypernetwork import HypernetworkConfig
+from impasto.config.hypernetwork import HypernetworkMethod
 from impasto.data.templates import read_templates
 from impasto.errors import ConfigError, ModelError
 from impasto.models.hypernetwork import Hypernetwork, initialize, load_hypernetworks
@@ -254,7 +254,7 @@ def test_strengths_and_names(tmp_path):
 )
 def test_settings_that_do_not_fit(values, words):
     with pytest.raises(ValueError, match=words):
-        HypernetworkConfig.model_validate(values)
+        HypernetworkMethod.model_validate(values)
 
 
 def test_templates(tmp_path):

@@ -115,13 +115,13 @@ def test_a_vae_in_16_bits_is_warned_of_too(on, train_config):
 def test_weights_in_16_bits_are_computed_in_their_type(on, train_config):
     on(SLOW)
     notes = Notes()
-    config = train_config(training={"mixed_precision": "auto", "weights": "bf16"})
+    config = train_config(training={"mixed_precision": "auto", "weight_dtype": "bf16"})
     assert computed_kind(config) == "bf16"
     assert resolve_precision(config, notes).training.mixed_precision == "bf16"
-    assert "training.weights is bf16" in notes.lines[0]
+    assert "training.weight_dtype is bf16" in notes.lines[0]
     assert "31 times as long" in notes.lines[1]
-    with pytest.raises(ConfigError, match="weights bf16 needs mixed_precision bf16"):
-        train_config(training={"mixed_precision": "no", "weights": "bf16"})
+    with pytest.raises(ConfigError, match="weight_dtype bf16 needs mixed_precision bf16"):
+        train_config(training={"mixed_precision": "no", "weight_dtype": "bf16"})
 
 
 @pytest.mark.parametrize("half", ["bf16", "fp16", "no"])

@@ -197,7 +197,7 @@ def test_without_a_gpu_the_cpu_computes_in_what_it_is_fast_in(words, native, com
     without_gpu = NativePrecision(native, "this CPU is fastest in that")
     translation = translate.translate(given_flags([*NEEDED, *words]), without_gpu)
     assert translation.tree["training"]["mixed_precision"] == computed
-    assert translation.tree["training"].get("weights") == weights
+    assert translation.tree["training"].get("weight_dtype") == weights
     told = " ".join(translation.notices)
     assert "there is no GPU and this CPU is fastest in that" in told
     assert ("float32" in told) == (computed == "no")

@@ -22,7 +22,10 @@ DEEPSPEED = Facts("cuda", 2, "DeepSpeed")
         ({"optimizer": {"kind": "prodigy", "lr": 1.0}}, "prodigy"),
         ({"optimizer": {"kind": "adamw_schedule_free"}}, "adamw_schedule_free"),
         ({"optimizer": {"kind": "Muon"}}, "Muon"),
-        ({"training": {"weights": "bf16", "mixed_precision": "bf16"}}, "training.weights"),
+        (
+            {"training": {"weight_dtype": "bf16", "mixed_precision": "bf16"}},
+            "training.weight_dtype",
+        ),
         ({"training": {"optimizer_in_backward": "exact"}}, "training.optimizer_in_backward"),
         ({"training": {"offload_optimizer": True}}, "training.offload_optimizer"),
         ({"training": {"compile": "blocks"}}, "training.compile"),

@@ -18,7 +18,6 @@ from impasto.cli.dataset_options import (
     shown_path,
 )
 from impasto.cli.groups import FullHelpGroup
-from impasto.models.casting import cast_network
 from impasto.progress import counted
 
 
@@ -175,6 +174,7 @@ def prune(source: Path, model: str, **options: Any) -> None:
 
 
 def _encoding_vae(config: Any, model: str, console: Any) -> Any:
+    from impasto.models.casting import cast_network
     from impasto.models.loading import load_base_model
     from impasto.models.saving import DTYPES
     from impasto.models.vae import tile

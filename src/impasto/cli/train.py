@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,9 +31,14 @@ def train(config: Path, overrides: tuple[str, ...], plan_only: bool) -> None:  #
     from impasto.cli.console import Console
     from impasto.cli.early import require_run
     from impasto.config.load import load_run_config
+    from impasto.config.renamed import FormerNameWarning
 
-    settings = load_run_config(config, overrides)
     console = Console()
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always", FormerNameWarning)
+        settings = load_run_config(config, overrides)
+    for warning in said:
+        console.note(str(warning.message))
     require_run(settings, is_new=not plan_only)
     if plan_only:
         from impasto import files

@@ -17,7 +17,8 @@ from impasto.errors import ConfigError
 from impasto.optimizer_table import ELEMENTWISE, OptimizerRow, one_rate_only, row_of
 
 if TYPE_CHECKING:
-    from impasto.config.run import MethodConfig, RunConfig
+    from impasto.config.method import MethodConfig
+    from impasto.config.run import RunConfig
     from impasto.config.training import TrainingConfig
 
 Precision = Literal["no", "fp16", "bf16"]
@@ -95,6 +96,8 @@ class Case:
     def rates(self) -> list[float]:
         """The different learning rates of what is trained, in order."""
         method, lr = self.method, self.config.optimizer.lr
+        if method.kind == "hypernetwork":
+            return [lr]
         rates = {lr, *method.block_lrs.values()}
         if method.train_text_encoder:
             rates.add(method.text_encoder_lr or lr)
@@ -103,8 +106,8 @@ class Case:
     @property
     def goes_by_chunks(self) -> str:
         """The setting that has the optimizer go through the weights in chunks; empty if none."""
-        if self.training.weights != "fp32":
-            return f"training.weights {self.training.weights}"
+        if self.training.weight_dtype != "fp32":
+            return f"training.weight_dtype {self.training.weight_dtype}"
         if self.in_backward:
             return "training.optimizer_in_backward"
         return "training.offload_optimizer" if self.training.offload_optimizer else ""
@@ -130,13 +133,20 @@ class Case:
     @property
     def never_learns(self) -> bool:
         """Whether the text encoder would begin to learn after the end of the run."""
-        return self.steps is not None and self.method.text_encoder_from_step >= self.steps
+        return self.steps is not None and self.text_encoder_begins >= self.steps
+
+    @property
+    def text_encoder_begins(self) -> int:
+        """The step from which the text encoder learns, if it does."""
+        method = self.method
+        return method.text_encoder_from_step if method.kind == "full" else 0
 
     @property
     def text_encoder_pauses(self) -> bool:
         """Whether the text encoder learns for a part of the run only."""
         method = self.method
-        return method.text_encoder_from_step > 0 or method.text_encoder_until_step is not None
+        ends = method.kind == "full" and method.text_encoder_until_step is not None
+        return ends or self.text_encoder_begins > 0
 
     @property
     def ema_settings(self) -> str:
@@ -181,27 +191,27 @@ def _shards(
 RULES = (
     # precision and weights
     Rule(
-        ("training.weights", "training.mixed_precision"),
+        ("training.weight_dtype", "training.mixed_precision"),
         lambda c: (
-            c.training.weights != "fp32"
-            and c.training.mixed_precision not in (c.training.weights, "auto")
+            c.training.weight_dtype != "fp32"
+            and c.training.mixed_precision not in (c.training.weight_dtype, "auto")
         ),
         lambda c: (
-            f"training.weights {c.training.weights} needs mixed_precision {c.training.weights}; it "
-            f"is {c.training.mixed_precision}"
+            f"training.weight_dtype {c.training.weight_dtype} needs mixed_precision "
+            f"{c.training.weight_dtype}; it is {c.training.mixed_precision}"
         ),
     ),
     Rule(
-        ("training.rounding", "training.weights"),
-        lambda c: c.training.weights == "fp32" and c.training.rounding is not None,
+        ("training.rounding", "training.weight_dtype"),
+        lambda c: c.training.weight_dtype == "fp32" and c.training.rounding is not None,
         lambda _: "training.rounding has no effect on weights in fp32",
     ),
     Rule(
-        ("training.weight_copies", "training.weights"),
-        lambda c: c.training.weight_copies and c.training.weights != "fp32",
+        ("training.weight_copies", "training.weight_dtype"),
+        lambda c: c.training.weight_copies and c.training.weight_dtype != "fp32",
         lambda c: (
-            f"training.weight_copies has no effect on weights in {c.training.weights}, which need "
-            f"no copies"
+            f"training.weight_copies has no effect on weights in {c.training.weight_dtype}, which "
+            f"need no copies"
         ),
     ),
     Rule(
@@ -308,7 +318,7 @@ RULES = (
     Rule(
         (
             "optimizer.kind",
-            "training.weights",
+            "training.weight_dtype",
             "training.optimizer_in_backward",
             "training.offload_optimizer",
         ),
@@ -384,7 +394,7 @@ RULES = (
         ("method.text_encoder_from_step", "training.max_steps", "training.max_epochs"),
         lambda c: c.never_learns,
         lambda c: (
-            f"method.text_encoder_from_step {c.method.text_encoder_from_step} is not before "
+            f"method.text_encoder_from_step {c.text_encoder_begins} is not before "
             + (
                 f"training.max_steps {c.steps}"
                 if c.training.max_steps
@@ -396,7 +406,7 @@ RULES = (
     ),
     Rule(
         ("training.cache_text_to_disk", "method.train_text_encoder"),
-        lambda c: c.training.cache_text_to_disk and c.method.train_text_encoder,
+        lambda c: c.training.cache_text_to_disk and c.config.trains_text_encoder,
         lambda _: (
             "training.cache_text_to_disk and method.train_text_encoder contradict each other: what "
             "a learning text encoder says changes with each step. Take one of them out"
@@ -450,9 +460,9 @@ RULES = (
         ),
     ),
     _shards(
-        ("training.weights",),
-        lambda c: c.training.weights != "fp32",
-        lambda c: f'training.weights = "{c.training.weights}": set it to "fp32"',
+        ("training.weight_dtype",),
+        lambda c: c.training.weight_dtype != "fp32",
+        lambda c: f'training.weight_dtype = "{c.training.weight_dtype}": set it to "fp32"',
     ),
     _shards(
         ("training.optimizer_in_backward",),

@@ -12,8 +12,11 @@ from impasto.config.base import Section
 DEFAULT_LR = 1e-5  # A1111's, `modules/ui.py`
 
 
-class HypernetworkConfig(Section):
-    """The hypernetwork, with `method.kind = "hypernetwork"`."""
+class HypernetworkMethod(Section):
+    """A hypernetwork is trained: small networks beside the model, which stays as it is."""
+
+    kind: Literal["hypernetwork"] = "hypernetwork"
+    """Trains a hypernetwork."""
 
     widths: tuple[Annotated[int, Field(ge=1)], ...] | None = None
     """Contexts that are changed, by their widths: 768 (SD 1) or 1024 (SD 2) is the captions', 320,
@@ -57,7 +60,7 @@ class HypernetworkConfig(Section):
     """Free text for the file (A1111's `optional_info`)."""
 
     @model_validator(mode="after")
-    def _structure_fits(self) -> HypernetworkConfig:
+    def _structure_fits(self) -> HypernetworkMethod:
         if len(self.layers) < 2 or self.layers[0] != 1 or self.layers[-1] != 1:
             raise ValueError(f"layers {list(self.layers)} must begin and end with 1")
         if self.dropout and len(self.dropout) != len(self.layers):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from pydantic import BaseModel
 from impasto import presence
 from impasto.config.dataset import DatasetConfig, DatasetKeys
 from impasto.config.dataset_file import is_dataset_file, read_dataset_file
+from impasto.config.renamed import FormerNameWarning, with_present_names
 from impasto.config.run import RunConfig
 from impasto.config.validation import read_toml, require_text, require_whole_paths, validated
 from impasto.errors import ConfigError
@@ -24,10 +26,22 @@ def load_run_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfi
 
     Relative paths in the file are taken from the current folder, as on a command line.
 
+    Settings under a name that they had before are read as ever, with a `FormerNameWarning`.
+
     Raises:
         ConfigError: The file is missing or not TOML, a key is unknown, a value does not fit.
     """
-    return build_run_config(read_toml(Path(path)), overrides, source=str(path))
+    values = read_toml(Path(path))
+    config = build_run_config(values, overrides, source=str(path))
+    for note in former_names(values, overrides):
+        warnings.warn(f"{path}: {note}; it is read as that.", FormerNameWarning, stacklevel=2)
+    return config
+
+
+def former_names(values: Mapping[str, Any], overrides: Sequence[str] = ()) -> list[str]:
+    """What of settings is under a name that it had before, in words."""
+    _, notes = with_present_names(_overridden(values, overrides))
+    return notes
 
 
 def build_run_config(
@@ -38,9 +52,7 @@ def build_run_config(
     Raises:
         ConfigError: As for `load_run_config`.
     """
-    tree = _copied(values)
-    for override in overrides:
-        _apply(tree, override)
+    tree = _overridden(values, overrides)
     if isinstance(tree.get("dataset"), dict):
         tree["dataset"] = _with_file(tree["dataset"])
     require_text(tree, source)
@@ -124,6 +136,13 @@ def _with_file(values: Mapping[str, Any]) -> dict[str, Any]:
         return content
     fallbacks = {k: content.pop(k) for k in list(content) if k in DatasetKeys.model_fields}
     return content | read_dataset_file(Path(file), fallbacks)
+
+
+def _overridden(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    tree = _copied(values)
+    for override in overrides:
+        _apply(tree, override)
+    return tree
 
 
 def _copied(values: Mapping[str, Any]) -> dict[str, Any]:

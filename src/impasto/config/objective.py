@@ -7,26 +7,13 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from impasto.config.base import Section
+from impasto.config.kinds import of_its_kind
 
 NotNegative = Annotated[float, Field(ge=0)]
 
 
-class LossConfig(Section):
-    """How far an output is from its target, and how much each noise level counts."""
-
-    kind: Literal["l2", "l1", "huber", "smooth_l1"] = "l2"
-    """`l2` squares the error; the others weigh large errors less, so odd images do less harm."""
-
-    huber_schedule: Literal["constant", "exponential", "snr"] = "snr"
-    """How the threshold of `huber` and `smooth_l1` follows the noise: `constant`; `exponential`,
-    from `huber_scale` without noise to `huber_c` times that; `snr`, by the signal-to-noise
-    ratio."""
-
-    huber_c: Annotated[float, Field(gt=0, le=1)] = 0.1
-    """The threshold where there is most noise: smaller is closer to `l1`."""
-
-    huber_scale: Annotated[float, Field(gt=0)] = 1.0
-    """Factor on the threshold; not for `huber_schedule` snr."""
+class LossWeights(Section):
+    """How much each noise level counts, whatever the kind of loss."""
 
     min_snr_gamma: Annotated[float, Field(gt=0)] | None = None
     """Weigh low noise less, so that training settles sooner (min-SNR); 5 is usual. Off means that
@@ -43,21 +30,59 @@ class LossConfig(Section):
     """Add this share of a velocity loss to that of a noise model: sd-scripts'
     `v_pred_like_loss`."""
 
+
+class PlainLoss(LossWeights):
+    """The squared or the absolute error."""
+
+    kind: Literal["l2", "l1"] = "l2"
+    """`l2` squares the error; `l1` weighs large errors less, so odd images do less harm."""
+
+
+class HuberLoss(LossWeights):
+    """An error that is squared where it is small, and not where it is large."""
+
+    kind: Literal["huber", "smooth_l1"]
+    """`huber` is like `l2` below a threshold and like `l1` above it, so that odd images do less
+    harm; `smooth_l1` is the same divided by the threshold."""
+
+    huber_schedule: Literal["constant", "exponential", "snr"] = "snr"
+    """How the threshold follows the noise: `constant`; `exponential`, from `huber_scale` without
+    noise to `huber_c` times that; `snr`, by the signal-to-noise ratio."""
+
+    huber_c: Annotated[float, Field(gt=0, le=1)] = 0.1
+    """The threshold where there is most noise: smaller is closer to `l1`."""
+
+    huber_scale: Annotated[float, Field(gt=0)] = 1.0
+    """Factor on the threshold; not for `huber_schedule` snr."""
+
     @model_validator(mode="after")
-    def _options_are_used(self) -> LossConfig:
-        names = ("huber_schedule", "huber_c", "huber_scale")
-        given = [n for n in names if getattr(self, n) != type(self).model_fields[n].default]
-        if given and self.kind not in {"huber", "smooth_l1"}:
-            raise ValueError(
-                f"{given[0]} has no effect on the kind {self.kind}; it belongs to huber and "
-                f"smooth_l1"
-            )
+    def _scale_is_used(self) -> HuberLoss:
         if self.huber_scale != 1.0 and self.huber_schedule == "snr":
             raise ValueError(
                 "huber_scale has no effect on huber_schedule snr: take it out, or choose constant "
                 "or exponential"
             )
         return self
+
+
+LOSSES: dict[str, type[Section]] = {
+    "l2": PlainLoss,
+    "l1": PlainLoss,
+    "huber": HuberLoss,
+    "smooth_l1": HuberLoss,
+}
+
+LossConfig = Annotated[
+    PlainLoss | HuberLoss,
+    Field(discriminator="kind"),
+    of_its_kind(
+        LOSSES,
+        "l2",
+        lambda name, kind: (
+            f"{name} has no effect on the kind {kind}; it belongs to huber and smooth_l1"
+        ),
+    ),
+]
 
 
 class NoiseConfig(Section):

@@ -6,6 +6,7 @@ The docstring under a field is its help text and its entry in `docs/config.md`. 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,20 +15,17 @@ from pydantic import Field, model_validator
 from impasto.config.base import Section
 from impasto.config.compatibility import FORMATS, conflicts
 from impasto.config.dataset import DatasetConfig
-from impasto.config.hypernetwork import DEFAULT_LR, HypernetworkConfig
+from impasto.config.hypernetwork import DEFAULT_LR, HypernetworkMethod
+from impasto.config.method import FullMethod, MethodConfig
 from impasto.config.names import FileName, fault_of_name
-from impasto.config.objective import LossConfig, NoiseConfig, TimestepConfig
-from impasto.config.optimizer import OptimizerConfig, Rate
+from impasto.config.objective import LossConfig, NoiseConfig, PlainLoss, TimestepConfig
+from impasto.config.optimizer import OptimizerConfig
 from impasto.config.output import LoggingConfig, Precision, PreviewConfig, SavingConfig
+from impasto.config.renamed import with_present_names
 from impasto.config.schedule import ScheduleConfig
 from impasto.config.training import TrainingConfig
 
 Positive = Annotated[int, Field(ge=1)]
-BlockName = Literal[
-    "conv_in", "time_embedding", "down_blocks.0", "down_blocks.1", "down_blocks.2", "down_blocks.3",
-    "mid_block", "up_blocks.0", "up_blocks.1", "up_blocks.2", "up_blocks.3", "conv_norm_out",
-    "conv_out",
-]  # fmt: skip
 
 
 class ModelConfig(Section):
@@ -78,54 +76,6 @@ class ModelConfig(Section):
     their mean besides, as A1111 does."""
 
 
-class MethodConfig(Section):
-    """What is trained: the whole U-Net, and the text encoder if asked; or a hypernetwork."""
-
-    kind: Literal["full", "hypernetwork"] = "full"
-    """`full` trains the U-Net itself; `hypernetwork` small networks beside it, by the settings of
-    `[hypernetwork]`, and leaves the model as it is."""
-
-    train_text_encoder: bool = False
-    """Train the text encoder too: learns new words better, forgets old ones faster."""
-
-    text_encoder_lr: Rate | None = None
-    """Learning rate of the text encoder; off means the optimizer's."""
-
-    text_encoder_layers: Positive | None = None
-    """Train only so many of its last layers, those that `clip_skip` uses; off means all, and its
-    embeddings."""
-
-    text_encoder_from_step: Annotated[int, Field(ge=0)] = 0
-    """The optimizer step from which it learns."""
-
-    text_encoder_until_step: Positive | None = None
-    """The optimizer step from which it learns no more; off means to the end."""
-
-    block_lrs: dict[BlockName, Rate] = Field(default_factory=dict)
-    """Learning rates of blocks of the U-Net by their names, such as `{"down_blocks.0" = 1e-6,
-    "mid_block" = 5e-6}`: `conv_in`, `time_embedding`, `down_blocks.0` to `.3`, `mid_block`,
-    `up_blocks.0` to `.3`, `conv_norm_out`, `conv_out`. The others have the optimizer's."""
-
-    @model_validator(mode="after")
-    def _text_encoder_is_trained(self) -> MethodConfig:
-        names = ("lr", "layers", "from_step", "until_step")
-        given = [n for n in (f"text_encoder_{name}" for name in names) if getattr(self, n)]
-        if given and not self.train_text_encoder:
-            raise ValueError(f"{given[0]} has no effect without train_text_encoder")
-        if self.kind != "full" and (self.train_text_encoder or self.block_lrs):
-            raise ValueError(
-                "train_text_encoder and block_lrs belong to the kind full: a hypernetwork leaves "
-                "the model as it is"
-            )
-        end = self.text_encoder_until_step
-        if end is not None and end <= self.text_encoder_from_step:
-            raise ValueError(
-                f"text_encoder_until_step {end} is not after text_encoder_from_step "
-                f"{self.text_encoder_from_step}"
-            )
-        return self
-
-
 class ValidationConfig(Section):
     """Loss on images that are not trained on, at fixed noise and timesteps."""
 
@@ -155,11 +105,10 @@ class RunConfig(Section):
 
     model: ModelConfig
     dataset: DatasetConfig
-    method: MethodConfig = MethodConfig()
-    hypernetwork: HypernetworkConfig = HypernetworkConfig()
+    method: MethodConfig = FullMethod()
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
-    loss: LossConfig = LossConfig()
+    loss: LossConfig = PlainLoss()
     noise: NoiseConfig = NoiseConfig()
     timesteps: TimestepConfig = TimestepConfig()
     training: TrainingConfig
@@ -170,13 +119,14 @@ class RunConfig(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _hypernetworks_have_a_rate_of_their_own(cls, values: Any) -> Any:
-        if not isinstance(values, dict):
+    def _under_present_names(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping):
             return values
+        values, _ = with_present_names(values)
         method, optimizer = values.get("method"), values.get("optimizer", {})
         is_hypernetwork = isinstance(method, dict) and method.get("kind") == "hypernetwork"
         if is_hypernetwork and isinstance(optimizer, dict) and "lr" not in optimizer:
-            return {**values, "optimizer": {"lr": DEFAULT_LR, **optimizer}}
+            values["optimizer"] = {"lr": DEFAULT_LR, **optimizer}  # which have a rate of their own
         return values
 
     @model_validator(mode="after")
@@ -186,15 +136,6 @@ class RunConfig(Section):
             raise ValueError(
                 f"the exported model would be called {self.export_name[:60]!r} after output_dir, "
                 f"and that {fault}. Set saving.name, or choose another output_dir"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _hypernetworks_are_trained(self) -> RunConfig:
-        if self.method.kind == "full" and self.hypernetwork != HypernetworkConfig():
-            raise ValueError(
-                '[hypernetwork] has no effect without method.kind = "hypernetwork". Add that, or '
-                "take the section out"
             )
         return self
 
@@ -214,6 +155,16 @@ class RunConfig(Section):
         asked = self.training.batch_size
         usual = 1 if asked == "auto" else asked
         return dict(enumerate(part.batch_size or usual for part in self.dataset.parts))
+
+    @property
+    def trains_text_encoder(self) -> bool:
+        """Whether the text encoder learns, for a part of the run at least."""
+        return isinstance(self.method, FullMethod) and self.method.train_text_encoder
+
+    @property
+    def hypernetwork(self) -> HypernetworkMethod | None:
+        """The settings of the hypernetwork that is trained, if one is."""
+        return self.method if isinstance(self.method, HypernetworkMethod) else None
 
     @property
     def export_form(self) -> str:

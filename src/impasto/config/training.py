@@ -45,7 +45,7 @@ class TrainingConfig(Section):
     where it has instructions for it, else `fp16` on a GPU and `no` on a CPU; the run keeps what was
     chosen."""
 
-    weights: Literal["fp32", "bf16", "fp16"] = "fp32"
+    weight_dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
     """What the weights that learn are kept in. 16 bits need half the memory for weights and
     gradients, and `mixed_precision` of the same kind; how well they learn depends on `rounding`."""
 

@@ -7,12 +7,13 @@ import json
 import re
 import tomllib
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from impasto.config.kinds import sections_of
 from impasto.errors import ConfigError
 from impasto.parsing import (
     is_deep,
@@ -192,7 +193,10 @@ def _is_inside(location: tuple[Any, ...], other: tuple[Any, ...]) -> bool:
 
 
 def _fault_in_words(fault: dict[str, Any], location: list[str], root: type[BaseModel]) -> str:
-    path = _written(location)
+    path = _written(_as_typed(location, root))
+    if fault["type"] == "union_tag_invalid":
+        found, expected = fault["ctx"]["tag"], fault["ctx"]["expected_tags"]
+        return f"{path}.kind is {found!r}; expected one of {expected}"
     if fault["type"] == "extra_forbidden":
         return _unknown_key(path, location, root)
     if fault["type"] == "missing":
@@ -224,16 +228,41 @@ def _written(location: Sequence[str]) -> str:
 
 def _allowed_keys(root: type[BaseModel], location: Sequence[str]) -> list[str]:
     """The keys of the section at `location` of the tree."""
-    section = root
-    for key in location:
-        if key.isdigit():
-            continue
-        field = section.model_fields.get(key)
-        if field is None:
+    section: type[BaseModel] = root
+    for _, inner in _walk(location, root):
+        if inner is None:
             return []
-        section = next(
-            candidate
-            for candidate in (field.annotation, *typing.get_args(field.annotation))
-            if isinstance(candidate, type) and issubclass(candidate, BaseModel)
-        )
+        section = inner
     return sorted(section.model_fields)
+
+
+def _as_typed(location: Sequence[str], root: type[BaseModel]) -> list[str]:
+    """A location without the kinds that pydantic puts behind sections that depend on them."""
+    return [key for key, _ in _walk(location, root)]
+
+
+def _walk(
+    location: Sequence[str], root: type[BaseModel]
+) -> Iterator[tuple[str, type[BaseModel] | None]]:
+    """Each key of a location with the section that it leads to; None where it leads to none."""
+    section: type[BaseModel] | None = root
+    kinds: Mapping[str, type[BaseModel]] = {}
+    for number, key in enumerate(location):
+        if key in kinds:  # the section that was just given
+            kinds = {}
+            continue
+        field = None if section is None else section.model_fields.get(key)
+        if key.isdigit() and field is None:
+            yield key, section
+            continue
+        kinds = {} if field is None else sections_of(field)
+        tag = location[number + 1] if number + 1 < len(location) else ""
+        section = kinds.get(tag) or (None if field is None else _section_in(field.annotation))
+        yield key, section
+
+
+def _section_in(annotation: Any) -> type[BaseModel] | None:
+    for candidate in (annotation, *typing.get_args(annotation)):
+        if isinstance(candidate, type) and issubclass(candidate, BaseModel):
+            return candidate
+    return None

@@ -7,7 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import tomli_w
+from pydantic.fields import FieldInfo
 
+from impasto.config.kinds import defaults_of, sections_of
 from impasto.config.load import build_run_config
 from impasto.config.run import RunConfig
 from impasto.errors import ConfigError
@@ -64,15 +66,24 @@ def _told(tree: dict[str, Any], flags: Mapping[str, Any]) -> dict[str, Any]:
         if not isinstance(value, dict):
             told[name] = value
             continue
-        fields = getattr(sections[name].annotation, "model_fields", {})
+        usual = _usual(sections[name])
         differing = {
             key: own
             for key, own in value.items()
-            if key not in fields or own != fields[key].default or f"{name}.{key}" in given
+            if key not in usual or own != usual[key] or f"{name}.{key}" in given
         }
         if differing:
             told[name] = differing
     return told
+
+
+def _usual(section: FieldInfo) -> dict[str, Any]:
+    """The defaults of a section, of all its kinds if it has several."""
+    kinds = sections_of(section)
+    if kinds:
+        return {"kind": next(iter(kinds)), **defaults_of(kinds)}
+    fields = getattr(section.annotation, "model_fields", {})
+    return {name: field.default for name, field in fields.items()}
 
 
 def _commented(tree: dict[str, Any], flags: Mapping[str, Any]) -> list[str]:

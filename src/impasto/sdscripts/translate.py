@@ -324,7 +324,7 @@ def _precision(
     if full is not None and asked == "no":
         notices.append(f"--full_{full}: weights are kept in float32, in which is computed.")
     elif full is not None:
-        tree["training"]["weights"] = asked
+        tree["training"]["weight_dtype"] = asked
         notices.append(
             f"--full_{full}: weights are kept in {asked} and rounded up or down by chance, so that "
             f"small changes are not lost."

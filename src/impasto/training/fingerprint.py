@@ -15,7 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from impasto.config.kinds import defaults_of
 from impasto.config.load import settings_by_path
+from impasto.config.method import METHODS
+from impasto.config.objective import LOSSES
+from impasto.config.renamed import present_path
 from impasto.config.run import RunConfig
 from impasto.data.content_hashes import stamp_of
 from impasto.data.latent_cache import CachedPlan
@@ -27,7 +31,7 @@ from impasto.training.code_identity import described
 from impasto.training.methods import build_templates
 
 _SECTIONS = {
-    "seed", "model", "dataset", "method", "hypernetwork", "optimizer", "schedule", "loss", "noise",
+    "seed", "model", "dataset", "method", "optimizer", "schedule", "loss", "noise",
     "timesteps", "training", "validation",
 }  # fmt: skip
 _ELSEWHERE = {
@@ -36,7 +40,7 @@ _ELSEWHERE = {
         "image_dir", "metadata_file", "mask_dir", "recursive", "cache_dir", "vae_batch_size",
         "decode_workers", "on_error",
     },
-    "hypernetwork": {"templates", "template_file", "start_from", "info"},
+    "method": {"templates", "template_file", "start_from", "info"},
     "training": {
         "max_steps", "max_epochs", "text_cache_mib", "memory", "fit_check",
         "gradient_accumulation_steps", "offload_optimizer", "weight_copies",
@@ -114,7 +118,7 @@ _RENAMED = {
         "steps in all (the learning rate follows them)"
     ),
 }
-"""What states of earlier versions call it -> its name."""
+"""What states of earlier versions call it -> its name; settings are in `config/renamed.py`."""
 
 
 _SAID = {"data set": "dataset"}
@@ -127,9 +131,11 @@ def differences(saved: Mapping[str, str], current: Mapping[str, str]) -> list[st
     A state of an earlier version says less: what it does not say is not compared, and a setting
     that it did not have was as it is by default now.
     """
-    saved = {_RENAMED.get(name, name): value for name, value in saved.items()}
     is_old = any(saved.get(name, "").startswith("{") for name in _OLD_SECTIONS)
-    before = _of_old(saved) if is_old else dict(saved)
+    before = {
+        _RENAMED.get(name, present_path(name)): value
+        for name, value in (_of_old(saved) if is_old else saved).items()
+    }
     usual = _usual_settings()
     found = []
     for name in sorted(before.keys() | current.keys()):
@@ -137,9 +143,16 @@ def differences(saved: Mapping[str, str], current: Mapping[str, str]) -> list[st
         if was is None and is_old and name.partition(".")[0] not in _OLD_SECTIONS:
             continue
         was, now = (usual.get(name, _ABSENT) if value is None else value for value in (was, now))
-        if was != now:
+        if not _is_same(was, now):
             found.append(f"{_SAID.get(name, name)} (was {_shown(was)}, is {_shown(now)})")
     return found
+
+
+def _is_same(one: str, other: str) -> bool:
+    """Whether two texts say the same; 1 and 1.0 in lists do."""
+    if one.startswith("[") and other.startswith("["):
+        return bool(parse_json(one) == parse_json(other))
+    return one == other
 
 
 def _counts(path: str) -> bool:
@@ -155,7 +168,11 @@ def _usual_settings() -> dict[str, str]:
         "dataset": {"image_dir": "."},
         "training": {"max_steps": 1},
     }
-    return settings_fingerprint(RunConfig.model_validate(required))
+    usual = settings_fingerprint(RunConfig.model_validate(required))
+    for section, kinds in (("method", METHODS), ("loss", LOSSES)):
+        for name, value in defaults_of(kinds).items():
+            usual.setdefault(f"{section}.{name}", json.dumps(value))
+    return usual
 
 
 def _of_old(saved: Mapping[str, str]) -> dict[str, str]:

@@ -6,7 +6,9 @@ from collections.abc import Callable, Mapping
 
 from impasto.checkpoints.hypernetwork_writing import require_writable_as
 from impasto.checkpoints.hypernetworks import Structure, read_hypernetwork
-from impasto.config.run import BlockName, RunConfig
+from impasto.config.hypernetwork import HypernetworkMethod
+from impasto.config.method import BlockName, FullMethod
+from impasto.config.run import RunConfig
 from impasto.data.templates import CaptionTemplates, read_templates
 from impasto.errors import ConfigError
 from impasto.models.hypernetwork import Hypernetwork, context_widths, initialize
@@ -33,11 +35,14 @@ def build_trainable(config: RunConfig, model: BaseModel) -> Trainable:
         ConfigError: There is no such activation.
         ModelError: A hypernetwork to go on from cannot be read or does not fit the model.
     """
-    return TRAINABLES[config.method.kind](config, model)
+    method = config.method
+    if method.kind == "hypernetwork":
+        return _build_hypernetwork(config, method, model)
+    return _build_full(config, method, model)
 
 
-def _build_full(config: RunConfig, model: BaseModel) -> Trainable:
-    method, lr = config.method, config.optimizer.lr
+def _build_full(config: RunConfig, method: FullMethod, model: BaseModel) -> Trainable:
+    lr = config.optimizer.lr
     _require_blocks(method.block_lrs, model)
     return FullFineTune(
         model,
@@ -68,8 +73,10 @@ def _require_blocks(block_lrs: Mapping[BlockName, float], model: BaseModel) -> N
             )
 
 
-def _build_hypernetwork(config: RunConfig, model: BaseModel) -> Trainable:
-    network = new_hypernetwork(config, model)
+def _build_hypernetwork(
+    config: RunConfig, method: HypernetworkMethod, model: BaseModel
+) -> Trainable:
+    network = new_hypernetwork(method, model, config.seed)
     require_writable_as(network.structure, dialect(config))  # and not after days of training
     return HypernetworkTraining(
         model,
@@ -83,15 +90,8 @@ def _build_hypernetwork(config: RunConfig, model: BaseModel) -> Trainable:
     )
 
 
-TRAINABLES: dict[str, BuildTrainable] = {
-    "full": _build_full,
-    "hypernetwork": _build_hypernetwork,
-}
-
-
-def new_hypernetwork(config: RunConfig, model: BaseModel) -> Hypernetwork:
+def new_hypernetwork(asked: HypernetworkMethod, model: BaseModel, seed: int) -> Hypernetwork:
     """The hypernetwork as training begins: of a file, or drawn by the seed."""
-    asked = config.hypernetwork
     if asked.start_from is not None:
         return Hypernetwork.of(read_hypernetwork(asked.start_from))
     structure = Structure(
@@ -102,7 +102,7 @@ def new_hypernetwork(config: RunConfig, model: BaseModel) -> Hypernetwork:
         dropout=asked.dropout,
     )
     network = Hypernetwork(asked.widths or context_widths(model.unet), structure)
-    initialize(network, asked.initialization, derive_seed(config.seed, "hypernetwork"))
+    initialize(network, asked.initialization, derive_seed(seed, "hypernetwork"))
     return network
 
 
@@ -113,6 +113,6 @@ def build_templates(config: RunConfig) -> CaptionTemplates | None:
         ConfigError: A line does not fit, or the file cannot be read.
     """
     asked = config.hypernetwork
-    if not asked.templates and asked.template_file is None:
+    if asked is None or (not asked.templates and asked.template_file is None):
         return None
     return read_templates(asked.templates, asked.template_file, config.export_name)

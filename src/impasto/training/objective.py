@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from impasto.config.objective import LossConfig, NoiseConfig, TimestepConfig
+from impasto.config.objective import HuberLoss, LossConfig, NoiseConfig, TimestepConfig
 from impasto.diffusion.loss import ErrorMeasure, Huber, SmoothL1, Threshold, absolute, squared
 from impasto.diffusion.noise import NoiseRecipe
 from impasto.diffusion.prediction import VELOCITY, Prediction
@@ -25,9 +25,8 @@ from impasto.diffusion.weighting import (
 )
 from impasto.errors import ConfigError
 
-ERRORS: dict[str, Callable[[Threshold], ErrorMeasure]] = {
-    "l2": lambda _: squared,
-    "l1": lambda _: absolute,
+PLAIN_ERRORS: dict[str, ErrorMeasure] = {"l2": squared, "l1": absolute}
+HUBER_ERRORS: dict[str, Callable[[Threshold], ErrorMeasure]] = {
     "huber": Huber,
     "smooth_l1": SmoothL1,
 }
@@ -59,8 +58,10 @@ def require_fitting_loss(loss: LossConfig, noise: NoiseConfig, prediction: Predi
 
 def build_error(config: LossConfig) -> ErrorMeasure:
     """How an output is compared with its target."""
-    threshold = Threshold(config.huber_schedule, config.huber_c, config.huber_scale)
-    return ERRORS[config.kind](threshold)
+    if isinstance(config, HuberLoss):
+        threshold = Threshold(config.huber_schedule, config.huber_c, config.huber_scale)
+        return HUBER_ERRORS[config.kind](threshold)
+    return PLAIN_ERRORS[config.kind]
 
 
 def build_loss_weight(config: LossConfig) -> LossWeight:

@@ -21,10 +21,10 @@ from impasto.training.precision import computed_kind
 
 def build_dtypes(config: RunConfig) -> dict[PartKind, torch.dtype]:
     """Kinds of networks that are read in 16 bits, since they will be kept so."""
-    dtype = DTYPES[config.training.weights]
+    dtype = DTYPES[config.training.weight_dtype]
     if config.method.kind != "full":
         return {}
-    texts = {PartKind.TEXT: dtype} if config.method.train_text_encoder else {}
+    texts = {PartKind.TEXT: dtype} if config.trains_text_encoder else {}
     return {PartKind.UNET: dtype, **texts}
 
 
@@ -45,7 +45,7 @@ def narrow_weights(
     parts: Sequence[Part], config: RunConfig, device: torch.device
 ) -> Rounding | None:
     """Bring what learns to the width of the settings; how it is rounded there, if to 16 bits."""
-    dtype = DTYPES[config.training.weights]
+    dtype = DTYPES[config.training.weight_dtype]
     if dtype is torch.float32:
         return None
     for part in parts:

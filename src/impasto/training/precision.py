@@ -74,7 +74,7 @@ def computed_kind(config: RunConfig) -> MixedPrecision:
     training = config.training
     if training.mixed_precision != "auto":
         return training.mixed_precision
-    return native_precision().kind if training.weights == "fp32" else training.weights
+    return native_precision().kind if training.weight_dtype == "fp32" else training.weight_dtype
 
 
 def resolve_precision(config: RunConfig, progress: Progress) -> RunConfig:
@@ -93,14 +93,18 @@ def resolve_precision(config: RunConfig, progress: Progress) -> RunConfig:
     training, kind = config.training, computed_kind(config)
     native = native_precision()
     if training.mixed_precision == "auto":
-        reason = native.reason if kind == native.kind else f"training.weights is {training.weights}"
+        reason = (
+            native.reason
+            if kind == native.kind
+            else f"training.weight_dtype is {training.weight_dtype}"
+        )
         progress.note(
             f"Computing in {in_words(kind)} (training.mixed_precision is auto): {reason}."
         )
     require_compatible(config, Facts(precision=kind))
     warn_of_slow(
         kind,
-        "set training.mixed_precision to auto or no, and leave training.weights at fp32",
+        "set training.mixed_precision to auto or no, and leave training.weight_dtype at fp32",
         progress,
     )
     vae = config.dataset.vae_precision

@@ -188,7 +188,7 @@ class Session:
         at the averages would take more memory than any step.
         """
         cached = torch.is_autocast_cache_enabled()
-        torch.set_autocast_cache_enabled(cached and self.config.training.weights == "fp32")
+        torch.set_autocast_cache_enabled(cached and self.config.training.weight_dtype == "fp32")
         try:
             yield
         finally:

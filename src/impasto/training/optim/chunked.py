@@ -38,7 +38,7 @@ class ChunkRules:
     def need(self) -> str | None:
         """The setting that asks for chunks; None if none does."""
         if self.rounding is not None:
-            return "training.weights in 16 bits"
+            return "training.weight_dtype in 16 bits"
         if self.each_alone:
             return "training.optimizer_in_backward"
         return None if self.away is None else "training.offload_optimizer"

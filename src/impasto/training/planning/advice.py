@@ -75,9 +75,11 @@ def _on_model(config: RunConfig, identity: Identity) -> list[str]:
 
 
 def _on_text(config: RunConfig) -> list[str]:
-    method, found = config.method, []
+    method, found = config.method, list[str]()
+    if method.kind != "full" or not method.train_text_encoder:
+        return found
     rate = method.text_encoder_lr or config.optimizer.lr
-    if method.train_text_encoder and rate > config.optimizer.lr:
+    if rate > config.optimizer.lr:
         found.append(
             f"method.text_encoder_lr {rate:g} is above the U-Net's {config.optimizer.lr:g}; the "
             f"text encoder forgets fast, so a half to a tenth is usual."
@@ -87,19 +89,19 @@ def _on_text(config: RunConfig) -> list[str]:
 
 def _on_hypernetwork(config: RunConfig, identity: Identity) -> list[str]:
     """What users of AUTOMATIC1111's trainer report as failing; its threads and pull requests."""
-    if config.method.kind != "hypernetwork":
-        return []
     asked = config.hypernetwork
+    if asked is None:
+        return []
     is_deep, is_linear = len(asked.layers) > 3, asked.activation == "linear"
     cases = [
         (
             asked.activate_output and not is_linear,
-            "hypernetwork.activate_output is reported to block learning, with relu above all "
+            "method.activate_output is reported to block learning, with relu above all "
             "(AUTOMATIC1111 #3698).",
         ),
         (
             asked.layer_norm,
-            "hypernetwork.layer_norm is reported to make training unstable, by its author too "
+            "method.layer_norm is reported to make training unstable, by its author too "
             "(AUTOMATIC1111 #3086).",
         ),
         (

@@ -98,7 +98,7 @@ def free_bytes(path: Path) -> int:
 
 def _state_bytes(config: RunConfig, trainable: Trainable) -> int:
     training = config.training
-    per_weight: float = DTYPES[training.weights].itemsize
+    per_weight: float = DTYPES[training.weight_dtype].itemsize
     per_weight += find_row(config.optimizer.kind).state_bytes
     per_weight += 4 * (training.ema_decay is not None) + 2 * (training.rounding == "kahan")
     return int(per_weight * sum(part.count() for part in trainable.parts))

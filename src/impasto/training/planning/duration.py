@@ -91,7 +91,7 @@ def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
 
 def seconds_per_weight(config: RunConfig, device: torch.device) -> float:
     """What the optimizer of the settings takes for each weight, measured on some."""
-    dtype = DTYPES[config.training.weights]
+    dtype = DTYPES[config.training.weight_dtype]
     weight = nn.Parameter(torch.zeros(SAMPLE, device=device, dtype=dtype))
     module = nn.ParameterList([weight])
     rounding = None

@@ -126,11 +126,11 @@ IN_BACKWARD = tuple(
     )
 )
 WEIGHTS_BF16 = Rung(
-    {"training": {"mixed_precision": "bf16", "weights": "bf16"}},
+    {"training": {"mixed_precision": "bf16", "weight_dtype": "bf16"}},
     "weights and gradients take half, rounded up or down by chance",
     lambda c: (
         c.method.kind == "full"  # a hypernetwork's weights are few
-        and c.training.weights == "fp32"
+        and c.training.weight_dtype == "fp32"
         and c.training.mixed_precision != "fp16"
     ),
 )

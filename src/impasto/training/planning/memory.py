@@ -207,7 +207,7 @@ class FootprintMeter:
         return not (away and self._on_gpu)
 
     def _weights(self, config: RunConfig, trainable: Trainable, model: BaseModel) -> int:
-        wide = DTYPES[config.training.weights].itemsize
+        wide = DTYPES[config.training.weight_dtype].itemsize
         total = 0
         for module in (trainable.network, model.vae, *model.text_encoders.values()):
             for parameter in module.parameters():
@@ -236,7 +236,7 @@ class FootprintMeter:
 
         A GPU has two such memories: what encodes captions beside the step, and what is looked at.
         """
-        if config.method.train_text_encoder or leaves_text(config):
+        if config.trains_text_encoder or leaves_text(config):
             return 0
         chunk = 4 * trainable.states.shape.numbers * (config.model.max_tokens // 75)
         limit, work = config.training.text_cache_mib << 20, self._workload
@@ -252,8 +252,8 @@ class FootprintMeter:
         words = (
             "step with what is beside gradients", self._device_type, str(bucket), batch,
             *text_words(config), config.method.kind,
-            config.hypernetwork.model_dump_json() if config.method.kind != "full" else "",
-            computed_kind(config), training.weights, training.gradient_checkpointing,
+            config.method.model_dump_json() if config.method.kind != "full" else "",
+            computed_kind(config), training.weight_dtype, training.gradient_checkpointing,
             training.checkpointed_levels, training.optimizer_in_backward != "off",
             *(["copies"] if training.weight_copies else []), structure_of(trainable),
         )  # fmt: skip
@@ -261,7 +261,7 @@ class FootprintMeter:
         def run_fake_step() -> StepCost:
             used = self._meta_models.trainable(config)
             for part in used.parts:
-                cast_network(part.module, DTYPES[training.weights])
+                cast_network(part.module, DTYPES[training.weight_dtype])
             if training.weight_copies:
                 dtype = COMPUTED[computed_kind(config)]
                 for module, name, weight in list(layers_with_copies(used.unet)):
@@ -276,7 +276,7 @@ class FootprintMeter:
 
         Korthikanti et al. 2022 (arXiv:2205.05198), eq. 1, without its attention matrices.
         """
-        if not config.method.train_text_encoder:
+        if not config.trains_text_encoder:
             return 0
         places = batch * 77 * (config.model.max_tokens // 75)
         size = COMPUTED[computed_kind(config)].itemsize
@@ -296,7 +296,7 @@ class FootprintMeter:
         return Moment("stepping the weights", gradients, others)
 
     def _all_gradients(self, config: RunConfig, trainable: Trainable) -> int:
-        wide = DTYPES[config.training.weights].itemsize
+        wide = DTYPES[config.training.weight_dtype].itemsize
         return wide * sum(part.count() for part in trainable.parts)
 
     def _transient(self, config: RunConfig, trainable: Trainable) -> int:
@@ -304,7 +304,7 @@ class FootprintMeter:
         sizes = [p.numel() for part in trainable.parts for p in part.parameters().values()]
         at_once = max(sizes) if steps_alone(config) else max(CHUNK, *sizes)
         others = 0
-        if config.training.weights != "fp32":
+        if config.training.weight_dtype != "fp32":
             others += ROUNDED_AT_ONCE * min(at_once, sum(sizes))
         if not self._on_gpu and find_row(config.optimizer.kind).has_8bit_states:
             others += WIDENED_AT_ONCE * max(sizes)

@@ -38,7 +38,7 @@ class MetaModels:
         Raises:
             ImpastoError: The model cannot be read, or the settings do not fit it.
         """
-        sections = config.model_dump_json(include={"model", "method", "hypernetwork"})
+        sections = config.model_dump_json(include={"model", "method"})
         key = f"{computed_kind(config)} {sections}"
         if key not in self._shown:
             model = self._make()

@@ -77,8 +77,8 @@ def _on_training(config: RunConfig) -> list[str]:
             "a quarter of the optimizer's memory",
         ),
         (
-            training.weights == "fp32" and native_precision().kind == "bf16",
-            {"training": {"mixed_precision": "bf16", "weights": "bf16"}},
+            training.weight_dtype == "fp32" and native_precision().kind == "bf16",
+            {"training": {"mixed_precision": "bf16", "weight_dtype": "bf16"}},
             "half the memory for weights and gradients",
         ),
         (
@@ -104,6 +104,6 @@ def _on_training(config: RunConfig) -> list[str]:
         for applies, changes, why in ways
         if applies and goes_together(with_changes(config, changes), facts)
     ]
-    if config.method.train_text_encoder:
+    if config.trains_text_encoder:
         found.append("method.train_text_encoder = false")
     return [*found, "a smaller dataset.resolution"]

@@ -113,7 +113,9 @@ class OtherWork:
     def _averaging(self, config: RunConfig, trainable: Trainable) -> Moment:
         """Weights of 16 bits on their way into the average, a few of them widened."""
         sizes = [p.numel() for part in trainable.parts for p in part.parameters().values()]
-        is_widened = config.training.ema_decay is not None and config.training.weights != "fp32"
+        is_widened = (
+            config.training.ema_decay is not None and config.training.weight_dtype != "fp32"
+        )
         widened = min(max(WIDENED_AT_ONCE, *sizes), sum(sizes)) if is_widened else 0
         return Moment("averaging the weights", 0, 4 * widened)
 
@@ -146,15 +148,15 @@ class OtherWork:
         """A forward pass with the weights that are looked at: their average, or themselves."""
         training = config.training
         is_average = training.ema_decay is not None and not training.ema_on_cpu
-        kind = "fp32" if is_average else training.weights
+        kind = "fp32" if is_average else training.weight_dtype
         words = ("forward", self.device_type, str(size), batch, computed_kind(config), kind,
-                 training.weights, *text_words(config), structure_of(trainable))  # fmt: skip
+                 training.weight_dtype, *text_words(config), structure_of(trainable))  # fmt: skip
 
         def run_fake_step() -> dict[str, int]:
             used = self.meta_models.trainable(config)
             for part in used.parts:
                 cast_network(part.module, DTYPES[kind])
-            caches = training.weights == "fp32"
+            caches = training.weight_dtype == "fp32"
             fake_step = fake_step_of(config, used, self.device_type)
             return {"peak": fake_step.drawing_peak(size, batch, caches_casts=caches)}
 

@@ -121,17 +121,18 @@ class HypernetworkExporter:
     ) -> None:
         """Write the hypernetwork; what its form cannot say is told."""
         config = source.config
-        module = source.trainable.parts[0].module
+        module, asked = source.trainable.parts[0].module, config.hypernetwork
         assert isinstance(module, Hypernetwork)  # noqa: S101 - what this exporter belongs to
+        assert asked is not None  # noqa: S101 - and so does this
         (tensors,) = trained.values()
         contents = hypernetworks.HypernetworkContents(
             hypernetworks.halves_of({n.removeprefix("pairs."): t for n, t in tensors.items()}),
             module.structure,
             name=target.name.removesuffix(model_suffix(config)),
             step=source.total_steps,
-            initialization=config.hypernetwork.initialization.replace("ZeroOutput", "Normal"),
+            initialization=asked.initialization.replace("ZeroOutput", "Normal"),
             base_name=source.model.contents.name,
-            info=config.hypernetwork.info,
+            info=asked.info,
             metadata={SUMMARY_KEY: json.dumps(training_summary(source), ensure_ascii=False)},
         )
         lost = write_hypernetwork(

@@ -1,0 +1,71 @@
+"""Sections whose settings depend on their `kind`: each kind has those that have an effect on it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, get_args
+
+from pydantic import BeforeValidator
+from pydantic.fields import FieldInfo
+
+from impasto.config.base import Section
+
+Kinds = Mapping[str, type[Section]]
+"""Kind -> the section that has its settings."""
+
+
+def of_its_kind(kinds: Kinds, usual: str, sentence: Callable[[str, str], str]) -> BeforeValidator:
+    """Reads a section by its kind, also from files that have the settings of every kind.
+
+    What belongs to another kind is passed over where it is as usual, as in the settings that a run
+    of an earlier version wrote, and refused otherwise: it would have no effect.
+
+    Args:
+        kinds: What there is.
+        usual: The kind where none is given.
+        sentence: From a setting and a kind that it has no effect on to what a person reads.
+    """
+    former = defaults_of(kinds)
+
+    def read(values: Any) -> Any:
+        if not isinstance(values, Mapping):
+            return values
+        kind = values.get("kind", usual)
+        if kind not in kinds:
+            return values  # the union names the kinds
+        kept = {"kind": kind}
+        for name, value in values.items():
+            if name in kinds[kind].model_fields or name not in former:
+                kept[name] = value
+            elif not _is_same(value, former[name]):
+                raise ValueError(sentence(name, kind))
+        return kept
+
+    return BeforeValidator(read)
+
+
+def defaults_of(kinds: Kinds) -> dict[str, Any]:
+    """The usual values of all settings of all kinds, but for the kind itself."""
+    return {
+        name: field.get_default(call_default_factory=True)
+        for section in dict.fromkeys(kinds.values())
+        for name, field in section.model_fields.items()
+        if name != "kind"
+    }
+
+
+def sections_of(field: FieldInfo) -> dict[str, type[Section]]:
+    """Kind -> section of a field whose section depends on its kind; empty for others."""
+    if field.discriminator != "kind":
+        return {}
+    return {
+        kind: section
+        for section in get_args(field.annotation)
+        for kind in get_args(section.model_fields["kind"].annotation)
+    }
+
+
+def _is_same(one: Any, other: Any) -> bool:
+    if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
+        return list(one) == list(other)
+    return bool(one == other)
