@@ -21,7 +21,7 @@ BATCH = 16
 
 
 def measure(scratch: Path) -> dict[str, str]:
-    folder = write_pictures(scratch / "pictures")
+    folder = write_images(scratch / "pictures")
     index = scratch / "scan.json"
     scan_folder(folder)  # warms the file cache
     began = time.perf_counter()
@@ -40,7 +40,7 @@ def measure(scratch: Path) -> dict[str, str]:
     return {**rates, **cache_reads(scratch / "latents")}
 
 
-def write_pictures(folder: Path) -> Path:
+def write_images(folder: Path) -> Path:
     """JPEGs of about 10 KB in sub-folders of 1,000, each with a caption."""
     rng = np.random.default_rng(0)
     sizes = [(320, 240), (240, 320), (256, 256), (400, 220)]

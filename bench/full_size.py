@@ -47,7 +47,7 @@ def make_model(scratch: Path, dtype: str = "fp32", architecture: str = "sd1") ->
     return file
 
 
-def make_pictures(scratch: Path, side: int = 256) -> Path:
+def make_images(scratch: Path, side: int = 256) -> Path:
     """Photographs with captions, that fill a bucket of this side."""
     pictures = scratch / f"pictures-{side}"
     if not pictures.is_dir():
@@ -65,7 +65,7 @@ def settings(
         "output_dir": str(scratch / "run"),
         "model": {"path": str(make_model(scratch, dtype, architecture))},
         "dataset": {
-            "image_dir": str(make_pictures(scratch, side)),
+            "image_dir": str(make_images(scratch, side)),
             "resolution": side,
             "enable_bucket": False,
             "cache_dir": str(scratch / f"derived-{side}"),

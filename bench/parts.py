@@ -14,7 +14,7 @@ from torch import nn
 
 from impasto.config.optimizer import OptimizerConfig
 from impasto.demo.recipe import demo_config
-from impasto.models.trainable import Part
+from impasto.models.trainable import TrainedPart
 from impasto.runs import RunDirectory
 from impasto.sampling.prompts import Prompt
 from impasto.training.build import build_session
@@ -82,7 +82,9 @@ def optimizer_seconds(kind: str, dtype: torch.dtype, rounding: str | None) -> fl
         nn.Parameter(torch.randn(WEIGHTS // 8, device=device).to(dtype)) for _ in range(8)
     )
     rules = AT_ONCE if rounding is None else ChunkRules(build_rounding(rounding, device))  # type: ignore[arg-type]
-    optimizer = build_optimizer([Part("unet", module, 1e-5)], OptimizerConfig(kind=kind), rules)
+    optimizer = build_optimizer(
+        [TrainedPart("unet", module, 1e-5)], OptimizerConfig(kind=kind), rules
+    )
     for parameter in module:
         parameter.grad = torch.randn_like(parameter)
 

@@ -19,7 +19,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.full_size import changed, make_model, make_pictures, run_command, run_to_end, settings
+from bench.full_size import changed, make_images, make_model, run_command, run_to_end, settings
 
 STEPS = 6
 CLOCK = Path(__file__).with_name("step_clock.py")
@@ -73,7 +73,7 @@ class Setup:
     @property
     def pictures(self) -> Path:
         """The folder of images, made once."""
-        return make_pictures(self.scratch, self.side)
+        return make_images(self.scratch, self.side)
 
 
 def measure(

@@ -124,12 +124,12 @@ def write_metadata_and_files(scratch: Path) -> None:
 
 def metadata(scratch: Path) -> dict[str, str]:
     """Reading alone, and then finding 100,000 files, empty ones."""
-    from impasto.data.metadata import PictureFinder, read_metadata
+    from impasto.data.metadata import ImageFinder, read_metadata
 
     before, began = peak_mib(), time.perf_counter()
     found = read_metadata(scratch / "meta.json")
     read = time.perf_counter()
-    finder = PictureFinder(scratch / "many")
+    finder = ImageFinder(scratch / "many")
     missing = sum(not isinstance(finder.find(entry.key), str) for entry in found.entries)
     seconds = time.perf_counter() - read
     return {

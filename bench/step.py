@@ -17,7 +17,7 @@ import torch
 from bench.full_size import changed, settings
 from bench.memory import predicted
 from impasto.config.load import build_run_config
-from impasto.data.dataset import iterate_updates
+from impasto.data.dataset import iterate_steps
 from impasto.datasets.batching import heaviest_group
 from impasto.runs import RunDirectory
 from impasto.training.build import build_session
@@ -26,7 +26,7 @@ from impasto.training.events import SilentEvents
 from impasto.training.loop import TrainingLoop
 from impasto.training.overrides import Overrides
 from impasto.training.planning.duration import matmul_rate
-from impasto.training.planning.resolve import build_fitting
+from impasto.training.planning.resolve import build_memory_fitter
 from impasto.training.prefetch import build_prefetcher
 
 ON_PROCESSOR: dict[str, dict[str, Any]] = {
@@ -140,7 +140,7 @@ def _update(values: dict[str, Any], device: torch.device) -> tuple[float, int, f
     session = build_session(config, build_accelerator(), SilentEvents(), Overrides())
     loop = TrainingLoop(session, RunDirectory(config.output_dir), SilentEvents())
     number = UPDATES[device.type]
-    updates = iterate_updates(
+    updates = iterate_steps(
         session.data,
         session.sampler,
         0,
@@ -160,7 +160,7 @@ def _update(values: dict[str, Any], device: torch.device) -> tuple[float, int, f
     share = 0.0
     if device.type == "cuda":
         group, _ = heaviest_group(config, session.prepared.plan.images)
-        flops = build_fitting(config, group).footprint(config).flops
+        flops = build_memory_fitter(config, group).footprint(config).flops
         share = flops / seconds / matmul_rate(device, torch.bfloat16)
     del session, loop, updates
     gc.collect()

@@ -18,9 +18,9 @@ import torch
 from torch import nn
 
 from bench.pictures import draw_photographs, peak_mib
-from impasto.annotate.annotation import Tagging, annotate
+from impasto.annotate.annotation import ImageReading, TagAnnotator, annotate
 from impasto.annotate.onnx_tagger import OnnxTagger
-from impasto.annotate.profiles import Prepare
+from impasto.annotate.profiles import PrepareImages
 from impasto.annotate.tags import Selection, Spelling
 from impasto.annotate.words import Journal, Sidecars
 from impasto.data.records import FileStamp, ImageRecord, Size
@@ -36,7 +36,7 @@ def measure(scratch: Path) -> dict[str, str]:
     draw_photographs(scratch / "pictures", (1200, 900), PICTURES)
     records = scan_folder(scratch / "pictures").records
     tagger = OnnxTagger(scratch / "tagger")
-    scores = tagger.scores(Prepare(tagger.profile)([records[0].path]))
+    scores = tagger.scores(PrepareImages(tagger.profile)([records[0].path]))
     threshold = float(np.quantile(scores, 1 - 30 / TAGS))  # some 30 tags an image, as is usual
     ours, bare = [], []
     for _ in range(ROUNDS):
@@ -79,7 +79,7 @@ def write_model(folder: Path) -> None:
 
 def bare_loop(folder: Path, records: Sequence[ImageRecord], threshold: float) -> float:
     session = onnxruntime.InferenceSession(str(folder / "model.onnx"))
-    prepare = Prepare(OnnxTagger(folder).profile)
+    prepare = PrepareImages(OnnxTagger(folder).profile)
     began = time.perf_counter()
     for start in range(0, len(records), BATCH):
         pixels = prepare([record.path for record in records[start : start + BATCH]])
@@ -91,11 +91,18 @@ def bare_loop(folder: Path, records: Sequence[ImageRecord], threshold: float) ->
 
 
 def with_impasto(scratch: Path, records: Sequence[ImageRecord], threshold: float) -> float:
-    tagging = Tagging(OnnxTagger(scratch / "tagger"), Selection(threshold), Spelling())
+    tagging = TagAnnotator(OnnxTagger(scratch / "tagger"), Selection(threshold), Spelling())
     target = Sidecars(".txt", "overwrite", lambda _, new: new)
     began = time.perf_counter()
     with Journal(scratch / "journal", "bench") as journal:
-        annotate(records, tagging, target, journal, SilentProgress(), batch_size=BATCH)
+        annotate(
+            records,
+            tagging,
+            target,
+            journal,
+            SilentProgress(),
+            reading=ImageReading(batch_size=BATCH),
+        )
     return time.perf_counter() - began
 
 
@@ -117,7 +124,16 @@ def memory(scratch: Path) -> float:
     stamp, size = FileStamp(1, 1), Size(448, 448)
     records = [ImageRecord(scratch / f"{n}.png", size, stamp) for n in range(MANY)]
     target = Sidecars(".txt", "overwrite", lambda _, new: new)
-    annotate(records[:1000], Nothing(), target, None, SilentProgress(), batch_size=32)
+    annotate(
+        records[:1000],
+        Nothing(),
+        target,
+        None,
+        SilentProgress(),
+        reading=ImageReading(batch_size=32),
+    )
     before = peak_mib()
-    annotate(records, Nothing(), target, None, SilentProgress(), batch_size=32)
+    annotate(
+        records, Nothing(), target, None, SilentProgress(), reading=ImageReading(batch_size=32)
+    )
     return peak_mib() - before

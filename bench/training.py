@@ -21,7 +21,7 @@ import torch
 from diffusers import DDPMScheduler
 from diffusers.optimization import get_scheduler
 
-from impasto.data.dataset import iterate_updates
+from impasto.data.dataset import iterate_steps
 from impasto.demo.recipe import demo_config
 from impasto.runs import RunDirectory
 from impasto.training.build import build_session
@@ -71,7 +71,7 @@ class Comparison:
     def ours(self) -> None:
         """The trainer's own step: data, text and metrics included."""
         session = self.session
-        updates = iterate_updates(session.data, session.sampler, self._done, self._done + 1, rank=0)
+        updates = iterate_steps(session.data, session.sampler, self._done, self._done + 1, rank=0)
         for update, batches in updates:
             self._loop._update(update, batches)
         self._loop._recorder.meter.read()

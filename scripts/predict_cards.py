@@ -22,12 +22,12 @@ from impasto.config.load import build_run_config
 from impasto.config.run import RunConfig
 from impasto.data.records import Size
 from impasto.data.sampler import Group
-from impasto.models.architectures import find_architecture, outline_architecture
-from impasto.training.planning.levers import Fitting, gib, parts_in_words
-from impasto.training.planning.memory import FootprintMeter
+from impasto.models.architectures import find_architecture, meta_model_of_architecture
+from impasto.training.planning.levers import MemoryFitter, describe_footprint, gib
+from impasto.training.planning.memory import FootprintPredictor
 from impasto.training.planning.workload import Workload
 
-CARDS = (6, 8, 12, 16, 24, 48, 80)
+GPU_MEMORY_GIB = (6, 8, 12, 16, 24, 48, 80)
 MOST = 64  # images of a batch
 
 
@@ -50,14 +50,14 @@ def main() -> None:
     size = Size(int(pixels), int(pixels))
     group = Group(0, size)
     workload = Workload(encoded=size, validation=group, captions=1000, held_out_captions=50)
-    outline = partial(outline_architecture, find_architecture("sd1"))
+    outline = partial(meta_model_of_architecture, find_architecture("sd1"))
     with tempfile.TemporaryDirectory() as name:
         config = settings(Path(name), int(pixels))
         record = Path(os.environ["RECORD"]) if "RECORD" in os.environ else None
-        meter = FootprintMeter(outline, "cuda", record, workload=workload)
-        for card in CARDS:
-            fitting = Fitting(meter, "cuda", group, card << 30, half=half)
-            chosen, rungs = fitting.climb(config, keep_asked=True)
+        meter = FootprintPredictor(outline, "cuda", record, workload=workload)
+        for card in GPU_MEMORY_GIB:
+            fitting = MemoryFitter(meter, "cuda", group, card << 30, half=half)
+            chosen, rungs = fitting.choose_levers(config, keep_asked=True)
             print(f"{card} GiB, {half}, {size}:")
             for rung in rungs:
                 print(f"    {rung.words()}")
@@ -70,7 +70,7 @@ def main() -> None:
                 found = fitting.footprint(chosen, number)
                 print(
                     f"    batch {number}: {gib(found.total)} while {found.moment} "
-                    f"({parts_in_words(found)})",
+                    f"({describe_footprint(found)})",
                     flush=True,
                 )
 

@@ -25,7 +25,7 @@ def encoded(image, form, **options):
     return buffer.getvalue()
 
 
-def make_broken_pictures(folder: Path) -> dict[str, str]:
+def make_broken_images(folder: Path) -> dict[str, str]:
     """Fill `folder`; returns name -> a part of the reason for setting it aside, or USABLE."""
     folder.mkdir(parents=True)
     maker = _Maker(folder)

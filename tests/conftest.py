@@ -68,7 +68,7 @@ def nano_model(tmp_path_factory, nano_architecture) -> Path:
     return folder
 
 
-def draw_pictures(folder: Path, count: int, *, seed: int = 0, captions: bool = True) -> Path:
+def draw_images(folder: Path, count: int, *, seed: int = 0, captions: bool = True) -> Path:
     """Simple coloured shapes in several aspect ratios, with captions."""
     folder.mkdir(parents=True, exist_ok=True)
     rng = random.Random(seed)
@@ -89,7 +89,7 @@ def draw_pictures(folder: Path, count: int, *, seed: int = 0, captions: bool = T
 @pytest.fixture
 def pictures(tmp_path) -> Path:
     """Thirteen images in three buckets: batches of 4 leave short ones."""
-    return draw_pictures(tmp_path / "pictures", 13)
+    return draw_images(tmp_path / "pictures", 13)
 
 
 @pytest.fixture

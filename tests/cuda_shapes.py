@@ -81,7 +81,7 @@ def step_bytes(network, case):
     import torch.nn.functional as F  # noqa: N812
     from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
-    from impasto.training.planning.fake_step import LiveMemory, _replace, at_each_gradient
+    from impasto.training.planning.fake_step import LiveMemory, _replace, gradient_hooks
 
     mode, device = FakeTensorMode(), torch.device("cuda:0")
 
@@ -107,7 +107,7 @@ def step_bytes(network, case):
             live.gradients += parameter.grad.untyped_storage().nbytes()
 
     try:
-        with mode, live, at_each_gradient(learning, complete):
+        with mode, live, gradient_hooks(learning, complete):
             with torch.autocast(
                 "cuda", dtype=autocast or torch.bfloat16, enabled=autocast is not None
             ):
@@ -121,17 +121,19 @@ def step_bytes(network, case):
 def main():
     cases = json.loads(sys.stdin.read())
     ctypes.CDLL(sys.argv[1], mode=ctypes.RTLD_GLOBAL)  # ahead of PyTorch, which asks only once
-    from impasto.models.architectures import find_architecture, outline_architecture
+    from impasto.models.architectures import find_architecture, meta_model_of_architecture
     from impasto.models.saving import DTYPES
     from impasto.models.trainable import FullFineTune
 
     kernels = add_kernels()
-    outline_architecture(find_architecture("tiny"))  # libraries look for a GPU when they are loaded
+    meta_model_of_architecture(
+        find_architecture("tiny")
+    )  # libraries look for a GPU when they are loaded
     believe_in_cuda()
     found = []
     for case in cases:
         trainable = FullFineTune(
-            outline_architecture(find_architecture(case["architecture"])),
+            meta_model_of_architecture(find_architecture(case["architecture"])),
             lr=1e-4,
             gradient_checkpointing=case["checkpoints"],
             checkpointed_levels=case["levels"],

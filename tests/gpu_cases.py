@@ -108,7 +108,7 @@ class Blow(torch.autograd.Function):
         return gradient * float("inf")
 
 
-def spoilt_step(fault: dict[str, Any] | None, real: Callable[..., Any]) -> Callable[..., Any]:
+def broken_step(fault: dict[str, Any] | None, real: Callable[..., Any]) -> Callable[..., Any]:
     """The training step, whose loss or gradient is not finite in one forward pass."""
     passes = [0]
 

@@ -2,5 +2,5 @@
 
 from impasto.models.families import SD1
 
-PART_FILES = {part.name: part.file for part in SD1.components}
-UNET_FILE, VAE_FILE, TEXT_ENCODER_FILE = PART_FILES.values()
+COMPONENT_FILES = {part.name: part.file for part in SD1.components}
+UNET_FILE, VAE_FILE, TEXT_ENCODER_FILE = COMPONENT_FILES.values()

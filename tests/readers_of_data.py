@@ -28,13 +28,15 @@ class Npz:
 
     def read(self, rng, folder):
         from impasto.data.npz import read_npz
-        from impasto.data.plan import plan_images
+        from impasto.data.plan import BucketRules, plan_images
         from impasto.data.records import Size
         from impasto.data.scan import scan_folder
         from impasto.data.stages import Failure
 
         picture(folder / "a.png")
-        planned = plan_images(scan_folder(folder).records, Size(64, 64), enable_bucket=False)
+        planned = plan_images(
+            scan_folder(folder).records, Size(64, 64), rules=BucketRules(enable_bucket=False)
+        )
         buffer = io.BytesIO()
         how = rng.random()
         if how < 0.4:

@@ -47,7 +47,7 @@ class RunDirectories:
         self.preview = picture(folder / "preview.png").read_bytes()
 
     def read(self, rng, folder):
-        from impasto.locks import holder_of
+        from impasto.locks import lock_holder
         from impasto.report.page import write_report
         from impasto.runs import RunDirectory
         from impasto.training.monitoring.image_losses import ImageLosses
@@ -80,8 +80,8 @@ class RunDirectories:
             lambda: run.read_json("dataset.json"),
             lambda: run.read_json("environment.json"),
             run.status,
-            lambda: holder_of(folder),
-            lambda: run.rewind_metrics(3),
+            lambda: lock_holder(folder),
+            lambda: run.truncate_metrics(3),
             lambda: ImageLosses(_OneProcess, run).rewind(1),
             lambda: _config_of(run),
         ):

@@ -2,7 +2,7 @@
 
 Noto icons (Apache-2.0) on white are what the base model learns to draw; the same things from Fluent
 Emoji High Contrast (MIT), printed in dark ink on ochre paper, are the style it does not know.
-`make_pictures.py` writes the folders; nothing of the `impasto` package is needed here.
+`make_images.py` writes the folders; nothing of the `impasto` package is needed here.
 """
 
 from __future__ import annotations

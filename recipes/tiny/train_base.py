@@ -33,7 +33,7 @@ from impasto.diffusion.schedule import NoiseSchedule
 from impasto.models.architectures import ARCHITECTURES, write_random_model
 from impasto.models.families import SD1
 from impasto.models.loading import load_base_model
-from impasto.models.trainable import Part
+from impasto.models.trainable import TrainedPart
 from impasto.training.events import SilentEvents
 from impasto.training.optim.rounding import Rounding
 from impasto.training.overrides import Overrides
@@ -49,7 +49,7 @@ def leaning_timesteps(draws: PerSampleRandomness, num_timesteps: int) -> Int[Ten
     At 16x16 latents and few images, x_t alone tells which image it is below about t = 900:
     only above that do the words matter, so half of all samples go there.
     """
-    pairs = max(1, math.ceil(draws.update_size / 2))
+    pairs = max(1, math.ceil(draws.samples_in_step / 2))
     place = (draws.ranks // 2 + draws.uniform("timestep")) / pairs
     low = torch.where(draws.ranks % 2 == 0, 0.0, 0.6)
     return ((low + (1 - low) * place).clamp(max=1 - 1e-9) * num_timesteps).long()
@@ -57,7 +57,7 @@ def leaning_timesteps(draws: PerSampleRandomness, num_timesteps: int) -> Int[Ten
 
 def stratified_timesteps(draws: PerSampleRandomness, num_timesteps: int) -> Int[Tensor, "b"]:
     """All timesteps with equal chance, spread evenly over a step: for the second stage."""
-    place = (draws.ranks + draws.uniform("timestep")) / draws.update_size
+    place = (draws.ranks + draws.uniform("timestep")) / draws.samples_in_step
     return (place.clamp(max=1 - 1e-9) * num_timesteps).long()
 
 
@@ -74,7 +74,7 @@ def velocity_weight(
 
 
 def build_muon(
-    parts: Sequence[Part],
+    parts: Sequence[TrainedPart],
     config: OptimizerConfig,
     rounding: Rounding | None = None,  # noqa: ARG001
 ) -> torch.optim.Optimizer:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from impasto.errors import ImpastoError
     from impasto.models.conversion import save_model
     from impasto.models.loading import BaseModel, load_base_model
-    from impasto.models.trainable import FullFineTune, Part, Trainable
+    from impasto.models.trainable import FullFineTune, Trainable, TrainedPart
     from impasto.report.page import write_report
     from impasto.runs import RunDirectory
     from impasto.sampling.prompts import Prompt
@@ -38,7 +38,6 @@ _HOMES = {
     "FullFineTune": "impasto.models.trainable",
     "ImpastoError": "impasto.errors",
     "Overrides": "impasto.training.overrides",
-    "Part": "impasto.models.trainable",
     "Prompt": "impasto.sampling.prompts",
     "RunConfig": "impasto.config.run",
     "RunDirectory": "impasto.runs",
@@ -46,6 +45,7 @@ _HOMES = {
     "SilentEvents": "impasto.training.events",
     "StepRecipe": "impasto.training.step",
     "Trainable": "impasto.models.trainable",
+    "TrainedPart": "impasto.models.trainable",
     "TrainingEvents": "impasto.training.events",
     "load_base_model": "impasto.models.loading",
     "load_run_config": "impasto.config.load",
@@ -66,7 +66,6 @@ __all__ = [
     "FullFineTune",
     "ImpastoError",
     "Overrides",
-    "Part",
     "Prompt",
     "RunConfig",
     "RunDirectory",
@@ -74,6 +73,7 @@ __all__ = [
     "SilentEvents",
     "StepRecipe",
     "Trainable",
+    "TrainedPart",
     "TrainingEvents",
     "__version__",
     "load_base_model",

@@ -20,7 +20,7 @@ _GPU_ALLOCATOR = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF", "PYTORCH_HIP_
 _GROWING = "expandable_segments:True"
 
 
-def grows_segments() -> bool:
+def has_expandable_segments() -> bool:
     """Whether segments of PyTorch's allocator on a GPU can grow in this process."""
     if not sys.platform.startswith("linux"):
         return False

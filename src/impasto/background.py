@@ -11,14 +11,14 @@ import psutil
 SPARE_BYTES = 2 << 30  # of RAM, left to everything else
 
 
-class Background:
+class BackgroundWriter:
     """A thread that does one piece of work after another, in order."""
 
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="writing")
         self._waiting: deque[Future[None]] = deque()
 
-    def has_room_for(self, size_bytes: int) -> bool:
+    def fits_in_memory(self, size_bytes: int) -> bool:
         """Whether a copy of that size fits into memory; waits for earlier work if that helps."""
         if _is_free(size_bytes):
             return True
@@ -33,10 +33,10 @@ class Background:
         Raises:
             ImpastoError: As the work before it, if that has failed meanwhile.
         """
-        self.raise_fault()
+        self.raise_error()
         self._waiting.append(self._pool.submit(_without_result, work))
 
-    def raise_fault(self) -> None:
+    def raise_error(self) -> None:
         """Pass on the error of work that has failed; costs nothing otherwise."""
         while self._waiting and self._waiting[0].done():
             self._waiting.popleft().result()

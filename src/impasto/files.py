@@ -24,13 +24,13 @@ from typing import Any
 from safetensors import SafetensorError
 
 from impasto.errors import RunError, StorageError
-from impasto.owners import TOKEN_PATTERN, owner_in, this_process
+from impasto.owners import TOKEN_PATTERN, current_process, parse_process_token
 from impasto.progress import Advance
 
 PARTIAL_SUFFIX = ".partial"
 REPLACED_SUFFIX = ".replaced"
 """Of a folder's temporary name while another takes its place."""
-DERIVED = ".impasto"
+DERIVED_DIR = ".impasto"
 """The folder of what is derived from a dataset, in the dataset's own."""
 
 _OWNED = re.compile(
@@ -50,7 +50,7 @@ _KEEPS: ContextVar[bool] = ContextVar("keeps", default=True)
 
 
 @contextlib.contextmanager
-def nothing_kept() -> Iterator[None]:
+def dry_run() -> Iterator[None]:
     """Within this, nothing is remembered or made ready for writing: for dry runs, which look."""
     token = _KEEPS.set(False)
     try:
@@ -222,14 +222,14 @@ def json_text(value: Any, indent: int | None = None) -> str:
     return text
 
 
-def is_keeping() -> bool:
-    """Whether what only makes the next time faster may be written: not within `nothing_kept`."""
+def writes_caches() -> bool:
+    """Whether what only makes the next time faster may be written: not within `dry_run`."""
     return _KEEPS.get()
 
 
-def remember_json(path: Path, value: Any) -> None:
-    """Write JSON that only makes the next time faster; nothing within `nothing_kept`."""
-    if is_keeping():
+def write_cached_json(path: Path, value: Any) -> None:
+    """Write JSON that only makes the next time faster; nothing within `dry_run`."""
+    if writes_caches():
         write_text(path, json_text(value))
 
 
@@ -252,7 +252,7 @@ def remove_leftovers(folder: Path) -> int:
     one of a process that runs, and one of another machine (on a network disk) that was touched
     within a day. A folder that was about to be replaced, and was not, gets its name back.
     """
-    leftovers = [path for path in partials_in(folder) if is_left_over(path)]
+    leftovers = [path for path in partial_files_in(folder) if is_stale_partial(path)]
     for leftover in leftovers:
         match = _OWNED.fullmatch(leftover.name)
         path = folder / match["name"] if match else leftover
@@ -265,7 +265,7 @@ def remove_leftovers(folder: Path) -> int:
     return len(leftovers)
 
 
-def partials_in(folder: Path) -> list[Path]:
+def partial_files_in(folder: Path) -> list[Path]:
     """What lies in a folder under a temporary name of ours, of processes that run or not."""
     try:
         return sorted(path for path in folder.glob(".*") if _OWNED.fullmatch(path.name))
@@ -273,15 +273,15 @@ def partials_in(folder: Path) -> list[Path]:
         return []
 
 
-def is_left_over(partial: Path) -> bool:
+def is_stale_partial(partial: Path) -> bool:
     """Whether the process that was writing a temporary file or folder is gone."""
     match = _OWNED.fullmatch(partial.name)
-    owner = owner_in(match["owner"]) if match else None
+    owner = parse_process_token(match["owner"]) if match else None
     if owner is None:
         return False
     running = owner.is_running()
     if running is None:
-        return time.time() - _touched_at(partial) > _LEFT_AFTER_S
+        return time.time() - _modified_at(partial) > _LEFT_AFTER_S
     return not running
 
 
@@ -321,7 +321,7 @@ def require_writable(folder: Path) -> None:
     Raises:
         StorageError: It cannot be created or written.
     """
-    if not is_keeping():
+    if not writes_caches():
         return
     probe = partial_name(folder / "probe")
     with reported(folder):
@@ -339,7 +339,7 @@ def is_out_of_space(error: BaseException) -> bool:
     return any(words in str(error) for words in _NO_SPACE_TEXT)
 
 
-def is_of_one_file(error: BaseException) -> bool:
+def is_file_specific(error: BaseException) -> bool:
     """Whether a failed write has to do with one file, so that others may still be written."""
     cause = error.__cause__ if isinstance(error, StorageError) else error
     return isinstance(cause, OSError) and cause.errno in _ONE_FILE
@@ -363,11 +363,11 @@ def partial_name(path: Path, suffix: str = PARTIAL_SUFFIX) -> Path:
 
     Long names are cut, so that the temporary one is no longer than file systems allow.
     """
-    end = f".{this_process().token}.{uuid.uuid4().hex[:8]}{suffix}"
+    end = f".{current_process().token}.{uuid.uuid4().hex[:8]}{suffix}"
     return path.with_name(f".{shortened(path.name, LONGEST_NAME - 1 - len(end))}{end}")
 
 
-def _touched_at(path: Path) -> float:
+def _modified_at(path: Path) -> float:
     """When a file, or anything in a folder, was changed last; now where that cannot be seen."""
     try:
         inside = list(path.rglob("*")) if path.is_dir() else []

@@ -6,7 +6,7 @@ same machine the process is gone (number and start, see `owners.py`); from anywh
 was not touched for two minutes, which its holder does every quarter of a minute. Ages are measured
 by the disk's own clock.
 
-`FolderLock` is for one process at a time, `Presence` for any number that use a folder together.
+`FolderLock` is for one process at a time, `SharedLock` for any number that use a folder together.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from impasto import files
-from impasto.owners import Owner, owner_in, this_process
+from impasto.owners import ProcessIdentity, current_process, parse_process_token
 from impasto.parsing import parse_json
 
 LOCK_NAME, TIDY_NAME = ".lock", ".tidy.lock"
 PRESENCE_PATTERN = ".in-use.*.lock"
-BEAT_S = 15.0
+HEARTBEAT_S = 15.0
 STALE_S = 120.0
 _BEING_WRITTEN_S = 10.0  # a lock file that cannot be read may be read so much later
 _LOOK_AGAIN_S = 0.1
@@ -36,7 +36,7 @@ _ATTEMPTS = 20
 
 
 @dataclass(frozen=True)
-class Holder:
+class LockHolder:
     """Who holds a lock, as its file says.
 
     Attributes:
@@ -49,7 +49,7 @@ class Holder:
     """
 
     text: str
-    owner: Owner | None
+    owner: ProcessIdentity | None
     host: str
     since: str
     what: str
@@ -86,7 +86,7 @@ class _LockFile:
         self.is_lost = False
         self._text = json.dumps(
             {
-                "owner": this_process().token,
+                "owner": current_process().token,
                 "pid": os.getpid(),
                 "host": socket.gethostname(),
                 "since": time.strftime("%Y-%m-%d %H:%M:%S"),
@@ -123,7 +123,7 @@ class _LockFile:
                 self.file.unlink()
 
     def _beat(self) -> None:
-        while not self._ended.wait(BEAT_S):
+        while not self._ended.wait(HEARTBEAT_S):
             text = _text_if_read(self.file)
             if text is None:
                 continue  # it cannot be read just now, which says nothing
@@ -149,7 +149,7 @@ class FolderLock:
     """
 
     def __init__(
-        self, folder: Path, what: str, on_busy: Callable[[Holder], None], name: str = LOCK_NAME
+        self, folder: Path, what: str, on_busy: Callable[[LockHolder], None], name: str = LOCK_NAME
     ) -> None:
         self._on_busy = on_busy
         self._own = _LockFile(folder / name, what)
@@ -169,13 +169,13 @@ class FolderLock:
     def __exit__(self, *_: object) -> None:
         self._own.end()
 
-    def _taken_by(self) -> Holder | None:
+    def _taken_by(self) -> LockHolder | None:
         """Take the lock, past dead holders; returns the living one that has it instead."""
         with files.reported(self._own.file):
             for _ in range(_ATTEMPTS):
                 partial = self._own.written()
                 try:
-                    if _placed(partial, self._own.file):
+                    if _create_lock(partial, self._own.file):
                         return None
                     holder = _read(self._own.file, now=partial.stat().st_mtime)
                     if holder is not None and holder.is_alive:
@@ -187,7 +187,7 @@ class FolderLock:
             raise OSError("its lock changes hands all the time")
 
 
-class Patience:
+class LockWaiter:
     """Waits for whoever holds a lock, and says so once if it takes more than two seconds.
 
     Args:
@@ -199,7 +199,7 @@ class Patience:
         self._note, self._doing = note, doing
         self._since: float | None = None
 
-    def __call__(self, holder: Holder) -> None:
+    def __call__(self, holder: LockHolder) -> None:
         """Be told who holds the lock, at each look."""
         if self._since is None:
             self._since = time.monotonic()
@@ -208,11 +208,11 @@ class Patience:
             self._since = float("inf")
 
 
-class Presence:
+class SharedLock:
     """Says that this process uses a folder, together with others, while entered as a context.
 
-    It waits for a process that is tidying the folder up (`alone_in`). Where the folder cannot be
-    written nothing is said: nobody can remove anything there either.
+    It waits for a process that is tidying the folder up (`exclusive_lock`). Where the folder cannot
+    be written nothing is said: nobody can remove anything there either.
 
     Args:
         folder: The folder; created if it can be.
@@ -220,19 +220,19 @@ class Presence:
         on_busy: Is told who is tidying up, at each look.
     """
 
-    def __init__(self, folder: Path, what: str, on_busy: Callable[[Holder], None]) -> None:
+    def __init__(self, folder: Path, what: str, on_busy: Callable[[LockHolder], None]) -> None:
         self._folder, self._on_busy = folder, on_busy
         own = files.partial_name(folder / "x").name.removeprefix(".x.")
         name = own.removesuffix(files.PARTIAL_SUFFIX)
         self._own = _LockFile(folder / f".in-use.{name}.lock", what)
 
-    def __enter__(self) -> Presence:
+    def __enter__(self) -> SharedLock:
         with contextlib.suppress(OSError):
             self._own.file.parent.mkdir(parents=True, exist_ok=True)
             self._own.written().replace(self._own.file)
             self._own.begin()
         try:
-            while (holder := holder_of(self._folder, TIDY_NAME)) is not None:
+            while (holder := lock_holder(self._folder, TIDY_NAME)) is not None:
                 self._on_busy(holder)
                 time.sleep(_LOOK_AGAIN_S)
         except BaseException:  # whatever ends the waiting, Ctrl-C included, ends the presence
@@ -245,7 +245,9 @@ class Presence:
 
 
 @contextlib.contextmanager
-def alone_in(folder: Path, what: str, on_busy: Callable[[Holder], None]) -> Iterator[None]:
+def exclusive_lock(
+    folder: Path, what: str, on_busy: Callable[[LockHolder], None]
+) -> Iterator[None]:
     """Have a folder without any process that uses it, to remove things from it.
 
     Args:
@@ -254,12 +256,12 @@ def alone_in(folder: Path, what: str, on_busy: Callable[[Holder], None]) -> Iter
         on_busy: Is told of a process that uses the folder; it has to raise.
     """
     with FolderLock(folder, what, on_busy, TIDY_NAME):
-        for holder in users_of(folder):
+        for holder in shared_lock_holders(folder):
             on_busy(holder)
         yield
 
 
-def holder_of(folder: Path, name: str = LOCK_NAME) -> Holder | None:
+def lock_holder(folder: Path, name: str = LOCK_NAME) -> LockHolder | None:
     """The living process that has a lock of a folder, if there is one."""
     if not (folder / name).is_file():
         return None
@@ -267,7 +269,7 @@ def holder_of(folder: Path, name: str = LOCK_NAME) -> Holder | None:
     return holder if holder is not None and holder.is_alive else None
 
 
-def users_of(folder: Path) -> list[Holder]:
+def shared_lock_holders(folder: Path) -> list[LockHolder]:
     """The living processes that use a folder; what dead ones left of themselves is removed."""
     living, now = [], _disk_time(folder)
     for file in sorted(folder.glob(PRESENCE_PATTERN)):
@@ -287,7 +289,7 @@ def is_of_locks(path: Path) -> bool:
     return path.name.startswith(".") and path.name.endswith(".lock")
 
 
-def _placed(partial: Path, lock: Path) -> bool:
+def _create_lock(partial: Path, lock: Path) -> bool:
     """Give a file the lock's name; False where there is a lock already. All at once or not."""
     try:
         os.link(partial, lock)
@@ -302,7 +304,7 @@ def _placed(partial: Path, lock: Path) -> bool:
     return True
 
 
-def _remove_dead(lock: Path, holder: Holder, partial: Path) -> None:
+def _remove_dead(lock: Path, holder: LockHolder, partial: Path) -> None:
     """Take a dead process's lock away, unless another process was faster and has taken it.
 
     Only who has the lock for it looks and removes: of two who found the same dead lock, the slower
@@ -314,7 +316,7 @@ def _remove_dead(lock: Path, holder: Holder, partial: Path) -> None:
         partial: A file with what this process's own lock says.
     """
     breaking = lock.with_name(f"{lock.name.removesuffix('.lock')}.breaking.lock")
-    if not _placed(partial, breaking):
+    if not _create_lock(partial, breaking):
         other = _read(breaking, now=partial.stat().st_mtime)
         if other is not None and not other.is_alive:
             with contextlib.suppress(OSError):
@@ -330,7 +332,7 @@ def _remove_dead(lock: Path, holder: Holder, partial: Path) -> None:
             breaking.unlink()
 
 
-def _read(file: Path, *, now: float) -> Holder | None:
+def _read(file: Path, *, now: float) -> LockHolder | None:
     """What a lock file says; None where there is none. `now` is of the disk's clock."""
     try:
         touched = file.stat().st_mtime
@@ -339,11 +341,11 @@ def _read(file: Path, *, now: float) -> Holder | None:
     text = _text_of(file)
     try:
         said = parse_json(text)
-        owner = owner_in(said["owner"])
+        owner = parse_process_token(said["owner"])
         host, since, what = (str(said[name])[:100] for name in ("host", "since", "what"))
     except (ValueError, KeyError, TypeError):
         owner, host, since, what = None, "", "", ""
-    return Holder(text, owner, host, since, what, max(0.0, now - touched))
+    return LockHolder(text, owner, host, since, what, max(0.0, now - touched))
 
 
 def _disk_time(folder: Path) -> float:

@@ -22,7 +22,7 @@ _STARTS_DIFFER_BY = 2  # seconds by which psutil's start of one process may vary
 
 
 @dataclass(frozen=True)
-class Owner:
+class ProcessIdentity:
     """A process, as it is named on disk.
 
     Attributes:
@@ -57,22 +57,22 @@ class Owner:
         return start == _UNKNOWN_START or abs(start - self.start) <= _STARTS_DIFFER_BY
 
 
-def this_process() -> Owner:
+def current_process() -> ProcessIdentity:
     """The calling process."""
     return _owner_of(os.getpid())  # by number, because a fork is another process
 
 
-def owner_in(text: str) -> Owner | None:
+def parse_process_token(text: str) -> ProcessIdentity | None:
     """The process that a token stands for; None where the text is no token."""
     match = _TOKEN.fullmatch(text)
     if match is None or max(len(match[1]), len(match[2])) > 16:
         return None
-    return Owner(int(match[1], 16), int(match[2], 16), match[3])
+    return ProcessIdentity(int(match[1], 16), int(match[2], 16), match[3])
 
 
 @functools.lru_cache(maxsize=4)
-def _owner_of(pid: int) -> Owner:
-    return Owner(pid, _start_of(pid) or 0, _place())
+def _owner_of(pid: int) -> ProcessIdentity:
+    return ProcessIdentity(pid, _start_of(pid) or 0, _place())
 
 
 _UNKNOWN_START = -1

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 _LINE_END = re.compile(r"\r\n?")
-_HALVES = re.compile("[\ud800-\udfff]")
+_SURROGATES = re.compile("[\ud800-\udfff]")
 _UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 _DEEP = "nested too deeply"
 _LONG_KEY = re.compile(r"""(?<![\w-])(?:(?:[\w-]++|"[^"\n]*+"|'[^'\n]*+')[ \t]*+\.[ \t]*+){200}""")
@@ -41,7 +41,7 @@ def read_text(path: Path, errors: str = "strict") -> str:
     return path.read_text(encoding="utf-8-sig", errors=errors)
 
 
-def read_words(path: Path) -> str:
+def read_caption_file(path: Path) -> str:
     """The text of a file with captions or tags: UTF-8, or UTF-16 where the file says so.
 
     Raises:
@@ -49,7 +49,7 @@ def read_words(path: Path) -> str:
         UnicodeDecodeError: It is in another encoding, such as Latin-1, which cannot be told.
     """
     _require_end(path)
-    return decoded_words(path.read_bytes()).replace("\r\n", "\n").replace("\r", "\n")
+    return decode_caption(path.read_bytes()).replace("\r\n", "\n").replace("\r", "\n")
 
 
 def _require_end(path: Path) -> None:
@@ -59,11 +59,11 @@ def _require_end(path: Path) -> None:
         raise OSError(errno.EINVAL, "a pipe or device, which is not read", str(path))
 
 
-def decoded_words(content: bytes, errors: str = "strict") -> str:
+def decode_caption(content: bytes, errors: str = "strict") -> str:
     """The text of captions or tags as bytes; Windows' editors write UTF-16 with its mark.
 
     Raises:
-        UnicodeDecodeError: As for `read_words`.
+        UnicodeDecodeError: As for `read_caption_file`.
     """
     encoding = "utf-16" if content.startswith(_UTF_16) else "utf-8-sig"
     return content.decode(encoding, errors)
@@ -98,7 +98,7 @@ def parse_json(
         raise json.JSONDecodeError(_DEEP, whole, 0) from None
     except ValueError as error:  # a number of thousands of digits
         raise json.JSONDecodeError("a number is too long", whole, 0) from error
-    if not halves and "\\u" in whole and _has_half(content):
+    if not halves and "\\u" in whole and _has_surrogate(content):
         raise json.JSONDecodeError("half a surrogate pair, which is no text", whole, 0)
     return content
 
@@ -143,14 +143,14 @@ def is_deep(content: Any) -> bool:
     return False
 
 
-def text_lines(text: str) -> list[str]:
+def split_lines(text: str) -> list[str]:
     r"""The lines of a text, split at \n, \r\n and \r alone, without their ends."""
     return _LINE_END.sub("\n", text).split("\n")
 
 
 def is_text(text: str) -> bool:
     """Whether a string can be written as UTF-8: file names and JSON may hold half characters."""
-    return text.isascii() or _HALVES.search(text) is None
+    return text.isascii() or _SURROGATES.search(text) is None
 
 
 def printable(name: str) -> str:
@@ -163,7 +163,7 @@ def printable(name: str) -> str:
         return name.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-def _has_half(content: Any) -> bool:
+def _has_surrogate(content: Any) -> bool:
     """Whether a string anywhere in parsed JSON holds half a surrogate pair."""
     waiting = [content]
     while waiting:

@@ -41,7 +41,7 @@ _SHELLS_APOSTROPHE = "'\"'\"'"  # how `shlex.quote` writes one
 _HOMES = frozenset({"home", "Users"})  # folders whose folders are called by persons
 
 
-def published_settings(settings: Mapping[str, Any], publish: Collection[str]) -> dict[str, Any]:
+def redact_settings(settings: Mapping[str, Any], publish: Collection[str]) -> dict[str, Any]:
     """Settings as they may be given away.
 
     Args:
@@ -49,13 +49,13 @@ def published_settings(settings: Mapping[str, Any], publish: Collection[str]) ->
         publish: What may be told besides: `paths`, `prompts`.
     """
     return {
-        key: _published(key, value, publish)
+        key: _redact(key, value, publish)
         for key, value in settings.items()
         if "prompts" in publish or key not in PROMPT_KEYS
     }
 
 
-def published_text(text: str, publish: Collection[str], folders: Collection[str] = ()) -> str:
+def redact_text(text: str, publish: Collection[str], folders: Collection[str] = ()) -> str:
     """A sentence in which absolute paths are cut to their last part, unless they may be told.
 
     Folders' names hold spaces, and nothing in a sentence says where a path ends. What is between
@@ -79,14 +79,14 @@ def published_text(text: str, publish: Collection[str], folders: Collection[str]
     return text if shown == text.replace(_SHELLS_APOSTROPHE, "'") else shown
 
 
-def with_known_names(text: str, folders: Collection[str]) -> str:
+def redact_unknown_paths(text: str, folders: Collection[str]) -> str:
     """Words of a person, in which nothing but the known folders is called by their names."""
     for pattern, name in _known(tuple(folders), _home()):
         text = pattern.sub(lambda _, name=name: name, text)  # type: ignore[misc]
     return text
 
 
-def named_by_folder(path: str) -> str:
+def short_path(path: str) -> str:
     """A file by its name and that of its folder, unless that is a person's home."""
     separator = r"[/\\]" if re.match(r"[A-Za-z]:[/\\]|\\\\", path) else "/"
     parts = [part for part in re.split(separator, path) if part]
@@ -104,7 +104,7 @@ def _known(folders: tuple[str, ...], home: str) -> list[tuple[re.Pattern[str], s
     names = {}
     for folder in folders:
         for written in (folder, os.path.abspath(folder), os.path.realpath(folder)):  # noqa: PTH100
-            names[written] = last_part(written)
+            names[written] = path_basename(written)
     names |= dict.fromkeys({home, os.path.realpath(home)}, "~")
     found = []
     for written in sorted(names, key=len, reverse=True):
@@ -135,20 +135,20 @@ def is_path_key(key: str) -> bool:
     return key in PATH_KEYS or key.endswith(_PATH_ENDINGS)
 
 
-def last_part(path: str) -> str:
+def path_basename(path: str) -> str:
     """The last part of a path of any system; what is left where that is a whole drive is empty."""
     return re.split(r"[/\\]", path.rstrip("/\\"))[-1]
 
 
-def _published(key: str, value: Any, publish: Collection[str]) -> Any:
+def _redact(key: str, value: Any, publish: Collection[str]) -> Any:
     if key in _FREE_TEXTS:
         return value
     if isinstance(value, Mapping):
-        return published_settings(value, publish)
+        return redact_settings(value, publish)
     if isinstance(value, (list, tuple)):
-        return [_published(key, item, publish) for item in value]
+        return [_redact(key, item, publish) for item in value]
     if not isinstance(value, str) or "paths" in publish or key in PROMPT_KEYS:
         return value
     if is_path_key(key) or _ABSOLUTE.match(value):
-        return last_part(value)
-    return published_text(value, publish)
+        return path_basename(value)
+    return redact_text(value, publish)

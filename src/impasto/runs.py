@@ -89,7 +89,7 @@ class RunDirectory:
             StorageError: It cannot be written.
         """
         run = cls(path)
-        holder = locks.holder_of(path) if path.is_dir() else None
+        holder = locks.lock_holder(path) if path.is_dir() else None
         if holder is not None:
             run._refuse(holder)
         _require_empty(path)
@@ -115,7 +115,7 @@ class RunDirectory:
         with locks.FolderLock(self.path, "training", self._refuse) as lock:
             yield replace(self, lock=lock)
 
-    def require_held(self) -> None:
+    def require_locked(self) -> None:
         """Make sure that no other process has taken the run over meanwhile.
 
         Raises:
@@ -133,10 +133,10 @@ class RunDirectory:
             (self.path / name).unlink(missing_ok=True)
         for waiting in self.path.glob("waiting-*.safetensors"):
             waiting.unlink(missing_ok=True)
-        for partial in files.partials_in(self.path):
+        for partial in files.partial_files_in(self.path):
             shutil.rmtree(partial) if partial.is_dir() else partial.unlink(missing_ok=True)
 
-    def _refuse(self, holder: locks.Holder) -> None:
+    def _refuse(self, holder: locks.LockHolder) -> None:
         raise RunError(
             f"{self.path} is being trained just now by {holder.words}. Nothing was changed. Wait "
             f"until it has ended, or stop it with Ctrl-C where it runs; then the run can be "
@@ -150,7 +150,7 @@ class RunDirectory:
         Raises:
             RunError: Something is already there, or another process is training there.
         """
-        if (holder := locks.holder_of(path)) is not None:
+        if (holder := locks.lock_holder(path)) is not None:
             cls(path)._refuse(holder)
         _require_empty(path)
 
@@ -283,7 +283,7 @@ class RunDirectory:
                 if not _fault_in(record, _TYPES["metrics.jsonl"], "") and "step" in record:
                     yield record
 
-    def rewind_metrics(self, step: int) -> None:
+    def truncate_metrics(self, step: int) -> None:
         """Forget what was written after `step`, which a resumed run is about to do again."""
         kept = [record for record in self.read_metrics() if record["step"] <= step]
         files.write_text(
@@ -305,7 +305,7 @@ def _require_empty(path: Path) -> None:
         entries = list(path.iterdir()) if path.is_dir() else [path] if path.exists() else []
     except OSError:
         return  # whoever writes there meets the same fault and reports it
-    leftovers = files.partials_in(path)
+    leftovers = files.partial_files_in(path)
     if all(entry in leftovers or locks.is_of_locks(entry) for entry in entries):
         return
     raise RunError(

@@ -13,12 +13,12 @@ from conftest import impasto
 from PIL import Image
 from support.warm import running
 
-from impasto.annotate.annotation import annotate
+from impasto.annotate.annotation import ImageReading, annotate
 from impasto.annotate.journal import Journal
 from impasto.annotate.notes import journals_in
 from impasto.annotate.places import Place
 from impasto.annotate.undoing import undo
-from impasto.annotate.words import MetadataWords, Sidecars
+from impasto.annotate.words import MetadataTarget, Sidecars
 from impasto.data.metadata import read_metadata
 from impasto.data.scan import scan_folder
 from impasto.demo.recipe import HELD_OUT, PICTURES
@@ -85,12 +85,12 @@ def test_a_dry_run_only_prints(folder):
 
 def test_the_small_tagger_knows_the_demos_pictures():
     """Of the names in the captions of 112 images it has not seen, at its usual threshold."""
-    from impasto.annotate.annotation import Tagging
+    from impasto.annotate.annotation import TagAnnotator
     from impasto.annotate.onnx_tagger import OnnxTagger
     from impasto.annotate.tags import Selection, Spelling
 
     tagger = OnnxTagger(TAGGER)
-    tagging = Tagging(tagger, Selection(0.35), Spelling())
+    tagging = TagAnnotator(tagger, Selection(0.35), Spelling())
     names = set(tagger.table.names[4:]) - set(ATTRIBUTES)
     right = wrong = missed = 0
     for source in (PICTURES, HELD_OUT):
@@ -152,12 +152,24 @@ def test_a_run_goes_on_where_it_was_stopped(folder):
     target = Sidecars(".txt", "overwrite", lambda a, b: b, place)
     before = files_of(folder)
     with pytest.raises(ZeroDivisionError), Journal(place, "mine") as journal:
-        annotate(records, annotator, target, journal, SilentProgress(), batch_size=1, workers=0)
+        annotate(
+            records,
+            annotator,
+            target,
+            journal,
+            SilentProgress(),
+            reading=ImageReading(batch_size=1, workers=0),
+        )
     annotator.broken = False
     seen.clear()
     with Journal(place, "mine") as journal:
         done = annotate(
-            records, annotator, target, journal, SilentProgress(), batch_size=1, workers=0
+            records,
+            annotator,
+            target,
+            journal,
+            SilentProgress(),
+            reading=ImageReading(batch_size=1, workers=0),
         )
     assert len(seen) == 8
     assert (done.written, done.done_before) == (8, 4)
@@ -241,16 +253,16 @@ def test_metadata_words_know_what_is_there(folder, tmp_path):
     place = Place((folder,), tmp_path / "j", file)
 
     def target():
-        return MetadataWords(file, "tags", "missing", lambda a, b: b, lambda r: r.name, place)
+        return MetadataTarget(file, "tags", "missing", lambda a, b: b, lambda r: r.name, place)
 
     words = target()
     worded, record, *_ = scan_folder(folder).records
-    assert words.wants(record)
-    assert not words.wants(worded)  # somebody's own words are beside it
+    assert words.needs_caption(record)
+    assert not words.needs_caption(worded)  # somebody's own words are beside it
     with Journal(place, "x") as journal:
         words.write(journal, record, "a, b")
         words.close(journal)
-    assert not target().wants(record)
+    assert not target().needs_caption(record)
     assert undo(place).restored == 1
     assert not file.exists()
     with pytest.raises(RunError):

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import draw_pictures
+from conftest import draw_images
 from diffusers import StableDiffusionXLPipeline
 from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
 from safetensors.torch import load_file
@@ -23,7 +23,7 @@ from impasto.models.configs import configs_from
 from impasto.models.conversion import convert_model
 from impasto.models.families import FAMILIES, SizeConditioning
 from impasto.models.inspection import inspect_model
-from impasto.models.loading import build_tokens, load_base_model, make_network, tensors_of
+from impasto.models.loading import build_tokens, load_base_model, make_network, state_dicts
 from impasto.models.opening import OpenOptions, open_model
 from impasto.models.text import ClipTextConditioner, TextStates
 from impasto.models.tokens import TextLayout
@@ -175,7 +175,7 @@ def test_sizes_reach_the_network(two_config, tmp_path):
     """The same pixels said to be of another size give another loss."""
     losses = []
     for side in (64, 256):
-        folder = draw_pictures(tmp_path / str(side), 4)
+        folder = draw_images(tmp_path / str(side), 4)
         for path in folder.glob("*.png"):
             from PIL import Image
 
@@ -194,9 +194,9 @@ def test_sizes_reach_the_network(two_config, tmp_path):
 @pytest.mark.parametrize("method", [{}, {"train_text_encoder": True}])
 def test_its_memory_is_foretold(two_config, two_model, method):
     from impasto.models.loading import load_meta_model
-    from impasto.training.planning.memory import FootprintMeter
+    from impasto.training.planning.memory import FootprintPredictor
 
-    meter = FootprintMeter(lambda: load_meta_model(two_model), "cpu")
+    meter = FootprintPredictor(lambda: load_meta_model(two_model), "cpu")
     found = meter.footprint(two_config(method=method), Size(64, 64), 4)
     assert found.total > 0
 
@@ -234,7 +234,7 @@ def test_a_full_size_file_tells_its_configurations_by_shapes(monkeypatch):
     }  # fmt: skip
     with torch.device("meta"):
         modules = {part.name: make_network(part, configs[part.name]) for part in row.components}
-    parts = tensors_of(modules)
+    parts = state_dicts(modules)
     in_file = merge_ldm(parts, {}, row.layout)
     layout = layout_of(in_file, families.file_layouts())
     assert layout == row.layout

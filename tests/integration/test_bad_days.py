@@ -15,7 +15,7 @@ from runs import StopAt, exported
 from safetensors.torch import load_file
 
 from impasto import files, locks
-from impasto.cli.main import run_reporting
+from impasto.cli.main import run_and_report
 from impasto.errors import DatasetError, Interrupted, RunError, StorageError
 from impasto.runs import RunDirectory
 from impasto.training.events import SilentEvents
@@ -106,7 +106,7 @@ def test_a_model_that_was_due_with_the_newest_state_appears_after_a_resume(
     saving = {"model_every_steps": 2, "state_every_steps": 2, "format": "safetensors"}
     undisturbed = train(train_config(output_dir=str(tmp_path / "whole"), saving=saving))
     config = train_config(saving=saving)
-    monkeypatch.setattr(TrainingLoop, "_export_on_the_way", killed)
+    monkeypatch.setattr(TrainingLoop, "_export_intermediate", killed)
     with pytest.raises(ZeroDivisionError):
         train(config)
     monkeypatch.undo()
@@ -297,7 +297,7 @@ def test_ctrl_c_is_acknowledged_at_once_and_the_second_stops_now(train_config, w
 def test_requests_to_stop_only_hold_while_updates_are_made():
     before = signal.getsignal(signal.SIGINT)
     with StopRequest() as stop:
-        with stop.after_update():
+        with stop.after_step():
             signal.raise_signal(signal.SIGTERM)
             signal.raise_signal(signal.SIGTERM)
             assert stop.signal_number == signal.SIGTERM
@@ -309,6 +309,6 @@ def test_requests_to_stop_only_hold_while_updates_are_made():
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGTERM cannot be caught on Windows")
 def test_sigterm_ends_any_command_in_words(capsys):
     with pytest.raises(SystemExit) as caught:
-        run_reporting(lambda: signal.raise_signal(signal.SIGTERM))
+        run_and_report(lambda: signal.raise_signal(signal.SIGTERM))
     assert caught.value.code == 128 + signal.SIGTERM
     assert capsys.readouterr().err == "Stopped.\n"

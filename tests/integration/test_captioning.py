@@ -10,9 +10,9 @@ from impasto.annotate.captioners import (
     PRESETS,
     Captioner,
     Generation,
+    remove_read_text,
     require_generation,
     with_generation,
-    without_readings,
 )
 from impasto.errors import ConfigError, ModelError, OutOfMemoryError
 from impasto.progress import SilentProgress
@@ -98,7 +98,7 @@ def test_where_memory_runs_out_batches_are_halved(captioner, monkeypatch):
     ],
 )
 def test_made_up_readings_are_cut_out(before, after):
-    assert without_readings(before) == after
+    assert remove_read_text(before) == after
 
 
 def test_files_that_are_no_captioner_are_named(tmp_path):

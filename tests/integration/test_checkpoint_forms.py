@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import impasto
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
-from parts import PART_FILES, TEXT_ENCODER_FILE, UNET_FILE, VAE_FILE
+from parts import COMPONENT_FILES, TEXT_ENCODER_FILE, UNET_FILE, VAE_FILE
 from safetensors.torch import load_file, save_file
 
 from impasto.checkpoints.reading import open_tensor_file
@@ -168,7 +168,7 @@ def as_bin_folder(folder, target, tmp_path):
     """Old Diffusers: `.bin`, the VAE's former attention names, `pytorch_model`."""
     shutil.copytree(folder, target)
     old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
-    for file in PART_FILES.values():
+    for file in COMPONENT_FILES.values():
         tensors = load_file(target / file)
         for new_name, old_name in old.items():
             tensors = {
@@ -187,7 +187,7 @@ def as_bin_folder(folder, target, tmp_path):
 
 def as_fp16_variant(folder, target, tmp_path):
     shutil.copytree(folder, target)
-    for file in PART_FILES.values():
+    for file in COMPONENT_FILES.values():
         tensors = {name: tensor.half() for name, tensor in load_file(target / file).items()}
         save_file(tensors, (target / file).with_suffix(".fp16.safetensors"))
         (target / file).unlink()

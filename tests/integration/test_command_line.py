@@ -218,14 +218,14 @@ def test_wrong_input_is_one_paragraph_and_an_exit_code(run_file, tmp_path, case,
 
 @pytest.mark.parametrize("kind", ["empty", "without words"])
 def test_unusable_folders(run_file, tmp_path, kind, capsys):
-    from conftest import draw_pictures
+    from conftest import draw_images
 
     from impasto.cli.main import main
 
     folder = tmp_path / "other"
     folder.mkdir()
     if kind == "without words":
-        draw_pictures(folder, 3, captions=False)
+        draw_images(folder, 3, captions=False)
     with pytest.raises(SystemExit) as caught:
         main(["train", str(run_file(dataset={"image_dir": str(folder)})), "--plan"])
     assert caught.value.code == 3

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import tomli_w
 import torch
-from broken import USABLE, make_broken_pictures
-from conftest import draw_pictures, impasto
+from broken import USABLE, make_broken_images
+from conftest import draw_images, impasto
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -80,7 +80,7 @@ ERAS = {  # how latents were kept, how images were named, whether buckets were, 
 def make_project(tmp_path, era):
     """A folder of images, metadata, latents and a dataset configuration."""
     write, key, with_buckets, name = ERAS[era]
-    folder = draw_pictures(tmp_path / "project", 3, captions=False)
+    folder = draw_images(tmp_path / "project", 3, captions=False)
     entries = {}
     for stem, (width, height) in SIZES.items():
         write(folder, stem, width, height)
@@ -163,7 +163,7 @@ def test_latents_that_do_not_fit_are_refused_and_made_anew(run_values, tmp_path,
 
 
 def test_exported_latents_come_back_as_they_were(run_values, tmp_path, nano_model):
-    folder = draw_pictures(tmp_path / "set", 6)
+    folder = draw_images(tmp_path / "set", 6)
     options = ["--resolution", "80", "--min-side", "32", "--max-side", "96", "--step", "32"]
     done = impasto("dataset", "cache", folder, nano_model, *options, "--flip", "--export-npz")
     assert done.returncode == 0, done.stderr
@@ -184,8 +184,8 @@ def test_exported_latents_come_back_as_they_were(run_values, tmp_path, nano_mode
 
 
 def two_sets(tmp_path):
-    draw_pictures(tmp_path / "a", 5)
-    draw_pictures(tmp_path / "b", 4, seed=1, captions=False)
+    draw_images(tmp_path / "a", 5)
+    draw_images(tmp_path / "b", 4, seed=1, captions=False)
     metadata = {f"{n:03d}.png": {"caption": f"thing {n}"} for n in range(4)}
     (tmp_path / "b.json").write_text(json.dumps(metadata), encoding="utf-8")
     return {
@@ -347,7 +347,7 @@ def test_captions_shown_are_those_that_training_sees(run_values, tmp_path, pictu
 def test_sixty_broken_and_odd_files(tmp_path, nano_model):
     """None stops anything; each is accounted for, by name and reason."""
     folder = tmp_path / "broken"
-    expected = make_broken_pictures(folder)
+    expected = make_broken_images(folder)
     assert len(expected) >= 60
     (folder / "grey.txt").write_text("noise", encoding="utf-8")
     sizes = ["--resolution", "64", "--min-side", "64", "--max-side", "256"]
@@ -405,7 +405,7 @@ def test_a_complete_store_opens_no_picture(run_values, pictures, tmp_path):
 
 
 def test_looking_after_the_cache(tmp_path, nano_model):
-    folder = draw_pictures(tmp_path / "set", 6)
+    folder = draw_images(tmp_path / "set", 6)
     small = ["--resolution", "80", "--min-side", "32", "--max-side", "96", "--step", "32"]
     large = ["--resolution", "160", "--min-side", "64", "--max-side", "192", "--step", "32"]
     for sizes in (small, large):
@@ -433,7 +433,7 @@ def test_looking_after_the_cache(tmp_path, nano_model):
 
 
 def test_merging_on_the_command_line(tmp_path):
-    folder = draw_pictures(tmp_path / "set", 3)
+    folder = draw_images(tmp_path / "set", 3)
     meta = tmp_path / "meta.json"
     first = impasto("dataset", "merge", folder, meta)
     assert first.returncode == 0, first.stderr
@@ -468,7 +468,7 @@ def test_faults_of_a_data_set_end_with_one_sentence_each(tmp_path):
 
 
 def test_a_run_on_broken_files_trains_on_the_rest(run_values, tmp_path):
-    expected = make_broken_pictures(tmp_path / "broken")
+    expected = make_broken_images(tmp_path / "broken")
     (tmp_path / "broken" / "grey.txt").write_text("noise", encoding="utf-8")
     dataset = {"image_dir": str(tmp_path / "broken"), **BUCKETS}
     run = train(run_of(run_values, dataset, training={"max_steps": 1}))

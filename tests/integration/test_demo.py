@@ -41,7 +41,7 @@ def test_it_is_small_enough_for_git_and_the_wheel(tmp_path, own, others, most_mi
 def test_the_pictures_have_words_and_many_shapes():
     scan = scan_folder(PICTURES)
     assert len(scan.records) == 100
-    assert scan.uncaptioned == 0
+    assert scan.uncaptioned_count == 0
     assert scan.set_aside == ()
     assert len({round(record.size.aspect, 2) for record in scan.records}) >= 5
 

@@ -220,7 +220,7 @@ def test_memory_that_runs_out_elsewhere_is_explained(train_config, monkeypatch):
 
     config = train_config(previews={"prompts": ["a cat"], "every_steps": 2, "steps": 2})
     with monkeypatch.context() as patched:
-        fail_at(patched, Sampler, "draw_all", 2, OUT)
+        fail_at(patched, Sampler, "generate_all", 2, OUT)
         with pytest.raises(OutOfMemoryError, match=r"drawing previews.*smaller previews\.width"):
             train(config)
     assert resume(config.output_dir).saved_steps()[-1] == 6

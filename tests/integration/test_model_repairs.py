@@ -15,7 +15,7 @@ from impasto.models.conversion import convert_model, form_of
 from impasto.models.families import by_kind
 from impasto.models.loading import load_base_model
 from impasto.models.opening import OpenOptions, open_model
-from impasto.models.recorded import recorded_clip_skip
+from impasto.models.recorded import trained_clip_skip
 
 UNET, VAE = "model.diffusion_model.", "first_stage_model."
 POSITION_IDS = "cond_stage_model.transformer.text_model.embeddings.position_ids"
@@ -175,7 +175,7 @@ def test_the_users_word_counts_and_the_files_is_told(changed):
 @pytest.mark.parametrize(("said", "layer"), [("2", 2), ("99", None), ("x", None), ("", None)])
 def test_the_encoder_layer_of_a_file(changed, said, layer):
     file = changed(lambda _: None, **{"modelspec.encoder_layer": said})
-    assert recorded_clip_skip(open_model(file)) == layer
+    assert trained_clip_skip(open_model(file)) == layer
 
 
 def test_training_goes_by_what_the_model_records(changed, run_file, tmp_path):

@@ -10,9 +10,9 @@ from impasto.errors import ConfigError, RunError
 from impasto.sdscripts import fine_tune as program
 from impasto.sdscripts.flags import FLAGS
 from impasto.sdscripts.import_command import _words
-from impasto.sdscripts.importing import settings_of_command
+from impasto.sdscripts.importing import command_to_toml
 from impasto.sdscripts.origins import BY_RULE
-from impasto.sdscripts.parsing import given_flags
+from impasto.sdscripts.parsing import parse_flags
 from impasto.sdscripts.translate import translate
 from impasto.training.precision import NativePrecision
 
@@ -98,7 +98,7 @@ def test_resume_refuses_what_changes_numbers_and_leaves_the_run(words, tmp_path)
 
 
 def test_flags_that_the_old_program_takes_without_effect_are_taken(words):
-    flags = given_flags([*words, "--fused_backward_pass", "--logging_dir=logs"])
+    flags = parse_flags([*words, "--fused_backward_pass", "--logging_dir=logs"])
     translation = translate(flags, SLOW, has_tensorboard=False)
     said = " ".join(translation.notices)
     assert "--fused_backward_pass: it has no effect in sd-scripts' fine_tune.py" in said
@@ -118,7 +118,7 @@ def test_flags_that_the_old_program_takes_without_effect_are_taken(words):
 )
 def test_classes_of_schedulers_are_refused_with_the_nearest(scheduler, nearest, words):
     with pytest.raises(ConfigError) as caught:
-        given_flags([*words, f"--lr_scheduler_type={scheduler}"])
+        parse_flags([*words, f"--lr_scheduler_type={scheduler}"])
     assert nearest in str(caught.value)
 
 
@@ -144,7 +144,7 @@ GIVEN = {
 
 @pytest.mark.parametrize("flag", GIVEN)
 def test_what_was_given_is_kept_where_it_is_the_default(flag, words):
-    text = settings_of_command(["fine_tune.py", *with_flags(words, flag)])
+    text = command_to_toml(["fine_tune.py", *with_flags(words, flag)])
     assert GIVEN[flag] in text
 
 
@@ -158,7 +158,7 @@ def test_a_command_is_read_as_its_shell_reads_it(words):
     with pytest.raises(ConfigError, match="cannot be read"):
         _words("fine_tune.py --output_name='x")
     launched = ["accelerate", "launch", "--num_processes", "2", "fine_tune.py"]
-    text = settings_of_command([*launched, *words, "--metadata_title=my style"])
+    text = command_to_toml([*launched, *words, "--metadata_title=my style"])
     assert "'--metadata_title=my style'" in text
     assert "# --num_processes belongs to the launcher" in text
 
@@ -170,8 +170,8 @@ def test_each_flag_with_a_rule_is_known():
 
 
 def test_imported_settings_are_those_of_the_command(words, tmp_path):
-    text = settings_of_command(["fine_tune.py", *words])
+    text = command_to_toml(["fine_tune.py", *words])
     (tmp_path / "run.toml").write_text(text, encoding="utf-8")
     imported = build_run_config(read_toml(tmp_path / "run.toml"), source="test")
-    tree = translate(given_flags(words)).tree
+    tree = translate(parse_flags(words)).tree
     assert imported == build_run_config(tree, source="test")

@@ -12,7 +12,7 @@ import pytest
 import tomli_w
 import torch
 from conftest import impasto
-from gpu_cases import CASES, FAULTS, fault_of, spoilt_step
+from gpu_cases import CASES, FAULTS, broken_step, fault_of
 from runs import StopAt, exported
 from safetensors.torch import load_file
 
@@ -177,7 +177,7 @@ def test_a_deterministic_run_gives_the_same_bits_when_it_is_resumed(train_config
 @pytest.mark.parametrize("name", FAULTS)
 def test_what_is_not_finite_reaches_no_weight(name, train_config, monkeypatch):
     """The fault is in step 2, and found with the line of metrics after step 3."""
-    monkeypatch.setattr(loop, "training_step", spoilt_step(fault_of(name), loop.training_step))
+    monkeypatch.setattr(loop, "training_step", broken_step(fault_of(name), loop.training_step))
     config = train_config(training=FAULTS[name], logging={"every_steps": 3})
     if name == "fp16, gradient":  # the scale's doing, and passed over
         run = train(config)

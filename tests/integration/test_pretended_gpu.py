@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import draw_pictures
+from conftest import draw_images
 from gpu_cases import CASES, FAULTS, fault_of
 from safetensors.torch import load_file
 
@@ -48,7 +48,7 @@ def pico_model(tmp_path_factory, nano_architecture):
 def orders(tmp_path_factory, pico_model):
     """Makes an order of a name and changed settings."""
     root = tmp_path_factory.mktemp("pretended")
-    pictures = draw_pictures(root / "pictures", 9)
+    pictures = draw_images(root / "pictures", 9)
     usual = {
         "seed": 7,
         "model": {"path": str(pico_model)},

@@ -21,9 +21,9 @@ EXAMPLES = re.findall(r"```python\n(.*?)```", GUIDE.read_text(encoding="utf-8"),
 
 def test_the_list_of_public_names():
     assert set(impasto.__all__) == {
-        "BaseModel", "Batches", "Console", "FullFineTune", "ImpastoError", "Overrides", "Part",
+        "BaseModel", "Batches", "Console", "FullFineTune", "ImpastoError", "Overrides",
         "Prompt", "RunConfig", "RunDirectory", "Sampler", "SilentEvents", "StepRecipe", "Trainable",
-        "TrainingEvents", "__version__", "load_base_model", "load_run_config", "plan_images",
+        "TrainedPart", "TrainingEvents", "__version__", "load_base_model", "load_run_config", "plan_images",
         "prepare", "resume", "save_model", "scan_folder", "train", "training_step", "write_report",
     }  # fmt: skip
     guide = GUIDE.read_text(encoding="utf-8")

@@ -4,7 +4,7 @@ import json
 import re
 
 import pytest
-from broken import make_broken_pictures
+from broken import make_broken_images
 from conftest import impasto
 
 from impasto.config.load import build_run_config
@@ -27,7 +27,7 @@ def rows(done):
 
 def test_every_verb_counts_the_same(tmp_path, run_values, nano_model):
     folder = tmp_path / "set"
-    expected = make_broken_pictures(folder)
+    expected = make_broken_images(folder)
     (folder / "grey.txt").write_text("noise", encoding="utf-8")
     (folder / "x.jxl").write_bytes(b"\xff\n")
     (folder / "lost.txt").write_text("x", encoding="utf-8")

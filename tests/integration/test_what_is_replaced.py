@@ -9,7 +9,7 @@ from conftest import impasto
 from impasto.datasets.build import survey
 from impasto.errors import RunError
 from impasto.models.targets import why_not_replaced
-from impasto.owners import this_process
+from impasto.owners import current_process
 from impasto.runs import RunDirectory
 from impasto.training.saving.own_models import OwnModels
 from impasto.training.trainer import resume, train
@@ -106,7 +106,7 @@ def test_states_are_dropped_after_the_end_is_recorded(train_config, monkeypatch)
 
 
 def test_what_a_killed_scan_left_half_written_is_removed(train_config, tmp_path):
-    dead = replace(this_process(), start=1).token
+    dead = replace(current_process(), start=1).token
     derived = tmp_path / "derived"
     derived.mkdir()
     (derived / f".scan-1.json.{dead}.00000000.partial").write_text("half", encoding="utf-8")

@@ -10,8 +10,8 @@ from impasto.data.bucket_assignment import (
     ASSIGNMENTS,
     Limits,
     assign_native,
-    covering,
-    kept_share,
+    cover_size,
+    kept_fraction,
 )
 from impasto.data.buckets import make_bucket_sizes, novelai_bucket_sizes
 from impasto.data.plan import plan_images
@@ -82,7 +82,7 @@ def test_native_never_crops_more_than_the_recorded_choice(golden, no_upscale):
                 lost = 1 - theirs.area / (resized_w * resized_h)
                 assert 1 - ours.area / resized.area <= lost + 1e-9, (width, height)
             else:
-                assert kept_share(size, ours) >= min(kept_share(size, theirs), 1.0) - 1e-12
+                assert kept_fraction(size, ours) >= min(kept_fraction(size, theirs), 1.0) - 1e-12
             compared += 1
     assert compared > 600
 
@@ -94,7 +94,7 @@ def test_without_enlarging_buckets_stay_within_limits_and_picture(size, side, st
     bucket, resized = ASSIGNMENTS["native", True]([size], limits)[0]
     theirs, _ = ASSIGNMENTS["kohya", True]([size], limits)[0]
     if theirs.width in range(256, 1025) and theirs.height in range(256, 1025):
-        assert kept_share(size, bucket) >= kept_share(size, theirs) - 1e-12
+        assert kept_fraction(size, bucket) >= kept_fraction(size, theirs) - 1e-12
         assert bucket.area >= theirs.area, "a needless shrink"
     beyond = max(theirs.wh) > 1024 or min(theirs.wh) < 256
     for own, theirs_side in ((bucket.width, size.width), (bucket.height, size.height)):
@@ -133,8 +133,8 @@ def test_novelais_table():
 
 @given(SIZES)
 def test_the_choice_keeps_the_most(size):
-    chosen = kept_share(size, native(size)[0])
-    assert all(chosen >= kept_share(size, bucket) for bucket in BUCKETS)
+    chosen = kept_fraction(size, native(size)[0])
+    assert all(chosen >= kept_fraction(size, bucket) for bucket in BUCKETS)
 
 
 @given(SIZES)
@@ -165,7 +165,7 @@ def test_many_are_placed_as_each_alone(sizes, way):
 @given(SIZES)
 def test_the_covering_size_is_the_same_for_one_and_for_many(size):
     bucket, resized = native(size)
-    assert resized == covering(size, bucket)
+    assert resized == cover_size(size, bucket)
 
 
 @given(st.integers(64, 1024), st.integers(64, 1024), st.sampled_from([8, 32, 64]))
@@ -198,8 +198,8 @@ def test_without_enlarging_the_choice_is_the_best_of_all_buckets(size, side, ste
         if width * height <= limits.area
     ]
     theirs, shrunk = ASSIGNMENTS["kohya", True]([size], limits)[0]
-    wanted = min(kept_share(size, theirs), max(kept_share(size, bucket) for bucket in every))
-    best = max(bucket.area for bucket in every if kept_share(size, bucket) >= wanted)
+    wanted = min(kept_fraction(size, theirs), max(kept_fraction(size, bucket) for bucket in every))
+    best = max(bucket.area for bucket in every if kept_fraction(size, bucket) >= wanted)
     bucket, resized = ASSIGNMENTS["native", True]([size], limits)[0]
     assert 1 - bucket.area / resized.area <= 1 - theirs.area / shrunk.area + 1e-9
     if bucket in every and bucket != theirs:

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from impasto.checkpoints.keymap import (
-    PartMap,
+    ComponentMap,
     UNetLayout,
     VaeLayout,
     ema_name,
@@ -85,7 +85,7 @@ def test_any_unet_goes_there_and_back(layout):
     found = UNetLayout.of_ldm(inner)
     assert found == layout
     back = naming.map_of_file(ldm.values())
-    assert all(back.to_ours(ldm[name]) == (name,) for name in names)
+    assert all(back.to_diffusers(ldm[name]) == (name,) for name in names)
 
 
 @given(st.integers(1, 5), st.integers(1, 4))
@@ -101,10 +101,10 @@ def test_any_vae_goes_there_and_back(levels, layers):
     require_both_ways(SD1.vae.naming.map_of_ours(names), names)
 
 
-def require_both_ways(table: PartMap, names: set[str]) -> None:
+def require_both_ways(table: ComponentMap, names: set[str]) -> None:
     ldm = {name: table.to_ldm(name) for name in names}
     assert len(set(ldm.values())) == len(names)
-    assert all(table.to_ours(ldm[name]) == (name,) for name in names)
+    assert all(table.to_diffusers(ldm[name]) == (name,) for name in names)
 
 
 @given(st.integers(1, 40))

@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 import pytest
 
 from impasto.canonical import canonical
-from impasto.data.listing import place_in_order
+from impasto.data.listing import sort_key
 from impasto.data.text_store import TextStore
 from impasto.randomness import derive_seed
 
@@ -55,7 +55,7 @@ out = {
     "toml": dump_toml(config),
     "split": [record.name for record in found.split.held_out],
     "order": [record.name for record in found.split.training],
-    "captions": [record.steady_caption for record in found.split.training],
+    "captions": [record.fixed_caption for record in found.split.training],
     "latents": [latent_key("x", image, "v") for image in found.plan.images],
     "masks": [mask_key("x", image, "m") for image in found.plan.images],
     "texts": TextStore(Path(cache), "x").key(range(77)),
@@ -126,6 +126,6 @@ def test_keys_are_those_that_earlier_versions_made():
 def test_images_come_in_one_order_on_every_system():
     below = ["a/c.png", "a b.png", "a.png", "Z.png", "a/B.png"]
     windows = [path.replace("/", "\\") for path in below]
-    found = sorted(windows, key=lambda path: place_in_order(path, "\\"))
-    assert [path.replace("\\", "/") for path in found] == sorted(below, key=place_in_order)
-    assert sorted(below) == sorted(below, key=place_in_order)
+    found = sorted(windows, key=lambda path: sort_key(path, "\\"))
+    assert [path.replace("\\", "/") for path in found] == sorted(below, key=sort_key)
+    assert sorted(below) == sorted(below, key=sort_key)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from impasto.data.captions import CaptionRules, Moment, joined_words
+from impasto.data.captions import CaptionRules, Moment, join_caption_and_tags
 
 FIELDS = {
     "caption_prefix": "prefix",
@@ -85,4 +85,4 @@ def test_steady_words_do_not_depend_on_the_moment():
     ],
 )
 def test_caption_and_tags_are_joined(caption, tags, expected):
-    assert joined_words(caption, tags, ",") == expected
+    assert join_caption_and_tags(caption, tags, ",") == expected

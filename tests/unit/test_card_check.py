@@ -7,7 +7,7 @@ import torch
 from conftest import impasto
 
 from impasto.cli import card_check
-from impasto.cli.card_check import attention, check_card, compared, precisions
+from impasto.cli.card_check import attention, check_gpu, compared, precisions
 from impasto.errors import ConfigError, MissingDependencyError
 from impasto.progress import SilentProgress
 from impasto.training.precision import NativePrecision
@@ -81,7 +81,7 @@ def test_a_check_that_fails_says_so_and_the_others_go_on(monkeypatch, tmp_path):
     monkeypatch.setattr(card_check, "attention", lambda _: attention(CPU, SMALL))
     for name in ("train", "survey"):
         monkeypatch.setattr(card_check, name, refused)
-    found = dict(check_card(CPU, tmp_path, SilentProgress()))
+    found = dict(check_gpu(CPU, tmp_path, SilentProgress()))
     assert list(found) == ["Precisions", "Attention", "Resume", "Compile", "Memory"]
     assert found["Precisions"].advice == "It ended with: CUDA error: misaligned address"
     assert found["Attention"].advice == ""
@@ -112,7 +112,7 @@ def test_a_card_that_cannot_compile_is_told_why(monkeypatch, tmp_path):
 
     monkeypatch.setattr(card_check, "train", train)
     outcome = card_check._Runs(CPU, tmp_path).compiles()
-    assert outcome == card_check.Outcome("not possible here", "There is no C compiler.")
+    assert outcome == card_check.CheckResult("not possible here", "There is no C compiler.")
 
 
 @pytest.mark.parametrize(("off", "words"), [(0.0, "bit for bit"), (0.25, "differ by up to 0.25")])

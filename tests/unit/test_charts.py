@@ -7,7 +7,7 @@ import xml.etree.ElementTree as ET
 import pytest
 
 from impasto.report.charts import bucket_chart, histogram_chart, loss_chart
-from impasto.report.svg import WIDTH, round_ticks, tick_words
+from impasto.report.svg import WIDTH, round_ticks, tick_labels
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -40,10 +40,10 @@ def test_ticks_are_round_and_enclose_the_values(low, high, most, whole, ticks):
 
 
 def test_tick_labels_have_the_decimals_that_tell_them_apart():
-    assert tick_words([0.0, 0.2, 0.4]) == ["0.0", "0.2", "0.4"]
-    assert tick_words([0.0, 500.0, 1000.0]) == ["0", "500", "1,000"]
-    assert tick_words([1.0, 1.05]) == ["1.00", "1.05"]
-    assert len(set(tick_words(round_ticks(0, 3e-6, 6)))) > 3
+    assert tick_labels([0.0, 0.2, 0.4]) == ["0.0", "0.2", "0.4"]
+    assert tick_labels([0.0, 500.0, 1000.0]) == ["0", "500", "1,000"]
+    assert tick_labels([1.0, 1.05]) == ["1.00", "1.05"]
+    assert len(set(tick_labels(round_ticks(0, 3e-6, 6)))) > 3
 
 
 def test_the_loss_chart_names_its_axes_and_curves():

@@ -2,7 +2,13 @@
 
 import pytest
 
-from impasto.annotate.cleaning import Kohya, Rules, count_tags, load_rules, parse_rules
+from impasto.annotate.cleaning import (
+    CleaningRules,
+    KohyaCleaner,
+    count_tags,
+    load_rules,
+    parse_rules,
+)
 from impasto.errors import ConfigError
 
 
@@ -10,9 +16,9 @@ def test_kohyas_rules_equal_sd_scripts(golden):
     """44 lines of tags and 21 captions, recorded from its clean_captions_and_tags.py."""
     pairs = golden("clean_tags.json")
     for case in pairs["tags"]:
-        assert Kohya().tags(case["input"]) == case["output"], case
+        assert KohyaCleaner().tags(case["input"]) == case["output"], case
     for case in pairs["captions"]:
-        assert Kohya().caption(case["input"]) == case["output"], case
+        assert KohyaCleaner().caption(case["input"]) == case["output"], case
     assert len(pairs["tags"]) == 44
     assert len(pairs["captions"]) == 21
 
@@ -63,7 +69,7 @@ def test_rules_of_ones_own():
 
 
 def test_frequency():
-    rules = Rules(least_count=2, most_share=0.7)
+    rules = CleaningRules(least_count=2, most_share=0.7)
     texts = ["a, b", "a, c", "a, b"]
     kept = rules.frequent(count_tags(texts), len(texts))
     assert [kept(text) for text in texts] == ["b", "", "b"]

@@ -9,10 +9,10 @@ from PIL import Image
 
 from impasto.data.dataset import TrainingData
 from impasto.data.latent_cache import CachedPlan, LatentKeys
-from impasto.data.plan import plan_images
+from impasto.data.plan import BucketRules, plan_images
 from impasto.data.records import Box, Geometry, Size
 from impasto.data.rendering import render
-from impasto.data.sampler import MicroBatch, Sample, Update
+from impasto.data.sampler import MicroBatch, OptimizerStep, Sample
 from impasto.data.scan import scan_folder
 from impasto.data.subsets import Augmentation, Subset
 from impasto.diffusion.conditioning import Conditioning
@@ -72,7 +72,7 @@ def gradient(folder, width=256, height=64):
 
 def plan_of(folder, subset):
     records = scan_folder(folder, subset=subset).records
-    return plan_images(records, Size(64, 64), enable_bucket=False).images
+    return plan_images(records, Size(64, 64), rules=BucketRules(enable_bucket=False)).images
 
 
 def test_a_mirrored_image_tells_the_crop_of_its_mirror_image(tmp_path):
@@ -94,7 +94,7 @@ def test_what_is_cropped_anew_each_time_tells_where_it_was_cropped(tmp_path):
     seen = set()
     for epoch in range(40):
         micro_batch = MicroBatch((Sample(0, 0),), (0,))
-        loaded = data.load(Update(epoch, epoch, (micro_batch,), 1), micro_batch)
+        loaded = data.load(OptimizerStep(epoch, epoch, (micro_batch,), 1), micro_batch)
         (geometry,) = loaded.geometry
         reds = loaded.pixels[0][0, :, 0].astype(int)
         mirrored = reds[0] > reds[-1]

@@ -14,8 +14,8 @@ from PIL import Image
 from impasto import files
 from impasto.config.load import build_run_config
 from impasto.data import likeness, npz_exchange
-from impasto.data.likeness import near_groups
-from impasto.data.npz_exchange import take_npz
+from impasto.data.likeness import near_duplicates
+from impasto.data.npz_exchange import import_npz
 from impasto.datasets.build import survey
 from impasto.progress import SilentProgress
 
@@ -79,7 +79,7 @@ def test_copies_are_counted_by_files_and_read_once(tmp_path, monkeypatch):
 def test_without_latents_of_sd_scripts_no_image_is_looked_at_for_them(monkeypatch):
     monkeypatch.setattr(npz_exchange, "npz_candidates", lambda _: 1 / 0)
     seen = Seen()
-    assert take_npz([object()] * 3, [None] * 3, {}, None, seen) == []
+    assert import_npz([object()] * 3, [None] * 3, {}, None, seen) == []
     assert seen.stages == []
 
 
@@ -99,8 +99,8 @@ def test_groups_of_near_hashes_are_those_of_all_pairs():
         flipped = sum(1 << int(bit) for bit in rng.choice(62, int(rng.integers(9)), replace=False))
         hashes[Path(f"{n}")] = base ^ flipped
     advanced = []
-    found = near_groups(hashes, advanced.append)
-    assert sorted(found) == grouped_by_pairs(hashes, likeness.NEAR_BITS)
+    found = near_duplicates(hashes, advanced.append)
+    assert sorted(found) == grouped_by_pairs(hashes, likeness.NEAR_DUPLICATE_BITS)
     assert sum(advanced) == 120
 
 
@@ -116,5 +116,5 @@ def test_equal_hashes_are_compared_once(monkeypatch):
 
     monkeypatch.setattr(np, "bitwise_count", counted)
     hashes = {Path(f"{n:05}"): n % 3 for n in range(5000)}
-    assert [len(group) for group in near_groups(hashes, lambda _: None)] == [5000]
+    assert [len(group) for group in near_duplicates(hashes, lambda _: None)] == [5000]
     assert compared == 9

@@ -9,9 +9,9 @@ import pytest
 from cuda_shapes import build_guard
 
 from impasto.data.records import Size
-from impasto.models.architectures import find_architecture, outline_architecture
+from impasto.models.architectures import find_architecture, meta_model_of_architecture
 from impasto.training.planning.levers import LADDER, offers, with_rungs
-from impasto.training.planning.memory import FootprintMeter
+from impasto.training.planning.memory import FootprintPredictor
 
 PROGRAM = Path(__file__).parents[1] / "cuda_shapes.py"
 SIDE, BATCH = 128, 4
@@ -72,7 +72,9 @@ def test_a_step_takes_what_is_predicted_for_every_rung(cuda_steps, train_config)
     steps = steps_of_all_rungs(train_config)
     assert len(steps) >= 12
     measured = cuda_steps([json.loads(case) for case in steps])
-    meter = FootprintMeter(lambda: outline_architecture(find_architecture("tiny")), "cuda")
+    meter = FootprintPredictor(
+        lambda: meta_model_of_architecture(find_architecture("tiny")), "cuda"
+    )
     for (case, config), (peak, gradients) in zip(steps.items(), measured, strict=True):
         trained = meter._step(config, _trainable(config), Size(SIDE, SIDE), BATCH)
         assert trained.peak_bytes == pytest.approx(peak, rel=0.01), case
@@ -82,7 +84,7 @@ def test_a_step_takes_what_is_predicted_for_every_rung(cuda_steps, train_config)
 def _trainable(config):
     from impasto.training.methods import build_trainable
 
-    return build_trainable(config, outline_architecture(find_architecture("tiny")))
+    return build_trainable(config, meta_model_of_architecture(find_architecture("tiny")))
 
 
 @pytest.mark.slow

@@ -14,8 +14,8 @@ from impasto.data.scan import scan_folder
 from impasto.errors import ConfigError, DatasetError, ImpastoError
 from impasto.models.families import SD1
 from impasto.models.native_size import native_size
-from impasto.models.recorded import recorded_resolution
-from impasto.publishing import published_settings
+from impasto.models.recorded import trained_resolution
+from impasto.publishing import redact_settings
 from impasto.runs import RunDirectory
 from impasto.training.monitoring.recorder import Recorder
 from impasto.training.monitoring.trackers import open_trackers
@@ -56,7 +56,7 @@ def test_trackers_are_told_what_may_be_published(wandb, tmp_path, publish):
     recorder._run, recorder._of = RunDirectory(tmp_path), session
     recorder.open(0)
     told = wandb.given["config"]
-    assert told == published_settings(config.model_dump(mode="json", exclude_none=True), publish)
+    assert told == redact_settings(config.model_dump(mode="json", exclude_none=True), publish)
     assert ("Jane Doe" in str(told)) is bool(publish)
     assert "at home" not in str(told)
 
@@ -92,7 +92,7 @@ def test_a_size_that_no_model_has_is_none(stated, sample_size, expected):
         identity=SimpleNamespace(family=SD1),
     )
     assert native_size.__wrapped__(contents) == expected
-    recorded = recorded_resolution.__wrapped__(contents)
+    recorded = trained_resolution.__wrapped__(contents)
     assert recorded is None or recorded == expected
 
 
@@ -128,7 +128,7 @@ def test_ctrl_c_is_heard_while_a_state_is_saved_after_an_error(error):
         except ImpastoError:
             with pytest.raises(StoppedBySignal):
                 signal.raise_signal(signal.SIGINT)
-            with stop.after_update():
+            with stop.after_step():
                 signal.raise_signal(signal.SIGINT)
                 assert stop.signal_number == signal.SIGINT
                 with pytest.raises(StoppedBySignal):

@@ -12,7 +12,7 @@ import pytest
 
 from impasto import files
 from impasto.errors import StorageError
-from impasto.owners import this_process
+from impasto.owners import current_process
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):
@@ -44,7 +44,7 @@ def test_a_folder_is_replaced_whole(tmp_path):
     assert [p.name for p in target.iterdir()] == ["two"]
 
 
-DEAD = replace(this_process(), start=1).token
+DEAD = replace(current_process(), start=1).token
 
 
 def left_over(name, end=files.PARTIAL_SUFFIX):

@@ -7,11 +7,11 @@ import unicodedata
 import pytest
 from PIL import Image
 
-from impasto.data.finding import PictureFinder
+from impasto.data.finding import ImageFinder
 from impasto.data.metadata import (
     MetadataEntry,
     keys_of_files,
-    merge_words,
+    merge_captions,
     read_metadata,
     write_metadata,
 )
@@ -54,7 +54,7 @@ def folder(tmp_path):
     ],
 )
 def test_keys_of_other_machines(folder, key, found):
-    assert PictureFinder(folder).find(key) == str(folder / found)
+    assert ImageFinder(folder).find(key) == str(folder / found)
 
 
 @pytest.mark.parametrize(
@@ -72,17 +72,17 @@ def test_keys_of_other_machines(folder, key, found):
 )
 def test_keys_that_lead_nowhere_or_out(folder, key, reason):
     picture(folder.parent / "outside.png")
-    found = PictureFinder(folder).find(key)
+    found = ImageFinder(folder).find(key)
     assert isinstance(found, Failure)
     assert reason in found.reason
 
 
 def test_an_absolute_key_outside_is_refused(folder):
     outside = picture(folder.parent / "outside.png")
-    found = PictureFinder(folder).find(str(outside))
+    found = ImageFinder(folder).find(str(outside))
     assert isinstance(found, Failure)
     assert "give image_dir" in found.reason
-    assert PictureFinder(folder.parent).find(str(outside)) == str(outside)
+    assert ImageFinder(folder.parent).find(str(outside)) == str(outside)
 
 
 @posix
@@ -91,14 +91,14 @@ def test_a_link_that_leads_out_is_refused(folder, key):
     picture(folder.parent / "elsewhere" / "x.png")
     (folder / "link").symlink_to(folder.parent / "elsewhere")
     (folder / "own.png").symlink_to(folder.parent / "elsewhere" / "x.png")
-    assert isinstance(PictureFinder(folder).find(key), Failure)
+    assert isinstance(ImageFinder(folder).find(key), Failure)
 
 
 @posix
 def test_a_link_that_stays_inside_is_followed(folder):
     (folder / "inside").symlink_to(folder / "sub")
     (folder / "again.png").symlink_to(folder / "a.png")
-    finder = PictureFinder(folder)
+    finder = ImageFinder(folder)
     assert finder.find("inside/b.jpg") == str(folder / "inside" / "b.jpg")
     assert finder.find("again") == str(folder / "again.png")
 
@@ -106,16 +106,16 @@ def test_a_link_that_stays_inside_is_followed(folder):
 def test_the_nearest_of_several_is_taken_or_none(folder):
     picture(folder / "twice" / "t.png")
     picture(folder / "again" / "t.png")
-    finder = PictureFinder(folder)
+    finder = ImageFinder(folder)
     assert "fits several files" in finder.find("t.png").reason
     assert finder.find("C:\\x\\twice\\t.png") == str(folder / "twice" / "t.png")
     picture(folder / "t.png")
-    assert PictureFinder(folder).find("t") == str(folder / "t.png")
+    assert ImageFinder(folder).find("t") == str(folder / "t.png")
 
 
 def test_unicode_forms_are_one(folder):
     picture(folder / (unicodedata.normalize("NFD", "é") + ".png"))
-    found = PictureFinder(folder).find(unicodedata.normalize("NFC", "é") + ".png")
+    found = ImageFinder(folder).find(unicodedata.normalize("NFC", "é") + ".png")
     assert isinstance(found, str)
     assert "e" in found
 
@@ -182,7 +182,7 @@ def test_merging_keeps_the_names_that_are_there(folder, key):
     (folder / "a.txt").write_text("new", encoding="utf-8")
     known = [MetadataEntry(key, tags="old")]
     records = scan_folder(folder, subset=Subset(root=folder)).records
-    entries = merge_words(known, records, "relative", named=keys_of_files(known, [folder]))
+    entries = merge_captions(known, records, "relative", named=keys_of_files(known, [folder]))
     assert {e.key: e.tags for e in entries} == {key: "new", "sub/b.jpg": "", "sub/deep/c.png": ""}
 
 

@@ -8,7 +8,7 @@ import json
 import pytest
 
 from impasto.data import finding
-from impasto.data.finding import PictureFinder
+from impasto.data.finding import ImageFinder
 from impasto.data.metadata import read_metadata
 from impasto.data.scan import scan_metadata
 from impasto.data.stages import Failure
@@ -67,19 +67,19 @@ def test_the_words_of_an_image_that_is_gone_go_nowhere(tmp_path, files, content,
 def test_names_that_begin_above_the_folder_are_announced(tmp_path):
     scan = scan_of(tmp_path, ["b.png"], {"a/b.png": "dog"})
     assert words_of(scan) == {"b.png": "dog"}
-    line = scan.said_of_unused()[0]
+    line = scan.describe_unused()[0]
     assert line.startswith("Also found: meta.json: its names begin with a/, which is not in ")
 
 
 def test_names_without_their_folders_are_announced(tmp_path):
     scan = scan_of(tmp_path, ["a/b.png", "c/d.png"], {"b.png": "dog", "d": "cat"})
     assert words_of(scan) == {"a/b.png": "dog", "c/d.png": "cat"}
-    line = scan.said_of_unused()[0]
+    line = scan.describe_unused()[0]
     assert "found by the ends of their paths" in line
 
 
 def test_relative_names_of_two_beginnings_are_not_guessed(tmp_path):
-    finder = PictureFinder(tmp_path)
+    finder = ImageFinder(tmp_path)
     (tmp_path / "b.png").touch()
     (tmp_path / "d.png").touch()
     found = finder.find_all(["a/b.png", "c/d.png"])
@@ -102,7 +102,7 @@ def test_an_absolute_name_is_the_longest_path_that_it_ends_in(tmp_path, key, fil
     for name in ("t/p/a.png", "p/a.png", "a.png"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    assert PictureFinder(tmp_path).find(key) == str(tmp_path / file)
+    assert ImageFinder(tmp_path).find(key) == str(tmp_path / file)
 
 
 def test_many_files_of_one_name_are_looked_up_by_their_whole_paths(tmp_path, monkeypatch):
@@ -120,6 +120,6 @@ def test_many_files_of_one_name_are_looked_up_by_their_whole_paths(tmp_path, mon
 
     monkeypatch.setattr(finding, "_plain", counted)
     keys = [f"X:\\set\\d{n}\\image.png" for n in range(200)]
-    found = PictureFinder(tmp_path).find_all(keys)
+    found = ImageFinder(tmp_path).find_all(keys)
     assert found == [str(tmp_path / f"d{n}" / "image.png") for n in range(200)]
     assert calls < 200 * 10

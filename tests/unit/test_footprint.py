@@ -18,8 +18,8 @@ from impasto.models.trainable import FullFineTune
 from impasto.training.parallel.shards import Sharding
 from impasto.training.planning.changes import with_fields
 from impasto.training.planning.fake_step import FakeStep, decoding_peak
-from impasto.training.planning.levers import LADDER, Fitting, gib, offers
-from impasto.training.planning.memory import FootprintMeter
+from impasto.training.planning.levers import LADDER, MemoryFitter, gib, offers
+from impasto.training.planning.memory import FootprintPredictor
 from impasto.training.planning.workload import Workload
 
 SIZE = Size(128, 128)
@@ -144,8 +144,8 @@ def test_as_on_a_gpu_norms_are_float32(nano_model):
 
 def fitting(train_config, nano_model, device="cuda", budget=0):
     config = train_config()
-    meter = FootprintMeter(lambda: load_meta_model(nano_model), device)
-    return Fitting(meter, device, Group(0, SIZE), budget), config
+    meter = FootprintPredictor(lambda: load_meta_model(nano_model), device)
+    return MemoryFitter(meter, device, Group(0, SIZE), budget), config
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
@@ -165,8 +165,8 @@ def test_fewer_rungs_are_taken_where_more_memory_is_there(train_config, nano_mod
     taken = []
     for share in (1.2, 0.9, 0.6, 0.4):
         budget = int((found.workspace + share * whole) / 0.95)
-        one = Fitting(ladder.meter, "cuda", ladder.group, budget)
-        chosen, rungs = one.climb(config, keep_asked=False)
+        one = MemoryFitter(ladder.meter, "cuda", ladder.group, budget)
+        chosen, rungs = one.choose_levers(config, keep_asked=False)
         assert one.fits(chosen)
         assert not any(one.fits(_without(config, rungs, rung)) for rung in rungs)
         taken.append(len(rungs))
@@ -184,9 +184,9 @@ def _without(config, rungs, left_out):
 
 def test_several_processes_keep_their_gradients(train_config, nano_model):
     one, config = fitting(train_config, nano_model)
-    several = Fitting(one.meter, "cuda", one.group, 0, Facts(processes=2))
+    several = MemoryFitter(one.meter, "cuda", one.group, 0, Facts(processes=2))
     for ladder, steps_alone in ((one, True), (several, False)):
-        chosen, _ = ladder.climb(config, keep_asked=False)
+        chosen, _ = ladder.choose_levers(config, keep_asked=False)
         assert (chosen.training.optimizer_in_backward != "off") == steps_alone
 
 
@@ -194,7 +194,7 @@ def test_the_largest_batch_is_the_largest(train_config, nano_model):
     ladder, config = fitting(train_config, nano_model, "cpu")
     for wanted in (1, 3, 7):
         budget = int(ladder.footprint(config, wanted).total / 0.95) + 4096
-        one = Fitting(ladder.meter, "cpu", ladder.group, budget)
+        one = MemoryFitter(ladder.meter, "cpu", ladder.group, budget)
         assert one.batch_that_fits(config, most=50) == wanted
     assert one.batch_that_fits(config, most=5) == 5
 
@@ -207,10 +207,10 @@ def test_rehearsals_are_remembered(train_config, nano_model, tmp_path):
         meta_models.append(1)
         return load_meta_model(nano_model)
 
-    first = FootprintMeter(meta_model, "cpu", record).footprint(config, SIZE, 2)
-    assert FootprintMeter(meta_model, "cpu", record).footprint(config, SIZE, 2) == first
+    first = FootprintPredictor(meta_model, "cpu", record).footprint(config, SIZE, 2)
+    assert FootprintPredictor(meta_model, "cpu", record).footprint(config, SIZE, 2) == first
     record.write_text("{", encoding="utf-8")  # as good as none
-    assert FootprintMeter(meta_model, "cpu", record).footprint(config, SIZE, 2) == first
+    assert FootprintPredictor(meta_model, "cpu", record).footprint(config, SIZE, 2) == first
 
 
 def test_an_outline_is_made_for_a_rehearsal_and_shared_with_others(train_config, nano_model):
@@ -222,7 +222,7 @@ def test_an_outline_is_made_for_a_rehearsal_and_shared_with_others(train_config,
         return load_meta_model(nano_model)
 
     workload = Workload(encoded=SIZE, validation=Group(0, SIZE))
-    meter = FootprintMeter(meta_model, "cuda", workload=workload)
+    meter = FootprintPredictor(meta_model, "cuda", workload=workload)
     previews = {"prompts": ["a ball"], "width": 128, "height": 128}
     settings = {"previews": previews, "validation": {"every_steps": 2}}
     plain = meter.footprint(train_config(**settings), SIZE, 2)
@@ -237,7 +237,7 @@ def test_an_outline_is_made_for_a_rehearsal_and_shared_with_others(train_config,
 
 
 def test_a_learning_text_encoder_and_previews_count(train_config, nano_model):
-    meter = FootprintMeter(lambda: load_meta_model(nano_model), "cpu")
+    meter = FootprintPredictor(lambda: load_meta_model(nano_model), "cpu")
     plain = meter.footprint(train_config(), SIZE, 4)
     text = meter.footprint(train_config(method={"train_text_encoder": True}), SIZE, 4)
     assert text.optimizer > plain.optimizer
@@ -253,12 +253,12 @@ def test_shares_of_a_model_take_less(train_config, nano_model):
 
     def of(shares):
         meta_model = partial(load_meta_model, nano_model)
-        return FootprintMeter(meta_model, "cpu", shares=shares).footprint(config, SIZE, 2)
+        return FootprintPredictor(meta_model, "cpu", shares=shares).footprint(config, SIZE, 2)
 
     whole, fsdp, zero = (
         of(Sharding()),
         of(Sharding(4, 4, 4)),
-        of(Sharding(1, 4, 4, steps_copies=True)),
+        of(Sharding(1, 4, 4, has_master_weights=True)),
     )
     learning = whole.optimizer // 8
     assert whole.weights - fsdp.weights == pytest.approx(3 * learning, abs=4096)

@@ -13,7 +13,7 @@ from impasto.config.load import build_run_config
 from impasto.data.captions import CaptionRules, Moment
 from impasto.data.content_hashes import ContentHashes
 from impasto.datasets.build import scan_dataset, survey
-from impasto.datasets.held_out import groups_of_copies
+from impasto.datasets.held_out import group_byte_copies
 from impasto.errors import DatasetError
 from impasto.progress import SilentProgress
 
@@ -140,7 +140,7 @@ def test_a_folder_of_validation_without_what_is_trained_on(folder, tmp_path):
     notes = Notes()
     split = survey(config, notes).split
     assert [r.name for r in split.held_out] == ["new.png"]
-    assert [r.steady_caption for r in split.held_out] == ["a, b"]
+    assert [r.fixed_caption for r in split.held_out] == ["a, b"]
     assert len(split.training) == 27
     assert any("copy.png: a byte copy of" in line for line in notes.lines)
 
@@ -168,7 +168,7 @@ def test_a_picture_that_vanished_is_like_no_other(folder, tmp_path):
     records = scan_dataset(config_of(folder, tmp_path).dataset).records
     (folder / "z03.png").unlink()
     hashes = ContentHashes(tmp_path / "hashes.json")
-    groups = groups_of_copies(records, hashes, SilentProgress())
+    groups = group_byte_copies(records, hashes, SilentProgress())
     names = [r.name for r in records]
     assert groups[names.index("03.png")] != groups[names.index("z03.png")]
     assert groups[names.index("06.png")] == groups[names.index("z06.png")]

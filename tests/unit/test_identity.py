@@ -55,9 +55,9 @@ def telling(deviation):
             "sch",
         ),
         (clues(scheduler_config={}), "sd2-base", "epsilon", "without prediction_type"),
-        (clues(prediction_word="epsilon", more=telling(0.2)), "sd2-base", "epsilon", "model.pred"),
+        (clues(prediction_name="epsilon", more=telling(0.2)), "sd2-base", "epsilon", "model.pred"),
         (clues(family_key="sd2-v", more=telling(0.05)), "sd2-v", "v_prediction", "model.family"),
-        (clues(family_key="sd2-v", prediction_word="epsilon"), "sd2-v", "epsilon", "model.pred"),
+        (clues(family_key="sd2-v", prediction_name="epsilon"), "sd2-v", "epsilon", "model.pred"),
     ],
 )
 def test_each_witness(found, family, prediction, because):

@@ -80,23 +80,23 @@ def test_an_environment_that_start_py_made_is_added_to_by_it(monkeypatch, tmp_pa
 
 
 def test_start_py_hears_of_a_missing_extra_and_the_user_does_not(monkeypatch, tmp_path, capsys):
-    from impasto.cli.main import run_reporting
+    from impasto.cli.main import run_and_report
 
     def fails():
         raise invocation.missing_extra("trackers", "logging.trackers asks for wandb.")
 
     with pytest.raises(SystemExit) as caught:
-        run_reporting(fails)
+        run_and_report(fails)
     assert caught.value.code == MissingDependencyError.exit_code
     assert "Install it with: " in capsys.readouterr().err
     monkeypatch.setenv(invocation.EXTRA_FILE, str(tmp_path / "extra.txt"))
     with pytest.raises(SystemExit):
-        run_reporting(fails)
+        run_and_report(fails)
     assert (tmp_path / "extra.txt").read_text(encoding="utf-8") == "trackers"
     assert capsys.readouterr().err == ""
     monkeypatch.setenv(invocation.EXTRAS, "tagging trackers")  # it is there, and does not work
     with pytest.raises(SystemExit):
-        run_reporting(fails)
+        run_and_report(fails)
     assert "Install it with: " in capsys.readouterr().err
 
 

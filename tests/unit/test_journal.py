@@ -17,10 +17,10 @@ import pytest
 
 from impasto.annotate import journal as journals
 from impasto.annotate.journal import Journal
-from impasto.annotate.notes import journals_in, read_notes, with_sum
-from impasto.annotate.places import Place, Spot, ending_of, why_no_words
+from impasto.annotate.notes import journals_in, read_notes, with_checksum
+from impasto.annotate.places import DatasetFile, Place, normalize_ending, why_not_a_caption_file
 from impasto.annotate.undoing import undo
-from impasto.data.beside import WordsBeside
+from impasto.data.beside import SidecarLookup
 from impasto.data.scan import scan_folder
 from impasto.demo.recipe import PICTURES
 from impasto.errors import ImpastoError, RunError, StorageError
@@ -82,13 +82,13 @@ def test_a_hand_edit_is_kept_until_it_is_asked_for(folder):
     for _ in range(2):  # again and again: the notes stay
         undone = undo(place_of(folder))
         assert undone.restored == 3
-        assert [(p.name, why) for p, why in undone.left_alone] == [
+        assert [(p.name, why) for p, why in undone.unchanged] == [
             ("a.txt", "it was changed since"),
             ("b.txt", "it is not there any more"),
         ]
         assert (folder / "a.txt").read_text(encoding="utf-8") == "edited"
         assert not (folder / "fresh.txt").exists()
-    assert undo(place_of(folder), force=True).left_alone == ()
+    assert undo(place_of(folder), force=True).unchanged == ()
     assert words_of(folder) == before
     with pytest.raises(RunError, match="nothing to undo"):
         undo(place_of(folder), force=True)
@@ -102,7 +102,7 @@ def test_keep_gives_up_what_was_changed_and_the_change_before_is_next(folder):
     assert undo(place_of(folder), keep=True).restored == 0
     assert (folder / "b.txt").read_text(encoding="utf-8") == "edited"
     undone = undo(place_of(folder))
-    assert [p.name for p, _ in undone.left_alone] == ["b.txt"]
+    assert [p.name for p, _ in undone.unchanged] == ["b.txt"]
     assert words_of(folder)["a.txt"] == before["a.txt"]
 
 
@@ -127,7 +127,7 @@ def test_a_hand_edit_between_two_halves_of_a_command_comes_back(folder):
         assert journal.done == {"0:a.webp"}
         journal.write(folder / "a.txt", "machine again", "0:a.webp")
     undone = undo(place_of(folder))
-    assert [p.name for p, _ in undone.left_alone] == ["a.txt"]
+    assert [p.name for p, _ in undone.unchanged] == ["a.txt"]
     assert (folder / "a.txt").read_text(encoding="utf-8") == "by hand"
     undo(place_of(folder), force=True)
     assert (folder / "a.txt").read_bytes() == b"mine of a\r\n"
@@ -186,7 +186,7 @@ def test_a_fault_half_way_costs_nothing(folder):
     assert (folder / "a.txt").read_bytes() == before["a.txt"]
     (folder / "b.txt").rmdir()
     (folder / "sub").unlink()
-    assert undo(place_of(folder), force=True).left_alone == ()
+    assert undo(place_of(folder), force=True).unchanged == ()
     assert words_of(folder) == before
 
 
@@ -229,7 +229,7 @@ def hostile_notes(spots, contents, *, old):
         if before is not None:
             line |= {"was": sha(before), "before": base64.b64encode(before).decode()}
         lines.append(line)
-    return "".join(map(with_sum, lines))
+    return "".join(map(with_checksum, lines))
 
 
 @POSIX
@@ -293,9 +293,9 @@ def test_notes_of_an_earlier_version_are_taken_back(folder):
     text = "".join(json.dumps(line) + "\n" for line in lines)
     (place.journals / "20250101-120000-2.partly-undone").write_text(text, encoding="utf-8")
     (folder / "a.txt").write_text("edited", encoding="utf-8")
-    assert [p.name for p, _ in undo(place).left_alone] == ["a.txt"]
+    assert [p.name for p, _ in undo(place).unchanged] == ["a.txt"]
     assert not meta.exists()
-    assert undo(place, force=True).left_alone == ()
+    assert undo(place, force=True).unchanged == ()
     assert words_of(folder) == before
     assert journals_in(place.journals) == []
 
@@ -447,16 +447,20 @@ def test_a_folder_of_notes_stands_for_its_data_set(folder):
 
 def test_spots_and_endings():
     for below in ("a.txt", "sub/a.caption", "meta.json", "長.txt", "a b.TXT"):
-        assert why_no_words(below) == "", below
+        assert why_not_a_caption_file(below) == "", below
     odd = ("", ".", "..", "/a.txt", "C:/a.txt", "a/../b.txt", "a//b", ".x/a.txt", "a.PNG", "a\0")
     for below in odd:
-        assert why_no_words(below), below
-    assert [ending_of(text) for text in ("txt", ".txt", " .Tags ")] == [".txt", ".txt", ".Tags"]
+        assert why_not_a_caption_file(below), below
+    assert [normalize_ending(text) for text in ("txt", ".txt", " .Tags ")] == [
+        ".txt",
+        ".txt",
+        ".Tags",
+    ]
     for text in ("", ".", ".png", "webp", "a/b", "json", ".."):
         with pytest.raises(ValueError):  # noqa: PT011 - the words differ
-            ending_of(text)
+            normalize_ending(text)
     with pytest.raises(RunError):
-        Place((), None).file_of(Spot(0, "a.txt"))
+        Place((), None).file_of(DatasetFile(0, "a.txt"))
 
 
 def test_one_rule_of_what_has_words(tmp_path):
@@ -472,7 +476,7 @@ def test_one_rule_of_what_has_words(tmp_path):
     (tmp_path / f"{stems[4]}.txt").write_bytes(b"\xef\xbb\xbf \r\n")
     (tmp_path / f"{stems[5]}.caption").write_text("", encoding="utf-8")
     records = scan_folder(tmp_path).records
-    plain, own = WordsBeside(), WordsBeside(".own")
-    assert [plain.has_words(r) for r in records] == [True] * 3 + [False] * 5
-    assert [own.has_words(r) for r in records] == [True] * 4 + [False] * 4
+    plain, own = SidecarLookup(), SidecarLookup(".own")
+    assert [plain.has_caption(r) for r in records] == [True] * 3 + [False] * 5
+    assert [own.has_caption(r) for r in records] == [True] * 4 + [False] * 4
     assert plain.file(tmp_path / f"{stems[2]}.webp", ".txt").name == f"{stems[2]}.TXT"

@@ -2,7 +2,7 @@
 
 import pytest
 
-from impasto.annotate.cleaning import Kohya
+from impasto.annotate.cleaning import KohyaCleaner
 
 
 @pytest.mark.parametrize(
@@ -26,4 +26,4 @@ from impasto.annotate.cleaning import Kohya
     ],
 )
 def test_as_sd_scripts_48d368f(before, after):
-    assert Kohya().tags(before) == after
+    assert KohyaCleaner().tags(before) == after

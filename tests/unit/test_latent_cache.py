@@ -12,14 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import draw_pictures
+from conftest import draw_images
 from PIL import Image
 
 from impasto.data import filling, latent_writing
 from impasto.data.encoding import Encode, MomentsEncoder, to_model_range
 from impasto.data.filling import cache_latents
 from impasto.data.latent_cache import LatentCache
-from impasto.data.plan import plan_images
+from impasto.data.plan import BucketRules, plan_images
 from impasto.data.records import Size
 from impasto.data.rendering import render
 from impasto.data.scan import scan_folder
@@ -43,12 +43,12 @@ class CountingEncoder:
 
 def plan_of(folder, subset=PLAIN):
     records = scan_folder(folder, subset=subset).records
-    return plan_images(records, Size(80, 80), min_side=32, max_side=96, step=32)
+    return plan_images(records, Size(80, 80), rules=BucketRules(min_side=32, max_side=96, step=32))
 
 
 @pytest.fixture
 def folder(tmp_path):
-    return draw_pictures(tmp_path / "pictures", 9)
+    return draw_images(tmp_path / "pictures", 9)
 
 
 def run(folder, tmp_path, encoder=None, subset=PLAIN):
@@ -77,7 +77,7 @@ def test_nothing_is_encoded_twice(folder, tmp_path):
 def test_one_new_picture_encodes_one(folder, tmp_path):
     run(folder, tmp_path)
     shutil.copy(folder / "000.png", folder / "copy.png")  # the same content: nothing to do
-    draw_pictures(tmp_path / "more", 1, seed=99)
+    draw_images(tmp_path / "more", 1, seed=99)
     shutil.copy(tmp_path / "more" / "000.png", folder / "new.png")
     _, cached, encoder = run(folder, tmp_path)
     assert encoder.count == 1
@@ -107,7 +107,9 @@ def test_another_vae_or_another_size_finds_nothing(folder, tmp_path):
     cache = LatentCache(tmp_path / "latents")
     other = CountingEncoder()
     bigger = plan_images(
-        scan_folder(folder).records, Size(96, 96), min_side=32, max_side=96, step=32
+        scan_folder(folder).records,
+        Size(96, 96),
+        rules=BucketRules(min_side=32, max_side=96, step=32),
     )
     cache_latents(bigger.images, cache, other.encoder)
     assert other.count == 3  # the squares grow; the others keep their size, so they are found
@@ -410,7 +412,9 @@ def test_several_resolutions_share_a_folder(folder, tmp_path):
     """sd-scripts put both under one name, and trained on the wrong one."""
     cache, small, _ = run(folder, tmp_path)
     records = scan_folder(folder).records
-    large = plan_images(records, Size(160, 160), min_side=64, max_side=192, step=32)
+    large = plan_images(
+        records, Size(160, 160), rules=BucketRules(min_side=64, max_side=192, step=32)
+    )
     other = cache_latents(large.images, cache, CountingEncoder().encoder)
     for cached in (small, other):
         for image, key in zip(cached.images, cached.keys, strict=True):
@@ -420,7 +424,7 @@ def test_several_resolutions_share_a_folder(folder, tmp_path):
 
 def test_a_process_that_is_killed_loses_only_two_shards(folder, tmp_path):
     """What was written before is not encoded again."""
-    draw_pictures(folder, 30, seed=3)
+    draw_images(folder, 30, seed=3)
     program = f"""
 import os, sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})

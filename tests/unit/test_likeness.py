@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from impasto.data.likeness import NEAR_BITS, perceptual_hash
+from impasto.data.likeness import NEAR_DUPLICATE_BITS, perceptual_hash
 from impasto.demo.recipe import PICTURES
 
 RECORDED = json.loads(
@@ -49,5 +49,5 @@ def test_a_smaller_copy_is_near_and_another_image_is_not():
     whole = drawn("rings", 257)
     small = whole.resize((120, 120), Image.Resampling.LANCZOS)
     far = drawn("mixed", 257)
-    assert (perceptual_hash(whole) ^ perceptual_hash(small)).bit_count() <= NEAR_BITS
-    assert (perceptual_hash(whole) ^ perceptual_hash(far)).bit_count() > NEAR_BITS
+    assert (perceptual_hash(whole) ^ perceptual_hash(small)).bit_count() <= NEAR_DUPLICATE_BITS
+    assert (perceptual_hash(whole) ^ perceptual_hash(far)).bit_count() > NEAR_DUPLICATE_BITS

@@ -13,7 +13,7 @@ import pytest
 from impasto import files, locks
 from impasto.data.latent_cache import LatentCache
 from impasto.errors import DatasetError, RunError
-from impasto.owners import Owner, owner_in, this_process
+from impasto.owners import ProcessIdentity, current_process, parse_process_token
 from impasto.runs import RunDirectory
 
 HOLDING = """
@@ -61,14 +61,14 @@ def test_a_living_process_is_named_and_its_files_are_left_alone(tmp_path, other)
     with pytest.raises(BusyError, match=words), locks.FolderLock(tmp_path, "training", refuse):
         pass
     assert files.remove_leftovers(tmp_path) == 0
-    assert len(files.partials_in(tmp_path)) == 1
+    assert len(files.partial_files_in(tmp_path)) == 1
 
 
 def test_a_killed_process_holds_nothing(tmp_path, other):
     other.kill()
     other.wait()
     with locks.FolderLock(tmp_path, "training", refuse):
-        assert locks.holder_of(tmp_path).owner == this_process()
+        assert locks.lock_holder(tmp_path).owner == current_process()
         assert files.remove_leftovers(tmp_path) == 1
     assert list(tmp_path.iterdir()) == []
 
@@ -77,7 +77,7 @@ def test_a_killed_process_holds_nothing(tmp_path, other):
 def test_what_remains_of_a_killed_process_holds_nothing(tmp_path, other):
     """It has ended, and its parent has not asked for the result: its number is still taken."""
     os.kill(other.pid, signal.SIGKILL)
-    while locks.holder_of(tmp_path) is not None:
+    while locks.lock_holder(tmp_path) is not None:
         time.sleep(0.01)
     assert other.returncode is None
     with locks.FolderLock(tmp_path, "training", refuse):
@@ -86,14 +86,14 @@ def test_what_remains_of_a_killed_process_holds_nothing(tmp_path, other):
 
 def test_a_number_that_was_given_anew_is_another_process(tmp_path):
     """The lock's process has ended, and this one has got its number."""
-    me = this_process()
-    written_by(Owner(me.pid, me.start - 5000, me.place), tmp_path)
+    me = current_process()
+    written_by(ProcessIdentity(me.pid, me.start - 5000, me.place), tmp_path)
     with locks.FolderLock(tmp_path, "training", refuse):
         pass
 
 
 def test_a_process_of_another_machine_is_alive_while_it_gives_signs(tmp_path):
-    file = written_by(Owner(1, 1, "ffffff"), tmp_path)
+    file = written_by(ProcessIdentity(1, 1, "ffffff"), tmp_path)
     words = r"on far.*counts as ended if it gives no sign for \d+ s"
     with pytest.raises(BusyError, match=words), locks.FolderLock(tmp_path, "training", refuse):
         pass
@@ -104,7 +104,9 @@ def test_a_process_of_another_machine_is_alive_while_it_gives_signs(tmp_path):
 
 
 def test_a_temporary_file_of_another_machine_is_left_over_after_a_day(tmp_path):
-    partial = tmp_path / f".model.{Owner(1, 1, 'ffffff').token}.00000000{files.PARTIAL_SUFFIX}"
+    partial = (
+        tmp_path / f".model.{ProcessIdentity(1, 1, 'ffffff').token}.00000000{files.PARTIAL_SUFFIX}"
+    )
     partial.mkdir()
     (partial / "part").write_text("half", encoding="utf-8")
     assert files.remove_leftovers(tmp_path) == 0
@@ -136,16 +138,16 @@ def test_without_hard_links_a_lock_is_taken_all_the_same(tmp_path, monkeypatch):
 
 
 def test_a_lock_that_another_process_took_is_lost_and_left_there(tmp_path, monkeypatch):
-    monkeypatch.setattr(locks, "BEAT_S", 0.01)
+    monkeypatch.setattr(locks, "HEARTBEAT_S", 0.01)
     tmp_path.joinpath("run").mkdir()
     run = RunDirectory(tmp_path / "run")
     with run.held() as held:
-        held.require_held()
-        written_by(Owner(1, 1, "ffffff"), run.path)
+        held.require_locked()
+        written_by(ProcessIdentity(1, 1, "ffffff"), run.path)
         while not held.lock.is_lost:
             time.sleep(0.01)
         with pytest.raises(RunError, match="taken over"):
-            held.require_held()
+            held.require_locked()
     assert (run.path / locks.LOCK_NAME).is_file()
 
 
@@ -165,8 +167,8 @@ def test_whoever_waits_for_a_lock_gets_it(tmp_path, other):
 
 def test_a_long_wait_is_named_once(monkeypatch):
     monkeypatch.setattr(locks, "_NAMED_AFTER_S", -1.0)
-    notes, holder = [], locks.Holder("", this_process(), "h", "noon", "encoding", 0.0)
-    patience = locks.Patience(notes.append, "writing")
+    notes, holder = [], locks.LockHolder("", current_process(), "h", "noon", "encoding", 0.0)
+    patience = locks.LockWaiter(notes.append, "writing")
     for _ in range(4):
         patience(holder)
     assert len(notes) == 1
@@ -175,30 +177,30 @@ def test_a_long_wait_is_named_once(monkeypatch):
 
 def test_nobody_tidies_up_a_cache_that_is_in_use(tmp_path):
     cache = LatentCache(tmp_path)
-    present = locks.Presence(tmp_path, "training somewhere", refuse)
+    present = locks.SharedLock(tmp_path, "training somewhere", refuse)
     words = r"in use by .*training somewhere.*Nothing was removed"
     with present, pytest.raises(DatasetError, match=words), cache.alone("pruning"):
         pass
-    present = locks.Presence(tmp_path, "training", refuse)
+    present = locks.SharedLock(tmp_path, "training", refuse)
     with cache.alone("pruning"), pytest.raises(BusyError, match="pruning"), present:
         pass
     assert [p.name for p in tmp_path.iterdir() if p.is_file()] == []
 
 
 def test_a_user_that_was_killed_is_none(tmp_path):
-    me = this_process()
-    written_by(Owner(me.pid, me.start - 1, me.place), tmp_path, ".in-use.x.lock")
-    assert locks.users_of(tmp_path) == [] or sys.platform != "linux"
+    me = current_process()
+    written_by(ProcessIdentity(me.pid, me.start - 1, me.place), tmp_path, ".in-use.x.lock")
+    assert locks.shared_lock_holders(tmp_path) == [] or sys.platform != "linux"
 
 
 @pytest.mark.parametrize("text", ["", "1-2", "1-2-abcdeg", "1" * 30 + "-2-abcdef", "1-2-abcdef\n"])
 def test_what_is_no_token_names_no_process(text):
-    assert owner_in(text) is None
+    assert parse_process_token(text) is None
 
 
 def test_a_token_names_its_process():
-    assert owner_in(this_process().token) == this_process()
-    assert this_process().is_running()
+    assert parse_process_token(current_process().token) == current_process()
+    assert current_process().is_running()
 
 
 def test_temporary_names_are_no_longer_than_a_name_may_be(tmp_path):
@@ -212,8 +214,8 @@ def test_temporary_names_are_no_longer_than_a_name_may_be(tmp_path):
 def test_a_directory_with_only_the_remains_of_a_killed_process_can_be_taken(tmp_path):
     path = tmp_path / "run"
     path.mkdir()
-    me = this_process()
-    dead = Owner(me.pid, me.start - 5000, me.place)
+    me = current_process()
+    dead = ProcessIdentity(me.pid, me.start - 5000, me.place)
     written_by(dead, path)
     (path / f".config.toml.{dead.token}.00000000{files.PARTIAL_SUFFIX}").touch()
     with RunDirectory.begun(path):
@@ -246,7 +248,7 @@ def test_a_run_that_was_not_begun_leaves_nothing_but_what_others_put_there(tmp_p
 
 
 def test_a_lock_that_cannot_be_read_for_a_moment_is_not_lost(tmp_path, monkeypatch):
-    monkeypatch.setattr(locks, "BEAT_S", 0.01)
+    monkeypatch.setattr(locks, "HEARTBEAT_S", 0.01)
     with locks.FolderLock(tmp_path, "training", refuse) as lock:
         file = tmp_path / locks.LOCK_NAME
         text = file.read_text(encoding="utf-8")
@@ -271,22 +273,22 @@ def wait_until(condition):
 
 def test_of_two_that_find_a_dead_lock_one_removes_it(tmp_path):
     """The slower one would remove the lock that the faster has taken since."""
-    dead = written_by(replace(this_process(), start=1), tmp_path)
-    found = locks.holder_of(tmp_path) or locks._read(dead, now=time.time())
+    dead = written_by(replace(current_process(), start=1), tmp_path)
+    found = locks.lock_holder(tmp_path) or locks._read(dead, now=time.time())
     own = tmp_path / "own"
-    own.write_text(written_by(this_process(), tmp_path, "said").read_text("utf-8"), "utf-8")
+    own.write_text(written_by(current_process(), tmp_path, "said").read_text("utf-8"), "utf-8")
     locks._remove_dead(dead, found, own)
     assert not dead.exists()
-    taken = written_by(this_process(), tmp_path)  # by the faster
+    taken = written_by(current_process(), tmp_path)  # by the faster
     locks._remove_dead(dead, found, own)
     assert taken.exists()
     # while another is removing, nobody else does
-    written_by(this_process(), tmp_path, ".breaking.lock")
-    old = written_by(replace(this_process(), start=1), tmp_path)
+    written_by(current_process(), tmp_path, ".breaking.lock")
+    old = written_by(replace(current_process(), start=1), tmp_path)
     locks._remove_dead(old, locks._read(old, now=time.time()), own)
     assert old.exists()
     # and one that died while removing does not keep others from it for ever
-    written_by(replace(this_process(), start=1), tmp_path, ".breaking.lock")
+    written_by(replace(current_process(), start=1), tmp_path, ".breaking.lock")
     for _ in range(2):
         locks._remove_dead(old, locks._read(old, now=time.time()), own)
     assert not old.exists()

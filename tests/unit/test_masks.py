@@ -9,9 +9,9 @@ from PIL import Image
 from impasto.data.augmentation import Augmentation
 from impasto.data.latent_cache import CachedPlan, LatentKeys
 from impasto.data.masks import mask_file
-from impasto.data.plan import plan_images
+from impasto.data.plan import BucketRules, plan_images
 from impasto.data.records import Size
-from impasto.data.scan import joined_scans, scan_folder
+from impasto.data.scan import join_scans, scan_folder
 from impasto.data.subsets import MaskRules, Subset
 from impasto.progress import SilentProgress
 from impasto.training.fingerprint import _data_fingerprint
@@ -68,10 +68,10 @@ def test_masks_that_are_not_used_are_named(tmp_path):
         drawn(masks / name)
     (masks / "b.psd").write_bytes(b"8BPS")
     (masks / "notes.txt").write_text("x", encoding="utf-8")
-    scan = joined_scans([scan_of(tmp_path / "set", masks)])
+    scan = join_scans([scan_of(tmp_path / "set", masks)])
     named = [item.path.relative_to(masks).as_posix() for item in scan.unused]
     assert named == ["B_mask.png", "a.bmp", "b.psd", "sub/d.png"]
-    assert any("a mask that is not used" in line for line in scan.said_of_unused())
+    assert any("a mask that is not used" in line for line in scan.describe_unused())
 
 
 def test_a_mask_of_another_subset_is_used(tmp_path):
@@ -79,7 +79,7 @@ def test_a_mask_of_another_subset_is_used(tmp_path):
     for name in ("a", "b"):
         drawn(tmp_path / name / f"{name}.png")
         drawn(masks / f"{name}.PNG")
-    scan = joined_scans([scan_of(tmp_path / name, masks) for name in ("a", "b")])
+    scan = join_scans([scan_of(tmp_path / name, masks) for name in ("a", "b")])
     assert scan.unused == ()
 
 
@@ -94,7 +94,7 @@ def test_the_masks_of_augmented_images_are_in_the_fingerprint(tmp_path):
         records = scan_of(
             tmp_path / "set", masks, augmentation=Augmentation(True, False, None)
         ).records
-        images = plan_images(records, Size(64, 64), enable_bucket=False).images
+        images = plan_images(records, Size(64, 64), rules=BucketRules(enable_bucket=False)).images
         plan = CachedPlan(tuple(images), tuple(LatentKeys() for _ in images), (), 0)
 
         def digests(stamps):

@@ -11,14 +11,14 @@ import torch
 from impasto.data.records import Size
 from impasto.data.sampler import Group
 from impasto.datasets.batching import validation_batch_size
-from impasto.models.architectures import find_architecture, outline_architecture
+from impasto.models.architectures import find_architecture, meta_model_of_architecture
 from impasto.models.loading import load_meta_model
 from impasto.models.vae import encoding_fingerprint, tile
-from impasto.training.optim.ema import WIDENED_AT_ONCE, WeightAverage, mix_widened
+from impasto.training.optim.ema import WIDENED_AT_ONCE, EmaWeights, lerp_in_float32
 from impasto.training.planning.changes import with_fields
 from impasto.training.planning.fake_step import encoding_peak
-from impasto.training.planning.levers import LADDER, TEXT_TO_DISK, Fitting, offers, with_rungs
-from impasto.training.planning.memory import FootprintMeter
+from impasto.training.planning.levers import LADDER, TEXT_TO_DISK, MemoryFitter, offers, with_rungs
+from impasto.training.planning.memory import FootprintPredictor
 from impasto.training.planning.overhead import fragmentation_bytes
 from impasto.training.planning.resolve import _resolve_encoding
 from impasto.training.planning.workload import Workload
@@ -28,7 +28,7 @@ SIZE = Size(128, 128)
 
 
 def sd1_vae():
-    return outline_architecture(find_architecture("sd1")).vae
+    return meta_model_of_architecture(find_architecture("sd1")).vae
 
 
 @pytest.mark.parametrize(
@@ -71,25 +71,25 @@ class Told:
 
 def fitting(train_config, nano_model, budget, device="cuda", **changes):
     workload = Workload(encoded=Size(512, 512), validation=Group(0, SIZE), captions=10)
-    meter = FootprintMeter(partial(load_meta_model, nano_model), device, workload=workload)
-    return Fitting(meter, device, Group(0, SIZE), budget), train_config(**changes)
+    meter = FootprintPredictor(partial(load_meta_model, nano_model), device, workload=workload)
+    return MemoryFitter(meter, device, Group(0, SIZE), budget), train_config(**changes)
 
 
-def encoding_moment(ladder, config):
-    moments = ladder.meter.all_moments(config, SIZE, 4)
+def encoding_phase(ladder, config):
+    moments = ladder.meter.all_phases(config, SIZE, 4)
     return next(found for found in moments if found.moment.startswith("encoding"))
 
 
 def test_a_vae_batch_that_does_not_fit_is_made_smaller(train_config, nano_model):
     ladder, config = fitting(train_config, nano_model, 0)
-    four = encoding_moment(ladder, config)
-    one = encoding_moment(ladder, with_fields(config, "dataset", {"vae_batch_size": 1}))
+    four = encoding_phase(ladder, config)
+    one = encoding_phase(ladder, with_fields(config, "dataset", {"vae_batch_size": 1}))
     assert four.activations == pytest.approx(4 * one.activations, rel=0.05)
     told = Told()
-    roomy = Fitting(ladder.meter, "cuda", ladder.group, 2 * four.total)
+    roomy = MemoryFitter(ladder.meter, "cuda", ladder.group, 2 * four.total)
     assert _resolve_encoding(config, roomy, told).dataset.vae_batch_size == 4
     assert told.notes == []
-    tight = Fitting(ladder.meter, "cuda", ladder.group, int(one.total / 0.95) + 4096)
+    tight = MemoryFitter(ladder.meter, "cuda", ladder.group, int(one.total / 0.95) + 4096)
     changed = _resolve_encoding(config, tight, told)
     assert changed.dataset.vae_batch_size == 1
     assert "vae_batch_size = 1" in told.notes[0]
@@ -99,7 +99,7 @@ def test_a_vae_batch_that_does_not_fit_is_made_smaller(train_config, nano_model)
 
 def test_encoding_on_a_gpu_has_the_vae_alone(train_config, nano_model):
     ladder, config = fitting(train_config, nano_model, 0)
-    found = encoding_moment(ladder, config)
+    found = encoding_phase(ladder, config)
     vae = load_meta_model(nano_model).vae
     assert found.weights == sum(p.nbytes for p in vae.parameters())
     assert (found.optimizer, found.average, found.gradients) == (0, 0, 0)
@@ -123,7 +123,7 @@ def test_validation_never_takes_more_than_an_update(train_config, nano_model, av
                 continue
             taken = [*(other for other in taken if not rung.replaces(other)), rung]
             changed = with_rungs(config, taken)
-            moments = ladder.meter.all_moments(changed, SIZE, batch)
+            moments = ladder.meter.all_phases(changed, SIZE, batch)
             looking = next(m for m in moments if m.moment.startswith("validating"))
             others = [m.total for m in moments if not m.moment.startswith(("valid", "encod"))]
             assert looking.total <= max(others), (batch, rung.words())
@@ -146,7 +146,7 @@ def test_captions_that_change_keep_the_text_encoder_on_the_device(train_config, 
     ladder, _ = fitting(train_config, nano_model, 0)
 
     def weights(config):
-        return ladder.meter.all_moments(with_rungs(config, [TEXT_TO_DISK]), SIZE, 4)[0].weights
+        return ladder.meter.all_phases(with_rungs(config, [TEXT_TO_DISK]), SIZE, 4)[0].weights
 
     text = load_meta_model(nano_model).networks["text_encoder"]
     numbers = sum(parameter.numel() for parameter in text.parameters())
@@ -155,7 +155,7 @@ def test_captions_that_change_keep_the_text_encoder_on_the_device(train_config, 
 
 def test_remembered_texts_count_up_to_what_may_be_kept(train_config, nano_model):
     def cache(captions, **changes):
-        meter = FootprintMeter(
+        meter = FootprintPredictor(
             partial(load_meta_model, nano_model), "cuda", workload=Workload(captions=captions)
         )
         return meter.footprint(train_config(**changes), SIZE, 4).text_cache
@@ -179,7 +179,7 @@ def test_weights_of_16_bits_are_widened_a_few_at_a_time(monkeypatch):
         plain(averages, weights, share)
 
     monkeypatch.setattr("torch._foreach_lerp_", watched)
-    mix_widened(averages, weights, 0.25)
+    lerp_in_float32(averages, weights, 0.25)
     assert all(map(torch.equal, averages, expected))
     assert max(widened) <= 100
     assert sum(widened) == 300
@@ -187,7 +187,7 @@ def test_weights_of_16_bits_are_widened_a_few_at_a_time(monkeypatch):
 
 def test_averages_of_16_bit_weights_are_those_of_float32_arithmetic():
     weight = torch.nn.Parameter(torch.ones(3, dtype=torch.bfloat16))
-    average = WeightAverage({"w": weight}, 0.5)
+    average = EmaWeights({"w": weight}, 0.5)
     with torch.no_grad():
         weight.fill_(3)
     average.update(100)
@@ -206,8 +206,9 @@ def test_a_gpu_has_more_in_pieces_where_activations_are_kept(train_config):
 
 
 GROWS = (
-    "import os; from impasto.allocation import grows_segments, tune_allocation; tune_allocation(); "
-    "print(grows_segments(), os.environ.get('PYTORCH_CUDA_ALLOC_CONF'))"
+    "import os; from impasto.allocation import has_expandable_segments, tune_allocation; "
+    "tune_allocation(); "
+    "print(has_expandable_segments(), os.environ.get('PYTORCH_CUDA_ALLOC_CONF'))"
 )
 
 

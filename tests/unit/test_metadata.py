@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from impasto.data.metadata import MetadataEntry, merge_words, read_metadata, write_metadata
+from impasto.data.metadata import MetadataEntry, merge_captions, read_metadata, write_metadata
 from impasto.data.records import Size
 from impasto.data.scan import scan_folder, scan_metadata
 from impasto.data.sidecars import write_sidecars
@@ -179,7 +179,7 @@ def test_sidecars_to_metadata_and_back(tmp_path, folder):
     (folder / "a.txt").write_text("cat, 猫", encoding="utf-8")
     (folder / "sub" / "b.txt").write_text("dog", encoding="utf-8")
     known = [MetadataEntry("a.png", "old", "", None, Size(16, 8)), MetadataEntry("x.png", "kept")]
-    entries = merge_words(
+    entries = merge_captions(
         known, scan_folder(folder, subset=Subset(root=folder)).records, "relative"
     )
     assert {e.key: (e.caption, e.tags) for e in entries} == {
@@ -222,4 +222,4 @@ def test_words_go_into_the_file_that_is_there_in_other_letter_case(tmp_path):
 def test_two_pictures_of_one_stem_cannot_share_a_key(tmp_path, folder):
     picture(folder / "a.jpg")
     with pytest.raises(DatasetError, match="both be called 'a'"):
-        merge_words([], scan_folder(folder, subset=Subset(root=folder)).records, "stem")
+        merge_captions([], scan_folder(folder, subset=Subset(root=folder)).records, "stem")

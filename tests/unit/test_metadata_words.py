@@ -15,7 +15,7 @@ from impasto.annotate.journal import Journal
 from impasto.annotate.places import Place
 from impasto.annotate.tags import Spelling
 from impasto.annotate.undoing import undo
-from impasto.annotate.words import MetadataWords, Sidecars
+from impasto.annotate.words import MetadataTarget, Sidecars
 from impasto.data.metadata import read_metadata
 from impasto.data.scan import scan_folder, scan_metadata
 from impasto.data.subsets import Subset
@@ -40,7 +40,7 @@ def place_of(folder, metadata=None):
 
 
 def words_in(folder, file, policy="missing", **options):
-    return MetadataWords(
+    return MetadataTarget(
         file, "tags", policy, "{}, {}".format, lambda r: r.name, place_of(folder, file), **options
     )
 
@@ -53,7 +53,7 @@ def one_file(folder, file, *, appends):
 def write(target, folder, new="new"):
     with Journal(target.place, "tag") as journal:
         for record in records_of(folder):
-            if target.wants(record) and not target.fault(record):
+            if target.needs_caption(record) and not target.fault(record):
                 target.write(journal, record, new)
         target.close(journal)
 

@@ -16,10 +16,10 @@ from PIL import Image
 
 from impasto.data.content_hashes import ContentHashes
 from impasto.data.latent_cache import LatentCache
-from impasto.data.likeness import Looks
+from impasto.data.likeness import PerceptualHashes
 from impasto.data.metadata import read_metadata, write_metadata
 from impasto.data.npz import read_npz, write_npz
-from impasto.data.plan import plan_images
+from impasto.data.plan import BucketRules, plan_images
 from impasto.data.records import Size
 from impasto.data.scan import decode_all, scan_folder, scan_metadata
 from impasto.data.templates import read_templates
@@ -139,7 +139,7 @@ def test_the_scans_index_and_what_was_decoded(folder, tmp_path):
     def read():
         scan = decode_all(scan_folder(folder, index=index), memory=memory)
         assert len(scan.records) + len(scan.set_aside) >= 2
-        json.dumps(plan_images(scan.records, Size(64, 64)).mean_lost_area)
+        json.dumps(plan_images(scan.records, Size(64, 64)).mean_cropped_fraction)
 
     read()
     storm(index, read, "index")
@@ -155,7 +155,7 @@ def test_hashes_and_looks(folder, tmp_path):
 
     def read():
         digests = ContentHashes(hashes).of({r.path: r.stamp for r in records})
-        Looks(looks).of(records, digests, SilentProgress())
+        PerceptualHashes(looks).of(records, digests, SilentProgress())
 
     read()
     storm(hashes, read, "hashes")
@@ -163,7 +163,9 @@ def test_hashes_and_looks(folder, tmp_path):
 
 
 def test_npz(folder):
-    image = plan_images(scan_folder(folder).records, Size(64, 64), enable_bucket=False).images[0]
+    image = plan_images(
+        scan_folder(folder).records, Size(64, 64), rules=BucketRules(enable_bucket=False)
+    ).images[0]
     values = np.random.default_rng(0).normal(size=(4, 8, 8)).astype(np.float32)
     file = write_npz(image, values, values[..., ::-1])
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import impasto
 
-from impasto.cli.heartbeat import Heartbeat
+from impasto.cli.heartbeat import SlowStepNotifier
 from impasto.config.load import build_run_config
 from impasto.config.validation import read_toml
 from impasto.data.records import Size
@@ -15,8 +15,8 @@ from impasto.errors import ConfigError
 from impasto.models.loading import load_meta_model
 from impasto.progress import SilentProgress
 from impasto.training import precision as module
-from impasto.training.planning.levers import LADDER, Fitting
-from impasto.training.planning.memory import FootprintMeter
+from impasto.training.planning.levers import LADDER, MemoryFitter
+from impasto.training.planning.memory import FootprintPredictor
 from impasto.training.precision import (
     NativePrecision,
     computed_kind,
@@ -129,9 +129,9 @@ def test_weights_in_16_bits_are_computed_in_their_type(on, train_config):
 def test_the_ladder_offers_no_type_that_the_device_is_slow_in(
     device, half, train_config, nano_model
 ):
-    meter = FootprintMeter(lambda: load_meta_model(nano_model), device)
-    fitting = Fitting(meter, device, Group(0, Size(128, 128)), 0, half=half)
-    chosen, _ = fitting.climb(train_config(), keep_asked=False)
+    meter = FootprintPredictor(lambda: load_meta_model(nano_model), device)
+    fitting = MemoryFitter(meter, device, Group(0, Size(128, 128)), 0, half=half)
+    chosen, _ = fitting.choose_levers(train_config(), keep_asked=False)
     assert chosen.training.mixed_precision in ("no", half)
     assert {rung.half for rung in fitting.ladder} <= {None, half}
     if half != "no":
@@ -171,7 +171,7 @@ def test_a_long_first_update_shows_that_it_is_at_work():
         lines.append(line)
         told.set()
 
-    heartbeat = Heartbeat(say, total=10, first_s=0.01)
+    heartbeat = SlowStepNotifier(say, total=10, first_s=0.01)
     heartbeat.start(0)
     assert told.wait(60)
     heartbeat.stop()
@@ -188,7 +188,7 @@ def test_nothing_is_said_beside_other_work_or_after_the_last_update():
         lines.append(line)
         told.set()
 
-    heartbeat = Heartbeat(say, total=10, first_s=0.01)
+    heartbeat = SlowStepNotifier(say, total=10, first_s=0.01)
     heartbeat.start(10)
     assert not told.wait(0.1)
     heartbeat.stepped(3)

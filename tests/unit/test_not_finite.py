@@ -10,10 +10,10 @@ from torch import nn
 from impasto.checkpoints.reading import open_tensor_file
 from impasto.config.optimizer import OptimizerConfig
 from impasto.errors import NonFiniteLossError
-from impasto.models.trainable import Part
+from impasto.models.trainable import TrainedPart
 from impasto.training import trainer
 from impasto.training.optim.chunked import AT_ONCE, ChunkRules
-from impasto.training.optim.finite_updates import FiniteUpdates, NotFiniteError, are_finite
+from impasto.training.optim.finite_updates import FiniteUpdates, NonFiniteError, are_finite
 from impasto.training.optim.mixed_precision import Precision
 from impasto.training.optim.optimizers import build_optimizer
 from impasto.training.optim.updates import UpdateInputs, build_update
@@ -35,7 +35,7 @@ class Two(nn.Module):
 def test_an_infinite_gradient_of_a_finite_loss_is_not_applied(kind, way, limit):
     net = Two()
     rules = AT_ONCE if way == "off" else EACH
-    optimizer = build_optimizer([Part("unet", net, 1e-3)], OptimizerConfig(kind=kind), rules)
+    optimizer = build_optimizer([TrainedPart("unet", net, 1e-3)], OptimizerConfig(kind=kind), rules)
     descent = build_update(
         UpdateInputs(optimizer, list(net.parameters()), Precision("no", CPU), limit, way)
     )
@@ -49,14 +49,14 @@ def test_an_infinite_gradient_of_a_finite_loss_is_not_applied(kind, way, limit):
             descent.apply(loss)
             continue
         assert math.isfinite(loss.item())
-        with pytest.raises(NotFiniteError) as found:
+        with pytest.raises(NonFiniteError) as found:
             descent.backward(loss)
             descent.apply(loss)
     assert torch.equal(net.first.detach(), torch.zeros(8))
     assert are_finite(net.parameters())
     assert all(p.grad is None for p in net.parameters())
     assert not descent.is_stepping
-    if found.value.weights_are_whole:
+    if found.value.weights_intact:
         assert torch.equal(net.second.detach(), before)
 
 
@@ -65,10 +65,10 @@ def test_a_fault_is_counted_from_where_it_was():
     for value in (1.0, float("nan"), 2.0, 3.0):
         updates.require(torch.tensor(value))
         updates.stepped()
-    with pytest.raises(NotFiniteError) as found:
+    with pytest.raises(NonFiniteError) as found:
         updates.require_applied()
     assert found.value.passed_over == 3  # the second, and all that followed
-    assert found.value.weights_are_whole
+    assert found.value.weights_intact
 
 
 def test_a_fault_found_while_weights_change_tears_them():
@@ -76,9 +76,9 @@ def test_a_fault_found_while_weights_change_tears_them():
     before = updates.begin_to_step()
     updates.require_all(torch.tensor([1.0, float("inf")]))
     updates.stepped(before)
-    with pytest.raises(NotFiniteError) as found:
+    with pytest.raises(NonFiniteError) as found:
         updates.require_applied()
-    assert not found.value.weights_are_whole
+    assert not found.value.weights_intact
 
 
 def test_updates_that_were_applied_are_not_looked_at_again():
@@ -111,7 +111,7 @@ def test_no_state_is_made_of_weights_that_are_not_finite(train_config, monkeypat
     def save(self, done, best, **options):
         if done == 4:
             with torch.no_grad():
-                next(iter(self._resumable.names)).view(-1)[0] = float("nan")
+                next(iter(self._session_state.names)).view(-1)[0] = float("nan")
         real(self, done, best, **options)
 
     monkeypatch.setattr(Saver, "save_state", save)

@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 from impasto.data.npz import crop_ltrb, read_npz, write_npz
-from impasto.data.plan import plan_images
+from impasto.data.plan import BucketRules, plan_images
 from impasto.data.records import Size
 from impasto.data.scan import scan_folder
 from impasto.data.stages import Failure
@@ -25,7 +25,9 @@ def test_several_sizes_share_a_file(tmp_path):
     rng = np.random.default_rng(0)
     written = {}
     for side in (64, 128):
-        image = plan_images(records, Size(side, side), enable_bucket=False).images[0]
+        image = plan_images(
+            records, Size(side, side), rules=BucketRules(enable_bucket=False)
+        ).images[0]
         values = [rng.normal(size=(4, side // 8, side // 8)).astype(np.float32) for _ in range(2)]
         file = write_npz(image, *values)
         written[side] = image, values
@@ -38,7 +40,9 @@ def test_several_sizes_share_a_file(tmp_path):
 
 def test_a_turned_picture_has_no_latents_of_sd_scripts(tmp_path):
     Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
-    image = plan_images(scan_folder(tmp_path).records, Size(64, 64), enable_bucket=False).images[0]
+    image = plan_images(
+        scan_folder(tmp_path).records, Size(64, 64), rules=BucketRules(enable_bucket=False)
+    ).images[0]
     file = write_npz(image, np.zeros((4, 8, 8)), None)
     assert not isinstance(read_npz(file, image), Failure)
     turned = replace(image, record=replace(image.record, rotated=True))

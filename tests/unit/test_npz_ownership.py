@@ -13,7 +13,7 @@ from impasto.data.filling import cache_latents
 from impasto.data.latent_cache import LatentCache
 from impasto.data.npz import read_npz, write_npz
 from impasto.data.npz_exchange import export_latents
-from impasto.data.plan import plan_images
+from impasto.data.plan import BucketRules, plan_images
 from impasto.data.records import Size
 from impasto.data.scan import scan_folder
 from impasto.data.stages import Failure
@@ -31,7 +31,9 @@ def picture(path, size=(64, 64)):
 
 def planned(folder):
     subset = Subset(root=folder, reads_npz=True)
-    return plan_images(scan_folder(folder, subset=subset).records, SIDE, enable_bucket=False).images
+    return plan_images(
+        scan_folder(folder, subset=subset).records, SIDE, rules=BucketRules(enable_bucket=False)
+    ).images
 
 
 def encode(pixels):
@@ -72,7 +74,9 @@ def test_writing_drops_the_sizes_of_an_earlier_picture(tmp_path):
     image = planned(folder)[0]
     file = write_npz(image, latents(), latents())
     make_older(file, 5)
-    other = plan_images([image.record], Size(128, 128), enable_bucket=False).images[0]
+    other = plan_images(
+        [image.record], Size(128, 128), rules=BucketRules(enable_bucket=False)
+    ).images[0]
     write_npz(other, np.zeros((4, 16, 16)), None)
     with np.load(file) as archive:
         assert "latents_16x16" in archive.files

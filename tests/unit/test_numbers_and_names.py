@@ -10,7 +10,7 @@ from impasto.errors import ConfigError
 from impasto.models.hypernetwork import load_hypernetworks
 from impasto.sampling.prompt_files import read_prompt_file
 from impasto.sampling.prompts import Prompt
-from impasto.sdscripts.parsing import given_flags
+from impasto.sdscripts.parsing import parse_flags
 from impasto.sdscripts.translate import translate
 
 
@@ -92,7 +92,7 @@ def test_options_of_caption_are_finite(tmp_path):
 @pytest.mark.parametrize("name", ["learning_rate", "noise_offset", "max_grad_norm"])
 def test_flags_of_the_old_command_are_finite(name):
     with pytest.raises(ConfigError, match=f"--{name} is 'nan'"):
-        given_flags([f"--{name}=nan"])
+        parse_flags([f"--{name}=nan"])
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ def test_flags_of_the_old_command_are_finite(name):
     ],
 )
 def test_rules_of_the_old_command_refuse_what_is_none(flag, words):
-    flags = given_flags(
+    flags = parse_flags(
         ["--pretrained_model_name_or_path=b", "--output_dir=o", "--train_data_dir=p", flag]
         + (["--resolution=64"] if "resolution" not in flag else [])
     )

@@ -209,7 +209,7 @@ def test_what_looks_like_words_or_images_is_mentioned(folder, name):
     scan = scan_folder(folder)
     assert REMARKS[name] in remarks(scan)[name]
     assert scan.tally.also_found == 1
-    assert name in scan.said_of_unused()[0]
+    assert name in scan.describe_unused()[0]
 
 
 def test_an_image_without_ending_is_mentioned_and_text_is_not(folder):

@@ -16,7 +16,7 @@ from impasto.checkpoints.writing import write_ckpt, write_safetensors
 from impasto.config.load import build_run_config, dump_toml
 from impasto.errors import ConfigError, ModelError
 from impasto.invocation import is_first_process
-from impasto.sdscripts.importing import settings_of_command
+from impasto.sdscripts.importing import command_to_toml
 from impasto.training.parallel.accelerate_config import read_sharding
 
 NOT_UTF8 = os.fsdecode(b"caf\xe9") if sys.platform != "win32" else "caf\udce9"
@@ -98,7 +98,7 @@ def test_a_title_from_a_name_that_is_not_utf8_is_shown_with_escapes(tmp_path):
 @pytest.mark.parametrize("flag", ["--caption_separator", "--output_name", "--resume"])
 def test_an_old_command_becomes_toml_whatever_is_in_its_words(flag, odd):
     try:
-        text = settings_of_command([*COMMAND, flag, odd])
+        text = command_to_toml([*COMMAND, flag, odd])
     except ConfigError:  # no name of a file
         assert flag == "--output_name"
         return

@@ -71,7 +71,7 @@ def test_another_stop_signal_stops_as_the_others_do(monkeypatch):
     monkeypatch.setattr(interrupts, "STOP_SIGNALS", (signal.SIGINT, other))
     with interrupts.sigterm_stops(), pytest.raises(interrupts.StoppedBySignal):
         signal.raise_signal(other)
-    with interrupts.StopRequest() as stop, stop.after_update():
+    with interrupts.StopRequest() as stop, stop.after_step():
         signal.raise_signal(other)
         assert stop.signal_number == other
 

@@ -11,7 +11,7 @@ from impasto.checkpoints.tensors import LazyTensor
 from impasto.checkpoints.writing import write_safetensors
 from impasto.config.optimizer import OptimizerConfig
 from impasto.errors import ConfigError, MissingDependencyError
-from impasto.models.trainable import Part
+from impasto.models.trainable import TrainedPart
 from impasto.training.optim import optimizers
 from impasto.training.optim.optimizers import (
     OPTIMIZERS,
@@ -33,13 +33,13 @@ pytestmark = [
 ]
 
 
-def part(**options) -> Part:
+def part(**options) -> TrainedPart:
     """Large enough for 8-bit states, which begin at 4,096 numbers."""
     torch.manual_seed(0)
     module = nn.Sequential(
         nn.Conv2d(4, 40, 3, padding=1), nn.Flatten(1), nn.Linear(640, 128), nn.Linear(128, 2)
     )
-    return Part("unet", module, 1e-2, **options)
+    return TrainedPart("unet", module, 1e-2, **options)
 
 
 def do_step(part, optimizer, seed):

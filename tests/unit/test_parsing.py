@@ -18,7 +18,7 @@ from impasto.parsing import (
     parse_toml,
     printable,
     read_text,
-    text_lines,
+    split_lines,
 )
 
 SOURCE = Path(impasto.__file__).parent
@@ -66,7 +66,7 @@ def test_all_faults_of_toml_are_one_error(text):
 
 
 def test_lines_end_at_line_feeds_alone():
-    assert text_lines("a\u2028b\u0085c\x0bd\r\ne\rf\n") == ["a\u2028b\u0085c\x0bd", "e", "f", ""]
+    assert split_lines("a\u2028b\u0085c\x0bd\r\ne\rf\n") == ["a\u2028b\u0085c\x0bd", "e", "f", ""]
 
 
 def test_names_that_are_not_utf8_can_be_shown():

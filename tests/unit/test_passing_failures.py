@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from impasto.data import formats, images
-from impasto.data.likeness import Looks
+from impasto.data.likeness import PerceptualHashes
 from impasto.data.scan import decode_all, scan_folder
 from impasto.data.subsets import Subset
 from impasto.errors import DatasetError
@@ -75,9 +75,9 @@ def test_a_likeness_is_looked_for_again(folder, error, monkeypatch):
     file = folder.parent / "looks.json"
     with monkeypatch.context() as patch:
         patch.setattr(Image, "open", failing(error))
-        hashes, faults = Looks(file).of(records, digests, SilentProgress())
+        hashes, faults = PerceptualHashes(file).of(records, digests, SilentProgress())
         assert (len(hashes), len(faults)) == (1, 1)
-    hashes, faults = Looks(file).of(records, digests, SilentProgress())
+    hashes, faults = PerceptualHashes(file).of(records, digests, SilentProgress())
     assert (len(hashes), len(faults)) == (2, 0)
 
 

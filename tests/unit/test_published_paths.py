@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from impasto.publishing import named_by_folder, published_settings, published_text
+from impasto.publishing import redact_settings, redact_text, short_path
 from impasto.report.shortening import shortened
 
 HOME = "/home/Jane Doe"
@@ -38,30 +38,30 @@ def home(monkeypatch):
     ],
 )
 def test_what_is_left_of_a_sentence(text, told):
-    assert published_text(text, ()) == told
-    assert published_text(text, ("paths",)) == text
+    assert redact_text(text, ()) == told
+    assert redact_text(text, ("paths",)) == text
 
 
 def test_a_quoted_apostrophe_hides_nothing():
     text = f"Continue with: impasto resume {shlex.quote('/home/Jane O' + chr(39) + 'Neil/runs/x')}"
-    assert "Neil" not in published_text(text, ())
+    assert "Neil" not in redact_text(text, ())
 
 
 def test_the_home_folder_itself_names_nobody(monkeypatch):
     monkeypatch.setenv("HOME", HOME)
     monkeypatch.setenv("USERPROFILE", HOME)
-    assert published_text(f"{HOME} cannot be read", ()) == "~ cannot be read"
-    assert published_text(f"{HOME}: Doe, J./a.png", ()) == "~: Doe, J./a.png"
-    assert published_text(f"in {HOME}/a b/c.png", ()) == "in c.png"
+    assert redact_text(f"{HOME} cannot be read", ()) == "~ cannot be read"
+    assert redact_text(f"{HOME}: Doe, J./a.png", ()) == "~: Doe, J./a.png"
+    assert redact_text(f"in {HOME}/a b/c.png", ()) == "in c.png"
     assert shortened({"place": HOME}, HOME, ()) == {"place": "~"}
 
 
 def test_known_folders_keep_what_is_below_them():
     text = f"{HOME}/b.png is a copy of {HOME}/my pics/sub dir/a.png"
-    assert published_text(text, (), [f"{HOME}/my pics"]) == (
+    assert redact_text(text, (), [f"{HOME}/my pics"]) == (
         "b.png is a copy of my pics/sub dir/a.png"
     )
-    assert published_text(f"{HOME}/my pics-2/a.png", (), [f"{HOME}/my pics"]) == "a.png"
+    assert redact_text(f"{HOME}/my pics-2/a.png", (), [f"{HOME}/my pics"]) == "a.png"
 
 
 def test_a_dataset_report_cuts_sentences_and_leaves_words():
@@ -83,7 +83,7 @@ def test_a_dataset_report_cuts_sentences_and_leaves_words():
 
 
 def test_settings_with_paths_in_their_texts():
-    told = published_settings(
+    told = redact_settings(
         {"optimizer": {"arguments": {"note": f"as in {HOME}/x y/z.json"}},
          "dataset": {"caption_separator": "/", "caption_prefix": "by a/b"}}, ()
     )  # fmt: skip
@@ -105,4 +105,4 @@ def test_settings_with_paths_in_their_texts():
     ],
 )
 def test_a_file_of_a_run_by_its_folder(path, told):
-    assert named_by_folder(path) == told
+    assert short_path(path) == told

@@ -8,7 +8,7 @@ import pytest
 from pydantic import BaseModel
 
 from impasto.config.run import RunConfig
-from impasto.publishing import PATH_KEYS, last_part, published_settings, published_text
+from impasto.publishing import PATH_KEYS, path_basename, redact_settings, redact_text
 from impasto.report.shortening import shortened
 
 SETTINGS = {
@@ -25,7 +25,7 @@ SETTINGS = {
 
 
 def test_by_default_nothing_of_the_machine_and_no_prompt():
-    assert published_settings(SETTINGS, ()) == {
+    assert redact_settings(SETTINGS, ()) == {
         "output_dir": "ink",
         "model": {"path": "base.safetensors", "clip_skip": 2},
         "dataset": {"datasets": [{"subsets": [{"image_dir": "pics", "num_repeats": 2}]}]},
@@ -36,8 +36,8 @@ def test_by_default_nothing_of_the_machine_and_no_prompt():
 
 
 def test_what_is_asked_for_is_told():
-    assert published_settings(SETTINGS, ("paths", "prompts")) == SETTINGS
-    with_prompts = published_settings(SETTINGS, ("prompts",))["previews"]
+    assert redact_settings(SETTINGS, ("paths", "prompts")) == SETTINGS
+    with_prompts = redact_settings(SETTINGS, ("prompts",))["previews"]
     assert with_prompts["prompts"] == ["ana at home"]
     assert with_prompts["prompt_file"] == "p.txt"
 
@@ -53,13 +53,13 @@ def test_what_is_asked_for_is_told():
     ],
 )
 def test_sentences_lose_absolute_paths(text, told):
-    assert published_text(text, ()) == told
-    assert published_text(text, ("paths",)) == text
+    assert redact_text(text, ()) == told
+    assert redact_text(text, ("paths",)) == text
 
 
 def test_the_last_part_of_a_path_of_any_system():
     for path in ("/a/b", "/a/b/", "C:\\a\\b", "\\\\server\\a\\b", "b"):
-        assert last_part(path) == "b"
+        assert path_basename(path) == "b"
 
 
 def path_fields(section):

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from impasto.data.latent_cache import LatentCache
-from impasto.data.remembered import recall, remember
+from impasto.data.remembered import recall, write_cached
 from impasto.data.scan import scan_folder
 
 CONTENT = {"a/蝶.png": [[1, 2], ["x\u2028y", 0]], "b": []}
@@ -13,7 +13,7 @@ CONTENT = {"a/蝶.png": [[1, 2], ["x\u2028y", 0]], "b": []}
 
 def test_what_is_written_comes_back(tmp_path):
     file = tmp_path / "x.json"
-    remember(file, [1, "key"], CONTENT)
+    write_cached(file, [1, "key"], CONTENT)
     assert recall(file, [1, "key"]) == CONTENT
     assert recall(file, [2, "key"]) is None
     assert recall(file, [1, "other"]) is None
@@ -23,7 +23,7 @@ def test_what_is_written_comes_back(tmp_path):
 @pytest.mark.parametrize("change", ['"b"', "[1, 2]", "x", "蝶", "sha256", "content"])
 def test_any_change_is_noticed(tmp_path, change):
     file = tmp_path / "x.json"
-    remember(file, [1], CONTENT)
+    write_cached(file, [1], CONTENT)
     text = file.read_text(encoding="utf-8")
     assert change in text
     file.write_text(text.replace(change, change[:1] + "9" + change[1:], 1), encoding="utf-8")

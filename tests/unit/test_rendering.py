@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from impasto.data.augmentation import Face, face_in_name, render_varied
+from impasto.data.augmentation import Face, face_in_name, render_augmented
 from impasto.data.images import UnreadableImageError
-from impasto.data.plan import plan_images
+from impasto.data.plan import BucketRules, plan_images
 from impasto.data.records import Size
 from impasto.data.rendering import render
 from impasto.data.scan import scan_folder
@@ -18,7 +18,9 @@ from impasto.data.subsets import Augmentation, MaskRules, Subset
 def planned(folder, subset=None, side=64, **options):
     subset = subset or Subset(root=folder)
     records = scan_folder(folder, subset=subset).records
-    return plan_images(records, Size(side, side), enable_bucket=False, **options).images[0]
+    return plan_images(
+        records, Size(side, side), rules=BucketRules(enable_bucket=False, **options)
+    ).images[0]
 
 
 def gradient(width, height):
@@ -110,7 +112,7 @@ def test_a_mask_of_another_shape_is_named(tmp_path):
 
 def crops(image, rules, count=60):
     """Many showings of an image."""
-    return [render_varied(image, rules, 1, epoch, "a").pixels for epoch in range(count)]
+    return [render_augmented(image, rules, 1, epoch, "a").pixels for epoch in range(count)]
 
 
 def test_random_crops_reach_all_places_and_repeat_by_seed(tmp_path):

@@ -43,7 +43,7 @@ def test_caption_and_tags(tmp_path):
     (tmp_path / "c.txt").write_text("  \n", encoding="utf-8")
     scan = scan_folder(tmp_path)
     assert [record.words for record in scan.records] == ["a cat, cat, sitting", "dog", "", ""]
-    assert scan.uncaptioned == 2
+    assert scan.uncaptioned_count == 2
 
 
 def test_bad_files_are_set_aside_with_reasons(tmp_path):

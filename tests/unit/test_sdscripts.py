@@ -11,8 +11,8 @@ from impasto.config.load import build_run_config
 from impasto.errors import ConfigError
 from impasto.sdscripts import translate
 from impasto.sdscripts.flags import FLAGS
-from impasto.sdscripts.importing import settings_of_command
-from impasto.sdscripts.parsing import given_flags
+from impasto.sdscripts.importing import command_to_toml
+from impasto.sdscripts.parsing import parse_flags
 from impasto.training.precision import NativePrecision
 
 REPOSITORY = Path(__file__).parents[2]
@@ -24,7 +24,7 @@ SAMPLE = {"int": "7", "float": "0.5", "text": "word", "flag": None, "list": "a=1
 
 
 def settings(*flags):
-    given = given_flags([*NEEDED, *flags])
+    given = parse_flags([*NEEDED, *flags])
     return translate.translate(given)
 
 
@@ -75,7 +75,7 @@ def test_no_flag_is_without_effect_in_silence(name):
     words = words_for(flag)
     if flag.refusal:
         with pytest.raises(ConfigError, match=f"--{name} is not taken"):
-            given_flags(words)
+            parse_flags(words)
         return
     found = settings(*companions, *words)
     if flag.notice:
@@ -176,11 +176,11 @@ def test_what_cannot_be_is_explained(flags, words):
 
 def test_what_has_to_be_given_is_named():
     for missing in NEEDED[:2]:
-        given = given_flags([word for word in NEEDED if word != missing])
+        given = parse_flags([word for word in NEEDED if word != missing])
         with pytest.raises(ConfigError, match=missing.partition("=")[0]):
             translate.translate(given)
     with pytest.raises(ConfigError, match="--dataset_config, or --train_data_dir"):
-        translate.translate(given_flags(NEEDED[:2]))
+        translate.translate(parse_flags(NEEDED[:2]))
 
 
 @pytest.mark.parametrize(
@@ -195,7 +195,7 @@ def test_what_has_to_be_given_is_named():
 )
 def test_without_a_gpu_the_cpu_computes_in_what_it_is_fast_in(words, native, computed, weights):
     without_gpu = NativePrecision(native, "this CPU is fastest in that")
-    translation = translate.translate(given_flags([*NEEDED, *words]), without_gpu)
+    translation = translate.translate(parse_flags([*NEEDED, *words]), without_gpu)
     assert translation.tree["training"]["mixed_precision"] == computed
     assert translation.tree["training"].get("weight_dtype") == weights
     told = " ".join(translation.notices)
@@ -204,7 +204,7 @@ def test_without_a_gpu_the_cpu_computes_in_what_it_is_fast_in(words, native, com
 
 
 def test_what_the_cpu_is_fast_in_anyway_is_not_remarked_on():
-    flags = given_flags([*NEEDED, "--mixed_precision=bf16"])
+    flags = parse_flags([*NEEDED, "--mixed_precision=bf16"])
     with_gpu, without = (
         translate.translate(flags, native) for native in (None, NativePrecision("bf16", "so it is"))
     )
@@ -214,16 +214,16 @@ def test_what_the_cpu_is_fast_in_anyway_is_not_remarked_on():
 def test_a_file_of_flags_comes_second(tmp_path):
     file = tmp_path / "flags.toml"
     file.write_text("[a]\nlearning_rate = 1e-4\n[b]\nclip_skip = 2\nv2 = false\n", encoding="utf-8")
-    found = given_flags([f"--config_file={file}", "--learning_rate=3e-4"])
+    found = parse_flags([f"--config_file={file}", "--learning_rate=3e-4"])
     assert found == {"learning_rate": 3e-4, "clip_skip": 2}
     file.write_text("learning_rat = 1", encoding="utf-8")
     with pytest.raises(ConfigError, match=r"flags\.toml: .*The nearest is --learning_rate"):
-        given_flags([f"--config_file={file}"])
+        parse_flags([f"--config_file={file}"])
 
 
 def test_a_command_becomes_settings_that_say_where_they_come_from():
     command = ["accelerate", "launch", "--num_cpu_threads_per_process", "1", "fine_tune.py"]
-    text = settings_of_command([*command, *NEEDED, "--clip_skip=2", "--log_prefix=x"])
+    text = command_to_toml([*command, *NEEDED, "--clip_skip=2", "--log_prefix=x"])
     assert "clip_skip = 2  # --clip_skip\n" in text
     assert "lr = 2e-06  # --learning_rate, by default\n" in text
     assert "# --log_prefix: metrics go to metrics.jsonl" in text
@@ -231,7 +231,7 @@ def test_a_command_becomes_settings_that_say_where_they_come_from():
 
     build_run_config(tomllib.loads(text), source="test")
     with pytest.raises(ConfigError, match=r"is not fine_tune\.py"):
-        settings_of_command(["python", "train_network.py"])
+        command_to_toml(["python", "train_network.py"])
 
 
 def test_the_page_of_flags_is_current():

@@ -17,7 +17,7 @@ from impasto.annotate.captioners import Captioner
 from impasto.annotate.onnx_tagger import OnnxTagger
 from impasto.checkpoints.links import require_links_inside
 from impasto.errors import ModelError
-from impasto.models.diffusers_folder import open_folder, open_part
+from impasto.models.diffusers_folder import open_component, open_folder
 from impasto.models.families import SD1
 
 DEMO = Path(__file__).parents[2] / "src" / "impasto" / "demo"
@@ -87,7 +87,7 @@ def test_links_that_lead_out_of_a_models_folder(captioner, tmp_path):
     open_folder(base)
     loads = {
         base / "tokenizer" / "extra.json": lambda: open_folder(base),
-        base / "unet" / "extra.json": lambda: open_part(base / "unet", SD1.unet),
+        base / "unet" / "extra.json": lambda: open_component(base / "unet", SD1.unet),
         captioner / "extra.json": lambda: Captioner.load(str(captioner), CPU),
         tagger / "preprocess.json": lambda: OnnxTagger(tagger),
     }

@@ -14,7 +14,7 @@ from torch.nn import functional
 from impasto.annotate.deepdanbooru import STAGES, DeepDanbooruTagger, ResNetCustomV3, _convolutions
 from impasto.annotate.models import CAPTIONERS, TAGGERS, locate_captioner, locate_tagger
 from impasto.annotate.onnx_tagger import OnnxTagger
-from impasto.annotate.profiles import DEEPDANBOORU, KINDS, Prepare, Profile, fit_square
+from impasto.annotate.profiles import DEEPDANBOORU, KINDS, PrepareImages, Profile, fit_square
 from impasto.annotate.tags import (
     KAOMOJI,
     Selection,
@@ -174,7 +174,7 @@ def test_pictures_are_fitted(fit):
 
 def test_what_cannot_be_read_is_a_failure(tmp_path):
     (tmp_path / "x.png").write_bytes(b"")
-    (found,) = Prepare(Profile("x", 32))([tmp_path / "x.png"])
+    (found,) = PrepareImages(Profile("x", 32))([tmp_path / "x.png"])
     assert found == Failure("the file is empty")
 
 

@@ -8,7 +8,7 @@ from impasto.data.text_store import TextStore
 from impasto.errors import ConfigError
 from impasto.models.loading import tokenizer_of
 from impasto.models.text import ClipTextConditioner
-from impasto.models.text_memory import TextMemory
+from impasto.models.text_memory import TextCache
 from impasto.models.tokens import TextLayout, TextTokens
 from impasto.models.vocabulary import EOS
 
@@ -35,7 +35,7 @@ def tokens():
 
 def conditioner(tokens, encoder, **memory):
     limit = memory.pop("limit", 1 << 20)
-    return ClipTextConditioner([tokens], encoder, memory=TextMemory(limit, CPU, **memory))
+    return ClipTextConditioner([tokens], encoder, memory=TextCache(limit, CPU, **memory))
 
 
 def states(conditioner, captions):
@@ -88,9 +88,9 @@ def test_states_come_back_from_disk_without_the_encoder(tokens, tmp_path):
     encoder = CountingEncoder()
     captions = [f"image number {n}" for n in range(40)] + ["cat " * 80]
     first = conditioner(tokens, encoder, store=TextStore(tmp_path, "clip"))
-    first.encode_ahead(captions)
+    first.precompute(captions)
     assert encoder.chunks == 43  # and the empty chunk
-    first.encode_ahead(captions)
+    first.precompute(captions)
     assert encoder.chunks == 43
     later = conditioner(tokens, CountingEncoder(), store=TextStore(tmp_path, "clip"))
     found = states(later, captions)
@@ -100,15 +100,15 @@ def test_states_come_back_from_disk_without_the_encoder(tokens, tmp_path):
 
 def test_a_new_caption_encodes_one_more(tokens, tmp_path):
     encoder = CountingEncoder()
-    conditioner(tokens, encoder, store=TextStore(tmp_path, "clip")).encode_ahead(["a", "b"])
-    conditioner(tokens, encoder, store=TextStore(tmp_path, "clip")).encode_ahead(["a", "b", "c"])
+    conditioner(tokens, encoder, store=TextStore(tmp_path, "clip")).precompute(["a", "b"])
+    conditioner(tokens, encoder, store=TextStore(tmp_path, "clip")).precompute(["a", "b", "c"])
     assert encoder.chunks == 4
     assert len(TextStore(tmp_path, "clip")) == 4
 
 
 def test_another_encoder_or_precision_finds_nothing(tokens, tmp_path):
     store = TextStore(tmp_path, "clip")
-    conditioner(tokens, CountingEncoder(), store=store).encode_ahead(["a"])
+    conditioner(tokens, CountingEncoder(), store=store).precompute(["a"])
     ids = tokens("a").ids[0]
     assert ids in TextStore(tmp_path, "clip")
     assert ids not in TextStore(tmp_path, "clip:skip=2")
@@ -117,11 +117,11 @@ def test_another_encoder_or_precision_finds_nothing(tokens, tmp_path):
 
 def test_a_damaged_shard_is_made_anew(tokens, tmp_path):
     encoder = CountingEncoder()
-    conditioner(tokens, encoder, store=TextStore(tmp_path, "clip")).encode_ahead(["a"])
+    conditioner(tokens, encoder, store=TextStore(tmp_path, "clip")).precompute(["a"])
     for shard in tmp_path.glob("*.safetensors"):
         shard.write_bytes(shard.read_bytes()[:-5])
     repaired = conditioner(tokens, encoder, store=TextStore(tmp_path, "clip"))
-    repaired.encode_ahead(["a"])
+    repaired.precompute(["a"])
     assert encoder.chunks == 4
     assert states(repaired, ["a"]).shape == (1, 77, 3)
 

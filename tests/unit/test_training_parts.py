@@ -12,7 +12,7 @@ from impasto.checkpoints.tensors import LazyTensor
 from impasto.config.optimizer import OptimizerConfig
 from impasto.config.schedule import OPTION_USERS, ScheduleConfig
 from impasto.errors import RunError
-from impasto.models.trainable import Part
+from impasto.models.trainable import TrainedPart
 from impasto.runs import RunDirectory
 from impasto.step_rules import counted
 from impasto.training import trainer
@@ -20,7 +20,7 @@ from impasto.training.events import SilentEvents
 from impasto.training.lr_schedule import build_lr_schedule
 from impasto.training.monitoring.frozen_check import FrozenCheck
 from impasto.training.monitoring.vram_overflow import VramOverflowWatch
-from impasto.training.optim.ema import WeightAverage
+from impasto.training.optim.ema import EmaWeights
 from impasto.training.optim.optimizers import build_optimizer
 from impasto.training.optim.state import (
     LrSetter,
@@ -30,7 +30,7 @@ from impasto.training.optim.state import (
     restore_optimizer,
 )
 from impasto.training.saving.state import TrainingState, load_state, save_state
-from impasto.training.step import update_share
+from impasto.training.step import micro_batch_loss
 
 
 def settings_of(case) -> ScheduleConfig:
@@ -98,12 +98,12 @@ def test_schedules_that_make_no_sense_are_explained(options, words):
         ScheduleConfig(**options)
 
 
-def small_part() -> Part:
+def small_part() -> TrainedPart:
     torch.manual_seed(0)
-    return Part("unet", nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)), 1e-2)
+    return TrainedPart("unet", nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)), 1e-2)
 
 
-def do_step(part: Part, optimizer, seed: int) -> None:
+def do_step(part: TrainedPart, optimizer, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     part.module(torch.randn((5, 3), generator=generator)).square().mean().backward()
     optimizer.step()
@@ -141,7 +141,7 @@ def test_an_optimizer_state_of_another_model_is_refused():
 
 
 def test_rates_keep_their_proportions():
-    slow = Part("text_encoder", nn.Linear(2, 2), 1e-3)
+    slow = TrainedPart("text_encoder", nn.Linear(2, 2), 1e-3)
     optimizer = build_optimizer([small_part(), slow], OptimizerConfig())
     setter = LrSetter(optimizer)
     assert setter.set(0.5) == 5e-3
@@ -152,7 +152,7 @@ def test_rates_keep_their_proportions():
 
 def test_the_average_follows_its_recurrence():
     parameter = nn.Parameter(torch.tensor([0.0]))
-    average = WeightAverage({"p": parameter}, decay=0.9)
+    average = EmaWeights({"p": parameter}, decay=0.9)
     expected = 0.0
     for step, value in enumerate([1.0, 2.0, -3.0, 4.0] * 30):
         parameter.data.fill_(value)
@@ -164,7 +164,7 @@ def test_the_average_follows_its_recurrence():
 
 def test_an_average_of_every_third_update_follows_the_decay_of_three():
     parameter = nn.Parameter(torch.tensor([0.0]))
-    average = WeightAverage({"p": parameter}, decay=0.9, every=3)
+    average = EmaWeights({"p": parameter}, decay=0.9, every=3)
     expected = 0.0
     for step, value in enumerate([1.0, 2.0, -3.0, 4.0, 5.0] * 24):
         parameter.data.fill_(value)
@@ -181,7 +181,7 @@ def test_weights_of_16_bits_arrive_as_they_are(dtype):
     torch.manual_seed(0)
     weight = nn.Parameter(torch.randn(300, 300).to(dtype))
     averages = [
-        WeightAverage({"w": weight}, 0.9, on_cpu=True, overlapped=overlapped)
+        EmaWeights({"w": weight}, 0.9, on_cpu=True, overlapped=overlapped)
         for overlapped in (False, True)
     ]
     for step in range(4):
@@ -196,9 +196,9 @@ def test_weights_of_16_bits_arrive_as_they_are(dtype):
 
 def test_the_average_is_exchanged_and_given_back():
     parameter = nn.Parameter(torch.tensor([1.0]))
-    average = WeightAverage({"p": parameter}, decay=0.5)
+    average = EmaWeights({"p": parameter}, decay=0.5)
     parameter.data.fill_(3.0)
-    with pytest.raises(ValueError, match="in between"), average.in_place():
+    with pytest.raises(ValueError, match="in between"), average.swapped_in():
         assert parameter.item() == 1.0
         raise ValueError("in between")
     assert parameter.item() == 3.0
@@ -206,7 +206,7 @@ def test_the_average_is_exchanged_and_given_back():
 
 def test_every_sample_of_an_update_counts_the_same():
     losses = torch.arange(7, dtype=torch.float32)
-    parts = [update_share(chunk, 7, 1) for chunk in losses.split([4, 2, 1])]
+    parts = [micro_batch_loss(chunk, 7, 1) for chunk in losses.split([4, 2, 1])]
     assert sum(parts).item() == pytest.approx(losses.mean().item())
 
 
@@ -257,8 +257,8 @@ def test_a_newer_state_is_refused(tmp_path):
 def test_an_average_in_memory_is_the_average_on_the_device(power):
     part = small_part()
     parameters = part.parameters()
-    near = WeightAverage(parameters, 0.9, power=power)
-    far = WeightAverage(parameters, 0.9, power=power, on_cpu=True)
+    near = EmaWeights(parameters, 0.9, power=power)
+    far = EmaWeights(parameters, 0.9, power=power, on_cpu=True)
     optimizer = build_optimizer([part], OptimizerConfig(lr=1e-2))
     expected = {name: p.detach().double().clone() for name, p in parameters.items()}
     for step in range(6):
@@ -273,7 +273,7 @@ def test_an_average_in_memory_is_the_average_on_the_device(power):
         torch.testing.assert_close(average.double(), expected[name], atol=1e-6, rtol=1e-5)
         assert torch.equal(average, far.tensors()[name])
     trained = {name: p.detach().clone() for name, p in parameters.items()}
-    with far.in_place():
+    with far.swapped_in():
         shown = {name: p.detach().clone() for name, p in parameters.items()}
     assert all(torch.equal(shown[name], near.tensors()[name]) for name in shown)
     assert all(torch.equal(parameters[name], trained[name]) for name in trained)
@@ -283,7 +283,7 @@ def test_an_average_in_memory_is_the_average_on_the_device(power):
 def test_what_does_not_move_though_it_should_is_said():
     learning, still, frozen = small_part(), small_part(), nn.Linear(2, 2)
     frozen.requires_grad_(requires_grad=False)
-    still = Part("text_encoder", still.module, 1e-2)
+    still = TrainedPart("text_encoder", still.module, 1e-2)
     check = FrozenCheck([learning, still], {"VAE": frozen})
     optimizer = build_optimizer([learning], OptimizerConfig(lr=1e-2))
     do_step(learning, optimizer, 0)
@@ -299,7 +299,7 @@ def test_an_average_that_is_taken_in_beside_training_is_the_same(power):
     def trained(*, overlapped):
         torch.manual_seed(0)
         weights = {"a": nn.Parameter(torch.randn(300, 300)), "b": nn.Parameter(torch.randn(9))}
-        average = WeightAverage(weights, 0.9, power=power, on_cpu=True, overlapped=overlapped)
+        average = EmaWeights(weights, 0.9, power=power, on_cpu=True, overlapped=overlapped)
         for step in range(5):
             average.wait_for_copies()
             with torch.no_grad():

@@ -14,10 +14,10 @@ from impasto.errors import ConfigError
 from impasto.models.loading import load_meta_model
 from impasto.training import precision as native_precision
 from impasto.training.methods import build_trainable
-from impasto.training.optim.weight_copies import WeightCopies, layers_with_copies
-from impasto.training.param_dtypes import build_weight_copies, copied_numbers
-from impasto.training.planning.levers import MARGIN, Fitting
-from impasto.training.planning.memory import FootprintMeter
+from impasto.training.optim.weight_copies import WeightCopies, layers_to_copy
+from impasto.training.param_dtypes import build_weight_copies, copied_numel
+from impasto.training.planning.levers import MARGIN, MemoryFitter
+from impasto.training.planning.memory import FootprintPredictor
 from impasto.training.trainer import train
 
 BF16 = torch.bfloat16
@@ -40,7 +40,7 @@ def network():
 
 
 def backward(network, copies, values):
-    with copies.in_place():
+    with copies.swapped_in():
         with torch.autocast("cpu", BF16):
             output = network(values)
         torch.autograd.backward(output.float().square().sum())
@@ -51,11 +51,11 @@ def gradients(network):
 
 
 def test_they_stand_in_for_what_is_multiplied_and_nothing_is_cast_any_more(network):
-    copies = WeightCopies(layers_with_copies(network), BF16)
+    copies = WeightCopies(layers_to_copy(network), BF16)
     weights = list(network.parameters())
     copies.refresh()
     values = torch.randn(3, 6).to(BF16)
-    with copies.in_place():
+    with copies.swapped_in():
         assert [p.dtype for p in network.parameters()] == 2 * [BF16] + 2 * [torch.float32] + 2 * [
             BF16
         ]
@@ -69,7 +69,7 @@ def test_they_stand_in_for_what_is_multiplied_and_nothing_is_cast_any_more(netwo
 
 
 def test_gradients_are_autocasts_over_several_backward_passes(network):
-    copies = WeightCopies(layers_with_copies(network), BF16)
+    copies = WeightCopies(layers_to_copy(network), BF16)
     found = []
     for used in (WeightCopies([], BF16), copies):
         network.zero_grad()
@@ -85,17 +85,17 @@ def test_gradients_are_autocasts_over_several_backward_passes(network):
 
 
 def test_the_weights_are_back_after_a_failure(network):
-    copies = WeightCopies(layers_with_copies(network), BF16)
+    copies = WeightCopies(layers_to_copy(network), BF16)
     weight = network[0].weight
-    with pytest.raises(ZeroDivisionError), copies.in_place():
+    with pytest.raises(ZeroDivisionError), copies.swapped_in():
         raise ZeroDivisionError
     assert network[0].weight is weight
 
 
 def test_a_weight_without_a_gradient_gets_none(network):
-    copies = WeightCopies(layers_with_copies(network), BF16)
+    copies = WeightCopies(layers_to_copy(network), BF16)
     copies.refresh()
-    with copies.in_place():
+    with copies.swapped_in():
         torch.autograd.backward(network[0](torch.ones(1, 6, dtype=BF16)).float().sum())
     assert network[0].weight.grad is not None
     assert network[2].weight.grad is None
@@ -105,9 +105,9 @@ def test_a_weight_without_a_gradient_gets_none(network):
 
 def test_a_failure_in_the_backward_pass_leaves_no_gradients(network):
     """Memory has run out, and widening them would take more."""
-    copies = WeightCopies(layers_with_copies(network), BF16)
+    copies = WeightCopies(layers_to_copy(network), BF16)
     copies.refresh()
-    with pytest.raises(ZeroDivisionError), copies.in_place():
+    with pytest.raises(ZeroDivisionError), copies.swapped_in():
         torch.autograd.backward(network(torch.ones(1, 6, dtype=BF16).float().to(BF16)).sum())
         held = list(network.parameters())
         assert held[0].grad is not None
@@ -119,13 +119,13 @@ def test_a_failure_in_the_backward_pass_leaves_no_gradients(network):
 def test_settings_without_them_copy_nothing(train_config):
     unet = SimpleNamespace(unet=nn.Sequential(nn.Linear(2, 2)))
     weight = unet.unet[0].weight
-    with build_weight_copies(train_config(), unet).in_place():
+    with build_weight_copies(train_config(), unet).swapped_in():
         assert unet.unet[0].weight is weight
     config = train_config(training={"weight_copies": True, "mixed_precision": "bf16"})
-    with build_weight_copies(config, unet).in_place():
+    with build_weight_copies(config, unet).swapped_in():
         assert unet.unet[0].weight.dtype is BF16
-    assert copied_numbers(config, unet) == 6
-    assert copied_numbers(train_config(), unet) == 0
+    assert copied_numel(config, unet) == 6
+    assert copied_numel(train_config(), unet) == 0
 
 
 def test_several_processes_refuse_them(train_config):
@@ -174,14 +174,14 @@ def test_their_memory_is_predicted_and_advised_to_be_given_up(train_config, nano
     def meta_model():
         return load_meta_model(str(nano_model))
 
-    meter = FootprintMeter(meta_model, "cuda")
+    meter = FootprintPredictor(meta_model, "cuda")
 
     def footprint(config):
-        return max(meter.all_moments(config, Size(64, 64), 1), key=lambda m: m.gradients)
+        return max(meter.all_phases(config, Size(64, 64), 1), key=lambda m: m.gradients)
 
     copied = train_config(training={"weight_copies": True, "mixed_precision": "bf16"})
     plain = train_config(training={"mixed_precision": "bf16"})
-    numbers = copied_numbers(copied, build_trainable(copied, meta_model()))
+    numbers = copied_numel(copied, build_trainable(copied, meta_model()))
     total = sum(p.numel() for p in meta_model().unet.parameters())
     assert 0.9 * total < numbers < total
     assert footprint(copied).weights - footprint(plain).weights == 2 * numbers
@@ -190,7 +190,7 @@ def test_their_memory_is_predicted_and_advised_to_be_given_up(train_config, nano
     config = train_config(training={**settings, "weight_copies": True})
     size, least = Size(64, 64), meter.footprint(without, Size(64, 64), 1).total
     assert meter.footprint(config, size, 1).total > least
-    fitting = Fitting(meter, "cuda", Group(0, size), int(least / MARGIN) + 1)
+    fitting = MemoryFitter(meter, "cuda", Group(0, size), int(least / MARGIN) + 1)
     assert "This would make it fit: training.weight_copies = false" in fitting.advice(config)
 
 
@@ -203,8 +203,8 @@ def test_gradients_of_batches_before_are_there_in_the_next(train_config, nano_mo
             "mixed_precision": "bf16", "weight_copies": copies,
             "gradient_accumulation_steps": steps,
         })  # fmt: skip
-        meter = FootprintMeter(lambda: load_meta_model(str(nano_model)), "cuda")
-        return meter.all_moments(config, Size(64, 64), 1)[0]
+        meter = FootprintPredictor(lambda: load_meta_model(str(nano_model)), "cuda")
+        return meter.all_phases(config, Size(64, 64), 1)[0]
 
     one, two = training(1), training(2)
     numbers = sum(p.numel() for p in load_meta_model(str(nano_model)).unet.parameters())
@@ -218,7 +218,7 @@ def test_a_rehearsal_makes_no_casts_of_copies(train_config, nano_model):
     def step(**training):
         config = train_config(training={"mixed_precision": "bf16", **training})
         trainable = build_trainable(config, load_meta_model(str(nano_model)))
-        meter = FootprintMeter(lambda: load_meta_model(str(nano_model)), "cuda")
+        meter = FootprintPredictor(lambda: load_meta_model(str(nano_model)), "cuda")
         return meter._step(config, trainable, Size(64, 64), 1)
 
     plain, copied = step(), step(weight_copies=True)

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from impasto.checkpoints.hub import choose_weights
-from impasto.checkpoints.weight_files import find_weights, read_weights, sets_among
+from impasto.checkpoints.weight_files import find_weights, read_weights, weight_sets_in
 from impasto.errors import ModelError
 from impasto.models.families import SD1
 
@@ -19,15 +19,15 @@ def test_sets_by_name():
         "diffusion_pytorch_model.safetensors.index.bf16.json",
         "diffusion_pytorch_model.bf16-00001-of-00002.safetensors", "config.json", "notes.txt",
     ]  # fmt: skip
-    assert sets_among(names, SD1.unet.stems) == {
+    assert weight_sets_in(names, SD1.unet.stems) == {
         None: "diffusion_pytorch_model.safetensors",
         "fp16": "diffusion_pytorch_model.fp16.bin",
         "non_ema": "diffusion_pytorch_model.non_ema.safetensors",
         "bf16": "diffusion_pytorch_model.safetensors.index.bf16.json",
     }
-    assert sets_among(["model.safetensors", "pytorch_model.bin"], SD1.text_encoders[0].stems) == {
-        None: "model.safetensors"
-    }
+    assert weight_sets_in(
+        ["model.safetensors", "pytorch_model.bin"], SD1.text_encoders[0].stems
+    ) == {None: "model.safetensors"}
 
 
 def sharded(folder, tensors):

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from impasto.annotate.journal import Journal
-from impasto.annotate.notes import journals_in, with_sum
+from impasto.annotate.notes import journals_in, with_checksum
 from impasto.annotate.places import Place
 from impasto.annotate.undoing import undo
 from impasto.annotate.words import Sidecars
@@ -144,6 +144,6 @@ def test_notes_with_folders_that_no_system_has(folder, name):
     lines = journal.read_text(encoding="ascii").splitlines(keepends=True)
     begin = json.loads(lines[0])
     del begin["sum"]
-    lines[0] = with_sum({**begin, "folders": [name]})
+    lines[0] = with_checksum({**begin, "folders": [name]})
     journal.write_text("".join(lines), encoding="ascii")
     assert undo(place_of(folder)).restored == 1

@@ -16,17 +16,17 @@ from PIL import Image
 from impasto.annotate.captioners import Captioner
 from impasto.annotate.journal import Journal
 from impasto.annotate.onnx_tagger import Tagger
-from impasto.annotate.profiles import Prepare
+from impasto.annotate.profiles import PrepareImages
 from impasto.annotate.tags import Selection, Spelling, Tag
-from impasto.annotate.words import MetadataWords, Sidecars
+from impasto.annotate.words import MetadataTarget, Sidecars
 from impasto.data.images import UnreadableImageError, failure_of, read_rgb
-from impasto.data.records import ImageRecord, SetAside
+from impasto.data.records import ImageRecord, SkippedFile
 from impasto.data.stages import ErrorPolicy, Failure, LocalExecutor, Stage, chunks, default_workers
 from impasto.errors import DatasetError
 from impasto.progress import Progress
 
 T = TypeVar("T")
-Target = Sidecars | MetadataWords
+Target = Sidecars | MetadataTarget
 WRITTEN_BEHIND = 64  # images whose words are not on disk yet
 
 
@@ -43,7 +43,7 @@ class Annotator(Protocol[T]):
 
 
 @dataclass
-class Tagging:
+class TagAnnotator:
     """Tags as an annotator.
 
     Attributes:
@@ -59,7 +59,7 @@ class Tagging:
     counts: Counter[str] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
-        self.prepare: Stage[Path, np.ndarray] = Prepare(self.tagger.profile)
+        self.prepare: Stage[Path, np.ndarray] = PrepareImages(self.tagger.profile)
 
     def words(self, prepared: Sequence[np.ndarray], records: Sequence[ImageRecord]) -> list[str]:  # noqa: ARG002
         """A line of tags for each image."""
@@ -75,7 +75,7 @@ class Tagging:
         return self.spelling.joined(texts)
 
 
-class Decoded:
+class DecodeImages:
     """A stage: paths -> RGB images."""
 
     def __call__(self, paths: Sequence[Path]) -> list[Image.Image | Failure]:
@@ -90,7 +90,7 @@ class Decoded:
 
 
 @dataclass
-class Captioning:
+class CaptionAnnotator:
     """Captions as an annotator.
 
     Attributes:
@@ -102,7 +102,7 @@ class Captioning:
     change: Callable[[str], str] = str.strip
 
     def __post_init__(self) -> None:
-        self.prepare: Stage[Path, Image.Image] = Decoded()
+        self.prepare: Stage[Path, Image.Image] = DecodeImages()
 
     def words(self, prepared: Sequence[Image.Image], records: Sequence[ImageRecord]) -> list[str]:
         """A caption for each image."""
@@ -126,7 +126,22 @@ class Annotated(Generic[T]):
     worded: int
     done_before: int
     empty: int
-    set_aside: tuple[SetAside, ...]
+    set_aside: tuple[SkippedFile, ...]
+
+
+@dataclass(frozen=True)
+class ImageReading:
+    """How images are read for a model.
+
+    Attributes:
+        batch_size: Images that go through the model together.
+        workers: Threads that decode; None takes as many as there are processors.
+        on_error: What becomes of an image that cannot be read.
+    """
+
+    batch_size: int = 8
+    workers: int | None = None
+    on_error: ErrorPolicy = "skip"
 
 
 def annotate(
@@ -135,10 +150,7 @@ def annotate(
     target: Target,
     journal: Journal | None,
     progress: Progress,
-    *,
-    batch_size: int = 8,
-    workers: int | None = None,
-    on_error: ErrorPolicy = "skip",
+    reading: ImageReading = ImageReading(),
     show: Callable[[ImageRecord, str], None] | None = None,
 ) -> Annotated[T]:
     """Give images words.
@@ -149,20 +161,18 @@ def annotate(
         target: Where they go.
         journal: Notes of all changes; None writes nothing (`show` is told).
         progress: Where to show how far it is.
-        batch_size: Images that go through the model together.
-        workers: Threads that decode; None takes as many as there are processors.
-        on_error: What becomes of an image that cannot be read.
+        reading: How images are read.
         show: Is told of each image and what it gets.
 
     Raises:
-        DatasetError: An image cannot be read and `on_error` is stop.
+        DatasetError: An image cannot be read and `reading.on_error` is stop.
         StorageError: Words could not be written.
     """
     done = journal.done if journal else set()
     left = [r for r in records if target.place.name_of(r.path) not in done]
-    without = [r for r in left if target.wants(r)]
-    refused = [SetAside(r.path, reason) for r in without if (reason := target.fault(r))]
-    _tell(refused, on_error, progress)
+    without = [r for r in left if target.needs_caption(r)]
+    refused = [SkippedFile(r.path, reason) for r in without if (reason := target.fault(r))]
+    _tell(refused, reading.on_error, progress)
     unwritten = {item.path for item in refused}
     wanted = [r for r in without if r.path not in unwritten]
     of_path = {record.path: record for record in wanted}
@@ -170,12 +180,12 @@ def annotate(
     written = empty = 0
     with (
         progress.stage("Looking at images", len(wanted), "images") as advance,
-        _Keeper(journal, target) as keeper,
+        _AsyncWriter(journal, target) as keeper,
     ):
-        for batch in _prepared(annotator, wanted, batch_size, workers):
+        for batch in _prepared(annotator, wanted, reading.batch_size, reading.workers):
             good = {of_path[p]: made for p, made in batch if not isinstance(made, Failure)}
-            unread = [SetAside(p, made.reason) for p, made in batch if isinstance(made, Failure)]
-            _tell(unread, on_error, progress)
+            unread = [SkippedFile(p, made.reason) for p, made in batch if isinstance(made, Failure)]
+            _tell(unread, reading.on_error, progress)
             set_aside += unread
             texts = annotator.words(list(good.values()), list(good)) if good else []
             for record, text in zip(good, texts, strict=True):
@@ -196,7 +206,7 @@ def words_of(annotator: Annotator[T], records: Sequence[ImageRecord]) -> dict[Pa
     return {record.path: text for record, text in zip(good, texts, strict=True)}
 
 
-class _Keeper:
+class _AsyncWriter:
     """Writes words on a thread of its own, in order, while the model looks at the next images."""
 
     def __init__(self, journal: Journal | None, target: Target) -> None:
@@ -204,7 +214,7 @@ class _Keeper:
         self._pool = ThreadPoolExecutor(1)
         self._waiting: deque[Future[None]] = deque()
 
-    def __enter__(self) -> _Keeper:
+    def __enter__(self) -> _AsyncWriter:
         return self
 
     def __exit__(
@@ -237,7 +247,7 @@ class _Keeper:
             self._waiting.popleft().result()
 
 
-def _tell(items: Sequence[SetAside], on_error: ErrorPolicy, progress: Progress) -> None:
+def _tell(items: Sequence[SkippedFile], on_error: ErrorPolicy, progress: Progress) -> None:
     """Name what is skipped, one by one.
 
     Raises:

@@ -216,7 +216,7 @@ class Captioner:
 
     def _cleaned(self, text: str) -> str:
         one_line = " ".join(text.split())
-        return without_readings(one_line) if self.remove_words else one_line
+        return remove_read_text(one_line) if self.remove_words else one_line
 
 
 _WITH_CODE = (
@@ -256,7 +256,7 @@ def require_data_only(source: Path) -> None:
 _ANSWERS_ALONE = {"blip", "blip-2", "florence2"}  # their generate gives back the prompt or none
 
 
-def without_readings(text: str) -> str:
+def remove_read_text(text: str) -> str:
     """A caption without what GIT believes to read, such as `with the word ... on it`.
 
     The readings that `finetune/make_captions_by_git.py` of sd-scripts cuts out.

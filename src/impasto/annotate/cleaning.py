@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from impasto.annotate.tags import UNDERSCORES
 from impasto.errors import ConfigError
 from impasto.files import cause_of
-from impasto.parsing import parse_toml, read_text, text_lines
+from impasto.parsing import parse_toml, read_text, split_lines
 
 SHIPPED = ("kohya", "plain")
 
@@ -68,7 +68,7 @@ _OF_ONE_PERSON = [
 ]
 
 
-class Kohya:
+class KohyaCleaner:
     """The rules of sd-scripts' `finetune/clean_captions_and_tags.py`, as they are.
 
     They were made for anime images with one kind of tagger, and replace parts of words too:
@@ -112,7 +112,7 @@ def _unless_one(tags: Sequence[str], matches: Callable[[str], object]) -> list[s
 
 
 @dataclass(frozen=True)
-class Rules:
+class CleaningRules:
     """Rules on whole tags and whole words, from a file that people edit.
 
     Attributes:
@@ -197,7 +197,7 @@ def load_rules(name: str) -> Cleaner:
         ConfigError: There is neither, or the file does not fit; with key and reason.
     """
     if name == "kohya":
-        return Kohya()
+        return KohyaCleaner()
     if name in SHIPPED:
         text = (resources.files("impasto.annotate") / "rules" / f"{name}.toml").read_text("utf-8")
         return parse_rules(text, name)
@@ -215,7 +215,7 @@ def load_rules(name: str) -> Cleaner:
         ) from error
 
 
-def parse_rules(text: str, where: str) -> Rules:
+def parse_rules(text: str, where: str) -> CleaningRules:
     """Rules from TOML.
 
     Raises:
@@ -225,19 +225,19 @@ def parse_rules(text: str, where: str) -> Rules:
         values = parse_toml(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{where} is not valid TOML: {error}.") from error
-    known = {f.name: f for f in fields(Rules)}
+    known = {f.name: f for f in fields(CleaningRules)}
     made: dict[str, Any] = {}
     for key, value in values.items():
         if key not in known:
             raise ConfigError(f"{where}: unknown key {key}; known are {', '.join(known)}.")
-        default = getattr(Rules(), key)
+        default = getattr(CleaningRules(), key)
         wanted = dict if isinstance(default, Mapping) else list if isinstance(default, tuple) else (
             (int, float) if isinstance(default, float) else type(default)
         )  # fmt: skip
         if not isinstance(value, wanted) or isinstance(value, bool) != isinstance(default, bool):
             raise ConfigError(f"{where}: {key} is {value!r}; expected something like {default!r}.")
         made[key] = _frozen(value)
-    return Rules(**made)
+    return CleaningRules(**made)
 
 
 def by_line(step: Callable[[str], str]) -> Callable[[str], str]:
@@ -255,14 +255,14 @@ def by_line(step: Callable[[str], str]) -> Callable[[str], str]:
 
 def lines_of(text: str) -> list[str]:
     """The lines of a text that are not blank, without the space around them."""
-    return [line.strip() for line in text_lines(text) if line.strip()]
+    return [line.strip() for line in split_lines(text) if line.strip()]
 
 
 def count_tags(texts: Iterable[str], separator: str = ",") -> Counter[str]:
     """In how many texts each tag is, on whichever line."""
     counts: Counter[str] = Counter()
     for text in texts:
-        parts = (part.strip() for line in text_lines(text) for part in line.split(separator))
+        parts = (part.strip() for line in split_lines(text) for part in line.split(separator))
         counts.update(dict.fromkeys(filter(None, parts)).keys())
     return counts
 

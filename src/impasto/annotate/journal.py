@@ -23,16 +23,16 @@ from impasto.annotate.notes import (
     NUMBERED,
     Edit,
     Notes,
-    digest_of,
+    file_hash,
     hash_of,
     journals_in,
     read_notes,
-    with_sum,
+    with_checksum,
 )
-from impasto.annotate.places import METADATA, Place, Spot
+from impasto.annotate.places import METADATA, DatasetFile, Place
 from impasto.data.beside import has_text
 from impasto.errors import RunError, StorageError
-from impasto.locks import FolderLock, Holder
+from impasto.locks import FolderLock, LockHolder
 
 _FORMAT = 2
 
@@ -53,7 +53,7 @@ class Journal:
         self._held = contextlib.ExitStack()
         self._path: Path | None = None
         self._file: Any = None
-        self._last: dict[Spot, str] = {}
+        self._last: dict[DatasetFile, str] = {}
 
     def __enter__(self) -> Journal:
         self._held.enter_context(alone(self.place))
@@ -93,7 +93,7 @@ class Journal:
         The note of the change names the images, so that a command that is killed right after the
         write, and appends, does not append to them again.
         """
-        spot = self.place.spot_of(path)
+        spot = self.place.file_below(path)
         if spot is None:
             raise RunError(f"{path} is outside of the dataset; nothing is written there.")
         real = files.real_path(path)
@@ -129,7 +129,7 @@ class Journal:
             self.done = _still_done(notes, self.place)
         except RunError:
             return  # its notes are not of this dataset
-        self._last = {e.spot: e.after for e in notes.edits if isinstance(e.spot, Spot)}
+        self._last = {e.spot: e.after for e in notes.edits if isinstance(e.spot, DatasetFile)}
         self._path = newest
         _cut_half_line(newest)
 
@@ -137,7 +137,7 @@ class Journal:
         try:
             if self._file is None:
                 self._open()
-            self._file.write(with_sum(line))
+            self._file.write(with_checksum(line))
             self._file.flush()
             if durably:
                 os.fsync(self._file.fileno())
@@ -162,7 +162,7 @@ class Journal:
         begin: dict[str, Any] = {"format": _FORMAT, "begin": self.command, "at": int(time.time())}
         if not self._is_within():
             begin["folders"] = folders_of(self.place)
-        self._file.write(with_sum(begin))
+        self._file.write(with_checksum(begin))
 
     def _is_within(self) -> bool:
         return any(files.is_inside(self.place.journals, root) for root in self.place.roots)
@@ -179,7 +179,7 @@ def alone(place: Place) -> Iterator[None]:
     place.require_own_journals()
     files.require_writable(place.journals)
 
-    def refuse(holder: Holder) -> None:
+    def refuse(holder: LockHolder) -> None:
         raise RunError(
             f"Another command is changing words of this dataset: {holder.words}. It holds "
             f"{place.journals}. Wait until it is done."
@@ -200,7 +200,7 @@ def _still_done(notes: Notes, place: Place) -> set[str]:
     Raises:
         RunError: The notes are of files outside of the dataset.
     """
-    spots = {edit.spot for edit in notes.edits if isinstance(edit.spot, Spot)}
+    spots = {edit.spot for edit in notes.edits if isinstance(edit.spot, DatasetFile)}
     gone = {spot for spot in spots if not has_text(place.file_of(spot))}
     if any(PurePosixPath(spot.file).suffix.lower() in METADATA for spot in gone):
         return set()
@@ -214,13 +214,13 @@ def _written(notes: Notes, place: Place) -> set[str]:
 
     A note is made before the change, so the last change of each file may not have happened.
     """
-    chains: dict[Spot, list[Edit]] = {}
+    chains: dict[DatasetFile, list[Edit]] = {}
     for edit in notes.edits:
-        if isinstance(edit.spot, Spot):
+        if isinstance(edit.spot, DatasetFile):
             chains.setdefault(edit.spot, []).append(edit)
     found: set[str] = set()
     for spot, chain in chains.items():
-        now = digest_of(place.file_of(spot))
+        now = file_hash(place.file_of(spot))
         reached = max((n for n, edit in enumerate(chain, start=1) if edit.after == now), default=0)
         found.update(name for edit in chain[:reached] for name in edit.pictures)
     return found

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from impasto import files
-from impasto.annotate.places import Spot
+from impasto.annotate.places import DatasetFile
 from impasto.errors import RunError
 from impasto.parsing import parse_json
 
@@ -37,7 +37,7 @@ class Edit:
         images: Names of the images that need nothing more once this is written.
     """
 
-    spot: Spot | Path
+    spot: DatasetFile | Path
     was: str | None
     after: str
     content: bytes | None = None
@@ -84,7 +84,7 @@ def _age_of(name: str) -> tuple[int, str, int] | tuple[()]:
     return (0, old[1], int(old[2] or 1)) if old else ()
 
 
-def with_sum(line: Mapping[str, Any]) -> str:
+def with_checksum(line: Mapping[str, Any]) -> str:
     """A line of a journal, with its check sum and its end."""
     return json.dumps({**line, "sum": _sum_of(line)}) + "\n"
 
@@ -139,7 +139,7 @@ def _read_line(notes: Notes, line: dict[str, Any]) -> None:
             raise ValueError("another content")
         if type(line["root"]) is not int:
             raise TypeError("no number")
-        spot = Spot(line["root"], _text(line["file"]))
+        spot = DatasetFile(line["root"], _text(line["file"]))
         pictures = tuple(_text(name) for name in line.get("pictures", ()))
         notes.edits.append(Edit(spot, was, _text(line["after"]), content, pictures))
 
@@ -160,7 +160,7 @@ def _read_old_line(notes: Notes, line: dict[str, Any]) -> None:
     notes.edits.append(Edit(path, hash_of(content), after, content))
 
 
-def digest_of(path: Path) -> str | None:
+def file_hash(path: Path) -> str | None:
     """The hash of a file's content; None where there is no regular file."""
     try:
         return files.sha256_of(path) if path.is_file() else None

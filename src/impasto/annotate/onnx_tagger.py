@@ -14,7 +14,7 @@ from impasto.annotate.profiles import (
     BY_TAG_FILE,
     DEEPDANBOORU,
     Profile,
-    fitted_to_shape,
+    fit_to_input_shape,
     with_preprocessing,
 )
 from impasto.annotate.tag_tables import READERS, read_literal
@@ -32,7 +32,7 @@ PROVIDERS = {
 }
 """Short names, best first."""
 
-_MEMORY_WORDS = ("Failed to allocate memory", "out of memory", "CUDA_ERROR_OUT_OF_MEMORY")
+_OUT_OF_MEMORY_TEXTS = ("Failed to allocate memory", "out of memory", "CUDA_ERROR_OUT_OF_MEMORY")
 
 
 class Tagger(Protocol):
@@ -74,7 +74,7 @@ class OnnxTagger:
         self._input: str = entry.name
         texts = self._session.get_modelmeta().custom_metadata_map
         known, self.table = _profile_and_table(folder, texts, self._file)
-        self.profile = fitted_to_shape(profile or known, entry.shape, str(self._file))
+        self.profile = fit_to_input_shape(profile or known, entry.shape, str(self._file))
         self._output = self._choose_output()
         first = entry.shape[0]
         self.fixed_batch: int | None = first if isinstance(first, int) else None
@@ -97,7 +97,7 @@ class OnnxTagger:
             try:
                 found.append(self._run(part))
             except Exception as error:  # its classes have no common base but this
-                if not any(words in str(error) for words in _MEMORY_WORDS):
+                if not any(words in str(error) for words in _OUT_OF_MEMORY_TEXTS):
                     raise
                 if self.fixed_batch or size == 1:
                     raise OutOfMemoryError(

@@ -1,8 +1,8 @@
 """Where the words of a dataset are, so that notes of changes hold wherever its folder is moved.
 
-A file is noted by the folder of the dataset that it is in and the path below: `Spot`. A dataset
-may come from a stranger, notes included, so a spot never leads out of those folders, neither by
-its text nor by a link on the way, and never to what cannot be words.
+A file is noted by the folder of the dataset that it is in and the path below: `DatasetFile`. A
+dataset may come from a stranger, notes included, so that none leads out of those folders, neither
+by its text nor by a link on the way, and never to what cannot be words.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ METADATA = frozenset({".json", ".jsonl"})
 
 
 @dataclass(frozen=True)
-class Spot:
+class DatasetFile:
     """A file of words.
 
     Attributes:
@@ -51,22 +51,22 @@ class Place:
     def around(cls, journals: Path) -> Place:
         """The dataset of one folder in which notes are kept, in `.impasto` or directly."""
         above = journals.parent
-        return cls((above.parent if above.name == files.DERIVED else above,), journals)
+        return cls((above.parent if above.name == files.DERIVED_DIR else above,), journals)
 
-    def spot_of(self, path: Path) -> Spot | None:
+    def file_below(self, path: Path) -> DatasetFile | None:
         """Where a file really is, after links; None outside of the dataset."""
         real = files.real_path(path)
         for number, root in enumerate(self.roots):
             base = files.real_path(root)
             if real.is_relative_to(base):
                 below = real.relative_to(base).as_posix()
-                if not why_no_words(below):
-                    return Spot(number, below)
+                if not why_not_a_caption_file(below):
+                    return DatasetFile(number, below)
         if self.named is not None and real == files.real_path(self.named):
-            return Spot(NAMED, self.named.name)
+            return DatasetFile(NAMED, self.named.name)
         return None
 
-    def file_of(self, spot: Spot) -> Path:
+    def file_of(self, spot: DatasetFile) -> Path:
         """The file that a spot stands for, without any link on the way.
 
         Raises:
@@ -84,7 +84,7 @@ class Place:
                     f"names {self.named}. Nothing was touched."
                 )
             return files.real_path(self.named)
-        reason = why_no_words(spot.file)
+        reason = why_not_a_caption_file(spot.file)
         if not 0 <= spot.root < len(self.roots):
             reason = f"it is in folder {spot.root + 1} of the dataset, which has fewer"
         if reason:
@@ -112,7 +112,7 @@ class Place:
 
     def needs_name(self, file: Path) -> bool:
         """Whether undo has to be told where a metadata file is: it is outside of the dataset."""
-        spot = self.spot_of(file)
+        spot = self.file_below(file)
         return spot is not None and spot.root == NAMED
 
     def name_of(self, picture: Path) -> str:
@@ -127,12 +127,12 @@ class Place:
         if self.named is not None and path == self.named:
             return ""
         reason = files.why_not_written(path, self.roots)
-        if reason or self.spot_of(path) is not None:
+        if reason or self.file_below(path) is not None:
             return reason
         return f"{path.name} is hidden or an image; no words are written there"
 
 
-def why_no_words(below: str) -> str:
+def why_not_a_caption_file(below: str) -> str:
     """Why a path below a folder cannot be a file of words; empty where it can."""
     plain, windows = PurePosixPath(below), PureWindowsPath(below)
     if plain.is_absolute() or windows.drive or windows.root or ".." in windows.parts:
@@ -148,14 +148,14 @@ def why_no_words(below: str) -> str:
     return ""
 
 
-def ending_of(text: str) -> str:
+def normalize_ending(text: str) -> str:
     """The ending of files with words, with its dot, from what somebody typed.
 
     Raises:
         ValueError: Files of that ending are no words; with the reason.
     """
     ending = f".{text.strip().lstrip('.')}"
-    if ending == "." or set('/\\:*?"<>|\0') & set(ending) or why_no_words(f"a{ending}"):
+    if ending == "." or set('/\\:*?"<>|\0') & set(ending) or why_not_a_caption_file(f"a{ending}"):
         raise ValueError(f"{text!r} cannot be the ending of files with words, as .txt is")
     if ending.lower() in METADATA:
         raise ValueError(f"{ending} is the ending of metadata, one file for all images")

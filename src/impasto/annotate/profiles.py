@@ -117,7 +117,7 @@ BY_TAG_FILE: Mapping[str, Profile] = {
 """The file with the tags -> the kind of model it comes with."""
 
 
-def fitted_to_shape(profile: Profile, shape: Sequence[Any], where: str) -> Profile:
+def fit_to_input_shape(profile: Profile, shape: Sequence[Any], where: str) -> Profile:
     """A profile with side and layout as the model's input has them.
 
     Args:
@@ -173,7 +173,7 @@ def _applied(profile: Profile, step: Mapping[str, Any]) -> Profile:
 
 
 @dataclass(frozen=True)
-class Prepare:
+class PrepareImages:
     """A stage: paths -> uint8 RGB squares of a profile's side; picklable, for processes."""
 
     profile: Profile

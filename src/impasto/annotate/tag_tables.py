@@ -11,7 +11,7 @@ from typing import Any
 
 from impasto.annotate.tags import CATEGORIES, CHARACTER, GENERAL, RATING, TagTable
 from impasto.errors import ModelError
-from impasto.parsing import json_fault, parse_json, read_text, text_lines
+from impasto.parsing import json_fault, parse_json, read_text, split_lines
 
 DANBOORU_CATEGORIES = {
     0: GENERAL, 1: "artist", 3: "copyright", 4: CHARACTER, 5: "meta", 9: RATING, 10: "year",
@@ -93,7 +93,7 @@ def read_lines(file: Path) -> TagTable:
     Raises:
         ModelError: It is empty or not UTF-8.
     """
-    names = [line.strip() for line in text_lines(_text(file)) if line.strip()]
+    names = [line.strip() for line in split_lines(_text(file)) if line.strip()]
     if not names:
         raise ModelError(f"{file} has no tag in it.")
     characters = file.with_name("tags-character.txt")

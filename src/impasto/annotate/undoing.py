@@ -15,13 +15,13 @@ from pathlib import Path
 
 from impasto import files
 from impasto.annotate.journal import alone, folders_of
-from impasto.annotate.notes import Edit, Notes, digest_of, journals_in, read_notes, with_sum
-from impasto.annotate.places import Place, Spot
+from impasto.annotate.notes import Edit, Notes, file_hash, journals_in, read_notes, with_checksum
+from impasto.annotate.places import DatasetFile, Place
 from impasto.errors import RunError, StorageError
 
 
 @dataclass(frozen=True)
-class Undone:
+class UndoResult:
     """What taking a journal back did.
 
     Attributes:
@@ -30,7 +30,7 @@ class Undone:
     """
 
     restored: int
-    left_alone: tuple[tuple[Path, str], ...]
+    unchanged: tuple[tuple[Path, str], ...]
 
 
 @dataclass(frozen=True)
@@ -40,10 +40,10 @@ class _Step:
     path: Path
     content: bytes | None = None
     writes: bool = False
-    left_alone: str = ""
+    unchanged: str = ""
 
 
-def undo(place: Place | Path, *, force: bool = False, keep: bool = False) -> Undone:
+def undo(place: Place | Path, *, force: bool = False, keep: bool = False) -> UndoResult:
     """Take the newest journal back; it is gone once nothing of it is left.
 
     Args:
@@ -70,7 +70,7 @@ def undo(place: Place | Path, *, force: bool = False, keep: bool = False) -> Und
             )
         steps = [_step(path, chain, force=force) for path, chain in _chains(notes, place).items()]
         faults = _apply(steps)
-        left = tuple((step.path, step.left_alone) for step in steps if step.left_alone)
+        left = tuple((step.path, step.unchanged) for step in steps if step.unchanged)
         if faults:
             _mark(journal)
             raise StorageError(
@@ -81,7 +81,7 @@ def undo(place: Place | Path, *, force: bool = False, keep: bool = False) -> Und
             _mark(journal)
         else:
             journal.unlink(missing_ok=True)
-    return Undone(len(steps) - len(left), left)
+    return UndoResult(len(steps) - len(left), left)
 
 
 def _newest(place: Place) -> tuple[Path, Notes]:
@@ -107,7 +107,7 @@ def _belongs(notes: Notes, place: Place) -> bool:
         return notes.folders == folders_of(place) or gone
     if any(files.is_inside(place.journals, root) for root in place.roots):
         return True
-    return any(not isinstance(e.spot, Path) or place.spot_of(e.spot) for e in notes.edits)
+    return any(not isinstance(e.spot, Path) or place.file_below(e.spot) for e in notes.edits)
 
 
 def _chains(notes: Notes, place: Place) -> dict[Path, list[Edit]]:
@@ -118,19 +118,19 @@ def _chains(notes: Notes, place: Place) -> dict[Path, list[Edit]]:
     """
     chains: dict[Path, list[Edit]] = {}
     for edit in notes.edits:
-        spot = edit.spot if isinstance(edit.spot, Spot) else _of_old(edit.spot, place)
+        spot = edit.spot if isinstance(edit.spot, DatasetFile) else _of_old(edit.spot, place)
         chains.setdefault(place.file_of(spot), []).append(edit)
     return chains
 
 
-def _of_old(path: Path, place: Place) -> Spot:
+def _of_old(path: Path, place: Place) -> DatasetFile:
     """The spot of an absolute path.
 
     Raises:
         RunError: It is outside of the dataset.
     """
     usable = path.is_absolute() and "\0" not in str(path)
-    spot = place.spot_of(path) if usable else None
+    spot = place.file_below(path) if usable else None
     if spot is None:
         raise RunError(
             f"The notes in {place.journals} name {str(path)[:200]}, which is outside of the "
@@ -144,8 +144,8 @@ def _of_old(path: Path, place: Place) -> Spot:
 def _step(path: Path, chain: Sequence[Edit], *, force: bool) -> _Step:
     """What becomes of a file, going back edit by edit as long as each is what the file shows."""
     if files.real_path(path) != path or (os.path.lexists(path) and not os.path.isfile(path)):  # noqa: PTH113 - a path of any length
-        return _Step(path, left_alone="it is a link or no file now")
-    found = at = digest_of(path)
+        return _Step(path, unchanged="it is a link or no file now")
+    found = at = file_hash(path)
     left, reached = len(chain), len(chain)
     while left:
         edit = chain[left - 1]
@@ -161,11 +161,11 @@ def _step(path: Path, chain: Sequence[Edit], *, force: bool) -> _Step:
     if left:
         reason = "it was changed since" if found is not None else "it is not there any more"
     if at == found:
-        return _Step(path, left_alone=reason)
+        return _Step(path, unchanged=reason)
     content = chain[reached].content
     if at is not None and content is None:
-        return _Step(path, left_alone="its notes are damaged")
-    return _Step(path, content, writes=True, left_alone=reason)
+        return _Step(path, unchanged="its notes are damaged")
+    return _Step(path, content, writes=True, unchanged=reason)
 
 
 def _apply(steps: Sequence[_Step]) -> list[str]:
@@ -190,7 +190,7 @@ def _apply(steps: Sequence[_Step]) -> list[str]:
 def _mark(journal: Path) -> None:
     """Note that a journal is taken back in part, so that its command is not continued."""
     with contextlib.suppress(OSError), journal.open("a", encoding="ascii", newline="\n") as file:
-        file.write(with_sum({"undone": True}))
+        file.write(with_checksum({"undone": True}))
 
 
 def _nothing(place: Place) -> RunError:

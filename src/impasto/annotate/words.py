@@ -10,8 +10,8 @@ from typing import Literal
 
 from impasto.annotate.journal import Journal
 from impasto.annotate.places import Place
-from impasto.annotate.undoing import Undone, undo
-from impasto.data.beside import WordsBeside
+from impasto.annotate.undoing import UndoResult, undo
+from impasto.data.beside import SidecarLookup
 from impasto.data.metadata import (
     MetadataEntry,
     keep_backup,
@@ -21,9 +21,9 @@ from impasto.data.metadata import (
 )
 from impasto.data.records import ImageRecord
 from impasto.errors import DatasetError
-from impasto.parsing import read_words
+from impasto.parsing import read_caption_file
 
-__all__ = ["Join", "Journal", "MetadataWords", "Policy", "Sidecars", "Undone", "undo"]
+__all__ = ["Join", "Journal", "MetadataTarget", "Policy", "Sidecars", "UndoResult", "undo"]
 
 Policy = Literal["overwrite", "append", "missing"]
 Join = Callable[[str, str], str]
@@ -51,11 +51,11 @@ class Sidecars:
     _owners: dict[Path, ImageRecord] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._beside = WordsBeside(self.ending)
+        self._beside = SidecarLookup(self.ending)
 
-    def wants(self, record: ImageRecord) -> bool:
+    def needs_caption(self, record: ImageRecord) -> bool:
         """Whether an image is to get words."""
-        return self.policy != "missing" or not self._beside.has_words(record)
+        return self.policy != "missing" or not self._beside.has_caption(record)
 
     def fault(self, record: ImageRecord) -> str:
         """Why an image cannot get words; empty where it can."""
@@ -88,7 +88,7 @@ class Sidecars:
         if path.stat().st_size > LONGEST_TEXT:
             raise DatasetError(f"{path} has {path.stat().st_size >> 20} MiB; these are no words.")
         try:
-            return self.join(read_words(path).strip(), new)
+            return self.join(read_caption_file(path).strip(), new)
         except UnicodeDecodeError as error:
             raise DatasetError(f"{path} is not UTF-8 text; save it as UTF-8.") from error
         except OSError as error:
@@ -104,7 +104,7 @@ class Sidecars:
 
 
 @dataclass
-class MetadataWords:
+class MetadataTarget:
     """Words go into a metadata file, which is written at the end and every few minutes.
 
     An image that the file names already, in whatever style, keeps its name there, and the rest of
@@ -143,17 +143,17 @@ class MetadataWords:
     _pending: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self._beside = WordsBeside()
+        self._beside = SidecarLookup()
         if not self.replaces:
             self._read()
 
-    def wants(self, record: ImageRecord) -> bool:
+    def needs_caption(self, record: ImageRecord) -> bool:
         """Whether an image is to get words."""
         if self.policy != "missing":
             return True
         entry = self._entries.get(self._key(record))
         has_entry = entry is not None and (entry.caption or entry.tags)
-        return not (has_entry or self._beside.has_words(record))
+        return not (has_entry or self._beside.has_caption(record))
 
     def fault(self, record: ImageRecord) -> str:
         """Why an image cannot get words: two images may not share one key."""

@@ -14,7 +14,7 @@ from impasto.checkpoints.weight_files import (
     Stems,
     find_weights,
     folder_layout_of,
-    sets_among,
+    weight_sets_in,
 )
 from impasto.errors import ModelError
 from impasto.parsing import parse_json, read_text
@@ -108,7 +108,7 @@ def choose_weights(
         ModelError: No part has files of the variant asked for.
     """
     inside = {folder: _names_in(listed, folder) for folder in weights}
-    sets = {folder: sets_among(names, weights[folder]) for folder, names in inside.items()}
+    sets = {folder: weight_sets_in(names, weights[folder]) for folder, names in inside.items()}
     if variant is not None and not any(variant in found for found in sets.values()):
         there = sorted({str(name or "the main files") for found in sets.values() for name in found})
         raise ModelError(

@@ -17,7 +17,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 
 Row = tuple[str, str]
-Names = Collection[str]
+ParameterNames = Collection[str]
 
 RESNET: tuple[Row, ...] = (
     ("in_layers.0", "norm1"),
@@ -162,8 +162,8 @@ class Naming:
     dialect: str
     root: str
     prefix: str
-    rows_of_file: Callable[[Names], Iterable[Row]]
-    rows_of_ours: Callable[[Names], Iterable[Row]]
+    rows_of_file: Callable[[ParameterNames], Iterable[Row]]
+    rows_of_ours: Callable[[ParameterNames], Iterable[Row]]
     entry: str = ""
     claims: tuple[str, ...] = ()
     former: re.Pattern[str] | None = None
@@ -181,21 +181,21 @@ class Naming:
         """A name as today's files have it."""
         return name if self.former is None else self.former.sub(self.prefix, name)
 
-    def map_of_file(self, names: Names) -> PartMap:
+    def map_of_file(self, names: ParameterNames) -> ComponentMap:
         """The map for the names of a file, of which others than this network's are passed over."""
         own = {n.removeprefix(self.prefix) for n in names if n.startswith(self.prefix)}
-        return PartMap(self, self.rows_of_file(own))
+        return ComponentMap(self, self.rows_of_file(own))
 
-    def map_of_ours(self, names: Names) -> PartMap:
+    def map_of_ours(self, names: ParameterNames) -> ComponentMap:
         """The map for a network whose diffusers' names these are."""
-        return PartMap(self, self.rows_of_ours(names))
+        return ComponentMap(self, self.rows_of_ours(names))
 
-    def layers_in(self, names: Names) -> int:
+    def layers_in(self, names: ParameterNames) -> int:
         """Layers that a file has, where these are counted."""
         counted = "" if self.layers is None else self.layers.removesuffix(".")
         return len(_indices(names, self.prefix + counted)) if counted else 0
 
-    def layers_used(self, names: Names, stated: int | None = None) -> int:
+    def layers_used(self, names: ParameterNames, stated: int | None = None) -> int:
         """Those of them that are used."""
         found = self.layers_in(names)
         return stated or (found if self.tail.used is None else min(found, self.tail.used))
@@ -242,18 +242,18 @@ class FileLayout:
             name = part.naming.modern(name)
         return name
 
-    def fit(self, names: Names) -> int:
+    def fit(self, names: ParameterNames) -> int:
         """How many of its networks the names of a file are of."""
         modern = [self.modern(name) for name in names]
         return sum(any(n.startswith(p.naming.prefix) for n in modern) for p in self.parts)
 
 
-def layout_of(names: Names, layouts: Collection[FileLayout]) -> FileLayout:
+def layout_of(names: ParameterNames, layouts: Collection[FileLayout]) -> FileLayout:
     """The layout of a file: the one that finds most networks in it, the first of equals."""
     return max(layouts, key=lambda layout: layout.fit(names))
 
 
-class PartMap:
+class ComponentMap:
     """The names of one network, both ways.
 
     Args:
@@ -268,7 +268,7 @@ class PartMap:
         self._to_ours = dict(rows)
         self._to_ldm = {ours: ldm for ldm, ours in rows}
 
-    def to_ours(self, name: str) -> tuple[str, ...]:
+    def to_diffusers(self, name: str) -> tuple[str, ...]:
         """A file's full name -> our names: one, or three where it fuses query, key and value."""
         inner = name.removeprefix(self.prefix)
         if self.naming.fuses_attention and (match := FUSED.match(inner)):
@@ -359,31 +359,31 @@ def ema_name(name: str) -> str:
     return "model_ema." + name.removeprefix("model.").replace(".", "")
 
 
-def _no_rows(_: Names) -> Iterable[Row]:
+def _no_rows(_: ParameterNames) -> Iterable[Row]:
     return ()
 
 
-def _unet_rows_of_file(names: Names) -> Iterable[Row]:
+def _unet_rows_of_file(names: ParameterNames) -> Iterable[Row]:
     return _unet_rows(UNetLayout.of_ldm(names))
 
 
-def _unet_rows_of_ours(names: Names) -> Iterable[Row]:
+def _unet_rows_of_ours(names: ParameterNames) -> Iterable[Row]:
     return _unet_rows(UNetLayout.of_diffusers(names))
 
 
-def _vae_rows_of_file(names: Names) -> Iterable[Row]:
+def _vae_rows_of_file(names: ParameterNames) -> Iterable[Row]:
     return _vae_rows(VaeLayout.of_ldm(names))
 
 
-def _vae_rows_of_ours(names: Names) -> Iterable[Row]:
+def _vae_rows_of_ours(names: ParameterNames) -> Iterable[Row]:
     return _vae_rows(VaeLayout.of_diffusers(names))
 
 
-def _open_clip_rows_of_file(names: Names) -> Iterable[Row]:
+def _open_clip_rows_of_file(names: ParameterNames) -> Iterable[Row]:
     return _open_clip_rows(len(_indices(names, OPEN_CLIP_LAYERS.removesuffix("."))))
 
 
-def _open_clip_rows_of_ours(names: Names) -> Iterable[Row]:
+def _open_clip_rows_of_ours(names: ParameterNames) -> Iterable[Row]:
     return _open_clip_rows(len(_indices(names, "encoder.layers")))
 
 

@@ -132,7 +132,7 @@ OTHERS = (
     ),
 )
 DIFFUSERS_VAE = Kind("the VAE of a Diffusers folder", ("encoder.down_blocks.",))
-PARTS_OF_DIFFUSERS = (
+DIFFUSERS_COMPONENTS = (
     Kind("the U-Net of a Diffusers folder", ("down_blocks.0.resnets",)),
     DIFFUSERS_VAE,
     Kind(
@@ -159,7 +159,7 @@ def kind_of(file: TensorFile, layouts: Collection[FileLayout]) -> Kind:
     for kind in OTHERS:
         if kind.fits((*names, *file.text_keys), claimed):
             return kind
-    return _part_of_model(names, layouts) or _by_shape(file)
+    return _model_components(names, layouts) or _by_shape(file)
 
 
 def _claimed(names: tuple[str, ...], layouts: Collection[FileLayout]) -> tuple[str, ...]:
@@ -174,7 +174,7 @@ def _claimed(names: tuple[str, ...], layouts: Collection[FileLayout]) -> tuple[s
     return tuple(claimed)
 
 
-def _part_of_model(names: tuple[str, ...], layouts: Collection[FileLayout]) -> Kind | None:
+def _model_components(names: tuple[str, ...], layouts: Collection[FileLayout]) -> Kind | None:
     """A base model, or one or two parts of it, in either naming."""
     parts = [part for layout in layouts for part in layout.parts]
     texts = tuple(part.naming.root for part in parts if part.kind is PartKind.TEXT)
@@ -190,7 +190,7 @@ def _part_of_model(names: tuple[str, ...], layouts: Collection[FileLayout]) -> K
         return DIFFUSERS_VAE if DIFFUSERS_VAE.fits(names) else VAE_ALONE
     if has_text:
         return TEXT_ENCODER_ALONE
-    return next((kind for kind in PARTS_OF_DIFFUSERS if kind.fits(names)), None)
+    return next((kind for kind in DIFFUSERS_COMPONENTS if kind.fits(names)), None)
 
 
 def _has(

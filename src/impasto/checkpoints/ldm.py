@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
-from impasto.checkpoints.keymap import FileLayout, NamedPart, PartMap, ema_name
+from impasto.checkpoints.keymap import ComponentMap, FileLayout, NamedPart, ema_name
 from impasto.checkpoints.tensors import LazyTensor, Tensors, joined
 
 MOST_POSITIONS = 4096
@@ -123,7 +123,7 @@ class _Sorting:
         elif part.naming.is_beside(name, self._used[part.name]):
             self._keep_beside(part, name, tensor)
         else:
-            self._found[part.name].update(_ours(self._maps[part.name], name, tensor))
+            self._found[part.name].update(_to_diffusers(self._maps[part.name], name, tensor))
 
     def _keep_beside(self, part: NamedPart, name: str, tensor: LazyTensor) -> None:
         if name.removeprefix(part.naming.prefix) == part.naming.counted:
@@ -163,8 +163,8 @@ def _whole_positions(tensor: LazyTensor) -> tuple[LazyTensor, list[str]]:
     return LazyTensor.of(right), [f"the text encoder's position ids were {state}: put right"]
 
 
-def _ours(part_map: PartMap, name: str, tensor: LazyTensor) -> dict[str, LazyTensor]:
-    naming, names = part_map.naming, part_map.to_ours(name)
+def _to_diffusers(part_map: ComponentMap, name: str, tensor: LazyTensor) -> dict[str, LazyTensor]:
+    naming, names = part_map.naming, part_map.to_diffusers(name)
     if len(names) > 1:
         return {own: tensor.third(number) for number, own in enumerate(names)}
     if naming.convolved and naming.convolved.search(name) and len(tensor.shape) == 4:
@@ -181,7 +181,7 @@ def _in_file(part: NamedPart, tensors: Tensors) -> dict[str, LazyTensor]:
     result = {}
     for name, tensor in tensors.items():
         ldm = part_map.to_ldm(name)
-        names = part_map.to_ours(ldm)
+        names = part_map.to_diffusers(ldm)
         if len(names) > 1:
             result[ldm] = joined(tuple(tensors[n] for n in names))
         elif naming.convolved and naming.convolved.search(ldm):
@@ -214,10 +214,10 @@ def _tail(part: NamedPart, tensors: Tensors) -> dict[str, LazyTensor]:
     return {**copied, **ones}
 
 
-def _averaged(tensors: Tensors, part_map: PartMap) -> Tensors:
+def _averaged(tensors: Tensors, part_map: ComponentMap) -> Tensors:
     """The averaged copies of the U-Net's tensors, if the file has them."""
     averaged = {}
     for name in tensors:
         if name.startswith(part_map.prefix) and ema_name(name) in tensors:
-            averaged[part_map.to_ours(name)[0]] = tensors[ema_name(name)]
+            averaged[part_map.to_diffusers(name)[0]] = tensors[ema_name(name)]
     return averaged

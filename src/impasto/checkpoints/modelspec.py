@@ -31,7 +31,7 @@ IMPLEMENTATION = {
     "ldm": "https://github.com/Stability-AI/generative-models",
     "diffusers": "diffusers",
 }
-PREDICTION_WORDS = {"epsilon": "epsilon", "v_prediction": "v"}
+PREDICTION_NAMES = {"epsilon": "epsilon", "v_prediction": "v"}
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class ModelSpec:
             "title": self.title,
             "resolution": self.resolution,
             "date": now.isoformat(timespec="seconds"),
-            "prediction_type": PREDICTION_WORDS[self.prediction_type],
+            "prediction_type": PREDICTION_NAMES[self.prediction_type],
             "encoder_layer": str(self.encoder_layer),
             **{f"{part}_dtype": dtype for part, dtype in self.dtypes.items()},
             **self.others,
@@ -88,7 +88,7 @@ class ModelSpec:
 def read_prediction_type(metadata: Mapping[str, str]) -> str | None:
     """What a file's metadata says, in diffusers' word, or None where it says nothing known."""
     said = metadata.get(PREDICTION_TYPE)
-    return next((word for word, spec in PREDICTION_WORDS.items() if said in (word, spec)), None)
+    return next((word for word, spec in PREDICTION_NAMES.items() if said in (word, spec)), None)
 
 
 def says_zero_terminal_snr(metadata: Mapping[str, str]) -> bool:

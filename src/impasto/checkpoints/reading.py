@@ -143,7 +143,7 @@ def _open_safetensors(path: Path) -> TensorFile:
                 read_into(values)
                 return values.view(dtype).reshape(row["shape"])
 
-        return LazyTensor(tuple(row["shape"]), dtype, read, is_fresh=True, read_into=read_into)
+        return LazyTensor(tuple(row["shape"]), dtype, read, owns_memory=True, read_into=read_into)
 
     return TensorFile(
         path, "safetensors", {name: lazy(row) for name, row in rows.items()}, metadata

@@ -162,7 +162,7 @@ def _multiplied(weight: LazyTensor, scale: LazyTensor, name: str, source: str) -
         values = weight.read().to(torch.float32).reshape(grouped)
         return (values * scale.read().to(torch.float32).reshape(factors)).reshape(weight.shape)
 
-    return LazyTensor(weight.shape, torch.float32, read, is_fresh=True)
+    return LazyTensor(weight.shape, torch.float32, read, owns_memory=True)
 
 
 def _blocks(

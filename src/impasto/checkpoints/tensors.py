@@ -44,7 +44,7 @@ class LazyTensor:
     Attributes:
         shape: Its shape.
         dtype: Its type as stored.
-        read: Gives it, on the CPU. Copy it before writing to it, unless `is_fresh`.
+        read: Gives it, on the CPU. Copy it before writing to it, unless `owns_memory`.
         is_fresh: Whether each reading gives new memory, that nothing else looks at.
         read_into: Reads its bytes into memory of uint8; None where that is not possible.
     """
@@ -52,7 +52,7 @@ class LazyTensor:
     shape: tuple[int, ...]
     dtype: torch.dtype
     read: Callable[[], Tensor]
-    is_fresh: bool = False
+    owns_memory: bool = False
     read_into: Callable[[Tensor], None] | None = None
 
     @classmethod
@@ -66,7 +66,7 @@ class LazyTensor:
             values = scratch.of(self.size_bytes)
             self.read_into(values)
             return values.view(self.dtype).reshape(self.shape).to(dtype)
-        return self.read().to(dtype, copy=not (self.is_fresh and dtype == self.dtype))
+        return self.read().to(dtype, copy=not (self.owns_memory and dtype == self.dtype))
 
     @property
     def size_bytes(self) -> int:
@@ -94,7 +94,7 @@ class LazyTensor:
         """The same in another floating-point type; integers and None stay as they are."""
         if dtype in (None, self.dtype) or not self.dtype.is_floating_point:
             return self
-        return LazyTensor(self.shape, dtype, lambda: self.read().to(dtype), is_fresh=True)
+        return LazyTensor(self.shape, dtype, lambda: self.read().to(dtype), owns_memory=True)
 
 
 Tensors = Mapping[str, LazyTensor]

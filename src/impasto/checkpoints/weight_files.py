@@ -79,14 +79,14 @@ def folder_layout_of(
 
 
 def find_weights(folder: Path, stems: Stems) -> dict[str | None, Path]:
-    """The sets of weights in the folder of a network; see `sets_among`."""
+    """The sets of weights in the folder of a network; see `weight_sets_in`."""
     if not presence.is_dir(folder):
         return {}
     names = [path.name for path in folder.iterdir() if presence.is_file(path)]
-    return {variant: folder / name for variant, name in sets_among(names, stems).items()}
+    return {variant: folder / name for variant, name in weight_sets_in(names, stems).items()}
 
 
-def sets_among(names: Iterable[str], stems: Stems) -> dict[str | None, str]:
+def weight_sets_in(names: Iterable[str], stems: Stems) -> dict[str | None, str]:
     """The sets of weights among the names of a network's files: variant, or None -> its file.
 
     safetensors come before `.bin`, and whole files before shards, whose file is their index.

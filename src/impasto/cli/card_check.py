@@ -59,7 +59,7 @@ _ATTENTION_TIMES = 9
 
 
 @dataclass(frozen=True)
-class Outcome:
+class CheckResult:
     """What came of a check.
 
     Attributes:
@@ -95,9 +95,9 @@ class _CrashedError(Exception):
     """The end of a run that is to be resumed."""
 
 
-def check_card(
+def check_gpu(
     device: torch.device, scratch: Path, progress: Progress
-) -> Iterator[tuple[str, Outcome]]:
+) -> Iterator[tuple[str, CheckResult]]:
     """Try out what a run does; yields the name of each check and what came of it.
 
     Args:
@@ -106,7 +106,7 @@ def check_card(
         progress: Where to show how far it is.
     """
     runs = _Runs(device, scratch)
-    checks: dict[str, Callable[[], Outcome]] = {
+    checks: dict[str, Callable[[], CheckResult]] = {
         "Precisions": lambda: precisions(device),
         "Attention": lambda: attention(device),
         "Resume": runs.resumes,
@@ -122,17 +122,17 @@ def check_card(
         set_arithmetic(tf32=True)
 
 
-def _outcome_of(check: Callable[[], Outcome]) -> Outcome:
+def _outcome_of(check: Callable[[], CheckResult]) -> CheckResult:
     try:
         return check()
     except ImpastoError as error:
-        return Outcome("did not come to its end", str(error))
+        return CheckResult("did not come to its end", str(error))
     except RuntimeError as error:  # what drivers and kernels say
         said = str(error).splitlines() or [type(error).__name__]
-        return Outcome("did not come to its end", f"It ended with: {said[0]}")
+        return CheckResult("did not come to its end", f"It ended with: {said[0]}")
 
 
-def precisions(device: torch.device) -> Outcome:
+def precisions(device: torch.device) -> CheckResult:
     """How fast matrix products are in each precision, and which of them a run takes."""
     rates = {}
     set_arithmetic(tf32=False)
@@ -151,10 +151,12 @@ def precisions(device: torch.device) -> Outcome:
             f'training.mixed_precision = "auto" takes {native.kind} here ({native.reason}), but '
             f"{fastest} was faster just now: try it."
         )
-    return Outcome(f"{found} TFLOP/s; auto takes {native.words}", advice)
+    return CheckResult(f"{found} TFLOP/s; auto takes {native.words}", advice)
 
 
-def attention(device: torch.device, shape: tuple[int, int, int, int] = ATTENTION_SHAPE) -> Outcome:
+def attention(
+    device: torch.device, shape: tuple[int, int, int, int] = ATTENTION_SHAPE
+) -> CheckResult:
     """Which attention kernels there are, how long they take there and back, and if they are right.
 
     Compared with the plain way in float32 on the same numbers.
@@ -188,7 +190,7 @@ def attention(device: torch.device, shape: tuple[int, int, int, int] = ATTENTION
             "Only plain attention runs here, whose memory grows with the square of the image's "
             "area: set training.gradient_checkpointing = true."
         )
-    return Outcome(f"{', '.join(lines)} there and back, in {native.words}", advice)
+    return CheckResult(f"{', '.join(lines)} there and back, in {native.words}", advice)
 
 
 def _attention_by(
@@ -215,7 +217,7 @@ class _Runs:
     def __init__(self, device: torch.device, scratch: Path) -> None:
         self._device, self._scratch = device, scratch
 
-    def resumes(self) -> Outcome:
+    def resumes(self) -> CheckResult:
         """Whether a run that is ended in the middle and resumed ends in the same weights."""
         whole = self._config("whole", ["training.deterministic=true"])
         weights = _weights_of(train(whole))
@@ -226,13 +228,13 @@ class _Runs:
             again = _weights_of(resume(ended.output_dir, SilentEvents()))
         largest = max(float((weights[n] - again[n]).abs().max()) for n in weights)
         if largest == 0:
-            return Outcome("the same weights, bit for bit, with training.deterministic")
-        return Outcome(
+            return CheckResult("the same weights, bit for bit, with training.deterministic")
+        return CheckResult(
             f"weights differ by up to {largest:.2g} even with training.deterministic",
             "Resumed runs go on correctly here, but not to the last bit.",
         )
 
-    def compiles(self) -> Outcome:
+    def compiles(self) -> CheckResult:
         """Whether compiled blocks give the losses of uncompiled ones."""
         one_size = ["dataset.buckets=[[128, 128]]", "training.max_steps=2"]
         plain, compiled = _Losses(), _Losses()
@@ -241,17 +243,17 @@ class _Runs:
         try:
             train(self._config("compiled", [*one_size, "training.compile=blocks"]), compiled)
         except (ConfigError, MissingDependencyError) as error:  # an old card, no compiler
-            return Outcome("not possible here", str(error))
+            return CheckResult("not possible here", str(error))
         seconds = time.perf_counter() - began
         pairs = zip(compiled.losses, plain.losses, strict=True)
         apart = max(abs(one - other) / other for one, other in pairs)
         if apart > LOSS_TOLERANCE:
-            return Outcome(
+            return CheckResult(
                 f"losses are {100 * apart:.1f} % off", 'Leave training.compile at "off".'
             )
-        return Outcome(f"works, in {seconds:.0f} s; losses within {100 * apart:.2g} %")
+        return CheckResult(f"works, in {seconds:.0f} s; losses within {100 * apart:.2g} %")
 
-    def memory(self) -> Outcome:
+    def memory(self) -> CheckResult:
         """The predicted peak of tensors against the measured one, at a full-size image's area."""
         large = [
             "dataset.resolution=512", "dataset.min_bucket_reso=256", "training.batch_size=4",
@@ -263,7 +265,7 @@ class _Runs:
         tensors = predicted.total - predicted.workspace
         if self._device.type != "cuda":
             train(config)
-            return Outcome(f"{gib(tensors)} predicted; measured on GPUs only")
+            return CheckResult(f"{gib(tensors)} predicted; measured on GPUs only")
         torch.cuda.empty_cache()
         before = torch.cuda.memory_reserved(self._device)
         torch.cuda.reset_peak_memory_stats(self._device)
@@ -285,13 +287,13 @@ class _Runs:
         )  # fmt: skip
 
 
-def compared(predicted: int, measured: int) -> Outcome:
+def compared(predicted: int, measured: int) -> CheckResult:
     """What follows from bytes that were foreseen, and those that were taken."""
     found = f"{gib(predicted)} predicted, {gib(measured)} measured, of tensors"
     if measured <= (1 + MEMORY_TOLERANCE) * predicted:
-        return Outcome(found)
+        return CheckResult(found)
     share = 100 * (measured / predicted - 1)
-    return Outcome(
+    return CheckResult(
         found,
         f"Runs take {share:.0f} % more here than is predicted: give training.memory so much less "
         "than the card has.",

@@ -11,8 +11,8 @@ from rich.console import Console as RichConsole
 from rich.progress import TaskID
 
 from impasto.cli.harmless import escape
-from impasto.cli.heartbeat import Heartbeat
-from impasto.cli.stages import DISPLAY, Stage, drawn_stage, printed_stage
+from impasto.cli.heartbeat import SlowStepNotifier
+from impasto.cli.stages import DISPLAY, Stage, progress_bar, progress_lines
 from impasto.errors import ImpastoError, Interrupted
 from impasto.progress import Advance, counted
 
@@ -39,7 +39,7 @@ class Console:
     def __init__(self) -> None:
         self.rich = RichConsole(soft_wrap=True, highlight=False, emoji=False)
         self._task: TaskID | None = None
-        self._heartbeat: Heartbeat | None = None
+        self._heartbeat: SlowStepNotifier | None = None
         self._last_line = 0.0
         self._last_step = 0
         self._training_began = 0.0
@@ -53,7 +53,7 @@ class Console:
             yield lambda _: None
             return
         began = time.perf_counter()
-        drawn = drawn_stage if self.rich.is_terminal else printed_stage
+        drawn = progress_bar if self.rich.is_terminal else progress_lines
         done = 0
 
         def count(number: int) -> None:
@@ -134,7 +134,7 @@ class Console:
         if self.rich.is_terminal:
             self._task = DISPLAY.add(self.rich, Stage("Training", last_step, "steps"), first_step)
         else:
-            self._heartbeat = Heartbeat(self.note, last_step)
+            self._heartbeat = SlowStepNotifier(self.note, last_step)
             self._heartbeat.start(first_step)
 
     def stepped(self, step: int) -> None:

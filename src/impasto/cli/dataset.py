@@ -23,8 +23,8 @@ from impasto.cli.dataset_options import (
     SOURCE,
     bucket_options,
     dataset_config,
-    found_pictures,
-    say_skipped,
+    print_skipped,
+    scan_images,
 )
 from impasto.cli.dataset_report import report
 from impasto.cli.dataset_tag import tag
@@ -70,18 +70,18 @@ def scan(source: Path, as_json: bool, decode: bool, **options: Any) -> None:  # 
 
     console = Console()
     progress = SilentProgress() if as_json else console
-    result = found_pictures(dataset_config(source, options), progress, decode=decode)
+    result = scan_images(dataset_config(source, options), progress, decode=decode)
     if as_json:
         click.echo(json_text(_as_json(result)))
         return
     console.table(result.tally.rows())
-    if result.with_more_lines:
+    if result.multiline_captions:
         console.note(
-            f"{counted(result.with_more_lines, 'captions have')} several lines, of which only "
+            f"{counted(result.multiline_captions, 'captions have')} several lines, of which only "
             "the first is "
             f"used (enable_wildcard takes one at random)."
         )
-    say_skipped(console, result, source)
+    print_skipped(console, result, source)
 
 
 def _as_json(scan: Scan) -> dict[str, Any]:
@@ -104,26 +104,26 @@ def plan(source: Path, decode: bool, **options: Any) -> None:  # noqa: FBT001
 
     config = dataset_config(source, options)
     console = Console()
-    found = found_pictures(config, console, decode=decode)
+    found = scan_images(config, console, decode=decode)
     result = plan_dataset(config, found.records)
     longest = max(result.bucket_counts.values())
     for size, count in result.bucket_counts.items():
         console.note(f"{size!s:>11} {count:6d}  {'█' * max(1, round(40 * count / longest))}")
-    worst = sorted(result.images, key=lambda image: -image.lost_area)[:5]
+    worst = sorted(result.images, key=lambda image: -image.cropped_fraction)[:5]
     cropped = [
-        f"{image.record.path.name} ({100 * image.lost_area:.0f} %)"
+        f"{image.record.path.name} ({100 * image.cropped_fraction:.0f} %)"
         for image in worst
-        if image.lost_area >= 0.005  # less would be shown as 0 %
+        if image.cropped_fraction >= 0.005  # less would be shown as 0 %
     ]
     console.table(
         {
             **found.tally.rows(),
-            "Cropped away": f"{100 * result.mean_lost_area:.1f} % of the area on average",
+            "Cropped away": f"{100 * result.mean_cropped_fraction:.1f} % of the area on average",
             "Enlarged": f"{result.enlarged} of {counted(len(found.records), 'images')}",
             **({"Cropped most": ", ".join(cropped)} if cropped else {}),
         }
     )
-    say_skipped(console, found, source)
+    print_skipped(console, found, source)
 
 
 @dataset.command()

@@ -14,8 +14,8 @@ from impasto.cli.dataset_options import (
     SOURCE,
     bucket_options,
     dataset_config,
-    say_skipped,
-    shown_path,
+    display_path,
+    print_skipped,
 )
 from impasto.cli.groups import FullHelpGroup
 from impasto.progress import counted
@@ -100,9 +100,9 @@ def encode(
         rows["Written as .npz"] = exported.written
         refused += exported.refused
     console.table(rows)
-    say_skipped(console, found, source)
+    print_skipped(console, found, source)
     for item in refused:
-        console.note(f"  {shown_path(item.path, source)}: {item.reason}")
+        console.note(f"  {display_path(item.path, source)}: {item.reason}")
 
 
 @cache.command()
@@ -179,11 +179,11 @@ def _encoding_vae(config: Any, model: str, console: Any) -> Any:
     from impasto.models.saving import DTYPES
     from impasto.models.vae import tile
     from impasto.training.devices import set_arithmetic
-    from impasto.training.precision import warn_of_slow
+    from impasto.training.precision import warn_if_slow
 
     set_arithmetic(tf32=True)  # as training.tf32 is, unless a run says otherwise
     precision = config.vae_precision
-    warn_of_slow("no" if precision == "fp32" else precision, "set vae_precision to fp32", console)
+    warn_if_slow("no" if precision == "fp32" else precision, "set vae_precision to fp32", console)
     vae = load_base_model(model, progress=console).vae
     tile(vae, tiled=config.vae_tiling)
     return cast_network(vae, DTYPES[precision])

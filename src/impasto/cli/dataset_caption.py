@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from impasto.cli.dataset_options import CACHE_DIR, SOURCE
-from impasto.cli.dataset_words import words_options, write_words
+from impasto.cli.dataset_words import annotation_options, write_annotations
 from impasto.cli.numbers import Finite
 
 
@@ -37,7 +37,7 @@ from impasto.cli.numbers import Finite
 @click.option("--remove-words", is_flag=True, help="Cut out made-up readings (for GIT).")
 @click.option("--prefix", default="", help="Put before each caption.")
 @click.option("--suffix", default="", help="Put behind each caption.")
-@words_options(".caption")
+@annotation_options(".caption")
 @CACHE_DIR
 def caption(source: Path, model: str, way: str, **options: Any) -> None:
     """Caption the images of SOURCE with BLIP, GIT, Florence-2 or a chat model.
@@ -46,7 +46,7 @@ def caption(source: Path, model: str, way: str, **options: Any) -> None:
     impasto dataset caption images --model blip-large
     impasto dataset caption images --model Qwen/Qwen2.5-VL-7B-Instruct --prompt "Describe ..."
     """  # noqa: D301 - the backspace tells click to keep the lines
-    from impasto.annotate.annotation import Captioning
+    from impasto.annotate.annotation import CaptionAnnotator
     from impasto.annotate.captioners import PRESETS, Captioner, with_generation
     from impasto.annotate.models import locate_captioner
     from impasto.cli.console import Console
@@ -67,14 +67,14 @@ def caption(source: Path, model: str, way: str, **options: Any) -> None:
     captioner.generation = PRESETS[way]
     captioner = with_generation(captioner, **changes)
     before, behind = options["prefix"], options["suffix"]
-    annotator = Captioning(captioner, lambda text: f"{before}{text}{behind}".strip())
+    annotator = CaptionAnnotator(captioner, lambda text: f"{before}{text}{behind}".strip())
     command = [
         "caption", model, captioner.generation, options["prompt"], options["remove_words"],
         before, behind,
     ]  # fmt: skip
-    write_words(source, command, annotator, joined_captions, "caption", options, console)
+    write_annotations(source, command, annotator, append_caption, "caption", options, console)
 
 
-def joined_captions(before: str, new: str) -> str:
+def append_caption(before: str, new: str) -> str:
     """A new caption after what is there already, once."""
     return f"{before}, {new}" if before and before != new else new

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from impasto.cli.dataset_options import CACHE_DIR, SOURCE, dataset_config
-from impasto.cli.dataset_words import place_of, undo_command, usable_images, words_ending
-from impasto.parsing import read_words
+from impasto.cli.dataset_words import caption_ending, place_of, undo_command, usable_images
+from impasto.parsing import read_caption_file
 from impasto.progress import counted
 
 if TYPE_CHECKING:
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     help="`plain`, `kohya` (sd-scripts' own), or a file of rules; --show prints one to begin with.",
 )
 @click.option("--show", is_flag=True, help="Print the shipped `plain` rules and stop.")
-@click.option("--tags-ending", default=".txt", show_default=True, callback=words_ending)
-@click.option("--captions-ending", default=".caption", show_default=True, callback=words_ending)
+@click.option("--tags-ending", default=".txt", show_default=True, callback=caption_ending)
+@click.option("--captions-ending", default=".caption", show_default=True, callback=caption_ending)
 @click.option("--dry-run", is_flag=True, help="Show the changes and write nothing.")
 @click.option("--yes", is_flag=True, help="Write without asking.")
 @CACHE_DIR
@@ -54,7 +54,7 @@ def clean(source: Path, rules: str, show: bool, **options: Any) -> None:  # noqa
     console, cleaner = Console(), load_rules(rules)
     config = dataset_config(source, options)
     place = place_of(config)
-    with files.nothing_kept() if options["dry_run"] else contextlib.nullcontext():
+    with files.dry_run() if options["dry_run"] else contextlib.nullcontext():
         records = usable_images(config, console)
     found = _find(records, place, options, console)
     changes = _changes(found, cleaner)
@@ -79,7 +79,7 @@ def clean(source: Path, rules: str, show: bool, **options: Any) -> None:  # noqa
     "--ending",
     default=".txt",
     show_default=True,
-    callback=words_ending,
+    callback=caption_ending,
     help="Of the files with tags.",
 )
 @click.option("--least", default=1, show_default=True, help="Only tags in so many images.")
@@ -88,11 +88,11 @@ def tags(source: Path, ending: str, least: int, **options: Any) -> None:
     """Count the tags of SOURCE."""
     from impasto.annotate.cleaning import count_tags
     from impasto.cli.console import Console
-    from impasto.data.beside import WordsBeside
+    from impasto.data.beside import SidecarLookup
 
     console = Console()
     records = usable_images(dataset_config(source, options), console)
-    beside = WordsBeside(ending)
+    beside = SidecarLookup(ending)
     texts = {path: _read(path) for r in records if (path := beside.file(r.path, ending)).is_file()}
     counts = count_tags(text for text in texts.values() if text is not None)
     rows = {name: count for name, count in counts.most_common() if count >= least}
@@ -132,9 +132,9 @@ def undo(
     place = place_of(dataset_config(source, options), metadata)
     undone = undoing.undo(place, force=force, keep=keep)
     console.note(f"{counted(undone.restored, 'files are')} restored.")
-    for path, reason in undone.left_alone:
+    for path, reason in undone.unchanged:
         console.note(f"Left alone: {path}: {reason}")
-    if undone.left_alone and not keep:
+    if undone.unchanged and not keep:
         forced = undo_command(source, place, "--force")
         console.note(f"To restore what was changed: {forced} (--keep leaves it as it is for good)")
 
@@ -143,10 +143,10 @@ def _find(
     records: Sequence[ImageRecord], place: Place, options: dict[str, Any], console: Console
 ) -> tuple[dict[Path, str], dict[Path, str]]:
     """The files with tags and those with captions, with their words; odd ones are skipped."""
-    from impasto.data.beside import WordsBeside
+    from impasto.data.beside import SidecarLookup
 
     endings = (options["tags_ending"], options["captions_ending"])
-    beside = WordsBeside(*endings)
+    beside = SidecarLookup(*endings)
     found: tuple[dict[Path, str], dict[Path, str]] = ({}, {})
     for kind, ending in zip(found, endings, strict=True):
         for path in dict.fromkeys(beside.file(record.path, ending) for record in records):
@@ -167,11 +167,11 @@ def _changes(
     found: tuple[dict[Path, str], dict[Path, str]], cleaner: Cleaner
 ) -> dict[Path, tuple[str, str]]:
     """File -> its words and what becomes of them, where that differs."""
-    from impasto.annotate.cleaning import Rules, by_line, count_tags
+    from impasto.annotate.cleaning import CleaningRules, by_line, count_tags
 
     tags, captions = found
     cleaned = {path: by_line(cleaner.tags)(text) for path, text in tags.items()}
-    if isinstance(cleaner, Rules):
+    if isinstance(cleaner, CleaningRules):
         kept = by_line(cleaner.frequent(count_tags(cleaned.values()), len(tags)))
         cleaned = {path: kept(text) for path, text in cleaned.items()}
     cleaned |= {path: by_line(cleaner.caption)(text) for path, text in captions.items()}
@@ -184,7 +184,7 @@ def _read(path: Path) -> str | None:
     from impasto.annotate.cleaning import lines_of
 
     try:
-        return "\n".join(lines_of(read_words(path)))
+        return "\n".join(lines_of(read_caption_file(path)))
     except (OSError, UnicodeDecodeError):
         return None
 

@@ -12,8 +12,8 @@ from impasto.cli.dataset_options import (
     CACHE_DIR,
     SOURCE,
     dataset_config,
-    found_pictures,
-    say_skipped,
+    print_skipped,
+    scan_images,
 )
 from impasto.progress import counted
 
@@ -70,7 +70,7 @@ def _to_metadata(source: Path, target: Path, style: Any, options: dict[str, Any]
     from impasto.cli.console import Console
     from impasto.data.metadata import (
         keys_of_files,
-        merge_words,
+        merge_captions,
         read_metadata,
         write_metadata,
     )
@@ -78,11 +78,11 @@ def _to_metadata(source: Path, target: Path, style: Any, options: dict[str, Any]
     if target.suffix.lower() not in {".json", ".jsonl"}:
         raise click.UsageError(f"{target} does not end in .json or .jsonl.")
     console = Console()
-    scan = found_pictures(dataset_config(source, options), console, decode=True)
+    scan = scan_images(dataset_config(source, options), console, decode=True)
     known = read_metadata(target).entries if presence.exists(target) else ()
     roots = dict.fromkeys(record.subset.root for record in scan.records)
     named = keys_of_files(known, [*roots, target.parent]) if known else None
-    entries = merge_words(known, scan.records, style, named=named)
+    entries = merge_captions(known, scan.records, style, named=named)
     backup = write_metadata(target, entries)
     console.table(
         {
@@ -92,7 +92,7 @@ def _to_metadata(source: Path, target: Path, style: Any, options: dict[str, Any]
             **({"Before": backup} if backup else {}),
         }
     )
-    say_skipped(console, scan, source)
+    print_skipped(console, scan, source)
     _say_how_to_read(target, entries, scan, console)
 
 
@@ -128,7 +128,7 @@ def _to_sidecars(
     config = dataset_config(source, options)
     if image_dir is not None:
         config = config.model_copy(update={"image_dir": image_dir})
-    scan = found_pictures(config, console, decode=True)
+    scan = scan_images(config, console, decode=True)
     written = write_sidecars(scan.records, overwrite=overwrite)
     console.table(
         {
@@ -146,4 +146,4 @@ def _to_sidecars(
         console.note(f"  {path} (use --overwrite to replace it)")
     for item in written.refused:
         console.note(f"  {item.path}: {item.reason}")
-    say_skipped(console, scan, source)
+    print_skipped(console, scan, source)

@@ -80,7 +80,7 @@ DECODE = click.option(
 )
 
 
-def found_pictures(config: Any, progress: Any, *, decode: bool) -> Scan:
+def scan_images(config: Any, progress: Any, *, decode: bool) -> Scan:
     """The scan of a dataset; decoded, it has the same numbers as caching and training have."""
     from impasto.datasets.build import decode_scanned, scan_all
 
@@ -88,15 +88,15 @@ def found_pictures(config: Any, progress: Any, *, decode: bool) -> Scan:
     return decode_scanned(config, scan, progress) if decode else scan
 
 
-def say_skipped(console: Console, scan: Scan, source: Path) -> None:
+def print_skipped(console: Console, scan: Scan, source: Path) -> None:
     """Name what is set aside, and say by kind what else is not used."""
     for item in scan.set_aside:
-        console.note(f"Set aside: {shown_path(item.path, source)}: {item.reason}")
-    for line in scan.said_of_unused():
+        console.note(f"Set aside: {display_path(item.path, source)}: {item.reason}")
+    for line in scan.describe_unused():
         console.note(line)
 
 
-def shown_path(path: Path, source: Path) -> str:
+def display_path(path: Path, source: Path) -> str:
     """A path as short as it can be read: below SOURCE where it is there."""
     return str(path.relative_to(source)) if path.is_relative_to(source) else str(path)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from impasto.cli.dataset_options import CACHE_DIR, SOURCE
-from impasto.cli.dataset_words import words_options, write_words
+from impasto.cli.dataset_words import annotation_options, write_annotations
 
 if TYPE_CHECKING:
     from impasto.annotate.tags import Selection, Spelling
@@ -60,7 +60,7 @@ if TYPE_CHECKING:
 @click.option("--replace", default="", metavar="'OLD,NEW;OLD,NEW'", help="Write NEW for OLD.")
 @click.option("--escape-brackets", is_flag=True, help=r"`\(` for `(`, as prompts want it.")
 @click.option("--counts", is_flag=True, help="Print how often each tag was written.")
-@words_options(".txt")
+@annotation_options(".txt")
 @CACHE_DIR
 def tag(
     source: Path,
@@ -76,7 +76,7 @@ def tag(
     impasto dataset tag images --model wd-swinv2-v3 --threshold balance
     impasto dataset tag images --model taggers/my-wd14 --dry-run
     """  # noqa: D301 - the backspace tells click to keep the lines
-    from impasto.annotate.annotation import Tagging
+    from impasto.annotate.annotation import TagAnnotator
     from impasto.annotate.deepdanbooru import DeepDanbooruTagger
     from impasto.annotate.models import TAGGERS, locate_tagger
     from impasto.annotate.onnx_tagger import OnnxTagger, Tagger, as_logits
@@ -98,9 +98,9 @@ def tag(
             tagger = made
     balance = TAGGERS[model].balance if model in TAGGERS else None
     selection = _selection(options, tagger.profile.thresholds, balance, model)
-    tagging = Tagging(tagger, selection, spelling)
+    tagging = TagAnnotator(tagger, selection, spelling)
     command = ["tag", model, kind, logits, selection, spelling]
-    write_words(source, command, tagging, spelling.joined_to, "tags", options, console)
+    write_annotations(source, command, tagging, spelling.joined_to, "tags", options, console)
     if options["counts"]:
         console.heading("Tags")
         console.table(dict(tagging.counts.most_common()))

@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def words_options(ending: str) -> Callable[[F], F]:
+def annotation_options(ending: str) -> Callable[[F], F]:
     """Where words go, and what becomes of those that are there."""
     options = (
         click.option(
             "--ending",
             default=ending,
             show_default=True,
-            callback=words_ending,
+            callback=caption_ending,
             help="Of the files written.",
         ),
         click.option(
@@ -57,17 +57,17 @@ def words_options(ending: str) -> Callable[[F], F]:
     return add
 
 
-def words_ending(context: click.Context, parameter: click.Parameter, value: str) -> str:  # noqa: ARG001
+def caption_ending(context: click.Context, parameter: click.Parameter, value: str) -> str:  # noqa: ARG001
     """The ending of files with words, with its dot; never that of an image."""
-    from impasto.annotate.places import ending_of
+    from impasto.annotate.places import normalize_ending
 
     try:
-        return ending_of(value)
+        return normalize_ending(value)
     except ValueError as error:
         raise click.BadParameter(f"{error}.") from error
 
 
-def write_words(
+def write_annotations(
     source: Path,
     command: object,
     annotator: Annotator[Any],
@@ -84,11 +84,11 @@ def write_words(
         annotator: What gives words.
         join: Puts words together for `append`.
         column: What metadata calls the words.
-        options: Those of `words_options`, and the folder of derived data.
+        options: Those of `annotation_options`, and the folder of derived data.
         console: Is told what is done.
     """
     from impasto import files
-    from impasto.annotate.annotation import annotate
+    from impasto.annotate.annotation import ImageReading, annotate
     from impasto.annotate.journal import Journal
     from impasto.canonical import canonical
 
@@ -96,7 +96,7 @@ def write_words(
     place = place_of(config, options["metadata"])
     target = _target(options, join, column, place)
     dry = options["dry_run"]
-    with files.nothing_kept() if dry else contextlib.nullcontext():
+    with files.dry_run() if dry else contextlib.nullcontext():
         records = usable_images(config, console)
 
     def show(record: ImageRecord, text: str) -> None:
@@ -109,10 +109,12 @@ def write_words(
             target,
             journal,
             console,
-            batch_size=options["batch"],
-            workers=options["workers"],
-            on_error="stop" if options["stop_on_error"] else "skip",
             show=show if dry else None,
+            reading=ImageReading(
+                batch_size=options["batch"],
+                workers=options["workers"],
+                on_error="stop" if options["stop_on_error"] else "skip",
+            ),
         )
 
     if dry:
@@ -156,7 +158,7 @@ def usable_images(config: Any, console: Console) -> Sequence[ImageRecord]:
     scan = scan_all(config, console)
     for item in scan.set_aside:
         console.note(f"Skipped: {item.path}: {item.reason}")
-    for line in scan.said_of_unused():
+    for line in scan.describe_unused():
         console.note(line)
     return scan.records
 
@@ -185,10 +187,10 @@ def _target(
     place: Place,
 ) -> Target:
     """Sidecars or metadata, as the options say."""
-    from impasto.annotate.words import MetadataWords, Sidecars
+    from impasto.annotate.words import MetadataTarget, Sidecars
 
     if options["metadata"] is None:
         return Sidecars(options["ending"], options["existing"], join, place)
-    return MetadataWords(
+    return MetadataTarget(
         options["metadata"], column, options["existing"], join, lambda record: record.name, place
     )

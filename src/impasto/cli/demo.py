@@ -47,7 +47,7 @@ def demo(out: Path | None, overrides: tuple[str, ...]) -> None:
     console.heading("The same with your own folder of images")
     console.note(
         "Put a text file with a few words beside each image (cat.jpg, cat.txt), then:\n\n"
-        + "".join(f"  {line}\n" for line in _next_commands(run.config_file))
+        + "".join(f"  {line}\n" for line in _suggest_commands(run.config_file))
     )
     console.paragraph(
         f"The base model of the demo is in {quoted(BASE_MODEL)}; for real work, give model.path a "
@@ -55,7 +55,7 @@ def demo(out: Path | None, overrides: tuple[str, ...]) -> None:
     )
 
 
-def _next_commands(config_file: Path) -> list[str]:
+def _suggest_commands(config_file: Path) -> list[str]:
     """How to do the same with one's own images, to be pasted."""
     bounds = "--resolution 136 --min-side 64 --max-side 256 --step 32"
     changes = [
@@ -77,7 +77,7 @@ def _tell_what_is_seen(console: Console) -> None:
     """What the small captioner and tagger say of images that they were not shown."""
     import torch
 
-    from impasto.annotate.annotation import Captioning, Tagging, words_of
+    from impasto.annotate.annotation import CaptionAnnotator, TagAnnotator, words_of
     from impasto.annotate.captioners import Captioner, Generation
     from impasto.annotate.onnx_tagger import OnnxTagger
     from impasto.annotate.tags import Selection, Spelling
@@ -91,10 +91,10 @@ def _tell_what_is_seen(console: Console) -> None:
     tags: dict[Path, str] = {}
     with console.stage("Captioning and tagging", None, "models") as advance:
         captioner = Captioner.load(str(CAPTIONER), torch.device("cpu"), generation=short)
-        captions = words_of(Captioning(captioner), records)
+        captions = words_of(CaptionAnnotator(captioner), records)
         advance(1)
         try:
-            tags = words_of(Tagging(OnnxTagger(TAGGER), Selection(), Spelling()), records)
+            tags = words_of(TagAnnotator(OnnxTagger(TAGGER), Selection(), Spelling()), records)
             advance(1)
         except MissingDependencyError as error:
             console.note(str(error))

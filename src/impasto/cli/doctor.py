@@ -23,7 +23,7 @@ MINIMUM_GPU_GIB = 12
 def doctor(*, gpu: bool) -> None:
     """Say what hardware, versions, free memory and disk there are, and what is missing."""
     if gpu:
-        _try_card()
+        _check_gpu()
         return
     import shutil
     from pathlib import Path
@@ -52,13 +52,13 @@ def doctor(*, gpu: bool) -> None:
             **facts["packages"],
         }
     )
-    advice = [*_on_cards(gpus, facts["cuda"]), *_advice(gpus, free_disk, free_memory)]
+    advice = [*_gpu_advice(gpus, facts["cuda"]), *_advice(gpus, free_disk, free_memory)]
     console.heading("All is well." if not advice else "What to do")
     for line in advice:
         console.paragraph(f"- {line}")
 
 
-def _try_card() -> None:
+def _check_gpu() -> None:
     """Print what the checks of the card found, and what to set.
 
     Raises:
@@ -69,7 +69,7 @@ def _try_card() -> None:
 
     import torch
 
-    from impasto.cli.card_check import check_card
+    from impasto.cli.card_check import check_gpu
     from impasto.cli.console import Console
     from impasto.training.devices import default_device
     from impasto.training.planning.preflight import require_kernels
@@ -77,14 +77,14 @@ def _try_card() -> None:
     device = default_device()
     if device.type != "cuda":
         raise MissingDependencyError(
-            f"There is no card to try out. {_on_cards([], torch.version.cuda)[0]}"
+            f"There is no card to try out. {_gpu_advice([], torch.version.cuda)[0]}"
         )
     require_kernels(device)
     console = Console()
     console.heading(torch.cuda.get_device_name(device))
     advice = []
     with tempfile.TemporaryDirectory(prefix="impasto-", ignore_cleanup_errors=True) as scratch:
-        for name, outcome in check_card(device, Path(scratch), console):
+        for name, outcome in check_gpu(device, Path(scratch), console):
             console.table({name: outcome.found})
             if outcome.advice:
                 advice.append(outcome.advice)
@@ -93,13 +93,13 @@ def _try_card() -> None:
         console.paragraph(f"- {line}")
 
 
-def _on_cards(gpus: list[dict[str, float]], cuda: str | None) -> list[str]:
+def _gpu_advice(gpus: list[dict[str, float]], cuda: str | None) -> list[str]:
     """What to do about a card that PyTorch does not use."""
-    from impasto.training.planning.preflight import idle_card, why_idle
+    from impasto.training.planning.preflight import unused_gpu, why_gpu_unused
 
-    card = idle_card()
+    card = unused_gpu()
     if card is not None:
-        return [f"{card} is here and not used: {why_idle()}"]
+        return [f"{card} is here and not used: {why_gpu_unused()}"]
     if gpus:
         return []
     if cuda is None:

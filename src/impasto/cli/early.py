@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from impasto.config.run import RunConfig
 
 
-def require_run(config: RunConfig, *, is_new: bool = True) -> None:
+def check_run(config: RunConfig, *, is_new: bool = True) -> None:
     """Make sure that what the settings of a run name is there, and that its directory is free.
 
     Args:

@@ -10,7 +10,7 @@ FIRST_S = 10.0  # after which a person begins to wonder
 LONGEST_S = 60.0
 
 
-class Heartbeat:
+class SlowStepNotifier:
     """Says how long the current step has been at work: after 10 s, 20, 40, then every minute.
 
     Args:

@@ -31,7 +31,7 @@ PACKAGES = {
 """Top module -> what it is called. Modules within them are loaded late and are named alike."""
 
 
-def name_slow_imports() -> None:
+def show_slow_imports() -> None:
     """Show a stage while one of `PACKAGES` is imported; only the first process of a run does."""
     if is_first_process() and not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Finder())
@@ -82,10 +82,10 @@ def _stage(description: str) -> contextlib.AbstractContextManager[Any]:
     """On a terminal a spinner; elsewhere a line on standard error, since output may be JSON."""
     from rich.console import Console as RichConsole
 
-    from impasto.cli.stages import Stage, drawn_if_slow, printed_stage
+    from impasto.cli.stages import Stage, progress_bar_if_slow, progress_lines
 
     stage = Stage(description, None, "modules")
     output = RichConsole(soft_wrap=True, highlight=False, emoji=False)
     if output.is_terminal:
-        return drawn_if_slow(output, stage)
-    return printed_stage(RichConsole(stderr=True, highlight=False, emoji=False), stage)
+        return progress_bar_if_slow(output, stage)
+    return progress_lines(RichConsole(stderr=True, highlight=False, emoji=False), stage)

@@ -13,7 +13,7 @@ from impasto import __version__
 from impasto.allocation import tune_allocation
 from impasto.cli.groups import FullHelpGroup
 from impasto.cli.harmless import harmless
-from impasto.cli.imports import name_slow_imports
+from impasto.cli.imports import show_slow_imports
 from impasto.cli.quiet import quiet_libraries
 from impasto.cli.refused import told
 from impasto.errors import ImpastoError
@@ -81,14 +81,14 @@ def impasto() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit the process with a documented code."""
-    run_reporting(lambda: impasto.main(args=arguments, prog_name=program(), standalone_mode=False))
+    run_and_report(lambda: impasto.main(args=arguments, prog_name=program(), standalone_mode=False))
 
 
-def run_reporting(command: Callable[[], object]) -> None:
+def run_and_report(command: Callable[[], object]) -> None:
     """Run something; faults become a paragraph and the process's exit code."""
     tune_allocation()
     quiet_libraries()
-    name_slow_imports()
+    show_slow_imports()
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(encoding="utf-8", errors="replace")

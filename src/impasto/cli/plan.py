@@ -25,14 +25,14 @@ from impasto.training.model import build_open_options
 from impasto.training.model_files import planned_models
 from impasto.training.monitoring.trackers import require_trackers
 from impasto.training.objective import require_fitting_loss
-from impasto.training.optim.optimizers import require_obedience
+from impasto.training.optim.optimizers import require_usable_optimizer
 from impasto.training.planning.advice import advice_on
 from impasto.training.planning.disk import DiskPlan, free_bytes, plan_disk, require_room
-from impasto.training.planning.duration import in_words, seconds_per_update
-from impasto.training.planning.levers import Fitting, gib
+from impasto.training.planning.duration import in_words, seconds_per_step
+from impasto.training.planning.levers import MemoryFitter, gib
 from impasto.training.planning.memory import Footprint
-from impasto.training.planning.preflight import idle_card, require_first_contact, why_idle
-from impasto.training.planning.resolve import build_fitting, resolve_settings
+from impasto.training.planning.preflight import require_first_contact, unused_gpu, why_gpu_unused
+from impasto.training.planning.resolve import build_memory_fitter, resolve_settings
 from impasto.training.planning.workload import Workload
 from impasto.training.precision import resolve_precision
 from impasto.training.processes import facts_of, planned_processes, require_several
@@ -52,7 +52,7 @@ class _Outlook:
     sampler: EpochSampler
     steps: int
     disk: DiskPlan
-    fitting: Fitting
+    fitting: MemoryFitter
     footprint: Footprint
 
 
@@ -94,9 +94,9 @@ def show_plan(asked: RunConfig, console: Console) -> None:
 
 
 def _look_ahead(asked: RunConfig, console: Console) -> _Outlook:
-    card = idle_card()
+    card = unused_gpu()
     if card is not None:
-        console.note(f"Warning: {card} is not used: {why_idle()}")
+        console.note(f"Warning: {card} is not used: {why_gpu_unused()}")
     require_first_contact(asked)
     require_trackers(asked.logging.trackers)
     asked, processes = resolve_precision(asked, console), planned_processes()
@@ -111,12 +111,12 @@ def _look_ahead(asked: RunConfig, console: Console) -> _Outlook:
     model = load_meta_model(config.model.path, build_open_options(config), console)
     require_fitting_loss(config.loss, config.noise, model.identity.prediction)
     trainable = build_trainable(config, model)
-    require_obedience(trainable.parts, config.optimizer)
+    require_usable_optimizer(trainable.parts, config.optimizer)
     steps = count_steps(config, sampler)
     require_compatible(config, facts_of(config, processes, steps))
     group, _ = heaviest_group(config, found.plan.images)
     workload = Workload.of(config, found)
-    fitting = build_fitting(asked, group, processes, workload)  # training.memory is the limit
+    fitting = build_memory_fitter(asked, group, processes, workload)  # training.memory is the limit
     with console.stage("Predicting memory", None, "settings"):
         footprint = fitting.footprint(config)
     return _Outlook(
@@ -136,13 +136,13 @@ def _data_rows(outlook: _Outlook) -> dict[str, str]:
     config, found = outlook.config, outlook.survey
     scan, plan, split = found.scan, found.plan, found.split
     too_long = build_tokens(outlook.model, build_layout(config))[0].too_long(
-        [record.steady_caption for record in split.training]
+        [record.fixed_caption for record in split.training]
     )
     return {
         "Images": f"{len(split.training):,} to train on, {len(split.held_out):,} held out, "
-        f"{len(scan.set_aside):,} set aside, {scan.uncaptioned:,} without words",
+        f"{len(scan.set_aside):,} set aside, {scan.uncaptioned_count:,} without words",
         "Buckets": ", ".join(f"{size}: {n}" for size, n in plan.bucket_counts.items()),
-        "Cropped away": f"{100 * plan.mean_lost_area:.1f} % of the area on average",
+        "Cropped away": f"{100 * plan.mean_cropped_fraction:.1f} % of the area on average",
         "Captions": f"{counted(too_long, 'captions have')} over {config.model.max_tokens} tokens; "
         f"what is beyond is not seen",
         "Enlarged": f"{counted(plan.enlarged, 'images are')} smaller than the bucket",
@@ -172,15 +172,17 @@ def duration_row(
 ) -> str:
     """About how long a step and the run will take."""
     device = default_device()
-    each = seconds_per_update(config, footprint, plan.images, trainable.parts, device)
+    each = seconds_per_step(config, footprint, plan.images, trainable.parts, device)
     return f"about {in_words(each)} a step, {in_words(each * steps)} in all, on this {device.type}"
 
 
 def more_lines_row(scan: Scan) -> dict[str, str]:
     """What to say of captions with lines that are never shown; nothing if there are none."""
-    if not scan.with_more_lines:
+    if not scan.multiline_captions:
         return {}
-    text = f"{counted(scan.with_more_lines, 'captions have')} several lines; only the first is used"
+    text = (
+        f"{counted(scan.multiline_captions, 'captions have')} several lines; only the first is used"
+    )
     return {"Lines": f"{text} (enable_wildcard takes one at random)"}
 
 

@@ -146,14 +146,14 @@ def sample(
             f"Warning: {counted(cut, 'prompts have')} over {layout.max_tokens} tokens; what is "
             f"beyond is not seen."
         )
-    images = _draw_all(drawer, wanted, out, console)
+    images = _generate_all(drawer, wanted, out, console)
     if grid:
         columns = len(sweep) or (count if count > 1 else min(len(images), 4))
         save_png(make_grid(images, columns), _free_grid(out), wanted[0])
     console.note(f"Wrote {counted(len(images), 'images')} to {out}.")
 
 
-def _draw_all(drawer: Sampler, wanted: list[Prompt], out: Path, console: Console) -> list[Any]:
+def _generate_all(drawer: Sampler, wanted: list[Prompt], out: Path, console: Console) -> list[Any]:
     """Draw and save each; the images come back."""
     from impasto.sampling.sampler import save_png
 

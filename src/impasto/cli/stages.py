@@ -29,7 +29,7 @@ from rich.text import Text
 from impasto.cli.harmless import escape
 from impasto.progress import Advance, counted, singular
 
-DRAWN_AFTER_S = 0.3
+SHOWN_AFTER_S = 0.3
 FIRST_LINE_AFTER_S = 2.0
 LINES_EVERY_S = 15.0
 
@@ -139,7 +139,7 @@ _speaking: list[Stage] = []
 
 
 @contextlib.contextmanager
-def drawn_stage(rich: RichConsole, stage: Stage) -> Iterator[Advance]:
+def progress_bar(rich: RichConsole, stage: Stage) -> Iterator[Advance]:
     """A stage as a bar on a terminal, with a spinner and the time."""
     task = DISPLAY.add(rich, stage)
     try:
@@ -149,10 +149,10 @@ def drawn_stage(rich: RichConsole, stage: Stage) -> Iterator[Advance]:
 
 
 @contextlib.contextmanager
-def drawn_if_slow(rich: RichConsole, stage: Stage) -> Iterator[None]:
+def progress_bar_if_slow(rich: RichConsole, stage: Stage) -> Iterator[None]:
     """A stage that is shown on a terminal only if it lasts, so that nothing flickers."""
     tasks: list[TaskID] = []
-    timer = threading.Timer(DRAWN_AFTER_S, lambda: tasks.append(DISPLAY.add(rich, stage)))
+    timer = threading.Timer(SHOWN_AFTER_S, lambda: tasks.append(DISPLAY.add(rich, stage)))
     timer.daemon = True
     timer.start()
     try:
@@ -165,7 +165,7 @@ def drawn_if_slow(rich: RichConsole, stage: Stage) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def printed_stage(rich: RichConsole, stage: Stage) -> Iterator[Advance]:
+def progress_lines(rich: RichConsole, stage: Stage) -> Iterator[Advance]:
     """A stage as lines: its name if it takes over two seconds, then how far it is.
 
     One of unknown length within another is part of that one's wait, and says nothing itself.

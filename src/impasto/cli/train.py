@@ -29,7 +29,7 @@ def train(config: Path, overrides: tuple[str, ...], plan_only: bool) -> None:  #
     Example: impasto train my-style.toml --set optimizer.lr=1e-5
     """
     from impasto.cli.console import Console
-    from impasto.cli.early import require_run
+    from impasto.cli.early import check_run
     from impasto.config.load import load_run_config
     from impasto.config.renamed import FormerNameWarning
 
@@ -39,12 +39,12 @@ def train(config: Path, overrides: tuple[str, ...], plan_only: bool) -> None:  #
         settings = load_run_config(config, overrides)
     for warning in said:
         console.note(str(warning.message))
-    require_run(settings, is_new=not plan_only)
+    check_run(settings, is_new=not plan_only)
     if plan_only:
         from impasto import files
         from impasto.cli.plan import show_plan
 
-        with files.nothing_kept():
+        with files.dry_run():
             show_plan(settings, console)
         return
     from impasto.cli.finish import finish
@@ -62,7 +62,7 @@ def resume(run: Path) -> None:
     training.max_steps or training.max_epochs in its config.toml first.
     """
     from impasto.cli.console import Console
-    from impasto.cli.early import require_run
+    from impasto.cli.early import check_run
     from impasto.config.load import load_run_config
     from impasto.runs import RunDirectory
 
@@ -73,7 +73,7 @@ def resume(run: Path) -> None:
     if status.get("phase") == "finished" and _asked_steps(config.training, status) == total:
         _show_finished(directory, console)
         return
-    require_run(config, is_new=False)
+    check_run(config, is_new=False)
     from impasto.cli.finish import finish
     from impasto.training import trainer
 

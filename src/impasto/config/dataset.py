@@ -15,11 +15,11 @@ from pydantic import Field, model_validator
 from impasto import files
 from impasto.config.base import Section
 from impasto.config.bucket_limits import require_around, require_steps
-from impasto.config.levels import handed_down
+from impasto.config.levels import inherit_settings
 from impasto.config.names import Ending
 
 Side = Annotated[int, Field(ge=8, le=8192)]
-Share = Annotated[float, Field(ge=0, le=1)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0)]
 
 
@@ -62,14 +62,14 @@ class SubsetKeys(Section):
     caption_suffix: str | None = None
     """Put behind each caption, with a space."""
 
-    caption_dropout_rate: Share = 0.0
+    caption_dropout_rate: Fraction = 0.0
     """Chance that a caption is left empty, so that guidance without words is trained too;
     0.1 is usual for large sets, 0 for small ones."""
 
     caption_dropout_every_n_epochs: Count = 0
     """In each n-th epoch all captions are empty; 0 means never."""
 
-    caption_tag_dropout_rate: Share = 0.0
+    caption_tag_dropout_rate: Fraction = 0.0
     """Chance of each tag to be left out."""
 
     token_warmup_min: Count = 1
@@ -238,14 +238,14 @@ class SubsetConfig(SubsetKeys):
         return self
 
 
-class DatasetPart(DatasetKeys):
+class DatasetEntry(DatasetKeys):
     """A dataset with sizes and a batch size of its own."""
 
     subsets: Annotated[tuple[SubsetConfig, ...], Field(min_length=1)]
     """Where its images are."""
 
     @model_validator(mode="after")
-    def _each_once(self) -> DatasetPart:
+    def _each_once(self) -> DatasetEntry:
         self.require_bounds()
         for number, subset in enumerate(self.subsets):
             if subset in self.subsets[:number]:
@@ -278,7 +278,7 @@ class DatasetConfig(DatasetKeys):
     general: DatasetKeys | None = Field(default=None, exclude=True)
     """sd-scripts' name for what holds for all datasets; the same as giving it in `[dataset]`."""
 
-    datasets: tuple[DatasetPart, ...] = ()
+    datasets: tuple[DatasetEntry, ...] = ()
     """Several datasets, each with `subsets`, as in sd-scripts: `[[dataset.datasets]]` and
     `[[dataset.datasets.subsets]]`."""
 
@@ -311,26 +311,26 @@ class DatasetConfig(DatasetKeys):
     bucket, and lets it draw buckets by what is left in them, as NovelAI did."""
 
     @property
-    def parts(self) -> tuple[DatasetPart, ...]:
+    def parts(self) -> tuple[DatasetEntry, ...]:
         """The datasets; one with one subset where the keys are given in `[dataset]` itself."""
         if self.datasets:
             return self.datasets
         own = {name: getattr(self, name) for name in SubsetConfig.model_fields}
-        return (_part_of(self, SubsetConfig.model_construct(**own)),)
+        return (_entry_of(self, SubsetConfig.model_construct(**own)),)
 
     @property
     def derived_dir(self) -> Path:
         """Where derived data is kept."""
         first = self.parts[0].subsets[0]
         folder = first.image_dir or (first.metadata_file or Path()).parent
-        return self.cache_dir or folder / files.DERIVED
+        return self.cache_dir or folder / files.DERIVED_DIR
 
     @model_validator(mode="before")
     @classmethod
-    def _hand_down(cls, values: Any) -> Any:
+    def _inherit(cls, values: Any) -> Any:
         if not isinstance(values, Mapping):
             return values
-        return handed_down(values, DatasetKeys.model_fields, SubsetKeys.model_fields)
+        return inherit_settings(values, DatasetKeys.model_fields, SubsetKeys.model_fields)
 
     @model_validator(mode="after")
     def _has_pictures(self) -> DatasetConfig:
@@ -348,6 +348,6 @@ class DatasetConfig(DatasetKeys):
         return self
 
 
-def _part_of(keys: DatasetKeys, subset: SubsetConfig) -> DatasetPart:
+def _entry_of(keys: DatasetKeys, subset: SubsetConfig) -> DatasetEntry:
     own = {name: getattr(keys, name) for name in DatasetKeys.model_fields}
-    return DatasetPart.model_construct(**own, subsets=(subset,))
+    return DatasetEntry.model_construct(**own, subsets=(subset,))

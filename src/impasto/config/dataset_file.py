@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from impasto.config.dataset import DatasetConfig, DatasetKeys, SubsetKeys
-from impasto.config.levels import handed_down
+from impasto.config.levels import inherit_settings
 from impasto.config.validation import read_json_object, read_toml, validated
 from impasto.errors import ConfigError
 
@@ -53,9 +53,9 @@ def read_dataset_file(path: Path, fallbacks: Mapping[str, Any] | None = None) ->
         )
     general = content.get("general")
     if isinstance(general, dict):
-        rounded = rounded_sides(general)
+        rounded = round_bucket_sides(general)
         content["general"] = {k: rounded.get(k, value) for k, value in general.items()}
-    values = handed_down(
+    values = inherit_settings(
         {**SDSCRIPTS_DEFAULTS, **(fallbacks or {}), **content},
         DatasetKeys.model_fields,
         SubsetKeys.model_fields,
@@ -63,7 +63,7 @@ def read_dataset_file(path: Path, fallbacks: Mapping[str, Any] | None = None) ->
     for dataset in values["datasets"]:
         if isinstance(dataset, dict):
             _round_sides(dataset)
-    values.update(rounded_sides(values))
+    values.update(round_bucket_sides(values))
     validated(DatasetConfig, values, str(path))
     return {"datasets": values["datasets"]}
 
@@ -85,10 +85,10 @@ def _read(path: Path, *, halves: bool = False) -> dict[str, Any]:
 
 
 def _round_sides(dataset: dict[str, Any]) -> None:
-    dataset.update(rounded_sides(dataset))
+    dataset.update(round_bucket_sides(dataset))
 
 
-def rounded_sides(values: Mapping[str, Any]) -> dict[str, int]:
+def round_bucket_sides(values: Mapping[str, Any]) -> dict[str, int]:
     """The bounds of bucket sides as multiples of the step, outwards."""
     defaults = DatasetKeys.model_fields
     step, low, high = (

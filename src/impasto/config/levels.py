@@ -6,7 +6,7 @@ from collections.abc import Container, Mapping
 from typing import Any
 
 
-def handed_down(
+def inherit_settings(
     values: Mapping[str, Any], shared: Container[str], of_subsets: Container[str]
 ) -> dict[str, Any]:
     """Give each dataset and subset the keys that only a level above has.

@@ -16,7 +16,7 @@ from impasto.config.dataset import DatasetConfig, DatasetKeys
 from impasto.config.dataset_file import is_dataset_file, read_dataset_file
 from impasto.config.renamed import FormerNameWarning, with_present_names
 from impasto.config.run import RunConfig
-from impasto.config.validation import read_toml, require_text, require_whole_paths, validated
+from impasto.config.validation import read_toml, require_text, require_unescaped_paths, validated
 from impasto.errors import ConfigError
 from impasto.parsing import parse_toml
 
@@ -170,7 +170,7 @@ def _apply(tree: dict[str, Any], override: str) -> None:
         section.pop(keys[-1], None)
     else:
         section[keys[-1]] = _read_value(raw.strip())
-        require_whole_paths({keys[-1]: section[keys[-1]]}, f"--set {override}")
+        require_unescaped_paths({keys[-1]: section[keys[-1]]}, f"--set {override}")
 
 
 def _read_value(raw: str) -> Any:

@@ -17,7 +17,7 @@ _RESERVED = {
 """Names of devices on Windows, with any ending; Microsoft, "Naming Files, Paths and Namespaces"."""
 
 
-def fault_of_name(name: str) -> str | None:
+def file_name_problem(name: str) -> str | None:
     """Why a text cannot be the name of a file on every system; None if it can."""
     if not name.strip() or name in {".", ".."}:
         return "is no name"
@@ -35,7 +35,7 @@ def fault_of_name(name: str) -> str | None:
 
 
 def _checked(name: str) -> str:
-    fault = fault_of_name(name)
+    fault = file_name_problem(name)
     if fault is not None:
         shown = name if len(name) <= 60 else f"{name[:60]}..."
         raise ValueError(f"{shown!r} {fault}. Give a name without a folder, such as my-style")

@@ -17,7 +17,7 @@ from impasto.config.compatibility import FORMATS, conflicts
 from impasto.config.dataset import DatasetConfig
 from impasto.config.hypernetwork import DEFAULT_LR, HypernetworkMethod
 from impasto.config.method import FullMethod, MethodConfig
-from impasto.config.names import FileName, fault_of_name
+from impasto.config.names import FileName, file_name_problem
 from impasto.config.objective import LossConfig, NoiseConfig, PlainLoss, TimestepConfig
 from impasto.config.optimizer import OptimizerConfig
 from impasto.config.output import LoggingConfig, Precision, PreviewConfig, SavingConfig
@@ -131,7 +131,7 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _model_has_a_name(self) -> RunConfig:
-        fault = fault_of_name(self.export_name)
+        fault = file_name_problem(self.export_name)
         if fault is not None:
             raise ValueError(
                 f"the exported model would be called {self.export_name[:60]!r} after output_dir, "

@@ -73,11 +73,11 @@ def read_toml(path: Path) -> dict[str, Any]:
             f"{path} is not valid TOML: {error}. A path on Windows goes into single quotes, "
             f"as in 'C:\\images'."
         ) from error
-    require_whole_paths(content, str(path))
+    require_unescaped_paths(content, str(path))
     return content
 
 
-def require_whole_paths(content: Mapping[str, Any], source: str, above: str = "") -> None:
+def require_unescaped_paths(content: Mapping[str, Any], source: str, above: str = "") -> None:
     r"""Find paths of Windows that lost their backslashes: in double quotes, `\t` is a tab.
 
     `"D:\train\new"` is valid TOML, and means `D:`, a tab, `rain`, a line end, and `ew`.
@@ -90,7 +90,7 @@ def require_whole_paths(content: Mapping[str, Any], source: str, above: str = ""
         values = value if isinstance(value, list) else [value]
         for item in values:
             if isinstance(item, Mapping):
-                require_whole_paths(item, source, place)
+                require_unescaped_paths(item, source, place)
             elif isinstance(item, str) and _is_broken_path(key, item):
                 written = item.translate(_ESCAPES)
                 raise ConfigError(
@@ -149,7 +149,7 @@ def read_json_object(path: Path, *, halves: bool = False) -> dict[str, Any]:
     if "datasets" in content:
         if is_deep(content):
             raise ConfigError(f"{path} is not a settings file: it is nested too deeply.")
-        require_whole_paths(content, str(path))
+        require_unescaped_paths(content, str(path))
     return content
 
 
@@ -180,7 +180,7 @@ def _explain(error: ValidationError, root: type[BaseModel], source: str) -> str:
         if any(_is_inside(other["loc"], fault["loc"]) for other in found):
             continue  # a list is too short because an item of it is wrong
         location = [str(part) for part in fault["loc"] if "constrained" not in str(part)]
-        text = _fault_in_words(dict(fault), location, root)
+        text = _describe_fault(dict(fault), location, root)
         same = (location[-1] if location else "", text.partition(":")[2] or text)
         known = faults.get(same)
         if known is None or ("general" in location and "general" not in known[0]):
@@ -192,7 +192,7 @@ def _is_inside(location: tuple[Any, ...], other: tuple[Any, ...]) -> bool:
     return len(location) > len(other) and location[: len(other)] == other
 
 
-def _fault_in_words(fault: dict[str, Any], location: list[str], root: type[BaseModel]) -> str:
+def _describe_fault(fault: dict[str, Any], location: list[str], root: type[BaseModel]) -> str:
     path = _written(_as_typed(location, root))
     if fault["type"] == "union_tag_invalid":
         found, expected = fault["ctx"]["tag"], fault["ctx"]["expected_tags"]

@@ -45,7 +45,7 @@ def face_in_name(path: Path) -> Face | None:
     return Face(x, y, Size(width, height)) if width and height else None
 
 
-def render_varied(
+def render_augmented(
     image: PlannedImage, rules: Augmentation, seed: int, *keys: int | str
 ) -> Rendered:
     """Render an image as it is shown this time.

@@ -14,12 +14,12 @@ from pathlib import Path
 
 from impasto.data.listing import CAPTION, TAGS
 from impasto.data.records import ImageRecord
-from impasto.parsing import decoded_words
+from impasto.parsing import decode_caption
 
 _Names = dict[tuple[str, str], list[str]]
 
 
-class WordsBeside:
+class SidecarLookup:
     """The files with words in folders of images; each folder is listed once.
 
     Args:
@@ -30,7 +30,7 @@ class WordsBeside:
         self._endings = tuple(dict.fromkeys([TAGS, CAPTION, *map(str.lower, endings)]))
         self._listed: dict[Path, _Names] = {}
 
-    def has_words(self, record: ImageRecord) -> bool:
+    def has_caption(self, record: ImageRecord) -> bool:
         """Whether an image has words of any kind."""
         return bool(record.words.strip()) or any(
             has_text(file) for ending in self._endings for file in self._all(record.path, ending)
@@ -67,7 +67,7 @@ def has_text(file: Path) -> bool:
     try:
         if not file.is_file():
             return False
-        return bool(decoded_words(file.read_bytes(), errors="replace").strip())
+        return bool(decode_caption(file.read_bytes(), errors="replace").strip())
     except OSError:
         return True  # what cannot be read is somebody's all the same
 

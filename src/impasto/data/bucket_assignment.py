@@ -60,12 +60,12 @@ def _one_by_one(place: Callable[[Size, Limits], Assigned]) -> AssignBuckets:
     return assign_all
 
 
-def kept_share(size: Size, bucket: Size) -> float:
+def kept_fraction(size: Size, bucket: Size) -> float:
     """How much of an image is kept when it covers a bucket: min(a/b, b/a) of their aspects."""
     return min(bucket.aspect / size.aspect, size.aspect / bucket.aspect)
 
 
-def covering(size: Size, bucket: Size) -> Size:
+def cover_size(size: Size, bucket: Size) -> Size:
     """Scale `size` to cover `bucket`, keeping its aspect; rounded half up as sd-scripts does."""
     if size.aspect > bucket.aspect:
         scale = bucket.height / size.height
@@ -98,11 +98,11 @@ def assign_native_no_upscale(size: Size, limits: Limits) -> Assigned:
     ignores the limits here; so does this where keeping them would crop more, as with an image of
     197x6000. A side that is shorter than one step is the one thing that is enlarged, to one step.
     """
-    theirs = _as_kohya_smaller(size, limits)
+    theirs = _kohya_no_upscale(size, limits)
     most = _lost(*theirs) + _ROUNDING
     for bounds in (limits, replace(limits, min_side=limits.step, max_side=max(size.wh))):
-        bucket = _largest_smaller(size, bounds, kept_share(size, theirs[0]))
-        for resized in (covering(size, bucket), _just_covering(size, bucket)):
+        bucket = _largest_smaller(size, bounds, kept_fraction(size, theirs[0]))
+        for resized in (cover_size(size, bucket), _cover_exactly(size, bucket)):
             if _lost(bucket, resized) <= most:
                 return bucket, resized
     return theirs
@@ -116,14 +116,14 @@ def _largest_smaller(size: Size, limits: Limits, kept: float) -> Size:
         for width in widths
         for height in _nearest(width / size.aspect, heights, limits.area // width)
     ] or [Size(widths[0], heights[0])]
-    wanted = min(kept, max(kept_share(size, b) for b in nearest))
+    wanted = min(kept, max(kept_fraction(size, b) for b in nearest))
     tallest = [
         Size(width, height)
         for width in widths
         for height in _nearest(width / size.aspect / wanted, heights, limits.area // width)
     ]
-    good = [bucket for bucket in nearest + tallest if kept_share(size, bucket) >= wanted]
-    return max(good, key=lambda b: (b.area, kept_share(size, b)))
+    good = [bucket for bucket in nearest + tallest if kept_fraction(size, bucket) >= wanted]
+    return max(good, key=lambda b: (b.area, kept_fraction(size, b)))
 
 
 def _lost(bucket: Size, resized: Size) -> float:
@@ -131,8 +131,8 @@ def _lost(bucket: Size, resized: Size) -> float:
     return 1 - bucket.area / resized.area
 
 
-def _just_covering(size: Size, bucket: Size) -> Size:
-    """As `covering`, with the longer side rounded down: less than a pixel is squeezed."""
+def _cover_exactly(size: Size, bucket: Size) -> Size:
+    """As `cover_size`, with the longer side rounded down: less than a pixel is squeezed."""
     if size.aspect > bucket.aspect:
         return Size(max(bucket.width, int(size.aspect * bucket.height)), bucket.height)
     return Size(bucket.width, max(bucket.height, int(bucket.width / size.aspect)))
@@ -152,25 +152,25 @@ def assign_as_kohya(sizes: Sequence[Size], limits: Limits) -> list[Assigned]:
     ]
 
 
-def _as_kohya_smaller(size: Size, limits: Limits) -> Assigned:
+def _kohya_no_upscale(size: Size, limits: Limits) -> Assigned:
     """sd-scripts' `bucket_no_upscale`, which shrinks more than it needs to and ignores the limits.
 
     Where it would make a bucket with a side of 0, and fail, the side is one step and the image is
     enlarged to it.
     """
-    bucket, resized = _shrunk_as_kohya(size, limits)
+    bucket, resized = _shrink_as_kohya(size, limits)
     if resized.width < bucket.width or resized.height < bucket.height:
-        resized = covering(size, bucket)
+        resized = cover_size(size, bucket)
     return bucket, resized
 
 
-place_as_kohya_smaller = _one_by_one(_as_kohya_smaller)
+assign_kohya_no_upscale = _one_by_one(_kohya_no_upscale)
 
 ASSIGNMENTS: dict[tuple[Selection, bool], AssignBuckets] = {
     ("native", False): assign_native,
     ("native", True): assign_native_no_upscale,
     ("kohya", False): assign_as_kohya,
-    ("kohya", True): place_as_kohya_smaller,
+    ("kohya", True): assign_kohya_no_upscale,
 }
 """(selection, never enlarge) -> how images are placed."""
 
@@ -220,7 +220,7 @@ def _nearest(wanted: float, sides: range, most: int) -> list[int]:
     return [min(max(side, sides[0]), highest) for side in (below, below + sides.step)]
 
 
-def _shrunk_as_kohya(size: Size, limits: Limits) -> Assigned:
+def _shrink_as_kohya(size: Size, limits: Limits) -> Assigned:
     step, aspect = limits.step, size.aspect
     resized = size
     if size.area > limits.area:

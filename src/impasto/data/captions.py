@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from impasto.parsing import text_lines
+from impasto.parsing import split_lines
 from impasto.randomness import derive_rng
 
 _WILDCARD = re.compile(r"\{([^}]+)\}")
@@ -72,7 +72,7 @@ class CaptionRules:
     tag_dropout_rate: float = 0.0
     warmup_min: int = 1
     warmup_steps: float = 0.0
-    rejoins: bool = False
+    normalizes: bool = False
 
     def write(self, words: str, moment: Moment, seed: int, *keys: int | str) -> str:
         """One caption from an image's words.
@@ -84,7 +84,7 @@ class CaptionRules:
             keys: Which image, and which of its repeats.
         """
         text = self._framed(words)
-        if not (self.is_random or self.dropout_every_n_epochs or self._takes_tags_apart):
+        if not (self.is_random or self.dropout_every_n_epochs or self._splits_tags):
             return self._ended(_first_line(text))
         rng = derive_rng(seed, "caption", moment.epoch, *keys)
         dropped = rng.random() < self.dropout_rate
@@ -92,7 +92,7 @@ class CaptionRules:
         if dropped or (n > 0 and moment.epoch % n == 0):
             return ""
         text = _choose_wildcards(text, rng) if self.wildcards else _first_line(text)
-        if self._takes_tags_apart:
+        if self._splits_tags:
             text = self._vary_tags(text, moment, rng)
         return self._ended(text)
 
@@ -118,12 +118,12 @@ class CaptionRules:
             shuffle=False,
             tag_dropout_rate=0.0,
             warmup_steps=0.0,
-            rejoins=self._takes_tags_apart,
+            normalizes=self._splits_tags,
         )
 
     @property
-    def _takes_tags_apart(self) -> bool:
-        return self.rejoins or self._varies_tags
+    def _splits_tags(self) -> bool:
+        return self.normalizes or self._varies_tags
 
     @property
     def _varies_tags(self) -> bool:
@@ -172,7 +172,7 @@ class CaptionRules:
         return math.floor(moment.step * (count - self.warmup_min) / steps) + self.warmup_min
 
 
-def joined_words(caption: str, tags: str, separator: str) -> str:
+def join_caption_and_tags(caption: str, tags: str, separator: str) -> str:
     """Caption and tags as one text; each line of a caption of several gets the tags.
 
     sd-scripts joins them the same way for training (`library/train_util.py`, FineTuningDataset),
@@ -183,8 +183,8 @@ def joined_words(caption: str, tags: str, separator: str) -> str:
     if not tags.strip():
         return caption
     joiner = f"{separator.strip()} "
-    on_one_line = joiner.join(line.strip() for line in text_lines(tags) if line.strip())
-    lines = [line for line in text_lines(caption) if line.strip()]
+    on_one_line = joiner.join(line.strip() for line in split_lines(tags) if line.strip())
+    lines = [line for line in split_lines(caption) if line.strip()]
     return "\n".join(f"{line}{joiner}{on_one_line}" for line in lines)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from impasto import files
 from impasto.data.records import FileStamp
-from impasto.data.remembered import recall, remember
+from impasto.data.remembered import recall, write_cached
 from impasto.errors import StorageError
 from impasto.progress import Progress, SilentProgress
 
@@ -50,7 +50,7 @@ class ContentHashes:
         if fresh:
             rows = {p: [s.size_bytes, s.mtime_ns, d] for p, (s, d) in self._known.items()}
             with contextlib.suppress(StorageError):  # forgetting costs reading the files again
-                remember(self._file, _VERSION, rows)
+                write_cached(self._file, _VERSION, rows)
         return {p: self._known[str(p)][1] for p in stamps if str(p) in self._known}
 
 

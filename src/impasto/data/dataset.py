@@ -12,14 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from impasto.data.augmentation import render_varied
+from impasto.data.augmentation import render_augmented
 from impasto.data.captions import Moment
 from impasto.data.encoding import MomentsEncoder, to_model_range
 from impasto.data.images import UnreadableImageError
 from impasto.data.latent_cache import CachedPlan, LatentCache
 from impasto.data.records import CELL, CHANNELS, Batch, Geometry, PlannedImage, Size
 from impasto.data.rendering import Rendered
-from impasto.data.sampler import EpochSampler, Group, MicroBatch, Sample, Update
+from impasto.data.sampler import EpochSampler, Group, MicroBatch, OptimizerStep, Sample
 from impasto.data.stages import default_workers
 from impasto.data.templates import CaptionTemplates
 from impasto.diffusion.noise import PLAIN_NOISE, Noise
@@ -42,7 +42,7 @@ class LoadedMoments:
         geometry: Where each sample's pixels come from.
     """
 
-    update: Update
+    update: OptimizerStep
     micro_batch: MicroBatch
     randomness: PerSampleRandomness
     weights: Tensor
@@ -81,11 +81,11 @@ class TrainingData:
     lost: dict[Path, str] = field(default_factory=dict)
 
     @property
-    def changes_pictures(self) -> bool:
+    def varies_images(self) -> bool:
         """Whether some images are decoded and encoded each time they are shown."""
         return any(not key.plain for key in self.plan.keys)
 
-    def load(self, update: Update, micro_batch: MicroBatch) -> LoadedMoments:
+    def load(self, update: OptimizerStep, micro_batch: MicroBatch) -> LoadedMoments:
         """Read the moments and draw the numbers; runs in a loading thread."""
         randomness = PerSampleRandomness(self.seed, update.step, micro_batch.positions, update.size)
         samples = micro_batch.samples
@@ -95,7 +95,7 @@ class TrainingData:
         noise = randomness.normal(shape, "posterior")
         self.noise.generate_ahead(shape, randomness)
         rendered = self._rendered(samples, update.epoch, weights)
-        flips = [self._flips(sample, update.epoch) for sample in samples]
+        flips = [self._is_flipped(sample, update.epoch) for sample in samples]
         mean, logvar = self._moments(samples, flips, (len(samples), *shape))
         return LoadedMoments(
             update,
@@ -125,7 +125,7 @@ class TrainingData:
             mask,
         )
 
-    def caption(self, sample: Sample, update: Update) -> str:
+    def caption(self, sample: Sample, update: OptimizerStep) -> str:
         """What is said of an image this time."""
         record = self.plan.images[sample.image].record
         moment = Moment(update.epoch + 1, update.step, self.total_steps)
@@ -156,7 +156,7 @@ class TrainingData:
             image.geometry(mirrored=flip) for image, flip in zip(shown, flips, strict=True)
         )
 
-    def _flips(self, sample: Sample, epoch: int) -> bool:
+    def _is_flipped(self, sample: Sample, epoch: int) -> bool:
         """Whether an image is mirrored this time: in half of the showings, if its words allow."""
         record = self.plan.images[sample.image].record
         if not record.subset.may_flip(record.words):
@@ -193,7 +193,9 @@ class TrainingData:
             if rules is None:
                 continue
             try:
-                rendered[i] = render_varied(image, rules, self.seed, *_keys(image, sample, epoch))
+                rendered[i] = render_augmented(
+                    image, rules, self.seed, *_keys(image, sample, epoch)
+                )
             except (UnreadableImageError, OSError) as error:
                 self.lost[image.record.path] = str(error)
                 weights[i] = 0.0
@@ -247,24 +249,24 @@ def sampler_groups(images: Sequence[PlannedImage]) -> list[Group]:
     return [Group(image.record.subset.dataset, image.bucket) for image in images]
 
 
-UpdateBatches = tuple[Update, Batch]
+StepBatch = tuple[OptimizerStep, Batch]
 """A batch, and the step that it belongs to."""
 
 
-def iterate_updates(
+def iterate_steps(
     data: TrainingData,
     sampler: EpochSampler,
     first_step: int,
     last_step: int,
     rank: int,
-    prefetch: Callable[[Iterator[UpdateBatches]], Iterator[UpdateBatches]] = iter,
-) -> Iterator[tuple[Update, Iterator[Batch]]]:
+    prefetch: Callable[[Iterator[StepBatch]], Iterator[StepBatch]] = iter,
+) -> Iterator[tuple[OptimizerStep, Iterator[Batch]]]:
     """Yield the steps in [first_step, last_step), each with its batches for this process.
 
     Threads prepare the next batches while the current one trains; `prefetch` takes them to a
     device.
     """
-    workers = default_workers() if data.changes_pictures else 1
+    workers = default_workers() if data.varies_images else 1
     with ThreadPoolExecutor(workers) as pool:
         updates = (sampler.update(step, rank) for step in range(first_step, last_step))
         queue = (
@@ -277,7 +279,7 @@ def iterate_updates(
 
 
 def _with_rest(
-    first: Batch, prepared: Iterator[tuple[Update, Batch]], rest: int
+    first: Batch, prepared: Iterator[tuple[OptimizerStep, Batch]], rest: int
 ) -> Iterator[Batch]:
     yield first
     for _ in range(rest):
@@ -286,10 +288,10 @@ def _with_rest(
 
 def _ahead(
     data: TrainingData,
-    queue: Iterator[tuple[Update, MicroBatch]],
+    queue: Iterator[tuple[OptimizerStep, MicroBatch]],
     pool: ThreadPoolExecutor,
     number: int,
-) -> Iterator[tuple[Update, Batch]]:
+) -> Iterator[tuple[OptimizerStep, Batch]]:
     waiting: deque[Future[LoadedMoments]] = deque()
     for update, micro_batch in queue:
         waiting.append(pool.submit(data.load, update, micro_batch))

@@ -6,13 +6,13 @@ from pathlib import Path
 
 from impasto.data import images
 from impasto.data.records import ImageRecord
-from impasto.data.remembered import recall, remember
+from impasto.data.remembered import recall, write_cached
 from impasto.data.stages import Failure
 
 _VERSION = [3, images.PREPROCESSING_VERSION]
 
 
-class DecodedBefore:
+class DecodeCache:
     """The outcome of decoding, by path, size and time of change.
 
     Args:
@@ -37,7 +37,7 @@ class DecodedBefore:
         """Remember an outcome; a failure that says nothing of the file until `write` only."""
         reason = outcome.reason if isinstance(outcome, Failure) else ""
         self._passing.discard(str(record.path))
-        if isinstance(outcome, Failure) and outcome.is_passing:
+        if isinstance(outcome, Failure) and outcome.is_transient:
             self._passing.add(str(record.path))
         stamp = record.stamp
         self._known[str(record.path)] = (stamp.size_bytes, stamp.mtime_ns, reason)
@@ -50,4 +50,4 @@ class DecodedBefore:
         """
         if self._file is not None:
             rows = {p: list(row) for p, row in self._known.items() if p not in self._passing}
-            remember(self._file, _VERSION, rows)
+            write_cached(self._file, _VERSION, rows)

@@ -21,11 +21,11 @@ from impasto.data.latent_cache import (
     latent_source,
     mask_key,
 )
-from impasto.data.latent_writing import ShardWriter, written_behind
+from impasto.data.latent_writing import ShardWriter, shard_writer
 from impasto.data.masks import mask_file
 from impasto.data.npz import npz_candidates
-from impasto.data.npz_exchange import take_npz
-from impasto.data.records import PlannedImage, SetAside, Size
+from impasto.data.npz_exchange import import_npz
+from impasto.data.records import PlannedImage, Size, SkippedFile
 from impasto.data.rendering import Decode, Render, Rendered
 from impasto.data.stages import ErrorPolicy, Failure, LocalExecutor, chunks, default_workers
 from impasto.errors import DatasetError
@@ -72,12 +72,12 @@ def cache_latents(
         StorageError: The disk is full or the folder cannot be written.
     """
     progress = progress or SilentProgress()
-    cache.note_with(progress.note)
+    cache.set_notify(progress.note)
     cache.remove_leftovers()
     digests = _hashes(planned, cache, progress)
     keys = [_keys(image, digests, encoder.source) for image in planned]
     own = set(keys)
-    refused = take_npz(planned, keys, digests, cache, progress)
+    refused = import_npz(planned, keys, digests, cache, progress)
     failures = _Failures(on_error)
     for image, key in zip(planned, keys, strict=True):
         if key is None:
@@ -120,7 +120,7 @@ def keys_of_plan(
     named = [[_keys(image, digests, source) for image in planned] for source in sources]
     keys = named[0]
     found = [key for of_source in named for key in of_source if key is not None]
-    take_npz(planned, keys, digests, cache, progress)
+    import_npz(planned, keys, digests, cache, progress)
     return found + [key for key in keys if key is not None]
 
 
@@ -129,7 +129,7 @@ class _Failures:
 
     def __init__(self, policy: ErrorPolicy) -> None:
         self._policy = policy
-        self.items: list[SetAside] = []
+        self.items: list[SkippedFile] = []
         self.paths: set[Path] = set()
 
     def add(self, image: PlannedImage, reason: str) -> None:
@@ -140,7 +140,7 @@ class _Failures:
             )
         if path not in self.paths:
             self.paths.add(path)
-            self.items.append(SetAside(path, reason))
+            self.items.append(SkippedFile(path, reason))
 
 
 def _hashes(
@@ -249,11 +249,11 @@ def _carry_out(
         processes=workers is not None or len(orders) >= PROCESSES_FROM,
     )
     rendered = executor.run([order.image for order in batch] for batch in batches)
-    patience = locks.Patience(progress.note, f"encoding into {cache.folder}")
+    patience = locks.LockWaiter(progress.note, f"encoding into {cache.folder}")
     with (
-        locks.Presence(cache.folder, "encoding images", patience),
+        locks.SharedLock(cache.folder, "encoding images", patience),
         progress.stage("Encoding latents", len(orders), "images") as advance,
-        written_behind(cache) as writer,
+        shard_writer(cache) as writer,
     ):
         device = _Device(cache, encoder, writer, failures)
         for batch, outcomes in zip(batches, rendered, strict=True):

@@ -23,7 +23,7 @@ _WINDOWS = re.compile(r"([A-Za-z]:)?[\\/]")
 _Parts = tuple[str, ...]
 
 
-class PictureFinder:
+class ImageFinder:
     """Finds images by the keys of metadata.
 
     Args:
@@ -143,7 +143,7 @@ class PictureFinder:
             f"the other names in the file it is another image"
         )
 
-    def unnamed(self, named: set[str]) -> list[str]:
+    def find_unnamed(self, named: set[str]) -> list[str]:
         """The images below the folder that are not among those named."""
         return sorted(set(self._below.paths) - named)
 

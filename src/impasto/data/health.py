@@ -9,13 +9,13 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from impasto.data.likeness import equal_groups, near_groups
+from impasto.data.likeness import exact_duplicates, near_duplicates
 from impasto.data.listing import Unused
 from impasto.data.plan import Plan
-from impasto.data.records import ImageRecord, PlannedImage, SetAside, Size
+from impasto.data.records import ImageRecord, PlannedImage, Size, SkippedFile
 from impasto.data.scan import Scan, Tally
-from impasto.data.subsets import names_a_side
-from impasto.parsing import text_lines
+from impasto.data.subsets import mentions_side
+from impasto.parsing import split_lines
 from impasto.progress import Progress
 
 TOKEN_LIMITS = (75, 150, 225)
@@ -110,7 +110,7 @@ class Health:
     place: str
     pictures: int
     showings: int
-    set_aside: list[SetAside]
+    set_aside: list[SkippedFile]
     unused: list[Unused]
     tally: Tally
     sizes: dict[str, int]
@@ -156,11 +156,11 @@ def examine(
     records = list({record.path: record for record in scan.records}.values())
     tags = [_tags(record) for record in records]
     frequency = Counter(tag for own in tags for tag in own)
-    equal = equal_groups({r.path: digests[r.path] for r in records if r.path in digests})
+    equal = exact_duplicates({r.path: digests[r.path] for r in records if r.path in digests})
     same = {path for group in equal for path in group[1:]}
     with progress.stage("Comparing images", len(looks), "images") as advance:
-        near = near_groups({p: look for p, look in looks.items() if p not in same}, advance)
-    worst = sorted(plan.images, key=lambda image: (-image.lost_area, str(image.record.path)))
+        near = near_duplicates({p: look for p, look in looks.items() if p not in same}, advance)
+    worst = sorted(plan.images, key=lambda image: (-image.cropped_fraction, str(image.record.path)))
     return Health(
         place=scan.place,
         pictures=len(records),
@@ -171,9 +171,11 @@ def examine(
         sizes=dict(Counter(str(record.size) for record in records).most_common()),
         aspects=[round(record.size.aspect, 4) for record in records],
         buckets=_buckets(plan),
-        mean_lost=plan.mean_lost_area,
+        mean_lost=plan.mean_cropped_fraction,
         cropped=[
-            Cropped(i.record.path, str(i.bucket), i.lost_area) for i in worst if i.lost_area > 0
+            Cropped(i.record.path, str(i.bucket), i.cropped_fraction)
+            for i in worst
+            if i.cropped_fraction > 0
         ],
         too_small=_too_small(plan.images),
         rotated=[record.path for record in records if record.rotated],
@@ -193,7 +195,7 @@ def _buckets(plan: Plan) -> list[BucketHealth]:
     members: dict[tuple[int, Size], list[float]] = {}
     for image in plan.images:
         key = (image.record.subset.dataset, image.bucket)
-        members.setdefault(key, []).append(image.lost_area)
+        members.setdefault(key, []).append(image.cropped_fraction)
     return [
         BucketHealth(dataset, str(size), len(lost), sum(lost) / len(lost), max(lost))
         for (dataset, size), lost in sorted(members.items())
@@ -211,7 +213,7 @@ def _too_small(planned: Iterable[PlannedImage]) -> list[Enlarged]:
 
 
 def _captions(records: Sequence[ImageRecord], count_tokens: CountTokens) -> CaptionHealth:
-    captions = {record.path: record.steady_caption for record in records}
+    captions = {record.path: record.fixed_caption for record in records}
     texts = [text for text in captions.values() if text.strip()]
     lengths = count_tokens(texts)
     same = Counter(texts).most_common()
@@ -225,7 +227,7 @@ def _captions(records: Sequence[ImageRecord], count_tokens: CountTokens) -> Capt
         same=[(text, count) for text, count in same if count > 1],
         token_lengths=dict(sorted(Counter(lengths).items())),
         over={limit: sum(length > limit for length in lengths) for limit in TOKEN_LIMITS},
-        naming_sides=[r.path for r in records if names_a_side(r.words, SIDES)],
+        naming_sides=[r.path for r in records if mentions_side(r.words, SIDES)],
     )
 
 
@@ -233,7 +235,7 @@ def _tags(record: ImageRecord) -> list[str]:
     """The tags of an image, each once: of its tags, or of its caption where it has none."""
     words = record.tags or record.caption
     separator = record.subset.captions.separator
-    tags = (tag.strip() for line in text_lines(words) for tag in line.split(separator))
+    tags = (tag.strip() for line in split_lines(words) for tag in line.split(separator))
     return list(dict.fromkeys(tag for tag in tags if tag))
 
 

@@ -44,16 +44,16 @@ class UnreadableImageError(Exception):
         is_passing: Whether that says nothing of the file; see `Failure`.
     """
 
-    def __init__(self, reason: str, *, is_passing: bool = False) -> None:
+    def __init__(self, reason: str, *, is_transient: bool = False) -> None:
         super().__init__(reason)
-        self.is_passing = is_passing
+        self.is_transient = is_transient
 
 
 def failure_of(error: UnreadableImageError | OSError) -> Failure:
     """What could not be read, as the outcome of a stage."""
     if isinstance(error, UnreadableImageError):
-        return Failure(str(error), error.is_passing)
-    return Failure(f"cannot be read ({error.strerror or error})", is_passing=True)
+        return Failure(str(error), error.is_transient)
+    return Failure(f"cannot be read ({error.strerror or error})", is_transient=True)
 
 
 def read_header(path: Path) -> tuple[Size, bool]:
@@ -82,10 +82,10 @@ def read_rgb(path: Path, *, at_least: Size | None = None) -> Image.Image:
     Raises:
         UnreadableImageError: Not an image, truncated, damaged, or larger than `MAX_PIXELS`.
     """
-    return read_picture(path, at_least=at_least)[0]
+    return read_image(path, at_least=at_least)[0]
 
 
-def read_picture(
+def read_image(
     path: Path, *, at_least: Size | None = None, with_alpha: bool = False
 ) -> tuple[Image.Image, Image.Image | None]:
     """As `read_rgb`, with the opacity besides, an 8-bit image; None where it has none.
@@ -146,7 +146,7 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         if not stat.S_ISREG(path.stat().st_mode):  # opening a FIFO would wait for ever
             raise UnreadableImageError("not a regular file")
         if path.suffix.lower() in HEIF and not register_heif():
-            raise UnreadableImageError(heif_advice(), is_passing=True)
+            raise UnreadableImageError(heif_advice(), is_transient=True)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with Image.open(path) as image:
@@ -166,13 +166,13 @@ def _unreadable(error: Exception, path: Path) -> UnreadableImageError:
     if isinstance(error, Image.DecompressionBombError):
         return UnreadableImageError("over 179 megapixels")
     if isinstance(error, MemoryError) or "out of memory" in str(error):  # of Pillow's decoders
-        return UnreadableImageError("not enough memory to decode it", is_passing=True)
+        return UnreadableImageError("not enough memory to decode it", is_transient=True)
     if isinstance(error, UnidentifiedImageError):
         decoder = _DECODERS.get(path.suffix.lower())
         is_missing = decoder is not None and not features.check(decoder)
-        return UnreadableImageError(_unidentified_reason(path), is_passing=is_missing)
+        return UnreadableImageError(_unidentified_reason(path), is_transient=is_missing)
     if isinstance(error, OSError) and error.errno is not None:  # the system's, not Pillow's
-        return UnreadableImageError(f"cannot be read ({error.strerror})", is_passing=True)
+        return UnreadableImageError(f"cannot be read ({error.strerror})", is_transient=True)
     return UnreadableImageError(f"damaged or truncated ({_one_line(error)})")
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from impasto import files, locks
 from impasto.data import images
 from impasto.data.content_hashes import HASHES_FILE, ContentHashes
-from impasto.data.records import PlannedImage, SetAside, Size
+from impasto.data.records import PlannedImage, Size, SkippedFile
 from impasto.data.shards import BadShard, Shards
 from impasto.errors import DatasetError
 
@@ -57,9 +57,9 @@ class CachedPlan:
 
     images: tuple[PlannedImage, ...]
     keys: tuple[LatentKeys, ...]
-    set_aside: tuple[SetAside, ...]
+    set_aside: tuple[SkippedFile, ...]
     encoded: int
-    refused: tuple[SetAside, ...] = ()
+    refused: tuple[SkippedFile, ...] = ()
     identities: tuple[LatentKeys, ...] = ()
 
 
@@ -157,7 +157,7 @@ class LatentCache:
         """
         self._masks.write(str(bucket), keys, {"mask": masks})
 
-    def note_with(self, note: Callable[[str], None]) -> None:
+    def set_notify(self, note: Callable[[str], None]) -> None:
         """Have it said when writing has to wait for another process."""
         self._moments.note = self._masks.note = note
 
@@ -169,14 +169,14 @@ class LatentCache:
             DatasetError: One uses it.
         """
 
-        def refuse(holder: locks.Holder) -> None:
+        def refuse(holder: locks.LockHolder) -> None:
             raise DatasetError(
                 f"The latent cache {self.folder} is in use by {holder.words}. Nothing was removed. "
                 f"Run this again when that has ended."
             )
 
         if self.folder.is_dir():
-            with locks.alone_in(self.folder, what, refuse):
+            with locks.exclusive_lock(self.folder, what, refuse):
                 self._moments.refresh()
                 self._masks.refresh()
                 yield

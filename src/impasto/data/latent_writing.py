@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from impasto.background import Background
+from impasto.background import BackgroundWriter
 from impasto.data.latent_cache import LatentCache
 from impasto.data.records import Size
 
@@ -26,7 +26,7 @@ class _Gathering:
         behind: Where that is done.
     """
 
-    def __init__(self, write: Callable[..., None], behind: Background) -> None:
+    def __init__(self, write: Callable[..., None], behind: BackgroundWriter) -> None:
         self._write, self._behind = write, behind
         self._bucket = Size(0, 0)
         self._keys: list[str] = []
@@ -55,7 +55,7 @@ class _Gathering:
 
 
 @contextlib.contextmanager
-def written_behind(cache: LatentCache) -> Iterator[ShardWriter]:
+def shard_writer(cache: LatentCache) -> Iterator[ShardWriter]:
     """What gathers shards for a cache, and has a thread write each while the next is gathered.
 
     At the end of the context all is written; if that is an error, only what had been begun.
@@ -64,7 +64,7 @@ def written_behind(cache: LatentCache) -> Iterator[ShardWriter]:
         StorageError: The disk is full or the folder cannot be written; from any method of the
             writer, and from the end of the context.
     """
-    behind = Background()
+    behind = BackgroundWriter()
     try:
         writer = ShardWriter(cache, behind)
         yield writer
@@ -82,7 +82,7 @@ class ShardWriter:
         behind: Writes.
     """
 
-    def __init__(self, cache: LatentCache, behind: Background) -> None:
+    def __init__(self, cache: LatentCache, behind: BackgroundWriter) -> None:
         self._moments = _Gathering(cache.write_shard, behind)
         self._masks = _Gathering(cache.write_masks, behind)
 
@@ -95,7 +95,7 @@ class ShardWriter:
         """Add one image's moments, [4, h, w] each, in RAM."""
         self._moments.add(bucket, key, mean, logvar)
 
-    def add_sample(self, bucket: Size, key: str, latents: Tensor) -> None:
+    def add_latents(self, bucket: Size, key: str, latents: Tensor) -> None:
         """Add a sample, [4, h, w], in the place of moments: a mean without variance."""
         self.add(bucket, key, latents, torch.full_like(latents, _NO_VARIANCE))
 

@@ -14,13 +14,13 @@ from PIL import Image
 
 from impasto.data import images
 from impasto.data.images import UnreadableImageError
-from impasto.data.records import ImageRecord, SetAside, Size
-from impasto.data.remembered import recall, remember
-from impasto.data.rendering import require_promised
+from impasto.data.records import ImageRecord, Size, SkippedFile
+from impasto.data.remembered import recall, write_cached
+from impasto.data.rendering import require_scanned_size
 from impasto.data.stages import Failure, LocalExecutor, chunks, default_workers
 from impasto.progress import Progress
 
-NEAR_BITS = 6  # of 64; saved again as a smaller JPEG, a photograph changes 0 to 4
+NEAR_DUPLICATE_BITS = 6  # of 64; saved again as a smaller JPEG, a photograph changes 0 to 4
 _AT_LEAST = Size(64, 64)
 _VERSION = [3, images.PREPROCESSING_VERSION]
 _SIDE, _KEPT = 32, 8  # of the small image, and of its lowest frequencies
@@ -43,7 +43,7 @@ def perceptual_hash(picture: Image.Image) -> int:
     return int.from_bytes(np.packbits(above).tobytes(), "big")
 
 
-class Look:
+class HashImages:
     """Stage: records -> their perceptual hashes; what cannot be decoded is a failure."""
 
     def __call__(self, batch: Sequence[ImageRecord]) -> list[int | Failure]:
@@ -53,13 +53,13 @@ class Look:
     def _look(self, record: ImageRecord) -> int | Failure:
         try:
             picture = images.read_rgb(record.path, at_least=_AT_LEAST)
-            require_promised(picture, record)
+            require_scanned_size(picture, record)
         except (UnreadableImageError, OSError) as error:
             return images.failure_of(error)
         return perceptual_hash(picture)
 
 
-class Looks:
+class PerceptualHashes:
     """Perceptual hashes of images, remembered by their content; failures are not.
 
     Args:
@@ -73,22 +73,22 @@ class Looks:
 
     def of(
         self, records: Sequence[ImageRecord], digests: Mapping[Path, str], progress: Progress
-    ) -> tuple[dict[Path, int], list[SetAside]]:
+    ) -> tuple[dict[Path, int], list[SkippedFile]]:
         """The hashes of what can be decoded, and the rest with reasons."""
         fresh = [r for r in records if digests.get(r.path, "") not in self._known]
-        executor = LocalExecutor(Look(), workers=default_workers())
-        faults: list[SetAside] = []
+        executor = LocalExecutor(HashImages(), workers=default_workers())
+        faults: list[SkippedFile] = []
         hashes: dict[Path, int] = {}
         with progress.stage("Looking at images", len(fresh), "images") as advance:
             for outcomes in executor.run(chunks(fresh, 8)):
                 for record, outcome in outcomes:
                     if isinstance(outcome, Failure):
-                        faults.append(SetAside(record.path, outcome.reason))
+                        faults.append(SkippedFile(record.path, outcome.reason))
                     elif record.path in digests:
                         self._known[digests[record.path]] = outcome
                 advance(len(outcomes))
         if len(fresh) > len(faults):
-            remember(self._file, _VERSION, self._known)
+            write_cached(self._file, _VERSION, self._known)
         for record in records:
             look = self._known.get(digests.get(record.path, ""))
             if look is not None:
@@ -96,7 +96,7 @@ class Looks:
         return hashes, faults
 
 
-def equal_groups(digests: Mapping[Path, str]) -> list[list[Path]]:
+def exact_duplicates(digests: Mapping[Path, str]) -> list[list[Path]]:
     """Files of the same content, in groups of two and more."""
     groups: dict[str, list[Path]] = {}
     for path, digest in digests.items():
@@ -104,8 +104,8 @@ def equal_groups(digests: Mapping[Path, str]) -> list[list[Path]]:
     return [sorted(group) for group in groups.values() if len(group) > 1]
 
 
-def near_groups(
-    hashes: Mapping[Path, int], advance: Callable[[int], None], most_bits: int = NEAR_BITS
+def near_duplicates(
+    hashes: Mapping[Path, int], advance: Callable[[int], None], most_bits: int = NEAR_DUPLICATE_BITS
 ) -> list[list[Path]]:
     """Images whose hashes differ in a few bits, put together as far as they are linked.
 

@@ -36,7 +36,7 @@ class Sidecars(NamedTuple):
     tags: str = TAGS
 
 
-class Found(NamedTuple):
+class FoundImage(NamedTuple):
     """An image file, and size and time of change of it, its caption and its tags.
 
     Plain numbers in a list, as the index has them: a second scan of 10,000 files compares them and
@@ -64,7 +64,7 @@ class Unused:
 
 def list_folder(
     folder: str, sidecars: Sidecars, *, recursive: bool, without: str = ""
-) -> tuple[list[Found], list[Unused]]:
+) -> tuple[list[FoundImage], list[Unused]]:
     """The images below a folder in the order of their paths, and what is not used.
 
     Args:
@@ -73,7 +73,7 @@ def list_folder(
         recursive: Also look in sub-folders; links to folders are not followed.
         without: A folder that is left out, such as that of masks.
     """
-    found: list[Found] = []
+    found: list[FoundImage] = []
     unused: list[Unused] = []
     waiting = [folder]
     while waiting:
@@ -87,38 +87,40 @@ def list_folder(
         ]
         if recursive:
             waiting += inner
-            unused += asks_for_repeats(inner)
+            unused += repeat_folders(inner)
         else:
             unused += _not_entered(inner)
-    found.sort(key=lambda item: place_in_order(item.path))
-    unused.sort(key=lambda item: place_in_order(str(item.path)))
+    found.sort(key=lambda item: sort_key(item.path))
+    unused.sort(key=lambda item: sort_key(str(item.path)))
     return found, unused
 
 
-def place_in_order(path: str, separator: str = os.sep) -> str:
+def sort_key(path: str, separator: str = os.sep) -> str:
     """What paths are sorted by: the same order on Windows, so that a run draws the same images."""
     return path.replace(separator, "/")
 
 
-def look_at(path: str, words: tuple[str, str] = ("", "")) -> Found:
+def stat_image(path: str, words: tuple[str, str] = ("", "")) -> FoundImage:
     """An image file with the stamps of it and of the files with its words."""
     try:
         status = os.stat(path)  # noqa: PTH116 - hot path
         if not stat.S_ISREG(status.st_mode):
-            return Found(path, [], fault=_kind_of(status.st_mode))
+            return FoundImage(path, [], fault=_kind_of(status.st_mode))
     except OSError as error:
-        return Found(path, [], fault=f"cannot be read ({error.strerror or error})")
+        return FoundImage(path, [], fault=f"cannot be read ({error.strerror or error})")
     stamps = [status.st_size, status.st_mtime_ns]
     for file in words:
         own = _stamp(file) if file else NO_FILE
         if own is None:
             name = os.path.basename(file)  # noqa: PTH119 - hot path
-            return Found(path, [], fault=f"its caption {name} is no file, or a link to nothing")
+            return FoundImage(
+                path, [], fault=f"its caption {name} is no file, or a link to nothing"
+            )
         stamps += own
-    return Found(path, stamps, words)
+    return FoundImage(path, stamps, words)
 
 
-def folded(name: str) -> str:
+def normalized_name(name: str) -> str:
     """A file name as those systems compare it that know one spelling: NFC, the ending lower."""
     stem, ending = os.path.splitext(name)  # noqa: PTH122 - hot path
     plain = stem if stem.isascii() else unicodedata.normalize("NFC", stem)
@@ -131,9 +133,9 @@ class _Listing:
     def __init__(self, folder: str, sidecars: Sidecars) -> None:
         self._folder, self._sidecars = folder, sidecars
         self.folders: list[str] = []
-        self._pictures: list[str] = []
+        self._images: list[str] = []
         self._others: dict[str, os.DirEntry[str]] = {}
-        self._faults: list[Found] = []
+        self._faults: list[FoundImage] = []
         self._unused: list[Unused] = []
         self._used: set[str] = set()
         try:
@@ -143,8 +145,8 @@ class _Listing:
                         self._sort(entry)
         except OSError as error:
             reason = f"a folder that cannot be read ({error.strerror or error})"
-            self._faults.append(Found(printable(folder), [], fault=reason))
-        self._folded = {folded(name): name for name in sorted(self._others, reverse=True)}
+            self._faults.append(FoundImage(printable(folder), [], fault=reason))
+        self._folded = {normalized_name(name): name for name in sorted(self._others, reverse=True)}
 
     def _sort(self, entry: os.DirEntry[str]) -> None:
         name, path = entry.name, entry.path
@@ -154,9 +156,9 @@ class _Listing:
         elif entry.is_dir(follow_symlinks=False):
             self.folders.append(path)
         elif ending in formats.EXTENSIONS:
-            self._pictures.append(name)
+            self._images.append(name)
         elif ending in formats.UNREAD:
-            self._faults.append(Found(path, [], fault=formats.UNREAD[ending]))
+            self._faults.append(FoundImage(path, [], fault=formats.UNREAD[ending]))
         elif entry.is_symlink() and entry.is_dir():
             reason = "a link to a folder, which is not followed; give what it leads to as image_dir"
             self._unused.append(Unused(Path(path), reason))
@@ -167,21 +169,21 @@ class _Listing:
         """A name that is not UTF-8 cannot be written into settings, indexes or reports."""
         shown = printable(entry.path)
         if entry.is_dir():
-            self._faults.append(Found(shown, [], fault=f"a folder: {NOT_TEXT}"))
+            self._faults.append(FoundImage(shown, [], fault=f"a folder: {NOT_TEXT}"))
         elif ending in formats.EXTENSIONS or ending in formats.UNREAD:
-            self._faults.append(Found(shown, [], fault=NOT_TEXT))
+            self._faults.append(FoundImage(shown, [], fault=NOT_TEXT))
         elif ending in self._sidecars:
             self._unused.append(Unused(Path(shown), f"a caption: {NOT_TEXT}"))
 
-    def found(self) -> list[Found]:
+    def found(self) -> list[FoundImage]:
         """The images with the files that belong to them."""
         pictures = [
-            look_at(os.path.join(self._folder, name), self._words_of(name))  # noqa: PTH118
-            for name in self._pictures
+            stat_image(os.path.join(self._folder, name), self._text_files_of(name))  # noqa: PTH118
+            for name in self._images
         ]
         return self._faults + pictures
 
-    def _words_of(self, picture: str) -> tuple[str, str]:
+    def _text_files_of(self, picture: str) -> tuple[str, str]:
         """The files with an image's words; a face crop may share those of its whole image.
 
         kohya-ss/sd-scripts, `library/train_util.py`, read_caption: `a_1_2_3_4.png` reads `a.txt`
@@ -202,7 +204,7 @@ class _Listing:
             return ""
         name = stem + ending
         if name not in self._others:
-            name = self._folded.get(folded(name), "")
+            name = self._folded.get(normalized_name(name), "")
         if not name:
             return ""
         self._used.add(name)
@@ -211,8 +213,8 @@ class _Listing:
     def unused(self) -> Iterator[Unused]:
         """What looks like images or words among the other files; `found` comes before."""
         yield from self._unused
-        pictures = set(self._pictures)
-        stems = {folded(os.path.splitext(name)[0] + ".x"): name for name in pictures}  # noqa: PTH122
+        pictures = set(self._images)
+        stems = {normalized_name(os.path.splitext(name)[0] + ".x"): name for name in pictures}  # noqa: PTH122
         for name in self._others.keys() - self._used:
             reason = self._doubt(name, pictures, stems)
             if reason:
@@ -222,11 +224,11 @@ class _Listing:
         """Why a file should be mentioned; empty where it need not."""
         stem, ending = os.path.splitext(name)  # noqa: PTH122 - hot path
         lower = ending.lower()
-        of_picture = folded(stem + ".x") in stems
+        of_picture = normalized_name(stem + ".x") in stems
         if stem in pictures and (lower in {CAPTION, TAGS} or lower in self._sidecars):
             return "not read, for its image's ending is in its name; rename it, a.png.txt to a.txt"
         if lower in {CAPTION, TAGS} or lower in self._sidecars:
-            return self._doubt_of_words(lower, of_picture=of_picture)
+            return self._doubt_of_text(lower, of_picture=of_picture)
         if of_picture and lower in _CAPTION_LIKE:
             return f"looks like captions and is not read; set caption_extension to {lower}"
         if of_picture and lower == ".json":
@@ -241,7 +243,7 @@ class _Listing:
             return "an image, not read because it has no ending; rename it"
         return ""
 
-    def _doubt_of_words(self, ending: str, *, of_picture: bool) -> str:
+    def _doubt_of_text(self, ending: str, *, of_picture: bool) -> str:
         if not of_picture:
             return "a caption without an image of its name, not used; give both one name"
         if ending in map(str.lower, self._sidecars):
@@ -250,7 +252,7 @@ class _Listing:
         return f"not read, because caption_extension is {asked}"
 
 
-def asks_for_repeats(folders: list[str]) -> Iterator[Unused]:
+def repeat_folders(folders: list[str]) -> Iterator[Unused]:
     """Folders whose names ask for repeats, as in `10_cat`, which only subsets can give."""
     for folder in folders:
         match = _REPEATS.match(os.path.basename(folder))  # noqa: PTH119 - hot path

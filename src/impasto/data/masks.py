@@ -10,8 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePath
 
 from impasto.data import formats
-from impasto.data.listing import Unused, folded, place_in_order
-from impasto.data.records import ImageRecord, SetAside
+from impasto.data.listing import Unused, normalized_name, sort_key
+from impasto.data.records import ImageRecord, SkippedFile
 
 _FIRST = (".png", ".jpg", ".jpeg", ".webp", ".bmp")  # of several masks of one name
 _SETTLED_NS = 2_000_000_000  # a listing is kept once its folder was not changed for so long
@@ -40,7 +40,7 @@ def mask_file(record: ImageRecord) -> Path | None:
     return None
 
 
-def unused_masks(records: Sequence[ImageRecord], set_aside: Iterable[SetAside]) -> list[Unused]:
+def unused_masks(records: Sequence[ImageRecord], set_aside: Iterable[SkippedFile]) -> list[Unused]:
     """The files in folders of masks that weigh no image, but for those of images set aside."""
     folders = {r.subset.masks.folder for r in records if r.subset.masks} - {None}
     if not folders:
@@ -57,7 +57,7 @@ def unused_masks(records: Sequence[ImageRecord], set_aside: Iterable[SetAside]) 
                 is_hidden = name.startswith(".")
                 if reason and not is_hidden and path not in used and _stem_of(name) not in excused:
                     unused[path] = reason
-    ordered = sorted(unused, key=lambda path: place_in_order(str(path)))
+    ordered = sorted(unused, key=lambda path: sort_key(str(path)))
     return [Unused(path, unused[path]) for path in ordered]
 
 
@@ -92,5 +92,5 @@ def _rank(name: str) -> tuple[int, bool]:
 
 
 def _stem_of(name: str) -> str:
-    stem = folded(os.path.splitext(name)[0] + ".x")  # noqa: PTH122 - hot path
+    stem = normalized_name(os.path.splitext(name)[0] + ".x")  # noqa: PTH122 - hot path
     return stem.casefold() if _KNOWS_ONE_CASE else stem

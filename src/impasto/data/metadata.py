@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from impasto import files
-from impasto.data.finding import PictureFinder
+from impasto.data.finding import ImageFinder
 from impasto.data.records import ImageRecord, Size
 from impasto.errors import DatasetError
-from impasto.parsing import is_text, json_fault, parse_json, read_text, text_lines
+from impasto.parsing import is_text, json_fault, parse_json, read_text, split_lines
 
 KeyStyle = Literal["relative", "absolute", "stem"]
 _JSONL = ".jsonl"
@@ -147,7 +147,7 @@ def keep_backup(file: Path) -> Path | None:
     return backup
 
 
-def merge_words(
+def merge_captions(
     known: Sequence[MetadataEntry],
     records: Sequence[ImageRecord],
     style: KeyStyle,
@@ -187,7 +187,7 @@ def keys_of_files(known: Sequence[MetadataEntry], roots: Iterable[Path]) -> dict
     """Absolute path -> key, for those that name a file below one of `roots`."""
     keys: dict[Path, str] = {}
     for root in roots:
-        found = PictureFinder(root).find_all([entry.key for entry in known])
+        found = ImageFinder(root).find_all([entry.key for entry in known])
         for entry, path in zip(known, found, strict=True):
             if isinstance(path, str):
                 keys.setdefault(Path(path).absolute(), entry.key)
@@ -217,7 +217,7 @@ def _read_object(file: Path, text: str) -> list[MetadataEntry]:
 
 def _read_lines(file: Path, text: str) -> list[MetadataEntry]:
     entries = []
-    for number, line in enumerate(text_lines(text), start=1):
+    for number, line in enumerate(split_lines(text), start=1):
         if not line.strip():
             continue
         where = f"line {number}"
@@ -265,7 +265,7 @@ def _entry(file: Path, where: str, key: str, content: Any) -> MetadataEntry:
                 f"{file}, {where}: {name} holds half a character (half a surrogate pair), as after "
                 f"cutting an emoji in two. Take it out: {value!r}"
             )
-        words.append("\n".join(text_lines(value)).strip())
+        words.append("\n".join(split_lines(value)).strip())
     train = _size(file, where, "train_resolution", others.pop("train_resolution", None))
     if train is not None and (train.width % 8 or train.height % 8):
         raise DatasetError(

@@ -65,7 +65,7 @@ def read_npz(file: Path, image: PlannedImage) -> NpzLatents | Failure:
         return Failure(f"older than {image.record.path.name}, which was changed after it was made")
     try:
         arrays = _arrays(file, lambda name: _is_wanted(name, image))
-        flipped = _flipped_beside(file, image)
+        flipped = _flipped_sidecar(file, image)
     except Exception as error:  # zipfile and NumPy raise a dozen classes on damage
         return Failure(f"damaged ({error or type(error).__name__})")
     return _checked(file, arrays, flipped, image)
@@ -190,7 +190,7 @@ def _is_wanted(name: str, image: PlannedImage) -> bool:
     return name in bases or name in {f"{base}{_tail(image)}" for base in bases[1:]}
 
 
-def _flipped_beside(file: Path, image: PlannedImage) -> np.ndarray | None:
+def _flipped_sidecar(file: Path, image: PlannedImage) -> np.ndarray | None:
     """The mirrored latents of the first era, in a file of their own."""
     beside = file.with_name(f"{file.stem}_flip.npz")
     if not os.path.isfile(beside) or is_older(beside, image):  # noqa: PTH113 - the same

@@ -15,45 +15,45 @@ from impasto.data.latent_cache import (
     LatentKeys,
     latent_key,
 )
-from impasto.data.latent_writing import ShardWriter, written_behind
+from impasto.data.latent_writing import ShardWriter, shard_writer
 from impasto.data.npz import npz_candidates, npz_file, read_npz, write_npz
-from impasto.data.records import PlannedImage, SetAside
+from impasto.data.records import PlannedImage, SkippedFile
 from impasto.data.stages import Failure
 from impasto.errors import StorageError
 from impasto.progress import Progress
 
 
-def take_npz(
+def import_npz(
     planned: Sequence[PlannedImage],
     keys: list[LatentKeys | None],
     digests: dict[Path, str],
     cache: LatentCache,
     progress: Progress,
-) -> list[SetAside]:
+) -> list[SkippedFile]:
     """Put fitting latents of sd-scripts into the cache, their keys into `keys`; name the rest."""
     able = [
         i
         for i, key in enumerate(keys)
-        if key is not None and key.plain and _latents_beside(planned[i], digests)
+        if key is not None and key.plain and _npz_files_of(planned[i], digests)
     ]
     if not able:
         return []
-    refused: list[SetAside] = []
+    refused: list[SkippedFile] = []
     owners = _owners(planned, progress)
     with (
         progress.stage("Reading sd-scripts' latents", len(able), "images") as advance,
-        written_behind(cache) as writer,
+        shard_writer(cache) as writer,
     ):
         for i in sorted(able, key=lambda i: planned[i].bucket):
             own = keys[i]
             assert own is not None  # noqa: S101 - those without are not able
-            for file in _latents_beside(planned[i], digests):
+            for file in _npz_files_of(planned[i], digests):
                 shared = _shared(owners[file])
                 taken = shared or _from_npz(file, digests, planned[i], own, cache, writer)
                 if isinstance(taken, LatentKeys):
                     keys[i] = taken
                     break
-                refused.append(SetAside(file, taken.reason))
+                refused.append(SkippedFile(file, taken.reason))
             advance(1)
     return refused
 
@@ -68,7 +68,7 @@ class Exported:
     """
 
     written: int
-    refused: tuple[SetAside, ...]
+    refused: tuple[SkippedFile, ...]
 
 
 def export_latents(plan: CachedPlan, cache: LatentCache, progress: Progress) -> Exported:
@@ -90,7 +90,7 @@ def export_latents(plan: CachedPlan, cache: LatentCache, progress: Progress) -> 
             if outcome is None:
                 written += 1
             else:
-                refused.append(SetAside(image.record.path, outcome.reason))
+                refused.append(SkippedFile(image.record.path, outcome.reason))
             advance(1)
     return Exported(written, tuple(dict.fromkeys(refused)))
 
@@ -113,7 +113,7 @@ def _export(
     try:
         write_npz(image, latents, flipped)
     except StorageError as error:
-        if not files.is_of_one_file(error):
+        if not files.is_file_specific(error):
             raise
         return Failure(f"no .npz: it cannot be written ({files.cause_of(error)})")
     return None
@@ -140,7 +140,7 @@ def _shared(pictures: set[Path]) -> Failure | None:
     )
 
 
-def _latents_beside(image: PlannedImage, digests: dict[Path, str]) -> list[Path]:
+def _npz_files_of(image: PlannedImage, digests: dict[Path, str]) -> list[Path]:
     """The files that sd-scripts may have left for an image, if they are to be used."""
     if not image.record.subset.reads_npz:
         return []
@@ -165,10 +165,10 @@ def _from_npz(
     read = read_npz(file, image)
     if isinstance(read, Failure):
         return read
-    writer.add_sample(image.bucket, plain, torch.from_numpy(read.latents))
+    writer.add_latents(image.bucket, plain, torch.from_numpy(read.latents))
     if not own.flipped:
         return LatentKeys(plain, "", own.mask)
     if read.flipped is None:  # the mirror image is encoded by the VAE
         return LatentKeys(plain, own.flipped, own.mask)
-    writer.add_sample(image.bucket, flipped, torch.from_numpy(read.flipped))
+    writer.add_latents(image.bucket, flipped, torch.from_numpy(read.flipped))
     return LatentKeys(plain, flipped, own.mask)

@@ -24,9 +24,9 @@ class Plan:
         return dict(sorted(Counter(image.bucket for image in self.images).items()))
 
     @property
-    def mean_lost_area(self) -> float:
+    def mean_cropped_fraction(self) -> float:
         """The mean share of image area that cropping removes, in [0, 1)."""
-        return sum(image.lost_area for image in self.images) / len(self.images)
+        return sum(image.cropped_fraction for image in self.images) / len(self.images)
 
     @property
     def enlarged(self) -> int:
@@ -34,32 +34,42 @@ class Plan:
         return sum(image.resized.area > image.record.size.area for image in self.images)
 
 
-def plan_images(
-    records: Sequence[ImageRecord],
-    resolution: Size,
-    *,
-    enable_bucket: bool = True,
-    min_side: int = 256,
-    max_side: int = 1024,
-    step: int = 64,
-    buckets: Sequence[Size] | None = None,
-    selection: Selection = "native",
-    no_upscale: bool = False,
-    as_wanted: bool = False,
-) -> Plan:
-    """Place each record into a bucket; without buckets, all into one of exactly `resolution`.
+@dataclass(frozen=True)
+class BucketRules:
+    """Which buckets there are, and how an image comes into one.
 
-    Args:
-        records: The images.
-        resolution: Training resolution; with buckets only its area counts.
-        enable_bucket: Whether there are buckets.
+    Attributes:
+        enable_bucket: Whether there are buckets; else all images go into one of the resolution.
         min_side: Shortest side of a bucket in pixels.
         max_side: Longest side of a bucket in pixels.
         step: Sides are multiples of this, in pixels.
         buckets: The table, where it is not to be made from the above.
         selection: Whose choice of an image's bucket: `native` or `kohya`.
         no_upscale: Never enlarge an image; buckets for small ones are made as needed.
-        as_wanted: Put each record into the bucket that its metadata names, where it names one.
+        as_requested: Put each image into the bucket that its metadata names, where it names one.
+    """
+
+    enable_bucket: bool = True
+    min_side: int = 256
+    max_side: int = 1024
+    step: int = 64
+    buckets: Sequence[Size] | None = None
+    selection: Selection = "native"
+    no_upscale: bool = False
+    as_requested: bool = False
+
+
+def plan_images(
+    records: Sequence[ImageRecord],
+    resolution: Size,
+    rules: BucketRules = BucketRules(),
+) -> Plan:
+    """Assign each record to a bucket; without buckets, all to one of exactly `resolution`.
+
+    Args:
+        records: The images.
+        resolution: Training resolution; with buckets only its area counts.
+        rules: Which buckets there are.
 
     Raises:
         DatasetError: There are no records.
@@ -67,31 +77,35 @@ def plan_images(
     """
     if not records:
         raise DatasetError("There is no image to plan: the dataset is empty.")
-    if not enable_bucket:
+    buckets, no_upscale = rules.buckets, rules.no_upscale
+    if not rules.enable_bucket:
         buckets, no_upscale = [resolution], False
     elif not buckets:
-        buckets = make_bucket_sizes(resolution, min_side, max_side, step)
-    limits = Limits(tuple(buckets), resolution.area, min_side, max_side, step)
+        buckets = make_bucket_sizes(resolution, rules.min_side, rules.max_side, rules.step)
+    area, bounds = resolution.area, (rules.min_side, rules.max_side, rules.step)
+    limits = Limits(tuple(buckets), area, *bounds)
     with no_cycle_collection():
         sizes = list({record.size: None for record in records})
-        assigned = dict(zip(sizes, ASSIGNMENTS[selection, no_upscale](sizes, limits), strict=True))
+        assigned = dict(
+            zip(sizes, ASSIGNMENTS[rules.selection, no_upscale](sizes, limits), strict=True)
+        )
         geometry = {size: _centred(*assigned[size]) for size in sizes}
         return Plan(
             tuple(
-                PlannedImage(record, *_as_wanted(record, limits))
-                if as_wanted and record.wanted
+                PlannedImage(record, *_as_requested(record, limits))
+                if rules.as_requested and record.wanted
                 else PlannedImage(record, *geometry[record.size])
                 for record in records
             )
         )
 
 
-def joined_plans(plans: Sequence[Plan]) -> Plan:
+def join_plans(plans: Sequence[Plan]) -> Plan:
     """The plans of several datasets as one."""
     return Plan(tuple(image for plan in plans for image in plan.images))
 
 
-def _as_wanted(record: ImageRecord, limits: Limits) -> tuple[Size, Size, Box]:
+def _as_requested(record: ImageRecord, limits: Limits) -> tuple[Size, Size, Box]:
     """The geometry of a record in the bucket that its metadata names."""
     assert record.wanted is not None  # noqa: S101 - the caller has looked
     only = replace(limits, buckets=(record.wanted,))

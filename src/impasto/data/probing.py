@@ -12,33 +12,33 @@ from pathlib import Path
 from typing import Any
 
 from impasto.data import images
-from impasto.data.listing import Found
+from impasto.data.listing import FoundImage
 from impasto.data.listing import Sidecars as Sidecars
-from impasto.data.records import FileStamp, ImageRecord, SetAside, Size
-from impasto.data.remembered import recall, remember
+from impasto.data.records import FileStamp, ImageRecord, Size, SkippedFile
+from impasto.data.remembered import recall, write_cached
 from impasto.data.stages import Failure, LocalExecutor, chunks, default_workers
 from impasto.data.subsets import Subset
 from impasto.errors import StorageError
-from impasto.parsing import decoded_words, text_lines
+from impasto.parsing import decode_caption, split_lines
 from impasto.progress import Progress
 
 INDEX_VERSION = 5
 _FILES_AT_ONCE = 64
-_LARGEST_WORDS = 2**20  # bytes; a caption has some hundreds
+_LARGEST_CAPTION = 2**20  # bytes; a caption has some hundreds
 _NO_ENTRY: list[Any] = [None]
 
 
 class Probe:
     """Stage: files -> [width, height, rotated, caption, tags] of each."""
 
-    def __call__(self, batch: Sequence[Found]) -> list[list[Any] | Failure]:
+    def __call__(self, batch: Sequence[FoundImage]) -> list[list[Any] | Failure]:
         """Probe a batch of files; what cannot be read is a failure with its reason."""
         return [self._probe(item) for item in batch]
 
-    def _probe(self, item: Found) -> list[Any] | Failure:
+    def _probe(self, item: FoundImage) -> list[Any] | Failure:
         try:
             size, rotated = images.read_header(Path(item.path))
-            caption, tags = (_read_words(file) if file else "" for file in item.words)
+            caption, tags = (_read_caption(file) if file else "" for file in item.words)
         except (images.UnreadableImageError, OSError) as error:
             return images.failure_of(error)
         return [size.width, size.height, int(rotated), caption, tags]
@@ -56,7 +56,7 @@ class ScanIndex:
         self._file, self._version = file, [INDEX_VERSION, key]
         self._entries: Entries = (recall(file, self._version) if file is not None else None) or {}
 
-    def probe(self, found: Sequence[Found], progress: Progress) -> Entries:
+    def probe(self, found: Sequence[FoundImage], progress: Progress) -> Entries:
         """Entries of all files; only those that changed are opened."""
         known = self._entries
         usable = [item for item in found if not item.fault]
@@ -69,13 +69,13 @@ class ScanIndex:
                 for item, outcome in outcomes:
                     result = [outcome.reason] if isinstance(outcome, Failure) else outcome
                     entries[item.path] = [item.stamps, result]
-                    if isinstance(outcome, Failure) and outcome.is_passing:
+                    if isinstance(outcome, Failure) and outcome.is_transient:
                         passing.add(item.path)
                 advance(len(outcomes))
         kept = {path: entry for path, entry in entries.items() if path not in passing}
         if self._file is not None and (len(fresh) > len(passing) or len(kept) != len(known)):
             try:
-                remember(self._file, self._version, kept)
+                write_cached(self._file, self._version, kept)
             except StorageError as error:  # what was found is right all the same
                 progress.note(f"The next scan has to look at all files again: {error}")
         self._entries = kept
@@ -86,15 +86,15 @@ Entries = dict[str, list[Any]]
 """Path -> [stamps, [width, height, rotated, caption, tags] or [reason]]."""
 
 
-def sort_out(
-    found: Iterable[Found], entries: Entries, subset: Subset
-) -> tuple[list[ImageRecord], list[SetAside]]:
+def split_usable(
+    found: Iterable[FoundImage], entries: Entries, subset: Subset
+) -> tuple[list[ImageRecord], list[SkippedFile]]:
     """Records of what can be used, and the rest with its reasons."""
     records, set_aside = [], []
     for item in found:
         result: list[Any] = [item.fault] if item.fault else entries[item.path][1]
         if len(result) == 1:
-            set_aside.append(SetAside(Path(item.path), result[0]))
+            set_aside.append(SkippedFile(Path(item.path), result[0]))
             continue
         width, height, rotated, caption, tags = result
         stamp = FileStamp(item.stamps[0], item.stamps[1])
@@ -105,7 +105,7 @@ def sort_out(
     return records, set_aside
 
 
-def _read_words(path: str) -> str:
+def _read_caption(path: str) -> str:
     """The lines of a file that are not blank.
 
     Raises:
@@ -113,17 +113,17 @@ def _read_words(path: str) -> str:
             far too large.
     """
     with open(path, "rb") as file:  # noqa: PTH123 - hot path
-        content = file.read(_LARGEST_WORDS + 1)
-    if len(content) > _LARGEST_WORDS:
+        content = file.read(_LARGEST_CAPTION + 1)
+    if len(content) > _LARGEST_CAPTION:
         raise images.UnreadableImageError(
-            f"its caption {os.path.basename(path)} has over {_LARGEST_WORDS >> 20} MiB, which no "  # noqa: PTH119
+            f"its caption {os.path.basename(path)} has over {_LARGEST_CAPTION >> 20} MiB, which no "  # noqa: PTH119
             f"words have; give it another name if it is something else"
         )
     try:
-        text = decoded_words(content)
+        text = decode_caption(content)
     except UnicodeDecodeError as error:
         raise images.UnreadableImageError(
             f"its caption {os.path.basename(path)} is not UTF-8 text "  # noqa: PTH119 - hot path
             f"(byte {error.start}); save it as UTF-8"
         ) from error
-    return "\n".join(line for line in map(str.strip, text_lines(text)) if line)
+    return "\n".join(line for line in map(str.strip, split_lines(text)) if line)

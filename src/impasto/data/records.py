@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from impasto.data.captions import Moment, joined_words
+from impasto.data.captions import Moment, join_caption_and_tags
 from impasto.data.subsets import PLAIN, Subset
 
 if TYPE_CHECKING:
@@ -136,10 +136,10 @@ class ImageRecord:
     @property
     def words(self) -> str:
         """Caption and tags joined, before the subset's rules; perhaps on several lines."""
-        return joined_words(self.caption, self.tags, self.subset.captions.separator)
+        return join_caption_and_tags(self.caption, self.tags, self.subset.captions.separator)
 
     @property
-    def steady_caption(self) -> str:
+    def fixed_caption(self) -> str:
         """The caption without chance: for validation and for counting tokens."""
         rules = self.subset.captions.steady()
         return rules.write(self.words, Moment(1, 0, 1), 0, self.name)
@@ -162,7 +162,7 @@ class ImageRecord:
 
 
 @dataclass(frozen=True, slots=True)
-class SetAside:
+class SkippedFile:
     """A file that will not be used, and the reason in words."""
 
     path: Path
@@ -179,7 +179,7 @@ class PlannedImage:
     crop: Box
 
     @property
-    def lost_area(self) -> float:
+    def cropped_fraction(self) -> float:
         """The share of the image that the crop removes, in [0, 1)."""
         return 1 - self.bucket.area / self.resized.area
 

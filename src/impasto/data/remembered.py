@@ -15,8 +15,8 @@ from impasto import files
 from impasto.parsing import parse_json, read_text
 
 
-def remember(file: Path, version: list[Any], content: Any) -> None:
-    """Write JSON with a hash of it, durably; nothing within `files.nothing_kept`.
+def write_cached(file: Path, version: list[Any], content: Any) -> None:
+    """Write JSON with a hash of it, durably; nothing within `files.dry_run`.
 
     Args:
         file: Where.
@@ -26,7 +26,7 @@ def remember(file: Path, version: list[Any], content: Any) -> None:
     Raises:
         StorageError: It could not be written.
     """
-    if not files.is_keeping():
+    if not files.writes_caches():
         return
     text = files.json_text(content)
     head = json.dumps({"version": version, "sha256": _hash(text)}, ensure_ascii=False)

@@ -70,10 +70,8 @@ def render(image: PlannedImage) -> Rendered:
     """
     record, masks = image.record, image.record.subset.masks
     wants_alpha = masks is not None and masks.alpha
-    picture, alpha = images.read_picture(
-        record.path, at_least=image.resized, with_alpha=wants_alpha
-    )
-    require_promised(picture, record)
+    picture, alpha = images.read_image(record.path, at_least=image.resized, with_alpha=wants_alpha)
+    require_scanned_size(picture, record)
     cut = _resized_and_cropped(picture, image, _FILTERS[record.subset.interpolation])
     return Rendered(image, np.asarray(cut), None if masks is None else _mask(image, alpha))
 
@@ -85,7 +83,7 @@ def decoded_size(record: ImageRecord) -> Size:
         UnreadableImageError: It cannot be read, or is not what its header promised.
     """
     picture = images.read_rgb(record.path)
-    require_promised(picture, record)
+    require_scanned_size(picture, record)
     return Size(*picture.size)
 
 
@@ -96,7 +94,7 @@ def _or_failure(work: Callable[[I], O], item: I) -> O | Failure:
         return images.failure_of(error)
 
 
-def require_promised(picture: Image.Image, record: ImageRecord) -> None:
+def require_scanned_size(picture: Image.Image, record: ImageRecord) -> None:
     """Make sure that an image, decoded whole or at a half to an eighth, is what was scanned.
 
     Raises:

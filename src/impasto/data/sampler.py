@@ -36,7 +36,7 @@ class Sample(NamedTuple):
     repeat: int
 
 
-Round = tuple[tuple[Sample, ...], ...]
+RankBatches = tuple[tuple[Sample, ...], ...]
 """One batch for each process; an empty one where there is none left."""
 
 
@@ -54,7 +54,7 @@ class MicroBatch:
 
 
 @dataclass(frozen=True, slots=True)
-class Update:
+class OptimizerStep:
     """One optimizer step: its micro-batches, for one process, and the size of the whole."""
 
     step: int
@@ -101,7 +101,7 @@ class EpochSampler:
             group: sum(self._repeats[index] for index in indices)
             for group, indices in self._members.items()
         }
-        ways: dict[BatchOrder, Callable[[int], list[Round]]] = {
+        ways: dict[BatchOrder, Callable[[int], list[RankBatches]]] = {
             "shuffled": self._shuffled,
             "proportional": self._proportional,
         }
@@ -126,7 +126,7 @@ class EpochSampler:
         """Images seen in one epoch, repeats counted."""
         return sum(self._counts.values())
 
-    def update(self, step: int, rank: int = 0) -> Update:
+    def update(self, step: int, rank: int = 0) -> OptimizerStep:
         """The step at `step` (counted from 0) as the process `rank` sees it."""
         epoch, index = divmod(step, self.updates_per_epoch)
         rounds = self._rounds_of(epoch)
@@ -143,7 +143,7 @@ class EpochSampler:
                         else MicroBatch(stand_in, (0,), is_padding=True)
                     )
                 start += len(batch)
-        return Update(step, epoch, tuple(own), start)
+        return OptimizerStep(step, epoch, tuple(own), start)
 
     def samples_before(self, step: int) -> int:
         """Images seen by all processes in the steps before `step`."""
@@ -151,7 +151,7 @@ class EpochSampler:
         begun = self._rounds_of(epoch)[: index * self._accumulation] if index else []
         return epoch * self.samples_per_epoch + sum(len(b) for batches in begun for b in batches)
 
-    def _shuffled(self, epoch: int) -> list[Round]:
+    def _shuffled(self, epoch: int) -> list[RankBatches]:
         """All batches in a random order, dealt to the processes in turn."""
         batches = [batch for group in self._members for batch in self._batches(group, epoch)]
         order = derive_rng(self._seed, "batches", epoch).permutation(len(batches))
@@ -162,12 +162,12 @@ class EpochSampler:
             for start in range(0, len(batches), width)
         ]
 
-    def _proportional(self, epoch: int) -> list[Round]:
+    def _proportional(self, epoch: int) -> list[RankBatches]:
         """Each process draws the buckets of its batches from its own share of the images."""
-        deals = [self._draw(epoch, rank) for rank in range(self._num_processes)]
+        deals = [self._rank_batches(epoch, rank) for rank in range(self._num_processes)]
         return list(zip_longest(*deals, fillvalue=()))
 
-    def _draw(self, epoch: int, rank: int) -> list[tuple[Sample, ...]]:
+    def _rank_batches(self, epoch: int, rank: int) -> list[tuple[Sample, ...]]:
         """The batches of one process: the next bucket by what is left in each."""
         rng = derive_rng(self._seed, "draws", epoch, rank)
         piles = [self._batches(group, epoch, rank) for group in self._members]
@@ -189,13 +189,13 @@ class EpochSampler:
         if rank is None:
             return _in_batches(samples, self._batch_sizes[group], rng)
         mixed = [samples[i] for i in rng.permutation(len(samples))]
-        share = mixed[self._first_of_share(group, rank) :: self._num_processes]
+        share = mixed[self._rank_offset(group, rank) :: self._num_processes]
         own_rng = derive_rng(
             self._seed, "order", epoch, group.dataset, str(group.bucket), f"rank {rank}"
         )
         return _in_batches(share, self._batch_sizes[group], own_rng)
 
-    def _first_of_share(self, group: Group, rank: int) -> int:
+    def _rank_offset(self, group: Group, rank: int) -> int:
         """Where a process's share begins: turned from group to group, so that shares are even."""
         turn = list(self._members).index(group)
         return (rank + turn) % self._num_processes
@@ -203,7 +203,7 @@ class EpochSampler:
     def _batches_of_rank(self, rank: int) -> int:
         total = 0
         for group, count in self._counts.items():
-            share = len(range(self._first_of_share(group, rank), count, self._num_processes))
+            share = len(range(self._rank_offset(group, rank), count, self._num_processes))
             total += -(-share // self._batch_sizes[group])
         return total
 

@@ -10,19 +10,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from impasto.data import images
-from impasto.data.decoded import DecodedBefore
-from impasto.data.finding import PictureFinder
+from impasto.data.decoded import DecodeCache
+from impasto.data.finding import ImageFinder
 from impasto.data.listing import (
     Sidecars,
     Unused,
-    asks_for_repeats,
     list_folder,
-    look_at,
+    repeat_folders,
+    stat_image,
 )
 from impasto.data.masks import unused_masks
 from impasto.data.metadata import Metadata, MetadataEntry
-from impasto.data.probing import ScanIndex, sort_out
-from impasto.data.records import ImageRecord, SetAside, no_cycle_collection
+from impasto.data.probing import ScanIndex, split_usable
+from impasto.data.records import ImageRecord, SkippedFile, no_cycle_collection
 from impasto.data.rendering import Decode
 from impasto.data.stages import Failure, LocalExecutor, chunks, default_workers
 from impasto.data.subsets import PLAIN, Subset
@@ -72,7 +72,7 @@ class Scan:
 
     place: str
     records: tuple[ImageRecord, ...]
-    set_aside: tuple[SetAside, ...]
+    set_aside: tuple[SkippedFile, ...]
     unused: tuple[Unused, ...] = ()
 
     @property
@@ -84,18 +84,18 @@ class Scan:
         return Tally(len(paths), len(paths) - len(worded), len(aside), len(self.unused))
 
     @property
-    def uncaptioned(self) -> int:
+    def uncaptioned_count(self) -> int:
         """How many usable images have no words at all."""
         return self.tally.without_words
 
     @property
-    def with_more_lines(self) -> int:
+    def multiline_captions(self) -> int:
         """How many captions have lines that are never shown: several, and no wildcards."""
         return sum(
             "\n" in record.words and not record.subset.captions.wildcards for record in self.records
         )
 
-    def without(self, set_aside: Iterable[SetAside]) -> Scan:
+    def without(self, set_aside: Iterable[SkippedFile]) -> Scan:
         """The same after some images turned out to be unusable."""
         fresh = {item.path: item for item in set_aside}
         known = {item.path for item in self.set_aside}
@@ -108,7 +108,7 @@ class Scan:
             ),
         )
 
-    def said_of_unused(self) -> list[str]:
+    def describe_unused(self) -> list[str]:
         """A line for each kind of what is not used, with the number and the first names."""
         kinds: dict[str, list[str]] = {}
         for item in self.unused:
@@ -152,12 +152,12 @@ def scan_folder(
             str(folder), sidecars, recursive=recursive, without=_same(masks)
         )
         if subset.repeats == 1:
-            unused[:0] = asks_for_repeats([str(folder.absolute())])
+            unused[:0] = repeat_folders([str(folder.absolute())])
     entries = known.probe(found, progress or SilentProgress())
     with no_cycle_collection():
-        records, set_aside = sort_out(found, entries, subset)
+        records, set_aside = split_usable(found, entries, subset)
     if not records:
-        raise DatasetError(nothing_usable(str(folder), set_aside, unused))
+        raise DatasetError(no_usable_images(str(folder), set_aside, unused))
     return Scan(str(folder), tuple(records), tuple(set_aside), tuple(unused))
 
 
@@ -178,12 +178,12 @@ def scan_metadata(
     """
     if image_dir is not None:
         require_folder(image_dir)
-    of_path, set_aside, unused = _named_pictures(metadata, image_dir)
-    found = [look_at(path) for path in of_path]
+    of_path, set_aside, unused = _named_images(metadata, image_dir)
+    found = [stat_image(path) for path in of_path]
     known = ScanIndex(index, str(metadata.file.absolute()))
     entries = known.probe(found, progress or SilentProgress())
     with no_cycle_collection():
-        records, unusable = sort_out(found, entries, subset)
+        records, unusable = split_usable(found, entries, subset)
     worded = []
     for record in records:
         entry = of_path[str(record.path)]
@@ -194,34 +194,34 @@ def scan_metadata(
         )
     set_aside += unusable
     if not worded:
-        raise DatasetError(nothing_usable(str(metadata.file), set_aside))
+        raise DatasetError(no_usable_images(str(metadata.file), set_aside))
     return Scan(str(metadata.file), tuple(worded), tuple(set_aside), tuple(unused))
 
 
-def _named_pictures(
+def _named_images(
     metadata: Metadata, image_dir: Path | None
-) -> tuple[dict[str, MetadataEntry], list[SetAside], list[Unused]]:
+) -> tuple[dict[str, MetadataEntry], list[SkippedFile], list[Unused]]:
     """Path -> entry of what is there; names that lead nowhere; images that have no name."""
-    finder = PictureFinder(image_dir or metadata.file.parent)
+    finder = ImageFinder(image_dir or metadata.file.parent)
     of_path: dict[str, MetadataEntry] = {}
     spelt: dict[str, str] = {}
-    set_aside: list[SetAside] = []
+    set_aside: list[SkippedFile] = []
     outcomes = finder.find_all([entry.key for entry in metadata.entries])
     for entry, path in zip(metadata.entries, outcomes, strict=True):
         if isinstance(path, Failure):
-            set_aside.append(SetAside(Path(printable(entry.key)), path.reason))
+            set_aside.append(SkippedFile(Path(printable(entry.key)), path.reason))
             continue
         other = spelt.setdefault(unicodedata.normalize("NFC", path).casefold(), path)
         if path in of_path or (other != path and _is_same_file(other, path)):
             first = of_path[path if path in of_path else other]
             reason = f"metadata names it twice: {first.key!r} and {entry.key!r}"
-            set_aside.append(SetAside(Path(entry.key), reason))
+            set_aside.append(SkippedFile(Path(entry.key), reason))
         else:
             of_path[path] = entry
     unused = [Unused(metadata.file, remark) for remark in finder.remarks]
     if image_dir is not None:
         reason = "an image that the metadata file does not name"
-        unused += [Unused(Path(path), reason) for path in finder.unnamed(set(of_path))]
+        unused += [Unused(Path(path), reason) for path in finder.find_unnamed(set(of_path))]
     return of_path, set_aside, unused
 
 
@@ -232,7 +232,7 @@ def _is_same_file(path: str, other: str) -> bool:
         return False
 
 
-def joined_scans(scans: Sequence[Scan]) -> Scan:
+def join_scans(scans: Sequence[Scan]) -> Scan:
     """Several scans as one; masks that none of them uses are mentioned."""
     places = list(dict.fromkeys(scan.place for scan in scans))
     records = tuple(record for scan in scans for record in scan.records)
@@ -254,7 +254,7 @@ def decode_all(scan: Scan, progress: Progress | None = None, *, memory: Path | N
         DatasetError: None is left.
     """
     progress = progress or SilentProgress()
-    known = DecodedBefore(memory)
+    known = DecodeCache(memory)
     waiting = list({r.path: r for r in scan.records if known.outcome(r) is None}.values())
     executor = LocalExecutor(Decode(), workers=default_workers())
     if waiting:
@@ -265,9 +265,9 @@ def decode_all(scan: Scan, progress: Progress | None = None, *, memory: Path | N
                 advance(len(outcomes))
         known.write()
     found = {record.path: known.outcome(record) for record in scan.records}
-    left = scan.without([SetAside(path, reason) for path, reason in found.items() if reason])
+    left = scan.without([SkippedFile(path, reason) for path, reason in found.items() if reason])
     if not left.records:
-        raise DatasetError(nothing_usable(scan.place, left.set_aside))
+        raise DatasetError(no_usable_images(scan.place, left.set_aside))
     return left
 
 
@@ -285,7 +285,9 @@ def require_folder(folder: Path) -> None:
         )
 
 
-def nothing_usable(place: str, set_aside: Sequence[SetAside], unused: Sequence[Unused] = ()) -> str:
+def no_usable_images(
+    place: str, set_aside: Sequence[SkippedFile], unused: Sequence[Unused] = ()
+) -> str:
     """What to say where no image can be used."""
     if not set_aside:
         kinds = " ".join(sorted(ext[1:] for ext in images.EXTENSIONS))

@@ -113,7 +113,7 @@ class Shards:
         """
         with files.reported(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-        patience = locks.Patience(lambda words: self.note(words), f"writing to {self.folder}")
+        patience = locks.LockWaiter(lambda words: self.note(words), f"writing to {self.folder}")
         with locks.FolderLock(self.folder, f"writing to the {self._what}", patience):
             self.refresh()
             new = [row for row, key in enumerate(keys) if key not in self._rows]

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from impasto import files
-from impasto.data.beside import WordsBeside
+from impasto.data.beside import SidecarLookup
 from impasto.data.listing import CAPTION, TAGS
 from impasto.data.metadata import keep_backup
-from impasto.data.records import ImageRecord, SetAside
+from impasto.data.records import ImageRecord, SkippedFile
 from impasto.errors import StorageError
-from impasto.parsing import read_words
+from impasto.parsing import read_caption_file
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class WrittenSidecars:
     files: int
     differing: tuple[Path, ...]
     backups: int
-    refused: tuple[SetAside, ...] = ()
+    refused: tuple[SkippedFile, ...] = ()
 
 
 def write_sidecars(records: Iterable[ImageRecord], *, overwrite: bool) -> WrittenSidecars:
@@ -42,7 +42,7 @@ def write_sidecars(records: Iterable[ImageRecord], *, overwrite: bool) -> Writte
         StorageError: The disk is full; the file is as it was before.
     """
     written, backups, differing, refused = 0, 0, [], []
-    beside = WordsBeside()
+    beside = SidecarLookup()
     for record in records:
         for ending, text in ((CAPTION, record.caption), (TAGS, record.tags)):
             path = beside.file(record.path, ending)
@@ -50,7 +50,7 @@ def write_sidecars(records: Iterable[ImageRecord], *, overwrite: bool) -> Writte
                 continue
             reason = files.why_not_written(path, [record.subset.root])
             if reason:
-                refused.append(SetAside(path, reason))
+                refused.append(SkippedFile(path, reason))
                 continue
             try:
                 if path.exists() and not overwrite:
@@ -59,9 +59,9 @@ def write_sidecars(records: Iterable[ImageRecord], *, overwrite: bool) -> Writte
                 backups += keep_backup(path) is not None
                 files.rewrite_text(path, text + "\n")
             except (OSError, StorageError) as error:
-                if not files.is_of_one_file(error):
+                if not files.is_file_specific(error):
                     raise
-                refused.append(SetAside(path, f"cannot be written ({files.cause_of(error)})"))
+                refused.append(SkippedFile(path, f"cannot be written ({files.cause_of(error)})"))
                 continue
             written += 1
     return WrittenSidecars(written, tuple(differing), backups, tuple(refused))
@@ -69,6 +69,6 @@ def write_sidecars(records: Iterable[ImageRecord], *, overwrite: bool) -> Writte
 
 def _says(path: Path) -> str | None:
     try:
-        return read_words(path).strip()
+        return read_caption_file(path).strip()
     except (OSError, UnicodeDecodeError):
         return None

@@ -38,7 +38,7 @@ class Failure:
     """
 
     reason: str
-    is_passing: bool = False
+    is_transient: bool = False
 
 
 Stage = Callable[[Sequence[I]], "list[O | Failure]"]
@@ -124,7 +124,7 @@ class LocalExecutor(Generic[I, O]):
                     outcomes += pool.submit(self.stage, [item]).result()
                 except BrokenProcessPool:
                     reason = "working on it ended the process (out of memory?)"
-                    outcomes.append(Failure(reason, is_passing=True))
+                    outcomes.append(Failure(reason, is_transient=True))
         return outcomes
 
 

@@ -74,10 +74,10 @@ class Subset:
 
     def may_flip(self, words: str) -> bool:
         """Whether an image with these words may be mirrored."""
-        return self.flips and not names_a_side(words, self.flip_safe)
+        return self.flips and not mentions_side(words, self.flip_safe)
 
 
-def names_a_side(words: str, sides: tuple[str, ...]) -> bool:
+def mentions_side(words: str, sides: tuple[str, ...]) -> bool:
     """Whether one of `sides` stands in `words` as a word of its own, in any letter case."""
     if not sides:
         return False

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from impasto.errors import ConfigError
 from impasto.files import cause_of
-from impasto.parsing import read_text, text_lines
+from impasto.parsing import read_text, split_lines
 from impasto.randomness import derive_rng
 
 WORDS, NAME = "[filewords]", "[name]"
@@ -48,7 +48,7 @@ def read_templates(lines: Sequence[str], file: Path | None, name: str) -> Captio
             raise ConfigError(
                 f"The template file {file} cannot be read: {cause_of(error)}."
             ) from error
-        own = [line.strip() for line in text_lines(text) if line.strip()]
+        own = [line.strip() for line in split_lines(text) if line.strip()]
         if not own:
             raise ConfigError(f"The template file {file} has no line in it.")
         found += own

@@ -9,18 +9,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from impasto import files
-from impasto.config.dataset import DatasetConfig, DatasetPart, SubsetConfig
+from impasto.config.dataset import DatasetConfig, DatasetEntry, SubsetConfig
 from impasto.config.run import RunConfig
 from impasto.data.buckets import novelai_bucket_sizes
 from impasto.data.captions import CaptionRules
 from impasto.data.listing import Sidecars
 from impasto.data.metadata import read_metadata
-from impasto.data.plan import Plan, joined_plans, plan_images
+from impasto.data.plan import BucketRules, Plan, join_plans, plan_images
 from impasto.data.records import ImageRecord, Size
 from impasto.data.scan import (
     Scan,
     decode_all,
-    joined_scans,
+    join_scans,
     require_folder,
     scan_folder,
     scan_metadata,
@@ -41,7 +41,7 @@ def scan_dataset(config: DatasetConfig, progress: Progress | None = None) -> Sca
     """
     scan = scan_all(config, progress)
     require_usable(scan, config)
-    if scan.uncaptioned == len(scan.records):
+    if scan.uncaptioned_count == len(scan.records):
         raise DatasetError(
             f"{none_of(len(scan.records), 'images')} in {scan.place} has words. Put a text file "
             f"beside each, with the same name and the ending .txt or .caption (cat.jpg and "
@@ -64,7 +64,7 @@ def scan_all(config: DatasetConfig, progress: Progress | None = None) -> Scan:
             require_folder(source.config.image_dir)
     _require_place_for_derived_data(config)
     scans = [_scan_subset(source, config.derived_dir, progress) for source in sources]
-    joined = joined_scans(scans)
+    joined = join_scans(scans)
     own = {_absolute(s.config.image_dir) for s in sources if s.config.image_dir is not None}
     unused = tuple(item for item in joined.unused if _absolute(item.path) not in own)
     return replace(joined, unused=unused)
@@ -106,8 +106,8 @@ def plan_dataset(config: DatasetConfig, records: Sequence[ImageRecord]) -> Plan:
     for number, part in enumerate(config.parts):
         own = [record for record in records if record.subset.dataset == number]
         if own:
-            plans.append(_plan_part(part, own))
-    return joined_plans(plans)
+            plans.append(_plan_entry(part, own))
+    return join_plans(plans)
 
 
 @dataclass(frozen=True)
@@ -246,28 +246,31 @@ def _index_file(derived: Path, place: Path) -> Path:
 def _require_place_for_derived_data(config: DatasetConfig) -> None:
     try:
         files.require_writable(config.derived_dir)
-        if files.is_keeping():
+        if files.writes_caches():
             files.remove_leftovers(config.derived_dir)  # what a killed scan left half-written
     except StorageError as error:
         raise StorageError(f"{error} dataset.cache_dir names a place for derived data.") from error
 
 
-def _plan_part(part: DatasetPart, records: Sequence[ImageRecord]) -> Plan:
+def _plan_entry(part: DatasetEntry, records: Sequence[ImageRecord]) -> Plan:
     return plan_images(
         records,
         Size(*part.width_height),
-        enable_bucket=part.enable_bucket,
-        min_side=part.min_bucket_reso,
-        max_side=part.max_bucket_reso,
-        step=part.bucket_reso_steps,
-        buckets=_bucket_table(part),
-        selection=part.bucket_selection,
-        no_upscale=part.bucket_no_upscale,
-        as_wanted=part.bucket_table == "metadata" and all(record.wanted for record in records),
+        rules=BucketRules(
+            enable_bucket=part.enable_bucket,
+            min_side=part.min_bucket_reso,
+            max_side=part.max_bucket_reso,
+            step=part.bucket_reso_steps,
+            buckets=_bucket_table(part),
+            selection=part.bucket_selection,
+            no_upscale=part.bucket_no_upscale,
+            as_requested=part.bucket_table == "metadata"
+            and all(record.wanted for record in records),
+        ),
     )
 
 
-def _bucket_table(part: DatasetPart) -> list[Size] | None:
+def _bucket_table(part: DatasetEntry) -> list[Size] | None:
     """The table that is named or given; None means the one made from the resolution."""
     tables = {"novelai": novelai_bucket_sizes()}
     return [Size(*size) for size in part.buckets] or tables.get(part.bucket_table)

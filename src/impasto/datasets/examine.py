@@ -5,9 +5,9 @@ from __future__ import annotations
 from impasto.config.dataset import DatasetConfig
 from impasto.data.content_hashes import ContentHashes
 from impasto.data.health import Health, examine
-from impasto.data.likeness import Looks
-from impasto.data.records import SetAside
-from impasto.data.scan import nothing_usable
+from impasto.data.likeness import PerceptualHashes
+from impasto.data.records import SkippedFile
+from impasto.data.scan import no_usable_images
 from impasto.datasets.build import plan_dataset, scan_all
 from impasto.errors import DatasetError
 from impasto.models.loading import tokenizer_of
@@ -26,15 +26,17 @@ def examine_dataset(config: DatasetConfig, progress: Progress) -> Health:
     scan = scan_all(config, progress)
     hashes = ContentHashes(config.derived_dir / "latents" / "content-hashes.json")
     digests = hashes.of({r.path: r.stamp for r in scan.records}, progress)
-    looks, faults = Looks(config.derived_dir / "looks.json").of(scan.records, digests, progress)
+    looks, faults = PerceptualHashes(config.derived_dir / "looks.json").of(
+        scan.records, digests, progress
+    )
     scan = scan.without(faults)
     scan = scan.without(
-        SetAside(r.path, "vanished or became unreadable")
+        SkippedFile(r.path, "vanished or became unreadable")
         for r in scan.records
         if r.path not in looks
     )
     if not scan.records:
-        raise DatasetError(nothing_usable(scan.place, scan.set_aside))
+        raise DatasetError(no_usable_images(scan.place, scan.set_aside))
     tokens = TextTokens(tokenizer_of({}, EOS), TextLayout())
     plan = plan_dataset(config, scan.records)
     return examine(scan, plan, digests, looks, tokens.lengths, progress)

@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 from impasto.config.run import RunConfig
 from impasto.data.content_hashes import ContentHashes
 from impasto.data.listing import Sidecars
-from impasto.data.records import ImageRecord, SetAside
-from impasto.data.scan import Scan, nothing_usable, scan_folder
+from impasto.data.records import ImageRecord, SkippedFile
+from impasto.data.scan import Scan, no_usable_images, scan_folder
 from impasto.data.subsets import Subset
 from impasto.errors import DatasetError
 from impasto.progress import Progress, SilentProgress
@@ -58,7 +58,7 @@ def split_records(
         own = scan_folder(folder, subset=subset, sidecars=sidecars)
         hashes = _hashes_of(config)
         return Split(list(scan.records), _without_copies(own, scan.records, hashes, progress))
-    held = _chosen(scan.records, config, progress)
+    held = _choose(scan.records, config, progress)
     training = [record for i, record in enumerate(scan.records) if i not in held]
     held_out = [watched(record) for i, record in enumerate(scan.records) if i in held]
     if not training:
@@ -78,7 +78,7 @@ def watched(record: ImageRecord) -> ImageRecord:
     return replace(record, subset=plain)
 
 
-def groups_of_copies(
+def group_byte_copies(
     records: Sequence[ImageRecord], hashes: ContentHashes, progress: Progress
 ) -> list[int]:
     """A number for each record, the same for those whose files are equal byte for byte.
@@ -99,12 +99,12 @@ def groups_of_copies(
     return [numbers.setdefault(key, len(numbers)) for key in keys]
 
 
-def _chosen(records: Sequence[ImageRecord], config: RunConfig, progress: Progress) -> set[int]:
+def _choose(records: Sequence[ImageRecord], config: RunConfig, progress: Progress) -> set[int]:
     """The indices of the records that are held out, copies together."""
     shares = _shares(config)
     if not any(share for share, _ in shares):
         return set()
-    groups = groups_of_copies(records, _hashes_of(config), progress)
+    groups = group_byte_copies(records, _hashes_of(config), progress)
     members: dict[int, list[int]] = {}
     for i, group in enumerate(groups):
         members.setdefault(group, []).append(i)
@@ -117,7 +117,7 @@ def _chosen(records: Sequence[ImageRecord], config: RunConfig, progress: Progres
         if share:
             room = round(len(own) * share) - sum(i in held for i in own)
             order = derive_rng(seed, "validation-split").permutation(len(own))
-            for i in _fitting([own[n] for n in order], groups, decided, room):
+            for i in _choose_groups([own[n] for n in order], groups, decided, room):
                 held.update(members[groups[i]])
         decided.update(groups[i] for i in own)
     pictures = len({record.path for record in records})
@@ -141,7 +141,7 @@ def _shares(config: RunConfig) -> list[tuple[float, int]]:
     ]
 
 
-def _fitting(
+def _choose_groups(
     order: Sequence[int],
     groups: Sequence[int],
     decided: set[int],
@@ -171,13 +171,13 @@ def _without_copies(
     Raises:
         DatasetError: There are none.
     """
-    groups = groups_of_copies([*training, *own.records], hashes, progress)
+    groups = group_byte_copies([*training, *own.records], hashes, progress)
     of_group = dict(zip(groups, training, strict=False))
     held_out, copies = [], []
     for group, record in zip(groups[len(training) :], own.records, strict=True):
         if group in of_group:
             reason = f"a byte copy of {of_group[group].path}, which is trained on"
-            copies.append(SetAside(record.path, reason))
+            copies.append(SkippedFile(record.path, reason))
         else:
             held_out.append(watched(record))
     passed_over = [*own.set_aside, *copies]
@@ -185,10 +185,10 @@ def _without_copies(
         progress.note(f"Not validated on: {item.path}: {item.reason}")
     if len(passed_over) > _MOST_NAMED:
         progress.note(f"... and {len(passed_over) - _MOST_NAMED} more that are not validated on")
-    for line in own.said_of_unused():
+    for line in own.describe_unused():
         progress.note(line)
     if not own.records:
-        raise DatasetError(nothing_usable(own.place, own.set_aside, own.unused))
+        raise DatasetError(no_usable_images(own.place, own.set_aside, own.unused))
     if not held_out:
         raise DatasetError(
             f"Every image in {own.place} is trained on too, byte for byte, so a loss on it "

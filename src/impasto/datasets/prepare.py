@@ -35,7 +35,7 @@ class PreparedData:
         """All captions that are known ahead, and the empty one of dropped captions."""
         plans = [self.training, *([self.held_out] if self.held_out else [])]
         records = [image.record for plan in plans for image in plan.images]
-        steady = [r.steady_caption for r in records if not r.subset.captions.changes_words]
+        steady = [r.fixed_caption for r in records if not r.subset.captions.changes_words]
         return ["", *steady]
 
     @property
@@ -53,14 +53,14 @@ class PreparedData:
             "pictures": len(self.training.images),
             "held_out": len(self.held_out.images) if self.held_out else 0,
             "usable": found.tally.usable,
-            "uncaptioned": found.uncaptioned,
-            "with_more_lines": found.with_more_lines,
+            "uncaptioned": found.uncaptioned_count,
+            "with_more_lines": found.multiline_captions,
             "enlarged": self.plan.enlarged,
-            "mean_lost_area": self.plan.mean_lost_area,
+            "mean_lost_area": self.plan.mean_cropped_fraction,
             "buckets": {str(size): n for size, n in self.plan.bucket_counts.items()},
             "set_aside": [{"path": str(a.path), "reason": a.reason} for a in found.set_aside],
             "unused": [{"path": str(a.path), "reason": a.reason} for a in found.unused],
-            "said_of_unused": found.said_of_unused(),
+            "said_of_unused": found.describe_unused(),
             "refused_latents": [
                 {"path": str(a.path), "reason": a.reason} for a in self.training.refused
             ],

@@ -89,7 +89,7 @@ class NoiseRecipe:
             return noise
         strength = self.perturbation
         if self.perturbation_is_random:
-            strength *= randomness.of_update("input_perturbation")
+            strength *= randomness.uniform_of_step("input_perturbation")
         extra = to_device(
             randomness.normal(tuple(noise.shape[1:]), "input_perturbation"), noise.device
         )
@@ -97,7 +97,7 @@ class NoiseRecipe:
 
     def _offset(self, x_0: Latents, randomness: PerSampleRandomness) -> Float[Tensor, "b c 1 1"]:
         strength = self.offset * (
-            randomness.of_update("noise_offset") if self.offset_is_random else 1.0
+            randomness.uniform_of_step("noise_offset") if self.offset_is_random else 1.0
         )
         shift = to_device(randomness.normal((x_0.shape[1], 1, 1), "noise_offset"), x_0.device)
         if not self.adaptive_scale:
@@ -121,7 +121,7 @@ class NoiseRecipe:
         """The number and the size of each coarser scale, down to one row or column."""
         channels, height, width = shape
         for i in range(self.multires_iterations):
-            ratio = 2 + 2 * randomness.of_update(f"multires_scale {i}")
+            ratio = 2 + 2 * randomness.uniform_of_step(f"multires_scale {i}")
             rows, columns = (max(1, int(side / ratio**i)) for side in (height, width))
             yield i, (channels, rows, columns)
             if rows == 1 or columns == 1:

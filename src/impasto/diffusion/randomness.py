@@ -31,7 +31,7 @@ class PerSampleRandomness:
     seed: int
     step: int
     positions: tuple[int, ...]
-    update_size: int
+    samples_in_step: int
     ahead: dict[str, Tensor] = field(default_factory=dict, compare=False, repr=False)
 
     def normal(self, shape: tuple[int, ...], purpose: str) -> Float[Tensor, "b *shape"]:
@@ -61,7 +61,7 @@ class PerSampleRandomness:
             [torch.rand((), generator=g, dtype=torch.float64) for g in self._generators(purpose)]
         )
 
-    def of_update(self, purpose: str) -> float:
+    def uniform_of_step(self, purpose: str) -> float:
         """One number in [0, 1) for the whole step, the same for all its samples."""
         seed = derive_seed(self.seed, purpose, self.step, "update")
         return float(torch.rand((), generator=torch.Generator().manual_seed(seed)))

@@ -59,7 +59,7 @@ class Stratified:
 
     def __call__(self, randomness: PerSampleRandomness, num_timesteps: int) -> Int[Tensor, "b"]:
         """Timesteps on the CPU."""
-        shares = (randomness.ranks + randomness.uniform("timestep")) / randomness.update_size
+        shares = (randomness.ranks + randomness.uniform("timestep")) / randomness.samples_in_step
         return self.within.spread(shares, num_timesteps)
 
 

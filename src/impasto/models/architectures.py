@@ -13,7 +13,7 @@ from impasto.errors import ConfigError
 from impasto.models.contents import ModelContents
 from impasto.models.families import SD1, SD2_BASE, Family
 from impasto.models.identity import Identity
-from impasto.models.loading import BaseModel, make_network, outline_of, tensors_of
+from impasto.models.loading import BaseModel, make_network, meta_model_of, state_dicts
 from impasto.models.pipeline_files import scheduler_config
 from impasto.models.saving import About, write_model
 
@@ -141,10 +141,10 @@ def find_architecture(name: str) -> Architecture:
     return ARCHITECTURES[name]
 
 
-def outline_architecture(architecture: Architecture) -> BaseModel:
+def meta_model_of_architecture(architecture: Architecture) -> BaseModel:
     """A base model of an architecture whose networks have shapes and no values: for predictions."""
     with torch.device("meta"):
-        return outline_of(_contents(architecture, "an architecture"))
+        return meta_model_of(_contents(architecture, "an architecture"))
 
 
 def _contents(architecture: Architecture, source: str) -> ModelContents:
@@ -154,7 +154,7 @@ def _contents(architecture: Architecture, source: str) -> ModelContents:
     return ModelContents(
         source=source,
         form="random weights",
-        parts=tensors_of(modules),
+        parts=state_dicts(modules),
         ldm_only={},
         configs=configs,
         scheduler_config=scheduler_config(family.prediction.name),

@@ -58,7 +58,7 @@ def compare(expected: Mapping[str, Tensor], tensors: Tensors) -> Fit:
     )
 
 
-def require_whole(contents: ModelContents, networks: Mapping[str, nn.Module]) -> ModelContents:
+def require_complete(contents: ModelContents, networks: Mapping[str, nn.Module]) -> ModelContents:
     """The same model without tensors of no use, which are named in its notes.
 
     Args:

@@ -15,7 +15,7 @@ from impasto.checkpoints.keymap import PartKind
 from impasto.checkpoints.modelspec import read_encoder_layer
 from impasto.checkpoints.scaled import QUANTIZATION_KEY
 from impasto.errors import ConfigError
-from impasto.models.completeness import require_whole
+from impasto.models.completeness import require_complete
 from impasto.models.configs import CONFIGS_KEY
 from impasto.models.contents import ModelContents
 from impasto.models.loading import BaseModel, empty_networks
@@ -25,9 +25,9 @@ from impasto.models.targets import form_of, why_not_replaced
 from impasto.progress import Progress, SilentProgress, in_mib
 
 __all__ = [
-    "about_converted",
     "convert_hypernetwork",
     "convert_model",
+    "converted_info",
     "form_of",
     "hash_file",
     "save_model",
@@ -68,8 +68,8 @@ def convert_model(
     _require_free(Path(source), target, overwrite=overwrite, by_folder=form == "diffusers")
     contents = open_model(source, options, progress)
     asked = contents.identity.family.by_name(dtypes)
-    contents = require_whole(contents, empty_networks(contents)).cast(asked)
-    write_model(contents, target, form, about_converted(contents, target, title), progress)
+    contents = require_complete(contents, empty_networks(contents)).cast(asked)
+    write_model(contents, target, form, converted_info(contents, target, title), progress)
     summary = {
         "Wrote": str(target),
         "Family": contents.identity.family.name,
@@ -120,7 +120,7 @@ def save_model(
     }
     asked = {} if dtype is None else dict.fromkeys(now, dtype)
     contents = trained_contents(model, now, asked, trained_dtype=None)
-    about = about_converted(model.contents, target, title or target.stem)
+    about = converted_info(model.contents, target, title or target.stem)
     more = {key: text for key, text in about.more.items() if not key.startswith(OF_TRAINING)}
     write_model(contents, target, form, replace(about, more=more), progress)
     return target
@@ -176,7 +176,7 @@ def hash_file(path: Path, progress: Progress | None = None) -> str:
         return files.sha256_of(path, in_mib(advance))
 
 
-def about_converted(contents: ModelContents, target: Path, title: str | None) -> About:
+def converted_info(contents: ModelContents, target: Path, title: str | None) -> About:
     """What the new file says: what the old one said, and what has to be made anew."""
     said = contents.metadata
     anew = {*MADE_ANEW, *(f"modelspec.{part}_dtype" for part in contents.identity.family.names)}

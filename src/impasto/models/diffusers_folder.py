@@ -88,7 +88,7 @@ def open_folder(path: Path, weights: str = "auto", variant: str | None = None) -
     components = families.components_of(layout)
     if variant is not None:
         _require_variant(path, components, variant)
-    opened = {p.name: _open_part(path / p.folder, p, weights, variant) for p in components}
+    opened = {p.name: _open_component(path / p.folder, p, weights, variant) for p in components}
     _require_average(path, components, weights)
     rest = path / LDM_ONLY_FILE
     return DiffusersFolder(
@@ -111,14 +111,16 @@ def _require_average(path: Path, components: Sequence[Component], weights: str) 
         raise ModelError(f"{path} has no averaged (EMA) weights. Set model.weights to auto.")
 
 
-def open_part(folder: Path, part: Component) -> tuple[Tensors, dict[str, Any], tuple[str, ...]]:
+def open_component(
+    folder: Path, part: Component
+) -> tuple[Tensors, dict[str, Any], tuple[str, ...]]:
     """Open one part by its own folder: its tensors, its configuration, and notes.
 
     Raises:
         ModelError: It is not there or damaged.
     """
     require_links_inside(folder)
-    found = _open_part(folder, part, "auto", None)
+    found = _open_component(folder, part, "auto", None)
     return found.tensors, found.config, found.notes
 
 
@@ -163,13 +165,13 @@ def encoders_of(folder: DiffusersFolder, path: Path) -> tuple[tuple[str, str], .
 
 
 @dataclass(frozen=True)
-class _Part:
+class _Component:
     tensors: Tensors
     config: dict[str, Any]
     notes: tuple[str, ...] = ()
 
 
-def _open_part(folder: Path, part: Component, weights: str, variant: str | None) -> _Part:
+def _open_component(folder: Path, part: Component, weights: str, variant: str | None) -> _Component:
     config = read_config(folder / "config.json")
     if "quantization_config" in config:
         raise ModelError(
@@ -193,7 +195,7 @@ def _open_part(folder: Path, part: Component, weights: str, variant: str | None)
         notes.append(f"no {variant} files of the {part.name}: taken from {found.name}")
     raw, metadata = read_weights(found)
     unscaled = apply_scales(raw, metadata, str(found))
-    return _Part(by_todays_names(unscaled.tensors, part), config, (*notes, *unscaled.notes))
+    return _Component(by_todays_names(unscaled.tensors, part), config, (*notes, *unscaled.notes))
 
 
 def by_todays_names(tensors: Tensors, part: Component) -> dict[str, LazyTensor]:

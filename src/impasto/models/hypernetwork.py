@@ -241,7 +241,7 @@ class HypernetworkStack:
         if not self.networks:
             return
         for name, network in self.networks.items():
-            require_fitting_widths(name, network.widths, unet)
+            require_matching_widths(name, network.widths, unet)
         unet.set_attn_processor(
             {
                 name: FusedAttention(
@@ -312,7 +312,7 @@ def _path_and_strength(spec: str) -> tuple[Path, float]:
     return Path(path if colon else spec), strength
 
 
-def require_fitting_widths(name: str, widths: Sequence[int], unet: nn.Module) -> None:
+def require_matching_widths(name: str, widths: Sequence[int], unet: nn.Module) -> None:
     """Make sure that a U-Net has contexts of all widths of a hypernetwork.
 
     Raises:

@@ -67,7 +67,7 @@ class Clues:
     counters: Mapping[str, int] = field(default_factory=dict)
     sidecar: tuple[Path, Mapping[str, Any]] | None = None
     family_key: str | None = None
-    prediction_word: str | None = None
+    prediction_name: str | None = None
     marks: frozenset[str] = frozenset()
 
 
@@ -104,7 +104,7 @@ def identify(clues: Clues) -> Identity:
 
 def _against(clues: Clues, generation: tuple[Family, ...], prediction: Prediction) -> str:
     """What the files record otherwise than the user's word, which counts; else nothing."""
-    if clues.prediction_word is None and clues.family_key is None:
+    if clues.prediction_name is None and clues.family_key is None:
         return ""
     for witness in (_the_scheduler, _the_metadata, _the_mark, _the_sidecar):
         recorded: Testimony = None
@@ -170,8 +170,8 @@ Testimony = tuple[Prediction, str] | None
 
 
 def _the_user(clues: Clues, generation: tuple[Family, ...]) -> Testimony:
-    if clues.prediction_word is not None:
-        return PREDICTIONS[clues.prediction_word], f"model.prediction_type {clues.prediction_word}"
+    if clues.prediction_name is not None:
+        return PREDICTIONS[clues.prediction_name], f"model.prediction_type {clues.prediction_name}"
     row = next((row for row in generation if row.key == clues.family_key), None)
     return None if row is None else (row.prediction, f"model.family {row.key}")
 

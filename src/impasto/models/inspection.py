@@ -118,11 +118,11 @@ def _model_sections(contents: ModelContents) -> dict[str, Section]:
     }
     if contents.notes:
         model["Notes"] = "; ".join(contents.notes)
-    parts = {part.name: _part(part, contents) for part in identity.family.components}
+    parts = {part.name: _component_section(part, contents) for part in identity.family.components}
     return {"Model": model, "Parts": parts}
 
 
-def _part(part: Component, contents: ModelContents) -> str:
+def _component_section(part: Component, contents: ModelContents) -> str:
     tensors, config = contents.parts[part.name], contents.configs[part.name]
     expected = dict(empty_network(part, config, contents.source).state_dict())
     named = {n.removeprefix("text_model."): t for n, t in expected.items()}

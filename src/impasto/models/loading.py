@@ -20,7 +20,7 @@ from impasto.checkpoints.writing import is_finite
 from impasto.diffusion.schedule import BETA_END, BETA_START, NUM_TRAIN_TIMESTEPS, NoiseSchedule
 from impasto.errors import ModelError
 from impasto.models.attention import use_upcast_attention
-from impasto.models.completeness import compare, named_as_in, require_whole
+from impasto.models.completeness import compare, named_as_in, require_complete
 from impasto.models.configs import require_modest
 from impasto.models.contents import ModelContents
 from impasto.models.families import Component, Family, Library, Reading
@@ -114,7 +114,7 @@ def load_base_model(
     progress = progress or SilentProgress()
     contents = open_model(source, options, progress)
     networks = empty_networks(contents)
-    contents = require_whole(contents, networks)
+    contents = require_complete(contents, networks)
     for note in contents.notes:
         progress.note(f"{contents.name}: {note}.")
     asked = contents.identity.family.by_name(dtypes or {})
@@ -132,7 +132,7 @@ def load_base_model(
             for part, tensors in contents.parts.items()
         }
     kept = {n: LazyTensor.of(t.read().clone()) for n, t in contents.ldm_only.items()}
-    own = replace(contents, parts=tensors_of(modules), ldm_only=kept)
+    own = replace(contents, parts=state_dicts(modules), ldm_only=kept)
     return _assembled(own, modules, stored=contents)
 
 
@@ -162,17 +162,17 @@ def load_meta_model(
     Raises:
         ModelError: As `load_base_model`, but for the values.
     """
-    return outline_of(open_model(source, options, progress))
+    return meta_model_of(open_model(source, options, progress))
 
 
-def outline_of(contents: ModelContents) -> BaseModel:
+def meta_model_of(contents: ModelContents) -> BaseModel:
     """The same of contents that are open already.
 
     Raises:
         ModelError: Tensors are missing or of no use.
     """
     modules = empty_networks(contents)
-    contents = require_whole(contents, modules)
+    contents = require_complete(contents, modules)
     for module in modules.values():
         module.requires_grad_(requires_grad=False).eval()
     return _assembled(contents, modules)
@@ -268,7 +268,7 @@ def fill(
     module.load_state_dict(values, strict=False, assign=True)
 
 
-def tensors_of(modules: Mapping[str, nn.Module]) -> dict[str, Tensors]:
+def state_dicts(modules: Mapping[str, nn.Module]) -> dict[str, Tensors]:
     """The tensors of networks by today's names: what they are when they are read.
 
     Nothing is held on to: a part that is trained moves to a device, and may change its type.
@@ -346,7 +346,7 @@ def build_tokens(model: BaseModel, layout: TextLayout) -> tuple[TextTokens, ...]
 def _tokens(own: Any, reading: Reading, layout: TextLayout) -> TextTokens:
     has_own_words = len(own) != len(token_ids())
     tokenizer = own if has_own_words else tokenizer_of({}, EOS)
-    eats_pad = layout.rules.pads_with_words and reading.pad_token != EOS
+    eats_pad = layout.rules.pads_with_token and reading.pad_token != EOS
     return TextTokens(tokenizer, layout, reading.pad_id, reading.pad_token if eats_pad else None)
 
 

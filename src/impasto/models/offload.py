@@ -34,7 +34,7 @@ def offload_to_file(module: nn.Module, file: Path) -> Tensors:
     write_safetensors(file, own, {}, finite_only=False)
     tensors = open_tensor_file(file).tensors
     waiting: Any = module
-    waiting.waiting_tensors = tensors
+    waiting.offloaded_tensors = tensors
     module.to(META)
     return tensors
 
@@ -49,8 +49,8 @@ def on_device(module: nn.Module, device: torch.device) -> Iterator[None]:
     first: Any = next(module.parameters())
     home, dtype = first.device, first.dtype
     if home == META:
-        tensors: Any = module.waiting_tensors
-        fill(module, tensors, "a network that waited in the run's directory", _pass_over, dtype)
+        tensors: Any = module.offloaded_tensors
+        fill(module, tensors, "a network that waited in the run's directory", _no_progress, dtype)
         materialise_buffers(module)
     module.to(device)
     try:
@@ -59,5 +59,5 @@ def on_device(module: nn.Module, device: torch.device) -> Iterator[None]:
         module.to(home)
 
 
-def _pass_over(_: int) -> None:
+def _no_progress(_: int) -> None:
     """Nobody is told of so short a wait."""

@@ -133,7 +133,7 @@ def _open_folder(path: Path, source: str, options: OpenOptions) -> ModelContents
             diffusers_folder.encoders_of(folder, path),
             scheduler_config=folder.scheduler_config,
             family_key=options.family,
-            prediction_word=options.prediction_type,
+            prediction_name=options.prediction_type,
         )
     )
     upcast = {"upcast_attention": identity.family.upcast_attention}
@@ -232,7 +232,7 @@ def _clues_of(
         sidecar=_read_sidecar(file.path),
         marks=ldm.marks,
         family_key=options.family,
-        prediction_word=options.prediction_type,
+        prediction_name=options.prediction_type,
     )
 
 

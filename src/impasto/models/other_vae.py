@@ -80,7 +80,7 @@ def open_vae(path: Path, family: Family | None = None) -> OpenedVae:
     if presence.is_dir(path):
         inner = path / row.vae.folder
         return OpenedVae(
-            *diffusers_folder.open_part(inner if presence.is_dir(inner) else path, row.vae)
+            *diffusers_folder.open_component(inner if presence.is_dir(inner) else path, row.vae)
         )
     file = open_tensor_file(path)
     kind = kind_of(file, families.file_layouts())

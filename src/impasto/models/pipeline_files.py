@@ -43,7 +43,7 @@ ZERO_TERMINAL_SNR = {"rescale_betas_zero_snr": True, "timestep_spacing": "traili
 """What a scheduler has to be told of a schedule that ends in noise alone; arXiv:2305.08891."""
 
 
-def part_config(part: Component, config: dict[str, Any]) -> dict[str, Any]:
+def component_config(part: Component, config: dict[str, Any]) -> dict[str, Any]:
     """`config.json` of a part, with the names that from_pretrained looks for."""
     named: dict[Library, dict[str, Any]] = {
         "diffusers": {"_class_name": part.class_name, "_diffusers_version": DIFFUSERS_VERSION},

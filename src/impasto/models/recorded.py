@@ -12,7 +12,7 @@ from impasto.models.contents import ModelContents
 MOST_SKIPPED = 12  # CLIP has 12 layers: a file that says more is wrong
 
 
-def recorded_clip_skip(contents: ModelContents) -> int | None:
+def trained_clip_skip(contents: ModelContents) -> int | None:
     """CLIP's layer from the end that a model was trained with, or None where nothing is recorded.
 
     SD 2.x cuts its text encoder to the penultimate layer itself; a number in its file says that
@@ -26,6 +26,6 @@ def recorded_clip_skip(contents: ModelContents) -> int | None:
     return layer
 
 
-def recorded_resolution(contents: ModelContents) -> tuple[int, int] | None:
+def trained_resolution(contents: ModelContents) -> tuple[int, int] | None:
     """Width and height in pixels that a model was trained at, or None where nothing is recorded."""
     return read_resolution(contents.metadata)

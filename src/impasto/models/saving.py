@@ -21,7 +21,7 @@ from impasto.models.diffusers_folder import LDM_ONLY_FILE, METADATA_FILE
 from impasto.models.families import Component
 from impasto.models.loading import BaseModel
 from impasto.models.native_size import native_size
-from impasto.models.pipeline_files import SCHEDULER_FILE, model_index, part_config
+from impasto.models.pipeline_files import SCHEDULER_FILE, component_config, model_index
 from impasto.models.vocabulary import write_tokenizer
 from impasto.progress import Advance, Progress, SilentProgress, in_mib
 
@@ -113,7 +113,7 @@ def _save_diffusers(
         for part in contents.identity.family.components:
             folder = partial / part.folder
             folder.mkdir()
-            config = part_config(part, contents.configs[part.name])
+            config = component_config(part, contents.configs[part.name])
             files.write_json(folder / "config.json", config)
             tensors = {_as_on_the_hub(part, n): t for n, t in contents.parts[part.name].items()}
             write_safetensors(partial / part.file, tensors, {"format": "pt"}, advance)

@@ -56,7 +56,7 @@ def require_folder_name(target: Path) -> None:
         )
 
 
-def names_a_file(target: Path) -> bool:
+def is_file_name(target: Path) -> bool:
     """Whether a model of this name is one file; `model-v1.5` is the name of a folder."""
     ending = target.suffix.lower()
     return ending in BY_ENDING or ending in FILE_ENDINGS

@@ -19,7 +19,7 @@ from impasto.models.conditioning import unet_conditioning
 from impasto.models.families import Reading, SizeConditioning
 from impasto.models.loading import BaseModel
 from impasto.models.offload import META, on_device
-from impasto.models.text_memory import TextMemory
+from impasto.models.text_memory import TextCache
 from impasto.models.tokens import LENGTH, ChunkedText, TextTokens
 
 
@@ -210,7 +210,7 @@ class ClipTextConditioner:
         sizes: SizeConditioning | None = None,
         device: torch.device | None = None,
         train: bool = False,
-        memory: TextMemory | None = None,
+        memory: TextCache | None = None,
     ) -> None:
         self.tokens = tuple(tokens)
         self._states, self._shape, self._sizes = states, shape, sizes
@@ -224,12 +224,12 @@ class ClipTextConditioner:
         Raises:
             ValueError: The U-Net is told sizes, and there is not one geometry for each caption.
         """
-        texts = self._of_one_length([[cut(text) for text in captions] for cut in self.tokens])
+        texts = self._pad_chunks([[cut(text) for text in captions] for cut in self.tokens])
         ids = torch.tensor([[text.ids for text in own] for own in texts])
         with torch.set_grad_enabled(self._train and torch.is_grad_enabled()):
             rows = ids.permute(1, 2, 0, 3).flatten(2)  # [B, chunks, encoders x 77]
             flat = rows.flatten(0, 1)
-            encoded = self._encode(flat) if self._memory is None else self._remembered(flat)
+            encoded = self._encode(flat) if self._memory is None else self._cached(flat)
             by_text = encoded.view(*rows.shape[:2], *encoded.shape[1:])
             each, pooled = self._unpacked(by_text)
             joined = [self._joined(one, own) for one, own in zip(each, texts, strict=True)]
@@ -253,7 +253,7 @@ class ClipTextConditioner:
         layout = self.tokens[0].layout
         if any(text.has_emphasis for text in texts):
             weights = torch.tensor([text.weights for text in texts]).to(states)
-            states = emphasised(states, weights, keep_mean=layout.emphasis == "mean")
+            states = apply_emphasis(states, weights, keep_mean=layout.emphasis == "mean")
         return JOINERS[layout.join](states)
 
     @property
@@ -269,23 +269,23 @@ class ClipTextConditioner:
         """How many captions have more tokens than there is room for, and so lose words."""
         return self.tokens[0].too_long(captions)
 
-    def encode_ahead(self, captions: Sequence[str]) -> None:
+    def precompute(self, captions: Sequence[str]) -> None:
         """Have the memory hold all that these captions need."""
         if self._memory is not None:
             chunks = {row for caption in captions for row in self._rows(caption)}
             empty = sum((tokens.empty[0] for tokens in self.tokens), ())
-            self._memory.encode_ahead(sorted({*chunks, empty}), self._encode)
+            self._memory.precompute(sorted({*chunks, empty}), self._encode)
 
     def _rows(self, caption: str) -> list[tuple[int, ...]]:
         """The ids of each chunk, those for all encoders in a row."""
-        texts = self._of_one_length([[cut(caption)] for cut in self.tokens])
+        texts = self._pad_chunks([[cut(caption)] for cut in self.tokens])
         return [sum(ids, ()) for ids in zip(*(own[0].ids for own in texts), strict=True)]
 
-    def leave_device(self) -> None:
+    def to_cpu(self) -> None:
         """Bring the encoders to the CPU; what is not remembered is encoded there from now on."""
         self._states.to("cpu")
 
-    def _of_one_length(self, texts: list[list[ChunkedText]]) -> list[list[ChunkedText]]:
+    def _pad_chunks(self, texts: list[list[ChunkedText]]) -> list[list[ChunkedText]]:
         """Fill a batch up with empty chunks, as A1111 does."""
         longest = max(len(text.ids) for own in texts for text in own)
         return [
@@ -303,7 +303,7 @@ class ClipTextConditioner:
                 return self._states(to_device(ids, device))  # type: ignore[no-any-return]
         return self._states(to_device(ids, home)).to(self._device or home)  # type: ignore[no-any-return]
 
-    def _remembered(self, ids: Int[Tensor, "chunks n"]) -> Tensor:
+    def _cached(self, ids: Int[Tensor, "chunks n"]) -> Tensor:
         assert self._memory is not None  # noqa: S101 - asked by the caller
         return self._memory.states_of(ids, self._encode)
 
@@ -316,7 +316,7 @@ def _filled_up(
     return ChunkedText(text.ids + (ids,) * missing, text.weights + (weights,) * missing)
 
 
-def emphasised(
+def apply_emphasis(
     states: Float[Tensor, "b chunks n d"],
     weights: Float[Tensor, "b chunks n"],
     *,
@@ -340,7 +340,7 @@ def join_chunks(states: Float[Tensor, "b chunks n d"]) -> Float[Tensor, "b posit
     return states.flatten(1, 2)
 
 
-def join_lines(states: Float[Tensor, "b chunks n d"]) -> Float[Tensor, "b positions d"]:
+def join_as_one_sequence(states: Float[Tensor, "b chunks n d"]) -> Float[Tensor, "b positions d"]:
     """sd-scripts' way: the first BOS, 75 states of each chunk, the last position of the last."""
     if states.shape[1] == 1:
         return states[:, 0]
@@ -348,4 +348,4 @@ def join_lines(states: Float[Tensor, "b chunks n d"]) -> Float[Tensor, "b positi
     return torch.cat([states[:, 0, :1], inner, states[:, -1, -1:]], dim=1)
 
 
-JOINERS = {"a1111": join_chunks, "kohya": join_lines}
+JOINERS = {"a1111": join_chunks, "kohya": join_as_one_sequence}

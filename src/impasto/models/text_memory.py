@@ -21,7 +21,7 @@ Ids = tuple[int, ...]
 Encode = Callable[[Tensor], Tensor]
 
 
-class TextMemory:
+class TextCache:
     """The states of chunks, the latest used in memory and, if asked, all on disk.
 
     Args:
@@ -73,7 +73,7 @@ class TextMemory:
                 self._keep(key, alone)
         return torch.stack([states for key in keys if (states := found[key]) is not None])
 
-    def encode_ahead(self, chunks: Sequence[Ids], encode: Encode) -> None:
+    def precompute(self, chunks: Sequence[Ids], encode: Encode) -> None:
         """Put all of these chunks on disk.
 
         Raises:

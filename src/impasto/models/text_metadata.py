@@ -28,10 +28,10 @@ def prompt_layout(metadata: Mapping[str, str]) -> TextLayout:
         layout = TextLayout(**{**stated, "emphasis": "mean"})
     except (ValueError, TypeError):
         layout = TextLayout(emphasis="mean")
-    return with_room(layout, layout.emphasis)
+    return with_max_tokens(layout, layout.emphasis)
 
 
-def with_room(layout: TextLayout, emphasis: Emphasis) -> TextLayout:
+def with_max_tokens(layout: TextLayout, emphasis: Emphasis) -> TextLayout:
     """The way in which prompts are read by a model that was taught to read captions so.
 
     Where only as many chunks are read as a text needs, prompts have room for 225 tokens. Where

@@ -45,12 +45,12 @@ class Join:
 
     fixed_length: bool
     reads_break: bool
-    pads_with_words: bool
+    pads_with_token: bool
 
 
 JOINS: dict[JoinName, Join] = {
-    "kohya": Join(fixed_length=True, reads_break=False, pads_with_words=True),
-    "a1111": Join(fixed_length=False, reads_break=True, pads_with_words=False),
+    "kohya": Join(fixed_length=True, reads_break=False, pads_with_token=True),
+    "a1111": Join(fixed_length=False, reads_break=True, pads_with_token=False),
 }
 
 

@@ -17,7 +17,7 @@ from impasto.models.text import ClipHiddenStates, TextStates
 
 
 @dataclass(frozen=True)
-class Part:
+class TrainedPart:
     """A module that learns.
 
     Attributes:
@@ -63,7 +63,7 @@ class Part:
             if parameters
         ]
 
-    def learns_at(self, step: int) -> bool:
+    def is_trained_at(self, step: int) -> bool:
         """Whether it learns in the step `step`, counted from 0."""
         return step >= self.from_step and (self.until_step is None or step < self.until_step)
 
@@ -85,7 +85,7 @@ class Trainable(Protocol):
     unet: nn.Module
     network: nn.Module
     states: TextStates
-    parts: tuple[Part, ...]
+    parts: tuple[TrainedPart, ...]
     hypernetworks: HypernetworkStack
     family: Family
 
@@ -138,14 +138,14 @@ class FullFineTune:
         self.network: nn.Module = self.unet
         self.hypernetworks = HypernetworkStack()
         self.family, self.states = model.family, TextStates.of(model, clip_skip)
-        parts = [Part(model.family.unet.name, self.unet, lr, block_lrs or {})]
+        parts = [TrainedPart(model.family.unet.name, self.unet, lr, block_lrs or {})]
         if text_encoder is not None:
             self.states.requires_grad_(requires_grad=True).train()
             for encoder in self.states.each():
                 _let_learn(encoder, text_encoder.last_layers)
             first, until = text_encoder.from_step, text_encoder.until_step
             parts += [
-                Part(name, network, text_encoder.lr, {}, first, until, reads_text=True)
+                TrainedPart(name, network, text_encoder.lr, {}, first, until, reads_text=True)
                 for name, network in model.text_encoders.items()
             ]
         if gradient_checkpointing:
@@ -219,7 +219,7 @@ class HypernetworkTraining:
         self.hypernetworks.attach(self.unet)
         self.network: nn.Module = UNetWithHypernetwork(self.unet, hypernetwork)
         self.family, self.states = model.family, TextStates.of(model, clip_skip)
-        self.parts: tuple[Part, ...] = (Part("hypernetwork", hypernetwork, lr),)
+        self.parts: tuple[TrainedPart, ...] = (TrainedPart("hypernetwork", hypernetwork, lr),)
         if gradient_checkpointing:
             checkpoint_levels(self.unet, checkpointed_levels)
 

@@ -19,7 +19,7 @@ from impasto.report.svg import (
     svg,
     text,
     text_width,
-    tick_words,
+    tick_labels,
 )
 
 Points = Sequence[tuple[float, float]]
@@ -43,7 +43,7 @@ def loss_chart(training: Points, validation: Points) -> str:
     height = 330
     losses = [y for _, y in everything]
     ticks = round_ticks(min(0.0, *losses), max(0.0, *losses), 6)
-    left = 40 + text_width(tick_words(ticks))
+    left = 40 + text_width(tick_labels(ticks))
     y_axis = Axis(ticks, height - _BOTTOM, _TOP, ticks[0], ticks[-1])
     first, last = min(x for x, _ in everything), max(x for x, _ in everything)
     x_ticks = round_ticks(first, last, 10, whole=True)
@@ -93,7 +93,7 @@ def histogram_chart(
     for value in values:
         counts[min(len(counts) - 1, math.floor((value - edges[0]) / width + 1e-9))] += 1
     y_ticks = round_ticks(0, max(counts), 4, whole=True)
-    left = 40 + text_width(tick_words(y_ticks))
+    left = 40 + text_width(tick_labels(y_ticks))
     y_axis = Axis(y_ticks, height - _BOTTOM, 26, 0, y_ticks[-1])
     x_ticks = round_ticks(edges[0], edges[-1], 10, whole=whole)
     x_axis = Axis(x_ticks, left, _RIGHT, edges[0], edges[-1])

@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw
 from impasto import files
 from impasto.data import images
 from impasto.data.health import SIDES, TOKEN_LIMITS, Health
-from impasto.data.likeness import NEAR_BITS
+from impasto.data.likeness import NEAR_DUPLICATE_BITS
 from impasto.data.records import Size
 from impasto.errors import ConfigError
 from impasto.parsing import parse_json, read_text
@@ -30,7 +30,7 @@ THUMBNAIL = 96
 SHOWN = 12
 SHOWN_GROUPS = 20
 SHOWN_ROWS = 40
-MUCH_LOST = 0.15
+LARGE_CROP = 0.15
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ class _Content:
             "all_equal": len(health.equal),
             "near": [self._thumbs(group[:SHOWN]) for group in health.near[:SHOWN_GROUPS]],
             "all_near": len(health.near),
-            "near_bits": NEAR_BITS,
+            "near_bits": NEAR_DUPLICATE_BITS,
             "same_stem": [self._thumbs(group) for group in health.same_stem[:SHOWN_GROUPS]],
             "set_aside": health.set_aside,
             "unused": health.unused,
@@ -222,7 +222,7 @@ def _fact(name: str, value: int, *, bad: bool = False) -> dict[str, str]:
 def _advice(health: Health) -> list[str]:
     """What a person would do something about, in the order of what it costs."""
     captions = health.captions
-    much = sum(item.lost > MUCH_LOST for item in health.cropped)
+    much = sum(item.lost > LARGE_CROP for item in health.cropped)
     sides = len(captions.naming_sides) if health.flips else 0
     rows = [
         (len(health.set_aside), "{files} cannot be used; the reasons are below."),
@@ -236,7 +236,7 @@ def _advice(health: Health) -> list[str]:
         ),
         (
             much,
-            f"{{images lose}} over {100 * MUCH_LOST:.0f} % to cropping: a smaller "
+            f"{{images lose}} over {100 * LARGE_CROP:.0f} % to cropping: a smaller "
             f"bucket_reso_steps, or a larger max_bucket_reso, loses less.",
         ),
         (
@@ -285,13 +285,13 @@ def _data_url(path: Path, bucket: str) -> str:
         return ""
     picture.thumbnail((2 * THUMBNAIL, THUMBNAIL))
     if bucket:
-        _darken_lost(picture, Size(*map(int, bucket.split("x"))))
+        _darken_cropped(picture, Size(*map(int, bucket.split("x"))))
     buffer = io.BytesIO()
     picture.save(buffer, "JPEG", quality=80)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
-def _darken_lost(picture: Image.Image, bucket: Size) -> None:
+def _darken_cropped(picture: Image.Image, bucket: Size) -> None:
     width, height = picture.size
     keep_width = min(width, round(height * bucket.aspect))
     keep_height = min(height, round(width / bucket.aspect))

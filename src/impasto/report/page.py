@@ -20,12 +20,12 @@ from impasto import files, presence
 from impasto.errors import RunError
 from impasto.parsing import parse_toml, read_text
 from impasto.progress import counted
-from impasto.publishing import named_by_folder, published_settings, published_text
+from impasto.publishing import redact_settings, redact_text, short_path
 from impasto.report.charts import bucket_chart, loss_chart
 from impasto.runs import RunDirectory, step_name
 
 MAX_SAMPLE_COLUMNS = 6
-_LARGEST_DRAWN = 1e30
+_LARGEST_PLOTTED = 1e30
 _PHASES = {
     "preparing": "being prepared",
     "training": "still training",
@@ -61,11 +61,11 @@ def rendered(template: str, content: Mapping[str, Any]) -> str:
 
 def _content(run: RunDirectory) -> dict[str, Any]:
     metrics = list(run.read_metrics())
-    training = [(m["step"], m["loss"]) for m in metrics if _can_be_drawn(m.get("loss"))]
+    training = [(m["step"], m["loss"]) for m in metrics if _is_plottable(m.get("loss"))]
     validation = [
         (m["step"], m["validation_loss"])
         for m in metrics
-        if _can_be_drawn(m.get("validation_loss"))
+        if _is_plottable(m.get("validation_loss"))
     ]
     dataset, status = run.read_json("dataset.json"), run.status()
     text = read_text(run.config_file, "replace")
@@ -73,7 +73,7 @@ def _content(run: RunDirectory) -> dict[str, Any]:
     samples = _samples(run, with_prompts="prompts" in publish)
     return {
         "title": run.path.resolve().name,
-        "status_line": published_text(_status_line(status), publish, [str(run.path)]),
+        "status_line": redact_text(_status_line(status), publish, [str(run.path)]),
         "facts": _facts(metrics, validation, dataset),
         "loss_svg": Markup(loss_chart(training, validation)),
         "loss_note": _loss_note(validation),
@@ -83,7 +83,7 @@ def _content(run: RunDirectory) -> dict[str, Any]:
         "bucket_svg": Markup(bucket_chart(dataset["buckets"])) if dataset else "",
         "set_aside": [_without_folders(item, publish) for item in dataset.get("set_aside", [])],
         "unused": [_without_folders(item, publish) for item in dataset.get("unused", [])],
-        "config": _published(text, publish),
+        "config": _redact(text, publish),
         "timings": _timing_rows(status),
         "environment": _environment_rows(run.read_json("environment.json")),
     }
@@ -98,24 +98,24 @@ def _allowed(config: str) -> tuple[str, ...]:
     return tuple(map(str, named)) if isinstance(named, list) else ()
 
 
-def _published(config: str, publish: tuple[str, ...]) -> str:
+def _redact(config: str, publish: tuple[str, ...]) -> str:
     """The settings as the page shows them."""
     try:
-        return tomli_w.dumps(published_settings(parse_toml(config), publish))
+        return tomli_w.dumps(redact_settings(parse_toml(config), publish))
     except (ValueError, TypeError, RecursionError):
-        return published_text(config, publish)
+        return redact_text(config, publish)
 
 
 def _without_folders(item: Mapping[str, Any], publish: tuple[str, ...]) -> dict[str, Any]:
     """A file that was passed over, by its name and that of its folder."""
     path, reason = str(item.get("path", "")), str(item.get("reason", ""))
-    short = path if "paths" in publish else named_by_folder(path)
-    return {**item, "path": short, "reason": published_text(reason, publish)}
+    short = path if "paths" in publish else short_path(path)
+    return {**item, "path": short, "reason": redact_text(reason, publish)}
 
 
-def _can_be_drawn(loss: float | None) -> bool:
+def _is_plottable(loss: float | None) -> bool:
     """Whether a chart has a place for it; a loss that became NaN or infinite has none."""
-    return loss is not None and math.isfinite(loss) and abs(loss) < _LARGEST_DRAWN
+    return loss is not None and math.isfinite(loss) and abs(loss) < _LARGEST_PLOTTED
 
 
 def _status_line(status: Mapping[str, Any]) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from impasto.publishing import published_text, with_known_names
+from impasto.publishing import redact_text, redact_unknown_paths
 
 WORDS = frozenset({"pairs", "same", "tag_pairs", "tags"})
 """Entries with words of captions: what looks like a path there, such as the tag `:/`, is none."""
@@ -32,26 +32,26 @@ def shortened(content: Any, place: str, publish: Collection[str]) -> Any:
     return _shortened(content, tuple(sorted(folders - {"."})))
 
 
-def _shortened(value: Any, folders: tuple[str, ...], *, is_words: bool = False) -> Any:
+def _shortened(value: Any, folders: tuple[str, ...], *, is_free_text: bool = False) -> Any:
     if isinstance(value, Markup) or value is None:
         return value
     if isinstance(value, (str, PurePath)):
-        return _text(str(value), folders, is_words=is_words)
+        return _text(str(value), folders, is_free_text=is_free_text)
     if is_dataclass(value) and not isinstance(value, type):
         return _shortened(asdict(value), folders)
     if isinstance(value, dict):
         return {
-            _shortened(key, folders, is_words=is_words): _shortened(
-                item, folders, is_words=is_words or key in WORDS
+            _shortened(key, folders, is_free_text=is_free_text): _shortened(
+                item, folders, is_free_text=is_free_text or key in WORDS
             )
             for key, item in value.items()
         }
     if isinstance(value, (list, tuple)):
-        return [_shortened(item, folders, is_words=is_words) for item in value]
+        return [_shortened(item, folders, is_free_text=is_free_text) for item in value]
     return value
 
 
-def _text(text: str, folders: tuple[str, ...], *, is_words: bool) -> str:
+def _text(text: str, folders: tuple[str, ...], *, is_free_text: bool) -> str:
     if text.startswith("data:"):
         return text
-    return with_known_names(text, folders) if is_words else published_text(text, (), folders)
+    return redact_unknown_paths(text, folders) if is_free_text else redact_text(text, (), folders)

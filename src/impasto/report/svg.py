@@ -14,7 +14,7 @@ from markupsafe import escape
 
 WIDTH = 920
 _LEAST_SPAN = 1e-300  # what lies below it are numbers of fewer digits, which step unevenly
-_LEAST_SHARE = 1e-9  # of the values: finer ticks would fall together
+_LEAST_FRACTION = 1e-9  # of the values: finer ticks would fall together
 CHARACTER = 7.2  # about the width of one at the charts' font size, 13
 
 
@@ -51,7 +51,7 @@ def round_ticks(low: float, high: float, most: int, *, whole: bool = False) -> l
         most: How many steps there may be between the first and the last.
         whole: Whether only whole numbers make sense.
     """
-    least = max(_LEAST_SPAN, _LEAST_SHARE * max(abs(low), abs(high)))
+    least = max(_LEAST_SPAN, _LEAST_FRACTION * max(abs(low), abs(high)))
     span = max(high - low or abs(high) or 1.0, least)
     step = _round_up(span / most)
     if whole:
@@ -67,7 +67,7 @@ def _round_up(value: float) -> float:
     return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= value * (1 - 1e-9))
 
 
-def tick_words(ticks: Sequence[float]) -> list[str]:
+def tick_labels(ticks: Sequence[float]) -> list[str]:
     """Tick labels with as many decimals as the distance between ticks needs."""
     step = abs(ticks[1] - ticks[0])
     if step >= 1e6 or step < 1e-4:
@@ -115,7 +115,7 @@ def dot(x: float, y: float, name: str, words: str) -> str:
 def bottom_axis(axis: Axis, y: float, label: str) -> list[str]:
     """A horizontal axis at y with short ticks, numbers, and what they count; no gridlines."""
     parts = [line(axis.start, y, axis.end, y, "axis")]
-    for tick, words in zip(axis.ticks, tick_words(axis.ticks), strict=True):
+    for tick, words in zip(axis.ticks, tick_labels(axis.ticks), strict=True):
         if axis.low <= tick <= axis.high:
             parts += [line(axis.at(tick), y, axis.at(tick), y + 4, "axis")]
             parts += [text(axis.at(tick), y + 18, words)]
@@ -126,7 +126,7 @@ def bottom_axis(axis: Axis, y: float, label: str) -> list[str]:
 def left_axis(axis: Axis, x: float, right: float, label: str) -> list[str]:
     """A vertical axis at x: numbers with gridlines to the right, and what they measure."""
     parts = []
-    for tick, words in zip(axis.ticks, tick_words(axis.ticks), strict=True):
+    for tick, words in zip(axis.ticks, tick_labels(axis.ticks), strict=True):
         y = axis.at(tick)
         parts += [line(x, y, right, y, "grid"), text(x - 8, y + 4.5, words, "end")]
     middle = (axis.start + axis.end) / 2

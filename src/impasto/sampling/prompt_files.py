@@ -16,7 +16,7 @@ from typing import Any
 from impasto.errors import ConfigError
 from impasto.files import cause_of
 from impasto.finite import finite
-from impasto.parsing import json_fault, parse_json, parse_toml, read_text, text_lines
+from impasto.parsing import json_fault, parse_json, parse_toml, read_text, split_lines
 from impasto.sampling.prompts import OTHER_NAMES, RANGES, SAMPLERS, Prompt
 
 LEAST_SIDE = 64
@@ -72,7 +72,7 @@ def read_prompt_file(file: Path, defaults: Prompt) -> list[Prompt]:
 
 def _read_lines(file: Path, text: str) -> list[tuple[str, dict[str, Any]]]:
     entries = []
-    for number, line in enumerate(text_lines(text), start=1):
+    for number, line in enumerate(split_lines(text), start=1):
         if not line.strip() or line.startswith("#"):
             continue
         where = f"{file}, line {number}"

@@ -26,7 +26,7 @@ from impasto.models import vae as vae_module
 from impasto.models.hypernetwork import HypernetworkStack
 from impasto.models.loading import BaseModel, build_tokens, schedule_of
 from impasto.models.offload import on_device
-from impasto.models.recorded import recorded_clip_skip
+from impasto.models.recorded import trained_clip_skip
 from impasto.models.text import (
     ClipTextConditioner,
     TextConditioner,
@@ -72,7 +72,7 @@ class Sampler:
             layout: How prompts are read; None means what the file says, or as A1111 does.
         """
         metadata = model.contents.metadata
-        layer = clip_skip or recorded_clip_skip(model.contents)
+        layer = clip_skip or trained_clip_skip(model.contents)
         tokens = build_tokens(model, layout or prompt_layout(metadata))
         states = TextStates.of(model, layer)
         return cls(
@@ -95,7 +95,7 @@ class Sampler:
             return self._to_images([self._latents(prompt)])[0]
 
     @torch.no_grad()
-    def draw_all(self, prompts: Sequence[Prompt], drawn: Advance) -> list[Image.Image]:
+    def generate_all(self, prompts: Sequence[Prompt], drawn: Advance) -> list[Image.Image]:
         """Draw several images; the VAE comes to the device once, when all of them are drawn.
 
         Args:

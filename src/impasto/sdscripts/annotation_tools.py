@@ -15,10 +15,10 @@ from impasto.finite import finite
 from impasto.progress import counted
 from impasto.sdscripts.tools import (
     ToolParser,
-    picture_parser,
+    image_parser,
     pictures_of,
     run_tool,
-    say_without_effect,
+    warn_ignored_flags,
 )
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from impasto.annotate.captioners import Captioner, Generation
     from impasto.annotate.places import Place
     from impasto.annotate.tags import Spelling
-    from impasto.annotate.words import MetadataWords
+    from impasto.annotate.words import MetadataTarget
     from impasto.cli.console import Console
     from impasto.data.records import ImageRecord
 
@@ -36,7 +36,7 @@ _WORKERS = "decoding takes as many threads as there are processors"
 
 def make_captions() -> None:
     """Run `make_captions.py`."""
-    parser = picture_parser("make_captions.py", "Caption images with BLIP.", ".caption")
+    parser = image_parser("make_captions.py", "Caption images with BLIP.", ".caption")
     parser.add_argument("--caption_weights", default=BLIP, help="folder or Hub id of a BLIP")
     parser.add_argument("--beam_search", action="store_true", help="beams in place of drawing")
     parser.add_argument("--batch_size", type=int, default=1)
@@ -74,7 +74,7 @@ def _make_captions(options: argparse.Namespace, console: Console) -> None:
 
 def make_captions_by_git() -> None:
     """Run `make_captions_by_git.py`."""
-    parser = picture_parser("make_captions_by_git.py", "Caption images with GIT.", ".caption")
+    parser = image_parser("make_captions_by_git.py", "Caption images with GIT.", ".caption")
     parser.add_argument("--model_id", default="microsoft/git-large-textcaps")
     parser.add_argument("--batch_size", type=int, default=1)
     parser.add_argument("--max_data_loader_n_workers", type=int)
@@ -100,13 +100,13 @@ def _captioner(source: str, console: Console, generation: Generation) -> Caption
 
 
 def _caption_all(options: argparse.Namespace, captioner: Captioner, console: Console) -> None:
-    from impasto.annotate.annotation import Captioning
+    from impasto.annotate.annotation import CaptionAnnotator
     from impasto.annotate.words import Sidecars
 
-    say_without_effect(options, console, max_data_loader_n_workers=_WORKERS)
-    place = _place_of(options)
+    warn_ignored_flags(options, console, max_data_loader_n_workers=_WORKERS)
+    place = _dataset_paths(options)
     target = Sidecars(options.caption_extension, "overwrite", lambda _, new: new, place)
-    _write(options, Captioning(captioner), target, console)
+    _write(options, CaptionAnnotator(captioner), target, console)
 
 
 def tag_images_by_wd14_tagger() -> None:
@@ -123,7 +123,7 @@ _TAG_FLAGS = (
 
 
 def _tag_parser() -> ToolParser:
-    parser = picture_parser(
+    parser = image_parser(
         "tag_images_by_wd14_tagger.py", "Tag images with a WD14-style tagger.", ".txt"
     )
     parser.add_argument("--repo_id", default="SmilingWolf/wd-v1-4-convnext-tagger-v2")
@@ -143,13 +143,13 @@ def _tag_parser() -> ToolParser:
 
 
 def _tag(options: argparse.Namespace, console: Console) -> None:
-    from impasto.annotate.annotation import Tagging
+    from impasto.annotate.annotation import TagAnnotator
     from impasto.annotate.models import locate_tagger
     from impasto.annotate.onnx_tagger import OnnxTagger
     from impasto.annotate.tags import Selection
     from impasto.annotate.words import Policy, Sidecars
 
-    say_without_effect(
+    warn_ignored_flags(
         options,
         console,
         max_data_loader_n_workers=_WORKERS,
@@ -166,11 +166,11 @@ def _tag(options: argparse.Namespace, console: Console) -> None:
         by_category={name: value for name, value in own.items() if value is not None},
         by_score=tagger.profile.by_score,
     )
-    tagging = Tagging(tagger, selection, spelling)
+    tagging = TagAnnotator(tagger, selection, spelling)
     policy: Policy = "append" if options.append_tags else "overwrite"
     if options.output_path is None:
         ending = options.caption_extension
-        target: Target = Sidecars(ending, policy, spelling.joined_to, _place_of(options))
+        target: Target = Sidecars(ending, policy, spelling.joined_to, _dataset_paths(options))
     else:
         target = _one_file(options, spelling)
     _write(options, tagging, target, console)
@@ -211,44 +211,44 @@ def _place(options: argparse.Namespace, name: str) -> Any:
     return "first" if getattr(options, f"use_{name}_tags") else "off"
 
 
-def _one_file(options: argparse.Namespace, spelling: Spelling) -> MetadataWords:
+def _one_file(options: argparse.Namespace, spelling: Spelling) -> MetadataTarget:
     """`--output_path`: all tags in one file, `{path: {tags, image_size}}` or a line for each.
 
     Without --append_tags the file is replaced whole, as sd-scripts does; with it, what else an
     entry says stays. A line of .jsonl has its tags as `caption`.
     """
-    from impasto.annotate.words import MetadataWords
+    from impasto.annotate.words import MetadataTarget
 
     file: Path = options.output_path
     if file.suffix.lower() not in (".json", ".jsonl"):
         raise ConfigError(f"--output_path {file} does not end in .json or .jsonl.")
-    return MetadataWords(
+    return MetadataTarget(
         file,
         "tags" if file.suffix.lower() == ".json" else "caption",
         "append" if options.append_tags else "overwrite",
         spelling.joined_to,
         lambda record: str(record.path),
-        _place_of(options, file),
+        _dataset_paths(options, file),
         sized=True,
         replaces=not options.append_tags,
         backup=True,
     )
 
 
-def _place_of(options: argparse.Namespace, metadata: Path | None = None) -> Place:
+def _dataset_paths(options: argparse.Namespace, metadata: Path | None = None) -> Place:
     from impasto.annotate.places import Place
 
     folder: Path = options.train_data_dir
-    return Place((folder,), folder / files.DERIVED / "annotations", metadata)
+    return Place((folder,), folder / files.DERIVED_DIR / "annotations", metadata)
 
 
 def _write(
     options: argparse.Namespace, annotator: Annotator[Any], target: Target, console: Console
 ) -> None:
     """Go through the images; the journal of all targets allows `impasto dataset undo`."""
-    from impasto.annotate.annotation import annotate
+    from impasto.annotate.annotation import ImageReading, annotate
     from impasto.annotate.journal import Journal
-    from impasto.annotate.words import MetadataWords
+    from impasto.annotate.words import MetadataTarget
     from impasto.canonical import canonical
     from impasto.cli.dataset_words import undo_command
 
@@ -266,13 +266,13 @@ def _write(
             target,
             journal,
             console,
-            batch_size=options.batch_size,
             show=show if options.debug else None,
+            reading=ImageReading(batch_size=options.batch_size),
         )
     console.note(
         f"{counted(done.written, 'images have')} words now, {len(done.set_aside)} passed over."
     )
-    if isinstance(target, MetadataWords) and target.kept is not None:
+    if isinstance(target, MetadataTarget) and target.kept is not None:
         console.note(f"What was there is kept as {target.kept}.")
     if done.written:
         console.note(f"Take it back with: {undo_command(folder, target.place)}")

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from impasto.cli.main import run_reporting
+from impasto.cli.main import run_and_report
 
 if TYPE_CHECKING:
     from impasto.cli.console import Console
@@ -28,7 +28,7 @@ as settings of Impasto.
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command and exit with a documented code."""
-    run_reporting(lambda: fine_tune(list(sys.argv[1:] if arguments is None else arguments)))
+    run_and_report(lambda: fine_tune(list(sys.argv[1:] if arguments is None else arguments)))
 
 
 def fine_tune(arguments: list[str]) -> None:
@@ -41,15 +41,15 @@ def fine_tune(arguments: list[str]) -> None:
         sys.stdout.write(HELP)
         return
     from impasto.cli.console import Console
-    from impasto.sdscripts.parsing import given_flags
+    from impasto.sdscripts.parsing import parse_flags
 
-    flags = given_flags(arguments)
+    flags = parse_flags(arguments)
     console = Console()
     resumed = flags.pop("resume", None)
     if resumed is not None:
         _resume(resumed, flags, console)
         return
-    from impasto.cli.early import require_run
+    from impasto.cli.early import check_run
     from impasto.config.load import build_run_config
     from impasto.sdscripts.translate import translate
 
@@ -57,7 +57,7 @@ def fine_tune(arguments: list[str]) -> None:
         return build_run_config(translation.tree, source="fine_tune.py")
 
     # what is missing is said before PyTorch is imported; the precision, which needs it, comes then
-    require_run(config_of(translate(flags, has_tensorboard=_has_tensorboard())))
+    check_run(config_of(translate(flags, has_tensorboard=_has_tensorboard())))
     translation = translate(flags, **_machine())
     config = config_of(translation)
     from impasto.cli.finish import finish

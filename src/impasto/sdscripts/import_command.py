@@ -22,11 +22,11 @@ def import_command(command: str, out: Path | None) -> None:
     """
     from impasto import files, invocation
     from impasto.errors import RunError
-    from impasto.sdscripts.importing import settings_of_command
+    from impasto.sdscripts.importing import command_to_toml
 
     if out is not None and presence.exists(out):
         raise RunError(f"{out} is already there, and it was not touched. Choose another --out.")
-    text = settings_of_command(_words(command))
+    text = command_to_toml(_words(command))
     if out is None:
         click.echo(text, nl=False)
     else:

@@ -13,16 +13,16 @@ from impasto.config.kinds import defaults_of, sections_of
 from impasto.config.load import build_run_config
 from impasto.config.run import RunConfig
 from impasto.errors import ConfigError
-from impasto.parsing import text_lines
+from impasto.parsing import split_lines
 from impasto.sdscripts.flags import FLAGS
-from impasto.sdscripts.origins import BY_RULE, decided_by, settings_of
-from impasto.sdscripts.parsing import given_flags
+from impasto.sdscripts.origins import BY_RULE, settings_decided_by, settings_of
+from impasto.sdscripts.parsing import parse_flags
 from impasto.sdscripts.translate import translate
 
 _SCRIPT = "fine_tune.py"
 
 
-def settings_of_command(words: Sequence[str]) -> str:
+def command_to_toml(words: Sequence[str]) -> str:
     """TOML that `impasto train` takes, with a comment where a flag became it.
 
     Raises:
@@ -31,7 +31,7 @@ def settings_of_command(words: Sequence[str]) -> str:
     scripts = [i for i, word in enumerate(words) if word.endswith(".py")]
     if scripts and not words[scripts[0]].endswith(_SCRIPT):
         raise ConfigError(f"{words[scripts[0]]} is not {_SCRIPT}, the one command that is known.")
-    flags = given_flags(words[scripts[0] + 1 :] if scripts else words)
+    flags = parse_flags(words[scripts[0] + 1 :] if scripts else words)
     resumed = flags.pop("resume", None)
     translation = translate(flags)
     build_run_config(translation.tree, source="the command")
@@ -60,7 +60,7 @@ def _comment(text: str) -> str:
 
 def _told(tree: dict[str, Any], flags: Mapping[str, Any]) -> dict[str, Any]:
     """The tree without what is Impasto's default anyway and was not given."""
-    sections, given = RunConfig.model_fields, decided_by(flags)
+    sections, given = RunConfig.model_fields, settings_decided_by(flags)
     told: dict[str, Any] = {}
     for name, value in tree.items():
         if not isinstance(value, dict):
@@ -92,7 +92,7 @@ def _commented(tree: dict[str, Any], flags: Mapping[str, Any]) -> list[str]:
     origin |= {flag.to: flag.name for flag in FLAGS.values() if flag.to}
     origin |= {path: name for name in flags for path in settings_of(name)}
     section, lines = "", []
-    for line in text_lines(tomli_w.dumps(tree).removesuffix("\n")):
+    for line in split_lines(tomli_w.dumps(tree).removesuffix("\n")):
         if line.startswith("["):
             section = line.strip("[]") + "."
         name = origin.get(section + line.partition(" = ")[0]) if " = " in line else None

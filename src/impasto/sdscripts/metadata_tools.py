@@ -14,20 +14,20 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from impasto.errors import ConfigError, DatasetError
 from impasto.models.casting import cast_network
-from impasto.parsing import read_words
+from impasto.parsing import read_caption_file
 from impasto.progress import counted
 from impasto.sdscripts.tools import (
     ToolParser,
-    picture_parser,
+    image_parser,
     pictures_of,
     run_tool,
-    say_without_effect,
+    warn_ignored_flags,
 )
 from impasto.sdscripts.values import read_resolution
 
 if TYPE_CHECKING:
     from impasto.cli.console import Console
-    from impasto.data.beside import WordsBeside
+    from impasto.data.beside import SidecarLookup
     from impasto.data.metadata import MetadataEntry
     from impasto.data.records import ImageRecord, PlannedImage
 
@@ -47,7 +47,7 @@ def merge_dd_tags_to_metadata() -> None:
 
 
 def _merge_parser(prog: str, what: str, ending: str, *, old: bool) -> ToolParser:
-    parser = picture_parser(prog, f"Put {what} beside images into metadata.", ending, old=old)
+    parser = image_parser(prog, f"Put {what} beside images into metadata.", ending, old=old)
     parser.add_argument("out_json", type=Path)
     parser.add_argument("--in_json", type=Path, help="what to add to; default: out_json, if there")
     parser.add_argument("--full_path", action="store_true", help="keys are whole paths")
@@ -55,7 +55,7 @@ def _merge_parser(prog: str, what: str, ending: str, *, old: bool) -> ToolParser
 
 
 def _merge(options: argparse.Namespace, console: Console, column: Column) -> None:
-    from impasto.data.beside import WordsBeside
+    from impasto.data.beside import SidecarLookup
     from impasto.data.metadata import MetadataEntry, read_metadata, write_metadata
 
     _require_full_path(options)
@@ -63,7 +63,7 @@ def _merge(options: argparse.Namespace, console: Console, column: Column) -> Non
     known = read_metadata(source).entries if source is not None else ()
     entries = {entry.key: entry for entry in known}
     records = pictures_of(options.train_data_dir, console, recursive=options.recursive)
-    missing, beside = 0, WordsBeside(options.caption_extension)
+    missing, beside = 0, SidecarLookup(options.caption_extension)
     for record in records:
         key = _key(record, full_path=options.full_path)
         text = _text_beside(record, options.caption_extension, beside)
@@ -97,7 +97,7 @@ def clean_captions_and_tags() -> None:
 
 
 def _clean(options: argparse.Namespace, console: Console) -> None:
-    from impasto.annotate.cleaning import Kohya
+    from impasto.annotate.cleaning import KohyaCleaner
     from impasto.data.metadata import read_metadata, write_metadata
 
     source: Path = options.in_json
@@ -107,7 +107,7 @@ def _clean(options: argparse.Namespace, console: Console) -> None:
         source, targets = targets[0], targets[1:]
     if len(targets) != 1:
         raise ConfigError("clean_captions_and_tags.py takes in_json and out_json.")
-    rules, cleaned, changed = Kohya(), [], 0
+    rules, cleaned, changed = KohyaCleaner(), [], 0
     for entry in read_metadata(source).entries:
         new = replace(entry, caption=rules.caption(entry.caption), tags=rules.tags(entry.tags))
         changed += new != entry
@@ -145,7 +145,7 @@ def prepare_buckets_latents() -> None:
 
 
 def _prepare(options: argparse.Namespace, console: Console) -> None:
-    from impasto.config.dataset_file import SDSCRIPTS_DEFAULTS, rounded_sides
+    from impasto.config.dataset_file import SDSCRIPTS_DEFAULTS, round_bucket_sides
     from impasto.config.load import build_dataset_config
     from impasto.data.filling import cache_latents
     from impasto.data.latent_cache import LatentCache
@@ -156,7 +156,7 @@ def _prepare(options: argparse.Namespace, console: Console) -> None:
     from impasto.models.vae import moments_encoder
     from impasto.training.devices import default_device, set_arithmetic
 
-    say_without_effect(
+    warn_ignored_flags(
         options,
         console,
         v2="the VAE is the same",
@@ -180,7 +180,7 @@ def _prepare(options: argparse.Namespace, console: Console) -> None:
         "recursive": options.recursive,
         "vae_precision": _vae_precision(options.mixed_precision, console),
     }
-    config = build_dataset_config({**values, **rounded_sides(values)}, source="command line")
+    config = build_dataset_config({**values, **round_bucket_sides(values)}, source="command line")
     scan = scan_all(config, console)
     planned = plan_dataset(config, scan.records)
     vae = load_base_model(options.model_name_or_path, progress=console).vae
@@ -196,7 +196,7 @@ def _prepare(options: argparse.Namespace, console: Console) -> None:
     )
     for item in (*scan.set_aside, *result.set_aside, *exported.refused):
         console.note(f"Passed over: {item.path}: {item.reason}")
-    for line in scan.said_of_unused():
+    for line in scan.describe_unused():
         console.note(line)
 
 
@@ -246,10 +246,10 @@ def _key(record: ImageRecord, *, full_path: bool) -> str:
     return str(record.path) if full_path else record.path.stem
 
 
-def _text_beside(record: ImageRecord, ending: str, beside: WordsBeside) -> str | None:
+def _text_beside(record: ImageRecord, ending: str, beside: SidecarLookup) -> str | None:
     """An image's words of one kind, in the file that a scan takes for it."""
     path = beside.file(record.path, ending)
     try:
-        return read_words(path).strip() if path.is_file() else None
+        return read_caption_file(path).strip() if path.is_file() else None
     except UnicodeDecodeError as error:
         raise DatasetError(f"{path} is not UTF-8 text; save it as UTF-8.") from error

@@ -61,6 +61,6 @@ def settings_of(flag: str) -> tuple[str, ...]:
     return (own,) if own else BY_RULE.get(flag, ())
 
 
-def decided_by(flags: Iterable[str]) -> set[str]:
+def settings_decided_by(flags: Iterable[str]) -> set[str]:
     """All that these flags decide."""
     return {path for flag in flags for path in settings_of(flag)}

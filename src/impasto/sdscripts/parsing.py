@@ -16,7 +16,7 @@ from impasto.sdscripts.flags import FLAGS, Flag
 _TYPES: dict[str, Any] = {"int": int, "float": finite, "text": str, "list": str}
 
 
-def given_flags(arguments: Sequence[str]) -> dict[str, Any]:
+def parse_flags(arguments: Sequence[str]) -> dict[str, Any]:
     """The flags that a command line gives, with their values; flags of its file come second.
 
     Raises:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from impasto.cli.main import run_reporting
+from impasto.cli.main import run_and_report
 from impasto.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -33,10 +33,10 @@ def run_tool(tool: Callable[[argparse.Namespace, Console], None], parser: ToolPa
         options = parser.parse_args(sys.argv[1:])
         tool(options, Console())
 
-    run_reporting(command)
+    run_and_report(command)
 
 
-def picture_parser(prog: str, description: str, ending: str, *, old: bool = True) -> ToolParser:
+def image_parser(prog: str, description: str, ending: str, *, old: bool = True) -> ToolParser:
     """A parser with what nearly all of these scripts take.
 
     Args:
@@ -57,10 +57,10 @@ def picture_parser(prog: str, description: str, ending: str, *, old: bool = True
 
 
 def _ending(text: str) -> str:
-    from impasto.annotate.places import ending_of
+    from impasto.annotate.places import normalize_ending
 
     try:
-        return ending_of(text)
+        return normalize_ending(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
 
@@ -76,12 +76,12 @@ def pictures_of(folder: Path, console: Console, *, recursive: bool) -> Sequence[
     scan = scan_folder(folder, recursive=recursive, progress=console)
     for item in scan.set_aside:
         console.note(f"Passed over: {item.path}: {item.reason}")
-    for line in scan.said_of_unused():
+    for line in scan.describe_unused():
         console.note(line)
     return scan.records
 
 
-def say_without_effect(options: argparse.Namespace, console: Console, **reasons: str) -> None:
+def warn_ignored_flags(options: argparse.Namespace, console: Console, **reasons: str) -> None:
     """Name the flags that were given and change nothing, with the reason."""
     for name, reason in reasons.items():
         if getattr(options, name) not in (None, False, ""):

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from impasto import presence
-from impasto.config.dataset_file import SDSCRIPTS_DEFAULTS, rounded_sides
-from impasto.config.names import fault_of_name
+from impasto.config.dataset_file import SDSCRIPTS_DEFAULTS, round_bucket_sides
+from impasto.config.names import file_name_problem
 from impasto.errors import ConfigError
 from impasto.invocation import install_extra
 from impasto.sampling.prompts import OTHER_NAMES
@@ -62,7 +62,7 @@ def translate(
     """Settings that do what the flags ask for.
 
     Args:
-        flags: As `given_flags` returns them.
+        flags: As `parse_flags` returns them.
         without_gpu: Where no GPU is there, what the CPU computes fastest in.
         has_tensorboard: Whether TensorBoard is installed, for `--logging_dir`.
 
@@ -135,7 +135,7 @@ def _dataset(flags: Mapping[str, Any], tree: Tree) -> list[str]:
         raise ConfigError("--resolution is missing; it has to be given, as 512 or 512,768.")
     for key, value in SDSCRIPTS_DEFAULTS.items():
         dataset.setdefault(key, value)
-    dataset |= rounded_sides(dataset)
+    dataset |= round_bucket_sides(dataset)
     if "train_data_dir" in flags:
         dataset["image_dir"] = flags["train_data_dir"]
     if "in_json" in flags:
@@ -218,7 +218,7 @@ def _saving(flags: Mapping[str, Any], tree: Tree) -> list[str]:
     saving = tree.setdefault("saving", {})
     folder = Path(flags["output_dir"])
     name = flags.get("output_name") or "last"
-    fault = fault_of_name(name)
+    fault = file_name_problem(name)
     if fault is not None:
         raise ConfigError(
             f"--output_name is {name[:60]!r}, which {fault}. Folders go into --output_dir."

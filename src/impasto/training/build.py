@@ -50,7 +50,7 @@ from impasto.training.objective import (
     require_fitting_loss,
 )
 from impasto.training.optim.chunked import ChunkedOptimizer, ChunkRules
-from impasto.training.optim.ema import WeightAverage
+from impasto.training.optim.ema import EmaWeights
 from impasto.training.optim.state import part_names
 from impasto.training.overrides import Overrides
 from impasto.training.parallel.strategy import ParallelStrategy
@@ -97,7 +97,7 @@ def build_session(
     if config.training.cache_text_to_disk:
         encode_captions_ahead(accelerator, conditioners, prepared.captions(), prompts)
         if not prepared.changes_words and build_templates(config) is None:
-            conditioners.training.leave_device()
+            conditioners.training.to_cpu()
             for part in model.family.text_encoders:
                 model = with_offloaded(model, part.name, config, accelerator)
         release_cached_memory(accelerator.device)
@@ -339,7 +339,7 @@ def _build_previewer(
 
 def _build_ema(
     config: RunConfig, trainable: Trainable, strategy: ParallelStrategy
-) -> WeightAverage | None:
+) -> EmaWeights | None:
     training = config.training
     if training.ema_decay is None:
         return None
@@ -348,11 +348,11 @@ def _build_ema(
         for part in trainable.parts
         for name, parameter in part.parameters().items()
     }
-    return WeightAverage(
+    return EmaWeights(
         learning,
         training.ema_decay,
         power=training.ema_power,
         every=training.ema_every,
         on_cpu=training.ema_on_cpu,
-        in_their_place=strategy.is_sharded,
+        copies_values=strategy.is_sharded,
     )

@@ -13,7 +13,7 @@ from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwar
 from impasto.errors import ConfigError, MissingDependencyError
 from impasto.invocation import missing_extra
 
-PATIENCE = timedelta(days=14)
+PROCESS_TIMEOUT = timedelta(days=14)
 _LOST = ("Connection closed by peer", "Connection reset by peer", "gloo", "NCCL error")
 
 _OUT_OF_MEMORY = (
@@ -41,12 +41,12 @@ def build_accelerator() -> Accelerator:
         MissingDependencyError: It is configured for DeepSpeed, which is not installed or does not
             run here.
     """
-    if asks_for("MEGATRON_LM"):
+    if is_configured_for("MEGATRON_LM"):
         raise ConfigError(
             "accelerate is configured for Megatron-LM, which is for language models. Run "
             "`accelerate config` and choose FSDP, DeepSpeed, or none of them."
         )
-    on_gpu, zero = torch.cuda.is_available(), asks_for("DEEPSPEED")
+    on_gpu, zero = torch.cuda.is_available(), is_configured_for("DEEPSPEED")
     if zero and importlib.util.find_spec("deepspeed") is None:
         raise missing_extra(
             "deepspeed",
@@ -58,7 +58,7 @@ def build_accelerator() -> Accelerator:
     backend = "gloo" if zero and not on_gpu else None
     handlers = [
         DistributedDataParallelKwargs(gradient_as_bucket_view=True),
-        InitProcessGroupKwargs(backend=backend, timeout=PATIENCE),
+        InitProcessGroupKwargs(backend=backend, timeout=PROCESS_TIMEOUT),
     ]
     try:
         return Accelerator(
@@ -73,7 +73,7 @@ def build_accelerator() -> Accelerator:
         ) from error
 
 
-def asks_for(name: str) -> bool:
+def is_configured_for(name: str) -> bool:
     """Whether accelerate's configuration asks for one of its ways to share a model out.
 
     Args:
@@ -134,7 +134,7 @@ def release_cached_memory(device: torch.device) -> None:
         torch.cuda.empty_cache()
 
 
-def is_lost_process(error: BaseException) -> bool:
+def is_process_loss(error: BaseException) -> bool:
     """Whether an exchange between processes failed because one of them is gone."""
     return isinstance(error, torch.distributed.DistError) or any(
         words in str(error) for words in _LOST

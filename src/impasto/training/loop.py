@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from impasto import files
-from impasto.data.dataset import iterate_updates
+from impasto.data.dataset import iterate_steps
 from impasto.data.records import Batch, Size
-from impasto.data.sampler import MicroBatch, Update
+from impasto.data.sampler import MicroBatch, OptimizerStep
 from impasto.errors import Interrupted, NonFiniteLossError, RunError
 from impasto.invocation import command
 from impasto.progress import counted
@@ -23,10 +23,10 @@ from impasto.training.devices import seed_torch
 from impasto.training.events import TrainingEvents
 from impasto.training.monitoring.failures import Failures
 from impasto.training.monitoring.frozen_check import FrozenCheck
-from impasto.training.monitoring.metrics import Window
+from impasto.training.monitoring.metrics import MetricsWindow
 from impasto.training.monitoring.recorder import Recorder
 from impasto.training.optim.chunked import ChunkedOptimizer
-from impasto.training.optim.finite_updates import NotFiniteError
+from impasto.training.optim.finite_updates import NonFiniteError
 from impasto.training.optim.state import LrSetter, require_savable
 from impasto.training.optim.updates import UpdateInputs
 from impasto.training.param_dtypes import build_weight_copies
@@ -35,7 +35,7 @@ from impasto.training.saving.restore import restore_newest
 from impasto.training.saving.saver import Saver
 from impasto.training.session import Session
 from impasto.training.signals import STOPPING, StopRequest
-from impasto.training.step import training_step, update_share
+from impasto.training.step import micro_batch_loss, training_step
 from impasto.training.triggers import Triggers
 
 
@@ -64,11 +64,11 @@ class TrainingLoop:
         self._accelerator = session.accelerator
         self._is_main = session.accelerator.is_main_process
         self._lr = LrSetter(session.optimizer)
-        self._resumable = session.resumable()
+        self._session_state = session.resumable()
         self._optimizer_update = session.strategy.build_update(
             UpdateInputs(
                 session.optimizer,
-                list(self._resumable.names),
+                list(self._session_state.names),
                 session.precision,
                 self._config.training.max_grad_norm,
                 self._config.training.optimizer_in_backward,
@@ -78,12 +78,12 @@ class TrainingLoop:
         self._has_stepped = False
         self._compiled: set[tuple[Size, int]] = set()
         self._best: float | None = None
-        self._window: Window | None = None
+        self._window: MetricsWindow | None = None
         self._triggers = Triggers(session.config, session.sampler.updates_per_epoch)
         self._frozen_check: FrozenCheck | None = None
         self._recorder = Recorder(session.recorded(), run, events, preparing_s)
         self._saver = Saver(
-            self._resumable,
+            self._session_state,
             session.export_source(),
             session.accelerator,
             session.eval_weights,
@@ -129,12 +129,15 @@ class TrainingLoop:
             if self._config.previews.at_first:
                 self._preview(0)
         elif step < session.total_steps:
-            self._export_on_the_way(step, missing_only=True)
-        with self._stop.after_update(self._stopping_words()), self._failures.keeping(step) as done:
+            self._export_intermediate(step, missing_only=True)
+        with (
+            self._stop.after_step(self._stop_message()),
+            self._failures.saving_on_error(step) as done,
+        ):
             self._recorder.meter.restart()
             if self._window is not None:
                 self._recorder.meter.resume(self._window)
-            updates = iterate_updates(
+            updates = iterate_steps(
                 session.data,
                 session.sampler,
                 step,
@@ -145,15 +148,18 @@ class TrainingLoop:
                     session.conditioner if session.encodes_ahead else None,
                 ),
             )
-            for update, batches in self._recorder.meter.waiting_for(updates):
+            for update, batches in self._recorder.meter.time_waiting(updates):
                 bucket = session.prepared.training.images[
                     update.micro_batches[0].samples[0].image
                 ].bucket
                 doing = f"training on {bucket} images"
-                with self._failures.explained(doing, update.step), self._compiling(bucket, update):
+                with (
+                    self._failures.explaining_errors(doing, update.step),
+                    self._compiling(bucket, update),
+                ):
                     self._update(update, batches)
                 done.step = update.step + 1
-                self._after_update(done.step)
+                self._after_step(done.step)
         self._finish()
 
     def _announce(self, step: int) -> None:
@@ -166,13 +172,13 @@ class TrainingLoop:
             self._events.note(remark)
         self._events.started({**session.facts(), **dataset}, step, session.total_steps)
 
-    def _stopping_words(self) -> str:
+    def _stop_message(self) -> str:
         if self._accelerator.num_processes == 1:
             return STOPPING
         return "Stopping when the next line of metrics is due; again: now, without saving."
 
     @contextlib.contextmanager
-    def _compiling(self, bucket: Size, update: Update) -> Iterator[None]:
+    def _compiling(self, bucket: Size, update: OptimizerStep) -> Iterator[None]:
         """The first step of a size of images compiles for it, which is timed by itself."""
         shapes = {(bucket, len(batch.samples)) for batch in update.micro_batches}
         if self._config.training.compile == "off":
@@ -188,7 +194,7 @@ class TrainingLoop:
             yield
         self._recorder.meter.leave_out(update.size)
 
-    def _update(self, update: Update, batches: Iterator[Batch]) -> None:
+    def _update(self, update: OptimizerStep, batches: Iterator[Batch]) -> None:
         """One optimizer step: all micro-batches, clipping, step, average."""
         session, accelerator = self._session, self._accelerator
         lr_factor = self._begin(update.step)
@@ -196,10 +202,10 @@ class TrainingLoop:
         try:
             for micro_batch, batch in zip(update.micro_batches, batches, strict=True):
                 is_last = micro_batch is update.micro_batches[-1]
-                with session.strategy.exchanging(now=is_last):
-                    total += self._backward(update, micro_batch, batch)
-            norm = self._optimizer_update.apply(self._of_all_processes(total))
-        except NotFiniteError as fault:
+                with session.strategy.gradient_sync(now=is_last):
+                    total += self._micro_step(update, micro_batch, batch)
+            norm = self._optimizer_update.apply(self._mean_over_processes(total))
+        except NonFiniteError as fault:
             self._look(update.step)  # one before it is the one to name
             raise self._failures.not_finite(update.step, fault) from None
         self._optimizer_update.is_stepping = True  # the weights are those of a step not counted yet
@@ -224,19 +230,19 @@ class TrainingLoop:
             torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
         reading = [part for part in session.trainable.parts if part.reads_text]
         if reading:
-            session.captions.learn(now=any(part.learns_at(step) for part in reading))
+            session.captions.learn(now=any(part.is_trained_at(step) for part in reading))
         if isinstance(session.optimizer, ChunkedOptimizer):
             session.optimizer.begin(derive_seed(config.seed, "rounding", step))
         self._copies.refresh()
         return lr_factor
 
-    def _backward(self, update: Update, micro_batch: MicroBatch, batch: Batch) -> Tensor:
+    def _micro_step(self, update: OptimizerStep, micro_batch: MicroBatch, batch: Batch) -> Tensor:
         """Add the gradient of a micro-batch; returns its share of the step's loss."""
         session = self._session
-        with self._copies.in_place():  # in the backward pass too: blocks are computed again there
+        with self._copies.swapped_in():  # in the backward pass too: blocks are computed again there
             with session.precision.autocast():
                 output = training_step(session.unet, session.conditioner, batch, session.recipe)
-            share = update_share(output.losses, update.size, self._accelerator.num_processes)
+            share = micro_batch_loss(output.losses, update.size, self._accelerator.num_processes)
             if session.ema is not None:
                 session.ema.wait_for_copies()
             self._optimizer_update.backward(share, is_last=micro_batch is update.micro_batches[-1])
@@ -251,26 +257,26 @@ class TrainingLoop:
         """Once: say if a part that should learn has not moved, or one that should not has."""
         if self._session.precision.scales:
             return  # the first steps may be passed over until the scale is found
-        learning = [part.name for part in self._session.trainable.parts if part.learns_at(step)]
+        learning = [part.name for part in self._session.trainable.parts if part.is_trained_at(step)]
         for finding in frozen_check.findings(learning):
             self._events.note(f"Warning: {finding}")
 
-    def _of_all_processes(self, loss: Tensor) -> Tensor:
+    def _mean_over_processes(self, loss: Tensor) -> Tensor:
         """Their mean, so that all of them find a loss that is not finite in the same step."""
         if self._accelerator.num_processes == 1:
             return loss
         return cast("Tensor", self._accelerator.reduce(loss, "mean"))
 
-    def _after_update(self, done: int) -> None:
+    def _after_step(self, done: int) -> None:
         """Whatever is due after `done` steps."""
         total = self._session.total_steps
         self._events.stepped(done)
-        self._saver.raise_fault()
+        self._saver.raise_error()
         last = done == total
         stopping = self._stop_signal(done)
         triggers = self._triggers
         saving = last or stopping is not None or triggers.state(done, self._accelerator)
-        early = saving and not (last or triggers.state_by_updates(done) or triggers.log(done))
+        early = saving and not (last or triggers.saves_state_by_steps(done) or triggers.log(done))
         if saving or triggers.log(done):
             self._log(done, early=early)
         elif triggers.uses_weights(done):
@@ -283,7 +289,7 @@ class TrainingLoop:
             window = self._recorder.meter.window() if early else None
             self._save(done, now=last or stopping is not None, window=window)
         if not last:
-            self._export_on_the_way(done)
+            self._export_intermediate(done)
         if stopping is not None and not last:
             raise Interrupted(
                 f"{done} of {counted(total, 'steps are')} done, and the state is saved. "
@@ -327,34 +333,34 @@ class TrainingLoop:
         """
         try:
             self._optimizer_update.require_applied()
-        except NotFiniteError as fault:
+        except NonFiniteError as fault:
             raise self._failures.not_finite(done - fault.passed_over, fault) from None
 
     def _validate(self, done: int) -> None:
         session, validator = self._session, self._session.validator
-        if validator is None or not session.takes_part:
+        if validator is None or not session.participates:
             return
-        with self._aside("validation", done), session.evaluating():
+        with self._outside_training("validation", done), session.evaluating():
             loss = validator.measure(
                 session.trainable.unet, session.eval_conditioner, session.recipe
             )
         if session.strategy.agreed(self._best is None or loss.mean < self._best):
             self._best = loss.mean
             if self._config.saving.best_model and done > 0:
-                with self._aside("export", done):
+                with self._outside_training("export", done):
                     self._saver.export_best()
         self._recorder.write({"step": done, **loss.as_record()})
 
     def _preview(self, done: int) -> None:
         session, previewer = self._session, self._session.previewer
-        if session.takes_part and session.strategy.agreed(previewer.is_due(self._run, done)):
-            with self._aside("previews", done), session.evaluating():
+        if session.participates and session.strategy.agreed(previewer.is_due(self._run, done)):
+            with self._outside_training("previews", done), session.evaluating():
                 if self._is_main:
                     previewer.draw(self._run, done, self._events)
                 else:
-                    previewer.draw_along()
+                    previewer.generate_along()
 
-    def _export_on_the_way(self, done: int, *, missing_only: bool = False) -> None:
+    def _export_intermediate(self, done: int, *, missing_only: bool = False) -> None:
         """Export what is due after `done` steps, by epochs and by steps.
 
         The state of these steps may have been saved and the process killed before the models
@@ -364,31 +370,34 @@ class TrainingLoop:
         if missing_only and endings:
             is_missing = self._is_main and self._saver.lacks(endings)
             endings = endings if self._session.strategy.agreed(is_missing) else []
-        if endings and self._session.takes_part:
-            with self._aside("export", done):
-                self._saver.export_on_the_way(endings)
+        if endings and self._session.participates:
+            with self._outside_training("export", done):
+                self._saver.export_intermediate(endings)
 
-    def _save(self, done: int, *, now: bool = False, window: Window | None = None) -> None:
+    def _save(self, done: int, *, now: bool = False, window: MetricsWindow | None = None) -> None:
         """Save the state; with `now`, all processes wait until it is on disk."""
-        self._triggers.state_is_saved()
+        self._triggers.restart_clock()
         with (
             self._recorder.meter.aside("saving states"),
-            self._failures.explained("saving the state", done),
+            self._failures.explaining_errors("saving the state", done),
         ):
-            if self._session.takes_part:
+            if self._session.participates:
                 self._saver.save_state(done, self._best, now=now, window=window)
             if now:
                 self._accelerator.wait_for_everyone()
 
     @contextlib.contextmanager
-    def _aside(self, activity: str, done: int) -> Iterator[None]:
+    def _outside_training(self, activity: str, done: int) -> Iterator[None]:
         """Something that is not training: timed by itself, and explained if memory runs out."""
-        with self._recorder.meter.aside(activity), self._failures.explained(_DOING[activity], done):
+        with (
+            self._recorder.meter.aside(activity),
+            self._failures.explaining_errors(_DOING[activity], done),
+        ):
             yield
 
     def _restore(self) -> int:
         """Load the newest state, if there is one, and return its step."""
-        state = restore_newest(self._resumable, self._accelerator, self._run, self._events)
+        state = restore_newest(self._session_state, self._accelerator, self._run, self._events)
         if state is None:
             return 0
         if state.step > self._session.total_steps:
@@ -406,8 +415,8 @@ class TrainingLoop:
         """Export the model, which is the point of it all."""
         total = self._session.total_steps
         model = None
-        if self._session.takes_part:
-            with self._aside("export", total):
+        if self._session.participates:
+            with self._outside_training("export", total):
                 model = self._saver.export_model()
         if self._is_main:
             timings = {name: round(s, 2) for name, s in self._recorder.meter.timings_s.items()}

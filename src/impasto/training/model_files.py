@@ -57,7 +57,7 @@ def models_folder(config: RunConfig) -> Path:
     return config.saving.model_dir or config.output_dir / "models"
 
 
-def on_the_way_target(config: RunConfig, ending: str, variant: str) -> Path:
+def intermediate_target(config: RunConfig, ending: str, variant: str) -> Path:
     """Where a model goes that is exported on the way, unless others have a file of that name."""
     return models_folder(config) / f"{config.export_name}-{ending}{variant}{model_suffix(config)}"
 

@@ -11,14 +11,14 @@ from accelerate import Accelerator
 
 from impasto.config.load import build_run_config
 from impasto.config.run import RunConfig
-from impasto.data.dataset import TrainingData, iterate_updates
+from impasto.data.dataset import TrainingData, iterate_steps
 from impasto.data.records import Batch
 from impasto.datasets.batching import build_epoch_sampler
 from impasto.datasets.prepare import PreparedData, prepare_data
 from impasto.errors import ConfigError
 from impasto.models.loading import BaseModel, build_tokens
 from impasto.models.text import ClipTextConditioner, TextStates
-from impasto.models.text_memory import TextMemory
+from impasto.models.text_memory import TextCache
 from impasto.models.vae import moments_encoder
 from impasto.progress import Progress, SilentProgress
 from impasto.training.devices import build_accelerator, release_cached_memory
@@ -72,7 +72,7 @@ class Batches:
 
     def steps(self, number: int) -> Iterator[Batch]:
         """The next `number` batches, on the device of the U-Net, with what it is told of them."""
-        updates = iterate_updates(
+        updates = iterate_steps(
             self._data,
             self._sampler,
             self.step,
@@ -156,7 +156,7 @@ def _build_conditioner(
         states.shape,
         sizes=model.family.sizes,
         device=device,
-        memory=TextMemory(config.training.text_cache_mib << 20, device),
+        memory=TextCache(config.training.text_cache_mib << 20, device),
     )
 
 

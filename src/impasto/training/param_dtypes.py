@@ -10,12 +10,12 @@ from accelerate import Accelerator
 from impasto.checkpoints.keymap import PartKind
 from impasto.config.run import RunConfig
 from impasto.models.saving import DTYPES
-from impasto.models.trainable import Part, Trainable
+from impasto.models.trainable import Trainable, TrainedPart
 from impasto.training.optim.chunked import ChunkRules
 from impasto.training.optim.mixed_precision import autocast_dtype
 from impasto.training.optim.offload import OffloadedStates
 from impasto.training.optim.rounding import Rounding, build_rounding
-from impasto.training.optim.weight_copies import WeightCopies, layers_with_copies
+from impasto.training.optim.weight_copies import WeightCopies, layers_to_copy
 from impasto.training.precision import computed_kind
 
 
@@ -29,20 +29,20 @@ def build_dtypes(config: RunConfig) -> dict[PartKind, torch.dtype]:
 
 
 def build_chunk_rules(
-    config: RunConfig, parts: Sequence[Part], accelerator: Accelerator
+    config: RunConfig, parts: Sequence[TrainedPart], accelerator: Accelerator
 ) -> ChunkRules:
     """How the optimizer goes through the weights, which are brought to their width."""
     training, device = config.training, accelerator.device
     in_backward = training.optimizer_in_backward != "off"
     return ChunkRules(
-        narrow_weights(parts, config, device),
+        cast_weights(parts, config, device),
         each_alone=in_backward,
         away=OffloadedStates(device) if training.offload_optimizer else None,
     )
 
 
-def narrow_weights(
-    parts: Sequence[Part], config: RunConfig, device: torch.device
+def cast_weights(
+    parts: Sequence[TrainedPart], config: RunConfig, device: torch.device
 ) -> Rounding | None:
     """Bring what learns to the width of the settings; how it is rounded there, if to 16 bits."""
     dtype = DTYPES[config.training.weight_dtype]
@@ -59,11 +59,11 @@ def build_weight_copies(config: RunConfig, trainable: Trainable) -> WeightCopies
     dtype = autocast_dtype(computed_kind(config))
     if not config.training.weight_copies or dtype is None:
         return WeightCopies([], torch.float32)
-    return WeightCopies(layers_with_copies(trainable.unet), dtype)
+    return WeightCopies(layers_to_copy(trainable.unet), dtype)
 
 
-def copied_numbers(config: RunConfig, trainable: Trainable) -> int:
+def copied_numel(config: RunConfig, trainable: Trainable) -> int:
     """How many numbers the copies have."""
     if not config.training.weight_copies:
         return 0
-    return sum(weight.numel() for _, _, weight in layers_with_copies(trainable.unet))
+    return sum(weight.numel() for _, _, weight in layers_to_copy(trainable.unet))

@@ -102,13 +102,13 @@ def resolve_precision(config: RunConfig, progress: Progress) -> RunConfig:
             f"Computing in {in_words(kind)} (training.mixed_precision is auto): {reason}."
         )
     require_compatible(config, Facts(precision=kind))
-    warn_of_slow(
+    warn_if_slow(
         kind,
         "set training.mixed_precision to auto or no, and leave training.weight_dtype at fp32",
         progress,
     )
     vae = config.dataset.vae_precision
-    warn_of_slow("no" if vae == "fp32" else vae, "set dataset.vae_precision to fp32", progress)
+    warn_if_slow("no" if vae == "fp32" else vae, "set dataset.vae_precision to fp32", progress)
     changed = training.model_copy(update={"mixed_precision": kind})
     asked = set(training.model_fields_set)
     if training.mixed_precision == "auto":
@@ -117,7 +117,7 @@ def resolve_precision(config: RunConfig, progress: Progress) -> RunConfig:
     return config.model_copy(update={"training": changed})
 
 
-def warn_of_slow(kind: MixedPrecision, otherwise: str, progress: Progress) -> None:
+def warn_if_slow(kind: MixedPrecision, otherwise: str, progress: Progress) -> None:
     """Say so if the CPU of this run computes a precision slowly, and how slowly.
 
     Args:

@@ -7,18 +7,18 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from impasto.data.dataset import UpdateBatches
+from impasto.data.dataset import StepBatch
 from impasto.data.records import Batch
-from impasto.data.sampler import Update
+from impasto.data.sampler import OptimizerStep
 from impasto.diffusion.transfer import to_device
 from impasto.models.text import TextConditioner
 from impasto.training.optim.offload import new_stream
 
-Feed = Callable[[Iterator[UpdateBatches]], Iterator[UpdateBatches]]
+Prefetch = Callable[[Iterator[StepBatch]], Iterator[StepBatch]]
 
 
 @dataclass(frozen=True)
-class _Coming:
+class _PendingBatch:
     """A batch on its way.
 
     Attributes:
@@ -30,7 +30,7 @@ class _Coming:
     ready: torch.cuda.Event | None
 
 
-def build_prefetcher(device: torch.device, conditioner: TextConditioner | None = None) -> Feed:
+def build_prefetcher(device: torch.device, conditioner: TextConditioner | None = None) -> Prefetch:
     """What takes batches to a device; a processor has them already.
 
     Args:
@@ -55,9 +55,9 @@ class Prefetcher:
         self._device, self._conditioner = device, conditioner
         self._stream = new_stream(device) if device.type == "cuda" else None
 
-    def __call__(self, batches: Iterator[UpdateBatches]) -> Iterator[UpdateBatches]:
+    def __call__(self, batches: Iterator[StepBatch]) -> Iterator[StepBatch]:
         """The same batches, on the device when they come."""
-        waiting: tuple[Update, _Coming] | None = None
+        waiting: tuple[OptimizerStep, _PendingBatch] | None = None
         if self._stream is not None:  # the encoder's weights may still be on their way
             self._stream.wait_stream(torch.cuda.current_stream(self._device))
         for update, batch in batches:
@@ -68,7 +68,7 @@ class Prefetcher:
         if waiting is not None:
             yield waiting[0], self._arrived(waiting[1])
 
-    def _begin(self, batch: Batch) -> _Coming:
+    def _begin(self, batch: Batch) -> _PendingBatch:
         with torch.cuda.stream(self._stream):
             begun = replace(
                 batch,
@@ -82,9 +82,9 @@ class Prefetcher:
                 if self._conditioner is None
                 else self._conditioner(batch.captions, batch.geometry),
             )
-        return _Coming(begun, None if self._stream is None else self._stream.record_event())
+        return _PendingBatch(begun, None if self._stream is None else self._stream.record_event())
 
-    def _arrived(self, coming: _Coming) -> Batch:
+    def _arrived(self, coming: _PendingBatch) -> Batch:
         """Have the training wait for this batch, and not for the one after it, which is begun."""
         batch = coming.batch
         if coming.ready is None:

@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from impasto.config.compatibility import Facts
 from impasto.config.run import RunConfig
 from impasto.errors import ConfigError
-from impasto.training.devices import asks_for, default_device
+from impasto.training.devices import default_device, is_configured_for
 from impasto.training.parallel.accelerate_config import reshard_after_forward, sharding_by
 from impasto.training.parallel.strategy import DataParallelStrategy, ParallelStrategy
 from impasto.training.precision import computed_kind
@@ -54,7 +54,7 @@ def require_several(processes: int) -> None:
     Raises:
         ConfigError: There is one.
     """
-    if processes == 1 and (asks_for("FSDP") or asks_for("DEEPSPEED")):
+    if processes == 1 and (is_configured_for("FSDP") or is_configured_for("DEEPSPEED")):
         raise ConfigError(
             "accelerate is configured to shard the model over processes, and there is one. Start "
             "several (accelerate launch --num_processes), or run `accelerate config` and choose "
@@ -71,11 +71,11 @@ def build_strategy(config: RunConfig, accelerator: Accelerator) -> ParallelStrat
     require_several(accelerator.num_processes)
     if accelerator.num_processes == 1:
         return DataParallelStrategy(accelerator)
-    if asks_for("FSDP"):
+    if is_configured_for("FSDP"):
         from impasto.training.parallel.fsdp import FsdpStrategy
 
         return FsdpStrategy(accelerator, reshard_after_forward=reshard_after_forward())
-    if asks_for("DEEPSPEED"):
+    if is_configured_for("DEEPSPEED"):
         from impasto.training.parallel.deepspeed import DeepSpeedStrategy, deepspeed_config
 
         training = config.training

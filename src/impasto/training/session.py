@@ -21,9 +21,9 @@ from impasto.progress import counted
 from impasto.training.compile import plain_network
 from impasto.training.devices import release_cached_memory
 from impasto.training.monitoring.previews import Previewer
-from impasto.training.monitoring.recorder import Recorded
+from impasto.training.monitoring.recorder import RecorderInputs
 from impasto.training.monitoring.validation import Validator
-from impasto.training.optim.ema import WeightAverage
+from impasto.training.optim.ema import EmaWeights
 from impasto.training.optim.lr_schedules import LrSchedule
 from impasto.training.optim.mixed_precision import Precision
 from impasto.training.optim.optimizers import evaluation_weights
@@ -31,7 +31,7 @@ from impasto.training.optim.state import parameter_names
 from impasto.training.parallel.strategy import ParallelStrategy
 from impasto.training.planning.advice import advice_on
 from impasto.training.saving.export import ExportSource
-from impasto.training.saving.session_state import Resumable
+from impasto.training.saving.session_state import SessionState
 from impasto.training.step import StepRecipe
 
 
@@ -69,19 +69,19 @@ class Session:
     sampler: EpochSampler
     validator: Validator | None
     previewer: Previewer
-    ema: WeightAverage | None
+    ema: EmaWeights | None
     precision: Precision
     total_steps: int
     fingerprint: Mapping[str, str]
 
     @property
-    def takes_part(self) -> bool:
+    def participates(self) -> bool:
         """Whether this process does something where the model is evaluated or saved."""
-        return self.strategy.takes_part
+        return self.strategy.participates
 
     def dataset_facts(self) -> dict[str, Any]:
         """The dataset in numbers: images, buckets, and captions over the token limit."""
-        texts = [image.record.steady_caption for image in self.prepared.training.images]
+        texts = [image.record.fixed_caption for image in self.prepared.training.images]
         return {
             **self.prepared.summary(),
             "too_long": self.captions.too_long(texts),
@@ -113,9 +113,9 @@ class Session:
                 f"{self.config.model.max_tokens} tokens; their ends are not seen."
             )
 
-    def resumable(self) -> Resumable:
+    def resumable(self) -> SessionState:
         """What goes into a training state."""
-        return Resumable(
+        return SessionState(
             strategy=self.strategy,
             names=parameter_names(self.trainable.parts),
             optimizer=self.optimizer,
@@ -137,9 +137,9 @@ class Session:
             base_hash=self.fingerprint["base model"],
         )
 
-    def recorded(self) -> Recorded:
+    def recorded(self) -> RecorderInputs:
         """What metrics are made of."""
-        return Recorded(
+        return RecorderInputs(
             config=self.config,
             accelerator=self.accelerator,
             sampler=self.sampler,
@@ -155,7 +155,7 @@ class Session:
         with contextlib.ExitStack() as stack:
             stack.enter_context(evaluation_weights(self.optimizer))
             if average and self.ema is not None:
-                stack.enter_context(self.ema.in_place())
+                stack.enter_context(self.ema.swapped_in())
             self.strategy.reshard()
             stack.callback(self.strategy.reshard)
             yield

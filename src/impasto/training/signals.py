@@ -81,7 +81,7 @@ def _is_ending() -> bool:
 class StopRequest:
     """Hears signals while it is entered as a context.
 
-    A signal stops at once, by `StoppedBySignal`; within `after_update` the first one is remembered
+    A signal stops at once, by `StoppedBySignal`; within `after_step` the first one is remembered
     and acknowledged, and the loop stops when it has saved.
 
     Args:
@@ -112,7 +112,7 @@ class StopRequest:
             signal.signal(number, handler)
 
     @contextlib.contextmanager
-    def after_update(self, words: str = STOPPING) -> Iterator[None]:
+    def after_step(self, words: str = STOPPING) -> Iterator[None]:
         """Only remember the first signal; `words` are shown when it comes."""
         self._words, self._at_once = words, False
         try:

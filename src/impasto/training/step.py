@@ -94,12 +94,12 @@ def training_step(
     return StepOutput(per_sample(recipe.error(output, target, t, schedule), mask) * weights, t)
 
 
-def update_share(
-    losses: Float[Tensor, "b"], update_size: int, num_processes: int
+def micro_batch_loss(
+    losses: Float[Tensor, "b"], samples_in_step: int, num_processes: int
 ) -> Float[Tensor, ""]:
     """This micro-batch's share of the step's mean loss.
 
     Every sample of a step counts the same, however it was cut into micro-batches. Gradients are
     averaged over processes, which the factor undoes.
     """
-    return torch.sum(losses) * (num_processes / update_size)
+    return torch.sum(losses) * (num_processes / samples_in_step)

@@ -15,8 +15,8 @@ from impasto.config.run import RunConfig
 from impasto.data.text_store import TextStore
 from impasto.models.loading import BaseModel, build_tokens
 from impasto.models.text import ClipHiddenStates, ClipTextConditioner
-from impasto.models.text_memory import TextMemory
-from impasto.models.text_metadata import with_room
+from impasto.models.text_memory import TextCache
+from impasto.models.text_metadata import with_max_tokens
 from impasto.models.tokens import TextLayout
 from impasto.models.trainable import Trainable
 from impasto.models.vae import weights_fingerprint
@@ -64,7 +64,7 @@ def build_conditioners(
     """
     layout = build_layout(config)
     tokens = build_tokens(model, layout)
-    prompt_tokens = build_tokens(model, with_room(layout, config.previews.emphasis))
+    prompt_tokens = build_tokens(model, with_max_tokens(layout, config.previews.emphasis))
     states = trainable.states
     conditioner = partial(
         ClipTextConditioner, shape=states.shape, sizes=model.family.sizes, device=device
@@ -80,10 +80,10 @@ def build_conditioners(
     # always so many, whatever is new in a batch (the rest is filled up); no more than it has
     at_once = min(ENCODED_AT_ONCE.get(device.type, 1), max(config.batch_sizes.values()))
     limit = config.training.text_cache_mib << 20
-    memory = TextMemory(limit, device, store, progress, at_once)
+    memory = TextCache(limit, device, store, progress, at_once)
     looking = memory
     if device.type == "cuda":  # where captions are encoded on a stream of their own
-        looking = TextMemory(limit, device, store, progress, at_once)
+        looking = TextCache(limit, device, store, progress, at_once)
     return Conditioners(
         conditioner(tokens, states, memory=memory),
         conditioner(tokens, states, memory=looking),
@@ -105,9 +105,9 @@ def encode_captions_ahead(
         StorageError: The disk is full or the folder cannot be written.
     """
     with accelerator.main_process_first():
-        conditioners.training.encode_ahead(captions)
+        conditioners.training.precompute(captions)
         texts = [text for prompt in prompts for text in (prompt.text, prompt.negative)]
-        conditioners.prompts.encode_ahead(texts)
+        conditioners.prompts.precompute(texts)
 
 
 def _build_store(config: RunConfig, trainable: Trainable) -> TextStore:

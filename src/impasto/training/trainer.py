@@ -23,8 +23,8 @@ from impasto.runs import Phase, RunDirectory
 from impasto.training.build import build_session
 from impasto.training.devices import (
     build_accelerator,
-    is_lost_process,
     is_out_of_memory,
+    is_process_loss,
     require_precision,
 )
 from impasto.training.environment import describe_environment
@@ -71,7 +71,7 @@ def train(
         if accelerator.is_main_process:
             run = held.enter_context(RunDirectory.begun(config.output_dir))
         try:
-            with _ends_in_words(accelerator, _NOT_BEGUN):
+            with _explain_exits(accelerator, _NOT_BEGUN):
                 known = None
                 if accelerator.is_main_process:
                     config = resolve_precision(config, events)
@@ -141,7 +141,7 @@ def resume(
         stop = held.enter_context(_signals(accelerator, events))
         if accelerator.is_main_process:
             run = held.enter_context(run.held())
-        with _ends_in_words(accelerator, f"Its states are untouched. {_go_on(path)}"):
+        with _explain_exits(accelerator, f"Its states are untouched. {_go_on(path)}"):
             _use_cache(held, config, run, accelerator, events)
             session = _prepare(run, config, accelerator, events, overrides or Overrides())
             if changed is not None and accelerator.is_main_process:
@@ -176,12 +176,12 @@ def _use_cache(
     """Say that this run uses its latents, so that nobody prunes them meanwhile."""
     if accelerator.is_main_process:
         folder = config.dataset.derived_dir / LATENTS
-        patience = locks.Patience(events.note, f"reading {folder}")
-        held.enter_context(locks.Presence(folder, f"training {run.path}", patience))
+        patience = locks.LockWaiter(events.note, f"reading {folder}")
+        held.enter_context(locks.SharedLock(folder, f"training {run.path}", patience))
 
 
 @contextlib.contextmanager
-def _ends_in_words(accelerator: Accelerator, then: str) -> Iterator[None]:
+def _explain_exits(accelerator: Accelerator, then: str) -> Iterator[None]:
     """Explain a signal, and the end of another process, outside the steps.
 
     Raises:
@@ -193,7 +193,7 @@ def _ends_in_words(accelerator: Accelerator, then: str) -> Iterator[None]:
     except KeyboardInterrupt as stop:
         raise interrupted(stop, f"Stopped at once. {then}") from stop
     except RuntimeError as error:
-        if accelerator.num_processes > 1 and is_lost_process(error):
+        if accelerator.num_processes > 1 and is_process_loss(error):
             raise RunError(
                 f"Another process of this run has ended, so this one stops; its own message says "
                 f"why. {then}"
@@ -248,7 +248,7 @@ def _run(
     shown = events if session.accelerator.is_main_process else SilentEvents()
     then = f"What came after the newest state is not saved. {_go_on(run.path)}"
     try:
-        with _ends_in_words(session.accelerator, then):
+        with _explain_exits(session.accelerator, then):
             TrainingLoop(session, run, shown, preparing_s, stop).train()
     except Interrupted as interruption:
         _write_end(session, run, "interrupted", str(interruption))

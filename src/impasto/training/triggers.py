@@ -57,7 +57,7 @@ class Triggers:
         dues = sorted({done for every in rhythms if every for done in range(every, total, every)})
         return [ending for done in dues for ending in self.model_endings(done)]
 
-    def state_by_updates(self, done: int) -> bool:
+    def saves_state_by_steps(self, done: int) -> bool:
         """Whether a state is due by steps, which is the same whenever the run is stopped."""
         every = self._config.saving.state_every_steps
         return bool(every) and done % every == 0
@@ -65,7 +65,7 @@ class Triggers:
     def state(self, done: int, accelerator: Accelerator) -> bool:
         """Whether a state is due: by steps, or by the clock of the first process."""
         saving = self._config.saving
-        if self.state_by_updates(done):
+        if self.saves_state_by_steps(done):
             return True
         if saving.state_every_minutes is None:
             return False
@@ -77,7 +77,7 @@ class Triggers:
         mine = torch.tensor([int(late and accelerator.is_main_process)], device=accelerator.device)
         return bool(accelerator.gather(mine).max())
 
-    def state_is_saved(self) -> None:
+    def restart_clock(self) -> None:
         """Begin to wait anew."""
         self._saved_at = time.monotonic()
 

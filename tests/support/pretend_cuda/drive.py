@@ -22,7 +22,7 @@ from clocks import FINDINGS
 from device import install
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-from gpu_cases import spoilt_step
+from gpu_cases import broken_step
 
 from impasto.config.load import build_run_config
 from impasto.errors import ImpastoError
@@ -92,7 +92,7 @@ def run(order: dict[str, Any]) -> dict[str, Any]:
     events = Watched()
     original = loop.TrainingLoop._update, loop.training_step
     loop.TrainingLoop._update = watched_update(events, original[0], order.get("fail_at"))
-    loop.training_step = spoilt_step(order.get("fault"), original[1])
+    loop.training_step = broken_step(order.get("fault"), original[1])
     error = None
     try:
         config = build_run_config(order["settings"], source=order["name"])

@@ -14,15 +14,15 @@ from impasto.errors import DatasetError, ImpastoError, NonFiniteLossError, RunEr
 from impasto.invocation import command
 from impasto.progress import counted
 from impasto.runs import RunDirectory, step_name
-from impasto.training.devices import is_lost_process, is_out_of_memory
-from impasto.training.optim.finite_updates import NotFiniteError
+from impasto.training.devices import is_out_of_memory, is_process_loss
+from impasto.training.optim.finite_updates import NonFiniteError
 from impasto.training.optim.updates import OptimizerUpdate
 from impasto.training.parallel.strategy import ParallelStrategy
 from impasto.training.planning.out_of_memory import out_of_memory
 
 
 @dataclass
-class Done:
+class StepCounter:
     """How many steps are done."""
 
     step: int
@@ -54,7 +54,7 @@ class Failures:
     save: Callable[[int], None]
     save_alone: Callable[[int], None]
 
-    def not_finite(self, step: int, fault: NotFiniteError) -> NonFiniteLossError:
+    def not_finite(self, step: int, fault: NonFiniteError) -> NonFiniteLossError:
         """The error of a step whose loss or gradient is NaN or infinite.
 
         The state from before it is saved where the weights are still those.
@@ -64,7 +64,7 @@ class Failures:
             fault: What is known of it.
         """
         what = f"To continue from the newest state before it: {command('resume', self.run.path)}"
-        if fault.weights_are_whole:
+        if fault.weights_intact:
             self.save(step)
             place = self.run.states / step_name(step)
             what = f"The weights from before it are saved in {place}"
@@ -84,12 +84,12 @@ class Failures:
         """How many steps the weights have had, of so many; None if one was applied in part."""
         try:
             self.optimizer_update.require_applied()
-        except NotFiniteError as fault:
-            return step - fault.passed_over if fault.weights_are_whole else None
+        except NonFiniteError as fault:
+            return step - fault.passed_over if fault.weights_intact else None
         return step
 
     @contextlib.contextmanager
-    def keeping(self, step: int) -> Iterator[Done]:
+    def saving_on_error(self, step: int) -> Iterator[StepCounter]:
         """Save the state if latents or images are lost meanwhile: the weights are good.
 
         Args:
@@ -98,7 +98,7 @@ class Failures:
         Raises:
             DatasetError: With what is saved.
         """
-        done = Done(step)
+        done = StepCounter(step)
         try:
             yield done
         except DatasetError as error:
@@ -114,7 +114,7 @@ class Failures:
             ) from error
 
     @contextlib.contextmanager
-    def explained(self, doing: str, step: int) -> Iterator[None]:
+    def explaining_errors(self, doing: str, step: int) -> Iterator[None]:
         """Save the state and explain if memory runs out, or another process ends, meanwhile.
 
         Raises:
@@ -126,7 +126,7 @@ class Failures:
         except (RuntimeError, MemoryError) as error:
             if is_out_of_memory(error):
                 raise self._out_of_memory(doing, step) from error
-            if self.accelerator.num_processes > 1 and is_lost_process(error):
+            if self.accelerator.num_processes > 1 and is_process_loss(error):
                 raise RunError(
                     f"Another process of this run ended in step {step + 1}, so this one stops; "
                     f"its own message says why. Continue from the newest state with the same "

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from impasto.models.trainable import Part
+from impasto.models.trainable import TrainedPart
 
 SAMPLED = 8
 
@@ -23,7 +23,7 @@ class FrozenCheck:
         frozen: What must not, by name.
     """
 
-    def __init__(self, parts: Sequence[Part], frozen: Mapping[str, nn.Module]) -> None:
+    def __init__(self, parts: Sequence[TrainedPart], frozen: Mapping[str, nn.Module]) -> None:
         self._learning = {part.name: _sample(part.parameters()) for part in parts}
         self._frozen = {
             name: _sample({n: p for n, p in module.named_parameters() if not p.requires_grad})
@@ -32,8 +32,8 @@ class FrozenCheck:
 
     def findings(self, learning_now: Sequence[str]) -> list[str]:
         """What is not as it should be, in sentences; `learning_now` should have moved."""
-        still = [name for name in learning_now if not _has_moved(self._learning[name])]
-        moved = [name for name, kept in self._frozen.items() if _has_moved(kept)]
+        still = [name for name in learning_now if not _has_changed(self._learning[name])]
+        moved = [name for name, kept in self._frozen.items() if _has_changed(kept)]
         return [
             *(
                 f"The {name} did not change in the first step, though it is trained: its "
@@ -44,17 +44,17 @@ class FrozenCheck:
         ]
 
 
-Kept = list[tuple[Tensor, Tensor]]
+ParameterCopies = list[tuple[Tensor, Tensor]]
 
 
-def _sample(parameters: Mapping[str, Tensor]) -> Kept:
+def _sample(parameters: Mapping[str, Tensor]) -> ParameterCopies:
     """Some parameters from all over a module, with copies on the CPU: modules change devices."""
     every = [p for p in parameters.values() if p.device.type != "meta"]  # that waits in a file
     step = max(1, len(every) // SAMPLED)
     return [(parameter, _here(parameter).to("cpu", copy=True)) for parameter in every[::step]]
 
 
-def _has_moved(kept: Kept) -> bool:
+def _has_changed(kept: ParameterCopies) -> bool:
     return any(not torch.equal(_here(parameter).cpu(), before) for parameter, before in kept)
 
 

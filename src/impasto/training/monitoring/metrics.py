@@ -41,7 +41,7 @@ class Reading:
 
 
 @dataclass(frozen=True)
-class Window:
+class MetricsWindow:
     """What steps amounted to of which no line of metrics tells yet; a state keeps it.
 
     Attributes:
@@ -55,7 +55,7 @@ class Window:
     sums: list[list[float]]
 
     @classmethod
-    def of(cls, content: Mapping[str, Any]) -> Window:
+    def of(cls, content: Mapping[str, Any]) -> MetricsWindow:
         """From JSON.
 
         Raises:
@@ -68,7 +68,7 @@ class Window:
         return cls(losses, norms, sums)
 
 
-class Meter:
+class MetricsCollector:
     """Keeps tensors where they are until they are read, so that no step waits for the device.
 
     Args:
@@ -99,7 +99,7 @@ class Meter:
         """Note the samples of a forward pass."""
         self._outputs.append(StepOutput(output.losses.detach(), output.t))
 
-    def waiting_for(self, items: Iterator[T]) -> Iterator[T]:
+    def time_waiting(self, items: Iterator[T]) -> Iterator[T]:
         """The same items; the time until each is there counts as waiting for data."""
         while True:
             began = time.perf_counter()
@@ -131,7 +131,7 @@ class Meter:
         self._before = None
         self._began, self._aside_s, self._waited_s = time.perf_counter(), 0.0, 0.0
 
-    def window(self) -> Window | None:
+    def window(self) -> MetricsWindow | None:
         """What the steps since the last reading amount to, which goes on; waits for the device.
 
         None where there were none, or where several processes share them: those stop together, at
@@ -141,9 +141,9 @@ class Meter:
             return None
         losses = torch.stack(self._losses)
         sums = self._sums_by_range(losses.device).tolist()
-        return Window(losses.tolist(), [float(norm) for norm in self._norms], sums)
+        return MetricsWindow(losses.tolist(), [float(norm) for norm in self._norms], sums)
 
-    def resume(self, window: Window) -> None:
+    def resume(self, window: MetricsWindow) -> None:
         """Go on with what a stopped process had come to; its time does not count."""
         device = self._accelerator.device
         self._losses = [torch.tensor(loss, device=device) for loss in window.losses]

@@ -30,23 +30,23 @@ class Previewer:
         """Draw all prompts for `step`."""
         target = run.samples / step_name(step)
         with (
-            self._looking(),
+            self._eval_mode(),
             files.replace_folder(target) as partial,
             progress.stage(f"Drawing previews at step {step}", len(self.prompts), "images") as (
                 advance
             ),
         ):
-            images = self.sampler.draw_all(self.prompts, advance)
+            images = self.sampler.generate_all(self.prompts, advance)
             for number, (prompt, image) in enumerate(zip(self.prompts, images, strict=True)):
                 save_png(image, partial / f"{number:03d}.png", prompt)
 
-    def draw_along(self) -> None:
+    def generate_along(self) -> None:
         """Do this process's share in drawing, where the model is shared out; keep nothing."""
-        with self._looking():
-            self.sampler.draw_all(self.prompts, lambda _: None)
+        with self._eval_mode():
+            self.sampler.generate_all(self.prompts, lambda _: None)
 
     @contextlib.contextmanager
-    def _looking(self) -> Iterator[None]:
+    def _eval_mode(self) -> Iterator[None]:
         unet: torch.nn.Module = self.sampler.unet
         was_training = unet.training
         unet.eval()

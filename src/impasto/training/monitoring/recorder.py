@@ -12,17 +12,17 @@ from accelerate import Accelerator
 
 from impasto.config.run import RunConfig
 from impasto.data.sampler import EpochSampler
-from impasto.publishing import published_settings
+from impasto.publishing import redact_settings
 from impasto.runs import RunDirectory
 from impasto.training.events import TrainingEvents
 from impasto.training.monitoring.image_losses import ImageLosses
-from impasto.training.monitoring.metrics import Meter
+from impasto.training.monitoring.metrics import MetricsCollector
 from impasto.training.monitoring.trackers import Tracker, open_trackers, shown_numbers
 from impasto.training.monitoring.vram_overflow import watch_for_overflow
 
 
 @dataclass(frozen=True)
-class Recorded:
+class RecorderInputs:
     """What a recorder reads while a run trains.
 
     Attributes:
@@ -55,14 +55,14 @@ class Recorder:
     """
 
     def __init__(
-        self, of: Recorded, run: RunDirectory, events: TrainingEvents, preparing_s: float
+        self, of: RecorderInputs, run: RunDirectory, events: TrainingEvents, preparing_s: float
     ) -> None:
         self._of, self._run, self._events = of, run, events
         self._is_main = of.accelerator.is_main_process
         self._trackers: list[Tracker] = []
         self._lost: set[Path] = set()
         self._vram_overflow = watch_for_overflow(of.accelerator.device)
-        self.meter = Meter(of.accelerator, of.num_timesteps)
+        self.meter = MetricsCollector(of.accelerator, of.num_timesteps)
         self.meter.timings_s["preparing"] = preparing_s
         asked = of.config.logging.image_losses
         self.image_losses = ImageLosses(of.accelerator, run) if asked else None
@@ -74,12 +74,12 @@ class Recorder:
         if not self._is_main:
             return
         if step:
-            self._run.rewind_metrics(step)
+            self._run.truncate_metrics(step)
         else:
             self._run.metrics_file.unlink(missing_ok=True)
         config = self._of.config
         whole = config.model_dump(mode="json", exclude_none=True)
-        settings = published_settings(whole, config.saving.publish)
+        settings = redact_settings(whole, config.saving.publish)
         self._trackers = open_trackers(config.logging.trackers, self._run, settings)
 
     def close(self) -> None:
@@ -123,7 +123,7 @@ class Recorder:
     def write(self, record: dict[str, Any]) -> None:
         """Write a line of metrics, and pass it on."""
         if self._is_main:
-            self._run.require_held()
+            self._run.require_locked()
             self._run.append_metrics(record)
             self._events.measured(record)
             step, numbers = shown_numbers(record)

@@ -70,7 +70,7 @@ class Validator:
             mean, _ = self.cache.read([self.plan.keys[i].plain for i in group])
             x_0 = mean.to(device).float() * self.scaling_factor
             images = [self.plan.images[i] for i in group]
-            captions = [image.record.steady_caption for image in images]
+            captions = [image.record.fixed_caption for image in images]
             conditioning = conditioner(captions, [image.geometry() for image in images])
             for level in levels:
                 t = level.expand(len(x_0))

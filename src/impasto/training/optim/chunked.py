@@ -74,7 +74,7 @@ class ChunkedOptimizer(torch.optim.Optimizer):
         chunk: int = CHUNK,
     ) -> None:
         super().__init__([{**group, "params": list(group["params"])} for group in groups], {})
-        self._rounding, self._away = rules.rounding, rules.away
+        self._rounding, self._offload = rules.rounding, rules.away
         self._factor: Tensor | None = None
         self._inner = [
             build([{**group, "params": members}])
@@ -96,10 +96,10 @@ class ChunkedOptimizer(torch.optim.Optimizer):
         norms = [norm_of(p.grad) for p in self._chunk_of if p.grad is not None]
         norm: Tensor = torch.linalg.vector_norm(torch.stack(norms)) / scale
         if limit > 0:
-            self.shorten(limit, norm)
+            self.clip_to(limit, norm)
         return norm
 
-    def shorten(self, limit: float, norm: Tensor) -> None:
+    def clip_to(self, limit: float, norm: Tensor) -> None:
         """Have the next step, or those of single weights, scale gradients of this norm down."""
         self._factor = (limit / (norm + 1e-6)).clamp(max=1.0)  # as torch's clip_grad_norm_
 
@@ -114,34 +114,34 @@ class ChunkedOptimizer(torch.optim.Optimizer):
         if self._is_overflown():
             return
         for number, optimizer in enumerate(self._inner):
-            if self._away is not None:  # the next chunk's come while this one is stepped
+            if self._offload is not None:  # the next chunk's come while this one is stepped
                 for near in self._inner[number : number + 2]:
-                    self._away.fetch(_members(near), self.state)
+                    self._offload.fetch(_members(near), self.state)
             self._step_chunk(optimizer)
         self.finish()
 
     @torch.no_grad()
-    def step_one(self, parameter: Tensor) -> None:
+    def step_parameter(self, parameter: Tensor) -> None:
         """Step one weight, which is a chunk of its own; `finish` when all are done."""
         optimizer = self._chunk_of[parameter]
-        if self._away is not None:
-            self._away.fetch([parameter], self.state)
+        if self._offload is not None:
+            self._offload.fetch([parameter], self.state)
         self._step_chunk(optimizer)
 
-    def inner_of(self, parameter: Tensor) -> torch.optim.Optimizer:
+    def inner_optimizer(self, parameter: Tensor) -> torch.optim.Optimizer:
         """The optimizer that steps a weight."""
         return self._chunk_of[parameter]
 
     @property
     def offloads_states(self) -> bool:
         """Whether its state is in RAM between steps."""
-        return self._away is not None
+        return self._offload is not None
 
     def finish(self) -> None:
         """End a step."""
         self._factor = None
-        if self._away is not None:
-            self._away.wait()
+        if self._offload is not None:
+            self._offload.wait()
 
     def _is_overflown(self) -> bool:
         found_inf = getattr(self, "found_inf", None)
@@ -157,14 +157,14 @@ class ChunkedOptimizer(torch.optim.Optimizer):
         if found_inf is not None and self._is_fused:
             optimizer.found_inf, optimizer.grad_scale = found_inf, None  # type: ignore[attr-defined]
         learning = [p for p in _members(optimizer) if p.grad is not None]
-        if self._away is not None:
-            self._away.arrive(_members(optimizer))
+        if self._offload is not None:
+            self._offload.arrive(_members(optimizer))
         if self._rounding is None:
             self._step_wide(optimizer, learning)
         else:
             self._step_narrow(optimizer, learning, self._rounding)
-        if self._away is not None:
-            self._away.store(_members(optimizer), self.state)
+        if self._offload is not None:
+            self._offload.store(_members(optimizer), self.state)
 
     def _step_wide(self, optimizer: torch.optim.Optimizer, learning: list[Tensor]) -> None:
         scale = getattr(self, "grad_scale", None)

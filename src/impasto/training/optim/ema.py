@@ -23,7 +23,7 @@ WIDENED_AT_ONCE = 16 << 20
 """Numbers of 16-bit weights that are in float32 at a time, unless one tensor has more."""
 
 
-class WeightAverage:
+class EmaWeights:
     """Averages of some parameters.
 
     Args:
@@ -47,12 +47,12 @@ class WeightAverage:
         power: float | None = None,
         every: int = 1,
         on_cpu: bool = False,
-        in_their_place: bool = False,
+        copies_values: bool = False,
         overlapped: bool | None = None,
     ) -> None:
         self._parameters = dict(parameters)
         self._decay, self._power, self._every = decay, power, every
-        self._copies = on_cpu or in_their_place
+        self._copies = on_cpu or copies_values
         self._averages = {
             name: parameter.detach().to(
                 "cpu" if on_cpu else parameter.device, torch.float32, copy=True
@@ -61,7 +61,7 @@ class WeightAverage:
         }
 
         on_gpu = any(p.device.type == "cuda" for p in self._parameters.values())
-        self._arrivals = Arrivals() if (on_cpu and on_gpu) or overlapped else None
+        self._async_updater = AsyncEmaUpdater() if (on_cpu and on_gpu) or overlapped else None
 
     @torch.no_grad()
     def update(self, step: int) -> None:
@@ -74,22 +74,22 @@ class WeightAverage:
         averages = list(self._averages.values())
         share = 1 - min(self._decay, rising) ** self._every
         weights = [parameter.detach() for parameter in self._parameters.values()]
-        if self._arrivals is not None:
-            self._arrivals.take(weights, partial(mix_widened, averages, share=share))
+        if self._async_updater is not None:
+            self._async_updater.take(weights, partial(lerp_in_float32, averages, share=share))
         else:
-            mix_widened(averages, weights, share)
+            lerp_in_float32(averages, weights, share)
 
     def wait_for_copies(self) -> None:
         """Have what changes the weights next wait until they are taken in."""
-        if self._arrivals is not None:
-            self._arrivals.wait_on_device()
+        if self._async_updater is not None:
+            self._async_updater.wait_on_device()
 
     def _flush(self) -> None:
-        if self._arrivals is not None:
-            self._arrivals.flush()
+        if self._async_updater is not None:
+            self._async_updater.flush()
 
     @contextlib.contextmanager
-    def in_place(self) -> Iterator[None]:
+    def swapped_in(self) -> Iterator[None]:
         """Put the averages in the place of the weights, and these back at the end, bit for bit."""
         self._flush()
         if self._copies:
@@ -133,32 +133,32 @@ class WeightAverage:
 
 
 @torch.no_grad()
-def mix_widened(averages: Sequence[Tensor], weights: Sequence[Tensor], share: float) -> None:
+def lerp_in_float32(averages: Sequence[Tensor], weights: Sequence[Tensor], share: float) -> None:
     """Mix weights into averages in float32; those of 16 bits are widened a few at a time.
 
     All of them widened at once would take as much memory as the averages: 3.2 GiB for SD 1.x.
     """
     pairs = list(zip(averages, weights, strict=True))
     alike = [pair for pair in pairs if pair[0].dtype == pair[1].dtype]
-    _mix(
+    _lerp(
         [average for average, _ in alike], [weight.to(average) for average, weight in alike], share
     )
     group: list[tuple[Tensor, Tensor]] = []
     for average, weight in [pair for pair in pairs if pair[0].dtype != pair[1].dtype]:
         if group and sum(a.numel() for a, _ in group) + average.numel() > WIDENED_AT_ONCE:
-            _mix([a for a, _ in group], [w.to(a) for a, w in group], share)
+            _lerp([a for a, _ in group], [w.to(a) for a, w in group], share)
             group = []
         group.append((average, weight))
-    _mix([a for a, _ in group], [w.to(a) for a, w in group], share)
+    _lerp([a for a, _ in group], [w.to(a) for a, w in group], share)
 
 
 @torch.no_grad()
-def _mix(averages: list[Tensor], weights: list[Tensor], share: float) -> None:
+def _lerp(averages: list[Tensor], weights: list[Tensor], share: float) -> None:
     if averages:
         torch._foreach_lerp_(averages, weights, share)
 
 
-class Arrivals:
+class AsyncEmaUpdater:
     """Copies of weights on their way into RAM, taken in by a thread there.
 
     The copies run on a stream of their own, into pinned memory that is used again each time.
@@ -167,30 +167,30 @@ class Arrivals:
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(1)
         self._work: Future[None] | None = None
-        self._places: list[Tensor] = []
+        self._buffers: list[Tensor] = []
         self._stream: torch.cuda.Stream | None = None
 
     def take(self, weights: Sequence[Tensor], mix: Callable[[list[Tensor]], None]) -> None:
         """Begin to copy some weights, and mix them in when they are there."""
         self.flush()
         device = weights[0].device
-        if not self._places:
+        if not self._buffers:
             pinned = device.type == "cuda"
-            self._places = [
+            self._buffers = [
                 pinned_like(weight, "training.ema_on_cpu", pinned=pinned) for weight in weights
             ]
             self._stream = new_stream(device) if pinned else None
         if self._stream is not None:
             self._stream.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(self._stream):
-            for place, weight in zip(self._places, weights, strict=True):
+            for place, weight in zip(self._buffers, weights, strict=True):
                 place.copy_(weight, non_blocking=True)
         event = self._stream.record_event() if self._stream is not None else None
 
         def arrive() -> None:
             if event is not None:
                 event.synchronize()
-            mix(self._places)
+            mix(self._buffers)
 
         self._work = self._pool.submit(arrive)
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 
-class NotFiniteError(Exception):
+class NonFiniteError(Exception):
     """The loss or the gradient of a step is NaN or infinite.
 
     Attributes:
@@ -20,9 +20,9 @@ class NotFiniteError(Exception):
         passed_over: Steps that were not applied, this one included.
     """
 
-    def __init__(self, *, weights_are_whole: bool, passed_over: int = 1) -> None:
+    def __init__(self, *, weights_intact: bool, passed_over: int = 1) -> None:
         super().__init__()
-        self.weights_are_whole, self.passed_over = weights_are_whole, passed_over
+        self.weights_intact, self.passed_over = weights_intact, passed_over
 
 
 class FiniteUpdates:
@@ -39,7 +39,7 @@ class FiniteUpdates:
     def __init__(self, device: torch.device) -> None:
         self.found_inf = torch.zeros((), device=device)
         self._one = torch.ones((), device=device)
-        self._torn = torch.zeros((), device=device)
+        self._partial = torch.zeros((), device=device)
         self._applied = torch.zeros((), device=device)
         self._begun = 0
 
@@ -62,7 +62,7 @@ class FiniteUpdates:
             found_before: From `begin_to_step`; None where all was known before any weight changed.
         """
         if found_before is not None:
-            self._torn = torch.maximum(self._torn, self.found_inf - found_before)
+            self._partial = torch.maximum(self._partial, self.found_inf - found_before)
         self._applied = self._applied + (1 - self.found_inf)
         self._begun += 1
 
@@ -74,9 +74,9 @@ class FiniteUpdates:
         """
         if not self._begun:
             return
-        applied, torn = torch.stack([self._applied, self._torn]).tolist()
+        applied, torn = torch.stack([self._applied, self._partial]).tolist()
         if applied < self._begun:
-            raise NotFiniteError(weights_are_whole=not torn, passed_over=self._begun - int(applied))
+            raise NonFiniteError(weights_intact=not torn, passed_over=self._begun - int(applied))
         self._applied, self._begun = torch.zeros_like(self._applied), 0
 
 

@@ -16,7 +16,7 @@ from impasto.errors import NonFiniteLossError
 from impasto.training.optim.chunked import ChunkedOptimizer
 
 MixedPrecision = Literal["no", "fp16", "bf16"]
-LEAST_SCALE = 2.0**-8  # below, every gradient overflows, whatever the scale
+MIN_SCALE = 2.0**-8  # below, every gradient overflows, whatever the scale
 
 COMPUTED = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 """What products are computed in, by `training.mixed_precision`."""
@@ -46,8 +46,8 @@ class Precision:
         self, kind: MixedPrecision, device: torch.device, *, of_shares: bool = False
     ) -> None:
         self._dtype = autocast_dtype(kind)
-        self._device, self._of_shares = device, of_shares
-        scaler = SharedScaler if of_shares else torch.amp.GradScaler
+        self._device, self._is_sharded = device, of_shares
+        scaler = AllRanksGradScaler if of_shares else torch.amp.GradScaler
         self._scaler = scaler(device.type) if self._dtype is torch.float16 else None
 
     @property
@@ -82,7 +82,7 @@ class Precision:
             return None
         learning = [p for p in parameters if p.grad is not None]
         norm = torch.nn.utils.get_total_norm([p.grad for p in learning]).detach()  # type: ignore[misc]
-        if self._of_shares:
+        if self._is_sharded:
             squared = norm.square()
             torch.distributed.all_reduce(squared)
             norm = squared.sqrt()
@@ -138,7 +138,7 @@ class Precision:
         Raises:
             NonFiniteLossError: The gradient overflows at any scale.
         """
-        if self._scaler is not None and self._scaler.get_scale() < LEAST_SCALE:
+        if self._scaler is not None and self._scaler.get_scale() < MIN_SCALE:
             raise NonFiniteLossError(
                 "In float16 the gradient overflows in every step, whatever the loss is scaled "
                 "by. Set training.mixed_precision to bf16 or no, or lower optimizer.lr."
@@ -160,7 +160,7 @@ class Precision:
             self._scaler.load_state_dict(full)
 
 
-class SharedScaler(torch.amp.GradScaler):
+class AllRanksGradScaler(torch.amp.GradScaler):
     """Scales losses of a model that is shared out: all processes find an overflow in any share.
 
     PyTorch's own `ShardedGradScaler` (2.13) does not go with fused optimizers.

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from impasto.training.optim.pinned_memory import pinned_like
 
-LEAST = 4096  # numbers of a tensor; smaller ones stay where they are
+MIN_NUMEL = 4096  # numbers of a tensor; smaller ones stay where they are
 
 States = Mapping[Tensor, MutableMapping[str, Any]]
 
@@ -34,25 +34,25 @@ class OffloadedStates:
         self._on_gpu = device.type == "cuda"
         self._stream = new_stream(device) if self._on_gpu else None
         self._home: dict[tuple[Tensor, str], Tensor] = {}
-        self._coming: dict[Tensor, torch.cuda.Event | None] = {}
+        self._in_flight: dict[Tensor, torch.cuda.Event | None] = {}
 
     def fetch(self, parameters: Sequence[Tensor], states: States) -> None:
         """Begin to bring the states of some weights to the device, if they are not on their way."""
         for parameter in parameters:
-            if parameter in self._coming or not states.get(parameter):
+            if parameter in self._in_flight or not states.get(parameter):
                 continue
             with torch.cuda.stream(self._stream):
                 for name, value in _large(states[parameter]):
                     if value.device.type != "cpu":  # not taken away yet
                         continue
-                    home = self._home_of(parameter, name, value)
+                    home = self._host_tensor(parameter, name, value)
                     states[parameter][name] = home.to(self._device, non_blocking=True, copy=True)
-            self._coming[parameter] = self._stream.record_event() if self._stream else None
+            self._in_flight[parameter] = self._stream.record_event() if self._stream else None
 
     def arrive(self, parameters: Sequence[Tensor]) -> None:
         """Have the arithmetic that follows wait until the states of some weights are there."""
         for parameter in parameters:
-            event = self._coming.pop(parameter, None)
+            event = self._in_flight.pop(parameter, None)
             if event is not None:
                 torch.cuda.current_stream(self._device).wait_event(event)
 
@@ -62,7 +62,7 @@ class OffloadedStates:
             self._stream.wait_stream(torch.cuda.current_stream(self._device))
         for parameter in parameters:
             for name, value in _large(states.get(parameter, {})):
-                home = self._home_of(parameter, name, value)
+                home = self._host_tensor(parameter, name, value)
                 with torch.cuda.stream(self._stream):
                     home.copy_(value, non_blocking=True)
                 if self._stream is not None:
@@ -74,7 +74,7 @@ class OffloadedStates:
         if self._stream is not None:
             self._stream.synchronize()
 
-    def _home_of(self, parameter: Tensor, name: str, value: Tensor) -> Tensor:
+    def _host_tensor(self, parameter: Tensor, name: str, value: Tensor) -> Tensor:
         """Where an entry lives; a value that is there already becomes its own home."""
         if value.device.type == "cpu" and value.is_pinned() == self._on_gpu:
             return self._home.setdefault((parameter, name), value)
@@ -96,5 +96,5 @@ def _large(entries: Mapping[str, Any]) -> list[tuple[str, Tensor]]:
     return [
         (name, value)
         for name, value in entries.items()
-        if isinstance(value, Tensor) and value.numel() >= LEAST
+        if isinstance(value, Tensor) and value.numel() >= MIN_NUMEL
     ]

@@ -16,7 +16,7 @@ import torch
 
 from impasto.errors import ConfigError, MissingDependencyError
 from impasto.invocation import install_packages
-from impasto.models.trainable import Part
+from impasto.models.trainable import TrainedPart
 from impasto.optimizer_table import (
     COLLECTION,
     OPTIMIZERS,
@@ -50,11 +50,13 @@ class OptimizerSettings(Protocol):
         """All arguments that are asked for, without the learning rate."""
 
 
-BuildOptimizer = Callable[[Sequence[Part], OptimizerSettings, ChunkRules], torch.optim.Optimizer]
+BuildOptimizer = Callable[
+    [Sequence[TrainedPart], OptimizerSettings, ChunkRules], torch.optim.Optimizer
+]
 
 
 def build_optimizer(
-    parts: Sequence[Part], config: OptimizerSettings, rules: ChunkRules = AT_ONCE
+    parts: Sequence[TrainedPart], config: OptimizerSettings, rules: ChunkRules = AT_ONCE
 ) -> torch.optim.Optimizer:
     """The optimizer of the settings, with parameter groups for each rate of each part.
 
@@ -64,10 +66,10 @@ def build_optimizer(
         rules: How it goes through the weights.
 
     Raises:
-        ConfigError: As `require_obedience`; or it does not go with the rules.
+        ConfigError: As `require_usable_optimizer`; or it does not go with the rules.
         MissingDependencyError: Its package is not there.
     """
-    require_obedience(parts, config)
+    require_usable_optimizer(parts, config)
     row = find_row(config.kind)
     build = _builder(row, config)
     groups = [
@@ -83,7 +85,7 @@ def build_optimizer(
         raise ConfigError(f"optimizer.kind {config.kind} cannot be made: {error}.") from error
 
 
-def require_obedience(parts: Sequence[Part], config: OptimizerSettings) -> None:
+def require_usable_optimizer(parts: Sequence[TrainedPart], config: OptimizerSettings) -> None:
     """Make sure that an optimizer takes what the settings give it, steps, and obeys its rates.
 
     Those of the table are known to, by its tests; others are tried out, as are further arguments.

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from impasto.checkpoints.tensors import LazyTensor
 from impasto.errors import RunError
-from impasto.models.trainable import Part
+from impasto.models.trainable import TrainedPart
 from impasto.training.optim.chunked import ChunkedOptimizer
-from impasto.training.optim.offload import LEAST
+from impasto.training.optim.offload import MIN_NUMEL
 
 _GROUP = "group."
 
@@ -31,7 +31,7 @@ class LrSetter:
         return self._rates[0] * factor
 
 
-def parameter_names(parts: Sequence[Part]) -> dict[Tensor, str]:
+def parameter_names(parts: Sequence[TrainedPart]) -> dict[Tensor, str]:
     """Each learning parameter's name with its part in front: `unet.conv_in.weight`."""
     return {
         parameter: f"{part.name}.{name}"
@@ -40,7 +40,7 @@ def parameter_names(parts: Sequence[Part]) -> dict[Tensor, str]:
     }
 
 
-def part_names(optimizer: torch.optim.Optimizer, parts: Sequence[Part]) -> tuple[str, ...]:
+def part_names(optimizer: torch.optim.Optimizer, parts: Sequence[TrainedPart]) -> tuple[str, ...]:
     """The part that each group of an optimizer is of."""
     names = parameter_names(parts)
     return tuple(names[g["params"][0]].partition(".")[0] for g in optimizer.param_groups)
@@ -145,7 +145,7 @@ def _paged_buffer(optimizer: torch.optim.Optimizer, parameter: Tensor, value: An
     themselves.
     """
     if isinstance(optimizer, ChunkedOptimizer):
-        optimizer = optimizer.inner_of(parameter)
+        optimizer = optimizer.inner_optimizer(parameter)
     is_paged = getattr(optimizer, "is_paged", False) and parameter.device.type != "cpu"
     if not (is_paged and isinstance(value, LazyTensor) and value.shape == parameter.shape):
         return None
@@ -158,7 +158,7 @@ def _like(parameter: Tensor, value: Any, *, kept_away: bool) -> Any:
     if not isinstance(value, LazyTensor):
         return value
     value = value.read()
-    device = torch.device("cpu") if kept_away and value.numel() >= LEAST else parameter.device
+    device = torch.device("cpu") if kept_away and value.numel() >= MIN_NUMEL else parameter.device
     if value.shape != parameter.shape:
         return value.to(device)
     like = torch.empty_like(parameter, dtype=value.dtype, device=device, requires_grad=False)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from impasto.training.optim.chunked import ChunkedOptimizer, norm_of
-from impasto.training.optim.finite_updates import FiniteUpdates, NotFiniteError
+from impasto.training.optim.finite_updates import FiniteUpdates, NonFiniteError
 from impasto.training.optim.mixed_precision import Precision
 
 InBackward = Literal["off", "exact", "last_norm"]
@@ -86,7 +86,7 @@ class UpdateAfterBackward:
     def __init__(self, inputs: UpdateInputs) -> None:
         self._optimizer, self._parameters = inputs.optimizer, inputs.parameters
         self._precision, self._limit = inputs.precision, inputs.max_norm
-        self._updates = updates_on_device(inputs.optimizer)
+        self._finite_tracker = finite_tracker(inputs.optimizer)
         self.is_stepping = False
 
     def backward(self, share: Tensor, *, is_last: bool = True) -> None:
@@ -96,11 +96,11 @@ class UpdateAfterBackward:
 
     def apply(self, loss: Tensor) -> Tensor | None:
         """Clip and step."""
-        updates, scales = self._updates, self._precision.scales
+        updates, scales = self._finite_tracker, self._precision.scales
         if updates is not None:
             updates.require(loss)
             if scales:
-                self._spoil(updates.found_inf)
+                self._poison_gradients(updates.found_inf)
         norm = self._precision.clip(self._optimizer, self._parameters, self._limit)
         if updates is None:
             self._require_finite([loss] if norm is None or scales else [loss, norm])
@@ -117,15 +117,15 @@ class UpdateAfterBackward:
 
     def require_applied(self) -> None:
         """Only a fused optimizer on a GPU has anything to find."""
-        if self._updates is not None:
-            self._updates.require_applied()
+        if self._finite_tracker is not None:
+            self._finite_tracker.require_applied()
 
     def _require_finite(self, values: Sequence[Tensor]) -> None:
         if not all(bool(torch.isfinite(value)) for value in values):
             self._optimizer.zero_grad()
-            raise NotFiniteError(weights_are_whole=True)
+            raise NonFiniteError(weights_intact=True)
 
-    def _spoil(self, found_inf: Tensor) -> None:
+    def _poison_gradients(self, found_inf: Tensor) -> None:
         """Have the scaler pass over a step whose loss is not finite, if gradients are or not."""
         spoilt = torch.where(found_inf > 0, float("nan"), 0.0)
         for parameter in self._parameters:
@@ -149,10 +149,10 @@ class UpdateInBackward:
         self._optimizer, self._parameters = inputs.optimizer, inputs.parameters
         self._precision, self._limit = inputs.precision, inputs.max_norm
         self._by_last_norm = inputs.in_backward == LAST_NORM
-        self._updates = updates_on_device(inputs.optimizer)
+        self._finite_tracker = finite_tracker(inputs.optimizer)
         self._norms: dict[Tensor, Tensor] = {}
         self._norm_before: Tensor | None = None
-        self._is_torn = False
+        self._is_partial = False
         self.is_stepping = False
 
     def backward(self, share: Tensor, *, is_last: bool = True) -> None:
@@ -165,17 +165,17 @@ class UpdateInBackward:
         last = self._optimizer.param_groups[0].get(LAST_NORM) if self._by_last_norm else None
         scaled = self._precision.scaled(share)
         self._norms = {}
-        if self._updates is not None:
-            self._updates.require(share)
+        if self._finite_tracker is not None:
+            self._finite_tracker.require(share)
         elif not bool(torch.isfinite(share)):
-            raise NotFiniteError(weights_are_whole=True)
+            raise NonFiniteError(weights_intact=True)
         if (self._limit > 0 and last is None) or self._precision.scales:
             last = self._measured(share, scaled)
             if last is None:
                 self._precision.stepped(overflown=True)
                 return
         if self._limit > 0 and last is not None:
-            self._optimizer.shorten(self._limit, last)
+            self._optimizer.clip_to(self._limit, last)
         if self._precision.scales:
             self._optimizer.grad_scale = torch.tensor(self._precision.scale(), device=share.device)
         self._step_all(scaled)
@@ -187,20 +187,22 @@ class UpdateInBackward:
         """Only say what the norm was: all else is done."""
         del loss
         norm, self._norm_before = self._norm_before, None
-        if self._is_torn:
-            raise NotFiniteError(weights_are_whole=False)
+        if self._is_partial:
+            raise NonFiniteError(weights_intact=False)
         if norm is not None and self._by_last_norm:
             group = self._optimizer.param_groups[0]
             kept = norm
-            if self._updates is not None and LAST_NORM in group:  # not that of what is passed over
-                kept = torch.where(self._updates.found_inf > 0, group[LAST_NORM], norm)
+            if (
+                self._finite_tracker is not None and LAST_NORM in group
+            ):  # not that of what is passed over
+                kept = torch.where(self._finite_tracker.found_inf > 0, group[LAST_NORM], norm)
             group[LAST_NORM] = kept
         return norm
 
     def require_applied(self) -> None:
         """Only a fused optimizer on a GPU has anything to find."""
-        if self._updates is not None:
-            self._updates.require_applied()
+        if self._finite_tracker is not None:
+            self._finite_tracker.require_applied()
 
     def _measured(self, share: Tensor, scaled: Tensor) -> Tensor | None:
         """The norm by a backward pass of its own; None of a gradient that overflows by its scale.
@@ -217,21 +219,21 @@ class UpdateInBackward:
             return norm
         if is_loss_finite and self._precision.scales:
             return None
-        raise NotFiniteError(weights_are_whole=True)
+        raise NonFiniteError(weights_intact=True)
 
     def _step_all(self, scaled: Tensor) -> None:
-        before = None if self._updates is None else self._updates.begin_to_step()
+        before = None if self._finite_tracker is None else self._finite_tracker.begin_to_step()
         self.is_stepping = True
         self._walk(scaled, self._step)
         self._optimizer.finish()
-        if self._updates is not None:
-            self._updates.stepped(before)
+        if self._finite_tracker is not None:
+            self._finite_tracker.stepped(before)
         self.is_stepping = False
 
     def _walk(
         self, scaled: Tensor, visit: Callable[[Tensor], None], *, keep_graph: bool = False
     ) -> None:
-        with at_each_gradient(self._parameters, visit):
+        with gradient_hooks(self._parameters, visit):
             torch.autograd.backward(scaled, retain_graph=keep_graph)
 
     def _measure(self, parameter: Tensor) -> None:
@@ -243,15 +245,15 @@ class UpdateInBackward:
         """Step a weight, unless its gradient or one before it is not finite."""
         gradient = parameter.grad
         assert gradient is not None  # noqa: S101 - called when it is there
-        if self._by_last_norm or self._updates is None:
+        if self._by_last_norm or self._finite_tracker is None:
             self._norms[parameter] = norm_of(gradient)
-        if self._updates is not None:
-            self._updates.require_all(gradient)
-            self._optimizer.found_inf = self._updates.found_inf
-        elif not self._is_torn:
-            self._is_torn = not bool(torch.isfinite(self._norms[parameter]))
-        if not self._is_torn:
-            self._optimizer.step_one(parameter)
+        if self._finite_tracker is not None:
+            self._finite_tracker.require_all(gradient)
+            self._optimizer.found_inf = self._finite_tracker.found_inf
+        elif not self._is_partial:
+            self._is_partial = not bool(torch.isfinite(self._norms[parameter]))
+        if not self._is_partial:
+            self._optimizer.step_parameter(parameter)
         parameter.grad = None
 
     def _norm(self) -> Tensor:
@@ -266,7 +268,7 @@ def build_update(inputs: UpdateInputs) -> OptimizerUpdate:
     return UpdateAfterBackward(inputs) if inputs.in_backward == "off" else UpdateInBackward(inputs)
 
 
-def updates_on_device(optimizer: torch.optim.Optimizer) -> FiniteUpdates | None:
+def finite_tracker(optimizer: torch.optim.Optimizer) -> FiniteUpdates | None:
     """What finds faults on the GPU, of an optimizer that can be told there to pass over a step.
 
     None of others.
@@ -279,9 +281,7 @@ def updates_on_device(optimizer: torch.optim.Optimizer) -> FiniteUpdates | None:
 
 
 @contextmanager
-def at_each_gradient(
-    parameters: Sequence[Tensor], visit: Callable[[Tensor], None]
-) -> Iterator[None]:
+def gradient_hooks(parameters: Sequence[Tensor], visit: Callable[[Tensor], None]) -> Iterator[None]:
     """Call `visit` with each weight when its gradient is complete."""
     handles = [p.register_post_accumulate_grad_hook(visit) for p in parameters]  # type: ignore[no-untyped-call]
     try:

@@ -21,7 +21,7 @@ CAST_BY_AUTOCAST = (nn.Conv2d, nn.Linear)
 """The layers of a U-Net whose products autocast computes in 16 bits; norms it leaves in float32."""
 
 
-def layers_with_copies(network: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Parameter]]:
+def layers_to_copy(network: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Parameter]]:
     """Module, name in it and weight of all that learns and is multiplied in 16 bits."""
     for module in network.modules():
         if isinstance(module, CAST_BY_AUTOCAST):
@@ -41,11 +41,11 @@ class WeightCopies:
     def __init__(
         self, layers: Iterable[tuple[nn.Module, str, nn.Parameter]], dtype: torch.dtype
     ) -> None:
-        self._places = [
+        self._buffers = [
             (module, name, weight, nn.Parameter(torch.empty_like(weight, dtype=dtype)))
             for module, name, weight in layers
         ]
-        copy_of: dict[Tensor, Tensor] = {weight: copy for _, _, weight, copy in self._places}
+        copy_of: dict[Tensor, Tensor] = {weight: copy for _, _, weight, copy in self._buffers}
         self._slices = [
             (weights, [copy_of[weight] for weight in weights])
             for weights in chunks_of(list(copy_of))
@@ -58,20 +58,20 @@ class WeightCopies:
             torch._foreach_copy_(copies, weights)
 
     @contextlib.contextmanager
-    def in_place(self) -> Iterator[None]:
+    def swapped_in(self) -> Iterator[None]:
         """Compute with the copies; their gradients go to the weights, unless that fails."""
-        for module, name, _, copy in self._places:
+        for module, name, _, copy in self._buffers:
             module._parameters[name] = copy
         try:
             yield
-            self._hand_over()
+            self._accumulate_gradients()
         finally:
-            for module, name, weight, copy in self._places:
+            for module, name, weight, copy in self._buffers:
                 module._parameters[name] = weight
                 copy.grad = None
 
     @torch.no_grad()
-    def _hand_over(self) -> None:
+    def _accumulate_gradients(self) -> None:
         """Add the copies' gradients to those of the weights; a slice at a time is there twice."""
         for weights, copies in self._slices:
             pairs = [(w, c) for w, c in zip(weights, copies, strict=True) if c.grad is not None]

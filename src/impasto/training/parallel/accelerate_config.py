@@ -11,7 +11,7 @@ import warnings
 from typing import Any, Literal
 
 from impasto.errors import ConfigError
-from impasto.training.devices import asks_for
+from impasto.training.devices import is_configured_for
 from impasto.training.parallel.shards import Sharding
 
 _STRATEGIES = {"FULL_SHARD": True, "SHARD_GRAD_OP": False}
@@ -21,19 +21,19 @@ def sharding_by(processes: int) -> Literal["", "FSDP", "DeepSpeed"]:
     """What shards a model over processes, by accelerate's configuration; empty if nothing does."""
     if processes == 1:
         return ""
-    if asks_for("FSDP"):
+    if is_configured_for("FSDP"):
         return "FSDP"
-    return "DeepSpeed" if asks_for("DEEPSPEED") else ""
+    return "DeepSpeed" if is_configured_for("DEEPSPEED") else ""
 
 
 def read_sharding(processes: int) -> Sharding:
     """How much of a model each process will have, by what accelerate is configured for."""
-    if asks_for("FSDP"):
+    if is_configured_for("FSDP"):
         return Sharding(processes, processes, processes)
-    if asks_for("DEEPSPEED"):
+    if is_configured_for("DEEPSPEED"):
         stage = int(os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE") or 2)
         gradients = processes if stage > 1 else 1
-        return Sharding(1, gradients, processes, steps_copies=True)
+        return Sharding(1, gradients, processes, has_master_weights=True)
     return Sharding()
 
 

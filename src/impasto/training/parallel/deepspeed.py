@@ -18,16 +18,16 @@ from torch import Tensor, nn
 
 from impasto.checkpoints.tensors import LazyTensor, Tensors
 from impasto.errors import ConfigError
-from impasto.models.trainable import Part
-from impasto.training.optim.finite_updates import NotFiniteError
+from impasto.models.trainable import TrainedPart
+from impasto.training.optim.finite_updates import NonFiniteError
 from impasto.training.optim.state import group_scalars
 from impasto.training.optim.updates import OptimizerUpdate, UpdateInputs
 from impasto.training.parallel.strategy import (
     DataParallelStrategy,
-    Held,
-    Names,
+    LocalTensors,
     OptimizerState,
-    first_answer,
+    ParameterNames,
+    broadcast_bool,
 )
 
 _OWN = {
@@ -135,20 +135,20 @@ class DeepSpeedStrategy(DataParallelStrategy):
         self._engine: Any = None
 
     @property
-    def takes_part(self) -> bool:
+    def participates(self) -> bool:
         """All processes do."""
         return True
 
     def agreed(self, answer: bool) -> bool:  # noqa: FBT001 - the question is the caller's
         """The first process's."""
-        return first_answer(answer, self._device)
+        return broadcast_bool(answer, self._device)
 
     def wrap(self, module: nn.Module) -> Any:
         """Where it computes; DeepSpeed comes in with the optimizer."""
         self._modules.append(module.to(self._device))
         return module
 
-    def start(self, parts: Sequence[Part], optimizer: torch.optim.Optimizer) -> None:
+    def start(self, parts: Sequence[TrainedPart], optimizer: torch.optim.Optimizer) -> None:
         """Have DeepSpeed share the optimizer's groups out."""
         import deepspeed
 
@@ -167,7 +167,7 @@ class DeepSpeedStrategy(DataParallelStrategy):
         """DeepSpeed's."""
         return DeepSpeedUpdate(self._engine, measures=inputs.max_norm > 0)
 
-    def whole_modules(self, tensors: Mapping[str, Held]) -> Mapping[str, Held]:
+    def gather_modules(self, tensors: Mapping[str, LocalTensors]) -> Mapping[str, LocalTensors]:
         """Only the first process keeps copies."""
         if not self._is_main:
             return {}
@@ -177,7 +177,7 @@ class DeepSpeedStrategy(DataParallelStrategy):
         }
 
     @torch.no_grad()
-    def put(self, names: Names, weights: Tensors) -> None:
+    def put(self, names: ParameterNames, weights: Tensors) -> None:
         """Into the weights, and into the copy of them that is stepped."""
         del names
         from deepspeed.utils import safe_set_full_fp32_param
@@ -186,7 +186,9 @@ class DeepSpeedStrategy(DataParallelStrategy):
             weight.copy_(weights[name].read())
             safe_set_full_fp32_param(weight, weight.detach())
 
-    def optimizer_state(self, optimizer: torch.optim.Optimizer, names: Names) -> OptimizerState:
+    def optimizer_state(
+        self, optimizer: torch.optim.Optimizer, names: ParameterNames
+    ) -> OptimizerState:
         """Put together, one tensor after the other."""
         del names
         self._link(optimizer)
@@ -204,8 +206,8 @@ class DeepSpeedStrategy(DataParallelStrategy):
         return OptimizerState(tensors, scalars)
 
     @torch.no_grad()
-    def put_optimizer_state(
-        self, optimizer: torch.optim.Optimizer, names: Names, state: OptimizerState
+    def load_optimizer_state(
+        self, optimizer: torch.optim.Optimizer, names: ParameterNames, state: OptimizerState
     ) -> None:
         """Make the shares' state as a first step would, then fill it."""
         from deepspeed.utils import safe_set_full_optimizer_state
@@ -265,13 +267,13 @@ class DeepSpeedUpdate:
     def apply(self, loss: Tensor) -> Tensor | None:
         """Clip and step."""
         if not bool(torch.isfinite(loss)):
-            raise NotFiniteError(weights_are_whole=True)
+            raise NonFiniteError(weights_intact=True)
         self.is_stepping = True
         self._engine.step()
         self.is_stepping = False
         norm = torch.as_tensor(self._engine.get_global_grad_norm(), device=loss.device).float()
         if not bool(torch.isfinite(norm)):
-            raise NotFiniteError(weights_are_whole=False)
+            raise NonFiniteError(weights_intact=False)
         return norm if self._measures else None
 
     def require_applied(self) -> None:
@@ -286,7 +288,7 @@ def _gathered(weight: Tensor, entry: str) -> LazyTensor:
         tuple(weight.shape),
         torch.float32,
         lambda: safe_get_full_optimizer_state(weight, entry).detach().cpu(),
-        is_fresh=True,
+        owns_memory=True,
     )
 
 

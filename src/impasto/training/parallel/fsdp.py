@@ -21,7 +21,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from impasto.checkpoints.tensors import LazyTensor, Tensors
-from impasto.models.trainable import Part, blocks_of
+from impasto.models.trainable import TrainedPart, blocks_of
 from impasto.training.optim.mixed_precision import MixedPrecision, Precision
 from impasto.training.optim.state import (
     optimizer_scalars,
@@ -29,7 +29,12 @@ from impasto.training.optim.state import (
     restore_optimizer,
 )
 from impasto.training.optim.updates import OptimizerUpdate, UpdateAfterBackward, UpdateInputs
-from impasto.training.parallel.strategy import Held, Names, OptimizerState, first_answer
+from impasto.training.parallel.strategy import (
+    LocalTensors,
+    OptimizerState,
+    ParameterNames,
+    broadcast_bool,
+)
 
 
 class FsdpStrategy:
@@ -52,17 +57,17 @@ class FsdpStrategy:
         self._mesh = init_device_mesh(self._device.type, (accelerator.num_processes,))
         self._reshard_after_forward = reshard_after_forward
         self._roots: list[FSDPModule] = []
-        self._pieces: dict[str, DTensor] = {}
+        self._dtensors: dict[str, DTensor] = {}
         self._shares: dict[str, nn.Parameter] = {}
 
     @property
-    def takes_part(self) -> bool:
+    def participates(self) -> bool:
         """All processes do."""
         return True
 
     def agreed(self, answer: bool) -> bool:  # noqa: FBT001 - the question is the caller's
         """The first process's."""
-        return first_answer(answer, self._device)
+        return broadcast_bool(answer, self._device)
 
     def wrap(self, module: nn.Module) -> Any:
         """Cut up in place, block by block."""
@@ -74,23 +79,23 @@ class FsdpStrategy:
         self._roots.append(root)
         return root
 
-    def place(self, parts: Sequence[Part]) -> tuple[Part, ...]:
+    def place(self, parts: Sequence[TrainedPart]) -> tuple[TrainedPart, ...]:
         """With the tensors behind the shards as their parameters."""
-        return tuple(replace(part, shares=self._shares_of(part)) for part in parts)
+        return tuple(replace(part, shares=self._local_shards_of(part)) for part in parts)
 
-    def _shares_of(self, part: Part) -> Mapping[str, nn.Parameter]:
+    def _local_shards_of(self, part: TrainedPart) -> Mapping[str, nn.Parameter]:
         shares = {}
         for name, parameter in part.parameters().items():
             assert isinstance(parameter, DTensor)  # noqa: S101 - made so by wrap
             full = f"{part.name}.{name}"
-            self._pieces[full] = parameter
+            self._dtensors[full] = parameter
             self._shares[full] = shares[name] = nn.Parameter(parameter.to_local().detach())
         return shares
 
-    def start(self, parts: Sequence[Part], optimizer: torch.optim.Optimizer) -> None:
+    def start(self, parts: Sequence[TrainedPart], optimizer: torch.optim.Optimizer) -> None:
         """It steps the shares, and knows of nothing else."""
 
-    def exchanging(self, *, now: bool) -> contextlib.AbstractContextManager[None]:
+    def gradient_sync(self, *, now: bool) -> contextlib.AbstractContextManager[None]:
         """After every backward pass: whole gradients are never kept."""
         del now
         return contextlib.nullcontext()
@@ -101,7 +106,7 @@ class FsdpStrategy:
 
     def build_update(self, inputs: UpdateInputs) -> OptimizerUpdate:
         """Kept gradients, of the shares."""
-        pairs = [(self._pieces[name], self._shares[name]) for name in self._pieces]
+        pairs = [(self._dtensors[name], self._shares[name]) for name in self._dtensors]
         return FsdpUpdate(inputs, pairs)
 
     def reshard(self) -> None:
@@ -111,31 +116,33 @@ class FsdpStrategy:
                 if isinstance(module, FSDPModule):
                     module.reshard()
 
-    def whole(self, tensors: Held) -> Tensors:
+    def whole(self, tensors: LocalTensors) -> Tensors:
         """Put together one by one, in the memory of each process."""
         return {name: self._gathered(name, tensor) for name, tensor in tensors.items()}
 
     def share(self, tensors: Tensors) -> Tensors:
         """This process's pieces."""
-        return {name: self._piece_of(name, tensor) for name, tensor in tensors.items()}
+        return {name: self._shard_of(name, tensor) for name, tensor in tensors.items()}
 
-    def whole_modules(self, tensors: Mapping[str, Held]) -> Mapping[str, Held]:
+    def gather_modules(self, tensors: Mapping[str, LocalTensors]) -> Mapping[str, LocalTensors]:
         """Only the first process keeps them."""
         return {part: dict(self._kept(held)) for part, held in tensors.items()}
 
-    def _kept(self, held: Held) -> Iterator[tuple[str, Tensor]]:
+    def _kept(self, held: LocalTensors) -> Iterator[tuple[str, Tensor]]:
         for name, tensor in held.items():
             whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
             if self._is_main:
                 yield name, whole.detach().to("cpu", copy=True)
 
     @torch.no_grad()
-    def put(self, names: Names, weights: Tensors) -> None:
+    def put(self, names: ParameterNames, weights: Tensors) -> None:
         """Each process copies its pieces."""
         for parameter, name in names.items():
-            parameter.copy_(self._piece_of(name, weights[name]).read())
+            parameter.copy_(self._shard_of(name, weights[name]).read())
 
-    def optimizer_state(self, optimizer: torch.optim.Optimizer, names: Names) -> OptimizerState:
+    def optimizer_state(
+        self, optimizer: torch.optim.Optimizer, names: ParameterNames
+    ) -> OptimizerState:
         """Tensors laid out as their shares are put together; numbers are the same everywhere."""
         held = optimizer_tensors(optimizer, names)
         whole = {}
@@ -145,20 +152,20 @@ class FsdpStrategy:
             whole[key] = self._gathered(name, tensor) if cut else LazyTensor.of(tensor)
         return OptimizerState(whole, optimizer_scalars(optimizer, names))
 
-    def put_optimizer_state(
-        self, optimizer: torch.optim.Optimizer, names: Names, state: OptimizerState
+    def load_optimizer_state(
+        self, optimizer: torch.optim.Optimizer, names: ParameterNames, state: OptimizerState
     ) -> None:
         """Each process takes its pieces."""
         mine = {}
         for key, tensor in state.tensors.items():
             name = key.rpartition(":")[0]
-            cut = name in self._pieces and tensor.shape == self._pieces[name].shape
-            mine[key] = self._piece_of(name, tensor) if cut else tensor
+            cut = name in self._dtensors and tensor.shape == self._dtensors[name].shape
+            mine[key] = self._shard_of(name, tensor) if cut else tensor
         restore_optimizer(optimizer, names, mine, state.scalars)
 
     def _gathered(self, name: str, tensor: Tensor) -> LazyTensor:
         """The whole of a tensor laid out as a share, by all processes together as it is read."""
-        piece = self._pieces[name]
+        piece = self._dtensors[name]
 
         def read() -> Tensor:
             whole = DTensor.from_local(
@@ -171,10 +178,10 @@ class FsdpStrategy:
             ).full_tensor()
             return whole.detach().cpu()
 
-        return LazyTensor(tuple(piece.shape), tensor.dtype, read, is_fresh=True)
+        return LazyTensor(tuple(piece.shape), tensor.dtype, read, owns_memory=True)
 
-    def _piece_of(self, name: str, whole: LazyTensor) -> LazyTensor:
-        like = self._pieces[name]
+    def _shard_of(self, name: str, whole: LazyTensor) -> LazyTensor:
+        like = self._dtensors[name]
 
         def read() -> Tensor:
             values = whole.read().to(self._device)

@@ -19,7 +19,7 @@ class Sharding:
     weights: int = 1
     gradients: int = 1
     optimizer: int = 1
-    steps_copies: bool = False
+    has_master_weights: bool = False
 
 
 WHOLE = Sharding()

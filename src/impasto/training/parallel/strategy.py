@@ -18,7 +18,7 @@ from accelerate.utils import broadcast
 from torch import Tensor, nn
 
 from impasto.checkpoints.tensors import LazyTensor, Tensors
-from impasto.models.trainable import Part
+from impasto.models.trainable import TrainedPart
 from impasto.training.optim.mixed_precision import MixedPrecision, Precision
 from impasto.training.optim.state import (
     optimizer_scalars,
@@ -27,8 +27,8 @@ from impasto.training.optim.state import (
 )
 from impasto.training.optim.updates import OptimizerUpdate, UpdateInputs, build_update
 
-Names = Mapping[Tensor, str]
-Held = Mapping[str, Tensor]
+ParameterNames = Mapping[Tensor, str]
+LocalTensors = Mapping[str, Tensor]
 """Tensors by name, as this process has them."""
 
 
@@ -60,7 +60,7 @@ class ParallelStrategy(Protocol):
     words: str
 
     @property
-    def takes_part(self) -> bool:
+    def participates(self) -> bool:
         """Whether this process does something where the model is evaluated or saved."""
 
     def agreed(self, answer: bool) -> bool:  # noqa: FBT001 - the question is the caller's
@@ -69,13 +69,13 @@ class ParallelStrategy(Protocol):
     def wrap(self, module: nn.Module) -> Any:
         """Bring a module that learns to where it computes; what training calls in its place."""
 
-    def place(self, parts: Sequence[Part]) -> tuple[Part, ...]:
+    def place(self, parts: Sequence[TrainedPart]) -> tuple[TrainedPart, ...]:
         """The parts, once their modules are wrapped: their parameters are what is stepped here."""
 
-    def start(self, parts: Sequence[Part], optimizer: torch.optim.Optimizer) -> None:
+    def start(self, parts: Sequence[TrainedPart], optimizer: torch.optim.Optimizer) -> None:
         """Take in the optimizer of those parameters."""
 
-    def exchanging(self, *, now: bool) -> contextlib.AbstractContextManager[None]:
+    def gradient_sync(self, *, now: bool) -> contextlib.AbstractContextManager[None]:
         """A forward and backward pass after which gradients are exchanged, or not yet."""
 
     def build_precision(self, kind: MixedPrecision, device: torch.device) -> Precision:
@@ -87,23 +87,25 @@ class ParallelStrategy(Protocol):
     def reshard(self) -> None:
         """Have the next forward pass use the weights as they are now."""
 
-    def whole(self, tensors: Held) -> Tensors:
+    def whole(self, tensors: LocalTensors) -> Tensors:
         """Whole tensors of those that are laid out as the parameters of these names."""
 
     def share(self, tensors: Tensors) -> Tensors:
         """The other way: what of whole tensors is held here."""
 
-    def whole_modules(self, tensors: Mapping[str, Held]) -> Mapping[str, Held]:
+    def gather_modules(self, tensors: Mapping[str, LocalTensors]) -> Mapping[str, LocalTensors]:
         """Whole tensors of modules' own; copies of them, on the first process, where shared."""
 
-    def put(self, names: Names, weights: Tensors) -> None:
+    def put(self, names: ParameterNames, weights: Tensors) -> None:
         """Give the parameters the values of whole tensors."""
 
-    def optimizer_state(self, optimizer: torch.optim.Optimizer, names: Names) -> OptimizerState:
+    def optimizer_state(
+        self, optimizer: torch.optim.Optimizer, names: ParameterNames
+    ) -> OptimizerState:
         """What the optimizer remembers, as one process would have it."""
 
-    def put_optimizer_state(
-        self, optimizer: torch.optim.Optimizer, names: Names, state: OptimizerState
+    def load_optimizer_state(
+        self, optimizer: torch.optim.Optimizer, names: ParameterNames, state: OptimizerState
     ) -> None:
         """The other way.
 
@@ -112,7 +114,7 @@ class ParallelStrategy(Protocol):
         """
 
 
-def first_answer(answer: bool, device: torch.device) -> bool:  # noqa: FBT001 - not a switch
+def broadcast_bool(answer: bool, device: torch.device) -> bool:  # noqa: FBT001 - not a switch
     """The answer of the first process, on all of them."""
     return bool(broadcast(torch.tensor([int(answer)], device=device)))
 
@@ -130,7 +132,7 @@ class DataParallelStrategy:
         self._wrapped: list[Any] = []
 
     @property
-    def takes_part(self) -> bool:
+    def participates(self) -> bool:
         """The first process alone does."""
         return bool(self._accelerator.is_main_process)
 
@@ -144,15 +146,15 @@ class DataParallelStrategy:
         self._wrapped.append(wrapped)
         return wrapped
 
-    def place(self, parts: Sequence[Part]) -> tuple[Part, ...]:
+    def place(self, parts: Sequence[TrainedPart]) -> tuple[TrainedPart, ...]:
         """As they are."""
         return tuple(parts)
 
-    def start(self, parts: Sequence[Part], optimizer: torch.optim.Optimizer) -> None:
+    def start(self, parts: Sequence[TrainedPart], optimizer: torch.optim.Optimizer) -> None:
         """Nothing is to be done."""
 
     @contextlib.contextmanager
-    def exchanging(self, *, now: bool) -> Any:
+    def gradient_sync(self, *, now: bool) -> Any:
         """In the last backward pass of a step only."""
         with contextlib.ExitStack() as stack:
             if not now:
@@ -171,7 +173,7 @@ class DataParallelStrategy:
     def reshard(self) -> None:
         """Nothing is to be done."""
 
-    def whole(self, tensors: Held) -> Tensors:
+    def whole(self, tensors: LocalTensors) -> Tensors:
         """They are."""
         return {name: LazyTensor.of(tensor) for name, tensor in tensors.items()}
 
@@ -179,23 +181,25 @@ class DataParallelStrategy:
         """All."""
         return tensors
 
-    def whole_modules(self, tensors: Mapping[str, Held]) -> Mapping[str, Held]:
+    def gather_modules(self, tensors: Mapping[str, LocalTensors]) -> Mapping[str, LocalTensors]:
         """They are."""
         return tensors
 
     @torch.no_grad()
-    def put(self, names: Names, weights: Tensors) -> None:
+    def put(self, names: ParameterNames, weights: Tensors) -> None:
         """Copied."""
         for parameter, name in names.items():
             parameter.copy_(weights[name].read())
 
-    def optimizer_state(self, optimizer: torch.optim.Optimizer, names: Names) -> OptimizerState:
+    def optimizer_state(
+        self, optimizer: torch.optim.Optimizer, names: ParameterNames
+    ) -> OptimizerState:
         """As it is."""
         held = optimizer_tensors(optimizer, names)
         return OptimizerState(self.whole(held), optimizer_scalars(optimizer, names))
 
-    def put_optimizer_state(
-        self, optimizer: torch.optim.Optimizer, names: Names, state: OptimizerState
+    def load_optimizer_state(
+        self, optimizer: torch.optim.Optimizer, names: ParameterNames, state: OptimizerState
     ) -> None:
         """Copied."""
         restore_optimizer(optimizer, names, state.tensors, state.scalars)

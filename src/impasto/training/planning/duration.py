@@ -12,7 +12,7 @@ from impasto.data.dataset import sampler_groups
 from impasto.data.records import PlannedImage
 from impasto.datasets.batching import batch_size_of
 from impasto.models.saving import DTYPES
-from impasto.models.trainable import Part
+from impasto.models.trainable import TrainedPart
 from impasto.training.optim.chunked import ChunkRules
 from impasto.training.optim.mixed_precision import COMPUTED
 from impasto.training.optim.optimizers import build_optimizer
@@ -24,16 +24,16 @@ SHARE = {"cpu": 0.6, "cuda": 0.16}
 """Of the speed of large matrix products, what a U-Net's step reaches: measured by `python -m bench`
 on a processor, and on an H200 with 32 images of SD 2 (bench/RESULTS.md). Small batches on a fast
 GPU reach less: launching kernels takes longer than running them."""
-COMPILED_SHARE = 0.31
+COMPILED_UTILIZATION = 0.31
 """The same of a U-Net that is compiled as a whole, on the H200."""
 SAMPLE = 4 << 20  # weights that the optimizer is timed with
 
 
-def seconds_per_update(
+def seconds_per_step(
     config: RunConfig,
     footprint: Footprint,
     images: Sequence[PlannedImage],
-    parts: Sequence[Part],
+    parts: Sequence[TrainedPart],
     device: torch.device,
 ) -> float:
     """About how long a step takes; measures the device for a moment.
@@ -45,16 +45,16 @@ def seconds_per_update(
         parts: What learns.
         device: Where.
     """
-    flops = footprint.flops * _usual_share(config, images)
+    flops = footprint.flops * _mean_batch_fraction(config, images)
     dtype = COMPUTED[computed_kind(config)]
     is_compiled = device.type == "cuda" and config.training.compile == "full"
-    share = COMPILED_SHARE if is_compiled else SHARE[device.type]
+    share = COMPILED_UTILIZATION if is_compiled else SHARE[device.type]
     forward_backward = flops / (share * training_rate(device, dtype))
     stepping = seconds_per_weight(config, device) * sum(part.count() for part in parts)
     return forward_backward * config.training.gradient_accumulation_steps + stepping
 
 
-def _usual_share(config: RunConfig, images: Sequence[PlannedImage]) -> float:
+def _mean_batch_fraction(config: RunConfig, images: Sequence[PlannedImage]) -> float:
     """Pixels of a usual batch against those of the one with most."""
     pixels = [batch_size_of(config, group) * group.bucket.area for group in sampler_groups(images)]
     return sum(pixels) / len(pixels) / max(pixels)
@@ -97,7 +97,7 @@ def seconds_per_weight(config: RunConfig, device: torch.device) -> float:
     rounding = None
     if dtype != torch.float32:
         rounding = build_rounding(config.training.rounding or "stochastic", device)
-    part = Part("sample", module, config.optimizer.lr)
+    part = TrainedPart("sample", module, config.optimizer.lr)
     optimizer = build_optimizer([part], config.optimizer, ChunkRules(rounding))
 
     def step() -> None:

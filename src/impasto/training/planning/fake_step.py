@@ -24,7 +24,7 @@ from torch.utils.flop_counter import flop_registry
 from impasto.data.records import CELL, CHANNELS, Size
 from impasto.diffusion.conditioning import Conditioning
 from impasto.models.conditioning import ConditioningShape
-from impasto.training.optim.updates import at_each_gradient
+from impasto.training.optim.updates import gradient_hooks
 
 CPU = torch.device("cpu")
 
@@ -135,12 +135,12 @@ class FakeStep:
 
     def step(self, size: Size, batch: int) -> StepCost:
         """The cost of a step on images of a size in pixels."""
-        with self._watched(size, batch) as (live, inputs), self._freeing(live):
+        with self._tracked(size, batch) as (live, inputs), self._freeing(live):
             output = self._forward(inputs)
             torch.autograd.backward((output.float() - inputs.latents).square().mean())
         return StepCost(live.peak, live.gradients_at_peak, live.most_beside, live.flops)
 
-    def drawing_peak(self, size: Size, batch: int, *, caches_casts: bool = True) -> int:
+    def forward_peak(self, size: Size, batch: int, *, caches_casts: bool = True) -> int:
         """The most bytes that a forward pass without gradients holds beside the weights.
 
         Args:
@@ -148,7 +148,7 @@ class FakeStep:
             batch: How many there are.
             caches_casts: Whether autocast keeps copies of weights that it casts.
         """
-        with self._watched(size, batch) as (live, inputs), torch.no_grad():
+        with self._tracked(size, batch) as (live, inputs), torch.no_grad():
             self._forward(inputs, caches_casts=caches_casts)
         return live.peak
 
@@ -165,7 +165,7 @@ class FakeStep:
         return output
 
     @contextlib.contextmanager
-    def _watched(self, size: Size, batch: int) -> Iterator[tuple[LiveMemory, _Inputs]]:
+    def _tracked(self, size: Size, batch: int) -> Iterator[tuple[LiveMemory, _Inputs]]:
         """Inputs without values, and the count of what is made of them."""
         mode = FakeTensorMode()
         _make_fake(self.network, mode)
@@ -190,7 +190,7 @@ class FakeStep:
                 live.gradients += parameter.grad.untyped_storage().nbytes()
 
         learning = [p for p in self.network.parameters() if p.requires_grad]
-        with at_each_gradient(learning, complete):
+        with gradient_hooks(learning, complete):
             yield
 
 

@@ -16,7 +16,7 @@ from impasto.datasets.batching import batch_size_of
 from impasto.errors import OutOfMemoryError
 from impasto.training.optim.mixed_precision import MixedPrecision
 from impasto.training.planning.changes import Changes, in_words, with_changes
-from impasto.training.planning.memory import Footprint, FootprintMeter
+from impasto.training.planning.memory import Footprint, FootprintPredictor
 from impasto.training.planning.memory_facts import changes_words, offloads_state, takes_8bit_adamw
 
 MARGIN = 0.95  # of the memory that is used: predictions are off by some per cent, memory in pieces
@@ -24,7 +24,7 @@ LARGEST_BATCH = 256
 
 
 @dataclass(frozen=True)
-class Rung:
+class Lever:
     """A change of settings that takes less memory.
 
     Attributes:
@@ -48,7 +48,7 @@ class Rung:
         """`section.field = value`, for all it changes."""
         return in_words(self.changes)
 
-    def replaces(self, other: Rung) -> bool:
+    def replaces(self, other: Lever) -> bool:
         """Whether it sets all that another one sets."""
         return all(
             fields.keys() <= self.changes.get(section, {}).keys()
@@ -67,43 +67,43 @@ def _levels(number: int | None) -> Callable[[RunConfig], bool]:
     return applies
 
 
-TEXT_TO_DISK = Rung(
+TEXT_TO_DISK = Lever(
     {"training": {"cache_text_to_disk": True}},
     "the text encoder leaves the memory once captions are encoded; costs nothing",
     lambda c: not c.training.cache_text_to_disk and not changes_words(c),
 )
-NO_COPIES = Rung(
+NO_COPIES = Lever(
     {"training": {"weight_copies": False}},
     "each forward pass makes its own 16-bit copies of the weights and frees them",
     lambda c: c.training.weight_copies,
 )
-ENCODE_ONE = Rung(
+ENCODE_ONE = Lever(
     {"dataset": {"vae_batch_size": 1}},
     "images are encoded one at a time; hardly slower",
     lambda c: c.dataset.vae_batch_size > 1,
 )
-AVERAGE_ON_CPU = Rung(
+AVERAGE_ON_CPU = Lever(
     {"training": {"ema_on_cpu": True}},
     "the running average waits in RAM; ema_every says how often it is moved on",
     lambda c: c.training.ema_decay is not None and not c.training.ema_on_cpu,
 )
-EIGHT_BITS = Rung(
+EIGHT_BITS = Lever(
     {"optimizer": {"kind": "adamw8bit"}},
     "the optimizer's state takes a quarter",
     takes_8bit_adamw,
 )
-COMPUTE_BF16 = Rung(
+COMPUTE_BF16 = Lever(
     {"training": {"mixed_precision": "bf16"}},
     "activations take half, and steps are faster",
     lambda c: c.training.mixed_precision == "no",
 )
-COMPUTE_FP16 = Rung(
+COMPUTE_FP16 = Lever(
     {"training": {"mixed_precision": "fp16"}},
     "activations take half, and steps are faster; steps whose gradient overflows are passed over",
     lambda c: c.training.mixed_precision == "no",
 )
 HIGHEST_LEVEL, TWO_LEVELS, ALL_LEVELS = (
-    Rung(
+    Lever(
         {"training": {"gradient_checkpointing": True, "checkpointed_levels": number}},
         f"activations of {what} are computed again in the backward pass, {cost} slower",
         _levels(number),
@@ -115,7 +115,7 @@ HIGHEST_LEVEL, TWO_LEVELS, ALL_LEVELS = (
     )
 )
 IN_BACKWARD = tuple(
-    Rung(
+    Lever(
         {"training": {"optimizer_in_backward": way}},
         f"gradients are freed one by one; {cost}",
         lambda c: c.training.optimizer_in_backward == "off",
@@ -125,7 +125,7 @@ IN_BACKWARD = tuple(
         ("exact", "the same weights bit for bit"),
     )
 )
-WEIGHTS_BF16 = Rung(
+WEIGHTS_BF16 = Lever(
     {"training": {"mixed_precision": "bf16", "weight_dtype": "bf16"}},
     "weights and gradients take half, rounded up or down by chance",
     lambda c: (
@@ -134,7 +134,7 @@ WEIGHTS_BF16 = Rung(
         and c.training.mixed_precision != "fp16"
     ),
 )
-OFFLOAD = Rung(
+OFFLOAD = Lever(
     {"training": {"offload_optimizer": True}},
     "the optimizer's state waits in RAM; slower by the way there and back",
     lambda c: not offloads_state(c),
@@ -154,7 +154,7 @@ where gradients that are freed at once cost nothing."""
 
 
 @dataclass(frozen=True)
-class Fitting:
+class MemoryFitter:
     """Finds settings whose run fits.
 
     Attributes:
@@ -167,7 +167,7 @@ class Fitting:
             is not offered.
     """
 
-    meter: FootprintMeter
+    meter: FootprintPredictor
     device_type: str
     group: Group
     budget: int
@@ -175,7 +175,7 @@ class Fitting:
     half: MixedPrecision = "bf16"
 
     @property
-    def ladder(self) -> list[Rung]:
+    def ladder(self) -> list[Lever]:
         """The rungs that are possible here, best first."""
         return [rung for rung in LADDER[self.device_type] if rung.half in (None, self.half)]
 
@@ -188,14 +188,16 @@ class Fitting:
         """Whether a run fits with some room left."""
         return self.footprint(config, batch).total <= MARGIN * self.budget
 
-    def climb(self, config: RunConfig, *, keep_asked: bool) -> tuple[RunConfig, list[Rung]]:
+    def choose_levers(
+        self, config: RunConfig, *, keep_asked: bool
+    ) -> tuple[RunConfig, list[Lever]]:
         """Change settings until the run fits, or nothing is left to change.
 
         Args:
             config: The settings.
             keep_asked: Whether what was set on purpose stays as it is.
         """
-        taken: list[Rung] = []
+        taken: list[Lever] = []
         batch = 1 if config.training.batch_size == "auto" else None
         for rung in self.ladder:
             changed = with_rungs(config, taken)
@@ -211,7 +213,7 @@ class Fitting:
                 taken = rest
         return with_rungs(config, taken), taken
 
-    def _works_without(self, config: RunConfig, rungs: Sequence[Rung], batch: int | None) -> bool:
+    def _works_without(self, config: RunConfig, rungs: Sequence[Lever], batch: int | None) -> bool:
         """Whether these rungs alone go together and are enough."""
         for rung in rungs:
             if not offers(rung, config, self.facts):
@@ -240,7 +242,7 @@ class Fitting:
             return None
         found = (
             f"While {footprint.moment}, this run will take about {gib(footprint.total)} "
-            f"({parts_in_words(footprint)}), and {gib(self.budget)} are there."
+            f"({describe_footprint(footprint)}), and {gib(self.budget)} are there."
         )
         if footprint.total <= self.budget / MARGIN:
             return f"{found} That is close: it may run out of memory."
@@ -254,7 +256,7 @@ class Fitting:
         for rung in self.ladder:
             if offers(rung, config, self.facts) and self.fits(with_rungs(config, [rung])):
                 return f"This would make it fit: {rung.words()} ({rung.why})."
-        changed, taken = self.climb(config, keep_asked=False)
+        changed, taken = self.choose_levers(config, keep_asked=False)
         if self.fits(changed):
             return f"Together these would make it fit: {'; '.join(r.words() for r in taken)}."
         if batch_size_of(config, self.group) > 1 and self.fits(changed, 1):
@@ -265,19 +267,19 @@ class Fitting:
         return "Take a smaller dataset.resolution: no other setting makes it fit."
 
 
-def offers(rung: Rung, config: RunConfig, facts: Facts = SETTINGS_ALONE) -> bool:
+def offers(rung: Lever, config: RunConfig, facts: Facts = SETTINGS_ALONE) -> bool:
     """Whether a rung would change something, to settings that go together."""
     return rung.applies(config) and goes_together(with_rungs(config, [rung]), facts)
 
 
-def with_rungs(config: RunConfig, rungs: Sequence[Rung]) -> RunConfig:
+def with_rungs(config: RunConfig, rungs: Sequence[Lever]) -> RunConfig:
     """The settings with changes, each section checked as any."""
     for rung in rungs:
         config = with_changes(config, rung.changes)
     return config
 
 
-def parts_in_words(footprint: Footprint) -> str:
+def describe_footprint(footprint: Footprint) -> str:
     """The parts that take something, largest first."""
     parts = sorted(footprint.by_part().items(), key=lambda item: -item[1])
     return ", ".join(f"{name} {gib(size)}" for name, size in parts if size)
@@ -290,7 +292,7 @@ def gib(size: float) -> str:
     return f"{size / 2**30:.1f} GiB"
 
 
-def touches_asked(rung: Rung, config: RunConfig) -> bool:
+def touches_asked(rung: Lever, config: RunConfig) -> bool:
     """Whether a rung would change what was set on purpose."""
     return any(
         field in getattr(config, section).model_fields_set

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import nn
 
-from impasto.allocation import grows_segments
+from impasto.allocation import has_expandable_segments
 from impasto.config.run import RunConfig
 from impasto.data.records import Size
 from impasto.models.casting import cast_network
@@ -25,26 +25,26 @@ from impasto.training.methods import BuildTrainable, build_trainable
 from impasto.training.optim.chunked import CHUNK
 from impasto.training.optim.mixed_precision import COMPUTED
 from impasto.training.optim.optimizers import find_row
-from impasto.training.optim.weight_copies import layers_with_copies
+from impasto.training.optim.weight_copies import layers_to_copy
 from impasto.training.parallel.shards import WHOLE, Sharding
-from impasto.training.param_dtypes import copied_numbers
+from impasto.training.param_dtypes import copied_numel
 from impasto.training.planning.fake_step import StepCost
 from impasto.training.planning.memory_facts import (
     changes_words,
-    encodes_later,
-    leaves_text,
-    numbers_of,
+    encodes_while_training,
+    numel_of,
     offloads_state,
     steps_alone,
     structure_of,
+    unloads_text_encoder,
 )
 from impasto.training.planning.meta_models import MetaModels
 from impasto.training.planning.overhead import fragmentation_bytes, workspace_bytes
-from impasto.training.planning.phases import Costs, Moment, OtherWork, fake_step_of, text_words
+from impasto.training.planning.phases import Costs, Moment, OtherWork, fake_step_of, text_key_parts
 from impasto.training.planning.workload import Workload
 from impasto.training.precision import computed_kind
 
-ROUNDED_AT_ONCE = 16
+BYTES_PER_ROUNDED_WEIGHT = 16
 """Bytes for each weight that is rounded to 16 bits just now: itself, its gradient and random bits,
 each of 32 bits, and a copy."""
 
@@ -97,7 +97,7 @@ class Footprint:
         return {name.replace("_", " "): getattr(self, name) for name in _PARTS}
 
 
-class FootprintMeter:
+class FootprintPredictor:
     """Measures footprints of settings that may still change.
 
     Args:
@@ -129,9 +129,9 @@ class FootprintMeter:
         Raises:
             ImpastoError: The model cannot be read, or the settings do not fit it.
         """
-        return max(self.all_moments(config, bucket, batch), key=lambda found: found.total)
+        return max(self.all_phases(config, bucket, batch), key=lambda found: found.total)
 
-    def all_moments(self, config: RunConfig, bucket: Size, batch: int) -> list[Footprint]:
+    def all_phases(self, config: RunConfig, bucket: Size, batch: int) -> list[Footprint]:
         """What a run takes in each thing that it does, training first.
 
         Raises:
@@ -161,7 +161,7 @@ class FootprintMeter:
                 config,
                 self._device_type,
                 moment.gradients + moment.others,
-                expandable=grows_segments(),
+                expandable=has_expandable_segments(),
             ),
             workspace=workspace_bytes(config, self._device_type),
             moment=moment.name,
@@ -171,7 +171,7 @@ class FootprintMeter:
     def _state(self, config: RunConfig, trainable: Trainable, model: BaseModel) -> dict[str, int]:
         """What is there all the time, from the first step on."""
         learning = sum(part.count() for part in trainable.parts)
-        averaged = config.training.ema_decay is not None and self._is_here(
+        averaged = config.training.ema_decay is not None and self._on_device(
             away=config.training.ema_on_cpu
         )
         state = find_row(config.optimizer.kind).state_bytes + 2 * (
@@ -180,7 +180,7 @@ class FootprintMeter:
         return {
             "weights": self._weights(config, trainable, model),
             "optimizer": int(state * learning) // self._shares.optimizer
-            if self._is_here(away=offloads_state(config))
+            if self._on_device(away=offloads_state(config))
             else 0,
             "average": 4 * learning * averaged // self._shares.weights,
             "text_cache": self._text_cache(config, trainable),
@@ -199,10 +199,10 @@ class FootprintMeter:
             others
             + self._text_bytes(config, trainable, batch)
             + (self._transient(config, trainable) if steps_alone(config) else 0)
-            + self._together(trainable),
+            + self._gathered_bytes(trainable),
         )
 
-    def _is_here(self, *, away: bool) -> bool:
+    def _on_device(self, *, away: bool) -> bool:
         """On a processor, what is kept away from a GPU is in the same memory."""
         return not (away and self._on_gpu)
 
@@ -213,30 +213,30 @@ class FootprintMeter:
             for parameter in module.parameters():
                 if parameter.requires_grad:
                     total += parameter.numel() * wide // self._shares.weights
-                    if self._shares.steps_copies:
+                    if self._shares.has_master_weights:
                         total += parameter.numel() * 4 // self._shares.optimizer
                 else:
                     total += parameter.numel() * parameter.dtype.itemsize
-        total += 2 * copied_numbers(config, trainable)
-        total += self._vae_bytes(config, model) - 4 * numbers_of(model.vae)
-        if leaves_text(config):
-            total -= 4 * sum(numbers_of(network) for network in model.text_encoders.values())
+        total += 2 * copied_numel(config, trainable)
+        total += self._vae_bytes(config, model) - 4 * numel_of(model.vae)
+        if unloads_text_encoder(config):
+            total -= 4 * sum(numel_of(network) for network in model.text_encoders.values())
         return total
 
     def _vae_bytes(self, config: RunConfig, model: BaseModel) -> int:
         """A VAE's weights while training: it leaves when all is encoded."""
-        if not encodes_later(config):
+        if not encodes_while_training(config):
             return 0
         width = DTYPES[config.dataset.vae_precision].itemsize
         copied = 4 if not self._on_gpu and width < 4 else 0
-        return (width + copied) * numbers_of(model.vae)
+        return (width + copied) * numel_of(model.vae)
 
     def _text_cache(self, config: RunConfig, trainable: Trainable) -> int:
         """What is remembered of frozen text encoders' outputs: at most what the settings allow.
 
         A GPU has two such memories: what encodes captions beside the step, and what is looked at.
         """
-        if config.trains_text_encoder or leaves_text(config):
+        if config.trains_text_encoder or unloads_text_encoder(config):
             return 0
         chunk = 4 * trainable.states.shape.numbers * (config.model.max_tokens // 75)
         limit, work = config.training.text_cache_mib << 20, self._workload
@@ -251,7 +251,7 @@ class FootprintMeter:
         training = config.training
         words = (
             "step with what is beside gradients", self._device_type, str(bucket), batch,
-            *text_words(config), config.method.kind,
+            *text_key_parts(config), config.method.kind,
             config.method.model_dump_json() if config.method.kind != "full" else "",
             computed_kind(config), training.weight_dtype, training.gradient_checkpointing,
             training.checkpointed_levels, training.optimizer_in_backward != "off",
@@ -264,7 +264,7 @@ class FootprintMeter:
                 cast_network(part.module, DTYPES[training.weight_dtype])
             if training.weight_copies:
                 dtype = COMPUTED[computed_kind(config)]
-                for module, name, weight in list(layers_with_copies(used.unet)):
+                for module, name, weight in list(layers_to_copy(used.unet)):
                     setattr(module, name, nn.Parameter(weight.to(dtype)))
             return fake_step_of(config, used, self._device_type).step(bucket, batch)
 
@@ -305,7 +305,7 @@ class FootprintMeter:
         at_once = max(sizes) if steps_alone(config) else max(CHUNK, *sizes)
         others = 0
         if config.training.weight_dtype != "fp32":
-            others += ROUNDED_AT_ONCE * min(at_once, sum(sizes))
+            others += BYTES_PER_ROUNDED_WEIGHT * min(at_once, sum(sizes))
         if not self._on_gpu and find_row(config.optimizer.kind).has_8bit_states:
             others += WIDENED_AT_ONCE * max(sizes)
         if self._on_gpu and offloads_state(config):
@@ -313,8 +313,8 @@ class FootprintMeter:
             others += int(coming * find_row(config.optimizer.kind).state_bytes)
         return others
 
-    def _together(self, trainable: Trainable) -> int:
+    def _gathered_bytes(self, trainable: Trainable) -> int:
         """Blocks that are put together just now: one, the next one, and a gradient."""
         if self._shares.weights == 1:
             return 0
-        return 3 * 4 * max(numbers_of(block) for block in blocks_of(trainable.network))
+        return 3 * 4 * max(numel_of(block) for block in blocks_of(trainable.network))

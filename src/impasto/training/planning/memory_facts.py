@@ -15,7 +15,7 @@ from impasto.optimizer_table import row_of
 from impasto.training.methods import build_templates
 
 
-def encodes_later(config: RunConfig) -> bool:
+def encodes_while_training(config: RunConfig) -> bool:
     """Whether some images are encoded each time they are shown."""
     subsets = [subset for part in config.dataset.parts for subset in part.subsets]
     return any(s.random_crop or s.color_aug or s.face_crop_aug_range for s in subsets)
@@ -28,7 +28,7 @@ def changes_words(config: RunConfig) -> bool:
     return varied or build_templates(config) is not None
 
 
-def leaves_text(config: RunConfig) -> bool:
+def unloads_text_encoder(config: RunConfig) -> bool:
     """Whether the text encoder leaves the device: not where captions change as they are shown."""
     return config.training.cache_text_to_disk and not changes_words(config)
 
@@ -57,7 +57,7 @@ def steps_alone(config: RunConfig) -> bool:
     return config.training.optimizer_in_backward != "off"
 
 
-def numbers_of(module: torch.nn.Module) -> int:
+def numel_of(module: torch.nn.Module) -> int:
     """How many weights a network has."""
     return sum(parameter.numel() for parameter in module.parameters())
 

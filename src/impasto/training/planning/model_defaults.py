@@ -10,7 +10,7 @@ from __future__ import annotations
 from impasto.config.run import RunConfig
 from impasto.models.contents import ModelContents
 from impasto.models.opening import open_model
-from impasto.models.recorded import recorded_clip_skip, recorded_resolution
+from impasto.models.recorded import trained_clip_skip, trained_resolution
 from impasto.progress import Progress
 from impasto.training.model import build_open_options
 
@@ -18,7 +18,7 @@ FAR_APART = 1.25
 """Ratio of sides from which another resolution is worth a word: 512 against 640."""
 
 
-def with_recorded(config: RunConfig, progress: Progress) -> RunConfig:
+def with_model_defaults(config: RunConfig, progress: Progress) -> RunConfig:
     """Settings with what the base model's file records, where they leave it open.
 
     Raises:
@@ -27,7 +27,7 @@ def with_recorded(config: RunConfig, progress: Progress) -> RunConfig:
     contents = open_model(config.model.path, build_open_options(config), progress)
     for line in contradictions(config, contents):
         progress.note(f"Warning: {line}")
-    layer = recorded_clip_skip(contents)
+    layer = trained_clip_skip(contents)
     if layer is None or layer == 1 or config.model.clip_skip is not None:
         return config
     progress.note(
@@ -41,13 +41,13 @@ def with_recorded(config: RunConfig, progress: Progress) -> RunConfig:
 def contradictions(config: RunConfig, contents: ModelContents) -> list[str]:
     """Where settings and what the file records differ, in sentences."""
     found = []
-    layer, asked = recorded_clip_skip(contents), config.model.clip_skip
+    layer, asked = trained_clip_skip(contents), config.model.clip_skip
     if layer is not None and asked is not None and asked != layer:
         found.append(
             f"model.clip_skip is {asked}, but {contents.name} says that it was trained with "
             f"{layer}: its words mean something else at another layer."
         )
-    size = recorded_resolution(contents)
+    size = trained_resolution(contents)
     largest = max(part.width_height for part in config.dataset.parts)
     if size is not None and _far_apart(size, largest):
         found.append(

@@ -27,7 +27,7 @@ the first."""
 COMPILED = 256 << 20
 """Bytes of a compiled U-Net's kernels, and of inputs that autotuning makes. An estimate."""
 
-GRAPH_SHARE = 0.25
+GRAPH_FRACTION = 0.25
 """Of the activations: what the private pool of CUDA graphs cannot lend to eager kernels, and static
 copies of inputs. An estimate."""
 
@@ -63,7 +63,7 @@ def fragmentation_bytes(
     if expandable:
         share = PIECES_EXPANDABLE
     if config.training.cuda_graphs:
-        share += GRAPH_SHARE
+        share += GRAPH_FRACTION
     return int(share * passing)
 
 

@@ -28,7 +28,7 @@ from impasto.sampling.prompts import Prompt
 from impasto.training.optim.ema import WIDENED_AT_ONCE
 from impasto.training.optim.mixed_precision import autocast_dtype
 from impasto.training.planning.fake_step import FakeStep, decoding_peak, encoding_peak
-from impasto.training.planning.memory_facts import bytes_of, numbers_of, structure_of
+from impasto.training.planning.memory_facts import bytes_of, numel_of, structure_of
 from impasto.training.planning.meta_models import MetaModels
 from impasto.training.planning.workload import Workload
 from impasto.training.precision import computed_kind
@@ -72,7 +72,7 @@ class Costs:
         if key not in self._known:
             self._known[key] = run_fake_step()
             if self._file is not None:
-                files.remember_json(self._file, self._known)
+                files.write_cached_json(self._file, self._known)
         return self._known[key]
 
 
@@ -126,14 +126,14 @@ class OtherWork:
         largest: Prompt = max(prompts, key=lambda prompt: prompt.width * prompt.height)
         size = Size(largest.width, largest.height)
         forward = self._forward(config, trainable, size, 2)
-        words = ("decoding", str(size), config.dataset.vae_tiling, numbers_of(model.vae))
+        words = ("decoding", str(size), config.dataset.vae_tiling, numel_of(model.vae))
 
         def run_fake_step() -> dict[str, int]:
             vae = self.meta_models.vae()
             tile(vae, tiled=config.dataset.vae_tiling)
             return {"peak": decoding_peak(vae, size, 1)}
 
-        vae = self.costs.remembered(words, run_fake_step)["peak"] + 4 * numbers_of(model.vae)
+        vae = self.costs.remembered(words, run_fake_step)["peak"] + 4 * numel_of(model.vae)
         return [Moment(f"drawing previews of {size}", 0, max(forward, vae))]
 
     def _validating(self, config: RunConfig, trainable: Trainable) -> list[Moment]:
@@ -149,8 +149,10 @@ class OtherWork:
         training = config.training
         is_average = training.ema_decay is not None and not training.ema_on_cpu
         kind = "fp32" if is_average else training.weight_dtype
-        words = ("forward", self.device_type, str(size), batch, computed_kind(config), kind,
-                 training.weight_dtype, *text_words(config), structure_of(trainable))  # fmt: skip
+        words = (
+            "forward", self.device_type, str(size), batch, computed_kind(config), kind,
+            training.weight_dtype, *text_key_parts(config), structure_of(trainable),
+        )  # fmt: skip
 
         def run_fake_step() -> dict[str, int]:
             used = self.meta_models.trainable(config)
@@ -158,7 +160,7 @@ class OtherWork:
                 cast_network(part.module, DTYPES[kind])
             caches = training.weight_dtype == "fp32"
             fake_step = fake_step_of(config, used, self.device_type)
-            return {"peak": fake_step.drawing_peak(size, batch, caches_casts=caches)}
+            return {"peak": fake_step.forward_peak(size, batch, caches_casts=caches)}
 
         return self.costs.remembered(words, run_fake_step)["peak"]
 
@@ -167,10 +169,10 @@ class OtherWork:
         work, asked, moments = self.workload, config.dataset.vae_batch_size, []
         if work.encoded is not None:
             width = DTYPES[config.dataset.vae_precision].itemsize
-            weights = width * numbers_of(model.vae)
+            weights = width * numel_of(model.vae)
             if self.device_type != "cuda":
                 weights = sum(bytes_of(network) for network in model.networks.values())
-                weights += width * numbers_of(model.vae) if width < 4 else 0
+                weights += width * numel_of(model.vae) if width < 4 else 0
             name = f"encoding {work.encoded} images, {asked} at a time"
             moments.append(
                 Moment(name, 0, self._vae_peak(config, model, work.encoded, asked), weights)
@@ -184,7 +186,7 @@ class OtherWork:
     def _vae_peak(self, config: RunConfig, model: BaseModel, size: Size, batch: int) -> int:
         dataset = config.dataset
         words = ("encoding", str(size), batch, dataset.vae_precision, dataset.vae_tiling,
-                 numbers_of(model.vae))  # fmt: skip
+                 numel_of(model.vae))  # fmt: skip
 
         def run_fake_step() -> dict[str, int]:
             vae = self.meta_models.vae()
@@ -196,7 +198,7 @@ class OtherWork:
         return self.costs.remembered(words, run_fake_step)["peak"]
 
 
-def text_words(config: RunConfig) -> tuple[object, ...]:
+def text_key_parts(config: RunConfig) -> tuple[object, ...]:
     """The settings that the length of a text depends on."""
     return config.model.max_tokens, config.model.token_join
 

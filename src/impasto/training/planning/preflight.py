@@ -48,7 +48,7 @@ def require_first_contact(config: RunConfig) -> None:
         require_compiler(device)
 
 
-def idle_card() -> str | None:
+def unused_gpu() -> str | None:
     """The NVIDIA card that the driver knows and PyTorch does not use; None where there is none.
 
     `CUDA_VISIBLE_DEVICES` that hides all cards, or `ACCELERATE_USE_CPU`, says that this is wanted.
@@ -71,17 +71,17 @@ def require_no_idle_card(config: RunConfig) -> None:
         MissingDependencyError: There is an idle card, and the model is of full size.
         ModelError: The model cannot be read.
     """
-    card = idle_card()
-    if card is None or _numbers_of_unet(config) < FULL_SIZE:
+    card = unused_gpu()
+    if card is None or _unet_numel(config) < FULL_SIZE:
         return
     raise MissingDependencyError(
-        f"PyTorch does not use the {card} of this machine: {why_idle()} On the CPU this run would "
-        f"take days. To train on the CPU all the same, set the environment variable "
+        f"PyTorch does not use the {card} of this machine: {why_gpu_unused()} On the CPU this run "
+        f"would take days. To train on the CPU all the same, set the environment variable "
         f"CUDA_VISIBLE_DEVICES to -1."
     )
 
 
-def why_idle() -> str:
+def why_gpu_unused() -> str:
     """Why PyTorch does not use a card that is there, and what to do, in sentences."""
     if torch.version.cuda is None:
         return f"it is a CPU build. Install the CUDA build: {cuda_build()}."
@@ -161,6 +161,6 @@ def _is_cpu_wanted() -> bool:
     return visible is not None and visible.strip() in ("", "-1")
 
 
-def _numbers_of_unet(config: RunConfig) -> int:
+def _unet_numel(config: RunConfig) -> int:
     meta_model = load_meta_model(config.model.path, build_open_options(config))
     return sum(parameter.numel() for parameter in meta_model.unet.parameters())

@@ -18,9 +18,9 @@ from impasto.training.methods import BuildTrainable, build_trainable
 from impasto.training.model import build_open_options
 from impasto.training.parallel.accelerate_config import read_sharding
 from impasto.training.planning.changes import with_fields
-from impasto.training.planning.levers import Fitting, gib, parts_in_words
-from impasto.training.planning.memory import Footprint, FootprintMeter
-from impasto.training.planning.model_defaults import with_recorded
+from impasto.training.planning.levers import MemoryFitter, describe_footprint, gib
+from impasto.training.planning.memory import Footprint, FootprintPredictor
+from impasto.training.planning.model_defaults import with_model_defaults
 from impasto.training.planning.workload import Workload
 from impasto.training.precision import native_precision
 from impasto.training.processes import facts_of
@@ -51,19 +51,19 @@ def resolve_settings(
         OutOfMemoryError: The run will not fit, and `training.fit_check` is on.
         ImpastoError: The model cannot be read.
     """
-    config = with_recorded(config, progress)
+    config = with_model_defaults(config, progress)
     training = config.training
     check = check and training.fit_check
     if training.memory is None and training.batch_size != "auto" and not check:
         return config
     group, most = heaviest_group(config, survey.plan.images)
-    fitting = build_fitting(config, group, processes, Workload.of(config, survey), build)
+    fitting = build_memory_fitter(config, group, processes, Workload.of(config, survey), build)
     with progress.stage("Predicting memory", None, "settings"):
         return _resolved(config, fitting, most, progress, check=check)
 
 
 def _resolved(
-    config: RunConfig, fitting: Fitting, most: int, progress: Progress, *, check: bool
+    config: RunConfig, fitting: MemoryFitter, most: int, progress: Progress, *, check: bool
 ) -> RunConfig:
     if config.training.memory is not None:
         config = _resolve_memory(config, fitting, progress)
@@ -77,13 +77,13 @@ def _resolved(
     return config
 
 
-def build_fitting(
+def build_memory_fitter(
     config: RunConfig,
     group: Group,
     processes: int = 1,
     workload: Workload | None = None,
     build: BuildTrainable = build_trainable,
-) -> Fitting:
+) -> MemoryFitter:
     """What finds out whether a run fits, on the device that it will have.
 
     Args:
@@ -96,13 +96,13 @@ def build_fitting(
     device = default_device()
     meta_model = partial(load_meta_model, config.model.path, build_open_options(config))
     shares = read_sharding(processes)
-    meter = FootprintMeter(
+    meter = FootprintPredictor(
         meta_model, device.type, config.dataset.derived_dir / RECORD, shares, workload, build
     )
     asked = config.training.memory
     budget = asked << 30 if isinstance(asked, int) else free_memory(device)
     half = native_precision(device).kind
-    return Fitting(meter, device.type, group, budget, facts_of(config, processes), half)
+    return MemoryFitter(meter, device.type, group, budget, facts_of(config, processes), half)
 
 
 def predict(config: RunConfig, survey: Survey) -> Footprint:
@@ -112,7 +112,7 @@ def predict(config: RunConfig, survey: Survey) -> Footprint:
         ImpastoError: The model cannot be read, or the settings do not fit it.
     """
     group, _ = heaviest_group(config, survey.plan.images)
-    fitting = build_fitting(config, group, workload=Workload.of(config, survey))
+    fitting = build_memory_fitter(config, group, workload=Workload.of(config, survey))
     return fitting.footprint(config)
 
 
@@ -123,12 +123,12 @@ def free_memory(device: torch.device) -> int:
     return int(psutil.virtual_memory().available) + int(psutil.Process().memory_info().rss)
 
 
-def _resolve_memory(config: RunConfig, fitting: Fitting, progress: Progress) -> RunConfig:
-    chosen, rungs = fitting.climb(config, keep_asked=True)
+def _resolve_memory(config: RunConfig, fitting: MemoryFitter, progress: Progress) -> RunConfig:
+    chosen, rungs = fitting.choose_levers(config, keep_asked=True)
     asked = config.training.memory
     room = f"{'What is free' if asked == 'auto' else 'training.memory'}, {gib(fitting.budget)}"
     footprint = fitting.footprint(chosen)
-    need = f"about {gib(footprint.total)}: {parts_in_words(footprint)}"
+    need = f"about {gib(footprint.total)}: {describe_footprint(footprint)}"
     progress.note(f"{room}: " + (f"chosen, to take {need}." if rungs else f"the run takes {need}."))
     for rung in rungs:
         progress.note(f"  {rung.words()}: {rung.why}")
@@ -137,7 +137,7 @@ def _resolve_memory(config: RunConfig, fitting: Fitting, progress: Progress) -> 
     return with_fields(chosen, "training", {"memory": None})
 
 
-def _resolve_encoding(config: RunConfig, fitting: Fitting, progress: Progress) -> RunConfig:
+def _resolve_encoding(config: RunConfig, fitting: MemoryFitter, progress: Progress) -> RunConfig:
     """Have the VAE encode fewer images at once where its usual number does not fit."""
     if "vae_batch_size" in config.dataset.model_fields_set or fitting.fits(config):
         return config
@@ -149,7 +149,9 @@ def _resolve_encoding(config: RunConfig, fitting: Fitting, progress: Progress) -
     return config
 
 
-def _resolve_batch(config: RunConfig, fitting: Fitting, most: int, progress: Progress) -> RunConfig:
+def _resolve_batch(
+    config: RunConfig, fitting: MemoryFitter, most: int, progress: Progress
+) -> RunConfig:
     batch = fitting.batch_that_fits(config, most)
     progress.note(
         f"Batches of {counted(batch, 'images')} of {fitting.group.bucket}, of smaller ones "

@@ -65,4 +65,4 @@ def _heaviest_validation(config: RunConfig, images: Sequence[PlannedImage]) -> G
 
 
 def _different_captions(images: Sequence[PlannedImage]) -> int:
-    return len({image.record.steady_caption for image in images})
+    return len({image.record.fixed_caption for image in images})

@@ -22,7 +22,7 @@ from impasto.models.saving import DTYPES, About, trained_contents, write_model
 from impasto.models.text_metadata import layout_metadata
 from impasto.models.trainable import Trainable
 from impasto.progress import Progress
-from impasto.publishing import published_settings
+from impasto.publishing import redact_settings
 from impasto.runs import RunDirectory
 from impasto.training.model_files import (
     BEST,
@@ -45,7 +45,7 @@ def trained_bytes(trained: Trained) -> int:
     return sum(t.nbytes for tensors in trained.values() for t in tensors.values())
 
 
-def trained_copy(trained: Trained) -> Trained:
+def copy_trained(trained: Trained) -> Trained:
     """A copy in RAM, which training does not change."""
     return {
         part: {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
@@ -148,7 +148,7 @@ EXPORTERS: dict[str, Exporter] = {
 }
 
 
-def export_on_the_way(
+def export_intermediate(
     source: ExportSource,
     trained: Trained,
     models: OwnModels,
@@ -234,5 +234,5 @@ def training_summary(source: ExportSource) -> dict[str, Any]:
         "samples_seen": source.samples_seen,
         "pictures": source.images,
         "trained_parts": [part.name for part in source.trainable.parts],
-        "settings": tomli_w.dumps(published_settings(settings, config.saving.publish)),
+        "settings": tomli_w.dumps(redact_settings(settings, config.saving.publish)),
     }

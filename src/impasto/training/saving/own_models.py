@@ -12,7 +12,7 @@ from pathlib import Path
 
 from impasto import files
 from impasto.errors import RunError
-from impasto.models.targets import names_a_file, why_not_replaced
+from impasto.models.targets import is_file_name, why_not_replaced
 from impasto.runs import RunDirectory
 
 RECORD = "models.json"
@@ -102,7 +102,7 @@ class OwnModels:
 
     @staticmethod
     def _fault(target: Path) -> str:
-        return why_not_replaced(target, by_folder=not names_a_file(target))
+        return why_not_replaced(target, by_folder=not is_file_name(target))
 
     def _write(self) -> None:
         files.write_json(self._run.path / RECORD, {"written": self._written})

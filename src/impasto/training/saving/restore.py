@@ -13,7 +13,7 @@ from impasto.errors import RunError, StorageError
 from impasto.files import cause_of
 from impasto.progress import Progress
 from impasto.runs import RunDirectory, step_name
-from impasto.training.saving.session_state import Resumable
+from impasto.training.saving.session_state import SessionState
 from impasto.training.saving.state import DamagedStateError, TrainingState, load_state
 
 _WITHOUT_HASHES = (
@@ -23,7 +23,7 @@ _WITHOUT_HASHES = (
 
 
 def restore_newest(
-    resumable: Resumable, accelerator: Accelerator, run: RunDirectory, progress: Progress
+    resumable: SessionState, accelerator: Accelerator, run: RunDirectory, progress: Progress
 ) -> TrainingState | None:
     """Go back to the newest whole state of a run; None where it has none yet.
 

@@ -11,31 +11,31 @@ import torch
 from accelerate import Accelerator
 
 from impasto import files
-from impasto.background import Background
+from impasto.background import BackgroundWriter
 from impasto.errors import NonFiniteLossError
 from impasto.invocation import command
 from impasto.progress import Progress, counted
 from impasto.runs import RunDirectory, step_name
-from impasto.training.model_files import AVERAGE, on_the_way_target
-from impasto.training.monitoring.metrics import Window
+from impasto.training.model_files import AVERAGE, intermediate_target
+from impasto.training.monitoring.metrics import MetricsWindow
 from impasto.training.optim.finite_updates import are_finite
 from impasto.training.saving.export import (
     ExportSource,
     Trained,
+    copy_trained,
     export_best,
     export_final,
-    export_on_the_way,
+    export_intermediate,
     trained_bytes,
-    trained_copy,
 )
 from impasto.training.saving.own_models import OwnModels
-from impasto.training.saving.session_state import Resumable
+from impasto.training.saving.session_state import SessionState
 from impasto.training.saving.state import TrainingState, save_state
 
 Export = Callable[[Trained, str], Path]
 
 
-class EvaluationWeights(Protocol):
+class EvalWeights(Protocol):
     """Puts the weights to export in the place of those that are trained, for a while."""
 
     def __call__(self, *, average: bool) -> contextlib.AbstractContextManager[None]:
@@ -62,23 +62,23 @@ class Saver:
 
     def __init__(
         self,
-        resumable: Resumable,
+        resumable: SessionState,
         source: ExportSource,
         accelerator: Accelerator,
-        evaluation_weights: EvaluationWeights,
+        evaluation_weights: EvalWeights,
         run: RunDirectory,
         progress: Progress,
     ) -> None:
-        self._resumable, self._source, self._accelerator = resumable, source, accelerator
-        self._evaluation_weights = evaluation_weights
+        self._session_state, self._source, self._accelerator = resumable, source, accelerator
+        self._eval_weights = evaluation_weights
         self._run, self._progress = run, progress
         self._saving = source.config.saving
         self._writes = accelerator.is_main_process
         self._models = OwnModels(run, overwrite=self._saving.overwrite)
-        self._background = Background()
+        self._background = BackgroundWriter()
 
     def save_state(
-        self, done: int, best: float | None, *, now: bool, window: Window | None = None
+        self, done: int, best: float | None, *, now: bool, window: MetricsWindow | None = None
     ) -> None:
         """Save the state after `done` steps.
 
@@ -92,13 +92,13 @@ class Saver:
             NonFiniteLossError: Weights are NaN or infinite; nothing is written or removed.
             StorageError: It, or what was submitted before, could not be written.
         """
-        if not self._resumable.strategy.agreed(done not in self._run.saved_steps()):
+        if not self._session_state.strategy.agreed(done not in self._run.saved_steps()):
             return  # the same step of the same run: the same bits
         self._require_finite(done)
-        state = self._resumable.capture(done, best, window)
+        state = self._session_state.capture(done, best, window)
         if not self._writes:
-            state.read_along()
-        elif not now and self._background.has_room_for(state.size_bytes):
+            state.read_on_all_ranks()
+        elif not now and self._background.fits_in_memory(state.size_bytes):
             copy = state.copied()
             self._background.submit(lambda: self._write_state(copy))
         else:
@@ -107,7 +107,7 @@ class Saver:
 
     def _require_finite(self, done: int) -> None:
         """Look at the weights, and their average: what is saved has to be good to go on from."""
-        resumable, optimizer = self._resumable, self._source.config.optimizer
+        resumable, optimizer = self._session_state, self._source.config.optimizer
         averages = resumable.ema.tensors().values() if resumable.ema is not None else ()
         good = are_finite([*resumable.names, *averages])
         if resumable.strategy.is_sharded:
@@ -122,12 +122,12 @@ class Saver:
                 f"newest state before: {command('resume', self._run.path)}"
             )
 
-    def export_on_the_way(self, endings: Sequence[str]) -> None:
+    def export_intermediate(self, endings: Sequence[str]) -> None:
         """Export the model as it is now, once for each ending of its name."""
         for ending in endings:
 
             def export(trained: Trained, variant: str, ending: str = ending) -> Path:
-                return export_on_the_way(
+                return export_intermediate(
                     self._source, trained, self._models, self._progress, ending, variant
                 )
 
@@ -136,9 +136,9 @@ class Saver:
     def lacks(self, endings: Sequence[str]) -> bool:
         """Whether a model of one of these endings is not there."""
         targets = [
-            on_the_way_target(self._source.config, ending, variant)
+            intermediate_target(self._source.config, ending, variant)
             for ending in endings
-            for variant in self._variants()
+            for variant in self._suffixes()
         ]
         return not all(target.exists() for target in targets)
 
@@ -174,43 +174,43 @@ class Saver:
         with contextlib.suppress(OSError):  # something else is in it
             self._run.states.rmdir()
 
-    def raise_fault(self) -> None:
+    def raise_error(self) -> None:
         """Pass on the error of what could not be written meanwhile."""
-        self._background.raise_fault()
+        self._background.raise_error()
 
     def close(self) -> None:
         """Wait until all is done."""
         self._background.close()
 
     def _write_state(self, state: TrainingState) -> None:
-        self._run.require_held()
+        self._run.require_locked()
         save_state(self._run, state, keep=self._saving.keep_states)
         self._run.write_status("training", step=state.step, total_steps=self._source.total_steps)
 
     def _export(self, export: Export, *, now: bool) -> list[Path]:
         paths = []
-        shared = self._resumable.strategy.is_sharded  # what was put together is a copy
-        for variant, average in self._variants().items():
-            with self._evaluation_weights(average=average):
-                trained: Trained = self._resumable.strategy.whole_modules(
+        shared = self._session_state.strategy.is_sharded  # what was put together is a copy
+        for variant, average in self._suffixes().items():
+            with self._eval_weights(average=average):
+                trained: Trained = self._session_state.strategy.gather_modules(
                     self._source.trainable.export()
                 )
                 if not self._writes:
                     continue
-                room = shared or self._background.has_room_for(trained_bytes(trained))
+                room = shared or self._background.fits_in_memory(trained_bytes(trained))
                 if now or not room:
                     paths.append(export(trained, variant))
                 else:
-                    copy = trained if shared else trained_copy(trained)
+                    copy = trained if shared else copy_trained(trained)
                     self._submit(export, copy, variant)
         return paths
 
     def _submit(self, export: Export, copy: Trained, variant: str) -> None:
         self._background.submit(lambda: export(copy, variant))
 
-    def _variants(self) -> Mapping[str, bool]:
+    def _suffixes(self) -> Mapping[str, bool]:
         """What is exported: ending of the name -> whether it is the running average."""
-        if self._resumable.ema is None:
+        if self._session_state.ema is None:
             return {"": False}
         return {"instead": {"": True}, "never": {"": False}, "beside": {"": False, AVERAGE: True}}[
             self._saving.average

@@ -9,15 +9,15 @@ import torch
 from torch import Tensor
 
 from impasto.data.sampler import EpochSampler
-from impasto.training.monitoring.metrics import Window
-from impasto.training.optim.ema import WeightAverage
+from impasto.training.monitoring.metrics import MetricsWindow
+from impasto.training.optim.ema import EmaWeights
 from impasto.training.optim.mixed_precision import Precision
 from impasto.training.parallel.strategy import OptimizerState, ParallelStrategy
 from impasto.training.saving.state import TrainingState
 
 
 @dataclass(frozen=True)
-class Resumable:
+class SessionState:
     """All that changes while a run trains, and what tells its states from those of other runs.
 
     Attributes:
@@ -29,12 +29,12 @@ class Resumable:
     names: Mapping[Tensor, str]
     optimizer: torch.optim.Optimizer
     precision: Precision
-    ema: WeightAverage | None
+    ema: EmaWeights | None
     sampler: EpochSampler
     fingerprint: Mapping[str, str]
 
     def capture(
-        self, done: int, best_validation: float | None = None, window: Window | None = None
+        self, done: int, best_validation: float | None = None, window: MetricsWindow | None = None
     ) -> TrainingState:
         """All that a run would need to continue after `done` steps.
 
@@ -64,7 +64,7 @@ class Resumable:
         strategy = self.strategy
         strategy.put(self.names, state.weights)
         remembered = OptimizerState(state.optimizer, state.optimizer_scalars)
-        strategy.put_optimizer_state(self.optimizer, self.names, remembered)
+        strategy.load_optimizer_state(self.optimizer, self.names, remembered)
         self.precision.restore(state.scaler)
         if self.ema is not None:
             self.ema.restore(strategy.share(state.ema))

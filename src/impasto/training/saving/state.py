@@ -27,7 +27,7 @@ from impasto.parsing import parse_json, read_text
 from impasto.progress import Progress, SilentProgress, in_mib
 from impasto.runs import RunDirectory, step_name
 from impasto.training.fingerprint import differences
-from impasto.training.monitoring.metrics import Window
+from impasto.training.monitoring.metrics import MetricsWindow
 from impasto.training.optim.finite_updates import are_finite
 
 FORMAT_VERSION = 1
@@ -67,7 +67,7 @@ class TrainingState:
     ema: Tensors
     scaler: Mapping[str, float] = field(default_factory=dict)
     best_validation: float | None = None
-    window: Window | None = None
+    window: MetricsWindow | None = None
     is_hashed: bool = True
 
     @property
@@ -83,7 +83,7 @@ class TrainingState:
         )
         return replace(self, weights=weights, optimizer=optimizer, ema=ema)
 
-    def read_along(self) -> None:
+    def read_on_all_ranks(self) -> None:
         """Read all tensors, each once and in the order in which they are written or copied.
 
         What processes that share a model out do while the first one saves it.
@@ -105,7 +105,7 @@ def save_state(run: RunDirectory, state: TrainingState, *, keep: int) -> Path:
     """
     target = run.states / step_name(state.step)
     if target.is_dir():  # the same step of the same run: the same bits
-        state.read_along()
+        state.read_on_all_ranks()
         return target
     with files.replace_folder(target) as partial:
         _write_into(partial, state)
@@ -289,7 +289,7 @@ def _state_of(
         ema=tensors["ema"],
         scaler=dict(description.get("scaler", {})),
         best_validation=None if best is None else float(best),
-        window=Window.of(description["window"]) if "window" in description else None,
+        window=MetricsWindow.of(description["window"]) if "window" in description else None,
         is_hashed=is_hashed,
     )
 
