@@ -21,10 +21,11 @@ EXAMPLES = re.findall(r"```python\n(.*?)```", GUIDE.read_text(encoding="utf-8"),
 
 def test_the_list_of_public_names():
     assert set(impasto.__all__) == {
-        "BaseModel", "Batches", "Console", "FullFineTune", "ImpastoError", "Overrides",
-        "Prompt", "RunConfig", "RunDirectory", "Sampler", "SilentEvents", "StepRecipe", "Trainable",
-        "TrainedPart", "TrainingEvents", "__version__", "load_base_model", "load_run_config", "plan_images",
-        "prepare", "resume", "save_model", "scan_folder", "train", "training_step", "write_report",
+        "BaseModel", "Batches", "Console", "FullFineTune", "ImpastoError", "Overrides", "Prompt",
+        "RunConfig", "RunDirectory", "Sampler", "SilentEvents", "StepRecipe", "Trainable",
+        "TrainedPart", "TrainingEvents", "__version__", "load_base_model", "load_run_config",
+        "plan_images", "prepare", "resume", "save_model", "scan_folder", "train", "training_step",
+        "write_report",
     }  # fmt: skip
     guide = GUIDE.read_text(encoding="utf-8")
     assert not [n for n in impasto.__all__ if n != "__version__" and f"`{n}" not in guide]
