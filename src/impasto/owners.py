@@ -58,7 +58,7 @@ class ProcessIdentity:
 
 
 def current_process() -> ProcessIdentity:
-    """The calling process."""
+    """The identity of the calling process."""
     return _owner_of(os.getpid())  # by number, because a fork is another process
 
 

@@ -75,7 +75,7 @@ def parse_json(
     pairs: Callable[[list[tuple[str, Any]]], Any] | None = None,
     halves: bool = False,
 ) -> Any:
-    """Parse JSON.
+    """Parse JSON, with one kind of error for everything that is wrong with it.
 
     Args:
         text: The content; bytes are UTF-8.
@@ -109,7 +109,7 @@ def json_fault(error: json.JSONDecodeError) -> str:
 
 
 def parse_toml(text: str) -> dict[str, Any]:
-    """Parse TOML.
+    """Parse TOML, with one kind of error for everything that is wrong with it.
 
     Raises:
         tomllib.TOMLDecodeError: It is not TOML, is nested too deeply, or has a number of thousands

@@ -192,7 +192,7 @@ class RunDirectory:
 
     @property
     def samples(self) -> Path:
-        """Folder of previews."""
+        """The folder of previews."""
         return self.path / "samples"
 
     @property

@@ -153,7 +153,7 @@ def annotate(
     reading: ImageReading = ImageReading(),
     show: Callable[[ImageRecord, str], None] | None = None,
 ) -> Annotated[T]:
-    """Give images words.
+    """Write captions or tags for images, with the model that an annotator has.
 
     Args:
         records: The images.

@@ -52,7 +52,7 @@ class Generation:
     seed: int = 42
 
     def options(self) -> dict[str, Any]:
-        """As `generate` of transformers takes them."""
+        """The keyword arguments of transformers' `generate`."""
         drawing = self.top_p > 0
         options: dict[str, Any] = {
             "max_new_tokens": self.max_length,

@@ -28,7 +28,7 @@ class Cleaner(Protocol):
         """A line of tags."""
 
     def caption(self, text: str) -> str:
-        """Prose."""
+        """Clean a caption in prose."""
 
 
 _PEOPLE = {
@@ -216,7 +216,7 @@ def load_rules(name: str) -> Cleaner:
 
 
 def parse_rules(text: str, where: str) -> CleaningRules:
-    """Rules from TOML.
+    """Read cleaning rules from the text of a TOML file.
 
     Raises:
         ConfigError: It is not TOML, or a key is unknown or of another type.

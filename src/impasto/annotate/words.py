@@ -100,7 +100,7 @@ class Sidecars:
         journal.write(self.path(record), text, self.place.name_of(record.path))
 
     def close(self, journal: Journal) -> None:
-        """All is written already."""
+        """Do nothing: each file is written as its caption comes."""
 
 
 @dataclass

@@ -142,7 +142,7 @@ class HypernetworkContents:
         return tuple(sorted(self.halves))
 
     def tensors(self) -> dict[str, Tensor]:
-        """`768.k.linear.0.weight` -> tensor."""
+        """The tensors under flat names, such as `768.k.linear.0.weight`."""
         return {
             f"{width}.{half}.{name}": tensor
             for width, pair in sorted(self.halves.items())
@@ -151,7 +151,7 @@ class HypernetworkContents:
         }
 
     def cast(self, dtype: torch.dtype | None) -> HypernetworkContents:
-        """The same in another type."""
+        """The same hypernetwork with its tensors in another dtype."""
         if dtype is None:
             return self
         halves = {

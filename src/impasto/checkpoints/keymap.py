@@ -86,7 +86,7 @@ class UNetLayout:
 
     @classmethod
     def of_diffusers(cls, names: Collection[str]) -> UNetLayout:
-        """From diffusers' names."""
+        """The layout of a U-Net, told by diffusers' names of its tensors."""
         levels = _indices(names, "down_blocks")
         attention = (f"down_blocks.{n}.attentions.0.norm.weight" in names for n in levels)
         return cls(tuple(attention), max(len(_indices(names, "down_blocks.0.resnets")), 1))
@@ -107,7 +107,7 @@ class VaeLayout:
 
     @classmethod
     def of_diffusers(cls, names: Collection[str]) -> VaeLayout:
-        """From diffusers' names."""
+        """The layout of a VAE, told by diffusers' names of its tensors."""
         levels = len(_indices(names, "encoder.down_blocks"))
         return cls(levels, len(_indices(names, "encoder.down_blocks.0.resnets")))
 
@@ -196,7 +196,7 @@ class Naming:
         return len(_indices(names, self.prefix + counted)) if counted else 0
 
     def layers_used(self, names: ParameterNames, stated: int | None = None) -> int:
-        """Those of them that are used."""
+        """How many layers of the text encoder are used."""
         found = self.layers_in(names)
         return stated or (found if self.tail.used is None else min(found, self.tail.used))
 
@@ -233,7 +233,7 @@ class FileLayout:
     parts: tuple[NamedPart, ...]
 
     def of_kind(self, kind: PartKind) -> tuple[NamedPart, ...]:
-        """Those that do the same."""
+        """The parts of the layout that are of a kind."""
         return tuple(part for part in self.parts if part.kind is kind)
 
     def modern(self, name: str) -> str:
@@ -298,7 +298,7 @@ def unet_naming(prefix: str, *, takes_pooled: bool = False) -> Naming:
 
 
 def vae_naming(prefix: str) -> Naming:
-    """A VAE's names."""
+    """How a VAE is named in single files."""
     return Naming(
         "LDM",
         prefix,

@@ -74,7 +74,7 @@ class LazyTensor:
         return prod(self.shape) * self.dtype.itemsize
 
     def reshaped(self, shape: tuple[int, ...]) -> LazyTensor:
-        """The same elements in another shape."""
+        """A lazy tensor of the same elements in another shape."""
         return replace(self, shape=shape, read=lambda: self.read().reshape(shape))
 
     def transposed(self) -> LazyTensor:

@@ -55,7 +55,7 @@ class FolderLayout:
 
     @property
     def folders(self) -> set[str]:
-        """Those of the networks."""
+        """The folders that networks are in."""
         return {folder for folder, _ in self.weights}
 
 

@@ -138,7 +138,7 @@ class Console:
             self._heartbeat.start(first_step)
 
     def stepped(self, step: int) -> None:
-        """Move the bar."""
+        """Move the progress bar, or print a line now and then."""
         self._shown_step = step
         if self._task is not None:
             DISPLAY.update(self._task, completed=step)

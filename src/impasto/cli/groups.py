@@ -14,7 +14,7 @@ class FullHelpGroup(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Find a verb.
+        """Find a command by its name, or suggest the nearest one.
 
         Raises:
             click.UsageError: There is none of that name, with the nearest.

@@ -51,7 +51,7 @@ class SlowStepNotifier:
             self._changed.notify()
 
     def stop(self) -> None:
-        """Say no more."""
+        """Stop printing."""
         with self._changed:
             self._done = None
             self._changed.notify()

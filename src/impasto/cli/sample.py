@@ -199,7 +199,7 @@ def _free_grid(out: Path) -> Path:
 
 
 def _numbers(text: str) -> list[float]:
-    """Strengths, as given.
+    """Read a list of strengths from the command line.
 
     Raises:
         ConfigError: One is no number.

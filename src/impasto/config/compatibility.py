@@ -61,17 +61,17 @@ class Case:
 
     @property
     def training(self) -> TrainingConfig:
-        """`[training]`."""
+        """The section `[training]`."""
         return self.config.training
 
     @property
     def method(self) -> MethodConfig:
-        """`[method]`."""
+        """The section `[method]`."""
         return self.config.method
 
     @property
     def kind(self) -> str:
-        """`optimizer.kind`."""
+        """The setting `optimizer.kind`."""
         return self.config.optimizer.kind
 
     @property

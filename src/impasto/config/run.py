@@ -29,7 +29,7 @@ Positive = Annotated[int, Field(ge=1)]
 
 
 class ModelConfig(Section):
-    """The base model."""
+    """Which base model is trained, and how its captions are read."""
 
     path: str
     """The model to start from: a `.safetensors` or `.ckpt` file, a Diffusers folder, a Hub id such

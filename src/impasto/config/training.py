@@ -12,7 +12,7 @@ Positive = Annotated[int, Field(ge=1)]
 
 
 class TrainingConfig(Section):
-    """The loop."""
+    """The training loop: its length, batches, precision, memory and speed."""
 
     max_steps: Positive | None = None
     """Optimizer steps to train for. Give this or `max_epochs`."""

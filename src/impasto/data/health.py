@@ -59,7 +59,7 @@ class Enlarged:
 
 @dataclass(frozen=True)
 class CaptionHealth:
-    """The words.
+    """What the captions of a dataset are like.
 
     Attributes:
         missing: Images without a caption file, or with an empty one.

@@ -39,12 +39,12 @@ class Size:
 
     @property
     def area(self) -> int:
-        """Width times height."""
+        """The number of pixels, or of latent cells."""
         return self.width * self.height
 
     @property
     def aspect(self) -> float:
-        """Width over height."""
+        """The aspect ratio, width over height."""
         return self.width / self.height
 
     @property

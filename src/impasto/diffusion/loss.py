@@ -45,7 +45,7 @@ def absolute(
     t: Int[Tensor, "b"],  # noqa: ARG001
     schedule: NoiseSchedule,  # noqa: ARG001
 ) -> Latents:
-    """|output - target|."""
+    """The absolute error, |output - target|."""
     return (output.float() - target.float()).abs()
 
 

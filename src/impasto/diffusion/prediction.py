@@ -53,7 +53,7 @@ class Epsilon:
         t: Timesteps,  # noqa: ARG002
         schedule: NoiseSchedule,  # noqa: ARG002
     ) -> Latents:
-        """The noise itself."""
+        """The noise, which an epsilon model predicts."""
         return noise
 
     def recover_x_0(
@@ -67,7 +67,7 @@ class Epsilon:
         return snr
 
     def debiasing(self, snr: Ratios) -> Ratios:
-        """1 / sqrt(SNR)."""
+        """The weight of debiased estimation, 1 / sqrt(SNR)."""
         return snr.rsqrt()
 
 

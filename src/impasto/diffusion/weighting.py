@@ -27,7 +27,7 @@ class LossWeight(Protocol):
     def __call__(
         self, t: Int[Tensor, "b"], schedule: NoiseSchedule, prediction: Prediction
     ) -> Float[Tensor, "b"]:
-        """Non-negative weights."""
+        """How much each sample counts by its timestep, non-negative."""
 
 
 def unweighted(
@@ -98,7 +98,7 @@ def noise_loss_like_v(share: float) -> LossWeight:
 
 
 def product(weights: Sequence[LossWeight]) -> LossWeight:
-    """All of them, multiplied."""
+    """A weight that is the product of several."""
 
     def weight(
         t: Int[Tensor, "b"], schedule: NoiseSchedule, prediction: Prediction

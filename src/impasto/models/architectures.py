@@ -32,7 +32,7 @@ class Architecture:
 
     @property
     def by_name(self) -> dict[str, dict[str, Any]]:
-        """Component -> configuration."""
+        """The configurations by the component that they are of."""
         return dict(zip(self.family.names, self.configs, strict=True))
 
 

@@ -122,7 +122,7 @@ class UnknownSizeError(Exception):
 
 
 def unet_config(tensors: Tensors, part: Component, family: Family) -> dict[str, Any]:
-    """For diffusers' UNet2DConditionModel."""
+    """Derive the configuration of diffusers' UNet2DConditionModel from tensors."""
     layout = UNetLayout.of_diffusers(tensors.keys())
     channels = [
         tensors[f"down_blocks.{n}.resnets.0.conv1.weight"].shape[0]
@@ -172,7 +172,7 @@ def _conditioning(tensors: Tensors, family: Family) -> dict[str, Any]:
 
 
 def vae_config(tensors: Tensors, part: Component, family: Family) -> dict[str, Any]:
-    """For diffusers' AutoencoderKL."""
+    """Derive the configuration of diffusers' AutoencoderKL from tensors."""
     layout = VaeLayout.of_diffusers(tensors.keys())
     channels = [
         tensors[f"encoder.down_blocks.{n}.resnets.0.conv1.weight"].shape[0]
@@ -195,7 +195,7 @@ def vae_config(tensors: Tensors, part: Component, family: Family) -> dict[str, A
 
 
 def text_config(tensors: Tensors, part: Component, _: Family) -> dict[str, Any]:
-    """For transformers' CLIPTextConfig."""
+    """Derive the configuration of transformers' CLIPTextModel from tensors."""
     reading = part.text
     words = tensors["embeddings.token_embedding.weight"].shape
     if words[1] != reading.width:

@@ -47,7 +47,7 @@ class ModelContents:
         return self.source.replace("\\", "/").rstrip("/").rpartition("/")[2]
 
     def ldm_tensors(self) -> dict[str, LazyTensor]:
-        """All tensors under LDM's names."""
+        """All tensors under the names of a single file."""
         return merge_ldm(self.parts, self.ldm_only, self.identity.family.layout)
 
     def cast(self, dtypes: Mapping[str, Any]) -> ModelContents:

@@ -66,7 +66,7 @@ class DiffusersFolder:
 
 
 def open_folder(path: Path, weights: str = "auto", variant: str | None = None) -> DiffusersFolder:
-    """Open all parts.
+    """Open all components of a model in diffusers' form.
 
     Raises:
         ModelError: It is no Diffusers folder of Stable Diffusion, or something in it is missing or

@@ -181,7 +181,7 @@ class Family:
     cell: int = CELL
 
     def of_kind(self, kind: PartKind) -> tuple[Component, ...]:
-        """Its networks that do the same."""
+        """The family's components of a kind."""
         return tuple(part for part in self.components if part.kind is kind)
 
     @property

@@ -139,7 +139,7 @@ class Hypernetwork(nn.Module):
         return network
 
     def halves(self) -> Mapping[int, tuple[Mapping[str, Tensor], Mapping[str, Tensor]]]:
-        """Its tensors, as files have them."""
+        """The tensors of the hypernetwork, laid out as in files."""
         return halves_of({n.removeprefix("pairs."): t for n, t in self.state_dict().items()})
 
 

@@ -69,7 +69,7 @@ class BaseModel:
 
     @property
     def family(self) -> Family:
-        """Its row of the table."""
+        """The model's family."""
         return self.contents.identity.family
 
     @property

@@ -168,12 +168,12 @@ class TextStates(nn.Module):
         )
 
     def each(self) -> tuple[ClipHiddenStates, ...]:
-        """The encoders."""
+        """The text encoders in the order of the family's table."""
         return tuple(self.encoders.values())  # type: ignore[arg-type]
 
     @property
     def shape(self) -> EncodedShape:
-        """What it answers with."""
+        """The shape of what a chunk is encoded to."""
         each = self.each()
         return EncodedShape(tuple(e.width for e in each), sum(e.pooled_width for e in each))
 

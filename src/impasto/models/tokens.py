@@ -135,7 +135,7 @@ class TextTokens:
         self.empty = self._close([])
 
     def __call__(self, text: str) -> ChunkedText:
-        """Cut one text."""
+        """Cut a text into chunks of 77 token ids."""
         groups = self._groups(text)
         if self.layout.rules.fixed_length and self.layout.split == "plain":
             return self._sliced([token for group in groups for token in group])

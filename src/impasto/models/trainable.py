@@ -224,7 +224,7 @@ class HypernetworkTraining:
             checkpoint_levels(self.unet, checkpointed_levels)
 
     def export(self) -> Mapping[str, Mapping[str, Tensor]]:
-        """The hypernetwork's tensors."""
+        """The tensors of the hypernetwork, for its file."""
         return {part.name: part.module.state_dict() for part in self.parts}
 
 

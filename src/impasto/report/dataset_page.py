@@ -59,7 +59,7 @@ class ReportFiles:
 
     @property
     def data(self) -> Path:
-        """The JSON file."""
+        """The path of the JSON file beside the page."""
         return self.page.with_suffix(".json")
 
     @property

@@ -138,7 +138,7 @@ def _known(where: str, name: str, names: Mapping[str, str], dashes: str) -> str:
 
 
 def _whole(value: Any) -> int:
-    """A whole number."""
+    """Read a whole number."""
     if isinstance(value, bool) or (isinstance(value, float) and not value.is_integer()):
         raise TypeError(f"{value} is not a whole number")
     return int(value)

@@ -17,7 +17,7 @@ Kind = Literal["flag", "int", "float", "text", "list"]
 
 @dataclass(frozen=True)
 class Flag:
-    """A flag.
+    """A flag of sd-scripts' command, and what becomes of it.
 
     Attributes:
         name: Without dashes.

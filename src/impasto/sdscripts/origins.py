@@ -62,5 +62,5 @@ def settings_of(flag: str) -> tuple[str, ...]:
 
 
 def settings_decided_by(flags: Iterable[str]) -> set[str]:
-    """All that these flags decide."""
+    """The paths of all settings that some flags decide."""
     return {path for flag in flags for path in settings_of(flag)}

@@ -25,16 +25,16 @@ class TrainingEvents(Progress, Protocol):
 
 
 class SilentEvents(SilentProgress):
-    """Tells nobody."""
+    """Events that nobody is told of."""
 
     def started(self, summary: Mapping[str, Any], first_step: int, last_step: int) -> None:
-        """Pass over."""
+        """Do nothing."""
 
     def stepped(self, step: int) -> None:
-        """Pass over."""
+        """Do nothing."""
 
     def measured(self, record: Mapping[str, Any]) -> None:
-        """Pass over."""
+        """Do nothing."""
 
     def ended(self) -> None:
-        """Pass over."""
+        """Do nothing."""

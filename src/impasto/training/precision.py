@@ -40,7 +40,7 @@ class NativePrecision:
 
     @property
     def words(self) -> str:
-        """It, as sentences name it."""
+        """The precision as sentences name it."""
         return in_words(self.kind)
 
 

@@ -56,7 +56,7 @@ class MetricsWindow:
 
     @classmethod
     def of(cls, content: Mapping[str, Any]) -> MetricsWindow:
-        """From JSON.
+        """Read a window of metrics from the JSON of a training state.
 
         Raises:
             KeyError, TypeError, ValueError: It is not what `asdict` gave.

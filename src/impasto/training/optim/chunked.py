@@ -138,7 +138,7 @@ class ChunkedOptimizer(torch.optim.Optimizer):
         return self._offload is not None
 
     def finish(self) -> None:
-        """End a step."""
+        """End a step: forget its scale, and wait for states on their way to RAM."""
         self._factor = None
         if self._offload is not None:
             self._offload.wait()

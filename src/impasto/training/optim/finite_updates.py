@@ -56,7 +56,7 @@ class FiniteUpdates:
         return self.found_inf.clone()
 
     def stepped(self, found_before: Tensor | None = None) -> None:
-        """Count a step.
+        """Count an optimizer step.
 
         Args:
             found_before: From `begin_to_step`; None where all was known before any weight changed.

@@ -54,7 +54,7 @@ class Nearest:
         dtype: torch.dtype,
         state: MutableMapping[str, Any],  # noqa: ARG002
     ) -> Tensor:
-        """The nearest value."""
+        """Round to the nearest 16-bit value."""
         return value.to(dtype)
 
 

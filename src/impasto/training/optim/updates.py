@@ -95,7 +95,7 @@ class UpdateAfterBackward:
         torch.autograd.backward(self._precision.scaled(share))
 
     def apply(self, loss: Tensor) -> Tensor | None:
-        """Clip and step."""
+        """Clip the gradients and step the optimizer."""
         updates, scales = self._finite_tracker, self._precision.scales
         if updates is not None:
             updates.require(loss)

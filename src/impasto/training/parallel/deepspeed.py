@@ -136,11 +136,11 @@ class DeepSpeedStrategy(DataParallelStrategy):
 
     @property
     def participates(self) -> bool:
-        """All processes do."""
+        """True: every process holds a part of what is evaluated and saved."""
         return True
 
     def agreed(self, answer: bool) -> bool:  # noqa: FBT001 - the question is the caller's
-        """The first process's."""
+        """The answer of the first process, for all."""
         return broadcast_bool(answer, self._device)
 
     def wrap(self, module: nn.Module) -> Any:
@@ -164,7 +164,7 @@ class DeepSpeedStrategy(DataParallelStrategy):
         )
 
     def build_update(self, inputs: UpdateInputs) -> OptimizerUpdate:
-        """DeepSpeed's."""
+        """The optimizer update of DeepSpeed's engine."""
         return DeepSpeedUpdate(self._engine, measures=inputs.max_norm > 0)
 
     def gather_modules(self, tensors: Mapping[str, LocalTensors]) -> Mapping[str, LocalTensors]:
@@ -265,7 +265,7 @@ class DeepSpeedUpdate:
         self._engine.backward(share)
 
     def apply(self, loss: Tensor) -> Tensor | None:
-        """Clip and step."""
+        """Clip the gradients and step the optimizer."""
         if not bool(torch.isfinite(loss)):
             raise NonFiniteError(weights_intact=True)
         self.is_stepping = True

@@ -62,11 +62,11 @@ class FsdpStrategy:
 
     @property
     def participates(self) -> bool:
-        """All processes do."""
+        """True: every process holds a part of what is evaluated and saved."""
         return True
 
     def agreed(self, answer: bool) -> bool:  # noqa: FBT001 - the question is the caller's
-        """The first process's."""
+        """The answer of the first process, for all."""
         return broadcast_bool(answer, self._device)
 
     def wrap(self, module: nn.Module) -> Any:
@@ -121,7 +121,7 @@ class FsdpStrategy:
         return {name: self._gathered(name, tensor) for name, tensor in tensors.items()}
 
     def share(self, tensors: Tensors) -> Tensors:
-        """This process's pieces."""
+        """The shards of tensors that this process holds."""
         return {name: self._shard_of(name, tensor) for name, tensor in tensors.items()}
 
     def gather_modules(self, tensors: Mapping[str, LocalTensors]) -> Mapping[str, LocalTensors]:
@@ -204,7 +204,7 @@ class FsdpUpdate(UpdateAfterBackward):
         self._pairs = pairs
 
     def apply(self, loss: Tensor) -> Tensor | None:
-        """Clip and step."""
+        """Clip the gradients and step the optimizer."""
         for piece, share in self._pairs:
             gradient: Any = piece.grad
             share.grad = None if gradient is None else gradient.to_local()

@@ -107,7 +107,7 @@ class ParallelStrategy(Protocol):
     def load_optimizer_state(
         self, optimizer: torch.optim.Optimizer, names: ParameterNames, state: OptimizerState
     ) -> None:
-        """The other way.
+        """Give the optimizer what `optimizer_state` gave.
 
         Raises:
             RunError: The state names parameters that this run does not train.
@@ -133,21 +133,21 @@ class DataParallelStrategy:
 
     @property
     def participates(self) -> bool:
-        """The first process alone does."""
+        """True on the first process alone, which holds all there is to evaluate and save."""
         return bool(self._accelerator.is_main_process)
 
     def agreed(self, answer: bool) -> bool:  # noqa: FBT001 - the question is the caller's
-        """Its own answer."""
+        """The answer of this process, as they all have the same."""
         return answer
 
     def wrap(self, module: nn.Module) -> Any:
-        """In accelerate's wrapper."""
+        """Wrap a network as accelerate does for data parallel training."""
         wrapped = self._accelerator.prepare(module.to(self._accelerator.device))
         self._wrapped.append(wrapped)
         return wrapped
 
     def place(self, parts: Sequence[TrainedPart]) -> tuple[TrainedPart, ...]:
-        """As they are."""
+        """Leave the parts whole, on this process's device."""
         return tuple(parts)
 
     def start(self, parts: Sequence[TrainedPart], optimizer: torch.optim.Optimizer) -> None:
@@ -167,39 +167,39 @@ class DataParallelStrategy:
         return Precision(kind, device)
 
     def build_update(self, inputs: UpdateInputs) -> OptimizerUpdate:
-        """As the settings say."""
+        """The optimizer update that the settings ask for."""
         return build_update(inputs)
 
     def reshard(self) -> None:
         """Nothing is to be done."""
 
     def whole(self, tensors: LocalTensors) -> Tensors:
-        """They are."""
+        """The tensors themselves, as every process holds whole ones."""
         return {name: LazyTensor.of(tensor) for name, tensor in tensors.items()}
 
     def share(self, tensors: Tensors) -> Tensors:
-        """All."""
+        """The tensors themselves, as every process holds whole ones."""
         return tensors
 
     def gather_modules(self, tensors: Mapping[str, LocalTensors]) -> Mapping[str, LocalTensors]:
-        """They are."""
+        """Do nothing: every process holds whole modules."""
         return tensors
 
     @torch.no_grad()
     def put(self, names: ParameterNames, weights: Tensors) -> None:
-        """Copied."""
+        """Copy whole tensors into the parameters."""
         for parameter, name in names.items():
             parameter.copy_(weights[name].read())
 
     def optimizer_state(
         self, optimizer: torch.optim.Optimizer, names: ParameterNames
     ) -> OptimizerState:
-        """As it is."""
+        """The optimizer's state, which every process holds whole."""
         held = optimizer_tensors(optimizer, names)
         return OptimizerState(self.whole(held), optimizer_scalars(optimizer, names))
 
     def load_optimizer_state(
         self, optimizer: torch.optim.Optimizer, names: ParameterNames, state: OptimizerState
     ) -> None:
-        """Copied."""
+        """Copy a state into the optimizer's."""
         restore_optimizer(optimizer, names, state.tensors, state.scalars)

@@ -89,11 +89,11 @@ class Footprint:
 
     @property
     def total(self) -> int:
-        """All of it."""
+        """The bytes of all parts."""
         return sum(self.by_part().values())
 
     def by_part(self) -> dict[str, int]:
-        """Name -> bytes."""
+        """The bytes of each part by its name."""
         return {name.replace("_", " "): getattr(self, name) for name in _PARTS}
 
 

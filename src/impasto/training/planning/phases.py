@@ -95,7 +95,7 @@ class OtherWork:
     def moments(
         self, config: RunConfig, model: BaseModel, trainable: Trainable, batch: int
     ) -> list[Moment]:
-        """All that is done beside training.
+        """The memory of everything that a run does beside its training steps.
 
         Args:
             config: The settings.

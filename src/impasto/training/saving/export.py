@@ -114,7 +114,7 @@ class ModelExporter:
 
 
 class HypernetworkExporter:
-    """The hypernetwork alone."""
+    """Writes the hypernetwork alone, without the model."""
 
     def write(
         self, source: ExportSource, trained: Trained, target: Path, progress: Progress
