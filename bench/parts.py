@@ -42,7 +42,7 @@ def measure(scratch: Path) -> dict[str, str]:
     config = demo_config(scratch / "run", ["previews.prompts=[]", "training.fit_check=false"])
     session = build_session(config, build_accelerator(), SilentEvents(), Overrides())
     captions = [f"an image of the thing number {n}, blue" for n in range(64)]
-    fresh = session.eval_conditioner
+    fresh, states = session.captions, session.trainable.states
     saver = Saver(
         session.resumable(),
         session.export_source(),
@@ -54,7 +54,7 @@ def measure(scratch: Path) -> dict[str, str]:
     sampler = session.previewer.sampler
     prompt = Prompt("a red house", width=128, height=128, steps=10, guidance_scale=2.0)
     seconds = {
-        "64 captions to states, s": _median(lambda: fresh._states(fresh_ids(fresh, captions))),
+        "64 captions to states, s": _median(lambda: states(fresh_ids(fresh, captions))),
         "a state of the tiny model saved, s": _median(
             lambda: saver.save_state(0, None, now=True), before=lambda: _forget(config.output_dir)
         ),
@@ -73,7 +73,7 @@ def measure(scratch: Path) -> dict[str, str]:
 
 def fresh_ids(conditioner: Any, captions: list[str]) -> torch.Tensor:
     """Token ids of one chunk each."""
-    return torch.tensor([conditioner.tokens(caption).ids[0] for caption in captions])
+    return torch.tensor([conditioner.tokens[0](caption).ids[0] for caption in captions])
 
 
 def optimizer_seconds(kind: str, dtype: torch.dtype, rounding: str | None) -> float:

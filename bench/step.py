@@ -151,7 +151,7 @@ def _update(values: dict[str, Any], device: torch.device) -> tuple[float, int, f
     times = []
     for update, batches in updates:
         began = time.perf_counter()
-        loop._update(update, batches)
+        loop.step(update, batches)
         if device.type == "cuda":
             torch.cuda.synchronize()
         times.append(time.perf_counter() - began)

@@ -73,8 +73,8 @@ class Comparison:
         session = self.session
         updates = iterate_steps(session.data, session.sampler, self._done, self._done + 1, rank=0)
         for update, batches in updates:
-            self._loop._update(update, batches)
-        self._loop._recorder.meter.read()
+            self._loop.step(update, batches)
+        self._loop.wait_for_metrics()
         self._done += 1
 
     def sd_scripts(self) -> None:

@@ -61,7 +61,7 @@ class Waits:
     """Has PyTorch say of each wait for the GPU, in all steps but the first."""
 
     def __init__(self, monkeypatch, mode):
-        real = loop.TrainingLoop._update
+        real = loop.TrainingLoop.step
 
         def update(training, update, batches):
             if update.step > 0:
@@ -71,7 +71,7 @@ class Waits:
             finally:
                 torch.cuda.set_sync_debug_mode("default")
 
-        monkeypatch.setattr(loop.TrainingLoop, "_update", update)
+        monkeypatch.setattr(loop.TrainingLoop, "step", update)
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -157,7 +157,7 @@ class TrainingLoop:
                     self._failures.explaining_errors(doing, update.step),
                     self._compiling(bucket, update),
                 ):
-                    self._update(update, batches)
+                    self.step(update, batches)
                 done.step = update.step + 1
                 self._after_step(done.step)
         self._finish()
@@ -194,8 +194,12 @@ class TrainingLoop:
             yield
         self._recorder.meter.leave_out(update.size)
 
-    def _update(self, update: OptimizerStep, batches: Iterator[Batch]) -> None:
-        """One optimizer step: all micro-batches, clipping, step, average."""
+    def wait_for_metrics(self) -> None:
+        """Have the device end what it does, and forget what was measured of it; for benchmarks."""
+        self._recorder.meter.read()
+
+    def step(self, update: OptimizerStep, batches: Iterator[Batch]) -> None:
+        """Do one optimizer step: all its micro-batches, clipping, the step, the average."""
         session, accelerator = self._session, self._accelerator
         lr_factor = self._begin(update.step)
         total = torch.zeros((), device=accelerator.device)
