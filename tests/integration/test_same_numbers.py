@@ -14,7 +14,7 @@ pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 
 SIDES = ["--resolution", "80", "--min-side", "32", "--max-side", "96", "--step", "32"]
 ROWS = {
-    "Usable images": "usable", "Without words": "without", "Set aside": "aside",
+    "Usable images": "usable", "Without words": "without", "Skipped": "aside",
     "Also found": "also",
 }  # fmt: skip
 
@@ -60,7 +60,7 @@ def test_every_verb_counts_the_same(tmp_path, run_values, nano_model):
     assert len(said["unused"]) == counts[0]["also"] == health["tally"]["also_found"]
     planned = impasto("train", run.config_file, "--plan", "--set", f"output_dir={tmp_path / 'x'}")
     assert planned.returncode == 0, planned.stderr
-    assert f"{counts[0]['aside']} set aside" in planned.stdout
+    assert f"{counts[0]['aside']} skipped" in planned.stdout
 
 
 def test_metadata_that_merge_writes_is_read_by_scan(tmp_path):

@@ -1,4 +1,4 @@
-"""One odd file never stops a folder: it is used, or set aside by name, or mentioned."""
+"""One odd file never stops a folder: it is used, or skipped by name, or mentioned."""
 
 import errno
 import os

@@ -1,6 +1,6 @@
 """What is remembered of a file is true of the file: not of rights, memory or decoders of one day.
 
-If one of these failed, an image that was unreadable once would be set aside for ever.
+If one of these failed, an image that was unreadable once would be skipped for ever.
 """
 
 import errno

@@ -1,4 +1,4 @@
-"""Scanning: every file is a record, a sidecar, or set aside with a reason."""
+"""Scanning: every file is a record, a sidecar, or skipped with a reason."""
 
 import pytest
 from PIL import Image

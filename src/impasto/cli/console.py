@@ -124,7 +124,7 @@ class Console:
                 f"used; the first is {first['path']}: {first['reason']}"
             )
         for item in summary["set_aside"][:10]:
-            self.note(f"Set aside: {item['path']}: {item['reason']}")
+            self.note(f"Skipped: {item['path']}: {item['reason']}")
         if len(summary["set_aside"]) > 10:
             self.note(f"... and {len(summary['set_aside']) - 10} more, all named in dataset.json")
         for line in summary.get("said_of_unused", ()):

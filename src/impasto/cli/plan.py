@@ -140,7 +140,7 @@ def _data_rows(outlook: _Outlook) -> dict[str, str]:
     )
     return {
         "Images": f"{len(split.training):,} to train on, {len(split.held_out):,} held out, "
-        f"{len(scan.set_aside):,} set aside, {scan.uncaptioned_count:,} without words",
+        f"{len(scan.set_aside):,} skipped, {scan.uncaptioned_count:,} without words",
         "Buckets": ", ".join(f"{size}: {n}" for size, n in plan.bucket_counts.items()),
         "Cropped away": f"{100 * plan.mean_cropped_fraction:.1f} % of the area on average",
         "Captions": f"{counted(too_long, 'captions have')} over {config.model.max_tokens} tokens; "

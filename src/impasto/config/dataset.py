@@ -303,7 +303,7 @@ class DatasetConfig(DatasetKeys):
     processor, up to 8, and none for a few images."""
 
     on_error: Literal["skip", "stop"] = "skip"
-    """What an image that cannot be used does: it is set aside and reported, or ends the run before
+    """What an image that cannot be used does: it is skipped and reported, or ends the run before
     it starts."""
 
     batch_order: Literal["shuffled", "proportional"] = "shuffled"

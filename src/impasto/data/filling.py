@@ -52,7 +52,7 @@ def cache_latents(
     on_error: ErrorPolicy = "skip",
     workers: int | None = None,
 ) -> CachedPlan:
-    """Encode the images that the cache does not hold; set aside those that cannot be.
+    """Encode the images that the cache does not hold; skip those that cannot be.
 
     Killed at any moment, it loses at most two shards: the one being written and the one being
     filled. Images that change each time they are shown are only decoded, to find those that
@@ -63,7 +63,7 @@ def cache_latents(
         cache: Where their latents are kept.
         encoder: Makes them.
         progress: Where to show how far it is.
-        on_error: Whether an image that cannot be used is set aside, or ends it all.
+        on_error: Whether an image that cannot be used is skipped, or ends it all.
         workers: Processes that decode; None means as many as there are processors, and threads
             for a few images.
 

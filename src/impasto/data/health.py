@@ -146,7 +146,7 @@ def examine(
     """Put together what is known.
 
     Args:
-        scan: The images, those that cannot be decoded set aside.
+        scan: The images, those that cannot be decoded skipped.
         plan: Where they go.
         digests: Hashes of their files.
         looks: Their perceptual hashes.

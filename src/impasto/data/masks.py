@@ -41,7 +41,7 @@ def mask_file(record: ImageRecord) -> Path | None:
 
 
 def unused_masks(records: Sequence[ImageRecord], set_aside: Iterable[SkippedFile]) -> list[Unused]:
-    """The files in folders of masks that weigh no image, but for those of images set aside."""
+    """The files in folders of masks that weigh no image, but for those of images skipped."""
     folders = {r.subset.masks.folder for r in records if r.subset.masks} - {None}
     if not folders:
         return []

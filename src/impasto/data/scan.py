@@ -54,14 +54,14 @@ class Tally:
         return {
             "Usable images": self.usable,
             "Without words": self.without_words,
-            "Set aside": self.set_aside,
+            "Skipped": self.set_aside,
             **({"Also found": self.also_found} if self.also_found else {}),
         }
 
 
 @dataclass(frozen=True)
 class Scan:
-    """What a dataset holds: usable images, and those set aside with their reasons.
+    """What a dataset holds: usable images, and those skipped with their reasons.
 
     Attributes:
         place: What was scanned, for messages.
@@ -171,7 +171,7 @@ def scan_metadata(
 ) -> Scan:
     """The images that a metadata file names, with its words; sidecars are not read.
 
-    What it names and is not there is set aside, one by one.
+    What it names and is not there is skipped, one by one.
 
     Raises:
         DatasetError: The folder is missing, or none of the images can be used.
@@ -243,7 +243,7 @@ def join_scans(scans: Sequence[Scan]) -> Scan:
 
 
 def decode_all(scan: Scan, progress: Progress | None = None, *, memory: Path | None = None) -> Scan:
-    """Decode every image of a scan, and set aside those that their headers did not betray.
+    """Decode every image of a scan, and skip those that their headers did not betray.
 
     Args:
         scan: The images.

@@ -71,7 +71,7 @@ def scan_all(config: DatasetConfig, progress: Progress | None = None) -> Scan:
 
 
 def decode_scanned(config: DatasetConfig, scan: Scan, progress: Progress | None = None) -> Scan:
-    """Decode the images that were not decoded before, and set aside those that are damaged.
+    """Decode the images that were not decoded before, and skip those that are damaged.
 
     So every verb shows the same numbers; caching and training decode anyway.
 
@@ -90,7 +90,7 @@ def require_usable(scan: Scan, config: DatasetConfig) -> None:
     """Stop at images that cannot be used, where the settings ask for it.
 
     Raises:
-        DatasetError: `on_error` is `stop`, and something was set aside.
+        DatasetError: `on_error` is `stop`, and something was skipped.
     """
     if config.on_error == "stop" and scan.set_aside:
         first = scan.set_aside[0]

@@ -198,7 +198,7 @@ class _Content:
         return [
             _fact("usable images", tally.usable),
             _fact("showings per epoch", health.showings),
-            _fact("set aside", tally.set_aside, bad=tally.set_aside > 0),
+            _fact("skipped", tally.set_aside, bad=tally.set_aside > 0),
             _fact("also found", tally.also_found, bad=tally.also_found > 0),
             _fact("without words", tally.without_words, bad=tally.without_words > 0),
             _fact("the same twice", twice, bad=twice > 0),

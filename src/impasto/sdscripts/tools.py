@@ -66,7 +66,7 @@ def _ending(text: str) -> str:
 
 
 def pictures_of(folder: Path, console: Console, *, recursive: bool) -> Sequence[ImageRecord]:
-    """The usable images of a folder; what is set aside is said.
+    """The usable images of a folder; what is skipped is said.
 
     Raises:
         DatasetError: There are none.
