@@ -231,3 +231,41 @@ def test_what_auto_stands_for_outlives_other_changes(train_config, monkeypatch):
     assert changed.training.max_steps == resolved.training.max_steps
     assert "mixed_precision" not in changed.training.model_fields_set
     assert "gradient_checkpointing" in changed.training.model_fields_set
+
+
+@pytest.mark.parametrize(
+    ("settings", "facts", "words"),
+    [
+        (
+            {"optimizer": {"kind": "paged_adamw8bit"}, "training": {"offload_optimizer": True}},
+            Facts(),
+            "no effect on optimizer.kind paged_adamw8bit",
+        ),
+        (
+            {"loss": {"v_loss_as_noise_loss": True}},
+            Facts(prediction="epsilon"),
+            "is for velocity models",
+        ),
+        (
+            {"loss": {"noise_loss_like_v": 0.5}},
+            Facts(prediction="v_prediction"),
+            "for models that predict noise",
+        ),
+        (
+            {"loss": {"debiased": True}, "noise": {"zero_terminal_snr": True}},
+            Facts(prediction="epsilon"),
+            "infinite where nothing is left",
+        ),
+    ],
+)
+def test_rows_ask_what_is_known(settings, facts, words, train_config):
+    plain = train_config()
+    config = plain
+    for section, fields in settings.items():  # not checked as a whole: the row is what is asked
+        current = getattr(config, section)
+        changed = current.model_copy(update=fields)
+        config = config.model_copy(update={section: changed})
+    assert any(words in sentence for sentence in conflicts(config, facts))
+    assert not list(conflicts(plain, facts))
+    if facts != Facts():
+        assert not list(conflicts(config, Facts()))

@@ -24,7 +24,6 @@ from impasto.training.methods import build_trainable
 from impasto.training.model import build_open_options
 from impasto.training.model_files import planned_models
 from impasto.training.monitoring.trackers import require_trackers
-from impasto.training.objective import require_fitting_loss
 from impasto.training.optim.optimizers import require_usable_optimizer
 from impasto.training.planning.advice import advice_on
 from impasto.training.planning.disk import DiskPlan, free_bytes, plan_disk, require_room
@@ -109,7 +108,8 @@ def _look_ahead(asked: RunConfig, console: Console) -> _Outlook:
     require_compatible(config, facts_of(config, processes))
     sampler = build_epoch_sampler(config, found.plan, processes)
     model = load_meta_model(config.model.path, build_open_options(config), console)
-    require_fitting_loss(config.loss, config.noise, model.identity.prediction)
+    prediction = model.identity.prediction
+    require_compatible(config, facts_of(config, processes, prediction=prediction))
     trainable = build_trainable(config, model)
     require_usable_optimizer(trainable.parts, config.optimizer)
     steps = count_steps(config, sampler)

@@ -40,6 +40,7 @@ class Facts:
         sharding: What shards the model over them, `FSDP` or `DeepSpeed`; empty if nothing does.
         precision: What `training.mixed_precision = "auto"` stands for.
         total_steps: How many optimizer steps `training.max_epochs` come to.
+        prediction: What the base model's U-Net predicts, `epsilon` or `v_prediction`.
     """
 
     device: str | None = None
@@ -47,6 +48,7 @@ class Facts:
     sharding: Literal["", "FSDP", "DeepSpeed"] | None = None
     precision: Precision | None = None
     total_steps: int | None = None
+    prediction: str | None = None
 
 
 SETTINGS_ALONE = Facts()
@@ -309,6 +311,37 @@ RULES = (
         ),
         lambda _: "training.checkpointed_levels has no effect without gradient_checkpointing",
     ),
+    # loss and noise
+    Rule(
+        ("loss.v_loss_as_noise_loss",),
+        lambda c: c.config.loss.v_loss_as_noise_loss and c.facts.prediction == "epsilon",
+        lambda _: (
+            "loss.v_loss_as_noise_loss is for velocity models, and this one predicts noise. Take "
+            "it out"
+        ),
+    ),
+    Rule(
+        ("loss.noise_loss_like_v",),
+        lambda c: (
+            c.config.loss.noise_loss_like_v is not None and c.facts.prediction == "v_prediction"
+        ),
+        lambda _: (
+            "loss.noise_loss_like_v is for models that predict noise, and this one predicts "
+            "velocity. Take it out"
+        ),
+    ),
+    Rule(
+        ("noise.zero_terminal_snr", "loss.debiased", "loss.noise_loss_like_v"),
+        lambda c: (
+            c.config.noise.zero_terminal_snr
+            and c.facts.prediction == "epsilon"
+            and (c.config.loss.debiased or c.config.loss.noise_loss_like_v is not None)
+        ),
+        lambda _: (
+            "noise.zero_terminal_snr makes the weights of loss.debiased and loss.noise_loss_like_v "
+            "infinite where nothing is left of the image. Take one of them out"
+        ),
+    ),
     # optimizer
     Rule(
         ("optimizer.kind", "method.text_encoder_lr", "method.block_lrs"),
@@ -334,6 +367,14 @@ RULES = (
         lambda c: (
             f"training.ema_decay and optimizer.kind {c.kind} both average the weights. Take one of "
             f"them out"
+        ),
+    ),
+    Rule(
+        ("training.offload_optimizer", "optimizer.kind"),
+        lambda c: c.training.offload_optimizer and c.row.is_paged,
+        lambda c: (
+            f"training.offload_optimizer has no effect on optimizer.kind {c.kind}, whose state "
+            f"CUDA moves to RAM by itself. Take it out"
         ),
     ),
     Rule(

@@ -47,7 +47,6 @@ from impasto.training.objective import (
     build_loss_weight,
     build_noise,
     build_timesteps,
-    require_fitting_loss,
 )
 from impasto.training.optim.chunked import ChunkedOptimizer, ChunkRules
 from impasto.training.optim.ema import EmaWeights
@@ -184,7 +183,9 @@ def _load_and_encode(
     model = load_base_model(
         config.model.path, build_open_options(config), progress, build_dtypes(config)
     )
-    require_fitting_loss(config.loss, config.noise, model.identity.prediction)
+    prediction, processes = model.identity.prediction, accelerator.num_processes
+    known_facts = facts_of(config, processes, device=accelerator.device, prediction=prediction)
+    require_compatible(config, known_facts)
     if config.noise.zero_terminal_snr:
         model = with_zero_terminal_snr(model)
     device = accelerator.device

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from impasto.config.objective import HuberLoss, LossConfig, NoiseConfig, TimestepConfig
 from impasto.diffusion.loss import ErrorMeasure, Huber, SmoothL1, Threshold, absolute, squared
 from impasto.diffusion.noise import NoiseRecipe
-from impasto.diffusion.prediction import VELOCITY, Prediction
 from impasto.diffusion.timesteps import (
     LogitNormal,
     Stratified,
@@ -23,37 +22,12 @@ from impasto.diffusion.weighting import (
     product,
     v_loss_as_noise_loss,
 )
-from impasto.errors import ConfigError
 
 PLAIN_ERRORS: dict[str, ErrorMeasure] = {"l2": squared, "l1": absolute}
 HUBER_ERRORS: dict[str, Callable[[Threshold], ErrorMeasure]] = {
     "huber": Huber,
     "smooth_l1": SmoothL1,
 }
-
-
-def require_fitting_loss(loss: LossConfig, noise: NoiseConfig, prediction: Prediction) -> None:
-    """Refuse what is meant for another kind of model.
-
-    Raises:
-        ConfigError: A weight does not fit what the U-Net predicts.
-    """
-    of_velocity = prediction is VELOCITY
-    if loss.v_loss_as_noise_loss and not of_velocity:
-        raise ConfigError(
-            "loss.v_loss_as_noise_loss is for velocity models, and this one predicts noise. Take "
-            "it out."
-        )
-    if loss.noise_loss_like_v is not None and of_velocity:
-        raise ConfigError(
-            "loss.noise_loss_like_v is for models that predict noise, and this one predicts "
-            "velocity. Take it out."
-        )
-    if noise.zero_terminal_snr and not of_velocity and (loss.debiased or loss.noise_loss_like_v):
-        raise ConfigError(
-            "noise.zero_terminal_snr makes the weights of loss.debiased and loss.noise_loss_like_v "
-            "infinite where nothing is left of the image. Take one of them out."
-        )
 
 
 def build_error(config: LossConfig) -> ErrorMeasure:

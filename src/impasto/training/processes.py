@@ -9,6 +9,7 @@ from accelerate import Accelerator
 
 from impasto.config.compatibility import Facts
 from impasto.config.run import RunConfig
+from impasto.diffusion.prediction import Prediction
 from impasto.errors import ConfigError
 from impasto.training.devices import default_device, is_configured_for
 from impasto.training.parallel.accelerate_config import reshard_after_forward, sharding_by
@@ -21,6 +22,7 @@ def facts_of(
     processes: int,
     total_steps: int | None = None,
     device: torch.device | None = None,
+    prediction: Prediction | None = None,
 ) -> Facts:
     """What is known of a run on this machine beside its settings.
 
@@ -29,6 +31,7 @@ def facts_of(
         processes: How many processes share the run.
         total_steps: Its optimizer steps, if they have been counted.
         device: Where it computes; the first GPU or else the CPU, unless another is given.
+        prediction: What its base model predicts, if that was opened.
     """
     return Facts(
         device=(device or default_device()).type,
@@ -36,6 +39,7 @@ def facts_of(
         sharding=sharding_by(processes),
         precision=computed_kind(config),
         total_steps=total_steps,
+        prediction=None if prediction is None else prediction.name,
     )
 
 
