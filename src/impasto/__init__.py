@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from impasto.sampling.prompts import Prompt
     from impasto.sampling.sampler import Sampler
     from impasto.training.events import SilentEvents, TrainingEvents
+    from impasto.training.methods import build_trainable
     from impasto.training.overrides import Overrides
     from impasto.training.own_loop import Batches, prepare
     from impasto.training.step import StepRecipe, training_step
@@ -47,6 +48,7 @@ _HOMES = {
     "Trainable": "impasto.models.trainable",
     "TrainedPart": "impasto.models.trainable",
     "TrainingEvents": "impasto.training.events",
+    "build_trainable": "impasto.training.methods",
     "load_base_model": "impasto.models.loading",
     "load_run_config": "impasto.config.load",
     "plan_images": "impasto.data.plan",
@@ -76,6 +78,7 @@ __all__ = [
     "TrainedPart",
     "TrainingEvents",
     "__version__",
+    "build_trainable",
     "load_base_model",
     "load_run_config",
     "plan_images",

@@ -187,8 +187,8 @@ def test_one_for_another_family_is_refused(hypernetwork_config, nano_sd2_model, 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"method": {"train_text_encoder": True}}, "belong to the kind full"),
-        ({"method": {"block_lrs": {"mid_block": 1e-5}}}, "belong to the kind full"),
+        ({"method": {"train_text_encoder": True}}, "belongs to the kind full"),
+        ({"method": {"block_lrs": {"mid_block": 1e-5}}}, "belongs to the kind full"),
         ({"saving": {"format": "diffusers"}}, "is not one of method.kind hypernetwork"),
         ({"saving": {"export_dtype": "bf16"}}, "is fp32 or fp16"),
         ({"saving": {"vae_dtype": "fp16"}}, "no effect on a hypernetwork"),

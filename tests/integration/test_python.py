@@ -13,7 +13,7 @@ from tests.parts import UNET_FILE, VAE_FILE
 import impasto
 from impasto.diffusion.loss import squared
 from impasto.diffusion.noise import NoiseRecipe
-from impasto.errors import ConfigError, DatasetError, RunError
+from impasto.errors import ConfigError, DatasetError, ModelError, RunError
 
 GUIDE = Path(__file__).parents[2] / "docs" / "guide" / "python.md"
 EXAMPLES = re.findall(r"```python\n(.*?)```", GUIDE.read_text(encoding="utf-8"), re.S)
@@ -23,12 +23,14 @@ def test_the_list_of_public_names():
     assert set(impasto.__all__) == {
         "BaseModel", "Batches", "Console", "FullFineTune", "ImpastoError", "Overrides", "Prompt",
         "RunConfig", "RunDirectory", "Sampler", "SilentEvents", "StepRecipe", "Trainable",
-        "TrainedPart", "TrainingEvents", "__version__", "load_base_model", "load_run_config",
+        "TrainedPart", "TrainingEvents", "__version__", "build_trainable", "load_base_model",
+        "load_run_config",
         "plan_images", "prepare", "resume", "save_model", "scan_folder", "train", "training_step",
         "write_report",
     }  # fmt: skip
     guide = GUIDE.read_text(encoding="utf-8")
-    assert not [n for n in impasto.__all__ if n != "__version__" and f"`{n}" not in guide]
+    named = set(re.findall(r"`(\w+)[`(]", guide))
+    assert not set(impasto.__all__) - named - {"__version__"}
 
 
 @pytest.fixture
@@ -109,15 +111,62 @@ def test_batches_go_on_from_where_a_loop_says(nano_model, pictures):
     for one, other in zip(whole[6:], rest, strict=True):
         assert one.captions == other.captions
         assert torch.equal(one.latents, other.latents)
-    assert {b.latents.device.type for b in rest} == {"cpu"}
     with pytest.raises(ConfigError, match=r"impasto\.prepare"):
         impasto.prepare(pictures, model, resolution="large")
     with pytest.raises(ConfigError, match="flip_augg"):
         impasto.prepare(pictures, model, flip_augg=True)
     with pytest.raises(ConfigError, match="Give it as a number of steps"):
         impasto.prepare(pictures, model, token_warmup_step=0.5)
+    with pytest.raises(ConfigError, match="takes one folder of images"):
+        impasto.prepare(pictures, model, image_dir="other")
     with pytest.raises(DatasetError):
         impasto.prepare(pictures / "nothing", model)
+
+
+@pytest.mark.usefixtures("fresh_accelerate")
+def test_batches_are_made_as_a_run_makes_them(nano_model, pictures, monkeypatch):
+    """The file's own layer of the text encoder, the VAE's precision and tiles, from anywhere."""
+    monkeypatch.chdir("/")
+    model = impasto.load_base_model(nano_model)
+    whole = impasto.save_model(model, pictures.parent / "layer2.safetensors", clip_skip=2)
+    recorded = impasto.load_base_model(whole)
+    options = {"resolution": 64, "min_bucket_reso": 64, "batch_size": 4}
+    plain, other = (impasto.prepare(pictures, m, **options) for m in (model, recorded))
+    asked = impasto.prepare(pictures, model, clip_skip=2, **options)
+    geometry = next(iter(plain)).geometry
+
+    def states(batches):
+        conditioning = batches.conditioner(["a red ball"] * len(geometry), geometry)
+        return conditioning.arguments["encoder_hidden_states"]
+
+    assert torch.equal(states(other), states(asked))
+    assert not torch.equal(states(other), states(plain))
+    half = impasto.prepare(pictures, model, vae_precision="bf16", **options)
+    assert model.vae.dtype == torch.float32
+    exact, rough = (next(iter(batches.steps(1))).latents for batches in (asked, half))
+    assert not torch.equal(exact, rough)
+    torch.testing.assert_close(exact, rough, atol=0.2, rtol=0.2)
+    again = impasto.prepare(pictures, model, vae_tiling=True, **options)
+    assert again.prepared.training.encoded > 0
+
+
+@pytest.mark.usefixtures("fresh_accelerate")
+def test_a_notebook_with_an_accelerator_of_its_own(nano_model, pictures):
+    from accelerate import Accelerator
+
+    Accelerator(cpu=True, mixed_precision="bf16")
+    model = impasto.load_base_model(nano_model)
+    assert len(impasto.prepare(pictures, model, resolution=64, min_bucket_reso=64)) == 13
+
+
+def test_a_network_that_something_is_attached_to_is_not_saved(nano_model, tmp_path):
+    model = impasto.load_base_model(nano_model)
+    model.unet.conv_in = torch.nn.Sequential(model.unet.conv_in)
+    with pytest.raises(
+        ModelError, match=r"The unet is not as it was loaded: conv_in\.0\.bias is new"
+    ):
+        impasto.save_model(model, tmp_path / "out.safetensors")
+    assert not (tmp_path / "out.safetensors").exists()
 
 
 def test_a_saved_model_has_what_did_not_learn_bit_for_bit(nano_model, tmp_path):
@@ -168,7 +217,7 @@ def without_words(conditioner):
 
 
 def attention_alone(config, model):
-    trainable = impasto.FullFineTune(model, lr=config.optimizer.lr)
+    trainable = impasto.build_trainable(config, model)
     for name, parameter in trainable.unet.named_parameters():
         parameter.requires_grad_("attn" in name)
     return trainable

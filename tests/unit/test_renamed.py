@@ -1,5 +1,6 @@
 """Settings and states that have former names are read as ever; both names at once are refused."""
 
+import itertools
 import json
 import warnings
 
@@ -73,6 +74,29 @@ def test_a_former_name_is_read_with_a_note(run_file):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         load_run_config(run_file())
+
+
+def test_overrides_meet_settings_under_either_name(run_file, tmp_path):
+    old = run_file(training={"weights": "bf16", "mixed_precision": "bf16"})
+    old = old.rename(tmp_path / "old.toml")
+    new = run_file(training={"weight_dtype": "bf16", "mixed_precision": "bf16"})
+    for file, name in itertools.product((old, new), ("weights", "weight_dtype")):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FormerNameWarning)
+            taken_out = load_run_config(file, [f"training.{name}=none"])
+            changed = load_run_config(file, [f"training.{name}=fp32"])
+            hypernetwork = load_run_config(
+                file, ["method.kind=hypernetwork", "hypernetwork.layers=[1,3,1]",
+                       "training.weight_dtype=fp32", "saving.format=a1111"]
+            )  # fmt: skip
+        assert taken_out.training.weight_dtype == changed.training.weight_dtype == "fp32"
+        assert hypernetwork.method.layers == (1, 3, 1)
+
+
+@pytest.mark.parametrize("word", ["loss.kind=['huber']", "method.kind={}", "hypernetwork=true"])
+def test_odd_kinds_are_explained(word, run_file):
+    with pytest.raises(ConfigError):
+        load_run_config(run_file(), [word])
 
 
 def test_a_state_under_former_names_is_of_the_same_run(run_values):

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -74,6 +75,7 @@ def test_no_more_is_begun_than_is_looked_ahead():
     running.close()
 
 
+ROOT = Path(__file__).parents[2]
 SCRIPT = """
 print("begun")
 from impasto.data.stages import LocalExecutor
@@ -91,7 +93,7 @@ def test_a_script_without_a_guard_is_run_once(way, tmp_path):
     found = subprocess.run(
         [sys.executable, *words],
         input=SCRIPT,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])},
         capture_output=True,
         encoding="utf-8",
         timeout=120,

@@ -26,7 +26,7 @@ class UndoResult:
 
     Attributes:
         restored: Files that are as they were.
-        left_alone: Files that were left as they are, with the reasons.
+        unchanged: Files that were left as they are, with the reasons.
     """
 
     restored: int

@@ -45,7 +45,7 @@ class LazyTensor:
         shape: Its shape.
         dtype: Its type as stored.
         read: Gives it, on the CPU. Copy it before writing to it, unless `owns_memory`.
-        is_fresh: Whether each reading gives new memory, that nothing else looks at.
+        owns_memory: Whether each reading gives new memory, that nothing else looks at.
         read_into: Reads its bytes into memory of uint8; None where that is not possible.
     """
 

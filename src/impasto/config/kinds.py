@@ -31,7 +31,7 @@ def of_its_kind(kinds: Kinds, usual: str, sentence: Callable[[str, str], str]) -
         if not isinstance(values, Mapping):
             return values
         kind = values.get("kind", usual)
-        if kind not in kinds:
+        if not isinstance(kind, str) or kind not in kinds:
             return values  # the union names the kinds
         kept = {"kind": kind}
         for name, value in values.items():

@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from impasto import presence
 from impasto.config.dataset import DatasetConfig, DatasetKeys
 from impasto.config.dataset_file import is_dataset_file, read_dataset_file
-from impasto.config.renamed import FormerNameWarning, with_present_names
+from impasto.config.renamed import FormerNameWarning, present_path, with_present_names
 from impasto.config.run import RunConfig
 from impasto.config.validation import read_toml, require_text, require_unescaped_paths, validated
 from impasto.errors import ConfigError
@@ -40,8 +40,10 @@ def load_run_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfi
 
 def former_names(values: Mapping[str, Any], overrides: Sequence[str] = ()) -> list[str]:
     """What of settings is under a name that it had before, in words."""
-    _, notes = with_present_names(_overridden(values, overrides))
-    return notes
+    _, notes = with_present_names(values)
+    paths = (override.partition("=")[0].strip() for override in overrides)
+    renamed = [path for path in paths if present_path(path) != path]
+    return [*notes, *(f"{path} is called {present_path(path)} now" for path in renamed)]
 
 
 def build_run_config(
@@ -52,7 +54,7 @@ def build_run_config(
     Raises:
         ConfigError: As for `load_run_config`.
     """
-    tree = _overridden(values, overrides)
+    tree = _overridden(values, overrides, source)
     if isinstance(tree.get("dataset"), dict):
         tree["dataset"] = _with_file(tree["dataset"])
     require_text(tree, source)
@@ -138,10 +140,15 @@ def _with_file(values: Mapping[str, Any]) -> dict[str, Any]:
     return content | read_dataset_file(Path(file), fallbacks)
 
 
-def _overridden(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    tree = _copied(values)
+def _overridden(values: Mapping[str, Any], overrides: Sequence[str], source: str) -> dict[str, Any]:
+    """The tree with overrides in it; both under present names, so that they meet."""
+    try:
+        tree, _ = with_present_names(_copied(values))
+    except ValueError as error:
+        raise ConfigError(f"{source}: {error}.") from error
     for override in overrides:
-        _apply(tree, override)
+        path, equals, value = override.partition("=")
+        _apply(tree, f"{present_path(path.strip())}{equals}{value}")
     return tree
 
 

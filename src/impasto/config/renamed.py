@@ -32,9 +32,9 @@ def with_present_names(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[
     tree = {k: dict(v) if isinstance(v, Mapping) else v for k, v in values.items()}
     notes = []
     for section, now in SECTIONS.items():
-        former = tree.pop(section, None)
-        if not isinstance(former, dict):
+        if not isinstance(tree.get(section), dict):
             continue
+        former = tree.pop(section)
         own = tree.setdefault(now, {})
         if isinstance(own, dict):
             for name, value in former.items():

@@ -41,7 +41,7 @@ class UnreadableImageError(Exception):
 
     Args:
         reason: The message.
-        is_passing: Whether that says nothing of the file; see `Failure`.
+        is_transient: Whether that says nothing of the file; see `Failure`.
     """
 
     def __init__(self, reason: str, *, is_transient: bool = False) -> None:

@@ -33,7 +33,7 @@ class Failure:
 
     Attributes:
         reason: Why, in words.
-        is_passing: Whether the same file may do another time: rights, memory or a decoder were
+        is_transient: Whether the same file may do another time: rights, memory or a decoder were
             missing. Such a failure is never remembered.
     """
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 
 from impasto.config.run import RunConfig
 from impasto.data.content_hashes import LATENTS as LATENTS
@@ -71,7 +71,7 @@ class PreparedData:
 def prepare_data(
     config: RunConfig,
     encoder: MomentsEncoder,
-    accelerator: Accelerator,
+    accelerator: Accelerator | PartialState,
     progress: Progress,
     known: Survey | None = None,
 ) -> PreparedData:

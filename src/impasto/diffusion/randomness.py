@@ -24,7 +24,7 @@ class PerSampleRandomness:
         seed: The run's seed.
         step: The optimizer step, counted from 0.
         positions: Each sample's place in the step, in [0, update_size).
-        update_size: Samples in the whole step: all micro-batches of all processes.
+        samples_in_step: Samples in the whole step: all micro-batches of all processes.
         ahead: Purpose -> normal numbers that are drawn already, wherever they are by now.
     """
 

@@ -14,7 +14,7 @@ from impasto.checkpoints.hypernetwork_writing import write_hypernetwork
 from impasto.checkpoints.keymap import PartKind
 from impasto.checkpoints.modelspec import read_encoder_layer
 from impasto.checkpoints.scaled import QUANTIZATION_KEY
-from impasto.errors import ConfigError
+from impasto.errors import ConfigError, ModelError
 from impasto.models.completeness import require_complete
 from impasto.models.configs import CONFIGS_KEY
 from impasto.models.contents import ModelContents
@@ -88,6 +88,7 @@ def save_model(
     *,
     dtype: torch.dtype | None = None,
     title: str | None = None,
+    clip_skip: int | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Path:
@@ -100,14 +101,16 @@ def save_model(
         model: As loaded, and perhaps trained.
         target: Where to.
         dtype: Of all networks; None is that of each tensor in the model's own files, so that what
-            did not learn is as it was, bit for bit.
+            did not learn is as it was, bit for bit, but no less than 16 bits.
         title: What it is called in its file; None is the target's name.
+        clip_skip: CLIP's layer that it was trained with; None is what its own file says.
         overwrite: Whether a model at the target is replaced.
         progress: Who is told how far it is.
 
     Raises:
         ConfigError: Something is at the target already, or its ending is of no form.
-        ModelError: A weight is NaN or infinite, or becomes so in the type.
+        ModelError: A network has other tensors than it was loaded with; a weight is NaN or
+            infinite, or becomes so in the type.
         StorageError: The target cannot be written; it is as it was.
     """
     target = Path(target)
@@ -118,12 +121,26 @@ def save_model(
         part: {name: tensor.cpu() for name, tensor in network.state_dict().items()}
         for part, network in model.networks.items()
     }
+    for part, tensors in now.items():
+        _require_same_tensors(part, tensors, model)
     asked = {} if dtype is None else dict.fromkeys(now, dtype)
     contents = trained_contents(model, now, asked, trained_dtype=None)
     about = converted_info(model.contents, target, title or target.stem)
     more = {key: text for key, text in about.more.items() if not key.startswith(OF_TRAINING)}
-    write_model(contents, target, form, replace(about, more=more), progress)
+    layer = clip_skip or about.encoder_layer
+    write_model(contents, target, form, replace(about, more=more, encoder_layer=layer), progress)
     return target
+
+
+def _require_same_tensors(part: str, tensors: Mapping[str, object], model: BaseModel) -> None:
+    own = {name.removeprefix("text_model.") for name in tensors}
+    expected = set(model.contents.parts[part])
+    if odd := sorted(own ^ expected):
+        found = "is new" if odd[0] in own else "is gone"
+        raise ModelError(
+            f"The {part} is not as it was loaded: {odd[0]} {found}, as are {len(odd) - 1} others. "
+            f"Nothing was written. Merge what was attached to it (a LoRA) into its weights first."
+        )
 
 
 def convert_hypernetwork(

@@ -55,7 +55,7 @@ class Clues:
         counters: Numbers in the file.
         sidecar: The parsed `.yaml` beside a single file, and its path.
         family_key: The user's word, from `model.family`.
-        prediction_word: The user's word, from `model.prediction_type`.
+        prediction_name: The user's word, from `model.prediction_type`.
         marks: Empty tensors in the file that mark what it is, such as `v_pred`.
     """
 

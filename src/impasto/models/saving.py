@@ -84,7 +84,8 @@ def trained_contents(
         model: The base model.
         trained: Part -> its tensors by name.
         dtypes: Part -> type, where it is asked for by name.
-        trained_dtype: The type of trained parts that `dtypes` does not name; None is as stored.
+        trained_dtype: The type of trained parts that `dtypes` does not name; None is as stored, but
+            no less than 16 bits.
     """
     parts: dict[str, Tensors] = {}
     for part, tensors in model.contents.parts.items():
@@ -94,9 +95,15 @@ def trained_contents(
             own = {n.removeprefix("text_model."): t for n, t in trained[part].items()}
             dtype = dtypes.get(part, trained_dtype)
             parts[part] = {
-                name: LazyTensor.of(own[name]).cast(dtype or stored[name]) for name in tensors
+                name: LazyTensor.of(own[name]).cast(dtype or _at_least_16_bits(stored[name]))
+                for name in tensors
             }
     return replace(model.contents, parts=parts).cast(dtypes)
+
+
+def _at_least_16_bits(dtype: torch.dtype) -> torch.dtype:
+    """What learned would be lost in 8 bits."""
+    return torch.float16 if dtype.is_floating_point and dtype.itemsize < 2 else dtype
 
 
 def _save_ldm(

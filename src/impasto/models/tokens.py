@@ -40,7 +40,7 @@ class Join:
     Attributes:
         fixed_length: Always as many chunks as there is room for.
         reads_break: BREAK begins a chunk where emphasis is read.
-        pads_with_words: SD 2's `!` counts as padding wherever it stands.
+        pads_with_token: SD 2's `!` counts as padding wherever it stands.
     """
 
     fixed_length: bool

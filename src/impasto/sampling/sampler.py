@@ -118,6 +118,7 @@ class Sampler:
         scheduler.set_timesteps(prompt.steps, device=self.unet.device)
         whole = Geometry.whole(Size(prompt.width, prompt.height))
         conditioning = self.conditioner([prompt.words, prompt.negative], [whole, whole])
+        conditioning = conditioning.to(self.unet.device)
         if prompt.guidance_scale == 1:
             conditioning = conditioning[:1]
         generator = torch.Generator().manual_seed(prompt.seed)

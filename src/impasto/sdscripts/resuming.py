@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from impasto import presence
 from impasto.config.load import build_run_config
+from impasto.config.renamed import with_present_names
 from impasto.config.run import RunConfig
 from impasto.config.validation import read_toml
 from impasto.errors import RunError
@@ -62,7 +63,7 @@ def resumed_config(
     Raises:
         ConfigError: As `translate`; or the run's own settings are damaged.
     """
-    tree = read_toml(run.config_file)
+    tree, _ = with_present_names(read_toml(run.config_file))
     build_run_config(tree, source=str(run.config_file))  # so the tree is as what follows takes it
     given = {name: value for name, value in flags.items() if value is not None}
     full = {

@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
+import contextlib
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import PartialState
 
+from impasto import locks
 from impasto.config.load import build_run_config
 from impasto.config.run import RunConfig
 from impasto.data.dataset import TrainingData, iterate_steps
 from impasto.data.records import Batch
 from impasto.datasets.batching import build_epoch_sampler
-from impasto.datasets.prepare import PreparedData, prepare_data
+from impasto.datasets.prepare import LATENTS, PreparedData, prepare_data
 from impasto.errors import ConfigError
 from impasto.models.loading import BaseModel, build_tokens
+from impasto.models.recorded import trained_clip_skip
 from impasto.models.text import ClipTextConditioner, TextStates
 from impasto.models.text_memory import TextCache
 from impasto.models.vae import moments_encoder
 from impasto.progress import Progress, SilentProgress
-from impasto.training.devices import build_accelerator, release_cached_memory
-from impasto.training.prefetch import build_prefetcher
-from impasto.training.text import build_layout
+from impasto.training.devices import PROCESS_TIMEOUT, release_cached_memory
+from impasto.training.model import build_encoding_vae
+from impasto.training.prefetch import Prefetch, build_prefetcher
+from impasto.training.text import ENCODED_AT_ONCE, build_layout
+
+_GIVEN_OTHERWISE = ("image_dir", "batch_size", "config", "general", "datasets")
 
 
 class Batches:
@@ -36,9 +43,9 @@ class Batches:
         config: The settings that images are dealt by.
         prepared: The images, and where their latents are.
         data: Makes batches of them.
-        conditioner: Encodes captions.
-        accelerator: Which process of how many this is.
-        device: Where batches go.
+        conditioner: Encodes captions whenever it is asked.
+        prefetch: Takes batches to the device of the U-Net.
+        in_use: Keeps the latents from being pruned; left when these batches are gone.
 
     Attributes:
         prepared: The images, and where their latents are.
@@ -54,13 +61,14 @@ class Batches:
         prepared: PreparedData,
         data: TrainingData,
         conditioner: ClipTextConditioner,
-        accelerator: Accelerator,
-        device: torch.device,
+        prefetch: Prefetch,
+        in_use: contextlib.ExitStack,
     ) -> None:
         self.prepared, self.conditioner, self.step = prepared, conditioner, 0
-        self._data = data
-        self._sampler = build_epoch_sampler(config, prepared.training, accelerator.num_processes)
-        self._rank, self._device = accelerator.process_index, device
+        self._data, self._prefetch, self._rank = data, prefetch, PartialState().process_index
+        processes = PartialState().num_processes
+        self._sampler = build_epoch_sampler(config, prepared.training, processes)
+        weakref.finalize(self, in_use.close)
 
     def __len__(self) -> int:
         """Batches of an epoch, for each process."""
@@ -71,14 +79,9 @@ class Batches:
         return self.steps(len(self) - self.step % len(self))
 
     def steps(self, number: int) -> Iterator[Batch]:
-        """The next `number` batches, on the device of the U-Net, with what it is told of them."""
+        """The next `number` batches; those for a GPU are there, with their captions encoded."""
         updates = iterate_steps(
-            self._data,
-            self._sampler,
-            self.step,
-            self.step + number,
-            self._rank,
-            build_prefetcher(self._device, self.conditioner),
+            self._data, self._sampler, self.step, self.step + number, self._rank, self._prefetch
         )
         for update, batches in updates:
             self.step = update.step + 1
@@ -91,17 +94,16 @@ def prepare(
     *,
     resolution: int | tuple[int, int] = 512,
     batch_size: int = 1,
-    seed: int = 0,
+    seed: int = 42,
     clip_skip: int | None = None,
-    max_tokens: int = 75,
     progress: Progress | None = None,
     **dataset: Any,
 ) -> Batches:
     """Scan, plan and encode the images of a folder, for a training loop of one's own.
 
     Latents are kept in the folder, where runs of `impasto train` find them as well. The VAE and the
-    text encoders compute where the U-Net is; the VAE then returns to where it was, unless images
-    change each time they are shown.
+    text encoders compute where the U-Net is, so bring that to its device before; the VAE then
+    returns to where it was, unless images change each time they are shown.
 
     Args:
         folder: Images, each with a `.txt` or `.caption` of the same name beside it.
@@ -109,23 +111,66 @@ def prepare(
         resolution: Pixels, `N` or `(width, height)`; with buckets only its area counts.
         batch_size: Images of a batch; the last one of a bucket may have fewer.
         seed: Of the order, and of the random numbers of each batch.
-        clip_skip: CLIP's layer from the end; None is the family's own.
-        max_tokens: Tokens of a caption that are seen: 75, 150 or 225.
+        clip_skip: CLIP's layer from the end; None is what the model's file says, or the family's.
         progress: Who is told how far it is.
-        dataset: Further settings of the section `dataset`, such as `flip_aug=True`.
+        dataset: Further settings of the section `dataset`, such as `flip_aug=True`, and
+            `max_tokens` of the section `model`.
 
     Raises:
         ConfigError: A setting is unknown, or its value does not fit.
         DatasetError: There is nothing to train on.
         StorageError: Latents cannot be written.
     """
+    config = _settings(folder, model, clip_skip, dataset, resolution, batch_size, seed)
+    progress, device, home = progress or SilentProgress(), model.unet.device, model.vae.device
+    in_use = contextlib.ExitStack()
+    latents = config.dataset.derived_dir / LATENTS
+    waiter = locks.LockWaiter(progress.note, f"reading {latents}")
+    in_use.enter_context(locks.SharedLock(latents, f"a loop over {folder}", waiter))
+    vae = build_encoding_vae(config, model)
+    encoder = moments_encoder(vae, batch_size=config.dataset.vae_batch_size, device=device)
+    stays = False
+    try:
+        state = PartialState(timeout=PROCESS_TIMEOUT)
+        prepared = prepare_data(config, encoder, state, progress)
+        stays = any(not key.plain for key in prepared.training.keys)
+    except BaseException:
+        in_use.close()
+        raise
+    finally:
+        if not stays:
+            vae.to(home)
+            release_cached_memory(device)
+    data = TrainingData(prepared.training, prepared.cache, model.scaling_factor, seed, 1, encoder)
+    prefetch = build_prefetcher(device, _build_conditioner(config, model, device))
+    conditioner = _build_conditioner(config, model, device)
+    return Batches(config, prepared, data, conditioner, prefetch, in_use)
+
+
+def _settings(
+    folder: str | Path,
+    model: BaseModel,
+    clip_skip: int | None,
+    dataset: dict[str, Any],
+    resolution: int | tuple[int, int],
+    batch_size: int,
+    seed: int,
+) -> RunConfig:
+    """The settings of a run, as far as batches depend on them."""
+    for name in _GIVEN_OTHERWISE:
+        if name in dataset:
+            raise ConfigError(
+                f"impasto.prepare takes one folder of images and one batch size, and {name} says "
+                f"them again. Take it out."
+            )
+    max_tokens = dataset.pop("max_tokens", 75)
     config = build_run_config(
         {
-            "output_dir": ".",
+            "output_dir": "run",  # which is not made
             "seed": seed,
             "model": {
                 "path": model.contents.source,
-                "clip_skip": clip_skip,
+                "clip_skip": clip_skip or trained_clip_skip(model.contents),
                 "max_tokens": max_tokens,
             },
             "dataset": {"image_dir": str(folder), "resolution": resolution, **dataset},
@@ -133,35 +178,6 @@ def prepare(
         },
         source="impasto.prepare",
     )
-    _require_no_share_of_a_run(config)
-    progress = progress or SilentProgress()
-    accelerator, device, home = build_accelerator(), model.unet.device, model.vae.device
-    encoder = moments_encoder(model.vae, batch_size=config.dataset.vae_batch_size, device=device)
-    prepared = prepare_data(config, encoder, accelerator, progress)
-    if all(key.plain for key in prepared.training.keys):
-        model.vae.to(home)
-        release_cached_memory(device)
-    data = TrainingData(prepared.training, prepared.cache, model.scaling_factor, seed, 1, encoder)
-    conditioner = _build_conditioner(config, model, device)
-    return Batches(config, prepared, data, conditioner, accelerator, device)
-
-
-def _build_conditioner(
-    config: RunConfig, model: BaseModel, device: torch.device
-) -> ClipTextConditioner:
-    states = TextStates.of(model, config.model.clip_skip).to(device)
-    return ClipTextConditioner(
-        build_tokens(model, build_layout(config)),
-        states,
-        states.shape,
-        sizes=model.family.sizes,
-        device=device,
-        memory=TextCache(config.training.text_cache_mib << 20, device),
-    )
-
-
-def _require_no_share_of_a_run(config: RunConfig) -> None:
-    """A loop of one's own has no length that a share could be taken of."""
     for part in config.dataset.parts:
         for subset in part.subsets:
             if 0 < subset.token_warmup_step < 1:
@@ -169,3 +185,21 @@ def _require_no_share_of_a_run(config: RunConfig) -> None:
                     f"token_warmup_step is {subset.token_warmup_step}, a share of a run, and "
                     f"prepare does not know how long yours is. Give it as a number of steps."
                 )
+    return config
+
+
+def _build_conditioner(
+    config: RunConfig, model: BaseModel, device: torch.device
+) -> ClipTextConditioner:
+    """One with a memory of its own: on a GPU, what prefetches asks its own alone."""
+    states = TextStates.of(model, config.model.clip_skip).to(device)
+    at_once = min(ENCODED_AT_ONCE.get(device.type, 1), max(config.batch_sizes.values()))
+    limit = config.training.text_cache_mib << 20
+    return ClipTextConditioner(
+        build_tokens(model, build_layout(config)),
+        states,
+        states.shape,
+        sizes=model.family.sizes,
+        device=device,
+        memory=TextCache(limit, device, at_once=at_once),
+    )

@@ -86,6 +86,7 @@ def training_step(
 
     x_t = schedule.add_noise(x_0, recipe.noise.on_input(noise, batch.randomness), t)
     conditioning = batch.conditioning or conditioner(batch.captions, batch.geometry)
+    conditioning = conditioning.to(device)
     output = unet(x_t, t, **conditioning.arguments).sample
     target = prediction.target(x_0, noise, t, schedule)
 

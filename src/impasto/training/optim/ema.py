@@ -33,7 +33,7 @@ class EmaWeights:
         every: Steps from one time that weights are taken in to the next; the share is that of as
             many steps, decay^every.
         on_cpu: Whether the averages are kept in RAM.
-        in_their_place: Whether weights have to stay at their place in memory, so that values are
+        copies_values: Whether weights have to stay at their place in memory, so that values are
             copied where averages are looked at; else the two change places, which takes no memory.
         overlapped: Whether they take in the weights while training goes on, which may change the
             weights after `wait_for_copies` only; None means for averages of what is on a GPU.

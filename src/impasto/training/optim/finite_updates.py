@@ -16,7 +16,7 @@ class NonFiniteError(Exception):
     """The loss or the gradient of a step is NaN or infinite.
 
     Attributes:
-        weights_are_whole: Whether the step was not applied, to no weight at all.
+        weights_intact: Whether the step was not applied, to no weight at all.
         passed_over: Steps that were not applied, this one included.
     """
 

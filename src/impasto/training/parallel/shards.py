@@ -13,7 +13,7 @@ class Sharding:
         weights: Those that learn, and their average.
         gradients: Once they are complete.
         optimizer: Its state.
-        steps_copies: Whether what is stepped is a copy of the weights.
+        has_master_weights: Whether what is stepped is a copy of the weights.
     """
 
     weights: int = 1

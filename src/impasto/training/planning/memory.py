@@ -21,6 +21,7 @@ from impasto.models.casting import cast_network
 from impasto.models.loading import BaseModel
 from impasto.models.saving import DTYPES
 from impasto.models.trainable import Trainable, blocks_of
+from impasto.training.code_identity import described
 from impasto.training.methods import BuildTrainable, build_trainable
 from impasto.training.optim.chunked import CHUNK
 from impasto.training.optim.mixed_precision import COMPUTED
@@ -120,7 +121,10 @@ class FootprintPredictor:
     ) -> None:
         self._shares, self._workload = shares, workload or Workload()
         self._meta_models, self._on_gpu = MetaModels(meta_model, build), device_type == "cuda"
-        self._device_type, self._costs = device_type, Costs(record)
+        self._device_type, self._costs = (
+            device_type,
+            Costs(record, "" if build is build_trainable else described(build)),
+        )
         self._other = OtherWork(self._meta_models, device_type, self._workload, self._costs)
 
     def footprint(self, config: RunConfig, bucket: Size, batch: int) -> Footprint:

@@ -58,17 +58,19 @@ class Costs:
 
     Args:
         file: Where they are remembered for later; None remembers them here only.
+        code: What of a run is given in code and changes its costs, as a text.
     """
 
-    def __init__(self, file: Path | None) -> None:
-        self._file = file
+    def __init__(self, file: Path | None, code: str = "") -> None:
+        self._file, self._code = file, code
         self._known: dict[str, dict[str, int]] = _read(file)
 
     def remembered(
         self, words: tuple[object, ...], run_fake_step: Callable[[], dict[str, int]]
     ) -> dict[str, int]:
         """What was found for these words, or is found now."""
-        key = "|".join(map(str, (torch.__version__, *words)))
+        own = (self._code,) if self._code else ()
+        key = "|".join(map(str, (torch.__version__, *own, *words)))
         if key not in self._known:
             self._known[key] = run_fake_step()
             if self._file is not None:
