@@ -55,7 +55,7 @@ class CaptionRules:
         tag_dropout_rate: Chance in [0, 1] that a tag is left out.
         warmup_min: Tags shown at the first step, of those that are not fixed.
         warmup_steps: Steps until all tags are shown; below 1 a share of the run.
-        normalizes: Whether tags are taken apart and joined again though nothing about them varies: so
+        normalizes: Whether tags are taken apart and joined though nothing about them varies: so
             `steady` words are written as those that do.
     """
 

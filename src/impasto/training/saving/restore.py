@@ -23,7 +23,7 @@ _WITHOUT_HASHES = (
 
 
 def restore_newest(
-    session_state: SessionState, accelerator: Accelerator, run: RunDirectory, progress: Progress
+    resumable: SessionState, accelerator: Accelerator, run: RunDirectory, progress: Progress
 ) -> TrainingState | None:
     """Go back to the newest whole state of a run; None where it has none yet.
 

@@ -51,7 +51,7 @@ class Saver:
     into RAM.
 
     Args:
-        session_state: What goes into a state.
+        resumable: What goes into a state.
         source: What a model is exported from.
         accelerator: The processes.
         evaluation_weights: Puts the weights to export in the place of those that are trained: their
@@ -62,7 +62,7 @@ class Saver:
 
     def __init__(
         self,
-        session_state: SessionState,
+        resumable: SessionState,
         source: ExportSource,
         accelerator: Accelerator,
         evaluation_weights: EvalWeights,
