@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import tomli_w
 import torch
+from parts import UNET_FILE, VAE_FILE
 from safetensors.torch import load_file
-from tests.parts import UNET_FILE, VAE_FILE
 
 import impasto
 from impasto.diffusion.loss import squared

@@ -6,7 +6,7 @@ import warnings
 
 import pytest
 import tomli_w
-from tests.conftest import impasto
+from conftest import impasto
 
 from impasto.config.load import build_run_config, dump_toml, load_run_config
 from impasto.config.renamed import FormerNameWarning

@@ -75,11 +75,11 @@ def test_no_more_is_begun_than_is_looked_ahead():
     running.close()
 
 
-ROOT = Path(__file__).parents[2]
+HERE = Path(__file__).parent
 SCRIPT = """
 print("begun")
 from impasto.data.stages import LocalExecutor
-from tests.unit.test_stages import Square
+from test_stages import Square
 batches = LocalExecutor(Square(), 2, processes=True).run([[2], [3]])
 print([pair for batch in batches for pair in batch])
 """
@@ -93,7 +93,7 @@ def test_a_script_without_a_guard_is_run_once(way, tmp_path):
     found = subprocess.run(
         [sys.executable, *words],
         input=SCRIPT,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), *sys.path])},
         capture_output=True,
         encoding="utf-8",
         timeout=120,
