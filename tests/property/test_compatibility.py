@@ -243,17 +243,17 @@ def test_what_auto_stands_for_outlives_other_changes(train_config, monkeypatch):
         ),
         (
             {"loss": {"v_loss_as_noise_loss": True}},
-            Facts(prediction="epsilon"),
+            Facts(predicts_velocity=False),
             "is for velocity models",
         ),
         (
             {"loss": {"noise_loss_like_v": 0.5}},
-            Facts(prediction="v_prediction"),
+            Facts(predicts_velocity=True),
             "for models that predict noise",
         ),
         (
             {"loss": {"debiased": True}, "noise": {"zero_terminal_snr": True}},
-            Facts(prediction="epsilon"),
+            Facts(predicts_velocity=False),
             "infinite where nothing is left",
         ),
     ],

@@ -40,7 +40,7 @@ class Facts:
         sharding: What shards the model over them, `FSDP` or `DeepSpeed`; empty if nothing does.
         precision: What `training.mixed_precision = "auto"` stands for.
         total_steps: How many optimizer steps `training.max_epochs` come to.
-        prediction: What the base model's U-Net predicts, `epsilon` or `v_prediction`.
+        predicts_velocity: Whether the base model's U-Net predicts velocity, and not noise.
     """
 
     device: str | None = None
@@ -48,7 +48,7 @@ class Facts:
     sharding: Literal["", "FSDP", "DeepSpeed"] | None = None
     precision: Precision | None = None
     total_steps: int | None = None
-    prediction: str | None = None
+    predicts_velocity: bool | None = None
 
 
 SETTINGS_ALONE = Facts()
@@ -314,7 +314,7 @@ RULES = (
     # loss and noise
     Rule(
         ("loss.v_loss_as_noise_loss",),
-        lambda c: c.config.loss.v_loss_as_noise_loss and c.facts.prediction == "epsilon",
+        lambda c: c.config.loss.v_loss_as_noise_loss and c.facts.predicts_velocity is False,
         lambda _: (
             "loss.v_loss_as_noise_loss is for velocity models, and this one predicts noise. Take "
             "it out"
@@ -322,9 +322,7 @@ RULES = (
     ),
     Rule(
         ("loss.noise_loss_like_v",),
-        lambda c: (
-            c.config.loss.noise_loss_like_v is not None and c.facts.prediction == "v_prediction"
-        ),
+        lambda c: c.config.loss.noise_loss_like_v is not None and c.facts.predicts_velocity is True,
         lambda _: (
             "loss.noise_loss_like_v is for models that predict noise, and this one predicts "
             "velocity. Take it out"
@@ -334,7 +332,7 @@ RULES = (
         ("noise.zero_terminal_snr", "loss.debiased", "loss.noise_loss_like_v"),
         lambda c: (
             c.config.noise.zero_terminal_snr
-            and c.facts.prediction == "epsilon"
+            and c.facts.predicts_velocity is False
             and (c.config.loss.debiased or c.config.loss.noise_loss_like_v is not None)
         ),
         lambda _: (

@@ -9,7 +9,7 @@ from accelerate import Accelerator
 
 from impasto.config.compatibility import Facts
 from impasto.config.run import RunConfig
-from impasto.diffusion.prediction import Prediction
+from impasto.diffusion.prediction import VELOCITY, Prediction
 from impasto.errors import ConfigError
 from impasto.training.devices import default_device, is_configured_for
 from impasto.training.parallel.accelerate_config import reshard_after_forward, sharding_by
@@ -39,7 +39,7 @@ def facts_of(
         sharding=sharding_by(processes),
         precision=computed_kind(config),
         total_steps=total_steps,
-        prediction=None if prediction is None else prediction.name,
+        predicts_velocity=None if prediction is None else prediction is VELOCITY,
     )
 
 
