@@ -90,8 +90,8 @@ def run(order: dict[str, Any]) -> dict[str, Any]:
     stand_ins.PAGES.clear()
     began = time.process_time()
     events = Watched()
-    original = loop.TrainingLoop._update, loop.training_step
-    loop.TrainingLoop._update = watched_update(events, original[0], order.get("fail_at"))
+    original = loop.TrainingLoop.step, loop.training_step
+    loop.TrainingLoop.step = watched_update(events, original[0], order.get("fail_at"))
     loop.training_step = broken_step(order.get("fault"), original[1])
     error = None
     try:
@@ -105,7 +105,7 @@ def run(order: dict[str, Any]) -> dict[str, Any]:
     except Exception:  # told to the test, which fails
         error = traceback.format_exc()
     finally:
-        loop.TrainingLoop._update, loop.training_step = original
+        loop.TrainingLoop.step, loop.training_step = original
     return {
         "error": error,
         "waits": events.waits,
