@@ -12,10 +12,13 @@ from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
 from safetensors.torch import load_file
 from two_encoders import TWO, with_row, write_model
 
+from impasto import files
 from impasto.checkpoints.keymap import layout_of
 from impasto.checkpoints.kinds import BASE_MODEL, kind_of
 from impasto.checkpoints.ldm import merge_ldm, split_ldm
 from impasto.checkpoints.reading import open_tensor_file
+from impasto.cli.console import Console
+from impasto.cli.plan import show_plan
 from impasto.data.records import Box, Geometry, Size
 from impasto.errors import ModelError
 from impasto.models import families
@@ -30,7 +33,7 @@ from impasto.models.tokens import TextLayout
 from impasto.progress import SilentProgress
 from impasto.sampling.prompts import Prompt
 from impasto.sampling.sampler import Sampler
-from impasto.training.trainer import train
+from impasto.training.trainer import resume, train
 
 pytestmark = pytest.mark.usefixtures("row")
 
@@ -160,6 +163,33 @@ def test_all_its_networks_learn_and_are_exported(two_config, two_model):
         assert torch.equal(first[name], base[name])  # nothing depends on these
     (sample,) = (run.samples / "step-00000002").glob("*.png")
     assert sample.stat().st_size > 0
+
+
+def test_it_is_planned(two_config, capsys):
+    with files.dry_run():
+        show_plan(two_config(training={"max_steps": 4}), Console())
+    said = capsys.readouterr().out
+    assert "Two encoders" in said
+    assert "Memory, at most while" in said
+
+
+@pytest.mark.usefixtures("fresh_accelerate")
+@pytest.mark.parametrize("method", [{}, {"train_text_encoder": True}], ids=["U-Net", "all"])
+def test_it_is_resumed_to_the_last_bit(method, two_config, tmp_path):
+    def config(name, steps):
+        training = {"max_steps": steps, "fit_check": False}
+        saving = {"state_every_steps": 2, "export_dtype": "fp32", "format": "diffusers"}
+        return two_config(
+            method=method, output_dir=str(tmp_path / name), training=training, saving=saving
+        )
+
+    whole = train(config("whole", 4)).exported_model()
+    train(config("stopped", 2))
+    longer = config("stopped", 4)
+    resumed = resume(longer.output_dir, changed=longer).exported_model()
+    for part in TWO.components:
+        first, second = (load_file(model / part.file) for model in (whole, resumed))
+        assert all(torch.equal(tensor, second[name]) for name, tensor in first.items()), part.name
 
 
 @pytest.mark.usefixtures("fresh_accelerate")
