@@ -137,9 +137,10 @@ def _require_same_tensors(part: str, tensors: Mapping[str, object], model: BaseM
     expected = set(model.contents.parts[part])
     if odd := sorted(own ^ expected):
         found = "is new" if odd[0] in own else "is gone"
+        more = f", and {len(odd) - 1} more names differ" if len(odd) > 1 else ""
         raise ModelError(
-            f"The {part} is not as it was loaded: {odd[0]} {found}, as are {len(odd) - 1} others. "
-            f"Nothing was written. Merge what was attached to it (a LoRA) into its weights first."
+            f"The {part} is not as it was loaded: {odd[0]} {found}{more}. Nothing was "
+            f"written. Merge what was attached to it (a LoRA) into its weights first."
         )
 
 
