@@ -37,7 +37,7 @@ def quoted(word: object) -> str:
 
 
 def program() -> str:
-    """What this user types for `impasto`."""
+    """The words that this user types to run `impasto`."""
     if given := os.environ.get(PROGRAM):
         return given
     called = Path(sys.argv[0])

@@ -188,7 +188,7 @@ class FolderLock:
 
 
 class LockWaiter:
-    """Waits for whoever holds a lock, and says so once if it takes more than two seconds.
+    """Waits for the holder of a lock, and notes it once if that takes more than two seconds.
 
     Args:
         note: Is given the words.
@@ -209,10 +209,10 @@ class LockWaiter:
 
 
 class SharedLock:
-    """Says that this process uses a folder, together with others, while entered as a context.
+    """Holds a folder together with other processes, while entered as a context.
 
     It waits for a process that is tidying the folder up (`exclusive_lock`). Where the folder cannot
-    be written nothing is said: nobody can remove anything there either.
+    be written there is no lock: nobody can remove anything there either.
 
     Args:
         folder: The folder; created if it can be.

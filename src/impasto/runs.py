@@ -106,7 +106,7 @@ class RunDirectory:
 
     @contextlib.contextmanager
     def held(self) -> Iterator[RunDirectory]:
-        """The directory for this process alone.
+        """Hold the directory, so that no other process trains in it.
 
         Raises:
             RunError: Another process is training the run.
@@ -172,7 +172,7 @@ class RunDirectory:
 
     @property
     def config_file(self) -> Path:
-        """The settings as resolved."""
+        """The file of the resolved settings."""
         return self.path / "config.toml"
 
     @property
@@ -234,7 +234,7 @@ class RunDirectory:
 
     @property
     def report(self) -> Path:
-        """The page for a person."""
+        """The HTML report of the run."""
         return self.path / "report.html"
 
     def write_status(self, phase: Phase, **details: Any) -> None:

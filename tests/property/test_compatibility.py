@@ -6,7 +6,8 @@ import pytest
 
 from impasto.cli.console import Console
 from impasto.cli.plan import show_plan
-from impasto.config.compatibility import RULES, Facts, conflicts, goes_together
+from impasto.config.cases import Facts
+from impasto.config.compatibility import RULES, conflicts, goes_together
 from impasto.config.kinds import sections_of
 from impasto.config.load import build_run_config, dump_toml
 from impasto.config.run import RunConfig

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from impasto.config.compatibility import Facts
+from impasto.config.cases import Facts
 from impasto.data.encoding import MomentsEncoder
 from impasto.data.filling import cache_latents, keys_of_plan
 from impasto.data.latent_cache import LatentCache

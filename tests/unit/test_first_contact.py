@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from impasto.errors import ConfigError, MissingDependencyError
-from impasto.training.planning import preflight as first_contact
+from impasto.training import preflight
 
 CARD = "NVIDIA GeForce RTX 3060"
 CUDA = torch.device("cuda")
@@ -27,15 +27,15 @@ def smi(monkeypatch):
 
 
 def test_no_full_size_run_begins_beside_an_idle_card(smi, train_config):
-    smi.setattr(first_contact, "FULL_SIZE", 1)
+    smi.setattr(preflight, "FULL_SIZE", 1)
     with pytest.raises(MissingDependencyError) as caught:
-        first_contact.require_no_idle_card(train_config())
+        preflight.require_no_idle_card(train_config())
     for words in (CARD, "CPU build" if torch.version.cuda is None else "driver", "DEVICES to -1"):
         assert words in str(caught.value)
 
 
 def test_small_models_train_beside_a_card(smi, train_config):
-    first_contact.require_no_idle_card(train_config())
+    preflight.require_no_idle_card(train_config())
 
 
 @pytest.mark.parametrize(
@@ -43,9 +43,9 @@ def test_small_models_train_beside_a_card(smi, train_config):
     [("CUDA_VISIBLE_DEVICES", "-1"), ("CUDA_VISIBLE_DEVICES", ""), ("ACCELERATE_USE_CPU", "true")],
 )
 def test_a_cpu_that_is_wanted_is_taken(smi, train_config, name, value):
-    smi.setattr(first_contact, "FULL_SIZE", 1)
+    smi.setattr(preflight, "FULL_SIZE", 1)
     smi.setenv(name, value)
-    first_contact.require_no_idle_card(train_config())
+    preflight.require_no_idle_card(train_config())
 
 
 @pytest.fixture
@@ -63,26 +63,26 @@ def card(monkeypatch, tmp_path):
 
 
 def test_all_is_well_with_all_of_it(card):
-    first_contact.require_triton(CUDA)
-    first_contact.require_kernels(CUDA)
+    preflight.require_triton(CUDA)
+    preflight.require_kernels(CUDA)
 
 
 def test_a_card_older_than_all_kernels_is_named(card):
     card.setattr("torch.cuda.get_device_capability", lambda *_: (6, 1))
     with pytest.raises(MissingDependencyError, match=r"6\.1, and this build .* begins at 7\.5"):
-        first_contact.require_kernels(CUDA)
+        preflight.require_kernels(CUDA)
 
 
 def test_a_card_that_triton_has_nothing_for_is_named(card):
     card.setattr("torch.cuda.get_device_capability", lambda *_: (6, 1))
     with pytest.raises(ConfigError, match=r'has 6\.1\. Set training.compile to "off"'):
-        first_contact.require_triton(CUDA)
+        preflight.require_triton(CUDA)
 
 
 def test_missing_triton_is_named(card):
     card.setattr(importlib.util, "find_spec", lambda name: None if name == "triton" else object())
     with pytest.raises(MissingDependencyError, match="needs Triton on a GPU"):
-        first_contact.require_triton(CUDA)
+        preflight.require_triton(CUDA)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Triton for Windows brings a compiler along")
@@ -92,11 +92,11 @@ def test_a_missing_compiler_is_named(card, asked):
     if asked:
         card.setenv("CC", asked)
     with pytest.raises(MissingDependencyError, match="needs a C compiler for Triton"):
-        first_contact.require_triton(CUDA)
+        preflight.require_triton(CUDA)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Triton for Windows brings headers along")
 def test_missing_headers_are_named(card, tmp_path):
     (tmp_path / "Python.h").unlink()
     with pytest.raises(MissingDependencyError, match=r"Python\.h is not there.*-dev"):
-        first_contact.require_triton(CUDA)
+        preflight.require_triton(CUDA)

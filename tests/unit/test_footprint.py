@@ -9,7 +9,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from impasto.config.compatibility import Facts
+from impasto.config.cases import Facts
 from impasto.data.records import Size
 from impasto.data.sampler import Group
 from impasto.models.conditioning import ConditioningShape

@@ -4,7 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from impasto.config.compatibility import Facts, require_compatible
+from impasto.config.cases import Facts
+from impasto.config.compatibility import require_compatible
 from impasto.errors import ConfigError
 from impasto.training.devices import build_accelerator
 from impasto.training.parallel.accelerate_config import reshard_after_forward

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from impasto.config.compatibility import Facts, require_compatible
+from impasto.config.cases import Facts
+from impasto.config.compatibility import require_compatible
 from impasto.data.sampler import Group
 from impasto.errors import ConfigError
 from impasto.models.loading import load_meta_model

@@ -44,7 +44,7 @@ class Annotator(Protocol[T]):
 
 @dataclass
 class TagAnnotator:
-    """Tags as an annotator.
+    """Annotates images with tags.
 
     Attributes:
         tagger: The model.
@@ -76,7 +76,7 @@ class TagAnnotator:
 
 
 class DecodeImages:
-    """A stage: paths -> RGB images."""
+    """A stage that decodes images: paths -> RGB images."""
 
     def __call__(self, paths: Sequence[Path]) -> list[Image.Image | Failure]:
         """Decode each; what cannot be read is a `Failure`."""
@@ -91,7 +91,7 @@ class DecodeImages:
 
 @dataclass
 class CaptionAnnotator:
-    """Captions as an annotator.
+    """Annotates images with captions.
 
     Attributes:
         captioner: The model.

@@ -31,7 +31,7 @@ _READING = [
 
 @dataclass(frozen=True)
 class Generation:
-    """How words are searched for.
+    """How a captioner searches for the words of a caption.
 
     Attributes:
         beams: Beams; 1 with no `top_p` takes the likeliest word each time.
@@ -76,7 +76,7 @@ PRESETS: dict[str, Generation] = {
 
 @dataclass
 class Captioner:
-    """A captioning model that is ready.
+    """A captioning model in memory, ready for images.
 
     Attributes:
         model: Of transformers.

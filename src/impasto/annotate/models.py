@@ -80,7 +80,7 @@ def locate_tagger(name: str, progress: Progress) -> Path:
 
 
 def locate_captioner(name: str) -> str:
-    """A captioner's folder or Hub id.
+    """Find a captioner: a folder, or its id on the Hub.
 
     Raises:
         ConfigError: There is no such name; with the nearest.

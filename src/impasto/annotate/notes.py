@@ -27,7 +27,7 @@ _OLD_NAME = re.compile(r"(\d{8}-\d{6})(?:-(\d+))?\.(?:jsonl|partly-undone)")
 
 @dataclass(frozen=True)
 class Edit:
-    """A change of one file.
+    """What was changed in one file.
 
     Attributes:
         spot: The file; in a journal of an earlier version its absolute path.

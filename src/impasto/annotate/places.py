@@ -21,7 +21,7 @@ METADATA = frozenset({".json", ".jsonl"})
 
 @dataclass(frozen=True)
 class DatasetFile:
-    """A file of words.
+    """A file of captions or tags beside an image.
 
     Attributes:
         root: The number of the dataset's folder that it is in; `NAMED` is the metadata file that

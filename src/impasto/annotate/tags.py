@@ -77,7 +77,7 @@ class Tag:
 
 @dataclass(frozen=True)
 class Selection:
-    """Which tags are taken.
+    """Which tags of a tagger are taken, by score and kind.
 
     Attributes:
         threshold: The least probability.
@@ -140,7 +140,7 @@ def mcut_threshold(scores: Sequence[float] | np.ndarray) -> float:
 
 @dataclass(frozen=True)
 class Spelling:
-    """How tags are written.
+    """How tags are written: underscores, brackets, separators.
 
     Attributes:
         underscores: `keep`; `kaomoji` makes spaces of them but in faces; `long` makes spaces in

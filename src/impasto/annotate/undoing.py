@@ -22,7 +22,7 @@ from impasto.errors import RunError, StorageError
 
 @dataclass(frozen=True)
 class UndoResult:
-    """What taking a journal back did.
+    """What undoing a journal did.
 
     Attributes:
         restored: Files that are as they were.
@@ -35,7 +35,7 @@ class UndoResult:
 
 @dataclass(frozen=True)
 class _Step:
-    """What becomes of one file."""
+    """What undoing does to one file."""
 
     path: Path
     content: bytes | None = None

@@ -73,11 +73,11 @@ class Sidecars:
         return ""
 
     def path(self, record: ImageRecord) -> Path:
-        """Where an image's words are."""
+        """The file that an image's text is written to."""
         return self._beside.file(record.path, self.ending)
 
     def text(self, record: ImageRecord, new: str) -> str:
-        """What will be written.
+        """The text that will be written for an image.
 
         Raises:
             DatasetError: What is there cannot be appended to.
@@ -95,7 +95,7 @@ class Sidecars:
             raise DatasetError(f"{path} cannot be read: {error.strerror or error}.") from error
 
     def write(self, journal: Journal, record: ImageRecord, new: str) -> None:
-        """Write an image's words."""
+        """Write the text of an image."""
         text = self.text(record, new)
         journal.write(self.path(record), text, self.place.name_of(record.path))
 
@@ -164,12 +164,12 @@ class MetadataTarget:
         return ""
 
     def text(self, record: ImageRecord, new: str) -> str:
-        """What will be written."""
+        """The text that will be written for an image."""
         before = self._before(record)
         return self.join(before, new) if self.policy == "append" and before else new
 
     def write(self, journal: Journal, record: ImageRecord, new: str) -> None:
-        """Keep an image's words."""
+        """Write the text of an image."""
         self._begin(journal)
         key = self._key(record)
         entry = self._entries.get(key, MetadataEntry(key))

@@ -76,7 +76,7 @@ class Structure:
 
     @property
     def has_dropout(self) -> bool:
-        """Whether anything is dropped while training."""
+        """Whether a layer has dropout while it is trained."""
         return any(self.dropout)
 
     def modules(self) -> Iterator[tuple[str, int]]:
@@ -111,7 +111,7 @@ class Structure:
 
 @dataclass(frozen=True)
 class HypernetworkContents:
-    """A hypernetwork as tensors.
+    """The tensors and settings of a hypernetwork.
 
     Attributes:
         halves: Width -> tensors of the networks for keys and for values, by A1111's names.
@@ -138,7 +138,7 @@ class HypernetworkContents:
 
     @property
     def widths(self) -> tuple[int, ...]:
-        """The widths it has networks for."""
+        """The context widths that it has networks for."""
         return tuple(sorted(self.halves))
 
     def tensors(self) -> dict[str, Tensor]:
@@ -162,7 +162,7 @@ class HypernetworkContents:
 
 
 def halves_of(tensors: Mapping[str, Tensor]) -> dict[int, tuple[Half, Half]]:
-    """The opposite of `HypernetworkContents.tensors`."""
+    """Split tensors by name into halves: the inverse of `HypernetworkContents.tensors`."""
     found: dict[int, dict[str, dict[str, Tensor]]] = {}
     for full, tensor in tensors.items():
         width, half, name = full.split(".", 2)

@@ -127,7 +127,7 @@ class Tail:
     Attributes:
         used: Layers that are used of those of a full-size file; None means all.
         spare: Layers that a file has after those.
-        ones: Name -> number of dimensions, each the width; where one is not at hand it is all 1.
+        ones: Name -> number of dimensions, each the width; a missing one is written as all 1.
     """
 
     used: int | None = None

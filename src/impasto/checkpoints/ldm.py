@@ -30,7 +30,7 @@ reads them."""
 
 @dataclass(frozen=True)
 class LdmModel:
-    """An LDM file by parts.
+    """The contents of a single file, sorted by network.
 
     Attributes:
         parts: Part -> tensors by our names.
@@ -74,7 +74,7 @@ def merge_ldm(
     """All tensors of a single file by name.
 
     What a format has beyond what is used (SD 2's last text layer, projection and logit scale) is
-    filled in where it is not at hand, as sd-scripts does, so that programs that load strictly are
+    filled in where it is missing, as sd-scripts does, so that programs that load strictly are
     content.
 
     Args:
@@ -132,7 +132,7 @@ class _Sorting:
         self._ldm_only[name] = tensor
 
     def model(self, tensors: Tensors) -> LdmModel:
-        """What came of it."""
+        """The networks found, once all tensors were sorted."""
         averaged = next(part for part in self._parts if part.naming.is_averaged)
         return LdmModel(
             {part: names for part, names in self._found.items() if names},

@@ -36,7 +36,7 @@ PREDICTION_NAMES = {"epsilon": "epsilon", "v_prediction": "v"}
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """What is said of a model in its file.
+    """The modelspec metadata of a model's file.
 
     Attributes:
         architecture: `stable-diffusion-v1`, `stable-diffusion-v2-512` or `...-v2-768-v`.

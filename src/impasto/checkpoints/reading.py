@@ -38,7 +38,7 @@ _NESTED = ("state_dict", "model_state_dict")
 
 @dataclass(frozen=True)
 class TensorFile:
-    """A file that was opened.
+    """A checkpoint that was opened, with its tensors by name.
 
     Attributes:
         path: Where it is.

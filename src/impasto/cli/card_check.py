@@ -60,7 +60,7 @@ _ATTENTION_TIMES = 9
 
 @dataclass(frozen=True)
 class CheckResult:
-    """What came of a check.
+    """The outcome of one check of the card.
 
     Attributes:
         found: What was seen, in a line.

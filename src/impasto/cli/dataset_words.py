@@ -152,7 +152,7 @@ def _tell(done: Annotated[Any], options: dict[str, Any], console: Console) -> No
 
 
 def usable_images(config: Any, console: Console) -> Sequence[ImageRecord]:
-    """The images; what is skipped is said."""
+    """The usable images of a dataset; files that are skipped are noted."""
     from impasto.datasets.build import scan_all
 
     scan = scan_all(config, console)

@@ -72,7 +72,7 @@ def _check_gpu() -> None:
     from impasto.cli.card_check import check_gpu
     from impasto.cli.console import Console
     from impasto.training.devices import default_device
-    from impasto.training.planning.preflight import require_kernels
+    from impasto.training.preflight import require_kernels
 
     device = default_device()
     if device.type != "cuda":
@@ -95,7 +95,7 @@ def _check_gpu() -> None:
 
 def _gpu_advice(gpus: list[dict[str, float]], cuda: str | None) -> list[str]:
     """What to do about a card that PyTorch does not use."""
-    from impasto.training.planning.preflight import unused_gpu, why_gpu_unused
+    from impasto.training.preflight import unused_gpu, why_gpu_unused
 
     card = unused_gpu()
     if card is not None:

@@ -51,7 +51,7 @@ class SlowStepNotifier:
             self._changed.notify()
 
     def stop(self) -> None:
-        """Stop printing."""
+        """Stop printing lines, and wait for the thread that does."""
         with self._changed:
             self._done = None
             self._changed.notify()

@@ -23,18 +23,17 @@ from impasto.training.devices import default_device, require_precision
 from impasto.training.methods import build_trainable
 from impasto.training.model import build_open_options
 from impasto.training.model_files import planned_models
-from impasto.training.monitoring.trackers import require_trackers
 from impasto.training.optim.optimizers import require_usable_optimizer
 from impasto.training.planning.advice import advice_on
 from impasto.training.planning.disk import DiskPlan, free_bytes, plan_disk, require_room
 from impasto.training.planning.duration import in_words, seconds_per_step
 from impasto.training.planning.levers import MemoryFitter, gib
 from impasto.training.planning.memory import Footprint
-from impasto.training.planning.preflight import require_first_contact, unused_gpu, why_gpu_unused
 from impasto.training.planning.resolve import build_memory_fitter, resolve_settings
 from impasto.training.planning.workload import Workload
 from impasto.training.precision import resolve_precision
-from impasto.training.processes import facts_of, planned_processes, require_several
+from impasto.training.preflight import require_machine, unused_gpu, why_gpu_unused
+from impasto.training.processes import facts_of, planned_processes
 from impasto.training.saving.own_models import OwnModels
 from impasto.training.text import build_layout
 from impasto.training.triggers import Triggers
@@ -96,11 +95,9 @@ def _look_ahead(asked: RunConfig, console: Console) -> _Outlook:
     card = unused_gpu()
     if card is not None:
         console.note(f"Warning: {card} is not used: {why_gpu_unused()}")
-    require_first_contact(asked)
-    require_trackers(asked.logging.trackers)
+    require_machine(asked)
     asked, processes = resolve_precision(asked, console), planned_processes()
     require_precision(asked.training.mixed_precision)
-    require_several(processes)
     load_hypernetworks(asked.previews.hypernetworks)
     require_compatible(asked, facts_of(asked, processes))
     found = survey(asked, console, decode=True)

@@ -11,155 +11,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
+from impasto.config.cases import SETTINGS_ALONE, Case, Facts
 from impasto.errors import ConfigError
-from impasto.optimizer_table import ELEMENTWISE, OptimizerRow, one_rate_only, row_of
+from impasto.optimizer_table import ELEMENTWISE, one_rate_only
 
 if TYPE_CHECKING:
-    from impasto.config.method import MethodConfig
     from impasto.config.run import RunConfig
-    from impasto.config.training import TrainingConfig
-
-Precision = Literal["no", "fp16", "bf16"]
 
 FORMATS = {
     "full": ("safetensors", "ckpt", "diffusers"),
     "hypernetwork": ("a1111", "portable", "novelai", "safetensors"),
 }
 """What the results of each method can be written as; the first is the usual one."""
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What is known of a run beside its settings; None is not known yet.
-
-    Attributes:
-        device: Where it computes, `cpu` or `cuda`.
-        processes: How many processes share it.
-        sharding: What shards the model over them, `FSDP` or `DeepSpeed`; empty if nothing does.
-        precision: What `training.mixed_precision = "auto"` stands for.
-        total_steps: How many optimizer steps `training.max_epochs` come to.
-        predicts_velocity: Whether the base model's U-Net predicts velocity, and not noise.
-    """
-
-    device: str | None = None
-    processes: int | None = None
-    sharding: Literal["", "FSDP", "DeepSpeed"] | None = None
-    precision: Precision | None = None
-    total_steps: int | None = None
-    predicts_velocity: bool | None = None
-
-
-SETTINGS_ALONE = Facts()
-
-
-@dataclass(frozen=True)
-class Case:
-    """Settings, and what is known beside them, as rows of the table ask for them."""
-
-    config: RunConfig
-    facts: Facts
-
-    @property
-    def training(self) -> TrainingConfig:
-        """The section `[training]`."""
-        return self.config.training
-
-    @property
-    def method(self) -> MethodConfig:
-        """The section `[method]`."""
-        return self.config.method
-
-    @property
-    def kind(self) -> str:
-        """The setting `optimizer.kind`."""
-        return self.config.optimizer.kind
-
-    @property
-    def row(self) -> OptimizerRow:
-        """What is known of the optimizer."""
-        return row_of(self.kind)
-
-    @property
-    def precision(self) -> str:
-        """What the run computes in; `auto` where that is not known yet."""
-        asked = self.training.mixed_precision
-        if asked != "auto":
-            return asked
-        return self.facts.precision or "auto"
-
-    @property
-    def in_backward(self) -> bool:
-        """Whether weights are stepped within the backward pass."""
-        return self.training.optimizer_in_backward != "off"
-
-    @property
-    def rates(self) -> list[float]:
-        """The different learning rates of what is trained, in order."""
-        method, lr = self.method, self.config.optimizer.lr
-        if method.kind == "hypernetwork":
-            return [lr]
-        rates = {lr, *method.block_lrs.values()}
-        if method.train_text_encoder:
-            rates.add(method.text_encoder_lr or lr)
-        return sorted(rates)
-
-    @property
-    def goes_by_chunks(self) -> str:
-        """The setting that has the optimizer go through the weights in chunks; empty if none."""
-        if self.training.weight_dtype != "fp32":
-            return f"training.weight_dtype {self.training.weight_dtype}"
-        if self.in_backward:
-            return "training.optimizer_in_backward"
-        return "training.offload_optimizer" if self.training.offload_optimizer else ""
-
-    @property
-    def split_twice(self) -> bool:
-        """Whether a dataset has a share held out of its own, beside `validation.image_dir`."""
-        asked = any(part.validation_split is not None for part in self.config.dataset.parts)
-        return asked and self.config.validation.image_dir is not None
-
-    @property
-    def holds_out(self) -> bool:
-        """Whether there are images to validate on."""
-        validation = self.config.validation
-        splits = (part.validation_split for part in self.config.dataset.parts)
-        return validation.image_dir is not None or bool(validation.split) or any(splits)
-
-    @property
-    def steps(self) -> int | None:
-        """Optimizer steps of the run; None where epochs are not counted in steps yet."""
-        return self.training.max_steps or self.facts.total_steps
-
-    @property
-    def never_learns(self) -> bool:
-        """Whether the text encoder would begin to learn after the end of the run."""
-        return self.steps is not None and self.text_encoder_begins >= self.steps
-
-    @property
-    def text_encoder_begins(self) -> int:
-        """The step from which the text encoder learns, if it does."""
-        method = self.method
-        return method.text_encoder_from_step if method.kind == "full" else 0
-
-    @property
-    def text_encoder_pauses(self) -> bool:
-        """Whether the text encoder learns for a part of the run only."""
-        method = self.method
-        ends = method.kind == "full" and method.text_encoder_until_step is not None
-        return ends or self.text_encoder_begins > 0
-
-    @property
-    def ema_settings(self) -> str:
-        """Settings of the running average that are given, in words."""
-        training = self.training
-        given = {
-            "ema_power": training.ema_power is not None,
-            "ema_on_cpu": training.ema_on_cpu,
-            "ema_every": training.ema_every > 1,
-        }
-        return " and ".join(f"training.{name}" for name, is_given in given.items() if is_given)
 
 
 @dataclass(frozen=True)
@@ -490,6 +355,15 @@ RULES = (
         lambda _: "saving.export_dtype of a hypernetwork is fp32 or fp16",
     ),
     # a model that is sharded over processes
+    Rule(
+        (),
+        lambda c: bool(c.facts.sharding) and c.facts.processes == 1,
+        lambda _: (
+            "accelerate is configured to shard the model over processes, and there is one. Start "
+            "several (accelerate launch --num_processes), or run `accelerate config` and choose "
+            "neither FSDP nor DeepSpeed"
+        ),
+    ),
     _shards(
         ("method.kind",),
         lambda c: c.method.kind != "full",
@@ -560,7 +434,7 @@ def conflicts(config: RunConfig, facts: Facts = SETTINGS_ALONE) -> Iterator[str]
 
 
 def goes_together(config: RunConfig, facts: Facts = SETTINGS_ALONE) -> bool:
-    """Whether no row refuses some settings."""
+    """Whether no row of the table refuses these settings."""
     return next(conflicts(config, facts), None) is None
 
 

@@ -320,7 +320,7 @@ class DatasetConfig(DatasetKeys):
 
     @property
     def derived_dir(self) -> Path:
-        """Where derived data is kept."""
+        """The folder that data derived from the images is kept in."""
         first = self.parts[0].subsets[0]
         folder = first.image_dir or (first.metadata_file or Path()).parent
         return self.cache_dir or folder / files.DERIVED_DIR

@@ -181,7 +181,7 @@ class SavingConfig(Section):
 
 
 class LoggingConfig(Section):
-    """What is written down while training."""
+    """What a run logs, and where."""
 
     every_steps: Positive = 10
     """Optimizer steps between lines of metrics; reading them makes the device wait once."""

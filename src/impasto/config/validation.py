@@ -154,7 +154,7 @@ def read_json_object(path: Path, *, halves: bool = False) -> dict[str, Any]:
 
 
 def _settings_text(path: Path) -> str:
-    """The content of a settings file.
+    """Read the text of a settings file.
 
     Raises:
         ConfigError: It is missing, unreadable or not UTF-8.

@@ -126,7 +126,7 @@ class TrainingData:
         )
 
     def caption(self, sample: Sample, update: OptimizerStep) -> str:
-        """What is said of an image this time."""
+        """The caption of an image in this step."""
         record = self.plan.images[sample.image].record
         moment = Moment(update.epoch + 1, update.step, self.total_steps)
         subset = record.subset

@@ -43,7 +43,7 @@ class DecodeCache:
         self._known[str(record.path)] = (stamp.size_bytes, stamp.mtime_ns, reason)
 
     def write(self) -> None:
-        """Keep what is known.
+        """Write what is known of the decoded images.
 
         Raises:
             StorageError: It could not be written.

@@ -190,7 +190,7 @@ class LatentCache:
 
     @property
     def number_of_shards(self) -> int:
-        """Shards of both kinds."""
+        """The number of shards of both kinds."""
         return sum(len(shards.indices()) for shards in (self._moments, self._masks))
 
     def verify(self, *, remove: bool) -> Iterator[BadShard | None]:

@@ -67,7 +67,7 @@ class MetadataEntry:
 
 @dataclass(frozen=True)
 class Metadata:
-    """A metadata file's content."""
+    """The contents of a metadata file of sd-scripts."""
 
     file: Path
     entries: tuple[MetadataEntry, ...]

@@ -60,7 +60,7 @@ def import_npz(
 
 @dataclass(frozen=True)
 class Exported:
-    """What became of an export.
+    """How many files an export wrote, and which images got none.
 
     Attributes:
         written: How many files were written.

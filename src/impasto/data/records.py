@@ -108,7 +108,7 @@ class FileStamp:
 
 @dataclass(frozen=True, slots=True)
 class ImageRecord:
-    """A readable image and its words.
+    """An image that can be read, with its captions and tags.
 
     The content's hash is not part of it: that takes reading the whole file, which only caching does
     (`content_hashes.ContentHashes`).
@@ -194,7 +194,7 @@ class PlannedImage:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What one forward pass takes.
+    """The input of one micro-step.
 
     Attributes:
         latents: [B, 4, h, w] float32, drawn from the posterior and **scaled**.

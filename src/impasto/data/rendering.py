@@ -33,7 +33,7 @@ O = TypeVar("O")  # noqa: E741 - an outcome
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
-    """An image as it is shown.
+    """An image as training sees it: resized, cropped, mirrored.
 
     Attributes:
         image: Where it was cropped.

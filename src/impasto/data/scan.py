@@ -77,7 +77,7 @@ class Scan:
 
     @property
     def tally(self) -> Tally:
-        """The numbers to show."""
+        """The counts to show beside a progress bar."""
         paths = {record.path for record in self.records}
         worded = {record.path for record in self.records if record.words.strip()}
         aside = {item.path for item in self.set_aside} - paths

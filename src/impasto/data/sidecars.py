@@ -17,7 +17,7 @@ from impasto.parsing import read_caption_file
 
 @dataclass(frozen=True)
 class WrittenSidecars:
-    """What became of them.
+    """How many sidecar files were written.
 
     Attributes:
         files: How many were written.

@@ -185,7 +185,7 @@ def build_subset(config: SubsetConfig, dataset: int, number: int) -> Subset:
 
 
 def build_caption_rules(config: SubsetConfig) -> CaptionRules:
-    """What becomes of a subset's captions."""
+    """Build the rules that a subset's captions are changed by."""
     return CaptionRules(
         prefix=config.caption_prefix,
         suffix=config.caption_suffix,

@@ -26,11 +26,11 @@ class Conditioning:
     arguments: Arguments
 
     def tensors(self) -> Iterator[Tensor]:
-        """All tensors, nested ones among them."""
+        """All tensors, those of nested mappings among them."""
         return _leaves(self.arguments)
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Conditioning:
-        """The same with each tensor changed."""
+        """Apply a function to every tensor."""
         return Conditioning(_mapped(self.arguments, change))
 
     def to(self, device: torch.device) -> Conditioning:

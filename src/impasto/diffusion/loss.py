@@ -21,7 +21,7 @@ Latents = Float[Tensor, "b c h w"]
 
 @runtime_checkable
 class ErrorMeasure(Protocol):
-    """The error at each place, float32."""
+    """The error of each element, in float32."""
 
     def __call__(
         self, output: Latents, target: Latents, t: Int[Tensor, "b"], schedule: NoiseSchedule
@@ -111,7 +111,7 @@ class SmoothL1:
 
 
 def per_sample(error: Latents, mask: Float[Tensor, "b 1 h w"] | None = None) -> Float[Tensor, "b"]:
-    """The mean of each sample.
+    """The mean of each sample of a batch.
 
     A mask weighs the places; the mean is over all of them, as in kohya-ss/sd-scripts
     (`library/custom_train_functions.py`, apply_masked_loss), so a small subject counts less.

@@ -24,7 +24,7 @@ def sdpa(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tens
 
 
 def build_kernel(name: AttentionName, device: torch.device) -> Kernel:
-    """The kernel of a name.
+    """Build the attention kernel of a name.
 
     Raises:
         ConfigError: It does not compute on this device.

@@ -19,7 +19,7 @@ def unet_conditioning(
     pooled: Float[Tensor, "b p"] | None = None,
     sizes: Float[Tensor, "b s"] | None = None,
 ) -> Conditioning:
-    """What a U-Net is called with.
+    """Build what a U-Net is called with beside latents and timesteps.
 
     Args:
         states: What its cross-attention reads.

@@ -42,7 +42,7 @@ _OLD_ATTENTION_NAME = re.compile(r"(mid_block\.attentions\.0\.)(query|key|value|
 
 @dataclass(frozen=True)
 class DiffusersFolder:
-    """What a Diffusers folder holds.
+    """The contents of a Diffusers folder.
 
     Attributes:
         components: Its networks.

@@ -35,7 +35,7 @@ Library = Literal["diffusers", "transformers"]
 
 @dataclass(frozen=True)
 class Reading:
-    """How a text encoder is used.
+    """How the output of a text encoder is read.
 
     Attributes:
         width: Numbers of each state at full size.
@@ -60,7 +60,7 @@ class Reading:
 
 @dataclass(frozen=True)
 class Component:
-    """A network of a family.
+    """A network of a family: U-Net, VAE or text encoder.
 
     Attributes:
         name: What it is called in states, exports, logs and configurations.
@@ -87,7 +87,7 @@ class Component:
 
     @property
     def file(self) -> str:
-        """Its main file in diffusers' form."""
+        """The file name of its weights in diffusers' form."""
         return f"{self.folder}/{self.stems.name}.safetensors"
 
     @property
@@ -119,7 +119,7 @@ class SizeConditioning:
 
 @dataclass(frozen=True)
 class Pipeline:
-    """What diffusers calls the whole.
+    """The names that diffusers has for the whole model.
 
     Attributes:
         class_name: Its class.
@@ -181,17 +181,17 @@ class Family:
     cell: int = CELL
 
     def of_kind(self, kind: PartKind) -> tuple[Component, ...]:
-        """The family's components of a kind."""
+        """The components of a kind."""
         return tuple(part for part in self.components if part.kind is kind)
 
     @property
     def unet(self) -> Component:
-        """The network that predicts."""
+        """The component that predicts noise or velocity."""
         return self.of_kind(PartKind.UNET)[0]
 
     @property
     def vae(self) -> Component:
-        """The network between pixels and latents."""
+        """The component between pixels and latents."""
         return self.of_kind(PartKind.VAE)[0]
 
     @property
@@ -201,7 +201,7 @@ class Family:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The names of its networks."""
+        """The names of the components."""
         return tuple(part.name for part in self.components)
 
     @property
@@ -219,24 +219,24 @@ class Family:
         return self.head_count or [width // 64 for width in channels]
 
     def by_name(self, values: Mapping[PartKind, T]) -> dict[str, T]:
-        """What is said of kinds of networks, of each network by its name."""
+        """Values given for kinds of networks, by the name of each network."""
         return {part.name: values[part.kind] for part in self.components if part.kind in values}
 
     @property
     def layout(self) -> FileLayout:
-        """How single files name it."""
+        """How single files name the components."""
         parts = (NamedPart(part.name, part.kind, part.naming) for part in self.components)
         return FileLayout(tuple(parts))
 
     @property
     def folders(self) -> FolderLayout:
-        """Where diffusers' form has it."""
+        """The folder of each component in diffusers' form."""
         weights = tuple((part.folder, part.stems) for part in self.components)
         return FolderLayout(weights, tuple(part.text.tokenizer for part in self.text_encoders))
 
     @property
     def marks(self) -> Marks:
-        """What tells it from other families."""
+        """The properties that tell this family from others."""
         return Marks(
             encoders=tuple((part.name, part.naming.dialect) for part in self.text_encoders),
             entry=ENTRIES[self.linear_projection],
@@ -382,7 +382,7 @@ def file_layouts() -> tuple[FileLayout, ...]:
 
 
 def folder_layouts() -> tuple[FolderLayout, ...]:
-    """The folders of all families."""
+    """The layouts of Diffusers folders of all families."""
     return tuple(dict.fromkeys(family.folders for family in FAMILIES))
 
 

@@ -116,7 +116,7 @@ class Hypernetwork(nn.Module):
 
     @property
     def widths(self) -> tuple[int, ...]:
-        """The widths it has networks for."""
+        """The context widths that it has networks for."""
         return tuple(int(width) for width in self.pairs)
 
     def forward(

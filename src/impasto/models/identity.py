@@ -150,7 +150,7 @@ def _generation(clues: Clues) -> tuple[tuple[Family, ...], str]:
 
 
 def _marks(clues: Clues) -> Marks:
-    """What the tensors show."""
+    """The marks of a family that tensors show."""
     entry = next((n for n in clues.unet if n.endswith(".attentions.0.proj_in.weight")), None)
     key = next((n for n in clues.unet if n.endswith("attn2.to_k.weight")), None)
     if entry is None or key is None:

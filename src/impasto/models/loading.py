@@ -69,12 +69,12 @@ class BaseModel:
 
     @property
     def family(self) -> Family:
-        """The model's family."""
+        """The family that the model belongs to."""
         return self.contents.identity.family
 
     @property
     def unet(self) -> Any:
-        """The network that predicts: diffusers' UNet2DConditionModel."""
+        """The network that predicts noise or velocity, diffusers' `UNet2DConditionModel`."""
         return self.networks[self.family.unet.name]
 
     @property
@@ -89,7 +89,7 @@ class BaseModel:
 
     @property
     def scheduler_config(self) -> Mapping[str, Any]:
-        """The scheduler's configuration, for samplers."""
+        """The configuration of the noise scheduler, for samplers."""
         return self.contents.scheduler_config
 
 

@@ -25,7 +25,7 @@ TRAINING_LEFTOVERS = ("model_ema.", "loss.")
 
 @dataclass(frozen=True)
 class OpenedVae:
-    """A VAE that was opened.
+    """A VAE in a file of its own, opened and identified.
 
     Attributes:
         tensors: By diffusers' names.
@@ -39,7 +39,7 @@ class OpenedVae:
 
 
 def with_vae(contents: ModelContents, named: str, path: Path) -> ModelContents:
-    """The same model with another VAE.
+    """The same model with another VAE in place of its own.
 
     Args:
         contents: The model.

@@ -32,7 +32,7 @@ DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 @dataclass(frozen=True)
 class About:
-    """What is said of a model in its file, besides what its tensors tell.
+    """The metadata of a model's file that its tensors do not tell.
 
     Attributes:
         title: Its name.

@@ -67,7 +67,7 @@ class ClipHiddenStates(nn.Module):
 
     @property
     def width(self) -> int:
-        """Numbers of a state."""
+        """The numbers of the hidden state of one token."""
         return int(self._inner.config.hidden_size)
 
     @property
@@ -84,7 +84,7 @@ class ClipHiddenStates(nn.Module):
         return layers if self.reading.final_norm else [*layers, self._inner.final_layer_norm]
 
     def used_layers(self) -> list[nn.Module]:
-        """The layers that answers depend on."""
+        """The layers that hidden states depend on."""
         unused = {id(module) for module in self.unused_modules()}
         return [layer for layer in self._inner.encoder.layers if id(layer) not in unused]
 
@@ -130,7 +130,7 @@ class EncodedShape:
 
     @property
     def numbers(self) -> int:
-        """How many numbers a chunk takes."""
+        """The numbers that one chunk of text takes."""
         return LENGTH * sum(self.widths) + self.pooled
 
     def packed(self, states: Tensor, pooled: Tensor | None) -> Tensor:

@@ -49,7 +49,7 @@ class TextCache:
 
     @property
     def held_bytes(self) -> int:
-        """Bytes in memory now."""
+        """The bytes that the cache has in RAM now."""
         return self._held_bytes
 
     def states_of(

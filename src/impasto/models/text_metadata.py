@@ -14,7 +14,7 @@ PROMPT_TOKENS = 225
 
 
 def layout_metadata(layout: TextLayout) -> dict[str, str]:
-    """The texts for a file."""
+    """The metadata of a file that says how its captions were laid out."""
     return {LAYOUT_KEY: json.dumps(asdict(layout))}
 
 

@@ -91,7 +91,7 @@ class TextLayout:
 
 @dataclass(frozen=True)
 class ChunkedText:
-    """A text as chunks.
+    """A text cut into chunks of 77 tokens.
 
     Attributes:
         ids: Chunks of 77 token ids.
@@ -105,7 +105,7 @@ class ChunkedText:
 
     @property
     def has_emphasis(self) -> bool:
-        """Whether a weight is not 1."""
+        """Whether a token has a weight other than 1."""
         return any(weight != 1 for chunk in self.weights for weight in chunk)
 
 
@@ -142,7 +142,7 @@ class TextTokens:
         return self._chunked(groups)
 
     def too_long(self, texts: Sequence[str]) -> int:
-        """How many texts lose words."""
+        """How many texts were cut because they have too many tokens."""
         return sum(self(text).lost > 0 for text in texts)
 
     def lengths(self, texts: Sequence[str]) -> list[int]:

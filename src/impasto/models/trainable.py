@@ -18,7 +18,7 @@ from impasto.models.text import ClipHiddenStates, TextStates
 
 @dataclass(frozen=True)
 class TrainedPart:
-    """A module that learns.
+    """A module that learns, with its learning rate.
 
     Attributes:
         name: Of the component, or what it is: its name in states, exports and logs.
@@ -70,7 +70,7 @@ class TrainedPart:
 
 @runtime_checkable
 class Trainable(Protocol):
-    """A way of training.
+    """A method of training: which modules learn and what is saved of them.
 
     Attributes:
         unet: diffusers' U-Net, with whatever is attached to it: validation and previews call it.

@@ -109,7 +109,7 @@ def write_dataset_report(
 
 
 class _Content:
-    """What the template shows."""
+    """The values that the template of the page shows."""
 
     def __init__(self, health: Health, advance: Any) -> None:
         self._health, self._advance = health, advance

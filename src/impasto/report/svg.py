@@ -38,7 +38,7 @@ class Axis:
     high: float
 
     def at(self, value: float) -> float:
-        """The position of a value."""
+        """The position of a value on the axis, in pixels."""
         return self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start)
 
 

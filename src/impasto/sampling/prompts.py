@@ -40,7 +40,7 @@ _HYPERNETWORK = re.compile(
 
 @dataclass(frozen=True)
 class Prompt:
-    """One image to draw.
+    """A prompt with all that decides its image.
 
     Attributes:
         text: What it should show.

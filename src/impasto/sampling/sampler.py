@@ -113,7 +113,7 @@ class Sampler:
         return self._to_images(latents)
 
     def _latents(self, prompt: Prompt) -> Tensor:
-        """What the sampler arrives at."""
+        """The latents at the end of the sampler's steps."""
         scheduler = build_scheduler(prompt.sampler, self.scheduler_config)
         scheduler.set_timesteps(prompt.steps, device=self.unet.device)
         whole = Geometry.whole(Size(prompt.width, prompt.height))
@@ -187,7 +187,7 @@ def build_scheduler(name: str, config: Mapping[str, Any]) -> Any:
 
 
 def _factory(name: str) -> Any:
-    """The class of a sampler."""
+    """Find the class of a sampler by its name."""
     if name == "lms":
         from impasto.sampling.multistep import LinearMultistepScheduler
 

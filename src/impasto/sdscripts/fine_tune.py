@@ -56,7 +56,7 @@ def fine_tune(arguments: list[str]) -> None:
     def config_of(translation: Translation) -> RunConfig:
         return build_run_config(translation.tree, source="fine_tune.py")
 
-    # what is missing is said before PyTorch is imported; the precision, which needs it, comes then
+    # missing files are found before PyTorch is imported; the precision, which needs it, comes then
     check_run(config_of(translate(flags, has_tensorboard=_has_tensorboard())))
     translation = translate(flags, **_machine())
     config = config_of(translation)
@@ -87,7 +87,7 @@ def _resume(resumed: str, flags: dict[str, Any], console: Console) -> None:
 
 
 def _machine() -> dict[str, Any]:
-    """What translating depends on."""
+    """The facts of this machine that the translation depends on."""
     import torch
 
     from impasto.training.precision import native_precision

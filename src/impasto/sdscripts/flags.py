@@ -1,7 +1,7 @@
 """Every flag of sd-scripts' `fine_tune.py`, and what becomes of it.
 
 One table: a flag has the same meaning here, in `to` a place in our settings or in `translate.py` a
-rule of its own; or it is accepted and changes nothing, which is said (`notice`); or it is refused
+rule of its own; or it is accepted and changes nothing, with a notice (`notice`); or it is refused
 with what to use instead (`refusal`). The flags, types and defaults are those of
 kohya-ss/sd-scripts at commit 48d368fa (`library/train_util.py` and `fine_tune.py`).
 """

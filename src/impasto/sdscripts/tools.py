@@ -66,7 +66,7 @@ def _ending(text: str) -> str:
 
 
 def pictures_of(folder: Path, console: Console, *, recursive: bool) -> Sequence[ImageRecord]:
-    """The usable images of a folder; what is skipped is said.
+    """The usable images of a folder; files that are skipped are noted.
 
     Raises:
         DatasetError: There are none.

@@ -18,7 +18,7 @@ _SHOWN = 80  # characters of a word in an error
 
 
 def read_resolution(text: str, name: str = "resolution") -> Any:
-    """A side, or width and height.
+    """Read a resolution: one side, or width and height.
 
     Args:
         text: The value of the flag.

@@ -88,7 +88,7 @@ def within_limit() -> Iterator[None]:
 
 
 def blocks_of(unet: nn.Module) -> list[nn.Module]:
-    """What repeats itself in a U-Net."""
+    """The modules of a U-Net that repeat, which are compiled once each."""
     return [module for module in unet.modules() if type(module).__name__ in BLOCKS]
 
 
@@ -106,7 +106,7 @@ def require_compiler(device: torch.device) -> None:
         MissingDependencyError: It would not.
     """
     if device.type == "cuda":
-        return  # asked of the card before the run began: `planning/preflight.py`
+        return  # asked of the card before the run began: `preflight.py`
     names = [os.environ.get("CXX", ""), "g++", "clang++", "cl"]
     if not any(name and shutil.which(name) for name in names):
         raise MissingDependencyError(

@@ -18,7 +18,7 @@ class TrainingEvents(Progress, Protocol):
         """A step is done; called for each, so it must be cheap."""
 
     def measured(self, record: Mapping[str, Any]) -> None:
-        """A line of metrics was written."""
+        """Called when a line of metrics was written."""
 
     def ended(self) -> None:
         """Training is over, for whatever reason."""
@@ -34,7 +34,7 @@ class SilentEvents(SilentProgress):
         """Do nothing."""
 
     def measured(self, record: Mapping[str, Any]) -> None:
-        """Do nothing."""
+        """Called when a line of metrics was written."""
 
     def ended(self) -> None:
         """Do nothing."""

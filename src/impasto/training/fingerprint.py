@@ -121,8 +121,8 @@ _RENAMED = {
 """What states of earlier versions call it -> its name; settings are in `config/renamed.py`."""
 
 
-_SAID = {"data set": "dataset"}
-"""What is said to people of a name that states have; `dataset` is a section of old ones."""
+_SHOWN_NAMES = {"data set": "dataset"}
+"""The names that people are shown for names in states; `dataset` is a section of old ones."""
 
 
 def differences(saved: Mapping[str, str], current: Mapping[str, str]) -> list[str]:
@@ -144,7 +144,7 @@ def differences(saved: Mapping[str, str], current: Mapping[str, str]) -> list[st
             continue
         was, now = (usual.get(name, _ABSENT) if value is None else value for value in (was, now))
         if not _is_same(was, now):
-            found.append(f"{_SAID.get(name, name)} (was {_shown(was)}, is {_shown(now)})")
+            found.append(f"{_SHOWN_NAMES.get(name, name)} (was {_shown(was)}, is {_shown(now)})")
     return found
 
 

@@ -25,7 +25,7 @@ from impasto.training.optim.lr_schedules import (
 
 
 def build_lr_schedule(config: ScheduleConfig, lr: float) -> LrSchedule:
-    """The schedule of the settings.
+    """Build the learning-rate schedule that the settings ask for.
 
     Args:
         config: The settings.

@@ -53,7 +53,7 @@ def build_loss_weight(config: LossConfig) -> LossWeight:
 
 
 def build_noise(config: NoiseConfig) -> NoiseRecipe:
-    """How the noise is made."""
+    """Build what draws the noise of a batch."""
     return NoiseRecipe(
         offset=config.offset,
         offset_is_random=config.offset_random_strength,
@@ -66,7 +66,7 @@ def build_noise(config: NoiseConfig) -> NoiseRecipe:
 
 
 def build_timesteps(config: TimestepConfig) -> TimestepSampler:
-    """Which noise levels are trained on."""
+    """Build what draws the timesteps of a batch."""
     within = TimestepRange(config.first, config.last)
     samplers: dict[str, TimestepSampler] = {
         "uniform": Uniform(within),

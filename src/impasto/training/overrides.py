@@ -58,7 +58,7 @@ class Overrides:
         return {n: p for n, p in parts.items() if p is not None and p is not build_optimizer}
 
     def build_trainable(self) -> BuildTrainable:
-        """What makes what learns."""
+        """What builds the trainable: the function given, or the one by the settings."""
         return self.trainable or build_trainable
 
     def require_fitting(self, config: RunConfig) -> None:

@@ -63,7 +63,7 @@ def build_weight_copies(config: RunConfig, trainable: Trainable) -> WeightCopies
 
 
 def copied_numel(config: RunConfig, trainable: Trainable) -> int:
-    """How many numbers the copies have."""
+    """How many weights have copies in another dtype."""
     if not config.training.weight_copies:
         return 0
     return sum(weight.numel() for _, _, weight in layers_to_copy(trainable.unet))

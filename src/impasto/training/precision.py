@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from impasto.config.compatibility import Facts, require_compatible
+from impasto.config.cases import Facts
+from impasto.config.compatibility import require_compatible
 from impasto.config.run import RunConfig
 from impasto.progress import Progress
 from impasto.training.devices import default_device
@@ -40,7 +41,7 @@ class NativePrecision:
 
     @property
     def words(self) -> str:
-        """The precision as sentences name it."""
+        """The name of the precision in sentences."""
         return in_words(self.kind)
 
 

@@ -19,7 +19,7 @@ Prefetch = Callable[[Iterator[StepBatch]], Iterator[StepBatch]]
 
 @dataclass(frozen=True)
 class _PendingBatch:
-    """A batch on its way.
+    """A batch that is still being copied to the device.
 
     Attributes:
         batch: It, on the device.

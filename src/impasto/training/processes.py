@@ -7,12 +7,12 @@ import os
 import torch
 from accelerate import Accelerator
 
-from impasto.config.compatibility import Facts
+from impasto.config.cases import Facts
+from impasto.config.compatibility import require_compatible
 from impasto.config.run import RunConfig
 from impasto.diffusion.prediction import VELOCITY, Prediction
-from impasto.errors import ConfigError
 from impasto.training.devices import default_device, is_configured_for
-from impasto.training.parallel.accelerate_config import reshard_after_forward, sharding_by
+from impasto.training.parallel.accelerate_config import configured_sharding, reshard_after_forward
 from impasto.training.parallel.strategy import DataParallelStrategy, ParallelStrategy
 from impasto.training.precision import computed_kind
 
@@ -36,7 +36,7 @@ def facts_of(
     return Facts(
         device=(device or default_device()).type,
         processes=processes,
-        sharding=sharding_by(processes),
+        sharding=configured_sharding(),
         precision=computed_kind(config),
         total_steps=total_steps,
         predicts_velocity=None if prediction is None else prediction is VELOCITY,
@@ -52,28 +52,15 @@ def planned_processes() -> int:
     return int(number) if "LOCAL_RANK" in os.environ and number.isdigit() else 1
 
 
-def require_several(processes: int) -> None:
-    """Make sure that there are several processes where accelerate is to shard the model over them.
-
-    Raises:
-        ConfigError: There is one.
-    """
-    if processes == 1 and (is_configured_for("FSDP") or is_configured_for("DEEPSPEED")):
-        raise ConfigError(
-            "accelerate is configured to shard the model over processes, and there is one. Start "
-            "several (accelerate launch --num_processes), or run `accelerate config` and choose "
-            "neither FSDP nor DeepSpeed."
-        )
-
-
 def build_strategy(config: RunConfig, accelerator: Accelerator) -> ParallelStrategy:
     """How the processes of this run hold what they train.
 
     Raises:
         ConfigError: A setting does not go with what accelerate is configured for.
     """
-    require_several(accelerator.num_processes)
-    if accelerator.num_processes == 1:
+    processes, device = accelerator.num_processes, accelerator.device
+    require_compatible(config, facts_of(config, processes, device=device))
+    if processes == 1:
         return DataParallelStrategy(accelerator)
     if is_configured_for("FSDP"):
         from impasto.training.parallel.fsdp import FsdpStrategy

@@ -37,7 +37,7 @@ from impasto.training.step import StepRecipe
 
 @dataclass(frozen=True)
 class Session:
-    """A run ready to train.
+    """Everything that a training run consists of, built and ready.
 
     Attributes:
         strategy: How processes hold what they train.
@@ -114,7 +114,7 @@ class Session:
             )
 
     def resumable(self) -> SessionState:
-        """What goes into a training state."""
+        """The objects whose states a training state holds."""
         return SessionState(
             strategy=self.strategy,
             names=parameter_names(self.trainable.parts),
@@ -126,7 +126,7 @@ class Session:
         )
 
     def export_source(self) -> ExportSource:
-        """What models are exported from."""
+        """The weights that models are exported from."""
         return ExportSource(
             config=self.config,
             model=self.model,
@@ -138,7 +138,7 @@ class Session:
         )
 
     def recorded(self) -> RecorderInputs:
-        """What metrics are made of."""
+        """The objects that metrics are measured on."""
         return RecorderInputs(
             config=self.config,
             accelerator=self.accelerator,

@@ -36,7 +36,7 @@ class StoppedBySignal(KeyboardInterrupt):
 
 
 def signal_of(stop: KeyboardInterrupt) -> int:
-    """The signal that was the cause."""
+    """The signal that caused an exception."""
     return stop.number if isinstance(stop, StoppedBySignal) else int(signal.SIGINT)
 
 

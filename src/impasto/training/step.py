@@ -23,7 +23,7 @@ from impasto.models.text import TextConditioner
 
 @dataclass(frozen=True)
 class StepRecipe:
-    """What the step computes with.
+    """The functions and numbers that a training step computes with.
 
     Attributes:
         schedule: The forward process, on the device of the U-Net.
@@ -55,7 +55,7 @@ class StepRecipe:
 
 @dataclass(frozen=True)
 class StepOutput:
-    """What the step found.
+    """The losses of a training step.
 
     Attributes:
         losses: [B] weighted loss of each sample.

@@ -45,7 +45,7 @@ class Conditioners:
 
 
 def build_layout(config: RunConfig) -> TextLayout:
-    """How captions are laid out."""
+    """Build the layout of captions: tokens, chunks, how they are joined."""
     model = config.model
     return TextLayout(model.max_tokens, model.token_join, model.token_split, model.caption_emphasis)
 

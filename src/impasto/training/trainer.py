@@ -32,13 +32,12 @@ from impasto.training.events import SilentEvents, TrainingEvents
 from impasto.training.loop import TrainingLoop
 from impasto.training.model import WAITING
 from impasto.training.model_files import planned_models
-from impasto.training.monitoring.trackers import require_trackers
 from impasto.training.overrides import Overrides
 from impasto.training.planning.disk import plan_disk, require_room
 from impasto.training.planning.out_of_memory import out_of_memory
-from impasto.training.planning.preflight import require_first_contact, require_no_idle_card
 from impasto.training.planning.resolve import resolve_settings
 from impasto.training.precision import resolve_precision
+from impasto.training.preflight import require_machine
 from impasto.training.processes import facts_of
 from impasto.training.saving.own_models import OwnModels
 from impasto.training.saving.state import require_same_run
@@ -59,10 +58,7 @@ def train(
     """
     overrides = overrides or Overrides()
     overrides.require_fitting(config)
-    require_precision(config.training.mixed_precision)
-    require_no_idle_card(config)
-    require_first_contact(config)
-    require_trackers(config.logging.trackers)
+    require_machine(config)
     began = time.perf_counter()
     accelerator = build_accelerator()
     events = _spoken_by(accelerator, events)
@@ -131,9 +127,7 @@ def resume(
             f"cannot be made longer. Start a new run from its model, {run.exported_model()}."
         )
     config = changed or _config_of(run)
-    require_precision(config.training.mixed_precision)
-    require_no_idle_card(config)
-    require_first_contact(config)
+    require_machine(config)
     accelerator = build_accelerator()
     events = _spoken_by(accelerator, events)
     began = time.perf_counter()

@@ -27,7 +27,7 @@ class Triggers:
         return done % self._config.logging.every_steps == 0
 
     def validation(self, done: int) -> bool:
-        """Whether the validation loss is."""
+        """Whether validation is due after this step."""
         return done % self._config.validation.every_steps == 0
 
     def preview(self, done: int) -> bool:
@@ -78,7 +78,7 @@ class Triggers:
         return bool(accelerator.gather(mine).max())
 
     def restart_clock(self) -> None:
-        """Begin to wait anew."""
+        """Begin to measure the time between states anew."""
         self._saved_at = time.monotonic()
 
     def _ends_epochs(self, done: int, every: int | None) -> bool:

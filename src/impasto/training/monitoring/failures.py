@@ -23,7 +23,7 @@ from impasto.training.planning.out_of_memory import out_of_memory
 
 @dataclass
 class StepCounter:
-    """How many steps are done."""
+    """Counts optimizer steps."""
 
     step: int
 

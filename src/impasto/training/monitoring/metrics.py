@@ -126,7 +126,7 @@ class MetricsCollector:
             self.timings_s[activity] = self.timings_s.get(activity, 0.0) + seconds
 
     def restart(self) -> None:
-        """Begin a new window."""
+        """Begin a new window of averages."""
         self._losses, self._norms, self._samples, self._outputs = [], [], 0, []
         self._before = None
         self._began, self._aside_s, self._waited_s = time.perf_counter(), 0.0, 0.0

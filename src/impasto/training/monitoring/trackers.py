@@ -23,7 +23,7 @@ class Tracker(Protocol):
         """Keep numbers of a step."""
 
     def close(self) -> None:
-        """Write what is left."""
+        """Write what is still unwritten, and close the tracker."""
 
 
 class TensorBoard:
@@ -41,7 +41,7 @@ class TensorBoard:
             self._writer.add_scalar(name, value, step)
 
     def close(self) -> None:
-        """Write what is left."""
+        """Write what is still unwritten, and close the tracker."""
         self._writer.close()
 
 
@@ -83,7 +83,7 @@ class Wandb:
         self._run.log(dict(numbers), step=step)
 
     def close(self) -> None:
-        """Write what is left."""
+        """Write what is still unwritten, and close the tracker."""
         self._run.finish()
 
 
@@ -132,7 +132,7 @@ def shown_numbers(record: Mapping[str, Any]) -> tuple[int, dict[str, float]]:
 def open_trackers(
     names: tuple[str, ...], run: RunDirectory, settings: Mapping[str, Any]
 ) -> list[Tracker]:
-    """The trackers that are asked for.
+    """Open the trackers that the settings ask for.
 
     Args:
         names: Of `TRACKERS`.

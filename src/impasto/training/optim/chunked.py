@@ -129,7 +129,7 @@ class ChunkedOptimizer(torch.optim.Optimizer):
         self._step_chunk(optimizer)
 
     def inner_optimizer(self, parameter: Tensor) -> torch.optim.Optimizer:
-        """The optimizer that steps a weight."""
+        """The optimizer that steps the chunks of a parameter."""
         return self._chunk_of[parameter]
 
     @property

@@ -24,7 +24,7 @@ WIDENED_AT_ONCE = 16 << 20
 
 
 class EmaWeights:
-    """Averages of some parameters.
+    """Exponential moving averages of parameters.
 
     Args:
         parameters: What to average, by name.
@@ -111,7 +111,7 @@ class EmaWeights:
         return dict(self._averages)
 
     def restore(self, tensors: Mapping[str, LazyTensor]) -> None:
-        """Put saved averages back.
+        """Restore saved averages.
 
         Raises:
             RunError: Their names are not those of this run.

@@ -56,7 +56,7 @@ class FiniteUpdates:
         return self.found_inf.clone()
 
     def stepped(self, found_before: Tensor | None = None) -> None:
-        """Count an optimizer step.
+        """Note that an optimizer step was done.
 
         Args:
             found_before: From `begin_to_step`; None where all was known before any weight changed.

@@ -23,7 +23,7 @@ COMPUTED = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def in_words(kind: MixedPrecision) -> str:
-    """A precision as sentences name it."""
+    """The name of a precision in sentences."""
     return "float32" if kind == "no" else kind
 
 
@@ -33,7 +33,7 @@ def autocast_dtype(kind: MixedPrecision) -> torch.dtype | None:
 
 
 class Precision:
-    """How a run computes.
+    """The number formats that a run computes in.
 
     Args:
         kind: `no`, `fp16` or `bf16`.
@@ -62,7 +62,7 @@ class Precision:
         return torch.autocast(self._device.type, dtype=self._dtype)
 
     def scaled(self, loss: Tensor) -> Tensor:
-        """What to go backward from."""
+        """The loss times the scale, to call `backward` on."""
         return loss if self._scaler is None else self._scaler.scale(loss)
 
     def clip(
@@ -91,7 +91,7 @@ class Precision:
         return norm
 
     def scale(self) -> float:
-        """What losses are multiplied by."""
+        """The factor that losses are multiplied by."""
         return 1.0 if self._scaler is None else self._scaler.get_scale()
 
     def step(self, optimizer: torch.optim.Optimizer, at_fault: Tensor | None = None) -> None:
@@ -145,7 +145,7 @@ class Precision:
             )
 
     def state(self) -> dict[str, float]:
-        """The scaler's state; empty without one."""
+        """The state of the gradient scaler; empty if there is none."""
         if self._scaler is None:
             return {}
         found = self._scaler.state_dict()

@@ -35,7 +35,7 @@ class Rounding(Protocol):
     def narrowed(
         self, value: Tensor, dtype: torch.dtype, state: MutableMapping[str, Any]
     ) -> Tensor:
-        """A float32 value in 16 bits."""
+        """Round a float32 tensor to 16 bits."""
 
 
 class Nearest:
@@ -45,7 +45,7 @@ class Nearest:
         """There is no chance in it."""
 
     def widened(self, weight: Tensor, state: MutableMapping[str, Any]) -> Tensor:  # noqa: ARG002
-        """The weight as it is."""
+        """Widen a 16-bit weight to float32."""
         return weight.float()
 
     def narrowed(
@@ -54,7 +54,7 @@ class Nearest:
         dtype: torch.dtype,
         state: MutableMapping[str, Any],  # noqa: ARG002
     ) -> Tensor:
-        """Round to the nearest 16-bit value."""
+        """Round a float32 tensor to 16 bits."""
         return value.to(dtype)
 
 
@@ -100,7 +100,7 @@ class Kahan(Nearest):
 
 
 def build_rounding(name: RoundingName, device: torch.device) -> Rounding:
-    """The rounding of a name."""
+    """Build the rounding of a name."""
     roundings: dict[str, Rounding] = {
         "nearest": Nearest(),
         "kahan": Kahan(),

@@ -26,7 +26,7 @@ LAST_NORM = "last_norm"
 
 @dataclass(frozen=True)
 class UpdateInputs:
-    """What an optimizer step works with.
+    """What an optimizer step needs: parameters, optimizer, precision, clipping.
 
     Attributes:
         optimizer: Steps the weights.
@@ -90,7 +90,7 @@ class UpdateAfterBackward:
         self.is_stepping = False
 
     def backward(self, share: Tensor, *, is_last: bool = True) -> None:
-        """Add to the gradients."""
+        """Compute gradients of a loss and add them to those there are."""
         del is_last
         torch.autograd.backward(self._precision.scaled(share))
 

@@ -17,10 +17,8 @@ from impasto.training.parallel.shards import Sharding
 _STRATEGIES = {"FULL_SHARD": True, "SHARD_GRAD_OP": False}
 
 
-def sharding_by(processes: int) -> Literal["", "FSDP", "DeepSpeed"]:
-    """What shards a model over processes, by accelerate's configuration; empty if nothing does."""
-    if processes == 1:
-        return ""
+def configured_sharding() -> Literal["", "FSDP", "DeepSpeed"]:
+    """What accelerate's configuration shards models by; empty if by nothing."""
     if is_configured_for("FSDP"):
         return "FSDP"
     return "DeepSpeed" if is_configured_for("DEEPSPEED") else ""

@@ -46,7 +46,7 @@ class OptimizerState:
 
 
 class ParallelStrategy(Protocol):
-    """How processes hold what they train.
+    """How the processes of a run share model, gradients and optimizer state.
 
     Where `is_sharded`, no process has all of it: all of them take part in whatever looks at the
     model or saves it, in the same order. Whole tensors are put together as they are read.
@@ -79,10 +79,10 @@ class ParallelStrategy(Protocol):
         """A forward and backward pass after which gradients are exchanged, or not yet."""
 
     def build_precision(self, kind: MixedPrecision, device: torch.device) -> Precision:
-        """How the run computes."""
+        """Build the number formats that the run computes in."""
 
     def build_update(self, inputs: UpdateInputs) -> OptimizerUpdate:
-        """How losses become changed weights."""
+        """Build what turns losses into changed weights."""
 
     def reshard(self) -> None:
         """Have the next forward pass use the weights as they are now."""
@@ -163,7 +163,7 @@ class DataParallelStrategy:
             yield
 
     def build_precision(self, kind: MixedPrecision, device: torch.device) -> Precision:
-        """Of this process alone."""
+        """Build the number formats that the run computes in."""
         return Precision(kind, device)
 
     def build_update(self, inputs: UpdateInputs) -> OptimizerUpdate:

@@ -124,7 +124,7 @@ def _on_hypernetwork(config: RunConfig, identity: Identity) -> list[str]:
 
 
 def _on_speed(config: RunConfig, device: torch.device) -> list[str]:
-    """What makes a GPU wait."""
+    """Advice about settings that make a GPU wait."""
     training = config.training
     if device.type != "cuda":
         return []

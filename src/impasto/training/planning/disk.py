@@ -42,7 +42,7 @@ class DiskPlan:
 
     @property
     def models_bytes(self) -> int:
-        """What the models take."""
+        """The bytes that the exported models take."""
         return self.models * self.model_bytes
 
 

@@ -31,7 +31,7 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class StepCost:
-    """What a step takes.
+    """The memory and operations of one step.
 
     Attributes:
         peak_bytes: The most that it holds at once beside the weights, gradients among it.

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from impasto.config.compatibility import SETTINGS_ALONE, Facts, goes_together
+from impasto.config.cases import SETTINGS_ALONE, Facts
+from impasto.config.compatibility import goes_together
 from impasto.config.run import RunConfig
 from impasto.data.sampler import Group
 from impasto.datasets.batching import batch_size_of

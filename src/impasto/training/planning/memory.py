@@ -90,7 +90,7 @@ class Footprint:
 
     @property
     def total(self) -> int:
-        """The bytes of all parts."""
+        """The bytes of all parts together."""
         return sum(self.by_part().values())
 
     def by_part(self) -> dict[str, int]:

@@ -19,7 +19,7 @@ ADVICE = 3
 def out_of_memory(
     config: RunConfig, doing: str, then: str, device: torch.device
 ) -> OutOfMemoryError:
-    """The error to raise.
+    """Build the error that explains memory running out, with advice.
 
     Args:
         config: The settings.

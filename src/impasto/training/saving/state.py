@@ -72,7 +72,7 @@ class TrainingState:
 
     @property
     def size_bytes(self) -> int:
-        """Bytes of its tensors."""
+        """The bytes of the state's tensors."""
         return sum(total_bytes(tensors) for tensors in self.tensors())
 
     def copied(self) -> TrainingState:

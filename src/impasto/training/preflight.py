@@ -20,8 +20,9 @@ from impasto.errors import ConfigError, MissingDependencyError
 from impasto.invocation import cuda_build, install_packages
 from impasto.models.loading import load_meta_model
 from impasto.training.compile import require_compiler
-from impasto.training.devices import default_device
+from impasto.training.devices import default_device, require_precision
 from impasto.training.model import build_open_options
+from impasto.training.monitoring.trackers import require_trackers
 
 FULL_SIZE = 200_000_000
 """Weights of a U-Net from which on a CPU is not what anybody wants; SD 1.x has 860 million."""
@@ -32,7 +33,22 @@ TRITON_CAPABILITY = (7, 0)
 _COMPILERS = ("gcc", "clang", "cc")
 
 
-def require_first_contact(config: RunConfig) -> None:
+def require_machine(config: RunConfig) -> None:
+    """Make sure that this machine has what the settings of a run need, whoever asks.
+
+    Raises:
+        MissingDependencyError: A package, a compiler, a kernel or a number format is missing, or a
+            GPU would be idle beside a run of full size.
+        ConfigError: The GPU is too old for `training.compile`.
+        ModelError: The model cannot be read.
+    """
+    require_precision(config.training.mixed_precision)
+    require_no_idle_card(config)
+    require_usable_device(config)
+    require_trackers(config.logging.trackers)
+
+
+def require_usable_device(config: RunConfig) -> None:
     """Make sure that PyTorch has kernels for the card, and finds what it compiles with.
 
     Raises:
@@ -51,7 +67,7 @@ def require_first_contact(config: RunConfig) -> None:
 def unused_gpu() -> str | None:
     """The NVIDIA card that the driver knows and PyTorch does not use; None where there is none.
 
-    `CUDA_VISIBLE_DEVICES` that hides all cards, or `ACCELERATE_USE_CPU`, says that this is wanted.
+    `CUDA_VISIBLE_DEVICES` that hides all cards, or `ACCELERATE_USE_CPU`, asks for this.
     """
     if torch.cuda.is_available() or _is_cpu_wanted() or not shutil.which("nvidia-smi"):
         return None
@@ -65,7 +81,7 @@ def unused_gpu() -> str | None:
 
 
 def require_no_idle_card(config: RunConfig) -> None:
-    """Begin no full-size run on a CPU beside a card that could do it, unless that is said.
+    """Refuse a full-size run on a CPU beside a card that could do it, unless it is asked for.
 
     Raises:
         MissingDependencyError: There is an idle card, and the model is of full size.
