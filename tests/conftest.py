@@ -27,6 +27,22 @@ GOLDEN = Path(__file__).parent / "golden" / "data"
 COLOURS = {"red": (210, 40, 40), "green": (40, 160, 70), "blue": (50, 80, 200)}
 
 
+LONGEST = ("test_pretended_gpu.py", "test_sharing.py", "test_cuda_shapes.py")
+
+
+def pytest_collection_modifyitems(items) -> None:
+    """Begin with the longest tests, so that no process waits minutes for another one's last.
+
+    pytest-xdist gives each of its processes a stretch of the list to begin with (`worksteal`): what
+    is long stands at the head of the first and in the middle, where the second of two begins.
+    """
+    long = {name: [item for item in items if item.path.name == name] for name in LONGEST}
+    rest = [item for item in items if item.path.name not in LONGEST]
+    first, *others = long.values()
+    half = max(0, len(items) // 2 - len(first))
+    items[:] = [*first, *rest[:half], *(item for group in others for item in group), *rest[half:]]
+
+
 @pytest.fixture(scope="session")
 def golden():
     """Read one of the recorded files."""
@@ -35,7 +51,11 @@ def golden():
 
 @pytest.fixture(scope="session")
 def nano_architecture():
-    """A model with all the parts and a fraction of the numbers."""
+    """A model with all the parts and a fraction of the numbers.
+
+    Its U-Net has every kind of layer once, going down and up: what tests of whole runs pay for is
+    the number of operations, not their size.
+    """
     from impasto.models.architectures import ARCHITECTURES, Architecture
 
     tiny = ARCHITECTURES["tiny"]
@@ -43,7 +63,13 @@ def nano_architecture():
     return Architecture(
         tiny.family,
         (
-            {**unet, "block_out_channels": [8, 16, 16], "cross_attention_dim": 16},
+            {
+                **unet,
+                "block_out_channels": [8, 16],
+                "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
+                "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"],
+                "cross_attention_dim": 16,
+            },
             {**vae, "block_out_channels": [8, 8, 8, 8]},
             {
                 **text_encoder,
@@ -65,6 +91,29 @@ def nano_model(tmp_path_factory, nano_architecture) -> Path:
 
     folder = tmp_path_factory.mktemp("models") / "nano"
     write_random_model(nano_architecture, folder, seed=0, dtype=torch.float32)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def deeper_model(tmp_path_factory, nano_architecture) -> Path:
+    """The nano model with a third level: what the golden losses were recorded with.
+
+    For whatever is shown by more layers, too. Read-only by agreement.
+    """
+    import torch
+
+    from impasto.models.architectures import Architecture, write_random_model
+
+    unet, vae, text_encoder = nano_architecture.configs
+    deeper = {
+        **unet,
+        "block_out_channels": [8, 16, 16],
+        "down_block_types": ["DownBlock2D", *["CrossAttnDownBlock2D"] * 2],
+        "up_block_types": [*["CrossAttnUpBlock2D"] * 2, "UpBlock2D"],
+    }
+    folder = tmp_path_factory.mktemp("models") / "nano"
+    architecture = Architecture(nano_architecture.family, (deeper, vae, text_encoder))
+    write_random_model(architecture, folder, seed=0, dtype=torch.float32)
     return folder
 
 
@@ -174,7 +223,7 @@ def nano_sd2_architecture(nano_architecture):
     return Architecture(
         SD2_BASE,
         (
-            {**unet, "use_linear_projection": True, "attention_head_dim": [2, 4, 4]},
+            {**unet, "use_linear_projection": True, "attention_head_dim": [2, 4]},
             vae,
             {**text_encoder, "hidden_act": "gelu", "pad_token_id": 0},
         ),

@@ -92,6 +92,9 @@ def architecture(nano: Architecture) -> Architecture:
         (
             {
                 **unet,
+                "block_out_channels": [8, 16, 16],
+                "down_block_types": ["DownBlock2D", *["CrossAttnDownBlock2D"] * 2],
+                "up_block_types": [*["CrossAttnUpBlock2D"] * 2, "UpBlock2D"],
                 "cross_attention_dim": 16 + 24,
                 "attention_head_dim": [1, 2, 2],
                 "use_linear_projection": True,

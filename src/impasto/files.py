@@ -60,12 +60,13 @@ def dry_run() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def replace_file(path: Path, *, like: Path | None = None) -> Iterator[Path]:
+def replace_file(path: Path, *, like: Path | None = None, durable: bool = True) -> Iterator[Path]:
     """Yield a temporary path to write; on success it becomes `path`, on any failure it is removed.
 
     A file that is replaced keeps its permissions, and nobody else can read the new content before.
     A link is replaced by a file; `rewrite_file` writes what it leads to. A new file gets the
-    permissions of `like`, or else those that the user's umask gives.
+    permissions of `like`, or else those that the user's umask gives. What is rewritten every few
+    seconds need not be `durable`: then the system flushes it to the disk when it likes.
 
     Raises:
         StorageError: The disk is full or the folder cannot be written; `path` is as it was before.
@@ -78,9 +79,10 @@ def replace_file(path: Path, *, like: Path | None = None) -> Iterator[Path]:
             if mode is not None and _FILE_MODE & ~mode:
                 partial.touch(mode)
             yield partial
-            _flush(partial, mode)
+            _flush(partial, mode, durable=durable)
             _rename(partial, path)
-            _flush_folder(path.parent)
+            if durable:
+                _flush_folder(path.parent)
         finally:
             partial.unlink(missing_ok=True)
 
@@ -184,9 +186,9 @@ def remove_folder(path: Path) -> None:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text durably, with Unix line ends on every system."""
-    with replace_file(path) as partial:
+def write_text(path: Path, text: str, *, durable: bool = True) -> None:
+    """Write UTF-8 text, durably if not said otherwise, with Unix line ends on every system."""
+    with replace_file(path, durable=durable) as partial:
         partial.write_text(text, encoding="utf-8", newline="\n")
 
 
@@ -204,9 +206,9 @@ def copy_file(source: Path, target: Path) -> None:
     shutil.copystat(real, target)
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON durably, keys in the order given, non-ASCII as it is."""
-    write_text(path, json_text(value, indent=1) + "\n")
+def write_json(path: Path, value: Any, *, durable: bool = True) -> None:
+    """Write JSON, durably if not said otherwise; keys in the order given, non-ASCII as it is."""
+    write_text(path, json_text(value, indent=1) + "\n", durable=durable)
 
 
 def json_text(value: Any, indent: int | None = None) -> str:
@@ -444,11 +446,12 @@ def _mode_of(path: Path) -> int | None:
     return stat.S_IMODE(status.st_mode) & 0o777 if stat.S_ISREG(status.st_mode) else None
 
 
-def _flush(file: Path, mode: int | None = None) -> None:
+def _flush(file: Path, mode: int | None = None, *, durable: bool = True) -> None:
     """Write a file through to the disk; then give it its permissions, which may be read-only."""
     _chmod(file, _FILE_MODE if mode is None else mode | stat.S_IWUSR | stat.S_IRUSR)
-    with file.open("rb+") as handle:
-        os.fsync(handle.fileno())
+    if durable:
+        with file.open("rb+") as handle:
+            os.fsync(handle.fileno())
     if mode is not None:
         _chmod(file, mode)
 

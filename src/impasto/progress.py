@@ -56,6 +56,17 @@ def singular(plural: str) -> str:
     return plural[:-1] if plural.endswith("s") else plural
 
 
+def duration_words(seconds: float) -> str:
+    """A duration as a person says it, in one or two units."""
+    if seconds < 90:
+        return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 90:
+        return f"{minutes} min"
+    hours = round(minutes / 60)
+    return f"{hours} h" if hours < 48 else f"{hours // 24} d {hours % 24} h"
+
+
 def in_mib(advance: Advance) -> Advance:
     """A counter of bytes that tells whole MiB, for stages of large files."""
     done = 0

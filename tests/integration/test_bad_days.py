@@ -243,10 +243,10 @@ def test_scanning_a_folder_that_cannot_be_written(pictures, monkeypatch):
 
     real = files.replace_file
 
-    def refuse(path):
+    def refuse(path, **how):
         if path.name.startswith("scan"):
             raise StorageError(f"{path} could not be written: Read-only file system.")
-        return real(path)
+        return real(path, **how)
 
     monkeypatch.setattr(files, "replace_file", refuse)
     result = CliRunner().invoke(command, ["dataset", "scan", str(pictures)])

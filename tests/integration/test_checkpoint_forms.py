@@ -121,7 +121,7 @@ def test_averaged_weights_are_chosen_and_never_written_again(nano_model, ldm_fil
         assert torch.equal(found[name], expected), name
     result = impasto("convert", file, tmp_path / "by-flag.ckpt", "--ema", "--dtype", "fp16")
     assert result.returncode == 0, result.stderr
-    assert "324 tensors" in result.stdout  # the averaged weights are named
+    assert f"{len(averaged)} tensors" in result.stdout  # the averaged weights are named
     by_flag = read(tmp_path / "by-flag.ckpt")
     assert all(torch.equal(by_flag[name], tensor.half()) for name, tensor in found.items())
     with pytest.raises(ModelError, match="no averaged"):

@@ -37,9 +37,10 @@ class Links(HTMLParser):
         self.images += tag == "img"
 
 
-def test_the_whole_job(run_file, tmp_path):
+def test_the_whole_job(run_file, tmp_path, deeper_model):
     """Train, look at the report, draw with the result; losses equal the recorded ones."""
     file = run_file(
+        model={"path": str(deeper_model)},
         validation={"split": 0.25},
         previews={"prompts": ["a red ball"], "width": 32, "height": 32, "steps": 2},
     )

@@ -26,32 +26,13 @@ pytestmark = pytest.mark.timeout(1800)  # the first test runs all cases, on a bu
 
 
 @pytest.fixture(scope="module")
-def pico_model(tmp_path_factory, nano_architecture):
-    """Fewer layers than the nano model: every operator costs as much as on a large one."""
-    from impasto.models.architectures import Architecture, write_random_model
-
-    unet, vae, text_encoder = nano_architecture.configs
-    shallow = {
-        **unet,
-        "block_out_channels": [8, 8],
-        "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
-        "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"],
-    }
-    configs = (shallow, vae, {**text_encoder, "num_hidden_layers": 1})
-    architecture = Architecture(nano_architecture.family, configs)
-    folder = tmp_path_factory.mktemp("models") / "pico"
-    write_random_model(architecture, folder, seed=0, dtype=torch.float32)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def orders(tmp_path_factory, pico_model):
+def orders(tmp_path_factory, nano_model):
     """Makes an order of a name and changed settings."""
     root = tmp_path_factory.mktemp("pretended")
     pictures = draw_images(root / "pictures", 9)
     usual = {
         "seed": 7,
-        "model": {"path": str(pico_model)},
+        "model": {"path": str(nano_model)},
         "dataset": {
             "image_dir": str(pictures), "resolution": 64, "min_bucket_reso": 32,
             "max_bucket_reso": 96, "bucket_reso_steps": 32, "cache_dir": str(root / "derived"),

@@ -33,11 +33,11 @@ def test_the_list_of_public_names():
 
 
 @pytest.fixture
-def desk(tmp_path, run_values, nano_model, pictures, monkeypatch):
+def desk(tmp_path, run_values, deeper_model, pictures, monkeypatch):
     """A folder with what the examples name: my.toml, base, pictures."""
     monkeypatch.chdir(tmp_path)
-    shutil.copytree(nano_model, "base")
-    values = {**run_values, "output_dir": "runs/mine"}
+    shutil.copytree(deeper_model, "base")
+    values = {**run_values, "output_dir": "runs/mine", "model": {"path": str(deeper_model)}}
     values["training"] = {**values["training"], "max_steps": 3}
     Path("my.toml").write_text(tomli_w.dumps(values), encoding="utf-8")
     return tmp_path
@@ -74,14 +74,14 @@ def _lines(code):
 
 
 @pytest.mark.usefixtures("fresh_accelerate")
-def test_a_loop_of_ones_own_has_the_losses_of_a_run(desk, run_values, nano_model, pictures):
+def test_a_loop_of_ones_own_has_the_losses_of_a_run(desk, run_values, deeper_model, pictures):
     config = impasto.load_run_config(
         "my.toml",
         ["optimizer.kind=sgd", "training.max_grad_norm=0", "training.max_steps=5"],
     )
     expected = [r["loss"] for r in impasto.train(config).read_metrics() if "loss" in r]
 
-    model = impasto.load_base_model(nano_model)
+    model = impasto.load_base_model(deeper_model)
     model.unet.requires_grad_(requires_grad=True).train()
     sizes = {k: v for k, v in run_values["dataset"].items() if k not in ("image_dir", "cache_dir")}
     batches = impasto.prepare(pictures, model, batch_size=4, seed=7, **sizes)
@@ -246,9 +246,9 @@ def test_each_part_given_in_code_is_used_and_belongs_to_the_run(desk):
 
 
 @pytest.mark.usefixtures("fresh_accelerate")
-def test_a_way_of_training_given_in_code(desk, nano_model):
+def test_a_way_of_training_given_in_code(desk, deeper_model):
     run = impasto.train(run_of(desk), overrides=impasto.Overrides(trainable=attention_alone))
-    before = load_file(nano_model / UNET_FILE)
+    before = load_file(deeper_model / UNET_FILE)
     after = load_file(run.exported_model() / UNET_FILE)
     moved = {name for name in before if not torch.equal(before[name].float(), after[name].float())}
     assert moved

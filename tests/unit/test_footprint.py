@@ -64,9 +64,9 @@ def allocated_peak(work, there_before):
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_a_rehearsal_tells_what_a_step_allocates(name, nano_model):
+def test_a_rehearsal_tells_what_a_step_allocates(name, deeper_model):
     options, autocast, frees = KINDS[name]
-    model = load_base_model(nano_model)
+    model = load_base_model(deeper_model)
     unet = FullFineTune(model, lr=1e-4, **options).unet
     width = unet.config["cross_attention_dim"]
     latents, t, states = torch.randn(8, 4, 16, 16), torch.zeros(8).long(), torch.randn(8, 77, width)
@@ -86,7 +86,7 @@ def test_a_rehearsal_tells_what_a_step_allocates(name, nano_model):
     step()  # first calls of kernels
     unet.zero_grad()
     real = allocated_peak(step, [latents, t, states, *unet.parameters(), *unet.buffers()])
-    meta_model = FullFineTune(load_meta_model(nano_model), lr=1e-4, **options)
+    meta_model = FullFineTune(load_meta_model(deeper_model), lr=1e-4, **options)
     fake_step = FakeStep(meta_model.network, told(width), autocast, frees_gradients=frees)
     cost = fake_step.step(SIZE, 8)
     assert cost.peak_bytes == pytest.approx(real, rel=0.01)

@@ -169,11 +169,11 @@ def test_settings_that_do_not_go_together_say_so(train_config, changes, words):
         train_config(**changes)
 
 
-def test_their_memory_is_predicted_and_advised_to_be_given_up(train_config, nano_model):
+def test_their_memory_is_predicted_and_advised_to_be_given_up(train_config, deeper_model):
     from impasto.data.records import Size
 
     def meta_model():
-        return load_meta_model(str(nano_model))
+        return load_meta_model(str(deeper_model))
 
     meter = FootprintPredictor(meta_model, "cuda")
 

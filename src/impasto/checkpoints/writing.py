@@ -101,6 +101,10 @@ def write_ckpt(
     return digest
 
 
+_HASHED_ASIDE = 1 << 18
+"""Bytes of a tensor from which hashing (0.2 ms then) takes longer than telling a thread of it."""
+
+
 def in_file_order(tensors: Tensors) -> list[str]:
     """Names, widest types first, so that each tensor begins at a multiple of its type's size."""
     return sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
@@ -183,14 +187,18 @@ def _write_values(
     *,
     finite_only: bool,
 ) -> None:
-    """Write the tensors; each is hashed on another thread while it is written."""
+    """Write the tensors; a large one is hashed on another thread while it is written."""
     with ThreadPoolExecutor(1) as pool:
         for name in in_file_order(tensors):
             values = _checked(name, tensors[name], finite_only=finite_only)
             view = _bytes_of(values)
-            hashing: Future[None] = pool.submit(hasher, name, values, view)
-            file.write(view)
-            hashing.result()
+            if len(view) < _HASHED_ASIDE:
+                hasher(name, values, view)
+                file.write(view)
+            else:
+                hashing: Future[None] = pool.submit(hasher, name, values, view)
+                file.write(view)
+                hashing.result()
             advance(len(view))
 
 

@@ -28,6 +28,8 @@ VERBS = {
     "dataset": "impasto.cli.dataset:dataset",
     "train": "impasto.cli.train:train",
     "resume": "impasto.cli.train:resume",
+    "runs": "impasto.cli.runs:runs",
+    "ask": "impasto.cli.runs:ask",
     "convert": "impasto.cli.convert:convert",
     "inspect": "impasto.cli.convert:inspect",
     "sample": "impasto.cli.sample:sample",

@@ -17,7 +17,7 @@ from impasto.datasets.build import Survey, survey
 from impasto.models.hypernetwork import load_hypernetworks
 from impasto.models.loading import BaseModel, build_tokens, load_meta_model
 from impasto.models.trainable import Trainable
-from impasto.progress import counted
+from impasto.progress import counted, duration_words
 from impasto.runs import RunDirectory
 from impasto.training.devices import default_device, require_precision
 from impasto.training.methods import build_trainable
@@ -26,7 +26,7 @@ from impasto.training.model_files import planned_models
 from impasto.training.optim.optimizers import require_usable_optimizer
 from impasto.training.planning.advice import advice_on
 from impasto.training.planning.disk import DiskPlan, free_bytes, plan_disk, require_room
-from impasto.training.planning.duration import in_words, seconds_per_step
+from impasto.training.planning.duration import seconds_per_step
 from impasto.training.planning.levers import MemoryFitter, gib
 from impasto.training.planning.memory import Footprint
 from impasto.training.planning.resolve import build_memory_fitter, resolve_settings
@@ -170,7 +170,8 @@ def duration_row(
     """About how long a step and the run will take."""
     device = default_device()
     each = seconds_per_step(config, footprint, plan.images, trainable.parts, device)
-    return f"about {in_words(each)} a step, {in_words(each * steps)} in all, on this {device.type}"
+    whole = duration_words(each * steps)
+    return f"about {duration_words(each)} a step, {whole} in all, on this {device.type}"
 
 
 def more_lines_row(scan: Scan) -> dict[str, str]:

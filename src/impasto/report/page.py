@@ -26,13 +26,6 @@ from impasto.runs import RunDirectory, step_name
 
 MAX_SAMPLE_COLUMNS = 6
 _LARGEST_PLOTTED = 1e30
-_PHASES = {
-    "preparing": "being prepared",
-    "training": "still training",
-    "finished": "finished",
-    "interrupted": "stopped before its end; it can be resumed",
-    "failed": "failed",
-}
 
 
 def write_report(run: RunDirectory) -> Path:
@@ -73,7 +66,7 @@ def _content(run: RunDirectory) -> dict[str, Any]:
     samples = _samples(run, with_prompts="prompts" in publish)
     return {
         "title": run.path.resolve().name,
-        "status_line": redact_text(_status_line(status), publish, [str(run.path)]),
+        "status_line": redact_text(run.state().sentence(run.path), publish, [str(run.path)]),
         "facts": _facts(metrics, validation, dataset),
         "loss_svg": Markup(loss_chart(training, validation)),
         "loss_note": _loss_note(validation),
@@ -116,13 +109,6 @@ def _without_folders(item: Mapping[str, Any], publish: tuple[str, ...]) -> dict[
 def _is_plottable(loss: float | None) -> bool:
     """Whether a chart has a place for it; a loss that became NaN or infinite has none."""
     return loss is not None and math.isfinite(loss) and abs(loss) < _LARGEST_PLOTTED
-
-
-def _status_line(status: Mapping[str, Any]) -> str:
-    line = f"This run is {_PHASES.get(status.get('phase', ''), 'of unknown state')}"
-    if "total_steps" in status and "step" in status:
-        line += f": {status['step']} of {counted(status['total_steps'], 'steps')}"
-    return f"{line}. {status.get('message', '')}".strip()
 
 
 def _facts(

@@ -18,9 +18,11 @@ from impasto.invocation import command
 from impasto.progress import counted
 from impasto.randomness import derive_seed
 from impasto.runs import RunDirectory
+from impasto.runs.commands import CommandName
 from impasto.training.compile import within_limit
 from impasto.training.devices import seed_torch
 from impasto.training.events import TrainingEvents
+from impasto.training.monitoring.command_listener import CommandListener
 from impasto.training.monitoring.failures import Failures
 from impasto.training.monitoring.frozen_check import FrozenCheck
 from impasto.training.monitoring.metrics import MetricsWindow
@@ -31,6 +33,7 @@ from impasto.training.optim.state import LrSetter, require_savable
 from impasto.training.optim.updates import UpdateInputs
 from impasto.training.param_dtypes import build_weight_copies
 from impasto.training.prefetch import build_prefetcher
+from impasto.training.requests import Requests
 from impasto.training.saving.restore import restore_newest
 from impasto.training.saving.saver import Saver
 from impasto.training.session import Session
@@ -48,6 +51,7 @@ class TrainingLoop:
         events: Who is told; silent on all processes but the first.
         preparing_s: Seconds that loading, scanning and encoding took, for the record.
         stop: Hears signals; None hears none.
+        commands: Hears what is asked of the run while it trains; None on other processes.
     """
 
     def __init__(
@@ -57,6 +61,7 @@ class TrainingLoop:
         events: TrainingEvents,
         preparing_s: float = 0.0,
         stop: StopRequest | None = None,
+        commands: CommandListener | None = None,
     ) -> None:
         self._session, self._run, self._events = session, run, events
         self._stop = stop or StopRequest()
@@ -80,6 +85,9 @@ class TrainingLoop:
         self._best: float | None = None
         self._window: MetricsWindow | None = None
         self._triggers = Triggers(session.config, session.sampler.updates_per_epoch)
+        self._requests = Requests(
+            self._stop, commands, session.accelerator, self._triggers.log, self._missing_for
+        )
         self._frozen_check: FrozenCheck | None = None
         self._recorder = Recorder(session.recorded(), run, events, preparing_s)
         self._saver = Saver(
@@ -272,28 +280,30 @@ class TrainingLoop:
         return cast("Tensor", self._accelerator.reduce(loss, "mean"))
 
     def _after_step(self, done: int) -> None:
-        """Whatever is due after `done` steps."""
+        """Whatever is due after `done` steps, or asked for."""
         total = self._session.total_steps
         self._events.stepped(done)
         self._saver.raise_error()
         last = done == total
-        stopping = self._stop_signal(done)
+        stopping, asked = self._requests.stop_signal(done), self._requests.asked(done)
         triggers = self._triggers
         saving = last or stopping is not None or triggers.state(done, self._accelerator)
+        saving = saving or "save" in asked
         early = saving and not (last or triggers.saves_state_by_steps(done) or triggers.log(done))
         if saving or triggers.log(done):
             self._log(done, early=early)
-        elif triggers.uses_weights(done):
+        elif asked or triggers.uses_weights(done):
             self._look(done)
-        if last or triggers.validation(done):
+        if last or triggers.validation(done) or "validate" in asked:
             self._validate(done)
-        if last or triggers.preview(done):
+        if last or triggers.preview(done) or "preview" in asked:
             self._preview(done)
         if saving:
             window = self._recorder.meter.window() if early else None
             self._save(done, now=last or stopping is not None, window=window)
         if not last:
             self._export_intermediate(done)
+        self._requests.answer(done)
         if stopping is not None and not last:
             raise Interrupted(
                 f"{done} of {counted(total, 'steps are')} done, and the state is saved. "
@@ -302,15 +312,13 @@ class TrainingLoop:
                 stopping,
             )
 
-    def _stop_signal(self, done: int) -> int | None:
-        """The signal that any process got; several processes agree at each logging step."""
-        number = self._stop.signal_number or 0
-        if self._accelerator.num_processes > 1:
-            if not self._triggers.log(done):
-                return None
-            mine = torch.tensor([number], device=self._accelerator.device)
-            number = int(self._accelerator.gather(mine).max())
-        return number or None
+    def _missing_for(self, name: CommandName) -> str:
+        """What a command needs that this run has not; empty if nothing."""
+        if name == "validate" and self._session.validator is None:
+            return "this run has no held-out images: validation.split or validation.image_dir"
+        if name == "preview" and not self._config.previews.prompts:
+            return "this run has no prompts: previews.prompts"
+        return ""
 
     def _log(self, done: int, *, early: bool) -> None:
         """Write metrics, and stop if they show that nothing is learnt any more.

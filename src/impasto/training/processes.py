@@ -8,7 +8,6 @@ import torch
 from accelerate import Accelerator
 
 from impasto.config.cases import Facts
-from impasto.config.compatibility import require_compatible
 from impasto.config.run import RunConfig
 from impasto.diffusion.prediction import VELOCITY, Prediction
 from impasto.training.devices import default_device, is_configured_for
@@ -58,9 +57,7 @@ def build_strategy(config: RunConfig, accelerator: Accelerator) -> ParallelStrat
     Raises:
         ConfigError: A setting does not go with what accelerate is configured for.
     """
-    processes, device = accelerator.num_processes, accelerator.device
-    require_compatible(config, facts_of(config, processes, device=device))
-    if processes == 1:
+    if accelerator.num_processes == 1:
         return DataParallelStrategy(accelerator)
     if is_configured_for("FSDP"):
         from impasto.training.parallel.fsdp import FsdpStrategy

@@ -5,6 +5,7 @@ On Windows, where nobody sends SIGTERM, Ctrl-Break and the closing of the window
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import signal
 import sys
@@ -111,6 +112,22 @@ class StopRequest:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
+    def ask(self, *, now: bool) -> None:
+        """Ask to stop from another thread, as a signal does from another process.
+
+        Args:
+            now: Whether to stop without waiting for the end of a step; what is not training stops
+                at once in any case. A program that trains on another thread than its main one
+                cannot be interrupted there: it stops after the step.
+        """
+        if now or self._at_once:
+            self.signal_number = self.signal_number or signal.SIGINT
+            if self._previous:
+                _interrupt_main_thread()
+        elif self.signal_number is None:
+            self.signal_number = signal.SIGINT
+            self._acknowledge(self._words)
+
     @contextlib.contextmanager
     def after_step(self, words: str = STOPPING) -> Iterator[None]:
         """Only remember the first signal; `words` are shown when it comes."""
@@ -128,3 +145,11 @@ class StopRequest:
         if self.signal_number is None:
             self.signal_number = number
             threading.Thread(target=self._acknowledge, args=(self._words,), daemon=True).start()
+
+
+def _interrupt_main_thread() -> None:
+    """Have the main thread get SIGINT, also while it waits for something."""
+    if sys.platform == "win32":
+        _thread.interrupt_main()
+    else:
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)

@@ -32,6 +32,8 @@ from impasto.training.events import SilentEvents, TrainingEvents
 from impasto.training.loop import TrainingLoop
 from impasto.training.model import WAITING
 from impasto.training.model_files import planned_models
+from impasto.training.monitoring.command_listener import CommandListener
+from impasto.training.monitoring.journal import RecordedEvents
 from impasto.training.overrides import Overrides
 from impasto.training.planning.disk import plan_disk, require_room
 from impasto.training.planning.out_of_memory import out_of_memory
@@ -61,23 +63,25 @@ def train(
     require_machine(config)
     began = time.perf_counter()
     accelerator = build_accelerator()
-    events = _spoken_by(accelerator, events)
+    told = RecordedEvents(_spoken_by(accelerator, events))
+    commands = None
     with contextlib.ExitStack() as held:
-        stop = held.enter_context(_signals(accelerator, events))
+        stop = held.enter_context(_signals(accelerator, told))
         if accelerator.is_main_process:
             run = held.enter_context(RunDirectory.begun(config.output_dir))
+            commands = _listening(held, run, stop, told)
         try:
             with _explain_exits(accelerator, _NOT_BEGUN):
                 known = None
                 if accelerator.is_main_process:
-                    config = resolve_precision(config, events)
+                    config = resolve_precision(config, told)
                     processes, device = accelerator.num_processes, accelerator.device
                     require_compatible(config, facts_of(config, processes, device=device))
-                    known = survey(config, events)
+                    known = survey(config, told)
                     config = resolve_settings(
                         config,
                         known,
-                        events,
+                        told,
                         processes=processes,
                         build=overrides.build_trainable(),
                     )
@@ -86,17 +90,19 @@ def train(
                     require_compatible(config, facts_of(config, processes, steps, device))
                     require_precision(config.training.mixed_precision)  # as it was chosen
                     files.write_text(run.config_file, dump_toml(config))
+                    told.open(run)
                 accelerator.wait_for_everyone()
                 if not accelerator.is_main_process:
                     run = RunDirectory.open(config.output_dir)
                     config = _config_of(run)
-                _use_cache(held, config, run, accelerator, events)
-                session = _prepare(run, config, accelerator, events, overrides, known)
+                _use_cache(held, config, run, accelerator, told)
+                session = _prepare(run, config, accelerator, told, overrides, known)
         except ImpastoError:
             if accelerator.is_main_process:  # nothing was trained: leave no directory in the way
+                told.log.drop()
                 run.discard()
             raise
-        return _run(run, session, events, time.perf_counter() - began, stop)
+        return _run(run, session, told, time.perf_counter() - began, stop, commands)
 
 
 def resume(
@@ -129,19 +135,25 @@ def resume(
     config = changed or _config_of(run)
     require_machine(config)
     accelerator = build_accelerator()
-    events = _spoken_by(accelerator, events)
+    told = RecordedEvents(_spoken_by(accelerator, events))
+    commands = None
     began = time.perf_counter()
     with contextlib.ExitStack() as held:
-        stop = held.enter_context(_signals(accelerator, events))
+        stop = held.enter_context(_signals(accelerator, told))
         if accelerator.is_main_process:
             run = held.enter_context(run.held())
-        with _explain_exits(accelerator, f"Its states are untouched. {_go_on(path)}"):
-            _use_cache(held, config, run, accelerator, events)
-            session = _prepare(run, config, accelerator, events, overrides or Overrides())
+            commands = _listening(held, run, stop, told)
+            told.open(run)
+        with (
+            _writing_end(accelerator, run),
+            _explain_exits(accelerator, f"Its states are untouched. {_go_on(path)}"),
+        ):
+            _use_cache(held, config, run, accelerator, told)
+            session = _prepare(run, config, accelerator, told, overrides or Overrides())
             if changed is not None and accelerator.is_main_process:
                 require_same_run(run, session.fingerprint)
                 files.write_text(run.config_file, dump_toml(changed))
-        return _run(run, session, events, time.perf_counter() - began, stop)
+        return _run(run, session, told, time.perf_counter() - began, stop, commands)
 
 
 def _spoken_by(accelerator: Accelerator, events: TrainingEvents | None) -> TrainingEvents:
@@ -158,6 +170,14 @@ def _go_on(path: Path) -> str:
 
 def _signals(accelerator: Accelerator, events: TrainingEvents) -> StopRequest:
     return StopRequest(events.note if accelerator.is_main_process else None)
+
+
+def _listening(
+    held: contextlib.ExitStack, run: RunDirectory, stop: StopRequest, told: RecordedEvents
+) -> CommandListener:
+    """Hear commands, and write down that the run ended, as long as its directory is held."""
+    held.callback(told.close)
+    return held.enter_context(CommandListener(run, stop, told.log))
 
 
 def _use_cache(
@@ -238,18 +258,13 @@ def _run(
     events: TrainingEvents,
     preparing_s: float,
     stop: StopRequest,
+    commands: CommandListener | None,
 ) -> RunDirectory:
     shown = events if session.accelerator.is_main_process else SilentEvents()
     then = f"What came after the newest state is not saved. {_go_on(run.path)}"
     try:
-        with _explain_exits(session.accelerator, then):
-            TrainingLoop(session, run, shown, preparing_s, stop).train()
-    except Interrupted as interruption:
-        _write_end(session, run, "interrupted", str(interruption))
-        raise
-    except ImpastoError as error:
-        _write_end(session, run, "failed", str(error))
-        raise
+        with _writing_end(session.accelerator, run), _explain_exits(session.accelerator, then):
+            TrainingLoop(session, run, shown, preparing_s, stop, commands).train()
     finally:
         shown.ended()
         for part in session.model.networks:
@@ -258,7 +273,14 @@ def _run(
     return run
 
 
-def _write_end(session: Session, run: RunDirectory, phase: Phase, message: str) -> None:
-    if session.accelerator.is_main_process:
-        with contextlib.suppress(ImpastoError):  # the first fault is the one to report
-            run.write_status(phase, message=message)
+@contextlib.contextmanager
+def _writing_end(accelerator: Accelerator, run: RunDirectory) -> Iterator[None]:
+    """Have the status of a run say how it ended before its time."""
+    try:
+        yield
+    except ImpastoError as error:
+        if accelerator.is_main_process:
+            phase: Phase = "interrupted" if isinstance(error, Interrupted) else "failed"
+            with contextlib.suppress(ImpastoError):  # the first fault is the one to report
+                run.write_status(phase, message=str(error))
+        raise

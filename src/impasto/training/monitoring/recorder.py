@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,10 +122,10 @@ class Recorder:
             self.image_losses.write()
 
     def write(self, record: dict[str, Any]) -> None:
-        """Write a line of metrics, and pass it on."""
+        """Write a line of metrics with the time, and pass it on."""
         if self._is_main:
             self._run.require_locked()
-            self._run.append_metrics(record)
+            self._run.append_metrics({**record, "time": round(time.time(), 3)})
             self._events.measured(record)
             step, numbers = shown_numbers(record)
             for tracker in self._trackers:

@@ -60,17 +60,6 @@ def _mean_batch_fraction(config: RunConfig, images: Sequence[PlannedImage]) -> f
     return sum(pixels) / len(pixels) / max(pixels)
 
 
-def in_words(seconds: float) -> str:
-    """A duration as a person says it, in one or two units."""
-    if seconds < 90:
-        return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    if minutes < 90:
-        return f"{minutes} min"
-    hours = round(minutes / 60)
-    return f"{hours} h" if hours < 48 else f"{hours // 24} d {hours % 24} h"
-
-
 def training_rate(device: torch.device, dtype: torch.dtype) -> float:
     """Floating-point operations per second of matrix products as a run computes them.
 

@@ -185,7 +185,7 @@ class Saver:
     def _write_state(self, state: TrainingState) -> None:
         self._run.require_locked()
         save_state(self._run, state, keep=self._saving.keep_states)
-        self._run.write_status("training", step=state.step, total_steps=self._source.total_steps)
+        self._run.note_status(saved_step=state.step)
 
     def _export(self, export: Export, *, now: bool) -> list[Path]:
         paths = []

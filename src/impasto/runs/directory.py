@@ -1,19 +1,4 @@
-"""The run directory: the only contract between a run and whoever looks at it.
-
-config.toml          the settings as resolved
-environment.json     versions and hardware
-status.json          what the run is doing, or how it ended
-metrics.jsonl        one JSON object per line, in order of `step`
-image_losses.csv     the loss of each image each time it was shown, if asked for
-dataset.json         what the dataset held and where its images went
-samples/step-.../    previews
-states/step-.../     training states
-export/              the trained model: one file or a Diffusers folder
-models/              models that were exported on the way
-models.json          the model files that this run wrote, wherever they are
-report.html          one page for a person
-.lock                the process that trains it, while one does
-"""
+"""The paths of a run directory, and the reading and writing of its small files."""
 
 from __future__ import annotations
 
@@ -21,26 +6,31 @@ import contextlib
 import os
 import re
 import shutil
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from impasto import files, locks
+from impasto import files, locks, presence
 from impasto.errors import RunError
 from impasto.invocation import command
 from impasto.parsing import parse_json, read_text
+from impasto.runs.commands import discard_commands
+from impasto.runs.status import Phase, RunState, StatusWriter, state_of
 
-Phase = Literal["preparing", "training", "finished", "interrupted", "failed"]
 _STEP_NAME = re.compile(r"step-(\d{8})", re.ASCII)
-_BEFORE_TRAINING = ("config.toml", "environment.json", "status.json", "dataset.json")
+_BEFORE_TRAINING = (
+    "config.toml", "environment.json", "status.json", "events.jsonl", "dataset.json",
+)  # fmt: skip
 _LARGEST = 2**53
 _TEXT, _NUMBER, _WHOLE = (str,), (int, float), (int,)
 _TYPES: dict[str, dict[str, Any]] = {
     "status.json": {
         "phase": _TEXT, "step": _WHOLE, "total_steps": _WHOLE, "message": _TEXT, "model": _TEXT,
-        "updates_per_epoch": _WHOLE,
+        "updates_per_epoch": _WHOLE, "saved_step": _WHOLE, "updated_at": _NUMBER,
+        "started_at": _NUMBER, "pid": _WHOLE, "process": _TEXT, "host": _TEXT,
+        "stage": _TEXT, "stage_done": _WHOLE, "stage_total": _WHOLE, "stage_unit": _TEXT,
+        "loss": _NUMBER, "images_per_s": _NUMBER, "seconds_left": _NUMBER,
         "timings_s": {"": _NUMBER},
     },
     "models.json": {"written": [_TEXT]},
@@ -56,7 +46,7 @@ _TYPES: dict[str, dict[str, Any]] = {
     },
     "metrics.jsonl": {
         "step": _WHOLE, "epoch": _WHOLE, "samples_seen": _WHOLE, "loss": _NUMBER,
-        "validation_loss": _NUMBER, "images_per_s": _NUMBER, "lr": _NUMBER,
+        "validation_loss": _NUMBER, "images_per_s": _NUMBER, "lr": _NUMBER, "time": _NUMBER,
     },
 }  # fmt: skip
 """What readers rely on: entry -> its types, or those of its own entries (`""`: any) or items."""
@@ -74,10 +64,12 @@ class RunDirectory:
     Attributes:
         path: The directory.
         lock: What keeps other processes out, where this one trains the run.
+        live_status: What keeps `status.json` true, where this one trains the run.
     """
 
     path: Path
     lock: locks.FolderLock | None = field(default=None, compare=False, repr=False)
+    live_status: StatusWriter | None = field(default=None, compare=False, repr=False)
 
     @classmethod
     @contextlib.contextmanager
@@ -112,8 +104,11 @@ class RunDirectory:
             RunError: Another process is training the run.
             StorageError: It cannot be written.
         """
-        with locks.FolderLock(self.path, "training", self._refuse) as lock:
-            yield replace(self, lock=lock)
+        with (
+            locks.FolderLock(self.path, "training", self._refuse) as lock,
+            StatusWriter(self.status_file) as status,
+        ):
+            yield replace(self, lock=lock, live_status=status)
 
     def require_locked(self) -> None:
         """Make sure that no other process has taken the run over meanwhile.
@@ -129,6 +124,9 @@ class RunDirectory:
 
     def discard(self) -> None:
         """Remove a run that has not begun to train, and its directory if nothing else is in it."""
+        if self.live_status is not None:
+            self.live_status.drop()
+        discard_commands(self.commands)
         for name in _BEFORE_TRAINING:
             (self.path / name).unlink(missing_ok=True)
         for waiting in self.path.glob("waiting-*.safetensors"):
@@ -170,10 +168,29 @@ class RunDirectory:
             )
         return run
 
+    def is_there(self) -> bool:
+        """Whether the directory is that of a run that has begun, as far as can be looked."""
+        return presence.is_file(self.config_file) and presence.is_file(self.status_file)
+
     @property
     def config_file(self) -> Path:
         """The file of the resolved settings."""
         return self.path / "config.toml"
+
+    @property
+    def status_file(self) -> Path:
+        """What the run is doing, or how it ended."""
+        return self.path / "status.json"
+
+    @property
+    def events_file(self) -> Path:
+        """What happened in the course of the run, one JSON object per line."""
+        return self.path / "events.jsonl"
+
+    @property
+    def commands(self) -> Path:
+        """The folder of what the run is asked to do."""
+        return self.path / "commands"
 
     @property
     def metrics_file(self) -> Path:
@@ -228,7 +245,7 @@ class RunDirectory:
     def status(self) -> dict[str, Any]:
         """What the run says it is doing; empty where that is damaged: no number depends on it."""
         try:
-            return self.read_json("status.json")
+            return self.read_json(self.status_file.name)
         except RunError:
             return {}
 
@@ -237,11 +254,23 @@ class RunDirectory:
         """The HTML report of the run."""
         return self.path / "report.html"
 
+    def state(self) -> RunState:
+        """The true state of the run: what it says, and whether its process lives."""
+        saved = self.saved_steps()
+        return state_of(self.status(), locks.lock_holder(self.path), saved[-1] if saved else 0)
+
     def write_status(self, phase: Phase, **details: Any) -> None:
-        """Say what the run is doing."""
-        files.write_json(
-            self.path / "status.json", {"phase": phase, "updated_at": time.time(), **details}
-        )
+        """Begin a phase of the run: `status.json` says so at once.
+
+        Raises:
+            StorageError: It cannot be written.
+        """
+        (self.live_status or StatusWriter(self.status_file)).write(phase, **details)
+
+    def note_status(self, **details: Any) -> None:
+        """Remember what `status.json` will say with its next beat; None removes an entry."""
+        if self.live_status is not None:
+            self.live_status.note(**details)
 
     def read_json(self, name: str) -> dict[str, Any]:
         """Read one of the small JSON files; an empty mapping if it is not there yet.

@@ -1,0 +1,124 @@
+"""`impasto runs` and `impasto ask`: how runs stand, and what they are asked to do meanwhile."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, cast, get_args
+
+import click
+
+from impasto.runs.commands import COMMANDS, CommandName
+
+if TYPE_CHECKING:
+    from impasto.runs import RunDirectory
+    from impasto.runs.listing import RunSummary
+
+_ASK_AGAIN_S = 0.2
+
+
+@click.command()
+@click.argument("folders", nargs=-1, type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="One JSON object per run, for programs.")
+def runs(folders: tuple[Path, ...], as_json: bool) -> None:  # noqa: FBT001
+    """List the runs in FOLDERS and up to three levels below, and how each really stands.
+
+    Without FOLDERS, those below the current folder. A run that was killed is said to be killed: its
+    process is looked for.
+    """
+    from impasto.cli.console import Console
+    from impasto.errors import RunError
+    from impasto.runs.listing import find_runs, newest_first
+
+    for folder in folders:
+        if not folder.is_dir():
+            raise RunError(f"{folder} is not a folder. Give folders with runs in them.")
+    found = newest_first(find_runs(folders or (Path(),)))
+    if as_json:
+        for summary in found:
+            click.echo(json.dumps(summary.as_json(), ensure_ascii=True))
+        return
+    console = Console()
+    if not found:
+        where = " or ".join(map(str, folders)) or "the current folder"
+        console.note(f"No runs in {where}. A run is the folder that a training writes, output_dir.")
+        return
+    console.table({str(s.run.path): _line(s) for s in found})
+
+
+def _line(summary: RunSummary) -> str:
+    from impasto.progress import duration_words
+
+    state, status = summary.state, summary.state.status
+    words: list[str] = [state.state]
+    if state.total_steps is not None:
+        words.append(f"{state.step:,} of {state.total_steps:,} steps")
+    elif state.step:
+        words.append(f"{state.step:,} steps")
+    if state.is_alive and "stage" in status:
+        words.append(str(status["stage"]))
+    if "loss" in status:
+        words.append(f"loss {status['loss']:.4f}")
+    if state.is_alive and "seconds_left" in status:
+        words.append(f"{duration_words(status['seconds_left'])} left")
+    if state.state == "killed":
+        words.append(f"state of step {state.saved_step} kept" if state.saved_step else "no state")
+    if summary.updated_at and not state.is_alive:
+        words.append(time.strftime("%Y-%m-%d %H:%M", time.localtime(summary.updated_at)))
+    return " · ".join(words)
+
+
+@click.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("command", type=click.Choice(get_args(CommandName)))
+@click.option(
+    "--wait", default=600.0, show_default=True, metavar="SECONDS",
+    help="How long to wait for the answer; 0 waits for none.",
+)  # fmt: skip
+def ask(run: Path, command: str, wait: float) -> None:
+    r"""Ask the run in the directory RUN to do something between two steps.
+
+    \b
+    preview   draw previews now
+    validate  measure the validation loss now
+    save      save a training state now
+    stop      save a training state after this step, and stop
+    stop-now  stop without saving
+    """
+    from impasto.cli.console import Console
+    from impasto.errors import RunError
+    from impasto.runs import RunDirectory
+    from impasto.runs.commands import send_command
+
+    directory = RunDirectory.open(run)
+    state = directory.state()
+    if not state.is_alive:
+        raise RunError(f"Nobody is training {run}. {state.sentence(run)}")
+    console, name = Console(), cast("CommandName", command)
+    events_before = directory.events_file.stat().st_size if directory.events_file.exists() else 0
+    sent = send_command(directory.commands, name)
+    console.note(f"Asked to {COMMANDS[name]}.")
+    answer = _answer(directory, sent.id, events_before, wait)
+    if answer is not None:
+        console.note(f"Answer: {answer}.")
+    elif wait > 0:
+        taken = not sent.file.exists()
+        why = "It was heard and is not done yet" if taken else "It was not heard yet"
+        console.note(f"No answer within {wait:g} s. {why}.")
+
+
+def _answer(run: RunDirectory, identity: str, offset: int, wait_s: float) -> str | None:
+    """What the run says of a command; None if it says nothing in time, or ends before."""
+    from impasto.runs.events import read_events
+
+    until = time.monotonic() + wait_s
+    while True:
+        is_alive = run.state().is_alive
+        for end, event in read_events(run.events_file, offset):
+            offset = end
+            if event["kind"] == "command" and event.get("id") == identity:
+                return str(event.get("text", ""))
+        if not is_alive or time.monotonic() >= until:
+            return None
+        time.sleep(_ASK_AGAIN_S)

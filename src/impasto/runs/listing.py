@@ -1,0 +1,90 @@
+"""Finds run directories below folders, and says of each how it stands."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from impasto.runs.directory import RunDirectory
+from impasto.runs.status import RunState
+
+DEPTH = 3
+"""Levels of folders below a given one that runs are looked for in."""
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """How a run stands.
+
+    Attributes:
+        run: The directory.
+        state: Its true state.
+        updated_at: When it last said something, in seconds since 1970; 0 if it never did.
+    """
+
+    run: RunDirectory
+    state: RunState
+    updated_at: float
+
+    def as_json(self) -> dict[str, Any]:
+        """The same for programs: plain values, None for what is not known."""
+        status = self.state.status
+        holder = self.state.holder
+        return {
+            "path": str(self.run.path),
+            "state": self.state.state,
+            "step": self.state.step,
+            "total_steps": self.state.total_steps,
+            "saved_step": self.state.saved_step,
+            "updated_at": self.updated_at,
+            "seconds_left": status.get("seconds_left") if self.state.is_alive else None,
+            "images_per_s": status.get("images_per_s"),
+            "loss": status.get("loss"),
+            "stage": status.get("stage"),
+            "process": None if holder is None or holder.owner is None else holder.owner.pid,
+            "message": status.get("message", ""),
+        }
+
+
+def find_runs(folders: Iterable[Path], depth: int = DEPTH) -> list[RunDirectory]:
+    """The run directories among some folders and below them, each once, by path.
+
+    What cannot be looked into is passed over, and so are links: runs are found where they are.
+    """
+    found = {run.path: run for folder in folders for run in _below(folder, depth)}
+    return [found[path] for path in sorted(found)]
+
+
+def summary_of(run: RunDirectory) -> RunSummary:
+    """How a run stands now."""
+    state = run.state()
+    return RunSummary(run, state, float(state.status.get("updated_at", 0)))
+
+
+def newest_first(runs: Iterable[RunDirectory]) -> list[RunSummary]:
+    """How runs stand: those that are worked on first, then by when they last said something."""
+    summaries = map(summary_of, runs)
+    return sorted(summaries, key=lambda s: (not s.state.is_alive, -s.updated_at, s.run.path))
+
+
+def _below(folder: Path, depth: int) -> Iterator[RunDirectory]:
+    run = RunDirectory(folder)
+    if run.is_there():
+        yield run
+        return
+    if depth == 0:
+        return
+    try:
+        with os.scandir(folder) as entries:
+            inside = sorted(
+                entry.name
+                for entry in entries
+                if not entry.name.startswith(".") and entry.is_dir(follow_symlinks=False)
+            )
+    except OSError:
+        return
+    for name in inside:
+        yield from _below(folder / name, depth - 1)

@@ -1,0 +1,181 @@
+"""`status.json` of a run directory: what a run is doing, kept true while its process lives.
+
+A file alone cannot say that its writer was killed. So it is read together with the lock of the
+directory (`locks.py`): a run that says that it trains, and whose directory no living process holds,
+was killed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from impasto import files, locks
+from impasto.errors import StorageError
+from impasto.invocation import command
+from impasto.owners import current_process
+from impasto.parsing import printable
+from impasto.progress import counted
+
+Phase = Literal["preparing", "training", "finished", "interrupted", "failed"]
+State = Literal["preparing", "training", "finished", "interrupted", "failed", "killed", "unknown"]
+"""The phases, and what a phase cannot say of itself."""
+
+BEAT_S = 5.0
+"""Seconds between two writings of `status.json` while a run lives."""
+
+_KEPT = ("step", "total_steps", "saved_step", "loss", "images_per_s")
+
+_GOING = ("preparing", "training")
+
+
+class StatusWriter:
+    """Writes `status.json`: at once when the phase changes, and as a heartbeat every few seconds.
+
+    What changes with every step is only noted (`note`), which costs nothing, and goes out with the
+    next beat. Used as a context, whose end is the end of the beats.
+
+    Args:
+        file: The file.
+        every_s: Seconds between beats.
+    """
+
+    def __init__(self, file: Path, every_s: float = BEAT_S) -> None:
+        self._file, self._every_s = file, every_s
+        self._lock = threading.Lock()
+        self._ended = threading.Event()
+        self._content: dict[str, Any] = {}
+        self._process = {
+            "pid": os.getpid(),
+            "process": current_process().token,
+            "host": socket.gethostname(),
+            "started_at": time.time(),
+        }
+
+    def __enter__(self) -> StatusWriter:
+        threading.Thread(target=self._beat, name="status", daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        with self._lock:  # a beat that is being written is let finish
+            pass
+
+    def write(self, phase: Phase, **details: Any) -> None:
+        """Begin a phase; of the one before, the numbers of training are kept.
+
+        Raises:
+            StorageError: The file cannot be written.
+        """
+        with self._lock:
+            kept = {name: self._content[name] for name in _KEPT if name in self._content}
+            self._content = {"phase": phase, **kept, **details}
+            files.write_json(self._file, self._whole())
+
+    def note(self, **details: Any) -> None:
+        """Remember what will be written with the next beat; None removes an entry."""
+        with self._lock:
+            self._content.update(details)
+            self._content = {k: v for k, v in self._content.items() if v is not None}
+
+    def drop(self) -> None:
+        """Write nothing more until the next phase: the run is being removed."""
+        with self._lock:
+            self._content = {}
+
+    def _whole(self) -> dict[str, Any]:
+        said = {**self._content, "updated_at": time.time(), **self._process}
+        return {k: printable(v) if isinstance(v, str) else v for k, v in said.items()}
+
+    def _beat(self) -> None:
+        while not self._ended.wait(self._every_s):
+            with self._lock:
+                if "phase" not in self._content or self._ended.is_set():
+                    continue
+                # a disk that is full or away says so where something depends on it
+                with contextlib.suppress(StorageError):
+                    files.write_json(self._file, self._whole(), durable=False)
+
+
+@dataclass(frozen=True)
+class RunState:
+    """The true state of a run: what its status says, and whether its process lives.
+
+    Attributes:
+        state: One word.
+        status: What `status.json` says; empty where it is missing or damaged.
+        holder: The living process that holds the directory.
+        saved_step: The step of its newest training state; 0 if it has none.
+    """
+
+    state: State
+    status: Mapping[str, Any]
+    holder: locks.LockHolder | None
+    saved_step: int
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether a process is working on the run."""
+        return self.holder is not None
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps that are done, as far as the run could say."""
+        return int(self.status.get("step", self.saved_step))
+
+    @property
+    def total_steps(self) -> int | None:
+        """Optimizer steps of the whole run; None until that is known."""
+        total = self.status.get("total_steps")
+        return None if total is None else int(total)
+
+    def sentence(self, path: Path) -> str:
+        """The state in a sentence or three, with what to do where something is to be done."""
+        words = f"This run {_SENTENCES[self.state]}"
+        if self.total_steps is not None:
+            about = "about " if self.state == "killed" else ""
+            words += f": {about}{self.step} of {counted(self.total_steps, 'steps')}"
+        said = [f"{words}.", str(self.status.get("message", ""))]
+        if self.state == "killed":
+            kept = (
+                f"The state of step {self.saved_step} is kept"
+                if self.saved_step
+                else ("It has saved no state")
+            )
+            said.append(f"{kept}. Continue with: {command('resume', path)}")
+        return " ".join(filter(None, said))
+
+
+_SENTENCES: dict[State, str] = {
+    "preparing": "is being prepared",
+    "training": "is training",
+    "finished": "is finished",
+    "interrupted": "was interrupted",
+    "failed": "ended with an error",
+    "killed": "was killed: its process is gone without a word",
+    "unknown": "is of unknown state",
+}
+
+
+def state_of(
+    status: Mapping[str, Any], holder: locks.LockHolder | None, saved_step: int
+) -> RunState:
+    """Put together what a run says of itself and whether its process lives."""
+    phase = status.get("phase")
+    state: State = phase if phase in _SENTENCES else "unknown"
+    if holder is None and phase in _GOING:
+        state = "killed"
+    elif holder is not None and phase not in _GOING and not _is_by(holder, status):
+        state = "preparing"  # it was resumed just now, and has not said so yet
+    return RunState(state, status, holder, saved_step)
+
+
+def _is_by(holder: locks.LockHolder, status: Mapping[str, Any]) -> bool:
+    return holder.owner is not None and holder.owner.token == status.get("process")

@@ -1,0 +1,67 @@
+"""Hears the commands that are put into a run's directory (`runs/commands.py`) while it trains."""
+
+from __future__ import annotations
+
+import threading
+
+from impasto.runs import RunDirectory
+from impasto.runs.commands import Command, discard_commands, waiting_commands
+from impasto.runs.events import EventLog
+from impasto.training.signals import StopRequest
+
+LOOK_EVERY_S = 1.0
+
+
+class CommandListener:
+    """Looks for commands on a thread of its own, while it is entered as a context.
+
+    It sees to stopping itself, as a signal would, so that a run stops also where it loads or
+    encodes. The others wait for the loop, which asks for them between two steps.
+
+    Args:
+        run: The run directory, which this process holds.
+        stop: Is asked to stop.
+        log: Where answers go.
+        every_s: Seconds between two looks.
+    """
+
+    def __init__(
+        self, run: RunDirectory, stop: StopRequest, log: EventLog, every_s: float = LOOK_EVERY_S
+    ) -> None:
+        self._folder, self._stop, self._log = run.commands, stop, log
+        self._every_s = every_s
+        self._ended = threading.Event()
+        self._lock = threading.Lock()
+        self._taken: list[Command] = []
+
+    def __enter__(self) -> CommandListener:
+        discard_commands(self._folder)
+        threading.Thread(target=self._listen, name="commands", daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        for command in self.take():
+            self.answer(command, "the run ended before it came to it")
+
+    def take(self) -> list[Command]:
+        """What the loop is asked for, and will do now."""
+        with self._lock:
+            taken, self._taken = self._taken, []
+        return taken
+
+    def answer(self, command: Command, text: str) -> None:
+        """Say what became of a command."""
+        self._log.add("command", id=command.id, command=command.kind, text=text)
+
+    def _listen(self) -> None:
+        while not self._ended.wait(self._every_s):
+            for command in waiting_commands(self._folder):
+                if not command.take():
+                    continue
+                if command.kind in ("stop", "stop-now"):
+                    self.answer(command, "stopping")
+                    self._stop.ask(now=command.kind == "stop-now")
+                else:
+                    with self._lock:
+                        self._taken.append(command)

@@ -1,0 +1,111 @@
+"""What a run tells a person, written into its directory too: `events.jsonl` and `status.json`."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from impasto.progress import Advance
+from impasto.runs import RunDirectory
+from impasto.runs.events import EventLog
+from impasto.training.events import TrainingEvents
+
+_PROGRESS_EVERY_S = 5.0
+
+
+class RecordedEvents:
+    """Passes events on, and writes them down once the run directory is there.
+
+    Args:
+        events: Who else is told.
+
+    Attributes:
+        log: The file that events are added to.
+    """
+
+    def __init__(self, events: TrainingEvents) -> None:
+        self.log = EventLog()
+        self._events = events
+        self._run: RunDirectory | None = None
+        self._total_steps = 0
+        self._began, self._first_step = time.monotonic(), 0
+
+    def open(self, run: RunDirectory) -> None:
+        """Write into the directory of a run from now on, first what has come so far."""
+        self._run = run
+        self.log.open(run.events_file)
+
+    @contextlib.contextmanager
+    def stage(self, description: str, total: int | None, unit: str) -> Iterator[Advance]:
+        """A stage: its begin, its end, and every few seconds how far it is."""
+        if total == 0:
+            with self._events.stage(description, total, unit) as advance:
+                yield advance
+            return
+        done, written_at = 0, time.monotonic()
+
+        def tell(**more: Any) -> None:
+            self.log.add("stage", text=description, total=total, unit=unit, done=done, **more)
+
+        def count(number: int) -> None:
+            nonlocal done, written_at
+            done += number
+            self._note(stage_done=done)
+            if time.monotonic() - written_at > _PROGRESS_EVERY_S:
+                written_at = time.monotonic()
+                tell()
+            advance(number)
+
+        self._note(stage=description, stage_done=0, stage_total=total, stage_unit=unit)
+        tell()
+        try:
+            with self._events.stage(description, total, unit) as advance:
+                yield count
+        finally:
+            tell(ended=True)
+            self._note(stage=None, stage_done=None, stage_total=None, stage_unit=None)
+
+    def note(self, message: str) -> None:
+        """A line that stays."""
+        self.log.note(message)
+        self._events.note(message)
+
+    def started(self, summary: Mapping[str, Any], first_step: int, last_step: int) -> None:
+        """Training begins."""
+        self._total_steps, self._first_step = last_step, first_step
+        self._began = time.monotonic()
+        self.log.add("training", step=first_step, total_steps=last_step)
+        self._events.started(summary, first_step, last_step)
+
+    def stepped(self, step: int) -> None:
+        """A step is done."""
+        self._note(step=step)
+        self._events.stepped(step)
+
+    def measured(self, record: Mapping[str, Any]) -> None:
+        """A line of metrics was written."""
+        step = int(record["step"])
+        self.log.add("step", step=step)
+        done = step - self._first_step
+        if "loss" in record and done > 0:
+            seconds = (time.monotonic() - self._began) / done
+            self._note(
+                loss=record["loss"],
+                images_per_s=record.get("images_per_s"),
+                seconds_left=round(seconds * (self._total_steps - step), 1),
+            )
+        self._events.measured(record)
+
+    def ended(self) -> None:
+        """Training is over."""
+        self._events.ended()
+
+    def close(self) -> None:
+        """The process lets the run go."""
+        self.log.add("end")
+
+    def _note(self, **details: Any) -> None:
+        if self._run is not None:
+            self._run.note_status(**details)

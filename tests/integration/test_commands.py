@@ -1,0 +1,191 @@
+"""What a run that trains tells in its files, and what it does when it is asked there."""
+
+import json
+import threading
+
+import pytest
+from conftest import impasto
+from runs import StopAt, exported
+
+from impasto.errors import ConfigError, Interrupted
+from impasto.runs import RunDirectory
+from impasto.runs.commands import send_command, waiting_commands
+from impasto.runs.events import read_events
+from impasto.training.events import SilentEvents
+from impasto.training.monitoring import command_listener
+from impasto.training.requests import Requests
+from impasto.training.signals import StopRequest
+from impasto.training.trainer import resume, train
+
+OFTEN = {
+    "validation": {"split": 0.25, "every_steps": 100},
+    "previews": {"prompts": ["a ball"], "width": 64, "height": 64, "steps": 1},
+}
+
+
+class AskAt(SilentEvents):
+    """Puts commands into the run's directory after a step, and waits until they are heard."""
+
+    def __init__(self, folder, step, *names):
+        self.folder, self.step, self.names = folder, step, names
+
+    def stepped(self, step):
+        if step == self.step:
+            taken = threading.Event()
+            sent = [send_command(self.folder / "commands", name) for name in self.names]
+            while any(command.file.exists() for command in sent):
+                taken.wait(0.01)
+            taken.wait(0.05)
+
+
+@pytest.fixture(autouse=True)
+def _hears_at_once(monkeypatch):
+    def eager(run, stop, log):
+        return real(run, stop, log, every_s=0.01)
+
+    real = command_listener.CommandListener
+    monkeypatch.setattr("impasto.training.trainer.CommandListener", eager)
+
+
+def events_of(run, kind):
+    return [event for _, event in read_events(run.events_file) if event["kind"] == kind]
+
+
+def answers(run):
+    return {event["command"]: event["text"] for event in events_of(run, "command")}
+
+
+def test_a_run_tells_its_course_in_events(train_config):
+    run = train(train_config(**OFTEN))
+    kinds = [event["kind"] for _, event in read_events(run.events_file)]
+    assert kinds[-1] == "end"
+    assert kinds.count("begin") == kinds.count("training") == 1
+    assert [event["step"] for event in events_of(run, "step")] == [0, 1, 2, 3, 4, 5, 6, 6]
+    stages = {event["text"] for event in events_of(run, "stage")}
+    assert "Encoding latents" in stages
+    for name in stages:
+        told = [event for event in events_of(run, "stage") if event["text"] == name]
+        assert told[0]["done"] == 0
+        assert told[-1]["ended"]
+    times = [event["time"] for _, event in read_events(run.events_file)]
+    assert times == sorted(times)
+    metrics = list(run.read_metrics())
+    assert [m["time"] for m in metrics] == sorted(m["time"] for m in metrics)
+    assert times[0] <= metrics[0]["time"] <= times[-1]
+
+
+def test_the_status_tells_how_far_a_run_is(train_config):
+    config = train_config(saving={"state_every_steps": 2})
+    with pytest.raises(ZeroDivisionError):
+        train(config, StopAt(5))
+    status = RunDirectory(config.output_dir).status()
+    assert (status["phase"], status["total_steps"]) == ("training", 6)
+    assert RunDirectory(config.output_dir).state().state == "killed"
+    run = resume(config.output_dir)
+    assert run.state().state == "finished"
+    assert [event["step"] for event in events_of(run, "training")] == [0, 4]
+
+
+def test_what_is_asked_for_is_done_after_the_step(train_config, tmp_path):
+    """And changes nothing of what is learnt."""
+    whole = train(train_config(output_dir=str(tmp_path / "whole"), **OFTEN))
+    config = train_config(**OFTEN, saving={"keep_states": 9})
+    run = train(config, AskAt(config.output_dir, 3, "preview", "validate", "save"))
+    done = "done after step 3"
+    assert answers(run) == {"preview": done, "validate": done, "save": done}
+    assert run.sampled_steps() == [0, 3, 6]
+    assert run.saved_steps() == [3, 6]
+    assert [m["step"] for m in run.read_metrics() if "validation_loss" in m] == [0, 3, 6]
+    assert exported(run) == exported(whole)
+    assert waiting_commands(run.commands) == []
+
+
+def test_what_a_run_has_not_is_said(train_config):
+    config = train_config()
+    run = train(config, AskAt(config.output_dir, 2, "preview", "validate"))
+    assert "no prompts" in answers(run)["preview"]
+    assert "no held-out images" in answers(run)["validate"]
+
+
+def test_a_run_that_is_asked_to_stop_saves_and_goes_on_exactly(train_config, tmp_path):
+    whole = train(train_config(output_dir=str(tmp_path / "whole")))
+    config = train_config()
+    with pytest.raises(Interrupted, match="3 of 6 steps"):
+        train(config, AskAt(config.output_dir, 3, "stop"))
+    run = RunDirectory(config.output_dir)
+    assert run.saved_steps() == [3]
+    assert run.state().state == "interrupted"
+    assert answers(run) == {"stop": "stopping"}
+    assert exported(resume(config.output_dir)) == exported(whole)
+
+
+def test_a_run_that_is_asked_to_stop_now_saves_nothing(train_config):
+    config = train_config()
+    with pytest.raises(Interrupted, match="not saved"):
+        train(config, AskAt(config.output_dir, 3, "stop-now"))
+    assert RunDirectory(config.output_dir).saved_steps() == []
+
+
+def test_commands_of_before_are_not_done(train_config):
+    config = train_config(saving={"state_every_steps": 2})
+    with pytest.raises(ZeroDivisionError):
+        train(config, StopAt(3))
+    send_command(config.output_dir / "commands", "stop")
+    run = resume(config.output_dir)
+    assert run.state().state == "finished"
+    assert answers(run) == {}
+
+
+def test_a_run_that_does_not_begin_leaves_nothing(train_config):
+    config = train_config(previews={"hypernetworks": ["missing.pt"], "prompts": ["a"]})
+    with pytest.raises(Exception, match="missing"):
+        train(config)
+    assert not config.output_dir.exists()
+    with pytest.raises(ConfigError):
+        train(train_config(training={"cuda_graphs": True, "compile": "full"}))
+    assert not config.output_dir.exists()
+
+
+class Processes:
+    """Two processes, of which the other one tells a number of its own."""
+
+    num_processes, device = 2, "cpu"
+
+    def __init__(self, other):
+        self.other = other
+
+    def gather(self, number):
+        return number.new_tensor([int(number), self.other])
+
+
+def test_several_processes_agree_where_metrics_are_due():
+    """The second process hears nothing, and does what the first is asked."""
+    stop = StopRequest()
+    second = Requests(stop, None, Processes(0b101), lambda done: done == 10, lambda _: "")
+    assert second.asked(9) == set()
+    assert second.asked(10) == {"preview", "save"}
+    assert second.stop_signal(9) is None
+    assert second.stop_signal(10) == 0b101
+    second.answer(10)
+
+
+def test_the_command_line_asks_and_hears_the_answer(run_file, tmp_path):
+    """`impasto ask` against a real run in a process of its own."""
+    file = run_file(training={"max_steps": 100_000}, saving={"state_every_steps": 0})
+    folder = tmp_path / "run"
+    started = threading.Thread(target=impasto, args=("train", file), daemon=True)
+    started.start()
+    pause = threading.Event()
+    while RunDirectory(folder).state().state != "training":
+        assert started.is_alive()
+        pause.wait(0.1)
+    saved = impasto("ask", folder, "save")
+    assert saved.returncode == 0, saved.stderr
+    assert "Answer: done after step" in saved.stdout
+    assert len(RunDirectory(folder).saved_steps()) == 1
+    listed = impasto("runs", tmp_path, "--json")
+    assert json.loads(listed.stdout)["state"] == "training"
+    assert "Answer: stopping" in impasto("ask", folder, "stop").stdout
+    started.join(timeout=120)
+    assert not started.is_alive()
+    assert RunDirectory(folder).state().state == "interrupted"
