@@ -48,6 +48,7 @@ EXTRAS = {
     # words that a command begins with: what it needs
     ("test",): "dev",
     ("demo",): "tagging",
+    ("studio",): "studio",
     ("dataset", "tag"): "tagging",
 }
 HEIF_ENDINGS = (".heic", ".heif", ".hif", ".heics", ".heifs")

@@ -25,6 +25,7 @@ VERBS = {
     "doctor": "impasto.cli.doctor:doctor",
     "new": "impasto.cli.new:new",
     "init": "impasto.cli.model:init",
+    "studio": "impasto.cli.studio:studio",
     "dataset": "impasto.cli.dataset:dataset",
     "train": "impasto.cli.train:train",
     "resume": "impasto.cli.train:resume",

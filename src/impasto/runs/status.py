@@ -138,11 +138,11 @@ class RunState:
 
     def sentence(self, path: Path) -> str:
         """The state in a sentence or three, with what to do where something is to be done."""
-        words = f"This run {_SENTENCES[self.state]}"
-        if self.total_steps is not None:
+        words, message = f"This run {_SENTENCES[self.state]}", str(self.status.get("message", ""))
+        if self.total_steps is not None and not message:
             about = "about " if self.state == "killed" else ""
             words += f": {about}{self.step} of {counted(self.total_steps, 'steps')}"
-        said = [f"{words}.", str(self.status.get("message", ""))]
+        said = [f"{words}.", message]
         if self.state == "killed":
             kept = (
                 f"The state of step {self.saved_step} is kept"

@@ -1,0 +1,111 @@
+"""`impasto studio`: the window to work through, in a browser."""
+
+from __future__ import annotations
+
+import errno
+import importlib.util
+import os
+import socket
+import webbrowser
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from impasto.cli.console import Console
+
+DEFAULT_PORT = 7870
+_TRIED_PORTS = 20
+_PACKAGES = ("starlette", "uvicorn", "python_multipart")
+
+
+@click.command()
+@click.option(
+    "--runs", "run_folders", multiple=True, metavar="DIR", type=click.Path(path_type=Path),
+    help="A folder with runs in it, up to three levels deep; repeatable. The current folder if "
+    "none is given.",
+)  # fmt: skip
+@click.option(
+    "--port", type=click.IntRange(1, 65535), default=None,
+    help=f"The port of this machine; without it the first free one from {DEFAULT_PORT} on.",
+)  # fmt: skip
+@click.option("--open", "opens", is_flag=True, help="Open it in the browser at once.")
+def studio(run_folders: tuple[Path, ...], port: int | None, *, opens: bool) -> None:
+    """Serve the studio, a page for the browser that shows runs and what they can be asked.
+
+    It can be reached from this machine alone, by the address that it prints. Ending it ends no
+    training, and starting it again finds all runs.
+    """
+    from impasto.cli.console import Console
+    from impasto.errors import RunError
+    from impasto.invocation import missing_extra
+
+    if any(importlib.util.find_spec(name) is None for name in _PACKAGES):
+        raise missing_extra("studio", "The studio needs packages that are not installed.")
+    folders = [folder.absolute() for folder in run_folders or (Path(),)]
+    for folder in folders:
+        if not folder.is_dir():
+            raise RunError(f"{folder} is not a folder. Give folders with runs in them to --runs.")
+    _serve(folders, port, Console(), opens=opens)
+
+
+def _serve(folders: list[Path], port: int | None, console: Console, *, opens: bool) -> None:
+    import uvicorn
+
+    from impasto.studio.app import Studio, create_app
+    from impasto.studio.folders import Folders
+    from impasto.studio.guard import Access
+
+    with _listening(port) as listener:
+        access = Access(listener.getsockname()[1])
+        app = create_app(Studio(Folders(folders)), access)
+        console.note(f"The studio shows the runs in {', '.join(map(str, folders))}. Open:")
+        console.note(access.address)
+        console.note("The address is a key: whoever has it can use the studio. Ctrl-C ends it.")
+        if opens:
+            webbrowser.open(access.address)
+        config = uvicorn.Config(
+            app, log_level="warning", access_log=False, timeout_graceful_shutdown=1
+        )
+        uvicorn.Server(config).run(sockets=[listener])
+
+
+def _listening(port: int | None) -> socket.socket:
+    """A socket of the loopback: at the port that was asked for, or the first free one.
+
+    Raises:
+        RunError: The port is taken; with the next free one.
+    """
+    from impasto.errors import RunError
+
+    tried = [port] if port is not None else range(DEFAULT_PORT, DEFAULT_PORT + _TRIED_PORTS)
+    for number in tried:
+        found = _bound(number)
+        if found is not None:
+            return found
+    free = next((n for n in range((port or DEFAULT_PORT) + 1, 65536) if _is_free(n)), None)
+    instead = "" if free is None else f" {free} is free: --port {free}."
+    raise RunError(f"Port {port or DEFAULT_PORT} is taken by another program.{instead}")
+
+
+def _bound(port: int) -> socket.socket | None:
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    if os.name == "posix":  # at once after another studio; on Windows it would share the port
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind(("127.0.0.1", port))
+        listener.listen(128)
+    except OSError as error:
+        listener.close()
+        if error.errno in (errno.EADDRINUSE, errno.EACCES):
+            return None
+        raise
+    return listener
+
+
+def _is_free(port: int) -> bool:
+    found = _bound(port)
+    if found is not None:
+        found.close()
+    return found is not None

@@ -1,0 +1,218 @@
+"""The web application of the studio: pages of runs, what changes in them, and what they are asked.
+
+Routes are thin: they find the run that an address names, read its files, and render a template.
+Reading goes to threads, so that a slow disk stops nobody else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Any, get_args
+
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import (
+    FileResponse,
+    HTMLResponse,
+    JSONResponse,
+    RedirectResponse,
+    Response,
+    StreamingResponse,
+)
+from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
+
+from impasto.errors import ImpastoError
+from impasto.report.page import write_report
+from impasto.runs import RunDirectory, step_name
+from impasto.runs.commands import CommandName, send_command
+from impasto.studio.curves import read_curves
+from impasto.studio.folders import Folders, file_inside
+from impasto.studio.guard import Access, Guard
+from impasto.studio.jobs import TERMINAL_LOG, Jobs
+from impasto.studio.views import run_page, run_rows, state_part
+from impasto.studio.watching import RunWatch
+
+LOOK_EVERY_S = 1.0
+_IMAGES = {".png": "image/png", ".jpg": "image/jpeg", ".webp": "image/webp"}
+
+
+@dataclass(frozen=True)
+class Studio:
+    """What the routes work with.
+
+    Attributes:
+        folders: What is shown.
+        jobs: Starts processes.
+        templates: Makes pages; whatever is put into one is escaped.
+        look_every_s: Seconds between two looks at a run that is being watched.
+    """
+
+    folders: Folders
+    jobs: Jobs = field(default_factory=Jobs)
+    templates: Environment = field(default_factory=lambda: _templates())
+    look_every_s: float = LOOK_EVERY_S
+
+    def page(self, template: str, status: int = 200, **content: Any) -> Response:
+        """A page or a part of one, which no cache keeps."""
+        text = self.templates.get_template(template).render(content)
+        return HTMLResponse(
+            text.encode("utf-8", errors="replace"), status, {"cache-control": "no-store"}
+        )
+
+    def run_of(self, request: Request) -> RunDirectory:
+        """The run that an address names.
+
+        Raises:
+            HTTPException: There is none: 404.
+        """
+        run = self.folders.run_of(request.path_params["run"])
+        if run is None:
+            raise HTTPException(404, "This run is not there: it was removed, renamed or moved.")
+        return run
+
+    async def start_page(self, _: Request) -> Response:
+        """Recent runs, and how they stand."""
+        return self.page("start.html.j2", runs=await self._rows(), folders=self._places())
+
+    async def runs_part(self, _: Request) -> Response:
+        """The list of runs alone, which the page asks for again and again."""
+        return self.page("runs.html.j2", runs=await self._rows(), folders=self._places())
+
+    async def run_page(self, request: Request) -> Response:
+        """Everything of one run."""
+        run = self.run_of(request)
+        content = await asyncio.to_thread(run_page, run)
+        return self.page("run.html.j2", name=self.folders.name_of(run), **content)
+
+    async def curves(self, request: Request) -> Response:
+        """The curves as JSON; with `exact=1`, of every line of a large file."""
+        run, exact = self.run_of(request), request.query_params.get("exact") == "1"
+        found = await asyncio.to_thread(read_curves, run.metrics_file, exact=exact)
+        return JSONResponse(found, headers={"cache-control": "no-store"})
+
+    async def stream(self, request: Request) -> Response:
+        """What happens in a run from now on, as server-sent events."""
+        run = self.run_of(request)
+        return StreamingResponse(
+            self._told(run, request),
+            media_type="text/event-stream",
+            headers={"cache-control": "no-store"},
+        )
+
+    async def sample(self, request: Request) -> Response:
+        """A preview of a run."""
+        run, step = self.run_of(request), int(request.path_params["step"])
+        file = file_inside(run.samples / step_name(step), request.path_params["file"])
+        kind = None if file is None else _IMAGES.get(file.suffix.lower())
+        if file is None or kind is None:
+            raise HTTPException(404, "This preview is not there.")
+        headers = {"cache-control": "private, max-age=31536000, immutable"}
+        return FileResponse(file, media_type=kind, headers=headers)
+
+    async def report(self, request: Request) -> Response:
+        """The report of a run, as a file to keep: its styles are not those of this server."""
+        run = self.run_of(request)
+        file = await asyncio.to_thread(write_report, run)
+        return FileResponse(file, media_type="text/html", filename=f"{run.path.name}.html")
+
+    async def command(self, request: Request) -> Response:
+        """Ask a run for something."""
+        run, kind = self.run_of(request), request.path_params["command"]
+        if kind not in get_args(CommandName):
+            raise HTTPException(404, f"There is no command {kind}.")
+        state = await asyncio.to_thread(run.state)
+        if not state.is_alive:
+            raise HTTPException(409, f"Nobody is training this run. {state.sentence(run.path)}")
+        await asyncio.to_thread(send_command, run.commands, kind)
+        return self.page("asked.html.j2", kind=kind)
+
+    async def resume(self, request: Request) -> Response:
+        """Continue a run in a process of its own."""
+        run = self.run_of(request)
+        state = await asyncio.to_thread(run.state)
+        if state.is_alive:
+            raise HTTPException(409, "This run is being trained already.")
+        await asyncio.to_thread(self.jobs.start, ["resume", run.path], run.path / TERMINAL_LOG)
+        return RedirectResponse(f"/runs/{self.folders.name_of(run)}", 303)
+
+    async def _rows(self) -> list[dict[str, Any]]:
+        summaries = await asyncio.to_thread(self.folders.all_runs)
+        return run_rows(summaries, self.folders.name_of)
+
+    def _places(self) -> str:
+        return ", ".join(map(str, self.folders.runs))
+
+    async def _told(self, run: RunDirectory, request: Request) -> AsyncIterator[str]:
+        watch = RunWatch(run)
+        while not await request.is_disconnected():
+            news = await asyncio.to_thread(watch.look)
+            if news.state is not None:
+                content = state_part(run, news.state)
+                part = self.templates.get_template("state.html.j2")
+                yield _event(part.render(name=self.folders.name_of(run), **content))
+            if news.metrics:
+                yield _event(json.dumps(news.metrics), "metrics")
+            if news.lines:
+                yield _event(json.dumps(news.lines), "lines")
+            if news.samples:
+                yield _event(json.dumps(news.samples), "samples")
+            if news.is_nothing:
+                yield ": still here\n\n"  # finds out that nobody listens any more
+            await asyncio.sleep(self.look_every_s)
+
+
+def create_app(studio: Studio, access: Access) -> Starlette:
+    """The application.
+
+    Args:
+        studio: What the routes work with.
+        access: What requests have to bring.
+    """
+
+    async def refused(_: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)  # noqa: S101
+        return studio.page("error.html.j2", error.status_code, words=error.detail)
+
+    async def failed(_: Request, error: Exception) -> Response:
+        return studio.page("error.html.j2", 500, words=str(error))
+
+    return Starlette(
+        routes=[
+            Route("/", studio.start_page),
+            Route("/parts/runs", studio.runs_part),
+            Route("/runs/{run}", studio.run_page),
+            Route("/runs/{run}/curves", studio.curves),
+            Route("/runs/{run}/stream", studio.stream),
+            Route("/runs/{run}/report", studio.report),
+            Route("/runs/{run}/samples/{step:int}/{file}", studio.sample),
+            Route("/runs/{run}/ask/{command}", studio.command, methods=["POST"]),
+            Route("/runs/{run}/resume", studio.resume, methods=["POST"]),
+            Mount("/static", StaticFiles(packages=[("impasto.studio", "static")])),
+        ],
+        middleware=[Middleware(Guard, access=access)],
+        exception_handlers={HTTPException: refused, ImpastoError: failed},
+    )
+
+
+def _event(data: str, name: str = "") -> str:
+    """A server-sent event (HTML Living Standard, 9.2); every line of the data has its own field."""
+    head = f"event: {name}\n" if name else ""
+    lines = data.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    return head + "".join(f"data: {line}\n" for line in lines) + "\n"
+
+
+def _templates() -> Environment:
+    return Environment(
+        loader=ChoiceLoader([PackageLoader("impasto.studio"), PackageLoader("impasto.report")]),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )

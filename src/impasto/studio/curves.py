@@ -1,0 +1,136 @@
+"""The numbers of `metrics.jsonl` as curves, thinned out to what a chart can show."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from impasto.parsing import parse_json
+
+POINTS = 1500
+"""Points of a curve at most; a chart is about as many pixels wide."""
+
+SKETCHED_FROM = 4 << 20
+"""Bytes of a file from which a first look reads some lines only: 10,000 lines take 100 ms."""
+
+_SKETCHED_LINES = 3000
+_NOT_CURVES = frozenset({"step", "time", "epoch", "samples_seen"})
+
+Curves = dict[str, tuple[list[int], list[float]]]
+"""Name -> steps and values, in order of the steps."""
+
+
+def read_curves(file: Path, *, exact: bool = True, points: int = POINTS) -> Curves:
+    """The curves of a run.
+
+    Args:
+        file: `metrics.jsonl`; nothing comes of one that is not there.
+        exact: Whether every line is read; otherwise lines at even distances of a large file.
+        points: The most points of a curve. Of each stretch the least and the greatest value are
+            kept, so that no peak is lost (of the lines that were read).
+    """
+    try:
+        size = file.stat().st_size
+    except OSError:
+        return {}
+    lines = whole_lines(file, 0) if exact or size < SKETCHED_FROM else _some_lines(file, size)
+    curves: Curves = {}
+    for _, record in lines:
+        step = record["step"]
+        for name, value in numbers_of(record).items():
+            steps, values = curves.setdefault(name, ([], []))
+            steps.append(step)
+            values.append(value)
+    return {name: _thinned(*curve, points) for name, curve in curves.items()}
+
+
+def numbers_of(record: Mapping[str, Any]) -> dict[str, float]:
+    """The values of a line of metrics that can be drawn."""
+    return {
+        name: value
+        for name, value in record.items()
+        if name not in _NOT_CURVES
+        and isinstance(value, (int, float))
+        and not isinstance(value, bool)
+        and math.isfinite(value)
+    }
+
+
+def whole_lines(file: Path, offset: int) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """Records from a place in the file on, each with the place after it; damaged ones are skipped.
+
+    The last line is left out while it is being written.
+    """
+    try:
+        content = file.open("rb")
+    except OSError:
+        return
+    with content:
+        content.seek(offset)
+        for line in content:
+            if not line.endswith(b"\n"):
+                return
+            offset += len(line)
+            record = _record(line)
+            if record is not None:
+                yield offset, record
+
+
+def _some_lines(file: Path, size: int) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """About `_SKETCHED_LINES` records at even distances, the first and the last among them."""
+    with file.open("rb") as content:
+        yield from _records_at(content, [0])
+        step = size / _SKETCHED_LINES
+        yield from _records_at(content, (int(n * step) for n in range(1, _SKETCHED_LINES)))
+        content.seek(max(0, size - 65_536))
+        *_, last = [None, *content.read().splitlines(keepends=True)]
+        record = _record(last) if last is not None and last.endswith(b"\n") else None
+        if record is not None:
+            yield size, record
+
+
+def _records_at(content: Any, offsets: Iterable[int]) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    for offset in offsets:
+        content.seek(offset)
+        if offset:
+            content.readline()  # the rest of a line
+        record = _record(content.readline())
+        if record is not None:
+            yield offset, record
+
+
+def _record(line: bytes) -> Mapping[str, Any] | None:
+    try:
+        record = parse_json(line.decode("utf-8", errors="replace"))
+    except ValueError:
+        return None
+    if not isinstance(record, dict) or type(record.get("step")) is not int:
+        return None
+    return record
+
+
+def _thinned(steps: list[int], values: list[float], points: int) -> tuple[list[int], list[float]]:
+    if len(steps) <= points:
+        return steps, values
+    kept: list[int] = []
+    stretch = 2 * len(steps) / points
+    begin = 0.0
+    while begin < len(steps):
+        places = range(int(begin), min(len(steps), int(begin + stretch)))
+        begin += stretch
+        if places:
+            kept += sorted(
+                {min(places, key=values.__getitem__), max(places, key=values.__getitem__)}
+            )
+    return [steps[n] for n in kept], [values[n] for n in kept]
+
+
+def size_of(file: Path) -> int:
+    """The bytes of a file; 0 where there is none."""
+    try:
+        return os.stat(file).st_size  # noqa: PTH116 - also of names that Path refuses
+    except OSError:
+        return 0

@@ -1,0 +1,140 @@
+"""Who may ask the studio for anything: one browser, with the token that was printed at the start.
+
+Other programs of the machine, other users, and pages of other sites in the same browser can all
+reach a port of the loopback. So every request needs a cookie that only the printed address gives;
+the host that is asked for must be this one, or a site could have its own name lead here (DNS
+rebinding); and what changes something must come from a page of the studio itself (`Sec-Fetch-Site`
+and `Origin`; Fetch Metadata Request Headers, W3C).
+"""
+
+from __future__ import annotations
+
+import hmac
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from urllib.parse import urlsplit
+
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, PlainTextResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+HEADERS = {
+    "content-security-policy": (
+        "default-src 'self'; object-src 'none'; base-uri 'none'; form-action 'self'; "
+        "frame-ancestors 'none'"
+    ),
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "cross-origin-opener-policy": "same-origin",
+    "cross-origin-resource-policy": "same-origin",
+}
+"""What every answer says to the browser: nothing from elsewhere, nothing to elsewhere."""
+
+_SAFE_METHODS = ("GET", "HEAD")
+_OPENING = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>Impasto</title>
+<link rel="icon" href="/static/icon.svg">
+<meta http-equiv="refresh" content="0;url=/"></head>
+<body><a href="/">Open the studio</a></body></html>
+"""
+
+
+@dataclass(frozen=True)
+class Access:
+    """What a request has to bring.
+
+    Attributes:
+        port: The port that is served.
+        hosts: The names and addresses that the server goes by, without the port.
+        token: What the printed address has, and the cookie afterwards.
+    """
+
+    port: int
+    hosts: Sequence[str] = ("127.0.0.1", "localhost", "[::1]")
+    token: str = field(default_factory=lambda: secrets.token_urlsafe(32), repr=False)
+
+    @property
+    def cookie(self) -> str:
+        """The name of the cookie; browsers do not tell cookies of one host's ports apart."""
+        return f"impasto-{self.port}"
+
+    @property
+    def address(self) -> str:
+        """The address to open first."""
+        return f"http://{self.hosts[0]}:{self.port}/?token={self.token}"
+
+    def is_token(self, given: str | None) -> bool:
+        """Whether a text is the token; takes as long for nearly right ones as for others."""
+        return given is not None and hmac.compare_digest(given.encode(), self.token.encode())
+
+    def knows_host(self, host: str) -> bool:
+        """Whether a `Host` header names this server."""
+        return host.lower() in {f"{name}:{self.port}" for name in self.hosts}
+
+
+class Guard:
+    """Lets requests through that may be answered, and adds `HEADERS` to all answers.
+
+    Args:
+        app: What answers them.
+        access: What they have to bring.
+    """
+
+    def __init__(self, app: ASGIApp, access: Access) -> None:
+        self._app, self._access = app, access
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer, or have the application answer."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                added = [(k.encode(), v.encode()) for k, v in HEADERS.items()]
+                message = {**message, "headers": [*message["headers"], *added]}
+            await send(message)
+
+        refusal = self._refusal(Request(scope))
+        await (refusal or self._app)(scope, receive, send_with_headers)
+
+    def _refusal(self, request: Request) -> Response | None:
+        access, headers = self._access, request.headers
+        if not access.knows_host(headers.get("host", "")):
+            return PlainTextResponse("This server goes by another name.", 421)
+        given = request.query_params.get("token")
+        if request.method == "GET" and request.url.path == "/" and given is not None:
+            return self._opened() if access.is_token(given) else _strange()
+        if not access.is_token(request.cookies.get(access.cookie)):
+            return _strange()
+        if not _is_from_here(request, access):
+            return PlainTextResponse("This was asked for by a page of another site.", 403)
+        return None
+
+    def _opened(self) -> Response:
+        """The page that takes the token out of the address: it would stay in the history."""
+        response = HTMLResponse(_OPENING, headers={"cache-control": "no-store"})
+        response.set_cookie(
+            self._access.cookie, self._access.token, httponly=True, samesite="strict", path="/"
+        )
+        return response
+
+
+def _is_from_here(request: Request, access: Access) -> bool:
+    """Whether a page of the studio, or the person with the address bar, asks for this."""
+    site = request.headers.get("sec-fetch-site")
+    if request.method in _SAFE_METHODS:
+        return site in (None, "same-origin", "none")
+    if site is not None:
+        return site == "same-origin"
+    origin = request.headers.get("origin")  # browsers of before 2023
+    return origin is not None and access.knows_host(urlsplit(origin).netloc)
+
+
+def _strange() -> Response:
+    text = (
+        "This is an Impasto studio. Open it by the whole address that it printed when it was "
+        "started, the one with ?token= in it."
+    )
+    return PlainTextResponse(text, 403)

@@ -1,0 +1,148 @@
+// The page of a run: curves that grow, the log, and the slider of the samples.
+"use strict";
+(() => {
+  const live = document.getElementById("live");
+  const run = live.dataset.run;
+  const css = getComputedStyle(document.documentElement);
+  const colour = (name) => css.getPropertyValue(name).trim();
+  const CHARTS = [
+    { title: "Loss", names: ["loss", "validation_loss"] },
+    { title: "Loss by noise level", match: /^loss_t/ },
+    { title: "Learning rate", match: /^(lr|lr_.*|d_lr)$/ },
+    { title: "Gradient norm", names: ["grad_norm"] },
+    { title: "Images per second", names: ["images_per_s"] },
+    { title: "Memory, MiB", names: ["memory_mib"] },
+    { title: "Waiting for data", names: ["data_wait"] },
+  ];
+  const HUES = ["--first", "--second", "--good", "--bad", "--dim"];
+  const curves = {}; // name -> [steps, values]
+  const shown = []; // {chart, names, plot}
+
+  const namesOf = (chart) => Object.keys(curves)
+    .filter((name) => chart.names ? chart.names.includes(name) : chart.match.test(name))
+    .sort((a, b) => (chart.names ? chart.names.indexOf(a) - chart.names.indexOf(b) : a.localeCompare(b, "en", { numeric: true })));
+
+  const dataOf = (names) => uPlot.join(names.map((name) => curves[name]));
+
+  const widthOf = (place) => Math.max(240, place.clientWidth - 20);
+
+  const LABELS = { images_per_s: "images/s", memory_mib: "MiB", data_wait: "share of the time", grad_norm: "norm", validation_loss: "validation loss" };
+  const labelOf = (name) => LABELS[name] ?? name.replace(/^loss_t(\d+)_(\d+)$/, "timesteps $1–$2").replaceAll("_", " ");
+  const WHOLE = [1, 2, 5].flatMap((n) => Array.from({ length: 9 }, (_, power) => n * 10 ** power)).sort((a, b) => a - b);
+
+  function draw() {
+    const place = document.getElementById("curves");
+    for (const { plot, box } of shown.splice(0)) { plot.destroy(); box.remove(); }
+    const boxes = [];
+    for (const chart of CHARTS) { // all boxes first: the width of one depends on how many there are
+      const names = namesOf(chart);
+      if (!names.length) continue;
+      const box = document.createElement("div");
+      const head = document.createElement("h3");
+      box.className = "curve";
+      head.textContent = chart.title;
+      box.append(head);
+      place.append(box);
+      boxes.push([chart, names, box]);
+    }
+    for (const [chart, names, box] of boxes) shown.push({ names, box, plot: plotIn(box, chart, names) });
+    const note = document.getElementById("curves-note");
+    note.textContent = shown.length ? "" : "No metrics yet.";
+    note.hidden = Boolean(shown.length);
+  }
+
+  function plotIn(box, chart, names) {
+    const axis = { stroke: colour("--dim"), grid: { stroke: colour("--line"), width: 1 }, ticks: { stroke: colour("--line"), width: 1 } };
+    box.setAttribute("role", "img");
+    box.setAttribute("aria-label", `${chart.title}: ${names.map((name) => `${labelOf(name)} ${lastOf(name)}`).join(", ")}`);
+    return new uPlot({
+      width: widthOf(box), height: 220,
+      scales: { x: { time: false } },
+      axes: [{ ...axis, incrs: WHOLE }, { ...axis, size: 64, values: (_, ticks) => ticks.map(inShort) }],
+      series: [{ label: "step" }, ...names.map((name, n) => ({
+        label: labelOf(name), stroke: colour(HUES[n % HUES.length]), width: 1.5, spanGaps: true,
+        points: { show: name === "validation_loss" || curves[name][0].length < 30, size: 5 },
+        value: (_, value) => value == null ? "–" : String(+value.toPrecision(5)),
+      }))],
+    }, dataOf(names), box);
+  }
+
+  const inShort = (tick) => tick === 0 || (Math.abs(tick) >= 0.001 && Math.abs(tick) < 1e5) ? String(+tick.toPrecision(6)) : tick.toExponential(0);
+
+  const lastOf = (name) => { const values = curves[name][1]; return values.length ? `is ${+values[values.length - 1].toPrecision(4)} at last` : "has no value"; };
+
+  async function read(exact) {
+    const answer = await fetch(`/runs/${run}/curves${exact ? "?exact=1" : ""}`, { headers: { Accept: "application/json" } });
+    if (!answer.ok) throw new Error(`status ${answer.status}`);
+    const found = await answer.json();
+    for (const name of Object.keys(curves)) delete curves[name];
+    Object.assign(curves, found);
+    draw();
+  }
+
+  function add(records) {
+    let isNew = false;
+    for (const { step, values } of records) {
+      for (const [name, value] of Object.entries(values)) {
+        if (!(name in curves)) { curves[name] = [[], []]; isNew = true; }
+        const [steps, kept] = curves[name];
+        while (steps.length && steps[steps.length - 1] >= step) { steps.pop(); kept.pop(); } // done again after a resume
+        steps.push(step);
+        kept.push(value);
+      }
+    }
+    if (isNew || !shown.length) return draw();
+    for (const { names, plot } of shown) plot.setData(dataOf(names));
+  }
+
+  live.addEventListener("metrics", (event) => add(JSON.parse(event.detail.data)));
+
+  live.addEventListener("lines", (event) => {
+    const log = document.getElementById("log");
+    const atEnd = log.scrollHeight - log.scrollTop - log.clientHeight < 40;
+    for (const line of JSON.parse(event.detail.data)) {
+      const item = document.createElement("li");
+      const time = document.createElement("time");
+      item.className = /^[a-z]+$/.test(line.kind) ? line.kind : "";
+      time.textContent = line.time;
+      item.append(time, ` ${line.text}`);
+      log.append(item);
+    }
+    while (log.children.length > 1000) log.firstChild.remove();
+    if (atEnd) log.scrollTop = log.scrollHeight;
+  });
+
+  live.addEventListener("samples", () => {
+    const note = document.getElementById("new-samples");
+    note.hidden = false;
+    note.querySelector("a").href = location.pathname;
+  });
+
+  const step = document.getElementById("step");
+  if (step) {
+    const steps = step.dataset.steps.split(",");
+    step.addEventListener("input", () => {
+      const chosen = steps[Number(step.value)];
+      document.getElementById("step-shown").textContent = chosen;
+      step.setAttribute("aria-valuetext", `step ${chosen}`);
+      for (const image of document.querySelectorAll(".samples .shown")) {
+        image.src = `/runs/${run}/samples/${chosen}/${image.dataset.file}`;
+        image.alt = image.alt.replace(/\d+$/, chosen);
+      }
+    });
+  }
+
+  const log = document.getElementById("log");
+  log.scrollTop = log.scrollHeight;
+
+  let waiting = 0;
+  addEventListener("resize", () => {
+    clearTimeout(waiting);
+    waiting = setTimeout(() => { for (const { plot, box } of shown) plot.setSize({ width: widthOf(box), height: 220 }); }, 100);
+  });
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
+
+  read(false).then(() => read(true)).catch((error) => {
+    document.getElementById("curves-note").textContent = `The metrics could not be read: ${error.message}.`;
+  });
+})();

@@ -1,0 +1,188 @@
+"""What the templates of the studio show, made from run directories: plain values, no HTML."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from impasto.errors import RunError
+from impasto.parsing import read_text
+from impasto.progress import duration_words
+from impasto.runs import RunDirectory, RunState, step_name
+from impasto.runs.commands import COMMANDS
+from impasto.runs.events import read_events
+from impasto.runs.listing import RunSummary
+from impasto.studio.curves import size_of
+from impasto.studio.watching import line_of
+
+_LOG_LINES = 300
+_LOG_BYTES = 256 << 10
+_SAMPLE_STEPS = 60
+
+
+def run_rows(
+    summaries: Iterable[RunSummary], name_of: Callable[[RunDirectory], str]
+) -> list[dict[str, Any]]:
+    """The list of runs, one row each."""
+    return [
+        {
+            "name": name_of(summary.run),
+            "title": summary.run.path.name or str(summary.run.path),
+            "place": str(summary.run.path.parent),
+            "state": summary.state.state,
+            "progress": _progress(summary.state),
+            "details": _details(summary.state),
+            "when": _moment(summary.updated_at),
+            "sample": _newest_sample(summary.run),
+        }
+        for summary in summaries
+    ]
+
+
+def run_page(run: RunDirectory) -> dict[str, Any]:
+    """Everything of one run but its curves, which the page asks for itself."""
+    samples = _samples(run)
+    return {
+        "title": run.path.name or str(run.path),
+        "place": str(run.path.resolve()),
+        "commands": COMMANDS,
+        "config": _settings(run),
+        "lines": _log(run),
+        "samples": samples,
+        "prompts": _prompts(run, samples),
+        "facts": _facts(run),
+        **state_part(run, run.state()),
+    }
+
+
+def state_part(run: RunDirectory, state: RunState) -> dict[str, Any]:
+    """How a run stands, and what can be asked of it then."""
+    model = run.exported_model()
+    return {
+        "state": state.state,
+        "sentence": state.sentence(run.path),
+        "progress": _progress(state),
+        "details": _details(state),
+        "stage": _stage(state) if state.is_alive else None,
+        "is_alive": state.is_alive,
+        "can_resume": state.state in ("killed", "interrupted", "failed"),
+        "model": None if model is None else str(model),
+    }
+
+
+def _progress(state: RunState) -> dict[str, int] | None:
+    if not state.total_steps:
+        return None
+    return {"step": state.step, "total": state.total_steps}
+
+
+def _details(state: RunState) -> list[str]:
+    """What is worth knowing at a glance, where it is known."""
+    status, found = state.status, []
+    if state.is_alive and "seconds_left" in status:
+        found.append(f"{duration_words(status['seconds_left'])} left")
+    if state.is_alive and "images_per_s" in status:
+        found.append(f"{status['images_per_s']:.3g} images/s")
+    if "loss" in status:
+        found.append(f"loss {status['loss']:.4f}")
+    return found
+
+
+def _stage(state: RunState) -> dict[str, Any] | None:
+    status = state.status
+    if "stage" not in status:
+        return None
+    return {
+        "text": status["stage"],
+        "done": status.get("stage_done", 0),
+        "total": status.get("stage_total"),
+        "unit": status.get("stage_unit", ""),
+    }
+
+
+def _moment(seconds: float) -> str:
+    if not 0 < seconds < 2**33:
+        return ""
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
+
+
+def _samples(run: RunDirectory) -> list[dict[str, Any]]:
+    """Previews by step: the first ones, which are the base model's, and the newest."""
+    steps = run.sampled_steps()
+    shown = steps if len(steps) <= _SAMPLE_STEPS else [steps[0], *steps[1 - _SAMPLE_STEPS :]]
+    rows = ({"step": step, "files": _pictures(run, step)} for step in shown)
+    return [row for row in rows if row["files"]]
+
+
+def _pictures(run: RunDirectory, step: int) -> list[str]:
+    try:
+        names = sorted(path.name for path in (run.samples / step_name(step)).glob("*.png"))
+    except OSError:
+        return []
+    return [name for name in names if not name.startswith(".")]
+
+
+def _prompts(run: RunDirectory, samples: list[dict[str, Any]]) -> list[str]:
+    """The prompts of the newest previews, as their files tell; their names where they do not."""
+    if not samples:
+        return []
+    newest = samples[-1]
+    folder = run.samples / step_name(newest["step"])
+    return [_prompt_of(folder / name) or name for name in newest["files"]]
+
+
+def _prompt_of(file: Path) -> str:
+    """The first line of what A1111 calls `parameters`, in a picture that may be damaged."""
+    try:
+        with Image.open(file) as image:
+            return str(image.info.get("parameters", "")).partition("\n")[0]
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return ""
+
+
+def _newest_sample(run: RunDirectory) -> tuple[int, str] | None:
+    for step in reversed(run.sampled_steps()):
+        for name in _pictures(run, step):
+            return step, name
+    return None
+
+
+def _log(run: RunDirectory) -> list[dict[str, str]]:
+    begin = max(0, size_of(run.events_file) - _LOG_BYTES)  # may begin within a line, which is left
+    lines = (line_of(event) for _, event in read_events(run.events_file, begin))
+    return [line for line in lines if line is not None][-_LOG_LINES:]
+
+
+def _settings(run: RunDirectory) -> str:
+    try:
+        return read_text(run.config_file, "replace")
+    except OSError as error:
+        return f"config.toml cannot be read: {error}"
+
+
+def _facts(run: RunDirectory) -> list[tuple[str, str]]:
+    """The dataset and the machine, as far as the run has written them down."""
+    dataset, environment = _json(run, "dataset.json"), _json(run, "environment.json")
+    found = []
+    if "pictures" in dataset:
+        found.append(("Images", f"{dataset['pictures']:,}"))
+    if "held_out" in dataset:
+        found.append(("Held out", f"{dataset['held_out']:,}"))
+    if dataset.get("set_aside"):
+        found.append(("Skipped", f"{len(dataset['set_aside']):,}"))
+    if environment.get("gpus"):
+        found.append(("GPU", ", ".join(str(gpu.get("name")) for gpu in environment["gpus"])))
+    elif environment:
+        found.append(("Device", "CPU"))
+    return found
+
+
+def _json(run: RunDirectory, name: str) -> Mapping[str, Any]:
+    try:
+        return run.read_json(name)
+    except RunError:
+        return {}

@@ -1,0 +1,113 @@
+"""What is new in a run's directory since the last look."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from impasto.runs import RunDirectory, RunState
+from impasto.runs.events import read_events
+from impasto.studio.curves import numbers_of, size_of, whole_lines
+
+_LINES_AT_ONCE = 500
+
+
+@dataclass(frozen=True)
+class News:
+    """What a look found.
+
+    Attributes:
+        state: How the run stands, if that has changed.
+        metrics: New lines of metrics: the step, and the values by name.
+        lines: New lines of the log.
+        samples: Steps that have previews now and had none.
+    """
+
+    state: RunState | None = None
+    metrics: list[dict[str, Any]] = field(default_factory=list)
+    lines: list[dict[str, str]] = field(default_factory=list)
+    samples: list[int] = field(default_factory=list)
+
+    @property
+    def is_nothing(self) -> bool:
+        """Whether nothing has changed."""
+        return self.state is None and not (self.metrics or self.lines or self.samples)
+
+
+class RunWatch:
+    """Looks at a run again and again; the first look finds its state alone.
+
+    Args:
+        run: The run.
+    """
+
+    def __init__(self, run: RunDirectory) -> None:
+        self._run = run
+        self._shown: Mapping[str, Any] | None = None
+        self._metrics, self._events = size_of(run.metrics_file), size_of(run.events_file)
+        self._samples = set(run.sampled_steps())
+
+    def look(self) -> News:
+        """What is new."""
+        state = self._run.state()
+        shown = {**state.status, "": state.state}
+        changed, self._shown = shown != self._shown, shown
+        return News(
+            state if changed else None,
+            self._new_metrics(),
+            self._new_lines(),
+            self._new_samples(),
+        )
+
+    def _new_metrics(self) -> list[dict[str, Any]]:
+        if size_of(self._run.metrics_file) < self._metrics:
+            self._metrics = 0  # a resumed run has cut off what it does again
+        found = []
+        for end, record in whole_lines(self._run.metrics_file, self._metrics):
+            self._metrics = end
+            found.append({"step": record["step"], "values": numbers_of(record)})
+        return found[-_LINES_AT_ONCE:]
+
+    def _new_lines(self) -> list[dict[str, str]]:
+        found = []
+        for end, event in read_events(self._run.events_file, self._events):
+            self._events = end
+            line = line_of(event)
+            if line is not None:
+                found.append(line)
+        return found[-_LINES_AT_ONCE:]
+
+    def _new_samples(self) -> list[int]:
+        steps = set(self._run.sampled_steps())
+        new = sorted(steps - self._samples)
+        self._samples = steps
+        return new
+
+
+def line_of(event: Mapping[str, Any]) -> dict[str, str] | None:
+    """An event as a line of the log; None for one that a log does not show."""
+    text = _words_of(event)
+    if text is None:
+        return None
+    moment = event.get("time")
+    shown = ""
+    if isinstance(moment, (int, float)) and 0 <= moment < 2**33:
+        shown = time.strftime("%H:%M:%S", time.localtime(moment))
+    return {"time": shown, "kind": str(event["kind"]), "text": text}
+
+
+def _words_of(event: Mapping[str, Any]) -> str | None:
+    kind, text = event["kind"], str(event.get("text", ""))
+    if kind in ("note", "warning"):
+        return text
+    if kind == "stage":
+        return f"{text}: {event.get('done')} {event.get('unit')}" if event.get("ended") else None
+    if kind == "command":
+        return f"{event.get('command')}: {text}"
+    if kind == "training":
+        return f"Training: step {event.get('step')} of {event.get('total_steps')}"
+    if kind == "begin":
+        return f"Process {event.get('pid')} on {event.get('host')} took the run up"
+    return "The process let the run go" if kind == "end" else None

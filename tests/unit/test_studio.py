@@ -1,0 +1,456 @@
+"""The studio's server: who gets an answer, for which files, and what bad days look like."""
+
+import asyncio
+import json
+import math
+import os
+import socket
+import sys
+from pathlib import Path
+
+import httpx2
+import pytest
+from conftest import impasto
+from hypothesis import given
+from hypothesis import strategies as st
+from starlette.routing import Mount
+from starlette.testclient import TestClient
+from test_run_status import GONE, make_run
+
+from impasto.runs import RunDirectory, step_name
+from impasto.runs.commands import waiting_commands
+from impasto.runs.events import EventLog
+from impasto.studio import curves
+from impasto.studio.app import Studio, create_app
+from impasto.studio.curves import read_curves
+from impasto.studio.folders import Folders
+from impasto.studio.guard import HEADERS, Access
+from impasto.studio.watching import RunWatch
+
+PORT = 7870
+HOME = f"http://127.0.0.1:{PORT}"
+FROM_HERE = {"sec-fetch-site": "same-origin"}
+
+
+class Started:
+    """Jobs that are only written down."""
+
+    def __init__(self):
+        self.words = []
+
+    def start(self, words, log):
+        self.words.append([str(word) for word in words])
+
+
+@pytest.fixture
+def folder(tmp_path):
+    runs = tmp_path / "runs"
+    runs.mkdir()
+    return runs
+
+
+@pytest.fixture
+def studio(folder):
+    return Studio(Folders([folder]), Started(), look_every_s=0)
+
+
+@pytest.fixture
+def access():
+    return Access(PORT)
+
+
+@pytest.fixture
+def stranger(studio, access):
+    return TestClient(create_app(studio, access), base_url=HOME)
+
+
+@pytest.fixture
+def client(studio, access):
+    known = TestClient(create_app(studio, access), base_url=HOME)
+    known.cookies.set(access.cookie, access.token)
+    return known
+
+
+@pytest.fixture
+def dog(folder):
+    run = make_run(
+        folder / "dog", phase="interrupted", step=3, total_steps=9, process=GONE, loss=0.5
+    )
+    run.append_metrics({"step": 3, "loss": 0.5, "time": 1.0})
+    (run.samples / step_name(3)).mkdir(parents=True)
+    (run.samples / step_name(3) / "000.png").write_bytes(b"\x89PNG")
+    return run
+
+
+def address(studio, run):
+    return f"/runs/{studio.folders.name_of(run)}"
+
+
+# who gets an answer
+
+
+def test_the_printed_address_gives_the_cookie_and_takes_the_token_away(stranger, access):
+    assert stranger.get("/").status_code == 403
+    opened = stranger.get(access.address)
+    assert opened.status_code == 200
+    cookie = opened.headers["set-cookie"]
+    assert "HttpOnly" in cookie
+    assert "samesite=strict" in cookie.lower()
+    assert access.token not in opened.text
+    assert stranger.get("/").status_code == 200
+
+
+@pytest.mark.parametrize("token", ["", "x", "é", "a" * 43, None])
+def test_a_guessed_token_opens_nothing(stranger, access, token):
+    params = {} if token is None else {"token": token}
+    assert stranger.get("/", params=params).status_code == 403
+    cookie = {"cookie": f"{access.cookie}={(token or '').encode('ascii', 'ignore').decode()}"}
+    assert stranger.get("/", headers=cookie).status_code == 403
+
+
+def test_no_route_answers_without_the_cookie(stranger, studio, access, dog):
+    name = studio.folders.name_of(dog)
+    paths = []
+    for route in create_app(studio, access).routes:
+        if isinstance(route, Mount):
+            paths.append(("GET", f"{route.path}/studio.css"))
+            continue
+        path = route.path.replace("{run}", name).replace("{step:int}", "3")
+        path = path.replace("{file}", "000.png").replace("{command}", "save")
+        paths += [(method, path) for method in route.methods - {"HEAD"}]
+    assert len(paths) >= 10
+    for method, path in paths:
+        answer = stranger.request(method, path, headers=FROM_HERE)
+        assert answer.status_code == 403, path
+        assert "dog" not in answer.text
+
+
+@pytest.mark.parametrize(
+    "host", ["evil.example", "127.0.0.1", f"127.0.0.1:{PORT}.evil.example", f"evil:{PORT}", ""]
+)
+def test_another_name_for_this_server_is_refused(client, host):
+    assert client.get("/", headers={"host": host}).status_code == 421
+
+
+@pytest.mark.parametrize("host", [f"localhost:{PORT}", f"[::1]:{PORT}", f"LOCALHOST:{PORT}"])
+def test_the_names_of_the_loopback_are_known(client, access, host):
+    cookie = {"cookie": f"{access.cookie}={access.token}"}
+    assert client.get("/", headers={"host": host, **cookie}).status_code == 200
+
+
+def test_pages_of_other_sites_neither_read_nor_ask(client, studio, dog):
+    page, asked = address(studio, dog), f"{address(studio, dog)}/resume"
+    for site in ("cross-site", "same-site"):
+        assert client.get(page, headers={"sec-fetch-site": site}).status_code == 403
+        assert client.post(asked, headers={"sec-fetch-site": site}).status_code == 403
+    for site in ("same-origin", "none"):
+        assert client.get(page, headers={"sec-fetch-site": site}).status_code == 200
+    assert client.post(asked, headers={"sec-fetch-site": "none"}).status_code == 403
+    assert client.post(asked).status_code == 403
+    assert client.post(asked, headers={"origin": "http://evil.example"}).status_code == 403
+    assert studio.jobs.words == []
+    answer = client.post(asked, headers={"origin": HOME}, follow_redirects=False)
+    assert answer.status_code == 303
+    assert studio.jobs.words == [["resume", str(dog.path)]]
+
+
+def test_every_answer_says_what_the_browser_may_do(client, stranger, studio, dog):
+    answers = [
+        client.get("/"),
+        client.get(address(studio, dog)),
+        client.get("/static/run.js"),
+        client.get("/missing"),
+        stranger.get("/"),
+        client.get(f"{address(studio, dog)}/samples/3/000.png"),
+    ]
+    assert [answer.status_code for answer in answers] == [200, 200, 200, 404, 403, 200]
+    for answer in answers:
+        for name, value in HEADERS.items():
+            assert answer.headers[name] == value
+    page = client.get(address(studio, dog)).text
+    assert " style=" not in page
+    assert "<style" not in page
+    assert "<script>" not in page  # which the policy would block
+    assert "onclick" not in page
+
+
+# for which files
+
+
+@given(st.binary(min_size=1, max_size=60).filter(lambda b: b"\0" not in b))
+def test_every_path_has_a_name_of_letters_and_digits(text):
+    root = Path("/data/runs")
+    run = RunDirectory(root / os.fsdecode(text.replace(b"/", b"_")))
+    name = Folders([root]).name_of(run)
+    assert set(name) <= set("0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ-_.")
+
+
+STRANGE = ["<script>alert(1)</script>", 'a"b', "%2e%2e", "two\nlines", "a&b;c", "\udcff\udcfe", "…"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Windows and macOS refuse such names")
+@pytest.mark.parametrize("title", STRANGE)
+def test_strange_names_are_shown_and_found(client, studio, folder, title):
+    run = make_run(folder / title, phase="failed", message=f"No {title}.", process=GONE)
+    log = EventLog()
+    log.open(run.events_file)
+    log.note(f"Reading {title}")
+    assert client.get("/").status_code == 200
+    page = client.get(address(studio, run))
+    assert page.status_code == 200
+    for text in (client.get("/").text, page.text):
+        assert "<script>alert" not in text
+    assert studio.folders.run_of(studio.folders.name_of(run)).path == run.path
+
+
+def encoded(path):
+    import base64
+
+    return "0." + base64.urlsafe_b64encode(os.fsencode(path)).decode().rstrip("=")
+
+
+def test_nothing_outside_of_the_folders_is_shown(client, studio, folder, tmp_path):
+    outside = make_run(tmp_path / "outside", phase="finished", process=GONE)
+    (folder / "link").symlink_to(outside.path)
+    for name in (
+        encoded("../outside"), encoded("link"), encoded(str(outside.path)), encoded("."),
+        encoded("a\0b"), "0.%%%", "1.ZG9n", "-1.ZG9n", "x", "0.", "²." + encoded("dog")[2:],
+        encoded("x" * 5000),
+    ):  # fmt: skip
+        assert client.get(f"/runs/{name}").status_code == 404, name
+    assert "There are no runs" in client.get("/").text
+
+
+def test_samples_are_pictures_of_the_run_alone(client, studio, dog, tmp_path):
+    (tmp_path / "secret.png").write_bytes(b"secret")
+    inside = dog.samples / step_name(3)
+    (inside / "link.png").symlink_to(tmp_path / "secret.png")
+    (inside / "words.txt").write_text("words", encoding="utf-8")
+    base = f"{address(studio, dog)}/samples/3"
+    assert client.get(f"{base}/000.png").content == b"\x89PNG"
+    assert client.get(f"{base}/000.png").headers["content-type"] == "image/png"
+    for name in (
+        "link.png", "words.txt", "missing.png", "..%2f..%2fconfig.toml", "%2e%2e%2f001.png",
+        ".", "a%00b.png", "x" * 300 + ".png",
+    ):  # fmt: skip
+        assert client.get(f"{base}/{name}").status_code in (404, 400), name
+    assert client.get(f"{address(studio, dog)}/samples/4/000.png").status_code == 404
+
+
+# bad days
+
+
+def test_a_run_that_is_removed_while_it_is_shown_is_named(client, studio, dog):
+    import shutil
+
+    page = address(studio, dog)
+    watch = RunWatch(dog)
+    watch.look()
+    shutil.rmtree(dog.path)
+    answer = client.get(page)
+    assert answer.status_code == 404
+    assert "removed, renamed or moved" in answer.text
+    assert watch.look().state.state == "unknown"
+    assert client.get("/").status_code == 200
+
+
+@pytest.mark.parametrize("name", ["status.json", "metrics.jsonl", "events.jsonl", "dataset.json"])
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe\0", b'{"step": 1e400}\n', b"[1]\n"])
+def test_half_written_files_end_no_page(client, studio, dog, name, content):
+    (dog.path / name).write_bytes(content)
+    assert client.get(address(studio, dog)).status_code == 200
+    assert client.get(f"{address(studio, dog)}/curves").status_code == 200
+    assert client.get("/").status_code == 200
+
+
+def test_a_folder_that_may_not_be_read_hides_no_other(client, folder, dog, monkeypatch):
+    real = os.scandir
+
+    def refuse(path):
+        if str(path).endswith("closed"):
+            raise PermissionError(path)
+        return real(path)
+
+    (folder / "closed").mkdir()
+    monkeypatch.setattr(os, "scandir", refuse)
+    assert "dog" in client.get("/").text
+
+
+def test_a_full_disk_is_said_in_words(client, studio, dog, monkeypatch):
+    from impasto.errors import StorageError
+
+    def full(*_, **__):
+        raise StorageError("The disk is full: nothing was written.")
+
+    monkeypatch.setattr("impasto.studio.app.send_command", full)
+    with dog.held():
+        answer = client.post(f"{address(studio, dog)}/ask/save", headers=FROM_HERE)
+    assert answer.status_code == 500
+    assert "The disk is full" in answer.text
+
+
+def test_three_hundred_requests_at_once_are_all_answered(studio, access, dog):
+    app, paths = create_app(studio, access), ["/", address(studio, dog), "/static/run.js"]
+
+    async def ask_all():
+        transport = httpx2.ASGITransport(app)
+        cookies = {access.cookie: access.token}
+        async with httpx2.AsyncClient(
+            transport=transport, base_url=HOME, cookies=cookies
+        ) as browser:
+            wanted = (browser.get(paths[n % 3]) for n in range(300))
+            return [answer.status_code for answer in await asyncio.gather(*wanted)]
+
+    assert asyncio.run(ask_all()) == [200] * 300
+
+
+def test_a_taken_port_is_named_with_the_next_free_one(tmp_path):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        refused = impasto("studio", "--runs", tmp_path, "--port", port)
+    assert refused.returncode == 5
+    assert f"Port {port} is taken" in refused.stderr
+    assert "--port" in refused.stderr
+    missing = impasto("studio", "--runs", tmp_path / "missing")
+    assert missing.returncode == 5
+    assert "is not a folder" in missing.stderr
+
+
+# what it says and does
+
+
+def test_the_start_page_lists_runs_and_says_where_it_looked(client, studio, folder):
+    assert f"There are no runs in {folder}" in client.get("/").text
+    make_run(folder / "cat", phase="training", step=40, total_steps=90, process=GONE)
+    text = client.get("/parts/runs").text
+    assert "cat" in text
+    assert "killed" in text
+    assert "40 of 90 steps" in text
+
+
+def test_what_can_be_asked_depends_on_whether_the_run_lives(client, studio, dog):
+    page = address(studio, dog)
+    assert "Resume</button>" in client.get(page).text
+    refused = client.post(f"{page}/ask/save", headers=FROM_HERE)
+    assert refused.status_code == 409
+    assert "Nobody is training this run" in refused.text
+    with dog.held() as held:
+        held.write_status("training", step=4, total_steps=9)
+        text = client.get(page).text
+        assert "Save a state now" in text
+        assert "Resume</button>" not in text
+        assert client.post(f"{page}/ask/save", headers=FROM_HERE).status_code == 200
+        assert client.post(f"{page}/ask/format", headers=FROM_HERE).status_code == 404
+        assert [command.kind for command in waiting_commands(dog.commands)] == ["save"]
+        assert client.post(f"{page}/resume", headers=FROM_HERE).status_code == 409
+    assert studio.jobs.words == []
+
+
+def test_the_report_is_a_file_to_keep(client, studio, dog):
+    answer = client.get(f"{address(studio, dog)}/report")
+    assert answer.status_code == 200
+    assert "attachment" in answer.headers["content-disposition"]
+
+
+class Visitor:
+    """A request of a browser that leaves after some looks."""
+
+    def __init__(self, looks):
+        self.looks = looks
+
+    async def is_disconnected(self):
+        self.looks -= 1
+        return self.looks < 0
+
+
+def test_the_stream_tells_what_is_new(studio, dog):
+    async def listen():
+        told = []
+        stream = studio._told(dog, Visitor(4))
+        told.append(await anext(stream))
+        dog.append_metrics({"step": 4, "loss": 0.25, "time": 2.0})
+        log = EventLog()
+        log.open(dog.events_file)
+        log.note("<b>hello</b>")
+        (dog.samples / step_name(4)).mkdir()
+        told += [text async for text in stream]
+        return told
+
+    first, *others = asyncio.run(listen())
+    assert first.startswith("data: ")
+    assert "interrupted" in first
+    named = {text.split("\n")[0]: text for text in others}
+    records = json.loads(named["event: metrics"].split("data: ")[1])
+    assert records == [{"step": 4, "values": {"loss": 0.25}}]
+    lines = json.loads(named["event: lines"].split("data: ")[1])
+    assert [line["text"] for line in lines][-1] == "<b>hello</b>"
+    assert json.loads(named["event: samples"].split("data: ")[1]) == [4]
+    assert others[-1] == ": still here\n\n"
+
+
+def test_metrics_that_a_resume_cut_off_are_read_anew(dog):
+    watch = RunWatch(dog)
+    for step in (4, 5):
+        dog.append_metrics({"step": step, "loss": 0.1})
+    assert [record["step"] for record in watch.look().metrics] == [4, 5]
+    dog.truncate_metrics(3)
+    assert [record["step"] for record in watch.look().metrics] == [3]
+
+
+# curves
+
+
+def write_metrics(run, records):
+    text = "".join(json.dumps(record) + "\n" for record in records)
+    run.metrics_file.write_text(text, encoding="utf-8")
+
+
+def test_curves_are_the_numbers_of_the_run(dog):
+    write_metrics(
+        dog,
+        [
+            {"step": 1, "loss": 0.5, "lr": 1e-4, "time": 5.0, "epoch": 0},
+            {"step": 1, "validation_loss": 0.7},
+            {"step": 2, "loss": math.nan, "lr": 1e-4},
+            {"step": 3, "loss": 0.25, "note": "x", "flag": True},
+        ],
+    )
+    with dog.metrics_file.open("ab") as file:
+        file.write(b'{"step": 4, "loss": 0.1')  # being written
+    assert read_curves(dog.metrics_file) == {
+        "loss": ([1, 3], [0.5, 0.25]),
+        "lr": ([1, 2], [1e-4, 1e-4]),
+        "validation_loss": ([1], [0.7]),
+    }
+    assert read_curves(dog.path / "missing.jsonl") == {}
+
+
+@given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=4000), st.integers(10, 200))
+def test_thinning_keeps_order_ends_of_the_range_and_few_points(values, points):
+    steps, kept = curves._thinned(list(range(len(values))), values, points)
+    assert len(kept) <= max(points + 2, 2)
+    assert steps == sorted(set(steps))
+    assert (min(kept), max(kept)) == (min(values), max(values))
+    assert all(values[step] == value for step, value in zip(steps, kept, strict=True))
+
+
+def test_a_sketch_of_a_large_file_has_its_shape(dog, monkeypatch):
+    monkeypatch.setattr(curves, "SKETCHED_FROM", 1000)
+    monkeypatch.setattr(curves, "_SKETCHED_LINES", 200)
+    write_metrics(dog, [{"step": n, "loss": float(n)} for n in range(1, 5001)])
+    steps, values = read_curves(dog.metrics_file, exact=False)["loss"]
+    assert (steps[0], steps[-1]) == (1, 5000)
+    assert 150 < len(steps) < 250
+    assert steps == sorted(set(steps))
+    assert values == [float(step) for step in steps]
+    exact, _ = read_curves(dog.metrics_file)["loss"]
+    assert len(exact) > len(steps)
+
+
+def test_the_server_imports_no_torch():
+    from test_architecture import loaded_modules
+
+    loaded = loaded_modules("import impasto.studio.app, impasto.cli.studio")
+    assert not loaded & {"torch", "numpy", "transformers", "diffusers"}
