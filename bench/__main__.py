@@ -35,6 +35,7 @@ from bench import (  # noqa: E402
     pictures,
     startup,
     step,
+    studio,
     tagging,
     training,
 )
@@ -48,6 +49,7 @@ PARTS: dict[str, Measure] = {
     "training": training.measure,
     "tagging": tagging.measure,
     "startup": startup.measure,
+    "studio": studio.measure,
     "parts": parts.measure,
 }
 LARGE: dict[str, Measure] = {

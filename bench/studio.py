@@ -1,0 +1,125 @@
+"""How long a person waits for the studio, and what it takes."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import psutil
+
+from impasto.runs import RunDirectory
+
+LINES = 100_000
+RUNS = 10
+WATCHED_S = 60.0
+
+
+def measure(folder: Path) -> dict[str, str]:
+    """Pages of ten runs, the curves of one with 100,000 lines, and the memory of the server."""
+    runs = [make_run(folder / "runs" / f"run-{number}", LINES) for number in range(RUNS)]
+    found: dict[str, str] = {}
+    began = time.perf_counter()
+    with served(folder / "runs") as (server, address):
+        found["start to its address"] = f"{time.perf_counter() - began:.2f} s"
+        visitor = Visitor(address)
+        pages = re.findall(r"/runs/[\w.-]+", visitor.get("/"))
+        run = pages[0]
+        for name, path in {
+            "start page, 10 runs": "/",
+            "page of a run": run,
+            f"first curves of {LINES:,} lines": f"{run}/curves",
+            f"exact curves of {LINES:,} lines": f"{run}/curves?exact=1",
+        }.items():
+            found[name] = f"{1000 * least(visitor, path):.0f} ms"
+        streams = [visitor.open(f"{page}/stream") for page in pages[:3]]
+        process = psutil.Process(server.pid)
+        cpu = sum(process.cpu_times()[:2])
+        most, until = 0, time.monotonic() + WATCHED_S
+        while time.monotonic() < until:
+            most = max(most, process.memory_info().rss)
+            runs[0].append_metrics({"step": LINES + 1, "loss": 0.5})
+            time.sleep(1)
+        used = sum(process.cpu_times()[:2]) - cpu
+        found["memory with 10 runs and 3 open pages"] = f"{most / 1e6:.0f} MB"
+        found["share of one core, with 3 open pages"] = f"{100 * used / WATCHED_S:.1f} %"
+        for stream in streams:
+            stream.close()
+    return found
+
+
+def make_run(path: Path, lines: int) -> RunDirectory:
+    """A run that has ended, with so many lines of metrics like those of a real one."""
+    path.mkdir(parents=True)
+    run = RunDirectory(path)
+    run.config_file.write_text("", encoding="utf-8")
+    status = {"phase": "finished", "step": lines, "total_steps": lines, "updated_at": time.time()}
+    run.status_file.write_text(json.dumps(status), encoding="utf-8")
+    with run.metrics_file.open("w", encoding="utf-8") as file:
+        for step in range(1, lines + 1):
+            record = {
+                "step": step, "epoch": step // 100, "samples_seen": 4 * step,
+                "loss": 0.5 + 1 / step, "loss_t0_249": 0.1, "loss_t250_499": 0.2,
+                "loss_t500_749": 0.3, "loss_t750_999": 0.4,
+                "lr": 5e-6, "images_per_s": 3.5, "data_wait": 0.01, "memory_mib": 9000,
+                "grad_norm": 0.7, "time": 1.7e9 + step,
+            }  # fmt: skip
+            file.write(json.dumps(record) + "\n")
+    return run
+
+
+@contextmanager
+def served(folder: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """The studio in a process of its own, and the address that it prints."""
+    words = [sys.executable, "-m", "impasto", "studio", "--runs", str(folder)]
+    server = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, encoding="utf-8")
+    try:
+        lines = server.stdout or ()
+        yield server, next(line.strip() for line in lines if line.startswith("http"))
+    finally:
+        server.terminate()
+        server.wait()
+
+
+class Visitor:
+    """A browser with the cookie.
+
+    Args:
+        address: As the studio prints it.
+    """
+
+    def __init__(self, address: str) -> None:
+        parts = urlsplit(address)
+        self._host = parts.netloc
+        answer = self._answer(f"/?{parts.query}", {})
+        self._cookie = {"cookie": (answer.headers["set-cookie"] or "").partition(";")[0]}
+
+    def get(self, path: str) -> str:
+        """The text of a page."""
+        return self._answer(path, self._cookie).read().decode("utf-8")
+
+    def open(self, path: str) -> http.client.HTTPResponse:
+        """An answer that is not read yet."""
+        return self._answer(path, self._cookie)
+
+    def _answer(self, path: str, headers: dict[str, str]) -> http.client.HTTPResponse:
+        connection = http.client.HTTPConnection(self._host, timeout=60)
+        connection.request("GET", path, headers=headers)
+        return connection.getresponse()
+
+
+def least(visitor: Visitor, path: str, times: int = 5) -> float:
+    """The least seconds that a page takes, the first time left out."""
+    seconds = []
+    for _ in range(times + 1):
+        began = time.perf_counter()
+        visitor.get(path)
+        seconds.append(time.perf_counter() - began)
+    return min(seconds[1:])
