@@ -102,7 +102,13 @@ def test_a_killed_run_is_resumed_asked_and_stopped_by_clicks(
         page.wait_for_selector(".curve canvas")
         page.click("button:has-text('Resume')")
         wait_for_state(page, "training")
-        page.click("button:has-text('Preview now')")
+        page.focus("button:has-text('Preview now')")
+        before = page.inner_text("#state .progress")
+        page.wait_for_function(
+            "text => document.querySelector('#state .progress').innerText !== text", arg=before
+        )
+        assert page.evaluate("document.activeElement.textContent") == "Preview now"
+        page.keyboard.press("Enter")
         page.wait_for_selector("#log :text('preview: done after step')")
         page.wait_for_selector("#new-samples:visible")
         page.click("#new-samples a")

@@ -98,6 +98,26 @@ def test_a_full_disk_ends_no_beat(tmp_path, monkeypatch):
         eventually(lambda: status_of(run).get("step") == 7)
 
 
+def test_a_slow_disk_holds_no_step_up(tmp_path, monkeypatch):
+    """A beat that waits for the disk does not make those wait who only note something."""
+    run = RunDirectory(tmp_path)
+    begun, go_on = threading.Event(), threading.Event()
+    with StatusWriter(run.status_file, every_s=0.01) as status:
+        status.write("training", step=1)
+
+        def slow(*_, **__):
+            begun.set()
+            assert go_on.wait(30)
+
+        monkeypatch.setattr("impasto.files.write_json", slow)
+        assert begun.wait(30)
+        status.note(step=2)  # would wait for ever
+        monkeypatch.undo()
+        go_on.set()
+        status.write("finished", step=3)
+    assert status_of(run)["phase"] == "finished"
+
+
 @pytest.mark.parametrize("phase", ["preparing", "training"])
 def test_a_run_without_its_process_was_killed(tmp_path, phase):
     run = make_run(tmp_path / "run", phase=phase, step=40, total_steps=100, process=GONE)

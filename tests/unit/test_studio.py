@@ -348,6 +348,16 @@ def test_what_can_be_asked_depends_on_whether_the_run_lives(client, studio, dog)
     assert studio.jobs.words == []
 
 
+def test_a_refusal_fits_where_its_answer_would_have_gone(client, studio, dog):
+    """htmx puts answers of every status into the page: a whole page within one would be wrong."""
+    asked = f"{address(studio, dog)}/ask/save"
+    part = client.post(asked, headers={**FROM_HERE, "hx-request": "true"})
+    assert part.status_code == 409
+    assert part.text.startswith("Not possible: Nobody is training this run")
+    assert "<html" not in part.text
+    assert "<html" in client.post(asked, headers=FROM_HERE).text
+
+
 def test_the_report_is_a_file_to_keep(client, studio, dog):
     answer = client.get(f"{address(studio, dog)}/report")
     assert answer.status_code == 200

@@ -49,7 +49,8 @@ class StatusWriter:
 
     def __init__(self, file: Path, every_s: float = BEAT_S) -> None:
         self._file, self._every_s = file, every_s
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # of what is noted: held for no time
+        self._writing = threading.Lock()  # of the file: held as long as the disk takes
         self._ended = threading.Event()
         self._content: dict[str, Any] = {}
         self._process = {
@@ -65,7 +66,7 @@ class StatusWriter:
 
     def __exit__(self, *_: object) -> None:
         self._ended.set()
-        with self._lock:  # a beat that is being written is let finish
+        with self._writing:  # a beat that is being written is let finish
             pass
 
     def write(self, phase: Phase, **details: Any) -> None:
@@ -74,10 +75,12 @@ class StatusWriter:
         Raises:
             StorageError: The file cannot be written.
         """
-        with self._lock:
-            kept = {name: self._content[name] for name in _KEPT if name in self._content}
-            self._content = {"phase": phase, **kept, **details}
-            files.write_json(self._file, self._whole())
+        with self._writing:
+            with self._lock:
+                kept = {name: self._content[name] for name in _KEPT if name in self._content}
+                self._content = {"phase": phase, **kept, **details}
+                content = self._whole()
+            files.write_json(self._file, content)
 
     def note(self, **details: Any) -> None:
         """Remember what will be written with the next beat; None removes an entry."""
@@ -87,7 +90,7 @@ class StatusWriter:
 
     def drop(self) -> None:
         """Write nothing more until the next phase: the run is being removed."""
-        with self._lock:
+        with self._writing, self._lock:
             self._content = {}
 
     def _whole(self) -> dict[str, Any]:
@@ -96,12 +99,14 @@ class StatusWriter:
 
     def _beat(self) -> None:
         while not self._ended.wait(self._every_s):
-            with self._lock:
-                if "phase" not in self._content or self._ended.is_set():
+            with self._writing:
+                with self._lock:
+                    content = self._whole()
+                if "phase" not in content or self._ended.is_set():
                     continue
                 # a disk that is full or away says so where something depends on it
                 with contextlib.suppress(StorageError):
-                    files.write_json(self._file, self._whole(), durable=False)
+                    files.write_json(self._file, content, durable=False)
 
 
 @dataclass(frozen=True)

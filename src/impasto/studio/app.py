@@ -66,6 +66,11 @@ class Studio:
             text.encode("utf-8", errors="replace"), status, {"cache-control": "no-store"}
         )
 
+    def refusal(self, request: Request, status: int, words: str) -> Response:
+        """Why something is not possible: a page, or a part of one where htmx asks for a part."""
+        is_part = "hx-request" in request.headers
+        return self.page("refusal.html.j2" if is_part else "error.html.j2", status, words=words)
+
     def run_of(self, request: Request) -> RunDirectory:
         """The run that an address names.
 
@@ -176,12 +181,12 @@ def create_app(studio: Studio, access: Access) -> Starlette:
         access: What requests have to bring.
     """
 
-    async def refused(_: Request, error: Exception) -> Response:
+    async def refused(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)  # noqa: S101
-        return studio.page("error.html.j2", error.status_code, words=error.detail)
+        return studio.refusal(request, error.status_code, error.detail)
 
-    async def failed(_: Request, error: Exception) -> Response:
-        return studio.page("error.html.j2", 500, words=str(error))
+    async def failed(request: Request, error: Exception) -> Response:
+        return studio.refusal(request, 500, str(error))
 
     return Starlette(
         routes=[

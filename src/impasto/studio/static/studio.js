@@ -1,6 +1,6 @@
-// What all pages share: a refusal of the server is shown where its answer would have gone.
+// What all pages share: where no answer comes at all, the page says so.
 "use strict";
-document.addEventListener("htmx:response:error", (event) => {
+document.addEventListener("htmx:error", () => {
   const place = document.getElementById("asked");
-  if (place) place.textContent = `Not possible (${event.detail?.ctx?.response?.status ?? "no answer"}). Reload the page to see how the run stands.`;
+  if (place) place.textContent = "The studio does not answer. Is it still running? The runs go on without it.";
 });

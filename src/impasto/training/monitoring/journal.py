@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -92,8 +93,8 @@ class RecordedEvents:
         if "loss" in record and done > 0:
             seconds = (time.monotonic() - self._began) / done
             self._note(
-                loss=record["loss"],
-                images_per_s=record.get("images_per_s"),
+                loss=_finite(record["loss"]),
+                images_per_s=_finite(record.get("images_per_s")),
                 seconds_left=round(seconds * (self._total_steps - step), 1),
             )
         self._events.measured(record)
@@ -109,3 +110,8 @@ class RecordedEvents:
     def _note(self, **details: Any) -> None:
         if self._run is not None:
             self._run.note_status(**details)
+
+
+def _finite(number: float | None) -> float | None:
+    """A number that JSON has; None for the others, which remove an entry."""
+    return number if number is not None and math.isfinite(number) else None
