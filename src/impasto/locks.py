@@ -263,9 +263,9 @@ def exclusive_lock(
 
 def lock_holder(folder: Path, name: str = LOCK_NAME) -> LockHolder | None:
     """The living process that has a lock of a folder, if there is one."""
-    if not (folder / name).is_file():
-        return None
-    holder = _read(folder / name, now=_disk_time(folder))
+    holder = _read(folder / name, now=time.time())
+    if holder is not None and (holder.owner is None or not holder.owner.is_here):
+        holder = _read(folder / name, now=_disk_time(folder))  # its age is what tells
     return holder if holder is not None and holder.is_alive else None
 
 

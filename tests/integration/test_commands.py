@@ -79,8 +79,8 @@ def test_the_status_tells_how_far_a_run_is(train_config):
     with pytest.raises(ZeroDivisionError):
         train(config, StopAt(5))
     status = RunDirectory(config.output_dir).status()
-    assert (status["phase"], status["total_steps"]) == ("training", 6)
-    assert RunDirectory(config.output_dir).state().state == "killed"
+    assert (status["phase"], status["total_steps"]) == ("failed", 6)
+    assert status["message"] == "ZeroDivisionError"
     run = resume(config.output_dir)
     assert run.state().state == "finished"
     assert [event["step"] for event in events_of(run, "training")] == [0, 4]

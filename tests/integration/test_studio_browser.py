@@ -98,7 +98,7 @@ def test_a_killed_run_is_resumed_asked_and_stopped_by_clicks(
     with served(tmp_path / "runs") as (address, studio):
         page.goto(address)
         page.click(".run")
-        wait_for_state(page, "killed")
+        wait_for_state(page, "failed")
         page.wait_for_selector(".curve canvas")
         page.click("button:has-text('Resume')")
         wait_for_state(page, "training")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -74,11 +75,36 @@ def test_an_end_keeps_the_numbers_of_training(tmp_path):
 def test_nothing_is_written_of_a_run_that_was_removed(tmp_path):
     with RunDirectory.begun(tmp_path / "run") as run:
         run.write_status("preparing")
-        run.live_status._every_s = 0.01
         run.discard()
-        time.sleep(0.1)
         assert not run.status_file.exists()
     assert not run.path.exists()
+    with StatusWriter(tmp_path / "status.json", every_s=0.01) as status:
+        status.write("preparing")
+        status.drop()
+        (tmp_path / "status.json").unlink()
+        time.sleep(0.1)
+        assert not (tmp_path / "status.json").exists()
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    with StatusWriter(gone / "status.json", every_s=0.01) as status:
+        status.write("training")
+        shutil.rmtree(gone, ignore_errors=True)
+        shutil.rmtree(gone, ignore_errors=True)  # a beat may have been writing
+        time.sleep(0.1)
+    assert not gone.exists()
+
+
+def test_an_end_that_cannot_be_written_is_tried_again(tmp_path, monkeypatch):
+    run = RunDirectory(tmp_path)
+
+    def full(*_, **__):
+        raise StorageError("The disk is full.")
+
+    with StatusWriter(run.status_file) as status:
+        monkeypatch.setattr("impasto.files.write_json", full)
+        status.write("finished", step=3)  # ends no training
+        monkeypatch.undo()
+    assert status_of(run)["phase"] == "finished"
 
 
 def test_a_full_disk_ends_no_beat(tmp_path, monkeypatch):
@@ -142,6 +168,10 @@ def test_a_run_that_is_resumed_is_being_prepared_at_once(tmp_path):
     with run.held() as held:
         assert run.state().state == "preparing"
         assert run.state().is_alive
+        run.status_file.write_text(
+            json.dumps({"phase": "training", "step": 4, "process": GONE}), encoding="utf-8"
+        )
+        assert run.state().state == "preparing"  # what was killed is not what trains now
         held.write_status("training", step=1, total_steps=2)
         assert run.state().state == "training"
         held.write_status("finished", step=2, total_steps=2)

@@ -38,8 +38,14 @@ class Started:
     def __init__(self):
         self.words = []
 
-    def start(self, words, log):
+    def start(self, words, run, folder=""):
         self.words.append([str(word) for word in words])
+
+    def is_starting(self, run):
+        return False
+
+    def failure_of(self, run):
+        return ""
 
 
 @pytest.fixture
@@ -67,7 +73,7 @@ def stranger(studio, access):
 @pytest.fixture
 def client(studio, access):
     known = TestClient(create_app(studio, access), base_url=HOME)
-    known.cookies.set(access.cookie, access.token)
+    known.cookies.set(access.cookie, access.pass_word)
     return known
 
 
@@ -96,12 +102,16 @@ def test_the_printed_address_gives_the_cookie_and_takes_the_token_away(stranger,
     cookie = opened.headers["set-cookie"]
     assert "HttpOnly" in cookie
     assert "samesite=strict" in cookie.lower()
-    assert access.token not in opened.text
+    assert access.token not in opened.text + cookie  # cookies go to other ports of the host too
+    assert access.pass_word not in opened.text
     assert stranger.get("/").status_code == 200
 
 
 @pytest.mark.parametrize("token", ["", "x", "é", "a" * 43, None])
 def test_a_guessed_token_opens_nothing(stranger, access, token):
+    """Nor does the printed one as a cookie."""
+    printed = {"cookie": f"{access.cookie}={access.token}"}
+    assert stranger.get("/", headers=printed).status_code == 403
     params = {} if token is None else {"token": token}
     assert stranger.get("/", params=params).status_code == 403
     cookie = {"cookie": f"{access.cookie}={(token or '').encode('ascii', 'ignore').decode()}"}
@@ -115,7 +125,7 @@ def test_no_route_answers_without_the_cookie(stranger, studio, access, dog):
         if isinstance(route, Mount):
             paths.append(("GET", f"{route.path}/studio.css"))
             continue
-        path = route.path.replace("{run}", name).replace("{step:int}", "3")
+        path = route.path.replace("{run}", name).replace("{step}", "3")
         path = path.replace("{file}", "000.png").replace("{command}", "save")
         paths += [(method, path) for method in route.methods - {"HEAD"}]
     assert len(paths) >= 10
@@ -134,7 +144,7 @@ def test_another_name_for_this_server_is_refused(client, host):
 
 @pytest.mark.parametrize("host", [f"localhost:{PORT}", f"[::1]:{PORT}", f"LOCALHOST:{PORT}"])
 def test_the_names_of_the_loopback_are_known(client, access, host):
-    cookie = {"cookie": f"{access.cookie}={access.token}"}
+    cookie = {"cookie": f"{access.cookie}={access.pass_word}"}
     assert client.get("/", headers={"host": host, **cookie}).status_code == 200
 
 
@@ -234,7 +244,28 @@ def test_samples_are_pictures_of_the_run_alone(client, studio, dog, tmp_path):
         ".", "a%00b.png", "x" * 300 + ".png",
     ):  # fmt: skip
         assert client.get(f"{base}/{name}").status_code in (404, 400), name
-    assert client.get(f"{address(studio, dog)}/samples/4/000.png").status_code == 404
+    for step in ("4", "-3", "x", "3.0", "9" * 5000, "²", "%2e%2e"):
+        assert client.get(f"{address(studio, dog)}/samples/{step}/000.png").status_code == 404
+    assert client.get(f"{base}/000.png").headers["cache-control"] == "no-store"
+
+
+@pytest.mark.parametrize("name", ["config.toml", "metrics.jsonl", "events.jsonl", "samples"])
+def test_a_run_with_links_out_of_it_is_not_shown(client, studio, dog, tmp_path, name):
+    page, path, secret = address(studio, dog), dog.path / name, tmp_path / "secret"
+    if name == "samples":
+        path.rename(secret)
+    else:
+        secret.write_text('{"step": 1, "loss": 7}', encoding="utf-8")
+        path.unlink(missing_ok=True)
+    path.symlink_to(secret)
+    for part in ("", "/curves", "/samples/3/000.png", "/report"):
+        assert client.get(f"{page}{part}").status_code == 404, part
+    if name == "samples":
+        path.unlink()
+        path.mkdir()
+        (path / step_name(3)).symlink_to(secret / step_name(3))
+        assert client.get(page).status_code == 200
+        assert client.get(f"{page}/samples/3/000.png").status_code == 404
 
 
 # bad days
@@ -276,6 +307,31 @@ def test_a_folder_that_may_not_be_read_hides_no_other(client, folder, dog, monke
     assert "dog" in client.get("/").text
 
 
+@pytest.mark.parametrize("name", ["states", "samples", "export"])
+def test_a_part_that_may_not_be_read_hides_no_run(client, studio, dog, name, monkeypatch):
+    real = os.listdir
+
+    def refuse(path="."):
+        if str(path).endswith(name):
+            raise PermissionError(path)
+        return real(path)
+
+    monkeypatch.setattr(os, "listdir", refuse)
+    assert "dog" in client.get("/").text
+    assert client.get(address(studio, dog)).status_code == 200
+
+
+def test_what_the_system_refuses_is_said_in_words(client, studio, dog, monkeypatch):
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("impasto.studio.app.run_page", refuse)
+    answer = client.get(address(studio, dog))
+    assert answer.status_code == 500
+    assert "Permission denied" in answer.text
+    assert answer.headers["content-security-policy"] == HEADERS["content-security-policy"]
+
+
 def test_a_full_disk_is_said_in_words(client, studio, dog, monkeypatch):
     from impasto.errors import StorageError
 
@@ -294,7 +350,7 @@ def test_three_hundred_requests_at_once_are_all_answered(studio, access, dog):
 
     async def ask_all():
         transport = httpx2.ASGITransport(app)
-        cookies = {access.cookie: access.token}
+        cookies = {access.cookie: access.pass_word}
         async with httpx2.AsyncClient(
             transport=transport, base_url=HOME, cookies=cookies
         ) as browser:
@@ -367,37 +423,65 @@ def test_the_report_is_a_file_to_keep(client, studio, dog):
 class Visitor:
     """A request of a browser that leaves after some looks."""
 
-    def __init__(self, looks):
-        self.looks = looks
+    def __init__(self, looks, **headers):
+        self.looks, self.headers, self.query_params = looks, headers, {}
 
     async def is_disconnected(self):
         self.looks -= 1
         return self.looks < 0
 
 
-def test_the_stream_tells_what_is_new(studio, dog):
-    async def listen():
+def events_in(text):
+    """Name (empty for none) -> data, of a piece of a stream."""
+    found = {}
+    for event in filter(None, text.decode().split("\n\n")):
+        lines = [line.partition(": ") for line in event.split("\n")]
+        name = next((value for field, _, value in lines if field == "event"), "")
+        found[name] = "\n".join(value for field, _, value in lines if field == "data")
+        for field, _, value in lines:
+            if field == "id":
+                found["id"] = value
+    return found
+
+
+def test_the_stream_tells_what_is_new_and_goes_on_after_a_break(studio, dog):
+    async def listen(visitor, meanwhile):
         told = []
-        stream = studio._told(dog, Visitor(4))
-        told.append(await anext(stream))
+        async for text in studio._told(dog, visitor):
+            told.append(text)
+            if len(told) == 1:
+                meanwhile()
+        return told
+
+    def more():
         dog.append_metrics({"step": 4, "loss": 0.25, "time": 2.0})
         log = EventLog()
         log.open(dog.events_file)
         log.note("<b>hello</b>")
         (dog.samples / step_name(4)).mkdir()
-        told += [text async for text in stream]
-        return told
 
-    first, *others = asyncio.run(listen())
-    assert first.startswith("data: ")
-    assert "interrupted" in first
-    named = {text.split("\n")[0]: text for text in others}
-    records = json.loads(named["event: metrics"].split("data: ")[1])
-    assert records == [{"step": 4, "values": {"loss": 0.25}}]
-    lines = json.loads(named["event: lines"].split("data: ")[1])
-    assert [line["text"] for line in lines][-1] == "<b>hello</b>"
-    assert json.loads(named["event: samples"].split("data: ")[1]) == [4]
-    assert others[-1] == ": still here\n\n"
+    first, second, third = asyncio.run(listen(Visitor(3), more))
+    assert "interrupted" in events_in(first)[""]
+    named = events_in(second)
+    assert json.loads(named["metrics"]) == [{"step": 4, "values": {"loss": 0.25}}]
+    assert [line["text"] for line in json.loads(named["lines"])][-1] == "<b>hello</b>"
+    assert json.loads(named["samples"]) == [4]
+    assert third == b": still here\n\n"
+    place = {"last-event-id": events_in(first)["id"]}
+    (again,) = asyncio.run(listen(Visitor(1, **place), lambda: None))
+    for name in ("metrics", "lines", "samples"):
+        assert events_in(again)[name] == named[name]
+    for nonsense in ("x", "1.2", "9" * 400 + ".1.1", "-1.2.3"):
+        (text,) = asyncio.run(listen(Visitor(1, **{"last-event-id": nonsense}), lambda: None))
+        assert "metrics" not in events_in(text)
+
+
+def test_streams_end_with_the_server(studio, dog):
+    async def listen():
+        return [text async for text in studio._told(dog, Visitor(10**9))]
+
+    studio.closing.set()
+    assert asyncio.run(listen()) == []
 
 
 def test_metrics_that_a_resume_cut_off_are_read_anew(dog):

@@ -99,13 +99,18 @@ def ask(run: Path, command: str, wait: float) -> None:
     events_before = directory.events_file.stat().st_size if directory.events_file.exists() else 0
     sent = send_command(directory.commands, name)
     console.note(f"Asked to {COMMANDS[name]}.")
+    if wait <= 0:
+        return
     answer = _answer(directory, sent.id, events_before, wait)
     if answer is not None:
         console.note(f"Answer: {answer}.")
-    elif wait > 0:
-        taken = not sent.file.exists()
-        why = "It was heard and is not done yet" if taken else "It was not heard yet"
-        console.note(f"No answer within {wait:g} s. {why}.")
+        return
+    state = directory.state()
+    if not state.is_alive:
+        raise RunError(f"The run ended before it answered. {state.sentence(run)}")
+    taken = not sent.file.exists()
+    why = "It was heard and is not done yet" if taken else "It was not heard yet"
+    raise RunError(f"No answer within {wait:g} s. {why}.")
 
 
 def _answer(run: RunDirectory, identity: str, offset: int, wait_s: float) -> str | None:

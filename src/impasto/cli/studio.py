@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import importlib.util
-import os
 import socket
+import sys
+import tempfile
 import webbrowser
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 if TYPE_CHECKING:
+    import threading
+    from types import FrameType
+
+    import uvicorn
+
     from impasto.cli.console import Console
 
 DEFAULT_PORT = 7870
@@ -59,16 +67,41 @@ def _serve(folders: list[Path], port: int | None, console: Console, *, opens: bo
 
     with _listening(port) as listener:
         access = Access(listener.getsockname()[1])
-        app = create_app(Studio(Folders(folders)), access)
+        studio = Studio(Folders(folders))
+        app = create_app(studio, access)
         console.note(f"The studio shows the runs in {', '.join(map(str, folders))}. Open:")
         console.note(access.address)
         console.note("The address is a key: whoever has it can use the studio. Ctrl-C ends it.")
-        if opens:
-            webbrowser.open(access.address)
-        config = uvicorn.Config(
-            app, log_level="warning", access_log=False, timeout_graceful_shutdown=1
-        )
-        uvicorn.Server(config).run(sockets=[listener])
+        config = uvicorn.Config(app, log_level="error", access_log=False)
+        config.timeout_graceful_shutdown = 3
+        with _opened(access.address) if opens else contextlib.nullcontext():
+            _server(config, studio.closing).run(sockets=[listener])
+
+
+def _server(config: uvicorn.Config, closing: threading.Event) -> uvicorn.Server:
+    """A server that says when it ends, so that pages that are open do not hold it up."""
+    import uvicorn
+
+    class Server(uvicorn.Server):
+        def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+            closing.set()
+            super().handle_exit(sig, frame)
+
+    return Server(config)
+
+
+@contextlib.contextmanager
+def _opened(address: str) -> Iterator[None]:
+    """Open an address in the browser without a word of it in the list of processes.
+
+    What a program is started with can be read by every user of the machine; a file need not be.
+    """
+    page = f'<meta http-equiv="refresh" content="0;url={address}"><a href="{address}">Open</a>'
+    with tempfile.TemporaryDirectory(prefix="impasto-") as folder:  # of this user alone
+        file = Path(folder) / "studio.html"
+        file.write_text(page, encoding="utf-8")
+        webbrowser.open(file.as_uri())
+        yield
 
 
 def _listening(port: int | None) -> socket.socket:
@@ -86,12 +119,16 @@ def _listening(port: int | None) -> socket.socket:
             return found
     free = next((n for n in range((port or DEFAULT_PORT) + 1, 65536) if _is_free(n)), None)
     instead = "" if free is None else f" {free} is free: --port {free}."
-    raise RunError(f"Port {port or DEFAULT_PORT} is taken by another program.{instead}")
+    raise RunError(
+        f"Port {port or DEFAULT_PORT} is taken by another program, or not to be had.{instead}"
+    )
 
 
 def _bound(port: int) -> socket.socket | None:
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-    if os.name == "posix":  # at once after another studio; on Windows it would share the port
+    if sys.platform == "win32":  # or another program may have the same port at the same time
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, 1)
+    else:  # at once after another studio
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind(("127.0.0.1", port))

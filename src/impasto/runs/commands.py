@@ -67,6 +67,8 @@ def send_command(folder: Path, name: CommandName) -> Command:
     """
     identity = f"{time.time_ns() // 1_000_000}-{uuid.uuid4().hex[:8]}"
     file = folder / f"{identity}.json"
+    with files.reported(folder):
+        folder.mkdir(exist_ok=True)  # not the run directory, if that is gone
     files.write_json(file, {"command": name, "sent_at": time.time()})
     return Command(identity, name, file)
 

@@ -28,7 +28,7 @@ _TYPES: dict[str, dict[str, Any]] = {
     "status.json": {
         "phase": _TEXT, "step": _WHOLE, "total_steps": _WHOLE, "message": _TEXT, "model": _TEXT,
         "updates_per_epoch": _WHOLE, "saved_step": _WHOLE, "updated_at": _NUMBER,
-        "started_at": _NUMBER, "pid": _WHOLE, "process": _TEXT, "host": _TEXT,
+        "started_at": _NUMBER, "folder": _TEXT, "pid": _WHOLE, "process": _TEXT, "host": _TEXT,
         "stage": _TEXT, "stage_done": _WHOLE, "stage_total": _WHOLE, "stage_unit": _TEXT,
         "loss": _NUMBER, "images_per_s": _NUMBER, "seconds_left": _NUMBER,
         "timings_s": {"": _NUMBER},
@@ -223,7 +223,10 @@ class RunDirectory:
         with contextlib.suppress(OSError, ValueError):  # no path of this system
             if recorded and self.at(recorded).exists():
                 return self.at(recorded)
-        entries = sorted(self.export.iterdir()) if self.export.is_dir() else []
+        try:
+            entries = sorted(self.export.iterdir())
+        except OSError:
+            return None
         return next((entry for entry in entries if not entry.name.startswith(".")), None)
 
     def record_of(self, path: Path) -> str:
@@ -256,15 +259,16 @@ class RunDirectory:
 
     def state(self) -> RunState:
         """The true state of the run: what it says, and whether its process lives."""
-        saved = self.saved_steps()
-        return state_of(self.status(), locks.lock_holder(self.path), saved[-1] if saved else 0)
+        found = self._state_now()
+        return self._state_now() if found.state == "killed" else found  # it may just have ended
+
+    def _state_now(self) -> RunState:
+        """What is true by the holder of the directory, and what was written after it was looked."""
+        holder, saved = locks.lock_holder(self.path), self.saved_steps()
+        return state_of(self.status(), holder, saved[-1] if saved else 0)
 
     def write_status(self, phase: Phase, **details: Any) -> None:
-        """Begin a phase of the run: `status.json` says so at once.
-
-        Raises:
-            StorageError: It cannot be written.
-        """
+        """Begin a phase of the run: `status.json` says so at once, if it can be written."""
         (self.live_status or StatusWriter(self.status_file)).write(phase, **details)
 
     def note_status(self, **details: Any) -> None:
@@ -364,7 +368,9 @@ def _fault_in(value: Any, types: Any, where: str) -> str:
 
 
 def _steps_in(folder: Path) -> list[int]:
-    if not folder.is_dir():
+    try:
+        names = os.listdir(folder)
+    except OSError:  # it is not there, or not to be read
         return []
-    matches = (_STEP_NAME.fullmatch(name) for name in os.listdir(folder))
+    matches = (_STEP_NAME.fullmatch(name) for name in names)
     return sorted(int(match[1]) for match in matches if match)

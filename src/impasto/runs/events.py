@@ -4,7 +4,7 @@ One JSON object per line, each with `time` (seconds since 1970) and `kind`:
 
 begin      a process took the run up: `pid`, `host`
 stage      work other than training: `text`, `total`, `unit`, and `done` as it goes on; `ended` is
-           true in the last line of it
+           true in the last line of it, and `failed` where it ended with an error
 note       a line that the terminal shows: `text`
 warning    the same, of something that may be wrong
 training   training begins: `step`, `total_steps`
@@ -77,7 +77,7 @@ class EventLog:
         self.add("warning" if is_warning else "note", text=message.removeprefix(WARNING))
 
     def _append(self, text: str) -> None:
-        if self._file is not None and text:
+        if self._file is not None and text and self._file.parent.is_dir():
             with contextlib.suppress(StorageError):
                 files.append_text(self._file, text)
 

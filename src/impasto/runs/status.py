@@ -53,11 +53,13 @@ class StatusWriter:
         self._writing = threading.Lock()  # of the file: held as long as the disk takes
         self._ended = threading.Event()
         self._content: dict[str, Any] = {}
+        self._is_unwritten = False
         self._process = {
             "pid": os.getpid(),
             "process": current_process().token,
             "host": socket.gethostname(),
             "started_at": time.time(),
+            "folder": str(Path.cwd()),
         }
 
     def __enter__(self) -> StatusWriter:
@@ -67,20 +69,20 @@ class StatusWriter:
     def __exit__(self, *_: object) -> None:
         self._ended.set()
         with self._writing:  # a beat that is being written is let finish
-            pass
+            if self._is_unwritten:
+                self._write(durable=True)
 
     def write(self, phase: Phase, **details: Any) -> None:
         """Begin a phase; of the one before, the numbers of training are kept.
 
-        Raises:
-            StorageError: The file cannot be written.
+        A file that cannot be written just now is written with the next beat, or at the end: no
+        training ends because of what only serves looking. A full disk is met where it matters.
         """
         with self._writing:
             with self._lock:
                 kept = {name: self._content[name] for name in _KEPT if name in self._content}
                 self._content = {"phase": phase, **kept, **details}
-                content = self._whole()
-            files.write_json(self._file, content)
+            self._write(durable=True)
 
     def note(self, **details: Any) -> None:
         """Remember what will be written with the next beat; None removes an entry."""
@@ -100,13 +102,19 @@ class StatusWriter:
     def _beat(self) -> None:
         while not self._ended.wait(self._every_s):
             with self._writing:
-                with self._lock:
-                    content = self._whole()
-                if "phase" not in content or self._ended.is_set():
-                    continue
-                # a disk that is full or away says so where something depends on it
-                with contextlib.suppress(StorageError):
-                    files.write_json(self._file, content, durable=False)
+                if not self._ended.is_set():
+                    self._write(durable=self._is_unwritten)
+
+    def _write(self, *, durable: bool) -> None:
+        """Write the file, unless nothing has begun or the directory is gone."""
+        with self._lock:
+            content = self._whole()
+        if "phase" not in content or not self._file.parent.is_dir():
+            return
+        self._is_unwritten = True
+        with contextlib.suppress(StorageError):
+            files.write_json(self._file, content, durable=durable)
+            self._is_unwritten = False
 
 
 @dataclass(frozen=True)
@@ -177,7 +185,7 @@ def state_of(
     state: State = phase if phase in _SENTENCES else "unknown"
     if holder is None and phase in _GOING:
         state = "killed"
-    elif holder is not None and phase not in _GOING and not _is_by(holder, status):
+    elif holder is not None and "process" in status and not _is_by(holder, status):
         state = "preparing"  # it was resumed just now, and has not said so yet
     return RunState(state, status, holder, saved_step)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -17,6 +16,7 @@ SKETCHED_FROM = 4 << 20
 """Bytes of a file from which a first look reads some lines only: 10,000 lines take 100 ms."""
 
 _SKETCHED_LINES = 3000
+_LARGEST = 1e300  # what is larger, or no number at all, has no place in a chart
 _NOT_CURVES = frozenset({"step", "time", "epoch", "samples_seen"})
 
 Curves = dict[str, tuple[list[int], list[float]]]
@@ -55,7 +55,7 @@ def numbers_of(record: Mapping[str, Any]) -> dict[str, float]:
         if name not in _NOT_CURVES
         and isinstance(value, (int, float))
         and not isinstance(value, bool)
-        and math.isfinite(value)
+        and abs(value) < _LARGEST
     }
 
 

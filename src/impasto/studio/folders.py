@@ -13,6 +13,12 @@ from impasto import files
 from impasto.runs import RunDirectory
 from impasto.runs.listing import RunSummary, find_runs, newest_first
 
+_SHOWN = (
+    "config.toml", "status.json", "events.jsonl", "metrics.jsonl", "dataset.json",
+    "environment.json", "samples", "states", "export", "commands", "report.html", "terminal.log",
+)  # fmt: skip
+"""What the studio reads and writes in a run directory."""
+
 
 @dataclass(frozen=True)
 class Folders:
@@ -31,13 +37,14 @@ class Folders:
     def run_of(self, name: str) -> RunDirectory | None:
         """The run that an address names; None where there is none, or not in these folders."""
         number, _, text = name.partition(".")
-        if not number.isdecimal() or int(number) >= len(self.runs):
+        if number not in map(str, range(len(self.runs))):
             return None
         try:
             inside = os.fsdecode(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)))
             path = self.runs[int(number)] / inside
             run = RunDirectory(path)
             is_ours = files.is_inside(path, self.runs[int(number)]) and run.is_there()
+            is_ours = is_ours and not any(leads_out(path / name, path) for name in _SHOWN)
         except (binascii.Error, ValueError, OSError):
             return None
         return run if is_ours else None
@@ -55,14 +62,22 @@ class Folders:
         raise ValueError(f"{run.path} is in none of the folders")
 
 
-def file_inside(folder: Path, name: str) -> Path | None:
-    """A regular file of a folder, by a name from an address; None where there is none.
+def file_of(run: RunDirectory, folder: Path, name: str) -> Path | None:
+    """A regular file of a folder of a run, by a name from an address; None where there is none.
 
-    Links that lead out of the folder are not followed.
+    Links that lead out of the run are not followed, be they the file or a folder above it.
     """
     path = folder / name
     try:
-        is_ours = files.is_inside(path, folder) and path.is_file()
+        is_ours = path.parent == folder and not leads_out(path, run.path) and path.is_file()
     except (OSError, ValueError):
         return None
     return path if is_ours else None
+
+
+def leads_out(path: Path, folder: Path) -> bool:
+    """Whether a path is a link, or below one, that leads out of a folder.
+
+    A stranger may have made the folder; what such a link leads to is no business of a browser.
+    """
+    return not files.is_inside(path, folder)

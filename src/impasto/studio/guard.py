@@ -47,12 +47,15 @@ class Access:
     Attributes:
         port: The port that is served.
         hosts: The names and addresses that the server goes by, without the port.
-        token: What the printed address has, and the cookie afterwards.
+        token: What the printed address has.
+        pass_word: What the cookie has afterwards. Browsers send a cookie to every port of a host,
+            so whoever serves another one may see it: it does not open the studio elsewhere.
     """
 
     port: int
     hosts: Sequence[str] = ("127.0.0.1", "localhost", "[::1]")
     token: str = field(default_factory=lambda: secrets.token_urlsafe(32), repr=False)
+    pass_word: str = field(default_factory=lambda: secrets.token_urlsafe(32), repr=False)
 
     @property
     def cookie(self) -> str:
@@ -65,12 +68,17 @@ class Access:
         return f"http://{self.hosts[0]}:{self.port}/?token={self.token}"
 
     def is_token(self, given: str | None) -> bool:
-        """Whether a text is the token; takes as long for nearly right ones as for others."""
-        return given is not None and hmac.compare_digest(given.encode(), self.token.encode())
+        """Whether a text is the token of the address."""
+        return _same(given, self.token)
+
+    def is_pass(self, given: str | None) -> bool:
+        """Whether a text is what the cookie has to have."""
+        return _same(given, self.pass_word)
 
     def knows_host(self, host: str) -> bool:
-        """Whether a `Host` header names this server."""
-        return host.lower() in {f"{name}:{self.port}" for name in self.hosts}
+        """Whether a `Host` header names this server; browsers leave port 80 out."""
+        names = {f"{name}:{self.port}" for name in self.hosts}
+        return host.lower() in (names | set(self.hosts) if self.port == 80 else names)
 
 
 class Guard:
@@ -106,7 +114,7 @@ class Guard:
         given = request.query_params.get("token")
         if request.method == "GET" and request.url.path == "/" and given is not None:
             return self._opened() if access.is_token(given) else _strange()
-        if not access.is_token(request.cookies.get(access.cookie)):
+        if not access.is_pass(request.cookies.get(access.cookie)):
             return _strange()
         if not _is_from_here(request, access):
             return PlainTextResponse("This was asked for by a page of another site.", 403)
@@ -116,9 +124,14 @@ class Guard:
         """The page that takes the token out of the address: it would stay in the history."""
         response = HTMLResponse(_OPENING, headers={"cache-control": "no-store"})
         response.set_cookie(
-            self._access.cookie, self._access.token, httponly=True, samesite="strict", path="/"
+            self._access.cookie, self._access.pass_word, httponly=True, samesite="strict", path="/"
         )
         return response
+
+
+def _same(given: str | None, wanted: str) -> bool:
+    """Whether two texts are the same; takes as long for nearly right ones as for others."""
+    return given is not None and hmac.compare_digest(given.encode(), wanted.encode())
 
 
 def _is_from_here(request: Request, access: Access) -> bool:

@@ -10,14 +10,15 @@ from typing import Any
 from PIL import Image
 
 from impasto.errors import RunError
-from impasto.parsing import read_text
+from impasto.parsing import is_text, read_text
 from impasto.progress import duration_words
 from impasto.runs import RunDirectory, RunState, step_name
 from impasto.runs.commands import COMMANDS
 from impasto.runs.events import read_events
 from impasto.runs.listing import RunSummary
 from impasto.studio.curves import size_of
-from impasto.studio.watching import line_of
+from impasto.studio.jobs import Jobs
+from impasto.studio.watching import RunWatch, line_of
 
 _LOG_LINES = 300
 _LOG_BYTES = 256 << 10
@@ -43,8 +44,9 @@ def run_rows(
     ]
 
 
-def run_page(run: RunDirectory) -> dict[str, Any]:
+def run_page(run: RunDirectory, jobs: Jobs) -> dict[str, Any]:
     """Everything of one run but its curves, which the page asks for itself."""
+    place = RunWatch(run).place  # before anything is read: what comes meanwhile is told again
     samples = _samples(run)
     return {
         "title": run.path.name or str(run.path),
@@ -55,13 +57,15 @@ def run_page(run: RunDirectory) -> dict[str, Any]:
         "samples": samples,
         "prompts": _prompts(run, samples),
         "facts": _facts(run),
-        **state_part(run, run.state()),
+        "place_in_files": place,
+        **state_part(run, run.state(), jobs),
     }
 
 
-def state_part(run: RunDirectory, state: RunState) -> dict[str, Any]:
+def state_part(run: RunDirectory, state: RunState, jobs: Jobs) -> dict[str, Any]:
     """How a run stands, and what can be asked of it then."""
     model = run.exported_model()
+    starting = not state.is_alive and jobs.is_starting(run.path)
     return {
         "state": state.state,
         "sentence": state.sentence(run.path),
@@ -69,7 +73,9 @@ def state_part(run: RunDirectory, state: RunState) -> dict[str, Any]:
         "details": _details(state),
         "stage": _stage(state) if state.is_alive else None,
         "is_alive": state.is_alive,
-        "can_resume": state.state in ("killed", "interrupted", "failed"),
+        "starting": starting,
+        "can_resume": state.state in ("killed", "interrupted", "failed") and not starting,
+        "failure": "" if state.is_alive else jobs.failure_of(run.path),
         "model": None if model is None else str(model),
     }
 
@@ -123,7 +129,7 @@ def _pictures(run: RunDirectory, step: int) -> list[str]:
         names = sorted(path.name for path in (run.samples / step_name(step)).glob("*.png"))
     except OSError:
         return []
-    return [name for name in names if not name.startswith(".")]
+    return [name for name in names if not name.startswith(".") and is_text(name)]
 
 
 def _prompts(run: RunDirectory, samples: list[dict[str, Any]]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from impasto.runs.events import read_events
 from impasto.studio.curves import numbers_of, size_of, whole_lines
 
 _LINES_AT_ONCE = 500
+_PLACE = re.compile(r"(\d{1,15})\.(\d{1,15})\.(\d{1,9})", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -37,22 +39,34 @@ class News:
 
 
 class RunWatch:
-    """Looks at a run again and again; the first look finds its state alone.
+    """Looks at a run again and again.
 
     Args:
         run: The run.
+        place: What has been shown already, as `place` was then; what came after it is new. Without
+            one, or with one that is none, whatever is there has been shown.
     """
 
-    def __init__(self, run: RunDirectory) -> None:
+    def __init__(self, run: RunDirectory, place: str = "") -> None:
         self._run = run
         self._shown: Mapping[str, Any] | None = None
-        self._metrics, self._events = size_of(run.metrics_file), size_of(run.events_file)
         self._samples = set(run.sampled_steps())
+        found = _PLACE.fullmatch(place)
+        if found is None:
+            self._metrics, self._events = size_of(run.metrics_file), size_of(run.events_file)
+        else:
+            self._metrics, self._events = int(found[1]), int(found[2])
+            self._samples = {step for step in self._samples if step < int(found[3])}
+
+    @property
+    def place(self) -> str:
+        """How far what was found goes: bytes of metrics and events, and the newest samples."""
+        return f"{self._metrics}.{self._events}.{max(self._samples, default=-1) + 1}"
 
     def look(self) -> News:
         """What is new."""
         state = self._run.state()
-        shown = {**state.status, "": state.state}
+        shown = {k: v for k, v in state.status.items() if k != "updated_at"} | {"": state.state}
         changed, self._shown = shown != self._shown, shown
         return News(
             state if changed else None,
@@ -71,6 +85,8 @@ class RunWatch:
         return found[-_LINES_AT_ONCE:]
 
     def _new_lines(self) -> list[dict[str, str]]:
+        if size_of(self._run.events_file) < self._events:
+            self._events = 0
         found = []
         for end, event in read_events(self._run.events_file, self._events):
             self._events = end

@@ -300,7 +300,8 @@ class TrainingLoop:
             self._preview(done)
         if saving:
             window = self._recorder.meter.window() if early else None
-            self._save(done, now=last or stopping is not None, window=window)
+            now = last or stopping is not None or "save" in asked  # who asked may pull the plug
+            self._save(done, now=now, window=window)
         if not last:
             self._export_intermediate(done)
         self._requests.answer(done)

@@ -95,6 +95,7 @@ class StopRequest:
         self._acknowledge = acknowledge or (lambda _: None)
         self._at_once = True
         self._words = STOPPING
+        self._is_asked_now = False
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> StopRequest:
@@ -109,7 +110,8 @@ class StopRequest:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        for number, handler in self._previous.items():
+        previous, self._previous = self._previous, {}  # nobody is interrupted from now on
+        for number, handler in previous.items():
             signal.signal(number, handler)
 
     def ask(self, *, now: bool) -> None:
@@ -122,7 +124,8 @@ class StopRequest:
         """
         if now or self._at_once:
             self.signal_number = self.signal_number or signal.SIGINT
-            if self._previous:
+            if self._previous and not self._is_asked_now:
+                self._is_asked_now = True  # a second one would cut the end short
                 _interrupt_main_thread()
         elif self.signal_number is None:
             self.signal_number = signal.SIGINT
@@ -148,7 +151,7 @@ class StopRequest:
 
 
 def _interrupt_main_thread() -> None:
-    """Have the main thread get SIGINT, also while it waits for something."""
+    """Have the main thread get SIGINT; except on Windows also while it waits for something."""
     if sys.platform == "win32":
         _thread.interrupt_main()
     else:

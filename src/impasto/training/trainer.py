@@ -278,9 +278,11 @@ def _writing_end(accelerator: Accelerator, run: RunDirectory) -> Iterator[None]:
     """Have the status of a run say how it ended before its time."""
     try:
         yield
-    except ImpastoError as error:
+    except BaseException as error:
         if accelerator.is_main_process:
-            phase: Phase = "interrupted" if isinstance(error, Interrupted) else "failed"
-            with contextlib.suppress(ImpastoError):  # the first fault is the one to report
-                run.write_status(phase, message=str(error))
+            stopped = isinstance(error, (Interrupted, KeyboardInterrupt))
+            phase: Phase = "interrupted" if stopped else "failed"
+            expected = isinstance(error, ImpastoError)
+            message = str(error) if expected else f"{type(error).__name__}: {error}".rstrip(": ")
+            run.write_status(phase, message=message)
         raise

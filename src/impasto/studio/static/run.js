@@ -45,7 +45,7 @@
       place.append(box);
       boxes.push([chart, names, box]);
     }
-    for (const [chart, names, box] of boxes) shown.push({ names, box, plot: plotIn(box, chart, names) });
+    for (const [chart, names, box] of boxes) shown.push({ names, box, title: chart.title, plot: plotIn(box, chart, names) });
     const note = document.getElementById("curves-note");
     note.textContent = shown.length ? "" : "No metrics yet.";
     note.hidden = Boolean(shown.length);
@@ -53,8 +53,7 @@
 
   function plotIn(box, chart, names) {
     const axis = { stroke: colour("--dim"), grid: { stroke: colour("--line"), width: 1 }, ticks: { stroke: colour("--line"), width: 1 } };
-    box.setAttribute("role", "img");
-    box.setAttribute("aria-label", `${chart.title}: ${names.map((name) => `${labelOf(name)} ${lastOf(name)}`).join(", ")}`);
+    describe(box, chart.title, names);
     return new uPlot({
       width: widthOf(box), height: 220,
       scales: { x: { time: false } },
@@ -65,6 +64,11 @@
         value: (_, value) => value == null ? "–" : String(+value.toPrecision(5)),
       }))],
     }, dataOf(names), box);
+  }
+
+  function describe(box, title, names) {
+    box.setAttribute("role", "img");
+    box.setAttribute("aria-label", `${title}: ${names.map((name) => `${labelOf(name)} ${lastOf(name)}`).join(", ")}`);
   }
 
   const inShort = (tick) => tick === 0 || (Math.abs(tick) >= 0.001 && Math.abs(tick) < 1e5) ? String(+tick.toPrecision(6)) : tick.toExponential(0);
@@ -78,6 +82,7 @@
     for (const name of Object.keys(curves)) delete curves[name];
     Object.assign(curves, found);
     draw();
+    add(late); // what was told while the file was being read
   }
 
   function add(records) {
@@ -92,10 +97,26 @@
       }
     }
     if (isNew || !shown.length) return draw();
-    for (const { names, plot } of shown) plot.setData(dataOf(names));
+    for (const { names, plot, box, title } of shown) {
+      const { min, max } = plot.scales.x, steps = plot.data[0];
+      const zoomed = min > steps[0] || max < steps[steps.length - 1];
+      plot.setData(dataOf(names), !zoomed);
+      if (zoomed) plot.redraw();
+      describe(box, title, names);
+    }
   }
 
-  live.addEventListener("metrics", (event) => add(JSON.parse(event.detail.data)));
+  const late = [];
+  live.addEventListener("metrics", (event) => {
+    const records = JSON.parse(event.detail.data);
+    late.push(...records);
+    if (late.length > 5000) late.splice(0, late.length - 5000);
+    add(records);
+  });
+
+  const lost = document.getElementById("lost");
+  live.addEventListener("htmx:sse:error", () => { lost.hidden = false; });
+  live.addEventListener("htmx:sse:after:connection", () => { lost.hidden = true; });
 
   live.addEventListener("lines", (event) => {
     const log = document.getElementById("log");

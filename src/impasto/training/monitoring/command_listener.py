@@ -10,6 +10,7 @@ from impasto.runs.events import EventLog
 from impasto.training.signals import StopRequest
 
 LOOK_EVERY_S = 1.0
+_JOINED_FOR_S = 5.0
 
 
 class CommandListener:
@@ -33,31 +34,37 @@ class CommandListener:
         self._ended = threading.Event()
         self._lock = threading.Lock()
         self._taken: list[Command] = []
+        self._in_hand: dict[str, Command] = {}
+        self._thread = threading.Thread(target=self._listen, name="commands", daemon=True)
 
     def __enter__(self) -> CommandListener:
         discard_commands(self._folder)
-        threading.Thread(target=self._listen, name="commands", daemon=True).start()
+        self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._ended.set()
-        for command in self.take():
-            self.answer(command, "the run ended before it came to it")
+        self._thread.join(_JOINED_FOR_S)
+        self.take()
+        for command in list(self._in_hand.values()):
+            self.answer(command, "the run ended before it was done")
 
     def take(self) -> list[Command]:
         """What the loop is asked for, and will do now."""
         with self._lock:
             taken, self._taken = self._taken, []
+        self._in_hand |= {command.id: command for command in taken}
         return taken
 
     def answer(self, command: Command, text: str) -> None:
         """Say what became of a command."""
+        self._in_hand.pop(command.id, None)
         self._log.add("command", id=command.id, command=command.kind, text=text)
 
     def _listen(self) -> None:
         while not self._ended.wait(self._every_s):
             for command in waiting_commands(self._folder):
-                if not command.take():
+                if self._ended.is_set() or not command.take():
                     continue
                 if command.kind in ("stop", "stop-now"):
                     self.answer(command, "stopping")

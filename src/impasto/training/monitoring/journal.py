@@ -31,6 +31,7 @@ class RecordedEvents:
         self._events = events
         self._run: RunDirectory | None = None
         self._total_steps = 0
+        self._stages: list[dict[str, Any]] = []
         self._began, self._first_step = time.monotonic(), 0
 
     def open(self, run: RunDirectory) -> None:
@@ -45,7 +46,7 @@ class RecordedEvents:
             with self._events.stage(description, total, unit) as advance:
                 yield advance
             return
-        done, written_at = 0, time.monotonic()
+        done, written_at, failed = 0, time.monotonic(), True
 
         def tell(**more: Any) -> None:
             self.log.add("stage", text=description, total=total, unit=unit, done=done, **more)
@@ -53,20 +54,28 @@ class RecordedEvents:
         def count(number: int) -> None:
             nonlocal done, written_at
             done += number
-            self._note(stage_done=done)
+            if self._stages and self._stages[-1] is shown:
+                self._note(stage_done=done)
             if time.monotonic() - written_at > _PROGRESS_EVERY_S:
                 written_at = time.monotonic()
                 tell()
             advance(number)
 
-        self._note(stage=description, stage_done=0, stage_total=total, stage_unit=unit)
+        shown = {
+            "stage": description, "stage_done": 0, "stage_total": total, "stage_unit": unit,
+        }  # fmt: skip
+        self._stages.append(shown)
+        self._note(**shown)
         tell()
         try:
             with self._events.stage(description, total, unit) as advance:
                 yield count
+            failed = False
         finally:
-            tell(ended=True)
-            self._note(stage=None, stage_done=None, stage_total=None, stage_unit=None)
+            tell(ended=True, **({"failed": True} if failed else {}))
+            self._stages = [stage for stage in self._stages if stage is not shown]
+            # of stages in two threads the other one goes on
+            self._note(**(self._stages[-1] if self._stages else dict.fromkeys(shown)))
 
     def note(self, message: str) -> None:
         """A line that stays."""
