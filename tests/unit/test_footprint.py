@@ -16,6 +16,7 @@ from impasto.models.conditioning import ConditioningShape
 from impasto.models.loading import load_base_model, load_meta_model
 from impasto.models.trainable import FullFineTune
 from impasto.training.parallel.shards import Sharding
+from impasto.training.planning import phases
 from impasto.training.planning.changes import with_fields
 from impasto.training.planning.fake_step import FakeStep, decoding_peak
 from impasto.training.planning.levers import LADDER, MemoryFitter, gib, offers
@@ -213,8 +214,11 @@ def test_rehearsals_are_remembered(train_config, nano_model, tmp_path):
     assert FootprintPredictor(meta_model, "cpu", record).footprint(config, SIZE, 2) == first
 
 
-def test_an_outline_is_made_for_a_rehearsal_and_shared_with_others(train_config, nano_model):
+def test_an_outline_is_made_for_a_rehearsal_and_shared_with_others(
+    train_config, nano_model, monkeypatch
+):
     """Making one of full size takes a second: ladders of ten rungs made fifty."""
+    monkeypatch.setattr(phases, "_FOUND", {})  # what other tests of this process have found
     meta_models = []
 
     def meta_model():
