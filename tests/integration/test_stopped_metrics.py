@@ -29,7 +29,7 @@ class Press(SilentEvents):
 
 def lines(run):
     records = [json.loads(line) for line in run.metrics_file.read_text("utf-8").splitlines()]
-    of_time = {"images_per_s", "data_wait", "memory_mib"}
+    of_time = {"images_per_s", "data_wait", "memory_mib", "time"}
     return [{k: v for k, v in record.items() if k not in of_time} for record in records]
 
 
