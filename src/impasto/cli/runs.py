@@ -24,8 +24,8 @@ _ASK_AGAIN_S = 0.2
 def runs(folders: tuple[Path, ...], as_json: bool) -> None:  # noqa: FBT001
     """List the runs in FOLDERS and up to three levels below, and how each really stands.
 
-    Without FOLDERS, those below the current folder. A run that was killed is said to be killed: its
-    process is looked for.
+    Without FOLDERS, those below the current folder. A run whose process is
+    gone without a word is listed as killed.
     """
     from impasto.cli.console import Console
     from impasto.errors import RunError
@@ -48,24 +48,19 @@ def runs(folders: tuple[Path, ...], as_json: bool) -> None:  # noqa: FBT001
 
 
 def _line(summary: RunSummary) -> str:
-    from impasto.progress import duration_words
-
-    state, status = summary.state, summary.state.status
+    state = summary.state
     words: list[str] = [state.state]
     if state.total_steps is not None:
         words.append(f"{state.step:,} of {state.total_steps:,} steps")
     elif state.step:
         words.append(f"{state.step:,} steps")
-    if state.is_alive and "stage" in status:
-        words.append(str(status["stage"]))
-    if "loss" in status:
-        words.append(f"loss {status['loss']:.4f}")
-    if state.is_alive and "seconds_left" in status:
-        words.append(f"{duration_words(status['seconds_left'])} left")
+    if state.is_alive and "stage" in state.status:
+        words.append(str(state.status["stage"]))
+    words += state.details()
     if state.state == "killed":
         words.append(f"state of step {state.saved_step} kept" if state.saved_step else "no state")
-    if summary.updated_at and not state.is_alive:
-        words.append(time.strftime("%Y-%m-%d %H:%M", time.localtime(summary.updated_at)))
+    if summary.when and not state.is_alive:
+        words.append(summary.when)
     return " · ".join(words)
 
 
@@ -90,13 +85,14 @@ def ask(run: Path, command: str, wait: float) -> None:
     from impasto.errors import RunError
     from impasto.runs import RunDirectory
     from impasto.runs.commands import send_command
+    from impasto.runs.lines import size_of
 
     directory = RunDirectory.open(run)
     state = directory.state()
     if not state.is_alive:
         raise RunError(f"Nobody is training {run}. {state.sentence(run)}")
     console, name = Console(), cast("CommandName", command)
-    events_before = directory.events_file.stat().st_size if directory.events_file.exists() else 0
+    events_before = size_of(directory.events_file)
     sent = send_command(directory.commands, name)
     console.note(f"Asked to {COMMANDS[name]}.")
     if wait <= 0:

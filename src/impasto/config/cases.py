@@ -49,22 +49,22 @@ class Case:
 
     @property
     def training(self) -> TrainingConfig:
-        """The section `[training]`."""
+        """The settings of the section `[training]`: precision, batches, memory levers."""
         return self.config.training
 
     @property
     def method(self) -> MethodConfig:
-        """The section `[method]`."""
+        """The settings of the section `[method]`: what is trained, and how."""
         return self.config.method
 
     @property
     def kind(self) -> str:
-        """The setting `optimizer.kind`."""
+        """The name of the optimizer, by which its row is found."""
         return self.config.optimizer.kind
 
     @property
     def row(self) -> OptimizerRow:
-        """What is known of the optimizer."""
+        """The row of the optimizer in the table of optimizers."""
         return row_of(self.kind)
 
     @property

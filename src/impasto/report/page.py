@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import tomli_w
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
@@ -47,7 +47,11 @@ def write_report(run: RunDirectory) -> Path:
 def rendered(template: str, content: Mapping[str, Any]) -> str:
     """A page made from one of the templates."""
     environment = Environment(
-        loader=PackageLoader("impasto.report"), autoescape=True, undefined=StrictUndefined
+        loader=ChoiceLoader(
+            [PackageLoader("impasto.report"), PackageLoader("impasto.report", "static")]
+        ),
+        autoescape=True,
+        undefined=StrictUndefined,
     )
     return environment.get_template(template).render(content)
 

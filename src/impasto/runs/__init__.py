@@ -17,7 +17,8 @@ report.html          one page for a person
 .lock                the process that trains it, while one does
 
 `directory.py` has the paths and the small files, `status.py` what a run says of itself and what is
-true, `events.py` and `commands.py` the two files that are told in the course of it.
+true, `events.py` and `commands.py` what is told and asked in the course of it. `lines.py` reads
+files that grow, `schema.py` knows what readers rely on, `listing.py` finds runs.
 """
 
 from impasto.runs.directory import RunDirectory, step_name

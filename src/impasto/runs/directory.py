@@ -6,7 +6,7 @@ import contextlib
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,40 +16,13 @@ from impasto.errors import RunError
 from impasto.invocation import command
 from impasto.parsing import parse_json, read_text
 from impasto.runs.commands import discard_commands
+from impasto.runs.schema import fault_in
 from impasto.runs.status import Phase, RunState, StatusWriter, state_of
 
 _STEP_NAME = re.compile(r"step-(\d{8})", re.ASCII)
 _BEFORE_TRAINING = (
     "config.toml", "environment.json", "status.json", "events.jsonl", "dataset.json",
 )  # fmt: skip
-_LARGEST = 2**53
-_TEXT, _NUMBER, _WHOLE = (str,), (int, float), (int,)
-_TYPES: dict[str, dict[str, Any]] = {
-    "status.json": {
-        "phase": _TEXT, "step": _WHOLE, "total_steps": _WHOLE, "message": _TEXT, "model": _TEXT,
-        "updates_per_epoch": _WHOLE, "saved_step": _WHOLE, "updated_at": _NUMBER,
-        "started_at": _NUMBER, "folder": _TEXT, "pid": _WHOLE, "process": _TEXT, "host": _TEXT,
-        "stage": _TEXT, "stage_done": _WHOLE, "stage_total": _WHOLE, "stage_unit": _TEXT,
-        "loss": _NUMBER, "images_per_s": _NUMBER, "seconds_left": _NUMBER,
-        "timings_s": {"": _NUMBER},
-    },
-    "models.json": {"written": [_TEXT]},
-    "dataset.json": {
-        "pictures": _WHOLE, "held_out": _WHOLE, "uncaptioned": _WHOLE, "enlarged": _WHOLE,
-        "too_long": _WHOLE, "max_tokens": _WHOLE, "mean_lost_area": _NUMBER,
-        "buckets": {"": _WHOLE}, "set_aside": [{"path": _TEXT, "reason": _TEXT}],
-        "unused": [{"path": _TEXT, "reason": _TEXT}],
-    },
-    "environment.json": {
-        "system": _TEXT, "machine": _TEXT, "python": _TEXT, "packages": {"": _TEXT},
-        "gpus": [{"name": _TEXT}],
-    },
-    "metrics.jsonl": {
-        "step": _WHOLE, "epoch": _WHOLE, "samples_seen": _WHOLE, "loss": _NUMBER,
-        "validation_loss": _NUMBER, "images_per_s": _NUMBER, "lr": _NUMBER, "time": _NUMBER,
-    },
-}  # fmt: skip
-"""What readers rely on: entry -> its types, or those of its own entries (`""`: any) or items."""
 
 
 def step_name(step: int) -> str:
@@ -287,7 +260,7 @@ class RunDirectory:
             return {}
         try:
             value = parse_json(read_text(file))
-            fault = _fault_in(value, _TYPES.get(name, {}), "")
+            fault = fault_in(value, name)
         except (OSError, ValueError) as error:
             raise RunError(f"{file} is damaged: {type(error).__name__}: {error}.") from error
         if fault:
@@ -313,7 +286,7 @@ class RunDirectory:
                     record = parse_json(line)
                 except ValueError:
                     continue
-                if not _fault_in(record, _TYPES["metrics.jsonl"], "") and "step" in record:
+                if not fault_in(record, self.metrics_file.name) and "step" in record:
                     yield record
 
     def truncate_metrics(self, step: int) -> None:
@@ -345,26 +318,6 @@ def _require_empty(path: Path) -> None:
         f"{path} is already there and not empty; nothing in it was touched. Choose another "
         f"output_dir, delete it, or continue it with: {command('resume', path)}"
     )
-
-
-def _fault_in(value: Any, types: Any, where: str) -> str:
-    """What about a value read from JSON is not as readers rely on; empty where all is well."""
-    if isinstance(types, tuple):
-        fits = isinstance(value, types) and not isinstance(value, bool)
-        if fits and isinstance(value, int):
-            fits = abs(value) <= _LARGEST
-        expected = "text" if types == _TEXT else "a number"
-        return "" if fits else f"{where} is {type(value).__name__}, not {expected}"
-    if isinstance(types, list):
-        if not isinstance(value, list):
-            return f"{where} is {type(value).__name__}, not a list"
-        faults = (_fault_in(item, types[0], f"{where}[{n}]") for n, item in enumerate(value))
-        return next(filter(None, faults), "")
-    if not isinstance(value, Mapping):
-        return f"{where or 'it'} is {type(value).__name__}, not an object"
-    known = {**dict.fromkeys(value, types[""]), **types} if "" in types else types
-    faults = (_fault_in(value[key], known[key], f"{where}.{key}") for key in value if key in known)
-    return next(filter(None, faults), "")
 
 
 def _steps_in(folder: Path) -> list[int]:

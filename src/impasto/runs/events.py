@@ -29,7 +29,8 @@ from typing import Any
 
 from impasto import files
 from impasto.errors import StorageError
-from impasto.parsing import parse_json, printable
+from impasto.parsing import printable
+from impasto.runs.lines import read_lines
 
 WARNING = "Warning: "
 
@@ -91,22 +92,9 @@ def read_events(file: Path, offset: int = 0) -> Iterator[tuple[int, Mapping[str,
         file: `events.jsonl`; nothing comes of one that is not there.
         offset: Bytes to pass over: where an earlier reading ended.
     """
-    try:
-        content = file.open("rb")
-    except OSError:
-        return
-    with content:
-        content.seek(offset)
-        for line in content:
-            if not line.endswith(b"\n"):
-                return
-            offset += len(line)
-            try:
-                event = parse_json(line.decode("utf-8", errors="replace"))
-            except ValueError:
-                continue
-            if isinstance(event, dict) and isinstance(event.get("kind"), str):
-                yield offset, event
+    for place, event in read_lines(file, offset):
+        if isinstance(event.get("kind"), str):
+            yield place, event
 
 
 def _ends_within_a_line(file: Path) -> bool:

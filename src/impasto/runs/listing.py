@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any
 
 from impasto.runs.directory import RunDirectory
 from impasto.runs.status import RunState
+
+_LATEST = 2**33  # later moments are none that every system's clock can show
 
 DEPTH = 3
 """Levels of folders below a given one that runs are looked for in."""
@@ -28,6 +31,13 @@ class RunSummary:
     run: RunDirectory
     state: RunState
     updated_at: float
+
+    @property
+    def when(self) -> str:
+        """That moment by the clock of this machine, for people; empty if it is not known."""
+        if not 0 < self.updated_at < _LATEST:
+            return ""
+        return time.strftime("%Y-%m-%d %H:%M", time.localtime(self.updated_at))
 
     def as_json(self) -> dict[str, Any]:
         """The same for programs: plain values, None for what is not known."""

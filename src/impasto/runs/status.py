@@ -22,7 +22,7 @@ from impasto.errors import StorageError
 from impasto.invocation import command
 from impasto.owners import current_process
 from impasto.parsing import printable
-from impasto.progress import counted
+from impasto.progress import counted, duration_words
 
 Phase = Literal["preparing", "training", "finished", "interrupted", "failed"]
 State = Literal["preparing", "training", "finished", "interrupted", "failed", "killed", "unknown"]
@@ -148,6 +148,17 @@ class RunState:
         """Optimizer steps of the whole run; None until that is known."""
         total = self.status.get("total_steps")
         return None if total is None else int(total)
+
+    def details(self) -> list[str]:
+        """What is worth knowing at a glance, as far as it is known: time left, speed, loss."""
+        status, found = self.status, []
+        if self.is_alive and "seconds_left" in status:
+            found.append(f"{duration_words(status['seconds_left'])} left")
+        if self.is_alive and "images_per_s" in status:
+            found.append(f"{status['images_per_s']:.3g} images/s")
+        if "loss" in status:
+            found.append(f"loss {status['loss']:.4f}")
+        return found
 
     def sentence(self, path: Path) -> str:
         """The state in a sentence or three, with what to do where something is to be done."""

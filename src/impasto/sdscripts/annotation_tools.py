@@ -35,7 +35,7 @@ _WORKERS = "decoding takes as many threads as there are processors"
 
 
 def make_captions() -> None:
-    """Run `make_captions.py`."""
+    """The command `make_captions.py` of sd-scripts: writes captions beside images."""
     parser = image_parser("make_captions.py", "Caption images with BLIP.", ".caption")
     parser.add_argument("--caption_weights", default=BLIP, help="folder or Hub id of a BLIP")
     parser.add_argument("--beam_search", action="store_true", help="beams in place of drawing")
@@ -73,7 +73,7 @@ def _make_captions(options: argparse.Namespace, console: Console) -> None:
 
 
 def make_captions_by_git() -> None:
-    """Run `make_captions_by_git.py`."""
+    """The command `make_captions_by_git.py` of sd-scripts: writes captions beside images."""
     parser = image_parser("make_captions_by_git.py", "Caption images with GIT.", ".caption")
     parser.add_argument("--model_id", default="microsoft/git-large-textcaps")
     parser.add_argument("--batch_size", type=int, default=1)
@@ -110,7 +110,7 @@ def _caption_all(options: argparse.Namespace, captioner: Captioner, console: Con
 
 
 def tag_images_by_wd14_tagger() -> None:
-    """Run `tag_images_by_wd14_tagger.py`."""
+    """The command `tag_images_by_wd14_tagger.py` of sd-scripts: writes tags beside images."""
     run_tool(_tag, _tag_parser())
 
 

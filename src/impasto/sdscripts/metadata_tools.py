@@ -35,13 +35,13 @@ Column = Literal["caption", "tags"]
 
 
 def merge_captions_to_metadata() -> None:
-    """Run `merge_captions_to_metadata.py`."""
+    """The command `merge_captions_to_metadata.py` of sd-scripts: joins text files in one JSON."""
     parser = _merge_parser("merge_captions_to_metadata.py", "captions", ".caption", old=True)
     run_tool(lambda options, console: _merge(options, console, "caption"), parser)
 
 
 def merge_dd_tags_to_metadata() -> None:
-    """Run `merge_dd_tags_to_metadata.py`."""
+    """The command `merge_dd_tags_to_metadata.py` of sd-scripts: joins text files in one JSON."""
     parser = _merge_parser("merge_dd_tags_to_metadata.py", "tags", ".txt", old=False)
     run_tool(lambda options, console: _merge(options, console, "tags"), parser)
 
@@ -86,7 +86,7 @@ def _merge(options: argparse.Namespace, console: Console, column: Column) -> Non
 
 
 def clean_captions_and_tags() -> None:
-    """Run `clean_captions_and_tags.py`."""
+    """The command `clean_captions_and_tags.py` of sd-scripts: cleans the words of a JSON."""
     parser = ToolParser(
         prog="clean_captions_and_tags.py", description="Clean metadata.", allow_abbrev=False
     )
@@ -120,7 +120,7 @@ def _clean(options: argparse.Namespace, console: Console) -> None:
 
 
 def prepare_buckets_latents() -> None:
-    """Run `prepare_buckets_latents.py`."""
+    """The command `prepare_buckets_latents.py` of sd-scripts: encodes images ahead."""
     parser = ToolParser(
         prog="prepare_buckets_latents.py",
         description="Choose buckets, encode images, write .npz files and metadata.",

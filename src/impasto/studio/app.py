@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any, get_args
 
-from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -43,6 +43,7 @@ from impasto.studio.watching import RunWatch
 
 LOOK_EVERY_S = 1.0
 _DIGITS = 12
+_STATIC: list[str | tuple[str, str]] = [("impasto.studio", "static"), ("impasto.report", "static")]
 _IMAGES = {".png": "image/png", ".jpg": "image/jpeg", ".webp": "image/webp"}
 
 
@@ -214,7 +215,7 @@ def create_app(studio: Studio, access: Access) -> Starlette:
             Route("/runs/{run}/samples/{step}/{file}", studio.sample),
             Route("/runs/{run}/ask/{command}", studio.command, methods=["POST"]),
             Route("/runs/{run}/resume", studio.resume, methods=["POST"]),
-            Mount("/static", StaticFiles(packages=[("impasto.studio", "static")])),
+            Mount("/static", StaticFiles(packages=_STATIC)),
         ],
         middleware=[Middleware(Guard, access=access)],
         exception_handlers={HTTPException: refused, ImpastoError: failed, OSError: failed},
@@ -241,7 +242,7 @@ def _event(data: str, name: str = "") -> str:
 
 def _templates() -> Environment:
     return Environment(
-        loader=ChoiceLoader([PackageLoader("impasto.studio"), PackageLoader("impasto.report")]),
+        loader=PackageLoader("impasto.studio"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from impasto.parsing import parse_json
+from impasto.runs.lines import object_of, read_lines, size_of
 
 POINTS = 1500
 """Points of a curve at most; a chart is about as many pixels wide."""
@@ -32,11 +31,8 @@ def read_curves(file: Path, *, exact: bool = True, points: int = POINTS) -> Curv
         points: The most points of a curve. Of each stretch the least and the greatest value are
             kept, so that no peak is lost (of the lines that were read).
     """
-    try:
-        size = file.stat().st_size
-    except OSError:
-        return {}
-    lines = whole_lines(file, 0) if exact or size < SKETCHED_FROM else _some_lines(file, size)
+    size = size_of(file)
+    lines = read_records(file) if exact or size < SKETCHED_FROM else _some_lines(file, size)
     curves: Curves = {}
     for _, record in lines:
         step = record["step"]
@@ -59,24 +55,9 @@ def numbers_of(record: Mapping[str, Any]) -> dict[str, float]:
     }
 
 
-def whole_lines(file: Path, offset: int) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    """Records from a place in the file on, each with the place after it; damaged ones are skipped.
-
-    The last line is left out while it is being written.
-    """
-    try:
-        content = file.open("rb")
-    except OSError:
-        return
-    with content:
-        content.seek(offset)
-        for line in content:
-            if not line.endswith(b"\n"):
-                return
-            offset += len(line)
-            record = _record(line)
-            if record is not None:
-                yield offset, record
+def read_records(file: Path, offset: int = 0) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """Lines of metrics from a place in the file on, each with the place after it."""
+    return ((place, line) for place, line in read_lines(file, offset) if _is_record(line))
 
 
 def _some_lines(file: Path, size: int) -> Iterator[tuple[int, Mapping[str, Any]]]:
@@ -103,13 +84,12 @@ def _records_at(content: Any, offsets: Iterable[int]) -> Iterator[tuple[int, Map
 
 
 def _record(line: bytes) -> Mapping[str, Any] | None:
-    try:
-        record = parse_json(line.decode("utf-8", errors="replace"))
-    except ValueError:
-        return None
-    if not isinstance(record, dict) or type(record.get("step")) is not int:
-        return None
-    return record
+    found = object_of(line)
+    return found if found is not None and _is_record(found) else None
+
+
+def _is_record(line: Mapping[str, Any]) -> bool:
+    return type(line.get("step")) is int
 
 
 def _thinned(steps: list[int], values: list[float], points: int) -> tuple[list[int], list[float]]:
@@ -126,11 +106,3 @@ def _thinned(steps: list[int], values: list[float], points: int) -> tuple[list[i
                 {min(places, key=values.__getitem__), max(places, key=values.__getitem__)}
             )
     return [steps[n] for n in kept], [values[n] for n in kept]
-
-
-def size_of(file: Path) -> int:
-    """The bytes of a file; 0 where there is none."""
-    try:
-        return os.stat(file).st_size  # noqa: PTH116 - also of names that Path refuses
-    except OSError:
-        return 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,12 +10,11 @@ from PIL import Image
 
 from impasto.errors import RunError
 from impasto.parsing import is_text, read_text
-from impasto.progress import duration_words
 from impasto.runs import RunDirectory, RunState, step_name
 from impasto.runs.commands import COMMANDS
 from impasto.runs.events import read_events
+from impasto.runs.lines import size_of
 from impasto.runs.listing import RunSummary
-from impasto.studio.curves import size_of
 from impasto.studio.jobs import Jobs
 from impasto.studio.watching import RunWatch, line_of
 
@@ -36,8 +34,8 @@ def run_rows(
             "place": str(summary.run.path.parent),
             "state": summary.state.state,
             "progress": _progress(summary.state),
-            "details": _details(summary.state),
-            "when": _moment(summary.updated_at),
+            "details": summary.state.details(),
+            "when": summary.when,
             "sample": _newest_sample(summary.run),
         }
         for summary in summaries
@@ -70,7 +68,7 @@ def state_part(run: RunDirectory, state: RunState, jobs: Jobs) -> dict[str, Any]
         "state": state.state,
         "sentence": state.sentence(run.path),
         "progress": _progress(state),
-        "details": _details(state),
+        "details": state.details(),
         "stage": _stage(state) if state.is_alive else None,
         "is_alive": state.is_alive,
         "starting": starting,
@@ -86,18 +84,6 @@ def _progress(state: RunState) -> dict[str, int] | None:
     return {"step": state.step, "total": state.total_steps}
 
 
-def _details(state: RunState) -> list[str]:
-    """What is worth knowing at a glance, where it is known."""
-    status, found = state.status, []
-    if state.is_alive and "seconds_left" in status:
-        found.append(f"{duration_words(status['seconds_left'])} left")
-    if state.is_alive and "images_per_s" in status:
-        found.append(f"{status['images_per_s']:.3g} images/s")
-    if "loss" in status:
-        found.append(f"loss {status['loss']:.4f}")
-    return found
-
-
 def _stage(state: RunState) -> dict[str, Any] | None:
     status = state.status
     if "stage" not in status:
@@ -108,12 +94,6 @@ def _stage(state: RunState) -> dict[str, Any] | None:
         "total": status.get("stage_total"),
         "unit": status.get("stage_unit", ""),
     }
-
-
-def _moment(seconds: float) -> str:
-    if not 0 < seconds < 2**33:
-        return ""
-    return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
 
 
 def _samples(run: RunDirectory) -> list[dict[str, Any]]:

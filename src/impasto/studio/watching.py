@@ -10,7 +10,8 @@ from typing import Any
 
 from impasto.runs import RunDirectory, RunState
 from impasto.runs.events import read_events
-from impasto.studio.curves import numbers_of, size_of, whole_lines
+from impasto.runs.lines import size_of
+from impasto.studio.curves import numbers_of, read_records
 
 _LINES_AT_ONCE = 500
 _PLACE = re.compile(r"(\d{1,15})\.(\d{1,15})\.(\d{1,9})", re.ASCII)
@@ -79,7 +80,7 @@ class RunWatch:
         if size_of(self._run.metrics_file) < self._metrics:
             self._metrics = 0  # a resumed run has cut off what it does again
         found = []
-        for end, record in whole_lines(self._run.metrics_file, self._metrics):
+        for end, record in read_records(self._run.metrics_file, self._metrics):
             self._metrics = end
             found.append({"step": record["step"], "values": numbers_of(record)})
         return found[-_LINES_AT_ONCE:]

@@ -287,8 +287,8 @@ class TrainingLoop:
         last = done == total
         stopping, asked = self._requests.stop_signal(done), self._requests.asked(done)
         triggers = self._triggers
-        saving = last or stopping is not None or triggers.state(done, self._accelerator)
-        saving = saving or "save" in asked
+        at_once = last or stopping is not None or "save" in asked  # who asked may pull the plug
+        saving = at_once or triggers.state(done, self._accelerator)
         early = saving and not (last or triggers.saves_state_by_steps(done) or triggers.log(done))
         if saving or triggers.log(done):
             self._log(done, early=early)
@@ -300,8 +300,7 @@ class TrainingLoop:
             self._preview(done)
         if saving:
             window = self._recorder.meter.window() if early else None
-            now = last or stopping is not None or "save" in asked  # who asked may pull the plug
-            self._save(done, now=now, window=window)
+            self._save(done, now=at_once, window=window)
         if not last:
             self._export_intermediate(done)
         self._requests.answer(done)

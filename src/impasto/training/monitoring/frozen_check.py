@@ -49,7 +49,7 @@ ParameterCopies = list[tuple[Tensor, Tensor]]
 
 def _sample(parameters: Mapping[str, Tensor]) -> ParameterCopies:
     """Some parameters from all over a module, with copies on the CPU: modules change devices."""
-    every = [p for p in parameters.values() if p.device.type != "meta"]  # that waits in a file
+    every = [p for p in parameters.values() if p.device.type != "meta"]  # those are in a file
     step = max(1, len(every) // SAMPLED)
     return [(parameter, _here(parameter).to("cpu", copy=True)) for parameter in every[::step]]
 

@@ -1,0 +1,65 @@
+"""What readers of a run directory rely on in its JSON files, and whether a file keeps to it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+_LARGEST = 2**53
+_TEXT, _NUMBER, _WHOLE = (str,), (int, float), (int,)
+_TYPES: dict[str, dict[str, Any]] = {
+    "status.json": {
+        "phase": _TEXT, "step": _WHOLE, "total_steps": _WHOLE, "message": _TEXT, "model": _TEXT,
+        "updates_per_epoch": _WHOLE, "saved_step": _WHOLE, "updated_at": _NUMBER,
+        "started_at": _NUMBER, "folder": _TEXT, "pid": _WHOLE, "process": _TEXT, "host": _TEXT,
+        "stage": _TEXT, "stage_done": _WHOLE, "stage_total": _WHOLE, "stage_unit": _TEXT,
+        "loss": _NUMBER, "images_per_s": _NUMBER, "seconds_left": _NUMBER,
+        "timings_s": {"": _NUMBER},
+    },
+    "models.json": {"written": [_TEXT]},
+    "dataset.json": {
+        "pictures": _WHOLE, "held_out": _WHOLE, "uncaptioned": _WHOLE, "enlarged": _WHOLE,
+        "too_long": _WHOLE, "max_tokens": _WHOLE, "mean_lost_area": _NUMBER,
+        "buckets": {"": _WHOLE}, "set_aside": [{"path": _TEXT, "reason": _TEXT}],
+        "unused": [{"path": _TEXT, "reason": _TEXT}],
+    },
+    "environment.json": {
+        "system": _TEXT, "machine": _TEXT, "python": _TEXT, "packages": {"": _TEXT},
+        "gpus": [{"name": _TEXT}],
+    },
+    "metrics.jsonl": {
+        "step": _WHOLE, "epoch": _WHOLE, "samples_seen": _WHOLE, "loss": _NUMBER,
+        "validation_loss": _NUMBER, "images_per_s": _NUMBER, "lr": _NUMBER, "time": _NUMBER,
+    },
+}  # fmt: skip
+"""What readers rely on: entry -> its types, or those of its own entries (`""`: any) or items."""
+
+
+def fault_in(value: Any, name: str) -> str:
+    """What about a file's JSON is not as readers rely on; empty where all is well.
+
+    Args:
+        value: What was read; of a file of lines, one of them.
+        name: The name of the file. Of others than those listed here anything is taken.
+    """
+    return _fault_in(value, _TYPES.get(name, {}), "")
+
+
+def _fault_in(value: Any, types: Any, where: str) -> str:
+    """What about a value read from JSON is not as readers rely on; empty where all is well."""
+    if isinstance(types, tuple):
+        fits = isinstance(value, types) and not isinstance(value, bool)
+        if fits and isinstance(value, int):
+            fits = abs(value) <= _LARGEST
+        expected = "text" if types == _TEXT else "a number"
+        return "" if fits else f"{where} is {type(value).__name__}, not {expected}"
+    if isinstance(types, list):
+        if not isinstance(value, list):
+            return f"{where} is {type(value).__name__}, not a list"
+        faults = (_fault_in(item, types[0], f"{where}[{n}]") for n, item in enumerate(value))
+        return next(filter(None, faults), "")
+    if not isinstance(value, Mapping):
+        return f"{where or 'it'} is {type(value).__name__}, not an object"
+    known = {**dict.fromkeys(value, types[""]), **types} if "" in types else types
+    faults = (_fault_in(value[key], known[key], f"{where}.{key}") for key in value if key in known)
+    return next(filter(None, faults), "")
