@@ -70,9 +70,14 @@ def parse_process_token(text: str) -> ProcessIdentity | None:
     return ProcessIdentity(int(match[1], 16), int(match[2], 16), match[3])
 
 
+def identity_of(pid: int) -> ProcessIdentity:
+    """The identity of the process that has a number now."""
+    return ProcessIdentity(pid, _start_of(pid) or 0, _place())
+
+
 @functools.lru_cache(maxsize=4)
 def _owner_of(pid: int) -> ProcessIdentity:
-    return ProcessIdentity(pid, _start_of(pid) or 0, _place())
+    return identity_of(pid)
 
 
 _UNKNOWN_START = -1

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import socket
+import subprocess
 import sys
 from pathlib import Path
 
@@ -13,18 +14,23 @@ import pytest
 from conftest import impasto
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 from starlette.routing import Mount
 from starlette.testclient import TestClient
 from test_run_status import GONE, make_run
 
+from impasto.owners import current_process, identity_of
 from impasto.runs import RunDirectory, step_name
 from impasto.runs.commands import waiting_commands
 from impasto.runs.events import EventLog
+from impasto.runs.tasks import TaskDirectory
 from impasto.studio import curves
-from impasto.studio.app import Studio, create_app
+from impasto.studio.app import create_app
+from impasto.studio.core import Studio
 from impasto.studio.curves import read_curves
 from impasto.studio.folders import Folders
 from impasto.studio.guard import HEADERS, Access
+from impasto.studio.pages.runs import RunPages
 from impasto.studio.watching import RunWatch
 
 PORT = 7870
@@ -57,7 +63,12 @@ def folder(tmp_path):
 
 @pytest.fixture
 def studio(folder):
-    return Studio(Folders([folder]), Started(), look_every_s=0)
+    return Studio(
+        Folders([folder], [folder.parent / "data"], [folder]),
+        folder / ".home",
+        Started(),
+        look_every_s=0,
+    )
 
 
 @pytest.fixture
@@ -127,6 +138,7 @@ def test_no_route_answers_without_the_cookie(stranger, studio, access, dog):
             continue
         path = route.path.replace("{run}", name).replace("{step}", "3")
         path = path.replace("{file}", "000.png").replace("{command}", "save")
+        path = path.replace("{task}", "20260101-000000-abcdef")
         paths += [(method, path) for method in route.methods - {"HEAD"}]
     assert len(paths) >= 10
     for method, path in paths:
@@ -325,7 +337,7 @@ def test_what_the_system_refuses_is_said_in_words(client, studio, dog, monkeypat
     def refuse(*_, **__):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("impasto.studio.app.run_page", refuse)
+    monkeypatch.setattr("impasto.studio.pages.runs.run_page", refuse)
     answer = client.get(address(studio, dog))
     assert answer.status_code == 500
     assert "Permission denied" in answer.text
@@ -338,7 +350,7 @@ def test_a_full_disk_is_said_in_words(client, studio, dog, monkeypatch):
     def full(*_, **__):
         raise StorageError("The disk is full: nothing was written.")
 
-    monkeypatch.setattr("impasto.studio.app.send_command", full)
+    monkeypatch.setattr("impasto.studio.pages.runs.send_command", full)
     with dog.held():
         answer = client.post(f"{address(studio, dog)}/ask/save", headers=FROM_HERE)
     assert answer.status_code == 500
@@ -447,7 +459,7 @@ def events_in(text):
 def test_the_stream_tells_what_is_new_and_goes_on_after_a_break(studio, dog):
     async def listen(visitor, meanwhile):
         told = []
-        async for text in studio._told(dog, visitor):
+        async for text in RunPages(studio)._told(dog, visitor):
             told.append(text)
             if len(told) == 1:
                 meanwhile()
@@ -478,7 +490,7 @@ def test_the_stream_tells_what_is_new_and_goes_on_after_a_break(studio, dog):
 
 def test_streams_end_with_the_server(studio, dog):
     async def listen():
-        return [text async for text in studio._told(dog, Visitor(10**9))]
+        return [text async for text in RunPages(studio)._told(dog, Visitor(10**9))]
 
     studio.closing.set()
     assert asyncio.run(listen()) == []
@@ -548,3 +560,69 @@ def test_the_server_imports_no_torch():
 
     loaded = loaded_modules("import impasto.studio.app, impasto.cli.studio")
     assert not loaded & {"torch", "numpy", "transformers", "diffusers"}
+
+
+# tasks
+
+
+def test_a_task_tells_what_it_does_and_how_it_ended(studio, client, tmp_path):
+    """By a real command, of which the studio may be restarted meanwhile."""
+    images = tmp_path / "images"
+    images.mkdir()
+    Image.new("RGB", (8, 8)).save(images / "a.png")
+    good = studio.tasks.start(["dataset", "scan", images], "Look <at> images", "/data")
+    bad = studio.tasks.start(["dataset", "scan", tmp_path / "missing"], "Fails")
+    for name in (good, bad):
+        studio.tasks._started[name].wait()
+    again = Studio(studio.folders, studio.home)  # knows no process
+    done, failed = again.tasks.find(good), again.tasks.find(bad)
+    assert again.tasks.state_of(done).state == "done"
+    state = again.tasks.state_of(failed)
+    assert (state.state, state.code) == ("failed", 3)
+    assert "missing" in state.error
+    page = client.get(f"/tasks/{good}")
+    assert page.status_code == 200
+    assert "Look &lt;at&gt; images" in page.text
+    assert "hx-trigger" not in page.text  # it is over: nothing is asked for again
+    assert "missing" in client.get(f"/tasks/{bad}/part").text
+    assert [t.path.name for t in again.tasks.all()] == sorted([good, bad], reverse=True)
+    assert client.get("/tasks").text.count('class="row"') == 2
+    assert client.get("/tasks/20260101-000000-abcdef").status_code == 404
+    assert client.get("/tasks/..%2f..").status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("events", "alive", "state"),
+    [
+        ([], True, "starting"),
+        ([], False, "killed"),
+        ([{"kind": "begin"}], True, "working"),
+        ([{"kind": "begin"}], False, "killed"),
+        ([{"kind": "begin"}, {"kind": "ended", "code": 0}], False, "done"),
+        ([{"kind": "begin"}, {"kind": "ended", "code": 143}], False, "stopped"),
+        ([{"kind": "begin"}, {"kind": "ended", "code": 3}], True, "failed"),
+        ([{"kind": "begin"}, {"kind": "ended", "code": "x"}], False, "killed"),
+    ],
+)
+def test_a_task_stands_as_its_events_and_its_process_say(tmp_path, events, alive, state):
+    task = TaskDirectory(tmp_path)
+    token = current_process().token if alive else GONE
+    task.description_file.write_text(json.dumps({"process": token}), encoding="utf-8")
+    lines = "".join(json.dumps(event) + "\n" for event in events)
+    task.events_file.write_text(lines, encoding="utf-8")
+    assert task.state().state == state
+
+
+def test_a_task_is_stopped_by_its_page(studio, client, tmp_path):
+    """One that the studio did not start itself, as after a restart of it."""
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    task = TaskDirectory(studio.home / "tasks" / "20260101-000000-abcdef")
+    task.path.mkdir(parents=True)
+    about = {"words": ["x"], "process": identity_of(process.pid).token}
+    task.description_file.write_text(json.dumps(about), encoding="utf-8")
+    assert task.state().is_alive
+    answer = client.post(f"/tasks/{task.path.name}/stop", headers=FROM_HERE)
+    assert answer.status_code == 200
+    assert process.wait(timeout=60) != 0
+    assert task.state().state == "killed"  # it wrote no end
+    client.post(f"/tasks/{task.path.name}/stop", headers=FROM_HERE)  # nothing to stop: no error

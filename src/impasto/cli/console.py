@@ -12,6 +12,7 @@ from rich.progress import TaskID
 
 from impasto.cli.harmless import escape
 from impasto.cli.heartbeat import SlowStepNotifier
+from impasto.cli.recorded import task_log
 from impasto.cli.stages import DISPLAY, Stage, progress_bar, progress_lines
 from impasto.errors import ImpastoError, Interrupted
 from impasto.progress import Advance, counted
@@ -45,6 +46,7 @@ class Console:
         self._training_began = 0.0
         self._shown_step = 0
         self._loss = ""
+        self._log = task_log()
 
     @contextlib.contextmanager
     def stage(self, description: str, total: int | None, unit: str) -> Iterator[Advance]:
@@ -60,12 +62,18 @@ class Console:
             nonlocal done
             done += number
             advance(number)
+            tell(number)
 
         heartbeat = self._heartbeat
         if heartbeat is not None:
             heartbeat.pause()
         try:
-            with drawn(self.rich, Stage(description, total, unit)) as advance:
+            with (
+                drawn(self.rich, Stage(description, total, unit)) as advance,
+                self._log.stage(description, total, unit)
+                if self._log is not None
+                else contextlib.nullcontext(_tell_nobody) as tell,
+            ):
                 yield count
         finally:
             if heartbeat is not None:
@@ -77,6 +85,8 @@ class Console:
     def note(self, message: str) -> None:
         """A line that stays."""
         self.rich.print(escape(message))
+        if self._log is not None:
+            self._log.note(message)
 
     def paragraph(self, message: str) -> None:
         """Several sentences, broken between words on a terminal."""
@@ -181,6 +191,10 @@ class Console:
                 f"step {record['step']}/{self._last_step}, loss {record['loss']:.4f}, "
                 + _speed(record["images_per_s"])
             )
+
+
+def _tell_nobody(_: int) -> None:
+    pass
 
 
 def _speed(images_per_s: float) -> str:

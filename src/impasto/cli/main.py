@@ -15,6 +15,7 @@ from impasto.cli.groups import FullHelpGroup
 from impasto.cli.harmless import harmless
 from impasto.cli.imports import show_slow_imports
 from impasto.cli.quiet import quiet_libraries
+from impasto.cli.recorded import recorded_end, task_log
 from impasto.cli.refused import told
 from impasto.errors import ImpastoError
 from impasto.invocation import is_installed_by_start, note_extra, program
@@ -89,6 +90,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def run_and_report(command: Callable[[], object]) -> None:
     """Run something; faults become a paragraph and the process's exit code."""
+    with recorded_end():
+        _run_and_report(command)
+
+
+def _run_and_report(command: Callable[[], object]) -> None:
     tune_allocation()
     quiet_libraries()
     show_slow_imports()
@@ -104,6 +110,7 @@ def run_and_report(command: Callable[[], object]) -> None:
         said = io.StringIO()
         error.show(said)
         click.echo(harmless(said.getvalue()), err=True, nl=False)
+        _tell_task(error.format_message())
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt) as stop:
         click.echo("Stopped.", err=True)
@@ -133,7 +140,14 @@ def _report(error: ImpastoError) -> int:
         note_extra(extra)  # start.py installs it and runs the same command again
     else:
         show_error(error)
+        _tell_task(str(error))
     return error.exit_code
+
+
+def _tell_task(message: str) -> None:
+    log = task_log()
+    if log is not None:
+        log.add("error", text=message)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import uvicorn
 
     from impasto.cli.console import Console
+    from impasto.studio.folders import Folders
 
 DEFAULT_PORT = 7870
 _TRIED_PORTS = 20
@@ -35,41 +36,76 @@ _PACKAGES = ("starlette", "uvicorn", "python_multipart")
     "none is given.",
 )  # fmt: skip
 @click.option(
+    "--data", "data_folders", multiple=True, metavar="DIR", type=click.Path(path_type=Path),
+    help="A folder of images, or with such folders in it; repeatable. The current folder if none "
+    "is given.",
+)  # fmt: skip
+@click.option(
+    "--models", "model_folders", multiple=True, metavar="DIR", type=click.Path(path_type=Path),
+    help="A folder with models in it; repeatable. The current folder if none is given.",
+)  # fmt: skip
+@click.option(
     "--port", type=click.IntRange(1, 65535), default=None,
     help=f"The port of this machine; without it the first free one from {DEFAULT_PORT} on.",
 )  # fmt: skip
 @click.option("--open", "opens", is_flag=True, help="Open it in the browser at once.")
-def studio(run_folders: tuple[Path, ...], port: int | None, *, opens: bool) -> None:
+def studio(
+    run_folders: tuple[Path, ...],
+    data_folders: tuple[Path, ...],
+    model_folders: tuple[Path, ...],
+    port: int | None,
+    *,
+    opens: bool,
+) -> None:
     """Serve the studio, a page for the browser that shows runs and what they can be asked.
 
     It can be reached from this machine alone, by the address that it prints. Ending it ends no
     training, and starting it again finds all runs.
     """
     from impasto.cli.console import Console
-    from impasto.errors import RunError
     from impasto.invocation import missing_extra
 
     if any(importlib.util.find_spec(name) is None for name in _PACKAGES):
         raise missing_extra("studio", "The studio needs packages that are not installed.")
-    folders = [folder.absolute() for folder in run_folders or (Path(),)]
-    for folder in folders:
-        if not folder.is_dir():
-            raise RunError(f"{folder} is not a folder. Give folders with runs in them to --runs.")
+    from impasto.studio.folders import Folders
+
+    folders = Folders(
+        _existing(run_folders, "--runs", "runs"),
+        _existing(data_folders, "--data", "images"),
+        _existing(model_folders, "--models", "models"),
+    )
     _serve(folders, port, Console(), opens=opens)
 
 
-def _serve(folders: list[Path], port: int | None, console: Console, *, opens: bool) -> None:
+def _existing(given: tuple[Path, ...], option: str, what: str) -> list[Path]:
+    """The folders that an option gives, or the current one.
+
+    Raises:
+        RunError: One is not there.
+    """
+    from impasto.errors import RunError
+
+    folders = [folder.absolute() for folder in given or (Path(),)]
+    for folder in folders:
+        if not folder.is_dir():
+            raise RunError(
+                f"{folder} is not a folder. Give folders with {what} in them to {option}."
+            )
+    return folders
+
+
+def _serve(folders: Folders, port: int | None, console: Console, *, opens: bool) -> None:
     import uvicorn
 
-    from impasto.studio.app import Studio, create_app
-    from impasto.studio.folders import Folders
+    from impasto.studio.app import create_app
+    from impasto.studio.core import HOME, Studio
     from impasto.studio.guard import Access
 
     with _listening(port) as listener:
         access = Access(listener.getsockname()[1])
-        studio = Studio(Folders(folders))
+        studio = Studio(folders, folders.runs[0] / HOME)
         app = create_app(studio, access)
-        console.note(f"The studio shows the runs in {', '.join(map(str, folders))}. Open:")
+        console.note(f"The studio shows the runs in {', '.join(map(str, folders.runs))}. Open:")
         console.note(access.address)
         console.note("The address is a key: whoever has it can use the studio. Ctrl-C ends it.")
         config = uvicorn.Config(app, log_level="error", access_log=False)

@@ -2,7 +2,7 @@
 
 One JSON object per line, each with `time` (seconds since 1970) and `kind`:
 
-begin      a process took the run up: `pid`, `host`
+begin      a process took the run up: `pid`, `host`, `process` (its token in `owners.py`)
 stage      work other than training: `text`, `total`, `unit`, and `done` as it goes on; `ended` is
            true in the last line of it, and `failed` where it ended with an error
 note       a line that the terminal shows: `text`
@@ -11,6 +11,8 @@ training   training begins: `step`, `total_steps`
 step       a line of metrics was written at `step`; the numbers are in `metrics.jsonl`
 command    what became of a command (`commands.py`): `id`, `command`, `text`
 end        the process let the run go
+error      of a task (`tasks.py`): the message that it ended with, `text`
+ended      of a task: the exit code, `code`
 
 Readers skip lines that they cannot read and kinds that they do not know. The file grows by what a
 person would see, not by steps; nothing in a run depends on it.
@@ -29,10 +31,13 @@ from typing import Any
 
 from impasto import files
 from impasto.errors import StorageError
+from impasto.owners import current_process
 from impasto.parsing import printable
+from impasto.progress import Advance
 from impasto.runs.lines import read_lines
 
 WARNING = "Warning: "
+PROGRESS_EVERY_S = 5.0
 
 
 class EventLog:
@@ -40,10 +45,14 @@ class EventLog:
 
     A line that cannot be written, because the disk is full, is left out: the run itself says so
     where it matters.
+
+    Args:
+        progress_every_s: Seconds between two lines that say how far a stage is.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, progress_every_s: float = PROGRESS_EVERY_S) -> None:
         self._lock = threading.Lock()
+        self._progress_every_s = progress_every_s
         self._file: Path | None = None
         self._waiting: list[str] = []
 
@@ -55,7 +64,12 @@ class EventLog:
             if _ends_within_a_line(file):
                 lines.insert(0, "\n")
             self._append("".join(lines))
-        self.add("begin", pid=os.getpid(), host=socket.gethostname())
+        self.add(
+            "begin",
+            pid=os.getpid(),
+            host=socket.gethostname(),
+            process=current_process().token,
+        )
 
     def drop(self) -> None:
         """Write nothing more: the run is being removed."""
@@ -76,6 +90,28 @@ class EventLog:
         """Add a line that the terminal shows."""
         is_warning = message.startswith(WARNING)
         self.add("warning" if is_warning else "note", text=message.removeprefix(WARNING))
+
+    @contextlib.contextmanager
+    def stage(self, description: str, total: int | None, unit: str) -> Iterator[Advance]:
+        """Add a stage: its begin, every few seconds how far it is, and its end."""
+        done, written_at, failed = 0, time.monotonic(), True
+
+        def tell(**more: Any) -> None:
+            self.add("stage", text=description, total=total, unit=unit, done=done, **more)
+
+        def count(number: int) -> None:
+            nonlocal done, written_at
+            done += number
+            if time.monotonic() - written_at > self._progress_every_s:
+                written_at = time.monotonic()
+                tell()
+
+        tell()
+        try:
+            yield count
+            failed = False
+        finally:
+            tell(ended=True, **({"failed": True} if failed else {}))
 
     def _append(self, text: str) -> None:
         if self._file is not None and text and self._file.parent.is_dir():

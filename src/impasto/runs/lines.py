@@ -41,6 +41,16 @@ def read_lines(file: Path, offset: int = 0) -> Iterator[tuple[int, Mapping[str, 
                 yield offset, found
 
 
+def read_end(file: Path, size: int) -> str:
+    """The last bytes of a file as text; empty where it cannot be read."""
+    try:
+        with file.open("rb") as content:
+            content.seek(max(0, size_of(file) - size))
+            return content.read().decode("utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
 def object_of(line: bytes) -> Mapping[str, Any] | None:
     """The JSON object of a line; None where it is none."""
     try:

@@ -1,192 +1,24 @@
-"""The web application of the studio: pages of runs, what changes in them, and what they are asked.
-
-Routes are thin: they find the run that an address names, read its files, and render a template.
-Reading goes to threads, so that a slow disk stops nobody else.
-"""
+"""The web application of the studio: the routes of all pages behind one guard."""
 
 from __future__ import annotations
 
-import asyncio
-import json
-import threading
-from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
-from typing import Any, get_args
-
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
-from starlette.responses import (
-    FileResponse,
-    HTMLResponse,
-    JSONResponse,
-    RedirectResponse,
-    Response,
-    StreamingResponse,
-)
-from starlette.routing import Mount, Route
+from starlette.responses import Response
+from starlette.routing import Mount
 from starlette.staticfiles import StaticFiles
 
 from impasto.errors import ImpastoError
-from impasto.parsing import printable
-from impasto.report.page import write_report
-from impasto.runs import RunDirectory, step_name
-from impasto.runs.commands import CommandName, send_command
-from impasto.studio.curves import read_curves
-from impasto.studio.folders import Folders, file_of
+from impasto.studio.core import Studio
 from impasto.studio.guard import Access, Guard
-from impasto.studio.jobs import Jobs
-from impasto.studio.views import run_page, run_rows, state_part
-from impasto.studio.watching import RunWatch
+from impasto.studio.pages import runs, tasks
 
-LOOK_EVERY_S = 1.0
-_DIGITS = 12
+PAGES = (runs, tasks)
+"""The modules that have the routes."""
+
 _STATIC: list[str | tuple[str, str]] = [("impasto.studio", "static"), ("impasto.report", "static")]
-_IMAGES = {".png": "image/png", ".jpg": "image/jpeg", ".webp": "image/webp"}
-
-
-@dataclass(frozen=True)
-class Studio:
-    """What the routes work with.
-
-    Attributes:
-        folders: What is shown.
-        jobs: Starts processes.
-        templates: Makes pages; whatever is put into one is escaped.
-        look_every_s: Seconds between two looks at a run that is being watched.
-        closing: Set when the server ends, so that streams end too.
-    """
-
-    folders: Folders
-    jobs: Jobs = field(default_factory=Jobs)
-    templates: Environment = field(default_factory=lambda: _templates())
-    look_every_s: float = LOOK_EVERY_S
-    closing: threading.Event = field(default_factory=threading.Event)
-
-    def page(self, template: str, status: int = 200, **content: Any) -> Response:
-        """A page or a part of one, which no cache keeps."""
-        text = self.templates.get_template(template).render(content)
-        return HTMLResponse(
-            text.encode("utf-8", errors="replace"), status, {"cache-control": "no-store"}
-        )
-
-    def refusal(self, request: Request, status: int, words: str) -> Response:
-        """Why something is not possible: a page, or a part of one where htmx asks for a part."""
-        is_part = "hx-request" in request.headers
-        return self.page("refusal.html.j2" if is_part else "error.html.j2", status, words=words)
-
-    async def run_of(self, request: Request) -> RunDirectory:
-        """The run that an address names.
-
-        Raises:
-            HTTPException: There is none: 404.
-        """
-        run = await asyncio.to_thread(self.folders.run_of, request.path_params["run"])
-        if run is None:
-            raise HTTPException(404, "This run is not there: it was removed, renamed or moved.")
-        return run
-
-    async def start_page(self, _: Request) -> Response:
-        """Recent runs, and how they stand."""
-        return self.page("start.html.j2", runs=await self._rows(), folders=self._places())
-
-    async def runs_part(self, _: Request) -> Response:
-        """The list of runs alone, which the page asks for again and again."""
-        return self.page("runs.html.j2", runs=await self._rows(), folders=self._places())
-
-    async def run_page(self, request: Request) -> Response:
-        """Everything of one run."""
-        run = await self.run_of(request)
-        content = await asyncio.to_thread(run_page, run, self.jobs)
-        return self.page("run.html.j2", name=self.folders.name_of(run), **content)
-
-    async def curves(self, request: Request) -> Response:
-        """The curves as JSON; with `exact=1`, of every line of a large file."""
-        run, exact = await self.run_of(request), request.query_params.get("exact") == "1"
-        found = await asyncio.to_thread(read_curves, run.metrics_file, exact=exact)
-        return JSONResponse(found, headers={"cache-control": "no-store"})
-
-    async def stream(self, request: Request) -> Response:
-        """What happens in a run from now on, as server-sent events."""
-        run = await self.run_of(request)
-        return StreamingResponse(
-            self._told(run, request),
-            media_type="text/event-stream",
-            headers={"cache-control": "no-store"},
-        )
-
-    async def sample(self, request: Request) -> Response:
-        """A preview of a run."""
-        run, step = await self.run_of(request), request.path_params["step"]
-        folder, name = run.samples / _step_folder(step), request.path_params["file"]
-        file = await asyncio.to_thread(file_of, run, folder, name)
-        kind = None if file is None else _IMAGES.get(file.suffix.lower())
-        if file is None or kind is None:
-            raise HTTPException(404, "This preview is not there.")
-        headers = {"cache-control": "no-store"}  # a new run may have the name of an old one
-        return FileResponse(file, media_type=kind, headers=headers)
-
-    async def report(self, request: Request) -> Response:
-        """The report of a run, as a file to keep: its styles are not those of this server."""
-        run = await self.run_of(request)
-        file = await asyncio.to_thread(write_report, run)
-        name = f"{printable(run.path.name)}.html"
-        return FileResponse(file, media_type="text/html", filename=name)
-
-    async def command(self, request: Request) -> Response:
-        """Ask a run for something."""
-        run, kind = await self.run_of(request), request.path_params["command"]
-        if kind not in get_args(CommandName):
-            raise HTTPException(404, f"There is no command {kind}.")
-        state = await asyncio.to_thread(run.state)
-        if not state.is_alive:
-            raise HTTPException(409, f"Nobody is training this run. {state.sentence(run.path)}")
-        await asyncio.to_thread(send_command, run.commands, kind)
-        return self.page("asked.html.j2", kind=kind)
-
-    async def resume(self, request: Request) -> Response:
-        """Continue a run in a process of its own."""
-        run = await self.run_of(request)
-        state = await asyncio.to_thread(run.state)
-        if state.is_alive:
-            raise HTTPException(409, "This run is being trained already.")
-        folder = str(state.status.get("folder", ""))
-        await asyncio.to_thread(self.jobs.start, ["resume", run.path], run.path, folder)
-        return RedirectResponse(f"/runs/{self.folders.name_of(run)}", 303)
-
-    async def _rows(self) -> list[dict[str, Any]]:
-        def read() -> list[dict[str, Any]]:
-            return run_rows(self.folders.all_runs(), self.folders.name_of)
-
-        return await asyncio.to_thread(read)
-
-    def _places(self) -> str:
-        return ", ".join(map(str, self.folders.runs))
-
-    async def _told(self, run: RunDirectory, request: Request) -> AsyncIterator[bytes]:
-        shown = request.headers.get("last-event-id") or request.query_params.get("from", "")
-        watch = await asyncio.to_thread(RunWatch, run, shown)
-        while not self.closing.is_set() and not await request.is_disconnected():
-            yield await asyncio.to_thread(self._news, watch, run)
-            await asyncio.sleep(self.look_every_s)
-
-    def _news(self, watch: RunWatch, run: RunDirectory) -> bytes:
-        """What a look finds, as events; a comment, which finds out who has left, if nothing."""
-        news = watch.look()
-        told = []
-        if news.state is not None:
-            content = state_part(run, news.state, self.jobs)
-            part = self.templates.get_template("state.html.j2")
-            told.append(_event(part.render(name=self.folders.name_of(run), **content)))
-        for name, found in (
-            ("metrics", news.metrics), ("lines", news.lines), ("samples", news.samples),
-        ):  # fmt: skip
-            told += [_event(json.dumps(found), name)] if found else []
-        if told:
-            told.append(f"id: {watch.place}\nevent: shown\ndata:\n\n")
-        return ("".join(told) or ": still here\n\n").encode("utf-8", errors="replace")
 
 
 def create_app(studio: Studio, access: Access) -> Starlette:
@@ -206,45 +38,9 @@ def create_app(studio: Studio, access: Access) -> Starlette:
 
     return Starlette(
         routes=[
-            Route("/", studio.start_page),
-            Route("/parts/runs", studio.runs_part),
-            Route("/runs/{run}", studio.run_page),
-            Route("/runs/{run}/curves", studio.curves),
-            Route("/runs/{run}/stream", studio.stream),
-            Route("/runs/{run}/report", studio.report),
-            Route("/runs/{run}/samples/{step}/{file}", studio.sample),
-            Route("/runs/{run}/ask/{command}", studio.command, methods=["POST"]),
-            Route("/runs/{run}/resume", studio.resume, methods=["POST"]),
+            *(route for page in PAGES for route in page.routes(studio)),
             Mount("/static", StaticFiles(packages=_STATIC)),
         ],
         middleware=[Middleware(Guard, access=access)],
         exception_handlers={HTTPException: refused, ImpastoError: failed, OSError: failed},
-    )
-
-
-def _step_folder(text: str) -> str:
-    """The folder of a step that an address names.
-
-    Raises:
-        HTTPException: It is no number of a step: 404.
-    """
-    if not (text.isascii() and text.isdecimal() and len(text) <= _DIGITS):
-        raise HTTPException(404, "There is no such step.")
-    return step_name(int(text))
-
-
-def _event(data: str, name: str = "") -> str:
-    """A server-sent event (HTML Living Standard, 9.2); every line of the data has its own field."""
-    head = f"event: {name}\n" if name else ""
-    lines = data.replace("\r\n", "\n").replace("\r", "\n").split("\n")
-    return head + "".join(f"data: {line}\n" for line in lines) + "\n"
-
-
-def _templates() -> Environment:
-    return Environment(
-        loader=PackageLoader("impasto.studio"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
     )

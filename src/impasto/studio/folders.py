@@ -1,4 +1,4 @@
-"""Which folders the studio shows, and how their runs are named in addresses."""
+"""Which folders the studio shows, and how what is in them is named in addresses."""
 
 from __future__ import annotations
 
@@ -26,9 +26,13 @@ class Folders:
 
     Attributes:
         runs: Folders with run directories in them.
+        data: Folders of images, or with such folders in them.
+        models: Folders with models in them.
     """
 
     runs: Sequence[Path]
+    data: Sequence[Path] = ()
+    models: Sequence[Path] = ()
 
     def all_runs(self) -> list[RunSummary]:
         """How the runs of all folders stand; those that are worked on first, then the newest."""
@@ -36,30 +40,51 @@ class Folders:
 
     def run_of(self, name: str) -> RunDirectory | None:
         """The run that an address names; None where there is none, or not in these folders."""
-        number, _, text = name.partition(".")
-        if number not in map(str, range(len(self.runs))):
+        path = path_of(self.runs, name)
+        if path is None:
             return None
+        run = RunDirectory(path)
         try:
-            inside = os.fsdecode(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)))
-            path = self.runs[int(number)] / inside
-            run = RunDirectory(path)
-            is_ours = files.is_inside(path, self.runs[int(number)]) and run.is_there()
-            is_ours = is_ours and not any(leads_out(path / name, path) for name in _SHOWN)
-        except (binascii.Error, ValueError, OSError):
+            is_ours = run.is_there() and not any(leads_out(path / name, path) for name in _SHOWN)
+        except (ValueError, OSError):
             return None
         return run if is_ours else None
 
     def name_of(self, run: RunDirectory) -> str:
-        """How addresses name a run: its folder's number and its path there, in letters and digits.
+        """How addresses name a run."""
+        return address_of(self.runs, run.path)
 
-        Paths may hold anything: slashes, quotes, bytes that are no text.
-        """
-        for number, folder in enumerate(self.runs):
-            if run.path.is_relative_to(folder):
-                inside = os.fsencode(run.path.relative_to(folder))
-                text = base64.urlsafe_b64encode(inside).decode("ascii").rstrip("=")
-                return f"{number}.{text}"
-        raise ValueError(f"{run.path} is in none of the folders")
+
+def path_of(folders: Sequence[Path], name: str) -> Path | None:
+    """The path that an address names; None where it is in none of some folders, links followed.
+
+    Whether anything is there is not looked at.
+    """
+    number, _, text = name.partition(".")
+    if number not in map(str, range(len(folders))):
+        return None
+    try:
+        inside = os.fsdecode(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)))
+        path = folders[int(number)] / inside
+        return path if files.is_inside(path, folders[int(number)]) else None
+    except (binascii.Error, ValueError, OSError):
+        return None
+
+
+def address_of(folders: Sequence[Path], path: Path) -> str:
+    """How addresses name a path: its folder's number and its path there, in letters and digits.
+
+    Paths may hold anything: slashes, quotes, bytes that are no text.
+
+    Raises:
+        ValueError: It is in none of the folders.
+    """
+    for number, folder in enumerate(folders):
+        if path.is_relative_to(folder):
+            inside = os.fsencode(path.relative_to(folder))
+            text = base64.urlsafe_b64encode(inside).decode("ascii").rstrip("=")
+            return f"{number}.{text}"
+    raise ValueError(f"{path} is in none of the folders")
 
 
 def file_of(run: RunDirectory, folder: Path, name: str) -> Path | None:

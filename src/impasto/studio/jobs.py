@@ -1,15 +1,14 @@
-"""Processes that the studio starts: `python -m impasto ...`, which live on when it ends."""
+"""Processes that the studio starts on runs: they train, and live on when it ends."""
 
 from __future__ import annotations
 
-import os
 import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from impasto import files
 from impasto.errors import RunError
+from impasto.runs.lines import read_end
+from impasto.studio.processes import start_apart
 
 TERMINAL_LOG = "terminal.log"
 """What a process that the studio started for a run has printed, in the run's directory."""
@@ -43,17 +42,8 @@ class Jobs:
         log = run / TERMINAL_LOG
         if log.is_symlink():
             raise RunError(f"{log} is a link, which is not written to. Remove it.")
-        apart = {"creationflags": _APART} if os.name == "nt" else {"start_new_session": True}
-        with files.reported(log), log.open("ab") as output:
-            self._started[run] = subprocess.Popen(
-                [sys.executable, "-m", "impasto", *map(str, words)],
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                cwd=folder if folder and Path(folder).is_dir() else None,
-                env={**os.environ, "PYTHONUTF8": "1"},
-                **apart,
-            )
+        where = Path(folder) if folder and Path(folder).is_dir() else None
+        self._started[run] = start_apart(words, log, where)
 
     def is_starting(self, run: Path) -> bool:
         """Whether a process that was started for a run has not ended."""
@@ -65,15 +55,4 @@ class Jobs:
         job = self._started.get(run)
         if job is None or job.poll() in (None, 0):
             return ""
-        try:
-            with (run / TERMINAL_LOG).open("rb") as log:
-                log.seek(max(0, (run / TERMINAL_LOG).stat().st_size - _TOLD_BYTES))
-                lines = log.read().decode("utf-8", errors="replace").splitlines()
-        except OSError:
-            return ""
-        return "\n".join(lines[-20:])
-
-
-_APART = getattr(subprocess, "CREATE_NO_WINDOW", 0) | getattr(
-    subprocess, "CREATE_NEW_PROCESS_GROUP", 0
-)
+        return "\n".join(read_end(run / TERMINAL_LOG, _TOLD_BYTES).splitlines()[-20:])

@@ -13,8 +13,6 @@ from impasto.runs import RunDirectory
 from impasto.runs.events import EventLog
 from impasto.training.events import TrainingEvents
 
-_PROGRESS_EVERY_S = 5.0
-
 
 class RecordedEvents:
     """Passes events on, and writes them down once the run directory is there.
@@ -46,33 +44,28 @@ class RecordedEvents:
             with self._events.stage(description, total, unit) as advance:
                 yield advance
             return
-        done, written_at, failed = 0, time.monotonic(), True
-
-        def tell(**more: Any) -> None:
-            self.log.add("stage", text=description, total=total, unit=unit, done=done, **more)
-
-        def count(number: int) -> None:
-            nonlocal done, written_at
-            done += number
-            if self._stages and self._stages[-1] is shown:
-                self._note(stage_done=done)
-            if time.monotonic() - written_at > _PROGRESS_EVERY_S:
-                written_at = time.monotonic()
-                tell()
-            advance(number)
-
+        done = 0
         shown = {
             "stage": description, "stage_done": 0, "stage_total": total, "stage_unit": unit,
         }  # fmt: skip
+
+        def count(number: int) -> None:
+            nonlocal done
+            done += number
+            if self._stages and self._stages[-1] is shown:
+                self._note(stage_done=done)
+            tell(number)
+            advance(number)
+
         self._stages.append(shown)
         self._note(**shown)
-        tell()
         try:
-            with self._events.stage(description, total, unit) as advance:
+            with (
+                self.log.stage(description, total, unit) as tell,
+                self._events.stage(description, total, unit) as advance,
+            ):
                 yield count
-            failed = False
         finally:
-            tell(ended=True, **({"failed": True} if failed else {}))
             self._stages = [stage for stage in self._stages if stage is not shown]
             # of stages in two threads the other one goes on
             self._note(**(self._stages[-1] if self._stages else dict.fromkeys(shown)))

@@ -1,0 +1,136 @@
+"""The directory of a task: a command of Impasto that another program started, such as the studio.
+
+`task.json`     its words, its title, when and by which process it was started
+`events.jsonl`  stages, notes and warnings (`events.py`), then `error` and `ended`: `code`
+`terminal.log`  what it printed
+
+The command writes the events itself (it is told the directory by `IMPASTO_TASK`), so they are true
+whatever becomes of the program that started it. A task without `ended` whose process is gone was
+killed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from impasto.owners import ProcessIdentity, parse_process_token
+from impasto.runs.events import read_events
+from impasto.runs.lines import read_end
+
+TASK = "IMPASTO_TASK"
+"""The environment variable that names the directory of the task that a process is."""
+
+_STOPPED_CODES = (130, 143)
+_TOLD_BYTES = 16 << 10
+
+
+@dataclass(frozen=True)
+class TaskState:
+    """How a task stands.
+
+    Attributes:
+        state: `starting`, `working`, `done`, `failed`, `stopped` or `killed`.
+        stage: What it does now, or did last: `text`, `done`, `total` (or None), `unit`.
+        messages: Its notes, warnings and errors: kind and text.
+        code: Its exit code, once it has ended.
+    """
+
+    state: str
+    stage: Mapping[str, Any] | None = None
+    messages: list[tuple[str, str]] = field(default_factory=list)
+    code: int | None = None
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether it is at work."""
+        return self.state in ("starting", "working")
+
+    @property
+    def error(self) -> str:
+        """The message it ended with; empty where it has none."""
+        return next((text for kind, text in reversed(self.messages) if kind == "error"), "")
+
+
+@dataclass(frozen=True)
+class TaskDirectory:
+    """The files of a task.
+
+    Attributes:
+        path: The directory.
+    """
+
+    path: Path
+
+    @property
+    def description_file(self) -> Path:
+        """What it is: words, title, process."""
+        return self.path / "task.json"
+
+    @property
+    def events_file(self) -> Path:
+        """What happened."""
+        return self.path / "events.jsonl"
+
+    @property
+    def terminal_log(self) -> Path:
+        """What it printed."""
+        return self.path / "terminal.log"
+
+    def description(self) -> Mapping[str, Any]:
+        """What `task.json` says; nothing where it is missing or damaged."""
+        try:
+            found = json.loads(self.description_file.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    def process(self) -> ProcessIdentity | None:
+        """The process that it is: as it said itself, or as whoever started it has noted."""
+        said = next((e for _, e in read_events(self.events_file) if e["kind"] == "begin"), {})
+        token = said.get("process") or self.description().get("process")
+        return parse_process_token(token) if isinstance(token, str) else None
+
+    def state(self, *, is_starting: bool = False) -> TaskState:
+        """How it stands.
+
+        Args:
+            is_starting: Whether whoever asks knows that its process has not ended.
+        """
+        begun, code, stage = False, None, None
+        messages: list[tuple[str, str]] = []
+        for _, event in read_events(self.events_file):
+            kind = event["kind"]
+            begun = begun or kind == "begin"
+            if kind == "stage":
+                stage = event
+            elif kind in ("note", "warning", "error"):
+                messages.append((kind, str(event.get("text", ""))))
+            elif kind == "ended":
+                code = event.get("code")
+        if isinstance(code, int):
+            return TaskState(_state_of(code), stage, messages, code)
+        process = self.process()
+        is_alive = is_starting or (process is not None and process.is_running() is not False)
+        state = ("working" if begun else "starting") if is_alive else "killed"
+        return TaskState(state, stage, messages)
+
+    def last_lines(self, number: int = 40) -> list[str]:
+        """The last lines that it printed."""
+        return read_end(self.terminal_log, _TOLD_BYTES).splitlines()[-number:]
+
+
+def current_task() -> TaskDirectory | None:
+    """The task that this process is; None if it is none."""
+    path = os.environ.get(TASK)
+    return TaskDirectory(Path(path)) if path else None
+
+
+def _state_of(code: int) -> str:
+    if code in _STOPPED_CODES:
+        return "stopped"
+    return "failed" if code else "done"

@@ -1,0 +1,76 @@
+"""What the pages of the studio share: the folders shown, processes, templates, answers."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, Response
+
+from impasto.studio.folders import Folders
+from impasto.studio.jobs import Jobs
+from impasto.studio.tasks import Tasks
+
+LOOK_EVERY_S = 1.0
+HOME = Path(".impasto") / "studio"
+"""Where the studio keeps what belongs to no run, below the first folder of runs."""
+
+NAVIGATION = (
+    ("/", "Runs"),
+    ("/tasks", "Tasks"),
+)
+"""The pages that every page leads to: their addresses and titles."""
+
+
+@dataclass(frozen=True)
+class Studio:
+    """What the routes work with.
+
+    Attributes:
+        folders: What is shown.
+        home: Where the studio keeps what belongs to no run: tasks, thumbnails, uploads.
+        jobs: Starts processes that work on runs.
+        tasks: Starts other processes.
+        templates: Makes pages; whatever is put into one is escaped.
+        look_every_s: Seconds between two looks at a run that is being watched.
+        closing: Set when the server ends, so that streams end too.
+    """
+
+    folders: Folders
+    home: Path
+    jobs: Jobs = field(default_factory=Jobs)
+    tasks: Tasks = field(init=False)
+    templates: Environment = field(default_factory=lambda: _templates())
+    look_every_s: float = LOOK_EVERY_S
+    closing: threading.Event = field(default_factory=threading.Event)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "tasks", Tasks(self.home / "tasks"))
+
+    def page(self, template: str, status: int = 200, **content: Any) -> Response:
+        """A page or a part of one, which no cache keeps."""
+        text = self.templates.get_template(template).render(content)
+        return HTMLResponse(
+            text.encode("utf-8", errors="replace"), status, {"cache-control": "no-store"}
+        )
+
+    def refusal(self, request: Request, status: int, words: str) -> Response:
+        """Why something is not possible: a page, or a part of one where htmx asks for a part."""
+        is_part = "hx-request" in request.headers
+        return self.page("refusal.html.j2" if is_part else "error.html.j2", status, words=words)
+
+
+def _templates() -> Environment:
+    found = Environment(
+        loader=PackageLoader("impasto.studio"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    found.globals["navigation"] = NAVIGATION
+    return found

@@ -1,0 +1,92 @@
+"""The pages of tasks: what the studio has started beside runs, and what came of it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Route
+
+from impasto.runs.tasks import TaskDirectory
+from impasto.studio.core import Studio
+from impasto.studio.tasks import Tasks
+
+_MESSAGES = 40
+
+
+def routes(studio: Studio) -> list[BaseRoute]:
+    """The routes of these pages."""
+    pages = TaskPages(studio)
+    return [
+        Route("/tasks", pages.all),
+        Route("/tasks/{task}", pages.one),
+        Route("/tasks/{task}/part", pages.part),
+        Route("/tasks/{task}/stop", pages.stop, methods=["POST"]),
+    ]
+
+
+@dataclass(frozen=True)
+class TaskPages:
+    """Answers requests for tasks.
+
+    Attributes:
+        studio: What they work with.
+    """
+
+    studio: Studio
+
+    async def all(self, _: Request) -> Response:
+        """All tasks, the newest first."""
+
+        def read() -> list[dict[str, Any]]:
+            return [task_view(self.studio.tasks, task) for task in self.studio.tasks.all()]
+
+        return self.studio.page("tasks.html.j2", tasks=await asyncio.to_thread(read))
+
+    async def one(self, request: Request) -> Response:
+        """A task, with what it printed."""
+        return await self._shown(request, "task.html.j2")
+
+    async def part(self, request: Request) -> Response:
+        """How a task stands, which a page asks for while it is at work."""
+        return await self._shown(request, "task_state.html.j2")
+
+    async def stop(self, request: Request) -> Response:
+        """Ask a task to stop."""
+        task = self._task_of(request)
+        await asyncio.to_thread(self.studio.tasks.stop, task)
+        return await self._shown(request, "task_state.html.j2")
+
+    async def _shown(self, request: Request, template: str) -> Response:
+        task = self._task_of(request)
+        view = await asyncio.to_thread(task_view, self.studio.tasks, task)
+        return self.studio.page(template, task=view)
+
+    def _task_of(self, request: Request) -> TaskDirectory:
+        task = self.studio.tasks.find(request.path_params["task"])
+        if task is None:
+            raise HTTPException(404, "This task is not there: only the newest ones are kept.")
+        return task
+
+
+def task_view(tasks: Tasks, task: TaskDirectory) -> dict[str, Any]:
+    """A task for `task_state.html.j2`, which any page can include."""
+    state, about = tasks.state_of(task), task.description()
+    began = about.get("started_at")
+    return {
+        "name": task.path.name,
+        "title": str(about.get("title", "A task")),
+        "back": str(about.get("back", "/")),
+        "words": [str(word) for word in about.get("words", ())],
+        "when": time.strftime("%Y-%m-%d %H:%M", time.localtime(began)) if began else "",
+        "state": state.state,
+        "is_alive": state.is_alive,
+        "stage": state.stage,
+        "messages": state.messages[-_MESSAGES:],
+        "printed": task.last_lines(),
+    }

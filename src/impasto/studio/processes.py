@@ -1,0 +1,54 @@
+"""Processes that outlive the studio: `python -m impasto ...` in a session of its own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from impasto import files
+
+_APART = getattr(subprocess, "CREATE_NO_WINDOW", 0) | getattr(
+    subprocess, "CREATE_NEW_PROCESS_GROUP", 0
+)
+
+
+def start_apart(
+    words: Sequence[str | Path],
+    log: Path,
+    folder: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> subprocess.Popen[bytes]:
+    """Start `impasto` with some words. No shell takes part, so names may hold anything.
+
+    Args:
+        words: The verb and its arguments.
+        log: What it prints is added to this file.
+        folder: Where it is started: its relative paths begin there.
+        environment: Variables that it has beside those of this process.
+
+    Raises:
+        StorageError: The file cannot be written.
+    """
+    apart = {"creationflags": _APART} if os.name == "nt" else {"start_new_session": True}
+    with files.reported(log), log.open("ab") as output:
+        return subprocess.Popen(
+            [sys.executable, "-m", "impasto", *map(str, words)],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            cwd=folder,
+            env={**os.environ, "PYTHONUTF8": "1", **(environment or {})},
+            **apart,
+        )
+
+
+def ask_to_stop(pid: int) -> None:
+    """Ask a process that was started apart to stop, as Ctrl-C does."""
+    if sys.platform == "win32":
+        os.kill(pid, signal.CTRL_BREAK_EVENT)
+    else:
+        os.kill(pid, signal.SIGTERM)

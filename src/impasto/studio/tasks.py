@@ -1,0 +1,101 @@
+"""Starts commands that are no runs as tasks, each with a directory, and finds them again."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import secrets
+import subprocess
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from impasto import files
+from impasto.owners import identity_of
+from impasto.runs.tasks import TASK, TaskDirectory, TaskState
+from impasto.studio.processes import ask_to_stop, start_apart
+
+KEPT = 200
+"""Tasks that are kept; older ones that have ended are removed."""
+
+_NAME = re.compile(r"\d{8}-\d{6}-[0-9a-f]{6}", re.ASCII)
+
+
+class Tasks:
+    """The tasks of a folder.
+
+    Args:
+        folder: Where their directories are; made when it is first needed.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._started: dict[str, subprocess.Popen[bytes]] = {}
+
+    def start(
+        self, words: Sequence[str | Path], title: str, back: str = "/", folder: Path | None = None
+    ) -> str:
+        """Start a command.
+
+        Args:
+            words: The verb and its arguments.
+            title: What it does, for people: `Tag 12 images`.
+            back: The address of the page that it was started from, which shows what came of it.
+            folder: Where it is started: its relative paths begin there.
+
+        Returns:
+            Its name, for addresses.
+
+        Raises:
+            StorageError: The folder cannot be written.
+        """
+        self._tidy()
+        name = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
+        task = TaskDirectory(self._folder / name)
+        with files.reported(task.path):
+            task.path.mkdir(parents=True)
+        about = {
+            "words": [str(word) for word in words],
+            "title": title,
+            "back": back,
+            "started_at": round(time.time(), 3),
+        }
+        files.write_json(task.description_file, about)
+        process = start_apart(words, task.terminal_log, folder, {TASK: str(task.path.resolve())})
+        self._started[name] = process
+        files.write_json(
+            task.description_file, {**about, "process": identity_of(process.pid).token}
+        )
+        return name
+
+    def find(self, name: str) -> TaskDirectory | None:
+        """The task of a name; None where there is none."""
+        task = TaskDirectory(self._folder / name)
+        return task if _NAME.fullmatch(name) and task.description_file.is_file() else None
+
+    def all(self) -> list[TaskDirectory]:
+        """All tasks, the newest first."""
+        try:
+            names = sorted((path.name for path in self._folder.iterdir()), reverse=True)
+        except OSError:
+            return []
+        found = (self.find(name) for name in names)
+        return [task for task in found if task is not None]
+
+    def state_of(self, task: TaskDirectory) -> TaskState:
+        """How a task stands; `poll` also lets the system forget a process of ours that ended."""
+        process = self._started.get(task.path.name)
+        return task.state(is_starting=process is not None and process.poll() is None)
+
+    def stop(self, task: TaskDirectory) -> None:
+        """Ask a task to stop; one that has ended is left alone."""
+        process = task.process()
+        if self.state_of(task).is_alive and process is not None and process.is_running():
+            with contextlib.suppress(OSError):
+                ask_to_stop(process.pid)
+
+    def _tidy(self) -> None:
+        for task in self.all()[KEPT:]:
+            if not self.state_of(task).is_alive:
+                with contextlib.suppress(OSError):
+                    files.remove_folder(task.path)
