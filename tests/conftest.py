@@ -23,6 +23,8 @@ import pytest
 from PIL import Image, ImageDraw
 from support.warm import running
 
+pytest_plugins = ("browsing", "studios")
+
 GOLDEN = Path(__file__).parent / "golden" / "data"
 COLOURS = {"red": (210, 40, 40), "green": (40, 160, 70), "blue": (50, 80, 200)}
 

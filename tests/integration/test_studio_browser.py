@@ -1,70 +1,16 @@
 """The studio by clicks, in a real browser on a real run; skipped where there is no Chromium."""
 
 import os
-import re
-import shutil
 import signal
-import subprocess
-import sys
-from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
+from browsing import LOOKS, at, check, needs_browser, served, tab_to
 from runs import StopAt
 
 from impasto.runs import RunDirectory
 from impasto.training.trainer import train
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-AXE = Path(__file__).parent.parent / "support" / "axe.min.js"
-PATIENCE_MS = 60_000
-
-pytestmark = [
-    pytest.mark.skipif(CHROMIUM is None, reason="no chromium on the path"),
-    pytest.mark.timeout(600),
-]
-
-
-@contextmanager
-def served(folder):
-    """The studio as a user starts it; yields the address and the process."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "impasto", "studio", "--runs", str(folder)],
-        stdout=subprocess.PIPE, text=True, encoding="utf-8",
-    )  # fmt: skip
-    try:
-        for line in process.stdout:
-            if line.startswith("http://"):
-                yield line.strip(), process
-                return
-        raise AssertionError("the studio ended")
-    finally:
-        process.kill()
-        process.wait()
-        process.stdout.close()
-
-
-@pytest.fixture
-def browser():
-    playwright = pytest.importorskip("playwright.sync_api")
-    with playwright.sync_playwright() as programs:
-        started = programs.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield started
-        started.close()
-
-
-@pytest.fixture
-def complaints():
-    return []
-
-
-@pytest.fixture
-def page(browser, complaints):
-    opened = browser.new_context().new_page()
-    opened.set_default_timeout(PATIENCE_MS)
-    opened.on("response", lambda r: complaints.append(r.url) if r.status >= 400 else None)
-    opened.on("pageerror", lambda error: complaints.append(str(error)))
-    return opened
+pytestmark = needs_browser
 
 
 @pytest.fixture
@@ -137,10 +83,7 @@ def test_a_killed_run_is_resumed_asked_and_stopped_by_clicks(
     assert complaints == []
 
 
-@pytest.mark.parametrize(
-    "look", [{}, {"color_scheme": "dark"}, {"viewport": {"width": 400, "height": 800}}],
-    ids=["light", "dark", "narrow"],
-)  # fmt: skip
+@pytest.mark.parametrize("look", LOOKS.values(), ids=LOOKS)
 def test_pages_have_no_serious_fault_for_anybody(train_config, tmp_path, browser, look):
     """By axe-core, at any width without scrolling sideways, and by keyboard."""
     config = train_config(
@@ -159,24 +102,7 @@ def test_pages_have_no_serious_fault_for_anybody(train_config, tmp_path, browser
         page.keyboard.press("Enter")
         page.wait_for_selector(".curve canvas")
         check(page)
-        page.goto(re.sub(r"\?.*", "runs/0.missing", address))
+        page.goto(at(address, "runs/0.missing"))
         page.wait_for_selector("text=Not possible")
         check(page)
         context.close()
-
-
-def tab_to(page, selector, most=40):
-    """Go to an element by keyboard, as somebody does who has no mouse."""
-    for _ in range(most):
-        page.keyboard.press("Tab")
-        if page.evaluate("s => document.activeElement.matches(s)", selector):
-            return
-    raise AssertionError(f"{selector} is not reached by keyboard")
-
-
-def check(page):
-    page.evaluate(AXE.read_text(encoding="utf-8"))
-    found = page.evaluate("axe.run().then(found => found.violations)")
-    faults = [(v["id"], v["impact"], [n["html"] for n in v["nodes"]]) for v in found]
-    assert faults == []
-    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")

@@ -1,0 +1,91 @@
+"""The studio in a real browser, for tests; they are skipped where there is no Chromium."""
+
+import re
+import shutil
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+AXE = Path(__file__).parent / "support" / "axe.min.js"
+PATIENCE_MS = 60_000
+
+needs_browser = [
+    pytest.mark.skipif(CHROMIUM is None, reason="no chromium on the path"),
+    pytest.mark.timeout(600),
+]
+"""The marks of a module of tests in a browser: `pytestmark = needs_browser`."""
+
+LOOKS = {
+    "light": {},
+    "dark": {"color_scheme": "dark"},
+    "narrow": {"viewport": {"width": 400, "height": 800}},
+}
+"""What a page is to be usable in: the arguments of a browser's context."""
+
+
+@contextmanager
+def served(runs, *options):
+    """The studio as a user starts it; yields the address and the process."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "impasto", "studio", "--runs", str(runs), *map(str, options)],
+        stdout=subprocess.PIPE, text=True, encoding="utf-8",
+    )  # fmt: skip
+    try:
+        for line in process.stdout:
+            if line.startswith("http://"):
+                yield line.strip(), process
+                return
+        raise AssertionError("the studio ended")
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+def at(address, path):
+    """The address of a page of a studio, for a browser that has opened the printed one."""
+    return re.sub(r"\?.*", path.lstrip("/"), address)
+
+
+@pytest.fixture
+def browser():
+    playwright = pytest.importorskip("playwright.sync_api")
+    with playwright.sync_playwright() as programs:
+        started = programs.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield started
+        started.close()
+
+
+@pytest.fixture
+def complaints():
+    return []
+
+
+@pytest.fixture
+def page(browser, complaints):
+    opened = browser.new_context().new_page()
+    opened.set_default_timeout(PATIENCE_MS)
+    opened.on("response", lambda r: complaints.append(r.url) if r.status >= 400 else None)
+    opened.on("pageerror", lambda error: complaints.append(str(error)))
+    return opened
+
+
+def tab_to(page, selector, most=40):
+    """Go to an element by keyboard, as somebody does who has no mouse."""
+    for _ in range(most):
+        page.keyboard.press("Tab")
+        if page.evaluate("s => document.activeElement.matches(s)", selector):
+            return
+    raise AssertionError(f"{selector} is not reached by keyboard")
+
+
+def check(page):
+    page.evaluate(AXE.read_text(encoding="utf-8"))
+    found = page.evaluate("axe.run().then(found => found.violations)")
+    faults = [(v["id"], v["impact"], [n["html"] for n in v["nodes"]]) for v in found]
+    assert faults == []
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")

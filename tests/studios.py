@@ -1,0 +1,65 @@
+"""Studios without a port, for tests: asked by Starlette's client."""
+
+import pytest
+from starlette.testclient import TestClient
+
+from impasto.studio.app import create_app
+from impasto.studio.core import Studio
+from impasto.studio.folders import Folders
+from impasto.studio.guard import Access
+
+PORT = 7870
+HOME = f"http://127.0.0.1:{PORT}"
+FROM_HERE = {"sec-fetch-site": "same-origin"}
+"""What a browser sends with a request of a page of the studio: POST needs it."""
+
+
+class Started:
+    """Jobs that are only written down."""
+
+    def __init__(self):
+        self.words = []
+
+    def start(self, words, run, folder=""):
+        self.words.append([str(word) for word in words])
+
+    def is_starting(self, run):
+        return False
+
+    def failure_of(self, run):
+        return ""
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """The folder of runs of `studio`; its folders of images and models are beside it."""
+    for name in ("runs", "data", "models"):
+        (tmp_path / name).mkdir()
+    return tmp_path / "runs"
+
+
+@pytest.fixture
+def studio(folder):
+    return Studio(
+        Folders([folder], [folder.parent / "data"], [folder.parent / "models"]),
+        folder / ".home",
+        Started(),
+        look_every_s=0,
+    )
+
+
+@pytest.fixture
+def access():
+    return Access(PORT)
+
+
+@pytest.fixture
+def stranger(studio, access):
+    return TestClient(create_app(studio, access), base_url=HOME)
+
+
+@pytest.fixture
+def client(studio, access):
+    known = TestClient(create_app(studio, access), base_url=HOME)
+    known.cookies.set(access.cookie, access.pass_word)
+    return known
