@@ -23,6 +23,7 @@ from impasto.progress import counted
 from impasto.publishing import redact_settings, redact_text, short_path
 from impasto.report.charts import bucket_chart, loss_chart
 from impasto.runs import RunDirectory, step_name
+from impasto.runs.learning import learning_of, validation_points
 
 MAX_SAMPLE_COLUMNS = 6
 _LARGEST_PLOTTED = 1e30
@@ -59,11 +60,7 @@ def rendered(template: str, content: Mapping[str, Any]) -> str:
 def _content(run: RunDirectory) -> dict[str, Any]:
     metrics = list(run.read_metrics())
     training = [(m["step"], m["loss"]) for m in metrics if _is_plottable(m.get("loss"))]
-    validation = [
-        (m["step"], m["validation_loss"])
-        for m in metrics
-        if _is_plottable(m.get("validation_loss"))
-    ]
+    validation = validation_points(metrics)
     dataset, status = run.read_json("dataset.json"), run.status()
     text = read_text(run.config_file, "replace")
     publish = _allowed(text)
@@ -141,18 +138,11 @@ def _fact(name: str, value: str, mood: str = "") -> dict[str, str]:
 
 
 def _loss_note(validation: list[tuple[int, float]]) -> str:
-    if len(validation) < 2:
+    learning = learning_of(validation)
+    if learning is None:
         return "No images were held out, so there is no validation loss."
-    best_step, best = min(validation, key=lambda point: point[1])
-    last = validation[-1][1]
     note = "Validation is the mean squared error on held-out images at fixed noise and timesteps."
-    if last > 1.02 * best:
-        note += (
-            f" It was lowest, {best:.4f}, after {counted(best_step, 'steps')} and has risen "
-            "since: the "
-            f"model is over-fitting. Train for fewer steps or with a lower learning rate."
-        )
-    return note
+    return f"{note} {learning.sentence()}"
 
 
 def _samples(run: RunDirectory, *, with_prompts: bool) -> dict[str, Any]:

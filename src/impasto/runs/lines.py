@@ -17,7 +17,9 @@ def size_of(file: Path) -> int:
         return 0
 
 
-def read_lines(file: Path, offset: int = 0) -> Iterator[tuple[int, Mapping[str, Any]]]:
+def read_lines(
+    file: Path, offset: int = 0, holding: bytes = b""
+) -> Iterator[tuple[int, Mapping[str, Any]]]:
     """The objects from a place in the file on, each with the place after it.
 
     Damaged lines are skipped, and one that is still being written is left for the next time.
@@ -25,6 +27,7 @@ def read_lines(file: Path, offset: int = 0) -> Iterator[tuple[int, Mapping[str, 
     Args:
         file: The file; nothing comes of one that is not there.
         offset: Bytes to pass over: where an earlier reading ended.
+        holding: What a line must hold to be looked at, such as a name in quotes.
     """
     try:
         content = file.open("rb")
@@ -36,7 +39,7 @@ def read_lines(file: Path, offset: int = 0) -> Iterator[tuple[int, Mapping[str, 
             if not line.endswith(b"\n"):
                 return
             offset += len(line)
-            found = object_of(line)
+            found = object_of(line) if holding in line else None
             if found is not None:
                 yield offset, found
 

@@ -26,6 +26,7 @@ from impasto.runs.commands import CommandName, send_command
 from impasto.studio.core import Studio
 from impasto.studio.curves import read_curves
 from impasto.studio.folders import file_of
+from impasto.studio.pages.learning_views import image_loss_view, learning_view
 from impasto.studio.pages.run_views import run_page, run_rows, state_part
 from impasto.studio.watching import RunWatch
 
@@ -41,6 +42,8 @@ def routes(studio: Studio) -> list[BaseRoute]:
         Route("/parts/runs", pages.runs_part),
         Route("/runs/{run}", pages.run_page),
         Route("/runs/{run}/curves", pages.curves),
+        Route("/runs/{run}/learning", pages.learning),
+        Route("/runs/{run}/images", pages.images),
         Route("/runs/{run}/stream", pages.stream),
         Route("/runs/{run}/report", pages.report),
         Route("/runs/{run}/samples/{step}/{file}", pages.sample),
@@ -89,6 +92,18 @@ class RunPages:
         run, exact = await self.run_of(request), request.query_params.get("exact") == "1"
         found = await asyncio.to_thread(read_curves, run.metrics_file, exact=exact)
         return JSONResponse(found, headers={"cache-control": "no-store"})
+
+    async def learning(self, request: Request) -> Response:
+        """What the validation losses say, as a part of the page."""
+        run = await self.run_of(request)
+        content = await asyncio.to_thread(learning_view, run)
+        return self.studio.page("learning.html.j2", **content)
+
+    async def images(self, request: Request) -> Response:
+        """The images that are learnt worst, as a part of the page."""
+        run = await self.run_of(request)
+        content = await asyncio.to_thread(image_loss_view, run, self.studio.folders)
+        return self.studio.page("image_losses.html.j2", **content)
 
     async def stream(self, request: Request) -> Response:
         """What happens in a run from now on, as server-sent events."""

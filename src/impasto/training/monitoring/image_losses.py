@@ -6,10 +6,9 @@ of timesteps, finds images that the model does not learn: wrong captions, odd im
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import io
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from accelerate import Accelerator
@@ -17,10 +16,10 @@ from accelerate.utils import gather_object
 
 from impasto import files
 from impasto.runs import RunDirectory
+from impasto.runs.image_losses import HEADER, whole_rows
 from impasto.training.step import StepOutput
 
 Row = tuple[int, str, int, float]
-HEADER = ("step", "image", "timestep", "loss")
 
 
 class ImageLosses:
@@ -65,7 +64,7 @@ class ImageLosses:
         writer = csv.writer(table, lineterminator="\n")
         writer.writerow(HEADER)
         with self._file.open(encoding="utf-8", errors="replace", newline="") as old:
-            writer.writerows(row for row in _whole_rows(old) if int(row[0]) <= step)
+            writer.writerows(row for row in whole_rows(old) if row[0] <= step)
         files.write_text(self._file, table.getvalue())
 
     def _rows(self) -> Iterator[Row]:
@@ -83,13 +82,3 @@ class ImageLosses:
             for image in images:
                 loss, timestep = next(numbers)
                 yield step + 1, image, int(timestep), round(loss, 6)
-
-
-def _whole_rows(lines: Iterable[str]) -> Iterator[list[str]]:
-    """The rows below the header that are what `ImageLosses` writes."""
-    for line in lines:  # by lines, since a quote that is never closed would take the rest with it
-        with contextlib.suppress(csv.Error, ValueError):
-            (row,) = csv.reader([line])
-            step, _, timestep, loss = row
-            int(step), int(timestep), float(loss)
-            yield row

@@ -1,0 +1,60 @@
+"""What the page of a run says of what is learnt: best checkpoint, over-fitting, worst images."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from impasto.runs import RunDirectory
+from impasto.runs.image_losses import ImageLoss, read_image_losses
+from impasto.runs.learning import checkpoints_of, nearest, read_learning
+from impasto.studio.folders import Folders, address_of
+
+_IMAGES = 24
+
+
+def learning_view(run: RunDirectory) -> dict[str, Any]:
+    """The course of the validation loss in words, and the checkpoint that is best by it."""
+    learning = read_learning(run)
+    if learning is None:
+        return {"sentence": "", "is_bad": False, "checkpoint": None}
+    checkpoint = nearest(checkpoints_of(run), learning.best[0])
+    shown = None
+    if checkpoint is not None:
+        step = checkpoint.step
+        shown = {"path": str(checkpoint.path), "step": learning.best[0] if step is None else step}
+    return {
+        "sentence": learning.sentence(),
+        "is_bad": learning.is_overfitting or learning.best == learning.first,
+        "checkpoint": shown,
+    }
+
+
+def image_loss_view(run: RunDirectory, folders: Folders) -> dict[str, Any]:
+    """The images with the highest loss, linked to where the studio shows them."""
+    is_asked = run.image_losses_file.is_file()
+    found = read_image_losses(run.image_losses_file) if is_asked else []
+    folder = str(run.status().get("folder", ""))
+    rows = [_row(one, folder, folders) for one in found[:_IMAGES]]
+    return {"is_asked": is_asked, "images": rows, "number": len(found)}
+
+
+def _row(one: ImageLoss, folder: str, folders: Folders) -> dict[str, Any]:
+    path = Path(os.path.normpath(Path(folder) / one.image))
+    return {
+        "name": path.name,
+        "place": str(path.parent),
+        "ratio": f"{one.ratio:.2f}",
+        "times": one.times,
+        "address": _address(path, folders),
+    }
+
+
+def _address(path: Path, folders: Folders) -> str:
+    """The address of an image's dataset and itself; empty where it is in none of the folders."""
+    try:
+        dataset = address_of(folders.data, path.parent)
+    except ValueError:
+        return ""
+    return f"{dataset} {address_of([path.parent], path)}"

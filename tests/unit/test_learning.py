@@ -1,0 +1,162 @@
+"""What validation losses and losses of images say of a run, and where the studio shows it."""
+
+import json
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from test_run_status import GONE, make_run
+
+from impasto.runs.image_losses import TIMESTEP_RANGE, read_image_losses
+from impasto.runs.learning import (
+    RISEN,
+    checkpoints_of,
+    learning_of,
+    nearest,
+    read_learning,
+    validation_points,
+)
+
+
+@pytest.mark.parametrize(
+    ("points", "word", "overfits"),
+    [
+        ([(0, 0.5), (10, 0.4), (20, 0.3)], "at its lowest, 0.3000, down from 0.5000", False),
+        ([(0, 0.5), (10, 0.3), (20, 0.31)], "after 10 steps and has risen", True),
+        ([(0, 0.5), (10, 0.3), (20, 0.303)], "hardly changed since", False),
+        ([(0, 0.5), (10, 0.5), (20, 0.505)], "not below that of the base model", False),
+        ([(0, 0.5), (10, 0.6)], "over-fitting", True),
+    ],
+)
+def test_the_course_of_a_validation_loss_in_words(points, word, overfits):
+    learning = learning_of(points)
+    assert word in learning.sentence()
+    assert learning.is_overfitting is overfits
+
+
+@given(st.lists(st.tuples(st.integers(0, 9), st.floats(0.01, 9)), max_size=6))
+def test_over_fitting_is_what_has_risen_over_its_lowest(points):
+    learning = learning_of(points)
+    if len(points) < 2:
+        assert learning is None
+        return
+    lowest = min(loss for _, loss in points)
+    assert learning.best[1] == lowest
+    assert learning.is_overfitting == (points[-1][1] > RISEN * lowest)
+
+
+def test_what_is_no_number_is_no_validation():
+    lines = [
+        {"step": 1, "validation_loss": math.nan}, {"step": 2, "validation_loss": 1e300},
+        {"step": 3, "loss": 1.0}, {"step": "4", "validation_loss": 1.0},
+        {"step": 5, "validation_loss": 0.25},
+    ]  # fmt: skip
+    assert validation_points(lines) == [(5, 0.25)]
+
+
+def make_models(run, *names):
+    (run.path / "models").mkdir()
+    for name in names:
+        (run.path / "models" / name).write_bytes(b"")
+    record = {"written": [f"models/{name}" for name in names]}
+    (run.path / "models.json").write_text(json.dumps(record), encoding="utf-8")
+
+
+@pytest.fixture
+def dog(folder):
+    run = make_run(
+        folder / "dog", phase="finished", step=40, total_steps=40, updates_per_epoch=7, process=GONE
+    )
+    for step, loss in ((0, 0.5), (20, 0.3), (40, 0.4)):
+        run.append_metrics({"step": step, "validation_loss": loss, "time": 1.0})
+    return run
+
+
+def test_checkpoints_are_told_by_their_names(dog):
+    names = ("m-step00000020.safetensors", "m-000001.safetensors", "m.safetensors", "m-best")
+    make_models(dog, *names)
+    (dog.path / "models" / "m-000001.safetensors").unlink()  # it is no longer kept
+    found = [(c.path.name, c.step) for c in checkpoints_of(dog)]
+    assert found == [(names[0], 20), (names[2], 40), (names[3], None)]
+
+
+@pytest.mark.parametrize(
+    ("names", "best"),
+    [
+        (("m-step00000018.safetensors", "m.safetensors"), "m-step00000018.safetensors"),
+        (("m-000003-ema.safetensors", "m.safetensors"), "m-000003-ema.safetensors"),
+        (("m-best.safetensors", "m-step00000020.safetensors"), "m-best.safetensors"),
+        (("m.safetensors",), "m.safetensors"),
+    ],
+)
+def test_the_best_checkpoint_is_the_nearest_to_the_lowest_loss(dog, names, best):
+    make_models(dog, *names)
+    assert nearest(checkpoints_of(dog), read_learning(dog).best[0]).path.name == best
+
+
+def test_the_page_says_what_is_learnt(client, studio, dog):
+    make_models(dog, "m-step00000020.safetensors")
+    name = studio.folders.name_of(dog)
+    text = client.get(f"/runs/{name}/learning").text
+    assert "over-fitting" in text
+    assert "m-step00000020.safetensors" in text
+    dog.metrics_file.unlink()
+    assert "before two validations" in client.get(f"/runs/{name}/learning").text
+
+
+# losses of images
+
+
+def write_losses(file, rows):
+    lines = ["step,image,timestep,loss", *(",".join(map(str, row)) for row in rows)]
+    file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def test_an_image_is_compared_at_the_same_noise(tmp_path):
+    """One that was only shown at little noise, where each loss is high, is not called bad."""
+    rows = [(1, "easy", 10, 0.9), (1, "x", 10, 1.1), (2, "bad", 900, 0.2), (2, "y", 900, 0.1)]
+    rows += [(3, "y", 900, 0.1), (3, "x", 10, 1.0)]
+    write_losses(tmp_path / "l.csv", rows)
+    found = {one.image: one for one in read_image_losses(tmp_path / "l.csv")}
+    assert list(found) == ["bad", "x", "easy", "y"]
+    assert found["bad"].ratio == pytest.approx(0.2 / (0.4 / 3))
+    assert found["x"].ratio == pytest.approx(1.05)
+    assert found["x"].times == 2
+    assert found["bad"].loss == 0.2
+
+
+ROWS = st.tuples(st.just(1), st.sampled_from("abcd"), st.integers(0, 999), st.floats(0.001, 10.0))
+
+
+@given(rows=st.lists(ROWS, min_size=1, max_size=30))
+def test_ratios_are_those_of_the_definition(rows, tmp_path_factory):
+    file = tmp_path_factory.mktemp("losses") / "l.csv"
+    write_losses(file, rows)
+
+    def usual(timestep):
+        near = [r[3] for r in rows if r[2] // TIMESTEP_RANGE == timestep // TIMESTEP_RANGE]
+        return sum(near) / len(near)
+
+    for one in read_image_losses(file):
+        ratios = [loss / usual(t) for _, image, t, loss in rows if image == one.image]
+        assert one.ratio == pytest.approx(sum(ratios) / len(ratios))
+        assert one.times == len(ratios)
+
+
+def test_the_page_shows_the_worst_images_and_links_those_it_may_show(client, studio, dog, folder):
+    name = studio.folders.name_of(dog)
+    assert "logging.image_losses" in client.get(f"/runs/{name}/images").text
+    inside = folder.parent / "data" / "cats" / 'a"<b>.png'
+    rows = [
+        (1, "/elsewhere/secret.png", 5, 2.0),
+        (1, f'"{str(inside).replace(chr(34), chr(34) * 2)}"', 5, 1.0),
+    ]
+    write_losses(dog.image_losses_file, rows)
+    with dog.image_losses_file.open("a", encoding="utf-8") as file:
+        file.write("2,half")
+    text = client.get(f"/runs/{name}/images").text
+    assert text.count("<li>") == 2
+    assert text.count("<a href") == 1
+    assert text.index("secret.png") < text.index("a&#34;&lt;b&gt;.png")
+    assert "1.33 × the usual loss" in text
