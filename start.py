@@ -5,6 +5,7 @@ Needs Python 3.11 or later and a package registry; nothing else. Standard librar
 type `py start.py` instead.
 
     python3 start.py demo                   the whole job on the embedded model and images
+    python3 start.py studio                 a window in the browser, on the demo's images and model
     python3 start.py test [pytest words]    the checks and the test suite
     python3 start.py test --fast            tests of single parts alone, without whole runs
     python3 start.py <verb> ...             `impasto <verb> ...`
@@ -95,7 +96,12 @@ def main():
     environment = {**os.environ, "PYTHONUTF8": "1", "IMPASTO_PROGRAM": called_as()}
     if words[0] == "test":
         return run_tests(words[1:], {**os.environ, "PYTHONUTF8": "1"})
-    return run_program(words, options["index"], environment)
+    return run_program(completed(words), options["index"], environment)
+
+
+def completed(words):
+    """The words for the program: `studio` alone opens with something to look at."""
+    return ["studio", "--demo", "--open"] if words == ["studio"] else words
 
 
 def read_words(words):

@@ -120,6 +120,12 @@ def test_a_verb_gets_the_extra_that_it_needs(start, tmp_path):
     assert set(start["EXTRAS"].values()) <= set(start["known_extras"]())
 
 
+def test_the_studio_alone_opens_on_the_demo(start):
+    assert start["completed"](["studio"]) == ["studio", "--demo", "--open"]
+    assert start["completed"](["studio", "--runs", "x"]) == ["studio", "--runs", "x"]
+    assert start["completed"](["train", "studio"]) == ["train", "studio"]
+
+
 def test_pictures_of_a_phone_are_noticed(start, tmp_path):
     assert not start["holds_heif"](tmp_path / "nowhere")
     (tmp_path / "10_cat").mkdir()

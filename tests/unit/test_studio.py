@@ -1,6 +1,7 @@
 """The studio's server: who gets an answer, for which files, and what bad days look like."""
 
 import asyncio
+import contextlib
 import json
 import math
 import os
@@ -8,6 +9,7 @@ import re
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import httpx2
@@ -20,6 +22,9 @@ from starlette.routing import Mount
 from studios import FROM_HERE, HOME, PORT
 from test_run_status import GONE, make_run
 
+from impasto.cli.console import Console
+from impasto.cli.studio import _begin_with_demo
+from impasto.demo.recipe import PICTURES
 from impasto.owners import current_process, identity_of
 from impasto.runs import RunDirectory, step_name
 from impasto.runs.commands import waiting_commands
@@ -30,7 +35,7 @@ from impasto.studio.app import create_app
 from impasto.studio.core import Studio
 from impasto.studio.curves import read_curves
 from impasto.studio.folders import Folders
-from impasto.studio.guard import HEADERS
+from impasto.studio.guard import HEADERS, Access, hosts_of
 from impasto.studio.pages.runs import RunPages
 from impasto.studio.watching import RunWatch
 
@@ -572,3 +577,102 @@ def test_a_task_is_stopped_by_its_page(studio, client, tmp_path):
     assert process.wait(timeout=60) != 0
     assert task.state().state == "killed"  # it wrote no end
     client.post(f"/tasks/{task.path.name}/stop", headers=FROM_HERE)  # nothing to stop: no error
+
+
+# where it listens
+
+
+@pytest.mark.parametrize(
+    ("address", "first", "known", "unknown"),
+    [
+        ("127.0.0.1", "127.0.0.1", "localhost", "10.0.0.5"),
+        ("::1", "[::1]", "localhost", "10.0.0.5"),
+        ("10.0.0.5", "10.0.0.5", "10.0.0.5", "localhost"),
+        ("fd00::5", "[fd00::5]", "[fd00::5]", "127.0.0.1"),
+        ("0.0.0.0", None, "localhost", "evil.example"),
+        ("::", None, "127.0.0.1", "evil.example"),
+    ],
+)
+def test_a_server_goes_by_the_names_of_where_it_listens(address, first, known, unknown):
+    access = Access(PORT, hosts_of(address))
+    assert first is None or access.address.startswith(f"http://{first}:{PORT}/?token=")
+    assert access.knows_host(f"{known}:{PORT}")
+    assert not access.knows_host(f"{unknown}:{PORT}")
+
+
+def test_a_studio_for_the_network_needs_the_token_and_says_what_it_means(tmp_path):
+    words = [sys.executable, "-m", "impasto", "studio", "--runs", tmp_path, "--listen", "0.0.0.0"]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, encoding="utf-8")
+    try:
+        lines = [process.stdout.readline() for _ in range(4)]
+        address = lines[1].strip()
+        assert lines[3].startswith("Warning: other machines reach it too.")
+        assert "can be read on the way" in lines[3]
+        port = int(re.search(r":(\d+)/", address)[1])
+        local = address.replace(re.search(r"//([^:]+):", address)[1], "127.0.0.1")
+        until = time.monotonic() + 30
+        while True:
+            with contextlib.suppress(httpx2.ConnectError):
+                assert httpx2.get(f"http://127.0.0.1:{port}/").status_code == 403
+                break
+            assert time.monotonic() < until
+        assert httpx2.get(local).status_code == 200
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+@pytest.mark.parametrize("address", ["256.1.1.1", "evil.example", "203.0.113.7"])
+def test_an_address_of_another_machine_is_refused(tmp_path, address):
+    refused = impasto("studio", "--runs", tmp_path, "--listen", address)
+    assert refused.returncode == 5
+    assert f"--listen {address} is no address" in refused.stderr
+
+
+# the start page
+
+
+def test_the_start_page_says_what_the_machine_has(client, studio):
+    text = client.get("/parts/machine").text
+    assert "of RAM free" in text
+    assert "to do about this machine" in text  # no GPU here, or a small one: there is advice
+    remembered = studio.home / "machine.json"
+    remembered.write_text(
+        remembered.read_text(encoding="utf-8").replace('"advice": [', '"advice": ["<b>", '),
+        encoding="utf-8",
+    )
+    assert "&lt;b&gt;" in client.get("/parts/machine").text  # not examined again within minutes
+
+
+def test_a_machine_that_cannot_be_examined_leaves_the_page(client, monkeypatch):
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    answer = client.get("/parts/machine")
+    assert answer.status_code == 200
+    assert "/nowhere/python" in answer.text
+
+
+def test_the_demo_goes_into_a_free_folder_among_the_runs(client, studio, folder, monkeypatch):
+    started = []
+    monkeypatch.setattr(
+        type(studio.tasks), "start", lambda _, words, *__: started.append(words) or "x"
+    )
+    (folder / "impasto-demo").mkdir()
+    answer = client.post("/demo", headers=FROM_HERE, follow_redirects=False)
+    assert answer.status_code == 303
+    assert started == [["demo", "--out", folder / "impasto-demo-2"]]
+
+
+def test_a_place_to_begin_in_is_made_once_and_keeps_what_is_changed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    console = Console()
+    folders = _begin_with_demo(Path("here"), console)
+    assert folders == {n: (Path("here") / n,) for n in ("runs", "data", "models")}
+    images = tmp_path / "here" / "data" / "demo"
+    assert len(list(images.glob("*.webp"))) == len(list(PICTURES.glob("*.webp"))) == 100
+    assert (tmp_path / "here" / "models" / "demo-base" / "model_index.json").is_file()
+    assert "MIT License" in (tmp_path / "here" / "NOTICE.txt").read_text(encoding="utf-8")
+    changed = next(images.glob("*.txt"))
+    changed.write_text("my words", encoding="utf-8")
+    _begin_with_demo(Path("here"), console)
+    assert changed.read_text(encoding="utf-8") == "my words"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import sys
+from typing import Any
 
 import click
 
@@ -20,42 +22,60 @@ MINIMUM_GPU_GIB = 12
     is_flag=True,
     help="Try out on the graphics card what a run does: some minutes, and a gigabyte of disk.",
 )
-def doctor(*, gpu: bool) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object, for programs.")
+def doctor(*, gpu: bool, as_json: bool) -> None:
     """Say what hardware, versions, free memory and disk there are, and what is missing."""
+    if gpu and as_json:
+        raise click.UsageError("--gpu prints no JSON. Give one of --gpu and --json.")
     if gpu:
         _check_gpu()
         return
-    import shutil
-    from pathlib import Path
-
-    import psutil
-
     from impasto.cli.console import Console
-    from impasto.training.environment import describe_environment
 
-    console = Console()
-    facts = describe_environment()
-    free_disk = shutil.disk_usage(Path.cwd()).free / 2**30
-    free_memory = psutil.virtual_memory().available / 2**30
-    gpus = facts["gpus"]
+    found = _examined()
+    if as_json:
+        click.echo(json.dumps(found, ensure_ascii=True))
+        return
+    console, facts = Console(), found["facts"]
     console.table(
         {
             "Python": f"{facts['python']} ({sys.executable})",
             "System": f"{facts['system']}, {facts['machine']}, {facts['cpu_count']} processors",
-            "Memory": f"{facts['memory_gib']} GiB, {free_memory:.1f} GiB free",
-            "Disk here": f"{free_disk:.1f} GiB free",
+            "Memory": f"{facts['memory_gib']} GiB, {found['free_memory_gib']:.1f} GiB free",
+            "Disk here": f"{found['free_disk_gib']:.1f} GiB free",
             "GPU": "; ".join(
-                f"{g['name']}, {g['memory_gib']} GiB, {g['free_gib']} GiB free" for g in gpus
+                f"{g['name']}, {g['memory_gib']} GiB, {g['free_gib']} GiB free"
+                for g in facts["gpus"]
             )
             or "none that PyTorch can use",
             "CUDA of PyTorch": facts["cuda"] or "none: a CPU build",
             **facts["packages"],
         }
     )
-    advice = [*_gpu_advice(gpus, facts["cuda"]), *_advice(gpus, free_disk, free_memory)]
-    console.heading("All is well." if not advice else "What to do")
-    for line in advice:
+    console.heading("All is well." if not found["advice"] else "What to do")
+    for line in found["advice"]:
         console.paragraph(f"- {line}")
+
+
+def _examined() -> dict[str, Any]:
+    """What this machine has and what to do about it: plain values, also for other programs."""
+    import shutil
+    from pathlib import Path
+
+    import psutil
+
+    from impasto.training.environment import describe_environment
+
+    facts = describe_environment()
+    free_disk = shutil.disk_usage(Path.cwd()).free / 2**30
+    free_memory = psutil.virtual_memory().available / 2**30
+    gpus = facts["gpus"]
+    return {
+        "facts": facts,
+        "free_disk_gib": round(free_disk, 1),
+        "free_memory_gib": round(free_memory, 1),
+        "advice": [*_gpu_advice(gpus, facts["cuda"]), *_advice(gpus, free_disk, free_memory)],
+    }
 
 
 def _check_gpu() -> None:

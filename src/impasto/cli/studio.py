@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import importlib.util
+import ipaddress
 import socket
 import sys
 import tempfile
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from impasto.studio.folders import Folders
 
 DEFAULT_PORT = 7870
+LOOPBACK = "127.0.0.1"
+WORKPLACE = "impasto-studio"
 _TRIED_PORTS = 20
 _PACKAGES = ("starlette", "uvicorn", "python_multipart")
 
@@ -48,19 +51,32 @@ _PACKAGES = ("starlette", "uvicorn", "python_multipart")
     "--port", type=click.IntRange(1, 65535), default=None,
     help=f"The port of this machine; without it the first free one from {DEFAULT_PORT} on.",
 )  # fmt: skip
+@click.option(
+    "--listen", metavar="ADDRESS", default=LOOPBACK, show_default=True,
+    help="The address of this machine to serve at. 0.0.0.0 is all of them: then other machines can "
+    "use the studio too, with the printed address, unencrypted.",
+)  # fmt: skip
+@click.option(
+    "--demo", "with_demo", is_flag=True,
+    help=f"Begin in the folder {WORKPLACE} with runs, data and models of its own, the images and "
+    "the model of the demo among them; what is there already stays as it is.",
+)  # fmt: skip
 @click.option("--open", "opens", is_flag=True, help="Open it in the browser at once.")
 def studio(
     run_folders: tuple[Path, ...],
     data_folders: tuple[Path, ...],
     model_folders: tuple[Path, ...],
     port: int | None,
+    listen: str,
     *,
+    with_demo: bool,
     opens: bool,
 ) -> None:
-    """Serve the studio, a page for the browser that shows runs and what they can be asked.
+    """Serve the studio, a window in the browser to work through.
 
-    It can be reached from this machine alone, by the address that it prints. Ending it ends no
-    training, and starting it again finds all runs.
+    It can be reached from this machine alone if not said otherwise, by the
+    address that it prints. Ending it ends no training, and starting it again
+    finds all runs.
     """
     from impasto.cli.console import Console
     from impasto.invocation import missing_extra
@@ -69,12 +85,45 @@ def studio(
         raise missing_extra("studio", "The studio needs packages that are not installed.")
     from impasto.studio.folders import Folders
 
+    console = Console()
+    begun = _begin_with_demo(Path(WORKPLACE), console) if with_demo else {}
     folders = Folders(
-        _existing(run_folders, "--runs", "runs"),
-        _existing(data_folders, "--data", "images"),
-        _existing(model_folders, "--models", "models"),
+        _existing((*run_folders, *begun.get("runs", ())), "--runs", "runs"),
+        _existing((*data_folders, *begun.get("data", ())), "--data", "images"),
+        _existing((*model_folders, *begun.get("models", ())), "--models", "models"),
     )
-    _serve(folders, port, Console(), opens=opens)
+    _serve(folders, _listening(listen, port), console, opens=opens)
+
+
+def _begin_with_demo(place: Path, console: Console) -> dict[str, tuple[Path, ...]]:
+    """Make a folder to begin in, with copies of the demo's images and model; returns its folders.
+
+    Copies, since images get other captions and crops here and the package may be read-only.
+
+    Raises:
+        StorageError: It cannot be written.
+    """
+    import shutil
+
+    from impasto import files
+    from impasto.demo.recipe import BASE_MODEL, FOLDER, PICTURES
+
+    folders = {name: (place / name,) for name in ("runs", "data", "models")}
+    copies = {place / "data" / "demo": PICTURES, place / "models" / "demo-base": BASE_MODEL}
+    with files.reported(place):
+        for (folder,) in folders.values():
+            folder.mkdir(parents=True, exist_ok=True)
+        if not (place / "NOTICE.txt").exists():
+            shutil.copyfile(FOLDER / "NOTICE.txt", place / "NOTICE.txt")
+        missing = {target: source for target, source in copies.items() if not target.exists()}
+        with console.stage("Copying the demo's images and model", len(missing), "folders") as done:
+            for target, source in missing.items():
+                with files.replace_folder(target) as partial:
+                    shutil.copytree(
+                        source, partial, copy_function=shutil.copyfile, dirs_exist_ok=True
+                    )
+                done(1)
+    return folders
 
 
 def _existing(given: tuple[Path, ...], option: str, what: str) -> list[Path]:
@@ -94,20 +143,28 @@ def _existing(given: tuple[Path, ...], option: str, what: str) -> list[Path]:
     return folders
 
 
-def _serve(folders: Folders, port: int | None, console: Console, *, opens: bool) -> None:
+def _serve(folders: Folders, listening: socket.socket, console: Console, *, opens: bool) -> None:
     import uvicorn
 
     from impasto.studio.app import create_app
     from impasto.studio.core import HOME, Studio
-    from impasto.studio.guard import Access
+    from impasto.studio.guard import Access, hosts_of
 
-    with _listening(port) as listener:
-        access = Access(listener.getsockname()[1])
+    with listening as listener:
+        address, port = listener.getsockname()[:2]
+        access = Access(port, hosts_of(address))
         studio = Studio(folders, folders.runs[0] / HOME)
         app = create_app(studio, access)
         console.note(f"The studio shows the runs in {', '.join(map(str, folders.runs))}. Open:")
         console.note(access.address)
         console.note("The address is a key: whoever has it can use the studio. Ctrl-C ends it.")
+        if not ipaddress.ip_address(address).is_loopback:
+            console.note(
+                "Warning: other machines reach it too. Whoever has the address can read and change "
+                "what is in these folders and start programs here, and what is sent can be read on "
+                "the way. On a network that is not yours alone, use SSH instead: ssh -L "
+                f"{port}:127.0.0.1:{port} MACHINE, with the studio at {LOOPBACK}."
+            )
         config = uvicorn.Config(app, log_level="error", access_log=False)
         config.timeout_graceful_shutdown = 3
         with _opened(access.address) if opens else contextlib.nullcontext():
@@ -140,45 +197,56 @@ def _opened(address: str) -> Iterator[None]:
         yield
 
 
-def _listening(port: int | None) -> socket.socket:
-    """A socket of the loopback: at the port that was asked for, or the first free one.
+def _listening(listen: str, port: int | None) -> socket.socket:
+    """A socket at an address of this machine: at the port asked for, or the first free one.
 
     Raises:
-        RunError: The port is taken; with the next free one.
+        RunError: The port is taken, with the next free one; or the address is none of this machine.
     """
     from impasto.errors import RunError
 
     tried = [port] if port is not None else range(DEFAULT_PORT, DEFAULT_PORT + _TRIED_PORTS)
     for number in tried:
-        found = _bound(number)
+        found = _bound(listen, number)
         if found is not None:
             return found
-    free = next((n for n in range((port or DEFAULT_PORT) + 1, 65536) if _is_free(n)), None)
+    free = next((n for n in range((port or DEFAULT_PORT) + 1, 65536) if _is_free(listen, n)), None)
     instead = "" if free is None else f" {free} is free: --port {free}."
     raise RunError(
         f"Port {port or DEFAULT_PORT} is taken by another program, or not to be had.{instead}"
     )
 
 
-def _bound(port: int) -> socket.socket | None:
-    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+def _bound(listen: str, port: int) -> socket.socket | None:
+    from impasto.errors import RunError
+
+    try:
+        is_long = ipaddress.ip_address(listen).version == 6
+    except ValueError as error:
+        raise RunError(
+            f"--listen {listen} is no address. Give one of this machine, such as {LOOPBACK}, or "
+            f"0.0.0.0 for all."
+        ) from error
+    listener = socket.socket(socket.AF_INET6 if is_long else socket.AF_INET, socket.SOCK_STREAM)
     if sys.platform == "win32":  # or another program may have the same port at the same time
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, 1)
     else:  # at once after another studio
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        listener.bind(("127.0.0.1", port))
+        listener.bind((listen, port))
         listener.listen(128)
     except OSError as error:
         listener.close()
         if error.errno in (errno.EADDRINUSE, errno.EACCES):
             return None
+        if error.errno == errno.EADDRNOTAVAIL:
+            raise RunError(f"--listen {listen} is no address of this machine.") from error
         raise
     return listener
 
 
-def _is_free(port: int) -> bool:
-    found = _bound(port)
+def _is_free(listen: str, port: int) -> bool:
+    found = _bound(listen, port)
     if found is not None:
         found.close()
     return found is not None

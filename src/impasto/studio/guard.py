@@ -10,11 +10,14 @@ and `Origin`; Fetch Metadata Request Headers, W3C).
 from __future__ import annotations
 
 import hmac
+import ipaddress
 import secrets
+import socket
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
+import psutil
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -30,6 +33,8 @@ HEADERS = {
     "cross-origin-resource-policy": "same-origin",
 }
 """What every answer says to the browser: nothing from elsewhere, nothing to elsewhere."""
+
+LOOPBACK_NAMES = ("127.0.0.1", "localhost", "[::1]")
 
 _SAFE_METHODS = ("GET", "HEAD")
 _OPENING = """<!doctype html>
@@ -53,7 +58,7 @@ class Access:
     """
 
     port: int
-    hosts: Sequence[str] = ("127.0.0.1", "localhost", "[::1]")
+    hosts: Sequence[str] = LOOPBACK_NAMES
     token: str = field(default_factory=lambda: secrets.token_urlsafe(32), repr=False)
     pass_word: str = field(default_factory=lambda: secrets.token_urlsafe(32), repr=False)
 
@@ -79,6 +84,33 @@ class Access:
         """Whether a `Host` header names this server; browsers leave port 80 out."""
         names = {f"{name}:{self.port}" for name in self.hosts}
         return host.lower() in (names | set(self.hosts) if self.port == 80 else names)
+
+
+def hosts_of(address: str) -> list[str]:
+    """The names and addresses that a server at an address goes by, the best for others first.
+
+    Args:
+        address: Where it listens; an address of the loopback, of a network, or all of them.
+    """
+    listened = ipaddress.ip_address(address)
+    if listened.is_loopback:
+        return [_in_address(address), *LOOPBACK_NAMES]
+    if not listened.is_unspecified:
+        return [_in_address(address)]
+    own = [
+        found.address.partition("%")[0]
+        for interface in psutil.net_if_addrs().values()
+        for found in interface
+        if found.family in (socket.AF_INET, socket.AF_INET6)
+    ]
+    reached = [a for a in own if listened.version == 6 or ipaddress.ip_address(a).version == 4]
+    reached.sort(key=lambda a: (ipaddress.ip_address(a).is_loopback, ":" in a))
+    return [*map(_in_address, reached), socket.gethostname().lower(), *LOOPBACK_NAMES]
+
+
+def _in_address(address: str) -> str:
+    """An IP address as it stands in the address of a page."""
+    return f"[{address}]" if ":" in address else address
 
 
 class Guard:

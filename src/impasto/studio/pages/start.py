@@ -1,0 +1,81 @@
+"""The page "Start": the machine in a line, the demo, and the runs that `pages/runs.py` lists."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
+from starlette.routing import BaseRoute, Route
+
+from impasto.studio.core import Studio
+from impasto.studio.machine import Machine
+
+DEMO = "impasto-demo"
+
+
+def routes(studio: Studio) -> list[BaseRoute]:
+    """The routes of this page."""
+    page = StartPage(studio, Machine(studio.home / "machine.json", studio.folders.runs[0]))
+    return [
+        Route("/parts/machine", page.machine_part),
+        Route("/demo", page.demo, methods=["POST"]),
+    ]
+
+
+@dataclass(frozen=True)
+class StartPage:
+    """Answers requests for the start page, but for its list of runs.
+
+    Attributes:
+        studio: What it works with.
+        machine: What the machine has.
+        looking: Held while a process looks at the machine: one at a time is enough.
+    """
+
+    studio: Studio
+    machine: Machine
+    looking: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    async def machine_part(self, _: Request) -> Response:
+        """The machine in a line, and what to do about it."""
+        async with self.looking:
+            found = await asyncio.to_thread(self.machine.remembered)
+            if found is None:
+                try:
+                    found = await asyncio.to_thread(self.machine.examine)
+                except (OSError, ValueError) as error:
+                    return self.studio.page("machine.html.j2", facts=[], advice=[str(error)])
+        return self.studio.page("machine.html.j2", **_machine_view(found))
+
+    async def demo(self, _: Request) -> Response:
+        """Train the demo in a folder of its own among the runs."""
+        folder = self.studio.folders.runs[0]
+        words: list[str | Path] = ["demo", "--out", await asyncio.to_thread(_free, folder)]
+        name = await asyncio.to_thread(self.studio.tasks.start, words, "The demo", "/", folder)
+        return RedirectResponse(f"/tasks/{name}", 303)
+
+
+def _free(folder: Path) -> Path:
+    number, path = 1, folder / DEMO
+    while path.exists():
+        number += 1
+        path = folder / f"{DEMO}-{number}"
+    return path
+
+
+def _machine_view(found: Mapping[str, Any]) -> dict[str, Any]:
+    facts = found.get("facts", {})
+    gpus = [f"{g['name']}, {g['free_gib']} of {g['memory_gib']} GiB free" for g in facts["gpus"]]
+    return {
+        "facts": [
+            "; ".join(gpus) or "no GPU that PyTorch can use",
+            f"{found['free_memory_gib']} of {facts['memory_gib']} GiB of RAM free",
+            f"{found['free_disk_gib']} GiB of disk free",
+        ],
+        "advice": found["advice"],
+    }
