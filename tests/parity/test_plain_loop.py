@@ -46,11 +46,13 @@ def plain_losses(config, model, prediction_type):
     sampler = build_epoch_sampler(config, plan, num_processes=1)
     losses = []
     for step in range(STEPS):
-        update = sampler.update(step)
+        optimizer_step = sampler.optimizer_step(step)
         total = 0.0
-        for batch in update.micro_batches:
+        for batch in optimizer_step.micro_batches:
             records = [plan.images[sample.image].record for sample in batch.samples]
-            randomness = PerSampleRandomness(config.seed, step, batch.positions, update.size)
+            randomness = PerSampleRandomness(
+                config.seed, step, batch.positions, optimizer_step.size
+            )
             means, logvars = zip(*(moments(vae, r.path) for r in records), strict=True)
             spread = torch.exp(0.5 * torch.stack(logvars))
             sample = randomness.normal(tuple(means[0].shape), "posterior")
@@ -73,7 +75,7 @@ def plain_losses(config, model, prediction_type):
             error = torch.nn.functional.mse_loss(
                 output, targets[prediction_type](), reduction="none"
             )
-            share = error.mean(dim=(1, 2, 3)).sum() / update.size
+            share = error.mean(dim=(1, 2, 3)).sum() / optimizer_step.size
             share.backward()
             total += float(share.detach())
         torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)

@@ -27,12 +27,12 @@ def sampler(buckets, *, batch_size=4, repeats=1, **changes):
 
 def batches_of(dealer, ranks=1, epoch=0):
     """The images of each batch of an epoch, stand-ins left out."""
-    steps = range(epoch * dealer.updates_per_epoch, (epoch + 1) * dealer.updates_per_epoch)
+    steps = range(epoch * dealer.steps_per_epoch, (epoch + 1) * dealer.steps_per_epoch)
     return [
         [sample.image for sample in batch.samples]
         for step in steps
         for rank in range(ranks)
-        for batch in dealer.update(step, rank).micro_batches
+        for batch in dealer.optimizer_step(step, rank).micro_batches
         if not batch.is_padding
     ]
 
@@ -58,19 +58,19 @@ def test_each_picture_once_per_epoch_and_repeat(
         order=order,
     )
     seen = Counter()
-    for index in range(dealer.updates_per_epoch):
-        step = epoch * dealer.updates_per_epoch + index
+    for index in range(dealer.steps_per_epoch):
+        step = epoch * dealer.steps_per_epoch + index
         positions = []
         for rank in range(ranks):
-            update = dealer.update(step, rank)
-            assert update.epoch == epoch
-            for batch in update.micro_batches:
+            optimizer_step = dealer.optimizer_step(step, rank)
+            assert optimizer_step.epoch == epoch
+            for batch in optimizer_step.micro_batches:
                 assert len({buckets[sample.image] for sample in batch.samples}) == 1
                 assert len(batch.samples) <= batch_size
                 if not batch.is_padding:
                     seen.update(batch.samples)
                     positions += batch.positions
-        assert sorted(positions) == list(range(update.size))
+        assert sorted(positions) == list(range(optimizer_step.size))
     assert seen == {(i, r): 1 for i, times in enumerate(repeats) for r in range(times)}
 
 
@@ -105,8 +105,8 @@ def test_proportional_draws_give_each_process_its_share_and_different_buckets():
     buckets = [SHAPES[0]] * 80 + [SHAPES[1]] * 40
     dealer = sampler(buckets, num_processes=2, order="proportional")
     shares, differing = [], 0
-    for step in range(dealer.updates_per_epoch):
-        batches = [dealer.update(step, rank).micro_batches[0] for rank in range(2)]
+    for step in range(dealer.steps_per_epoch):
+        batches = [dealer.optimizer_step(step, rank).micro_batches[0] for rank in range(2)]
         shapes = {buckets[batch.samples[0].image] for batch in batches}
         differing += len(shapes) > 1
         shares.append([len(batch.samples) for batch in batches])
@@ -117,21 +117,21 @@ def test_proportional_draws_give_each_process_its_share_and_different_buckets():
 @given(SETS, st.integers(1, 4), st.integers(0, 20), ORDERS)
 def test_every_process_does_the_same_number_of_micro_batches(buckets, ranks, step, order):
     dealer = sampler(buckets, num_processes=ranks, accumulation=2, order=order)
-    assert len({len(dealer.update(step, rank).micro_batches) for rank in range(ranks)}) == 1
+    assert len({len(dealer.optimizer_step(step, rank).micro_batches) for rank in range(ranks)}) == 1
 
 
 @given(SETS, st.integers(0, 30))
 def test_pictures_seen_by_arithmetic_equal_pictures_counted(buckets, step):
     dealer = sampler(buckets, accumulation=2)
-    assert dealer.samples_before(step) == sum(dealer.update(s).size for s in range(step))
+    assert dealer.samples_before(step) == sum(dealer.optimizer_step(s).size for s in range(step))
 
 
 @given(SETS, st.integers(0, 9))
 def test_a_new_sampler_continues_where_another_would_be(buckets, step):
     fresh, used = sampler(buckets), sampler(buckets)
     for earlier in range(step):
-        used.update(earlier)
-    assert fresh.update(step) == used.update(step)
+        used.optimizer_step(earlier)
+    assert fresh.optimizer_step(step) == used.optimizer_step(step)
 
 
 @given(st.integers(1, 3))
@@ -140,16 +140,16 @@ def test_more_processes_make_the_same_updates_as_accumulation(ranks):
     buckets = SHAPES * 9
     alone = sampler(buckets, accumulation=ranks)
     together = sampler(buckets, num_processes=ranks)
-    for step in range(alone.updates_per_epoch):
-        expected = [b.samples for b in alone.update(step).micro_batches]
-        found = [together.update(step, rank).micro_batches[0] for rank in range(ranks)]
+    for step in range(alone.steps_per_epoch):
+        expected = [b.samples for b in alone.optimizer_step(step).micro_batches]
+        found = [together.optimizer_step(step, rank).micro_batches[0] for rank in range(ranks)]
         assert [b.samples for b in found if not b.is_padding] == expected
 
 
 def test_epochs_differ_and_seeds_differ():
     buckets = [SHAPES[0]] * 12
     orders = [
-        [b.samples for b in sampler(buckets, seed=seed).update(epoch * 3).micro_batches]
+        [b.samples for b in sampler(buckets, seed=seed).optimizer_step(epoch * 3).micro_batches]
         for seed in (1, 2)
         for epoch in (0, 1)
     ]

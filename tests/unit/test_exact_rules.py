@@ -239,12 +239,12 @@ def test_a_place_without_images_has_a_stand_in_within_the_batch():
     found = []
     for step in range(4):
         for rank in range(2):
-            update = sampler.update(step, rank)
-            for micro_batch in update.micro_batches:
+            optimizer_step = sampler.optimizer_step(step, rank)
+            for micro_batch in optimizer_step.micro_batches:
                 if micro_batch.is_padding:
                     found.append(micro_batch.positions)
                 assert len(micro_batch.positions) == len(micro_batch.samples)
-                assert max(micro_batch.positions) < update.size
+                assert max(micro_batch.positions) < optimizer_step.size
     assert set(found) == {(0,)}
 
 

@@ -74,7 +74,7 @@ def show_plan(asked: RunConfig, console: Console) -> None:
         }
     )
     require_room(outlook.disk, config)
-    endings = Triggers(config, outlook.sampler.updates_per_epoch).planned_endings(outlook.steps)
+    endings = Triggers(config, outlook.sampler.steps_per_epoch).planned_endings(outlook.steps)
     own = OwnModels(RunDirectory(config.output_dir), overwrite=config.saving.overwrite)
     own.require_free(planned_models(config, endings))
     warnings = advice_on(config, outlook.model.identity, default_device())
@@ -123,7 +123,7 @@ def _look_ahead(asked: RunConfig, console: Console) -> _Outlook:
         trainable,
         sampler,
         steps,
-        plan_disk(config, model, trainable, steps, sampler.updates_per_epoch),
+        plan_disk(config, model, trainable, steps, sampler.steps_per_epoch),
         fitting,
         footprint,
     )
@@ -148,7 +148,7 @@ def _data_rows(outlook: _Outlook) -> dict[str, str]:
 
 
 def _training_rows(outlook: _Outlook) -> dict[str, str]:
-    config, steps, per_epoch = outlook.config, outlook.steps, outlook.sampler.updates_per_epoch
+    config, steps, per_epoch = outlook.config, outlook.steps, outlook.sampler.steps_per_epoch
     identity, parts = outlook.model.identity, outlook.trainable.parts
     return {
         "Model": f"{identity.family.name}, predicts {identity.prediction.name} "

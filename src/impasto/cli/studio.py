@@ -108,11 +108,13 @@ def _begin_with_demo(place: Path, console: Console) -> dict[str, tuple[Path, ...
     from impasto import files
     from impasto.demo.recipe import BASE_MODEL, FOLDER, PICTURES
 
-    folders = {name: (place / name,) for name in ("runs", "data", "models")}
+    folders: dict[str, tuple[Path, ...]] = {
+        name: (place / name,) for name in ("runs", "data", "models")
+    }
     copies = {place / "data" / "demo": PICTURES, place / "models" / "demo-base": BASE_MODEL}
     with files.reported(place):
-        for (folder,) in folders.values():
-            folder.mkdir(parents=True, exist_ok=True)
+        for name in folders:
+            (place / name).mkdir(parents=True, exist_ok=True)
         if not (place / "NOTICE.txt").exists():
             shutil.copyfile(FOLDER / "NOTICE.txt", place / "NOTICE.txt")
         missing = {target: source for target, source in copies.items() if not target.exists()}

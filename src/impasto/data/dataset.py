@@ -42,7 +42,7 @@ class LoadedMoments:
         geometry: Where each sample's pixels come from.
     """
 
-    update: OptimizerStep
+    optimizer_step: OptimizerStep
     micro_batch: MicroBatch
     randomness: PerSampleRandomness
     weights: Tensor
@@ -85,20 +85,22 @@ class TrainingData:
         """Whether some images are decoded and encoded each time they are shown."""
         return any(not key.plain for key in self.plan.keys)
 
-    def load(self, update: OptimizerStep, micro_batch: MicroBatch) -> LoadedMoments:
+    def load(self, optimizer_step: OptimizerStep, micro_batch: MicroBatch) -> LoadedMoments:
         """Read the moments and draw the numbers; runs in a loading thread."""
-        randomness = PerSampleRandomness(self.seed, update.step, micro_batch.positions, update.size)
+        randomness = PerSampleRandomness(
+            self.seed, optimizer_step.step, micro_batch.positions, optimizer_step.size
+        )
         samples = micro_batch.samples
         weights = torch.full((len(samples),), 0.0 if micro_batch.is_padding else 1.0)
         bucket = self.plan.images[samples[0].image].bucket
         shape = (CHANNELS, bucket.height // CELL, bucket.width // CELL)
         noise = randomness.normal(shape, "posterior")
         self.noise.generate_ahead(shape, randomness)
-        rendered = self._rendered(samples, update.epoch, weights)
-        flips = [self._is_flipped(sample, update.epoch) for sample in samples]
+        rendered = self._rendered(samples, optimizer_step.epoch, weights)
+        flips = [self._is_flipped(sample, optimizer_step.epoch) for sample in samples]
         mean, logvar = self._moments(samples, flips, (len(samples), *shape))
         return LoadedMoments(
-            update,
+            optimizer_step,
             micro_batch,
             randomness,
             weights,
@@ -118,17 +120,19 @@ class TrainingData:
         mask = None if loaded.mask is None else loaded.mask.float() / 255
         return Batch(
             sample_posterior(mean, logvar, loaded.noise) * self.scaling_factor,
-            tuple(self.caption(sample, loaded.update) for sample in loaded.micro_batch.samples),
+            tuple(
+                self.caption(sample, loaded.optimizer_step) for sample in loaded.micro_batch.samples
+            ),
             loaded.weights,
             loaded.randomness,
             loaded.geometry,
             mask,
         )
 
-    def caption(self, sample: Sample, update: OptimizerStep) -> str:
+    def caption(self, sample: Sample, optimizer_step: OptimizerStep) -> str:
         """The caption of an image in this step."""
         record = self.plan.images[sample.image].record
-        moment = Moment(update.epoch + 1, update.step, self.total_steps)
+        moment = Moment(optimizer_step.epoch + 1, optimizer_step.step, self.total_steps)
         subset = record.subset
         caption = subset.captions.write(
             record.words,
@@ -141,7 +145,7 @@ class TrainingData:
         )
         if self.templates is None:
             return caption
-        keys = _keys(self.plan.images[sample.image], sample, update.epoch)
+        keys = _keys(self.plan.images[sample.image], sample, optimizer_step.epoch)
         return self.templates.around(caption, self.seed, *keys)
 
     def _geometry(
@@ -268,14 +272,16 @@ def iterate_steps(
     """
     workers = default_workers() if data.varies_images else 1
     with ThreadPoolExecutor(workers) as pool:
-        updates = (sampler.update(step, rank) for step in range(first_step, last_step))
+        steps = (sampler.optimizer_step(step, rank) for step in range(first_step, last_step))
         queue = (
-            (update, micro_batch) for update in updates for micro_batch in update.micro_batches
+            (optimizer_step, micro_batch)
+            for optimizer_step in steps
+            for micro_batch in optimizer_step.micro_batches
         )
         prepared = prefetch(_ahead(data, queue, pool, workers + READ_AHEAD - 1))
-        for update, batch in prepared:
-            rest = len(update.micro_batches) - 1
-            yield update, _with_rest(batch, prepared, rest)
+        for optimizer_step, batch in prepared:
+            rest = len(optimizer_step.micro_batches) - 1
+            yield optimizer_step, _with_rest(batch, prepared, rest)
 
 
 def _with_rest(
@@ -293,14 +299,14 @@ def _ahead(
     number: int,
 ) -> Iterator[tuple[OptimizerStep, Batch]]:
     waiting: deque[Future[LoadedMoments]] = deque()
-    for update, micro_batch in queue:
-        waiting.append(pool.submit(data.load, update, micro_batch))
+    for optimizer_step, micro_batch in queue:
+        waiting.append(pool.submit(data.load, optimizer_step, micro_batch))
         if len(waiting) >= number:
             loaded = waiting.popleft().result()
-            yield loaded.update, data.batch(loaded)
+            yield loaded.optimizer_step, data.batch(loaded)
     while waiting:
         loaded = waiting.popleft().result()
-        yield loaded.update, data.batch(loaded)
+        yield loaded.optimizer_step, data.batch(loaded)
 
 
 def _keys(image: PlannedImage, sample: Sample, epoch: int) -> tuple[int | str, ...]:

@@ -117,7 +117,7 @@ class EpochSampler:
         return sum(-(-n // self._batch_sizes[g]) for g, n in self._counts.items())
 
     @property
-    def updates_per_epoch(self) -> int:
+    def steps_per_epoch(self) -> int:
         """Optimizer steps in one epoch; the last one may be smaller."""
         return -(-self._rounds_per_epoch // self._accumulation)
 
@@ -126,9 +126,9 @@ class EpochSampler:
         """Images seen in one epoch, repeats counted."""
         return sum(self._counts.values())
 
-    def update(self, step: int, rank: int = 0) -> OptimizerStep:
+    def optimizer_step(self, step: int, rank: int = 0) -> OptimizerStep:
         """The step at `step` (counted from 0) as the process `rank` sees it."""
-        epoch, index = divmod(step, self.updates_per_epoch)
+        epoch, index = divmod(step, self.steps_per_epoch)
         rounds = self._rounds_of(epoch)
         begin = index * self._accumulation
         start, own = 0, []
@@ -147,7 +147,7 @@ class EpochSampler:
 
     def samples_before(self, step: int) -> int:
         """Images seen by all processes in the steps before `step`."""
-        epoch, index = divmod(step, self.updates_per_epoch)
+        epoch, index = divmod(step, self.steps_per_epoch)
         begun = self._rounds_of(epoch)[: index * self._accumulation] if index else []
         return epoch * self.samples_per_epoch + sum(len(b) for batches in begun for b in batches)
 

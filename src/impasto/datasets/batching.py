@@ -69,4 +69,4 @@ def count_steps(config: RunConfig, sampler: EpochSampler) -> int:
     if config.training.max_steps is not None:
         return config.training.max_steps
     assert config.training.max_epochs is not None  # noqa: S101 - the settings hold one of the two
-    return config.training.max_epochs * sampler.updates_per_epoch
+    return config.training.max_epochs * sampler.steps_per_epoch

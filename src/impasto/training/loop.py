@@ -84,7 +84,7 @@ class TrainingLoop:
         self._compiled: set[tuple[Size, int]] = set()
         self._best: float | None = None
         self._window: MetricsWindow | None = None
-        self._triggers = Triggers(session.config, session.sampler.updates_per_epoch)
+        self._triggers = Triggers(session.config, session.sampler.steps_per_epoch)
         self._requests = Requests(
             self._stop, commands, session.accelerator, self._triggers.log, self._missing_for
         )
@@ -145,7 +145,7 @@ class TrainingLoop:
             self._recorder.meter.restart()
             if self._window is not None:
                 self._recorder.meter.resume(self._window)
-            updates = iterate_steps(
+            steps_with_batches = iterate_steps(
                 session.data,
                 session.sampler,
                 step,
@@ -156,17 +156,17 @@ class TrainingLoop:
                     session.conditioner if session.encodes_ahead else None,
                 ),
             )
-            for update, batches in self._recorder.meter.time_waiting(updates):
+            for optimizer_step, batches in self._recorder.meter.time_waiting(steps_with_batches):
                 bucket = session.prepared.training.images[
-                    update.micro_batches[0].samples[0].image
+                    optimizer_step.micro_batches[0].samples[0].image
                 ].bucket
                 doing = f"training on {bucket} images"
                 with (
-                    self._failures.explaining_errors(doing, update.step),
-                    self._compiling(bucket, update),
+                    self._failures.explaining_errors(doing, optimizer_step.step),
+                    self._compiling(bucket, optimizer_step),
                 ):
-                    self.step(update, batches)
-                done.step = update.step + 1
+                    self.step(optimizer_step, batches)
+                done.step = optimizer_step.step + 1
                 self._after_step(done.step)
         self._finish()
 
@@ -186,9 +186,9 @@ class TrainingLoop:
         return "Stopping when the next line of metrics is due; again: now, without saving."
 
     @contextlib.contextmanager
-    def _compiling(self, bucket: Size, update: OptimizerStep) -> Iterator[None]:
+    def _compiling(self, bucket: Size, optimizer_step: OptimizerStep) -> Iterator[None]:
         """The first step of a size of images compiles for it, which is timed by itself."""
-        shapes = {(bucket, len(batch.samples)) for batch in update.micro_batches}
+        shapes = {(bucket, len(batch.samples)) for batch in optimizer_step.micro_batches}
         if self._config.training.compile == "off":
             yield
             return
@@ -197,39 +197,39 @@ class TrainingLoop:
                 yield
             return
         self._compiled |= shapes
-        self._events.note(f"Compiling for {bucket} images, {update.size} at a time ...")
+        self._events.note(f"Compiling for {bucket} images, {optimizer_step.size} at a time ...")
         with self._recorder.meter.aside("compiling"), within_limit():
             yield
-        self._recorder.meter.leave_out(update.size)
+        self._recorder.meter.leave_out(optimizer_step.size)
 
     def wait_for_metrics(self) -> None:
         """Have the device end what it does, and forget what was measured of it; for benchmarks."""
         self._recorder.meter.read()
 
-    def step(self, update: OptimizerStep, batches: Iterator[Batch]) -> None:
+    def step(self, optimizer_step: OptimizerStep, batches: Iterator[Batch]) -> None:
         """Do one optimizer step: all its micro-batches, clipping, the step, the average."""
         session, accelerator = self._session, self._accelerator
-        lr_factor = self._begin(update.step)
+        lr_factor = self._begin(optimizer_step.step)
         total = torch.zeros((), device=accelerator.device)
         try:
-            for micro_batch, batch in zip(update.micro_batches, batches, strict=True):
-                is_last = micro_batch is update.micro_batches[-1]
+            for micro_batch, batch in zip(optimizer_step.micro_batches, batches, strict=True):
+                is_last = micro_batch is optimizer_step.micro_batches[-1]
                 with session.strategy.gradient_sync(now=is_last):
-                    total += self._micro_step(update, micro_batch, batch)
+                    total += self._micro_step(optimizer_step, micro_batch, batch)
             norm = self._optimizer_update.apply(self._mean_over_processes(total))
         except NonFiniteError as fault:
-            self._look(update.step)  # one before it is the one to name
-            raise self._failures.not_finite(update.step, fault) from None
+            self._look(optimizer_step.step)  # one before it is the one to name
+            raise self._failures.not_finite(optimizer_step.step, fault) from None
         self._optimizer_update.is_stepping = True  # the weights are those of a step not counted yet
         if not self._has_stepped:
             require_savable(session.optimizer)
             self._has_stepped = True
-        self._recorder.meter.add(total, norm, update.size)
+        self._recorder.meter.add(total, norm, optimizer_step.size)
         if session.ema is not None:
-            session.ema.update(update.step)
+            session.ema.update(optimizer_step.step)
         self._optimizer_update.is_stepping = False
         if self._frozen_check is not None and lr_factor > 0:
-            self._check_frozen_parts(self._frozen_check, update.step)
+            self._check_frozen_parts(self._frozen_check, optimizer_step.step)
             self._frozen_check = None
 
     def _begin(self, step: int) -> float:
@@ -248,22 +248,28 @@ class TrainingLoop:
         self._copies.refresh()
         return lr_factor
 
-    def _micro_step(self, update: OptimizerStep, micro_batch: MicroBatch, batch: Batch) -> Tensor:
+    def _micro_step(
+        self, optimizer_step: OptimizerStep, micro_batch: MicroBatch, batch: Batch
+    ) -> Tensor:
         """Add the gradient of a micro-batch; returns its share of the step's loss."""
         session = self._session
         with self._copies.swapped_in():  # in the backward pass too: blocks are computed again there
             with session.precision.autocast():
                 output = training_step(session.unet, session.conditioner, batch, session.recipe)
-            share = micro_batch_loss(output.losses, update.size, self._accelerator.num_processes)
+            micro_loss = micro_batch_loss(
+                output.losses, optimizer_step.size, self._accelerator.num_processes
+            )
             if session.ema is not None:
                 session.ema.wait_for_copies()
-            self._optimizer_update.backward(share, is_last=micro_batch is update.micro_batches[-1])
+            self._optimizer_update.backward(
+                micro_loss, is_last=micro_batch is optimizer_step.micro_batches[-1]
+            )
         self._recorder.meter.add_samples(output)
         if self._recorder.image_losses is not None and not micro_batch.is_padding:
             images = session.prepared.training.images
             names = [images[sample.image].record.path.as_posix() for sample in micro_batch.samples]
-            self._recorder.image_losses.add(update.step, names, output)
-        return share.detach()
+            self._recorder.image_losses.add(optimizer_step.step, names, output)
+        return micro_loss.detach()
 
     def _check_frozen_parts(self, frozen_check: FrozenCheck, step: int) -> None:
         """Once: say if a part that should learn has not moved, or one that should not has."""
@@ -436,7 +442,7 @@ class TrainingLoop:
                 "finished",
                 step=total,
                 total_steps=total,
-                updates_per_epoch=self._session.sampler.updates_per_epoch,
+                updates_per_epoch=self._session.sampler.steps_per_epoch,
                 timings_s=timings,
                 **({"model": self._run.record_of(model)} if model else {}),
             )

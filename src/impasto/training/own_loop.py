@@ -72,7 +72,7 @@ class Batches:
 
     def __len__(self) -> int:
         """Batches of an epoch, for each process."""
-        return self._sampler.updates_per_epoch
+        return self._sampler.steps_per_epoch
 
     def __iter__(self) -> Iterator[Batch]:
         """The batches that are left of the epoch."""
@@ -80,11 +80,11 @@ class Batches:
 
     def steps(self, number: int) -> Iterator[Batch]:
         """The next `number` batches; those for a GPU are there, with their captions encoded."""
-        updates = iterate_steps(
+        steps = iterate_steps(
             self._data, self._sampler, self.step, self.step + number, self._rank, self._prefetch
         )
-        for update, batches in updates:
-            self.step = update.step + 1
+        for optimizer_step, batches in steps:
+            self.step = optimizer_step.step + 1
             yield from batches
 
 

@@ -60,8 +60,8 @@ class Prefetcher:
         waiting: tuple[OptimizerStep, _PendingBatch] | None = None
         if self._stream is not None:  # the encoder's weights may still be on their way
             self._stream.wait_stream(torch.cuda.current_stream(self._device))
-        for update, batch in batches:
-            coming = update, self._begin(batch)
+        for optimizer_step, batch in batches:
+            coming = optimizer_step, self._begin(batch)
             if waiting is not None:
                 yield waiting[0], self._arrived(waiting[1])
             waiting = coming

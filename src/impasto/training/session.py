@@ -97,7 +97,7 @@ class Session:
             "parts": {part.name: part.count() for part in self.trainable.parts},
             "device": str(self.accelerator.device),
             "processes": self.accelerator.num_processes,
-            "updates_per_epoch": self.sampler.updates_per_epoch,
+            "updates_per_epoch": self.sampler.steps_per_epoch,
         }
 
     def remarks(self) -> Iterator[str]:

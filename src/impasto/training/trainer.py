@@ -242,10 +242,12 @@ def _prepare(
         doing, then = "loading the model and encoding the images", "Nothing was trained yet."
         raise out_of_memory(config, doing, then, accelerator.device) from error
     if accelerator.is_main_process:
-        updates = session.sampler.updates_per_epoch
-        plan = plan_disk(config, session.model, session.trainable, session.total_steps, updates)
+        steps_per_epoch = session.sampler.steps_per_epoch
+        plan = plan_disk(
+            config, session.model, session.trainable, session.total_steps, steps_per_epoch
+        )
         require_room(plan, config)
-        endings = Triggers(config, updates).planned_endings(session.total_steps)
+        endings = Triggers(config, steps_per_epoch).planned_endings(session.total_steps)
         own = OwnModels(run, overwrite=config.saving.overwrite)
         own.require_free(planned_models(config, endings))
         own.begin()

@@ -15,11 +15,11 @@ class Triggers:
 
     Args:
         config: The settings.
-        updates_per_epoch: Optimizer steps in a pass over the data.
+        steps_per_epoch: Optimizer steps in a pass over the data.
     """
 
-    def __init__(self, config: RunConfig, updates_per_epoch: int) -> None:
-        self._config, self._per_epoch = config, updates_per_epoch
+    def __init__(self, config: RunConfig, steps_per_epoch: int) -> None:
+        self._config, self._per_epoch = config, steps_per_epoch
         self._saved_at = time.monotonic()
 
     def log(self, done: int) -> bool:

@@ -20,8 +20,8 @@ RANGES = 4  # quarters of the timesteps, whose losses are told apart
 
 
 @dataclass(frozen=True)
-class Reading:
-    """What the steps since the last reading amounted to.
+class MetricsSummary:
+    """What the steps since the last line of metrics amounted to.
 
     Attributes:
         losses: [N] the loss of each step, over all processes, on the CPU.
@@ -132,7 +132,7 @@ class MetricsCollector:
         self._began, self._aside_s, self._waited_s = time.perf_counter(), 0.0, 0.0
 
     def window(self) -> MetricsWindow | None:
-        """What the steps since the last reading amount to, which goes on; waits for the device.
+        """What the steps since the last line of metrics amount to so far; waits for the device.
 
         None where there were none, or where several processes share them: those stop together, at
         a line of metrics.
@@ -150,7 +150,7 @@ class MetricsCollector:
         self._norms = [torch.tensor(norm, device=device) for norm in window.norms]
         self._before = torch.tensor(window.sums, device=device)
 
-    def read(self) -> Reading | None:
+    def read(self) -> MetricsSummary | None:
         """Wait for the device, give what came together, and begin a new window."""
         if not self._losses:
             return None
@@ -161,7 +161,7 @@ class MetricsCollector:
         values = losses.cpu()
         seconds = time.perf_counter() - self._began - self._aside_s
         norm = float(torch.stack(self._norms).mean()) if self._norms else None
-        reading = Reading(
+        summary = MetricsSummary(
             values,
             norm,
             self._samples / seconds,
@@ -171,7 +171,7 @@ class MetricsCollector:
         )
         self.timings_s["training"] = self.timings_s.get("training", 0.0) + seconds
         self.restart()
-        return reading
+        return summary
 
     def _sums_by_range(self, device: torch.device) -> Tensor:
         """[RANGES, 2] sums of losses and their numbers, over all processes; weight 0 left out."""

@@ -90,30 +90,30 @@ class Recorder:
 
     def log(self, done: int) -> None:
         """Write a line of metrics about the steps since the last one; waits for the device."""
-        reading = self.meter.read()
-        if reading is None:
+        summary = self.meter.read()
+        if summary is None:
             return
         for path, reason in self._newly_lost():
             self._events.note(f"{path} cannot be read any more and is passed over: {reason}")
         if self.image_losses is not None:
             self.image_losses.write()
         if self._vram_overflow is not None:
-            warning = self._vram_overflow.look(reading.images_per_s, torch.cuda.memory_reserved())
+            warning = self._vram_overflow.look(summary.images_per_s, torch.cuda.memory_reserved())
             if warning is not None:
                 self._events.note(warning)
         record = {
             "step": done,
-            "epoch": (done - 1) // self._of.sampler.updates_per_epoch,
+            "epoch": (done - 1) // self._of.sampler.steps_per_epoch,
             "samples_seen": self._of.sampler.samples_before(done),
-            "loss": float(reading.losses.mean()),
-            **reading.by_range,
+            "loss": float(summary.losses.mean()),
+            **summary.by_range,
             **self._rates(),
-            "images_per_s": reading.images_per_s,
-            "data_wait": round(reading.data_wait, 4),
-            "memory_mib": round(reading.memory_mib),
+            "images_per_s": summary.images_per_s,
+            "data_wait": round(summary.data_wait, 4),
+            "memory_mib": round(summary.memory_mib),
         }
-        if reading.grad_norm is not None:
-            record["grad_norm"] = reading.grad_norm
+        if summary.grad_norm is not None:
+            record["grad_norm"] = summary.grad_norm
         self.write(record)
 
     def keep(self) -> None:

@@ -96,21 +96,21 @@ class UpdateAfterBackward:
 
     def apply(self, loss: Tensor) -> Tensor | None:
         """Clip the gradients and step the optimizer."""
-        updates, scales = self._finite_tracker, self._precision.scales
-        if updates is not None:
-            updates.require(loss)
+        tracker, scales = self._finite_tracker, self._precision.scales
+        if tracker is not None:
+            tracker.require(loss)
             if scales:
-                self._poison_gradients(updates.found_inf)
+                self._poison_gradients(tracker.found_inf)
         norm = self._precision.clip(self._optimizer, self._parameters, self._limit)
-        if updates is None:
+        if tracker is None:
             self._require_finite([loss] if norm is None or scales else [loss, norm])
         elif not scales and norm is not None:
-            updates.require(norm)
-            self._optimizer.found_inf = updates.found_inf  # type: ignore[attr-defined]
-        if updates is not None:
-            updates.stepped()  # ahead of the step, after which nothing may fail
+            tracker.require(norm)
+            self._optimizer.found_inf = tracker.found_inf  # type: ignore[attr-defined]
+        if tracker is not None:
+            tracker.stepped()  # ahead of the step, after which nothing may fail
         self.is_stepping = True
-        self._precision.step(self._optimizer, None if updates is None else updates.found_inf)
+        self._precision.step(self._optimizer, None if tracker is None else tracker.found_inf)
         self.is_stepping = False
         self._optimizer.zero_grad()
         return norm

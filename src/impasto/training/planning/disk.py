@@ -51,7 +51,7 @@ def plan_disk(
     model: BaseModel,
     trainable: Trainable,
     total_steps: int,
-    updates_per_epoch: int,
+    steps_per_epoch: int,
 ) -> DiskPlan:
     """What a run of so many steps will leave.
 
@@ -62,7 +62,7 @@ def plan_disk(
         _state_bytes(config, trainable),
         _states_at_once(config, total_steps),
         model_bytes(config, model, trainable),
-        _models_at_once(config, total_steps, updates_per_epoch),
+        _models_at_once(config, total_steps, steps_per_epoch),
     )
 
 
@@ -113,13 +113,13 @@ def _states_at_once(config: RunConfig, total_steps: int) -> int:
     return min(planned, saving.keep_states + 1)
 
 
-def _models_at_once(config: RunConfig, total_steps: int, updates_per_epoch: int) -> int:
+def _models_at_once(config: RunConfig, total_steps: int, steps_per_epoch: int) -> int:
     saving = config.saving
     on_the_way = [
         (total_steps - 1) // every
         for every in (
             saving.model_every_steps,
-            (saving.model_every_epochs or 0) * updates_per_epoch,
+            (saving.model_every_epochs or 0) * steps_per_epoch,
         )
         if every
     ]
