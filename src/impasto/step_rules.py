@@ -21,12 +21,12 @@ def counted(steps: Steps, total: int) -> int:
         return int(steps) if is_count(steps) else int(steps * total)
     number, percent, rest = steps.partition("%")
     try:
-        share = float(number) / 100
+        fraction = float(number) / 100
     except ValueError as error:
         raise ValueError(problem) from error
-    if not percent or rest.strip() or not 0 <= share <= 1:
+    if not percent or rest.strip() or not 0 <= fraction <= 1:
         raise ValueError(problem)
-    return int(share * total)
+    return int(fraction * total)
 
 
 def parse_rules(rules: str) -> list[tuple[float, int | None]]:

@@ -292,10 +292,10 @@ def compared(predicted: int, measured: int) -> CheckResult:
     found = f"{gib(predicted)} predicted, {gib(measured)} measured, of tensors"
     if measured <= (1 + MEMORY_TOLERANCE) * predicted:
         return CheckResult(found)
-    share = 100 * (measured / predicted - 1)
+    excess = 100 * (measured / predicted - 1)
     return CheckResult(
         found,
-        f"Runs take {share:.0f} % more here than is predicted: give training.memory so much less "
+        f"Runs take {excess:.0f} % more here than is predicted: give training.memory so much less "
         "than the card has.",
     )
 

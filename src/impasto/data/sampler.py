@@ -189,11 +189,11 @@ class EpochSampler:
         if rank is None:
             return _in_batches(samples, self._batch_sizes[group], rng)
         mixed = [samples[i] for i in rng.permutation(len(samples))]
-        share = mixed[self._rank_offset(group, rank) :: self._num_processes]
+        own = mixed[self._rank_offset(group, rank) :: self._num_processes]
         own_rng = derive_rng(
             self._seed, "order", epoch, group.dataset, str(group.bucket), f"rank {rank}"
         )
-        return _in_batches(share, self._batch_sizes[group], own_rng)
+        return _in_batches(own, self._batch_sizes[group], own_rng)
 
     def _rank_offset(self, group: Group, rank: int) -> int:
         """Where a process's share begins: turned from group to group, so that shares are even."""
@@ -203,8 +203,8 @@ class EpochSampler:
     def _batches_of_rank(self, rank: int) -> int:
         total = 0
         for group, count in self._counts.items():
-            share = len(range(self._rank_offset(group, rank), count, self._num_processes))
-            total += -(-share // self._batch_sizes[group])
+            own = len(range(self._rank_offset(group, rank), count, self._num_processes))
+            total += -(-own // self._batch_sizes[group])
         return total
 
 

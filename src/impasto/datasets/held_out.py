@@ -102,7 +102,7 @@ def group_byte_copies(
 def _choose(records: Sequence[ImageRecord], config: RunConfig, progress: Progress) -> set[int]:
     """The indices of the records that are held out, copies together."""
     shares = _shares(config)
-    if not any(share for share, _ in shares):
+    if not any(fraction for fraction, _ in shares):
         return set()
     groups = group_byte_copies(records, _hashes_of(config), progress)
     members: dict[int, list[int]] = {}
@@ -112,10 +112,10 @@ def _choose(records: Sequence[ImageRecord], config: RunConfig, progress: Progres
         groups[i] for i, record in enumerate(records) if not shares[record.subset.dataset][0]
     }
     held: set[int] = set()
-    for number, (share, seed) in enumerate(shares):
+    for number, (fraction, seed) in enumerate(shares):
         own = [i for i, record in enumerate(records) if record.subset.dataset == number]
-        if share:
-            room = round(len(own) * share) - sum(i in held for i in own)
+        if fraction:
+            room = round(len(own) * fraction) - sum(i in held for i in own)
             order = derive_rng(seed, "validation-split").permutation(len(own))
             for i in _choose_groups([own[n] for n in order], groups, decided, room):
                 held.update(members[groups[i]])

@@ -60,5 +60,5 @@ def _has_changed(kept: ParameterCopies) -> bool:
 
 def _here(parameter: Tensor) -> Tensor:
     """What this process holds of a tensor."""
-    share = getattr(parameter, "to_local", None)
-    return (parameter if share is None else share()).detach()
+    to_local = getattr(parameter, "to_local", None)
+    return (parameter if to_local is None else to_local()).detach()

@@ -72,12 +72,12 @@ class EmaWeights:
         if self._power is not None:
             rising = 1 - (1 + step) ** -self._power
         averages = list(self._averages.values())
-        share = 1 - min(self._decay, rising) ** self._every
+        fraction = 1 - min(self._decay, rising) ** self._every
         weights = [parameter.detach() for parameter in self._parameters.values()]
         if self._async_updater is not None:
-            self._async_updater.take(weights, partial(lerp_in_float32, averages, share=share))
+            self._async_updater.take(weights, partial(lerp_in_float32, averages, fraction=fraction))
         else:
-            lerp_in_float32(averages, weights, share)
+            lerp_in_float32(averages, weights, fraction)
 
     def wait_for_copies(self) -> None:
         """Have what changes the weights next wait until they are taken in."""
@@ -133,7 +133,7 @@ class EmaWeights:
 
 
 @torch.no_grad()
-def lerp_in_float32(averages: Sequence[Tensor], weights: Sequence[Tensor], share: float) -> None:
+def lerp_in_float32(averages: Sequence[Tensor], weights: Sequence[Tensor], fraction: float) -> None:
     """Mix weights into averages in float32; those of 16 bits are widened a few at a time.
 
     All of them widened at once would take as much memory as the averages: 3.2 GiB for SD 1.x.
@@ -141,21 +141,23 @@ def lerp_in_float32(averages: Sequence[Tensor], weights: Sequence[Tensor], share
     pairs = list(zip(averages, weights, strict=True))
     alike = [pair for pair in pairs if pair[0].dtype == pair[1].dtype]
     _lerp(
-        [average for average, _ in alike], [weight.to(average) for average, weight in alike], share
+        [average for average, _ in alike],
+        [weight.to(average) for average, weight in alike],
+        fraction,
     )
     group: list[tuple[Tensor, Tensor]] = []
     for average, weight in [pair for pair in pairs if pair[0].dtype != pair[1].dtype]:
         if group and sum(a.numel() for a, _ in group) + average.numel() > WIDENED_AT_ONCE:
-            _lerp([a for a, _ in group], [w.to(a) for a, w in group], share)
+            _lerp([a for a, _ in group], [w.to(a) for a, w in group], fraction)
             group = []
         group.append((average, weight))
-    _lerp([a for a, _ in group], [w.to(a) for a, w in group], share)
+    _lerp([a for a, _ in group], [w.to(a) for a, w in group], fraction)
 
 
 @torch.no_grad()
-def _lerp(averages: list[Tensor], weights: list[Tensor], share: float) -> None:
+def _lerp(averages: list[Tensor], weights: list[Tensor], fraction: float) -> None:
     if averages:
-        torch._foreach_lerp_(averages, weights, share)
+        torch._foreach_lerp_(averages, weights, fraction)
 
 
 class AsyncEmaUpdater:

@@ -53,7 +53,7 @@ class OptimizerUpdate(Protocol):
 
     is_stepping: bool
 
-    def backward(self, share: Tensor, *, is_last: bool = True) -> None:
+    def backward(self, loss: Tensor, *, is_last: bool = True) -> None:
         """Go backward from a micro-batch's share of the step's loss."""
 
     def apply(self, loss: Tensor) -> Tensor | None:
@@ -89,10 +89,10 @@ class UpdateAfterBackward:
         self._finite_tracker = finite_tracker(inputs.optimizer)
         self.is_stepping = False
 
-    def backward(self, share: Tensor, *, is_last: bool = True) -> None:
+    def backward(self, loss: Tensor, *, is_last: bool = True) -> None:
         """Compute gradients of a loss and add them to those there are."""
         del is_last
-        torch.autograd.backward(self._precision.scaled(share))
+        torch.autograd.backward(self._precision.scaled(loss))
 
     def apply(self, loss: Tensor) -> Tensor | None:
         """Clip the gradients and step the optimizer."""
@@ -155,7 +155,7 @@ class UpdateInBackward:
         self._is_partial = False
         self.is_stepping = False
 
-    def backward(self, share: Tensor, *, is_last: bool = True) -> None:
+    def backward(self, loss: Tensor, *, is_last: bool = True) -> None:
         """All of a step: its norm where it is needed, and the steps.
 
         Raises:
@@ -163,21 +163,21 @@ class UpdateInBackward:
         """
         del is_last  # there is one
         last = self._optimizer.param_groups[0].get(LAST_NORM) if self._by_last_norm else None
-        scaled = self._precision.scaled(share)
+        scaled = self._precision.scaled(loss)
         self._norms = {}
         if self._finite_tracker is not None:
-            self._finite_tracker.require(share)
-        elif not bool(torch.isfinite(share)):
+            self._finite_tracker.require(loss)
+        elif not bool(torch.isfinite(loss)):
             raise NonFiniteError(weights_intact=True)
         if (self._limit > 0 and last is None) or self._precision.scales:
-            last = self._measured(share, scaled)
+            last = self._measured(loss, scaled)
             if last is None:
                 self._precision.stepped(overflown=True)
                 return
         if self._limit > 0 and last is not None:
             self._optimizer.clip_to(self._limit, last)
         if self._precision.scales:
-            self._optimizer.grad_scale = torch.tensor(self._precision.scale(), device=share.device)
+            self._optimizer.grad_scale = torch.tensor(self._precision.scale(), device=loss.device)
         self._step_all(scaled)
         if self._norms:
             self._norm_before = self._norm()
@@ -204,7 +204,7 @@ class UpdateInBackward:
         if self._finite_tracker is not None:
             self._finite_tracker.require_applied()
 
-    def _measured(self, share: Tensor, scaled: Tensor) -> Tensor | None:
+    def _measured(self, loss: Tensor, scaled: Tensor) -> Tensor | None:
         """The norm by a backward pass of its own; None of a gradient that overflows by its scale.
 
         Raises:
@@ -212,9 +212,7 @@ class UpdateInBackward:
         """
         self._walk(scaled, self._measure, keep_graph=True)
         norm = self._norm()
-        is_loss_finite, is_norm_finite = torch.isfinite(
-            torch.stack([share.detach(), norm])
-        ).tolist()
+        is_loss_finite, is_norm_finite = torch.isfinite(torch.stack([loss.detach(), norm])).tolist()
         if is_loss_finite and is_norm_finite:
             return norm
         if is_loss_finite and self._precision.scales:

@@ -259,10 +259,10 @@ class DeepSpeedUpdate:
         self._engine, self._measures = engine, measures
         self.is_stepping = False
 
-    def backward(self, share: Tensor, *, is_last: bool = True) -> None:
+    def backward(self, loss: Tensor, *, is_last: bool = True) -> None:
         """Add to the shares of gradients."""
         self._engine.set_gradient_accumulation_boundary(is_boundary=is_last)
-        self._engine.backward(share)
+        self._engine.backward(loss)
 
     def apply(self, loss: Tensor) -> Tensor | None:
         """Clip the gradients and step the optimizer."""

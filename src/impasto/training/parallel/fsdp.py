@@ -38,7 +38,7 @@ from impasto.training.parallel.strategy import (
 
 
 class FsdpStrategy:
-    """Each process holds a share of each tensor, cut along its first dimension.
+    """Each process holds a shard of each tensor, cut along its first dimension.
 
     Args:
         accelerator: The processes.
@@ -120,7 +120,7 @@ class FsdpStrategy:
         """Put together one by one, in the memory of each process."""
         return {name: self._gathered(name, tensor) for name, tensor in tensors.items()}
 
-    def share(self, tensors: Tensors) -> Tensors:
+    def shard(self, tensors: Tensors) -> Tensors:
         """The shards of tensors that this process holds."""
         return {name: self._shard_of(name, tensor) for name, tensor in tensors.items()}
 
@@ -164,7 +164,7 @@ class FsdpStrategy:
         restore_optimizer(optimizer, names, mine, state.scalars)
 
     def _gathered(self, name: str, tensor: Tensor) -> LazyTensor:
-        """The whole of a tensor laid out as a share, by all processes together as it is read."""
+        """The whole of a tensor laid out as a shard, by all processes together as it is read."""
         piece = self._dtensors[name]
 
         def read() -> Tensor:
@@ -195,8 +195,8 @@ class FsdpUpdate(UpdateAfterBackward):
     """Gradients of shards, given to the plain tensors behind them before they are applied.
 
     Args:
-        inputs: What it works with; the parameters are the shares.
-        pairs: Each shard, and the share behind it.
+        inputs: What it works with; the parameters are the plain tensors.
+        pairs: Each shard, and the plain tensor behind it.
     """
 
     def __init__(self, inputs: UpdateInputs, pairs: Sequence[tuple[DTensor, Tensor]]) -> None:
@@ -205,8 +205,8 @@ class FsdpUpdate(UpdateAfterBackward):
 
     def apply(self, loss: Tensor) -> Tensor | None:
         """Clip the gradients and step the optimizer."""
-        for piece, share in self._pairs:
-            gradient: Any = piece.grad
-            share.grad = None if gradient is None else gradient.to_local()
-            piece.grad = None
+        for shard, local in self._pairs:
+            gradient: Any = shard.grad
+            local.grad = None if gradient is None else gradient.to_local()
+            shard.grad = None
         return super().apply(loss)

@@ -90,7 +90,7 @@ class ParallelStrategy(Protocol):
     def whole(self, tensors: LocalTensors) -> Tensors:
         """Whole tensors of those that are laid out as the parameters of these names."""
 
-    def share(self, tensors: Tensors) -> Tensors:
+    def shard(self, tensors: Tensors) -> Tensors:
         """The other way: what of whole tensors is held here."""
 
     def gather_modules(self, tensors: Mapping[str, LocalTensors]) -> Mapping[str, LocalTensors]:
@@ -177,7 +177,7 @@ class DataParallelStrategy:
         """The tensors themselves, as every process holds whole ones."""
         return {name: LazyTensor.of(tensor) for name, tensor in tensors.items()}
 
-    def share(self, tensors: Tensors) -> Tensors:
+    def shard(self, tensors: Tensors) -> Tensors:
         """The tensors themselves, as every process holds whole ones."""
         return tensors
 

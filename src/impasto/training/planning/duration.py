@@ -20,7 +20,7 @@ from impasto.training.optim.rounding import build_rounding
 from impasto.training.planning.memory import Footprint
 from impasto.training.precision import computed_kind, least_seconds, slowdown
 
-SHARE = {"cpu": 0.6, "cuda": 0.16}
+UTILIZATION = {"cpu": 0.6, "cuda": 0.16}
 """Of the speed of large matrix products, what a U-Net's step reaches: measured by `python -m bench`
 on a processor, and on an H200 with 32 images of SD 2 (bench/RESULTS.md). Small batches on a fast
 GPU reach less: launching kernels takes longer than running them."""
@@ -48,8 +48,8 @@ def seconds_per_step(
     flops = footprint.flops * _mean_batch_fraction(config, images)
     dtype = COMPUTED[computed_kind(config)]
     is_compiled = device.type == "cuda" and config.training.compile == "full"
-    share = COMPILED_UTILIZATION if is_compiled else SHARE[device.type]
-    forward_backward = flops / (share * training_rate(device, dtype))
+    utilization = COMPILED_UTILIZATION if is_compiled else UTILIZATION[device.type]
+    forward_backward = flops / (utilization * training_rate(device, dtype))
     stepping = seconds_per_weight(config, device) * sum(part.count() for part in parts)
     return forward_backward * config.training.gradient_accumulation_steps + stepping
 

@@ -11,7 +11,7 @@ from impasto.data.plan import Plan
 from impasto.training.planning.fake_step import encoding_peak
 from impasto.training.planning.resolve import free_memory
 
-SHARE = 0.8
+FREE_FRACTION = 0.8
 """Of a GPU's free memory, for the VAE and what it computes: the rest is CUDA's and cuDNN's."""
 
 
@@ -29,7 +29,7 @@ def fitting_batch(vae: Any, plan: Plan, most: int, device: torch.device) -> int:
     if device.type != "cuda":
         return most
     largest = max(plan.bucket_counts, key=lambda size: size.area)
-    room = SHARE * free_memory(device) - sum(p.nbytes for p in vae.parameters())
+    room = FREE_FRACTION * free_memory(device) - sum(p.nbytes for p in vae.parameters())
     for number in range(most, 1, -1):
         if encoding_peak(copy.deepcopy(vae), largest, number) <= room:
             return number

@@ -59,12 +59,12 @@ def fragmentation_bytes(
     """
     if device_type != "cuda":
         return 0
-    share = PIECES_CHECKPOINTED if config.training.gradient_checkpointing else PIECES_KEPT
+    fraction = PIECES_CHECKPOINTED if config.training.gradient_checkpointing else PIECES_KEPT
     if expandable:
-        share = PIECES_EXPANDABLE
+        fraction = PIECES_EXPANDABLE
     if config.training.cuda_graphs:
-        share += GRAPH_FRACTION
-    return int(share * passing)
+        fraction += GRAPH_FRACTION
+    return int(fraction * passing)
 
 
 def _cublas_workspace() -> int:

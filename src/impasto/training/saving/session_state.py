@@ -67,4 +67,4 @@ class SessionState:
         strategy.load_optimizer_state(self.optimizer, self.names, remembered)
         self.precision.restore(state.scaler)
         if self.ema is not None:
-            self.ema.restore(strategy.share(state.ema))
+            self.ema.restore(strategy.shard(state.ema))
