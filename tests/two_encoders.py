@@ -69,15 +69,26 @@ TWO = Family(
 )
 
 
+OTHERS = tuple(family for family in FAMILIES if family.generation != "SDXL")
+"""A table without the rows that this one is like."""
+
+
 def with_row(monkeypatch) -> None:
-    """Put the row into the table for a test."""
+    """Put the row into the table for a test, in the place of those that it is like."""
     from impasto.models import families
 
-    monkeypatch.setattr(families, "FAMILIES", (*FAMILIES, TWO))
+    monkeypatch.setattr(families, "FAMILIES", (*OTHERS, TWO))
 
 
-def architecture(nano: Architecture) -> Architecture:
-    """The nano model of SD 1, with what this family has otherwise."""
+def without_row(monkeypatch) -> None:
+    """A table that has no such row."""
+    from impasto.models import families
+
+    monkeypatch.setattr(families, "FAMILIES", OTHERS)
+
+
+def architecture(nano: Architecture, family: Family = TWO) -> Architecture:
+    """The nano model of SD 1, with what such a family has otherwise."""
     unet, vae, text_encoder = nano.configs
     second = {
         **text_encoder,
@@ -87,8 +98,9 @@ def architecture(nano: Architecture) -> Architecture:
         "hidden_act": "gelu",
         "pad_token_id": 0,
     }
+    assert family.sizes is not None
     return Architecture(
-        TWO,
+        family,
         (
             {
                 **unet,
@@ -100,17 +112,17 @@ def architecture(nano: Architecture) -> Architecture:
                 "use_linear_projection": True,
                 "transformer_layers_per_block": [1, 1, 2],
                 "addition_embed_type": "text_time",
-                "addition_time_embed_dim": 8,
-                "projection_class_embeddings_input_dim": 20 + 6 * 8,
+                "addition_time_embed_dim": family.sizes.width,
+                "projection_class_embeddings_input_dim": 20 + 6 * family.sizes.width,
             },
-            {**vae, "scaling_factor": TWO.scaling_factor},
+            {**vae, "scaling_factor": family.scaling_factor},
             text_encoder,
             second,
         ),
     )
 
 
-def write_model(nano: Architecture, folder: Path) -> Path:
+def write_model(nano: Architecture, folder: Path, family: Family = TWO) -> Path:
     """A Diffusers folder with random weights."""
-    write_random_model(architecture(nano), folder, seed=0, dtype=torch.float32)
+    write_random_model(architecture(nano, family), folder, seed=0, dtype=torch.float32)
     return folder

@@ -10,7 +10,7 @@ from conftest import draw_images
 from diffusers import StableDiffusionXLPipeline
 from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
 from safetensors.torch import load_file
-from two_encoders import TWO, with_row, write_model
+from two_encoders import TWO, with_row, without_row, write_model
 
 from impasto import files
 from impasto.checkpoints.keymap import layout_of
@@ -72,7 +72,7 @@ def test_it_is_told_from_the_others_by_its_marks(two_model):
 
 
 def test_without_its_row_it_is_refused_by_name(two_model, monkeypatch):
-    monkeypatch.undo()
+    without_row(monkeypatch)
     with pytest.raises(ModelError, match=r"StableDiffusionXLPipeline with .*text_encoder_2"):
         open_model(two_model)
 

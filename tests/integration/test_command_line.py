@@ -189,7 +189,7 @@ WRONG = {
     "missing model": (["train", "{file}", "--set", "model.path=gone"], 4, "gone is not there"),
     "no run": (["resume", "gone"], 5, "not a run directory"),
     "no run to report": (["report", "gone"], 5, "not a run directory"),
-    "unknown architecture": (["init", "huge", "x"], 2, "choose one of tiny, sd1, sd2"),
+    "unknown architecture": (["init", "huge", "x"], 2, "choose one of tiny, sd1, sd2, sdxl"),
     "unknown sampler": (["sample", "x", "y", "--sampler", "magic"], 2, "no sampler 'magic'"),
     "odd size": (
         ["sample", "x", "y", "--width", "100"],

@@ -14,14 +14,17 @@ from impasto.checkpoints.keymap import (
 )
 from impasto.checkpoints.ldm import merge_ldm, split_ldm
 from impasto.checkpoints.tensors import LazyTensor
-from impasto.models.families import SD1, SD2_BASE, file_layouts
+from impasto.models.families import SD1, SD2_BASE, SDXL, file_layouts
 
 
 def lazy(shape) -> LazyTensor:
     return LazyTensor(tuple(shape), torch.float32, lambda: torch.zeros(shape))
 
 
-@pytest.mark.parametrize(("file", "family"), [("sd15_map.json", SD1), ("sd21_map.json", SD2_BASE)])
+@pytest.mark.parametrize(
+    ("file", "family"),
+    [("sd15_map.json", SD1), ("sd21_map.json", SD2_BASE), ("sdxl_map.json", SDXL)],
+)
 def test_full_key_lists_go_there_and_back(golden, file, family):
     """Every key of the original layout has the counterpart that sd-scripts' converters give it."""
     recorded = golden(file)

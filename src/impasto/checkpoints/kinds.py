@@ -105,7 +105,19 @@ OTHERS = (
     Kind("a Stable Video Diffusion checkpoint", contains=(".time_stack.", ".time_mixer.")),
     Kind("an SD 2 unCLIP checkpoint", ("noise_augmentor.", "embedder.model.visual.")),
     Kind(
-        "an SDXL checkpoint",
+        "the SDXL refiner, which finishes what another model has begun to draw",
+        ("conditioner.embedders.0.model.",),
+    ),
+    Kind(
+        "Playground 2.5, whose noise is scaled otherwise than Stable Diffusion's",
+        is_named=("edm_mean", "edm_std"),
+    ),
+    Kind(
+        "an SDXL checkpoint of EDM's velocity, which no program for Stable Diffusion trains",
+        is_named=("edm_vpred.sigma_max", "edm_vpred.sigma_min"),
+    ),
+    Kind(
+        "part of an SDXL checkpoint",
         ("conditioner.embedders.", "model.diffusion_model.label_emb.", "add_embedding.linear_"),
     ),
     Kind("an SD 3 checkpoint", contains=("joint_blocks.",)),

@@ -8,7 +8,7 @@ import click
 
 
 @click.command()
-@click.argument("architecture", metavar="tiny|sd1|sd2")
+@click.argument("architecture", metavar="tiny|sd1|sd2|sdxl")
 @click.argument("target", type=click.Path(path_type=Path))
 @click.option("--seed", default=0, show_default=True, help="Seed of the random weights.")
 @click.option(

@@ -18,7 +18,7 @@ def model_options(command: F) -> F:
     options = (
         click.option(
             "--family",
-            type=click.Choice(["sd1", "sd2-base", "sd2-v"]),
+            type=click.Choice(["sd1", "sd2-base", "sd2-v", "sdxl", "sdxl-v"]),
             help="What the model is, where its files do not tell.",
         ),
         click.option(

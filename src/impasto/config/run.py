@@ -38,7 +38,7 @@ class ModelConfig(Section):
     vae: str | None = None
     """Another VAE than the model's: a Diffusers folder or id, a VAE file, or a full model."""
 
-    family: Literal["sd1", "sd2-base", "sd2-v"] | None = None
+    family: Literal["sd1", "sd2-base", "sd2-v", "sdxl", "sdxl-v"] | None = None
     """What the model is, where it cannot be told from its files; off means to find out."""
 
     prediction_type: Literal["epsilon", "v_prediction"] | None = None

@@ -11,7 +11,7 @@ import torch
 from impasto import files
 from impasto.errors import ConfigError
 from impasto.models.contents import ModelContents
-from impasto.models.families import SD1, SD2_BASE, Family
+from impasto.models.families import SD1, SD2_BASE, SDXL, Family
 from impasto.models.identity import Identity
 from impasto.models.loading import BaseModel, make_network, meta_model_of, state_dicts
 from impasto.models.pipeline_files import scheduler_config
@@ -123,6 +123,27 @@ ARCHITECTURES: dict[str, Architecture] = {
             ),
             _autoencoder(SD2_BASE, [128, 256, 512, 512], 2, 32, 512),
             _clip_text(1024, 23, 16, "gelu", 0),
+        ),
+    ),
+    "sdxl": Architecture(
+        SDXL,
+        (
+            _cross_attention_unet(
+                sample_size=128,
+                block_out_channels=[320, 640, 1280],
+                down_block_types=["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+                up_block_types=["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+                transformer_layers_per_block=[1, 2, 10],
+                cross_attention_dim=2048,
+                attention_head_dim=[5, 10, 20],
+                use_linear_projection=True,
+                addition_embed_type="text_time",
+                addition_time_embed_dim=256,
+                projection_class_embeddings_input_dim=1280 + 6 * 256,
+            ),
+            _autoencoder(SDXL, [128, 256, 512, 512], 2, 32, 1024),
+            _clip_text(768, 12, 12, "quick_gelu", 49407),
+            _clip_text(1280, 32, 20, "gelu", 0),
         ),
     ),
 }

@@ -6,8 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from impasto.checkpoints.ldm import merge_ldm
+import torch
+
+from impasto.checkpoints.ldm import ZERO_TERMINAL_SNR_MARK, merge_ldm
 from impasto.checkpoints.tensors import LazyTensor, Tensors
+from impasto.models import families
 from impasto.models.configs import Configs
 from impasto.models.identity import Identity
 
@@ -47,8 +50,20 @@ class ModelContents:
         return self.source.replace("\\", "/").rstrip("/").rpartition("/")[2]
 
     def ldm_tensors(self) -> dict[str, LazyTensor]:
-        """All tensors under the names of a single file."""
-        return merge_ldm(self.parts, self.ldm_only, self.identity.family.layout)
+        """All tensors under the names of a single file, with what marks it."""
+        tensors = merge_ldm(self.parts, self.ldm_only, self.identity.family.layout)
+        return tensors | dict.fromkeys(self._marks(), LazyTensor.of(torch.empty(0)))
+
+    def _marks(self) -> list[str]:
+        """The marks of a single file; without them, programs draw noise with such a model."""
+        generation = self.identity.family.generation
+        rows = [row for row in families.FAMILIES if row.generation == generation]
+        if not any(row.mark for row in rows):
+            return []
+        is_zero_snr = bool(self.scheduler_config.get("rescale_betas_zero_snr"))
+        predicted = [row for row in rows if row.prediction is self.identity.prediction]
+        marks = [row.mark for row in predicted if row.mark is not None]
+        return [*marks, *([ZERO_TERMINAL_SNR_MARK] if is_zero_snr else [])]
 
     def cast(self, dtypes: Mapping[str, Any]) -> ModelContents:
         """The same with some parts in another type; a part that is not named stays as it is."""

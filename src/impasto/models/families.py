@@ -46,6 +46,7 @@ class Reading:
         layer: Which layer's states are taken, counted from the end; 1 is the last.
         final_norm: Whether the final layer norm is applied to them.
         pooled: Whether its projection of the text's end is taken too.
+        eats_pad: Whether the tokenizer that sd-scripts trains with takes `pad_token` out of words.
     """
 
     width: int
@@ -56,6 +57,7 @@ class Reading:
     layer: int = 1
     final_norm: bool = True
     pooled: bool = False
+    eats_pad: bool = False
 
 
 @dataclass(frozen=True)
@@ -138,6 +140,14 @@ STABLE_DIFFUSION = Pipeline(
         "safety_checker": [None, None],
     },
 )
+STABLE_DIFFUSION_XL = Pipeline(
+    "StableDiffusionXLPipeline",
+    {
+        "feature_extractor": [None, None],
+        "force_zeros_for_empty_prompt": False,
+        "image_encoder": [None, None],
+    },
+)
 
 
 @dataclass(frozen=True)
@@ -162,6 +172,10 @@ class Family:
         scaling_factor: Scaled latents = this times the VAE's.
         sizes: What the U-Net is told of the image's size; None is nothing.
         cell: Pixels per side of a latent.
+        mark: The empty tensor that single files of this row have and others of its generation
+            have not; None where files are told apart by other things, or by its absence.
+        depths: Transformer blocks of each attention, by level on the way down, at full size; None
+            where no other model is told apart by them.
     """
 
     key: str
@@ -179,6 +193,8 @@ class Family:
     scaling_factor: float = 0.18215
     sizes: SizeConditioning | None = None
     cell: int = CELL
+    mark: str | None = None
+    depths: tuple[int, ...] | None = None
 
     def of_kind(self, kind: PartKind) -> tuple[Component, ...]:
         """The components of a kind."""
@@ -242,6 +258,7 @@ class Family:
             entry=ENTRIES[self.linear_projection],
             besides=("add_embedding",) if self.takes_pooled else (),
             context_width=self.context_width,
+            depths=self.depths,
         )
 
 
@@ -266,12 +283,15 @@ class Marks:
         entry: What is before attention.
         besides: Which of `CONDITIONED_BY` the U-Net has.
         context_width: Width of what it attends to; counts for networks of full size.
+        depths: Transformer blocks of each attention by level; count where a family has them, for
+            networks of full size.
     """
 
     encoders: tuple[tuple[str, str], ...]
     entry: str
     besides: tuple[str, ...]
     context_width: int
+    depths: tuple[int, ...] | None = None
 
     def words(self) -> dict[str, str]:
         """What is looked at -> what is there, in words."""
@@ -282,15 +302,19 @@ class Marks:
             "context_width": f"context width {self.context_width}",
             "entry": f"{self.entry} before attention",
             "besides": f"conditioned by {besides} too" if besides else "conditioned by text alone",
+            "depths": f"{' + '.join(map(str, self.depths or ()))} transformer blocks by level",
         }
 
     def __str__(self) -> str:
         words = self.words()
-        return ", ".join(words[name] for name in words if name != "besides" or self.besides)
+        told = {"besides": bool(self.besides), "depths": len(set(self.depths or ()) - {0}) > 1}
+        return ", ".join(words[name] for name in words if told.get(name, True))
 
     def against(self, family: Marks, *, full_size: bool) -> list[str]:
         """What is otherwise than in a family, as that family has it, in words."""
-        looked_at = ("encoders", "entry", "besides", *(("context_width",) if full_size else ()))
+        looked_at = ["encoders", "entry", "besides"]
+        if full_size:
+            looked_at += ["context_width", *(["depths"] if family.depths is not None else [])]
         expected = family.words()
         return [expected[n] for n in looked_at if getattr(self, n) != getattr(family, n)]
 
@@ -328,7 +352,7 @@ _CLIP = Component(
 _OPEN_CLIP = replace(  # cut to 23 of 24 layers: stablediffusion's `layer: penultimate`
     _CLIP,
     naming=open_clip_naming("cond_stage_model.", used=23),
-    reading=Reading(1024, "gelu", "tokenizer", pad_token="!", pad_id=0),
+    reading=Reading(1024, "gelu", "tokenizer", pad_token="!", pad_id=0, eats_pad=True),
 )
 
 SD1 = Family(
@@ -365,7 +389,54 @@ SD2_V = replace(
     architecture="stable-diffusion-v2-768-v",
     resolution=768,
 )
-FAMILIES: tuple[Family, ...] = (SD1, SD2_BASE, SD2_V)
+_CLIP_L = replace(
+    _CLIP,
+    naming=clip_naming("conditioner.embedders.0."),
+    reading=replace(_CLIP.text, layer=2, final_norm=False),
+)
+_BIG_G = replace(
+    _CLIP,
+    name="text_encoder_2",
+    naming=open_clip_naming("conditioner.embedders.1.", projects=True),
+    folder="text_encoder_2",
+    class_name="CLIPTextModelWithProjection",
+    reading=Reading(
+        1280, "gelu", "tokenizer_2", pad_token="!", pad_id=0, layer=2, final_norm=False, pooled=True
+    ),
+)
+SDXL = Family(
+    key="sdxl",
+    name="SDXL",
+    generation="SDXL",
+    components=(
+        replace(
+            _UNET,
+            naming=unet_naming("model.diffusion_model.", takes_pooled=True),
+            channels=(320, 640, 1280),
+        ),
+        _VAE,
+        _CLIP_L,
+        _BIG_G,
+    ),
+    prediction=EPSILON,
+    linear_projection=True,
+    head_count=None,
+    upcast_attention=False,
+    takes_any_layer=False,
+    architecture="stable-diffusion-xl-v1-base",
+    resolution=1024,
+    pipeline=STABLE_DIFFUSION_XL,
+    scaling_factor=0.13025,
+    sizes=SizeConditioning(256),
+    depths=(0, 2, 10),
+)
+SDXL_V = replace(SDXL, key="sdxl-v", name="SDXL v-pred", prediction=VELOCITY, mark="v_pred")
+FAMILIES: tuple[Family, ...] = (SD1, SD2_BASE, SD2_V, SDXL, SDXL_V)
+
+RELATIVES = {
+    (0, 2, 4): "SSD-1B", (0, 1, 2): "Segmind Vega", (0, 2, 5): "KOALA 700M", (0, 2, 6): "KOALA 1B",
+}  # fmt: skip
+"""Models made smaller from SDXL, by their depths; ComfyUI `comfy/supported_models.py`."""
 
 BY_SETTING = {"unet": PartKind.UNET, "text_encoder": PartKind.TEXT, "vae": PartKind.VAE}
 """How settings and options call kinds of networks, as in `saving.vae_dtype`."""

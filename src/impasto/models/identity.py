@@ -142,6 +142,11 @@ def _generation(clues: Clues) -> tuple[tuple[Family, ...], str]:
     rows = tuple(row for row in families.FAMILIES if not differences[row.key])
     if rows:
         return rows, str(found)
+    if found.depths in families.RELATIVES:
+        raise ModelError(
+            f"{clues.source} is {families.RELATIVES[found.depths]}, which was made from SDXL with "
+            f"fewer transformer blocks, and not SDXL: {found}. Take SDXL or a model of its size."
+        )
     otherwise = {row.generation: ", ".join(differences[row.key]) for row in families.FAMILIES}
     raise ModelError(
         f"{clues.source} is not a model of a family that Impasto knows: {found}. What those have "
@@ -163,7 +168,20 @@ def _marks(clues: Clues) -> Marks:
         ENTRIES[len(clues.unet[entry].shape) == 2],
         tuple(module for module in CONDITIONED_BY if module in modules),
         clues.unet[key].shape[1],
+        _depths(clues.unet),
     )
+
+
+def _depths(unet: Tensors) -> tuple[int, ...]:
+    """Transformer blocks of the first attention of each level on the way down."""
+    found: dict[int, set[str]] = {}
+    for name in unet:
+        words = name.split(".")
+        if words[0] == "down_blocks" and len(words) > 1 and words[1].isdecimal():
+            blocks = found.setdefault(int(words[1]), set())
+            if words[2:5] == ["attentions", "0", "transformer_blocks"]:
+                blocks.add(words[5])
+    return tuple(len(found[level]) for level in sorted(found))
 
 
 Testimony = tuple[Prediction, str] | None
@@ -221,6 +239,15 @@ def _the_only_row(_: Clues, generation: tuple[Family, ...]) -> Testimony:
     return row.prediction, words
 
 
+def _no_mark(clues: Clues, generation: tuple[Family, ...]) -> Testimony:
+    """Of models that are marked in single files, one without the mark is of the other row."""
+    marked = [row for row in generation if row.mark is not None]
+    plain = [row for row in generation if row.mark is None]
+    if clues.scheduler_config is not None or len(plain) != 1 or not marked:
+        return None
+    return plain[0].prediction, f"no tensor {marked[0].mark} in the file"
+
+
 def _the_step_counter(clues: Clues, _: tuple[Family, ...]) -> Testimony:
     step = clues.counters.get("global_step")
     found = GLOBAL_STEPS.get(step) if step is not None else None
@@ -247,6 +274,7 @@ WITNESSES: tuple[Callable[[Clues, tuple[Family, ...]], Testimony], ...] = (
     _the_mark,
     _the_sidecar,
     _the_only_row,
+    _no_mark,
     _the_step_counter,
     _the_spread,
 )

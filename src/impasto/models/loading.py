@@ -334,8 +334,9 @@ def build_tokens(model: BaseModel, layout: TextLayout) -> tuple[TextTokens, ...]
     """What cuts texts into chunks for each text encoder of a model.
 
     All have the words of one vocabulary; what they fill up with differs. SD 2's tokenizer files
-    pad with `!`, which transformers then also takes out of words; sd-scripts trains with that.
-    A1111 has open_clip's tokens, where `!` is a word like others.
+    pad with `!`, which transformers then also takes out of words; sd-scripts trains with that. For
+    SDXL it takes the files of OpenCLIP, which do not. A1111 has open_clip's tokens, where `!` is a
+    word like others.
     """
     return tuple(
         _tokens(model.tokenizers[part.name], part.text, layout)
@@ -346,7 +347,7 @@ def build_tokens(model: BaseModel, layout: TextLayout) -> tuple[TextTokens, ...]
 def _tokens(own: Any, reading: Reading, layout: TextLayout) -> TextTokens:
     has_own_words = len(own) != len(token_ids())
     tokenizer = own if has_own_words else tokenizer_of({}, EOS)
-    eats_pad = layout.rules.pads_with_token and reading.pad_token != EOS
+    eats_pad = layout.rules.pads_with_token and reading.eats_pad
     return TextTokens(tokenizer, layout, reading.pad_id, reading.pad_token if eats_pad else None)
 
 

@@ -1,0 +1,97 @@
+"""SDXL's two encoders, its sizes and its tokens, against what sd-scripts made of them."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import GOLDEN
+from diffusers.models.embeddings import Timesteps
+from safetensors.torch import load_file
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+from impasto.data.records import Box, Geometry, Size
+from impasto.models.families import SDXL
+from impasto.models.loading import tokenizer_of
+from impasto.models.text import ClipHiddenStates, ClipTextConditioner, TextStates
+from impasto.models.tokens import TextLayout, TextTokens
+from impasto.models.vocabulary import EOS
+
+FIRST, SECOND = SDXL.text_encoders
+
+
+def kohya_tokens(part, length) -> TextTokens:
+    pad_word = part.text.pad_token if part.text.eats_pad else None
+    layout = TextLayout(length, "kohya", "plain", "off")
+    return TextTokens(tokenizer_of({}, EOS), layout, part.text.pad_id, pad_word)
+
+
+def recorded_encoder(number, kind, part, **config):
+    tensors = load_file(GOLDEN / f"sdxl_encoder_{number}.safetensors")
+    rows, ids = tensors.pop("token_rows"), tensors.pop("token_ids")
+    table = torch.zeros(49408, rows.shape[1])
+    table[ids] = rows.float()
+    model = kind(CLIPTextConfig(vocab_size=49408, hidden_act=part.text.activation, **config))
+    projection = tensors.pop("text_projection.weight", None)
+    state = {name: tensor.float() for name, tensor in tensors.items()}
+    state["embeddings.token_embedding.weight"] = table
+    inner = getattr(model, "text_model", model)
+    inner.load_state_dict(state, strict=True)
+    if projection is not None:
+        model.text_projection.weight.data = projection.float()
+    return ClipHiddenStates(model.eval(), part.text)
+
+
+@pytest.fixture(scope="module")
+def states():
+    first = recorded_encoder(
+        1, CLIPTextModel, FIRST, hidden_size=12, intermediate_size=24, projection_dim=12,
+        num_hidden_layers=12, num_attention_heads=3,
+    )  # fmt: skip
+    second = recorded_encoder(
+        2, CLIPTextModelWithProjection, SECOND, hidden_size=20, intermediate_size=40,
+        projection_dim=20, num_hidden_layers=5, num_attention_heads=5,
+    )  # fmt: skip
+    return TextStates({FIRST.name: first, SECOND.name: second})
+
+
+@pytest.mark.parametrize("length", [75, 150, 225])
+def test_states_and_pooled_text_equal_the_recorded_ones(golden, states, length):
+    """Layer 11 and the last but one, without a norm; the pooled text of the first chunk."""
+    prompts, recorded = golden("sdxl.json")["prompts"], np.load(GOLDEN / "sdxl_states.npz")
+    conditioner = ClipTextConditioner(
+        [kohya_tokens(part, length) for part in (FIRST, SECOND)],
+        states,
+        states.shape,
+        sizes=SDXL.sizes,
+    )
+    geometry = Geometry(Size(64, 64), Box(0, 0, Size(64, 64)))
+    found = conditioner(prompts, [geometry] * len(prompts)).arguments
+    expected = np.concatenate(
+        [recorded[f"len{length}_states_{number}"] for number in (1, 2)], axis=-1
+    )
+    close = {"atol": 3e-6, "rtol": 1e-5}
+    torch.testing.assert_close(found["encoder_hidden_states"], torch.from_numpy(expected), **close)
+    pooled = torch.from_numpy(recorded[f"len{length}_pooled"])
+    torch.testing.assert_close(found["added_cond_kwargs"]["text_embeds"], pooled, **close)
+
+
+def test_an_exclamation_mark_is_a_word_for_the_second_encoder(golden):
+    for case in golden("sdxl.json")["words_with_pad"]:
+        tokens = kohya_tokens(SECOND, case["max_token_length"])
+        for prompt, chunks in zip(case["prompts"], case["ids_2"], strict=True):
+            filled = tuple((*c, *[c[-1]] * (77 - len(c))) for c in chunks)
+            assert tokens(prompt).ids == filled, prompt
+
+
+def test_sizes_are_told_as_recorded(golden):
+    """Six numbers in sd-scripts' order, each of which diffusers' layer makes its 256 values of."""
+    layer = Timesteps(SDXL.sizes.width, flip_sin_to_cos=True, downscale_freq_shift=0)
+    for case in golden("sdxl.json")["sizes"]:
+        height, width, top, left, target_height, target_width = case["numbers"]
+        geometry = Geometry(
+            Size(width, height),
+            Box(left, top, Size(target_width, target_height)),
+        )
+        numbers = SDXL.sizes.numbers(geometry)
+        assert list(numbers) == case["numbers"]
+        embedded = layer(torch.tensor(numbers)).flatten()
+        torch.testing.assert_close(embedded, torch.tensor(case["embedding"]), atol=2e-4, rtol=0)
