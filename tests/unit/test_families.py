@@ -65,7 +65,7 @@ def test_generations_differ_by_a_mark_at_any_size():
 
 
 def test_rows_are_as_they_were():
-    """What SD 1 and 2 are did not change when the table got components."""
+    """What each family is did not change when the table got components, or other rows."""
     facts = [
         (f.key, f.prediction.name, f.context_width, f.head_count, f.linear_projection,
          f.upcast_attention, f.architecture, f.resolution, f.scaling_factor, f.cell)
@@ -76,6 +76,10 @@ def test_rows_are_as_they_were():
         ("sd2-base", "epsilon", 1024, None, True, True, "stable-diffusion-v2-512", 512, 0.18215, 8),
         ("sd2-v", "v_prediction", 1024, None, True, True, "stable-diffusion-v2-768-v", 768,
          0.18215, 8),
+        ("sdxl", "epsilon", 2048, None, True, False, "stable-diffusion-xl-v1-base", 1024,
+         0.13025, 8),
+        ("sdxl-v", "v_prediction", 2048, None, True, False, "stable-diffusion-xl-v1-base", 1024,
+         0.13025, 8),
     ]  # fmt: skip
     for family, pad, activation in ((SD1, 49407, "quick_gelu"), (SD2_BASE, 0, "gelu")):
         (encoder,) = family.text_encoders
