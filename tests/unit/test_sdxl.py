@@ -17,6 +17,7 @@ from impasto.models.configs import configs_from
 from impasto.models.conversion import convert_model
 from impasto.models.families import RELATIVES, SDXL, SDXL_V, file_layouts
 from impasto.models.identity import Clues, identify
+from impasto.models.inspection import inspect_model
 from impasto.models.opening import OpenOptions, open_model
 
 ENCODERS = (("text_encoder", "CLIP"), ("text_encoder_2", "OpenCLIP"))
@@ -152,6 +153,13 @@ def test_a_file_is_marked_and_its_folder_says_so(small, tmp_path):
         ours, theirs = (getattr(p, name).state_dict() for p in (pipeline, first))
         assert ours.keys() == theirs.keys()
         assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+def test_inspect_shows_the_marks(small):
+    found = inspect_model(str(small[1]), OpenOptions())
+    assert found["File"]["Marked by"] == "ztsnr, v_pred"
+    assert found["Model"]["Family"] == "SDXL v-pred"
+    assert "zero terminal SNR" in found["Model"]["Schedule"]
 
 
 def test_a_model_that_predicts_noise_has_no_mark(small, tmp_path):

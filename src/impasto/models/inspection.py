@@ -81,6 +81,8 @@ def _file_section(file: TensorFile) -> Section:
         rows["EMA weights"] = averaged
         rows["Kept beside the parts"] = _names(tuple(ldm.ldm_only))
         rows["Of no known use"] = _names(ldm.foreign)
+        if ldm.marks:
+            rows["Marked by"] = ", ".join(sorted(ldm.marks, reverse=True))
     rows |= {name: str(number) for name, number in file.counters.items()}
     return rows
 
@@ -116,6 +118,8 @@ def _model_sections(contents: ModelContents) -> dict[str, Section]:
         "Predicts": identity.prediction.name,
         "Because": identity.evidence,
     }
+    if contents.scheduler_config.get("rescale_betas_zero_snr"):
+        model["Schedule"] = "ends in noise alone (zero terminal SNR)"
     if contents.notes:
         model["Notes"] = "; ".join(contents.notes)
     parts = {part.name: _component_section(part, contents) for part in identity.family.components}
