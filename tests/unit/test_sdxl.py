@@ -19,6 +19,7 @@ from impasto.models.families import RELATIVES, SDXL, SDXL_V, file_layouts
 from impasto.models.identity import Clues, identify
 from impasto.models.inspection import inspect_model
 from impasto.models.opening import OpenOptions, open_model
+from impasto.progress import SilentProgress
 
 ENCODERS = (("text_encoder", "CLIP"), ("text_encoder_2", "OpenCLIP"))
 
@@ -156,7 +157,7 @@ def test_a_file_is_marked_and_its_folder_says_so(small, tmp_path):
 
 
 def test_inspect_shows_the_marks(small):
-    found = inspect_model(str(small[1]), OpenOptions())
+    found = inspect_model(str(small[1]), OpenOptions(), SilentProgress())
     assert found["File"]["Marked by"] == "ztsnr, v_pred"
     assert found["Model"]["Family"] == "SDXL v-pred"
     assert "zero terminal SNR" in found["Model"]["Schedule"]
