@@ -9,15 +9,20 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import psutil
+from PIL import Image
 
+from impasto.data.image_list import ImageList, ListedImage, folders_below, write_image_list
 from impasto.runs import RunDirectory
 
 LINES = 100_000
+IMAGES = 50_000
+FIRST_IMAGES = 24
 RUNS = 10
 WATCHED_S = 60.0
 
@@ -55,6 +60,58 @@ def measure(folder: Path) -> dict[str, str]:
     return found
 
 
+def measure_data(folder: Path) -> dict[str, str]:
+    """Pages of a gallery of 50,000 images from a warm cache; a new folder's first thumbnails."""
+    found: dict[str, str] = {}
+    many, few = folder / "data" / "many", folder / "data" / "new"
+    make_images(many, 1)
+    listed = [
+        ListedImage(
+            f"{n:05}.jpg", 120_000, n, 1024, 768, "576x448", (598, 448), (11, 0, 587, 448), 0.037,
+            0.0, ", ".join(f"tag {n * k % 300}" for k in range(20)), 20, captioned=n % 9 > 0,
+        )
+        for n in range(IMAGES)
+    ]  # fmt: skip
+    out = many / ".impasto" / "studio" / "images.jsonl"
+    out.parent.mkdir(parents=True)
+    write_image_list(out, ImageList(listed, folders=folders_below(many)))
+    make_images(few, FIRST_IMAGES)
+    (folder / "runs").mkdir(parents=True, exist_ok=True)
+    with served(folder / "runs", "--data", str(folder / "data")) as (_, address):
+        visitor = Visitor(address)
+        pages = dict(
+            re.findall(r'href="(/data/[\w.-]+)".*?<b>(\w+)</b>', visitor.get("/data"), re.S)
+        )
+        gallery, new = (next(a for a, name in pages.items() if name == n) for n in ("many", "new"))
+        began = time.perf_counter()
+        visitor.get(gallery)
+        found[f"gallery of {IMAGES:,} images, the list read first"] = (
+            f"{1000 * (time.perf_counter() - began):.0f} ms"
+        )
+        for name, path in {
+            "a page": f"{gallery}?page=250",
+            "images without a caption": f"{gallery}?caption=none",
+            "images with a tag": f"{gallery}?tag=tag+7",
+        }.items():
+            found[f"gallery of {IMAGES:,} images, {name}"] = f"{1000 * least(visitor, path):.0f} ms"
+        began = time.perf_counter()
+        thumbnails = re.findall(r'src="(/data/[^"]+)"', visitor.get(new))
+        with ThreadPoolExecutor(6) as browser:  # as many connections as browsers have
+            list(browser.map(visitor.read, thumbnails[:FIRST_IMAGES]))
+        found[f"new folder and its first {FIRST_IMAGES} thumbnails"] = (
+            f"{time.perf_counter() - began:.2f} s"
+        )
+    return found
+
+
+def make_images(folder: Path, count: int) -> None:
+    """A folder of JPEGs of noise, as large as those of a camera phone at half its size."""
+    folder.mkdir(parents=True)
+    noise = Image.effect_noise((1500, 1125), 80).convert("RGB")
+    for number in range(count):
+        noise.save(folder / f"{number:05}.jpg", quality=85)
+
+
 def make_run(path: Path, lines: int) -> RunDirectory:
     """A run that has ended, with so many lines of metrics like those of a real one."""
     path.mkdir(parents=True)
@@ -76,9 +133,9 @@ def make_run(path: Path, lines: int) -> RunDirectory:
 
 
 @contextmanager
-def served(folder: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
+def served(folder: Path, *options: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """The studio in a process of its own, and the address that it prints."""
-    words = [sys.executable, "-m", "impasto", "studio", "--runs", str(folder)]
+    words = [sys.executable, "-m", "impasto", "studio", "--runs", str(folder), *options]
     server = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, encoding="utf-8")
     try:
         lines = server.stdout or ()
@@ -103,7 +160,11 @@ class Visitor:
 
     def get(self, path: str) -> str:
         """The text of a page."""
-        return self._answer(path, self._cookie).read().decode("utf-8")
+        return self.read(path).decode("utf-8")
+
+    def read(self, path: str) -> bytes:
+        """The bytes of an answer."""
+        return self._answer(path, self._cookie).read()
 
     def open(self, path: str) -> http.client.HTTPResponse:
         """An answer that is not read yet."""

@@ -25,7 +25,7 @@ from test_run_status import GONE, make_run
 from impasto.cli.console import Console
 from impasto.cli.studio import _begin_with_demo
 from impasto.demo.recipe import PICTURES
-from impasto.owners import current_process, identity_of
+from impasto.owners import ProcessIdentity, current_process, identity_of
 from impasto.runs import RunDirectory, step_name
 from impasto.runs.commands import waiting_commands
 from impasto.runs.events import EventLog
@@ -562,6 +562,17 @@ def test_a_task_stands_as_its_events_and_its_process_say(tmp_path, events, alive
     lines = "".join(json.dumps(event) + "\n" for event in events)
     task.events_file.write_text(lines, encoding="utf-8")
     assert task.state().state == state
+
+
+def test_a_task_of_before_a_restart_of_the_machine_is_over(tmp_path):
+    """Its process cannot be asked for: who it was counts for another boot."""
+    task = TaskDirectory(tmp_path)
+    elsewhere = ProcessIdentity(os.getpid(), current_process().start, "000000").token
+    task.description_file.write_text(json.dumps({"process": elsewhere}), encoding="utf-8")
+    task.events_file.write_text('{"kind": "begin"}\n', encoding="utf-8")
+    assert task.state().state == "working"  # it may be a container beside this one
+    os.utime(task.events_file, (1e9, 1e9))
+    assert task.state().state == "killed"
 
 
 def test_a_task_is_stopped_by_its_page(studio, client, tmp_path):

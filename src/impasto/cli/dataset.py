@@ -15,6 +15,7 @@ import click
 from impasto.cli.dataset_cache import cache
 from impasto.cli.dataset_caption import caption
 from impasto.cli.dataset_clean import clean, tags, undo
+from impasto.cli.dataset_list import list_
 from impasto.cli.dataset_merge import merge
 from impasto.cli.dataset_options import (
     CACHE_DIR,
@@ -47,6 +48,7 @@ def dataset() -> None:
 
 
 dataset.add_command(cache)
+dataset.add_command(list_)
 dataset.add_command(merge)
 dataset.add_command(report)
 dataset.add_command(tag)

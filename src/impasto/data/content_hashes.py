@@ -53,6 +53,11 @@ class ContentHashes:
                 write_cached(self._file, _VERSION, rows)
         return {p: self._known[str(p)][1] for p in stamps if str(p) in self._known}
 
+    def known(self, stamps: Mapping[Path, FileStamp]) -> dict[Path, str]:
+        """The hashes that are remembered of files that have not changed; none is read."""
+        found = ((path, self._known.get(str(path))) for path in stamps)
+        return {path: own[1] for path, own in found if own is not None and own[0] == stamps[path]}
+
 
 def stamp_of(path: Path) -> FileStamp | None:
     """Size and time of change of a regular file; None where there is none."""

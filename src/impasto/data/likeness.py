@@ -78,7 +78,6 @@ class PerceptualHashes:
         fresh = [r for r in records if digests.get(r.path, "") not in self._known]
         executor = LocalExecutor(HashImages(), workers=default_workers())
         faults: list[SkippedFile] = []
-        hashes: dict[Path, int] = {}
         with progress.stage("Looking at images", len(fresh), "images") as advance:
             for outcomes in executor.run(chunks(fresh, 8)):
                 for record, outcome in outcomes:
@@ -89,11 +88,12 @@ class PerceptualHashes:
                 advance(len(outcomes))
         if len(fresh) > len(faults):
             write_cached(self._file, _VERSION, self._known)
-        for record in records:
-            look = self._known.get(digests.get(record.path, ""))
-            if look is not None:
-                hashes[record.path] = look
-        return hashes, faults
+        return self.known(digests), faults
+
+    def known(self, digests: Mapping[Path, str]) -> dict[Path, int]:
+        """The hashes that are remembered, of files with these contents; none is decoded."""
+        found = ((path, self._known.get(digest)) for path, digest in digests.items())
+        return {path: look for path, look in found if look is not None}
 
 
 def exact_duplicates(digests: Mapping[Path, str]) -> list[list[Path]]:

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import io
 import math
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,14 +41,23 @@ class ImageLoss:
     times: int
 
 
-def read_image_losses(file: Path) -> list[ImageLoss]:
+def read_image_losses(file: Path, read_bytes: int | None = None) -> list[ImageLoss]:
     """The images of a run, those that are learnt worst first.
 
     Damaged rows are left out; of a file that is not there nothing comes.
+
+    Args:
+        file: `image_losses.csv`.
+        read_bytes: Of a longer file the newest rows are read, about so many bytes; None is all.
     """
     sums: dict[tuple[str, int], tuple[float, int]] = {}
     ranges: dict[int, tuple[float, int]] = {}
-    with contextlib.suppress(OSError), file.open(encoding="utf-8", errors="replace") as lines:
+    with contextlib.suppress(OSError), file.open("rb") as content:
+        size = os.fstat(content.fileno()).st_size
+        if read_bytes is not None and size > read_bytes:
+            content.seek(size - read_bytes)
+            content.readline()  # the rest of a row
+        lines = io.TextIOWrapper(content, encoding="utf-8", errors="replace", newline="")
         for _, image, timestep, loss in whole_rows(lines):
             if math.isfinite(loss):
                 place = timestep // TIMESTEP_RANGE

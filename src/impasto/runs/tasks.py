@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +28,7 @@ TASK = "IMPASTO_TASK"
 
 _STOPPED_CODES = (130, 143)
 _TOLD_BYTES = 16 << 10
+_SILENT_FOR_S = 600.0  # a long step of a task that counts nothing
 
 
 @dataclass(frozen=True)
@@ -114,10 +116,21 @@ class TaskDirectory:
                 code = event.get("code")
         if isinstance(code, int):
             return TaskState(_state_of(code), stage, messages, code)
-        process = self.process()
-        is_alive = is_starting or (process is not None and process.is_running() is not False)
+        is_alive = is_starting or self._is_running()
         state = ("working" if begun else "starting") if is_alive else "killed"
         return TaskState(state, stage, messages)
+
+    def _is_running(self) -> bool:
+        """Whether its process lives; of one in another place, or of before a restart, whether it
+        said something of late."""
+        process = self.process()
+        running = False if process is None else process.is_running()
+        if running is not None:
+            return running
+        try:
+            return time.time() - self.events_file.stat().st_mtime < _SILENT_FOR_S
+        except OSError:
+            return False
 
     def last_lines(self, number: int = 40) -> list[str]:
         """The last lines that it printed."""

@@ -1,0 +1,86 @@
+"""`impasto dataset list`: each image of a dataset with what is known of it, for programs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from impasto.cli.dataset_options import SOURCE, bucket_options, dataset_config
+
+
+@click.command("list")
+@SOURCE
+@bucket_options
+@click.option(
+    "--copies",
+    is_flag=True,
+    help="Compare all images, reading and decoding those that were not compared before. Without "
+    "it, only images are compared of which that is remembered.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the lines of the list.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Write the lines to this file, which is replaced whole.",
+)
+def list_(
+    source: Path,
+    copies: bool,  # noqa: FBT001
+    as_json: bool,  # noqa: FBT001
+    out: Path | None,
+    **options: Any,
+) -> None:
+    """List every image file of SOURCE, used or skipped, with what is known of it.
+
+    Size, bucket, what cropping takes, the caption, why it is skipped, which images are the same or
+    nearly: as JSON, one line for each image below a line about the list. Headers are read once, so
+    a second list of a folder opens what has changed alone. Without --json and --out, numbers only.
+    """
+    from impasto.cli.console import Console
+    from impasto.data.image_list import lines_of, write_image_list
+    from impasto.datasets.list_images import list_images
+    from impasto.progress import SilentProgress
+
+    if as_json and out is not None:
+        raise click.UsageError("--json prints the list and --out writes it: give one of them.")
+    console = Console()
+    given = {
+        name: str(value) if isinstance(value, Path) else value
+        for name, value in options.items()
+        if value is not None
+    }
+    found = list_images(
+        dataset_config(source, options),
+        source,
+        SilentProgress() if as_json else console,
+        options=given,
+        copies=copies,
+    )
+    if as_json:
+        for line in lines_of(found):
+            click.echo(printable_line(line))
+        return
+    if out is not None:
+        write_image_list(out, found)
+    skipped = sum(bool(image.skipped) for image in found.images)
+    console.table(
+        {
+            "Images": len(found.images),
+            "Skipped": skipped,
+            "Without words": sum(not (i.captioned or i.skipped) for i in found.images),
+            "Enlarged": sum(image.enlarged > 0 for image in found.images),
+            "Copies": sum(image.copies > 0 for image in found.images),
+            "Nearly the same": sum(image.near > 0 for image in found.images),
+            "Compared": f"{found.compared} of {len(found.images) - skipped}",
+            **({} if out is None else {"List": out}),
+        }
+    )
+
+
+def printable_line(line: str) -> str:
+    """A line of JSON in ASCII, which moves no terminal."""
+    import json
+
+    return json.dumps(json.loads(line))

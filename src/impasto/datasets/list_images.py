@@ -1,0 +1,189 @@
+"""Lists the images of some settings, each with what is known of it. Imports no torch."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from impasto import files
+from impasto.canonical import canonical
+from impasto.config.dataset import DatasetConfig
+from impasto.data.content_hashes import ContentHashes, stamp_of
+from impasto.data.decoded import DecodeCache
+from impasto.data.image_list import ImageList, ListedImage, caption_tags, folders_below
+from impasto.data.likeness import PerceptualHashes, exact_duplicates, near_duplicates
+from impasto.data.listing import sort_key
+from impasto.data.masks import mask_file
+from impasto.data.records import ImageRecord, PlannedImage, SkippedFile
+from impasto.data.remembered import recall, write_cached
+from impasto.data.rendering import Decode
+from impasto.data.scan import Scan, no_usable_images
+from impasto.data.stages import LocalExecutor, chunks, default_workers
+from impasto.datasets.build import plan_dataset, scan_all
+from impasto.errors import DatasetError, StorageError
+from impasto.progress import Progress
+
+_NAMED_UNUSED = 500
+_NEAR_FILE, _NEAR_VERSION = "near.json", 1
+
+
+def list_images(
+    config: DatasetConfig,
+    source: Path,
+    progress: Progress,
+    *,
+    options: Mapping[str, Any],
+    copies: bool = False,
+) -> ImageList:
+    """List the images, used or skipped; a second time, nothing is opened that has not changed.
+
+    Args:
+        config: The settings of the dataset.
+        source: The folder that paths are told relative to; those outside of it are told whole.
+        progress: Where to show how far it is.
+        options: What of the settings was given, to be kept with the list.
+        copies: Read and decode images that were not compared before. Otherwise only those are
+            compared whose content and looks are remembered.
+
+    Raises:
+        DatasetError: There is nothing usable.
+        StorageError: Derived data cannot be written.
+    """
+    derived = config.derived_dir
+    files.require_writable(derived)  # makes it, which changes its folder, ahead of the times below
+    folders = folders_below(source) if source.is_dir() else {}
+    scan = _without_damaged(scan_all(config, progress), DecodeCache(derived / "decoded.json"))
+    scan, likeness = _compare(scan, derived, progress, copies=copies)
+    if not scan.records:
+        raise DatasetError(no_usable_images(scan.place, scan.set_aside))
+    plan = plan_dataset(config, scan.records)
+    found = {image.record.path: _used(image, source, likeness) for image in plan.images}
+    for item in scan.set_aside:
+        found.setdefault(item.path, _skipped(item, source))
+    return ImageList(
+        [found[path] for path in sorted(found, key=lambda path: sort_key(str(path)))],
+        options,
+        folders,
+        len(likeness.looks),
+        [(_name(u.path, source), u.reason) for u in scan.unused[:_NAMED_UNUSED]],
+    )
+
+
+@dataclass(frozen=True)
+class _Likeness:
+    """Which images are the same, or nearly: what is known of them, and numbers of groups."""
+
+    digests: Mapping[Path, str] = field(default_factory=dict)
+    looks: Mapping[Path, int] = field(default_factory=dict)
+    copies: Mapping[Path, int] = field(default_factory=dict)
+    near: Mapping[Path, int] = field(default_factory=dict)
+
+
+def _compare(
+    scan: Scan, derived: Path, progress: Progress, *, copies: bool
+) -> tuple[Scan, _Likeness]:
+    """The scan without what turns out to be damaged, and how its images are alike."""
+    records = list({record.path: record for record in scan.records}.values())
+    stamps = {record.path: record.stamp for record in records}
+    hashes, looks = ContentHashes.kept_in(derived), PerceptualHashes(derived / "looks.json")
+    if copies:
+        digests = hashes.of(stamps, progress)
+        known, faults = looks.of(records, digests, progress)
+        _remember_damaged(records, faults, derived)
+        scan = scan.without(faults)
+    else:
+        digests = hashes.known(stamps)
+        known = looks.known(digests)
+    equal = exact_duplicates(digests)
+    twice = {path for group in equal for path in group[1:]}
+    compared = {path: look for path, look in known.items() if path not in twice}
+    near = _near(compared, derived, progress)
+    return scan, _Likeness(digests, known, _numbers(equal), _numbers(near))
+
+
+def _near(looks: Mapping[Path, int], derived: Path, progress: Progress) -> list[list[Path]]:
+    """Groups that look alike, remembered while no image has changed: each is compared with all."""
+    rows = sorted((str(path), look) for path, look in looks.items())
+    version = [_NEAR_VERSION, hashlib.sha256(canonical(rows).encode("ascii")).hexdigest()]
+    known = recall(derived / _NEAR_FILE, version)
+    if known is not None:
+        return [[Path(path) for path in group] for group in known]
+    with progress.stage("Comparing images", len(looks), "images") as advance:
+        found = near_duplicates(looks, advance)
+    try:
+        write_cached(derived / _NEAR_FILE, version, [list(map(str, group)) for group in found])
+    except StorageError as error:  # what was found is right all the same
+        progress.note(f"The next list has to compare all images again: {error}")
+    return found
+
+
+def _numbers(groups: Iterable[Sequence[Path]]) -> dict[Path, int]:
+    """The number of each image's group, from 1 on in the order of the first paths."""
+    ordered = sorted(groups, key=lambda group: sort_key(str(group[0])))
+    return {path: number for number, group in enumerate(ordered, 1) for path in group}
+
+
+def _without_damaged(scan: Scan, known: DecodeCache) -> Scan:
+    """A scan without images that could not be decoded when somebody tried."""
+    faults = ((record.path, known.outcome(record)) for record in scan.records)
+    return scan.without([SkippedFile(path, reason) for path, reason in faults if reason])
+
+
+def _remember_damaged(
+    records: Sequence[ImageRecord], faults: Sequence[SkippedFile], derived: Path
+) -> None:
+    """Keep what is damaged, so that the next list, which decodes nothing, skips it too."""
+    paths = {item.path for item in faults}
+    damaged = [record for record in records if record.path in paths]
+    if not damaged:
+        return
+    memory = DecodeCache(derived / "decoded.json")
+    executor = LocalExecutor(Decode(), workers=default_workers())
+    for outcomes in executor.run(chunks(damaged, 4)):
+        for record, outcome in outcomes:
+            memory.add(record, outcome)
+    memory.write()
+
+
+def _used(image: PlannedImage, source: Path, likeness: _Likeness) -> ListedImage:
+    record = image.record
+    path, caption = record.path, record.fixed_caption
+    mask = mask_file(record)
+    enlarged = image.resized.width / record.size.width
+    return ListedImage(
+        path=_name(path, source),
+        size_bytes=record.stamp.size_bytes,
+        mtime_ns=record.stamp.mtime_ns,
+        width=record.size.width,
+        height=record.size.height,
+        bucket=str(image.bucket),
+        resized=image.resized.wh,
+        crop=image.crop.ltrb,
+        cropped=round(image.cropped_fraction, 4),
+        enlarged=round(enlarged, 3) if image.resized.area > record.size.area else 0.0,
+        caption=caption,
+        tags=len(caption_tags(caption, record.subset.captions.separator)),
+        captioned=bool(record.words.strip()),
+        copies=likeness.copies.get(path, 0),
+        near=likeness.near.get(path, 0),
+        mask="" if mask is None else _name(mask, source),
+        sha256=likeness.digests.get(path, ""),
+    )
+
+
+def _skipped(item: SkippedFile, source: Path) -> ListedImage:
+    stamp = stamp_of(item.path)
+    return ListedImage(
+        path=_name(item.path, source),
+        size_bytes=stamp.size_bytes if stamp else 0,
+        mtime_ns=stamp.mtime_ns if stamp else 0,
+        skipped=item.reason,
+    )
+
+
+def _name(path: Path, source: Path) -> str:
+    """How a list names a file. Bytes that are no text stay as they are, so that it is found."""
+    return path.relative_to(source).as_posix() if path.is_relative_to(source) else path.as_posix()

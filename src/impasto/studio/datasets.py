@@ -1,0 +1,149 @@
+"""Which datasets and images the studio shows, and how addresses name them."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from impasto import files
+from impasto.data.formats import EXTENSIONS
+from impasto.data.image_list import is_hidden
+from impasto.data.listing import sort_key
+from impasto.runs import RunDirectory
+from impasto.studio.folders import Folders, path_of
+
+LEVELS = 3
+"""So many levels below a folder of images are looked through for datasets."""
+
+NEW_MARK = Path(files.DERIVED_DIR) / "uploads"
+"""The folder by which a dataset that has no image yet is known."""
+
+_FOLDERS_AT_MOST = 3000
+_SHOWN = 4
+
+
+@dataclass(frozen=True)
+class DatasetSummary:
+    """A folder with images directly in it.
+
+    Attributes:
+        path: The folder.
+        count: How many images it has, those in folders below left out.
+        first: The first of them.
+    """
+
+    path: Path
+    count: int
+    first: list[Path] = field(default_factory=list)
+
+
+def dataset_of(folders: Folders, name: str) -> Path | None:
+    """The folder of a dataset that an address names; None where there is none to be shown."""
+    path = path_of(folders.data, name)
+    if path is None:
+        return None
+    try:
+        inside = next(path.relative_to(f) for f in folders.data if path.is_relative_to(f))
+        is_ours = not is_hidden(_below(inside)) and path.is_dir()
+    except (OSError, ValueError, StopIteration):
+        return None
+    return path if is_ours else None
+
+
+def image_of(dataset: Path, name: str) -> Path | None:
+    """The image of a dataset that an address names.
+
+    None for what is no image file by its ending, hidden, leads out of the dataset, or is not there.
+    """
+    path = path_of([dataset], name)
+    if path is None or path.suffix.lower() not in EXTENSIONS:
+        return None
+    try:
+        is_ours = not is_hidden(_below(path.relative_to(dataset))) and path.is_file()
+    except (OSError, ValueError):
+        return None
+    return path if is_ours else None
+
+
+def _below(inside: Path) -> str:
+    """A path below a folder as text; that of the folder itself is empty."""
+    text = inside.as_posix()
+    return "" if text == "." else text
+
+
+def find_datasets(folders: Folders) -> list[DatasetSummary]:
+    """The datasets of all folders, in the order of their paths.
+
+    Hidden folders, links to folders and run directories, whose images are samples, are left out. A
+    folder that was made here and has no image yet is a dataset too.
+    """
+    found: dict[Path, DatasetSummary] = {}
+    left = _FOLDERS_AT_MOST
+    for top in folders.data:
+        waiting = [(top, 0)]
+        while waiting and left > 0:
+            left -= 1
+            folder, level = waiting.pop()
+            names, inner = _listed(folder)
+            if "config.toml" in names and RunDirectory(folder).is_there():
+                continue
+            summary = _summary(folder, names)
+            if summary is not None:
+                found[folder] = summary
+            if level < LEVELS:
+                waiting += [(folder / name, level + 1) for name in inner]
+    return sorted(found.values(), key=lambda summary: sort_key(str(summary.path)))
+
+
+def image_files(dataset: Path) -> list[str]:
+    """The image files of a dataset by their paths below it, in order, by their endings alone."""
+    found = []
+    for folder, inner, names in os.walk(dataset):
+        inner[:] = [name for name in inner if not name.startswith(".")]
+        below = Path(folder).relative_to(dataset)
+        found += [(below / name).as_posix() for name in names if _is_image(name)]
+    return sorted(found)
+
+
+def derived_of(dataset: Path, home: Path) -> Path:
+    """The folder for what is derived from a dataset: in it, or in `home` where it is read-only.
+
+    A dataset may be a stranger's: where its folder of derived data is a link that leads out,
+    nothing is written there either.
+    """
+    own = dataset / files.DERIVED_DIR
+    if files.is_inside(own, dataset) and os.access(own if own.is_dir() else dataset, os.W_OK):
+        return own
+    mark = hashlib.sha256(os.fsencode(files.real_path(dataset))).hexdigest()[:16]
+    return home / "datasets" / mark
+
+
+def _listed(folder: Path) -> tuple[set[str], list[str]]:
+    """The names of files and of folders to look into; nothing of one that may not be read."""
+    names, inner = set(), []
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    if entry.name == files.DERIVED_DIR:
+                        names.add(entry.name)
+                    elif not entry.name.startswith("."):
+                        inner.append(entry.name)
+                else:
+                    names.add(entry.name)
+    except OSError:
+        pass
+    return names, sorted(inner)
+
+
+def _summary(folder: Path, names: set[str]) -> DatasetSummary | None:
+    images = sorted(name for name in names if _is_image(name))
+    if not images and not (files.DERIVED_DIR in names and (folder / NEW_MARK).is_dir()):
+        return None
+    return DatasetSummary(folder, len(images), [folder / name for name in images[:_SHOWN]])
+
+
+def _is_image(name: str) -> bool:
+    return not name.startswith(".") and os.path.splitext(name)[1].lower() in EXTENSIONS  # noqa: PTH122 - hot path

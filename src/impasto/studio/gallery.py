@@ -1,0 +1,251 @@
+"""Which images of a dataset a gallery shows, and in which order: filters of a list of images."""
+
+from __future__ import annotations
+
+import functools
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+from impasto.data.image_list import (
+    ImageList,
+    ListedImage,
+    caption_tags,
+    changed_at,
+    read_image_list,
+)
+from impasto.studio.losses import Losses
+
+PER_PAGE = 100
+SORTS = {"name": "name", "newest": "newest first", "size": "largest first", "loss": "highest loss"}
+ALIKE = {"copies": "copies", "near": "near copies"}
+_NAMED_TAGS = 300
+_LONGEST = 500
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What is asked for in the address of a gallery; what is left out filters nothing.
+
+    Attributes:
+        caption: `none` for images without words, `some` for those with.
+        use: `used` or `skipped`.
+        why: The reason for which images are skipped.
+        small: Whether only images are wanted that are enlarged.
+        alike: `copies` or `near`: images that are there several times, in groups.
+        cropped: Only images of which over so many percent are cropped away.
+        bucket: Only images of this bucket.
+        tag: Tags that captions have, all of them, between commas; in any letter case.
+        words: Text that is in the caption or the name, in any letter case.
+        run: The run, as addresses name it, of which losses are shown.
+        sort: One of `SORTS`.
+        page: The number of the page, from 1 on.
+    """
+
+    caption: str = ""
+    use: str = ""
+    why: str = ""
+    small: bool = False
+    alike: str = ""
+    cropped: int | None = None
+    bucket: str = ""
+    tag: str = ""
+    words: str = ""
+    run: str = ""
+    sort: str = ""
+    page: int = 1
+
+    @classmethod
+    def of(cls, given: Mapping[str, str]) -> Choice:
+        """What an address says; of a value that is none, nothing."""
+        return cls(
+            caption=_one_of(given.get("caption", ""), ("none", "some")),
+            use=_one_of(given.get("use", ""), ("used", "skipped")),
+            why=given.get("why", "")[:_LONGEST],
+            small=given.get("small") == "1",
+            alike=_one_of(given.get("alike", ""), ALIKE),
+            cropped=_number(given.get("cropped", ""), 99),
+            bucket=given.get("bucket", "")[:20],
+            tag=given.get("tag", "")[:_LONGEST].strip(),
+            words=given.get("words", "")[:_LONGEST].strip(),
+            run=given.get("run", "")[:1000],
+            sort=_one_of(given.get("sort", ""), SORTS),
+            page=max(1, _number(given.get("page", ""), 10**6) or 1),
+        )
+
+    def address(self, **changes: Any) -> str:
+        """The part of an address after the question mark that asks for this, changed a little."""
+        return "?" + urlencode(replace(self, **changes).asked, errors="replace")
+
+    @property
+    def asked(self) -> dict[str, str]:
+        """What an address says to ask for this."""
+        return {
+            name: "1" if value is True else str(value)
+            for name, value in self.__dict__.items()
+            if value != "" and value is not None and value is not False
+            if not (name == "page" and value == 1)
+        }
+
+    @property
+    def filters(self) -> bool:
+        """Whether anything is left out."""
+        plain = Choice(run=self.run, sort=self.sort, page=self.page)
+        return self != plain
+
+
+def chosen(images: Sequence[ListedImage], choice: Choice, losses: Losses) -> list[ListedImage]:
+    """The images that are asked for, in the order that is asked for.
+
+    Args:
+        images: All, in the order of their paths.
+        choice: What is asked for.
+        losses: The losses of a run, if one is chosen. Sorted by loss, images that have none come
+            last.
+    """
+    tests = _tests(choice)
+    found = [image for image in images if all(test(image) for test in tests)]
+    sort = choice.sort or ("loss" if losses else "name")
+    if sort == "newest":
+        found.sort(key=lambda image: -image.mtime_ns)
+    elif sort == "size":
+        found.sort(key=lambda image: -image.width * image.height)
+    elif sort == "loss":
+        found.sort(key=lambda image: -losses.get(image.path, (float("-inf"), 0))[0])
+    if choice.alike == "copies":
+        found.sort(key=lambda image: image.copies)
+    elif choice.alike == "near":
+        found.sort(key=lambda image: image.near)
+    return found
+
+
+def _tests(choice: Choice) -> list[Callable[[ListedImage], bool]]:
+    """What an image has to pass, the cheap ones first."""
+    tests: list[Callable[[ListedImage], bool]] = []
+    if choice.use or choice.why:
+        skipped = choice.use != "used"
+        tests.append(lambda image: bool(image.skipped) == skipped)
+    if choice.why:
+        tests.append(lambda image: reason_kind(image.skipped) == choice.why)
+    if choice.caption:
+        with_words = choice.caption == "some"
+        tests.append(lambda image: not image.skipped and image.captioned == with_words)
+    if choice.small:
+        tests.append(lambda image: image.enlarged > 0)
+    if choice.alike:
+        tests.append(lambda image: getattr(image, choice.alike) > 0)
+    if choice.cropped is not None:
+        least = choice.cropped / 100
+        tests.append(lambda image: image.cropped > least)
+    if choice.bucket:
+        tests.append(lambda image: image.bucket == choice.bucket)
+    return [*tests, *_text_tests(choice)]
+
+
+def _text_tests(choice: Choice) -> list[Callable[[ListedImage], bool]]:
+    tests: list[Callable[[ListedImage], bool]] = []
+    if choice.words:
+        words = choice.words.casefold()
+        tests.append(
+            lambda image: words in image.caption.casefold() or words in image.path.casefold()
+        )
+    wanted = {tag.casefold() for tag in caption_tags(choice.tag)}
+    if wanted:
+        tests.append(lambda image: _has_tags(image.caption, wanted))
+    return tests
+
+
+def _has_tags(caption: str, wanted: set[str]) -> bool:
+    text = caption.casefold()
+    if not all(tag in text for tag in wanted):
+        return False
+    return wanted <= {part.strip() for part in text.replace("\n", ",").split(",")}
+
+
+def reason_kind(reason: str) -> str:
+    """A reason without what is of one file alone: numbers, names and decoders' own words."""
+    return reason.partition(" (")[0].partition(":")[0]
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a gallery says of the whole dataset, and offers as filters.
+
+    Attributes:
+        images: How many there are.
+        uncaptioned: Those of them that can be used and have no words.
+        skipped: Those that cannot be used.
+        small: Those that are enlarged.
+        copies: Those that are there more than once, with the first.
+        near: Those that look nearly like another.
+        reasons: Kinds of reasons for which images are skipped, with their numbers.
+        buckets: Buckets with their numbers of images, the most frequent first.
+        tags: The most frequent tags.
+    """
+
+    images: int = 0
+    uncaptioned: int = 0
+    skipped: int = 0
+    small: int = 0
+    copies: int = 0
+    near: int = 0
+    reasons: list[tuple[str, int]] = field(default_factory=list)
+    buckets: list[tuple[str, int]] = field(default_factory=list)
+    tags: list[str] = field(default_factory=list)
+
+
+def facts_of(images: Sequence[ListedImage]) -> Facts:
+    """The numbers of a list."""
+    tags = Counter(tag for image in images for tag in caption_tags(image.caption))
+    return Facts(
+        images=len(images),
+        uncaptioned=sum(not (image.captioned or image.skipped) for image in images),
+        skipped=sum(bool(image.skipped) for image in images),
+        small=sum(image.enlarged > 0 for image in images),
+        copies=sum(image.copies > 0 for image in images),
+        near=sum(image.near > 0 for image in images),
+        reasons=Counter(reason_kind(i.skipped) for i in images if i.skipped).most_common(),
+        buckets=Counter(image.bucket for image in images if image.bucket).most_common(),
+        tags=[tag for tag, _ in tags.most_common(_NAMED_TAGS) if len(tag) < 80],
+    )
+
+
+def load_list(file: Path) -> tuple[ImageList, Facts] | None:
+    """The list of a file with its numbers; None where there is none. Kept while it is the same."""
+    try:
+        status = file.stat()
+    except OSError:
+        return None
+    return _loaded(file, status.st_size, status.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=2)
+def _loaded(file: Path, size: int, changed: int) -> tuple[ImageList, Facts] | None:  # noqa: ARG001 - a key
+    found = read_image_list(file)
+    return None if found is None else (found, facts_of(found.images))
+
+
+def is_of_now(dataset: Path, found: ImageList, shown: Iterable[ListedImage]) -> bool:
+    """Whether a list is that of now, as far as can be seen at a glance.
+
+    A folder changes when a file in it is made, removed, renamed or replaced; of images that were
+    written over in place, those that are shown are looked at.
+    """
+    if not found.folders or any(
+        changed_at(dataset / name) != changed for name, changed in found.folders.items()
+    ):
+        return False
+    return all(changed_at(dataset / image.path) == image.mtime_ns for image in shown)
+
+
+def _one_of(text: str, known: Iterable[str]) -> str:
+    return text if text in known else ""
+
+
+def _number(text: str, most: int) -> int | None:
+    if not (text.isascii() and text.isdecimal() and len(text) < 9):
+        return None
+    return min(int(text), most)

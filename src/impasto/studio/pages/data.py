@@ -1,0 +1,256 @@
+"""The pages of datasets: which there are, the images of one, and files that are added to it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import FileResponse, PlainTextResponse, RedirectResponse, Response
+from starlette.routing import BaseRoute, Route
+
+from impasto import files
+from impasto.errors import StorageError
+from impasto.parsing import printable
+from impasto.studio.core import Studio
+from impasto.studio.datasets import NEW_MARK, dataset_of, image_of
+from impasto.studio.gallery import Choice
+from impasto.studio.pages.data_views import (
+    BUCKET_OPTIONS,
+    LIST_FILE,
+    REPORT_FILE,
+    Dataset,
+    datasets_page,
+    gallery_page,
+    report_view,
+    task_part,
+    work_view,
+)
+from impasto.studio.thumbnails import Thumbnails, thumbnail_file
+from impasto.studio.uploads import Outcome, UploadReceiver, why_no_name
+
+_VERBS = ("list", "report")
+_LARGEST_OPTION = 16_384
+_PIECE_BYTES = 1 << 20
+_KEPT = {"cache-control": "private, max-age=86400"}
+_NOT_KEPT = {"cache-control": "no-store"}
+
+
+def routes(studio: Studio) -> list[BaseRoute]:
+    """The routes of these pages."""
+    pages = DataPages(studio, Thumbnails())
+    return [
+        Route("/data", pages.all),
+        Route("/data", pages.create, methods=["POST"]),
+        Route("/data/{dataset}", pages.gallery),
+        Route("/data/{dataset}/thumbnails/{image}", pages.thumbnail),
+        Route("/data/{dataset}/read", pages.read, methods=["POST"]),
+        Route("/data/{dataset}/report", pages.report),
+        Route("/data/{dataset}/report", pages.make_report, methods=["POST"]),
+        Route("/data/{dataset}/work/{verb}", pages.work),
+        Route("/data/{dataset}/upload", pages.upload, methods=["POST"]),
+    ]
+
+
+@dataclass(frozen=True)
+class DataPages:
+    """Answers requests for datasets.
+
+    Attributes:
+        studio: What they work with.
+        thumbnails: Makes thumbnails, and checks what is uploaded.
+    """
+
+    studio: Studio
+    thumbnails: Thumbnails
+
+    async def dataset_of(self, request: Request) -> Dataset:
+        """The dataset that an address names.
+
+        Raises:
+            HTTPException: There is none: 404.
+        """
+        name = request.path_params["dataset"]
+        path = await asyncio.to_thread(dataset_of, self.studio.folders, name)
+        if path is None:
+            raise HTTPException(404, "This dataset is not there: it was removed or renamed.")
+        return Dataset(self.studio, path)
+
+    async def all(self, _: Request) -> Response:
+        """The datasets, and a form for a new one."""
+        return await self._all()
+
+    async def create(self, request: Request) -> Response:
+        """Make the folder of a new dataset."""
+        async with request.form(max_files=0, max_fields=10) as form:
+            name, where = str(form.get("name", "")).strip(), str(form.get("where", "0"))
+        folders = self.studio.folders.data
+        if where not in map(str, range(len(folders))):
+            raise HTTPException(400, "There is no such folder of images.")
+        path = folders[int(where)] / name
+
+        def make() -> str:
+            fault = why_no_name(name)
+            if fault:
+                return f"{fault[0].upper()}{fault[1:]}."
+            with files.reported(path):
+                try:
+                    path.mkdir()
+                except FileExistsError:
+                    return f"{name} is there already. Choose another name."
+                (path / NEW_MARK).mkdir(parents=True)
+            return ""
+
+        fault = await asyncio.to_thread(make)
+        if fault:
+            return await self._all(400, fault=fault, given=name, where=where)
+        return RedirectResponse(Dataset(self.studio, path).address, 303)
+
+    async def gallery(self, request: Request) -> Response:
+        """The images of a dataset, a hundred at a time."""
+        dataset, choice = await self.dataset_of(request), Choice.of(request.query_params)
+        content = await asyncio.to_thread(gallery_page, dataset, choice)
+        return self.studio.page("gallery.html.j2", **content)
+
+    async def thumbnail(self, request: Request) -> Response:
+        """The thumbnail of an image, made if it is not there; or the reason why not, as text."""
+        dataset, name = await self.dataset_of(request), request.path_params["image"]
+        path = await asyncio.to_thread(image_of, dataset.path, name)
+        if path is None:
+            raise HTTPException(404, "This image is not there.")
+        try:
+            target = await asyncio.to_thread(thumbnail_file, dataset.derived, dataset.path, path)
+        except OSError as error:
+            raise HTTPException(404, "This image is not there any more.") from error
+        reason = await asyncio.wrap_future(self.thumbnails.request(path, target))
+        if reason:
+            return PlainTextResponse(printable(reason), 415, _NOT_KEPT)
+        keeps = target.stem.partition("-")[2] == request.query_params.get("v")
+        headers = _KEPT if keeps else _NOT_KEPT
+        return FileResponse(target, media_type="image/jpeg", headers=headers)
+
+    async def read(self, request: Request) -> Response:
+        """Have the folder listed anew, unless that is under way."""
+        dataset = await self.dataset_of(request)
+        async with request.form(max_files=0, max_fields=20) as form:
+            given = {name: str(value) for name, value in form.items()}
+        words: list[str] = [*_bucket_words(given), *(["--copies"] if given.get("copies") else [])]
+        title = f"{'Compare' if given.get('copies') else 'Read'} the images of {dataset.title}"
+        await asyncio.to_thread(self._start, dataset, "list", LIST_FILE, words, title)
+        return await self._started(request, dataset, "list")
+
+    async def make_report(self, request: Request) -> Response:
+        """Have the health report written, unless that is under way."""
+        dataset = await self.dataset_of(request)
+        title = f"Health report on {dataset.title}"
+        await asyncio.to_thread(self._start, dataset, "report", REPORT_FILE, ["--overwrite"], title)
+        return await self._started(request, dataset, "report")
+
+    async def report(self, request: Request) -> Response:
+        """The health report, as a file to keep: its styles are not those of this server."""
+        dataset = await self.dataset_of(request)
+        file = dataset.derived / REPORT_FILE
+        if not await asyncio.to_thread(file.is_file):
+            raise HTTPException(404, "There is no report on this dataset yet.")
+        name = f"{dataset.title}-report.html"
+        return FileResponse(file, media_type="text/html", filename=name, headers=_NOT_KEPT)
+
+    async def work(self, request: Request) -> Response:
+        """How the task stands that works on a dataset, which its page asks for again and again."""
+        dataset, verb = await self.dataset_of(request), request.path_params["verb"]
+        if verb not in _VERBS:
+            raise HTTPException(404, "There is no such work.")
+        return await self._work(dataset, verb, request.query_params.get("had", "1"))
+
+    async def upload(self, request: Request) -> Response:
+        """Take files into a dataset; those that cannot be taken are named with the reason."""
+        dataset = await self.dataset_of(request)
+        receiver = await asyncio.to_thread(self._receiver, request, dataset)
+        piece = bytearray()
+        try:
+            async for chunk in request.stream():
+                piece += chunk
+                if len(piece) >= _PIECE_BYTES:
+                    await asyncio.to_thread(receiver.feed, bytes(piece))
+                    piece.clear()
+            await asyncio.to_thread(receiver.feed, bytes(piece))
+        except ClientDisconnect:
+            return PlainTextResponse("The browser went away.", 400)  # which nobody reads
+        finally:
+            await asyncio.to_thread(receiver.close)
+        is_part = "hx-request" in request.headers
+        template = "uploaded.html.j2" if is_part else "upload.html.j2"
+        outcomes = receiver.outcomes or [Outcome("", "No file was chosen.")]
+        return self.studio.page(template, dataset=dataset, outcomes=outcomes)
+
+    def _receiver(self, request: Request, dataset: Dataset) -> UploadReceiver:
+        if dataset.derived != dataset.path / files.DERIVED_DIR:
+            raise StorageError(f"{dataset.path} cannot be written: it belongs to somebody else.")
+        return UploadReceiver(
+            request.headers.get("content-type", ""),
+            dataset.path,
+            dataset.path / NEW_MARK,
+            self.thumbnails.check,
+        )
+
+    def _start(self, dataset: Dataset, verb: str, out: Any, words: list[str], title: str) -> None:
+        if (dataset.path / "config.toml").exists():
+            raise HTTPException(
+                409,
+                f"{dataset.path} has a file config.toml, and so counts as the settings of a run, "
+                f"not as a folder of images. Move that file elsewhere.",
+            )
+        running = work_view(dataset, verb)
+        if running is not None and running["is_alive"]:
+            return
+        derived = dataset.derived
+        places = ["--out", derived / out, "--cache-dir", derived]
+        self.studio.tasks.start(
+            ["dataset", verb, dataset.path, *places, *words], title, dataset.address
+        )
+
+    async def _started(self, request: Request, dataset: Dataset, verb: str) -> Response:
+        if "hx-request" not in request.headers:
+            return RedirectResponse(dataset.address, 303)
+        return await self._work(dataset, verb, request.query_params.get("had", "1"))
+
+    async def _work(self, dataset: Dataset, verb: str, had: str) -> Response:
+        def look() -> dict[str, Any]:
+            task = dataset.newest_task(verb)
+            work = None if task is None else task_part(dataset, task, verb)
+            return {"work": work, "report": report_view(dataset)}
+
+        content = await asyncio.to_thread(look)
+        work = content["work"]
+        answer = self.studio.page(
+            "data_work.html.j2", dataset=dataset, verb=verb, had=had == "1", **content
+        )
+        if verb == "list" and had != "1" and work is not None and work["state"] == "done":
+            answer.headers["hx-refresh"] = "true"
+        return answer
+
+    async def _all(self, status: int = 200, **more: str) -> Response:
+        content = await asyncio.to_thread(datasets_page, self.studio)
+        said = {"fault": "", "given": "", "where": "0", **more}
+        return self.studio.page("data.html.j2", status, **content, **said)
+
+
+def _bucket_words(given: Mapping[str, str]) -> list[str]:
+    """The options of the verb that a form asks for.
+
+    Raises:
+        HTTPException: One is no number of pixels: 400.
+    """
+    words: list[str] = []
+    for name, label in BUCKET_OPTIONS.items():
+        text = given.get(name, "").strip()
+        if not text:
+            continue
+        is_number = text.isascii() and text.isdecimal() and len(text) < 6
+        if not is_number or not 1 <= int(text) <= _LARGEST_OPTION:
+            raise HTTPException(400, f"{label}: a whole number of pixels up to {_LARGEST_OPTION}.")
+        words += [f"--{name.replace('_', '-')}", text]
+    return [*words, "--no-upscale"] if given.get("no_upscale") == "1" else words

@@ -1,0 +1,258 @@
+"""What the templates of the pages of datasets show: plain values, no HTML."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from impasto.data.image_list import ImageList, ListedImage, is_hidden
+from impasto.parsing import printable
+from impasto.runs import RunDirectory
+from impasto.runs.tasks import TaskDirectory
+from impasto.studio.core import Studio
+from impasto.studio.datasets import DatasetSummary, derived_of, find_datasets, image_files
+from impasto.studio.folders import address_of
+from impasto.studio.gallery import (
+    ALIKE,
+    PER_PAGE,
+    SORTS,
+    Choice,
+    chosen,
+    is_of_now,
+    load_list,
+)
+from impasto.studio.losses import Losses, read_losses
+from impasto.studio.thumbnails import reason_of, thumbnail_file
+
+LIST_FILE = Path("studio") / "images.jsonl"
+REPORT_FILE = Path("studio") / "report.html"
+BUCKET_OPTIONS = {
+    "resolution": "Resolution",
+    "min_side": "Shortest side",
+    "max_side": "Longest side",
+    "step": "Step of sides",
+}
+"""Options of `impasto dataset list` that the page has fields for."""
+
+_CAPTION_SHOWN = 160
+_RUNS_AT_MOST = 50
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A dataset that is shown.
+
+    Attributes:
+        studio: What it is shown by.
+        path: Its folder.
+    """
+
+    studio: Studio
+    path: Path
+
+    @property
+    def name(self) -> str:
+        """How addresses name it."""
+        return address_of(self.studio.folders.data, self.path)
+
+    @property
+    def address(self) -> str:
+        """The address of its gallery."""
+        return f"/data/{self.name}"
+
+    @property
+    def derived(self) -> Path:
+        """The folder for what is derived from it."""
+        return derived_of(self.path, self.studio.home)
+
+    @property
+    def title(self) -> str:
+        """Its name for people."""
+        return printable(self.path.name or str(self.path))
+
+    def newest_task(self, verb: str) -> TaskDirectory | None:
+        """The task that did something to it last: `list` or `report`."""
+        for task in self.studio.tasks.all():
+            about = task.description()
+            words = about.get("words", [])
+            if about.get("back") == self.address and words[:2] == ["dataset", verb]:
+                return task
+        return None
+
+
+def datasets_page(studio: Studio) -> dict[str, Any]:
+    """All datasets, with some thumbnails of each."""
+    return {
+        "datasets": [_dataset_row(studio, summary) for summary in find_datasets(studio.folders)],
+        "places": [str(folder) for folder in studio.folders.data],
+    }
+
+
+def _dataset_row(studio: Studio, summary: DatasetSummary) -> dict[str, Any]:
+    dataset = Dataset(studio, summary.path)
+    images = (address_of([summary.path], path) for path in summary.first)
+    return {
+        "address": dataset.address,
+        "title": dataset.title,
+        "place": printable(str(summary.path.parent)),
+        "count": summary.count,
+        "thumbnails": [f"{dataset.address}/thumbnails/{image}" for image in images],
+    }
+
+
+def gallery_page(dataset: Dataset, choice: Choice) -> dict[str, Any]:
+    """A page of the gallery: a hundred images at most."""
+    found = load_list(dataset.derived / LIST_FILE)
+    listing, facts = found or (ImageList(_plain_list(dataset.path)), None)
+    runs = _runs_with_losses(dataset.studio)
+    run = dataset.studio.folders.run_of(choice.run) if choice.run else None
+    losses = read_losses(run, dataset.path) if run is not None and facts is not None else {}
+    images = chosen(listing.images, choice if facts else Choice(page=choice.page), losses)
+    pages = max(1, -(-len(images) // PER_PAGE))
+    page = min(choice.page, pages)
+    shown = images[(page - 1) * PER_PAGE : page * PER_PAGE]
+    is_now = facts is not None and is_of_now(dataset.path, listing, shown)
+    return {
+        "dataset": dataset,
+        "place": printable(str(dataset.path)),
+        "choice": choice,
+        "facts": facts,
+        "cards": _cards(dataset, shown, choice, losses),
+        "found": len(images),
+        "page": page,
+        "pages": pages,
+        "sorts": SORTS,
+        "alike": ALIKE,
+        "runs": runs,
+        "has_losses": bool(losses),
+        "list": listing,
+        "options": _options(listing.options),
+        "is_now": is_now,
+        "work": work_view(dataset, "list"),
+        "reads_itself": not is_now and bool(listing.images) and not _has_failed(dataset),
+        "report": report_view(dataset),
+    }
+
+
+def _plain_list(dataset: Path) -> list[ListedImage]:
+    """What there is to show before a list was made: the images by their endings alone."""
+    return [ListedImage(name) for name in image_files(dataset)]
+
+
+def _options(given: Mapping[str, Any]) -> dict[str, Any]:
+    fields = {name: given[name] if type(given.get(name)) is int else "" for name in BUCKET_OPTIONS}
+    return {**fields, "no_upscale": given.get("no_upscale") is True}
+
+
+def _has_failed(dataset: Dataset) -> bool:
+    """Whether the last list failed, and nothing in the folder has changed since."""
+    task = dataset.newest_task("list")
+    if task is None or dataset.studio.tasks.state_of(task).state not in ("failed", "killed"):
+        return False
+    began = task.description().get("started_at", 0)
+    try:
+        return bool(dataset.path.stat().st_mtime <= began + 1)
+    except OSError:
+        return True
+
+
+def _cards(
+    dataset: Dataset, images: Sequence[ListedImage], choice: Choice, losses: Losses
+) -> list[dict[str, Any]]:
+    derived, cards, group = dataset.derived, [], 0
+    for image in images:
+        own = getattr(image, choice.alike) if choice.alike else 0
+        card = _card(dataset, derived, image, losses)
+        if card is not None:
+            cards.append({**card, "group": own if own != group else 0})
+            group = own
+    return cards
+
+
+def _card(
+    dataset: Dataset, derived: Path, image: ListedImage, losses: Losses
+) -> dict[str, Any] | None:
+    path = dataset.path / image.path
+    if is_hidden(image.path) or not path.is_relative_to(dataset.path):
+        return None  # of a list that somebody else made
+    name = address_of([dataset.path], path)
+    try:
+        target = thumbnail_file(derived, dataset.path, path)
+        version, reason = target.stem.partition("-")[2], reason_of(target)
+    except (OSError, ValueError):
+        version, reason = "", image.skipped or "It is not there any more."
+    return {
+        "address": f"{dataset.address}/images/{name}",
+        "thumbnail": f"{dataset.address}/thumbnails/{name}?v={version}",
+        "reason": reason,
+        "title": printable(image.path),
+        "caption": image.caption[:_CAPTION_SHOWN]
+        + ("…" if len(image.caption) > _CAPTION_SHOWN else ""),
+        "badges": _badges(image, losses),
+        "size": f"{image.width} × {image.height}" if image.width else "",
+    }
+
+
+def _badges(image: ListedImage, losses: Losses) -> list[tuple[str, str]]:
+    """What to notice about an image: kind and words."""
+    if image.skipped:
+        return [("bad", f"skipped: {image.skipped}")]
+    found: list[tuple[str, str]] = []
+    if image.bucket and not image.captioned:
+        found.append(("bad", "no caption"))
+    if image.enlarged:
+        found.append(("warn", f"enlarged ×{image.enlarged:.2g}"))
+    if image.cropped >= 0.005:
+        found.append(("", f"{100 * image.cropped:.0f} % cropped away"))
+    if image.copies:
+        found.append(("warn", "copy"))
+    if image.near:
+        found.append(("warn", "near copy"))
+    if image.mask:
+        found.append(("", "mask"))
+    if image.path in losses:
+        ratio, times = losses[image.path]
+        found.append(("", f"{ratio:.2f} × the usual loss, shown {times}×"))
+    return found
+
+
+def work_view(dataset: Dataset, verb: str) -> dict[str, Any] | None:
+    """The task that is at work on a dataset, or that failed last; None where there is none."""
+    task = dataset.newest_task(verb)
+    return None if task is None else task_part(dataset, task, verb)
+
+
+def task_part(dataset: Dataset, task: TaskDirectory, verb: str) -> dict[str, Any]:
+    """How a task that works on a dataset stands."""
+    state = dataset.studio.tasks.state_of(task)
+    return {
+        "verb": verb,
+        "name": task.path.name,
+        "state": state.state,
+        "is_alive": state.is_alive,
+        "stage": state.stage,
+        "error": state.error or ("" if state.state != "failed" else "\n".join(task.last_lines(5))),
+    }
+
+
+def report_view(dataset: Dataset) -> dict[str, Any]:
+    """The health report: when it was written, if it is there, and the task that writes it."""
+    try:
+        written = (dataset.derived / REPORT_FILE).stat().st_mtime
+        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(written))
+    except OSError:
+        when = ""
+    return {"when": when, "work": work_view(dataset, "report")}
+
+
+def _runs_with_losses(studio: Studio) -> list[tuple[str, str]]:
+    """The runs that can be chosen for their losses: address and title."""
+    found = []
+    for summary in studio.folders.all_runs():
+        run: RunDirectory = summary.run
+        if run.image_losses_file.is_file() and studio.folders.run_of(studio.folders.name_of(run)):
+            found.append((studio.folders.name_of(run), printable(run.path.name)))
+    return found[:_RUNS_AT_MOST]

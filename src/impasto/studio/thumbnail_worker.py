@@ -1,0 +1,133 @@
+"""Decodes images for the studio, as a process of its own that `thumbnails.py` starts.
+
+Each line of its input is a JSON object with `source` and, for a thumbnail, `target`; each is
+answered by a line with `reason`, empty where it went well. A hostile file may take this process
+down or hold it up; `thumbnails.py` starts another one then. It ends when its input does, or when
+nothing is asked for a while.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from impasto import files
+from impasto.data import images
+from impasto.data.formats import HEIF, heif_advice, register_heif
+from impasto.data.records import Size
+
+SIDE = 256
+"""Pixels of a thumbnail's longer side."""
+
+MOST_PIXELS = 64_000_000
+"""An image of more is decoded only where that is cheap: a JPEG that is read at an eighth."""
+
+_IDLE_S = 60.0
+_MEMORY_BYTES = 3 << 30
+_QUALITY = 80
+
+
+def answer(request: dict[str, Any]) -> dict[str, Any]:
+    """Make a thumbnail, or look whether a file is an image; with the reason why not."""
+    source = Path(request["source"])
+    try:
+        if Path(request.get("name", source.name)).suffix.lower() in HEIF and not register_heif():
+            raise images.UnreadableImageError(heif_advice(), is_transient=True)
+        if "target" in request:
+            _write(_decoded(source), Path(request["target"]))
+        else:
+            _check(source)
+    except images.UnreadableImageError as error:
+        return {"reason": str(error), "is_transient": error.is_transient}
+    except MemoryError:
+        return {"reason": "not enough memory to decode it", "is_transient": True}
+    except Exception as error:  # a full disk, or a decoder's own
+        return {"reason": f"not possible ({error})", "is_transient": True}
+    return {"reason": ""}
+
+
+def _decoded(source: Path) -> Image.Image:
+    """The image, a JPEG as small as it may be.
+
+    Raises:
+        UnreadableImageError: It is none, or damaged, or would take too much memory.
+    """
+    size, _ = images.read_header(source)
+    if size.area > MOST_PIXELS and not _is_cheap(source):
+        raise images.UnreadableImageError(
+            f"{size.width}x{size.height} pixels are too many for a thumbnail: over "
+            f"{MOST_PIXELS // 1_000_000} megapixels, of a kind that is decoded whole"
+        )
+    return images.read_rgb(source, at_least=Size(SIDE, SIDE))
+
+
+def _check(source: Path) -> None:
+    """Look whether a file is an image that can be used: decode it, or check it as it stands.
+
+    Raises:
+        UnreadableImageError: It is none, damaged, or larger than what is trained on.
+    """
+    size, _ = images.read_header(source)
+    if size.area <= MOST_PIXELS or _is_cheap(source):
+        images.read_rgb(source, at_least=Size(SIDE, SIDE))
+        return
+    with Image.open(source) as image:
+        try:
+            image.verify()  # checksums, where the format has them
+        except (OSError, SyntaxError, ValueError) as error:
+            raise images.UnreadableImageError(f"damaged or truncated ({error})") from error
+
+
+def _is_cheap(source: Path) -> bool:
+    """Whether an image can be decoded at a fraction of its size, row by row."""
+    with Image.open(source) as image:
+        return image.format == "JPEG" and not image.info.get("progressive")
+
+
+def _write(picture: Image.Image, target: Path) -> None:
+    picture.thumbnail((SIDE, SIDE))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    name = target.name.partition("-")[0]
+    for old in target.parent.glob(f"{name}-*"):  # of the same image as it was before
+        old.unlink(missing_ok=True)
+    with files.replace_file(target, durable=False) as partial:
+        picture.save(partial, "JPEG", quality=_QUALITY)
+
+
+def _bound_memory() -> None:
+    """Let a decoder that wants too much fail instead of the machine; not on Windows."""
+    try:
+        import resource
+    except ImportError:
+        return
+    if sys.platform == "linux":
+        resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES, _MEMORY_BYTES))
+
+
+def main() -> None:
+    """Answer what is asked until the input ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the studio, whose end ends this
+    _bound_memory()
+    output = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="ascii")
+    sys.stdout = sys.stderr  # decoders may print
+    while True:
+        rest = threading.Timer(_IDLE_S, os._exit, (0,))
+        rest.daemon = True
+        rest.start()
+        line = sys.stdin.readline()
+        rest.cancel()
+        if not line:
+            return
+        output.write(json.dumps(answer(json.loads(line))) + "\n")
+        output.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,271 @@
+"""Files that a browser sends to a dataset: checked under a temporary name, then given theirs.
+
+Nothing that is there is ever replaced. What arrives goes to a temporary file in the dataset's
+folder of derived data, with this process in its name, so that what a killed studio leaves is
+removed by the next upload.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import MultipartParser, parse_options_header
+from starlette.exceptions import HTTPException
+
+from impasto import files
+from impasto.data.formats import EXTENSIONS
+from impasto.parsing import decode_caption, is_text, printable
+
+FIELD = "files"
+MOST_FILES = 2000
+"""Files of one request; a page sends each by itself."""
+
+MOST_BYTES = 512 << 20
+"""Bytes of an image; a PNG of 150 megapixels has as many."""
+
+MOST_CAPTION_BYTES = 1 << 20
+CAPTIONS = frozenset({".txt", ".caption"})
+
+_FORBIDDEN = re.compile(r'[\x00-\x1f\x7f<>:"/\\|?*]')
+_RESERVED = re.compile(r"(?i)(con|prn|aux|nul|com\d|lpt\d)(\..*)?")
+_LONGEST_NAME = 200  # bytes; other files are named after an image
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a file that was sent: the reason is empty where it is in the dataset."""
+
+    name: str
+    reason: str = ""
+
+
+def why_no_name(name: str) -> str:
+    """Why a file or folder cannot have a name on every system; empty where it can."""
+    if not name or not name.strip() or not is_text(name):
+        return "a name is needed, in letters that are text"
+    if _FORBIDDEN.search(name):
+        return 'a name has none of / \\ : * ? " < > | and no control characters'
+    if name.startswith("."):
+        return "a name does not begin with a dot: such files are hidden"
+    if name != name.strip() or name.endswith("."):
+        return "a name neither begins nor ends with a space, nor ends with a dot"
+    if _RESERVED.fullmatch(name):
+        return "Windows keeps this name for a device"
+    if len(os.fsencode(name)) > _LONGEST_NAME:
+        return f"a name has at most {_LONGEST_NAME} bytes"
+    return ""
+
+
+class UploadReceiver:
+    """Takes the body of a form with files, piece by piece.
+
+    Args:
+        content_type: The header of the request.
+        dataset: The folder that the files go to.
+        waiting: The folder for temporary files, on the same disk.
+        check: Why a file is no image that can be used, by its path and the name it will have; empty
+            where it is.
+        most_bytes: Bytes of an image at most.
+
+    Raises:
+        HTTPException: The body is no form with files: 400.
+        StorageError: The folder cannot be written.
+    """
+
+    def __init__(
+        self,
+        content_type: str,
+        dataset: Path,
+        waiting: Path,
+        check: Callable[[Path, str], str],
+        most_bytes: int = MOST_BYTES,
+    ) -> None:
+        kind, options = parse_options_header(content_type)
+        if kind != b"multipart/form-data" or not options.get(b"boundary"):
+            raise HTTPException(400, "This is no form with files.")
+        self._dataset, self._waiting, self._check = dataset, waiting, check
+        self._most_bytes = most_bytes
+        self.outcomes: list[Outcome] = []
+        self._part: _Part | None = None
+        self._header, self._value, self._disposition = b"", b"", b""
+        with files.reported(waiting):
+            waiting.mkdir(parents=True, exist_ok=True)
+            files.remove_leftovers(waiting)
+        self._parser = MultipartParser(
+            options[b"boundary"],
+            {
+                "on_part_begin": self._begin,
+                "on_header_field": self._name,
+                "on_header_value": self._said,
+                "on_header_end": self._header_end,
+                "on_headers_finished": self._open,
+                "on_part_data": self._data,
+                "on_part_end": self._end,
+            },
+        )
+
+    def feed(self, piece: bytes) -> None:
+        """Take the next bytes of the body.
+
+        Raises:
+            HTTPException: They are no form: 400.
+            StorageError: The disk is full, or the folder cannot be written.
+        """
+        try:
+            self._parser.write(piece)
+        except FormParserError as error:
+            raise HTTPException(400, f"The form that was sent is damaged: {error}") from error
+
+    def close(self) -> None:
+        """Remove what did not arrive whole."""
+        if self._part is not None:
+            self._part.remove()
+            self._part = None
+
+    def _begin(self) -> None:
+        self._disposition = b""
+
+    def _name(self, data: bytes, start: int, end: int) -> None:
+        self._header += data[start:end]
+
+    def _said(self, data: bytes, start: int, end: int) -> None:
+        self._value += data[start:end]
+
+    def _header_end(self) -> None:
+        if self._header.lower() == b"content-disposition":
+            self._disposition = self._value
+        self._header = self._value = b""
+
+    def _open(self) -> None:
+        _, said = parse_options_header(self._disposition)
+        if said.get(b"name") != FIELD.encode() or not said.get(b"filename"):
+            return  # another field, or no file was chosen
+        name = said[b"filename"].decode("utf-8", "surrogateescape")
+        reason = self._why_not(name)
+        if reason:
+            self.outcomes.append(Outcome(printable(name), reason))
+            return
+        most = MOST_CAPTION_BYTES if _is_caption(name) else self._most_bytes
+        self._part = _Part(name, files.partial_name(self._waiting / name), most)
+
+    def _why_not(self, name: str) -> str:
+        reason = why_no_name(name)
+        if reason:
+            return reason
+        if Path(name).suffix.lower() not in EXTENSIONS and not _is_caption(name):
+            return "neither an image that is read nor a caption (.txt, .caption)"
+        if os.path.lexists(self._dataset / name):
+            return "is there already, and was not replaced"
+        if len(self.outcomes) >= MOST_FILES:
+            return f"over {MOST_FILES:,} files at once; send it again"
+        return ""
+
+    def _data(self, data: bytes, start: int, end: int) -> None:
+        if self._part is not None:
+            self._part.write(data[start:end])
+
+    def _end(self) -> None:
+        part, self._part = self._part, None
+        if part is None:
+            return
+        try:
+            reason = part.finish() or self._fault_of(part)
+            if not reason:
+                reason = give_name(part.path, self._dataset / part.name)
+        finally:
+            part.remove()
+        self.outcomes.append(Outcome(part.name, reason))
+
+    def _fault_of(self, part: _Part) -> str:
+        if not _is_caption(part.name):
+            return self._check(part.path, part.name)
+        try:
+            text = decode_caption(part.path.read_bytes())
+        except UnicodeDecodeError as error:
+            return f"is not UTF-8 text (byte {error.start}); save it as UTF-8"
+        return "is not text" if "\0" in text else ""
+
+
+class _Part:
+    """A file that is arriving."""
+
+    def __init__(self, name: str, path: Path, most: int) -> None:
+        self.name, self.path = name, path
+        self._most, self._size = most, 0
+        with files.reported(path.parent):
+            self._file: BinaryIO = path.open("xb")
+
+    def write(self, data: bytes) -> None:
+        """Add bytes; those beyond the most are let go."""
+        self._size += len(data)
+        if self._size <= self._most:
+            with files.reported(self.path.parent):
+                self._file.write(data)
+
+    def finish(self) -> str:
+        """Flush it to the disk; why it is not taken, or empty."""
+        with files.reported(self.path.parent):
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._file.close()
+        if self._size > self._most:
+            return f"has over {_size_words(self._most)}, which is too large"
+        return "" if self._size else "the file is empty"
+
+    def remove(self) -> None:
+        """Remove it, unless it has its name."""
+        with contextlib.suppress(OSError):
+            self._file.close()
+        with contextlib.suppress(OSError):
+            self.path.unlink(missing_ok=True)
+
+
+def give_name(partial: Path, target: Path) -> str:
+    """Give a file its name unless another one has it; why not, or empty.
+
+    A second name for the same content is made at once or not at all, whoever else is writing there.
+    Where a file system has no second names, the name is taken by an empty file first.
+
+    Raises:
+        StorageError: The folder cannot be written.
+    """
+    taken = "is there already, and was not replaced"
+    try:
+        if os.name == "nt":
+            partial.rename(target)
+        else:
+            target.hardlink_to(partial)
+    except FileExistsError:
+        return taken
+    except OSError:
+        return _reserve(partial, target, taken)
+    return ""
+
+
+def _reserve(partial: Path, target: Path, taken: str) -> str:
+    with files.reported(target):
+        try:
+            target.open("xb").close()
+        except FileExistsError:
+            return taken
+        try:
+            partial.replace(target)
+        except OSError:
+            target.unlink(missing_ok=True)
+            raise
+    return ""
+
+
+def _is_caption(name: str) -> bool:
+    return Path(name).suffix.lower() in CAPTIONS
+
+
+def _size_words(size: int) -> str:
+    return f"{size >> 20} MiB" if size >= 1 << 20 else f"{size} bytes"

@@ -1,0 +1,89 @@
+"""Datasets in the studio by clicks, in a real browser; skipped where there is no Chromium."""
+
+import shutil
+
+import pytest
+from browsing import LOOKS, at, check, needs_browser, served, tab_to
+from PIL import Image
+
+pytestmark = needs_browser
+
+
+def drawn(path, seed, size=(300, 200)):
+    Image.effect_noise(size, 50 + seed).convert("RGB").save(path)
+
+
+@pytest.fixture
+def folders(tmp_path):
+    (tmp_path / "runs").mkdir()
+    cats = tmp_path / "data" / "cats"
+    cats.mkdir(parents=True)
+    for number in range(5):
+        drawn(cats / f"cat-{number}.png", number)
+    shutil.copy(cats / "cat-1.png", cats / "twin.png")
+    (cats / "cat-1.txt").write_text("cat, <b>solo</b>", encoding="utf-8")
+    (cats / "broken.jpg").write_bytes(b"")
+    return tmp_path
+
+
+def test_a_dataset_is_made_filled_and_looked_through_by_clicks(folders, page, complaints):
+    drawn(folders / "new.png", 9)
+    (folders / "new.txt").write_text("a new one", encoding="utf-8")
+    (folders / "fake.png").write_text("<!doctype html>", encoding="utf-8")
+    with served(folders / "runs", "--data", folders / "data") as (address, _):
+        page.goto(address)
+        page.click("nav >> text=Data")
+        page.fill("#name", "dogs")
+        page.keyboard.press("Enter")
+        page.set_input_files("#files", [folders / n for n in ("new.png", "new.txt", "fake.png")])
+        page.click("text=Add them")
+        page.wait_for_selector("text=2 of 3 files added")
+        assert "HTML page" in page.inner_text("#uploaded .refused")
+        assert (folders / "data" / "dogs" / "new.png").is_file()
+        page.click("text=Show the images")
+        page.wait_for_selector(".chips")  # the folder was read by itself
+        page.wait_for_function("document.querySelector('.thumb img').naturalWidth > 0")
+        assert page.inner_text(".card .caption") == "a new one"
+
+        page.click("text=All datasets")
+        page.click(".dataset:has-text('cats')")
+        page.wait_for_selector(".chips")
+        page.click(".chip:has-text('skipped')")
+        page.wait_for_selector("text=1 image of 7.")
+        page.wait_for_selector(".no-thumbnail:has-text('the file is empty')")
+        page.check("[name=copies]")
+        page.click("button:has-text('Read the folder')")
+        page.click("text=Show what was found")
+        page.click(".chip:has-text('2 copies')")
+        assert page.locator(".card .title").all_inner_texts() == ["cat-1.png", "twin.png"]
+        with page.expect_download() as report:
+            page.click("text=Write the health report")
+            page.click("text=Health report of")
+        assert report.value.suggested_filename == "cats-report.html"
+    assert [url for url in complaints if "/thumbnails/" not in url] == []
+
+
+@pytest.mark.parametrize("look", LOOKS.values(), ids=LOOKS)
+def test_pages_of_datasets_have_no_serious_fault_for_anybody(folders, browser, look):
+    """By axe-core, at any width without scrolling sideways, and by keyboard."""
+    for number in range(100):
+        drawn(folders / "data" / "cats" / f"more-{number}.png", number, (30, 20))
+    with served(folders / "runs", "--data", folders / "data") as (address, _):
+        context = browser.new_context(**look)
+        page = context.new_page()
+        page.goto(address)
+        page.wait_for_selector("h1")
+        page.goto(at(address, "data"))
+        check(page)
+        tab_to(page, ".dataset")
+        page.keyboard.press("Enter")
+        page.wait_for_selector(".chips")
+        page.click("summary:has-text('Filter and sort')")
+        page.wait_for_selector(".no-thumbnail")
+        check(page)
+        tab_to(page, "[rel=next]")
+        page.keyboard.press("Enter")
+        page.wait_for_selector("text=Page 2 of 2")
+        page.goto(at(address, "data/0.missing"))
+        page.wait_for_selector("text=Not possible")
+        context.close()

@@ -1,0 +1,750 @@
+"""The studio's pages of datasets: filters, thumbnails of hostile images, uploads on bad days."""
+
+import base64
+import io
+import json
+import os
+import shutil
+import sys
+import time
+import zlib
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from starlette.exceptions import HTTPException
+from studios import FROM_HERE
+from test_run_status import GONE, make_run
+
+from impasto import files
+from impasto.data.formats import heif_advice
+from impasto.data.image_list import ImageList, ListedImage, folders_below, write_image_list
+from impasto.owners import current_process
+from impasto.studio import losses as losses_module
+from impasto.studio.datasets import dataset_of, derived_of, find_datasets, image_of
+from impasto.studio.folders import Folders, address_of
+from impasto.studio.gallery import PER_PAGE, Choice, chosen, reason_kind
+from impasto.studio.losses import read_losses
+from impasto.studio.thumbnails import Thumbnails, reason_of, thumbnail_file
+from impasto.studio.uploads import UploadReceiver, give_name, why_no_name
+
+STRANGE = [
+    "<img src=x onerror=alert(1)>.png",
+    'a"b.png',
+    "%2e%2e.png",
+    "two\nlines.png",
+    "a&b;c.png",
+]
+
+
+@pytest.fixture
+def data(folder):
+    return folder.parent / "data"
+
+
+@pytest.fixture
+def cats(data):
+    (data / "cats").mkdir()
+    for number in range(3):
+        png(data / "cats" / f"{number}.png", (60 + number, 40))
+    return data / "cats"
+
+
+@pytest.fixture
+def started(studio, monkeypatch):
+    """Tasks are only written down."""
+    words = []
+
+    def start(asked, title, back="/", folder=None):
+        words.append([str(word) for word in asked])
+        return "20260101-000000-abcdef"
+
+    monkeypatch.setattr(studio.tasks, "start", start)
+    return words
+
+
+def png(path, size=(8, 8)):
+    Image.new("RGB", size, (200, 40, 40)).save(path, "PNG")
+    return path
+
+
+def encoded(size=(8, 8), kind="PNG"):
+    file = io.BytesIO()
+    Image.new("RGB", size).save(file, kind)
+    return file.getvalue()
+
+
+def address(studio, dataset):
+    return f"/data/{address_of(studio.folders.data, dataset)}"
+
+
+def listed(studio, dataset, images, **more):
+    file = derived_of(dataset, studio.home) / "studio" / "images.jsonl"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_image_list(file, ImageList(images, folders=folders_below(dataset), **more))
+
+
+# which datasets there are
+
+
+def test_datasets_are_folders_with_images_up_to_three_levels_down(client, studio, data, cats):
+    for name in ("a/b/c", "a/b/c/d", ".hidden", "words"):
+        (data / name).mkdir(parents=True)
+    for place in ("a/b/c", "a/b/c/d", ".hidden"):
+        png(data / place / "x.png")
+    (data / "words" / "x.txt").write_text("x", encoding="utf-8")
+    run = make_run(data / "run", phase="finished", process=GONE)
+    (run.path / "samples").mkdir()
+    png(run.path / "samples" / "x.png")
+    found = {s.path.relative_to(data).as_posix(): s.count for s in find_datasets(studio.folders)}
+    assert found == {"a/b/c": 1, "cats": 3}
+    page = client.get("/data").text
+    assert "3 images" in page
+    assert f'href="{address(studio, cats)}"' in page
+
+
+def test_an_address_names_datasets_and_images_inside_alone(studio, data, cats, tmp_path):
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    png(outside / "x.png")
+    (cats / ".hidden.png").write_bytes(b"")
+    (cats / "words.txt").write_text("x", encoding="utf-8")
+    (cats / "folder.png").mkdir()
+    folders = studio.folders
+    assert dataset_of(folders, address_of(folders.data, cats)) == cats
+    assert image_of(cats, address_of([cats], cats / "0.png")) == cats / "0.png"
+    for path in ("missing", "../outside", str(outside), "cats/0.png", "cats/../cats", ".home"):
+        assert dataset_of(folders, name_of(path)) is None, path
+    for path in (
+        ".hidden.png", "words.txt", "folder.png", "missing.png", "../outside/x.png", "a\0.png",
+        str(outside / "x.png"), "../cats/0.png", "x" * 300 + ".png",
+    ):  # fmt: skip
+        assert image_of(cats, name_of(path)) is None, path
+    for name in ("", "x", "1.ZG9n", "-1.ZG9n", "x" * 4000):
+        assert dataset_of(folders, name) is None
+        assert image_of(cats, name) is None
+    if sys.platform != "win32":
+        (cats / "link.png").symlink_to(outside / "x.png")
+        (data / "link").symlink_to(outside)
+        assert image_of(cats, name_of("link.png")) is None
+        assert dataset_of(folders, name_of("link")) is None
+
+
+def name_of(path):
+    return "0." + base64.urlsafe_b64encode(os.fsencode(path)).decode().rstrip("=")
+
+
+def test_derived_data_is_not_written_where_a_link_leads_out(cats, tmp_path):
+    home = tmp_path / "home"
+    assert derived_of(cats, home) == cats / ".impasto"
+    (tmp_path / "elsewhere").mkdir()
+    (cats / ".impasto").symlink_to(tmp_path / "elsewhere")
+    assert derived_of(cats, home).is_relative_to(home)
+
+
+def test_a_new_dataset_is_a_folder(client, studio, data, cats):
+    made = client.post("/data", data={"name": "dogs"}, headers=FROM_HERE, follow_redirects=False)
+    assert made.status_code == 303
+    assert made.headers["location"] == address(studio, data / "dogs")
+    page = client.get(made.headers["location"])
+    assert "no images here yet" in page.text
+    assert "dogs" in client.get("/data").text  # it is there though it is empty
+    for name in ("cats", "", " ", "../x", "a/b", "a\\b", ".x", "con", "a\nb", "x" * 300, "a."):
+        answer = client.post("/data", data={"name": name}, headers=FROM_HERE)
+        assert answer.status_code == 400, name
+        assert 'id="name-fault"' in answer.text
+    answer = client.post("/data", data={"name": "ok", "where": "7"}, headers=FROM_HERE)
+    assert answer.status_code == 400
+    assert sorted(p.name for p in data.iterdir()) == ["cats", "dogs"]
+
+
+# what a gallery shows
+
+names = st.sampled_from(["", "cat", "cat, solo", "Solo,night", "a red cat\nsolo", "catalogue"])
+some_images = st.lists(
+    st.builds(
+        ListedImage,
+        path=st.text("abcXYZ/.", min_size=1, max_size=6),
+        mtime_ns=st.integers(0, 5),
+        width=st.integers(0, 3),
+        height=st.integers(1, 3),
+        bucket=st.sampled_from(["", "512x512", "640x384"]),
+        cropped=st.sampled_from([0.0, 0.1, 0.101, 0.5]),
+        enlarged=st.sampled_from([0.0, 1.2]),
+        caption=names,
+        captioned=st.booleans(),
+        skipped=st.sampled_from(["", "", "the file is empty", "damaged (x 1)", "damaged (y 2)"]),
+        copies=st.integers(0, 2),
+        near=st.integers(0, 2),
+    ),
+    max_size=25,
+)
+choices = st.builds(
+    Choice,
+    caption=st.sampled_from(["", "none", "some"]),
+    use=st.sampled_from(["", "used", "skipped"]),
+    why=st.sampled_from(["", "", "damaged", "the file is empty"]),
+    small=st.booleans(),
+    alike=st.sampled_from(["", "", "copies", "near"]),
+    cropped=st.sampled_from([None, None, 0, 10, 60]),
+    bucket=st.sampled_from(["", "", "512x512"]),
+    tag=st.sampled_from(["", "", "solo", "SOLO, cat", "cat"]),
+    words=st.sampled_from(["", "", "CAT", "x"]),
+    sort=st.sampled_from(["", "name", "newest", "size", "loss"]),
+)
+
+
+def fits(image, choice):
+    """The same as the filters of the gallery, written down slowly."""
+    text = f"{image.caption}|{image.path}".lower()
+    own = [tag.strip() for tag in image.caption.lower().replace("\n", ",").split(",")]
+    wanted = [tag.strip() for tag in choice.tag.lower().split(",") if tag.strip()]
+    return all(
+        (
+            not (choice.use == "used" and (image.skipped or choice.why)),
+            image.skipped or choice.use != "skipped",
+            not choice.why or image.skipped.startswith(choice.why),
+            not (choice.caption == "none" and (image.captioned or image.skipped)),
+            not (choice.caption == "some" and (not image.captioned or image.skipped)),
+            image.enlarged or not choice.small,
+            image.copies or choice.alike != "copies",
+            image.near or choice.alike != "near",
+            choice.cropped is None or image.cropped * 100 > choice.cropped,
+            choice.bucket in ("", image.bucket),
+            choice.words.lower() in text,
+            set(wanted) <= set(own),
+        )
+    )
+
+
+@given(some_images, choices, st.dictionaries(st.text("abc", max_size=2), st.floats(0, 9)))
+def test_filters_show_what_a_slow_filter_shows(images, choice, means):
+    losses = {name: (mean, 1) for name, mean in means.items()}
+    found = chosen(images, choice, losses)
+    expected = [image for image in images if fits(image, choice)]
+    assert sorted(found) == sorted(expected)
+    sort = choice.sort or ("loss" if losses else "name")
+    if choice.alike:
+        groups = [getattr(image, choice.alike) for image in found]
+        assert groups == sorted(groups)
+    elif sort == "name":
+        assert found == expected
+    else:
+        key = {
+            "newest": lambda i: i.mtime_ns,
+            "size": lambda i: i.width * i.height,
+            "loss": lambda i: losses[i.path][0] if i.path in losses else -1,
+        }[sort]
+        values = [key(image) for image in found]
+        assert values == sorted(values, reverse=True)
+
+
+@given(choices)
+def test_an_address_asks_for_what_was_chosen(choice):
+    from urllib.parse import parse_qsl
+
+    assert Choice.of(dict(parse_qsl(choice.address()[1:]))) == choice
+
+
+@given(st.dictionaries(st.sampled_from(sorted(Choice().__dict__)), st.text(max_size=9)))
+def test_any_address_is_understood(given):
+    chosen([ListedImage("a")], Choice.of(given), {})
+
+
+def test_reasons_of_one_kind_are_one():
+    assert reason_kind("damaged or truncated (no 5)") == "damaged or truncated"
+
+
+def test_a_page_of_50000_images_has_a_hundred(client, studio, data, started):
+    (data / "many").mkdir()
+    png(data / "many" / "00000.png")
+    images = [
+        ListedImage(f"{n:05}.png", caption=f"tag {n}", captioned=n % 2 == 0, bucket="512x512")
+        for n in range(50_000)
+    ]
+    listed(studio, data / "many", images)
+    page = client.get(f"{address(studio, data / 'many')}?page=300&caption=none").text
+    assert page.count('class="card"') == PER_PAGE == 100
+    assert "25,000 images of 50,000" in page
+    assert "Page 250 of 250" in page  # the last one, where a page is asked for that is not there
+    assert "49999.png" in page
+    assert "49998.png" not in page
+    second = client.get(f"{address(studio, data / 'many')}?page=2").text
+    assert "00199.png" in second
+    assert "00200.png" not in second
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Windows and macOS refuse such names")
+def test_strange_names_and_captions_are_text(client, studio, cats, started):
+    for name in STRANGE:
+        png(cats / name)
+    caption = "</select><script>alert(2)</script>" + "x" * 100_000
+    plain = client.get(address(studio, cats)).text
+    images = [ListedImage(n, caption=caption, captioned=True, skipped="") for n in STRANGE]
+    images += [ListedImage("../../etc/x.png"), ListedImage("/etc/x.png"), ListedImage("a\0.png")]
+    listed(studio, cats, images, unused=[("<script>alert(3)", "<b>")])
+    page = client.get(address(studio, cats)).text
+    for text in (plain, page):
+        assert "<script>alert" not in text
+        assert "<img src=x" not in text
+        assert text.count('class="card"') >= len(STRANGE)
+    assert len(page) < 60_000
+    assert "etc" not in page
+    for name in STRANGE:
+        thumb = f"{address(studio, cats)}/thumbnails/{address_of([cats], cats / name)}"
+        assert client.get(thumb).headers["content-type"] == "image/jpeg", name
+
+
+def test_groups_of_copies_stand_side_by_side(client, studio, cats, started):
+    groups = {"0.png": 2, "1.png": 1, "2.png": 2}
+    listed(studio, cats, [ListedImage(name, copies=group) for name, group in groups.items()])
+    page = client.get(f"{address(studio, cats)}?alike=copies").text
+    assert page.index("group 1") < page.index(">1.png<") < page.index("group 2")
+    assert page.index("group 2") < page.index(">0.png<") < page.index(">2.png<")
+    assert page.count("The same content") == 2
+
+
+def test_a_folder_that_changed_is_read_again(client, studio, cats, started):
+    page = address(studio, cats)
+    assert 'hx-trigger="load"' in client.get(page).text
+    assert client.get(page).text.count('class="card"') == 3  # shown though nothing is listed
+    stats = [(name, (cats / name).stat()) for name in ("0.png", "1.png", "2.png")]
+    listed(studio, cats, [ListedImage(n, s.st_size, s.st_mtime_ns) for n, s in stats])
+    assert 'hx-trigger="load"' not in client.get(page).text
+    os.utime(cats / "1.png", ns=(5, 5))  # written over in place
+    assert 'hx-trigger="load"' in client.get(page).text
+    os.utime(cats / "1.png", ns=(5, stats[1][1].st_mtime_ns))
+    assert 'hx-trigger="load"' not in client.get(page).text
+    png(cats / "new.png")
+    assert 'hx-trigger="load"' in client.get(page).text
+
+
+def test_reading_and_reporting_are_tasks(client, studio, cats, started):
+    page = address(studio, cats)
+    answer = client.post(
+        f"{page}/read",
+        data={"resolution": "768", "step": "", "no_upscale": "1", "copies": "1"},
+        headers=FROM_HERE,
+        follow_redirects=False,
+    )
+    assert (answer.status_code, answer.headers["location"]) == (303, page)
+    derived = str(cats / ".impasto")
+    assert started.pop() == [
+        "dataset", "list", str(cats), "--out", str(cats / ".impasto" / "studio" / "images.jsonl"),
+        "--cache-dir", derived, "--resolution", "768", "--no-upscale", "--copies",
+    ]  # fmt: skip
+    part = client.post(f"{page}/report", headers={**FROM_HERE, "hx-request": "true"})
+    assert 'id="work-report"' in part.text
+    assert started.pop()[:3] == ["dataset", "report", str(cats)]
+    for value in ("x", "0", "-1", "99999", "1e3", "²"):
+        answer = client.post(f"{page}/read", data={"step": value}, headers=FROM_HERE)
+        assert answer.status_code == 400, value
+        assert "Step of sides" in answer.text
+    (cats / "config.toml").write_text("[dataset]\nimage_dir = '/'", encoding="utf-8")
+    answer = client.post(f"{page}/read", headers=FROM_HERE)
+    assert answer.status_code == 409  # a stranger's settings would name other folders
+    assert started == []
+    assert client.get(f"{page}/work/words").status_code == 404
+    assert client.get(f"{page}/report").status_code == 404
+    (cats / ".impasto" / "studio").mkdir(parents=True, exist_ok=True)
+    (cats / ".impasto" / "studio" / "report.html").write_text("<p>", encoding="utf-8")
+    report = client.get(f"{page}/report")
+    assert report.headers["content-disposition"].startswith("attachment")
+
+
+def test_a_real_list_is_made_and_shown(client, studio, cats):
+    page = address(studio, cats)
+    client.post(f"{page}/read", headers=FROM_HERE)
+    for _ in range(600):
+        part = client.get(f"{page}/work/list?had=0")
+        if "hx-refresh" in part.headers:
+            break
+        assert "was not read" not in part.text
+        time.sleep(0.1)
+    assert part.headers["hx-refresh"] == "true"
+    for process in studio.tasks._started.values():
+        process.wait()
+    shown = client.get(page).text
+    assert "3 without caption" in shown
+    assert 'hx-trigger="load"' not in shown
+
+
+def test_a_dataset_that_is_removed_or_closed_is_named(client, studio, cats, data, started):
+    page = address(studio, cats)
+    thumb = f"{page}/thumbnails/{address_of([cats], cats / '0.png')}"
+    listed(studio, cats, [ListedImage("0.png"), ListedImage("gone.png")])
+    assert "not there any more" in client.get(page).text
+    if os.name != "nt" and os.geteuid():
+        cats.chmod(0)
+        try:
+            assert client.get("/data").status_code == 200
+            assert client.get(page).status_code in (200, 500)
+        finally:
+            cats.chmod(0o755)
+    shutil.rmtree(cats)
+    for path in (page, thumb, f"{page}/report", f"{page}/work/list"):
+        assert client.get(path).status_code == 404, path
+    for path in ("read", "report", "upload"):
+        assert client.post(f"{page}/{path}", headers=FROM_HERE).status_code == 404, path
+    assert client.get("/data").status_code == 200
+
+
+def test_a_folder_that_may_not_be_read_hides_no_other(client, studio, cats, data, monkeypatch):
+    real = os.scandir
+
+    def refuse(path):
+        if str(path).endswith("closed"):
+            raise PermissionError(path)
+        return real(path)
+
+    (data / "closed").mkdir()
+    monkeypatch.setattr(os, "scandir", refuse)
+    assert "cats" in client.get("/data").text
+    assert "no images here yet" in client.get(address(studio, data / "closed")).text
+
+
+# losses of a run
+
+
+def run_begun_in(path, place):
+    run = make_run(path, phase="finished", process=GONE)
+    status = {"phase": "finished", "process": GONE, "folder": str(place)}
+    run.status_file.write_text(json.dumps(status), encoding="utf-8")
+    return run
+
+
+def test_the_losses_of_a_run_are_ratios_to_all_at_the_same_noise(
+    client, studio, folder, cats, started
+):
+    run = run_begun_in(folder / "dog", cats.parent)
+    rows = [
+        ("1", "cats/0.png", "5", "0.5"), ("1", "cats/0.png", "9", "1.5"), ("x",),
+        ("2", str(cats / "2.png"), "5", "3"), ("2", "/elsewhere/1.png", "5", "9"),
+        ("3", "cats/0.png", "5", "nan"), ("3", '"cats/0.png', "5"),
+    ]  # fmt: skip
+    table = "step,image,timestep,loss\n" + "\n".join(",".join(row) for row in rows)
+    run.image_losses_file.write_text(table, encoding="utf-8")
+    found = read_losses(run, cats)
+    assert found == {"0.png": pytest.approx((1 / 3.5, 2)), "2.png": pytest.approx((3 / 3.5, 1))}
+    listed(studio, cats, [ListedImage(f"{n}.png") for n in range(3)])
+    page = client.get(f"{address(studio, cats)}?run={studio.folders.name_of(run)}").text
+    assert page.index(">2.png<") < page.index(">0.png<") < page.index(">1.png<")
+    assert "0.86 × the usual loss, shown 1×" in page
+    other = client.get(f"{address(studio, cats)}?run=0.x").text
+    assert "names no image" in other
+
+
+def test_of_a_long_table_of_losses_the_newest_rows_count(folder, cats, monkeypatch):
+    monkeypatch.setattr(losses_module, "READ_BYTES", 60)
+    run = run_begun_in(folder / "dog", cats.parent)
+    old = "1,cats/0.png,5,9\n" * 20
+    run.image_losses_file.write_text(old + "2,cats/1.png,5,1\n" * 3, encoding="utf-8")
+    assert read_losses(run, cats) == {"1.png": (1.0, 3)}
+
+
+# thumbnails
+
+
+@pytest.fixture(scope="module")
+def thumbnails():
+    made = Thumbnails()
+    yield made
+    made.close()
+
+
+def test_a_thumbnail_is_made_once_and_anew_when_the_image_changes(thumbnails, cats):
+    derived, image = cats / ".impasto", cats / "0.png"
+    Image.new("RGB", (1000, 300), (255, 0, 0)).save(image)
+    first = thumbnail_file(derived, cats, image)
+    assert thumbnails.request(image, first).result() == ""
+    with Image.open(first) as made:
+        assert made.size == (256, 77)
+    written = first.stat().st_mtime_ns
+    assert thumbnails.request(image, first).result() == ""
+    assert first.stat().st_mtime_ns == written
+    os.utime(image, ns=(7, 7))
+    second = thumbnail_file(derived, cats, image)
+    assert thumbnails.request(image, second).result() == ""
+    assert second.is_file()
+    assert not first.exists()
+
+
+def hostile():
+    whole = encoded((300, 300), "JPEG")
+    huge = bytearray(encoded((8, 8)))
+    huge[16:24] = (20_000).to_bytes(4, "big") * 2
+    return {
+        "empty": (b"", "empty"),
+        "cut": (whole[: len(whole) // 2], "truncated"),
+        "page": (b"<!doctype html><p>", "HTML"),
+        "bomb": (bytes(huge), ""),
+        "zeros": (bytes(5000), "zeros"),
+        "script": (b"#!/bin/sh\nexit", "not an image"),
+    }
+
+
+@pytest.mark.parametrize("name", hostile())
+def test_a_damaged_image_costs_its_thumbnail_alone(thumbnails, cats, name):
+    content, words = hostile()[name]
+    image = cats / f"{name}.png"
+    image.write_bytes(content)
+    target = thumbnail_file(cats / ".impasto", cats, image)
+    reason = thumbnails.request(image, target).result()
+    assert reason
+    assert words in reason
+    assert reason_of(target) == reason  # which is not found out again
+    assert not target.exists()
+    good = thumbnail_file(cats / ".impasto", cats, cats / "0.png")
+    assert thumbnails.request(cats / "0.png", good).result() == ""
+
+
+def test_an_image_of_200_megapixels_is_refused_with_a_sentence(thumbnails, cats):
+    large = bytearray(encoded((8, 8)))
+    large[16:24] = (20_000).to_bytes(4, "big") + (10_000).to_bytes(4, "big")
+    large[29:33] = zlib.crc32(bytes(large[12:29])).to_bytes(4, "big")
+    (cats / "large.png").write_bytes(large)
+    target = thumbnail_file(cats / ".impasto", cats, cats / "large.png")
+    assert "over 179 megapixels" in thumbnails.request(cats / "large.png", target).result()
+    large[20:24] = (5_000).to_bytes(4, "big")
+    large[29:33] = zlib.crc32(bytes(large[12:29])).to_bytes(4, "big")
+    (cats / "wide.png").write_bytes(large)
+    target = thumbnail_file(cats / ".impasto", cats, cats / "wide.png")
+    assert (
+        "20000x5000 pixels are too many" in thumbnails.request(cats / "wide.png", target).result()
+    )
+
+
+def test_a_large_image_can_be_uploaded_but_a_bomb_cannot(thumbnails, tmp_path):
+    file = tmp_path / "part"
+    Image.new("1", (10_000, 7_000)).save(file, "PNG")
+    assert thumbnails.check(file, "a.png") == ""
+    file.write_bytes(file.read_bytes()[:-600])
+    assert "damaged" in thumbnails.check(file, "a.png")
+    head = bytearray(encoded())
+    head[16:24] = (20_000).to_bytes(4, "big") * 2
+    head[29:33] = zlib.crc32(bytes(head[12:29])).to_bytes(4, "big")
+    file.write_bytes(head)
+    assert "megapixels" in thumbnails.check(file, "a.png")
+    file.write_bytes(encoded())
+    assert thumbnails.check(file, "a.heic") in ("", heif_advice())
+
+
+WORKERS = {
+    "hangs": ("import time; time.sleep(99)", "took over"),
+    "dies": ("import os; os._exit(9)", "ended the process"),
+    "babbles": ("print('}{', flush=True); import time; time.sleep(9)", "ended the process"),
+}
+
+
+@pytest.mark.parametrize("kind", WORKERS)
+def test_a_worker_that_hangs_or_dies_costs_one_thumbnail(tmp_path, monkeypatch, kind):
+    """A worker that does so at images named bad, and answers for others."""
+    code, words = WORKERS[kind]
+    (tmp_path / "odd_worker.py").write_text(
+        "import json, sys\n"
+        "for line in sys.stdin:\n"
+        "    if 'bad' in json.loads(line)['source']:\n"
+        f"        {code}\n"
+        "    print(json.dumps({'reason': 'answered'}), flush=True)\n",
+        encoding="utf-8",
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    odd = Thumbnails(patience_s=2, module="odd_worker")
+    try:
+        assert words in odd.check(Path("bad"), "bad.png")
+        assert odd.check(Path("good"), "good.png") == "answered"
+    finally:
+        odd.close()
+
+
+def test_a_worker_that_ended_when_idle_costs_nothing(tmp_path, monkeypatch):
+    """It may do so between the look at it and the question: another one answers."""
+    (tmp_path / "idle_worker.py").write_text(
+        "import pathlib, sys\n"
+        "mark = pathlib.Path(__file__).with_name('asked')\n"
+        "line = sys.stdin.readline()\n"
+        "if mark.exists():\n"
+        '    print(\'{"reason": "second"}\', flush=True)\n'
+        "mark.touch()\n",
+        encoding="utf-8",
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    odd = Thumbnails(module="idle_worker")
+    try:
+        assert odd.check(Path("a"), "a.png") == "second"
+    finally:
+        odd.close()
+
+
+def test_the_reason_for_no_thumbnail_is_told(client, studio, cats):
+    (cats / "cut.png").write_bytes(encoded((300, 300))[:200])
+    base = f"{address(studio, cats)}/thumbnails"
+    answer = client.get(f"{base}/{address_of([cats], cats / 'cut.png')}")
+    assert answer.status_code == 415
+    assert "damaged" in answer.text
+    assert answer.headers["content-type"].startswith("text/plain")
+    assert "damaged" in client.get(address(studio, cats)).text
+    good = f"{base}/{address_of([cats], cats / '0.png')}"
+    version = thumbnail_file(cats / ".impasto", cats, cats / "0.png").stem.partition("-")[2]
+    assert "max-age" in client.get(f"{good}?v={version}").headers["cache-control"]
+    assert client.get(f"{good}?v=1-1").headers["cache-control"] == "no-store"
+    assert client.get(f"{base}/{name_of('missing.png')}").status_code == 404
+
+
+# uploads
+
+
+def send(client, studio, dataset, *sent):
+    parts = [("files", (name, content, "application/octet-stream")) for name, content in sent]
+    return client.post(f"{address(studio, dataset)}/upload", files=parts, headers=FROM_HERE)
+
+
+def test_images_and_captions_are_added_and_nothing_else(client, studio, cats):
+    before = (cats / "0.png").read_bytes()
+    answer = send(
+        client, studio, cats,
+        ("new.png", encoded()), ("new.txt", "a dög".encode()), ("0.png", encoded((9, 9))),
+        ("new.png", encoded((9, 9))), ("fake.png", b"<!doctype html>"),
+        ("cut.png", encoded((300, 300))[:200]),
+        ("run.py", b"import os"), ("x.txt", b"\xff\xfe\xfa"), ("bin.txt", b"a\0b"),
+        ("empty.png", b""), ("é.caption", b"prose"),
+    )  # fmt: skip
+    assert answer.status_code == 200
+    assert answer.text.count('class="taken"') == 3
+    assert answer.text.count("is there already") == 2
+    assert "HTML page" in answer.text
+    assert (cats / "new.png").read_bytes() == encoded()
+    assert (cats / "new.txt").read_text(encoding="utf-8") == "a dög"
+    assert (cats / "0.png").read_bytes() == before
+    assert sorted(p.name for p in cats.iterdir()) == [
+        ".impasto", "0.png", "1.png", "2.png", "new.png", "new.txt", "é.caption",
+    ]  # fmt: skip
+    assert list((cats / ".impasto" / "uploads").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../x.png", "a/b.png", "a\\b.png", "/etc/x.png", "C:\\x\\..", ".x.png", "con.png", "a:b.png",
+     "x" * 250 + ".png", " x.png"],
+)  # fmt: skip
+def test_a_name_with_path_parts_is_refused(client, studio, cats, name):
+    assert why_no_name(name)
+    answer = send(client, studio, cats, (name, encoded()))
+    assert answer.status_code == 200
+    assert 'class="refused"' in answer.text
+    assert len(list(cats.glob("*.png"))) == 3
+    assert not (cats.parent / "x.png").exists()
+
+
+def receiver(cats, check=lambda path, name: "", **more):
+    kind = "multipart/form-data; boundary=xx"
+    return UploadReceiver(kind, cats, cats / ".impasto" / "uploads", check, **more)
+
+
+def body(name, content):
+    head = f'--xx\r\nContent-Disposition: form-data; name="files"; filename="{name}"\r\n\r\n'
+    return head.encode() + content + b"\r\n--xx--\r\n"
+
+
+def test_an_upload_that_breaks_off_leaves_nothing(cats):
+    taken = receiver(cats)
+    taken.feed(body("a.png", b"x" * 5000)[:3000])
+    waiting = list((cats / ".impasto" / "uploads").iterdir())
+    assert len(waiting) == 1
+    assert not (cats / "a.png").exists()
+    taken.close()
+    assert list((cats / ".impasto" / "uploads").iterdir()) == []
+    assert taken.outcomes == []
+
+
+def test_what_a_killed_studio_left_is_removed_by_the_next_upload(cats):
+    waiting = cats / ".impasto" / "uploads"
+    waiting.mkdir(parents=True)
+    name = files.partial_name(waiting / "a.png").name.replace(current_process().token, GONE)
+    (waiting / name).write_bytes(b"half")
+    assert files.is_stale_partial(waiting / name)
+    receiver(cats).close()
+    assert list(waiting.iterdir()) == []
+
+
+def test_a_file_that_is_too_large_is_refused_and_removed(cats):
+    taken = receiver(cats, most_bytes=1000)
+    content = body("a.png", b"x" * 5000)
+    for start in range(0, len(content), 700):
+        taken.feed(content[start : start + 700])
+    assert "too large" in taken.outcomes[0].reason
+    assert not (cats / "a.png").exists()
+    taken = receiver(cats)
+    taken.feed(body("a.txt", b"x" * ((1 << 20) + 1)))
+    assert "1 MiB" in taken.outcomes[0].reason
+
+
+def test_a_name_that_is_taken_while_a_file_arrives_stays_what_it_is(cats):
+    taken = receiver(cats, lambda path, name: (cats / name).write_bytes(b"mine") and "")
+    taken.feed(body("a.png", b"theirs"))
+    assert "is there already" in taken.outcomes[0].reason
+    assert (cats / "a.png").read_bytes() == b"mine"
+
+
+def test_a_file_gets_its_name_where_there_are_no_hard_links(cats, monkeypatch):
+    def refuse(self, target):
+        raise PermissionError(1, "no links here")
+
+    monkeypatch.setattr(Path, "hardlink_to", refuse)
+    monkeypatch.setattr(Path, "rename", refuse)
+    (cats / "part").write_bytes(b"new")
+    assert give_name(cats / "part", cats / "a.png") == ""
+    assert (cats / "a.png").read_bytes() == b"new"
+    (cats / "part").write_bytes(b"newer")
+    assert "there already" in give_name(cats / "part", cats / "a.png")
+    assert (cats / "a.png").read_bytes() == b"new"
+
+
+@given(st.binary(max_size=200), st.integers(1, 50))
+def test_any_body_is_taken_or_refused(tmp_path_factory, content, step):
+    folder = tmp_path_factory.mktemp("data")
+    (folder / ".impasto" / "uploads").mkdir(parents=True)
+    taken = receiver(folder)
+    sent = b"--xx\r\n" + content
+    try:
+        for start in range(0, len(sent), step):
+            taken.feed(sent[start : start + step])
+    except HTTPException as error:
+        refused = error.status_code
+    else:
+        refused = 400
+    assert refused == 400
+    taken.close()
+    assert list((folder / ".impasto" / "uploads").iterdir()) == []
+
+
+def test_what_is_no_form_is_refused(client, studio, cats):
+    upload = f"{address(studio, cats)}/upload"
+    for kind in ("", "text/plain", "multipart/form-data"):
+        answer = client.post(upload, content=b"x", headers={**FROM_HERE, "content-type": kind})
+        assert answer.status_code == 400
+    part = client.post(
+        upload, files={"other": ("a.png", b"x")}, headers={**FROM_HERE, "hx-request": "true"}
+    )
+    assert "No file was chosen" in part.text
+    assert "<html" not in part.text
+
+
+def test_nothing_is_uploaded_where_the_folder_of_derived_data_leads_out(
+    client, studio, cats, tmp_path
+):
+    (tmp_path / "elsewhere").mkdir()
+    (cats / ".impasto").symlink_to(tmp_path / "elsewhere")
+    answer = send(client, studio, cats, ("a.png", encoded()))
+    assert answer.status_code == 500
+    assert "cannot be written" in answer.text
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
+def test_folders_of_images_may_hold_images_themselves(data, cats):
+    png(data / "x.png")
+    folders = Folders([], [data])
+    assert [s.path for s in find_datasets(folders)] == [data, cats]
+    assert dataset_of(folders, address_of([data], data)) == data
