@@ -45,6 +45,11 @@ _PACKAGES = ("starlette", "uvicorn", "python_multipart")
     help="A folder with models in it; repeatable. The current folder if none is given.",
 )  # fmt: skip
 @click.option(
+    "--queue", "queue_folder", default=Path("queue"), show_default=True, metavar="DIR",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="The folder of the queue, which need not be there yet.",
+)  # fmt: skip
+@click.option(
     "--port", type=click.IntRange(1, 65535), default=None,
     help=f"The port of this machine; without it the first free one from {DEFAULT_PORT} on.",
 )  # fmt: skip
@@ -53,6 +58,7 @@ def studio(
     run_folders: tuple[Path, ...],
     data_folders: tuple[Path, ...],
     model_folders: tuple[Path, ...],
+    queue_folder: Path,
     port: int | None,
     *,
     opens: bool,
@@ -74,7 +80,7 @@ def studio(
         _existing(data_folders, "--data", "images"),
         _existing(model_folders, "--models", "models"),
     )
-    _serve(folders, port, Console(), opens=opens)
+    _serve(folders, queue_folder.absolute(), port, Console(), opens=opens)
 
 
 def _existing(given: tuple[Path, ...], option: str, what: str) -> list[Path]:
@@ -94,7 +100,9 @@ def _existing(given: tuple[Path, ...], option: str, what: str) -> list[Path]:
     return folders
 
 
-def _serve(folders: Folders, port: int | None, console: Console, *, opens: bool) -> None:
+def _serve(
+    folders: Folders, queue: Path, port: int | None, console: Console, *, opens: bool
+) -> None:
     import uvicorn
 
     from impasto.studio.app import create_app
@@ -103,7 +111,7 @@ def _serve(folders: Folders, port: int | None, console: Console, *, opens: bool)
 
     with _listening(port) as listener:
         access = Access(listener.getsockname()[1])
-        studio = Studio(folders, folders.runs[0] / HOME)
+        studio = Studio(folders, folders.runs[0] / HOME, queue=queue)
         app = create_app(studio, access)
         console.note(f"The studio shows the runs in {', '.join(map(str, folders.runs))}. Open:")
         console.note(access.address)

@@ -19,8 +19,11 @@ LOOK_EVERY_S = 1.0
 HOME = Path(".impasto") / "studio"
 """Where the studio keeps what belongs to no run, below the first folder of runs."""
 
+_BESIDE_HOME = Path()
+
 NAVIGATION = (
     ("/", "Runs"),
+    ("/queue", "Queue"),
     ("/tasks", "Tasks"),
 )
 """The pages that every page leads to: their addresses and titles."""
@@ -38,6 +41,7 @@ class Studio:
         templates: Makes pages; whatever is put into one is escaped.
         look_every_s: Seconds between two looks at a run that is being watched.
         closing: Set when the server ends, so that streams end too.
+        queue: The folder of the queue; beside `home` if none is given.
     """
 
     folders: Folders
@@ -47,8 +51,11 @@ class Studio:
     templates: Environment = field(default_factory=lambda: _templates())
     look_every_s: float = LOOK_EVERY_S
     closing: threading.Event = field(default_factory=threading.Event)
+    queue: Path = _BESIDE_HOME
 
     def __post_init__(self) -> None:
+        if self.queue == _BESIDE_HOME:
+            object.__setattr__(self, "queue", self.home.parent / "queue")
         object.__setattr__(self, "tasks", Tasks(self.home / "tasks"))
 
     def page(self, template: str, status: int = 200, **content: Any) -> Response:
