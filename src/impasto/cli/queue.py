@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast, get_args
@@ -50,15 +52,20 @@ def add(settings: tuple[Path, ...], folder: Path, paused: bool) -> None:  # noqa
     """Add a job for each settings file in SETTINGS, at the end of the queue.
 
     The file is copied as it is now. Relative paths in it begin in the current folder, as they do
-    for `impasto train`. What is no valid settings file is refused, and then nothing is added.
+    for `impasto train`. If one is no valid settings file, none is added.
     """
     from impasto.cli.console import Console
     from impasto.config.load import load_run_config
+    from impasto.config.renamed import FormerNameWarning
     from impasto.parsing import read_text
 
-    for file in settings:
-        load_run_config(file)
     target, console = Queue(folder), Console()
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always", FormerNameWarning)
+        for file in settings:
+            load_run_config(file)
+    for warning in said:
+        console.note(str(warning.message))
     for file in settings:
         job = target.add(read_text(file), file.stem, Path.cwd(), paused=paused)
         where = "" if job.run is None else f", trains in {job.run.path}"
@@ -149,8 +156,6 @@ def stop(folder: Path, number: int, within: float) -> None:
 
 
 def _has_ended(target: Queue, device: str, within_s: float) -> bool:
-    import time
-
     until = time.monotonic() + within_s
     while runner_of(target.folder, device) is not None:
         if time.monotonic() >= until:

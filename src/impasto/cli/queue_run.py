@@ -14,8 +14,8 @@ import sys
 import time
 from dataclasses import dataclass
 
-from impasto import locks
-from impasto.errors import Interrupted, RunError, StorageError
+from impasto import files, locks
+from impasto.errors import Interrupted, RunError
 from impasto.invocation import command
 from impasto.owners import ProcessIdentity, current_process
 from impasto.progress import Advance, Progress
@@ -110,7 +110,8 @@ class Runner:
             StorageError: The queue cannot be written: no other job is begun then.
         """
         folder = self._queue.folder
-        folder.mkdir(parents=True, exist_ok=True)
+        with files.reported(folder):
+            folder.mkdir(parents=True, exist_ok=True)
         what = f"working on device {self._device}"
         with locks.FolderLock(folder, what, self._refuse, lock_name(self._device)):
             forget_stop(folder, self._device)
@@ -145,16 +146,14 @@ class Runner:
     def _begin(self, job: Job) -> None:
         """Start the process of a job, and see it through."""
         if not job.folder.is_dir():
-            words = f"{job.folder}, where its relative paths begin, is not there any more."
-            self._end(job, "failed", words)
+            gone = f"{job.folder}, where its relative paths begin, is not there any more."
+            self._end(job, "failed", gone)
             return
         words = words_for(job)
         where = "" if job.run is None else f" in {job.run.path}"
         self._say(job, f"{'goes on' if words[0] == 'resume' else 'begins'}{where}.")
-        try:
+        with files.reported(job.task.path):
             job.task.path.mkdir(exist_ok=True)
-        except OSError as error:
-            raise StorageError(f"{job.task.path} could not be made: {error}.") from error
         environment = {TASK: str(job.task.path), VISIBLE: self._device}
         process = start_apart(words, job.task.terminal_log, job.folder, environment)
         self._see_through(Worker(job, process))
