@@ -7,7 +7,6 @@ import sys
 import time
 
 import pytest
-from conftest import impasto
 from runs import exported
 
 from impasto.runs import RunDirectory
@@ -33,29 +32,29 @@ def started():
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL on Windows")
+@pytest.mark.parametrize("every", [5, pytest.param(0, marks=pytest.mark.slow)])
 def test_what_is_killed_is_continued_and_comes_to_the_same(
-    run_file, train_config, tmp_path, started
+    run_file, train_config, tmp_path, started, every
 ):
-    """`kill -9` of runner and training, before the first state and after it; one command again."""
-    settings = {"training": {"max_steps": 90}, "saving": {"state_every_steps": 40}}
+    """`kill -9` of runner and training, with a state or without one; then one command again."""
+    settings = {"training": {"max_steps": 90}, "saving": {"state_every_steps": every}}
     whole = train(train_config(output_dir=str(tmp_path / "whole"), **settings))
     folder, run = tmp_path / "queue", RunDirectory(tmp_path / "run")
-    added = impasto("queue", "add", run_file(**settings), "--queue", folder)
-    assert added.returncode == 0, added.stderr
+    Queue(folder).add(run_file(**settings).read_text(encoding="utf-8"), "dog", tmp_path)
     words = [sys.executable, "-m", "impasto", "queue", "run", "--queue", str(folder)]
-    for step, kept in ((10, []), (45, [40])):
-        runner = subprocess.Popen(words, stdout=subprocess.DEVNULL)
-        started.append(runner)
-        eventually(lambda step=step: sum(1 for _ in run.read_metrics()) > step)
-        assert Queue(folder).find(1).state == "working"
-        runner.kill()
-        runner.wait()
-        assert Queue(folder).find(1).state == "working", "its training lives on"
-        os.kill(run.status()["pid"], signal.SIGKILL)
-        eventually(lambda: Queue(folder).find(1).state == "waiting")
-        assert run.saved_steps() == kept, "it was killed in the middle"
-    again = impasto("queue", "run", "--queue", folder)
-    assert again.returncode == 0, again.stderr
+    runner = subprocess.Popen(words, stdout=subprocess.DEVNULL)
+    started.append(runner)
+    eventually(lambda: sum(1 for _ in run.read_metrics()) > 10)
+    assert Queue(folder).find(1).state == "working"
+    runner.kill()
+    runner.wait()
+    assert Queue(folder).find(1).state == "working", "its training lives on"
+    os.kill(run.status()["pid"], signal.SIGKILL)
+    eventually(lambda: Queue(folder).find(1).state == "waiting")
+    assert bool(run.saved_steps()) == bool(every)
+    assert run.exported_model() is None, "it was killed in the middle"
+    again = subprocess.run(words, stdout=subprocess.PIPE, text=True, timeout=300, check=False)
+    assert again.returncode == 0
     job = Queue(folder).find(1)
-    assert (job.state, job.tries) == ("done", 3), again.stdout
+    assert (job.state, job.tries) == ("done", 2), again.stdout
     assert exported(run) == exported(whole)
