@@ -264,6 +264,19 @@ def test_working_is_started_as_a_process_once(client, studio, queue, monkeypatch
     assert len(tasks.words) == 2
 
 
+def test_a_device_of_any_name_is_shown_once(client, queue, monkeypatch):
+    device = "MIG-GPU-a/<b>/2"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", device)
+    assert client.get("/queue").text.count('class="queue-device"') == 1
+    queue.folder.mkdir()
+    with locks.FolderLock(queue.folder, "test", lambda _: None, lock_name(device)):
+        page = client.get("/queue").text
+        assert page.count('class="queue-device"') == 1
+        (stop,) = re.findall(r'hx-post="(/queue/stop/[^"]+)"', page)
+        assert post(client, stop).status_code == 200
+    assert is_asked_to_stop(queue.folder, device, current_process().token)
+
+
 @pytest.mark.parametrize("device", ["1", "x", "..%2f..", "a%00b", "x" * 4000])
 def test_stopping_nobody_is_refused(client, queue, device):
     assert post(client, f"/queue/stop/{device}").status_code in (404, 409, 500)

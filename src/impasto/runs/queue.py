@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 from impasto import files
 from impasto.errors import RunError
@@ -71,7 +71,7 @@ class Queue:
 
         Args:
             text: The settings of its run, as TOML; they are kept as they are.
-            name: What a person calls it.
+            name: What a person calls it; empty for the name of its run's directory.
             folder: Where relative paths in the settings begin.
             paused: Whether it waits to be continued, instead of its turn.
 
@@ -85,8 +85,9 @@ class Queue:
         RunDirectory.require_free(run)
         with self._disk.changing():
             self._require_nobody_elses(run)
+            state: JobState = "paused" if paused else "waiting"
             return self._disk.appear(
-                text, Job(Path(), name[:_LONGEST_NAME], folder, "paused" if paused else "waiting")
+                text, Job(Path(), name[:_LONGEST_NAME] or run.name, folder, state)
             )
 
     def repeat(self, number: int) -> Job:
@@ -299,8 +300,3 @@ class Queue:
 
 def _waiting(job: Job) -> Job:
     return replace(job, state="waiting", message="", pausing=False)
-
-
-def is_direction(text: str) -> bool:
-    """Whether a text names a way to move a job."""
-    return text in get_args(Direction)

@@ -23,7 +23,7 @@ _MOST = 1024  # more GPUs than any machine has
 
 
 def device_name(number: int, environment: Mapping[str, str] = os.environ) -> str:
-    """What a GPU is called, counted from 0 among those that this process may use.
+    """What CUDA calls a GPU, counted from 0 among those that this process may use.
 
     Raises:
         RunError: `CUDA_VISIBLE_DEVICES` names fewer.
@@ -41,7 +41,7 @@ def device_name(number: int, environment: Mapping[str, str] = os.environ) -> str
 
 def lock_name(device: str) -> str:
     """The lock file of a device, in the queue's folder."""
-    return f".device-{_plain(device)}.lock"
+    return f".device-{plain_name(device)}.lock"
 
 
 def runners_of(folder: Path) -> dict[str, locks.LockHolder]:
@@ -97,8 +97,9 @@ def is_device_number(number: int) -> bool:
 
 
 def _stop_file(folder: Path, device: str) -> Path:
-    return folder / f".device-{_plain(device)}.stop"
+    return folder / f".device-{plain_name(device)}.stop"
 
 
-def _plain(device: str) -> str:
+def plain_name(device: str) -> str:
+    """What a device is called in names of files and in addresses."""
     return re.sub(r"[^A-Za-z0-9_-]", "_", device)

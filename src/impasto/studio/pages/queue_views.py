@@ -9,7 +9,7 @@ from typing import Any
 
 from impasto.runs import RunDirectory
 from impasto.runs.queue import Queue
-from impasto.runs.queue_devices import device_name, runners_of
+from impasto.runs.queue_devices import device_name, plain_name, runners_of
 from impasto.runs.queue_jobs import Job
 from impasto.studio.core import Studio
 from impasto.studio.pages.tasks import task_view
@@ -88,7 +88,7 @@ def _when(job: Job) -> str:
 
 def _devices(studio: Studio, jobs: list[Job]) -> list[dict[str, Any]]:
     """Those that are worked on, and the first, which is there to be started."""
-    runners, first = runners_of(studio.queue), device_name(0)
+    runners, first = runners_of(studio.queue), plain_name(device_name(0))
     found = []
     for name in sorted({*runners, first}, key=lambda name: (name != first, name)):
         holder = runners.get(name)
@@ -98,10 +98,14 @@ def _devices(studio: Studio, jobs: list[Job]) -> list[dict[str, Any]]:
                 "number": 0 if name == first else None,
                 "holder": "" if holder is None else holder.words,
                 "starting": holder is None and is_starting(studio, 0),
-                "job": next((j for j in jobs if j.state == "working" and j.device == name), None),
+                "job": next((job for job in jobs if _is_on(job, name)), None),
             }
         )
     return found
+
+
+def _is_on(job: Job, device: str) -> bool:
+    return job.state == "working" and plain_name(job.device) == device
 
 
 def _failure(studio: Studio) -> dict[str, Any] | None:
