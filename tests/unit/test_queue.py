@@ -211,6 +211,19 @@ def test_a_repeat_goes_to_the_next_place_that_is_free(queue, tmp_path):
     assert output_of(queue.repeat(2).settings_file.read_text("utf-8")) == "runs/dog-4"
 
 
+def test_settings_that_somebody_has_damaged_are_named(queue):
+    job = add(queue, "dog")
+    for content in (b"\xff\xfe", b"x =", b""):
+        job.settings_file.write_bytes(content)
+        assert queue.find(1).run is None
+        with pytest.raises(ConfigError):
+            queue.repeat(1)
+    job.settings_file.unlink()
+    with pytest.raises(ConfigError, match=r"settings\.toml cannot be read"):
+        queue.repeat(1)
+    assert queue.claim("0").number == 1  # `train` says what is wrong
+
+
 def test_a_place_that_is_taken_is_refused_at_once(queue, tmp_path):
     add(queue, "dog")
     with pytest.raises(RunError, match="job 1, dog"):

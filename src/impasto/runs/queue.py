@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from impasto import files
-from impasto.errors import RunError
+from impasto.errors import ConfigError, RunError
 from impasto.owners import current_process
 from impasto.parsing import read_text
 from impasto.runs.commands import send_command
@@ -100,8 +100,7 @@ class Queue:
         """
         with self._disk.changing():
             job = self.find(number)
-            with files.reported(job.settings_file):
-                text = read_text(job.settings_file)
+            text = _settings_of(job)
             first = job.repeats or output_of(text)
             output = self._next_free(first, job.folder)
             again = Job(Path(), job.name, job.folder, repeats=first)
@@ -296,6 +295,18 @@ class Queue:
             if place_of(place) not in taken and not os.path.lexists(place):
                 return f"{base}-{number}"
         raise AssertionError
+
+
+def _settings_of(job: Job) -> str:
+    """The text of a job's settings.
+
+    Raises:
+        ConfigError: They cannot be read: somebody has changed or removed the file.
+    """
+    try:
+        return read_text(job.settings_file)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{job.settings_file} cannot be read: {error}.") from error
 
 
 def _waiting(job: Job) -> Job:
