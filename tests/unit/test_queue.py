@@ -605,6 +605,18 @@ def test_a_run_of_somebody_else_is_never_taken_for_the_jobs_own(queue, run_queue
     assert job.run.is_there()
 
 
+def test_the_words_of_a_real_run_that_cannot_begin_are_kept(queue, tmp_path, monkeypatch):
+    monkeypatch.setenv("IMPASTO_TASK", str(tmp_path / "the studio's"))
+    queue.add(VALID.format(name="dog"), "dog", tmp_path)
+    Runner(queue, "0", SilentProgress(), look_every_s=0.01).work(wait=False)
+    job = queue.find(1)
+    assert job.state == "failed"
+    assert job.message.startswith("The image folder images is not there.")
+    assert job.task.state().code == 3
+    assert not (tmp_path / "the studio's").exists()
+    assert not job.run.path.exists()
+
+
 def test_a_state_that_is_kept_is_named(queue):
     job = written_by(queue, add(queue, "dog"), GONE)
     run = make_run(job.run.path, phase="training", step=7, total_steps=9, process=GONE)
