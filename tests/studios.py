@@ -43,6 +43,7 @@ def studio(folder):
     return Studio(
         Folders([folder], [folder.parent / "data"], [folder.parent / "models"]),
         folder / ".home",
+        folder / "queue",
         Started(),
         look_every_s=0,
     )

@@ -525,7 +525,7 @@ def test_a_task_tells_what_it_does_and_how_it_ended(studio, client, tmp_path):
     bad = studio.tasks.start(["dataset", "scan", tmp_path / "missing"], "Fails")
     for name in (good, bad):
         studio.tasks._started[name].wait()
-    again = Studio(studio.folders, studio.home)  # knows no process
+    again = Studio(studio.folders, studio.home, studio.queue)  # knows no process
     done, failed = again.tasks.find(good), again.tasks.find(bad)
     assert again.tasks.state_of(done).state == "done"
     state = again.tasks.state_of(failed)

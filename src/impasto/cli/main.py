@@ -32,6 +32,7 @@ VERBS = {
     "resume": "impasto.cli.train:resume",
     "runs": "impasto.cli.runs:runs",
     "ask": "impasto.cli.runs:ask",
+    "queue": "impasto.cli.queue:queue",
     "convert": "impasto.cli.convert:convert",
     "inspect": "impasto.cli.convert:inspect",
     "sample": "impasto.cli.sample:sample",

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 DEFAULT_PORT = 7870
 LOOPBACK = "127.0.0.1"
-WORKPLACE = "impasto-studio"
+WORKPLACE, QUEUE = "impasto-studio", "queue"
 _TRIED_PORTS = 20
 _PACKAGES = ("starlette", "uvicorn", "python_multipart")
 
@@ -48,6 +48,11 @@ _PACKAGES = ("starlette", "uvicorn", "python_multipart")
     help="A folder with models in it; repeatable. The current folder if none is given.",
 )  # fmt: skip
 @click.option(
+    "--queue", "queue_folder", default=Path(QUEUE), show_default=True, metavar="DIR",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="The folder of the queue, which need not be there yet.",
+)  # fmt: skip
+@click.option(
     "--port", type=click.IntRange(1, 65535), default=None,
     help=f"The port of this machine; without it the first free one from {DEFAULT_PORT} on.",
 )  # fmt: skip
@@ -66,6 +71,7 @@ def studio(
     run_folders: tuple[Path, ...],
     data_folders: tuple[Path, ...],
     model_folders: tuple[Path, ...],
+    queue_folder: Path,
     port: int | None,
     listen: str,
     *,
@@ -92,7 +98,9 @@ def studio(
         _existing((*data_folders, *begun.get("data", ())), "--data", "images"),
         _existing((*model_folders, *begun.get("models", ())), "--models", "models"),
     )
-    _serve(folders, _listening(listen, port), console, opens=opens)
+    if begun and queue_folder == Path(QUEUE):
+        queue_folder = Path(WORKPLACE) / QUEUE
+    _serve(folders, queue_folder.absolute(), _listening(listen, port), console, opens=opens)
 
 
 def _begin_with_demo(place: Path, console: Console) -> dict[str, tuple[Path, ...]]:
@@ -145,7 +153,9 @@ def _existing(given: tuple[Path, ...], option: str, what: str) -> list[Path]:
     return folders
 
 
-def _serve(folders: Folders, listening: socket.socket, console: Console, *, opens: bool) -> None:
+def _serve(
+    folders: Folders, queue: Path, listening: socket.socket, console: Console, *, opens: bool
+) -> None:
     import uvicorn
 
     from impasto.studio.app import create_app
@@ -155,7 +165,7 @@ def _serve(folders: Folders, listening: socket.socket, console: Console, *, open
     with listening as listener:
         address, port = listener.getsockname()[:2]
         access = Access(port, hosts_of(address))
-        studio = Studio(folders, folders.runs[0] / HOME)
+        studio = Studio(folders, folders.runs[0] / HOME, queue)
         app = create_app(studio, access)
         console.note(f"The studio shows the runs in {', '.join(map(str, folders.runs))}. Open:")
         console.note(access.address)

@@ -121,8 +121,11 @@ class TaskDirectory:
         return TaskState(state, stage, messages)
 
     def _is_running(self) -> bool:
-        """Whether its process lives; of one in another place, or of before a restart, whether it
-        said something of late."""
+        """Whether its process lives.
+
+        Of one in another place, or of before a restart of the machine: whether it said something of
+        late.
+        """
         process = self.process()
         running = False if process is None else process.is_running()
         if running is not None:

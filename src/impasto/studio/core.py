@@ -22,6 +22,7 @@ HOME = Path(".impasto") / "studio"
 NAVIGATION = (
     ("/", "Runs"),
     ("/data", "Data"),
+    ("/queue", "Queue"),
     ("/tasks", "Tasks"),
 )
 """The pages that every page leads to: their addresses and titles."""
@@ -34,6 +35,7 @@ class Studio:
     Attributes:
         folders: What is shown.
         home: Where the studio keeps what belongs to no run: tasks, thumbnails, uploads.
+        queue: The folder of the queue, which need not be there.
         jobs: Starts processes that work on runs.
         tasks: Starts other processes.
         templates: Makes pages; whatever is put into one is escaped.
@@ -43,6 +45,7 @@ class Studio:
 
     folders: Folders
     home: Path
+    queue: Path
     jobs: Jobs = field(default_factory=Jobs)
     tasks: Tasks = field(init=False)
     templates: Environment = field(default_factory=lambda: _templates())

@@ -1,0 +1,282 @@
+"""Works a queue off: one job after the other on one device, each in a process of its own.
+
+That process is in a session of its own too, so it lives on if this one is killed; whoever works on
+the device next then waits for it, and continues what was killed with it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+
+from impasto import files, locks
+from impasto.errors import Interrupted, RunError
+from impasto.invocation import command
+from impasto.owners import ProcessIdentity, current_process
+from impasto.progress import Advance, Progress
+from impasto.runs import RunDirectory
+from impasto.runs.commands import discard_commands, send_command
+from impasto.runs.queue import Queue
+from impasto.runs.queue_devices import (
+    VISIBLE,
+    forget_stop,
+    is_asked_to_stop,
+    lock_name,
+)
+from impasto.runs.queue_jobs import Job, JobState, is_at_work, outcome_of, process_of
+from impasto.runs.tasks import TASK
+from impasto.studio.processes import start_apart
+from impasto.training.signals import StoppedBySignal, signal_of
+
+LOOK_EVERY_S = 1.0
+_STOPPED_CODE = 143
+
+
+@dataclass(frozen=True)
+class Worker:
+    """The process that trains a job's run.
+
+    Attributes:
+        job: The job.
+        process: The process, where this one has started it; None where a killed runner did.
+    """
+
+    job: Job
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it is at work."""
+        return is_at_work(self.job) if self.process is None else self.process.poll() is None
+
+    @property
+    def code(self) -> int | None:
+        """Its exit code, as far as that is known."""
+        return None if self.process is None else self.process.poll()
+
+    def ask_to_stop(self, *, now: bool = False) -> None:
+        """Ask it to save and to stop, as Ctrl-C does; `now` as the second Ctrl-C does.
+
+        On Windows, where signals do not serve, by a command to its run; before that has begun the
+        process is ended.
+        """
+        run, identity = self.job.run, self._identity()
+        if sys.platform == "win32" and run is not None and run.state().is_alive:
+            send_command(run.commands, "stop-now" if now else "stop")
+        elif identity is not None and self.is_running:
+            with contextlib.suppress(OSError):
+                os.kill(identity.pid, signal.SIGINT if now else signal.SIGTERM)
+
+    def _identity(self) -> ProcessIdentity | None:
+        if self.process is not None:
+            return ProcessIdentity(self.process.pid, 0, current_process().place)
+        found = process_of(self.job)
+        if found is None and self.job.run is not None:
+            holder = self.job.run.state().holder
+            found = None if holder is None else holder.owner
+        return found if found is not None and found.is_running() else None
+
+
+class Runner:
+    """Works on a device.
+
+    Args:
+        queue: The queue.
+        device: What `CUDA_VISIBLE_DEVICES` calls the device.
+        console: Is told what happens, and shows how far a run is.
+        look_every_s: Seconds between two looks at what is asked and how far a run is.
+    """
+
+    def __init__(
+        self, queue: Queue, device: str, console: Progress, look_every_s: float = LOOK_EVERY_S
+    ) -> None:
+        self._queue, self._device, self._console = queue, device, console
+        self._look_every_s = look_every_s
+
+    def work(self, *, wait: bool) -> None:
+        """Work jobs off until none waits.
+
+        Args:
+            wait: Whether to wait for new jobs then, until it is stopped.
+
+        Raises:
+            Interrupted: It was asked to stop; the run has saved its state.
+            RunError: Another process works on the device.
+            StorageError: The queue cannot be written: no other job is begun then.
+        """
+        folder = self._queue.folder
+        with files.reported(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        what = f"working on device {self._device}"
+        with locks.FolderLock(folder, what, self._refuse, lock_name(self._device)):
+            forget_stop(folder, self._device)
+            try:
+                self._work(wait=wait)
+            except KeyboardInterrupt as stop:
+                raise Interrupted(
+                    "Stopped between two jobs. Go on with: " + self._again, signal_of(stop)
+                ) from stop
+            finally:
+                forget_stop(folder, self._device)
+
+    def _work(self, *, wait: bool) -> None:
+        while (left := self._queue.adopt(self._device)) is not None:
+            self._say(left, "its process outlived whoever started it, and is waited for.")
+            self._see_through(Worker(left))
+        ended, waiting_said = 0, False
+        while True:
+            job = self._queue.claim(self._device)
+            if job is not None:
+                self._begin(job)
+                ended, waiting_said = ended + 1, False
+            elif not wait:
+                break
+            else:
+                if not waiting_said:
+                    self._console.note("Nothing waits in the queue. Waiting for new jobs ...")
+                waiting_said = True
+                self._pause()
+        self._console.note("Nothing waits in the queue any more." if ended else "Nothing waits.")
+
+    def _begin(self, job: Job) -> None:
+        """Start the process of a job, and see it through."""
+        if not job.folder.is_dir():
+            gone = f"{job.folder}, where its relative paths begin, is not there any more."
+            self._end(job, "failed", gone)
+            return
+        words = words_for(job)
+        where = "" if job.run is None else f" in {job.run.path}"
+        self._say(job, f"{'goes on' if words[0] == 'resume' else 'begins'}{where}.")
+        with files.reported(job.task.path):
+            job.task.path.mkdir(exist_ok=True)
+        environment = {TASK: str(job.task.path), VISIBLE: self._device}
+        process = start_apart(words, job.task.terminal_log, job.folder, environment)
+        self._see_through(Worker(job, process))
+
+    def _see_through(self, worker: Worker) -> None:
+        """Wait for the end of a job's process, and note what became of it.
+
+        Raises:
+            Interrupted: This process was asked to stop, and has had the job stop.
+        """
+        job, stopped, asked = worker.job, None, False
+        try:
+            asked = self._watch(worker)
+        except KeyboardInterrupt as stop:
+            stopped, asked = stop, True
+            self._say(job, "stops after this step; again: now, without saving.")
+            self._stop(worker)
+        code = worker.code
+        if asked and code is not None and job.task.state().code is None and code > 0:
+            code = _STOPPED_CODE  # it was ended before it could say so
+        written = self._queue.read(job)
+        state, message = outcome_of(written, code, is_left=stopped is not None)
+        self._end(written, state, message)
+        if stopped is not None:
+            raise Interrupted(
+                f"Job {job.number} has stopped. Go on with: {self._again}", signal_of(stopped)
+            ) from stopped
+
+    def _watch(self, worker: Worker) -> bool:
+        """Show how far a run is until it ends; whether somebody wanted the job paused."""
+        asked = False
+        with contextlib.ExitStack() as shown:
+            shown_steps: _Steps | None = None
+            while worker.is_running:
+                state = None if worker.job.run is None else worker.job.run.state()
+                if state is not None and state.is_alive and state.total_steps:
+                    if shown_steps is None:
+                        stage = self._console.stage(_title(worker.job), state.total_steps, "steps")
+                        shown_steps = _Steps(shown.enter_context(stage))
+                    shown_steps.reach(state.step)
+                if not asked and self._queue.read(worker.job).pausing:
+                    asked = True
+                    self._say(worker.job, "is paused: it stops after this step.")
+                    worker.ask_to_stop()
+                self._pause()
+        return asked
+
+    def _stop(self, worker: Worker) -> None:
+        """Have a job's process stop, and wait for it; at once if this one is asked again."""
+        for now in (False, True):
+            worker.ask_to_stop(now=now)
+            try:
+                while worker.is_running:
+                    time.sleep(self._look_every_s)
+            except KeyboardInterrupt:
+                if now:
+                    raise
+            else:
+                return
+
+    def _end(self, job: Job, state: JobState, message: str) -> None:
+        """Note what became of a job. Its directory is its own if its process has held it."""
+        run, process = job.run, process_of(job)
+        is_other = run is not None and run.is_there() and not _is_by(run, process)
+        owns_run = not (state == "failed" and job.tries == 1 and is_other)
+        self._queue.end(job, state, message, owns_run=owns_run)
+        self._say(job, f"{state}. {message}".strip() if message else f"{state}.")
+
+    def _pause(self) -> None:
+        """Wait a moment.
+
+        Raises:
+            StoppedBySignal: Somebody has asked this process to stop, by a file.
+        """
+        time.sleep(self._look_every_s)
+        if is_asked_to_stop(self._queue.folder, self._device, current_process().token):
+            forget_stop(self._queue.folder, self._device)
+            raise StoppedBySignal(signal.SIGTERM)
+
+    def _say(self, job: Job, words: str) -> None:
+        self._console.note(f"{_title(job)}: {words}")
+
+    @property
+    def _again(self) -> str:
+        return command("queue", "run", "--queue", self._queue.folder)
+
+    def _refuse(self, holder: locks.LockHolder) -> None:
+        raise RunError(
+            f"Device {self._device} of {self._queue.folder} is being worked on already by "
+            f"{holder.words}. There is one job a device: add jobs, and they are done there."
+        )
+
+
+class _Steps:
+    """Tells a bar how far a run is, in steps from the beginning."""
+
+    def __init__(self, advance: Advance) -> None:
+        self._advance, self._done = advance, 0
+
+    def reach(self, step: int) -> None:
+        if step > self._done:
+            self._advance(step - self._done)
+            self._done = step
+
+
+def words_for(job: Job) -> list[str]:
+    """The words of `impasto` for the next try of a job, which this process has claimed.
+
+    A run of its own that has its settings written down is resumed: from its newest state, or from
+    the beginning where it was killed before it had one, which `train` would refuse to touch. One
+    that was killed even before is begun anew.
+    """
+    run = job.run
+    if run is not None and run.config_file.is_file():
+        return ["resume", str(run.path)]
+    if run is not None and run.path.is_dir():
+        discard_commands(run.commands)
+    return ["train", str(job.settings_file)]
+
+
+def _is_by(run: RunDirectory, process: ProcessIdentity | None) -> bool:
+    return process is not None and run.status().get("process") == process.token
+
+
+def _title(job: Job) -> str:
+    return f"Job {job.number}, {job.name}"

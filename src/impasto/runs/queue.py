@@ -1,0 +1,313 @@
+"""A queue of runs: a folder of jobs, which the file system alone remembers (`queue_folder.py`).
+
+Changes wait for each other, so any number of programs may add, move and take jobs at the same time.
+Whoever works a queue off is `cli/queue_run.py`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+from impasto import files
+from impasto.errors import ConfigError, RunError
+from impasto.owners import current_process
+from impasto.parsing import read_text
+from impasto.runs.commands import send_command
+from impasto.runs.directory import RunDirectory
+from impasto.runs.queue_devices import runner_of
+from impasto.runs.queue_folder import QueueFolder
+from impasto.runs.queue_jobs import (
+    Job,
+    JobState,
+    is_at_work,
+    place_of,
+    read_job,
+    true_standing,
+    why_not_begun,
+    write_job,
+)
+from impasto.runs.queue_settings import output_of, with_output
+
+Direction = Literal["up", "down", "first", "last", "before", "after"]
+
+_LONGEST_NAME = 200
+
+
+class Queue:
+    """The jobs of a folder.
+
+    Args:
+        folder: The folder; made when the first job is added.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = Path(os.path.abspath(folder))  # noqa: PTH100 - links stay as they are
+        self._disk = QueueFolder(self.folder)
+
+    def jobs(self) -> list[Job]:
+        """All jobs as they truly stand, in order."""
+        return [true_standing(job, self.folder) for job in self._disk.jobs()]
+
+    def find(self, number: int) -> Job:
+        """A job by its number.
+
+        Raises:
+            RunError: There is none.
+        """
+        job = read_job(self._disk.path_of(number))
+        if job is None:
+            numbers = ", ".join(str(job.number) for job in self._disk.jobs()) or "none"
+            raise RunError(f"There is no job {number} in {self.folder}. Jobs there: {numbers}.")
+        return true_standing(job, self.folder)
+
+    def add(self, text: str, name: str, folder: Path, *, paused: bool = False) -> Job:
+        """Add a job at the end.
+
+        Args:
+            text: The settings of its run, as TOML; they are kept as they are.
+            name: What a person calls it; empty for the name of its run's directory.
+            folder: Where relative paths in the settings begin.
+            paused: Whether it waits to be continued, instead of its turn.
+
+        Raises:
+            ConfigError: The settings are no TOML, or have no `output_dir`.
+            RunError: The `output_dir` is taken, or is that of another job.
+            StorageError: It cannot be written; the queue is as it was.
+        """
+        folder = Path(os.path.abspath(folder))  # noqa: PTH100
+        run = folder / output_of(text)
+        RunDirectory.require_free(run)
+        with self._disk.changing():
+            self._require_nobody_elses(run)
+            state: JobState = "paused" if paused else "waiting"
+            return self._disk.appear(
+                text, Job(Path(), name[:_LONGEST_NAME] or run.name, folder, state)
+            )
+
+    def repeat(self, number: int) -> Job:
+        """Add a job with the settings of another and an `output_dir` of its own: `-2`, `-3`.
+
+        Raises:
+            RunError: There is none of that number.
+            ConfigError: Its settings cannot be read.
+            StorageError: It cannot be written.
+        """
+        with self._disk.changing():
+            job = self.find(number)
+            text = _settings_of(job)
+            first = job.repeats or output_of(text)
+            output = self._next_free(first, job.folder)
+            again = Job(Path(), job.name, job.folder, repeats=first)
+            return self._disk.appear(with_output(text, output), again)
+
+    def move(self, number: int, to: Direction, other: int | None = None) -> None:
+        """Change the order.
+
+        Args:
+            number: The job.
+            to: One place up or down; first, last; before or after another job.
+            other: That other job.
+
+        Raises:
+            RunError: There is no such job, or the other one is missing.
+        """
+        if to in ("before", "after") and other is None:
+            raise RunError(f"Before or after which job? As in: move {number} {to} 3.")
+        with self._disk.changing():
+            self.find(number)
+            order = [job.number for job in self._disk.jobs()]
+            place = order.index(number)
+            order.remove(number)
+            if to in ("before", "after"):
+                if other != number:
+                    place = order.index(self.find(other or 0).number) + (to == "after")
+            else:
+                steps = {"up": max(0, place - 1), "down": place + 1, "first": 0, "last": len(order)}
+                place = steps[to]
+            order.insert(place, number)
+            self._disk.write_order(order)
+
+    def pause(self, number: int) -> Job:
+        """Have a job not begun; one that is worked on stops after its step, with a state saved.
+
+        Raises:
+            RunError: It neither waits nor is worked on.
+            StorageError: It cannot be written.
+        """
+
+        def paused(job: Job) -> Job:
+            if job.state != "working":
+                return replace(job, state="paused")
+            is_left = runner_of(self.folder, job.device) is None
+            if is_left and job.run is not None and job.run.state().is_alive:
+                send_command(job.run.commands, "stop")  # nobody else will ask it
+            return replace(job, pausing=True)
+
+        return self._change(number, "pause", ("waiting", "working"), paused)
+
+    def go_on(self, number: int) -> Job:
+        """Have a job that was paused or stopped wait for its turn again.
+
+        Raises:
+            RunError: It was neither.
+            StorageError: It cannot be written.
+        """
+        return self._change(number, "continue", ("paused", "stopped"), _waiting)
+
+    def retry(self, number: int) -> Job:
+        """Have a job that failed or was stopped wait for its turn again; its run is continued.
+
+        Raises:
+            RunError: It was neither.
+            StorageError: It cannot be written.
+        """
+        return self._change(number, "retry", ("failed", "stopped"), _waiting)
+
+    def remove(self, number: int) -> None:
+        """Forget a job; its run stays where it is.
+
+        Raises:
+            RunError: It is being worked on.
+        """
+        with self._disk.changing():
+            job = self.find(number)
+            if job.state == "working":
+                raise RunError(
+                    f"Job {number} is being worked on, so it was not removed. Pause it first."
+                )
+            with files.reported(job.path):
+                files.remove_folder(job.path)
+            if job.path.exists():
+                raise RunError(f"{job.path} could not be removed: a program has a file in it open.")
+
+    # what whoever works the queue off needs
+
+    def claim(self, device: str) -> Job | None:
+        """Take the first job that waits, for this process alone; None where none waits.
+
+        One whose run is being trained by somebody else keeps waiting. One whose `output_dir` is
+        taken by something else fails.
+
+        Raises:
+            StorageError: It cannot be written.
+        """
+        with self._disk.changing():
+            for job in self.jobs():
+                if job.state != "waiting" or is_at_work(job):
+                    continue
+                fault = why_not_begun(job)
+                if fault:
+                    write_job(replace(job, state="failed", message=fault, ended_at=time.time()))
+                    continue
+                taken = replace(
+                    job,
+                    state="working",
+                    message="",
+                    tries=job.tries + 1,
+                    began_at=time.time(),
+                    ended_at=0.0,
+                    device=device,
+                    runner=current_process().token,
+                    owns_run=True,
+                )
+                write_job(taken)
+                return taken
+        return None
+
+    def adopt(self, device: str) -> Job | None:
+        """Take over a job of a runner that is gone, whose process still trains; None without one.
+
+        Raises:
+            StorageError: It cannot be written.
+        """
+        with self._disk.changing():
+            for job in self.jobs():
+                if job.state == "working" and job.device == device and is_at_work(job):
+                    if job.runner == current_process().token:
+                        continue
+                    taken = replace(job, runner=current_process().token)
+                    write_job(taken)
+                    return taken
+        return None
+
+    def read(self, job: Job) -> Job:
+        """A job that this process works on, with what others have asked of it meanwhile."""
+        return read_job(job.path) or job
+
+    def end(self, job: Job, state: JobState, message: str, *, owns_run: bool) -> None:
+        """Note what became of a job that this process worked on.
+
+        Raises:
+            StorageError: It cannot be written.
+        """
+        with self._disk.changing():
+            now = read_job(job.path) or job
+            ended = replace(
+                now,
+                state=state,
+                message=message,
+                ended_at=time.time(),
+                runner="",
+                pausing=False,
+                owns_run=owns_run,
+            )
+            write_job(ended)
+
+    def _change(
+        self,
+        number: int,
+        what: str,
+        possible: tuple[JobState, ...],
+        changed: Callable[[Job], Job],
+    ) -> Job:
+        with self._disk.changing():
+            job = self.find(number)
+            if job.state not in possible:
+                raise RunError(
+                    f"Job {number} is {job.state}. To {what} is for jobs that are "
+                    f"{' or '.join(possible)}."
+                )
+            result = changed(job)
+            write_job(result)
+            return result
+
+    def _require_nobody_elses(self, run: Path) -> None:
+        place = place_of(run)
+        for job in self._disk.jobs():
+            if job.place == place:
+                raise RunError(
+                    f"output_dir is {run}, and so it is for job {job.number}, {job.name}. "
+                    f"Choose another output_dir, or remove that job."
+                )
+
+    def _next_free(self, first: str, folder: Path) -> str:
+        """The first of `first-2`, `first-3`, ... that is not there and that no job will write."""
+        taken = {job.place for job in self._disk.jobs()}
+        base = first.rstrip("/\\") or first
+        for number in itertools.count(2):
+            place = folder / f"{base}-{number}"
+            if place_of(place) not in taken and not os.path.lexists(place):
+                return f"{base}-{number}"
+        raise AssertionError
+
+
+def _settings_of(job: Job) -> str:
+    """The text of a job's settings.
+
+    Raises:
+        ConfigError: They cannot be read: somebody has changed or removed the file.
+    """
+    try:
+        return read_text(job.settings_file)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{job.settings_file} cannot be read: {error}.") from error
+
+
+def _waiting(job: Job) -> Job:
+    return replace(job, state="waiting", message="", pausing=False)

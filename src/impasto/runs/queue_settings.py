@@ -1,0 +1,52 @@
+"""The settings of a job as text: where its run goes, and the same settings with another place."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from typing import Any
+
+import tomli_w
+
+from impasto.errors import ConfigError
+from impasto.parsing import is_text, parse_toml
+
+_OUTPUT_LINE = re.compile(r"^[ \t]*output_dir[ \t]*=.*$", re.MULTILINE)
+_FIRST_TABLE = re.compile(r"^[ \t]*\[", re.MULTILINE)
+
+
+def output_of(text: str) -> str:
+    """The `output_dir` of settings, as it is written there.
+
+    Raises:
+        ConfigError: They are no TOML, or name none.
+    """
+    output = _parsed(text).get("output_dir")
+    if not isinstance(output, str) or not output.strip() or "\0" in output:
+        raise ConfigError(
+            "The settings have no output_dir. Each job needs one: the folder that its run is "
+            'written into, as in output_dir = "runs/my-style".'
+        )
+    return output
+
+
+def with_output(text: str, output: str) -> str:
+    """The same settings with another `output_dir`; comments stay where the text allows it."""
+    wanted = {**_parsed(text), "output_dir": output}
+    line = tomli_w.dumps({"output_dir": output}).rstrip("\n")
+    table = _FIRST_TABLE.search(text)
+    head, rest = (text[: table.start()], text[table.start() :]) if table else (text, "")
+    changed = _OUTPUT_LINE.sub(lambda _: line, head, count=1) + rest
+    try:
+        return changed if parse_toml(changed) == wanted else tomli_w.dumps(wanted)
+    except tomllib.TOMLDecodeError:  # the line was within a text of several lines
+        return tomli_w.dumps(wanted)
+
+
+def _parsed(text: str) -> dict[str, Any]:
+    if not is_text(text):
+        raise ConfigError("The settings are no text: they hold half characters.")
+    try:
+        return parse_toml(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"The settings are not valid TOML: {error}.") from error

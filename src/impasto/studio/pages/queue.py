@@ -1,0 +1,212 @@
+"""The page "Queue": jobs in order, how each stands, who works on them, and what can be changed."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
+from starlette.routing import BaseRoute, Route
+
+from impasto import files
+from impasto.config.load import build_run_config
+from impasto.config.validation import require_unescaped_paths
+from impasto.errors import ConfigError, ImpastoError, RunError
+from impasto.parsing import parse_toml, read_text
+from impasto.runs.queue import Queue
+from impasto.runs.queue_devices import ask_runner_to_stop, device_name, is_device_number, runner_of
+from impasto.runs.queue_settings import output_of
+from impasto.studio.core import Studio
+from impasto.studio.pages.queue_views import is_starting, queue_view
+
+_LARGEST_BYTES = 1 << 20
+_DIGITS = 9
+_FIELDS = ("file", "text", "name")
+
+CHANGES: dict[str, tuple[Callable[[Queue, int], Any], str]] = {
+    "up": (lambda queue, job: queue.move(job, "up"), "Job {job} has moved up."),
+    "down": (lambda queue, job: queue.move(job, "down"), "Job {job} has moved down."),
+    "pause": (Queue.pause, "Job {job} is paused, or will be after the step it is at."),
+    "continue": (Queue.go_on, "Job {job} waits for its turn."),
+    "retry": (Queue.retry, "Job {job} waits for its turn."),
+    "repeat": (Queue.repeat, "A new job repeats job {job}."),
+    "remove": (Queue.remove, "Job {job} is removed. Its run, if it has one, stays."),
+}
+"""What the buttons of a job do, and what is said then."""
+
+
+def routes(studio: Studio) -> list[BaseRoute]:
+    """The routes of this page."""
+    pages = QueuePages(studio)
+    return [
+        Route("/queue", pages.page),
+        Route("/queue/add", pages.add, methods=["POST"]),
+        Route("/queue/start", pages.start, methods=["POST"]),
+        Route("/queue/stop/{device}", pages.stop, methods=["POST"]),
+        Route("/queue/jobs/{job}/{change}", pages.change, methods=["POST"]),
+        Route("/parts/queue", pages.part),
+    ]
+
+
+@dataclass(frozen=True)
+class QueuePages:
+    """Answers requests for the queue.
+
+    Attributes:
+        studio: What they work with.
+    """
+
+    studio: Studio
+
+    async def page(self, _: Request) -> Response:
+        """The queue, and the form that adds a job."""
+        return await self._shown({}, {})
+
+    async def part(self, _: Request) -> Response:
+        """Jobs and devices alone, which the page asks for again and again."""
+        view = await asyncio.to_thread(queue_view, self.studio)
+        return self.studio.page("queue_jobs.html.j2", **view)
+
+    async def change(self, request: Request) -> Response:
+        """Move, pause, continue, retry, repeat or remove a job."""
+        job, name = request.path_params["job"], request.path_params["change"]
+        number = _number(job)
+        if name not in CHANGES or number is None:
+            raise HTTPException(404, "There is no such job, or no such change.")
+        change, said = CHANGES[name]
+        try:
+            await asyncio.to_thread(change, Queue(self.studio.queue), number)
+        except (RunError, ConfigError) as error:
+            raise HTTPException(409, str(error)) from error
+        return self._said(said.format(job=number))
+
+    async def start(self, request: Request) -> Response:
+        """Have a process of its own work the queue off on a device."""
+        async with request.form(max_files=0, max_fields=4) as form:
+            number = _number(str(form.get("device", "0")))
+        if number is None or not is_device_number(number):
+            raise HTTPException(400, "A device is a number: 0 is the first GPU.")
+        try:
+            name = await asyncio.to_thread(self._start, number)
+        except RunError as error:
+            raise HTTPException(409, str(error)) from error
+        if "hx-request" not in request.headers:
+            return RedirectResponse("/queue", 303)
+        return self._said(f"The process that works on device {name} is being started.")
+
+    async def stop(self, request: Request) -> Response:
+        """Have whoever works on a device stop after the step it is at."""
+        device = request.path_params["device"]
+        try:
+            await asyncio.to_thread(ask_runner_to_stop, self.studio.queue, device)
+        except RunError as error:
+            raise HTTPException(409, str(error)) from error
+        return self._said(f"Device {device} is asked to stop after the step it is at.")
+
+    async def add(self, request: Request) -> Response:
+        """Add a settings file, by its path or its text."""
+        async with request.form(max_files=0, max_fields=8, max_part_size=_LARGEST_BYTES) as form:
+            given = {name: str(form.get(name, "")) for name in _FIELDS}
+            paused = form.get("paused") is not None
+        faults = await asyncio.to_thread(self._add, given, paused=paused)
+        if faults:
+            return await self._shown(given | ({"paused": "1"} if paused else {}), faults)
+        return RedirectResponse("/queue", 303)
+
+    async def _shown(self, given: dict[str, str], faults: dict[str, str]) -> Response:
+        view = await asyncio.to_thread(queue_view, self.studio)
+        places = [str(folder) for folder in self.studio.folders.runs]
+        return self.studio.page(
+            "queue.html.j2",
+            422 if faults else 200,
+            given={**dict.fromkeys((*_FIELDS, "paused"), ""), **given},
+            faults={**dict.fromkeys(_FIELDS, ""), **faults},
+            places=places,
+            begins=str(Path.cwd()),
+            **view,
+        )
+
+    def _said(self, words: str) -> Response:
+        """A sentence for the line above the list, which is read again at once."""
+        answer = self.studio.page("queue_said.html.j2", words=words)
+        answer.headers["hx-trigger"] = "queue-changed"
+        return answer
+
+    def _start(self, number: int) -> str:
+        """Start the process; returns what the device is called.
+
+        Raises:
+            RunError: Somebody works on it already, or it is not there.
+        """
+        name, folder = device_name(number), self.studio.queue
+        holder = runner_of(folder, name)
+        if holder is not None:
+            raise RunError(f"Device {name} is worked on already by {holder.words}.")
+        if is_starting(self.studio, number):
+            raise RunError(f"The process for device {name} is being started already.")
+        words = ["queue", "run", "--queue", str(folder), "--device", str(number), "--wait"]
+        self.studio.tasks.start(words, f"Work on device {name}", "/queue")
+        return name
+
+    def _add(self, given: dict[str, str], *, paused: bool) -> dict[str, str]:
+        """Add a job; returns what is wrong by the name of its field, or nothing."""
+        file, text = given["file"].strip(), given["text"]
+        if bool(file) == bool(text.strip()):
+            return {
+                "file": "Give the path of a settings file, or paste its text below: one of both."
+            }
+        field = "file" if file else "text"
+        try:
+            content = self._content_of(file) if file else text.replace("\r\n", "\n")
+            self._require_fitting(content)
+            name = given["name"].strip() or (
+                Path(file).stem if file else Path(output_of(content)).name
+            )
+            Queue(self.studio.queue).add(content, name, Path.cwd(), paused=paused)
+        except ImpastoError as error:
+            return {field: str(error)}
+        return {}
+
+    def _content_of(self, name: str) -> str:
+        """The text of a settings file below a folder of runs.
+
+        Raises:
+            RunError: There is none of that name, or it is no settings file.
+        """
+        for folder in self.studio.folders.runs:
+            try:
+                path = folder / name
+                if not files.is_inside(path, folder) or not path.is_file():
+                    continue
+                if path.suffix.lower() != ".toml" or path.stat().st_size > _LARGEST_BYTES:
+                    raise RunError(f"{name} is no settings file: those end in .toml.")
+                return read_text(path)
+            except (OSError, ValueError) as error:
+                raise RunError(f"{name[:200]} cannot be read: {error}.") from error
+        raise RunError(f"There is no file {name[:200]} in the folders of runs.")
+
+    def _require_fitting(self, text: str) -> None:
+        """Make sure that settings are valid, and that the studio will show their run.
+
+        Raises:
+            ImpastoError: They are not, or it would not.
+        """
+        output = Path.cwd() / output_of(text)
+        values = parse_toml(text)
+        require_unescaped_paths(values, "The settings")
+        build_run_config(values, source="The settings")
+        if not any(files.is_inside(output, folder) for folder in self.studio.folders.runs):
+            raise RunError(
+                f"output_dir is {output}, which is in none of the folders of runs that this studio "
+                f"shows. Choose one in {' or '.join(map(str, self.studio.folders.runs))}."
+            )
+
+
+def _number(text: str) -> int | None:
+    is_number = text.isascii() and text.isdecimal() and len(text) <= _DIGITS
+    return int(text) if is_number else None

@@ -1,0 +1,131 @@
+"""What the templates of the queue show: plain values, made from its folder."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from impasto.runs import RunDirectory
+from impasto.runs.queue import Queue
+from impasto.runs.queue_devices import device_name, plain_name, runners_of
+from impasto.runs.queue_jobs import Job
+from impasto.studio.core import Studio
+from impasto.studio.pages.tasks import task_view
+
+_LOOKED_AT = 10
+"""The newest tasks, among which those that work on the queue are looked for."""
+
+_LATEST = 2**33
+
+
+def queue_view(studio: Studio) -> dict[str, Any]:
+    """The jobs in order, the devices, and the newest process that has failed to work on them."""
+    jobs = Queue(studio.queue).jobs()
+    last = len(jobs) - 1
+    return {
+        "jobs": [
+            {**_row(studio, job), "is_first": place == 0, "is_last": place == last}
+            for place, job in enumerate(jobs)
+        ],
+        "waiting": sum(job.state == "waiting" for job in jobs),
+        "devices": _devices(studio, jobs),
+        "failure": _failure(studio),
+        "folder": str(studio.queue),
+    }
+
+
+def is_starting(studio: Studio, number: int) -> bool:
+    """Whether a process for a device was started, by this studio or the one before, and lives."""
+    return any(
+        _device_in(words) == str(number) and studio.tasks.state_of(task).is_alive
+        for task, words in _tasks(studio)
+    )
+
+
+def _row(studio: Studio, job: Job) -> dict[str, Any]:
+    state = None if job.run is None else job.run.state()
+    is_shown = state is not None and job.tries > 0 and job.owns_run
+    total = state.total_steps if state is not None and is_shown else None
+    return {
+        "number": job.number,
+        "name": job.name,
+        "state": job.state,
+        "pausing": job.pausing,
+        "message": job.message,
+        "place": "" if job.run is None else str(job.run.path),
+        "address": _address(studio, job.run) if is_shown else "",
+        "progress": {"step": state.step, "total": total} if state is not None and total else None,
+        "details": state.details() if state is not None and is_shown else [],
+        "stage": state.status.get("stage", "") if state is not None and state.is_alive else "",
+        "device": job.device,
+        "tries": job.tries,
+        "when": _when(job),
+        "printed": job.task.last_lines() if job.tries and job.state == "failed" else [],
+    }
+
+
+def _address(studio: Studio, run: RunDirectory | None) -> str:
+    """The page of a run; empty where the studio does not show it."""
+    if run is None:
+        return ""
+    try:
+        name = studio.folders.name_of(RunDirectory(Path(os.path.normpath(run.path))))
+    except ValueError:
+        return ""
+    return f"/runs/{name}" if studio.folders.run_of(name) is not None else ""
+
+
+def _when(job: Job) -> str:
+    said, moment = ("added", job.added_at)
+    if job.began_at:
+        said, moment = ("ended", job.ended_at) if job.ended_at else ("began", job.began_at)
+    if not 0 < moment < _LATEST:
+        return ""
+    return f"{said} {time.strftime('%Y-%m-%d %H:%M', time.localtime(moment))}"
+
+
+def _devices(studio: Studio, jobs: list[Job]) -> list[dict[str, Any]]:
+    """Those that are worked on, and the first, which is there to be started."""
+    runners, first = runners_of(studio.queue), plain_name(device_name(0))
+    found = []
+    for name in sorted({*runners, first}, key=lambda name: (name != first, name)):
+        holder = runners.get(name)
+        found.append(
+            {
+                "name": name,
+                "number": 0 if name == first else None,
+                "holder": "" if holder is None else holder.words,
+                "starting": holder is None and is_starting(studio, 0),
+                "job": next((job for job in jobs if _is_on(job, name)), None),
+            }
+        )
+    return found
+
+
+def _is_on(job: Job, device: str) -> bool:
+    return job.state == "working" and plain_name(job.device) == device
+
+
+def _failure(studio: Studio) -> dict[str, Any] | None:
+    """The newest process that was to work on the queue, if it ended with an error."""
+    for task, _ in _tasks(studio):
+        view = task_view(studio.tasks, task)
+        return view if view["state"] in ("failed", "killed") else None
+    return None
+
+
+def _tasks(studio: Studio) -> list[tuple[Any, list[Any]]]:
+    """The newest tasks that work on this queue, with their words."""
+    found = []
+    for task in studio.tasks.all()[:_LOOKED_AT]:
+        words = list(task.description().get("words", ()))
+        if words[:2] == ["queue", "run"] and str(studio.queue) in words:
+            found.append((task, words))
+    return found
+
+
+def _device_in(words: list[Any]) -> str:
+    place = words.index("--device") + 1 if "--device" in words else len(words)
+    return str(words[place]) if place < len(words) else "0"

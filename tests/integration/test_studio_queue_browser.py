@@ -1,0 +1,91 @@
+"""The queue by clicks, in a real browser on a real run; skipped where there is no Chromium."""
+
+import os
+import signal
+
+import pytest
+import tomli_w
+from browsing import LOOKS, at, check, needs_browser, served, tab_to
+
+from impasto.runs.queue import Queue
+from impasto.runs.queue_devices import runners_of
+
+pytestmark = needs_browser
+
+
+@pytest.fixture
+def queue(tmp_path):
+    """A queue, of which whoever works on it is ended with the test."""
+    (tmp_path / "runs").mkdir()
+    found = Queue(tmp_path / "queue")
+    yield found
+    running = [holder.owner.pid for holder in runners_of(found.folder).values()]
+    running += [job.run.status()["pid"] for job in found.jobs() if job.run.state().is_alive]
+    for pid in running:
+        os.kill(pid, signal.SIGKILL)
+
+
+def test_jobs_are_added_moved_trained_and_stopped_by_clicks(
+    run_values, tmp_path, page, complaints, queue
+):
+    """And whoever works on the queue is found again after the studio was killed."""
+    endless = {"training": {**run_values["training"], "max_steps": 100_000}}
+    values = run_values | endless | {"output_dir": str(tmp_path / "runs" / "dog")}
+    options = ("--queue", queue.folder)
+    with served(tmp_path / "runs", *options) as (address, studio):
+        page.goto(address)
+        page.wait_for_selector("nav")
+        page.goto(at(address, "queue"))
+        page.fill("#text", tomli_w.dumps(values))
+        page.click("button:has-text('Add to the queue')")
+        page.wait_for_selector("#job-1 .state.waiting")
+        page.click("#job-1 button:has-text('Repeat')")
+        page.wait_for_selector("#job-2")
+        page.focus("#job-2 button:has-text('Up')")
+        page.keyboard.press("Enter")
+        page.wait_for_selector(".queue-job:first-child#job-2")
+        page.click("#job-1 button:has-text('Pause')")
+        page.wait_for_selector("#job-1 .state.paused")
+        page.click(".queue-device button:has-text('Start working')")
+        page.wait_for_selector("#job-2 .state.working")
+        page.wait_for_selector("#job-2 progress")
+        studio.kill()
+        studio.wait()
+    with served(tmp_path / "runs", *options) as (address, _):
+        page.goto(address)
+        page.wait_for_selector("nav")
+        page.goto(at(address, "queue"))
+        page.wait_for_selector("#job-2 .state.working")
+        page.click(".queue-device button:has-text('Stop')")
+        page.wait_for_selector(".queue-device button:has-text('Start working')")
+        page.wait_for_selector("#job-2 .state.waiting")
+        assert "It goes on from step" in page.inner_text("#job-2")
+        page.on("dialog", lambda dialog: dialog.accept())
+        page.click("#job-2 button:has-text('Remove')")
+        page.wait_for_selector("#job-2", state="detached")
+        assert queue.jobs()[0].number == 1
+        assert (tmp_path / "runs" / "dog-2").is_dir()
+    assert complaints == []
+
+
+@pytest.mark.parametrize("look", LOOKS.values(), ids=LOOKS)
+def test_the_page_has_no_serious_fault_for_anybody(tmp_path, browser, queue, look):
+    for name in ("dog", 'it\'s "odd" ' + "long " * 30, "cow"):
+        place = {"output_dir": str(tmp_path / "runs" / "x" / name)}
+        queue.add(tomli_w.dumps(place), name, tmp_path, paused=name == "cow")
+    with served(tmp_path / "runs", "--queue", queue.folder) as (address, _):
+        context = browser.new_context(**look)
+        page = context.new_page()
+        page.goto(address)
+        page.wait_for_selector("nav")
+        page.goto(at(address, "queue"))
+        page.wait_for_selector("#job-3 .state.paused")
+        check(page)
+        tab_to(page, "#job-2 button")
+        page.keyboard.press("Enter")
+        page.wait_for_selector(".queue-job:first-child#job-2")
+        page.fill("#text", "x =")
+        page.click("button:has-text('Add to the queue')")
+        page.wait_for_selector(".fault")
+        check(page)
+        context.close()
