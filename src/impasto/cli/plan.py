@@ -21,10 +21,10 @@ from impasto.config.run import RunConfig
 from impasto.data.sampler import EpochSampler
 from impasto.datasets.batching import build_epoch_sampler, count_steps, heaviest_group
 from impasto.datasets.build import Survey, survey
+from impasto.errors import ImpastoError
 from impasto.models.hypernetwork import load_hypernetworks
 from impasto.models.loading import BaseModel, build_tokens, load_meta_model
 from impasto.models.trainable import Trainable
-from impasto.errors import ImpastoError
 from impasto.parsing import printable
 from impasto.progress import Progress, SilentProgress
 from impasto.runs import RunDirectory

@@ -24,7 +24,7 @@ SD2_RATE = 0.6
 
 _LONGEST_PROMPT = 300
 _BUCKET_SIDES = {512: (256, 1024), 768: (384, 1280)}
-"""Resolution -> shortest and longest side of a bucket: the defaults, and `configs/sd2-768-v.toml`."""
+"""Resolution -> shortest and longest side of a bucket: as usual, and as `configs/sd2-768-v.toml`."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ GOALS: dict[str, Goal] = {
     ),
     "scratch": Goal(
         title="From scratch",
-        words="A model of `impasto init`, whose weights are random.",
+        words="A new model, whose weights are random, as impasto init makes it.",
         example="large-24gb",
         lr=1e-4,
         lr_why="that of Stable Diffusion 1 (its model card); a tiny model takes 1e-3",

@@ -134,7 +134,7 @@ def _words(annotation: Any, constraints: Iterable[Any] = ()) -> str:
         items = _words(inner[0])
         if inner[-1] is Ellipsis:
             return f"a list, each {items}"
-        return f"a list [{', '.join(_words(item) for item in inner)}]"
+        return f"a list [{', '.join(_words(_opened(item, ())[0]) for item in inner)}]"
     if origin is dict:
         return "a table of names and values"
     if section_in(annotation) is annotation:

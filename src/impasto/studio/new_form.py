@@ -125,7 +125,7 @@ def _field(setting: Setting, fields: Mapping[str, str]) -> dict[str, Any]:
     return {
         "path": setting.path,
         "docs": setting.docs,
-        "type": value.words,
+        "type": _type_words(setting),
         "control": _control(setting),
         "is_number": bool(bounds),
         "bounds": bounds,
@@ -137,6 +137,16 @@ def _field(setting: Setting, fields: Mapping[str, str]) -> dict[str, Any]:
         "kinds": " ".join(setting.kinds) if setting.name != "kind" else "",
         "kind": _kind_of(setting, fields) if setting.kinds else "",
     }
+
+
+def _type_words(setting: Setting) -> str:
+    """What may be typed, where the field itself does not show it."""
+    value = setting.type
+    if value.form in ("flag", "choice") or value.words == "text":
+        return ""
+    if value.form == "lines":
+        return "One on each line."
+    return f"{value.words[:1].upper()}{value.words[1:]}."
 
 
 def _control(setting: Setting) -> str:

@@ -52,9 +52,9 @@ class Plans:
         Raises:
             StorageError: The folder cannot be written.
         """
-        if _text_of(draft.settings_file) == settings and draft.plan_log.exists():
-            if self._is_running(draft) or self.state_of(draft).result:
-                return
+        is_same = _text_of(draft.settings_file) == settings and draft.plan_log.exists()
+        if is_same and (self._is_running(draft) or self.state_of(draft).result):
+            return
         self.forget(draft)
         files.write_text(draft.settings_file, settings, durable=False)
         words = ["train", draft.settings_file, "--plan", "--json"]

@@ -28,8 +28,8 @@ from impasto.studio.plans import Plans
 from impasto.studio.starting import (
     choose_file,
     free_place,
-    goal_words,
     goal_faults,
+    goal_words,
     write_settings,
 )
 

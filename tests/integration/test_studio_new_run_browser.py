@@ -1,0 +1,88 @@
+"""A run from a goal to its end by clicks, in a real browser; skipped where there is no Chromium."""
+
+import os
+import shutil
+import signal
+
+import pytest
+from browsing import LOOKS, at, check, needs_browser, served, tab_to
+
+from impasto.demo.recipe import BASE_MODEL, PICTURES
+from impasto.runs import RunDirectory
+
+pytestmark = needs_browser
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """Folders of runs, images and models, with what the demo has in them."""
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "data" / "icons").mkdir(parents=True)
+    for file in sorted(PICTURES.iterdir())[:40]:
+        shutil.copy(file, tmp_path / "data" / "icons")
+    shutil.copytree(BASE_MODEL, tmp_path / "models" / "base")
+    return tmp_path
+
+
+def options(folders):
+    return ("--data", folders / "data", "--models", folders / "models")
+
+
+def test_a_goal_becomes_a_plan_and_a_run_by_clicks(folders, page, complaints):
+    run = RunDirectory(folders / "runs" / "icons-style")
+    with served(folders / "runs", *options(folders)) as (address, _):
+        page.goto(address)
+        page.click("nav >> text=New run")
+        page.check("input[value=style]")
+        page.fill("#data", str(folders / "data" / "icons"))
+        page.fill("#model", str(folders / "models" / "base"))
+        page.click("text=Make settings >> nth=0")
+        page.wait_for_selector("#panel .plan :text('500; ')")
+        page.fill("#f-training-max_steps", "many")
+        fault = "#f-training-max_steps-fault"
+        page.wait_for_function("s => document.querySelector(s).textContent", arg=fault)
+        assert page.get_attribute("#f-training-max_steps", "aria-invalid") == "true"
+        assert page.locator("#panel .plan").count() == 0
+        page.click("text=Start now")
+        page.wait_for_selector("#answer :text('Not yet: training.max_steps')")
+        page.fill("#f-training-max_steps", "2")
+        page.fill("#find", "huber")
+        assert page.is_hidden("#f-loss-huber_c")
+        page.select_option("#f-loss-kind", "huber")
+        assert page.is_visible("#f-loss-huber_c")
+        page.fill("#f-loss-huber_c", "0.2")
+        page.fill("#find", "")
+        page.wait_for_selector("#panel .plan :text('2; ')")
+        page.wait_for_function("s => !document.querySelector(s).textContent", arg=fault)
+        page.reload()
+        assert page.input_value("#f-loss-huber_c") == "0.2"
+        page.click("text=Save the settings")
+        page.wait_for_selector("#answer :text('Wrote')")
+        page.click("text=Start now")
+        page.wait_for_url("**/runs/**")
+        page.wait_for_selector("#state .state.finished")
+        assert run.state().step == 2
+        assert (folders / "runs" / "icons-style.toml").exists()
+    if run.state().is_alive:
+        os.kill(run.status()["pid"], signal.SIGKILL)
+    assert complaints == []
+
+
+@pytest.mark.parametrize("look", LOOKS.values(), ids=LOOKS)
+def test_the_form_has_no_serious_fault_for_anybody(folders, browser, look):
+    """By axe-core, at any width without scrolling sideways, and by keyboard."""
+    with served(folders / "runs", *options(folders)) as (address, _):
+        page = browser.new_context(**look).new_page()
+        page.goto(address)
+        page.goto(at(address, "new"))
+        check(page)
+        tab_to(page, "button:has-text('Begin with the defaults')")
+        page.keyboard.press("Enter")
+        page.wait_for_selector("#faults")
+        check(page)
+        tab_to(page, "a[href='#f-model-path']", most=200)
+        page.keyboard.press("Enter")
+        assert page.evaluate("document.activeElement.id") == "f-model-path"
+        for summary in page.locator("details.section > summary").all():
+            summary.click()
+        check(page)
