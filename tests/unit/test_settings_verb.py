@@ -3,7 +3,6 @@
 import json
 import shlex
 
-import click
 import pytest
 from click.testing import CliRunner
 
@@ -99,12 +98,12 @@ def test_the_example_of_a_setting_is_a_value_that_it_takes(path, tmp_path, monke
     }
     if setting.kinds and setting.name != "kind":
         tree[setting.section] = {"kind": setting.kinds[0]}
+    found = {}
     try:
         build_run_config(tree, [words[1]], source="the example")
     except ConfigError as error:
-        # other settings forbid it: a sentence of a section or of the whole, not of this value
-        assert path not in error.faults, error
-        assert not any(at.startswith(f"{path}.") for at in error.faults), error
+        found = error.faults  # other settings forbid it: told of a section, or of the whole
+    assert not [at for at in found if at == path or at.startswith(f"{path}.")], found
 
 
 def test_types_are_told_in_words():
@@ -134,5 +133,3 @@ def test_errors_of_settings_say_where(tmp_path):
         build_run_config(tree, source="it")
     assert set(error.value.faults) == {"output_dir", "dataset.resolutio", "training.max_steps"}
     assert all(text in str(error.value) for text in error.value.faults.values())
-    assert isinstance(error.value, Exception)
-    assert isinstance(settings, click.Command)

@@ -24,7 +24,7 @@ SD2_RATE = 0.6
 
 _LONGEST_PROMPT = 300
 _BUCKET_SIDES = {512: (256, 1024), 768: (384, 1280)}
-"""Resolution -> shortest and longest side of a bucket: as usual, and as `configs/sd2-768-v.toml`."""
+"""Resolution -> sides of buckets: as usual, and as in `configs/sd2-768-v.toml`."""
 
 
 @dataclass(frozen=True)
