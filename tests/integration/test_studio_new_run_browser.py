@@ -28,6 +28,10 @@ def options(folders):
     return ("--data", folders / "data", "--models", folders / "models")
 
 
+def wait_for_steps(page, number):
+    page.wait_for_selector(f"#panel .plan dd:text-matches('^{number}; ')")
+
+
 def test_a_goal_becomes_a_plan_and_a_run_by_clicks(folders, page, complaints):
     run = RunDirectory(folders / "runs" / "icons-style")
     with served(folders / "runs", *options(folders)) as (address, _):
@@ -37,7 +41,7 @@ def test_a_goal_becomes_a_plan_and_a_run_by_clicks(folders, page, complaints):
         page.fill("#data", str(folders / "data" / "icons"))
         page.fill("#model", str(folders / "models" / "base"))
         page.click("text=Make settings >> nth=0")
-        page.wait_for_selector("#panel .plan :text('500; ')")
+        wait_for_steps(page, "500")
         page.fill("#f-training-max_steps", "many")
         fault = "#f-training-max_steps-fault"
         page.wait_for_function("s => document.querySelector(s).textContent", arg=fault)
@@ -52,7 +56,7 @@ def test_a_goal_becomes_a_plan_and_a_run_by_clicks(folders, page, complaints):
         assert page.is_visible("#f-loss-huber_c")
         page.fill("#f-loss-huber_c", "0.2")
         page.fill("#find", "")
-        page.wait_for_selector("#panel .plan :text('2; ')")
+        wait_for_steps(page, "2")
         page.wait_for_function("s => !document.querySelector(s).textContent", arg=fault)
         page.reload()
         assert page.input_value("#f-loss-huber_c") == "0.2"
@@ -76,7 +80,7 @@ def test_the_form_has_no_serious_fault_for_anybody(folders, browser, look):
         page.goto(address)
         page.goto(at(address, "new"))
         check(page)
-        tab_to(page, "button:has-text('Begin with the defaults')")
+        tab_to(page, "form[action='/new/blank'] button")
         page.keyboard.press("Enter")
         page.wait_for_selector("#faults")
         check(page)

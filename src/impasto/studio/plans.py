@@ -57,7 +57,7 @@ class Plans:
             return
         self.forget(draft)
         files.write_text(draft.settings_file, settings, durable=False)
-        words = ["train", draft.settings_file, "--plan", "--json"]
+        words: list[str | Path] = ["train", draft.settings_file, "--plan", "--json"]
         self._running[draft.name] = start_apart(words, draft.plan_log)
 
     def forget(self, draft: Draft) -> None:
