@@ -14,6 +14,7 @@ from impasto import presence
 
 if TYPE_CHECKING:
     from impasto.cli.console import Console
+    from impasto.config.run import RunConfig
     from impasto.config.training import TrainingConfig
     from impasto.runs import RunDirectory
 
@@ -39,15 +40,11 @@ def train(config: Path, overrides: tuple[str, ...], *, plan_only: bool, as_json:
         return
     from impasto.cli.console import Console
     from impasto.cli.early import check_run
-    from impasto.config.load import load_run_config
-    from impasto.config.renamed import FormerNameWarning
 
     console = Console()
-    with warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter("always", FormerNameWarning)
-        settings = load_run_config(config, overrides)
-    for warning in said:
-        console.note(str(warning.message))
+    settings, notes = _load(config, overrides)
+    for note in notes:
+        console.note(note)
     check_run(settings, is_new=not plan_only)
     if plan_only:
         from impasto import files
@@ -62,23 +59,34 @@ def train(config: Path, overrides: tuple[str, ...], *, plan_only: bool, as_json:
     finish(trainer.train(settings, console), console)
 
 
+def _load(file: Path, overrides: tuple[str, ...]) -> tuple[RunConfig, list[str]]:
+    """The settings of a file, and a note for each that is under a former name."""
+    from impasto.config.load import load_run_config
+    from impasto.config.renamed import FormerNameWarning
+
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always", FormerNameWarning)
+        settings = load_run_config(file, overrides)
+    return settings, [str(warning.message) for warning in said]
+
+
 def _print_plan(file: Path, overrides: tuple[str, ...]) -> None:
     """Print a plan as JSON, or what stands against one; the process ends with the error's code."""
     from impasto.cli.early import check_run
     from impasto.cli.harmless import json_text
-    from impasto.config.load import load_run_config
     from impasto.errors import ImpastoError
 
     plan: dict[str, Any] = {}
     error: ImpastoError | None = None
     try:
-        settings = load_run_config(file, overrides)
+        settings, notes = _load(file, overrides)
         check_run(settings, is_new=False)
         from impasto import files
         from impasto.cli.plan import plan_as_json
 
         with files.dry_run():
             plan, error = plan_as_json(settings)
+        plan["notes"] = [*notes, *plan["notes"]]
     except ImpastoError as refusal:
         error = refusal
     told = None

@@ -188,6 +188,7 @@ class NewRunPages:
         def begin() -> None:
             file = choose_file(typed, self.studio.folders)
             write_settings(file, found.text, same_is_fine=True)
+            self.plans.forget(draft)  # it would take time and memory from the run
             title, back = f"Train {run.name}", f"/new/{draft.name}/started"
             draft.note(task=self.studio.tasks.start(["train", file], title, back), run=str(run))
 
