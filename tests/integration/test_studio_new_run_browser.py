@@ -1,8 +1,6 @@
 """A run from a goal to its end by clicks, in a real browser; skipped where there is no Chromium."""
 
-import os
 import shutil
-import signal
 
 import pytest
 from browsing import LOOKS, at, check, needs_browser, served, tab_to
@@ -29,47 +27,61 @@ def options(folders):
     return ("--data", folders / "data", "--models", folders / "models")
 
 
-def wait_for_steps(page, number):
-    page.wait_for_selector(f"#panel .plan dd:text-matches('^{number}; ')")
-
-
-def test_a_goal_becomes_a_plan_and_a_run_by_clicks(folders, page, complaints):
-    run = RunDirectory(folders / "runs" / "icons-style")
+def test_the_form_says_what_is_wrong_and_what_it_would_do(folders, page, complaints):
+    """At the field, while it is typed; and a reload loses nothing."""
     page.set_default_timeout(PATIENCE_MS)
     with served(folders / "runs", *options(folders)) as (address, _):
         page.goto(address)
         page.click("nav >> text=New run")
-        page.check("input[value=style]")
-        page.fill("#data", str(folders / "data" / "icons"))
-        page.fill("#model", str(folders / "models" / "base"))
-        page.click("text=Make settings >> nth=0")
+        page.click("text=Begin with the defaults")
+        page.fill("#f-model-path", str(folders / "models" / "base"))
+        page.fill("#f-dataset-image_dir", str(folders / "data" / "icons"))
         page.fill("#f-training-max_steps", "many")
         fault = "#f-training-max_steps-fault"
-        page.wait_for_function("s => document.querySelector(s).textContent", arg=fault)
+        page.wait_for_function(
+            "s => document.querySelector(s).textContent.includes('many')", arg=fault
+        )
         assert page.get_attribute("#f-training-max_steps", "aria-invalid") == "true"
-        assert page.locator("#panel .plan").count() == 0
         page.click("text=Start now")
         page.wait_for_selector("#answer :text('Not yet: training.max_steps')")
-        page.fill("#f-training-max_steps", "2")
         page.fill("#find", "huber")
         assert page.is_hidden("#f-loss-huber_c")
         page.select_option("#f-loss-kind", "huber")
         assert page.is_visible("#f-loss-huber_c")
         page.fill("#f-loss-huber_c", "0.2")
+        page.fill("#find", "resolution")
+        assert page.is_hidden("#f-loss-huber_c")
+        page.fill("#f-dataset-resolution", "136")
+        page.fill("#f-dataset-min_bucket_reso", "64")
         page.fill("#find", "")
-        wait_for_steps(page, "2")
-        page.wait_for_function("s => !document.querySelector(s).textContent", arg=fault)
+        page.fill("#f-training-max_steps", "7")
+        page.wait_for_selector("#panel .plan dd:text-matches('^7; ')")
+        assert page.text_content(fault) == ""
         page.reload()
         assert page.input_value("#f-loss-huber_c") == "0.2"
         page.click("text=Save the settings")
         page.wait_for_selector("#answer :text('Wrote')")
+    assert "huber_c = 0.2" in (folders / "runs" / "my-run.toml").read_text(encoding="utf-8")
+    assert complaints == []
+
+
+def test_a_goal_becomes_a_run_by_clicks(folders, page, complaints):
+    run = RunDirectory(folders / "runs" / "icons-style")
+    page.set_default_timeout(PATIENCE_MS)
+    with served(folders / "runs", *options(folders)) as (address, _):
+        page.goto(address)
+        page.goto(at(address, "new"))
+        page.check("input[value=style]")
+        page.fill("#data", str(folders / "data" / "icons"))
+        page.fill("#model", str(folders / "models" / "base"))
+        page.click("text=Make settings >> nth=0")
+        page.fill("#f-training-max_steps", "2")
+        page.fill("#f-previews-prompts", "")
         page.click("text=Start now")
         page.wait_for_url("**/runs/**")
         page.wait_for_selector("#state .state.finished")
-        assert run.state().step == 2
-        assert (folders / "runs" / "icons-style.toml").exists()
-    if run.state().is_alive:
-        os.kill(run.status()["pid"], signal.SIGKILL)
+    assert run.state().step == 2
+    assert (folders / "runs" / "icons-style.toml").exists()
     assert complaints == []
 
 

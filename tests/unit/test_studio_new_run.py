@@ -269,6 +269,25 @@ def test_a_run_is_duplicated_into_a_directory_of_its_own(client, studio, folder)
 # the form
 
 
+def test_relative_paths_of_a_run_are_seen_from_where_it_was_started(client, studio, folder):
+    elsewhere = folder.parent / "elsewhere"
+    (elsewhere / "cats").mkdir(parents=True)
+    run = make_run(folder / "dog", phase="finished")
+    status = {**json.loads(run.status_file.read_text()), "folder": str(elsewhere)}
+    run.status_file.write_text(json.dumps(status), encoding="utf-8")
+    tree = {
+        "output_dir": "dog",
+        "model": {"path": "owner/name"},
+        "dataset": {"datasets": [{"subsets": [{"image_dir": "cats"}, {"image_dir": "gone"}]}]},
+        "training": {"max_steps": 9},
+    }
+    run.config_file.write_text(tomli_w.dumps(tree), encoding="utf-8")
+    fields = shown_fields(client.get(f"/new?from={studio.folders.name_of(run)}").text)
+    subsets = tomllib.loads(fields["dataset.datasets"])["datasets"][0]["subsets"]
+    assert [subset["image_dir"] for subset in subsets] == [str(elsewhere / "cats"), "gone"]
+    assert fields["model.path"] == "owner/name"
+
+
 def test_the_form_has_every_setting_once_with_its_help(client, draft):
     text = client.get(draft).text
     assert set(shown_fields(text)) == set(all_settings())

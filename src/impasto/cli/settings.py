@@ -82,16 +82,16 @@ def _find(key: str, console: Console, *, silent: bool) -> Any:
     Raises:
         ConfigError: There is none; with the nearest.
     """
+    from impasto.config.renamed import present_path
     from impasto.config.tree import (
         TOP,
         all_sections,
         all_settings,
         nearest,
-        present_name_of,
     )
     from impasto.errors import ConfigError
 
-    present = present_name_of(key.strip().strip("[]"))
+    present = present_path(key.strip().strip("[]"))
     if present != key and present in all_settings() and not silent:
         console.note(f"{key} is called {present} now.\n")
     sections = {part.name or TOP: part for part in all_sections()}

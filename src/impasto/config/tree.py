@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import functools
-import typing
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from impasto.config.kinds import sections_of
-from impasto.config.renamed import SETTINGS, present_path
+from impasto.config.renamed import SETTINGS
 from impasto.config.run import RunConfig
 from impasto.config.value_types import ValueType, section_in, type_of
 
@@ -104,7 +104,7 @@ def is_table(name: str) -> bool:
     return bool(sections_of(field)) or is_section(field.annotation)
 
 
-def nearest(path: str, names: typing.Iterable[str]) -> str | None:
+def nearest(path: str, names: Iterable[str]) -> str | None:
     """The name that was probably meant: by the whole path, or by its last part alone."""
     known = list(names)
     close = difflib.get_close_matches(path, known, n=1)
@@ -118,11 +118,6 @@ def nearest(path: str, names: typing.Iterable[str]) -> str | None:
 def former_name_of(path: str) -> str:
     """The name that a setting had before, or empty."""
     return next((before for before, now in SETTINGS.items() if now == path), "")
-
-
-def present_name_of(path: str) -> str:
-    """The path of a setting by one that it has or had."""
-    return present_path(path)
 
 
 def own_first(section: type[BaseModel]) -> list[str]:
@@ -180,7 +175,7 @@ def _section_of(name: str) -> SettingSection:
     return SettingSection(name, docs, tuple(found.values()), tuple(kinds))
 
 
-def _docs_of_kinds(kinds: typing.Mapping[str, type[BaseModel]]) -> typing.Iterator[str]:
+def _docs_of_kinds(kinds: Mapping[str, type[BaseModel]]) -> Iterator[str]:
     for part in dict.fromkeys(kinds.values()):
         names = ", ".join(kind for kind, section in kinds.items() if section is part)
         yield f"{names}: {_docs(part)}"

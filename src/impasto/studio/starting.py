@@ -7,9 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from impasto import files, presence
+from impasto.config.fields import fields_of
 from impasto.config.goals import GOALS
 from impasto.config.names import file_name_problem
-from impasto.errors import ConfigError
+from impasto.config.validation import read_toml
+from impasto.errors import ConfigError, RunError
+from impasto.publishing import is_path_key
+from impasto.runs import RunDirectory
 from impasto.studio.drafts import Draft
 from impasto.studio.folders import Folders
 
@@ -22,6 +26,35 @@ def free_place(wanted: Path) -> Path:
     base = stem if stem and number.isdecimal() and number.isascii() else wanted.name
     candidates = (wanted, *(wanted.with_name(f"{base}-{n}") for n in range(2, _MOST_NUMBER)))
     return next(path for path in candidates if not presence.exists(path))
+
+
+def fields_of_run(run: RunDirectory) -> dict[str, str]:
+    """The settings of a run as fields, with a run directory that is free.
+
+    Paths that are relative to where the run was started are made absolute, where something is
+    there: the new run is started elsewhere.
+
+    Raises:
+        ConfigError: They cannot be read, or are those of another version.
+        ValueError: A setting is given under two names.
+    """
+    tree = read_toml(run.config_file)
+    try:
+        folder = Path(str(run.status().get("folder") or "."))
+    except RunError:
+        folder = Path()
+    fields = fields_of(_as_seen_from(tree, folder))
+    return {**fields, "output_dir": str(free_place(run.path))}
+
+
+def _as_seen_from(value: Any, folder: Path, key: str = "") -> Any:
+    if isinstance(value, Mapping):
+        return {name: _as_seen_from(inner, folder, name) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_as_seen_from(inner, folder, key) for inner in value]
+    if isinstance(value, str) and is_path_key(key) and presence.exists(folder / value):
+        return str(folder / value)
+    return value
 
 
 def choose_file(typed: Mapping[str, str], folders: Folders) -> Path:

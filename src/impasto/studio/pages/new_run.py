@@ -27,6 +27,7 @@ from impasto.studio.pages.tasks import task_view
 from impasto.studio.plans import Plans
 from impasto.studio.starting import (
     choose_file,
+    fields_of_run,
     free_place,
     goal_faults,
     goal_words,
@@ -256,11 +257,10 @@ class NewRunPages:
         if run is None:
             raise HTTPException(404, "This run is not there: it was removed, renamed or moved.")
         try:
-            fields = fields_of(read_toml(run.config_file))
+            fields = fields_of_run(run)
         except (ConfigError, ValueError) as error:
             raise HTTPException(409, f"The run's settings cannot be read: {error}") from error
-        fields["output_dir"] = str(free_place(run.path))
-        return self.drafts.create(fields, source=name)
+        return self.drafts.create(fields)
 
     def _have_made(self, draft: Draft, words: list[Any], title: str) -> None:
         back = f"/new/{draft.name}"
