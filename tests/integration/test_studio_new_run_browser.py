@@ -3,7 +3,7 @@
 import shutil
 
 import pytest
-from browsing import LOOKS, at, check, needs_browser, served, tab_to
+from browsing import LOOKS, check, needs_browser, served, tab_to
 
 from impasto.demo.recipe import BASE_MODEL, PICTURES
 from impasto.runs import RunDirectory
@@ -70,7 +70,7 @@ def test_a_goal_becomes_a_run_by_clicks(folders, page, complaints):
     page.set_default_timeout(PATIENCE_MS)
     with served(folders / "runs", *options(folders)) as (address, _):
         page.goto(address)
-        page.goto(at(address, "new"))
+        page.click("nav >> text=New run")
         page.check("input[value=style]")
         page.fill("#data", str(folders / "data" / "icons"))
         page.fill("#model", str(folders / "models" / "base"))
@@ -91,7 +91,8 @@ def test_the_form_has_no_serious_fault_for_anybody(folders, browser, look):
     with served(folders / "runs", *options(folders)) as (address, _):
         page = browser.new_context(**look).new_page()
         page.goto(address)
-        page.goto(at(address, "new"))
+        page.click("nav >> text=New run")
+        page.wait_for_selector("#goal-title")
         check(page)
         tab_to(page, "form[action='/new/blank'] button")
         page.keyboard.press("Enter")

@@ -55,6 +55,7 @@ class Plans:
         is_same = _text_of(draft.settings_file) == settings and draft.plan_log.exists()
         if is_same and (self._is_running(draft) or self.state_of(draft).result):
             return
+        self._running = {name: one for name, one in self._running.items() if one.poll() is None}
         self.forget(draft)
         files.write_text(draft.settings_file, settings, durable=False)
         words: list[str | Path] = ["train", draft.settings_file, "--plan", "--json"]
