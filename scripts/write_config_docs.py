@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from impasto.config.dataset import DatasetConfig, SubsetKeys
 from impasto.config.kinds import sections_of
 from impasto.config.run import RunConfig
+from impasto.config.tree import default_of, default_words, is_section, own_first
 
 TARGET = Path(__file__).parents[1] / "docs" / "config.md"
 HEAD = """# Settings
@@ -40,11 +41,7 @@ def section_rows(section: type[BaseModel]) -> list[str]:
     for name in own_first(section):
         field = section.model_fields[name]
         if not is_section(field.annotation) and not sections_of(field):
-            default = (
-                "**required**"
-                if field.is_required()
-                else shown(field.get_default(call_default_factory=True))
-            )
+            default = "**required**" if field.is_required() else shown(default_of(field))
             meaning = " ".join((field.description or "").split()).replace("|", "\\|")
             rows.append(f"| `{name}` | {default} | {meaning} |")
     return rows
@@ -54,30 +51,10 @@ def section_page(section: type[BaseModel]) -> list[str]:
     return [(section.__doc__ or "").strip().splitlines()[0], "", *section_rows(section)]
 
 
-def own_first(section: type[BaseModel]) -> list[str]:
-    """The fields of a section, those of the class itself before those that it inherits."""
-    return list(
-        dict.fromkeys(
-            name
-            for kind in section.__mro__
-            for name in vars(kind).get("__annotations__", {})
-            if name in section.model_fields
-        )
-    )
-
-
-def is_section(annotation: object) -> bool:
-    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
-
-
 def shown(value: object) -> str:
-    if value is None:
-        return "off"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if value in ("", (), {}, []):
-        return "empty"
-    return f"`{value}`"
+    words = default_words(value)
+    is_word = value is None or isinstance(value, bool) or value in ("", (), {}, [])
+    return words if is_word else f"`{words}`"
 
 
 def page() -> str:

@@ -16,6 +16,8 @@ A message is one paragraph: what is wrong, where, what was found, what was expec
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 
 class ImpastoError(Exception):
     """The base of all errors that are reported as one paragraph, without a traceback."""
@@ -24,9 +26,19 @@ class ImpastoError(Exception):
 
 
 class ConfigError(ImpastoError):
-    """A setting is unknown, of the wrong type, or contradicts another."""
+    """A setting is unknown, of the wrong type, or contradicts another.
+
+    Args:
+        message: The paragraph to show.
+        faults: What is wrong by the key path where it is, as far as that is known; what concerns
+            a section is under its name, what concerns the whole under an empty one.
+    """
 
     exit_code = 2
+
+    def __init__(self, message: str, faults: Mapping[str, str] | None = None) -> None:
+        super().__init__(message)
+        self.faults: Mapping[str, str] = dict(faults or {})
 
 
 class DatasetError(ImpastoError):

@@ -25,6 +25,7 @@ VERBS = {
     "demo": "impasto.cli.demo:demo",
     "doctor": "impasto.cli.doctor:doctor",
     "new": "impasto.cli.new:new",
+    "settings": "impasto.cli.settings:settings",
     "init": "impasto.cli.model:init",
     "studio": "impasto.cli.studio:studio",
     "dataset": "impasto.cli.dataset:dataset",

@@ -1,28 +1,77 @@
-"""`impasto new`: settings to begin with, from the examples that come with the program."""
+"""`impasto new`: settings to begin with, from an example or for a goal."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from impasto import presence
 
+if TYPE_CHECKING:
+    from impasto.config.goals import Material
+
 
 @click.command()
 @click.argument("example", required=False)
 @click.argument("file", type=click.Path(path_type=Path), required=False)
-def new(example: str | None, file: Path | None) -> None:
-    """Write the settings EXAMPLE to FILE, by default EXAMPLE.toml here; alone, list them.
+@click.option(
+    "--goal",
+    type=click.Choice(["style", "subject", "large", "scratch"]),
+    help="Settings for this goal, the images in --data and the model --model.",
+)
+@click.option("--data", type=click.Path(path_type=Path), help="The folder of images.")
+@click.option("--model", help="The base model: a file, a Diffusers folder, a Hub id, or a run.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="The file to write; default: DATA-GOAL.toml here.",
+)
+@click.option(
+    "--output-dir",
+    type=click.Path(path_type=Path),
+    help="The run directory; default: runs/DATA-GOAL.",
+)
+@click.option(
+    "--vram",
+    type=click.IntRange(1),
+    metavar="GB",
+    help="GiB that the run may take; default: what is free.",
+)
+@click.option(
+    "--resolution",
+    type=click.IntRange(64, 8192),
+    help="In pixels; default: what the model was trained at.",
+)
+@click.option(
+    "--clip-skip",
+    type=click.IntRange(1, 12),
+    help="2 for anime models of SD 1; default: the last layer.",
+)
+def new(example: str | None, file: Path | None, goal: str | None, **options: Any) -> None:
+    """Write settings to begin with: the EXAMPLE to FILE, or for a goal; alone, list the examples.
 
     \b
     impasto new
     impasto new style-12gb my-style.toml
+    impasto new --goal style --data pictures --model v1-5-pruned.safetensors
     """  # noqa: D301 - the backspace tells click to keep the lines
     from impasto.cli.console import Console
     from impasto.invocation import command
 
     console = Console()
+    if goal is not None:
+        if example is not None:
+            raise click.UsageError(f"{example} is an example: give either that or --goal.")
+        target = _write_for_goal(goal, options, console)
+        console.note(
+            f"Wrote {target}. See what it would do:\n  {command('train', target, '--plan')}"
+        )
+        return
+    given = [f"--{name.replace('_', '-')}" for name, value in options.items() if value is not None]
+    if given:
+        raise click.UsageError(f"{given[0]} belongs to --goal.")
     examples = _examples()
     if example is None:
         console.table({name: _first_words(path) for name, path in examples.items()})
@@ -31,6 +80,78 @@ def new(example: str | None, file: Path | None) -> None:
     is_run = "output_dir" in target.read_text(encoding="utf-8")
     words = ("train", target, "--plan") if is_run else ("dataset", "plan", target)
     console.note(f"Wrote {target}. Set its paths, then see what it would do:\n  {command(*words)}")
+
+
+def _write_for_goal(name: str, options: dict[str, Any], console: Any) -> Path:
+    """Write settings for a goal; nothing is replaced.
+
+    Raises:
+        ImpastoError: The images or the model cannot be used, or the file is there.
+    """
+    from impasto.checkpoints.hub import require_source
+
+    data, model, out = options["data"], options["model"], options["out"]
+    for option, value in (("--data", data), ("--model", model)):
+        if value is None:
+            raise click.UsageError(f"--goal needs {option}.")
+    title = f"{data.absolute().name or 'run'}-{name}"
+    target = out or Path(f"{title}.toml")
+    _require_free(target)
+    require_source(model)
+    options["output_dir"] = options["output_dir"] or Path("runs") / title
+    from impasto.config.goals import GOALS, settings_for, settings_text
+    from impasto.config.load import build_run_config
+
+    material = _look_at(options, console)
+    build_run_config(settings_for(GOALS[name], material)[0], source=f"--goal {name}")
+    from impasto import files
+
+    files.write_text(target, settings_text(GOALS[name], material))
+    return target
+
+
+def _look_at(options: dict[str, Any], console: Any) -> Material:
+    """What the settings depend on: the images, and what the model is.
+
+    Raises:
+        ConfigError: A name cannot be written into a file.
+        DatasetError: The folder has no usable images.
+        ModelError: The model is none that can be trained.
+    """
+    from impasto.config.goals import Material
+    from impasto.data.scan import scan_folder
+    from impasto.errors import ConfigError
+    from impasto.parsing import is_text, printable
+
+    for word in (str(options[key]) for key in ("data", "model", "output_dir")):
+        if not is_text(word):
+            raise ConfigError(f"{printable(word)} is not UTF-8, and cannot be written. Rename it.")
+    scan = scan_folder(options["data"], progress=console)
+    from impasto.models.native_size import native_size
+    from impasto.models.opening import OpenOptions, open_model
+
+    contents = open_model(options["model"], OpenOptions(), console)
+    family = contents.identity.family
+    return Material(
+        model=options["model"],
+        family=f"{family.name}, predicts {contents.identity.prediction.name}",
+        resolution=options["resolution"] or min(native_size(contents)),
+        is_sd2=family.generation == "SD 2.x",
+        takes_clip_skip=family.takes_any_layer,
+        image_dir=str(options["data"]),
+        images=scan.tally.usable,
+        captions=[record.fixed_caption for record in scan.records],
+        output_dir=str(options["output_dir"]),
+        vram=options["vram"],
+        clip_skip=options["clip_skip"],
+    )
+
+
+def _require_free(target: Path) -> None:
+    from impasto.errors import ConfigError
+
+    if presence.exists(target):
+        raise ConfigError(f"{target} is already there and was not touched. Name another file.")
 
 
 def _examples() -> dict[str, Path]:
@@ -66,8 +187,7 @@ def _write(examples: dict[str, Path], name: str, file: Path | None) -> Path:
             f"There is no example {name!r}.{hint} There are: {', '.join(examples) or 'none'}."
         )
     target = file or Path(f"{name}.toml")
-    if presence.exists(target):
-        raise ConfigError(f"{target} is already there and was not touched. Name another file.")
+    _require_free(target)
     text = examples[name].read_text(encoding="utf-8")
     files.write_text(target, text.replace(f"configs/{name}.toml", target.as_posix()))
     return target

@@ -1,23 +1,32 @@
-"""`impasto train --plan`: what a run would do, without doing it."""
+"""`impasto train --plan`: what a run would do, found out without doing it."""
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from impasto.cli.console import Console
+from impasto.cli.plan_text import show_advice, show_numbers
+from impasto.cli.plan_value import (
+    DataPlan,
+    DiskUse,
+    MemoryPlan,
+    ModelPlan,
+    RunPlan,
+    StepPlan,
+)
 from impasto.config.compatibility import require_compatible
 from impasto.config.load import build_run_config, settings_by_path
 from impasto.config.run import RunConfig
-from impasto.data.plan import Plan
 from impasto.data.sampler import EpochSampler
-from impasto.data.scan import Scan
 from impasto.datasets.batching import build_epoch_sampler, count_steps, heaviest_group
 from impasto.datasets.build import Survey, survey
+from impasto.errors import ImpastoError
 from impasto.models.hypernetwork import load_hypernetworks
 from impasto.models.loading import BaseModel, build_tokens, load_meta_model
 from impasto.models.trainable import Trainable
-from impasto.progress import counted, duration_words
+from impasto.parsing import printable
+from impasto.progress import Progress, SilentProgress
 from impasto.runs import RunDirectory
 from impasto.training.devices import default_device, require_precision
 from impasto.training.methods import build_trainable
@@ -27,7 +36,7 @@ from impasto.training.optim.optimizers import require_usable_optimizer
 from impasto.training.planning.advice import advice_on
 from impasto.training.planning.disk import DiskPlan, free_bytes, plan_disk, require_room
 from impasto.training.planning.duration import seconds_per_step
-from impasto.training.planning.levers import MemoryFitter, gib
+from impasto.training.planning.levers import MemoryFitter
 from impasto.training.planning.memory import Footprint
 from impasto.training.planning.resolve import build_memory_fitter, resolve_settings
 from impasto.training.planning.workload import Workload
@@ -41,7 +50,7 @@ from impasto.training.triggers import Triggers
 
 @dataclass(frozen=True)
 class _Outlook:
-    """All that a plan shows, found out without training."""
+    """All that a plan is made of, found out without training."""
 
     config: RunConfig
     survey: Survey
@@ -61,50 +70,83 @@ def show_plan(asked: RunConfig, console: Console) -> None:
         ImpastoError: Whatever would stop the run before its first step.
     """
     outlook = _look_ahead(asked, console)
-    config, footprint, budget = outlook.config, outlook.footprint, outlook.fitting.budget
-    console.heading("Data")
-    console.table(_data_rows(outlook))
-    console.heading("Training")
-    console.table(_training_rows(outlook))
-    console.heading(f"Memory, at most while {footprint.moment}")
-    console.table(
-        {
-            **{name.capitalize(): gib(size) for name, size in footprint.by_part().items() if size},
-            "In all": f"about {gib(footprint.total)}; {gib(budget)} are there",
-        }
-    )
+    plan = _plan_of(outlook)
+    show_numbers(plan, console)
+    _require_place(outlook)
+    show_advice(plan, console)
+    doubt = _require_fit(asked, outlook)
+    if doubt is not None:
+        console.note(f"Warning: {doubt}")
+
+
+def plan_as_json(asked: RunConfig) -> tuple[dict[str, Any], ImpastoError | None]:
+    """The same as one JSON object; and what would stop the run all the same.
+
+    Raises:
+        ImpastoError: What is found before there is anything to plan.
+    """
+    notes = Notes()
+    outlook = _look_ahead(asked, notes)
+    doubt, error = None, None
+    try:
+        _require_place(outlook)
+        doubt = _require_fit(asked, outlook)
+    except ImpastoError as refusal:
+        error = refusal
+    content = {**asdict(_plan_of(outlook)), "notes": notes.lines, "doubt": doubt}
+    return content, error
+
+
+class Notes(SilentProgress):
+    """Keeps what is noted on the way, and shows nothing."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def note(self, message: str) -> None:
+        """Keep a line."""
+        self.lines.append(message)
+
+
+def _require_place(outlook: _Outlook) -> None:
+    """Make sure that what the run will write has room, and is in nobody's way.
+
+    Raises:
+        StorageError: The disk is too small.
+        RunError: Models of other runs would be replaced.
+    """
+    config = outlook.config
     require_room(outlook.disk, config)
     endings = Triggers(config, outlook.sampler.steps_per_epoch).planned_endings(outlook.steps)
     own = OwnModels(RunDirectory(config.output_dir), overwrite=config.saving.overwrite)
     own.require_free(planned_models(config, endings))
-    warnings = advice_on(config, outlook.model.identity, default_device())
-    if warnings:
-        console.heading("Unusual")
-        for line in warnings:
-            console.note(f"  {line}")
-    console.heading("Settings that differ from their defaults")
-    for line in _changed_settings(config):
-        console.note(f"  {line}")
-    if asked.training.fit_check:
-        doubt = outlook.fitting.require_fit(config)
-        if doubt is not None:
-            console.note(f"Warning: {doubt}")
 
 
-def _look_ahead(asked: RunConfig, console: Console) -> _Outlook:
+def _require_fit(asked: RunConfig, outlook: _Outlook) -> str | None:
+    """Make sure that the run fits into memory; a sentence where that is not certain.
+
+    Raises:
+        OutOfMemoryError: It certainly does not.
+    """
+    if not asked.training.fit_check:
+        return None
+    return outlook.fitting.require_fit(outlook.config)
+
+
+def _look_ahead(asked: RunConfig, progress: Progress) -> _Outlook:
     card = unused_gpu()
     if card is not None:
-        console.note(f"Warning: {card} is not used: {why_gpu_unused()}")
+        progress.note(f"Warning: {card} is not used: {why_gpu_unused()}")
     require_machine(asked)
-    asked, processes = resolve_precision(asked, console), planned_processes()
+    asked, processes = resolve_precision(asked, progress), planned_processes()
     require_precision(asked.training.mixed_precision)
     load_hypernetworks(asked.previews.hypernetworks)
     require_compatible(asked, facts_of(asked, processes))
-    found = survey(asked, console, decode=True)
-    config = resolve_settings(asked, found, console, check=False, processes=processes)
+    found = survey(asked, progress, decode=True)
+    config = resolve_settings(asked, found, progress, check=False, processes=processes)
     require_compatible(config, facts_of(config, processes))
     sampler = build_epoch_sampler(config, found.plan, processes)
-    model = load_meta_model(config.model.path, build_open_options(config), console)
+    model = load_meta_model(config.model.path, build_open_options(config), progress)
     prediction = model.identity.prediction
     require_compatible(config, facts_of(config, processes, prediction=prediction))
     trainable = build_trainable(config, model)
@@ -114,7 +156,7 @@ def _look_ahead(asked: RunConfig, console: Console) -> _Outlook:
     group, _ = heaviest_group(config, found.plan.images)
     workload = Workload.of(config, found)
     fitting = build_memory_fitter(asked, group, processes, workload)  # training.memory is the limit
-    with console.stage("Predicting memory", None, "settings"):
+    with progress.stage("Predicting memory", None, "settings"):
         footprint = fitting.footprint(config)
     return _Outlook(
         config,
@@ -129,62 +171,65 @@ def _look_ahead(asked: RunConfig, console: Console) -> _Outlook:
     )
 
 
-def _data_rows(outlook: _Outlook) -> dict[str, str]:
-    config, found = outlook.config, outlook.survey
-    scan, plan, split = found.scan, found.plan, found.split
-    too_long = build_tokens(outlook.model, build_layout(config))[0].too_long(
-        [record.fixed_caption for record in split.training]
-    )
-    return {
-        "Images": f"{len(split.training):,} to train on, {len(split.held_out):,} held out, "
-        f"{len(scan.set_aside):,} skipped, {scan.uncaptioned_count:,} without words",
-        "Buckets": ", ".join(f"{size}: {n}" for size, n in plan.bucket_counts.items()),
-        "Cropped away": f"{100 * plan.mean_cropped_fraction:.1f} % of the area on average",
-        "Captions": f"{counted(too_long, 'captions have')} over {config.model.max_tokens} tokens; "
-        f"what is beyond is not seen",
-        "Enlarged": f"{counted(plan.enlarged, 'images are')} smaller than the bucket",
-        **more_lines_row(scan),
-    }
-
-
-def _training_rows(outlook: _Outlook) -> dict[str, str]:
-    config, steps, per_epoch = outlook.config, outlook.steps, outlook.sampler.steps_per_epoch
-    identity, parts = outlook.model.identity, outlook.trainable.parts
-    return {
-        "Model": f"{identity.family.name}, predicts {identity.prediction.name} "
-        f"({identity.evidence})",
-        "Trains": ", ".join(f"{p.name} ({p.count() / 1e6:.1f} M)" for p in parts),
-        "Batches": f"{outlook.sampler.batches_per_epoch} per epoch of up to "
-        f"{' or '.join(map(str, sorted(set(config.batch_sizes.values()))))}",
-        "Steps": f"{steps:,} in all, {per_epoch} per epoch, {steps / per_epoch:.1f} epochs",
-        "Time": duration_row(
-            config, outlook.footprint, outlook.survey.plan, steps, outlook.trainable
+def _plan_of(outlook: _Outlook) -> RunPlan:
+    config, identity = outlook.config, outlook.model.identity
+    per_epoch, parts = outlook.sampler.steps_per_epoch, outlook.trainable.parts
+    each = _seconds_per_step(outlook)
+    return RunPlan(
+        data=_data_of(outlook),
+        model=ModelPlan(
+            identity.family.name,
+            identity.prediction.name,
+            identity.evidence,
+            {part.name: part.count() for part in parts},
         ),
-        **disk_rows(config, outlook.disk),
-    }
-
-
-def duration_row(
-    config: RunConfig, footprint: Footprint, plan: Plan, steps: int, trainable: Trainable
-) -> str:
-    """About how long a step and the run will take."""
-    device = default_device()
-    each = seconds_per_step(config, footprint, plan.images, trainable.parts, device)
-    whole = duration_words(each * steps)
-    return f"about {duration_words(each)} a step, {whole} in all, on this {device.type}"
-
-
-def more_lines_row(scan: Scan) -> dict[str, str]:
-    """What to say of captions with lines that are never shown; nothing if there are none."""
-    if not scan.multiline_captions:
-        return {}
-    text = (
-        f"{counted(scan.multiline_captions, 'captions have')} several lines; only the first is used"
+        steps=StepPlan(
+            total=outlook.steps,
+            per_epoch=per_epoch,
+            epochs=outlook.steps / per_epoch,
+            batches_per_epoch=outlook.sampler.batches_per_epoch,
+            batch_sizes=sorted(set(config.batch_sizes.values())),
+            seconds_each=each,
+            seconds=each * outlook.steps,
+            device=default_device().type,
+        ),
+        memory=MemoryPlan(
+            outlook.footprint.moment,
+            {name: size for name, size in outlook.footprint.by_part().items() if size},
+            outlook.footprint.total,
+            outlook.fitting.budget,
+        ),
+        disk=_disk_of(config, outlook.disk),
+        warnings=advice_on(config, identity, default_device()),
+        changed=changed_settings(config),
     )
-    return {"Lines": f"{text} (enable_wildcard takes one at random)"}
 
 
-def disk_rows(config: RunConfig, disk: DiskPlan) -> dict[str, str]:
+def _data_of(outlook: _Outlook) -> DataPlan:
+    scan, plan, split = outlook.survey.scan, outlook.survey.plan, outlook.survey.split
+    tokens = build_tokens(outlook.model, build_layout(outlook.config))[0]
+    return DataPlan(
+        images=len(split.training),
+        held_out=len(split.held_out),
+        skipped=[
+            {"path": printable(str(item.path)), "reason": item.reason} for item in scan.set_aside
+        ],
+        without_words=scan.uncaptioned_count,
+        several_lines=scan.multiline_captions,
+        buckets={str(size): number for size, number in plan.bucket_counts.items()},
+        cropped_share=plan.mean_cropped_fraction,
+        enlarged=plan.enlarged,
+        too_long=tokens.too_long([record.fixed_caption for record in split.training]),
+        max_tokens=outlook.config.model.max_tokens,
+    )
+
+
+def _seconds_per_step(outlook: _Outlook) -> float:
+    images, parts = outlook.survey.plan.images, outlook.trainable.parts
+    return seconds_per_step(outlook.config, outlook.footprint, images, parts, default_device())
+
+
+def _disk_of(config: RunConfig, disk: DiskPlan) -> DiskUse:
     """States and models: when they are written, how large they are, and what they take in all."""
     saving = config.saving
     rhythms = {
@@ -198,18 +243,20 @@ def disk_rows(config: RunConfig, disk: DiskPlan) -> dict[str, str]:
     }
     models = [f"every {number:g} {unit}" for number, unit in rhythms.values() if number]
     models += ["the best so far"] if saving.best_model else []
-    total, free = disk.run_bytes + disk.models_bytes, free_bytes(config.output_dir)
-    return {
-        "States": f"{', '.join([*states, 'at the end'])}; {disk.state_bytes / 2**30:.2f} GiB each, "
-        f"the newest {saving.keep_states} kept",
-        "Models": f"{', '.join([*models, 'at the end'])}; {disk.model_bytes / 2**30:.2f} GiB each, "
-        f"{disk.models} at once",
-        "Disk": f"up to {total / 2**30:.2f} GiB; {free / 2**30:.1f} GiB free",
-    }
+    return DiskUse(
+        states=[*states, "at the end"],
+        state_bytes=disk.state_bytes,
+        kept_states=saving.keep_states,
+        models=[*models, "at the end"],
+        model_bytes=disk.model_bytes,
+        models_at_once=disk.models,
+        total_bytes=disk.run_bytes + disk.models_bytes,
+        free_bytes=free_bytes(config.output_dir),
+    )
 
 
-def _changed_settings(config: RunConfig) -> list[str]:
-    """`section.key = value` for each setting that is not as usual, with its whole value."""
+def changed_settings(config: RunConfig) -> dict[str, Any]:
+    """Each setting that is not as usual, by its path, with its whole value."""
     required = {
         "output_dir": str(config.output_dir),
         "model": {"path": str(config.model.path)},
@@ -217,8 +264,8 @@ def _changed_settings(config: RunConfig) -> list[str]:
         "training": {"max_steps": 1},
     }
     usual = settings_by_path(build_run_config(required, source="defaults"))
-    return [
-        f"{path} = {json.dumps(value, ensure_ascii=False)}"
+    return {
+        path: value
         for path, value in settings_by_path(config).items()
         if value is not None and (path not in usual or usual[path] != value)
-    ]
+    }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +14,7 @@ from impasto import presence
 
 if TYPE_CHECKING:
     from impasto.cli.console import Console
+    from impasto.config.run import RunConfig
     from impasto.config.training import TrainingConfig
     from impasto.runs import RunDirectory
 
@@ -23,22 +25,26 @@ if TYPE_CHECKING:
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a setting; repeatable."
 )
 @click.option("--plan", "plan_only", is_flag=True, help="Say what would happen, and stop.")
-def train(config: Path, overrides: tuple[str, ...], plan_only: bool) -> None:  # noqa: FBT001
+@click.option(
+    "--json", "as_json", is_flag=True, help="With --plan: print one JSON object, for programs."
+)
+def train(config: Path, overrides: tuple[str, ...], *, plan_only: bool, as_json: bool) -> None:
     """Train as the TOML file CONFIG says, in a new run directory.
 
     Example: impasto train my-style.toml --set optimizer.lr=1e-5
     """
+    if as_json:
+        if not plan_only:
+            raise click.UsageError("--json belongs to --plan.")
+        _print_plan(config, overrides)
+        return
     from impasto.cli.console import Console
     from impasto.cli.early import check_run
-    from impasto.config.load import load_run_config
-    from impasto.config.renamed import FormerNameWarning
 
     console = Console()
-    with warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter("always", FormerNameWarning)
-        settings = load_run_config(config, overrides)
-    for warning in said:
-        console.note(str(warning.message))
+    settings, notes = _load(config, overrides)
+    for note in notes:
+        console.note(note)
     check_run(settings, is_new=not plan_only)
     if plan_only:
         from impasto import files
@@ -51,6 +57,48 @@ def train(config: Path, overrides: tuple[str, ...], plan_only: bool) -> None:  #
     from impasto.training import trainer
 
     finish(trainer.train(settings, console), console)
+
+
+def _load(file: Path, overrides: tuple[str, ...]) -> tuple[RunConfig, list[str]]:
+    """The settings of a file, and a note for each that is under a former name."""
+    from impasto.config.load import load_run_config
+    from impasto.config.renamed import FormerNameWarning
+
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always", FormerNameWarning)
+        settings = load_run_config(file, overrides)
+    return settings, [str(warning.message) for warning in said]
+
+
+def _print_plan(file: Path, overrides: tuple[str, ...]) -> None:
+    """Print a plan as JSON, or what stands against one; the process ends with the error's code."""
+    from impasto.cli.early import check_run
+    from impasto.cli.harmless import json_text
+    from impasto.errors import ImpastoError
+
+    plan: dict[str, Any] = {}
+    error: ImpastoError | None = None
+    try:
+        settings, notes = _load(file, overrides)
+        check_run(settings, is_new=False)
+        from impasto import files
+        from impasto.cli.plan import plan_as_json
+
+        with files.dry_run():
+            plan, error = plan_as_json(settings)
+        plan["notes"] = [*notes, *plan["notes"]]
+    except ImpastoError as refusal:
+        error = refusal
+    told = None
+    if error is not None:
+        told = {
+            "kind": type(error).__name__,
+            "message": str(error),
+            "settings": dict(getattr(error, "faults", {})),
+        }
+    click.echo(json_text({"error": told, **plan}))
+    if error is not None:
+        sys.exit(error.exit_code)
 
 
 @click.command()

@@ -57,7 +57,9 @@ def validated(section: type[S], values: Mapping[str, Any], source: str) -> S:
     try:
         return section.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(_explain(error, section, source)) from error
+        faults = _faults_of(error, section)
+        told = ". ".join(text for _, text in faults)
+        raise ConfigError(f"{source}: {told}.", _by_path(faults, section)) from error
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -96,7 +98,8 @@ def require_unescaped_paths(content: Mapping[str, Any], source: str, above: str 
                 raise ConfigError(
                     f"{source}: {place} holds a control character where a path of Windows is "
                     f"meant: in double quotes \\t is a tab and \\n a line end. Put it into single "
-                    f"quotes, as in {key} = '{written}', or write it with /."
+                    f"quotes, as in {key} = '{written}', or write it with /.",
+                    {place: "a control character stands where a path of Windows is meant"},
                 )
 
 
@@ -118,7 +121,8 @@ def require_text(content: Any, source: str, place: str = "") -> None:
     elif isinstance(content, (str, Path)) and not is_text(str(content)):
         raise ConfigError(
             f"{source}: {place} is {printable(str(content))}, which is not UTF-8; expected text "
-            f"that can be written into the run's settings. Rename the file or folder."
+            f"that can be written into the run's settings. Rename the file or folder.",
+            {place: "the name is not UTF-8: rename the file or folder"},
         )
 
 
@@ -169,8 +173,8 @@ def _settings_text(path: Path) -> str:
         raise ConfigError(f"The settings file {path} cannot be read: {error.strerror}.") from error
 
 
-def _explain(error: ValidationError, root: type[BaseModel], source: str) -> str:
-    """All faults of a tree in one paragraph, one for each key path.
+def _faults_of(error: ValidationError, root: type[BaseModel]) -> list[tuple[list[str], str]]:
+    """All faults of a tree, one for each key path: where it is, and a sentence.
 
     A fault that levels below have inherited is reported where it was written.
     """
@@ -185,7 +189,16 @@ def _explain(error: ValidationError, root: type[BaseModel], source: str) -> str:
         known = faults.get(same)
         if known is None or ("general" in location and "general" not in known[0]):
             faults[same] = (location, text)
-    return f"{source}: " + ". ".join(text for _, text in faults.values()) + "."
+    return [*faults.values()]
+
+
+def _by_path(faults: list[tuple[list[str], str]], root: type[BaseModel]) -> dict[str, str]:
+    """The sentences by key path; two of one path go together."""
+    found: dict[str, str] = {}
+    for location, text in faults:
+        path = _written(_as_typed(location, root))
+        found[path] = f"{found[path]}. {text}" if path in found else text
+    return found
 
 
 def _is_inside(location: tuple[Any, ...], other: tuple[Any, ...]) -> bool:

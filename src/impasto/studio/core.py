@@ -21,6 +21,7 @@ HOME = Path(".impasto") / "studio"
 
 NAVIGATION = (
     ("/", "Runs"),
+    ("/new", "New run"),
     ("/data", "Data"),
     ("/queue", "Queue"),
     ("/tasks", "Tasks"),

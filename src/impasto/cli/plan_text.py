@@ -1,0 +1,71 @@
+"""Shows a plan of a run on a terminal."""
+
+from __future__ import annotations
+
+import json
+
+from impasto.cli.console import Console
+from impasto.cli.plan_value import DataPlan, RunPlan
+from impasto.progress import counted, duration_words
+from impasto.training.planning.levers import gib
+
+
+def show_numbers(plan: RunPlan, console: Console) -> None:
+    """Print data, training and memory."""
+    console.heading("Data")
+    console.table(_data_rows(plan.data))
+    console.heading("Training")
+    console.table(_training_rows(plan))
+    console.heading(f"Memory, at most while {plan.memory.moment}")
+    total, budget = gib(plan.memory.total), gib(plan.memory.budget)
+    console.table(
+        {
+            **{name.capitalize(): gib(size) for name, size in plan.memory.parts.items()},
+            "In all": f"about {total}; {budget} are there",
+        }
+    )
+
+
+def show_advice(plan: RunPlan, console: Console) -> None:
+    """Print what is unusual, and which settings differ from their defaults."""
+    if plan.warnings:
+        console.heading("Unusual")
+        for line in plan.warnings:
+            console.note(f"  {line}")
+    console.heading("Settings that differ from their defaults")
+    for path, value in plan.changed.items():
+        console.note(f"  {path} = {json.dumps(value, ensure_ascii=False)}")
+
+
+def _data_rows(data: DataPlan) -> dict[str, str]:
+    rows = {
+        "Images": f"{data.images:,} to train on, {data.held_out:,} held out, "
+        f"{len(data.skipped):,} skipped, {data.without_words:,} without words",
+        "Buckets": ", ".join(f"{size}: {n}" for size, n in data.buckets.items()),
+        "Cropped away": f"{100 * data.cropped_share:.1f} % of the area on average",
+        "Captions": f"{counted(data.too_long, 'captions have')} over {data.max_tokens} tokens; "
+        f"what is beyond is not seen",
+        "Enlarged": f"{counted(data.enlarged, 'images are')} smaller than the bucket",
+    }
+    if data.several_lines:
+        text = f"{counted(data.several_lines, 'captions have')} several lines; only the first is"
+        rows["Lines"] = f"{text} used (enable_wildcard takes one at random)"
+    return rows
+
+
+def _training_rows(plan: RunPlan) -> dict[str, str]:
+    model, steps, disk = plan.model, plan.steps, plan.disk
+    each, whole = duration_words(steps.seconds_each), duration_words(steps.seconds)
+    return {
+        "Model": f"{model.family}, predicts {model.predicts} ({model.evidence})",
+        "Trains": ", ".join(f"{name} ({n / 1e6:.1f} M)" for name, n in model.parts.items()),
+        "Batches": f"{steps.batches_per_epoch} per epoch of up to "
+        f"{' or '.join(map(str, steps.batch_sizes))}",
+        "Steps": f"{steps.total:,} in all, {steps.per_epoch} per epoch, {steps.epochs:.1f} epochs",
+        "Time": f"about {each} a step, {whole} in all, on this {steps.device}",
+        "States": f"{', '.join(disk.states)}; {disk.state_bytes / 2**30:.2f} GiB each, "
+        f"the newest {disk.kept_states} kept",
+        "Models": f"{', '.join(disk.models)}; {disk.model_bytes / 2**30:.2f} GiB each, "
+        f"{disk.models_at_once} at once",
+        "Disk": f"up to {disk.total_bytes / 2**30:.2f} GiB; {disk.free_bytes / 2**30:.1f} GiB free",
+    }

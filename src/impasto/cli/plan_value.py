@@ -1,0 +1,147 @@
+"""What a plan of a run says, as plain values.
+
+`plan.py` finds them out, `plan_text.py` shows them; programs get them as JSON
+(`impasto train --plan --json`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class DataPlan:
+    """The images of a run.
+
+    Attributes:
+        images: Those that are trained on.
+        held_out: Those that are not.
+        skipped: `path` and `reason` of each that cannot be used.
+        without_words: Images without a caption.
+        several_lines: Captions with lines that are never shown.
+        buckets: Width and height in pixels, as `512x768`, and how many images are in it.
+        cropped_share: The mean share of the area that is cropped away, in [0, 1).
+        enlarged: Images that are smaller than their bucket.
+        too_long: Captions that are longer than `max_tokens`.
+        max_tokens: Tokens of a caption that are read.
+    """
+
+    images: int
+    held_out: int
+    skipped: Sequence[Mapping[str, str]]
+    without_words: int
+    several_lines: int
+    buckets: Mapping[str, int]
+    cropped_share: float
+    enlarged: int
+    too_long: int
+    max_tokens: int
+
+
+@dataclass(frozen=True)
+class ModelPlan:
+    """What is trained.
+
+    Attributes:
+        family: What the model is.
+        predicts: What its U-Net predicts.
+        evidence: What says so.
+        parts: What learns, and its number of weights.
+    """
+
+    family: str
+    predicts: str
+    evidence: str
+    parts: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """The length of a run.
+
+    Attributes:
+        total: Optimizer steps.
+        per_epoch: Optimizer steps in a pass over the data.
+        epochs: Passes.
+        batches_per_epoch: Batches in a pass, of all processes.
+        batch_sizes: Images of a batch at most, of each dataset.
+        seconds_each: About how long a step takes.
+        seconds: About how long all steps take.
+        device: Where.
+    """
+
+    total: int
+    per_epoch: int
+    epochs: float
+    batches_per_epoch: int
+    batch_sizes: Sequence[int]
+    seconds_each: float
+    seconds: float
+    device: str
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Bytes on the device at the fullest moment.
+
+    Attributes:
+        moment: What is being done then.
+        parts: Bytes by what takes them.
+        total: Bytes in all.
+        budget: Bytes that the run may take.
+    """
+
+    moment: str
+    parts: Mapping[str, int]
+    total: int
+    budget: int
+
+
+@dataclass(frozen=True)
+class DiskUse:
+    """What a run leaves.
+
+    Attributes:
+        states: When states are written.
+        state_bytes: The size of one.
+        kept_states: How many of the newest are kept.
+        models: When models are written.
+        model_bytes: The size of one.
+        models_at_once: How many there are at once.
+        total_bytes: The most that is there at once.
+        free_bytes: What the disk has free.
+    """
+
+    states: Sequence[str]
+    state_bytes: int
+    kept_states: int
+    models: Sequence[str]
+    model_bytes: int
+    models_at_once: int
+    total_bytes: int
+    free_bytes: int
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """All that is known of a run before it begins.
+
+    Attributes:
+        data: Its images.
+        model: What is trained.
+        steps: How long it takes.
+        memory: What it takes of memory.
+        disk: What it leaves.
+        warnings: What is unusual about its settings, in sentences.
+        changed: Settings that are not as usual, by their paths.
+    """
+
+    data: DataPlan
+    model: ModelPlan
+    steps: StepPlan
+    memory: MemoryPlan
+    disk: DiskUse
+    warnings: Sequence[str]
+    changed: Mapping[str, Any]

@@ -1,0 +1,214 @@
+"""Reads the settings tree itself: which sections and settings there are, and what each is.
+
+The docs, `impasto settings` and the studio's form are made from what is found here.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from impasto.config.kinds import sections_of
+from impasto.config.renamed import SETTINGS
+from impasto.config.run import RunConfig
+from impasto.config.value_types import ValueType, section_in, type_of
+
+TOP = "(top level)"
+"""What the settings that are in no section are listed under."""
+
+_LONGEST_SENTENCE = 240
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One setting.
+
+    Attributes:
+        path: `section.name`, or the name alone at the top level.
+        docs: What it does.
+        type: What it can be.
+        is_required: Whether it has to be given.
+        default: What holds where it is not given.
+        kinds: The kinds of its section that have it; empty where the section has no kinds.
+    """
+
+    path: str
+    docs: str
+    type: ValueType
+    is_required: bool
+    default: Any
+    kinds: tuple[str, ...] = ()
+
+    @property
+    def section(self) -> str:
+        """The name of its section; empty at the top level."""
+        return self.path.rpartition(".")[0]
+
+    @property
+    def name(self) -> str:
+        """Its name without the section."""
+        return self.path.rpartition(".")[2]
+
+    @property
+    def first_sentence(self) -> str:
+        """What it does, in short."""
+        return first_sentence(self.docs)
+
+    @property
+    def default_words(self) -> str:
+        """The default as a person reads it."""
+        return "required" if self.is_required else default_words(self.default)
+
+
+@dataclass(frozen=True)
+class SettingSection:
+    """A section with its settings.
+
+    Attributes:
+        name: As in `[name]`; empty for the top level.
+        docs: What it is about.
+        settings: Its settings, those of all kinds, each once.
+        kinds: The kinds that there are; empty where it has none.
+    """
+
+    name: str
+    docs: str
+    settings: tuple[Setting, ...]
+    kinds: tuple[str, ...] = ()
+
+
+@functools.cache
+def all_sections() -> tuple[SettingSection, ...]:
+    """All sections in the order of a settings file, the top level first."""
+    top = _plain_section("", RunConfig)
+    found = [SettingSection("", top.docs, tuple(s for s in top.settings if not is_table(s.name)))]
+    found += (_section_of(name) for name in RunConfig.model_fields if is_table(name))
+    return tuple(found)
+
+
+@functools.cache
+def all_settings() -> dict[str, Setting]:
+    """Every setting by its path."""
+    return {setting.path: setting for part in all_sections() for setting in part.settings}
+
+
+def is_table(name: str) -> bool:
+    """Whether a name at the top level is that of a section."""
+    field = RunConfig.model_fields[name]
+    return bool(sections_of(field)) or is_section(field.annotation)
+
+
+def nearest(path: str, names: Iterable[str]) -> str | None:
+    """The name that was probably meant: by the whole path, or by its last part alone."""
+    known = list(names)
+    close = difflib.get_close_matches(path, known, n=1)
+    if close:
+        return close[0]
+    by_name = {name.rpartition(".")[2]: name for name in reversed(known)}
+    last = difflib.get_close_matches(path.rpartition(".")[2], by_name, n=1)
+    return by_name[last[0]] if last else None
+
+
+def former_name_of(path: str) -> str:
+    """The name that a setting had before, or empty."""
+    return next((before for before, now in SETTINGS.items() if now == path), "")
+
+
+def own_first(section: type[BaseModel]) -> list[str]:
+    """The fields of a section, those of the class itself before those that it inherits."""
+    return list(
+        dict.fromkeys(
+            name
+            for kind in section.__mro__
+            for name in vars(kind).get("__annotations__", {})
+            if name in section.model_fields
+        )
+    )
+
+
+def is_section(annotation: object) -> bool:
+    """Whether a field's annotation is a section, and nothing but that."""
+    return isinstance(annotation, type) and section_in(annotation) is annotation
+
+
+def default_of(field: FieldInfo) -> Any:
+    """What a field is where it is not given."""
+    return field.get_default(call_default_factory=True)
+
+
+def default_words(value: object) -> str:
+    """A default as a person reads it."""
+    if value is None:
+        return "off"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return "empty" if value in ("", (), {}, []) else str(value)
+
+
+def first_sentence(docs: str) -> str:
+    """The first sentence of a text on one line, or its beginning where that is long."""
+    head, found, _ = docs.partition(". ")
+    sentence = f"{head}." if found else docs
+    fits = len(sentence) <= _LONGEST_SENTENCE
+    return sentence if fits else f"{sentence[:_LONGEST_SENTENCE].rpartition(' ')[0]} ..."
+
+
+def _section_of(name: str) -> SettingSection:
+    kinds = sections_of(RunConfig.model_fields[name])
+    if not kinds:
+        section = section_in(RunConfig.model_fields[name].annotation)
+        assert section is not None, name  # noqa: S101
+        return _plain_section(name, section)
+    found: dict[str, Setting] = {}
+    for part in dict.fromkeys(kinds.values()):
+        own = tuple(kind for kind, section in kinds.items() if section is part)
+        for setting in _plain_section(name, part).settings:
+            before = found.get(setting.path)
+            found[setting.path] = _joined(setting, before, own)
+    docs = " ".join(_docs_of_kinds(kinds))
+    return SettingSection(name, docs, tuple(found.values()), tuple(kinds))
+
+
+def _docs_of_kinds(kinds: Mapping[str, type[BaseModel]]) -> Iterator[str]:
+    for part in dict.fromkeys(kinds.values()):
+        names = ", ".join(kind for kind, section in kinds.items() if section is part)
+        yield f"{names}: {_docs(part)}"
+
+
+def _joined(setting: Setting, before: Setting | None, own: tuple[str, ...]) -> Setting:
+    """A setting of one more kind; of `kind` itself the words of all kinds go together."""
+    if before is None:
+        return _with(setting, own, setting.docs, setting.type)
+    if setting.name != "kind":
+        return _with(before, (*before.kinds, *own), before.docs, before.type)
+    choices = (*before.type.choices, *setting.type.choices)
+    joined = ValueType(f"one of {', '.join(map(str, choices))}", "choice", choices)
+    return _with(before, (*before.kinds, *own), f"{before.docs} {setting.docs}", joined)
+
+
+def _with(setting: Setting, kinds: tuple[str, ...], docs: str, value: ValueType) -> Setting:
+    return Setting(setting.path, docs, value, setting.is_required, setting.default, kinds)
+
+
+def _plain_section(name: str, section: type[BaseModel]) -> SettingSection:
+    settings = (
+        _setting(f"{name}.{key}" if name else key, section.model_fields[key])
+        for key in own_first(section)
+    )
+    return SettingSection(name, _docs(section), tuple(settings))
+
+
+def _setting(path: str, field: FieldInfo) -> Setting:
+    docs = " ".join((field.description or "").split())
+    default = None if field.is_required() else default_of(field)
+    return Setting(path, docs, type_of(field), field.is_required(), default)
+
+
+def _docs(section: type[BaseModel]) -> str:
+    return (section.__doc__ or "").strip().splitlines()[0]

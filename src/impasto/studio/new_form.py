@@ -1,0 +1,184 @@
+"""The form of a new run: what its fields are, and what is wrong with what was typed.
+
+The form is made from the settings tree; it knows by name only which settings are the usual ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from impasto.config.fields import faults_by_field, tree_of
+from impasto.config.load import build_run_config
+from impasto.config.run import RunConfig
+from impasto.config.tree import Setting, all_sections, all_settings
+from impasto.errors import ConfigError, RunError
+from impasto.files import is_inside
+from impasto.runs import RunDirectory
+
+USUAL = (
+    "output_dir",
+    "model.path",
+    "dataset.image_dir",
+    "dataset.resolution",
+    "dataset.shuffle_caption",
+    "dataset.caption_dropout_rate",
+    "method.kind",
+    "optimizer.kind",
+    "optimizer.lr",
+    "schedule.kind",
+    "schedule.warmup_steps",
+    "training.max_steps",
+    "training.max_epochs",
+    "training.batch_size",
+    "training.gradient_accumulation_steps",
+    "training.mixed_precision",
+    "training.memory",
+    "training.ema_decay",
+    "validation.split",
+    "previews.prompts",
+    "previews.every_steps",
+    "saving.model_every_steps",
+)
+"""The settings that are shown first."""
+
+
+@dataclass(frozen=True)
+class Examined:
+    """What was typed, as settings.
+
+    Attributes:
+        faults: What is wrong, by field; what belongs to none is under "".
+        text: The settings file; empty where fields cannot be read.
+        config: The settings; None where something is wrong with them.
+        place: What is wrong with the run directory alone: the settings may be saved all the same.
+    """
+
+    faults: Mapping[str, str]
+    text: str
+    config: RunConfig | None
+    place: str = ""
+
+    @property
+    def all_faults(self) -> dict[str, str]:
+        """What is wrong, the run directory included."""
+        return {**self.faults, **({"output_dir": self.place} if self.place else {})}
+
+
+def examine(fields: Mapping[str, str], run_folders: list[Path]) -> Examined:
+    """What is typed, as settings, and what is wrong with it.
+
+    Settings that the chosen kind of their section does not have are passed over: their fields are
+    hidden.
+    """
+    tree, faults = tree_of(of_chosen_kinds(fields))
+    config = None
+    try:
+        config = build_run_config(tree, source="These settings")
+    except ConfigError as error:
+        found = faults_by_field(error.faults or {"": str(error)})
+        faults = {**{path: _without_path(path, text) for path, text in found.items()}, **faults}
+    if faults or config is None:
+        return Examined(faults, "" if _is_unreadable(tree) else tomli_w.dumps(tree), None)
+    return Examined({}, tomli_w.dumps(tree), config, _fault_of_place(config, run_folders))
+
+
+def of_chosen_kinds(fields: Mapping[str, str]) -> dict[str, str]:
+    """The fields without those of settings that the chosen kinds do not have."""
+    known = all_settings()
+    found = {}
+    for path, text in fields.items():
+        setting = known.get(path)
+        if setting is None or (setting.kinds and _kind_of(setting, fields) not in setting.kinds):
+            continue
+        found[path] = text
+    return found
+
+
+def form_sections(fields: Mapping[str, str]) -> dict[str, Any]:
+    """The fields of the form: the usual ones, and those of each section."""
+    known = all_settings()
+    usual = [_field(known[path], fields) for path in USUAL]
+    sections = []
+    for part in all_sections():
+        own = [_field(s, fields) for s in part.settings if s.path not in USUAL]
+        given = sum(1 for one in own if one["text"].strip())
+        sections.append(
+            {"name": part.name or "run", "docs": part.docs, "fields": own, "given": given}
+        )
+    return {"usual": usual, "sections": sections}
+
+
+def _kind_of(setting: Setting, fields: Mapping[str, str]) -> str:
+    kind = all_settings()[f"{setting.section}.kind"]
+    chosen = fields.get(kind.path, "").strip()
+    return chosen if chosen in kind.kinds else str(kind.default)
+
+
+def _field(setting: Setting, fields: Mapping[str, str]) -> dict[str, Any]:
+    """What the template needs of a field."""
+    value, bounds = setting.type, setting.type.bounds
+    return {
+        "path": setting.path,
+        "docs": setting.docs,
+        "type": _type_words(setting),
+        "control": _control(setting),
+        "is_number": bool(bounds),
+        "bounds": bounds,
+        "choices": [str(choice) for choice in value.choices],
+        "text": fields.get(setting.path, ""),
+        "is_required": setting.is_required,
+        "default": setting.default_words,
+        "section": setting.section,
+        "kinds": " ".join(setting.kinds) if setting.name != "kind" else "",
+        "kind": _kind_of(setting, fields) if setting.kinds else "",
+    }
+
+
+def _type_words(setting: Setting) -> str:
+    """What may be typed, where the field itself does not show it."""
+    value = setting.type
+    if value.form in ("flag", "choice") or value.words == "text":
+        return ""
+    if value.form == "lines":
+        return "One on each line."
+    return f"{value.words[:1].upper()}{value.words[1:]}."
+
+
+def _control(setting: Setting) -> str:
+    form = setting.type.form
+    if form in ("flag", "choice"):
+        return "select"
+    return "lines" if form in ("lines", "table", "sections") else "line"
+
+
+def _fault_of_place(config: RunConfig, run_folders: list[Path]) -> str:
+    """Why the run directory cannot be that of a run of the studio; empty if it can."""
+    place = config.output_dir.absolute()
+    if not any(is_inside(place, folder) and place != folder for folder in run_folders):
+        names = ", ".join(map(str, run_folders))
+        return f"It is outside of the folders that the studio shows runs of: {names}"
+    try:
+        RunDirectory.require_free(place)
+    except (RunError, OSError) as error:
+        return str(error)
+    return ""
+
+
+def _is_unreadable(tree: Mapping[str, Any]) -> bool:
+    try:
+        tomli_w.dumps(tree).encode("utf-8")
+    except (UnicodeEncodeError, TypeError, ValueError):
+        return True
+    return False
+
+
+def _without_path(path: str, text: str) -> str:
+    if text.endswith("is missing; it has to be given"):
+        return "This has to be given"
+    rest = text.removeprefix(f"{path}: ").removeprefix(f"{path.partition('.')[0]}: ")
+    return f"{rest[:1].upper()}{rest[1:]}"

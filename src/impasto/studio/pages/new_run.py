@@ -1,0 +1,340 @@
+"""The pages "New run": from a goal, an old command or a run to a form, its plan, and the start."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
+from starlette.routing import BaseRoute, Route
+
+from impasto import invocation
+from impasto.config.fields import fields_of
+from impasto.config.goals import GOALS
+from impasto.config.validation import read_toml
+from impasto.errors import ConfigError, ImpastoError
+from impasto.runs import RunDirectory
+from impasto.studio.choices import image_folders, model_paths
+from impasto.studio.core import Studio
+from impasto.studio.drafts import Draft, Drafts
+from impasto.studio.new_form import Examined, examine, form_sections
+from impasto.studio.pages.new_views import plan_view
+from impasto.studio.pages.tasks import task_view
+from impasto.studio.plans import Plans
+from impasto.studio.starting import (
+    choose_file,
+    fields_of_run,
+    free_place,
+    goal_faults,
+    goal_words,
+    write_settings,
+)
+
+_MOST_BYTES = 2 << 20
+_MOST_FIELDS = 400
+
+
+def routes(studio: Studio) -> list[BaseRoute]:
+    """The routes of these pages."""
+    pages = NewRunPages(studio, Drafts(studio.home / "drafts"), Plans())
+    return [
+        Route("/new", pages.start_page),
+        Route("/new/goal", pages.goal, methods=["POST"]),
+        Route("/new/command", pages.command, methods=["POST"]),
+        Route("/new/blank", pages.blank, methods=["POST"]),
+        Route("/new/{draft}", pages.form_page),
+        Route("/new/{draft}/waiting", pages.waiting),
+        Route("/new/{draft}/check", pages.check, methods=["POST"]),
+        Route("/new/{draft}/plan", pages.plan),
+        Route("/new/{draft}/save", pages.save, methods=["POST"]),
+        Route("/new/{draft}/start", pages.start, methods=["POST"]),
+        Route("/new/{draft}/started", pages.started),
+        Route("/new/{draft}/started/part", pages.started_part),
+    ]
+
+
+@dataclass(frozen=True)
+class NewRunPages:
+    """Answers requests for new runs.
+
+    Attributes:
+        studio: What they work with.
+        drafts: What was typed.
+        plans: Makes plans of it.
+    """
+
+    studio: Studio
+    drafts: Drafts
+    plans: Plans
+
+    async def start_page(self, request: Request) -> Response:
+        """How a run may begin; with `from=RUN`, a copy of that run's settings at once."""
+        run = request.query_params.get("from")
+        if run is not None:
+            draft = await asyncio.to_thread(self._copy_of, run)
+            return RedirectResponse(f"/new/{draft.name}", 303)
+        earlier = self.drafts.find(request.query_params.get("draft", ""))
+        return await self._start_page({} if earlier is None else earlier.about())
+
+    async def goal(self, request: Request) -> Response:
+        """Have settings made for a goal."""
+        typed = await _typed(request)
+        faults = await asyncio.to_thread(goal_faults, typed, self.studio.folders)
+        if faults:
+            return await self._start_page({"goal": typed}, faults)
+
+        def begin() -> Draft:
+            draft = self.drafts.create(goal=typed)
+            self._have_made(draft, goal_words(typed, draft, self.studio.folders), "Settings")
+            return draft
+
+        draft = await asyncio.to_thread(begin)
+        return RedirectResponse(f"/new/{draft.name}", 303)
+
+    async def command(self, request: Request) -> Response:
+        """Have settings made of a command of sd-scripts."""
+        text = (await _typed(request)).get("command", "")
+        if not text.strip() or "\0" in text:
+            return await self._start_page({"command": text}, {"command": "Paste a command here."})
+
+        def begin() -> Draft:
+            draft = self.drafts.create(command=text)
+            words = ["import-command", "--out", draft.imported_file, "--", text]
+            self._have_made(draft, words, "Settings of a command")
+            return draft
+
+        draft = await asyncio.to_thread(begin)
+        return RedirectResponse(f"/new/{draft.name}", 303)
+
+    async def blank(self, _: Request) -> Response:
+        """Begin with the defaults."""
+        fields = {"output_dir": str(free_place(self.studio.folders.runs[0] / "my-run"))}
+        draft = await asyncio.to_thread(self.drafts.create, fields)
+        return RedirectResponse(f"/new/{draft.name}", 303)
+
+    async def form_page(self, request: Request) -> Response:
+        """The form; while a task makes its settings, that task."""
+        draft = self._draft_of(request)
+        fields = draft.fields()
+        if not fields:
+            view = await asyncio.to_thread(self._task_view, draft)
+            return self.studio.page("new_wait.html.j2", draft=draft.name, task=view)
+        content = await asyncio.to_thread(self._form, fields)
+        return self.studio.page("new_form.html.j2", draft=draft.name, **content)
+
+    async def waiting(self, request: Request) -> Response:
+        """How the task stands that makes the settings; the form once they are there."""
+        draft = self._draft_of(request)
+
+        def look() -> dict[str, Any] | None:
+            view = self._task_view(draft)
+            if view["state"] == "done":
+                draft.keep_fields(fields_of(read_toml(draft.imported_file)))
+                return None
+            return view
+
+        view = await asyncio.to_thread(look)
+        if view is None:
+            return Response(headers={"hx-redirect": f"/new/{draft.name}"})
+        return self.studio.page("new_wait_part.html.j2", draft=draft.name, task=view)
+
+    async def check(self, request: Request) -> Response:
+        """Keep what is typed, say what is wrong with it, and have it planned."""
+        draft, typed = self._draft_of(request), await _typed(request)
+
+        def look() -> Examined:
+            draft.keep_fields(typed)
+            found = self._examine(typed)
+            if found.config is None:
+                self.plans.forget(draft)
+            else:
+                self.plans.ask_for(draft, found.text)
+            return found
+
+        found = await asyncio.to_thread(look)
+        return await self._panel(draft, found, typed)
+
+    async def plan(self, request: Request) -> Response:
+        """The newest plan, which the form asks for while it is being made."""
+        draft = self._draft_of(request)
+        state = await asyncio.to_thread(self.plans.state_of, draft)
+        return self.studio.page("new_plan.html.j2", draft=draft.name, plan=plan_view(state))
+
+    async def save(self, request: Request) -> Response:
+        """Write the settings to a file of their own."""
+        draft, typed = self._draft_of(request), await _typed(request)
+        found = await asyncio.to_thread(self._kept, draft, typed)
+        if found.config is None:
+            return self._answer(_refusal(found))
+        try:
+            file = choose_file(typed, self.studio.folders)
+            await asyncio.to_thread(write_settings, file, found.text)
+        except ConfigError as error:
+            return self._answer(str(error))
+        command = invocation.command("train", file)
+        return self._answer(f"Wrote {file}.", command=command)
+
+    async def start(self, request: Request) -> Response:
+        """Write the settings, and begin the run in a process of its own."""
+        draft, typed = self._draft_of(request), await _typed(request)
+        found = await asyncio.to_thread(self._kept, draft, typed)
+        if found.config is None or found.place:
+            return self._answer(_refusal(found))
+        run = found.config.output_dir.absolute()
+
+        def begin() -> None:
+            file = choose_file(typed, self.studio.folders)
+            write_settings(file, found.text, same_is_fine=True)
+            self.plans.forget(draft)  # it would take time and memory from the run
+            title, back = f"Train {run.name}", f"/new/{draft.name}/started"
+            draft.note(task=self.studio.tasks.start(["train", file], title, back), run=str(run))
+
+        try:
+            await asyncio.to_thread(begin)
+        except ImpastoError as error:
+            return self._answer(str(error))
+        return Response(headers={"hx-redirect": f"/new/{draft.name}/started"})
+
+    async def started(self, request: Request) -> Response:
+        """A run that begins; its own page once it is there."""
+        draft = self._draft_of(request)
+        address, view = await asyncio.to_thread(self._begun, draft)
+        if address:
+            return RedirectResponse(address, 303)
+        name = Path(str(draft.about().get("run", ""))).name
+        return self.studio.page("new_started.html.j2", draft=draft.name, task=view, run=name)
+
+    async def started_part(self, request: Request) -> Response:
+        """How far it is, which the page asks for."""
+        draft = self._draft_of(request)
+        address, view = await asyncio.to_thread(self._begun, draft)
+        if address:
+            return Response(headers={"hx-redirect": address})
+        return self.studio.page("new_started_part.html.j2", draft=draft.name, task=view)
+
+    def _draft_of(self, request: Request) -> Draft:
+        draft = self.drafts.find(request.path_params["draft"])
+        if draft is None:
+            raise HTTPException(404, "This form is not there: only the newest ones are kept.")
+        return draft
+
+    async def _start_page(
+        self, typed: dict[str, Any], faults: dict[str, str] | None = None
+    ) -> Response:
+        folders = self.studio.folders
+
+        def look() -> tuple[list[str], list[str], list[dict[str, str]]]:
+            runs = [
+                {"title": s.run.path.name, "address": folders.name_of(s.run)}
+                for s in folders.all_runs()[:20]
+            ]
+            return image_folders(folders.data), model_paths(folders.models), runs
+
+        images, models, runs = await asyncio.to_thread(look)
+        goal = typed.get("goal")
+        content = {
+            "goals": [{"key": key, "title": g.title, "words": g.words} for key, g in GOALS.items()],
+            "typed": goal if isinstance(goal, dict) else {},
+            "command": str(typed.get("command", "")),
+            "images": images,
+            "models": models,
+            "runs": runs,
+            "faults": faults or {},
+        }
+        return self.studio.page("new.html.j2", 422 if faults else 200, **content)
+
+    def _copy_of(self, name: str) -> Draft:
+        """A draft with the settings of a run, and a run directory of its own.
+
+        Raises:
+            HTTPException: There is no such run: 404; its settings cannot be read: 409.
+        """
+        run = self.studio.folders.run_of(name)
+        if run is None:
+            raise HTTPException(404, "This run is not there: it was removed, renamed or moved.")
+        try:
+            fields = fields_of_run(run)
+        except (ConfigError, ValueError) as error:
+            raise HTTPException(409, f"The run's settings cannot be read: {error}") from error
+        return self.drafts.create(fields)
+
+    def _have_made(self, draft: Draft, words: list[Any], title: str) -> None:
+        back = f"/new/{draft.name}"
+        draft.note(task=self.studio.tasks.start(words, title, back))
+
+    def _task_view(self, draft: Draft) -> dict[str, Any]:
+        task = self.studio.tasks.find(str(draft.about().get("task", "")))
+        if task is None:
+            raise HTTPException(404, "Nothing works for this form. Begin again.")
+        return task_view(self.studio.tasks, task)
+
+    def _form(self, fields: dict[str, str]) -> dict[str, Any]:
+        folders = self.studio.folders
+        return {
+            **form_sections(fields),
+            "images": image_folders(folders.data),
+            "models": model_paths(folders.models),
+            "folders": list(enumerate(map(str, folders.runs))),
+            "folder": fields.get("to.folder", "0"),
+            "file": fields.get("to.name", ""),
+            "suggested": f"{Path(fields.get('output_dir') or 'my-run').name}",
+        }
+
+    def _examine(self, typed: dict[str, str]) -> Examined:
+        return examine(typed, [*self.studio.folders.runs])
+
+    def _kept(self, draft: Draft, typed: dict[str, str]) -> Examined:
+        draft.keep_fields(typed)
+        return self._examine(typed)
+
+    async def _panel(self, draft: Draft, found: Examined, typed: dict[str, str]) -> Response:
+        state = await asyncio.to_thread(self.plans.state_of, draft)
+        try:
+            command = invocation.command("train", choose_file(typed, self.studio.folders))
+        except ConfigError:
+            command = ""
+        return self.studio.page(
+            "new_panel.html.j2",
+            draft=draft.name,
+            faults=found.all_faults,
+            text=found.text,
+            plan=None if found.config is None else plan_view(state),
+            command=command,
+        )
+
+    def _answer(self, words: str, command: str = "") -> Response:
+        return self.studio.page("new_answer.html.j2", words=words, command=command)
+
+    def _begun(self, draft: Draft) -> tuple[str, dict[str, Any] | None]:
+        """The address of the run that was started, once it is there; and its task."""
+        place = draft.about().get("run")
+        if not isinstance(place, str):
+            raise HTTPException(404, "Nothing was started from this form.")
+        run = RunDirectory(Path(place))
+        view = self._task_view(draft)
+        if run.is_there() and view["state"] != "starting":
+            return f"/runs/{self.studio.folders.name_of(run)}", view
+        return "", view
+
+
+async def _typed(request: Request) -> dict[str, str]:
+    """The text fields of a form.
+
+    Raises:
+        HTTPException: It is larger than any settings are: 413.
+    """
+    if int(request.headers.get("content-length") or _MOST_BYTES) > _MOST_BYTES:
+        raise HTTPException(413, "That is more than settings can hold.")
+    form = await request.form(max_files=0, max_fields=_MOST_FIELDS)
+    return {name: text for name, text in form.items() if isinstance(text, str)}
+
+
+def _refusal(found: Examined) -> str:
+    faults = found.all_faults
+    first, words = next(iter(faults.items()))
+    more = f" {len(faults) - 1} more beside." if len(faults) > 1 else ""
+    return f"Not yet: {first or 'the settings'}: {words}.{more}"

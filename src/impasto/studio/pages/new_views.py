@@ -1,0 +1,83 @@
+"""What the templates of a new run show of its plan: plain values, no HTML."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from impasto.progress import duration_words
+from impasto.studio.plans import PlanState
+
+_MIB, _GIB = 2**20, 2**30
+
+
+def plan_view(state: PlanState) -> dict[str, Any]:
+    """A plan for `new_plan.html.j2`."""
+    plan, error = state.result, state.result.get("error") or {}
+    view: dict[str, Any] = {
+        "is_running": state.is_running,
+        "failure": state.failure,
+        "error": str(error.get("message", "")),
+        "rows": [],
+        "memory": None,
+        "warnings": [],
+        "skipped": [],
+        "notes": [],
+    }
+    if "steps" not in plan:
+        return view
+    doubt = [plan["doubt"]] if plan.get("doubt") else []
+    return view | {
+        "rows": [*_rows(plan)],
+        "memory": _memory(plan["memory"]),
+        "warnings": [*doubt, *plan["warnings"]],
+        "skipped": plan["data"]["skipped"][:20],
+        "notes": plan["notes"],
+    }
+
+
+def size_words(size: float) -> str:
+    """Bytes as a person reads them."""
+    return f"{size / _MIB:.0f} MiB" if size < 0.1 * _GIB else f"{size / _GIB:.1f} GiB"
+
+
+def _rows(plan: dict[str, Any]) -> list[tuple[str, str]]:
+    data, steps, disk, model = plan["data"], plan["steps"], plan["disk"], plan["model"]
+    images = [f"{data['images']:,}"]
+    for key, words in (("held_out", "held out"), ("without_words", "without words")):
+        images += [f"{data[key]:,} {words}"] if data[key] else []
+    images += [f"{len(data['skipped']):,} skipped"] if data["skipped"] else []
+    captions = (
+        [f"{data['too_long']:,} over {data['max_tokens']} tokens"] if data["too_long"] else []
+    )
+    buckets = len(data["buckets"])
+    return [
+        ("Model", f"{model['family']}, predicts {model['predicts']}"),
+        ("Images", ", ".join(images)),
+        *([("Captions", ", ".join(captions))] if captions else []),
+        ("Buckets", f"{buckets}: {', '.join(list(data['buckets'])[:8])}{' ...' * (buckets > 8)}"),
+        ("Steps", f"{steps['total']:,}; {steps['epochs']:.1f} epochs of {steps['per_epoch']:,}"),
+        (
+            "Time",
+            f"about {duration_words(steps['seconds'])}, {duration_words(steps['seconds_each'])} "
+            f"a step, on this {'GPU' if steps['device'] == 'cuda' else 'CPU'}",
+        ),
+        ("Disk", f"{size_words(disk['total_bytes'])} of {size_words(disk['free_bytes'])} free"),
+    ]
+
+
+def _memory(memory: dict[str, Any]) -> dict[str, Any]:
+    total, budget = memory["total"], max(1, memory["budget"])
+    scale = max(total, budget)
+    return {
+        "moment": memory["moment"],
+        "total": size_words(total),
+        "budget": size_words(budget),
+        "fits": total <= budget,
+        "share": round(100 * total / budget),
+        "parts": [
+            {"name": name, "size": size_words(size), "mib": round(size / _MIB)}
+            for name, size in memory["parts"].items()
+        ],
+        "max_mib": round(scale / _MIB),
+        "total_mib": round(total / _MIB),
+    }

@@ -1,0 +1,166 @@
+"""From a form to files and commands: where the settings of a new run go, and what makes them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from impasto import files, presence
+from impasto.config.fields import fields_of
+from impasto.config.goals import GOALS
+from impasto.config.names import file_name_problem
+from impasto.config.validation import read_toml
+from impasto.errors import ConfigError, RunError
+from impasto.publishing import is_path_key
+from impasto.runs import RunDirectory
+from impasto.studio.drafts import Draft
+from impasto.studio.folders import Folders
+
+_MOST_NUMBER = 10_000
+
+
+def free_place(wanted: Path) -> Path:
+    """The first of `wanted`, `wanted-2`, `wanted-3` ... that is not there."""
+    stem, _, number = wanted.name.rpartition("-")
+    base = stem if stem and number.isdecimal() and number.isascii() else wanted.name
+    candidates = (wanted, *(wanted.with_name(f"{base}-{n}") for n in range(2, _MOST_NUMBER)))
+    return next(path for path in candidates if not presence.exists(path))
+
+
+def fields_of_run(run: RunDirectory) -> dict[str, str]:
+    """The settings of a run as fields, with a run directory that is free.
+
+    Paths that are relative to where the run was started are made absolute, where something is
+    there: the new run is started elsewhere.
+
+    Raises:
+        ConfigError: They cannot be read, or are those of another version.
+        ValueError: A setting is given under two names.
+    """
+    tree = read_toml(run.config_file)
+    try:
+        folder = Path(str(run.status().get("folder") or "."))
+    except RunError:
+        folder = Path()
+    fields = fields_of(_as_seen_from(tree, folder))
+    return {**fields, "output_dir": str(free_place(run.path))}
+
+
+def _as_seen_from(value: Any, folder: Path, key: str = "") -> Any:
+    if isinstance(value, Mapping):
+        return {name: _as_seen_from(inner, folder, name) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_as_seen_from(inner, folder, key) for inner in value]
+    if isinstance(value, str) and is_path_key(key) and presence.exists(folder / value):
+        return str(folder / value)
+    return value
+
+
+def choose_file(typed: Mapping[str, str], folders: Folders) -> Path:
+    """The settings file that was asked for: a name in one of the folders of runs.
+
+    Raises:
+        ConfigError: There is no such folder, or the name is none.
+    """
+    number = typed.get("to.folder", "0")
+    if number not in map(str, range(len(folders.runs))):
+        raise ConfigError("There is no such folder of runs.")
+    usual = Path(typed.get("output_dir") or "my-run").name
+    name = (typed.get("to.name", "").strip() or usual).removesuffix(".toml")
+    fault = file_name_problem(name)
+    if fault is not None:
+        raise ConfigError(f"{name[:60]!r} {fault}. Give the settings file another name.")
+    return folders.runs[int(number)] / f"{name}.toml"
+
+
+def write_settings(file: Path, text: str, *, same_is_fine: bool = False) -> None:
+    """Write a settings file; one that is there is never replaced.
+
+    Args:
+        file: Where.
+        text: Its content.
+        same_is_fine: Whether a file that has this very content is as good as written.
+
+    Raises:
+        ConfigError: It is there.
+        StorageError: It cannot be written.
+    """
+    if _reserve(file):
+        files.write_text(file, text)
+    elif not (same_is_fine and _has(file, text)):
+        raise ConfigError(
+            f"{file} is already there and was not touched. Give the settings file another name."
+        )
+
+
+def _reserve(file: Path) -> bool:
+    """Make an empty file; False where something has that name, a broken link too."""
+    with files.reported(file):
+        try:
+            file.open("x").close()
+        except FileExistsError:
+            return False
+    return True
+
+
+def goal_faults(typed: Mapping[str, str], folders: Folders) -> dict[str, str]:
+    """What is wrong with a goal, its folder and its model, by field."""
+    faults = {}
+    if typed.get("goal") not in GOALS:
+        faults["goal"] = "Choose what is to be trained."
+    data, model = typed.get("data", "").strip(), typed.get("model", "").strip()
+    if not data:
+        faults["data"] = "Give a folder of images."
+    elif not _is_in(data, folders.data):
+        faults["data"] = f"It is in none of the folders of images: {_named(folders.data)}."
+    elif not Path(data).is_dir():
+        faults["data"] = "There is no such folder."
+    if not model or model.startswith("-"):
+        faults["model"] = "Give a model: a file, a folder, or a Hub id such as owner/name."
+    elif _is_path(model) and not _is_in(model, (*folders.models, *folders.runs)):
+        faults["model"] = f"It is in none of the folders of models: {_named(folders.models)}."
+    for name, least, most in (("vram", 1, 1024), ("resolution", 64, 8192), ("clip_skip", 1, 12)):
+        text = typed.get(name, "").strip()
+        if text and not (
+            text.isascii() and text.isdecimal() and len(text) < 6 and least <= int(text) <= most
+        ):
+            faults[name] = f"Give a whole number from {least} to {most}, or leave it empty."
+    return faults
+
+
+def goal_words(typed: Mapping[str, str], draft: Draft, folders: Folders) -> list[Any]:
+    """The command that makes settings for a goal; its fields have no faults."""
+    data = Path(typed["data"].strip())
+    title = f"{data.absolute().name or 'run'}-{typed['goal']}"
+    words: list[Any] = [
+        "new", "--goal", typed["goal"], "--data", data, "--model", typed["model"].strip(),
+        "--out", draft.imported_file, "--output-dir", free_place(folders.runs[0] / title),
+    ]  # fmt: skip
+    for name in ("vram", "resolution", "clip_skip"):
+        if typed.get(name, "").strip():
+            words += [f"--{name.replace('_', '-')}", typed[name].strip()]
+    return words
+
+
+def _is_path(model: str) -> bool:
+    """Whether a model is named by a path, and not as one of the Hub."""
+    return Path(model).is_absolute() or presence.exists(Path(model))
+
+
+def _is_in(text: str, folders: Sequence[Path]) -> bool:
+    try:
+        return any(files.is_inside(Path(text), folder) for folder in folders)
+    except (OSError, ValueError):
+        return False
+
+
+def _named(folders: Sequence[Path]) -> str:
+    return ", ".join(map(str, folders)) or "none was given"
+
+
+def _has(file: Path, text: str) -> bool:
+    try:
+        return file.read_text(encoding="utf-8") == text
+    except (OSError, ValueError):
+        return False

@@ -1,0 +1,85 @@
+"""`impasto train --plan --json`, and that the settings that `impasto new` makes can be planned."""
+
+import json
+import tomllib
+
+import pytest
+from conftest import impasto
+
+from impasto.config.goals import GOALS
+from impasto.config.load import load_run_config
+from impasto.demo.recipe import BASE_MODEL, PICTURES
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("made")
+    words = ("--data", PICTURES, "--model", BASE_MODEL, "--output-dir", folder / "run")
+    done = impasto("new", "--goal", "style", *words, "--out", folder / "it.toml")
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_a_plan_is_one_json_object(made):
+    """With the numbers that the text has; and nothing is written."""
+    done = impasto("train", made / "it.toml", "--plan", "--json", "--set", "optimizer.lr=1")
+    assert done.returncode == 0, done.stderr
+    plan = json.loads(done.stdout)
+    steps = tomllib.loads((made / "it.toml").read_text(encoding="utf-8"))["training"]["max_steps"]
+    assert plan["error"] is None
+    assert plan["data"]["images"] + plan["data"]["held_out"] == 100
+    assert sum(plan["data"]["buckets"].values()) == plan["data"]["images"]
+    assert plan["steps"]["total"] == steps
+    assert plan["steps"]["seconds"] == pytest.approx(steps * plan["steps"]["seconds_each"])
+    assert sum(plan["memory"]["parts"].values()) == plan["memory"]["total"] > 0
+    assert plan["memory"]["budget"] > 0
+    assert plan["disk"]["total_bytes"] > plan["disk"]["model_bytes"] > 0
+    assert any("optimizer.lr 1 is above" in line for line in plan["warnings"])
+    assert plan["changed"]["optimizer.lr"] == 1
+    assert not (made / "run").exists()
+
+
+def test_wrong_settings_are_named_by_their_keys(made):
+    wrong = ("--set", "training.max_steps=0", "--set", "training.speed=3")
+    done = impasto("train", made / "it.toml", "--plan", "--json", *wrong)
+    assert done.returncode == 2
+    error = json.loads(done.stdout)["error"]
+    assert error["kind"] == "ConfigError"
+    assert set(error["settings"]) == {"training.max_steps", "training.speed"}
+    assert "training.speed" in error["message"]
+
+
+def test_what_would_stop_the_run_comes_with_the_numbers(made):
+    changes = ("training.memory=1", "training.batch_size=32", "dataset.resolution=1024",
+               "dataset.max_bucket_reso=2048")  # fmt: skip
+    sets = [word for change in changes for word in ("--set", change)]
+    done = impasto("train", made / "it.toml", "--plan", "--json", *sets)
+    plan = json.loads(done.stdout)
+    assert done.returncode == 9
+    assert plan["error"]["kind"] == "OutOfMemoryError"
+    assert plan["memory"]["total"] > plan["memory"]["budget"] == 2**30
+
+
+def test_json_belongs_to_plan(made):
+    done = impasto("train", made / "it.toml", "--json")
+    assert done.returncode == 2
+    assert "--json belongs to --plan" in done.stderr
+    assert not (made / "run").exists()
+
+
+def test_every_goal_can_be_planned(tmp_path, train_config):
+    """In this process: `look ahead` is what `--plan` does."""
+    from click.testing import CliRunner
+
+    from impasto.cli.new import new
+    from impasto.cli.plan import plan_as_json
+
+    for goal in GOALS:
+        file = tmp_path / f"{goal}.toml"
+        words = ["--goal", goal, "--data", PICTURES, "--model", BASE_MODEL, "--out", file,
+                 "--output-dir", tmp_path / "run"]  # fmt: skip
+        assert CliRunner().invoke(new, [str(word) for word in words]).exit_code == 0
+        config = load_run_config(file, [f"dataset.cache_dir={tmp_path / 'cache'}"])
+        plan, error = plan_as_json(config)
+        assert error is None
+        assert plan["steps"]["total"] == config.training.max_steps

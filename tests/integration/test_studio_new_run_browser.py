@@ -1,0 +1,106 @@
+"""A run from a goal to its end by clicks, in a real browser; skipped where there is no Chromium."""
+
+import shutil
+
+import pytest
+from browsing import LOOKS, check, needs_browser, served, tab_to
+
+from impasto.demo.recipe import BASE_MODEL, PICTURES
+from impasto.runs import RunDirectory
+
+pytestmark = needs_browser
+PATIENCE_MS = 180_000  # a plan imports PyTorch, and other tests run beside this one
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """Folders of runs, images and models, with what the demo has in them."""
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "data" / "icons").mkdir(parents=True)
+    for file in sorted(PICTURES.iterdir())[:40]:
+        shutil.copy(file, tmp_path / "data" / "icons")
+    shutil.copytree(BASE_MODEL, tmp_path / "models" / "base")
+    return tmp_path
+
+
+def options(folders):
+    return ("--data", folders / "data", "--models", folders / "models")
+
+
+def test_the_form_says_what_is_wrong_and_what_it_would_do(folders, page, complaints):
+    """At the field, while it is typed; and a reload loses nothing."""
+    page.set_default_timeout(PATIENCE_MS)
+    with served(folders / "runs", *options(folders)) as (address, _):
+        page.goto(address)
+        page.click("nav >> text=New run")
+        page.click("text=Begin with the defaults")
+        page.fill("#f-model-path", str(folders / "models" / "base"))
+        page.fill("#f-dataset-image_dir", str(folders / "data" / "icons"))
+        page.fill("#f-training-max_steps", "many")
+        fault = "#f-training-max_steps-fault"
+        page.wait_for_function(
+            "s => document.querySelector(s).textContent.includes('many')", arg=fault
+        )
+        assert page.get_attribute("#f-training-max_steps", "aria-invalid") == "true"
+        page.click("text=Start now")
+        page.wait_for_selector("#answer :text('Not yet: training.max_steps')")
+        page.fill("#find", "huber")
+        assert page.is_hidden("#f-loss-huber_c")
+        page.select_option("#f-loss-kind", "huber")
+        assert page.is_visible("#f-loss-huber_c")
+        page.fill("#f-loss-huber_c", "0.2")
+        page.fill("#find", "resolution")
+        assert page.is_hidden("#f-loss-huber_c")
+        page.fill("#f-dataset-resolution", "136")
+        page.fill("#f-dataset-min_bucket_reso", "64")
+        page.fill("#find", "")
+        page.fill("#f-training-max_steps", "7")
+        page.wait_for_selector("#panel .plan dd:text-matches('^7; ')")
+        assert page.text_content(fault) == ""
+        page.reload()
+        assert page.input_value("#f-loss-huber_c") == "0.2"
+        page.click("text=Save the settings")
+        page.wait_for_selector("#answer :text('Wrote')")
+    assert "huber_c = 0.2" in (folders / "runs" / "my-run.toml").read_text(encoding="utf-8")
+    assert complaints == []
+
+
+def test_a_goal_becomes_a_run_by_clicks(folders, page, complaints):
+    run = RunDirectory(folders / "runs" / "icons-style")
+    page.set_default_timeout(PATIENCE_MS)
+    with served(folders / "runs", *options(folders)) as (address, _):
+        page.goto(address)
+        page.click("nav >> text=New run")
+        page.check("input[value=style]")
+        page.fill("#data", str(folders / "data" / "icons"))
+        page.fill("#model", str(folders / "models" / "base"))
+        page.click("text=Make settings >> nth=0")
+        page.fill("#f-training-max_steps", "2")
+        page.fill("#f-previews-prompts", "")
+        page.click("text=Start now")
+        page.wait_for_url("**/runs/**")
+        page.wait_for_selector("#state .state.finished")
+    assert run.state().step == 2
+    assert (folders / "runs" / "icons-style.toml").exists()
+    assert complaints == []
+
+
+@pytest.mark.parametrize("look", LOOKS.values(), ids=LOOKS)
+def test_the_form_has_no_serious_fault_for_anybody(folders, browser, look):
+    """By axe-core, at any width without scrolling sideways, and by keyboard."""
+    with served(folders / "runs", *options(folders)) as (address, _):
+        page = browser.new_context(**look).new_page()
+        page.goto(address)
+        page.click("nav >> text=New run")
+        page.wait_for_selector("#goal-title")
+        check(page)
+        tab_to(page, "form[action='/new/blank'] button")
+        page.keyboard.press("Enter")
+        page.wait_for_selector("#faults")
+        check(page)
+        tab_to(page, "a[href='#f-model-path']", most=200)
+        page.keyboard.press("Enter")
+        assert page.evaluate("document.activeElement.id") == "f-model-path"
+        for summary in page.locator("details.section > summary").all():
+            summary.click()
+        check(page)

@@ -1,0 +1,179 @@
+"""`impasto new --goal`: settings for a goal that load, and why they are as they are."""
+
+import tomllib
+from dataclasses import replace
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
+
+from impasto.cli.new import new
+from impasto.config.goals import (
+    GOALS,
+    Material,
+    bucket_sides,
+    prompts_of,
+    settings_for,
+    settings_text,
+    steps_for,
+)
+from impasto.config.load import build_run_config
+from impasto.demo.recipe import BASE_MODEL, PICTURES
+from impasto.errors import ConfigError, DatasetError, ModelError
+
+SD1 = Material(
+    model="base.safetensors",
+    family="SD 1.x, predicts epsilon",
+    resolution=512,
+    is_sd2=False,
+    takes_clip_skip=True,
+    image_dir="pictures",
+    images=200,
+    captions=["a cat", "a dog", "a cow", "a hen"],
+    output_dir="runs/it",
+)
+SD2_V = replace(SD1, family="SD 2.x 768-v", resolution=768, is_sd2=True, takes_clip_skip=False)
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+@given(
+    st.sampled_from([*GOALS]),
+    st.integers(1, 10**6),
+    st.integers(64, 4096),
+    st.one_of(st.none(), st.integers(1, 200)),
+    st.lists(st.text(max_size=400), max_size=6),
+    st.booleans(),
+)
+def test_every_goal_gives_settings_that_load(name, images, resolution, vram, captions, is_sd2):
+    material = replace(
+        SD1, images=images, resolution=resolution, vram=vram, captions=captions, is_sd2=is_sd2
+    )
+    text = settings_text(GOALS[name], material)
+    tree = tomllib.loads(text)
+    assert tree == settings_for(GOALS[name], material)[0]
+    config = build_run_config(tree, source="it")
+    assert config.training.memory == (vram or "auto")
+    assert config.training.max_steps == steps_for(GOALS[name], images)
+
+
+def test_the_values_are_those_of_the_examples():
+    for name, goal in GOALS.items():
+        example = tomllib.loads((CONFIGS / f"{goal.example}.toml").read_text(encoding="utf-8"))
+        if name == "scratch":
+            continue  # trains what the example does not
+        assert goal.lr == example["optimizer"]["lr"]
+        training = example["training"]
+        assert goal.batch == training["batch_size"] * training["gradient_accumulation_steps"]
+        assert goal.held_out == example.get("validation", {}).get("split")
+    assert steps_for(GOALS["style"], 200) == 2000
+    assert steps_for(GOALS["subject"], 25) == 800
+    assert settings_for(GOALS["style"], SD2_V)[0]["optimizer"]["lr"] == 3e-6
+
+
+def test_steps_follow_the_number_of_images_within_bounds():
+    for goal in GOALS.values():
+        numbers = [steps_for(goal, images) for images in (1, 10, 100, 1000, 10**5, 10**7)]
+        assert numbers == sorted(numbers)
+        assert (numbers[0], numbers[-1]) == goal.steps
+        assert all(number % 10 == 0 for number in numbers)
+
+
+def test_the_resolution_brings_its_buckets_and_previews():
+    assert bucket_sides(512) == (256, 1024, 64)
+    tree, _ = settings_for(GOALS["style"], SD2_V)
+    assert (tree["dataset"]["resolution"], tree["dataset"]["max_bucket_reso"]) == (768, 1280)
+    assert (tree["previews"]["width"], tree["previews"]["height"]) == (768, 768)
+    assert "min_bucket_reso" not in settings_for(GOALS["style"], SD1)[0]["dataset"]
+
+
+def test_clip_skip_is_set_only_where_asked_for_and_meant():
+    assert "clip_skip" not in settings_for(GOALS["style"], SD1)[0]["model"]
+    asked = replace(SD1, clip_skip=2)
+    assert settings_for(GOALS["style"], asked)[0]["model"]["clip_skip"] == 2
+    with pytest.raises(ConfigError, match="leave --clip-skip out"):
+        settings_for(GOALS["style"], replace(SD2_V, clip_skip=2))
+
+
+def test_too_few_images_are_not_held_out():
+    assert "validation" not in settings_for(GOALS["style"], replace(SD1, images=19))[0]
+    assert "validation" in settings_for(GOALS["style"], replace(SD1, images=20))[0]
+
+
+def test_previews_are_captions_from_all_over():
+    captions = [f"image {n}" for n in range(9)]
+    assert prompts_of(captions) == ["image 0", "image 3", "image 6"]
+    assert prompts_of(["", "  ", "a\nb", "x" * 301, "\udcff", "a", "a"]) == ["a"]
+    assert "previews" not in settings_for(GOALS["style"], replace(SD1, captions=[]))[0]
+
+
+def test_reasons_stand_in_the_file():
+    text = settings_text(GOALS["style"], SD1)
+    assert "max_steps = 2000  # each image 40 times at 4 a step\n" in text
+    assert "# A style:" in text.splitlines()[0]
+    few = settings_text(GOALS["subject"], replace(SD1, images=3))
+    assert "max_steps = 300  # each image 64 times at 2 a step, but 300 to 1,600 steps" in few
+
+
+def run_new(*words):
+    result = CliRunner().invoke(new, [str(word) for word in words])
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("goal", GOALS)
+def test_the_demos_model_and_images_get_a_file(goal, here):
+    """The small model's own resolution is found; `impasto train --plan` takes it (integration)."""
+    words = ("--goal", goal, "--data", PICTURES, "--model", BASE_MODEL, "--out", "it.toml")
+    assert "Wrote it.toml" in run_new(*words).output
+    tree = tomllib.loads((here / "it.toml").read_text(encoding="utf-8"))
+    assert tree["dataset"]["resolution"] == 128
+    assert tree["dataset"]["min_bucket_reso"] <= 128
+    assert tree["previews"]["prompts"][0] == "a sun"
+    assert Path(tree["output_dir"]) == Path("runs") / f"pictures-{goal}"
+    build_run_config(tree, source="it")
+
+
+def test_nothing_is_replaced(here):
+    (here / "pictures-style.toml").write_text("mine")
+    with pytest.raises(ConfigError, match="was not touched"):
+        run_new("--goal", "style", "--data", PICTURES, "--model", BASE_MODEL)
+    assert (here / "pictures-style.toml").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("words", "error", "said"),
+    [
+        (["--data", "gone", "--model", BASE_MODEL], DatasetError, "gone"),
+        (["--data", PICTURES, "--model", "gone.safetensors"], ModelError, "gone.safetensors"),
+    ],
+)
+def test_what_is_not_there_is_named(words, error, said, here):
+    with pytest.raises(error, match=said):
+        run_new("--goal", "style", *words)
+    assert not [*here.glob("*.toml")]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--goal", "style"],
+        ["--goal", "style", "--data", "x"],
+        ["--goal", "other", "--data", "x", "--model", "y"],
+        ["--vram", "8"],
+        ["style-12gb", "--data", "x"],
+        ["style-12gb", "--goal", "style"],
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(words, here):
+    assert run_new(*words).exit_code == click.UsageError.exit_code
+    assert not [*here.glob("*.toml")]
