@@ -36,6 +36,7 @@ VERBS = {
     "inspect": "impasto.cli.convert:inspect",
     "sample": "impasto.cli.sample:sample",
     "report": "impasto.cli.report:report",
+    "compare": "impasto.cli.compare:compare",
     "import-command": "impasto.sdscripts.import_command:import_command",
 }
 UNEXPECTED_EXIT_CODE = 1

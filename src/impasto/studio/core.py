@@ -21,6 +21,7 @@ HOME = Path(".impasto") / "studio"
 
 NAVIGATION = (
     ("/", "Runs"),
+    ("/compare", "Compare"),
     ("/tasks", "Tasks"),
 )
 """The pages that every page leads to: their addresses and titles."""
