@@ -167,7 +167,9 @@ class _Handler(BaseHTTPRequestHandler):
     def _file(self, repo, name):
         content = self.hub.repos.get(repo, {}).get(name)
         if content is None:
-            return self._json({"error": "Entry not found"}, 404, **{"X-Error-Code": "EntryNotFound"})
+            return self._json(
+                {"error": "Entry not found"}, 404, **{"X-Error-Code": "EntryNotFound"}
+            )
         return self._answer(content, 200, {"ETag": f'"{_oid(content)}"', "X-Repo-Commit": COMMIT})
 
     def _json(self, value, status=200, **headers):

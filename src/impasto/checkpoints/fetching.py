@@ -61,7 +61,9 @@ def fetch_copy(
         files.require_absent(target)
         files.require_writable(folder)
         partial = folder / f".{target.name}.download"
-        patterns = patterns_of(listed, layouts, variant) if single is None else [glob.escape(single)]
+        patterns = (
+            patterns_of(listed, layouts, variant) if single is None else [glob.escape(single)]
+        )
         download_snapshot(
             hub_id,
             progress,

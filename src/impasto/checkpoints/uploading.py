@@ -124,7 +124,7 @@ def upload(
         ]
         _send(api, repo_id, operations, list(contents.values()), progress)
         api.create_commit(repo_id, operations, commit_message="Upload the model with Impasto")
-    except (OSError, ValueError, HTTPError, OfflineModeIsEnabled) as error:
+    except (OSError, ValueError, RuntimeError, HTTPError, OfflineModeIsEnabled) as error:
         raise StorageError(
             f"{repo_id} could not be written on the Hugging Face Hub ({_reason(error)}). Check the "
             f"network, the spelling, and that the token has the right to write there. Run the same "

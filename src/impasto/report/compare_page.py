@@ -134,9 +134,7 @@ def _samples(runs: Sequence[RunFigures], publish: Sequence[tuple[str, ...]]) -> 
         moments.append(("at their last", [of[-1] if of else None for of in steps]))
     found = []
     for number, row in enumerate(matching_samples([f.run for f in runs])):
-        allowed = [
-            "prompts" in may for may, name in zip(publish, row.files, strict=True) if name
-        ]
+        allowed = ["prompts" in may for may, name in zip(publish, row.files, strict=True) if name]
         prompt = row.prompt if all(allowed) else f"prompt {number + 1}"
         for words, at in moments:
             cells = _cells(runs, row, at, with_texts=all(allowed))

@@ -6,12 +6,13 @@ exported files and the report.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from impasto.errors import RunError
 from impasto.parsing import parse_toml
@@ -27,7 +28,7 @@ _ROWS = 10  # of the table of losses
 _HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
 _SPECIAL = re.compile(r"([\\`*_\[\]|~$])")
 _AT_START = re.compile(r"^([#+=-]|\d+[.)](?=\s))")
-_IMPASTO = "Impasto"
+_ONE_LINE = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ def plain(text: str) -> str:
 
 
 def _front_matter(model: Path, settings: Mapping[str, Any], license_: License) -> str:
-    """What the Hub reads: YAML, of which JSON's strings and lists are a part."""
+    """What the Hub reads, as YAML."""
     base, metadata = _base_of(settings), _metadata(settings)
     is_hypernetwork = _section_of(settings, "method").get("kind") == "hypernetwork"
     entries = {
@@ -119,7 +120,7 @@ def _front_matter(model: Path, settings: Mapping[str, Any], license_: License) -
         "base_model": base if _HUB_ID.fullmatch(base) else None,
         "library_name": "diffusers" if model.is_dir() else None,
         "pipeline_tag": "text-to-image",
-        "instance_prompt": str(metadata.get("trigger_phrase") or "") or None,
+        "instance_prompt": " ".join(str(metadata.get("trigger_phrase") or "").split()) or None,
         "tags": [
             "stable-diffusion",
             "text-to-image",
@@ -128,8 +129,9 @@ def _front_matter(model: Path, settings: Mapping[str, Any], license_: License) -
             *_tags(metadata),
         ],
     }
-    lines = [f"{key}: {json.dumps(value)}" for key, value in entries.items() if value is not None]
-    return "\n".join(["---", *lines, "---"])
+    known = {key: value for key, value in entries.items() if value is not None}
+    text = yaml.safe_dump(known, allow_unicode=True, sort_keys=False, width=_ONE_LINE)
+    return f"---\n{text}---"
 
 
 def _name_id(name: str) -> str:
@@ -155,8 +157,8 @@ def _origin(settings: Mapping[str, Any]) -> str:
     if not base:
         return ""
     if _HUB_ID.fullmatch(base):
-        return f"Fine-tuned from [{plain(base)}](https://huggingface.co/{base}) with {_IMPASTO}."
-    return f"Fine-tuned from {plain(base)} with {_IMPASTO}."
+        return f"Fine-tuned from [{plain(base)}](https://huggingface.co/{base}) with Impasto."
+    return f"Fine-tuned from {plain(base)} with Impasto."
 
 
 def _training(figures: RunFigures) -> str:
@@ -213,12 +215,12 @@ def _config(figures: RunFigures, publish: tuple[str, ...]) -> str:
         return ""
     longest = max((len(found) for found in re.findall("`+", shown)), default=0)
     fence = "`" * max(3, longest + 1)
-    return f"<details><summary>All settings</summary>\n\n{fence}toml\n{shown}\n{fence}\n\n</details>"
+    return (
+        f"<details><summary>All settings</summary>\n\n{fence}toml\n{shown}\n{fence}\n\n</details>"
+    )
 
 
-def _samples(
-    figures: RunFigures | None, publish: tuple[str, ...]
-) -> tuple[dict[str, bytes], str]:
+def _samples(figures: RunFigures | None, publish: tuple[str, ...]) -> tuple[dict[str, bytes], str]:
     """The newest previews; their prompts only where they may be told."""
     images: dict[str, bytes] = {}
     lines: list[str] = []

@@ -22,6 +22,7 @@ HOME = Path(".impasto") / "studio"
 NAVIGATION = (
     ("/", "Runs"),
     ("/compare", "Compare"),
+    ("/models", "Models"),
     ("/tasks", "Tasks"),
 )
 """The pages that every page leads to: their addresses and titles."""
