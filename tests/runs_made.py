@@ -8,12 +8,12 @@ from PIL import Image, PngImagePlugin
 from impasto.runs import RunDirectory, step_name
 
 
-def made_run(folder, *, settings=None, losses=(), validation=(), samples=None, **status):
+def made_run(path, /, *, settings=None, losses=(), validation=(), samples=None, **status):
     """A run directory; `samples` is step -> file name -> what A1111 calls parameters."""
-    folder.mkdir(parents=True)
-    run = RunDirectory(folder)
+    path.mkdir(parents=True)
+    run = RunDirectory(path)
     values = {
-        "output_dir": str(folder), "model": {"path": "owner/base@main"},
+        "output_dir": str(path), "model": {"path": "owner/base@main"},
         "dataset": {"image_dir": "images"}, "training": {"max_steps": 9}, **(settings or {}),
     }  # fmt: skip
     run.config_file.write_text(tomli_w.dumps(values), encoding="utf-8")

@@ -145,7 +145,7 @@ def test_a_licence_is_required_and_known():
         require_license(license_id, "name", "https://x.example/y")
     with pytest.raises(ConfigError, match="under a licence"):
         require_license(None, None, None)
-    with pytest.raises(ConfigError, match="Did you mean apache-2.0"):
+    with pytest.raises(ConfigError, match=r"Did you mean apache-2\.0"):
         require_license("Apache-2", None, None)
     with pytest.raises(ConfigError, match="--license-name"):
         require_license("other", None, "https://x.example")

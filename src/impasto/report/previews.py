@@ -1,5 +1,4 @@
-"""The previews of a run as pages show them: whole or not at all, and without words nobody asked
-to publish."""
+"""The previews of a run as pages show them: whole or not at all."""
 
 from __future__ import annotations
 
