@@ -218,7 +218,7 @@ def _curves(run: RunDirectory) -> tuple[dict[str, Points], int | None]:
             seen = record.get("samples_seen", seen)
             for name in ("loss", "validation_loss", "lr", "images_per_s", "memory_mib"):
                 value = record.get(name)
-                if _is_plottable(value):
+                if value is not None and _is_plottable(value):
                     found.setdefault(name, []).append((record["step"], value))
     except OSError:  # removed while it was read
         return found, seen

@@ -34,8 +34,8 @@ LICENSES = (
 _ADDRESS = re.compile(r"https?://[^\s<>\"]+|LICENSE(\.\w+)?")
 
 
-def require_license(license_id: str | None, name: str | None, link: str | None) -> None:
-    """Make sure that a model is published under a licence that the Hub knows, or that is named.
+def require_license(license_id: str | None, name: str | None, link: str | None) -> str:
+    """The licence of a model, if the Hub knows it or it is named.
 
     Raises:
         ConfigError: There is none, it is not known, or `other` has no name or address.
@@ -60,3 +60,4 @@ def require_license(license_id: str | None, name: str | None, link: str | None) 
         )
     if link and not _ADDRESS.fullmatch(link):
         raise ConfigError(f"--license-link {link!r} is no address of the form https://...")
+    return license_id

@@ -7,7 +7,7 @@ exported files and the report.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -181,8 +181,9 @@ def _losses(figures: RunFigures) -> str:
         mean = f"{sum(losses) / len(losses):.4f}" if losses else ""
         rows.append((f"{step:,}", mean, _between(validation, before, step)))
         before = step
-    kept = rows if validation else [row[:2] for row in rows]
-    return _table(("step", "training loss", "validation loss")[: len(kept[0])], kept)
+    if not validation:
+        return _table(("step", "training loss"), [row[:2] for row in rows])
+    return _table(("step", "training loss", "validation loss"), rows)
 
 
 def _between(points: Points, before: int, step: int) -> str:
@@ -251,7 +252,7 @@ def _code(text: str) -> str:
     return f"{fence} {words} {fence}"
 
 
-def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     if not rows:
         return ""
     lines = [head, tuple("---" for _ in head), *(tuple(map(plain, row)) for row in rows)]

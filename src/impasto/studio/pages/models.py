@@ -32,6 +32,7 @@ from impasto.studio.models import (
 )
 from impasto.studio.pages.model_forms import (
     CONVERT_CHOICES,
+    Words,
     convert_words,
     download_words,
     publish_words,
@@ -117,7 +118,7 @@ class ModelPages:
         """Find out what a model is, in a process of its own."""
         model = await self._model_of(request)
         out = self._result_of(model)
-        words = ["inspect", model.path, "--no-hash", "--out", out]
+        words: Words = ["inspect", model.path, "--no-hash", "--out", out]
         task = await asyncio.to_thread(
             self.studio.tasks.start, words, f"Inspect {_title(model)}", model.address
         )
