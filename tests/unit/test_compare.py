@@ -244,3 +244,11 @@ def test_the_verb_wants_two_different_runs(tmp_path):
         said = impasto("compare", *words)
         assert said.returncode == 5, said.stdout
         assert "run director" in said.stderr
+
+
+def test_a_page_that_would_be_a_file_of_a_run_is_refused(tmp_path):
+    one, two = made_run(tmp_path / "one"), made_run(tmp_path / "two")
+    before = one.config_file.read_bytes()
+    said = impasto("compare", one.path, two.path, "--html", one.config_file)
+    assert said.returncode == 2
+    assert one.config_file.read_bytes() == before

@@ -258,6 +258,19 @@ def test_a_card_of_ones_own_is_taken(run, hub, tmp_path):
     assert "does not begin" in refused.stderr
 
 
+def test_nothing_is_written_into_what_is_published(run, hub, tmp_path):
+    said = publish(hub, tmp_path, run.path, "ada/style", "--out", run.path / "card")
+    assert said.returncode == 2
+    assert not (run.path / "card").exists()
+
+
+def test_what_inspect_writes_is_never_the_model(tmp_path):
+    model = tmp_path / "m.safetensors"
+    model.write_bytes(WEIGHTS)
+    assert impasto("inspect", model, "--out", model).returncode == 2
+    assert model.read_bytes() == WEIGHTS
+
+
 def test_a_run_without_a_model_is_refused(tmp_path, hub):
     run = made_run(tmp_path / "run", phase="interrupted")
     said = publish(hub, tmp_path, run.path, "ada/style", "--license", "mit")

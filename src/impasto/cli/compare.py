@@ -31,12 +31,14 @@ def compare(runs: tuple[Path, ...], as_json: bool, page: Path | None) -> None:  
     from impasto.cli.console import Console
     from impasto.cli.harmless import json_text
     from impasto.config.differences import differences, read_settings
-    from impasto.errors import RunError
+    from impasto.errors import ConfigError, RunError
     from impasto.report.comparison import figures_of
     from impasto.runs import RunDirectory
 
     if len(dict.fromkeys(path.resolve() for path in runs)) < max(2, len(runs)):
         raise RunError("Give at least two run directories to compare, each once.")
+    if page is not None and page.suffix.lower() not in (".html", ".htm"):
+        raise ConfigError(f"--html {page} is not the name of a page. Give one that ends in .html.")
     console = Console()
     found = [figures_of(RunDirectory(path)) for path in runs]
     read = [read_settings(figures.config) for figures in found]

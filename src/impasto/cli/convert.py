@@ -9,6 +9,7 @@ import click
 
 from impasto import files, presence
 from impasto.cli.model_options import model_options, open_options
+from impasto.errors import ConfigError
 
 FORMATS_OF_HYPERNETWORKS = ("a1111", "portable", "novelai")
 DTYPE = click.Choice(["fp32", "fp16", "bf16"])
@@ -47,7 +48,6 @@ def convert(source: str, target: Path, form: str | None, **options: Any) -> None
     require_source(source)
     from impasto.checkpoints.kinds import HYPERNETWORK
     from impasto.cli.console import Console
-    from impasto.errors import ConfigError
     from impasto.models import families
     from impasto.models.conversion import convert_hypernetwork, convert_model, form_of
     from impasto.models.saving import DTYPES
@@ -116,6 +116,10 @@ def inspect(
     from impasto.checkpoints.hub import require_source
 
     require_source(source)
+    if out is not None and out.suffix.lower() != ".json":
+        raise ConfigError(
+            f"--out {out} is not the name of a JSON file. Give one that ends in .json."
+        )
     from impasto.cli.console import Console
     from impasto.cli.harmless import json_text
     from impasto.models.inspection import inspect_model

@@ -54,6 +54,7 @@ def publish(source: Path, repo_id: str, *, yes: bool, private: bool, **options: 
 
     console = Console()
     require_repo_id(repo_id)
+    _require_apart(options["out"], source)
     model, run = _model_of(source)
     asked = options["license_id"] or (license_of(run) if run is not None else None)
     license_id = require_license(asked, options["license_name"], options["license_link"])
@@ -84,6 +85,19 @@ def publish(source: Path, repo_id: str, *, yes: bool, private: bool, **options: 
         return
     address = upload(repo_id, contents, console, private=private)
     console.note(f"Published: {address}")
+
+
+def _require_apart(out: Path | None, source: Path) -> None:
+    """Make sure that nothing is written into what is to be published.
+
+    Raises:
+        ConfigError: `--out` is in the run or model.
+    """
+    from impasto import files
+    from impasto.errors import ConfigError
+
+    if out is not None and files.is_inside(out, source):
+        raise ConfigError(f"--out {out} is in {source}. Give a folder outside of it.")
 
 
 def _model_of(source: Path) -> tuple[Path, RunDirectory | None]:
