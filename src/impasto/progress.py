@@ -67,6 +67,14 @@ def duration_words(seconds: float) -> str:
     return f"{hours} h" if hours < 48 else f"{hours // 24} d {hours % 24} h"
 
 
+def size_words(size: int) -> str:
+    """A number of bytes as a person reads it: `512 bytes`, `3.4 MiB`."""
+    for unit, power in (("GiB", 30), ("MiB", 20), ("KiB", 10)):
+        if size >= 1 << power:
+            return f"{size / (1 << power):.1f} {unit}"
+    return counted(size, "bytes")
+
+
 def in_mib(advance: Advance) -> Advance:
     """A counter of bytes that tells whole MiB, for stages of large files."""
     done = 0

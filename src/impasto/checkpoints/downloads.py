@@ -29,21 +29,26 @@ def download_snapshot(name: str, progress: Progress, **wanted: Any) -> Path:
 def _counter_of_bytes(advance: Advance) -> Any:
     """A class in the place of tqdm's bar: draws nothing, and hands on the bytes that come.
 
-    huggingface_hub makes one bar for bytes, unit B, and one for files, and moves them from threads.
+    huggingface_hub makes bars for bytes, unit B, and one for files, and moves them from threads.
+    Two of them count the same bytes, as they arrive and as they are written: the one that is ahead
+    is told.
     """
     from tqdm.auto import tqdm
 
-    count, lock = in_mib(advance), threading.Lock()
+    count, lock, told = in_mib(advance), threading.Lock(), 0
 
     class Counter(tqdm):  # type: ignore[misc]
         def __init__(self, *words: Any, **options: Any) -> None:
-            self._is_of_bytes = options.get("unit") == "B"
+            self._is_of_bytes, self._bytes = options.get("unit") == "B", 0
             super().__init__(*words, **{**options, "disable": True})
 
         def update(self, n: float | None = 1) -> bool | None:
+            nonlocal told
             if self._is_of_bytes and n:
                 with lock:
-                    count(int(n))
+                    self._bytes += int(n)
+                    count(max(0, self._bytes - told))
+                    told = max(told, self._bytes)
             return None
 
     return Counter

@@ -78,8 +78,7 @@ def download(
     try:
         info = HfApi().model_info(name, revision=revision or None, timeout=TIMEOUT_S)
         listed = [file.rfilename for file in info.siblings or ()]
-        words = {f"{folder}/*.txt" for layout in layouts for folder in layout.tokenizers}
-        patterns = ["*.json", *sorted(words), *choose_weights(listed, _weights(layouts), variant)]
+        patterns = patterns_of(listed, layouts, variant)
         return download_snapshot(
             hub_id, progress or SilentProgress(), **wanted, allow_patterns=patterns
         )
@@ -90,6 +89,18 @@ def download(
             f"Hub ({type(error).__name__}: {reason}). Check the spelling and the network, log in "
             f"with `hf auth login` if the model is gated, or give the path of a local copy."
         ) from error
+
+
+def patterns_of(
+    listed: list[str], layouts: Collection[FolderLayout], variant: str | None
+) -> list[str]:
+    """Patterns of the files of a Diffusers repository that are used, of those it has.
+
+    Raises:
+        ModelError: No part has files of the variant asked for.
+    """
+    words = {f"{folder}/*.txt" for layout in layouts for folder in layout.tokenizers}
+    return ["*.json", *sorted(words), *choose_weights(listed, _weights(layouts), variant)]
 
 
 def choose_weights(

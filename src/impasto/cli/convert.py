@@ -7,8 +7,9 @@ from typing import Any
 
 import click
 
-from impasto import presence
+from impasto import files, presence
 from impasto.cli.model_options import model_options, open_options
+from impasto.errors import ConfigError
 
 FORMATS_OF_HYPERNETWORKS = ("a1111", "portable", "novelai")
 DTYPE = click.Choice(["fp32", "fp16", "bf16"])
@@ -47,7 +48,6 @@ def convert(source: str, target: Path, form: str | None, **options: Any) -> None
     require_source(source)
     from impasto.checkpoints.kinds import HYPERNETWORK
     from impasto.cli.console import Console
-    from impasto.errors import ConfigError
     from impasto.models import families
     from impasto.models.conversion import convert_hypernetwork, convert_model, form_of
     from impasto.models.saving import DTYPES
@@ -96,8 +96,19 @@ def _kind_of(file: Path) -> Any:
 @click.argument("source", metavar="FILE")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, for other programs.")
 @click.option("--no-hash", is_flag=True, help="Do not read the whole file to hash it.")
+@click.option(
+    "--out", metavar="FILE", type=click.Path(path_type=Path),
+    help="Write the same as JSON into this file besides.",
+)  # fmt: skip
 @model_options
-def inspect(source: str, as_json: bool, no_hash: bool, **options: Any) -> None:  # noqa: FBT001
+def inspect(
+    source: str,
+    *,
+    as_json: bool,
+    no_hash: bool,
+    out: Path | None,
+    **options: Any,
+) -> None:
     """Say what the model FILE is: a file, a Diffusers folder, a Hub id, or a run.
 
     Nothing in it is run. Other files than base models are named for what they are.
@@ -105,6 +116,10 @@ def inspect(source: str, as_json: bool, no_hash: bool, **options: Any) -> None: 
     from impasto.checkpoints.hub import require_source
 
     require_source(source)
+    if out is not None and out.suffix.lower() != ".json":
+        raise ConfigError(
+            f"--out {out} is not the name of a JSON file. Give one that ends in .json."
+        )
     from impasto.cli.console import Console
     from impasto.cli.harmless import json_text
     from impasto.models.inspection import inspect_model
@@ -113,6 +128,8 @@ def inspect(source: str, as_json: bool, no_hash: bool, **options: Any) -> None: 
     console = Console()
     progress = SilentProgress() if as_json else console
     found = inspect_model(source, open_options(options), progress, hashing=not no_hash)
+    if out is not None:
+        files.write_json(out, found)
     if as_json:
         click.echo(json_text(found))
         return

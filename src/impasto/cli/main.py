@@ -36,8 +36,11 @@ VERBS = {
     "queue": "impasto.cli.queue:queue",
     "convert": "impasto.cli.convert:convert",
     "inspect": "impasto.cli.convert:inspect",
+    "download": "impasto.cli.download:download",
     "sample": "impasto.cli.sample:sample",
     "report": "impasto.cli.report:report",
+    "compare": "impasto.cli.compare:compare",
+    "publish": "impasto.cli.publish:publish",
     "import-command": "impasto.sdscripts.import_command:import_command",
 }
 UNEXPECTED_EXIT_CODE = 1

@@ -28,6 +28,7 @@ MOST_POINTS = 600  # of a curve; a longer run is thinned out
 MOST_DOTS = 120
 MOST_BARS = 60
 FEWEST_BARS = 8
+_MOST_MARKED = 12  # points of a curve that are marked
 _RIGHT, _TOP, _BOTTOM = WIDTH - 30, 34, 48
 
 
@@ -71,6 +72,47 @@ def loss_chart(training: Points, validation: Points) -> str:
             ]
         names.append(("second", "validation"))
     return svg(height, "Loss over steps", [*parts, *legend(_RIGHT, 14, names)])
+
+
+def curves_chart(title: str, curves: Sequence[tuple[str, str, Points]], *, smooth: bool) -> str:
+    """The same value of several runs over steps.
+
+    Values that are not finite are left out. A curve of one value is a dot.
+
+    Args:
+        title: What is measured.
+        curves: Of each run the class of its line, its name, and the points.
+        smooth: Whether a mean over about a twentieth of each curve is drawn in its place.
+    """
+    known = [(kind, name, _finite(points)) for kind, name, points in curves]
+    known = [
+        (kind, name, _smoothed(points) if smooth else _thinned(points))
+        for kind, name, points in known
+        if points
+    ]
+    everything = [point for _, _, points in known for point in points]
+    if not everything:
+        return ""
+    height = 300
+    values = [y for _, y in everything]
+    ticks = round_ticks(min(values), max(values), 6)
+    left = 40 + text_width(tick_labels(ticks))
+    y_axis = Axis(ticks, height - _BOTTOM, 16, ticks[0], ticks[-1])
+    first, last = min(x for x, _ in everything), max(x for x, _ in everything)
+    x_ticks = round_ticks(first, last, 10, whole=True)
+    x_axis = Axis(x_ticks, left, _RIGHT, first, max(last, first + 1))
+    parts = left_axis(y_axis, left, _RIGHT, title)
+    parts += bottom_axis(x_axis, height - _BOTTOM, "steps")
+    for kind, name, points in known:
+        placed = [(x_axis.at(x), y_axis.at(y)) for x, y in points]
+        parts.append(curve(placed, kind))
+        if len(points) <= _MOST_MARKED:
+            parts += [
+                dot(*place, kind, f"{name}: {y:.4g} after {x:,} steps")
+                for place, (x, y) in zip(placed, points, strict=True)
+            ]
+    names = ", ".join(name for _, name, _ in known)
+    return svg(height, f"{title} over steps: {names}", parts)
 
 
 def histogram_chart(

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import tomli_w
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
-from PIL import Image
 
-from impasto import files, presence
+from impasto import files
 from impasto.errors import RunError
 from impasto.parsing import parse_toml, read_text
 from impasto.progress import counted
 from impasto.publishing import redact_settings, redact_text, short_path
 from impasto.report.charts import bucket_chart, loss_chart
+from impasto.report.previews import read_preview
 from impasto.runs import RunDirectory, step_name
 from impasto.runs.learning import learning_of, validation_points
 
@@ -63,7 +60,7 @@ def _content(run: RunDirectory) -> dict[str, Any]:
     validation = validation_points(metrics)
     dataset, status = run.read_json("dataset.json"), run.status()
     text = read_text(run.config_file, "replace")
-    publish = _allowed(text)
+    publish = allowed_by(text)
     samples = _samples(run, with_prompts="prompts" in publish)
     return {
         "title": run.path.resolve().name,
@@ -77,13 +74,13 @@ def _content(run: RunDirectory) -> dict[str, Any]:
         "bucket_svg": Markup(bucket_chart(dataset["buckets"])) if dataset else "",
         "set_aside": [_without_folders(item, publish) for item in dataset.get("set_aside", [])],
         "unused": [_without_folders(item, publish) for item in dataset.get("unused", [])],
-        "config": _redact(text, publish),
+        "config": redacted_config(text, publish),
         "timings": _timing_rows(status),
         "environment": _environment_rows(run.read_json("environment.json")),
     }
 
 
-def _allowed(config: str) -> tuple[str, ...]:
+def allowed_by(config: str) -> tuple[str, ...]:
     """What `saving.publish` of a run's settings names; nothing where they cannot be read."""
     try:
         named = parse_toml(config).get("saving", {}).get("publish", [])
@@ -92,7 +89,7 @@ def _allowed(config: str) -> tuple[str, ...]:
     return tuple(map(str, named)) if isinstance(named, list) else ()
 
 
-def _redact(config: str, publish: tuple[str, ...]) -> str:
+def redacted_config(config: str, publish: tuple[str, ...]) -> str:
     """The settings as the page shows them."""
     try:
         return tomli_w.dumps(redact_settings(parse_toml(config), publish))
@@ -160,7 +157,7 @@ def _samples(run: RunDirectory, *, with_prompts: bool) -> dict[str, Any]:
     width = 128
     for name in names:
         paths = [run.samples / step_name(step) / name for step in steps]
-        previews = [_preview(path, with_texts=with_prompts) for path in paths]
+        previews = [read_preview(path, with_texts=with_prompts) for path in paths]
         damaged += [
             f"{path.parent.name}/{path.name}"
             for path, preview in zip(paths, previews, strict=True)
@@ -173,34 +170,6 @@ def _samples(run: RunDirectory, *, with_prompts: bool) -> dict[str, Any]:
         prompt = (known[0].prompt or name) if with_prompts else f"preview {len(rows) + 1}"
         rows.append({"prompt": prompt, "images": [p.url if p else "" for p in previews]})
     return {"steps": steps, "rows": rows, "width": width, "damaged": damaged}
-
-
-@dataclass(frozen=True)
-class _Preview:
-    """A preview as it stands in the page."""
-
-    width: int
-    prompt: str
-    url: str
-
-
-def _preview(path: Path, *, with_texts: bool) -> _Preview | None:
-    """A preview, without the prompt in its file unless `with_texts`; None if it is not whole."""
-    if not presence.is_file(path):  # a FIFO would wait for ever
-        return None
-    try:
-        content = path.read_bytes()
-        with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
-            prompt = str(image.info.get("parameters", "")).partition("\n")[0]
-            pixels = image.convert("RGB")
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError):
-        return None
-    if not with_texts:
-        plain = io.BytesIO()
-        Image.frombytes(pixels.mode, pixels.size, pixels.tobytes()).save(plain, "PNG")
-        content = plain.getvalue()
-    url = "data:image/png;base64," + base64.b64encode(content).decode("ascii")
-    return _Preview(pixels.width, prompt, url)
 
 
 def _data_line(dataset: Mapping[str, Any]) -> str:

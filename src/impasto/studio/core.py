@@ -24,6 +24,8 @@ NAVIGATION = (
     ("/new", "New run"),
     ("/data", "Data"),
     ("/queue", "Queue"),
+    ("/compare", "Compare"),
+    ("/models", "Models"),
     ("/tasks", "Tasks"),
 )
 """The pages that every page leads to: their addresses and titles."""

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from impasto.errors import RunError
-from impasto.parsing import is_text, read_text
+from impasto.parsing import read_text
+from impasto.report.previews import parameters_of, preview_names
 from impasto.runs import RunDirectory, RunState, step_name
 from impasto.runs.commands import COMMANDS
 from impasto.runs.events import read_events
@@ -100,16 +98,8 @@ def _samples(run: RunDirectory) -> list[dict[str, Any]]:
     """Previews by step: the first ones, which are the base model's, and the newest."""
     steps = run.sampled_steps()
     shown = steps if len(steps) <= _SAMPLE_STEPS else [steps[0], *steps[1 - _SAMPLE_STEPS :]]
-    rows = ({"step": step, "files": _pictures(run, step)} for step in shown)
+    rows = ({"step": step, "files": preview_names(run, step)} for step in shown)
     return [row for row in rows if row["files"]]
-
-
-def _pictures(run: RunDirectory, step: int) -> list[str]:
-    try:
-        names = sorted(path.name for path in (run.samples / step_name(step)).glob("*.png"))
-    except OSError:
-        return []
-    return [name for name in names if not name.startswith(".") and is_text(name)]
 
 
 def _prompts(run: RunDirectory, samples: list[dict[str, Any]]) -> list[str]:
@@ -118,21 +108,12 @@ def _prompts(run: RunDirectory, samples: list[dict[str, Any]]) -> list[str]:
         return []
     newest = samples[-1]
     folder = run.samples / step_name(newest["step"])
-    return [_prompt_of(folder / name) or name for name in newest["files"]]
-
-
-def _prompt_of(file: Path) -> str:
-    """The first line of what A1111 calls `parameters`, in a picture that may be damaged."""
-    try:
-        with Image.open(file) as image:
-            return str(image.info.get("parameters", "")).partition("\n")[0]
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        return ""
+    return [parameters_of(folder / name).partition("\n")[0] or name for name in newest["files"]]
 
 
 def _newest_sample(run: RunDirectory) -> tuple[int, str] | None:
     for step in reversed(run.sampled_steps()):
-        for name in _pictures(run, step):
+        for name in preview_names(run, step):
             return step, name
     return None
 

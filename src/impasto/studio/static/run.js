@@ -3,8 +3,7 @@
 (() => {
   const live = document.getElementById("live");
   const run = live.dataset.run;
-  const css = getComputedStyle(document.documentElement);
-  const colour = (name) => css.getPropertyValue(name).trim();
+  const { colour, HEIGHT, HUES, labelOf, valueOf, widthOf } = charts;
   const CHARTS = [
     { title: "Loss", names: ["loss", "validation_loss"] },
     { title: "Loss by noise level", match: /^loss_t/ },
@@ -14,7 +13,6 @@
     { title: "Memory, MiB", names: ["memory_mib"] },
     { title: "Waiting for data", names: ["data_wait"] },
   ];
-  const HUES = ["--first", "--second", "--good", "--bad", "--dim"];
   const curves = {}; // name -> [steps, values]
   const shown = []; // {chart, names, plot}
 
@@ -24,12 +22,6 @@
 
   const dataOf = (names) => uPlot.join(names.map((name) => curves[name]));
 
-  const widthOf = (place) => Math.max(240, place.clientWidth - 20);
-
-  const LABELS = { images_per_s: "images/s", memory_mib: "MiB", data_wait: "share of the time", grad_norm: "norm", validation_loss: "validation loss" };
-  const labelOf = (name) => LABELS[name] ?? name.replace(/^loss_t(\d+)_(\d+)$/, "timesteps $1–$2").replaceAll("_", " ");
-  const WHOLE = [1, 2, 5].flatMap((n) => Array.from({ length: 9 }, (_, power) => n * 10 ** power)).sort((a, b) => a - b);
-
   function draw() {
     const place = document.getElementById("curves");
     for (const { plot, box } of shown.splice(0)) { plot.destroy(); box.remove(); }
@@ -37,11 +29,7 @@
     for (const chart of CHARTS) { // all boxes first: the width of one depends on how many there are
       const names = namesOf(chart);
       if (!names.length) continue;
-      const box = document.createElement("div");
-      const head = document.createElement("h3");
-      box.className = "curve";
-      head.textContent = chart.title;
-      box.append(head);
+      const box = charts.box(chart.title);
       place.append(box);
       boxes.push([chart, names, box]);
     }
@@ -52,16 +40,13 @@
   }
 
   function plotIn(box, chart, names) {
-    const axis = { stroke: colour("--dim"), grid: { stroke: colour("--line"), width: 1 }, ticks: { stroke: colour("--line"), width: 1 } };
     describe(box, chart.title, names);
     return new uPlot({
-      width: widthOf(box), height: 220,
-      scales: { x: { time: false } },
-      axes: [{ ...axis, incrs: WHOLE }, { ...axis, size: 64, values: (_, ticks) => ticks.map(inShort) }],
+      ...charts.frame(widthOf(box)),
       series: [{ label: "step" }, ...names.map((name, n) => ({
         label: labelOf(name), stroke: colour(HUES[n % HUES.length]), width: 1.5, spanGaps: true,
         points: { show: name === "validation_loss" || curves[name][0].length < 30, size: 5 },
-        value: (_, value) => value == null ? "–" : String(+value.toPrecision(5)),
+        value: valueOf,
       }))],
     }, dataOf(names), box);
   }
@@ -70,8 +55,6 @@
     box.setAttribute("role", "img");
     box.setAttribute("aria-label", `${title}: ${names.map((name) => `${labelOf(name)} ${lastOf(name)}`).join(", ")}`);
   }
-
-  const inShort = (tick) => tick === 0 || (Math.abs(tick) >= 0.001 && Math.abs(tick) < 1e5) ? String(+tick.toPrecision(6)) : tick.toExponential(0);
 
   const lastOf = (name) => { const values = curves[name][1]; return values.length ? `is ${+values[values.length - 1].toPrecision(4)} at last` : "has no value"; };
 
@@ -156,12 +139,8 @@
   const log = document.getElementById("log");
   log.scrollTop = log.scrollHeight;
 
-  let waiting = 0;
-  addEventListener("resize", () => {
-    clearTimeout(waiting);
-    waiting = setTimeout(() => { for (const { plot, box } of shown) plot.setSize({ width: widthOf(box), height: 220 }); }, 100);
-  });
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
+  const resize = () => { for (const { plot, box } of shown) plot.setSize({ width: widthOf(box), height: HEIGHT }); };
+  charts.follow(resize, draw);
 
   read(false).then(() => read(true)).catch((error) => {
     document.getElementById("curves-note").textContent = `The metrics could not be read: ${error.message}.`;

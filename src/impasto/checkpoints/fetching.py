@@ -1,0 +1,110 @@
+"""A copy of a model of the Hugging Face Hub in a folder of one's own."""
+
+from __future__ import annotations
+
+import glob
+import shutil
+from collections.abc import Collection
+from pathlib import Path
+
+from impasto import files
+from impasto.checkpoints.downloads import download_snapshot
+from impasto.checkpoints.hub import TIMEOUT_S, patterns_of
+from impasto.checkpoints.weight_files import FolderLayout
+from impasto.errors import ModelError
+from impasto.progress import Progress
+
+_ENDINGS = (".safetensors", ".ckpt")
+_LISTED = 12
+
+
+def fetch_copy(
+    hub_id: str,
+    folder: Path,
+    layouts: Collection[FolderLayout],
+    progress: Progress,
+    *,
+    variant: str | None = None,
+    file: str | None = None,
+) -> Path:
+    """Download a Diffusers model, or one file, into a folder; nothing there is replaced.
+
+    What has come of an interrupted download is used the next time.
+
+    Args:
+        hub_id: `owner/name`, or with a revision, `owner/name@revision`.
+        folder: Where the model's folder or file is put, under its own name.
+        layouts: The folders of the families that are known.
+        progress: Is told what is downloaded.
+        variant: Which set of weights where there are several, such as `fp16`.
+        file: A file of the repository, instead of a Diffusers model.
+
+    Returns:
+        The folder or file.
+
+    Raises:
+        ModelError: There is no network, no such model or file, or no permission.
+        RunError: There is something of that name.
+        StorageError: The folder cannot be written.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HTTPError, OfflineModeIsEnabled
+
+    repo_id, _, revision = hub_id.partition("@")
+    try:
+        info = HfApi().model_info(repo_id, revision=revision or None, timeout=TIMEOUT_S)
+        listed = [found.rfilename for found in info.siblings or ()]
+        single = file if file is not None else _single_file(hub_id, listed)
+        if single is not None and single not in listed:
+            raise ModelError(f"{hub_id} has no file {single}. {_listing(listed)}")
+        target = folder / (Path(single or repo_id).name)
+        files.require_absent(target)
+        files.require_writable(folder)
+        partial = folder / f".{target.name}.download"
+        patterns = (
+            patterns_of(listed, layouts, variant) if single is None else [glob.escape(single)]
+        )
+        download_snapshot(
+            hub_id,
+            progress,
+            repo_id=repo_id,
+            revision=revision or None,
+            local_dir=partial,
+            allow_patterns=patterns,
+        )
+    except (OSError, ValueError, HTTPError, OfflineModeIsEnabled) as error:
+        reason = str(error).strip().split("\n")[0][:120]
+        raise ModelError(
+            f"{hub_id} could not be had from the Hugging Face Hub ({type(error).__name__}: "
+            f"{reason}). Check the spelling and the network, and log in with `hf auth login` if "
+            f"the model is gated. What has come is kept for the next time."
+        ) from error
+    with files.reported(target):
+        shutil.rmtree(partial / ".cache", ignore_errors=True)  # notes of the download
+        (partial if single is None else partial / single).rename(target)
+    shutil.rmtree(partial, ignore_errors=True)
+    return target
+
+
+def _single_file(hub_id: str, listed: list[str]) -> str | None:
+    """The one checkpoint of a repository that is no Diffusers folder; None where it is one.
+
+    Raises:
+        ModelError: It has none, or several.
+    """
+    if "model_index.json" in listed:
+        return None
+    found = [name for name in listed if name.lower().endswith(_ENDINGS)]
+    if len(found) == 1:
+        return found[0]
+    problem = "is no Diffusers model and has" if not found else "has"
+    raise ModelError(
+        f"{hub_id} {problem} {len(found) or 'no'} files with models in them. {_listing(listed)}"
+    )
+
+
+def _listing(listed: list[str]) -> str:
+    models = [name for name in listed if name.lower().endswith(_ENDINGS)]
+    shown = ", ".join((models or listed)[:_LISTED]) or "nothing"
+    more = ", ..." if len(models or listed) > _LISTED else ""
+    return f"Name one with --file; it has {shown}{more}."

@@ -1,0 +1,149 @@
+"""Models onto the Hugging Face Hub: which files, and sending them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from impasto import files, presence
+from impasto.errors import ConfigError, ModelError, StorageError
+from impasto.progress import Progress, in_mib
+
+_FILE_ENDINGS = frozenset({".safetensors", ".sft", ".ckpt", ".pt"})
+_FOLDER_ENDINGS = frozenset({".safetensors", ".bin", ".json", ".txt", ".model"})
+"""What a Diffusers folder consists of; anything else in it is not published."""
+
+_NO_TOKEN = (
+    "There is no token for the Hugging Face Hub. Make one with the right to write at "
+    "https://huggingface.co/settings/tokens; then give it with `hf auth login`, or in the "
+    "environment variable HF_TOKEN. Nothing was sent."
+)
+
+Content = Path | bytes
+
+
+def require_repo_id(repo_id: str) -> None:
+    """Make sure that a text names a repository of the Hub, with its owner.
+
+    Raises:
+        ConfigError: It does not.
+    """
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise ConfigError(f"{repo_id!r} is no name of a repository: {error}") from error
+    if "/" not in repo_id:
+        raise ConfigError(
+            f"{repo_id!r} has no owner. Give owner/name, with the name of your account or your "
+            f"organisation on the Hugging Face Hub."
+        )
+
+
+def model_files(model: Path) -> tuple[dict[str, Path], list[str]]:
+    """The files of a model by their names in a repository, and the names of those left out.
+
+    A stranger may have made a folder: links that lead out of it are not followed.
+
+    Raises:
+        ModelError: It is neither a model's file nor a Diffusers folder.
+    """
+    if presence.is_file(model) and model.suffix.lower() in _FILE_ENDINGS:
+        return {model.name: model}, []
+    if not presence.is_file(model / "model_index.json"):
+        raise ModelError(
+            f"{model} is not a model to publish. Give a run directory, a .safetensors, .ckpt or "
+            f".pt file, or a Diffusers folder (the one with model_index.json in it)."
+        )
+    found, left_out = {}, []
+    for folder, folders, names in os.walk(model):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(names):
+            file = Path(folder) / name
+            inside = file.relative_to(model).as_posix()
+            is_ours = file.suffix.lower() in _FOLDER_ENDINGS and not name.startswith(".")
+            if is_ours and file.is_file() and files.is_inside(file, model):
+                found[inside] = file
+            else:
+                left_out.append(inside)
+    return found, left_out
+
+
+def size_of(content: Content) -> int:
+    """The bytes of what is to be sent."""
+    return len(content) if isinstance(content, bytes) else content.stat().st_size
+
+
+def has_token() -> bool:
+    """Whether there is a token for the Hub, in the environment or from `hf auth login`."""
+    from huggingface_hub import get_token
+
+    return bool(get_token())
+
+
+def upload(
+    repo_id: str, contents: Mapping[str, Content], progress: Progress, *, private: bool
+) -> str:
+    """Send files into a repository, made if it is not there, as one commit; return its address.
+
+    Files that have arrived are kept by the Hub also if this is interrupted before the commit, so
+    that a second time sends only the others.
+
+    Args:
+        repo_id: `owner/name`.
+        contents: Name in the repository -> file or bytes.
+        progress: Is told of the MiB that have arrived.
+        private: Whether nobody else may see the repository.
+
+    Raises:
+        ConfigError: There is no token, or the repository is there and not private as asked.
+        StorageError: The Hub refuses, or cannot be reached.
+    """
+    from huggingface_hub import CommitOperationAdd, HfApi, get_token
+    from huggingface_hub.errors import HTTPError, OfflineModeIsEnabled
+
+    token = get_token()
+    if not token:
+        raise ConfigError(_NO_TOKEN)
+    api = HfApi(token=token)
+    try:
+        address = str(api.create_repo(repo_id, private=private or None, exist_ok=True))
+        if private and not api.model_info(repo_id).private:
+            raise ConfigError(
+                f"{repo_id} is there already and everybody can see it, so nothing was sent. Make "
+                f"it private in its settings on the Hub, choose another name, or leave --private "
+                f"out."
+            )
+        operations = [
+            CommitOperationAdd(name, str(c) if isinstance(c, Path) else c)
+            for name, c in contents.items()
+        ]
+        _send(api, repo_id, operations, list(contents.values()), progress)
+        api.create_commit(repo_id, operations, commit_message="Upload the model with Impasto")
+    except (OSError, ValueError, RuntimeError, HTTPError, OfflineModeIsEnabled) as error:
+        raise StorageError(
+            f"{repo_id} could not be written on the Hugging Face Hub ({_reason(error)}). Check the "
+            f"network, the spelling, and that the token has the right to write there. Run the same "
+            f"command again: files that have arrived are not sent again."
+        ) from error
+    return address
+
+
+def _send(
+    api: Any, repo_id: str, operations: list[Any], contents: list[Content], progress: Progress
+) -> None:
+    sizes = [size_of(content) for content in contents]
+    with progress.stage(f"Uploading to {repo_id}", max(1, sum(sizes) >> 20), "MiB") as advance:
+        count = in_mib(advance)
+        for operation, size in zip(operations, sizes, strict=True):
+            api.preupload_lfs_files(repo_id, additions=[operation])
+            count(size)
+
+
+def _reason(error: BaseException) -> str:
+    first = str(error).strip().split("\n")[0][:160]
+    return f"{type(error).__name__}: {first}" if first else type(error).__name__

@@ -1,0 +1,169 @@
+"""`impasto publish`: a model with its card onto the Hugging Face Hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from impasto import presence
+
+if TYPE_CHECKING:
+    from impasto.checkpoints.uploading import Content
+    from impasto.cli.console import Console
+    from impasto.runs import RunDirectory
+
+PLAN = "upload.json"
+"""What `--out` has beside the card: the files that would be sent, and their sizes."""
+
+
+@click.command()
+@click.argument("source", metavar="RUN_OR_MODEL", type=click.Path(path_type=Path))
+@click.argument("repo_id", metavar="OWNER/NAME")
+@click.option(
+    "--license", "license_id",
+    help="Its identifier on the Hub, such as creativeml-openrail-m; default: saving.metadata's.",
+)  # fmt: skip
+@click.option("--license-name", help="What the licence is called, with --license other.")
+@click.option("--license-link", help="Where the licence can be read, with --license other.")
+@click.option("--private", is_flag=True, help="Nobody else may see the repository.")
+@click.option(
+    "--card", metavar="FILE", type=click.Path(path_type=Path),
+    help="Take this README.md as the card, such as one of --out that you have edited.",
+)  # fmt: skip
+@click.option(
+    "--out", metavar="DIR", type=click.Path(path_type=Path),
+    help="Write the card, its samples and the list of files into this folder.",
+)  # fmt: skip
+@click.option("--yes", is_flag=True, help="Send it; without this nothing leaves this machine.")
+def publish(source: Path, repo_id: str, *, yes: bool, private: bool, **options: Any) -> None:
+    """Publish a model on the Hugging Face Hub, with a card made from its run.
+
+    Without --yes this shows what would be sent, and sends nothing. The token comes from
+    HF_TOKEN or `hf auth login`.
+
+    \b
+    impasto publish runs/my-style ada/my-style --license creativeml-openrail-m
+    impasto publish runs/my-style ada/my-style --license creativeml-openrail-m --yes
+    """  # noqa: D301 - the backspace tells click to keep the lines
+    from impasto.checkpoints.uploading import has_token, model_files, require_repo_id, upload
+    from impasto.cli.console import Console
+    from impasto.report.hub_licenses import require_license
+    from impasto.report.model_card import CARD, License, license_of, make_card
+
+    console = Console()
+    require_repo_id(repo_id)
+    _require_apart(options["out"], source)
+    model, run = _model_of(source)
+    asked = options["license_id"] or (license_of(run) if run is not None else None)
+    license_id = require_license(asked, options["license_name"], options["license_link"])
+    found, left_out = model_files(model)
+    chosen = License(license_id, options["license_name"], options["license_link"])
+    made = make_card(model, run, chosen)
+    card = _card_text(options["card"], made.text)
+    contents: dict[str, Content] = {CARD: card.encode("utf-8", errors="replace")}
+    contents |= dict(made.images) if options["card"] is None or "samples/" in card else {}
+    contents |= found
+    if left_out:
+        console.note(f"Not published: {', '.join(left_out)}")
+    _show(console, repo_id, contents)
+    if options["out"] is not None:
+        plan = {
+            "repo_id": repo_id,
+            "private": private,
+            "license": license_id,
+            "left_out": left_out,
+            "has_token": has_token(),
+        }
+        _write(options["out"], card, made.images, plan, contents)
+        console.note(f"Wrote {options['out'] / CARD}.")
+    elif not yes:
+        console.paragraph(f"\n{card}")
+    if not yes:
+        console.note("Nothing was sent. Add --yes to send it.")
+        return
+    address = upload(repo_id, contents, console, private=private)
+    console.note(f"Published: {address}")
+
+
+def _require_apart(out: Path | None, source: Path) -> None:
+    """Make sure that nothing is written into what is to be published.
+
+    Raises:
+        ConfigError: `--out` is in the run or model.
+    """
+    from impasto import files
+    from impasto.errors import ConfigError
+
+    if out is not None and files.is_inside(out, source):
+        raise ConfigError(f"--out {out} is in {source}. Give a folder outside of it.")
+
+
+def _model_of(source: Path) -> tuple[Path, RunDirectory | None]:
+    """The model that is meant, and the run that trained it, where it is known.
+
+    Raises:
+        RunError: The run has no trained model yet.
+    """
+    from impasto.errors import RunError
+    from impasto.runs import RunDirectory
+
+    run = RunDirectory(source)
+    if presence.is_dir(source) and presence.is_file(run.config_file):
+        model = run.exported_model()
+        if model is None:
+            raise RunError(
+                f"{source} has no trained model yet: it is exported when a run ends. "
+                f"{run.state().sentence(source)}"
+            )
+        return model, run
+    owner = RunDirectory(source.resolve().parent.parent)
+    in_run = source.resolve().parent.name in ("export", "models") and owner.is_there()
+    return source, owner if in_run else None
+
+
+def _card_text(file: Path | None, made: str) -> str:
+    from impasto.errors import ConfigError
+    from impasto.parsing import read_text
+
+    if file is None:
+        return made
+    try:
+        text = read_text(file)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"--card {file} cannot be read: {error}.") from error
+    if not text.startswith("---\n") or "\nlicense:" not in text:
+        raise ConfigError(
+            f"--card {file} does not begin with what the Hub reads: a line ---, entries such as "
+            f"license, and another line ---."
+        )
+    return text
+
+
+def _show(console: Console, repo_id: str, contents: dict[str, Content]) -> None:
+    from impasto.checkpoints.uploading import size_of
+    from impasto.progress import size_words
+
+    total = sum(map(size_of, contents.values()))
+    console.heading(f"For {repo_id}: {size_words(total)}")
+    console.table({name: size_words(size_of(content)) for name, content in contents.items()})
+
+
+def _write(
+    folder: Path,
+    card: str,
+    images: Any,
+    plan: dict[str, Any],
+    contents: dict[str, Content],
+) -> None:
+    from impasto import files
+    from impasto.checkpoints.uploading import size_of
+    from impasto.report.model_card import CARD
+
+    sizes = [{"name": name, "bytes": size_of(content)} for name, content in contents.items()]
+    for name, content in images.items():
+        with files.replace_file(folder / name) as partial:
+            partial.write_bytes(content)
+    files.write_text(folder / CARD, card)
+    files.write_json(folder / PLAN, {**plan, "files": sizes})

@@ -1,0 +1,105 @@
+"""In which settings runs differ, defaults resolved: for comparing runs."""
+
+from __future__ import annotations
+
+import re
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel
+
+from impasto.config.load import build_run_config, settings_by_path
+from impasto.config.run import RunConfig
+from impasto.errors import ConfigError
+from impasto.parsing import parse_toml
+
+_LEFT_OUT = frozenset({"output_dir"})  # differs between any two runs
+_NUMBER = re.compile(r"\[\d+\]")
+_SENTENCE = re.compile(r"^(.+?)(?:\.(?=\s+[A-Z`])|;\s|\.?$)", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A setting that is not the same in all runs.
+
+    Attributes:
+        path: Its path, as in `optimizer.lr`.
+        about: What it is, in the first words of its documentation; empty where it is not known.
+        values: Its value in each run, in their order; None where it is off or not known.
+    """
+
+    path: str
+    about: str
+    values: tuple[Any, ...]
+
+
+def read_settings(text: str) -> tuple[dict[str, Any], str]:
+    """The settings of a run by their paths, with defaults where it says nothing.
+
+    Settings of another version of Impasto may not be valid any more; they are taken as they stand.
+
+    Args:
+        text: The content of `config.toml`.
+
+    Returns:
+        The settings, and what is wrong with them; empty where they are valid.
+    """
+    try:
+        tree = parse_toml(text)
+    except ValueError as error:
+        return {}, f"config.toml is not TOML: {error}"
+    try:
+        return settings_by_path(build_run_config(tree, source="config.toml")), ""
+    except (ConfigError, ValueError, TypeError, AttributeError) as error:
+        return dict(_by_path(tree)), f"config.toml is not valid in this version: {error}"
+
+
+def differences(settings: Sequence[Mapping[str, Any]]) -> list[Difference]:
+    """What is not the same in the settings of all runs, in the order of their paths.
+
+    Args:
+        settings: Those of each run, as `read_settings` gives them; of a run of which none are
+            known (an empty mapping) nothing is compared.
+    """
+    known = [one for one in settings if one]
+    paths = dict.fromkeys(path for one in known for path in one if path not in _LEFT_OUT)
+    return [
+        Difference(path, about_setting(path), tuple(one.get(path) for one in settings))
+        for path in sorted(paths)
+        if any(one.get(path) != known[0].get(path) for one in known)
+    ]
+
+
+def about_setting(path: str) -> str:
+    """The first words of what the documentation says of a setting; empty for an unknown one."""
+    sections: list[type[BaseModel]] = [RunConfig]
+    *above, last = _NUMBER.sub("", path).split(".")
+    for name in above:
+        fields = [s.model_fields[name] for s in sections if name in s.model_fields]
+        sections = [kind for field in fields for kind in _sections_in(field.annotation)]
+    for section in sections:
+        if last in section.model_fields:
+            text = " ".join((section.model_fields[last].description or "").split())
+            match = _SENTENCE.match(text)
+            return match[1] if match else text
+    return ""
+
+
+def _sections_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for part in typing.get_args(annotation):
+        yield from _sections_in(part)
+
+
+def _by_path(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict) and value:
+        for key, inner in value.items():
+            yield from _by_path(inner, f"{path}.{key}" if path else str(key))
+    elif isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
+        for number, item in enumerate(value):
+            yield from _by_path(item, f"{path}[{number}]")
+    else:
+        yield path, value

@@ -1,0 +1,156 @@
+"""Makes a page that compares runs: one file that needs nothing else to be looked at."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+
+from impasto import files
+from impasto.publishing import redact_settings, redact_text
+from impasto.report.charts import curves_chart
+from impasto.report.comparison import RunFigures, SampleRow, matching_samples, nearest
+from impasto.report.page import allowed_by, rendered
+from impasto.report.previews import preview_names, read_preview
+from impasto.runs import step_name
+
+HUES, DASHES = 6, 4
+"""How many colours and kinds of line there are: together they tell that many runs apart."""
+
+_CHARTS = (
+    ("Loss, smoothed", "loss", True),
+    ("Validation loss", "validation_loss", False),
+    ("Learning rate", "lr", False),
+    ("Images per second", "images_per_s", True),
+    ("Memory, MiB", "memory_mib", False),
+)
+_WITHHELD = "not published"
+
+
+def write_comparison(
+    file: Path,
+    runs: Sequence[RunFigures],
+    settings: Sequence[tuple[str, str, Sequence[Any]]],
+) -> None:
+    """Write the page.
+
+    What of settings and prompts is shown is what each run's `saving.publish` allows.
+
+    Args:
+        file: Where to write it.
+        runs: What is compared.
+        settings: The settings that differ: path, what it is, and the value in each run.
+
+    Raises:
+        StorageError: The page could not be written.
+    """
+    publish = [allowed_by(run.config) for run in runs]
+    content = {
+        "title": f"{len(runs)} runs compared",
+        "runs": [
+            {"title": run.title, "line": line_class(number), "rows": _rows(run, publish[number])}
+            for number, run in enumerate(runs)
+        ],
+        "names_of_rows": list(dict.fromkeys(name for run in runs for name in run.rows())),
+        "charts": _charts(runs),
+        "settings": [
+            (path, about, _shown(path, values, publish)) for path, about, values in settings
+        ],
+        "samples": _samples(runs, publish),
+        "width": 192,
+    }
+    page = rendered("compare.html.j2", content)
+    files.write_text(file, page.encode("utf-8", errors="replace").decode("utf-8"))
+
+
+def line_class(number: int) -> str:
+    """The classes of a run's line: a colour, and dashes from the seventh run on."""
+    return f"run hue-{number % HUES} dash-{number // HUES % DASHES}"
+
+
+def value_words(value: Any) -> str:
+    """A setting's value as a person reads it."""
+    if value is None:
+        return "off"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if value in ("", [], {}):
+        return "empty"
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(value_words, value))
+    return str(value)
+
+
+def _rows(run: RunFigures, publish: tuple[str, ...]) -> dict[str, str]:
+    folders = [str(run.run.path)]
+    return {name: redact_text(words, publish, folders) for name, words in run.rows().items()}
+
+
+def _charts(runs: Sequence[RunFigures]) -> list[tuple[str, Markup]]:
+    found = []
+    for title, name, smooth in _CHARTS:
+        curves = [
+            (line_class(number), run.title, run.curves.get(name, []))
+            for number, run in enumerate(runs)
+        ]
+        drawn = curves_chart(title, curves, smooth=smooth)
+        if drawn:
+            found.append((title, Markup(drawn)))
+    return found
+
+
+def _shown(path: str, values: Sequence[Any], publish: Sequence[tuple[str, ...]]) -> list[str]:
+    keys = [key.partition("[")[0] for key in path.split(".")]
+    return [
+        _WITHHELD if value is not None and shown is _WITHHELD else value_words(shown)
+        for value, shown in (
+            (value, _allowed(keys, value, allowed))
+            for value, allowed in zip(values, publish, strict=True)
+        )
+    ]
+
+
+def _allowed(keys: Sequence[str], value: Any, publish: tuple[str, ...]) -> Any:
+    """A value as `saving.publish` lets it be shown."""
+    tree: Any = value
+    for key in reversed(keys):
+        tree = {key: tree}
+    found: Any = redact_settings(tree, publish)
+    for key in keys:
+        if not isinstance(found, Mapping) or key not in found:
+            return _WITHHELD
+        found = found[key]
+    return found
+
+
+def _samples(runs: Sequence[RunFigures], publish: Sequence[tuple[str, ...]]) -> list[Any]:
+    """Rows of prompts, each at the last step that all runs have reached, and at their last."""
+    steps = [[s for s in f.run.sampled_steps() if preview_names(f.run, s)] for f in runs]
+    reached = min((of[-1] for of in steps if of), default=0)
+    moments = [("at the same step", [nearest(of, reached) for of in steps])]
+    if any(of and of[-1] != reached for of in steps):
+        moments.append(("at their last", [of[-1] if of else None for of in steps]))
+    found = []
+    for number, row in enumerate(matching_samples([f.run for f in runs])):
+        allowed = ["prompts" in may for may, name in zip(publish, row.files, strict=True) if name]
+        prompt = row.prompt if all(allowed) else f"prompt {number + 1}"
+        for words, at in moments:
+            cells = _cells(runs, row, at, with_texts=all(allowed))
+            if any(cells):
+                found.append({"prompt": prompt, "words": words, "cells": cells})
+    return found
+
+
+def _cells(
+    runs: Sequence[RunFigures], row: SampleRow, steps: Sequence[int | None], *, with_texts: bool
+) -> list[dict[str, Any] | None]:
+    cells: list[dict[str, Any] | None] = []
+    for figures, name, step in zip(runs, row.files, steps, strict=True):
+        preview = None
+        if name is not None and step is not None:
+            file = figures.run.samples / step_name(step) / name
+            preview = read_preview(file, with_texts=with_texts)
+        cells.append(None if preview is None else {"url": preview.url, "step": step})
+    return cells

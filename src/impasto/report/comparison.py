@@ -1,0 +1,238 @@
+"""Numbers and previews of several runs, side by side; also of unfinished and damaged ones."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from impasto import presence
+from impasto.errors import RunError
+from impasto.parsing import printable, read_text
+from impasto.report.previews import parameters_of, preview_names
+from impasto.runs import RunDirectory, step_name
+
+_LARGEST = 1e30  # what is larger, or no number at all, has no place in a chart
+
+Points = list[tuple[int, float]]
+
+
+@dataclass(frozen=True)
+class Trend:
+    """A value over steps, in short.
+
+    Attributes:
+        last: The value that was measured last.
+        last_step: The step of it.
+        best: The least value.
+        best_step: The first step that had it.
+    """
+
+    last: float
+    last_step: int
+    best: float
+    best_step: int
+
+    def as_json(self) -> dict[str, float]:
+        """The same for programs."""
+        return {
+            "last": self.last,
+            "last_step": self.last_step,
+            "best": self.best,
+            "best_step": self.best_step,
+        }
+
+    def words(self) -> str:
+        """The same for people."""
+        return f"{self.best:.4f} at step {self.best_step:,}; {self.last:.4f} at last"
+
+
+@dataclass(frozen=True)
+class RunFigures:
+    """What a run came to.
+
+    Attributes:
+        run: Its directory.
+        title: Its name.
+        state: How it stands, in one word.
+        step: Optimizer steps that are done.
+        total_steps: Those of the whole run; None where that is not known.
+        loss: Its training loss, as it was measured; None where there is none.
+        validation_loss: Its validation loss; None where there is none.
+        images_per_s: Images per second, the median of all lines; None where there is none.
+        memory_mib: The most memory in any line, in MiB; None where there is none.
+        samples_seen: Images that were trained on; None where it is not known.
+        model: The trained model; None before the end.
+        config: The text of its settings; empty where they cannot be read.
+        faults: What of the run could not be read.
+        curves: Losses and speeds over steps, by the names that metrics have.
+    """
+
+    run: RunDirectory
+    title: str
+    state: str
+    step: int
+    total_steps: int | None
+    loss: Trend | None
+    validation_loss: Trend | None
+    images_per_s: float | None
+    memory_mib: float | None
+    samples_seen: int | None
+    model: Path | None
+    config: str
+    faults: tuple[str, ...] = ()
+    curves: Mapping[str, Points] = field(default_factory=dict)
+
+    def as_json(self) -> dict[str, Any]:
+        """The same for programs: plain values, None for what is not known; no curves."""
+        return {
+            "path": printable(str(self.run.path)),
+            "state": self.state,
+            "step": self.step,
+            "total_steps": self.total_steps,
+            "loss": self.loss and self.loss.as_json(),
+            "validation_loss": self.validation_loss and self.validation_loss.as_json(),
+            "images_per_s": self.images_per_s,
+            "memory_mib": self.memory_mib,
+            "samples_seen": self.samples_seen,
+            "model": None if self.model is None else printable(str(self.model)),
+            "faults": list(self.faults),
+        }
+
+    def rows(self) -> dict[str, str]:
+        """The same for people, by what each number is; only what is known."""
+        of = "" if self.total_steps is None else f" of {self.total_steps:,}"
+        found = {
+            "state": self.state,
+            "steps": f"{self.step:,}{of}",
+            "images seen": "" if self.samples_seen is None else f"{self.samples_seen:,}",
+            "training loss": self.loss.words() if self.loss else "",
+            "validation loss": self.validation_loss.words() if self.validation_loss else "",
+            "images per second": "" if self.images_per_s is None else f"{self.images_per_s:.3g}",
+            "memory": "" if self.memory_mib is None else f"{self.memory_mib:,.0f} MiB",
+            "model": "" if self.model is None else printable(self.model.name),
+            "could not be read": "; ".join(self.faults),
+        }
+        return {name: words for name, words in found.items() if words}
+
+
+def figures_of(run: RunDirectory) -> RunFigures:
+    """What a run came to, as far as its files tell; reads all of its metrics.
+
+    Raises:
+        RunError: It is no run directory at all.
+    """
+    faults: list[str] = []
+    try:
+        config = read_text(run.config_file, "replace")
+    except OSError as error:
+        if not presence.exists(run.status_file) and not presence.exists(run.metrics_file):
+            RunDirectory.open(run.path)  # says what is wrong
+            raise
+        config = ""
+        faults.append(f"config.toml: {error.strerror or error}")
+    curves, seen = _curves(run)
+    try:
+        run.read_json(run.status_file.name)
+    except RunError as error:
+        faults.append(str(error))
+    state = run.state()
+    measured = [points[-1][0] for points in curves.values()]
+    memory = [value for _, value in curves.get("memory_mib", ())]
+    speeds = sorted(value for _, value in curves.get("images_per_s", ()))
+    return RunFigures(
+        run,
+        printable(run.path.resolve().name),
+        state.state,
+        max([state.step, *measured]),
+        state.total_steps,
+        _trend(curves.get("loss", [])),
+        _trend(curves.get("validation_loss", [])),
+        speeds[len(speeds) // 2] if speeds else None,
+        max(memory, default=None),
+        seen,
+        run.exported_model(),
+        config,
+        tuple(faults),
+        curves,
+    )
+
+
+@dataclass(frozen=True)
+class SampleRow:
+    """A prompt with its seed, and the files that show it.
+
+    Attributes:
+        parameters: Prompt, seed and size, as A1111 writes them; the file's name where it has none.
+        files: The name of the file in each run, in their order; None where it has none.
+    """
+
+    parameters: str
+    files: tuple[str | None, ...]
+
+    @property
+    def prompt(self) -> str:
+        """The prompt alone."""
+        return self.parameters.partition("\n")[0]
+
+
+def matching_samples(runs: Sequence[RunDirectory]) -> list[SampleRow]:
+    """The previews that several runs have of the same prompt, seed and size.
+
+    Those that most runs have come first. What runs draw is told by their newest previews.
+    """
+    found: dict[str, dict[int, str]] = {}
+    for number, run in enumerate(runs):
+        for name, parameters in _newest_samples(run):
+            found.setdefault(parameters or name, {}).setdefault(number, name)
+    rows = [
+        SampleRow(parameters, tuple(names.get(number) for number in range(len(runs))))
+        for parameters, names in found.items()
+    ]
+    return sorted(rows, key=lambda row: row.files.count(None))
+
+
+def _newest_samples(run: RunDirectory) -> list[tuple[str, str]]:
+    """The names of a run's newest previews, and the parameters in them."""
+    for step in reversed(run.sampled_steps()):
+        names = preview_names(run, step)
+        if names:
+            folder = run.samples / step_name(step)
+            return [(name, parameters_of(folder / name)) for name in names]
+    return []
+
+
+def nearest(steps: Sequence[int], wanted: int) -> int | None:
+    """The step nearest to a wanted one, the earlier of two; None of none."""
+    return min(steps, key=lambda step: (abs(step - wanted), step), default=None)
+
+
+def _curves(run: RunDirectory) -> tuple[dict[str, Points], int | None]:
+    """Losses, speeds and memory over steps, and the images seen."""
+    found: dict[str, Points] = {}
+    seen = None
+    try:
+        for record in run.read_metrics():
+            seen = record.get("samples_seen", seen)
+            for name in ("loss", "validation_loss", "lr", "images_per_s", "memory_mib"):
+                value = record.get(name)
+                if value is not None and _is_plottable(value):
+                    found.setdefault(name, []).append((record["step"], value))
+    except OSError:  # removed while it was read
+        return found, seen
+    return found, seen
+
+
+def _is_plottable(value: object) -> bool:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    return math.isfinite(value) and abs(value) < _LARGEST
+
+
+def _trend(points: Points) -> Trend | None:
+    if not points:
+        return None
+    best_step, best = min(points, key=lambda point: point[1])
+    return Trend(points[-1][1], points[-1][0], best, best_step)

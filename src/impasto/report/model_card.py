@@ -1,0 +1,275 @@
+"""The card of a model on the Hugging Face Hub: a README.md made from its run.
+
+What of settings, paths and prompts stands in it is what the run's `saving.publish` allows, as in
+exported files and the report.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from impasto.errors import RunError
+from impasto.parsing import parse_toml
+from impasto.publishing import path_basename
+from impasto.report.comparison import Points, RunFigures, figures_of
+from impasto.report.page import allowed_by, redacted_config
+from impasto.report.previews import preview_names, read_preview
+from impasto.runs import RunDirectory, step_name
+
+CARD = "README.md"
+_SAMPLES = 8
+_ROWS = 10  # of the table of losses
+_HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
+_SPECIAL = re.compile(r"([\\`*_\[\]|~$])")
+_AT_START = re.compile(r"^([#+=-]|\d+[.)](?=\s))")
+_ONE_LINE = 1 << 30
+
+
+@dataclass(frozen=True)
+class License:
+    """Under what a model is published.
+
+    Attributes:
+        id: An identifier of `hub_licenses.LICENSES`.
+        name: What it is called, where that is `other`.
+        link: Where it can be read.
+    """
+
+    id: str
+    name: str | None = None
+    link: str | None = None
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """What stands beside a published model.
+
+    Attributes:
+        text: The card, in Markdown.
+        images: The samples that it shows: name in the repository -> bytes of a PNG file.
+    """
+
+    text: str
+    images: Mapping[str, bytes] = field(default_factory=dict)
+
+
+def license_of(run: RunDirectory) -> str | None:
+    """The licence that a run's settings name in `[saving.metadata]`; None where they do not."""
+    found = _metadata(_settings(figures_of(run).config)).get("license")
+    return str(found) if found else None
+
+
+def make_card(model: Path, run: RunDirectory | None, license_: License) -> ModelCard:
+    """The card of a model, from its run where it has one.
+
+    Args:
+        model: The file or Diffusers folder that is published.
+        run: The run that trained it.
+        license_: Under what it is published.
+
+    Raises:
+        RunError: The run directory is none.
+    """
+    figures = None if run is None else figures_of(run)
+    settings = {} if figures is None else _settings(figures.config)
+    publish = () if figures is None else allowed_by(figures.config)
+    metadata = _metadata(settings)
+    images, samples = _samples(figures, publish)
+    title = str(metadata.get("title") or model.stem)
+    parts = [
+        _front_matter(model, settings, license_),
+        f"# {plain(title)}",
+        plain(str(metadata.get("description") or "")),
+        _origin(settings),
+        _section("Trigger words", _code(str(metadata.get("trigger_phrase") or ""))),
+        _section("How to use it", plain(str(metadata.get("usage_hint") or ""))),
+        _section("Samples", samples),
+    ]
+    if figures is not None:
+        parts += [
+            _section("Training", _training(figures)),
+            _section("Losses", _losses(figures)),
+            _section("Dataset", _dataset(figures.run)),
+            _section("Settings", _config(figures, publish)),
+        ]
+    parts.append(f"Author: {plain(str(metadata['author']))}" if metadata.get("author") else "")
+    return ModelCard("\n\n".join(filter(None, parts)) + "\n", images)
+
+
+def plain(text: str) -> str:
+    """Text of anybody as Markdown that shows just that, in one line."""
+    words = _SPECIAL.sub(r"\\\1", " ".join(text.split()))
+    words = words.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return _AT_START.sub(lambda found: f"{found[1][:-1]}&#{ord(found[1][-1])};", words)
+
+
+def _front_matter(model: Path, settings: Mapping[str, Any], license_: License) -> str:
+    """What the Hub reads, as YAML."""
+    base, metadata = _base_of(settings), _metadata(settings)
+    is_hypernetwork = _section_of(settings, "method").get("kind") == "hypernetwork"
+    entries = {
+        "license": license_.id,
+        "license_name": _name_id(license_.name) if license_.name else None,
+        "license_link": license_.link,
+        "base_model": base if _HUB_ID.fullmatch(base) else None,
+        "library_name": "diffusers" if model.is_dir() else None,
+        "pipeline_tag": "text-to-image",
+        "instance_prompt": " ".join(str(metadata.get("trigger_phrase") or "").split()) or None,
+        "tags": [
+            "stable-diffusion",
+            "text-to-image",
+            "impasto",
+            *(["hypernetwork"] if is_hypernetwork else []),
+            *_tags(metadata),
+        ],
+    }
+    known = {key: value for key, value in entries.items() if value is not None}
+    text = yaml.safe_dump(known, allow_unicode=True, sort_keys=False, width=_ONE_LINE)
+    return f"---\n{text}---"
+
+
+def _name_id(name: str) -> str:
+    """A licence's name as the Hub wants it: `my-license-1.0`."""
+    return re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-") or "custom"
+
+
+def _tags(metadata: Mapping[str, Any]) -> list[str]:
+    words = str(metadata.get("tags") or "").split(",")
+    return list(dict.fromkeys(" ".join(word.split()) for word in words if word.strip()))
+
+
+def _base_of(settings: Mapping[str, Any]) -> str:
+    """The base model: a Hub id without its revision, or the last part of a path."""
+    path = str(_section_of(settings, "model").get("path") or "")
+    name = path.partition("@")[0]
+    is_id = _HUB_ID.fullmatch(name) and not Path(path).exists()
+    return name if is_id else path_basename(path)
+
+
+def _origin(settings: Mapping[str, Any]) -> str:
+    base = _base_of(settings)
+    if not base:
+        return ""
+    if _HUB_ID.fullmatch(base):
+        return f"Fine-tuned from [{plain(base)}](https://huggingface.co/{base}) with Impasto."
+    return f"Fine-tuned from {plain(base)} with Impasto."
+
+
+def _training(figures: RunFigures) -> str:
+    left_out = {"state", "model", "could not be read", "memory"}
+    rows = {name: words for name, words in figures.rows().items() if name not in left_out}
+    return _table(("", ""), list(rows.items()))
+
+
+def _losses(figures: RunFigures) -> str:
+    """The training loss, as a mean since the row before, and the validation loss at the row."""
+    training = figures.curves.get("loss", [])
+    validation = figures.curves.get("validation_loss", [])
+    if not training:
+        return ""
+    last = training[-1][0]
+    steps = sorted({max(1, round(last * n / _ROWS)) for n in range(1, _ROWS + 1)})
+    rows, before = [], 0
+    for step in steps:
+        losses = [loss for at, loss in training if before < at <= step]
+        mean = f"{sum(losses) / len(losses):.4f}" if losses else ""
+        rows.append((f"{step:,}", mean, _between(validation, before, step)))
+        before = step
+    if not validation:
+        return _table(("step", "training loss"), [row[:2] for row in rows])
+    return _table(("step", "training loss", "validation loss"), rows)
+
+
+def _between(points: Points, before: int, step: int) -> str:
+    found = [loss for at, loss in points if before < at <= step]
+    return f"{found[-1]:.4f}" if found else ""
+
+
+def _dataset(run: RunDirectory) -> str:
+    """The dataset in numbers: no names of files, no words."""
+    try:
+        found = run.read_json("dataset.json")
+    except RunError:
+        return ""
+    rows = [
+        (name, f"{found[key]:,}")
+        for name, key in (
+            ("images trained on", "pictures"), ("images held out for validation", "held_out"),
+            ("images without captions", "uncaptioned"),
+        )
+        if key in found
+    ]  # fmt: skip
+    if "buckets" in found:
+        rows.append(("buckets", f"{len(found['buckets']):,}"))
+    return _table(("", ""), rows)
+
+
+def _config(figures: RunFigures, publish: tuple[str, ...]) -> str:
+    shown = redacted_config(figures.config, publish).strip()
+    if not shown:
+        return ""
+    longest = max((len(found) for found in re.findall("`+", shown)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return (
+        f"<details><summary>All settings</summary>\n\n{fence}toml\n{shown}\n{fence}\n\n</details>"
+    )
+
+
+def _samples(figures: RunFigures | None, publish: tuple[str, ...]) -> tuple[dict[str, bytes], str]:
+    """The newest previews; their prompts only where they may be told."""
+    images: dict[str, bytes] = {}
+    lines: list[str] = []
+    if figures is None:
+        return images, ""
+    run, with_prompts = figures.run, "prompts" in publish
+    step = next((s for s in reversed(run.sampled_steps()) if preview_names(run, s)), None)
+    for name in [] if step is None else preview_names(run, step)[:_SAMPLES]:
+        preview = read_preview(run.samples / step_name(step or 0) / name, with_texts=with_prompts)
+        if preview is None:
+            continue
+        file = f"samples/{len(images) + 1:03d}.png"
+        images[file] = preview.content
+        prompt = plain(preview.prompt) if with_prompts else ""
+        lines.append(f"![Sample {len(images)}]({file})" + (f"\n\n{prompt}" if prompt else ""))
+    return images, "\n\n".join(lines)
+
+
+def _section(title: str, content: str) -> str:
+    return f"## {title}\n\n{content}" if content else ""
+
+
+def _code(text: str) -> str:
+    words = " ".join(text.split())
+    if not words:
+        return ""
+    fence = "`" * (max((len(run) for run in re.findall("`+", words)), default=0) + 1)
+    return f"{fence} {words} {fence}"
+
+
+def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
+    if not rows:
+        return ""
+    lines = [head, tuple("---" for _ in head), *(tuple(map(plain, row)) for row in rows)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _settings(config: str) -> dict[str, Any]:
+    try:
+        return parse_toml(config)
+    except ValueError:
+        return {}
+
+
+def _section_of(settings: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    found = settings.get(name)
+    return found if isinstance(found, dict) else {}
+
+
+def _metadata(settings: Mapping[str, Any]) -> Mapping[str, Any]:
+    return _section_of(_section_of(settings, "saving"), "metadata")

@@ -1,0 +1,299 @@
+"""The models that the studio shows: files and Diffusers folders, and what runs have exported.
+
+Nothing of a model is opened here: what one is, `impasto inspect` says in a process of its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from impasto import files, presence
+from impasto.errors import StorageError
+from impasto.parsing import parse_json, parse_toml, printable, read_text
+from impasto.progress import size_words
+from impasto.runs import RunDirectory
+from impasto.studio.folders import Folders, address_of, path_of
+
+DEPTH = 3
+"""Levels of folders below a given one that models are looked for in."""
+
+TRASH = ".trash"
+"""Where models go that are deleted, in the folder they were in, until it is emptied."""
+
+MOST = 1000
+"""Models that are listed."""
+
+_ENDINGS = frozenset({".safetensors", ".ckpt"})
+_EXPORTED_ENDINGS = _ENDINGS | {".pt"}  # hypernetworks
+_RUN_FOLDERS = ("export", "models")
+_INDEX = "model_index.json"
+
+
+@dataclass(frozen=True)
+class FoundModel:
+    """A model in one of the folders.
+
+    Attributes:
+        root: Which folders it is in, for addresses: `models` or `runs`.
+        name: How addresses name it there.
+        path: The file or Diffusers folder.
+        folder: The given folder that it is in.
+        size: Its bytes, as far as they can be seen.
+        changed_at: When it was changed last, in seconds since 1970.
+        run: The run that exported it.
+    """
+
+    root: str
+    name: str
+    path: Path
+    folder: Path
+    size: int
+    changed_at: float
+    run: RunDirectory | None = None
+
+    @property
+    def address(self) -> str:
+        """The address of its page."""
+        return f"/models/{self.root}/{self.name}"
+
+    @property
+    def key(self) -> str:
+        """What is the same as long as the model is: path, size and time of change."""
+        text = f"{os.fsencode(self.path)!r} {self.size} {self.changed_at}"
+        return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+    def view(self) -> dict[str, Any]:
+        """Plain values for templates."""
+        place = self.path.parent.relative_to(self.folder)
+        return {
+            "address": self.address,
+            "title": printable(self.path.name),
+            "place": printable(str(self.folder / place)),
+            "kind": "Diffusers folder" if self.path.is_dir() else self.path.suffix.lower(),
+            "size": size_words(self.size),
+            "when": time.strftime("%Y-%m-%d %H:%M", time.localtime(self.changed_at)),
+            "run": None if self.run is None else printable(self.run.path.name),
+        }
+
+
+def all_models(folders: Folders) -> list[FoundModel]:
+    """The models of all folders, the newest first; of runs those that they have exported."""
+    found: dict[Path, FoundModel] = {}
+    for folder in folders.models:
+        for path in _below(folder, DEPTH):
+            _add(found, folders, "models", folder, path, None)
+    for summary in folders.all_runs():
+        for path in _exports_of(summary.run):
+            folder = next(f for f in folders.runs if path.is_relative_to(f))
+            _add(found, folders, "runs", folder, path, summary.run)
+    return sorted(found.values(), key=lambda model: -model.changed_at)[:MOST]
+
+
+def find_model(folders: Folders, root: str, name: str) -> FoundModel | None:
+    """The model that an address names; None where there is none, or none that is listed."""
+    roots = {"models": folders.models, "runs": folders.runs}.get(root, ())
+    path = path_of(roots, name)
+    if path is None:
+        return None
+    folder = roots[int(name.partition(".")[0])]
+    inside = path.relative_to(folder).parts
+    if not inside or any(part.startswith(".") or part == ".." for part in inside):
+        return None
+    if root == "models":
+        is_listed = len(inside) <= DEPTH + 1 and not _is_within_model(path, folder)
+        return _found("models", name, path, folder, None) if is_listed else None
+    run = RunDirectory(path.parent.parent)
+    if path.parent.name not in _RUN_FOLDERS or not run.is_there():
+        return None
+    return _found("runs", name, path, folder, run)
+
+
+def users_of(model: FoundModel, runs: Iterable[RunDirectory]) -> list[tuple[RunDirectory, str]]:
+    """The runs that name a model in their settings, and as what; a resume of theirs needs it."""
+    found = []
+    wanted = files.real_path(model.path)
+    for run in runs:
+        settings = _settings(run)
+        folder = Path(str(run.status().get("folder", "")) or ".")
+        for key, value in _paths_in(settings):
+            with contextlib.suppress(OSError, ValueError):
+                named = folder / Path(value).expanduser()
+                is_it = files.real_path(named) == wanted
+                is_run = model.run is not None and files.real_path(named) == files.real_path(
+                    model.run.path
+                )
+                if (is_it or is_run) and run.path != (model.run and model.run.path):
+                    found.append((run, key))
+                    break
+    return found
+
+
+def delete(model: FoundModel) -> Path:
+    """Move a model into `TRASH` of the given folder it is in; return where it is now.
+
+    Raises:
+        StorageError: It cannot be moved: another program has it open, or the folder is read-only.
+    """
+    trash = model.folder / TRASH
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    with files.reported(model.path):
+        if trash.is_symlink() or (trash.exists() and not trash.is_dir()):
+            raise StorageError(f"{trash} is no folder, so nothing was deleted. Remove it.")
+        number = 0
+        while True:
+            target = trash / f"{stamp}-{number}" / model.path.name
+            if not target.parent.exists():
+                break
+            number += 1
+        target.parent.mkdir(parents=True)
+        try:
+            model.path.rename(target)
+        except OSError:
+            target.parent.rmdir()
+            raise
+    return target
+
+
+def trash_size(folders: Folders) -> int:
+    """The bytes of all that was deleted and is still there."""
+    return sum(_size_of(trash) for trash in _trashes(folders))
+
+
+def empty_trash(folders: Folders) -> None:
+    """Remove for good what was deleted.
+
+    Raises:
+        StorageError: Something is held open or read-only.
+    """
+    for trash in _trashes(folders):
+        for entry in sorted(trash.iterdir()):
+            with files.reported(entry):
+                _remove(entry)
+
+
+def _remove(path: Path) -> None:
+    """Remove a file or a folder with all that is in it; of a link, the link alone."""
+    if path.is_dir() and not path.is_symlink():
+        for entry in sorted(path.iterdir()):
+            _remove(entry)
+        path.rmdir()
+    else:
+        path.unlink()
+
+
+def _trashes(folders: Folders) -> list[Path]:
+    given = dict.fromkeys([*folders.models, *folders.runs])
+    found = (folder / TRASH for folder in given)
+    return [trash for trash in found if trash.is_dir() and not trash.is_symlink()]
+
+
+def _add(
+    found: dict[Path, FoundModel],
+    folders: Folders,
+    root: str,
+    folder: Path,
+    path: Path,
+    run: RunDirectory | None,
+) -> None:
+    roots = folders.models if root == "models" else folders.runs
+    model = _found(root, address_of(roots, path), path, folder, run)
+    if model is not None:
+        found.setdefault(path, model)
+
+
+def _found(
+    root: str, name: str, path: Path, folder: Path, run: RunDirectory | None
+) -> FoundModel | None:
+    """The model of a path; None where there is none, or a link leads out of the folder."""
+    endings = _ENDINGS if run is None else _EXPORTED_ENDINGS
+    try:
+        is_file = path.suffix.lower() in endings and path.is_file()
+        if not (is_file or _is_diffusers(path)) or not files.is_inside(path, folder):
+            return None
+        return FoundModel(root, name, path, folder, _size_of(path), path.stat().st_mtime, run)
+    except OSError:
+        return None
+
+
+def _below(folder: Path, depth: int) -> Iterator[Path]:
+    try:
+        with os.scandir(folder) as entries:
+            found = sorted((e.name, e.is_dir(follow_symlinks=False)) for e in entries)
+    except OSError:
+        return
+    for name, is_folder in found:
+        path = folder / name
+        if name.startswith("."):
+            continue
+        if is_folder and not _is_diffusers(path):
+            if depth and not RunDirectory(path).is_there():
+                yield from _below(path, depth - 1)
+        elif is_folder or path.suffix.lower() in _ENDINGS:
+            yield path
+
+
+def _is_within_model(path: Path, folder: Path) -> bool:
+    """Whether a path is a part of a Diffusers folder, or of a run."""
+    above = path.parent
+    while above != folder and above.is_relative_to(folder):
+        if _is_diffusers(above) or RunDirectory(above).is_there():
+            return True
+        above = above.parent
+    return False
+
+
+def _exports_of(run: RunDirectory) -> Iterator[Path]:
+    for name in _RUN_FOLDERS:
+        try:
+            entries = sorted((run.path / name).iterdir())
+        except OSError:
+            continue
+        yield from (entry for entry in entries if not entry.name.startswith("."))
+
+
+def _is_diffusers(path: Path) -> bool:
+    return presence.is_file(path / _INDEX)
+
+
+def _size_of(path: Path) -> int:
+    """The bytes of a file, or of all files in a folder; what cannot be seen counts nothing."""
+    if not path.is_dir():
+        return path.stat().st_size
+    total = 0
+    for folder, _, names in os.walk(path):
+        for name in names:
+            with contextlib.suppress(OSError):
+                total += (Path(folder) / name).stat().st_size
+    return total
+
+
+def _settings(run: RunDirectory) -> Mapping[str, Any]:
+    try:
+        return parse_toml(read_text(run.config_file, "replace"))
+    except (OSError, ValueError):
+        return {}
+
+
+def _paths_in(settings: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """What of settings may name a model: its base, its VAE, and what it starts from."""
+    for section, key in (("model", "path"), ("model", "vae"), ("method", "start_from")):
+        values = settings.get(section)
+        value = values.get(key) if isinstance(values, dict) else None
+        if isinstance(value, str):
+            yield f"{section}.{key}", value
+
+
+def read_result(file: Path) -> Mapping[str, Any] | None:
+    """What a verb has written for the studio; None where it has not, or not whole."""
+    try:
+        found = parse_json(read_text(file))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None

@@ -1,0 +1,321 @@
+"""The page "Models": what is there, what it is, and what can be done with it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from starlette.datastructures import FormData
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
+from starlette.routing import BaseRoute, Route
+
+from impasto import files
+from impasto.parsing import printable
+from impasto.progress import size_words
+from impasto.report.hub_licenses import COMMON, LICENSES
+from impasto.studio.core import Studio
+from impasto.studio.models import (
+    FoundModel,
+    all_models,
+    delete,
+    empty_trash,
+    find_model,
+    read_result,
+    trash_size,
+    users_of,
+)
+from impasto.studio.pages.model_forms import (
+    CONVERT_CHOICES,
+    Words,
+    convert_words,
+    download_words,
+    publish_words,
+)
+from impasto.studio.pages.tasks import task_view
+
+_FIELDS = 24
+_CARD_BYTES = 1 << 20
+_KEPT_PLANS = 20
+
+
+def routes(studio: Studio) -> list[BaseRoute]:
+    """The routes of these pages."""
+    pages = ModelPages(studio)
+    one = "/models/{root}/{name}"
+    return [
+        Route("/models", pages.all),
+        Route("/models/download", pages.download, methods=["POST"]),
+        Route("/models/empty-trash", pages.empty_trash, methods=["POST"]),
+        Route(one, pages.one),
+        Route(f"{one}/inspection", pages.inspection),
+        Route(f"{one}/inspect", pages.inspect, methods=["POST"]),
+        Route(f"{one}/convert", pages.convert, methods=["POST"]),
+        Route(f"{one}/publish", pages.publish, methods=["POST"]),
+        Route(f"{one}/publish/{{plan}}", pages.plan),
+        Route(f"{one}/publish/{{plan}}/part", pages.plan_part),
+        Route(f"{one}/publish/{{plan}}", pages.send, methods=["POST"]),
+        Route(f"{one}/delete", pages.ask_delete),
+        Route(f"{one}/delete", pages.delete, methods=["POST"]),
+    ]
+
+
+@dataclass(frozen=True)
+class ModelPages:
+    """Answers requests for models.
+
+    Attributes:
+        studio: What they work with.
+    """
+
+    studio: Studio
+
+    async def all(self, _: Request) -> Response:
+        """All models, and a form to download another one."""
+
+        def read() -> dict[str, Any]:
+            folders = self.studio.folders
+            return {
+                "models": [model.view() for model in all_models(folders)],
+                "folders": [printable(str(folder)) for folder in folders.models],
+                "trash": size_words(size) if (size := trash_size(folders)) else "",
+            }
+
+        return self.studio.page("models.html.j2", **await asyncio.to_thread(read))
+
+    async def one(self, request: Request) -> Response:
+        """A model: what it is, and the forms to convert, publish and delete it."""
+        model = await self._model_of(request)
+
+        def read() -> dict[str, Any]:
+            users = users_of(model, (s.run for s in self.studio.folders.all_runs()))
+            return {
+                "model": model.view(),
+                "run": None if model.run is None else self.studio.folders.name_of(model.run),
+                "users": [self._user(run, key) for run, key in users],
+                "choices": CONVERT_CHOICES,
+                "licenses": LICENSES,
+                "common": COMMON,
+                "folders": [printable(str(f)) for f in self.studio.folders.models],
+                **self._inspection(model, request.query_params.get("task", "")),
+            }
+
+        return self.studio.page("model.html.j2", **await asyncio.to_thread(read))
+
+    async def inspection(self, request: Request) -> Response:
+        """What a model is, as far as it is known, which the page asks for while it is found out."""
+        model = await self._model_of(request)
+        task = request.query_params.get("task", "")
+        content = await asyncio.to_thread(self._inspection, model, task)
+        return self.studio.page("inspection.html.j2", model=model.view(), **content)
+
+    async def inspect(self, request: Request) -> Response:
+        """Find out what a model is, in a process of its own."""
+        model = await self._model_of(request)
+        out = self._result_of(model)
+        words: Words = ["inspect", model.path, "--no-hash", "--out", out]
+        task = await asyncio.to_thread(
+            self.studio.tasks.start, words, f"Inspect {_title(model)}", model.address
+        )
+        return RedirectResponse(f"{model.address}?task={task}", 303)
+
+    async def convert(self, request: Request) -> Response:
+        """Write a model in another form, beside the others; never over something."""
+        model, form = await self._model_of(request), await _form(request)
+        words = convert_words(model, form, self.studio.folders.models)
+        task = await asyncio.to_thread(
+            self.studio.tasks.start, words, f"Convert {_title(model)}", model.address
+        )
+        return RedirectResponse(f"/tasks/{task}", 303)
+
+    async def download(self, request: Request) -> Response:
+        """Download a model by its id on the Hub."""
+        form = await _form(request)
+        words = download_words(form, self.studio.folders.models)
+        task = await asyncio.to_thread(
+            self.studio.tasks.start, words, f"Download {words[-1]}", "/models"
+        )
+        return RedirectResponse(f"/tasks/{task}", 303)
+
+    async def publish(self, request: Request) -> Response:
+        """Make the card of a model and the list of what would be sent: a dry run."""
+        model, form = await self._model_of(request), await _form(request)
+        words = publish_words(model, form)
+        plan = secrets.token_hex(8)
+
+        def start() -> None:
+            folder = self._plan_folder(plan)
+            _keep_newest(folder.parent)
+            dry_run = [*words[:1], "--out", folder, *words[1:]]
+            task = self.studio.tasks.start(
+                dry_run, f"Card of {_title(model)}", f"{model.address}/publish/{plan}"
+            )
+            wanted = {"words": list(map(str, words)), "task": task, "model": model.key}
+            files.write_json(folder / "request.json", wanted)
+
+        await asyncio.to_thread(start)
+        return RedirectResponse(f"{model.address}/publish/{plan}", 303)
+
+    async def plan(self, request: Request) -> Response:
+        """What would be sent, to be looked at before it is."""
+        model = await self._model_of(request)
+        content = await asyncio.to_thread(self._plan, model, request)
+        return self.studio.page("publish.html.j2", model=model.view(), **content)
+
+    async def plan_part(self, request: Request) -> Response:
+        """The same as a part, which the page asks for while the card is made."""
+        model = await self._model_of(request)
+        content = await asyncio.to_thread(self._plan, model, request)
+        return self.studio.page("publish_plan.html.j2", model=model.view(), **content)
+
+    async def send(self, request: Request) -> Response:
+        """Publish what was looked at. The token is the process's own, by its environment."""
+        model = await self._model_of(request)
+
+        def start() -> str:
+            wanted = self._request_of(request)
+            if wanted.get("model") != model.key:
+                raise HTTPException(
+                    409, "The model was changed since this was made. Make the card again."
+                )
+            words = [*map(str, wanted["words"][:1]), "--yes", *map(str, wanted["words"][1:])]
+            return self.studio.tasks.start(words, f"Publish {_title(model)}", model.address)
+
+        return RedirectResponse(f"/tasks/{await asyncio.to_thread(start)}", 303)
+
+    async def ask_delete(self, request: Request) -> Response:
+        """What would be lost with a model."""
+        model = await self._model_of(request)
+
+        def read() -> dict[str, Any]:
+            users = users_of(model, (s.run for s in self.studio.folders.all_runs()))
+            return {
+                "model": model.view(),
+                "users": [self._user(run, key) for run, key in users],
+                "folder": printable(str(model.folder)),
+            }
+
+        return self.studio.page("delete_model.html.j2", **await asyncio.to_thread(read))
+
+    async def delete(self, request: Request) -> Response:
+        """Move a model into the trash, unless a run works with it now."""
+        model, form = await self._model_of(request), await _form(request)
+        if form.get("sure") != "yes":
+            raise HTTPException(400, "Nothing was deleted: the box was not ticked.")
+
+        def remove() -> None:
+            runs = [summary.run for summary in self.studio.folders.all_runs()]
+            busy = [run for run, _ in users_of(model, runs)]
+            busy += [model.run] if model.run is not None else []
+            alive = [printable(run.path.name) for run in busy if run.state().is_alive]
+            if alive:
+                raise HTTPException(
+                    409, f"Nothing was deleted: {', '.join(alive)} works with it now."
+                )
+            delete(model)
+
+        await asyncio.to_thread(remove)
+        return RedirectResponse("/models", 303)
+
+    async def empty_trash(self, request: Request) -> Response:
+        """Remove for good what was deleted."""
+        form = await _form(request)
+        if form.get("sure") != "yes":
+            raise HTTPException(400, "Nothing was removed: the box was not ticked.")
+        await asyncio.to_thread(empty_trash, self.studio.folders)
+        return RedirectResponse("/models", 303)
+
+    async def _model_of(self, request: Request) -> FoundModel:
+        """The model that an address names.
+
+        Raises:
+            HTTPException: There is none: 404.
+        """
+        root, name = request.path_params["root"], request.path_params["name"]
+        model = await asyncio.to_thread(find_model, self.studio.folders, root, name)
+        if model is None:
+            raise HTTPException(404, "This model is not there: it was deleted, renamed or moved.")
+        return model
+
+    def _result_of(self, model: FoundModel) -> Path:
+        return (self.studio.home / "models" / f"{model.key}.json").absolute()
+
+    def _inspection(self, model: FoundModel, name: str) -> dict[str, Any]:
+        """What is known of a model, and the task that finds it out."""
+        task = self.studio.tasks.find(name)
+        found = read_result(self._result_of(model))
+        sections = {
+            str(heading): {str(key): str(value) for key, value in rows.items()}
+            for heading, rows in (found or {}).items()
+            if isinstance(rows, dict)
+        }
+        return {
+            "sections": sections,
+            "task": None if task is None else task_view(self.studio.tasks, task),
+        }
+
+    def _plan_folder(self, plan: str) -> Path:
+        return (self.studio.home / "publish" / plan).absolute()
+
+    def _request_of(self, request: Request) -> dict[str, Any]:
+        """What was asked for when a card was made.
+
+        Raises:
+            HTTPException: There is no such plan: 404.
+        """
+        plan = request.path_params["plan"]
+        is_name = len(plan) == 16 and plan.isascii() and plan.isalnum()
+        found = read_result(self._plan_folder(plan) / "request.json") if is_name else None
+        if found is None or not isinstance(found.get("words"), list):
+            raise HTTPException(404, "This card is not there any more. Make it again.")
+        return dict(found)
+
+    def _plan(self, model: FoundModel, request: Request) -> dict[str, Any]:
+        wanted, name = self._request_of(request), request.path_params["plan"]
+        folder = self._plan_folder(name)
+        task = self.studio.tasks.find(str(wanted.get("task")))
+        view = None if task is None else task_view(self.studio.tasks, task)
+        is_made = view is None or not view["is_alive"]
+        plan = read_result(folder / "upload.json") if is_made else None
+        try:
+            with (folder / "README.md").open(encoding="utf-8", errors="replace") as file:
+                card = file.read(_CARD_BYTES)
+        except OSError:
+            card = ""
+        rows = plan.get("files", []) if plan else []
+        return {
+            "here": f"{model.address}/publish/{name}",
+            "task": view,
+            "plan": plan,
+            "card": card,
+            "files": [(str(row["name"]), size_words(int(row["bytes"]))) for row in rows],
+            "total": size_words(sum(int(row["bytes"]) for row in rows)),
+        }
+
+    def _user(self, run: Any, key: str) -> dict[str, str]:
+        return {
+            "name": self.studio.folders.name_of(run),
+            "title": printable(run.path.name),
+            "key": key,
+        }
+
+
+def _keep_newest(folder: Path) -> None:
+    """Remove what was made for publishing, but the newest."""
+    with contextlib.suppress(OSError):
+        plans = sorted(folder.iterdir(), key=lambda path: path.stat().st_mtime, reverse=True)
+        for plan in plans[_KEPT_PLANS:]:
+            files.remove_folder(plan)
+
+
+async def _form(request: Request) -> FormData:
+    return await request.form(max_files=0, max_fields=_FIELDS, max_part_size=1 << 16)
+
+
+def _title(model: FoundModel) -> str:
+    return printable(model.path.name)

@@ -1,0 +1,42 @@
+// What the pages with curves share: colours, axes, labels, and how a number is written.
+"use strict";
+const charts = (() => {
+  const css = getComputedStyle(document.documentElement);
+  const colour = (name) => css.getPropertyValue(name).trim();
+  const HEIGHT = 220;
+  const LABELS = { images_per_s: "images/s", memory_mib: "MiB", data_wait: "share of the time", grad_norm: "norm", validation_loss: "validation loss" };
+  const WHOLE = [1, 2, 5].flatMap((n) => Array.from({ length: 9 }, (_, power) => n * 10 ** power)).sort((a, b) => a - b);
+  const inShort = (tick) => tick === 0 || (Math.abs(tick) >= 0.001 && Math.abs(tick) < 1e5) ? String(+tick.toPrecision(6)) : tick.toExponential(0);
+  return {
+    colour,
+    HEIGHT,
+    HUES: ["--first", "--second", "--good", "--bad", "--dim"],
+    labelOf: (name) => LABELS[name] ?? name.replace(/^loss_t(\d+)_(\d+)$/, "timesteps $1–$2").replaceAll("_", " "),
+    widthOf: (place) => Math.max(240, place.clientWidth - 20),
+    valueOf: (_, value) => value == null ? "–" : String(+value.toPrecision(5)),
+    // a card with a heading, for a chart
+    box: (title) => {
+      const box = document.createElement("div");
+      const head = document.createElement("h3");
+      box.className = "curve";
+      head.textContent = title;
+      box.append(head);
+      return box;
+    },
+    // what all charts over steps have: whole numbers below, short ones at the left
+    frame: (width) => {
+      const axis = { stroke: colour("--dim"), grid: { stroke: colour("--line"), width: 1 }, ticks: { stroke: colour("--line"), width: 1 } };
+      return {
+        width, height: HEIGHT,
+        scales: { x: { time: false } },
+        axes: [{ ...axis, incrs: WHOLE }, { ...axis, size: 64, values: (_, ticks) => ticks.map(inShort) }],
+      };
+    },
+    // calls `resize` when the window has got another width, and `draw` when light turns dark
+    follow: (resize, draw) => {
+      let waiting = 0;
+      addEventListener("resize", () => { clearTimeout(waiting); waiting = setTimeout(resize, 100); });
+      matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
+    },
+  };
+})();

@@ -1,0 +1,315 @@
+"""Models onto the Hub and from it: the card tells what it may, and nothing goes before `--yes`."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import impasto
+from fake_hub import TOKEN, fake_hub
+from hypothesis import given
+from hypothesis import strategies as st
+from runs_made import made_run
+
+from impasto.checkpoints.uploading import model_files, require_repo_id
+from impasto.errors import ConfigError, ModelError
+from impasto.progress import size_words
+from impasto.report.hub_licenses import COMMON, LICENSES, require_license
+from impasto.report.model_card import License, _front_matter, make_card, plain
+
+RAIL = License("creativeml-openrail-m")
+WEIGHTS = b"x" * 3_000_000
+SAID = {"title": "My | <style>", "trigger_phrase": "in `my` style", "license": "openrail++"}
+
+
+@pytest.fixture
+def run(tmp_path):
+    found = made_run(
+        tmp_path / "home" / "run",
+        settings={
+            "model": {"path": "owner/base@main"},
+            "dataset": {"image_dir": "/home/ada/private pictures/cats", "caption_prefix": "c"},
+            "previews": {"prompts": ["a secret"]},
+            "saving": {"metadata": SAID},
+        },
+        losses=[(1, 0.9), (5, 0.7), (9, 0.5)],
+        validation=[(9, 0.6)],
+        samples={9: {"000.png": "a secret\nSeed: 1"}},
+        model="export/style.safetensors",
+    )
+    (found.path / "dataset.json").write_text(
+        json.dumps({"pictures": 1200, "held_out": 30, "uncaptioned": 2, "buckets": {"64x64": 9}})
+    )
+    found.export.mkdir()
+    (found.export / "style.safetensors").write_bytes(WEIGHTS)
+    return found
+
+
+@pytest.fixture
+def hub():
+    with fake_hub() as found:
+        yield found
+
+
+def publish(hub, tmp_path, *words, token=TOKEN):
+    clean = {k: v for k, v in os.environ.items() if k not in ("HF_TOKEN", "HF_HUB_OFFLINE")}
+    return impasto(
+        "publish", *words, env={**clean, **hub.environment(tmp_path / "hf", token)}, cwd=tmp_path
+    )
+
+
+def front_matter(card):
+    assert card.startswith("---\n")
+    return yaml.safe_load(card[4 : card.index("\n---\n", 4)])
+
+
+# the card
+
+
+def test_the_card_says_what_a_reader_needs(run):
+    card = make_card(run.exported_model(), run, RAIL)
+    assert front_matter(card.text) == {
+        "license": "creativeml-openrail-m",
+        "base_model": "owner/base",
+        "pipeline_tag": "text-to-image",
+        "instance_prompt": "in `my` style",
+        "tags": ["stable-diffusion", "text-to-image", "impasto"],
+    }
+    for words in (
+        "# My \\| &lt;style&gt;", "`` in `my` style ``", "| images trained on | 1,200 |",
+        "| 9 | 0.5000 | 0.6000 |", "[owner/base](https://huggingface.co/owner/base)",
+        "![Sample 1](samples/001.png)", "max_steps = 9",
+    ):  # fmt: skip
+        assert words in card.text, words
+    assert card.images["samples/001.png"].startswith(b"\x89PNG")
+
+
+def test_the_card_tells_no_prompt_and_no_folder(run):
+    card = make_card(run.exported_model(), run, RAIL)
+    assert "a secret" not in card.text
+    assert b"a secret" not in card.images["samples/001.png"]
+    assert "private pictures" not in card.text
+    assert str(run.path) not in card.text
+
+
+def test_prompts_are_told_where_the_run_allows_it(tmp_path):
+    settings = {"saving": {"publish": ["prompts"]}, "previews": {"prompts": ["a_secret"]}}
+    run = made_run(
+        tmp_path / "run", settings=settings, samples={9: {"000.png": "a_secret\nSeed: 1"}}
+    )
+    assert "a\\_secret" in make_card(tmp_path / "m.safetensors", run, RAIL).text
+
+
+@pytest.mark.parametrize("config", ["not = [toml", "", "model = 3\nsaving = 4\nmethod = 'x'\n"])
+def test_a_run_whose_files_are_damaged_has_a_card_all_the_same(run, config):
+    run.config_file.write_text(config)
+    run.metrics_file.write_bytes(b"\xff{")
+    (run.path / "dataset.json").write_text("[]")
+    card = make_card(run.exported_model(), run, RAIL)
+    assert front_matter(card.text)["license"] == "creativeml-openrail-m"
+
+
+def test_a_model_without_a_run_has_a_short_card(tmp_path):
+    card = make_card(
+        tmp_path / "a-model.ckpt", None, License("other", "My Own", "https://x.example")
+    )
+    assert front_matter(card.text)["license_name"] == "my-own"
+    assert "# a-model" in card.text
+    assert card.images == {}
+
+
+@given(st.text())
+def test_text_of_anybody_stays_one_line_without_marks(text):
+    shown = plain(text)
+    assert "\n" not in shown
+    assert "<" not in shown
+    for mark in "`|*[]":
+        assert shown.count(mark) == shown.count(f"\\{mark}")
+
+
+@given(st.text(), st.text())
+def test_what_the_hub_reads_is_always_yaml(title, phrase):
+    settings = {"saving": {"metadata": {"trigger_phrase": phrase, "tags": title}}}
+    found = front_matter(_front_matter(Path("m"), settings, License("mit")) + "\n")
+    assert found["license"] == "mit"
+    assert found.get("instance_prompt", "") == " ".join(phrase.split())
+
+
+# licences, names, files
+
+
+def test_a_licence_is_required_and_known():
+    assert set(COMMON) <= set(LICENSES)
+    for license_id in LICENSES:
+        require_license(license_id, "name", "https://x.example/y")
+    with pytest.raises(ConfigError, match="under a licence"):
+        require_license(None, None, None)
+    with pytest.raises(ConfigError, match=r"Did you mean apache-2\.0"):
+        require_license("Apache-2", None, None)
+    with pytest.raises(ConfigError, match="--license-name"):
+        require_license("other", None, "https://x.example")
+    with pytest.raises(ConfigError, match="no address"):
+        require_license("other", "x", "javascript:alert(1)")
+    with pytest.raises(ConfigError, match="knows no licence"):
+        require_license("unknown", None, None)
+
+
+@pytest.mark.parametrize("name", ["x", "", "a/b/c", "a/../b", "-a/b", "a/b.git", "a b/c", "é/x"])
+def test_names_of_no_repository_are_refused(name):
+    with pytest.raises(ConfigError):
+        require_repo_id(name)
+
+
+def test_of_a_folder_only_the_model_is_published_and_no_link_out_of_it(tmp_path):
+    (tmp_path / "secret.txt").write_text("secret")
+    folder = tmp_path / "model"
+    (folder / "unet").mkdir(parents=True)
+    (folder / ".git").mkdir()
+    for name in ("model_index.json", "unet/a.safetensors", "notes.docx", ".git/x.json", ".env.txt"):
+        (folder / name).write_text("x")
+    (folder / "link.txt").symlink_to(tmp_path / "secret.txt")
+    found, left_out = model_files(folder)
+    assert list(found) == ["model_index.json", "unet/a.safetensors"]
+    assert left_out == [".env.txt", "link.txt", "notes.docx"]
+
+
+def test_what_is_no_model_is_not_published(tmp_path):
+    (tmp_path / "id_rsa").write_text("secret")
+    for path in (tmp_path, tmp_path / "id_rsa", tmp_path / "missing.safetensors"):
+        with pytest.raises(ModelError, match="not a model to publish"):
+            model_files(path)
+
+
+def test_sizes_are_said_in_words():
+    words = [size_words(size) for size in (0, 1, 1023, 1024, 3 << 20, 5 << 30)]
+    assert words == ["0 bytes", "1 byte", "1,023 bytes", "1.0 KiB", "3.0 MiB", "5.0 GiB"]
+
+
+# the verb
+
+
+def test_a_dry_run_asks_the_hub_nothing_and_writes_what_it_would_send(run, hub, tmp_path):
+    said = publish(hub, tmp_path, run.path, "ada/style", "--out", "card")
+    assert said.returncode == 0, said.stderr
+    assert hub.asked == []
+    assert "Nothing was sent" in said.stdout
+    assert TOKEN not in said.stdout + said.stderr
+    plan = json.loads((tmp_path / "card" / "upload.json").read_text(encoding="utf-8"))
+    assert plan["license"] == "openrail++"  # of the run's settings
+    assert plan["has_token"] is True
+    sizes = {file["name"]: file["bytes"] for file in plan["files"]}
+    assert sizes["style.safetensors"] == len(WEIGHTS)
+    card = (tmp_path / "card" / "README.md").read_bytes()
+    assert sizes["README.md"] == len(card)
+    assert (tmp_path / "card" / "samples" / "001.png").is_file()
+
+
+def test_a_model_is_published_and_an_interrupted_upload_repeated(run, hub, tmp_path):
+    words = (run.path, "ada/style", "--license", "openrail++", "--private", "--yes")
+    hub.fails_after = 1
+    failed = publish(hub, tmp_path, *words)
+    assert failed.returncode == 6
+    assert "Run the same command again" in failed.stderr
+    assert [name for name in hub.repos["ada/style"] if name] == []  # no half of a model
+    hub.fails_after = None
+    done = publish(hub, tmp_path, *words)
+    assert done.returncode == 0, done.stderr
+    assert f"Published: {hub.address}/ada/style" in done.stdout
+    repo = hub.repos["ada/style"]
+    assert repo[None] is True
+    assert repo["style.safetensors"] == WEIGHTS
+    assert b"license: openrail++" in repo["README.md"]
+    assert set(repo) == {None, "README.md", "samples/001.png", "style.safetensors"}
+    assert len(hub.received) == len(set(hub.received)) == 2  # nothing was sent twice
+
+
+def test_what_is_to_be_private_is_not_sent_where_everybody_sees_it(run, hub, tmp_path):
+    hub.repos["ada/style"] = {None: False}
+    said = publish(hub, tmp_path, run.path, "ada/style", "--private", "--yes")
+    assert said.returncode == 2
+    assert "everybody can see it" in said.stderr
+    assert hub.received == []
+
+
+def test_without_a_token_it_says_how_to_get_one(run, hub, tmp_path):
+    said = publish(hub, tmp_path, run.path, "ada/style", "--yes", token="")
+    assert said.returncode == 2
+    assert "hf auth login" in said.stderr
+    assert "HF_TOKEN" in said.stderr
+    assert hub.asked == []
+
+
+def test_a_token_that_is_refused_is_said_and_not_shown(run, hub, tmp_path):
+    said = publish(hub, tmp_path, run.path, "ada/style", "--yes", token="hf_wrong")
+    assert said.returncode == 6
+    assert "the right to write" in said.stderr
+    assert "hf_wrong" not in said.stdout + said.stderr
+
+
+def test_a_card_of_ones_own_is_taken(run, hub, tmp_path):
+    card = tmp_path / "mine.md"
+    card.write_text("---\nlicense: mit\n---\n\nMine.\n", encoding="utf-8")
+    words = (run.path, "ada/style", "--license", "mit", "--card", card)
+    assert "Mine." in publish(hub, tmp_path, *words).stdout
+    card.write_text("Mine.", encoding="utf-8")
+    refused = publish(hub, tmp_path, *words)
+    assert refused.returncode == 2
+    assert "does not begin" in refused.stderr
+
+
+def test_nothing_is_written_into_what_is_published(run, hub, tmp_path):
+    said = publish(hub, tmp_path, run.path, "ada/style", "--out", run.path / "card")
+    assert said.returncode == 2
+    assert not (run.path / "card").exists()
+
+
+def test_what_inspect_writes_is_never_the_model(tmp_path):
+    model = tmp_path / "m.safetensors"
+    model.write_bytes(WEIGHTS)
+    assert impasto("inspect", model, "--out", model).returncode == 2
+    assert model.read_bytes() == WEIGHTS
+
+
+def test_a_run_without_a_model_is_refused(tmp_path, hub):
+    run = made_run(tmp_path / "run", phase="interrupted")
+    said = publish(hub, tmp_path, run.path, "ada/style", "--license", "mit")
+    assert said.returncode == 5
+    assert "no trained model yet" in said.stderr
+
+
+# downloads
+
+
+def download(hub, tmp_path, *words, **changes):
+    clean = {k: v for k, v in os.environ.items() if k not in ("HF_TOKEN", "HF_HUB_OFFLINE")}
+    env = {**clean, **hub.environment(tmp_path / "hf"), **changes}
+    return impasto("download", *words, env=env, cwd=tmp_path)
+
+
+def test_a_file_is_downloaded_once_and_replaces_nothing(hub, tmp_path):
+    hub.repos["ada/one"] = {None: False, "sub/a [1].safetensors": WEIGHTS, "README.md": b"hi"}
+    done = download(hub, tmp_path, "ada/one", "--out", "models")
+    assert done.returncode == 0, done.stderr
+    assert [path.name for path in (tmp_path / "models").iterdir()] == ["a [1].safetensors"]
+    assert (tmp_path / "models" / "a [1].safetensors").read_bytes() == WEIGHTS
+    assert "2 MiB" in done.stdout  # of 2.9: counted once
+    again = download(hub, tmp_path, "ada/one", "--out", "models")
+    assert again.returncode == 5
+    assert "already there" in again.stderr
+
+
+def test_what_cannot_be_downloaded_is_said_in_a_sentence(hub, tmp_path):
+    hub.repos["ada/two"] = {None: False, "a.ckpt": b"x", "b.ckpt": b"y"}
+    for words, changes, code, sentence in (
+        (["ada/none", "--out", "m"], {}, 4, "could not be had"),
+        (["ada/two", "--out", "m"], {}, 4, "Name one with --file; it has a.ckpt, b.ckpt"),
+        (["ada/two", "--out", "m", "--file", "c"], {}, 4, "has no file c"),
+        (["ada/two", "--out", "m"], {"HF_HUB_OFFLINE": "1"}, 4, "OfflineModeIsEnabled"),
+        (["nonsense", "--out", "m"], {}, 2, "owner/name"),
+        (["ada/two", "--file", "a.ckpt"], {}, 2, "--out"),
+    ):
+        said = download(hub, tmp_path, *words, **changes)
+        assert (said.returncode, sentence in said.stderr) == (code, True), said.stderr
+    left = [path for path in (tmp_path / "m").rglob("*") if path.is_file()]
+    assert left == []

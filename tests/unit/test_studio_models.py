@@ -1,0 +1,388 @@
+"""The page "Models": what it lists, what its forms start, and what it never touches."""
+
+import json
+import os
+from pathlib import Path
+from urllib.parse import quote
+
+import pytest
+from runs_made import made_run
+from studios import FROM_HERE
+
+from impasto.studio import models
+from impasto.studio.folders import address_of
+from impasto.studio.models import MOST, all_models, find_model, users_of
+
+NASTY = 'a "b" <i>&\n.safetensors'
+
+
+@pytest.fixture
+def shelf(folder):
+    return folder.parent / "models"
+
+
+@pytest.fixture
+def base(shelf):
+    file = shelf / "base.safetensors"
+    file.write_bytes(b"12345")
+    return file
+
+
+@pytest.fixture
+def asked(studio, monkeypatch):
+    """The words of tasks that would have been started."""
+    words = []
+
+    def start(given, title, back="/", folder=None):
+        words.append([str(word) for word in given])
+        return "20260101-000000-abcdef"
+
+    monkeypatch.setattr(studio.tasks, "start", start)
+    return words
+
+
+def diffusers(folder):
+    (folder / "unet").mkdir(parents=True)
+    (folder / "model_index.json").write_text("{}")
+    (folder / "unet" / "weights.safetensors").write_bytes(b"x" * 100)
+    return folder
+
+
+def page_of(studio, path, root="models"):
+    folders = studio.folders.models if root == "models" else studio.folders.runs
+    return f"/models/{root}/{address_of(folders, path)}"
+
+
+def post(client, path, **form):
+    return client.post(path, data=form, headers=FROM_HERE, follow_redirects=False)
+
+
+# what is listed
+
+
+def test_models_and_exports_are_listed_with_size_and_date(client, studio, shelf, base, folder):
+    diffusers(shelf / "deep" / "er" / "est" / "folder")
+    run = made_run(folder / "dog")
+    (run.export).mkdir()
+    (run.export / "dog.pt").write_bytes(b"x" * 2048)
+    page = client.get("/models").text
+    for words in ("base.safetensors", "5 bytes", "Diffusers folder", "dog.pt", "2.0 KiB"):
+        assert words in page
+    assert "weights.safetensors" not in page
+
+
+def test_what_is_hidden_too_deep_or_led_out_of_the_folder_is_not_listed(studio, shelf, tmp_path):
+    for name in (".cache/a.safetensors", "1/2/3/4/b.ckpt", "note.txt"):
+        (shelf / name).parent.mkdir(parents=True, exist_ok=True)
+        (shelf / name).write_bytes(b"x")
+    (tmp_path / "secret.safetensors").write_bytes(b"x")
+    (shelf / "link.safetensors").symlink_to(tmp_path / "secret.safetensors")
+    (shelf / "loop.safetensors").symlink_to(shelf / "loop.safetensors")
+    (shelf / "folder.safetensors").mkdir()
+    assert all_models(studio.folders) == []
+    for path in sorted(shelf.rglob("*")):
+        assert find_model(studio.folders, "models", address_of([shelf], path)) is None, path
+
+
+def test_every_model_that_is_listed_is_found_by_its_address(studio, shelf, base, folder):
+    diffusers(shelf / "1" / "folder")
+    (shelf / NASTY).write_bytes(b"x")
+    with open(os.fsencode(shelf) + b"/\xff\xfe.ckpt", "wb") as file:  # noqa: PTH123
+        file.write(b"x")
+    run = made_run(folder / "dog")
+    diffusers(run.export / "dog")
+    listed = all_models(studio.folders)
+    assert len(listed) == 5
+    for model in listed:
+        assert find_model(studio.folders, model.root, model.name) == model
+
+
+def test_parts_of_a_model_and_states_of_a_run_are_no_models(studio, shelf, folder):
+    part = diffusers(shelf / "folder") / "unet" / "weights.safetensors"
+    assert find_model(studio.folders, "models", address_of([shelf], part)) is None
+    run = made_run(folder / "dog")
+    (run.states / "step-00000001").mkdir(parents=True)
+    state = run.states / "step-00000001" / "x.safetensors"
+    state.write_bytes(b"x")
+    assert find_model(studio.folders, "runs", address_of([folder], state)) is None
+    assert find_model(studio.folders, "runs", address_of([folder], run.config_file)) is None
+    within = made_run(shelf / "run").states
+    within.mkdir()
+    (within / "y.safetensors").write_bytes(b"x")
+    assert [m.path.name for m in all_models(studio.folders)] == ["folder"]
+
+
+def test_a_long_list_is_cut_short(studio, shelf, monkeypatch):
+    monkeypatch.setattr(models, "MOST", 3)
+    for number in range(5):
+        (shelf / f"{number}.ckpt").write_bytes(b"x")
+    assert len(all_models(studio.folders)) == 3 < MOST
+
+
+@pytest.mark.parametrize("name", ["0.", "0.Lg", "0.Li4", "0.Li4vZGF0YQ", "7.YQ", "x", "0.%%%"])
+@pytest.mark.parametrize("root", ["models", "runs", "data", ".."])
+def test_addresses_that_lead_elsewhere_are_of_no_model(client, base, root, name):
+    for path in ("", "/delete", "/inspection", "/publish/0123456789abcdef"):
+        assert client.get(f"/models/{root}/{quote(name, safe='')}{path}").status_code == 404
+    answer = post(client, f"/models/{root}/{quote(name, safe='')}/delete", sure="yes")
+    assert answer.status_code == 404
+    assert base.is_file()
+
+
+def test_a_model_that_was_deleted_meanwhile_is_said(client, studio, base, asked):
+    page = page_of(studio, base)
+    assert client.get(page).status_code == 200
+    base.unlink()
+    for answer in (client.get(page), post(client, f"{page}/inspect"), client.get(f"{page}/delete")):
+        assert answer.status_code == 404
+        assert "deleted, renamed or moved" in answer.text
+    assert asked == []
+
+
+def test_what_strangers_wrote_is_no_html(client, studio, shelf):
+    file = shelf / NASTY
+    file.write_bytes(b"x")
+    pages = [client.get("/models").text, client.get(page_of(studio, file)).text]
+    pages.append(client.get(f"{page_of(studio, file)}/delete").text)
+    for page in pages:
+        assert "<i>" not in page
+        assert " style=" not in page
+
+
+# inspect
+
+
+def test_a_model_is_inspected_by_a_task_and_its_result_is_kept(client, studio, base, asked):
+    page = page_of(studio, base)
+    assert "has not been looked at" in client.get(page).text
+    answer = post(client, f"{page}/inspect")
+    assert answer.status_code == 303
+    (words,) = asked
+    assert words[:4] == ["inspect", str(base), "--no-hash", "--out"]
+    out = Path(words[4])
+    assert out.is_relative_to(studio.home.absolute())
+    out.parent.mkdir(parents=True)
+    out.write_text(json.dumps({"File": {"Kind": "<b>checkpoint"}, "odd": 3}), encoding="utf-8")
+    assert "&lt;b&gt;checkpoint" in client.get(page).text
+    base.write_bytes(b"another one")
+    assert "has not been looked at" in client.get(page).text
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '"x"', '{"a": [1]}'])
+def test_half_a_result_is_none(client, studio, base, asked, content):
+    page = page_of(studio, base)
+    post(client, f"{page}/inspect")
+    out = Path(asked[0][4])
+    out.parent.mkdir(parents=True)
+    out.write_text(content, encoding="utf-8")
+    assert "has not been looked at" in client.get(page).text
+
+
+# convert, download
+
+
+def test_a_form_becomes_a_command_that_overwrites_nothing(client, studio, shelf, base, asked):
+    page = f"{page_of(studio, base)}/convert"
+    answer = post(client, page, name="new", to="ckpt", dtype="fp16", ema="yes", title="--evil")
+    assert answer.status_code == 303
+    assert asked == [[
+        "convert", "--to=ckpt", "--dtype=fp16", "--ema", "--title=--evil", "--", str(base),
+        str(shelf / "new.ckpt"),
+    ]]  # fmt: skip
+    assert post(client, page, name="base").status_code == 409
+    (shelf / "hanging.ckpt").symlink_to(shelf / "nothing")
+    assert post(client, page, name="hanging", to="ckpt").status_code == 409
+    assert len(asked) == 1
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        {"name": ""}, {"name": "../x"}, {"name": "a/b"}, {"name": "con"}, {"name": "x" * 300},
+        {"name": "a\nb"}, {"name": "x", "to": "exe"}, {"name": "x", "dtype": "int8"},
+        {"name": "x", "folder": "9"}, {"name": "x", "folder": "-1"}, {"name": "x", "title": "\x1b"},
+    ],
+)  # fmt: skip
+def test_forms_with_values_that_cannot_be_are_refused(client, studio, base, asked, form):
+    assert post(client, f"{page_of(studio, base)}/convert", **form).status_code == 400
+    assert asked == []
+
+
+def test_a_download_is_started_into_the_chosen_folder(client, shelf, asked):
+    answer = post(client, "/models/download", id="ada/style", revision="v1", file="-x.ckpt")
+    assert answer.status_code == 303
+    assert asked == [[
+        "download", "--revision=v1", "--file=-x.ckpt", "--out", str(shelf), "--", "ada/style",
+    ]]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        {}, {"id": "x"}, {"id": "--out/x"}, {"id": "a/b/c"}, {"id": "a/b", "revision": "-x"},
+        {"id": "a/b", "folder": "3"}, {"id": "https://x.example/a"}, {"id": "a/b c"},
+    ],
+)  # fmt: skip
+def test_downloads_of_nothing_are_refused(client, asked, form):
+    assert post(client, "/models/download", **form).status_code == 400
+    assert asked == []
+
+
+# publish
+
+
+def planned(client, studio, base, asked, **form):
+    answer = post(client, f"{page_of(studio, base)}/publish", repo="ada/x", license="mit", **form)
+    assert answer.status_code == 303
+    return answer.headers["location"], Path(asked[-1][asked[-1].index("--out") + 1])
+
+
+def write_plan(folder, **changes):
+    plan = {
+        "repo_id": "ada/x", "private": True, "license": "mit", "left_out": [], "has_token": True,
+        "files": [{"name": "<i>.safetensors", "bytes": 2048}], **changes,
+    }  # fmt: skip
+    (folder / "upload.json").write_text(json.dumps(plan), encoding="utf-8")
+    (folder / "README.md").write_text("# A <i>card", encoding="utf-8")
+
+
+def test_what_would_be_sent_is_shown_before_anything_is(client, studio, base, asked):
+    page, folder = planned(client, studio, base, asked, private="yes")
+    assert asked == [[
+        "publish", "--out", str(folder), "--license=mit", "--private", "--", str(base), "ada/x",
+    ]]  # fmt: skip
+    assert "could not be made" in client.get(page).text
+    write_plan(folder)
+    shown = client.get(page).text
+    for words in ("# A &lt;i&gt;card", "2.0 KiB", "nobody else would see", "Publish it now"):
+        assert words in shown
+    assert "<i>" not in shown
+    sent = post(client, page)
+    assert sent.status_code == 303
+    assert asked[1] == ["publish", "--yes", "--license=mit", "--private", "--", str(base), "ada/x"]
+
+
+def test_without_a_token_there_is_no_button(client, studio, base, asked):
+    page, folder = planned(client, studio, base, asked)
+    write_plan(folder, has_token=False)
+    shown = client.get(page).text
+    assert "Publish it now" not in shown
+    assert "hf auth login" in shown
+
+
+def test_another_model_than_the_one_that_was_shown_is_not_sent(client, studio, base, asked):
+    page, folder = planned(client, studio, base, asked)
+    write_plan(folder)
+    base.write_bytes(b"another model of the same name")
+    assert post(client, page).status_code == 409
+    assert len(asked) == 1
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        {"repo": "x", "license": "mit"}, {"repo": "ada/x"}, {"repo": "ada/x", "license": "nope"},
+        {"repo": "--yes/x", "license": "mit"}, {"repo": "ada/x", "license": "other"},
+    ],
+)  # fmt: skip
+def test_models_are_not_published_without_a_name_and_a_licence(client, studio, base, asked, form):
+    assert post(client, f"{page_of(studio, base)}/publish", **form).status_code == 400
+    assert asked == []
+
+
+@pytest.mark.parametrize("plan", ["0123456789abcdef", "x", "%252e%252e", "..a", "é" * 16])
+def test_plans_that_are_not_there_are_said(client, studio, base, plan):
+    page = f"{page_of(studio, base)}/publish/{plan}"
+    assert client.get(page).status_code == 404
+    assert client.post(page, headers=FROM_HERE).status_code in (404, 405)
+
+
+# delete
+
+
+def test_a_model_is_moved_to_the_trash_once_it_was_confirmed(client, studio, shelf, base, folder):
+    page = f"{page_of(studio, base)}/delete"
+    run = made_run(folder / "dog", settings={"model": {"path": str(base)}})
+    asked_page = client.get(page).text
+    assert f"/runs/{studio.folders.name_of(run)}" in asked_page
+    assert "model.path" in asked_page
+    assert post(client, page).status_code == 400
+    assert base.is_file()
+    assert post(client, page, sure="yes").headers["location"] == "/models"
+    assert not base.exists()
+    (kept,) = (shelf / ".trash").rglob("base.safetensors")
+    assert kept.read_bytes() == b"12345"
+    assert "still takes 5 bytes" in client.get("/models").text
+    assert post(client, "/models/empty-trash").status_code == 400
+    assert kept.is_file()
+    assert post(client, "/models/empty-trash", sure="yes").status_code == 303
+    assert list((shelf / ".trash").iterdir()) == []
+
+
+def test_models_of_one_name_do_not_meet_in_the_trash(client, studio, shelf):
+    for _ in range(3):
+        diffusers(shelf / "same")
+        post(client, f"{page_of(studio, shelf / 'same')}/delete", sure="yes")
+    assert len(list((shelf / ".trash").rglob("model_index.json"))) == 3
+
+
+def test_a_model_that_a_run_works_with_stays(client, studio, base, folder):
+    run = made_run(folder / "dog", settings={"model": {"path": str(base)}}, phase="training")
+    with run.held():
+        answer = post(client, f"{page_of(studio, base)}/delete", sure="yes")
+    assert answer.status_code == 409
+    assert "dog works with it" in answer.text
+    assert base.is_file()
+
+
+def test_a_trash_that_leads_elsewhere_is_not_used_nor_emptied(client, studio, shelf, base):
+    elsewhere = shelf.parent / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "precious").write_text("x")
+    (shelf / ".trash").symlink_to(elsewhere)
+    assert post(client, f"{page_of(studio, base)}/delete", sure="yes").status_code == 500
+    assert base.is_file()
+    post(client, "/models/empty-trash", sure="yes")
+    assert (elsewhere / "precious").is_file()
+
+
+def test_a_link_in_the_trash_is_removed_and_not_followed(client, studio, shelf):
+    precious = shelf.parent / "precious"
+    precious.mkdir()
+    (precious / "x").write_text("x")
+    folder = diffusers(shelf / "linked")
+    (folder / "out").symlink_to(precious)
+    post(client, f"{page_of(studio, folder)}/delete", sure="yes")
+    assert post(client, "/models/empty-trash", sure="yes").status_code == 303
+    assert (precious / "x").is_file()
+    assert list((shelf / ".trash").iterdir()) == []
+
+
+def test_users_are_found_by_relative_paths_links_and_by_the_run(studio, shelf, base, folder):
+    link = shelf / "other.safetensors"
+    link.symlink_to(base)
+    run = made_run(folder / "trained")
+    run.export.mkdir()
+    (run.export / "m.safetensors").write_bytes(b"x")
+    runs = [
+        made_run(
+            folder / "relative", settings={"model": {"path": "models/base.safetensors"}},
+            folder=str(shelf.parent),
+        ),
+        made_run(folder / "linked", settings={"model": {"path": str(link)}}),
+        made_run(folder / "vae", settings={"model": {"path": "owner/name", "vae": str(base)}}),
+        made_run(folder / "further", settings={"model": {"path": str(run.path)}}),
+        made_run(folder / "damaged"),
+        run,
+    ]  # fmt: skip
+    runs[4].config_file.write_bytes(b"\xff = ")
+    model = find_model(studio.folders, "models", address_of([shelf], base))
+    assert [(r.path.name, key) for r, key in users_of(model, runs)] == [
+        ("relative", "model.path"), ("linked", "model.path"), ("vae", "model.vae"),
+    ]  # fmt: skip
+    exported = find_model(
+        studio.folders, "runs", address_of([folder], run.export / "m.safetensors")
+    )
+    assert [(r.path.name, key) for r, key in users_of(exported, runs)] == [
+        ("further", "model.path")
+    ]
