@@ -14,6 +14,7 @@ import click
 
 from impasto.cli.dataset_cache import cache
 from impasto.cli.dataset_caption import caption
+from impasto.cli.dataset_crop import crop
 from impasto.cli.dataset_clean import clean, tags, undo
 from impasto.cli.dataset_merge import merge
 from impasto.cli.dataset_options import (
@@ -54,6 +55,7 @@ dataset.add_command(caption)
 dataset.add_command(clean)
 dataset.add_command(tags)
 dataset.add_command(undo)
+dataset.add_command(crop)
 
 
 @dataset.command()
@@ -87,6 +89,7 @@ def scan(source: Path, as_json: bool, decode: bool, **options: Any) -> None:  # 
 def _as_json(scan: Scan) -> dict[str, Any]:
     return {
         "pictures": scan.tally.usable,
+        "with_crops": scan.tally.cut,
         "uncaptioned": list(dict.fromkeys(str(r.path) for r in scan.records if not r.words)),
         "set_aside": [{"path": str(a.path), "reason": a.reason} for a in scan.set_aside],
         "unused": [{"path": str(a.path), "reason": a.reason} for a in scan.unused],
