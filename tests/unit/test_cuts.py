@@ -69,8 +69,8 @@ def test_each_rectangle_has_keys_of_its_own(picture):
     """Rectangles of one size go through the same resize and crop: only the place differs."""
     keys = set()
     whole = plan_of(picture.parent)
-    boxes = [Box(0, 0, Size(300, 200)), Box(0, 0, Size(96, 96)), Box(1, 0, Size(96, 96)),
-             Box(0, 1, Size(96, 96)), Box(10, 1, Size(96, 96)), Box(1, 10, Size(96, 96))]  # fmt: skip
+    places = [(0, 0), (1, 0), (0, 1), (10, 1), (1, 10)]
+    boxes = [Box(0, 0, Size(300, 200)), *(Box(*place, Size(96, 96)) for place in places)]
     for box in boxes:
         write_cut(picture, Size(300, 200), box)
         planned = plan_of(picture.parent)
@@ -90,7 +90,7 @@ def test_a_state_of_images_that_change_each_time_knows_the_rectangle(picture):
             picture.parent, Subset(root=picture.parent, augmentation=Augmentation(True))
         )
         plan = CachedPlan((image,), (LatentKeys(),), (), 0)
-        return _data_fingerprint(plan, lambda stamps: {path: "same" for path in stamps})
+        return _data_fingerprint(plan, lambda stamps: dict.fromkeys(stamps, "same"))
 
     found = {fingerprint()}
     for left in (0, 5):

@@ -14,8 +14,9 @@ import click
 
 from impasto.cli.dataset_cache import cache
 from impasto.cli.dataset_caption import caption
-from impasto.cli.dataset_crop import crop
 from impasto.cli.dataset_clean import clean, tags, undo
+from impasto.cli.dataset_crop import crop
+from impasto.cli.dataset_mask import mask
 from impasto.cli.dataset_merge import merge
 from impasto.cli.dataset_options import (
     CACHE_DIR,
@@ -56,6 +57,7 @@ dataset.add_command(clean)
 dataset.add_command(tags)
 dataset.add_command(undo)
 dataset.add_command(crop)
+dataset.add_command(mask)
 
 
 @dataset.command()

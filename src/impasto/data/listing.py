@@ -41,9 +41,11 @@ class Sidecars(NamedTuple):
 class FoundImage(NamedTuple):
     """An image file, and size and time of change of it, its caption and its tags.
 
-    A file with its crop is named, and read anew by each scan: it is tiny, and one that was changed
-    must never pass for one that was not, as within the same tick of the file system's clock. Plain numbers in a list, as the index has them: a second scan of 10,000 files compares them and
+    Plain numbers in a list, as the index has them: a second scan of 10,000 files compares them and
     makes nothing of them. Instead of them, the reason why the file cannot even be looked at.
+
+    A file with its crop is named, and read anew by each scan: it is tiny, and one that was changed
+    must never pass for one that was not, as within the same tick of the file system's clock.
     """
 
     path: str
