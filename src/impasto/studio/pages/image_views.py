@@ -73,12 +73,12 @@ def masks_folder(data: Sequence[Path], dataset: Path, text: str) -> Path | None:
             `.masks` in it, which no scan takes for images.
     """
     given = text.strip()
-    if any(len(os.fsencode(part)) > files.LONGEST_NAME for part in Path(given).parts):
-        return None
     beside = dataset.with_name(f"{dataset.name}-masks")
     wanted = [dataset / given] if given else [beside, dataset / ".masks"]
     for folder in wanted:
         try:
+            if any(len(os.fsencode(part)) > files.LONGEST_NAME for part in folder.parts):
+                return None
             if any(files.is_inside(folder, one) for one in data):
                 return Path(os.path.normpath(folder))
         except (OSError, ValueError):

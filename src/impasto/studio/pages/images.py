@@ -219,14 +219,15 @@ class ImagePages:
     async def showings(self, request: Request) -> Response:
         """The caption of an image as training will see it, in some epochs."""
         shown = await self._shown(request)
-        words = ["dataset", "captions", shown.dataset, f"--image={shown.name}"]
+        words: list[str | Path] = ["dataset", "captions", shown.dataset, f"--image={shown.name}"]
+        words += ["--json", "--epochs", str(_EPOCHS)]
 
         def ask() -> list[dict[str, Any]]:
-            told = run_verb([*words, "--json", "--epochs", str(_EPOCHS)], self.studio.home)
+            files.require_writable(self.studio.home)
+            told = run_verb(words, self.studio.home)
             (found,) = json.loads(told[told.index("{") :])["images"].values()
             return list(found)
 
-        files.require_writable(self.studio.home)
         return self.studio.page("image_showings.html.j2", showings=await self._read(ask))
 
     async def _shown(self, request: Request) -> _Shown:
