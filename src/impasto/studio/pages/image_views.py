@@ -9,13 +9,14 @@ from typing import Any
 
 from impasto import files
 from impasto.data.beside import SidecarLookup
-from impasto.data.cuts import crop_file, read_cut
+from impasto.data.cuts import bucket_of, crop_file, read_cut, remove_cut, why_not_cut, write_cut
 from impasto.data.formats import EXTENSIONS
 from impasto.data.images import UnreadableImageError
 from impasto.data.listing import CAPTION, TAGS, sort_key
 from impasto.data.masks import mask_file
 from impasto.data.records import Box, FileStamp, ImageRecord, PlannedImage, Size
 from impasto.data.subsets import MaskRules, Subset
+from impasto.errors import DatasetError
 from impasto.parsing import decode_caption, printable
 from impasto.studio.folders import address_of, leads_out
 
@@ -23,6 +24,7 @@ RESOLUTIONS = (256, 384, 512, 640, 768, 1024)
 """What buckets are shown for."""
 
 _WORDS_BYTES = 100_000
+_LONGEST_SIDE = 1 << 30
 
 
 def image_page(dataset: Path, image: Path, facts: Mapping[str, Any], masks: Path) -> dict[str, Any]:
@@ -34,7 +36,7 @@ def image_page(dataset: Path, image: Path, facts: Mapping[str, Any], masks: Path
         facts: What `Views.facts` says of it.
         masks: The folder where its mask is, or would be.
     """
-    whole = Size(facts["width"], facts["height"])
+    whole = _whole(facts)
     cut, fault = None, ""
     try:
         if os.path.lexists(crop_file(image)) and not leads_out(crop_file(image), dataset):
@@ -92,7 +94,70 @@ def mask_of(dataset: Path, image: Path, masks: Path) -> Path | None:
     return mask_file(ImageRecord(image, Size(1, 1), FileStamp(0, 0), subset=subset))
 
 
-def kept_box(planned: PlannedImage) -> list[float]:
+def bucket_answer(
+    image: Path, facts: Mapping[str, Any], given: Mapping[str, str]
+) -> dict[str, Any]:
+    """Where a rectangle of an image would go, and what of it would be kept; or its `fault`."""
+    try:
+        box, resolution = _box_of(given), int(given.get("resolution", ""))
+    except ValueError:
+        return {"fault": "Whole numbers are expected."}
+    whole = _whole(facts)
+    fault = why_not_cut(whole, box)
+    if resolution not in RESOLUTIONS:
+        fault = "is asked for at a resolution that is not offered here"
+    if fault:
+        return {"fault": f"The crop {fault}."}
+    planned = bucket_of(image, whole, box, resolution)
+    return {
+        "bucket": str(planned.bucket),
+        "kept": _kept(planned),
+        "cropped": planned.cropped_fraction,
+        "enlarged": planned.resized.area > box.size.area,
+    }
+
+
+def keep_crop(image: Path, facts: Mapping[str, Any], given: Mapping[str, str]) -> None:
+    """Write the crop of a form beside its image.
+
+    Raises:
+        DatasetError: It is none of the image.
+        StorageError: The file cannot be written.
+    """
+    try:
+        box = _box_of(given)
+    except ValueError as error:
+        raise DatasetError("X, y, width and height are whole numbers.") from error
+    write_cut(image, _whole(facts), box)
+
+
+def remove_crop(image: Path) -> None:
+    """Use the whole image again.
+
+    Raises:
+        StorageError: The file cannot be removed.
+    """
+    remove_cut(image)
+
+
+def _whole(facts: Mapping[str, Any]) -> Size:
+    return Size(facts["width"], facts["height"])
+
+
+def _box_of(given: Mapping[str, str]) -> Box:
+    """The rectangle of a form.
+
+    Raises:
+        ValueError: A number is missing, is none, or is far too large.
+    """
+    numbers = [int(given.get(name, "")) for name in ("x", "y", "width", "height")]
+    if any(abs(number) > _LONGEST_SIDE for number in numbers):
+        raise ValueError("too large")
+    x, y, width, height = numbers
+    return Box(x, y, Size(width, height))
+
+
+def _kept(planned: PlannedImage) -> list[float]:
     """What of a crop its bucket keeps: x, y, width and height as shares of the crop."""
     width, height = planned.resized.wh
     crop = planned.crop

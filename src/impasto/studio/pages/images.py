@@ -1,4 +1,8 @@
-"""The page of one image: its crop, its mask, its words."""
+"""The page of one image: its crop, its mask, its words.
+
+What it shows is read by `image_views.py`, which is imported when it is first asked for: NumPy and
+Pillow come with it, and a studio that nobody asks for images starts without them.
+"""
 
 from __future__ import annotations
 
@@ -18,25 +22,15 @@ from starlette.responses import FileResponse, JSONResponse, RedirectResponse, Re
 from starlette.routing import BaseRoute, Route
 
 from impasto import files
-from impasto.data.cuts import bucket_of, remove_cut, why_not_cut, write_cut
-from impasto.data.records import Box, Size
 from impasto.errors import ImpastoError
 from impasto.parsing import printable
 from impasto.studio.core import Studio
 from impasto.studio.datasets import dataset_of, image_of
 from impasto.studio.folders import address_of
-from impasto.studio.pages.image_views import (
-    RESOLUTIONS,
-    image_page,
-    kept_box,
-    mask_of,
-    masks_folder,
-)
 from impasto.studio.pages.tasks import task_view
 from impasto.studio.views import Views, run_verb
 
 _MASK_BYTES = 64 << 20
-_LONGEST_SIDE = 1 << 30
 _EPOCHS = 4
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?", re.ASCII)
 
@@ -87,6 +81,8 @@ class ImagePages:
 
     async def page(self, request: Request) -> Response:
         """Everything of one image."""
+        from impasto.studio.pages.image_views import image_page
+
         shown, masks = await self._shown(request), request.query_params.get("masks", "")
         folder = self._masks(shown, masks)
 
@@ -112,6 +108,8 @@ class ImagePages:
 
     async def mask(self, request: Request) -> Response:
         """The mask of an image, as browsers can show it."""
+        from impasto.studio.pages.image_views import mask_of
+
         shown = await self._shown(request)
         folder = self._masks(shown, request.query_params.get("masks", ""))
         file = await asyncio.to_thread(mask_of, shown.dataset, shown.image, folder)
@@ -121,44 +119,25 @@ class ImagePages:
 
     async def bucket(self, request: Request) -> Response:
         """Where a rectangle of the image would go, and what of it would be kept, as JSON."""
-        shown, given = await self._shown(request), request.query_params
+        from impasto.studio.pages.image_views import bucket_answer
+
+        shown, given = await self._shown(request), dict(request.query_params)
         facts = await self._read(lambda: self.views.facts(shown.dataset, shown.image))
-        whole = Size(facts["width"], facts["height"])
-        try:
-            box = _box_of(dict(given))
-            resolution = int(given.get("resolution", ""))
-        except ValueError:
-            return JSONResponse({"fault": "Whole numbers are expected."}, 422)
-        fault = why_not_cut(whole, box)
-        if resolution not in RESOLUTIONS:
-            fault = "has no such resolution here"
-        if fault:
-            return JSONResponse({"fault": f"The crop {fault}."}, 422)
-        planned = bucket_of(shown.image, whole, box, resolution)
-        return JSONResponse(
-            {
-                "bucket": str(planned.bucket),
-                "kept": kept_box(planned),
-                "cropped": planned.cropped_fraction,
-                "enlarged": planned.resized.area > box.size.area,
-            }
-        )
+        answer = bucket_answer(shown.image, facts, given)
+        return JSONResponse(answer, 422 if "fault" in answer else 200)
 
     async def crop(self, request: Request) -> Response:
         """Keep a crop beside the image, or remove it."""
+        from impasto.studio.pages.image_views import keep_crop, remove_crop
+
         shown = await self._shown(request)
         async with request.form(max_files=0, max_fields=10) as form:
             given = _texts(form)
         if "remove" in given:
-            await self._read(lambda: remove_cut(shown.image))
+            await self._read(lambda: remove_crop(shown.image))
         else:
             facts = await self._read(lambda: self.views.facts(shown.dataset, shown.image))
-            try:
-                box = _box_of(given)
-            except ValueError as error:
-                raise HTTPException(422, "X, y, width and height are whole numbers.") from error
-            whole = Size(facts["width"], facts["height"])
-            await self._read(lambda: write_cut(shown.image, whole, box))
+            await self._read(lambda: keep_crop(shown.image, facts, given))
         masks = given.get("masks", "")
         query = f"?{urlencode({'masks': masks})}" if masks else ""
         return RedirectResponse(f"{shown.address}{query}", 303)
@@ -251,6 +230,13 @@ class ImagePages:
         return _Shown(dataset, image, f"/data/{name}/images/{address_of([dataset], image)}")
 
     def _masks(self, shown: _Shown, text: str) -> Path:
+        """The folder of masks that a form names.
+
+        Raises:
+            HTTPException: It is outside of what the studio shows: 422.
+        """
+        from impasto.studio.pages.image_views import masks_folder
+
         folder = masks_folder(self.studio.folders.data, shown.dataset, text)
         if folder is None:
             raise HTTPException(
@@ -299,19 +285,6 @@ class ImagePages:
 
 def _texts(form: FormData) -> dict[str, str]:
     return {name: value for name, value in form.items() if isinstance(value, str)}
-
-
-def _box_of(given: dict[str, str]) -> Box:
-    """The rectangle of a form.
-
-    Raises:
-        ValueError: A number is missing, is none, or is far too large.
-    """
-    numbers = [int(given.get(name, "")) for name in ("x", "y", "width", "height")]
-    if any(abs(number) > _LONGEST_SIDE for number in numbers):
-        raise ValueError("too large")
-    x, y, width, height = numbers
-    return Box(x, y, Size(width, height))
 
 
 def _number(given: dict[str, str], name: str) -> int:
