@@ -177,7 +177,7 @@ class MetadataTarget:
             entry = replace(entry, caption=self.text(record, new))
         else:
             entry = replace(entry, tags=self.text(record, new))
-        self._entries[key] = replace(entry, image_size=record.size) if self.sized else entry
+        self._entries[key] = replace(entry, image_size=record.whole) if self.sized else entry
         self._pending.append(self.place.name_of(record.path))
         if time.monotonic() - self._written > self.every_s:
             self.close(journal)

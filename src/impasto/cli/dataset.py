@@ -6,7 +6,7 @@ settings of a run.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,9 @@ import click
 from impasto.cli.dataset_cache import cache
 from impasto.cli.dataset_caption import caption
 from impasto.cli.dataset_clean import clean, tags, undo
+from impasto.cli.dataset_crop import crop
 from impasto.cli.dataset_list import list_
+from impasto.cli.dataset_mask import mask
 from impasto.cli.dataset_merge import merge
 from impasto.cli.dataset_options import (
     CACHE_DIR,
@@ -28,6 +30,7 @@ from impasto.cli.dataset_options import (
     scan_images,
 )
 from impasto.cli.dataset_report import report
+from impasto.cli.dataset_show import show
 from impasto.cli.dataset_tag import tag
 from impasto.cli.groups import FullHelpGroup
 from impasto.errors import ConfigError
@@ -56,6 +59,9 @@ dataset.add_command(caption)
 dataset.add_command(clean)
 dataset.add_command(tags)
 dataset.add_command(undo)
+dataset.add_command(crop)
+dataset.add_command(mask)
+dataset.add_command(show)
 
 
 @dataset.command()
@@ -89,6 +95,7 @@ def scan(source: Path, as_json: bool, decode: bool, **options: Any) -> None:  # 
 def _as_json(scan: Scan) -> dict[str, Any]:
     return {
         "pictures": scan.tally.usable,
+        "with_crops": scan.tally.cut,
         "uncaptioned": list(dict.fromkeys(str(r.path) for r in scan.records if not r.words)),
         "set_aside": [{"path": str(a.path), "reason": a.reason} for a in scan.set_aside],
         "unused": [{"path": str(a.path), "reason": a.reason} for a in scan.unused],
@@ -134,6 +141,8 @@ def plan(source: Path, decode: bool, **options: Any) -> None:  # noqa: FBT001
 @click.option("--pictures", default=10, show_default=True, help="So many images; 0 means all.")
 @click.option("--seed", default=42, show_default=True, help="The run's seed.")
 @click.option("--match", default="", help="Only images with this in their name.")
+@click.option("--image", default="", metavar="NAME", help="Only this image, below SOURCE.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object, with tokens.")
 @click.option(
     "--steps-per-epoch",
     type=click.IntRange(1),
@@ -147,22 +156,31 @@ def captions(
     pictures: int,
     seed: int,
     match: str,
+    image: str,
+    as_json: bool,  # noqa: FBT001
     steps_per_epoch: int | None,
     **options: Any,
 ) -> None:
     """Show the captions that training would see, exactly, epoch by epoch."""
     from impasto.cli.console import Console
     from impasto.datasets.build import scan_all
+    from impasto.progress import SilentProgress
 
     console = Console()
+    progress = SilentProgress() if as_json else console
+    found = scan_all(dataset_config(source, options), progress).records
     records = [
         record
-        for record in scan_all(dataset_config(source, options), console).records
-        if match.lower() in record.name.lower()
+        for record in found
+        if match.lower() in record.name.lower() and image in ("", record.file_name)
     ]
     if not records:
-        raise ConfigError(f"No image has {match!r} in its name, as --match asks for.")
-    per_epoch = steps_per_epoch or sum(record.subset.repeats for record in records)
+        asked = f"the name {image!r}, as --image" if image else f"{match!r} in its name, as --match"
+        raise ConfigError(f"No image has {asked} asks for.")
+    per_epoch = steps_per_epoch or sum(record.subset.repeats for record in found)
+    if as_json:
+        _print_showings(records[: pictures or None], epochs, seed, per_epoch)
+        return
     for record in records[: pictures or None]:
         console.heading(record.name)
         for line in _shown_captions(record, epochs, seed, per_epoch):
@@ -172,19 +190,49 @@ def captions(
         console.note(f"\n... and {counted(left, 'more images')} (--pictures 0 shows all)")
 
 
-def _shown_captions(
+def _print_showings(
+    records: Sequence[ImageRecord], epochs: int, seed: int, steps_per_epoch: int
+) -> None:
+    """Print each showing of each image, with the tokens of its caption, begin and end left out."""
+    from impasto.cli.harmless import json_text
+    from impasto.models.loading import tokenizer_of
+    from impasto.models.tokens import TextLayout, TextTokens
+    from impasto.models.vocabulary import EOS
+
+    tokens = TextTokens(tokenizer_of({}, EOS), TextLayout())
+    found: dict[str, Any] = {}
+    for record in records:
+        showings = list(_showings(record, epochs, seed, steps_per_epoch))
+        lengths = tokens.lengths([text for *_, text in showings])
+        found[record.file_name] = [
+            {"epoch": epoch, "repeat": repeat, "caption": text, "tokens": length}
+            for (epoch, repeat, text), length in zip(showings, lengths, strict=True)
+        ]
+    click.echo(json_text({"images": found}))
+
+
+def _showings(
     record: ImageRecord, epochs: int, seed: int, steps_per_epoch: int
-) -> Sequence[str]:
-    """A line for each showing, equal neighbours joined."""
+) -> Iterator[tuple[int, int, str]]:
+    """Epoch and repeat, both from 1 on, and the caption of each showing of an image."""
     from impasto.data.captions import Moment
 
-    subset, lines = record.subset, []
+    subset = record.subset
     for epoch in range(epochs):
         moment = Moment(epoch + 1, epoch * steps_per_epoch, epochs * steps_per_epoch)
         for repeat in range(subset.repeats):
             text = subset.captions.write(
                 record.words, moment, seed, subset.dataset, subset.number, record.name, repeat
             )
-            again = f".{repeat + 1}" if subset.repeats > 1 else ""
-            lines.append(f"  epoch {epoch + 1}{again}: {text or '(empty)'}")
+            yield epoch + 1, repeat + 1, text
+
+
+def _shown_captions(
+    record: ImageRecord, epochs: int, seed: int, steps_per_epoch: int
+) -> Sequence[str]:
+    """A line for each showing."""
+    lines = []
+    for epoch, repeat, text in _showings(record, epochs, seed, steps_per_epoch):
+        again = f".{repeat}" if record.subset.repeats > 1 else ""
+        lines.append(f"  epoch {epoch}{again}: {text or '(empty)'}")
     return lines

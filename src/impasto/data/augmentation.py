@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from impasto.data.records import Box, PlannedImage, Size
+from impasto.data.records import Box, Cut, PlannedImage, Size
 from impasto.data.rendering import Rendered, render
 from impasto.data.subsets import Augmentation
 from impasto.randomness import derive_rng
@@ -45,6 +45,15 @@ def face_in_name(path: Path) -> Face | None:
     return Face(x, y, Size(width, height)) if width and height else None
 
 
+def _seen(face: Face | None, cut: Cut | None) -> Face | None:
+    """A face in pixels of the part of an image that is used; None where its centre is outside."""
+    if face is None or cut is None:
+        return face
+    x, y = face.x - cut.box.left, face.y - cut.box.top
+    is_inside = 0 <= x < cut.box.size.width and 0 <= y < cut.box.size.height
+    return Face(x, y, face.size) if is_inside else None
+
+
 def render_augmented(
     image: PlannedImage, rules: Augmentation, seed: int, *keys: int | str
 ) -> Rendered:
@@ -60,7 +69,7 @@ def render_augmented(
         UnreadableImageError: The image or its mask cannot be read.
     """
     rng = derive_rng(seed, "augmentation", *keys)
-    face = face_in_name(image.record.path)
+    face = _seen(face_in_name(image.record.path), image.record.cut)
     if rules.face_crop_range is not None and face is not None:
         image = _around_face(image, face, rules, rng)
     elif rules.random_crop:

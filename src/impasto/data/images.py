@@ -70,6 +70,16 @@ def read_header(path: Path) -> tuple[Size, bool]:
     return size, orientation in _TURNING
 
 
+def read_format(path: Path) -> tuple[str, str, int]:
+    """Pillow's names of a file's format and kind of pixels, and how many images it holds.
+
+    Raises:
+        UnreadableImageError: As for `read_header`.
+    """
+    with _opened(path) as image:
+        return image.format or "", image.mode, int(getattr(image, "n_frames", 1))
+
+
 def read_rgb(path: Path, *, at_least: Size | None = None) -> Image.Image:
     """Decode an image to upright 8-bit sRGB; transparency is laid over white.
 

@@ -89,7 +89,9 @@ def mask_key(content_hash: str, planned: PlannedImage, mask_hash: str) -> str:
 
 def _geometry(planned: PlannedImage) -> str:
     crop, filter_ = planned.crop, planned.record.subset.interpolation
-    return f"{planned.resized}+{crop.left}+{crop.top}+{crop.size}+{filter_}"
+    text = f"{planned.resized}+{crop.left}+{crop.top}+{crop.size}+{filter_}"
+    cut = planned.record.cut
+    return text if cut is None else f"{text}+of={cut.box.left}+{cut.box.top}+{cut.box.size}"
 
 
 def _hashed(*parts: str) -> str:

@@ -19,6 +19,8 @@ from impasto.data import formats
 from impasto.parsing import is_text, printable
 
 CAPTION, TAGS = ".caption", ".txt"
+CROP = ".crop.json"
+"""What the file with an image's crop (`cuts.py`) has behind the image's whole name."""
 NO_FILE = (0, 0)
 NOT_TEXT = "its name is not UTF-8, as after unpacking a zip of another system; rename it"
 _HEAD = 16
@@ -41,12 +43,16 @@ class FoundImage(NamedTuple):
 
     Plain numbers in a list, as the index has them: a second scan of 10,000 files compares them and
     makes nothing of them. Instead of them, the reason why the file cannot even be looked at.
+
+    A file with its crop is named, and read anew by each scan: it is tiny, and one that was changed
+    must never pass for one that was not, as within the same tick of the file system's clock.
     """
 
     path: str
     stamps: list[int]
     words: tuple[str, str] = ("", "")
     fault: str = ""
+    crop: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +106,8 @@ def sort_key(path: str, separator: str = os.sep) -> str:
     return path.replace(separator, "/")
 
 
-def stat_image(path: str, words: tuple[str, str] = ("", "")) -> FoundImage:
-    """An image file with the stamps of it and of the files with its words."""
+def stat_image(path: str, words: tuple[str, str] = ("", ""), crop: str = "") -> FoundImage:
+    """An image file with the stamps of it and of the files with its words, and its crop's file."""
     try:
         status = os.stat(path)  # noqa: PTH116 - hot path
         if not stat.S_ISREG(status.st_mode):
@@ -117,7 +123,10 @@ def stat_image(path: str, words: tuple[str, str] = ("", "")) -> FoundImage:
                 path, [], fault=f"its caption {name} is no file, or a link to nothing"
             )
         stamps += own
-    return FoundImage(path, stamps, words)
+    if crop and _stamp(crop) is None:
+        name = os.path.basename(crop)  # noqa: PTH119 - hot path
+        return FoundImage(path, [], fault=f"its crop {name} is no file, or a link to nothing")
+    return FoundImage(path, stamps, words, crop=crop)
 
 
 def normalized_name(name: str) -> str:
@@ -178,7 +187,11 @@ class _Listing:
     def found(self) -> list[FoundImage]:
         """The images with the files that belong to them."""
         pictures = [
-            stat_image(os.path.join(self._folder, name), self._text_files_of(name))  # noqa: PTH118
+            stat_image(
+                os.path.join(self._folder, name),  # noqa: PTH118 - hot path
+                self._text_files_of(name),
+                self._path_of(name + CROP),
+            )
             for name in self._images
         ]
         return self._faults + pictures
@@ -202,7 +215,10 @@ class _Listing:
         ending = self._sidecars.tags if tags else self._sidecars.caption
         if not ending:
             return ""
-        name = stem + ending
+        return self._path_of(stem + ending)
+
+    def _path_of(self, name: str) -> str:
+        """The path of a file beside images, marked as used; empty where there is none."""
         if name not in self._others:
             name = self._folded.get(normalized_name(name), "")
         if not name:
@@ -229,6 +245,8 @@ class _Listing:
             return "not read, for its image's ending is in its name; rename it, a.png.txt to a.txt"
         if lower in {CAPTION, TAGS} or lower in self._sidecars:
             return self._doubt_of_text(lower, of_picture=of_picture)
+        if name.lower().endswith(CROP):
+            return f"a crop without its image, not used; its name is the image's, then {CROP}"
         if of_picture and lower in _CAPTION_LIKE:
             return f"looks like captions and is not read; set caption_extension to {lower}"
         if of_picture and lower == ".json":

@@ -30,6 +30,7 @@ CELL = 8
 CHANNELS = 4
 _CLOCK_SLACK_NS = 1_000_000_000
 _MOST_VALUES = 1 << 26  # latents of an image of 32768x32768 pixels
+WITH_CROP = "the image has a crop of its own, which sd-scripts does not heed"
 PLAIN_NAMES = ("latents", "latents_flipped", "original_size", "crop_ltrb")
 
 
@@ -44,7 +45,7 @@ class NpzLatents:
 
 def npz_candidates(image: PlannedImage) -> Iterator[Path]:
     """Where sd-scripts would have put an image's latents, the newest form first."""
-    path, root, size = image.record.path, image.record.subset.root, image.record.size
+    path, root, size = image.record.path, image.record.subset.root, image.record.whole
     for ending in ("_sd", "_sdxl"):  # fine_tune.py of early 2026 wrote SD latents as _sdxl
         yield path.with_name(f"{path.stem}_{size.width:04d}x{size.height:04d}{ending}.npz")
     yield path.with_suffix(".npz")
@@ -61,6 +62,8 @@ def read_npz(file: Path, image: PlannedImage) -> NpzLatents | Failure:
     """Read a file's latents if they are those of the planned image, or say why they are not."""
     if image.record.rotated:
         return Failure("the image is turned by EXIF, which sd-scripts does not heed")
+    if image.record.cut:
+        return Failure(WITH_CROP)
     if is_older(file, image):
         return Failure(f"older than {image.record.path.name}, which was changed after it was made")
     try:

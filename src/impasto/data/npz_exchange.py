@@ -16,7 +16,7 @@ from impasto.data.latent_cache import (
     latent_key,
 )
 from impasto.data.latent_writing import ShardWriter, shard_writer
-from impasto.data.npz import npz_candidates, npz_file, read_npz, write_npz
+from impasto.data.npz import WITH_CROP, npz_candidates, npz_file, read_npz, write_npz
 from impasto.data.records import PlannedImage, SkippedFile
 from impasto.data.stages import Failure
 from impasto.errors import StorageError
@@ -101,6 +101,8 @@ def _export(
     """Write one image's latents, or say why not."""
     if not key.plain:
         return Failure("no .npz: it changes each time that it is shown")
+    if image.record.cut:
+        return Failure(f"no .npz: {WITH_CROP}")
     shared = _shared(owners[npz_file(image)])
     if shared is not None:
         return shared

@@ -46,7 +46,8 @@ class BucketRules:
         buckets: The table, where it is not to be made from the above.
         selection: Whose choice of an image's bucket: `native` or `kohya`.
         no_upscale: Never enlarge an image; buckets for small ones are made as needed.
-        as_requested: Put each image into the bucket that its metadata names, where it names one.
+        as_requested: Put each image into the bucket that its metadata names, where it names one;
+            not one with a crop of its own, for which no metadata was made.
     """
 
     enable_bucket: bool = True
@@ -93,7 +94,7 @@ def plan_images(
         return Plan(
             tuple(
                 PlannedImage(record, *_as_requested(record, limits))
-                if rules.as_requested and record.wanted
+                if rules.as_requested and record.wanted and record.cut is None
                 else PlannedImage(record, *geometry[record.size])
                 for record in records
             )

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from impasto.data import images
+from impasto.data.cuts import read_cut
 from impasto.data.listing import FoundImage
 from impasto.data.listing import Sidecars as Sidecars
 from impasto.data.records import FileStamp, ImageRecord, Size, SkippedFile
@@ -97,9 +98,15 @@ def split_usable(
             set_aside.append(SkippedFile(Path(item.path), result[0]))
             continue
         width, height, rotated, caption, tags = result
-        stamp = FileStamp(item.stamps[0], item.stamps[1])
+        size, stamp = Size(width, height), FileStamp(item.stamps[0], item.stamps[1])
+        try:
+            cut = read_cut(Path(item.crop), size) if item.crop else None
+        except images.UnreadableImageError as error:
+            set_aside.append(SkippedFile(Path(item.path), str(error)))
+            continue
+        seen = cut.box.size if cut else size
         record = ImageRecord(
-            Path(item.path), Size(width, height), stamp, caption, tags, bool(rotated), None, subset
+            Path(item.path), seen, stamp, caption, tags, bool(rotated), None, subset, cut
         )
         records.append(record)
     return records, set_aside

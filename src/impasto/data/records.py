@@ -76,11 +76,25 @@ class Box:
 
 
 @dataclass(frozen=True, slots=True)
+class Cut:
+    """The part of an image that is the image, by a crop of one's own (`cuts.py`).
+
+    Attributes:
+        whole: Upright size of the image in its file.
+        box: The part that is used.
+    """
+
+    whole: Size
+    box: Box
+
+
+@dataclass(frozen=True, slots=True)
 class Geometry:
     """Where the pixels of a sample come from.
 
     Attributes:
-        original: Size of the image in its file, as a person sees it.
+        original: Size of the image in its file, as a person sees it, or of the crop of one's own
+            that is used of it.
         crop: What of the resized image the sample shows; its size is the bucket's.
     """
 
@@ -115,13 +129,14 @@ class ImageRecord:
 
     Attributes:
         path: The file.
-        size: The size as a person sees it, after EXIF rotation.
+        size: The size as a person sees it, after EXIF rotation; that of `cut`, where it has one.
         stamp: What tells whether the file has changed.
         caption: Prose, perhaps on several lines: the `.caption`, or metadata's `caption`.
         tags: The `.txt` beside the image, or metadata's `tags`.
         rotated: Whether EXIF says that the stored pixels are turned or mirrored.
         wanted: The bucket that metadata names (`train_resolution`).
         subset: How it is used.
+        cut: The part of it that is used; None for all of it.
     """
 
     path: Path
@@ -132,6 +147,12 @@ class ImageRecord:
     rotated: bool = False
     wanted: Size | None = None
     subset: Subset = PLAIN
+    cut: Cut | None = None
+
+    @property
+    def whole(self) -> Size:
+        """The upright size of the image in its file, whatever part of it is used."""
+        return self.cut.whole if self.cut else self.size
 
     @property
     def words(self) -> str:

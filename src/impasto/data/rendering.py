@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from impasto.data import images
+from impasto.data.cuts import cut_out
 from impasto.data.images import UnreadableImageError
 from impasto.data.masks import mask_file
 from impasto.data.records import CELL, ImageRecord, PlannedImage, Size
@@ -70,10 +71,12 @@ def render(image: PlannedImage) -> Rendered:
     """
     record, masks = image.record, image.record.subset.masks
     wants_alpha = masks is not None and masks.alpha
-    picture, alpha = images.read_image(record.path, at_least=image.resized, with_alpha=wants_alpha)
+    at_least = None if record.cut else image.resized  # a cut is exact in the whole image alone
+    picture, alpha = images.read_image(record.path, at_least=at_least, with_alpha=wants_alpha)
     require_scanned_size(picture, record)
-    cut = _resized_and_cropped(picture, image, _FILTERS[record.subset.interpolation])
-    return Rendered(image, np.asarray(cut), None if masks is None else _mask(image, alpha))
+    seen = cut_out(picture, record.cut)
+    shown = _resized_and_cropped(seen, image, _FILTERS[record.subset.interpolation])
+    return Rendered(image, np.asarray(shown), None if masks is None else _mask(image, alpha))
 
 
 def decoded_size(record: ImageRecord) -> Size:
@@ -102,10 +105,10 @@ def require_scanned_size(picture: Image.Image, record: ImageRecord) -> None:
     """
     found = Size(*picture.size)
     for part in (1, 2, 4, 8):
-        if found == Size(-(-record.size.width // part), -(-record.size.height // part)):
+        if found == Size(-(-record.whole.width // part), -(-record.whole.height // part)):
             return
     raise UnreadableImageError(
-        f"it is {found} where its header promised {record.size}: it was changed, or its EXIF data "
+        f"it is {found} where its header promised {record.whole}: it was changed, or its EXIF data "
         f"stands behind its pixels; save it again"
     )
 
@@ -114,17 +117,18 @@ def _mask(image: PlannedImage, alpha: Image.Image | None) -> np.ndarray:
     """Weights by latent cell: the mean over each 8x8 pixels; 255 where nothing says otherwise."""
     cells = np.full((image.crop.size.height, image.crop.size.width), 255.0, dtype=np.float32)
     if alpha is not None:
-        cells *= _cropped(alpha, image) / 255
+        cells *= _cropped(cut_out(alpha, image.record.cut), image) / 255
     file = mask_file(image.record)
     if file is not None:
         drawn = images.read_mask(file)
         aspect = drawn.width / drawn.height
-        if abs(aspect / image.record.size.aspect - 1) > _ASPECT_TOLERANCE:
+        whole = image.record.whole
+        if abs(aspect / whole.aspect - 1) > _ASPECT_TOLERANCE:
             raise UnreadableImageError(
                 f"its mask {file} is {drawn.width}x{drawn.height} where the image is "
-                f"{image.record.size}; expected the same shape"
+                f"{whole}; expected the same shape"
             )
-        cells *= _cropped(drawn, image) / 255
+        cells *= _cropped(cut_out(drawn, image.record.cut), image) / 255
     height, width = cells.shape
     means = cells.reshape(height // CELL, CELL, width // CELL, CELL).mean(axis=(1, 3))
     return np.asarray((means + 0.5).astype(np.uint8))

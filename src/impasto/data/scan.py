@@ -13,6 +13,7 @@ from impasto.data import images
 from impasto.data.decoded import DecodeCache
 from impasto.data.finding import ImageFinder
 from impasto.data.listing import (
+    CROP,
     Sidecars,
     Unused,
     list_folder,
@@ -42,18 +43,21 @@ class Tally:
         without_words: Those of them that have no words.
         set_aside: Images that cannot be used.
         also_found: Other files and folders that look like images or words, with what to do.
+        cut: Usable images of which a crop of one's own is used.
     """
 
     usable: int
     without_words: int
     set_aside: int
     also_found: int
+    cut: int = 0
 
     def rows(self) -> dict[str, int]:
         """Names and numbers, as a table shows them."""
         return {
             "Usable images": self.usable,
             "Without words": self.without_words,
+            **({"With a crop of their own": self.cut} if self.cut else {}),
             "Skipped": self.set_aside,
             **({"Also found": self.also_found} if self.also_found else {}),
         }
@@ -81,7 +85,9 @@ class Scan:
         paths = {record.path for record in self.records}
         worded = {record.path for record in self.records if record.words.strip()}
         aside = {item.path for item in self.set_aside} - paths
-        return Tally(len(paths), len(paths) - len(worded), len(aside), len(self.unused))
+        cut = {record.path for record in self.records if record.cut}
+        missing = len(paths) - len(worded)
+        return Tally(len(paths), missing, len(aside), len(self.unused), len(cut))
 
     @property
     def uncaptioned_count(self) -> int:
@@ -179,7 +185,7 @@ def scan_metadata(
     if image_dir is not None:
         require_folder(image_dir)
     of_path, set_aside, unused = _named_images(metadata, image_dir)
-    found = [stat_image(path) for path in of_path]
+    found = [stat_image(path, crop=_crop_beside(path)) for path in of_path]
     known = ScanIndex(index, str(metadata.file.absolute()))
     entries = known.probe(found, progress or SilentProgress())
     with no_cycle_collection():
@@ -223,6 +229,10 @@ def _named_images(
         reason = "an image that the metadata file does not name"
         unused += [Unused(Path(path), reason) for path in finder.find_unnamed(set(of_path))]
     return of_path, set_aside, unused
+
+
+def _crop_beside(path: str) -> str:
+    return path + CROP if os.path.lexists(path + CROP) else ""
 
 
 def _is_same_file(path: str, other: str) -> bool:

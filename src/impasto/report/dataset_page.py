@@ -16,6 +16,7 @@ from PIL import Image, ImageDraw
 
 from impasto import files
 from impasto.data import images
+from impasto.data.cuts import cut_beside, cut_out
 from impasto.data.health import SIDES, TOKEN_LIMITS, Health
 from impasto.data.likeness import NEAR_DUPLICATE_BITS
 from impasto.data.records import Size
@@ -198,6 +199,7 @@ class _Content:
         return [
             _fact("usable images", tally.usable),
             _fact("showings per epoch", health.showings),
+            *([_fact("with crops of their own", tally.cut)] if tally.cut else []),
             _fact("skipped", tally.set_aside, bad=tally.set_aside > 0),
             _fact("also found", tally.also_found, bad=tally.also_found > 0),
             _fact("without words", tally.without_words, bad=tally.without_words > 0),
@@ -280,7 +282,9 @@ def _token_line(health: Health) -> str:
 def _data_url(path: Path, bucket: str) -> str:
     """A small JPEG; with a bucket, what its crop loses is darkened. Empty if it has vanished."""
     try:
-        picture = images.read_rgb(path, at_least=Size(THUMBNAIL, THUMBNAIL))
+        cut = cut_beside(path)
+        least = None if cut else Size(THUMBNAIL, THUMBNAIL)
+        picture = cut_out(images.read_rgb(path, at_least=least), cut)
     except (images.UnreadableImageError, OSError):
         return ""
     picture.thumbnail((2 * THUMBNAIL, THUMBNAIL))

@@ -182,7 +182,8 @@ def _prepare(options: argparse.Namespace, console: Console) -> None:
     }
     config = build_dataset_config({**values, **round_bucket_sides(values)}, source="command line")
     scan = scan_all(config, console)
-    planned = plan_dataset(config, scan.records)
+    whole = [replace(record, size=record.whole, cut=None) for record in scan.records]
+    planned = plan_dataset(config, whole)  # sd-scripts, which this is for, knows no crops
     vae = load_base_model(options.model_name_or_path, progress=console).vae
     set_arithmetic(tf32=True)  # as training.tf32 is, unless a run says otherwise
     cast_network(vae, DTYPES[config.vae_precision])

@@ -261,6 +261,8 @@ def _data_fingerprint(
             digest.update(known.get(path, "").encode())
             if path in masks:
                 digest.update(f"mask {known.get(masks[path], '')}".encode())
+            if image.record.cut:
+                digest.update(f"of {image.record.cut.box}".encode())
     return digest.hexdigest()[:16]
 
 

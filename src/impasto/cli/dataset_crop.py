@@ -1,0 +1,71 @@
+"""`impasto dataset crop`: which part of an image is used."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from impasto.data.records import Box, Size
+
+
+@click.command()
+@click.argument("image", type=click.Path(path_type=Path))
+@click.argument("rectangle", nargs=-1, type=int, metavar="[X Y WIDTH HEIGHT]")
+@click.option("--remove", is_flag=True, help="Use the whole image again.")
+@click.option(
+    "--resolution", default=512, show_default=True, type=click.IntRange(64, 8192),
+    help="What the bucket is shown for.",
+)  # fmt: skip
+def crop(image: Path, rectangle: tuple[int, ...], resolution: int, *, remove: bool) -> None:
+    r"""Have a rectangle of IMAGE be the image: buckets, resizing and cropping begin from it.
+
+    X and Y are its left top corner. All four are pixels of the image as it is seen, after EXIF
+    rotation. It is kept beside the image, in IMAGE.crop.json. Without a rectangle, the one that is
+    there is shown.
+
+    \b
+    impasto dataset crop images/cat.jpg 900 0 2100 3000
+    impasto dataset crop images/cat.jpg --remove
+    """
+    from impasto.cli.console import Console
+    from impasto.data import images
+    from impasto.data.cuts import crop_file, read_cut, remove_cut, write_cut
+    from impasto.data.records import Box, Size
+    from impasto.errors import DatasetError
+
+    if len(rectangle) not in (0, 4) or (rectangle and remove):
+        raise click.UsageError("Give X, Y, WIDTH and HEIGHT, or --remove, or neither.")
+    console = Console()
+    if remove:
+        is_gone = remove_cut(image)
+        console.note("The whole image is used." if is_gone else f"{image} has no crop of its own.")
+        return
+    if image.suffix.lower() not in images.EXTENSIONS:
+        raise DatasetError(f"{image} is no image, by its ending. Give the path of one.")
+    try:
+        whole, _ = images.read_header(image)
+        if rectangle:
+            x, y, width, height = rectangle
+            write_cut(image, whole, Box(x, y, Size(width, height)))
+        cut = read_cut(crop_file(image), whole) if crop_file(image).exists() else None
+    except images.UnreadableImageError as error:
+        raise DatasetError(f"{image}: {error}.") from error
+    box = cut.box if cut else Box(0, 0, whole)
+    console.table(_described(image, whole, box, resolution))
+    if cut is None:
+        console.note("It has no crop of its own: all of it is used.")
+
+
+def _described(image: Path, whole: Size, box: Box, resolution: int) -> dict[str, str]:
+    from impasto.data.cuts import bucket_of
+
+    planned = bucket_of(image, whole, box, resolution)
+    return {
+        "Image": str(whole),
+        "Used": f"{box.size} from {box.left},{box.top}",
+        f"Bucket at {resolution}": str(planned.bucket),
+        "Cropped away": f"{100 * planned.cropped_fraction:.1f} % of what is used",
+    }

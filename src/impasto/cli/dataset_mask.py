@@ -1,0 +1,244 @@
+"""`impasto dataset mask`: masks by a segmentation model, where masked training reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from impasto.cli.dataset_options import CACHE_DIR, SOURCE, dataset_config
+from impasto.cli.numbers import Finite
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from impasto.annotate.segmenting import MaskShape, Segmenter
+    from impasto.cli.console import Console
+    from impasto.data.records import ImageRecord
+
+_NAMED = 5
+_ASPECT_TOLERANCE = 0.02  # as for reading masks
+
+
+@click.command()
+@SOURCE
+@click.option(
+    "--model",
+    default="clothes",
+    show_default=True,
+    help="A short name, a Hub id, or the folder of a model for image-segmentation.",
+)
+@click.option("--label", "labels", multiple=True, help="What the loss counts; repeatable.")
+@click.option("--labels", "lists_labels", is_flag=True, help="List the model's labels, and end.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="The folder of masks.  [default: mask_dir, or SOURCE with -masks behind it]",
+)
+@click.option(
+    "--kind",
+    type=click.Choice(["semantic", "instance", "panoptic"]),
+    help="What the model is asked for.  [default: as it can]",
+)
+@click.option(
+    "--threshold",
+    type=Finite(0, 1),
+    default=0.5,
+    show_default=True,
+    help="The least certainty of an object.",
+)
+@click.option(
+    "--grow",
+    type=click.IntRange(-2000, 2000),
+    default=0,
+    show_default=True,
+    help="By so many pixels on all sides; negative shrinks.",
+)
+@click.option("--blur", type=Finite(0, 2000), default=0.0, help="Radius of soft edges in pixels.")
+@click.option("--invert", is_flag=True, help="Count all but what was found.")
+@click.option("--rest", type=Finite(0, 1), default=0.0, help="What the rest weighs.  [default: 0]")
+@click.option("--only", multiple=True, metavar="NAME", help="Only this image, below SOURCE.")
+@click.option(
+    "--from",
+    "drawn",
+    type=click.Path(path_type=Path),
+    help="Take this image as the mask of the one that --only names, and ask no model.",
+)
+@click.option("--overwrite", is_flag=True, help="Replace masks that are there.")
+@CACHE_DIR
+def mask(source: Path, model: str, *, lists_labels: bool, **options: Any) -> None:
+    """Make masks for the images of SOURCE: white where the loss counts.
+
+    \b
+    impasto dataset mask images --labels
+    impasto dataset mask images --label Background --invert --grow 12 --blur 8
+    impasto dataset mask images --model coco --label cat --label dog
+    """  # noqa: D301 - the backspace tells click to keep the lines
+    from impasto.cli.console import Console
+
+    console = Console()
+    drawn = options["drawn"]
+    if drawn is not None and len(options["only"]) != 1:
+        raise click.UsageError("--from goes with --only and the name of one image.")
+    if drawn is None:
+        segmenter = _loaded(model, options, console)
+        if lists_labels:
+            console.note("\n".join(segmenter.labels))
+            return
+        labels = segmenter.chosen(options["labels"])
+        _write_masks(source, lambda image: segmenter.find(image, labels), options, console)
+    else:
+        _write_masks(source, lambda image: _read_drawn(drawn, image), options, console)
+
+
+def _loaded(model: str, options: dict[str, Any], console: Console) -> Segmenter:
+    from impasto.annotate.segmenting import Segmenter
+    from impasto.training.devices import default_device
+
+    given = {name: options[name] for name in ("kind", "threshold")}
+    with console.stage("Loading the model", None, "models"):
+        return Segmenter.load(model, default_device(), **given)
+
+
+def _read_drawn(file: Path, image: Image) -> Image:
+    """A mask that somebody drew.
+
+    Raises:
+        DatasetError: It is unreadable, or has not the shape of its image.
+    """
+    from impasto.data.images import UnreadableImageError, read_mask
+    from impasto.errors import DatasetError
+
+    try:
+        drawn = read_mask(file)
+    except UnreadableImageError as error:
+        raise DatasetError(f"The mask {file} cannot be used: {error}.") from error
+    if abs(drawn.width / drawn.height / (image.width / image.height) - 1) > _ASPECT_TOLERANCE:
+        raise DatasetError(
+            f"The mask {file} is {drawn.width}x{drawn.height} where the image is "
+            f"{image.width}x{image.height}; expected the same shape."
+        )
+    return drawn
+
+
+@dataclass(frozen=True)
+class _Order:
+    """An image and the mask that it is to get."""
+
+    record: ImageRecord
+    target: Path
+
+
+def _write_masks(
+    source: Path, find: Callable[[Image], Image | None], options: dict[str, Any], console: Console
+) -> None:
+    """Go through the images that have no mask yet, and say what was done."""
+    from impasto.annotate.segmenting import MaskShape
+
+    orders, kept, folder = _orders(source, options, console)
+    shape = MaskShape(**{name: options[name] for name in ("grow", "blur", "invert", "rest")})
+    written, nothing, refused = 0, [], []
+    with console.stage("Making masks", len(orders), "images") as advance:
+        for order in orders:
+            outcome = _make(order, find, shape, folder)
+            if outcome is None:
+                written += 1
+            elif outcome:
+                refused.append(f"{order.record.name}: {outcome}")
+            else:
+                nothing.append(order.record.name)
+            advance(1)
+    rows = {"Masks written": written, "Left as they were": kept, "Nothing found": len(nothing)}
+    console.table({**rows, "Skipped": len(refused), "Folder": folder})
+    for line in refused:
+        console.note(f"Skipped: {line}")
+    if nothing:
+        more = f" and {len(nothing) - _NAMED} more" if len(nothing) > _NAMED else ""
+        console.note(
+            f"Nothing found, so no mask was written, and all of it counts: "
+            f"{', '.join(nothing[:_NAMED])}{more}"
+        )
+    if written:
+        console.note(f'Training reads them with mask_dir = "{folder.as_posix()}".')
+
+
+def _orders(
+    source: Path, options: dict[str, Any], console: Console
+) -> tuple[Sequence[_Order], int, Path]:
+    """What is to be made, how many masks are left alone, and the folder of the first.
+
+    Raises:
+        ConfigError: No folder of masks is known, or an image that is asked for is not there.
+    """
+    from impasto import files
+    from impasto.data.masks import mask_file
+    from impasto.data.subsets import MaskRules
+    from impasto.datasets.build import scan_all
+    from impasto.errors import ConfigError
+
+    records = scan_all(dataset_config(source, options), console).records
+    only = set(options["only"])
+    unknown = only - {record.file_name for record in records}
+    if unknown:
+        raise ConfigError(
+            f"{source} has no usable image {min(unknown)!r}, as --only asks for. Give its path "
+            f"below SOURCE, with slashes."
+        )
+    orders, kept, folder = [], 0, options["out"]
+    for record in {record.path: record for record in records}.values():
+        own = record.subset.masks.folder if record.subset.masks else None
+        masks = options["out"] or own or (_beside(source) if source.is_dir() else None)
+        if masks is None:
+            raise ConfigError(f"{source} names no mask_dir. Say with --out where masks go.")
+        folder = folder or masks
+        if files.is_inside(record.path, masks) or (only and record.file_name not in only):
+            continue
+        subset = replace(record.subset, masks=MaskRules(folder=masks))
+        if mask_file(replace(record, subset=subset)) is not None and not options["overwrite"]:
+            kept += 1
+            continue
+        below = Path(record.file_name)
+        name = below.name if below.is_absolute() else below
+        orders.append(_Order(record, (masks / name).with_suffix(".png")))
+    assert folder is not None  # noqa: S101 - there is an image at least
+    return orders, kept, folder
+
+
+def _beside(source: Path) -> Path:
+    folder = source.absolute()
+    return folder.with_name(f"{folder.name}-masks")
+
+
+def _make(
+    order: _Order, find: Callable[[Image], Image | None], shape: MaskShape, folder: Path
+) -> str | None:
+    """Write the mask of an image: None; why not; or empty where nothing was found.
+
+    Raises:
+        StorageError: The disk is full.
+    """
+    from impasto import files
+    from impasto.data import images
+    from impasto.data.rendering import require_scanned_size
+
+    record, target = order.record, order.target
+    try:
+        image = images.read_rgb(record.path)
+        require_scanned_size(image, record)
+    except (images.UnreadableImageError, OSError) as error:
+        return images.failure_of(error).reason
+    fault = files.why_not_written(target, [folder])
+    if fault:
+        return fault
+    found = find(image)
+    if found is None:
+        return ""
+    with files.reported(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+    made = shape.applied(found, image.size)
+    with files.replace_file(target) as partial, partial.open("wb") as output:
+        made.save(output, "PNG", optimize=False)
+    return None

@@ -1,0 +1,77 @@
+"""`impasto dataset show`: what there is to know of one image."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+
+@click.command()
+@click.argument("image", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.option(
+    "--view",
+    type=click.Path(path_type=Path),
+    help="Also write an upright copy of 2048 pixels at most to this .jpg, .png or .webp.",
+)
+def show(image: Path, view: Path | None, *, as_json: bool) -> None:
+    """Show size, format, crop and words of IMAGE."""
+    from impasto.cli.console import Console
+    from impasto.cli.harmless import json_text
+    from impasto.data.images import UnreadableImageError, failure_of
+    from impasto.data.inspection import inspect_image, write_view
+    from impasto.errors import DatasetError
+
+    try:
+        facts = inspect_image(image)
+        if view is not None:
+            write_view(image, view)
+    except (UnreadableImageError, OSError) as error:
+        raise DatasetError(f"{image}: {failure_of(error).reason}.") from error
+    if as_json:
+        click.echo(json_text({**facts.as_json(), **_beside(image)}))
+        return
+    beside = _beside(image)
+    turned = ", turned by EXIF" if facts.rotated else ""
+    Console().table(
+        {
+            "Size": f"{facts.width}x{facts.height}{turned}",
+            "File": f"{facts.format}, {facts.mode}, {facts.size_bytes:,} bytes",
+            "Used": _used(beside),
+            "Caption": beside["caption"] or "none",
+            "Tags": beside["tags"] or "none",
+        }
+    )
+
+
+def _beside(image: Path) -> dict[str, Any]:
+    """What the files beside an image say, as plain values."""
+    from impasto.data.beside import SidecarLookup
+    from impasto.data.cuts import cut_beside
+    from impasto.data.images import UnreadableImageError
+    from impasto.data.listing import CAPTION, TAGS
+    from impasto.parsing import decode_caption
+
+    found: dict[str, Any] = {"crop": None, "crop_fault": ""}
+    try:
+        cut = cut_beside(image)
+        found["crop"] = [cut.box.left, cut.box.top, *cut.box.size.wh] if cut else None
+    except UnreadableImageError as error:
+        found["crop_fault"] = str(error)
+    lookup = SidecarLookup()
+    for name, ending in (("caption", CAPTION), ("tags", TAGS)):
+        file = lookup.file(image, ending)
+        text = file.read_bytes()[: 1 << 20] if file.is_file() else b""
+        found[name] = decode_caption(text, errors="replace").strip()
+    return found
+
+
+def _used(beside: dict[str, Any]) -> str:
+    if beside["crop_fault"]:
+        return f"nothing: {beside['crop_fault']}"
+    if beside["crop"] is None:
+        return "all of it"
+    x, y, width, height = beside["crop"]
+    return f"{width}x{height} from {x},{y}"

@@ -1,0 +1,225 @@
+"""Plain values of one image for its page."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from impasto import files
+from impasto.data.beside import SidecarLookup
+from impasto.data.cuts import bucket_of, crop_file, read_cut, remove_cut, why_not_cut, write_cut
+from impasto.data.formats import EXTENSIONS
+from impasto.data.images import UnreadableImageError
+from impasto.data.listing import CAPTION, TAGS, sort_key
+from impasto.data.masks import mask_file
+from impasto.data.records import Box, FileStamp, ImageRecord, PlannedImage, Size
+from impasto.data.subsets import MaskRules, Subset
+from impasto.errors import DatasetError
+from impasto.parsing import decode_caption, printable
+from impasto.studio.folders import address_of, leads_out
+
+RESOLUTIONS = (256, 384, 512, 640, 768, 1024)
+"""What buckets are shown for."""
+
+_WORDS_BYTES = 100_000
+_LONGEST_SIDE = 1 << 30
+
+
+def image_page(dataset: Path, image: Path, facts: Mapping[str, Any], masks: Path) -> dict[str, Any]:
+    """What the page of an image shows.
+
+    Args:
+        dataset: The folder that the image is in.
+        image: It.
+        facts: What `Views.facts` says of it.
+        masks: The folder where its mask is, or would be.
+    """
+    whole = _whole(facts)
+    cut, fault = None, ""
+    try:
+        if os.path.lexists(crop_file(image)) and not leads_out(crop_file(image), dataset):
+            cut = read_cut(crop_file(image), whole)
+    except UnreadableImageError as error:
+        fault = str(error)
+    box = cut.box if cut else Box(0, 0, whole)
+    before, after, place, total = _neighbours(dataset, image)
+    mask = mask_of(dataset, image, masks)
+    return {
+        "name": printable(image.relative_to(dataset).as_posix()),
+        "dataset_name": printable(dataset.name),
+        "whole": whole,
+        "crop": {"x": box.left, "y": box.top, "width": box.size.width, "height": box.size.height},
+        "has_crop": cut is not None,
+        "crop_fault": fault,
+        "facts": _facts(facts, whole),
+        "words": _words(dataset, image),
+        "before": before,
+        "after": after,
+        "place": place,
+        "total": total,
+        "masks": printable(str(masks)),
+        "has_mask": mask is not None and files.is_inside(mask, masks),
+        "resolutions": RESOLUTIONS,
+    }
+
+
+def masks_folder(data: Sequence[Path], dataset: Path, text: str) -> Path | None:
+    """The folder of masks that a form names; None where it is outside of the folders of images.
+
+    Args:
+        data: The folders that the studio shows.
+        dataset: The dataset; relative paths begin there.
+        text: The path; empty for `<dataset>-masks` beside it, or where that would be outside, for
+            `.masks` in it, which no scan takes for images.
+    """
+    given = text.strip()
+    beside = dataset.with_name(f"{dataset.name}-masks")
+    wanted = [dataset / given] if given else [beside, dataset / ".masks"]
+    for folder in wanted:
+        try:
+            if any(len(os.fsencode(part)) > files.LONGEST_NAME for part in folder.parts):
+                return None
+            if any(files.is_inside(folder, one) for one in data):
+                return Path(os.path.normpath(folder))
+        except (OSError, ValueError):
+            return None
+    return None
+
+
+def mask_of(dataset: Path, image: Path, masks: Path) -> Path | None:
+    """The mask that training would take for an image."""
+    subset = Subset(root=dataset, masks=MaskRules(folder=masks))
+    return mask_file(ImageRecord(image, Size(1, 1), FileStamp(0, 0), subset=subset))
+
+
+def bucket_answer(
+    image: Path, facts: Mapping[str, Any], given: Mapping[str, str]
+) -> dict[str, Any]:
+    """Where a rectangle of an image would go, and what of it would be kept; or its `fault`."""
+    try:
+        box, resolution = _box_of(given), int(given.get("resolution", ""))
+    except ValueError:
+        return {"fault": "Whole numbers are expected."}
+    whole = _whole(facts)
+    fault = why_not_cut(whole, box)
+    if resolution not in RESOLUTIONS:
+        fault = "is asked for at a resolution that is not offered here"
+    if fault:
+        return {"fault": f"The crop {fault}."}
+    planned = bucket_of(image, whole, box, resolution)
+    return {
+        "bucket": str(planned.bucket),
+        "kept": _kept(planned),
+        "cropped": planned.cropped_fraction,
+        "enlarged": planned.resized.area > box.size.area,
+    }
+
+
+def keep_crop(image: Path, facts: Mapping[str, Any], given: Mapping[str, str]) -> None:
+    """Write the crop of a form beside its image.
+
+    Raises:
+        DatasetError: It is none of the image.
+        StorageError: The file cannot be written.
+    """
+    try:
+        box = _box_of(given)
+    except ValueError as error:
+        raise DatasetError("X, y, width and height are whole numbers.") from error
+    write_cut(image, _whole(facts), box)
+
+
+def remove_crop(image: Path) -> None:
+    """Use the whole image again.
+
+    Raises:
+        StorageError: The file cannot be removed.
+    """
+    remove_cut(image)
+
+
+def _whole(facts: Mapping[str, Any]) -> Size:
+    return Size(facts["width"], facts["height"])
+
+
+def _box_of(given: Mapping[str, str]) -> Box:
+    """The rectangle of a form.
+
+    Raises:
+        ValueError: A number is missing, is none, or is far too large.
+    """
+    numbers = [int(given.get(name, "")) for name in ("x", "y", "width", "height")]
+    if any(abs(number) > _LONGEST_SIDE for number in numbers):
+        raise ValueError("too large")
+    x, y, width, height = numbers
+    return Box(x, y, Size(width, height))
+
+
+def _kept(planned: PlannedImage) -> list[float]:
+    """What of a crop its bucket keeps: x, y, width and height as shares of the crop."""
+    width, height = planned.resized.wh
+    crop = planned.crop
+    return [
+        crop.left / width,
+        crop.top / height,
+        crop.size.width / width,
+        crop.size.height / height,
+    ]
+
+
+def _facts(facts: Mapping[str, Any], whole: Size) -> dict[str, str]:
+    turned = ", turned by EXIF" if facts["rotated"] else ""
+    frames = f", the first of {facts['frames']} frames" if facts["frames"] > 1 else ""
+    return {
+        "Size": f"{whole.width} × {whole.height}{turned}",
+        "Megapixels": f"{whole.area / 1e6:.1f}",
+        "File": _bytes(facts["size_bytes"]),
+        "Format": f"{facts['format']}, {facts['mode']}{frames}",
+    }
+
+
+def _bytes(number: int) -> str:
+    return f"{number / 1e6:.1f} MB" if number >= 1e6 else f"{number / 1e3:.1f} kB"
+
+
+def _words(dataset: Path, image: Path) -> list[dict[str, str]]:
+    """The files with words beside an image, and what they say."""
+    lookup, found = SidecarLookup(), []
+    for ending in (CAPTION, TAGS):
+        file = lookup.file(image, ending)
+        try:
+            if file.is_file() and not leads_out(file, dataset):
+                with file.open("rb") as content:
+                    text = decode_caption(content.read(_WORDS_BYTES), errors="replace")
+                found.append({"file": printable(file.name), "text": text.strip()})
+        except OSError:
+            continue
+    return found
+
+
+def _neighbours(dataset: Path, image: Path) -> tuple[str, str, int, int]:
+    """Addresses of the images before and after one, its number from 1 on, and how many there are.
+
+    In the order of their paths, as scans have them; empty where there is none.
+    """
+    found: list[str] = []
+    for folder, inner, names in os.walk(dataset):
+        inner[:] = [name for name in inner if not name.startswith(".")]
+        found += [
+            os.path.join(folder, name)  # noqa: PTH118 - hot path
+            for name in names
+            if os.path.splitext(name)[1].lower() in EXTENSIONS and not name.startswith(".")  # noqa: PTH122
+        ]
+    found.sort(key=sort_key)
+    try:
+        place = found.index(str(image))
+    except ValueError:
+        return "", "", 0, len(found)
+
+    def address(number: int) -> str:
+        known = 0 <= number < len(found)
+        return address_of([dataset], Path(found[number])) if known else ""
+
+    return address(place - 1), address(place + 1), place + 1, len(found)

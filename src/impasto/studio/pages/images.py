@@ -1,0 +1,302 @@
+"""The page of one image: its crop, its mask, its words.
+
+What it shows is read by `image_views.py`, which is imported when it is first asked for: NumPy and
+Pillow come with it, and a studio that nobody asks for images starts without them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import secrets
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+from starlette.datastructures import FormData, UploadFile
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import FileResponse, JSONResponse, RedirectResponse, Response
+from starlette.routing import BaseRoute, Route
+
+from impasto import files
+from impasto.errors import ImpastoError
+from impasto.parsing import printable
+from impasto.studio.core import Studio
+from impasto.studio.datasets import dataset_of, image_of
+from impasto.studio.folders import address_of
+from impasto.studio.pages.tasks import task_view
+from impasto.studio.views import Views, run_verb
+
+_MASK_BYTES = 64 << 20
+_EPOCHS = 4
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?", re.ASCII)
+
+
+def routes(studio: Studio) -> list[BaseRoute]:
+    """The routes of this page."""
+    pages = ImagePages(studio)
+    one = "/data/{dataset}/images/{image}"
+    return [
+        Route("/data/{dataset}/files/{image}", pages.file),
+        Route(one, pages.page),
+        Route(f"{one}/bucket", pages.bucket),
+        Route(f"{one}/crop", pages.crop, methods=["POST"]),
+        Route(f"{one}/mask", pages.mask, methods=["GET"]),
+        Route(f"{one}/mask", pages.save_mask, methods=["POST"]),
+        Route(f"{one}/mask/model", pages.make_mask, methods=["POST"]),
+        Route(f"{one}/showings", pages.showings),
+    ]
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """What an address names, and how addresses name it."""
+
+    dataset: Path
+    image: Path
+    address: str
+
+    @property
+    def name(self) -> str:
+        """The path below the dataset, with slashes."""
+        return self.image.relative_to(self.dataset).as_posix()
+
+
+@dataclass(frozen=True)
+class ImagePages:
+    """Answers requests for one image of a dataset.
+
+    Attributes:
+        studio: What they work with.
+    """
+
+    studio: Studio
+    views: Views = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "views", Views(self.studio.home / "views"))
+
+    async def page(self, request: Request) -> Response:
+        """Everything of one image."""
+        from impasto.studio.pages.image_views import image_page
+
+        shown, masks = await self._shown(request), request.query_params.get("masks", "")
+        folder = self._masks(shown, masks)
+
+        def read() -> dict[str, Any]:
+            facts = self.views.facts(shown.dataset, shown.image)
+            return image_page(shown.dataset, shown.image, facts, folder)
+
+        content = await self._read(read)
+        query = f"?{urlencode({'masks': masks})}" if masks else ""
+        return self.studio.page(
+            "image.html.j2",
+            address=shown.address,
+            dataset=request.path_params["dataset"],
+            image=request.path_params["image"],
+            query=query,
+            **content,
+        )
+
+    async def file(self, request: Request) -> Response:
+        """The image, as browsers can show it."""
+        shown = await self._shown(request)
+        return await self._file(shown, shown.image, ".jpg")
+
+    async def mask(self, request: Request) -> Response:
+        """The mask of an image, as browsers can show it."""
+        from impasto.studio.pages.image_views import mask_of
+
+        shown = await self._shown(request)
+        folder = self._masks(shown, request.query_params.get("masks", ""))
+        file = await asyncio.to_thread(mask_of, shown.dataset, shown.image, folder)
+        if file is None or not files.is_inside(file, folder):
+            raise HTTPException(404, "This image has no mask there.")
+        return await self._file(shown, file, ".png")
+
+    async def bucket(self, request: Request) -> Response:
+        """Where a rectangle of the image would go, and what of it would be kept, as JSON."""
+        from impasto.studio.pages.image_views import bucket_answer
+
+        shown, given = await self._shown(request), dict(request.query_params)
+        facts = await self._read(lambda: self.views.facts(shown.dataset, shown.image))
+        answer = bucket_answer(shown.image, facts, given)
+        return JSONResponse(answer, 422 if "fault" in answer else 200)
+
+    async def crop(self, request: Request) -> Response:
+        """Keep a crop beside the image, or remove it."""
+        from impasto.studio.pages.image_views import keep_crop, remove_crop
+
+        shown = await self._shown(request)
+        async with request.form(max_files=0, max_fields=10) as form:
+            given = _texts(form)
+        if "remove" in given:
+            await self._read(lambda: remove_crop(shown.image))
+        else:
+            facts = await self._read(lambda: self.views.facts(shown.dataset, shown.image))
+            await self._read(lambda: keep_crop(shown.image, facts, given))
+        masks = given.get("masks", "")
+        query = f"?{urlencode({'masks': masks})}" if masks else ""
+        return RedirectResponse(f"{shown.address}{query}", 303)
+
+    async def save_mask(self, request: Request) -> Response:
+        """Keep a mask that was painted."""
+        shown = await self._shown(request)
+        async with request.form(max_files=1, max_fields=4, max_part_size=_MASK_BYTES) as form:
+            folder = self._masks(shown, _texts(form).get("masks", ""))
+            painted = form.get("mask")
+            if not isinstance(painted, UploadFile):
+                raise HTTPException(422, "There is no mask in what was sent.")
+            content = await painted.read(_MASK_BYTES + 1)
+        if len(content) > _MASK_BYTES:
+            raise HTTPException(413, "A mask of more than 64 MiB is not taken.")
+
+        def keep() -> None:
+            file = self.studio.home / "uploads" / f"{secrets.token_hex(8)}.png"
+            try:
+                with files.reported(file):
+                    file.parent.mkdir(parents=True, exist_ok=True)
+                    file.write_bytes(content)
+                words: list[str | Path] = [f"--only={shown.name}", "--from", file]
+                run_verb(
+                    ["dataset", "mask", shown.dataset, *words, "--out", folder, "--overwrite"],
+                    self.studio.home,
+                )
+            finally:
+                file.unlink(missing_ok=True)
+
+        await self._read(keep)
+        return JSONResponse({"saved": printable(str(folder))})
+
+    async def make_mask(self, request: Request) -> Response:
+        """Have a model make the mask of this image, as a task."""
+        shown = await self._shown(request)
+        async with request.form(max_files=0, max_fields=12) as form:
+            given = _texts(form)
+        folder = self._masks(shown, given.get("masks", ""))
+        model = self._model(given.get("model", "").strip())
+        labels = [label.strip() for label in given.get("labels", "").split(",") if label.strip()]
+        words: list[str | Path] = ["dataset", "mask", shown.dataset, f"--only={shown.name}"]
+        words += [f"--model={model}", *(f"--label={label}" for label in labels), "--out", folder]
+        words += [f"--{name}={_number(given, name)}" for name in ("grow", "blur")]
+        words += ["--invert"] if "invert" in given else []
+        words += ["--overwrite"] if "overwrite" in given else []
+
+        def begin() -> dict[str, Any]:
+            files.require_writable(self.studio.home)
+            title = f"Make the mask of {printable(shown.image.name)}"
+            name = self.studio.tasks.start(words, title, shown.address, self.studio.home)
+            task = self.studio.tasks.find(name)
+            assert task is not None  # noqa: S101 - it was started a moment ago
+            return task_view(self.studio.tasks, task)
+
+        return self.studio.page("task_state.html.j2", task=await self._read(begin))
+
+    async def showings(self, request: Request) -> Response:
+        """The caption of an image as training will see it, in some epochs."""
+        shown = await self._shown(request)
+        words: list[str | Path] = ["dataset", "captions", shown.dataset, f"--image={shown.name}"]
+        words += ["--json", "--epochs", str(_EPOCHS)]
+
+        def ask() -> list[dict[str, Any]]:
+            files.require_writable(self.studio.home)
+            told = run_verb(words, self.studio.home)
+            (found,) = json.loads(told[told.index("{") :])["images"].values()
+            return list(found)
+
+        return self.studio.page("image_showings.html.j2", showings=await self._read(ask))
+
+    async def _shown(self, request: Request) -> _Shown:
+        """The image that an address names.
+
+        Raises:
+            HTTPException: There is none: 404.
+        """
+        name, inside = request.path_params["dataset"], request.path_params["image"]
+
+        def find() -> tuple[Path, Path | None] | None:
+            dataset = dataset_of(self.studio.folders, name)
+            return None if dataset is None else (dataset, image_of(dataset, inside))
+
+        found = await asyncio.to_thread(find)
+        if found is None:
+            raise HTTPException(404, "This dataset is not there: it was removed or renamed.")
+        dataset, image = found
+        if image is None:
+            raise HTTPException(404, "This image is not there: it was removed or renamed.")
+        return _Shown(dataset, image, f"/data/{name}/images/{address_of([dataset], image)}")
+
+    def _masks(self, shown: _Shown, text: str) -> Path:
+        """The folder of masks that a form names.
+
+        Raises:
+            HTTPException: It is outside of what the studio shows: 422.
+        """
+        from impasto.studio.pages.image_views import masks_folder
+
+        folder = masks_folder(self.studio.folders.data, shown.dataset, text)
+        if folder is None:
+            raise HTTPException(
+                422, "The folder of masks has to be in one of the folders that the studio shows."
+            )
+        return folder
+
+    def _model(self, text: str) -> str:
+        """A model of one of the folders of models, or what may be a name of the Hub.
+
+        Raises:
+            HTTPException: It is neither.
+        """
+        for folder in self.studio.folders.models:
+            try:
+                path = folder / text
+                if text and files.is_inside(path, folder) and path.is_dir():
+                    return str(path)
+            except (OSError, ValueError):
+                continue
+        if _HUB_ID.fullmatch(text):
+            return text
+        raise HTTPException(
+            422,
+            "There is no such model. Give a folder within the folders of models, or the id of a "
+            "model on the Hub.",
+        )
+
+    async def _file(self, shown: _Shown, file: Path, ending: str) -> Response:
+        path, kind = await self._read(lambda: self.views.shown(shown.dataset, file, ending))
+        return FileResponse(path, media_type=kind, headers={"cache-control": "no-cache"})
+
+    async def _read(self, work: Any) -> Any:
+        """What a function gives that reads, or waits for a process.
+
+        Raises:
+            HTTPException: It cannot, with its words: 422.
+        """
+        try:
+            return await asyncio.to_thread(work)
+        except FileNotFoundError as error:
+            raise HTTPException(404, "This image is not there any more.") from error
+        except ImpastoError as error:
+            raise HTTPException(422, str(error)) from error
+
+
+def _texts(form: FormData) -> dict[str, str]:
+    return {name: value for name, value in form.items() if isinstance(value, str)}
+
+
+def _number(given: dict[str, str], name: str) -> int:
+    """A number of a form.
+
+    Raises:
+        HTTPException: It is none, or too large: 422.
+    """
+    try:
+        number = int(given.get(name, "") or 0)
+    except ValueError as error:
+        raise HTTPException(422, f"{name} is a whole number of pixels.") from error
+    if not (0 if name == "blur" else -2000) <= number <= 2000:
+        raise HTTPException(422, f"{name} is at most 2000 pixels.")
+    return number

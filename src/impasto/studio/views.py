@@ -1,0 +1,152 @@
+"""What a page shows of image files: facts and copies, made by processes and kept.
+
+Decoders of images have faults, and strangers' files find them: no image is decoded in the server.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from impasto import files
+from impasto.errors import DatasetError, StorageError
+from impasto.studio.folders import leads_out
+
+_PATIENCE_S = 120
+_AT_ONCE = 2
+_NUMBERS = ("width", "height", "size_bytes", "frames")
+_OTHERS = {"format": str, "mode": str, "rotated": bool}
+_MEDIA_TYPES = ("", "image/jpeg", "image/png", "image/webp")
+_KEPT = 400  # files of a folder of copies
+
+
+def run_verb(words: Sequence[str | Path], folder: Path | None = None) -> str:
+    """Run `impasto` with some words to its end.
+
+    Args:
+        words: The verb and its arguments. No shell takes part, so names may hold anything.
+        folder: Where it runs.
+
+    Returns:
+        What it printed.
+
+    Raises:
+        DatasetError: It failed, in its own words, or takes too long.
+    """
+    try:
+        ended = subprocess.run(
+            [sys.executable, "-m", "impasto", *map(str, words)],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=_PATIENCE_S,
+            cwd=folder,
+            env={**os.environ, "PYTHONUTF8": "1"},
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise DatasetError(f"It takes more than {_PATIENCE_S} s, and was ended.") from error
+    if ended.returncode:
+        said = ended.stderr.decode("utf-8", errors="replace").strip()
+        raise DatasetError(said.removeprefix("Error: ") or f"Its exit code is {ended.returncode}.")
+    return ended.stdout.decode("utf-8", errors="replace")
+
+
+@dataclass
+class Views:
+    """Facts of images and copies to look at, kept beside a dataset while its files are the same.
+
+    Attributes:
+        home: Where they are kept if the dataset's folder cannot be written.
+    """
+
+    home: Path
+    _slots: threading.BoundedSemaphore = field(
+        default_factory=lambda: threading.BoundedSemaphore(_AT_ONCE)
+    )
+
+    def facts(self, dataset: Path, image: Path) -> Mapping[str, Any]:
+        """What `impasto dataset show` says of an image: `width`, `height`, `media_type`, ...
+
+        Raises:
+            DatasetError: It cannot be read.
+        """
+        file = self._file(dataset, image, ".json")
+        try:
+            found = json.loads(file.read_text(encoding="utf-8"))
+            if _are_facts(found):
+                return dict(found)
+        except (OSError, ValueError):
+            pass
+        with self._slots:
+            made: dict[str, Any] = json.loads(run_verb(["dataset", "show", image, "--json"]))
+        kept = {k: v for k, v in made.items() if k not in ("crop", "crop_fault", "caption", "tags")}
+        with contextlib.suppress(StorageError):
+            files.write_json(file, kept, durable=False)
+        return kept
+
+    def shown(self, dataset: Path, image: Path, ending: str = ".jpg") -> tuple[Path, str]:
+        """The file that a browser is given for an image, and its media type.
+
+        It is the image itself where browsers show it as it is trained on; else an upright copy.
+
+        Raises:
+            DatasetError: It cannot be read.
+        """
+        facts = self.facts(dataset, image)
+        if facts["media_type"]:
+            return image, str(facts["media_type"])
+        copy = self._file(dataset, image, ending)
+        if not copy.is_file():
+            with self._slots:
+                run_verb(["dataset", "show", image, "--json", "--view", copy])
+        return copy, "image/png" if ending == ".png" else "image/jpeg"
+
+    def _file(self, dataset: Path, image: Path, ending: str) -> Path:
+        stamp = image.stat()
+        text = f"{stamp.st_size} {stamp.st_mtime_ns} ".encode() + os.fsencode(image)
+        file = self._folder(dataset) / (hashlib.sha256(text).hexdigest()[:32] + ending)
+        if file.is_symlink():  # of whoever made the folder; nothing of ours is one
+            file.unlink()
+        return file
+
+    def _folder(self, dataset: Path) -> Path:
+        beside = dataset / files.DERIVED_DIR / "views"
+        for folder in (beside, self.home):
+            try:
+                if folder == beside and leads_out(folder, dataset):
+                    continue
+                folder.mkdir(parents=True, exist_ok=True)
+            except OSError:
+                continue
+            if os.access(folder, os.W_OK):
+                _tidy(folder)
+                return folder
+        raise DatasetError(f"Neither {beside} nor {self.home} can be written.")
+
+
+def _are_facts(found: Any) -> bool:
+    """Whether a file, which whoever made the folder may have written, can be believed so far."""
+    return (
+        isinstance(found, dict)
+        and all(isinstance(found.get(name), int) and found[name] > 0 for name in _NUMBERS)
+        and found.get("media_type") in _MEDIA_TYPES
+        and all(isinstance(found.get(name), kind) for name, kind in _OTHERS.items())
+    )
+
+
+def _tidy(folder: Path) -> None:
+    """Remove the oldest files of a folder that has grown too large."""
+    with contextlib.suppress(OSError):
+        found = list(folder.iterdir())
+        if len(found) > _KEPT:
+            for path in sorted(found, key=lambda path: path.stat().st_mtime)[: _KEPT // 2]:
+                path.unlink()
