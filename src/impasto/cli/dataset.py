@@ -14,7 +14,8 @@ import click
 
 from impasto.cli.dataset_cache import cache
 from impasto.cli.dataset_caption import caption
-from impasto.cli.dataset_clean import clean, tags, undo
+from impasto.cli.dataset_clean import clean, tags
+from impasto.cli.dataset_edit import edit
 from impasto.cli.dataset_merge import merge
 from impasto.cli.dataset_options import (
     CACHE_DIR,
@@ -28,6 +29,8 @@ from impasto.cli.dataset_options import (
 )
 from impasto.cli.dataset_report import report
 from impasto.cli.dataset_tag import tag
+from impasto.cli.dataset_try import try_models
+from impasto.cli.dataset_undo import undo
 from impasto.cli.groups import FullHelpGroup
 from impasto.errors import ConfigError
 from impasto.progress import counted
@@ -39,7 +42,7 @@ if TYPE_CHECKING:
 
 @click.group(cls=FullHelpGroup)
 def dataset() -> None:
-    """Scan, tag, caption, clean, plan and cache images, and preview their captions.
+    """Scan, tag, caption, edit, clean, plan and cache images, and preview their captions.
 
     SOURCE is a folder of images, a dataset configuration (TOML or JSON) or metadata file of
     sd-scripts, or the settings of a run.
@@ -51,8 +54,10 @@ dataset.add_command(merge)
 dataset.add_command(report)
 dataset.add_command(tag)
 dataset.add_command(caption)
+dataset.add_command(try_models)
 dataset.add_command(clean)
 dataset.add_command(tags)
+dataset.add_command(edit)
 dataset.add_command(undo)
 
 
