@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from impasto import files
+from impasto import files, presence
 from impasto.annotator_table import CAPTIONERS, TAGGERS
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(/[\w./-]+)?", re.ASCII)
@@ -43,9 +43,9 @@ def why_not_offered(name: str, kind: str, folders: Sequence[Path]) -> str:
         return ""
     path = Path(name)
     if path.is_absolute():
-        if any(files.is_inside(path, folder) for folder in folders):
-            return ""
-        return f"{name} is not in a folder of models that the studio was given (--models)"
+        if not any(files.is_inside(path, folder) for folder in folders):
+            return f"{name} is not in a folder of models that the studio was given (--models)"
+        return "" if presence.exists(path) else f"{name} is not there"
     if ".." not in path.parts and _HUB_ID.fullmatch(name):
         return ""
     return (

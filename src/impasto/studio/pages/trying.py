@@ -151,7 +151,7 @@ class TryPages:
         if _TOKEN.fullmatch(token):
             answer = _read(self.studio.home / "tried" / f"{token}.json")
         columns = [
-            {**column, "short": _short(column["model"]), "words": column.get("words", {})}
+            {"words": {}, "error": "", **column, "short": _short(column["model"])}
             for column in answer.get("models", ())
         ]
         rows = [
