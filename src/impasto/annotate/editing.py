@@ -212,7 +212,7 @@ def operation_of(value: Any) -> Operation:
     Raises:
         ValueError: It does not fit; with the reason.
     """
-    if not isinstance(value, Mapping) or value.get("do") not in _FIELDS:
+    if not isinstance(value, Mapping) or value.get("do") not in list(_FIELDS):
         raise ValueError(f"{value!r:.80} is no operation; known are {', '.join(_FIELDS)}")
     kind = value["do"]
     make, names = _FIELDS[kind]

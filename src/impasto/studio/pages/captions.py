@@ -94,8 +94,7 @@ class CaptionPages:
     async def edits(self, request: Request) -> Response:
         """The edits that can be undone."""
         dataset = await dataset_in(self.studio, request)
-        words = ["dataset", "undo", dataset.absolute(), "--list", "--json"]
-        found = await _answer(words)
+        found = await self._listed(dataset)
         for edit in found:
             when = time.localtime(edit["at"]) if edit["at"] else None
             edit["when"] = time.strftime("%Y-%m-%d %H:%M", when) if when else "some time ago"
@@ -146,11 +145,15 @@ class CaptionPages:
     async def undo(self, request: Request) -> Response:
         """Take an edit back, as a task."""
         dataset, form = await dataset_in(self.studio, request), await request.form()
-        edit = str(form.get("edit", ""))
-        if not edit or edit.startswith("-") or len(edit) > 40:
-            raise HTTPException(400, "There is no such edit.")
+        edit, at = str(form.get("edit", "")), str(form.get("at", ""))
+        there = [(found["name"], str(found["at"])) for found in await self._listed(dataset)]
+        if (edit, at) not in there:  # the number of one that was undone is given again
+            raise HTTPException(409, "This edit was undone meanwhile. Nothing was changed.")
         words = ["dataset", "undo", str(dataset.absolute()), edit]
         return await self._started(dataset, words, f"Undo edit {edit}", form)
+
+    async def _listed(self, dataset: Path) -> Any:
+        return await _answer(["dataset", "undo", dataset.absolute(), "--list", "--json"])
 
     async def _started(
         self,
