@@ -284,15 +284,18 @@ def test_what_cannot_be_read_is_said_and_a_link_is_not_followed_out(data, folder
 def test_captions_are_read_in_every_encoding_of_a_scan(data):
     (data / "a.txt").write_bytes("café".encode("utf-16"))
     (data / "b.txt").write_bytes("café".encode("utf-8-sig"))
-    found = {caption.name: caption.text for caption in read_captions(data, ".txt")}
+    found = {caption.name: caption.text for caption in read_captions(data).captions}
     assert found["a.png"] == found["b.png"] == "café"
 
 
 def test_a_large_dataset_is_read_anew_after_an_edit(data, monkeypatch):
     monkeypatch.setattr("impasto.studio.captions._KEPT_FROM", 1)
     reader = CaptionReader()
-    first = reader.read(data, ".txt")
+    first = reader.read(data)
+    assert first.ending == ".txt"
     assert reader.read(data, ".txt") is first
+    assert reader.read(data, ".caption").captions[0].text == ""
+    first = reader.read(data, ".txt")
     notes = data / ".impasto" / "annotations"
     notes.mkdir(parents=True)
     (notes / "edit-000001.jsonl").write_text("{}", encoding="utf-8")
@@ -300,7 +303,7 @@ def test_a_large_dataset_is_read_anew_after_an_edit(data, monkeypatch):
 
 
 def test_counting_and_filtering_agree(data):
-    captions = read_captions(data, ".txt")
+    captions = read_captions(data).captions
     for tag, count in found_tags(count_tags(captions), "", by_name=False):
         assert len(CaptionFilter(tag=tag).of(captions)) == count
 

@@ -2,7 +2,7 @@
 
 Whoever tags, trains or edits reads the same files by the same rules (`data/listing.py`); here they
 are only shown, so nothing is remembered on disk. Of a large dataset the last reading is kept for a
-few seconds, so that going from page to page is quick.
+minute, or until a command writes captions, so that going from page to page is quick.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ ENDINGS = (TAGS, CAPTION)
 """The endings of files with captions that can be shown, the usual one first."""
 
 _LARGEST = 1 << 20  # bytes; a scan takes no larger file for a caption
-_KEPT_S = 15.0
+_KEPT_S = 60.0
 _KEPT_FROM = 2000  # images
 
 
@@ -81,44 +81,59 @@ class CaptionFilter:
         return [f"--{name}={value}" for name, value in pairs.items() if value]
 
 
+@dataclass(frozen=True)
+class CaptionReading:
+    """The captions of a dataset, as they were at one moment.
+
+    Attributes:
+        ending: Of the files that they were read from.
+        captions: Of all images in the folder and below, in the order of their paths.
+    """
+
+    ending: str
+    captions: list[ImageCaption]
+
+
 class CaptionReader:
     """Reads the captions of datasets."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._last: tuple[object, float, list[ImageCaption]] | None = None
+        self._last: tuple[object, float, CaptionReading] | None = None
 
-    def read(self, dataset: Path, ending: str) -> list[ImageCaption]:
-        """The captions of all images in a folder and below, in the order of their paths.
+    def read(self, dataset: Path, ending: str = "") -> CaptionReading:
+        """The captions of a folder; of a large one perhaps those of a minute ago.
 
         Args:
             dataset: The folder.
-            ending: Of the files with the captions: one of `ENDINGS`.
+            ending: Of the files: one of `ENDINGS`, or empty for the one that most images have.
         """
-        key = (dataset, ending, _last_edit(dataset))
+        key = (dataset, _last_edit(dataset))
         with self._lock:
             last = self._last
-        if last is not None and last[0] == key and time.monotonic() - last[1] < _KEPT_S:
-            return last[2]
+        if last is not None and last[0] == key and ending in ("", last[2].ending):
+            age_s = time.monotonic() - last[1]
+            if age_s < _KEPT_S:
+                return last[2]
         found = read_captions(dataset, ending)
-        if len(found) >= _KEPT_FROM:
+        if len(found.captions) >= _KEPT_FROM:
             with self._lock:
                 self._last = (key, time.monotonic(), found)
         return found
 
 
-def read_captions(dataset: Path, ending: str) -> list[ImageCaption]:
+def read_captions(dataset: Path, ending: str = "") -> CaptionReading:
     """As `CaptionReader.read`, anew."""
     found, _ = list_folder(str(dataset), Sidecars(), recursive=True)
-    return [_caption(dataset, item, ENDINGS.index(ending)) for item in found if _is_shown(item)]
+    ending = ending or _usual_ending(found)
+    captions = [_caption(dataset, item, ENDINGS.index(ending)) for item in found if _is_shown(item)]
+    return CaptionReading(ending, captions)
 
 
-def usual_ending(dataset: Path) -> str:
-    """The ending that most images of a folder have words in; `.txt` if it is undecided."""
-    found, _ = list_folder(str(dataset), Sidecars(), recursive=True)
-    captions = sum(bool(item.words[0]) for item in found)
-    tags = sum(bool(item.words[1]) for item in found)
-    return CAPTION if captions > tags else TAGS
+def _usual_ending(found: Iterable[FoundImage]) -> str:
+    """The ending that most images have words in; `.txt` if it is undecided."""
+    counts = Counter(n for item in found for n, file in enumerate(item.words) if file)
+    return CAPTION if counts[0] > counts[1] else TAGS
 
 
 def count_tags(captions: Iterable[ImageCaption]) -> Counter[str]:

@@ -17,7 +17,7 @@ from typing import Any
 from impasto.errors import RunError
 from impasto.runs.tasks import TASK
 
-PATIENCE_S = 120.0
+PATIENCE_S = 600.0
 _TOLD = 2000
 
 
@@ -25,7 +25,7 @@ def ask_verb(words: Sequence[str | Path]) -> Any:
     """Run a command and return the JSON that it prints.
 
     Raises:
-        RunError: It ended with an error, with its words; or it did not end in two minutes.
+        RunError: It ended with an error, with its words; or it did not end in ten minutes.
     """
     environment = {name: value for name, value in os.environ.items() if name != TASK}
     try:

@@ -28,10 +28,10 @@ from impasto.studio.captions import (
     ENDINGS,
     CaptionFilter,
     CaptionReader,
+    CaptionReading,
     ImageCaption,
     count_tags,
     found_tags,
-    usual_ending,
 )
 from impasto.studio.core import Studio
 from impasto.studio.datasets import dataset_of, image_of
@@ -87,8 +87,8 @@ class CaptionPages:
     async def tags(self, request: Request) -> Response:
         """The tags that a text is in, with their counts."""
         dataset, query = await dataset_in(self.studio, request), request.query_params
-        ending = _ending(query) or await asyncio.to_thread(usual_ending, dataset)
-        content = await asyncio.to_thread(self._tags, dataset, ending, query)
+        reading = await asyncio.to_thread(self.reader.read, dataset, _ending(query))
+        content = await asyncio.to_thread(self._tags, dataset, reading, query)
         return self.studio.page("caption_tags.html.j2", **content)
 
     async def edits(self, request: Request) -> Response:
@@ -185,8 +185,8 @@ class CaptionPages:
         return self.store.prepare(dataset, operations, [], ending, names)
 
     def _content(self, dataset: Path, query: QueryParams) -> dict[str, Any]:
-        ending = _ending(query) or usual_ending(dataset)
-        captions = self.reader.read(dataset, ending)
+        reading = self.reader.read(dataset, _ending(query))
+        ending, captions = reading.ending, reading.captions
         chosen = _filter(query).of(captions)
         number = _page_number(query, len(chosen))
         alone = self._alone(dataset, captions, query.get("image"))
@@ -194,7 +194,7 @@ class CaptionPages:
         here = here_of(self.studio, dataset)
         kept = {"ending": ending, **{n: query[n] for n in _FILTERS if query.get(n)}}
         task = self.studio.tasks.find(query.get("task", ""))
-        tags = self._tags(dataset, ending, query)
+        tags = self._tags(dataset, reading, query)
         return {
             **tags,
             "title": dataset.name,
@@ -223,14 +223,16 @@ class CaptionPages:
             raise HTTPException(404, "This image is not there: it was removed or renamed.")
         return found
 
-    def _tags(self, dataset: Path, ending: str, query: Mapping[str, str]) -> dict[str, Any]:
-        counts = count_tags(self.reader.read(dataset, ending))
+    def _tags(
+        self, dataset: Path, reading: CaptionReading, query: Mapping[str, str]
+    ) -> dict[str, Any]:
+        counts = count_tags(reading.captions)
         by_name = query.get("sort") == "name"
         found = found_tags(counts, query.get("find", "")[:_LONGEST_FILTER], by_name=by_name)
         usual = [tag for tag, _ in counts.most_common(_TAGS_OFFERED) if len(tag) < _LONGEST_FILTER]
         return {
             "here": here_of(self.studio, dataset),
-            "ending": ending,
+            "ending": reading.ending,
             "tags": [(tag, count, shortened(tag, 100)) for tag, count in found[:_TAGS_SHOWN]],
             "tag_number": len(found),
             "offered": usual,
