@@ -4,6 +4,7 @@ If one failed, words of a model that was only tried would be trained on, or one 
 what the other models said.
 """
 
+import itertools
 import json
 import shutil
 from types import SimpleNamespace
@@ -43,7 +44,7 @@ def test_each_model_says_its_words_and_nothing_is_written(folder, tmp_path):
     assert [m["kind"] for m in said["models"]] == ["tagger", "captioner", "tagger"]
     assert "butterfly" in first["words"]["0001-butterfly.webp"].split(", ")
     assert "nonsense" in second["error"]
-    assert set(third["words"].values()) == {""}
+    assert "butterfly" not in third["words"]["0001-butterfly.webp"]
     assert "butterfly" in done.output
     names = {path.name for path in folder.iterdir()}
     assert {name for name in names if not name.endswith(".webp")} <= {".impasto"}
@@ -61,5 +62,5 @@ def test_images_are_spread_over_the_dataset_and_none_comes_twice():
     assert len(set(found)) == 12
     assert found[0] == 0
     assert found[-1] > 90
-    assert {b - a for a, b in zip(found, found[1:], strict=False)} <= {8, 9}
+    assert {b - a for a, b in itertools.pairwise(found)} <= {8, 9}
     assert len(spread(records[:6], 12)) == 3

@@ -68,7 +68,10 @@ _OPERATIONS = ("add", "remove", "replace", "regex", "move", "set")
 @click.option("--dry-run", is_flag=True, help="Show the changes and write nothing.")
 @click.option("--yes", is_flag=True, help="Write without asking.")
 @click.option("--shown", type=click.IntRange(0), metavar="N", help="Show the first N changes only.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.option(
+    "--json", "as_json", is_flag=True,
+    help="Print the changes as one JSON object; they are written with --yes only.",
+)  # fmt: skip
 @CACHE_DIR
 def edit(source: Path, as_json: bool, **options: Any) -> None:  # noqa: FBT001
     r"""Edit the captions of many images of SOURCE; shows the changes before it writes.
@@ -87,8 +90,6 @@ def edit(source: Path, as_json: bool, **options: Any) -> None:  # noqa: FBT001
     from impasto.cli.console import Console
 
     console, writes = Console(), options["yes"] and not options["dry_run"]
-    if as_json and not (options["yes"] or options["dry_run"]):
-        raise click.UsageError("--json cannot ask: add --dry-run or --yes.")
     operations = _operations(options)
     if reason := separator_fault(operations, options["separator"]):
         raise ConfigError(f"--separator {options['separator']!r}: {reason}.")
@@ -102,7 +103,7 @@ def edit(source: Path, as_json: bool, **options: Any) -> None:  # noqa: FBT001
         shown = editing.changes()
         if not as_json:
             editing.show(shown)
-        asks = not options["dry_run"] and shown
+        asks = shown and not (options["dry_run"] or as_json)
         writes = bool(asks and click.confirm("Write them?"))
     written = editing.write() if writes else None
     if as_json:

@@ -18,6 +18,7 @@ from starlette.routing import BaseRoute, Route
 
 from impasto.errors import RunError
 from impasto.studio.caption_edits import (
+    SHOWN,
     EditStore,
     PreparedEdit,
     operations_of,
@@ -107,7 +108,7 @@ class CaptionPages:
         dataset = await dataset_in(self.studio, request)
         form = await request.form(max_fields=_FIELDS)
         prepared = await asyncio.to_thread(self._prepare, dataset, form)
-        answer = await _answer([*prepared.words, "--dry-run", "--json", "--shown=200"])
+        answer = await _answer([*prepared.words, "--json", f"--shown={SHOWN}"])
         return self.studio.page(
             "caption_preview.html.j2",
             token=prepared.token,
