@@ -74,7 +74,7 @@ _OPERATIONS = ("add", "remove", "replace", "regex", "move", "set")
 )  # fmt: skip
 @CACHE_DIR
 def edit(source: Path, as_json: bool, **options: Any) -> None:  # noqa: FBT001
-    r"""Edit the captions of many images of SOURCE; shows the changes before it writes.
+    """Edit the captions of many images of SOURCE; shows the changes before it writes.
 
     Operations may be repeated and are done in their order. Each line of a
     caption is edited by itself, but for --regex and --set, which see all of it.
@@ -83,8 +83,8 @@ def edit(source: Path, as_json: bool, **options: Any) -> None:  # noqa: FBT001
     \b
     impasto dataset edit images --remove solo --add "my style@first"
     impasto dataset edit images --where-tag cat --replace "cat=black cat" --dry-run
-    impasto dataset edit images --regex "\bgirl\b" woman --ending .caption
-    """
+    impasto dataset edit images --regex "\\bgirl\\b" woman --ending .caption
+    """  # noqa: D301 - the backspace tells click to keep the lines
     from impasto.annotate.caption_files import Choice
     from impasto.annotate.editing import separator_fault
     from impasto.cli.console import Console
