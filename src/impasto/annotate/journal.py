@@ -23,6 +23,7 @@ from impasto.annotate.notes import (
     NUMBERED,
     Edit,
     Notes,
+    edit_name,
     file_hash,
     hash_of,
     journals_in,
@@ -54,6 +55,11 @@ class Journal:
         self._path: Path | None = None
         self._file: Any = None
         self._last: dict[DatasetFile, str] = {}
+
+    @property
+    def name(self) -> str | None:
+        """What undo calls this change; None as long as nothing was noted."""
+        return None if self._path is None else edit_name(self._path)
 
     def __enter__(self) -> Journal:
         self._held.enter_context(alone(self.place))

@@ -55,6 +55,7 @@ class Notes:
         ended: Whether the command came to its end, or was taken back in part.
         folders: The dataset's folders, where the journal is kept elsewhere.
         damaged: Numbers of lines that are not as they were written.
+        at: When the command began, in seconds since 1970; None where that is not noted.
     """
 
     command: str = ""
@@ -63,6 +64,7 @@ class Notes:
     ended: bool = False
     folders: list[str] | None = None
     damaged: list[int] = field(default_factory=list)
+    at: int | None = None
 
 
 def journals_in(folder: Path) -> list[Path]:
@@ -74,6 +76,12 @@ def journals_in(folder: Path) -> list[Path]:
         for age, path in sorted(pair for pair in ordered if pair[0])
         if path.is_file() and not path.is_symlink()
     ]
+
+
+def edit_name(journal: Path) -> str:
+    """What people call the change that a journal is of: its number, or its time in old versions."""
+    numbered = NUMBERED.fullmatch(journal.name)
+    return str(int(numbered[1])) if numbered else journal.stem
 
 
 def _age_of(name: str) -> tuple[int, str, int] | tuple[()]:
@@ -127,6 +135,7 @@ def _read_line(notes: Notes, line: dict[str, Any]) -> None:
         raise ValueError("another sum")
     if "begin" in line:
         notes.command = _text(line["begin"])
+        notes.at = line["at"] if type(line.get("at")) is int else None
         notes.folders = [_text(item) for item in line["folders"]] if "folders" in line else None
     elif "picture" in line:
         notes.done.add(_text(line["picture"]))

@@ -1,4 +1,7 @@
-"""Takes back what the last command wrote: everything is checked first, then each file restored.
+"""Takes back what a command wrote: everything is checked first, then each file restored.
+
+Any command can be taken back, not the last alone: for those files that no later one and no person
+has changed since.
 
 Nothing is touched that is not in the dataset, nor, unless asked, what somebody changed since. The
 journal stays until all of it is taken back, so a fault half-way (a full disk, a folder that moved)
@@ -9,13 +12,21 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from impasto import files
 from impasto.annotate.journal import alone, folders_of
-from impasto.annotate.notes import Edit, Notes, file_hash, journals_in, read_notes, with_checksum
+from impasto.annotate.notes import (
+    Edit,
+    Notes,
+    edit_name,
+    file_hash,
+    journals_in,
+    read_notes,
+    with_checksum,
+)
 from impasto.annotate.places import DatasetFile, Place
 from impasto.errors import RunError, StorageError
 
@@ -27,10 +38,12 @@ class UndoResult:
     Attributes:
         restored: Files that are as they were.
         unchanged: Files that were left as they are, with the reasons.
+        blocked: How many of those a later change wrote, which has to be taken back first.
     """
 
     restored: int
     unchanged: tuple[tuple[Path, str], ...]
+    blocked: int = 0
 
 
 @dataclass(frozen=True)
@@ -41,19 +54,24 @@ class _Step:
     content: bytes | None = None
     writes: bool = False
     unchanged: str = ""
+    blocked: bool = False
 
 
-def undo(place: Place | Path, *, force: bool = False, keep: bool = False) -> UndoResult:
-    """Take the newest journal back; it is gone once nothing of it is left.
+def undo(
+    place: Place | Path, edit: str | None = None, *, force: bool = False, keep: bool = False
+) -> UndoResult:
+    """Take a journal back, the newest if none is named; it is gone once nothing of it is left.
 
     Args:
         place: The dataset; a folder of notes stands for the one that it is in.
+        edit: The name of the change (`EditSummary.name`). Of an older one, files that a later one
+            wrote are left alone, with `force` too.
         force: Also restore files that were changed since.
         keep: Leave files that were changed since, and be done with this journal.
 
     Raises:
-        RunError: There is nothing to take back, its notes are damaged, or they lead out of the
-            dataset; nothing was touched.
+        RunError: There is nothing to take back, or not this change; its notes are damaged, or they
+            lead out of the dataset. Nothing was touched.
         StorageError: Files could not be written; the others are restored, and running it again
             goes on.
     """
@@ -62,13 +80,17 @@ def undo(place: Place | Path, *, force: bool = False, keep: bool = False) -> Und
     if not journals_in(place.journals):
         raise _nothing(place)
     with alone(place):
-        journal, notes = _newest(place)
+        journal, notes = _newest(place) if edit is None else _named(place, edit)
         if notes.damaged and not force:
             raise RunError(
                 f"The notes in {journal} are damaged (line {notes.damaged[0]}). Nothing was "
                 f"touched. --force restores what the other {len(notes.edits)} notes say."
             )
-        steps = [_step(path, chain, force=force) for path, chain in _chains(notes, place).items()]
+        later = _later_chains(place, journal)
+        steps = [
+            _blocked(path, later) or _step(path, chain, force=force)
+            for path, chain in _chains(notes, place).items()
+        ]
         faults = _apply(steps)
         left = tuple((step.path, step.unchanged) for step in steps if step.unchanged)
         if faults:
@@ -81,7 +103,7 @@ def undo(place: Place | Path, *, force: bool = False, keep: bool = False) -> Und
             _mark(journal)
         else:
             journal.unlink(missing_ok=True)
-    return UndoResult(len(steps) - len(left), left)
+    return UndoResult(len(steps) - len(left), left, sum(step.blocked for step in steps))
 
 
 def _newest(place: Place) -> tuple[Path, Notes]:
@@ -92,7 +114,7 @@ def _newest(place: Place) -> tuple[Path, Notes]:
     """
     for journal in reversed(journals_in(place.journals)):
         notes = read_notes(journal)
-        if not _belongs(notes, place):
+        if not belongs(notes, place):
             continue
         if notes.edits or notes.damaged:
             return journal, notes
@@ -100,7 +122,58 @@ def _newest(place: Place) -> tuple[Path, Notes]:
     raise _nothing(place)
 
 
-def _belongs(notes: Notes, place: Place) -> bool:
+def _named(place: Place, edit: str) -> tuple[Path, Notes]:
+    """The journal of a change.
+
+    Raises:
+        RunError: There is none of that name.
+    """
+    for journal in journals_in(place.journals):
+        if edit_name(journal) == edit:
+            notes = read_notes(journal)
+            if belongs(notes, place):
+                return journal, notes
+    raise RunError(
+        f"There is no edit {edit} of this dataset in {place.journals}: it was taken back, or never "
+        f"made. --list shows those that are there. Nothing was touched."
+    )
+
+
+_Chain = tuple[str, Sequence[Edit]]
+"""The name of a change, and what it did to a file."""
+
+
+def _later_chains(place: Place, journal: Path) -> dict[Path, list[_Chain]]:
+    """For each file what was done to it after a journal, the newest first."""
+    there = journals_in(place.journals)
+    found: dict[Path, list[_Chain]] = {}
+    for later in reversed(there[there.index(journal) + 1 :]):
+        notes = read_notes(later)
+        if not belongs(notes, place):
+            continue
+        with contextlib.suppress(RunError):  # its files are none of this dataset
+            for path, chain in _chains(notes, place).items():
+                found.setdefault(path, []).append((edit_name(later), chain))
+    return found
+
+
+def _blocked(path: Path, later: Mapping[Path, Sequence[_Chain]]) -> _Step | None:
+    """That a file is left alone, where what is in it was written by a later change.
+
+    A later change that was taken back in part may still have notes of a file that it has restored.
+    """
+    chains = later.get(path, ())
+    now = file_hash(path) if chains else None
+    for name, chain in chains:
+        if now == chain[-1].after:
+            reason = f"edit {name} changed it later; undo that one first"
+            return _Step(path, unchanged=reason, blocked=True)
+        if now != chain[0].was:
+            break
+    return None
+
+
+def belongs(notes: Notes, place: Place) -> bool:
     """Whether a journal is of this dataset, where several keep theirs in one folder."""
     if notes.folders is not None:
         gone = not any(os.path.exists(folder) for folder in notes.folders)  # noqa: PTH110 - of any length

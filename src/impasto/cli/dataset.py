@@ -14,8 +14,9 @@ import click
 
 from impasto.cli.dataset_cache import cache
 from impasto.cli.dataset_caption import caption
-from impasto.cli.dataset_clean import clean, tags, undo
+from impasto.cli.dataset_clean import clean, tags
 from impasto.cli.dataset_crop import crop
+from impasto.cli.dataset_edit import edit
 from impasto.cli.dataset_list import list_
 from impasto.cli.dataset_mask import mask
 from impasto.cli.dataset_merge import merge
@@ -32,6 +33,8 @@ from impasto.cli.dataset_options import (
 from impasto.cli.dataset_report import report
 from impasto.cli.dataset_show import show
 from impasto.cli.dataset_tag import tag
+from impasto.cli.dataset_try import try_models
+from impasto.cli.dataset_undo import undo
 from impasto.cli.groups import FullHelpGroup
 from impasto.errors import ConfigError
 from impasto.progress import counted
@@ -43,7 +46,7 @@ if TYPE_CHECKING:
 
 @click.group(cls=FullHelpGroup)
 def dataset() -> None:
-    """Scan, tag, caption, clean, plan and cache images, and preview their captions.
+    """Scan, tag, caption, edit, clean, plan and cache images, and preview their captions.
 
     SOURCE is a folder of images, a dataset configuration (TOML or JSON) or metadata file of
     sd-scripts, or the settings of a run.
@@ -56,8 +59,10 @@ dataset.add_command(merge)
 dataset.add_command(report)
 dataset.add_command(tag)
 dataset.add_command(caption)
+dataset.add_command(try_models)
 dataset.add_command(clean)
 dataset.add_command(tags)
+dataset.add_command(edit)
 dataset.add_command(undo)
 dataset.add_command(crop)
 dataset.add_command(mask)

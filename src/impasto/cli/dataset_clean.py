@@ -1,4 +1,4 @@
-"""`impasto dataset clean`, `tags` and `undo`: words by rules, counted, and taken back."""
+"""`impasto dataset clean` and `tags`: words by rules, and counted."""
 
 from __future__ import annotations
 
@@ -99,44 +99,6 @@ def tags(source: Path, ending: str, least: int, **options: Any) -> None:
     if rows:
         console.table(rows)
     console.note(f"{counted(len(rows), 'tags')} in {counted(len(records), 'images')}.")
-
-
-@click.command()
-@SOURCE
-@click.option("--force", is_flag=True, help="Also restore files that were changed since.")
-@click.option("--keep", is_flag=True, help="Leave those as they are, and be done with this change.")
-@click.option(
-    "--metadata",
-    type=click.Path(path_type=Path),
-    help="The metadata file that was written, where it is not in the folder of images.",
-)
-@CACHE_DIR
-def undo(
-    source: Path,
-    force: bool,  # noqa: FBT001
-    keep: bool,  # noqa: FBT001
-    metadata: Path | None,
-    **options: Any,
-) -> None:
-    """Take back what the last tag, caption or clean wrote for SOURCE, byte for byte.
-
-    Run it again to take back the change before. Files that were changed since are left alone and
-    named; the notes are kept until they are restored (--force) or given up (--keep).
-    """
-    from impasto.annotate import undoing
-    from impasto.cli.console import Console
-
-    if force and keep:
-        raise click.UsageError("--force and --keep contradict each other.")
-    console = Console()
-    place = place_of(dataset_config(source, options), metadata)
-    undone = undoing.undo(place, force=force, keep=keep)
-    console.note(f"{counted(undone.restored, 'files are')} restored.")
-    for path, reason in undone.unchanged:
-        console.note(f"Left alone: {path}: {reason}")
-    if undone.unchanged and not keep:
-        forced = undo_command(source, place, "--force")
-        console.note(f"To restore what was changed: {forced} (--keep leaves it as it is for good)")
 
 
 def _find(

@@ -11,7 +11,9 @@ from impasto.cli.dataset_options import CACHE_DIR, SOURCE
 from impasto.cli.dataset_words import annotation_options, write_annotations
 
 if TYPE_CHECKING:
+    from impasto.annotate.onnx_tagger import Tagger
     from impasto.annotate.tags import Selection, Spelling
+    from impasto.progress import Progress
 
 
 @click.command()
@@ -77,33 +79,48 @@ def tag(
     impasto dataset tag images --model taggers/my-wd14 --dry-run
     """  # noqa: D301 - the backspace tells click to keep the lines
     from impasto.annotate.annotation import TagAnnotator
-    from impasto.annotate.deepdanbooru import DeepDanbooruTagger
-    from impasto.annotate.models import TAGGERS, locate_tagger
-    from impasto.annotate.onnx_tagger import OnnxTagger, Tagger, as_logits
-    from impasto.annotate.profiles import KINDS
+    from impasto.annotate.models import TAGGERS
+    from impasto.annotate.onnx_tagger import OnnxTagger, as_logits
     from impasto.cli.console import Console
-    from impasto.training.devices import default_device
 
     console = Console()
     spelling = _spelling(options)
-    place = locate_tagger(model, console)
-    tagger: Tagger
-    with console.stage("Loading the tagger", None, "models"):
-        if place.suffix.lower() in (".pt", ".h5", ".keras"):
-            tagger = DeepDanbooruTagger(place, default_device())
-        else:
-            profile = KINDS[kind] if kind else None
-            made = OnnxTagger(place, provider=provider, profile=profile, progress=console)
-            made.profile = as_logits(made.profile) if logits else made.profile
-            tagger = made
+    tagger = load_tagger(model, console, provider, kind)
+    if logits and isinstance(tagger, OnnxTagger):
+        tagger.profile = as_logits(tagger.profile)
     balance = TAGGERS[model].balance if model in TAGGERS else None
-    selection = _selection(options, tagger.profile.thresholds, balance, model)
+    selection = selection_of(options, tagger.profile.thresholds, balance, model)
     tagging = TagAnnotator(tagger, selection, spelling)
     command = ["tag", model, kind, logits, selection, spelling]
     write_annotations(source, command, tagging, spelling.joined_to, "tags", options, console)
     if options["counts"]:
         console.heading("Tags")
         console.table(dict(tagging.counts.most_common()))
+
+
+def load_tagger(
+    model: str, progress: Progress, provider: str | None = None, kind: str | None = None
+) -> Tagger:
+    """Load a tagger by its name or place, downloaded if it is not here yet.
+
+    Args:
+        model: A short name, a Hub id, or the folder or file of a tagger.
+        progress: Where to show how far it is.
+        provider: What ONNX Runtime computes on; None takes the best that there is.
+        kind: How images are prepared, where the model's files do not tell.
+    """
+    from impasto.annotate.deepdanbooru import DeepDanbooruTagger
+    from impasto.annotate.models import locate_tagger
+    from impasto.annotate.onnx_tagger import OnnxTagger
+    from impasto.annotate.profiles import KINDS
+    from impasto.training.devices import default_device
+
+    place = locate_tagger(model, progress)
+    with progress.stage("Loading the tagger", None, "models"):
+        if place.suffix.lower() in (".pt", ".h5", ".keras"):
+            return DeepDanbooruTagger(place, default_device())
+        profile = KINDS[kind] if kind else None
+        return OnnxTagger(place, provider=provider, profile=profile, progress=progress)
 
 
 def _spelling(options: dict[str, Any]) -> Spelling:
@@ -127,7 +144,9 @@ def _spelling(options: dict[str, Any]) -> Spelling:
     )
 
 
-def _selection(options: dict[str, Any], kind: Any, balance: float | None, model: str) -> Selection:
+def selection_of(
+    options: dict[str, Any], kind: Any, balance: float | None, model: str
+) -> Selection:
     """Which tags are taken, from `--threshold` and its relatives."""
     from impasto.annotate.tags import CATEGORIES, Selection
     from impasto.errors import ConfigError

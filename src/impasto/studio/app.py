@@ -13,9 +13,23 @@ from starlette.staticfiles import StaticFiles
 from impasto.errors import ImpastoError
 from impasto.studio.core import Studio
 from impasto.studio.guard import Access, Guard
-from impasto.studio.pages import compare, data, images, models, new_run, queue, runs, start, tasks
+from impasto.studio.pages import (
+    captions,
+    compare,
+    data,
+    images,
+    models,
+    new_run,
+    queue,
+    runs,
+    start,
+    tasks,
+    trying,
+)
 
-PAGES = (start, runs, new_run, data, images, queue, compare, models, tasks)
+PAGES = (
+    start, runs, new_run, data, images, captions, trying, queue, compare, models, tasks,
+)  # fmt: skip
 """The modules that have the routes."""
 
 _STATIC: list[str | tuple[str, str]] = [("impasto.studio", "static"), ("impasto.report", "static")]

@@ -1,0 +1,177 @@
+"""The files with the captions of a dataset's images: read, chosen, and changed together.
+
+`editing.py` says what becomes of a text; here it is said which files have the texts, and which of
+them a person means.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from impasto.annotate.editing import Operation, applied, tags_of
+from impasto.annotate.places import Place
+from impasto.annotate.substitution import LONGEST, SubstitutionError
+from impasto.data.beside import SidecarLookup
+from impasto.data.listing import CAPTION, TAGS
+from impasto.data.records import ImageRecord, SkippedFile
+from impasto.errors import DatasetError
+from impasto.files import cause_of
+from impasto.parsing import read_caption_file
+
+_NOT_OWN = (
+    "its words are in no file of its own: they are in metadata, or in the file of the image that "
+    "it is a part of"
+)
+
+
+@dataclass(frozen=True)
+class CaptionFile:
+    """The words of an image as they are in a file; where none is there, they are empty.
+
+    Attributes:
+        image: The image.
+        name: How notes call it (`Place.name_of`).
+        shown: Its path below its folder, with slashes.
+        file: The file with the words, there or not.
+        text: The words, without space around them.
+    """
+
+    image: Path
+    name: str
+    shown: str
+    file: Path
+    text: str
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which captions are meant: all of those that every condition holds for.
+
+    Attributes:
+        with_tags: Tags that they have.
+        without_tags: Tags that they do not have.
+        containing: Texts that are in them, in whatever letter case.
+        images: Paths of images below their folders; None means all.
+    """
+
+    with_tags: Sequence[str] = ()
+    without_tags: Sequence[str] = ()
+    containing: Sequence[str] = ()
+    images: frozenset[str] | None = None
+
+    def of(self, captions: Iterable[CaptionFile], separator: str) -> list[CaptionFile]:
+        """The captions that are meant.
+
+        Raises:
+            DatasetError: An image that is named is not there.
+        """
+        found = [c for c in captions if self.images is None or c.shown in self.images]
+        missing = (self.images or frozenset()) - {caption.shown for caption in found}
+        if missing:
+            raise DatasetError(
+                f"{len(missing)} of the images that are named cannot be edited: they are not in "
+                f"the dataset, or were skipped. The first is {min(missing)!r}. Nothing was "
+                f"written. Give their paths below the folder of images, with slashes."
+            )
+        return [caption for caption in found if self._holds(caption.text, separator)]
+
+    def _holds(self, text: str, separator: str) -> bool:
+        if self.containing:
+            folded = text.casefold()
+            if not all(part.casefold() in folded for part in self.containing):
+                return False
+        if not self.with_tags and not self.without_tags:
+            return True
+        tags = tags_of(text, separator)
+        return tags.issuperset(self.with_tags) and tags.isdisjoint(self.without_tags)
+
+
+@dataclass(frozen=True)
+class CaptionChange:
+    """What becomes of the words of an image."""
+
+    caption: CaptionFile
+    after: str
+
+
+def find_captions(
+    records: Sequence[ImageRecord], place: Place, ending: str
+) -> tuple[list[CaptionFile], list[SkippedFile]]:
+    """The words of all images in files of one ending, each file once; odd ones are skipped.
+
+    Args:
+        records: The images.
+        place: The dataset.
+        ending: Of the files, such as `.txt`.
+    """
+    beside = SidecarLookup(ending)
+    found: dict[Path, CaptionFile] = {}
+    skipped: dict[Path, SkippedFile] = {}
+    for record in records:
+        file = beside.file(record.path, ending)
+        if file in found or file in skipped:
+            continue
+        text, reason = "", place.why_not_written(file)
+        if not reason:
+            text, reason = _read(record, file, ending)
+        if reason:
+            skipped[file] = SkippedFile(file, reason)
+        else:
+            name = place.name_of(record.path)
+            found[file] = CaptionFile(record.path, name, record.file_name, file, text)
+    return list(found.values()), list(skipped.values())
+
+
+def changes_of(
+    captions: Sequence[CaptionFile],
+    operations: Sequence[Operation],
+    separator: str,
+    done: Collection[str] = (),
+) -> list[CaptionChange]:
+    """What becomes of captions, where that differs from what is there.
+
+    Args:
+        captions: What is there.
+        operations: The changes, in their order.
+        separator: Between tags.
+        done: Names of images that are left as they are: an edit that was broken off had them.
+
+    Raises:
+        DatasetError: A regular expression takes too long, or a caption would become too long.
+    """
+    left = [caption for caption in captions if caption.name not in done]
+    try:
+        texts = applied(operations, [caption.text for caption in left], separator)
+    except SubstitutionError as error:
+        raise DatasetError(
+            f"The regular expression was given up at {left[error.number].file}: {error.reason}. "
+            f"Nothing was written. Choose a simpler pattern; nested repeats such as (a+)+ take "
+            f"for ever on some texts."
+        ) from error
+    pairs = zip(left, texts, strict=True)
+    changes = [CaptionChange(caption, text) for caption, text in pairs if text != caption.text]
+    for change in changes:
+        if len(change.after.encode("utf-8")) >= LONGEST:
+            raise DatasetError(
+                f"{change.caption.file} would have over {LONGEST >> 20} MiB, which no caption "
+                f"has: training would skip the image. Nothing was written."
+            )
+    return changes
+
+
+def _read(record: ImageRecord, file: Path, ending: str) -> tuple[str, str]:
+    """The words in a file, and why they cannot be edited."""
+    if not os.path.lexists(file):
+        elsewhere = {TAGS: record.tags, CAPTION: record.caption}.get(ending, record.words)
+        return "", _NOT_OWN if elsewhere.strip() else ""
+    try:
+        if file.stat().st_size > LONGEST:
+            return "", f"it has over {LONGEST >> 20} MiB, which no words have"
+        return read_caption_file(file).strip(), ""
+    except UnicodeDecodeError:
+        return "", "it is not UTF-8 text; save it as UTF-8"
+    except OSError as error:
+        return "", f"it cannot be read ({cause_of(error)})"

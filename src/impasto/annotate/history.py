@@ -1,0 +1,86 @@
+"""The changes to words of a dataset that can be taken back, as a person or a program lists them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from impasto.annotate.notes import Notes, edit_name, journals_in, read_notes
+from impasto.annotate.places import DatasetFile, Place
+from impasto.annotate.undoing import belongs
+
+_UNKNOWN = "a change of an earlier version"
+_SHOWN = 200
+
+
+@dataclass(frozen=True)
+class EditSummary:
+    """A change that can be taken back.
+
+    Attributes:
+        name: What `undo` calls it.
+        what: What it did, in a few words.
+        at: When it began, in seconds since 1970; None where that is not noted.
+        files: How many files it wrote.
+        ended: Whether it came to its end.
+        outside: The metadata file that it wrote, where that has to be named; else empty.
+        damaged: Whether lines of its notes are damaged.
+    """
+
+    name: str
+    what: str
+    at: int | None
+    files: int
+    ended: bool
+    outside: str
+    damaged: bool
+
+    def as_json(self) -> Mapping[str, Any]:
+        """The same for programs."""
+        return dict(vars(self))
+
+
+def list_edits(place: Place) -> list[EditSummary]:
+    """The changes of a dataset, the newest first.
+
+    Raises:
+        RunError: The notes lead out of the dataset by a link, or cannot be read.
+    """
+    place.require_own_journals()
+    found = ((path, read_notes(path)) for path in reversed(journals_in(place.journals)))
+    return [
+        _summary(path, notes)
+        for path, notes in found
+        if (notes.edits or notes.damaged) and belongs(notes, place)
+    ]
+
+
+def _summary(path: Path, notes: Notes) -> EditSummary:
+    spots = {edit.spot for edit in notes.edits}
+    named = [s.file for s in spots if isinstance(s, DatasetFile) and s.root < 0]
+    return EditSummary(
+        edit_name(path),
+        _what(notes.command),
+        notes.at,
+        len(spots),
+        notes.ended,
+        named[0] if named else "",
+        bool(notes.damaged),
+    )
+
+
+def _what(command: str) -> str:
+    """What a journal's command did: its first words, of whatever form it has."""
+    try:
+        words = json.loads(command)
+    except (ValueError, RecursionError):
+        return command[:_SHOWN] or _UNKNOWN
+    while isinstance(words, list) and words and isinstance(words[0], list):
+        words = words[0]  # tag and caption note their options beside what they do
+    if not isinstance(words, list) or not words:
+        return command[:_SHOWN]
+    texts = [str(word) for word in words[:2] if isinstance(word, str)]
+    return (texts[1] if texts[:1] == ["edit"] and len(texts) > 1 else " with ".join(texts))[:_SHOWN]

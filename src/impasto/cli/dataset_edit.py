@@ -1,0 +1,289 @@
+"""`impasto dataset edit`: changes to many captions, shown before and noted for undo."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from impasto.cli.dataset_options import CACHE_DIR, SOURCE, dataset_config
+from impasto.cli.dataset_words import caption_ending, place_of, undo_command
+from impasto.cli.ordered import OrderedCommand, in_order
+from impasto.errors import ConfigError
+from impasto.parsing import parse_json, read_text
+from impasto.progress import counted
+
+if TYPE_CHECKING:
+    from impasto.annotate.caption_files import CaptionChange, Choice
+    from impasto.annotate.editing import Operation
+    from impasto.annotate.places import Place
+    from impasto.cli.console import Console
+    from impasto.data.records import SkippedFile
+
+_OPERATIONS = ("add", "remove", "replace", "regex", "move", "set")
+
+
+@click.command(cls=OrderedCommand)
+@SOURCE
+@click.option(
+    "--add", multiple=True, metavar="TAG[@PLACE]",
+    help="Add a tag where it is missing; first, last (default) or a number from 1.",
+)  # fmt: skip
+@click.option("--remove", multiple=True, metavar="TAG", help="Remove a tag.")
+@click.option("--replace", multiple=True, metavar="OLD=NEW", help="Write a tag for another.")
+@click.option(
+    "--regex", multiple=True, nargs=2, metavar="PATTERN REPLACEMENT",
+    help=r"Replace a regular expression in the whole caption; \1 stands for a group.",
+)  # fmt: skip
+@click.option(
+    "--move", multiple=True, nargs=2, metavar="TAG PLACE", help="Move a tag: first, last, 3."
+)
+@click.option("--set", multiple=True, metavar="TEXT", help="Write TEXT as the whole caption.")
+@click.option(
+    "--operations", type=click.Path(path_type=Path), metavar="FILE",
+    help="Do what a JSON list says instead: [{\"do\": \"add\", \"tag\": \"x\", \"at\": \"last\"}].",
+)  # fmt: skip
+@click.option("--where-tag", multiple=True, metavar="TAG", help="Only captions with this tag.")
+@click.option("--where-not-tag", multiple=True, metavar="TAG", help="Only those without it.")
+@click.option(
+    "--where-text", multiple=True, metavar="TEXT",
+    help="Only captions that TEXT is in, in any letter case.",
+)  # fmt: skip
+@click.option(
+    "--images", metavar="FILE", help="Only images whose paths below the folder FILE lists; - reads "
+    "standard input. One a line, or with zero bytes between.",
+)  # fmt: skip
+@click.option("--separator", default=",", show_default=True, help="Between tags.")
+@click.option(
+    "--ending", default=".txt", show_default=True, callback=caption_ending,
+    help="Of the files that are edited.",
+)  # fmt: skip
+@click.option("--dry-run", is_flag=True, help="Show the changes and write nothing.")
+@click.option("--yes", is_flag=True, help="Write without asking.")
+@click.option("--shown", type=click.IntRange(0), metavar="N", help="Show the first N changes only.")
+@click.option(
+    "--json", "as_json", is_flag=True,
+    help="Print the changes as one JSON object; they are written with --yes only.",
+)  # fmt: skip
+@CACHE_DIR
+def edit(source: Path, as_json: bool, **options: Any) -> None:  # noqa: FBT001
+    """Edit the captions of many images of SOURCE; shows the changes before it writes.
+
+    Operations may be repeated and are done in their order. Each line of a
+    caption is edited by itself, but for --regex and --set, which see all of it.
+    A file is written as UTF-8.
+
+    \b
+    impasto dataset edit images --remove solo --add "my style@first"
+    impasto dataset edit images --where-tag cat --replace "cat=black cat" --dry-run
+    impasto dataset edit images --regex "\\bgirl\\b" woman --ending .caption
+    """  # noqa: D301 - the backspace tells click to keep the lines
+    from impasto.annotate.caption_files import Choice
+    from impasto.annotate.editing import separator_fault
+    from impasto.cli.console import Console
+
+    console, writes = Console(), options["yes"] and not options["dry_run"]
+    operations = _operations(options)
+    if reason := separator_fault(operations, options["separator"]):
+        raise ConfigError(f"--separator {options['separator']!r}: {reason}.")
+    choice = Choice(
+        options["where_tag"], options["where_not_tag"], options["where_text"],
+        _image_names(options["images"]),
+    )  # fmt: skip
+    editing = _Editing(source, operations, choice, options, console, is_silent=as_json)
+    shown = None
+    if not writes:
+        shown = editing.changes()
+        if not as_json:
+            editing.show(shown)
+        asks = shown and not (options["dry_run"] or as_json)
+        writes = bool(asks and click.confirm("Write them?"))
+    written = editing.write() if writes else None
+    if as_json:
+        editing.print_json(written if written is not None else shown or [])
+    elif options["dry_run"]:
+        console.note("Nothing was written (--dry-run).")
+
+
+@dataclass
+class _Editing:
+    """An edit of a dataset, looked at or made.
+
+    Attributes:
+        source: What is edited.
+        operations: The changes.
+        choice: Which captions.
+        options: Those of the command.
+        console: Is told what is done.
+        is_silent: Whether only JSON is printed.
+    """
+
+    source: Path
+    operations: Sequence[Operation]
+    choice: Choice
+    options: dict[str, Any]
+    console: Console
+    is_silent: bool
+
+    def __post_init__(self) -> None:
+        self.config = dataset_config(self.source, self.options)
+        self.place: Place = place_of(self.config)
+        self.skipped: list[SkippedFile] = []
+        self.looked_at = 0
+        self.edit: str | None = None
+
+    def changes(self, done: frozenset[str] = frozenset()) -> list[CaptionChange]:
+        """What the edit does to the captions that are there now."""
+        from impasto import files
+        from impasto.annotate.caption_files import changes_of, find_captions
+        from impasto.datasets.build import scan_all
+        from impasto.progress import SilentProgress
+
+        is_dry = self.options["dry_run"]
+        with files.dry_run() if is_dry else contextlib.nullcontext():
+            scan = scan_all(self.config, SilentProgress() if self.is_silent else self.console)
+        captions, odd = find_captions(scan.records, self.place, self.options["ending"])
+        self.skipped = [*scan.set_aside, *odd]
+        chosen = self.choice.of(captions, self.options["separator"])
+        self.looked_at = len(chosen)
+        return changes_of(chosen, self.operations, self.options["separator"], done)
+
+    def show(self, changes: Sequence[CaptionChange]) -> None:
+        """Print the changes, the first of them where that was asked for."""
+        for item in self.skipped:
+            self.console.note(f"Skipped: {item.path}: {item.reason}")
+        for change in changes[: self.options["shown"]]:
+            lines = [str(change.caption.file)]
+            lines += [f"- {line}" for line in change.caption.text.split("\n")]
+            lines += [f"+ {line}" for line in change.after.split("\n")]
+            self.console.note("\n".join(lines))
+        self.console.note(
+            f"{len(changes):,} of {counted(self.looked_at, 'captions')} would change."
+        )
+
+    def write(self) -> list[CaptionChange]:
+        """Make the edit: what is there is read while no other command can change it."""
+        from impasto.annotate.journal import Journal
+        from impasto.progress import SilentProgress
+
+        progress = SilentProgress() if self.is_silent else self.console
+        with Journal(self.place, self._command()) as journal:
+            changes = self.changes(frozenset(journal.done))
+            with progress.stage("Writing captions", len(changes), "files") as advance:
+                for change in changes:
+                    journal.write(change.caption.file, change.after, change.caption.name)
+                    advance(1)
+            self.edit = journal.name if changes else None
+        if not self.is_silent:
+            self._tell(len(changes))
+        return changes
+
+    def _tell(self, number: int) -> None:
+        for item in self.skipped:
+            self.console.note(f"Skipped: {item.path}: {item.reason}")
+        of = counted(self.looked_at, "captions")
+        self.console.note(f"{number:,} of {of} changed.")
+        if self.edit is not None:
+            undo = undo_command(self.source, self.place, self.edit)
+            self.console.note(f"Written as edit {self.edit}. Take it back with: {undo}")
+
+    def _command(self) -> str:
+        """What the edit does: in words, and as a hash of all of it."""
+        from impasto.annotate.editing import describe_all
+        from impasto.canonical import canonical
+
+        names = ("separator", "ending", "where_tag", "where_not_tag", "where_text")
+        whole = canonical(
+            [list(self.operations), self.choice.images, *(self.options[name] for name in names)]
+        )
+        words = describe_all(self.operations)
+        return canonical(["edit", words, hashlib.sha256(whole.encode("ascii")).hexdigest()])
+
+    def print_json(self, changes: Sequence[CaptionChange]) -> None:
+        """Print what was done, or would be."""
+        from impasto.cli.harmless import json_text
+
+        found = {
+            "written": self.edit is not None,
+            "edit": self.edit,
+            "captions": self.looked_at,
+            "changed": len(changes),
+            "changes": [
+                {
+                    "image": change.caption.shown,
+                    "file": str(change.caption.file),
+                    "before": change.caption.text,
+                    "after": change.after,
+                }
+                for change in changes[: self.options["shown"]]
+            ],
+            "skipped": [{"path": str(s.path), "reason": s.reason} for s in self.skipped],
+        }
+        click.echo(json_text(found))
+
+
+def _operations(options: dict[str, Any]) -> list[Operation]:
+    """The operations in their order, from the options or from a file."""
+    from impasto.annotate.editing import operation_of
+
+    given = in_order(options, *_OPERATIONS)
+    if bool(given) == (options["operations"] is not None):
+        raise click.UsageError(
+            "Give operations: --add, --remove, --replace, --regex, --move, --set; or --operations "
+            "with a file of them, and not both."
+        )
+    try:
+        values = [_value(name, value) for name, value in given]
+        if options["operations"] is not None:
+            values = _listed(options["operations"])
+        return [operation_of(value) for value in values]
+    except ValueError as error:
+        raise ConfigError(f"An operation does not fit: {error}.") from error
+
+
+def _value(name: str, value: Any) -> dict[str, str]:
+    from impasto.annotate.editing import split_place, split_replacement
+
+    if name == "add":
+        tag, at = split_place(value)
+        return {"do": name, "tag": tag, "at": at}
+    if name == "replace":
+        old, new = split_replacement(value)
+        return {"do": name, "tag": old, "by": new}
+    if name == "regex":
+        return {"do": name, "pattern": value[0], "by": value[1]}
+    if name == "move":
+        return {"do": name, "tag": value[0], "at": value[1]}
+    return {"do": name, "text" if name == "set" else "tag": value}
+
+
+def _listed(file: Path) -> list[Any]:
+    try:
+        values = parse_json(read_text(file))
+    except OSError as error:
+        raise ConfigError(f"{file} cannot be read ({error.strerror or error}).") from error
+    if not isinstance(values, list) or not values:
+        raise ValueError(f"{file} is no list of operations")
+    return values
+
+
+def _image_names(file: str | None) -> frozenset[str] | None:
+    """The paths that a file lists, or standard input; None where nothing was asked for."""
+    if file is None:
+        return None
+    try:
+        content = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
+    except OSError as error:
+        raise ConfigError(f"--images {file} cannot be read ({error.strerror or error}).") from error
+    parts = content.split(b"\0") if b"\0" in content else content.splitlines()
+    names = frozenset(os.fsdecode(part) for part in parts if part.strip())
+    if not names:
+        raise ConfigError(f"--images {file} lists no images.")
+    return names

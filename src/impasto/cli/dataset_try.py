@@ -1,0 +1,158 @@
+"""`impasto dataset try`: taggers and captioners beside each other on a few images."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from impasto.cli.dataset_options import CACHE_DIR, SOURCE, dataset_config
+from impasto.cli.dataset_words import usable_images
+from impasto.cli.ordered import OrderedCommand, in_order
+
+if TYPE_CHECKING:
+    from impasto.annotate.annotation import Annotator
+    from impasto.cli.console import Console
+    from impasto.data.records import ImageRecord
+
+_AT_ONCE = 4
+_DEFAULT = "default"
+
+
+@click.command("try", cls=OrderedCommand)
+@SOURCE
+@click.option(
+    "--tagger", multiple=True, nargs=2, metavar="MODEL THRESHOLD",
+    help="A tagger as for `tag`, and its --threshold: a number, balance, model or default.",
+)  # fmt: skip
+@click.option(
+    "--captioner", multiple=True, nargs=2, metavar="MODEL PROMPT",
+    help='A captioner as for `caption`, and its --prompt, which may be "".',
+)  # fmt: skip
+@click.option(
+    "--sample", default=12, show_default=True, type=click.IntRange(1),
+    help="So many images, at even distances.",
+)  # fmt: skip
+@click.option(
+    "--out", type=click.Path(path_type=Path),
+    help="Write the words as JSON, anew after each model.",
+)  # fmt: skip
+@CACHE_DIR
+def try_models(source: Path, sample: int, out: Path | None, **options: Any) -> None:
+    """Try taggers and captioners on a few images of SOURCE; writes nothing beside the images.
+
+    One model after the other is loaded. One that cannot be had is named, and
+    the others are tried all the same.
+
+    \b
+    impasto dataset try images --tagger wd-swinv2-v3 0.35 --captioner blip-large ""
+    """  # noqa: D301 - the backspace tells click to keep the lines
+    from impasto import files
+    from impasto.cli.console import Console
+    from impasto.errors import ImpastoError, ModelError
+
+    console = Console()
+    models = in_order(options, "tagger", "captioner")
+    if not models:
+        raise click.UsageError("Name models: --tagger MODEL THRESHOLD or --captioner MODEL PROMPT.")
+    config = dataset_config(source, {"cache_dir": options["cache_dir"]})
+    records = spread(usable_images(config, console), sample)
+    found: list[dict[str, Any]] = []
+    for kind, (model, setting) in models:
+        column: dict[str, Any] = {"kind": kind, "model": model, "setting": setting}
+        try:
+            column["words"] = _words(kind, model, setting, records, console)
+        except ImpastoError as error:
+            column["error"] = str(error)
+            console.note(f"{model}: {error}")
+        found.append(column)
+        if out is not None:
+            shown = [record.file_name for record in records]
+            files.write_json(out, {"images": shown, "models": found}, durable=False)
+    _tell(records, found, console)
+    if all("error" in column for column in found):
+        raise ModelError(f"None of the models could be tried. {found[0]['error']}")
+
+
+def spread(records: Sequence[ImageRecord], number: int) -> list[ImageRecord]:
+    """So many images at even distances; all where there are no more."""
+    each = list({record.path: record for record in records}.values())
+    if len(each) <= number:
+        return each
+    return [each[n * len(each) // number] for n in range(number)]
+
+
+def _words(
+    kind: str, model: str, setting: str, records: Sequence[ImageRecord], console: Console
+) -> dict[str, str]:
+    """What a model says of images, by their names; unreadable images are left out."""
+    from impasto.annotate.annotation import words_of
+
+    annotator = _ANNOTATORS[kind](model, setting, console)
+    found: dict[str, str] = {}
+    with console.stage(f"Trying {model}", len(records), "images") as advance:
+        for begin in range(0, len(records), _AT_ONCE):
+            batch = records[begin : begin + _AT_ONCE]
+            words = words_of(annotator, batch)
+            found |= {r.file_name: words[r.path] for r in batch if r.path in words}
+            advance(len(batch))
+    del annotator
+    _free()
+    return found
+
+
+def _tagging(model: str, setting: str, console: Console) -> Annotator[Any]:
+    from impasto.annotate.annotation import TagAnnotator
+    from impasto.annotate.models import TAGGERS
+    from impasto.annotate.tags import Spelling
+    from impasto.cli.dataset_tag import load_tagger, selection_of
+
+    tagger = load_tagger(model, console)
+    options = {
+        "threshold": None if setting in ("", _DEFAULT) else setting,
+        "by_category": (), "mcut": False, "only": (), "by_score": False,
+    }  # fmt: skip
+    balance = TAGGERS[model].balance if model in TAGGERS else None
+    selection = selection_of(options, tagger.profile.thresholds, balance, model)
+    return TagAnnotator(tagger, selection, Spelling())
+
+
+def _captioning(model: str, setting: str, console: Console) -> Annotator[Any]:
+    from impasto.annotate.annotation import CaptionAnnotator
+    from impasto.annotate.captioners import PRESETS, Captioner
+    from impasto.annotate.models import locate_captioner
+    from impasto.training.devices import default_device
+
+    place = locate_captioner(model)
+    with console.stage("Loading the captioner", None, "models"):
+        captioner = Captioner.load(place, default_device(), prompt=setting, progress=console)
+    captioner.generation = PRESETS["beam"]
+    return CaptionAnnotator(captioner)
+
+
+_ANNOTATORS = {"tagger": _tagging, "captioner": _captioning}
+
+
+def _free() -> None:
+    """Give back the VRAM of a model that is not needed any more, for the next one."""
+    import gc
+
+    import torch
+
+    gc.collect()
+    with contextlib.suppress(RuntimeError):
+        torch.cuda.empty_cache()
+
+
+def _tell(
+    records: Sequence[ImageRecord], found: Sequence[dict[str, Any]], console: Console
+) -> None:
+    for record in records:
+        console.heading(record.name)
+        console.table(
+            {c["model"]: c["words"].get(record.file_name, "") for c in found if "words" in c}
+            or {"": ""}
+        )

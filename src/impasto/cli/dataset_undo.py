@@ -1,0 +1,93 @@
+"""`impasto dataset undo`: changes to words listed, and taken back."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from impasto.cli.dataset_options import CACHE_DIR, SOURCE, dataset_config
+from impasto.cli.dataset_words import place_of, undo_command
+from impasto.progress import counted
+
+if TYPE_CHECKING:
+    from impasto.annotate.history import EditSummary
+    from impasto.annotate.places import Place
+
+
+@click.command()
+@SOURCE
+@click.argument("edit", required=False)
+@click.option("--list", "lists", is_flag=True, help="List the edits that can be taken back.")
+@click.option("--json", "as_json", is_flag=True, help="With --list: print one JSON list.")
+@click.option("--force", is_flag=True, help="Also restore files that were changed since.")
+@click.option("--keep", is_flag=True, help="Leave those as they are, and be done with this change.")
+@click.option(
+    "--metadata",
+    type=click.Path(path_type=Path),
+    help="The metadata file that was written, where it is not in the folder of images.",
+)
+@CACHE_DIR
+def undo(
+    source: Path,
+    edit: str | None,
+    lists: bool,  # noqa: FBT001
+    as_json: bool,  # noqa: FBT001
+    force: bool,  # noqa: FBT001
+    keep: bool,  # noqa: FBT001
+    metadata: Path | None,
+    **options: Any,
+) -> None:
+    """Take back what tag, caption, clean or edit wrote for SOURCE, byte for byte.
+
+    Without EDIT it is the last; run it again to take back the one before.
+    EDIT is the number of an older one, as --list shows it. Files that were
+    changed since are left alone and named; the notes are kept until they are
+    restored (--force) or given up (--keep).
+    """
+    from impasto.annotate import undoing
+    from impasto.cli.console import Console
+
+    if force and keep:
+        raise click.UsageError("--force and --keep contradict each other.")
+    if (lists and (edit or force or keep)) or (as_json and not lists):
+        raise click.UsageError("--list goes alone or with --json; --json goes with --list.")
+    place = place_of(dataset_config(source, options), metadata)
+    if lists:
+        _list(place, as_json=as_json)
+        return
+    console = Console()
+    undone = undoing.undo(place, edit, force=force, keep=keep)
+    console.note(f"{counted(undone.restored, 'files are')} restored.")
+    for path, reason in undone.unchanged:
+        console.note(f"Left alone: {path}: {reason}")
+    if len(undone.unchanged) > undone.blocked and not keep:
+        words = ("--force",) if edit is None else (edit, "--force")
+        forced = undo_command(source, place, *words)
+        console.note(f"To restore what was changed: {forced} (--keep leaves it as it is for good)")
+
+
+def _list(place: Place, *, as_json: bool) -> None:
+    from impasto.annotate.history import list_edits
+    from impasto.cli.console import Console
+    from impasto.cli.harmless import json_text
+
+    found = list_edits(place)
+    if as_json:
+        click.echo(json_text([edit.as_json() for edit in found]))
+        return
+    console = Console()
+    if found:
+        console.table({edit.name: _line(edit) for edit in found})
+    console.note(f"{counted(len(found), 'edits')} can be taken back.")
+
+
+def _line(edit: EditSummary) -> str:
+    when = time.strftime("%Y-%m-%d %H:%M", time.localtime(edit.at)) if edit.at else "some time ago"
+    words = [when, counted(edit.files, "files"), edit.what]
+    words += [] if edit.ended else ["broken off, or taken back in part"]
+    words += [f"in {edit.outside}, to be named by --metadata"] if edit.outside else []
+    words += ["its notes are damaged"] if edit.damaged else []
+    return " · ".join(words)

@@ -1,0 +1,74 @@
+"""Which taggers and captioners a page offers: known names, and folders that are shown."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from impasto import files, presence
+from impasto.annotator_table import CAPTIONERS, TAGGERS
+
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(/[\w./-]+)?", re.ASCII)
+_LEVELS = ("*", "*/*", "*/*/*")
+
+
+def offered_models(folders: Sequence[Path]) -> dict[str, list[str]]:
+    """The names of taggers and captioners: those that are known, then folders by what is in them.
+
+    Args:
+        folders: The folders of models that the studio was given.
+    """
+    taggers = [*TAGGERS]
+    captioners = [*CAPTIONERS]
+    for folder in folders:
+        for path in _folders_in(folder):
+            if _has(path, "*.onnx"):
+                taggers.append(str(path.absolute()))
+            elif _has(path, "config.json") and _has(path, "*processor_config.json"):
+                captioners.append(str(path.absolute()))
+    return {"tagger": taggers, "captioner": captioners}
+
+
+def why_not_offered(name: str, kind: str, folders: Sequence[Path]) -> str:
+    """Why a model is not loaded for a page; empty where it is.
+
+    Args:
+        name: A known name, an id on the Hub, or the path of a folder or file.
+        kind: `tagger` or `captioner`.
+        folders: The folders of models that the studio was given.
+    """
+    if name in (TAGGERS if kind == "tagger" else CAPTIONERS):
+        return ""
+    path = Path(name)
+    if path.is_absolute():
+        if not any(files.is_inside(path, folder) for folder in folders):
+            return f"{name} is not in a folder of models that the studio was given (--models)"
+        return "" if presence.exists(path) else f"{name} is not there"
+    if ".." not in path.parts and _HUB_ID.fullmatch(name):
+        return ""
+    return (
+        f"{name[:100]!r} is no name that is known here, no Hub id (owner/name), and no whole path"
+    )
+
+
+def _folders_in(folder: Path) -> list[Path]:
+    found: list[Path] = [folder]
+    with contextlib.suppress(OSError):
+        for level in _LEVELS:
+            found += sorted(
+                path
+                for path in folder.glob(level)
+                if path.is_dir()
+                and files.is_inside(path, folder)
+                and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+            )
+    return found
+
+
+def _has(folder: Path, pattern: str) -> bool:
+    try:
+        return next(folder.glob(pattern), None) is not None
+    except OSError:
+        return False

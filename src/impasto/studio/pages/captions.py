@@ -1,0 +1,303 @@
+"""The page "Captions" of a dataset: all tags and captions, edits of many at once, and undo."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+from starlette.datastructures import FormData, QueryParams
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
+from starlette.routing import BaseRoute, Route
+
+from impasto.errors import RunError
+from impasto.studio.caption_edits import (
+    SHOWN,
+    EditStore,
+    PreparedEdit,
+    operations_of,
+    preview_of,
+    shortened,
+)
+from impasto.studio.captions import (
+    ENDINGS,
+    CaptionFilter,
+    CaptionReader,
+    CaptionReading,
+    ImageCaption,
+    count_tags,
+    found_tags,
+)
+from impasto.studio.core import Studio
+from impasto.studio.datasets import dataset_of, image_of
+from impasto.studio.folders import address_of
+from impasto.studio.pages.tasks import task_view
+from impasto.studio.verbs import ask_verb
+
+PER_PAGE = 100
+_TAGS_SHOWN = 200
+_TAGS_OFFERED = 1000
+_LONGEST_FILTER = 1000
+_FIELDS = 2000
+_FILTERS = ("tag", "without", "contains")
+
+
+def routes(studio: Studio) -> list[BaseRoute]:
+    """The routes of this page."""
+    pages = CaptionPages(studio)
+    here = "/data/{dataset}/captions"
+    return [
+        Route(here, pages.page),
+        Route(f"{here}/tags", pages.tags),
+        Route(f"{here}/edits", pages.edits),
+        Route(f"{here}/preview", pages.preview, methods=["POST"]),
+        Route(f"{here}/apply", pages.apply, methods=["POST"]),
+        Route(f"{here}/set", pages.set_one, methods=["POST"]),
+        Route(f"{here}/undo", pages.undo, methods=["POST"]),
+    ]
+
+
+@dataclass(frozen=True)
+class CaptionPages:
+    """Answers requests for captions.
+
+    Attributes:
+        studio: What they work with.
+    """
+
+    studio: Studio
+    reader: CaptionReader = field(default_factory=CaptionReader)
+
+    @property
+    def store(self) -> EditStore:
+        """The edits that were previewed."""
+        return EditStore(self.studio.home / "edits")
+
+    async def page(self, request: Request) -> Response:
+        """The captions of the filter, a hundred at once, or of one image alone."""
+        dataset = await dataset_in(self.studio, request)
+        content = await asyncio.to_thread(self._content, dataset, request.query_params)
+        return self.studio.page("captions.html.j2", **content)
+
+    async def tags(self, request: Request) -> Response:
+        """The tags that a text is in, with their counts."""
+        dataset, query = await dataset_in(self.studio, request), request.query_params
+        reading = await asyncio.to_thread(self.reader.read, dataset, _ending(query))
+        content = await asyncio.to_thread(self._tags, dataset, reading, query)
+        return self.studio.page("caption_tags.html.j2", **content)
+
+    async def edits(self, request: Request) -> Response:
+        """The edits that can be undone."""
+        dataset = await dataset_in(self.studio, request)
+        found = await self._listed(dataset)
+        for edit in found:
+            when = time.localtime(edit["at"]) if edit["at"] else None
+            edit["when"] = time.strftime("%Y-%m-%d %H:%M", when) if when else "some time ago"
+        return self.studio.page(
+            "caption_edits.html.j2", edits=found, here=here_of(self.studio, dataset)
+        )
+
+    async def preview(self, request: Request) -> Response:
+        """What an edit would change, which is kept so that exactly this can be applied."""
+        dataset = await dataset_in(self.studio, request)
+        form = await request.form(max_fields=_FIELDS)
+        prepared = await asyncio.to_thread(self._prepare, dataset, form)
+        answer = await _answer([*prepared.words, "--json", f"--shown={SHOWN}"])
+        return self.studio.page(
+            "caption_preview.html.j2",
+            token=prepared.token,
+            here=here_of(self.studio, dataset),
+            back=_query(form),
+            **preview_of(answer),
+        )
+
+    async def apply(self, request: Request) -> Response:
+        """Make an edit that was previewed, as a task."""
+        dataset, form = await dataset_in(self.studio, request), await request.form()
+        prepared = await asyncio.to_thread(self.store.find, dataset, str(form.get("token", "")))
+        if prepared is None:
+            raise HTTPException(410, "This preview is not kept any more. Preview the edit again.")
+        return await self._started(dataset, [*prepared.words, *_WRITES], prepared.title, form)
+
+    async def set_one(self, request: Request) -> Response:
+        """Write the caption of one image, as a task."""
+        dataset, form = await dataset_in(self.studio, request), await request.form()
+        address = str(form.get("image", ""))
+        image = await asyncio.to_thread(image_of, dataset, address)
+        if image is None:
+            raise HTTPException(404, "This image is not there.")
+        name = image.relative_to(dataset).as_posix()
+        prepared = await asyncio.to_thread(
+            self.store.prepare, dataset,
+            [{"do": "set", "text": str(form.get("text", "")).replace("\r\n", "\n")}],
+            [], _ending(form) or ENDINGS[0], [name],
+        )  # fmt: skip
+        title = f"Set the caption of {image.name}"
+        return await self._started(
+            dataset, [*prepared.words, *_WRITES], title, form, {"image": address}
+        )
+
+    async def undo(self, request: Request) -> Response:
+        """Take an edit back, as a task."""
+        dataset, form = await dataset_in(self.studio, request), await request.form()
+        edit, at = str(form.get("edit", "")), str(form.get("at", ""))
+        there = [(found["name"], str(found["at"])) for found in await self._listed(dataset)]
+        if (edit, at) not in there:  # the number of one that was undone is given again
+            raise HTTPException(409, "This edit was undone meanwhile. Nothing was changed.")
+        words = ["dataset", "undo", str(dataset.absolute()), edit]
+        return await self._started(dataset, words, f"Undo edit {edit}", form)
+
+    async def _listed(self, dataset: Path) -> Any:
+        return await _answer(["dataset", "undo", dataset.absolute(), "--list", "--json"])
+
+    async def _started(
+        self,
+        dataset: Path,
+        words: Sequence[str],
+        title: str,
+        form: FormData,
+        more: Mapping[str, str] | None = None,
+    ) -> Response:
+        """Start a task, and show it on the page."""
+        here = here_of(self.studio, dataset)
+        task = await asyncio.to_thread(self.studio.tasks.start, words, title, here)
+        query = {**_query(form), **(more or {}), "task": task}
+        return RedirectResponse(f"{here}?{urlencode(query)}", 303)
+
+    def _prepare(self, dataset: Path, form: FormData) -> PreparedEdit:
+        ending = _ending(form) or ENDINGS[0]
+        rows = {n: [str(v) for v in form.getlist(n)] for n in ("do", "what", "by", "at", "text")}
+        try:
+            operations = operations_of(rows)
+        except RunError as error:
+            raise HTTPException(400, str(error)) from error
+        if form.get("which") == "filter":
+            return self.store.prepare(dataset, operations, _filter(form).words(), ending)
+        paths = [image_of(dataset, str(address)) for address in form.getlist("image")]
+        names = [path.relative_to(dataset).as_posix() for path in paths if path is not None]
+        if not names:
+            raise HTTPException(400, "Select images, or choose all of the filter.")
+        return self.store.prepare(dataset, operations, [], ending, names)
+
+    def _content(self, dataset: Path, query: QueryParams) -> dict[str, Any]:
+        reading = self.reader.read(dataset, _ending(query))
+        ending, captions = reading.ending, reading.captions
+        chosen = _filter(query).of(captions)
+        number = _page_number(query, len(chosen))
+        alone = self._alone(dataset, captions, query.get("image"))
+        shown = [alone] if alone else chosen[(number - 1) * PER_PAGE : number * PER_PAGE]
+        here = here_of(self.studio, dataset)
+        kept = {"ending": ending, **{n: query[n] for n in _FILTERS if query.get(n)}}
+        task = self.studio.tasks.find(query.get("task", ""))
+        tags = self._tags(dataset, reading, query)
+        return {
+            **tags,
+            "title": dataset.name,
+            "here": here,
+            "data": here.removesuffix("/captions"),
+            "endings": ENDINGS,
+            "filter": _filter(query),
+            "total": len(captions),
+            "number": len(chosen),
+            "page": number,
+            "pages": max(1, -(-len(chosen) // PER_PAGE)),
+            "query": urlencode(kept),
+            "rows": [_row(dataset, caption, is_whole=alone is not None) for caption in shown],
+            "alone": alone is not None,
+            "task": task_view(self.studio.tasks, task) if task is not None else None,
+        }
+
+    def _alone(
+        self, dataset: Path, captions: Sequence[ImageCaption], address: str | None
+    ) -> ImageCaption | None:
+        if address is None:
+            return None
+        image = image_of(dataset, address)
+        found = next((caption for caption in captions if caption.image == image), None)
+        if found is None:
+            raise HTTPException(404, "This image is not there: it was removed or renamed.")
+        return found
+
+    def _tags(
+        self, dataset: Path, reading: CaptionReading, query: Mapping[str, str]
+    ) -> dict[str, Any]:
+        counts = count_tags(reading.captions)
+        by_name = query.get("sort") == "name"
+        found = found_tags(counts, query.get("find", "")[:_LONGEST_FILTER], by_name=by_name)
+        usual = [tag for tag, _ in counts.most_common(_TAGS_OFFERED) if len(tag) < _LONGEST_FILTER]
+        return {
+            "here": here_of(self.studio, dataset),
+            "ending": reading.ending,
+            "tags": [(tag, count, shortened(tag, 100)) for tag, count in found[:_TAGS_SHOWN]],
+            "tag_number": len(found),
+            "offered": usual,
+            "sort": "name" if by_name else "count",
+            "find": query.get("find", ""),
+        }
+
+
+_WRITES = ("--yes", "--shown=0")
+
+
+async def dataset_in(studio: Studio, request: Request) -> Path:
+    """The dataset that an address names.
+
+    Raises:
+        HTTPException: There is none: 404.
+    """
+    name = request.path_params["dataset"]
+    dataset = await asyncio.to_thread(dataset_of, studio.folders, name)
+    if dataset is None:
+        raise HTTPException(404, "This dataset is not there: it was removed, renamed or moved.")
+    return dataset
+
+
+def here_of(studio: Studio, dataset: Path) -> str:
+    """The address of the captions of a dataset."""
+    return f"/data/{address_of(studio.folders.data, dataset)}/captions"
+
+
+async def _answer(words: Sequence[str | Path]) -> Any:
+    try:
+        return await asyncio.to_thread(ask_verb, words)
+    except RunError as error:
+        raise HTTPException(400, str(error)) from error
+
+
+def _row(dataset: Path, caption: ImageCaption, *, is_whole: bool) -> dict[str, str]:
+    return {
+        "address": address_of([dataset], caption.image),
+        "name": caption.name,
+        "text": caption.text if is_whole else shortened(caption.text),
+        "fault": caption.fault,
+    }
+
+
+def _ending(values: Mapping[str, Any]) -> str:
+    """The ending that was asked for; empty where none was, or none that is shown."""
+    return next((ending for ending in ENDINGS if values.get("ending") == ending), "")
+
+
+def _filter(values: Mapping[str, Any]) -> CaptionFilter:
+    tag, without, text = (str(values.get(name, "")).strip() for name in _FILTERS)
+    if max(map(len, (tag, without, text))) > _LONGEST_FILTER or "\0" in tag + without + text:
+        raise HTTPException(400, f"A filter has up to {_LONGEST_FILTER:,} characters.")
+    return CaptionFilter(tag, without, text)
+
+
+def _query(form: FormData) -> dict[str, str]:
+    """The filter that a form was sent with."""
+    names = ("ending", *_FILTERS, "page")
+    return {name: str(form[name]) for name in names if form.get(name)}
+
+
+def _page_number(query: QueryParams, number: int) -> int:
+    text = query.get("page", "1")
+    asked = int(text) if text.isascii() and text.isdecimal() and len(text) < 8 else 1
+    return min(max(1, asked), max(1, -(-number // PER_PAGE)))

@@ -1,0 +1,187 @@
+"""The page "Try models": taggers and captioners side by side before one runs on all images."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+from starlette.datastructures import FormData
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
+from starlette.routing import BaseRoute, Route
+
+from impasto.studio.caption_edits import shortened
+from impasto.studio.core import Studio
+from impasto.studio.folders import address_of
+from impasto.studio.model_names import offered_models, why_not_offered
+from impasto.studio.pages.captions import dataset_in, here_of
+from impasto.studio.pages.tasks import task_view
+
+MODELS = 3
+SAMPLE = 12
+
+_TOKEN = re.compile(r"[0-9a-f]{32}", re.ASCII)
+_EXISTING = ("missing", "overwrite", "append")
+_VERBS = {"tagger": "tag", "captioner": "caption"}
+_LONGEST_PROMPT = 4000
+
+
+def routes(studio: Studio) -> list[BaseRoute]:
+    """The routes of this page."""
+    pages = TryPages(studio)
+    here = "/data/{dataset}/captions/try"
+    return [
+        Route(here, pages.page),
+        Route(here, pages.start, methods=["POST"]),
+        Route(f"{here}/{{tried}}/part", pages.part),
+        Route(f"{here}/all", pages.run_on_all, methods=["POST"]),
+    ]
+
+
+@dataclass(frozen=True)
+class TryPages:
+    """Answers requests for models that are tried.
+
+    Attributes:
+        studio: What they work with.
+    """
+
+    studio: Studio
+
+    async def page(self, request: Request) -> Response:
+        """The form, and what the models said that were tried."""
+        dataset = await dataset_in(self.studio, request)
+        query = request.query_params
+        offered = await asyncio.to_thread(offered_models, self.studio.folders.models)
+        tried = await asyncio.to_thread(
+            self._tried, dataset, query.get("tried", ""), query.get("task", "")
+        )
+        return self.studio.page(
+            "try.html.j2",
+            title=dataset.name,
+            here=here_of(self.studio, dataset),
+            offered=offered,
+            places=", ".join(map(str, self.studio.folders.models)),
+            models=MODELS,
+            sample=SAMPLE,
+            **tried,
+        )
+
+    async def part(self, request: Request) -> Response:
+        """What the models have said so far, which the page asks for while they are at work."""
+        dataset = await dataset_in(self.studio, request)
+        task = request.query_params.get("task", "")
+        tried = await asyncio.to_thread(self._tried, dataset, request.path_params["tried"], task)
+        return self.studio.page("tried.html.j2", here=here_of(self.studio, dataset), **tried)
+
+    async def start(self, request: Request) -> Response:
+        """Try up to three models on twelve images, as a task."""
+        dataset, form = await dataset_in(self.studio, request), await request.form()
+        chosen = [self._model(form, f"{n}") for n in range(1, MODELS + 1) if form.get(f"model-{n}")]
+        if not chosen:
+            raise HTTPException(400, "Choose a model.")
+        token = secrets.token_hex(16)
+        out = (self.studio.home / "tried" / f"{token}.json").absolute()
+        words = ["dataset", "try", str(dataset.absolute()), f"--sample={SAMPLE}", f"--out={out}"]
+        for kind, model, setting in chosen:
+            words += [f"--{kind}", model, setting]
+        here = f"{here_of(self.studio, dataset)}/try"
+        title = f"Try {', '.join(_short(model) for _, model, _ in chosen)} on {SAMPLE} images"
+        return await self._started(words, title, here, {"tried": token})
+
+    async def run_on_all(self, request: Request) -> Response:
+        """Run one model on all images, as a task."""
+        dataset, form = await dataset_in(self.studio, request), await request.form()
+        kind, model, setting = self._model(form, "0")
+        existing = str(form.get("existing", ""))
+        if existing not in _EXISTING:
+            raise HTTPException(400, "Choose what becomes of words that are there.")
+        words = ["dataset", _VERBS[kind], str(dataset.absolute()), f"--existing={existing}"]
+        words += [f"--model={model}"]
+        if kind == "captioner" and setting:
+            words.append(f"--prompt={setting}")
+        if kind == "tagger" and setting != "default":
+            words.append(f"--threshold={setting}")
+        here = here_of(self.studio, dataset)
+        return await self._started(words, f"{_short(model)} on {dataset.name}", here, {})
+
+    async def _started(
+        self, words: list[str], title: str, here: str, query: dict[str, str]
+    ) -> Response:
+        home = self.studio.home.absolute()
+        task = await asyncio.to_thread(self._start, words, title, here, home)
+        return RedirectResponse(f"{here}?{urlencode({**query, 'task': task})}", 303)
+
+    def _start(self, words: list[str], title: str, back: str, home: Path) -> str:
+        home.mkdir(parents=True, exist_ok=True)  # a name of the Hub is no path from there
+        return self.studio.tasks.start(words, title, back, home)
+
+    def _model(self, form: FormData, number: str) -> tuple[str, str, str]:
+        """Kind, model and setting of a row of a form.
+
+        Raises:
+            HTTPException: They are refused: 400, with the reason.
+        """
+        kind, model = str(form.get(f"kind-{number}", "")), str(form.get(f"model-{number}", ""))
+        setting = str(form.get(f"setting-{number}", "")).strip()
+        model = model.strip()
+        if kind not in _VERBS:
+            raise HTTPException(400, "A model is a tagger or a captioner.")
+        if reason := why_not_offered(model, kind, self.studio.folders.models):
+            raise HTTPException(400, f"Not possible: {reason}.")
+        if kind == "tagger" and not _is_threshold(setting or "default"):
+            raise HTTPException(
+                400, "The threshold is a number from 0 to 1, or default, balance or model."
+            )
+        if len(setting) > _LONGEST_PROMPT or "\0" in setting:
+            raise HTTPException(400, f"A prompt has up to {_LONGEST_PROMPT:,} characters.")
+        return kind, model, setting or ("default" if kind == "tagger" else "")
+
+    def _tried(self, dataset: Path, token: str, task_name: str) -> dict[str, Any]:
+        task = self.studio.tasks.find(task_name)
+        view = task_view(self.studio.tasks, task) if task is not None else None
+        answer: dict[str, Any] = {}
+        if _TOKEN.fullmatch(token):
+            answer = _read(self.studio.home / "tried" / f"{token}.json")
+        columns = [
+            {"words": {}, "error": "", **column, "short": _short(column["model"])}
+            for column in answer.get("models", ())
+        ]
+        rows = [
+            {
+                "name": name,
+                "address": address_of([dataset], dataset / name),
+                "words": [shortened(column["words"].get(name, "")) for column in columns],
+            }
+            for name in answer.get("images", ())
+        ]
+        return {"task": view, "tried": token, "columns": columns, "rows": rows}
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _short(model: str) -> str:
+    """A model as a heading: of a folder its name."""
+    return Path(model).name if Path(model).is_absolute() else model
+
+
+def _is_threshold(text: str) -> bool:
+    if text in ("default", "balance", "model"):
+        return True
+    try:
+        return 0 <= float(text) <= 1
+    except ValueError:
+        return False

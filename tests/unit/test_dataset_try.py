@@ -1,0 +1,66 @@
+"""`impasto dataset try`: models beside each other, and nothing beside the images.
+
+If one failed, words of a model that was only tried would be trained on, or one bad name would cost
+what the other models said.
+"""
+
+import itertools
+import json
+import shutil
+from types import SimpleNamespace
+
+import pytest
+from click.testing import CliRunner
+
+from impasto.cli.dataset_try import spread
+from impasto.cli.main import impasto
+from impasto.demo.recipe import PICTURES, TAGGER
+from impasto.errors import ModelError
+
+
+@pytest.fixture
+def folder(tmp_path):
+    target = tmp_path / "pictures"
+    target.mkdir()
+    for path in sorted(PICTURES.glob("*.webp"))[:5]:
+        shutil.copy(path, target)
+    return target
+
+
+def run(*words):
+    return CliRunner().invoke(impasto, ["dataset", "try", *map(str, words)])
+
+
+def test_each_model_says_its_words_and_nothing_is_written(folder, tmp_path):
+    out = tmp_path / "out.json"
+    done = run(
+        folder, "--tagger", TAGGER, "0.35", "--captioner", "nonsense", "", "--tagger", TAGGER, "1",
+        "--sample", 3, "--out", out,
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    said = json.loads(out.read_text(encoding="utf-8"))
+    first, second, third = said["models"]
+    assert said["images"] == ["0000-sun.webp", "0001-butterfly.webp", "0003-tomato_frog.webp"]
+    assert [m["kind"] for m in said["models"]] == ["tagger", "captioner", "tagger"]
+    assert "butterfly" in first["words"]["0001-butterfly.webp"].split(", ")
+    assert "nonsense" in second["error"]
+    assert "butterfly" not in third["words"]["0001-butterfly.webp"]
+    assert "butterfly" in done.output
+    names = {path.name for path in folder.iterdir()}
+    assert {name for name in names if not name.endswith(".webp")} <= {".impasto"}
+
+
+def test_no_model_that_can_be_had_is_an_error(folder):
+    done = run(folder, "--tagger", "nonsense", "default")
+    assert isinstance(done.exception, ModelError)
+    assert run(folder).exit_code == 2
+
+
+def test_images_are_spread_over_the_dataset_and_none_comes_twice():
+    records = [SimpleNamespace(path=n // 2) for n in range(200)]
+    found = [record.path for record in spread(records, 12)]
+    assert len(set(found)) == 12
+    assert found[0] == 0
+    assert found[-1] > 90
+    assert {b - a for a, b in itertools.pairwise(found)} <= {8, 9}
+    assert len(spread(records[:6], 12)) == 3
