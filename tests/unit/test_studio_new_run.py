@@ -20,6 +20,7 @@ from impasto.config.fields import fields_of
 from impasto.config.tree import all_settings
 from impasto.demo.recipe import BASE_MODEL, PICTURES
 from impasto.owners import current_process
+from impasto.runs.queue import Queue
 from impasto.runs.tasks import TaskDirectory
 from impasto.studio import plans as plans_module
 from impasto.studio.choices import image_folders, model_paths
@@ -481,6 +482,18 @@ def test_a_run_that_does_not_begin_says_why(client, draft, good, folder, tasks):
     answer = post(client, f"{draft}/start", {**good, "training.max_steps": "7"})
     assert "was not touched" in answer.text
     assert len(tasks) == 2
+
+
+def test_a_run_is_put_into_the_queue(client, studio, draft, good):
+    answer = post(client, f"{draft}/queue", good)
+    assert "job 1 of the queue" in answer.text
+    assert 'href="/queue"' in answer.text
+    (job,) = Queue(studio.queue).jobs()
+    assert job.run.path == Path(good["output_dir"])
+    again = post(client, f"{draft}/queue", good)
+    assert "so it is for job 1" in again.text  # two runs in one directory
+    assert "Not yet" in post(client, f"{draft}/queue", {**good, "optimizer.lr": "x"}).text
+    assert len(Queue(studio.queue).jobs()) == 1
 
 
 def test_a_run_is_not_started_with_faults_or_over_another(client, draft, good, folder, tasks):

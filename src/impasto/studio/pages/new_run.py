@@ -18,6 +18,7 @@ from impasto.config.goals import GOALS
 from impasto.config.validation import read_toml
 from impasto.errors import ConfigError, ImpastoError
 from impasto.runs import RunDirectory
+from impasto.runs.queue import Queue
 from impasto.studio.choices import image_folders, model_paths
 from impasto.studio.core import Studio
 from impasto.studio.drafts import Draft, Drafts
@@ -52,6 +53,7 @@ def routes(studio: Studio) -> list[BaseRoute]:
         Route("/new/{draft}/plan", pages.plan),
         Route("/new/{draft}/save", pages.save, methods=["POST"]),
         Route("/new/{draft}/start", pages.start, methods=["POST"]),
+        Route("/new/{draft}/queue", pages.enqueue, methods=["POST"]),
         Route("/new/{draft}/started", pages.started),
         Route("/new/{draft}/started/part", pages.started_part),
     ]
@@ -199,6 +201,19 @@ class NewRunPages:
             return self._answer(str(error))
         return Response(headers={"hx-redirect": f"/new/{draft.name}/started"})
 
+    async def enqueue(self, request: Request) -> Response:
+        """Add the run at the end of the queue."""
+        draft, typed = self._draft_of(request), await _typed(request)
+        found = await asyncio.to_thread(self._kept, draft, typed)
+        if found.config is None or found.place:
+            return self._answer(_refusal(found))
+        queue, name = Queue(self.studio.queue), found.config.output_dir.name
+        try:
+            job = await asyncio.to_thread(queue.add, found.text, name, Path.cwd())
+        except ImpastoError as error:
+            return self._answer(str(error))
+        return self._answer(f"It is job {job.number} of the queue.", link="/queue")
+
     async def started(self, request: Request) -> Response:
         """A run that begins; its own page once it is there."""
         draft = self._draft_of(request)
@@ -306,8 +321,8 @@ class NewRunPages:
             command=command,
         )
 
-    def _answer(self, words: str, command: str = "") -> Response:
-        return self.studio.page("new_answer.html.j2", words=words, command=command)
+    def _answer(self, words: str, command: str = "", link: str = "") -> Response:
+        return self.studio.page("new_answer.html.j2", words=words, command=command, link=link)
 
     def _begun(self, draft: Draft) -> tuple[str, dict[str, Any] | None]:
         """The address of the run that was started, once it is there; and its task."""
