@@ -35,6 +35,7 @@ VERBS = {
     "convert": "impasto.cli.convert:convert",
     "inspect": "impasto.cli.convert:inspect",
     "sample": "impasto.cli.sample:sample",
+    "draw-worker": "impasto.cli.draw_worker:draw_worker",
     "report": "impasto.cli.report:report",
     "import-command": "impasto.sdscripts.import_command:import_command",
 }

@@ -13,9 +13,9 @@ from starlette.staticfiles import StaticFiles
 from impasto.errors import ImpastoError
 from impasto.studio.core import Studio
 from impasto.studio.guard import Access, Guard
-from impasto.studio.pages import runs, tasks
+from impasto.studio.pages import draw, runs, tasks
 
-PAGES = (runs, tasks)
+PAGES = (runs, draw, tasks)
 """The modules that have the routes."""
 
 _STATIC: list[str | tuple[str, str]] = [("impasto.studio", "static"), ("impasto.report", "static")]

@@ -21,6 +21,7 @@ HOME = Path(".impasto") / "studio"
 
 NAVIGATION = (
     ("/", "Runs"),
+    ("/draw", "Draw"),
     ("/tasks", "Tasks"),
 )
 """The pages that every page leads to: their addresses and titles."""
