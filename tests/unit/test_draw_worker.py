@@ -44,7 +44,7 @@ def settings(nano_model):
     return ImageSettings(str(nano_model), "a red ball", "x", 3, 32, 32, 2, 2.0, "euler_a")
 
 
-def eventually(holds, seconds=60.0):
+def eventually(holds, seconds=300.0):
     until = time.monotonic() + seconds
     while not holds():
         assert time.monotonic() < until
@@ -169,7 +169,7 @@ def test_out_of_memory_is_answered_with_advice(worker, folder, settings, monkeyp
 
 def test_a_cancelled_drawing_ends_within_an_image(worker, folder, settings, monkeypatch):
     monkeypatch.setattr(worker_module, "_TOLD_EVERY_S", 0)
-    drawing = folder.ask(DrawRequest(replace(settings, steps=1000, sampler="ddim")))
+    drawing = folder.ask(DrawRequest(replace(settings, steps=900, sampler="ddim")))
     stepped = DrawingStatus.stepped
 
     def cancel_at_three(status, steps):
@@ -180,7 +180,7 @@ def test_a_cancelled_drawing_ends_within_an_image(worker, folder, settings, monk
     monkeypatch.setattr(DrawingStatus, "stepped", cancel_at_three)
     worker.answer(drawing)
     status = drawing.status()
-    assert (status["phase"], status["step"], status["steps"]) == ("cancelled", 3, 1000)
+    assert (status["phase"], status["step"], status["steps"]) == ("cancelled", 3, 900)
 
 
 def test_what_is_cancelled_before_its_turn_is_not_begun(worker, folder, settings):
@@ -233,11 +233,9 @@ def test_a_second_worker_is_refused(worker, folder):
             worker.serve(0)
 
 
-def test_a_killed_worker_leaves_requests_and_the_next_one_tells_the_truth(
-    worker, folder, settings
-):
+def test_a_killed_worker_leaves_requests_and_the_next_one_tells_the_truth(worker, folder, settings):
     """By the real command line, killed in the middle of an image."""
-    broken = folder.ask(DrawRequest(replace(settings, steps=1000, sampler="ddim")))
+    broken = folder.ask(DrawRequest(replace(settings, steps=900, sampler="ddim")))
     folder.ask(DrawRequest(settings))
     words = [sys.executable, "-m", "impasto", "draw-worker", str(folder.path), "--idle", "9"]
     process = subprocess.Popen(words, stdout=subprocess.DEVNULL)

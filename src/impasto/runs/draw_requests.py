@@ -259,7 +259,7 @@ class _Reader:
 
     def text(self, name: str, needed: str = "") -> str:
         value = self._values.get(name, "")
-        if not isinstance(value, str) or len(value) > LONGEST_PROMPT or "\0" in value:
+        if type(value) is not str or len(value) > LONGEST_PROMPT or "\0" in value:
             self.faults[name] = f"Expected text of at most {LONGEST_PROMPT:,} characters."
             return ""
         if needed and not value:
@@ -292,7 +292,7 @@ class _Reader:
         return found
 
     def sampler(self) -> str:
-        name = self._values.get("sampler", "ddim")
+        name: object = self._values.get("sampler", "ddim")
         if not isinstance(name, str) or name not in SAMPLERS:
             self.faults["sampler"] = f"Choose one of {', '.join(SAMPLERS)}."
             return "ddim"

@@ -76,9 +76,7 @@ def _fitted(label: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, widt
     return "\n".join(lines)
 
 
-def _text_size(
-    label: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont
-) -> tuple[int, int]:
+def _text_size(label: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont) -> tuple[int, int]:
     pen = ImageDraw.Draw(Image.new("RGB", (1, 1)))
     text = label if "\n" in label else _short(label)
     _, _, right, bottom = pen.multiline_textbbox((0, 0), text, font)
