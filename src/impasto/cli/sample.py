@@ -122,7 +122,8 @@ def sample(
                guidance, sampler)
         for index, text in enumerate(text for text in prompts for _ in range(count))
     ]  # fmt: skip
-    wanted = [with_strengths(p, stack, strength) for p in single for strength in sweep or [None]]
+    swept: list[float | None] = [*sweep] or [None]
+    wanted = [with_strengths(p, stack, strength) for p in single for strength in swept]
     cut = cut_warning(base, (text for prompt in single for text in prompt.texts), emphasis)
     if cut:
         console.note(f"Warning: {cut}")

@@ -258,8 +258,8 @@ class _Reader:
         self.faults: dict[str, str] = {}
 
     def text(self, name: str, needed: str = "") -> str:
-        value = self._values.get(name, "")
-        if type(value) is not str or len(value) > LONGEST_PROMPT or "\0" in value:
+        value: object = self._values.get(name, "")
+        if not isinstance(value, str) or len(value) > LONGEST_PROMPT or "\0" in value:
             self.faults[name] = f"Expected text of at most {LONGEST_PROMPT:,} characters."
             return ""
         if needed and not value:

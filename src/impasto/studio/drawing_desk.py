@@ -38,9 +38,13 @@ class DrawingDesk:
 
     def start(self) -> None:
         """Start the worker, unless it is at work or being started."""
-        if not self.folder.has_worker and not self.is_starting():
+        if not self.has_worker():
             words = (VERB, self.folder.path.resolve())
             self.tasks.start(words, "Draw what is asked for on the page Draw", "/draw")
+
+    def has_worker(self) -> bool:
+        """Whether a worker is at work, waits for requests, or is being started."""
+        return self.folder.has_worker or self.is_starting()
 
     def is_starting(self) -> bool:
         """Whether a worker was started that has not taken the folder yet."""

@@ -172,7 +172,7 @@ class DrawPages:
             "most": MOST_IMAGES,
             "slots": range(HYPERNETWORKS),
             "training": self._training(),
-            "has_worker": self.desk.folder.has_worker,
+            "has_worker": self.desk.has_worker(),
             "again": None if again is None else again.path.name,
             "drawings": [drawing_view(drawing, self.desk) for drawing in shown],
             "older": shown[-1].path.name if len(newest) > LISTED else "",

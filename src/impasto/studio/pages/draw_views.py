@@ -22,7 +22,7 @@ def drawing_view(drawing: Drawing, desk: DrawingDesk) -> dict[str, Any]:
     except ConfigError as error:
         request, fault = None, str(error)
     is_alive = phase not in ENDED
-    is_worked = not is_alive or desk.folder.has_worker or desk.is_starting()
+    is_worked = not is_alive or desk.has_worker()
     done = _done(drawing, status)
     return {
         "name": drawing.path.name,
