@@ -13,9 +13,10 @@ import torch
 from conftest import impasto
 from PIL import Image
 
+from impasto import files
 from impasto.checkpoints.hypernetwork_writing import write_hypernetwork
 from impasto.checkpoints.hypernetworks import HypernetworkContents, Structure
-from impasto.errors import RunError
+from impasto.errors import RunError, StorageError
 from impasto.locks import FolderLock
 from impasto.models.hypernetwork import Hypernetwork, initialize
 from impasto.runs.draw_requests import Axis, DrawRequest, ImageSettings
@@ -223,6 +224,24 @@ def test_what_is_asked_while_it_ends_is_drawn(worker, folder, settings, monkeypa
     monkeypatch.setattr(FolderLock, "__exit__", ask_then_leave)
     worker.serve(0)
     assert statuses(folder) == ["done"]
+
+
+def test_a_full_disk_ends_it_with_what_was_asked_left_waiting(
+    worker, folder, settings, monkeypatch
+):
+    """And not in a loop that begins the same drawing again and again."""
+    folder.ask(DrawRequest(settings))
+    write = files.write_json
+
+    def full(path, *args, **kwargs):
+        if path.name == "status.json":
+            raise StorageError("No space left")
+        write(path, *args, **kwargs)
+
+    monkeypatch.setattr(files, "write_json", full)
+    with pytest.raises(StorageError, match="the disk is full"):
+        worker.serve(0)
+    assert statuses(folder) == ["waiting"]
 
 
 def test_a_second_worker_is_refused(worker, folder):

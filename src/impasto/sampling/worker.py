@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from impasto import files, presence
-from impasto.errors import ImpastoError, RunError
+from impasto.errors import ImpastoError, RunError, StorageError
 from impasto.locks import FolderLock, LockHolder
 from impasto.models.loading import BaseModel
 from impasto.models.native_size import native_size
@@ -68,7 +68,11 @@ class DrawWorker:
                 return
 
     def _serve_locked(self, idle_s: float) -> bool:
-        """Draw until the end; returns whether it was asked for."""
+        """Draw until the end; returns whether it was asked for.
+
+        Raises:
+            StorageError: The status of a drawing cannot be written.
+        """
         self.folder.stop_file.unlink(missing_ok=True)  # it was meant for the worker before
         self._note_killed()
         idle_since = time.monotonic()
@@ -76,6 +80,7 @@ class DrawWorker:
             waiting = self.folder.waiting()
             if waiting:
                 self.answer(waiting[0])
+                _require_told(waiting[0])
                 idle_since = time.monotonic()
             elif time.monotonic() - idle_since >= idle_s:
                 return False
@@ -248,6 +253,19 @@ def _save_grid(drawing: Drawing, request: DrawRequest, done: list[dict[str, Any]
     )
     with files.replace_file(drawing.grid_file) as partial, partial.open("wb") as file:
         sheet.save(file, format="PNG")
+
+
+def _require_told(drawing: Drawing) -> None:
+    """Make sure that a drawing is not begun again and again because nothing can be written.
+
+    Raises:
+        StorageError: Its status is as if nobody had begun it.
+    """
+    if presence.exists(drawing.request_file) and drawing.status()["phase"] == "waiting":
+        raise StorageError(
+            f"{drawing.status_file} cannot be written: the disk is full, or the folder read-only. "
+            f"What was asked for waits there; start the worker again when it can be written."
+        )
 
 
 def _refuse(holder: LockHolder) -> None:
