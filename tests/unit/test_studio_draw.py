@@ -10,7 +10,8 @@ from test_run_status import GONE, make_run
 
 from impasto.locks import FolderLock
 from impasto.owners import current_process
-from impasto.runs.draw_requests import Axis, DrawRequest, ImageSettings, read_request, request_of
+from impasto.runs.draw_reading import read_request, request_of
+from impasto.runs.draw_requests import Axis, DrawRequest, ImageSettings
 from impasto.runs.drawings import DrawFolder
 from impasto.studio.drawable import find_drawable
 from impasto.studio.folders import address_of

@@ -26,7 +26,8 @@ from impasto.errors import ConfigError
 from impasto.locks import lock_holder
 from impasto.owners import parse_process_token
 from impasto.parsing import parse_json, read_text
-from impasto.runs.draw_requests import DrawRequest, request_of
+from impasto.runs.draw_reading import request_of
+from impasto.runs.draw_requests import DrawRequest
 
 ENDED = ("done", "failed", "cancelled", "killed")
 """States that do not change any more."""

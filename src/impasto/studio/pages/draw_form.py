@@ -8,7 +8,8 @@ from typing import Any
 
 from starlette.datastructures import FormData
 
-from impasto.runs.draw_requests import DrawRequest, read_request, split_values
+from impasto.runs.draw_reading import read_request, split_values
+from impasto.runs.draw_requests import DrawRequest
 from impasto.studio.drawable import Drawable
 
 HYPERNETWORKS = 3
