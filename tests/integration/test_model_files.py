@@ -15,7 +15,8 @@ from impasto.errors import ConfigError, ModelError
 from impasto.models.architectures import find_architecture
 from impasto.models.loading import load_base_model
 from impasto.models.saving import About, trained_contents, write_model
-from impasto.sampling.prompts import SAMPLERS, Prompt
+from impasto.sampler_table import SAMPLERS
+from impasto.sampling.prompts import Prompt
 from impasto.sampling.sampler import Sampler, make_grid, save_png
 
 

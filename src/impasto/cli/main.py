@@ -38,6 +38,7 @@ VERBS = {
     "inspect": "impasto.cli.convert:inspect",
     "download": "impasto.cli.download:download",
     "sample": "impasto.cli.sample:sample",
+    "draw-worker": "impasto.cli.draw_worker:draw_worker",
     "report": "impasto.cli.report:report",
     "compare": "impasto.cli.compare:compare",
     "publish": "impasto.cli.publish:publish",

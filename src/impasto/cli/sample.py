@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,10 +14,7 @@ from impasto.cli.numbers import Finite
 from impasto.progress import counted
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from impasto.cli.console import Console
-    from impasto.models.hypernetwork import HypernetworkStack
     from impasto.models.loading import BaseModel
     from impasto.models.tokens import Emphasis
     from impasto.sampling.prompts import Prompt
@@ -102,18 +98,14 @@ def sample(
     from impasto.checkpoints.hub import require_source
     from impasto.cli.console import Console
     from impasto.errors import ConfigError
-    from impasto.sampling.prompts import SAMPLERS, Prompt
 
-    if sampler not in SAMPLERS:
-        raise ConfigError(f"There is no sampler {sampler!r}; choose one of {', '.join(SAMPLERS)}.")
-    for name, side in (("width", width), ("height", height)):
-        if side is not None and side % 8:
-            raise ConfigError(f"--{name} is {side}; expected a multiple of 8.")
+    _require_drawable(sampler, width, height)
     require_source(model)
     from impasto.models.hypernetwork import load_hypernetworks
-    from impasto.models.loading import build_tokens, load_base_model
-    from impasto.models.text_metadata import prompt_layout
-    from impasto.sampling.sampler import Sampler, make_grid, save_png
+    from impasto.models.loading import load_base_model
+    from impasto.sampling.drawing import cut_warning, prepare_sampler, with_strengths
+    from impasto.sampling.prompts import Prompt
+    from impasto.sampling.sampler import make_grid, save_png
     from impasto.training.devices import default_device
 
     console = Console()
@@ -123,34 +115,39 @@ def sample(
         raise ConfigError("--strengths has no effect without --hypernetwork.")
     base = load_base_model(model, open_options(options), console)
     native = _native_size(model, base)
-    width, height = width or native[0], height or native[1]
-    for network in (base.unet, *base.text_encoders.values()):
-        network.to(default_device())
-    layout = replace(prompt_layout(base.contents.metadata), emphasis=emphasis)
-    for hypernetwork in stack.networks.values():
-        hypernetwork.to(default_device()).eval()
+    drawer = prepare_sampler(base, stack, default_device(), clip_skip, emphasis)
     stack.attach(base.unet)
-    drawer = replace(Sampler.of(base, clip_skip, layout), hypernetworks=stack)
     single = [
-        Prompt(text, negative, seed + index, width, height, steps, guidance, sampler)
+        Prompt(text, negative, seed + index, width or native[0], height or native[1], steps,
+               guidance, sampler)
         for index, text in enumerate(text for text in prompts for _ in range(count))
-    ]
-    wanted = [
-        replace(prompt, text=" ".join((prompt.text, *tags)))
-        for prompt in single
-        for tags in _tags(stack, prompt, sweep)
-    ]
-    cut = build_tokens(base, layout)[0].too_long(sorted({t for p in single for t in p.texts}))
+    ]  # fmt: skip
+    swept: list[float | None] = [*sweep] or [None]
+    wanted = [with_strengths(p, stack, strength) for p in single for strength in swept]
+    cut = cut_warning(base, (text for prompt in single for text in prompt.texts), emphasis)
     if cut:
-        console.note(
-            f"Warning: {counted(cut, 'prompts have')} over {layout.max_tokens} tokens; what is "
-            f"beyond is not seen."
-        )
+        console.note(f"Warning: {cut}")
     images = _generate_all(drawer, wanted, out, console)
     if grid:
         columns = len(sweep) or (count if count > 1 else min(len(images), 4))
         save_png(make_grid(images, columns), _free_grid(out), wanted[0])
     console.note(f"Wrote {counted(len(images), 'images')} to {out}.")
+
+
+def _require_drawable(sampler: str, width: int | None, height: int | None) -> None:
+    """Refuse what no model draws with, before one is opened.
+
+    Raises:
+        ConfigError: There is no such sampler, or a side is no multiple of 8.
+    """
+    from impasto.errors import ConfigError
+    from impasto.sampler_table import SAMPLERS
+
+    if sampler not in SAMPLERS:
+        raise ConfigError(f"There is no sampler {sampler!r}; choose one of {', '.join(SAMPLERS)}.")
+    for name, side in (("width", width), ("height", height)):
+        if side is not None and side % 8:
+            raise ConfigError(f"--{name} is {side}; expected a multiple of 8.")
 
 
 def _generate_all(drawer: Sampler, wanted: list[Prompt], out: Path, console: Console) -> list[Any]:
@@ -211,11 +208,3 @@ def _numbers(text: str) -> list[float]:
         return [finite(part) for part in text.split(",")]
     except ValueError as error:
         raise ConfigError(f"--strengths is {text!r}; expected numbers such as 0,0.5,1.") from error
-
-
-def _tags(stack: HypernetworkStack, prompt: Prompt, sweep: Sequence[float]) -> list[list[str]]:
-    """What is added to a prompt for each image of it: the strengths that it does not say."""
-    silent = [name for name in stack.networks if name not in prompt.strengths]
-    if not sweep:
-        return [[f"<hypernet:{name}:{stack.strengths[name]:g}>" for name in silent]]
-    return [[f"<hypernet:{name}:{strength:g}>" for name in silent] for strength in sweep]

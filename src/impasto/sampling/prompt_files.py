@@ -17,7 +17,8 @@ from impasto.errors import ConfigError
 from impasto.files import cause_of
 from impasto.finite import finite
 from impasto.parsing import json_fault, parse_json, parse_toml, read_text, split_lines
-from impasto.sampling.prompts import OTHER_NAMES, RANGES, SAMPLERS, Prompt
+from impasto.sampler_table import OTHER_NAMES, RANGES, SAMPLERS
+from impasto.sampling.prompts import Prompt
 
 LEAST_SIDE = 64
 

@@ -35,7 +35,12 @@ from impasto.models.text import (
 from impasto.models.text_metadata import prompt_layout
 from impasto.models.tokens import TextLayout
 from impasto.progress import Advance
-from impasto.sampling.prompts import SAMPLERS, Prompt
+from impasto.sampler_table import SAMPLERS
+from impasto.sampling.prompts import Prompt
+
+
+def _unheard(_: int) -> None:
+    """Nobody is told."""
 
 
 @dataclass(frozen=True)
@@ -85,14 +90,18 @@ class Sampler:
         )
 
     @torch.no_grad()
-    def draw(self, prompt: Prompt) -> Image.Image:
+    def draw(self, prompt: Prompt, stepped: Advance = _unheard) -> Image.Image:
         """Draw one image; the same prompt gives the same image.
+
+        Args:
+            prompt: What to draw.
+            stepped: Is told of each step of the sampler; what it raises ends the drawing.
 
         Raises:
             ConfigError: The prompt names a hypernetwork that is not there.
         """
         with self.hypernetworks.at(prompt.strengths):
-            return self._to_images([self._latents(prompt)])[0]
+            return self._to_images([self._latents(prompt, stepped)])[0]
 
     @torch.no_grad()
     def generate_all(self, prompts: Sequence[Prompt], drawn: Advance) -> list[Image.Image]:
@@ -112,7 +121,7 @@ class Sampler:
             drawn(1)
         return self._to_images(latents)
 
-    def _latents(self, prompt: Prompt) -> Tensor:
+    def _latents(self, prompt: Prompt, stepped: Advance = _unheard) -> Tensor:
         """The latents at the end of the sampler's steps."""
         scheduler = build_scheduler(prompt.sampler, self.scheduler_config)
         scheduler.set_timesteps(prompt.steps, device=self.unet.device)
@@ -131,6 +140,7 @@ class Sampler:
             scaled = scheduler.scale_model_input(latents, t)
             output = self._guided(scaled, t, conditioning, prompt.guidance_scale)
             latents = scheduler.step(output, t, latents, **options).prev_sample
+            stepped(1)
         return latents  # type: ignore[no-any-return]
 
     def _guided(

@@ -13,7 +13,7 @@ from impasto.config.dataset_file import SDSCRIPTS_DEFAULTS, round_bucket_sides
 from impasto.config.names import file_name_problem
 from impasto.errors import ConfigError
 from impasto.invocation import install_extra
-from impasto.sampling.prompts import OTHER_NAMES
+from impasto.sampler_table import OTHER_NAMES
 from impasto.sdscripts.flags import FLAGS
 from impasto.sdscripts.values import (
     read_number,

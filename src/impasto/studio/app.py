@@ -17,6 +17,7 @@ from impasto.studio.pages import (
     captions,
     compare,
     data,
+    draw,
     images,
     models,
     new_run,
@@ -28,7 +29,7 @@ from impasto.studio.pages import (
 )
 
 PAGES = (
-    start, runs, new_run, data, images, captions, trying, queue, compare, models, tasks,
+    start, runs, new_run, data, images, captions, trying, queue, compare, draw, models, tasks,
 )  # fmt: skip
 """The modules that have the routes."""
 

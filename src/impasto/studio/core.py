@@ -25,6 +25,7 @@ NAVIGATION = (
     ("/data", "Data"),
     ("/queue", "Queue"),
     ("/compare", "Compare"),
+    ("/draw", "Draw"),
     ("/models", "Models"),
     ("/tasks", "Tasks"),
 )

@@ -1,0 +1,40 @@
+"""`impasto draw-worker`: draws what the studio asks for, with a model that stays loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from impasto.cli.numbers import Finite
+
+IDLE_S = 300.0
+
+
+@click.command()
+@click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
+@click.option(
+    "--idle",
+    default=IDLE_S,
+    show_default=True,
+    metavar="SECONDS",
+    type=Finite(0, 86_400),
+    help="Ends when nothing was asked for so long, so that its VRAM is free.",
+)
+def draw_worker(folder: Path, idle: float) -> None:
+    """Draw the requests in FOLDER, keeping the model loaded between them.
+
+    The studio starts it for its page "Draw". A request is a folder with a file request.json; its
+    status and images are written beside it. One worker at a time serves a folder.
+    """
+    from impasto.cli.console import Console
+    from impasto.runs.drawings import DrawFolder
+    from impasto.sampling.loaded import LoadedModels
+    from impasto.sampling.worker import DrawWorker
+    from impasto.training.devices import default_device, is_out_of_memory
+
+    console = Console()
+    worker = DrawWorker(
+        DrawFolder(folder), LoadedModels(default_device()), is_out_of_memory, console.note
+    )
+    worker.serve(idle)

@@ -1,0 +1,188 @@
+"""The folder of a draw worker: requests, what has become of them, and their images.
+
+`NAME/request.json`   what is asked (`draw_requests.py`); whoever asks writes it
+`NAME/cancel`         asks that it is not drawn, or not to its end
+`NAME/status.json`    how far it is: written by the worker
+`NAME/0000-7.png`     the images, by place and seed; `grid.png` has all of them
+`worker.json`         the process of the worker that is or was at work last
+`stop`                asks the worker to end
+
+Files are all that passes between a worker and whoever asks it; no port is opened.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from impasto import files, presence
+from impasto.errors import ConfigError
+from impasto.locks import lock_holder
+from impasto.owners import parse_process_token
+from impasto.parsing import parse_json, read_text
+from impasto.runs.draw_reading import request_of
+from impasto.runs.draw_requests import DrawRequest
+
+ENDED = ("done", "failed", "cancelled", "killed")
+"""States that do not change any more."""
+
+_NAME = re.compile(r"\d{8}-\d{6}-\d{3}-[0-9a-f]{6}", re.ASCII)
+_IMAGE = re.compile(r"(\d{4}-\d{1,19}|grid)\.png", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A request and what has become of it.
+
+    Attributes:
+        path: Its directory.
+    """
+
+    path: Path
+
+    @property
+    def request_file(self) -> Path:
+        """What is asked."""
+        return self.path / "request.json"
+
+    @property
+    def status_file(self) -> Path:
+        """How far it is."""
+        return self.path / "status.json"
+
+    @property
+    def cancel_file(self) -> Path:
+        """Asks that it ends."""
+        return self.path / "cancel"
+
+    @property
+    def grid_file(self) -> Path:
+        """All images as one."""
+        return self.path / "grid.png"
+
+    @property
+    def when(self) -> str:
+        """When it was asked, as its name says."""
+        day, moment = self.path.name.split("-")[:2]
+        return f"{day[:4]}-{day[4:6]}-{day[6:]} {moment[:2]}:{moment[2:4]}"
+
+    def request(self) -> DrawRequest:
+        """What is asked.
+
+        Raises:
+            ConfigError: The file is missing, damaged, or asks for what cannot be drawn.
+        """
+        try:
+            values = parse_json(read_text(self.request_file), halves=True)  # names of files
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"{self.request_file} cannot be read: {error}.") from error
+        if not isinstance(values, dict):
+            raise ConfigError(f"{self.request_file} is no JSON object.")
+        return request_of(values)
+
+    def status(self) -> dict[str, Any]:
+        """What `status.json` says, with the true state as `phase`.
+
+        `waiting`, `loading`, `drawing`, `done`, `failed`, `cancelled`, or `killed` where the
+        worker is gone without a word.
+        """
+        found = _json(self.status_file)
+        phase = found.get("phase")
+        if phase in ENDED:
+            return found
+        if phase in ("loading", "drawing"):
+            owner = parse_process_token(str(found.get("process", "")))
+            if owner is None or owner.is_running() is False:
+                found["phase"] = "killed"
+            return found
+        return {"phase": "cancelled" if presence.exists(self.cancel_file) else "waiting"}
+
+    def image(self, name: str) -> Path | None:
+        """An image by the name that an address has; None where there is none."""
+        path = self.path / name
+        fits = _IMAGE.fullmatch(name) is not None
+        return path if fits and presence.is_file(path) and not path.is_symlink() else None
+
+    def cancel(self) -> None:
+        """Ask that it ends."""
+        files.write_text(self.cancel_file, "")
+
+
+@dataclass(frozen=True)
+class DrawFolder:
+    """The folder of a worker.
+
+    Attributes:
+        path: The folder.
+    """
+
+    path: Path
+
+    @property
+    def stop_file(self) -> Path:
+        """Asks the worker to end."""
+        return self.path / "stop"
+
+    @property
+    def worker_file(self) -> Path:
+        """Which process is the worker."""
+        return self.path / "worker.json"
+
+    def ask(self, request: DrawRequest) -> Drawing:
+        """Put a request where the worker finds it.
+
+        Raises:
+            StorageError: The folder cannot be written.
+        """
+        now = time.time()
+        moment = time.strftime("%Y%m%d-%H%M%S", time.localtime(now))
+        name = f"{moment}-{int(now * 1000) % 1000:03d}-{secrets.token_hex(3)}"
+        drawing = Drawing(self.path / name)
+        files.write_json(drawing.request_file, request.as_json())
+        return drawing
+
+    def find(self, name: str) -> Drawing | None:
+        """The drawing of a name; None where there is none."""
+        drawing = Drawing(self.path / name)
+        is_ours = _NAME.fullmatch(name) is not None and not drawing.path.is_symlink()
+        return drawing if is_ours and presence.is_file(drawing.request_file) else None
+
+    def all(self) -> list[Drawing]:
+        """All drawings, the oldest first."""
+        try:
+            names = sorted(path.name for path in self.path.iterdir())
+        except OSError:
+            return []
+        found = (self.find(name) for name in names)
+        return [drawing for drawing in found if drawing is not None]
+
+    def waiting(self) -> list[Drawing]:
+        """Those that nobody has begun, the oldest first."""
+        return [drawing for drawing in self.all() if drawing.status()["phase"] == "waiting"]
+
+    @property
+    def has_worker(self) -> bool:
+        """Whether a worker is at work or waits for requests."""
+        return presence.is_dir(self.path) and lock_holder(self.path) is not None
+
+    def worker_token(self) -> str:
+        """The process that was the worker last, as `owners.py` names it; empty if none was."""
+        return str(_json(self.worker_file).get("process", ""))
+
+    def stop_worker(self) -> None:
+        """Ask the worker to end after what it draws now."""
+        files.write_text(self.stop_file, "")
+
+
+def _json(file: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(read_text(file))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return dict(found) if isinstance(found, Mapping) else {}

@@ -1,0 +1,123 @@
+"""What the page "Draw" can draw with: models and hypernetworks, by their addresses."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from impasto import files, presence
+from impasto.parsing import parse_toml, printable, read_text
+from impasto.runs import RunDirectory
+from impasto.runs.listing import find_runs
+from impasto.studio.folders import Folders, address_of
+
+DEPTH = 3
+"""Levels of folders below a given one that models are looked for in."""
+
+_MOST = 2000
+_MODELS, _HYPERNETWORKS = (".safetensors", ".ckpt"), (".safetensors", ".pt")
+_OF_HYPERNETWORKS = "hypernet"  # in the name of a folder, as A1111's models/hypernetworks
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A model or hypernetwork that can be chosen.
+
+    Attributes:
+        path: Where it is.
+        label: How it is called on the page.
+    """
+
+    path: Path
+    label: str
+
+
+@dataclass
+class Drawable:
+    """Everything that can be chosen, by address.
+
+    Attributes:
+        models: Files and Diffusers folders, and the exported models of runs.
+        hypernetworks: Files of hypernetworks, and the exported ones of runs.
+    """
+
+    models: dict[str, Choice] = field(default_factory=dict)
+    hypernetworks: dict[str, Choice] = field(default_factory=dict)
+
+    def address_of(self, path: str) -> str:
+        """The address of what was drawn with; empty where it cannot be chosen any more."""
+        for address, choice in (self.models | self.hypernetworks).items():
+            if str(choice.path) == path:
+                return address
+        return ""
+
+
+def find_drawable(folders: Folders) -> Drawable:
+    """Look through the folders of models, three levels deep, and through all runs.
+
+    Names decide what is offered, nothing is opened: `.pt` files and what is below a folder with
+    "hypernet" in its name are hypernetworks. Links that lead out of the folders are left out.
+    """
+    found = Drawable()
+    for run in find_runs(folders.runs):
+        exported = _exported(run, folders)
+        if exported is not None:
+            kind = found.hypernetworks if _trains_hypernetwork(run) else found.models
+            address = f"r{address_of(folders.runs, run.path)}"
+            kind[address] = Choice(exported, printable(f"{run.path.name} (run)"))
+    for folder in folders.models:
+        for path in _below(folder, DEPTH):
+            inside = path.relative_to(folder)
+            address = f"m{address_of(folders.models, path)}"
+            if len(found.models) + len(found.hypernetworks) >= _MOST:
+                return found
+            kind = found.hypernetworks if _is_hypernetwork(path, inside) else found.models
+            kind.setdefault(address, Choice(path, printable(str(inside))))
+    return found
+
+
+def _exported(run: RunDirectory, folders: Folders) -> Path | None:
+    """The exported model of a run, unless what it says leads out of the folders shown."""
+    path = run.exported_model()
+    if path is None or not any(files.is_inside(path, f) for f in (*folders.runs, *folders.models)):
+        return None
+    return path
+
+
+def _trains_hypernetwork(run: RunDirectory) -> bool:
+    try:
+        method = parse_toml(read_text(run.config_file, "replace")).get("method")
+    except (OSError, tomllib.TOMLDecodeError):
+        return False
+    return isinstance(method, Mapping) and method.get("kind") == "hypernetwork"
+
+
+def _is_hypernetwork(path: Path, inside: Path) -> bool:
+    above = (part.lower() for part in inside.parts[:-1])
+    return path.suffix.lower() == ".pt" or any(_OF_HYPERNETWORKS in part for part in above)
+
+
+def _below(folder: Path, depth: int) -> Iterator[Path]:
+    """Files and Diffusers folders of models, by name."""
+    if presence.is_file(folder / "model_index.json"):
+        yield folder
+        return
+    try:
+        with os.scandir(folder) as listed:
+            entries = sorted(listed, key=lambda entry: entry.name)
+    except OSError:
+        return
+    for entry in entries:
+        path = Path(entry.path)
+        if entry.name.startswith(".") or RunDirectory(path).is_there():
+            continue
+        if entry.is_symlink() and not files.is_inside(path, folder):
+            continue
+        if presence.is_dir(path):
+            if depth > 0:
+                yield from _below(path, depth - 1)
+        elif path.suffix.lower() in (*_MODELS, *_HYPERNETWORKS):
+            yield path

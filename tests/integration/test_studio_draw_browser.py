@@ -1,0 +1,78 @@
+"""The page "Draw" by clicks, with a worker of its own; skipped where there is no Chromium."""
+
+import shutil
+
+import pytest
+from browsing import LOOKS, at, check, needs_browser, served
+
+from impasto.runs.drawings import DrawFolder
+from impasto.studio.core import HOME
+
+pytestmark = needs_browser
+
+
+@pytest.fixture
+def folders(tmp_path, nano_model):
+    (tmp_path / "runs").mkdir()
+    for name in ("nano", "other"):
+        shutil.copytree(nano_model, tmp_path / "models" / name)
+    return tmp_path
+
+
+@pytest.fixture
+def drawings(folders):
+    """The folder of drawings; its worker is ended with the test, whatever becomes of it."""
+    folder = DrawFolder(folders / "runs" / HOME / "drawings")
+    yield folder
+    folder.path.mkdir(parents=True, exist_ok=True)
+    folder.stop_worker()
+
+
+def fill(page):
+    page.fill("#prompt", "a red ball")
+    for name, value in (("width", "64"), ("height", "64"), ("steps", "2"), ("seed", "7")):
+        page.fill(f"#{name}", value)
+    page.uncheck("#random_seed")
+    page.select_option("#model", label="nano")
+
+
+def test_images_are_drawn_by_clicks_and_the_worker_ends(folders, drawings, page, complaints):
+    """And everything that was looked at on the way is usable in any look."""
+    with served(folders / "runs", "--models", folders / "models") as (address, _):
+        page.goto(address)
+        page.click("nav >> text=Draw")
+        fill(page)
+        page.fill("#width", "100")
+        page.click("button.main")
+        page.wait_for_selector("#fault-width")
+        assert page.input_value("#prompt") == "a red ball"
+        check(page)
+        complaints.clear()  # a refused form answers 422
+        page.fill("#width", "64")
+        page.select_option("#other_model", label="other")
+        page.click("summary:has-text('Grid')")
+        page.select_option("#y_kind", "guidance")
+        page.fill("#y_values", "1, 7")
+        page.click("button.main")
+        page.wait_for_selector(".drawing-card .state.done")
+        assert page.locator(".sheet img").count() == 4
+        assert page.locator(".sheet thead th").all_inner_texts() == ["nano", "other"]
+        assert page.locator(".sheet tbody th").all_inner_texts() == ["Guidance 1", "Guidance 7"]
+        with page.expect_download() as download:
+            page.click("text=Download as one image")
+        assert download.value.suggested_filename.endswith("-grid.png")
+        assert page.input_value("#y_values") == "1\n7"  # the form keeps what was asked
+        for look in LOOKS.values():
+            page.emulate_media(color_scheme=look.get("color_scheme", "light"))
+            page.set_viewport_size(look.get("viewport", {"width": 1280, "height": 800}))
+            check(page)
+        page.click(".drawing-card .words a")
+        page.wait_for_selector("h1:has-text('Drawing of')")
+        check(page)
+        page.goto(at(address, "draw"))
+        page.click("button:has-text('End it now')")
+        page.wait_for_selector("#drawings")
+        page.click("button:has-text('Delete')")
+        page.wait_for_selector("text=What is drawn is kept here")
+        assert drawings.all() == []
+    assert complaints == []
