@@ -24,7 +24,8 @@ from impasto.errors import ModelError
 from impasto.models import families
 from impasto.models.configs import configs_from
 from impasto.models.conversion import convert_model
-from impasto.models.families import FAMILIES, SizeConditioning
+from impasto.models.families import FAMILIES
+from impasto.models.family import SizeConditioning
 from impasto.models.inspection import inspect_model
 from impasto.models.loading import build_tokens, load_base_model, make_network, state_dicts
 from impasto.models.opening import OpenOptions, open_model

@@ -57,7 +57,10 @@ def test_images_are_drawn_by_clicks_and_the_worker_ends(folders, drawings, page,
         page.wait_for_selector(".drawing-card .state.done")
         assert page.locator(".grid-sheet img").count() == 4
         assert page.locator(".grid-sheet thead th").all_inner_texts() == ["nano", "other"]
-        assert page.locator(".grid-sheet tbody th").all_inner_texts() == ["Guidance 1", "Guidance 7"]
+        assert page.locator(".grid-sheet tbody th").all_inner_texts() == [
+            "Guidance 1",
+            "Guidance 7",
+        ]
         with page.expect_download() as download:
             page.click("text=Download as one image")
         assert download.value.suggested_filename.endswith("-grid.png")

@@ -11,7 +11,8 @@ import torch
 from impasto import files
 from impasto.errors import ConfigError
 from impasto.models.contents import ModelContents
-from impasto.models.families import SD1, SD2_BASE, SDXL, Family
+from impasto.models.families import SD1, SD2_BASE, SDXL
+from impasto.models.family import Family
 from impasto.models.identity import Identity
 from impasto.models.loading import BaseModel, make_network, meta_model_of, state_dicts
 from impasto.models.pipeline_files import scheduler_config

@@ -13,7 +13,7 @@ from typing import Any
 from impasto.checkpoints.keymap import PartKind, UNetLayout, VaeLayout
 from impasto.checkpoints.tensors import Tensors
 from impasto.errors import ModelError
-from impasto.models.families import Component, Family
+from impasto.models.family import Component, Family
 from impasto.parsing import parse_json
 
 CONFIGS_KEY = "impasto.configs"

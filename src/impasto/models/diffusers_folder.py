@@ -23,7 +23,7 @@ from impasto.checkpoints.weight_files import (
 from impasto.errors import ModelError
 from impasto.models import families
 from impasto.models.configs import Configs
-from impasto.models.families import Component
+from impasto.models.family import Component
 from impasto.models.pipeline_files import SCHEDULER_FILE
 from impasto.parsing import parse_json, read_text
 

@@ -20,7 +20,7 @@ from impasto.checkpoints.tensors import Tensors
 from impasto.diffusion.prediction import EPSILON, PREDICTIONS, VELOCITY, Prediction
 from impasto.errors import ModelError
 from impasto.models import families
-from impasto.models.families import CONDITIONED_BY, ENTRIES, Family, Marks
+from impasto.models.family import CONDITIONED_BY, ENTRIES, Family, Marks
 
 PARAMETERIZATIONS: dict[str, Prediction] = {"eps": EPSILON, "v": VELOCITY}
 GLOBAL_STEPS: dict[int, Prediction] = {875000: EPSILON, 110000: VELOCITY}

@@ -19,7 +19,7 @@ from impasto.models import families
 from impasto.models.completeness import compare, listed
 from impasto.models.contents import ModelContents
 from impasto.models.conversion import hash_file
-from impasto.models.families import Component
+from impasto.models.family import Component
 from impasto.models.loading import empty_network
 from impasto.models.opening import OpenOptions, contents_of, locate, open_model
 from impasto.progress import Progress, counted

@@ -23,7 +23,7 @@ from impasto.models.attention import use_upcast_attention
 from impasto.models.completeness import compare, named_as_in, require_complete
 from impasto.models.configs import require_modest
 from impasto.models.contents import ModelContents
-from impasto.models.families import Component, Family, Library, Reading
+from impasto.models.family import Component, Family, Library, Reading
 from impasto.models.identity import Identity
 from impasto.models.opening import OpenOptions, open_model
 from impasto.models.pipeline_files import ZERO_TERMINAL_SNR

@@ -17,7 +17,7 @@ from impasto.errors import ModelError
 from impasto.models import diffusers_folder, families
 from impasto.models.configs import UnknownSizeError, configs_in, vae_config
 from impasto.models.contents import ModelContents
-from impasto.models.families import Family
+from impasto.models.family import Family
 
 TRAINING_LEFTOVERS = ("model_ema.", "loss.")
 """What Stability's VAE files hold besides the VAE; A1111 `modules/sd_vae.py` drops the same."""

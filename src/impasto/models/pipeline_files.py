@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from impasto.models.families import Component, Family, Library
+from impasto.models.family import Component, Family, Library
 
 DIFFUSERS_VERSION = "0.42.1"
 SCHEDULER, SCHEDULER_FILE = "scheduler", "scheduler/scheduler_config.json"

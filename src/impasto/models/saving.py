@@ -18,7 +18,7 @@ from impasto.checkpoints.writing import HASH_KEY, write_ckpt, write_safetensors
 from impasto.models.configs import metadata_for
 from impasto.models.contents import ModelContents
 from impasto.models.diffusers_folder import LDM_ONLY_FILE, METADATA_FILE
-from impasto.models.families import Component
+from impasto.models.family import Component
 from impasto.models.loading import BaseModel
 from impasto.models.native_size import native_size
 from impasto.models.pipeline_files import SCHEDULER_FILE, component_config, model_index

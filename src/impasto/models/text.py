@@ -16,7 +16,7 @@ from impasto.diffusion.conditioning import Conditioning
 from impasto.diffusion.transfer import to_device
 from impasto.errors import ConfigError
 from impasto.models.conditioning import unet_conditioning
-from impasto.models.families import Reading, SizeConditioning
+from impasto.models.family import Reading, SizeConditioning
 from impasto.models.loading import BaseModel
 from impasto.models.offload import META, on_device
 from impasto.models.text_memory import TextCache

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from impasto.models.casting import cast_network
-from impasto.models.families import Family
+from impasto.models.family import Family
 from impasto.models.hypernetwork import Hypernetwork, HypernetworkStack
 from impasto.models.loading import BaseModel
 from impasto.models.text import ClipHiddenStates, TextStates
