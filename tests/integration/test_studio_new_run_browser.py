@@ -1,4 +1,4 @@
-"""A run from a goal to its end by clicks, in a real browser; skipped where there is no Chromium."""
+"""The form of a new run in a real browser; skipped where there is no Chromium."""
 
 import shutil
 
@@ -6,7 +6,6 @@ import pytest
 from browsing import LOOKS, check, needs_browser, served, tab_to
 
 from impasto.demo.recipe import BASE_MODEL, PICTURES
-from impasto.runs import RunDirectory
 
 pytestmark = needs_browser
 PATIENCE_MS = 180_000  # a plan imports PyTorch, and other tests run beside this one
@@ -62,26 +61,6 @@ def test_the_form_says_what_is_wrong_and_what_it_would_do(folders, page, complai
         page.click("text=Save the settings")
         page.wait_for_selector("#answer :text('Wrote')")
     assert "huber_c = 0.2" in (folders / "runs" / "my-run.toml").read_text(encoding="utf-8")
-    assert complaints == []
-
-
-def test_a_goal_becomes_a_run_by_clicks(folders, page, complaints):
-    run = RunDirectory(folders / "runs" / "icons-style")
-    page.set_default_timeout(PATIENCE_MS)
-    with served(folders / "runs", *options(folders)) as (address, _):
-        page.goto(address)
-        page.click("nav >> text=New run")
-        page.check("input[value=style]")
-        page.fill("#data", str(folders / "data" / "icons"))
-        page.fill("#model", str(folders / "models" / "base"))
-        page.click("text=Make settings >> nth=0")
-        page.fill("#f-training-max_steps", "2")
-        page.fill("#f-previews-prompts", "")
-        page.click("text=Start now")
-        page.wait_for_url("**/runs/**")
-        page.wait_for_selector("#state .state.finished")
-    assert run.state().step == 2
-    assert (folders / "runs" / "icons-style.toml").exists()
     assert complaints == []
 
 

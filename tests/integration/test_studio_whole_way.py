@@ -1,0 +1,93 @@
+"""From a folder of images to a drawing of the trained model, by clicks alone, in a real browser."""
+
+import shutil
+
+import pytest
+from browsing import needs_browser, served
+
+from impasto.demo.recipe import BASE_MODEL, PICTURES
+from impasto.runs import RunDirectory
+from impasto.runs.drawings import DrawFolder
+from impasto.studio.core import HOME
+
+pytestmark = needs_browser
+PATIENCE_MS = 240_000  # commands import PyTorch, and other tests run beside this one
+
+
+@pytest.fixture
+def folders(tmp_path):
+    for name in ("runs", "data"):
+        (tmp_path / name).mkdir()
+    shutil.copytree(BASE_MODEL, tmp_path / "models" / "base")
+    yield tmp_path
+    drawings = DrawFolder(tmp_path / "runs" / HOME / "drawings")
+    drawings.path.mkdir(parents=True, exist_ok=True)
+    drawings.stop_worker()
+
+
+def test_from_images_to_a_drawing_by_clicks(folders, page, complaints):
+    """Images are dropped in, captions edited, two runs trained, compared, and one drawn with."""
+    images = sorted(PICTURES.glob("*.webp"))[:12]
+    page.set_default_timeout(PATIENCE_MS)
+    options = ("--data", folders / "data", "--models", folders / "models")
+    with served(folders / "runs", *options, "--queue", folders / "queue") as (address, _):
+        page.goto(address)
+        page.click("nav >> text=Data")
+        page.fill("#name", "icons")
+        page.keyboard.press("Enter")
+        page.set_input_files("#files", [*images, *(image.with_suffix(".txt") for image in images)])
+        page.click("text=Add them")
+        page.wait_for_selector("text=24 of 24 files added")
+        page.click("text=Show the images")
+        page.wait_for_selector(".chips")
+
+        page.click("a:has-text('Captions')")
+        page.click("label:has-text('of the filter') input")
+        page.fill("input[name=what]", "in ink")
+        page.click("button:has-text('Preview')")
+        page.click("button:has-text('Apply to 12 captions')")
+        page.wait_for_selector("#task-shown .state.done")
+        captions = sorted((folders / "data" / "icons").glob("*.txt"))
+        assert all(c.read_text(encoding="utf-8").strip().endswith(", in ink") for c in captions)
+
+        page.click("nav >> text=New run")
+        page.check("input[value=style]")
+        page.fill("#data", str(folders / "data" / "icons"))
+        page.fill("#model", str(folders / "models" / "base"))
+        page.click("text=Make settings >> nth=0")
+        page.fill("#f-training-max_steps", "3")
+        page.fill("#f-previews-prompts", "a sun")
+        page.fill("#f-output_dir", str(folders / "runs" / "ink"))
+        page.click("text=Start now")
+        page.wait_for_url("**/runs/**")
+        page.wait_for_selector("#state .state.finished")
+        first = RunDirectory(folders / "runs" / "ink")
+        assert first.state().step == 3
+
+        page.click("text=Duplicate with changes")
+        page.fill("#f-training-max_steps", "2")
+        page.click("text=Add to the queue")
+        page.wait_for_selector("#answer :text('It is job 1 of the queue')")
+        page.click("nav >> text=Queue")
+        page.click("button:has-text('Start')")
+        page.wait_for_selector(".queue-job .state.done")
+        second = RunDirectory(folders / "runs" / "ink-2")
+        assert second.state().step == 2
+
+        page.click("nav >> text=Compare")
+        for box in page.query_selector_all(".choices input"):
+            box.check()
+        page.click("button:has-text('Compare')")
+        page.wait_for_selector("#curves canvas")
+        page.wait_for_selector("tr:has-text('training.max_steps')")
+
+        page.click("nav >> text=Draw")
+        page.fill("#prompt", "a sun, in ink")
+        for name, value in (("width", "64"), ("height", "64"), ("steps", "2")):
+            page.fill(f"#{name}", value)
+        chosen = page.locator("#model option:has-text('ink')").first.get_attribute("value")
+        page.select_option("#model", chosen)
+        page.click("button.main")
+        page.wait_for_selector(".drawing-card .state.done")
+        assert page.locator(".drawing-card img").first.evaluate("image => image.naturalWidth") == 64
+    assert [text for text in complaints if "/thumbnails/" not in text] == []
