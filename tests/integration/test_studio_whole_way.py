@@ -33,6 +33,7 @@ def test_from_images_to_a_drawing_by_clicks(folders, page, complaints):
     options = ("--data", folders / "data", "--models", folders / "models")
     with served(folders / "runs", *options, "--queue", folders / "queue") as (address, _):
         page.goto(address)
+        page.wait_for_selector("nav")
         page.click("nav >> text=Data")
         page.fill("#name", "icons")
         page.keyboard.press("Enter")
