@@ -7,12 +7,14 @@ from safetensors.torch import load_file, save_file
 
 from impasto.checkpoints.reading import open_tensor_file
 from impasto.checkpoints.tensors import LazyTensor
+from impasto.cli.convert import convert
 from impasto.config.run import ModelConfig
 from impasto.diffusion.prediction import PREDICTIONS
 from impasto.errors import ModelError
 from impasto.models.families import FAMILIES
 from impasto.models.identity import TELLING_TENSOR, Clues, identify
 from impasto.models.opening import OpenOptions, open_model
+from impasto.studio.pages.model_forms import CONVERT_CHOICES
 
 
 def shaped(*shape):
@@ -100,9 +102,12 @@ def test_what_is_not_trained_is_refused_with_a_sentence(found, words):
         identify(found)
 
 
-def test_settings_know_the_tables():
+def test_settings_options_and_forms_know_the_tables():
     fields = ModelConfig.model_fields
     assert set(fields["family"].annotation.__args__[0].__args__) == {f.key for f in FAMILIES}
+    (option,) = (p for p in convert.params if p.name == "family")
+    assert set(option.type.choices) == {f.key for f in FAMILIES}
+    assert set(CONVERT_CHOICES["family"]) == {f.key for f in FAMILIES}
     assert set(fields["prediction_type"].annotation.__args__[0].__args__) == PREDICTIONS.keys()
 
 

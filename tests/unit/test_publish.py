@@ -166,12 +166,13 @@ def test_of_a_folder_only_the_model_is_published_and_no_link_out_of_it(tmp_path)
     folder = tmp_path / "model"
     (folder / "unet").mkdir(parents=True)
     (folder / ".git").mkdir()
-    for name in ("model_index.json", "unet/a.safetensors", "notes.docx", ".git/x.json", ".env.txt"):
+    for name in ("model_index.json", "unet/model.fp16.safetensors", "notes.docx", "token.txt",
+                 "optimizer.bin", ".git/x.json", ".env.txt"):  # fmt: skip
         (folder / name).write_text("x")
     (folder / "link.txt").symlink_to(tmp_path / "secret.txt")
     found, left_out = model_files(folder)
-    assert list(found) == ["model_index.json", "unet/a.safetensors"]
-    assert left_out == [".env.txt", "link.txt", "notes.docx"]
+    assert list(found) == ["model_index.json", "unet/model.fp16.safetensors"]
+    assert left_out == [".env.txt", "link.txt", "notes.docx", "optimizer.bin", "token.txt"]
 
 
 def test_what_is_no_model_is_not_published(tmp_path):

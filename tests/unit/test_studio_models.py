@@ -9,6 +9,7 @@ import pytest
 from runs_made import made_run
 from studios import FROM_HERE
 
+from impasto.runs.queue import Queue
 from impasto.studio import models
 from impasto.studio.folders import address_of
 from impasto.studio.models import MOST, all_models, find_model, users_of
@@ -333,6 +334,16 @@ def test_models_of_one_name_do_not_meet_in_the_trash(client, studio, shelf):
         diffusers(shelf / "same")
         post(client, f"{page_of(studio, shelf / 'same')}/delete", sure="yes")
     assert len(list((shelf / ".trash").rglob("model_index.json"))) == 3
+
+
+def test_jobs_and_hypernetworks_that_would_miss_a_model_are_named(client, studio, base, folder):
+    text = f'output_dir = "{(folder / "cat").as_posix()}"\n[model]\npath = "{base.as_posix()}"\n'
+    Queue(studio.queue).add(text, "cat", folder)
+    made_run(folder / "dog", settings={"previews": {"hypernetworks": [f"{base}:0.8"]}})
+    page = client.get(f"{page_of(studio, base)}/delete").text
+    assert "job 1, cat (model.path)" in page
+    assert "(previews.hypernetworks)" in page
+    assert "No run of this studio names it" not in page
 
 
 def test_a_model_that_a_run_works_with_stays(client, studio, base, folder):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,15 @@ from impasto.errors import ConfigError, ModelError, StorageError
 from impasto.progress import Progress, in_mib
 
 _FILE_ENDINGS = frozenset({".safetensors", ".sft", ".ckpt", ".pt"})
-_FOLDER_ENDINGS = frozenset({".safetensors", ".bin", ".json", ".txt", ".model"})
-"""What a Diffusers folder consists of; anything else in it is not published."""
+_FOLDER_FILES = re.compile(
+    r"(model_index|config|tokenizer_config|special_tokens_map|added_tokens|vocab|tokenizer"
+    r"|scheduler_config|preprocessor_config|generation_config)\.json"
+    r"|merges\.txt|(diffusion_pytorch_model|model|pytorch_model)[\w.-]*"
+    r"(\.safetensors|\.bin|\.index\.json)|impasto\.json|ldm_only\.safetensors",
+    re.ASCII,
+)
+"""What a Diffusers folder consists of, by diffusers, transformers and this program; anything else
+in it, such as notes or a token, is not published."""
 
 _NO_TOKEN = (
     "There is no token for the Hugging Face Hub. Make one with the right to write at "
@@ -65,7 +73,7 @@ def model_files(model: Path) -> tuple[dict[str, Path], list[str]]:
         for name in sorted(names):
             file = Path(folder) / name
             inside = file.relative_to(model).as_posix()
-            is_ours = file.suffix.lower() in _FOLDER_ENDINGS and not name.startswith(".")
+            is_ours = _FOLDER_FILES.fullmatch(name) is not None
             if is_ours and file.is_file() and files.is_inside(file, model):
                 found[inside] = file
             else:

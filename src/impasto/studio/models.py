@@ -20,6 +20,7 @@ from impasto.errors import StorageError
 from impasto.parsing import parse_json, parse_toml, printable, read_text
 from impasto.progress import size_words
 from impasto.runs import RunDirectory
+from impasto.runs.queue_jobs import Job
 from impasto.studio.folders import Folders, address_of, path_of
 
 DEPTH = 3
@@ -120,21 +121,29 @@ def find_model(folders: Folders, root: str, name: str) -> FoundModel | None:
 def users_of(model: FoundModel, runs: Iterable[RunDirectory]) -> list[tuple[RunDirectory, str]]:
     """The runs that name a model in their settings, and as what; a resume of theirs needs it."""
     found = []
-    wanted = files.real_path(model.path)
     for run in runs:
-        settings = _settings(run)
-        folder = Path(str(run.status().get("folder", "")) or ".")
-        for key, value in _paths_in(settings):
-            with contextlib.suppress(OSError, ValueError):
-                named = folder / Path(value).expanduser()
-                is_it = files.real_path(named) == wanted
-                is_run = model.run is not None and files.real_path(named) == files.real_path(
-                    model.run.path
-                )
-                if (is_it or is_run) and run.path != (model.run and model.run.path):
-                    found.append((run, key))
-                    break
+        key = _named_as(model, _settings(run.config_file), str(run.status().get("folder", "")))
+        if key and run.path != (model.run and model.run.path):
+            found.append((run, key))
     return found
+
+
+def jobs_with(model: FoundModel, jobs: Iterable[Job]) -> list[tuple[Job, str]]:
+    """The jobs of the queue that are to be trained yet and name a model, and as what."""
+    coming = (job for job in jobs if job.state in ("waiting", "paused", "working"))
+    found = ((job, _named_as(model, _settings(job.settings_file), job.folder)) for job in coming)
+    return [(job, key) for job, key in found if key]
+
+
+def _named_as(model: FoundModel, settings: Mapping[str, Any], folder: str | Path) -> str:
+    """The setting by which a model is named; empty where none is it."""
+    wanted = {files.real_path(model.path)}
+    wanted |= {files.real_path(model.run.path)} if model.run is not None else set()
+    for key, value in _paths_in(settings):
+        with contextlib.suppress(OSError, ValueError):
+            if files.real_path(Path(folder or ".") / Path(value).expanduser()) in wanted:
+                return key
+    return ""
 
 
 def delete(model: FoundModel) -> Path:
@@ -281,20 +290,25 @@ def _size_of(path: Path) -> int:
     return total
 
 
-def _settings(run: RunDirectory) -> Mapping[str, Any]:
+def _settings(file: Path) -> Mapping[str, Any]:
     try:
-        return parse_toml(read_text(run.config_file, "replace"))
+        return parse_toml(read_text(file, "replace"))
     except (OSError, ValueError):
         return {}
 
 
 def _paths_in(settings: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """What of settings may name a model: its base, its VAE, and what it starts from."""
+    """What of settings may name a model: base, VAE, what it starts from, hypernetworks."""
     for section, key in (("model", "path"), ("model", "vae"), ("method", "start_from")):
         values = settings.get(section)
         value = values.get(key) if isinstance(values, dict) else None
         if isinstance(value, str):
             yield f"{section}.{key}", value
+    previews = settings.get("previews")
+    drawn_with = previews.get("hypernetworks") if isinstance(previews, dict) else None
+    for value in drawn_with if isinstance(drawn_with, list) else ():
+        if isinstance(value, str):
+            yield "previews.hypernetworks", re.sub(r":[\d.]+$", "", value)  # without its strength
 
 
 def read_result(file: Path) -> Mapping[str, Any] | None:

@@ -25,7 +25,7 @@ CONVERT_CHOICES = {
     "unet-dtype": _DTYPES,
     "text-encoder-dtype": _DTYPES,
     "vae-dtype": _DTYPES,
-    "family": ("sd1", "sd2-base", "sd2-v"),
+    "family": ("sd1", "sd2-base", "sd2-v", "sdxl", "sdxl-v"),
     "prediction-type": ("epsilon", "v_prediction"),
 }
 """The options of `impasto convert` that a form has, and their values."""

@@ -19,6 +19,7 @@ from impasto import files
 from impasto.parsing import printable
 from impasto.progress import size_words
 from impasto.report.hub_licenses import COMMON, LICENSES
+from impasto.runs.queue import Queue
 from impasto.studio.core import Studio
 from impasto.studio.models import (
     FoundModel,
@@ -26,6 +27,7 @@ from impasto.studio.models import (
     delete,
     empty_trash,
     find_model,
+    jobs_with,
     read_result,
     trash_size,
     users_of,
@@ -197,6 +199,10 @@ class ModelPages:
             return {
                 "model": model.view(),
                 "users": [self._user(run, key) for run, key in users],
+                "jobs": [
+                    f"job {job.number}, {job.name} ({key})"
+                    for job, key in jobs_with(model, Queue(self.studio.queue).jobs())
+                ],
                 "folder": printable(str(model.folder)),
             }
 
