@@ -10,10 +10,13 @@ import click
 from impasto import presence
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from impasto.checkpoints.uploading import Content
     from impasto.cli.console import Console
     from impasto.runs import RunDirectory
 
+SAMPLES = "samples"
 PLAN = "upload.json"
 """What `--out` has beside the card: the files that would be sent, and their sizes."""
 
@@ -30,7 +33,7 @@ PLAN = "upload.json"
 @click.option("--private", is_flag=True, help="Nobody else may see the repository.")
 @click.option(
     "--card", metavar="FILE", type=click.Path(path_type=Path),
-    help="Take this README.md as the card, such as one of --out that you have edited.",
+    help="Take this README.md as the card, and the samples beside it, such as those of --out.",
 )  # fmt: skip
 @click.option(
     "--out", metavar="DIR", type=click.Path(path_type=Path),
@@ -63,7 +66,7 @@ def publish(source: Path, repo_id: str, *, yes: bool, private: bool, **options: 
     made = make_card(model, run, chosen)
     card = _card_text(options["card"], made.text)
     contents: dict[str, Content] = {CARD: card.encode("utf-8", errors="replace")}
-    contents |= dict(made.images) if options["card"] is None or "samples/" in card else {}
+    contents |= _images_of(options["card"], card, made.images)
     contents |= found
     if left_out:
         console.note(f"Not published: {', '.join(left_out)}")
@@ -139,6 +142,22 @@ def _card_text(file: Path | None, made: str) -> str:
             f"license, and another line ---."
         )
     return text
+
+
+def _images_of(file: Path | None, card: str, made: Mapping[str, bytes]) -> dict[str, Content]:
+    """The samples that go with a card: those beside it, as `--out` has written them, or new ones.
+
+    What was looked at is what is sent, also where the run has drawn others since.
+    """
+    from impasto import files
+
+    if file is None:
+        return dict(made)
+    if "samples/" not in card:
+        return {}
+    beside = [path for path in sorted((file.parent / SAMPLES).glob("*")) if path.is_file()]
+    own = [path for path in beside if files.is_inside(path, file.parent)]
+    return {f"{SAMPLES}/{path.name}": path for path in own} or dict(made)
 
 
 def _show(console: Console, repo_id: str, contents: dict[str, Content]) -> None:
