@@ -12,11 +12,9 @@ Files are all that passes between a worker and whoever asks it; no port is opene
 
 from __future__ import annotations
 
-import json
 import re
 import secrets
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +23,7 @@ from impasto import files, presence
 from impasto.errors import ConfigError
 from impasto.locks import lock_holder
 from impasto.owners import parse_process_token
-from impasto.parsing import parse_json, read_text
+from impasto.parsing import parse_json, read_object, read_text
 from impasto.runs.draw_reading import request_of
 from impasto.runs.draw_requests import DrawRequest
 
@@ -92,7 +90,7 @@ class Drawing:
         `waiting`, `loading`, `drawing`, `done`, `failed`, `cancelled`, or `killed` where the
         worker is gone without a word.
         """
-        found = _json(self.status_file)
+        found = read_object(self.status_file) or {}
         phase = found.get("phase")
         if phase in ENDED:
             return found
@@ -173,16 +171,8 @@ class DrawFolder:
 
     def worker_token(self) -> str:
         """The process that was the worker last, as `owners.py` names it; empty if none was."""
-        return str(_json(self.worker_file).get("process", ""))
+        return str((read_object(self.worker_file) or {}).get("process", ""))
 
     def stop_worker(self) -> None:
         """Ask the worker to end after what it draws now."""
         files.write_text(self.stop_file, "")
-
-
-def _json(file: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(read_text(file))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return dict(found) if isinstance(found, Mapping) else {}

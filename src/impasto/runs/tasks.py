@@ -11,7 +11,6 @@ killed.
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Mapping
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from impasto.owners import ProcessIdentity, parse_process_token
+from impasto.parsing import read_object
 from impasto.runs.events import read_events
 from impasto.runs.lines import read_end
 
@@ -85,11 +85,7 @@ class TaskDirectory:
 
     def description(self) -> Mapping[str, Any]:
         """What `task.json` says; nothing where it is missing or damaged."""
-        try:
-            found = json.loads(self.description_file.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return {}
-        return found if isinstance(found, dict) else {}
+        return read_object(self.description_file) or {}
 
     def process(self) -> ProcessIdentity | None:
         """The process that it is: as it said itself, or as whoever started it has noted."""

@@ -10,7 +10,6 @@ plan.log       what that prints
 from __future__ import annotations
 
 import contextlib
-import json
 import re
 import secrets
 import time
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from impasto import files
+from impasto.parsing import read_object
 
 KEPT = 50
 """Drafts that are kept: those that were changed last."""
@@ -83,11 +83,7 @@ class Draft:
         files.write_json(self.path / "about.json", {**self.about(), **details}, durable=False)
 
     def _read(self, name: str) -> dict[str, Any]:
-        try:
-            found = json.loads((self.path / name).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return {}
-        return found if isinstance(found, dict) else {}
+        return read_object(self.path / name) or {}
 
 
 @dataclass(frozen=True)

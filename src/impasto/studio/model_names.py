@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from impasto import files, presence
 from impasto.annotator_table import CAPTIONERS, TAGGERS
+from impasto.studio.models import walk_models
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(/[\w./-]+)?", re.ASCII)
-_LEVELS = ("*", "*/*", "*/*/*")
 
 
 def offered_models(folders: Sequence[Path]) -> dict[str, list[str]]:
@@ -23,7 +22,7 @@ def offered_models(folders: Sequence[Path]) -> dict[str, list[str]]:
     taggers = [*TAGGERS]
     captioners = [*CAPTIONERS]
     for folder in folders:
-        for path in _folders_in(folder):
+        for path in (path for path, is_folder in walk_models(folder) if is_folder):
             if _has(path, "*.onnx"):
                 taggers.append(str(path.absolute()))
             elif _has(path, "config.json") and _has(path, "*processor_config.json"):
@@ -51,20 +50,6 @@ def why_not_offered(name: str, kind: str, folders: Sequence[Path]) -> str:
     return (
         f"{name[:100]!r} is no name that is known here, no Hub id (owner/name), and no whole path"
     )
-
-
-def _folders_in(folder: Path) -> list[Path]:
-    found: list[Path] = [folder]
-    with contextlib.suppress(OSError):
-        for level in _LEVELS:
-            found += sorted(
-                path
-                for path in folder.glob(level)
-                if path.is_dir()
-                and files.is_inside(path, folder)
-                and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-            )
-    return found
 
 
 def _has(folder: Path, pattern: str) -> bool:

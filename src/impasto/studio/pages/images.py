@@ -7,7 +7,6 @@ Pillow come with it, and a studio that nobody asks for images starts without the
 from __future__ import annotations
 
 import asyncio
-import json
 import re
 import secrets
 from dataclasses import dataclass, field
@@ -23,15 +22,17 @@ from starlette.routing import BaseRoute, Route
 
 from impasto import files
 from impasto.errors import ImpastoError
-from impasto.parsing import printable
+from impasto.parsing import parse_json, printable
 from impasto.studio.core import Studio
 from impasto.studio.datasets import dataset_of, image_of
 from impasto.studio.folders import address_of
+from impasto.studio.image_copies import Views
 from impasto.studio.pages.tasks import task_view
-from impasto.studio.views import Views, run_verb
+from impasto.studio.verbs import run_verb
 
 _MASK_BYTES = 64 << 20
 _EPOCHS = 4
+_PATIENCE_S = 120.0
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?", re.ASCII)
 
 
@@ -164,6 +165,7 @@ class ImagePages:
                 run_verb(
                     ["dataset", "mask", shown.dataset, *words, "--out", folder, "--overwrite"],
                     self.studio.home,
+                    _PATIENCE_S,
                 )
             finally:
                 file.unlink(missing_ok=True)
@@ -203,8 +205,8 @@ class ImagePages:
 
         def ask() -> list[dict[str, Any]]:
             files.require_writable(self.studio.home)
-            told = run_verb(words, self.studio.home)
-            (found,) = json.loads(told[told.index("{") :])["images"].values()
+            told = run_verb(words, self.studio.home, _PATIENCE_S)
+            (found,) = parse_json(told[told.index("{") :])["images"].values()
             return list(found)
 
         return self.studio.page("image_showings.html.j2", showings=await self._read(ask))

@@ -16,7 +16,7 @@ from starlette.responses import RedirectResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from impasto import files
-from impasto.parsing import printable
+from impasto.parsing import printable, read_object
 from impasto.progress import size_words
 from impasto.report.hub_licenses import COMMON, LICENSES
 from impasto.studio.core import Studio
@@ -26,7 +26,6 @@ from impasto.studio.models import (
     delete,
     empty_trash,
     find_model,
-    read_result,
     trash_size,
     users_of,
 )
@@ -248,7 +247,7 @@ class ModelPages:
     def _inspection(self, model: FoundModel, name: str) -> dict[str, Any]:
         """What is known of a model, and the task that finds it out."""
         task = self.studio.tasks.find(name)
-        found = read_result(self._result_of(model))
+        found = read_object(self._result_of(model))
         sections = {
             str(heading): {str(key): str(value) for key, value in rows.items()}
             for heading, rows in (found or {}).items()
@@ -270,10 +269,10 @@ class ModelPages:
         """
         plan = request.path_params["plan"]
         is_name = len(plan) == 16 and plan.isascii() and plan.isalnum()
-        found = read_result(self._plan_folder(plan) / "request.json") if is_name else None
+        found = read_object(self._plan_folder(plan) / "request.json") if is_name else None
         if found is None or not isinstance(found.get("words"), list):
             raise HTTPException(404, "This card is not there any more. Make it again.")
-        return dict(found)
+        return found
 
     def _plan(self, model: FoundModel, request: Request) -> dict[str, Any]:
         wanted, name = self._request_of(request), request.path_params["plan"]
@@ -281,7 +280,7 @@ class ModelPages:
         task = self.studio.tasks.find(str(wanted.get("task")))
         view = None if task is None else task_view(self.studio.tasks, task)
         is_made = view is None or not view["is_alive"]
-        plan = read_result(folder / "upload.json") if is_made else None
+        plan = read_object(folder / "upload.json") if is_made else None
         try:
             with (folder / "README.md").open(encoding="utf-8", errors="replace") as file:
                 card = file.read(_CARD_BYTES)

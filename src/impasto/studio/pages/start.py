@@ -12,6 +12,7 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import BaseRoute, Route
 
+from impasto.errors import ImpastoError
 from impasto.studio.core import Studio
 from impasto.studio.machine import Machine
 
@@ -48,7 +49,7 @@ class StartPage:
             if found is None:
                 try:
                     found = await asyncio.to_thread(self.machine.examine)
-                except (OSError, ValueError) as error:
+                except ImpastoError as error:
                     return self.studio.page("machine.html.j2", facts=[], advice=[str(error)])
         return self.studio.page("machine.html.j2", **_machine_view(found))
 

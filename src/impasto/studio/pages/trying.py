@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import re
 import secrets
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import BaseRoute, Route
 
+from impasto.parsing import read_object
 from impasto.studio.caption_edits import shortened
 from impasto.studio.core import Studio
 from impasto.studio.folders import address_of
@@ -149,7 +149,7 @@ class TryPages:
         view = task_view(self.studio.tasks, task) if task is not None else None
         answer: dict[str, Any] = {}
         if _TOKEN.fullmatch(token):
-            answer = _read(self.studio.home / "tried" / f"{token}.json")
+            answer = read_object(self.studio.home / "tried" / f"{token}.json") or {}
         columns = [
             {"words": {}, "error": "", **column, "short": _short(column["model"])}
             for column in answer.get("models", ())
@@ -163,14 +163,6 @@ class TryPages:
             for name in answer.get("images", ())
         ]
         return {"task": view, "tried": token, "columns": columns, "rows": rows}
-
-
-def _read(file: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _short(model: str) -> str:
