@@ -663,15 +663,18 @@ def test_a_machine_that_cannot_be_examined_leaves_the_page(client, monkeypatch):
     assert "/nowhere/python" in answer.text
 
 
-def test_the_demo_goes_into_a_free_folder_among_the_runs(client, studio, folder, monkeypatch):
+def test_the_demo_is_started_in_the_folder_of_runs_and_finds_its_place(
+    client, studio, folder, monkeypatch
+):
     started = []
     monkeypatch.setattr(
-        type(studio.tasks), "start", lambda _, words, *__: started.append(words) or "x"
+        type(studio.tasks),
+        "start",
+        lambda _, words, title, back, where: started.append((words, where)) or "x",
     )
-    (folder / "impasto-demo").mkdir()
     answer = client.post("/demo", headers=FROM_HERE, follow_redirects=False)
     assert answer.status_code == 303
-    assert started == [["demo", "--out", folder / "impasto-demo-2"]]
+    assert started == [(["demo"], folder)]
 
 
 def test_a_place_to_begin_in_is_made_once_and_keeps_what_is_changed(tmp_path, monkeypatch):

@@ -20,6 +20,7 @@ from impasto.config.fields import fields_of
 from impasto.config.tree import all_settings
 from impasto.demo.recipe import BASE_MODEL, PICTURES
 from impasto.owners import current_process
+from impasto.presence import free_place
 from impasto.runs.queue import Queue
 from impasto.runs.tasks import TaskDirectory
 from impasto.studio import plans as plans_module
@@ -27,7 +28,7 @@ from impasto.studio.choices import image_folders, model_paths
 from impasto.studio.drafts import KEPT, Drafts
 from impasto.studio.new_form import USUAL
 from impasto.studio.plans import Plans
-from impasto.studio.starting import free_place, write_settings
+from impasto.studio.starting import write_settings
 from impasto.studio.tasks import Tasks
 
 PLAN = {

@@ -8,9 +8,11 @@ from pathlib import Path
 
 from impasto import files, presence
 from impasto.annotator_table import CAPTIONERS, TAGGERS
+from impasto.hub_ids import is_hub_id
 from impasto.studio.models import walk_models
 
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(/[\w./-]+)?", re.ASCII)
+_FOLDER = re.compile(r"[\w./-]*", re.ASCII)
+"""A folder of a model on the Hub, behind its id."""
 
 
 def offered_models(folders: Sequence[Path]) -> dict[str, list[str]]:
@@ -45,7 +47,9 @@ def why_not_offered(name: str, kind: str, folders: Sequence[Path]) -> str:
         if not any(files.is_inside(path, folder) for folder in folders):
             return f"{name} is not in a folder of models that the studio was given (--models)"
         return "" if presence.exists(path) else f"{name} is not there"
-    if ".." not in path.parts and _HUB_ID.fullmatch(name):
+    owner, _, rest = name.partition("/")
+    model, _, folder = rest.partition("/")
+    if ".." not in path.parts and is_hub_id(f"{owner}/{model}") and _FOLDER.fullmatch(folder):
         return ""
     return (
         f"{name[:100]!r} is no name that is known here, no Hub id (owner/name), and no whole path"

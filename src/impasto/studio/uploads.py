@@ -22,6 +22,7 @@ from starlette.exceptions import HTTPException
 from impasto import files
 from impasto.data.formats import EXTENSIONS
 from impasto.parsing import decode_caption, is_text, printable
+from impasto.progress import size_words
 
 FIELD = "files"
 MOST_FILES = 2000
@@ -203,7 +204,7 @@ class _Part:
             self._file: BinaryIO = path.open("xb")
 
     def write(self, data: bytes) -> None:
-        """Add bytes; those beyond the most are let go."""
+        """Add bytes; those beyond the most are dropped."""
         self._size += len(data)
         if self._size <= self._most:
             with files.reported(self.path.parent):
@@ -216,7 +217,7 @@ class _Part:
             os.fsync(self._file.fileno())
             self._file.close()
         if self._size > self._most:
-            return f"has over {_size_words(self._most)}, which is too large"
+            return f"has over {size_words(self._most)}, which is too large"
         return "" if self._size else "the file is empty"
 
     def remove(self) -> None:
@@ -265,7 +266,3 @@ def _reserve(partial: Path, target: Path, taken: str) -> str:
 
 def _is_caption(name: str) -> bool:
     return Path(name).suffix.lower() in CAPTIONS
-
-
-def _size_words(size: int) -> str:
-    return f"{size >> 20} MiB" if size >= 1 << 20 else f"{size} bytes"

@@ -19,7 +19,7 @@ from impasto.studio.gallery import (
     ALIKE,
     PER_PAGE,
     SORTS,
-    Choice,
+    GalleryFilter,
     chosen,
     is_of_now,
     load_list,
@@ -103,14 +103,14 @@ def _dataset_row(studio: Studio, summary: DatasetSummary) -> dict[str, Any]:
     }
 
 
-def gallery_page(dataset: Dataset, choice: Choice) -> dict[str, Any]:
+def gallery_page(dataset: Dataset, choice: GalleryFilter) -> dict[str, Any]:
     """A page of the gallery: a hundred images at most."""
     found = load_list(dataset.derived / LIST_FILE)
     listing, facts = found or (ImageList(_plain_list(dataset.path)), None)
     runs = _runs_with_losses(dataset.studio)
     run = dataset.studio.folders.run_of(choice.run) if choice.run else None
     losses = read_losses(run, dataset.path) if run is not None and facts is not None else {}
-    images = chosen(listing.images, choice if facts else Choice(page=choice.page), losses)
+    images = chosen(listing.images, choice if facts else GalleryFilter(page=choice.page), losses)
     pages = max(1, -(-len(images) // PER_PAGE))
     page = min(choice.page, pages)
     shown = images[(page - 1) * PER_PAGE : page * PER_PAGE]
@@ -160,7 +160,7 @@ def _has_failed(dataset: Dataset) -> bool:
 
 
 def _cards(
-    dataset: Dataset, images: Sequence[ListedImage], choice: Choice, losses: Losses
+    dataset: Dataset, images: Sequence[ListedImage], choice: GalleryFilter, losses: Losses
 ) -> list[dict[str, Any]]:
     derived, cards, group = dataset.derived, [], 0
     for image in images:

@@ -19,6 +19,7 @@ from impasto.data.subsets import MaskRules, Subset
 from impasto.errors import DatasetError
 from impasto.parsing import decode_caption, printable
 from impasto.studio.folders import address_of, leads_out
+from impasto.studio.forms import whole_number
 
 RESOLUTIONS = (256, 384, 512, 640, 768, 1024)
 """What buckets are shown for."""
@@ -99,11 +100,12 @@ def bucket_answer(
 ) -> dict[str, Any]:
     """Where a rectangle of an image would go, and what of it would be kept; or its `fault`."""
     try:
-        box, resolution = _box_of(given), int(given.get("resolution", ""))
+        box = _box_of(given)
     except ValueError:
         return {"fault": "Whole numbers are expected."}
     whole = _whole(facts)
     fault = why_not_cut(whole, box)
+    resolution = whole_number(given.get("resolution", ""), _LONGEST_SIDE) or 0
     if resolution not in RESOLUTIONS:
         fault = "is asked for at a resolution that is not offered here"
     if fault:
@@ -150,9 +152,11 @@ def _box_of(given: Mapping[str, str]) -> Box:
     Raises:
         ValueError: A number is missing, is none, or is far too large.
     """
-    numbers = [int(given.get(name, "")) for name in ("x", "y", "width", "height")]
-    if any(abs(number) > _LONGEST_SIDE for number in numbers):
-        raise ValueError("too large")
+    names = ("x", "y", "width", "height")
+    typed = (whole_number(given.get(name, ""), _LONGEST_SIDE, -_LONGEST_SIDE) for name in names)
+    numbers = [number for number in typed if number is not None]
+    if len(numbers) < len(names):
+        raise ValueError("no whole number, or far too large")
     x, y, width, height = numbers
     return Box(x, y, Size(width, height))
 

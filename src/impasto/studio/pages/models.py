@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from starlette.datastructures import FormData
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
@@ -20,6 +19,7 @@ from impasto.parsing import printable, read_object
 from impasto.progress import size_words
 from impasto.report.hub_licenses import COMMON, LICENSES
 from impasto.studio.core import Studio
+from impasto.studio.forms import read_form
 from impasto.studio.models import (
     FoundModel,
     all_models,
@@ -38,7 +38,6 @@ from impasto.studio.pages.model_forms import (
 )
 from impasto.studio.pages.tasks import task_view
 
-_FIELDS = 24
 _CARD_BYTES = 1 << 20
 _KEPT_PLANS = 20
 
@@ -125,7 +124,7 @@ class ModelPages:
 
     async def convert(self, request: Request) -> Response:
         """Write a model in another form, beside the others; never over something."""
-        model, form = await self._model_of(request), await _form(request)
+        model, form = await self._model_of(request), await read_form(request)
         words = convert_words(model, form, self.studio.folders.models)
         task = await asyncio.to_thread(
             self.studio.tasks.start, words, f"Convert {_title(model)}", model.address
@@ -134,7 +133,7 @@ class ModelPages:
 
     async def download(self, request: Request) -> Response:
         """Download a model by its id on the Hub."""
-        form = await _form(request)
+        form = await read_form(request)
         words = download_words(form, self.studio.folders.models)
         task = await asyncio.to_thread(
             self.studio.tasks.start, words, f"Download {words[-1]}", "/models"
@@ -143,7 +142,7 @@ class ModelPages:
 
     async def publish(self, request: Request) -> Response:
         """Make the card of a model and the list of what would be sent: a dry run."""
-        model, form = await self._model_of(request), await _form(request)
+        model, form = await self._model_of(request), await read_form(request)
         words = publish_words(model, form)
         plan = secrets.token_hex(8)
 
@@ -203,7 +202,7 @@ class ModelPages:
 
     async def delete(self, request: Request) -> Response:
         """Move a model into the trash, unless a run works with it now."""
-        model, form = await self._model_of(request), await _form(request)
+        model, form = await self._model_of(request), await read_form(request)
         if form.get("sure") != "yes":
             raise HTTPException(400, "Nothing was deleted: the box was not ticked.")
 
@@ -223,7 +222,7 @@ class ModelPages:
 
     async def empty_trash(self, request: Request) -> Response:
         """Remove for good what was deleted."""
-        form = await _form(request)
+        form = await read_form(request)
         if form.get("sure") != "yes":
             raise HTTPException(400, "Nothing was removed: the box was not ticked.")
         await asyncio.to_thread(empty_trash, self.studio.folders)
@@ -310,10 +309,6 @@ def _keep_newest(folder: Path) -> None:
         plans = sorted(folder.iterdir(), key=lambda path: path.stat().st_mtime, reverse=True)
         for plan in plans[_KEPT_PLANS:]:
             files.remove_folder(plan)
-
-
-async def _form(request: Request) -> FormData:
-    return await request.form(max_files=0, max_fields=_FIELDS, max_part_size=1 << 16)
 
 
 def _title(model: FoundModel) -> str:

@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import BaseRoute, Route
 
-from impasto import invocation
+from impasto import invocation, presence
 from impasto.config.fields import fields_of
 from impasto.config.goals import GOALS
 from impasto.config.validation import read_toml
@@ -22,6 +22,7 @@ from impasto.runs.queue import Queue
 from impasto.studio.choices import image_folders, model_paths
 from impasto.studio.core import Studio
 from impasto.studio.drafts import Draft, Drafts
+from impasto.studio.forms import read_form, texts_of
 from impasto.studio.new_form import Examined, examine, form_sections
 from impasto.studio.pages.new_views import plan_view
 from impasto.studio.pages.tasks import task_view
@@ -29,7 +30,6 @@ from impasto.studio.plans import Plans
 from impasto.studio.starting import (
     choose_file,
     fields_of_run,
-    free_place,
     goal_faults,
     goal_words,
     write_settings,
@@ -114,7 +114,7 @@ class NewRunPages:
 
     async def blank(self, _: Request) -> Response:
         """Begin with the defaults."""
-        fields = {"output_dir": str(free_place(self.studio.folders.runs[0] / "my-run"))}
+        fields = {"output_dir": str(presence.free_place(self.studio.folders.runs[0] / "my-run"))}
         draft = await asyncio.to_thread(self.drafts.create, fields)
         return RedirectResponse(f"/new/{draft.name}", 303)
 
@@ -342,10 +342,7 @@ async def _typed(request: Request) -> dict[str, str]:
     Raises:
         HTTPException: It is larger than any settings are: 413.
     """
-    if int(request.headers.get("content-length") or _MOST_BYTES) > _MOST_BYTES:
-        raise HTTPException(413, "That is more than settings can hold.")
-    form = await request.form(max_files=0, max_fields=_MOST_FIELDS)
-    return {name: text for name, text in form.items() if isinstance(text, str)}
+    return texts_of(await read_form(request, _MOST_FIELDS, _MOST_BYTES))
 
 
 def _refusal(found: Examined) -> str:

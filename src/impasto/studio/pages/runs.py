@@ -26,11 +26,12 @@ from impasto.runs.commands import CommandName, send_command
 from impasto.studio.core import Studio
 from impasto.studio.curves import read_curves
 from impasto.studio.folders import file_of
+from impasto.studio.forms import whole_number
 from impasto.studio.pages.learning_views import image_loss_view, learning_view
 from impasto.studio.pages.run_views import run_page, run_rows, state_part
 from impasto.studio.watching import RunWatch
 
-_DIGITS = 12
+_LARGEST_STEP = 10**12
 _IMAGES = {".png": "image/png", ".jpg": "image/jpeg", ".webp": "image/webp"}
 
 
@@ -192,9 +193,10 @@ def _step_folder(text: str) -> str:
     Raises:
         HTTPException: It is no number of a step: 404.
     """
-    if not (text.isascii() and text.isdecimal() and len(text) <= _DIGITS):
+    step = whole_number(text, _LARGEST_STEP)
+    if step is None:
         raise HTTPException(404, "There is no such step.")
-    return step_name(int(text))
+    return step_name(step)
 
 
 def _event(data: str, name: str = "") -> str:
