@@ -10,14 +10,14 @@ from typing import Any
 from impasto import files
 from impasto.data.beside import SidecarLookup
 from impasto.data.cuts import bucket_of, crop_file, read_cut, remove_cut, why_not_cut, write_cut
-from impasto.data.formats import EXTENSIONS
 from impasto.data.images import UnreadableImageError
-from impasto.data.listing import CAPTION, TAGS, sort_key
+from impasto.data.listing import CAPTION, TAGS
 from impasto.data.masks import mask_file
 from impasto.data.records import Box, FileStamp, ImageRecord, PlannedImage, Size
 from impasto.data.subsets import MaskRules, Subset
 from impasto.errors import DatasetError
 from impasto.parsing import decode_caption, printable
+from impasto.studio.datasets import image_files
 from impasto.studio.folders import address_of, leads_out
 from impasto.studio.forms import whole_number
 
@@ -208,22 +208,14 @@ def _neighbours(dataset: Path, image: Path) -> tuple[str, str, int, int]:
 
     In the order of their paths, as scans have them; empty where there is none.
     """
-    found: list[str] = []
-    for folder, inner, names in os.walk(dataset):
-        inner[:] = [name for name in inner if not name.startswith(".")]
-        found += [
-            os.path.join(folder, name)  # noqa: PTH118 - hot path
-            for name in names
-            if os.path.splitext(name)[1].lower() in EXTENSIONS and not name.startswith(".")  # noqa: PTH122
-        ]
-    found.sort(key=sort_key)
+    found = image_files(dataset)
     try:
-        place = found.index(str(image))
+        place = found.index(image.relative_to(dataset).as_posix())
     except ValueError:
         return "", "", 0, len(found)
 
     def address(number: int) -> str:
         known = 0 <= number < len(found)
-        return address_of([dataset], Path(found[number])) if known else ""
+        return address_of([dataset], dataset / found[number]) if known else ""
 
     return address(place - 1), address(place + 1), place + 1, len(found)
