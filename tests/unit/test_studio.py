@@ -121,10 +121,10 @@ def test_pages_of_other_sites_neither_read_nor_ask(client, studio, dog):
     assert client.post(asked, headers={"sec-fetch-site": "none"}).status_code == 403
     assert client.post(asked).status_code == 403
     assert client.post(asked, headers={"origin": "http://evil.example"}).status_code == 403
-    assert studio.jobs.words == []
+    assert studio.run_processes.words == []
     answer = client.post(asked, headers={"origin": HOME}, follow_redirects=False)
     assert answer.status_code == 303
-    assert studio.jobs.words == [["resume", str(dog.path)]]
+    assert studio.run_processes.words == [["resume", str(dog.path)]]
 
 
 def test_every_answer_says_what_the_browser_may_do(client, stranger, studio, dog):
@@ -364,7 +364,7 @@ def test_what_can_be_asked_depends_on_whether_the_run_lives(client, studio, dog)
         assert client.post(f"{page}/ask/format", headers=FROM_HERE).status_code == 404
         assert [command.kind for command in waiting_commands(dog.commands)] == ["save"]
         assert client.post(f"{page}/resume", headers=FROM_HERE).status_code == 409
-    assert studio.jobs.words == []
+    assert studio.run_processes.words == []
 
 
 def test_a_refusal_fits_where_its_answer_would_have_gone(client, studio, dog):

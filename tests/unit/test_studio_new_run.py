@@ -34,8 +34,8 @@ from impasto.studio.tasks import Tasks
 PLAN = {
     "error": None,
     "data": {"images": 9, "held_out": 1, "skipped": [{"path": "<b>.png", "reason": "empty"}],
-             "without_words": 2, "several_lines": 0, "buckets": {"64x64": 9}, "cropped_share": 0.0,
-             "enlarged": 0, "too_long": 3, "max_tokens": 75},
+             "without_words": 2, "several_lines": 0, "buckets": {"64x64": 9},
+             "cropped_fraction": 0.0, "enlarged": 0, "too_long": 3, "max_tokens": 75},
     "model": {"family": "SD 1.x", "predicts": "epsilon", "evidence": "", "parts": {"unet": 5}},
     "steps": {"total": 1234, "per_epoch": 9, "epochs": 2.0, "batches_per_epoch": 9,
               "batch_sizes": [1], "seconds_each": 0.5, "seconds": 617.0, "device": "cuda"},

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from impasto import files
 from impasto.owners import identity_of
+from impasto.runs.processes import ask_to_stop, start_apart
 from impasto.runs.tasks import TASK, TaskDirectory, TaskState
-from impasto.studio.processes import ask_to_stop, start_apart
 
 KEPT = 200
 """Tasks that are kept; older ones that have ended are removed."""

@@ -39,7 +39,7 @@ from impasto.studio.pages.model_forms import (
 from impasto.studio.pages.tasks import task_view
 
 _CARD_BYTES = 1 << 20
-_KEPT_PLANS = 20
+_KEPT_UPLOADS = 20
 
 
 def routes(studio: Studio) -> list[BaseRoute]:
@@ -55,9 +55,9 @@ def routes(studio: Studio) -> list[BaseRoute]:
         Route(f"{one}/inspect", pages.inspect, methods=["POST"]),
         Route(f"{one}/convert", pages.convert, methods=["POST"]),
         Route(f"{one}/publish", pages.publish, methods=["POST"]),
-        Route(f"{one}/publish/{{plan}}", pages.plan),
-        Route(f"{one}/publish/{{plan}}/part", pages.plan_part),
-        Route(f"{one}/publish/{{plan}}", pages.send, methods=["POST"]),
+        Route(f"{one}/publish/{{upload}}", pages.upload),
+        Route(f"{one}/publish/{{upload}}/part", pages.upload_part),
+        Route(f"{one}/publish/{{upload}}", pages.send, methods=["POST"]),
         Route(f"{one}/delete", pages.ask_delete),
         Route(f"{one}/delete", pages.delete, methods=["POST"]),
     ]
@@ -144,32 +144,32 @@ class ModelPages:
         """Make the card of a model and the list of what would be sent: a dry run."""
         model, form = await self._model_of(request), await read_form(request)
         words = publish_words(model, form)
-        plan = secrets.token_hex(8)
+        upload = secrets.token_hex(8)
 
         def start() -> None:
-            folder = self._plan_folder(plan)
+            folder = self._upload_folder(upload)
             _keep_newest(folder.parent)
             dry_run = [*words[:1], "--out", folder, *words[1:]]
             task = self.studio.tasks.start(
-                dry_run, f"Card of {_title(model)}", f"{model.address}/publish/{plan}"
+                dry_run, f"Card of {_title(model)}", f"{model.address}/publish/{upload}"
             )
             wanted = {"words": list(map(str, words)), "task": task, "model": model.key}
             files.write_json(folder / "request.json", wanted)
 
         await asyncio.to_thread(start)
-        return RedirectResponse(f"{model.address}/publish/{plan}", 303)
+        return RedirectResponse(f"{model.address}/publish/{upload}", 303)
 
-    async def plan(self, request: Request) -> Response:
+    async def upload(self, request: Request) -> Response:
         """What would be sent, to be looked at before it is."""
         model = await self._model_of(request)
-        content = await asyncio.to_thread(self._plan, model, request)
+        content = await asyncio.to_thread(self._upload, model, request)
         return self.studio.page("publish.html.j2", model=model.view(), **content)
 
-    async def plan_part(self, request: Request) -> Response:
+    async def upload_part(self, request: Request) -> Response:
         """The same as a part, which the page asks for while the card is made."""
         model = await self._model_of(request)
-        content = await asyncio.to_thread(self._plan, model, request)
-        return self.studio.page("publish_plan.html.j2", model=model.view(), **content)
+        content = await asyncio.to_thread(self._upload, model, request)
+        return self.studio.page("publish_upload.html.j2", model=model.view(), **content)
 
     async def send(self, request: Request) -> Response:
         """Publish what was looked at. The token is the process's own, by its environment."""
@@ -257,39 +257,39 @@ class ModelPages:
             "task": None if task is None else task_view(self.studio.tasks, task),
         }
 
-    def _plan_folder(self, plan: str) -> Path:
-        return (self.studio.home / "publish" / plan).absolute()
+    def _upload_folder(self, upload: str) -> Path:
+        return (self.studio.home / "publish" / upload).absolute()
 
     def _request_of(self, request: Request) -> dict[str, Any]:
         """What was asked for when a card was made.
 
         Raises:
-            HTTPException: There is no such plan: 404.
+            HTTPException: There is no such upload: 404.
         """
-        plan = request.path_params["plan"]
-        is_name = len(plan) == 16 and plan.isascii() and plan.isalnum()
-        found = read_object(self._plan_folder(plan) / "request.json") if is_name else None
+        upload = request.path_params["upload"]
+        is_name = len(upload) == 16 and upload.isascii() and upload.isalnum()
+        found = read_object(self._upload_folder(upload) / "request.json") if is_name else None
         if found is None or not isinstance(found.get("words"), list):
             raise HTTPException(404, "This card is not there any more. Make it again.")
         return found
 
-    def _plan(self, model: FoundModel, request: Request) -> dict[str, Any]:
-        wanted, name = self._request_of(request), request.path_params["plan"]
-        folder = self._plan_folder(name)
+    def _upload(self, model: FoundModel, request: Request) -> dict[str, Any]:
+        wanted, name = self._request_of(request), request.path_params["upload"]
+        folder = self._upload_folder(name)
         task = self.studio.tasks.find(str(wanted.get("task")))
         view = None if task is None else task_view(self.studio.tasks, task)
         is_made = view is None or not view["is_alive"]
-        plan = read_object(folder / "upload.json") if is_made else None
+        upload = read_object(folder / "upload.json") if is_made else None
         try:
             with (folder / "README.md").open(encoding="utf-8", errors="replace") as file:
                 card = file.read(_CARD_BYTES)
         except OSError:
             card = ""
-        rows = plan.get("files", []) if plan else []
+        rows = upload.get("files", []) if upload else []
         return {
             "here": f"{model.address}/publish/{name}",
             "task": view,
-            "plan": plan,
+            "upload": upload,
             "card": card,
             "files": [(str(row["name"]), size_words(int(row["bytes"]))) for row in rows],
             "total": size_words(sum(int(row["bytes"]) for row in rows)),
@@ -306,9 +306,9 @@ class ModelPages:
 def _keep_newest(folder: Path) -> None:
     """Remove what was made for publishing, but the newest."""
     with contextlib.suppress(OSError):
-        plans = sorted(folder.iterdir(), key=lambda path: path.stat().st_mtime, reverse=True)
-        for plan in plans[_KEPT_PLANS:]:
-            files.remove_folder(plan)
+        uploads = sorted(folder.iterdir(), key=lambda path: path.stat().st_mtime, reverse=True)
+        for upload in uploads[_KEPT_UPLOADS:]:
+            files.remove_folder(upload)
 
 
 def _title(model: FoundModel) -> str:

@@ -85,7 +85,7 @@ class RunPages:
     async def run_page(self, request: Request) -> Response:
         """Everything of one run."""
         run = await self.run_of(request)
-        content = await asyncio.to_thread(run_page, run, self.studio.jobs)
+        content = await asyncio.to_thread(run_page, run, self.studio.run_processes)
         return self.studio.page("run.html.j2", name=self.studio.folders.name_of(run), **content)
 
     async def curves(self, request: Request) -> Response:
@@ -151,7 +151,9 @@ class RunPages:
         if state.is_alive:
             raise HTTPException(409, "This run is being trained already.")
         folder = str(state.status.get("folder", ""))
-        await asyncio.to_thread(self.studio.jobs.start, ["resume", run.path], run.path, folder)
+        await asyncio.to_thread(
+            self.studio.run_processes.start, ["resume", run.path], run.path, folder
+        )
         return RedirectResponse(f"/runs/{self.studio.folders.name_of(run)}", 303)
 
     async def _rows(self) -> list[dict[str, Any]]:
@@ -175,7 +177,7 @@ class RunPages:
         news = watch.look()
         told = []
         if news.state is not None:
-            content = state_part(run, news.state, self.studio.jobs)
+            content = state_part(run, news.state, self.studio.run_processes)
             part = self.studio.templates.get_template("state.html.j2")
             told.append(_event(part.render(name=self.studio.folders.name_of(run), **content)))
         for name, found in (
