@@ -39,7 +39,7 @@ class EditSummary:
     damaged: bool
 
     def as_json(self) -> Mapping[str, Any]:
-        """The same for programs."""
+        """The fields of this edit as plain values, for JSON."""
         return dict(vars(self))
 
 

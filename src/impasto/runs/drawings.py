@@ -46,32 +46,32 @@ class Drawing:
 
     @property
     def request_file(self) -> Path:
-        """What is asked."""
+        """The file with what is to be drawn."""
         return self.path / "request.json"
 
     @property
     def status_file(self) -> Path:
-        """How far it is."""
+        """The file in which the worker says how far the drawing is."""
         return self.path / "status.json"
 
     @property
     def cancel_file(self) -> Path:
-        """Asks that it ends."""
+        """The file that asks the worker to leave this drawing, or to end it early."""
         return self.path / "cancel"
 
     @property
     def grid_file(self) -> Path:
-        """All images as one."""
+        """The file that has all images of the drawing in one."""
         return self.path / "grid.png"
 
     @property
     def when(self) -> str:
-        """When it was asked, as its name says."""
+        """The moment at which it was asked for, as its name says."""
         day, moment = self.path.name.split("-")[:2]
         return f"{day[:4]}-{day[4:6]}-{day[6:]} {moment[:2]}:{moment[2:4]}"
 
     def request(self) -> DrawRequest:
-        """What is asked.
+        """What is to be drawn, as `request.json` says.
 
         Raises:
             ConfigError: The file is missing, damaged, or asks for what cannot be drawn.
@@ -108,7 +108,7 @@ class Drawing:
         return path if fits and presence.is_file(path) and not path.is_symlink() else None
 
     def cancel(self) -> None:
-        """Ask that it ends."""
+        """Ask the worker to leave this drawing, or to end it early."""
         files.write_text(self.cancel_file, "")
 
 
@@ -124,12 +124,12 @@ class DrawFolder:
 
     @property
     def stop_file(self) -> Path:
-        """Asks the worker to end."""
+        """The file that asks the worker to end."""
         return self.path / "stop"
 
     @property
     def worker_file(self) -> Path:
-        """Which process is the worker."""
+        """The file that says which process is the worker."""
         return self.path / "worker.json"
 
     def ask(self, request: DrawRequest) -> Drawing:

@@ -70,17 +70,17 @@ class TaskDirectory:
 
     @property
     def description_file(self) -> Path:
-        """What it is: words, title, process."""
+        """The file with the words, the title and the process of the task."""
         return self.path / "task.json"
 
     @property
     def events_file(self) -> Path:
-        """What happened."""
+        """The file with the events of the task."""
         return self.path / "events.jsonl"
 
     @property
     def terminal_log(self) -> Path:
-        """What it printed."""
+        """The file with what the task has printed."""
         return self.path / "terminal.log"
 
     def description(self) -> Mapping[str, Any]:

@@ -28,7 +28,7 @@ TRASH = ".trash"
 """Where models go that are deleted, in the folder they were in, until it is emptied."""
 
 MOST = 1000
-"""Models that are listed."""
+"""So many models are listed at most, the newest."""
 
 CHECKPOINT_ENDINGS = frozenset({".safetensors", ".ckpt"})
 MODEL_ENDINGS = CHECKPOINT_ENDINGS | {".pt"}  # hypernetworks

@@ -31,7 +31,7 @@ from impasto.studio.pages.draw_form import (
 from impasto.studio.pages.draw_views import drawing_view
 
 LISTED = 12
-"""Drawings on one page."""
+"""So many drawings are shown on one page."""
 
 _FOLDER = "drawings"
 _MOST_FIELDS = 2100  # a model of an axis is one each
