@@ -70,6 +70,6 @@ def ask_verb(
         RunError: As for `run_verb`; or what it printed is no JSON.
     """
     try:
-        return parse_json(run_verb(words, folder, patience_s))
+        return parse_json(run_verb(words, folder, patience_s), halves=True)
     except ValueError as error:
         raise RunError(f"The command did not answer as expected: {error}.") from error

@@ -206,7 +206,7 @@ class ImagePages:
         def ask() -> list[dict[str, Any]]:
             files.require_writable(self.studio.home)
             told = run_verb(words, self.studio.home, _PATIENCE_S)
-            (found,) = parse_json(told[told.index("{") :])["images"].values()
+            (found,) = parse_json(told[told.index("{") :], halves=True)["images"].values()
             return list(found)
 
         return self.studio.page("image_showings.html.j2", showings=await self._read(ask))
