@@ -1,13 +1,18 @@
 """The studio in a real browser, for tests; they are skipped where there is no Chromium."""
 
+import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+
+from impasto.runs.queue import Queue
+from impasto.runs.queue_devices import runners_of
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 AXE = Path(__file__).parent / "support" / "axe.min.js"
@@ -51,7 +56,16 @@ def at(address, path):
     return re.sub(r"\?.*", path.lstrip("/"), address)
 
 
-@pytest.fixture
+def end_queue(folder):
+    """End whoever works a queue off, and what is being trained of it."""
+    found = Queue(folder)
+    running = [holder.owner.pid for holder in runners_of(folder).values()]
+    running += [job.run.status()["pid"] for job in found.jobs() if job.run.state().is_alive]
+    for pid in running:
+        os.kill(pid, signal.SIGKILL)
+
+
+@pytest.fixture(scope="module")  # longer, and its event loop would be in the way of others
 def browser():
     playwright = pytest.importorskip("playwright.sync_api")
     with playwright.sync_playwright() as programs:
@@ -67,11 +81,13 @@ def complaints():
 
 @pytest.fixture
 def page(browser, complaints):
-    opened = browser.new_context().new_page()
+    context = browser.new_context()
+    opened = context.new_page()
     opened.set_default_timeout(PATIENCE_MS)
     opened.on("response", lambda r: complaints.append(r.url) if r.status >= 400 else None)
     opened.on("pageerror", lambda error: complaints.append(str(error)))
-    return opened
+    yield opened
+    context.close()
 
 
 def tab_to(page, selector, most=40):

@@ -62,6 +62,11 @@ def current_process() -> ProcessIdentity:
     return _owner_of(os.getpid())  # by number, because a fork is another process
 
 
+def boot_mark() -> str:
+    """What differs after each start of this machine; empty where the system does not say."""
+    return _text_of("/proc/sys/kernel/random/boot_id") if sys.platform == "linux" else ""
+
+
 def parse_process_token(text: str) -> ProcessIdentity | None:
     """The process that a token stands for; None where the text is no token."""
     match = _TOKEN.fullmatch(text)

@@ -7,6 +7,7 @@ import sys
 import time
 
 import pytest
+from browsing import end_queue
 from runs import exported
 
 from impasto.runs import RunDirectory
@@ -22,13 +23,14 @@ def eventually(holds, seconds=120.0):
 
 
 @pytest.fixture
-def started():
+def started(tmp_path):
     """Processes that are ended with the test."""
     found = []
     yield found
     for process in found:
         process.kill()
         process.wait()
+    end_queue(tmp_path / "queue")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL on Windows")

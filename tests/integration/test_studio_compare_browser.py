@@ -34,6 +34,7 @@ def runs(tmp_path):
 def test_runs_are_compared_by_clicks_and_keys(runs, page, complaints):
     with served(runs) as (address, _):
         page.goto(address)
+        page.wait_for_selector("nav")
         page.click("nav a:has-text('Compare')")
         for box in page.query_selector_all(".choices input"):
             box.focus()
@@ -77,6 +78,7 @@ def test_a_model_is_inspected_converted_and_deleted_by_clicks(
     (models / "evil.ckpt").write_bytes(b"cos\nsystem\n(S'touch hacked'\ntR.")
     with served(runs, "--models", models) as (address, _):
         page.goto(address)
+        page.wait_for_selector("nav")
         page.goto(at(address, "models"))
         page.click(".model:has-text('evil.ckpt')")
         page.click("button:has-text('Inspect')")
@@ -112,6 +114,7 @@ def test_these_pages_have_no_serious_fault_for_anybody(tmp_path, runs, browser, 
     with served(runs, "--models", models) as (address, _):
         opened = browser.new_context(**look).new_page()
         opened.goto(address)
+        opened.wait_for_selector("nav")
         for path in (
             "compare", "models", f"models/models/{one}", f"models/models/{one}/delete",
         ):  # fmt: skip

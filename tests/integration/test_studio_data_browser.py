@@ -32,6 +32,7 @@ def test_a_dataset_is_made_filled_and_looked_through_by_clicks(folders, page, co
     (folders / "fake.png").write_text("<!doctype html>", encoding="utf-8")
     with served(folders / "runs", "--data", folders / "data") as (address, _):
         page.goto(address)
+        page.wait_for_selector("nav")
         page.click("nav >> text=Data")
         page.fill("#name", "dogs")
         page.keyboard.press("Enter")

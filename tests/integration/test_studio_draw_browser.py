@@ -40,6 +40,7 @@ def test_images_are_drawn_by_clicks_and_the_worker_ends(folders, drawings, page,
     """And everything that was looked at on the way is usable in any look."""
     with served(folders / "runs", "--models", folders / "models") as (address, _):
         page.goto(address)
+        page.wait_for_selector("nav")
         page.click("nav >> text=Draw")
         fill(page)
         page.fill("#width", "100")

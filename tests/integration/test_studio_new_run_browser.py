@@ -31,6 +31,7 @@ def test_the_form_says_what_is_wrong_and_what_it_would_do(folders, page, complai
     page.set_default_timeout(PATIENCE_MS)
     with served(folders / "runs", *options(folders)) as (address, _):
         page.goto(address)
+        page.wait_for_selector("nav")
         page.click("nav >> text=New run")
         page.click("text=Begin with the defaults")
         page.fill("#f-model-path", str(folders / "models" / "base"))
@@ -70,6 +71,7 @@ def test_the_form_has_no_serious_fault_for_anybody(folders, browser, look):
     with served(folders / "runs", *options(folders)) as (address, _):
         page = browser.new_context(**look).new_page()
         page.goto(address)
+        page.wait_for_selector("nav")
         page.click("nav >> text=New run")
         page.wait_for_selector("#goal-title")
         check(page)

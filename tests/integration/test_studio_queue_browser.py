@@ -1,14 +1,10 @@
 """The queue by clicks, in a real browser on a real run; skipped where there is no Chromium."""
 
-import os
-import signal
-
 import pytest
 import tomli_w
-from browsing import LOOKS, at, check, needs_browser, served, tab_to
+from browsing import LOOKS, at, check, end_queue, needs_browser, served, tab_to
 
 from impasto.runs.queue import Queue
-from impasto.runs.queue_devices import runners_of
 
 pytestmark = needs_browser
 
@@ -19,10 +15,7 @@ def queue(tmp_path):
     (tmp_path / "runs").mkdir()
     found = Queue(tmp_path / "queue")
     yield found
-    running = [holder.owner.pid for holder in runners_of(found.folder).values()]
-    running += [job.run.status()["pid"] for job in found.jobs() if job.run.state().is_alive]
-    for pid in running:
-        os.kill(pid, signal.SIGKILL)
+    end_queue(found.folder)
 
 
 def test_jobs_are_added_moved_trained_and_stopped_by_clicks(
@@ -54,6 +47,7 @@ def test_jobs_are_added_moved_trained_and_stopped_by_clicks(
     with served(tmp_path / "runs", *options) as (address, _):
         page.goto(address)
         page.wait_for_selector("nav")
+        complaints.clear()  # the page of before has asked the new studio, which did not know it
         page.goto(at(address, "queue"))
         page.wait_for_selector("#job-2 .state.working")
         page.click(".queue-device button:has-text('Stop')")

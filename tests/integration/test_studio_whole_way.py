@@ -3,7 +3,7 @@
 import shutil
 
 import pytest
-from browsing import needs_browser, served
+from browsing import end_queue, needs_browser, served
 
 from impasto.demo.recipe import BASE_MODEL, PICTURES
 from impasto.runs import RunDirectory
@@ -20,6 +20,7 @@ def folders(tmp_path):
         (tmp_path / name).mkdir()
     shutil.copytree(BASE_MODEL, tmp_path / "models" / "base")
     yield tmp_path
+    end_queue(tmp_path / "queue")
     drawings = DrawFolder(tmp_path / "runs" / HOME / "drawings")
     drawings.path.mkdir(parents=True, exist_ok=True)
     drawings.stop_worker()
@@ -32,6 +33,7 @@ def test_from_images_to_a_drawing_by_clicks(folders, page, complaints):
     options = ("--data", folders / "data", "--models", folders / "models")
     with served(folders / "runs", *options, "--queue", folders / "queue") as (address, _):
         page.goto(address)
+        page.wait_for_selector("nav")
         page.click("nav >> text=Data")
         page.fill("#name", "icons")
         page.keyboard.press("Enter")

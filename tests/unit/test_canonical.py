@@ -59,7 +59,7 @@ out = {
     "latents": [latent_key("x", image, "v") for image in found.plan.images],
     "masks": [mask_key("x", image, "m") for image in found.plan.images],
     "texts": TextStore(Path(cache), "x").key(range(77)),
-    "batches": [[str(batch) for batch in sampler.update(n).micro_batches]
+    "batches": [[str(batch) for batch in sampler.optimizer_step(n).micro_batches]
                 for n in range(3)],
     "seed": derive_seed(1, "a", 2, "caf\\u00e9"),
 }

@@ -174,6 +174,32 @@ def test_a_drawn_mask_is_taken_for_one_image(folder, tmp_path):
     assert "--from goes with --only" in run(folder, "--from", drawn)
 
 
+@pytest.mark.parametrize("captioned", [False, True])
+def test_an_image_in_the_place_of_a_mask_is_not_replaced(folder, tmp_path, captioned):
+    """Where the folder of another dataset was named as that of the masks."""
+    from impasto.errors import DatasetError
+
+    other, drawn = tmp_path / "other", tmp_path / "drawn.png"
+    (other / "sub").mkdir(parents=True)
+    Image.new("L" if captioned else "RGB", (8, 8)).save(other / "sub" / "a.png")
+    if captioned:
+        (other / "sub" / "a.txt").write_text("a cat", encoding="utf-8")
+    before = (other / "sub" / "a.png").read_bytes()
+    Image.new("RGBA", (48, 32), (255, 255, 255, 255)).save(drawn)
+    with pytest.raises(DatasetError, match=r"was not written: sub/a\.png: .* no mask"):
+        run(folder, "--only", "sub/a.png", "--from", drawn, "--out", other, "--overwrite")
+    assert (other / "sub" / "a.png").read_bytes() == before
+
+
+def test_a_drawn_mask_that_is_not_written_is_told_as_an_error(folder, tmp_path):
+    from impasto.errors import DatasetError
+
+    drawn = tmp_path / "drawn.png"
+    Image.new("L", (48, 32)).save(drawn)
+    with pytest.raises(DatasetError, match="the image is in the folder of masks"):
+        run(folder, "--only", "sub/a.png", "--from", drawn, "--out", folder, "--overwrite")
+
+
 def test_a_link_out_of_the_masks_is_not_written_through(folder, tmp_path):
     (tmp_path / "set-masks").mkdir()
     (tmp_path / "victim").mkdir()

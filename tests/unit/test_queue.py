@@ -605,6 +605,18 @@ def test_a_run_of_somebody_else_is_never_taken_for_the_jobs_own(queue, run_queue
     assert job.run.is_there()
 
 
+def test_a_run_begun_by_hand_after_a_job_failed_is_not_the_jobs_own(queue, run_queue):
+    """Retrying the job would else resume what its settings never asked for."""
+    job = add(queue, "dog")
+    _, thread, _ = run_queue(dog="import sys; sys.exit(2)")
+    thread.join(timeout=60)
+    assert queue.find(1).state == "failed"
+    make_run(job.run.path, phase="finished", process=GONE)
+    queue.retry(1)
+    assert queue.claim("0") is None
+    assert "already there and not empty" in queue.find(1).message
+
+
 def test_the_words_of_a_real_run_that_cannot_begin_are_kept(queue, tmp_path, monkeypatch):
     monkeypatch.setenv("IMPASTO_TASK", str(tmp_path / "the studio's"))
     queue.add(VALID.format(name="dog"), "dog", tmp_path)

@@ -23,8 +23,10 @@ from studios import FROM_HERE, HOME, PORT
 from test_run_status import GONE, make_run
 
 from impasto.cli.console import Console
+from impasto.cli.recorded import stop_when_asked
 from impasto.cli.studio import _begin_with_demo
 from impasto.demo.recipe import PICTURES
+from impasto.errors import RunError
 from impasto.owners import ProcessIdentity, current_process, identity_of
 from impasto.runs import RunDirectory, step_name
 from impasto.runs.commands import waiting_commands
@@ -32,9 +34,10 @@ from impasto.runs.events import EventLog
 from impasto.runs.tasks import TaskDirectory
 from impasto.studio import curves
 from impasto.studio.app import create_app
+from impasto.studio.core import HOME as HOME_FOLDER
 from impasto.studio.core import Studio
 from impasto.studio.curves import read_curves
-from impasto.studio.folders import Folders
+from impasto.studio.folders import Folders, require_own
 from impasto.studio.guard import HEADERS, Access, hosts_of
 from impasto.studio.pages.runs import RunPages
 from impasto.studio.watching import RunWatch
@@ -627,6 +630,7 @@ def test_a_studio_for_the_network_needs_the_token_and_says_what_it_means(tmp_pat
                 assert httpx2.get(f"http://127.0.0.1:{port}/").status_code == 403
                 break
             assert time.monotonic() < until
+            time.sleep(0.05)
         assert httpx2.get(local).status_code == 200
     finally:
         process.kill()
@@ -645,15 +649,13 @@ def test_an_address_of_another_machine_is_refused(tmp_path, address):
 
 
 def test_the_start_page_says_what_the_machine_has(client, studio):
-    text = client.get("/parts/machine").text
-    assert "of RAM free" in text
-    assert "to do about this machine" in text  # no GPU here, or a small one: there is advice
+    assert "of RAM free" in client.get("/parts/machine").text
     remembered = studio.home / "machine.json"
-    remembered.write_text(
-        remembered.read_text(encoding="utf-8").replace('"advice": [', '"advice": ["<b>", '),
-        encoding="utf-8",
-    )
-    assert "&lt;b&gt;" in client.get("/parts/machine").text  # not examined again within minutes
+    found = json.loads(remembered.read_text(encoding="utf-8"))
+    remembered.write_text(json.dumps({**found, "advice": ["<b>"]}), encoding="utf-8")
+    text = client.get("/parts/machine").text  # not examined again within minutes
+    assert "One thing to do about this machine" in text
+    assert "<li>&lt;b&gt;</li>" in text
 
 
 def test_a_machine_that_cannot_be_examined_leaves_the_page(client, monkeypatch):
@@ -690,3 +692,49 @@ def test_a_place_to_begin_in_is_made_once_and_keeps_what_is_changed(tmp_path, mo
     changed.write_text("my words", encoding="utf-8")
     _begin_with_demo(Path("here"), console)
     assert changed.read_text(encoding="utf-8") == "my words"
+
+
+# folders of strangers
+
+
+def test_no_code_of_a_folder_is_run_that_a_command_is_started_in(studio, tmp_path):
+    folder = tmp_path / "evil"
+    (folder / "impasto").mkdir(parents=True)
+    for name in ("click.py", "random.py", "impasto/__init__.py"):
+        (folder / name).write_text(
+            f"open({str(tmp_path / 'was-run')!r}, 'w').close()\n", encoding="utf-8"
+        )
+    name = studio.tasks.start(["--version"], "Say the version", folder=folder)
+    assert studio.tasks._started[name].wait() == 0
+    assert not (tmp_path / "was-run").exists()
+
+
+@pytest.mark.parametrize("place", [".impasto", ".impasto/studio", ".impasto/studio/edits"])
+def test_a_studio_whose_own_folder_leads_elsewhere_does_not_start(tmp_path, place):
+    runs, elsewhere = tmp_path / "runs", tmp_path / "documents"
+    (runs / place).parent.mkdir(parents=True)
+    elsewhere.mkdir()
+    (runs / place).symlink_to(elsewhere, target_is_directory=True)
+    with pytest.raises(RunError, match="a link that leads out"):
+        require_own(runs / HOME_FOLDER, runs)
+    (runs / place).unlink()
+    (runs / place).mkdir(exist_ok=True)
+    require_own(runs / HOME_FOLDER, runs)
+
+
+def test_a_task_of_before_a_restart_is_over_at_once(tmp_path):
+    """On the same machine: another mark of the boot says that nothing of then runs."""
+    task = TaskDirectory(tmp_path)
+    elsewhere = ProcessIdentity(os.getpid(), current_process().start, "000000").token
+    said = {"kind": "begin", "process": elsewhere, "host": socket.gethostname(), "boot": "before"}
+    task.events_file.write_text(json.dumps(said) + "\n", encoding="utf-8")
+    assert task.state().state == ("killed" if sys.platform == "linux" else "working")
+
+
+def test_a_task_can_be_asked_to_stop_by_a_file(tmp_path):
+    """As on Windows, where no signal reaches a process without a console."""
+    task = TaskDirectory(tmp_path)
+    task.stop_file.write_text("", encoding="utf-8")
+    with pytest.raises(KeyboardInterrupt):
+        stop_when_asked(task)
+        time.sleep(60)

@@ -250,7 +250,7 @@ def test_an_address_asks_for_what_was_chosen(choice):
 
 @given(st.dictionaries(st.sampled_from(sorted(GalleryFilter().__dict__)), st.text(max_size=9)))
 def test_any_address_is_understood(given):
-    chosen([ListedImage("a")], GalleryFilter.of(given), {})
+    assert chosen([ListedImage("a")], GalleryFilter.of(given), {}) in ([], [ListedImage("a")])
 
 
 def test_reasons_of_one_kind_are_one():
@@ -551,7 +551,7 @@ def test_a_worker_that_hangs_or_dies_costs_one_thumbnail(tmp_path, monkeypatch, 
         encoding="utf-8",
     )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    odd = Thumbnails(patience_s=2, module="odd_worker")
+    odd = Thumbnails(patience_s=6 if kind == "hangs" else 60, module="odd_worker")
     try:
         assert words in odd.check(Path("bad"), "bad.png")
         assert odd.check(Path("good"), "good.png") == "answered"

@@ -316,7 +316,9 @@ def test_how_a_drawing_stands_is_told_truly(client, drawings):
     status = {"phase": "drawing", "images": 4, "step": 5, "steps": 20, "done": []}
     living = {**status, "process": current_process().token}
     drawing.status_file.write_text(json.dumps(living), encoding="utf-8")
-    assert "Image 1 of 4, step 5 of 20" in client.get(part).text
+    with FolderLock(drawings.path, "drawing", lambda _: None):
+        assert "Image 1 of 4, step 5 of 20" in client.get(part).text
+    assert "killed" in client.get(part).text  # as after a restart of the machine
     drawing.status_file.write_text(json.dumps({**status, "process": GONE}), encoding="utf-8")
     told = client.get(part).text
     assert "killed" in told

@@ -332,6 +332,15 @@ def test_a_model_is_moved_to_the_trash_once_it_was_confirmed(client, studio, she
     assert list((shelf / ".trash").iterdir()) == []
 
 
+def test_a_trash_of_another_program_is_not_emptied(client, shelf):
+    """Such folders have this name too."""
+    note = shelf / ".trash" / "notes" / "precious.md"
+    note.parent.mkdir(parents=True)
+    note.write_text("x", encoding="utf-8")
+    assert post(client, "/models/empty-trash", sure="yes").status_code == 303
+    assert note.is_file()
+
+
 def test_models_of_one_name_do_not_meet_in_the_trash(client, studio, shelf):
     for _ in range(3):
         diffusers(shelf / "same")

@@ -576,9 +576,10 @@ def test_the_demo_goes_all_the_way_to_a_form(client, studio, folder):
     typed = {"goal": "style", "data": str(folder.parent / "data" / "icons"),
              "model": str(folder.parent / "models" / "base")}  # fmt: skip
     place = post(client, "/new/goal", typed).headers["location"]
-    answer = client.get(f"{place}/waiting")
+    answer, until = client.get(f"{place}/waiting"), time.monotonic() + 240
     while "hx-redirect" not in answer.headers:
         assert "failed" not in answer.text, answer.text
+        assert time.monotonic() < until
         time.sleep(0.2)
         answer = client.get(f"{place}/waiting")
     for process in studio.tasks._started.values():

@@ -40,7 +40,13 @@ def test_a_command_is_no_part_of_the_task_that_the_studio_may_be(ending, tmp_pat
     started = ending(Ended(b"{}"))
     assert ask_verb(["a", tmp_path]) == {}
     ((words, options),) = started
-    assert words[1:] == ["-m", "impasto", "a", str(tmp_path)]
+    assert words[1:] == [
+        "-P",
+        "-m",
+        "impasto",
+        "a",
+        str(tmp_path),
+    ]  # nothing is imported from there
     assert "IMPASTO_TASK" not in options["env"]
     assert os.environ["IMPASTO_TASK"] == str(tmp_path)
 

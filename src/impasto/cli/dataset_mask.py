@@ -137,6 +137,7 @@ def _write_masks(
 ) -> None:
     """Go through the images that have no mask yet, and say what was done."""
     from impasto.annotate.segmenting import MaskShape
+    from impasto.errors import DatasetError
 
     orders, kept, folder = _orders(source, options, console)
     shape = MaskShape(**{name: options[name] for name in ("grow", "blur", "invert", "rest")})
@@ -161,6 +162,9 @@ def _write_masks(
             f"Nothing found, so no mask was written, and all of it counts: "
             f"{', '.join(nothing[:_NAMED])}{more}"
         )
+    if options["drawn"] is not None and not written:
+        why = refused[0] if refused else "there is one, or the image is in the folder of masks"
+        raise DatasetError(f"The mask was not written: {why}. Give another folder with --out.")
     if written:
         console.note(f'Training reads them with mask_dir = "{folder.as_posix()}".')
 
@@ -207,6 +211,25 @@ def _orders(
     return orders, kept, folder
 
 
+def _why_kept(target: Path) -> str:
+    """Why what has the name of a mask is not replaced; empty where it is a mask, or not there.
+
+    A folder of images that was given as that of masks would lose them.
+    """
+    from PIL import Image
+
+    if not target.exists():
+        return ""
+    if target.with_suffix(".txt").exists():
+        return f"{target} has a caption beside it, so it is an image and no mask"
+    try:
+        with Image.open(target) as found:
+            is_mask = found.mode in ("1", "L", "LA", "I", "I;16", "F")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        return f"{target} cannot be read and was not replaced: {error}"
+    return "" if is_mask else f"{target} is in colour, so it is an image and no mask"
+
+
 def _beside(source: Path) -> Path:
     folder = source.absolute()
     return folder.with_name(f"{folder.name}-masks")
@@ -231,6 +254,9 @@ def _make(
     except (images.UnreadableImageError, OSError) as error:
         return images.failure_of(error).reason
     fault = files.why_not_written(target, [folder])
+    if fault:
+        return fault
+    fault = _why_kept(target)
     if fault:
         return fault
     found = find(image)

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from impasto import files, locks
 from impasto.errors import Interrupted, RunError
 from impasto.invocation import command
-from impasto.owners import ProcessIdentity, current_process
+from impasto.owners import ProcessIdentity, current_process, identity_of
 from impasto.progress import Advance, Progress
 from impasto.runs import RunDirectory
 from impasto.runs.commands import discard_commands, send_command
@@ -30,7 +30,7 @@ from impasto.runs.queue_devices import (
     lock_name,
 )
 from impasto.runs.queue_jobs import Job, JobState, is_at_work, outcome_of, process_of
-from impasto.runs.tasks import TASK
+from impasto.runs.tasks import TASK, TaskDirectory
 from impasto.training.signals import StoppedBySignal, signal_of
 
 LOOK_EVERY_S = 1.0
@@ -156,6 +156,8 @@ class Runner:
             job.task.path.mkdir(exist_ok=True)
         environment = {TASK: str(job.task.path), VISIBLE: self._device}
         process = start_apart(words, job.task.terminal_log, job.folder, environment)
+        token = identity_of(process.pid).token  # ahead of its own word, if this one is killed now
+        files.write_json(job.task.description_file, {"words": words, "process": token})
         self._see_through(Worker(job, process))
 
     def _see_through(self, worker: Worker) -> None:
@@ -216,9 +218,7 @@ class Runner:
 
     def _end(self, job: Job, state: JobState, message: str) -> None:
         """Note what became of a job. Its directory is its own if its process has held it."""
-        run, process = job.run, process_of(job)
-        is_other = run is not None and run.is_there() and not _is_by(run, process)
-        owns_run = not (state == "failed" and job.tries == 1 and is_other)
+        owns_run = job.run is not None and _is_by(job.run, job)
         self._queue.end(job, state, message, owns_run=owns_run)
         self._say(job, f"{state}. {message}".strip() if message else f"{state}.")
 
@@ -274,8 +274,11 @@ def words_for(job: Job) -> list[str]:
     return ["train", str(job.settings_file)]
 
 
-def _is_by(run: RunDirectory, process: ProcessIdentity | None) -> bool:
-    return process is not None and run.status().get("process") == process.token
+def _is_by(run: RunDirectory, job: Job) -> bool:
+    """Whether a run was written last by one of a job's tries."""
+    tries = (TaskDirectory(job.path / f"try-{number}") for number in range(1, job.tries + 1))
+    tokens = {process.token for task in tries if (process := task.process()) is not None}
+    return run.is_there() and run.status().get("process") in tokens
 
 
 def _title(job: Job) -> str:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import functools
+import sys
+import threading
+import time
 from collections.abc import Iterator
 
 from impasto.runs.events import EventLog
-from impasto.runs.tasks import current_task
+from impasto.runs.tasks import TaskDirectory, current_task
 
 _PROGRESS_EVERY_S = 0.5
+_LOOK_EVERY_S = 0.5
 
 
 @functools.cache
@@ -20,7 +25,17 @@ def task_log() -> EventLog | None:
         return None
     log = EventLog(_PROGRESS_EVERY_S)
     log.open(task.events_file)
+    if sys.platform == "win32":  # elsewhere a signal does it
+        watch = threading.Thread(target=stop_when_asked, args=(task,), daemon=True)
+        watch.start()
     return log
+
+
+def stop_when_asked(task: TaskDirectory) -> None:
+    """Wait until a task is asked to stop, then end this process's main thread as Ctrl-C does."""
+    while not task.stop_file.exists():
+        time.sleep(_LOOK_EVERY_S)
+    _thread.interrupt_main()
 
 
 @contextlib.contextmanager

@@ -160,8 +160,10 @@ def _serve(
 
     from impasto.studio.app import create_app
     from impasto.studio.core import HOME, Studio
+    from impasto.studio.folders import require_own
     from impasto.studio.guard import Access, hosts_of
 
+    require_own(folders.runs[0] / HOME, folders.runs[0])
     with listening as listener:
         address, port = listener.getsockname()[:2]
         access = Access(port, hosts_of(address))

@@ -177,10 +177,11 @@ def _depths(unet: Tensors) -> tuple[int, ...]:
     found: dict[int, set[str]] = {}
     for name in unet:
         words = name.split(".")
-        if words[0] == "down_blocks" and len(words) > 1 and words[1].isdecimal():
+        is_level = len(words) > 1 and words[0] == "down_blocks" and len(words[1]) < 4
+        if is_level and words[1].isdecimal():
             blocks = found.setdefault(int(words[1]), set())
             if words[2:5] == ["attentions", "0", "transformer_blocks"]:
-                blocks.add(words[5])
+                blocks.update(words[5:6])
     return tuple(len(found[level]) for level in sorted(found))
 
 

@@ -22,7 +22,6 @@ from typing import Any
 from impasto import files, presence
 from impasto.errors import ConfigError
 from impasto.locks import lock_holder
-from impasto.owners import parse_process_token
 from impasto.parsing import parse_json, read_object, read_text
 from impasto.runs.draw_reading import request_of
 from impasto.runs.draw_requests import DrawRequest
@@ -95,8 +94,9 @@ class Drawing:
         if phase in ENDED:
             return found
         if phase in ("loading", "drawing"):
-            owner = parse_process_token(str(found.get("process", "")))
-            if owner is None or owner.is_running() is False:
+            holder = lock_holder(self.path.parent)
+            owner = None if holder is None else holder.owner
+            if owner is None or owner.token != found.get("process"):
                 found["phase"] = "killed"
             return found
         return {"phase": "cancelled" if presence.exists(self.cancel_file) else "waiting"}

@@ -2,7 +2,8 @@
 
 One JSON object per line, each with `time` (seconds since 1970) and `kind`:
 
-begin      a process took the run up: `pid`, `host`, `process` (its token in `owners.py`)
+begin      a process took the run up: `pid`, `host`, `process` (its token in `owners.py`),
+           `boot` (what differs after each start of the machine)
 stage      work other than training: `text`, `total`, `unit`, and `done` as it goes on; `ended` is
            true in the last line of it, and `failed` where it ended with an error
 note       a line that the terminal shows: `text`
@@ -31,7 +32,7 @@ from typing import Any
 
 from impasto import files
 from impasto.errors import StorageError
-from impasto.owners import current_process
+from impasto.owners import boot_mark, current_process
 from impasto.parsing import printable
 from impasto.progress import Advance
 from impasto.runs.lines import read_lines
@@ -69,6 +70,7 @@ class EventLog:
             pid=os.getpid(),
             host=socket.gethostname(),
             process=current_process().token,
+            boot=boot_mark(),
         )
 
     def drop(self) -> None:

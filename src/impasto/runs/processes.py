@@ -11,6 +11,10 @@ from pathlib import Path
 
 from impasto import files
 
+SAFELY = ("-P",)
+"""Python's option by which no module is imported from the folder that a process is started in: it
+may be a stranger's, with a `click.py` in it."""
+
 _APART = getattr(subprocess, "CREATE_NO_WINDOW", 0) | getattr(
     subprocess, "CREATE_NEW_PROCESS_GROUP", 0
 )
@@ -36,7 +40,7 @@ def start_apart(
     apart = {"creationflags": _APART} if os.name == "nt" else {"start_new_session": True}
     with files.reported(log), log.open("ab") as output:
         return subprocess.Popen(
-            [sys.executable, "-m", "impasto", *map(str, words)],
+            [sys.executable, *SAFELY, "-m", "impasto", *map(str, words)],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -48,7 +52,5 @@ def start_apart(
 
 def ask_to_stop(pid: int) -> None:
     """Ask a process that was started apart to stop, as Ctrl-C does."""
-    if sys.platform == "win32":
-        os.kill(pid, signal.CTRL_BREAK_EVENT)
-    else:
+    if sys.platform != "win32":  # there it has no console that a signal could come through
         os.kill(pid, signal.SIGTERM)

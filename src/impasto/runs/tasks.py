@@ -12,13 +12,14 @@ killed.
 from __future__ import annotations
 
 import os
+import socket
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from impasto.owners import ProcessIdentity, parse_process_token
+from impasto.owners import ProcessIdentity, boot_mark, parse_process_token
 from impasto.parsing import read_object
 from impasto.runs.events import read_events
 from impasto.runs.lines import read_end
@@ -83,13 +84,18 @@ class TaskDirectory:
         """The file with what the task has printed."""
         return self.path / "terminal.log"
 
+    @property
+    def stop_file(self) -> Path:
+        """The file that asks it to stop; signals do not serve on Windows."""
+        return self.path / "stop"
+
     def description(self) -> Mapping[str, Any]:
         """What `task.json` says; nothing where it is missing or damaged."""
         return read_object(self.description_file) or {}
 
     def process(self) -> ProcessIdentity | None:
         """The process that it is: as it said itself, or as whoever started it has noted."""
-        said = next((e for _, e in read_events(self.events_file) if e["kind"] == "begin"), {})
+        said = self._begin()
         token = said.get("process") or self.description().get("process")
         return parse_process_token(token) if isinstance(token, str) else None
 
@@ -116,6 +122,10 @@ class TaskDirectory:
         state = ("working" if begun else "starting") if is_alive else "killed"
         return TaskState(state, stage, messages)
 
+    def _begin(self) -> Mapping[str, Any]:
+        """What its process said first."""
+        return next((e for _, e in read_events(self.events_file) if e["kind"] == "begin"), {})
+
     def _is_running(self) -> bool:
         """Whether its process lives.
 
@@ -124,6 +134,9 @@ class TaskDirectory:
         """
         process = self.process()
         running = False if process is None else process.is_running()
+        said, boot = self._begin(), boot_mark()
+        if running is None and said.get("host") == socket.gethostname() and boot:
+            running = False if said.get("boot", boot) != boot else None
         if running is not None:
             return running
         try:

@@ -99,7 +99,7 @@ class EditStore:
     def _tidy(self) -> None:
         with contextlib.suppress(OSError):
             for folder in self._folder.iterdir():
-                if time.time() - folder.stat().st_mtime > _KEPT_S:
+                if _TOKEN.fullmatch(folder.name) and time.time() - folder.stat().st_mtime > _KEPT_S:
                     files.remove_folder(folder)
 
 

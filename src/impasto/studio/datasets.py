@@ -21,6 +21,7 @@ NEW_MARK = Path(files.DERIVED_DIR) / "uploads"
 """The folder by which a dataset that has no image yet is known."""
 
 _FOLDERS_AT_MOST = 3000
+_KEPT_THERE = ("thumbnails", "studio", "studio/images.jsonl", "uploads", "views")
 _SHOWN = 4
 
 
@@ -121,7 +122,10 @@ def derived_of(dataset: Path, home: Path) -> Path:
     nothing is written there either.
     """
     own = dataset / files.DERIVED_DIR
-    if files.is_inside(own, dataset) and os.access(own if own.is_dir() else dataset, os.W_OK):
+    places = (own, *(own / name for name in _KEPT_THERE))
+    if all(files.is_inside(place, dataset) for place in places) and os.access(
+        own if own.is_dir() else dataset, os.W_OK
+    ):
         return own
     mark = hashlib.sha256(os.fsencode(files.real_path(dataset))).hexdigest()[:16]
     return home / "datasets" / mark

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from impasto import files
+from impasto.errors import RunError
 from impasto.runs import RunDirectory
 from impasto.runs.listing import RunSummary, find_runs, newest_first
 
@@ -85,6 +86,29 @@ def address_of(folders: Sequence[Path], path: Path) -> str:
             text = base64.urlsafe_b64encode(inside).decode("ascii").rstrip("=")
             return f"{number}.{text}"
     raise ValueError(f"{path} is in none of the folders")
+
+
+def require_own(home: Path, folder: Path) -> None:
+    """Make sure that the studio's own folder is nowhere but in the folder of runs.
+
+    A stranger may have packed that: a link in its place would have files elsewhere replaced, and
+    removed when it is tidied.
+
+    Args:
+        home: The studio's own folder.
+        folder: The folder of runs that it is in.
+
+    Raises:
+        RunError: It, or what is in it, is a link that leads out.
+    """
+    entries = [*home.iterdir()] if home.is_dir() else []
+    for path in (*reversed(home.relative_to(folder).parents), home, *entries):
+        place = path if path.is_absolute() else folder / path
+        if leads_out(place, folder):
+            raise RunError(
+                f"{place} is a link that leads out of {folder}, where the studio keeps files of "
+                f"its own. Remove the link, or give another folder of runs first."
+            )
 
 
 def file_of(run: RunDirectory, folder: Path, name: str) -> Path | None:

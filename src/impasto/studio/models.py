@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from impasto.studio.folders import Folders, address_of, path_of
 DEPTH = 3
 """Levels of folders below a given one that models are looked for in."""
 
+_DELETED = re.compile(r"\d{8}-\d{6}-\d+", re.ASCII)
 TRASH = ".trash"
 """Where models go that are deleted, in the folder they were in, until it is emptied."""
 
@@ -231,7 +233,7 @@ def delete(model: FoundModel) -> Path:
 
 def trash_size(folders: Folders) -> int:
     """The bytes of all that was deleted and is still there."""
-    return sum(_size_of(trash) for trash in _trashes(folders))
+    return sum(_size_of(entry) for entry in _deleted(folders))
 
 
 def empty_trash(folders: Folders) -> None:
@@ -240,10 +242,9 @@ def empty_trash(folders: Folders) -> None:
     Raises:
         StorageError: Something is held open or read-only.
     """
-    for trash in _trashes(folders):
-        for entry in sorted(trash.iterdir()):
-            with files.reported(entry):
-                _remove(entry)
+    for entry in _deleted(folders):
+        with files.reported(entry):
+            _remove(entry)
 
 
 def _remove(path: Path) -> None:
@@ -254,6 +255,12 @@ def _remove(path: Path) -> None:
         path.rmdir()
     else:
         path.unlink()
+
+
+def _deleted(folders: Folders) -> list[Path]:
+    """What was deleted here; of a `.trash` that another program keeps, nothing."""
+    entries = [entry for trash in _trashes(folders) for entry in sorted(trash.iterdir())]
+    return [entry for entry in entries if _DELETED.fullmatch(entry.name)]
 
 
 def _trashes(folders: Folders) -> list[Path]:

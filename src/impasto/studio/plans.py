@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,7 @@ class Plans:
 
     def __init__(self) -> None:
         self._running: dict[str, subprocess.Popen[bytes]] = {}
+        self._changing = threading.RLock()  # requests come in threads, and in no order
 
     def ask_for(self, draft: Draft, settings: str) -> None:
         """Plan some settings, unless they are those that were planned last.
@@ -52,6 +54,10 @@ class Plans:
         Raises:
             StorageError: The folder cannot be written.
         """
+        with self._changing:
+            self._ask_for(draft, settings)
+
+    def _ask_for(self, draft: Draft, settings: str) -> None:
         is_same = _text_of(draft.settings_file) == settings and draft.plan_log.exists()
         if is_same and (self._is_running(draft) or self.state_of(draft).result):
             return
@@ -63,11 +69,12 @@ class Plans:
 
     def forget(self, draft: Draft) -> None:
         """Stop a process that plans, and remove what came of one."""
-        process = self._running.pop(draft.name, None)
-        if process is not None and process.poll() is None:
-            _end(process)
-        with contextlib.suppress(OSError):
-            draft.plan_log.unlink(missing_ok=True)
+        with self._changing:
+            process = self._running.pop(draft.name, None)
+            if process is not None and process.poll() is None:
+                _end(process)
+            with contextlib.suppress(OSError):
+                draft.plan_log.unlink(missing_ok=True)
 
     def state_of(self, draft: Draft) -> PlanState:
         """How the newest plan of a draft stands."""

@@ -90,8 +90,8 @@ def _reserve(file: Path) -> bool:
     with files.reported(file):
         try:
             file.open("x").close()
-        except FileExistsError:
-            return False
+        except FileExistsError:  # an empty one is what a process left that was killed just here
+            return file.is_file() and not file.is_symlink() and not file.stat().st_size
     return True
 
 

@@ -93,6 +93,7 @@ class Tasks:
         """Ask a task to stop; one that has ended is left alone."""
         process = task.process()
         if self.state_of(task).is_alive and process is not None and process.is_running():
+            files.write_text(task.stop_file, "")
             with contextlib.suppress(OSError):
                 ask_to_stop(process.pid)
 

@@ -22,6 +22,7 @@ from typing import Any
 from impasto import files
 from impasto.errors import StorageError
 from impasto.parsing import parse_json, printable
+from impasto.runs.processes import SAFELY
 
 FOLDER = "thumbnails"
 PATIENCE_S = 20.0
@@ -103,7 +104,7 @@ class Thumbnails:
                 if was_idle:
                     continue
                 why = f"took over {self._patience_s:g} s" if slow.is_set() else _DIED
-                return {"reason": f"decoding it {why}"}
+                return {"reason": f"decoding it {why}", "is_transient": True}
             finally:
                 patience.cancel()
 
@@ -114,7 +115,7 @@ class Thumbnails:
             if process is not None:
                 self._forget(process)
             process = subprocess.Popen(
-                [sys.executable, "-m", self._module],
+                [sys.executable, *SAFELY, "-m", self._module],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,

@@ -22,7 +22,6 @@ from starlette.exceptions import HTTPException
 from impasto import files
 from impasto.data.formats import EXTENSIONS
 from impasto.parsing import decode_caption, is_text, printable
-from impasto.progress import size_words
 
 FIELD = "files"
 MOST_FILES = 2000
@@ -217,7 +216,7 @@ class _Part:
             os.fsync(self._file.fileno())
             self._file.close()
         if self._size > self._most:
-            return f"has over {size_words(self._most)}, which is too large"
+            return f"has over {_limit_words(self._most)}, which is too large"
         return "" if self._size else "the file is empty"
 
     def remove(self) -> None:
@@ -266,3 +265,8 @@ def _reserve(partial: Path, target: Path, taken: str) -> str:
 
 def _is_caption(name: str) -> bool:
     return Path(name).suffix.lower() in CAPTIONS
+
+
+def _limit_words(size: int) -> str:
+    """A limit in words: of those in use each is a whole number of MiB."""
+    return f"{size >> 20} MiB" if size >= 1 << 20 else f"{size} bytes"

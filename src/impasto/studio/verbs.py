@@ -15,6 +15,7 @@ from typing import Any
 
 from impasto.errors import RunError
 from impasto.parsing import parse_json
+from impasto.runs.processes import SAFELY
 from impasto.runs.tasks import TASK
 
 PATIENCE_S = 600.0
@@ -39,7 +40,7 @@ def run_verb(
     environment = {name: value for name, value in os.environ.items() if name != TASK}
     try:
         done = subprocess.run(
-            [sys.executable, "-m", "impasto", *map(str, words)],
+            [sys.executable, *SAFELY, "-m", "impasto", *map(str, words)],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             timeout=patience_s,

@@ -78,12 +78,13 @@ def masks_folder(data: Sequence[Path], dataset: Path, text: str) -> Path | None:
     given = text.strip()
     beside = dataset.with_name(f"{dataset.name}-masks")
     wanted = [dataset / given] if given else [beside, dataset / ".masks"]
-    for folder in wanted:
+    for one_of in wanted:
+        folder = Path(os.path.normpath(one_of))  # links are followed after it, not in its middle
         try:
             if any(len(os.fsencode(part)) > files.LONGEST_NAME for part in folder.parts):
                 return None
             if any(files.is_inside(folder, one) for one in data):
-                return Path(os.path.normpath(folder))
+                return folder
         except (OSError, ValueError):
             return None
     return None
