@@ -6,6 +6,7 @@ import subprocess
 import pytest
 
 from impasto.errors import RunError
+from impasto.runs.processes import SAFELY
 from impasto.studio.machine import Machine
 from impasto.studio.verbs import ask_verb, run_verb
 
@@ -40,13 +41,7 @@ def test_a_command_is_no_part_of_the_task_that_the_studio_may_be(ending, tmp_pat
     started = ending(Ended(b"{}"))
     assert ask_verb(["a", tmp_path]) == {}
     ((words, options),) = started
-    assert words[1:] == [
-        "-P",
-        "-m",
-        "impasto",
-        "a",
-        str(tmp_path),
-    ]  # nothing is imported from there
+    assert words[1:] == [*SAFELY, "-m", "impasto", "a", str(tmp_path)]
     assert "IMPASTO_TASK" not in options["env"]
     assert os.environ["IMPASTO_TASK"] == str(tmp_path)
 
