@@ -15,7 +15,7 @@ FROM_HERE = {"sec-fetch-site": "same-origin"}
 
 
 class Started:
-    """Jobs that are only written down."""
+    """Processes of runs that are only written down."""
 
     def __init__(self):
         self.words = []

@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import re
+import secrets
 import shutil
 import stat
 import time
@@ -38,6 +39,7 @@ _OWNED = re.compile(
     rf"(?P<end>{re.escape(PARTIAL_SUFFIX)}|{re.escape(REPLACED_SUFFIX)})"
 )
 _LEFT_AFTER_S = 24 * 3600.0  # untouched for so long, a file of another machine is left over
+_DATED = re.compile(r"\d{8}-\d{6}-[0-9a-f]{6}", re.ASCII)
 LONGEST_NAME = 255  # bytes of a file name on Linux and macOS; Windows counts letters
 _HASHED_AT_ONCE = 4 << 20
 _PAUSES = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)  # seconds between tries to rename on Windows
@@ -367,6 +369,16 @@ def partial_name(path: Path, suffix: str = PARTIAL_SUFFIX) -> Path:
     """
     end = f".{current_process().token}.{uuid.uuid4().hex[:8]}{suffix}"
     return path.with_name(f".{shortened(path.name, LONGEST_NAME - 1 - len(end))}{end}")
+
+
+def dated_name() -> str:
+    """A new name for a directory, in the order of time: the moment, and what makes it unique."""
+    return f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
+
+
+def is_dated_name(name: str) -> bool:
+    """Whether a name is one of `dated_name`."""
+    return _DATED.fullmatch(name) is not None
 
 
 def _modified_at(path: Path) -> float:

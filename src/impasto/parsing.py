@@ -17,6 +17,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+LARGEST_OBJECT = 64 << 20
+"""Bytes of a JSON file that `read_object` reads at most."""
+
 _LINE_END = re.compile(r"\r\n?")
 _SURROGATES = re.compile("[\ud800-\udfff]")
 _UTF_16 = (b"\xff\xfe", b"\xfe\xff")
@@ -101,6 +104,24 @@ def parse_json(
     if not halves and "\\u" in whole and _has_surrogate(content):
         raise json.JSONDecodeError("half a surrogate pair, which is no text", whole, 0)
     return content
+
+
+def read_object(path: Path) -> dict[str, Any] | None:
+    """The JSON object of a file; None where it is missing, damaged, too large or something else.
+
+    For files that a process of ours has written, and that somebody else may have put there. Names
+    of files in it may hold half a surrogate pair: bytes that are not UTF-8.
+    """
+    try:
+        _require_end(path)
+        with path.open("rb") as file:
+            content = file.read(LARGEST_OBJECT + 1)
+        if len(content) > LARGEST_OBJECT:
+            return None
+        found = parse_json(content, halves=True)
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def json_fault(error: json.JSONDecodeError) -> str:

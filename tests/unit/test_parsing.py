@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import impasto
+from impasto import parsing
 from impasto.config.load import load_dataset_config
 from impasto.errors import ConfigError
 from impasto.parsing import (
@@ -17,6 +18,7 @@ from impasto.parsing import (
     parse_json,
     parse_toml,
     printable,
+    read_object,
     read_text,
     split_lines,
 )
@@ -48,6 +50,25 @@ def test_a_fault_of_json_is_a_whole_phrase():
     with pytest.raises(json.JSONDecodeError) as raised:
         parse_json('{"a": "cut')
     assert json_fault(raised.value) == "not valid JSON (Unterminated string)"
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"[1]", b"{", b'{"a": \xff}', b"[" * 100_000, b'{"a": ' * 100_000]
+)
+def test_a_file_without_a_json_object_is_nothing(tmp_path, content):
+    file = tmp_path / "task.json"
+    assert read_object(file) is None
+    file.write_bytes(content)
+    assert read_object(file) is None
+    assert read_object(tmp_path) is None
+
+
+def test_an_object_of_a_file_may_name_files_that_are_no_text(tmp_path, monkeypatch):
+    file = tmp_path / "task.json"
+    file.write_text('{"words": ["\\udcff"]}', encoding="utf-8")
+    assert read_object(file) == {"words": ["\udcff"]}
+    monkeypatch.setattr(parsing, "LARGEST_OBJECT", 10)
+    assert read_object(file) is None
 
 
 def test_json_that_is_right(tmp_path):
@@ -84,5 +105,6 @@ def test_nothing_parses_past_this_module(pattern):
         path.relative_to(SOURCE).as_posix()
         for path in SOURCE.rglob("*.py")
         if re.search(pattern, path.read_text(encoding="utf-8"))
+        and path.name != "substitution.py"  # runs without this package, as a file (-I -S)
     ]
     assert users == ["parsing.py"]

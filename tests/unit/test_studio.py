@@ -124,10 +124,10 @@ def test_pages_of_other_sites_neither_read_nor_ask(client, studio, dog):
     assert client.post(asked, headers={"sec-fetch-site": "none"}).status_code == 403
     assert client.post(asked).status_code == 403
     assert client.post(asked, headers={"origin": "http://evil.example"}).status_code == 403
-    assert studio.jobs.words == []
+    assert studio.run_processes.words == []
     answer = client.post(asked, headers={"origin": HOME}, follow_redirects=False)
     assert answer.status_code == 303
-    assert studio.jobs.words == [["resume", str(dog.path)]]
+    assert studio.run_processes.words == [["resume", str(dog.path)]]
 
 
 def test_every_answer_says_what_the_browser_may_do(client, stranger, studio, dog):
@@ -367,7 +367,7 @@ def test_what_can_be_asked_depends_on_whether_the_run_lives(client, studio, dog)
         assert client.post(f"{page}/ask/format", headers=FROM_HERE).status_code == 404
         assert [command.kind for command in waiting_commands(dog.commands)] == ["save"]
         assert client.post(f"{page}/resume", headers=FROM_HERE).status_code == 409
-    assert studio.jobs.words == []
+    assert studio.run_processes.words == []
 
 
 def test_a_refusal_fits_where_its_answer_would_have_gone(client, studio, dog):
@@ -665,15 +665,18 @@ def test_a_machine_that_cannot_be_examined_leaves_the_page(client, monkeypatch):
     assert "/nowhere/python" in answer.text
 
 
-def test_the_demo_goes_into_a_free_folder_among_the_runs(client, studio, folder, monkeypatch):
+def test_the_demo_is_started_in_the_folder_of_runs_and_finds_its_place(
+    client, studio, folder, monkeypatch
+):
     started = []
     monkeypatch.setattr(
-        type(studio.tasks), "start", lambda _, words, *__: started.append(words) or "x"
+        type(studio.tasks),
+        "start",
+        lambda _, words, title, back, where: started.append((words, where)) or "x",
     )
-    (folder / "impasto-demo").mkdir()
     answer = client.post("/demo", headers=FROM_HERE, follow_redirects=False)
     assert answer.status_code == 303
-    assert started == [["demo", "--out", folder / "impasto-demo-2"]]
+    assert started == [(["demo"], folder)]
 
 
 def test_a_place_to_begin_in_is_made_once_and_keeps_what_is_changed(tmp_path, monkeypatch):

@@ -25,7 +25,7 @@ from impasto.owners import current_process
 from impasto.studio import losses as losses_module
 from impasto.studio.datasets import dataset_of, derived_of, find_datasets, image_of
 from impasto.studio.folders import Folders, address_of
-from impasto.studio.gallery import PER_PAGE, Choice, chosen, reason_kind
+from impasto.studio.gallery import PER_PAGE, GalleryFilter, chosen, reason_kind
 from impasto.studio.losses import read_losses
 from impasto.studio.thumbnails import Thumbnails, reason_of, thumbnail_file
 from impasto.studio.uploads import UploadReceiver, give_name, why_no_name
@@ -182,7 +182,7 @@ some_images = st.lists(
     max_size=25,
 )
 choices = st.builds(
-    Choice,
+    GalleryFilter,
     caption=st.sampled_from(["", "none", "some"]),
     use=st.sampled_from(["", "used", "skipped"]),
     why=st.sampled_from(["", "", "damaged", "the file is empty"]),
@@ -245,12 +245,12 @@ def test_filters_show_what_a_slow_filter_shows(images, choice, means):
 def test_an_address_asks_for_what_was_chosen(choice):
     from urllib.parse import parse_qsl
 
-    assert Choice.of(dict(parse_qsl(choice.address()[1:]))) == choice
+    assert GalleryFilter.of(dict(parse_qsl(choice.address()[1:]))) == choice
 
 
-@given(st.dictionaries(st.sampled_from(sorted(Choice().__dict__)), st.text(max_size=9)))
+@given(st.dictionaries(st.sampled_from(sorted(GalleryFilter().__dict__)), st.text(max_size=9)))
 def test_any_address_is_understood(given):
-    assert chosen([ListedImage("a")], Choice.of(given), {}) in ([], [ListedImage("a")])
+    assert chosen([ListedImage("a")], GalleryFilter.of(given), {}) in ([], [ListedImage("a")])
 
 
 def test_reasons_of_one_kind_are_one():

@@ -85,6 +85,19 @@ def test_what_is_hidden_too_deep_or_led_out_of_the_folder_is_not_listed(studio, 
         assert find_model(studio.folders, "models", address_of([shelf], path)) is None, path
 
 
+def test_a_given_folder_that_is_a_diffusers_folder_is_one_model(client, studio, shelf):
+    diffusers(shelf)
+    part = shelf / "unet" / "weights.safetensors"
+    (model,) = all_models(studio.folders)
+    assert model.path == shelf
+    assert find_model(studio.folders, "models", model.address.rpartition("/")[2]) == model
+    assert find_model(studio.folders, "models", address_of([shelf], part)) is None
+    answer = post(client, f"{model.address}/delete", sure="yes")
+    assert answer.status_code >= 400
+    assert "Delete it by hand" in answer.text
+    assert part.exists()
+
+
 def test_every_model_that_is_listed_is_found_by_its_address(studio, shelf, base, folder):
     diffusers(shelf / "1" / "folder")
     (shelf / NASTY).write_bytes(b"x")

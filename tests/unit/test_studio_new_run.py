@@ -20,6 +20,7 @@ from impasto.config.fields import fields_of
 from impasto.config.tree import all_settings
 from impasto.demo.recipe import BASE_MODEL, PICTURES
 from impasto.owners import current_process
+from impasto.presence import free_place
 from impasto.runs.queue import Queue
 from impasto.runs.tasks import TaskDirectory
 from impasto.studio import plans as plans_module
@@ -27,14 +28,14 @@ from impasto.studio.choices import image_folders, model_paths
 from impasto.studio.drafts import KEPT, Drafts
 from impasto.studio.new_form import USUAL
 from impasto.studio.plans import Plans
-from impasto.studio.starting import free_place, write_settings
+from impasto.studio.starting import write_settings
 from impasto.studio.tasks import Tasks
 
 PLAN = {
     "error": None,
     "data": {"images": 9, "held_out": 1, "skipped": [{"path": "<b>.png", "reason": "empty"}],
-             "without_words": 2, "several_lines": 0, "buckets": {"64x64": 9}, "cropped_share": 0.0,
-             "enlarged": 0, "too_long": 3, "max_tokens": 75},
+             "without_words": 2, "several_lines": 0, "buckets": {"64x64": 9},
+             "cropped_fraction": 0.0, "enlarged": 0, "too_long": 3, "max_tokens": 75},
     "model": {"family": "SD 1.x", "predicts": "epsilon", "evidence": "", "parts": {"unet": 5}},
     "steps": {"total": 1234, "per_epoch": 9, "epochs": 2.0, "batches_per_epoch": 9,
               "batch_sizes": [1], "seconds_each": 0.5, "seconds": 617.0, "device": "cuda"},

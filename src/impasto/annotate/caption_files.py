@@ -47,7 +47,7 @@ class CaptionFile:
 
 
 @dataclass(frozen=True)
-class Choice:
+class CaptionChoice:
     """Which captions are meant: all of those that every condition holds for.
 
     Attributes:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from impasto.annotate.notes import Notes, edit_name, journals_in, read_notes
 from impasto.annotate.places import DatasetFile, Place
 from impasto.annotate.undoing import belongs
+from impasto.parsing import parse_json
 
 _UNKNOWN = "a change of an earlier version"
 _SHOWN = 200
@@ -39,7 +39,7 @@ class EditSummary:
     damaged: bool
 
     def as_json(self) -> Mapping[str, Any]:
-        """The same for programs."""
+        """The fields of this edit as plain values, for JSON."""
         return dict(vars(self))
 
 
@@ -75,8 +75,8 @@ def _summary(path: Path, notes: Notes) -> EditSummary:
 def _what(command: str) -> str:
     """What a journal's command did: its first words, of whatever form it has."""
     try:
-        words = json.loads(command)
-    except (ValueError, RecursionError):
+        words = parse_json(command, halves=True)
+    except ValueError:
         return command[:_SHOWN] or _UNKNOWN
     while isinstance(words, list) and words and isinstance(words[0], list):
         words = words[0]  # tag and caption note their options beside what they do

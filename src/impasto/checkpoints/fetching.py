@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from impasto import files
@@ -47,13 +48,9 @@ def fetch_copy(
         RunError: There is something of that name.
         StorageError: The folder cannot be written.
     """
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HTTPError, OfflineModeIsEnabled
-
     repo_id, _, revision = hub_id.partition("@")
-    try:
-        info = HfApi().model_info(repo_id, revision=revision or None, timeout=TIMEOUT_S)
-        listed = [found.rfilename for found in info.siblings or ()]
+    with _hub_faults(hub_id):
+        listed = _listed_files(repo_id, revision)
         single = file if file is not None else _single_file(hub_id, listed)
         if single is not None and single not in listed:
             raise ModelError(f"{hub_id} has no file {single}. {_listing(listed)}")
@@ -72,6 +69,20 @@ def fetch_copy(
             local_dir=partial,
             allow_patterns=patterns,
         )
+    with files.reported(target):
+        shutil.rmtree(partial / ".cache", ignore_errors=True)  # notes of the download
+        (partial if single is None else partial / single).rename(target)
+    shutil.rmtree(partial, ignore_errors=True)
+    return target
+
+
+@contextlib.contextmanager
+def _hub_faults(hub_id: str) -> Iterator[None]:
+    """Turn what goes wrong with the Hub or the network into a ModelError."""
+    from huggingface_hub.errors import HTTPError, OfflineModeIsEnabled
+
+    try:
+        yield
     except (OSError, ValueError, HTTPError, OfflineModeIsEnabled) as error:
         reason = str(error).strip().split("\n")[0][:120]
         raise ModelError(
@@ -79,11 +90,14 @@ def fetch_copy(
             f"{reason}). Check the spelling and the network, and log in with `hf auth login` if "
             f"the model is gated. What has come is kept for the next time."
         ) from error
-    with files.reported(target):
-        shutil.rmtree(partial / ".cache", ignore_errors=True)  # notes of the download
-        (partial if single is None else partial / single).rename(target)
-    shutil.rmtree(partial, ignore_errors=True)
-    return target
+
+
+def _listed_files(repo_id: str, revision: str) -> list[str]:
+    """The names of the files of a repository."""
+    from huggingface_hub import HfApi
+
+    info = HfApi().model_info(repo_id, revision=revision or None, timeout=TIMEOUT_S)
+    return [found.rfilename for found in info.siblings or ()]
 
 
 def _single_file(hub_id: str, listed: list[str]) -> str | None:

@@ -21,7 +21,7 @@ from impasto.parsing import parse_json, read_text
 from impasto.progress import counted
 
 if TYPE_CHECKING:
-    from impasto.annotate.caption_files import CaptionChange, Choice
+    from impasto.annotate.caption_files import CaptionChange, CaptionChoice
     from impasto.annotate.editing import Operation
     from impasto.annotate.places import Place
     from impasto.cli.console import Console
@@ -85,7 +85,7 @@ def edit(source: Path, as_json: bool, **options: Any) -> None:  # noqa: FBT001
     impasto dataset edit images --where-tag cat --replace "cat=black cat" --dry-run
     impasto dataset edit images --regex "\\bgirl\\b" woman --ending .caption
     """  # noqa: D301 - the backspace tells click to keep the lines
-    from impasto.annotate.caption_files import Choice
+    from impasto.annotate.caption_files import CaptionChoice
     from impasto.annotate.editing import separator_fault
     from impasto.cli.console import Console
 
@@ -93,7 +93,7 @@ def edit(source: Path, as_json: bool, **options: Any) -> None:  # noqa: FBT001
     operations = _operations(options)
     if reason := separator_fault(operations, options["separator"]):
         raise ConfigError(f"--separator {options['separator']!r}: {reason}.")
-    choice = Choice(
+    choice = CaptionChoice(
         options["where_tag"], options["where_not_tag"], options["where_text"],
         _image_names(options["images"]),
     )  # fmt: skip
@@ -127,7 +127,7 @@ class _Editing:
 
     source: Path
     operations: Sequence[Operation]
-    choice: Choice
+    choice: CaptionChoice
     options: dict[str, Any]
     console: Console
     is_silent: bool

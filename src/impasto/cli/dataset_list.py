@@ -83,4 +83,6 @@ def printable_line(line: str) -> str:
     """A line of JSON in ASCII, which moves no terminal."""
     import json
 
-    return json.dumps(json.loads(line))
+    from impasto.parsing import parse_json
+
+    return json.dumps(parse_json(line, halves=True))

@@ -217,7 +217,7 @@ def _data_of(outlook: _Outlook) -> DataPlan:
         without_words=scan.uncaptioned_count,
         several_lines=scan.multiline_captions,
         buckets={str(size): number for size, number in plan.bucket_counts.items()},
-        cropped_share=plan.mean_cropped_fraction,
+        cropped_fraction=plan.mean_cropped_fraction,
         enlarged=plan.enlarged,
         too_long=tokens.too_long([record.fixed_caption for record in split.training]),
         max_tokens=outlook.config.model.max_tokens,

@@ -42,7 +42,7 @@ def _data_rows(data: DataPlan) -> dict[str, str]:
         "Images": f"{data.images:,} to train on, {data.held_out:,} held out, "
         f"{len(data.skipped):,} skipped, {data.without_words:,} without words",
         "Buckets": ", ".join(f"{size}: {n}" for size, n in data.buckets.items()),
-        "Cropped away": f"{100 * data.cropped_share:.1f} % of the area on average",
+        "Cropped away": f"{100 * data.cropped_fraction:.1f} % of the area on average",
         "Captions": f"{counted(data.too_long, 'captions have')} over {data.max_tokens} tokens; "
         f"what is beyond is not seen",
         "Enlarged": f"{counted(data.enlarged, 'images are')} smaller than the bucket",

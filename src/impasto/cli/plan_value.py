@@ -22,7 +22,7 @@ class DataPlan:
         without_words: Images without a caption.
         several_lines: Captions with lines that are never shown.
         buckets: Width and height in pixels, as `512x768`, and how many images are in it.
-        cropped_share: The mean share of the area that is cropped away, in [0, 1).
+        cropped_fraction: The mean fraction of the area that is cropped away, in [0, 1).
         enlarged: Images that are smaller than their bucket.
         too_long: Captions that are longer than `max_tokens`.
         max_tokens: Tokens of a caption that are read.
@@ -34,7 +34,7 @@ class DataPlan:
     without_words: int
     several_lines: int
     buckets: Mapping[str, int]
-    cropped_share: float
+    cropped_fraction: float
     enlarged: int
     too_long: int
     max_tokens: int

@@ -21,6 +21,7 @@ from impasto.owners import ProcessIdentity, current_process, identity_of
 from impasto.progress import Advance, Progress
 from impasto.runs import RunDirectory
 from impasto.runs.commands import discard_commands, send_command
+from impasto.runs.processes import start_apart
 from impasto.runs.queue import Queue
 from impasto.runs.queue_devices import (
     VISIBLE,
@@ -30,7 +31,6 @@ from impasto.runs.queue_devices import (
 )
 from impasto.runs.queue_jobs import Job, JobState, is_at_work, outcome_of, process_of
 from impasto.runs.tasks import TASK, TaskDirectory
-from impasto.studio.processes import start_apart
 from impasto.training.signals import StoppedBySignal, signal_of
 
 LOOK_EVERY_S = 1.0

@@ -7,7 +7,6 @@ derived data: deleting it costs time and nothing else.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Iterable, Mapping
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from impasto import files
+from impasto.parsing import parse_json
 
 LIST_VERSION = 1
 _LONGEST_LINE = 8 << 20  # bytes; a caption has a mebibyte at most, and JSON may write six for each
@@ -206,7 +206,7 @@ def _is_pair(value: Any) -> bool:
 
 def _object_of(line: bytes) -> dict[str, Any] | None:
     try:
-        found = json.loads(line)
-    except (ValueError, RecursionError):
+        found = parse_json(line, halves=True)
+    except ValueError:
         return None
     return found if isinstance(found, dict) else None

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from impasto import presence
 from impasto.config.load import build_run_config
 from impasto.config.run import RunConfig
 from impasto.config.validation import read_toml
@@ -39,12 +38,3 @@ def demo_config(out: Path, overrides: Sequence[str] = ()) -> RunConfig:
 def held_out_captions() -> list[str]:
     """Words for twelve things that the base model knows and the image set does not show."""
     return [p.read_text(encoding="utf-8").strip() for p in sorted(HELD_OUT.glob("*.txt"))]
-
-
-def free_folder(wanted: Path) -> Path:
-    """`wanted`, or the first of `wanted-2`, `wanted-3`, ... that is not there yet."""
-    candidate, number = wanted, 1
-    while presence.exists(candidate):
-        number += 1
-        candidate = wanted.with_name(f"{wanted.name}-{number}")
-    return candidate

@@ -36,7 +36,7 @@ class Trend:
     best_step: int
 
     def as_json(self) -> dict[str, float]:
-        """The same for programs."""
+        """These numbers as plain values, for JSON."""
         return {
             "last": self.last,
             "last_step": self.last_step,
@@ -45,7 +45,7 @@ class Trend:
         }
 
     def words(self) -> str:
-        """The same for people."""
+        """These numbers in a sentence for people."""
         return f"{self.best:.4f} at step {self.best_step:,}; {self.last:.4f} at last"
 
 
@@ -86,7 +86,7 @@ class RunFigures:
     curves: Mapping[str, Points] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
-        """The same for programs: plain values, None for what is not known; no curves."""
+        """These figures as JSON has them: plain values, None for what is not known; no curves."""
         return {
             "path": printable(str(self.run.path)),
             "state": self.state,
@@ -102,7 +102,7 @@ class RunFigures:
         }
 
     def rows(self) -> dict[str, str]:
-        """The same for people, by what each number is; only what is known."""
+        """What is known of these figures in words, by what each number is."""
         of = "" if self.total_steps is None else f" of {self.total_steps:,}"
         found = {
             "state": self.state,

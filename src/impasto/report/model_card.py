@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from impasto.errors import RunError
+from impasto.hub_ids import is_hub_id
 from impasto.parsing import parse_toml
 from impasto.publishing import path_basename
 from impasto.report.comparison import Points, RunFigures, figures_of
@@ -25,7 +26,6 @@ from impasto.runs import RunDirectory, step_name
 CARD = "README.md"
 _SAMPLES = 8
 _ROWS = 10  # of the table of losses
-_HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
 _SPECIAL = re.compile(r"([\\`*_\[\]|~$])")
 _AT_START = re.compile(r"^([#+=-]|\d+[.)](?=\s))")
 _ONE_LINE = 1 << 30
@@ -117,7 +117,7 @@ def _front_matter(model: Path, settings: Mapping[str, Any], license_: License) -
         "license": license_.id,
         "license_name": _name_id(license_.name) if license_.name else None,
         "license_link": license_.link,
-        "base_model": base if _HUB_ID.fullmatch(base) else None,
+        "base_model": base if is_hub_id(base) else None,
         "library_name": "diffusers" if model.is_dir() else None,
         "pipeline_tag": "text-to-image",
         "instance_prompt": " ".join(str(metadata.get("trigger_phrase") or "").split()) or None,
@@ -148,7 +148,7 @@ def _base_of(settings: Mapping[str, Any]) -> str:
     """The base model: a Hub id without its revision, or the last part of a path."""
     path = str(_section_of(settings, "model").get("path") or "")
     name = path.partition("@")[0]
-    is_id = _HUB_ID.fullmatch(name) and not Path(path).exists()
+    is_id = is_hub_id(name) and not Path(path).exists()
     return name if is_id else path_basename(path)
 
 
@@ -156,7 +156,7 @@ def _origin(settings: Mapping[str, Any]) -> str:
     base = _base_of(settings)
     if not base:
         return ""
-    if _HUB_ID.fullmatch(base):
+    if is_hub_id(base):
         return f"Fine-tuned from [{plain(base)}](https://huggingface.co/{base}) with Impasto."
     return f"Fine-tuned from {plain(base)} with Impasto."
 

@@ -12,11 +12,9 @@ Files are all that passes between a worker and whoever asks it; no port is opene
 
 from __future__ import annotations
 
-import json
 import re
 import secrets
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +22,7 @@ from typing import Any
 from impasto import files, presence
 from impasto.errors import ConfigError
 from impasto.locks import lock_holder
-from impasto.parsing import parse_json, read_text
+from impasto.parsing import parse_json, read_object, read_text
 from impasto.runs.draw_reading import request_of
 from impasto.runs.draw_requests import DrawRequest
 
@@ -47,32 +45,32 @@ class Drawing:
 
     @property
     def request_file(self) -> Path:
-        """What is asked."""
+        """The file with what is to be drawn."""
         return self.path / "request.json"
 
     @property
     def status_file(self) -> Path:
-        """How far it is."""
+        """The file in which the worker says how far the drawing is."""
         return self.path / "status.json"
 
     @property
     def cancel_file(self) -> Path:
-        """Asks that it ends."""
+        """The file that asks the worker to leave this drawing, or to end it early."""
         return self.path / "cancel"
 
     @property
     def grid_file(self) -> Path:
-        """All images as one."""
+        """The file that has all images of the drawing in one."""
         return self.path / "grid.png"
 
     @property
     def when(self) -> str:
-        """When it was asked, as its name says."""
+        """The moment at which it was asked for, as its name says."""
         day, moment = self.path.name.split("-")[:2]
         return f"{day[:4]}-{day[4:6]}-{day[6:]} {moment[:2]}:{moment[2:4]}"
 
     def request(self) -> DrawRequest:
-        """What is asked.
+        """What is to be drawn, as `request.json` says.
 
         Raises:
             ConfigError: The file is missing, damaged, or asks for what cannot be drawn.
@@ -91,7 +89,7 @@ class Drawing:
         `waiting`, `loading`, `drawing`, `done`, `failed`, `cancelled`, or `killed` where the
         worker is gone without a word.
         """
-        found = _json(self.status_file)
+        found = read_object(self.status_file) or {}
         phase = found.get("phase")
         if phase in ENDED:
             return found
@@ -110,7 +108,7 @@ class Drawing:
         return path if fits and presence.is_file(path) and not path.is_symlink() else None
 
     def cancel(self) -> None:
-        """Ask that it ends."""
+        """Ask the worker to leave this drawing, or to end it early."""
         files.write_text(self.cancel_file, "")
 
 
@@ -126,12 +124,12 @@ class DrawFolder:
 
     @property
     def stop_file(self) -> Path:
-        """Asks the worker to end."""
+        """The file that asks the worker to end."""
         return self.path / "stop"
 
     @property
     def worker_file(self) -> Path:
-        """Which process is the worker."""
+        """The file that says which process is the worker."""
         return self.path / "worker.json"
 
     def ask(self, request: DrawRequest) -> Drawing:
@@ -173,16 +171,8 @@ class DrawFolder:
 
     def worker_token(self) -> str:
         """The process that was the worker last, as `owners.py` names it; empty if none was."""
-        return str(_json(self.worker_file).get("process", ""))
+        return str((read_object(self.worker_file) or {}).get("process", ""))
 
     def stop_worker(self) -> None:
         """Ask the worker to end after what it draws now."""
         files.write_text(self.stop_file, "")
-
-
-def _json(file: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(read_text(file))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return dict(found) if isinstance(found, Mapping) else {}

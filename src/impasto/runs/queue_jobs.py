@@ -83,7 +83,7 @@ class Job:
 
     @property
     def settings_file(self) -> Path:
-        """Its settings."""
+        """The file with the settings of the run that the job trains."""
         return self.path / SETTINGS
 
     @property

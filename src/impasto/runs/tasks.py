@@ -11,7 +11,6 @@ killed.
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import time
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from impasto.owners import ProcessIdentity, boot_mark, parse_process_token
+from impasto.parsing import read_object
 from impasto.runs.events import read_events
 from impasto.runs.lines import read_end
 
@@ -71,17 +71,17 @@ class TaskDirectory:
 
     @property
     def description_file(self) -> Path:
-        """What it is: words, title, process."""
+        """The file with the words, the title and the process of the task."""
         return self.path / "task.json"
 
     @property
     def events_file(self) -> Path:
-        """What happened."""
+        """The file with the events of the task."""
         return self.path / "events.jsonl"
 
     @property
     def terminal_log(self) -> Path:
-        """What it printed."""
+        """The file with what the task has printed."""
         return self.path / "terminal.log"
 
     @property
@@ -91,11 +91,7 @@ class TaskDirectory:
 
     def description(self) -> Mapping[str, Any]:
         """What `task.json` says; nothing where it is missing or damaged."""
-        try:
-            found = json.loads(self.description_file.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return {}
-        return found if isinstance(found, dict) else {}
+        return read_object(self.description_file) or {}
 
     def process(self) -> ProcessIdentity | None:
         """The process that it is: as it said itself, or as whoever started it has noted."""

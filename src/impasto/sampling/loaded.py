@@ -34,7 +34,7 @@ class LoadedModels:
     def model(self, path: str) -> BaseModel:
         """The model at a path, read only if it is not the one of the last time.
 
-        The one before is let go first, so that there is never room needed for both.
+        The one before is unloaded first, so that memory is never needed for both.
 
         Raises:
             ModelError: There is none, or it cannot be read.

@@ -172,7 +172,7 @@ class DrawWorker:
 
 OUT_OF_MEMORY = (
     "VRAM ran out. Draw smaller images, end what else uses the GPU (a training, another program), "
-    "or try again: the model was let go and is loaded anew."
+    "or try again: the model was unloaded and is loaded anew."
 )
 
 
@@ -190,7 +190,7 @@ class DrawingStatus:
         self._told_at = 0.0
 
     def tell(self, **values: Any) -> None:
-        """Write now."""
+        """Write these values into the drawing's status at once, however lately it was written."""
         self.values |= values
         files.write_json(self.drawing.status_file, self.values, durable=False)
         self._told_at = time.monotonic()

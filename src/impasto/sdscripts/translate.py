@@ -232,7 +232,7 @@ def _saving(flags: Mapping[str, Any], tree: Tree) -> list[str]:
     saving["export_dtype"] = _PRECISIONS[word] if word else "fp32"
     if word:
         saving |= dict.fromkeys(("text_encoder_dtype", "vae_dtype"), _PRECISIONS[word])
-    tree["output_dir"] = str(free_run_folder(folder, name))
+    tree["output_dir"] = str(presence.free_place(folder / f"{name}-run"))
     every_epochs, every_steps = flags.get("save_every_n_epochs"), flags.get("save_every_n_steps")
     if flags.get("save_n_epoch_ratio") and "max_train_epochs" in flags:
         ratio = max(1, flags["max_train_epochs"] // flags["save_n_epoch_ratio"])
@@ -330,15 +330,6 @@ def _precision(
             f"small changes are not lost."
         )
     return notices
-
-
-def free_run_folder(folder: Path, name: str) -> Path:
-    """Where the run's own files go: `<name>-run` beside the model, or `-run-2` and so on."""
-    number, candidate = 1, folder / f"{name}-run"
-    while presence.exists(candidate):
-        number += 1
-        candidate = folder / f"{name}-run-{number}"
-    return candidate
 
 
 def _form_of(source: str) -> str:

@@ -21,6 +21,7 @@ from impasto.studio.pages import (
     images,
     models,
     new_run,
+    new_start,
     queue,
     runs,
     start,
@@ -29,7 +30,8 @@ from impasto.studio.pages import (
 )
 
 PAGES = (
-    start, runs, new_run, data, images, captions, trying, queue, compare, draw, models, tasks,
+    start, runs, new_start, new_run, data, images, captions, trying, queue, compare, draw, models,
+    tasks,
 )  # fmt: skip
 """The modules that have the routes."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import re
 import secrets
 import time
@@ -14,6 +13,7 @@ from typing import Any
 
 from impasto import files
 from impasto.errors import RunError
+from impasto.parsing import read_object
 
 SHOWN = 200
 """Changes that a preview shows."""
@@ -91,11 +91,8 @@ class EditStore:
         """The edit of a token; None where there is none, or it is of another dataset."""
         if not _TOKEN.fullmatch(token):
             return None
-        try:
-            kept = json.loads((self._folder / token / "edit.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return None
-        if kept["dataset"] != str(dataset):
+        kept = read_object(self._folder / token / "edit.json")
+        if kept is None or kept["dataset"] != str(dataset):
             return None
         return PreparedEdit(token, kept["words"], kept["title"])
 

@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
 from impasto.studio.folders import Folders
-from impasto.studio.jobs import Jobs
+from impasto.studio.run_processes import RunProcesses
 from impasto.studio.tasks import Tasks
 
 LOOK_EVERY_S = 1.0
@@ -40,7 +40,7 @@ class Studio:
         folders: What is shown.
         home: Where the studio keeps what belongs to no run: tasks, thumbnails, uploads.
         queue: The folder of the queue, which need not be there.
-        jobs: Starts processes that work on runs.
+        run_processes: Starts processes that work on runs.
         tasks: Starts other processes.
         templates: Makes pages; whatever is put into one is escaped.
         look_every_s: Seconds between two looks at a run that is being watched.
@@ -50,7 +50,7 @@ class Studio:
     folders: Folders
     home: Path
     queue: Path
-    jobs: Jobs = field(default_factory=Jobs)
+    run_processes: RunProcesses = field(default_factory=RunProcesses)
     tasks: Tasks = field(init=False)
     templates: Environment = field(default_factory=lambda: _templates())
     look_every_s: float = LOOK_EVERY_S

@@ -99,12 +99,19 @@ def find_datasets(folders: Folders) -> list[DatasetSummary]:
 
 
 def image_files(dataset: Path) -> list[str]:
-    """The image files of a dataset by their paths below it, in order, by their endings alone."""
-    found = []
+    """The image files of a dataset by their paths below it, with slashes, by their endings alone.
+
+    They are in the order that scans have them in.
+    """
+    found: list[str] = []
+    start = len(os.path.join(dataset, ""))  # noqa: PTH118 - hot path
     for folder, inner, names in os.walk(dataset):
         inner[:] = [name for name in inner if not name.startswith(".")]
-        below = Path(folder).relative_to(dataset)
-        found += [(below / name).as_posix() for name in names if _is_image(name)]
+        found += [
+            sort_key(os.path.join(folder, name)[start:])  # noqa: PTH118 - hot path
+            for name in names
+            if _is_image(name)
+        ]
     return sorted(found)
 
 

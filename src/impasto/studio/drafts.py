@@ -10,21 +10,16 @@ plan.log       what that prints
 from __future__ import annotations
 
 import contextlib
-import json
-import re
-import secrets
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from impasto import files
+from impasto.parsing import read_object
 
 KEPT = 50
 """Drafts that are kept: those that were changed last."""
-
-_NAME = re.compile(r"\d{8}-\d{6}-[0-9a-f]{6}", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -83,11 +78,7 @@ class Draft:
         files.write_json(self.path / "about.json", {**self.about(), **details}, durable=False)
 
     def _read(self, name: str) -> dict[str, Any]:
-        try:
-            found = json.loads((self.path / name).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return {}
-        return found if isinstance(found, dict) else {}
+        return read_object(self.path / name) or {}
 
 
 @dataclass(frozen=True)
@@ -111,7 +102,7 @@ class Drafts:
             StorageError: The folder cannot be written.
         """
         self._tidy()
-        draft = Draft(self.folder / f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}")
+        draft = Draft(self.folder / files.dated_name())
         with files.reported(draft.path):
             draft.path.mkdir(parents=True)
         draft.note(**details)
@@ -122,11 +113,11 @@ class Drafts:
     def find(self, name: str) -> Draft | None:
         """The draft of a name; None where there is none."""
         draft = Draft(self.folder / name)
-        return draft if _NAME.fullmatch(name) and draft.path.is_dir() else None
+        return draft if files.is_dated_name(name) and draft.path.is_dir() else None
 
     def _tidy(self) -> None:
         with contextlib.suppress(OSError):
-            known = [path for path in self.folder.iterdir() if _NAME.fullmatch(path.name)]
+            known = [path for path in self.folder.iterdir() if files.is_dated_name(path.name)]
             known.sort(key=lambda path: path.stat().st_mtime, reverse=True)
             for path in known[KEPT:]:
                 files.remove_folder(path)

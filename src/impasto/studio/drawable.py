@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import os
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from impasto import files, presence
+from impasto import files
 from impasto.parsing import parse_toml, printable, read_text
 from impasto.runs import RunDirectory
 from impasto.runs.listing import find_runs
 from impasto.studio.folders import Folders, address_of
-
-DEPTH = 3
-"""Levels of folders below a given one that models are looked for in."""
+from impasto.studio.models import model_files
 
 _MOST = 2000
-_MODELS, _HYPERNETWORKS = (".safetensors", ".ckpt"), (".safetensors", ".pt")
 _OF_HYPERNETWORKS = "hypernet"  # in the name of a folder, as A1111's models/hypernetworks
 
 
 @dataclass(frozen=True)
-class Choice:
+class DrawableModel:
     """A model or hypernetwork that can be chosen.
 
     Attributes:
@@ -44,8 +40,8 @@ class Drawable:
         hypernetworks: Files of hypernetworks, and the exported ones of runs.
     """
 
-    models: dict[str, Choice] = field(default_factory=dict)
-    hypernetworks: dict[str, Choice] = field(default_factory=dict)
+    models: dict[str, DrawableModel] = field(default_factory=dict)
+    hypernetworks: dict[str, DrawableModel] = field(default_factory=dict)
 
     def address_of(self, path: str) -> str:
         """The address of what was drawn with; empty where it cannot be chosen any more."""
@@ -67,15 +63,15 @@ def find_drawable(folders: Folders) -> Drawable:
         if exported is not None:
             kind = found.hypernetworks if _trains_hypernetwork(run) else found.models
             address = f"r{address_of(folders.runs, run.path)}"
-            kind[address] = Choice(exported, printable(f"{run.path.name} (run)"))
+            kind[address] = DrawableModel(exported, printable(f"{run.path.name} (run)"))
     for folder in folders.models:
-        for path in _below(folder, DEPTH):
+        for path in model_files(folder):
             inside = path.relative_to(folder)
             address = f"m{address_of(folders.models, path)}"
             if len(found.models) + len(found.hypernetworks) >= _MOST:
                 return found
             kind = found.hypernetworks if _is_hypernetwork(path, inside) else found.models
-            kind.setdefault(address, Choice(path, printable(str(inside))))
+            kind.setdefault(address, DrawableModel(path, printable(str(inside))))
     return found
 
 
@@ -98,26 +94,3 @@ def _trains_hypernetwork(run: RunDirectory) -> bool:
 def _is_hypernetwork(path: Path, inside: Path) -> bool:
     above = (part.lower() for part in inside.parts[:-1])
     return path.suffix.lower() == ".pt" or any(_OF_HYPERNETWORKS in part for part in above)
-
-
-def _below(folder: Path, depth: int) -> Iterator[Path]:
-    """Files and Diffusers folders of models, by name."""
-    if presence.is_file(folder / "model_index.json"):
-        yield folder
-        return
-    try:
-        with os.scandir(folder) as listed:
-            entries = sorted(listed, key=lambda entry: entry.name)
-    except OSError:
-        return
-    for entry in entries:
-        path = Path(entry.path)
-        if entry.name.startswith(".") or RunDirectory(path).is_there():
-            continue
-        if entry.is_symlink() and not files.is_inside(path, folder):
-            continue
-        if presence.is_dir(path):
-            if depth > 0:
-                yield from _below(path, depth - 1)
-        elif path.suffix.lower() in (*_MODELS, *_HYPERNETWORKS):
-            yield path

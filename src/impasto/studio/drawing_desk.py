@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 from impasto import files
@@ -11,7 +12,7 @@ from impasto.runs.drawings import ENDED, DrawFolder, Drawing
 from impasto.studio.tasks import Tasks
 
 VERB = "draw-worker"
-_LOOKED_AT = 20  # of the newest tasks: a worker that is starting is among them
+_LOOKED_AT = 20  # of the newest ones: a worker that is starting is among them
 
 
 @dataclass(frozen=True)
@@ -49,9 +50,7 @@ class DrawingDesk:
     def is_starting(self) -> bool:
         """Whether a worker was started that has not taken the folder yet."""
         ended = self.folder.worker_token()
-        for task in self.tasks.all()[:_LOOKED_AT]:
-            if list(task.description().get("words", ()))[:1] != [VERB]:
-                continue
+        for task in itertools.islice(self.tasks.newest(VERB), _LOOKED_AT):
             process = task.process()
             is_another = process is None or process.token != ended
             if self.tasks.state_of(task).is_alive and is_another:

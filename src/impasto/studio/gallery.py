@@ -17,6 +17,7 @@ from impasto.data.image_list import (
     changed_at,
     read_image_list,
 )
+from impasto.studio.forms import whole_number
 from impasto.studio.losses import Losses
 
 PER_PAGE = 100
@@ -27,7 +28,7 @@ _LONGEST = 500
 
 
 @dataclass(frozen=True)
-class Choice:
+class GalleryFilter:
     """What is asked for in the address of a gallery; what is left out filters nothing.
 
     Attributes:
@@ -59,7 +60,7 @@ class Choice:
     page: int = 1
 
     @classmethod
-    def of(cls, given: Mapping[str, str]) -> Choice:
+    def of(cls, given: Mapping[str, str]) -> GalleryFilter:
         """What an address says; of a value that is none, nothing."""
         return cls(
             caption=_one_of(given.get("caption", ""), ("none", "some")),
@@ -67,13 +68,13 @@ class Choice:
             why=given.get("why", "")[:_LONGEST],
             small=given.get("small") == "1",
             alike=_one_of(given.get("alike", ""), ALIKE),
-            cropped=_number(given.get("cropped", ""), 99),
+            cropped=_at_most(given.get("cropped", ""), 99),
             bucket=given.get("bucket", "")[:20],
             tag=given.get("tag", "")[:_LONGEST].strip(),
             words=given.get("words", "")[:_LONGEST].strip(),
             run=given.get("run", "")[:1000],
             sort=_one_of(given.get("sort", ""), SORTS),
-            page=max(1, _number(given.get("page", ""), 10**6) or 1),
+            page=max(1, _at_most(given.get("page", ""), 10**6) or 1),
         )
 
     def address(self, **changes: Any) -> str:
@@ -93,11 +94,13 @@ class Choice:
     @property
     def filters(self) -> bool:
         """Whether anything is left out."""
-        plain = Choice(run=self.run, sort=self.sort, page=self.page)
+        plain = GalleryFilter(run=self.run, sort=self.sort, page=self.page)
         return self != plain
 
 
-def chosen(images: Sequence[ListedImage], choice: Choice, losses: Losses) -> list[ListedImage]:
+def chosen(
+    images: Sequence[ListedImage], choice: GalleryFilter, losses: Losses
+) -> list[ListedImage]:
     """The images that are asked for, in the order that is asked for.
 
     Args:
@@ -122,7 +125,7 @@ def chosen(images: Sequence[ListedImage], choice: Choice, losses: Losses) -> lis
     return found
 
 
-def _tests(choice: Choice) -> list[Callable[[ListedImage], bool]]:
+def _tests(choice: GalleryFilter) -> list[Callable[[ListedImage], bool]]:
     """What an image has to pass, the cheap ones first."""
     tests: list[Callable[[ListedImage], bool]] = []
     if choice.use or choice.why:
@@ -145,7 +148,7 @@ def _tests(choice: Choice) -> list[Callable[[ListedImage], bool]]:
     return [*tests, *_text_tests(choice)]
 
 
-def _text_tests(choice: Choice) -> list[Callable[[ListedImage], bool]]:
+def _text_tests(choice: GalleryFilter) -> list[Callable[[ListedImage], bool]]:
     tests: list[Callable[[ListedImage], bool]] = []
     if choice.words:
         words = choice.words.casefold()
@@ -245,7 +248,6 @@ def _one_of(text: str, known: Iterable[str]) -> str:
     return text if text in known else ""
 
 
-def _number(text: str, most: int) -> int | None:
-    if not (text.isascii() and text.isdecimal() and len(text) < 9):
-        return None
-    return min(int(text), most)
+def _at_most(text: str, most: int) -> int | None:
+    number = whole_number(text, 10**8)
+    return None if number is None else min(number, most)

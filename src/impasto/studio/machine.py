@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from impasto import files
+from impasto.parsing import read_object
+from impasto.studio.verbs import ask_verb
 
 NEW_FOR_S = 600.0
 """Seconds for which what was found is shown before it is looked at again."""
@@ -33,27 +31,18 @@ class Machine:
     def remembered(self) -> Mapping[str, Any] | None:
         """What was found a short time ago; None where that was longer ago, or never."""
         try:
-            found = json.loads(self._file.read_text(encoding="utf-8"))
             is_new = 0 <= time.time() - self._file.stat().st_mtime < NEW_FOR_S
-        except (OSError, ValueError):
+        except OSError:
             return None
-        return found if is_new and isinstance(found, dict) else None
+        return read_object(self._file) if is_new else None
 
     def examine(self) -> Mapping[str, Any]:
         """Look at the machine; takes seconds.
 
         Raises:
-            OSError: The process cannot be started, or the file not be written.
-            ValueError: It found nothing out: what it said.
+            RunError: It found nothing out: with what it said, or that it took too long.
+            StorageError: The file cannot be written.
         """
-        done = subprocess.run(
-            [sys.executable, "-m", "impasto", "doctor", "--json"],
-            stdin=subprocess.DEVNULL, capture_output=True, timeout=_PATIENCE_S, check=False,
-            cwd=self._folder, env={**os.environ, "PYTHONUTF8": "1"},
-        )  # fmt: skip
-        if done.returncode:
-            raise ValueError(done.stderr.decode("utf-8", errors="replace").strip()[-500:])
-        found = json.loads(done.stdout)
-        self._file.parent.mkdir(parents=True, exist_ok=True)
+        found: dict[str, Any] = ask_verb(["doctor", "--json"], self._folder, _PATIENCE_S)
         files.write_json(self._file, found, durable=False)
-        return dict(found)
+        return found

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from impasto import files, presence
 from impasto.annotator_table import CAPTIONERS, TAGGERS
+from impasto.hub_ids import is_hub_id
+from impasto.studio.models import walk_models
 
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(/[\w./-]+)?", re.ASCII)
-_LEVELS = ("*", "*/*", "*/*/*")
+_FOLDER = re.compile(r"[\w./-]*", re.ASCII)
+"""A folder of a model on the Hub, behind its id."""
 
 
 def offered_models(folders: Sequence[Path]) -> dict[str, list[str]]:
@@ -23,7 +24,7 @@ def offered_models(folders: Sequence[Path]) -> dict[str, list[str]]:
     taggers = [*TAGGERS]
     captioners = [*CAPTIONERS]
     for folder in folders:
-        for path in _folders_in(folder):
+        for path in (path for path, is_folder in walk_models(folder) if is_folder):
             if _has(path, "*.onnx"):
                 taggers.append(str(path.absolute()))
             elif _has(path, "config.json") and _has(path, "*processor_config.json"):
@@ -46,25 +47,13 @@ def why_not_offered(name: str, kind: str, folders: Sequence[Path]) -> str:
         if not any(files.is_inside(path, folder) for folder in folders):
             return f"{name} is not in a folder of models that the studio was given (--models)"
         return "" if presence.exists(path) else f"{name} is not there"
-    if ".." not in path.parts and _HUB_ID.fullmatch(name):
+    owner, _, rest = name.partition("/")
+    model, _, folder = rest.partition("/")
+    if ".." not in path.parts and is_hub_id(f"{owner}/{model}") and _FOLDER.fullmatch(folder):
         return ""
     return (
         f"{name[:100]!r} is no name that is known here, no Hub id (owner/name), and no whole path"
     )
-
-
-def _folders_in(folder: Path) -> list[Path]:
-    found: list[Path] = [folder]
-    with contextlib.suppress(OSError):
-        for level in _LEVELS:
-            found += sorted(
-                path
-                for path in folder.glob(level)
-                if path.is_dir()
-                and files.is_inside(path, folder)
-                and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-            )
-    return found
 
 
 def _has(folder: Path, pattern: str) -> bool:

@@ -17,7 +17,7 @@ from typing import Any
 
 from impasto import files, presence
 from impasto.errors import StorageError
-from impasto.parsing import parse_json, parse_toml, printable, read_text
+from impasto.parsing import parse_toml, printable, read_text
 from impasto.progress import size_words
 from impasto.runs import RunDirectory
 from impasto.runs.queue_jobs import Job
@@ -26,15 +26,18 @@ from impasto.studio.folders import Folders, address_of, path_of
 DEPTH = 3
 """Levels of folders below a given one that models are looked for in."""
 
-TRASH = ".trash"
 _DELETED = re.compile(r"\d{8}-\d{6}-\d+", re.ASCII)
+TRASH = ".trash"
 """Where models go that are deleted, in the folder they were in, until it is emptied."""
 
 MOST = 1000
-"""Models that are listed."""
+"""So many models are listed at most, the newest."""
 
-_ENDINGS = frozenset({".safetensors", ".ckpt"})
-_EXPORTED_ENDINGS = _ENDINGS | {".pt"}  # hypernetworks
+CHECKPOINT_ENDINGS = frozenset({".safetensors", ".ckpt"})
+MODEL_ENDINGS = CHECKPOINT_ENDINGS | {".pt"}  # hypernetworks
+"""The endings of files that may be models, in lower case."""
+
+_LOOKED_AT = 50_000  # entries of a folder, so that a whole disk takes no minute
 _RUN_FOLDERS = ("export", "models")
 _INDEX = "model_index.json"
 
@@ -74,11 +77,10 @@ class FoundModel:
 
     def view(self) -> dict[str, Any]:
         """Plain values for templates."""
-        place = self.path.parent.relative_to(self.folder)
         return {
             "address": self.address,
             "title": printable(self.path.name),
-            "place": printable(str(self.folder / place)),
+            "place": printable(str(self.path.parent)),
             "kind": "Diffusers folder" if self.path.is_dir() else self.path.suffix.lower(),
             "size": size_words(self.size),
             "when": time.strftime("%Y-%m-%d %H:%M", time.localtime(self.changed_at)),
@@ -86,11 +88,71 @@ class FoundModel:
         }
 
 
+def model_files(folder: Path) -> Iterator[Path]:
+    """The files and Diffusers folders below a folder that may be models, by name.
+
+    The folder itself may be a Diffusers folder; what is in one is part of it. Nothing is opened:
+    endings decide (`MODEL_ENDINGS`).
+    """
+    for path, is_folder in walk_models(folder):
+        if is_diffusers(path) if is_folder else path.suffix.lower() in MODEL_ENDINGS:
+            yield path
+
+
+def walk_models(folder: Path) -> Iterator[tuple[Path, bool]]:
+    """A folder of models and what is in it, by name: path, and whether that is a folder.
+
+    Folders are looked into up to `DEPTH` levels below the given one. Hidden entries, run
+    directories, what is inside of Diffusers folders, and links that lead out of the given folder
+    are left out.
+    """
+    left = _LOOKED_AT
+    waiting = [(folder, True, 0)]
+    while waiting and left > 0:
+        path, is_folder, level = waiting.pop()
+        left -= 1
+        yield path, is_folder
+        if is_folder and level <= DEPTH and not is_diffusers(path):
+            inside = _entries(path, folder)
+            waiting += [(entry, is_inner, level + 1) for entry, is_inner in reversed(inside)]
+
+
+def _entries(folder: Path, top: Path) -> list[tuple[Path, bool]]:
+    try:
+        with os.scandir(folder) as listed:
+            entries = sorted(listed, key=lambda entry: entry.name)
+    except OSError:
+        return []
+    found = []
+    for entry in entries:
+        path = Path(entry.path)
+        if entry.name.startswith(".") or (entry.is_symlink() and not _stays_in(path, top)):
+            continue
+        is_folder = presence.is_dir(path)
+        if not is_folder or not RunDirectory(path).is_there():
+            found.append((path, is_folder))
+    return found
+
+
+def _stays_in(link: Path, top: Path) -> bool:
+    """Whether a link leads to something in a folder, and not to a folder that it is in itself."""
+    target = files.real_path(link)
+    real_top = files.real_path(top)
+    return target.is_relative_to(real_top) and not files.real_path(link.parent).is_relative_to(
+        target
+    )
+
+
+def is_diffusers(path: Path) -> bool:
+    """Whether a path is a Diffusers folder, as far as can be seen without opening a file."""
+    return presence.is_file(path / _INDEX)
+
+
 def all_models(folders: Folders) -> list[FoundModel]:
     """The models of all folders, the newest first; of runs those that they have exported."""
     found: dict[Path, FoundModel] = {}
     for folder in folders.models:
-        for path in _below(folder, DEPTH):
+        for path in model_files(folder):
             _add(found, folders, "models", folder, path, None)
     for summary in folders.all_runs():
         for path in _exports_of(summary.run):
@@ -107,7 +169,7 @@ def find_model(folders: Folders, root: str, name: str) -> FoundModel | None:
         return None
     folder = roots[int(name.partition(".")[0])]
     inside = path.relative_to(folder).parts
-    if not inside or any(part.startswith(".") or part == ".." for part in inside):
+    if any(part.startswith(".") or part == ".." for part in inside):
         return None
     if root == "models":
         is_listed = len(inside) <= DEPTH + 1 and not _is_within_model(path, folder)
@@ -150,8 +212,14 @@ def delete(model: FoundModel) -> Path:
     """Move a model into `TRASH` of the given folder it is in; return where it is now.
 
     Raises:
-        StorageError: It cannot be moved: another program has it open, or the folder is read-only.
+        StorageError: It cannot be moved: another program has it open, the folder is read-only, or
+            it is the given folder itself.
     """
+    if model.path == model.folder:
+        raise StorageError(
+            f"{model.path} is the folder that the studio was given (--models), so nothing was "
+            f"deleted. Delete it by hand."
+        )
     trash = model.folder / TRASH
     stamp = time.strftime("%Y%m%d-%H%M%S")
     with files.reported(model.path):
@@ -228,41 +296,26 @@ def _found(
     root: str, name: str, path: Path, folder: Path, run: RunDirectory | None
 ) -> FoundModel | None:
     """The model of a path; None where there is none, or a link leads out of the folder."""
-    endings = _ENDINGS if run is None else _EXPORTED_ENDINGS
+    endings = CHECKPOINT_ENDINGS if run is None else MODEL_ENDINGS
     try:
         is_file = path.suffix.lower() in endings and path.is_file()
-        if not (is_file or _is_diffusers(path)) or not files.is_inside(path, folder):
+        if not (is_file or is_diffusers(path)) or not files.is_inside(path, folder):
             return None
         return FoundModel(root, name, path, folder, _size_of(path), path.stat().st_mtime, run)
     except OSError:
         return None
 
 
-def _below(folder: Path, depth: int) -> Iterator[Path]:
-    try:
-        with os.scandir(folder) as entries:
-            found = sorted((e.name, e.is_dir(follow_symlinks=False)) for e in entries)
-    except OSError:
-        return
-    for name, is_folder in found:
-        path = folder / name
-        if name.startswith("."):
-            continue
-        if is_folder and not _is_diffusers(path):
-            if depth and not RunDirectory(path).is_there():
-                yield from _below(path, depth - 1)
-        elif is_folder or path.suffix.lower() in _ENDINGS:
-            yield path
-
-
 def _is_within_model(path: Path, folder: Path) -> bool:
     """Whether a path is a part of a Diffusers folder, or of a run."""
-    above = path.parent
-    while above != folder and above.is_relative_to(folder):
-        if _is_diffusers(above) or RunDirectory(above).is_there():
-            return True
-        above = above.parent
-    return False
+    if path == folder:
+        return False
+    inside = path.relative_to(folder).parents
+    return is_diffusers(folder) or any(
+        is_diffusers(folder / above) or RunDirectory(folder / above).is_there()
+        for above in inside
+        if above.parts
+    )
 
 
 def _exports_of(run: RunDirectory) -> Iterator[Path]:
@@ -272,10 +325,6 @@ def _exports_of(run: RunDirectory) -> Iterator[Path]:
         except OSError:
             continue
         yield from (entry for entry in entries if not entry.name.startswith("."))
-
-
-def _is_diffusers(path: Path) -> bool:
-    return presence.is_file(path / _INDEX)
 
 
 def _size_of(path: Path) -> int:
@@ -309,12 +358,3 @@ def _paths_in(settings: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     for value in drawn_with if isinstance(drawn_with, list) else ():
         if isinstance(value, str):
             yield "previews.hypernetworks", re.sub(r":[\d.]+$", "", value)  # without its strength
-
-
-def read_result(file: Path) -> Mapping[str, Any] | None:
-    """What a verb has written for the studio; None where it has not, or not whole."""
-    try:
-        found = parse_json(read_text(file))
-    except (OSError, ValueError):
-        return None
-    return found if isinstance(found, dict) else None

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from impasto import files
+from impasto.runs.processes import start_apart
 from impasto.studio.drafts import Draft
-from impasto.studio.processes import start_apart
 
 _MOST_BYTES = 4 << 20
 

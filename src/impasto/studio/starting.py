@@ -16,16 +16,7 @@ from impasto.publishing import is_path_key
 from impasto.runs import RunDirectory
 from impasto.studio.drafts import Draft
 from impasto.studio.folders import Folders
-
-_MOST_NUMBER = 10_000
-
-
-def free_place(wanted: Path) -> Path:
-    """The first of `wanted`, `wanted-2`, `wanted-3` ... that is not there."""
-    stem, _, number = wanted.name.rpartition("-")
-    base = stem if stem and number.isdecimal() and number.isascii() else wanted.name
-    candidates = (wanted, *(wanted.with_name(f"{base}-{n}") for n in range(2, _MOST_NUMBER)))
-    return next(path for path in candidates if not presence.exists(path))
+from impasto.studio.forms import whole_number
 
 
 def fields_of_run(run: RunDirectory) -> dict[str, str]:
@@ -44,7 +35,7 @@ def fields_of_run(run: RunDirectory) -> dict[str, str]:
     except RunError:
         folder = Path()
     fields = fields_of(_as_seen_from(tree, folder))
-    return {**fields, "output_dir": str(free_place(run.path))}
+    return {**fields, "output_dir": str(presence.free_place(run.path))}
 
 
 def _as_seen_from(value: Any, folder: Path, key: str = "") -> Any:
@@ -122,9 +113,7 @@ def goal_faults(typed: Mapping[str, str], folders: Folders) -> dict[str, str]:
         faults["model"] = f"It is in none of the folders of models: {_named(folders.models)}."
     for name, least, most in (("vram", 1, 1024), ("resolution", 64, 8192), ("clip_skip", 1, 12)):
         text = typed.get(name, "").strip()
-        if text and not (
-            text.isascii() and text.isdecimal() and len(text) < 6 and least <= int(text) <= most
-        ):
+        if text and whole_number(text, most, least) is None:
             faults[name] = f"Give a whole number from {least} to {most}, or leave it empty."
     return faults
 
@@ -135,7 +124,7 @@ def goal_words(typed: Mapping[str, str], draft: Draft, folders: Folders) -> list
     title = f"{data.absolute().name or 'run'}-{typed['goal']}"
     words: list[Any] = [
         "new", "--goal", typed["goal"], "--data", data, "--model", typed["model"].strip(),
-        "--out", draft.imported_file, "--output-dir", free_place(folders.runs[0] / title),
+        "--out", draft.imported_file, "--output-dir", presence.free_place(folders.runs[0] / title),
     ]  # fmt: skip
     for name in ("vram", "resolution", "clip_skip"):
         if typed.get(name, "").strip():

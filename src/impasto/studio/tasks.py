@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import re
-import secrets
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from impasto import files
 from impasto.owners import identity_of
+from impasto.runs.processes import ask_to_stop, start_apart
 from impasto.runs.tasks import TASK, TaskDirectory, TaskState
-from impasto.studio.processes import ask_to_stop, start_apart
 
 KEPT = 200
 """Tasks that are kept; older ones that have ended are removed."""
-
-_NAME = re.compile(r"\d{8}-\d{6}-[0-9a-f]{6}", re.ASCII)
 
 
 class Tasks:
@@ -50,7 +46,7 @@ class Tasks:
             StorageError: The folder cannot be written.
         """
         self._tidy()
-        name = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
+        name = files.dated_name()
         task = TaskDirectory(self._folder / name)
         with files.reported(task.path):
             task.path.mkdir(parents=True)
@@ -71,7 +67,7 @@ class Tasks:
     def find(self, name: str) -> TaskDirectory | None:
         """The task of a name; None where there is none."""
         task = TaskDirectory(self._folder / name)
-        return task if _NAME.fullmatch(name) and task.description_file.is_file() else None
+        return task if files.is_dated_name(name) and task.description_file.is_file() else None
 
     def all(self) -> list[TaskDirectory]:
         """All tasks, the newest first."""
@@ -81,6 +77,12 @@ class Tasks:
             return []
         found = (self.find(name) for name in names)
         return [task for task in found if task is not None]
+
+    def newest(self, *words: str) -> Iterator[TaskDirectory]:
+        """The tasks whose command begins with some words, the newest first."""
+        for task in self.all():
+            if tuple(task.description().get("words", ())[: len(words)]) == words:
+                yield task
 
     def state_of(self, task: TaskDirectory) -> TaskState:
         """How a task stands; `poll` also lets the system forget a process of ours that ended."""

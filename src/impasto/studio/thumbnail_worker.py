@@ -22,6 +22,7 @@ from impasto import files
 from impasto.data import images
 from impasto.data.formats import HEIF, heif_advice, register_heif
 from impasto.data.records import Size
+from impasto.parsing import parse_json
 
 SIDE = 256
 """Pixels of a thumbnail's longer side."""
@@ -125,7 +126,7 @@ def main() -> None:
         rest.cancel()
         if not line:
             return
-        output.write(json.dumps(answer(json.loads(line))) + "\n")
+        output.write(json.dumps(answer(parse_json(line, halves=True))) + "\n")
         output.flush()
 
 

@@ -21,8 +21,8 @@ from typing import Any
 
 from impasto import files
 from impasto.errors import StorageError
-from impasto.parsing import printable
-from impasto.studio.processes import SAFELY
+from impasto.parsing import parse_json, printable
+from impasto.runs.processes import SAFELY
 
 FOLDER = "thumbnails"
 PATIENCE_S = 20.0
@@ -145,7 +145,7 @@ def _answer_of(process: subprocess.Popen[str], request: dict[str, str]) -> dict[
     assert process.stdout is not None  # noqa: S101
     process.stdin.write(json.dumps(request) + "\n")
     process.stdin.flush()
-    answer = json.loads(process.stdout.readline())
+    answer = parse_json(process.stdout.readline(), halves=True)
     if not isinstance(answer, dict) or "reason" not in answer:
         raise ValueError(answer)
     return answer

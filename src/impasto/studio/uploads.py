@@ -203,7 +203,7 @@ class _Part:
             self._file: BinaryIO = path.open("xb")
 
     def write(self, data: bytes) -> None:
-        """Add bytes; those beyond the most are let go."""
+        """Add bytes; those beyond the most are dropped."""
         self._size += len(data)
         if self._size <= self._most:
             with files.reported(self.path.parent):
@@ -216,7 +216,7 @@ class _Part:
             os.fsync(self._file.fileno())
             self._file.close()
         if self._size > self._most:
-            return f"has over {_size_words(self._most)}, which is too large"
+            return f"has over {_limit_words(self._most)}, which is too large"
         return "" if self._size else "the file is empty"
 
     def remove(self) -> None:
@@ -267,5 +267,6 @@ def _is_caption(name: str) -> bool:
     return Path(name).suffix.lower() in CAPTIONS
 
 
-def _size_words(size: int) -> str:
+def _limit_words(size: int) -> str:
+    """A limit in words: of those in use each is a whole number of MiB."""
     return f"{size >> 20} MiB" if size >= 1 << 20 else f"{size} bytes"

@@ -6,7 +6,6 @@ what works on images.
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -15,37 +14,63 @@ from pathlib import Path
 from typing import Any
 
 from impasto.errors import RunError
+from impasto.parsing import parse_json
+from impasto.runs.processes import SAFELY
 from impasto.runs.tasks import TASK
 
 PATIENCE_S = 600.0
+"""Seconds after which a command is ended, if its page does not say otherwise."""
+
 _TOLD = 2000
 
 
-def ask_verb(words: Sequence[str | Path]) -> Any:
-    """Run a command and return the JSON that it prints.
+def run_verb(
+    words: Sequence[str | Path], folder: Path | None = None, patience_s: float = PATIENCE_S
+) -> str:
+    """Run `impasto` with some words to its end, and return what it printed.
+
+    Args:
+        words: The verb and its arguments. No shell takes part, so names may hold anything.
+        folder: Where it runs: its relative paths begin there.
+        patience_s: Seconds after which it is ended.
 
     Raises:
-        RunError: It ended with an error, with its words; or it did not end in ten minutes.
+        RunError: It cannot be started, ended with an error, with its words, or takes too long.
     """
     environment = {name: value for name, value in os.environ.items() if name != TASK}
     try:
         done = subprocess.run(
-            [sys.executable, "-m", "impasto", *map(str, words)],
+            [sys.executable, *SAFELY, "-m", "impasto", *map(str, words)],
             stdin=subprocess.DEVNULL,
             capture_output=True,
-            timeout=PATIENCE_S,
+            timeout=patience_s,
+            cwd=folder,
             env={**environment, "PYTHONUTF8": "1"},
             check=False,
         )
     except subprocess.TimeoutExpired:
         raise RunError(
-            f"It takes longer than {PATIENCE_S:.0f} s and was ended; nothing was changed. Choose "
-            f"fewer images, or use the command line."
+            f"It takes longer than {patience_s:.0f} s and was ended. Choose fewer images, or use "
+            f"the command line."
         ) from None
+    except (OSError, ValueError) as error:
+        raise RunError(f"The command could not be started: {error}.") from error
     if done.returncode:
-        said = done.stderr.decode("utf-8", errors="replace").strip()
-        raise RunError(said.rpartition("Error: ")[2][-_TOLD:] or "The command failed.")
+        printed = done.stderr.decode("utf-8", errors="replace").strip()
+        words_of_error = f"\n{printed}".rpartition("\nError: ")[2].strip()[-_TOLD:]
+        raise RunError(words_of_error or f"The command ended with exit code {done.returncode}.")
+    return done.stdout.decode("utf-8", errors="replace")
+
+
+def ask_verb(
+    words: Sequence[str | Path], folder: Path | None = None, patience_s: float = PATIENCE_S
+) -> Any:
+    """Run a command, as `run_verb` does, and return the JSON that it prints.
+
+    Raises:
+        RunError: As for `run_verb`; or what it printed is no JSON.
+    """
     try:
-        return json.loads(done.stdout)
+        return parse_json(run_verb(words, folder, patience_s), halves=True)
     except ValueError as error:
         raise RunError(f"The command did not answer as expected: {error}.") from error

@@ -35,8 +35,10 @@ from impasto.studio.captions import (
     found_tags,
 )
 from impasto.studio.core import Studio
-from impasto.studio.datasets import dataset_of, image_of
+from impasto.studio.datasets import image_of
 from impasto.studio.folders import address_of
+from impasto.studio.forms import read_form, whole_number
+from impasto.studio.pages import captions_address, dataset_in
 from impasto.studio.pages.tasks import task_view
 from impasto.studio.verbs import ask_verb
 
@@ -44,7 +46,9 @@ PER_PAGE = 100
 _TAGS_SHOWN = 200
 _TAGS_OFFERED = 1000
 _LONGEST_FILTER = 1000
-_FIELDS = 2000
+_MOST_FIELDS = 2000  # an image that is selected is one each
+_MOST_BYTES = 4 << 20  # letters of captions are sent as up to three times their bytes
+_LAST_PAGE = 10**7
 _FILTERS = ("tag", "without", "contains")
 
 
@@ -100,26 +104,27 @@ class CaptionPages:
             when = time.localtime(edit["at"]) if edit["at"] else None
             edit["when"] = time.strftime("%Y-%m-%d %H:%M", when) if when else "some time ago"
         return self.studio.page(
-            "caption_edits.html.j2", edits=found, here=here_of(self.studio, dataset)
+            "caption_edits.html.j2", edits=found, here=captions_address(self.studio, dataset)
         )
 
     async def preview(self, request: Request) -> Response:
         """What an edit would change, which is kept so that exactly this can be applied."""
         dataset = await dataset_in(self.studio, request)
-        form = await request.form(max_fields=_FIELDS)
+        form = await read_form(request, _MOST_FIELDS, _MOST_BYTES)
         prepared = await asyncio.to_thread(self._prepare, dataset, form)
         answer = await _answer([*prepared.words, "--json", f"--shown={SHOWN}"])
         return self.studio.page(
             "caption_preview.html.j2",
             token=prepared.token,
-            here=here_of(self.studio, dataset),
+            here=captions_address(self.studio, dataset),
             back=_query(form),
             **preview_of(answer),
         )
 
     async def apply(self, request: Request) -> Response:
         """Make an edit that was previewed, as a task."""
-        dataset, form = await dataset_in(self.studio, request), await request.form()
+        dataset = await dataset_in(self.studio, request)
+        form = await read_form(request, _MOST_FIELDS, _MOST_BYTES)
         prepared = await asyncio.to_thread(self.store.find, dataset, str(form.get("token", "")))
         if prepared is None:
             raise HTTPException(410, "This preview is not kept any more. Preview the edit again.")
@@ -127,7 +132,8 @@ class CaptionPages:
 
     async def set_one(self, request: Request) -> Response:
         """Write the caption of one image, as a task."""
-        dataset, form = await dataset_in(self.studio, request), await request.form()
+        dataset = await dataset_in(self.studio, request)
+        form = await read_form(request, _MOST_FIELDS, _MOST_BYTES)
         address = str(form.get("image", ""))
         image = await asyncio.to_thread(image_of, dataset, address)
         if image is None:
@@ -145,7 +151,8 @@ class CaptionPages:
 
     async def undo(self, request: Request) -> Response:
         """Take an edit back, as a task."""
-        dataset, form = await dataset_in(self.studio, request), await request.form()
+        dataset = await dataset_in(self.studio, request)
+        form = await read_form(request, _MOST_FIELDS, _MOST_BYTES)
         edit, at = str(form.get("edit", "")), str(form.get("at", ""))
         there = [(found["name"], str(found["at"])) for found in await self._listed(dataset)]
         if (edit, at) not in there:  # the number of one that was undone is given again
@@ -165,7 +172,7 @@ class CaptionPages:
         more: Mapping[str, str] | None = None,
     ) -> Response:
         """Start a task, and show it on the page."""
-        here = here_of(self.studio, dataset)
+        here = captions_address(self.studio, dataset)
         task = await asyncio.to_thread(self.studio.tasks.start, words, title, here)
         query = {**_query(form), **(more or {}), "task": task}
         return RedirectResponse(f"{here}?{urlencode(query)}", 303)
@@ -192,7 +199,7 @@ class CaptionPages:
         number = _page_number(query, len(chosen))
         alone = self._alone(dataset, captions, query.get("image"))
         shown = [alone] if alone else chosen[(number - 1) * PER_PAGE : number * PER_PAGE]
-        here = here_of(self.studio, dataset)
+        here = captions_address(self.studio, dataset)
         kept = {"ending": ending, **{n: query[n] for n in _FILTERS if query.get(n)}}
         task = self.studio.tasks.find(query.get("task", ""))
         tags = self._tags(dataset, reading, query)
@@ -232,7 +239,7 @@ class CaptionPages:
         found = found_tags(counts, query.get("find", "")[:_LONGEST_FILTER], by_name=by_name)
         usual = [tag for tag, _ in counts.most_common(_TAGS_OFFERED) if len(tag) < _LONGEST_FILTER]
         return {
-            "here": here_of(self.studio, dataset),
+            "here": captions_address(self.studio, dataset),
             "ending": reading.ending,
             "tags": [(tag, count, shortened(tag, 100)) for tag, count in found[:_TAGS_SHOWN]],
             "tag_number": len(found),
@@ -243,24 +250,6 @@ class CaptionPages:
 
 
 _WRITES = ("--yes", "--shown=0")
-
-
-async def dataset_in(studio: Studio, request: Request) -> Path:
-    """The dataset that an address names.
-
-    Raises:
-        HTTPException: There is none: 404.
-    """
-    name = request.path_params["dataset"]
-    dataset = await asyncio.to_thread(dataset_of, studio.folders, name)
-    if dataset is None:
-        raise HTTPException(404, "This dataset is not there: it was removed, renamed or moved.")
-    return dataset
-
-
-def here_of(studio: Studio, dataset: Path) -> str:
-    """The address of the captions of a dataset."""
-    return f"/data/{address_of(studio.folders.data, dataset)}/captions"
 
 
 async def _answer(words: Sequence[str | Path]) -> Any:
@@ -298,6 +287,5 @@ def _query(form: FormData) -> dict[str, str]:
 
 
 def _page_number(query: QueryParams, number: int) -> int:
-    text = query.get("page", "1")
-    asked = int(text) if text.isascii() and text.isdecimal() and len(text) < 8 else 1
+    asked = whole_number(query.get("page", ""), _LAST_PAGE) or 1
     return min(max(1, asked), max(1, -(-number // PER_PAGE)))

@@ -16,8 +16,10 @@ from impasto import files
 from impasto.errors import StorageError
 from impasto.parsing import printable
 from impasto.studio.core import Studio
-from impasto.studio.datasets import NEW_MARK, dataset_of, image_of
-from impasto.studio.gallery import Choice
+from impasto.studio.datasets import NEW_MARK, image_of
+from impasto.studio.forms import read_form, texts_of, whole_number
+from impasto.studio.gallery import GalleryFilter
+from impasto.studio.pages import dataset_in
 from impasto.studio.pages.data_views import (
     BUCKET_OPTIONS,
     LIST_FILE,
@@ -73,11 +75,7 @@ class DataPages:
         Raises:
             HTTPException: There is none: 404.
         """
-        name = request.path_params["dataset"]
-        path = await asyncio.to_thread(dataset_of, self.studio.folders, name)
-        if path is None:
-            raise HTTPException(404, "This dataset is not there: it was removed or renamed.")
-        return Dataset(self.studio, path)
+        return Dataset(self.studio, await dataset_in(self.studio, request))
 
     async def all(self, _: Request) -> Response:
         """The datasets, and a form for a new one."""
@@ -85,8 +83,8 @@ class DataPages:
 
     async def create(self, request: Request) -> Response:
         """Make the folder of a new dataset."""
-        async with request.form(max_files=0, max_fields=10) as form:
-            name, where = str(form.get("name", "")).strip(), str(form.get("where", "0"))
+        given = texts_of(await read_form(request))
+        name, where = given.get("name", "").strip(), given.get("where", "0")
         folders = self.studio.folders.data
         if where not in map(str, range(len(folders))):
             raise HTTPException(400, "There is no such folder of images.")
@@ -111,7 +109,7 @@ class DataPages:
 
     async def gallery(self, request: Request) -> Response:
         """The images of a dataset, a hundred at a time."""
-        dataset, choice = await self.dataset_of(request), Choice.of(request.query_params)
+        dataset, choice = await self.dataset_of(request), GalleryFilter.of(request.query_params)
         content = await asyncio.to_thread(gallery_page, dataset, choice)
         return self.studio.page("gallery.html.j2", **content)
 
@@ -135,8 +133,7 @@ class DataPages:
     async def read(self, request: Request) -> Response:
         """Have the folder listed anew, unless that is under way."""
         dataset = await self.dataset_of(request)
-        async with request.form(max_files=0, max_fields=20) as form:
-            given = {name: str(value) for name, value in form.items()}
+        given = texts_of(await read_form(request))
         words: list[str] = [*_bucket_words(given), *(["--copies"] if given.get("copies") else [])]
         title = f"{'Compare' if given.get('copies') else 'Read'} the images of {dataset.title}"
         await asyncio.to_thread(self._start, dataset, "list", LIST_FILE, words, title)
@@ -249,8 +246,7 @@ def _bucket_words(given: Mapping[str, str]) -> list[str]:
         text = given.get(name, "").strip()
         if not text:
             continue
-        is_number = text.isascii() and text.isdecimal() and len(text) < 6
-        if not is_number or not 1 <= int(text) <= _LARGEST_OPTION:
+        if whole_number(text, _LARGEST_OPTION, 1) is None:
             raise HTTPException(400, f"{label}: a whole number of pixels up to {_LARGEST_OPTION}.")
         words += [f"--{name.replace('_', '-')}", text]
     return [*words, "--no-upscale"] if given.get("no_upscale") == "1" else words

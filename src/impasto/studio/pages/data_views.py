@@ -19,12 +19,13 @@ from impasto.studio.gallery import (
     ALIKE,
     PER_PAGE,
     SORTS,
-    Choice,
+    GalleryFilter,
     chosen,
     is_of_now,
     load_list,
 )
 from impasto.studio.losses import Losses, read_losses
+from impasto.studio.pages.tasks import task_view
 from impasto.studio.thumbnails import reason_of, thumbnail_file
 
 LIST_FILE = Path("studio") / "images.jsonl"
@@ -75,12 +76,8 @@ class Dataset:
 
     def newest_task(self, verb: str) -> TaskDirectory | None:
         """The task that did something to it last: `list` or `report`."""
-        for task in self.studio.tasks.all():
-            about = task.description()
-            words = about.get("words", [])
-            if about.get("back") == self.address and words[:2] == ["dataset", verb]:
-                return task
-        return None
+        tasks = self.studio.tasks.newest("dataset", verb)
+        return next((t for t in tasks if t.description().get("back") == self.address), None)
 
 
 def datasets_page(studio: Studio) -> dict[str, Any]:
@@ -103,14 +100,14 @@ def _dataset_row(studio: Studio, summary: DatasetSummary) -> dict[str, Any]:
     }
 
 
-def gallery_page(dataset: Dataset, choice: Choice) -> dict[str, Any]:
+def gallery_page(dataset: Dataset, choice: GalleryFilter) -> dict[str, Any]:
     """A page of the gallery: a hundred images at most."""
     found = load_list(dataset.derived / LIST_FILE)
     listing, facts = found or (ImageList(_plain_list(dataset.path)), None)
     runs = _runs_with_losses(dataset.studio)
     run = dataset.studio.folders.run_of(choice.run) if choice.run else None
     losses = read_losses(run, dataset.path) if run is not None and facts is not None else {}
-    images = chosen(listing.images, choice if facts else Choice(page=choice.page), losses)
+    images = chosen(listing.images, choice if facts else GalleryFilter(page=choice.page), losses)
     pages = max(1, -(-len(images) // PER_PAGE))
     page = min(choice.page, pages)
     shown = images[(page - 1) * PER_PAGE : page * PER_PAGE]
@@ -160,7 +157,7 @@ def _has_failed(dataset: Dataset) -> bool:
 
 
 def _cards(
-    dataset: Dataset, images: Sequence[ListedImage], choice: Choice, losses: Losses
+    dataset: Dataset, images: Sequence[ListedImage], choice: GalleryFilter, losses: Losses
 ) -> list[dict[str, Any]]:
     derived, cards, group = dataset.derived, [], 0
     for image in images:
@@ -227,15 +224,10 @@ def work_view(dataset: Dataset, verb: str) -> dict[str, Any] | None:
 
 def task_part(dataset: Dataset, task: TaskDirectory, verb: str) -> dict[str, Any]:
     """How a task that works on a dataset stands."""
-    state = dataset.studio.tasks.state_of(task)
-    return {
-        "verb": verb,
-        "name": task.path.name,
-        "state": state.state,
-        "is_alive": state.is_alive,
-        "stage": state.stage,
-        "error": state.error or ("" if state.state != "failed" else "\n".join(task.last_lines(5))),
-    }
+    view = task_view(dataset.studio.tasks, task)
+    errors = [text for kind, text in view["messages"] if kind == "error"]
+    printed = "\n".join(view["printed"][-5:]) if view["state"] == "failed" else ""
+    return {**view, "verb": verb, "error": errors[-1] if errors else printed}
 
 
 def report_view(dataset: Dataset) -> dict[str, Any]:

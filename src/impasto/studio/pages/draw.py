@@ -19,6 +19,7 @@ from impasto.sampler_table import SAMPLERS
 from impasto.studio.core import Studio
 from impasto.studio.drawable import Drawable, find_drawable
 from impasto.studio.drawing_desk import DrawingDesk
+from impasto.studio.forms import read_form
 from impasto.studio.pages.draw_form import (
     HYPERNETWORKS,
     Typed,
@@ -30,10 +31,10 @@ from impasto.studio.pages.draw_form import (
 from impasto.studio.pages.draw_views import drawing_view
 
 LISTED = 12
-"""Drawings on one page."""
+"""So many drawings are shown on one page."""
 
 _FOLDER = "drawings"
-_FORM = {"max_files": 0, "max_fields": 2100, "max_part_size": 256 << 10}
+_MOST_FIELDS = 2100  # a model of an axis is one each
 
 
 def routes(studio: Studio) -> list[BaseRoute]:
@@ -78,8 +79,7 @@ class DrawPages:
 
     async def ask(self, request: Request) -> Response:
         """Have something drawn; what is wrong is said at its field."""
-        async with request.form(**_FORM) as form:
-            typed = typed_in(form)
+        typed = typed_in(await read_form(request, _MOST_FIELDS))
 
         def answer() -> Drawing | dict[str, Any]:
             drawable = find_drawable(self.studio.folders)

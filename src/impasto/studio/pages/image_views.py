@@ -10,15 +10,16 @@ from typing import Any
 from impasto import files
 from impasto.data.beside import SidecarLookup
 from impasto.data.cuts import bucket_of, crop_file, read_cut, remove_cut, why_not_cut, write_cut
-from impasto.data.formats import EXTENSIONS
 from impasto.data.images import UnreadableImageError
-from impasto.data.listing import CAPTION, TAGS, sort_key
+from impasto.data.listing import CAPTION, TAGS
 from impasto.data.masks import mask_file
 from impasto.data.records import Box, FileStamp, ImageRecord, PlannedImage, Size
 from impasto.data.subsets import MaskRules, Subset
 from impasto.errors import DatasetError
 from impasto.parsing import decode_caption, printable
+from impasto.studio.datasets import image_files
 from impasto.studio.folders import address_of, leads_out
+from impasto.studio.forms import whole_number
 
 RESOLUTIONS = (256, 384, 512, 640, 768, 1024)
 """What buckets are shown for."""
@@ -100,11 +101,12 @@ def bucket_answer(
 ) -> dict[str, Any]:
     """Where a rectangle of an image would go, and what of it would be kept; or its `fault`."""
     try:
-        box, resolution = _box_of(given), int(given.get("resolution", ""))
+        box = _box_of(given)
     except ValueError:
         return {"fault": "Whole numbers are expected."}
     whole = _whole(facts)
     fault = why_not_cut(whole, box)
+    resolution = whole_number(given.get("resolution", ""), _LONGEST_SIDE) or 0
     if resolution not in RESOLUTIONS:
         fault = "is asked for at a resolution that is not offered here"
     if fault:
@@ -151,9 +153,11 @@ def _box_of(given: Mapping[str, str]) -> Box:
     Raises:
         ValueError: A number is missing, is none, or is far too large.
     """
-    numbers = [int(given.get(name, "")) for name in ("x", "y", "width", "height")]
-    if any(abs(number) > _LONGEST_SIDE for number in numbers):
-        raise ValueError("too large")
+    names = ("x", "y", "width", "height")
+    typed = (whole_number(given.get(name, ""), _LONGEST_SIDE, -_LONGEST_SIDE) for name in names)
+    numbers = [number for number in typed if number is not None]
+    if len(numbers) < len(names):
+        raise ValueError("no whole number, or far too large")
     x, y, width, height = numbers
     return Box(x, y, Size(width, height))
 
@@ -205,22 +209,14 @@ def _neighbours(dataset: Path, image: Path) -> tuple[str, str, int, int]:
 
     In the order of their paths, as scans have them; empty where there is none.
     """
-    found: list[str] = []
-    for folder, inner, names in os.walk(dataset):
-        inner[:] = [name for name in inner if not name.startswith(".")]
-        found += [
-            os.path.join(folder, name)  # noqa: PTH118 - hot path
-            for name in names
-            if os.path.splitext(name)[1].lower() in EXTENSIONS and not name.startswith(".")  # noqa: PTH122
-        ]
-    found.sort(key=sort_key)
+    found = image_files(dataset)
     try:
-        place = found.index(str(image))
+        place = found.index(image.relative_to(dataset).as_posix())
     except ValueError:
         return "", "", 0, len(found)
 
     def address(number: int) -> str:
         known = 0 <= number < len(found)
-        return address_of([dataset], Path(found[number])) if known else ""
+        return address_of([dataset], dataset / found[number]) if known else ""
 
     return address(place - 1), address(place + 1), place + 1, len(found)

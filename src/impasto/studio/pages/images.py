@@ -7,15 +7,13 @@ Pillow come with it, and a studio that nobody asks for images starts without the
 from __future__ import annotations
 
 import asyncio
-import json
-import re
 import secrets
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
-from starlette.datastructures import FormData, UploadFile
+from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, RedirectResponse, Response
@@ -23,16 +21,21 @@ from starlette.routing import BaseRoute, Route
 
 from impasto import files
 from impasto.errors import ImpastoError
-from impasto.parsing import printable
+from impasto.hub_ids import is_hub_id
+from impasto.parsing import parse_json, printable
 from impasto.studio.core import Studio
-from impasto.studio.datasets import dataset_of, image_of
+from impasto.studio.datasets import image_of
 from impasto.studio.folders import address_of
+from impasto.studio.forms import read_form, texts_of, whole_number
+from impasto.studio.image_copies import Views
+from impasto.studio.pages import dataset_in
 from impasto.studio.pages.tasks import task_view
-from impasto.studio.views import Views, run_verb
+from impasto.studio.verbs import run_verb
 
 _MASK_BYTES = 64 << 20
 _EPOCHS = 4
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?", re.ASCII)
+_MOST_PIXELS = 2000
+_PATIENCE_S = 120.0
 
 
 def routes(studio: Studio) -> list[BaseRoute]:
@@ -131,8 +134,7 @@ class ImagePages:
         from impasto.studio.pages.image_views import keep_crop, remove_crop
 
         shown = await self._shown(request)
-        async with request.form(max_files=0, max_fields=10) as form:
-            given = _texts(form)
+        given = texts_of(await read_form(request))
         if "remove" in given:
             await self._read(lambda: remove_crop(shown.image))
         else:
@@ -146,7 +148,7 @@ class ImagePages:
         """Keep a mask that was painted."""
         shown = await self._shown(request)
         async with request.form(max_files=1, max_fields=4, max_part_size=_MASK_BYTES) as form:
-            folder = self._masks(shown, _texts(form).get("masks", ""))
+            folder = self._masks(shown, texts_of(form).get("masks", ""))
             painted = form.get("mask")
             if not isinstance(painted, UploadFile):
                 raise HTTPException(422, "There is no mask in what was sent.")
@@ -164,6 +166,7 @@ class ImagePages:
                 run_verb(
                     ["dataset", "mask", shown.dataset, *words, "--out", folder, "--overwrite"],
                     self.studio.home,
+                    _PATIENCE_S,
                 )
             finally:
                 file.unlink(missing_ok=True)
@@ -174,8 +177,7 @@ class ImagePages:
     async def make_mask(self, request: Request) -> Response:
         """Have a model make the mask of this image, as a task."""
         shown = await self._shown(request)
-        async with request.form(max_files=0, max_fields=12) as form:
-            given = _texts(form)
+        given = texts_of(await read_form(request))
         folder = self._masks(shown, given.get("masks", ""))
         model = self._model(given.get("model", "").strip())
         labels = [label.strip() for label in given.get("labels", "").split(",") if label.strip()]
@@ -203,8 +205,8 @@ class ImagePages:
 
         def ask() -> list[dict[str, Any]]:
             files.require_writable(self.studio.home)
-            told = run_verb(words, self.studio.home)
-            (found,) = json.loads(told[told.index("{") :])["images"].values()
+            told = run_verb(words, self.studio.home, _PATIENCE_S)
+            (found,) = parse_json(told[told.index("{") :], halves=True)["images"].values()
             return list(found)
 
         return self.studio.page("image_showings.html.j2", showings=await self._read(ask))
@@ -215,16 +217,9 @@ class ImagePages:
         Raises:
             HTTPException: There is none: 404.
         """
-        name, inside = request.path_params["dataset"], request.path_params["image"]
-
-        def find() -> tuple[Path, Path | None] | None:
-            dataset = dataset_of(self.studio.folders, name)
-            return None if dataset is None else (dataset, image_of(dataset, inside))
-
-        found = await asyncio.to_thread(find)
-        if found is None:
-            raise HTTPException(404, "This dataset is not there: it was removed or renamed.")
-        dataset, image = found
+        dataset = await dataset_in(self.studio, request)
+        name = request.path_params["dataset"]
+        image = await asyncio.to_thread(image_of, dataset, request.path_params["image"])
         if image is None:
             raise HTTPException(404, "This image is not there: it was removed or renamed.")
         return _Shown(dataset, image, f"/data/{name}/images/{address_of([dataset], image)}")
@@ -257,7 +252,7 @@ class ImagePages:
                     return str(path)
             except (OSError, ValueError):
                 continue
-        if _HUB_ID.fullmatch(text):
+        if is_hub_id(text, short=True):
             return text
         raise HTTPException(
             422,
@@ -283,20 +278,16 @@ class ImagePages:
             raise HTTPException(422, str(error)) from error
 
 
-def _texts(form: FormData) -> dict[str, str]:
-    return {name: value for name, value in form.items() if isinstance(value, str)}
-
-
 def _number(given: dict[str, str], name: str) -> int:
     """A number of a form.
 
     Raises:
         HTTPException: It is none, or too large: 422.
     """
-    try:
-        number = int(given.get(name, "") or 0)
-    except ValueError as error:
-        raise HTTPException(422, f"{name} is a whole number of pixels.") from error
-    if not (0 if name == "blur" else -2000) <= number <= 2000:
-        raise HTTPException(422, f"{name} is at most 2000 pixels.")
+    least = 0 if name == "blur" else -_MOST_PIXELS
+    number = whole_number(given.get(name, "").strip() or "0", _MOST_PIXELS, least)
+    if number is None:
+        raise HTTPException(
+            422, f"{name} is a whole number of pixels from {least} to {_MOST_PIXELS}."
+        )
     return number

@@ -9,18 +9,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from starlette.datastructures import FormData
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from impasto import files
-from impasto.parsing import printable
+from impasto.parsing import printable, read_object
 from impasto.progress import size_words
 from impasto.report.hub_licenses import COMMON, LICENSES
 from impasto.runs.queue import Queue
 from impasto.studio.core import Studio
+from impasto.studio.forms import read_form
 from impasto.studio.models import (
     FoundModel,
     all_models,
@@ -28,7 +28,6 @@ from impasto.studio.models import (
     empty_trash,
     find_model,
     jobs_with,
-    read_result,
     trash_size,
     users_of,
 )
@@ -41,9 +40,8 @@ from impasto.studio.pages.model_forms import (
 )
 from impasto.studio.pages.tasks import task_view
 
-_FIELDS = 24
 _CARD_BYTES = 1 << 20
-_KEPT_PLANS = 20
+_KEPT_UPLOADS = 20
 
 
 def routes(studio: Studio) -> list[BaseRoute]:
@@ -59,9 +57,9 @@ def routes(studio: Studio) -> list[BaseRoute]:
         Route(f"{one}/inspect", pages.inspect, methods=["POST"]),
         Route(f"{one}/convert", pages.convert, methods=["POST"]),
         Route(f"{one}/publish", pages.publish, methods=["POST"]),
-        Route(f"{one}/publish/{{plan}}", pages.plan),
-        Route(f"{one}/publish/{{plan}}/part", pages.plan_part),
-        Route(f"{one}/publish/{{plan}}", pages.send, methods=["POST"]),
+        Route(f"{one}/publish/{{upload}}", pages.upload),
+        Route(f"{one}/publish/{{upload}}/part", pages.upload_part),
+        Route(f"{one}/publish/{{upload}}", pages.send, methods=["POST"]),
         Route(f"{one}/delete", pages.ask_delete),
         Route(f"{one}/delete", pages.delete, methods=["POST"]),
     ]
@@ -128,7 +126,7 @@ class ModelPages:
 
     async def convert(self, request: Request) -> Response:
         """Write a model in another form, beside the others; never over something."""
-        model, form = await self._model_of(request), await _form(request)
+        model, form = await self._model_of(request), await read_form(request)
         words = convert_words(model, form, self.studio.folders.models)
         task = await asyncio.to_thread(
             self.studio.tasks.start, words, f"Convert {_title(model)}", model.address
@@ -137,7 +135,7 @@ class ModelPages:
 
     async def download(self, request: Request) -> Response:
         """Download a model by its id on the Hub."""
-        form = await _form(request)
+        form = await read_form(request)
         words = download_words(form, self.studio.folders.models)
         task = await asyncio.to_thread(
             self.studio.tasks.start, words, f"Download {words[-1]}", "/models"
@@ -146,34 +144,34 @@ class ModelPages:
 
     async def publish(self, request: Request) -> Response:
         """Make the card of a model and the list of what would be sent: a dry run."""
-        model, form = await self._model_of(request), await _form(request)
+        model, form = await self._model_of(request), await read_form(request)
         words = publish_words(model, form)
-        plan = secrets.token_hex(8)
+        upload = secrets.token_hex(8)
 
         def start() -> None:
-            folder = self._plan_folder(plan)
+            folder = self._upload_folder(upload)
             _keep_newest(folder.parent)
             dry_run = [*words[:1], "--out", folder, *words[1:]]
             task = self.studio.tasks.start(
-                dry_run, f"Card of {_title(model)}", f"{model.address}/publish/{plan}"
+                dry_run, f"Card of {_title(model)}", f"{model.address}/publish/{upload}"
             )
             wanted = {"words": list(map(str, words)), "task": task, "model": model.key}
             files.write_json(folder / "request.json", wanted)
 
         await asyncio.to_thread(start)
-        return RedirectResponse(f"{model.address}/publish/{plan}", 303)
+        return RedirectResponse(f"{model.address}/publish/{upload}", 303)
 
-    async def plan(self, request: Request) -> Response:
+    async def upload(self, request: Request) -> Response:
         """What would be sent, to be looked at before it is."""
         model = await self._model_of(request)
-        content = await asyncio.to_thread(self._plan, model, request)
+        content = await asyncio.to_thread(self._upload, model, request)
         return self.studio.page("publish.html.j2", model=model.view(), **content)
 
-    async def plan_part(self, request: Request) -> Response:
+    async def upload_part(self, request: Request) -> Response:
         """The same as a part, which the page asks for while the card is made."""
         model = await self._model_of(request)
-        content = await asyncio.to_thread(self._plan, model, request)
-        return self.studio.page("publish_plan.html.j2", model=model.view(), **content)
+        content = await asyncio.to_thread(self._upload, model, request)
+        return self.studio.page("publish_upload.html.j2", model=model.view(), **content)
 
     async def send(self, request: Request) -> Response:
         """Publish what was looked at. The token is the process's own, by its environment."""
@@ -210,7 +208,7 @@ class ModelPages:
 
     async def delete(self, request: Request) -> Response:
         """Move a model into the trash, unless a run works with it now."""
-        model, form = await self._model_of(request), await _form(request)
+        model, form = await self._model_of(request), await read_form(request)
         if form.get("sure") != "yes":
             raise HTTPException(400, "Nothing was deleted: the box was not ticked.")
 
@@ -230,7 +228,7 @@ class ModelPages:
 
     async def empty_trash(self, request: Request) -> Response:
         """Remove for good what was deleted."""
-        form = await _form(request)
+        form = await read_form(request)
         if form.get("sure") != "yes":
             raise HTTPException(400, "Nothing was removed: the box was not ticked.")
         await asyncio.to_thread(empty_trash, self.studio.folders)
@@ -254,7 +252,7 @@ class ModelPages:
     def _inspection(self, model: FoundModel, name: str) -> dict[str, Any]:
         """What is known of a model, and the task that finds it out."""
         task = self.studio.tasks.find(name)
-        found = read_result(self._result_of(model))
+        found = read_object(self._result_of(model))
         sections = {
             str(heading): {str(key): str(value) for key, value in rows.items()}
             for heading, rows in (found or {}).items()
@@ -265,39 +263,39 @@ class ModelPages:
             "task": None if task is None else task_view(self.studio.tasks, task),
         }
 
-    def _plan_folder(self, plan: str) -> Path:
-        return (self.studio.home / "publish" / plan).absolute()
+    def _upload_folder(self, upload: str) -> Path:
+        return (self.studio.home / "publish" / upload).absolute()
 
     def _request_of(self, request: Request) -> dict[str, Any]:
         """What was asked for when a card was made.
 
         Raises:
-            HTTPException: There is no such plan: 404.
+            HTTPException: There is no such upload: 404.
         """
-        plan = request.path_params["plan"]
-        is_name = len(plan) == 16 and plan.isascii() and plan.isalnum()
-        found = read_result(self._plan_folder(plan) / "request.json") if is_name else None
+        upload = request.path_params["upload"]
+        is_name = len(upload) == 16 and upload.isascii() and upload.isalnum()
+        found = read_object(self._upload_folder(upload) / "request.json") if is_name else None
         if found is None or not isinstance(found.get("words"), list):
             raise HTTPException(404, "This card is not there any more. Make it again.")
-        return dict(found)
+        return found
 
-    def _plan(self, model: FoundModel, request: Request) -> dict[str, Any]:
-        wanted, name = self._request_of(request), request.path_params["plan"]
-        folder = self._plan_folder(name)
+    def _upload(self, model: FoundModel, request: Request) -> dict[str, Any]:
+        wanted, name = self._request_of(request), request.path_params["upload"]
+        folder = self._upload_folder(name)
         task = self.studio.tasks.find(str(wanted.get("task")))
         view = None if task is None else task_view(self.studio.tasks, task)
         is_made = view is None or not view["is_alive"]
-        plan = read_result(folder / "upload.json") if is_made else None
+        upload = read_object(folder / "upload.json") if is_made else None
         try:
             with (folder / "README.md").open(encoding="utf-8", errors="replace") as file:
                 card = file.read(_CARD_BYTES)
         except OSError:
             card = ""
-        rows = plan.get("files", []) if plan else []
+        rows = upload.get("files", []) if upload else []
         return {
             "here": f"{model.address}/publish/{name}",
             "task": view,
-            "plan": plan,
+            "upload": upload,
             "card": card,
             "files": [(str(row["name"]), size_words(int(row["bytes"]))) for row in rows],
             "total": size_words(sum(int(row["bytes"]) for row in rows)),
@@ -314,13 +312,9 @@ class ModelPages:
 def _keep_newest(folder: Path) -> None:
     """Remove what was made for publishing, but the newest."""
     with contextlib.suppress(OSError):
-        plans = sorted(folder.iterdir(), key=lambda path: path.stat().st_mtime, reverse=True)
-        for plan in plans[_KEPT_PLANS:]:
-            files.remove_folder(plan)
-
-
-async def _form(request: Request) -> FormData:
-    return await request.form(max_files=0, max_fields=_FIELDS, max_part_size=1 << 16)
+        uploads = sorted(folder.iterdir(), key=lambda path: path.stat().st_mtime, reverse=True)
+        for upload in uploads[_KEPT_UPLOADS:]:
+            files.remove_folder(upload)
 
 
 def _title(model: FoundModel) -> str:

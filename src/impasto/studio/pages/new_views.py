@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from impasto.progress import duration_words
+from impasto.progress import duration_words, size_words
 from impasto.studio.plans import PlanState
 
-_MIB, _GIB = 2**20, 2**30
+_MIB = 2**20
 
 
 def plan_view(state: PlanState) -> dict[str, Any]:
@@ -33,11 +33,6 @@ def plan_view(state: PlanState) -> dict[str, Any]:
         "skipped": plan["data"]["skipped"][:20],
         "notes": plan["notes"],
     }
-
-
-def size_words(size: float) -> str:
-    """Bytes as a person reads them."""
-    return f"{size / _MIB:.0f} MiB" if size < 0.1 * _GIB else f"{size / _GIB:.1f} GiB"
 
 
 def _rows(plan: dict[str, Any]) -> list[tuple[str, str]]:

@@ -22,10 +22,11 @@ from impasto.runs.queue import Queue
 from impasto.runs.queue_devices import ask_runner_to_stop, device_name, is_device_number, runner_of
 from impasto.runs.queue_settings import output_of
 from impasto.studio.core import Studio
+from impasto.studio.forms import read_form, whole_number
 from impasto.studio.pages.queue_views import is_starting, queue_view
 
 _LARGEST_BYTES = 1 << 20
-_DIGITS = 9
+_LARGEST_NUMBER = 10**9 - 1
 _FIELDS = ("file", "text", "name")
 
 CHANGES: dict[str, tuple[Callable[[Queue, int], Any], str]] = {
@@ -75,7 +76,7 @@ class QueuePages:
     async def change(self, request: Request) -> Response:
         """Move, pause, continue, retry, repeat or remove a job."""
         job, name = request.path_params["job"], request.path_params["change"]
-        number = _number(job)
+        number = whole_number(job, _LARGEST_NUMBER)
         if name not in CHANGES or number is None:
             raise HTTPException(404, "There is no such job, or no such change.")
         change, said = CHANGES[name]
@@ -87,8 +88,8 @@ class QueuePages:
 
     async def start(self, request: Request) -> Response:
         """Have a process of its own work the queue off on a device."""
-        async with request.form(max_files=0, max_fields=4) as form:
-            number = _number(str(form.get("device", "0")))
+        form = await read_form(request)
+        number = whole_number(str(form.get("device", "0")), _LARGEST_NUMBER)
         if number is None or not is_device_number(number):
             raise HTTPException(400, "A device is a number: 0 is the first GPU.")
         try:
@@ -110,9 +111,9 @@ class QueuePages:
 
     async def add(self, request: Request) -> Response:
         """Add a settings file, by its path or its text."""
-        async with request.form(max_files=0, max_fields=8, max_part_size=_LARGEST_BYTES) as form:
-            given = {name: str(form.get(name, "")) for name in _FIELDS}
-            paused = form.get("paused") is not None
+        form = await read_form(request, most_bytes=_LARGEST_BYTES)
+        given = {name: str(form.get(name, "")) for name in _FIELDS}
+        paused = form.get("paused") is not None
         faults = await asyncio.to_thread(self._add, given, paused=paused)
         if faults:
             return await self._shown(given | ({"paused": "1"} if paused else {}), faults)
@@ -205,8 +206,3 @@ class QueuePages:
                 f"output_dir is {output}, which is in none of the folders of runs that this studio "
                 f"shows. Choose one in {' or '.join(map(str, self.studio.folders.runs))}."
             )
-
-
-def _number(text: str) -> int | None:
-    is_number = text.isascii() and text.isdecimal() and len(text) <= _DIGITS
-    return int(text) if is_number else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import time
 from pathlib import Path
@@ -15,7 +16,7 @@ from impasto.studio.core import Studio
 from impasto.studio.pages.tasks import task_view
 
 _LOOKED_AT = 10
-"""The newest tasks, among which those that work on the queue are looked for."""
+"""The newest tasks that work on queues, among which those of this queue are looked for."""
 
 _LATEST = 2**33
 
@@ -119,9 +120,9 @@ def _failure(studio: Studio) -> dict[str, Any] | None:
 def _tasks(studio: Studio) -> list[tuple[Any, list[Any]]]:
     """The newest tasks that work on this queue, with their words."""
     found = []
-    for task in studio.tasks.all()[:_LOOKED_AT]:
+    for task in itertools.islice(studio.tasks.newest("queue", "run"), _LOOKED_AT):
         words = list(task.description().get("words", ()))
-        if words[:2] == ["queue", "run"] and str(studio.queue) in words:
+        if str(studio.queue) in words:
             found.append((task, words))
     return found
 

@@ -13,7 +13,7 @@ from impasto.runs.commands import COMMANDS
 from impasto.runs.events import read_events
 from impasto.runs.lines import size_of
 from impasto.runs.listing import RunSummary
-from impasto.studio.jobs import Jobs
+from impasto.studio.run_processes import RunProcesses
 from impasto.studio.watching import RunWatch, line_of
 
 _LOG_LINES = 300
@@ -40,7 +40,7 @@ def run_rows(
     ]
 
 
-def run_page(run: RunDirectory, jobs: Jobs) -> dict[str, Any]:
+def run_page(run: RunDirectory, processes: RunProcesses) -> dict[str, Any]:
     """Everything of one run but its curves, which the page asks for itself."""
     place = RunWatch(run).place  # before anything is read: what comes meanwhile is told again
     samples = _samples(run)
@@ -54,14 +54,14 @@ def run_page(run: RunDirectory, jobs: Jobs) -> dict[str, Any]:
         "prompts": _prompts(run, samples),
         "facts": _facts(run),
         "place_in_files": place,
-        **state_part(run, run.state(), jobs),
+        **state_part(run, run.state(), processes),
     }
 
 
-def state_part(run: RunDirectory, state: RunState, jobs: Jobs) -> dict[str, Any]:
+def state_part(run: RunDirectory, state: RunState, processes: RunProcesses) -> dict[str, Any]:
     """How a run stands, and what can be asked of it then."""
     model = run.exported_model()
-    starting = not state.is_alive and jobs.is_starting(run.path)
+    starting = not state.is_alive and processes.is_starting(run.path)
     return {
         "state": state.state,
         "sentence": state.sentence(run.path),
@@ -71,7 +71,7 @@ def state_part(run: RunDirectory, state: RunState, jobs: Jobs) -> dict[str, Any]
         "is_alive": state.is_alive,
         "starting": starting,
         "can_resume": state.state in ("killed", "interrupted", "failed") and not starting,
-        "failure": "" if state.is_alive else jobs.failure_of(run.path),
+        "failure": "" if state.is_alive else processes.failure_of(run.path),
         "model": None if model is None else str(model),
     }
 

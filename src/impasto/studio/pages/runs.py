@@ -26,11 +26,12 @@ from impasto.runs.commands import CommandName, send_command
 from impasto.studio.core import Studio
 from impasto.studio.curves import read_curves
 from impasto.studio.folders import file_of
+from impasto.studio.forms import whole_number
 from impasto.studio.pages.learning_views import image_loss_view, learning_view
 from impasto.studio.pages.run_views import run_page, run_rows, state_part
 from impasto.studio.watching import RunWatch
 
-_DIGITS = 12
+_LARGEST_STEP = 10**12
 _IMAGES = {".png": "image/png", ".jpg": "image/jpeg", ".webp": "image/webp"}
 
 
@@ -84,7 +85,7 @@ class RunPages:
     async def run_page(self, request: Request) -> Response:
         """Everything of one run."""
         run = await self.run_of(request)
-        content = await asyncio.to_thread(run_page, run, self.studio.jobs)
+        content = await asyncio.to_thread(run_page, run, self.studio.run_processes)
         return self.studio.page("run.html.j2", name=self.studio.folders.name_of(run), **content)
 
     async def curves(self, request: Request) -> Response:
@@ -150,7 +151,9 @@ class RunPages:
         if state.is_alive:
             raise HTTPException(409, "This run is being trained already.")
         folder = str(state.status.get("folder", ""))
-        await asyncio.to_thread(self.studio.jobs.start, ["resume", run.path], run.path, folder)
+        await asyncio.to_thread(
+            self.studio.run_processes.start, ["resume", run.path], run.path, folder
+        )
         return RedirectResponse(f"/runs/{self.studio.folders.name_of(run)}", 303)
 
     async def _rows(self) -> list[dict[str, Any]]:
@@ -174,7 +177,7 @@ class RunPages:
         news = watch.look()
         told = []
         if news.state is not None:
-            content = state_part(run, news.state, self.studio.jobs)
+            content = state_part(run, news.state, self.studio.run_processes)
             part = self.studio.templates.get_template("state.html.j2")
             told.append(_event(part.render(name=self.studio.folders.name_of(run), **content)))
         for name, found in (
@@ -192,9 +195,10 @@ def _step_folder(text: str) -> str:
     Raises:
         HTTPException: It is no number of a step: 404.
     """
-    if not (text.isascii() and text.isdecimal() and len(text) <= _DIGITS):
+    step = whole_number(text, _LARGEST_STEP)
+    if step is None:
         raise HTTPException(404, "There is no such step.")
-    return step_name(int(text))
+    return step_name(step)
 
 
 def _event(data: str, name: str = "") -> str:

@@ -5,17 +5,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import BaseRoute, Route
 
+from impasto.errors import ImpastoError
 from impasto.studio.core import Studio
 from impasto.studio.machine import Machine
-
-DEMO = "impasto-demo"
 
 
 def routes(studio: Studio) -> list[BaseRoute]:
@@ -48,24 +46,15 @@ class StartPage:
             if found is None:
                 try:
                     found = await asyncio.to_thread(self.machine.examine)
-                except (OSError, ValueError) as error:
+                except ImpastoError as error:
                     return self.studio.page("machine.html.j2", facts=[], advice=[str(error)])
         return self.studio.page("machine.html.j2", **_machine_view(found))
 
     async def demo(self, _: Request) -> Response:
         """Train the demo in a folder of its own among the runs."""
         folder = self.studio.folders.runs[0]
-        words: list[str | Path] = ["demo", "--out", await asyncio.to_thread(_free, folder)]
-        name = await asyncio.to_thread(self.studio.tasks.start, words, "The demo", "/", folder)
+        name = await asyncio.to_thread(self.studio.tasks.start, ["demo"], "The demo", "/", folder)
         return RedirectResponse(f"/tasks/{name}", 303)
-
-
-def _free(folder: Path) -> Path:
-    number, path = 1, folder / DEMO
-    while path.exists():
-        number += 1
-        path = folder / f"{DEMO}-{number}"
-    return path
 
 
 def _machine_view(found: Mapping[str, Any]) -> dict[str, Any]:

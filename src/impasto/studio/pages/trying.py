@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import re
 import secrets
 from dataclasses import dataclass
@@ -17,11 +16,13 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import BaseRoute, Route
 
+from impasto.parsing import read_object
 from impasto.studio.caption_edits import shortened
 from impasto.studio.core import Studio
 from impasto.studio.folders import address_of
+from impasto.studio.forms import read_form
 from impasto.studio.model_names import offered_models, why_not_offered
-from impasto.studio.pages.captions import dataset_in, here_of
+from impasto.studio.pages import captions_address, dataset_in
 from impasto.studio.pages.tasks import task_view
 
 MODELS = 3
@@ -66,7 +67,7 @@ class TryPages:
         return self.studio.page(
             "try.html.j2",
             title=dataset.name,
-            here=here_of(self.studio, dataset),
+            here=captions_address(self.studio, dataset),
             offered=offered,
             places=", ".join(map(str, self.studio.folders.models)),
             models=MODELS,
@@ -79,11 +80,13 @@ class TryPages:
         dataset = await dataset_in(self.studio, request)
         task = request.query_params.get("task", "")
         tried = await asyncio.to_thread(self._tried, dataset, request.path_params["tried"], task)
-        return self.studio.page("tried.html.j2", here=here_of(self.studio, dataset), **tried)
+        return self.studio.page(
+            "tried.html.j2", here=captions_address(self.studio, dataset), **tried
+        )
 
     async def start(self, request: Request) -> Response:
         """Try up to three models on twelve images, as a task."""
-        dataset, form = await dataset_in(self.studio, request), await request.form()
+        dataset, form = await dataset_in(self.studio, request), await read_form(request)
         chosen = [self._model(form, f"{n}") for n in range(1, MODELS + 1) if form.get(f"model-{n}")]
         if not chosen:
             raise HTTPException(400, "Choose a model.")
@@ -92,13 +95,13 @@ class TryPages:
         words = ["dataset", "try", str(dataset.absolute()), f"--sample={SAMPLE}", f"--out={out}"]
         for kind, model, setting in chosen:
             words += [f"--{kind}", model, setting]
-        here = f"{here_of(self.studio, dataset)}/try"
+        here = f"{captions_address(self.studio, dataset)}/try"
         title = f"Try {', '.join(_short(model) for _, model, _ in chosen)} on {SAMPLE} images"
         return await self._started(words, title, here, {"tried": token})
 
     async def run_on_all(self, request: Request) -> Response:
         """Run one model on all images, as a task."""
-        dataset, form = await dataset_in(self.studio, request), await request.form()
+        dataset, form = await dataset_in(self.studio, request), await read_form(request)
         kind, model, setting = self._model(form, "0")
         existing = str(form.get("existing", ""))
         if existing not in _EXISTING:
@@ -109,7 +112,7 @@ class TryPages:
             words.append(f"--prompt={setting}")
         if kind == "tagger" and setting != "default":
             words.append(f"--threshold={setting}")
-        here = here_of(self.studio, dataset)
+        here = captions_address(self.studio, dataset)
         return await self._started(words, f"{_short(model)} on {dataset.name}", here, {})
 
     async def _started(
@@ -149,7 +152,7 @@ class TryPages:
         view = task_view(self.studio.tasks, task) if task is not None else None
         answer: dict[str, Any] = {}
         if _TOKEN.fullmatch(token):
-            answer = _read(self.studio.home / "tried" / f"{token}.json")
+            answer = read_object(self.studio.home / "tried" / f"{token}.json") or {}
         columns = [
             {"words": {}, "error": "", **column, "short": _short(column["model"])}
             for column in answer.get("models", ())
@@ -163,14 +166,6 @@ class TryPages:
             for name in answer.get("images", ())
         ]
         return {"task": view, "tried": token, "columns": columns, "rows": rows}
-
-
-def _read(file: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _short(model: str) -> str:

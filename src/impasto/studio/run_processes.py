@@ -8,7 +8,7 @@ from pathlib import Path
 
 from impasto.errors import RunError
 from impasto.runs.lines import read_end
-from impasto.studio.processes import start_apart
+from impasto.runs.processes import start_apart
 
 TERMINAL_LOG = "terminal.log"
 """What a process that the studio started for a run has printed, in the run's directory."""
@@ -16,7 +16,7 @@ TERMINAL_LOG = "terminal.log"
 _TOLD_BYTES = 4000
 
 
-class Jobs:
+class RunProcesses:
     """Starts commands on runs, one for each, and knows what became of its own."""
 
     def __init__(self) -> None:
@@ -47,12 +47,12 @@ class Jobs:
 
     def is_starting(self, run: Path) -> bool:
         """Whether a process that was started for a run has not ended."""
-        job = self._started.get(run)
-        return job is not None and job.poll() is None
+        process = self._started.get(run)
+        return process is not None and process.poll() is None
 
     def failure_of(self, run: Path) -> str:
         """The last that a process for a run has printed, if it ended with an error; else empty."""
-        job = self._started.get(run)
-        if job is None or job.poll() in (None, 0):
+        process = self._started.get(run)
+        if process is None or process.poll() in (None, 0):
             return ""
         return "\n".join(read_end(run / TERMINAL_LOG, _TOLD_BYTES).splitlines()[-20:])

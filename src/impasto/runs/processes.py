@@ -1,4 +1,4 @@
-"""Processes that outlive the studio: `python -m impasto ...` in a session of its own."""
+"""Processes that outlive whoever starts them: `python -m impasto ...` in a session of its own."""
 
 from __future__ import annotations
 

@@ -7,57 +7,25 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
-import subprocess
-import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from impasto import files
 from impasto.errors import DatasetError, StorageError
+from impasto.parsing import read_object
 from impasto.studio.folders import leads_out
+from impasto.studio.verbs import ask_verb
 
-_PATIENCE_S = 120
+_PATIENCE_S = 120.0
 _AT_ONCE = 2
 _NUMBERS = ("width", "height", "size_bytes", "frames")
 _OTHERS = {"format": str, "mode": str, "rotated": bool}
 _MEDIA_TYPES = ("", "image/jpeg", "image/png", "image/webp")
 _KEPT = 400  # files of a folder of copies
-
-
-def run_verb(words: Sequence[str | Path], folder: Path | None = None) -> str:
-    """Run `impasto` with some words to its end.
-
-    Args:
-        words: The verb and its arguments. No shell takes part, so names may hold anything.
-        folder: Where it runs.
-
-    Returns:
-        What it printed.
-
-    Raises:
-        DatasetError: It failed, in its own words, or takes too long.
-    """
-    try:
-        ended = subprocess.run(
-            [sys.executable, "-m", "impasto", *map(str, words)],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=_PATIENCE_S,
-            cwd=folder,
-            env={**os.environ, "PYTHONUTF8": "1"},
-            check=False,
-        )
-    except subprocess.TimeoutExpired as error:
-        raise DatasetError(f"It takes more than {_PATIENCE_S} s, and was ended.") from error
-    if ended.returncode:
-        said = ended.stderr.decode("utf-8", errors="replace").strip()
-        raise DatasetError(said.removeprefix("Error: ") or f"Its exit code is {ended.returncode}.")
-    return ended.stdout.decode("utf-8", errors="replace")
 
 
 @dataclass
@@ -77,17 +45,17 @@ class Views:
         """What `impasto dataset show` says of an image: `width`, `height`, `media_type`, ...
 
         Raises:
-            DatasetError: It cannot be read.
+            RunError: It cannot be read.
+            DatasetError: There is no place to keep what is made.
         """
         file = self._file(dataset, image, ".json")
-        try:
-            found = json.loads(file.read_text(encoding="utf-8"))
-            if _are_facts(found):
-                return dict(found)
-        except (OSError, ValueError):
-            pass
+        found = read_object(file)
+        if found is not None and _are_facts(found):
+            return found
         with self._slots:
-            made: dict[str, Any] = json.loads(run_verb(["dataset", "show", image, "--json"]))
+            made: dict[str, Any] = ask_verb(
+                ["dataset", "show", image, "--json"], patience_s=_PATIENCE_S
+            )
         kept = {k: v for k, v in made.items() if k not in ("crop", "crop_fault", "caption", "tags")}
         with contextlib.suppress(StorageError):
             files.write_json(file, kept, durable=False)
@@ -99,7 +67,8 @@ class Views:
         It is the image itself where browsers show it as it is trained on; else an upright copy.
 
         Raises:
-            DatasetError: It cannot be read.
+            RunError: It cannot be read.
+            DatasetError: There is no place to keep what is made.
         """
         facts = self.facts(dataset, image)
         if facts["media_type"]:
@@ -107,7 +76,9 @@ class Views:
         copy = self._file(dataset, image, ending)
         if not copy.is_file():
             with self._slots:
-                run_verb(["dataset", "show", image, "--json", "--view", copy])
+                ask_verb(
+                    ["dataset", "show", image, "--json", "--view", copy], patience_s=_PATIENCE_S
+                )
         return copy, "image/png" if ending == ".png" else "image/jpeg"
 
     def _file(self, dataset: Path, image: Path, ending: str) -> Path:
@@ -133,11 +104,10 @@ class Views:
         raise DatasetError(f"Neither {beside} nor {self.home} can be written.")
 
 
-def _are_facts(found: Any) -> bool:
+def _are_facts(found: Mapping[str, Any]) -> bool:
     """Whether a file, which whoever made the folder may have written, can be believed so far."""
     return (
-        isinstance(found, dict)
-        and all(isinstance(found.get(name), int) and found[name] > 0 for name in _NUMBERS)
+        all(isinstance(found.get(name), int) and found[name] > 0 for name in _NUMBERS)
         and found.get("media_type") in _MEDIA_TYPES
         and all(isinstance(found.get(name), kind) for name, kind in _OTHERS.items())
     )
