@@ -18,6 +18,7 @@ from impasto import files
 from impasto.parsing import printable, read_object
 from impasto.progress import size_words
 from impasto.report.hub_licenses import COMMON, LICENSES
+from impasto.report.model_card import CARD
 from impasto.runs.queue import Queue
 from impasto.studio.core import Studio
 from impasto.studio.forms import read_form
@@ -183,7 +184,9 @@ class ModelPages:
                 raise HTTPException(
                     409, "The model was changed since this was made. Make the card again."
                 )
-            words = [*map(str, wanted["words"][:1]), "--yes", *map(str, wanted["words"][1:])]
+            card = self._upload_folder(request.path_params["upload"]) / CARD
+            verb, *words = map(str, wanted["words"])
+            words = [verb, "--yes", f"--card={card}", *words]
             return self.studio.tasks.start(words, f"Publish {_title(model)}", model.address)
 
         return RedirectResponse(f"/tasks/{await asyncio.to_thread(start)}", 303)
