@@ -12,9 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from runs_made import made_run
 
+from impasto import locks
+from impasto.checkpoints import fetching
+from impasto.checkpoints.fetching import _partial_name
 from impasto.checkpoints.uploading import model_files, require_repo_id
-from impasto.errors import ConfigError, ModelError
-from impasto.progress import size_words
+from impasto.errors import ConfigError, ModelError, RunError
+from impasto.progress import SilentProgress, size_words
 from impasto.report.hub_licenses import COMMON, LICENSES, require_license
 from impasto.report.model_card import License, _front_matter, make_card, plain
 
@@ -314,3 +317,19 @@ def test_what_cannot_be_downloaded_is_said_in_a_sentence(hub, tmp_path):
         assert (said.returncode, sentence in said.stderr) == (code, True), said.stderr
     left = [path for path in (tmp_path / "m").rglob("*") if path.is_file()]
     assert left == []
+
+
+def test_downloads_of_different_models_do_not_meet(tmp_path, monkeypatch):
+    """What was left of one is nothing of another, and two of the same do not write together."""
+    names = {
+        _partial_name("sd", hub_id, wanted)
+        for hub_id in ("a/sd", "b/sd", "a/sd@v2")
+        for wanted in (["*.json"], ["*.json", "unet/*"])
+    }
+    assert len(names) == 6
+    assert _partial_name("sd", "a/sd", ["x", "y"]) == _partial_name("sd", "a/sd", ["y", "x"])
+    monkeypatch.setattr(fetching, "_listed_files", lambda *_: ["m.safetensors"])
+    name = _partial_name("m.safetensors", "a/sd", ["m.safetensors"])
+    with locks.FolderLock(tmp_path, "downloading", lambda _: None, f"{name}.lock"):
+        with pytest.raises(RunError, match="being downloaded already"):
+            fetching.fetch_copy("a/sd", tmp_path, (), SilentProgress())

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import glob
+import hashlib
 import shutil
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from impasto import files
+from impasto import files, locks
 from impasto.checkpoints.downloads import download_snapshot
 from impasto.checkpoints.hub import TIMEOUT_S, patterns_of
 from impasto.checkpoints.weight_files import FolderLayout
-from impasto.errors import ModelError
+from impasto.errors import ModelError, RunError
 from impasto.progress import Progress
 
 _ENDINGS = (".safetensors", ".ckpt")
@@ -57,23 +58,43 @@ def fetch_copy(
         target = folder / (Path(single or repo_id).name)
         files.require_absent(target)
         files.require_writable(folder)
-        partial = folder / f".{target.name}.download"
-        patterns = (
-            patterns_of(listed, layouts, variant) if single is None else [glob.escape(single)]
-        )
-        download_snapshot(
-            hub_id,
-            progress,
-            repo_id=repo_id,
-            revision=revision or None,
-            local_dir=partial,
-            allow_patterns=patterns,
-        )
+        wanted = [glob.escape(single)] if single else patterns_of(listed, layouts, variant)
+        partial = folder / _partial_name(target.name, hub_id, wanted)
+        with locks.FolderLock(folder, "downloading", _refuse, f"{partial.name}.lock"):
+            download_snapshot(
+                hub_id,
+                progress,
+                repo_id=repo_id,
+                revision=revision or None,
+                local_dir=partial,
+                allow_patterns=wanted,
+            )
+            _take_place(partial, partial / single if single else partial, target)
+    return target
+
+
+def _partial_name(name: str, hub_id: str, wanted: Collection[str]) -> str:
+    """Where a download is kept until it is whole: another place for another model or files."""
+    mark = hashlib.sha256("\n".join([hub_id, *sorted(wanted)]).encode()).hexdigest()[:12]
+    return f".{name}.{mark}.download"
+
+
+def _take_place(partial: Path, whole: Path, target: Path) -> None:
+    """Give what was downloaded its name, unless something has got that name meanwhile.
+
+    Raises:
+        RunError: Something has.
+        StorageError: It cannot be moved.
+    """
+    files.require_absent(target)
     with files.reported(target):
         shutil.rmtree(partial / ".cache", ignore_errors=True)  # notes of the download
-        (partial if single is None else partial / single).rename(target)
+        whole.rename(target)
     shutil.rmtree(partial, ignore_errors=True)
-    return target
+
+
+def _refuse(holder: locks.LockHolder) -> None:
+    raise RunError(f"It is being downloaded already, by {holder.words}. Wait until that is done.")
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ PATIENCE_S = 600.0
 """Seconds after which a command is ended, if its page does not say otherwise."""
 
 _TOLD = 2000
+_AT_ONCE = threading.Semaphore(3)
+"""So many commands run at a time: each takes tens of MB, some a core. Others wait their turn."""
 
 
 def run_verb(
@@ -39,15 +42,16 @@ def run_verb(
     """
     environment = {name: value for name, value in os.environ.items() if name != TASK}
     try:
-        done = subprocess.run(
-            [sys.executable, *SAFELY, "-m", "impasto", *map(str, words)],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=patience_s,
-            cwd=folder,
-            env={**environment, "PYTHONUTF8": "1"},
-            check=False,
-        )
+        with _AT_ONCE:
+            done = subprocess.run(
+                [sys.executable, *SAFELY, "-m", "impasto", *map(str, words)],
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                timeout=patience_s,
+                cwd=folder,
+                env={**environment, "PYTHONUTF8": "1"},
+                check=False,
+            )
     except subprocess.TimeoutExpired:
         raise RunError(
             f"It takes longer than {patience_s:.0f} s and was ended. Choose fewer images, or use "

@@ -20,7 +20,6 @@ from starlette.responses import (
 from starlette.routing import BaseRoute, Route
 
 from impasto.parsing import printable
-from impasto.report.page import write_report
 from impasto.runs import RunDirectory, step_name
 from impasto.runs.commands import CommandName, send_command
 from impasto.studio.core import Studio
@@ -29,6 +28,7 @@ from impasto.studio.folders import file_of
 from impasto.studio.forms import whole_number
 from impasto.studio.pages.learning_views import image_loss_view, learning_view
 from impasto.studio.pages.run_views import run_page, run_rows, state_part
+from impasto.studio.verbs import run_verb
 from impasto.studio.watching import RunWatch
 
 _LARGEST_STEP = 10**12
@@ -129,9 +129,9 @@ class RunPages:
     async def report(self, request: Request) -> Response:
         """The report of a run, as a file to keep: its styles are not those of this server."""
         run = await self.run_of(request)
-        file = await asyncio.to_thread(write_report, run)
+        await asyncio.to_thread(run_verb, ["report", run.path.absolute()])
         name = f"{printable(run.path.name)}.html"
-        return FileResponse(file, media_type="text/html", filename=name)
+        return FileResponse(run.report, media_type="text/html", filename=name)
 
     async def command(self, request: Request) -> Response:
         """Ask a run for something."""
