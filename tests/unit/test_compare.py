@@ -228,7 +228,7 @@ def test_the_verb_prints_and_writes_what_it_found(tmp_path):
     page = tmp_path / "out" / "page.html"
     said = impasto("compare", one.path, two.path, "--html", page)
     assert said.returncode == 0, said.stderr
-    assert "seed = 3 | 0" in said.stdout
+    assert "seed = 3 | 42" in said.stdout
     assert "0.5000 at step 9" in said.stdout
     assert "killed" in said.stdout
     assert "one" in page.read_text(encoding="utf-8")

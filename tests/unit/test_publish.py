@@ -330,6 +330,8 @@ def test_downloads_of_different_models_do_not_meet(tmp_path, monkeypatch):
     assert _partial_name("sd", "a/sd", ["x", "y"]) == _partial_name("sd", "a/sd", ["y", "x"])
     monkeypatch.setattr(fetching, "_listed_files", lambda *_: ["m.safetensors"])
     name = _partial_name("m.safetensors", "a/sd", ["m.safetensors"])
-    with locks.FolderLock(tmp_path, "downloading", lambda _: None, f"{name}.lock"):
-        with pytest.raises(RunError, match="being downloaded already"):
-            fetching.fetch_copy("a/sd", tmp_path, (), SilentProgress())
+    with (
+        locks.FolderLock(tmp_path, "downloading", lambda _: None, f"{name}.lock"),
+        pytest.raises(RunError, match="being downloaded already"),
+    ):
+        fetching.fetch_copy("a/sd", tmp_path, (), SilentProgress())

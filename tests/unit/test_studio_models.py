@@ -273,7 +273,10 @@ def test_what_would_be_sent_is_shown_before_anything_is(client, studio, base, as
     assert "<i>" not in shown
     sent = post(client, page)
     assert sent.status_code == 303
-    assert asked[1] == ["publish", "--yes", "--license=mit", "--private", "--", str(base), "ada/x"]
+    card = f"--card={folder / 'README.md'}"  # that which was looked at
+    assert asked[1] == [
+        "publish", "--yes", card, "--license=mit", "--private", "--", str(base), "ada/x",
+    ]  # fmt: skip
 
 
 def test_without_a_token_there_is_no_button(client, studio, base, asked):
