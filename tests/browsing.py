@@ -90,6 +90,25 @@ def page(browser, complaints):
     context.close()
 
 
+def wait_for_lines(page, selector=".curve canvas"):
+    """Wait until a chart has lines, and not its axes alone: pixels of a colour that is no grey."""
+    page.wait_for_function(
+        """selector => {
+            const canvas = document.querySelector(selector);
+            if (!canvas || !canvas.width) return false;
+            const { width, height } = canvas;
+            const { data } = canvas.getContext("2d").getImageData(0, 0, width, height);
+            let coloured = 0;
+            for (let n = 0; n < data.length; n += 4) {
+                const [r, g, b] = [data[n], data[n + 1], data[n + 2]];
+                if (data[n + 3] > 200 && Math.max(r, g, b) - Math.min(r, g, b) > 60) coloured += 1;
+            }
+            return coloured > 40;
+        }""",
+        arg=selector,
+    )
+
+
 def tab_to(page, selector, most=40):
     """Go to an element by keyboard, as somebody does who has no mouse."""
     for _ in range(most):

@@ -4,7 +4,7 @@ import os
 import signal
 
 import pytest
-from browsing import LOOKS, at, check, needs_browser, served, tab_to
+from browsing import LOOKS, at, check, needs_browser, served, tab_to, wait_for_lines
 from runs import StopAt
 
 from impasto.runs import RunDirectory
@@ -47,6 +47,7 @@ def test_a_killed_run_is_resumed_asked_and_stopped_by_clicks(
         page.click(".run")
         wait_for_state(page, "failed")
         page.wait_for_selector(".curve canvas")
+        wait_for_lines(page)
         page.click("button:has-text('Resume')")
         wait_for_state(page, "training")
         page.focus("button:has-text('Preview now')")

@@ -3,7 +3,7 @@
 import base64
 
 import pytest
-from browsing import LOOKS, at, check, needs_browser, served
+from browsing import LOOKS, at, check, needs_browser, served, wait_for_lines
 from runs_made import made_run
 
 pytestmark = needs_browser
@@ -41,6 +41,7 @@ def test_runs_are_compared_by_clicks_and_keys(runs, page, complaints):
             page.keyboard.press("Space")
         page.click("button:has-text('Compare')")
         page.wait_for_selector("#curves canvas")
+        wait_for_lines(page, "#curves canvas")
         page.wait_for_selector("#numbers td:has-text('100,000')")
         page.wait_for_function("document.getElementById('curves-note').hidden")
         label = "[...document.querySelectorAll('.curve')][0].getAttribute('aria-label')"

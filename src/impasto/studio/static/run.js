@@ -65,7 +65,7 @@
     for (const name of Object.keys(curves)) delete curves[name];
     Object.assign(curves, found);
     draw();
-    add(late); // what was told while the file was being read
+    if (late.length) add(late); // what was told while the file was being read
   }
 
   function add(records) {
@@ -82,7 +82,7 @@
     if (isNew || !shown.length) return draw();
     for (const { names, plot, box, title } of shown) {
       const { min, max } = plot.scales.x, steps = plot.data[0];
-      const zoomed = min > steps[0] || max < steps[steps.length - 1];
+      const zoomed = min != null && (min > steps[0] || max < steps[steps.length - 1]); // null: not drawn yet
       plot.setData(dataOf(names), !zoomed);
       if (zoomed) plot.redraw();
       describe(box, title, names);
