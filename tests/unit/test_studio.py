@@ -23,7 +23,6 @@ from studios import FROM_HERE, HOME, PORT
 from test_run_status import GONE, make_run
 
 from impasto.cli.console import Console
-from impasto.cli.recorded import stop_when_asked
 from impasto.cli.studio import _begin_with_demo
 from impasto.demo.recipe import PICTURES
 from impasto.errors import RunError
@@ -734,7 +733,17 @@ def test_a_task_of_before_a_restart_is_over_at_once(tmp_path):
 def test_a_task_can_be_asked_to_stop_by_a_file(tmp_path):
     """As on Windows, where no signal reaches a process without a console."""
     task = TaskDirectory(tmp_path)
+    program = (
+        "import sys, threading, time; from pathlib import Path\n"
+        "from impasto.cli.recorded import stop_when_asked\n"
+        "from impasto.runs.tasks import TaskDirectory\n"
+        "task = TaskDirectory(Path(sys.argv[1]))\n"
+        "threading.Thread(target=stop_when_asked, args=(task,), daemon=True).start()\n"
+        "print('begun', flush=True)\n"
+        "try:\n    while True:\n        time.sleep(0.05)\nexcept KeyboardInterrupt:\n    print('stopped')\n"
+    )
+    words = [sys.executable, "-c", program, str(tmp_path)]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "begun\n"
     task.stop_file.write_text("", encoding="utf-8")
-    with pytest.raises(KeyboardInterrupt):
-        stop_when_asked(task)
-        time.sleep(60)
+    assert process.communicate(timeout=120)[0] == "stopped\n"
