@@ -56,7 +56,7 @@ def shown_state(client, name):
 @pytest.mark.parametrize("victims", ["server", "trainer", "both"])
 def test_every_page_tells_the_truth_and_nothing_is_lost(train_config, tmp_path, victims):
     settings = {
-        "training": {"max_steps": 1500, "ema_decay": 0.9},
+        "training": {"max_steps": 500, "ema_decay": 0.9},
         "saving": {"state_every_steps": 10, "keep_states": 2},
     }
     whole = train(train_config(output_dir=str(tmp_path / "whole"), **settings))

@@ -734,7 +734,8 @@ def test_a_task_can_be_asked_to_stop_by_a_file(tmp_path):
     """As on Windows, where no signal reaches a process without a console."""
     task = TaskDirectory(tmp_path)
     program = (
-        "import sys, threading, time; from pathlib import Path\n"
+        "import signal, sys, threading, time; from pathlib import Path\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored beneath some shells\n"
         "from impasto.cli.recorded import stop_when_asked\n"
         "from impasto.runs.tasks import TaskDirectory\n"
         "task = TaskDirectory(Path(sys.argv[1]))\n"
@@ -744,7 +745,10 @@ def test_a_task_can_be_asked_to_stop_by_a_file(tmp_path):
         "except KeyboardInterrupt:\n    print('stopped')\n"
     )
     words = [sys.executable, "-c", program, str(tmp_path)]
-    process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
-    assert process.stdout.readline() == "begun\n"
-    task.stop_file.write_text("", encoding="utf-8")
-    assert process.communicate(timeout=120)[0] == "stopped\n"
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout.readline() == "begun\n"
+            task.stop_file.write_text("", encoding="utf-8")
+            assert process.communicate(timeout=120)[0] == "stopped\n"
+        finally:
+            process.kill()
