@@ -61,6 +61,25 @@ def shown_state(client, name):
     return re.search(r'class="state (\w+)"', page.text)[1]
 
 
+def kill(victims, server, run):
+    if victims != "trainer":
+        server.kill()
+        server.wait()
+    if victims != "server":
+        for process in trainers_of(run):
+            process.kill()
+            wait_for_end(process)
+
+
+def both_states(client, name, run):
+    """What the page says and what is true; a run that goes on may change between the two looks."""
+    for _ in range(5):
+        shown, true = shown_state(client, name), run.state()
+        if shown == true.state:
+            break
+    return shown, true
+
+
 @pytest.mark.parametrize("victims", ["server", "trainer", "both"])
 def test_every_page_tells_the_truth_and_nothing_is_lost(train_config, tmp_path, victims):
     settings = {
@@ -75,24 +94,13 @@ def test_every_page_tells_the_truth_and_nothing_is_lost(train_config, tmp_path, 
     name = address_of([tmp_path / "runs"], run.path)
     saved = run.saved_steps()[-1]
     for moment in MOMENTS:
-        with served(tmp_path / "runs") as (address, server):
-            client = opened(address)
+        with served(tmp_path / "runs") as (address, server), opened(address) as client:
             answer = client.post(f"/runs/{name}/resume")
             assert answer.status_code in ((303,) if victims != "server" else (303, 409))
             time.sleep(moment)
-            if victims != "trainer":
-                server.kill()
-                server.wait()
-            if victims != "server":
-                for process in trainers_of(run):
-                    process.kill()
-                    wait_for_end(process)
-        with served(tmp_path / "runs") as (address, _):
-            client = opened(address)
-            for _ in range(5):  # a run that goes on may change between the two looks
-                shown, true = shown_state(client, name), run.state()
-                if shown == true.state:
-                    break
+            kill(victims, server, run)
+        with served(tmp_path / "runs") as (address, _), opened(address) as client:
+            shown, true = both_states(client, name, run)
             assert shown == true.state
             if victims != "server":
                 assert not true.is_alive
@@ -101,8 +109,7 @@ def test_every_page_tells_the_truth_and_nothing_is_lost(train_config, tmp_path, 
                 assert client.get(page).status_code == 200
             assert run.saved_steps()[-1] >= saved, "a state was lost"
             saved = run.saved_steps()[-1]
-    with served(tmp_path / "runs") as (address, _):
-        client = opened(address)
+    with served(tmp_path / "runs") as (address, _), opened(address) as client:
         if not run.state().is_alive and run.state().state != "finished":
             assert client.post(f"/runs/{name}/resume").status_code == 303
         until = time.monotonic() + 600
