@@ -346,7 +346,7 @@ def test_reading_and_reporting_are_tasks(client, studio, cats, started):
     answer = client.post(f"{page}/read", headers=FROM_HERE)
     assert answer.status_code == 409  # a stranger's settings would name other folders
     assert started == []
-    assert client.get(f"{page}/work/words").status_code == 404
+    assert client.get(f"{page}/progress/words").status_code == 404
     assert client.get(f"{page}/report").status_code == 404
     (cats / ".impasto" / "studio").mkdir(parents=True, exist_ok=True)
     (cats / ".impasto" / "studio" / "report.html").write_text("<p>", encoding="utf-8")
@@ -358,7 +358,7 @@ def test_a_real_list_is_made_and_shown(client, studio, cats):
     page = address(studio, cats)
     client.post(f"{page}/read", headers=FROM_HERE)
     for _ in range(600):
-        part = client.get(f"{page}/work/list?had=0")
+        part = client.get(f"{page}/progress/list?had=0")
         if "hx-refresh" in part.headers:
             break
         assert "was not read" not in part.text
@@ -384,7 +384,7 @@ def test_a_dataset_that_is_removed_or_closed_is_named(client, studio, cats, data
         finally:
             cats.chmod(0o755)
     shutil.rmtree(cats)
-    for path in (page, thumb, f"{page}/report", f"{page}/work/list"):
+    for path in (page, thumb, f"{page}/report", f"{page}/progress/list"):
         assert client.get(path).status_code == 404, path
     for path in ("read", "report", "upload"):
         assert client.post(f"{page}/{path}", headers=FROM_HERE).status_code == 404, path

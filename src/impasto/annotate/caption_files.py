@@ -1,6 +1,6 @@
 """The files with the captions of a dataset's images: read, chosen, and changed together.
 
-`editing.py` says what becomes of a text; here it is said which files have the texts, and which of
+`editing.py` says what becomes of a text; this module says which files have the texts, and which of
 them a person means.
 """
 

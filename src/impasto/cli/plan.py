@@ -104,7 +104,7 @@ class Notes(SilentProgress):
         self.lines: list[str] = []
 
     def note(self, message: str) -> None:
-        """Keep a line."""
+        """Keep a line that a person would be shown while the plan is made."""
         self.lines.append(message)
 
 

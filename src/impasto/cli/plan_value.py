@@ -42,7 +42,7 @@ class DataPlan:
 
 @dataclass(frozen=True)
 class ModelPlan:
-    """What is trained.
+    """The model of a planned run, and which of its parts are trained.
 
     Attributes:
         family: What the model is.

@@ -27,7 +27,7 @@ _LONGEST_SENTENCE = 240
 
 @dataclass(frozen=True)
 class Setting:
-    """One setting.
+    """One setting of the tree, as the docs, `impasto settings` and forms show it.
 
     Attributes:
         path: `section.name`, or the name alone at the top level.

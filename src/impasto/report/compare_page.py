@@ -34,7 +34,7 @@ def write_comparison(
     runs: Sequence[RunFigures],
     settings: Sequence[tuple[str, str, Sequence[Any]]],
 ) -> None:
-    """Write the page.
+    """Write the self-contained page that compares runs.
 
     What of settings and prompts is shown is what each run's `saving.publish` allows.
 

@@ -174,7 +174,7 @@ class SampleRow:
 
     @property
     def prompt(self) -> str:
-        """The prompt alone."""
+        """The prompt of a sample, without the seed and the other settings it was drawn with."""
         return self.parameters.partition("\n")[0]
 
 

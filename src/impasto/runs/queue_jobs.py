@@ -105,7 +105,7 @@ class Job:
         return "" if self.run is None else place_of(self.run.path)
 
     def as_json(self) -> dict[str, Any]:
-        """The same for programs."""
+        """The job as plain values, for programs; times are in seconds since 1970."""
         run = self.run
         return {
             "number": self.number,

@@ -205,7 +205,7 @@ class DrawingStatus:
             raise Cancelled
 
     def begin_image(self, steps: int) -> None:
-        """An image begins."""
+        """Note that another image of the drawing begins."""
         self.require_wanted()
         self.tell(phase="drawing", step=0, steps=steps)
 
@@ -222,7 +222,7 @@ class DrawingStatus:
         self.tell(done=self.done)
 
     def end(self, phase: str, message: str = "") -> None:
-        """The drawing has ended."""
+        """Note how the drawing has ended."""
         self.values |= {"phase": phase, "message": message, "ended_at": round(time.time(), 3)}
         self.values.pop("stage", None)
         with contextlib.suppress(ImpastoError):  # its folder may be gone, or the disk full

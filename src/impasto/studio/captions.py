@@ -123,7 +123,7 @@ class CaptionReader:
 
 
 def read_captions(dataset: Path, ending: str = "") -> CaptionReading:
-    """As `CaptionReader.read`, anew."""
+    """Read the captions of a dataset from the disk, whatever a `CaptionReader` remembers."""
     found, _ = list_folder(str(dataset), Sidecars(), recursive=True)
     ending = ending or _usual_ending(found)
     captions = [_caption(dataset, item, ENDINGS.index(ending)) for item in found if _is_shown(item)]

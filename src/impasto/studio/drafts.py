@@ -34,7 +34,7 @@ class Draft:
 
     @property
     def name(self) -> str:
-        """How addresses name it."""
+        """The name of the draft in addresses."""
         return self.path.name
 
     @property

@@ -76,7 +76,7 @@ class FoundModel:
         return hashlib.sha256(text.encode()).hexdigest()[:32]
 
     def view(self) -> dict[str, Any]:
-        """Plain values for templates."""
+        """The model as plain values, for templates."""
         return {
             "address": self.address,
             "title": printable(self.path.name),

@@ -52,7 +52,7 @@ def routes(studio: Studio) -> list[BaseRoute]:
         Route("/data/{dataset}/read", pages.read, methods=["POST"]),
         Route("/data/{dataset}/report", pages.report),
         Route("/data/{dataset}/report", pages.make_report, methods=["POST"]),
-        Route("/data/{dataset}/work/{verb}", pages.work),
+        Route("/data/{dataset}/progress/{verb}", pages.work),
         Route("/data/{dataset}/upload", pages.upload, methods=["POST"]),
     ]
 

@@ -56,7 +56,7 @@ class Dataset:
 
     @property
     def name(self) -> str:
-        """How addresses name it."""
+        """The name of the dataset in addresses."""
         return address_of(self.studio.folders.data, self.path)
 
     @property
@@ -71,7 +71,7 @@ class Dataset:
 
     @property
     def title(self) -> str:
-        """Its name for people."""
+        """The name of the dataset as people see it."""
         return printable(self.path.name or str(self.path))
 
     def newest_task(self, verb: str) -> TaskDirectory | None:

@@ -78,7 +78,7 @@ class DrawPages:
         return self.studio.page("draw.html.j2", **await asyncio.to_thread(read))
 
     async def ask(self, request: Request) -> Response:
-        """Have something drawn; what is wrong is said at its field."""
+        """Have something drawn; an error is shown at its field."""
         typed = typed_in(await read_form(request, _MOST_FIELDS))
 
         def answer() -> Drawing | dict[str, Any]:

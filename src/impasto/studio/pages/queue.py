@@ -38,7 +38,7 @@ CHANGES: dict[str, tuple[Callable[[Queue, int], Any], str]] = {
     "repeat": (Queue.repeat, "A new job repeats job {job}."),
     "remove": (Queue.remove, "Job {job} is removed. Its run, if it has one, stays."),
 }
-"""What the buttons of a job do, and what is said then."""
+"""What the buttons of a job do, and the sentence shown afterwards."""
 
 
 def routes(studio: Studio) -> list[BaseRoute]:
