@@ -34,7 +34,7 @@ def test_names_of_networks_stand_in_the_table_and_the_settings_only():
 ALLOWED = [  # names of settings, and of what is not of a model
     'annotate/captioners.py: tokenizer = getattr(processor, "tokenizer", None)',
     'publishing.py: "output_dir", "path", "prompt_file", "start_from", "template_file", "vae",',
-    'studio/models.py: for section, key in (("model", "path"), ("model", "vae"), '
+    'studio/model_users.py: for section, key in (("model", "path"), ("model", "vae"), '
     '("method", "start_from")):',
     'training/fingerprint.py: "model": {"path", "vae", "variant", "weights", "family", '
     '"prediction_type"},',

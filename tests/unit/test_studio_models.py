@@ -12,7 +12,8 @@ from studios import FROM_HERE
 from impasto.runs.queue import Queue
 from impasto.studio import models
 from impasto.studio.folders import address_of
-from impasto.studio.models import MOST, all_models, find_model, users_of
+from impasto.studio.model_users import users_of
+from impasto.studio.models import MOST, all_models, find_model
 
 NASTY = 'a "b" <i>&\n.safetensors'
 

@@ -10,17 +10,16 @@ import hashlib
 import os
 import re
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from impasto import files, presence
 from impasto.errors import StorageError
-from impasto.parsing import parse_toml, printable, read_text
+from impasto.parsing import printable
 from impasto.progress import size_words
 from impasto.runs import RunDirectory
-from impasto.runs.queue_jobs import Job
 from impasto.studio.folders import Folders, address_of, path_of
 
 DEPTH = 3
@@ -180,34 +179,6 @@ def find_model(folders: Folders, root: str, name: str) -> FoundModel | None:
     return _found("runs", name, path, folder, run)
 
 
-def users_of(model: FoundModel, runs: Iterable[RunDirectory]) -> list[tuple[RunDirectory, str]]:
-    """The runs that name a model in their settings, and as what; a resume of theirs needs it."""
-    found = []
-    for run in runs:
-        key = _named_as(model, _settings(run.config_file), str(run.status().get("folder", "")))
-        if key and run.path != (model.run and model.run.path):
-            found.append((run, key))
-    return found
-
-
-def jobs_with(model: FoundModel, jobs: Iterable[Job]) -> list[tuple[Job, str]]:
-    """The jobs of the queue that are to be trained yet and name a model, and as what."""
-    coming = (job for job in jobs if job.state in ("waiting", "paused", "working"))
-    found = ((job, _named_as(model, _settings(job.settings_file), job.folder)) for job in coming)
-    return [(job, key) for job, key in found if key]
-
-
-def _named_as(model: FoundModel, settings: Mapping[str, Any], folder: str | Path) -> str:
-    """The setting by which a model is named; empty where none is it."""
-    wanted = {files.real_path(model.path)}
-    wanted |= {files.real_path(model.run.path)} if model.run is not None else set()
-    for key, value in _paths_in(settings):
-        with contextlib.suppress(OSError, ValueError):
-            if files.real_path(Path(folder or ".") / Path(value).expanduser()) in wanted:
-                return key
-    return ""
-
-
 def delete(model: FoundModel) -> Path:
     """Move a model into `TRASH` of the given folder it is in; return where it is now.
 
@@ -337,24 +308,3 @@ def _size_of(path: Path) -> int:
             with contextlib.suppress(OSError):
                 total += (Path(folder) / name).stat().st_size
     return total
-
-
-def _settings(file: Path) -> Mapping[str, Any]:
-    try:
-        return parse_toml(read_text(file, "replace"))
-    except (OSError, ValueError):
-        return {}
-
-
-def _paths_in(settings: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """What of settings may name a model: base, VAE, what it starts from, hypernetworks."""
-    for section, key in (("model", "path"), ("model", "vae"), ("method", "start_from")):
-        values = settings.get(section)
-        value = values.get(key) if isinstance(values, dict) else None
-        if isinstance(value, str):
-            yield f"{section}.{key}", value
-    previews = settings.get("previews")
-    drawn_with = previews.get("hypernetworks") if isinstance(previews, dict) else None
-    for value in drawn_with if isinstance(drawn_with, list) else ():
-        if isinstance(value, str):
-            yield "previews.hypernetworks", re.sub(r":[\d.]+$", "", value)  # without its strength

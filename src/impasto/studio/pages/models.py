@@ -22,15 +22,14 @@ from impasto.report.model_card import CARD
 from impasto.runs.queue import Queue
 from impasto.studio.core import Studio
 from impasto.studio.forms import read_form
+from impasto.studio.model_users import jobs_with, users_of
 from impasto.studio.models import (
     FoundModel,
     all_models,
     delete,
     empty_trash,
     find_model,
-    jobs_with,
     trash_size,
-    users_of,
 )
 from impasto.studio.pages.model_forms import (
     CONVERT_CHOICES,
