@@ -740,8 +740,7 @@ def test_a_task_can_be_asked_to_stop_by_a_file(tmp_path):
         "from impasto.runs.tasks import TaskDirectory\n"
         "task = TaskDirectory(Path(sys.argv[1]))\n"
         "threading.Thread(target=stop_when_asked, args=(task,), daemon=True).start()\n"
-        "print('begun', flush=True)\n"
-        "try:\n    while True:\n        time.sleep(0.05)\n"
+        "try:\n    print('begun', flush=True)\n    while True:\n        time.sleep(0.05)\n"
         "except KeyboardInterrupt:\n    print('stopped')\n"
     )
     words = [sys.executable, "-c", program, str(tmp_path)]
