@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +17,7 @@ Those with 8-bit states share a scale among neighbours; Adafactor, Muon and the 
 and columns; Prodigy, D-Adaptation and schedule-free ones at all weights together."""
 
 USUAL_LR = (1e-7, 5e-5)
+FLOAT32 = 4  # bytes
 _LION_LR = (3e-8, 2e-5)
 _FACTOR = (0.1, 2.0)
 
@@ -36,6 +38,9 @@ class OptimizerRow:
         is_paged: Whether its states are in RAM and come to the GPU for their step.
         usual_lr: Lowest and highest learning rate that is usual for a whole U-Net.
         state_bytes: What it keeps for each number that learns.
+        is_factored: Whether it keeps means of the rows and of the columns of a weight's squared
+            gradients in place of a number for each (Shazeer and Stern 2018, arXiv:1804.04235);
+            `state_bytes` is then what it keeps beside them.
         without_effect: Arguments that it takes and does not heed, each with the reason.
     """
 
@@ -49,7 +54,24 @@ class OptimizerRow:
     is_paged: bool = False
     usual_lr: tuple[float, float] = USUAL_LR
     state_bytes: float = 8
+    is_factored: bool = False
     without_effect: Mapping[str, str] = field(default_factory=dict)
+
+    def state_size(self, shape: Sequence[int], arguments: Mapping[str, Any]) -> float:
+        """Bytes that it keeps for a weight.
+
+        Args:
+            shape: The weight's; Adafactor takes the last two dimensions for rows and columns, so
+                that a convolution of 3x3 keeps 2.7 bytes a number and a large product hardly any.
+            arguments: What it is given; Adafactor's `beta1` adds a mean of the gradient.
+        """
+        count = math.prod(shape)
+        kept = self.state_bytes * count
+        if not self.is_factored:
+            return kept
+        first_moment = count if arguments.get("beta1") is not None else 0
+        squares = count // shape[-1] + count // shape[-2] if len(shape) > 1 else count
+        return kept + FLOAT32 * (squares + first_moment)
 
     @property
     def looks_at_all_together(self) -> bool:
@@ -135,7 +157,9 @@ OPTIMIZERS: dict[str, OptimizerRow] = {
         has_8bit_states=True,
         without_effect=_BNB_SGD,
     ),
-    "adafactor": OptimizerRow("transformers.optimization", "Adafactor", _FIXED_RATE, state_bytes=1),
+    "adafactor": OptimizerRow(
+        "transformers.optimization", "Adafactor", _FIXED_RATE, state_bytes=0, is_factored=True
+    ),
     "prodigy": OptimizerRow(COLLECTION, "Prodigy", finds_lr=True, usual_lr=_FACTOR, state_bytes=16),
     "dadapt_adam": OptimizerRow(
         COLLECTION, "DAdaptAdam", finds_lr=True, usual_lr=_FACTOR, state_bytes=12
@@ -181,6 +205,7 @@ def row_of(kind: str) -> OptimizerRow:
     if as_it_is:
         return as_it_is[0]
     finds_lr = plain == "prodigy" or plain.startswith("dadapt")
+    is_adafactor = plain == "adafactor"  # pytorch-optimizer's has a first moment of 16 bits
     return OptimizerRow(
         module,
         name,
@@ -190,7 +215,8 @@ def row_of(kind: str) -> OptimizerRow:
         has_8bit_states=plain.endswith("8bit"),
         is_paged=plain.startswith("paged"),
         usual_lr=_FACTOR if finds_lr else _LION_LR if "lion" in plain else USUAL_LR,
-        state_bytes=max((row.state_bytes for row in alike), default=8),
+        state_bytes=2 if is_adafactor else max((row.state_bytes for row in alike), default=8),
+        is_factored=is_adafactor,
     )
 
 

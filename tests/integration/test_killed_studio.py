@@ -3,6 +3,7 @@
 import re
 import sys
 import time
+from contextlib import closing
 
 import httpx2
 import psutil
@@ -94,12 +95,12 @@ def test_every_page_tells_the_truth_and_nothing_is_lost(train_config, tmp_path, 
     name = address_of([tmp_path / "runs"], run.path)
     saved = run.saved_steps()[-1]
     for moment in MOMENTS:
-        with served(tmp_path / "runs") as (address, server), opened(address) as client:
+        with served(tmp_path / "runs") as (address, server), closing(opened(address)) as client:
             answer = client.post(f"/runs/{name}/resume")
             assert answer.status_code in ((303,) if victims != "server" else (303, 409))
             time.sleep(moment)
             kill(victims, server, run)
-        with served(tmp_path / "runs") as (address, _), opened(address) as client:
+        with served(tmp_path / "runs") as (address, _), closing(opened(address)) as client:
             shown, true = both_states(client, name, run)
             assert shown == true.state
             if victims != "server":
@@ -109,7 +110,7 @@ def test_every_page_tells_the_truth_and_nothing_is_lost(train_config, tmp_path, 
                 assert client.get(page).status_code == 200
             assert run.saved_steps()[-1] >= saved, "a state was lost"
             saved = run.saved_steps()[-1]
-    with served(tmp_path / "runs") as (address, _), opened(address) as client:
+    with served(tmp_path / "runs") as (address, _), closing(opened(address)) as client:
         if not run.state().is_alive and run.state().state != "finished":
             assert client.post(f"/runs/{name}/resume").status_code == 303
         until = time.monotonic() + 600

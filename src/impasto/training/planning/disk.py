@@ -14,7 +14,7 @@ from impasto.models.saving import DTYPES
 from impasto.models.trainable import Trainable
 from impasto.progress import counted
 from impasto.training.model_files import model_bytes
-from impasto.training.optim.optimizers import find_row
+from impasto.training.planning.memory_facts import optimizer_bytes, shapes_of
 
 SMALL_FILES = 64 << 20  # bytes: previews, metrics, the report
 
@@ -98,10 +98,9 @@ def free_bytes(path: Path) -> int:
 
 def _state_bytes(config: RunConfig, trainable: Trainable) -> int:
     training = config.training
-    per_weight: float = DTYPES[training.weight_dtype].itemsize
-    per_weight += find_row(config.optimizer.kind).state_bytes
-    per_weight += 4 * (training.ema_decay is not None) + 2 * (training.rounding == "kahan")
-    return int(per_weight * sum(part.count() for part in trainable.parts))
+    per_weight = DTYPES[training.weight_dtype].itemsize + 4 * (training.ema_decay is not None)
+    weights = per_weight * sum(part.count() for part in trainable.parts)
+    return weights + optimizer_bytes(config, shapes_of(trainable))
 
 
 def _states_at_once(config: RunConfig, total_steps: int) -> int:

@@ -35,6 +35,8 @@ from impasto.training.planning.memory_facts import (
     encodes_while_training,
     numel_of,
     offloads_state,
+    optimizer_bytes,
+    shapes_of,
     steps_alone,
     structure_of,
     unloads_text_encoder,
@@ -48,6 +50,10 @@ from impasto.training.precision import computed_kind
 BYTES_PER_ROUNDED_WEIGHT = 16
 """Bytes for each weight that is rounded to 16 bits just now: itself, its gradient and random bits,
 each of 32 bits, and a copy."""
+
+BYTES_PER_FACTORED_UPDATE = 8
+"""Bytes for each weight of a tensor that Adafactor steps: its squared gradients, or its change, and
+what becomes of them, in float32 (transformers' `Adafactor.step`)."""
 
 WIDENED_AT_ONCE = 20
 """Bytes for each weight of a tensor that bitsandbytes steps on a processor: both means in float32,
@@ -178,12 +184,9 @@ class FootprintPredictor:
         averaged = config.training.ema_decay is not None and self._on_device(
             away=config.training.ema_on_cpu
         )
-        state = find_row(config.optimizer.kind).state_bytes + 2 * (
-            config.training.rounding == "kahan"
-        )
         return {
             "weights": self._weights(config, trainable, model),
-            "optimizer": int(state * learning) // self._shares.optimizer
+            "optimizer": optimizer_bytes(config, shapes_of(trainable)) // self._shares.optimizer
             if self._on_device(away=offloads_state(config))
             else 0,
             "average": 4 * learning * averaged // self._shares.weights,
@@ -305,16 +308,17 @@ class FootprintPredictor:
 
     def _transient(self, config: RunConfig, trainable: Trainable) -> int:
         """What an optimizer step makes and frees again."""
-        sizes = [p.numel() for part in trainable.parts for p in part.parameters().values()]
+        row, shapes = find_row(config.optimizer.kind), shapes_of(trainable)
+        sizes = [shape.numel() for shape in shapes]
         at_once = max(sizes) if steps_alone(config) else max(CHUNK, *sizes)
-        others = 0
+        others = BYTES_PER_FACTORED_UPDATE * max(sizes) if row.is_factored else 0
         if config.training.weight_dtype != "fp32":
             others += BYTES_PER_ROUNDED_WEIGHT * min(at_once, sum(sizes))
-        if not self._on_gpu and find_row(config.optimizer.kind).has_8bit_states:
+        if not self._on_gpu and row.has_8bit_states:
             others += WIDENED_AT_ONCE * max(sizes)
         if self._on_gpu and offloads_state(config):
             coming = min(2 * at_once, sum(sizes))  # one chunk's states, and the next one's
-            others += int(coming * find_row(config.optimizer.kind).state_bytes)
+            others += coming * optimizer_bytes(config, shapes) // sum(sizes)
         return others
 
     def _gathered_bytes(self, trainable: Trainable) -> int:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +15,7 @@ from impasto.datasets.build import build_caption_rules
 from impasto.models.trainable import Trainable
 from impasto.optimizer_table import row_of
 from impasto.training.methods import build_templates
+from impasto.training.optim.optimizers import find_row
 
 
 def encodes_while_training(config: RunConfig) -> bool:
@@ -50,6 +53,18 @@ def takes_8bit_adamw(config: RunConfig) -> bool:
         and not config.optimizer.arguments
         and importlib.util.find_spec("bitsandbytes") is not None
     )
+
+
+def optimizer_bytes(config: RunConfig, shapes: Iterable[Sequence[int]]) -> int:
+    """What the optimizer keeps for weights of some shapes."""
+    row, given = find_row(config.optimizer.kind), config.optimizer.given()
+    rounding = 2 * (config.training.rounding == "kahan")
+    return int(sum(row.state_size(each, given) + rounding * math.prod(each) for each in shapes))
+
+
+def shapes_of(trainable: Trainable) -> list[torch.Size]:
+    """The shapes of all weights that learn."""
+    return [p.shape for part in trainable.parts for p in part.parameters().values()]
 
 
 def steps_alone(config: RunConfig) -> bool:
