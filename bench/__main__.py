@@ -50,6 +50,7 @@ PARTS: dict[str, Measure] = {
     "tagging": tagging.measure,
     "startup": startup.measure,
     "studio": studio.measure,
+    "gallery": studio.measure_data,
     "parts": parts.measure,
 }
 LARGE: dict[str, Measure] = {

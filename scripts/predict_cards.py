@@ -1,9 +1,9 @@
 """Prints what `training.memory` chooses for graphics cards: the tables of docs/guide/gpu.md.
 
-Predictions of a full fine-tuning of SD 1.x, of shapes alone: no weights and no card are needed.
-Each run validates, and draws previews of the size that it trains on.
+Predictions of a full fine-tuning, of shapes alone: no weights and no card are needed. Each run
+validates, and draws previews of the size that it trains on.
 
-    python3 scripts/predict_cards.py [bf16|fp16] [PIXELS]
+    python3 scripts/predict_cards.py [bf16|fp16] [PIXELS] [sd1|sdxl|...]
 
 It takes minutes. RECORD, a variable, names a file that remembers what was found.
 """
@@ -46,11 +46,12 @@ def settings(folder: Path, pixels: int) -> RunConfig:
 
 
 def main() -> None:
-    half, pixels = (sys.argv[1:] + ["bf16", "512"][len(sys.argv) - 1 :])[:2]
+    usual = ["bf16", "512", "sd1"]
+    half, pixels, family = (sys.argv[1:] + usual[len(sys.argv) - 1 :])[:3]
     size = Size(int(pixels), int(pixels))
     group = Group(0, size)
     workload = Workload(encoded=size, validation=group, captions=1000, held_out_captions=50)
-    outline = partial(meta_model_of_architecture, find_architecture("sd1"))
+    outline = partial(meta_model_of_architecture, find_architecture(family))
     with tempfile.TemporaryDirectory() as name:
         config = settings(Path(name), int(pixels))
         record = Path(os.environ["RECORD"]) if "RECORD" in os.environ else None
@@ -58,7 +59,7 @@ def main() -> None:
         for card in GPU_MEMORY_GIB:
             fitting = MemoryFitter(meter, "cuda", group, card << 30, half=half)
             chosen, rungs = fitting.choose_levers(config, keep_asked=True)
-            print(f"{card} GiB, {half}, {size}:")
+            print(f"{card} GiB, {half}, {size}, {family}:")
             for rung in rungs:
                 print(f"    {rung.words()}")
             if not fitting.fits(chosen):

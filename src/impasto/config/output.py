@@ -73,6 +73,10 @@ class PreviewConfig(Section):
     """Whether brackets in prompts are emphasis; `mean` is what A1111 does. A bracket itself is
     written `\\(`."""
 
+    vae_tiling: bool = False
+    """Decode images of more than 512 pixels a side in overlapping tiles of 512: takes the memory of
+    one tile, and differs a little from an image that is decoded whole. Latents are not touched."""
+
     @model_validator(mode="after")
     def _sides_fit(self) -> PreviewConfig:
         for name in ("width", "height"):

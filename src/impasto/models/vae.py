@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -27,6 +28,17 @@ def tile(vae: Any, *, tiled: bool) -> None:
     """
     vae.use_tiling = tiled
     vae.tile_sample_min_size, vae.tile_latent_min_size = TILE, TILE // CELL
+
+
+@contextlib.contextmanager
+def tiling(vae: Any, *, tiled: bool) -> Iterator[None]:
+    """Have a VAE work in tiles meanwhile, if it does not anyhow."""
+    before: bool = vae.use_tiling
+    tile(vae, tiled=before or tiled)
+    try:
+        yield
+    finally:
+        tile(vae, tiled=before)
 
 
 def moments_encoder(

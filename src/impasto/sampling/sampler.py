@@ -55,6 +55,7 @@ class Sampler:
         scaling_factor: Scaled latents = this times the VAE's.
         hypernetworks: Those that are attached to the U-Net.
         cell: Pixels per side of a latent.
+        tiled: Whether large images are decoded in tiles, even if the VAE does not encode so.
     """
 
     unet: Any
@@ -64,6 +65,7 @@ class Sampler:
     scaling_factor: float
     hypernetworks: HypernetworkStack = field(default_factory=HypernetworkStack)
     cell: int = CELL
+    tiled: bool = False
 
     @classmethod
     def of(
@@ -160,7 +162,8 @@ class Sampler:
         device = self.unet.device
         plain = torch.autocast(device.type, enabled=False)  # float16 overflows in this VAE
         images = []
-        with on_device(self.vae, device), plain:
+        tiles = vae_module.tiling(self.vae, tiled=self.tiled)
+        with on_device(self.vae, device), plain, tiles:
             for latents in drawn:
                 pixels = vae_module.decode(self.vae, latents, self.scaling_factor)[0]
                 array = (pixels.permute(1, 2, 0).cpu().numpy() * 255 + 0.5).astype(np.uint8)

@@ -132,7 +132,12 @@ def build_session(
         sampler=sampler,
         validator=_build_validator(config, prepared, model),
         previewer=_build_previewer(
-            prompts, model, trainable, tell(conditioners.prompts), previewed
+            prompts,
+            model,
+            trainable,
+            tell(conditioners.prompts),
+            previewed,
+            tiled=config.previews.vae_tiling,
         ),
         ema=_build_ema(config, trainable, strategy),
         precision=strategy.build_precision(computed_kind(config), accelerator.device),
@@ -314,6 +319,8 @@ def _build_previewer(
     trainable: Trainable,
     conditioner: TextConditioner,
     others: HypernetworkStack,
+    *,
+    tiled: bool,
 ) -> Previewer:
     """Previews with the hypernetwork that is trained, if one is, and the others after it."""
     stack = HypernetworkStack()
@@ -334,6 +341,7 @@ def _build_previewer(
         model.scaling_factor,
         stack,
         model.family.cell,
+        tiled,
     )
     return Previewer(sampler, prompts)
 

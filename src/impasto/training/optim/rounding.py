@@ -117,10 +117,12 @@ def stochastically_rounded(value: Tensor, dtype: torch.dtype, generator: torch.G
     """
     dropped = _DROPPED_BITS[dtype]
     noise = torch.empty_like(value, dtype=torch.int32).random_(0, 1 << dropped, generator=generator)
-    bits = (value.view(torch.int32) + noise) & -(1 << dropped)
-    rounded = bits.view(torch.float32)
+    in_steps = None
     if dtype is torch.float16:
         step = _LEAST_STEP[dtype]
         in_steps = torch.floor(value / step + noise / (1 << dropped)) * step
-        rounded = torch.where(value.abs() < _LEAST_NORMAL[dtype], in_steps, rounded)
-    return torch.where(value.isfinite(), rounded, value).to(dtype)
+    noise.add_(value.view(torch.int32)).bitwise_and_(-(1 << dropped))  # where it is: memory counts
+    rounded = noise.view(torch.float32)
+    if in_steps is not None:
+        torch.where(value.abs() < _LEAST_NORMAL[dtype], in_steps, rounded, out=rounded)
+    return torch.where(value.isfinite(), rounded, value, out=rounded).to(dtype)

@@ -18,7 +18,12 @@ from impasto.errors import OutOfMemoryError
 from impasto.training.optim.mixed_precision import MixedPrecision
 from impasto.training.planning.changes import Changes, in_words, with_changes
 from impasto.training.planning.memory import Footprint, FootprintPredictor
-from impasto.training.planning.memory_facts import changes_words, offloads_state, takes_8bit_adamw
+from impasto.training.planning.memory_facts import (
+    changes_words,
+    has_large_previews,
+    offloads_state,
+    takes_8bit_adamw,
+)
 
 MARGIN = 0.95  # of the memory that is used: predictions are off by some per cent, memory in pieces
 LARGEST_BATCH = 256
@@ -83,6 +88,11 @@ ENCODE_ONE = Lever(
     "images are encoded one at a time; hardly slower",
     lambda c: c.dataset.vae_batch_size > 1,
 )
+PREVIEWS_IN_TILES = Lever(
+    {"previews": {"vae_tiling": True}},
+    "large previews are decoded in tiles of 512 pixels; training is the same",
+    lambda c: not c.dataset.vae_tiling and not c.previews.vae_tiling and has_large_previews(c),
+)
 AVERAGE_ON_CPU = Lever(
     {"training": {"ema_on_cpu": True}},
     "the running average waits in RAM; ema_every says how often it is moved on",
@@ -142,12 +152,13 @@ OFFLOAD = Lever(
 )
 LADDER = {
     "cuda": (
-        ENCODE_ONE, TEXT_TO_DISK, NO_COPIES, COMPUTE_BF16, COMPUTE_FP16, AVERAGE_ON_CPU, EIGHT_BITS,
-        HIGHEST_LEVEL, TWO_LEVELS, ALL_LEVELS, *IN_BACKWARD, WEIGHTS_BF16, OFFLOAD,
+        ENCODE_ONE, TEXT_TO_DISK, NO_COPIES, PREVIEWS_IN_TILES, COMPUTE_BF16, COMPUTE_FP16,
+        AVERAGE_ON_CPU, EIGHT_BITS, HIGHEST_LEVEL, TWO_LEVELS, ALL_LEVELS, *IN_BACKWARD,
+        WEIGHTS_BF16, OFFLOAD,
     ),
     "cpu": (
-        ENCODE_ONE, TEXT_TO_DISK, NO_COPIES, *IN_BACKWARD, HIGHEST_LEVEL, TWO_LEVELS, ALL_LEVELS,
-        EIGHT_BITS, WEIGHTS_BF16,
+        ENCODE_ONE, TEXT_TO_DISK, NO_COPIES, PREVIEWS_IN_TILES, *IN_BACKWARD, HIGHEST_LEVEL,
+        TWO_LEVELS, ALL_LEVELS, EIGHT_BITS, WEIGHTS_BF16,
     ),
 }  # fmt: skip
 """Best first, by the device: 8-bit states cost little on a GPU and half the speed on a processor,
@@ -209,6 +220,8 @@ class MemoryFitter:
             ):
                 taken = [*(other for other in taken if not rung.replaces(other)), rung]
         for rung in list(taken[:-1]):
+            if OFFLOAD in taken and rung in (TEXT_TO_DISK, EIGHT_BITS):
+                continue  # these cost less, and of 8 bits a quarter goes there and back
             rest = [other for other in taken if other is not rung]
             if self._works_without(config, rest, batch):
                 taken = rest

@@ -48,8 +48,8 @@ from impasto.training.planning.workload import Workload
 from impasto.training.precision import computed_kind
 
 BYTES_PER_ROUNDED_WEIGHT = 16
-"""Bytes for each weight that is rounded to 16 bits just now: itself, its gradient and random bits,
-each of 32 bits, and a copy."""
+"""Bytes for each weight of 16 bits that is stepped just now: itself and its gradient in 32 bits,
+and what the optimizer computes on the way, which for Adafactor is two numbers of 32 bits."""
 
 BYTES_PER_FACTORED_UPDATE = 8
 """Bytes for each weight of a tensor that Adafactor steps: its squared gradients, or its change, and
@@ -311,9 +311,11 @@ class FootprintPredictor:
         row, shapes = find_row(config.optimizer.kind), shapes_of(trainable)
         sizes = [shape.numel() for shape in shapes]
         at_once = max(sizes) if steps_alone(config) else max(CHUNK, *sizes)
-        others = BYTES_PER_FACTORED_UPDATE * max(sizes) if row.is_factored else 0
+        others = 0
         if config.training.weight_dtype != "fp32":
             others += BYTES_PER_ROUNDED_WEIGHT * min(at_once, sum(sizes))
+        elif row.is_factored:
+            others += BYTES_PER_FACTORED_UPDATE * max(sizes)
         if not self._on_gpu and row.has_8bit_states:
             others += WIDENED_AT_ONCE * max(sizes)
         if self._on_gpu and offloads_state(config):

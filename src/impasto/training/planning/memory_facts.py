@@ -13,9 +13,11 @@ import torch
 from impasto.config.run import RunConfig
 from impasto.datasets.build import build_caption_rules
 from impasto.models.trainable import Trainable
+from impasto.models.vae import TILE
 from impasto.optimizer_table import row_of
 from impasto.training.methods import build_templates
 from impasto.training.optim.optimizers import find_row
+from impasto.training.prompts import build_prompts
 
 
 def encodes_while_training(config: RunConfig) -> bool:
@@ -60,6 +62,11 @@ def optimizer_bytes(config: RunConfig, shapes: Iterable[Sequence[int]]) -> int:
     row, given = find_row(config.optimizer.kind), config.optimizer.given()
     rounding = 2 * (config.training.rounding == "kahan")
     return int(sum(row.state_size(each, given) + rounding * math.prod(each) for each in shapes))
+
+
+def has_large_previews(config: RunConfig) -> bool:
+    """Whether some previews are larger than a tile of the VAE."""
+    return any(max(prompt.width, prompt.height) > TILE for prompt in build_prompts(config))
 
 
 def shapes_of(trainable: Trainable) -> list[torch.Size]:

@@ -134,11 +134,12 @@ class OtherWork:
         largest: Prompt = max(prompts, key=lambda prompt: prompt.width * prompt.height)
         size = Size(largest.width, largest.height)
         forward = self._forward(config, trainable, size, 2)
-        words = ("decoding", str(size), config.dataset.vae_tiling, numel_of(model.vae))
+        tiled = config.dataset.vae_tiling or config.previews.vae_tiling
+        words = ("decoding", str(size), tiled, numel_of(model.vae))
 
         def run_fake_step() -> dict[str, int]:
             vae = self.meta_models.vae()
-            tile(vae, tiled=config.dataset.vae_tiling)
+            tile(vae, tiled=tiled)
             return {"peak": decoding_peak(vae, size, 1)}
 
         vae = self.costs.remembered(words, run_fake_step)["peak"] + 4 * numel_of(model.vae)
