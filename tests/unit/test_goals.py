@@ -28,14 +28,14 @@ SD1 = Material(
     model="base.safetensors",
     family="SD 1.x, predicts epsilon",
     resolution=512,
-    is_sd2=False,
+    generation="SD 1.x",
     takes_clip_skip=True,
     image_dir="pictures",
     images=200,
     captions=["a cat", "a dog", "a cow", "a hen"],
     output_dir="runs/it",
 )
-SD2_V = replace(SD1, family="SD 2.x 768-v", resolution=768, is_sd2=True, takes_clip_skip=False)
+SD2_V = replace(SD1, family="SD 2.x 768-v", resolution=768, generation="SD 2.x", takes_clip_skip=False)
 CONFIGS = Path(__file__).parents[2] / "configs"
 
 
@@ -47,9 +47,9 @@ CONFIGS = Path(__file__).parents[2] / "configs"
     st.lists(st.text(max_size=400), max_size=6),
     st.booleans(),
 )
-def test_every_goal_gives_settings_that_load(name, images, resolution, vram, captions, is_sd2):
+def test_every_goal_gives_settings_that_load(name, images, resolution, vram, captions, generation):
     material = replace(
-        SD1, images=images, resolution=resolution, vram=vram, captions=captions, is_sd2=is_sd2
+        SD1, images=images, resolution=resolution, vram=vram, captions=captions, generation=generation
     )
     text = settings_text(GOALS[name], material)
     tree = tomllib.loads(text)

@@ -136,7 +136,7 @@ def _look_at(options: dict[str, Any], console: Any) -> Material:
         model=options["model"],
         family=f"{family.name}, predicts {contents.identity.prediction.name}",
         resolution=options["resolution"] or min(native_size(contents)),
-        is_sd2=family.generation == "SD 2.x",
+        generation=family.generation,
         takes_clip_skip=family.takes_any_layer,
         image_dir=str(options["data"]),
         images=scan.tally.usable,

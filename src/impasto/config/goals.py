@@ -19,8 +19,11 @@ from impasto.parsing import is_text, split_lines
 PROMPTS = 3
 """Previews that are drawn: few, since each takes seconds every time."""
 
-SD2_RATE = 0.6
-"""The learning rate of SD 2.x, as a share of that of SD 1.x: `configs/sd2-base.toml`."""
+RATES = {
+    "SD 2.x": (0.6, "SD 2 forgets faster than SD 1"),  # configs/sd2-base.toml
+    "SDXL": (0.2, "sd-scripts' guide for SDXL has 4e-7 for single images"),
+}
+"""Generation of models -> its learning rate, as a fraction of that of SD 1.x, and why."""
 
 _LONGEST_PROMPT = 300
 _BUCKET_SIDES = {512: (256, 1024), 768: (384, 1280)}
@@ -143,7 +146,7 @@ class Material:
         model: The base model's path or id.
         family: What the model is, in words.
         resolution: Pixels a side that it was trained at.
-        is_sd2: Whether it is SD 2.x.
+        generation: What its learning rate goes by, as in `SD 2.x`.
         takes_clip_skip: Whether models of its family were trained on other layers.
         image_dir: The folder of images.
         images: How many there are.
@@ -156,7 +159,7 @@ class Material:
     model: str
     family: str
     resolution: int
-    is_sd2: bool
+    generation: str
     takes_clip_skip: bool
     image_dir: str
     images: int
@@ -229,9 +232,10 @@ def bucket_sides(resolution: int) -> tuple[int, int, int]:
 
 
 def _rate(goal: Goal, material: Material) -> tuple[float, str]:
-    if material.is_sd2 and goal is not GOALS["scratch"]:
-        return float(f"{goal.lr * SD2_RATE:.2g}"), "SD 2 forgets faster than SD 1"
-    return goal.lr, goal.lr_why
+    if material.generation not in RATES or goal is GOALS["scratch"]:
+        return goal.lr, goal.lr_why
+    fraction, why = RATES[material.generation]
+    return float(f"{goal.lr * fraction:.2g}"), why
 
 
 def _model_settings(material: Material) -> dict[str, tuple[Any, str]]:

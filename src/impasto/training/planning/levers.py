@@ -240,10 +240,15 @@ class MemoryFitter:
         first, second = (self.footprint(config, batch) for batch in (1, 2))
         each = max(1, second.total - first.total)
         guess = 1 + int((MARGIN * self.budget - first.total) // each)
-        batch = max(1, min(guess, most, LARGEST_BATCH))
-        while batch > 1 and not self.fits(config, batch):
-            batch -= 1
-        return batch
+        least, above = 1, max(1, min(guess, most, LARGEST_BATCH)) + 1
+        batch = above - 1
+        while above - least > 1:  # the guess first, which is right where training is the fullest
+            if self.fits(config, batch):
+                least = batch
+            else:
+                above = batch
+            batch = (least + above) // 2
+        return least
 
     def require_fit(self, config: RunConfig) -> str | None:
         """Make sure that a run fits; a sentence where that is not certain.
