@@ -205,7 +205,8 @@ def row_of(kind: str) -> OptimizerRow:
     if as_it_is:
         return as_it_is[0]
     finds_lr = plain == "prodigy" or plain.startswith("dadapt")
-    is_adafactor = plain == "adafactor"  # pytorch-optimizer's has a first moment of 16 bits
+    is_adafactor = plain == "adafactor"
+    first_moment = 2 if module.startswith(COLLECTION) else 0  # of 16 bits
     return OptimizerRow(
         module,
         name,
@@ -215,7 +216,9 @@ def row_of(kind: str) -> OptimizerRow:
         has_8bit_states=plain.endswith("8bit"),
         is_paged=plain.startswith("paged"),
         usual_lr=_FACTOR if finds_lr else _LION_LR if "lion" in plain else USUAL_LR,
-        state_bytes=2 if is_adafactor else max((row.state_bytes for row in alike), default=8),
+        state_bytes=first_moment
+        if is_adafactor
+        else max((row.state_bytes for row in alike), default=8),
         is_factored=is_adafactor,
     )
 

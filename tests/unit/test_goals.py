@@ -35,7 +35,9 @@ SD1 = Material(
     captions=["a cat", "a dog", "a cow", "a hen"],
     output_dir="runs/it",
 )
-SD2_V = replace(SD1, family="SD 2.x 768-v", resolution=768, generation="SD 2.x", takes_clip_skip=False)
+SD2_V = replace(
+    SD1, family="SD 2.x 768-v", resolution=768, generation="SD 2.x", takes_clip_skip=False
+)
 CONFIGS = Path(__file__).parents[2] / "configs"
 
 
@@ -45,11 +47,16 @@ CONFIGS = Path(__file__).parents[2] / "configs"
     st.integers(64, 4096),
     st.one_of(st.none(), st.integers(1, 200)),
     st.lists(st.text(max_size=400), max_size=6),
-    st.booleans(),
+    st.sampled_from(["SD 1.x", "SD 2.x", "SDXL"]),
 )
 def test_every_goal_gives_settings_that_load(name, images, resolution, vram, captions, generation):
     material = replace(
-        SD1, images=images, resolution=resolution, vram=vram, captions=captions, generation=generation
+        SD1,
+        images=images,
+        resolution=resolution,
+        vram=vram,
+        captions=captions,
+        generation=generation,
     )
     text = settings_text(GOALS[name], material)
     tree = tomllib.loads(text)

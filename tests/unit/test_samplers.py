@@ -83,3 +83,16 @@ def test_a_spacing_that_needs_scipy_is_refused_without_it(monkeypatch):
     monkeypatch.setattr("impasto.sampling.sampler.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match="use_beta_sigmas"):
         build_scheduler("euler", {**CONFIG, "use_beta_sigmas": True})
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_as_many_steps_as_timesteps_can_be_taken(name):
+    scheduler = build_scheduler(name, CONFIG, 1000)
+    scheduler.set_timesteps(1000)
+    latents = torch.randn(1, 4, 1, 1, generator=torch.Generator().manual_seed(0))
+    for t in (*scheduler.timesteps[:2], *scheduler.timesteps[-2:]):
+        assert 0 <= float(t) <= 999
+    first = scheduler.timesteps[0]
+    latents = scheduler.scale_model_input(latents, first)
+    stepped = scheduler.step(torch.zeros_like(latents), first, latents).prev_sample
+    assert bool(stepped.isfinite().all())

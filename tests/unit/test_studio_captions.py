@@ -6,6 +6,7 @@ edited, or an edit would be made that nobody has seen.
 
 import json
 import os
+import re
 import sys
 from urllib.parse import parse_qs, urlsplit
 
@@ -199,7 +200,12 @@ def test_only_a_preview_of_this_dataset_is_applied(client, here, studio, data, t
 
 
 def test_one_caption_is_set(client, here, data, tasks):
-    form = {"image": address(data, "a.png"), "text": f"{EVIL}\r\nö", "ending": ".txt"}
+    form = {
+        "image": address(data, "a.png"),
+        "text": f"{EVIL}\r\nö",
+        "ending": ".txt",
+        "mark": mark_shown(client, here, data),
+    }
     assert send(client, f"{here}/set", **form).status_code == 303
     words = dict(word.partition("=")[::2] for word in tasks.words[0] if "=" in word)
     with open(words["--operations"], encoding="utf-8") as file:  # noqa: PTH123
@@ -207,6 +213,25 @@ def test_one_caption_is_set(client, here, data, tasks):
     with open(words["--images"], "rb") as file:  # noqa: PTH123
         assert file.read() == b"a.png\0"
     assert send(client, f"{here}/set", **{**form, "image": "0.eA"}).status_code == 404
+
+
+def mark_shown(client, here, data):
+    page = client.get(f"{here}?image={address(data, 'a.png')}&ending=.txt").text
+    return re.search(r'name="mark" value="(\w{64})"', page)[1]
+
+
+def test_a_caption_that_changed_after_its_page_was_opened_is_kept(client, here, data, tasks):
+    form = {"image": address(data, "a.png"), "text": "mine", "ending": ".txt"}
+    mark = mark_shown(client, here, data)
+    (data / "a.txt").write_text("somebody's, <b>meanwhile</b>", encoding="utf-8")
+    for given in (mark, "0" * 64, ""):
+        answer = send(client, f"{here}/set", **form, mark=given)
+        assert answer.status_code == 409
+        assert "somebody&#39;s, &lt;b&gt;meanwhile" in answer.text
+    assert tasks.words == []
+    assert (
+        send(client, f"{here}/set", **form, mark=mark_shown(client, here, data)).status_code == 303
+    )
 
 
 def test_edits_are_listed_and_undone_by_number_and_time(client, here, data, tasks):

@@ -125,7 +125,7 @@ class Sampler:
 
     def _latents(self, prompt: Prompt, stepped: Advance = _unheard) -> Tensor:
         """The latents at the end of the sampler's steps."""
-        scheduler = build_scheduler(prompt.sampler, self.scheduler_config)
+        scheduler = build_scheduler(prompt.sampler, self.scheduler_config, prompt.steps)
         scheduler.set_timesteps(prompt.steps, device=self.unet.device)
         whole = Geometry.whole(Size(prompt.width, prompt.height))
         conditioning = self.conditioner([prompt.words, prompt.negative], [whole, whole])
@@ -178,8 +178,14 @@ EXTRA: dict[str, dict[str, Any]] = {
 """What a sampler is told besides."""
 
 
-def build_scheduler(name: str, config: Mapping[str, Any]) -> Any:
+def build_scheduler(name: str, config: Mapping[str, Any], steps: int | None = None) -> Any:
     """One of diffusers' schedulers with the model's noise schedule and prediction type.
+
+    Args:
+        name: A sampler.
+        config: The model's scheduler configuration.
+        steps: How many steps it will take. Stable Diffusion's go one timestep later than even ones
+            (`steps_offset`), which for as many steps as there are timesteps would be one too late.
 
     Raises:
         ConfigError: No sampler has that name, or the configuration needs what is not installed.
@@ -192,6 +198,8 @@ def build_scheduler(name: str, config: Mapping[str, Any]) -> Any:
             "The model's scheduler configuration spaces its steps by the beta distribution "
             "(use_beta_sigmas), which needs SciPy: install it beside Impasto, or set that to false."
         )
+    if steps is not None and steps >= kept.get("num_train_timesteps", 1000):
+        kept["steps_offset"] = 0
     factory = _factory(name)
     takes = inspect.signature(factory.__init__).parameters
     if kept.get(_RESCALED) and _RESCALED not in takes:

@@ -7,6 +7,7 @@ minute, or until a command writes captions, so that going from page to page is q
 
 from __future__ import annotations
 
+import hashlib
 import os
 import threading
 import time
@@ -42,6 +43,11 @@ class ImageCaption:
     name: str
     text: str = ""
     fault: str = ""
+
+    @property
+    def mark(self) -> str:
+        """What tells this caption from another one."""
+        return hashlib.sha256(self.text.encode("utf-8", "surrogatepass")).hexdigest()
 
     def tags(self) -> list[str]:
         """The parts of all lines between commas, each once."""
@@ -128,6 +134,13 @@ def read_captions(dataset: Path, ending: str = "") -> CaptionReading:
     ending = ending or _usual_ending(found)
     captions = [_caption(dataset, item, ENDINGS.index(ending)) for item in found if _is_shown(item)]
     return CaptionReading(ending, captions)
+
+
+def read_caption(dataset: Path, image: Path, ending: str) -> ImageCaption | None:
+    """Read the caption of one image from the disk; None where the image is not there any more."""
+    found, _ = list_folder(str(image.parent), Sidecars(), recursive=False)
+    item = next((item for item in found if Path(item.path) == image), None)
+    return None if item is None else _caption(dataset, item, ENDINGS.index(ending))
 
 
 def _usual_ending(found: Iterable[FoundImage]) -> str:

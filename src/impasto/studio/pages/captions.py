@@ -33,6 +33,7 @@ from impasto.studio.captions import (
     ImageCaption,
     count_tags,
     found_tags,
+    read_caption,
 )
 from impasto.studio.core import Studio
 from impasto.studio.datasets import image_of
@@ -138,11 +139,18 @@ class CaptionPages:
         image = await asyncio.to_thread(image_of, dataset, address)
         if image is None:
             raise HTTPException(404, "This image is not there.")
-        name = image.relative_to(dataset).as_posix()
+        name, ending = image.relative_to(dataset).as_posix(), _ending(form) or ENDINGS[0]
+        now = await asyncio.to_thread(read_caption, dataset, image, ending)
+        if now is not None and now.mark != form.get("mark"):
+            raise HTTPException(
+                409,
+                f"The caption of {image.name} was changed after this page was opened, and is now: "
+                f"{shortened(now.text) or '(empty)'} Nothing was written. Open it again.",
+            )
         prepared = await asyncio.to_thread(
             self.store.prepare, dataset,
             [{"do": "set", "text": str(form.get("text", "")).replace("\r\n", "\n")}],
-            [], _ending(form) or ENDINGS[0], [name],
+            [], ending, [name],
         )  # fmt: skip
         title = f"Set the caption of {image.name}"
         return await self._started(
@@ -263,6 +271,7 @@ def _row(dataset: Path, caption: ImageCaption, *, is_whole: bool) -> dict[str, s
     return {
         "address": address_of([dataset], caption.image),
         "name": caption.name,
+        "mark": caption.mark,
         "text": caption.text if is_whole else shortened(caption.text),
         "fault": caption.fault,
     }
