@@ -118,7 +118,19 @@ def tab_to(page, selector, most=40):
     raise AssertionError(f"{selector} is not reached by keyboard")
 
 
+def check_all_looks(page):
+    """Check a page in light, in dark and at 400 pixels; it is light and wide again afterwards."""
+    wide = page.viewport_size
+    for look in LOOKS.values():
+        page.emulate_media(color_scheme=look.get("color_scheme", "light"))
+        page.set_viewport_size(look.get("viewport", wide))
+        check(page)
+    page.set_viewport_size(wide)
+    page.emulate_media(color_scheme="light")
+
+
 def check(page):
+    """No serious fault by axe-core, and no scrolling sideways."""
     page.evaluate(AXE.read_text(encoding="utf-8"))
     found = page.evaluate("axe.run().then(found => found.violations)")
     faults = [(v["id"], v["impact"], [n["html"] for n in v["nodes"]]) for v in found]

@@ -4,7 +4,7 @@ import os
 import signal
 
 import pytest
-from browsing import LOOKS, at, check, needs_browser, served, tab_to, wait_for_lines
+from browsing import at, check_all_looks, needs_browser, served, tab_to, wait_for_lines
 from runs import StopAt
 
 from impasto.runs import RunDirectory
@@ -87,8 +87,7 @@ def test_a_killed_run_is_resumed_asked_and_stopped_by_clicks(
     assert complaints == []
 
 
-@pytest.mark.parametrize("look", LOOKS.values(), ids=LOOKS)
-def test_pages_have_no_serious_fault_for_anybody(train_config, tmp_path, browser, look):
+def test_pages_have_no_serious_fault_for_anybody(train_config, tmp_path, browser):
     """By axe-core, at any width without scrolling sideways, and by keyboard."""
     config = train_config(
         output_dir=str(tmp_path / "runs" / "dog"),
@@ -97,18 +96,18 @@ def test_pages_have_no_serious_fault_for_anybody(train_config, tmp_path, browser
     )
     train(config)
     with served(tmp_path / "runs") as (address, _):
-        context = browser.new_context(**look)
+        context = browser.new_context()
         page = context.new_page()
         page.goto(address)
         page.wait_for_selector(".run")
-        check(page)
+        check_all_looks(page)
         tab_to(page, ".run")
         page.keyboard.press("Enter")
         page.wait_for_selector(".curve canvas")
-        check(page)
+        check_all_looks(page)
         page.goto(at(address, "runs/0.missing"))
         page.wait_for_selector("text=Not possible")
-        check(page)
+        check_all_looks(page)
         context.close()
 
 

@@ -3,7 +3,7 @@
 import base64
 
 import pytest
-from browsing import LOOKS, at, check, needs_browser, served, wait_for_lines
+from browsing import at, check_all_looks, needs_browser, served, wait_for_lines
 from runs_made import made_run
 
 pytestmark = needs_browser
@@ -105,15 +105,14 @@ def test_a_model_is_inspected_converted_and_deleted_by_clicks(
     assert complaints == []
 
 
-@pytest.mark.parametrize("look", LOOKS.values(), ids=LOOKS)
-def test_these_pages_have_no_serious_fault_for_anybody(tmp_path, runs, browser, look):
+def test_these_pages_have_no_serious_fault_for_anybody(tmp_path, runs, browser):
     models = tmp_path / "shelf"
     models.mkdir()
     file = models / "a-model-with-a-very-long-name-that-has-no-place-to-break.safetensors"
     file.write_bytes(b"x")
     one = name_of(file.name)
     with served(runs, "--models", models) as (address, _):
-        opened = browser.new_context(**look).new_page()
+        opened = browser.new_context().new_page()
         opened.goto(address)
         opened.wait_for_selector("nav")
         for path in (
@@ -123,9 +122,9 @@ def test_these_pages_have_no_serious_fault_for_anybody(tmp_path, runs, browser, 
             opened.wait_for_selector("h1")
             for details in opened.query_selector_all("details:not([open]) summary"):
                 details.click()
-            check(opened)
+            check_all_looks(opened)
         opened.goto(at(address, f"compare?runs={name_of('one')}&runs={name_of('two')}"))
         opened.wait_for_selector("#curves canvas")
         opened.wait_for_selector("#numbers table")
-        check(opened)
+        check_all_looks(opened)
         opened.context.close()

@@ -3,7 +3,7 @@
 import shutil
 
 import pytest
-from browsing import LOOKS, at, check, needs_browser, served, tab_to
+from browsing import at, check_all_looks, needs_browser, served, tab_to
 from PIL import Image
 
 pytestmark = needs_browser
@@ -64,24 +64,23 @@ def test_a_dataset_is_made_filled_and_looked_through_by_clicks(folders, page, co
     assert [url for url in complaints if "/thumbnails/" not in url] == []
 
 
-@pytest.mark.parametrize("look", LOOKS.values(), ids=LOOKS)
-def test_pages_of_datasets_have_no_serious_fault_for_anybody(folders, browser, look):
+def test_pages_of_datasets_have_no_serious_fault_for_anybody(folders, browser):
     """By axe-core, at any width without scrolling sideways, and by keyboard."""
     for number in range(100):
         drawn(folders / "data" / "cats" / f"more-{number}.png", number, (30, 20))
     with served(folders / "runs", "--data", folders / "data") as (address, _):
-        context = browser.new_context(**look)
+        context = browser.new_context()
         page = context.new_page()
         page.goto(address)
         page.wait_for_selector("h1")
         page.goto(at(address, "data"))
-        check(page)
+        check_all_looks(page)
         tab_to(page, ".dataset")
         page.keyboard.press("Enter")
         page.wait_for_selector(".chips")
         page.click("summary:has-text('Filter and sort')")
         page.wait_for_selector(".no-thumbnail")
-        check(page)
+        check_all_looks(page)
         tab_to(page, "[rel=next]")
         page.keyboard.press("Enter")
         page.wait_for_selector("text=Page 2 of 2")

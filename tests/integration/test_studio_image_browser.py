@@ -4,7 +4,7 @@ import base64
 import os
 
 import pytest
-from browsing import LOOKS, at, check, needs_browser, served, tab_to
+from browsing import at, check_all_looks, needs_browser, served, tab_to
 from PIL import Image
 
 from impasto.data.cuts import cut_beside
@@ -103,12 +103,11 @@ def test_a_crop_by_mouse_and_keyboard_and_a_mask_by_brush(cats, tmp_path, page, 
     assert complaints == []
 
 
-@pytest.mark.parametrize("look", LOOKS.values(), ids=LOOKS)
-def test_the_page_has_no_serious_fault_for_anybody(cats, tmp_path, browser, look):
+def test_the_page_has_no_serious_fault_for_anybody(cats, tmp_path, browser):
     with served(tmp_path / "runs", "--data", tmp_path / "data") as (address, _):
-        context = browser.new_context(**look)
+        context = browser.new_context()
         page = context.new_page()
         opened(page, address, "b.png")
         page.click("summary")
-        check(page)
+        check_all_looks(page)
         context.close()

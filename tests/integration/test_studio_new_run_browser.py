@@ -3,7 +3,7 @@
 import shutil
 
 import pytest
-from browsing import LOOKS, check, needs_browser, served, tab_to
+from browsing import check_all_looks, needs_browser, served, tab_to
 
 from impasto.demo.recipe import BASE_MODEL, PICTURES
 
@@ -65,23 +65,22 @@ def test_the_form_says_what_is_wrong_and_what_it_would_do(folders, page, complai
     assert complaints == []
 
 
-@pytest.mark.parametrize("look", LOOKS.values(), ids=LOOKS)
-def test_the_form_has_no_serious_fault_for_anybody(folders, browser, look):
+def test_the_form_has_no_serious_fault_for_anybody(folders, browser):
     """By axe-core, at any width without scrolling sideways, and by keyboard."""
     with served(folders / "runs", *options(folders)) as (address, _):
-        page = browser.new_context(**look).new_page()
+        page = browser.new_context().new_page()
         page.goto(address)
         page.wait_for_selector("nav")
         page.click("nav >> text=New run")
         page.wait_for_selector("#goal-title")
-        check(page)
+        check_all_looks(page)
         tab_to(page, "form[action='/new/blank'] button")
         page.keyboard.press("Enter")
         page.wait_for_selector("#faults")
-        check(page)
+        check_all_looks(page)
         tab_to(page, "a[href='#f-model-path']", most=200)
         page.keyboard.press("Enter")
         assert page.evaluate("document.activeElement.id") == "f-model-path"
         for summary in page.locator("details.section > summary").all():
             summary.click()
-        check(page)
+        check_all_looks(page)
