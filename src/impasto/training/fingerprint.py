@@ -182,13 +182,10 @@ def _usual_settings() -> dict[str, str]:
         "training": {"max_steps": 1},
     }
     usual = settings_fingerprint(RunConfig.model_validate(required))
-    for path, section in (
-        ("dataset.datasets", DatasetEntry),
-        ("dataset.datasets.subsets", SubsetConfig),
-    ):
-        values = {k: f.default for k, f in section.model_fields.items() if not f.is_required()}
-        plain = section.model_construct(**values).model_dump(mode="json", include=set(values))
-        usual |= {f"{path}.{name}": json.dumps(value) for name, value in plain.items()}
+    item = DatasetEntry(subsets=(SubsetConfig(image_dir=Path()),)).model_dump(mode="json")
+    listed = {"dataset.datasets": item, "dataset.datasets.subsets": item.pop("subsets")[0]}
+    for path, values in listed.items():
+        usual |= {f"{path}.{name}": json.dumps(value) for name, value in values.items()}
     for section, kinds in (("method", METHODS), ("loss", LOSSES)):
         for name, value in defaults_of(kinds).items():
             usual.setdefault(f"{section}.{name}", json.dumps(value))
