@@ -192,6 +192,16 @@ def test_verbs_count_and_show_them(folder_run, tmp_path):
     }  # fmt: skip
 
 
+def test_metadata_does_not_hold_class_tokens(folders, tmp_path):
+    data = tmp_path / "data.toml"
+    subset = {"image_dir": str(folders[0] / "4_sks ball"), "class_tokens": "sks ball"}
+    data.write_text(tomli_w.dumps({"datasets": [{"subsets": [subset]}]}), encoding="utf-8")
+    done = impasto("dataset", "merge", data, tmp_path / "meta.json")
+    assert done.returncode == 0, done.stderr
+    assert "neither class_tokens nor is_reg" in done.stdout
+    assert not any(json.loads((tmp_path / "meta.json").read_text(encoding="utf-8")).values())
+
+
 def test_a_run_on_folders(folder_run, folders, tmp_path):
     done = impasto("train", folder_run)
     assert done.returncode == 0, done.stderr

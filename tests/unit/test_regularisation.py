@@ -178,6 +178,17 @@ def test_holding_out_all_that_is_trained_on_is_an_error(sets):
         survey(config_of(sets(1, 4), validation={"split": 0.99}))
 
 
+def test_images_of_a_validation_folder_are_called_as_those_trained_on(sets, tmp_path):
+    """Not as the class, though regularisation images come first here."""
+    content = sets(2, 2)
+    content["datasets"][0]["subsets"].reverse()
+    for subset, words in zip(content["datasets"][0]["subsets"], ("dog", "sks dog"), strict=True):
+        subset["class_tokens"] = words
+    own = images_in(tmp_path / "own", 1, None, 77)
+    found = survey(config_of(content, validation={"image_dir": str(own)}))
+    assert [record.words for record in found.split.held_out] == ["sks dog"]
+
+
 def test_damaged_images_that_leave_regularisation_alone_are_an_error(sets):
     records = scan_all(config_of(sets(2, 3)).dataset).records
     with pytest.raises(DatasetError, match=r"All 3 images .* are regularisation images"):

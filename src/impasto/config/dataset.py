@@ -17,6 +17,7 @@ from impasto.config.base import Section
 from impasto.config.bucket_limits import require_around, require_steps
 from impasto.config.levels import inherit_settings
 from impasto.config.names import Ending
+from impasto.config.regularisation import require_balance, require_weighted
 
 Side = Annotated[int, Field(ge=8, le=8192)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -276,24 +277,8 @@ class DatasetEntry(DatasetKeys):
                     f"subset {number + 1} repeats an earlier one ({place}). Take it out; "
                     f"num_repeats shows images more often"
                 )
-        self._require_balance()
+        require_balance(self.subsets)
         return self
-
-    def _require_balance(self) -> None:
-        """Make sure that there is something that regularisation images are balanced against."""
-        shown = [subset for subset in self.subsets if subset.num_repeats]
-        trained = {_place_of(subset) for subset in shown if not subset.is_reg}
-        if shown and not trained:
-            raise ValueError(
-                "all its subsets have is_reg, and regularisation images come as often as those "
-                "that are trained on, which is never. Add a subset without is_reg"
-            )
-        for subset in shown:
-            if subset.is_reg and _place_of(subset) in trained:
-                raise ValueError(
-                    f"{_place_of(subset)} is given twice, with is_reg and without. Regularisation "
-                    f"images are other images of the class: take one of the two subsets out"
-                )
 
 
 class DatasetConfig(DatasetKeys):
@@ -392,17 +377,8 @@ class DatasetConfig(DatasetKeys):
             self.require_bounds()
         if not any(subset.num_repeats for part in self.parts for subset in part.subsets):
             raise ValueError("num_repeats is 0 everywhere, so nothing is left")
-        weighted = any(part.prior_loss_weight != 1 for part in self.parts)
-        if weighted and not any(subset.is_reg for part in self.parts for subset in part.subsets):
-            raise ValueError(
-                "prior_loss_weight has no effect without regularisation images: give is_reg to "
-                "their subset, or take it out"
-            )
+        require_weighted(self.parts)
         return self
-
-
-def _place_of(subset: SubsetConfig) -> Path | None:
-    return subset.metadata_file or subset.image_dir
 
 
 def _entry_of(keys: DatasetKeys, subset: SubsetConfig) -> DatasetEntry:
