@@ -342,12 +342,19 @@ def test_folders_are_subsets(tmp_path):
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["dog", "ten_dog", "_dog", "-1_dog", "1.5_dog", "10 dog", "x10_a"])
-def test_badly_named_folders_are_refused(tmp_path, name):
+@pytest.mark.parametrize(
+    ("name", "right"),
+    [
+        ("dog", "10_dog"), ("ten_dog", "10_ten_dog"), ("_dog", "10_dog"), ("-1_dog", "10_dog"),
+        ("1.5_dog", "10_dog"), ("10 dog", "10_dog"), ("x10_a", "10_x10_a"), ("1-2", "10_class"),
+    ],
+)  # fmt: skip
+def test_badly_named_folders_are_refused(tmp_path, name, right):
     tree_of(tmp_path, "t/10_sks", f"t/{name}")
     with pytest.raises(ConfigError) as caught:
         dreambooth_subsets(tmp_path / "t")
-    assert f"10_{name}" in str(caught.value)
+    assert f"{name} has no number of repeats" in str(caught.value)
+    assert f"as in {right}. " in str(caught.value)
 
 
 @pytest.mark.parametrize("names", [["t/0_dog"], ["t/.hidden"], ["t"]])

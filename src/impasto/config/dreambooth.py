@@ -102,9 +102,10 @@ def _subset_of(folder: Path, name: str) -> dict[str, Any] | None:
     """The subset of one folder; None where it asks for 0 repeats."""
     match = _NAME.fullmatch(name)
     if match is None:
+        words = name.lstrip("-_. 0123456789") or "class"
         raise ConfigError(
             f"The folder {folder / name} has no number of repeats in front of its name; expected "
-            f"N_class, as in 10_{name}. Rename it, or move it elsewhere if its images are not "
+            f"N_class, as in 10_{words}. Rename it, or move it elsewhere if its images are not "
             f"meant."
         )
     repeats, words = int(match[1]), (match[2] or "").strip()
