@@ -2,7 +2,7 @@
 
 import pytest
 
-from impasto.data.captions import CaptionRules, Moment, join_caption_and_tags
+from impasto.data.captions import CaptionRules, TrainingPosition, join_caption_and_tags
 
 FIELDS = {
     "caption_prefix": "prefix",
@@ -29,7 +29,7 @@ def test_every_recorded_case_of_sd_scripts(golden):
     assert len(cases) == 51
     for case in cases:
         rules = CaptionRules(**{FIELDS[key]: value for key, value in case["options"].items()})
-        moment = Moment(case["state"].get("epoch", 1), case["state"].get("step", 0), 100)
+        moment = TrainingPosition(case["state"].get("epoch", 1), case["state"].get("step", 0), 100)
         counts = dict.fromkeys(case["allowed"], 0)
         for seed in range(SEEDS):
             text = rules.write(case["caption"], moment, seed, "picture")
@@ -44,7 +44,7 @@ WORDS = "{red|green} ball, a, b, c, d, e, f"
 
 
 def test_the_same_showing_always_has_the_same_words():
-    moment = Moment(3, 40, 100)
+    moment = TrainingPosition(3, 40, 100)
     first = [VARIED.write(WORDS, moment, 7, "a.png", repeat) for repeat in range(5)]
     assert first == [VARIED.write(WORDS, moment, 7, "a.png", repeat) for repeat in range(5)]
     assert len(set(first)) > 1
@@ -56,7 +56,7 @@ def test_each_of_these_changes_the_draw(changed):
         return [
             VARIED.write(
                 WORDS,
-                Moment(value if changed == "epoch" else 1, 0, 100),
+                TrainingPosition(value if changed == "epoch" else 1, 0, 100),
                 value if changed == "seed" else 7,
                 value if changed == "picture" else n,
                 value if changed == "repeat" else 0,
@@ -71,7 +71,7 @@ def test_steady_words_do_not_depend_on_the_moment():
     rules = CaptionRules(
         prefix="p", shuffle=True, dropout_rate=0.9, dropout_every_n_epochs=1, warmup_steps=50
     ).steady()
-    assert {rules.write("a, b", Moment(e, e, 9), e, e) for e in range(20)} == {"p a, b"}
+    assert {rules.write("a, b", TrainingPosition(e, e, 9), e, e) for e in range(20)} == {"p a, b"}
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import tomli_w
 from impasto.config.dataset_file import read_dataset_file
 from impasto.config.load import build_run_config, dump_toml, load_dataset_config
 from impasto.config.validation import REFUSED
-from impasto.data.captions import Moment
+from impasto.data.captions import TrainingPosition
 from impasto.datasets.build import build_caption_rules, build_subset
 from impasto.errors import ConfigError
 
@@ -221,4 +221,4 @@ def test_defaults_change_no_caption():
     rules = build_caption_rules(built({"image_dir": "a"}).parts[0].subsets[0])
     assert not rules.is_random
     assert not rules.changes_words
-    assert rules.write("a, b", Moment(1, 0, 1), 0, "x") == "a, b"
+    assert rules.write("a, b", TrainingPosition(1, 0, 1), 0, "x") == "a, b"

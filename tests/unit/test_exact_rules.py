@@ -25,7 +25,7 @@ from impasto.data.bucket_assignment import (
     kept_fraction,
 )
 from impasto.data.buckets import make_bucket_sizes
-from impasto.data.captions import CaptionRules, Moment
+from impasto.data.captions import CaptionRules, TrainingPosition
 from impasto.data.records import Size
 from impasto.data.sampler import EpochSampler, Group
 from impasto.diffusion.noise import NoiseRecipe
@@ -170,14 +170,16 @@ def test_the_mean_of_what_is_cropped_is_a_mean():
 def test_tags_are_warmed_up_in_so_many_steps(steps, step, shown):
     """floor(step x (count - least) / steps) + least, and all from `steps` on."""
     rules = CaptionRules(warmup_steps=steps, warmup_min=1, normalizes=True)
-    text = rules.write("a, b, c, d, e", Moment(0, step, 100), 1, 1)
+    text = rules.write("a, b, c, d, e", TrainingPosition(0, step, 100), 1, 1)
     assert len(text.split(", ")) == shown
 
 
 @pytest.mark.parametrize("every", [1, 2, 3])
 def test_captions_are_dropped_in_each_nth_epoch(every):
     rules = CaptionRules(dropout_every_n_epochs=every)
-    empty = [epoch for epoch in range(1, 13) if not rules.write("a", Moment(epoch, 0, 9), 1, 1)]
+    empty = [
+        epoch for epoch in range(1, 13) if not rules.write("a", TrainingPosition(epoch, 0, 9), 1, 1)
+    ]
     assert empty == list(range(every, 13, every))
 
 

@@ -10,14 +10,14 @@ import pytest
 from PIL import Image
 
 from impasto.config.load import build_run_config
-from impasto.data.captions import CaptionRules, Moment
+from impasto.data.captions import CaptionRules, TrainingPosition
 from impasto.data.content_hashes import ContentHashes
 from impasto.datasets.build import scan_dataset, survey
 from impasto.datasets.held_out import group_byte_copies
 from impasto.errors import DatasetError
 from impasto.progress import SilentProgress
 
-MOMENT = Moment(3, 20, 100)
+MOMENT = TrainingPosition(3, 20, 100)
 
 
 @pytest.mark.parametrize(

@@ -226,14 +226,14 @@ def _showings(
     record: ImageRecord, epochs: int, seed: int, steps_per_epoch: int
 ) -> Iterator[tuple[int, int, str]]:
     """Epoch and repeat, both from 1 on, and the caption of each showing of an image."""
-    from impasto.data.captions import Moment
+    from impasto.data.captions import TrainingPosition
 
     subset = record.subset
     for epoch in range(epochs):
-        moment = Moment(epoch + 1, epoch * steps_per_epoch, epochs * steps_per_epoch)
+        position = TrainingPosition(epoch + 1, epoch * steps_per_epoch, epochs * steps_per_epoch)
         for repeat in range(record.repeats):
             text = subset.captions.write(
-                record.words, moment, seed, subset.dataset, subset.number, record.name, repeat
+                record.words, position, seed, subset.dataset, subset.number, record.name, repeat
             )
             yield epoch + 1, repeat + 1, text
 

@@ -21,7 +21,7 @@ _OPEN, _CLOSE = "\ue000", "\ue001"  # private-use characters stand for {{ and }}
 
 
 @dataclass(frozen=True)
-class Moment:
+class TrainingPosition:
     """When a caption is shown.
 
     Attributes:
@@ -74,26 +74,26 @@ class CaptionRules:
     warmup_steps: float = 0.0
     normalizes: bool = False
 
-    def write(self, words: str, moment: Moment, seed: int, *keys: int | str) -> str:
+    def write(self, words: str, position: TrainingPosition, seed: int, *keys: int | str) -> str:
         """One caption from an image's words.
 
         Args:
             words: The words, perhaps on several lines.
-            moment: When it is shown.
+            position: When it is shown.
             seed: The run's seed.
             keys: Which image, and which of its repeats.
         """
         text = self._framed(words)
         if not (self.is_random or self.dropout_every_n_epochs or self._splits_tags):
             return self._ended(_first_line(text))
-        rng = derive_rng(seed, "caption", moment.epoch, *keys)
+        rng = derive_rng(seed, "caption", position.epoch, *keys)
         dropped = rng.random() < self.dropout_rate
         n = self.dropout_every_n_epochs
-        if dropped or (n > 0 and moment.epoch % n == 0):
+        if dropped or (n > 0 and position.epoch % n == 0):
             return ""
         text = _choose_wildcards(text, rng) if self.wildcards else _first_line(text)
         if self._splits_tags:
-            text = self._vary_tags(text, moment, rng)
+            text = self._vary_tags(text, position, rng)
         return self._ended(text)
 
     @property
@@ -138,9 +138,9 @@ class CaptionRules:
             return text
         return text.replace(self.secondary_separator, self.separator)
 
-    def _vary_tags(self, text: str, moment: Moment, rng: np.random.Generator) -> str:
+    def _vary_tags(self, text: str, position: TrainingPosition, rng: np.random.Generator) -> str:
         first, flexible, last = self._parts(text)
-        flexible = flexible[: self._visible(len(flexible), moment)]
+        flexible = flexible[: self._visible(len(flexible), position)]
         if self.shuffle:
             flexible = [flexible[i] for i in rng.permutation(len(flexible))]
         if self.tag_dropout_rate > 0:
@@ -163,13 +163,13 @@ class CaptionRules:
     def _tags(self, text: str) -> list[str]:
         return [tag.strip() for tag in text.strip().split(self.separator)]
 
-    def _visible(self, count: int, moment: Moment) -> int:
+    def _visible(self, count: int, position: TrainingPosition) -> int:
         steps = self.warmup_steps
         if 0 < steps < 1:
-            steps = math.floor(steps * moment.total_steps)
-        if steps <= 0 or moment.step >= steps:
+            steps = math.floor(steps * position.total_steps)
+        if steps <= 0 or position.step >= steps:
             return count
-        return math.floor(moment.step * (count - self.warmup_min) / steps) + self.warmup_min
+        return math.floor(position.step * (count - self.warmup_min) / steps) + self.warmup_min
 
 
 def join_caption_and_tags(caption: str, tags: str, separator: str) -> str:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from impasto.data.augmentation import render_augmented
-from impasto.data.captions import Moment
+from impasto.data.captions import TrainingPosition
 from impasto.data.encoding import MomentsEncoder, to_model_range
 from impasto.data.images import UnreadableImageError
 from impasto.data.latent_cache import CachedPlan, LatentCache
@@ -134,11 +134,11 @@ class TrainingData:
     def caption(self, sample: Sample, optimizer_step: OptimizerStep) -> str:
         """The caption of an image in this step."""
         record = self.plan.images[sample.image].record
-        moment = Moment(optimizer_step.epoch + 1, optimizer_step.step, self.total_steps)
+        position = TrainingPosition(optimizer_step.epoch + 1, optimizer_step.step, self.total_steps)
         subset = record.subset
         caption = subset.captions.write(
             record.words,
-            moment,
+            position,
             self.seed,
             subset.dataset,
             subset.number,

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from impasto.data.captions import Moment, join_caption_and_tags
+from impasto.data.captions import TrainingPosition, join_caption_and_tags
 from impasto.data.subsets import PLAIN, Subset
 
 if TYPE_CHECKING:
@@ -179,7 +179,7 @@ class ImageRecord:
     def fixed_caption(self) -> str:
         """The caption without chance: for validation and for counting tokens."""
         rules = self.subset.captions.steady()
-        return rules.write(self.words, Moment(1, 0, 1), 0, self.name)
+        return rules.write(self.words, TrainingPosition(1, 0, 1), 0, self.name)
 
     @property
     def name(self) -> str:

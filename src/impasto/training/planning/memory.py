@@ -43,7 +43,7 @@ from impasto.training.planning.memory_facts import (
 )
 from impasto.training.planning.meta_models import MetaModels
 from impasto.training.planning.overhead import fragmentation_bytes, workspace_bytes
-from impasto.training.planning.phases import Costs, Moment, OtherWork, fake_step_of, text_key_parts
+from impasto.training.planning.phases import Costs, OtherWork, Phase, fake_step_of, text_key_parts
 from impasto.training.planning.workload import Workload
 from impasto.training.precision import computed_kind
 
@@ -149,32 +149,32 @@ class FootprintPredictor:
         """
         model, trainable = self._meta_models.shown(config)
         cost = self._step(config, trainable, bucket, batch)
-        moments = [
+        phases = [
             self._training(config, trainable, bucket, batch, cost),
             self._stepping(config, trainable),
-            *self._other.moments(config, model, trainable, batch),
+            *self._other.phases(config, model, trainable, batch),
         ]
         state = self._state(config, trainable, model)
-        return [self._at(config, moment, state, cost.flops) for moment in moments]
+        return [self._at(config, phase, state, cost.flops) for phase in phases]
 
     def _at(
-        self, config: RunConfig, moment: Moment, state: Mapping[str, int], flops: int
+        self, config: RunConfig, phase: Phase, state: Mapping[str, int], flops: int
     ) -> Footprint:
-        """What is there in a moment."""
-        if moment.weights is not None:
-            state = {**dict.fromkeys(state, 0), "weights": moment.weights}
+        """What is there in a phase."""
+        if phase.weights is not None:
+            state = {**dict.fromkeys(state, 0), "weights": phase.weights}
         return Footprint(
             **state,
-            gradients=moment.gradients,
-            activations=moment.others,
+            gradients=phase.gradients,
+            activations=phase.others,
             fragmentation=fragmentation_bytes(
                 config,
                 self._device_type,
-                moment.gradients + moment.others,
+                phase.gradients + phase.others,
                 expandable=has_expandable_segments(),
             ),
             workspace=workspace_bytes(config, self._device_type),
-            moment=moment.name,
+            moment=phase.name,
             flops=flops,
         )
 
@@ -195,12 +195,12 @@ class FootprintPredictor:
 
     def _training(
         self, config: RunConfig, trainable: Trainable, bucket: Size, batch: int, cost: StepCost
-    ) -> Moment:
+    ) -> Phase:
         gradients, others = cost.gradient_bytes, cost.peak_bytes - cost.gradient_bytes
         if config.training.gradient_accumulation_steps > 1:  # those of batches before are there
             gradients = self._all_gradients(config, trainable)
             others = cost.peak_bytes if config.training.weight_copies else cost.most_beside
-        return Moment(
+        return Phase(
             f"training on {bucket} images, {batch} at a time",
             gradients // self._shares.gradients,
             others
@@ -295,12 +295,12 @@ class FootprintPredictor:
         )
         return widths * 34 * places * size // 2
 
-    def _stepping(self, config: RunConfig, trainable: Trainable) -> Moment:
+    def _stepping(self, config: RunConfig, trainable: Trainable) -> Phase:
         """The optimizer at work: all gradients, and what it makes for a chunk of weights."""
         gradients = 0 if steps_alone(config) else self._all_gradients(config, trainable)
         gradients //= self._shares.gradients
         others = self._transient(config, trainable)
-        return Moment("stepping the weights", gradients, others)
+        return Phase("stepping the weights", gradients, others)
 
     def _all_gradients(self, config: RunConfig, trainable: Trainable) -> int:
         wide = DTYPES[config.training.weight_dtype].itemsize

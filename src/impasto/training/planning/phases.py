@@ -36,7 +36,7 @@ from impasto.training.prompts import build_prompts
 
 
 @dataclass(frozen=True)
-class Moment:
+class Phase:
     """Something that a run does.
 
     Attributes:
@@ -100,9 +100,9 @@ class OtherWork:
     workload: Workload
     costs: Costs
 
-    def moments(
+    def phases(
         self, config: RunConfig, model: BaseModel, trainable: Trainable, batch: int
-    ) -> list[Moment]:
+    ) -> list[Phase]:
         """The memory of everything that a run does beside its training steps.
 
         Args:
@@ -118,16 +118,16 @@ class OtherWork:
             *self._encoding(config, model, batch),
         ]
 
-    def _averaging(self, config: RunConfig, trainable: Trainable) -> Moment:
+    def _averaging(self, config: RunConfig, trainable: Trainable) -> Phase:
         """Weights of 16 bits on their way into the average, a few of them widened."""
         sizes = [p.numel() for part in trainable.parts for p in part.parameters().values()]
         is_widened = (
             config.training.ema_decay is not None and config.training.weight_dtype != "fp32"
         )
         widened = min(max(WIDENED_AT_ONCE, *sizes), sum(sizes)) if is_widened else 0
-        return Moment("averaging the weights", 0, 4 * widened)
+        return Phase("averaging the weights", 0, 4 * widened)
 
-    def _drawing(self, config: RunConfig, model: BaseModel, trainable: Trainable) -> list[Moment]:
+    def _drawing(self, config: RunConfig, model: BaseModel, trainable: Trainable) -> list[Phase]:
         prompts = build_prompts(config)
         if not prompts:
             return []
@@ -143,15 +143,15 @@ class OtherWork:
             return {"peak": decoding_peak(vae, size, 1)}
 
         vae = self.costs.remembered(words, run_fake_step)["peak"] + 4 * numel_of(model.vae)
-        return [Moment(f"drawing previews of {size}", 0, max(forward, vae))]
+        return [Phase(f"drawing previews of {size}", 0, max(forward, vae))]
 
-    def _validating(self, config: RunConfig, trainable: Trainable) -> list[Moment]:
+    def _validating(self, config: RunConfig, trainable: Trainable) -> list[Phase]:
         group = self.workload.validation
         if group is None:
             return []
         batch = validation_batch_size(config, group)
         name = f"validating on {group.bucket} images, {batch} at a time"
-        return [Moment(name, 0, self._forward(config, trainable, group.bucket, batch))]
+        return [Phase(name, 0, self._forward(config, trainable, group.bucket, batch))]
 
     def _forward(self, config: RunConfig, trainable: Trainable, size: Size, batch: int) -> int:
         """A forward pass with the weights that are looked at: their average, or themselves."""
@@ -173,9 +173,9 @@ class OtherWork:
 
         return self.costs.remembered(words, run_fake_step)["peak"]
 
-    def _encoding(self, config: RunConfig, model: BaseModel, batch: int) -> list[Moment]:
+    def _encoding(self, config: RunConfig, model: BaseModel, batch: int) -> list[Phase]:
         """The VAE at work: before training, when a GPU has nothing else, and beside it."""
-        work, asked, moments = self.workload, config.dataset.vae_batch_size, []
+        work, asked, phases = self.workload, config.dataset.vae_batch_size, []
         if work.encoded is not None:
             width = DTYPES[config.dataset.vae_precision].itemsize
             weights = width * numel_of(model.vae)
@@ -183,14 +183,14 @@ class OtherWork:
                 weights = sum(bytes_of(network) for network in model.networks.values())
                 weights += width * numel_of(model.vae) if width < 4 else 0
             name = f"encoding {work.encoded} images, {asked} at a time"
-            moments.append(
-                Moment(name, 0, self._vae_peak(config, model, work.encoded, asked), weights)
+            phases.append(
+                Phase(name, 0, self._vae_peak(config, model, work.encoded, asked), weights)
             )
         if work.varied is not None:
             at_once = min(asked, batch)
             name = f"encoding {work.varied} images as they are shown, {at_once} at a time"
-            moments.append(Moment(name, 0, self._vae_peak(config, model, work.varied, at_once)))
-        return moments
+            phases.append(Phase(name, 0, self._vae_peak(config, model, work.varied, at_once)))
+        return phases
 
     def _vae_peak(self, config: RunConfig, model: BaseModel, size: Size, batch: int) -> int:
         dataset = config.dataset
