@@ -353,7 +353,14 @@ def test_the_start_page_lists_runs_and_says_where_it_looked(client, studio, fold
 
 def test_what_can_be_asked_depends_on_whether_the_run_lives(client, studio, dog):
     page = address(studio, dog)
+    assert "Begin again</button>" in client.get(page).text
+    with dog.held() as held:
+        held.write_status("training", step=1, total_steps=9)
+        assert "No state is saved yet: all steps will be lost. Stop now?" in client.get(page).text
+        held.write_status("interrupted", step=3, total_steps=9)
+    (dog.states / step_name(2)).mkdir(parents=True)
     assert "Resume</button>" in client.get(page).text
+    assert "From the state of step 2." in client.get(page).text
     refused = client.post(f"{page}/ask/save", headers=FROM_HERE)
     assert refused.status_code == 409
     assert "Nobody is training this run" in refused.text
@@ -361,6 +368,7 @@ def test_what_can_be_asked_depends_on_whether_the_run_lives(client, studio, dog)
         held.write_status("training", step=4, total_steps=9)
         text = client.get(page).text
         assert "Save a state now" in text
+        assert "What came after step 2 will be lost. Stop now?" in text
         assert "Resume</button>" not in text
         assert client.post(f"{page}/ask/save", headers=FROM_HERE).status_code == 200
         assert client.post(f"{page}/ask/format", headers=FROM_HERE).status_code == 404

@@ -15,6 +15,9 @@ TERMINAL_LOG = "terminal.log"
 
 _TOLD_BYTES = 4000
 
+STOPPED = (130, 143)
+"""Exit codes of a command that was asked to stop, and did (`errors.py`)."""
+
 
 class RunProcesses:
     """Starts commands on runs, one for each, and knows what became of its own."""
@@ -53,6 +56,6 @@ class RunProcesses:
     def failure_of(self, run: Path) -> str:
         """The last that a process for a run has printed, if it ended with an error; else empty."""
         process = self._started.get(run)
-        if process is None or process.poll() in (None, 0):
+        if process is None or process.poll() in (None, 0, *STOPPED):
             return ""
         return "\n".join(read_end(run / TERMINAL_LOG, _TOLD_BYTES).splitlines()[-20:])

@@ -43,25 +43,30 @@ def run_rows(
 def run_page(run: RunDirectory, processes: RunProcesses) -> dict[str, Any]:
     """Everything of one run but its curves, which the page asks for itself."""
     place = RunWatch(run).place  # before anything is read: what comes meanwhile is told again
-    samples = _samples(run)
     return {
         "title": run.path.name or str(run.path),
         "place": str(run.path.resolve()),
         "commands": COMMANDS,
         "config": _settings(run),
         "lines": _log(run),
-        "samples": samples,
-        "prompts": _prompts(run, samples),
+        **samples_view(run),
         "facts": _facts(run),
         "place_in_files": place,
         **state_part(run, run.state(), processes),
     }
 
 
+def samples_view(run: RunDirectory) -> dict[str, Any]:
+    """The previews of a run, and the prompts of the newest."""
+    samples = _samples(run)
+    return {"samples": samples, "prompts": _prompts(run, samples)}
+
+
 def state_part(run: RunDirectory, state: RunState, processes: RunProcesses) -> dict[str, Any]:
     """How a run stands, and what can be asked of it then."""
     model = run.exported_model()
     starting = not state.is_alive and processes.is_starting(run.path)
+    saved = run.saved_steps()
     return {
         "state": state.state,
         "sentence": state.sentence(run.path),
@@ -71,6 +76,10 @@ def state_part(run: RunDirectory, state: RunState, processes: RunProcesses) -> d
         "is_alive": state.is_alive,
         "starting": starting,
         "can_resume": state.state in ("killed", "interrupted", "failed") and not starting,
+        "newest_state": saved[-1] if saved else None,
+        "at_stop": f"What came after step {saved[-1]:,} will be lost."
+        if saved
+        else "No state is saved yet: all steps will be lost.",
         "failure": "" if state.is_alive else processes.failure_of(run.path),
         "model": None if model is None else str(model),
     }

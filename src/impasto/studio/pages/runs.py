@@ -27,7 +27,7 @@ from impasto.studio.curves import read_curves
 from impasto.studio.folders import file_of
 from impasto.studio.forms import whole_number
 from impasto.studio.pages.learning_views import image_loss_view, learning_view
-from impasto.studio.pages.run_views import run_page, run_rows, state_part
+from impasto.studio.pages.run_views import run_page, run_rows, samples_view, state_part
 from impasto.studio.verbs import run_verb
 from impasto.studio.watching import RunWatch
 
@@ -47,6 +47,7 @@ def routes(studio: Studio) -> list[BaseRoute]:
         Route("/runs/{run}/images", pages.images),
         Route("/runs/{run}/stream", pages.stream),
         Route("/runs/{run}/report", pages.report),
+        Route("/runs/{run}/samples", pages.samples),
         Route("/runs/{run}/samples/{step}/{file}", pages.sample),
         Route("/runs/{run}/ask/{command}", pages.command, methods=["POST"]),
         Route("/runs/{run}/resume", pages.resume, methods=["POST"]),
@@ -114,6 +115,13 @@ class RunPages:
             media_type="text/event-stream",
             headers={"cache-control": "no-store"},
         )
+
+    async def samples(self, request: Request) -> Response:
+        """All previews, as a part of the page."""
+        run = await self.run_of(request)
+        content = await asyncio.to_thread(samples_view, run)
+        name = self.studio.folders.name_of(run)
+        return self.studio.page("samples.html.j2", name=name, **content)
 
     async def sample(self, request: Request) -> Response:
         """A preview of a run."""

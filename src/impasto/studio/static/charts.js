@@ -6,7 +6,7 @@ const charts = (() => {
   const HEIGHT = 220;
   const LABELS = { images_per_s: "images/s", memory_mib: "MiB", data_wait: "share of the time", grad_norm: "norm", validation_loss: "validation loss" };
   const WHOLE = [1, 2, 5].flatMap((n) => Array.from({ length: 9 }, (_, power) => n * 10 ** power)).sort((a, b) => a - b);
-  const inShort = (tick) => tick === 0 || (Math.abs(tick) >= 0.001 && Math.abs(tick) < 1e5) ? String(+tick.toPrecision(6)) : tick.toExponential(0);
+  const inShort = (tick) => tick === 0 || (Math.abs(tick) >= 0.001 && Math.abs(tick) < 1e5) ? String(+tick.toPrecision(6)) : (+tick.toPrecision(3)).toExponential();
   return {
     colour,
     HEIGHT,

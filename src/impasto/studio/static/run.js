@@ -33,16 +33,17 @@
       place.append(box);
       boxes.push([chart, names, box]);
     }
-    for (const [chart, names, box] of boxes) shown.push({ names, box, title: chart.title, plot: plotIn(box, chart, names) });
+    for (const [chart, names, box] of boxes) shown.push({ names, box, plot: plotIn(box, chart, names) });
     const note = document.getElementById("curves-note");
     note.textContent = shown.length ? "" : "No metrics yet.";
     note.hidden = Boolean(shown.length);
   }
 
   function plotIn(box, chart, names) {
-    describe(box, chart.title, names);
+    box.setAttribute("role", "img");
     return new uPlot({
       ...charts.frame(widthOf(box)),
+      hooks: { setScale: [(plot, key) => { if (key === "x") describe(box, chart.title, names, plot); }] },
       series: [{ label: "step" }, ...names.map((name, n) => ({
         label: labelOf(name), stroke: colour(HUES[n % HUES.length]), width: 1.5, spanGaps: true,
         points: { show: name === "validation_loss" || curves[name][0].length < 30, size: 5 },
@@ -51,9 +52,8 @@
     }, dataOf(names), box);
   }
 
-  function describe(box, title, names) {
-    box.setAttribute("role", "img");
-    box.setAttribute("aria-label", `${title}: ${names.map((name) => `${labelOf(name)} ${lastOf(name)}`).join(", ")}`);
+  function describe(box, title, names, { scales: { x } }) {
+    box.setAttribute("aria-label", `${title}, steps ${x.min} to ${x.max}: ${names.map((name) => `${labelOf(name)} ${lastOf(name)}`).join(", ")}`);
   }
 
   const lastOf = (name) => { const values = curves[name][1]; return values.length ? `is ${+values[values.length - 1].toPrecision(4)} at last` : "has no value"; };
@@ -68,8 +68,15 @@
     if (late.length) add(late); // what was told while the file was being read
   }
 
+  // whether a part of a chart is looked at closely; asked before numbers are added, which a plot may share
+  const isZoomed = ({ scales, data }) => {
+    const { min, max } = scales.x, steps = data[0];
+    return min != null && (min > steps[0] || max < steps[steps.length - 1]); // null: not drawn yet
+  };
+
   function add(records) {
     let isNew = false;
+    const zoomed = shown.map(({ plot }) => isZoomed(plot));
     for (const { step, values } of records) {
       for (const [name, value] of Object.entries(values)) {
         if (!(name in curves)) { curves[name] = [[], []]; isNew = true; }
@@ -80,14 +87,13 @@
       }
     }
     if (isNew || !shown.length) return draw();
-    for (const { names, plot, box, title } of shown) {
-      const { min, max } = plot.scales.x, steps = plot.data[0];
-      const zoomed = min != null && (min > steps[0] || max < steps[steps.length - 1]); // null: not drawn yet
-      plot.setData(dataOf(names), !zoomed);
-      if (zoomed) plot.redraw();
-      describe(box, title, names);
-    }
+    shown.forEach(({ names, plot }, n) => {
+      plot.setData(dataOf(names), !zoomed[n]);
+      if (zoomed[n]) plot.redraw();
+    });
   }
+
+  const refresh = (id) => document.getElementById(id).dispatchEvent(new Event("refresh"));
 
   const late = [];
   live.addEventListener("metrics", (event) => {
@@ -95,6 +101,7 @@
     late.push(...records);
     if (late.length > 5000) late.splice(0, late.length - 5000);
     add(records);
+    if (records.some(({ values }) => "validation_loss" in values)) refresh("learning");
   });
 
   const lost = document.getElementById("lost");
@@ -116,25 +123,26 @@
     if (atEnd) log.scrollTop = log.scrollHeight;
   });
 
+  // new samples are shown at once, unless somebody looks at older ones
   live.addEventListener("samples", () => {
-    const note = document.getElementById("new-samples");
-    note.hidden = false;
-    note.querySelector("a").href = location.pathname;
+    const step = document.getElementById("step");
+    if (!step || step.value === step.max) return refresh("samples");
+    document.getElementById("new-samples").hidden = false;
+  });
+  document.querySelector("#new-samples button").addEventListener("click", () => {
+    document.getElementById("new-samples").hidden = true;
+    refresh("samples");
   });
 
-  const step = document.getElementById("step");
-  if (step) {
-    const steps = step.dataset.steps.split(",");
-    step.addEventListener("input", () => {
-      const chosen = steps[Number(step.value)];
-      document.getElementById("step-shown").textContent = chosen;
-      step.setAttribute("aria-valuetext", `step ${chosen}`);
-      for (const image of document.querySelectorAll(".samples .shown")) {
-        image.src = `/runs/${run}/samples/${chosen}/${image.dataset.file}`;
-        image.alt = image.alt.replace(/\d+$/, chosen);
-      }
-    });
-  }
+  document.getElementById("samples").addEventListener("input", ({ target }) => {
+    const chosen = target.dataset.steps.split(",")[Number(target.value)];
+    document.getElementById("step-shown").textContent = chosen;
+    target.setAttribute("aria-valuetext", `step ${chosen}`);
+    for (const image of document.querySelectorAll(".samples .shown")) {
+      image.src = `/runs/${run}/samples/${chosen}/${image.dataset.file}`;
+      image.alt = image.alt.replace(/\d+$/, chosen);
+    }
+  });
 
   const log = document.getElementById("log");
   log.scrollTop = log.scrollHeight;
