@@ -66,6 +66,12 @@ def _on_model(config: RunConfig, identity: Identity) -> list[str]:
             f"model.clip_skip is set for {family.generation}, of which the penultimate layer of "
             f"the text encoder is taken already."
         )
+    if identity.contradicted_by:
+        found.append(
+            f"The settings say that the model predicts {identity.prediction.name}, against what it "
+            f"says itself ({identity.contradicted_by}). Trained so, it unlearns what it knows: set "
+            f"model.prediction_type or model.family (--v_parameterization of sd-scripts) as it is."
+        )
     if config.noise.zero_terminal_snr and identity.prediction is not VELOCITY:
         found.append(
             "noise.zero_terminal_snr is for models that predict velocity; this one predicts noise "
