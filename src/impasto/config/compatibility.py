@@ -207,7 +207,12 @@ RULES = (
     ),
     # optimizer
     Rule(
-        ("optimizer.kind", "method.text_encoder_lr", "method.block_lrs"),
+        (
+            "optimizer.kind",
+            "method.text_encoder_lr",
+            "method.text_encoder_lrs",
+            "method.block_lrs",
+        ),
         lambda c: len(c.rates) > 1 and c.row.finds_lr,
         lambda c: one_rate_only(c.kind, c.rates),
     ),

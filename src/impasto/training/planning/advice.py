@@ -84,11 +84,16 @@ def _on_text(config: RunConfig) -> list[str]:
     method, found = config.method, list[str]()
     if method.kind != "full" or not method.train_text_encoder:
         return found
-    rate = method.text_encoder_lr or config.optimizer.lr
+    rates = {
+        "lr": method.text_encoder_lr or 0,
+        "lrs": max(method.text_encoder_lrs.values(), default=0),
+    }
+    setting, rate = max(rates.items(), key=lambda pair: pair[1])
     if rate > config.optimizer.lr:
         found.append(
-            f"method.text_encoder_lr {rate:g} is above the U-Net's {config.optimizer.lr:g}; the "
-            f"text encoder forgets fast, so a half to a tenth is usual."
+            f"method.text_encoder_{setting} {rate:g} is above the U-Net's "
+            f"{config.optimizer.lr:g}; the text encoder forgets fast, so a half to a tenth is "
+            f"usual."
         )
     return found
 
