@@ -284,7 +284,7 @@ RULES = (
         lambda c: (
             f"training.optimizer_in_backward is for one process, and this run has "
             f"{c.facts.processes}: they add up their gradients, which have to be kept for it. Set "
-            f'it to "off"'
+            f'it to "off" (--fused_backward_pass of sd-scripts asks for it)'
         ),
     ),
     # running average

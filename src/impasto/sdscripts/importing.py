@@ -101,20 +101,28 @@ def _usual(section: FieldInfo) -> dict[str, Any]:
 
 def _commented(script: Script, tree: dict[str, Any], flags: Mapping[str, Any]) -> list[str]:
     """TOML lines, each with the flag that it came from, or whose default it is."""
-    known = flags_of(script)
-    ruled = [name for name in BY_RULE if name in known]
-    origin = {path: name for name in ruled for path in settings_of(script, name) if "." in path}
-    origin |= {flag.to: flag.name for flag in known.values() if flag.to}
-    origin |= {path: name for name in flags for path in settings_of(script, name)}
-    section, lines = "", []
+    origins = _origins(script, flags)
+    table, lines = "", []
     for line in split_lines(tomli_w.dumps(tree).removesuffix("\n")):
-        place = line.partition(" = ")[0] if " = " in line else None
+        name = None
         if line.startswith("["):
-            place, section = "", line.strip("[]") + "."
-        name = None if place is None else origin.get((section + place).rstrip("."))
-        is_header = not place
-        if name is None or (is_header and name not in flags):
+            table = line.strip("[]")
+            if "." in table and origins.get(table) in flags:  # as method.block_lrs
+                name = origins[table]
+        elif " = " in line:
+            name = origins.get(f"{table}.{line.partition(' = ')[0]}".removeprefix("."))
+        if name is None:
             lines.append(line)
         else:
             lines.append(f"{line}  # --{name}" + ("" if name in flags else ", by default"))
     return lines
+
+
+def _origins(script: Script, flags: Mapping[str, Any]) -> dict[str, str]:
+    """Path of a setting -> the flag that decides it; one that is given before others."""
+    known = flags_of(script)
+    ruled = [name for name in BY_RULE if name in known]
+    by_rule = {path: name for name in ruled for path in settings_of(script, name) if "." in path}
+    by_table = {flag.to: flag.name for flag in known.values() if flag.to}
+    given = {path: name for name in flags for path in settings_of(script, name)}
+    return by_rule | by_table | given

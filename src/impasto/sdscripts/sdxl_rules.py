@@ -155,9 +155,10 @@ def set_masks(flags: Mapping[str, Any], tree: Tree) -> list[str]:
 def set_export_precision(flags: Mapping[str, Any], tree: Tree) -> list[str]:
     """Weights that are kept in 16 bits are saved so, unless `--save_precision` is given."""
     full = next((name for name in ("fp16", "bf16") if flags.get(f"full_{name}")), None)
-    if full is not None and not flags.get("save_precision"):
-        tree["saving"]["export_dtype"] = full
-    return []
+    if full is None or flags.get("save_precision"):
+        return []
+    tree["saving"]["export_dtype"] = full
+    return [f"--full_{full}: what is trained is saved in {full}, as --save_precision is not given."]
 
 
 def require_fixed_captions(flags: Mapping[str, Any], config: RunConfig) -> None:
