@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from impasto.config.dataset import DatasetConfig, SubsetKeys
+from impasto.config.dataset import DatasetConfig, SubsetConfig, SubsetKeys
 from impasto.config.kinds import sections_of
 from impasto.config.run import RunConfig
 from impasto.config.tree import default_of, default_words, is_section, own_first
@@ -26,14 +26,18 @@ All settings of `impasto train`, from the docstrings in `src/impasto/config/`. W
 LEVELS = """
 Several datasets are given as in sd-scripts. `[[dataset.datasets]]` takes any of the keys above
 from `batch_size` on, and `[[dataset.datasets.subsets]]` takes `image_dir`, `metadata_file`,
-`mask_dir`, and {subset_keys}. What a level does not give is taken from the one above.
+`mask_dir`, `is_reg`, and {subset_keys}. What a level does not give is taken from the one above.
 `config` names a file with `[general]` and `[[datasets]]` instead.
+
+`is_reg` is off by default. {is_reg}
 """
 
 
 def levels() -> str:
     """How the keys of the dataset may be given for parts of it."""
-    return LEVELS.format(subset_keys=", ".join(f"`{name}`" for name in SubsetKeys.model_fields))
+    meaning = " ".join((SubsetConfig.model_fields["is_reg"].description or "").split())
+    keys = ", ".join(f"`{name}`" for name in SubsetKeys.model_fields)
+    return LEVELS.format(subset_keys=keys, is_reg=meaning)
 
 
 def section_rows(section: type[BaseModel]) -> list[str]:

@@ -7,10 +7,12 @@ import signal
 import socket
 import subprocess
 import sys
+import tomllib
 
 import pytest
+import tomli_w
 import torch
-from conftest import impasto
+from conftest import draw_images, impasto
 from parts import UNET_FILE
 from safetensors.torch import load_file
 from support.warm import running
@@ -118,6 +120,47 @@ def go_on_alone(tmp_path):
     losses = [recorded_losses(tmp_path / name) for name in ("alone", "together")]
     assert len(losses[0]) == 9
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+
+
+def test_processes_weigh_regularisation_images_alike(run_file, tmp_path, pictures):
+    """Weights stay with their images, however those are dealt; reported losses are without."""
+    balls = draw_images(tmp_path / "balls", 4, seed=3, captions=False)
+    subsets = [
+        {"image_dir": str(pictures)},
+        {"image_dir": str(balls), "is_reg": True, "class_tokens": "a ball"},
+    ]
+    sizes = {"resolution": 80, "min_bucket_reso": 32, "max_bucket_reso": 96}
+    data = tmp_path / "data.toml"
+    content = {
+        "general": {**sizes, "bucket_reso_steps": 32, "enable_bucket": True},
+        "datasets": [{"prior_loss_weight": 0.2, "subsets": subsets}],
+    }
+    data.write_text(tomli_w.dumps(content), encoding="utf-8")
+    files = []
+    for name, accumulation in (("alone", 2), ("together", 1)):
+        file = run_file(
+            output_dir=str(tmp_path / name),
+            training={"max_steps": 5, "gradient_accumulation_steps": accumulation},
+            logging={"every_steps": 1, "image_losses": True},
+            optimizer={"kind": "SGD", "lr": 0.1},
+        )
+        values = tomllib.loads(file.read_text(encoding="utf-8"))
+        values["dataset"] = {"config": str(data), "cache_dir": str(tmp_path / "derived")}
+        files.append(tmp_path / f"{name}.toml")
+        files[-1].write_text(tomli_w.dumps(values), encoding="utf-8")
+    train_on(files[0], 1)
+    train_on(files[1], 2)
+    losses = [recorded_losses(tmp_path / name) for name in ("alone", "together")]
+    assert len(losses[0]) == 5
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+    rows = [image_losses(tmp_path / name) for name in ("alone", "together")]
+    for (one, first_loss), (other, second_loss) in zip(*rows, strict=True):
+        assert one == other
+        assert second_loss == pytest.approx(first_loss, rel=1e-3, abs=1e-5)
+    first = [(image, loss) for (step, image, _), loss in rows[1] if step == "1"]
+    weighted = [loss * (0.2 if "balls" in image else 1.0) for image, loss in first]
+    assert 0 < sum("balls" in image for image, _ in first) < len(first)
+    assert losses[1][0] == pytest.approx(sum(weighted) / len(first), rel=1e-4)
 
 
 def test_processes_train_one_hypernetwork(run_file, tmp_path):

@@ -8,13 +8,14 @@ and the captions go through transformers' tokenizer and encoder.
 import numpy as np
 import pytest
 import torch
+from conftest import draw_images
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from PIL import Image
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from impasto.config.load import build_run_config
 from impasto.datasets.batching import build_epoch_sampler
-from impasto.datasets.build import plan_dataset, scan_dataset
+from impasto.datasets.build import survey
 from impasto.diffusion.randomness import PerSampleRandomness
 from impasto.training.trainer import train
 
@@ -30,7 +31,11 @@ def moments(vae, path):
     return found.mean.half().float()[0], found.logvar.half().float()[0]
 
 
-def plain_losses(config, model, prediction_type):
+def words_of(path):
+    return path.with_suffix(".txt").read_text(encoding="utf-8")
+
+
+def plain_losses(config, model, prediction_type, words_of=words_of, weight_of=lambda _: 1.0):
     unet = UNet2DConditionModel.from_pretrained(model, subfolder="unet").train()
     vae = AutoencoderKL.from_pretrained(model, subfolder="vae").eval()
     encoder = CLIPTextModel.from_pretrained(model, subfolder="text_encoder").eval()
@@ -42,7 +47,7 @@ def plain_losses(config, model, prediction_type):
         prediction_type=prediction_type,
     )
     optimizer = torch.optim.AdamW(unet.parameters(), lr=config.optimizer.lr)
-    plan = plan_dataset(config.dataset, scan_dataset(config.dataset).records)
+    plan = survey(config).plan
     sampler = build_epoch_sampler(config, plan, num_processes=1)
     losses = []
     for step in range(STEPS):
@@ -60,7 +65,7 @@ def plain_losses(config, model, prediction_type):
             noise = randomness.normal(tuple(latents.shape[1:]), "noise")
             t = (randomness.uniform("timestep") * 1000).long()
             ids = tokenizer(
-                [r.path.with_suffix(".txt").read_text() for r in records],
+                [words_of(r.path) for r in records],
                 padding="max_length",
                 max_length=77,
                 return_tensors="pt",
@@ -75,7 +80,8 @@ def plain_losses(config, model, prediction_type):
             error = torch.nn.functional.mse_loss(
                 output, targets[prediction_type](), reduction="none"
             )
-            share = error.mean(dim=(1, 2, 3)).sum() / optimizer_step.size
+            weights = torch.tensor([weight_of(record.path) for record in records])
+            share = (error.mean(dim=(1, 2, 3)) * weights).sum() / optimizer_step.size
             share.backward()
             total += float(share.detach())
         torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
@@ -107,3 +113,42 @@ def test_losses_equal_a_plain_loop_step_by_step(
     plain = plain_losses(config, nano_model, prediction_type)
     assert ours[0] == pytest.approx(plain[0], rel=1e-5)
     assert ours == pytest.approx(plain, rel=1e-4)  # Adam's first steps magnify rounding
+
+
+@pytest.mark.parametrize("accumulation", [1, 3])
+def test_regularisation_images_count_as_the_plain_loop_weighs_them(
+    run_values, nano_model, pictures, tmp_path, accumulation
+):
+    """As in train_db.py: each loss times its weight, then the mean over all images of the step.
+
+    They have no caption files: what the loop reads is the name of their class.
+    """
+    regularisation = draw_images(tmp_path / "balls", 5, seed=3, captions=False)
+    subsets = [
+        {"image_dir": str(pictures)},
+        {"image_dir": str(regularisation), "is_reg": True, "class_tokens": "a ball"},
+    ]
+    sizes = {k: v for k, v in run_values["dataset"].items() if k != "image_dir"}
+    config = build_run_config(
+        {
+            **run_values,
+            "dataset": {**sizes, "prior_loss_weight": 0.3, "datasets": [{"subsets": subsets}]},
+            "training": {
+                "max_steps": STEPS,
+                "batch_size": 4,
+                "gradient_accumulation_steps": accumulation,
+            },
+        },
+        source="test",
+    )
+    run = train(config)
+    ours = [record["loss"] for record in run.read_metrics() if "loss" in record]
+    plain = plain_losses(
+        config,
+        nano_model,
+        "epsilon",
+        words_of=lambda path: "a ball" if path.parent == regularisation else words_of(path),
+        weight_of=lambda path: 0.3 if path.parent == regularisation else 1.0,
+    )
+    assert ours[0] == pytest.approx(plain[0], rel=1e-5)
+    assert ours == pytest.approx(plain, rel=1e-4)

@@ -46,7 +46,9 @@ def test_settings_of_the_guide_are_accepted(text, tmp_path, monkeypatch):
     values.setdefault("output_dir", "run")
     values.setdefault("model", {}).setdefault("path", "base")
     values.setdefault("training", {}).setdefault("max_steps", 5)
-    if "config" not in values.setdefault("dataset", {}):
+    for folder in ("train/10_sks frog", "reg/1_animal"):
+        (tmp_path / folder).mkdir(parents=True)
+    if not {"config", "train_data_dir"} & values.setdefault("dataset", {}).keys():
         values["dataset"].setdefault("image_dir", "pictures")
     build_run_config(values, source="the guide")
 

@@ -165,7 +165,7 @@ def changes_of(
 def _read(record: ImageRecord, file: Path, ending: str) -> tuple[str, str]:
     """The words in a file, and why they cannot be edited."""
     if not os.path.lexists(file):
-        elsewhere = {TAGS: record.tags, CAPTION: record.caption}.get(ending, record.words)
+        elsewhere = {TAGS: record.tags, CAPTION: record.caption}.get(ending, record.own_words)
         return "", _NOT_OWN if elsewhere.strip() else ""
     try:
         if file.stat().st_size > LONGEST:

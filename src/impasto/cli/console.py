@@ -105,13 +105,16 @@ class Console:
     def started(self, summary: Mapping[str, Any], first_step: int, last_step: int) -> None:
         """Say what is trained and open the bar."""
         parts = ", ".join(f"{name} ({n / 1e6:.1f} M)" for name, n in summary["parts"].items())
+        regularising = summary["regularisation"]
         self.table(
             {
                 "Model": f"{summary['family']}, predicts {summary['prediction']}",
                 "Trains": parts,
                 "On": str(summary["device"])
                 + (f", {summary['processes']} processes" if summary["processes"] > 1 else ""),
-                "Images": f"{summary['pictures']:,}, {summary['held_out']:,} held out, "
+                "Images": f"{summary['pictures']:,}, "
+                + (f"{regularising:,} for regularisation, " if regularising else "")
+                + f"{summary['held_out']:,} held out, "
                 f"{counted(len(summary['buckets']), 'buckets')}",
                 "Steps": f"{last_step:,} in all, {summary['updates_per_epoch']} per epoch"
                 + (f"; continuing after {first_step}" if first_step else ""),

@@ -100,6 +100,7 @@ def scan(source: Path, as_json: bool, decode: bool, **options: Any) -> None:  # 
 def _as_json(scan: Scan) -> dict[str, Any]:
     return {
         "pictures": scan.tally.usable,
+        "regularisation": scan.tally.regularisation,
         "with_crops": scan.tally.cut,
         "uncaptioned": list(dict.fromkeys(str(r.path) for r in scan.records if not r.words)),
         "set_aside": [{"path": str(a.path), "reason": a.reason} for a in scan.set_aside],
@@ -114,12 +115,14 @@ def _as_json(scan: Scan) -> dict[str, Any]:
 def plan(source: Path, decode: bool, **options: Any) -> None:  # noqa: FBT001
     """Show which bucket each image of SOURCE would go to, and what cropping costs."""
     from impasto.cli.console import Console
-    from impasto.datasets.build import plan_dataset
+    from impasto.data.regularisation import balance
+    from impasto.datasets.build import balance_of, plan_dataset
 
     config = dataset_config(source, options)
     console = Console()
     found = scan_images(config, console, decode=decode)
-    result = plan_dataset(config, found.records)
+    result = plan_dataset(config, balance(found.records))
+    balanced = balance_of(found.records, result)
     longest = max(result.bucket_counts.values())
     for size, count in result.bucket_counts.items():
         console.note(f"{size!s:>11} {count:6d}  {'█' * max(1, round(40 * count / longest))}")
@@ -132,8 +135,9 @@ def plan(source: Path, decode: bool, **options: Any) -> None:  # noqa: FBT001
     console.table(
         {
             **found.tally.rows(),
+            **({"Balance": balanced} if balanced else {}),
             "Cropped away": f"{100 * result.mean_cropped_fraction:.1f} % of the area on average",
-            "Enlarged": f"{result.enlarged} of {counted(len(found.records), 'images')}",
+            "Enlarged": f"{result.enlarged} of {counted(len(result.images), 'images')}",
             **({"Cropped most": ", ".join(cropped)} if cropped else {}),
         }
     )
@@ -168,12 +172,13 @@ def captions(
 ) -> None:
     """Show the captions that training would see, exactly, epoch by epoch."""
     from impasto.cli.console import Console
+    from impasto.data.regularisation import balance
     from impasto.datasets.build import scan_all
     from impasto.progress import SilentProgress
 
     console = Console()
     progress = SilentProgress() if as_json else console
-    found = scan_all(dataset_config(source, options), progress).records
+    found = balance(scan_all(dataset_config(source, options), progress).records)
     records = [
         record
         for record in found
@@ -182,7 +187,7 @@ def captions(
     if not records:
         asked = f"the name {image!r}, as --image" if image else f"{match!r} in its name, as --match"
         raise ConfigError(f"No image has {asked} asks for.")
-    per_epoch = steps_per_epoch or sum(record.subset.repeats for record in found)
+    per_epoch = steps_per_epoch or sum(record.repeats for record in found)
     if as_json:
         _print_showings(records[: pictures or None], epochs, seed, per_epoch)
         return
@@ -209,7 +214,8 @@ def _print_showings(
     for record in records:
         showings = list(_showings(record, epochs, seed, steps_per_epoch))
         lengths = tokens.lengths([text for *_, text in showings])
-        found[record.file_name] = [
+        name = record.file_name
+        found[name if name not in found else record.path.as_posix()] = [  # of another subset
             {"epoch": epoch, "repeat": repeat, "caption": text, "tokens": length}
             for (epoch, repeat, text), length in zip(showings, lengths, strict=True)
         ]
@@ -225,7 +231,7 @@ def _showings(
     subset = record.subset
     for epoch in range(epochs):
         moment = Moment(epoch + 1, epoch * steps_per_epoch, epochs * steps_per_epoch)
-        for repeat in range(subset.repeats):
+        for repeat in range(record.repeats):
             text = subset.captions.write(
                 record.words, moment, seed, subset.dataset, subset.number, record.name, repeat
             )
@@ -238,6 +244,6 @@ def _shown_captions(
     """A line for each showing."""
     lines = []
     for epoch, repeat, text in _showings(record, epochs, seed, steps_per_epoch):
-        again = f".{repeat}" if record.subset.repeats > 1 else ""
+        again = f".{repeat}" if record.repeats > 1 else ""
         lines.append(f"  epoch {epoch}{again}: {text or '(empty)'}")
     return lines

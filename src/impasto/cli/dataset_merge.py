@@ -94,6 +94,11 @@ def _to_metadata(source: Path, target: Path, style: Any, options: dict[str, Any]
     )
     print_skipped(console, scan, source)
     _say_how_to_read(target, entries, scan, console)
+    if scan.tally.regularisation or scan.tally.by_class:
+        console.note(
+            f"{target} has neither class_tokens nor is_reg in it: they stay in the settings, "
+            f"beside metadata_file."
+        )
 
 
 def _say_how_to_read(

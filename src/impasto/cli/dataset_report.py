@@ -47,6 +47,7 @@ def report(
     console.table(
         {
             **health.tally.rows(),
+            **({"Balance": health.balance} if health.balance else {}),
             "The same twice": sum(len(group) - 1 for group in health.equal),
             "Nearly the same": sum(len(group) - 1 for group in health.near),
             "Cropped away": f"{100 * health.mean_lost:.1f} % of the area on average",

@@ -18,6 +18,7 @@ from impasto.cli.plan_value import (
 from impasto.config.compatibility import require_compatible
 from impasto.config.load import build_run_config, settings_by_path
 from impasto.config.run import RunConfig
+from impasto.data.regularisation import Balance
 from impasto.data.sampler import EpochSampler
 from impasto.datasets.batching import build_epoch_sampler, count_steps, heaviest_group
 from impasto.datasets.build import Survey, survey
@@ -207,9 +208,10 @@ def _plan_of(outlook: _Outlook) -> RunPlan:
 
 def _data_of(outlook: _Outlook) -> DataPlan:
     scan, plan, split = outlook.survey.scan, outlook.survey.plan, outlook.survey.split
+    balance = outlook.survey.balance or Balance()
     tokens = build_tokens(outlook.model, build_layout(outlook.config))[0]
     return DataPlan(
-        images=len(split.training),
+        images=len(split.training) - balance.images,
         held_out=len(split.held_out),
         skipped=[
             {"path": printable(str(item.path)), "reason": item.reason} for item in scan.set_aside
@@ -219,8 +221,12 @@ def _data_of(outlook: _Outlook) -> DataPlan:
         buckets={str(size): number for size, number in plan.bucket_counts.items()},
         cropped_fraction=plan.mean_cropped_fraction,
         enlarged=plan.enlarged,
-        too_long=tokens.too_long([record.fixed_caption for record in split.training]),
+        too_long=tokens.too_long([image.record.fixed_caption for image in plan.images]),
         max_tokens=outlook.config.model.max_tokens,
+        regularisation=balance.images,
+        regularisation_used=balance.used,
+        regularisation_showings=balance.showings,
+        balanced_showings=balance.trained,
     )
 
 

@@ -47,6 +47,12 @@ def _data_rows(data: DataPlan) -> dict[str, str]:
         f"what is beyond is not seen",
         "Enlarged": f"{counted(data.enlarged, 'images are')} smaller than the bucket",
     }
+    if data.regularisation:
+        rows["Regularisation"] = (
+            f"{data.regularisation_used:,} of {counted(data.regularisation, 'images')} used, "
+            f"{counted(data.regularisation_showings, 'showings')} per epoch beside "
+            f"{data.balanced_showings:,} of the images trained on"
+        )
     if data.several_lines:
         text = f"{counted(data.several_lines, 'captions have')} several lines; only the first is"
         rows["Lines"] = f"{text} used (enable_wildcard takes one at random)"

@@ -16,7 +16,7 @@ class DataPlan:
     """The images of a run.
 
     Attributes:
-        images: Those that are trained on.
+        images: Those that are trained on, regularisation images left out.
         held_out: Those that are not.
         skipped: `path` and `reason` of each that cannot be used.
         without_words: Images without a caption.
@@ -26,6 +26,10 @@ class DataPlan:
         enlarged: Images that are smaller than their bucket.
         too_long: Captions that are longer than `max_tokens`.
         max_tokens: Tokens of a caption that are read.
+        regularisation: Regularisation images that are there.
+        regularisation_used: Those of them that are trained on.
+        regularisation_showings: How often those come in an epoch, all together.
+        balanced_showings: How often the images do that they are balanced against.
     """
 
     images: int
@@ -38,6 +42,10 @@ class DataPlan:
     enlarged: int
     too_long: int
     max_tokens: int
+    regularisation: int = 0
+    regularisation_used: int = 0
+    regularisation_showings: int = 0
+    balanced_showings: int = 0
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from impasto.config.base import Section
 from impasto.config.bucket_limits import require_around, require_steps
 from impasto.config.levels import inherit_settings
 from impasto.config.names import Ending
+from impasto.config.regularisation import require_balance, require_weighted
 
 Side = Annotated[int, Field(ge=8, le=8192)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -35,6 +36,10 @@ class SubsetKeys(Section):
     caption_extension: Ending | None = None
     """The ending of the files with the words, in any letter case; off means `.caption` for prose
     and `.txt` for tags, joined where both exist."""
+
+    class_tokens: str | None = None
+    """The words of an image that has no caption file, such as `sks dog`; where metadata has the
+    words, of one without any. An image whose caption file is empty stays without words."""
 
     shuffle_caption: bool = False
     """Put the tags in another order each time."""
@@ -109,6 +114,15 @@ class SubsetKeys(Section):
     sample instead of moments, and nothing tells which VAE made them."""
 
     @model_validator(mode="after")
+    def _class_tokens_are_words(self) -> SubsetKeys:
+        if self.class_tokens is not None and not self.class_tokens.strip():
+            raise ValueError(
+                "class_tokens is empty; expected words, as in class_tokens = 'sks dog'. Without it "
+                "images that have no caption file stay without words"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _face_range_is_in_order(self) -> SubsetKeys:
         if self.face_crop_aug_range is not None:
             low, high = self.face_crop_aug_range
@@ -166,6 +180,10 @@ class DatasetKeys(SubsetKeys):
 
     validation_seed: Count | None = None
     """Seed of the choice of images that are held out; off means the run's."""
+
+    prior_loss_weight: Annotated[float, Field(ge=0)] = 1.0
+    """What the loss of regularisation images (`is_reg`) is multiplied by; 1 counts them as much as
+    the images that are trained on."""
 
     @property
     def width_height(self) -> tuple[int, int]:
@@ -231,6 +249,11 @@ class SubsetConfig(SubsetKeys):
     """Folder with an image of the same name for each, white where it counts in the loss, black
     where it does not; an image without one counts everywhere."""
 
+    is_reg: bool = False
+    """Regularisation images, which keep the model's idea of the class: in each epoch they come as
+    often as the dataset's other images together, and their loss is multiplied by
+    `prior_loss_weight`. They are never held out."""
+
     @model_validator(mode="after")
     def _has_pictures(self) -> SubsetConfig:
         if self.image_dir is None and self.metadata_file is None:
@@ -254,6 +277,7 @@ class DatasetEntry(DatasetKeys):
                     f"subset {number + 1} repeats an earlier one ({place}). Take it out; "
                     f"num_repeats shows images more often"
                 )
+        require_balance(self.subsets)
         return self
 
 
@@ -274,6 +298,13 @@ class DatasetConfig(DatasetKeys):
     config: Path | None = Field(default=None, exclude=True)
     """A dataset configuration of sd-scripts, TOML or JSON, in place of the above. What it does not
     say is as in sd-scripts: buckets are off, and are chosen its way, and its latents are used."""
+
+    train_data_dir: Path | None = Field(default=None, exclude=True)
+    """Folder with folders named `N_class`, as in `10_sks dog`, in place of the above: each is a
+    subset with N repeats and those `class_tokens`."""
+
+    reg_data_dir: Path | None = Field(default=None, exclude=True)
+    """The same with regularisation images (`is_reg`), beside `train_data_dir`."""
 
     general: DatasetKeys | None = Field(default=None, exclude=True)
     """sd-scripts' name for what holds for all datasets; the same as giving it in `[dataset]`."""
@@ -315,7 +346,8 @@ class DatasetConfig(DatasetKeys):
         """The datasets; one with one subset where the keys are given in `[dataset]` itself."""
         if self.datasets:
             return self.datasets
-        own = {name: getattr(self, name) for name in SubsetConfig.model_fields}
+        names = SubsetConfig.model_fields.keys() & DatasetConfig.model_fields.keys()
+        own = {name: getattr(self, name) for name in names}
         return (_entry_of(self, SubsetConfig.model_construct(**own)),)
 
     @property
@@ -340,11 +372,12 @@ class DatasetConfig(DatasetKeys):
                 f"{own[0]} and datasets contradict each other: put {own[0]} into a subset"
             )
         if not self.datasets and not own:
-            raise ValueError("give image_dir, metadata_file, datasets, or config")
+            raise ValueError("give image_dir, metadata_file, datasets, train_data_dir, or config")
         if not self.datasets:
             self.require_bounds()
         if not any(subset.num_repeats for part in self.parts for subset in part.subsets):
             raise ValueError("num_repeats is 0 everywhere, so nothing is left")
+        require_weighted(self.parts)
         return self
 
 

@@ -14,6 +14,7 @@ from pydantic import BaseModel
 from impasto import presence
 from impasto.config.dataset import DatasetConfig, DatasetKeys
 from impasto.config.dataset_file import is_dataset_file, read_dataset_file
+from impasto.config.dreambooth import with_dreambooth_folders
 from impasto.config.renamed import FormerNameWarning, present_path, with_present_names
 from impasto.config.run import RunConfig
 from impasto.config.validation import read_toml, require_text, require_unescaped_paths, validated
@@ -131,8 +132,11 @@ def settings_by_path(config: BaseModel) -> dict[str, Any]:
 
 
 def _with_file(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Put the content of the dataset configuration that is named in the place of its name."""
-    content = dict(values)
+    """Put what files and folders stand for in the place of their names.
+
+    Those are a dataset configuration, and folders of folders named `N_class`.
+    """
+    content = with_dreambooth_folders(values)
     file = content.pop("config", None)
     if file is None:
         return content

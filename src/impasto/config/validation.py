@@ -29,9 +29,6 @@ from impasto.publishing import is_path_key
 REFUSED = {
     "network_multiplier": "it scales a LoRA, and there is none in fine-tuning; take it out",
     "custom_attributes": "nothing reads it in fine-tuning; take it out",
-    "class_tokens": "it belongs to DreamBooth; put the words into captions or caption_prefix",
-    "is_reg": "regularisation images belong to DreamBooth; take the subset out",
-    "prior_loss_weight": "regularisation images belong to DreamBooth; take it out",
     "cache_info": "sizes and captions are remembered by themselves; take it out",
     "conditioning_data_dir": "it belongs to ControlNet; masks are given by mask_dir",
     "caption_extention": "it is spelt caption_extension",

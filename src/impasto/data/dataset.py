@@ -34,7 +34,7 @@ class LoadedMoments:
     """What the loading threads hand over; arithmetic on it is left to the training thread.
 
     Attributes:
-        weights: [B], 0 for a stand-in and for what could not be read.
+        weights: [B] of the samples in the loss; 0 for a stand-in and what could not be read.
         mean: [B, 4, h, w] as stored; zeros where `pixels` has an image.
         logvar: The same for the log variance.
         pixels: Place in the batch -> uint8 [H, W, 3], for images that are encoded now.
@@ -91,7 +91,9 @@ class TrainingData:
             self.seed, optimizer_step.step, micro_batch.positions, optimizer_step.size
         )
         samples = micro_batch.samples
-        weights = torch.full((len(samples),), 0.0 if micro_batch.is_padding else 1.0)
+        weights = torch.tensor(
+            [0.0 if micro_batch.is_padding else self._loss_weight(sample) for sample in samples]
+        )
         bucket = self.plan.images[samples[0].image].bucket
         shape = (CHANNELS, bucket.height // CELL, bucket.width // CELL)
         noise = randomness.normal(shape, "posterior")
@@ -147,6 +149,9 @@ class TrainingData:
             return caption
         keys = _keys(self.plan.images[sample.image], sample, optimizer_step.epoch)
         return self.templates.around(caption, self.seed, *keys)
+
+    def _loss_weight(self, sample: Sample) -> float:
+        return self.plan.images[sample.image].record.subset.loss_weight
 
     def _geometry(
         self, samples: tuple[Sample, ...], flips: list[bool], rendered: dict[int, Rendered]

@@ -13,6 +13,7 @@ from impasto.data.likeness import exact_duplicates, near_duplicates
 from impasto.data.listing import Unused
 from impasto.data.plan import Plan
 from impasto.data.records import ImageRecord, PlannedImage, Size, SkippedFile
+from impasto.data.regularisation import Balance, balance, count_balance
 from impasto.data.scan import Scan, Tally
 from impasto.data.subsets import mentions_side
 from impasto.parsing import split_lines
@@ -85,7 +86,7 @@ class Health:
     Attributes:
         place: What was looked at.
         images: How many can be used.
-        showings: The same with their repeats.
+        showings: The same with their repeats, regularisation images as often as they come.
         set_aside: Files that cannot be used.
         unused: Other files and folders that look like images or words.
         tally: The numbers that every verb shows.
@@ -96,6 +97,7 @@ class Health:
         cropped: Images by what cropping takes, the worst first.
         too_small: Images that are enlarged by more than half.
         rotated: Images that EXIF turns or mirrors.
+        balance: What becomes of regularisation images; None where there are none.
         flips: Whether a part of the images is mirrored in training.
         captions: The words.
         tags: Tag -> images, the most frequent first.
@@ -120,6 +122,7 @@ class Health:
     cropped: list[Cropped]
     too_small: list[Enlarged]
     rotated: list[Path]
+    balance: Balance | None
     flips: bool
     captions: CaptionHealth
     tags: dict[str, int]
@@ -154,6 +157,7 @@ def examine(
         progress: Where to show how far it is.
     """
     records = list({record.path: record for record in scan.records}.values())
+    balanced = balance(scan.records)
     tags = [_tags(record) for record in records]
     frequency = Counter(tag for own in tags for tag in own)
     equal = exact_duplicates({r.path: digests[r.path] for r in records if r.path in digests})
@@ -164,7 +168,7 @@ def examine(
     return Health(
         place=scan.place,
         pictures=len(records),
-        showings=sum(record.subset.repeats for record in scan.records),
+        showings=sum(record.repeats for record in balanced),
         set_aside=list(scan.set_aside),
         unused=list(scan.unused),
         tally=scan.tally,
@@ -179,6 +183,7 @@ def examine(
         ],
         too_small=_too_small(plan.images),
         rotated=[record.path for record in records if record.rotated],
+        balance=count_balance(scan.records, balanced),
         flips=any(record.subset.flips for record in scan.records),
         captions=_captions(records, count_tokens),
         tags=dict(frequency.most_common(TOP_TAGS)),

@@ -277,7 +277,7 @@ def repeat_folders(folders: list[str]) -> Iterator[Unused]:
         if match and int(match.group(1)) > 1:
             reason = (
                 "its name asks for repeats in kohya's way; here its images come once. Give it as "
-                "a subset with num_repeats"
+                "a subset with num_repeats, or the folder above it as train_data_dir"
             )
             yield Unused(Path(folder), reason)
 

@@ -105,8 +105,9 @@ def split_usable(
             set_aside.append(SkippedFile(Path(item.path), str(error)))
             continue
         seen = cut.box.size if cut else size
+        words = "" if any(item.words) else subset.class_tokens  # an empty file is a caption too
         record = ImageRecord(
-            Path(item.path), seen, stamp, caption, tags, bool(rotated), None, subset, cut
+            Path(item.path), seen, stamp, caption, tags, bool(rotated), None, subset, cut, words
         )
         records.append(record)
     return records, set_aside

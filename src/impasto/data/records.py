@@ -137,6 +137,9 @@ class ImageRecord:
         wanted: The bucket that metadata names (`train_resolution`).
         subset: How it is used.
         cut: The part of it that is used; None for all of it.
+        class_tokens: Its words where it has no others: its subset's, if it has no caption file.
+        extra_repeats: Showings in an epoch beyond those of its subset, which balance
+            regularisation images.
     """
 
     path: Path
@@ -148,6 +151,13 @@ class ImageRecord:
     wanted: Size | None = None
     subset: Subset = PLAIN
     cut: Cut | None = None
+    class_tokens: str = ""
+    extra_repeats: int = 0
+
+    @property
+    def repeats(self) -> int:
+        """How often the image comes in an epoch."""
+        return self.subset.repeats + self.extra_repeats
 
     @property
     def whole(self) -> Size:
@@ -155,9 +165,15 @@ class ImageRecord:
         return self.cut.whole if self.cut else self.size
 
     @property
-    def words(self) -> str:
+    def own_words(self) -> str:
         """Caption and tags joined, before the subset's rules; perhaps on several lines."""
         return join_caption_and_tags(self.caption, self.tags, self.subset.captions.separator)
+
+    @property
+    def words(self) -> str:
+        """The same, or the words of its class where it has none of its own."""
+        own = self.own_words
+        return own if own.strip() else self.class_tokens or own
 
     @property
     def fixed_caption(self) -> str:
@@ -220,7 +236,8 @@ class Batch:
     Attributes:
         latents: [B, 4, h, w] float32, drawn from the posterior and **scaled**.
         captions: B texts; an empty one where the caption was dropped.
-        weights: [B] weights of the samples in the loss; zero for a rank that has nothing to do.
+        weights: [B] weights of the samples in the loss: `prior_loss_weight` for regularisation
+            images, else 1; zero for a rank that has nothing to do.
         randomness: The source of this batch's random numbers.
         geometry: Where each sample's pixels come from.
         mask: [B, 1, h, w] weights in [0, 1] of the places in the loss; None where all are 1.

@@ -44,6 +44,8 @@ class Tally:
         set_aside: Images that cannot be used.
         also_found: Other files and folders that look like images or words, with what to do.
         cut: Usable images of which a crop of one's own is used.
+        by_class: Usable images whose words are their subset's `class_tokens`.
+        regularisation: Usable images that are regularisation images.
     """
 
     usable: int
@@ -51,12 +53,16 @@ class Tally:
     set_aside: int
     also_found: int
     cut: int = 0
+    by_class: int = 0
+    regularisation: int = 0
 
     def rows(self) -> dict[str, int]:
         """Names and numbers, as a table shows them."""
         return {
             "Usable images": self.usable,
+            **({"Regularisation images": self.regularisation} if self.regularisation else {}),
             "Without words": self.without_words,
+            **({"With class_tokens for words": self.by_class} if self.by_class else {}),
             **({"With a crop of their own": self.cut} if self.cut else {}),
             "Skipped": self.set_aside,
             **({"Also found": self.also_found} if self.also_found else {}),
@@ -86,8 +92,17 @@ class Scan:
         worded = {record.path for record in self.records if record.words.strip()}
         aside = {item.path for item in self.set_aside} - paths
         cut = {record.path for record in self.records if record.cut}
-        missing = len(paths) - len(worded)
-        return Tally(len(paths), missing, len(aside), len(self.unused), len(cut))
+        by_class = {r.path for r in self.records if r.class_tokens and not r.own_words.strip()}
+        regularisation = {record.path for record in self.records if record.subset.is_reg}
+        return Tally(
+            usable=len(paths),
+            without_words=len(paths) - len(worded),
+            set_aside=len(aside),
+            also_found=len(self.unused),
+            cut=len(cut),
+            by_class=len(by_class),
+            regularisation=len(regularisation),
+        )
 
     @property
     def uncaptioned_count(self) -> int:

@@ -58,6 +58,9 @@ class Subset:
         masks: Where weights in the loss come from; None if all parts count the same.
         interpolation: How images are resized, one of `INTERPOLATIONS`.
         reads_npz: Whether latents that sd-scripts left beside the images are used.
+        class_tokens: The words of images that have no caption file; empty means none.
+        is_reg: Whether they are regularisation images; see `regularisation.py`.
+        loss_weight: What the loss of each image is multiplied by.
     """
 
     root: Path = field(default_factory=Path)
@@ -71,6 +74,9 @@ class Subset:
     masks: MaskRules | None = None
     interpolation: str = "lanczos"
     reads_npz: bool = False
+    class_tokens: str = ""
+    is_reg: bool = False
+    loss_weight: float = 1.0
 
     def may_flip(self, words: str) -> bool:
         """Whether an image with these words may be mirrored."""

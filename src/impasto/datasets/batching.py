@@ -57,7 +57,7 @@ def build_epoch_sampler(
         groups,
         batch_sizes={group: batch_size_of(config, group) for group in dict.fromkeys(groups)},
         seed=config.seed,
-        repeats=[image.record.subset.repeats for image in plan.images],
+        repeats=[image.record.repeats for image in plan.images],
         accumulation=config.training.gradient_accumulation_steps,
         num_processes=num_processes,
         order=config.dataset.batch_order,

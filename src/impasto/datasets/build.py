@@ -17,6 +17,7 @@ from impasto.data.listing import Sidecars
 from impasto.data.metadata import read_metadata
 from impasto.data.plan import BucketRules, Plan, join_plans, plan_images
 from impasto.data.records import ImageRecord, Size
+from impasto.data.regularisation import Balance, balance, count_balance
 from impasto.data.scan import (
     Scan,
     decode_all,
@@ -45,7 +46,7 @@ def scan_dataset(config: DatasetConfig, progress: Progress | None = None) -> Sca
         raise DatasetError(
             f"{none_of(len(scan.records), 'images')} in {scan.place} has words. Put a text file "
             f"beside each, with the same name and the ending .txt or .caption (cat.jpg and "
-            f"cat.txt), or name a metadata_file."
+            f"cat.txt), name a metadata_file, or give all of them the same words as class_tokens."
         )
     return scan
 
@@ -117,12 +118,18 @@ class Survey:
     Attributes:
         scan: What is there.
         split: What is trained on, and what is held out.
-        plan: Where those go that are trained on.
+        plan: Where those go that are trained on, with as many regularisation images as balance
+            them.
     """
 
     scan: Scan
     split: Split
     plan: Plan
+
+    @property
+    def balance(self) -> Balance | None:
+        """What becomes of regularisation images; None where there are none."""
+        return balance_of(self.split.training, self.plan)
 
 
 def survey(config: RunConfig, progress: Progress | None = None, *, decode: bool = False) -> Survey:
@@ -141,9 +148,23 @@ def survey(config: RunConfig, progress: Progress | None = None, *, decode: bool 
     if decode:
         scan = decode_scanned(config.dataset, scan, progress)
         require_usable(scan, config.dataset)
-    first = config.dataset.parts[0].subsets[0]
+    subsets = config.dataset.parts[0].subsets
+    first = next((subset for subset in subsets if not subset.is_reg), subsets[0])
     split = split_records(scan, config, build_subset(first, 0, 0), _sidecars_of(first), progress)
-    return Survey(scan, split, plan_dataset(config.dataset, split.training))
+    found = Survey(scan, split, plan_dataset(config.dataset, balance(split.training)))
+    told = found.balance
+    if progress is not None and told is not None and told.used < told.images:
+        progress.note(
+            f"{counted(told.images - told.used, 'regularisation images')} of {told.images:,} are "
+            f"not used: the others come as often as the images trained on, which is "
+            f"{told.trained:,} times per epoch."
+        )
+    return found
+
+
+def balance_of(records: Sequence[ImageRecord], plan: Plan) -> Balance | None:
+    """What was done to the regularisation images among some records that a plan was made of."""
+    return count_balance(records, [image.record for image in plan.images])
 
 
 @dataclass(frozen=True)
@@ -159,11 +180,14 @@ def _sources(config: DatasetConfig) -> Iterator[_Source]:
         for number, subset in enumerate(part.subsets):
             if subset.num_repeats == 0:
                 continue
-            yield _Source(subset, build_subset(subset, dataset, number))
+            weight = part.prior_loss_weight if subset.is_reg else 1.0
+            yield _Source(
+                subset, replace(build_subset(subset, dataset, number), loss_weight=weight)
+            )
 
 
 def build_subset(config: SubsetConfig, dataset: int, number: int) -> Subset:
-    """What the images of a subset refer to."""
+    """What the images of a subset refer to; a weight in the loss is its dataset's to say."""
     root = config.image_dir or (config.metadata_file or Path()).parent
     varied = Augmentation(config.random_crop, config.color_aug, config.face_crop_aug_range)
     masks = MaskRules(config.alpha_mask, config.mask_dir)
@@ -181,6 +205,8 @@ def build_subset(config: SubsetConfig, dataset: int, number: int) -> Subset:
         masks=None if masks == MaskRules() else masks,
         interpolation=config.resize_interpolation,
         reads_npz=config.latents_from_npz,
+        class_tokens=config.class_tokens or "",
+        is_reg=config.is_reg,
     )
 
 

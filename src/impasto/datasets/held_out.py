@@ -1,5 +1,6 @@
 """Which images are held out to validate on, and how they are shown: never one that is trained on.
 
+Regularisation images are trained on, all of them, and neither held out nor counted for the share.
 A byte copy of a held-out image among those trained on would make the validation loss a second
 training loss, so copies stay on one side. Only files of equal size are read to find them.
 """
@@ -61,7 +62,7 @@ def split_records(
     held = _choose(scan.records, config, progress)
     training = [record for i, record in enumerate(scan.records) if i not in held]
     held_out = [watched(record) for i, record in enumerate(scan.records) if i in held]
-    if not training:
+    if all(record.subset.is_reg for record in training):
         raise DatasetError(
             f"Holding out {len(held_out)} of {len(scan.records)} images leaves none to train on. "
             f"Lower validation.split."
@@ -109,11 +110,17 @@ def _choose(records: Sequence[ImageRecord], config: RunConfig, progress: Progres
     for i, group in enumerate(groups):
         members.setdefault(group, []).append(i)
     decided = {  # groups of which nothing may be held out, or nothing more
-        groups[i] for i, record in enumerate(records) if not shares[record.subset.dataset][0]
+        groups[i]
+        for i, record in enumerate(records)
+        if record.subset.is_reg or not shares[record.subset.dataset][0]
     }
     held: set[int] = set()
     for number, (fraction, seed) in enumerate(shares):
-        own = [i for i, record in enumerate(records) if record.subset.dataset == number]
+        own = [
+            i
+            for i, record in enumerate(records)
+            if record.subset.dataset == number and not record.subset.is_reg
+        ]
         if fraction:
             room = round(len(own) * fraction) - sum(i in held for i in own)
             order = derive_rng(seed, "validation-split").permutation(len(own))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -14,8 +15,10 @@ from impasto.data.encoding import MomentsEncoder
 from impasto.data.filling import cache_latents
 from impasto.data.latent_cache import CachedPlan, LatentCache
 from impasto.data.plan import Plan
+from impasto.data.records import PlannedImage
+from impasto.data.regularisation import Balance, balance
 from impasto.data.scan import Scan
-from impasto.datasets.build import Survey, plan_dataset, survey
+from impasto.datasets.build import Survey, balance_of, plan_dataset, survey
 from impasto.progress import Progress, SilentProgress
 
 """The folder of the latent cache, in that of all derived data."""
@@ -23,13 +26,23 @@ from impasto.progress import Progress, SilentProgress
 
 @dataclass(frozen=True)
 class PreparedData:
-    """The images of a run, encoded: those to train on and those held out."""
+    """The images of a run, encoded: those to train on and those held out.
+
+    Attributes:
+        scan: All that was found.
+        plan: Where those go that are trained on.
+        training: Those of them that could be encoded.
+        held_out: Those that are validated on.
+        cache: Where all of them are kept.
+        balance: What became of regularisation images; None where there are none.
+    """
 
     scan: Scan
     plan: Plan
     training: CachedPlan
     held_out: CachedPlan | None
     cache: LatentCache
+    balance: Balance | None = None
 
     def captions(self) -> list[str]:
         """All captions that are known ahead, and the empty one of dropped captions."""
@@ -51,6 +64,8 @@ class PreparedData:
         return {
             "folder": self.scan.place,
             "pictures": len(self.training.images),
+            "regularisation": self.balance.used if self.balance else 0,
+            "regularisation_showings": self.balance.showings if self.balance else 0,
             "held_out": len(self.held_out.images) if self.held_out else 0,
             "usable": found.tally.usable,
             "uncaptioned": found.uncaptioned_count,
@@ -91,9 +106,32 @@ def prepare_data(
             on_error=config.dataset.on_error,
             workers=config.dataset.decode_workers,
         )
-        cached = encode(found.plan.images)
+        plan, cached = _encode_balanced(found, config, encode)
         cached_held_out = None
         if found.split.held_out:
             held_out_plan = plan_dataset(config.dataset, found.split.held_out)
             cached_held_out = encode(held_out_plan.images)
-    return PreparedData(found.scan, found.plan, cached, cached_held_out, cache)
+        told = balance_of(found.split.training, plan)
+    return PreparedData(found.scan, plan, cached, cached_held_out, cache, told)
+
+
+def _encode_balanced(
+    found: Survey, config: RunConfig, encode: Callable[[Sequence[PlannedImage]], CachedPlan]
+) -> tuple[Plan, CachedPlan]:
+    """Encode what is trained on; regularisation images balance what could be encoded.
+
+    Damaged images are found while encoding, or before it by `--plan`: either way the same images
+    come equally often.
+    """
+    plan, records = found.plan, found.split.training
+    cached = encode(plan.images)
+    if found.balance is None:
+        return plan, cached
+    lost, encoded = cached.set_aside, cached.encoded
+    while cached.set_aside:
+        paths = {item.path for item in lost}
+        records = [record for record in records if record.path not in paths]
+        plan = plan_dataset(config.dataset, balance(records))
+        cached = encode(plan.images)
+        lost, encoded = (*lost, *cached.set_aside), encoded + cached.encoded
+    return plan, replace(cached, set_aside=lost, encoded=encoded)

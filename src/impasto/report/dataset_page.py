@@ -199,6 +199,7 @@ class _Content:
         return [
             _fact("usable images", tally.usable),
             _fact("showings per epoch", health.showings),
+            *self._regularisation_facts(),
             *([_fact("with crops of their own", tally.cut)] if tally.cut else []),
             _fact("skipped", tally.set_aside, bad=tally.set_aside > 0),
             _fact("also found", tally.also_found, bad=tally.also_found > 0),
@@ -207,6 +208,16 @@ class _Content:
             _fact("nearly the same", alike, bad=alike > 0),
             _fact("too small", len(health.too_small), bad=bool(health.too_small)),
             _fact("over 75 tokens", health.captions.over[75]),
+        ]
+
+    def _regularisation_facts(self) -> list[dict[str, str]]:
+        balance = self._health.balance
+        if balance is None:
+            return []
+        return [
+            _fact("regularisation images", balance.images),
+            _fact("of them used", balance.used, bad=balance.used < balance.images),
+            _fact("showings of them", balance.showings),
         ]
 
     def _thumbs(self, paths: Sequence[Path]) -> list[dict[str, str]]:

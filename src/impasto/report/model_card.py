@@ -200,10 +200,12 @@ def _dataset(run: RunDirectory) -> str:
     rows = [
         (name, f"{found[key]:,}")
         for name, key in (
-            ("images trained on", "pictures"), ("images held out for validation", "held_out"),
+            ("images trained on", "pictures"),
+            ("of them regularisation images", "regularisation"),
+            ("images held out for validation", "held_out"),
             ("images without captions", "uncaptioned"),
         )
-        if key in found
+        if key in found and (found[key] or key != "regularisation")
     ]  # fmt: skip
     if "buckets" in found:
         rows.append(("buckets", f"{len(found['buckets']):,}"))

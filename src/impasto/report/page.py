@@ -176,7 +176,8 @@ def _data_line(dataset: Mapping[str, Any]) -> str:
     if not dataset:
         return "The dataset has not been read yet."
     return (
-        f"{counted(dataset['pictures'], 'images')} to train on and {dataset['held_out']} held "
+        f"{counted(dataset['pictures'], 'images')} to train on"
+        f"{_regularisation_words(dataset)} and {dataset['held_out']} held "
         "out, in "
         f"{counted(len(dataset['buckets']), 'buckets')}; {100 * dataset['mean_lost_area']:.1f} "
         "% of the area "
@@ -185,6 +186,11 @@ def _data_line(dataset: Mapping[str, Any]) -> str:
         f"{counted(dataset['too_long'], 'images have')} captions of over "
         f"{dataset['max_tokens']} tokens, whose ends are not seen."
     )
+
+
+def _regularisation_words(dataset: Mapping[str, Any]) -> str:
+    used = dataset.get("regularisation", 0)  # a run of an earlier version has none
+    return f" ({used} of them for regularisation)" if used else ""
 
 
 def _environment_rows(environment: Mapping[str, Any]) -> list[tuple[str, str]]:

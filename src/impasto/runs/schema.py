@@ -20,6 +20,7 @@ _TYPES: dict[str, dict[str, Any]] = {
     "dataset.json": {
         "pictures": _WHOLE, "held_out": _WHOLE, "uncaptioned": _WHOLE, "enlarged": _WHOLE,
         "too_long": _WHOLE, "max_tokens": _WHOLE, "mean_lost_area": _NUMBER,
+        "regularisation": _WHOLE, "regularisation_showings": _WHOLE,
         "buckets": {"": _WHOLE}, "set_aside": [{"path": _TEXT, "reason": _TEXT}],
         "unused": [{"path": _TEXT, "reason": _TEXT}],
     },

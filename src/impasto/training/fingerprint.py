@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from impasto.config.dataset import DatasetEntry, SubsetConfig
 from impasto.config.kinds import defaults_of
 from impasto.config.load import settings_by_path
 from impasto.config.method import METHODS
@@ -137,15 +138,27 @@ def differences(saved: Mapping[str, str], current: Mapping[str, str]) -> list[st
         for name, value in (_of_old(saved) if is_old else saved).items()
     }
     usual = _usual_settings()
+    listed = {_section_of(name) for name in before}
     found = []
     for name in sorted(before.keys() | current.keys()):
         was, now = before.get(name), current.get(name)
         if was is None and is_old and name.partition(".")[0] not in _OLD_SECTIONS:
             continue
-        was, now = (usual.get(name, _ABSENT) if value is None else value for value in (was, now))
+        default = usual.get(_unnumbered(name) if _section_of(name) in listed else name, _ABSENT)
+        was, now = (default if value is None else value for value in (was, now))
         if not _is_same(was, now):
             found.append(f"{_SHOWN_NAMES.get(name, name)} (was {_shown(was)}, is {_shown(now)})")
     return found
+
+
+def _section_of(path: str) -> str:
+    """The item of a list of sections that a setting is in, as in `dataset.datasets[0]`."""
+    return path.rpartition(".")[0] if "[" in path else ""
+
+
+def _unnumbered(path: str) -> str:
+    """A path without the numbers of items: what such a setting is by default is one for all."""
+    return re.sub(r"\[\d+\]", "", path)
 
 
 def _is_same(one: str, other: str) -> bool:
@@ -169,6 +182,10 @@ def _usual_settings() -> dict[str, str]:
         "training": {"max_steps": 1},
     }
     usual = settings_fingerprint(RunConfig.model_validate(required))
+    item = DatasetEntry(subsets=(SubsetConfig(image_dir=Path()),)).model_dump(mode="json")
+    listed = {"dataset.datasets": item, "dataset.datasets.subsets": item.pop("subsets")[0]}
+    for path, values in listed.items():
+        usual |= {f"{path}.{name}": json.dumps(value) for name, value in values.items()}
     for section, kinds in (("method", METHODS), ("loss", LOSSES)):
         for name, value in defaults_of(kinds).items():
             usual.setdefault(f"{section}.{name}", json.dumps(value))
@@ -257,6 +274,8 @@ def _data_fingerprint(
     for key, image in zip(plan.identities or plan.keys, plan.images, strict=True):
         path = image.record.path
         digest.update(f"{key}{image.record.name}{image.record.words}\n".encode())
+        if image.record.subset.is_reg:  # its weight in the loss is a setting
+            digest.update(f"regularisation, {image.record.repeats} times\n".encode())
         if not key.plain:
             digest.update(known.get(path, "").encode())
             if path in masks:

@@ -267,8 +267,9 @@ class TrainingLoop:
         self._recorder.meter.add_samples(output)
         if self._recorder.image_losses is not None and not micro_batch.is_padding:
             images = session.prepared.training.images
-            names = [images[sample.image].record.path.as_posix() for sample in micro_batch.samples]
-            self._recorder.image_losses.add(optimizer_step.step, names, output)
+            records = [images[sample.image].record for sample in micro_batch.samples]
+            shown = [(r.path.as_posix(), r.subset.loss_weight) for r in records]
+            self._recorder.image_losses.add(optimizer_step.step, shown, output)
         return micro_loss.detach()
 
     def _check_frozen_parts(self, frozen_check: FrozenCheck, step: int) -> None:

@@ -30,7 +30,9 @@ from impasto.training.model import build_encoding_vae
 from impasto.training.prefetch import Prefetch, build_prefetcher
 from impasto.training.text import ENCODED_AT_ONCE, build_layout
 
-_GIVEN_OTHERWISE = ("image_dir", "batch_size", "config", "general", "datasets")
+_GIVEN_OTHERWISE = (
+    "image_dir", "batch_size", "config", "general", "datasets", "train_data_dir", "reg_data_dir",
+)  # fmt: skip
 
 
 class Batches:

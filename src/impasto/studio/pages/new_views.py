@@ -38,8 +38,13 @@ def plan_view(state: PlanState) -> dict[str, Any]:
 def _rows(plan: dict[str, Any]) -> list[tuple[str, str]]:
     data, steps, disk, model = plan["data"], plan["steps"], plan["disk"], plan["model"]
     images = [f"{data['images']:,}"]
-    for key, words in (("held_out", "held out"), ("without_words", "without words")):
-        images += [f"{data[key]:,} {words}"] if data[key] else []
+    kinds = {
+        "regularisation_used": "for regularisation",
+        "held_out": "held out",
+        "without_words": "without words",
+    }
+    for key, words in kinds.items():
+        images += [f"{data[key]:,} {words}"] if data.get(key) else []
     images += [f"{len(data['skipped']):,} skipped"] if data["skipped"] else []
     captions = (
         [f"{data['too_long']:,} over {data['max_tokens']} tokens"] if data["too_long"] else []

@@ -137,6 +137,8 @@ def _facts(run: RunDirectory) -> list[tuple[str, str]]:
     found = []
     if "pictures" in dataset:
         found.append(("Images", f"{dataset['pictures']:,}"))
+    if dataset.get("regularisation"):
+        found.append(("Regularisation images", f"{dataset['regularisation']:,}"))
     if "held_out" in dataset:
         found.append(("Held out", f"{dataset['held_out']:,}"))
     if dataset.get("set_aside"):

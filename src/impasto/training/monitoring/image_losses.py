@@ -1,7 +1,8 @@
 """The loss of each image each time it was shown, as a table that a spreadsheet opens.
 
 One showing says little, since the loss depends on the timestep; the mean over many, within a range
-of timesteps, finds images that the model does not learn: wrong captions, odd images.
+of timesteps, finds images that the model does not learn: wrong captions, odd images. What a sample
+counts in the loss of its step (`prior_loss_weight`) is left out, so that all images compare.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from impasto.runs.image_losses import HEADER, whole_rows
 from impasto.training.step import StepOutput
 
 Row = tuple[int, str, int, float]
+Shown = tuple[str, float]
+"""The path of an image, and what its loss was multiplied by as that of its subset."""
 
 
 class ImageLosses:
@@ -32,9 +35,9 @@ class ImageLosses:
 
     def __init__(self, accelerator: Accelerator, run: RunDirectory) -> None:
         self._accelerator, self._file = accelerator, run.image_losses_file
-        self._pending: list[tuple[int, Sequence[str], StepOutput]] = []
+        self._pending: list[tuple[int, Sequence[Shown], StepOutput]] = []
 
-    def add(self, step: int, images: Sequence[str], output: StepOutput) -> None:
+    def add(self, step: int, images: Sequence[Shown], output: StepOutput) -> None:
         """Note what the step `step`, counted from 0, found of some images."""
         self._pending.append((step, images, output))
 
@@ -79,6 +82,6 @@ class ImageLosses:
         losses, t = values.cpu().tolist()
         numbers = zip(losses, t, strict=True)
         for step, images, _ in self._pending:
-            for image in images:
+            for image, weight in images:
                 loss, timestep = next(numbers)
-                yield step + 1, image, int(timestep), round(loss, 6)
+                yield step + 1, image, int(timestep), round(loss / weight if weight else 0.0, 6)

@@ -1,0 +1,117 @@
+"""Regularisation images: how often each comes, so that they balance what is trained on.
+
+DreamBooth (Ruiz et al. 2022, arXiv:2208.12242) trains on images of the class beside those of the
+subject, so that the model keeps its idea of the class. How they are counted is the rule of
+kohya-ss/sd-scripts, `library/train_util.py`, DreamBoothDataset.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from impasto.data.records import ImageRecord
+from impasto.errors import DatasetError
+from impasto.progress import counted
+
+
+@dataclass(frozen=True)
+class Balance:
+    """What becomes of the regularisation images of a dataset, or of several.
+
+    Attributes:
+        images: How many there are.
+        used: How many of them come at all; the rest is too many.
+        showings: How often they come in an epoch, all together.
+        trained: How often the images that are trained on do.
+    """
+
+    images: int = 0
+    used: int = 0
+    showings: int = 0
+    trained: int = 0
+
+    def __str__(self) -> str:
+        return (
+            f"{self.used:,} of {self.images:,} used, {counted(self.showings, 'showings')} per "
+            f"epoch beside {self.trained:,} of the images trained on"
+        )
+
+
+def balance(records: Sequence[ImageRecord]) -> list[ImageRecord]:
+    """Repeat or leave out regularisation images until they come as often as the others.
+
+    Each dataset is balanced on its own. Its regularisation images are taken in their order, each
+    with the repeats of its subset, until there are as many showings as of its other images; those
+    that are left are not used. Where all of them are too few, each comes once more, in turn, as
+    often as it takes. The last one that is taken keeps all its repeats, so there may be more
+    showings than that.
+
+    Args:
+        records: All images of a run that are trained on; their order is kept.
+
+    Raises:
+        DatasetError: There are regularisation images alone.
+    """
+    shown: dict[int, int] = {}
+    for dataset in dict.fromkeys(r.subset.dataset for r in records if r.subset.is_reg):
+        own = [(i, r) for i, r in enumerate(records) if r.subset.dataset == dataset]
+        wanted = sum(record.subset.repeats for _, record in own if not record.subset.is_reg)
+        places = [i for i, record in own if record.subset.is_reg]
+        repeats = [records[i].subset.repeats for i in places]
+        shown |= zip(places, showings_of(repeats, wanted), strict=True)
+    kept = [
+        _shown_so_often(record, shown[i]) if i in shown else record
+        for i, record in enumerate(records)
+        if shown.get(i, 1)
+    ]
+    if records and not kept:
+        raise DatasetError(
+            f"All {counted(len(records), 'images')} that can be used are regularisation images "
+            f"(is_reg), which come as often as those that are trained on, and there are none of "
+            f"those. Give images without is_reg, or lower validation.split."
+        )
+    return kept
+
+
+def showings_of(repeats: Sequence[int], wanted: int) -> list[int]:
+    """How often each regularisation image comes in an epoch, 0 for one that is not used.
+
+    Args:
+        repeats: How often its subset asks for each, in their order; 1 or more.
+        wanted: Showings of the images that are trained on.
+    """
+    shown, total = [0] * len(repeats), 0
+    for i, own in enumerate(repeats):
+        if total >= wanted:
+            break
+        shown[i] = own
+        total += own
+    rounds, rest = divmod(max(0, wanted - total), len(repeats)) if repeats else (0, 0)
+    return [own + rounds + (i < rest) for i, own in enumerate(shown)]
+
+
+def count_balance(
+    records: Sequence[ImageRecord], balanced: Sequence[ImageRecord]
+) -> Balance | None:
+    """What balancing did; None where there are no regularisation images.
+
+    Args:
+        records: The images before.
+        balanced: The same after.
+    """
+    images = sum(record.subset.is_reg for record in records)
+    if not images:
+        return None
+    used = [record.repeats for record in balanced if record.subset.is_reg]
+    datasets = {record.subset.dataset for record in records if record.subset.is_reg}
+    trained = sum(
+        record.repeats
+        for record in balanced
+        if record.subset.dataset in datasets and not record.subset.is_reg
+    )
+    return Balance(images, len(used), sum(used), trained)
+
+
+def _shown_so_often(record: ImageRecord, times: int) -> ImageRecord:
+    return replace(record, extra_repeats=times - record.subset.repeats)

@@ -1,0 +1,232 @@
+"""Runs with regularisation images: what they count, whether they resume, what is shown of them.
+
+If this failed, a run would be trained on other numbers than its plan and its reports show, or go on
+after a break as another run.
+"""
+
+import csv
+import json
+import shutil
+
+import pytest
+import tomli_w
+from conftest import draw_images, impasto
+from runs import StopAt, exported
+
+from impasto.config.load import build_run_config
+from impasto.config.validation import read_toml
+from impasto.datasets.build import survey
+from impasto.errors import RunError
+from impasto.training.trainer import resume, train
+
+pytestmark = pytest.mark.usefixtures("fresh_accelerate")
+
+
+@pytest.fixture
+def settings(run_values, tmp_path, pictures):
+    """Settings of a run on thirteen images and so many of their class."""
+
+    def build(count=5, subset=(), general=(), **changes):
+        balls = draw_images(tmp_path / "balls", count, seed=3, captions=False)
+        sizes = {k: v for k, v in run_values["dataset"].items() if k != "image_dir"}
+        regularisation = {"image_dir": str(balls), "is_reg": True, "class_tokens": "a ball"}
+        subsets = [{"image_dir": str(pictures)}, {**regularisation, **dict(subset)}]
+        values = {
+            **run_values,
+            "dataset": {**sizes, "datasets": [{"subsets": subsets}], **dict(general)},
+        }
+        for key, value in changes.items():
+            values[key] = {**values.get(key, {}), **value} if isinstance(value, dict) else value
+        return values
+
+    return build
+
+
+def run_of(values):
+    return build_run_config(values, source="test")
+
+
+def rows_of(run):
+    with run.image_losses_file.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def losses_of(run):
+    return [record["loss"] for record in run.read_metrics() if "loss" in record]
+
+
+def test_with_a_weight_of_1_they_are_images_like_others(settings, tmp_path):
+    """As many as are trained on, so none is repeated or left out: the same run, bit for bit."""
+    flagged = train(run_of(settings(13)))
+    plain = train(run_of(settings(13, {"is_reg": False}, output_dir=str(tmp_path / "plain"))))
+    assert exported(flagged) == exported(plain)
+    assert losses_of(flagged) == losses_of(plain)
+
+
+def test_losses_are_weighted_in_the_step_and_not_in_the_table(settings, tmp_path):
+    logging = {"image_losses": True, "every_steps": 1}
+    runs = [
+        train(
+            run_of(
+                settings(
+                    general={"prior_loss_weight": weight},
+                    logging=logging,
+                    output_dir=str(tmp_path / str(weight)),
+                )
+            )
+        )
+        for weight in (1.0, 0.25)
+    ]
+    first, second = ([row for row in rows_of(run) if row["step"] == "1"] for run in runs)
+    assert first == second  # before the first change of the weights nothing differs
+    assert {"balls" in row["image"] for row in first} == {True, False}
+    for run, weight in zip(runs, (1.0, 0.25), strict=True):
+        weighted = [
+            float(row["loss"]) * (weight if "balls" in row["image"] else 1.0) for row in first
+        ]
+        assert losses_of(run)[0] == pytest.approx(sum(weighted) / len(weighted), abs=1e-5)
+    assert losses_of(runs[1])[1:] != losses_of(runs[0])[1:]
+
+
+def test_a_broken_off_run_goes_on_as_if_nothing_had_been(settings, tmp_path):
+    """Over the end of an epoch, with the same images as often as before."""
+    values = settings(
+        general={"prior_loss_weight": 0.5, "num_repeats": 2},
+        training={"max_steps": 18},
+        saving={"state_every_steps": 4},
+        logging={"image_losses": True, "every_steps": 1},
+    )
+    whole = train(run_of({**values, "output_dir": str(tmp_path / "whole")}))
+    with pytest.raises(ZeroDivisionError):
+        train(run_of(values), StopAt(10))
+    again = resume(values["output_dir"])
+    assert exported(again) == exported(whole)
+    assert rows_of(again) == rows_of(whole)
+    assert {row["step"] for row in rows_of(whole)} == {str(n) for n in range(1, 19)}
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        ({"prior_loss_weight": 0.5}, "prior_loss_weight (was 1.0, is 0.5)"),
+        ({"is_reg": False}, "is_reg (was true, is false)"),
+        ({"class_tokens": "a thing"}, "dataset (was "),
+    ],
+)
+def test_a_run_is_not_continued_with_other_ones(settings, change, name):
+    values = settings(saving={"state_every_steps": 2})
+    with pytest.raises(ZeroDivisionError):
+        train(run_of(values), StopAt(3))
+    file = run_of(values).output_dir / "config.toml"
+    tree = read_toml(file)
+    (dataset,) = tree["dataset"]["datasets"]
+    place = dataset if "prior_loss_weight" in change else dataset["subsets"][1]
+    place |= change
+    file.write_text(tomli_w.dumps(tree), encoding="utf-8")
+    with pytest.raises(RunError) as caught:
+        resume(values["output_dir"])
+    assert name in str(caught.value)
+
+
+def test_damaged_images_do_not_count_and_the_plan_says_the_same(settings, pictures, tmp_path):
+    """They are found while encoding, or before; either way the same images come equally often."""
+    values = settings(6)
+    for path in (pictures / "003.png", pictures / "004.png", tmp_path / "balls" / "001.png"):
+        content = path.read_bytes()
+        path.write_bytes(content[: len(content) - 40])
+    run = train(run_of({**values, "training": {**values["training"], "max_steps": 1}}))
+    planned = survey(run_of(values), decode=True)
+    told, found = planned.balance, run.read_json("dataset.json")
+    assert (told.used, told.showings, told.trained) == (5, 11, 11)
+    assert (found["regularisation"], found["regularisation_showings"]) == (5, 11)
+    assert found["pictures"] == 11 + 5
+    assert {item["path"].rpartition("/")[2] for item in found["set_aside"]} == {
+        "003.png", "004.png", "001.png",
+    }  # fmt: skip
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """A project as train_db.py takes it: folders that say repeats and class."""
+    draw_images(tmp_path / "train" / "4_sks ball", 5, captions=False)
+    draw_images(tmp_path / "reg" / "1_ball", 8, seed=5, captions=False)
+    return tmp_path / "train", tmp_path / "reg"
+
+
+@pytest.fixture
+def folder_run(folders, run_values, tmp_path):
+    train_dir, reg_dir = folders
+    sizes = {k: v for k, v in run_values["dataset"].items() if k != "image_dir"}
+    given = {"train_data_dir": str(train_dir), "reg_data_dir": str(reg_dir)}
+    file = tmp_path / "folders.toml"
+    values = {**run_values, "dataset": {**sizes, **given, "prior_loss_weight": 0.5}}
+    file.write_text(tomli_w.dumps(values), encoding="utf-8")
+    return file
+
+
+def test_verbs_count_and_show_them(folder_run, tmp_path):
+    done = impasto("dataset", "plan", folder_run)
+    assert done.returncode == 0, done.stderr
+    rows = {line[:27].strip(): line[27:].strip() for line in done.stdout.splitlines()}
+    assert rows["Usable images"] == "13"
+    assert rows["Regularisation images"] == "8"
+    assert rows["With class_tokens for words"] == "13"
+    assert rows["Balance"].startswith("8 of 8 used, 20 showings per epoch beside 20 of")
+    done = impasto("train", folder_run, "--plan", "--json")
+    data = json.loads(done.stdout)["data"]
+    assert (data["images"], data["regularisation"], data["regularisation_used"]) == (5, 8, 8)
+    assert (data["regularisation_showings"], data["balanced_showings"]) == (20, 20)
+    done = impasto("train", folder_run, "--plan")
+    assert "8 of 8 images used, 20 showings per epoch beside 20" in " ".join(done.stdout.split())
+    page = tmp_path / "page.html"
+    done = impasto("dataset", "report", folder_run, "--out", page)
+    assert done.returncode == 0, done.stderr
+    health = json.loads(page.with_suffix(".json").read_text(encoding="utf-8"))
+    assert health["balance"] == {"images": 8, "used": 8, "showings": 20, "trained": 20}
+    assert health["showings"] == 40
+    assert "regularisation images" in page.read_text(encoding="utf-8")
+    done = impasto("dataset", "captions", folder_run, "--json", "--pictures", "0")
+    shown = json.loads(done.stdout)["images"]
+    assert {one["caption"] for showings in shown.values() for one in showings} == {
+        "sks ball", "ball",
+    }  # fmt: skip
+
+
+def test_metadata_does_not_hold_class_tokens(folders, tmp_path):
+    data = tmp_path / "data.toml"
+    subset = {"image_dir": str(folders[0] / "4_sks ball"), "class_tokens": "sks ball"}
+    data.write_text(tomli_w.dumps({"datasets": [{"subsets": [subset]}]}), encoding="utf-8")
+    done = impasto("dataset", "merge", data, tmp_path / "meta.json")
+    assert done.returncode == 0, done.stderr
+    assert "neither class_tokens nor is_reg" in done.stdout
+    assert not any(json.loads((tmp_path / "meta.json").read_text(encoding="utf-8")).values())
+
+
+def test_a_run_on_folders(folder_run, folders, tmp_path):
+    done = impasto("train", folder_run)
+    assert done.returncode == 0, done.stderr
+    assert "13, 8 for regularisation, 0 held out" in done.stdout + done.stderr
+    written = read_toml(tmp_path / "run" / "config.toml")["dataset"]
+    assert "train_data_dir" not in written
+    (dataset,) = written["datasets"]
+    assert [(s["class_tokens"], s["num_repeats"], s["is_reg"]) for s in dataset["subsets"]] == [
+        ("sks ball", 4, False),
+        ("ball", 1, True),
+    ]
+    assert "8 of them for regularisation" in (tmp_path / "run" / "report.html").read_text("utf-8")
+    shutil.move(folders[1] / "1_ball", folders[1] / "ball")
+    done = impasto("train", folder_run, "--set", f"output_dir={tmp_path / 'other'}")
+    assert done.returncode == 2
+    assert "has no number of repeats in front of its name" in " ".join(done.stderr.split())
+    assert "Traceback" not in done.stderr
+
+
+def test_bad_settings_end_with_one_sentence(folder_run):
+    for change, expected in {
+        "dataset.prior_loss_weight=-1": "prior_loss_weight",
+        "dataset.class_tokens=''": "class_tokens is empty",
+    }.items():
+        done = impasto("train", folder_run, "--plan", "--set", change)
+        assert done.returncode == 2, done.stdout
+        assert expected in done.stderr
+        assert "Traceback" not in done.stderr
