@@ -194,6 +194,26 @@ def test_outputs_of_captions_that_change_are_not_kept(tmp_path, changing, in_fil
     build_settings(without, translate(SDXL_TRAIN, without).tree, source="test")
 
 
+def test_folders_of_repeats_are_subsets(tmp_path):
+    for name in ("train/10_sks frog", "reg/1_animal", "flat"):
+        (tmp_path / name).mkdir(parents=True)
+    train, reg, flat = (f"{tmp_path / name}" for name in ("train", "reg", "flat"))
+    found = settings(
+        f"--train_data_dir={train}", f"--reg_data_dir={reg}", "--caption_extension=.txt"
+    )
+    subsets = build_run_config(found.tree, source="test").dataset.parts[0].subsets
+    assert [(s.num_repeats, s.class_tokens, s.is_reg, s.caption_extension) for s in subsets] == [
+        (10, "sks frog", False, ".txt"), (1, "animal", True, ".txt"),
+    ]  # fmt: skip
+    assert settings(f"--train_data_dir={train}").tree["dataset"]["train_data_dir"] == train
+    assert settings(f"--train_data_dir={flat}").tree["dataset"]["image_dir"] == flat
+    named = settings(f"--train_data_dir={train}", f"--reg_data_dir={reg}", "--in_json=m.json")
+    assert named.tree["dataset"]["image_dir"] == train
+    assert "--reg_data_dir: --in_json is given, so it is not used." in named.notices
+    masked = settings(f"--train_data_dir={train}", "--masked_loss", "--conditioning_data_dir=m")
+    assert "mask_dir" not in masked.tree["dataset"]
+
+
 def test_a_command_becomes_settings_that_say_where_they_come_from():
     rates = ",".join(["0", *["1e-6"] * 22])
     words = ["accelerate", "launch", r"C:\kohya\sdxl_train.py", *NEEDED, TRAINED,

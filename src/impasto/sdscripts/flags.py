@@ -150,7 +150,7 @@ _DATASET = [
         SDXL_TRAIN,
         *_same("text", ("caption_extension", None, "dataset.caption_extension"),
                ("caption_extention", None, "dataset.caption_extension")),
-        Flag("reg_data_dir", "text", refusal="regularisation images are not trained on here"),
+        Flag("reg_data_dir", "text"),
         Flag("conditioning_data_dir", "text"),
         Flag("masked_loss"),
     ),

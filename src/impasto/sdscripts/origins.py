@@ -19,6 +19,7 @@ BY_RULE: dict[str, tuple[str, ...]] = {
     "dataset_config": ("dataset",),
     "train_data_dir": ("dataset",),
     "in_json": ("dataset",),
+    "reg_data_dir": ("dataset",),
     "resolution": ("dataset.resolution",),
     "face_crop_aug_range": ("dataset.face_crop_aug_range",),
     "seed": ("seed",),
