@@ -1,14 +1,17 @@
 """Learning rates of blocks and of single text encoders; what has rate 0 does not learn."""
 
+from typing import get_args
+
 import pytest
 import torch
 from torch import nn
 from two_encoders import architecture
 
 from impasto.config.load import build_run_config
+from impasto.config.method import EncoderName
 from impasto.errors import ConfigError
 from impasto.models.architectures import meta_model_of_architecture
-from impasto.models.families import SDXL
+from impasto.models.families import FAMILIES, SDXL
 from impasto.models.trainable import TrainedPart, block_of, freeze_blocks
 from impasto.training.methods import build_trainable
 
@@ -34,6 +37,11 @@ def build(nano_architecture):
         return build_trainable(config(**method), model)
 
     return make
+
+
+def test_the_settings_name_all_encoders_of_the_table():
+    names = {part.name for family in FAMILIES for part in family.text_encoders}
+    assert set(get_args(EncoderName)) == names
 
 
 def test_the_longest_name_of_a_block_counts():

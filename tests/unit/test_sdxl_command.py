@@ -8,11 +8,12 @@ from conftest import GOLDEN
 
 from impasto.config.load import build_run_config
 from impasto.errors import ConfigError
+from impasto.models.families import FAMILIES
 from impasto.sdscripts.flags import FINE_TUNE, SDXL_TRAIN, flags_of
 from impasto.sdscripts.importing import command_to_toml
 from impasto.sdscripts.parsing import parse_flags
 from impasto.sdscripts.sdxl_rules import BLOCKS
-from impasto.sdscripts.settings import build_settings
+from impasto.sdscripts.settings import build_settings, script_of
 from impasto.sdscripts.translate import translate
 
 NEEDED = ["--pretrained_model_name_or_path=xl.safetensors", "--output_dir=out",
@@ -162,6 +163,14 @@ def test_what_has_no_effect_there_has_none_here(words, place, told):
 def test_what_cannot_be_is_explained(words, expected):
     with pytest.raises(ConfigError, match=expected):
         settings(*words)
+
+
+def test_each_family_has_its_command():
+    trained = {family.key: script_of(family.key) for family in FAMILIES}
+    sdxl = {key for key, script in trained.items() if script == SDXL_TRAIN}
+    assert sdxl == {family.key for family in FAMILIES if family.generation == "SDXL"}
+    assert set(trained.values()) == {FINE_TUNE, SDXL_TRAIN}
+    assert script_of(None) is None
 
 
 def test_flags_of_sdxl_alone_are_named_as_such():
