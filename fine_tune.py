@@ -1,6 +1,6 @@
 """sd-scripts' command line for fine-tuning; see docs/guide/sd-scripts.md."""
 
-from impasto.sdscripts.fine_tune import main
+from impasto.sdscripts.drop_in import main
 
 if __name__ == "__main__":
-    main()
+    main("fine_tune.py")

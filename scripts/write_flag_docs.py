@@ -6,17 +6,16 @@ python scripts/write_flag_docs.py [--check]
 import sys
 from pathlib import Path
 
-from impasto.sdscripts.flags import FLAGS, Flag
+from impasto.sdscripts.flags import ROWS, SCRIPTS, Flag
 
 TARGET = Path(__file__).parents[1] / "docs" / "flags.md"
-HEAD = """# Flags of sd-scripts' fine_tune.py
+HEAD = """# Flags of sd-scripts' fine_tune.py and sdxl_train.py
 
 What becomes of each, from `src/impasto/sdscripts/flags.py`. Written by
-`scripts/write_flag_docs.py`; do not edit by hand. Settings are described in [config.md](config.md).
-
-| flag | here |
-|---|---|
+`scripts/write_flag_docs.py`; do not edit by hand. Settings are described in [config.md](config.md),
+and what differs is said in [The old command](guide/sd-scripts.md).
 """
+COLUMNS = "| flag | here |\n|---|---|\n"
 
 
 def fate(flag: Flag) -> str:
@@ -27,9 +26,15 @@ def fate(flag: Flag) -> str:
     return f"`{flag.to}`" if flag.to else "as there"
 
 
+def table(script: str | None) -> str:
+    rows = [f"| `--{flag.name}` | {fate(flag)} |" for flag in ROWS if flag.only == script]
+    return COLUMNS + "\n".join(rows) + "\n"
+
+
 def page() -> str:
-    rows = [f"| `--{flag.name}` | {fate(flag)} |" for flag in FLAGS.values()]
-    return HEAD + "\n".join(rows) + "\n"
+    parts = [f"## Both commands\n\n{table(None)}"]
+    parts += [f"## {script} alone\n\n{table(script)}" for script in SCRIPTS]
+    return "\n".join([HEAD, *parts])
 
 
 if __name__ == "__main__":

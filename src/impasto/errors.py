@@ -4,6 +4,7 @@
     ├── ConfigError               2   a setting, flag or argument is wrong
     ├── DatasetError              3   images or captions are missing or unusable
     ├── ModelError                4   a model file is missing, incomplete or of another kind
+    │   └── OtherFamilyError  4   it is of another family than model.family says
     ├── RunError                  5   a run directory is taken, missing or does not fit
     ├── StorageError              6   nothing can be written: disk full, no permission
     ├── MissingDependencyError    7   a package or a device that is asked for is not there
@@ -51,6 +52,20 @@ class ModelError(ImpastoError):
     """A base model is missing, incomplete, or not one that Impasto trains."""
 
     exit_code = 4
+
+
+class OtherFamilyError(ModelError):
+    """A base model is not of the family that the settings say.
+
+    Args:
+        message: The paragraph to show.
+        source: The path or id of the model.
+        families: Those that it may be of, by the words of `model.family`.
+    """
+
+    def __init__(self, message: str, source: str, families: tuple[str, ...]) -> None:
+        super().__init__(message)
+        self.source, self.families = source, families
 
 
 class RunError(ImpastoError):

@@ -233,6 +233,7 @@ def one_rate_only(kind: str, rates: Sequence[float]) -> str:
     return (
         f"optimizer.kind {kind} has one learning rate for all that it trains, so that "
         f"{', '.join(f'{rate:g}' for rate in rates)} side by side would have no effect. Take "
-        f"method.text_encoder_lr (--learning_rate_te) and method.block_lrs out, or choose an "
-        f"optimizer.kind that has rates for each part, such as adamw or adamw_schedule_free"
+        f"method.text_encoder_lr (--learning_rate_te), text_encoder_lrs (--learning_rate_te1, "
+        f"--learning_rate_te2) and block_lrs (--block_lr) out, or choose an optimizer.kind that "
+        f"has rates for each part, such as adamw or adamw_schedule_free"
     )

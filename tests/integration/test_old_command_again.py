@@ -7,8 +7,8 @@ import pytest
 from impasto.config.load import build_run_config
 from impasto.config.validation import read_toml
 from impasto.errors import ConfigError, RunError
-from impasto.sdscripts import fine_tune as program
-from impasto.sdscripts.flags import FLAGS
+from impasto.sdscripts import drop_in as program
+from impasto.sdscripts.flags import FINE_TUNE, SCRIPTS, flags_of
 from impasto.sdscripts.import_command import _words
 from impasto.sdscripts.importing import command_to_toml
 from impasto.sdscripts.origins import BY_RULE
@@ -51,22 +51,22 @@ def with_flags(words, *changes):
 
 
 def test_a_repeated_command_replaces_no_model(words, tmp_path):
-    program.fine_tune(words)
+    program.run(FINE_TUNE, words)
     model = tmp_path / "out" / "mine.safetensors"
     before = model.read_bytes()
     with pytest.raises(RunError, match=r"mine\.safetensors is already there"):
-        program.fine_tune(with_flags(words, "--learning_rate=1e-4"))
+        program.run(FINE_TUNE, with_flags(words, "--learning_rate=1e-4"))
     assert model.read_bytes() == before
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["mine-run", "mine.safetensors"]
 
 
 def test_resume_takes_more_steps_and_another_name(words, tmp_path, capsys):
     out = tmp_path / "out"
-    program.fine_tune(with_flags(words, "--output_name=whole", "--max_train_steps=5"))
-    program.fine_tune(words)
+    program.run(FINE_TUNE, with_flags(words, "--output_name=whole", "--max_train_steps=5"))
+    program.run(FINE_TUNE, words)
     first = (out / "mine.safetensors").read_bytes()
     again = with_flags(words, "--max_train_steps=5", "--output_name=longer")
-    program.fine_tune([*again, f"--resume={out / 'mine-run'}"])
+    program.run(FINE_TUNE, [*again, f"--resume={out / 'mine-run'}"])
     assert "with the flags that are given" in capsys.readouterr().out
     assert (out / "mine.safetensors").read_bytes() == first
     assert json.loads((out / "mine-run" / "status.json").read_text())["step"] == 5
@@ -79,32 +79,34 @@ def test_resume_takes_more_steps_and_another_name(words, tmp_path, capsys):
 
 
 def test_resume_takes_few_flags(words, tmp_path):
-    program.fine_tune(words)
+    program.run(FINE_TUNE, words)
     run = tmp_path / "out" / "mine-run"
-    program.fine_tune([f"--resume={run / 'states' / 'step-00000002'}", "--max_train_steps=3"])
+    program.run(FINE_TUNE, [f"--resume={run / 'states' / 'step-00000002'}", "--max_train_steps=3"])
     assert json.loads((run / "status.json").read_text())["step"] == 3
     with pytest.raises(RunError, match="is not the newest state"):
-        program.fine_tune([f"--resume={run / 'states' / 'step-00000002'}", "--max_train_steps=4"])
+        program.run(
+            FINE_TUNE, [f"--resume={run / 'states' / 'step-00000002'}", "--max_train_steps=4"]
+        )
 
 
 def test_resume_refuses_what_changes_numbers_and_leaves_the_run(words, tmp_path):
-    program.fine_tune(words)
+    program.run(FINE_TUNE, words)
     run = tmp_path / "out" / "mine-run"
     before = (run / "config.toml").read_bytes()
     changed = with_flags(words, "--max_train_steps=4", "--learning_rate=1e-4")
     with pytest.raises(RunError, match=r"optimizer\.lr \(was 0\.001, is 0\.0001\)"):
-        program.fine_tune([*changed, f"--resume={run}"])
+        program.run(FINE_TUNE, [*changed, f"--resume={run}"])
     assert (run / "config.toml").read_bytes() == before
 
 
 def test_flags_that_the_old_program_takes_without_effect_are_taken(words):
-    flags = parse_flags([*words, "--fused_backward_pass", "--logging_dir=logs"])
-    translation = translate(flags, SLOW, has_tensorboard=False)
+    flags = parse_flags(FINE_TUNE, [*words, "--fused_backward_pass", "--logging_dir=logs"])
+    translation = translate(FINE_TUNE, flags, SLOW, has_tensorboard=False)
     said = " ".join(translation.notices)
     assert "--fused_backward_pass: it has no effect in sd-scripts' fine_tune.py" in said
     assert "--logging_dir: TensorBoard is not installed" in said
     assert "logging" not in translation.tree
-    there = translate(flags, SLOW, has_tensorboard=True).tree
+    there = translate(FINE_TUNE, flags, SLOW, has_tensorboard=True).tree
     assert there["logging"]["trackers"] == ["tensorboard"]
 
 
@@ -118,12 +120,12 @@ def test_flags_that_the_old_program_takes_without_effect_are_taken(words):
 )
 def test_classes_of_schedulers_are_refused_with_the_nearest(scheduler, nearest, words):
     with pytest.raises(ConfigError) as caught:
-        parse_flags([*words, f"--lr_scheduler_type={scheduler}"])
+        parse_flags(FINE_TUNE, [*words, f"--lr_scheduler_type={scheduler}"])
     assert nearest in str(caught.value)
 
 
 def test_any_class_is_an_optimizer(words, tmp_path):
-    program.fine_tune([*words, "--optimizer_type=torch.optim.RAdam", "--max_grad_norm=0"])
+    program.run(FINE_TUNE, [*words, "--optimizer_type=torch.optim.RAdam", "--max_grad_norm=0"])
     kept = read_toml(tmp_path / "out" / "mine-run" / "config.toml")
     assert kept["optimizer"]["kind"] == "torch.optim.RAdam"
 
@@ -164,8 +166,9 @@ def test_a_command_is_read_as_its_shell_reads_it(words):
 
 
 def test_each_flag_with_a_rule_is_known():
-    assert set(BY_RULE) <= set(FLAGS)
-    ruled = {name for name, flag in FLAGS.items() if not (flag.to or flag.notice or flag.refusal)}
+    every = [flag for script in SCRIPTS for flag in flags_of(script).values()]
+    assert set(BY_RULE) <= {flag.name for flag in every}
+    ruled = {flag.name for flag in every if not (flag.to or flag.notice or flag.refusal)}
     assert ruled - set(BY_RULE) == {"config_file", "resume"}
 
 
@@ -173,5 +176,5 @@ def test_imported_settings_are_those_of_the_command(words, tmp_path):
     text = command_to_toml(["fine_tune.py", *words])
     (tmp_path / "run.toml").write_text(text, encoding="utf-8")
     imported = build_run_config(read_toml(tmp_path / "run.toml"), source="test")
-    tree = translate(parse_flags(words)).tree
+    tree = translate(FINE_TUNE, parse_flags(FINE_TUNE, words)).tree
     assert imported == build_run_config(tree, source="test")

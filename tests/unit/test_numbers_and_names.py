@@ -10,6 +10,7 @@ from impasto.errors import ConfigError
 from impasto.models.hypernetwork import load_hypernetworks
 from impasto.sampling.prompt_files import read_prompt_file
 from impasto.sampling.prompts import Prompt
+from impasto.sdscripts.flags import FINE_TUNE
 from impasto.sdscripts.parsing import parse_flags
 from impasto.sdscripts.translate import translate
 
@@ -92,7 +93,7 @@ def test_options_of_caption_are_finite(tmp_path):
 @pytest.mark.parametrize("name", ["learning_rate", "noise_offset", "max_grad_norm"])
 def test_flags_of_the_old_command_are_finite(name):
     with pytest.raises(ConfigError, match=f"--{name} is 'nan'"):
-        parse_flags([f"--{name}=nan"])
+        parse_flags(FINE_TUNE, [f"--{name}=nan"])
 
 
 @pytest.mark.parametrize(
@@ -107,11 +108,12 @@ def test_flags_of_the_old_command_are_finite(name):
 )
 def test_rules_of_the_old_command_refuse_what_is_none(flag, words):
     flags = parse_flags(
+        FINE_TUNE,
         ["--pretrained_model_name_or_path=b", "--output_dir=o", "--train_data_dir=p", flag]
-        + (["--resolution=64"] if "resolution" not in flag else [])
+        + (["--resolution=64"] if "resolution" not in flag else []),
     )
     with pytest.raises(ConfigError, match=words):
-        translate(flags)
+        translate(FINE_TUNE, flags)
 
 
 def test_strengths_are_finite():

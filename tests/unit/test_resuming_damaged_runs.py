@@ -4,6 +4,7 @@ import pytest
 
 from impasto.errors import ConfigError
 from impasto.runs import RunDirectory
+from impasto.sdscripts.flags import FINE_TUNE
 from impasto.sdscripts.resuming import resumed_config
 
 WHOLE = 'output_dir = "r"\nmodel.path = "m"\ndataset.image_dir = "p"\ntraining.max_steps = 2\n'
@@ -14,7 +15,7 @@ def resumed(tmp_path, text):
     run.path.mkdir()
     run.config_file.write_text(text, encoding="utf-8")
     flags = {"max_train_steps": 5}
-    return resumed_config(run, flags, without_gpu=None, has_tensorboard=False)[0]
+    return resumed_config(FINE_TUNE, run, flags, without_gpu=None, has_tensorboard=False)[0]
 
 
 @pytest.mark.parametrize(

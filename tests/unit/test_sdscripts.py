@@ -10,7 +10,7 @@ from conftest import GOLDEN
 from impasto.config.load import build_run_config
 from impasto.errors import ConfigError
 from impasto.sdscripts import translate
-from impasto.sdscripts.flags import FLAGS
+from impasto.sdscripts.flags import FINE_TUNE, ROWS, SCRIPTS, flags_of
 from impasto.sdscripts.importing import command_to_toml
 from impasto.sdscripts.parsing import parse_flags
 from impasto.training.precision import NativePrecision
@@ -23,14 +23,17 @@ NEEDED = ["--pretrained_model_name_or_path=sd.safetensors", "--output_dir=out",
 SAMPLE = {"int": "7", "float": "0.5", "text": "word", "flag": None, "list": "a=1"}
 
 
-def settings(*flags):
-    given = parse_flags([*NEEDED, *flags])
-    return translate.translate(given)
+def settings(*flags, script=FINE_TUNE):
+    return translate.translate(script, parse_flags(script, [*NEEDED, *flags]))
 
 
 VALUES = {"min_bucket_reso": "64", "max_bucket_reso": "2048", "max_timestep": "700"}
 COMPANIONS = {
     "learning_rate_te": ["--train_text_encoder"],
+    "learning_rate_te1": ["--train_text_encoder"],
+    "learning_rate_te2": ["--train_text_encoder"],
+    "conditioning_data_dir": ["--masked_loss"],
+    "masked_loss": ["--conditioning_data_dir=masks"],
     "use_safetensors": ["--pretrained_model_name_or_path=sd.ckpt"],
     "save_last_n_epochs": ["--save_every_n_epochs=1"],
     "save_last_n_steps": ["--save_every_n_steps=1"],
@@ -51,7 +54,7 @@ WITH_RULES = {
     "resolution": "256", "face_crop_aug_range": "1,2", "lr_warmup_steps": "5",
     "lr_decay_steps": "5", "lr_scheduler": "cosine", "lr_scheduler_args": "step_rules=1:2,3",
     "mixed_precision": "bf16", "train_data_dir": "other", "seed": "9", "output_dir": "elsewhere",
-    "max_token_length": "150", "optimizer_type": "Lion",
+    "max_token_length": "150", "optimizer_type": "Lion", "block_lr": ",".join(["1e-6"] * 23),
 }  # fmt: skip
 
 
@@ -64,24 +67,38 @@ def words_for(flag):
 def test_every_flag_is_in_the_table():
     recorded = (GOLDEN / "fine_tune_flags.txt").read_text(encoding="utf-8").split()
     assert len(recorded) == 167
-    assert set(recorded) <= set(FLAGS)
-    assert set(FLAGS) - set(recorded) == {"hypernetwork_module", "hypernetwork_weights"}
+    known = flags_of(FINE_TUNE).keys()
+    assert set(recorded) <= known
+    assert known - set(recorded) == {"hypernetwork_module", "hypernetwork_weights"}
 
 
-@pytest.mark.parametrize("name", sorted(FLAGS.keys() - {"config_file", "resume"}))
-def test_no_flag_is_without_effect_in_silence(name):
+def test_a_command_has_one_row_for_a_flag():
+    for script in SCRIPTS:
+        names = [row.name for row in ROWS if row.only in (None, script)]
+        assert len(names) == len(set(names))
+
+
+@pytest.mark.parametrize(
+    ("script", "name"),
+    [
+        (script, name)
+        for script in SCRIPTS
+        for name in sorted(flags_of(script).keys() - {"config_file", "resume"})
+    ],
+)
+def test_no_flag_is_without_effect_in_silence(script, name):
     """It changes the settings, or is said to change nothing, or is refused."""
-    flag, companions = FLAGS[name], COMPANIONS.get(name, [])
+    flag, companions = flags_of(script)[name], COMPANIONS.get(name, [])
     words = words_for(flag)
     if flag.refusal:
         with pytest.raises(ConfigError, match=f"--{name} is not taken"):
-            parse_flags(words)
+            parse_flags(script, words)
         return
-    found = settings(*companions, *words)
+    found = settings(*companions, *words, script=script)
     if flag.notice:
         assert any(line.startswith(f"--{name}: ") for line in found.notices)
         return
-    assert found.tree != settings(*companions).tree
+    assert found.tree != settings(*companions, script=script).tree
     if flag.to:
         value = found.tree
         for key in flag.to.split("."):
@@ -176,11 +193,11 @@ def test_what_cannot_be_is_explained(flags, words):
 
 def test_what_has_to_be_given_is_named():
     for missing in NEEDED[:2]:
-        given = parse_flags([word for word in NEEDED if word != missing])
+        given = parse_flags(FINE_TUNE, [word for word in NEEDED if word != missing])
         with pytest.raises(ConfigError, match=missing.partition("=")[0]):
-            translate.translate(given)
+            translate.translate(FINE_TUNE, given)
     with pytest.raises(ConfigError, match="--dataset_config, or --train_data_dir"):
-        translate.translate(parse_flags(NEEDED[:2]))
+        translate.translate(FINE_TUNE, parse_flags(FINE_TUNE, NEEDED[:2]))
 
 
 @pytest.mark.parametrize(
@@ -195,7 +212,9 @@ def test_what_has_to_be_given_is_named():
 )
 def test_without_a_gpu_the_cpu_computes_in_what_it_is_fast_in(words, native, computed, weights):
     without_gpu = NativePrecision(native, "this CPU is fastest in that")
-    translation = translate.translate(parse_flags([*NEEDED, *words]), without_gpu)
+    translation = translate.translate(
+        FINE_TUNE, parse_flags(FINE_TUNE, [*NEEDED, *words]), without_gpu
+    )
     assert translation.tree["training"]["mixed_precision"] == computed
     assert translation.tree["training"].get("weight_dtype") == weights
     told = " ".join(translation.notices)
@@ -204,9 +223,10 @@ def test_without_a_gpu_the_cpu_computes_in_what_it_is_fast_in(words, native, com
 
 
 def test_what_the_cpu_is_fast_in_anyway_is_not_remarked_on():
-    flags = parse_flags([*NEEDED, "--mixed_precision=bf16"])
+    flags = parse_flags(FINE_TUNE, [*NEEDED, "--mixed_precision=bf16"])
     with_gpu, without = (
-        translate.translate(flags, native) for native in (None, NativePrecision("bf16", "so it is"))
+        translate.translate(FINE_TUNE, flags, native)
+        for native in (None, NativePrecision("bf16", "so it is"))
     )
     assert with_gpu == without
 
@@ -214,11 +234,11 @@ def test_what_the_cpu_is_fast_in_anyway_is_not_remarked_on():
 def test_a_file_of_flags_comes_second(tmp_path):
     file = tmp_path / "flags.toml"
     file.write_text("[a]\nlearning_rate = 1e-4\n[b]\nclip_skip = 2\nv2 = false\n", encoding="utf-8")
-    found = parse_flags([f"--config_file={file}", "--learning_rate=3e-4"])
+    found = parse_flags(FINE_TUNE, [f"--config_file={file}", "--learning_rate=3e-4"])
     assert found == {"learning_rate": 3e-4, "clip_skip": 2}
     file.write_text("learning_rat = 1", encoding="utf-8")
     with pytest.raises(ConfigError, match=r"flags\.toml: .*The nearest is --learning_rate"):
-        parse_flags([f"--config_file={file}"])
+        parse_flags(FINE_TUNE, [f"--config_file={file}"])
 
 
 def test_a_command_becomes_settings_that_say_where_they_come_from():

@@ -11,6 +11,7 @@ from two_encoders import write_model
 from impasto.checkpoints.kinds import BASE_MODEL, kind_of
 from impasto.checkpoints.reading import open_tensor_file
 from impasto.checkpoints.tensors import LazyTensor
+from impasto.config.load import build_run_config
 from impasto.errors import ModelError
 from impasto.models.architectures import ARCHITECTURES, meta_model_of_architecture
 from impasto.models.configs import configs_from
@@ -20,6 +21,7 @@ from impasto.models.identity import Clues, identify
 from impasto.models.inspection import inspect_model
 from impasto.models.opening import OpenOptions, open_model
 from impasto.progress import SilentProgress
+from impasto.training.planning.advice import advice_on
 
 ENCODERS = (("text_encoder", "CLIP"), ("text_encoder_2", "OpenCLIP"))
 
@@ -64,6 +66,20 @@ def test_noise_and_velocity_are_told_apart(found, family, because):
     identity = identify(found)
     assert (identity.family, identity.prediction) == (family, family.prediction)
     assert because in identity.evidence
+
+
+def test_a_word_against_what_the_model_says_is_warned_of():
+    values = {
+        "output_dir": "run", "model": {"path": "m"}, "dataset": {"image_dir": "."},
+        "training": {"max_steps": 1},
+    }  # fmt: skip
+    config = build_run_config(values, source="test")
+    marked = frozenset({"v_pred"})
+    for family_key, warnings in (("sdxl", 1), ("sdxl-v", 0), (None, 0)):
+        identity = identify(clues(marks=marked, family_key=family_key))
+        found = advice_on(config, identity, torch.device("cpu"))
+        assert sum("it unlearns what it knows" in line for line in found) == warnings
+        assert ("a tensor v_pred" in identity.contradicted_by) == bool(warnings)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import pytest
 from impasto.config.load import build_run_config, dump_toml
 from impasto.errors import ConfigError
 from impasto.parsing import parse_toml
+from impasto.sdscripts.flags import FINE_TUNE
 from impasto.sdscripts.translate import translate
 from impasto.sdscripts.values import read_pairs, read_resolution
 
@@ -44,7 +45,7 @@ def test_what_is_taken_comes_back_from_the_settings_the_same():
         "pretrained_model_name_or_path": "m", "train_data_dir": "d", "output_dir": "o",
         "resolution": "64", "optimizer_args": words,
     }  # fmt: skip
-    tree = translate(flags, None, has_tensorboard=False).tree
+    tree = translate(FINE_TUNE, flags, None, has_tensorboard=False).tree
     config = build_run_config(tree, source="flags")
     again = build_run_config(parse_toml(dump_toml(config)), source="config.toml")
     assert (

@@ -88,8 +88,8 @@ class Case:
             return [lr]
         rates = {lr, *method.block_lrs.values()}
         if method.train_text_encoder:
-            rates.add(method.text_encoder_lr or lr)
-        return sorted(rates)
+            rates |= {method.text_encoder_lr or lr, *method.text_encoder_lrs.values()}
+        return sorted(rates - {0})
 
     @property
     def goes_by_chunks(self) -> str:

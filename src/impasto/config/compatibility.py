@@ -207,7 +207,12 @@ RULES = (
     ),
     # optimizer
     Rule(
-        ("optimizer.kind", "method.text_encoder_lr", "method.block_lrs"),
+        (
+            "optimizer.kind",
+            "method.text_encoder_lr",
+            "method.text_encoder_lrs",
+            "method.block_lrs",
+        ),
         lambda c: len(c.rates) > 1 and c.row.finds_lr,
         lambda c: one_rate_only(c.kind, c.rates),
     ),
@@ -279,7 +284,7 @@ RULES = (
         lambda c: (
             f"training.optimizer_in_backward is for one process, and this run has "
             f"{c.facts.processes}: they add up their gradients, which have to be kept for it. Set "
-            f'it to "off"'
+            f'it to "off" (--fused_backward_pass of sd-scripts asks for it)'
         ),
     ),
     # running average

@@ -50,6 +50,15 @@ def with_dreambooth_folders(values: Mapping[str, Any]) -> dict[str, Any]:
     return content
 
 
+def holds_dreambooth_folders(folder: Path) -> bool:
+    """Whether a folder has one in it that is named `N_class`.
+
+    Raises:
+        ConfigError: It cannot be read.
+    """
+    return presence.is_dir(folder) and any(_NAME.fullmatch(name) for name in _folders_in(folder))
+
+
 def dreambooth_subsets(
     train_data_dir: str | Path, reg_data_dir: str | Path | None = None
 ) -> list[dict[str, Any]]:

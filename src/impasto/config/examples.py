@@ -39,6 +39,7 @@ _EXAMPLES: dict[str, Any] = {
     "method.template_file": "templates.txt",
     "method.info": "trained on 40 drawings",
     "method.text_encoder_lr": 1e-6,
+    "method.text_encoder_lrs": {"text_encoder": 1e-6},
     "optimizer.kind": "adamw8bit",
     "optimizer.lr": 1e-5,
     "optimizer.betas": [0.9, 0.99],

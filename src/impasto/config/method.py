@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import re
+from typing import Annotated, Literal, get_args
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from impasto.config.base import Section
 from impasto.config.hypernetwork import HypernetworkMethod
@@ -12,11 +13,26 @@ from impasto.config.kinds import of_its_kind
 from impasto.config.optimizer import Rate
 
 Positive = Annotated[int, Field(ge=1)]
-BlockName = Literal[
-    "conv_in", "time_embedding", "down_blocks.0", "down_blocks.1", "down_blocks.2", "down_blocks.3",
-    "mid_block", "up_blocks.0", "up_blocks.1", "up_blocks.2", "up_blocks.3", "conv_norm_out",
-    "conv_out",
-]  # fmt: skip
+RateOrFrozen = Annotated[float, Field(ge=0, le=10)]
+EncoderName = Literal["text_encoder", "text_encoder_2"]
+
+_BLOCK = re.compile(
+    r"(conv_in|time_embedding|add_embedding|conv_norm_out|conv_out"
+    r"|(mid_block|(down|up)_blocks\.[0-3])(\.(resnets|attentions|downsamplers|upsamplers)\.\d+)?)"
+)
+
+
+def _require_block(name: str) -> str:
+    if _BLOCK.fullmatch(name) is None:
+        raise ValueError(
+            f"{name!r} is no block of a U-Net; expected conv_in, time_embedding, add_embedding, "
+            f"down_blocks.0 to .3, mid_block, up_blocks.0 to .3, conv_norm_out, conv_out, or a "
+            f"layer in a block, as in down_blocks.1.attentions.0"
+        )
+    return name
+
+
+BlockName = Annotated[str, AfterValidator(_require_block)]
 
 
 class FullMethod(Section):
@@ -31,6 +47,10 @@ class FullMethod(Section):
     text_encoder_lr: Rate | None = None
     """Learning rate of the text encoder; off means the optimizer's."""
 
+    text_encoder_lrs: dict[EncoderName, RateOrFrozen] = Field(default_factory=dict)
+    """Learning rates of single text encoders, for SDXL, which has two: `{text_encoder = 1e-6,
+    text_encoder_2 = 0}`. 0 leaves one as it is. One that is not named has `text_encoder_lr`."""
+
     text_encoder_layers: Positive | None = None
     """Train only so many of its last layers, those that `clip_skip` uses; off means all, and its
     embeddings."""
@@ -41,17 +61,22 @@ class FullMethod(Section):
     text_encoder_until_step: Positive | None = None
     """The optimizer step from which it learns no more; off means to the end."""
 
-    block_lrs: dict[BlockName, Rate] = Field(default_factory=dict)
+    block_lrs: dict[BlockName, RateOrFrozen] = Field(default_factory=dict)
     """Learning rates of blocks of the U-Net by their names, such as `{"down_blocks.0" = 1e-6,
-    "mid_block" = 5e-6}`: `conv_in`, `time_embedding`, `down_blocks.0` to `.3`, `mid_block`,
-    `up_blocks.0` to `.3`, `conv_norm_out`, `conv_out`. The others have the optimizer's."""
+    "mid_block" = 5e-6}`: `conv_in`, `time_embedding`, `add_embedding` (SDXL), `down_blocks.0` to
+    `.3`, `mid_block`, `up_blocks.0` to `.3`, `conv_norm_out`, `conv_out`. A layer in a block has a
+    name too, as `down_blocks.1.attentions.0`, and its rate goes before the block's. 0 leaves a
+    block as it is. The others have the optimizer's."""
 
     @model_validator(mode="after")
     def _text_encoder_is_trained(self) -> FullMethod:
-        names = ("lr", "layers", "from_step", "until_step")
+        names = ("lr", "lrs", "layers", "from_step", "until_step")
         given = [n for n in (f"text_encoder_{name}" for name in names) if getattr(self, n)]
         if given and not self.train_text_encoder:
             raise ValueError(f"{given[0]} has no effect without train_text_encoder")
+        own = self.text_encoder_lrs
+        if self.text_encoder_lr is not None and own.keys() == set(get_args(EncoderName)):
+            raise ValueError("text_encoder_lr has no effect: text_encoder_lrs names both encoders")
         end = self.text_encoder_until_step
         if end is not None and end <= self.text_encoder_from_step:
             raise ValueError(
@@ -59,6 +84,16 @@ class FullMethod(Section):
                 f"{self.text_encoder_from_step}"
             )
         return self
+
+    def text_encoder_rate(self, name: str, usual: float) -> float:
+        """The learning rate of a text encoder; `usual` is the optimizer's."""
+        rates: dict[str, float] = {str(key): rate for key, rate in self.text_encoder_lrs.items()}
+        return rates.get(name, self.text_encoder_lr or usual)
+
+    @property
+    def frozen_text_encoders(self) -> frozenset[str]:
+        """The names of text encoders that are left as they are, though others may learn."""
+        return frozenset(name for name, rate in self.text_encoder_lrs.items() if rate == 0)
 
 
 METHODS: dict[str, type[Section]] = {"full": FullMethod, "hypernetwork": HypernetworkMethod}

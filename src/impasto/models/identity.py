@@ -18,7 +18,7 @@ from impasto.checkpoints.ldm import VELOCITY_MARK
 from impasto.checkpoints.modelspec import PREDICTION_TYPE, read_prediction_type
 from impasto.checkpoints.tensors import Tensors
 from impasto.diffusion.prediction import EPSILON, PREDICTIONS, VELOCITY, Prediction
-from impasto.errors import ModelError
+from impasto.errors import ModelError, OtherFamilyError
 from impasto.models import families
 from impasto.models.family import CONDITIONED_BY, ENTRIES, Family, Marks
 
@@ -35,11 +35,20 @@ DOUBTFUL = 0.1  # share of the threshold within which the spread decides nothing
 
 @dataclass(frozen=True)
 class Identity:
-    """A model's family and prediction, and what says so."""
+    """A model's family and prediction, and what says so.
+
+    Attributes:
+        family: The row of the table.
+        prediction: What its U-Net predicts.
+        evidence: What says so, in words.
+        contradicted_by: What of the model itself says otherwise than the user, whose word counts;
+            empty where nothing does.
+    """
 
     family: Family
     prediction: Prediction
     evidence: str
+    contradicted_by: str = ""
 
 
 @dataclass(frozen=True)
@@ -76,24 +85,32 @@ def identify(clues: Clues) -> Identity:
 
     Raises:
         ModelError: It is an inpainting or other special model, or of no family in the table; or
-            its prediction cannot be told; or the user's word contradicts the tensors.
+            its prediction cannot be told.
+        OtherFamilyError: The user's word contradicts the tensors.
     """
     _require_plain(clues)
     generation, seen = _generation(clues)
     if clues.family_key is not None and clues.family_key not in {row.key for row in generation}:
-        raise ModelError(
+        keys = tuple(row.key for row in generation)
+        raise OtherFamilyError(
             f"{clues.source}: model.family says {clues.family_key}, but the tensors are those of "
-            f"{' or '.join(row.key for row in generation)} ({seen}). Take the setting out."
+            f"{' or '.join(keys)} ({seen}). Take the setting out.",
+            clues.source,
+            keys,
         )
     for witness in WITNESSES:
         testimony = witness(clues, generation)
         if testimony is not None:
             prediction, told_by = testimony
-            told_by += _against(clues, generation, prediction)
+            against = _against(clues, generation, prediction)
+            if against:
+                told_by += f", against what the model says itself ({against})"
             rows = [row for row in generation if row.key == clues.family_key] or [
                 row for row in generation if row.prediction is prediction
             ]
-            return Identity((rows or list(generation))[0], prediction, f"{seen}; {told_by}")
+            return Identity(
+                (rows or list(generation))[0], prediction, f"{seen}; {told_by}", against
+            )
     choices = " or ".join(f"{row.prediction.name} (as {row.name} does)" for row in generation)
     raise ModelError(
         f"{clues.source} is an {generation[0].generation} model, and nothing tells whether it "
@@ -111,7 +128,7 @@ def _against(clues: Clues, generation: tuple[Family, ...], prediction: Predictio
         with contextlib.suppress(ModelError):  # what cannot be read says nothing against the user
             recorded = witness(clues, generation)
         if recorded is not None and recorded[0] is not prediction:
-            return f", against what the model says itself ({recorded[1]}: {recorded[0].name})"
+            return f"{recorded[1]}: {recorded[0].name}"
     return ""
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from operator import attrgetter
@@ -98,6 +98,7 @@ def load_base_model(
     options: OpenOptions | None = None,
     progress: Progress | None = None,
     dtypes: Mapping[PartKind, torch.dtype] | None = None,
+    exact: Collection[str] = (),
 ) -> BaseModel:
     """Read a base model: a single file, a Diffusers folder, or a Hub id.
 
@@ -106,6 +107,8 @@ def load_base_model(
         options: What is known of it.
         progress: Who is told.
         dtypes: Kind of network -> its type, where that is not float32.
+        exact: Names of networks that are float32 all the same, so that they can be written again
+            bit for bit.
 
     Raises:
         ModelError: A file is missing, damaged or refused, a tensor is missing, of a wrong shape or
@@ -117,7 +120,8 @@ def load_base_model(
     contents = require_complete(contents, networks)
     for note in contents.notes:
         progress.note(f"{contents.name}: {note}.")
-    asked = contents.identity.family.by_name(dtypes or {})
+    by_name = contents.identity.family.by_name(dtypes or {})
+    asked = {name: dtype for name, dtype in by_name.items() if name not in exact}
     size = sum(total_bytes(tensors) for tensors in contents.parts.values())
     with progress.stage("Reading the model", size >> 20, "MiB") as advance:
         count = in_mib(advance)

@@ -171,6 +171,10 @@ class TextStates(nn.Module):
         """The text encoders in the order of the family's table."""
         return tuple(self.encoders.values())  # type: ignore[arg-type]
 
+    def by_name(self) -> dict[str, ClipHiddenStates]:
+        """The text encoders by the names of their networks, in the same order."""
+        return dict(self.encoders.items())  # type: ignore[arg-type]
+
     @property
     def shape(self) -> EncodedShape:
         """The shape of what a chunk is encoded to."""

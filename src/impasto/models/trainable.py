@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -24,7 +24,8 @@ class TrainedPart:
         name: Of the component, or what it is: its name in states, exports and logs.
         module: The module whose tensors are saved.
         lr: Its learning rate at the top of the schedule.
-        block_lrs: Other rates for parameters whose names begin so.
+        block_lrs: Other rates for parameters whose names begin so; of several, the longest
+            beginning counts. What has rate 0 does not learn: see `freeze_blocks`.
         from_step: The optimizer step from which it learns.
         until_step: The one from which it learns no more; None means to the end.
         shares: What of its parameters this process holds, where they are shared out.
@@ -55,8 +56,7 @@ class TrainedPart:
         """The parameters that learn in groups of one rate, the part's own first."""
         groups: dict[str, dict[str, nn.Parameter]] = {"": {}}
         for name, parameter in self.parameters().items():
-            block = next((b for b in self.block_lrs if name.startswith(f"{b}.")), "")
-            groups.setdefault(block, {})[name] = parameter
+            groups.setdefault(block_of(name, self.block_lrs), {})[name] = parameter
         return [
             (self.block_lrs.get(block, self.lr), parameters)
             for block, parameters in groups.items()
@@ -95,16 +95,16 @@ class Trainable(Protocol):
 
 @dataclass(frozen=True)
 class TextEncoderTraining:
-    """How a text encoder learns beside the U-Net.
+    """How text encoders learn beside the U-Net.
 
     Attributes:
-        lr: Its learning rate.
+        lr: Its learning rate, by the encoder's name; one with rate 0 does not learn.
         last_layers: Only so many of the layers that are used learn, the last ones; None is all.
         from_step: The step from which it learns.
         until_step: The step from which it does not any more; None is never.
     """
 
-    lr: float
+    lr: Mapping[str, float]
     last_layers: int | None = None
     from_step: int = 0
     until_step: int | None = None
@@ -117,7 +117,7 @@ class FullFineTune:
         model: The base model; its modules are changed in place.
         lr: Learning rate of the U-Net.
         text_encoder: How the text encoder learns; None leaves it as it is.
-        block_lrs: Other learning rates for blocks of the U-Net.
+        block_lrs: Other learning rates for blocks of the U-Net; 0 leaves one as it is.
         clip_skip: Which layer of the text encoder is used; later ones never learn.
         gradient_checkpointing: Recompute activations in the backward pass.
         checkpointed_levels: Of so many of the U-Net's resolutions, the highest first; None is all.
@@ -138,16 +138,17 @@ class FullFineTune:
         self.network: nn.Module = self.unet
         self.hypernetworks = HypernetworkStack()
         self.family, self.states = model.family, TextStates.of(model, clip_skip)
+        freeze_blocks(self.unet, block_lrs or {})
         parts = [TrainedPart(model.family.unet.name, self.unet, lr, block_lrs or {})]
         if text_encoder is not None:
-            self.states.requires_grad_(requires_grad=True).train()
-            for encoder in self.states.each():
-                _let_learn(encoder, text_encoder.last_layers)
             first, until = text_encoder.from_step, text_encoder.until_step
-            parts += [
-                TrainedPart(name, network, text_encoder.lr, {}, first, until, reads_text=True)
-                for name, network in model.text_encoders.items()
-            ]
+            for name, encoder in self.states.by_name().items():
+                rate, network = text_encoder.lr[name], encoder.text_encoder
+                if rate > 0:
+                    _let_learn(encoder, text_encoder.last_layers)
+                    parts.append(
+                        TrainedPart(name, network, rate, {}, first, until, reads_text=True)
+                    )
         if gradient_checkpointing:
             checkpoint_levels(self.unet, checkpointed_levels)
             for part in parts[1:]:
@@ -162,11 +163,27 @@ class FullFineTune:
 
 
 def _let_learn(encoder: ClipHiddenStates, layers: int | None) -> None:
-    """What a text encoder's answers depend on, or only so many last layers of it."""
+    """Let learn what a text encoder's answers depend on, or only so many last layers of it."""
+    encoder.requires_grad_(requires_grad=True).train()
     for module in encoder.unused_modules():
         module.requires_grad_(requires_grad=False)
     if layers is not None:
         encoder.train_last_layers_only(layers)
+
+
+def block_of(name: str, blocks: Collection[str]) -> str:
+    """The block that a parameter of this name is in: the longest that its name begins with.
+
+    Empty where there is none.
+    """
+    return max((block for block in blocks if name.startswith(f"{block}.")), key=len, default="")
+
+
+def freeze_blocks(unet: nn.Module, rates: Mapping[str, float]) -> None:
+    """Have the parameters of blocks whose rate is 0 not learn."""
+    for name, parameter in unet.named_parameters():
+        if rates.get(block_of(name, rates)) == 0:
+            parameter.requires_grad = False
 
 
 class UNetWithHypernetwork(nn.Module):

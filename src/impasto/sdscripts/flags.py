@@ -1,16 +1,24 @@
-"""Every flag of sd-scripts' `fine_tune.py`, and what becomes of it.
+"""Every flag of sd-scripts' `fine_tune.py` and `sdxl_train.py`, and what becomes of it.
 
 One table: a flag has the same meaning here, in `to` a place in our settings or in `translate.py` a
 rule of its own; or it is accepted and changes nothing, with a notice (`notice`); or it is refused
-with what to use instead (`refusal`). The flags, types and defaults are those of
-kohya-ss/sd-scripts at commit 48d368fa (`library/train_util.py` and `fine_tune.py`).
+with what to use instead (`refusal`). A flag that one of the commands does not have, or that means
+something else there, has a row for each (`only`). The flags, types and defaults are those of
+kohya-ss/sd-scripts at commit 48d368fa (`library/train_util.py`, `fine_tune.py`, `sdxl_train.py`).
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import Any, Final, Literal
+
+Script = Literal["fine_tune.py", "sdxl_train.py"]
+FINE_TUNE: Final = "fine_tune.py"
+SDXL_TRAIN: Final = "sdxl_train.py"
+SCRIPTS: tuple[Script, ...] = (FINE_TUNE, SDXL_TRAIN)
 
 Kind = Literal["flag", "int", "float", "text", "list"]
 
@@ -28,6 +36,7 @@ class Flag:
         refusal: Why it is refused, and what to use.
         choices: The words that it takes; empty for any.
         nearest: Of a refused one: the last part of its value -> what to give instead.
+        only: The one command that has this row; None is both.
     """
 
     name: str
@@ -38,6 +47,7 @@ class Flag:
     refusal: str = ""
     choices: tuple[str, ...] = ()
     nearest: Mapping[str, str] = field(default_factory=dict)
+    only: Script | None = None
 
 
 def _same(kind: Kind, *flags: tuple[str, Any, str]) -> list[Flag]:
@@ -52,11 +62,24 @@ def _refused(kind: Kind, refusal: str, *names: str) -> list[Flag]:
     return [Flag(name, kind, refusal=refusal) for name in names]
 
 
+def _only(script: Script, *flags: Flag) -> list[Flag]:
+    return [replace(flag, only=script) for flag in flags]
+
+
 _MODEL = [
     *_same("text", ("pretrained_model_name_or_path", None, "model.path"),
            ("vae", None, "model.vae")),
-    *_same("int", ("clip_skip", None, "model.clip_skip")),
-    Flag("v2"),
+    *_only(FINE_TUNE, Flag("clip_skip", "int", to="model.clip_skip"), Flag("v2")),
+    *_only(
+        SDXL_TRAIN,
+        Flag("clip_skip", "int", notice="it has no effect in sd-scripts' sdxl_train.py, and none "
+             "here: SDXL takes the last layer but one of both text encoders"),
+        Flag("v2", refusal="sdxl_train.py trains SDXL; fine_tune.py trains SD 2"),
+        Flag("disable_mmap_load_safetensors", notice="tensors are read into memory of their own, "
+             "and files are never mapped"),
+        Flag("cache_text_encoder_outputs", to="training.cache_text_to_disk"),
+        Flag("cache_text_encoder_outputs_to_disk", to="training.cache_text_to_disk"),
+    ),
     Flag("v_parameterization"),
     Flag("max_token_length", "int", choices=("75", "150", "225")),
     Flag("train_text_encoder", to="method.train_text_encoder"),
@@ -117,9 +140,20 @@ _DATASET = [
     *_noticed("flag", "latents are always kept, found by content and checked", "cache_latents",
               "cache_latents_to_disk", "skip_cache_check"),
     *_noticed("flag", "sizes and captions are always remembered", "cache_info"),
-    *_noticed("text", "words come from metadata; the sidecars of a folder of images are .caption "
-              "and .txt, or those of the dataset configuration", "caption_extension",
-              "caption_extention"),
+    *_only(
+        FINE_TUNE,
+        *_noticed("text", "words come from metadata; the sidecars of a folder of images are "
+                  ".caption and .txt, or those of the dataset configuration", "caption_extension",
+                  "caption_extention"),
+    ),
+    *_only(
+        SDXL_TRAIN,
+        *_same("text", ("caption_extension", None, "dataset.caption_extension"),
+               ("caption_extention", None, "dataset.caption_extension")),
+        Flag("reg_data_dir", "text"),
+        Flag("conditioning_data_dir", "text"),
+        Flag("masked_loss"),
+    ),
     *_noticed("int", "decoding takes as many processes as there are processors",
               "max_data_loader_n_workers"),
     *_noticed("flag", "there are no workers between epochs", "persistent_data_loader_workers"),
@@ -169,8 +203,16 @@ _OPTIMIZER = [
     Flag("optimizer_type", "text", ""),
     Flag("use_8bit_adam"),
     Flag("use_lion_optimizer"),
-    *_same("float", ("learning_rate", 2e-6, "optimizer.lr"),
-           ("learning_rate_te", None, "method.text_encoder_lr")),
+    *_same("float", ("learning_rate", 2e-6, "optimizer.lr")),
+    *_only(FINE_TUNE, *_same("float", ("learning_rate_te", None, "method.text_encoder_lr"))),
+    *_only(
+        SDXL_TRAIN,
+        *_same("float", ("learning_rate_te1", None, "method.text_encoder_lrs.text_encoder"),
+               ("learning_rate_te2", None, "method.text_encoder_lrs.text_encoder_2")),
+        Flag("block_lr", "text"),
+        Flag("fused_backward_pass"),
+        Flag("fused_optimizer_groups", "int"),
+    ),
     Flag("optimizer_args", "list"),
     Flag("lr_scheduler", "text", "constant"),
     Flag("lr_scheduler_args", "list"),
@@ -182,8 +224,12 @@ _OPTIMIZER = [
     Flag("lr_scheduler_power", "float", 1.0),
     Flag("lr_scheduler_timescale", "int"),
     Flag("lr_scheduler_min_lr_ratio", "float"),
-    *_noticed("flag", "it has no effect in sd-scripts' fine_tune.py, and none here; the nearest "
-              "setting is training.optimizer_in_backward = \"exact\"", "fused_backward_pass"),
+    *_only(
+        FINE_TUNE,
+        *_noticed("flag", "it has no effect in sd-scripts' fine_tune.py, and none here; the "
+                  "nearest setting is training.optimizer_in_backward = \"exact\"",
+                  "fused_backward_pass"),
+    ),
 ]  # fmt: skip
 
 _LOSS = [
@@ -276,12 +322,17 @@ _HYPERNETWORK = (
     '`method.kind = "hypernetwork"` in the settings of `impasto train`; `impasto import-command` '
     "writes such settings from a command line without this flag"
 )
-_GONE = _refused("text", _HYPERNETWORK, "hypernetwork_module", "hypernetwork_weights")
+_GONE = _only(
+    FINE_TUNE, *_refused("text", _HYPERNETWORK, "hypernetwork_module", "hypernetwork_weights")
+)
 
-FLAGS: dict[str, Flag] = {
-    flag.name: flag
-    for flag in (
-        *_MODEL, *_DATASET, *_LOOP, *_OPTIMIZER, *_LOSS, *_SAVING, *_SAMPLING, *_LOGGING,
-        *_DISTRIBUTED, *_GONE,
-    )
-}  # fmt: skip
+ROWS: tuple[Flag, ...] = (
+    *_MODEL, *_DATASET, *_LOOP, *_OPTIMIZER, *_LOSS, *_SAVING, *_SAMPLING, *_LOGGING,
+    *_DISTRIBUTED, *_GONE,
+)  # fmt: skip
+
+
+@functools.cache
+def flags_of(script: Script) -> Mapping[str, Flag]:
+    """The flags of a command by their names, without dashes."""
+    return MappingProxyType({row.name: row for row in ROWS if row.only in (None, script)})

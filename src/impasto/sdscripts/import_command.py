@@ -17,6 +17,8 @@ from impasto import presence
 def import_command(command: str, out: Path | None) -> None:
     """Print the settings that sd-scripts' COMMAND, in quotes, stands for.
 
+    It is one of fine_tune.py or sdxl_train.py.
+
     Example: impasto import-command "accelerate launch fine_tune.py --pretrained_model_name_or_path
     sd15.safetensors --train_data_dir images --resolution 512 --output_dir out" > run.toml
     """

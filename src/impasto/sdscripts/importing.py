@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
+from pathlib import PureWindowsPath
 from typing import Any
 
 import tomli_w
 from pydantic.fields import FieldInfo
 
 from impasto.config.kinds import defaults_of, sections_of
-from impasto.config.load import build_run_config
 from impasto.config.run import RunConfig
 from impasto.errors import ConfigError
 from impasto.parsing import split_lines
-from impasto.sdscripts.flags import FLAGS
+from impasto.sdscripts.flags import FINE_TUNE, SCRIPTS, Script, flags_of
 from impasto.sdscripts.origins import BY_RULE, settings_decided_by, settings_of
 from impasto.sdscripts.parsing import parse_flags
+from impasto.sdscripts.settings import build_settings
 from impasto.sdscripts.translate import translate
-
-_SCRIPT = "fine_tune.py"
 
 
 def command_to_toml(words: Sequence[str]) -> str:
@@ -29,12 +28,11 @@ def command_to_toml(words: Sequence[str]) -> str:
         ConfigError: The command is of another script, or has a flag that is refused.
     """
     scripts = [i for i, word in enumerate(words) if word.endswith(".py")]
-    if scripts and not words[scripts[0]].endswith(_SCRIPT):
-        raise ConfigError(f"{words[scripts[0]]} is not {_SCRIPT}, the one command that is known.")
-    flags = parse_flags(words[scripts[0] + 1 :] if scripts else words)
+    script = _script(words[scripts[0]]) if scripts else FINE_TUNE
+    flags = parse_flags(script, words[scripts[0] + 1 :] if scripts else words)
     resumed = flags.pop("resume", None)
-    translation = translate(flags)
-    build_run_config(translation.tree, source="the command")
+    translation = translate(script, flags)
+    build_settings(flags, translation.tree, source="the command")
     lines = ["# The settings of:", _comment(f"  {shlex.join(words)}"), "#"]
     launcher = [w for w in words[: scripts[0]] if w.startswith("-")] if scripts else []
     if launcher:
@@ -49,7 +47,22 @@ def command_to_toml(words: Sequence[str]) -> str:
         lines.append(
             _comment(f"--resume {resumed}: continue a run of Impasto with `impasto resume`.")
         )
-    return "\n".join([*lines, "", *_commented(_told(translation.tree, flags), flags)]) + "\n"
+    given = settings_decided_by(script, flags)
+    told = _told(translation.tree, given)
+    return "\n".join([*lines, "", *_commented(script, told, flags)]) + "\n"
+
+
+def _script(word: str) -> Script:
+    """The command that a path names, with the folders of any system.
+
+    Raises:
+        ConfigError: It is none that is known.
+    """
+    name = PureWindowsPath(word).name
+    for script in SCRIPTS:
+        if name == script:
+            return script
+    raise ConfigError(f"{word} is not {' or '.join(SCRIPTS)}, the commands that are known.")
 
 
 def _comment(text: str) -> str:
@@ -58,9 +71,9 @@ def _comment(text: str) -> str:
     return f"# {''.join(shown)}"
 
 
-def _told(tree: dict[str, Any], flags: Mapping[str, Any]) -> dict[str, Any]:
+def _told(tree: dict[str, Any], given: set[str]) -> dict[str, Any]:
     """The tree without what is Impasto's default anyway and was not given."""
-    sections, given = RunConfig.model_fields, settings_decided_by(flags)
+    sections = RunConfig.model_fields
     told: dict[str, Any] = {}
     for name, value in tree.items():
         if not isinstance(value, dict):
@@ -86,18 +99,30 @@ def _usual(section: FieldInfo) -> dict[str, Any]:
     return {name: field.default for name, field in fields.items()}
 
 
-def _commented(tree: dict[str, Any], flags: Mapping[str, Any]) -> list[str]:
+def _commented(script: Script, tree: dict[str, Any], flags: Mapping[str, Any]) -> list[str]:
     """TOML lines, each with the flag that it came from, or whose default it is."""
-    origin = {path: name for name in BY_RULE for path in settings_of(name) if "." in path}
-    origin |= {flag.to: flag.name for flag in FLAGS.values() if flag.to}
-    origin |= {path: name for name in flags for path in settings_of(name)}
-    section, lines = "", []
+    origins = _origins(script, flags)
+    table, lines = "", []
     for line in split_lines(tomli_w.dumps(tree).removesuffix("\n")):
+        name = None
         if line.startswith("["):
-            section = line.strip("[]") + "."
-        name = origin.get(section + line.partition(" = ")[0]) if " = " in line else None
+            table = line.strip("[]")
+            if "." in table and origins.get(table) in flags:  # as method.block_lrs
+                name = origins[table]
+        elif " = " in line:
+            name = origins.get(f"{table}.{line.partition(' = ')[0]}".removeprefix("."))
         if name is None:
             lines.append(line)
         else:
             lines.append(f"{line}  # --{name}" + ("" if name in flags else ", by default"))
     return lines
+
+
+def _origins(script: Script, flags: Mapping[str, Any]) -> dict[str, str]:
+    """Path of a setting -> the flag that decides it; one that is given before others."""
+    known = flags_of(script)
+    ruled = [name for name in BY_RULE if name in known]
+    by_rule = {path: name for name in ruled for path in settings_of(script, name) if "." in path}
+    by_table = {flag.to: flag.name for flag in known.values() if flag.to}
+    given = {path: name for name in flags for path in settings_of(script, name)}
+    return by_rule | by_table | given

@@ -1,4 +1,4 @@
-"""Which settings each flag of the old command decides: for comments, and for what a flag changes.
+"""Which settings each flag of the old commands decides: for comments, and for what a flag changes.
 
 Flags with a place of their own say it in `flags.py`; those with a rule in `translate.py` are here.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from impasto.sdscripts.flags import FLAGS
+from impasto.sdscripts.flags import Script, flags_of
 
 _MODEL_KIND = ("model.family", "model.prediction_type")
 
@@ -19,6 +19,7 @@ BY_RULE: dict[str, tuple[str, ...]] = {
     "dataset_config": ("dataset",),
     "train_data_dir": ("dataset",),
     "in_json": ("dataset",),
+    "reg_data_dir": ("dataset",),
     "resolution": ("dataset.resolution",),
     "face_crop_aug_range": ("dataset.face_crop_aug_range",),
     "seed": ("seed",),
@@ -26,6 +27,11 @@ BY_RULE: dict[str, tuple[str, ...]] = {
     "full_fp16": ("training.weight_dtype",),
     "full_bf16": ("training.weight_dtype",),
     "torch_compile": ("training.compile",),
+    "conditioning_data_dir": ("dataset.mask_dir",),
+    "masked_loss": ("dataset.mask_dir",),
+    "block_lr": ("method.block_lrs",),
+    "fused_backward_pass": ("training.optimizer_in_backward",),
+    "fused_optimizer_groups": ("training.optimizer_in_backward",),
     "optimizer_type": ("optimizer.kind",),
     "use_8bit_adam": ("optimizer.kind",),
     "use_lion_optimizer": ("optimizer.kind",),
@@ -55,12 +61,14 @@ BY_RULE: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 
 
-def settings_of(flag: str) -> tuple[str, ...]:
+def settings_of(script: Script, flag: str) -> tuple[str, ...]:
     """Paths of the settings, or of a whole section, that a flag decides; none if it has none."""
-    own = FLAGS[flag].to
-    return (own,) if own else BY_RULE.get(flag, ())
+    row = flags_of(script)[flag]
+    if row.notice:
+        return ()
+    return (row.to,) if row.to else BY_RULE.get(flag, ())
 
 
-def settings_decided_by(flags: Iterable[str]) -> set[str]:
+def settings_decided_by(script: Script, flags: Iterable[str]) -> set[str]:
     """The paths of all settings that some flags decide."""
-    return {path for flag in flags for path in settings_of(flag)}
+    return {path for flag in flags for path in settings_of(script, flag)}

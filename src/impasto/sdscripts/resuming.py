@@ -13,7 +13,9 @@ from impasto.config.run import RunConfig
 from impasto.config.validation import read_toml
 from impasto.errors import RunError
 from impasto.runs import RunDirectory, step_name
+from impasto.sdscripts.flags import Script
 from impasto.sdscripts.origins import settings_of
+from impasto.sdscripts.settings import build_settings, script_of
 from impasto.sdscripts.translate import Tree, translate
 
 if TYPE_CHECKING:  # imports torch
@@ -49,6 +51,7 @@ def find_run(resumed: str) -> RunDirectory:
 
 
 def resumed_config(
+    script: Script,
     run: RunDirectory,
     flags: Mapping[str, Any],
     *,
@@ -62,9 +65,16 @@ def resumed_config(
 
     Raises:
         ConfigError: As `translate`; or the run's own settings are damaged.
+        RunError: The run is one of the other command.
     """
     tree, _ = with_present_names(read_toml(run.config_file))
     build_run_config(tree, source=str(run.config_file))  # so the tree is as what follows takes it
+    other = script_of(tree["model"].get("family"))
+    if other not in (None, script):
+        raise RunError(
+            f"{run.path} trains {tree['model']['family']}, which {script} does not. Continue it "
+            f"with {other} --resume, or with `impasto resume`."
+        )
     given = {name: value for name, value in flags.items() if value is not None}
     full = {
         "pretrained_model_name_or_path": tree["model"]["path"],
@@ -72,13 +82,13 @@ def resumed_config(
         **_needed(tree, given),
         **given,
     }
-    translation = translate(full, without_gpu, has_tensorboard=has_tensorboard)
+    translation = translate(script, full, without_gpu, has_tensorboard=has_tensorboard)
     for flag in given:
-        _take_over(translation.tree, tree, settings_of(flag))
+        _take_over(translation.tree, tree, settings_of(script, flag))
     asked = [key for key in ("max_steps", "max_epochs") if f"max_train_{key[4:]}" in given]
     for key in _LENGTHS - set(asked[-1:] or _LENGTHS):
         tree.get("training", {}).pop(key, None)
-    config = build_run_config(tree, source="fine_tune.py")
+    config = build_settings(given, tree, source=script)
     own = [notice for notice in translation.notices if not notice.startswith("--seed was not")]
     return config.model_copy(update={"output_dir": run.path}), tuple(own)
 

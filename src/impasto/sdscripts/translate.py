@@ -1,4 +1,4 @@
-"""From the flags of sd-scripts' `fine_tune.py` to the settings of a run."""
+"""From the flags of sd-scripts' `fine_tune.py` and `sdxl_train.py` to the settings of a run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from impasto.config.names import file_name_problem
 from impasto.errors import ConfigError
 from impasto.invocation import install_extra
 from impasto.sampler_table import OTHER_NAMES
-from impasto.sdscripts.flags import FLAGS
+from impasto.sdscripts import sdxl_rules
+from impasto.sdscripts.flags import SDXL_TRAIN, Script, flags_of
 from impasto.sdscripts.values import (
     read_number,
     read_numbers,
@@ -54,6 +55,7 @@ class Translation:
 
 
 def translate(
+    script: Script,
     flags: Mapping[str, Any],
     without_gpu: NativePrecision | None = None,
     *,
@@ -62,6 +64,7 @@ def translate(
     """Settings that do what the flags ask for.
 
     Args:
+        script: The command that has them.
         flags: As `parse_flags` returns them.
         without_gpu: Where no GPU is there, what the CPU computes fastest in.
         has_tensorboard: Whether TensorBoard is installed, for `--logging_dir`.
@@ -72,12 +75,13 @@ def translate(
     for name in ("pretrained_model_name_or_path", "output_dir"):
         if not flags.get(name):
             raise ConfigError(f"--{name} is missing; it has to be given.")
-    tree: Tree = {}
-    for name, flag in FLAGS.items():
+    tree: Tree = {"model": {"family": _family(script, flags)}}
+    known = flags_of(script)
+    for name, flag in known.items():
         value = flags.get(name, flag.default)
         if flag.to and value is not None:
             _put(tree, flag.to, value)
-    notices = [f"--{name}: {FLAGS[name].notice}." for name in flags if FLAGS[name].notice]
+    notices = [f"--{name}: {known[name].notice}." for name in flags if known[name].notice]
     for rule in (
         _model,
         _dataset,
@@ -88,6 +92,7 @@ def translate(
         _previews,
         _timesteps,
         _compiling,
+        *(sdxl_rules.RULES if script == SDXL_TRAIN else ()),
     ):
         notices += rule(flags, tree)
     notices += _logging(flags, tree, has_tensorboard=has_tensorboard)
@@ -102,13 +107,19 @@ def _put(tree: Tree, place: str, value: Any) -> None:
     tree[key] = value
 
 
+def _family(script: Script, flags: Mapping[str, Any]) -> str:
+    of_velocity = flags.get("v_parameterization", False)
+    if script == SDXL_TRAIN:
+        return "sdxl-v" if of_velocity else "sdxl"
+    if flags.get("v2"):
+        return "sd2-v" if of_velocity else "sd2-base"
+    return "sd1"
+
+
 def _model(flags: Mapping[str, Any], tree: Tree) -> list[str]:
     model = tree["model"]
-    of_velocity = flags.get("v_parameterization", False)
-    if flags.get("v2"):
-        model["family"] = "sd2-v" if of_velocity else "sd2-base"
-    else:
-        model["family"] = "sd1"
+    if model["family"] == "sd1":
+        of_velocity = flags.get("v_parameterization", False)
         model["prediction_type"] = "v_prediction" if of_velocity else "epsilon"
     model["max_tokens"] = flags.get("max_token_length", 75)
     model |= {"token_join": "kohya", "token_split": "plain"}
@@ -229,7 +240,7 @@ def _saving(flags: Mapping[str, Any], tree: Tree) -> list[str]:
     )
     saving |= {"name": name, "model_dir": str(folder), "format": _FORMATS[form]}
     word = flags.get("save_precision")
-    saving["export_dtype"] = _PRECISIONS[word] if word else "fp32"
+    saving["export_dtype"] = _PRECISIONS[word or "float"]
     if word:
         saving |= dict.fromkeys(("text_encoder_dtype", "vae_dtype"), _PRECISIONS[word])
     tree["output_dir"] = str(presence.free_place(folder / f"{name}-run"))

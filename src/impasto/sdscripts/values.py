@@ -10,7 +10,6 @@ from typing import Any
 from impasto.errors import ConfigError
 from impasto.finite import finite
 from impasto.parsing import is_deep, is_text
-from impasto.sdscripts.flags import FLAGS
 
 _LARGEST = 2**63 - 1
 _SIDE = re.compile(r"\d{1,9}", re.ASCII)
@@ -62,12 +61,12 @@ def read_number(name: str, found: str, text: str) -> float:
 
 
 def read_steps(name: str, flags: Mapping[str, Any]) -> Any:
-    """A number of steps, a share of the run, or a percentage.
+    """A number of steps, a share of the run, or a percentage; 0 where it is not given.
 
     Raises:
         ConfigError: It is written otherwise.
     """
-    text = str(flags.get(name, FLAGS[name].default)).strip()
+    text = str(flags.get(name, "0")).strip()
     if text.endswith("%"):
         return text
     try:

@@ -185,8 +185,13 @@ def _load_and_encode(
     config: RunConfig, accelerator: Accelerator, progress: Progress, known: Survey | None
 ) -> _Encoded:
     """Load the base model and encode the images; then the VAE leaves the device."""
+    method = config.method
     model = load_base_model(
-        config.model.path, build_open_options(config), progress, build_dtypes(config)
+        config.model.path,
+        build_open_options(config),
+        progress,
+        build_dtypes(config),
+        exact=method.frozen_text_encoders if method.kind == "full" else (),
     )
     prediction, processes = model.identity.prediction, accelerator.num_processes
     known_facts = facts_of(config, processes, device=accelerator.device, prediction=prediction)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from impasto.checkpoints.hypernetwork_writing import require_writable_as
 from impasto.checkpoints.hypernetworks import Structure, read_hypernetwork
 from impasto.config.hypernetwork import HypernetworkMethod
-from impasto.config.method import BlockName, FullMethod
+from impasto.config.method import FullMethod
 from impasto.config.run import RunConfig
 from impasto.data.templates import CaptionTemplates, read_templates
 from impasto.errors import ConfigError
@@ -18,6 +18,7 @@ from impasto.models.trainable import (
     HypernetworkTraining,
     TextEncoderTraining,
     Trainable,
+    block_of,
 )
 from impasto.randomness import derive_seed
 from impasto.training.model_files import dialect
@@ -42,34 +43,63 @@ def build_trainable(config: RunConfig, model: BaseModel) -> Trainable:
 
 
 def _build_full(config: RunConfig, method: FullMethod, model: BaseModel) -> Trainable:
-    lr = config.optimizer.lr
     _require_blocks(method.block_lrs, model)
-    return FullFineTune(
+    trainable = FullFineTune(
         model,
-        lr=lr,
-        text_encoder=TextEncoderTraining(
-            method.text_encoder_lr or lr,
-            method.text_encoder_layers,
-            method.text_encoder_from_step,
-            method.text_encoder_until_step,
-        )
-        if method.train_text_encoder
-        else None,
+        lr=config.optimizer.lr,
+        text_encoder=_text_encoder_training(config, method, model),
         block_lrs={str(block): rate for block, rate in method.block_lrs.items()},
         clip_skip=config.model.clip_skip,
         gradient_checkpointing=config.training.gradient_checkpointing,
         checkpointed_levels=config.training.checkpointed_levels,
     )
+    if not trainable.parts[0].parameters():
+        raise ConfigError(
+            "method.block_lrs leaves every block of the U-Net as it is, with rates of 0; a run "
+            "trains some of it at least. Give a block a rate above 0."
+        )
+    return trainable
 
 
-def _require_blocks(block_lrs: Mapping[BlockName, float], model: BaseModel) -> None:
+def _text_encoder_training(
+    config: RunConfig, method: FullMethod, model: BaseModel
+) -> TextEncoderTraining | None:
+    """How text encoders learn, if any does.
+
+    Raises:
+        ConfigError: A rate is of an encoder that the model does not have, or all are 0.
+    """
+    if not method.train_text_encoder:
+        return None
+    names = [*model.text_encoders]
+    unknown = [name for name in method.text_encoder_lrs if name not in names]
+    if unknown:
+        raise ConfigError(
+            f"method.text_encoder_lrs has a rate for {unknown[0]}, and {model.contents.name} has "
+            f"no such text encoder; it has {' and '.join(names)}. Take it out."
+        )
+    rates = {name: method.text_encoder_rate(name, config.optimizer.lr) for name in names}
+    if not any(rates.values()):
+        raise ConfigError(
+            "method.text_encoder_lrs leaves every text encoder as it is, with rates of 0. Set "
+            "method.train_text_encoder = false, which also keeps what they answer."
+        )
+    return TextEncoderTraining(
+        rates,
+        method.text_encoder_layers,
+        method.text_encoder_from_step,
+        method.text_encoder_until_step,
+    )
+
+
+def _require_blocks(block_lrs: Mapping[str, float], model: BaseModel) -> None:
     """A rate of a block that the U-Net does not have would have no effect."""
     names = [name for name, _ in model.unet.named_parameters()]
     for block in block_lrs:
-        if not any(name.startswith(f"{block}.") for name in names):
+        if not any(block_of(name, block_lrs) == block for name in names):
             raise ConfigError(
                 f"method.block_lrs has a rate for {block}, and the U-Net of {model.contents.name} "
-                f"has no such block. Take it out."
+                f"has no such block, or other names stand for all of it. Take it out."
             )
 
 

@@ -66,6 +66,12 @@ def _on_model(config: RunConfig, identity: Identity) -> list[str]:
             f"model.clip_skip is set for {family.generation}, of which the penultimate layer of "
             f"the text encoder is taken already."
         )
+    if identity.contradicted_by:
+        found.append(
+            f"The settings say that the model predicts {identity.prediction.name}, against what it "
+            f"says itself ({identity.contradicted_by}). Trained so, it unlearns what it knows: set "
+            f"model.prediction_type or model.family (--v_parameterization of sd-scripts) as it is."
+        )
     if config.noise.zero_terminal_snr and identity.prediction is not VELOCITY:
         found.append(
             "noise.zero_terminal_snr is for models that predict velocity; this one predicts noise "
@@ -78,11 +84,16 @@ def _on_text(config: RunConfig) -> list[str]:
     method, found = config.method, list[str]()
     if method.kind != "full" or not method.train_text_encoder:
         return found
-    rate = method.text_encoder_lr or config.optimizer.lr
+    rates = {
+        "lr": method.text_encoder_lr or 0,
+        "lrs": max(method.text_encoder_lrs.values(), default=0),
+    }
+    setting, rate = max(rates.items(), key=lambda pair: pair[1])
     if rate > config.optimizer.lr:
         found.append(
-            f"method.text_encoder_lr {rate:g} is above the U-Net's {config.optimizer.lr:g}; the "
-            f"text encoder forgets fast, so a half to a tenth is usual."
+            f"method.text_encoder_{setting} {rate:g} is above the U-Net's "
+            f"{config.optimizer.lr:g}; the text encoder forgets fast, so a half to a tenth is "
+            f"usual."
         )
     return found
 

@@ -287,7 +287,12 @@ class FootprintPredictor:
             return 0
         places = batch * 77 * (config.model.max_tokens // 75)
         size = COMPUTED[computed_kind(config)].itemsize
-        configs: list[Any] = [encoder.text_encoder.config for encoder in trainable.states.each()]
+        learning = {part.name for part in trainable.parts}
+        configs: list[Any] = [
+            encoder.text_encoder.config
+            for name, encoder in trainable.states.by_name().items()
+            if name in learning
+        ]
         widths = sum(
             int(text.hidden_size)
             * (2 if config.training.gradient_checkpointing else int(text.num_hidden_layers))

@@ -1,0 +1,6 @@
+"""sd-scripts' command line for fine-tuning SDXL; see docs/guide/sd-scripts.md."""
+
+from impasto.sdscripts.drop_in import main
+
+if __name__ == "__main__":
+    main("sdxl_train.py")

@@ -1,0 +1,120 @@
+"""`fine_tune.py` and `sdxl_train.py`: sd-scripts' commands, run by Impasto's trainer."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from impasto.cli.main import run_and_report
+from impasto.errors import OtherFamilyError
+from impasto.sdscripts.flags import FINE_TUNE, SDXL_TRAIN, Script
+
+if TYPE_CHECKING:
+    from impasto.cli.console import Console
+
+HELP = """{script} takes the flags of sd-scripts' {script}, as in
+
+  {example}
+
+docs/guide/sd-scripts.md says what becomes of each of them. `impasto import-command` writes the same
+as settings of Impasto.
+"""
+EXAMPLES: dict[Script, str] = {
+    FINE_TUNE: """accelerate launch --num_cpu_threads_per_process 1 fine_tune.py
+    --pretrained_model_name_or_path=<file> --output_dir=<folder> --output_name=<name>
+    --dataset_config=<toml> --save_model_as=safetensors --learning_rate=5e-6
+    --max_train_steps=10000 --use_8bit_adam --gradient_checkpointing --mixed_precision=fp16""",
+    SDXL_TRAIN: """accelerate launch sdxl_train.py
+    --pretrained_model_name_or_path=<file> --output_dir=<folder> --output_name=<name>
+    --dataset_config=<toml> --save_model_as=safetensors --learning_rate=4e-7
+    --optimizer_type=adafactor
+    --optimizer_args scale_parameter=False relative_step=False warmup_init=False
+    --lr_scheduler constant_with_warmup --lr_warmup_steps 100 --max_train_steps=10000
+    --mixed_precision=bf16 --full_bf16 --fused_backward_pass --gradient_checkpointing
+    --cache_latents --no_half_vae""",
+}
+
+
+def main(script: Script, arguments: Sequence[str] | None = None) -> None:
+    """Run a command and exit with a documented code."""
+    run_and_report(lambda: run(script, list(sys.argv[1:] if arguments is None else arguments)))
+
+
+def run(script: Script, arguments: list[str]) -> None:
+    """Train as the flags say.
+
+    Raises:
+        ImpastoError: As its parts.
+    """
+    if not arguments or {"-h", "--help"} & set(arguments):
+        sys.stdout.write(HELP.format(script=script, example=EXAMPLES[script]))
+        return
+    from impasto.cli.console import Console
+    from impasto.sdscripts.parsing import parse_flags
+
+    flags = parse_flags(script, arguments)
+    console = Console()
+    resumed = flags.pop("resume", None)
+    if resumed is None:
+        _train(script, flags, console)
+    else:
+        _resume(script, resumed, flags, console)
+
+
+def _train(script: Script, flags: dict[str, Any], console: Console) -> None:
+    """Start a run."""
+    from impasto.cli.early import check_run
+    from impasto.sdscripts.settings import build_settings, in_terms_of
+    from impasto.sdscripts.translate import translate
+
+    # missing files are found before PyTorch is imported; the precision, which needs it, comes then
+    early = translate(script, flags, has_tensorboard=_has_tensorboard())
+    check_run(build_settings(flags, early.tree, source=script))
+    translation = translate(script, flags, **_machine())
+    config = build_settings(flags, translation.tree, source=script)
+    from impasto.cli.finish import finish
+    from impasto.training import trainer
+
+    for notice in translation.notices:
+        console.note(notice)
+    try:
+        done = trainer.train(config, console)
+    except OtherFamilyError as error:
+        raise in_terms_of(script, error) from error
+    finish(done, console)
+
+
+def _resume(script: Script, resumed: str, flags: dict[str, Any], console: Console) -> None:
+    """Continue a run of Impasto with what the flags change."""
+    from impasto.cli.finish import finish
+    from impasto.sdscripts.resuming import find_run, resumed_config
+    from impasto.training import trainer
+
+    run = find_run(resumed)
+    if not flags:
+        console.note(f"Continuing {run.path} as its config.toml says.")
+        finish(trainer.resume(run.path, console), console)
+        return
+    config, notices = resumed_config(script, run, flags, **_machine())
+    for notice in notices:
+        console.note(notice)
+    console.note(f"Continuing {run.path} with the flags that are given, and else as it was.")
+    finish(trainer.resume(run.path, console, changed=config), console)
+
+
+def _machine() -> dict[str, Any]:
+    """The facts of this machine that the translation depends on."""
+    import torch
+
+    from impasto.training.precision import native_precision
+
+    return {
+        "without_gpu": None if torch.cuda.is_available() else native_precision(),
+        "has_tensorboard": _has_tensorboard(),
+    }
+
+
+def _has_tensorboard() -> bool:
+    return importlib.util.find_spec("tensorboard") is not None

@@ -1,0 +1,49 @@
+"""The settings of a run that a command line of sd-scripts stands for, checked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from impasto.config.load import build_run_config
+from impasto.config.run import RunConfig
+from impasto.errors import ModelError, OtherFamilyError
+from impasto.sdscripts.flags import FINE_TUNE, SDXL_TRAIN, Script
+from impasto.sdscripts.sdxl_rules import require_fixed_captions
+
+_FAMILIES: dict[str, tuple[Script, str]] = {
+    "sd1": (FINE_TUNE, "SD 1.x"),
+    "sd2-base": (FINE_TUNE, "SD 2.x"),
+    "sd2-v": (FINE_TUNE, "SD 2.x"),
+    "sdxl": (SDXL_TRAIN, "SDXL"),
+    "sdxl-v": (SDXL_TRAIN, "SDXL"),
+}
+"""`model.family` -> the command that trains it, and what people call it."""
+
+
+def build_settings(flags: Mapping[str, Any], tree: Mapping[str, Any], *, source: str) -> RunConfig:
+    """Validate the tree that flags were translated to; `source` names it in errors.
+
+    Raises:
+        ConfigError: As `build_run_config`; or a flag does not go with what is in the dataset.
+    """
+    config = build_run_config(tree, source=source)
+    require_fixed_captions(flags, config)
+    return config
+
+
+def script_of(family: str | None) -> Script | None:
+    """The command that trains a family; None where that is not known."""
+    return None if family is None else _FAMILIES[family][0]
+
+
+def in_terms_of(script: Script, error: OtherFamilyError) -> ModelError:
+    """What a person does about a model of another family than the flags say."""
+    other, name = _FAMILIES[error.families[0]]
+    if other != script:
+        return ModelError(
+            f"{error.source} is a model of {name}, which {script} does not train. Run {other} with "
+            f"these flags in its place."
+        )
+    advice = "Add --v2" if name == "SD 2.x" else "Take --v2 out"
+    return ModelError(f"{error.source} is a model of {name}. {advice}.")

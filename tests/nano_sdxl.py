@@ -1,0 +1,26 @@
+"""A model of SDXL's form with a fraction of the numbers: three levels of two layers each."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from two_encoders import architecture
+
+from impasto.models.architectures import Architecture, write_random_model
+from impasto.models.conversion import convert_model
+from impasto.models.families import SDXL
+from impasto.models.family import Family
+from impasto.models.opening import OpenOptions
+
+
+def write_sdxl_file(nano: Architecture, file: Path, family: Family = SDXL) -> Path:
+    """One file with random weights, with all 23 blocks that `--block_lr` names."""
+    small = architecture(nano, family)
+    unet, *others = small.configs
+    deep = replace(small, configs=({**unet, "layers_per_block": 2}, *others))
+    folder = file.with_suffix("")
+    write_random_model(deep, folder, seed=0, dtype=torch.float32)
+    convert_model(str(folder), file, "safetensors", {}, OpenOptions())
+    return file

@@ -1,0 +1,240 @@
+"""sd-scripts' command for SDXL as settings: each flag of the recorded parser has a fate."""
+
+import json
+import tomllib
+
+import pytest
+from conftest import GOLDEN
+
+from impasto.config.load import build_run_config
+from impasto.errors import ConfigError
+from impasto.models.families import FAMILIES
+from impasto.sdscripts.flags import FINE_TUNE, SDXL_TRAIN, flags_of
+from impasto.sdscripts.importing import command_to_toml
+from impasto.sdscripts.parsing import parse_flags
+from impasto.sdscripts.sdxl_rules import BLOCKS
+from impasto.sdscripts.settings import build_settings, script_of
+from impasto.sdscripts.translate import translate
+
+NEEDED = ["--pretrained_model_name_or_path=xl.safetensors", "--output_dir=out",
+          "--train_data_dir=pictures", "--resolution=1024", "--seed=1"]  # fmt: skip
+RECORDED = json.loads((GOLDEN / "sdxl_train_flags.json").read_text(encoding="utf-8"))
+
+
+def settings(*words):
+    return translate(SDXL_TRAIN, parse_flags(SDXL_TRAIN, [*NEEDED, *words]))
+
+
+def value_of(tree, place):
+    for key in place.split("."):
+        tree = tree[key]
+    return tree
+
+
+def test_every_flag_of_the_parser_has_a_row():
+    assert len(RECORDED) == 176
+    assert flags_of(SDXL_TRAIN).keys() == RECORDED.keys()
+    assert {name: flag.kind for name, flag in flags_of(SDXL_TRAIN).items()} == {
+        name: row["kind"] for name, row in RECORDED.items()
+    }
+
+
+OWN_DEFAULTS = {"caption_extension": None, "dataset_repeats": None}
+"""Where ours is another: words of both endings are taken, and a dataset file may say repeats."""
+
+
+def test_defaults_are_those_of_the_parser():
+    for name, flag in flags_of(SDXL_TRAIN).items():
+        recorded = RECORDED[name].get("default")
+        if not flag.notice and not flag.refusal and name not in OWN_DEFAULTS:
+            assert _number(flag.default) == _number(recorded), name
+        if flag.choices:
+            assert set(map(str, RECORDED[name]["choices"])) <= set(flag.choices), name
+    assert {name: flags_of(SDXL_TRAIN)[name].default for name in OWN_DEFAULTS} == OWN_DEFAULTS
+
+
+def _number(value):
+    """What is not given, off, or 0 is the same; 1 and 1.0 are."""
+    try:
+        return float(value or 0)
+    except ValueError:
+        return value
+
+
+def test_every_weight_of_the_u_net_is_in_its_one_block_of_23(golden):
+    """By sd-scripts' rule on names of single files, over all of a full-size model."""
+    starts = {"input_blocks": 1, "middle_block": 10, "output_blocks": 13}
+    prefix, seen = "model.diffusion_model.", set()
+    for name, row in golden("sdxl_map.json").items():
+        if not name.startswith(prefix):
+            continue
+        first, second, *_ = name.removeprefix(prefix).split(".")
+        fixed = {"time_embed": 0, "label_emb": 0, "out": 22}
+        number = fixed[first] if first in fixed else starts[first] + int(second)
+        ours = row["to"].removeprefix("unet.")
+        found = [
+            n for n, names in enumerate(BLOCKS) if ours.startswith(tuple(f"{b}." for b in names))
+        ]
+        assert found == [number], name
+        seen.add(number)
+    assert seen == set(range(23)) == set(range(len(BLOCKS)))
+
+
+def test_the_command_of_the_guide_as_settings():
+    found = settings(
+        "--learning_rate=4e-7", "--optimizer_type=adafactor",
+        "--optimizer_args", "scale_parameter=False", "relative_step=False", "warmup_init=False",
+        "--lr_scheduler", "constant_with_warmup", "--lr_warmup_steps", "100",
+        "--max_train_steps=1000", "--mixed_precision=bf16", "--full_bf16", "--fused_backward_pass",
+        "--gradient_checkpointing", "--cache_latents", "--no_half_vae", "--sdpa",
+    )  # fmt: skip
+    config = build_run_config(found.tree, source="test")
+    assert config.model.family == "sdxl"
+    assert config.model.prediction_type is None
+    assert config.optimizer.kind == "adafactor"
+    assert config.optimizer.arguments == {
+        "scale_parameter": False, "relative_step": False, "warmup_init": False,
+    }  # fmt: skip
+    training = config.training
+    assert (training.weight_dtype, training.optimizer_in_backward) == ("bf16", "last_norm")
+    assert (config.schedule.kind, config.schedule.warmup_steps) == ("constant", 100)
+    assert config.saving.export_dtype == "bf16"
+    assert config.saving.text_encoder_dtype is None  # as they were
+
+
+TRAINED = "--train_text_encoder"
+CASES = [
+    (["--v_parameterization"], "model.family", "sdxl-v"),
+    (["--v_parameterization", "--zero_terminal_snr"], "noise.zero_terminal_snr", True),
+    ([TRAINED], "method", {"train_text_encoder": True}),
+    ([TRAINED, "--learning_rate_te1=1e-6"], "method.text_encoder_lrs", {"text_encoder": 1e-6}),
+    ([TRAINED, "--learning_rate_te2=0"], "method.text_encoder_lrs", {"text_encoder_2": 0.0}),
+    (["--fused_backward_pass"], "training.optimizer_in_backward", "last_norm"),
+    (["--fused_backward_pass", "--max_grad_norm=0"], "training.optimizer_in_backward", "exact"),
+    (["--fused_optimizer_groups=10", "--mixed_precision=fp16"],
+     "training.optimizer_in_backward", "exact"),
+    (["--cache_text_encoder_outputs_to_disk"], "training.cache_text_to_disk", True),
+    (["--masked_loss", "--conditioning_data_dir=masks"], "dataset.mask_dir", "masks"),
+    (["--caption_extension=.txt"], "dataset.caption_extension", ".txt"),
+    (["--mixed_precision=fp16", "--full_fp16"], "saving.export_dtype", "fp16"),
+    (["--mixed_precision=bf16", "--full_bf16", "--save_precision=fp16"],
+     "saving.export_dtype", "fp16"),
+    ([], "saving.export_dtype", "fp32"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("words", "place", "expected"), CASES)
+def test_what_flags_become(words, place, expected):
+    tree = settings(*words).tree
+    build_run_config(tree, source="test")
+    assert value_of(tree, place) == expected
+
+
+@pytest.mark.parametrize(
+    ("words", "place", "told"),
+    [
+        (["--clip_skip=2"], "model.clip_skip", "--clip_skip: it has no effect"),
+        (["--learning_rate_te1=1e-6"], "method", "--learning_rate_te1: it has no effect without"),
+        ([TRAINED, "--learning_rate_te1=0", "--learning_rate_te2=0"], "method", "none is trained"),
+        (["--conditioning_data_dir=masks"], "dataset.mask_dir", "without --masked_loss"),
+        (["--fused_optimizer_groups=0"], "training.optimizer_in_backward", ""),
+    ],
+)
+def test_what_has_no_effect_there_has_none_here(words, place, told):
+    found = settings(*words)
+    with pytest.raises(KeyError):
+        value_of(found.tree, place)
+    assert any(told in line for line in found.notices) or not told
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--v2"], "fine_tune.py trains SD 2"),
+        (["--learning_rate_te=1e-6"], r"no flag --learning_rate_te\. fine_tune\.py has it\. The "
+                                      r"nearest is --learning_rate_te[12]"),
+        (["--hypernetwork_module=x"], r"no flag --hypernetwork_module\.$"),
+        (["--block_lr=1,2"], "--block_lr is '1,2'; expected 23 numbers"),
+        (["--learning_rate=0"], "some of the U-Net always learns"),
+        (["--fused_backward_pass", "--gradient_accumulation_steps=2"], "Take one of the two out"),
+        ([TRAINED, "--cache_text_encoder_outputs"], "--train_text_encoder changes that"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_is_explained(words, expected):
+    with pytest.raises(ConfigError, match=expected):
+        settings(*words)
+
+
+def test_each_family_has_its_command():
+    trained = {family.key: script_of(family.key) for family in FAMILIES}
+    sdxl = {key for key, script in trained.items() if script == SDXL_TRAIN}
+    assert sdxl == {family.key for family in FAMILIES if family.generation == "SDXL"}
+    assert set(trained.values()) == {FINE_TUNE, SDXL_TRAIN}
+    assert script_of(None) is None
+
+
+def test_flags_of_sdxl_alone_are_named_as_such():
+    with pytest.raises(ConfigError, match=r"fine_tune\.py has no flag --block_lr\. sdxl_train\.py"):
+        parse_flags(FINE_TUNE, ["--block_lr=1"])
+
+
+@pytest.mark.parametrize(
+    "changing",
+    ["shuffle_caption", "caption_dropout_rate", "caption_tag_dropout_rate", "token_warmup_step"],
+)
+@pytest.mark.parametrize("in_file", [False, True])
+def test_outputs_of_captions_that_change_are_not_kept(tmp_path, changing, in_file):
+    value = "true" if changing == "shuffle_caption" else "0.5"
+    words = ["--cache_text_encoder_outputs"]
+    if in_file:
+        file = tmp_path / "d.toml"
+        file.write_text(
+            f"[[datasets]]\n[[datasets.subsets]]\nimage_dir = 'p'\n{changing} = {value}\n",
+            encoding="utf-8",
+        )
+        words += [f"--dataset_config={file}"]
+    else:
+        words += [f"--{changing}" + ("" if value == "true" else f"={value}")]
+    flags = parse_flags(SDXL_TRAIN, [*NEEDED, *words])
+    tree = translate(SDXL_TRAIN, flags).tree
+    with pytest.raises(ConfigError, match=f"--cache_text_encoder_outputs keeps .* {changing}"):
+        build_settings(flags, tree, source="test")
+    without = {name: value for name, value in flags.items() if name != words[0].lstrip("-")}
+    build_settings(without, translate(SDXL_TRAIN, without).tree, source="test")
+
+
+def test_folders_of_repeats_are_subsets(tmp_path):
+    for name in ("train/10_sks frog", "reg/1_animal", "flat"):
+        (tmp_path / name).mkdir(parents=True)
+    train, reg, flat = (f"{tmp_path / name}" for name in ("train", "reg", "flat"))
+    found = settings(
+        f"--train_data_dir={train}", f"--reg_data_dir={reg}", "--caption_extension=.txt"
+    )
+    subsets = build_run_config(found.tree, source="test").dataset.parts[0].subsets
+    assert [(s.num_repeats, s.class_tokens, s.is_reg, s.caption_extension) for s in subsets] == [
+        (10, "sks frog", False, ".txt"), (1, "animal", True, ".txt"),
+    ]  # fmt: skip
+    assert settings(f"--train_data_dir={train}").tree["dataset"]["train_data_dir"] == train
+    assert settings(f"--train_data_dir={flat}").tree["dataset"]["image_dir"] == flat
+    named = settings(f"--train_data_dir={train}", f"--reg_data_dir={reg}", "--in_json=m.json")
+    assert named.tree["dataset"]["image_dir"] == train
+    assert "--reg_data_dir: --in_json is given, so it is not used." in named.notices
+    masked = settings(f"--train_data_dir={train}", "--masked_loss", "--conditioning_data_dir=m")
+    assert "mask_dir" not in masked.tree["dataset"]
+
+
+def test_a_command_becomes_settings_that_say_where_they_come_from():
+    rates = ",".join(["0", *["1e-6"] * 22])
+    words = ["accelerate", "launch", r"C:\kohya\sdxl_train.py", *NEEDED, TRAINED,
+             "--learning_rate_te2=1e-7", f"--block_lr={rates}",
+             "--disable_mmap_load_safetensors"]  # fmt: skip
+    text = command_to_toml(words)
+    assert "[method.block_lrs]  # --block_lr\n" in text
+    assert "text_encoder_2 = 1e-07  # --learning_rate_te2\n" in text
+    assert 'family = "sdxl"' in text
+    assert "# --disable_mmap_load_safetensors: tensors are read" in text
+    config = build_run_config(tomllib.loads(text), source="test")
+    assert config.method.block_lrs["time_embedding"] == 0
+    assert len(config.method.block_lrs) == sum(map(len, BLOCKS))
+    with pytest.raises(ConfigError, match=r"train_network\.py is not fine_tune\.py or sdxl_train"):
+        command_to_toml(["python", "sdxl_train_network.py"])
