@@ -276,7 +276,7 @@ def test_the_form_shows_a_request_as_it_was_typed(studio, models):
     typed = untouched() | {
         "model": address(models, "one.safetensors"), "prompt": "a\nb", "random_seed": False,
         "seed": "5", "width": "64", "clip_skip": "2", "x_kind": "model",
-        "axis_models": [address(models, "one.safetensors"), address(models, "diffusers")],
+        "axis_models": [address(models, "diffusers"), address(models, "one.safetensors")],
         "y_kind": "guidance", "y_values": "1\n7.5", "strength0": "0.5",
         "hypernetwork0": address(models, "net.pt"),
     }  # fmt: skip
@@ -284,6 +284,25 @@ def test_the_form_shows_a_request_as_it_was_typed(studio, models):
     request, faults = request_from(typed, drawable)
     assert faults == {}
     assert typed_from(request, drawable) == typed
+
+
+@pytest.mark.parametrize("count", ["1", "3"])
+def test_two_models_side_by_side_are_shown_as_they_were_asked_for(studio, models, count):
+    """And not as a grid of fixed seeds, which would draw the same again."""
+    typed = untouched() | {
+        "model": address(models, "one.safetensors"), "prompt": "a", "random_seed": True,
+        "other_model": address(models, "diffusers"), "count": count,
+    }  # fmt: skip
+    drawable = find_drawable(studio.folders)
+    request, faults = request_from(typed, drawable)
+    assert faults == {}
+    assert typed_from(request, drawable) == typed | {"seed": str(request.settings.seed)}
+
+
+def test_a_model_is_chosen_by_the_address(client, models):
+    one = address(models, "one.safetensors")
+    assert f'<option value="{one}" selected>' in client.get(f"/draw?model={one}").text
+    assert "selected>one" not in client.get("/draw?model=m0.x").text
 
 
 # drawings

@@ -66,12 +66,18 @@ class DrawPages:
     desk: DrawingDesk
 
     async def form(self, request: Request) -> Response:
-        """The form, what is being drawn, and what was drawn; `again` names settings to show."""
+        """The form, what is being drawn, and what was drawn.
+
+        `again` names a drawing whose settings are shown, `model` one to draw with.
+        """
 
         def read() -> dict[str, Any]:
             drawable = find_drawable(self.studio.folders)
             again = self.desk.folder.find(request.query_params.get("again", ""))
             typed = untouched() if again is None else _typed_of(again, drawable)
+            model = request.query_params.get("model")
+            if model in drawable.models:
+                typed["model"] = model
             before = request.query_params.get("before", "")
             return self._content(drawable, typed, {}, again=again, before=before)
 

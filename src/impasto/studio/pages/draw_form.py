@@ -95,7 +95,25 @@ def typed_from(request: DrawRequest, drawable: Drawable) -> Typed:
             found["axis_models"] = [address for address in addresses if address]
         else:
             found[f"{name}_values"] = "\n".join(axis.values)
+    _fold_other(found, request)
     return found
+
+
+def _fold_other(found: Typed, request: DrawRequest) -> None:
+    """Show two models side by side as they were asked for, and not as the axes that they became."""
+    models, seeds = request.x, request.y
+    if models is None or models.kind != "model" or len(found["axis_models"]) != len(models.values):
+        return
+    if len(models.values) != 2 or models.values[0] != request.settings.model:
+        return
+    found["other_model"] = found["axis_models"][1]
+    found["x_kind"], found["axis_models"] = "", []
+    first = request.settings.seed
+    if seeds is None or seeds.kind != "seed" or request.count != 1:
+        return
+    if seeds.values == tuple(str(first + n) for n in range(len(seeds.values))):
+        found["count"] = str(len(seeds.values))
+        found["y_kind"] = found["y_values"] = ""
 
 
 def _text(value: int | None) -> str:
