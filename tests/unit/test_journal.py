@@ -440,9 +440,25 @@ def test_a_folder_of_notes_stands_for_its_data_set(folder):
     for notes in (folder / ".impasto" / "annotations", folder / "annotations"):
         with Journal(notes, "tag") as journal:
             journal.write(folder / "a.txt", "new", "a.webp")
-        assert [path.name for path in notes.iterdir()] == ["edit-000001.jsonl"]
+        assert [path.name for path in notes.glob("*.jsonl")] == ["edit-000001.jsonl"]
         assert undo(notes).restored == 1
         assert words_of(folder) == before
+
+
+@pytest.mark.parametrize("noted", [None, "", "x", "9" * 40, "-3"])
+def test_the_number_of_a_change_that_was_taken_back_is_not_given_again(folder, noted):
+    """Unless its note is gone: then a number that no journal has."""
+    notes = folder / ".impasto" / "annotations"
+    names = []
+    for words in ("one", "two", "three"):
+        with Journal(notes, words) as journal:
+            journal.write(folder / "a.txt", words, "a.webp")
+        names.append(journal.name)
+        if words == "two":
+            assert undo(notes).restored == 1
+            if noted is not None:
+                (notes / journals.LAST_NUMBER).write_text(noted, encoding="ascii")
+    assert names == ["1", "2", "3" if noted is None else "2"]
 
 
 def test_spots_and_endings():

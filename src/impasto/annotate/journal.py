@@ -37,6 +37,10 @@ from impasto.locks import FolderLock, LockHolder
 
 _FORMAT = 2
 
+LAST_NUMBER = "last-number"
+"""A file beside the journals with the number that was given last: `undo 7` means the same change
+for ever, also when the journal of 7 was taken back and is gone."""
+
 
 class Journal:
     """The notes of one command; at most one command at a time writes words of a dataset.
@@ -163,7 +167,9 @@ class Journal:
         numbers = [
             int(m[1]) for p in journals_in(self.place.journals) if (m := NUMBERED.match(p.name))
         ]
-        self._path = self.place.journals / f"edit-{max(numbers, default=0) + 1:06d}.jsonl"
+        number = 1 + max([_last_number(self.place.journals), *numbers])
+        files.write_text(self.place.journals / LAST_NUMBER, f"{number}\n", durable=False)
+        self._path = self.place.journals / f"edit-{number:06d}.jsonl"
         self._file = self._path.open("x", encoding="ascii", newline="\n")
         begin: dict[str, Any] = {"format": _FORMAT, "begin": self.command, "at": int(time.time())}
         if not self._is_within():
@@ -172,6 +178,15 @@ class Journal:
 
     def _is_within(self) -> bool:
         return any(files.is_inside(self.place.journals, root) for root in self.place.roots)
+
+
+def _last_number(journals: Path) -> int:
+    """The number that was given last; 0 where that is not noted."""
+    try:
+        text = (journals / LAST_NUMBER).read_text(encoding="ascii").strip()
+    except (OSError, ValueError):
+        return 0
+    return int(text) if text.isdecimal() and len(text) < 10 else 0
 
 
 @contextlib.contextmanager
