@@ -56,6 +56,7 @@ batch_size = 2
     ]
 
 
+SMALL = 0.02
 GUIDE = [
     "--learning_rate=4e-7",
     "--optimizer_type=adafactor",
@@ -99,6 +100,7 @@ def test_blocks_have_rates_of_their_own_and_texts_are_kept(tmp_path, words, sdxl
     frozen = [0, 5, 11, 15, 22]
     for number in frozen:
         rates[number] = "0"
+    rates[10] = "1e-1"
     flags = [word for word in GUIDE if not word.startswith(("--learning_rate", "--lr_", "100"))]
     program.run(
         SDXL_TRAIN,
@@ -119,6 +121,8 @@ def test_blocks_have_rates_of_their_own_and_texts_are_kept(tmp_path, words, sdxl
     before, after = load_file(sdxl_file), load_file(tmp_path / "out" / "mine.safetensors")
     moved = {_block(name) for name in changed(_rounded(before), after) if name.startswith(UNET)}
     assert moved == set(range(len(BLOCKS))) - set(frozen)
+    usual, larger = (_step(before, after, lambda name, n=n: _is_of(name, n), 0.5) for n in (3, 10))
+    assert 5 < larger / usual < 20
 
 
 def _rounded(tensors):
@@ -127,6 +131,20 @@ def _rounded(tensors):
         name: tensor.bfloat16().float() if name.startswith(UNET) else tensor
         for name, tensor in tensors.items()
     }
+
+
+def _is_of(name, number):
+    return name.startswith(UNET) and _block(name) == number
+
+
+def _step(before, after, chosen, quantile):
+    """How far small weights have moved: near 0 those of 16 bits are exact enough."""
+    moved = [
+        (after[name].float() - tensor.float())[tensor.abs() < SMALL].abs().flatten()
+        for name, tensor in before.items()
+        if chosen(name)
+    ]
+    return float(torch.cat(moved).quantile(quantile))
 
 
 def _block(name):
@@ -149,6 +167,10 @@ def test_each_text_encoder_has_a_rate_of_its_own(tmp_path, words, sdxl_file):
     before, after = load_file(sdxl_file), load_file(tmp_path / "out" / "mine.safetensors")
     moved = changed(before, after)
     assert any(name.startswith(FIRST) for name in moved)
+    text = _step(before, after, lambda name: name.startswith(FIRST) and ".mlp." in name, 0.9)
+    unet = _step(before, after, lambda name: name.startswith(UNET), 0.9)
+    assert text == pytest.approx(2e-2, rel=0.3)  # two steps of AdamW at --learning_rate_te1
+    assert unet == pytest.approx(2e-3, rel=0.3)
     second = [name for name in before if name.startswith(SECOND)]
     assert all(torch.equal(before[name], after[name]) for name in second)
     assert after.keys() - before.keys() == {"v_pred", "ztsnr"}

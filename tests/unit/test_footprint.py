@@ -285,3 +285,12 @@ def test_what_needs_whole_weights_is_not_offered_where_the_model_is_sharded(trai
     assert offered("adamw8bit") == [True, True, False]
     assert offered("weight_dtype") == [True, True, False]
     assert offered("gradient_checkpointing") == [True, True, True]
+
+
+def test_frozen_blocks_take_what_they_are_read_in(train_config, nano_model):
+    meter = FootprintPredictor(lambda: load_meta_model(nano_model), "cpu")
+    half = {"training": {"weight_dtype": "bf16", "mixed_precision": "bf16"}}
+    whole = meter.footprint(train_config(**half), SIZE, 2)
+    frozen = meter.footprint(train_config(**half, method={"block_lrs": {"mid_block": 0}}), SIZE, 2)
+    assert frozen.weights == whole.weights
+    assert frozen.optimizer < whole.optimizer

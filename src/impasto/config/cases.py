@@ -15,6 +15,10 @@ if TYPE_CHECKING:
 Precision = Literal["no", "fp16", "bf16"]
 
 
+_ENDS_OF_UNET = {"conv_in", "time_embedding", "conv_norm_out", "conv_out"}
+"""What a person names only who gives rates to all blocks, as `--block_lr` does."""
+
+
 @dataclass(frozen=True)
 class Facts:
     """What is known of a run beside its settings; None is not known yet.
@@ -86,7 +90,8 @@ class Case:
         method, lr = self.method, self.config.optimizer.lr
         if method.kind == "hypernetwork":
             return [lr]
-        rates = {lr, *method.block_lrs.values()}
+        names_all = method.block_lrs.keys() >= _ENDS_OF_UNET  # what is left out, the model tells
+        rates = {*method.block_lrs.values(), *([] if names_all else [lr])}
         if method.train_text_encoder:
             rates |= {method.text_encoder_lr or lr, *method.text_encoder_lrs.values()}
         return sorted(rates - {0})

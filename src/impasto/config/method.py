@@ -66,7 +66,7 @@ class FullMethod(Section):
     "mid_block" = 5e-6}`: `conv_in`, `time_embedding`, `add_embedding` (SDXL), `down_blocks.0` to
     `.3`, `mid_block`, `up_blocks.0` to `.3`, `conv_norm_out`, `conv_out`. A layer in a block has a
     name too, as `down_blocks.1.attentions.0`, and its rate goes before the block's. 0 leaves a
-    block as it is. The others have the optimizer's."""
+    block as it is, in the width of `training.weight_dtype`. The others have the optimizer's."""
 
     @model_validator(mode="after")
     def _text_encoder_is_trained(self) -> FullMethod:

@@ -78,6 +78,11 @@ def _text_encoder_training(
             f"method.text_encoder_lrs has a rate for {unknown[0]}, and {model.contents.name} has "
             f"no such text encoder; it has {' and '.join(names)}. Take it out."
         )
+    if method.text_encoder_lr is not None and method.text_encoder_lrs.keys() >= set(names):
+        raise ConfigError(
+            f"method.text_encoder_lr has no effect: method.text_encoder_lrs names all text "
+            f"encoders of {model.contents.name}. Take one of the two out."
+        )
     rates = {name: method.text_encoder_rate(name, config.optimizer.lr) for name in names}
     if not any(rates.values()):
         raise ConfigError(

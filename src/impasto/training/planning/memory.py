@@ -222,6 +222,8 @@ class FootprintPredictor:
                     total += parameter.numel() * wide // self._shares.weights
                     if self._shares.has_master_weights:
                         total += parameter.numel() * 4 // self._shares.optimizer
+                elif module is trainable.network and config.method.kind == "full":
+                    total += parameter.numel() * wide  # a frozen block is read like the others
                 else:
                     total += parameter.numel() * parameter.dtype.itemsize
         total += 2 * copied_numel(config, trainable)
