@@ -11,7 +11,7 @@ from impasto.config.compatibility import RULES, conflicts, goes_together
 from impasto.config.kinds import sections_of
 from impasto.config.load import build_run_config, dump_toml
 from impasto.config.run import RunConfig
-from impasto.errors import ImpastoError, ModelError
+from impasto.errors import ConfigError, ImpastoError, ModelError
 from impasto.optimizer_table import OPTIMIZERS, row_of
 from impasto.parsing import parse_toml
 from impasto.training import precision
