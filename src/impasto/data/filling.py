@@ -12,7 +12,7 @@ import torch
 
 from impasto import locks
 from impasto.data.content_hashes import stamp_of
-from impasto.data.encoding import ARITHMETICS, Begun, Encode, MomentsEncoder
+from impasto.data.encoding import ARITHMETICS, Begun, Encode, MomentsEncoder, said_of_remade
 from impasto.data.latent_cache import (
     CachedPlan,
     LatentCache,
@@ -266,6 +266,9 @@ def _carry_out(
             device.take(good)
             advance(len(batch))
         device.finish()
+    if device.remade:
+        paths = {order.image.record.path for order in orders}
+        progress.note(said_of_remade(len(device.remade), len(paths)))
 
 
 @dataclass(frozen=True)
@@ -285,6 +288,9 @@ class _Device:
         encoder: The VAE.
         writer: Is given moments and masks.
         failures: Are given what cannot be encoded.
+
+    Attributes:
+        remade: Images that were encoded again in float32.
     """
 
     def __init__(
@@ -293,6 +299,7 @@ class _Device:
         self._cache, self._writer, self._failures = cache, writer, failures
         self._encode, self._batch_size = Encode(encoder), encoder.batch_size
         self._behind: tuple[Sequence[_Task], Begun] | None = None
+        self.remade: set[Path] = set()
 
     def take(self, rendered: Sequence[tuple[_Order, Rendered]]) -> None:
         """Encode images and mirror images as ordered, and keep their masks."""
@@ -322,6 +329,7 @@ class _Device:
                 self._failures.add(task.image, outcome.reason)
             else:
                 self._writer.add(task.image.bucket, task.key, *outcome)
+        self.remade |= {tasks[i].image.record.path for i in begun.remade}
 
 
 def _bucket_of(order: _Order) -> Size:
