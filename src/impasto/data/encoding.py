@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from impasto.data.latent_cache import latent_source
+from impasto.data.npz import SD_ENDINGS
 from impasto.data.stages import Failure
 from impasto.progress import counted
 
@@ -31,6 +32,7 @@ class MomentsEncoder:
             `encode` is that already.
         arithmetic: How it computes, where that changes the latents by more than they are rounded by
             when they are stored: `tf32`; empty elsewhere.
+        npz_endings: What names of sd-scripts' files of such latents end on.
     """
 
     encode: EncodeMoments
@@ -38,6 +40,7 @@ class MomentsEncoder:
     batch_size: int = 1
     encode_exactly: EncodeMoments | None = None
     arithmetic: str = ""
+    npz_endings: tuple[str, ...] = SD_ENDINGS
 
     @property
     def source(self) -> str:
