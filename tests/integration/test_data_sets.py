@@ -280,8 +280,8 @@ def test_a_picture_that_vanishes_while_training_costs_only_itself(run_values, tm
     events = Vanishing()
     run = train(run_of(run_values, dataset, training={"max_steps": 8}), events)
     assert run.read_json("status.json")["phase"] == "finished"
-    notes = [line for line in events.notes if " cannot be read any more" in line]
-    lost = {line.partition(" cannot be read any more")[0] for line in notes}
+    notes = [line for line in events.notes if " cannot be used any more" in line]
+    lost = {line.partition(" cannot be used any more")[0] for line in notes}
     assert 0 < len(lost) == len(notes) <= 6
     assert all("and is passed over: " in line for line in notes)
 

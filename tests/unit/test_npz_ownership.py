@@ -6,6 +6,7 @@ import zipfile
 import numpy as np
 import pytest
 import torch
+from conftest import draw_images
 from PIL import Image
 
 from impasto.data.encoding import MomentsEncoder
@@ -18,6 +19,7 @@ from impasto.data.records import Size
 from impasto.data.scan import scan_folder
 from impasto.data.stages import Failure
 from impasto.data.subsets import Subset
+from impasto.models.families import FAMILIES, SDXL
 from impasto.progress import SilentProgress
 
 SIDE = Size(64, 64)
@@ -181,3 +183,44 @@ def test_a_damaged_file_is_named_and_the_picture_encoded(tmp_path, damage):
     result, _ = cached(folder, tmp_path)
     assert result.encoded == 2
     assert len(result.refused) == (damage != "a folder")
+
+
+def test_sdxl_has_names_of_its_own_and_takes_none_of_sd(tmp_path):
+    """kohya-ss/sd-scripts, `library/strategy_sd.py` of 48d368f: `_sdxl.npz` beside `_sd.npz`."""
+    folder = draw_images(tmp_path / "pictures", 1)
+    (image,) = planned(folder)
+    size = image.record.whole
+    stem = f"{image.record.path.stem}_{size.width:04d}x{size.height:04d}"
+    encoder = MomentsEncoder(encode, "vae", npz_endings=SDXL.npz_endings)
+
+    def filled(name, encoder):
+        cache = LatentCache(tmp_path / name)
+        result = cache_latents([image], cache, encoder, workers=0)
+        return result, cache, cache.read([result.keys[0].plain])[0][0].numpy()
+
+    write_npz(image, latents(), None)
+    assert [file.name for file in folder.glob("*.npz")] == [f"{stem}_sd.npz"]
+    result, cache, values = filled("encoded", encoder)
+    assert result.encoded == 1
+    assert not np.allclose(values, 0.5)
+    assert np.allclose(filled("sd", MomentsEncoder(encode, "vae"))[2], 0.5)
+
+    exported = export_latents(result, cache, SilentProgress(), SDXL.npz_endings)
+    assert exported.written == 1
+    own = folder / f"{stem}_sdxl.npz"
+    with np.load(own) as arrays:
+        assert np.array_equal(arrays["latents"], values)
+        assert arrays["latents_8x8"].shape == (4, 8, 8)
+        assert arrays["latents_8x8"].dtype == np.float32
+        assert arrays["original_size_8x8"].tolist() == list(image.record.size.wh)
+    assert np.allclose(read_npz(folder / f"{stem}_sd.npz", image).latents, 0.5)
+    write_npz(image, latents() / 2, None, SDXL.npz_endings)
+    result, _, values = filled("taken", encoder)
+    assert result.encoded == 0
+    assert np.allclose(values, 0.25)
+
+
+def test_families_say_what_their_latents_are_called():
+    assert {family.key: family.npz_endings[0] for family in FAMILIES} == {
+        "sd1": "_sd", "sd2-base": "_sd", "sd2-v": "_sd", "sdxl": "_sdxl", "sdxl-v": "_sdxl",
+    }  # fmt: skip

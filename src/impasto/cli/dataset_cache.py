@@ -75,14 +75,14 @@ def encode(
     scan = scan_all(config, console)
     require_usable(scan, config)
     planned = plan_dataset(config, scan.records)
-    vae = _encoding_vae(config, model, console)
+    vae, endings = _encoding_vae(config, model, console)
     latents = LatentCache(config.derived_dir / "latents")
     device = default_device()
     at_once = batch_size or fitting_batch(vae, planned, config.vae_batch_size, device)
     result = cache_latents(
         planned.images,
         latents,
-        moments_encoder(vae, batch_size=at_once, device=device),
+        moments_encoder(vae, batch_size=at_once, device=device, npz_endings=endings),
         console,
         on_error=config.on_error,
         workers=config.decode_workers if workers is None else workers,
@@ -96,7 +96,7 @@ def encode(
         "Cache": latents.folder,
     }
     if export_npz:
-        exported = export_latents(result, latents, console)
+        exported = export_latents(result, latents, console, endings)
         rows["Written as .npz"] = exported.written
         refused += exported.refused
     console.table(rows)
@@ -153,9 +153,9 @@ def prune(source: Path, model: str, **options: Any) -> None:
     config = dataset_config(source, options)
     console = Console()
     planned = plan_dataset(config, scan_all(config, console).records)
-    vae = _encoding_vae(config, model, console)
+    vae, endings = _encoding_vae(config, model, console)
     latents = LatentCache(config.derived_dir / "latents")
-    wanted = keys_of_plan(planned.images, latents, encoding_fingerprint(vae), console)
+    wanted = keys_of_plan(planned.images, latents, encoding_fingerprint(vae), console, endings)
     dropped = freed = 0
     with (
         latents.alone("pruning"),
@@ -173,7 +173,8 @@ def prune(source: Path, model: str, **options: Any) -> None:
     )
 
 
-def _encoding_vae(config: Any, model: str, console: Any) -> Any:
+def _encoding_vae(config: Any, model: str, console: Any) -> tuple[Any, tuple[str, ...]]:
+    """The VAE, and what names of sd-scripts' files of its latents end on."""
     from impasto.models.casting import cast_network
     from impasto.models.loading import load_base_model
     from impasto.models.saving import DTYPES
@@ -184,6 +185,6 @@ def _encoding_vae(config: Any, model: str, console: Any) -> Any:
     set_arithmetic(tf32=True)  # as training.tf32 is, unless a run says otherwise
     precision = config.vae_precision
     warn_if_slow("no" if precision == "fp32" else precision, "set vae_precision to fp32", console)
-    vae = load_base_model(model, progress=console).vae
-    tile(vae, tiled=config.vae_tiling)
-    return cast_network(vae, DTYPES[precision])
+    base = load_base_model(model, progress=console)
+    tile(base.vae, tiled=config.vae_tiling)
+    return cast_network(base.vae, DTYPES[precision]), base.family.npz_endings

@@ -14,13 +14,13 @@ from torch import Tensor
 
 from impasto.data.augmentation import render_augmented
 from impasto.data.captions import TrainingPosition
-from impasto.data.encoding import MomentsEncoder, to_model_range
+from impasto.data.encoding import Encode, MomentsEncoder
 from impasto.data.images import UnreadableImageError
 from impasto.data.latent_cache import CachedPlan, LatentCache
 from impasto.data.records import CELL, CHANNELS, Batch, Geometry, PlannedImage, Size
 from impasto.data.rendering import Rendered
 from impasto.data.sampler import EpochSampler, Group, MicroBatch, OptimizerStep, Sample
-from impasto.data.stages import default_workers
+from impasto.data.stages import Failure, default_workers
 from impasto.data.templates import CaptionTemplates
 from impasto.diffusion.noise import PLAIN_NOISE, Noise
 from impasto.diffusion.randomness import PerSampleRandomness
@@ -67,7 +67,9 @@ class TrainingData:
         encoder: For images that are not encoded ahead; None where there are none.
         noise: What the training step adds, so that it can be drawn ahead.
         templates: Lines around captions; None leaves captions as they are.
-        lost: Images that could not be read any more while training, with reasons.
+        lost: Images that could not be read or encoded any more while training, with reasons.
+        remade: Images whose latents were NaN or infinite in half precision while training, and were
+            made again in float32.
     """
 
     plan: CachedPlan
@@ -79,6 +81,7 @@ class TrainingData:
     noise: Noise = PLAIN_NOISE
     templates: CaptionTemplates | None = None
     lost: dict[Path, str] = field(default_factory=dict)
+    remade: set[Path] = field(default_factory=set)
 
     @property
     def varies_images(self) -> bool:
@@ -234,14 +237,26 @@ class TrainingData:
         return torch.from_numpy(mask)
 
     def _encoded(self, loaded: LoadedMoments) -> tuple[Tensor, Tensor]:
-        """Encode the pixels of a batch, in pieces as large as the encoder takes."""
+        """Encode the pixels of a batch, in pieces as large as the encoder takes.
+
+        What is NaN or infinite in float32 too gets the weight 0.
+        """
         assert self.encoder is not None  # noqa: S101 - built where images change
         mean, logvar = loaded.mean.float(), loaded.logvar.float()
-        places = list(loaded.pixels)
+        places, encode = list(loaded.pixels), Encode(self.encoder)
         for start in range(0, len(places), self.encoder.batch_size):
             part = places[start : start + self.encoder.batch_size]
-            means, logvars = self.encoder.encode(to_model_range([loaded.pixels[i] for i in part]))
-            mean[part], logvar[part] = means.float().cpu(), logvars.float().cpu()
+            begun = encode.begin([loaded.pixels[i] for i in part])
+            for at, (i, outcome) in enumerate(zip(part, encode.finish(begun), strict=True)):
+                sample = loaded.micro_batch.samples[i]
+                path = self.plan.images[sample.image].record.path
+                if at in begun.remade:
+                    self.remade.add(path)
+                if isinstance(outcome, Failure):
+                    self.lost[path] = outcome.reason
+                    loaded.weights[i] = 0.0
+                else:
+                    mean[i], logvar[i] = outcome
         return mean, logvar
 
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from impasto.data.latent_cache import latent_source
+from impasto.data.npz import SD_ENDINGS
 from impasto.data.stages import Failure
+from impasto.progress import counted
 
 ARITHMETICS = ("", "tf32")
 """What `MomentsEncoder.arithmetic` may be."""
@@ -30,6 +32,7 @@ class MomentsEncoder:
             `encode` is that already.
         arithmetic: How it computes, where that changes the latents by more than they are rounded by
             when they are stored: `tf32`; empty elsewhere.
+        npz_endings: What names of sd-scripts' files of such latents end on.
     """
 
     encode: EncodeMoments
@@ -37,6 +40,7 @@ class MomentsEncoder:
     batch_size: int = 1
     encode_exactly: EncodeMoments | None = None
     arithmetic: str = ""
+    npz_endings: tuple[str, ...] = SD_ENDINGS
 
     @property
     def source(self) -> str:
@@ -52,11 +56,14 @@ class Begun:
         pixels: [B, 3, H, W] in [-1, 1], in RAM.
         mean: [B, 4, H/8, W/8], where it is computed; not to be read before it is needed.
         logvar: The same.
+        remade: Places of images that were encoded again in float32 and then were finite; known when
+            the batch is finished.
     """
 
     pixels: Tensor
     mean: Tensor
     logvar: Tensor
+    remade: set[int] = field(default_factory=set)
 
 
 class Encode:
@@ -86,6 +93,8 @@ class Encode:
                 again = _arrived(self._begun(exactly, begun.pixels[bad]))
                 for i, outcome in zip(bad, again, strict=True):
                     outcomes[i] = outcome
+                    if not isinstance(outcome, Failure):
+                        begun.remade.add(i)
         return outcomes
 
     def _begun(self, encode: EncodeMoments, pixels: Tensor) -> Begun:
@@ -105,3 +114,12 @@ def to_model_range(pixels: Iterable[np.ndarray]) -> Tensor:
     """uint8 images [H, W, 3] of one size -> float32 [B, 3, H, W] in [-1, 1]."""
     stacked = torch.from_numpy(np.stack(list(pixels)))
     return stacked.permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def said_of_remade(number: int, total: int) -> str:
+    """What a run says of images whose latents overflowed in half precision."""
+    return (
+        f"{number} of {counted(total, 'images')} had latents that were NaN or infinite in half "
+        "precision: they were made again in float32. Set dataset.vae_precision to fp32 to encode "
+        "all images so."
+    )

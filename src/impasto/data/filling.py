@@ -12,7 +12,7 @@ import torch
 
 from impasto import locks
 from impasto.data.content_hashes import stamp_of
-from impasto.data.encoding import ARITHMETICS, Begun, Encode, MomentsEncoder
+from impasto.data.encoding import ARITHMETICS, Begun, Encode, MomentsEncoder, said_of_remade
 from impasto.data.latent_cache import (
     CachedPlan,
     LatentCache,
@@ -23,7 +23,7 @@ from impasto.data.latent_cache import (
 )
 from impasto.data.latent_writing import ShardWriter, shard_writer
 from impasto.data.masks import mask_file
-from impasto.data.npz import npz_candidates
+from impasto.data.npz import SD_ENDINGS, npz_candidates
 from impasto.data.npz_exchange import import_npz
 from impasto.data.records import PlannedImage, Size, SkippedFile
 from impasto.data.rendering import Decode, Render, Rendered
@@ -74,10 +74,10 @@ def cache_latents(
     progress = progress or SilentProgress()
     cache.set_notify(progress.note)
     cache.remove_leftovers()
-    digests = _hashes(planned, cache, progress)
+    digests = _hashes(planned, cache, progress, encoder.npz_endings)
     keys = [_keys(image, digests, encoder.source) for image in planned]
     own = set(keys)
-    refused = import_npz(planned, keys, digests, cache, progress)
+    refused = import_npz(planned, keys, digests, cache, progress, encoder.npz_endings)
     failures = _Failures(on_error)
     for image, key in zip(planned, keys, strict=True):
         if key is None:
@@ -109,18 +109,22 @@ def cache_latents(
 
 
 def keys_of_plan(
-    planned: Sequence[PlannedImage], cache: LatentCache, fingerprint: str, progress: Progress
+    planned: Sequence[PlannedImage],
+    cache: LatentCache,
+    fingerprint: str,
+    progress: Progress,
+    endings: Sequence[str] = SD_ENDINGS,
 ) -> list[LatentKeys]:
     """What the cache would keep of these images, latents of sd-scripts included.
 
     All that one VAE makes of them counts, on whatever device.
     """
-    digests = _hashes(planned, cache, progress)
+    digests = _hashes(planned, cache, progress, endings)
     sources = [latent_source(fingerprint, arithmetic) for arithmetic in ARITHMETICS]
     named = [[_keys(image, digests, source) for image in planned] for source in sources]
     keys = named[0]
     found = [key for of_source in named for key in of_source if key is not None]
-    import_npz(planned, keys, digests, cache, progress)
+    import_npz(planned, keys, digests, cache, progress, endings)
     return found + [key for key in keys if key is not None]
 
 
@@ -144,13 +148,16 @@ class _Failures:
 
 
 def _hashes(
-    planned: Sequence[PlannedImage], cache: LatentCache, progress: Progress
+    planned: Sequence[PlannedImage],
+    cache: LatentCache,
+    progress: Progress,
+    endings: Sequence[str],
 ) -> dict[Path, str]:
     """Hashes of the images, of their masks, and of latents that sd-scripts left."""
     stamps = {image.record.path: image.record.stamp for image in planned}
     for image in planned:
         subset = image.record.subset
-        beside = list(npz_candidates(image)) if subset.reads_npz else []
+        beside = list(npz_candidates(image, endings)) if subset.reads_npz else []
         mask = mask_file(image.record)
         for path in (*beside, *([mask] if mask else [])):
             stamp = stamp_of(path)
@@ -266,6 +273,9 @@ def _carry_out(
             device.take(good)
             advance(len(batch))
         device.finish()
+    if device.remade:
+        paths = {order.image.record.path for order in orders}
+        progress.note(said_of_remade(len(device.remade), len(paths)))
 
 
 @dataclass(frozen=True)
@@ -285,6 +295,9 @@ class _Device:
         encoder: The VAE.
         writer: Is given moments and masks.
         failures: Are given what cannot be encoded.
+
+    Attributes:
+        remade: Images that were encoded again in float32.
     """
 
     def __init__(
@@ -293,6 +306,7 @@ class _Device:
         self._cache, self._writer, self._failures = cache, writer, failures
         self._encode, self._batch_size = Encode(encoder), encoder.batch_size
         self._behind: tuple[Sequence[_Task], Begun] | None = None
+        self.remade: set[Path] = set()
 
     def take(self, rendered: Sequence[tuple[_Order, Rendered]]) -> None:
         """Encode images and mirror images as ordered, and keep their masks."""
@@ -322,6 +336,7 @@ class _Device:
                 self._failures.add(task.image, outcome.reason)
             else:
                 self._writer.add(task.image.bucket, task.key, *outcome)
+        self.remade |= {tasks[i].image.record.path for i in begun.remade}
 
 
 def _bucket_of(order: _Order) -> Size:

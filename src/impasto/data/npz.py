@@ -6,7 +6,7 @@ which VAE made them (kohya-ss/sd-scripts: `finetune/prepare_buckets_latents.py`,
 
     <stem>.npz, <stem>_flip.npz            arr_0                                  until July 2023
     <stem>.npz                             latents, latents_flipped, original_size, ...    to 0.9.1
-    <stem>_<W>x<H>_sd.npz                  the same; W x H is the image's size          from 2024
+    <stem>_<W>x<H>_sd.npz, ..._sdxl.npz    the same; W x H is the image's size          from 2024
     the same                               latents_<h>x<w>, latents_flipped_<h>x<w>, ...  from 2026
 """
 
@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 import os
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -31,6 +31,8 @@ CHANNELS = 4
 _CLOCK_SLACK_NS = 1_000_000_000
 _MOST_VALUES = 1 << 26  # latents of an image of 32768x32768 pixels
 WITH_CROP = "the image has a crop of its own, which sd-scripts does not heed"
+SD_ENDINGS = ("_sd", "_sdxl")  # fine_tune.py of early 2026 wrote SD latents as _sdxl
+SDXL_ENDINGS = ("_sdxl",)
 PLAIN_NAMES = ("latents", "latents_flipped", "original_size", "crop_ltrb")
 
 
@@ -43,19 +45,24 @@ class NpzLatents:
     flipped: np.ndarray | None
 
 
-def npz_candidates(image: PlannedImage) -> Iterator[Path]:
-    """Where sd-scripts would have put an image's latents, the newest form first."""
+def npz_candidates(image: PlannedImage, endings: Sequence[str] = SD_ENDINGS) -> Iterator[Path]:
+    """Where sd-scripts would have put an image's latents, the newest form first.
+
+    Args:
+        image: The image.
+        endings: What names end on that belong to the model; the first is what is written.
+    """
     path, root, size = image.record.path, image.record.subset.root, image.record.whole
-    for ending in ("_sd", "_sdxl"):  # fine_tune.py of early 2026 wrote SD latents as _sdxl
+    for ending in endings:
         yield path.with_name(f"{path.stem}_{size.width:04d}x{size.height:04d}{ending}.npz")
     yield path.with_suffix(".npz")
     if root != path.parent:
         yield root / f"{path.stem}.npz"
 
 
-def npz_file(image: PlannedImage) -> Path:
+def npz_file(image: PlannedImage, endings: Sequence[str] = SD_ENDINGS) -> Path:
     """Where today's sd-scripts has an image's latents."""
-    return next(npz_candidates(image))
+    return next(npz_candidates(image, endings))
 
 
 def read_npz(file: Path, image: PlannedImage) -> NpzLatents | Failure:
@@ -85,13 +92,19 @@ def is_older(file: Path, image: PlannedImage) -> bool:
         return False  # whoever reads it meets the same fault and reports it
 
 
-def write_npz(image: PlannedImage, latents: np.ndarray, flipped: np.ndarray | None) -> Path:
+def write_npz(
+    image: PlannedImage,
+    latents: np.ndarray,
+    flipped: np.ndarray | None,
+    endings: Sequence[str] = SD_ENDINGS,
+) -> Path:
     """Write latents as today's sd-scripts does, keeping those of other sizes in the same file.
 
     Args:
         image: The image.
         latents: One unscaled sample, float32 [4, h, w].
         flipped: The same of the mirrored image.
+        endings: What the name ends on, for the model.
 
     Returns:
         The file, beside the image.
@@ -99,7 +112,7 @@ def write_npz(image: PlannedImage, latents: np.ndarray, flipped: np.ndarray | No
     Raises:
         StorageError: It could not be written.
     """
-    file = npz_file(image)
+    file = npz_file(image, endings)
     arrays: dict[str, np.ndarray] = {}
     if os.path.isfile(file) and not is_older(file, image):  # noqa: PTH113 - False for long names
         try:

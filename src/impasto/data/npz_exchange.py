@@ -16,7 +16,7 @@ from impasto.data.latent_cache import (
     latent_key,
 )
 from impasto.data.latent_writing import ShardWriter, shard_writer
-from impasto.data.npz import WITH_CROP, npz_candidates, npz_file, read_npz, write_npz
+from impasto.data.npz import SD_ENDINGS, WITH_CROP, npz_candidates, npz_file, read_npz, write_npz
 from impasto.data.records import PlannedImage, SkippedFile
 from impasto.data.stages import Failure
 from impasto.errors import StorageError
@@ -29,17 +29,18 @@ def import_npz(
     digests: dict[Path, str],
     cache: LatentCache,
     progress: Progress,
+    endings: Sequence[str] = SD_ENDINGS,
 ) -> list[SkippedFile]:
     """Put fitting latents of sd-scripts into the cache, their keys into `keys`; name the rest."""
     able = [
         i
         for i, key in enumerate(keys)
-        if key is not None and key.plain and _npz_files_of(planned[i], digests)
+        if key is not None and key.plain and _npz_files_of(planned[i], digests, endings)
     ]
     if not able:
         return []
     refused: list[SkippedFile] = []
-    owners = _owners(planned, progress)
+    owners = _owners(planned, progress, endings)
     with (
         progress.stage("Reading sd-scripts' latents", len(able), "images") as advance,
         shard_writer(cache) as writer,
@@ -47,7 +48,7 @@ def import_npz(
         for i in sorted(able, key=lambda i: planned[i].bucket):
             own = keys[i]
             assert own is not None  # noqa: S101 - those without are not able
-            for file in _npz_files_of(planned[i], digests):
+            for file in _npz_files_of(planned[i], digests, endings):
                 shared = _shared(owners[file])
                 taken = shared or _from_npz(file, digests, planned[i], own, cache, writer)
                 if isinstance(taken, LatentKeys):
@@ -71,7 +72,12 @@ class Exported:
     refused: tuple[SkippedFile, ...]
 
 
-def export_latents(plan: CachedPlan, cache: LatentCache, progress: Progress) -> Exported:
+def export_latents(
+    plan: CachedPlan,
+    cache: LatentCache,
+    progress: Progress,
+    endings: Sequence[str] = SD_ENDINGS,
+) -> Exported:
     """Write the latents beside their images as today's sd-scripts does.
 
     A file holds one sample where the cache has moments: the mean, which is the likeliest. Images
@@ -83,10 +89,10 @@ def export_latents(plan: CachedPlan, cache: LatentCache, progress: Progress) -> 
     written, refused = 0, []
     owners: dict[Path, set[Path]] = {}
     for image in plan.images:
-        owners.setdefault(npz_file(image), set()).add(image.record.path)
+        owners.setdefault(npz_file(image, endings), set()).add(image.record.path)
     with progress.stage("Writing .npz", len(plan.images), "files") as advance:
         for image, key in zip(plan.images, plan.keys, strict=True):
-            outcome = _export(image, key, owners, cache)
+            outcome = _export(image, key, owners, cache, endings)
             if outcome is None:
                 written += 1
             else:
@@ -96,24 +102,29 @@ def export_latents(plan: CachedPlan, cache: LatentCache, progress: Progress) -> 
 
 
 def _export(
-    image: PlannedImage, key: LatentKeys, owners: dict[Path, set[Path]], cache: LatentCache
+    image: PlannedImage,
+    key: LatentKeys,
+    owners: dict[Path, set[Path]],
+    cache: LatentCache,
+    endings: Sequence[str],
 ) -> Failure | None:
     """Write one image's latents, or say why not."""
     if not key.plain:
         return Failure("no .npz: it changes each time that it is shown")
     if image.record.cut:
         return Failure(f"no .npz: {WITH_CROP}")
-    shared = _shared(owners[npz_file(image)])
+    file = npz_file(image, endings)
+    shared = _shared(owners[file])
     if shared is not None:
         return shared
     record = image.record
-    fault = files.why_not_written(npz_file(image), [record.path.parent, record.subset.root])
+    fault = files.why_not_written(file, [record.path.parent, record.subset.root])
     if fault:
         return Failure(f"no .npz: {fault}")
     latents = cache.read([key.plain])[0][0].numpy()
     flipped = cache.read([key.flipped])[0][0].numpy() if key.flipped else None
     try:
-        write_npz(image, latents, flipped)
+        write_npz(image, latents, flipped, endings)
     except StorageError as error:
         if not files.is_file_specific(error):
             raise
@@ -121,12 +132,14 @@ def _export(
     return None
 
 
-def _owners(planned: Sequence[PlannedImage], progress: Progress) -> dict[Path, set[Path]]:
+def _owners(
+    planned: Sequence[PlannedImage], progress: Progress, endings: Sequence[str]
+) -> dict[Path, set[Path]]:
     """File of latents -> the images that it may have been made from."""
     owners: dict[Path, set[Path]] = {}
     with progress.stage("Looking for sd-scripts' latents", len(planned), "images") as advance:
         for image in planned:
-            for file in npz_candidates(image):
+            for file in npz_candidates(image, endings):
                 owners.setdefault(file, set()).add(image.record.path)
             advance(1)
     return owners
@@ -142,11 +155,13 @@ def _shared(pictures: set[Path]) -> Failure | None:
     )
 
 
-def _npz_files_of(image: PlannedImage, digests: dict[Path, str]) -> list[Path]:
+def _npz_files_of(
+    image: PlannedImage, digests: dict[Path, str], endings: Sequence[str]
+) -> list[Path]:
     """The files that sd-scripts may have left for an image, if they are to be used."""
     if not image.record.subset.reads_npz:
         return []
-    return [file for file in dict.fromkeys(npz_candidates(image)) if file in digests]
+    return [file for file in dict.fromkeys(npz_candidates(image, endings)) if file in digests]
 
 
 def _from_npz(

@@ -24,6 +24,7 @@ from impasto.checkpoints.keymap import (
     vae_naming,
 )
 from impasto.checkpoints.weight_files import FolderLayout, Stems
+from impasto.data.npz import SDXL_ENDINGS
 from impasto.diffusion.prediction import EPSILON, VELOCITY
 from impasto.models.family import Component, Family, Pipeline, Reading, SizeConditioning
 
@@ -158,6 +159,7 @@ SDXL = Family(
     scaling_factor=0.13025,
     sizes=SizeConditioning(256),
     depths=(0, 2, 10),
+    npz_endings=SDXL_ENDINGS,
 )
 SDXL_V = replace(SDXL, key="sdxl-v", name="SDXL v-pred", prediction=VELOCITY, mark="v_pred")
 FAMILIES: tuple[Family, ...] = (SD1, SD2_BASE, SD2_V, SDXL, SDXL_V)

@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeVar
 
 from impasto.checkpoints.keymap import FileLayout, NamedPart, Naming, PartKind
 from impasto.checkpoints.weight_files import FolderLayout, Stems
+from impasto.data.npz import SD_ENDINGS
 from impasto.data.records import CELL, Geometry
 from impasto.diffusion.prediction import Prediction
 
@@ -144,6 +145,7 @@ class Family:
             have not; None where files are told apart by other things, or by its absence.
         depths: Transformer blocks of each attention, by level on the way down, at full size; None
             where no other model is told apart by them.
+        npz_endings: What names of sd-scripts' files of its latents end on; the first is written.
     """
 
     key: str
@@ -163,6 +165,7 @@ class Family:
     cell: int = CELL
     mark: str | None = None
     depths: tuple[int, ...] | None = None
+    npz_endings: tuple[str, ...] = SD_ENDINGS
 
     def of_kind(self, kind: PartKind) -> tuple[Component, ...]:
         """The components of a kind."""

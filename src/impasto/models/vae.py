@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from impasto.data.encoding import MomentsEncoder
+from impasto.data.npz import SD_ENDINGS
 from impasto.data.records import CELL
 from impasto.diffusion.transfer import to_device
 from impasto.models.casting import cast_network
@@ -42,7 +43,11 @@ def tiling(vae: Any, *, tiled: bool) -> Iterator[None]:
 
 
 def moments_encoder(
-    vae: Any, *, batch_size: int, device: torch.device | None = None
+    vae: Any,
+    *,
+    batch_size: int,
+    device: torch.device | None = None,
+    npz_endings: tuple[str, ...] = SD_ENDINGS,
 ) -> MomentsEncoder:
     """The VAE's encoder as the latent cache takes it; it computes in the VAE's precision.
 
@@ -56,6 +61,7 @@ def moments_encoder(
         vae: diffusers' AutoencoderKL.
         batch_size: Images per call.
         device: Where it computes; None means where the VAE is.
+        npz_endings: What names of sd-scripts' files of its latents end on.
     """
     home = device or vae.device
 
@@ -80,7 +86,9 @@ def moments_encoder(
 
     exactly = None if vae.dtype == torch.float32 else encode_exactly
     arithmetic = "tf32" if computes_in_tf32(home, vae.dtype) else ""
-    return MomentsEncoder(encode, encoding_fingerprint(vae), batch_size, exactly, arithmetic)
+    return MomentsEncoder(
+        encode, encoding_fingerprint(vae), batch_size, exactly, arithmetic, npz_endings
+    )
 
 
 def computes_in_tf32(device: torch.device, dtype: torch.dtype) -> bool:

@@ -184,13 +184,16 @@ def _prepare(options: argparse.Namespace, console: Console) -> None:
     scan = scan_all(config, console)
     whole = [replace(record, size=record.whole, cut=None) for record in scan.records]
     planned = plan_dataset(config, whole)  # sd-scripts, which this is for, knows no crops
-    vae = load_base_model(options.model_name_or_path, progress=console).vae
+    base = load_base_model(options.model_name_or_path, progress=console)
+    vae, endings = base.vae, base.family.npz_endings
     set_arithmetic(tf32=True)  # as training.tf32 is, unless a run says otherwise
     cast_network(vae, DTYPES[config.vae_precision])
     cache = LatentCache(config.derived_dir / "latents")
-    encoder = moments_encoder(vae, batch_size=options.batch_size, device=default_device())
+    encoder = moments_encoder(
+        vae, batch_size=options.batch_size, device=default_device(), npz_endings=endings
+    )
     result = cache_latents(planned.images, cache, encoder, console)
-    exported = export_latents(result, cache, console)
+    exported = export_latents(result, cache, console, endings)
     _write_resolutions(options, result.images, console)
     console.note(
         f"{exported.written} .npz files beside their images; metadata: {options.out_json}."

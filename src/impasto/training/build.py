@@ -200,7 +200,12 @@ def _load_and_encode(
         model = with_zero_terminal_snr(model)
     device = accelerator.device
     encoding_vae = build_encoding_vae(config, model)
-    encoder = moments_encoder(encoding_vae, batch_size=config.dataset.vae_batch_size, device=device)
+    encoder = moments_encoder(
+        encoding_vae,
+        batch_size=config.dataset.vae_batch_size,
+        device=device,
+        npz_endings=model.family.npz_endings,
+    )
     aside = ThreadPoolExecutor(1)  # hashing leaves Python free: 2 s of a full-size U-Net
     vae = model.family.vae.name
     hashes = {

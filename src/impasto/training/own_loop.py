@@ -130,7 +130,12 @@ def prepare(
     waiter = locks.LockWaiter(progress.note, f"reading {latents}")
     in_use.enter_context(locks.SharedLock(latents, f"a loop over {folder}", waiter))
     vae = build_encoding_vae(config, model)
-    encoder = moments_encoder(vae, batch_size=config.dataset.vae_batch_size, device=device)
+    encoder = moments_encoder(
+        vae,
+        batch_size=config.dataset.vae_batch_size,
+        device=device,
+        npz_endings=model.family.npz_endings,
+    )
     stays = False
     try:
         state = PartialState(timeout=PROCESS_TIMEOUT)

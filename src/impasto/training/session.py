@@ -147,6 +147,8 @@ class Session:
             part_by_group=self.part_by_group,
             num_timesteps=self.recipe.schedule.num_timesteps,
             lost=self.data.lost,
+            remade=self.data.remade,
+            number_of_images=len(self.data.plan.images),
         )
 
     @contextlib.contextmanager

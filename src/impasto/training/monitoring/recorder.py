@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import torch
 from accelerate import Accelerator
 
 from impasto.config.run import RunConfig
+from impasto.data.encoding import said_of_remade
 from impasto.data.sampler import EpochSampler
 from impasto.publishing import redact_settings
 from impasto.runs import RunDirectory
@@ -33,7 +34,9 @@ class RecorderInputs:
         optimizer: Has the learning rates, in groups.
         part_by_group: The name of the part that each of them is of.
         num_timesteps: Timesteps of the noise schedule.
-        lost: Images that cannot be read any more -> why; grows while training goes on.
+        lost: Images that cannot be used any more -> why; grows while training goes on.
+        remade: Images whose latents had to be made again in float32; grows as well.
+        number_of_images: Images that are trained on.
     """
 
     config: RunConfig
@@ -43,6 +46,8 @@ class RecorderInputs:
     part_by_group: Sequence[str]
     num_timesteps: int
     lost: Mapping[Path, str]
+    remade: Collection[Path]
+    number_of_images: int
 
 
 class Recorder:
@@ -62,6 +67,7 @@ class Recorder:
         self._is_main = of.accelerator.is_main_process
         self._trackers: list[Tracker] = []
         self._lost: set[Path] = set()
+        self._told_of_remade = False
         self._vram_overflow = watch_for_overflow(of.accelerator.device)
         self.meter = MetricsCollector(of.accelerator, of.num_timesteps)
         self.meter.timings_s["preparing"] = preparing_s
@@ -94,7 +100,8 @@ class Recorder:
         if summary is None:
             return
         for path, reason in self._newly_lost():
-            self._events.note(f"{path} cannot be read any more and is passed over: {reason}")
+            self._events.note(f"{path} cannot be used any more and is passed over: {reason}")
+        self._note_remade()
         if self.image_losses is not None:
             self.image_losses.write()
         if self._vram_overflow is not None:
@@ -141,6 +148,13 @@ class Recorder:
         named = {"lr" if part == first else f"lr_{part}": rate for part, rate in rates.items()}
         found = groups[0].get("d")  # Prodigy's and D-Adaptation's estimate, which lr multiplies
         return named if found is None else {**named, "d_lr": float(found) * named["lr"]}
+
+    def _note_remade(self) -> None:
+        """Say once that images are encoded twice; later ones are of the same cause."""
+        if self._of.remade and not self._told_of_remade:
+            self._told_of_remade = True
+            said = said_of_remade(len(self._of.remade), self._of.number_of_images)
+            self._events.note(said)
 
     def _newly_lost(self) -> list[tuple[Path, str]]:
         """Images that training met and could not read since the last look."""
