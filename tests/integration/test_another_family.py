@@ -20,7 +20,7 @@ from impasto.checkpoints.reading import open_tensor_file
 from impasto.cli.console import Console
 from impasto.cli.plan import show_plan
 from impasto.data.records import Box, Geometry, Size
-from impasto.errors import ModelError
+from impasto.errors import ConfigError, ModelError
 from impasto.models import families
 from impasto.models.configs import configs_from
 from impasto.models.conversion import convert_model
@@ -34,6 +34,7 @@ from impasto.models.tokens import TextLayout
 from impasto.progress import SilentProgress
 from impasto.sampling.prompts import Prompt
 from impasto.sampling.sampler import Sampler
+from impasto.training.methods import build_trainable
 from impasto.training.trainer import resume, train
 
 pytestmark = pytest.mark.usefixtures("row")
@@ -100,6 +101,17 @@ def test_numbers_of_sizes_are_those_of_the_paper(two_model):
     expected = pipeline._get_add_time_ids((600, 800), (8, 16), (512, 768), torch.float32, 20)
     found = TWO.sizes.numbers(Geometry(Size(800, 600), Box(16, 8, Size(768, 512))))
     assert list(found) == expected[0].tolist()
+
+
+def test_an_image_may_count_as_one_that_is_drawn():
+    cut = Geometry(Size(800, 600), Box(16, 8, Size(768, 512)))
+    assert replace(TWO.sizes, as_drawn=True).numbers(cut) == (512, 768, 0, 0, 512, 768)
+
+
+def test_sizes_are_refused_where_a_model_is_told_none(train_config, nano_model):
+    config = train_config(model={"path": str(nano_model), "size_conditioning": "target"})
+    with pytest.raises(ConfigError, match=r"size_conditioning target has no effect.*SD 1\.x"):
+        build_trainable(config, load_base_model(nano_model))
 
 
 def test_a_drawn_image_is_what_the_pipeline_draws(two_model):
@@ -202,8 +214,9 @@ def test_remembered_text_changes_nothing(two_config, tmp_path):
     torch.testing.assert_close(*map(torch.tensor, records), atol=1e-6, rtol=1e-6)
 
 
-def test_sizes_reach_the_network(two_config, tmp_path):
-    """The same pixels said to be of another size give another loss."""
+@pytest.mark.parametrize("told", ["original", "target"])
+def test_sizes_reach_the_network(train_config, two_model, tmp_path, told):
+    """The same pixels said to be of another size give another loss, unless that is not told."""
     losses = []
     for side in (64, 256):
         folder = draw_images(tmp_path / str(side), 4)
@@ -212,14 +225,16 @@ def test_sizes_reach_the_network(two_config, tmp_path):
 
             Image.open(path).convert("L").convert("RGB").resize((side, side)).save(path)
         run = train(
-            two_config(
+            train_config(
+                model={"path": str(two_model), "size_conditioning": told},
                 dataset={"image_dir": str(folder)},
                 output_dir=str(tmp_path / f"run{side}"),
                 training={"max_steps": 1},
             )
         )
         losses += [r["loss"] for r in run.read_metrics()]
-    assert losses[0] != losses[1]
+    is_same = losses[0] == pytest.approx(losses[1], rel=1e-4)  # resizing rounds the pixels
+    assert is_same == (told == "target"), losses
 
 
 @pytest.mark.parametrize("method", [{}, {"train_text_encoder": True}])

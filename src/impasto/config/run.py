@@ -57,6 +57,12 @@ class ModelConfig(Section):
     penultimate layer that NovelAI trained with; off means the last layer. SD 2.x uses the
     penultimate layer of its own encoder without this setting."""
 
+    size_conditioning: Literal["original", "target"] = "original"
+    """What SDXL is told of an image's size. `original`: its own size before anything, and what its
+    crop leaves out, so that it learns what small and cropped images look like and does not draw
+    such. `target`: the size that it is trained at and no crop, as of an image that is drawn; for
+    images that were brought to size elsewhere, whose own sizes say nothing of how they look."""
+
     max_tokens: Literal[75, 150, 225] = 75
     """How much of a caption is read, in tokens; a word is one to three. More takes a little more
     time and memory, for long captions only with `token_join` a1111."""

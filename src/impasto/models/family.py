@@ -95,13 +95,17 @@ class SizeConditioning:
 
     Attributes:
         width: Of each embedding.
+        as_drawn: Whether every image counts as one that is drawn: of its size, and not cropped.
     """
 
     width: int
     count: int = 6
+    as_drawn: bool = False
 
     def numbers(self, geometry: Geometry) -> tuple[int, ...]:
         """The numbers, in the order of diffusers' `add_time_ids`."""
+        if self.as_drawn:
+            geometry = Geometry.whole(geometry.target)
         crop = geometry.crop
         return (*geometry.original.hw, crop.top, crop.left, *geometry.target.hw)
 

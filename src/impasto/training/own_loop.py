@@ -28,7 +28,7 @@ from impasto.progress import Progress, SilentProgress
 from impasto.training.devices import PROCESS_TIMEOUT, release_cached_memory
 from impasto.training.model import build_encoding_vae
 from impasto.training.prefetch import Prefetch, build_prefetcher
-from impasto.training.text import ENCODED_AT_ONCE, build_layout
+from impasto.training.text import ENCODED_AT_ONCE, build_layout, build_sizes
 
 _GIVEN_OTHERWISE = (
     "image_dir", "batch_size", "config", "general", "datasets", "train_data_dir", "reg_data_dir",
@@ -206,7 +206,7 @@ def _build_conditioner(
         build_tokens(model, build_layout(config)),
         states,
         states.shape,
-        sizes=model.family.sizes,
+        sizes=build_sizes(config, model),
         device=device,
         memory=TextCache(limit, device, at_once=at_once),
     )

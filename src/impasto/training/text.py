@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -13,6 +13,8 @@ from torch import nn
 
 from impasto.config.run import RunConfig
 from impasto.data.text_store import TextStore
+from impasto.errors import ConfigError
+from impasto.models.family import SizeConditioning
 from impasto.models.loading import BaseModel, build_tokens
 from impasto.models.text import ClipHiddenStates, ClipTextConditioner
 from impasto.models.text_memory import TextCache
@@ -50,6 +52,23 @@ def build_layout(config: RunConfig) -> TextLayout:
     return TextLayout(model.max_tokens, model.token_join, model.token_split, model.caption_emphasis)
 
 
+def build_sizes(config: RunConfig, model: BaseModel) -> SizeConditioning | None:
+    """What the U-Net is told of sizes; None where it is told none.
+
+    Raises:
+        ConfigError: Something else than usual is asked for, and it is told none.
+    """
+    sizes, asked = model.family.sizes, config.model.size_conditioning
+    if sizes is None:
+        if asked != "original":
+            raise ConfigError(
+                f"model.size_conditioning {asked} has no effect: {model.contents.name} is "
+                f"{model.family.name}, which is told no sizes. Take it out."
+            )
+        return None
+    return replace(sizes, as_drawn=asked == "target")
+
+
 def build_conditioners(
     config: RunConfig,
     device: torch.device,
@@ -67,7 +86,7 @@ def build_conditioners(
     prompt_tokens = build_tokens(model, with_max_tokens(layout, config.previews.emphasis))
     states = trainable.states
     conditioner = partial(
-        ClipTextConditioner, shape=states.shape, sizes=model.family.sizes, device=device
+        ClipTextConditioner, shape=states.shape, sizes=build_sizes(config, model), device=device
     )
     if any(part.reads_text for part in trainable.parts):
         return Conditioners(
