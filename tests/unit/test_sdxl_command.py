@@ -108,6 +108,8 @@ CASES = [
     (["--v_parameterization", "--zero_terminal_snr"], "noise.zero_terminal_snr", True),
     ([TRAINED], "method", {"train_text_encoder": True}),
     ([TRAINED, "--learning_rate_te1=1e-6"], "method.text_encoder_lrs", {"text_encoder": 1e-6}),
+    ([TRAINED, "--learning_rate_te1=0", "--learning_rate_te2=0"],
+     "method", {"train_text_encoder": False}),
     ([TRAINED, "--learning_rate_te2=0"], "method.text_encoder_lrs", {"text_encoder_2": 0.0}),
     (["--fused_backward_pass"], "training.optimizer_in_backward", "last_norm"),
     (["--fused_backward_pass", "--max_grad_norm=0"], "training.optimizer_in_backward", "exact"),
@@ -135,11 +137,14 @@ def test_what_flags_become(words, place, expected):
     [
         (["--clip_skip=2"], "model.clip_skip", "--clip_skip: it has no effect"),
         (["--learning_rate_te1=1e-6"], "method", "--learning_rate_te1: it has no effect without"),
-        ([TRAINED, "--learning_rate_te1=0", "--learning_rate_te2=0"], "method", "none is trained"),
+        ([TRAINED, "--learning_rate_te1=0", "--learning_rate_te2=0"],
+         "method.text_encoder_lrs", "none is trained"),
+        (["--fused_optimizer_groups=4", "--gradient_accumulation_steps=2"],
+         "training.optimizer_in_backward", "--fused_optimizer_groups: weights change after all 2"),
         (["--conditioning_data_dir=masks"], "dataset.mask_dir", "without --masked_loss"),
         (["--fused_optimizer_groups=0"], "training.optimizer_in_backward", ""),
     ],
-)
+)  # fmt: skip
 def test_what_has_no_effect_there_has_none_here(words, place, told):
     found = settings(*words)
     with pytest.raises(KeyError):
@@ -155,6 +160,9 @@ def test_what_has_no_effect_there_has_none_here(words, place, told):
                                       r"nearest is --learning_rate_te[12]"),
         (["--hypernetwork_module=x"], r"no flag --hypernetwork_module\.$"),
         (["--block_lr=1,2"], "--block_lr is '1,2'; expected 23 numbers"),
+        ([TRAINED, f"--block_lr={','.join(['0'] * 23)}"], "--block_lr is 0 for every block"),
+        (["--weighted_captions", "--cache_text_encoder_outputs"], "do not go together"),
+        (["--weighted_captions", "--cache_text_encoder_outputs_to_disk"], "do not go together"),
         (["--learning_rate=0"], "some of the U-Net always learns"),
         (["--fused_backward_pass", "--gradient_accumulation_steps=2"], "Take one of the two out"),
         ([TRAINED, "--cache_text_encoder_outputs"], "--train_text_encoder changes that"),
@@ -201,6 +209,31 @@ def test_outputs_of_captions_that_change_are_not_kept(tmp_path, changing, in_fil
         build_settings(flags, tree, source="test")
     without = {name: value for name, value in flags.items() if name != words[0].lstrip("-")}
     build_settings(without, translate(SDXL_TRAIN, without).tree, source="test")
+
+
+def built(*words):
+    flags = parse_flags(SDXL_TRAIN, [*NEEDED, *words])
+    return build_settings(flags, translate(SDXL_TRAIN, flags).tree, source="test")
+
+
+@pytest.mark.parametrize("in_file", [False, True])
+def test_steps_of_buckets_are_multiples_of_32(tmp_path, in_file):
+    def words(steps, has_buckets=True):
+        if not in_file:
+            found = [f"--bucket_reso_steps={steps}"]
+            return [*found, "--enable_bucket"] if has_buckets else found
+        file = tmp_path / "d.toml"
+        file.write_text(
+            f"[[datasets]]\nenable_bucket = {str(has_buckets).lower()}\n"
+            f"bucket_reso_steps = {steps}\n[[datasets.subsets]]\nimage_dir = 'p'\n",
+            encoding="utf-8",
+        )
+        return [f"--dataset_config={file}"]
+
+    with pytest.raises(ConfigError, match=r"bucket_reso_steps is 16; .* multiples of 32"):
+        built(*words(16))
+    assert built(*words(32)).dataset.parts[0].bucket_reso_steps == 32
+    assert not built(*words(16, has_buckets=False)).dataset.parts[0].enable_bucket
 
 
 def test_folders_of_repeats_are_subsets(tmp_path):

@@ -47,6 +47,7 @@ max_data_loader_n_workers = 0
 max_token_length = 75
 max_train_steps = 1600
 min_bucket_reso = 256
+min_snr_gamma = 0
 mixed_precision = "bf16"
 multires_noise_discount = 0.3
 noise_offset_random_strength = false
@@ -59,6 +60,7 @@ persistent_data_loader_workers = 0
 pretrained_model_name_or_path = "xl.safetensors"
 resolution = "1024,1024"
 resume = ""
+sample_every_n_steps = 0
 sample_prompts = ""
 sample_sampler = "euler_a"
 save_every_n_epochs = 1
@@ -69,6 +71,7 @@ train_batch_size = 1
 train_data_dir = "pictures"
 train_text_encoder = false
 v2 = false
+v_pred_like_loss = 0
 vae = ""
 vae_batch_size = 1
 wandb_run_name = "last"
@@ -99,9 +102,7 @@ def test_a_file_of_a_form_is_taken(form):
 def test_what_has_no_effect_is_said_by_the_command(form, monkeypatch):
     said = []
     monkeypatch.setattr(drop_in, "_train", lambda script, flags, console: None)
-    monkeypatch.setattr(
-        "impasto.cli.console.Console.note", lambda console, text: said.append(text)
-    )
+    monkeypatch.setattr("impasto.cli.console.Console.note", lambda console, text: said.append(text))
     drop_in.run(SDXL_TRAIN, [f"--config_file={form}"])
     assert any(line.startswith(f"noise_offset_type in {form}: ") for line in said)
 
@@ -131,6 +132,11 @@ def test_a_slip_in_a_file_is_refused(tmp_path, script, line, near):
 def test_an_empty_text_is_not_given(name):
     given = parse_flags(SDXL_TRAIN, [*NEEDED, f"--{name}="])
     assert given == parse_flags(SDXL_TRAIN, NEEDED)
+
+
+@pytest.mark.parametrize("name", ["min_snr_gamma", "v_pred_like_loss", "sample_every_n_epochs"])
+def test_a_zero_is_off_where_it_is_there(name):
+    assert parse_flags(SDXL_TRAIN, [*NEEDED, f"--{name}=0"]) == parse_flags(SDXL_TRAIN, NEEDED)
 
 
 def test_an_empty_text_takes_back_what_the_file_says(tmp_path):

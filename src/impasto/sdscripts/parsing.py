@@ -16,6 +16,13 @@ from impasto.sdscripts.flags import SCRIPTS, Flag, Script, flags_of
 _TYPES: dict[str, Any] = {"int": int, "float": finite, "text": str, "list": str}
 _OFF_IF_EMPTY = {"block_lr", "config_file", "lr_scheduler_type", "optimizer_type", "resume"}
 """Flags whose empty text is as if they were not given (`if args.block_lr` and the like there)."""
+_OFF_IF_ZERO = {
+    "min_snr_gamma",
+    "sample_every_n_epochs",
+    "sample_every_n_steps",
+    "v_pred_like_loss",
+}
+"""Flags whose 0 is as if they were not given, there too."""
 
 _LIKENESS = 0.8  # of a key of a file and a flag, from which the key is taken for a slip
 _OF_OTHERS = {"ae", "network_module", "noise_offset_type", "t5xxl_max_token_length"}
@@ -49,11 +56,12 @@ def parse_flags(
     file = found.pop("config_file", "")
     if file:
         found = {**_of_file(script, Path(file), tell), **found}
-    return {
+    checked = {
         name: _checked(known[name], value)
         for name, value in found.items()
         if value != "" or name not in _OFF_IF_EMPTY
     }
+    return {name: v for name, v in checked.items() if v != 0 or name not in _OFF_IF_ZERO}
 
 
 class _Parser(argparse.ArgumentParser):
