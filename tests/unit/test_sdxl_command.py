@@ -100,6 +100,26 @@ def test_the_command_of_the_guide_as_settings():
     assert (config.schedule.kind, config.schedule.warmup_steps) == ("constant", 100)
     assert config.saving.export_dtype == "bf16"
     assert config.saving.text_encoder_dtype is None  # as they were
+    assert not any("Adafactor" in line for line in found.notices)
+
+
+@pytest.mark.parametrize("kind", ["adafactor", "AdaFactor"])
+def test_rates_of_adafactor_are_those_that_are_given(kind):
+    told = settings(f"--optimizer_type={kind}", "--learning_rate=1e-5").notices
+    assert sum("finds its rates itself and ignores --learning_rate" in line for line in told) == 1
+    assert sum("scales rates by the size of the weights" in line for line in told) == 1
+    told = settings(f"--optimizer_type={kind}", "--optimizer_args", "relative_step=False").notices
+    assert [line for line in told if "Adafactor" in line] == [
+        "--optimizer_type: without scale_parameter=False in --optimizer_args, sd-scripts' "
+        "Adafactor scales rates by the size of the weights; here it does so with True only."
+    ]
+    assert not any("Adafactor" in line for line in settings("--optimizer_type=adamw").notices)
+
+
+@pytest.mark.parametrize("asked", ["relative_step", "warmup_init"])
+def test_rates_that_adafactor_finds_are_refused(asked):
+    with pytest.raises(ConfigError, match=f"--optimizer_args has {asked}=True, with which"):
+        settings("--optimizer_type=adafactor", "--optimizer_args", f"{asked}=True")
 
 
 TRAINED = "--train_text_encoder"
