@@ -2,6 +2,7 @@
 
 import json
 import tomllib
+from pathlib import Path
 
 import pytest
 from conftest import GOLDEN
@@ -291,3 +292,16 @@ def test_a_command_becomes_settings_that_say_where_they_come_from():
     assert len(config.method.block_lrs) == sum(map(len, BLOCKS))
     with pytest.raises(ConfigError, match=r"train_network\.py is not fine_tune\.py or sdxl_train"):
         command_to_toml(["python", "sdxl_train_network.py"])
+
+
+def test_the_page_of_flags_says_where_a_rule_differs():
+    rows = (
+        (Path(__file__).parents[2] / "docs" / "flags.md").read_text(encoding="utf-8").splitlines()
+    )
+    named = ("conditioning_data_dir", "masked_loss", "fused_backward_pass",
+             "fused_optimizer_groups")  # fmt: skip
+    known = flags_of(SDXL_TRAIN)
+    assert {name for name, flag in known.items() if flag.differs} == set(named)
+    for name in named:
+        assert f"| `--{name}` | not quite as there: {known[name].differs} |" in rows
+        assert not any((known[name].to, known[name].notice, known[name].refusal))
