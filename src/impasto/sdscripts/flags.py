@@ -2,9 +2,10 @@
 
 One table: a flag has the same meaning here, in `to` a place in our settings or in `translate.py` a
 rule of its own; or it is accepted and changes nothing, with a notice (`notice`); or it is refused
-with what to use instead (`refusal`). A flag that one of the commands does not have, or that means
-something else there, has a row for each (`only`). The flags, types and defaults are those of
-kohya-ss/sd-scripts at commit 48d368fa (`library/train_util.py`, `fine_tune.py`, `sdxl_train.py`).
+with what to use instead (`refusal`). What a rule does otherwise than there is in `differs`. A flag
+that one of the commands does not have, or that means something else there, has a row for each
+(`only`). The flags, types and defaults are those of kohya-ss/sd-scripts at commit 48d368fa
+(`library/train_util.py`, `fine_tune.py`, `sdxl_train.py`).
 """
 
 from __future__ import annotations
