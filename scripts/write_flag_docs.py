@@ -23,6 +23,8 @@ def fate(flag: Flag) -> str:
         return f"refused: {flag.refusal}"
     if flag.notice:
         return f"changes nothing, and says so: {flag.notice}"
+    if flag.differs:
+        return f"not quite as there: {flag.differs}"
     return f"`{flag.to}`" if flag.to else "as there"
 
 

@@ -2,6 +2,7 @@
 
 import json
 import tomllib
+from pathlib import Path
 
 import pytest
 from conftest import GOLDEN
@@ -100,6 +101,26 @@ def test_the_command_of_the_guide_as_settings():
     assert (config.schedule.kind, config.schedule.warmup_steps) == ("constant", 100)
     assert config.saving.export_dtype == "bf16"
     assert config.saving.text_encoder_dtype is None  # as they were
+    assert not any("Adafactor" in line for line in found.notices)
+
+
+@pytest.mark.parametrize("kind", ["adafactor", "AdaFactor"])
+def test_rates_of_adafactor_are_those_that_are_given(kind):
+    told = settings(f"--optimizer_type={kind}", "--learning_rate=1e-5").notices
+    assert sum("finds its rates itself and ignores --learning_rate" in line for line in told) == 1
+    assert sum("scales rates by the size of the weights" in line for line in told) == 1
+    told = settings(f"--optimizer_type={kind}", "--optimizer_args", "relative_step=False").notices
+    assert [line for line in told if "Adafactor" in line] == [
+        "--optimizer_type: without scale_parameter=False in --optimizer_args, sd-scripts' "
+        "Adafactor scales rates by the size of the weights; here it does so with True only."
+    ]
+    assert not any("Adafactor" in line for line in settings("--optimizer_type=adamw").notices)
+
+
+@pytest.mark.parametrize("asked", ["relative_step", "warmup_init"])
+def test_rates_that_adafactor_finds_are_refused(asked):
+    with pytest.raises(ConfigError, match=f"--optimizer_args has {asked}=True, with which"):
+        settings("--optimizer_type=adafactor", "--optimizer_args", f"{asked}=True")
 
 
 TRAINED = "--train_text_encoder"
@@ -108,6 +129,8 @@ CASES = [
     (["--v_parameterization", "--zero_terminal_snr"], "noise.zero_terminal_snr", True),
     ([TRAINED], "method", {"train_text_encoder": True}),
     ([TRAINED, "--learning_rate_te1=1e-6"], "method.text_encoder_lrs", {"text_encoder": 1e-6}),
+    ([TRAINED, "--learning_rate_te1=0", "--learning_rate_te2=0"],
+     "method", {"train_text_encoder": False}),
     ([TRAINED, "--learning_rate_te2=0"], "method.text_encoder_lrs", {"text_encoder_2": 0.0}),
     (["--fused_backward_pass"], "training.optimizer_in_backward", "last_norm"),
     (["--fused_backward_pass", "--max_grad_norm=0"], "training.optimizer_in_backward", "exact"),
@@ -135,11 +158,14 @@ def test_what_flags_become(words, place, expected):
     [
         (["--clip_skip=2"], "model.clip_skip", "--clip_skip: it has no effect"),
         (["--learning_rate_te1=1e-6"], "method", "--learning_rate_te1: it has no effect without"),
-        ([TRAINED, "--learning_rate_te1=0", "--learning_rate_te2=0"], "method", "none is trained"),
+        ([TRAINED, "--learning_rate_te1=0", "--learning_rate_te2=0"],
+         "method.text_encoder_lrs", "none is trained"),
+        (["--fused_optimizer_groups=4", "--gradient_accumulation_steps=2"],
+         "training.optimizer_in_backward", "--fused_optimizer_groups: weights change after all 2"),
         (["--conditioning_data_dir=masks"], "dataset.mask_dir", "without --masked_loss"),
         (["--fused_optimizer_groups=0"], "training.optimizer_in_backward", ""),
     ],
-)
+)  # fmt: skip
 def test_what_has_no_effect_there_has_none_here(words, place, told):
     found = settings(*words)
     with pytest.raises(KeyError):
@@ -155,6 +181,9 @@ def test_what_has_no_effect_there_has_none_here(words, place, told):
                                       r"nearest is --learning_rate_te[12]"),
         (["--hypernetwork_module=x"], r"no flag --hypernetwork_module\.$"),
         (["--block_lr=1,2"], "--block_lr is '1,2'; expected 23 numbers"),
+        ([TRAINED, f"--block_lr={','.join(['0'] * 23)}"], "--block_lr is 0 for every block"),
+        (["--weighted_captions", "--cache_text_encoder_outputs"], "do not go together"),
+        (["--weighted_captions", "--cache_text_encoder_outputs_to_disk"], "do not go together"),
         (["--learning_rate=0"], "some of the U-Net always learns"),
         (["--fused_backward_pass", "--gradient_accumulation_steps=2"], "Take one of the two out"),
         ([TRAINED, "--cache_text_encoder_outputs"], "--train_text_encoder changes that"),
@@ -203,6 +232,31 @@ def test_outputs_of_captions_that_change_are_not_kept(tmp_path, changing, in_fil
     build_settings(without, translate(SDXL_TRAIN, without).tree, source="test")
 
 
+def built(*words):
+    flags = parse_flags(SDXL_TRAIN, [*NEEDED, *words])
+    return build_settings(flags, translate(SDXL_TRAIN, flags).tree, source="test")
+
+
+@pytest.mark.parametrize("in_file", [False, True])
+def test_steps_of_buckets_are_multiples_of_32(tmp_path, in_file):
+    def words(steps, has_buckets=True):
+        if not in_file:
+            found = [f"--bucket_reso_steps={steps}"]
+            return [*found, "--enable_bucket"] if has_buckets else found
+        file = tmp_path / "d.toml"
+        file.write_text(
+            f"[[datasets]]\nenable_bucket = {str(has_buckets).lower()}\n"
+            f"bucket_reso_steps = {steps}\n[[datasets.subsets]]\nimage_dir = 'p'\n",
+            encoding="utf-8",
+        )
+        return [f"--dataset_config={file}"]
+
+    with pytest.raises(ConfigError, match=r"bucket_reso_steps is 16; .* multiples of 32"):
+        built(*words(16))
+    assert built(*words(32)).dataset.parts[0].bucket_reso_steps == 32
+    assert not built(*words(16, has_buckets=False)).dataset.parts[0].enable_bucket
+
+
 def test_folders_of_repeats_are_subsets(tmp_path):
     for name in ("train/10_sks frog", "reg/1_animal", "flat"):
         (tmp_path / name).mkdir(parents=True)
@@ -238,3 +292,16 @@ def test_a_command_becomes_settings_that_say_where_they_come_from():
     assert len(config.method.block_lrs) == sum(map(len, BLOCKS))
     with pytest.raises(ConfigError, match=r"train_network\.py is not fine_tune\.py or sdxl_train"):
         command_to_toml(["python", "sdxl_train_network.py"])
+
+
+def test_the_page_of_flags_says_where_a_rule_differs():
+    rows = (
+        (Path(__file__).parents[2] / "docs" / "flags.md").read_text(encoding="utf-8").splitlines()
+    )
+    named = ("conditioning_data_dir", "masked_loss", "fused_backward_pass",
+             "fused_optimizer_groups")  # fmt: skip
+    known = flags_of(SDXL_TRAIN)
+    assert {name for name, flag in known.items() if flag.differs} == set(named)
+    for name in named:
+        assert f"| `--{name}` | not quite as there: {known[name].differs} |" in rows
+        assert not any((known[name].to, known[name].notice, known[name].refusal))

@@ -54,8 +54,8 @@ def run(script: Script, arguments: list[str]) -> None:
     from impasto.cli.console import Console
     from impasto.sdscripts.parsing import parse_flags
 
-    flags = parse_flags(script, arguments)
     console = Console()
+    flags = parse_flags(script, arguments, console.note)
     resumed = flags.pop("resume", None)
     if resumed is None:
         _train(script, flags, console)

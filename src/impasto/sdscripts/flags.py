@@ -2,9 +2,10 @@
 
 One table: a flag has the same meaning here, in `to` a place in our settings or in `translate.py` a
 rule of its own; or it is accepted and changes nothing, with a notice (`notice`); or it is refused
-with what to use instead (`refusal`). A flag that one of the commands does not have, or that means
-something else there, has a row for each (`only`). The flags, types and defaults are those of
-kohya-ss/sd-scripts at commit 48d368fa (`library/train_util.py`, `fine_tune.py`, `sdxl_train.py`).
+with what to use instead (`refusal`). What a rule does otherwise than there is in `differs`. A flag
+that one of the commands does not have, or that means something else there, has a row for each
+(`only`). The flags, types and defaults are those of kohya-ss/sd-scripts at commit 48d368fa
+(`library/train_util.py`, `fine_tune.py`, `sdxl_train.py`).
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ class Flag:
         to: Where its value goes in our settings: `section.key`; empty for a rule of its own.
         notice: Why it changes nothing.
         refusal: Why it is refused, and what to use.
+        differs: What is not as there, of one that has a rule of its own.
         choices: The words that it takes; empty for any.
         nearest: Of a refused one: the last part of its value -> what to give instead.
         only: The one command that has this row; None is both.
@@ -45,6 +47,7 @@ class Flag:
     to: str = ""
     notice: str = ""
     refusal: str = ""
+    differs: str = ""
     choices: tuple[str, ...] = ()
     nearest: Mapping[str, str] = field(default_factory=dict)
     only: Script | None = None
@@ -151,8 +154,9 @@ _DATASET = [
         *_same("text", ("caption_extension", None, "dataset.caption_extension"),
                ("caption_extention", None, "dataset.caption_extension")),
         Flag("reg_data_dir", "text"),
-        Flag("conditioning_data_dir", "text"),
-        Flag("masked_loss"),
+        Flag("conditioning_data_dir", "text", differs="masks beside --train_data_dir; there it is "
+             "read nowhere, and subsets of a dataset configuration alone have masks"),
+        Flag("masked_loss", differs="masks of --conditioning_data_dir count too"),
     ),
     *_noticed("int", "decoding takes as many processes as there are processors",
               "max_data_loader_n_workers"),
@@ -210,8 +214,10 @@ _OPTIMIZER = [
         *_same("float", ("learning_rate_te1", None, "method.text_encoder_lrs.text_encoder"),
                ("learning_rate_te2", None, "method.text_encoder_lrs.text_encoder_2")),
         Flag("block_lr", "text"),
-        Flag("fused_backward_pass"),
-        Flag("fused_optimizer_groups", "int"),
+        Flag("fused_backward_pass", differs="with other optimizers than Adafactor too, and the "
+             "whole gradient is limited, not that of each weight"),
+        Flag("fused_optimizer_groups", "int", differs="the same as --fused_backward_pass, whatever "
+             "the number; with accumulation it has no effect"),
     ),
     Flag("optimizer_args", "list"),
     Flag("lr_scheduler", "text", "constant"),

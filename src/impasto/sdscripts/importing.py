@@ -29,7 +29,9 @@ def command_to_toml(words: Sequence[str]) -> str:
     """
     scripts = [i for i, word in enumerate(words) if word.endswith(".py")]
     script = _script(words[scripts[0]]) if scripts else FINE_TUNE
-    flags = parse_flags(script, words[scripts[0] + 1 :] if scripts else words)
+    without_effect = list[str]()
+    given = words[scripts[0] + 1 :] if scripts else words
+    flags = parse_flags(script, given, without_effect.append)
     resumed = flags.pop("resume", None)
     translation = translate(script, flags)
     build_settings(flags, translation.tree, source="the command")
@@ -42,13 +44,12 @@ def command_to_toml(words: Sequence[str]) -> str:
                 f"too."
             )
         )
-    lines += [_comment(notice) for notice in translation.notices]
+    lines += [_comment(notice) for notice in (*without_effect, *translation.notices)]
     if resumed is not None:
         lines.append(
             _comment(f"--resume {resumed}: continue a run of Impasto with `impasto resume`.")
         )
-    given = settings_decided_by(script, flags)
-    told = _told(translation.tree, given)
+    told = _told(translation.tree, settings_decided_by(script, flags))
     return "\n".join([*lines, "", *_commented(script, told, flags)]) + "\n"
 
 

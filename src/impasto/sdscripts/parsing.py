@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +14,34 @@ from impasto.finite import finite
 from impasto.sdscripts.flags import SCRIPTS, Flag, Script, flags_of
 
 _TYPES: dict[str, Any] = {"int": int, "float": finite, "text": str, "list": str}
+_OFF_IF_EMPTY = {"block_lr", "config_file", "lr_scheduler_type", "optimizer_type", "resume"}
+"""Flags whose empty text is as if they were not given (`if args.block_lr` and the like there)."""
+_OFF_IF_ZERO = {
+    "min_snr_gamma",
+    "sample_every_n_epochs",
+    "sample_every_n_steps",
+    "v_pred_like_loss",
+}
+"""Flags whose 0 is as if they were not given, there too."""
+
+_LIKENESS = 0.8  # of a key of a file and a flag, from which the key is taken for a slip
+_OF_OTHERS = {"ae", "network_module", "noise_offset_type", "t5xxl_max_token_length"}
+"""Keys that look like slips and are none: the forms of kohya_ss and other commands write them."""
 
 
-def parse_flags(script: Script, arguments: Sequence[str]) -> dict[str, Any]:
+def parse_flags(
+    script: Script, arguments: Sequence[str], tell: Callable[[str], object] = lambda _: None
+) -> dict[str, Any]:
     """The flags that a command line gives, with their values; flags of its file come second.
 
     Args:
         script: The command.
         arguments: What follows it.
+        tell: Is given a line for each key of the file that has no effect.
 
     Raises:
-        ConfigError: A flag is unknown, refused, or its value does not fit.
+        ConfigError: A flag is unknown, refused, or its value does not fit; or a key of the file
+            looks like a flag that is misspelt.
     """
     known = flags_of(script)
     parser = _Parser(script)
@@ -36,9 +53,15 @@ def parse_flags(script: Script, arguments: Sequence[str]) -> dict[str, Any]:
             options["nargs"] = "*"
         parser.add_argument(f"--{flag.name}", **options)
     found = vars(parser.parse_args(list(arguments)))
-    if "config_file" in found:
-        found = {**_of_file(script, Path(found.pop("config_file"))), **found}
-    return {name: _checked(known[name], value) for name, value in found.items()}
+    file = found.pop("config_file", "")
+    if file:
+        found = {**_of_file(script, Path(file), tell), **found}
+    checked = {
+        name: _checked(known[name], value)
+        for name, value in found.items()
+        if value != "" or name not in _OFF_IF_EMPTY
+    }
+    return {name: v for name, v in checked.items() if v != 0 or name not in _OFF_IF_ZERO}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -54,23 +77,42 @@ class _Parser(argparse.ArgumentParser):
         raise ConfigError(f"{self._script}: {message}.")
 
 
-def _of_file(script: Script, file: Path) -> dict[str, Any]:
-    """The options of a TOML file, its tables flattened as sd-scripts does."""
+def _of_file(script: Script, file: Path, tell: Callable[[str], object]) -> dict[str, Any]:
+    """The options of a TOML file, its tables flattened as sd-scripts does.
+
+    What is off or empty is not given: forms write all their fields. Keys that the command does not
+    know have no effect, as there, unless they are likely to be slips.
+    """
     if not file.suffix:
         file = file.with_suffix(".toml")
-    options: dict[str, Any] = {}
+    known, options = flags_of(script), dict[str, Any]()
 
     def flatten(table: Mapping[str, Any]) -> None:
         for key, value in table.items():
             if isinstance(value, dict):
                 flatten(value)
-            elif key not in flags_of(script):
-                raise ConfigError(f"{file}: {_unknown(script, key)}")
-            elif value is not False:
+            elif value is False or value == "":
+                continue
+            elif key not in known:
+                _require_no_slip(script, file, key)
+                tell(f"{key} in {file}: {script} has no such flag, so it has no effect.")
+            elif value or known[key].kind != "flag":
                 options[key] = value
 
     flatten(read_toml(file))
     return options
+
+
+def _require_no_slip(script: Script, file: Path, key: str) -> None:
+    """Make sure that an unknown key is not a flag that is misspelt.
+
+    Raises:
+        ConfigError: It is like one, and no other program has it.
+    """
+    if key in _OF_OTHERS or any(key in flags_of(other) for other in SCRIPTS):
+        return
+    if difflib.get_close_matches(key, flags_of(script), n=1, cutoff=_LIKENESS):
+        raise ConfigError(f"{file}: {_unknown(script, key)}")
 
 
 def _unknown(script: Script, name: str) -> str:

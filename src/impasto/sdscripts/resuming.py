@@ -22,6 +22,8 @@ if TYPE_CHECKING:  # imports torch
     from impasto.training.precision import NativePrecision
 
 _LENGTHS = {"max_steps", "max_epochs"}
+_DECIDING = ("mixed_precision", "max_grad_norm", "gradient_accumulation_steps")
+"""Of `training`: what other flags are understood by, under the same names there."""
 
 
 def find_run(resumed: str) -> RunDirectory:
@@ -85,11 +87,14 @@ def resumed_config(
     translation = translate(script, full, without_gpu, has_tensorboard=has_tensorboard)
     for flag in given:
         _take_over(translation.tree, tree, settings_of(script, flag))
+    if _at(translation.tree, "method.train_text_encoder") is False:  # by rates of 0
+        _take_over(translation.tree, tree, ["method.train_text_encoder", "method.text_encoder_lrs"])
     asked = [key for key in ("max_steps", "max_epochs") if f"max_train_{key[4:]}" in given]
     for key in _LENGTHS - set(asked[-1:] or _LENGTHS):
         tree.get("training", {}).pop(key, None)
     config = build_settings(given, tree, source=script)
-    own = [notice for notice in translation.notices if not notice.startswith("--seed was not")]
+    others = tuple(f"--{name}{end}" for name in full.keys() - given.keys() for end in (":", "="))
+    own = [n for n in translation.notices if not n.startswith(("--seed was not", *others))]
     return config.model_copy(update={"output_dir": run.path}), tuple(own)
 
 
@@ -101,6 +106,8 @@ def _needed(tree: Tree, given: Mapping[str, Any]) -> dict[str, Any]:
             found[f"save_every_n_{key}"] = saving[f"model_every_{key}"]
     if tree.get("method", {}).get("train_text_encoder"):
         found["train_text_encoder"] = True
+    training = tree.get("training", {})
+    found |= {name: training[name] for name in _DECIDING if name in training}
     if "dataset_config" in given:
         return found
     dataset = tree.get("dataset", {})

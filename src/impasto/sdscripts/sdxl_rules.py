@@ -48,6 +48,7 @@ BLOCKS: tuple[tuple[str, ...], ...] = (
 block's, 13 to 21 the output blocks, 22 is the output (sd-scripts, `sdxl_train.py`).
 """
 
+STEPS_OF_BUCKETS = 32  # pixels; a multiple of it is between sides of buckets
 CACHING = ("cache_text_encoder_outputs", "cache_text_encoder_outputs_to_disk")
 FUSED = ("fused_backward_pass", "fused_optimizer_groups")
 _CHANGES_CAPTIONS = (
@@ -64,8 +65,8 @@ def set_text_encoder_rates(flags: Mapping[str, Any], tree: Tree) -> list[str]:
         method.pop("text_encoder_lrs", None)
         return [f"--{name}: it has no effect without --train_text_encoder." for name in given]
     if len(given) == 2 and not any(rates.values()):
-        for name in ("train_text_encoder", "text_encoder_lrs"):
-            del method[name]
+        del method["text_encoder_lrs"]
+        method["train_text_encoder"] = False  # said, so that a resumed run sees the change
         return ["--train_text_encoder: both encoders have a rate of 0, so that none is trained."]
     return []
 
@@ -74,7 +75,7 @@ def set_block_rates(flags: Mapping[str, Any], tree: Tree) -> list[str]:
     """Each of 23 blocks learns at its own rate, or not at all at 0.
 
     Raises:
-        ConfigError: There are more or fewer numbers than blocks, or the U-Net has a rate of 0.
+        ConfigError: There are more or fewer numbers than blocks, or the U-Net has rates of 0 only.
     """
     if flags.get("learning_rate") == 0:
         raise ConfigError(
@@ -85,6 +86,11 @@ def set_block_rates(flags: Mapping[str, Any], tree: Tree) -> list[str]:
     if "block_lr" not in flags:
         return []
     rates = read_numbers("block_lr", flags, len(BLOCKS))
+    if not any(rates):
+        raise ConfigError(
+            "--block_lr is 0 for every block, with which sdxl_train.py trains the text encoders "
+            "alone or nothing. Here some of the U-Net always learns: give a block a rate above 0."
+        )
     tree.setdefault("method", {})["block_lrs"] = {
         name: rate for names, rate in zip(BLOCKS, rates, strict=True) for name in names
     }
@@ -95,17 +101,22 @@ def set_steps_in_backward(flags: Mapping[str, Any], tree: Tree) -> list[str]:
     """Change weights within the backward pass, by the gradient's norm of the step before.
 
     Raises:
-        ConfigError: Gradients are accumulated too.
+        ConfigError: Gradients are accumulated too, with `--fused_backward_pass`.
     """
     asked = [name for name in FUSED if flags.get(name)]
     if not asked:
         return []
     steps = flags.get("gradient_accumulation_steps", 1)
-    if steps > 1:
+    if steps > 1 and asked[0] == FUSED[0]:
         raise ConfigError(
             f"--{asked[0]} uses each gradient up at once, and --gradient_accumulation_steps "
             f"{steps} adds gradients up. Take one of the two out."
         )
+    if steps > 1:
+        return [
+            f"--{asked[0]}: weights change after all {steps} of --gradient_accumulation_steps, so "
+            f"that it has no effect."
+        ]
     is_limited = flags.get("max_grad_norm", 1.0) > 0
     by_last = is_limited and flags.get("mixed_precision", "no") != "fp16"  # which may overflow
     tree["training"]["optimizer_in_backward"] = "last_norm" if by_last else "exact"
@@ -123,9 +134,14 @@ def set_text_cache(flags: Mapping[str, Any], tree: Tree) -> list[str]:
     """What text encoders answer is kept on disk, beside the latents.
 
     Raises:
-        ConfigError: The encoders are trained.
+        ConfigError: The encoders are trained, or words have weights.
     """
     asked = [name for name in CACHING if flags.get(name)]
+    if asked and flags.get("weighted_captions"):
+        raise ConfigError(
+            f"--{asked[0]} and --weighted_captions do not go together in sdxl_train.py. Take one "
+            f"of the two out."
+        )
     if asked and tree.get("method", {}).get("train_text_encoder"):
         raise ConfigError(
             f"--{asked[0]} keeps what the text encoders say of each caption, and "
@@ -205,6 +221,23 @@ def require_fixed_captions(flags: Mapping[str, Any], config: RunConfig) -> None:
                 f"--{asked} keeps what the text encoders say of each caption, and {changing} "
                 f"changes the captions of {subset.metadata_file or subset.image_dir} as they are "
                 f"shown. Take one of the two out."
+            )
+
+
+def require_steps_of_buckets(flags: Mapping[str, Any], config: RunConfig) -> None:
+    """Make sure that sides of buckets are as far apart as the command takes.
+
+    Raises:
+        ConfigError: A dataset has steps that are no multiple of 32.
+    """
+    if not {"bucket_reso_steps", "dataset_config"} & flags.keys():
+        return
+    for part in config.dataset.parts:
+        steps = part.bucket_reso_steps
+        if part.enable_bucket and steps % STEPS_OF_BUCKETS:
+            raise ConfigError(
+                f"bucket_reso_steps is {steps}; sdxl_train.py takes multiples of "
+                f"{STEPS_OF_BUCKETS}. Give {STEPS_OF_BUCKETS} or 64, or train with `impasto train`."
             )
 
 

@@ -9,7 +9,7 @@ from impasto.config.load import build_run_config
 from impasto.config.run import RunConfig
 from impasto.errors import ModelError, OtherFamilyError
 from impasto.sdscripts.flags import FINE_TUNE, SDXL_TRAIN, Script
-from impasto.sdscripts.sdxl_rules import require_fixed_captions
+from impasto.sdscripts.sdxl_rules import require_fixed_captions, require_steps_of_buckets
 
 _FAMILIES: dict[str, tuple[Script, str]] = {
     "sd1": (FINE_TUNE, "SD 1.x"),
@@ -29,6 +29,8 @@ def build_settings(flags: Mapping[str, Any], tree: Mapping[str, Any], *, source:
     """
     config = build_run_config(tree, source=source)
     require_fixed_captions(flags, config)
+    if script_of(config.model.family) == SDXL_TRAIN:
+        require_steps_of_buckets(flags, config)
     return config
 
 

@@ -16,6 +16,7 @@ from impasto.invocation import install_extra
 from impasto.sampler_table import OTHER_NAMES
 from impasto.sdscripts import sdxl_rules
 from impasto.sdscripts.flags import SDXL_TRAIN, Script, flags_of
+from impasto.sdscripts.optimizer_flags import set_optimizer
 from impasto.sdscripts.values import (
     read_number,
     read_numbers,
@@ -33,17 +34,6 @@ _FORMATS = {"ckpt": "ckpt", "safetensors": "safetensors", "diffusers": "diffuser
             "diffusers_safetensors": "diffusers"}  # fmt: skip
 _PRECISIONS = {"float": "fp32", "fp16": "fp16", "bf16": "bf16"}
 _SCHEDULES = {"constant_with_warmup": "constant"}
-_OPTIMIZERS = {
-    "": "adamw", "adamw": "adamw", "adamw8bit": "adamw8bit", "pagedadamw": "paged_adamw",
-    "pagedadamw8bit": "paged_adamw8bit", "pagedadamw32bit": "paged_adamw32bit", "lion": "lion",
-    "lion8bit": "lion8bit", "pagedlion8bit": "paged_lion8bit", "sgdnesterov": "sgd_nesterov",
-    "sgdnesterov8bit": "sgd_nesterov8bit", "dadaptation": "dadapt_adam",
-    "dadaptadampreprint": "dadapt_adam", "dadaptadagrad": "dadapt_adagrad",
-    "dadaptadam": "dadapt_adam", "dadaptadan": "dadapt_adan", "dadaptadanip": "dadapt_adan",
-    "dadaptlion": "dadapt_lion", "dadaptsgd": "dadapt_sgd", "prodigy": "prodigy",
-    "adafactor": "adafactor", "radamschedulefree": "radam_schedule_free",
-    "adamwschedulefree": "adamw_schedule_free", "sgdschedulefree": "sgd_schedule_free",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -86,7 +76,7 @@ def translate(
         _model,
         _dataset,
         _length,
-        _optimizer,
+        set_optimizer,
         _schedule,
         _saving,
         _previews,
@@ -164,32 +154,6 @@ def _length(flags: Mapping[str, Any], tree: Tree) -> list[str]:
         tree["seed"] = seed
         return [f"--seed was not given: this run takes {seed}."]
     tree["seed"] = seed
-    return []
-
-
-def _optimizer(flags: Mapping[str, Any], tree: Tree) -> list[str]:
-    asked = [
-        name
-        for name in ("use_8bit_adam", "use_lion_optimizer", "optimizer_type")
-        if flags.get(name)
-    ]
-    if len(asked) > 1:
-        raise ConfigError(f"--{asked[0]} and --{asked[1]} contradict each other.")
-    short = {"use_8bit_adam": "adamw8bit", "use_lion_optimizer": "lion"}
-    wanted = flags.get("optimizer_type", "")
-    optimizer = tree["optimizer"]
-    optimizer["kind"] = short.get(asked[0]) if asked and asked[0] in short else _OPTIMIZERS.get(
-        wanted.lower(), wanted
-    )  # fmt: skip
-    arguments = read_pairs("optimizer_args", flags)
-    for name in ("betas", "eps", "weight_decay"):
-        if name in arguments:
-            optimizer[name] = arguments.pop(name)
-    if arguments:
-        optimizer["arguments"] = {  # as a resumed run reads them
-            key: list(value) if isinstance(value, tuple) else value
-            for key, value in arguments.items()
-        }
     return []
 
 
