@@ -87,7 +87,7 @@ def tasks(monkeypatch, studio):
     """Tasks that are only written down; `end` says what became of one."""
     started = []
 
-    def start(self, words, title, back="/", folder=None):
+    def start(self, words, title, back="/", folder=None, made=None):
         name = f"20260101-000000-{len(started):06x}"
         task = TaskDirectory(studio.home / "tasks" / name)
         task.path.mkdir(parents=True)

@@ -16,6 +16,7 @@ from impasto import invocation
 from impasto.config.fields import fields_of
 from impasto.config.validation import read_toml
 from impasto.errors import ConfigError, ImpastoError
+from impasto.parsing import printable
 from impasto.runs import RunDirectory
 from impasto.runs.queue import Queue
 from impasto.studio.choices import image_folders, model_paths
@@ -26,10 +27,8 @@ from impasto.studio.new_form import Examined, examine, form_sections
 from impasto.studio.pages.new_views import plan_view
 from impasto.studio.pages.tasks import task_view
 from impasto.studio.plans import Plans
-from impasto.studio.starting import (
-    choose_file,
-    write_settings,
-)
+from impasto.studio.starting import choose_file, write_settings
+from impasto.studio.tasks import Made
 
 _MOST_BYTES = 2 << 20
 _MOST_FIELDS = 400
@@ -140,7 +139,10 @@ class NewRunPages:
             write_settings(file, found.text, same_is_fine=True)
             self.plans.forget(draft)  # it would take time and memory from the run
             title, back = f"Train {run.name}", f"/new/{draft.name}/started"
-            draft.note(task=self.studio.tasks.start(["train", file], title, back), run=str(run))
+            address = f"/runs/{self.studio.folders.name_of(RunDirectory(run))}"
+            made = Made(str(run), address, f"the run {printable(run.name)}")
+            task = self.studio.tasks.start(["train", file], title, back, made=made)
+            draft.note(task=task, run=str(run))
 
         try:
             await asyncio.to_thread(begin)
