@@ -51,7 +51,8 @@
         list.append(part.content);
         return taken;
       }
-      add(file.name, text.trim(), "refused");
+      const part = new DOMParser().parseFromString(text, "text/html"); // what was refused, as a page says it
+      add(file.name, part.body.textContent.trim(), "refused");
     } catch {
       add(file.name, "not sent: the file cannot be read, or the studio does not answer", "refused");
     }
