@@ -321,6 +321,15 @@ def test_a_folder_that_changed_is_read_again(client, studio, cats, started):
     assert 'hx-trigger="load"' in client.get(page).text
 
 
+def test_a_list_of_an_empty_folder_hides_nothing_that_was_added(client, studio, cats, started):
+    """As after the first upload into a folder that was read while it was empty."""
+    listed(studio, cats, [])
+    page = client.get(address(studio, cats)).text
+    assert page.count('class="card"') == 3
+    assert 'hx-trigger="load"' in page
+    assert "no images here yet" not in page
+
+
 def test_reading_and_reporting_are_tasks(client, studio, cats, started):
     page = address(studio, cats)
     answer = client.post(
@@ -359,11 +368,11 @@ def test_a_real_list_is_made_and_shown(client, studio, cats):
     client.post(f"{page}/read", headers=FROM_HERE)
     for _ in range(600):
         part = client.get(f"{page}/progress/list?had=0")
-        if "hx-refresh" in part.headers:
+        if "data-read" in part.text:
             break
         assert "was not read" not in part.text
         time.sleep(0.1)
-    assert part.headers["hx-refresh"] == "true"
+    assert "data-read" in part.text  # the page then shows what was found
     for process in studio.tasks._started.values():
         process.wait()
     shown = client.get(page).text

@@ -221,13 +221,9 @@ class DataPages:
             return {"work": work, "report": report_view(dataset)}
 
         content = await asyncio.to_thread(look)
-        work = content["work"]
-        answer = self.studio.page(
+        return self.studio.page(
             "data_work.html.j2", dataset=dataset, verb=verb, had=had == "1", **content
         )
-        if verb == "list" and had != "1" and work is not None and work["state"] == "done":
-            answer.headers["hx-refresh"] = "true"
-        return answer
 
     async def _all(self, status: int = 200, **more: str) -> Response:
         content = await asyncio.to_thread(datasets_page, self.studio)

@@ -19,6 +19,7 @@ from impasto.studio.gallery import (
     ALIKE,
     PER_PAGE,
     SORTS,
+    Facts,
     GalleryFilter,
     chosen,
     is_of_now,
@@ -102,8 +103,7 @@ def _dataset_row(studio: Studio, summary: DatasetSummary) -> dict[str, Any]:
 
 def gallery_page(dataset: Dataset, choice: GalleryFilter) -> dict[str, Any]:
     """A page of the gallery: a hundred images at most."""
-    found = load_list(dataset.derived / LIST_FILE)
-    listing, facts = found or (ImageList(_plain_list(dataset.path)), None)
+    listing, facts = _listed(dataset)
     runs = _runs_with_losses(dataset.studio)
     run = dataset.studio.folders.run_of(choice.run) if choice.run else None
     losses = read_losses(run, dataset.path) if run is not None and facts is not None else {}
@@ -132,6 +132,15 @@ def gallery_page(dataset: Dataset, choice: GalleryFilter) -> dict[str, Any]:
         "reads_itself": not is_now and bool(listing.images) and not _has_failed(dataset),
         "report": report_view(dataset),
     }
+
+
+def _listed(dataset: Dataset) -> tuple[ImageList, Facts | None]:
+    """The list that was made last, with its numbers; a plain one if there is none with an image."""
+    found = load_list(dataset.derived / LIST_FILE)
+    if found is not None and found[0].images:
+        return found
+    plain = _plain_list(dataset.path)
+    return (ImageList(plain), None) if plain or found is None else found
 
 
 def _plain_list(dataset: Path) -> list[ListedImage]:

@@ -1,4 +1,4 @@
-// The pages of datasets: why a thumbnail is missing, and files that are dropped or chosen.
+// The pages of datasets: why a thumbnail is missing, files that are dropped or chosen, and what they change.
 "use strict";
 (() => {
   async function explain(image) {
@@ -26,6 +26,34 @@
 
   const form = document.getElementById("upload");
   if (!form) return;
+
+  // What the folder has now is shown in place of what it had, beside what became of the files that were sent.
+  const PARTS = ["facts", "filters", "found", "unused", "compared", "reading"];
+  const READINGS = 3; // of a folder that changes all the time
+  let readings = 0;
+  const reading = document.getElementById("reading");
+
+  async function showNow() {
+    let now;
+    try {
+      const answer = await fetch(location.href);
+      if (!answer.ok) return;
+      now = new DOMParser().parseFromString(await answer.text(), "text/html");
+    } catch { return; /* the studio has ended */ }
+    for (const id of PARTS) {
+      const old = document.getElementById(id), part = now.getElementById(id);
+      if (!old || !part) continue;
+      if (id === "filters" && old.querySelector("[open]")) continue; // somebody is about to choose
+      if (id === "reading" && readings > READINGS) continue;
+      old.replaceChildren(...part.childNodes);
+      window.htmx.process(old);
+    }
+  }
+  new MutationObserver(() => {
+    if (!reading.querySelector("[data-read]")) return;
+    readings += 1;
+    showNow();
+  }).observe(reading, { childList: true, subtree: true });
   const input = document.getElementById("files"), list = document.getElementById("uploaded");
   const bar = document.getElementById("upload-progress"), status = document.getElementById("upload-status");
   let busy = false;
@@ -75,9 +103,11 @@
     status.textContent = `${taken} of ${files.length} files added. `;
     if (taken) {
       const link = document.createElement("a");
-      link.href = location.pathname;
-      link.textContent = "Show the images";
+      link.href = `${location.pathname}#found`;
+      link.textContent = "Go to the images";
       status.append(link);
+      readings = 0;
+      await showNow();
     }
     input.value = "";
     busy = false;
