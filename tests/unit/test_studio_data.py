@@ -321,6 +321,47 @@ def test_a_folder_that_changed_is_read_again(client, studio, cats, started):
     assert 'hx-trigger="load"' in client.get(page).text
 
 
+def sizes_of(words):
+    names = ("--resolution", "--min-side", "--max-side", "--step")
+    return [words[words.index(name) + 1] if name in words else None for name in names]
+
+
+def test_a_list_is_made_for_the_resolution_that_is_known(client, studio, cats, folder, started):
+    page, models = address(studio, cats), folder.parent / "models"
+
+    def asked(form=()):
+        client.post(f"{page}/read", data=dict(form), headers=FROM_HERE)
+        return sizes_of(started.pop())
+
+    assert asked() == [None] * 4
+    unet = models / "tiny" / "unet"
+    unet.mkdir(parents=True)
+    (models / "tiny" / "model_index.json").write_text("{}", encoding="utf-8")
+    (unet / "config.json").write_text('{"sample_size": 16}', encoding="utf-8")
+    assert asked() == ["128", "64", "256", "32"]  # what the only model was trained at
+    assert asked({"resolution": "768"}) == ["768", None, None, None]
+    (models / "other.safetensors").write_bytes(b"")  # which may be of any size
+    assert asked() == [None] * 4
+    run = make_run(folder / "run", phase="finished", process=GONE)
+    settings = f"[dataset]\nimage_dir = '{cats}'\nresolution = 384\nmax_bucket_reso = 640\n"
+    run.config_file.write_text(settings, encoding="utf-8")
+    assert asked() == ["384", None, "640", None]
+    client.post(f"{page}/report", headers=FROM_HERE)
+    assert sizes_of(started.pop()) == ["384", None, "640", None]
+    listed(studio, cats, [ListedImage("0.png")], options={"resolution": 1024})
+    client.post(f"{page}/report", headers=FROM_HERE)
+    assert sizes_of(started.pop()) == ["1024", None, None, None]  # what the badges are for
+
+
+@pytest.mark.parametrize(("options", "pixels"), [({}, 512), ({"resolution": 128}, 128)])
+def test_what_is_too_small_is_so_at_a_resolution(client, studio, cats, started, options, pixels):
+    listed(studio, cats, [ListedImage("0.png", enlarged=2.0)], options=options)
+    page = client.get(address(studio, cats)).text
+    assert f"enlarged ×2 at {pixels} pixels" in page
+    assert f"1 too small at {pixels} pixels" in page
+    assert ("No resolution is known" in page) == (not options)
+
+
 def test_a_list_of_an_empty_folder_hides_nothing_that_was_added(client, studio, cats, started):
     """As after the first upload into a folder that was read while it was empty."""
     listed(studio, cats, [])
