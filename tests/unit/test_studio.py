@@ -654,7 +654,7 @@ def test_the_start_page_says_what_the_machine_has(client, studio):
     found = json.loads(remembered.read_text(encoding="utf-8"))
     remembered.write_text(json.dumps({**found, "advice": ["<b>"]}), encoding="utf-8")
     text = client.get("/parts/machine").text  # not examined again within minutes
-    assert "One thing to do about this machine" in text
+    assert "Advice about this machine" in text
     assert "<li>&lt;b&gt;</li>" in text
 
 

@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import os
+import re
 import shutil
 import sys
 import time
@@ -649,6 +650,21 @@ def test_the_reason_for_no_thumbnail_is_told(client, studio, cats):
 def send(client, studio, dataset, *sent):
     parts = [("files", (name, content, "application/octet-stream")) for name, content in sent]
     return client.post(f"{address(studio, dataset)}/upload", files=parts, headers=FROM_HERE)
+
+
+def test_a_name_is_refused_as_it_is_on_the_disk(client, studio, cats):
+    """Browsers write a quote in it as %22."""
+    answer = send(client, studio, cats, ('we"ird.png', encoded()))
+    assert "<b>we&#34;ird.png</b>: a name has none of" in answer.text
+    assert not [path for path in cats.iterdir() if "ird" in path.name]
+
+
+def test_a_dataset_without_a_name_is_refused_in_words(client):
+    answer = client.post("/data", data={"name": ""}, headers=FROM_HERE)
+    assert answer.status_code == 400
+    assert 'id="name-fault"' in answer.text
+    assert "A name is needed" in answer.text
+    assert not re.search("<input id=.name.[^>]* required", answer.text)  # the browser would say it
 
 
 def test_images_and_captions_are_added_and_nothing_else(client, studio, cats):
