@@ -28,7 +28,7 @@
   if (!form) return;
 
   // What the folder has now is shown in place of what it had, beside what became of the files that were sent.
-  const PARTS = ["facts", "filters", "found", "unused", "compared", "reading"];
+  const PARTS = ["facts", "filters", "found", "unused", "compared", "buckets", "reading"];
   const READINGS = 3; // of a folder that changes all the time
   let readings = 0;
   const reading = document.getElementById("reading");
@@ -47,6 +47,9 @@
       if (id === "reading" && readings > READINGS) continue;
       old.replaceChildren(...part.childNodes);
       window.htmx.process(old);
+    }
+    for (const field of document.querySelectorAll(".read [type=number]")) { // those that nobody has filled in
+      if (!field.value) field.value = now.querySelector(`.read [name=${field.name}]`).value;
     }
   }
   new MutationObserver(() => {
