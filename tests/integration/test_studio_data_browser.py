@@ -41,8 +41,20 @@ def test_a_dataset_is_made_filled_and_looked_through_by_clicks(folders, page, co
         page.wait_for_selector("text=2 of 3 files added")
         assert "HTML page" in page.inner_text("#uploaded .refused")
         assert (folders / "data" / "dogs" / "new.png").is_file()
-        page.click("text=Show the images")
-        page.wait_for_selector(".chips")  # the folder was read by itself
+        page.wait_for_selector(".chips")  # the folder was read by itself, and what is there shown
+        assert page.is_visible("text=2 of 3 files added")
+        (folders / "new-2.txt").write_text("later", encoding="utf-8")
+        shutil.copy(folders / "new.png", folders / "new-2.png")
+        for name, words in (("new-2.png", "1 without caption"), ("new-2.txt", "2 images.")):
+            page.set_input_files("#files", folders / name)
+            page.click("text=Add them")
+            page.wait_for_selector("text=1 of 1 files added")
+            page.wait_for_selector(f"text={words}")
+        page.wait_for_selector(".chip:has-text('without caption')", state="detached")
+        (folders / "data" / "dogs" / "new-2.txt").unlink()
+        (folders / "data" / "dogs" / "new-2.png").unlink()
+        page.reload()
+        page.wait_for_selector("text=1 image.")
         page.wait_for_function("document.querySelector('.thumb img').naturalWidth > 0")
         assert page.inner_text(".card .caption") == "a new one"
 
@@ -52,10 +64,12 @@ def test_a_dataset_is_made_filled_and_looked_through_by_clicks(folders, page, co
         page.click(".chip:has-text('skipped')")
         page.wait_for_selector("text=1 image of 7.")
         page.wait_for_selector(".no-thumbnail:has-text('the file is empty')")
+        page.click(".chip:has-text('7 images')")
+        page.wait_for_selector("text=7 images.")
         page.check("[name=copies]")
         page.click("button:has-text('Read the folder')")
-        page.click("text=Show what was found")
         page.click(".chip:has-text('2 copies')")
+        page.wait_for_selector("text=The same content, group 1")
         assert page.locator(".card .title").all_inner_texts() == ["cat-1.png", "twin.png"]
         with page.expect_download() as report:
             page.click("text=Write the health report")

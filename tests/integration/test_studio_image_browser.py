@@ -84,7 +84,7 @@ def test_a_crop_by_mouse_and_keyboard_and_a_mask_by_brush(cats, tmp_path, page, 
         page.check("[value=erase]")
         page.fill("#brush", "50")
         drag(page, (0.05, 0.5), (0.3, 0.5))
-        page.click("text='The rectangle does not'")
+        page.click("text='Leave the rectangle out'")
         page.click("#undo")
         page.click("#save-mask")
         page.wait_for_selector("#mask-said:has-text('Saved in')")

@@ -207,6 +207,8 @@ def test_the_list_says_what_each_edit_did(folder):
     assert [(e["name"], e["files"], e["ended"]) for e in listed] == [
         ("3", 1, True), ("2", 2, True), ("1", 4, True),
     ]  # fmt: skip
+    assert listed[0]["first"] == ["b.txt"]
+    assert len(listed[2]["first"]) == 3
     assert [e["what"] for e in listed] == [
         "tag with model",
         "regular expression 'cat' by '<b>'",

@@ -32,6 +32,7 @@ from impasto.runs.commands import waiting_commands
 from impasto.runs.events import EventLog
 from impasto.runs.tasks import TaskDirectory
 from impasto.studio import curves
+from impasto.studio import tasks as tasks_module
 from impasto.studio.app import create_app
 from impasto.studio.core import HOME as HOME_FOLDER
 from impasto.studio.core import Studio
@@ -382,7 +383,7 @@ def test_a_refusal_fits_where_its_answer_would_have_gone(client, studio, dog):
     asked = f"{address(studio, dog)}/ask/save"
     part = client.post(asked, headers={**FROM_HERE, "hx-request": "true"})
     assert part.status_code == 409
-    assert part.text.startswith("Not possible: Nobody is training this run")
+    assert "Not possible: Nobody is training this run" in part.text
     assert "<html" not in part.text
     assert "<html" in client.post(asked, headers=FROM_HERE).text
 
@@ -661,7 +662,7 @@ def test_the_start_page_says_what_the_machine_has(client, studio):
     found = json.loads(remembered.read_text(encoding="utf-8"))
     remembered.write_text(json.dumps({**found, "advice": ["<b>"]}), encoding="utf-8")
     text = client.get("/parts/machine").text  # not examined again within minutes
-    assert "One thing to do about this machine" in text
+    assert "Advice about this machine" in text
     assert "<li>&lt;b&gt;</li>" in text
 
 
@@ -676,14 +677,28 @@ def test_the_demo_is_started_in_the_folder_of_runs_and_finds_its_place(
     client, studio, folder, monkeypatch
 ):
     started = []
-    monkeypatch.setattr(
-        type(studio.tasks),
-        "start",
-        lambda _, words, title, back, where: started.append((words, where)) or "x",
+
+    def start_apart(words, log, where, environment):
+        started.append(([str(word) for word in words], where))
+        return subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+
+    monkeypatch.setattr(tasks_module, "start_apart", start_apart)
+    first, second = (
+        client.post("/demo", headers=FROM_HERE, follow_redirects=False) for _ in range(2)
     )
-    answer = client.post("/demo", headers=FROM_HERE, follow_redirects=False)
-    assert answer.status_code == 303
-    assert started == [(["demo"], folder)]
+    assert first.status_code == 303
+    assert started == [(["demo", "--out", str(folder / "impasto-demo")], folder)]
+    page = first.headers["location"]
+    assert second.headers["location"] == page  # the one that is under way
+    run = make_run(folder / "impasto-demo", phase="training")
+    assert f'href="/runs/{studio.folders.name_of(run)}"' in client.get(page).text
+    client.post(f"{page}/stop", headers=FROM_HERE)
+    studio.tasks._started[page.rpartition("/")[2]].wait(timeout=60)
+    client.post("/demo", headers=FROM_HERE, follow_redirects=False)
+    assert started[1][0][-1] == str(folder / "impasto-demo-2")
+    for process in studio.tasks._started.values():
+        process.kill()
+        process.wait()
 
 
 def test_a_place_to_begin_in_is_made_once_and_keeps_what_is_changed(tmp_path, monkeypatch):

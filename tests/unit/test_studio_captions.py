@@ -215,6 +215,24 @@ def test_one_caption_is_set(client, here, data, tasks):
     assert send(client, f"{here}/set", **{**form, "image": "0.eA"}).status_code == 404
 
 
+def test_one_caption_leads_to_the_next_of_the_filter(client, here, data, tasks):
+    """Also where what was saved has taken the image out of the filter."""
+    a, b = address(data, "a.png"), address(data, "b.png")
+    listed = client.get(f"{here}?tag=cat").text
+    assert f'href="{here}?image={a}&amp;ending=.txt&amp;tag=cat"' in listed
+    one = client.get(f"{here}?image={a}&ending=.txt&tag=cat").text
+    assert f'rel="next" href="{here}?image={b}&amp;ending=.txt&amp;tag=cat"' in one
+    assert 'rel="prev"' not in one
+    form = {"image": a, "text": "dog", "ending": ".txt", "tag": "cat"}
+    saved = send(client, f"{here}/set", **form, mark=mark_shown(client, here, data))
+    assert "tag=cat" in saved.headers["location"]
+    (data / "a.txt").write_text("dog", encoding="utf-8")
+    after = client.get(saved.headers["location"]).text
+    assert f'rel="next" href="{here}?image={b}&amp;ending=.txt&amp;tag=cat"' in after
+    last = client.get(f"{here}?image={b}&ending=.txt&tag=cat").text
+    assert "This is the last image of the filter." in last
+
+
 def mark_shown(client, here, data):
     page = client.get(f"{here}?image={address(data, 'a.png')}&ending=.txt").text
     return re.search(r'name="mark" value="(\w{64})"', page)[1]
@@ -244,6 +262,7 @@ def test_edits_are_listed_and_undone_by_number_and_time(client, here, data, task
     assert CliRunner().invoke(impasto, words).exit_code == 0
     text = client.get(f"{here}/edits").text
     assert "&lt;i&gt;" in text
+    assert "a.txt, b.txt, bare.txt and 1 more" in text
     at = text.partition('name="at" value="')[2].partition('"')[0]
     assert send(client, f"{here}/undo", edit="1", at="1").status_code == 409
     assert send(client, f"{here}/undo", edit="--force", at=at).status_code == 409

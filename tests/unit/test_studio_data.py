@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import os
+import re
 import shutil
 import sys
 import time
@@ -321,6 +322,56 @@ def test_a_folder_that_changed_is_read_again(client, studio, cats, started):
     assert 'hx-trigger="load"' in client.get(page).text
 
 
+def sizes_of(words):
+    names = ("--resolution", "--min-side", "--max-side", "--step")
+    return [words[words.index(name) + 1] if name in words else None for name in names]
+
+
+def test_a_list_is_made_for_the_resolution_that_is_known(client, studio, cats, folder, started):
+    page, models = address(studio, cats), folder.parent / "models"
+
+    def asked(form=()):
+        client.post(f"{page}/read", data=dict(form), headers=FROM_HERE)
+        return sizes_of(started.pop())
+
+    assert asked() == [None] * 4
+    unet = models / "tiny" / "unet"
+    unet.mkdir(parents=True)
+    (models / "tiny" / "model_index.json").write_text("{}", encoding="utf-8")
+    (unet / "config.json").write_text('{"sample_size": 16}', encoding="utf-8")
+    assert asked() == ["128", "64", "256", "32"]  # what the only model was trained at
+    assert asked({"resolution": "768"}) == ["768", None, None, None]
+    (models / "other.safetensors").write_bytes(b"")  # which may be of any size
+    assert asked() == [None] * 4
+    run = make_run(folder / "run", phase="finished", process=GONE)
+    settings = f"[dataset]\nimage_dir = '{cats}'\nresolution = 384\nmax_bucket_reso = 640\n"
+    run.config_file.write_text(settings, encoding="utf-8")
+    assert asked() == ["384", None, "640", None]
+    client.post(f"{page}/report", headers=FROM_HERE)
+    assert sizes_of(started.pop()) == ["384", None, "640", None]
+    listed(studio, cats, [ListedImage("0.png")], options={"resolution": 1024})
+    client.post(f"{page}/report", headers=FROM_HERE)
+    assert sizes_of(started.pop()) == ["1024", None, None, None]  # what the badges are for
+
+
+@pytest.mark.parametrize(("options", "pixels"), [({}, 512), ({"resolution": 128}, 128)])
+def test_what_is_too_small_is_so_at_a_resolution(client, studio, cats, started, options, pixels):
+    listed(studio, cats, [ListedImage("0.png", enlarged=2.0)], options=options)
+    page = client.get(address(studio, cats)).text
+    assert f"enlarged ×2 at {pixels} pixels" in page
+    assert f"1 too small at {pixels} pixels" in page
+    assert ("No resolution is known" in page) == (not options)
+
+
+def test_a_list_of_an_empty_folder_hides_nothing_that_was_added(client, studio, cats, started):
+    """As after the first upload into a folder that was read while it was empty."""
+    listed(studio, cats, [])
+    page = client.get(address(studio, cats)).text
+    assert page.count('class="card"') == 3
+    assert 'hx-trigger="load"' in page
+    assert "no images here yet" not in page
+
+
 def test_reading_and_reporting_are_tasks(client, studio, cats, started):
     page = address(studio, cats)
     answer = client.post(
@@ -359,11 +410,11 @@ def test_a_real_list_is_made_and_shown(client, studio, cats):
     client.post(f"{page}/read", headers=FROM_HERE)
     for _ in range(600):
         part = client.get(f"{page}/progress/list?had=0")
-        if "hx-refresh" in part.headers:
+        if "data-read" in part.text:
             break
         assert "was not read" not in part.text
         time.sleep(0.1)
-    assert part.headers["hx-refresh"] == "true"
+    assert "data-read" in part.text  # the page then shows what was found
     for process in studio.tasks._started.values():
         process.wait()
     shown = client.get(page).text
@@ -599,6 +650,21 @@ def test_the_reason_for_no_thumbnail_is_told(client, studio, cats):
 def send(client, studio, dataset, *sent):
     parts = [("files", (name, content, "application/octet-stream")) for name, content in sent]
     return client.post(f"{address(studio, dataset)}/upload", files=parts, headers=FROM_HERE)
+
+
+def test_a_name_is_refused_as_it_is_on_the_disk(client, studio, cats):
+    """Browsers write a quote in it as %22."""
+    answer = send(client, studio, cats, ('we"ird.png', encoded()))
+    assert "<b>we&#34;ird.png</b>: a name has none of" in answer.text
+    assert not [path for path in cats.iterdir() if "ird" in path.name]
+
+
+def test_a_dataset_without_a_name_is_refused_in_words(client):
+    answer = client.post("/data", data={"name": ""}, headers=FROM_HERE)
+    assert answer.status_code == 400
+    assert 'id="name-fault"' in answer.text
+    assert "A name is needed" in answer.text
+    assert not re.search("<input id=.name.[^>]* required", answer.text)  # the browser would say it
 
 
 def test_images_and_captions_are_added_and_nothing_else(client, studio, cats):

@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+from dataclasses import asdict
 from pathlib import Path
 from urllib.parse import quote
 
@@ -10,10 +12,12 @@ from runs_made import made_run
 from studios import FROM_HERE
 
 from impasto.runs.queue import Queue
+from impasto.runs.tasks import TaskDirectory
 from impasto.studio import models
 from impasto.studio.folders import address_of
 from impasto.studio.model_users import users_of
 from impasto.studio.models import MOST, all_models, find_model
+from impasto.studio.tasks import Made
 
 NASTY = 'a "b" <i>&\n.safetensors'
 
@@ -35,7 +39,7 @@ def asked(studio, monkeypatch):
     """The words of tasks that would have been started."""
     words = []
 
-    def start(given, title, back="/", folder=None):
+    def start(given, title, back="/", folder=None, made=None):
         words.append([str(word) for word in given])
         return "20260101-000000-abcdef"
 
@@ -196,6 +200,30 @@ def test_half_a_result_is_none(client, studio, base, asked, content):
 # convert, download
 
 
+def test_a_conversion_leads_to_the_model_that_it_made(client, studio, shelf, base):
+    """By a task that is done; before its end and without a file there is nothing to show."""
+    made = Made(str(shelf / "new.ckpt"), page_of(studio, shelf / "new.ckpt"), "the model new.ckpt")
+    task = TaskDirectory(studio.home / "tasks" / "20260101-000000-abcdef")
+    task.path.mkdir(parents=True)
+    about = {"words": ["convert"], "made": asdict(made)}
+    task.description_file.write_text(json.dumps(about), encoding="utf-8")
+    task.events_file.write_text('{"kind": "begin"}\n', encoding="utf-8")
+    (shelf / "new.ckpt").write_bytes(b"x")
+    page = f"/tasks/{task.path.name}"
+    assert made.address not in client.get(page).text
+    task.events_file.write_text('{"kind": "begin"}\n{"kind": "ended", "code": 0}\n')
+    assert made.address in client.get(page).text
+    assert client.get(made.address).status_code == 200
+    (shelf / "new.ckpt").unlink()
+    assert made.address not in client.get(page).text
+
+
+def test_a_model_leads_to_draw_with_it_chosen(client, studio, shelf, base):
+    drawn = re.search('href="(/draw[^"]+)"', client.get(page_of(studio, base)).text).group(1)
+    assert re.search("<option [^>]*selected[^>]*>base.safetensors", client.get(drawn).text)
+    assert client.get("/draw?model=mx").status_code == 200
+
+
 def test_a_form_becomes_a_command_that_overwrites_nothing(client, studio, shelf, base, asked):
     page = f"{page_of(studio, base)}/convert"
     answer = post(client, page, name="new", to="ckpt", dtype="fp16", ema="yes", title="--evil")
@@ -204,7 +232,10 @@ def test_a_form_becomes_a_command_that_overwrites_nothing(client, studio, shelf,
         "convert", "--to=ckpt", "--dtype=fp16", "--ema", "--title=--evil", "--", str(base),
         str(shelf / "new.ckpt"),
     ]]  # fmt: skip
-    assert post(client, page, name="base").status_code == 409
+    refused = post(client, page, name="base", to="safetensors", dtype="bf16", title="My title")
+    assert refused.status_code == 409  # the form again, with what was typed and why
+    for words in ('value="base"', "<option selected>bf16<", 'value="My title"', "Choose another"):
+        assert words in refused.text
     (shelf / "hanging.ckpt").symlink_to(shelf / "nothing")
     assert post(client, page, name="hanging", to="ckpt").status_code == 409
     assert len(asked) == 1

@@ -87,7 +87,7 @@ def tasks(monkeypatch, studio):
     """Tasks that are only written down; `end` says what became of one."""
     started = []
 
-    def start(self, words, title, back="/", folder=None):
+    def start(self, words, title, back="/", folder=None, made=None):
         name = f"20260101-000000-{len(started):06x}"
         task = TaskDirectory(studio.home / "tasks" / name)
         task.path.mkdir(parents=True)
@@ -344,6 +344,11 @@ def test_errors_stand_at_their_fields(client, draft, good, planned):
         ({"dataset.datasets": "x = 1"}, "dataset.datasets"),
         ({"saving.metadata": "colour = 'red'"}, "saving.metadata"),
     ]
+    words = {"training.max_steps": "abc", "saving.keep_models": "3"}
+    assert faults(post(client, f"{draft}/check", {**good, **words})) == {
+        "training.max_steps": "Expected a whole number (found 'abc')",
+        "saving.keep_models": "keep_models has no effect without model_every_steps or _epochs",
+    }
     for change, field in cases:
         answer = post(client, f"{draft}/check", {**good, **change})
         assert [*faults(answer)] == [field], change
@@ -483,6 +488,30 @@ def test_a_run_that_does_not_begin_says_why(client, draft, good, folder, tasks):
     answer = post(client, f"{draft}/start", {**good, "training.max_steps": "7"})
     assert "was not touched" in answer.text
     assert len(tasks) == 2
+
+
+@pytest.mark.parametrize("typed", ["my run", '"my run"', "./my run"])
+def test_a_name_alone_is_a_run_below_the_first_folder_of_runs(
+    client, draft, good, folder, planned, tasks, typed
+):
+    fields = {**good, "output_dir": typed, "to.name": "it"}
+    page = post(client, f"{draft}/check", fields).text
+    assert f"<code>{folder / 'my run'}</code>" in page
+    post(client, f"{draft}/start", fields)
+    saved = tomllib.loads((folder / "it.toml").read_text(encoding="utf-8"))
+    assert saved["output_dir"] == str(folder / "my run")
+    assert tasks[0][0] == ["train", str(folder / "it.toml")]
+
+
+@pytest.mark.parametrize("typed", ["/x", "../x", ".", ""])
+@pytest.mark.parametrize("verb", ["save", "start", "queue"])
+def test_what_cannot_be_started_is_not_saved_either(
+    client, studio, draft, good, folder, tasks, typed, verb
+):
+    answer = post(client, f"{draft}/{verb}", {**good, "output_dir": typed, "to.name": "it"})
+    assert '<p class="fault">Not yet: output_dir:' in answer.text
+    assert not (folder / "it.toml").exists()
+    assert tasks == Queue(studio.queue).jobs() == []
 
 
 def test_a_run_is_put_into_the_queue(client, studio, draft, good):

@@ -10,10 +10,11 @@ from typing import Any
 from impasto.annotate.notes import Notes, edit_name, journals_in, read_notes
 from impasto.annotate.places import DatasetFile, Place
 from impasto.annotate.undoing import belongs
-from impasto.parsing import parse_json
+from impasto.parsing import parse_json, printable
 
 _UNKNOWN = "a change of an earlier version"
 _SHOWN = 200
+_NAMED = 3
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class EditSummary:
         what: What it did, in a few words.
         at: When it began, in seconds since 1970; None where that is not noted.
         files: How many files it wrote.
+        first: Up to three of these files by their paths below the dataset.
         ended: Whether it came to its end.
         outside: The metadata file that it wrote, where that has to be named; else empty.
         damaged: Whether lines of its notes are damaged.
@@ -34,6 +36,7 @@ class EditSummary:
     what: str
     at: int | None
     files: int
+    first: tuple[str, ...]
     ended: bool
     outside: str
     damaged: bool
@@ -66,10 +69,17 @@ def _summary(path: Path, notes: Notes) -> EditSummary:
         _what(notes.command),
         notes.at,
         len(spots),
+        tuple(sorted(_name_of(spot) for spot in spots)[:_NAMED]),
         notes.ended,
         named[0] if named else "",
         bool(notes.damaged),
     )
+
+
+def _name_of(spot: DatasetFile | Path) -> str:
+    """A file for people; of notes of an earlier version without its folder."""
+    name = spot.file if isinstance(spot, DatasetFile) else spot.name
+    return printable(name)
 
 
 def _what(command: str) -> str:

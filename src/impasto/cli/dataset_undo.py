@@ -86,7 +86,8 @@ def _list(place: Place, *, as_json: bool) -> None:
 
 def _line(edit: EditSummary) -> str:
     when = time.strftime("%Y-%m-%d %H:%M", time.localtime(edit.at)) if edit.at else "some time ago"
-    words = [when, counted(edit.files, "files"), edit.what]
+    files = edit.first[0] if edit.files == 1 else counted(edit.files, "files")
+    words = [when, files, edit.what]
     words += [] if edit.ended else ["broken off, or taken back in part"]
     words += [f"in {edit.outside}, to be named by --metadata"] if edit.outside else []
     words += ["its notes are damaged"] if edit.damaged else []

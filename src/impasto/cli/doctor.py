@@ -125,7 +125,8 @@ def _gpu_advice(gpus: list[dict[str, float]], cuda: str | None) -> list[str]:
     if cuda is None:
         return [
             "This PyTorch is a CPU build: the demo runs, a full-size model trains very slowly. "
-            "With an NVIDIA card, install its driver, and then PyTorch's CUDA build: "
+            "Without an NVIDIA card that is all. With one, install its driver, and then "
+            "PyTorch's CUDA build: "
             f"{cuda_build()}"
         ]
     return ["PyTorch is built for CUDA but finds no card: install or update the NVIDIA driver."]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import functools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -189,7 +189,13 @@ def _joined(setting: Setting, before: Setting | None, own: tuple[str, ...]) -> S
         return _with(before, (*before.kinds, *own), before.docs, before.type)
     choices = (*before.type.choices, *setting.type.choices)
     joined = ValueType(f"one of {', '.join(map(str, choices))}", "choice", choices)
-    return _with(before, (*before.kinds, *own), f"{before.docs} {setting.docs}", joined)
+    docs = f"{_naming(before.docs, before.kinds)} {_naming(setting.docs, own)}"
+    return _with(before, (*before.kinds, *own), docs, joined)
+
+
+def _naming(docs: str, kinds: Sequence[str]) -> str:
+    """The words of some kinds, which begin with their names."""
+    return docs if docs.startswith("`") else f"{', '.join(f'`{kind}`' for kind in kinds)}: {docs}"
 
 
 def _with(setting: Setting, kinds: tuple[str, ...], docs: str, value: ValueType) -> Setting:

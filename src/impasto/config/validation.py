@@ -40,6 +40,26 @@ REFUSED = {
 _ESCAPED = {"\t": "\\t", "\n": "\\n", "\b": "\\b", "\f": "\\f", "\r": "\\r", "\x1b": "\\e"}
 _ESCAPES = str.maketrans(_ESCAPED)
 _DRIVE_OR_SHARE = re.compile(r"[A-Za-z]:[\\/\x08-\x0d\x1b]|\\")
+_WHOLE, _NUMBER, _FLAG = "a whole number", "a number", "true or false"
+_EXPECTED = {
+    "int_type": _WHOLE,
+    "int_parsing": _WHOLE,
+    "int_parsing_size": _WHOLE,
+    "int_from_float": _WHOLE,
+    "float_type": _NUMBER,
+    "float_parsing": _NUMBER,
+    "finite_number": "a finite number",
+    "bool_type": _FLAG,
+    "bool_parsing": _FLAG,
+    "string_type": "text",
+    "literal_error": "{expected}",
+    "greater_than": "more than {gt}",
+    "greater_than_equal": "{ge} or more",
+    "less_than": "less than {lt}",
+    "less_than_equal": "{le} or less",
+}
+"""What was expected, for pydantic's types of errors; the rest are told in its own words."""
+
 _SCANNED = ("image_dir", "metadata_file", "mask_dir")
 
 S = TypeVar("S", bound=BaseModel)
@@ -214,8 +234,14 @@ def _describe_fault(fault: dict[str, Any], location: list[str], root: type[BaseM
     if fault["type"] == "value_error":
         reason = str(fault["ctx"]["error"])
         return f"{path}: {reason}" if path else reason
+    expected = _EXPECTED.get(fault["type"])
     message = str(fault["msg"])
-    return f"{path}: {message[0].lower()}{message[1:]} (found {fault['input']!r})"
+    words = (
+        f"{message[0].lower()}{message[1:]}"
+        if expected is None
+        else f"expected {expected.format_map(fault.get('ctx', {}))}"
+    )
+    return f"{path}: {words} (found {fault['input']!r})"
 
 
 def _unknown_key(path: str, location: list[str], root: type[BaseModel]) -> str:

@@ -6,6 +6,7 @@ import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from starlette.requests import Request
@@ -68,8 +69,15 @@ class Studio:
 
     def refusal(self, request: Request, status: int, words: str) -> Response:
         """Why something is not possible: a page, or a part of one where htmx asks for a part."""
-        is_part = "hx-request" in request.headers
-        return self.page("refusal.html.j2" if is_part else "error.html.j2", status, words=words)
+        if "hx-request" in request.headers:
+            return self.page("refusal.html.j2", status, words=words)
+        before = urlsplit(request.headers.get("referer", ""))
+        back = f"{before.path}?{before.query}" if before.query else before.path
+        is_here = before.netloc == request.headers.get("host") and not back.startswith("//")
+        is_other = before.path != request.url.path
+        return self.page(
+            "error.html.j2", status, words=words, back=back if is_here and is_other else ""
+        )
 
 
 def _templates() -> Environment:

@@ -55,7 +55,7 @@ class Examined:
         faults: What is wrong, by field; what belongs to none is under "".
         text: The settings file; empty where fields cannot be read.
         config: The settings; None where something is wrong with them.
-        place: What is wrong with the run directory alone: the settings may be saved all the same.
+        place: What is wrong with the run directory alone, which other commands could train in.
     """
 
     faults: Mapping[str, str]
@@ -72,10 +72,13 @@ class Examined:
 def examine(fields: Mapping[str, str], run_folders: list[Path]) -> Examined:
     """What is typed, as settings, and what is wrong with it.
 
-    Settings that the chosen kind of their section does not have are passed over: their fields are
-    hidden.
+    A relative run directory is one below the first folder of runs. Settings that the chosen kind of
+    their section does not have are passed over: their fields are hidden.
     """
     tree, faults = tree_of(of_chosen_kinds(fields))
+    output_dir = tree.get("output_dir")
+    if isinstance(output_dir, str) and output_dir.strip():
+        tree["output_dir"] = str(run_folders[0] / output_dir)  # an absolute one stays as it is
     config = None
     try:
         config = build_run_config(tree, source="These settings")
@@ -181,4 +184,6 @@ def _without_path(path: str, text: str) -> str:
     if text.endswith("is missing; it has to be given"):
         return "This has to be given"
     rest = text.removeprefix(f"{path}: ").removeprefix(f"{path.partition('.')[0]}: ")
-    return f"{rest[:1].upper()}{rest[1:]}"
+    first = rest.partition(" ")[0]
+    is_name = "_" in first or "." in first or first == path.rpartition(".")[2]
+    return rest if is_name else f"{rest[:1].upper()}{rest[1:]}"

@@ -6,6 +6,7 @@ import contextlib
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from impasto import files
@@ -15,6 +16,21 @@ from impasto.runs.tasks import TASK, TaskDirectory, TaskState
 
 KEPT = 200
 """Tasks that are kept; older ones that have ended are removed."""
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a task makes, so that its page can lead there.
+
+    Attributes:
+        path: The run directory, file or folder.
+        address: The address of its page.
+        title: What it is, for people: `the run dog`.
+    """
+
+    path: str
+    address: str
+    title: str
 
 
 class Tasks:
@@ -29,7 +45,12 @@ class Tasks:
         self._started: dict[str, subprocess.Popen[bytes]] = {}
 
     def start(
-        self, words: Sequence[str | Path], title: str, back: str = "/", folder: Path | None = None
+        self,
+        words: Sequence[str | Path],
+        title: str,
+        back: str = "/",
+        folder: Path | None = None,
+        made: Made | None = None,
     ) -> str:
         """Start a command.
 
@@ -38,6 +59,7 @@ class Tasks:
             title: What it does, for people: `Tag 12 images`.
             back: The address of the page that it was started from, which shows what came of it.
             folder: Where it is started: its relative paths begin there.
+            made: What it makes, if that has a page.
 
         Returns:
             Its name, for addresses.
@@ -55,6 +77,7 @@ class Tasks:
             "title": title,
             "back": back,
             "started_at": round(time.time(), 3),
+            **({} if made is None else {"made": asdict(made)}),
         }
         files.write_json(task.description_file, about)
         process = start_apart(words, task.terminal_log, folder, {TASK: str(task.path.resolve())})

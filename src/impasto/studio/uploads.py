@@ -63,6 +63,17 @@ def why_no_name(name: str) -> str:
     return ""
 
 
+def _as_it_was(name: str) -> str:
+    """A name without what browsers write for quotes and line ends (HTML, 4.10.22.8).
+
+    A name that has these very letters is taken for one with a quote or a line end: nothing tells
+    them apart.
+    """
+    for written, letter in (("%22", '"'), ("%0D", "\r"), ("%0A", "\n")):
+        name = name.replace(written, letter)
+    return name
+
+
 class UploadReceiver:
     """Takes the body of a form with files, piece by piece.
 
@@ -147,7 +158,7 @@ class UploadReceiver:
         _, said = parse_options_header(self._disposition)
         if said.get(b"name") != FIELD.encode() or not said.get(b"filename"):
             return  # another field, or no file was chosen
-        name = said[b"filename"].decode("utf-8", "surrogateescape")
+        name = _as_it_was(said[b"filename"].decode("utf-8", "surrogateescape"))
         reason = self._why_not(name)
         if reason:
             self.outcomes.append(Outcome(printable(name), reason))

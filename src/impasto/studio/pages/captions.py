@@ -225,6 +225,7 @@ class CaptionPages:
             "query": urlencode(kept),
             "rows": [_row(dataset, caption, is_whole=alone is not None) for caption in shown],
             "alone": alone is not None,
+            "near": {} if alone is None else _near(dataset, captions, chosen, alone),
             "task": task_view(self.studio.tasks, task) if task is not None else None,
         }
 
@@ -265,6 +266,23 @@ async def _answer(words: Sequence[str | Path]) -> Any:
         return await asyncio.to_thread(ask_verb, words)
     except RunError as error:
         raise HTTPException(400, str(error)) from error
+
+
+def _near(
+    dataset: Path,
+    captions: Sequence[ImageCaption],
+    chosen: Sequence[ImageCaption],
+    alone: ImageCaption,
+) -> dict[str, str]:
+    """The images of the filter before and after one, which need not be of the filter any more."""
+    places = {caption.image: number for number, caption in enumerate(captions)}
+    here = places[alone.image]
+    before = [caption for caption in chosen if places[caption.image] < here]
+    after = next((caption for caption in chosen if places[caption.image] > here), None)
+    return {
+        "before": address_of([dataset], before[-1].image) if before else "",
+        "after": address_of([dataset], after.image) if after else "",
+    }
 
 
 def _row(dataset: Path, caption: ImageCaption, *, is_whole: bool) -> dict[str, str]:

@@ -27,10 +27,12 @@ from impasto.studio.pages.data_views import (
     Dataset,
     datasets_page,
     gallery_page,
+    listed_options,
     report_view,
     task_part,
     work_view,
 )
+from impasto.studio.resolutions import bucket_options
 from impasto.studio.thumbnails import Thumbnails, thumbnail_file
 from impasto.studio.uploads import Outcome, UploadReceiver, why_no_name
 
@@ -134,6 +136,8 @@ class DataPages:
         """Have the folder listed anew, unless that is under way."""
         dataset = await self.dataset_of(request)
         given = texts_of(await read_form(request))
+        if not any(given.get(name, "").strip() for name in BUCKET_OPTIONS):
+            given |= await asyncio.to_thread(self._known_options, dataset)
         words: list[str] = [*_bucket_words(given), *(["--copies"] if given.get("copies") else [])]
         title = f"{'Compare' if given.get('copies') else 'Read'} the images of {dataset.title}"
         await asyncio.to_thread(self._start, dataset, "list", LIST_FILE, words, title)
@@ -143,7 +147,12 @@ class DataPages:
         """Have the health report written, unless that is under way."""
         dataset = await self.dataset_of(request)
         title = f"Health report on {dataset.title}"
-        await asyncio.to_thread(self._start, dataset, "report", REPORT_FILE, ["--overwrite"], title)
+
+        def start() -> None:
+            words = _bucket_words(listed_options(dataset) or self._known_options(dataset))
+            self._start(dataset, "report", REPORT_FILE, [*words, "--overwrite"], title)
+
+        await asyncio.to_thread(start)
         return await self._started(request, dataset, "report")
 
     async def report(self, request: Request) -> Response:
@@ -183,6 +192,11 @@ class DataPages:
         outcomes = receiver.outcomes or [Outcome("", "No file was chosen.")]
         return self.studio.page(template, dataset=dataset, outcomes=outcomes)
 
+    def _known_options(self, dataset: Dataset) -> dict[str, str]:
+        """What a run or the models say of buckets, as a form would."""
+        found = bucket_options(self.studio.folders, dataset.path)
+        return {name: str(value) for name, value in found.items()}
+
     def _receiver(self, request: Request, dataset: Dataset) -> UploadReceiver:
         if dataset.derived != dataset.path / files.DERIVED_DIR:
             raise StorageError(f"{dataset.path} cannot be written: it belongs to somebody else.")
@@ -221,13 +235,9 @@ class DataPages:
             return {"work": work, "report": report_view(dataset)}
 
         content = await asyncio.to_thread(look)
-        work = content["work"]
-        answer = self.studio.page(
+        return self.studio.page(
             "data_work.html.j2", dataset=dataset, verb=verb, had=had == "1", **content
         )
-        if verb == "list" and had != "1" and work is not None and work["state"] == "done":
-            answer.headers["hx-refresh"] = "true"
-        return answer
 
     async def _all(self, status: int = 200, **more: str) -> Response:
         content = await asyncio.to_thread(datasets_page, self.studio)

@@ -19,6 +19,7 @@ from impasto.studio.gallery import (
     ALIKE,
     PER_PAGE,
     SORTS,
+    Facts,
     GalleryFilter,
     chosen,
     is_of_now,
@@ -26,6 +27,7 @@ from impasto.studio.gallery import (
 )
 from impasto.studio.losses import Losses, read_losses
 from impasto.studio.pages.tasks import task_view
+from impasto.studio.resolutions import USUAL
 from impasto.studio.thumbnails import reason_of, thumbnail_file
 
 LIST_FILE = Path("studio") / "images.jsonl"
@@ -102,8 +104,7 @@ def _dataset_row(studio: Studio, summary: DatasetSummary) -> dict[str, Any]:
 
 def gallery_page(dataset: Dataset, choice: GalleryFilter) -> dict[str, Any]:
     """A page of the gallery: a hundred images at most."""
-    found = load_list(dataset.derived / LIST_FILE)
-    listing, facts = found or (ImageList(_plain_list(dataset.path)), None)
+    listing, facts = _listed(dataset)
     runs = _runs_with_losses(dataset.studio)
     run = dataset.studio.folders.run_of(choice.run) if choice.run else None
     losses = read_losses(run, dataset.path) if run is not None and facts is not None else {}
@@ -111,13 +112,15 @@ def gallery_page(dataset: Dataset, choice: GalleryFilter) -> dict[str, Any]:
     pages = max(1, -(-len(images) // PER_PAGE))
     page = min(choice.page, pages)
     shown = images[(page - 1) * PER_PAGE : page * PER_PAGE]
+    options = _options(listing.options)
+    resolution = options["resolution"] or USUAL
     is_now = facts is not None and is_of_now(dataset.path, listing, shown)
     return {
         "dataset": dataset,
         "place": printable(str(dataset.path)),
         "choice": choice,
         "facts": facts,
-        "cards": _cards(dataset, shown, choice, losses),
+        "cards": _cards(dataset, shown, choice, losses, resolution),
         "found": len(images),
         "page": page,
         "pages": pages,
@@ -126,12 +129,32 @@ def gallery_page(dataset: Dataset, choice: GalleryFilter) -> dict[str, Any]:
         "runs": runs,
         "has_losses": bool(losses),
         "list": listing,
-        "options": _options(listing.options),
+        "options": options,
+        "resolution": resolution,
         "is_now": is_now,
         "work": work_view(dataset, "list"),
         "reads_itself": not is_now and bool(listing.images) and not _has_failed(dataset),
         "report": report_view(dataset),
     }
+
+
+def _listed(dataset: Dataset) -> tuple[ImageList, Facts | None]:
+    """The list that was made last, with its numbers; a plain one if there is none with an image."""
+    found = load_list(dataset.derived / LIST_FILE)
+    if found is not None and found[0].images:
+        return found
+    plain = _plain_list(dataset.path)
+    return (ImageList(plain), None) if plain or found is None else found
+
+
+def listed_options(dataset: Dataset) -> dict[str, str]:
+    """The options that the list was made with, as a form has them; empty without a resolution."""
+    found = load_list(dataset.derived / LIST_FILE)
+    given = {} if found is None else _options(found[0].options)
+    if not given.get("resolution"):
+        return {}
+    numbers = {name: str(given[name]) for name in BUCKET_OPTIONS if given[name]}
+    return {**numbers, **({"no_upscale": "1"} if given["no_upscale"] else {})}
 
 
 def _plain_list(dataset: Path) -> list[ListedImage]:
@@ -157,12 +180,16 @@ def _has_failed(dataset: Dataset) -> bool:
 
 
 def _cards(
-    dataset: Dataset, images: Sequence[ListedImage], choice: GalleryFilter, losses: Losses
+    dataset: Dataset,
+    images: Sequence[ListedImage],
+    choice: GalleryFilter,
+    losses: Losses,
+    resolution: int,
 ) -> list[dict[str, Any]]:
     derived, cards, group = dataset.derived, [], 0
     for image in images:
         own = getattr(image, choice.alike) if choice.alike else 0
-        card = _card(dataset, derived, image, losses)
+        card = _card(dataset, derived, image, _badges(image, losses, resolution))
         if card is not None:
             cards.append({**card, "group": own if own != group else 0})
             group = own
@@ -170,7 +197,7 @@ def _cards(
 
 
 def _card(
-    dataset: Dataset, derived: Path, image: ListedImage, losses: Losses
+    dataset: Dataset, derived: Path, image: ListedImage, badges: list[tuple[str, str]]
 ) -> dict[str, Any] | None:
     path = dataset.path / image.path
     if is_hidden(image.path) or not path.is_relative_to(dataset.path):
@@ -188,20 +215,26 @@ def _card(
         "title": printable(image.path),
         "caption": image.caption[:_CAPTION_SHOWN]
         + ("…" if len(image.caption) > _CAPTION_SHOWN else ""),
-        "badges": _badges(image, losses),
+        "badges": badges,
         "size": f"{image.width} × {image.height}" if image.width else "",
     }
 
 
-def _badges(image: ListedImage, losses: Losses) -> list[tuple[str, str]]:
-    """What to notice about an image: kind and words."""
+def _badges(image: ListedImage, losses: Losses, resolution: int) -> list[tuple[str, str]]:
+    """What to notice about an image: kind and words.
+
+    Args:
+        image: It.
+        losses: Those of a run, if one is chosen.
+        resolution: What the list was made for, in pixels.
+    """
     if image.skipped:
         return [("bad", f"skipped: {image.skipped}")]
     found: list[tuple[str, str]] = []
     if image.bucket and not image.captioned:
         found.append(("bad", "no caption"))
     if image.enlarged:
-        found.append(("warn", f"enlarged ×{image.enlarged:.2g}"))
+        found.append(("warn", f"enlarged ×{image.enlarged:.2g} at {resolution} pixels"))
     if image.cropped >= 0.005:
         found.append(("", f"{100 * image.cropped:.0f} % cropped away"))
     if image.copies:

@@ -23,6 +23,7 @@ from impasto.studio.forms import read_form
 from impasto.studio.pages.draw_form import (
     HYPERNETWORKS,
     Typed,
+    drawn_with,
     request_from,
     typed_from,
     typed_in,
@@ -68,16 +69,14 @@ class DrawPages:
     async def form(self, request: Request) -> Response:
         """The form, what is being drawn, and what was drawn.
 
-        `again` names a drawing whose settings are shown, `model` one to draw with.
+        `again` names a drawing whose settings are shown, `model` a model that is chosen.
         """
 
         def read() -> dict[str, Any]:
             drawable = find_drawable(self.studio.folders)
             again = self.desk.folder.find(request.query_params.get("again", ""))
-            typed = untouched() if again is None else _typed_of(again, drawable)
-            model = request.query_params.get("model")
-            if model in drawable.models:
-                typed["model"] = model
+            model = request.query_params.get("model", "")
+            typed = drawn_with(model, drawable) if again is None else _typed_of(again, drawable)
             before = request.query_params.get("before", "")
             return self._content(drawable, typed, {}, again=again, before=before)
 

@@ -36,6 +36,16 @@ def untouched() -> Typed:
     return {**_TEXTS, "random_seed": True, "axis_models": []}
 
 
+def drawn_with(address: str, drawable: Drawable) -> Typed:
+    """What the form shows at first, with a model or hypernetwork chosen if there is such a one."""
+    typed = untouched()
+    if address in drawable.models:
+        typed["model"] = address
+    elif address in drawable.hypernetworks:
+        typed["hypernetwork0"] = address
+    return typed
+
+
 def typed_in(form: FormData) -> Typed:
     """What was typed; files, which the form does not send, count as nothing."""
     found: Typed = {

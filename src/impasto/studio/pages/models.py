@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,9 @@ from impasto.report.hub_licenses import COMMON, LICENSES
 from impasto.report.model_card import CARD
 from impasto.runs.queue import Queue
 from impasto.studio.core import Studio
-from impasto.studio.forms import read_form
+from impasto.studio.drawable import find_drawable
+from impasto.studio.folders import address_of
+from impasto.studio.forms import read_form, texts_of
 from impasto.studio.model_users import jobs_with, users_of
 from impasto.studio.models import (
     FoundModel,
@@ -39,6 +42,7 @@ from impasto.studio.pages.model_forms import (
     publish_words,
 )
 from impasto.studio.pages.tasks import task_view
+from impasto.studio.tasks import Made
 
 _CARD_BYTES = 1 << 20
 _KEPT_UPLOADS = 20
@@ -91,21 +95,36 @@ class ModelPages:
     async def one(self, request: Request) -> Response:
         """A model: what it is, and the forms to convert, publish and delete it."""
         model = await self._model_of(request)
+        return await self._one(model, request.query_params.get("task", ""))
+
+    async def _one(
+        self,
+        model: FoundModel,
+        task: str,
+        typed: Mapping[str, str] | None = None,
+        refused: HTTPException | None = None,
+    ) -> Response:
+        """The page of a model; where its form to convert was refused, with what was typed."""
 
         def read() -> dict[str, Any]:
             users = users_of(model, (s.run for s in self.studio.folders.all_runs()))
             return {
                 "model": model.view(),
+                "typed": typed or {},
+                "fault": "" if refused is None else refused.detail,
+                "drawn_with": find_drawable(self.studio.folders).address_of(str(model.path)),
                 "run": None if model.run is None else self.studio.folders.name_of(model.run),
                 "users": [self._user(run, key) for run, key in users],
                 "choices": CONVERT_CHOICES,
                 "licenses": LICENSES,
                 "common": COMMON,
                 "folders": [printable(str(f)) for f in self.studio.folders.models],
-                **self._inspection(model, request.query_params.get("task", "")),
+                **self._inspection(model, task),
             }
 
-        return self.studio.page("model.html.j2", **await asyncio.to_thread(read))
+        content = await asyncio.to_thread(read)
+        status = 200 if refused is None else refused.status_code
+        return self.studio.page("model.html.j2", status, **content)
 
     async def inspection(self, request: Request) -> Response:
         """What a model is, as far as it is known, which the page asks for while it is found out."""
@@ -127,11 +146,21 @@ class ModelPages:
     async def convert(self, request: Request) -> Response:
         """Write a model in another form, beside the others; never over something."""
         model, form = await self._model_of(request), await read_form(request)
-        words = convert_words(model, form, self.studio.folders.models)
-        task = await asyncio.to_thread(
-            self.studio.tasks.start, words, f"Convert {_title(model)}", model.address
-        )
-        return RedirectResponse(f"/tasks/{task}", 303)
+        folders = [folder.absolute() for folder in self.studio.folders.models]
+        try:
+            words = convert_words(model, form, folders)
+        except HTTPException as error:
+            return await self._one(model, "", texts_of(form), error)
+        target = Path(words[-1])
+        address = f"/models/models/{address_of(folders, target)}"
+        made = Made(str(target), address, f"the model {printable(target.name)}")
+
+        def start() -> str:
+            return self.studio.tasks.start(
+                words, f"Convert {_title(model)}", model.address, made=made
+            )
+
+        return RedirectResponse(f"/tasks/{await asyncio.to_thread(start)}", 303)
 
     async def download(self, request: Request) -> Response:
         """Download a model by its id on the Hub."""

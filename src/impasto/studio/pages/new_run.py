@@ -16,6 +16,7 @@ from impasto import invocation
 from impasto.config.fields import fields_of
 from impasto.config.validation import read_toml
 from impasto.errors import ConfigError, ImpastoError
+from impasto.parsing import printable
 from impasto.runs import RunDirectory
 from impasto.runs.queue import Queue
 from impasto.studio.choices import image_folders, model_paths
@@ -26,10 +27,8 @@ from impasto.studio.new_form import Examined, examine, form_sections
 from impasto.studio.pages.new_views import plan_view
 from impasto.studio.pages.tasks import task_view
 from impasto.studio.plans import Plans
-from impasto.studio.starting import (
-    choose_file,
-    write_settings,
-)
+from impasto.studio.starting import choose_file, write_settings
+from impasto.studio.tasks import Made
 
 _MOST_BYTES = 2 << 20
 _MOST_FIELDS = 400
@@ -117,13 +116,13 @@ class NewRunPages:
         """Write the settings to a file of their own."""
         draft, typed = self._draft_of(request), await _typed(request)
         found = await asyncio.to_thread(self._kept, draft, typed)
-        if found.config is None:
-            return self._answer(_refusal(found))
+        if found.config is None or found.place:
+            return self._answer(_refusal(found), refused=True)
         try:
             file = choose_file(typed, self.studio.folders)
             await asyncio.to_thread(write_settings, file, found.text)
         except ConfigError as error:
-            return self._answer(str(error))
+            return self._answer(str(error), refused=True)
         command = invocation.command("train", file)
         return self._answer(f"Wrote {file}.", command=command)
 
@@ -132,7 +131,7 @@ class NewRunPages:
         draft, typed = self._draft_of(request), await _typed(request)
         found = await asyncio.to_thread(self._kept, draft, typed)
         if found.config is None or found.place:
-            return self._answer(_refusal(found))
+            return self._answer(_refusal(found), refused=True)
         run = found.config.output_dir.absolute()
 
         def begin() -> None:
@@ -140,12 +139,15 @@ class NewRunPages:
             write_settings(file, found.text, same_is_fine=True)
             self.plans.forget(draft)  # it would take time and memory from the run
             title, back = f"Train {run.name}", f"/new/{draft.name}/started"
-            draft.note(task=self.studio.tasks.start(["train", file], title, back), run=str(run))
+            address = f"/runs/{self.studio.folders.name_of(RunDirectory(run))}"
+            made = Made(str(run), address, f"the run {printable(run.name)}")
+            task = self.studio.tasks.start(["train", file], title, back, made=made)
+            draft.note(task=task, run=str(run))
 
         try:
             await asyncio.to_thread(begin)
         except ImpastoError as error:
-            return self._answer(str(error))
+            return self._answer(str(error), refused=True)
         return Response(headers={"hx-redirect": f"/new/{draft.name}/started"})
 
     async def enqueue(self, request: Request) -> Response:
@@ -153,12 +155,12 @@ class NewRunPages:
         draft, typed = self._draft_of(request), await _typed(request)
         found = await asyncio.to_thread(self._kept, draft, typed)
         if found.config is None or found.place:
-            return self._answer(_refusal(found))
+            return self._answer(_refusal(found), refused=True)
         queue, name = Queue(self.studio.queue), found.config.output_dir.name
         try:
             job = await asyncio.to_thread(queue.add, found.text, name, Path.cwd())
         except ImpastoError as error:
-            return self._answer(str(error))
+            return self._answer(str(error), refused=True)
         return self._answer(f"It is job {job.number} of the queue.", link="/queue")
 
     async def started(self, request: Request) -> Response:
@@ -197,6 +199,7 @@ class NewRunPages:
             "images": image_folders(folders.data),
             "models": model_paths(folders.models),
             "folders": list(enumerate(map(str, folders.runs))),
+            "first": printable(str(folders.runs[0])),
             "folder": fields.get("to.folder", "0"),
             "file": fields.get("to.name", ""),
             "suggested": f"{Path(fields.get('output_dir') or 'my-run').name}",
@@ -221,11 +224,16 @@ class NewRunPages:
             faults=found.all_faults,
             text=found.text,
             plan=None if found.config is None else plan_view(state),
+            place="" if found.config is None else printable(str(found.config.output_dir)),
             command=command,
         )
 
-    def _answer(self, words: str, command: str = "", link: str = "") -> Response:
-        return self.studio.page("new_answer.html.j2", words=words, command=command, link=link)
+    def _answer(
+        self, words: str, *, command: str = "", link: str = "", refused: bool = False
+    ) -> Response:
+        return self.studio.page(
+            "new_answer.html.j2", words=words, command=command, link=link, refused=refused
+        )
 
     def _begun(self, draft: Draft) -> tuple[str, dict[str, Any] | None]:
         """The address of the run that was started, once it is there; and its task."""

@@ -12,8 +12,12 @@ from starlette.responses import RedirectResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from impasto.errors import ImpastoError
+from impasto.parsing import printable
+from impasto.presence import free_place
 from impasto.studio.core import Studio
+from impasto.studio.folders import address_of
 from impasto.studio.machine import Machine
+from impasto.studio.tasks import Made
 
 
 def routes(studio: Studio) -> list[BaseRoute]:
@@ -33,11 +37,13 @@ class StartPage:
         studio: What it works with.
         machine: What the machine has.
         looking: Held while a process looks at the machine: one at a time is enough.
+        beginning: Held while the demo is started: a second click leads to the same one.
     """
 
     studio: Studio
     machine: Machine
     looking: asyncio.Lock = field(default_factory=asyncio.Lock)
+    beginning: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def machine_part(self, _: Request) -> Response:
         """The machine in a line, and what to do about it."""
@@ -51,10 +57,25 @@ class StartPage:
         return self.studio.page("machine.html.j2", **_machine_view(found))
 
     async def demo(self, _: Request) -> Response:
-        """Train the demo in a folder of its own among the runs."""
-        folder = self.studio.folders.runs[0]
-        name = await asyncio.to_thread(self.studio.tasks.start, ["demo"], "The demo", "/", folder)
+        """Train the demo in a folder of its own among the runs, unless that is under way."""
+        async with self.beginning:
+            name = await asyncio.to_thread(self._demo_task)
         return RedirectResponse(f"/tasks/{name}", 303)
+
+    def _demo_task(self) -> str:
+        """The name of the task that trains the demo."""
+        tasks = self.studio.tasks
+        for task in tasks.newest("demo"):
+            if tasks.state_of(task).is_alive:
+                return task.path.name
+        folder = self.studio.folders.runs[0]
+        run = free_place(folder / "impasto-demo")
+        made = Made(
+            str(run.absolute()),
+            f"/runs/{address_of(self.studio.folders.runs, run)}",
+            f"the run {printable(run.name)}",
+        )
+        return tasks.start(["demo", "--out", run.absolute()], "The demo", "/", folder, made)
 
 
 def _machine_view(found: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from starlette.exceptions import HTTPException
@@ -12,6 +14,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
+from impasto import presence
+from impasto.runs import RunDirectory
 from impasto.runs.tasks import TaskDirectory
 from impasto.studio.core import Studio
 from impasto.studio.tasks import Tasks
@@ -83,6 +87,7 @@ def task_view(tasks: Tasks, task: TaskDirectory) -> dict[str, Any]:
         "title": str(about.get("title", "A task")),
         "back": str(about.get("back", "/")),
         "words": [str(word) for word in about.get("words", ())],
+        "made": _made_view(about.get("made"), is_done=state.state == "done"),
         "when": time.strftime("%Y-%m-%d %H:%M", time.localtime(began)) if began else "",
         "state": state.state,
         "is_alive": state.is_alive,
@@ -90,3 +95,14 @@ def task_view(tasks: Tasks, task: TaskDirectory) -> dict[str, Any]:
         "messages": state.messages[-_MESSAGES:],
         "printed": task.last_lines(),
     }
+
+
+def _made_view(made: Any, *, is_done: bool) -> dict[str, Any] | None:
+    """What a task makes, once there is a page of it: a run at its beginning, else at the end."""
+    if not isinstance(made, Mapping):
+        return None
+    path = Path(str(made.get("path")))
+    is_run = RunDirectory(path).is_there()
+    if not is_run and not (is_done and presence.exists(path)):
+        return None
+    return {"address": str(made["address"]), "title": str(made["title"]), "is_run": is_run}

@@ -138,7 +138,7 @@ class TryPages:
         if kind not in _VERBS:
             raise HTTPException(400, "A model is a tagger or a captioner.")
         if reason := why_not_offered(model, kind, self.studio.folders.models):
-            raise HTTPException(400, f"Not possible: {reason}.")
+            raise HTTPException(400, f"{reason[:1].upper()}{reason[1:]}.")
         if kind == "tagger" and not _is_threshold(setting or "default"):
             raise HTTPException(
                 400, "The threshold is a number from 0 to 1, or default, balance or model."

@@ -1,4 +1,4 @@
-// The page "Captions": ranges of images by shift and click, rows of operations, the end of a task.
+// The page "Captions": ranges of images by shift and click, rows of operations, what is not saved, the end of a task.
 "use strict";
 (() => {
   const form = document.getElementById("edit");
@@ -68,6 +68,16 @@
       if (!preview.contains(event.target)) preview.replaceChildren();
     });
     document.addEventListener("htmx:error", () => { waiting.textContent = ""; });
+  }
+
+  const text = document.querySelector(".alone textarea");
+  if (text) {
+    let isSaving = false;
+    text.form.addEventListener("submit", () => { isSaving = true; });
+    addEventListener("pageshow", () => { isSaving = false; });
+    addEventListener("beforeunload", (event) => {
+      if (!isSaving && text.value !== text.defaultValue) event.preventDefault();
+    });
   }
 
   // What a task has written is shown once it is done: the page is loaded again, one time.

@@ -1,4 +1,4 @@
-// The pages of datasets: why a thumbnail is missing, and files that are dropped or chosen.
+// The pages of datasets: why a thumbnail is missing, files that are dropped or chosen, and what they change.
 "use strict";
 (() => {
   async function explain(image) {
@@ -26,6 +26,37 @@
 
   const form = document.getElementById("upload");
   if (!form) return;
+
+  // What the folder has now is shown in place of what it had, beside what became of the files that were sent.
+  const PARTS = ["facts", "filters", "found", "unused", "compared", "buckets", "reading"];
+  const READINGS = 3; // of a folder that changes all the time
+  let readings = 0;
+  const reading = document.getElementById("reading");
+
+  async function showNow() {
+    let now;
+    try {
+      const answer = await fetch(location.href);
+      if (!answer.ok) return;
+      now = new DOMParser().parseFromString(await answer.text(), "text/html");
+    } catch { return; /* the studio has ended */ }
+    for (const id of PARTS) {
+      const old = document.getElementById(id), part = now.getElementById(id);
+      if (!old || !part) continue;
+      if (id === "filters" && old.querySelector("[open]")) continue; // somebody is about to choose
+      if (id === "reading" && readings > READINGS) continue;
+      old.replaceChildren(...part.childNodes);
+      window.htmx.process(old);
+    }
+    for (const field of document.querySelectorAll(".read [type=number]")) { // those that nobody has filled in
+      if (!field.value) field.value = now.querySelector(`.read [name=${field.name}]`).value;
+    }
+  }
+  new MutationObserver(() => {
+    if (!reading.querySelector("[data-read]")) return;
+    readings += 1;
+    showNow();
+  }).observe(reading, { childList: true, subtree: true });
   const input = document.getElementById("files"), list = document.getElementById("uploaded");
   const bar = document.getElementById("upload-progress"), status = document.getElementById("upload-status");
   let busy = false;
@@ -51,7 +82,8 @@
         list.append(part.content);
         return taken;
       }
-      add(file.name, text.trim(), "refused");
+      const part = new DOMParser().parseFromString(text, "text/html"); // what was refused, as a page says it
+      add(file.name, part.body.textContent.trim(), "refused");
     } catch {
       add(file.name, "not sent: the file cannot be read, or the studio does not answer", "refused");
     }
@@ -74,9 +106,11 @@
     status.textContent = `${taken} of ${files.length} files added. `;
     if (taken) {
       const link = document.createElement("a");
-      link.href = location.pathname;
-      link.textContent = "Show the images";
+      link.href = `${location.pathname}#found`;
+      link.textContent = "Go to the images";
       status.append(link);
+      readings = 0;
+      await showNow();
     }
     input.value = "";
     busy = false;

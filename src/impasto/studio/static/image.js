@@ -273,7 +273,7 @@
         isChanged = false;
         return;
       }
-      said.textContent = await answer.text();
+      said.textContent = new DOMParser().parseFromString(await answer.text(), "text/html").body.textContent.trim();
     } catch {
       said.textContent = "The studio does not answer. Is it still running?";
     }

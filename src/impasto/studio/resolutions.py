@@ -1,0 +1,83 @@
+"""At which resolution a dataset is trained, where somebody has said so: what its list is made for.
+
+A list without it is made for 512 pixels, as `impasto dataset list` says. That is wrong for whoever
+trains at another one: images would count as too small that are not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from impasto import files
+from impasto.config.goals import bucket_sides
+from impasto.errors import RunError
+from impasto.parsing import parse_toml, read_object, read_text
+from impasto.runs import RunDirectory
+from impasto.studio.folders import Folders
+from impasto.studio.models import is_diffusers, model_files
+
+USUAL = 512
+"""What is taken where nobody has said anything, in pixels."""
+
+_KEYS = {
+    "resolution": "resolution",
+    "min_side": "min_bucket_reso",
+    "max_side": "max_bucket_reso",
+    "step": "bucket_reso_steps",
+}
+_CELL = 8  # pixels of a latent's side, in all families that are trained
+_SIDES = range(64, 2049)  # pixels; what a stranger's model says beyond is nothing
+_RUNS_AT_MOST = 50
+
+
+def bucket_options(folders: Folders, dataset: Path) -> dict[str, int]:
+    """Options for buckets of `impasto dataset list`, by name; empty where nobody has said anything.
+
+    What the newest run says that has the dataset; else what all models are trained at, where each
+    of them says so and they agree.
+    """
+    for summary in folders.all_runs()[:_RUNS_AT_MOST]:
+        found = _of_run(summary.run, dataset)
+        if found:
+            return found
+    sides = {_native_side(path) for folder in folders.models for path in model_files(folder)}
+    side = sides.pop() if len(sides) == 1 else None
+    return {} if side is None else _of_side(side)
+
+
+def _of_run(run: RunDirectory, dataset: Path) -> dict[str, int]:
+    """What a run says of buckets, if it has the dataset."""
+    try:
+        given = parse_toml(read_text(run.config_file, "replace")).get("dataset")
+        folder = str(run.status().get("folder") or ".")
+    except (OSError, ValueError, RunError):
+        return {}
+    if not isinstance(given, Mapping) or not _is_dataset(given, Path(folder), dataset):
+        return {}
+    found = {name: given[key] for name, key in _KEYS.items() if type(given.get(key)) is int}
+    return found if found.get("resolution", 0) in _SIDES else {}
+
+
+def _is_dataset(given: Mapping[str, Any], folder: Path, dataset: Path) -> bool:
+    image_dir = given.get("image_dir")
+    with contextlib.suppress(OSError, ValueError):
+        return isinstance(image_dir, str) and files.real_path(
+            folder / image_dir
+        ) == files.real_path(dataset)
+    return False
+
+
+def _native_side(model: Path) -> int | None:
+    """What a model was trained at, in pixels; None where that cannot be told without opening it."""
+    unet = read_object(model / "unet" / "config.json") if is_diffusers(model) else None
+    latent = None if unet is None else unet.get("sample_size")
+    side = latent * _CELL if type(latent) is int else 0
+    return side if side in _SIDES else None
+
+
+def _of_side(side: int) -> dict[str, int]:
+    low, high, step = bucket_sides(side)
+    return {"resolution": side, "min_side": low, "max_side": high, "step": step}
