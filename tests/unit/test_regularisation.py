@@ -6,6 +6,7 @@ another loss than there, without a word.
 
 import json
 import shutil
+import sys
 
 import pytest
 import tomli_w
@@ -319,6 +320,24 @@ def test_a_state_from_before_these_settings_goes_on():
     assert any("subsets[1].is_reg (was absent" in line for line in found)
 
 
+def test_a_subset_that_is_gone_is_named():
+    before = settings_fingerprint(config_of(subsets_of(TRAIN, REG)))
+    after = settings_fingerprint(config_of(subsets_of(TRAIN)))
+    assert any("subsets[1]" in line and "absent" in line for line in differences(before, after))
+    assert any("subsets[1]" in line and "absent" in line for line in differences(after, before))
+
+
+def test_a_file_is_not_both(tmp_path):
+    """Folders are looked into, so one in another would be trained on as both."""
+    images_in(tmp_path / "a", 2, "a dog")
+    images_in(tmp_path / "a" / "reg", 3, "dog", 9)
+    own, reg = {"image_dir": str(tmp_path / "a")}, {"image_dir": str(tmp_path / "a" / "reg")}
+    with pytest.raises(DatasetError, match=r"reg.*is given twice, as a regularisation image"):
+        survey(config_of(subsets_of(own, {**reg, "is_reg": True})))
+    found = survey(config_of(subsets_of({**own, "recursive": False}, {**reg, "is_reg": True})))
+    assert found.balance.images == 3
+
+
 # folders named N_class
 
 
@@ -386,11 +405,33 @@ def test_folders_in_settings_stand_for_subsets(tmp_path):
         ({"train_data_dir": "t", "config": "a"}, "train_data_dir and dataset.config"),
         ({"train_data_dir": "nowhere"}, "nowhere of dataset.train_data_dir is not there"),
         ({"train_data_dir": "t", "reg_data_dir": "nowhere"}, "nowhere of dataset.reg_data_dir"),
+        ({"train_data_dir": 5}, "train_data_dir is 5; expected the path of a folder"),
+        ({"train_data_dir": "t", "reg_data_dir": ["r"]}, "reg_data_dir is ['r']; expected"),
+        ({"train_data_dir": "dates"}, "asks for 20,240,315 repeats; expected up to 9,999"),
+        ({"train_data_dir": "t", "prior_loss_weight": 0.5}, "prior_loss_weight has no effect"),
     ],
 )
 def test_folders_that_do_not_go_together_are_refused(tmp_path, monkeypatch, dataset, expected):
-    tree_of(tmp_path, "t/1_a", "r/1_b")
+    tree_of(tmp_path, "t/1_a", "r/1_b", "dates/20240315_beach")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError) as caught:
         config_of(dataset)
     assert expected in str(caught.value)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need a right of their own there")
+def test_a_link_to_a_folder_is_not_followed(tmp_path):
+    tree_of(tmp_path, "t/1_a", "private")
+    (tmp_path / "t" / "10_dog").symlink_to(tmp_path / "private", target_is_directory=True)
+    with pytest.raises(ConfigError, match="10_dog is a link to a folder, which is not followed"):
+        dreambooth_subsets(tmp_path / "t")
+
+
+def test_keys_beside_the_folders_hold_for_them(tmp_path):
+    """Masks for what is trained on alone; folders in the folders only if that is asked for."""
+    tree_of(tmp_path, "t/1_a", "r/1_b")
+    folders = {"train_data_dir": str(tmp_path / "t"), "reg_data_dir": str(tmp_path / "r")}
+    for keys, recursive in (({}, False), ({"recursive": True}, True)):
+        (part,) = config_of({**folders, "mask_dir": "masks", **keys}).dataset.parts
+        assert [str(subset.mask_dir) for subset in part.subsets] == ["masks", "None"]
+        assert [subset.recursive for subset in part.subsets] == [recursive] * 2

@@ -1,9 +1,9 @@
 """Folders of folders named `N_class`, DreamBooth-style, as the subsets that they stand for.
 
 `10_sks dog` is a subset whose images come ten times in an epoch and are called `sks dog` where they
-have no caption file: kohya-ss/sd-scripts, `library/config_util.py`,
-generate_dreambooth_subsets_config_by_subdirs. There a folder of another name is passed over; here
-it is refused, since its images would be missing.
+have no caption file; folders in it are not looked into, unless `recursive` says so:
+kohya-ss/sd-scripts, `library/config_util.py`, generate_dreambooth_subsets_config_by_subdirs. There
+a folder of another name is passed over; here it is refused, since its images would be missing.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from impasto.errors import ConfigError
 _TRAIN, _REGULARISATION = "train_data_dir", "reg_data_dir"
 _NAME = re.compile(r"([0-9]{1,9})(?:_(.*))?", re.DOTALL)
 _OTHERS = ("image_dir", "metadata_file", "datasets", "config")
+_MOST_REPEATS = 9_999  # 20240315_beach is a date
 
 
 def with_dreambooth_folders(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -35,6 +36,9 @@ def with_dreambooth_folders(values: Mapping[str, Any]) -> dict[str, Any]:
     train, regularisation = content.pop(_TRAIN, None), content.pop(_REGULARISATION, None)
     if train is None and regularisation is None:
         return content
+    for name, value in ((_TRAIN, train), (_REGULARISATION, regularisation)):
+        if value is not None and not isinstance(value, (str, Path)):
+            raise ConfigError(f"dataset.{name} is {value!r}; expected the path of a folder.")
     if train is None:
         raise ConfigError(
             "dataset.reg_data_dir is given without dataset.train_data_dir: regularisation images "
@@ -46,7 +50,14 @@ def with_dreambooth_folders(values: Mapping[str, Any]) -> dict[str, Any]:
             f"dataset.train_data_dir and dataset.{twice[0]} contradict each other: both say where "
             f"the images are. Take one of them out."
         )
-    content["datasets"] = [{"subsets": dreambooth_subsets(train, regularisation)}]
+    subsets = dreambooth_subsets(train, regularisation)
+    masks = content.pop("mask_dir", None)
+    for subset in subsets:
+        if "recursive" not in content:
+            subset["recursive"] = False
+        if masks is not None and not subset.get("is_reg"):
+            subset["mask_dir"] = masks
+    content["datasets"] = [{"subsets": subsets}]
     return content
 
 
@@ -117,7 +128,17 @@ def _subset_of(folder: Path, name: str) -> dict[str, Any] | None:
             f"N_class, as in 10_{words}. Rename it, or move it elsewhere if its images are not "
             f"meant."
         )
+    if (folder / name).is_symlink():
+        raise ConfigError(
+            f"{folder / name} is a link to a folder, which is not followed. Put the folder itself "
+            f"there, or name it in a subset of its own (image_dir, num_repeats, class_tokens)."
+        )
     repeats, words = int(match[1]), (match[2] or "").strip()
+    if repeats > _MOST_REPEATS:
+        raise ConfigError(
+            f"The folder {folder / name} asks for {repeats:,} repeats; expected up to "
+            f"{_MOST_REPEATS:,}. If the number is a date, rename it: 10_{words or 'class'}."
+        )
     if repeats == 0:
         return None
     subset: dict[str, Any] = {"image_dir": str(folder / name), "num_repeats": repeats}

@@ -39,7 +39,8 @@ def require_weighted(datasets: Sequence[DatasetEntry]) -> None:
         ValueError: `prior_loss_weight` is given, and no subset has `is_reg`.
     """
     weighted = any(dataset.prior_loss_weight != 1 for dataset in datasets)
-    if weighted and not any(subset.is_reg for part in datasets for subset in part.subsets):
+    subsets = [subset for part in datasets for subset in part.subsets if subset.num_repeats]
+    if weighted and not any(subset.is_reg for subset in subsets):
         raise ValueError(
             "prior_loss_weight has no effect without regularisation images: give is_reg to their "
             "subset, or take it out"

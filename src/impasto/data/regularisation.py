@@ -51,8 +51,9 @@ def balance(records: Sequence[ImageRecord]) -> list[ImageRecord]:
         records: All images of a run that are trained on; their order is kept.
 
     Raises:
-        DatasetError: There are regularisation images alone.
+        DatasetError: There are regularisation images alone, or one is trained on as well.
     """
+    _require_other_images(records)
     shown: dict[int, int] = {}
     for dataset in dict.fromkeys(r.subset.dataset for r in records if r.subset.is_reg):
         own = [(i, r) for i, r in enumerate(records) if r.subset.dataset == dataset]
@@ -72,6 +73,24 @@ def balance(records: Sequence[ImageRecord]) -> list[ImageRecord]:
             f"those. Give images without is_reg, or lower validation.split."
         )
     return kept
+
+
+def _require_other_images(records: Sequence[ImageRecord]) -> None:
+    """Make sure that no file is a regularisation image and one that is trained on.
+
+    Folders within each other, links and metadata make that possible, whatever the settings say.
+    """
+    reg = {record.path.absolute() for record in records if record.subset.is_reg}
+    if not reg:
+        return
+    others = (record.path for record in records if not record.subset.is_reg)
+    both = next((path for path in others if path.absolute() in reg), None)
+    if both is not None:
+        raise DatasetError(
+            f"{both} is given twice, as a regularisation image (is_reg) and as one that is trained "
+            f"on. Regularisation images are other images of the class: give folders that are not "
+            f"within each other, or recursive = false."
+        )
 
 
 def showings_of(repeats: Sequence[int], wanted: int) -> list[int]:

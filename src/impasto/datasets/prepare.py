@@ -19,9 +19,14 @@ from impasto.data.records import PlannedImage
 from impasto.data.regularisation import Balance, balance
 from impasto.data.scan import Scan
 from impasto.datasets.build import Survey, balance_of, plan_dataset, survey
-from impasto.progress import Progress, SilentProgress
+from impasto.errors import DatasetError
+from impasto.progress import Progress, SilentProgress, counted
 
 """The folder of the latent cache, in that of all derived data."""
+
+
+_ROUNDS = 10
+"""How often regularisation images are balanced again for those that could not be encoded."""
 
 
 @dataclass(frozen=True)
@@ -128,10 +133,16 @@ def _encode_balanced(
     if found.balance is None:
         return plan, cached
     lost, encoded = cached.set_aside, cached.encoded
-    while cached.set_aside:
+    for _ in range(_ROUNDS):
+        if not cached.set_aside:
+            return plan, replace(cached, set_aside=lost, encoded=encoded)
         paths = {item.path for item in lost}
         records = [record for record in records if record.path not in paths]
         plan = plan_dataset(config.dataset, balance(records))
         cached = encode(plan.images)
         lost, encoded = (*lost, *cached.set_aside), encoded + cached.encoded
-    return plan, replace(cached, set_aside=lost, encoded=encoded)
+    raise DatasetError(
+        f"{counted(len(lost), 'images')} cannot be used, {lost[0].path} among them, and as many "
+        f"regularisation images as take their place cannot either. impasto dataset scan names "
+        f"them all."
+    )

@@ -138,7 +138,7 @@ def differences(saved: Mapping[str, str], current: Mapping[str, str]) -> list[st
         for name, value in (_of_old(saved) if is_old else saved).items()
     }
     usual = _usual_settings()
-    listed = {_section_of(name) for name in before}
+    listed = {_section_of(name) for name in before} & {_section_of(name) for name in current}
     found = []
     for name in sorted(before.keys() | current.keys()):
         was, now = before.get(name), current.get(name)

@@ -84,4 +84,5 @@ class ImageLosses:
         for step, images, _ in self._pending:
             for image, weight in images:
                 loss, timestep = next(numbers)
-                yield step + 1, image, int(timestep), round(loss / weight if weight else 0.0, 6)
+                if weight:  # without one, nothing is known of the loss itself
+                    yield step + 1, image, int(timestep), round(loss / weight, 6)
