@@ -352,6 +352,23 @@ def test_the_start_page_lists_runs_and_says_where_it_looked(client, studio, fold
     assert "40 of 90 steps" in text
 
 
+@pytest.mark.parametrize("days", [-400, -1, 1, 400])
+def test_a_clock_that_is_set_changes_no_state(client, studio, dog, folder, monkeypatch, days):
+    """What lives is told by processes and locks; times are only shown."""
+    make_run(folder / "cat", phase="training", step=4, total_steps=9, process=GONE)
+    before, now = client.get("/parts/runs").text, time.time
+    with dog.held() as held:
+        held.write_status("training", step=4, total_steps=9)
+        monkeypatch.setattr(time, "time", lambda: now() + days * 86400)
+        page = client.get(address(studio, dog))
+        assert page.status_code == 200
+        assert 'class="state training"' in page.text
+        for other in ("/", "/tasks", "/queue", f"{address(studio, dog)}/learning"):
+            assert client.get(other).status_code == 200
+    for text in (before, client.get("/parts/runs").text):
+        assert 'class="state killed"' in text
+
+
 def test_what_can_be_asked_depends_on_whether_the_run_lives(client, studio, dog):
     page = address(studio, dog)
     assert "Begin again</button>" in client.get(page).text

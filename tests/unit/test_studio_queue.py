@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 import tomli_w
-from studios import FROM_HERE
+from starlette.testclient import TestClient
+from studios import FROM_HERE, HOME, Started
 from test_run_status import GONE, make_run
 
 from impasto import locks
@@ -15,6 +16,8 @@ from impasto.owners import current_process
 from impasto.runs.queue import Queue
 from impasto.runs.queue_devices import is_asked_to_stop, lock_name
 from impasto.runs.queue_jobs import write_job
+from impasto.studio.app import create_app
+from impasto.studio.core import Studio
 
 
 @pytest.fixture
@@ -232,6 +235,21 @@ def test_a_full_disk_is_said_beside_the_field(client, queue, folder, monkeypatch
 
 
 # devices
+
+
+@pytest.mark.usefixtures("_dogs")
+def test_two_studios_on_one_queue_see_the_same_and_start_one_runner(client, studio, queue, access):
+    """And what one of them moves while the other shows it is moved in both."""
+    other = Studio(studio.folders, studio.home.parent / ".other", studio.queue, Started())
+    known = TestClient(create_app(other, access), base_url=HOME)
+    known.cookies.set(access.cookie, access.pass_word)
+    assert order(client) == order(known) == ["1", "2", "3"]
+    assert post(known, "/queue/jobs/3/up").status_code == 200
+    assert order(client) == order(known) == ["1", "3", "2"]
+    with locks.FolderLock(queue.folder, "test", lambda _: None, lock_name("0")):
+        for each in (client, known):
+            assert post(each, "/queue/start", device="0").status_code == 409
+    assert [job.number for job in queue.jobs()] == [1, 3, 2]
 
 
 def test_working_is_started_as_a_process_once(client, studio, queue, monkeypatch):
