@@ -86,7 +86,7 @@ class Journals:
             (self.whole / f"{name}.txt").write_text("blue_eyes,  blue eyes, 1girl\n", "utf-8")
         self._run(self.whole, "clean", "--yes")
         journals = self.whole / ".impasto" / "annotations"
-        (self.journal,) = [p.relative_to(self.whole) for p in journals.iterdir() if p.is_file()]
+        (self.journal,) = [p.relative_to(self.whole) for p in journals.glob("*.jsonl")]
 
     def read(self, rng, folder):
         target = folder / "data"

@@ -40,7 +40,6 @@ def test_from_images_to_a_drawing_by_clicks(folders, page, complaints):
         page.set_input_files("#files", [*images, *(image.with_suffix(".txt") for image in images)])
         page.click("text=Add them")
         page.wait_for_selector("text=24 of 24 files added")
-        page.click("text=Show the images")
         page.wait_for_selector(".chips")
 
         page.click("a:has-text('Captions')")

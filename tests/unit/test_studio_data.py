@@ -338,7 +338,9 @@ def test_a_list_is_made_for_the_resolution_that_is_known(client, studio, cats, f
     unet = models / "tiny" / "unet"
     unet.mkdir(parents=True)
     (models / "tiny" / "model_index.json").write_text("{}", encoding="utf-8")
-    (unet / "config.json").write_text('{"sample_size": 16}', encoding="utf-8")
+    (unet / "config.json").write_text(
+        '{"sample_size": 16, "cross_attention_dim": 64}', encoding="utf-8"
+    )
     assert asked() == ["128", "64", "256", "32"]  # what the only model was trained at
     assert asked({"resolution": "768"}) == ["768", None, None, None]
     (models / "other.safetensors").write_bytes(b"")  # which may be of any size

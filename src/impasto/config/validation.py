@@ -236,12 +236,18 @@ def _describe_fault(fault: dict[str, Any], location: list[str], root: type[BaseM
         return f"{path}: {reason}" if path else reason
     expected = _EXPECTED.get(fault["type"])
     message = str(fault["msg"])
+    limits = {name: _plainly(value) for name, value in fault.get("ctx", {}).items()}
     words = (
         f"{message[0].lower()}{message[1:]}"
         if expected is None
-        else f"expected {expected.format_map(fault.get('ctx', {}))}"
+        else f"expected {expected.format_map(limits)}"
     )
     return f"{path}: {words} (found {fault['input']!r})"
+
+
+def _plainly(value: Any) -> Any:
+    """A limit as a person writes it: 0 and not 0.0."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _unknown_key(path: str, location: list[str], root: type[BaseModel]) -> str:

@@ -28,6 +28,7 @@ _KEYS = {
     "max_side": "max_bucket_reso",
     "step": "bucket_reso_steps",
 }
+_DENOISES = "cross_attention_dim"  # a key of diffusers' configuration of what predicts noise alone
 _CELL = 8  # pixels of a latent's side, in all families that are trained
 _SIDES = range(64, 2049)  # pixels; what a stranger's model says beyond is nothing
 _RUNS_AT_MOST = 50
@@ -72,8 +73,8 @@ def _is_dataset(given: Mapping[str, Any], folder: Path, dataset: Path) -> bool:
 
 def _native_side(model: Path) -> int | None:
     """What a model was trained at, in pixels; None where that cannot be told without opening it."""
-    unet = read_object(model / "unet" / "config.json") if is_diffusers(model) else None
-    latent = None if unet is None else unet.get("sample_size")
+    configs = map(read_object, sorted(model.glob("*/config.json"))) if is_diffusers(model) else ()
+    latent = next((c.get("sample_size") for c in configs if c and _DENOISES in c), None)
     side = latent * _CELL if type(latent) is int else 0
     return side if side in _SIDES else None
 
