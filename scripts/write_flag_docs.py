@@ -13,7 +13,7 @@ HEAD = """# Flags of sd-scripts' fine_tune.py and sdxl_train.py
 
 What becomes of each, from `src/impasto/sdscripts/flags.py`. Written by
 `scripts/write_flag_docs.py`; do not edit by hand. Settings are described in [config.md](config.md),
-and what differs is said in [The old command](guide/sd-scripts.md).
+and the differences in [The old command](guide/sd-scripts.md).
 """
 COLUMNS = "| flag | here |\n|---|---|\n"
 

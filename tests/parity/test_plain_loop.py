@@ -81,9 +81,9 @@ def plain_losses(config, model, prediction_type, words_of=words_of, weight_of=la
                 output, targets[prediction_type](), reduction="none"
             )
             weights = torch.tensor([weight_of(record.path) for record in records])
-            share = (error.mean(dim=(1, 2, 3)) * weights).sum() / optimizer_step.size
-            share.backward()
-            total += float(share.detach())
+            loss = (error.mean(dim=(1, 2, 3)) * weights).sum() / optimizer_step.size
+            loss.backward()
+            total += float(loss.detach())
         torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
@@ -91,28 +91,29 @@ def plain_losses(config, model, prediction_type, words_of=words_of, weight_of=la
     return losses
 
 
+def trained_losses(run_values, accumulation, **changes):
+    """The settings of a short run, and its losses."""
+    training = {
+        "max_steps": STEPS, "batch_size": 4, "gradient_accumulation_steps": accumulation,
+    }  # fmt: skip
+    config = build_run_config({**run_values, "training": training, **changes}, source="test")
+    run = train(config)
+    return config, [record["loss"] for record in run.read_metrics() if "loss" in record]
+
+
+def assert_agree(ours, plain):
+    assert ours[0] == pytest.approx(plain[0], rel=1e-5)
+    assert ours == pytest.approx(plain, rel=1e-4)  # Adam's first steps magnify rounding
+
+
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
 @pytest.mark.parametrize("accumulation", [1, 3])
 def test_losses_equal_a_plain_loop_step_by_step(
     run_values, nano_model, prediction_type, accumulation
 ):
-    config = build_run_config(
-        {
-            **run_values,
-            "model": {"path": str(nano_model), "prediction_type": prediction_type},
-            "training": {
-                "max_steps": STEPS,
-                "batch_size": 4,
-                "gradient_accumulation_steps": accumulation,
-            },
-        },
-        source="test",
-    )
-    run = train(config)
-    ours = [record["loss"] for record in run.read_metrics() if "loss" in record]
-    plain = plain_losses(config, nano_model, prediction_type)
-    assert ours[0] == pytest.approx(plain[0], rel=1e-5)
-    assert ours == pytest.approx(plain, rel=1e-4)  # Adam's first steps magnify rounding
+    model = {"path": str(nano_model), "prediction_type": prediction_type}
+    config, ours = trained_losses(run_values, accumulation, model=model)
+    assert_agree(ours, plain_losses(config, nano_model, prediction_type))
 
 
 @pytest.mark.parametrize("accumulation", [1, 3])
@@ -129,20 +130,8 @@ def test_regularisation_images_count_as_the_plain_loop_weighs_them(
         {"image_dir": str(regularisation), "is_reg": True, "class_tokens": "a ball"},
     ]
     sizes = {k: v for k, v in run_values["dataset"].items() if k != "image_dir"}
-    config = build_run_config(
-        {
-            **run_values,
-            "dataset": {**sizes, "prior_loss_weight": 0.3, "datasets": [{"subsets": subsets}]},
-            "training": {
-                "max_steps": STEPS,
-                "batch_size": 4,
-                "gradient_accumulation_steps": accumulation,
-            },
-        },
-        source="test",
-    )
-    run = train(config)
-    ours = [record["loss"] for record in run.read_metrics() if "loss" in record]
+    dataset = {**sizes, "prior_loss_weight": 0.3, "datasets": [{"subsets": subsets}]}
+    config, ours = trained_losses(run_values, accumulation, dataset=dataset)
     plain = plain_losses(
         config,
         nano_model,
@@ -150,5 +139,4 @@ def test_regularisation_images_count_as_the_plain_loop_weighs_them(
         words_of=lambda path: "a ball" if path.parent == regularisation else words_of(path),
         weight_of=lambda path: 0.3 if path.parent == regularisation else 1.0,
     )
-    assert ours[0] == pytest.approx(plain[0], rel=1e-5)
-    assert ours == pytest.approx(plain, rel=1e-4)
+    assert_agree(ours, plain)

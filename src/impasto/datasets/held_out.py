@@ -1,6 +1,6 @@
 """Which images are held out to validate on, and how they are shown: never one that is trained on.
 
-Regularisation images are trained on, all of them, and neither held out nor counted for the share.
+Regularisation images are neither held out nor counted for the share, also those that come too many.
 A byte copy of a held-out image among those trained on would make the validation loss a second
 training loss, so copies stay on one side. Only files of equal size are read to find them.
 """

@@ -125,8 +125,8 @@ def _encode_balanced(
 ) -> tuple[Plan, CachedPlan]:
     """Encode what is trained on; regularisation images balance what could be encoded.
 
-    Damaged images are found while encoding, or before it by `--plan`: either way the same images
-    come equally often.
+    Damaged images are found while encoding, or before it by `--plan`: without a share that is held
+    out, which is chosen of what is known then, the same images come equally often either way.
     """
     plan, records = found.plan, found.split.training
     cached = encode(plan.images)

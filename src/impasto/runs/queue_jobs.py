@@ -42,7 +42,7 @@ _NOT_STORED = ("path",)
 
 @dataclass(frozen=True)
 class Job:
-    """A job.
+    """A run that waits in the queue, is being trained, or was.
 
     Attributes:
         path: Its folder.

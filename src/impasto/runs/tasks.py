@@ -100,7 +100,7 @@ class TaskDirectory:
         return parse_process_token(token) if isinstance(token, str) else None
 
     def state(self, *, is_starting: bool = False) -> TaskState:
-        """How it stands.
+        """Whether the command works or how it ended, with what it has told so far.
 
         Args:
             is_starting: Whether whoever asks knows that its process has not ended.

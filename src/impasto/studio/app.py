@@ -39,7 +39,7 @@ _STATIC: list[str | tuple[str, str]] = [("impasto.studio", "static"), ("impasto.
 
 
 def create_app(studio: Studio, access: Access) -> Starlette:
-    """The application.
+    """The studio as an ASGI application: all pages, behind the guard of its address and cookie.
 
     Args:
         studio: What the routes work with.

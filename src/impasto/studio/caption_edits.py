@@ -57,7 +57,7 @@ class EditStore:
         ending: str,
         images: Sequence[str] | None = None,
     ) -> PreparedEdit:
-        """Keep an edit.
+        """Keep an edit under a token, so that exactly what was previewed can be applied.
 
         Args:
             dataset: The folder of images.

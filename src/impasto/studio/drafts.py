@@ -92,7 +92,7 @@ class Drafts:
     folder: Path
 
     def create(self, fields: Mapping[str, str] | None = None, **details: Any) -> Draft:
-        """Begin a draft.
+        """Begin the draft of a new run, in a directory of its own.
 
         Args:
             fields: The text of its fields; None where a task is to find them.

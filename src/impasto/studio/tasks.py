@@ -52,7 +52,7 @@ class Tasks:
         folder: Path | None = None,
         made: Made | None = None,
     ) -> str:
-        """Start a command.
+        """Start a command of Impasto in a process of its own, which outlives the studio.
 
         Args:
             words: The verb and its arguments.

@@ -59,7 +59,7 @@ from impasto.training.processes import build_strategy, facts_of
 from impasto.training.prompts import build_prompts
 from impasto.training.session import Session
 from impasto.training.step import StepRecipe
-from impasto.training.text import build_conditioners, encode_captions_ahead
+from impasto.training.text import Conditioners, build_conditioners, encode_captions_ahead
 
 
 def build_session(
@@ -95,11 +95,7 @@ def build_session(
     )
     if config.training.cache_text_to_disk:
         encode_captions_ahead(accelerator, conditioners, prepared.captions(), prompts)
-        if not prepared.changes_words and build_templates(config) is None:
-            conditioners.training.to_cpu()
-            for part in model.family.text_encoders:
-                model = with_offloaded(model, part.name, config, accelerator)
-        release_cached_memory(accelerator.device)
+        model = _without_text_encoders(config, accelerator, model, prepared, conditioners)
     tell = overrides.conditioner or _as_it_is
     unet = strategy.wrap(trainable.network)
     trainable.parts = strategy.place(trainable.parts)
@@ -149,13 +145,32 @@ def build_session(
                 model.contents,
                 prepared.training,
                 prepared.held_out,
-                accelerator.num_processes,
+                processes,
                 steps,
                 overrides.given(),
                 partial(prepared.cache.hashes.of, progress=progress),
             ),
         ),
     )
+
+
+def _without_text_encoders(
+    config: RunConfig,
+    accelerator: Accelerator,
+    model: BaseModel,
+    prepared: PreparedData,
+    conditioners: Conditioners,
+) -> BaseModel:
+    """The model whose text encoders have left the device, unless captions change as they are shown.
+
+    What they answer is on the disk by now.
+    """
+    if not prepared.changes_words and build_templates(config) is None:
+        conditioners.training.to_cpu()
+        for part in model.family.text_encoders:
+            model = with_offloaded(model, part.name, config, accelerator)
+    release_cached_memory(accelerator.device)
+    return model
 
 
 @dataclass(frozen=True)
