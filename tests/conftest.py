@@ -244,6 +244,16 @@ def nano_sd2_model(tmp_path_factory, nano_sd2_architecture) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def nano_sdxl_model(tmp_path_factory, nano_architecture) -> Path:
+    """An SDXL Diffusers folder with random weights. Read-only by agreement."""
+    from two_encoders import write_model
+
+    from impasto.models.families import SDXL
+
+    return write_model(nano_architecture, tmp_path_factory.mktemp("models") / "nano-sdxl", SDXL)
+
+
 @pytest.fixture(scope="session", params=["sd1", "sd2"])
 def either_model(request, nano_model, nano_sd2_model) -> Path:
     """Both families in turn."""

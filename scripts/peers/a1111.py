@@ -4,6 +4,7 @@ modules/safe.py and modules/hypernetworks/hypernetwork.py run as they are; the r
 page, its samplers) stands aside as stubs.
 """
 
+import itertools
 import sys
 import types
 from pathlib import Path
@@ -46,14 +47,16 @@ def main() -> None:
 def hypernetworks(folder: Path, theirs: types.ModuleType) -> None:
     """Load each by their class, and compare what it makes of a context."""
     expected = load_file(folder / "expected.safetensors")
-    for name in ("a1111", "a1111-deep", "portable", "novelai"):
+    widths = {"": [320, 640, 768, 1280], "sdxl-": [640, 1280, 2048]}
+    for start, case in itertools.product(widths, ("a1111", "a1111-deep", "portable", "novelai")):
+        name = start + case
         network = load_hypernetwork(folder / f"{name}.pt", theirs)
         for width, pair in network.layers.items():
             for index, module in enumerate(pair):
                 with torch.no_grad():
                     made = module.eval()(expected[f"{name}.{width}.given"])
                 torch.testing.assert_close(made, expected[f"{name}.{width}.{index}"])
-        assert sorted(network.layers) == [320, 640, 768, 1280]  # noqa: S101
+        assert sorted(network.layers) == widths[start]  # noqa: S101
         print(f"ok: {name}.pt, {len(network.layers)} widths, outputs equal, step {network.step}")
 
 

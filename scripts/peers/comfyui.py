@@ -1,5 +1,6 @@
 """ComfyUI's own loaders on what Impasto wrote: files, hypernetworks, and what a model is."""
 
+import itertools
 import sys
 from pathlib import Path
 
@@ -17,6 +18,9 @@ def main() -> None:
         "comfy_kitchen", "torchsde", "torchaudio", "torchvision", "sentencepiece", "av", "yaml",
         "aiohttp", "scipy", "einops", "kornia", "spandrel", "alembic", "sqlalchemy", "psutil",
     )  # fmt: skip
+    from comfy.cli_args import args  # type: ignore[import-not-found]
+
+    args.cpu = not torch.cuda.is_available()
     import comfy.utils  # type: ignore[import-not-found]
 
     wanted = load_file(folder / "tiny.safetensors")
@@ -26,6 +30,7 @@ def main() -> None:
         assert all(torch.equal(tensors[key], wanted[key]) for key in wanted)  # noqa: S101
         print(f"ok: {name}, {len(tensors)} tensors equal")
     hypernetworks(folder)
+    drawn_with_sdxl(folder)
     if (folder / "full.safetensors").is_file():
         identify(folder / "full.safetensors")
 
@@ -37,16 +42,52 @@ def hypernetworks(folder: Path) -> None:
     )
 
     expected = load_file(folder / "expected.safetensors")
-    for name in ("a1111", "portable", "novelai"):
+    widths = {"": (320, 640, 768, 1280), "sdxl-": (640, 1280, 2048)}
+    for start, case in itertools.product(widths, ("a1111", "portable", "novelai")):
+        name = start + case
         patch = load_hypernetwork_patch(str(folder / f"{name}.pt"), 1.0)
         assert patch is not None  # noqa: S101
-        for width in (320, 640, 768, 1280):
+        assert sorted(patch.hypernet) == list(widths[start])  # noqa: S101
+        for width in widths[start]:
             given = expected[f"{name}.{width}.given"]
             with torch.no_grad():
                 _, keys, values = patch(given, given, given, {})
             torch.testing.assert_close(keys, expected[f"{name}.{width}.0"])
             torch.testing.assert_close(values, expected[f"{name}.{width}.1"])
         print(f"ok: {name}.pt, outputs equal")
+
+
+def drawn_with_sdxl(folder: Path) -> None:
+    """Their U-Net with their patch gives what ours gives with the hypernetwork trained on it."""
+    from comfy.ldm.modules.diffusionmodules.openaimodel import (  # type: ignore[import-not-found]
+        UNetModel,
+    )
+    from comfy_extras.nodes_hypernetwork import load_hypernetwork_patch
+
+    tensors = load_file(folder / "small-sdxl.safetensors")
+    given = load_file(folder / "small-sdxl-expected.safetensors")
+    unet = UNetModel(
+        image_size=32, in_channels=4, out_channels=4, model_channels=32, channel_mult=(1, 2, 2),
+        num_res_blocks=[1, 1, 1], transformer_depth=[0, 1, 2], transformer_depth_middle=2,
+        transformer_depth_output=[0, 0, 1, 1, 2, 2], context_dim=given["text"].shape[-1],
+        num_head_channels=32, use_spatial_transformer=True, use_linear_in_transformer=True,
+        num_classes="sequential", adm_in_channels=given["pooled_and_sizes"].shape[-1], legacy=False,
+    )  # fmt: skip
+    start = "model.diffusion_model."
+    own = {n.removeprefix(start): t for n, t in tensors.items() if n.startswith(start)}
+    unet.load_state_dict(own)
+    patch = load_hypernetwork_patch(str(folder / "sdxl-trained.pt"), 0.8)
+    for name, patches in (
+        ("plain", {}),
+        ("changed", {"attn1_patch": [patch], "attn2_patch": [patch]}),
+    ):
+        with torch.no_grad():
+            made = unet.eval()(
+                given["latents"], given["times"], context=given["text"],
+                y=given["pooled_and_sizes"], transformer_options={"patches": patches},
+            )  # fmt: skip
+        torch.testing.assert_close(made, given[name], rtol=1e-4, atol=1e-4)
+    print("ok: sdxl-trained.pt in ComfyUI's U-Net, outputs equal with it and without")
 
 
 def identify(file: Path) -> None:

@@ -1,22 +1,44 @@
 """Writes one of everything that Impasto writes for other programs, by its own commands."""
 
+import itertools
 import shutil
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import tomli_w
 import torch
 from safetensors.torch import save_file
 
 import impasto
 from impasto.checkpoints.hypernetwork_writing import write_hypernetwork
 from impasto.checkpoints.hypernetworks import HypernetworkContents, Structure, halves_of
-from impasto.models.hypernetwork import Hypernetwork, initialize
+from impasto.models.architectures import ARCHITECTURES, write_random_model
+from impasto.models.hypernetwork import Hypernetwork, initialize, load_hypernetworks
+from impasto.models.loading import load_base_model
 
 DEMO = Path(impasto.__file__).parent / "demo"
-WIDTHS = (320, 640, 768, 1280)
+WIDTHS = {"": (320, 640, 768, 1280), "sdxl-": (640, 1280, 2048)}
+"""What stands before the names of files -> the widths of SD 1 and of SDXL."""
 COUNT = 4
+SMALL_SDXL = {
+    "unet": {
+        "block_out_channels": [32, 64, 64],
+        "layers_per_block": 1,
+        "cross_attention_dim": 16 + 24,
+        "attention_head_dim": [1, 2, 2],
+        "transformer_layers_per_block": [1, 1, 2],
+        "projection_class_embeddings_input_dim": 24 + 6 * 256,
+    },
+    "vae": {"block_out_channels": [32, 32, 32, 32], "layers_per_block": 1},
+    "text_encoder": {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 3,
+                     "num_attention_heads": 2, "projection_dim": 16},
+    "text_encoder_2": {"hidden_size": 24, "intermediate_size": 48, "num_hidden_layers": 3,
+                       "num_attention_heads": 2, "projection_dim": 24},
+}  # fmt: skip
+"""What a small model of SDXL's form has otherwise than SDXL."""
 
 
 def main() -> None:
@@ -24,6 +46,7 @@ def main() -> None:
     write_hypernetworks(folder)
     write_models(folder, full="--full" in sys.argv)
     write_dataset(folder)
+    write_small_sdxl(folder)
     (folder / "done").touch()
 
 
@@ -36,14 +59,15 @@ def write_hypernetworks(folder: Path) -> None:
         "novelai": Structure(),
     }
     expected: dict[str, torch.Tensor] = {}
-    for name, structure in cases.items():
-        network = Hypernetwork(WIDTHS, structure).eval()
+    for start, case in itertools.product(WIDTHS, cases):
+        name, structure, widths = start + case, cases[case], WIDTHS[start]
+        network = Hypernetwork(widths, structure).eval()
         initialize(network, "XavierNormal", 1)
         tensors = {n.removeprefix("pairs."): t for n, t in network.state_dict().items()}
         contents = HypernetworkContents(halves_of(tensors), structure, name, step=7)
         contents = replace(contents, base_name="base", base_hash="0123456789", info="for a check")
-        write_hypernetwork(contents, folder / f"{name}.pt", name.partition("-")[0])
-        for width in WIDTHS:
+        write_hypernetwork(contents, folder / f"{name}.pt", case.partition("-")[0])
+        for width in widths:
             given = torch.randn(2, 5, width, generator=torch.Generator().manual_seed(width))
             with torch.no_grad():
                 changed = network(given, given)
@@ -74,6 +98,52 @@ def write_dataset(folder: Path) -> None:
     impasto_does("dataset", "cache", "encode", pictures, DEMO / "base", "--export-npz", *size)
     impasto_does("dataset", "merge", pictures, folder / "meta.json")
     impasto_does("dataset", "merge", pictures, folder / "meta.jsonl")
+
+
+def write_small_sdxl(folder: Path) -> None:
+    """A small SDXL, a hypernetwork trained on it, and what its U-Net makes of one input with it."""
+    full = ARCHITECTURES["sdxl"]
+    small = replace(
+        full, configs=tuple({**full.by_name[name], **own} for name, own in SMALL_SDXL.items())
+    )
+    base, file = folder / "small-sdxl", folder / "small-sdxl.safetensors"
+    write_random_model(small, base, seed=0, dtype=torch.float32)
+    impasto_does("convert", base, file)
+    settings = {
+        "output_dir": str(folder / "run"),
+        "model": {"path": str(base)},
+        "method": {"kind": "hypernetwork"},
+        "optimizer": {"lr": 0.01},
+        "dataset": {"image_dir": str(folder / "pictures"), "resolution": 64,
+                    "bucket_reso_steps": 32, "min_bucket_reso": 32, "max_bucket_reso": 96},
+        "training": {"max_steps": 4, "batch_size": 2, "mixed_precision": "no"},
+        "saving": {"format": "portable", "name": "trained"},
+    }  # fmt: skip
+    (folder / "run.toml").write_text(tomli_w.dumps(settings), encoding="utf-8")
+    impasto_does("train", folder / "run.toml")
+    trained = folder / "sdxl-trained.pt"
+    shutil.copy(folder / "run" / "export" / "trained.pt", trained)
+
+    unet: Any = load_base_model(base).unet.eval()
+    draw = torch.Generator().manual_seed(3)
+    latents, times = torch.randn(2, 4, 16, 16, generator=draw), torch.tensor([10, 900])
+    text = torch.randn(2, 77, unet.config.cross_attention_dim, generator=draw)
+    pooled = torch.randn(2, SMALL_SDXL["text_encoder_2"]["projection_dim"], generator=draw)
+    sizes = torch.tensor([[768, 512, 8, 16, 512, 512]] * 2)
+    numbers = unet.add_time_proj(sizes.flatten()).reshape(2, -1)
+    given = {"latents": latents, "times": times, "text": text}
+    asked = {"encoder_hidden_states": text,
+             "added_cond_kwargs": {"text_embeds": pooled, "time_ids": sizes}}  # fmt: skip
+    with torch.no_grad():
+        plain = unet(latents, times, **asked).sample
+        with load_hypernetworks([f"{trained}:0.8"]).attached(unet):
+            changed = unet(latents, times, **asked).sample
+    assert not torch.allclose(plain, changed, atol=1e-3)  # noqa: S101
+    pooled_and_sizes = torch.cat([pooled, numbers], 1)
+    save_file(
+        {**given, "pooled_and_sizes": pooled_and_sizes, "plain": plain, "changed": changed},
+        folder / "small-sdxl-expected.safetensors",
+    )
 
 
 def impasto_does(*words: object) -> None:

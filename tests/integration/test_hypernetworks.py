@@ -55,9 +55,14 @@ VARIANTS = {
 }
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_a_crashed_run_continues_bit_for_bit(hypernetwork_config, tmp_path, nano_model, variant):
-    changes = {**VARIANTS[variant], "saving": {"state_every_steps": 2}}
+@pytest.mark.parametrize("variant", [*VARIANTS, "SDXL"])
+def test_a_crashed_run_continues_bit_for_bit(
+    hypernetwork_config, tmp_path, nano_model, variant, request
+):
+    changes = {**VARIANTS.get(variant, {}), "saving": {"state_every_steps": 2}}
+    if variant == "SDXL":
+        nano_model = request.getfixturevalue("nano_sdxl_model")
+        changes["model"] = {"path": str(nano_model)}
     whole = train(hypernetwork_config(output_dir=str(tmp_path / "whole"), **changes))
     crashed = hypernetwork_config(**changes)
     with pytest.raises(ZeroDivisionError):

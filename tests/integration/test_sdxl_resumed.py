@@ -12,10 +12,8 @@ from runs import StopAt, exported
 from safetensors.torch import load_file
 from test_processes import launch
 from test_sharing import FSDP, recorded_losses
-from two_encoders import write_model
 
 from impasto.config.load import build_run_config
-from impasto.models.families import SDXL
 from impasto.training.trainer import resume, train
 
 FILES = (UNET_FILE, "text_encoder/model.safetensors", "text_encoder_2/model.safetensors")
@@ -87,16 +85,10 @@ VARIANTS = {
 COMPARED = ("step", "samples_seen", "loss", "grad_norm", "lr")
 
 
-@pytest.fixture(scope="module")
-def sdxl_model(tmp_path_factory, nano_architecture):
-    """A Diffusers folder of SDXL's form with random weights."""
-    return write_model(nano_architecture, tmp_path_factory.mktemp("models") / "sdxl", SDXL)
-
-
 @pytest.fixture
-def sdxl_config(train_config, sdxl_model):
+def sdxl_config(train_config, nano_sdxl_model):
     def build(**changes):
-        model = {"path": str(sdxl_model), **changes.pop("model", {})}
+        model = {"path": str(nano_sdxl_model), **changes.pop("model", {})}
         saving = {"state_every_steps": 2, **changes.pop("saving", {})}
         return train_config(model=model, saving=saving, **changes)
 
@@ -124,7 +116,7 @@ def assert_resumed_exactly(build, tmp_path):
 
 @pytest.mark.usefixtures("fresh_accelerate")
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_a_crashed_run_continues_bit_for_bit(sdxl_config, tmp_path, sdxl_model, variant):
+def test_a_crashed_run_continues_bit_for_bit(sdxl_config, tmp_path, nano_sdxl_model, variant):
     changes = VARIANTS[variant]
     run = assert_resumed_exactly(lambda **place: sdxl_config(**changes, **place), tmp_path)
     method = changes.get("method", {})
@@ -132,13 +124,13 @@ def test_a_crashed_run_continues_bit_for_bit(sdxl_config, tmp_path, sdxl_model, 
     for number, file in enumerate(FILES):
         name = file.partition("/")[0]
         learns = number == 0 or (method.get("train_text_encoder", False) and name not in frozen)
-        before, after = load_file(sdxl_model / file), load_file(run.exported_model() / file)
+        before, after = load_file(nano_sdxl_model / file), load_file(run.exported_model() / file)
         moved = any(not torch.equal(after[key], tensor) for key, tensor in before.items())
         assert moved == learns, name
 
 
 @pytest.mark.usefixtures("fresh_accelerate")
-def test_regularisation_images_are_resumed_too(run_values, sdxl_model, pictures, tmp_path):
+def test_regularisation_images_are_resumed_too(run_values, nano_sdxl_model, pictures, tmp_path):
     """Subsets with repeats of their own; the weights of losses go with the samples."""
     balls = draw_images(tmp_path / "balls", 5, seed=3, captions=False)
     sizes = {key: value for key, value in run_values["dataset"].items() if key != "image_dir"}
@@ -152,7 +144,7 @@ def test_regularisation_images_are_resumed_too(run_values, sdxl_model, pictures,
         values = {
             **run_values,
             "output_dir": output_dir,
-            "model": {"path": str(sdxl_model)},
+            "model": {"path": str(nano_sdxl_model)},
             "method": BOTH,
             "dataset": {**sizes, "datasets": datasets},
             "logging": {**run_values["logging"], "image_losses": True},
@@ -168,10 +160,10 @@ def test_regularisation_images_are_resumed_too(run_values, sdxl_model, pictures,
     assert sorted(resumed.read_text(encoding="utf-8").splitlines()) == sorted(table.splitlines())
 
 
-def test_shards_learn_what_a_whole_model_does(run_file, sdxl_model, tmp_path):
+def test_shards_learn_what_a_whole_model_does(run_file, nano_sdxl_model, tmp_path):
     """Both encoders learn; two processes with half of each tensor, as one that accumulates."""
     shared = {
-        "model": {"path": str(sdxl_model)},
+        "model": {"path": str(nano_sdxl_model)},
         "method": {**BOTH, "text_encoder_lrs": {"text_encoder": 0.05, "text_encoder_2": 0.2}},
         "optimizer": {"kind": "SGD", "lr": 0.1, "arguments": {"momentum": 0.9}},
     }
@@ -185,7 +177,7 @@ def test_shards_learn_what_a_whole_model_does(run_file, sdxl_model, tmp_path):
     assert result.returncode == 0, result.stderr
     assert "of 2 processes holds its share" in result.stderr + result.stdout
     for name in FILES:
-        before = load_file(sdxl_model / name)
+        before = load_file(nano_sdxl_model / name)
         first, second = (load_file(run / "export" / "model" / name) for run in (whole, shards))
         assert max(float((first[key] - before[key]).abs().max()) for key in first) > 1e-4
         for key, tensor in first.items():

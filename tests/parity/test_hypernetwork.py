@@ -18,6 +18,7 @@ from impasto.checkpoints.hypernetworks import (
     read_hypernetwork,
 )
 from impasto.errors import ModelError
+from impasto.models.architectures import find_architecture, meta_model_of_architecture
 from impasto.models.hypernetwork import (
     ACTIVATIONS,
     INITIALIZATIONS,
@@ -25,6 +26,7 @@ from impasto.models.hypernetwork import (
     HypernetworkStack,
     context_widths,
     initialize,
+    require_matching_widths,
 )
 from impasto.models.loading import load_base_model
 
@@ -184,7 +186,7 @@ def test_it_is_novelais_formula(tmp_path):
     assert torch.equal(again(x, x)[0], made(x, x)[0])
 
 
-@pytest.fixture(params=["nano_model", "nano_sd2_model"])
+@pytest.fixture(params=["nano_model", "nano_sd2_model", "nano_sdxl_model"])
 def unet(request):
     return load_base_model(request.getfixturevalue(request.param)).unet.eval()
 
@@ -193,8 +195,16 @@ def call(unet):
     generator = torch.Generator().manual_seed(4)
     latents = torch.randn(2, 4, 8, 8, generator=generator)
     states = torch.randn(2, 7, unet.config.cross_attention_dim, generator=generator)
+    arguments = {"encoder_hidden_states": states}
+    if unet.config.addition_embed_type == "text_time":
+        sizes = torch.tensor([[64, 48, 0, 8, 64, 64]] * 2)
+        numbers = unet.config.projection_class_embeddings_input_dim
+        pooled = torch.randn(
+            2, numbers - 6 * unet.config.addition_time_embed_dim, generator=generator
+        )
+        arguments["added_cond_kwargs"] = {"text_embeds": pooled, "time_ids": sizes}
     with torch.no_grad():
-        return unet(latents, torch.tensor([10, 900]), encoder_hidden_states=states).sample
+        return unet(latents, torch.tensor([10, 900]), **arguments).sample
 
 
 def stack_of(*networks, strengths=(1.0, 1.0)):
@@ -285,6 +295,28 @@ def test_initializations_are_a1111s(name, activation):
     assert all(
         torch.equal(a, b) for a, b in zip(made.parameters(), again.parameters(), strict=True)
     )
+
+
+@pytest.mark.parametrize(
+    ("base", "widths", "said"),
+    [
+        ("sdxl", (320, 640, 768, 1280), "is for SD 1.x: it has networks for contexts of width 320"),
+        ("sdxl", (1024,), "is for SD 2.x"),
+        ("sd1", (640, 1280, 2048), "is for SDXL: it has networks for contexts of width 2048"),
+        ("sd2", (2048,), "is for SDXL"),
+        ("sdxl", (640, 1280, 2048), None),
+        ("sdxl", (2048,), None),
+    ],
+)
+def test_a_full_size_one_is_taken_by_its_own_family_alone(base, widths, said):
+    """640 and 1280 are widths of all families; that of the words tells them apart."""
+    unet = meta_model_of_architecture(find_architecture(base)).unet
+    if said is None:
+        require_matching_widths("ink", widths, unet)
+        return
+    with pytest.raises(ModelError) as raised:
+        require_matching_widths("ink", widths, unet)
+    assert said in str(raised.value)
 
 
 def test_a_full_size_sd1_file_is_as_large_as_a1111s(tmp_path):

@@ -19,8 +19,9 @@ class HypernetworkMethod(Section):
     """Trains a hypernetwork."""
 
     widths: tuple[Annotated[int, Field(ge=1)], ...] | None = None
-    """Contexts that are changed, by their widths: 768 (SD 1) or 1024 (SD 2) is the captions', 320,
-    640 and 1280 the image's own; off means all that the model has."""
+    """Contexts that are changed, by their widths: 768 (SD 1), 1024 (SD 2) or 2048 (SDXL) is
+    the captions', 320 (not in SDXL), 640 and 1280 the image's own; off means all that the model
+    has."""
 
     layers: tuple[Annotated[float, Field(gt=0, le=16)], ...] = (1, 2, 1)
     """Widths between the linear layers, as multiples; `[1, 2, 1]` is NovelAI's. Deeper ones are

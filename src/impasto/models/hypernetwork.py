@@ -2,7 +2,8 @@
 
 NovelAI Improvements on Stable Diffusion, 2022; AUTOMATIC1111/stable-diffusion-webui,
 `modules/hypernetworks/hypernetwork.py`. One pair of networks per width serves all attentions whose
-context is so wide: the captions' (768, or 1024 in SD 2) and the image's own (320, 640, 1280).
+context is so wide: the captions' (768, 1024 in SD 2, 2048 in SDXL) and the image's own (640, 1280,
+and 320 in SD 1 and 2).
 """
 
 from __future__ import annotations
