@@ -53,6 +53,9 @@ OPEN_CLIP_ENDS: tuple[Row, ...] = (
     ("ln_final", "final_layer_norm"),
     ("text_projection", "text_projection.weight"),
 )
+UPRIGHT_PROJECTION: Row = ("text_projection.weight", "text_projection.weight")
+"""The projection as a linear layer has it, not transposed; ComfyUI's `comfy/utils.py` reads it if
+there is no `text_projection`."""
 OPEN_CLIP_LAYERS = "transformer.resblocks."
 OPEN_CLIP_LAYER: tuple[Row, ...] = (
     ("ln_1", "layer_norm1"),
@@ -380,7 +383,9 @@ def _vae_rows_of_ours(names: ParameterNames) -> Iterable[Row]:
 
 
 def _open_clip_rows_of_file(names: ParameterNames) -> Iterable[Row]:
-    return _open_clip_rows(len(_indices(names, OPEN_CLIP_LAYERS.removesuffix("."))))
+    yield from _open_clip_rows(len(_indices(names, OPEN_CLIP_LAYERS.removesuffix("."))))
+    if "text_projection" not in names:
+        yield UPRIGHT_PROJECTION
 
 
 def _open_clip_rows_of_ours(names: ParameterNames) -> Iterable[Row]:

@@ -117,6 +117,18 @@ OTHERS = (
         is_named=("edm_vpred.sigma_max", "edm_vpred.sigma_min"),
     ),
     Kind(
+        "an SDXL checkpoint as a program has it in memory, whose text encoders are called clip_l "
+        "and clip_g or are wrapped, as in no model file that programs read",
+        (
+            "clip_l.",
+            "clip_g.",
+            "cond_stage_model.clip_l.",
+            "cond_stage_model.clip_g.",
+            "conditioner.embedders.0.wrapped.",
+            "conditioner.embedders.1.wrapped.",
+        ),
+    ),
+    Kind(
         "part of an SDXL checkpoint",
         ("conditioner.embedders.", "model.diffusion_model.label_emb.", "add_embedding.linear_"),
     ),
@@ -178,10 +190,11 @@ def _claimed(names: tuple[str, ...], layouts: Collection[FileLayout]) -> tuple[s
     """What names begin with that say another kind, but for families that are whole in the file."""
     claimed: set[str] = set()
     for layout in layouts:
+        modern = [layout.modern(name) for name in names]
         namings = [p.naming for p in layout.parts if p.kind is not PartKind.VAE]
         special = {naming.prefix + claim for naming in namings for claim in naming.claims}
         needed = special | {naming.prefix for naming in namings}
-        if all(any(name.startswith(start) for name in names) for start in needed):
+        if all(any(name.startswith(start) for name in modern) for start in needed):
             claimed |= special | {p.naming.root for p in layout.of_kind(PartKind.TEXT)}
     return tuple(claimed)
 

@@ -1,0 +1,180 @@
+"""SDXL files as merging programs leave them are the plain file, or are refused by name.
+
+If this failed, a merge would be trained with the weights of another tensor, or with none.
+"""
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from two_encoders import write_model
+
+from impasto.checkpoints.keymap import ema_name, layout_of
+from impasto.checkpoints.kinds import BASE_MODEL, kind_of
+from impasto.checkpoints.ldm import split_ldm
+from impasto.checkpoints.reading import TensorFile
+from impasto.checkpoints.tensors import LazyTensor
+from impasto.errors import ModelError
+from impasto.models.conversion import convert_model
+from impasto.models.families import SDXL, file_layouts
+from impasto.models.opening import OpenOptions, open_model
+
+FIRST = "conditioner.embedders.0.transformer.text_model."
+SECOND = "conditioner.embedders.1.model."
+IDS = f"{FIRST}embeddings.position_ids"
+OLD_IDS = f"{SECOND}transformer.text_model.embeddings.position_ids"
+PROJECTION = f"{SECOND}text_projection"
+
+
+def ids(dtype=torch.int64):
+    return torch.arange(77)[None].to(dtype)
+
+
+def twice(names):
+    """What A1111 has in memory: the conditioner is `cond_stage_model` too, and has buffers."""
+    start = "conditioner."
+    again = {n: n.replace(start, "cond_stage_model.", 1) for n in names if n.startswith(start)}
+    return {again[name]: names[name] for name in again}
+
+
+def renamed(tensors, first, second):
+    starts = {"conditioner.embedders.0.": first, SECOND: second}
+
+    def of(name):
+        start = next((start for start in starts if name.startswith(start)), None)
+        return name if start is None else starts[start] + name.removeprefix(start)
+
+    return {of(name): tensor for name, tensor in tensors.items()}
+
+
+def upright(tensors):
+    others = {name: tensor for name, tensor in tensors.items() if name != PROJECTION}
+    projection = tensors[PROJECTION]
+    if isinstance(projection, LazyTensor):
+        return {**others, f"{PROJECTION}.weight": projection}
+    return {**others, f"{PROJECTION}.weight": projection.T.contiguous()}
+
+
+def averaged(tensors):
+    own = [name for name in tensors if name.startswith("model.diffusion_model.")]
+    return {
+        **tensors, **{ema_name(name): tensors[name] + 1 for name in own},
+        "model_ema.decay": torch.tensor(0.9999), "model_ema.num_updates": torch.tensor(3),
+    }  # fmt: skip
+
+
+READ = {
+    "saved by ComfyUI": lambda t: {**t, IDS: ids()},
+    "by an old ComfyUI": lambda t: {**t, IDS: ids(), OLD_IDS: ids(torch.float16)},
+    "position ids in fp16": lambda t: {**t, IDS: ids(torch.float16)},
+    "position ids in bf16": lambda t: {**t, IDS: ids(torch.bfloat16)},
+    "position ids in int32": lambda t: {**t, IDS: ids(torch.int32)},
+    "position ids that were averaged": lambda t: {**t, IDS: ids(torch.float32) * 0.999},
+    "A1111's memory": lambda t: {**t, **twice(t), "denoiser.sigmas": torch.ones(1000)},
+    "averaged weights beside": averaged,
+    "a mask of attention": lambda t: {**t, f"{SECOND}attn_mask": torch.zeros(77, 77)},
+    "no logit_scale": lambda t: {n: x for n, x in t.items() if not n.endswith("logit_scale")},
+    "a projection that stands upright": upright,
+    "both projections": lambda t: {**t, f"{PROJECTION}.weight": t[PROJECTION]},
+    "names without text_model": lambda t: {n.replace(FIRST, FIRST[:-11]): t[n] for n in t},
+}  # fmt: skip
+REFUSED = {
+    "clip_l and clip_g": lambda t: renamed(t, "clip_l.", "clip_g."),
+    "ComfyUI's own names": lambda t: renamed(
+        t, "cond_stage_model.clip_l.", "cond_stage_model.clip_g."
+    ),
+    "A1111's wrappers": lambda t: renamed(
+        t, "conditioner.embedders.0.wrapped.", "conditioner.embedders.1.wrapped.model."
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory, nano_architecture):
+    """A file of a small SDXL, its tensors and its texts."""
+    folder = write_model(nano_architecture, tmp_path_factory.mktemp("odd") / "model", SDXL)
+    file = folder.with_suffix(".safetensors")
+    convert_model(str(folder), file, "safetensors", {}, OpenOptions())
+    with safe_open(file, "pt") as opened:
+        return file, load_file(file), opened.metadata()
+
+
+@pytest.fixture
+def odd(plain, tmp_path):
+    """Writes the file with other tensors."""
+
+    def write(change):
+        _, tensors, texts = plain
+        file = tmp_path / "odd.safetensors"
+        save_file({name: t.clone() for name, t in change(dict(tensors)).items()}, file, texts)
+        return file
+
+    return write
+
+
+def assert_same_parts(found, expected, change=lambda tensor: tensor):
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(found[name].read(), change(tensor.read())), name
+
+
+@pytest.mark.parametrize("form", READ)
+def test_it_is_the_plain_file(odd, plain, tmp_path, form):
+    """By the networks that are opened, and by the file that is written of them."""
+    file, target = odd(READ[form]), tmp_path / "again.safetensors"
+    expected = open_model(plain[0])
+    convert_model(str(file), target, "safetensors", {}, OpenOptions())
+    again = open_model(target)
+    for part, tensors in expected.parts.items():
+        assert_same_parts(again.parts[part], tensors)
+    written = load_file(target)
+    assert set(plain[1]) <= set(written) <= {*plain[1], IDS, f"{SECOND}attn_mask"}
+    if IDS in written:
+        assert not written[IDS].dtype.is_floating_point
+        assert written[IDS].tolist() == ids().tolist()
+
+
+def test_averaged_weights_are_read_when_asked_for(odd, plain):
+    expected = open_model(plain[0])
+    found = open_model(odd(averaged), OpenOptions(weights="ema"))
+    assert_same_parts(found.parts["unet"], expected.parts["unet"], lambda tensor: tensor + 1)
+    assert_same_parts(found.parts["text_encoder_2"], expected.parts["text_encoder_2"])
+
+
+@pytest.mark.parametrize("form", REFUSED)
+def test_what_no_program_reads_is_refused_by_name(odd, form):
+    with pytest.raises(ModelError, match=r"text encoders are called clip_l and clip_g or are wra"):
+        open_model(odd(REFUSED[form]))
+
+
+@pytest.mark.parametrize("form", [*READ, *REFUSED])
+def test_it_is_told_so_at_full_size(golden, form):
+    """By the 2,514 recorded names and shapes: each tensor comes to the same place as ever."""
+    rows = golden("sdxl_map.json")
+    shapes = {name: tuple(row["shape"]) for name, row in rows.items()}
+    tensors = {name: Shape.of(shape) for name, shape in shapes.items()}
+    changed = {
+        name: tensor if isinstance(tensor, LazyTensor) else LazyTensor.of(tensor)
+        for name, tensor in {**READ, **REFUSED}[form](tensors).items()
+    }
+    kind = kind_of(TensorFile("x", "safetensors", changed), file_layouts())
+    assert (kind is BASE_MODEL) == (form in READ)
+    if kind is not BASE_MODEL:
+        return
+    layout = layout_of(changed, file_layouts())
+    assert layout == SDXL.layout
+    expected, found = split_ldm(tensors, layout), split_ldm(changed, layout)
+    for part, own in expected.parts.items():
+        assert {n: found.parts[part][n].shape for n in own} == {n: t.shape for n, t in own.items()}
+        assert len(found.parts[part].keys() - own.keys()) <= (part == "text_encoder_2")
+
+
+class Shape(LazyTensor):
+    """A tensor without values; adding to it leaves the shape."""
+
+    @classmethod
+    def of(cls, shape):
+        return cls(shape, torch.float16, lambda: None)
+
+    def __add__(self, _):
+        return self
