@@ -22,6 +22,7 @@ from impasto.allocation import tune_allocation
 
 tune_allocation()  # as the command line does, before torch is imported
 
+import torch  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
 
@@ -54,6 +55,7 @@ PARTS: dict[str, Measure] = {
     "parts": parts.measure,
 }
 LARGE: dict[str, Measure] = {
+    "convert-sdxl": partial(convert.measure, architecture="sdxl", dtype=torch.float16),
     "full": full.measure,
     "step": step.measure,
     "memory": memory.measure,

@@ -1,4 +1,4 @@
-"""Converting a full-size SD 1 file, against copying its bytes and hashing them."""
+"""Converting a full-size file, against copying its bytes and hashing them."""
 
 from __future__ import annotations
 
@@ -22,11 +22,14 @@ from impasto.models.opening import OpenOptions
 PAIRS = 3
 
 
-def measure(scratch: Path) -> dict[str, str]:
+def measure(
+    scratch: Path, architecture: str = "sd1", dtype: torch.dtype = torch.float32
+) -> dict[str, str]:
     scratch.mkdir(parents=True)
-    write_random_model(find_architecture("sd1"), scratch / "sd1", seed=0, dtype=torch.float32)
-    source = scratch / "source.safetensors"
-    convert(scratch / "sd1", source)
+    folder, source = scratch / architecture, scratch / "source.safetensors"
+    write_random_model(find_architecture(architecture), folder, seed=0, dtype=dtype)
+    convert(folder, source)
+    shutil.rmtree(folder)
     gib = source.stat().st_size / 2**30
     copies, folders, halves = [], [], []
     for _ in range(PAIRS):

@@ -11,7 +11,11 @@ from conftest import impasto
 from runs import exported
 from safetensors.torch import load_file
 
+from impasto.checkpoints.keymap import PartKind
 from impasto.errors import ConfigError, MissingDependencyError, OutOfMemoryError
+from impasto.models.conversion import convert_model
+from impasto.models.opening import OpenOptions
+from impasto.models.saving import DTYPES
 from impasto.training.events import SilentEvents
 from impasto.training.planning import resolve
 from impasto.training.planning.overhead import RUNTIME
@@ -151,14 +155,22 @@ def test_compiled_code_computes_the_same_to_rounding(kind, train_config, tmp_pat
     assert_same_but_for_rounding(found, plain, notes)
 
 
-@pytest.mark.parametrize("to_disk", [False, True])
-def test_what_is_not_used_waits_in_a_file(to_disk, train_config, tmp_path, monkeypatch):
-    """VAE and text encoder: previews and the export bring them back, and are the same."""
+@pytest.mark.parametrize(("to_disk", "stored"), [(False, "fp32"), (True, "fp32"), (True, "fp16")])
+def test_what_is_not_used_waits_in_a_file(
+    to_disk, stored, train_config, nano_model, tmp_path, monkeypatch
+):
+    """VAE and text encoder: previews and the export bring them back, and are the same.
+
+    What was read from 16 bits waits in them.
+    """
     from impasto.models import offload
     from impasto.training import build, model
 
     prompts = {"prompts": ["a red ball", "new words"], "width": 64, "height": 64, "steps": 2}
+    base, dtypes = tmp_path / "base", dict.fromkeys(PartKind, DTYPES[stored])
+    convert_model(str(nano_model), base, "diffusers", dtypes, OpenOptions())
     settings = {
+        "model": {"path": str(base)},
         "previews": {**prompts, "every_steps": 3},
         "validation": {"split": 0.25, "every_steps": 3},
         "training": {"cache_text_to_disk": to_disk},
@@ -166,15 +178,21 @@ def test_what_is_not_used_waits_in_a_file(to_disk, train_config, tmp_path, monke
     with monkeypatch.context() as patch:
         patch.setattr(build, "with_offloaded", lambda model, *_: model)
         plain = train(train_config(**settings))
-    parked = []
+    parked, types = [], set()
     with monkeypatch.context() as patch:
         real = offload.offload_to_file
-        patch.setattr(
-            model, "offload_to_file", lambda net, file: parked.append(file) or real(net, file)
-        )
+
+        def watched(network, file, *others):
+            parked.append(file)
+            waiting = real(network, file, *others)
+            types.update(t.dtype for t in waiting.values() if t.dtype.is_floating_point)
+            return waiting
+
+        patch.setattr(model, "offload_to_file", watched)
         path = str(tmp_path / "waiting")
         found = train(train_config(output_dir=path, **settings))
     assert len(parked) == 1 + to_disk
+    assert types == {DTYPES[stored]}
     assert not any(file.exists() for file in parked)
     assert losses(found) == losses(plain)
     assert exported(found) == exported(plain)

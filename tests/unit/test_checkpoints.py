@@ -1,6 +1,7 @@
 """Files of tensors: read safely, written one tensor at a time, broken ones explained."""
 
 import errno
+import gc
 import os
 import pickle
 import warnings
@@ -14,12 +15,13 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from impasto.checkpoints import tensors as tensors_module
 from impasto.checkpoints import writing
 from impasto.checkpoints.kinds import BASE_MODEL, kind_of
 from impasto.checkpoints.modelspec import ModelSpec, read_encoder_layer, read_prediction_type
 from impasto.checkpoints.pickles import LightningCallback
 from impasto.checkpoints.reading import open_tensor_file
-from impasto.checkpoints.tensors import LazyTensor, Scratch
+from impasto.checkpoints.tensors import LazyTensor, converted, read_in_turn
 from impasto.checkpoints.writing import HASH_KEY, write_ckpt, write_safetensors
 from impasto.errors import ModelError, StorageError
 from impasto.models.families import file_layouts
@@ -78,20 +80,38 @@ def test_a_ckpt_holds_tensors_and_texts(tensors, tmp_path):
     assert os.listdir(tmp_path) == ["x.ckpt"]
 
 
-def test_writing_holds_one_tensor_at_a_time(tmp_path):
-    """Beside the model: when a tensor is made, all but the one before are gone again."""
+@pytest.mark.parametrize(("waiting", "most"), [(0, 1), (8000, 2), (12_000, 3)])
+def test_writing_holds_so_many_bytes_beside_the_model(tmp_path, monkeypatch, waiting, most):
+    """What is read ahead of the writing: if more were alive, a model would be in memory twice."""
+    monkeypatch.setattr(writing, "_TOGETHER", 1)
+    monkeypatch.setattr(writing, "_WAITING", waiting)
     alive = weakref.WeakSet()
-    most = []
+    found = []
 
     def make():
-        most.append(len(alive))
+        gc.collect()
+        found.append(len(alive) + 1)
         tensor = torch.ones(1000)
         alive.add(tensor)
         return tensor
 
     many = {f"t{n}": LazyTensor((1000,), torch.float32, make) for n in range(20)}
     write_safetensors(tmp_path / "x.safetensors", many, {})
-    assert max(most) <= 1
+    assert max(found) <= most
+    assert max(found) > 1 or waiting == 0
+
+
+@pytest.mark.parametrize("failing", ["_hash", "_write"])
+def test_a_failure_behind_the_reading_ends_the_writing(tmp_path, monkeypatch, tensors, failing):
+    """Hashing and writing are on threads of their own, whose errors must not be lost."""
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(writing._HashedAndWritten, failing, full)
+    with pytest.raises(StorageError, match="disk is full"):
+        write_safetensors(tmp_path / "x", lazily(tensors), {})
+    assert os.listdir(tmp_path) == []
 
 
 @pytest.mark.parametrize("write", [write_safetensors, write_ckpt])
@@ -319,13 +339,31 @@ def test_the_metadata_standard():
     assert read_encoder_layer({"modelspec.encoder_layer": "x"}) is None
 
 
-def test_reading_by_way_of_scratch_memory_gives_the_same_copies(tensors, tmp_path):
-    """In any order of sizes; what was read before does not change."""
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_reading_in_turn_gives_the_same_copies(tensors, tmp_path, dtype):
+    """In any order of sizes; what was read before does not change while the next is read."""
     file = tmp_path / "x.safetensors"
     write_safetensors(file, lazily(tensors), {})
-    opened, scratch = open_tensor_file(file).tensors, Scratch()
+    opened = open_tensor_file(file).tensors
     for order in (sorted(tensors), sorted(tensors, reverse=True)):
-        found = {name: opened[name].read_as(torch.float64, scratch) for name in order}
-        assert all(torch.equal(found[name], tensors[name].double()) for name in order)
-    turned = opened["half"].reshaped((5, 3)).read_as(torch.float32, scratch)
-    assert torch.equal(turned, tensors["half"].float().reshape(5, 3))
+        asked = {name: opened[name] for name in order}
+        asked["turned"] = opened["half"].reshaped((5, 3))
+        found = dict(read_in_turn(asked, dtype))
+        assert list(found) == [*order, "turned"]
+        assert all(torch.equal(found[name], tensors[name].to(dtype)) for name in order)
+        assert torch.equal(found["turned"], tensors["half"].to(dtype).reshape(5, 3))
+
+
+@pytest.mark.parametrize(
+    ("given", "asked"), [(torch.float16, torch.bfloat16), (torch.bfloat16, torch.float16)]
+)
+def test_every_16_bit_number_is_converted_as_pytorch_does(monkeypatch, given, asked):
+    """In pieces, and of a tensor that is not contiguous."""
+    monkeypatch.setattr(tensors_module, "_CONVERTED_AT_ONCE", 1000)
+    every = torch.arange(-(1 << 15), 1 << 15).to(torch.int16).view(given).reshape(256, 256)
+    for values in (every, every.T):
+        found, expected = converted(values, asked), values.to(asked).contiguous()
+        is_number = ~expected.isnan()
+        assert torch.equal(found.isnan(), ~is_number)
+        bits, expected_bits = found.view(torch.int16), expected.view(torch.int16)
+        assert torch.equal(bits[is_number], expected_bits[is_number])

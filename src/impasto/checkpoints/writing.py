@@ -10,8 +10,10 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
@@ -40,6 +42,7 @@ def write_safetensors(
     *,
     finite_only: bool = True,
     hashes: dict[str, str] | None = None,
+    hashed: bool = True,
 ) -> str:
     """Write a safetensors file durably, and return the SHA-256 of the tensors' bytes.
 
@@ -53,6 +56,7 @@ def write_safetensors(
         finite_only: Whether values that are not finite are refused.
         hashes: Is filled with `tensor_hash` of each tensor by name; then the hash of all bytes is
             not made, and what is returned is empty, so that each byte is still hashed once.
+        hashed: Whether that hash is made at all; else what is returned is empty.
 
     Raises:
         ModelError: A value is NaN or infinite, or becomes so in the type asked for.
@@ -60,11 +64,11 @@ def write_safetensors(
     """
     with files.replace_file(path) as partial:
         told = advance or (lambda _: None)
-        if hashes is None:
+        if hashes is None and hashed:
             return _write_into(partial, tensors, metadata, told, finite_only=finite_only)
+        hasher = _hash_none if hashes is None else _HashEach(hashes)
         with partial.open("wb") as file:
             file.write(header_of(tensors, metadata))
-            hasher = _HashEach(hashes)
             _write_values(file, tensors, told, hasher, finite_only=finite_only)
         return ""
 
@@ -101,8 +105,15 @@ def write_ckpt(
     return digest
 
 
-_HASHED_ASIDE = 1 << 18
-"""Bytes of a tensor from which hashing (0.2 ms then) takes longer than telling a thread of it."""
+_TOGETHER = 1 << 20
+"""Bytes of small tensors that are hashed and written at a time: telling two threads of each one
+takes longer than its hash."""
+_CHECKED_AT_ONCE = 1 << 15
+"""Numbers that are looked at together: of more, PyTorch would wake threads of its own, which then
+wait for work on the processors that hash and write."""
+_WAITING = 64 << 20
+"""Bytes that may wait to be hashed and written while the next tensor is read; a larger tensor waits
+alone."""
 
 
 def in_file_order(tensors: Tensors) -> list[str]:
@@ -153,6 +164,10 @@ def _write_into(
     return digest
 
 
+def _hash_none(*_: object) -> None:
+    """For files that nobody compares."""
+
+
 class _HashAll:
     """One hash over the bytes of all tensors."""
 
@@ -187,19 +202,89 @@ def _write_values(
     *,
     finite_only: bool,
 ) -> None:
-    """Write the tensors; a large one is hashed on another thread while it is written."""
-    with ThreadPoolExecutor(1) as pool:
+    """Write the tensors: while some are hashed and written, the next is read and checked."""
+    with _HashedAndWritten(file, hasher, advance) as behind:
         for name in in_file_order(tensors):
-            values = _checked(name, tensors[name], finite_only=finite_only)
-            view = _bytes_of(values)
-            if len(view) < _HASHED_ASIDE:
-                hasher(name, values, view)
-                file.write(view)
-            else:
-                hashing: Future[None] = pool.submit(hasher, name, values, view)
-                file.write(view)
-                hashing.result()
-            advance(len(view))
+            behind.make_room(tensors[name].size_bytes)
+            behind.add(name, _checked(name, tensors[name], finite_only=finite_only))
+
+
+@dataclass(frozen=True)
+class _Named:
+    """A tensor on its way into a file, with its bytes."""
+
+    name: str
+    tensor: Tensor
+    values: memoryview
+
+
+class _HashedAndWritten:
+    """Hashes and writes tensors in their order, on a thread each; errors come to who waits.
+
+    Args:
+        file: Where they are written.
+        hasher: Is called with each of them.
+        advance: Is told of the bytes that were written, by the thread that adds.
+    """
+
+    def __init__(
+        self, file: IO[bytes], hasher: Callable[[str, Tensor, memoryview], None], advance: Advance
+    ) -> None:
+        self._file, self._hasher, self._advance = file, hasher, advance
+        self._hashing, self._writing = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
+        self._under_way: deque[tuple[int, Future[None], Future[None]]] = deque()
+        self._together: list[_Named] = []
+        self._size = self._waiting = 0
+
+    def __enter__(self) -> _HashedAndWritten:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            if kind is None:
+                self._send()
+                self._wait(0)
+        finally:
+            self._hashing.shutdown(cancel_futures=True)
+            self._writing.shutdown(cancel_futures=True)
+
+    def make_room(self, size: int) -> None:
+        """Wait until so many bytes may be read."""
+        if self._size + size > _TOGETHER:
+            self._send()
+        self._wait(max(_WAITING - size, 0))
+
+    def add(self, name: str, tensor: Tensor) -> None:
+        """Have a tensor hashed and written after those before it."""
+        values = _bytes_of(tensor)
+        self._together.append(_Named(name, tensor, values))
+        self._size += len(values)
+
+    def _send(self) -> None:
+        if not self._together:
+            return
+        tensors, size = self._together, self._size
+        hashed = self._hashing.submit(self._hash, tensors)
+        written = self._writing.submit(self._write, tensors)
+        self._under_way.append((size, hashed, written))
+        self._waiting += size
+        self._together, self._size = [], 0
+
+    def _wait(self, most: int) -> None:
+        while self._under_way and self._waiting > most:
+            size, hashed, written = self._under_way.popleft()
+            hashed.result()
+            written.result()
+            self._waiting -= size
+            self._advance(size)
+
+    def _hash(self, tensors: list[_Named]) -> None:
+        for each in tensors:
+            self._hasher(each.name, each.tensor, each.values)
+
+    def _write(self, tensors: list[_Named]) -> None:
+        for each in tensors:
+            self._file.write(each.values)
 
 
 def _bytes_of(tensor: Tensor) -> memoryview:
@@ -211,7 +296,9 @@ def _checked(name: str, lazy: LazyTensor, *, finite_only: bool) -> Tensor:
     tensor = lazy.read().contiguous()
     if tuple(tensor.shape) != lazy.shape or tensor.dtype != lazy.dtype:
         raise ModelError(f"{name} changed its shape or type while it was being read.")
-    if finite_only and not is_finite(tensor):
+    flat = tensor.reshape(-1)
+    begins = range(0, len(flat), _CHECKED_AT_ONCE)
+    if finite_only and not all(is_finite(flat[n : n + _CHECKED_AT_ONCE]) for n in begins):
         raise ModelError(
             f"{name} has values that are NaN, infinite, or too large for {lazy.dtype}; nothing was "
             f"written. Write it as fp32 or bf16, or repair the model."

@@ -12,6 +12,7 @@ from functools import partial
 
 import torch
 from accelerate import Accelerator
+from torch import nn
 
 from impasto.config.compatibility import require_compatible
 from impasto.config.run import RunConfig
@@ -30,7 +31,7 @@ from impasto.models.hypernetwork import (
 from impasto.models.loading import BaseModel, load_base_model, with_zero_terminal_snr
 from impasto.models.text import TextConditioner
 from impasto.models.trainable import Trainable
-from impasto.models.vae import moments_encoder, tensors_fingerprint
+from impasto.models.vae import moments_encoder, tensors_fingerprint, weights_fingerprint
 from impasto.progress import Progress
 from impasto.sampling.prompts import Prompt
 from impasto.sampling.sampler import Sampler
@@ -90,8 +91,9 @@ def build_session(
     shapes = len(prepared.plan.bucket_counts) * lengths
     trainable = _build_network(config, accelerator, model, shapes, overrides)
     rules = build_chunk_rules(config, trainable.parts, accelerator)
+    hash_of = _hash_now if overrides.trainable else encoded.hash_of
     conditioners = build_conditioners(
-        config, accelerator.device, strategy.wrap, model, trainable, progress
+        config, device, strategy.wrap, model, trainable, progress, hash_of
     )
     if config.training.cache_text_to_disk:
         encode_captions_ahead(accelerator, conditioners, prepared.captions(), prompts)
@@ -173,6 +175,11 @@ def _without_text_encoders(
     return model
 
 
+def _hash_now(_: str, network: nn.Module) -> str:
+    """The hash of a network that code may have changed since it was loaded."""
+    return weights_fingerprint(network)
+
+
 @dataclass(frozen=True)
 class _Encoded:
     """The base model, and images as its VAE encodes them.
@@ -188,6 +195,10 @@ class _Encoded:
     encoder: MomentsEncoder | None
     vae_hash: str
     hashes: Mapping[str, Future[str]]
+
+    def hash_of(self, name: str, network: nn.Module) -> str:
+        """The hash of a network as it was loaded, which a frozen one still is."""
+        return self.hashes[name].result() if name in self.hashes else _hash_now(name, network)
 
     def all_hashes(self) -> dict[str, str]:
         """The hashes of all networks, as states have them."""

@@ -37,7 +37,10 @@ def with_offloaded(
     if accelerator.device.type != "cpu":
         return model
     name = WAITING.format(part=part, process=accelerator.process_index)
-    waiting = offload_to_file(model.networks[part], config.output_dir / name)
+    network, file = model.networks[part], config.output_dir / name
+    inside = network.state_dict()
+    stored = {named_as_in(inside, n): dtype for n, dtype in model.stored[part].items()}
+    waiting = offload_to_file(network, file, stored)
     named = {n: waiting[named_as_in(waiting, n)] for n in model.contents.parts[part]}
     parts = {**model.contents.parts, part: named}
     return replace(model, contents=replace(model.contents, parts=parts))

@@ -21,7 +21,6 @@ from impasto.models.text_memory import TextCache
 from impasto.models.text_metadata import with_max_tokens
 from impasto.models.tokens import TextLayout
 from impasto.models.trainable import Trainable
-from impasto.models.vae import weights_fingerprint
 from impasto.progress import Progress
 from impasto.sampling.prompts import Prompt
 from impasto.training.precision import computed_kind
@@ -76,10 +75,12 @@ def build_conditioners(
     model: BaseModel,
     trainable: Trainable,
     progress: Progress,
+    hash_of: Callable[[str, nn.Module], str],
 ) -> Conditioners:
     """Put the text encoder where it computes, and make its users.
 
-    `wrap` makes of an encoder that learns what training calls.
+    `wrap` makes of an encoder that learns what training calls; `hash_of` tells the hash of the
+    weights of a frozen one, which may be known by its name already.
     """
     layout = build_layout(config)
     tokens = build_tokens(model, layout)
@@ -95,7 +96,8 @@ def build_conditioners(
             conditioner(prompt_tokens, states),
         )
     states = states.to(device)
-    store = _build_store(config, trainable) if config.training.cache_text_to_disk else None
+    on_disk = config.training.cache_text_to_disk
+    store = _build_store(config, trainable, hash_of) if on_disk else None
     # always so many, whatever is new in a batch (the rest is filled up); no more than it has
     at_once = min(ENCODED_AT_ONCE.get(device.type, 1), max(config.batch_sizes.values()))
     limit = config.training.text_cache_mib << 20
@@ -129,16 +131,21 @@ def encode_captions_ahead(
         conditioners.prompts.precompute(texts)
 
 
-def _build_store(config: RunConfig, trainable: Trainable) -> TextStore:
+def _build_store(
+    config: RunConfig, trainable: Trainable, hash_of: Callable[[str, nn.Module], str]
+) -> TextStore:
     """States in the precision that the U-Net reads them with."""
     exact = computed_kind(config) == "no"
-    fingerprint = "+".join(_described(encoder) for encoder in trainable.states.each())
+    fingerprint = "+".join(
+        f"{hash_of(name, encoder.text_encoder)}:{_described(encoder)}"
+        for name, encoder in trainable.states.by_name().items()
+    )
     folder = config.dataset.derived_dir / "texts"
     return TextStore(folder, fingerprint, torch.float32 if exact else torch.float16)
 
 
 def _described(encoder: ClipHiddenStates) -> str:
-    """What an encoder's states depend on besides the ids."""
+    """What an encoder's states depend on besides the ids and its weights."""
     reading = encoder.reading
     others = ("" if reading.final_norm else ":raw") + (":pooled" if reading.pooled else "")
-    return f"{weights_fingerprint(encoder.text_encoder)}:skip={encoder.layer}{others}"
+    return f"skip={encoder.layer}{others}"
