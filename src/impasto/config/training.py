@@ -104,6 +104,13 @@ class TrainingConfig(Section):
     """Keep the optimizer's state in RAM and bring it to the GPU piece by piece:
     saves 8 bytes per weight there with AdamW in float32, slower by the way there and back."""
 
+    stream_weights: bool = False
+    """Keep the U-Net's blocks in pinned RAM and bring each to the GPU for its work, the next one
+    while it computes: of the weights a few per cent and three blocks are in VRAM. Needs
+    `gradient_checkpointing` of all levels and `optimizer_in_backward`. The weights go over PCIe
+    two or three times a step, and back once; `--plan` says how long that takes. The same weights
+    bit for bit."""
+
     max_grad_norm: Annotated[float, Field(ge=0)] = 1.0
     """Largest norm of the whole gradient; longer ones are scaled down to it. 0 means no limit."""
 

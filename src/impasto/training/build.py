@@ -53,7 +53,11 @@ from impasto.training.optim.ema import EmaWeights
 from impasto.training.optim.state import part_names
 from impasto.training.overrides import Overrides
 from impasto.training.parallel.strategy import ParallelStrategy
-from impasto.training.param_dtypes import build_chunk_rules, build_dtypes
+from impasto.training.param_dtypes import (
+    build_chunk_rules,
+    build_dtypes,
+    build_weight_stream,
+)
 from impasto.training.precision import computed_kind
 from impasto.training.processes import build_strategy, facts_of
 from impasto.training.prompts import build_prompts
@@ -97,7 +101,8 @@ def build_session(
         encode_captions_ahead(accelerator, conditioners, prepared.captions(), prompts)
         model = _without_text_encoders(config, accelerator, model, prepared, conditioners)
     tell = overrides.conditioner or _as_it_is
-    unet = strategy.wrap(trainable.network)
+    stream = build_weight_stream(config, trainable, device)
+    unet = strategy.wrap(trainable.network) if stream is None else stream.place()
     trainable.parts = strategy.place(trainable.parts)
     optimizer = overrides.build_optimizer(trainable.parts, config.optimizer, rules)
     _require_chunks(optimizer, rules)
@@ -136,7 +141,10 @@ def build_session(
             tiled=config.previews.vae_tiling,
         ),
         ema=_build_ema(config, trainable, strategy),
-        precision=strategy.build_precision(computed_kind(config), accelerator.device),
+        precision=strategy.build_precision(
+            computed_kind(config), device, caches_casts=stream is None
+        ),
+        stream=stream,
         total_steps=steps,
         fingerprint=run_fingerprint(
             config,

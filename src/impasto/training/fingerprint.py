@@ -45,6 +45,7 @@ _ELSEWHERE = {
     "training": {
         "max_steps", "max_epochs", "text_cache_mib", "memory", "fit_check",
         "gradient_accumulation_steps", "offload_optimizer", "weight_copies",
+        "stream_weights",
     },
     "validation": {"image_dir", "every_steps"},
 }  # fmt: skip
