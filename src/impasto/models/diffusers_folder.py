@@ -53,6 +53,7 @@ class DiffusersFolder:
         tokenizer_files: Folder of each tokenizer -> file name -> content.
         metadata: Texts.
         notes: What a person should know.
+        index: Its `model_index.json`.
     """
 
     components: tuple[Component, ...]
@@ -63,6 +64,7 @@ class DiffusersFolder:
     tokenizer_files: dict[str, dict[str, bytes]]
     metadata: dict[str, str]
     notes: tuple[str, ...]
+    index: Mapping[str, Any]
 
 
 def open_folder(path: Path, weights: str = "auto", variant: str | None = None) -> DiffusersFolder:
@@ -100,6 +102,7 @@ def open_folder(path: Path, weights: str = "auto", variant: str | None = None) -
         {folder: _read_tokenizer(path / folder) for folder in layout.tokenizers},
         _read_metadata(path / METADATA_FILE),
         tuple(note for found in opened.values() for note in found.notes),
+        index,
     )
 
 

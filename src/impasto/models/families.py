@@ -40,11 +40,8 @@ STABLE_DIFFUSION = Pipeline(
 )
 STABLE_DIFFUSION_XL = Pipeline(
     "StableDiffusionXLPipeline",
-    {
-        "feature_extractor": [None, None],
-        "force_zeros_for_empty_prompt": False,
-        "image_encoder": [None, None],
-    },
+    {"feature_extractor": [None, None], "image_encoder": [None, None]},
+    zeroes_empty_text="force_zeros_for_empty_prompt",
 )
 
 _UNET = Component(

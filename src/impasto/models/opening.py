@@ -31,6 +31,7 @@ from impasto.models.contents import ModelContents
 from impasto.models.identity import Clues, Identity, identify
 from impasto.models.other_vae import open_vae, with_vae
 from impasto.models.pipeline_files import ZERO_TERMINAL_SNR, scheduler_config
+from impasto.models.text_metadata import EMPTY_TEXT_KEY, ZEROS
 from impasto.parsing import read_text
 from impasto.progress import Progress, counted
 from impasto.runs import RunDirectory
@@ -148,6 +149,7 @@ def _open_folder(path: Path, source: str, options: OpenOptions) -> ModelContents
         tokenizer_files=folder.tokenizer_files,
         metadata=folder.metadata,
         notes=folder.notes,
+        zeroes_empty_text=identity.family.pipeline.zeroes(folder.index),
     )
 
 
@@ -186,6 +188,7 @@ def _open_file(file: TensorFile, source: str, options: OpenOptions) -> ModelCont
         identity=identity,
         metadata=file.metadata,
         notes=(*unscaled.notes, *ldm.notes, *_notes(ldm)),
+        zeroes_empty_text=file.metadata.get(EMPTY_TEXT_KEY) == ZEROS,
     )
 
 

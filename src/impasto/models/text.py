@@ -15,7 +15,7 @@ from impasto.data.records import Geometry
 from impasto.diffusion.conditioning import Conditioning
 from impasto.diffusion.transfer import to_device
 from impasto.errors import ConfigError
-from impasto.models.conditioning import unet_conditioning
+from impasto.models.conditioning import unet_conditioning, without_text
 from impasto.models.family import Reading, SizeConditioning
 from impasto.models.loading import BaseModel
 from impasto.models.offload import META, on_device
@@ -203,6 +203,8 @@ class ClipTextConditioner:
         device: Where the U-Net is; None means where the encoders are.
         train: Whether gradients flow into them.
         memory: Keeps what chunks were encoded to; for frozen encoders only.
+        zeroes_empty: Whether an empty caption is zeros instead of the encoded empty text; what
+            `memory` keeps is the same either way.
     """
 
     def __init__(
@@ -215,12 +217,14 @@ class ClipTextConditioner:
         device: torch.device | None = None,
         train: bool = False,
         memory: TextCache | None = None,
+        zeroes_empty: bool = False,
     ) -> None:
         self.tokens = tuple(tokens)
         self._states, self._shape, self._sizes = states, shape, sizes
         self._device = device
         self._train = train
         self._memory = memory
+        self._zeroes_empty = zeroes_empty
 
     def __call__(self, captions: Sequence[str], geometry: Sequence[Geometry] = ()) -> Conditioning:
         """States `[B, N, D]`, where N is 77 for one chunk, and what the family takes besides.
@@ -239,7 +243,9 @@ class ClipTextConditioner:
             joined = [self._joined(one, own) for one, own in zip(each, texts, strict=True)]
             states = joined[0] if len(joined) == 1 else torch.cat(joined, dim=-1)
             first = None if pooled is None else pooled[:, 0]
-            return unet_conditioning(states, first, self._size_numbers(geometry, states))
+            found = unet_conditioning(states, first, self._size_numbers(geometry, states))
+            empty = [self._zeroes_empty and not caption.strip() for caption in captions]
+            return without_text(found, empty)
 
     def _size_numbers(self, geometry: Sequence[Geometry], states: Tensor) -> Tensor | None:
         if self._sizes is None:

@@ -59,7 +59,12 @@ from impasto.training.processes import build_strategy, facts_of
 from impasto.training.prompts import build_prompts
 from impasto.training.session import Session
 from impasto.training.step import StepRecipe
-from impasto.training.text import Conditioners, build_conditioners, encode_captions_ahead
+from impasto.training.text import (
+    Conditioners,
+    build_conditioners,
+    encode_captions_ahead,
+    zeroes_empty_text,
+)
 
 
 def build_session(
@@ -134,6 +139,7 @@ def build_session(
             tell(conditioners.prompts),
             previewed,
             tiled=config.previews.vae_tiling,
+            zeroes_empty=zeroes_empty_text(config, model),
         ),
         ema=_build_ema(config, trainable, strategy),
         precision=strategy.build_precision(computed_kind(config), accelerator.device),
@@ -346,6 +352,7 @@ def _build_previewer(
     others: HypernetworkStack,
     *,
     tiled: bool,
+    zeroes_empty: bool,
 ) -> Previewer:
     """Previews with the hypernetwork that is trained, if one is, and the others after it."""
     stack = HypernetworkStack()
@@ -367,6 +374,7 @@ def _build_previewer(
         stack,
         model.family.cell,
         tiled,
+        zeroes_empty,
     )
     return Previewer(sampler, prompts)
 

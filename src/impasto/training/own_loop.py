@@ -209,4 +209,5 @@ def _build_conditioner(
         sizes=build_sizes(config, model),
         device=device,
         memory=TextCache(limit, device, at_once=at_once),
+        zeroes_empty=model.contents.zeroes_empty_text,
     )

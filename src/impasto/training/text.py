@@ -38,7 +38,7 @@ class Conditioners:
     Attributes:
         training: For captions, with gradients where the encoder learns.
         watching: For captions without gradients: validation.
-        prompts: For previews.
+        prompts: For previews; the sampler says which of their texts are zeros.
     """
 
     training: ClipTextConditioner
@@ -69,6 +69,21 @@ def build_sizes(config: RunConfig, model: BaseModel) -> SizeConditioning | None:
     return replace(sizes, as_drawn=asked == "target")
 
 
+def zeroes_empty_text(config: RunConfig, model: BaseModel) -> bool:
+    """Whether empty captions and empty negative prompts are zeros.
+
+    Raises:
+        ConfigError: That is asked for a model that knows no such thing.
+    """
+    is_asked = config.model.empty_text == "zeros"
+    if is_asked and model.family.pipeline.zeroes_empty_text is None:
+        raise ConfigError(
+            f"model.empty_text zeros has no effect: {model.contents.name} is {model.family.name}, "
+            f"which always encodes the empty text. Take it out."
+        )
+    return is_asked
+
+
 def build_conditioners(
     config: RunConfig,
     device: torch.device,
@@ -85,14 +100,15 @@ def build_conditioners(
     tokens = build_tokens(model, layout)
     prompt_tokens = build_tokens(model, with_max_tokens(layout, config.previews.emphasis))
     states = trainable.states
-    conditioner = partial(
+    prompts = partial(
         ClipTextConditioner, shape=states.shape, sizes=build_sizes(config, model), device=device
     )
+    conditioner = partial(prompts, zeroes_empty=zeroes_empty_text(config, model))
     if any(part.reads_text for part in trainable.parts):
         return Conditioners(
             conditioner(tokens, wrap(states), train=True),
             conditioner(tokens, states),
-            conditioner(prompt_tokens, states),
+            prompts(prompt_tokens, states),
         )
     states = states.to(device)
     store = _build_store(config, trainable) if config.training.cache_text_to_disk else None
@@ -106,7 +122,7 @@ def build_conditioners(
     return Conditioners(
         conditioner(tokens, states, memory=memory),
         conditioner(tokens, states, memory=looking),
-        conditioner(prompt_tokens, states, memory=looking),
+        prompts(prompt_tokens, states, memory=looking),
     )
 
 
