@@ -106,8 +106,7 @@ class SizeConditioning:
         """The numbers, in the order of diffusers' `add_time_ids`."""
         if self.as_drawn:
             geometry = Geometry.whole(geometry.target)
-        crop = geometry.crop
-        return (*geometry.original.hw, crop.top, crop.left, *geometry.target.hw)
+        return geometry.numbers
 
 
 @dataclass(frozen=True)
