@@ -157,6 +157,7 @@ SDXL = Family(
     sizes=SizeConditioning(256),
     depths=(0, 2, 10),
     npz_endings=SDXL_ENDINGS,
+    text_npz_ending="_te_outputs.npz",
 )
 SDXL_V = replace(SDXL, key="sdxl-v", name="SDXL v-pred", prediction=VELOCITY, mark="v_pred")
 FAMILIES: tuple[Family, ...] = (SD1, SD2_BASE, SD2_V, SDXL, SDXL_V)

@@ -156,6 +156,7 @@ class Family:
         depths: Transformer blocks of each attention, by level on the way down, at full size; None
             where no other model is told apart by them.
         npz_endings: What names of sd-scripts' files of its latents end on; the first is written.
+        text_npz_ending: What names of sd-scripts' files of its texts end on; None for none.
     """
 
     key: str
@@ -176,6 +177,7 @@ class Family:
     mark: str | None = None
     depths: tuple[int, ...] | None = None
     npz_endings: tuple[str, ...] = SD_ENDINGS
+    text_npz_ending: str | None = None
 
     def of_kind(self, kind: PartKind) -> tuple[Component, ...]:
         """The components of a kind."""

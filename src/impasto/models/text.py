@@ -282,12 +282,12 @@ class ClipTextConditioner:
     def precompute(self, captions: Sequence[str]) -> None:
         """Have the memory hold all that these captions need."""
         if self._memory is not None:
-            chunks = {row for caption in captions for row in self._rows(caption)}
+            chunks = {row for caption in captions for row in self.chunks_of(caption)}
             empty = sum((tokens.empty[0] for tokens in self.tokens), ())
             self._memory.precompute(sorted({*chunks, empty}), self._encode)
 
-    def _rows(self, caption: str) -> list[tuple[int, ...]]:
-        """The ids of each chunk, those for all encoders in a row."""
+    def chunks_of(self, caption: str) -> list[tuple[int, ...]]:
+        """The token ids of each chunk of a caption, those for all encoders in a row."""
         texts = self._pad_chunks([[cut(caption)] for cut in self.tokens])
         return [sum(ids, ()) for ids in zip(*(own[0].ids for own in texts), strict=True)]
 

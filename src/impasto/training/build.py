@@ -17,6 +17,7 @@ from impasto.config.compatibility import require_compatible
 from impasto.config.run import RunConfig
 from impasto.data.dataset import TrainingData
 from impasto.data.encoding import MomentsEncoder
+from impasto.data.text_npz import GivenTexts
 from impasto.datasets.batching import build_epoch_sampler, count_steps, validation_batch_size
 from impasto.datasets.build import Survey
 from impasto.datasets.prepare import PreparedData, prepare_data
@@ -31,12 +32,13 @@ from impasto.models.loading import BaseModel, load_base_model, with_zero_termina
 from impasto.models.text import TextConditioner
 from impasto.models.trainable import Trainable
 from impasto.models.vae import moments_encoder, tensors_fingerprint
-from impasto.progress import Progress
+from impasto.progress import Progress, SilentProgress
 from impasto.sampling.prompts import Prompt
 from impasto.sampling.sampler import Sampler
 from impasto.training.compile import compile_unet
 from impasto.training.devices import release_cached_memory, set_arithmetic
 from impasto.training.fingerprint import Facts, run_fingerprint
+from impasto.training.given_text import find_given_texts
 from impasto.training.lr_schedule import build_lr_schedule
 from impasto.training.methods import build_templates
 from impasto.training.model import build_encoding_vae, build_open_options, with_offloaded
@@ -95,8 +97,9 @@ def build_session(
     shapes = len(prepared.plan.bucket_counts) * lengths
     trainable = _build_network(config, accelerator, model, shapes, overrides)
     rules = build_chunk_rules(config, trainable.parts, accelerator)
+    given = _given_texts(config, accelerator, encoded, trainable, progress)
     conditioners = build_conditioners(
-        config, accelerator.device, strategy.wrap, model, trainable, progress
+        config, accelerator.device, strategy.wrap, model, trainable, progress, given
     )
     if config.training.cache_text_to_disk:
         encode_captions_ahead(accelerator, conditioners, prepared.captions(), prompts)
@@ -155,9 +158,27 @@ def build_session(
                 steps,
                 overrides.given(),
                 partial(prepared.cache.hashes.of, progress=progress),
+                "" if given is None else given.digest,
             ),
         ),
     )
+
+
+def _given_texts(
+    config: RunConfig,
+    accelerator: Accelerator,
+    encoded: _Encoded,
+    trainable: Trainable,
+    progress: Progress,
+) -> GivenTexts | None:
+    """Texts of sd-scripts, if they are asked for; each process looks for itself."""
+    if not config.training.text_from_npz:
+        return None
+    held_out = encoded.data.held_out.images if encoded.data.held_out else ()
+    records = [image.record for image in (*encoded.data.training.images, *held_out)]
+    states = trainable.states.to(accelerator.device)
+    told = progress if accelerator.is_main_process else SilentProgress()
+    return find_given_texts(config, encoded.model, states, records, told)
 
 
 def _without_text_encoders(

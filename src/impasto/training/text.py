@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from impasto.config.run import RunConfig
+from impasto.data.text_npz import GivenTexts
 from impasto.data.text_store import TextStore
 from impasto.errors import ConfigError
 from impasto.models.family import SizeConditioning
@@ -91,10 +92,18 @@ def build_conditioners(
     model: BaseModel,
     trainable: Trainable,
     progress: Progress,
+    given: GivenTexts | None = None,
 ) -> Conditioners:
     """Put the text encoder where it computes, and make its users.
 
-    `wrap` makes of an encoder that learns what training calls.
+    Args:
+        config: The settings.
+        device: Where the U-Net is.
+        wrap: Makes of an encoder that learns what training calls.
+        model: The base model.
+        trainable: What learns.
+        progress: Is told while captions are encoded ahead.
+        given: Texts that are taken from files in the place of encoding them.
     """
     layout = build_layout(config)
     tokens = build_tokens(model, layout)
@@ -115,10 +124,10 @@ def build_conditioners(
     # always so many, whatever is new in a batch (the rest is filled up); no more than it has
     at_once = min(ENCODED_AT_ONCE.get(device.type, 1), max(config.batch_sizes.values()))
     limit = config.training.text_cache_mib << 20
-    memory = TextCache(limit, device, store, progress, at_once)
+    memory = TextCache(limit, device, store, progress, at_once, given)
     looking = memory
     if device.type == "cuda":  # where captions are encoded on a stream of their own
-        looking = TextCache(limit, device, store, progress, at_once)
+        looking = TextCache(limit, device, store, progress, at_once, given)
     return Conditioners(
         conditioner(tokens, states, memory=memory),
         conditioner(tokens, states, memory=looking),
