@@ -181,9 +181,14 @@ def file_layouts() -> tuple[FileLayout, ...]:
     return tuple(dict.fromkeys(family.layout for family in FAMILIES))
 
 
-def folder_layouts() -> tuple[FolderLayout, ...]:
-    """The layouts of Diffusers folders of all families."""
-    return tuple(dict.fromkeys(family.folders for family in FAMILIES))
+def folder_layouts(pipeline: object = None) -> tuple[FolderLayout, ...]:
+    """The layouts of Diffusers folders of all families, or of those of a pipeline's class.
+
+    Args:
+        pipeline: diffusers' name of the class; of one that is no family's, all count.
+    """
+    named = [family for family in FAMILIES if family.pipeline.class_name == pipeline]
+    return tuple(dict.fromkeys(family.folders for family in named or FAMILIES))
 
 
 def components_of(layout: FolderLayout) -> tuple[Component, ...]:

@@ -16,7 +16,7 @@ import yaml
 from impasto import presence
 from impasto.checkpoints import hub
 from impasto.checkpoints.keymap import FileLayout, PartKind, layout_of
-from impasto.checkpoints.kinds import BASE_MODEL, HYPERNETWORK, kind_of
+from impasto.checkpoints.kinds import BASE_MODEL, HYPERNETWORK, PART_OF_SDXL, kind_of, lacking
 from impasto.checkpoints.ldm import ZERO_TERMINAL_SNR_MARK, LdmModel, split_ldm
 from impasto.checkpoints.modelspec import says_zero_terminal_snr
 from impasto.checkpoints.reading import TensorFile, open_tensor_file
@@ -159,6 +159,12 @@ def _open_file(file: TensorFile, source: str, options: OpenOptions) -> ModelCont
         raise ModelError(
             f"{source} is a hypernetwork, which is used beside a base model. Draw with it by: "
             f"{command('sample', 'BASE-MODEL', 'PROMPT', '--hypernetwork', file.path)}"
+        )
+    missing = lacking(file, families.file_layouts()) if kind is PART_OF_SDXL else ()
+    if missing:
+        raise ModelError(
+            f"{source} is {kind.name}: it has no {' and no '.join(missing)}. Give the whole model, "
+            f"with everything in one file or in a Diffusers folder."
         )
     if kind is not BASE_MODEL:
         raise ModelError(
