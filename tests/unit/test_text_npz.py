@@ -72,7 +72,7 @@ def records_of(folder, **subset):
 
 def found_in(folder, config, model, told=SILENT, **subset):
     records = records_of(folder, **subset)
-    return find_given_texts(config, model, TextStates.of(model), records, told)
+    return find_given_texts(config, model, TextStates.of(model), records, CPU, told)
 
 
 def refusals(folder, config, model, **subset):

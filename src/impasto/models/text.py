@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor, nn
 
 from impasto.data.records import Geometry
@@ -17,6 +17,7 @@ from impasto.diffusion.transfer import to_device
 from impasto.errors import ConfigError
 from impasto.models.conditioning import unet_conditioning, without_text
 from impasto.models.family import Reading, SizeConditioning
+from impasto.models.joining import JOINERS, apply_emphasis
 from impasto.models.loading import BaseModel
 from impasto.models.offload import META, on_device
 from impasto.models.text_memory import TextCache
@@ -324,38 +325,3 @@ def _filled_up(
     missing = length - len(text.ids)
     ids, weights = empty
     return ChunkedText(text.ids + (ids,) * missing, text.weights + (weights,) * missing)
-
-
-def apply_emphasis(
-    states: Float[Tensor, "b chunks n d"],
-    weights: Float[Tensor, "b chunks n"],
-    *,
-    keep_mean: bool,
-) -> Float[Tensor, "b chunks n d"]:
-    """Multiply each position by its weight; A1111's `modules/sd_emphasis.py`.
-
-    With `keep_mean` the mean of each chunk is brought back to what it was. A1111 takes it over all
-    images of a batch, which are of one prompt there; here it is taken per text, so that a caption
-    does not depend on its company.
-    """
-    changed = states * weights.unsqueeze(-1)
-    if not keep_mean:
-        return changed
-    before, after = states.mean((-2, -1), keepdim=True), changed.mean((-2, -1), keepdim=True)
-    return changed * (before / after)
-
-
-def join_chunks(states: Float[Tensor, "b chunks n d"]) -> Float[Tensor, "b positions d"]:
-    """A1111's way: one chunk after the other, each with its BOS and EOS."""
-    return states.flatten(1, 2)
-
-
-def join_as_one_sequence(states: Float[Tensor, "b chunks n d"]) -> Float[Tensor, "b positions d"]:
-    """sd-scripts' way: the first BOS, 75 states of each chunk, the last position of the last."""
-    if states.shape[1] == 1:
-        return states[:, 0]
-    inner = states[:, :, 1 : LENGTH - 1].flatten(1, 2)
-    return torch.cat([states[:, 0, :1], inner, states[:, -1, -1:]], dim=1)
-
-
-JOINERS = {"a1111": join_chunks, "kohya": join_as_one_sequence}

@@ -17,7 +17,6 @@ from impasto.config.compatibility import require_compatible
 from impasto.config.run import RunConfig
 from impasto.data.dataset import TrainingData
 from impasto.data.encoding import MomentsEncoder
-from impasto.data.text_npz import GivenTexts
 from impasto.datasets.batching import build_epoch_sampler, count_steps, validation_batch_size
 from impasto.datasets.build import Survey
 from impasto.datasets.prepare import PreparedData, prepare_data
@@ -97,7 +96,8 @@ def build_session(
     shapes = len(prepared.plan.bucket_counts) * lengths
     trainable = _build_network(config, accelerator, model, shapes, overrides)
     rules = build_chunk_rules(config, trainable.parts, accelerator)
-    given = _given_texts(config, accelerator, encoded, trainable, progress)
+    told = progress if accelerator.is_main_process else SilentProgress()
+    given = find_given_texts(config, model, trainable.states, prepared.records, device, told)
     conditioners = build_conditioners(
         config, accelerator.device, strategy.wrap, model, trainable, progress, given
     )
@@ -162,23 +162,6 @@ def build_session(
             ),
         ),
     )
-
-
-def _given_texts(
-    config: RunConfig,
-    accelerator: Accelerator,
-    encoded: _Encoded,
-    trainable: Trainable,
-    progress: Progress,
-) -> GivenTexts | None:
-    """Texts of sd-scripts, if they are asked for; each process looks for itself."""
-    if not config.training.text_from_npz:
-        return None
-    held_out = encoded.data.held_out.images if encoded.data.held_out else ()
-    records = [image.record for image in (*encoded.data.training.images, *held_out)]
-    states = trainable.states.to(accelerator.device)
-    told = progress if accelerator.is_main_process else SilentProgress()
-    return find_given_texts(config, encoded.model, states, records, told)
 
 
 def _without_text_encoders(

@@ -69,15 +69,19 @@ def find_given_texts(
     model: BaseModel,
     states: TextStates,
     records: Sequence[ImageRecord],
+    device: torch.device,
     progress: Progress,
 ) -> GivenTexts | None:
     """Find the files of sd-scripts that fit the captions; name those that do not.
 
+    Each process of a run looks for itself.
+
     Args:
         config: The settings.
         model: The base model.
-        states: Its text encoders, where they compute.
+        states: Its text encoders; they are brought to the device if files are asked for.
         records: The images.
+        device: Where they compute.
         progress: Is told how far it is, and which files are not used.
 
     Returns:
@@ -90,6 +94,7 @@ def find_given_texts(
     ending = ending_of_texts(config, model)
     if ending is None:
         return None
+    states = states.to(device)
     conditioner = ClipTextConditioner(build_tokens(model, build_layout(config)), states)
     search = _Search(config, ending, shape_in_files(states.shape), conditioner)
     with progress.stage("Reading sd-scripts' texts", len(records), "images") as advance:
