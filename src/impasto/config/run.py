@@ -65,9 +65,10 @@ class ModelConfig(Section):
 
     empty_text: Literal["encoded", "zeros"] = "encoded"
     """What SDXL is given for an empty caption, as `caption_dropout_rate` makes them, and previews
-    for an empty negative prompt. `encoded`: the empty text, as A1111, Forge, ComfyUI and sd-scripts
-    do. `zeros`: zeros for the states and the pooled text, as SDXL 1.0 was trained and as diffusers
-    draws where a folder's `force_zeros_for_empty_prompt` says so; the exported model says it too.
+    for an empty negative prompt. `encoded`: the empty text, as ComfyUI and sd-scripts do. `zeros`:
+    zeros for the states and the pooled text, as SDXL 1.0 was trained, and as A1111 and Forge draw,
+    and diffusers where a folder's `force_zeros_for_empty_prompt` says so; the exported model says
+    it too.
     """
 
     max_tokens: Literal[75, 150, 225] = 75
