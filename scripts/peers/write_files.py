@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 import impasto
 from impasto.checkpoints.hypernetwork_writing import write_hypernetwork
 from impasto.checkpoints.hypernetworks import HypernetworkContents, Structure, halves_of
+from impasto.data.text_npz import write_text_npz
 from impasto.models.hypernetwork import Hypernetwork, initialize
 
 DEMO = Path(impasto.__file__).parent / "demo"
@@ -24,6 +25,7 @@ def main() -> None:
     write_hypernetworks(folder)
     write_models(folder, full="--full" in sys.argv)
     write_dataset(folder)
+    write_texts(folder)
     (folder / "done").touch()
 
 
@@ -74,6 +76,16 @@ def write_dataset(folder: Path) -> None:
     impasto_does("dataset", "cache", "encode", pictures, DEMO / "base", "--export-npz", *size)
     impasto_does("dataset", "merge", pictures, folder / "meta.json")
     impasto_does("dataset", "merge", pictures, folder / "meta.jsonl")
+
+
+def write_texts(folder: Path) -> None:
+    """Texts of SDXL at its widths, and what has to be read of them."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = {"hidden_state1": (77, 768), "hidden_state2": (77, 1280), "pool2": (1280,)}
+    made = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+    first, second, pooled = (tensor.numpy() for tensor in made.values())
+    write_text_npz(folder / "cat_te_outputs.npz", [first, second], pooled, (49406,) * 154)
+    save_file(made, folder / "texts.safetensors")
 
 
 def impasto_does(*words: object) -> None:

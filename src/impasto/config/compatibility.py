@@ -400,6 +400,26 @@ RULES = (
             "a learning text encoder says changes with each step. Take one of them out"
         ),
     ),
+    Rule(
+        ("training.text_from_npz", "method.train_text_encoder"),
+        lambda c: c.training.text_from_npz and c.config.trains_text_encoder,
+        lambda _: (
+            "training.text_from_npz and method.train_text_encoder contradict each other: what a "
+            "learning text encoder says changes with each step. Take one of them out"
+        ),
+    ),
+    Rule(
+        ("training.text_from_npz", "method.templates", "method.template_file"),
+        lambda c: (
+            c.training.text_from_npz
+            and c.config.hypernetwork is not None
+            and bool(c.config.hypernetwork.templates or c.config.hypernetwork.template_file)
+        ),
+        lambda _: (
+            "training.text_from_npz does not go with caption templates, which put other words "
+            "around a caption each time. Take one of the two out"
+        ),
+    ),
     # held-out images
     Rule(
         ("saving.best_model", "validation.split", "validation.image_dir"),

@@ -123,6 +123,12 @@ class TrainingConfig(Section):
     off the device: saves 0.5 to 1.3 GiB there. Where captions change as they are shown, it stays on
     the device and encodes them when they are met."""
 
+    text_from_npz: bool = False
+    """Use what sd-scripts' `--cache_text_encoder_outputs_to_disk` left beside the images for SDXL
+    (`..._te_outputs.npz`) in the place of encoding captions, where it fits. Such a file does not
+    say which caption it is of: it must not be older than the caption, and some are compared with
+    what the text encoders answer."""
+
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Keep a running average of the weights with this decay per step, and export it; costs one
     copy of the weights. Off means none."""

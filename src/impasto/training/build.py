@@ -31,12 +31,13 @@ from impasto.models.loading import BaseModel, load_base_model, with_zero_termina
 from impasto.models.text import TextConditioner
 from impasto.models.trainable import Trainable
 from impasto.models.vae import moments_encoder, tensors_fingerprint
-from impasto.progress import Progress
+from impasto.progress import Progress, SilentProgress
 from impasto.sampling.prompts import Prompt
 from impasto.sampling.sampler import Sampler
 from impasto.training.compile import compile_unet
 from impasto.training.devices import release_cached_memory, set_arithmetic
 from impasto.training.fingerprint import Facts, run_fingerprint
+from impasto.training.given_text import find_given_texts
 from impasto.training.lr_schedule import build_lr_schedule
 from impasto.training.methods import build_templates
 from impasto.training.model import build_encoding_vae, build_open_options, with_offloaded
@@ -63,7 +64,12 @@ from impasto.training.processes import build_strategy, facts_of
 from impasto.training.prompts import build_prompts
 from impasto.training.session import Session
 from impasto.training.step import StepRecipe
-from impasto.training.text import Conditioners, build_conditioners, encode_captions_ahead
+from impasto.training.text import (
+    Conditioners,
+    build_conditioners,
+    encode_captions_ahead,
+    zeroes_empty_text,
+)
 
 
 def build_session(
@@ -94,8 +100,10 @@ def build_session(
     shapes = len(prepared.plan.bucket_counts) * lengths
     trainable = _build_network(config, accelerator, model, shapes, overrides)
     rules = build_chunk_rules(config, trainable.parts, accelerator)
+    told = progress if accelerator.is_main_process else SilentProgress()
+    given = find_given_texts(config, model, trainable.states, prepared.records, device, told)
     conditioners = build_conditioners(
-        config, accelerator.device, strategy.wrap, model, trainable, progress
+        config, accelerator.device, strategy.wrap, model, trainable, progress, given
     )
     if config.training.cache_text_to_disk:
         encode_captions_ahead(accelerator, conditioners, prepared.captions(), prompts)
@@ -139,6 +147,7 @@ def build_session(
             tell(conditioners.prompts),
             previewed,
             tiled=config.previews.vae_tiling,
+            zeroes_empty=zeroes_empty_text(config, model),
         ),
         ema=_build_ema(config, trainable, strategy),
         precision=strategy.build_precision(
@@ -157,6 +166,7 @@ def build_session(
                 steps,
                 overrides.given(),
                 partial(prepared.cache.hashes.of, progress=progress),
+                "" if given is None else given.digest,
             ),
         ),
     )
@@ -354,6 +364,7 @@ def _build_previewer(
     others: HypernetworkStack,
     *,
     tiled: bool,
+    zeroes_empty: bool,
 ) -> Previewer:
     """Previews with the hypernetwork that is trained, if one is, and the others after it."""
     stack = HypernetworkStack()
@@ -375,6 +386,7 @@ def _build_previewer(
         stack,
         model.family.cell,
         tiled,
+        zeroes_empty,
     )
     return Previewer(sampler, prompts)
 
