@@ -23,11 +23,11 @@ from impasto.config.run import RunConfig
 from impasto.data.records import Size
 from impasto.data.sampler import Group
 from impasto.models.architectures import find_architecture, meta_model_of_architecture
-from impasto.training.planning.levers import MemoryFitter, describe_footprint, gib
+from impasto.training.planning.fitter import MemoryFitter, describe_footprint, gib
 from impasto.training.planning.memory import FootprintPredictor
 from impasto.training.planning.workload import Workload
 
-GPU_MEMORY_GIB = (6, 8, 12, 16, 24, 48, 80)
+GPU_MEMORY_GIB = (4, 6, 8, 12, 16, 24, 48, 80)
 MOST = 64  # images of a batch
 
 

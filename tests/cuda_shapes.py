@@ -109,7 +109,10 @@ def step_bytes(network, case):
     try:
         with mode, live, gradient_hooks(learning, complete):
             with torch.autocast(
-                "cuda", dtype=autocast or torch.bfloat16, enabled=autocast is not None
+                "cuda",
+                dtype=autocast or torch.bfloat16,
+                enabled=autocast is not None,
+                cache_enabled=case["caches_casts"],
             ):
                 output = network(latents, t, encoder_hidden_states=states).sample
             torch.autograd.backward((output.float() - latents.float()).square().mean())

@@ -7,7 +7,7 @@ Impasto's own errors may come out.
 
 from __future__ import annotations
 
-from readers_of_data import Caches, Journals, MetadataFiles, Npz, ScanIndices
+from readers_of_data import Caches, Journals, MetadataFiles, Npz, ScanIndices, TextNpz
 from readers_of_models import Ckpts, HypernetworkFiles, Safetensors
 from readers_of_runs import DatasetConfigs, Prompts, RunDirectories, Settings, States
 
@@ -15,6 +15,7 @@ READERS = {
     "run directory": RunDirectories,
     "states": States,
     "npz": Npz,
+    "text npz": TextNpz,
     "journal": Journals,
     "ckpt": Ckpts,
     "safetensors": Safetensors,

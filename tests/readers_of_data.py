@@ -75,6 +75,38 @@ class Npz:
         return damaged_bytes(rng, whole) if rng.random() < 0.3 else whole
 
 
+class TextNpz:
+    """Texts of sd-scripts, as written here."""
+
+    def __init__(self, folder):
+        from impasto.data.text_npz import TextShape, write_text_npz
+
+        numbers = np.random.default_rng(0).standard_normal
+        self.shape, target = TextShape(77, (3, 4), 5), folder / "a_te_outputs.npz"
+        write_text_npz(target, [numbers((77, 3)), numbers((77, 4))], numbers(5), (1,) * 154)
+        self.whole = target.read_bytes()
+        with np.load(target) as arrays:
+            self.entries = dict(arrays)
+
+    def read(self, rng, folder):
+        from impasto.data.stages import Failure
+        from impasto.data.text_npz import read_text_npz
+
+        target = folder / "a_te_outputs.npz"
+        if rng.random() < 0.5:
+            target.write_bytes(damaged_bytes(rng, self.whole))
+        else:
+            other = [
+                np.zeros(5, complex), np.array(3.0), np.array(["a"]), np.full(5, np.nan),
+                np.zeros((0, 3)), np.zeros((77, 3), np.int64), np.zeros(2, "M8[s]"),
+            ]  # fmt: skip
+            np.savez(target, **self.entries | {rng.choice(list(self.entries)): rng.choice(other)})
+        found = read_text_npz(target, self.shape)
+        if not isinstance(found, Failure):
+            assert found.packed.shape == (77 * 7 + 5,), "a shape that does not fit was believed"
+            assert np.isfinite(found.packed).all(), "values that are not finite were believed"
+
+
 class Journals:
     """What `dataset undo` takes back, and `dataset clean` goes on with."""
 

@@ -51,11 +51,8 @@ TWO = Family(
     resolution=1024,
     pipeline=Pipeline(
         "StableDiffusionXLPipeline",
-        {
-            "feature_extractor": [None, None],
-            "force_zeros_for_empty_prompt": False,
-            "image_encoder": [None, None],
-        },
+        {"feature_extractor": [None, None], "image_encoder": [None, None]},
+        zeroes_empty_text="force_zeros_for_empty_prompt",
     ),
     scaling_factor=0.13025,
     sizes=SizeConditioning(8),

@@ -32,6 +32,7 @@ def main() -> None:
     hypernetwork(folder, checkout)
     for name in ("meta.json", "meta.jsonl"):
         dataset(folder, name)
+    texts(folder)
     example(checkout)
     if (folder / "full.safetensors").is_file():
         model(folder / "full.safetensors")
@@ -63,6 +64,41 @@ def hypernetwork(folder: Path, checkout: Path) -> None:
             torch.testing.assert_close(keys, expected[f"a1111.{width}.0"])
             torch.testing.assert_close(values, expected[f"a1111.{width}.1"])
     print("ok: a1111.pt, outputs equal")
+
+
+def texts(folder: Path) -> None:
+    """Texts of SDXL by its caching strategy, and what that writes by Impasto."""
+    from library.strategy_sdxl import (  # type: ignore[import-not-found]
+        SdxlTextEncoderOutputsCachingStrategy,
+    )
+
+    from impasto.data.text_npz import TextOutputs, TextShape, read_text_npz
+
+    strategy = SdxlTextEncoderOutputsCachingStrategy(True, 1, False)  # noqa: FBT003 - theirs
+    file = strategy.get_outputs_npz_path(str(folder / "cat.png"))
+    assert strategy.is_disk_cached_outputs_expected(file), file  # noqa: S101
+    expected = load_file(folder / "texts.safetensors")
+    found = [torch.from_numpy(array) for array in strategy.load_outputs_npz(file)]
+    for name, array in zip(("hidden_state1", "hidden_state2", "pool2"), found, strict=True):
+        assert torch.equal(array, expected[name]), name  # noqa: S101
+
+    class Encoding:
+        def encode_tokens(self, *_: object) -> list[torch.Tensor]:
+            return [tensor[None].half() for tensor in found]
+
+    class Tokens:
+        def tokenize(self, captions: list[str]) -> tuple[list[str], list[str]]:
+            return captions, captions
+
+    class Info:
+        caption, text_encoder_outputs_npz = "a cat", folder / "theirs_te_outputs.npz"
+
+    strategy.cache_batch_outputs(Tokens(), [], Encoding(), [Info()])
+    theirs = read_text_npz(Info.text_encoder_outputs_npz, TextShape(77, (768, 1280), 1280))
+    assert isinstance(theirs, TextOutputs), theirs  # noqa: S101
+    assert theirs.ids is None  # noqa: S101
+    assert torch.equal(torch.from_numpy(theirs.pooled), found[2].half().float())  # noqa: S101
+    print("ok: cat_te_outputs.npz, and one that sd-scripts wrote")
 
 
 def dataset(folder: Path, name: str) -> None:

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 import impasto
 from impasto.checkpoints.hypernetwork_writing import write_hypernetwork
 from impasto.checkpoints.hypernetworks import HypernetworkContents, Structure, halves_of
+from impasto.data.text_npz import write_text_npz
 from impasto.models.architectures import ARCHITECTURES, write_random_model
 from impasto.models.hypernetwork import Hypernetwork, initialize, load_hypernetworks
 from impasto.models.loading import load_base_model
@@ -47,6 +48,7 @@ def main() -> None:
     write_models(folder, full="--full" in sys.argv)
     write_dataset(folder)
     write_small_sdxl(folder)
+    write_texts(folder)
     (folder / "done").touch()
 
 
@@ -144,6 +146,16 @@ def write_small_sdxl(folder: Path) -> None:
         {**given, "pooled_and_sizes": pooled_and_sizes, "plain": plain, "changed": changed},
         folder / "small-sdxl-expected.safetensors",
     )
+
+
+def write_texts(folder: Path) -> None:
+    """Texts of SDXL at its widths, and what has to be read of them."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = {"hidden_state1": (77, 768), "hidden_state2": (77, 1280), "pool2": (1280,)}
+    made = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+    first, second, pooled = (tensor.numpy() for tensor in made.values())
+    write_text_npz(folder / "cat_te_outputs.npz", [first, second], pooled, (49406,) * 154)
+    save_file(made, folder / "texts.safetensors")
 
 
 def impasto_does(*words: object) -> None:

@@ -27,5 +27,6 @@ RANGES = {
     "height": (1, 8192),
     "steps": (1, 1000),
     "guidance_scale": (0, 1000),
+    "guidance_rescale": (0, 1),
 }
 """The least and the most of each number of a prompt; seeds are those that torch takes."""

@@ -116,7 +116,10 @@ LEVERS = {
     "states offloaded": {"offload_optimizer": True},
     "checkpointing": {"gradient_checkpointing": True},
     "channels last": {"channels_last": True},
-}
+    "weights streamed": {
+        "gradient_checkpointing": True, "optimizer_in_backward": "exact", "stream_weights": True,
+    },
+}  # fmt: skip
 COPIES = {"mixed_precision": "bf16", "weight_copies": True}
 
 

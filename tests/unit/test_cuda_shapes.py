@@ -63,6 +63,7 @@ def case_of(config):
             "computes": training.mixed_precision, "weights": training.weight_dtype,
             "checkpoints": training.gradient_checkpointing, "levels": training.checkpointed_levels,
             "frees": training.optimizer_in_backward != "off",
+            "caches_casts": not training.stream_weights,
         }
     )  # fmt: skip
 

@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_leaves
 from impasto.config.cases import Facts
 from impasto.data.records import Size
 from impasto.data.sampler import Group
+from impasto.errors import OutOfMemoryError
 from impasto.models.conditioning import ConditioningShape
 from impasto.models.loading import load_base_model, load_meta_model
 from impasto.models.trainable import FullFineTune
@@ -19,7 +20,8 @@ from impasto.training.parallel.shards import Sharding
 from impasto.training.planning import phases
 from impasto.training.planning.changes import with_fields
 from impasto.training.planning.fake_step import FakeStep, decoding_peak
-from impasto.training.planning.levers import LADDER, MemoryFitter, gib, offers
+from impasto.training.planning.fitter import MemoryFitter, gib
+from impasto.training.planning.levers import LADDER, offers
 from impasto.training.planning.memory import FootprintPredictor
 from impasto.training.planning.workload import Workload
 
@@ -173,6 +175,28 @@ def test_fewer_rungs_are_taken_where_more_memory_is_there(train_config, nano_mod
         taken.append(len(rungs))
     assert taken[0] == 0
     assert taken == sorted(taken)
+
+
+def test_what_is_kept_in_ram_has_to_fit_there(train_config, nano_model):
+    ladder, config = fitting(train_config, nano_model)
+    levers = {
+        "gradient_checkpointing": True, "optimizer_in_backward": "exact", "stream_weights": True,
+        "offload_optimizer": True, "ema_decay": 0.9, "ema_on_cpu": True,
+    }  # fmt: skip
+    streamed = with_fields(config, "training", levers)
+    kept = ladder.meter.ram(streamed)
+    assert kept.keys() == {"streamed weights", "optimizer state", "average"}
+    assert kept["optimizer state"] == 2 * kept["average"]
+    assert kept["streamed weights"] < kept["average"]
+    assert ladder.meter.ram(config) == {}
+    assert FootprintPredictor(lambda: load_meta_model(nano_model), "cpu").ram(streamed) == {}
+    large = 1 << 40
+    small = MemoryFitter(ladder.meter, "cuda", ladder.group, large, ram=sum(kept.values()) // 2)
+    assert small.fits(config)
+    assert not small.fits(streamed)
+    with pytest.raises(OutOfMemoryError, match="in RAM beside the GPU"):
+        small.require_fit(streamed)
+    assert MemoryFitter(ladder.meter, "cuda", ladder.group, large, ram=large).fits(streamed)
 
 
 def _without(config, rungs, left_out):

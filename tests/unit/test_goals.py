@@ -66,6 +66,10 @@ def test_every_goal_gives_settings_that_load(name, images, resolution, vram, cap
     assert config.training.max_steps == steps_for(GOALS[name], images)
 
 
+EXAMPLE_IMAGES = {"style": 200, "subject": 25, "large": 6400}
+"""Images of a dataset that the numbers of an example go with."""
+
+
 def test_the_values_are_those_of_the_examples():
     for name, goal in GOALS.items():
         example = tomllib.loads((CONFIGS / f"{goal.example}.toml").read_text(encoding="utf-8"))
@@ -74,7 +78,7 @@ def test_the_values_are_those_of_the_examples():
         assert goal.lr == example["optimizer"]["lr"]
         training = example["training"]
         assert goal.batch == training["batch_size"] * training["gradient_accumulation_steps"]
-        assert goal.held_out == example.get("validation", {}).get("split")
+        assert goal.held_out == round(EXAMPLE_IMAGES[name] * example["validation"]["split"])
     assert steps_for(GOALS["style"], 200) == 2000
     assert steps_for(GOALS["subject"], 25) == 800
     assert settings_for(GOALS["style"], SD2_V)[0]["optimizer"]["lr"] == 3e-6
@@ -104,9 +108,14 @@ def test_clip_skip_is_set_only_where_asked_for_and_meant():
         settings_for(GOALS["style"], replace(SD2_V, clip_skip=2))
 
 
-def test_too_few_images_are_not_held_out():
-    assert "validation" not in settings_for(GOALS["style"], replace(SD1, images=19))[0]
-    assert "validation" in settings_for(GOALS["style"], replace(SD1, images=20))[0]
+def test_images_are_held_out_by_number():
+    """A share of few is none, and of many more than a loss needs."""
+    assert "validation" not in settings_for(GOALS["style"], replace(SD1, images=4))[0]
+    for images, number in ((5, 1), (20, 4), (50, 10), (5000, 10)):
+        tree, reasons = settings_for(GOALS["style"], replace(SD1, images=images))
+        assert round(tree["validation"]["split"] * images) == number
+        assert str(number) in reasons["validation.split"]
+        assert tree["saving"]["best_model"]
 
 
 def test_previews_are_captions_from_all_over():

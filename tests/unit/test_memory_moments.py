@@ -18,7 +18,8 @@ from impasto.models.vae import encoding_fingerprint, tile
 from impasto.training.optim.ema import WIDENED_AT_ONCE, EmaWeights, lerp_in_float32
 from impasto.training.planning.changes import with_fields
 from impasto.training.planning.fake_step import encoding_peak
-from impasto.training.planning.levers import LADDER, TEXT_TO_DISK, MemoryFitter, offers, with_rungs
+from impasto.training.planning.fitter import MemoryFitter
+from impasto.training.planning.levers import LADDER, TEXT_TO_DISK, offers, with_rungs
 from impasto.training.planning.memory import FootprintPredictor
 from impasto.training.planning.overhead import fragmentation_bytes
 from impasto.training.planning.resolve import _resolve_encoding

@@ -15,7 +15,8 @@ from impasto.errors import ConfigError
 from impasto.models.loading import load_meta_model
 from impasto.progress import SilentProgress
 from impasto.training import precision as module
-from impasto.training.planning.levers import LADDER, MemoryFitter
+from impasto.training.planning.fitter import MemoryFitter
+from impasto.training.planning.levers import LADDER
 from impasto.training.planning.memory import FootprintPredictor
 from impasto.training.precision import (
     NativePrecision,

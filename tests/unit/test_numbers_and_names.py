@@ -150,6 +150,16 @@ def test_whole_numbers_of_a_toml_prompt_are_whole(value, tmp_path):
         read_prompt_file(tmp_path / "p.toml", Prompt(""))
 
 
+def test_a_guidance_rescale_in_a_file_is_a_share(tmp_path):
+    file = tmp_path / "p.json"
+    file.write_text('[{"prompt": "a", "guidance_rescale": 0.5}, {"prompt": "b"}]', encoding="utf-8")
+    found = read_prompt_file(file, Prompt(""))
+    assert [prompt.guidance_rescale for prompt in found] == [0.5, None]
+    file.write_text('[{"prompt": "a", "guidance_rescale": 1.5}]', encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"guidance_rescale is 1\.5; expected 0 to 1"):
+        read_prompt_file(file, Prompt(""))
+
+
 def test_options_of_prompts_may_be_in_upper_case(tmp_path):
     line = "a cat --N a dog --W 64 --H 128 --D 3 --S 7 --L 2.5 --SS k_euler_a\n"
     (tmp_path / "p.txt").write_text(line, encoding="utf-8")

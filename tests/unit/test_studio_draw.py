@@ -152,6 +152,8 @@ def test_a_worker_at_work_is_not_started_again(client, models, drawings, started
         ({"steps": "9" * 5000}, "steps", "from 1 to 1000"),
         ({"steps": ""}, "steps", "from 1 to 1000"),
         ({"guidance": "nan"}, "guidance", "a number from 0 to 1000"),
+        ({"guidance_rescale": "1.1"}, "guidance_rescale", "a number from 0 to 1."),
+        ({"x_kind": "guidance_rescale", "x_values": "0, 2"}, "x", "numbers from 0 to 1."),
         ({"sampler": "<script>"}, "sampler", "Choose one of ddim"),
         ({"count": "101"}, "count", "from 1 to 100"),
         ({"clip_skip": "13"}, "clip_skip", "from 1 to 12"),
@@ -275,7 +277,7 @@ def test_any_json_is_a_request_or_refused(values):
 def test_the_form_shows_a_request_as_it_was_typed(studio, models):
     typed = untouched() | {
         "model": address(models, "one.safetensors"), "prompt": "a\nb", "random_seed": False,
-        "seed": "5", "width": "64", "clip_skip": "2", "x_kind": "model",
+        "seed": "5", "width": "64", "clip_skip": "2", "guidance_rescale": "0.7", "x_kind": "model",
         "axis_models": [address(models, "diffusers"), address(models, "one.safetensors")],
         "y_kind": "guidance", "y_values": "1\n7.5", "strength0": "0.5",
         "hypernetwork0": address(models, "net.pt"),

@@ -17,7 +17,7 @@ from impasto.training import precision as native_precision
 from impasto.training.methods import build_trainable
 from impasto.training.optim.weight_copies import WeightCopies, layers_to_copy
 from impasto.training.param_dtypes import build_weight_copies, copied_numel
-from impasto.training.planning.levers import MARGIN, MemoryFitter
+from impasto.training.planning.fitter import MARGIN, MemoryFitter
 from impasto.training.planning.memory import FootprintPredictor
 from impasto.training.trainer import train
 

@@ -57,6 +57,14 @@ EMBEDDING = Kind(
 )
 UNKNOWN = Kind("of no kind that Impasto knows")
 
+REFINER = Kind(
+    "the SDXL refiner, which finishes what another model has begun to draw",
+    ("conditioner.embedders.0.model.",),
+)
+PART_OF_SDXL = Kind(
+    "part of an SDXL checkpoint",
+    ("conditioner.embedders.", "model.diffusion_model.label_emb.", "add_embedding.linear_"),
+)
 OTHERS = (
     Kind(
         "a LoRA or LyCORIS, which is added to a base model",
@@ -104,10 +112,7 @@ OTHERS = (
     ),
     Kind("a Stable Video Diffusion checkpoint", contains=(".time_stack.", ".time_mixer.")),
     Kind("an SD 2 unCLIP checkpoint", ("noise_augmentor.", "embedder.model.visual.")),
-    Kind(
-        "the SDXL refiner, which finishes what another model has begun to draw",
-        ("conditioner.embedders.0.model.",),
-    ),
+    REFINER,
     Kind(
         "Playground 2.5, whose noise is scaled otherwise than Stable Diffusion's",
         is_named=("edm_mean", "edm_std"),
@@ -128,10 +133,7 @@ OTHERS = (
             "conditioner.embedders.1.wrapped.",
         ),
     ),
-    Kind(
-        "part of an SDXL checkpoint",
-        ("conditioner.embedders.", "model.diffusion_model.label_emb.", "add_embedding.linear_"),
-    ),
+    PART_OF_SDXL,
     Kind("an SD 3 checkpoint", contains=("joint_blocks.",)),
     Kind("a Flux checkpoint", contains=("double_blocks.", "single_transformer_blocks.")),
     Kind("a Stable Cascade model", ("clip_txt_mapper.", "clip_txt_pooled_mapper.", "effnet_")),
@@ -184,6 +186,22 @@ def kind_of(file: TensorFile, layouts: Collection[FileLayout]) -> Kind:
         if kind.fits((*names, *file.text_keys), claimed):
             return kind
     return _model_components(names, layouts) or _by_shape(file)
+
+
+def lacking(file: TensorFile, layouts: Collection[FileLayout]) -> tuple[str, ...]:
+    """The networks that a file lacks of the family that it is nearest to, by their names."""
+    names = tuple(file.tensors)
+
+    def has(start: str) -> bool:
+        return any(name.startswith(start) for name in names)
+
+    def nearness(layout: FileLayout) -> tuple[int, int]:
+        namings = [part.naming for part in layout.parts]
+        claims = [naming.prefix + claim for naming in namings for claim in naming.claims]
+        return sum(map(has, claims)), sum(has(naming.root) for naming in namings)
+
+    nearest = max(layouts, key=nearness)
+    return tuple(part.name for part in nearest.parts if not has(part.naming.root))
 
 
 def _claimed(names: tuple[str, ...], layouts: Collection[FileLayout]) -> tuple[str, ...]:

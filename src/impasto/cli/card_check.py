@@ -30,7 +30,7 @@ from impasto.training.devices import set_arithmetic
 from impasto.training.events import SilentEvents
 from impasto.training.optim.mixed_precision import COMPUTED
 from impasto.training.planning.duration import matmul_rate
-from impasto.training.planning.levers import gib
+from impasto.training.planning.fitter import gib
 from impasto.training.planning.resolve import predict
 from impasto.training.precision import native_precision
 from impasto.training.trainer import resume, train

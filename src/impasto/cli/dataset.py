@@ -111,17 +111,24 @@ def _as_json(scan: Scan) -> dict[str, Any]:
 @dataset.command()
 @SOURCE
 @DECODE
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object, with every image.")
 @bucket_options
-def plan(source: Path, decode: bool, **options: Any) -> None:  # noqa: FBT001
+def plan(source: Path, decode: bool, as_json: bool, **options: Any) -> None:  # noqa: FBT001
     """Show which bucket each image of SOURCE would go to, and what cropping costs."""
     from impasto.cli.console import Console
+    from impasto.cli.dataset_plan_value import plan_value
+    from impasto.cli.harmless import json_text
     from impasto.data.regularisation import balance
     from impasto.datasets.build import balance_of, plan_dataset
+    from impasto.progress import SilentProgress
 
     config = dataset_config(source, options)
     console = Console()
-    found = scan_images(config, console, decode=decode)
+    found = scan_images(config, SilentProgress() if as_json else console, decode=decode)
     result = plan_dataset(config, balance(found.records))
+    if as_json:
+        click.echo(json_text(plan_value(found, result)))
+        return
     balanced = balance_of(found.records, result)
     longest = max(result.bucket_counts.values())
     for size, count in result.bucket_counts.items():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -19,6 +19,9 @@ from impasto.cli.dataset_options import (
 )
 from impasto.cli.groups import FullHelpGroup
 from impasto.progress import counted
+
+if TYPE_CHECKING:
+    from impasto.models.loading import BaseModel
 
 
 class _EncodingGroup(FullHelpGroup):
@@ -64,6 +67,7 @@ def encode(
     from impasto.data.latent_cache import LatentCache
     from impasto.data.npz_exchange import export_latents
     from impasto.datasets.build import plan_dataset, require_usable, scan_all
+    from impasto.models.text_exchange import export_texts
     from impasto.models.vae import moments_encoder
     from impasto.training.devices import default_device
     from impasto.training.planning.encoding_memory import fitting_batch
@@ -75,7 +79,8 @@ def encode(
     scan = scan_all(config, console)
     require_usable(scan, config)
     planned = plan_dataset(config, scan.records)
-    vae, endings = _encoding_vae(config, model, console)
+    base, vae = _encoding_vae(config, model, console)
+    endings = base.family.npz_endings
     latents = LatentCache(config.derived_dir / "latents")
     device = default_device()
     at_once = batch_size or fitting_batch(vae, planned, config.vae_batch_size, device)
@@ -99,6 +104,12 @@ def encode(
         exported = export_latents(result, latents, console, endings)
         rows["Written as .npz"] = exported.written
         refused += exported.refused
+        ending = base.family.text_npz_ending
+        if ending is not None:
+            records = [image.record for image in result.images]
+            texts = export_texts(records, base, ending, device, console)
+            rows["Texts as .npz"] = texts.written
+            refused += texts.refused
     console.table(rows)
     print_skipped(console, found, source)
     for item in refused:
@@ -153,7 +164,8 @@ def prune(source: Path, model: str, **options: Any) -> None:
     config = dataset_config(source, options)
     console = Console()
     planned = plan_dataset(config, scan_all(config, console).records)
-    vae, endings = _encoding_vae(config, model, console)
+    base, vae = _encoding_vae(config, model, console)
+    endings = base.family.npz_endings
     latents = LatentCache(config.derived_dir / "latents")
     wanted = keys_of_plan(planned.images, latents, encoding_fingerprint(vae), console, endings)
     dropped = freed = 0
@@ -173,8 +185,8 @@ def prune(source: Path, model: str, **options: Any) -> None:
     )
 
 
-def _encoding_vae(config: Any, model: str, console: Any) -> tuple[Any, tuple[str, ...]]:
-    """The VAE, and what names of sd-scripts' files of its latents end on."""
+def _encoding_vae(config: Any, model: str, console: Any) -> tuple[BaseModel, Any]:
+    """The model, and its VAE as it encodes."""
     from impasto.models.casting import cast_network
     from impasto.models.loading import load_base_model
     from impasto.models.saving import DTYPES
@@ -187,4 +199,4 @@ def _encoding_vae(config: Any, model: str, console: Any) -> tuple[Any, tuple[str
     warn_if_slow("no" if precision == "fp32" else precision, "set vae_precision to fp32", console)
     base = load_base_model(model, progress=console)
     tile(base.vae, tiled=config.vae_tiling)
-    return cast_network(base.vae, DTYPES[precision]), base.family.npz_endings
+    return base, cast_network(base.vae, DTYPES[precision])

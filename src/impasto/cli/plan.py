@@ -37,9 +37,10 @@ from impasto.training.optim.optimizers import require_usable_optimizer
 from impasto.training.planning.advice import advice_on
 from impasto.training.planning.disk import DiskPlan, free_bytes, plan_disk, require_room
 from impasto.training.planning.duration import seconds_per_step
-from impasto.training.planning.levers import MemoryFitter
+from impasto.training.planning.fitter import MemoryFitter
 from impasto.training.planning.memory import Footprint
 from impasto.training.planning.resolve import build_memory_fitter, resolve_settings
+from impasto.training.planning.transfers import Transfers, transfers_of
 from impasto.training.planning.workload import Workload
 from impasto.training.precision import resolve_precision
 from impasto.training.preflight import require_machine, unused_gpu, why_gpu_unused
@@ -175,7 +176,8 @@ def _look_ahead(asked: RunConfig, progress: Progress) -> _Outlook:
 def _plan_of(outlook: _Outlook) -> RunPlan:
     config, identity = outlook.config, outlook.model.identity
     per_epoch, parts = outlook.sampler.steps_per_epoch, outlook.trainable.parts
-    each = _seconds_per_step(outlook)
+    transfers = transfers_of(config, outlook.trainable, default_device())
+    each = _seconds_per_step(outlook, transfers)
     return RunPlan(
         data=_data_of(outlook),
         model=ModelPlan(
@@ -193,12 +195,14 @@ def _plan_of(outlook: _Outlook) -> RunPlan:
             seconds_each=each,
             seconds=each * outlook.steps,
             device=default_device().type,
+            transfers=transfers,
         ),
         memory=MemoryPlan(
             outlook.footprint.moment,
             {name: size for name, size in outlook.footprint.by_part().items() if size},
             outlook.footprint.total,
             outlook.fitting.budget,
+            outlook.fitting.meter.ram(config),
         ),
         disk=_disk_of(config, outlook.disk),
         warnings=advice_on(config, identity, default_device()),
@@ -230,9 +234,11 @@ def _data_of(outlook: _Outlook) -> DataPlan:
     )
 
 
-def _seconds_per_step(outlook: _Outlook) -> float:
+def _seconds_per_step(outlook: _Outlook, transfers: Transfers | None) -> float:
     images, parts = outlook.survey.plan.images, outlook.trainable.parts
-    return seconds_per_step(outlook.config, outlook.footprint, images, parts, default_device())
+    return seconds_per_step(
+        outlook.config, outlook.footprint, images, parts, default_device(), transfers
+    )
 
 
 def _disk_of(config: RunConfig, disk: DiskPlan) -> DiskUse:

@@ -7,7 +7,7 @@ import json
 from impasto.cli.console import Console
 from impasto.cli.plan_value import DataPlan, RunPlan
 from impasto.progress import counted, duration_words
-from impasto.training.planning.levers import gib
+from impasto.training.planning.fitter import gib
 
 
 def show_numbers(plan: RunPlan, console: Console) -> None:
@@ -22,6 +22,7 @@ def show_numbers(plan: RunPlan, console: Console) -> None:
         {
             **{name.capitalize(): gib(size) for name, size in plan.memory.parts.items()},
             "In all": f"about {total}; {budget} are there",
+            **{f"In RAM, {name}": gib(size) for name, size in plan.memory.ram.items()},
         }
     )
 
@@ -62,7 +63,7 @@ def _data_rows(data: DataPlan) -> dict[str, str]:
 def _training_rows(plan: RunPlan) -> dict[str, str]:
     model, steps, disk = plan.model, plan.steps, plan.disk
     each, whole = duration_words(steps.seconds_each), duration_words(steps.seconds)
-    return {
+    rows = {
         "Model": f"{model.family}, predicts {model.predicts} ({model.evidence})",
         "Trains": ", ".join(f"{name} ({n / 1e6:.1f} M)" for name, n in model.parts.items()),
         "Batches": f"{steps.batches_per_epoch} per epoch of up to "
@@ -75,3 +76,11 @@ def _training_rows(plan: RunPlan) -> dict[str, str]:
         f"{disk.models_at_once} at once",
         "Disk": f"up to {disk.total_bytes / 2**30:.2f} GiB; {disk.free_bytes / 2**30:.1f} GiB free",
     }
+    moved = steps.transfers
+    if moved is not None:
+        rows["Streaming"] = (
+            f"{gib(moved.ram_bytes)} of weights wait in pinned RAM; a step copies "
+            f"{gib(moved.to_gpu_bytes)} to the GPU and {gib(moved.from_gpu_bytes)} back, "
+            f"{duration_words(moved.seconds)} beside the arithmetic"
+        )
+    return rows

@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from impasto.training.planning.transfers import Transfers
+
 
 @dataclass(frozen=True)
 class DataPlan:
@@ -78,6 +80,7 @@ class StepPlan:
         seconds_each: About how long a step takes.
         seconds: About how long all steps take.
         device: Where.
+        transfers: What a step copies between RAM and the GPU; None where weights stay there.
     """
 
     total: int
@@ -88,6 +91,7 @@ class StepPlan:
     seconds_each: float
     seconds: float
     device: str
+    transfers: Transfers | None = None
 
 
 @dataclass(frozen=True)
@@ -99,12 +103,14 @@ class MemoryPlan:
         parts: Bytes by what takes them.
         total: Bytes in all.
         budget: Bytes that the run may take.
+        ram: Bytes in RAM beside a GPU by what takes them.
     """
 
     moment: str
     parts: Mapping[str, int]
     total: int
     budget: int
+    ram: Mapping[str, int]
 
 
 @dataclass(frozen=True)

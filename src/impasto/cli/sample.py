@@ -39,6 +39,12 @@ _NUMBERED = re.compile(r"(\d{4,9})-")
     help="1 means no guidance.",
 )
 @click.option(
+    "--guidance-rescale",
+    type=Finite(0, 1),
+    help="How much of what guidance adds to the contrast is taken back.  [default: 0.7 for models "
+    "whose noise schedule ends in noise alone, 0 for others]",
+)
+@click.option(
     "--seed",
     default=1,
     show_default=True,
@@ -56,6 +62,11 @@ _NUMBERED = re.compile(r"(\d{4,9})-")
     default="mean",
     show_default=True,
     help="What (cat:1.2) and [dog] do: as in A1111, without its correction, or nothing.",
+)
+@click.option(
+    "--empty-text",
+    type=click.Choice(["encoded", "zeros"]),
+    help="What SDXL is given for an empty negative prompt.  [default: what MODEL says]",
 )
 @click.option(
     "--hypernetwork",
@@ -81,11 +92,13 @@ def sample(
     height: int | None,
     steps: int,
     guidance: float,
+    guidance_rescale: float | None,
     seed: int,
     count: int,
     sampler: str,
     clip_skip: int | None,
     emphasis: Emphasis,
+    empty_text: str | None,
     hypernetworks: tuple[str, ...],
     strengths: str | None,
     grid: bool,  # noqa: FBT001
@@ -115,11 +128,12 @@ def sample(
         raise ConfigError("--strengths has no effect without --hypernetwork.")
     base = load_base_model(model, open_options(options), console)
     native = _native_size(model, base)
-    drawer = prepare_sampler(base, stack, default_device(), clip_skip, emphasis)
+    zeros = None if empty_text is None else empty_text == "zeros"
+    drawer = prepare_sampler(base, stack, default_device(), clip_skip, emphasis, zeroes_empty=zeros)
     stack.attach(base.unet)
     single = [
         Prompt(text, negative, seed + index, width or native[0], height or native[1], steps,
-               guidance, sampler)
+               guidance, sampler, guidance_rescale)
         for index, text in enumerate(text for text in prompts for _ in range(count))
     ]  # fmt: skip
     swept: list[float | None] = [*sweep] or [None]
@@ -130,7 +144,7 @@ def sample(
     images = _generate_all(drawer, wanted, out, console)
     if grid:
         columns = len(sweep) or (count if count > 1 else min(len(images), 4))
-        save_png(make_grid(images, columns), _free_grid(out), wanted[0])
+        save_png(make_grid(images, columns), _free_grid(out), drawer.resolved(wanted[0]))
     console.note(f"Wrote {counted(len(images), 'images')} to {out}.")
 
 
@@ -159,7 +173,7 @@ def _generate_all(drawer: Sampler, wanted: list[Prompt], out: Path, console: Con
     with console.stage("Drawing", len(wanted), "images") as advance:
         for index, prompt in enumerate(wanted, start=first):
             image = drawer.draw(prompt)
-            save_png(image, out / f"{index:04d}-{prompt.seed}.png", prompt)
+            save_png(image, out / f"{index:04d}-{prompt.seed}.png", drawer.resolved(prompt))
             images.append(image)
             advance(1)
     return images

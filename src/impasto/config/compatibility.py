@@ -253,6 +253,85 @@ RULES = (
             "computes on the CPU, where it would change nothing. Take it out"
         ),
     ),
+    # streaming
+    Rule(
+        ("training.stream_weights",),
+        lambda c: c.training.stream_weights and c.facts.device == "cpu",
+        lambda _: (
+            "training.stream_weights keeps weights out of VRAM, and this run computes on the CPU, "
+            "where it would change nothing. Take it out"
+        ),
+    ),
+    Rule(
+        (
+            "training.stream_weights",
+            "training.gradient_checkpointing",
+            "training.checkpointed_levels",
+        ),
+        lambda c: (
+            c.training.stream_weights
+            and (
+                not c.training.gradient_checkpointing or c.training.checkpointed_levels is not None
+            )
+        ),
+        lambda _: (
+            "training.stream_weights needs gradient_checkpointing of all levels: what is not "
+            "computed again keeps its weights on the GPU. Set gradient_checkpointing = true, "
+            "without checkpointed_levels"
+        ),
+    ),
+    Rule(
+        ("training.stream_weights", "training.optimizer_in_backward"),
+        lambda c: c.training.stream_weights and not c.in_backward,
+        lambda _: (
+            "training.stream_weights needs optimizer_in_backward: weights are stepped while they "
+            'are on the GPU. Set it to "exact" or "last_norm"'
+        ),
+    ),
+    Rule(
+        ("training.stream_weights", "method.kind"),
+        lambda c: c.training.stream_weights and c.method.kind != "full",
+        lambda _: (
+            "training.stream_weights is for training the U-Net itself; beside a hypernetwork its "
+            "weights stay on the GPU in 16 bits. Take it out"
+        ),
+    ),
+    Rule(
+        ("training.stream_weights", "training.compile"),
+        lambda c: c.training.stream_weights and c.training.compile != "off",
+        lambda _: (
+            "training.stream_weights does not go with compile, whose code keeps the place of each "
+            'weight. Set compile to "off"'
+        ),
+    ),
+    Rule(
+        ("training.stream_weights", "training.ema_decay", "training.ema_on_cpu"),
+        lambda c: (
+            c.training.stream_weights
+            and c.training.ema_decay is not None
+            and not c.training.ema_on_cpu
+        ),
+        lambda _: (
+            "training.stream_weights needs ema_on_cpu: the running average takes more VRAM than "
+            "the weights that are taken out of it. Set ema_on_cpu = true"
+        ),
+    ),
+    Rule(
+        ("training.stream_weights", "optimizer.kind"),
+        lambda c: c.training.stream_weights and c.row.is_paged,
+        lambda c: (
+            f"training.stream_weights does not go with optimizer.kind {c.kind}, whose state CUDA "
+            f"moves by itself. Take {c.kind.removeprefix('paged_')} with offload_optimizer"
+        ),
+    ),
+    Rule(
+        ("training.stream_weights",),
+        lambda c: c.training.stream_weights and (c.facts.processes or 1) > 1,
+        lambda c: (
+            f"training.stream_weights is for one process, and this run has {c.facts.processes}: "
+            f"several share a model by FSDP. Take it out"
+        ),
+    ),
     Rule(
         ("training.optimizer_in_backward", "training.gradient_accumulation_steps"),
         lambda c: c.in_backward and c.training.gradient_accumulation_steps > 1,
@@ -319,6 +398,26 @@ RULES = (
         lambda _: (
             "training.cache_text_to_disk and method.train_text_encoder contradict each other: what "
             "a learning text encoder says changes with each step. Take one of them out"
+        ),
+    ),
+    Rule(
+        ("training.text_from_npz", "method.train_text_encoder"),
+        lambda c: c.training.text_from_npz and c.config.trains_text_encoder,
+        lambda _: (
+            "training.text_from_npz and method.train_text_encoder contradict each other: what a "
+            "learning text encoder says changes with each step. Take one of them out"
+        ),
+    ),
+    Rule(
+        ("training.text_from_npz", "method.templates", "method.template_file"),
+        lambda c: (
+            c.training.text_from_npz
+            and c.config.hypernetwork is not None
+            and bool(c.config.hypernetwork.templates or c.config.hypernetwork.template_file)
+        ),
+        lambda _: (
+            "training.text_from_npz does not go with caption templates, which put other words "
+            "around a caption each time. Take one of the two out"
         ),
     ),
     # held-out images

@@ -15,6 +15,7 @@ import tomli_w
 
 from impasto.errors import ConfigError
 from impasto.parsing import is_text, split_lines
+from impasto.progress import counted
 
 PROMPTS = 3
 """Previews that are drawn: few, since each takes seconds every time."""
@@ -44,7 +45,7 @@ class Goal:
         passes: How often each image is shown.
         steps: The least and the greatest number of steps, whatever the number of images.
         warmup: Share of the steps, or steps, in which the rate rises.
-        held_out: Share of the images for validation.
+        held_out: Images for validation; at most a fifth of all.
         more: Further settings by their paths, each with why.
     """
 
@@ -57,7 +58,7 @@ class Goal:
     passes: int
     steps: tuple[int, int]
     warmup: int | str
-    held_out: float
+    held_out: int
     more: Mapping[str, tuple[Any, str]] = field(default_factory=dict)
 
 
@@ -72,7 +73,7 @@ GOALS: dict[str, Goal] = {
         passes=40,  # 2,000 steps of 4 for 200 images, as in the example
         steps=(500, 5000),
         warmup="3%",
-        held_out=0.05,
+        held_out=10,
         more={
             "schedule.kind": ("cosine", "calms down towards the end"),
             "dataset.caption_dropout_rate": (0.05, "keeps guidance without words alive"),
@@ -88,7 +89,7 @@ GOALS: dict[str, Goal] = {
         passes=64,  # 800 steps of 2 for 25 images, as in the example
         steps=(300, 1600),
         warmup=20,
-        held_out=0.1,
+        held_out=4,
         more={
             "loss.min_snr_gamma": (5, "settles sooner (arXiv:2303.09556)"),
             "saving.keep_models": (4, "the best is often not the last"),
@@ -104,7 +105,7 @@ GOALS: dict[str, Goal] = {
         passes=10,
         steps=(500, 200_000),
         warmup="2%",
-        held_out=0.01,
+        held_out=64,
         more={
             "schedule.kind": ("cosine", "calms down towards the end"),
             "timesteps.sampling": ("stratified", "a steadier loss at no cost"),
@@ -125,7 +126,7 @@ GOALS: dict[str, Goal] = {
         passes=100,
         steps=(5000, 500_000),
         warmup="5%",
-        held_out=0.01,
+        held_out=64,
         more={
             "dataset.caption_dropout_rate": (0.1, "as Stable Diffusion 1.5 was trained"),
             "timesteps.sampling": ("stratified", "a steadier loss at no cost"),
@@ -292,11 +293,17 @@ def _training_settings(goal: Goal, material: Material) -> dict[str, tuple[Any, s
 
 
 def _validation_settings(goal: Goal, material: Material) -> dict[str, tuple[Any, str]]:
-    if material.images * goal.held_out < 1:
+    number = min(goal.held_out, material.images // 5)
+    if not number:
         return {}
+    why = f"{counted(number, 'images')}: their loss shows when the model begins to learn by heart"
     return {
-        "validation.split": (goal.held_out, "shows when the model begins to learn by heart"),
+        "validation.split": (float(f"{number / material.images:.4g}"), why),
         "validation.every_steps": (_every(goal, material, 10), ""),
+        "saving.best_model": (
+            True,
+            "the model with the least of that loss is kept beside the last",
+        ),
     }
 
 

@@ -104,6 +104,13 @@ class TrainingConfig(Section):
     """Keep the optimizer's state in RAM and bring it to the GPU piece by piece:
     saves 8 bytes per weight there with AdamW in float32, slower by the way there and back."""
 
+    stream_weights: bool = False
+    """Keep the U-Net's blocks in pinned RAM and bring each to the GPU for its work, the next one
+    while it computes: of the weights a few per cent and three blocks are in VRAM. Needs
+    `gradient_checkpointing` of all levels and `optimizer_in_backward`. The weights go over PCIe
+    two or three times a step, and back once; `--plan` says how long that takes. The same weights
+    bit for bit."""
+
     max_grad_norm: Annotated[float, Field(ge=0)] = 1.0
     """Largest norm of the whole gradient; longer ones are scaled down to it. 0 means no limit."""
 
@@ -115,6 +122,12 @@ class TrainingConfig(Section):
     """Encode all captions before training, keep them beside the latents, and take the text encoder
     off the device: saves 0.5 to 1.3 GiB there. Where captions change as they are shown, it stays on
     the device and encodes them when they are met."""
+
+    text_from_npz: bool = False
+    """Use what sd-scripts' `--cache_text_encoder_outputs_to_disk` left beside the images for SDXL
+    (`..._te_outputs.npz`) in the place of encoding captions, where it fits. Such a file does not
+    say which caption it is of: it must not be older than the caption, and some are compared with
+    what the text encoders answer."""
 
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Keep a running average of the weights with this decay per step, and export it; costs one

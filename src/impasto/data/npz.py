@@ -28,7 +28,7 @@ from impasto.data.stages import Failure
 
 CELL = 8
 CHANNELS = 4
-_CLOCK_SLACK_NS = 1_000_000_000
+CLOCK_SLACK_NS = 1_000_000_000
 _MOST_VALUES = 1 << 26  # latents of an image of 32768x32768 pixels
 WITH_CROP = "the image has a crop of its own, which sd-scripts does not heed"
 SD_ENDINGS = ("_sd", "_sdxl")  # fine_tune.py of early 2026 wrote SD latents as _sdxl
@@ -74,7 +74,7 @@ def read_npz(file: Path, image: PlannedImage) -> NpzLatents | Failure:
     if is_older(file, image):
         return Failure(f"older than {image.record.path.name}, which was changed after it was made")
     try:
-        arrays = _arrays(file, lambda name: _is_wanted(name, image))
+        arrays = arrays_of(file, lambda name: _is_wanted(name, image))
         flipped = _flipped_sidecar(file, image)
     except Exception as error:  # zipfile and NumPy raise a dozen classes on damage
         return Failure(f"damaged ({error or type(error).__name__})")
@@ -87,7 +87,7 @@ def is_older(file: Path, image: PlannedImage) -> bool:
     A second is allowed for, which is as exact as some file systems and archives are.
     """
     try:
-        return image.record.stamp.mtime_ns > file.stat().st_mtime_ns + _CLOCK_SLACK_NS
+        return image.record.stamp.mtime_ns > file.stat().st_mtime_ns + CLOCK_SLACK_NS
     except OSError:
         return False  # whoever reads it meets the same fault and reports it
 
@@ -116,7 +116,7 @@ def write_npz(
     arrays: dict[str, np.ndarray] = {}
     if os.path.isfile(file) and not is_older(file, image):  # noqa: PTH113 - False for long names
         try:
-            arrays = _arrays(file)
+            arrays = arrays_of(file)
         except Exception:  # as above
             arrays = {}  # what cannot be read is of no use to sd-scripts either
     tail = _tail(image)
@@ -133,7 +133,9 @@ def write_npz(
     return file
 
 
-def _arrays(file: Path, wanted: Callable[[str], bool] = bool) -> dict[str, np.ndarray]:
+def arrays_of(
+    file: Path | IO[bytes], wanted: Callable[[str], bool] = bool
+) -> dict[str, np.ndarray]:
     """The arrays of a file by name, each looked at before its values are read.
 
     Raises:
@@ -211,7 +213,7 @@ def _flipped_sidecar(file: Path, image: PlannedImage) -> np.ndarray | None:
     beside = file.with_name(f"{file.stem}_flip.npz")
     if not os.path.isfile(beside) or is_older(beside, image):  # noqa: PTH113 - the same
         return None
-    return _arrays(beside, lambda name: name == "arr_0")["arr_0"]
+    return arrays_of(beside, lambda name: name == "arr_0")["arr_0"]
 
 
 def _checked(

@@ -49,7 +49,7 @@ def import_npz(
             own = keys[i]
             assert own is not None  # noqa: S101 - those without are not able
             for file in _npz_files_of(planned[i], digests, endings):
-                shared = _shared(owners[file])
+                shared = why_shared(owners[file])
                 taken = shared or _from_npz(file, digests, planned[i], own, cache, writer)
                 if isinstance(taken, LatentKeys):
                     keys[i] = taken
@@ -114,7 +114,7 @@ def _export(
     if image.record.cut:
         return Failure(f"no .npz: {WITH_CROP}")
     file = npz_file(image, endings)
-    shared = _shared(owners[file])
+    shared = why_shared(owners[file])
     if shared is not None:
         return shared
     record = image.record
@@ -145,7 +145,8 @@ def _owners(
     return owners
 
 
-def _shared(pictures: set[Path]) -> Failure | None:
+def why_shared(pictures: set[Path]) -> Failure | None:
+    """Why a file beside several images is of none of them; None where it is beside one."""
     if len(pictures) < 2:
         return None
     names = " and ".join(sorted(str(path) for path in pictures)[:3])

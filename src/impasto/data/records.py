@@ -106,6 +106,14 @@ class Geometry:
         """The size that is trained on, or drawn."""
         return self.crop.size
 
+    @property
+    def numbers(self) -> tuple[int, int, int, int, int, int]:
+        """Original height and width, top and left of the crop, target height and width.
+
+        In pixels, in the order of diffusers' `add_time_ids` for SDXL.
+        """
+        return (*self.original.hw, self.crop.top, self.crop.left, *self.target.hw)
+
     @classmethod
     def whole(cls, size: Size) -> Geometry:
         """Of an image that was never resized or cropped, as one that is drawn."""

@@ -15,7 +15,7 @@ from impasto.data.encoding import MomentsEncoder
 from impasto.data.filling import cache_latents
 from impasto.data.latent_cache import CachedPlan, LatentCache
 from impasto.data.plan import Plan
-from impasto.data.records import PlannedImage
+from impasto.data.records import ImageRecord, PlannedImage
 from impasto.data.regularisation import Balance, balance
 from impasto.data.scan import Scan
 from impasto.datasets.build import Survey, balance_of, plan_dataset, survey
@@ -49,18 +49,21 @@ class PreparedData:
     cache: LatentCache
     balance: Balance | None = None
 
+    @property
+    def records(self) -> list[ImageRecord]:
+        """The images that are trained on, then those held out."""
+        plans = [self.training, *([self.held_out] if self.held_out else [])]
+        return [image.record for plan in plans for image in plan.images]
+
     def captions(self) -> list[str]:
         """All captions that are known ahead, and the empty one of dropped captions."""
-        plans = [self.training, *([self.held_out] if self.held_out else [])]
-        records = [image.record for plan in plans for image in plan.images]
-        steady = [r.fixed_caption for r in records if not r.subset.captions.changes_words]
+        steady = [r.fixed_caption for r in self.records if not r.subset.captions.changes_words]
         return ["", *steady]
 
     @property
     def changes_words(self) -> bool:
         """Whether a caption is not always the same."""
-        plans = [self.training, *([self.held_out] if self.held_out else [])]
-        return any(i.record.subset.captions.changes_words for plan in plans for i in plan.images)
+        return any(record.subset.captions.changes_words for record in self.records)
 
     def summary(self) -> dict[str, Any]:
         """What the run directory and the report say of the dataset."""

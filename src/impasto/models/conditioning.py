@@ -5,13 +5,15 @@ The only place that spells their names.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from impasto.diffusion.conditioning import Arguments, Conditioning
+from impasto.diffusion.transfer import to_device
 
 
 def unet_conditioning(
@@ -31,6 +33,37 @@ def unet_conditioning(
         return Conditioning(arguments)
     added = {"text_embeds": pooled, "time_ids": sizes}
     return Conditioning({**arguments, "added_cond_kwargs": added})
+
+
+def without_text(conditioning: Conditioning, empty: Sequence[bool]) -> Conditioning:
+    """Put zeros in the place of the states and the pooled text of some samples.
+
+    The numbers about images' sizes stay as they are. Stability-AI/generative-models,
+    `sgm/modules/encoders/modules.py`, GeneralConditioner; diffusers, StableDiffusionXLPipeline with
+    `force_zeros_for_empty_prompt`. No gradient flows through what was replaced.
+
+    Args:
+        conditioning: As `unet_conditioning` builds it.
+        empty: Of each sample of the batch, whether its text is replaced.
+    """
+    if not any(empty):
+        return conditioning
+    states = conditioning.arguments["encoder_hidden_states"]
+    assert isinstance(states, Tensor)  # noqa: S101 - as it was built
+    gone = to_device(torch.tensor(list(empty)), states.device)
+    arguments = {
+        **conditioning.arguments,
+        "encoder_hidden_states": states.masked_fill(gone[:, None, None], 0),
+    }
+    added = conditioning.arguments.get("added_cond_kwargs")
+    if isinstance(added, Mapping):
+        pooled = added["text_embeds"]
+        assert isinstance(pooled, Tensor)  # noqa: S101 - as it was built
+        arguments["added_cond_kwargs"] = {
+            **added,
+            "text_embeds": pooled.masked_fill(gone[:, None], 0),
+        }
+    return Conditioning(arguments)
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,8 @@ class ModelContents:
             vocabulary.
         metadata: Texts in the file.
         notes: What a person should know: tensors left out, which of several files was taken.
+        zeroes_empty_text: Whether it says that an empty prompt is zeros instead of the encoded
+            empty text.
     """
 
     source: str
@@ -43,6 +45,7 @@ class ModelContents:
     tokenizer_files: Mapping[str, Mapping[str, bytes]] = field(default_factory=dict)
     metadata: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    zeroes_empty_text: bool = False
 
     @property
     def name(self) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 from impasto import presence
 from impasto.checkpoints.keymap import PartKind
+from impasto.checkpoints.kinds import REFINER
 from impasto.checkpoints.links import require_links_inside
 from impasto.checkpoints.reading import open_tensor_file
 from impasto.checkpoints.scaled import apply_scales
@@ -53,6 +54,7 @@ class DiffusersFolder:
         tokenizer_files: Folder of each tokenizer -> file name -> content.
         metadata: Texts.
         notes: What a person should know.
+        index: Its `model_index.json`.
     """
 
     components: tuple[Component, ...]
@@ -63,6 +65,7 @@ class DiffusersFolder:
     tokenizer_files: dict[str, dict[str, bytes]]
     metadata: dict[str, str]
     notes: tuple[str, ...]
+    index: Mapping[str, Any]
 
 
 def open_folder(path: Path, weights: str = "auto", variant: str | None = None) -> DiffusersFolder:
@@ -79,7 +82,9 @@ def open_folder(path: Path, weights: str = "auto", variant: str | None = None) -
         )
     require_links_inside(path)
     index = read_config(path / "model_index.json")
-    layout = folder_layout_of(index, families.folder_layouts())
+    if index.get("requires_aesthetics_score"):
+        raise ModelError(f"{path} is {REFINER.name}, and not SDXL's base model. Give a base model.")
+    layout = folder_layout_of(index, families.folder_layouts(index.get("_class_name")))
     if layout is None:
         raise ModelError(
             f"{path} is a {index.get('_class_name')} with {', '.join(sorted(networks_in(index)))}, "
@@ -100,6 +105,7 @@ def open_folder(path: Path, weights: str = "auto", variant: str | None = None) -
         {folder: _read_tokenizer(path / folder) for folder in layout.tokenizers},
         _read_metadata(path / METADATA_FILE),
         tuple(note for found in opened.values() for note in found.notes),
+        index,
     )
 
 

@@ -40,11 +40,8 @@ STABLE_DIFFUSION = Pipeline(
 )
 STABLE_DIFFUSION_XL = Pipeline(
     "StableDiffusionXLPipeline",
-    {
-        "feature_extractor": [None, None],
-        "force_zeros_for_empty_prompt": False,
-        "image_encoder": [None, None],
-    },
+    {"feature_extractor": [None, None], "image_encoder": [None, None]},
+    zeroes_empty_text="force_zeros_for_empty_prompt",
 )
 
 _UNET = Component(
@@ -160,6 +157,7 @@ SDXL = Family(
     sizes=SizeConditioning(256),
     depths=(0, 2, 10),
     npz_endings=SDXL_ENDINGS,
+    text_npz_ending="_te_outputs.npz",
 )
 SDXL_V = replace(SDXL, key="sdxl-v", name="SDXL v-pred", prediction=VELOCITY, mark="v_pred")
 FAMILIES: tuple[Family, ...] = (SD1, SD2_BASE, SD2_V, SDXL, SDXL_V)
@@ -183,9 +181,14 @@ def file_layouts() -> tuple[FileLayout, ...]:
     return tuple(dict.fromkeys(family.layout for family in FAMILIES))
 
 
-def folder_layouts() -> tuple[FolderLayout, ...]:
-    """The layouts of Diffusers folders of all families."""
-    return tuple(dict.fromkeys(family.folders for family in FAMILIES))
+def folder_layouts(pipeline: object = None) -> tuple[FolderLayout, ...]:
+    """The layouts of Diffusers folders of all families, or of those of a pipeline's class.
+
+    Args:
+        pipeline: diffusers' name of the class; of one that is no family's, all count.
+    """
+    named = [family for family in FAMILIES if family.pipeline.class_name == pipeline]
+    return tuple(dict.fromkeys(family.folders for family in named or FAMILIES))
 
 
 def components_of(layout: FolderLayout) -> tuple[Component, ...]:

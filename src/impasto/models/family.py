@@ -106,8 +106,7 @@ class SizeConditioning:
         """The numbers, in the order of diffusers' `add_time_ids`."""
         if self.as_drawn:
             geometry = Geometry.whole(geometry.target)
-        crop = geometry.crop
-        return (*geometry.original.hw, crop.top, crop.left, *geometry.target.hw)
+        return geometry.numbers
 
 
 @dataclass(frozen=True)
@@ -117,10 +116,17 @@ class Pipeline:
     Attributes:
         class_name: Its class.
         others: What `model_index.json` has besides, of what is not there.
+        zeroes_empty_text: The entry of `model_index.json` that says whether an empty negative
+            prompt is zeros instead of the encoded empty text; None where there is no such entry.
     """
 
     class_name: str
     others: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    zeroes_empty_text: str | None = None
+
+    def zeroes(self, index: Mapping[str, Any]) -> bool:
+        """Whether a `model_index.json` says that an empty negative prompt is zeros."""
+        return self.zeroes_empty_text is not None and index.get(self.zeroes_empty_text) is True
 
 
 @dataclass(frozen=True)
@@ -150,6 +156,7 @@ class Family:
         depths: Transformer blocks of each attention, by level on the way down, at full size; None
             where no other model is told apart by them.
         npz_endings: What names of sd-scripts' files of its latents end on; the first is written.
+        text_npz_ending: What names of sd-scripts' files of its texts end on; None for none.
     """
 
     key: str
@@ -170,6 +177,7 @@ class Family:
     mark: str | None = None
     depths: tuple[int, ...] | None = None
     npz_endings: tuple[str, ...] = SD_ENDINGS
+    text_npz_ending: str | None = None
 
     def of_kind(self, kind: PartKind) -> tuple[Component, ...]:
         """The components of a kind."""

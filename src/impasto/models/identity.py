@@ -98,6 +98,7 @@ def identify(clues: Clues) -> Identity:
             clues.source,
             keys,
         )
+    _require_consistent(clues, generation)
     for witness in WITNESSES:
         testimony = witness(clues, generation)
         if testimony is not None:
@@ -117,6 +118,23 @@ def identify(clues: Clues) -> Identity:
         f"predicts {choices}. Set model.prediction_type to one of these two (--prediction-type on "
         f"a command line), or put its .yaml file beside it."
     )
+
+
+def _require_consistent(clues: Clues, generation: tuple[Family, ...]) -> None:
+    """Make sure that a file's metadata and its mark say the same, unless the user has spoken.
+
+    Raises:
+        ModelError: They do not: one of the two is of another model that went into it.
+    """
+    said, marked = _the_metadata(clues, generation), _the_mark(clues, generation)
+    if said is None or marked is None or said[0] is marked[0]:
+        return
+    if clues.prediction_name is None and clues.family_key is None:
+        raise ModelError(
+            f"{clues.source} contradicts itself: {said[1]} says {said[0].name}, but it has "
+            f"{marked[1]} ({marked[0].name}). Set model.prediction_type to the one that it draws "
+            f"right with (--prediction-type on a command line)."
+        )
 
 
 def _against(clues: Clues, generation: tuple[Family, ...], prediction: Prediction) -> str:

@@ -120,6 +120,8 @@ def _model_sections(contents: ModelContents) -> dict[str, Section]:
     }
     if contents.scheduler_config.get("rescale_betas_zero_snr"):
         model["Schedule"] = "ends in noise alone (zero terminal SNR)"
+    if contents.zeroes_empty_text:
+        model["Empty prompt"] = "zeros instead of the encoded empty text"
     if contents.notes:
         model["Notes"] = "; ".join(contents.notes)
     parts = {part.name: _component_section(part, contents) for part in identity.family.components}

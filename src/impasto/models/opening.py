@@ -16,7 +16,7 @@ import yaml
 from impasto import presence
 from impasto.checkpoints import hub
 from impasto.checkpoints.keymap import FileLayout, PartKind, layout_of
-from impasto.checkpoints.kinds import BASE_MODEL, HYPERNETWORK, kind_of
+from impasto.checkpoints.kinds import BASE_MODEL, HYPERNETWORK, PART_OF_SDXL, kind_of, lacking
 from impasto.checkpoints.ldm import ZERO_TERMINAL_SNR_MARK, LdmModel, split_ldm
 from impasto.checkpoints.modelspec import says_zero_terminal_snr
 from impasto.checkpoints.reading import TensorFile, open_tensor_file
@@ -31,6 +31,7 @@ from impasto.models.contents import ModelContents
 from impasto.models.identity import Clues, Identity, identify
 from impasto.models.other_vae import open_vae, with_vae
 from impasto.models.pipeline_files import ZERO_TERMINAL_SNR, scheduler_config
+from impasto.models.text_metadata import EMPTY_TEXT_KEY, ZEROS
 from impasto.parsing import read_text
 from impasto.progress import Progress, counted
 from impasto.runs import RunDirectory
@@ -148,6 +149,7 @@ def _open_folder(path: Path, source: str, options: OpenOptions) -> ModelContents
         tokenizer_files=folder.tokenizer_files,
         metadata=folder.metadata,
         notes=folder.notes,
+        zeroes_empty_text=identity.family.pipeline.zeroes(folder.index),
     )
 
 
@@ -157,6 +159,12 @@ def _open_file(file: TensorFile, source: str, options: OpenOptions) -> ModelCont
         raise ModelError(
             f"{source} is a hypernetwork, which is used beside a base model. Draw with it by: "
             f"{command('sample', 'BASE-MODEL', 'PROMPT', '--hypernetwork', file.path)}"
+        )
+    missing = lacking(file, families.file_layouts()) if kind is PART_OF_SDXL else ()
+    if missing:
+        raise ModelError(
+            f"{source} is {kind.name}: it has no {' and no '.join(missing)}. Give the whole model, "
+            f"with everything in one file or in a Diffusers folder."
         )
     if kind is not BASE_MODEL:
         raise ModelError(
@@ -186,6 +194,7 @@ def _open_file(file: TensorFile, source: str, options: OpenOptions) -> ModelCont
         identity=identity,
         metadata=file.metadata,
         notes=(*unscaled.notes, *ldm.notes, *_notes(ldm)),
+        zeroes_empty_text=file.metadata.get(EMPTY_TEXT_KEY) == ZEROS,
     )
 
 

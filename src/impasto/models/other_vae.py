@@ -18,6 +18,7 @@ from impasto.models import diffusers_folder, families
 from impasto.models.configs import UnknownSizeError, configs_in, vae_config
 from impasto.models.contents import ModelContents
 from impasto.models.family import Family
+from impasto.models.known_vaes import known_vae
 
 TRAINING_LEFTOVERS = ("model_ema.", "loss.")
 """What Stability's VAE files hold besides the VAE; A1111 `modules/sd_vae.py` drops the same."""
@@ -31,11 +32,15 @@ class OpenedVae:
         tensors: By diffusers' names.
         config: Its configuration, or None where neither the file nor its size tells.
         notes: What a person should know of how it was read.
+        scaling: What latents are multiplied by; None where nothing says which models it is for.
+        called: What it is called, in brackets, where it is a known one.
     """
 
     tensors: Tensors
     config: dict[str, Any] | None = None
     notes: tuple[str, ...] = ()
+    scaling: float | None = None
+    called: str = ""
 
 
 def with_vae(contents: ModelContents, named: str, path: Path) -> ModelContents:
@@ -52,18 +57,27 @@ def with_vae(contents: ModelContents, named: str, path: Path) -> ModelContents:
     family, own = contents.identity.family, contents.identity.family.vae.name
     vae = open_vae(path, family)
     config = vae.config or contents.configs[own]  # which then has to fit
-    scaling = contents.configs[own].get("scaling_factor")
-    if config.get("scaling_factor", scaling) != scaling:
+    scaling = _factor_of(contents.configs[own])
+    if vae.scaling not in (None, scaling):
         raise ModelError(
-            f"The VAE {named} scales latents by {config['scaling_factor']}, the model by "
-            f"{scaling}: they do not belong together."
+            f"The VAE {named}{vae.called} scales latents by {vae.scaling}, the model by "
+            f"{scaling}: they do not belong together. Take a VAE of {family.generation}."
         )
+    is_usual = family.scaling_factor == families.SD1.scaling_factor
+    is_doubtful = vae.scaling is None and not is_usual  # bare files are for SD 1 as a rule
+    doubt = (_DOUBT.format(named, family.generation),) if is_doubtful else ()
     return replace(
         contents,
         parts={**contents.parts, own: vae.tensors},
         configs={**contents.configs, own: config},
-        notes=(*contents.notes, f"VAE from {named}", *vae.notes),
+        notes=(*contents.notes, f"VAE from {named}", *vae.notes, *doubt),
     )
+
+
+_DOUBT = (
+    "nothing in {} says which models this VAE is for: those of SD 1 and 2 and of SDXL have the "
+    "same shapes and other latents. Make sure that it is one of {}"
+)
 
 
 def open_vae(path: Path, family: Family | None = None) -> OpenedVae:
@@ -79,9 +93,8 @@ def open_vae(path: Path, family: Family | None = None) -> OpenedVae:
     row = family or families.FAMILIES[0]
     if presence.is_dir(path):
         inner = path / row.vae.folder
-        return OpenedVae(
-            *diffusers_folder.open_component(inner if presence.is_dir(inner) else path, row.vae)
-        )
+        found = diffusers_folder.open_component(inner if presence.is_dir(inner) else path, row.vae)
+        return OpenedVae(*found, _factor_of(found[1]))
     file = open_tensor_file(path)
     kind = kind_of(file, families.file_layouts())
     if kind is DIFFUSERS_VAE:
@@ -106,8 +119,30 @@ def _of_ldm_file(file: TensorFile, family: Family, *, is_bare: bool) -> OpenedVa
     if tensors is None:
         raise ModelError(f"{file.path} has no VAE in it.")
     stated = configs_in(file.metadata, [own.name], str(file.path))
-    config = stated[own.name] if stated is not None else _config_by_shapes(tensors, family)
-    return OpenedVae(tensors, config, unscaled.notes)
+    if stated is not None:
+        return OpenedVae(tensors, stated[own.name], unscaled.notes, _factor_of(stated[own.name]))
+    config = _config_by_shapes(tensors, family)
+    if is_bare:
+        scaling, called = _recognised(file)
+        return OpenedVae(tensors, config, unscaled.notes, scaling, called)
+    whole = next(row for row in families.FAMILIES if row.layout == layout)
+    called = f" (of a model of {whole.generation})"
+    return OpenedVae(tensors, config, unscaled.notes, whole.scaling_factor, called)
+
+
+def _factor_of(config: dict[str, Any]) -> float:
+    """The scaling factor of a configuration; diffusers' own where it does not say."""
+    return float(config.get("scaling_factor", families.SD1.scaling_factor))
+
+
+def _recognised(file: TensorFile) -> tuple[float | None, str]:
+    """What a bare VAE scales latents by and is called, by its metadata or its content."""
+    said = file.metadata.get("modelspec.architecture", "")
+    for row in families.FAMILIES:
+        if said == row.architecture or said.startswith(f"{row.architecture}/"):
+            return row.scaling_factor, f" (of {row.generation}, as its file says)"
+    known = known_vae(file.path)
+    return (None, "") if known is None else (known[1], f" ({known[0]})")
 
 
 def _of_diffusers_file(file: TensorFile, family: Family) -> OpenedVae:
@@ -116,7 +151,10 @@ def _of_diffusers_file(file: TensorFile, family: Family) -> OpenedVae:
     tensors = diffusers_folder.by_todays_names(unscaled.tensors, family.vae)
     beside = file.path.with_name("config.json")
     config = diffusers_folder.read_config(beside) if presence.is_file(beside) else None
-    return OpenedVae(tensors, config or _config_by_shapes(tensors, family), unscaled.notes)
+    if config:
+        return OpenedVae(tensors, config, unscaled.notes, _factor_of(config))
+    by_shapes = _config_by_shapes(tensors, family)
+    return OpenedVae(tensors, by_shapes, unscaled.notes, *_recognised(file))
 
 
 def _config_by_shapes(tensors: Tensors, family: Family) -> dict[str, Any] | None:

@@ -10,12 +10,19 @@ DIFFUSERS_VERSION = "0.42.1"
 SCHEDULER, SCHEDULER_FILE = "scheduler", "scheduler/scheduler_config.json"
 
 
-def model_index(family: Family) -> dict[str, Any]:
-    """`model_index.json`: the classes of the parts; no safety checker."""
+def model_index(family: Family, *, zeroes_empty_text: bool = False) -> dict[str, Any]:
+    """`model_index.json`: the classes of the parts; no safety checker.
+
+    Args:
+        family: The model's.
+        zeroes_empty_text: What its entry for empty prompts says, where the family has one.
+    """
+    entry = family.pipeline.zeroes_empty_text
     index = {
         "_class_name": family.pipeline.class_name,
         "_diffusers_version": DIFFUSERS_VERSION,
         **family.pipeline.others,
+        **({entry: zeroes_empty_text} if entry else {}),
         SCHEDULER: ["diffusers", "DDIMScheduler"],
         **{part.folder: [part.library, part.class_name] for part in family.components},
         **{p.text.tokenizer: ["transformers", "CLIPTokenizer"] for p in family.text_encoders},

@@ -22,6 +22,7 @@ from impasto.models.family import Component
 from impasto.models.loading import BaseModel
 from impasto.models.native_size import native_size
 from impasto.models.pipeline_files import SCHEDULER_FILE, component_config, model_index
+from impasto.models.text_metadata import EMPTY_TEXT_KEY, ZEROS
 from impasto.models.vocabulary import write_tokenizer
 from impasto.progress import Advance, Progress, SilentProgress, in_mib
 
@@ -141,7 +142,10 @@ def _write_small_files(contents: ModelContents, folder: Path, about: About) -> N
         else:
             write_tokenizer(tokenizer, pad_token=part.text.pad_token)
     files.write_json(folder / SCHEDULER_FILE, dict(contents.scheduler_config))
-    files.write_json(folder / "model_index.json", model_index(family))
+    files.write_json(
+        folder / "model_index.json",
+        model_index(family, zeroes_empty_text=contents.zeroes_empty_text),
+    )
     metadata = _metadata(contents, about, "diffusers")
     files.write_json(folder / METADATA_FILE, {k: v for k, v in metadata.items() if k != HASH_KEY})
 
@@ -159,6 +163,9 @@ def _metadata(contents: ModelContents, about: About, layout: str) -> dict[str, s
         others=about.others,
     )
     texts = {**spec.metadata(layout), **about.more}
+    texts.pop(EMPTY_TEXT_KEY, None)
+    if contents.zeroes_empty_text:
+        texts[EMPTY_TEXT_KEY] = ZEROS
     if contents.scheduler_config.get("rescale_betas_zero_snr"):
         texts[ZERO_TERMINAL_SNR_KEY] = "true"
     if layout == "ldm":

@@ -8,15 +8,16 @@ from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor, nn
 
 from impasto.data.records import Geometry
 from impasto.diffusion.conditioning import Conditioning
 from impasto.diffusion.transfer import to_device
 from impasto.errors import ConfigError
-from impasto.models.conditioning import unet_conditioning
+from impasto.models.conditioning import unet_conditioning, without_text
 from impasto.models.family import Reading, SizeConditioning
+from impasto.models.joining import JOINERS, apply_emphasis
 from impasto.models.loading import BaseModel
 from impasto.models.offload import META, on_device
 from impasto.models.text_memory import TextCache
@@ -203,6 +204,8 @@ class ClipTextConditioner:
         device: Where the U-Net is; None means where the encoders are.
         train: Whether gradients flow into them.
         memory: Keeps what chunks were encoded to; for frozen encoders only.
+        zeroes_empty: Whether an empty caption is zeros instead of the encoded empty text; what
+            `memory` keeps is the same either way.
     """
 
     def __init__(
@@ -215,12 +218,14 @@ class ClipTextConditioner:
         device: torch.device | None = None,
         train: bool = False,
         memory: TextCache | None = None,
+        zeroes_empty: bool = False,
     ) -> None:
         self.tokens = tuple(tokens)
         self._states, self._shape, self._sizes = states, shape, sizes
         self._device = device
         self._train = train
         self._memory = memory
+        self._zeroes_empty = zeroes_empty
 
     def __call__(self, captions: Sequence[str], geometry: Sequence[Geometry] = ()) -> Conditioning:
         """States `[B, N, D]`, where N is 77 for one chunk, and what the family takes besides.
@@ -239,7 +244,9 @@ class ClipTextConditioner:
             joined = [self._joined(one, own) for one, own in zip(each, texts, strict=True)]
             states = joined[0] if len(joined) == 1 else torch.cat(joined, dim=-1)
             first = None if pooled is None else pooled[:, 0]
-            return unet_conditioning(states, first, self._size_numbers(geometry, states))
+            found = unet_conditioning(states, first, self._size_numbers(geometry, states))
+            empty = [self._zeroes_empty and not caption.strip() for caption in captions]
+            return without_text(found, empty)
 
     def _size_numbers(self, geometry: Sequence[Geometry], states: Tensor) -> Tensor | None:
         if self._sizes is None:
@@ -276,12 +283,12 @@ class ClipTextConditioner:
     def precompute(self, captions: Sequence[str]) -> None:
         """Have the memory hold all that these captions need."""
         if self._memory is not None:
-            chunks = {row for caption in captions for row in self._rows(caption)}
+            chunks = {row for caption in captions for row in self.chunks_of(caption)}
             empty = sum((tokens.empty[0] for tokens in self.tokens), ())
             self._memory.precompute(sorted({*chunks, empty}), self._encode)
 
-    def _rows(self, caption: str) -> list[tuple[int, ...]]:
-        """The ids of each chunk, those for all encoders in a row."""
+    def chunks_of(self, caption: str) -> list[tuple[int, ...]]:
+        """The token ids of each chunk of a caption, those for all encoders in a row."""
         texts = self._pad_chunks([[cut(caption)] for cut in self.tokens])
         return [sum(ids, ()) for ids in zip(*(own[0].ids for own in texts), strict=True)]
 
@@ -318,38 +325,3 @@ def _filled_up(
     missing = length - len(text.ids)
     ids, weights = empty
     return ChunkedText(text.ids + (ids,) * missing, text.weights + (weights,) * missing)
-
-
-def apply_emphasis(
-    states: Float[Tensor, "b chunks n d"],
-    weights: Float[Tensor, "b chunks n"],
-    *,
-    keep_mean: bool,
-) -> Float[Tensor, "b chunks n d"]:
-    """Multiply each position by its weight; A1111's `modules/sd_emphasis.py`.
-
-    With `keep_mean` the mean of each chunk is brought back to what it was. A1111 takes it over all
-    images of a batch, which are of one prompt there; here it is taken per text, so that a caption
-    does not depend on its company.
-    """
-    changed = states * weights.unsqueeze(-1)
-    if not keep_mean:
-        return changed
-    before, after = states.mean((-2, -1), keepdim=True), changed.mean((-2, -1), keepdim=True)
-    return changed * (before / after)
-
-
-def join_chunks(states: Float[Tensor, "b chunks n d"]) -> Float[Tensor, "b positions d"]:
-    """A1111's way: one chunk after the other, each with its BOS and EOS."""
-    return states.flatten(1, 2)
-
-
-def join_as_one_sequence(states: Float[Tensor, "b chunks n d"]) -> Float[Tensor, "b positions d"]:
-    """sd-scripts' way: the first BOS, 75 states of each chunk, the last position of the last."""
-    if states.shape[1] == 1:
-        return states[:, 0]
-    inner = states[:, :, 1 : LENGTH - 1].flatten(1, 2)
-    return torch.cat([states[:, 0, :1], inner, states[:, -1, -1:]], dim=1)
-
-
-JOINERS = {"a1111": join_chunks, "kohya": join_as_one_sequence}

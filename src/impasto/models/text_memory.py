@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from impasto.data.text_npz import GivenTexts
 from impasto.data.text_store import TextStore
 from impasto.progress import Progress, SilentProgress
 
@@ -30,6 +31,7 @@ class TextCache:
         store: Where states are kept on disk.
         progress: Is told while chunks are encoded ahead.
         at_once: Chunks that go through the encoder together, padded to so many.
+        given: States that are taken from files of sd-scripts in the place of the encoder's.
     """
 
     def __init__(
@@ -39,8 +41,9 @@ class TextCache:
         store: TextStore | None = None,
         progress: Progress | None = None,
         at_once: int = 1,
+        given: GivenTexts | None = None,
     ) -> None:
-        self._limit_bytes, self._at_once = limit_bytes, at_once
+        self._limit_bytes, self._at_once, self._given = limit_bytes, at_once, given
         self._device = device
         self._store = store
         self._progress = progress or SilentProgress()
@@ -82,7 +85,8 @@ class TextCache:
         if self._store is None:
             return
         self._store.refresh()
-        missing = [ids for ids in chunks if ids not in self._store]
+        given = () if self._given is None else self._given
+        missing = [ids for ids in chunks if ids not in given and ids not in self._store]
         if not missing:
             return
         with self._progress.stage("Encoding captions", len(missing), "chunks") as advance:
@@ -99,6 +103,10 @@ class TextCache:
         if key in self._known:
             self._known.move_to_end(key)
             return self._known[key]
+        if self._given is not None and key in self._given:
+            states = torch.from_numpy(self._given.read(key)).to(self._device)
+            self._keep(key, states)
+            return states
         if self._store is not None and key in self._store:
             return self._store.read(key).to(self._device)
         return None

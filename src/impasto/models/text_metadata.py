@@ -10,6 +10,9 @@ from impasto.models.tokens import Emphasis, TextLayout
 from impasto.parsing import parse_json
 
 LAYOUT_KEY = "impasto.text_layout"
+EMPTY_TEXT_KEY, ZEROS = "impasto.empty_text", "zeros"
+"""How a file says that an empty prompt is zeros; without it, the empty text is encoded."""
+
 PROMPT_TOKENS = 225
 
 

@@ -257,6 +257,21 @@ def blocks_of(network: nn.Module) -> list[nn.Module]:
     ]
 
 
+def recomputed_blocks(unet: Any) -> list[nn.Module]:
+    """The blocks of a U-Net that compute their activations again where all levels do.
+
+    Residual blocks and transformer blocks (diffusers 0.42). The first residual block of the middle
+    keeps its activations even then.
+    """
+    found: list[nn.Module] = []
+    for module in unet.modules():
+        if hasattr(module, "gradient_checkpointing"):
+            residual = list(getattr(module, "resnets", []))
+            found += residual[1:] if module is unet.mid_block else residual
+            found += list(getattr(module, "transformer_blocks", []))
+    return found
+
+
 _BLOCK_LISTS = {"resnets", "attentions", "layers"}
 
 

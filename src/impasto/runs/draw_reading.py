@@ -23,7 +23,7 @@ _WHOLE = {
     "clip_skip": (1, 12),
 }
 _OPTIONAL = ("width", "height", "clip_skip")
-_GUIDANCE, _STRENGTH = (0.0, 1000.0), (-10.0, 10.0)
+_GUIDANCE, _RESCALE, _STRENGTH = (0.0, 1000.0), (0.0, 1.0), (-10.0, 10.0)
 _LONGEST_NUMBER = 24
 
 
@@ -60,6 +60,7 @@ def read_request(values: Mapping[str, Any]) -> tuple[DrawRequest | None, dict[st
         steps=read.whole("steps", 20) or 1,
         guidance=read.number("guidance", 7.0, *_GUIDANCE),
         sampler=read.sampler(),
+        guidance_rescale=read.optional_number("guidance_rescale", *_RESCALE),
     )
     request = DrawRequest(
         settings,
@@ -114,6 +115,11 @@ class _Reader:
             self.faults[name] = f"Expected a number from {least:g} to {most:g}."
             return default
         return found
+
+    def optional_number(self, name: str, least: float, most: float) -> float | None:
+        if self._values.get(name) in (None, ""):
+            return None
+        return self.number(name, least, least, most)
 
     def sampler(self) -> str:
         name: object = self._values.get("sampler", "ddim")
@@ -187,15 +193,17 @@ def _fits(kind: str, value: str) -> bool:
     if kind in ("seed", "steps"):
         found = _whole(value)
         return found is not None and _WHOLE[kind][0] <= found <= _WHOLE[kind][1]
-    if kind in ("guidance", "strength"):
-        return _number(value, *(_GUIDANCE if kind == "guidance" else _STRENGTH)) is not None
+    if kind in _NUMBERS:
+        return _number(value, *_NUMBERS[kind]) is not None
     return kind != "sampler" or value in SAMPLERS
 
 
+_NUMBERS = {"guidance": _GUIDANCE, "guidance_rescale": _RESCALE, "strength": _STRENGTH}
 _EXPECTED = {
     "seed": "Expected whole numbers from 0 on.",
     "steps": "Expected whole numbers from 1 to 1000.",
     "guidance": "Expected numbers from 0 to 1000.",
+    "guidance_rescale": "Expected numbers from 0 to 1.",
     "strength": "Expected numbers from -10 to 10.",
     "sampler": f"Known are {', '.join(SAMPLERS)}.",
 }

@@ -19,6 +19,7 @@ COLUMNS = 4
 AXES = {
     "seed": "Seed",
     "guidance": "Guidance",
+    "guidance_rescale": "Guidance rescale",
     "steps": "Steps",
     "sampler": "Sampler",
     "words": "Prompt words",
@@ -43,6 +44,8 @@ class ImageSettings:
         guidance: Strength of the words; 1 means none.
         sampler: A key of `SAMPLERS`.
         strength: Of all hypernetworks; None means each its own.
+        guidance_rescale: How much of what guidance adds to the contrast is taken back, from 0 to 1;
+            None means what suits the model's noise schedule.
     """
 
     model: str
@@ -55,6 +58,7 @@ class ImageSettings:
     guidance: float = 7.0
     sampler: str = "ddim"
     strength: float | None = None
+    guidance_rescale: float | None = None
 
 
 @dataclass(frozen=True)
@@ -106,6 +110,7 @@ def _told_apart(paths: Sequence[str]) -> list[str]:
 
 _READ: dict[str, Callable[[str], Any]] = {
     "seed": int, "steps": int, "guidance": float, "strength": float,
+    "guidance_rescale": float,
 }  # fmt: skip
 
 

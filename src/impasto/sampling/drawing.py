@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import torch
 
+from impasto.errors import ConfigError
 from impasto.models.hypernetwork import HypernetworkStack
 from impasto.models.loading import BaseModel, build_tokens
 from impasto.models.text_metadata import prompt_layout
@@ -22,6 +23,8 @@ def prepare_sampler(
     device: torch.device,
     clip_skip: int | None = None,
     emphasis: Emphasis = "mean",
+    *,
+    zeroes_empty: bool | None = None,
 ) -> Sampler:
     """Bring a model and its hypernetworks to a device; attaching them is left to the caller.
 
@@ -31,13 +34,23 @@ def prepare_sampler(
         device: Where it draws.
         clip_skip: CLIP's layer from the end; None means what the file says, or the last.
         emphasis: What `(cat:1.2)` does.
+        zeroes_empty: Whether an empty negative prompt is zeros; None means what the model says.
+
+    Raises:
+        ConfigError: It is asked to be zeros, and the model's family knows no such thing.
     """
+    if zeroes_empty and base.family.pipeline.zeroes_empty_text is None:
+        raise ConfigError(
+            f"An empty negative prompt as zeros has no effect: {base.contents.name} is "
+            f"{base.family.name}, which always encodes the empty text. Take it out."
+        )
     for network in (base.unet, *base.text_encoders.values()):
         network.to(device)
     for hypernetwork in stack.networks.values():
         hypernetwork.to(device).eval()
     layout = replace(prompt_layout(base.contents.metadata), emphasis=emphasis)
-    return replace(Sampler.of(base, clip_skip, layout), hypernetworks=stack)
+    drawer = replace(Sampler.of(base, clip_skip, layout), hypernetworks=stack)
+    return drawer if zeroes_empty is None else replace(drawer, zeroes_empty_negative=zeroes_empty)
 
 
 def with_strengths(prompt: Prompt, stack: HypernetworkStack, strength: float | None) -> Prompt:

@@ -29,6 +29,7 @@ _OPTIONS: dict[str, str] = {
 _KEYS: dict[str, str] = {
     "prompt": "text", "negative_prompt": "negative", "width": "width", "height": "height",
     "seed": "seed", "sample_steps": "steps", "scale": "guidance_scale", "sample_sampler": "sampler",
+    "guidance_rescale": "guidance_rescale",
 }  # fmt: skip
 _FOREIGN = {
     "cn": "ControlNet images", "g": "guidance embeddings", "ctr": "ControlNet ratios",
@@ -151,6 +152,10 @@ def _text(value: Any) -> str:
     return value
 
 
+_KINDS: dict[str, type] = {
+    "text": str, "negative": str, "sampler": str, "seed": int, "width": int, "height": int,
+    "steps": int, "guidance_scale": float, "guidance_rescale": float,
+}  # fmt: skip
 _READERS: dict[type, Callable[[Any], Any]] = {str: _text, int: _whole, float: finite}
 _EXPECTED = {str: "text", int: "a number without a fraction", float: "a number"}
 
@@ -159,7 +164,7 @@ def _prompt(where: str, values: dict[str, Any], defaults: Prompt) -> Prompt:
     """A prompt with its values as numbers and in their ranges."""
     found: dict[str, Any] = {}
     for name, value in values.items():
-        kind = type(getattr(defaults, name))
+        kind = _KINDS[name]
         try:
             found[name] = _READERS[kind](value)
         except (TypeError, ValueError, OverflowError) as error:
@@ -172,7 +177,7 @@ def _prompt(where: str, values: dict[str, Any], defaults: Prompt) -> Prompt:
         raise ConfigError(f"{where}: there is no sampler {sampler!r}; choose one of {known}.")
     for name, (least, most) in RANGES.items():
         number = getattr(prompt, name)
-        if not least <= number <= most:
+        if number is not None and not least <= number <= most:
             raise ConfigError(f"{where}: {name} is {number}; expected {least} to {most}.")
     sides = [max(LEAST_SIDE, side // 8 * 8) for side in (prompt.width, prompt.height)]
     return replace(prompt, sampler=sampler, width=sides[0], height=sides[1])

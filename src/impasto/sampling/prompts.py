@@ -24,6 +24,9 @@ class Prompt:
         guidance_scale: Strength of the words; 1 means none. Ho and Salimans 2022
             (arXiv:2207.12598).
         sampler: A key of `SAMPLERS`.
+        guidance_rescale: How much of what guidance adds to the contrast is taken back, from 0 to 1;
+            Lin et al. 2023 (arXiv:2305.08891), section 3.4. None is what suits the model's noise
+            schedule: `Sampler.resolved` says what that is.
     """
 
     text: str
@@ -34,6 +37,7 @@ class Prompt:
     steps: int = 20
     guidance_scale: float = 7.0
     sampler: str = "ddim"
+    guidance_rescale: float | None = None
 
     @property
     def words(self) -> str:
@@ -59,8 +63,9 @@ class Prompt:
     def parameters(self) -> str:
         """The text that A1111 writes into PNG files and other programs read from them."""
         negative = f"\nNegative prompt: {self.negative}" if self.negative else ""
+        rescale = f", CFG rescale: {self.guidance_rescale:g}" if self.guidance_rescale else ""
         return (
             f"{self.text}{negative}\nSteps: {self.steps}, Sampler: {self.sampler}, "
             f"CFG scale: {self.guidance_scale:g}, Seed: {self.seed}, "
-            f"Size: {self.width}x{self.height}"
+            f"Size: {self.width}x{self.height}{rescale}"
         )

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from PIL import Image, PngImagePlugin
 from torch import Tensor
 
@@ -23,6 +24,7 @@ from impasto.data.records import CELL, CHANNELS, Geometry, Size
 from impasto.diffusion.conditioning import Conditioning
 from impasto.errors import ConfigError
 from impasto.models import vae as vae_module
+from impasto.models.conditioning import without_text
 from impasto.models.hypernetwork import HypernetworkStack
 from impasto.models.loading import BaseModel, build_tokens, schedule_of
 from impasto.models.offload import on_device
@@ -56,6 +58,8 @@ class Sampler:
         hypernetworks: Those that are attached to the U-Net.
         cell: Pixels per side of a latent.
         tiled: Whether large images are decoded in tiles, even if the VAE does not encode so.
+        zeroes_empty_negative: Whether an empty negative prompt is zeros instead of the encoded
+            empty text; diffusers' `force_zeros_for_empty_prompt`.
     """
 
     unet: Any
@@ -66,6 +70,7 @@ class Sampler:
     hypernetworks: HypernetworkStack = field(default_factory=HypernetworkStack)
     cell: int = CELL
     tiled: bool = False
+    zeroes_empty_negative: bool = False
 
     @classmethod
     def of(
@@ -89,6 +94,7 @@ class Sampler:
             model.scheduler_config,
             model.scaling_factor,
             cell=model.family.cell,
+            zeroes_empty_negative=model.contents.zeroes_empty_text,
         )
 
     @torch.no_grad()
@@ -104,6 +110,13 @@ class Sampler:
         """
         with self.hypernetworks.at(prompt.strengths):
             return self._to_images([self._latents(prompt, stepped)])[0]
+
+    def resolved(self, prompt: Prompt) -> Prompt:
+        """The prompt with all that decides its image: what it leaves to the model is filled in."""
+        if prompt.guidance_rescale is not None:
+            return prompt
+        ends_in_noise = bool(self.scheduler_config.get(_RESCALED))
+        return replace(prompt, guidance_rescale=ZERO_SNR_RESCALE if ends_in_noise else 0.0)
 
     @torch.no_grad()
     def generate_all(self, prompts: Sequence[Prompt], drawn: Advance) -> list[Image.Image]:
@@ -129,6 +142,8 @@ class Sampler:
         scheduler.set_timesteps(prompt.steps, device=self.unet.device)
         whole = Geometry.whole(Size(prompt.width, prompt.height))
         conditioning = self.conditioner([prompt.words, prompt.negative], [whole, whole])
+        if self.zeroes_empty_negative:
+            conditioning = without_text(conditioning, [False, not prompt.negative.strip()])
         conditioning = conditioning.to(self.unet.device)
         if prompt.guidance_scale == 1:
             conditioning = conditioning[:1]
@@ -140,23 +155,25 @@ class Sampler:
         options = {"generator": generator} if "generator" in takes else {}
         for t in scheduler.timesteps:
             scaled = scheduler.scale_model_input(latents, t)
-            output = self._guided(scaled, t, conditioning, prompt.guidance_scale)
+            output = self._guided(scaled, t, conditioning, prompt)
             latents = scheduler.step(output, t, latents, **options).prev_sample
             stepped(1)
         return latents  # type: ignore[no-any-return]
 
     def _guided(
-        self, latents: Tensor, t: Tensor, conditioning: Conditioning, scale: float
+        self, latents: Tensor, t: Tensor, conditioning: Conditioning, prompt: Prompt
     ) -> Tensor:
         """Classifier-free guidance; Ho and Salimans 2022 (arXiv:2207.12598), eq. 6.
 
-        `scale` is 1 + w of the paper, as everywhere in Stable Diffusion.
+        The scale is 1 + w of the paper, as everywhere in Stable Diffusion.
         """
+        scale = prompt.guidance_scale
         if scale == 1:
             return self.unet(latents, t, **conditioning.arguments).sample.float()  # type: ignore[no-any-return]
         both = self.unet(latents.repeat(2, 1, 1, 1), t, **conditioning.arguments).sample
         wanted, unwanted = both.float().chunk(2)
-        return unwanted + scale * (wanted - unwanted)  # type: ignore[no-any-return]
+        guided = unwanted + scale * (wanted - unwanted)
+        return rescaled(guided, wanted, self.resolved(prompt).guidance_rescale or 0)
 
     def _to_images(self, drawn: Sequence[Tensor]) -> list[Image.Image]:
         device = self.unet.device
@@ -169,6 +186,32 @@ class Sampler:
                 array = (pixels.permute(1, 2, 0).cpu().numpy() * 255 + 0.5).astype(np.uint8)
                 images.append(Image.fromarray(array))
         return images
+
+
+ZERO_SNR_RESCALE = 0.7
+"""The guidance rescale of models whose noise schedule ends in noise alone, unless another is given:
+without it, guidance makes their images too bright or dark. Lin et al. 2023 (arXiv:2305.08891),
+section 3.4, found 0.7 for a guidance of 7.5."""
+
+
+def rescaled(
+    guided: Float[Tensor, "b c h w"], wanted: Float[Tensor, "b c h w"], share: float
+) -> Float[Tensor, "b c h w"]:
+    """Bring what was guided back towards the standard deviation of what the words alone give.
+
+    Lin et al. 2023 (arXiv:2305.08891), eq. 15 and 16; the deviation is that of each sample over
+    all of its values.
+
+    Args:
+        guided: The U-Net's output with guidance.
+        wanted: Its output for the prompt, without guidance.
+        share: Of the rescaled output in the result, from 0 (as it was guided) to 1.
+    """
+    if share == 0:
+        return guided
+    over = (1, 2, 3)
+    before, after = guided.std(over, keepdim=True), wanted.std(over, keepdim=True)
+    return share * guided * (after / before) + (1 - share) * guided
 
 
 EXTRA: dict[str, dict[str, Any]] = {

@@ -32,12 +32,13 @@ from impasto.models.loading import BaseModel, load_base_model, with_zero_termina
 from impasto.models.text import TextConditioner
 from impasto.models.trainable import Trainable
 from impasto.models.vae import moments_encoder, tensors_fingerprint, weights_fingerprint
-from impasto.progress import Progress
+from impasto.progress import Progress, SilentProgress
 from impasto.sampling.prompts import Prompt
 from impasto.sampling.sampler import Sampler
 from impasto.training.compile import compile_unet
 from impasto.training.devices import release_cached_memory, set_arithmetic
 from impasto.training.fingerprint import Facts, run_fingerprint
+from impasto.training.given_text import find_given_texts
 from impasto.training.lr_schedule import build_lr_schedule
 from impasto.training.methods import build_templates
 from impasto.training.model import build_encoding_vae, build_open_options, with_offloaded
@@ -54,13 +55,22 @@ from impasto.training.optim.ema import EmaWeights
 from impasto.training.optim.state import part_names
 from impasto.training.overrides import Overrides
 from impasto.training.parallel.strategy import ParallelStrategy
-from impasto.training.param_dtypes import build_chunk_rules, build_dtypes
+from impasto.training.param_dtypes import (
+    build_chunk_rules,
+    build_dtypes,
+    build_weight_stream,
+)
 from impasto.training.precision import computed_kind
 from impasto.training.processes import build_strategy, facts_of
 from impasto.training.prompts import build_prompts
 from impasto.training.session import Session
 from impasto.training.step import StepRecipe
-from impasto.training.text import Conditioners, build_conditioners, encode_captions_ahead
+from impasto.training.text import (
+    Conditioners,
+    build_conditioners,
+    encode_captions_ahead,
+    zeroes_empty_text,
+)
 
 
 def build_session(
@@ -91,15 +101,18 @@ def build_session(
     shapes = len(prepared.plan.bucket_counts) * lengths
     trainable = _build_network(config, accelerator, model, shapes, overrides)
     rules = build_chunk_rules(config, trainable.parts, accelerator)
+    told = progress if accelerator.is_main_process else SilentProgress()
+    given = find_given_texts(config, model, trainable.states, prepared.records, device, told)
     hash_of = _hash_now if overrides.trainable else encoded.hash_of
     conditioners = build_conditioners(
-        config, device, strategy.wrap, model, trainable, progress, hash_of
+        config, device, strategy.wrap, model, trainable, progress, hash_of, given
     )
     if config.training.cache_text_to_disk:
         encode_captions_ahead(accelerator, conditioners, prepared.captions(), prompts)
         model = _without_text_encoders(config, accelerator, model, prepared, conditioners)
     tell = overrides.conditioner or _as_it_is
-    unet = strategy.wrap(trainable.network)
+    stream = build_weight_stream(config, trainable, device)
+    unet = strategy.wrap(trainable.network) if stream is None else stream.place()
     trainable.parts = strategy.place(trainable.parts)
     optimizer = overrides.build_optimizer(trainable.parts, config.optimizer, rules)
     _require_chunks(optimizer, rules)
@@ -136,9 +149,13 @@ def build_session(
             tell(conditioners.prompts),
             previewed,
             tiled=config.previews.vae_tiling,
+            zeroes_empty=zeroes_empty_text(config, model),
         ),
         ema=_build_ema(config, trainable, strategy),
-        precision=strategy.build_precision(computed_kind(config), accelerator.device),
+        precision=strategy.build_precision(
+            computed_kind(config), device, caches_casts=stream is None
+        ),
+        stream=stream,
         total_steps=steps,
         fingerprint=run_fingerprint(
             config,
@@ -151,6 +168,7 @@ def build_session(
                 steps,
                 overrides.given(),
                 partial(prepared.cache.hashes.of, progress=progress),
+                "" if given is None else given.digest,
             ),
         ),
     )
@@ -357,6 +375,7 @@ def _build_previewer(
     others: HypernetworkStack,
     *,
     tiled: bool,
+    zeroes_empty: bool,
 ) -> Previewer:
     """Previews with the hypernetwork that is trained, if one is, and the others after it."""
     stack = HypernetworkStack()
@@ -378,6 +397,7 @@ def _build_previewer(
         stack,
         model.family.cell,
         tiled,
+        zeroes_empty,
     )
     return Previewer(sampler, prompts)
 

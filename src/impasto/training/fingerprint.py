@@ -45,6 +45,7 @@ _ELSEWHERE = {
     "training": {
         "max_steps", "max_epochs", "text_cache_mib", "memory", "fit_check",
         "gradient_accumulation_steps", "offload_optimizer", "weight_copies",
+        "stream_weights",
     },
     "validation": {"image_dir", "every_steps"},
 }  # fmt: skip
@@ -70,6 +71,7 @@ class Facts:
         total_steps: Steps of the whole run.
         code: What is given in code in the place of a setting, by name; see `Overrides`.
         digests: Gives hashes of what is in files, of those that can be read.
+        texts: A hash of the texts that are taken from files of sd-scripts; empty for none.
     """
 
     hashes: Mapping[str, str]
@@ -80,6 +82,7 @@ class Facts:
     total_steps: int
     code: Mapping[str, Any]
     digests: Callable[[Mapping[Path, FileStamp]], Mapping[Path, str]]
+    texts: str = ""
 
 
 def run_fingerprint(config: RunConfig, facts: Facts) -> dict[str, str]:
@@ -98,6 +101,8 @@ def run_fingerprint(config: RunConfig, facts: Facts) -> dict[str, str]:
         found["validation images"] = _data_fingerprint(facts.held_out, facts.digests)
         if config.saving.best_model:
             found["validation.every_steps"] = str(config.validation.every_steps)
+    if facts.texts:
+        found["texts of sd-scripts"] = facts.texts
     templates = build_templates(config)
     if templates is not None:
         found["caption templates"] = _short_hash(repr((templates.lines, templates.name)))

@@ -77,6 +77,7 @@ class TrainingLoop:
                 session.precision,
                 self._config.training.max_grad_norm,
                 self._config.training.optimizer_in_backward,
+                session.stream,
             )
         )
         self._copies = build_weight_copies(session.config, session.trainable)

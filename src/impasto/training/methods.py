@@ -21,10 +21,11 @@ from impasto.models.trainable import (
     block_of,
 )
 from impasto.randomness import derive_seed
+from impasto.training.given_text import ending_of_texts
 from impasto.training.model_files import dialect
 from impasto.training.optim.mixed_precision import autocast_dtype
 from impasto.training.precision import computed_kind
-from impasto.training.text import build_sizes
+from impasto.training.text import build_sizes, zeroes_empty_text
 
 BuildTrainable = Callable[[RunConfig, BaseModel], Trainable]
 """Makes what learns of the settings and a base model."""
@@ -37,7 +38,9 @@ def build_trainable(config: RunConfig, model: BaseModel) -> Trainable:
         ConfigError: There is no such activation, or a setting has no effect on this model.
         ModelError: A hypernetwork to go on from cannot be read or does not fit the model.
     """
-    build_sizes(config, model)  # refuses what would have no effect
+    build_sizes(config, model)  # these refuse what would have no effect
+    zeroes_empty_text(config, model)
+    ending_of_texts(config, model)
     method = config.method
     if method.kind == "hypernetwork":
         return _build_hypernetwork(config, method, model)

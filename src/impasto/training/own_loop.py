@@ -103,7 +103,9 @@ def prepare(
 ) -> Batches:
     """Scan, plan and encode the images of a folder, for a training loop of one's own.
 
-    Latents are kept in the folder, where runs of `impasto train` find them as well. The VAE and the
+    Empty captions of SDXL are encoded as the empty text, or zeros where the model says so, as the
+    folder of SDXL 1.0 does. Latents are kept in the folder, where runs of `impasto train` find them
+    as well. The VAE and the
     text encoders compute where the U-Net is, so bring that to its device before; the VAE then
     returns to where it was, unless images change each time they are shown.
 
@@ -209,4 +211,5 @@ def _build_conditioner(
         sizes=build_sizes(config, model),
         device=device,
         memory=TextCache(limit, device, at_once=at_once),
+        zeroes_empty=model.contents.zeroes_empty_text,
     )

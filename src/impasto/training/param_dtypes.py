@@ -10,11 +10,12 @@ from accelerate import Accelerator
 from impasto.checkpoints.keymap import PartKind
 from impasto.config.run import RunConfig
 from impasto.models.saving import DTYPES
-from impasto.models.trainable import Trainable, TrainedPart
+from impasto.models.trainable import Trainable, TrainedPart, recomputed_blocks
 from impasto.training.optim.chunked import ChunkRules
 from impasto.training.optim.mixed_precision import autocast_dtype
 from impasto.training.optim.offload import OffloadedStates
 from impasto.training.optim.rounding import Rounding, build_rounding
+from impasto.training.optim.streaming import WeightStream
 from impasto.training.optim.weight_copies import WeightCopies, layers_to_copy
 from impasto.training.precision import computed_kind
 
@@ -60,6 +61,18 @@ def build_weight_copies(config: RunConfig, trainable: Trainable) -> WeightCopies
     if not config.training.weight_copies or dtype is None:
         return WeightCopies([], torch.float32)
     return WeightCopies(layers_to_copy(trainable.unet), dtype)
+
+
+def build_weight_stream(
+    config: RunConfig, trainable: Trainable, device: torch.device
+) -> WeightStream | None:
+    """What brings the U-Net's blocks to the device one by one; None if the settings ask for none.
+
+    Its weights have their width already.
+    """
+    if not config.training.stream_weights:
+        return None
+    return WeightStream(trainable.network, recomputed_blocks(trainable.unet), device)
 
 
 def copied_numel(config: RunConfig, trainable: Trainable) -> int:

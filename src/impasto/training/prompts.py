@@ -16,6 +16,7 @@ def build_prompts(config: RunConfig) -> tuple[Prompt, ...]:
         ConfigError: The file of prompts is missing or malformed.
     """
     previews = config.previews
+    rescale = previews.guidance_rescale
     first = Prompt(
         "",
         previews.negative_prompt,
@@ -25,6 +26,7 @@ def build_prompts(config: RunConfig) -> tuple[Prompt, ...]:
         previews.steps,
         previews.guidance_scale,
         previews.sampler,
+        None if rescale == "auto" else rescale,
     )
     own = [
         replace(first, text=text, seed=first.seed + number)

@@ -28,6 +28,7 @@ from impasto.training.optim.lr_schedules import LrSchedule
 from impasto.training.optim.mixed_precision import Precision
 from impasto.training.optim.optimizers import evaluation_weights
 from impasto.training.optim.state import parameter_names
+from impasto.training.optim.streaming import WeightStream
 from impasto.training.parallel.strategy import ParallelStrategy
 from impasto.training.planning.advice import advice_on
 from impasto.training.saving.export import ExportSource
@@ -46,6 +47,7 @@ class Session:
         eval_conditioner: The same for validation and previews, without gradients.
         captions: What reads captions within `conditioner`.
         encodes_ahead: Whether captions of a batch can be encoded while the one before is trained.
+        stream: What brings weights to the device block by block; None where all are there.
         part_by_group: The name of the part that each of the optimizer's groups is of.
         fingerprint: What a saved state has to agree with, by name.
     """
@@ -71,6 +73,7 @@ class Session:
     previewer: Previewer
     ema: EmaWeights | None
     precision: Precision
+    stream: WeightStream | None
     total_steps: int
     fingerprint: Mapping[str, str]
 

@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from impasto.config.run import RunConfig
+from impasto.data.text_npz import GivenTexts
 from impasto.data.text_store import TextStore
 from impasto.errors import ConfigError
 from impasto.models.family import SizeConditioning
@@ -37,7 +38,7 @@ class Conditioners:
     Attributes:
         training: For captions, with gradients where the encoder learns.
         watching: For captions without gradients: validation.
-        prompts: For previews.
+        prompts: For previews; the sampler says which of their texts are zeros.
     """
 
     training: ClipTextConditioner
@@ -68,6 +69,21 @@ def build_sizes(config: RunConfig, model: BaseModel) -> SizeConditioning | None:
     return replace(sizes, as_drawn=asked == "target")
 
 
+def zeroes_empty_text(config: RunConfig, model: BaseModel) -> bool:
+    """Whether empty captions and empty negative prompts are zeros.
+
+    Raises:
+        ConfigError: That is asked for a model that knows no such thing.
+    """
+    is_asked = config.model.empty_text == "zeros"
+    if is_asked and model.family.pipeline.zeroes_empty_text is None:
+        raise ConfigError(
+            f"model.empty_text zeros has no effect: {model.contents.name} is {model.family.name}, "
+            f"which always encodes the empty text. Take it out."
+        )
+    return is_asked
+
+
 def build_conditioners(
     config: RunConfig,
     device: torch.device,
@@ -76,24 +92,34 @@ def build_conditioners(
     trainable: Trainable,
     progress: Progress,
     hash_of: Callable[[str, nn.Module], str],
+    given: GivenTexts | None = None,
 ) -> Conditioners:
     """Put the text encoder where it computes, and make its users.
 
-    `wrap` makes of an encoder that learns what training calls; `hash_of` tells the hash of the
-    weights of a frozen one, which may be known by its name already.
+    Args:
+        config: The settings.
+        device: Where the U-Net is.
+        wrap: Makes of an encoder that learns what training calls.
+        model: The base model.
+        trainable: What learns.
+        progress: Is told while captions are encoded ahead.
+        hash_of: Tells the hash of the weights of a frozen encoder by its name and network: it may
+            be known already.
+        given: Texts that are taken from files in the place of encoding them.
     """
     layout = build_layout(config)
     tokens = build_tokens(model, layout)
     prompt_tokens = build_tokens(model, with_max_tokens(layout, config.previews.emphasis))
     states = trainable.states
-    conditioner = partial(
+    prompts = partial(
         ClipTextConditioner, shape=states.shape, sizes=build_sizes(config, model), device=device
     )
+    conditioner = partial(prompts, zeroes_empty=zeroes_empty_text(config, model))
     if any(part.reads_text for part in trainable.parts):
         return Conditioners(
             conditioner(tokens, wrap(states), train=True),
             conditioner(tokens, states),
-            conditioner(prompt_tokens, states),
+            prompts(prompt_tokens, states),
         )
     states = states.to(device)
     on_disk = config.training.cache_text_to_disk
@@ -101,14 +127,14 @@ def build_conditioners(
     # always so many, whatever is new in a batch (the rest is filled up); no more than it has
     at_once = min(ENCODED_AT_ONCE.get(device.type, 1), max(config.batch_sizes.values()))
     limit = config.training.text_cache_mib << 20
-    memory = TextCache(limit, device, store, progress, at_once)
+    memory = TextCache(limit, device, store, progress, at_once, given)
     looking = memory
     if device.type == "cuda":  # where captions are encoded on a stream of their own
-        looking = TextCache(limit, device, store, progress, at_once)
+        looking = TextCache(limit, device, store, progress, at_once, given)
     return Conditioners(
         conditioner(tokens, states, memory=memory),
         conditioner(tokens, states, memory=looking),
-        conditioner(prompt_tokens, states, memory=looking),
+        prompts(prompt_tokens, states, memory=looking),
     )
 
 

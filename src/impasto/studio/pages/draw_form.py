@@ -18,12 +18,13 @@ HYPERNETWORKS = 3
 _TEXTS = {
     "model": "", "other_model": "", "prompt": "", "negative": "", "seed": "1", "width": "",
     "height": "", "steps": "20", "guidance": "7", "sampler": "ddim", "count": "1", "clip_skip": "",
-    "x_kind": "", "x_values": "", "y_kind": "", "y_values": "",
+    "guidance_rescale": "", "x_kind": "", "x_values": "", "y_kind": "", "y_values": "",
     **{f"hypernetwork{n}": "" for n in range(HYPERNETWORKS)},
     **{f"strength{n}": "1" for n in range(HYPERNETWORKS)},
 }  # fmt: skip
 _PASSED_ON = (
     "prompt", "negative", "width", "height", "steps", "guidance", "sampler", "count", "clip_skip",
+    "guidance_rescale",
 )  # fmt: skip
 _RANDOM_SEEDS = 2**32  # as many as A1111 draws from
 
@@ -90,6 +91,8 @@ def typed_from(request: DrawRequest, drawable: Drawable) -> Typed:
     for name in ("seed", "width", "height", "steps"):
         found[name] = _text(getattr(settings, name))
     found["guidance"] = f"{settings.guidance:g}"
+    rescale = settings.guidance_rescale
+    found["guidance_rescale"] = "" if rescale is None else f"{rescale:g}"
     found["count"], found["clip_skip"] = str(request.count), _text(request.clip_skip)
     found["random_seed"] = request.random_seed
     found["model"] = drawable.address_of(settings.model)

@@ -103,6 +103,8 @@ def _facts(request: DrawRequest) -> list[tuple[str, str]]:
         ("Guidance", f"{settings.guidance:g}"),
         ("Sampler", settings.sampler),
     ]
+    if settings.guidance_rescale is not None:
+        found.insert(4, ("Guidance rescale", f"{settings.guidance_rescale:g}"))
     if settings.negative:
         found.insert(0, ("Negative prompt", settings.negative))
     if request.clip_skip is not None:

@@ -75,9 +75,21 @@ class EmaWeights:
         fraction = 1 - min(self._decay, rising) ** self._every
         weights = [parameter.detach() for parameter in self._parameters.values()]
         if self._async_updater is not None:
-            self._async_updater.take(weights, partial(lerp_in_float32, averages, fraction=fraction))
-        else:
-            lerp_in_float32(averages, weights, fraction)
+            averages, weights = self._take_aside(averages, weights, fraction)
+        lerp_in_float32(averages, weights, fraction)
+
+    def _take_aside(
+        self, averages: list[Tensor], weights: list[Tensor], fraction: float
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Begin to take in what is on the GPU; what is left, which is in RAM already."""
+        assert self._async_updater is not None  # noqa: S101 - asked before
+        pairs = list(zip(averages, weights, strict=True))
+        source = next((w.device for w in weights if w.device.type != "cpu"), weights[0].device)
+        coming = [pair for pair in pairs if pair[1].device == source]
+        mix = partial(lerp_in_float32, [average for average, _ in coming], fraction=fraction)
+        self._async_updater.take([weight for _, weight in coming], mix)
+        rest = [pair for pair in pairs if pair[1].device != source]
+        return [average for average, _ in rest], [weight for _, weight in rest]
 
     def wait_for_copies(self) -> None:
         """Have what changes the weights next wait until they are taken in."""

@@ -40,11 +40,18 @@ class Precision:
         device: Where.
         of_shares: Whether each process holds a share of each gradient, so that norms and overflows
             have to be found together.
+        caches_casts: Whether a forward pass keeps the copies of weights that autocast makes.
     """
 
     def __init__(
-        self, kind: MixedPrecision, device: torch.device, *, of_shares: bool = False
+        self,
+        kind: MixedPrecision,
+        device: torch.device,
+        *,
+        of_shares: bool = False,
+        caches_casts: bool = True,
     ) -> None:
+        self._caches_casts = caches_casts
         self._dtype = autocast_dtype(kind)
         self._device, self._is_sharded = device, of_shares
         scaler = AllRanksGradScaler if of_shares else torch.amp.GradScaler
@@ -59,7 +66,9 @@ class Precision:
         """Compute in half precision where that is safe."""
         if self._dtype is None:
             return contextlib.nullcontext()
-        return torch.autocast(self._device.type, dtype=self._dtype)
+        return torch.autocast(
+            self._device.type, dtype=self._dtype, cache_enabled=self._caches_casts
+        )
 
     def scaled(self, loss: Tensor) -> Tensor:
         """The loss times the scale, to call `backward` on."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -26,8 +28,29 @@ def pinned_like(
     Raises:
         OutOfMemoryError: The system pins no more.
     """
-    try:
+    with _explaining(setting, pinned=pinned):
         return torch.empty_like(tensor, device="cpu", dtype=dtype, pin_memory=pinned)
+
+
+def pinned_bytes(size: int, setting: str, *, pinned: bool) -> Tensor:
+    """RAM of some bytes, as an empty tensor of uint8.
+
+    Args:
+        size: How many.
+        setting: What asks for it, as in `training.stream_weights`.
+        pinned: Whether the system has to keep it in place, so that a GPU copies it by itself.
+
+    Raises:
+        OutOfMemoryError: The system pins no more.
+    """
+    with _explaining(setting, pinned=pinned):
+        return torch.empty(size, dtype=torch.uint8, pin_memory=pinned)
+
+
+@contextlib.contextmanager
+def _explaining(setting: str, *, pinned: bool) -> Iterator[None]:
+    try:
+        yield
     except RuntimeError as error:  # cudaHostAlloc's own words differ by system
         if not pinned:
             raise

@@ -107,8 +107,16 @@ def restore_optimizer(
     names: Mapping[Tensor, str],
     tensors: Mapping[str, LazyTensor],
     scalars: Mapping[str, Any],
+    device: torch.device | None = None,
 ) -> None:
     """Put a saved state back.
+
+    Args:
+        optimizer: It.
+        names: Its parameters' names.
+        tensors: What `optimizer_tensors` gave.
+        scalars: What `optimizer_scalars` gave.
+        device: Where weights are stepped, which may wait elsewhere; None means where they are.
 
     Raises:
         RunError: The state names parameters that this run does not train.
@@ -119,7 +127,7 @@ def restore_optimizer(
         name, _, entry = key.rpartition(":")
         if name.startswith(_GROUP):
             group = optimizer.param_groups[int(name.removeprefix(_GROUP))]
-            group[entry] = value.read().to(group["params"][0].device)
+            group[entry] = value.read().to(device or group["params"][0].device)
             continue
         if name not in by_name:
             raise RunError(
@@ -129,7 +137,7 @@ def restore_optimizer(
         parameter = by_name[name]
         buffer = _paged_buffer(optimizer, parameter, value)
         optimizer.state[parameter][entry] = (
-            _like(parameter, value, kept_away=kept_away)
+            _like(parameter, value, device or parameter.device, kept_away=kept_away)
             if buffer is None
             else buffer.copy_(value.read())
         )
@@ -153,12 +161,13 @@ def _paged_buffer(optimizer: torch.optim.Optimizer, parameter: Tensor, value: An
     return make(parameter, dtype=value.dtype)
 
 
-def _like(parameter: Tensor, value: Any, *, kept_away: bool) -> Any:
+def _like(parameter: Tensor, value: Any, device: torch.device, *, kept_away: bool) -> Any:
     """A saved entry where it belongs; of the parameter's shape, then in its memory layout too."""
     if not isinstance(value, LazyTensor):
         return value
     value = value.read()
-    device = torch.device("cpu") if kept_away and value.numel() >= MIN_NUMEL else parameter.device
+    if kept_away and value.numel() >= MIN_NUMEL:
+        device = torch.device("cpu")
     if value.shape != parameter.shape:
         return value.to(device)
     like = torch.empty_like(parameter, dtype=value.dtype, device=device, requires_grad=False)

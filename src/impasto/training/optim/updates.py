@@ -19,6 +19,7 @@ from torch import Tensor
 from impasto.training.optim.chunked import ChunkedOptimizer, norm_of
 from impasto.training.optim.finite_updates import FiniteUpdates, NonFiniteError
 from impasto.training.optim.mixed_precision import Precision
+from impasto.training.optim.streaming import WeightStream, streamed_backward
 
 InBackward = Literal["off", "exact", "last_norm"]
 LAST_NORM = "last_norm"
@@ -35,6 +36,8 @@ class UpdateInputs:
         max_norm: The norm that the gradient is clipped to; 0 clips nothing.
         in_backward: Whether weights are stepped within the backward pass, and what they are clipped
             by there.
+        stream: Brings weights to the device and takes them back within the backward pass; None
+            where they are there.
     """
 
     optimizer: torch.optim.Optimizer
@@ -42,6 +45,7 @@ class UpdateInputs:
     precision: Precision
     max_norm: float = 0.0
     in_backward: InBackward = "off"
+    stream: WeightStream | None = None
 
 
 class OptimizerUpdate(Protocol):
@@ -148,7 +152,7 @@ class UpdateInBackward:
         assert isinstance(inputs.optimizer, ChunkedOptimizer)  # noqa: S101 - see build_optimizer
         self._optimizer, self._parameters = inputs.optimizer, inputs.parameters
         self._precision, self._limit = inputs.precision, inputs.max_norm
-        self._by_last_norm = inputs.in_backward == LAST_NORM
+        self._by_last_norm, self._stream = inputs.in_backward == LAST_NORM, inputs.stream
         self._finite_tracker = finite_tracker(inputs.optimizer)
         self._norms: dict[Tensor, Tensor] = {}
         self._norm_before: Tensor | None = None
@@ -231,7 +235,11 @@ class UpdateInBackward:
     def _walk(
         self, scaled: Tensor, visit: Callable[[Tensor], None], *, keep_graph: bool = False
     ) -> None:
-        with gradient_hooks(self._parameters, visit):
+        changes = not keep_graph
+        with (
+            gradient_hooks(self._parameters, visit),
+            streamed_backward(self._stream, changes=changes),
+        ):
             torch.autograd.backward(scaled, retain_graph=keep_graph)
 
     def _measure(self, parameter: Tensor) -> None:
@@ -271,11 +279,11 @@ def finite_tracker(optimizer: torch.optim.Optimizer) -> FiniteUpdates | None:
 
     None of others.
     """
-    group = optimizer.param_groups[0]
-    device: torch.device = group["params"][0].device
-    if not (group.get("fused") and device.type == "cuda"):
+    if not optimizer.param_groups[0].get("fused"):
         return None
-    return FiniteUpdates(device)
+    devices = {p.device for group in optimizer.param_groups for p in group["params"]}
+    device = next((device for device in devices if device.type == "cuda"), None)
+    return None if device is None else FiniteUpdates(device)
 
 
 @contextmanager

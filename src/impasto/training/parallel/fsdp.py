@@ -100,9 +100,11 @@ class FsdpStrategy:
         del now
         return contextlib.nullcontext()
 
-    def build_precision(self, kind: MixedPrecision, device: torch.device) -> Precision:
+    def build_precision(
+        self, kind: MixedPrecision, device: torch.device, *, caches_casts: bool = True
+    ) -> Precision:
         """Norms and overflows are of all shares."""
-        return Precision(kind, device, of_shares=True)
+        return Precision(kind, device, of_shares=True, caches_casts=caches_casts)
 
     def build_update(self, inputs: UpdateInputs) -> OptimizerUpdate:
         """Kept gradients, of the shares."""

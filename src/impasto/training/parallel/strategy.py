@@ -78,8 +78,10 @@ class ParallelStrategy(Protocol):
     def gradient_sync(self, *, now: bool) -> contextlib.AbstractContextManager[None]:
         """A forward and backward pass after which gradients are exchanged, or not yet."""
 
-    def build_precision(self, kind: MixedPrecision, device: torch.device) -> Precision:
-        """Build the number formats that the run computes in."""
+    def build_precision(
+        self, kind: MixedPrecision, device: torch.device, *, caches_casts: bool = True
+    ) -> Precision:
+        """Build the number formats that the run computes in; see `Precision`."""
 
     def build_update(self, inputs: UpdateInputs) -> OptimizerUpdate:
         """Build what turns losses into changed weights."""
@@ -162,9 +164,11 @@ class DataParallelStrategy:
                     stack.enter_context(self._accelerator.no_sync(module))
             yield
 
-    def build_precision(self, kind: MixedPrecision, device: torch.device) -> Precision:
+    def build_precision(
+        self, kind: MixedPrecision, device: torch.device, *, caches_casts: bool = True
+    ) -> Precision:
         """Build the number formats that the run computes in."""
-        return Precision(kind, device)
+        return Precision(kind, device, caches_casts=caches_casts)
 
     def build_update(self, inputs: UpdateInputs) -> OptimizerUpdate:
         """The optimizer update that the settings ask for."""
@@ -202,4 +206,5 @@ class DataParallelStrategy:
         self, optimizer: torch.optim.Optimizer, names: ParameterNames, state: OptimizerState
     ) -> None:
         """Copy a state into the optimizer's."""
-        restore_optimizer(optimizer, names, state.tensors, state.scalars)
+        device: torch.device = self._accelerator.device
+        restore_optimizer(optimizer, names, state.tensors, state.scalars, device)

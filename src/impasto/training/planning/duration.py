@@ -18,6 +18,7 @@ from impasto.training.optim.mixed_precision import COMPUTED
 from impasto.training.optim.optimizers import build_optimizer
 from impasto.training.optim.rounding import build_rounding
 from impasto.training.planning.memory import Footprint
+from impasto.training.planning.transfers import Transfers
 from impasto.training.precision import computed_kind, least_seconds, slowdown
 
 UTILIZATION = {"cpu": 0.6, "cuda": 0.16}
@@ -35,6 +36,7 @@ def seconds_per_step(
     images: Sequence[PlannedImage],
     parts: Sequence[TrainedPart],
     device: torch.device,
+    transfers: Transfers | None = None,
 ) -> float:
     """About how long a step takes; measures the device for a moment.
 
@@ -44,12 +46,15 @@ def seconds_per_step(
         images: All images: their batches are smaller, or have smaller images.
         parts: What learns.
         device: Where.
+        transfers: Copies of streamed weights, which run beside the arithmetic.
     """
     flops = footprint.flops * _mean_batch_fraction(config, images)
     dtype = COMPUTED[computed_kind(config)]
     is_compiled = device.type == "cuda" and config.training.compile == "full"
     utilization = COMPILED_UTILIZATION if is_compiled else UTILIZATION[device.type]
     forward_backward = flops / (utilization * training_rate(device, dtype))
+    if transfers is not None:
+        forward_backward = max(forward_backward, transfers.seconds)
     stepping = seconds_per_weight(config, device) * sum(part.count() for part in parts)
     return forward_backward * config.training.gradient_accumulation_steps + stepping
 

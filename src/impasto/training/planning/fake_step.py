@@ -121,6 +121,7 @@ class FakeStep:
         autocast: The type that is computed in, or None for float32.
         as_on_gpu: Whether autocast is that of a GPU.
         frees_gradients: Whether each gradient is freed as soon as it is there.
+        caches_casts: Whether autocast keeps copies of weights that it casts in a training step.
     """
 
     network: nn.Module
@@ -128,6 +129,7 @@ class FakeStep:
     autocast: torch.dtype | None = None
     as_on_gpu: bool = False
     frees_gradients: bool = False
+    caches_casts: bool = True
 
     def __post_init__(self) -> None:
         if self.as_on_gpu and self.autocast is not None:
@@ -136,7 +138,7 @@ class FakeStep:
     def step(self, size: Size, batch: int) -> StepCost:
         """The cost of a step on images of a size in pixels."""
         with self._tracked(size, batch) as (live, inputs), self._freeing(live):
-            output = self._forward(inputs)
+            output = self._forward(inputs, caches_casts=self.caches_casts)
             torch.autograd.backward((output.float() - inputs.latents).square().mean())
         return StepCost(live.peak, live.gradients_at_peak, live.most_beside, live.flops)
 
@@ -152,7 +154,7 @@ class FakeStep:
             self._forward(inputs, caches_casts=caches_casts)
         return live.peak
 
-    def _forward(self, inputs: _Inputs, *, caches_casts: bool = True) -> Tensor:
+    def _forward(self, inputs: _Inputs, *, caches_casts: bool) -> Tensor:
         with torch.autocast(
             "cpu",
             dtype=self.autocast,

@@ -20,12 +20,13 @@ from impasto.data.records import Size
 from impasto.models.casting import cast_network
 from impasto.models.loading import BaseModel
 from impasto.models.saving import DTYPES
-from impasto.models.trainable import Trainable, blocks_of
+from impasto.models.trainable import Trainable, blocks_of, recomputed_blocks
 from impasto.training.code_identity import described
 from impasto.training.methods import BuildTrainable, build_trainable
 from impasto.training.optim.chunked import CHUNK
 from impasto.training.optim.mixed_precision import COMPUTED
 from impasto.training.optim.optimizers import find_row
+from impasto.training.optim.streaming import BUFFERS
 from impasto.training.optim.weight_copies import layers_to_copy
 from impasto.training.parallel.shards import WHOLE, Sharding
 from impasto.training.param_dtypes import copied_numel
@@ -44,6 +45,7 @@ from impasto.training.planning.memory_facts import (
 from impasto.training.planning.meta_models import MetaModels
 from impasto.training.planning.overhead import fragmentation_bytes, workspace_bytes
 from impasto.training.planning.phases import Costs, OtherWork, Phase, fake_step_of, text_key_parts
+from impasto.training.planning.ram import ram_beside_gpu
 from impasto.training.planning.workload import Workload
 from impasto.training.precision import computed_kind
 
@@ -157,6 +159,17 @@ class FootprintPredictor:
         state = self._state(config, trainable, model)
         return [self._at(config, phase, state, cost.flops) for phase in phases]
 
+    def ram(self, config: RunConfig) -> dict[str, int]:
+        """Bytes that a run keeps in RAM beside a GPU, by what takes them; nothing on a processor.
+
+        Raises:
+            ImpastoError: As `footprint`.
+        """
+        if not self._on_gpu:
+            return {}
+        _, trainable = self._meta_models.shown(config)
+        return ram_beside_gpu(config, trainable)
+
     def _at(
         self, config: RunConfig, phase: Phase, state: Mapping[str, int], flops: int
     ) -> Footprint:
@@ -227,10 +240,19 @@ class FootprintPredictor:
                 else:
                     total += parameter.numel() * parameter.dtype.itemsize
         total += 2 * copied_numel(config, trainable)
+        total -= self._streamed(config, trainable)
         total += self._vae_bytes(config, model) - 4 * numel_of(model.vae)
         if unloads_text_encoder(config):
             total -= 4 * sum(numel_of(network) for network in model.text_encoders.values())
         return total
+
+    def _streamed(self, config: RunConfig, trainable: Trainable) -> int:
+        """Weights that wait in RAM, without the buffers that they come to."""
+        if not (config.training.stream_weights and self._on_gpu):
+            return 0
+        wide = DTYPES[config.training.weight_dtype].itemsize
+        sizes = [wide * numel_of(block) for block in recomputed_blocks(trainable.unet)]
+        return sum(sizes) - BUFFERS * max(sizes)
 
     def _vae_bytes(self, config: RunConfig, model: BaseModel) -> int:
         """A VAE's weights while training: it leaves when all is encoded."""
@@ -264,7 +286,8 @@ class FootprintPredictor:
             config.method.model_dump_json() if config.method.kind != "full" else "",
             computed_kind(config), training.weight_dtype, training.gradient_checkpointing,
             training.checkpointed_levels, training.optimizer_in_backward != "off",
-            *(["copies"] if training.weight_copies else []), structure_of(trainable),
+            *(["copies"] if training.weight_copies else []),
+            *(["streamed"] if training.stream_weights else []), structure_of(trainable),
         )  # fmt: skip
 
         def run_fake_step() -> StepCost:

@@ -160,14 +160,15 @@ class OtherWork:
         kind = "fp32" if is_average else training.weight_dtype
         words = (
             "forward", self.device_type, str(size), batch, computed_kind(config), kind,
-            training.weight_dtype, *text_key_parts(config), structure_of(trainable),
+            training.weight_dtype, *text_key_parts(config),
+            *(["streamed"] if training.stream_weights else []), structure_of(trainable),
         )  # fmt: skip
 
         def run_fake_step() -> dict[str, int]:
             used = self.meta_models.trainable(config)
             for part in used.parts:
                 cast_network(part.module, DTYPES[kind])
-            caches = training.weight_dtype == "fp32"
+            caches = training.weight_dtype == "fp32" and not training.stream_weights
             fake_step = fake_step_of(config, used, self.device_type)
             return {"peak": fake_step.forward_peak(size, batch, caches_casts=caches)}
 
@@ -230,6 +231,7 @@ def fake_step_of(config: RunConfig, trainable: Trainable, device_type: str) -> F
         autocast_dtype(computed_kind(config)),
         as_on_gpu=device_type == "cuda",
         frees_gradients=config.training.optimizer_in_backward != "off",
+        caches_casts=not config.training.stream_weights,
     )
 
 

@@ -18,7 +18,7 @@ from impasto.training.methods import BuildTrainable, build_trainable
 from impasto.training.model import build_open_options
 from impasto.training.parallel.accelerate_config import read_sharding
 from impasto.training.planning.changes import with_fields
-from impasto.training.planning.levers import MemoryFitter, describe_footprint, gib
+from impasto.training.planning.fitter import MemoryFitter, describe_footprint, gib
 from impasto.training.planning.memory import Footprint, FootprintPredictor
 from impasto.training.planning.model_defaults import with_model_defaults
 from impasto.training.planning.workload import Workload
@@ -102,7 +102,9 @@ def build_memory_fitter(
     asked = config.training.memory
     budget = asked << 30 if isinstance(asked, int) else free_memory(device)
     half = native_precision(device).kind
-    return MemoryFitter(meter, device.type, group, budget, facts_of(config, processes), half)
+    ram = free_memory(torch.device("cpu"))
+    facts = facts_of(config, processes)
+    return MemoryFitter(meter, device.type, group, budget, facts, half, ram)
 
 
 def predict(config: RunConfig, survey: Survey) -> Footprint:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -99,6 +99,7 @@ class ModelExporter:
             asked_dtypes(config, source.model),
             trained_dtype=DTYPES[config.export_precision],
         )
+        contents = replace(contents, zeroes_empty_text=config.model.empty_text == "zeros")
         width, height = max(part.width_height for part in config.dataset.parts)
         about = About(
             title=saving.metadata.get("title", target.name.removesuffix(model_suffix(config))),

@@ -1,0 +1,45 @@
+"""What `impasto dataset plan --json` prints: every image with its bucket, and what SDXL is told."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from impasto.data.plan import Plan
+    from impasto.data.records import PlannedImage
+    from impasto.data.scan import Scan
+
+
+def plan_value(scan: Scan, plan: Plan) -> dict[str, Any]:
+    """The plan of a dataset as plain values; sizes are width and height in pixels.
+
+    Args:
+        scan: What was found.
+        plan: Where each of its images goes.
+    """
+    return {
+        "images": [_image(image) for image in plan.images],
+        "buckets": {str(size): count for size, count in plan.bucket_counts.items()},
+        "mean_cropped_fraction": round(plan.mean_cropped_fraction, 6),
+        "enlarged": plan.enlarged,
+        "set_aside": [{"path": str(a.path), "reason": a.reason} for a in scan.set_aside],
+    }
+
+
+def _image(image: PlannedImage) -> dict[str, Any]:
+    record = image.record
+    change = record.subset.augmentation
+    plain = image.geometry()
+    found = {
+        "path": str(record.path),
+        "original": list(plain.original.wh),
+        "resized": list(image.resized.wh),
+        "crop": list(image.crop.ltrb),
+        "target": list(image.bucket.wh),
+        "repeats": record.repeats,
+        "size_conditioning": list(plain.numbers),
+        "crop_varies": bool(change and (change.random_crop or change.face_crop_range)),
+    }
+    if record.subset.may_flip(record.words):
+        found["size_conditioning_mirrored"] = list(image.geometry(mirrored=True).numbers)
+    return found

@@ -1,0 +1,204 @@
+"""What text encoders made of captions, in files that sd-scripts leaves beside images, in and out.
+
+`<stem>_te_outputs.npz` of kohya-ss/sd-scripts (`library/strategy_sdxl.py`,
+SdxlTextEncoderOutputsCachingStrategy; `library/train_util.py` before 2025) holds for SDXL
+
+    hidden_state1  [77, 768]    states of the first text encoder
+    hidden_state2  [77, 1280]   states of the second
+    pool2          [1280]       the second's pooled text
+
+in float16 or float32; with `max_token_length` 152 or 227 positions in the place of 77. Nothing says
+which caption, which text encoders or which settings made them, and sd-scripts takes whatever is
+there. What is written here says the token ids besides, in an array that sd-scripts passes over.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from impasto import files
+from impasto.data.npz import CLOCK_SLACK_NS, arrays_of
+from impasto.data.stages import Failure
+from impasto.errors import DatasetError
+
+Ids = tuple[int, ...]
+
+TOKEN_IDS = "impasto_token_ids"
+POOLED = "pool2"
+_MOST_BYTES = 16 << 20  # 227 positions of both in float64 are 3.7 MiB
+
+
+@dataclass(frozen=True)
+class TextShape:
+    """The shape of what a model's text encoders make of one chunk of text.
+
+    Attributes:
+        positions: Positions of a chunk.
+        widths: Numbers of each state, of each encoder.
+        pooled: Numbers of the pooled text.
+    """
+
+    positions: int
+    widths: tuple[int, ...]
+    pooled: int
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What the arrays of states are called."""
+        return tuple(f"hidden_state{number}" for number in range(1, len(self.widths) + 1))
+
+
+@dataclass(frozen=True)
+class TextOutputs:
+    """What a file holds.
+
+    Attributes:
+        states: Of each encoder, float32 [positions, width].
+        pooled: The pooled text, float32 [P].
+        ids: The token ids of the chunk, those for all encoders in a row; None where the file does
+            not say.
+        digest: SHA-256 of the file's bytes.
+    """
+
+    states: tuple[np.ndarray, ...]
+    pooled: np.ndarray
+    ids: Ids | None
+    digest: str
+
+    @property
+    def packed(self) -> np.ndarray:
+        """The states side by side, then the pooled text, as one row of numbers."""
+        return np.concatenate([np.concatenate(self.states, axis=-1).ravel(), self.pooled])
+
+
+def text_npz_file(image: Path, ending: str) -> Path:
+    """Where sd-scripts has the text of an image."""
+    return image.with_name(f"{image.stem}{ending}")
+
+
+def read_text_npz(file: Path, shape: TextShape) -> TextOutputs | Failure:
+    """Read a file, or say why it is of no use for text encoders of that shape."""
+    try:
+        if file.stat().st_size > _MOST_BYTES:
+            return Failure(f"is larger than {_MOST_BYTES >> 20} MiB, which no text needs")
+        content = file.read_bytes()
+        names = (*shape.names, POOLED, TOKEN_IDS)
+        arrays = arrays_of(io.BytesIO(content), lambda name: name in names)
+    except Exception as error:  # zipfile and NumPy raise a dozen classes on damage
+        return Failure(f"damaged ({error or type(error).__name__})")
+    missing = [name for name in (*shape.names, POOLED) if name not in arrays]
+    if missing:
+        return Failure(f"holds no {', no '.join(missing)}: it is of another family than SDXL")
+    fault = _fault(arrays, shape)
+    if fault:
+        return Failure(fault)
+    ids = arrays.get(TOKEN_IDS)
+    return TextOutputs(
+        tuple(arrays[name].astype(np.float32) for name in shape.names),
+        arrays[POOLED].astype(np.float32),
+        None if ids is None else tuple(ids.ravel().tolist()),  # damaged ones are nobody's
+        hashlib.sha256(content).hexdigest(),
+    )
+
+
+def _fault(arrays: Mapping[str, np.ndarray], shape: TextShape) -> str:
+    """What is wrong with arrays that are all there; empty if nothing is."""
+    states, pooled = [arrays[name] for name in shape.names], arrays[POOLED]
+    found = tuple(array.shape[-1] if array.ndim == 2 else 0 for array in states)
+    if (*found, pooled.shape) != (*shape.widths, (shape.pooled,)):
+        shapes = ", ".join(str(array.shape) for array in (*states, pooled))
+        return (
+            f"holds arrays of {shapes}, which are of other text encoders than this model's, whose "
+            f"states have {' and '.join(map(str, shape.widths))} numbers"
+        )
+    for array in states:
+        if len(array) != shape.positions:
+            return (
+                f"holds {len(array)} positions, of captions of over 75 tokens (max_token_length); "
+                f"files of {shape.positions} are used"
+            )
+    for array in (*states, pooled):
+        if array.dtype.kind != "f" or not np.isfinite(array.astype(np.float32)).all():
+            return "holds NaN, infinite or whole values"
+    return ""
+
+
+def write_text_npz(file: Path, states: Sequence[np.ndarray], pooled: np.ndarray, ids: Ids) -> None:
+    """Write a file as sd-scripts does, in float32, with the token ids besides.
+
+    Args:
+        file: Beside the image; see `text_npz_file`.
+        states: Of each encoder, [positions, width].
+        pooled: The pooled text, [P].
+        ids: The token ids of the chunk, those for all encoders in a row.
+
+    Raises:
+        StorageError: It could not be written.
+    """
+    arrays = {f"hidden_state{n}": array for n, array in enumerate(states, start=1)}
+    arrays[POOLED] = pooled
+    exact = {name: array.astype(np.float32) for name, array in arrays.items()}
+    with files.rewrite_file(file) as partial, partial.open("wb") as handle:
+        np.savez(handle, allow_pickle=False, **exact, **{TOKEN_IDS: np.array(ids, dtype=np.int32)})
+
+
+def is_before(file: Path, words: Sequence[Path]) -> Path | None:
+    """The first of some files that was changed after another; None if none was.
+
+    A second is allowed for, which is as exact as some file systems and archives are.
+    """
+    made = file.stat().st_mtime_ns + CLOCK_SLACK_NS
+    return next((path for path in words if _changed_at(path) > made), None)
+
+
+def _changed_at(path: Path) -> int:
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return 0
+
+
+@dataclass(frozen=True)
+class GivenTexts:
+    """Chunks of text whose states are taken from files, by their token ids.
+
+    Attributes:
+        files: The token ids of a chunk -> its file, and the SHA-256 of that when it was checked.
+        shape: The shape of what is in them.
+    """
+
+    files: Mapping[Ids, tuple[Path, str]]
+    shape: TextShape
+
+    def __contains__(self, ids: Ids) -> bool:
+        return ids in self.files
+
+    def read(self, ids: Ids) -> np.ndarray:
+        """What `TextOutputs.packed` says, of a chunk that is there.
+
+        Raises:
+            DatasetError: The file is not any more as it was when it was checked.
+        """
+        file, digest = self.files[ids]
+        found = read_text_npz(file, self.shape)
+        if isinstance(found, Failure) or found.digest != digest:
+            reason = f": {found.reason}" if isinstance(found, Failure) else ""
+            raise DatasetError(
+                f"{file} was changed or removed while the run was using it{reason}. Resume the "
+                f"run when it is there as before, or begin a new run, which checks it again."
+            )
+        return found.packed
+
+    @property
+    def digest(self) -> str:
+        """A hash of what is in all of them and which texts they are of, for a run's fingerprint."""
+        whole = hashlib.sha256()
+        for ids, (_, digest) in sorted(self.files.items()):
+            whole.update(np.asarray(ids, dtype="<i4").tobytes() + digest.encode())
+        return whole.hexdigest()[:16]

@@ -1,0 +1,44 @@
+"""The states of a text's chunks put together, and multiplied by its emphasis."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from impasto.models.tokens import LENGTH
+
+
+def apply_emphasis(
+    states: Float[Tensor, "b chunks n d"],
+    weights: Float[Tensor, "b chunks n"],
+    *,
+    keep_mean: bool,
+) -> Float[Tensor, "b chunks n d"]:
+    """Multiply each position by its weight; A1111's `modules/sd_emphasis.py`.
+
+    With `keep_mean` the mean of each chunk is brought back to what it was. A1111 takes it over all
+    images of a batch, which are of one prompt there; here it is taken per text, so that a caption
+    does not depend on its company.
+    """
+    changed = states * weights.unsqueeze(-1)
+    if not keep_mean:
+        return changed
+    before, after = states.mean((-2, -1), keepdim=True), changed.mean((-2, -1), keepdim=True)
+    return changed * (before / after)
+
+
+def join_chunks(states: Float[Tensor, "b chunks n d"]) -> Float[Tensor, "b positions d"]:
+    """A1111's way: one chunk after the other, each with its BOS and EOS."""
+    return states.flatten(1, 2)
+
+
+def join_as_one_sequence(states: Float[Tensor, "b chunks n d"]) -> Float[Tensor, "b positions d"]:
+    """sd-scripts' way: the first BOS, 75 states of each chunk, the last position of the last."""
+    if states.shape[1] == 1:
+        return states[:, 0]
+    inner = states[:, :, 1 : LENGTH - 1].flatten(1, 2)
+    return torch.cat([states[:, 0, :1], inner, states[:, -1, -1:]], dim=1)
+
+
+JOINERS = {"a1111": join_chunks, "kohya": join_as_one_sequence}

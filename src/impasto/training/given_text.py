@@ -1,0 +1,240 @@
+"""Texts of sd-scripts in the place of encoding captions, for those who ask for them.
+
+A file does not say which caption it is of, so three things are looked at. A file of Impasto says
+its token ids, which have to be those of the caption. Any other must not be older than the words.
+And some of all files are compared with what the model's own text encoders answer: what is wrong
+with all of them (another model, another layer, weighted captions) shows in a few.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from impasto.config.run import RunConfig
+from impasto.data.beside import SidecarLookup
+from impasto.data.listing import CAPTION, TAGS
+from impasto.data.npz_exchange import why_shared
+from impasto.data.records import ImageRecord, SkippedFile
+from impasto.data.stages import Failure
+from impasto.data.text_npz import (
+    GivenTexts,
+    Ids,
+    TextOutputs,
+    TextShape,
+    is_before,
+    read_text_npz,
+    text_npz_file,
+)
+from impasto.errors import ConfigError, DatasetError
+from impasto.models.loading import BaseModel, build_tokens
+from impasto.models.text import ClipTextConditioner, TextStates
+from impasto.models.text_exchange import shape_in_files
+from impasto.progress import Progress, counted
+from impasto.training.text import build_layout
+
+COMPARED = 8
+"""Files that are compared with what the text encoders answer, spread over all."""
+
+MOST_APART = 0.1
+"""How far they may be apart, as a share. Measured with full-size encoders of random weights: 0.015
+for encoding in bfloat16, 0.16 for one other word of twelve, 0.25 for one more tag."""
+
+_SHOWN = 5
+
+
+def ending_of_texts(config: RunConfig, model: BaseModel) -> str | None:
+    """What the names of files with texts end on; None where none are to be used.
+
+    Raises:
+        ConfigError: They are asked for where there are none.
+    """
+    if not config.training.text_from_npz:
+        return None
+    ending = model.family.text_npz_ending
+    if ending is None:
+        raise ConfigError(
+            f"training.text_from_npz has no effect: {model.contents.name} is {model.family.name}, "
+            f"of whose texts sd-scripts keeps no files. Take it out."
+        )
+    return ending
+
+
+def find_given_texts(
+    config: RunConfig,
+    model: BaseModel,
+    states: TextStates,
+    records: Sequence[ImageRecord],
+    device: torch.device,
+    progress: Progress,
+) -> GivenTexts | None:
+    """Find the files of sd-scripts that fit the captions; name those that do not.
+
+    Each process of a run looks for itself.
+
+    Args:
+        config: The settings.
+        model: The base model.
+        states: Its text encoders; they are brought to the device if files are asked for.
+        records: The images.
+        device: Where they compute.
+        progress: Is told how far it is, and which files are not used.
+
+    Returns:
+        None where the settings do not ask for them.
+
+    Raises:
+        ConfigError: They are asked for where there can be none.
+        DatasetError: Files hold something else than the text encoders answer.
+    """
+    ending = ending_of_texts(config, model)
+    if ending is None:
+        return None
+    states = states.to(device)
+    conditioner = ClipTextConditioner(build_tokens(model, build_layout(config)), states)
+    search = _Search(config, ending, shape_in_files(states.shape), conditioner)
+    with progress.stage("Reading sd-scripts' texts", len(records), "images") as advance:
+        for group in _by_file(records, ending).items():
+            search.look_at(*group)
+            advance(len(group[1]))
+    _tell(search, progress)
+    given = GivenTexts(search.found, search.shape)
+    _require_alike(given, states, search.disputed)
+    return given
+
+
+def _by_file(records: Sequence[ImageRecord], ending: str) -> dict[Path, list[ImageRecord]]:
+    found: dict[Path, list[ImageRecord]] = {}
+    for record in records:
+        found.setdefault(text_npz_file(record.path, ending), []).append(record)
+    return found
+
+
+@dataclass
+class _Search:
+    """Looks for the files of images, and keeps those that fit.
+
+    Attributes:
+        config: The settings.
+        ending: What the names of the files end on.
+        shape: What is in them.
+        conditioner: Cuts captions into chunks.
+        found: The token ids of a chunk -> its file and that file's hash.
+        used: Images whose captions are taken from files.
+        images: Images that were looked at.
+        refused: Files that are not used, with reasons.
+        disputed: Token ids for which two files say different things.
+    """
+
+    config: RunConfig
+    ending: str
+    shape: TextShape
+    conditioner: ClipTextConditioner
+    found: dict[Ids, tuple[Path, str]] = field(default_factory=dict)
+    used: int = 0
+    images: int = 0
+    refused: list[SkippedFile] = field(default_factory=list)
+    disputed: list[Ids] = field(default_factory=list)
+    _beside: SidecarLookup = field(default_factory=SidecarLookup)
+
+    def look_at(self, file: Path, records: Sequence[ImageRecord]) -> None:
+        """Take the texts of a file, if they are those of its images."""
+        self.images += len(records)
+        if not file.is_file():
+            return
+        fault = why_shared({record.path for record in records}) or self._use(file, records[0])
+        if fault is None:
+            self.used += len(records)
+        else:
+            self.refused.append(SkippedFile(file, fault.reason))
+
+    def _use(self, file: Path, record: ImageRecord) -> Failure | None:
+        chunks = self.conditioner.chunks_of(record.fixed_caption)
+        if record.subset.captions.changes_words:
+            return Failure("the caption changes each time that it is shown")
+        if len(chunks) > 1:
+            return Failure("the caption has over 75 tokens, and files of one chunk are used")
+        text = read_text_npz(file, self.shape)
+        if isinstance(text, Failure):
+            return text
+        if text.ids is None:
+            changed = is_before(file, self._words_of(record))
+            if changed is not None:
+                return Failure(f"older than {changed.name}, which was changed after it was made")
+        elif text.ids != chunks[0]:
+            return Failure("is of another caption, or of the same cut otherwise")
+        return self._keep(file, chunks[0], text)
+
+    def _keep(self, file: Path, ids: Ids, text: TextOutputs) -> Failure | None:
+        other, digest = self.found.setdefault(ids, (file, text.digest))
+        if digest == text.digest:
+            return None
+        first = read_text_npz(other, self.shape)
+        if isinstance(first, TextOutputs) and _apart(first, text) <= MOST_APART:
+            return None  # two encodings of the same words; the first one is used for both
+        self.disputed.append(ids)
+        return Failure(f"says something else than {other.name}, though the captions are the same")
+
+    def _words_of(self, record: ImageRecord) -> list[Path]:
+        """The files that a caption may be from."""
+        subset = self.config.dataset.parts[record.subset.dataset].subsets[record.subset.number]
+        beside = [self._beside.file(record.path, ending) for ending in (CAPTION, TAGS)]
+        return [*beside, *([subset.metadata_file] if subset.metadata_file else [])]
+
+
+def _tell(search: _Search, progress: Progress) -> None:
+    progress.note(
+        f"Texts of sd-scripts are used for {search.used:,} of {counted(search.images, 'captions')}."
+    )
+    for item in search.refused[:_SHOWN]:
+        progress.note(f"  not used: {item.path.name}: {item.reason}")
+    if len(search.refused) > _SHOWN:
+        progress.note(f"  and {counted(len(search.refused) - _SHOWN, 'more files are')} not used")
+
+
+def _apart(one: TextOutputs, other: TextOutputs) -> float:
+    """How far two texts are apart, as a share: the greatest over their arrays.
+
+    The first position is left out: it is the same for every text, and larger than all others.
+    """
+    pairs = [(a[1:], b[1:]) for a, b in zip(one.states, other.states, strict=True)]
+    return max(
+        float(np.linalg.norm(a - b) / (np.linalg.norm(b) or 1.0))
+        for a, b in (*pairs, (one.pooled, other.pooled))
+    )
+
+
+def _require_alike(given: GivenTexts, states: TextStates, disputed: Sequence[Ids]) -> None:
+    """Make sure that some of the files are what the text encoders answer.
+
+    Raises:
+        DatasetError: One is something else.
+    """
+    every = max(1, -(-len(given.files) // COMPARED))
+    looked_at = dict.fromkeys((*disputed, *list(given.files)[::every]))
+    for ids in looked_at:
+        file, _ = given.files[ids]
+        found = read_text_npz(file, given.shape)
+        apart = 1.0 if isinstance(found, Failure) else _apart(found, _answered(states, ids))
+        if not apart <= MOST_APART:
+            raise DatasetError(
+                f"{file} holds something else than this model's text encoders make of its "
+                f"caption: they are {apart:.0%} apart. It was made of other words, with another "
+                f"model, or with --weighted_captions. Delete such files, or set "
+                f"training.text_from_npz to false: encoding captions takes little time."
+            )
+
+
+@torch.no_grad()
+def _answered(states: TextStates, ids: Ids) -> TextOutputs:
+    """What the text encoders make of a chunk."""
+    device = next(states.parameters()).device
+    with torch.autocast(device.type, enabled=False):
+        row = states(torch.tensor([ids]).to(device)).float().cpu()
+    each, pooled = states.shape.unpacked(row)
+    assert pooled is not None  # noqa: S101 - families with files of texts have one
+    return TextOutputs(tuple(one[0].numpy() for one in each), pooled[0].numpy(), ids, "")

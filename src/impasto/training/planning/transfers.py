@@ -1,0 +1,85 @@
+"""What streamed weights cost: how much goes over PCIe in a step, and how long that takes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from impasto.config.run import RunConfig
+from impasto.models.saving import DTYPES
+from impasto.models.trainable import Trainable, recomputed_blocks
+from impasto.training.optim.copies import build_copies
+from impasto.training.optim.pinned_memory import pinned_bytes
+from impasto.training.precision import computed_kind
+
+_SAMPLE = 64 << 20  # bytes that a copy is timed with
+
+
+@dataclass(frozen=True)
+class Transfers:
+    """Copies of weights between RAM and the GPU, in one step.
+
+    Attributes:
+        ram_bytes: Of weights that wait in pinned RAM.
+        to_gpu_bytes: Copied to the GPU, in all passes of a step together.
+        from_gpu_bytes: Copied back, stepped.
+        seconds: About how long the longer of the two ways takes; it runs beside the arithmetic.
+    """
+
+    ram_bytes: int
+    to_gpu_bytes: int
+    from_gpu_bytes: int
+    seconds: float
+
+
+def transfers_of(
+    config: RunConfig,
+    trainable: Trainable,
+    device: torch.device,
+    rate: Callable[[torch.device], float] | None = None,
+) -> Transfers | None:
+    """What a step copies; None where weights are not streamed.
+
+    A forward pass brings each block, the backward pass again, and once more where the norm of the
+    gradient is measured by a backward pass of its own.
+
+    Args:
+        config: The settings.
+        trainable: What learns; its tensors may be without values.
+        device: Where it computes.
+        rate: Gives bytes per second from RAM to a device; None measures it.
+    """
+    training = config.training
+    if not training.stream_weights:
+        return None
+    wide = DTYPES[training.weight_dtype].itemsize
+    blocks = [list(block.parameters()) for block in recomputed_blocks(trainable.unet)]
+    size = wide * sum(p.numel() for block in blocks for p in block)
+    learning = wide * sum(
+        p.numel() for block in blocks if any(q.requires_grad for q in block) for p in block
+    )
+    limits = training.max_grad_norm > 0 and training.optimizer_in_backward == "exact"
+    measures = limits or computed_kind(config) == "fp16"
+    passes = 3 if measures else 2
+    return Transfers(size, passes * size, learning, passes * size / (rate or copy_rate)(device))
+
+
+def copy_rate(device: torch.device) -> float:
+    """Bytes per second from pinned RAM to a device, measured with one copy of 64 MiB.
+
+    Raises:
+        OutOfMemoryError: The system pins no more RAM.
+    """
+    on_gpu, copies = device.type == "cuda", build_copies(device)
+    source = pinned_bytes(_SAMPLE, "training.stream_weights", pinned=on_gpu)
+    target = torch.empty(_SAMPLE, dtype=torch.uint8, device=device)
+    for _ in range(2):  # the first one warms up
+        began = time.perf_counter()
+        copies.wait(copies.load(target, source, []))
+        if on_gpu:
+            torch.cuda.synchronize(device)
+        seconds = time.perf_counter() - began
+    return _SAMPLE / seconds

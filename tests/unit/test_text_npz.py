@@ -1,0 +1,293 @@
+"""sd-scripts' files of encoded captions: written beside images, and used only where they fit."""
+
+import os
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from conftest import draw_images
+from two_encoders import write_model
+
+from impasto.cli.dataset import dataset
+from impasto.data.captions import CaptionRules
+from impasto.data.scan import scan_folder
+from impasto.data.stages import Failure
+from impasto.data.subsets import Subset
+from impasto.data.text_npz import TOKEN_IDS, is_before, read_text_npz, write_text_npz
+from impasto.errors import ConfigError, DatasetError, ImpastoError
+from impasto.models.families import SDXL
+from impasto.models.loading import build_tokens, load_base_model
+from impasto.models.text import ClipTextConditioner, TextStates
+from impasto.models.text_exchange import AS_SD_SCRIPTS, export_texts, shape_in_files
+from impasto.models.text_memory import TextCache
+from impasto.models.tokens import TextLayout
+from impasto.progress import SilentProgress
+from impasto.training.given_text import find_given_texts
+from impasto.training.methods import build_trainable
+from impasto.training.trainer import resume, train
+
+CPU = torch.device("cpu")
+SILENT = SilentProgress()
+ENDING = SDXL.text_npz_ending
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory, nano_architecture):
+    return write_model(nano_architecture, tmp_path_factory.mktemp("models") / "sdxl", SDXL)
+
+
+@pytest.fixture(scope="module")
+def model(model_folder):
+    return load_base_model(model_folder)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    made = draw_images(tmp_path / "set", 3)
+    (made / "001.txt").write_text("a (big) ball, " + "very " * 90, encoding="utf-8")
+    return made
+
+
+@pytest.fixture
+def config(train_config, model_folder, folder):
+    return train_config(
+        model={"path": str(model_folder)},
+        dataset={"image_dir": str(folder)},
+        training={"text_from_npz": True},
+    )
+
+
+class Told(SilentProgress):
+    def __init__(self):
+        self.lines = []
+
+    def note(self, message):
+        self.lines.append(message)
+
+
+def records_of(folder, **subset):
+    return scan_folder(folder, subset=Subset(root=folder, **subset)).records
+
+
+def found_in(folder, config, model, told=SILENT, **subset):
+    records = records_of(folder, **subset)
+    return find_given_texts(config, model, TextStates.of(model), records, CPU, told)
+
+
+def refusals(folder, config, model, **subset):
+    """File -> why it is not used."""
+    told = Told()
+    found_in(folder, config, model, told, **subset)
+    lines = (line.removeprefix("  not used: ").partition(": ") for line in told.lines[1:])
+    return {name: reason for name, _, reason in lines}
+
+
+def as_sd_scripts_writes(file, **changes):
+    """Rewrite a file of ours without what it says of its tokens, as sd-scripts' own are."""
+    with np.load(file) as arrays:
+        kept = {name: array for name, array in arrays.items() if name != TOKEN_IDS}
+    np.savez(file, **(kept | changes))
+
+
+def make_older(path, seconds):
+    status = path.stat()
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns - int(seconds * 1e9)))
+
+
+def test_captions_are_written_as_sd_scripts_keeps_them(model, folder):
+    exported = export_texts(records_of(folder), model, ENDING, CPU, SILENT)
+    assert (exported.written, exported.refused) == (3, ())
+    states = TextStates.of(model)
+    conditioner = ClipTextConditioner(build_tokens(model, AS_SD_SCRIPTS), states, states.shape)
+    for stem in ("000", "001", "002"):
+        text = (folder / f"{stem}.txt").read_text(encoding="utf-8")
+        arguments = conditioner([text]).arguments  # without sizes, states alone
+        with np.load(folder / f"{stem}_te_outputs.npz") as arrays:
+            assert set(arrays) == {"hidden_state1", "hidden_state2", "pool2", TOKEN_IDS}
+            first, second, pooled = (arrays[n] for n in ("hidden_state1", "hidden_state2", "pool2"))
+        assert {array.dtype for array in (first, second, pooled)} == {np.dtype(np.float32)}
+        assert (first.shape, second.shape, pooled.shape) == ((77, 16), (77, 24), (20,))
+        together = torch.from_numpy(np.concatenate([first, second], axis=1))
+        expected = arguments["encoder_hidden_states"][0]
+        torch.testing.assert_close(together, expected, atol=1e-5, rtol=1e-5)
+        row = states(torch.tensor([conditioner.chunks_of(text)[0]]))
+        torch.testing.assert_close(torch.from_numpy(pooled), row[0, -20:], atol=1e-5, rtol=1e-5)
+
+
+def test_what_fits_is_used_and_nothing_is_encoded(model, folder, config):
+    export_texts(records_of(folder), model, ENDING, CPU, SILENT)
+    for file in folder.glob("*_te_outputs.npz"):
+        as_sd_scripts_writes(file)
+    (folder / "001.txt").write_text("short", encoding="utf-8")
+    (folder / "001_te_outputs.npz").unlink()
+    told = Told()
+    given = found_in(folder, config, model, told)
+    assert told.lines == ["Texts of sd-scripts are used for 2 of 3 captions."]
+    encoded = []
+
+    def encode(ids):
+        encoded.append(ids)
+        return states(ids)
+
+    states = TextStates.of(model)
+    conditioner = ClipTextConditioner(build_tokens(model, TextLayout()), states, states.shape)
+    memory = TextCache(1 << 20, CPU, given=given)
+    ids = [conditioner.chunks_of(r.fixed_caption)[0] for r in records_of(folder)]
+    with torch.no_grad():
+        expected = states(torch.tensor(ids))
+    found = memory.states_of(torch.tensor(ids), encode)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    assert [one.tolist() for one in encoded] == [[list(ids[1])]]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"hidden_state1": np.zeros((77, 40), np.float16)}, "other text encoders than this"),
+        ({"hidden_state2": np.zeros((2, 77, 24))}, "other text encoders than this"),
+        ({"pool2": np.zeros(7)}, "other text encoders than this"),
+        (
+            {"hidden_state1": np.zeros((227, 16)), "hidden_state2": np.zeros((227, 24))},
+            "holds 227 positions, of captions of over 75 tokens",
+        ),
+        ({"pool2": np.full(20, np.nan)}, "holds NaN, infinite or whole values"),
+        ({"pool2": np.zeros(20, np.int64)}, "holds NaN, infinite or whole values"),
+        ({TOKEN_IDS: np.zeros(154, np.int32)}, "is of another caption"),
+    ],
+)
+def test_files_of_something_else_are_named(model, folder, config, changes, words):
+    """Also one of SD 1 or SD 3, whose arrays are of other shapes or have other names."""
+    export_texts(records_of(folder), model, ENDING, CPU, SILENT)
+    as_sd_scripts_writes(folder / "000_te_outputs.npz", **changes)
+    (refused,) = refusals(folder, config, model).items()
+    assert refused[0] == "000_te_outputs.npz"
+    assert words in refused[1]
+
+
+def test_a_file_of_another_family_or_a_damaged_one_is_named(model, folder):
+    shape = shape_in_files(TextStates.of(model).shape)
+    file = folder / "000_te_outputs.npz"
+    np.savez(file, lg_out=np.zeros((77, 8)), t5_out=np.zeros((77, 8)), lg_pooled=np.zeros(8))
+    found = read_text_npz(file, shape)
+    assert isinstance(found, Failure)
+    assert "holds no hidden_state1, no hidden_state2, no pool2" in found.reason
+    file.write_bytes(b"PK\x03\x04 and no more")
+    assert "damaged" in read_text_npz(file, shape).reason
+    with file.open("wb") as big:
+        big.truncate(17 << 20)
+    assert "larger than 16 MiB" in read_text_npz(file, shape).reason
+
+
+def test_words_that_were_changed_after_it_make_it_stale(model, folder, config):
+    export_texts(records_of(folder), model, ENDING, CPU, SILENT)
+    (folder / "002.txt").write_text("another ball", encoding="utf-8")  # known by its tokens
+    as_sd_scripts_writes(folder / "000_te_outputs.npz")
+    make_older(folder / "000_te_outputs.npz", 5)
+    found = refusals(folder, config, model)
+    assert "older than 000.txt" in found["000_te_outputs.npz"]
+    assert "is of another caption" in found["002_te_outputs.npz"]
+    assert "over 75 tokens" not in found
+    assert is_before(folder / "001_te_outputs.npz", [folder / "none.txt"]) is None
+
+
+def test_images_that_share_a_file_and_captions_that_vary_have_none(model, folder, config):
+    (folder / "000.jpg").write_bytes((folder / "000.png").read_bytes())
+    exported = export_texts(records_of(folder), model, ENDING, CPU, SILENT)
+    assert exported.written == 2
+    assert "one .npz stands for" in exported.refused[0].reason
+    write_text_npz(folder / "000_te_outputs.npz", [], np.zeros(0), ())
+    assert "one .npz stands for" in refusals(folder, config, model)["000_te_outputs.npz"]
+    varied = {"captions": CaptionRules(shuffle=True)}
+    assert not export_texts(records_of(folder, **varied), model, ENDING, CPU, SILENT).written
+    found = refusals(folder, config, model, **varied)
+    assert found["002_te_outputs.npz"] == "the caption changes each time that it is shown"
+
+
+def test_two_files_of_one_caption_must_agree(model, folder, config):
+    (folder / "002.txt").write_text("a red ball", encoding="utf-8")
+    export_texts(records_of(folder), model, ENDING, CPU, SILENT)
+    for stem, factor in (("000", 1.0), ("002", 1.05)):  # as far as bfloat16, and further
+        with np.load(folder / f"{stem}_te_outputs.npz") as arrays:
+            pooled = arrays["pool2"] * factor
+        as_sd_scripts_writes(folder / f"{stem}_te_outputs.npz", pool2=pooled)
+    assert refusals(folder, config, model) == {}
+    as_sd_scripts_writes(folder / "002_te_outputs.npz", pool2=-pooled)
+    found = refusals(folder, config, model)
+    assert "says something else than 000_te_outputs.npz" in found["002_te_outputs.npz"]
+
+
+def test_texts_of_another_model_end_the_run_before_it_begins(
+    model, folder, config, nano_architecture, tmp_path
+):
+    """All files are wrong then, and nothing in them says so but their numbers."""
+    other = load_base_model(model.contents.source)
+    for network in other.text_encoders.values():
+        for parameter in network.parameters():
+            parameter.data.add_(0.3 * torch.randn_like(parameter))
+    export_texts(records_of(folder), other, ENDING, CPU, SILENT)
+    with pytest.raises(DatasetError, match=r"something else than this model's text encoders make"):
+        found_in(folder, config, model)
+
+
+def test_a_file_that_changes_while_it_is_used_ends_the_run(model, folder, config):
+    export_texts(records_of(folder), model, ENDING, CPU, SILENT)
+    given = found_in(folder, config, model)
+    ids, (file, _) = next(iter(given.files.items()))
+    with np.load(file) as arrays:
+        as_sd_scripts_writes(file, pool2=arrays["pool2"] * 1.01)
+    with pytest.raises(DatasetError, match="was changed or removed while the run was using it"):
+        given.read(ids)
+    assert given.digest != found_in(folder, config, model).digest
+
+
+def test_it_is_refused_where_it_would_do_nothing(train_config, nano_model, config):
+    sd1 = train_config(model={"path": str(nano_model)}, training={"text_from_npz": True})
+    with pytest.raises(ConfigError, match=r"text_from_npz has no effect.*SD 1\.x"):
+        build_trainable(sd1, load_base_model(nano_model))
+    for method, words in (
+        ({"train_text_encoder": True}, "contradict each other"),
+        ({"kind": "hypernetwork", "templates": ["a photo of [name]"]}, "caption templates"),
+    ):
+        saving = {"format": "a1111"} if "kind" in method else {}
+        with pytest.raises(ConfigError, match=f"text_from_npz.*{words}"):
+            train_config(training={"text_from_npz": True}, method=method, saving=saving)
+
+
+@pytest.mark.usefixtures("fresh_accelerate")
+def test_a_run_takes_its_texts_from_files_and_its_states_know_them(
+    config, model_folder, folder, tmp_path
+):
+    written = CliRunner().invoke(
+        dataset,
+        ["cache", str(folder), str(model_folder), "--resolution", "80", "--min-side", "32",
+         "--max-side", "96", "--step", "32", "--export-npz"],
+    )  # fmt: skip
+    assert written.exit_code == 0, written.output
+    assert "Texts as .npz" in written.output
+    losses = {}
+    for name in ("encoded", "given", "bent"):
+        training = {"max_steps": 2, "text_from_npz": name != "encoded"}
+        if name == "bent":
+            for file in folder.glob("*_te_outputs.npz"):
+                with np.load(file) as arrays:
+                    as_sd_scripts_writes(file, hidden_state1=arrays["hidden_state1"] * 1.05)
+        run = train(
+            config.model_copy(
+                update={
+                    "output_dir": tmp_path / name,
+                    "training": config.training.model_copy(update=training),
+                }
+            )
+        )
+        losses[name] = [record["loss"] for record in run.read_metrics()]
+    assert losses["given"] == pytest.approx(losses["encoded"], rel=1e-5)
+    assert losses["bent"] != pytest.approx(losses["encoded"], rel=1e-5)
+    longer = config.model_copy(
+        update={
+            "output_dir": tmp_path / "given",
+            "training": config.training.model_copy(update={"max_steps": 3}),
+        }
+    )
+    with pytest.raises(ImpastoError, match="texts of sd-scripts"):
+        resume(longer.output_dir, changed=longer)
