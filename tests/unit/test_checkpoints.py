@@ -15,13 +15,12 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from impasto.checkpoints import tensors as tensors_module
 from impasto.checkpoints import writing
 from impasto.checkpoints.kinds import BASE_MODEL, kind_of
 from impasto.checkpoints.modelspec import ModelSpec, read_encoder_layer, read_prediction_type
 from impasto.checkpoints.pickles import LightningCallback
 from impasto.checkpoints.reading import open_tensor_file
-from impasto.checkpoints.tensors import LazyTensor, converted, read_in_turn
+from impasto.checkpoints.tensors import LazyTensor
 from impasto.checkpoints.writing import HASH_KEY, write_ckpt, write_safetensors
 from impasto.errors import ModelError, StorageError
 from impasto.models.families import file_layouts
@@ -337,33 +336,3 @@ def test_the_metadata_standard():
     assert read_encoder_layer(texts) == 2
     assert read_prediction_type({}) is None
     assert read_encoder_layer({"modelspec.encoder_layer": "x"}) is None
-
-
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-def test_reading_in_turn_gives_the_same_copies(tensors, tmp_path, dtype):
-    """In any order of sizes; what was read before does not change while the next is read."""
-    file = tmp_path / "x.safetensors"
-    write_safetensors(file, lazily(tensors), {})
-    opened = open_tensor_file(file).tensors
-    for order in (sorted(tensors), sorted(tensors, reverse=True)):
-        asked = {name: opened[name] for name in order}
-        asked["turned"] = opened["half"].reshaped((5, 3))
-        found = dict(read_in_turn(asked, dtype))
-        assert list(found) == [*order, "turned"]
-        assert all(torch.equal(found[name], tensors[name].to(dtype)) for name in order)
-        assert torch.equal(found["turned"], tensors["half"].to(dtype).reshape(5, 3))
-
-
-@pytest.mark.parametrize(
-    ("given", "asked"), [(torch.float16, torch.bfloat16), (torch.bfloat16, torch.float16)]
-)
-def test_every_16_bit_number_is_converted_as_pytorch_does(monkeypatch, given, asked):
-    """In pieces, and of a tensor that is not contiguous."""
-    monkeypatch.setattr(tensors_module, "_CONVERTED_AT_ONCE", 1000)
-    every = torch.arange(-(1 << 15), 1 << 15).to(torch.int16).view(given).reshape(256, 256)
-    for values in (every, every.T):
-        found, expected = converted(values, asked), values.to(asked).contiguous()
-        is_number = ~expected.isnan()
-        assert torch.equal(found.isnan(), ~is_number)
-        bits, expected_bits = found.view(torch.int16), expected.view(torch.int16)
-        assert torch.equal(bits[is_number], expected_bits[is_number])

@@ -6,8 +6,7 @@ holds one tensor at a time.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from math import prod
 
@@ -61,19 +60,13 @@ class LazyTensor:
         """A tensor that is in memory already, on any device."""
         return cls(tuple(tensor.shape), tensor.dtype, lambda: tensor.detach().cpu())
 
-    def read_as(self, dtype: torch.dtype) -> Tensor:
-        """A copy of another type, which may be written to."""
-        values = self.read()
-        if self.owns_memory and dtype == values.dtype:
-            return values
-        return converted(values, dtype)
-
-    def read_by(self, scratch: Scratch) -> Tensor:
-        """Its values in `scratch`, by `read_into` alone, so that a thread needs no arithmetic."""
-        assert self.read_into is not None  # noqa: S101 - asked by the caller
-        values = scratch.of(self.size_bytes)
-        self.read_into(values)
-        return values.view(self.dtype).reshape(self.shape)
+    def read_as(self, dtype: torch.dtype, scratch: Scratch | None = None) -> Tensor:
+        """A copy of another type, which may be written to; by way of `scratch` if it is given."""
+        if scratch is not None and self.read_into is not None and dtype != self.dtype:
+            values = scratch.of(self.size_bytes)
+            self.read_into(values)
+            return values.view(self.dtype).reshape(self.shape).to(dtype)
+        return self.read().to(dtype, copy=not (self.owns_memory and dtype == self.dtype))
 
     @property
     def size_bytes(self) -> int:
@@ -101,51 +94,10 @@ class LazyTensor:
         """The same in another floating-point type; integers and None stay as they are."""
         if dtype in (None, self.dtype) or not self.dtype.is_floating_point:
             return self
-
-        def read() -> Tensor:
-            return converted(self.read(), dtype)
-
-        return LazyTensor(self.shape, dtype, read, owns_memory=True)
+        return LazyTensor(self.shape, dtype, lambda: self.read().to(dtype), owns_memory=True)
 
 
 Tensors = Mapping[str, LazyTensor]
-_CONVERTED_AT_ONCE = 1 << 23  # numbers: 32 MiB in float32
-
-
-def converted(values: Tensor, dtype: torch.dtype) -> Tensor:
-    """Values in another type, in memory of their own.
-
-    Between float16 and bfloat16 PyTorch uses no vector instructions on a processor; by way of
-    float32, which is how it computes each number too, the same takes a third of the time.
-    """
-    if {values.dtype, dtype} != {torch.float16, torch.bfloat16} or values.device.type != "cpu":
-        return values.to(dtype, copy=True)
-    flat = values.contiguous().reshape(-1)
-    result = torch.empty(flat.shape, dtype=dtype)
-    wide = torch.empty(min(len(flat), _CONVERTED_AT_ONCE), dtype=torch.float32)
-    for begin in range(0, len(flat), _CONVERTED_AT_ONCE):
-        piece = flat[begin : begin + _CONVERTED_AT_ONCE]
-        result[begin : begin + len(piece)].copy_(wide[: len(piece)].copy_(piece))
-    return result.reshape(values.shape)
-
-
-def read_in_turn(tensors: Tensors, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
-    """Each tensor as a copy of a type; while one is converted, the next is read from its file."""
-    scratches = Scratch(), Scratch()
-
-    def coming(number: int) -> Future[Tensor] | None:
-        lazy = lazies[number] if number < len(lazies) else None
-        if lazy is None or lazy.read_into is None or lazy.dtype == dtype:
-            return None
-        return reading.submit(lazy.read_by, scratches[number % 2])
-
-    lazies = list(tensors.values())
-    with ThreadPoolExecutor(1) as reading:
-        read = coming(0)
-        for number, (name, lazy) in enumerate(tensors.items()):
-            values = None if read is None else read.result()
-            read = coming(number + 1)
-            yield name, lazy.read_as(dtype) if values is None else converted(values, dtype)
 
 
 def joined(parts: tuple[LazyTensor, ...]) -> LazyTensor:

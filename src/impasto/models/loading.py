@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from impasto.checkpoints.keymap import PartKind
-from impasto.checkpoints.tensors import LazyTensor, Tensors, read_in_turn, total_bytes
+from impasto.checkpoints.tensors import LazyTensor, Scratch, Tensors, total_bytes
 from impasto.checkpoints.writing import is_finite
 from impasto.diffusion.schedule import BETA_END, BETA_START, NUM_TRAIN_TIMESTEPS, NoiseSchedule
 from impasto.errors import ModelError
@@ -260,14 +260,15 @@ def fill(
             f"damaged or belongs to another model."
         )
     values: dict[str, Tensor] = {}
-    for name, tensor in read_in_turn(tensors, dtype):
-        if not is_finite(tensor):
+    scratch = Scratch()
+    for name, lazy in tensors.items():
+        values[name] = lazy.read_as(dtype, scratch)
+        if not is_finite(values[name]):
             raise ModelError(
                 f"{source}: {name} holds NaN or infinite values. The model is damaged; take "
                 f"another copy of it."
             )
-        values[name] = tensor
-        advance(tensors[name].size_bytes)
+        advance(lazy.size_bytes)
     module.load_state_dict(values, strict=False, assign=True)
 
 
