@@ -96,6 +96,7 @@ SD1 = Family(
     architecture="stable-diffusion-v1",
     resolution=512,
     pipeline=STABLE_DIFFUSION,
+    base_version="sd_v1",
 )
 SD2_BASE = Family(
     key="sd2-base",
@@ -110,6 +111,7 @@ SD2_BASE = Family(
     architecture="stable-diffusion-v2-512",
     resolution=512,
     pipeline=STABLE_DIFFUSION,
+    base_version="sd_v2",
 )
 SD2_V = replace(
     SD2_BASE,
@@ -118,6 +120,7 @@ SD2_V = replace(
     prediction=VELOCITY,
     architecture="stable-diffusion-v2-768-v",
     resolution=768,
+    base_version="sd_v2_v",
 )
 _CLIP_L = replace(
     _CLIP,
@@ -160,6 +163,8 @@ SDXL = Family(
     sizes=SizeConditioning(256),
     depths=(0, 2, 10),
     npz_endings=SDXL_ENDINGS,
+    base_version="sdxl_base_v1-0",
+    lora_by_file_names=True,
 )
 SDXL_V = replace(SDXL, key="sdxl-v", name="SDXL v-pred", prediction=VELOCITY, mark="v_pred")
 FAMILIES: tuple[Family, ...] = (SD1, SD2_BASE, SD2_V, SDXL, SDXL_V)

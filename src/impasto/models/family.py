@@ -150,6 +150,9 @@ class Family:
         depths: Transformer blocks of each attention, by level on the way down, at full size; None
             where no other model is told apart by them.
         npz_endings: What names of sd-scripts' files of its latents end on; the first is written.
+        base_version: What sd-scripts calls it in `ss_base_model_version` of a LoRA.
+        lora_by_file_names: Whether LoRAs name layers of the U-Net as single files do, not as
+            diffusers does.
     """
 
     key: str
@@ -170,6 +173,8 @@ class Family:
     mark: str | None = None
     depths: tuple[int, ...] | None = None
     npz_endings: tuple[str, ...] = SD_ENDINGS
+    base_version: str = ""
+    lora_by_file_names: bool = False
 
     def of_kind(self, kind: PartKind) -> tuple[Component, ...]:
         """The components of a kind."""
