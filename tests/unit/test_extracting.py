@@ -116,7 +116,7 @@ def test_ranks_errors_and_metadata(base, tmp_path):
     assert len(worst) == 5
     assert texts["ss_network_module"] == "networks.lora"
     assert (texts["ss_network_dim"], texts["ss_network_alpha"]) == ("4", "4")
-    assert json.loads(texts["ss_network_args"]) == {"conv_dim": "2", "conv_alpha": "2"}
+    assert json.loads(texts["ss_network_args"]) == {"conv_dim": "2", "conv_alpha": "4"}
     assert (texts["ss_base_model_version"], texts["ss_v2"]) == ("sd_v1", "False")
     assert texts["modelspec.architecture"] == "stable-diffusion-v1/lora"
     assert str(tmp_path) not in json.dumps(texts)

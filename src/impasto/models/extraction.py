@@ -28,6 +28,9 @@ from impasto.progress import Progress, SilentProgress
 
 _ATTENTION = re.compile(r"\.attentions\.\d+\.")
 _OTHER_BLOCKS = re.compile(r"\.(resnets|downsamplers|upsamplers)\.\d+\.")
+ALPHA = 64.0
+"""The alpha of all layers of a file whose ranks are not bounded."""
+
 _OF_TEXT = re.compile(r"\.(self_attn\.(q|k|v|out)_proj|mlp\.fc[12])\.weight$")
 
 
@@ -50,6 +53,16 @@ class ExtractionRules:
     dtype: torch.dtype = torch.float16
     with_text: bool = True
 
+    @property
+    def alpha(self) -> float:
+        """The alpha of all layers, whatever their ranks.
+
+        diffusers (0.42, `get_peft_kwargs` in `utils/peft_utils.py`) loses the alphas of attention
+        layers where a file has several, and takes the commonest for them. So all have one, and
+        what that multiplies a layer by is taken out of its matrices.
+        """
+        return ALPHA if self.rank is None else float(self.rank)
+
     def of(self, shape: tuple[int, ...]) -> RankRule:
         """The rule for a layer whose weight is of this shape."""
         is_spatial = len(shape) > 2 and math.prod(shape[2:]) > 1
@@ -63,12 +76,14 @@ class ExtractedLayer:
     Attributes:
         up: `[out, rank]`, or `[out, rank, 1, 1]` of a convolution.
         down: `[rank, in]`, or `[rank, in, height, width]`.
+        alpha: `alpha / rank` is what their product is multiplied by.
         change: The sum of squares of the difference.
         missed: The sum of squares of what the stored product differs from it by.
     """
 
     up: Tensor
     down: Tensor
+    alpha: float
     change: float
     missed: float
 
@@ -199,8 +214,9 @@ def _extracted(change: Tensor, rules: ExtractionRules, name: str) -> ExtractedLa
     shape = tuple(change.shape)
     matrix = change.flatten(1)
     found = decompose(matrix, rules.of(shape))
-    up, down = found.up.to(rules.dtype), found.down.to(rules.dtype)
-    product = up.double() @ down.double()
+    scale = rules.alpha / found.rank
+    up, down = ((m / math.sqrt(scale)).to(rules.dtype) for m in (found.up, found.down))
+    product = (up.double() @ down.double()) * scale
     if not bool(product.isfinite().all()):
         raise ModelError(
             f"{name} changed by more than {rules.dtype} can hold. Nothing was written. Take "
@@ -211,7 +227,7 @@ def _extracted(change: Tensor, rules: ExtractionRules, name: str) -> ExtractedLa
     if len(shape) > 2:
         up = up.reshape(shape[0], found.rank, *(1 for _ in shape[2:]))
         down = down.reshape(found.rank, *shape[1:])
-    return ExtractedLayer(up.contiguous(), down.contiguous(), changed, missed)
+    return ExtractedLayer(up.contiguous(), down.contiguous(), rules.alpha, changed, missed)
 
 
 def _require_modest(rules: ExtractionRules, shapes: list[tuple[int, ...]]) -> None:

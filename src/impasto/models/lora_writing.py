@@ -1,7 +1,7 @@
 """Writes a LoRA as sd-scripts' own files are, so that A1111, Forge, ComfyUI and diffusers load it.
 
-Keys are `NAME.lora_down.weight`, `NAME.lora_up.weight` and `NAME.alpha`; the alpha is the rank, so
-that strength 1 is the whole difference. Texts are those that kohya-ss/sd-scripts'
+Keys are `NAME.lora_down.weight`, `NAME.lora_up.weight` and `NAME.alpha`; strength 1 is the whole
+difference. Texts are those that kohya-ss/sd-scripts'
 `networks/extract_lora_from_models.py` writes (`ss_...`), and modelspec's.
 """
 
@@ -73,7 +73,7 @@ def lora_tensors(extraction: Extraction) -> dict[str, LazyTensor]:
     for name, layer in extraction.layers.items():
         found[f"{name}.lora_down.weight"] = LazyTensor.of(layer.down)
         found[f"{name}.lora_up.weight"] = LazyTensor.of(layer.up)
-        found[f"{name}.alpha"] = LazyTensor.of(torch.tensor(float(layer.rank)))
+        found[f"{name}.alpha"] = LazyTensor.of(torch.tensor(layer.alpha))
     return found
 
 
@@ -91,14 +91,15 @@ def _sd_scripts_texts(extraction: Extraction, base: ModelContents) -> dict[str, 
     linear = _same(
         layer.rank for layer in extraction.layers.values() if not _is_spatial(layer.down)
     )
-    arguments = {} if spatial is None else {"conv_dim": spatial, "conv_alpha": spatial}
+    alpha = f"{next(iter(extraction.layers.values())).alpha:g}"
+    arguments = {} if spatial is None else {"conv_dim": spatial, "conv_alpha": alpha}
     return {
         "ss_v2": str(family.base_version.startswith("sd_v2")),
         "ss_base_model_version": family.base_version,
         "ss_sd_model_name": base.name,
         "ss_network_module": "networks.lora",
         "ss_network_dim": linear or "Dynamic",
-        "ss_network_alpha": linear or "Dynamic",
+        "ss_network_alpha": alpha,
         "ss_network_args": json.dumps(arguments),
     }
 
