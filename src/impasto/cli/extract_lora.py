@@ -62,6 +62,7 @@ def extract_lora(base: str, model: str, target: Path, **options: Any) -> None:
         )
     from impasto.checkpoints.hub import require_source
 
+    rules = _rules(options)
     for source in (base, model):
         require_source(source)
     from impasto.cli.console import Console
@@ -72,7 +73,7 @@ def extract_lora(base: str, model: str, target: Path, **options: Any) -> None:
         base,
         model,
         target,
-        _rules(options),
+        rules,
         open_options(options),
         title=options["title"],
         overwrite=options["overwrite"],

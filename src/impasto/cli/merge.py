@@ -15,7 +15,7 @@ from impasto.finite import finite
 from impasto.invocation import command
 
 if TYPE_CHECKING:
-    from impasto.models.merging import Mixture
+    from impasto.models.merging import Mixture, Output
     from impasto.models.mixing import Formula
 
 AVERAGE = "average"
@@ -26,7 +26,7 @@ RATIO = Finite(-10, 10)
 @click.command()
 @click.argument("models", metavar="MODEL...", nargs=-1, required=True)
 @click.option(
-    "--out", "target", metavar="OUT", type=click.Path(path_type=Path), required=True,
+    "--out", "target", metavar="OUT", type=click.Path(path_type=Path),
     help="The mixture: a file that ends in .safetensors or .ckpt, or a Diffusers folder.",
 )  # fmt: skip
 @click.option(
@@ -56,6 +56,15 @@ RATIO = Finite(-10, 10)
     "--lora", "loras", multiple=True, metavar="FILE[:STRENGTH]",
     help="A LoRA or LoCon that is added to the model or the mixture; repeatable.",
 )  # fmt: skip
+@click.option(
+    "--along", metavar="M,M,...",
+    help="For one run: the validation loss at these ratios between its base model (0) and its "
+    "result (1); OUT, if given, is the best.",
+)  # fmt: skip
+@click.option(
+    "--previews", metavar="FOLDER", type=click.Path(path_type=Path),
+    help="With --along: draw the run's prompts at each ratio, and a sheet of all.",
+)  # fmt: skip
 @click.option("--dtype", type=DTYPE, help="Precision of all parts; default: as in the first model.")
 @click.option("--unet-dtype", type=DTYPE, help="Precision of the U-Net.")
 @click.option("--text-encoder-dtype", type=DTYPE, help="Precision of the text encoder.")
@@ -63,7 +72,7 @@ RATIO = Finite(-10, 10)
 @click.option("--title", help="The model's name in its metadata; default: OUT's.")
 @click.option("--overwrite", is_flag=True, help="Replace OUT if it is there.")
 @model_options
-def merge(models: tuple[str, ...], target: Path, **options: Any) -> None:
+def merge(models: tuple[str, ...], target: Path | None, **options: Any) -> None:
     """Mix models into OUT, or add LoRAs to one.
 
     Each MODEL is a file, a Diffusers folder, a Hub id or a finished run, in the order of the
@@ -74,28 +83,49 @@ def merge(models: tuple[str, ...], target: Path, **options: Any) -> None:
     impasto merge a.ckpt b.ckpt base.ckpt --formula add-difference --out sum.ckpt
     impasto merge runs/style --formula average --last 3 --out soup.safetensors
     impasto merge base.safetensors --lora style.safetensors:0.8 --out styled.safetensors
+    impasto merge runs/style --along 0,0.25,0.5,0.75,1 --out best.safetensors
     """  # noqa: D301 - the backspace tells click to keep the lines
     from impasto.checkpoints.hub import require_source
     from impasto.cli.console import Console
-    from impasto.models import families
-    from impasto.models.merging import Output, merge_models, require_models
-    from impasto.models.saving import DTYPES
-    from impasto.models.targets import form_of
 
-    mixture = _mixture(models, options)
+    if options["along"] is not None:
+        from impasto.cli.merge_along import merge_along
+
+        merge_along(models, None if target is None else _output(target, options), options)
+        return
+    if options["previews"] is not None:
+        raise ConfigError("--previews is for --along. Take it out, or draw with impasto sample.")
+    if target is None:
+        raise ConfigError("Say where the mixture goes: --out FILE.")
+    from impasto.models.merging import merge_models, require_models
+
+    mixture, output = _mixture(models, options), _output(target, options)
     require_models(mixture)
     for model in mixture.models:
         require_source(model)
+    console = Console()
+    console.table(merge_models(mixture, output, open_options(options), console))
+
+
+def _output(target: Path, options: dict[str, Any]) -> Output:
+    """How the mixture is written.
+
+    Raises:
+        ConfigError: The target's name is of no form of model.
+    """
+    from impasto.models import families
+    from impasto.models.merging import Output
+    from impasto.models.saving import DTYPES
+    from impasto.models.targets import form_of
+
     words = {word: options[f"{word}_dtype"] or options["dtype"] for word in families.BY_SETTING}
-    output = Output(
+    return Output(
         target,
         form_of(target, None),
         families.by_kind({part: DTYPES[word] for part, word in words.items() if word}),
         options["title"],
         overwrite=options["overwrite"],
     )
-    console = Console()
-    console.table(merge_models(mixture, output, open_options(options), console))
 
 
 def _mixture(models: tuple[str, ...], options: dict[str, Any]) -> Mixture:
@@ -114,7 +144,7 @@ def _mixture(models: tuple[str, ...], options: dict[str, Any]) -> Mixture:
         models,
         formula,
         options["ratio"],
-        _numbers("--blocks", options["listed"]),
+        numbers("--blocks", options["listed"]),
         dict(_named(text) for text in options["named"]),
         options["loras"],
     )
@@ -145,7 +175,7 @@ def _formula(models: tuple[str, ...], asked: str | None, shares: str | None) -> 
     from impasto.models.mixing import FORMULAS, average
 
     if asked == AVERAGE:
-        weights = _numbers("--shares", shares) or [1.0] * len(models)
+        weights = numbers("--shares", shares) or [1.0] * len(models)
         if len(weights) != len(models) or min(weights) < 0 or not sum(weights):
             raise ConfigError(
                 f"--shares is {shares}; expected {len(models)} numbers, one for each model, 0 or "
@@ -197,7 +227,12 @@ def _named(text: str) -> tuple[str, float]:
     return name.strip(), ratio
 
 
-def _numbers(option: str, text: str | None) -> list[float]:
+def numbers(option: str, text: str | None) -> list[float]:
+    """The numbers of a list on the command line; none of an empty one.
+
+    Raises:
+        ConfigError: One is no finite number.
+    """
     if not text:
         return []
     try:

@@ -36,6 +36,7 @@ class Mixture:
         listed: Ratios of all blocks of the U-Net in their order, or none.
         named: Names of blocks and networks -> their ratios.
         loras: `FILE` or `FILE:STRENGTH`, added to the mixture.
+        findings: What is known of how the ratio was found, for the record in the file.
     """
 
     models: Sequence[str]
@@ -44,6 +45,7 @@ class Mixture:
     listed: Sequence[float] = ()
     named: Mapping[str, float] = field(default_factory=dict)
     loras: Sequence[str] = ()
+    findings: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -72,11 +74,13 @@ class Opened:
 
     Attributes:
         models: In the order of the formula.
+        paths: Where they are.
         loras: With their strengths.
         ratios: The ratio of each block and network.
     """
 
     models: Sequence[ModelContents]
+    paths: Sequence[Path]
     loras: Sequence[StrongLora]
     ratios: Ratios
 
@@ -92,12 +96,24 @@ def merge_models(
         StorageError: The target cannot be written.
     """
     require_target(mixture, output, options, progress)
-    opened = open_mixture(mixture, options, progress)
+    return write_mixture(mixture, open_mixture(mixture, options, progress), output, progress)
+
+
+def write_mixture(
+    mixture: Mixture, opened: Opened, output: Output, progress: Progress | None = None
+) -> dict[str, str]:
+    """Mix models that are open, and write the result with its record.
+
+    Raises:
+        ConfigError: A ratio is for no block of the models.
+        ModelError: A value is NaN or infinite, or a LoRA does not fit.
+        StorageError: The target cannot be written.
+    """
     contents = mixed_contents(mixture, opened)
     first = opened.models[0]
     asked = first.identity.family.by_name(output.dtypes)
     contents = stored_as(contents, first, asked)
-    record = _record(mixture, opened, options, progress)
+    record = _record(mixture, opened, progress)
     about = mixed_info(opened.models, output.target, output.title, record)
     write_model(contents, output.target, output.form, about, progress)
     return _summary(mixture, opened, contents, output, progress)
@@ -131,11 +147,12 @@ def open_mixture(
     loras = open_loras(mixture.loras)
     opened = [open_model(source, options, progress) for source in mixture.models]
     models = [require_complete(model, empty_networks(model)) for model in opened]
+    paths = [locate(source, options, progress) for source in mixture.models]
     require_mixable(models)
     listed = listed_ratios(mixture.listed, models[0]) if mixture.listed else {}
     usual = 1.0 if mixture.formula is None else mixture.formula.ratio
     ratio = usual if mixture.ratio is None else mixture.ratio
-    return Opened(models, loras, Ratios(ratio, {**listed, **mixture.named}))
+    return Opened(models, paths, loras, Ratios(ratio, {**listed, **mixture.named}))
 
 
 def mixed_contents(mixture: Mixture, opened: Opened) -> ModelContents:
@@ -151,9 +168,7 @@ def mixed_contents(mixture: Mixture, opened: Opened) -> ModelContents:
     return with_loras(contents, opened.loras)
 
 
-def _record(
-    mixture: Mixture, opened: Opened, options: OpenOptions, progress: Progress | None
-) -> dict[str, Any]:
+def _record(mixture: Mixture, opened: Opened, progress: Progress | None) -> dict[str, Any]:
     """What was mixed, as the file says it; of paths only the names of files are told."""
     formula = mixture.formula
     ratios = {"ratio": opened.ratios.default, "ratios": dict(opened.ratios.named)}
@@ -163,11 +178,9 @@ def _record(
             {
                 "letter": chr(ord("A") + number),
                 "file": model.name,
-                "sha256": hash_model(locate(source, options, progress), progress),
+                "sha256": hash_model(path, progress),
             }
-            for number, (source, model) in enumerate(
-                zip(mixture.models, opened.models, strict=True)
-            )
+            for number, (path, model) in enumerate(zip(opened.paths, opened.models, strict=True))
         ],
         "loras": [
             {
@@ -177,6 +190,7 @@ def _record(
             }
             for lora in opened.loras
         ],
+        **mixture.findings,
     }
 
 
