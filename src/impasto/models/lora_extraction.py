@@ -65,7 +65,7 @@ def _summary(extraction: Extraction) -> Rows:
     rows = {
         "Layers": f"{len(extraction.layers)}{unchanged}",
         "Ranks": f"{ranks[0]} to {ranks[-1]}, {ranks[len(ranks) // 2]} in the middle",
-        "Error": f"{extraction.error:.2%} of the change in these layers",
+        "Error": f"{extraction.error:.2%} of the change in these layers (root of squares)",
     }
     if outside:
         parts = ", ".join(extraction.outside)
