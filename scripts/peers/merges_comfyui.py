@@ -94,13 +94,14 @@ def added(folder: Path) -> None:
     from comfy.lora import load_lora  # type: ignore[import-not-found]
 
     for start, name in (("", "sd1"), ("xl-", "sdxl")):
-        lora = load_file(folder / f"{start}lora.safetensors")
+        file = load_file(folder / f"{start}lora.safetensors")
+        lora = {key: tensor for key, tensor in file.items() if key.startswith("lora_unet_")}
         model = patcher(folder / f"{start}base.safetensors")
         model.model_keys = set(model.model.state_dict())
         model.add_patches(load_lora(lora, key_map(model.model, name)), RATIOS["lora"])
         made = load_file(folder / f"{start}with-lora.safetensors")
         wanted = weights(model)
-        count = sum(key.startswith("lora_unet_") for key in lora) // 3
+        count = len(lora) // 3
         assert len(wanted) == count, (len(wanted), count)  # noqa: S101
         for key, tensor in wanted.items():
             own = made[PREFIX + key.removeprefix(OWN)]

@@ -107,6 +107,8 @@ def test_a_difference_goes_into_a_file_and_back(nano_model, ldm_file, tmp_path):
         (["merge", "A", "--along", "0,9"], "expected two ratios or more"),
         (["merge", "A", "B", "--along", "0,1"], "--along takes one run"),
         (["merge", "A", "--along", "0,1", "--ratio", "1"], "--ratio has no effect with --along"),
+        (["merge", "A", "--along", "0,1", "--title", "t"], "--title is for what --out writes"),
+        (["merge", "A", "--along", "0,1", "--weights", "ema"], "--weights has no effect with"),
         (["merge", "A", "--along", "0,1"], "is not a run directory"),
         (["merge", "A", "B", "--out", "o"], "The model A is not there"),
         (["extract-lora", "A", "B", "--out", "o.ckpt"], "a LoRA is written as"),

@@ -101,7 +101,7 @@ def test_ratios_of_blocks_networks_and_modules(three, tmp_path):
         wanted = (1 - ratio) * a[name].double() + ratio * b[name].double()
         torch.testing.assert_close(tensor.double(), wanted, rtol=2e-6, atol=1e-7)
     record = json.loads(metadata(tmp_path / "m.safetensors")["impasto.merge"])
-    assert record["ratios"] == named
+    assert record["ratios"] == {"IN01" if n == "in1" else n: ratio for n, ratio in named.items()}
 
 
 def test_a_list_of_all_blocks_begins_with_the_base(three, tmp_path):
@@ -169,6 +169,23 @@ def test_what_is_written_has_the_first_models_precision(three, tmp_path):
     wanted = a[name].float() * 0.5 + b[name] * 0.5
     assert torch.equal(load_file(tmp_path / "w.safetensors")[name], wanted)
     assert torch.equal(load_file(tmp_path / "m.safetensors")[name], wanted.half())
+
+
+def test_eight_bits_are_too_few_for_new_values(three, tmp_path):
+    """What is mixed of a model in fp8 is float16, what is not stays as it is."""
+    tensors = {
+        name: tensor.to(torch.float8_e4m3fn) if tensor.dim() > 1 else tensor
+        for name, tensor in load_file(three[0]).items()
+    }
+    small = tmp_path / "small.safetensors"
+    save_file(tensors, small, metadata(three[0]))
+    pair = [small, three[1]]
+    merge(tmp_path / "m.safetensors", pair, FORMULAS["weighted-sum"], named={"vae": 0.0})
+    for name, tensor in load_file(tmp_path / "m.safetensors").items():
+        if name.startswith(VAE):
+            assert tensor.dtype == tensors[name].dtype, name
+        else:
+            assert tensor.dtype in (torch.float16, torch.float32), name
 
 
 def test_the_file_says_what_was_mixed(three, tmp_path):
@@ -248,6 +265,11 @@ def test_nan_in_any_model_is_named_and_nothing_is_written(three, tmp_path):
 def test_names_of_no_block_are_refused_with_those_there_are(three, tmp_path):
     with pytest.raises(ConfigError, match=r"IN11 is no network or block .* IN00 to IN03, M00"):
         merge(tmp_path / "m", three[:2], FORMULAS["weighted-sum"], named={"IN11": 0.5})
+    everywhere = {f"{block}": 0.1 for block in block_order(open_model(three[0]))}
+    with pytest.raises(ConfigError, match=r"unet is no .* or other names stand for all of it"):
+        merge(
+            tmp_path / "m", three[:2], FORMULAS["weighted-sum"], named={**everywhere, "unet": 1.0}
+        )
     assert "down_blocks.0, down_blocks.1, mid_block" in known_names(open_model(three[0]))
 
 

@@ -18,8 +18,14 @@ WITHOUT_EFFECT = {
     "formula": "--formula", "ratio": "--ratio", "named": "--block", "listed": "--blocks",
     "shares": "--shares", "last": "--last", "loras": "--lora", "family": "--family",
     "prediction_type": "--prediction-type", "variant": "--variant", "vae": "--vae",
+    "weights": "--weights",
 }  # fmt: skip
 """Options that say what the run says here."""
+
+OF_OUTPUT = {
+    "dtype": "--dtype", "unet_dtype": "--unet-dtype", "text_encoder_dtype": "--text-encoder-dtype",
+    "vae_dtype": "--vae-dtype", "title": "--title",
+}  # fmt: skip
 
 LARGEST = 2.0
 """The ratio at most: far beyond the result, weights mean nothing."""
@@ -32,12 +38,15 @@ def merge_along(models: tuple[str, ...], output: Output | None, options: dict[st
         ConfigError: Options do not go together, or the run cannot be measured.
     """
     ratios = _ratios(options["along"])
-    given = [flag for name, flag in WITHOUT_EFFECT.items() if options[name] not in (None, (), [])]
+    unset = (None, (), "auto")
+    given = [flag for name, flag in WITHOUT_EFFECT.items() if options[name] not in unset]
     if given:
         raise ConfigError(
             f"{given[0]} has no effect with --along, which goes from a run's base model to its "
             f"result. Take it out."
         )
+    if output is None and (unwritten := [f for n, f in OF_OUTPUT.items() if options[n]]):
+        raise ConfigError(f"{unwritten[0]} is for what --out writes. Take it out, or give --out.")
     if len(models) != 1:
         raise ConfigError(
             f"--along takes one run; {len(models)} models were given. Mix others at a ratio: "

@@ -35,18 +35,26 @@ class Ratios:
         named: Names of networks, of kinds of networks, and of blocks -> their ratios. Of several
             names that cover a tensor counts diffusers' longest, then `IN04` and the like, then the
             network's.
+        listed: The same of all blocks, where they were given as a list: `named` goes before.
     """
 
     default: float
     named: Mapping[str, float] = field(default_factory=dict)
+    listed: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def given(self) -> dict[str, float]:
+        """All that is not the default, by name."""
+        own = {_canonical(name): ratio for name, ratio in self.named.items()}
+        return {**self.listed, **own}
 
     def of(self, contents: ModelContents) -> dict[str, dict[str, float]]:
         """Network -> name of a tensor -> its ratio.
 
         Raises:
-            ConfigError: A name is of no network or block of this model.
+            ConfigError: A name is of no network or block of this model, or has no effect.
         """
-        wanted = {_canonical(name): ratio for name, ratio in self.named.items()}
+        wanted = self.given
         used: set[str] = set()
         found: dict[str, dict[str, float]] = {}
         for part, tensors in contents.parts.items():
@@ -56,7 +64,7 @@ class Ratios:
                 key = self._covering(wanted, part, name, blocks.get(name), contents)
                 used.add(key)
                 found[part][name] = wanted.get(key, self.default)
-        if unknown := sorted(wanted.keys() - used - _covered(wanted, contents)):
+        if unknown := sorted({_canonical(name) for name in self.named} - used):
             raise ConfigError(
                 f"{unknown[0]} is no network or block of {contents.name}, or other names stand for "
                 f"all of it. It has {known_names(contents)}."
@@ -98,12 +106,6 @@ def _canonical(name: str) -> str:
     if upper in _MIDDLE:
         return "M00"
     return BASE if upper == BASE else name.strip()
-
-
-def _covered(wanted: Mapping[str, float], contents: ModelContents) -> set[str]:
-    """Names that are there, but for which more exact ones stand everywhere."""
-    family = contents.identity.family
-    return wanted.keys() & {*families.BY_SETTING, *family.names, BASE}
 
 
 def mbw_blocks(contents: ModelContents) -> dict[str, str]:

@@ -152,7 +152,7 @@ def open_mixture(
     listed = listed_ratios(mixture.listed, models[0]) if mixture.listed else {}
     usual = 1.0 if mixture.formula is None else mixture.formula.ratio
     ratio = usual if mixture.ratio is None else mixture.ratio
-    return Opened(models, paths, loras, Ratios(ratio, {**listed, **mixture.named}))
+    return Opened(models, paths, loras, Ratios(ratio, mixture.named, listed))
 
 
 def mixed_contents(mixture: Mixture, opened: Opened) -> ModelContents:
@@ -171,7 +171,7 @@ def mixed_contents(mixture: Mixture, opened: Opened) -> ModelContents:
 def _record(mixture: Mixture, opened: Opened, progress: Progress | None) -> dict[str, Any]:
     """What was mixed, as the file says it; of paths only the names of files are told."""
     formula = mixture.formula
-    ratios = {"ratio": opened.ratios.default, "ratios": dict(opened.ratios.named)}
+    ratios = {"ratio": opened.ratios.default, "ratios": opened.ratios.given}
     return {
         **({"formula": formula.key, "meaning": formula.words, **ratios} if formula else {}),
         "models": [
@@ -209,7 +209,7 @@ def _summary(
         rows[chr(ord("A") + number)] = f"{model.source} ({_precision(model)})"
     if formula is not None and formula.words.count("M"):
         rows["M"] = ", ".join(
-            [f"{ratios.default:g}", *(f"{name} {value:g}" for name, value in ratios.named.items())]
+            [f"{ratios.default:g}", *(f"{name} {value:g}" for name, value in ratios.given.items())]
         )
     for lora in opened.loras:
         layers = len(lora.file.layers)

@@ -35,7 +35,6 @@ from impasto.sampling.sheet import draw_sheet
 from impasto.training.build import build_session
 from impasto.training.compile import plain_network
 from impasto.training.devices import build_accelerator
-from impasto.training.events import SilentEvents
 from impasto.training.model import build_open_options
 from impasto.training.overrides import Overrides
 from impasto.training.session import Session
@@ -157,7 +156,7 @@ def _session(config: RunConfig, progress: Progress) -> Iterator[Session]:
         tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch,
     ):
         elsewhere = config.model_copy(update={"output_dir": Path(scratch)})
-        yield build_session(elsewhere, accelerator, SilentEvents(), Overrides())
+        yield build_session(elsewhere, accelerator, progress, Overrides())
 
 
 def _put(session: Session, contents: ModelContents) -> None:
