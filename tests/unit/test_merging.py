@@ -1,6 +1,7 @@
 """Mixing models: formulas against their arithmetic, per block, in every form, and bad input."""
 
 import json
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -11,13 +12,14 @@ from safetensors.torch import load_file, save_file
 from impasto.checkpoints.reading import open_tensor_file
 from impasto.errors import ConfigError, ModelError
 from impasto.models.architectures import write_random_model
-from impasto.models.blocks import block_order, known_names
+from impasto.models.blocks import Ratios, block_order, known_names
 from impasto.models.conversion import convert_model
 from impasto.models.families import SDXL_V, by_kind
 from impasto.models.loading import load_base_model
 from impasto.models.merging import Mixture, Output, merge_models, require_models
-from impasto.models.mixing import FORMULAS, average
+from impasto.models.mixing import FORMULAS, average, letter_of, mix
 from impasto.models.opening import OpenOptions, open_model
+from impasto.models.saving import About, write_model
 from impasto.models.targets import form_of
 from impasto.training.saving.run_models import models_of_run
 
@@ -80,6 +82,39 @@ def test_an_average_counts_shares(three, tmp_path):
     for name, tensor in load_file(tmp_path / "m.safetensors").items():
         wanted = (a[name].double() + b[name].double() + 2 * c[name].double()) / 4
         torch.testing.assert_close(tensor.double(), wanted, rtol=2e-6, atol=1e-7)
+
+
+def test_few_tensors_are_in_memory_whatever_the_number_of_models(three, tmp_path):
+    """Of six models two tensors at most are there at once, and none before something is written."""
+    alive, most = weakref.WeakSet(), [0]
+
+    def watched(lazy):
+        def read():
+            tensor = lazy.read()
+            alive.add(tensor)
+            most.append(len(alive))
+            return tensor
+
+        return replace(lazy, read=read)
+
+    def model(file):
+        contents = open_model(file)
+        parts = {p: {n: watched(t) for n, t in ts.items()} for p, ts in contents.parts.items()}
+        return replace(contents, parts=parts)
+
+    models = [model(file) for file in three * 2]
+    mixed = mix(models, average([1.0] * 6).combine, Ratios(1.0))
+    assert len(most) == 1
+    write_model(mixed, tmp_path / "m.safetensors", "safetensors", About("m"))
+    assert len(most) > 6 * 100
+    assert max(most) <= 2
+
+
+def test_more_models_than_letters():
+    assert [letter_of(number) for number in (0, 25, 26, 53)] == ["A", "Z", "A2", "B3"]
+    many = average([1.0] * 27)
+    assert many.words.endswith("+ Y + Z + A2) / 27")
+    assert not many.takes_ratio
 
 
 def test_ratios_of_blocks_networks_and_modules(three, tmp_path):

@@ -138,8 +138,8 @@ def _mixture(models: tuple[str, ...], options: dict[str, Any]) -> Mixture:
 
     models = _of_run(models, options["formula"], options["last"])
     formula = _formula(models, options["formula"], options["shares"])
-    mixes_by_ratio = formula is not None and formula.key != AVERAGE
-    _require_no_effectless(options, has_ratio=mixes_by_ratio)
+    has_ratio = formula is not None and formula.takes_ratio
+    _require_no_effectless(options, has_ratio=has_ratio)
     return Mixture(
         models,
         formula,

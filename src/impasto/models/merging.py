@@ -18,11 +18,11 @@ from impasto.models.conversion import hash_file, require_free
 from impasto.models.loading import empty_networks
 from impasto.models.lora_merging import StrongLora, open_loras, with_loras
 from impasto.models.mix_record import hash_model, mixed_info
-from impasto.models.mixing import Formula, mix, require_mixable, stored_as
+from impasto.models.mixing import Formula, letter_of, mix, require_mixable, stored_as
 from impasto.models.opening import OpenOptions, locate, open_model
 from impasto.models.saving import Form, write_model
 from impasto.models.strengths import path_and_strength
-from impasto.progress import Progress
+from impasto.progress import Progress, counted
 
 
 @dataclass(frozen=True)
@@ -173,10 +173,11 @@ def _record(mixture: Mixture, opened: Opened, progress: Progress | None) -> dict
     formula = mixture.formula
     ratios = {"ratio": opened.ratios.default, "ratios": opened.ratios.given}
     return {
-        **({"formula": formula.key, "meaning": formula.words, **ratios} if formula else {}),
+        **({"formula": formula.key, "meaning": formula.words} if formula else {}),
+        **(ratios if formula and formula.takes_ratio else {}),
         "models": [
             {
-                "letter": chr(ord("A") + number),
+                "letter": letter_of(number),
                 "file": model.name,
                 "sha256": hash_model(path, progress),
             }
@@ -206,16 +207,16 @@ def _summary(
     if formula is not None:
         rows["Formula"] = formula.words
     for number, model in enumerate(opened.models):
-        rows[chr(ord("A") + number)] = f"{model.source} ({_precision(model)})"
-    if formula is not None and formula.words.count("M"):
+        rows[letter_of(number)] = f"{model.source} ({_precision(model)})"
+    if formula is not None and formula.takes_ratio:
         rows["M"] = ", ".join(
             [f"{ratios.default:g}", *(f"{name} {value:g}" for name, value in ratios.given.items())]
         )
-    for lora in opened.loras:
-        layers = len(lora.file.layers)
-        rows.setdefault("LoRA", "")
-        rows["LoRA"] += f"{', ' if rows['LoRA'] else ''}{lora.file.path} at {lora.strength:g} "
-        rows["LoRA"] += f"({layers} layers)"
+    if opened.loras:
+        rows["LoRA"] = ", ".join(
+            f"{lora.file.path} at {lora.strength:g} ({counted(len(lora.file.layers), 'layers')})"
+            for lora in opened.loras
+        )
     rows["Precision"] = _precision(contents)
     notes = dict.fromkeys(f"{m.name}: {note}" for m in opened.models for note in m.notes)
     if notes:

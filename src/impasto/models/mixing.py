@@ -7,6 +7,7 @@ the few tensors of one name, whatever the size and the number of models.
 
 from __future__ import annotations
 
+import string
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -43,6 +44,11 @@ class Formula:
     models: int
     ratio: float
     combine: Combine
+
+    @property
+    def takes_ratio(self) -> bool:
+        """Whether there is an M in it."""
+        return self.key != AVERAGE
 
 
 def weighted_sum(tensors: Iterator[Tensor], ratio: float) -> Tensor:
@@ -91,6 +97,16 @@ FORMULAS = {
 AVERAGE = "average"
 
 
+def letter_of(number: int) -> str:
+    """What formulas call a model: A to Z, then A2 to Z2 and so on.
+
+    Args:
+        number: Its place among all, from 0.
+    """
+    again, place = divmod(number, len(string.ascii_uppercase))
+    return string.ascii_uppercase[place] + (str(again + 1) if again else "")
+
+
 def average(shares: Sequence[float]) -> Formula:
     """The mean of models, each as often as its share says.
 
@@ -107,7 +123,7 @@ def average(shares: Sequence[float]) -> Formula:
             mean = mean + tensor * (share / total)
         return mean
 
-    letters = [chr(ord("A") + number) for number in range(len(shares))]
+    letters = [letter_of(number) for number in range(len(shares))]
     terms = (f"{share:g} {letter}" for share, letter in zip(shares, letters, strict=True))
     equal = f"({' + '.join(letters)}) / {len(shares)}"
     words = equal if len(set(shares)) == 1 else f"({' + '.join(terms)}) / {total:g}"
