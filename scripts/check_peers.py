@@ -1,8 +1,8 @@
 """Open what Impasto writes by the code of the programs that it is written for.
 
 python scripts/check_peers.py [--a1111 FOLDER]... [--comfyui FOLDER] [--sd-scripts FOLDER]
-                              [--supermerger FOLDER] [--packages FOLDER] [--full]
-                              [--keep FOLDER]
+                              [--supermerger FOLDER] [--forge FOLDER] [--packages FOLDER]
+                              [--full] [--keep FOLDER]
 
 Each FOLDER is a checkout of that program; none is fetched. diffusers needs none: the installed
 one is used. Every program's own loaders run in a process of their own, so that one's modules do
@@ -51,6 +51,7 @@ def main() -> int:
             ("sdscripts.py", options.sd_scripts),
             ("merges_sdscripts.py", options.sd_scripts),
             ("merges_supermerger.py", options.supermerger),
+            ("merges_forge.py", options.forge),
         ):
             if place is None:
                 print(f"{script}: not tried, as no checkout was given")
@@ -68,6 +69,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--comfyui", type=Path, metavar="FOLDER")
     parser.add_argument("--sd-scripts", type=Path, metavar="FOLDER")
     parser.add_argument("--supermerger", type=Path, metavar="FOLDER")
+    parser.add_argument("--forge", type=Path, metavar="FOLDER")
     parser.add_argument("--packages", type=Path, metavar="FOLDER")
     parser.add_argument("--full", action="store_true")
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="write the files here")

@@ -114,21 +114,25 @@ def key_map(model: Any, name: str) -> dict[str, str]:
     from comfy import lora, supported_models  # type: ignore[import-not-found]
 
     kind = {"sd1": "SD15", "sd2": "SD20", "sdxl": "SDXL"}[name]
-    depths = {  # as comfy/model_detection.py finds them in a file
-        "sd1": ([1] * 6 + [0] * 2, [1] * 9 + [0] * 3, 1, (1, 2, 4, 4)),
-        "sdxl": ([0, 0, 2, 2, 10, 10], [0] * 3 + [2] * 3 + [10] * 3, 10, (1, 2, 4)),
-    }
-    down, up, middle, widths = depths.get(name, depths["sd1"])
-    config = {
-        **getattr(supported_models, kind).unet_config,
-        "num_res_blocks": [2] * len(widths), "channel_mult": widths, "transformer_depth": down,
-        "transformer_depth_output": up, "transformer_depth_middle": middle,
-    }  # fmt: skip
+    config = {**getattr(supported_models, kind).unet_config, **unet_config(name)}
     holder = types.SimpleNamespace(
         state_dict=model.state_dict, model_config=types.SimpleNamespace(unet_config=config)
     )
     found: dict[str, str] = lora.model_lora_keys_unet(holder, {})
     return found
+
+
+def unet_config(name: str) -> dict[str, Any]:
+    """The structure of a U-Net, as comfy/model_detection.py finds it in a file."""
+    depths = {
+        "sd1": ([1] * 6 + [0] * 2, [1] * 9 + [0] * 3, 1, (1, 2, 4, 4)),
+        "sdxl": ([0, 0, 2, 2, 10, 10], [0] * 3 + [2] * 3 + [10] * 3, 10, (1, 2, 4)),
+    }
+    down, up, middle, widths = depths.get(name, depths["sd1"])
+    return {
+        "num_res_blocks": [2] * len(widths), "channel_mult": widths, "transformer_depth": down,
+        "transformer_depth_output": up, "transformer_depth_middle": middle,
+    }  # fmt: skip
 
 
 def keys(name: str) -> None:
