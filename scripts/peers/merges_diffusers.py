@@ -1,9 +1,11 @@
-"""diffusers' own LoRA loader (with PEFT, from --packages) on what Impasto extracted."""
+"""diffusers' own LoRA loader (with PEFT, from --packages) on what Impasto extracted and merged."""
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
+from write_merges import impasto_does
 
 from impasto.models.loading import load_base_model
 
@@ -38,6 +40,39 @@ def main() -> None:
             f"{peft.__version__}: the U-Net answers as the model's does, off by {off:.1e} of "
             f"{moved:.1e}; text encoders too"
         )
+        saved(folder, start, kind)
+
+
+def saved(folder: Path, start: str, kind: Any) -> None:
+    """A LoRA that diffusers saves, with an alpha in its metadata, merged by both."""
+    from diffusers.training_utils import _collate_lora_metadata
+    from peft import LoraConfig
+    from peft.utils import get_peft_model_state_dict
+
+    base = folder / f"{start}base"
+    file = folder / f"{start}saved" / "pytorch_lora_weights.safetensors"
+    pipeline = kind.from_pretrained(base, local_files_only=True)
+    parts = {"unet": pipeline.unet, "text_encoder": pipeline.text_encoder}
+    layers = (["to_q", "to_out.0", "conv1", "proj_in"], ["q_proj", "fc1"])
+    for network, names, alpha in zip(parts.values(), layers, (8, 2), strict=True):
+        network.add_adapter(
+            LoraConfig(r=4, lora_alpha=alpha, target_modules=names, init_lora_weights=False)
+        )
+    tensors = {f"{n}_lora_layers": get_peft_model_state_dict(p) for n, p in parts.items()}
+    kind.save_lora_weights(file.parent, **tensors, **_collate_lora_metadata(parts))
+    target = folder / f"{start}saved.safetensors"
+    impasto_does("merge", base, "--lora", file, "--out", target, "--overwrite")
+    theirs = kind.from_pretrained(base, local_files_only=True)
+    theirs.load_lora_weights(file.parent)
+    theirs.fuse_lora()
+    ours = load_base_model(target)
+    torch.testing.assert_close(answers(ours.unet), answers(theirs.unet), rtol=1e-5, atol=1e-5)
+    ids = torch.arange(77)[None]
+    with torch.no_grad():
+        encoders = (theirs.text_encoder, next(iter(ours.text_encoders.values())))
+        states = [encoder(ids).last_hidden_state for encoder in encoders]
+    torch.testing.assert_close(*states, rtol=1e-5, atol=1e-5)
+    print(f"ok: {start}saved.safetensors, a LoRA of diffusers merged as its fuse_lora does it")
 
 
 def answers(unet: torch.nn.Module) -> torch.Tensor:
