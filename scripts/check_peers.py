@@ -1,14 +1,15 @@
 """Open what Impasto writes by the code of the programs that it is written for.
 
 python scripts/check_peers.py [--a1111 FOLDER]... [--comfyui FOLDER] [--sd-scripts FOLDER]
-                              [--packages FOLDER] [--full] [--keep FOLDER]
+                              [--supermerger FOLDER] [--forge FOLDER] [--packages FOLDER]
+                              [--full] [--keep FOLDER]
 
 Each FOLDER is a checkout of that program; none is fetched. diffusers needs none: the installed
 one is used. Every program's own loaders run in a process of their own, so that one's modules do
 not meet another's. What a checkout needs besides (toml, voluptuous, imagesize, einops and opencv
-for sd-scripts) is taken from --packages, a folder filled by `pip install --target`. --full also
-writes a model of Stable Diffusion's real size (2 GB), which sd-scripts and ComfyUI build networks
-of.
+for sd-scripts, PEFT for diffusers' LoRA loader) is taken from --packages, a folder filled by
+`pip install --target`. --full also writes a model of Stable Diffusion's real size (2 GB), which
+sd-scripts and ComfyUI build networks of.
 
 Exit code 0: all that were given opened everything. 1: one did not. A program that is not given is
 named as not tried.
@@ -33,16 +34,30 @@ def main() -> int:
         write = [sys.executable, str(PEERS / "write_files.py"), str(folder)]
         if not (folder / "done").is_file():
             subprocess.run([*write, *(["--full"] if options.full else [])], check=True)
-        results = [run("diffusers_loads.py", None, folder, options.packages)]
-        results += [run("a1111.py", place, folder, options.packages) for place in options.a1111]
+        merges = folder / "merges"
+        if not (merges / "done").is_file():
+            merges.mkdir(exist_ok=True)
+            subprocess.run([sys.executable, str(PEERS / "write_merges.py"), merges], check=True)
+        results = [
+            run("diffusers_loads.py", None, folder, options.packages),
+            run("merges_diffusers.py", None, merges, options.packages),
+        ]
+        for place in options.a1111:
+            results.append(run("a1111.py", place, folder, options.packages))
+            results.append(run("merges_a1111.py", place, merges, options.packages))
         for script, place in (
             ("comfyui.py", options.comfyui),
+            ("merges_comfyui.py", options.comfyui),
             ("sdscripts.py", options.sd_scripts),
+            ("merges_sdscripts.py", options.sd_scripts),
+            ("merges_supermerger.py", options.supermerger),
+            ("merges_forge.py", options.forge),
         ):
             if place is None:
                 print(f"{script}: not tried, as no checkout was given")
             else:
-                results.append(run(script, place, folder, options.packages))
+                files = merges if script.startswith("merges_") else folder
+                results.append(run(script, place, files, options.packages))
         if not options.a1111:
             print("a1111.py: not tried, as no checkout was given")
     return 0 if all(results) else 1
@@ -53,6 +68,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--a1111", type=Path, action="append", default=[], metavar="FOLDER")
     parser.add_argument("--comfyui", type=Path, metavar="FOLDER")
     parser.add_argument("--sd-scripts", type=Path, metavar="FOLDER")
+    parser.add_argument("--supermerger", type=Path, metavar="FOLDER")
+    parser.add_argument("--forge", type=Path, metavar="FOLDER")
     parser.add_argument("--packages", type=Path, metavar="FOLDER")
     parser.add_argument("--full", action="store_true")
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="write the files here")

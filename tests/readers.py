@@ -8,7 +8,7 @@ Impasto's own errors may come out.
 from __future__ import annotations
 
 from readers_of_data import Caches, Journals, MetadataFiles, Npz, ScanIndices, TextNpz
-from readers_of_models import Ckpts, HypernetworkFiles, Safetensors
+from readers_of_models import Ckpts, HypernetworkFiles, Loras, Safetensors
 from readers_of_runs import DatasetConfigs, Prompts, RunDirectories, Settings, States
 
 READERS = {
@@ -20,6 +20,7 @@ READERS = {
     "ckpt": Ckpts,
     "safetensors": Safetensors,
     "hypernetwork": HypernetworkFiles,
+    "lora": Loras,
     "cache": Caches,
     "scan index": ScanIndices,
     "metadata": MetadataFiles,

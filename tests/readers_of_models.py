@@ -38,6 +38,31 @@ class Safetensors:
         read_model_file(file)
 
 
+class Loras:
+    """LoRA files, as `merge --lora` reads them."""
+
+    def __init__(self, folder):
+        name = "lora_unet_mid_block_attentions_0_proj_in"
+        tensors = {
+            f"{name}.lora_down.weight": torch.ones(2, 4), f"{name}.alpha": torch.tensor(2.0),
+            f"{name}.lora_up.weight": torch.ones(4, 2), "unet.x.lora_A.weight": torch.ones(2, 4),
+            "unet.x.lora_B.weight": torch.ones(4, 2),
+        }  # fmt: skip
+        said = '{"unet.lora_alpha": 4, "unet.alpha_pattern": {"x": 2}}'
+        self.whole = save(tensors, {"lora_adapter_metadata": said})
+
+    def read(self, rng, folder):
+        from impasto.checkpoints.lora import read_lora
+        from impasto.models.families import file_layouts
+
+        file = folder / "l.safetensors"
+        file.write_bytes(damaged_tensors(rng, self.whole))
+        with contextlib.suppress(ImpastoError):
+            for layer in read_lora(file, file_layouts()).layers.values():
+                if layer.fits((4, 4)):
+                    layer.delta((4, 4))
+
+
 def read_model_file(file):
     from impasto.checkpoints.kinds import kind_of
     from impasto.checkpoints.reading import open_tensor_file

@@ -35,6 +35,8 @@ VERBS = {
     "ask": "impasto.cli.runs:ask",
     "queue": "impasto.cli.queue:queue",
     "convert": "impasto.cli.convert:convert",
+    "merge": "impasto.cli.merge:merge",
+    "extract-lora": "impasto.cli.extract_lora:extract_lora",
     "inspect": "impasto.cli.convert:inspect",
     "download": "impasto.cli.download:download",
     "sample": "impasto.cli.sample:sample",

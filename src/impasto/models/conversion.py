@@ -65,7 +65,7 @@ def convert_model(
         ModelError: The source cannot be used.
         StorageError: The target cannot be written.
     """
-    _require_free(Path(source), target, overwrite=overwrite, by_folder=form == "diffusers")
+    require_free(Path(source), target, overwrite=overwrite, by_folder=form == "diffusers")
     contents = open_model(source, options, progress)
     asked = contents.identity.family.by_name(dtypes)
     contents = require_complete(contents, empty_networks(contents)).cast(asked)
@@ -116,7 +116,7 @@ def save_model(
     target = Path(target)
     form = form_of(target, None)
     source = Path(model.contents.source)
-    _require_free(source, target, overwrite=overwrite, by_folder=form == "diffusers")
+    require_free(source, target, overwrite=overwrite, by_folder=form == "diffusers")
     now = {
         part: {name: tensor.cpu() for name, tensor in network.state_dict().items()}
         for part, network in model.networks.items()
@@ -160,7 +160,7 @@ def convert_hypernetwork(
         ModelError: The source cannot be used, or the form cannot say what it is.
         StorageError: The target cannot be written.
     """
-    _require_free(source, target, overwrite=overwrite)
+    require_free(source, target, overwrite=overwrite)
     ending = target.suffix.lower()
     by_ending = "safetensors" if ending == ".safetensors" else "a1111"
     dialect = next((d for d in hypernetworks.SUFFIXES if d == (asked or by_ending)), None)
@@ -217,7 +217,12 @@ def converted_info(contents: ModelContents, target: Path, title: str | None) -> 
     )
 
 
-def _require_free(source: Path, target: Path, *, overwrite: bool, by_folder: bool = False) -> None:
+def require_free(source: Path, target: Path, *, overwrite: bool, by_folder: bool = False) -> None:
+    """Make sure that a target may be written, and that it is not what is read.
+
+    Raises:
+        ConfigError: It is the source, holds it, or is there and not to be replaced.
+    """
     if source.exists() and target.exists() and source.resolve() == target.resolve():
         raise ConfigError(f"{target} is the source itself; nothing was changed. Take another name.")
     if target.exists() and not overwrite:

@@ -93,6 +93,7 @@ SD1 = Family(
     architecture="stable-diffusion-v1",
     resolution=512,
     pipeline=STABLE_DIFFUSION,
+    base_version="sd_v1",
 )
 SD2_BASE = Family(
     key="sd2-base",
@@ -107,6 +108,7 @@ SD2_BASE = Family(
     architecture="stable-diffusion-v2-512",
     resolution=512,
     pipeline=STABLE_DIFFUSION,
+    base_version="sd_v2",
 )
 SD2_V = replace(
     SD2_BASE,
@@ -115,6 +117,7 @@ SD2_V = replace(
     prediction=VELOCITY,
     architecture="stable-diffusion-v2-768-v",
     resolution=768,
+    base_version="sd_v2_v",
 )
 _CLIP_L = replace(
     _CLIP,
@@ -158,6 +161,8 @@ SDXL = Family(
     depths=(0, 2, 10),
     npz_endings=SDXL_ENDINGS,
     text_npz_ending="_te_outputs.npz",
+    base_version="sdxl_base_v1-0",
+    lora_by_file_names=True,
 )
 SDXL_V = replace(SDXL, key="sdxl-v", name="SDXL v-pred", prediction=VELOCITY, mark="v_pred")
 FAMILIES: tuple[Family, ...] = (SD1, SD2_BASE, SD2_V, SDXL, SDXL_V)

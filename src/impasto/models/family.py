@@ -157,6 +157,9 @@ class Family:
             where no other model is told apart by them.
         npz_endings: What names of sd-scripts' files of its latents end on; the first is written.
         text_npz_ending: What names of sd-scripts' files of its texts end on; None for none.
+        base_version: What sd-scripts calls it in `ss_base_model_version` of a LoRA.
+        lora_by_file_names: Whether LoRAs name layers of the U-Net as single files do, not as
+            diffusers does.
     """
 
     key: str
@@ -178,6 +181,8 @@ class Family:
     depths: tuple[int, ...] | None = None
     npz_endings: tuple[str, ...] = SD_ENDINGS
     text_npz_ending: str | None = None
+    base_version: str = ""
+    lora_by_file_names: bool = False
 
     def of_kind(self, kind: PartKind) -> tuple[Component, ...]:
         """The components of a kind."""

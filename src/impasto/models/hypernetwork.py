@@ -11,10 +11,8 @@ from __future__ import annotations
 import contextlib
 import difflib
 import inspect
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,6 +30,7 @@ from impasto.errors import ConfigError, ModelError
 from impasto.models import families
 from impasto.models.attention import FusedAttention
 from impasto.models.attention_kernels import sdpa
+from impasto.models.strengths import path_and_strength
 
 _WITHOUT_SHAPE = {"multiheadattention", "threshold", "glu"}  # need arguments, or halve their input
 
@@ -297,20 +296,9 @@ def load_hypernetworks(specs: Sequence[str]) -> HypernetworkStack:
     """
     stack = HypernetworkStack()
     for spec in specs:
-        path, strength = _path_and_strength(spec)
+        path, strength = path_and_strength(spec)
         stack.add(path.stem, Hypernetwork.of(read_hypernetwork(path)), strength)
     return stack
-
-
-def _path_and_strength(spec: str) -> tuple[Path, float]:
-    path, colon, number = spec.rpartition(":")
-    try:
-        strength = float(number) if colon else 1.0
-    except ValueError:  # a drive of Windows, or a colon in the name
-        return Path(spec), 1.0
-    if not math.isfinite(strength):
-        raise ConfigError(f"The strength of {path} is {number}; expected a number such as 0.8.")
-    return Path(path if colon else spec), strength
 
 
 def require_matching_widths(name: str, widths: Sequence[int], unet: nn.Module) -> None:

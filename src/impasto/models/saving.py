@@ -96,14 +96,14 @@ def trained_contents(
             own = {n.removeprefix("text_model."): t for n, t in trained[part].items()}
             dtype = dtypes.get(part, trained_dtype)
             parts[part] = {
-                name: LazyTensor.of(own[name]).cast(dtype or _at_least_16_bits(stored[name]))
+                name: LazyTensor.of(own[name]).cast(dtype or at_least_16_bits(stored[name]))
                 for name in tensors
             }
     return replace(model.contents, parts=parts).cast(dtypes)
 
 
-def _at_least_16_bits(dtype: torch.dtype) -> torch.dtype:
-    """What learned would be lost in 8 bits."""
+def at_least_16_bits(dtype: torch.dtype) -> torch.dtype:
+    """A type that new values are stored in: what was learned or mixed would be lost in 8 bits."""
     return torch.float16 if dtype.is_floating_point and dtype.itemsize < 2 else dtype
 
 

@@ -1,0 +1,219 @@
+"""Reads LoRA and LoCon files: pairs of matrices whose product is added to a layer's weight.
+
+delta W = (alpha / rank) * up @ down (Hu et al. 2021, arXiv:2106.09685, section 4.1). Of
+convolutions `down` has the kernel and `up` is 1x1; with a `mid` in between both are 1x1 (LyCORIS'
+LoCon in the form of Tucker). Files of kohya's sd-scripts, LyCORIS, diffusers and PEFT name the
+same four tensors in different ways; other kinds of small networks (LoHa, LoKr, DoRA and so on) are
+refused by name. What the layers' names stand for is `models/lora_names.py`.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from impasto.checkpoints.keymap import FileLayout
+from impasto.checkpoints.kinds import OTHERS, kind_of
+from impasto.checkpoints.reading import TensorFile, open_tensor_file
+from impasto.checkpoints.tensors import LazyTensor
+from impasto.checkpoints.untrusted import untrusted
+from impasto.checkpoints.writing import is_finite
+from impasto.errors import ModelError
+from impasto.parsing import parse_json
+
+LORA = OTHERS[0]
+_PART = re.compile(
+    r"(?P<layer>.+?)"
+    r"(?:\.lora_(?P<kohya>down|up|mid)\.weight"
+    r"|\.lora_(?P<peft>A|B)(?:\.[A-Za-z]\w*)?\.weight"
+    r"|\.(?:lora|lora_linear_layer)\.(?P<linear>down|up)\.weight"
+    r"|\.processor\.(?P<to>to_[qkv]|to_out)_lora\.(?P<processor>down|up)\.weight"
+    r"|\.(?P<alpha>alpha))"
+)
+_OTHER_KINDS = {
+    ".hada_": "LoHa", ".lokr_": "LoKr", ".oft_": "OFT", ".boft_": "BOFT", ".dora_scale": "DoRA",
+    ".lora_magnitude_vector": "DoRA", ".diff": "a difference in full", ".w_norm": "a trained norm",
+    ".b_norm": "a trained norm", ".on_input": "IA3", ".a1.": "GLoRA",
+}  # fmt: skip
+_ADAPTER = "lora_adapter_metadata"
+"""Where diffusers writes PEFT's settings, as JSON, into the metadata of a file."""
+
+
+@dataclass(frozen=True)
+class LoraLayer:
+    """What a LoRA adds to one layer.
+
+    Attributes:
+        down: `[rank, in, ...]`.
+        up: `[out, rank, ...]`.
+        mid: `[rank, rank, height, width]`, between two 1x1 convolutions; None in most files.
+        alpha: `alpha / rank` is what the product is multiplied by; None is the rank.
+    """
+
+    down: LazyTensor
+    up: LazyTensor
+    mid: LazyTensor | None = None
+    alpha: float | None = None
+
+    @property
+    def rank(self) -> int:
+        """Rows of `down`."""
+        return self.down.shape[0]
+
+    @property
+    def scale(self) -> float:
+        """What the product is multiplied by."""
+        return 1.0 if self.alpha is None else self.alpha / self.rank
+
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        """Whether the product has as many rows and columns as a weight of this shape."""
+        down, up = self.down.shape, self.up.shape
+        if min(len(up), len(down)) < 2 or not 0 < up[1] == down[0] or math.prod(up[2:]) != 1:
+            return False
+        kernel = down[2:] if self.mid is None else self.mid.shape[2:]
+        if self.mid is not None and self.mid.shape[:2] != (self.rank, self.rank):
+            return False
+        spatial = tuple(size for size in shape[2:] if size != 1)
+        return (up[0], down[1]) == shape[:2] and spatial == tuple(n for n in kernel if n != 1)
+
+    def delta(self, shape: tuple[int, ...]) -> Tensor:
+        """What is added to a weight of this shape at strength 1, in float32."""
+        up, down = (tensor.read().float().flatten(1) for tensor in (self.up, self.down))
+        if self.mid is None:
+            return (up @ down).reshape(shape) * self.scale
+        whole = torch.einsum("or,rshw,si->oihw", up, self.mid.read().float(), down)
+        return whole.reshape(shape) * self.scale
+
+
+@dataclass(frozen=True)
+class LoraFile:
+    """A LoRA as it was opened.
+
+    Attributes:
+        path: The file.
+        layers: Name of a layer, as the file has it -> what is added there.
+        metadata: The texts in it.
+    """
+
+    path: Path
+    layers: Mapping[str, LoraLayer]
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+def read_lora(path: Path, layouts: tuple[FileLayout, ...]) -> LoraFile:
+    """Open a LoRA or LoCon file; its matrices are read when they are asked for.
+
+    Args:
+        path: The file.
+        layouts: How single files of models name their networks: what tells a model from a LoRA.
+
+    Raises:
+        ModelError: It is missing, damaged, no LoRA, of a kind that is not read, or not whole.
+    """
+    file = open_tensor_file(path)
+    kind = kind_of(file, layouts)
+    if kind is not LORA:
+        raise ModelError(
+            f"{path} is {kind.name}, not a LoRA. A model that is mixed is named beside the others, "
+            f"without --lora."
+        )
+    with untrusted(path):
+        return LoraFile(path, _layers_of(file), file.metadata)
+
+
+def _layers_of(file: TensorFile) -> dict[str, LoraLayer]:
+    found: dict[str, dict[str, LazyTensor]] = {}
+    for name, tensor in file.tensors.items():
+        layer, role = _taken_apart(name, file.path)
+        found.setdefault(layer, {})[role] = tensor
+    alphas = _Alphas.of(file)
+    return {layer: _whole(layer, roles, alphas, file.path) for layer, roles in found.items()}
+
+
+def _taken_apart(name: str, path: Path) -> tuple[str, str]:
+    """A tensor's layer and what it is there.
+
+    Raises:
+        ModelError: It is of another kind of network.
+    """
+    match = _PART.fullmatch(name)
+    if match is None:
+        kind = next((kind for mark, kind in _OTHER_KINDS.items() if mark in name), None)
+        what = f"a file with {kind} in it" if kind else "no LoRA or LoCon alone"
+        raise ModelError(
+            f"{path} is {what}: {name}. Only LoRA and LoCon can be merged; draw with this file in "
+            f"a program that reads it."
+        )
+    layer = match["layer"]
+    if match["to"]:
+        layer = f"{layer}.{'to_out.0' if match['to'] == 'to_out' else match['to']}"
+    if match["peft"]:
+        return layer, {"A": "down", "B": "up"}[match["peft"]]
+    return layer, match["kohya"] or match["linear"] or match["processor"] or "alpha"
+
+
+def _whole(layer: str, roles: Mapping[str, LazyTensor], alphas: _Alphas, path: Path) -> LoraLayer:
+    for role in ("down", "up"):
+        if role not in roles:
+            raise ModelError(
+                f"{path} is incomplete: {layer} has no {role} matrix. Download or copy it again."
+            )
+    for role, tensor in roles.items():
+        if not is_finite(tensor.read()):
+            raise ModelError(
+                f"{path}: the {role} of {layer} holds NaN or infinite values. The file is damaged; "
+                f"take another copy of it."
+            )
+    alpha = float(roles["alpha"].read()) if "alpha" in roles else alphas.of_layer(layer)
+    return LoraLayer(roles["down"], roles["up"], roles.get("mid"), alpha)
+
+
+@dataclass(frozen=True)
+class _Alphas:
+    """The alphas that diffusers keeps in a file's metadata, not among its tensors."""
+
+    by_prefix: Mapping[str, tuple[float, Mapping[str, float]]]
+
+    @classmethod
+    def of(cls, file: TensorFile) -> _Alphas:
+        """Those of a file; none where it says nothing.
+
+        Raises:
+            ModelError: It asks for a scale that only PEFT's own code knows.
+        """
+        text = file.metadata.get(_ADAPTER)
+        said: Any = parse_json(text) if text else {}
+        found: dict[str, dict[str, Any]] = {}
+        for key, value in said.items():
+            prefix, _, word = key.rpartition(".")
+            found.setdefault(prefix, {})[word] = value
+        for words in found.values():
+            odd = next((w for w in ("use_rslora", "use_dora") if words.get(w)), None)
+            if odd is not None:
+                raise ModelError(
+                    f"{file.path} was trained with PEFT's {odd}, which is not merged. Draw with it "
+                    f"in diffusers."
+                )
+        return cls(
+            {
+                prefix: (float(words["lora_alpha"]), words.get("alpha_pattern") or {})
+                for prefix, words in found.items()
+                if "lora_alpha" in words
+            }
+        )
+
+    def of_layer(self, layer: str) -> float | None:
+        """The alpha of a layer, or None where nothing is said of it."""
+        for prefix, (alpha, pattern) in self.by_prefix.items():
+            if layer.startswith(f"{prefix}.") or not prefix:
+                module = layer.removeprefix(f"{prefix}.")
+                ends = (a for key, a in pattern.items() if f".{module}".endswith(f".{key}"))
+                return float(next(ends, alpha))
+        return None

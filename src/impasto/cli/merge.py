@@ -1,0 +1,241 @@
+"""`impasto merge`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from impasto.cli.convert import DTYPE
+from impasto.cli.model_options import model_options, open_options
+from impasto.cli.numbers import Finite
+from impasto.errors import ConfigError
+from impasto.finite import finite
+from impasto.invocation import command
+
+if TYPE_CHECKING:
+    from impasto.models.merging import Mixture, Output
+    from impasto.models.mixing import Formula
+
+AVERAGE = "average"
+FORMULA = click.Choice(["weighted-sum", "add-difference", "train-difference", AVERAGE])
+RATIO = Finite(-10, 10)
+
+
+@click.command()
+@click.argument("models", metavar="MODEL...", nargs=-1, required=True)
+@click.option(
+    "--out", "target", metavar="OUT", type=click.Path(path_type=Path),
+    help="The mixture: a file that ends in .safetensors or .ckpt, or a Diffusers folder.",
+)  # fmt: skip
+@click.option(
+    "--formula",
+    type=FORMULA,
+    help="weighted-sum: (1 - M) A + M B. add-difference: A + M (B - C). train-difference: the same "
+    "the way supermerger trains it. average: the mean of all, or of the models of one run. "
+    "Default: weighted-sum for two models.",
+)
+@click.option(
+    "--ratio", type=RATIO, help="M of the formula; default: 0.5 of a weighted sum, else 1."
+)
+@click.option(
+    "--block", "named", multiple=True, metavar="NAME=RATIO",
+    help="Another M for a network (unet, text_encoder, vae) or a block of the U-Net, as IN04 or "
+    "down_blocks.1; repeatable.",
+)  # fmt: skip
+@click.option(
+    "--blocks", "listed", metavar="M,M,...",
+    help="M of all blocks, IN00 to OUT11; one more in front is for text encoders and VAE.",
+)  # fmt: skip
+@click.option("--shares", metavar="S,S,...", help="How often each model counts in an average.")
+@click.option(
+    "--last", type=click.IntRange(2), help="Of a run, average only the last so many models."
+)
+@click.option(
+    "--lora", "loras", multiple=True, metavar="FILE[:STRENGTH]",
+    help="A LoRA or LoCon that is added to the model or the mixture; repeatable.",
+)  # fmt: skip
+@click.option(
+    "--along", metavar="M,M,...",
+    help="For one run: the validation loss at these ratios between its base model (0) and its "
+    "result (1); OUT, if given, is the best.",
+)  # fmt: skip
+@click.option(
+    "--previews", metavar="FOLDER", type=click.Path(path_type=Path),
+    help="With --along: draw the run's prompts at each ratio, and a sheet of all.",
+)  # fmt: skip
+@click.option("--dtype", type=DTYPE, help="Precision of all parts; default: as in the first model.")
+@click.option("--unet-dtype", type=DTYPE, help="Precision of the U-Net.")
+@click.option("--text-encoder-dtype", type=DTYPE, help="Precision of the text encoder.")
+@click.option("--vae-dtype", type=DTYPE, help="Precision of the VAE.")
+@click.option("--title", help="The model's name in its metadata; default: OUT's.")
+@click.option("--overwrite", is_flag=True, help="Replace OUT if it is there.")
+@model_options
+def merge(models: tuple[str, ...], target: Path | None, **options: Any) -> None:
+    """Mix models into OUT, or add LoRAs to one.
+
+    Each MODEL is a file, a Diffusers folder, a Hub id or a finished run, in the order of the
+    formula's letters. Tensors are read and written one at a time.
+
+    \b
+    impasto merge a.safetensors b.safetensors --ratio 0.3 --out mixed.safetensors
+    impasto merge a.ckpt b.ckpt base.ckpt --formula add-difference --out sum.ckpt
+    impasto merge runs/style --formula average --last 3 --out soup.safetensors
+    impasto merge base.safetensors --lora style.safetensors:0.8 --out styled.safetensors
+    impasto merge runs/style --along 0,0.25,0.5,0.75,1 --out best.safetensors
+    """  # noqa: D301 - the backspace tells click to keep the lines
+    from impasto.checkpoints.hub import require_source
+    from impasto.cli.console import Console
+
+    if options["along"] is not None:
+        from impasto.cli.merge_along import merge_along
+
+        merge_along(models, None if target is None else _output(target, options), options)
+        return
+    if options["previews"] is not None:
+        raise ConfigError("--previews is for --along. Take it out, or draw with impasto sample.")
+    if target is None:
+        raise ConfigError("Say where the mixture goes: --out FILE.")
+    from impasto.models.merging import merge_models, require_models
+
+    mixture, output = _mixture(models, options), _output(target, options)
+    require_models(mixture)
+    for model in mixture.models:
+        require_source(model)
+    console = Console()
+    console.table(merge_models(mixture, output, open_options(options), console))
+
+
+def _output(target: Path, options: dict[str, Any]) -> Output:
+    """How the mixture is written.
+
+    Raises:
+        ConfigError: The target's name is of no form of model.
+    """
+    from impasto.models import families
+    from impasto.models.merging import Output
+    from impasto.models.saving import DTYPES
+    from impasto.models.targets import form_of
+
+    words = {word: options[f"{word}_dtype"] or options["dtype"] for word in families.BY_SETTING}
+    return Output(
+        target,
+        form_of(target, None),
+        families.by_kind({part: DTYPES[word] for part, word in words.items() if word}),
+        options["title"],
+        overwrite=options["overwrite"],
+    )
+
+
+def _mixture(models: tuple[str, ...], options: dict[str, Any]) -> Mixture:
+    """What is asked for.
+
+    Raises:
+        ConfigError: Options do not go together, or a number is none.
+    """
+    from impasto.models.merging import Mixture
+
+    models = _of_run(models, options["formula"], options["last"])
+    formula = _formula(models, options["formula"], options["shares"])
+    has_ratio = formula is not None and formula.takes_ratio
+    _require_no_effectless(options, has_ratio=has_ratio)
+    return Mixture(
+        models,
+        formula,
+        options["ratio"],
+        numbers("--blocks", options["listed"]),
+        dict(_named(text) for text in options["named"]),
+        options["loras"],
+    )
+
+
+def _require_no_effectless(options: dict[str, Any], *, has_ratio: bool) -> None:
+    """Refuse options that would change nothing.
+
+    Raises:
+        ConfigError: One is given.
+    """
+    if not has_ratio:
+        for name, value in (
+            ("--ratio", options["ratio"] is not None),
+            ("--block", options["named"]),
+            ("--blocks", options["listed"]),
+        ):
+            if value:
+                raise ConfigError(
+                    f"{name} has no effect here: an average goes by --shares, and a LoRA by the "
+                    f"strength after its name. Take it out."
+                )
+    if options["shares"] and options["formula"] != AVERAGE:
+        raise ConfigError(f"--shares is for --formula {AVERAGE}. Take it out, or ask for that.")
+
+
+def _formula(models: tuple[str, ...], asked: str | None, shares: str | None) -> Formula | None:
+    from impasto.models.mixing import FORMULAS, average
+
+    if asked == AVERAGE:
+        weights = numbers("--shares", shares) or [1.0] * len(models)
+        if len(weights) != len(models) or min(weights) < 0 or not sum(weights):
+            raise ConfigError(
+                f"--shares is {shares}; expected {len(models)} numbers, one for each model, 0 or "
+                f"more and not all 0."
+            )
+        return average(weights)
+    if asked is None:
+        if len(models) > 2:
+            raise ConfigError(
+                f"{len(models)} models were given. Say how they are mixed: --formula "
+                f"add-difference or train-difference (three), or {AVERAGE}."
+            )
+        return FORMULAS["weighted-sum"] if len(models) == 2 else None
+    return FORMULAS[asked]
+
+
+def _of_run(models: tuple[str, ...], formula: str | None, last: int | None) -> tuple[str, ...]:
+    """The models that a run has written, where an average of one run is asked for.
+
+    Raises:
+        ConfigError: It has fewer than two, or the option is for something else.
+    """
+    from impasto.training.saving.run_models import models_of_run
+
+    of_run = formula == AVERAGE and len(models) == 1
+    if last is not None and not of_run:
+        raise ConfigError(f"--last is for one run with --formula {AVERAGE}. Take it out.")
+    if not of_run:
+        return models
+    found = models_of_run(Path(models[0]))
+    if len(found) < 2 or (last or 2) > len(found):
+        raise ConfigError(
+            f"{models[0]} has {len(found)} models on the disk, and "
+            f"{'at least 2 are' if last is None else f'{last} were asked for and are'} needed to "
+            f"average. A run keeps more with saving.model_every_steps; name other models one by "
+            f"one: {command('merge', 'A', 'B', '--formula', AVERAGE)}"
+        )
+    return tuple(str(path) for path in found[-(last or len(found)) :])
+
+
+def _named(text: str) -> tuple[str, float]:
+    name, equals, number = text.rpartition("=")
+    try:
+        ratio = finite(number)
+    except ValueError:
+        equals = ""
+    if not equals or not name.strip():
+        raise ConfigError(f"--block is {text!r}; expected NAME=RATIO, as in IN04=0.3.")
+    return name.strip(), ratio
+
+
+def numbers(option: str, text: str | None) -> list[float]:
+    """The numbers of a list on the command line; none of an empty one.
+
+    Raises:
+        ConfigError: One is no finite number.
+    """
+    if not text:
+        return []
+    try:
+        return [finite(part) for part in text.split(",")]
+    except ValueError as error:
+        raise ConfigError(f"{option} is {text!r}; expected numbers such as 0,0.5,1.") from error

@@ -1,0 +1,129 @@
+"""`impasto merge --along`: models between a run's base model and its result."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from impasto.cli.merge import numbers
+from impasto.errors import ConfigError
+from impasto.invocation import command
+
+if TYPE_CHECKING:
+    from impasto.cli.console import Console
+    from impasto.models.merging import Output
+    from impasto.training.along import Way
+
+WITHOUT_EFFECT = {
+    "formula": "--formula", "ratio": "--ratio", "named": "--block", "listed": "--blocks",
+    "shares": "--shares", "last": "--last", "loras": "--lora", "family": "--family",
+    "prediction_type": "--prediction-type", "variant": "--variant", "vae": "--vae",
+    "weights": "--weights",
+}  # fmt: skip
+"""Options that say what the run says here."""
+
+OF_OUTPUT = {
+    "dtype": "--dtype", "unet_dtype": "--unet-dtype", "text_encoder_dtype": "--text-encoder-dtype",
+    "vae_dtype": "--vae-dtype", "title": "--title",
+}  # fmt: skip
+
+LARGEST = 2.0
+"""The ratio at most: far beyond the result, weights mean nothing."""
+
+
+def merge_along(models: tuple[str, ...], output: Output | None, options: dict[str, Any]) -> None:
+    """Measure models on the way, and write the best if `output` says where.
+
+    Raises:
+        ConfigError: Options do not go together, or the run cannot be measured.
+    """
+    ratios = _ratios(options["along"])
+    unset = (None, (), "auto")
+    given = [flag for name, flag in WITHOUT_EFFECT.items() if options[name] not in unset]
+    if given:
+        raise ConfigError(
+            f"{given[0]} has no effect with --along, which goes from a run's base model to its "
+            f"result. Take it out."
+        )
+    if output is None and (unwritten := [f for n, f in OF_OUTPUT.items() if options[n]]):
+        raise ConfigError(f"{unwritten[0]} is for what --out writes. Take it out, or give --out.")
+    if len(models) != 1:
+        raise ConfigError(
+            f"--along takes one run; {len(models)} models were given. Mix others at a ratio: "
+            f"{command('merge', 'A', 'B', '--ratio', '0.5', '--out', 'mixed.safetensors')}"
+        )
+    from impasto.runs import RunDirectory
+
+    run = RunDirectory.open(Path(models[0]))
+    _require_targets(run, output, options["previews"], overwrite=options["overwrite"])
+    from impasto.cli.console import Console
+    from impasto.training.along import walk
+
+    console = Console()
+    way = walk(run, ratios, console, options["previews"])
+    _show(console, way, options["previews"])
+    if output is not None:
+        _write(console, way, output)
+
+
+def _ratios(text: str) -> list[float]:
+    found = sorted(set(numbers("--along", text)))
+    if len(found) < 2 or not -LARGEST <= found[0] <= found[-1] <= LARGEST:
+        raise ConfigError(
+            f"--along is {text!r}; expected two ratios or more, as 0,0.25,0.5,0.75,1, where 0 is "
+            f"the base model and 1 the result."
+        )
+    return found
+
+
+def _require_targets(
+    run: Any, output: Output | None, previews: Path | None, *, overwrite: bool
+) -> None:
+    """Make sure that nothing stands where something will be written, before minutes go by.
+
+    Raises:
+        ConfigError: Something does.
+    """
+    from impasto.models.conversion import require_free
+
+    if output is not None:
+        source = run.exported_model() or run.path
+        require_free(source, output.target, overwrite=overwrite, by_folder=not output.target.suffix)
+    if previews is not None and previews.exists() and not overwrite:
+        raise ConfigError(
+            f"{previews} is already there; nothing was changed. Take another name, or --overwrite."
+        )
+
+
+def _show(console: Console, way: Way, previews: Path | None) -> None:
+    """The losses, one a line."""
+    names = {0.0: "the base model", 1.0: "the result"}
+    rows = {
+        f"{point.ratio:g}": f"{point.loss:.4f}"
+        + (f"  {names[point.ratio]}" if point.ratio in names else "")
+        + ("  (least)" if point is way.best else "")
+        for point in way.points
+    }
+    console.heading("Validation loss by ratio")
+    console.table(rows)
+    if previews is not None:
+        console.note(f"\nWrote the previews of each and {previews / 'sheet.png'}.")
+
+
+def _write(console: Console, way: Way, output: Output) -> None:
+    """Write the model with the least loss, with what was measured in its record."""
+    from dataclasses import replace
+
+    from impasto.models.merging import Mixture, write_mixture
+    from impasto.training.along import FORMULA
+
+    best = way.best
+    ratios = replace(way.opened.ratios, default=best.ratio)
+    measured = [[point.ratio, round(point.loss, 6)] for point in way.points]
+    mixture = Mixture(
+        [str(path) for path in way.opened.paths],
+        FORMULA,
+        best.ratio,
+        findings={"validation_loss_by_ratio": measured},
+    )
+    console.table(write_mixture(mixture, replace(way.opened, ratios=ratios), output, console))

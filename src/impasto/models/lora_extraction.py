@@ -1,0 +1,81 @@
+"""From two models on the disk to a LoRA on the disk, and what a person may want to know of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from impasto.models.completeness import require_complete
+from impasto.models.conversion import hash_file, require_free
+from impasto.models.extraction import Extraction, ExtractionRules, extract
+from impasto.models.loading import empty_networks
+from impasto.models.lora_writing import Sources, write_lora
+from impasto.models.mix_record import hash_model
+from impasto.models.mixing import require_mixable
+from impasto.models.opening import OpenOptions, locate, open_model
+from impasto.progress import Progress
+
+WORST_SHOWN = 5
+Rows = Mapping[str, str]
+
+
+def extract_file(
+    base: str,
+    model: str,
+    target: Path,
+    rules: ExtractionRules,
+    options: OpenOptions,
+    *,
+    title: str | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> tuple[Rows, Rows]:
+    """Extract the difference of two models and write it.
+
+    Returns:
+        What was written, and the layers whose errors are largest.
+
+    Raises:
+        ConfigError: Something is at the target already, or a rank is above every layer's width.
+        ModelError: A model cannot be used, or the two do not fit each other or are the same.
+        StorageError: The target cannot be written.
+    """
+    paths = [locate(source, options, progress) for source in (base, model)]
+    for path in (Path(base), Path(model), *paths):
+        require_free(path, target, overwrite=overwrite)
+    opened = [open_model(source, options, progress) for source in (base, model)]
+    first, second = (require_complete(contents, empty_networks(contents)) for contents in opened)
+    require_mixable([first, second])
+    extraction = extract(first, second, rules, progress)
+    hashes = (hash_model(paths[0], progress), hash_model(paths[1], progress))
+    write_lora(target, extraction, Sources(first, second, hashes), title)
+    rows = {
+        "Wrote": f"{target} ({target.stat().st_size / 2**20:.1f} MiB)",
+        "Family": first.identity.family.name,
+        **_summary(extraction),
+        "SHA-256": hash_file(target, progress),
+    }
+    return rows, _worst(extraction)
+
+
+def _summary(extraction: Extraction) -> Rows:
+    ranks = sorted(layer.rank for layer in extraction.layers.values())
+    outside = sum(extraction.outside.values())
+    unchanged = f", {extraction.unchanged} unchanged and left out" if extraction.unchanged else ""
+    rows = {
+        "Layers": f"{len(extraction.layers)}{unchanged}",
+        "Ranks": f"{ranks[0]} to {ranks[-1]}, {ranks[len(ranks) // 2]} in the middle",
+        "Error": f"{extraction.error:.2%} of the change in these layers (root of squares)",
+    }
+    if outside:
+        parts = ", ".join(extraction.outside)
+        rows["In all"] = (
+            f"{extraction.whole_error:.2%} of all that changed: norms, biases and other layers "
+            f"that no LoRA holds changed too ({parts})"
+        )
+    return rows
+
+
+def _worst(extraction: Extraction) -> Rows:
+    order = sorted(extraction.layers.items(), key=lambda item: -item[1].error)
+    return {name: f"{layer.error:.2%}, rank {layer.rank}" for name, layer in order[:WORST_SHOWN]}

@@ -1,0 +1,203 @@
+"""Models between a run's base model and its result: validation loss and previews of each.
+
+Weights between those of a model and of what was fine-tuned from it often do better than either, on
+what was trained and on what the base model knew (WiSE-FT: Wortsman et al. 2021, arXiv:2109.01903).
+What is measured is what the run measured: its held-out images, at its noise levels.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from impasto import files, locks
+from impasto.config.load import load_run_config
+from impasto.config.run import RunConfig
+from impasto.datasets.prepare import LATENTS
+from impasto.errors import ConfigError, RunError
+from impasto.models.blocks import Ratios
+from impasto.models.completeness import require_complete
+from impasto.models.contents import ModelContents
+from impasto.models.loading import empty_networks
+from impasto.models.merging import Opened
+from impasto.models.mixing import FORMULAS, mix, require_mixable
+from impasto.models.opening import OpenOptions, locate, open_model
+from impasto.progress import Progress
+from impasto.runs import RunDirectory
+from impasto.sampling.sampler import save_png
+from impasto.sampling.sheet import draw_sheet
+from impasto.training.build import build_session
+from impasto.training.compile import plain_network
+from impasto.training.devices import build_accelerator
+from impasto.training.model import build_open_options
+from impasto.training.overrides import Overrides
+from impasto.training.session import Session
+
+FORMULA = FORMULAS["weighted-sum"]
+
+
+@dataclass(frozen=True)
+class Point:
+    """A model on the way.
+
+    Attributes:
+        ratio: 0 is the base model, 1 the result.
+        loss: The validation loss.
+    """
+
+    ratio: float
+    loss: float
+
+
+@dataclass(frozen=True)
+class Way:
+    """A run's base model and its result, and what lies between them.
+
+    Attributes:
+        opened: The two, in this order.
+        points: What was measured, in the order of the ratios.
+    """
+
+    opened: Opened
+    points: Sequence[Point]
+
+    @property
+    def best(self) -> Point:
+        """The point with the least loss; of equals the one nearest to the base model."""
+        return min(self.points, key=lambda point: point.loss)
+
+
+def walk(
+    run: RunDirectory, ratios: Sequence[float], progress: Progress, previews: Path | None = None
+) -> Way:
+    """Measure models between a run's base model and its result, and draw the run's prompts.
+
+    Args:
+        run: A finished run, with held-out images.
+        ratios: Where between the two; 0 is the base model, 1 the result.
+        progress: Who is told.
+        previews: A folder for the images of each and a sheet of all, replaced whole; None draws
+            nothing.
+
+    Raises:
+        ConfigError: The run has no held-out images, or no prompts that could be drawn.
+        ModelError: The base model or the result is gone or damaged.
+        RunError: The run has no result.
+    """
+    config = load_run_config(run.config_file)
+    _require_walkable(run, config, draws=previews is not None)
+    opened = _open_ends(run, config, progress)
+    with _session(config, progress) as session, contextlib.ExitStack() as held:
+        if session.validator is None:
+            raise ConfigError(
+                f"{run.path} has no held-out images to measure with: it was trained without "
+                f"validation.split and validation.image_dir."
+            )
+        folder = None if previews is None else held.enter_context(files.replace_folder(previews))
+        steps = len(ratios) * (1 if folder is None else 2)
+        points: list[Point] = []
+        with progress.stage("Measuring on the way", steps, "steps") as advance:
+            for number, ratio in enumerate(ratios):
+                _put(session, mix(opened.models, FORMULA.combine, Ratios(ratio)))
+                with _looking(session):
+                    loss = session.validator.measure(
+                        session.trainable.unet, session.eval_conditioner, session.recipe
+                    )
+                    points.append(Point(ratio, loss.mean))
+                    advance(1)
+                    if folder is not None:
+                        _draw(session, folder, number)
+                        advance(1)
+        if folder is not None:
+            _write_sheet(session, folder, points)
+    return Way(opened, points)
+
+
+def _require_walkable(run: RunDirectory, config: RunConfig, *, draws: bool) -> None:
+    if config.method.kind != "full":
+        raise ConfigError(
+            f"{run.path} trained a hypernetwork: its strength is what lies between. Draw it with "
+            f"impasto sample --hypernetwork and --strengths."
+        )
+    if run.exported_model() is None:
+        raise RunError(f"{run.path} has not exported a model yet. Finish it first.")
+    if draws and not config.previews.prompts:
+        raise ConfigError(
+            f"{run.path} has no prompts to draw (previews.prompts). Take --previews out."
+        )
+
+
+def _open_ends(run: RunDirectory, config: RunConfig, progress: Progress) -> Opened:
+    """The base model as the run opened it, and the model that it exported."""
+    options, result = build_open_options(config), str(run.exported_model())
+    ends = (open_model(config.model.path, options, progress), open_model(result, OpenOptions()))
+    models = [require_complete(model, empty_networks(model)) for model in ends]
+    require_mixable(models)
+    paths = [locate(config.model.path, options, progress), Path(result)]
+    return Opened(models, paths, [], Ratios(1.0))
+
+
+@contextlib.contextmanager
+def _session(config: RunConfig, progress: Progress) -> Iterator[Session]:
+    """What the run computes with, which writes nothing into its directory."""
+    accelerator = build_accelerator()
+    if accelerator.num_processes > 1:
+        raise ConfigError("Models on the way are measured by one process. Start it without others.")
+    folder = config.dataset.derived_dir / LATENTS
+    patience = locks.LockWaiter(progress.note, f"reading {folder}")
+    with (
+        locks.SharedLock(folder, "measuring models", patience),
+        tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch,
+    ):
+        elsewhere = config.model_copy(update={"output_dir": Path(scratch)})
+        yield build_session(elsewhere, accelerator, progress, Overrides())
+
+
+def _put(session: Session, contents: ModelContents) -> None:
+    """Give what the run trained the weights of a mixture; what it did not train is the same."""
+    with torch.no_grad():
+        for part, tensors in session.trainable.export().items():
+            for name, tensor in tensors.items():
+                own = contents.parts[part].get(name.removeprefix("text_model."))
+                if own is not None:
+                    tensor.copy_(own.read())
+
+
+@contextlib.contextmanager
+def _looking(session: Session) -> Iterator[None]:
+    """The weights as they are, not an average of them, in the precision of the run."""
+    modules: list[Any] = [part.module for part in session.trainable.parts]
+    for module in modules:
+        module.eval()
+    with session.precision.autocast(), plain_network():
+        yield
+
+
+def _draw(session: Session, folder: Path, number: int) -> None:
+    """Draw the prompts into `NUMBER-PROMPT.png`, both counted from 0."""
+    sampler, prompts = session.previewer.sampler, session.previewer.prompts
+    with sampler.hypernetworks.attached(sampler.unet):
+        images = sampler.generate_all(prompts, lambda _: None)
+    for row, (prompt, image) in enumerate(zip(prompts, images, strict=True)):
+        save_png(image, _image(folder, number, row), prompt)
+
+
+def _write_sheet(session: Session, folder: Path, points: Sequence[Point]) -> None:
+    prompts = session.previewer.prompts
+    cells = {
+        (row, column): _image(folder, column, row)
+        for row in range(len(prompts))
+        for column in range(len(points))
+    }
+    labels = [f"{point.ratio:g}: {point.loss:.4f}" for point in points]
+    draw_sheet(cells, [prompt.text for prompt in prompts], labels).save(folder / "sheet.png")
+
+
+def _image(folder: Path, number: int, row: int) -> Path:
+    return folder / f"{number:02d}-{row:03d}.png"

@@ -1,0 +1,132 @@
+"""`impasto merge` and `extract-lora` as commands: whole ones, runs, and refused options."""
+
+import json
+
+import pytest
+import torch
+from conftest import impasto
+from safetensors.torch import load_file, save_file
+
+from impasto.checkpoints.reading import open_tensor_file
+from impasto.cli.main import impasto as commands
+from impasto.errors import ConfigError, ImpastoError
+from impasto.progress import SilentProgress
+from impasto.training.along import walk
+from impasto.training.trainer import train
+
+
+@pytest.fixture
+def run(train_config, fresh_accelerate):
+    """A run of four steps whose text encoder learns too, with a model after each second one."""
+    config = train_config(
+        method={"train_text_encoder": True},
+        training={"max_steps": 4, "ema_decay": 0.5},
+        validation={"split": 0.3, "every_steps": 4, "timesteps": 3},
+        saving={"format": "safetensors", "model_every_steps": 2},
+        previews={"prompts": ["a red ball"], "steps": 1, "width": 32, "height": 32},
+    )
+    return train(config)
+
+
+def test_the_ends_of_the_way_are_what_the_run_measured(run, tmp_path):
+    """Ratio 0 is the base model's validation loss, 1 the result's; the run is left as it is."""
+    lines = (run.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    losses = [r["validation_loss"] for r in map(json.loads, lines) if "validation_loss" in r]
+    before = {file: file.stat().st_mtime_ns for file in run.path.rglob("*")}
+    way = walk(run, [0.0, 0.5, 1.0], SilentProgress(), tmp_path / "along")
+    assert [point.ratio for point in way.points] == [0.0, 0.5, 1.0]
+    assert way.points[0].loss == pytest.approx(losses[0], rel=1e-6)
+    assert way.points[2].loss == pytest.approx(losses[-1], rel=1e-6)
+    assert way.best.loss == min(point.loss for point in way.points)
+    assert {file: file.stat().st_mtime_ns for file in run.path.rglob("*")} == before
+    names = sorted(path.name for path in (tmp_path / "along").iterdir())
+    assert names == ["00-000.png", "01-000.png", "02-000.png", "sheet.png"]
+
+
+def test_a_run_is_averaged_and_walked_by_commands(run, tmp_path):
+    """The average has the plain model of each step once; the best on the way says what was seen."""
+    soup, best = tmp_path / "soup.safetensors", tmp_path / "best.safetensors"
+    call("merge", run.path, "--formula", "average", "--out", soup)
+    record = json.loads(open_tensor_file(soup).metadata["impasto.merge"])
+    names = [entry["file"] for entry in record["models"]]
+    assert names == ["model-step00000002.safetensors", "model.safetensors"]
+    places = ("models", "export")
+    models = [load_file(run.path / folder / n) for folder, n in zip(places, names, strict=True)]
+    for name, tensor in load_file(soup).items():
+        wanted = (models[0][name].double() + models[1][name].double()) / 2
+        torch.testing.assert_close(tensor.double(), wanted, rtol=1e-6, atol=1e-7)
+    call("merge", run.path, "--along", "0,1", "--out", best)
+    record = json.loads(open_tensor_file(best).metadata["impasto.merge"])
+    measured = record["validation_loss_by_ratio"]
+    assert [ratio for ratio, _ in measured] == [0, 1]
+    assert record["ratio"] == min(measured, key=lambda pair: pair[1])[0]
+
+
+def call(*words):
+    commands.main(args=[str(word) for word in words], standalone_mode=False)
+
+
+def test_a_difference_goes_into_a_file_and_back(nano_model, ldm_file, tmp_path):
+    base, tuned = ldm_file(nano_model), tmp_path / "tuned.safetensors"
+    tensors = load_file(base)
+    name = "model.diffusion_model.middle_block.1.transformer_blocks.0.attn2.to_k.weight"
+    tensors[name] += 0.1 * torch.randn(tensors[name].shape)
+    save_file(tensors, tuned, dict(open_tensor_file(base).metadata))
+    lora, back = tmp_path / "lora.safetensors", tmp_path / "back.safetensors"
+    made = impasto("extract-lora", base, tuned, "--full-rank", "--out", lora)
+    assert made.returncode == 0, made.stderr
+    assert "Layers   1, " in made.stdout
+    merged = impasto("merge", base, "--lora", lora, "--out", back)
+    assert merged.returncode == 0, merged.stderr
+    torch.testing.assert_close(load_file(back)[name], tensors[name], rtol=1e-3, atol=1e-4)
+    wrong = impasto("merge", lora, tuned, "--out", tmp_path / "no.safetensors")
+    assert wrong.returncode == 4
+    assert "is a LoRA or LyCORIS" in wrong.stderr
+    assert not (tmp_path / "no.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["merge", "A", "B"], "Say where the mixture goes"),
+        (["merge", "A", "--out", "o"], "there is nothing to merge"),
+        (["merge", "A", "B", "C", "--out", "o"], "Say how they are mixed"),
+        (["merge", "A", "B", "--out", "o.pt"], r"ends in \.pt"),
+        (["merge", "A", "B", "--out", "o", "--block", "IN04"], "expected NAME=RATIO"),
+        (["merge", "A", "B", "--out", "o", "--block", "IN04=nan"], "expected NAME=RATIO"),
+        (["merge", "A", "B", "--out", "o", "--blocks", "1,x"], "expected numbers such as"),
+        (["merge", "A", "--lora", "l", "--ratio", "1", "--out", "o"], "--ratio has no effect here"),
+        (["merge", "A", "B", "--shares", "1,2", "--out", "o"], "--shares is for"),
+        (["merge", "A", "B", "--last", "2", "--out", "o"], "--last is for one run"),
+        (
+            ["merge", "A", "B", "--formula", "average", "--shares", "1,-1", "--out", "o"],
+            "expected 2 numbers",
+        ),
+        (["merge", "A", "B", "--previews", "p", "--out", "o"], "--previews is for --along"),
+        (["merge", "A", "--along", "0"], "expected two ratios or more"),
+        (["merge", "A", "--along", "0,9"], "expected two ratios or more"),
+        (["merge", "A", "B", "--along", "0,1"], "--along takes one run"),
+        (["merge", "A", "--along", "0,1", "--ratio", "1"], "--ratio has no effect with --along"),
+        (["merge", "A", "--along", "0,1", "--title", "t"], "--title is for what --out writes"),
+        (["merge", "A", "--along", "0,1", "--weights", "ema"], "--weights has no effect with"),
+        (["merge", "A", "--along", "0,1"], "is not a run directory"),
+        (["merge", "A", "B", "--out", "o"], "The model A is not there"),
+        (["extract-lora", "A", "B", "--out", "o.ckpt"], "a LoRA is written as"),
+        (
+            ["extract-lora", "A", "B", "--rank", "4", "--full-rank", "--out", "o.safetensors"],
+            "--full-rank keeps everything",
+        ),
+    ],
+)
+def test_options_that_do_not_go_together(words, message, tmp_path, monkeypatch):
+    """Each is named before a model is opened; A and B are not there."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ImpastoError, match=message):
+        call(*words)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_with_one_model_has_no_average(tmp_path):
+    (tmp_path / "config.toml").touch()
+    with pytest.raises(ConfigError, match="has 0 models on the disk, and at least 2 are needed"):
+        call("merge", tmp_path, "--formula", "average", "--out", tmp_path / "o")

@@ -1,0 +1,330 @@
+"""Mixing models: formulas against their arithmetic, per block, in every form, and bad input."""
+
+import json
+import weakref
+from dataclasses import replace
+
+import pytest
+import torch
+from nano_sdxl import write_sdxl_file
+from safetensors.torch import load_file, save_file
+
+from impasto.checkpoints.reading import open_tensor_file
+from impasto.errors import ConfigError, ModelError
+from impasto.models.architectures import write_random_model
+from impasto.models.blocks import Ratios, block_order, known_names
+from impasto.models.conversion import convert_model
+from impasto.models.families import SDXL_V, by_kind
+from impasto.models.loading import load_base_model
+from impasto.models.merging import Mixture, Output, merge_models, require_models
+from impasto.models.mixing import FORMULAS, average, letter_of, mix
+from impasto.models.opening import OpenOptions, open_model
+from impasto.models.saving import About, write_model
+from impasto.models.targets import form_of
+from impasto.training.saving.run_models import models_of_run
+
+UNET, CLIP, VAE = "model.diffusion_model.", "cond_stage_model.", "first_stage_model."
+
+
+@pytest.fixture(scope="module")
+def three(nano_architecture, tmp_path_factory):
+    """Three models as files, in float32."""
+    folder = tmp_path_factory.mktemp("three")
+    return [write(nano_architecture, folder / name, seed) for seed, name in enumerate("abc")]
+
+
+def write(architecture, folder, seed):
+    write_random_model(architecture, folder, seed=seed, dtype=torch.float32)
+    file = folder.with_suffix(".safetensors")
+    convert_model(str(folder), file, "safetensors", {}, OpenOptions())
+    return file
+
+
+def merge(target, models, formula=None, dtypes=None, *, overwrite=False, **asked):
+    mixture = Mixture([str(m) for m in models], formula, **asked)
+    require_models(mixture)
+    output = Output(target, form_of(target, None), by_kind(dtypes or {}), overwrite=overwrite)
+    return merge_models(mixture, output, OpenOptions())
+
+
+def metadata(file):
+    return dict(open_tensor_file(file).metadata)
+
+
+@pytest.mark.parametrize(
+    ("key", "expected"),
+    [
+        ("weighted-sum", lambda a, b, c: 0.7 * a + 0.3 * b),
+        ("add-difference", lambda a, b, c: a + 0.3 * (b - c)),
+        (
+            "train-difference",
+            lambda a, b, c: a + 0.54 * (b - c) * (b - a).abs() / ((b - a).abs() + (b - c).abs()),
+        ),
+    ],
+)
+def test_formulas_in_float64(three, tmp_path, key, expected):
+    count = FORMULAS[key].models
+    merge(tmp_path / "m.safetensors", three[:count], FORMULAS[key], ratio=0.3)
+    a, b, c = map(load_file, three)
+    made = load_file(tmp_path / "m.safetensors")
+    assert made.keys() == a.keys()
+    for name, tensor in made.items():
+        wide = [x[name].double() for x in (a, b, c)]
+        wanted = torch.where(wide[1] == wide[2], wide[0], expected(*wide))
+        if key == "weighted-sum":
+            wanted = expected(*wide)
+        torch.testing.assert_close(tensor.double(), wanted, rtol=2e-6, atol=1e-7)
+
+
+def test_an_average_counts_shares(three, tmp_path):
+    merge(tmp_path / "m.safetensors", three, average([1.0, 1.0, 2.0]))
+    a, b, c = map(load_file, three)
+    for name, tensor in load_file(tmp_path / "m.safetensors").items():
+        wanted = (a[name].double() + b[name].double() + 2 * c[name].double()) / 4
+        torch.testing.assert_close(tensor.double(), wanted, rtol=2e-6, atol=1e-7)
+
+
+def test_few_tensors_are_in_memory_whatever_the_number_of_models(three, tmp_path):
+    """Of six models two tensors at most are there at once, and none before something is written."""
+    alive, most = weakref.WeakSet(), [0]
+
+    def watched(lazy):
+        def read():
+            tensor = lazy.read()
+            alive.add(tensor)
+            most.append(len(alive))
+            return tensor
+
+        return replace(lazy, read=read)
+
+    def model(file):
+        contents = open_model(file)
+        parts = {p: {n: watched(t) for n, t in ts.items()} for p, ts in contents.parts.items()}
+        return replace(contents, parts=parts)
+
+    models = [model(file) for file in three * 2]
+    mixed = mix(models, average([1.0] * 6).combine, Ratios(1.0))
+    assert len(most) == 1
+    write_model(mixed, tmp_path / "m.safetensors", "safetensors", About("m"))
+    assert len(most) > 6 * 100
+    assert max(most) <= 2
+
+
+def test_more_models_than_letters():
+    assert [letter_of(number) for number in (0, 25, 26, 53)] == ["A", "Z", "A2", "B3"]
+    many = average([1.0] * 27)
+    assert many.words.endswith("+ Y + Z + A2) / 27")
+    assert not many.takes_ratio
+
+
+def test_ratios_of_blocks_networks_and_modules(three, tmp_path):
+    """IN01 is 1 but for what diffusers' name for its residual block says; the VAE stays."""
+    named = {"in1": 1.0, "down_blocks.0.resnets.0": 0.5, "vae": 0.0, "time_embedding": 0.25}
+    merge(tmp_path / "m.safetensors", three[:2], FORMULAS["weighted-sum"], ratio=0.1, named=named)
+    a, b = map(load_file, three[:2])
+    for name, tensor in load_file(tmp_path / "m.safetensors").items():
+        ratio = 0.1
+        if name.startswith(f"{UNET}input_blocks.1.0."):
+            ratio = 0.5
+        elif name.startswith(f"{UNET}input_blocks.1."):
+            ratio = 1.0
+        elif name.startswith(f"{UNET}time_embed."):
+            ratio = 0.25
+        elif name.startswith(VAE):
+            assert torch.equal(tensor, a[name]), name
+            continue
+        wanted = (1 - ratio) * a[name].double() + ratio * b[name].double()
+        torch.testing.assert_close(tensor.double(), wanted, rtol=2e-6, atol=1e-7)
+    record = json.loads(metadata(tmp_path / "m.safetensors")["impasto.merge"])
+    assert record["ratios"] == {"IN01" if n == "in1" else n: ratio for n, ratio in named.items()}
+
+
+def test_a_list_of_all_blocks_begins_with_the_base(three, tmp_path):
+    order = block_order(open_model(three[0]))
+    numbers = [0.0, *(index / 10 for index in range(len(order)))]
+    merge(tmp_path / "m.ckpt", three[:2], FORMULAS["weighted-sum"], listed=numbers)
+    a, b = map(load_file, three[:2])
+    made = open_tensor_file(tmp_path / "m.ckpt").tensors
+    for start, ratio in (
+        (f"{UNET}input_blocks.0.", 0.0), (f"{UNET}time_embed.", 0.0), (CLIP, 0.0), (VAE, 0.0),
+        (f"{UNET}input_blocks.1.", 0.1), (f"{UNET}middle_block.", order.index("M00") / 10),
+        (f"{UNET}output_blocks.0.", (order.index("M00") + 1) / 10),
+        (f"{UNET}out.", (len(order) - 1) / 10),
+    ):  # fmt: skip
+        names = [name for name in a if name.startswith(start)]
+        assert names, start
+        for name in names:
+            wanted = (1 - ratio) * a[name].double() + ratio * b[name].double()
+            torch.testing.assert_close(made[name].read().double(), wanted, rtol=2e-6, atol=1e-7)
+    with pytest.raises(ConfigError, match=rf"has 2 numbers; .* has {len(order)} blocks"):
+        merge(tmp_path / "n", three[:2], FORMULAS["weighted-sum"], listed=[0.0, 1.0])
+
+
+def test_sd1_and_sdxl_have_the_blocks_that_a1111_lists(nano_architecture, tmp_path):
+    file = write_sdxl_file(nano_architecture, tmp_path / "xl.safetensors")
+    numbers = [f"IN{n:02}" for n in range(9)], [f"OUT{n:02}" for n in range(9)]
+    assert block_order(open_model(file)) == [*numbers[0], "M00", *numbers[1]]
+
+
+def test_every_family_and_form_in_and_out(nano_architecture, nano_sd2_model, three, tmp_path):
+    """At ratio 0 what comes out is the first model, at 1 the second, through every form."""
+    folder = three[1].with_suffix("")
+    merge(tmp_path / "mixed", [three[0], folder], FORMULAS["weighted-sum"], ratio=1.0)
+    made, wanted = load_base_model(tmp_path / "mixed"), load_base_model(folder)
+    for part, network in wanted.networks.items():
+        own = made.networks[part].state_dict()
+        assert all(torch.equal(own[n], t) for n, t in network.state_dict().items()), part
+    xl = write_sdxl_file(nano_architecture, tmp_path / "xl.safetensors")
+    for source, name in ((nano_sd2_model, "two.ckpt"), (xl, "xl-0.safetensors")):
+        merge(tmp_path / name, [source, source], FORMULAS["weighted-sum"], ratio=0.0)
+        again = load_base_model(tmp_path / name)
+        for part, network in load_base_model(source).networks.items():
+            own = again.networks[part].state_dict()
+            assert all(torch.equal(own[n], t) for n, t in network.state_dict().items()), part
+
+
+def test_what_is_written_has_the_first_models_precision(three, tmp_path):
+    half = tmp_path / "half.safetensors"
+    convert_model(
+        str(three[0]), half, "safetensors", by_kind({"unet": torch.float16}), OpenOptions()
+    )
+    rows = merge(tmp_path / "m.safetensors", [half, three[1]], FORMULAS["weighted-sum"])
+    assert "(unet float16, vae float32" in rows["A"]
+    assert "(unet float32, vae float32" in rows["B"]
+    assert rows["Precision"].startswith("unet float16, vae float32")
+    wide = merge(
+        tmp_path / "w.safetensors",
+        [half, three[1]],
+        FORMULAS["weighted-sum"],
+        {"unet": torch.float32},
+    )
+    assert wide["Precision"].startswith("unet float32")
+    a, b = load_file(half), load_file(three[1])
+    name = f"{UNET}input_blocks.0.0.weight"
+    wanted = a[name].float() * 0.5 + b[name] * 0.5
+    assert torch.equal(load_file(tmp_path / "w.safetensors")[name], wanted)
+    assert torch.equal(load_file(tmp_path / "m.safetensors")[name], wanted.half())
+
+
+def test_eight_bits_are_too_few_for_new_values(three, tmp_path):
+    """What is mixed of a model in fp8 is float16, what is not stays as it is."""
+    tensors = {
+        name: tensor.to(torch.float8_e4m3fn) if tensor.dim() > 1 else tensor
+        for name, tensor in load_file(three[0]).items()
+    }
+    small = tmp_path / "small.safetensors"
+    save_file(tensors, small, metadata(three[0]))
+    pair = [small, three[1]]
+    merge(tmp_path / "m.safetensors", pair, FORMULAS["weighted-sum"], named={"vae": 0.0})
+    for name, tensor in load_file(tmp_path / "m.safetensors").items():
+        if name.startswith(VAE):
+            assert tensor.dtype == tensors[name].dtype, name
+        else:
+            assert tensor.dtype in (torch.float16, torch.float32), name
+
+
+def test_the_file_says_what_was_mixed(three, tmp_path):
+    from hashlib import sha256
+
+    rows = merge(tmp_path / "m.safetensors", three[:2], FORMULAS["weighted-sum"], ratio=0.25)
+    texts = metadata(tmp_path / "m.safetensors")
+    record = json.loads(texts["impasto.merge"])
+    assert record["formula"] == "weighted-sum"
+    assert record["meaning"] == rows["Formula"] == "(1 - M) * A + M * B"
+    assert record["ratio"] == 0.25
+    assert [entry["letter"] for entry in record["models"]] == ["A", "B"]
+    assert [entry["file"] for entry in record["models"]] == ["a.safetensors", "b.safetensors"]
+    hashes = [sha256(file.read_bytes()).hexdigest() for file in three[:2]]
+    assert [entry["sha256"] for entry in record["models"]] == hashes
+    assert texts["modelspec.merged_from"] == "a.safetensors, b.safetensors"
+    assert texts["modelspec.title"] == "m"
+    assert str(tmp_path) not in json.dumps(texts)
+
+
+def test_how_one_of_them_was_trained_is_not_said_of_the_mixture(three, tmp_path):
+    ours = {"modelspec.author": "A", "modelspec.license": "L", "ss_steps": "5", "note": "n"}
+    for name, author in (("a", "A"), ("b", "B")):
+        texts = {**metadata(three[0]), **ours, "modelspec.author": author}
+        save_file(load_file(three[0]), tmp_path / f"{name}.safetensors", texts)
+    pair = [tmp_path / "a.safetensors", tmp_path / "b.safetensors"]
+    merge(tmp_path / "m.safetensors", pair, FORMULAS["weighted-sum"])
+    texts = metadata(tmp_path / "m.safetensors")
+    assert texts["modelspec.license"] == "L"
+    assert texts["note"] == "n"
+    assert "modelspec.author" not in texts
+    assert "ss_steps" not in texts
+
+
+@pytest.mark.parametrize("fault", ["missing", "more", "shape"])
+def test_models_of_other_tensors_are_refused(three, tmp_path, nano_architecture, fault):
+    """Each of them is whole by itself; what differs is named."""
+    unet, vae, text = nano_architecture.configs
+    changed = {
+        "missing": (unet, vae, {**text, "num_hidden_layers": 2}),
+        "more": (unet, vae, {**text, "num_hidden_layers": 4}),
+        "shape": (unet, vae, {**text, "intermediate_size": 48}),
+    }[fault]
+    other = write(replace(nano_architecture, configs=changed), tmp_path / "o", 0)
+    words = {"missing": "missing there: ", "more": "more there: ", "shape": "of another shape: "}
+    with pytest.raises(ModelError, match=words[fault]) as caught:
+        merge(tmp_path / "m", [three[0], other], FORMULAS["weighted-sum"])
+    assert str(other) in str(caught.value)
+    assert not (tmp_path / "m").exists()
+
+
+def test_other_families_and_predictions_are_refused(
+    three, tmp_path, nano_sd2_model, nano_architecture
+):
+    with pytest.raises(ModelError, match=r"is SD 1\.x and .* is SD 2\.x"):
+        merge(tmp_path / "m", [three[0], nano_sd2_model], FORMULAS["weighted-sum"])
+    epsilon = write_sdxl_file(nano_architecture, tmp_path / "e.safetensors")
+    velocity = write_sdxl_file(nano_architecture, tmp_path / "v.safetensors", SDXL_V)
+    with pytest.raises(ModelError, match="would predict neither"):
+        merge(tmp_path / "m", [epsilon, velocity], FORMULAS["weighted-sum"])
+    assert not (tmp_path / "m").exists()
+
+
+def test_nan_in_any_model_is_named_and_nothing_is_written(three, tmp_path):
+    tensors = load_file(three[1])
+    name = f"{UNET}input_blocks.1.0.in_layers.2.weight"
+    tensors[name][0, 0] = float("nan")
+    broken = tmp_path / "broken.safetensors"
+    save_file(tensors, broken, metadata(three[1]))
+    for target in ("m.safetensors", "m.ckpt", "m"):
+        with pytest.raises(ModelError, match=r"broken\.safetensors \(unet\): down_blocks\.0") as e:
+            merge(tmp_path / target, [three[0], broken], FORMULAS["weighted-sum"])
+        assert "Nothing was written" in str(e.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["broken.safetensors"]
+
+
+def test_names_of_no_block_are_refused_with_those_there_are(three, tmp_path):
+    with pytest.raises(ConfigError, match=r"IN11 is no network or block .* IN00 to IN03, M00"):
+        merge(tmp_path / "m", three[:2], FORMULAS["weighted-sum"], named={"IN11": 0.5})
+    everywhere = {f"{block}": 0.1 for block in block_order(open_model(three[0]))}
+    with pytest.raises(ConfigError, match=r"unet is no .* or other names stand for all of it"):
+        merge(
+            tmp_path / "m", three[:2], FORMULAS["weighted-sum"], named={**everywhere, "unet": 1.0}
+        )
+    assert "down_blocks.0, down_blocks.1, mid_block" in known_names(open_model(three[0]))
+
+
+def test_numbers_of_models_and_targets(three, tmp_path):
+    with pytest.raises(ConfigError, match="takes 3 models; 2 were given"):
+        merge(tmp_path / "m", three[:2], FORMULAS["add-difference"])
+    with pytest.raises(ConfigError, match="nothing to merge"):
+        merge(tmp_path / "m", three[:1])
+    with pytest.raises(ConfigError, match="is the source itself"):
+        merge(three[1], three[:2], FORMULAS["weighted-sum"], overwrite=True)
+    with pytest.raises(ConfigError, match="is already there"):
+        merge(three[2], three[:2], FORMULAS["weighted-sum"])
+
+
+def test_models_of_a_run_leave_out_copies_and_averages(tmp_path):
+    (tmp_path / "config.toml").touch()
+    names = ["s-step00000002", "s-best", "s-step00000004", "s-step00000004-ema", "s", "gone"]
+    for name in names[:-1]:
+        (tmp_path / f"{name}.safetensors").touch()
+    written = [f"{name}.safetensors" for name in names]
+    (tmp_path / "models.json").write_text(json.dumps({"written": written}), encoding="utf-8")
+    found = [path.stem for path in models_of_run(tmp_path)]
+    assert found == ["s-step00000002", "s-step00000004", "s"]
