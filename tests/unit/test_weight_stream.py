@@ -7,6 +7,7 @@ import pytest
 import torch
 from nano_sdxl import write_sdxl_file
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from impasto.config.cases import Facts
 from impasto.config.compatibility import require_compatible
@@ -17,15 +18,15 @@ from impasto.models.loading import load_base_model, load_meta_model
 from impasto.models.trainable import FullFineTune, recomputed_blocks
 from impasto.progress import SilentProgress
 from impasto.training.methods import build_trainable
-from impasto.training.optim.chunked import ChunkRules
+from impasto.training.optim.chunked import ChunkedOptimizer, ChunkRules
 from impasto.training.optim.copies import PlainCopies
-from impasto.training.optim.ema import EmaWeights
+from impasto.training.optim.ema import AsyncEmaUpdater, EmaWeights
 from impasto.training.optim.finite_updates import NonFiniteError
 from impasto.training.optim.mixed_precision import Precision
 from impasto.training.optim.optimizers import build_optimizer
 from impasto.training.optim.rounding import build_rounding
 from impasto.training.optim.streaming import ALIGNMENT, BUFFERS, WeightStream
-from impasto.training.optim.updates import UpdateInputs, build_update
+from impasto.training.optim.updates import UpdateInputs, build_update, gradient_hooks
 from impasto.training.planning.memory import FootprintPredictor
 from impasto.training.planning.transfers import copy_rate, transfers_of
 
@@ -287,6 +288,7 @@ REFUSED = {
     "kept gradients": ({"optimizer_in_backward": "off"}, Facts(), "needs optimizer_in_backward"),
     "compiled": ({"compile": "blocks"}, Facts(), "does not go with compile"),
     "an average": ({"ema_decay": 0.9}, Facts(), "needs ema_on_cpu"),
+    "another layout": ({"channels_last": True}, Facts(), "channels_last out"),
     "two processes": ({}, Facts(processes=2), "for one process"),
 }
 
@@ -317,16 +319,13 @@ def test_an_error_within_a_pass_leaves_weights_in_ram(nano_model):
     stream = WeightStream(trainable.network, blocks, CPU, LateCopies())
     stream.place()
 
-    def fail(*_):
-        raise torch.OutOfMemoryError("no more")
-
     given, named = arguments(trainable.unet, 1, torch.Generator().manual_seed(1))
-    handle = blocks[3].register_forward_hook(fail)
+    handle = blocks[3].register_forward_hook(_fail)
     with pytest.raises(torch.OutOfMemoryError):
         trainable.unet(*given, **named)
     handle.remove()
     output = trainable.unet(*given, **named).sample
-    handle = blocks[2].register_forward_pre_hook(fail)
+    handle = blocks[2].register_forward_pre_hook(_fail)
     with pytest.raises(torch.OutOfMemoryError), stream.backward(changes=True):
         output.sum().backward()
     handle.remove()
@@ -344,6 +343,78 @@ def test_weights_that_were_changed_in_ram_are_used():
         for parameter in network.parameters():
             parameter.fill_(2.0)
         assert torch.equal(network(ones), torch.full((1, 4), 64.0))
+
+
+class Rebinding(torch.optim.SGD):
+    """Steps a contiguous copy of a weight, which takes its place, as bitsandbytes' do."""
+
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                parameter.data = parameter.data.contiguous()
+        super().step(closure)
+
+
+def test_what_an_optimizer_puts_in_the_place_of_a_weight_is_taken_back():
+    layers = nn.Sequential(*(nn.Conv2d(4, 4, 3, padding=1) for _ in range(4)))
+    layers.to(memory_format=torch.channels_last)
+    before = [p.detach().clone() for p in layers.parameters()]
+    stream = WeightStream(layers, list(layers), CPU, LateCopies())
+    stream.place()
+    optimizer = ChunkedOptimizer(
+        [{"params": list(layers.parameters()), "lr": 0.1}],
+        lambda groups: Rebinding(groups, lr=0.1),
+        ChunkRules(each_alone=True),
+    )
+
+    def run(layer, x):
+        return checkpoint(layer, x, use_reentrant=False)
+
+    x = torch.ones(1, 4, 8, 8)
+    for layer in layers:
+        x = run(layer, x)
+    parameters = list(layers.parameters())
+    with gradient_hooks(parameters, optimizer.step_parameter), stream.backward(changes=True):
+        x.sum().backward()
+    for parameter, old in zip(layers.parameters(), before, strict=True):
+        assert not torch.equal(parameter.detach(), old)
+        assert parameter.stride() == old.stride()
+
+
+def test_a_forward_pass_that_fails_under_the_average_spoils_no_weight(nano_model):
+    trainable = fine_tune(nano_model)
+    blocks = recomputed_blocks(trainable.unet)
+    WeightStream(trainable.network, blocks, CPU, LateCopies()).place()
+    parameters = dict(trainable.unet.named_parameters())
+    average = EmaWeights(parameters, 0.5, on_cpu=True, overlapped=False)
+    with torch.no_grad():
+        for parameter in parameters.values():
+            parameter.add_(1.0)
+    wanted = [p.detach().clone() for p in parameters.values()]
+    given, named = arguments(trainable.unet, 1, torch.Generator().manual_seed(1))
+    inner = next(module for module in blocks[2].modules() if isinstance(module, nn.Linear))
+    handle = inner.register_forward_pre_hook(_fail)
+    with torch.no_grad(), average.swapped_in(), pytest.raises(torch.OutOfMemoryError):
+        trainable.unet(*given, **named)
+    handle.remove()
+    with torch.no_grad():
+        trainable.unet(*given, **named)
+    for parameter, value in zip(parameters.values(), wanted, strict=True):
+        assert torch.equal(parameter.detach(), value)
+
+
+def _fail(*_):
+    raise torch.OutOfMemoryError("no more")
+
+
+def test_an_average_of_streamed_weights_is_taken_beside_the_next_step():
+    """What is in RAM already is read there, and not changed before it was."""
+    weights = [torch.ones(4), torch.full((3,), 2.0)]
+    updater, seen = AsyncEmaUpdater(), []
+    updater.take(weights, lambda there: seen.extend(t.clone() for t in there))
+    updater.wait_on_device()
+    updater.flush()
+    assert [t.tolist() for t in seen] == [w.tolist() for w in weights]
 
 
 def test_ram_is_pinned_in_few_pieces_that_hardly_waste_any(monkeypatch):

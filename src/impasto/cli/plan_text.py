@@ -80,7 +80,7 @@ def _training_rows(plan: RunPlan) -> dict[str, str]:
     if moved is not None:
         rows["Streaming"] = (
             f"{gib(moved.ram_bytes)} of weights wait in pinned RAM; a step copies "
-            f"{gib(moved.to_gpu_bytes)} to the GPU and {gib(moved.from_gpu_bytes)} back, "
-            f"{duration_words(moved.seconds)} beside the arithmetic"
+            f"{gib(moved.to_gpu_bytes)} to the GPU and {gib(moved.from_gpu_bytes)} back: "
+            f"{duration_words(moved.seconds)}"
         )
     return rows

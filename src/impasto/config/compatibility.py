@@ -297,6 +297,14 @@ RULES = (
         ),
     ),
     Rule(
+        ("training.stream_weights", "training.channels_last"),
+        lambda c: c.training.stream_weights and c.training.channels_last,
+        lambda _: (
+            "training.stream_weights does not go with channels_last, which helps compiled networks "
+            "alone. Take channels_last out"
+        ),
+    ),
+    Rule(
         ("training.stream_weights", "training.compile"),
         lambda c: c.training.stream_weights and c.training.compile != "off",
         lambda _: (

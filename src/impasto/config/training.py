@@ -106,7 +106,7 @@ class TrainingConfig(Section):
 
     stream_weights: bool = False
     """Keep the U-Net's blocks in pinned RAM and bring each to the GPU for its work, the next one
-    while it computes: of the weights a few per cent and three blocks are in VRAM. Needs
+    while it computes: of the weights 3 to 12 per cent and three blocks are in VRAM. Needs
     `gradient_checkpointing` of all levels and `optimizer_in_backward`. The weights go over PCIe
     two or three times a step, and back once; `--plan` says how long that takes. The same weights
     bit for bit."""

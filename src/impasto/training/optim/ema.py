@@ -75,21 +75,9 @@ class EmaWeights:
         fraction = 1 - min(self._decay, rising) ** self._every
         weights = [parameter.detach() for parameter in self._parameters.values()]
         if self._async_updater is not None:
-            averages, weights = self._take_aside(averages, weights, fraction)
-        lerp_in_float32(averages, weights, fraction)
-
-    def _take_aside(
-        self, averages: list[Tensor], weights: list[Tensor], fraction: float
-    ) -> tuple[list[Tensor], list[Tensor]]:
-        """Begin to take in what is on the GPU; what is left, which is in RAM already."""
-        assert self._async_updater is not None  # noqa: S101 - asked before
-        pairs = list(zip(averages, weights, strict=True))
-        source = next((w.device for w in weights if w.device.type != "cpu"), weights[0].device)
-        coming = [pair for pair in pairs if pair[1].device == source]
-        mix = partial(lerp_in_float32, [average for average, _ in coming], fraction=fraction)
-        self._async_updater.take([weight for _, weight in coming], mix)
-        rest = [pair for pair in pairs if pair[1].device != source]
-        return [average for average, _ in rest], [weight for _, weight in rest]
+            self._async_updater.take(weights, partial(lerp_in_float32, averages, fraction=fraction))
+        else:
+            lerp_in_float32(averages, weights, fraction)
 
     def wait_for_copies(self) -> None:
         """Have what changes the weights next wait until they are taken in."""
@@ -176,6 +164,7 @@ class AsyncEmaUpdater:
     """Copies of weights on their way into RAM, taken in by a thread there.
 
     The copies run on a stream of their own, into pinned memory that is used again each time.
+    Weights that are streamed wait in RAM already, and are read there.
     """
 
     def __init__(self) -> None:
@@ -183,33 +172,42 @@ class AsyncEmaUpdater:
         self._work: Future[None] | None = None
         self._buffers: list[Tensor] = []
         self._stream: torch.cuda.Stream | None = None
+        self._reads_in_place = False
 
     def take(self, weights: Sequence[Tensor], mix: Callable[[list[Tensor]], None]) -> None:
         """Begin to copy some weights, and mix them in when they are there."""
         self.flush()
-        device = weights[0].device
+        device = next((w.device for w in weights if w.device.type == "cuda"), weights[0].device)
+        pinned = device.type == "cuda"
+        self._reads_in_place = any(weight.device != device for weight in weights)
         if not self._buffers:
-            pinned = device.type == "cuda"
             self._buffers = [
-                pinned_like(weight, "training.ema_on_cpu", pinned=pinned) for weight in weights
+                pinned_like(weight, "training.ema_on_cpu", pinned=pinned)
+                for weight in weights
+                if weight.device == device
             ]
             self._stream = new_stream(device) if pinned else None
         if self._stream is not None:
             self._stream.wait_stream(torch.cuda.current_stream(device))
+        buffers = iter(self._buffers)
+        there = [next(buffers) if weight.device == device else weight for weight in weights]
         with torch.cuda.stream(self._stream):
-            for place, weight in zip(self._buffers, weights, strict=True):
-                place.copy_(weight, non_blocking=True)
+            for place, weight in zip(there, weights, strict=True):
+                if place is not weight:
+                    place.copy_(weight, non_blocking=True)
         event = self._stream.record_event() if self._stream is not None else None
 
         def arrive() -> None:
             if event is not None:
                 event.synchronize()
-            mix(self._buffers)
+            mix(there)
 
         self._work = self._pool.submit(arrive)
 
     def wait_on_device(self) -> None:
-        """Have the device wait until the copies are made."""
+        """Have the device wait until the copies are made, and the host for what it reads itself."""
+        if self._reads_in_place:
+            self.flush()
         if self._stream is not None:
             torch.cuda.current_stream(self._stream.device).wait_stream(self._stream)
 

@@ -58,6 +58,11 @@ class Precision:
         self._scaler = scaler(device.type) if self._dtype is torch.float16 else None
 
     @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self._device
+
+    @property
     def scales(self) -> bool:
         """Whether losses are scaled, and steps whose gradient overflows are passed over."""
         return self._scaler is not None

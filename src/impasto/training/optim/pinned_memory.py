@@ -52,7 +52,8 @@ def _explaining(setting: str, *, pinned: bool) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:  # cudaHostAlloc's own words differ by system
-        if not pinned:
+        is_lack = any(word in str(error).lower() for word in ("out of memory", "alloc", "pin"))
+        if not (pinned and is_lack):
             raise
         raise OutOfMemoryError(
             f"{setting} keeps data in pinned RAM, and the system gives no more of it ({error}). "

@@ -147,10 +147,12 @@ class WeightStream:
                 setattr(module, name, buffer.to(self._device))
         largest = max((block.size for block in blocks), default=0)
         self._buffers = [_Buffer(largest, self._device) for _ in range(BUFFERS)]
+        for new in self._buffers:
+            new.free = [self._copies.mark()]  # what had its memory before may still be at work
         self._network.register_forward_pre_hook(self._begin)
         for module in self._blocks:
             module.register_forward_pre_hook(self._arrive)
-            module.register_forward_hook(self._leave_forward)
+            module.register_forward_hook(self._leave_forward, always_call=True)
         return self._network
 
     @contextlib.contextmanager
@@ -207,7 +209,7 @@ class WeightStream:
         """A block is about to compute; for the second time, in a backward pass."""
         block, before = self._blocks[module], self._open
         if self._in_backward:
-            if before is not None:
+            if before is not None and before is not block:
                 self._leave_backward(before)
         elif before is not None:
             self._after[before], self._before[block] = block, before
@@ -220,15 +222,17 @@ class WeightStream:
             self._brought(following)
 
     def _leave_forward(self, module: nn.Module, *_: Any) -> None:
-        """A block has computed; its weights may be asked for again by the backward pass."""
-        if not self._in_backward:
-            block = self._blocks[module]
-            self._buffer_of(block).free = [self._copies.mark()]
+        """A block has computed, or failed to; the backward pass may ask for its weights again."""
+        block = self._blocks[module]
+        buffer = self._buffer_of(block)
+        if not self._in_backward and buffer is not None:
+            buffer.free = [self._copies.mark()]
             block.go_home()
 
     def _leave_backward(self, block: Block) -> None:
         """All gradients of a block are computed, and its weights stepped."""
         buffer = self._buffer_of(block)
+        assert buffer is not None  # noqa: S101 - it has computed
         used = self._copies.mark()
         buffer.free = [used]
         if self._changes and block.learns:
@@ -238,14 +242,14 @@ class WeightStream:
         buffer.content = None
         self._open = None
 
-    def _buffer_of(self, block: Block) -> _Buffer:
-        return next(buffer for buffer in self._buffers if buffer.content is block)
+    def _buffer_of(self, block: Block) -> _Buffer | None:
+        return next((buffer for buffer in self._buffers if buffer.content is block), None)
 
     def _brought(self, block: Block) -> _Buffer:
         """The buffer that a block is in, or begins to come to."""
-        for buffer in self._buffers:
-            if buffer.content is block:
-                return buffer
+        there = self._buffer_of(block)
+        if there is not None:
+            return there
         buffer = next(buffer for buffer in self._buffers if buffer.content is not self._open)
         self._buffers.remove(buffer)  # to the end: it is the last to be taken again
         self._buffers.append(buffer)

@@ -90,7 +90,7 @@ class UpdateAfterBackward:
     def __init__(self, inputs: UpdateInputs) -> None:
         self._optimizer, self._parameters = inputs.optimizer, inputs.parameters
         self._precision, self._limit = inputs.precision, inputs.max_norm
-        self._finite_tracker = finite_tracker(inputs.optimizer)
+        self._finite_tracker = finite_tracker(inputs.optimizer, inputs.precision.device)
         self.is_stepping = False
 
     def backward(self, loss: Tensor, *, is_last: bool = True) -> None:
@@ -153,7 +153,7 @@ class UpdateInBackward:
         self._optimizer, self._parameters = inputs.optimizer, inputs.parameters
         self._precision, self._limit = inputs.precision, inputs.max_norm
         self._by_last_norm, self._stream = inputs.in_backward == LAST_NORM, inputs.stream
-        self._finite_tracker = finite_tracker(inputs.optimizer)
+        self._finite_tracker = finite_tracker(inputs.optimizer, inputs.precision.device)
         self._norms: dict[Tensor, Tensor] = {}
         self._norm_before: Tensor | None = None
         self._is_partial = False
@@ -274,16 +274,13 @@ def build_update(inputs: UpdateInputs) -> OptimizerUpdate:
     return UpdateAfterBackward(inputs) if inputs.in_backward == "off" else UpdateInBackward(inputs)
 
 
-def finite_tracker(optimizer: torch.optim.Optimizer) -> FiniteUpdates | None:
+def finite_tracker(optimizer: torch.optim.Optimizer, device: torch.device) -> FiniteUpdates | None:
     """What finds faults on the GPU, of an optimizer that can be told there to pass over a step.
 
     None of others.
     """
-    if not optimizer.param_groups[0].get("fused"):
-        return None
-    devices = {p.device for group in optimizer.param_groups for p in group["params"]}
-    device = next((device for device in devices if device.type == "cuda"), None)
-    return None if device is None else FiniteUpdates(device)
+    is_fused = optimizer.param_groups[0].get("fused")
+    return FiniteUpdates(device) if is_fused and device.type == "cuda" else None
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from impasto.data.records import PlannedImage
 from impasto.datasets.batching import batch_size_of
 from impasto.models.saving import DTYPES
 from impasto.models.trainable import TrainedPart
+from impasto.optimizer_table import row_of
 from impasto.training.optim.chunked import ChunkRules
 from impasto.training.optim.mixed_precision import COMPUTED
 from impasto.training.optim.optimizers import build_optimizer
@@ -54,7 +55,9 @@ def seconds_per_step(
     utilization = COMPILED_UTILIZATION if is_compiled else UTILIZATION[device.type]
     forward_backward = flops / (utilization * training_rate(device, dtype))
     if transfers is not None:
-        forward_backward = max(forward_backward, transfers.seconds)
+        at_once = row_of(config.optimizer.kind).module.startswith("bitsandbytes")
+        ways = (forward_backward, transfers.seconds)  # its step waits for all that the GPU does
+        forward_backward = sum(ways) if at_once else max(ways)
     stepping = seconds_per_weight(config, device) * sum(part.count() for part in parts)
     return forward_backward * config.training.gradient_accumulation_steps + stepping
 

@@ -41,7 +41,7 @@ class MemoryFitter:
         facts: What is known of the run beside its settings.
         half: The 16-bit type that the device computes fast, `bf16` or `fp16`, or `no`; the other
             is not offered.
-        ram: Bytes of RAM that are free for what is kept there beside a GPU; None asks nobody.
+        ram: Bytes of RAM that may be taken by what is kept there beside a GPU; None is no limit.
     """
 
     meter: FootprintPredictor
@@ -63,14 +63,19 @@ class MemoryFitter:
         return self.meter.footprint(config, self.group.bucket, count)
 
     def fits(self, config: RunConfig, batch: int | None = None) -> bool:
-        """Whether a run fits with some room left."""
-        in_memory = self.footprint(config, batch).total <= MARGIN * self.budget
-        return in_memory and self._lacking_ram(config) == 0
+        """Whether a run fits into the device's memory with some room left."""
+        return self.footprint(config, batch).total <= MARGIN * self.budget
 
-    def _lacking_ram(self, config: RunConfig) -> int:
-        """Bytes of RAM that a run keeps and that are not free; 0 if it fits."""
-        kept = sum(self.meter.ram(config).values())
-        return 0 if self.ram is None or kept <= MARGIN * self.ram else kept - self.ram
+    def has_ram_for(self, rung: Lever, config: RunConfig) -> bool:
+        """Whether what a rung moves into RAM fits there."""
+        if self.ram is None:
+            return True
+        before, after = self.ram_of(config), self.ram_of(with_rungs(config, [rung]))
+        return after <= max(before, MARGIN * self.ram)
+
+    def ram_of(self, config: RunConfig) -> int:
+        """Bytes that a run keeps in RAM beside a GPU."""
+        return sum(self.meter.ram(config).values())
 
     def choose_levers(
         self, config: RunConfig, *, keep_asked: bool
@@ -87,8 +92,10 @@ class MemoryFitter:
             changed = with_rungs(config, taken)
             if self.fits(changed, batch):
                 break
-            if offers(rung, changed, self.facts) and not (
-                keep_asked and touches_asked(rung, config)
+            if (
+                offers(rung, changed, self.facts)
+                and self.has_ram_for(rung, changed)
+                and not (keep_asked and touches_asked(rung, config))
             ):
                 taken = [*(other for other in taken if not rung.replaces(other)), rung]
         for rung in list(taken[:-1]):
@@ -129,35 +136,49 @@ class MemoryFitter:
             OutOfMemoryError: It certainly does not; with the changes that would make it fit.
         """
         footprint = self.footprint(config)
-        if self._lacking_ram(config):
-            raise OutOfMemoryError(self._too_much_ram(config))
+        lacking = self._words_on_ram(config)
         if footprint.total <= MARGIN * self.budget:
-            return None
+            return lacking
         found = (
             f"While {footprint.moment}, this run will take about {gib(footprint.total)} "
             f"({describe_footprint(footprint)}), and {gib(self.budget)} are there."
         )
         if footprint.total <= self.budget / MARGIN:
-            return f"{found} That is close: it may run out of memory."
+            close = f"{found} That is close: it may run out of memory."
+            return close if lacking is None else f"{close} {lacking}"
         raise OutOfMemoryError(
             f"{found} Nothing was begun. {self.advice(config)} training.fit_check = false lets it "
             f"begin all the same."
         )
 
-    def _too_much_ram(self, config: RunConfig) -> str:
+    def _words_on_ram(self, config: RunConfig) -> str | None:
+        """A sentence where what is kept in RAM may not fit there.
+
+        Raises:
+            OutOfMemoryError: It certainly does not.
+        """
         kept = self.meter.ram(config)
+        total = sum(kept.values())
+        if self.ram is None or total <= MARGIN * self.ram:
+            return None
         parts = ", ".join(f"{name} {gib(size)}" for name, size in kept.items())
-        return (
-            f"This run will keep about {gib(sum(kept.values()))} in RAM beside the GPU ({parts}), "
-            f"and {gib(self.ram or 0)} are free. Nothing was begun. Close other programs, or take "
-            f'out what keeps them there; optimizer.kind = "adamw8bit" and training.weight_dtype = '
-            f'"bf16" make it less. training.fit_check = false lets it begin all the same.'
+        found = (
+            f"This run will keep about {gib(total)} in RAM beside the GPU ({parts}), and "
+            f"{gib(self.ram)} are free for it."
+        )
+        if total <= self.ram / MARGIN:
+            return f"{found} That is close: close other programs."
+        raise OutOfMemoryError(
+            f"{found} Nothing was begun. Close other programs, or take out what keeps them there. "
+            f"training.fit_check = false lets it begin all the same."
         )
 
     def advice(self, config: RunConfig) -> str:
         """The fewest changes that would make a run fit, in a sentence."""
         for rung in self.ladder:
-            if offers(rung, config, self.facts) and self.fits(with_rungs(config, [rung])):
+            changed = with_rungs(config, [rung])
+            possible = offers(rung, config, self.facts) and self.has_ram_for(rung, config)
+            if possible and self.fits(changed):
                 return f"This would make it fit: {rung.words()} ({rung.why})."
         changed, taken = self.choose_levers(config, keep_asked=False)
         if self.fits(changed):

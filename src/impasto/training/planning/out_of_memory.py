@@ -72,6 +72,11 @@ def _on_training(config: RunConfig) -> list[str]:
             "the same training, in smaller pieces",
         ),
         (
+            largest > 1 and training.optimizer_in_backward != "off",
+            {"training": {"batch_size": half}},
+            "fewer images a step",
+        ),
+        (
             takes_8bit_adamw(config),
             {"optimizer": {"kind": "adamw8bit"}},
             "a quarter of the optimizer's memory",
@@ -80,6 +85,16 @@ def _on_training(config: RunConfig) -> list[str]:
             training.weight_dtype == "fp32" and native_precision().kind == "bf16",
             {"training": {"mixed_precision": "bf16", "weight_dtype": "bf16"}},
             "half the memory for weights and gradients",
+        ),
+        (
+            default_device().type == "cuda" and not training.offload_optimizer,
+            {"training": {"offload_optimizer": True}},
+            "the optimizer's state waits in RAM",
+        ),
+        (
+            default_device().type == "cuda" and not training.stream_weights,
+            {"training": {"stream_weights": True}},
+            "the U-Net's weights wait in RAM",
         ),
         (
             training.weight_copies,

@@ -2,31 +2,51 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from impasto.config.run import RunConfig
 from impasto.models.saving import DTYPES
 from impasto.models.trainable import Trainable, recomputed_blocks
-from impasto.training.planning.memory_facts import (
-    numel_of,
-    offloads_state,
-    optimizer_bytes,
-    shapes_of,
-)
+from impasto.training.planning.memory_facts import numel_of, optimizer_bytes, shapes_of
 
 
 def ram_beside_gpu(config: RunConfig, trainable: Trainable) -> dict[str, int]:
     """Bytes in RAM by what takes them; what takes none is left out.
+
+    PyTorch pins RAM in powers of two (ATen/core/CachingHostAllocator.h): states, which are pinned
+    tensor by tensor, and copies of weights take more than their values. Weights that are streamed
+    share large pieces. What a paged optimizer keeps is moved by CUDA, and not counted.
 
     Args:
         config: The settings of a run on a GPU.
         trainable: What learns; its tensors may be without values.
     """
     training, found = config.training, {}
+    wide = DTYPES[training.weight_dtype].itemsize
+    shapes = shapes_of(trainable)
+    streamed = 0
     if training.stream_weights:
-        blocks = recomputed_blocks(trainable.unet)
-        wide = DTYPES[training.weight_dtype].itemsize
-        found["streamed weights"] = wide * sum(map(numel_of, blocks))
-    if offloads_state(config):
-        found["optimizer state"] = optimizer_bytes(config, shapes_of(trainable))
+        streamed = wide * sum(map(numel_of, recomputed_blocks(trainable.unet)))
+        found["streamed weights"] = streamed
+    if training.offload_optimizer:
+        found["optimizer state"] = sum(
+            optimizer_bytes(config, [shape]) * _rounded([shape]) // shape.numel()
+            for shape in shapes
+        )
     if training.ema_decay is not None and training.ema_on_cpu:
-        found["average"] = 4 * sum(part.count() for part in trainable.parts)
+        learning = sum(shape.numel() for shape in shapes)
+        on_gpu = 0 if training.stream_weights else wide * _rounded(shapes)
+        kept = wide * learning  # the weights themselves, while the average is in their place
+        found["average"] = 4 * learning + kept + on_gpu
     return {name: size for name, size in found.items() if size}
+
+
+def _rounded(shapes: Sequence[Sequence[int]]) -> int:
+    """Numbers of tensors, each rounded up to a power of two."""
+    total = 0
+    for shape in shapes:
+        numel = 1
+        for side in shape:
+            numel *= side
+        total += 1 << max(0, numel - 1).bit_length()
+    return total

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from functools import partial
 
 import psutil
@@ -102,7 +103,7 @@ def build_memory_fitter(
     asked = config.training.memory
     budget = asked << 30 if isinstance(asked, int) else free_memory(device)
     half = native_precision(device).kind
-    ram = free_memory(torch.device("cpu"))
+    ram = free_memory(torch.device("cpu")) // (2 if os.name == "nt" else 1)  # what may be pinned
     facts = facts_of(config, processes)
     return MemoryFitter(meter, device.type, group, budget, facts, half, ram)
 

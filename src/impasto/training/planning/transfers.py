@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -13,7 +12,8 @@ from impasto.models.saving import DTYPES
 from impasto.models.trainable import Trainable, recomputed_blocks
 from impasto.training.optim.copies import build_copies
 from impasto.training.optim.pinned_memory import pinned_bytes
-from impasto.training.precision import computed_kind
+from impasto.training.planning.memory_facts import optimizer_bytes, shapes_of
+from impasto.training.precision import computed_kind, least_seconds
 
 _SAMPLE = 64 << 20  # bytes that a copy is timed with
 
@@ -26,7 +26,7 @@ class Transfers:
         ram_bytes: Of weights that wait in pinned RAM.
         to_gpu_bytes: Copied to the GPU, in all passes of a step together.
         from_gpu_bytes: Copied back, stepped.
-        seconds: About how long the longer of the two ways takes; it runs beside the arithmetic.
+        seconds: About how long the longer of the two ways takes.
     """
 
     ram_bytes: int
@@ -41,7 +41,9 @@ def transfers_of(
     device: torch.device,
     rate: Callable[[torch.device], float] | None = None,
 ) -> Transfers | None:
-    """What a step copies; None where weights are not streamed.
+    """What a step copies, with the optimizer's state where that is in RAM too.
+
+    None where weights are not streamed.
 
     A forward pass brings each block, the backward pass again, and once more where the norm of the
     gradient is measured by a backward pass of its own.
@@ -64,11 +66,13 @@ def transfers_of(
     limits = training.max_grad_norm > 0 and training.optimizer_in_backward == "exact"
     measures = limits or computed_kind(config) == "fp16"
     passes = 3 if measures else 2
-    return Transfers(size, passes * size, learning, passes * size / (rate or copy_rate)(device))
+    state = optimizer_bytes(config, shapes_of(trainable)) if training.offload_optimizer else 0
+    coming, going = passes * size + state, learning + state
+    return Transfers(size, coming, going, max(coming, going) / (rate or copy_rate)(device))
 
 
 def copy_rate(device: torch.device) -> float:
-    """Bytes per second from pinned RAM to a device, measured with one copy of 64 MiB.
+    """Bytes per second from pinned RAM to a device, measured with copies of 64 MiB.
 
     Raises:
         OutOfMemoryError: The system pins no more RAM.
@@ -76,10 +80,10 @@ def copy_rate(device: torch.device) -> float:
     on_gpu, copies = device.type == "cuda", build_copies(device)
     source = pinned_bytes(_SAMPLE, "training.stream_weights", pinned=on_gpu)
     target = torch.empty(_SAMPLE, dtype=torch.uint8, device=device)
-    for _ in range(2):  # the first one warms up
-        began = time.perf_counter()
+
+    def copy() -> None:
         copies.wait(copies.load(target, source, []))
         if on_gpu:
             torch.cuda.synchronize(device)
-        seconds = time.perf_counter() - began
-    return _SAMPLE / seconds
+
+    return _SAMPLE / least_seconds(copy)
