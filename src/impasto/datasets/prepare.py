@@ -52,7 +52,7 @@ class PreparedData:
     def captions(self) -> list[str]:
         """All captions that are known ahead, and the empty one of dropped captions."""
         plans = [self.training, *([self.held_out] if self.held_out else [])]
-        records = [image.record for plan in plans for image in plan.images]
+        records = [record for plan in plans for record in plan.table.records]
         steady = [r.fixed_caption for r in records if not r.subset.captions.changes_words]
         return ["", *steady]
 
@@ -60,7 +60,8 @@ class PreparedData:
     def changes_words(self) -> bool:
         """Whether a caption is not always the same."""
         plans = [self.training, *([self.held_out] if self.held_out else [])]
-        return any(i.record.subset.captions.changes_words for plan in plans for i in plan.images)
+        uses = (use for plan in plans for use in plan.table.records.uses)
+        return any(use.subset.captions.changes_words for use in uses)
 
     def summary(self) -> dict[str, Any]:
         """What the run directory and the report say of the dataset."""
@@ -136,8 +137,7 @@ def _encode_balanced(
     for _ in range(_ROUNDS):
         if not cached.set_aside:
             return plan, replace(cached, set_aside=lost, encoded=encoded)
-        paths = {item.path for item in lost}
-        records = [record for record in records if record.path not in paths]
+        records = records.without([item.path for item in lost])
         plan = plan_dataset(config.dataset, balance(records))
         cached = encode(plan.images)
         lost, encoded = (*lost, *cached.set_aside), encoded + cached.encoded
