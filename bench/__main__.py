@@ -33,6 +33,7 @@ from bench import (  # noqa: E402
     parts,
     peers,
     pictures,
+    scale,
     startup,
     step,
     studio,
@@ -57,6 +58,7 @@ LARGE: dict[str, Measure] = {
     "full": full.measure,
     "step": step.measure,
     "memory": memory.measure,
+    "scale": scale.measure,
 }
 PEERS = ("sd-scripts", "diffusers")
 

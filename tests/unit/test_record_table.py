@@ -5,7 +5,7 @@ import hashlib
 from pathlib import Path
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from impasto.data.groups import Groups
@@ -40,6 +40,7 @@ RECORDS = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(RECORDS, RECORDS, st.data())
 def test_columns_hold_the_same_records(one, other, data):
     cut = Cut(Size(900, 800), Box(5, 7, Size(64, 64)))
@@ -58,6 +59,7 @@ def test_columns_hold_the_same_records(one, other, data):
     assert table.without(gone) == [r for r in both if r.path not in gone]
 
 
+@settings(deadline=None)
 @given(RECORDS)
 def test_what_is_counted_of_columns_is_what_is_counted_of_records(records):
     scan = Scan("x", RecordTable.of(records), (), ())
@@ -70,6 +72,7 @@ def test_what_is_counted_of_columns_is_what_is_counted_of_records(records):
     assert scan.multiline_captions == sum("\n" in r.words for r in records)
 
 
+@settings(deadline=None)
 @given(st.lists(RECORDS.filter(bool), min_size=1, max_size=3))
 def test_plans_as_columns_hold_the_same_images(parts):
     plans = [plan_images(records, Size(512, 512)) for records in parts]

@@ -19,7 +19,8 @@ from impasto.data import images
 from impasto.data.cuts import read_cut
 from impasto.data.found import STAMPS, FoundImage, FoundTable
 from impasto.data.listing import Sidecars as Sidecars
-from impasto.data.record_table import TEXTS, RecordTable, Use, cut_column
+from impasto.data.record_columns import TEXTS, Use, cut_column
+from impasto.data.record_table import RecordTable
 from impasto.data.records import Cut, Size, SkippedFile
 from impasto.data.stages import Failure, LocalExecutor, default_workers, in_chunks
 from impasto.data.subsets import Subset

@@ -9,44 +9,29 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple, overload
+from typing import Any, overload
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from impasto.data.record_columns import (
+    NUMBERS,
+    TEXTS,
+    Use,
+    absent_column,
+    lean,
+    numbers_of,
+)
 from impasto.data.records import Box, Cut, FileStamp, ImageRecord, Size
 from impasto.data.subsets import Subset
 
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 
-TEXTS = pa.schema([(name, pa.large_string()) for name in ("path", "caption", "tags")])
-NUMBERS: dict[str, tuple[type[np.generic], int]] = {
-    "width": (np.int32, 1),
-    "height": (np.int32, 1),
-    "size_bytes": (np.int64, 1),
-    "mtime_ns": (np.int64, 1),
-    "rotated": (np.uint8, 1),
-    "use": (np.int32, 1),
-    "cut": (np.int32, 4),
-    "wanted": (np.int32, 2),
-    "extra": (np.int32, 1),
-}
-"""Column -> its type and how many numbers an image has in it."""
-OPTIONAL = ("cut", "wanted", "extra")
-"""Columns that are left out where no image has anything in them."""
-NO_CUT = (-1, -1, -1, -1)
 _AT_ONCE = 4096
-
-
-class Use(NamedTuple):
-    """What records have in common: their subset, and the words of those that have none."""
-
-    subset: Subset
-    class_tokens: str
 
 
 class RecordTable(Sequence[ImageRecord]):
@@ -87,7 +72,7 @@ class RecordTable(Sequence[ImageRecord]):
             if key not in uses:
                 uses[key] = len(table)
                 table.append(Use(record.subset, record.class_tokens))
-            lines.append(_numbers_of(record, uses[key]))
+            lines.append(numbers_of(record, uses[key]))
         columns = zip(*lines, strict=True) if lines else [()] * len(NUMBERS)
         numbers = {}
         for (name, (kind, width)), column in zip(NUMBERS.items(), columns, strict=True):
@@ -96,7 +81,7 @@ class RecordTable(Sequence[ImageRecord]):
         texts = [[str(r.path) for r in records], [r.caption for r in records]]
         texts.append([r.tags for r in records])
         arrays = [pa.array(column, pa.large_string()) for column in texts]
-        return cls(pa.Table.from_arrays(arrays, schema=TEXTS), None, _lean(numbers), table)
+        return cls(pa.Table.from_arrays(arrays, schema=TEXTS), None, lean(numbers), table)
 
     def __len__(self) -> int:
         return len(self.numbers["width"])
@@ -131,7 +116,7 @@ class RecordTable(Sequence[ImageRecord]):
 
     def replaced(self, **changes: np.ndarray) -> RecordTable:
         """The same with other numbers in some columns."""
-        numbers = _lean({**self.numbers, **changes})
+        numbers = lean({**self.numbers, **changes})
         return RecordTable(self.texts, self.rows, numbers, self.uses, distinct=self.is_distinct)
 
     def with_subsets(self, change: Callable[[Subset], Subset]) -> RecordTable:
@@ -150,7 +135,7 @@ class RecordTable(Sequence[ImageRecord]):
         """A column of `NUMBERS`, also one that is left out."""
         if name in self.numbers:
             return self.numbers[name]
-        return _absent(name, len(self))
+        return absent_column(name, len(self))
 
     @property
     def repeats(self) -> np.ndarray:
@@ -246,7 +231,7 @@ class RecordTable(Sequence[ImageRecord]):
         paths = [path for part in self.texts_in_parts("path") for path in part]
         arrays = [pa.array(column, pa.large_string()) for column in (paths, captions, tags)]
         sizes = np.array([size.wh if size else (0, 0) for size in wanted], dtype=np.int32)
-        numbers = _lean({**self.numbers, "wanted": sizes.reshape(-1, 2)})
+        numbers = lean({**self.numbers, "wanted": sizes.reshape(-1, 2)})
         texts = pa.Table.from_arrays(arrays, schema=TEXTS)
         return RecordTable(texts, None, numbers, self.uses, distinct=self.is_distinct)
 
@@ -258,10 +243,16 @@ class RecordTable(Sequence[ImageRecord]):
         return self.select(~self.matches("path", gone.__contains__))
 
     def _make(self, place: int) -> ImageRecord:
-        return self._make_all(place, place + 1)[0]
+        row = place if self.rows is None else int(self.rows[place])
+        texts = (self.texts.column(name)[row].as_py() for name in TEXTS.names)
+        return self._record((*texts, *(column[place].tolist() for column in self._columns)))
+
+    @cached_property
+    def _columns(self) -> list[np.ndarray]:
+        return [self.column(name) for name in NUMBERS]
 
     def _make_all(self, start: int, stop: int) -> list[ImageRecord]:
-        columns = (self.column(name)[start:stop].tolist() for name in NUMBERS)
+        columns = (column[start:stop].tolist() for column in self._columns)
         texts = (self.text(name, start, stop) for name in TEXTS.names)
         return [self._record(row) for row in zip(*texts, *columns, strict=True)]
 
@@ -315,46 +306,7 @@ def join_records(tables: Sequence[RecordTable]) -> RecordTable:
             )
     texts = pa.concat_tables([table.texts for table in tables])
     joined = {name: np.concatenate(columns) for name, columns in numbers.items()}
-    return RecordTable(texts, np.concatenate(rows), _lean(joined), found)
-
-
-def cut_column(cuts: Mapping[int, Cut], count: int) -> np.ndarray:
-    """The column `cut` of so many images, of which some have one."""
-    column = np.full((count, 4), -1, dtype=np.int32)
-    for place, cut in cuts.items():
-        column[place] = (*cut.whole.wh, cut.box.left, cut.box.top)
-    return column
-
-
-def _numbers_of(record: ImageRecord, use: int) -> tuple[object, ...]:
-    """A record's row of `NUMBERS`."""
-    cut, wanted = record.cut, record.wanted
-    return (
-        *record.size.wh,
-        record.stamp.size_bytes,
-        record.stamp.mtime_ns,
-        record.rotated,
-        use,
-        (*cut.whole.wh, cut.box.left, cut.box.top) if cut else NO_CUT,
-        wanted.wh if wanted else (0, 0),
-        record.extra_repeats,
-    )
-
-
-def _absent(name: str, count: int) -> np.ndarray:
-    """A column in which no image has anything."""
-    kind, width = NUMBERS[name]
-    nothing = kind(-1 if name == "cut" else 0)
-    return np.broadcast_to(nothing, (count,) if width == 1 else (count, width))
-
-
-def _lean(numbers: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The same without optional columns in which no image has anything."""
-    return {
-        name: column
-        for name, column in numbers.items()
-        if name not in OPTIONAL or (column != (-1 if name == "cut" else 0)).any()
-    }
+    return RecordTable(texts, np.concatenate(rows), lean(joined), found)
 
 
 def _strings(column: pa.ChunkedArray | pa.Array) -> list[str]:

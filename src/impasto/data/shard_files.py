@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from impasto.parsing import parse_json, read_text
 
@@ -61,3 +64,11 @@ def read_index(file: Path) -> StoredIndex | None:
 def _are_sums(sums: Any, count: int) -> bool:
     is_list = isinstance(sums, list) and len(sums) == count
     return is_list and all(type(value) is int for value in sums)
+
+
+def sum_of_row(columns: Sequence[np.ndarray], row: int) -> int:
+    """The CRC-32 of a row of all columns, one after the other."""
+    value = 0
+    for column in columns:
+        value = zlib.crc32(np.ascontiguousarray(column[row]).data, value)
+    return value

@@ -112,14 +112,17 @@ class ShardIndex:
         self._mapped.forget(shard)
         self._recent = {key: own for key, own in self._recent.items() if own[0] != shard}
 
+    @property
+    def is_behind(self) -> bool:
+        """Whether so much has come since the copy was written that it should be written anew."""
+        return len(self._recent) >= max(KEPT_FROM, self._mapped.entries // 8)
+
     def keep(self, sizes: Mapping[str, int]) -> None:
-        """Write the copy anew where much has come since; what cannot be written costs time.
+        """Write the copy anew; what cannot be written costs time.
 
         Args:
             sizes: Name -> bytes of the tensors of all shards.
         """
-        if len(self._recent) < max(KEPT_FROM, self._mapped.entries // 8):
-            return
         with contextlib.suppress(StorageError):
             self._write(sizes)
 

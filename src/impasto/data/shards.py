@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import re
 import threading
-import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -27,7 +26,7 @@ from torch import Tensor
 
 from impasto import files, locks
 from impasto.data.records import CELL
-from impasto.data.shard_files import BadShard, digest_of, read_index
+from impasto.data.shard_files import BadShard, digest_of, read_index, sum_of_row
 from impasto.data.shard_index import Place, ShardIndex
 from impasto.errors import DatasetError, StorageError
 
@@ -80,7 +79,8 @@ class Shards:
 
     def keep_index(self) -> None:
         """Have the next start read one file instead of one per shard, where there are many keys."""
-        self._index.keep({self._name_of(i): _size_of(_tensors(i)) for i in self.indices()})
+        if self._index.is_behind:
+            self._index.keep({self._name_of(i): _size_of(_tensors(i)) for i in self.indices()})
 
     def __contains__(self, key: str) -> bool:
         return self._index.find([key])[0] is not None
@@ -150,7 +150,7 @@ class Shards:
             save_file(columns, partial)
             content = files.sha256_of(partial)
         arrays = [column.numpy() for column in columns.values()]
-        sums = [_sum_of(arrays, row) for row in range(len(keys))]
+        sums = [sum_of_row(arrays, row) for row in range(len(keys))]
         index = self.folder / f"{name}.json"
         described = {"sha256": content, "keys": list(keys), "crc32": sums}
         files.write_json(index, {"format_version": FORMAT_VERSION, **described})
@@ -256,7 +256,7 @@ class Shards:
         arrays = self._shard(shard)
         if compared is None:
             compared = self._compared.setdefault(shard, np.zeros(len(arrays[0]), dtype=bool))
-        compared[row] = _sum_of(arrays, row) == wanted
+        compared[row] = sum_of_row(arrays, row) == wanted
         return bool(compared[row])
 
     def _give_up(self, shard: str) -> NoReturn:
@@ -319,14 +319,6 @@ class Shards:
                 f"{file} of the {self._what} was removed or damaged while it was in use "
                 f"({error}). What it held is encoded anew when it is needed."
             ) from error
-
-
-def _sum_of(columns: Sequence[np.ndarray], row: int) -> int:
-    """The CRC-32 of a row of all columns, one after the other."""
-    value = 0
-    for column in columns:
-        value = zlib.crc32(np.ascontiguousarray(column[row]).data, value)
-    return value
 
 
 def _found(place: Place | None, key: str) -> Place:
