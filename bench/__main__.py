@@ -34,6 +34,7 @@ from bench import (  # noqa: E402
     parts,
     peers,
     pictures,
+    scale,
     startup,
     step,
     studio,
@@ -59,6 +60,7 @@ LARGE: dict[str, Measure] = {
     "full": full.measure,
     "step": step.measure,
     "memory": memory.measure,
+    "scale": scale.measure,
 }
 PEERS = ("sd-scripts", "diffusers")
 

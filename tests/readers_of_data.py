@@ -203,7 +203,8 @@ class ScanIndices:
 
         index = folder / "scan.json"
         scan_folder(self.whole, index=index)
-        index.write_bytes(damaged_json(rng, json.loads(index.read_bytes())))
+        (segment,) = (folder / "scan.table").iterdir()
+        segment.write_bytes(damaged_bytes(rng, segment.read_bytes()))
         for record in scan_folder(self.whole, index=index).records:
             assert isinstance(record.size.width, int)
             assert isinstance(record.words, object)

@@ -39,6 +39,9 @@ def tune_allocation() -> None:
     if not any(name in os.environ for name in _GPU_ALLOCATOR):
         os.environ[_GPU_ALLOCATOR[0]] = _GROWING
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # c10/core/impl/alloc_cpu.cpp of PyTorch
+    # Arrow's jemalloc, which nothing here allocates with, begins a thread when it is imported:
+    # apache/arrow, cpp/src/arrow/memory_pool_jemalloc.cc
+    os.environ.setdefault("JE_ARROW_MALLOC_CONF", "background_thread:false")
     if any(name in os.environ for name in ("MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")):
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)

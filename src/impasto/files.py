@@ -17,7 +17,7 @@ import shutil
 import stat
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
@@ -85,6 +85,25 @@ def replace_file(path: Path, *, like: Path | None = None, durable: bool = True) 
             _rename(partial, path)
             if durable:
                 _flush_folder(path.parent)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def new_file(folder: Path, name_of: Callable[[Path], str]) -> Iterator[Path]:
+    """Yield a temporary path to write; on success it is named by `name_of`, which may read it.
+
+    Raises:
+        StorageError: The disk is full or the folder cannot be written.
+    """
+    partial = partial_name(folder / "new")
+    with reported(folder):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            yield partial
+            _flush(partial)
+            _rename(partial, folder / name_of(partial))
+            _flush_folder(folder)
         finally:
             partial.unlink(missing_ok=True)
 
@@ -240,8 +259,9 @@ def write_cached_json(path: Path, value: Any) -> None:
 def sha256_of(path: Path, advance: Advance | None = None) -> str:
     """The SHA-256 of a file's bytes, in hexadecimal; `advance` is told the number of bytes read."""
     digest = hashlib.sha256()
-    buffer = memoryview(bytearray(_HASHED_AT_ONCE))
     with path.open("rb", buffering=0) as file:
+        size = os.fstat(file.fileno()).st_size  # making 4 MiB takes longer than reading 4 KiB
+        buffer = memoryview(bytearray(min(_HASHED_AT_ONCE, max(size, 4096))))
         while count := file.readinto(buffer):
             digest.update(buffer[:count])
             if advance is not None:

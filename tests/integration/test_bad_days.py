@@ -241,14 +241,14 @@ def test_a_disk_that_is_full_at_a_line_of_numbers(train_config, monkeypatch, nam
 def test_scanning_a_folder_that_cannot_be_written(pictures, monkeypatch):
     from impasto.cli.main import impasto as command
 
-    real = files.replace_file
+    real = files.new_file
 
-    def refuse(path, **how):
-        if path.name.startswith("scan"):
-            raise StorageError(f"{path} could not be written: Read-only file system.")
-        return real(path, **how)
+    def refuse(folder, name_of):
+        if folder.name.startswith("scan"):
+            raise StorageError(f"{folder} could not be written: Read-only file system.")
+        return real(folder, name_of)
 
-    monkeypatch.setattr(files, "replace_file", refuse)
+    monkeypatch.setattr(files, "new_file", refuse)
     result = CliRunner().invoke(command, ["dataset", "scan", str(pictures)])
     assert result.exit_code == 0, result.output
     assert "Read-only file system" in result.output

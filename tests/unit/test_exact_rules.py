@@ -8,6 +8,7 @@ import itertools
 import math
 from dataclasses import replace
 from fractions import Fraction
+from pathlib import Path
 
 import pytest
 import torch
@@ -26,7 +27,7 @@ from impasto.data.bucket_assignment import (
 )
 from impasto.data.buckets import make_bucket_sizes
 from impasto.data.captions import CaptionRules, TrainingPosition
-from impasto.data.records import Size
+from impasto.data.records import Box, FileStamp, ImageRecord, PlannedImage, Size
 from impasto.data.sampler import EpochSampler, Group
 from impasto.diffusion.noise import NoiseRecipe
 from impasto.diffusion.randomness import PerSampleRandomness
@@ -156,11 +157,14 @@ def test_warmup_stable_decay_is_that_of_transformers(least):
 def test_the_mean_of_what_is_cropped_is_a_mean():
     from impasto.data.plan import Plan
 
-    class Image:
-        def __init__(self, fraction):
-            self.cropped_fraction = fraction
+    record = ImageRecord(Path("a.png"), Size(100, 100), FileStamp(1, 1))
 
-    assert Plan((Image(0.1), Image(0.3), Image(0.8))).mean_cropped_fraction == pytest.approx(0.4)
+    def image(kept):
+        bucket = Size(kept, 100)
+        return PlannedImage(record, bucket, Size(100, 100), Box(0, 0, bucket))
+
+    plan = Plan((image(90), image(70), image(20)))
+    assert plan.mean_cropped_fraction == pytest.approx(0.4)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ import torch
 from conftest import draw_images
 from PIL import Image
 
-from impasto.data import filling, latent_writing
+from impasto.data import device_encoding, latent_writing
 from impasto.data.encoding import Encode, MomentsEncoder, to_model_range
 from impasto.data.filling import cache_latents
 from impasto.data.latent_cache import LatentCache
@@ -433,7 +433,7 @@ from pathlib import Path
 import test_latent_cache as tests
 from impasto.data import latent_cache, latent_writing
 from impasto.data.filling import cache_latents
-latent_writing.SHARD_ENTRIES = 4
+latent_writing.SHARD_BYTES = 4 * 1024
 class Dying(tests.CountingEncoder):
     def encode(self, pixels):
         if self.count >= 20:
@@ -452,7 +452,7 @@ cache_latents(tests.plan_of(Path({str(folder)!r})).images, cache, Dying(batch_si
 
 def test_shards_are_written_while_others_are_filled(folder, tmp_path, monkeypatch):
     """The first shard's writing waits for a later batch to be encoded: no order of one hangs."""
-    monkeypatch.setattr(latent_writing, "SHARD_ENTRIES", 2)
+    monkeypatch.setattr(latent_writing, "SHARD_BYTES", 2 * 1024)
     went_on = threading.Event()
     encoder = CountingEncoder(batch_size=1)
     real_encode, real_write = encoder.encode, LatentCache.write_shard
@@ -484,7 +484,7 @@ def test_a_batch_is_begun_before_the_one_before_it_is_awaited(folder, tmp_path, 
             order.append("finish")
             return super().finish(begun)
 
-    monkeypatch.setattr(filling, "Encode", Watched)
+    monkeypatch.setattr(device_encoding, "Encode", Watched)
     run(folder, tmp_path, CountingEncoder(batch_size=3))
     assert order[:3] == ["begin", "begin", "finish"]
     assert order[-1] == "finish"
@@ -494,7 +494,7 @@ def test_a_batch_is_begun_before_the_one_before_it_is_awaited(folder, tmp_path, 
 def test_a_fault_in_writing_ends_it_in_words_and_keeps_what_was_written(
     folder, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(latent_writing, "SHARD_ENTRIES", 2)
+    monkeypatch.setattr(latent_writing, "SHARD_BYTES", 2 * 1024)
     real, written = LatentCache.write_shard, []
 
     def write(self, bucket, keys, *columns):

@@ -8,6 +8,7 @@ import io
 import json
 import os
 import random
+import shutil
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from impasto.data.metadata import read_metadata, write_metadata
 from impasto.data.npz import read_npz, write_npz
 from impasto.data.plan import BucketRules, plan_images
 from impasto.data.records import Size
+from impasto.data.remembered import write_cached
 from impasto.data.scan import decode_all, scan_folder, scan_metadata
 from impasto.data.templates import read_templates
 from impasto.data.text_store import TextStore
@@ -141,11 +143,19 @@ def test_the_scans_index_and_what_was_decoded(folder, tmp_path):
         assert len(scan.records) + len(scan.set_aside) >= 2
         json.dumps(plan_images(scan.records, Size(64, 64)).mean_cropped_fraction)
 
+    def read_former():
+        for table in tmp_path.glob("*.table"):
+            shutil.rmtree(table)
+        read()
+
     read()
-    storm(index, read, "index")
-    storm(memory, read, "decoded")
-    index.unlink()
-    memory.unlink()
+    for table in ("scan.table", "decoded.table"):
+        storm(next((tmp_path / table).iterdir()), read, table)
+    rows = {str(folder / "a.png"): [[1, 2, 3, 4, 0, 0], [64, 64, 0, "cat", ""]]}
+    write_cached(index, [5, f"{folder.absolute()} .caption .txt"], rows)
+    storm(index, read_former, "index")
+    write_cached(memory, [3, 3], {str(folder / "a.png"): [1, 2, "bad"]})
+    storm(memory, read_former, "decoded")
     assert len(decode_all(scan_folder(folder, index=index), memory=memory).records) == 2
 
 
@@ -157,9 +167,18 @@ def test_hashes_and_looks(folder, tmp_path):
         digests = ContentHashes(hashes).of({r.path: r.stamp for r in records})
         PerceptualHashes(looks).of(records, digests, SilentProgress())
 
+    def read_former():
+        for table in tmp_path.glob("*.table"):
+            shutil.rmtree(table)
+        read()
+
     read()
-    storm(hashes, read, "hashes")
-    storm(looks, read, "looks")
+    for table in ("hashes.table", "looks.table"):
+        storm(next((tmp_path / table).iterdir()), read, table)
+    write_cached(hashes, [2], {str(r.path): [1, 2, "ab" * 32] for r in records})
+    storm(hashes, read_former, "hashes")
+    write_cached(looks, [3, 3], {"ab" * 32: 7})
+    storm(looks, read_former, "looks")
 
 
 def test_npz(folder):

@@ -36,6 +36,7 @@ from impasto.cli.dataset_tag import tag
 from impasto.cli.dataset_try import try_models
 from impasto.cli.dataset_undo import undo
 from impasto.cli.groups import FullHelpGroup
+from impasto.cli.numbers import Finite
 from impasto.errors import ConfigError
 from impasto.progress import counted
 
@@ -112,9 +113,38 @@ def _as_json(scan: Scan) -> dict[str, Any]:
 @SOURCE
 @DECODE
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object, with every image.")
+@click.option(
+    "--simulate",
+    type=click.IntRange(1, 10**10),
+    metavar="N",
+    help="Show instead what N images like these would take: time, disk, files, RAM.",
+)
+@click.option(
+    "--encode-rate",
+    type=Finite(min=0, min_open=True),
+    metavar="N",
+    help="With --simulate: images per second that the VAE encodes.",
+)
 @bucket_options
-def plan(source: Path, decode: bool, as_json: bool, **options: Any) -> None:  # noqa: FBT001
+def plan(
+    source: Path,
+    decode: bool,  # noqa: FBT001
+    as_json: bool,  # noqa: FBT001
+    simulate: int | None,
+    encode_rate: float | None,
+    **options: Any,
+) -> None:
     """Show which bucket each image of SOURCE would go to, and what cropping costs."""
+    if simulate is not None:
+        if as_json:
+            raise click.UsageError("--json is for images that are there, not for --simulate.")
+        from impasto.cli.console import Console
+        from impasto.cli.dataset_simulate import show_simulation
+
+        show_simulation(dataset_config(source, options), Console(), simulate, encode_rate)
+        return
+    if encode_rate is not None:
+        raise click.UsageError("--encode-rate goes with --simulate.")
     from impasto.cli.console import Console
     from impasto.cli.dataset_plan_value import plan_value
     from impasto.cli.harmless import json_text
@@ -133,7 +163,8 @@ def plan(source: Path, decode: bool, as_json: bool, **options: Any) -> None:  # 
     longest = max(result.bucket_counts.values())
     for size, count in result.bucket_counts.items():
         console.note(f"{size!s:>11} {count:6d}  {'█' * max(1, round(40 * count / longest))}")
-    worst = sorted(result.images, key=lambda image: -image.cropped_fraction)[:5]
+    most = (-result.table.cropped_fractions()).argsort(kind="stable")[:5]
+    worst = [result.images[place] for place in most.tolist()]
     cropped = [
         f"{image.record.path.name} ({100 * image.cropped_fraction:.0f} %)"
         for image in worst

@@ -48,6 +48,7 @@ Assigned = tuple[Size, Size]
 AssignBuckets = Callable[[Sequence[Size], Limits], list[Assigned]]
 
 Floats = npt.NDArray[np.float64]
+Integers = npt.NDArray[np.int64]
 
 
 def _one_by_one(place: Callable[[Size, Limits], Assigned]) -> AssignBuckets:
@@ -82,12 +83,22 @@ def assign_native(sizes: Sequence[Size], limits: Limits) -> list[Assigned]:
 
     The distance is the ratio of aspects, not sd-scripts' difference, which favours wide images.
     """
-    table = sorted(limits.buckets, key=lambda bucket: (-bucket.area, bucket))
+    return _by_distance(
+        sizes, _native_order(limits.buckets), _native_distance, at_least_bucket=True
+    )
 
-    def distance(buckets: Floats, aspects: Floats) -> Floats:
-        return -np.minimum(buckets / aspects, aspects / buckets)
 
-    return _by_distance(sizes, table, distance, at_least_bucket=True)
+def _native_order(buckets: Sequence[Size]) -> list[Size]:
+    """The table, the larger of two buckets that keep the same first."""
+    return sorted(buckets, key=lambda bucket: (-bucket.area, bucket))
+
+
+def _native_distance(buckets: Floats, aspects: Floats) -> Floats:
+    return -np.minimum(buckets / aspects, aspects / buckets)
+
+
+def _kohya_distance(buckets: Floats, aspects: Floats) -> Floats:
+    return np.abs(buckets - aspects)
 
 
 @_one_by_one
@@ -140,11 +151,7 @@ def _cover_exactly(size: Size, bucket: Size) -> Size:
 
 def assign_as_kohya(sizes: Sequence[Size], limits: Limits) -> list[Assigned]:
     """sd-scripts' choice: the table's size itself, or else the least difference of aspects."""
-
-    def distance(buckets: Floats, aspects: Floats) -> Floats:
-        return np.abs(buckets - aspects)
-
-    assigned = _by_distance(sizes, sorted(limits.buckets), distance, at_least_bucket=False)
+    assigned = _by_distance(sizes, sorted(limits.buckets), _kohya_distance, at_least_bucket=False)
     exact = set(limits.buckets)
     return [
         (size, size) if size in exact else choice
@@ -186,11 +193,25 @@ def _by_distance(
 
     Rounded half up, as sd-scripts does; a million sizes take two seconds.
     """
+    sides = np.array([size.wh for size in sizes], dtype=np.int64).reshape(-1, 2)
+    chosen, resized = _nearest_buckets(sides, table, distance, at_least_bucket=at_least_bucket)
+    pairs = zip(chosen.tolist(), resized.tolist(), strict=True)
+    return [(table[number], Size(width, height)) for number, (width, height) in pairs]
+
+
+def _nearest_buckets(
+    sizes: Integers,
+    table: Sequence[Size],
+    distance: Callable[[Floats, Floats], Floats],
+    *,
+    at_least_bucket: bool,
+) -> tuple[Integers, Integers]:
+    """[sizes]: the number of the bucket of each, and [sizes, 2]: the size that covers it."""
     aspects = np.array([bucket.aspect for bucket in table])
     sides = np.array([bucket.wh for bucket in table], dtype=np.float64)
-    assigned: list[Assigned] = []
+    numbers, covers = np.empty(len(sizes), np.int64), np.empty((len(sizes), 2), np.int64)
     for start in range(0, len(sizes), _AT_ONCE):
-        part = np.array([s.wh for s in sizes[start : start + _AT_ONCE]], dtype=np.float64)
+        part = sizes[start : start + _AT_ONCE].astype(np.float64)
         own = part[:, 0] / part[:, 1]
         chosen = np.argmin(distance(aspects[None, :], own[:, None]), axis=1)
         wanted = sides[chosen]
@@ -199,9 +220,45 @@ def _by_distance(
         resized = np.floor(part * scale[:, None] + 0.5)
         if at_least_bucket:
             resized = np.maximum(resized, wanted)
-        pairs = zip(chosen.tolist(), resized.astype(int).tolist(), strict=True)
-        assigned += [(table[number], Size(width, height)) for number, (width, height) in pairs]
-    return assigned
+        numbers[start : start + _AT_ONCE] = chosen
+        covers[start : start + _AT_ONCE] = resized
+    return numbers, covers
+
+
+def assign_many(
+    sizes: Integers, limits: Limits, selection: Selection, *, no_upscale: bool
+) -> Integers:
+    """The buckets of sizes as numbers: as `ASSIGNMENTS`, without an object per size.
+
+    Args:
+        sizes: [sizes, 2]: widths and heights.
+        limits: What buckets there are.
+        selection: Whose choice.
+        no_upscale: Never enlarge.
+
+    Returns:
+        [sizes, 4]: bucket, and size after the resize.
+    """
+    if no_upscale:
+        listed = [Size(width, height) for width, height in sizes.tolist()]
+        assigned = ASSIGNMENTS[selection, no_upscale](listed, limits)
+        return np.array([(*bucket.wh, *resized.wh) for bucket, resized in assigned], dtype=np.int64)
+    is_native = selection == "native"
+    table = _native_order(limits.buckets) if is_native else sorted(limits.buckets)
+    chosen, resized = _nearest_buckets(
+        sizes, table, _native_distance if is_native else _kohya_distance, at_least_bucket=is_native
+    )
+    buckets = np.array([bucket.wh for bucket in table], dtype=np.int64)
+    found = np.concatenate([buckets[chosen], resized], axis=1)
+    if not is_native:
+        exact = np.isin(_packed(sizes), _packed(buckets))
+        found[exact] = np.tile(sizes[exact], 2)
+    return found
+
+
+def _packed(sizes: Integers) -> Integers:
+    packed: Integers = sizes[:, 0] << 32 | sizes[:, 1]
+    return packed
 
 
 def _sides(pixels: int, limits: Limits) -> range:

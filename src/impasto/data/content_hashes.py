@@ -7,26 +7,38 @@ import stat
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
 
 from impasto import files
+from impasto.data.keyed import KeyedTable
 from impasto.data.records import FileStamp
-from impasto.data.remembered import recall, write_cached
+from impasto.data.tables import Former, rows_of
 from impasto.errors import StorageError
 from impasto.progress import Progress, SilentProgress
 
 LATENTS, HASHES_FILE = "latents", "content-hashes.json"
-_VERSION = [2]
+_VERSION, _FORMER = [3], [2]
+_SCHEMA = pa.schema(
+    [
+        ("path", pa.large_string()),
+        ("size_bytes", pa.int64()),
+        ("mtime_ns", pa.int64()),
+        ("sha256", pa.binary(32)),
+    ]
+)
 
 
 class ContentHashes:
-    """SHA-256 of files' bytes, kept in a JSON file."""
+    """SHA-256 of files' bytes, by path, size and time of change.
+
+    Args:
+        file: The JSON file of earlier versions, in whose place a table is.
+    """
 
     def __init__(self, file: Path) -> None:
-        self._file = file
-        self._known: dict[str, tuple[FileStamp, str]] = {
-            path: (FileStamp(size, mtime), digest)
-            for path, (size, mtime, digest) in (recall(file, _VERSION) or {}).items()
-        }
+        self._known = KeyedTable(file, _SCHEMA, _VERSION, Former(file, _FORMER, _of_former))
 
     @classmethod
     def kept_in(cls, derived: Path) -> ContentHashes:
@@ -36,27 +48,51 @@ class ContentHashes:
     def of(
         self, stamps: Mapping[Path, FileStamp], progress: Progress | None = None
     ) -> dict[Path, str]:
-        """Hash what is new, remember it, and return the hashes of all that can be read."""
-        fresh = [p for p, stamp in stamps.items() if self._known.get(str(p), (None,))[0] != stamp]
+        """Hash what is new, remember it, and return the hashes of all that can be read.
+
+        What was hashed is on disk within seconds, so that ending it loses no more than that.
+        """
+        found = self.known(stamps)
+        fresh = [path for path in stamps if path not in found]
         progress = progress or SilentProgress()
+        keeps = True
         with (
             progress.stage("Reading files", len(fresh), "files") as advance,
             ThreadPoolExecutor(4) as pool,
         ):
             for path, digest in zip(fresh, pool.map(_hash_or_none, fresh), strict=True):
                 if digest is not None:
-                    self._known[str(path)] = (stamps[path], digest)
+                    found[path] = digest
+                    keeps = keeps and self._add(path, stamps[path], digest)
                 advance(1)
         if fresh:
-            rows = {p: [s.size_bytes, s.mtime_ns, d] for p, (s, d) in self._known.items()}
             with contextlib.suppress(StorageError):  # forgetting costs reading the files again
-                write_cached(self._file, _VERSION, rows)
-        return {p: self._known[str(p)][1] for p in stamps if str(p) in self._known}
+                self._known.finish()
+        return {path: found[path] for path in stamps if path in found}
 
     def known(self, stamps: Mapping[Path, FileStamp]) -> dict[Path, str]:
         """The hashes that are remembered of files that have not changed; none is read."""
-        found = ((path, self._known.get(str(path))) for path in stamps)
-        return {path: own[1] for path, own in found if own is not None and own[0] == stamps[path]}
+        known = self._known.look_up([str(path) for path in stamps])
+        found = {}
+        for path, stamp in stamps.items():
+            *was, digest = known.get(str(path), (-1, -1, b""))
+            if tuple(was) == (stamp.size_bytes, stamp.mtime_ns):
+                found[path] = digest.hex()
+        return found
+
+    def _add(self, path: Path, stamp: FileStamp, digest: str) -> bool:
+        """Remember a hash; False where that cannot be: then the files are read again."""
+        try:
+            self._known.add(str(path), stamp.size_bytes, stamp.mtime_ns, bytes.fromhex(digest))
+        except StorageError:
+            return False
+        return True
+
+
+def _of_former(content: Any) -> pa.Table:
+    """The rows of the JSON file: path -> [size, time of change, SHA-256 in hex]."""
+    rows = [(p, size, mtime, bytes.fromhex(d)) for p, (size, mtime, d) in content.items()]
+    return rows_of(_SCHEMA, rows)
 
 
 def stamp_of(path: Path) -> FileStamp | None:

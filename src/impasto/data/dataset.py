@@ -15,11 +15,13 @@ from torch import Tensor
 from impasto.data.augmentation import render_augmented
 from impasto.data.captions import TrainingPosition
 from impasto.data.encoding import Encode, MomentsEncoder
+from impasto.data.groups import Groups
 from impasto.data.images import UnreadableImageError
 from impasto.data.latent_cache import CachedPlan, LatentCache
+from impasto.data.planned_table import PlannedTable
 from impasto.data.records import CELL, CHANNELS, Batch, Geometry, PlannedImage, Size
 from impasto.data.rendering import Rendered
-from impasto.data.sampler import EpochSampler, Group, MicroBatch, OptimizerStep, Sample
+from impasto.data.sampler import EpochSampler, MicroBatch, OptimizerStep, Sample
 from impasto.data.stages import Failure, default_workers
 from impasto.data.templates import CaptionTemplates
 from impasto.diffusion.noise import PLAIN_NOISE, Noise
@@ -86,7 +88,7 @@ class TrainingData:
     @property
     def varies_images(self) -> bool:
         """Whether some images are decoded and encoded each time they are shown."""
-        return any(not key.plain for key in self.plan.keys)
+        return not self.plan.encoded_ahead
 
     def load(self, optimizer_step: OptimizerStep, micro_batch: MicroBatch) -> LoadedMoments:
         """Read the moments and draw the numbers; runs in a loading thread."""
@@ -268,9 +270,9 @@ def sample_posterior(mean: Tensor, logvar: Tensor, noise: Tensor) -> Tensor:
     return mean.float() + torch.exp(0.5 * logvar.float().clamp(-30, 20)) * noise
 
 
-def sampler_groups(images: Sequence[PlannedImage]) -> list[Group]:
+def sampler_groups(images: Sequence[PlannedImage]) -> Groups:
     """The dataset and bucket of each image."""
-    return [Group(image.record.subset.dataset, image.bucket) for image in images]
+    return PlannedTable.of(images).groups()
 
 
 StepBatch = tuple[OptimizerStep, Batch]

@@ -3,51 +3,84 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
 
 from impasto.data import images
-from impasto.data.records import ImageRecord
-from impasto.data.remembered import recall, write_cached
+from impasto.data.keyed import KeyedTable
+from impasto.data.record_table import RecordTable
+from impasto.data.records import FileStamp, ImageRecord
 from impasto.data.stages import Failure
+from impasto.data.tables import Former, rows_of
 
-_VERSION = [3, images.PREPROCESSING_VERSION]
+_VERSION = [4, images.PREPROCESSING_VERSION]
+_FORMER_VERSION = [3, images.PREPROCESSING_VERSION]
+_SCHEMA = pa.schema(
+    [
+        ("path", pa.large_string()),
+        ("size_bytes", pa.int64()),
+        ("mtime_ns", pa.int64()),
+        ("fault", pa.large_string()),
+    ]
+)
+_AT_ONCE = 1 << 18
 
 
 class DecodeCache:
     """The outcome of decoding, by path, size and time of change.
 
     Args:
-        file: Where it is kept; None keeps nothing.
+        file: The JSON file of earlier versions, in whose place a table is; None keeps nothing.
     """
 
     def __init__(self, file: Path | None) -> None:
-        self._file = file
-        self._known: dict[str, tuple[int, int, str]] = {}
-        self._passing: set[str] = set()
-        if file is not None:
-            for path, row in (recall(file, _VERSION) or {}).items():
-                self._known[path] = tuple(row)
+        former = None if file is None else Former(file, _FORMER_VERSION, _of_former)
+        self._known = KeyedTable(file, _SCHEMA, _VERSION, former)
+        self._passing: dict[str, tuple[FileStamp, str]] = {}
 
-    def outcome(self, record: ImageRecord) -> str | None:
-        """Why an image cannot be decoded, empty if it can; None if that is not known."""
-        size_bytes, mtime_ns, reason = self._known.get(str(record.path), (-1, -1, ""))
-        stamp = record.stamp
-        return reason if (size_bytes, mtime_ns) == (stamp.size_bytes, stamp.mtime_ns) else None
+    def outcomes(self, records: RecordTable) -> list[str | None]:
+        """Of each image why it cannot be decoded, empty if it can; None if that is not known."""
+        found: list[str | None] = []
+        for start in range(0, len(records), _AT_ONCE):
+            part = records[start : start + _AT_ONCE]
+            paths = part.text("path")
+            known = self._known.look_up(paths)
+            stamps = zip(
+                part.numbers["size_bytes"].tolist(), part.numbers["mtime_ns"].tolist(), strict=True
+            )
+            for path, stamp in zip(paths, stamps, strict=True):
+                passing = self._passing.get(path)
+                if passing is not None and passing[0] == FileStamp(*stamp):
+                    found.append(passing[1])
+                else:
+                    *was, fault = known.get(path, (-1, -1, ""))
+                    found.append(fault if tuple(was) == stamp else None)
+        return found
 
     def add(self, record: ImageRecord, outcome: object) -> None:
-        """Remember an outcome; a failure that says nothing of the file until `write` only."""
-        reason = outcome.reason if isinstance(outcome, Failure) else ""
-        self._passing.discard(str(record.path))
-        if isinstance(outcome, Failure) and outcome.is_transient:
-            self._passing.add(str(record.path))
-        stamp = record.stamp
-        self._known[str(record.path)] = (stamp.size_bytes, stamp.mtime_ns, reason)
-
-    def write(self) -> None:
-        """Write what is known of the decoded images.
+        """Remember an outcome; a failure that says nothing of the file in this object only.
 
         Raises:
             StorageError: It could not be written.
         """
-        if self._file is not None:
-            rows = {p: list(row) for p, row in self._known.items() if p not in self._passing}
-            write_cached(self._file, _VERSION, rows)
+        path, stamp = str(record.path), record.stamp
+        self._passing.pop(path, None)
+        if isinstance(outcome, Failure) and outcome.is_transient:
+            self._passing[path] = (stamp, outcome.reason)
+            return
+        fault = outcome.reason if isinstance(outcome, Failure) else ""
+        self._known.add(path, stamp.size_bytes, stamp.mtime_ns, fault)
+
+    def write(self) -> None:
+        """Write what is not yet on disk.
+
+        Raises:
+            StorageError: It could not be written.
+        """
+        self._known.finish()
+
+
+def _of_former(content: Any) -> pa.Table:
+    """The rows of the JSON file: path -> [size, time of change, fault]."""
+    return rows_of(_SCHEMA, [(path, *row) for path, row in content.items()])

@@ -8,11 +8,11 @@ from itertools import chain, groupby
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from impasto import locks
 from impasto.data.content_hashes import stamp_of
-from impasto.data.encoding import ARITHMETICS, Begun, Encode, MomentsEncoder, said_of_remade
+from impasto.data.device_encoding import DeviceEncoder, Failures, Order
+from impasto.data.encoding import ARITHMETICS, MomentsEncoder, said_of_remade
 from impasto.data.latent_cache import (
     CachedPlan,
     LatentCache,
@@ -21,26 +21,23 @@ from impasto.data.latent_cache import (
     latent_source,
     mask_key,
 )
-from impasto.data.latent_writing import ShardWriter, shard_writer
+from impasto.data.latent_keys import KeyTable, join_keys
+from impasto.data.latent_writing import shard_writer
 from impasto.data.masks import mask_file
 from impasto.data.npz import SD_ENDINGS, npz_candidates
 from impasto.data.npz_exchange import import_npz
+from impasto.data.planned_table import PlannedTable
+from impasto.data.prepared import PreparedKeys
 from impasto.data.records import PlannedImage, Size, SkippedFile
-from impasto.data.rendering import Decode, Render, Rendered
+from impasto.data.rendering import Decode, Render
 from impasto.data.stages import ErrorPolicy, Failure, LocalExecutor, chunks, default_workers
 from impasto.errors import DatasetError
 from impasto.progress import Progress, SilentProgress, none_of
 
+PORTION = 1 << 17
+"""Images that are looked at as objects together."""
 PROCESSES_FROM = 256  # starting processes takes as long as decoding some of these
 _VANISHED = "vanished or became unreadable"
-
-
-@dataclass(frozen=True)
-class _Order:
-    """An image and what is to be made of it: only keys that are not in the cache."""
-
-    image: PlannedImage
-    missing: LatentKeys
 
 
 def cache_latents(
@@ -74,38 +71,108 @@ def cache_latents(
     progress = progress or SilentProgress()
     cache.set_notify(progress.note)
     cache.remove_leftovers()
-    digests = _hashes(planned, cache, progress, encoder.npz_endings)
-    keys = [_keys(image, digests, encoder.source) for image in planned]
-    own = set(keys)
-    refused = import_npz(planned, keys, digests, cache, progress, encoder.npz_endings)
-    failures = _Failures(on_error)
-    for image, key in zip(planned, keys, strict=True):
-        if key is None:
-            failures.add(image, _VANISHED)
-    orders = list(_missing(planned, keys, cache))
-    _decode_the_changing(planned, progress, failures)
-    if orders:
-        _carry_out(orders, cache, encoder, failures, progress, workers)
-    kept = [
-        (image, key)
-        for image, key in zip(planned, keys, strict=True)
-        if key is not None and image.record.path not in failures.paths and _is_there(key, cache)
-    ]
-    if not kept:
+    kept_keys = PreparedKeys(
+        cache.folder / "prepared", PlannedTable.of(planned), (encoder.source, encoder.fingerprint)
+    )
+    before = kept_keys.read(cache)
+    if before is not None:
+        images, keys, exact = before
+        return CachedPlan(images, keys, (), 0, (), exact)
+    filler = _Filler(cache, encoder, progress, Failures(on_error), workers)
+    table = PlannedTable.of(planned)
+    parts = [filler.fill(table[start:end]) for start, end in _portions(table)]
+    failures = filler.failures
+    if not any(len(part.keys) for part in parts):
         reasons = "; ".join(f"{item.path.name}: {item.reason}" for item in failures.items[:3])
         raise DatasetError(f"{none_of(len(planned), 'images')} could be decoded ({reasons}).")
-    done = sum(order.image.record.path not in failures.paths for order in orders)
-    return CachedPlan(
-        tuple(image for image, _ in kept),
-        tuple(key for _, key in kept),
+    kept = np.concatenate([part.kept for part in parts])
+    keys = join_keys([part.keys for part in parts])
+    identities = join_keys([part.identities for part in parts])
+    plan = CachedPlan(
+        table if kept.all() else table.select(kept),
+        keys,
         tuple(failures.items),
-        done,
-        tuple(refused),
-        tuple(
-            (_keys(image, digests, encoder.fingerprint) or key) if key in own else key
-            for image, key in kept
-        ),
+        sum(part.encoded for part in parts),
+        tuple(item for part in parts for item in part.refused),
+        keys if encoder.source == encoder.fingerprint else identities,
     )
+    kept_keys.write(plan)
+    return plan
+
+
+def _portions(table: PlannedTable) -> Iterator[tuple[int, int]]:
+    """Where portions of images begin and end that are looked at as objects together.
+
+    Latents of sd-scripts may be of several images, so where some are read there is one portion.
+    """
+    reads = any(use.subset.reads_npz for use in table.records.uses)
+    size = max(1, len(table)) if reads else PORTION
+    return ((start, min(len(table), start + size)) for start in range(0, len(table), size))
+
+
+@dataclass(frozen=True)
+class _Filled:
+    """What became of a portion of images.
+
+    Attributes:
+        kept: [images]: which can be trained on.
+        keys: The keys of those.
+        identities: Their keys as they would be of exact arithmetic.
+        encoded: How many were encoded now.
+        refused: Latents of sd-scripts that do not fit their images.
+    """
+
+    kept: np.ndarray
+    keys: KeyTable
+    identities: KeyTable
+    encoded: int
+    refused: Sequence[SkippedFile]
+
+
+@dataclass(frozen=True)
+class _Filler:
+    """Encodes portions of images into a cache."""
+
+    cache: LatentCache
+    encoder: MomentsEncoder
+    progress: Progress
+    failures: Failures
+    workers: int | None
+
+    def fill(self, portion: PlannedTable) -> _Filled:
+        """Encode what the cache does not hold of some images."""
+        cache, encoder, progress, failures = self.cache, self.encoder, self.progress, self.failures
+        planned = list(portion)
+        digests = _hashes(planned, cache, progress, encoder.npz_endings)
+        keys = [_keys(image, digests, encoder.source) for image in planned]
+        own = set(keys)
+        refused = import_npz(planned, keys, digests, cache, progress, encoder.npz_endings)
+        for image, key in zip(planned, keys, strict=True):
+            if key is None:
+                failures.add(image, _VANISHED)
+        orders = list(_missing(planned, keys, cache))
+        _decode_the_changing(planned, progress, failures)
+        if orders:
+            _carry_out(orders, cache, encoder, failures, progress, self.workers)
+        cache.keep_index()
+        kept = [
+            (place, image, key)
+            for place, (image, key) in enumerate(zip(planned, keys, strict=True))
+            if key is not None and image.record.path not in failures.paths and _is_there(key, cache)
+        ]
+        is_kept = np.zeros(len(planned), dtype=np.bool_)
+        is_kept[[place for place, _, _ in kept]] = True
+        identities = [
+            (_keys(image, digests, encoder.fingerprint) or key) if key in own else key
+            for _, image, key in kept
+        ]
+        return _Filled(
+            is_kept,
+            KeyTable.of([key for _, _, key in kept]),
+            KeyTable.of(identities),
+            sum(order.image.record.path not in failures.paths for order in orders),
+            refused,
+        )
 
 
 def keys_of_plan(
@@ -126,25 +193,6 @@ def keys_of_plan(
     found = [key for of_source in named for key in of_source if key is not None]
     import_npz(planned, keys, digests, cache, progress, endings)
     return found + [key for key in keys if key is not None]
-
-
-class _Failures:
-    """The images that cannot be used, each once."""
-
-    def __init__(self, policy: ErrorPolicy) -> None:
-        self._policy = policy
-        self.items: list[SkippedFile] = []
-        self.paths: set[Path] = set()
-
-    def add(self, image: PlannedImage, reason: str) -> None:
-        path = image.record.path
-        if self._policy == "stop":
-            raise DatasetError(
-                f"{path}: {reason}. Repair or remove it, or set dataset.on_error to skip."
-            )
-        if path not in self.paths:
-            self.paths.add(path)
-            self.items.append(SkippedFile(path, reason))
 
 
 def _hashes(
@@ -194,7 +242,7 @@ def _is_there(key: LatentKeys, cache: LatentCache) -> bool:
 
 def _missing(
     planned: Sequence[PlannedImage], keys: Sequence[LatentKeys | None], cache: LatentCache
-) -> Iterator[_Order]:
+) -> Iterator[Order]:
     claimed: set[str] = set()
 
     def missing(key: str, *, there: bool) -> str:
@@ -211,11 +259,11 @@ def _missing(
                 missing(key.mask, there=cache.has_mask(key.mask)),
             )
             if wanted != LatentKeys():
-                yield _Order(image, wanted)
+                yield Order(image, wanted)
 
 
 def _decode_the_changing(
-    planned: Sequence[PlannedImage], progress: Progress, failures: _Failures
+    planned: Sequence[PlannedImage], progress: Progress, failures: Failures
 ) -> None:
     """Decode what is not encoded ahead once, so that training does not stumble over it."""
     changing = {
@@ -236,10 +284,10 @@ def _decode_the_changing(
 
 
 def _carry_out(
-    orders: Sequence[_Order],
+    orders: Sequence[Order],
     cache: LatentCache,
     encoder: MomentsEncoder,
-    failures: _Failures,
+    failures: Failures,
     progress: Progress,
     workers: int | None,
 ) -> None:
@@ -262,7 +310,7 @@ def _carry_out(
         progress.stage("Encoding latents", len(orders), "images") as advance,
         shard_writer(cache) as writer,
     ):
-        device = _Device(cache, encoder, writer, failures)
+        device = DeviceEncoder(cache, encoder, writer, failures)
         for batch, outcomes in zip(batches, rendered, strict=True):
             good = []
             for order, (_, outcome) in zip(batch, outcomes, strict=True):
@@ -278,66 +326,5 @@ def _carry_out(
         progress.note(said_of_remade(len(device.remade), len(paths)))
 
 
-@dataclass(frozen=True)
-class _Task:
-    """An image or its mirror image, to be encoded under a key."""
-
-    image: PlannedImage
-    key: str
-    pixels: np.ndarray
-
-
-class _Device:
-    """Encodes images, one batch behind: what comes next is made ready while a GPU computes.
-
-    Args:
-        cache: What another process has put there meanwhile is left out.
-        encoder: The VAE.
-        writer: Is given moments and masks.
-        failures: Are given what cannot be encoded.
-
-    Attributes:
-        remade: Images that were encoded again in float32.
-    """
-
-    def __init__(
-        self, cache: LatentCache, encoder: MomentsEncoder, writer: ShardWriter, failures: _Failures
-    ) -> None:
-        self._cache, self._writer, self._failures = cache, writer, failures
-        self._encode, self._batch_size = Encode(encoder), encoder.batch_size
-        self._behind: tuple[Sequence[_Task], Begun] | None = None
-        self.remade: set[Path] = set()
-
-    def take(self, rendered: Sequence[tuple[_Order, Rendered]]) -> None:
-        """Encode images and mirror images as ordered, and keep their masks."""
-        tasks: list[_Task] = []
-        for order, picture in rendered:
-            if order.missing.plain and order.missing.plain not in self._cache:
-                tasks.append(_Task(order.image, order.missing.plain, picture.pixels))
-            if order.missing.flipped and order.missing.flipped not in self._cache:
-                mirrored = picture.pixels[:, ::-1]
-                tasks.append(_Task(order.image, order.missing.flipped, mirrored))
-            if order.missing.mask and picture.mask is not None:
-                mask = torch.from_numpy(picture.mask)
-                self._writer.add_mask(order.image.bucket, order.missing.mask, mask)
-        for part in chunks(tasks, self._batch_size):
-            begun = self._encode.begin([task.pixels for task in part])
-            self.finish()
-            self._behind = part, begun
-
-    def finish(self) -> None:
-        """Hand on what the device still works on."""
-        if self._behind is None:
-            return
-        tasks, begun = self._behind
-        self._behind = None
-        for task, outcome in zip(tasks, self._encode.finish(begun), strict=True):
-            if isinstance(outcome, Failure):
-                self._failures.add(task.image, outcome.reason)
-            else:
-                self._writer.add(task.image.bucket, task.key, *outcome)
-        self.remade |= {tasks[i].image.record.path for i in begun.remade}
-
-
-def _bucket_of(order: _Order) -> Size:
+def _bucket_of(order: Order) -> Size:
     return order.image.bucket

@@ -14,8 +14,9 @@ from impasto.data.listing import Unused
 from impasto.data.plan import Plan
 from impasto.data.records import ImageRecord, PlannedImage, Size, SkippedFile
 from impasto.data.regularisation import Balance, balance, count_balance
-from impasto.data.scan import Scan, Tally
+from impasto.data.scan import Scan
 from impasto.data.subsets import mentions_side
+from impasto.data.tally import Tally
 from impasto.parsing import split_lines
 from impasto.progress import Progress
 

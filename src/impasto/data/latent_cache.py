@@ -11,34 +11,26 @@ import contextlib
 import hashlib
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from impasto import files, locks
 from impasto.data import images
 from impasto.data.content_hashes import HASHES_FILE, ContentHashes
+from impasto.data.latent_keys import KeyTable
+from impasto.data.latent_keys import LatentKeys as LatentKeys
+from impasto.data.planned_table import PlannedTable
 from impasto.data.records import PlannedImage, Size, SkippedFile
-from impasto.data.shards import BadShard, Shards
+from impasto.data.shard_files import BadShard
+from impasto.data.shards import Shards
 from impasto.errors import DatasetError
 
 STORED_DTYPE = torch.float16
-
-
-@dataclass(frozen=True, slots=True)
-class LatentKeys:
-    """The names of what is kept of an image; empty where there is nothing to keep.
-
-    Attributes:
-        plain: Its moments.
-        flipped: The moments of its mirror image.
-        mask: Its weights in the loss.
-    """
-
-    plain: str = ""
-    flipped: str = ""
-    mask: str = ""
 
 
 @dataclass(frozen=True)
@@ -55,12 +47,24 @@ class CachedPlan:
             by, which another device may go on from. Empty means the keys.
     """
 
-    images: tuple[PlannedImage, ...]
-    keys: tuple[LatentKeys, ...]
+    images: Sequence[PlannedImage]
+    keys: Sequence[LatentKeys]
     set_aside: tuple[SkippedFile, ...]
     encoded: int
     refused: tuple[SkippedFile, ...] = ()
-    identities: tuple[LatentKeys, ...] = ()
+    identities: Sequence[LatentKeys] = ()
+
+    @cached_property
+    def table(self) -> PlannedTable:
+        """The images as columns."""
+        return PlannedTable.of(self.images)
+
+    @property
+    def encoded_ahead(self) -> bool:
+        """Whether the moments of all images are kept, so that training encodes none."""
+        if isinstance(self.keys, KeyTable):
+            return self.keys.all_plain
+        return all(key.plain for key in self.keys)
 
 
 def latent_key(content_hash: str, planned: PlannedImage, source: str, *, flip: bool = False) -> str:
@@ -120,6 +124,10 @@ class LatentCache:
 
     def __len__(self) -> int:
         return len(self._moments)
+
+    def has_all(self, keys: npt.NDArray[np.uint8]) -> bool:
+        """Whether the moments of all names are there: [names, 16] bytes, zeros for no name."""
+        return self._moments.has_all(keys)
 
     def has_mask(self, key: str) -> bool:
         """Whether the weights of this name are there."""
@@ -187,8 +195,14 @@ class LatentCache:
 
     def remove_leftovers(self) -> None:
         """Remove what a killed process left half written."""
-        files.remove_leftovers(self.folder)
-        files.remove_leftovers(self._masks.folder)
+        for shards in (self._moments, self._masks):
+            for folder in shards.folders():
+                files.remove_leftovers(folder)
+
+    def keep_index(self) -> None:
+        """Have the next start read one file instead of one per shard, where there are many keys."""
+        self._moments.keep_index()
+        self._masks.keep_index()
 
     @property
     def number_of_shards(self) -> int:

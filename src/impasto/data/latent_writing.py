@@ -12,8 +12,8 @@ from torch import Tensor
 from impasto.background import BackgroundWriter
 from impasto.data.latent_cache import LatentCache
 from impasto.data.records import Size
+from impasto.data.shard_files import SHARD_BYTES
 
-SHARD_ENTRIES = 256
 SHARD_SECONDS = 30.0  # a slow encoder loses no more than twice this when it is killed
 _NO_VARIANCE = -30.0  # the least log variance that diffusers' posterior knows
 
@@ -31,6 +31,7 @@ class _Gathering:
         self._bucket = Size(0, 0)
         self._keys: list[str] = []
         self._entries: list[tuple[Tensor, ...]] = []
+        self._bytes = 0
         self._began = time.monotonic()
 
     def add(self, bucket: Size, key: str, *entry: Tensor) -> None:
@@ -39,7 +40,8 @@ class _Gathering:
             self._bucket = bucket
         self._keys.append(key)
         self._entries.append(entry)
-        if len(self._keys) >= SHARD_ENTRIES or time.monotonic() - self._began > SHARD_SECONDS:
+        self._bytes += sum(tensor.numel() * min(2, tensor.element_size()) for tensor in entry)
+        if self._bytes >= SHARD_BYTES or time.monotonic() - self._began > SHARD_SECONDS:
             self.hand_on()
 
     def hand_on(self) -> None:
@@ -50,7 +52,7 @@ class _Gathering:
             self._behind.submit(
                 lambda: self._write(bucket, keys, *map(torch.stack, zip(*entries, strict=True)))
             )
-        self._keys, self._entries = [], []
+        self._keys, self._entries, self._bytes = [], [], 0
         self._began = time.monotonic()
 
 

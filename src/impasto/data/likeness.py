@@ -8,21 +8,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from PIL import Image
 
 from impasto.data import images
 from impasto.data.images import UnreadableImageError
+from impasto.data.keyed import KeyedTable
 from impasto.data.records import ImageRecord, Size, SkippedFile
-from impasto.data.remembered import recall, write_cached
 from impasto.data.rendering import require_scanned_size
 from impasto.data.stages import Failure, LocalExecutor, chunks, default_workers
+from impasto.data.tables import Former, rows_of
 from impasto.progress import Progress
 
 NEAR_DUPLICATE_BITS = 6  # of 64; saved again as a smaller JPEG, a photograph changes 0 to 4
 _AT_LEAST = Size(64, 64)
-_VERSION = [3, images.PREPROCESSING_VERSION]
+_VERSION, _FORMER = [4, images.PREPROCESSING_VERSION], [3, images.PREPROCESSING_VERSION]
+_SCHEMA = pa.schema([("sha256", pa.large_string()), ("look", pa.uint64())])
 _SIDE, _KEPT = 32, 8  # of the small image, and of its lowest frequencies
 _COSINES = np.rint(
     np.cos(np.pi * np.outer(np.arange(_KEPT), 2 * np.arange(_SIDE) + 1) / (2 * _SIDE)) * 2**20
@@ -63,19 +67,22 @@ class PerceptualHashes:
     """Perceptual hashes of images, remembered by their content; failures are not.
 
     Args:
-        file: Where they are kept.
+        file: The JSON file of earlier versions, in whose place a table is.
     """
 
     def __init__(self, file: Path) -> None:
-        self._file = file
-        stored: dict[str, int | str] = recall(file, _VERSION) or {}
-        self._known = {digest: look for digest, look in stored.items() if isinstance(look, int)}
+        self._known = KeyedTable(file, _SCHEMA, _VERSION, Former(file, _FORMER, _of_former))
 
     def of(
         self, records: Sequence[ImageRecord], digests: Mapping[Path, str], progress: Progress
     ) -> tuple[dict[Path, int], list[SkippedFile]]:
-        """The hashes of what can be decoded, and the rest with reasons."""
-        fresh = [r for r in records if digests.get(r.path, "") not in self._known]
+        """The hashes of what can be decoded, and the rest with reasons.
+
+        Raises:
+            StorageError: They could not be written.
+        """
+        known = self._known.look_up(set(digests.values()))
+        fresh = [r for r in records if digests.get(r.path, "") not in known]
         executor = LocalExecutor(HashImages(), workers=default_workers())
         faults: list[SkippedFile] = []
         with progress.stage("Looking at images", len(fresh), "images") as advance:
@@ -84,16 +91,22 @@ class PerceptualHashes:
                     if isinstance(outcome, Failure):
                         faults.append(SkippedFile(record.path, outcome.reason))
                     elif record.path in digests:
-                        self._known[digests[record.path]] = outcome
+                        self._known.add(digests[record.path], outcome)
                 advance(len(outcomes))
         if len(fresh) > len(faults):
-            write_cached(self._file, _VERSION, self._known)
+            self._known.finish()
         return self.known(digests), faults
 
     def known(self, digests: Mapping[Path, str]) -> dict[Path, int]:
         """The hashes that are remembered, of files with these contents; none is decoded."""
-        found = ((path, self._known.get(digest)) for path, digest in digests.items())
-        return {path: look for path, look in found if look is not None}
+        known = self._known.look_up(set(digests.values()))
+        return {path: known[digest][0] for path, digest in digests.items() if digest in known}
+
+
+def _of_former(content: Any) -> pa.Table:
+    """The rows of the JSON file: SHA-256 -> perceptual hash."""
+    rows = [(digest, look) for digest, look in content.items() if isinstance(look, int)]
+    return rows_of(_SCHEMA, rows)
 
 
 def exact_duplicates(digests: Mapping[Path, str]) -> list[list[Path]]:

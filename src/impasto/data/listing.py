@@ -12,10 +12,13 @@ import stat
 import unicodedata
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
 from impasto.data import formats
+from impasto.data.found import FoundBuilder, FoundTable
+from impasto.data.found import FoundImage as FoundImage
 from impasto.parsing import is_text, printable
 
 CAPTION, TAGS = ".caption", ".txt"
@@ -38,23 +41,6 @@ class Sidecars(NamedTuple):
     tags: str = TAGS
 
 
-class FoundImage(NamedTuple):
-    """An image file, and size and time of change of it, its caption and its tags.
-
-    Plain numbers in a list, as the index has them: a second scan of 10,000 files compares them and
-    makes nothing of them. Instead of them, the reason why the file cannot even be looked at.
-
-    A file with its crop is named, and read anew by each scan: it is tiny, and one that was changed
-    must never pass for one that was not, as within the same tick of the file system's clock.
-    """
-
-    path: str
-    stamps: list[int]
-    words: tuple[str, str] = ("", "")
-    fault: str = ""
-    crop: str = ""
-
-
 @dataclass(frozen=True, slots=True)
 class Unused:
     """A file or folder that looks like images or words and is not used as it is meant.
@@ -70,7 +56,7 @@ class Unused:
 
 def list_folder(
     folder: str, sidecars: Sidecars, *, recursive: bool, without: str = ""
-) -> tuple[list[FoundImage], list[Unused]]:
+) -> tuple[FoundTable, list[Unused]]:
     """The images below a folder in the order of their paths, and what is not used.
 
     Args:
@@ -79,12 +65,12 @@ def list_folder(
         recursive: Also look in sub-folders; links to folders are not followed.
         without: A folder that is left out, such as that of masks.
     """
-    found: list[FoundImage] = []
+    found = FoundBuilder()
     unused: list[Unused] = []
     waiting = [folder]
     while waiting:
         listing = _Listing(waiting.pop(), sidecars)
-        found += listing.found()
+        found.add(listing.found())
         unused += listing.unused()
         inner = [
             f
@@ -96,9 +82,8 @@ def list_folder(
             unused += repeat_folders(inner)
         else:
             unused += _not_entered(inner)
-    found.sort(key=lambda item: sort_key(item.path))
     unused.sort(key=lambda item: sort_key(str(item.path)))
-    return found, unused
+    return found.table().sorted_by_path(os.sep), unused
 
 
 def sort_key(path: str, separator: str = os.sep) -> str:
@@ -140,9 +125,11 @@ class _Listing:
     """One folder, without what is below it."""
 
     def __init__(self, folder: str, sidecars: Sidecars) -> None:
-        self._folder, self._sidecars = folder, sidecars
+        self._sidecars = sidecars
+        self._plain_endings = all(ending == ending.lower() for ending in sidecars)
         self.folders: list[str] = []
-        self._images: list[str] = []
+        self._images: dict[str, str] = {}
+        self._has_odd_names = False
         self._others: dict[str, os.DirEntry[str]] = {}
         self._faults: list[FoundImage] = []
         self._unused: list[Unused] = []
@@ -155,17 +142,18 @@ class _Listing:
         except OSError as error:
             reason = f"a folder that cannot be read ({error.strerror or error})"
             self._faults.append(FoundImage(printable(folder), [], fault=reason))
-        self._folded = {normalized_name(name): name for name in sorted(self._others, reverse=True)}
 
     def _sort(self, entry: os.DirEntry[str]) -> None:
         name, path = entry.name, entry.path
-        ending = os.path.splitext(name)[1].lower()  # noqa: PTH122 - hot path
-        if not is_text(name):
+        dot = name.rfind(".")
+        own = name[dot:] if dot > 0 else ""
+        ending = own.lower()
+        if not (name.isascii() or is_text(name)):
             self._sort_nameless(entry, ending)
         elif entry.is_dir(follow_symlinks=False):
             self.folders.append(path)
         elif ending in formats.EXTENSIONS:
-            self._images.append(name)
+            self._images[name] = path
         elif ending in formats.UNREAD:
             self._faults.append(FoundImage(path, [], fault=formats.UNREAD[ending]))
         elif entry.is_symlink() and entry.is_dir():
@@ -173,6 +161,12 @@ class _Listing:
             self._unused.append(Unused(Path(path), reason))
         else:
             self._others[name] = entry
+            self._has_odd_names = self._has_odd_names or own != ending or not name.isascii()
+
+    @cached_property
+    def _folded(self) -> dict[str, str]:
+        """The other files by what their names are where one spelling is known."""
+        return {normalized_name(name): name for name in sorted(self._others, reverse=True)}
 
     def _sort_nameless(self, entry: os.DirEntry[str], ending: str) -> None:
         """A name that is not UTF-8 cannot be written into settings, indexes or reports."""
@@ -188,11 +182,11 @@ class _Listing:
         """The images with the files that belong to them."""
         pictures = [
             stat_image(
-                os.path.join(self._folder, name),  # noqa: PTH118 - hot path
+                path,
                 self._text_files_of(name),
                 self._path_of(name + CROP),
             )
-            for name in self._images
+            for name, path in self._images.items()
         ]
         return self._faults + pictures
 
@@ -202,9 +196,9 @@ class _Listing:
         kohya-ss/sd-scripts, `library/train_util.py`, read_caption: `a_1_2_3_4.png` reads `a.txt`
         where it has no file of its own.
         """
-        stem = os.path.splitext(picture)[0]  # noqa: PTH122 - hot path
+        stem = picture[: picture.rfind(".")]
         words = self._beside(stem), self._beside(stem, tags=True)
-        face = None if any(words) else _FACE.search(stem)
+        face = None if words[0] or words[1] else _FACE.search(stem)
         if face is not None:
             whole = stem[: face.start()]
             words = self._beside(whole), self._beside(whole, tags=True)
@@ -219,19 +213,28 @@ class _Listing:
 
     def _path_of(self, name: str) -> str:
         """The path of a file beside images, marked as used; empty where there is none."""
-        if name not in self._others:
+        other = self._others.get(name)
+        if other is None:
+            if not self._has_odd_names and name.isascii() and self._is_plain_ending(name):
+                return ""
             name = self._folded.get(normalized_name(name), "")
-        if not name:
+            other = self._others.get(name)
+        if other is None:
             return ""
         self._used.add(name)
-        return self._others[name].path
+        return other.path
+
+    def _is_plain_ending(self, name: str) -> bool:
+        """Whether an ending is in lower case, as all endings here are but those of settings."""
+        return self._plain_endings or name.endswith(CROP)
 
     def unused(self) -> Iterator[Unused]:
         """What looks like images or words among the other files; `found` comes before."""
         yield from self._unused
-        pictures = set(self._images)
+        rest = self._others.keys() - self._used
+        pictures = set(self._images) if rest else set()
         stems = {normalized_name(os.path.splitext(name)[0] + ".x"): name for name in pictures}  # noqa: PTH122
-        for name in self._others.keys() - self._used:
+        for name in rest:
             reason = self._doubt(name, pictures, stems)
             if reason:
                 yield Unused(Path(self._others[name].path), reason)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
-from impasto.data.bucket_assignment import ASSIGNMENTS, Limits, Selection, assign_native
+import numpy as np
+
+from impasto.data.bucket_assignment import Limits, Selection, assign_many, assign_native
 from impasto.data.buckets import make_bucket_sizes
+from impasto.data.planned_table import Codes, PlannedTable, join_planned, shapes_of
+from impasto.data.record_table import RecordTable
 from impasto.data.records import Box, ImageRecord, PlannedImage, Size, no_cycle_collection
 from impasto.errors import DatasetError
 
@@ -16,22 +20,27 @@ from impasto.errors import DatasetError
 class Plan:
     """Where each image goes, in the order of the records."""
 
-    images: tuple[PlannedImage, ...]
+    images: Sequence[PlannedImage]
+
+    @cached_property
+    def table(self) -> PlannedTable:
+        """The images as columns."""
+        return PlannedTable.of(self.images)
 
     @property
     def bucket_counts(self) -> dict[Size, int]:
         """Images per bucket, in ascending order of size, empty buckets left out."""
-        return dict(sorted(Counter(image.bucket for image in self.images).items()))
+        return self.table.bucket_counts()
 
     @property
     def mean_cropped_fraction(self) -> float:
         """The mean share of image area that cropping removes, in [0, 1)."""
-        return sum(image.cropped_fraction for image in self.images) / len(self.images)
+        return float(self.table.cropped_fractions().mean())
 
     @property
     def enlarged(self) -> int:
         """How many images are smaller than their bucket asks for and get enlarged."""
-        return sum(image.resized.area > image.record.size.area for image in self.images)
+        return int(self.table.enlarged().sum())
 
 
 @dataclass(frozen=True)
@@ -86,31 +95,40 @@ def plan_images(
     area, bounds = resolution.area, (rules.min_side, rules.max_side, rules.step)
     limits = Limits(tuple(buckets), area, *bounds)
     with no_cycle_collection():
-        sizes = list({record.size: None for record in records})
-        assigned = dict(
-            zip(sizes, ASSIGNMENTS[rules.selection, no_upscale](sizes, limits), strict=True)
-        )
-        geometry = {size: _centred(*assigned[size]) for size in sizes}
         return Plan(
-            tuple(
-                PlannedImage(record, *_as_requested(record, limits))
-                if rules.as_requested and record.wanted and record.cut is None
-                else PlannedImage(record, *geometry[record.size])
-                for record in records
-            )
+            _assigned(RecordTable.of(records), limits, replace(rules, no_upscale=no_upscale))
         )
 
 
 def join_plans(plans: Sequence[Plan]) -> Plan:
     """The plans of several datasets as one."""
-    return Plan(tuple(image for plan in plans for image in plan.images))
+    return Plan(join_planned([plan.table for plan in plans]))
 
 
-def _as_requested(record: ImageRecord, limits: Limits) -> tuple[Size, Size, Box]:
-    """The geometry of a record in the bucket that its metadata names."""
-    assert record.wanted is not None  # noqa: S101 - the caller has looked
-    only = replace(limits, buckets=(record.wanted,))
-    return _centred(*assign_native([record.size], only)[0])
+def _assigned(records: RecordTable, limits: Limits, rules: BucketRules) -> PlannedTable:
+    """The geometry of each record: images of one size are asked about once."""
+    sides = records.numbers["width"].astype(np.int64) << 32 | records.numbers["height"]
+    different, inverse = np.unique(sides, return_inverse=True)
+    sizes = np.stack([different >> 32, different & 0xFFFFFFFF], axis=1)
+    assigned = assign_many(sizes, limits, rules.selection, no_upscale=rules.no_upscale)
+    corners = (assigned[:, 2:] - assigned[:, :2]) // 2
+    shapes = np.concatenate([assigned, corners], axis=1).astype(np.int32)
+    codes: Codes = inverse.ravel().astype(np.int32)
+    if rules.as_requested and "wanted" in records.numbers:
+        asked = (records.column("wanted")[:, 0] > 0) & (records.column("cut")[:, 0] < 0)
+        wanted = np.column_stack(
+            [records.numbers["width"], records.numbers["height"], records.numbers["wanted"]]
+        )[asked]
+        pairs, own = np.unique(wanted, axis=0, return_inverse=True)
+        asked_for = [_as_requested(Size(*p[:2]), Size(*p[2:]), limits) for p in pairs.tolist()]
+        codes[asked] = own.ravel().astype(np.int32) + np.int32(len(shapes))
+        shapes = np.concatenate([shapes, shapes_of(asked_for)])
+    return PlannedTable(records, shapes, codes)
+
+
+def _as_requested(size: Size, wanted: Size, limits: Limits) -> tuple[Size, Size, Box]:
+    """The geometry of an image in the bucket that its metadata names."""
+    return _centred(*assign_native([size], replace(limits, buckets=(wanted,)))[0])
 
 
 def _centred(bucket: Size, resized: Size) -> tuple[Size, Size, Box]:

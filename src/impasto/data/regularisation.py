@@ -8,8 +8,11 @@ kohya-ss/sd-scripts, `library/train_util.py`, DreamBoothDataset.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
+import numpy as np
+
+from impasto.data.record_table import RecordTable
 from impasto.data.records import ImageRecord
 from impasto.errors import DatasetError
 from impasto.progress import counted
@@ -38,7 +41,7 @@ class Balance:
         )
 
 
-def balance(records: Sequence[ImageRecord]) -> list[ImageRecord]:
+def balance(records: Sequence[ImageRecord]) -> RecordTable:
     """Repeat or leave out regularisation images until they come as often as the others.
 
     Each dataset is balanced on its own. Its regularisation images are taken in their order, each
@@ -53,37 +56,34 @@ def balance(records: Sequence[ImageRecord]) -> list[ImageRecord]:
     Raises:
         DatasetError: There are regularisation images alone, or one is trained on as well.
     """
-    _require_other_images(records)
-    shown: dict[int, int] = {}
-    for dataset in dict.fromkeys(r.subset.dataset for r in records if r.subset.is_reg):
-        own = [(i, r) for i, r in enumerate(records) if r.subset.dataset == dataset]
-        wanted = sum(record.subset.repeats for _, record in own if not record.subset.is_reg)
-        places = [i for i, record in own if record.subset.is_reg]
-        repeats = [records[i].subset.repeats for i in places]
-        shown |= zip(places, showings_of(repeats, wanted), strict=True)
-    kept = [
-        _shown_so_often(record, shown[i]) if i in shown else record
-        for i, record in enumerate(records)
-        if shown.get(i, 1)
-    ]
-    if records and not kept:
+    table = RecordTable.of(records)
+    is_reg = table.per_use(lambda use: use.subset.is_reg).astype(np.bool_)
+    if not is_reg.any():
+        return table
+    _require_other_images(table, is_reg)
+    datasets, own = table.subset_numbers, table.per_use(lambda use: use.subset.repeats)
+    shown = np.where(is_reg, 0, table.repeats)
+    for dataset in np.unique(datasets[is_reg]).tolist():
+        wanted = int(own[(datasets == dataset) & ~is_reg].sum())
+        places = np.flatnonzero((datasets == dataset) & is_reg)
+        shown[places] = showings_of(own[places].tolist(), wanted)
+    kept = ~is_reg | (shown > 0)
+    if not kept.any():
         raise DatasetError(
-            f"All {counted(len(records), 'images')} that can be used are regularisation images "
+            f"All {counted(len(table), 'images')} that can be used are regularisation images "
             f"(is_reg), which come as often as those that are trained on, and there are none of "
             f"those. Give images without is_reg, or lower validation.split."
         )
-    return kept
+    return table.replaced(extra=(shown - own).astype(np.int32)).select(kept)
 
 
-def _require_other_images(records: Sequence[ImageRecord]) -> None:
+def _require_other_images(records: RecordTable, is_reg: np.ndarray) -> None:
     """Make sure that no file is a regularisation image and one that is trained on.
 
     Folders within each other, links and metadata make that possible, whatever the settings say.
     """
-    reg = {record.path.absolute() for record in records if record.subset.is_reg}
-    if not reg:
-        return
-    others = (record.path for record in records if not record.subset.is_reg)
+    reg = {record.path.absolute() for record in records.select(is_reg)}
+    others = (record.path for record in records.select(~is_reg))
     both = next((path for path in others if path.absolute() in reg), None)
     if both is not None:
         raise DatasetError(
@@ -119,18 +119,15 @@ def count_balance(
         records: The images before.
         balanced: The same after.
     """
-    images = sum(record.subset.is_reg for record in records)
-    if not images:
+    table, after = RecordTable.of(records), RecordTable.of(balanced)
+    is_reg = table.per_use(lambda use: use.subset.is_reg).astype(np.bool_)
+    if not is_reg.any():
         return None
-    used = [record.repeats for record in balanced if record.subset.is_reg]
-    datasets = {record.subset.dataset for record in records if record.subset.is_reg}
-    trained = sum(
-        record.repeats
-        for record in balanced
-        if record.subset.dataset in datasets and not record.subset.is_reg
+    used = after.per_use(lambda use: use.subset.is_reg).astype(np.bool_)
+    concerned = np.isin(after.subset_numbers, table.subset_numbers[is_reg])
+    return Balance(
+        int(is_reg.sum()),
+        int(used.sum()),
+        int(after.repeats[used].sum()),
+        int(after.repeats[concerned & ~used].sum()),
     )
-    return Balance(images, len(used), sum(used), trained)
-
-
-def _shown_so_often(record: ImageRecord, times: int) -> ImageRecord:
-    return replace(record, extra_repeats=times - record.subset.repeats)

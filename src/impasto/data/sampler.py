@@ -6,27 +6,20 @@ does not fill its last batch gives a short one: nothing is dropped, doubled or r
 
 from __future__ import annotations
 
-import heapq
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
-from functools import lru_cache
-from itertools import zip_longest
 from typing import Literal, NamedTuple
 
 import numpy as np
 
-from impasto.data.records import Size
-from impasto.randomness import derive_rng
+from impasto.data.dealing import Dealt, GroupDealer, deal_proportional, deal_shuffled
+from impasto.data.groups import Group as Group
+from impasto.data.groups import Groups
 
 BatchOrder = Literal["shuffled", "proportional"]
-
-
-class Group(NamedTuple):
-    """Images that may meet in a batch: those of one dataset in one bucket."""
-
-    dataset: int
-    bucket: Size
+_AHEAD_FROM = 100_000  # showings; fewer are dealt in some milliseconds when they are asked for
 
 
 class Sample(NamedTuple):
@@ -34,10 +27,6 @@ class Sample(NamedTuple):
 
     image: int
     repeat: int
-
-
-RankBatches = tuple[tuple[Sample, ...], ...]
-"""One batch for each process; an empty one where there is none left."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +55,8 @@ class OptimizerStep:
 class EpochSampler:
     """Deals images into batches of one bucket and batches into steps.
 
+    The epoch that is trained on is kept as arrays, and the next one is dealt meanwhile.
+
     Args:
         groups: The dataset and bucket of each planned image.
         batch_sizes: Images per micro-batch, by group.
@@ -85,27 +76,31 @@ class EpochSampler:
         *,
         batch_sizes: Mapping[Group, int],
         seed: int,
-        repeats: Sequence[int] | None = None,
+        repeats: Sequence[int] | np.ndarray | None = None,
         accumulation: int = 1,
         num_processes: int = 1,
         order: BatchOrder = "shuffled",
     ) -> None:
-        members: dict[Group, list[int]] = {}
-        for index, group in enumerate(groups):
-            members.setdefault(group, []).append(index)
-        self._members = {group: members[group] for group in sorted(members)}
-        self._repeats = repeats if repeats is not None else [1] * len(groups)
-        self._batch_sizes, self._seed = batch_sizes, seed
-        self._accumulation, self._num_processes = accumulation, num_processes
-        self._counts = {
-            group: sum(self._repeats[index] for index in indices)
-            for group, indices in self._members.items()
-        }
-        ways: dict[BatchOrder, Callable[[int], list[RankBatches]]] = {
-            "shuffled": self._shuffled,
-            "proportional": self._proportional,
-        }
-        self._rounds_of = lru_cache(maxsize=2)(ways[order])
+        times = None if repeats is None else np.asarray(repeats, dtype=np.int32)
+        if times is not None and (times == 1).all():
+            times = None
+        self._dealers = [
+            GroupDealer(
+                members,
+                None if times is None else times[members],
+                batch_sizes[group],
+                seed,
+                (group.dataset, str(group.bucket)),
+            )
+            for group, members in Groups.of(groups).members()
+        ]
+        self._seed, self._accumulation = seed, accumulation
+        self._num_processes = num_processes
+        ways = {"shuffled": deal_shuffled, "proportional": deal_proportional}
+        self._deals = _Deals(
+            lambda epoch: ways[order](self._dealers, epoch, num_processes, seed),
+            ahead=self.samples_per_epoch >= _AHEAD_FROM,
+        )
         self._rounds_per_epoch = {
             "shuffled": -(-self.batches_per_epoch // num_processes),
             "proportional": max(map(self._batches_of_rank, range(num_processes))),
@@ -114,7 +109,7 @@ class EpochSampler:
     @property
     def batches_per_epoch(self) -> int:
         """Micro-batches of one epoch, if one process dealt them all."""
-        return sum(-(-n // self._batch_sizes[g]) for g, n in self._counts.items())
+        return sum(-(-dealer.showings // dealer.batch_size) for dealer in self._dealers)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -124,132 +119,94 @@ class EpochSampler:
     @property
     def samples_per_epoch(self) -> int:
         """Images seen in one epoch, repeats counted."""
-        return sum(self._counts.values())
+        return sum(dealer.showings for dealer in self._dealers)
 
     def optimizer_step(self, step: int, rank: int = 0) -> OptimizerStep:
         """The step at `step` (counted from 0) as the process `rank` sees it."""
         epoch, index = divmod(step, self.steps_per_epoch)
-        rounds = self._rounds_of(epoch)
+        dealt = self._deals.of(epoch)
         begin = index * self._accumulation
-        start, own = 0, []
-        stand_in = next(batch for batch in rounds[begin] if batch)[:1]
-        for batches in rounds[begin : begin + self._accumulation]:
-            for number, batch in enumerate(batches):
-                if number == rank:
-                    positions = tuple(range(start, start + len(batch)))
-                    own.append(
-                        MicroBatch(batch, positions)
-                        if batch
-                        else MicroBatch(stand_in, (0,), is_padding=True)
-                    )
-                start += len(batch)
-        return OptimizerStep(step, epoch, tuple(own), start)
+        rounds = dealt.rounds[begin : begin + self._accumulation]
+        sizes = dealt.size_of(rounds)
+        starts = (np.cumsum(sizes) - sizes.ravel()).reshape(sizes.shape)
+        own = []
+        for batch, size, start in zip(
+            rounds[:, rank].tolist(), sizes[:, rank].tolist(), starts[:, rank].tolist(), strict=True
+        ):
+            if batch >= 0:
+                samples = tuple(Sample(*showing) for showing in dealt.showings(batch))
+                own.append(MicroBatch(samples, tuple(range(start, start + size))))
+            else:
+                first = next(other for other in rounds[0].tolist() if other >= 0)
+                stand_in = tuple(Sample(*showing) for showing in dealt.showings(first, 1))
+                own.append(MicroBatch(stand_in, (0,), is_padding=True))
+        return OptimizerStep(step, epoch, tuple(own), int(sizes.sum()))
 
     def samples_before(self, step: int) -> int:
         """Images seen by all processes in the steps before `step`."""
         epoch, index = divmod(step, self.steps_per_epoch)
-        begun = self._rounds_of(epoch)[: index * self._accumulation] if index else []
-        return epoch * self.samples_per_epoch + sum(len(b) for batches in begun for b in batches)
-
-    def _shuffled(self, epoch: int) -> list[RankBatches]:
-        """All batches in a random order, dealt to the processes in turn."""
-        batches = [batch for group in self._members for batch in self._batches(group, epoch)]
-        order = derive_rng(self._seed, "batches", epoch).permutation(len(batches))
-        width = self._num_processes
-        return [
-            tuple(batches[i] for i in order[start : start + width])
-            + ((),) * (start + width - len(batches))
-            for start in range(0, len(batches), width)
-        ]
-
-    def _proportional(self, epoch: int) -> list[RankBatches]:
-        """Each process draws the buckets of its batches from its own share of the images."""
-        deals = [self._rank_batches(epoch, rank) for rank in range(self._num_processes)]
-        return list(zip_longest(*deals, fillvalue=()))
-
-    def _rank_batches(self, epoch: int, rank: int) -> list[tuple[Sample, ...]]:
-        """The batches of one process: the next bucket by what is left in each."""
-        rng = derive_rng(self._seed, "draws", epoch, rank)
-        piles = [self._batches(group, epoch, rank) for group in self._members]
-        left = np.array([sum(map(len, pile)) for pile in piles], dtype=np.float64)
-        drawn = []
-        while left.sum() > 0:
-            number = int(rng.choice(len(piles), p=left / left.sum()))
-            batch = piles[number].pop()
-            left[number] -= len(batch)
-            drawn.append(batch)
-        return drawn
-
-    def _batches(
-        self, group: Group, epoch: int, rank: int | None = None
-    ) -> list[tuple[Sample, ...]]:
-        """The batches of a group: all of them, or those of a process's share."""
-        rng = derive_rng(self._seed, "order", epoch, group.dataset, str(group.bucket))
-        samples = [Sample(i, r) for i in self._members[group] for r in range(self._repeats[i])]
-        if rank is None:
-            return _in_batches(samples, self._batch_sizes[group], rng)
-        mixed = [samples[i] for i in rng.permutation(len(samples))]
-        own = mixed[self._rank_offset(group, rank) :: self._num_processes]
-        own_rng = derive_rng(
-            self._seed, "order", epoch, group.dataset, str(group.bucket), f"rank {rank}"
-        )
-        return _in_batches(own, self._batch_sizes[group], own_rng)
-
-    def _rank_offset(self, group: Group, rank: int) -> int:
-        """Where a process's share begins: turned from group to group, so that shares are even."""
-        turn = list(self._members).index(group)
-        return (rank + turn) % self._num_processes
+        if index == 0:
+            return epoch * self.samples_per_epoch
+        dealt = self._deals.of(epoch)
+        begun = dealt.size_of(dealt.rounds[: index * self._accumulation])
+        return epoch * self.samples_per_epoch + int(begun.sum())
 
     def _batches_of_rank(self, rank: int) -> int:
         total = 0
-        for group, count in self._counts.items():
-            own = len(range(self._rank_offset(group, rank), count, self._num_processes))
-            total += -(-own // self._batch_sizes[group])
+        for turn, dealer in enumerate(self._dealers):
+            first = (rank + turn) % self._num_processes
+            own = len(range(first, dealer.showings, self._num_processes))
+            total += -(-own // dealer.batch_size)
         return total
 
 
-def _in_batches(
-    samples: list[Sample], size: int, rng: np.random.Generator
-) -> list[tuple[Sample, ...]]:
-    """Cut samples into random batches; showings of one image go to different ones if they can.
+class _Deals:
+    """The epochs that were dealt last, and the next one, which a thread deals ahead.
 
-    Without repeats all batches but the last are full. With repeats they differ by one at most, and
-    each image, the most repeated first, goes to those that have the most room, which finds a way
-    if there is one (Gale 1957, A theorem on flows in networks).
+    Args:
+        deal: Deals an epoch.
+        ahead: Whether it takes so long that the next epoch is dealt before it is asked for.
     """
-    shown = Counter(sample.image for sample in samples)
-    if not shown or max(shown.values()) == 1:
-        mixed = [samples[i] for i in rng.permutation(len(samples))]
-        return [tuple(mixed[i : i + size]) for i in range(0, len(mixed), size)]
-    of_picture: dict[int, list[Sample]] = {}
-    for sample in samples:
-        of_picture.setdefault(sample.image, []).append(sample)
-    pictures = [list(of_picture.values())[i] for i in rng.permutation(len(of_picture))]
-    pictures.sort(key=len, reverse=True)
-    number = -(-len(samples) // size)
-    rooms = [len(range(b, len(samples), number)) for b in range(number)]
-    return _spread(pictures, rooms, rng)
 
+    def __init__(self, deal: Callable[[int], Dealt], *, ahead: bool) -> None:
+        self._deal, self._ahead = deal, ahead
+        self._known: dict[int, Future[Dealt]] = {}
+        self._lock = threading.Lock()
 
-def _spread(
-    pictures: list[list[Sample]], rooms: list[int], rng: np.random.Generator
-) -> list[tuple[Sample, ...]]:
-    """Put each image's samples into as many batches as there are, by the room left in them."""
-    luck = _random_numbers(rng)
-    heap = [(-room, next(luck), batch) for batch, room in enumerate(rooms)]
-    heapq.heapify(heap)
-    batches: list[list[Sample]] = [[] for _ in rooms]
-    for samples in pictures:
-        waiting = list(samples)
-        while waiting:
-            taken = [heapq.heappop(heap) for _ in range(min(len(waiting), len(heap)))]
-            for room, _, batch in taken:
-                batches[batch].append(waiting.pop())
-                if room < -1:
-                    heapq.heappush(heap, (room + 1, next(luck), batch))
-    return [tuple(batch) for batch in batches]
+    def of(self, epoch: int) -> Dealt:
+        """The epoch with this number, counted from 0."""
+        known = self._known.get(epoch)
+        if known is None or (self._ahead and epoch + 1 not in self._known):
+            known = self._begin(epoch)
+        return known.result()
 
+    def _begin(self, epoch: int) -> Future[Dealt]:
+        """Deal an epoch here unless it is being dealt, and begin with the next one."""
+        with self._lock:
+            known, is_new = self._future_of(epoch)
+            following, is_following_new = (
+                self._future_of(epoch + 1) if self._ahead else (known, False)
+            )
+            kept = {epoch - 1, epoch, epoch + 1}
+            if self._ahead:
+                kept.remove(epoch - 1)
+            self._known = {number: deal for number, deal in self._known.items() if number in kept}
+        if is_new:
+            self._fulfil(known, epoch)
+        if is_following_new:
+            threading.Thread(
+                target=self._fulfil, args=(following, epoch + 1), name="deal", daemon=True
+            ).start()
+        return known
 
-def _random_numbers(rng: np.random.Generator) -> Iterator[float]:
-    while True:
-        yield from rng.random(4096).tolist()
+    def _future_of(self, epoch: int) -> tuple[Future[Dealt], bool]:
+        if epoch in self._known:
+            return self._known[epoch], False
+        self._known[epoch] = Future()
+        return self._known[epoch], True
+
+    def _fulfil(self, future: Future[Dealt], epoch: int) -> None:
+        try:
+            future.set_result(self._deal(epoch))
+        except BaseException as error:
+            future.set_exception(error)

@@ -7,11 +7,15 @@ import os
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+
+import numpy as np
 
 from impasto.data import images
 from impasto.data.decoded import DecodeCache
 from impasto.data.finding import ImageFinder
+from impasto.data.found import found_of
 from impasto.data.listing import (
     CROP,
     Sidecars,
@@ -23,10 +27,12 @@ from impasto.data.listing import (
 from impasto.data.masks import unused_masks
 from impasto.data.metadata import Metadata, MetadataEntry
 from impasto.data.probing import ScanIndex, split_usable
-from impasto.data.records import ImageRecord, SkippedFile, no_cycle_collection
+from impasto.data.record_table import RecordTable, join_records
+from impasto.data.records import SkippedFile, no_cycle_collection
 from impasto.data.rendering import Decode
-from impasto.data.stages import Failure, LocalExecutor, chunks, default_workers
+from impasto.data.stages import Failure, LocalExecutor, default_workers, in_chunks
 from impasto.data.subsets import PLAIN, Subset
+from impasto.data.tally import Tally, count_images
 from impasto.errors import DatasetError
 from impasto.parsing import printable
 from impasto.progress import Progress, SilentProgress, none_of
@@ -35,74 +41,25 @@ _NAMED = 3  # so many names of one kind are written out
 
 
 @dataclass(frozen=True)
-class Tally:
-    """How many images a dataset has, each file counted once: what every verb shows.
-
-    Attributes:
-        usable: Images that can be used.
-        without_words: Those of them that have no words.
-        set_aside: Images that cannot be used.
-        also_found: Other files and folders that look like images or words, with what to do.
-        cut: Usable images of which a crop of one's own is used.
-        by_class: Usable images whose words are their subset's `class_tokens`.
-        regularisation: Usable images that are regularisation images.
-    """
-
-    usable: int
-    without_words: int
-    set_aside: int
-    also_found: int
-    cut: int = 0
-    by_class: int = 0
-    regularisation: int = 0
-
-    def rows(self) -> dict[str, int]:
-        """Names and numbers, as a table shows them."""
-        return {
-            "Usable images": self.usable,
-            **({"Regularisation images": self.regularisation} if self.regularisation else {}),
-            "Without words": self.without_words,
-            **({"With class_tokens for words": self.by_class} if self.by_class else {}),
-            **({"With a crop of their own": self.cut} if self.cut else {}),
-            "Skipped": self.set_aside,
-            **({"Also found": self.also_found} if self.also_found else {}),
-        }
-
-
-@dataclass(frozen=True)
 class Scan:
     """What a dataset holds: usable images, and those skipped with their reasons.
 
     Attributes:
         place: What was scanned, for messages.
-        records: The images; one of two subsets comes twice.
+        records: The images, as columns; one of two subsets comes twice.
         set_aside: Images that cannot be used.
         unused: Other files and folders that look like images or words.
     """
 
     place: str
-    records: tuple[ImageRecord, ...]
+    records: RecordTable
     set_aside: tuple[SkippedFile, ...]
     unused: tuple[Unused, ...] = ()
 
-    @property
+    @cached_property
     def tally(self) -> Tally:
         """The counts to show beside a progress bar."""
-        paths = {record.path for record in self.records}
-        worded = {record.path for record in self.records if record.words.strip()}
-        aside = {item.path for item in self.set_aside} - paths
-        cut = {record.path for record in self.records if record.cut}
-        by_class = {r.path for r in self.records if r.class_tokens and not r.own_words.strip()}
-        regularisation = {record.path for record in self.records if record.subset.is_reg}
-        return Tally(
-            usable=len(paths),
-            without_words=len(paths) - len(worded),
-            set_aside=len(aside),
-            also_found=len(self.unused),
-            cut=len(cut),
-            by_class=len(by_class),
-            regularisation=len(regularisation),
-        )
+        return count_images(self.records, self.set_aside, len(self.unused))
 
     @property
     def uncaptioned_count(self) -> int:
@@ -112,8 +69,12 @@ class Scan:
     @property
     def multiline_captions(self) -> int:
         """How many captions have lines that are never shown: several, and no wildcards."""
+        records = self.records
+        some = records.matches("caption", _has_lines) | records.matches("tags", _has_lines)
+        some |= records.per_use(lambda use: "\n" in use.class_tokens).astype(np.bool_)
         return sum(
-            "\n" in record.words and not record.subset.captions.wildcards for record in self.records
+            "\n" in record.words and not record.subset.captions.wildcards
+            for record in records.select(some)
         )
 
     def without(self, set_aside: Iterable[SkippedFile]) -> Scan:
@@ -122,7 +83,7 @@ class Scan:
         known = {item.path for item in self.set_aside}
         return dataclasses.replace(
             self,
-            records=tuple(record for record in self.records if record.path not in fresh),
+            records=self.records.without(list(fresh)),
             set_aside=(
                 *self.set_aside,
                 *(item for path, item in fresh.items() if path not in known),
@@ -179,7 +140,7 @@ def scan_folder(
         records, set_aside = split_usable(found, entries, subset)
     if not records:
         raise DatasetError(no_usable_images(str(folder), set_aside, unused))
-    return Scan(str(folder), tuple(records), tuple(set_aside), tuple(unused))
+    return Scan(str(folder), records, tuple(set_aside), tuple(unused))
 
 
 def scan_metadata(
@@ -200,23 +161,21 @@ def scan_metadata(
     if image_dir is not None:
         require_folder(image_dir)
     of_path, set_aside, unused = _named_images(metadata, image_dir)
-    found = [stat_image(path, crop=_crop_beside(path)) for path in of_path]
+    found = found_of([stat_image(path, crop=_crop_beside(path)) for path in of_path])
     known = ScanIndex(index, str(metadata.file.absolute()))
     entries = known.probe(found, progress or SilentProgress())
     with no_cycle_collection():
         records, unusable = split_usable(found, entries, subset)
-    worded = []
-    for record in records:
-        entry = of_path[str(record.path)]
-        worded.append(
-            dataclasses.replace(
-                record, caption=entry.caption, tags=entry.tags, wanted=entry.train_resolution
-            )
-        )
+    named = [of_path[path] for part in records.texts_in_parts("path") for path in part]
+    worded = records.worded(
+        [entry.caption for entry in named],
+        [entry.tags for entry in named],
+        [entry.train_resolution for entry in named],
+    )
     set_aside += unusable
     if not worded:
         raise DatasetError(no_usable_images(str(metadata.file), set_aside))
-    return Scan(str(metadata.file), tuple(worded), tuple(set_aside), tuple(unused))
+    return Scan(str(metadata.file), worded, tuple(set_aside), tuple(unused))
 
 
 def _named_images(
@@ -260,7 +219,7 @@ def _is_same_file(path: str, other: str) -> bool:
 def join_scans(scans: Sequence[Scan]) -> Scan:
     """Several scans as one; masks that none of them uses are mentioned."""
     places = list(dict.fromkeys(scan.place for scan in scans))
-    records = tuple(record for scan in scans for record in scan.records)
+    records = join_records([scan.records for scan in scans])
     set_aside = tuple(dict.fromkeys(item for scan in scans for item in scan.set_aside))
     unused = [item for scan in scans for item in scan.unused]
     unused += unused_masks(records, set_aside)
@@ -280,20 +239,31 @@ def decode_all(scan: Scan, progress: Progress | None = None, *, memory: Path | N
     """
     progress = progress or SilentProgress()
     known = DecodeCache(memory)
-    waiting = list({r.path: r for r in scan.records if known.outcome(r) is None}.values())
+    unknown = np.array([outcome is None for outcome in known.outcomes(scan.records)], np.bool_)
+    waiting = scan.records.select(unknown & scan.records.first_of_paths())
     executor = LocalExecutor(Decode(), workers=default_workers())
     if waiting:
         with progress.stage("Decoding images", len(waiting), "images") as advance:
-            for outcomes in executor.run(chunks(waiting, 4)):
+            for outcomes in executor.run(in_chunks(waiting, 4)):
                 for record, outcome in outcomes:
                     known.add(record, outcome)
                 advance(len(outcomes))
         known.write()
-    found = {record.path: known.outcome(record) for record in scan.records}
-    left = scan.without([SkippedFile(path, reason) for path, reason in found.items() if reason])
+    left = scan.without(damaged(scan.records, known))
     if not left.records:
         raise DatasetError(no_usable_images(scan.place, left.set_aside))
     return left
+
+
+def damaged(records: RecordTable, known: DecodeCache) -> list[SkippedFile]:
+    """The images that could not be decoded when somebody tried, with reasons."""
+    outcomes = known.outcomes(records)
+    places = [place for place, reason in enumerate(outcomes) if reason]
+    return [SkippedFile(records[place].path, outcomes[place] or "") for place in places]
+
+
+def _has_lines(text: str) -> bool:
+    return "\n" in text or "\r" in text
 
 
 def require_folder(folder: Path) -> None:

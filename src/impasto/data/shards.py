@@ -11,13 +11,12 @@ another process has written meanwhile, so each entry is there once and never cha
 
 from __future__ import annotations
 
-import hashlib
 import re
-import zlib
+import threading
+from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import numpy as np
 import torch
@@ -27,21 +26,18 @@ from torch import Tensor
 
 from impasto import files, locks
 from impasto.data.records import CELL
+from impasto.data.shard_files import BadShard, digest_of, read_index, sum_of_row
+from impasto.data.shard_index import Place, ShardIndex
 from impasto.errors import DatasetError, StorageError
-from impasto.parsing import parse_json, read_text
 
 FORMAT_VERSION = 1
+MAPPED_SHARDS = 4096
+"""Shards that are mapped at a time: Linux refuses a process more than 65,530 mappings, files or not
+(vm.max_map_count), and a shard takes up to two."""
+SHARDS_IN_A_FOLDER = 1000
+"""More shards go into 256 folders below."""
 _SIZE = re.compile(r"shard-(\d+)x(\d+)-")
 _TYPES = {"F16", "F32", "U8"}
-
-
-@dataclass(frozen=True)
-class BadShard:
-    """A shard that cannot be used, why, and how many entries are lost with it."""
-
-    file: Path
-    reason: str
-    entries: int
 
 
 class Shards:
@@ -58,9 +54,9 @@ class Shards:
 
     def __init__(self, folder: Path, columns: tuple[str, ...], what: str) -> None:
         self.folder, self._columns, self._what = folder, columns, what
-        self._open: dict[str, tuple[np.ndarray, ...]] = {}
-        self._rows: dict[str, tuple[str, int]] = {}
-        self._sums: dict[str, list[int]] = {}
+        self._open: OrderedDict[str, tuple[np.ndarray, ...]] = OrderedDict()
+        self._opening = threading.Lock()
+        self._index = ShardIndex(folder / "index.table")
         self._compared: dict[str, np.ndarray] = {}
         self._seen: set[Path] = set()
         self.note: Callable[[str], None] = lambda _: None
@@ -73,14 +69,32 @@ class Shards:
         Raises:
             DatasetError: The folder was written by a newer version.
         """
-        for index in sorted(set(self.folder.glob("shard-*.json")) - self._seen):
-            self._add_index(index)
+        there = self.indices()
+        if not self._seen and len(there) > 1:
+            known = self._index.open_kept({self._name_of(i): _size_of(_tensors(i)) for i in there})
+            self._seen = {index for index in there if self._name_of(index) in known}
+        for index in there:
+            if index not in self._seen:
+                self._add_index(index)
+
+    def keep_index(self) -> None:
+        """Have the next start read one file instead of one per shard, where there are many keys."""
+        if self._index.is_behind:
+            self._index.keep({self._name_of(i): _size_of(_tensors(i)) for i in self.indices()})
 
     def __contains__(self, key: str) -> bool:
-        return key in self._rows
+        return self._index.find([key])[0] is not None
+
+    def contains(self, keys: Sequence[str]) -> list[bool]:
+        """Whether each of some keys is there."""
+        return [place is not None for place in self._index.find(keys)]
+
+    def has_all(self, keys: np.ndarray) -> bool:
+        """Whether all keys are there: [keys, 16] bytes of their hex digits, zeros for none."""
+        return self._index.has_all(keys)
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self._index)
 
     def read(self, keys: Sequence[str]) -> tuple[np.ndarray, ...]:
         """The rows of all columns, in the order of `keys`; they must have one shape.
@@ -92,7 +106,9 @@ class Shards:
             KeyError: A key is not there.
             DatasetError: A row is not what was written; its shard is removed.
         """
-        places = [self._rows[key] for key in keys]
+        places = [
+            _found(place, key) for place, key in zip(self._index.find(keys), keys, strict=True)
+        ]
         for shard, row in places:
             if not self._is_unchanged(shard, row):
                 self._give_up(shard)
@@ -116,7 +132,7 @@ class Shards:
         patience = locks.LockWaiter(lambda words: self.note(words), f"writing to {self.folder}")
         with locks.FolderLock(self.folder, f"writing to the {self._what}", patience):
             self.refresh()
-            new = [row for row, key in enumerate(keys) if key not in self._rows]
+            new = [row for row, is_there in enumerate(self.contains(keys)) if not is_there]
             if len(new) == len(keys):
                 self._write(label, keys, tensors)
             elif new:
@@ -125,14 +141,16 @@ class Shards:
 
     def _write(self, label: str, keys: Sequence[str], tensors: Mapping[str, Tensor]) -> None:
         """Write a shard, tensors first and index last, each durably."""
-        name = f"shard-{label}-{_digest(keys)}"
+        digest = digest_of(keys)
+        inner = f"{digest[:2]}/" if len(self._seen) >= SHARDS_IN_A_FOLDER else ""
+        name = f"{inner}shard-{label}-{digest}"
         self._open.pop(name, None)  # Windows replaces no file that is mapped
         with files.replace_file(self.folder / f"{name}.safetensors") as partial:
             columns = {column: tensors[column].contiguous() for column in self._columns}
             save_file(columns, partial)
             content = files.sha256_of(partial)
         arrays = [column.numpy() for column in columns.values()]
-        sums = [_sum_of(arrays, row) for row in range(len(keys))]
+        sums = [sum_of_row(arrays, row) for row in range(len(keys))]
         index = self.folder / f"{name}.json"
         described = {"sha256": content, "keys": list(keys), "crc32": sums}
         files.write_json(index, {"format_version": FORMAT_VERSION, **described})
@@ -141,8 +159,8 @@ class Shards:
 
     def check(self, index: Path) -> BadShard | None:
         """Read a shard whole, and say what is wrong: hash, header, values that are not finite."""
-        tensors = index.with_suffix(".safetensors")
-        stored = _read_index(index)
+        tensors = _tensors(index)
+        stored = read_index(index)
         if stored is None:
             return BadShard(index, "its index cannot be read", 0)
         keys, content = stored.keys, stored.sha256
@@ -150,25 +168,35 @@ class Shards:
             return BadShard(tensors, "missing, cut off, or not what its index says", len(keys))
         if content is not None and files.sha256_of(tensors) != content:
             return BadShard(tensors, "its bytes have changed since it was written", len(keys))
-        for column in self._shard(index.stem):
+        for column in self._shard(self._name_of(index)):
             if not np.isfinite(column).all():
                 return BadShard(tensors, "holds NaN or infinite values", len(keys))
         return None
 
     def indices(self) -> list[Path]:
         """The index files of all shards, readable or not."""
-        return sorted(self.folder.glob("shard-*.json"))
+        inner = self.folder.glob("[0-9a-f][0-9a-f]/shard-*.json")
+        return sorted([*self.folder.glob("shard-*.json"), *inner])
+
+    def folders(self) -> list[Path]:
+        """The folder, and those in it that shards are in."""
+        inner = (path for path in self.folder.glob("[0-9a-f][0-9a-f]") if path.is_dir())
+        return [self.folder, *sorted(inner)]
+
+    def _name_of(self, index: Path) -> str:
+        """What a shard is called: its path in the folder without an ending, with slashes."""
+        return index.relative_to(self.folder).with_suffix("").as_posix()
 
     def remove(self, index: Path) -> None:
         """Delete a shard, its index first."""
-        self._open.pop(index.stem, None)
+        name = self._name_of(index)
+        self._open.pop(name, None)
         self._seen.discard(index)
-        self._sums.pop(index.stem, None)
-        self._compared.pop(index.stem, None)
-        self._rows = {key: place for key, place in self._rows.items() if place[0] != index.stem}
+        self._compared.pop(name, None)
+        self._index.remove(name)
         with files.reported(index):  # Windows removes no file that another program has mapped
             index.unlink(missing_ok=True)
-            index.with_suffix(".safetensors").unlink(missing_ok=True)
+            _tensors(index).unlink(missing_ok=True)
 
     def keep_only(self, wanted: Collection[str]) -> Iterator[tuple[int, int]]:
         """Drop all other entries; after each shard, yield (entries dropped, bytes freed).
@@ -179,13 +207,13 @@ class Shards:
         Raises:
             StorageError: The disk is full or the folder cannot be written.
         """
-        rows: dict[str, list[tuple[str, int]]] = {index.stem: [] for index in self.indices()}
-        for key, (shard, row) in self._rows.items():
-            rows.setdefault(shard, []).append((key, row))
-        for shard, entries in rows.items():
+        for index in self.indices():
+            shard, stored = self._name_of(index), read_index(index)
+            keys = stored.keys if stored is not None else []
+            places = zip(keys, self._index.find(keys), strict=True)
+            entries = [(key, place[1]) for key, place in places if place and place[0] == shard]
             kept = [(key, row) for key, row in entries if key in wanted]
-            index = self.folder / f"{shard}.json"
-            before = _size_of(index.with_suffix(".safetensors"))
+            before = _size_of(_tensors(index))
             if len(kept) == len(entries) and entries:
                 yield 0, 0
                 continue
@@ -197,14 +225,15 @@ class Shards:
                 tensors = dict(zip(self._columns, map(torch.from_numpy, columns), strict=True))
                 self._write(label, [key for key, _ in kept], tensors)
                 self.remove(index)
-                freed -= _size_of(self.folder / f"{self._rows[kept[0][0]][0]}.safetensors")
+                place = _found(self._index.find([kept[0][0]])[0], kept[0][0])
+                freed -= _size_of(self.folder / f"{place[0]}.safetensors")
             else:
                 self.remove(index)
             yield len(entries) - len(kept), freed
 
     def _add_index(self, index: Path) -> None:
         self._seen.add(index)
-        stored = _read_index(index)
+        stored = read_index(index)
         if stored is None:
             return  # without a readable index its entries are simply made again
         if stored.version > FORMAT_VERSION:
@@ -213,20 +242,21 @@ class Shards:
                 f"{stored.version}; this one reads up to {FORMAT_VERSION}). Update Impasto or "
                 f"delete the folder."
             )
-        if self._is_whole(index.with_suffix(".safetensors"), len(stored.keys)):
-            rows = {key: (index.stem, row) for row, key in enumerate(stored.keys)}
-            self._rows.update(rows)
-            if stored.sums is not None:
-                self._sums[index.stem] = stored.sums
+        if self._is_whole(_tensors(index), len(stored.keys)):
+            self._index.add(self._name_of(index), stored.keys, stored.sums)
 
     def _is_unchanged(self, shard: str, row: int) -> bool:
         """Whether a row has its CRC-32; it is computed once."""
-        sums = self._sums.get(shard)
-        if sums is None:  # of a version that wrote none
+        compared = self._compared.get(shard)
+        if compared is not None and compared[row]:
             return True
-        compared = self._compared.setdefault(shard, np.zeros(len(sums), dtype=bool))
-        if not compared[row]:
-            compared[row] = _sum_of(self._shard(shard), row) == sums[row]
+        wanted = self._index.sum_of(shard, row)
+        if wanted is None:  # of a version that wrote none
+            return True
+        arrays = self._shard(shard)
+        if compared is None:
+            compared = self._compared.setdefault(shard, np.zeros(len(arrays[0]), dtype=bool))
+        compared[row] = sum_of_row(arrays, row) == wanted
         return bool(compared[row])
 
     def _give_up(self, shard: str) -> NoReturn:
@@ -264,66 +294,47 @@ class Shards:
 
     def _shard(self, name: str) -> tuple[np.ndarray, ...]:
         """The mapped tensors of a shard as arrays over the same memory."""
-        if name not in self._open:
-            file = self.folder / f"{name}.safetensors"
-            try:
-                with safe_open(file, framework="pt") as opened:
-                    arrays = tuple(opened.get_tensor(column).numpy() for column in self._columns)
-            except (SafetensorError, OSError) as error:
-                raise DatasetError(
-                    f"{file} of the {self._what} was removed or damaged while it was in use "
-                    f"({error}). What it held is encoded anew when it is needed."
-                ) from error
-            self._open[name] = arrays
-        return self._open[name]
+        with self._opening:
+            arrays = self._open.get(name)
+            if arrays is None:
+                arrays = self._open[name] = self._map(name)
+                while len(self._open) > MAPPED_SHARDS:
+                    self._open.popitem(last=False)
+            else:
+                self._open.move_to_end(name)
+            return arrays
+
+    def _map(self, name: str) -> tuple[np.ndarray, ...]:
+        """Map a shard.
+
+        Raises:
+            DatasetError: It is gone or damaged.
+        """
+        file = self.folder / f"{name}.safetensors"
+        try:
+            with safe_open(file, framework="pt") as opened:
+                return tuple(opened.get_tensor(column).numpy() for column in self._columns)
+        except (SafetensorError, OSError) as error:
+            raise DatasetError(
+                f"{file} of the {self._what} was removed or damaged while it was in use "
+                f"({error}). What it held is encoded anew when it is needed."
+            ) from error
 
 
-@dataclass(frozen=True)
-class _Index:
-    """What the JSON file of a shard says."""
+def _found(place: Place | None, key: str) -> Place:
+    """A place that has to be there.
 
-    version: int
-    keys: list[str]
-    sha256: str | None
-    sums: list[int] | None
-
-
-def _digest(keys: Sequence[str]) -> str:
-    """The part of a shard's name that tells its keys and their order."""
-    return hashlib.sha256("".join(keys).encode("utf-8")).hexdigest()[:16]
+    Raises:
+        KeyError: It is not.
+    """
+    if place is None:
+        raise KeyError(key)
+    return place
 
 
-def _read_index(file: Path) -> _Index | None:
-    """The index of a shard; None if it is damaged."""
-    try:
-        stored = parse_json(read_text(file))
-        index = _Index(
-            stored["format_version"], stored["keys"], stored.get("sha256"), stored.get("crc32")
-        )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return None
-    whole = (
-        type(index.version) is int
-        and isinstance(index.keys, list)
-        and all(isinstance(key, str) for key in index.keys)
-        and file.stem.endswith(f"-{_digest(index.keys)}")
-        and (index.sha256 is None or isinstance(index.sha256, str))
-        and (index.sums is None or _are_sums(index.sums, len(index.keys)))
-    )
-    return index if whole else None
-
-
-def _are_sums(sums: Any, count: int) -> bool:
-    is_list = isinstance(sums, list) and len(sums) == count
-    return is_list and all(type(value) is int for value in sums)
-
-
-def _sum_of(columns: Sequence[np.ndarray], row: int) -> int:
-    """The CRC-32 of a row of all columns, one after the other."""
-    value = 0
-    for column in columns:
-        value = zlib.crc32(np.ascontiguousarray(column[row]).data, value)
-    return value
+def _tensors(index: Path) -> Path:
+    """The file with the arrays of a shard."""
+    return index.with_suffix(".safetensors")
 
 
 def _size_of(file: Path) -> int:

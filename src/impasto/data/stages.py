@@ -169,6 +169,13 @@ def chunks(items: Sequence[I], size: int) -> Iterator[Sequence[I]]:
     return (items[start : start + size] for start in range(0, len(items), size))
 
 
+def in_chunks(items: Iterable[I], size: int) -> Iterator[Sequence[I]]:
+    """The same of what is made one by one: only what is worked on is there at a time."""
+    waiting = iter(items)
+    while batch := list(itertools.islice(waiting, size)):
+        yield batch
+
+
 def default_workers() -> int:
     """As many workers as there are processors for this process, 8 at most."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()

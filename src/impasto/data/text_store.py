@@ -63,3 +63,4 @@ class TextStore:
         """
         keys = [self.key(ids) for ids in chunks]
         self._shards.write("text", keys, {"states": states.to(self._dtype)})
+        self._shards.keep_index()

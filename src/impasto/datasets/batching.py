@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 
 from impasto.config.run import RunConfig
@@ -43,7 +42,7 @@ def heaviest_group(
     batch_size: Callable[[RunConfig, Group], int] = batch_size_of,
 ) -> tuple[Group, int]:
     """The group whose batches have most pixels, and how many images it has."""
-    counts = Counter(sampler_groups(images))
+    counts = sampler_groups(images).counts()
     heaviest = max(counts, key=lambda g: (batch_size(config, g) * g.bucket.area, g.bucket.area))
     return heaviest, counts[heaviest]
 
@@ -55,9 +54,9 @@ def build_epoch_sampler(
     groups = sampler_groups(plan.images)
     return EpochSampler(
         groups,
-        batch_sizes={group: batch_size_of(config, group) for group in dict.fromkeys(groups)},
+        batch_sizes={group: batch_size_of(config, group) for group in groups.counts()},
         seed=config.seed,
-        repeats=[image.record.repeats for image in plan.images],
+        repeats=plan.table.records.repeats,
         accumulation=config.training.gradient_accumulation_steps,
         num_processes=num_processes,
         order=config.dataset.batch_order,

@@ -8,6 +8,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
 from impasto import files
 from impasto.config.dataset import DatasetConfig, DatasetEntry, SubsetConfig
 from impasto.config.run import RunConfig
@@ -16,6 +18,7 @@ from impasto.data.captions import CaptionRules
 from impasto.data.listing import Sidecars
 from impasto.data.metadata import read_metadata
 from impasto.data.plan import BucketRules, Plan, join_plans, plan_images
+from impasto.data.record_table import RecordTable
 from impasto.data.records import ImageRecord, Size
 from impasto.data.regularisation import Balance, balance, count_balance
 from impasto.data.scan import (
@@ -103,10 +106,12 @@ def require_usable(scan: Scan, config: DatasetConfig) -> None:
 
 def plan_dataset(config: DatasetConfig, records: Sequence[ImageRecord]) -> Plan:
     """Plan records by the settings of their datasets."""
-    plans = []
+    plans, table = [], RecordTable.of(records)
+    numbers = table.subset_numbers
     for number, part in enumerate(config.parts):
-        own = [record for record in records if record.subset.dataset == number]
-        if own:
+        places = np.flatnonzero(numbers == number)
+        if len(places):
+            own = table if len(places) == len(table) else table.select(places)
             plans.append(_plan_entry(part, own))
     return join_plans(plans)
 
@@ -164,7 +169,7 @@ def survey(config: RunConfig, progress: Progress | None = None, *, decode: bool 
 
 def balance_of(records: Sequence[ImageRecord], plan: Plan) -> Balance | None:
     """What was done to the regularisation images among some records that a plan was made of."""
-    return count_balance(records, [image.record for image in plan.images])
+    return count_balance(records, plan.table.records)
 
 
 @dataclass(frozen=True)
@@ -278,7 +283,7 @@ def _require_place_for_derived_data(config: DatasetConfig) -> None:
         raise StorageError(f"{error} dataset.cache_dir names a place for derived data.") from error
 
 
-def _plan_entry(part: DatasetEntry, records: Sequence[ImageRecord]) -> Plan:
+def _plan_entry(part: DatasetEntry, records: RecordTable) -> Plan:
     return plan_images(
         records,
         Size(*part.width_height),
@@ -291,7 +296,7 @@ def _plan_entry(part: DatasetEntry, records: Sequence[ImageRecord]) -> Plan:
             selection=part.bucket_selection,
             no_upscale=part.bucket_no_upscale,
             as_requested=part.bucket_table == "metadata"
-            and all(record.wanted for record in records),
+            and bool(records.column("wanted")[:, 0].all()),
         ),
     )
 

@@ -7,13 +7,16 @@ training loss, so copies stay on one side. Only files of equal size are read to 
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
 
 from impasto.config.run import RunConfig
 from impasto.data.content_hashes import ContentHashes
 from impasto.data.listing import Sidecars
+from impasto.data.record_table import RecordTable, join_records
 from impasto.data.records import ImageRecord, SkippedFile
 from impasto.data.scan import Scan, no_usable_images, scan_folder
 from impasto.data.subsets import Subset
@@ -21,6 +24,8 @@ from impasto.errors import DatasetError
 from impasto.progress import Progress, SilentProgress
 from impasto.randomness import derive_rng
 
+Bools = npt.NDArray[np.bool_]
+_AT_ONCE = 1 << 18  # images whose hashes are looked up together
 _MOST_NAMED = 10
 """Files that are named one by one; the rest are counted."""
 
@@ -29,8 +34,8 @@ _MOST_NAMED = 10
 class Split:
     """The records of a run: those to train on, and those held out to validate on."""
 
-    training: list[ImageRecord]
-    held_out: list[ImageRecord]
+    training: RecordTable
+    held_out: RecordTable
 
 
 def split_records(
@@ -58,11 +63,11 @@ def split_records(
         subset = replace(like, root=folder, reads_npz=False)
         own = scan_folder(folder, subset=subset, sidecars=sidecars)
         hashes = _hashes_of(config)
-        return Split(list(scan.records), _without_copies(own, scan.records, hashes, progress))
+        return Split(scan.records, _without_copies(own, scan.records, hashes, progress))
     held = _choose(scan.records, config, progress)
-    training = [record for i, record in enumerate(scan.records) if i not in held]
-    held_out = [watched(record) for i, record in enumerate(scan.records) if i in held]
-    if all(record.subset.is_reg for record in training):
+    training = scan.records.select(~held) if held.any() else scan.records
+    held_out = scan.records.select(held).with_subsets(watched)
+    if training.per_use(lambda use: use.subset.is_reg).all():
         raise DatasetError(
             f"Holding out {len(held_out)} of {len(scan.records)} images leaves none to train on. "
             f"Lower validation.split."
@@ -70,19 +75,17 @@ def split_records(
     return Split(training, held_out)
 
 
-def watched(record: ImageRecord) -> ImageRecord:
-    """A record that is held out: always the same image and words."""
-    subset = record.subset
-    plain = replace(
+def watched(subset: Subset) -> Subset:
+    """How the images of a subset are used that are held out: always the same pixels and words."""
+    return replace(
         subset, flips=False, augmentation=None, masks=None, captions=subset.captions.steady()
     )
-    return replace(record, subset=plain)
 
 
 def group_byte_copies(
     records: Sequence[ImageRecord], hashes: ContentHashes, progress: Progress
-) -> list[int]:
-    """A number for each record, the same for those whose files are equal byte for byte.
+) -> np.ndarray:
+    """[images]: the place of an image, the same for those whose files are equal byte for byte.
 
     A file that cannot be read is like no other.
 
@@ -91,45 +94,48 @@ def group_byte_copies(
         hashes: Remembers what is in files.
         progress: Where to show how far it is.
     """
-    stamps = {record.path: record.stamp for record in records}
-    sizes = Counter(stamp.size_bytes for stamp in stamps.values())
-    alike = {path: stamp for path, stamp in stamps.items() if sizes[stamp.size_bytes] > 1}
-    found = hashes.of(alike, progress) if alike else {}
-    numbers: dict[str, int] = {}
-    keys = [found.get(record.path, str(record.path)) for record in records]
-    return [numbers.setdefault(key, len(numbers)) for key in keys]
+    table = RecordTable.of(records)
+    firsts = table.path_firsts()
+    files = np.flatnonzero(firsts == np.arange(len(table)))
+    _, codes, counts = np.unique(
+        table.numbers["size_bytes"][files], return_inverse=True, return_counts=True
+    )
+    alike = files[counts[codes.ravel()] > 1]
+    numbers = np.arange(len(table))
+    known: dict[str, int] = {}
+    for start in range(0, len(alike), _AT_ONCE):
+        places = alike[start : start + _AT_ONCE]
+        part = table.select(places)
+        found = hashes.of({record.path: record.stamp for record in part}, progress)
+        for place, record in zip(places.tolist(), part, strict=True):
+            key = found.get(record.path, str(record.path))
+            numbers[place] = known.setdefault(key, place)
+    return numbers[firsts]
 
 
-def _choose(records: Sequence[ImageRecord], config: RunConfig, progress: Progress) -> set[int]:
-    """The indices of the records that are held out, copies together."""
+def _choose(records: RecordTable, config: RunConfig, progress: Progress) -> Bools:
+    """[images]: which are held out, copies together."""
     shares = _shares(config)
+    held = np.zeros(len(records), dtype=np.bool_)
     if not any(fraction for fraction, _ in shares):
-        return set()
+        return held
     groups = group_byte_copies(records, _hashes_of(config), progress)
-    members: dict[int, list[int]] = {}
-    for i, group in enumerate(groups):
-        members.setdefault(group, []).append(i)
-    decided = {  # groups of which nothing may be held out, or nothing more
-        groups[i]
-        for i, record in enumerate(records)
-        if record.subset.is_reg or not shares[record.subset.dataset][0]
-    }
-    held: set[int] = set()
+    datasets = records.subset_numbers
+    is_reg = records.per_use(lambda use: use.subset.is_reg).astype(np.bool_)
+    is_whole = np.array([not fraction for fraction, _ in shares])[datasets]
+    decided = np.zeros(len(records), dtype=np.bool_)  # groups of which nothing (more) is held out
+    decided[groups[is_reg | is_whole]] = True
     for number, (fraction, seed) in enumerate(shares):
-        own = [
-            i
-            for i, record in enumerate(records)
-            if record.subset.dataset == number and not record.subset.is_reg
-        ]
+        own = np.flatnonzero((datasets == number) & ~is_reg)
         if fraction:
-            room = round(len(own) * fraction) - sum(i in held for i in own)
+            room = round(len(own) * fraction) - int(held[own].sum())
             order = derive_rng(seed, "validation-split").permutation(len(own))
-            for i in _choose_groups([own[n] for n in order], groups, decided, room):
-                held.update(members[groups[i]])
-        decided.update(groups[i] for i in own)
-    pictures = len({record.path for record in records})
-    copies = pictures - len(members)
-    if copies and held:
+            chosen = list(_choose_groups(groups[own[order]], decided, room))
+            held |= np.isin(groups, chosen)
+        decided[groups[own]] = True
+    pictures = int(records.first_of_paths().sum())
+    copies = pictures - len(np.unique(groups))
+    if copies and held.any():
         progress.note(
             f"{copies} of {pictures} images are byte copies of others; copies are held out "
             f"together or not at all."
@@ -148,45 +154,49 @@ def _shares(config: RunConfig) -> list[tuple[float, int]]:
     ]
 
 
-def _choose_groups(
-    order: Sequence[int],
-    groups: Sequence[int],
-    decided: set[int],
-    room: int,
-) -> Iterator[int]:
-    """A record of each group that is held out: in this order, while there is room for all of it.
+def _choose_groups(order: np.ndarray, decided: Bools, room: int) -> Iterator[int]:
+    """The groups that are held out: in this order, while there is room for all of one.
 
     Where there is room for none, the smallest group is taken all the same, if others are left.
+
+    Args:
+        order: The group of each image, in random order.
+        decided: [groups]: whether nothing of a group may be held out.
+        room: How many images may be held out.
     """
-    own = Counter(groups[i] for i in order)
-    firsts = {groups[i]: i for i in reversed(order) if groups[i] not in decided}
+    groups, firsts, counts = np.unique(order, return_index=True, return_counts=True)
+    in_order = np.argsort(firsts)
+    open_to = in_order[~decided[groups[in_order]]]
     fitting = 0
-    for group in dict.fromkeys(groups[i] for i in order if groups[i] in firsts):
-        if own[group] <= room:
-            room -= own[group]
+    for group, count in zip(groups[open_to].tolist(), counts[open_to].tolist(), strict=True):
+        if room <= 0:
+            return
+        if count <= room:
+            room -= count
             fitting += 1
-            yield firsts[group]
-    if room > 0 and not fitting and len(own) > 1 and firsts:
-        yield firsts[min(firsts, key=lambda group: own[group])]
+            yield group
+    if room > 0 and not fitting and len(groups) > 1 and len(open_to):
+        smallest = set(groups[open_to[counts[open_to] == counts[open_to].min()]].tolist())
+        yield next(group for group in order[::-1].tolist() if group in smallest)
 
 
 def _without_copies(
-    own: Scan, training: Sequence[ImageRecord], hashes: ContentHashes, progress: Progress
-) -> list[ImageRecord]:
+    own: Scan, training: RecordTable, hashes: ContentHashes, progress: Progress
+) -> RecordTable:
     """The images of the folder of validation that are not trained on.
 
     Raises:
         DatasetError: There are none.
     """
-    groups = group_byte_copies([*training, *own.records], hashes, progress)
-    of_group = dict(zip(groups, training, strict=False))
-    held_out, copies = [], []
-    for group, record in zip(groups[len(training) :], own.records, strict=True):
-        if group in of_group:
-            reason = f"a byte copy of {of_group[group].path}, which is trained on"
-            copies.append(SkippedFile(record.path, reason))
-        else:
-            held_out.append(watched(record))
+    groups = group_byte_copies(join_records([training, own.records]), hashes, progress)
+    of_training, of_own = groups[: len(training)], groups[len(training) :]
+    is_copy = np.isin(of_own, of_training)
+    copies = []
+    for place in np.flatnonzero(is_copy).tolist():
+        last = training[int(np.flatnonzero(of_training == of_own[place])[-1])]
+        reason = f"a byte copy of {last.path}, which is trained on"
+        copies.append(SkippedFile(own.records[place].path, reason))
+    held_out = own.records.select(~is_copy).with_subsets(watched)
     passed_over = [*own.set_aside, *copies]
     for item in passed_over[:_MOST_NAMED]:
         progress.note(f"Not validated on: {item.path}: {item.reason}")

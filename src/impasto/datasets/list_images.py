@@ -20,7 +20,7 @@ from impasto.data.masks import mask_file
 from impasto.data.records import ImageRecord, PlannedImage, SkippedFile
 from impasto.data.remembered import recall, write_cached
 from impasto.data.rendering import Decode
-from impasto.data.scan import Scan, no_usable_images
+from impasto.data.scan import Scan, damaged, no_usable_images
 from impasto.data.stages import LocalExecutor, chunks, default_workers
 from impasto.datasets.build import plan_dataset, scan_all
 from impasto.errors import DatasetError, StorageError
@@ -128,8 +128,7 @@ def _numbers(groups: Iterable[Sequence[Path]]) -> dict[Path, int]:
 
 def _without_damaged(scan: Scan, known: DecodeCache) -> Scan:
     """A scan without images that could not be decoded when somebody tried."""
-    faults = ((record.path, known.outcome(record)) for record in scan.records)
-    return scan.without([SkippedFile(path, reason) for path, reason in faults if reason])
+    return scan.without(damaged(scan.records, known))
 
 
 def _remember_damaged(

@@ -53,17 +53,21 @@ class PreparedData:
     def records(self) -> list[ImageRecord]:
         """The images that are trained on, then those held out."""
         plans = [self.training, *([self.held_out] if self.held_out else [])]
-        return [image.record for plan in plans for image in plan.images]
+        return [record for plan in plans for record in plan.table.records]
 
     def captions(self) -> list[str]:
         """All captions that are known ahead, and the empty one of dropped captions."""
-        steady = [r.fixed_caption for r in self.records if not r.subset.captions.changes_words]
+        plans = [self.training, *([self.held_out] if self.held_out else [])]
+        records = [record for plan in plans for record in plan.table.records]
+        steady = [r.fixed_caption for r in records if not r.subset.captions.changes_words]
         return ["", *steady]
 
     @property
     def changes_words(self) -> bool:
         """Whether a caption is not always the same."""
-        return any(record.subset.captions.changes_words for record in self.records)
+        plans = [self.training, *([self.held_out] if self.held_out else [])]
+        uses = (use for plan in plans for use in plan.table.records.uses)
+        return any(use.subset.captions.changes_words for use in uses)
 
     def summary(self) -> dict[str, Any]:
         """What the run directory and the report say of the dataset."""
@@ -139,8 +143,7 @@ def _encode_balanced(
     for _ in range(_ROUNDS):
         if not cached.set_aside:
             return plan, replace(cached, set_aside=lost, encoded=encoded)
-        paths = {item.path for item in lost}
-        records = [record for record in records if record.path not in paths]
+        records = records.without([item.path for item in lost])
         plan = plan_dataset(config.dataset, balance(records))
         cached = encode(plan.images)
         lost, encoded = (*lost, *cached.set_aside), encoded + cached.encoded

@@ -130,7 +130,8 @@ class CaptionReader:
 
 def read_captions(dataset: Path, ending: str = "") -> CaptionReading:
     """Read the captions of a dataset from the disk, whatever a `CaptionReader` remembers."""
-    found, _ = list_folder(str(dataset), Sidecars(), recursive=True)
+    listed, _ = list_folder(str(dataset), Sidecars(), recursive=True)
+    found = list(listed.items())
     ending = ending or _usual_ending(found)
     captions = [_caption(dataset, item, ENDINGS.index(ending)) for item in found if _is_shown(item)]
     return CaptionReading(ending, captions)
@@ -139,7 +140,7 @@ def read_captions(dataset: Path, ending: str = "") -> CaptionReading:
 def read_caption(dataset: Path, image: Path, ending: str) -> ImageCaption | None:
     """Read the caption of one image from the disk; None where the image is not there any more."""
     found, _ = list_folder(str(image.parent), Sidecars(), recursive=False)
-    item = next((item for item in found if Path(item.path) == image), None)
+    item = next((item for item in found.items() if Path(item.path) == image), None)
     return None if item is None else _caption(dataset, item, ENDINGS.index(ending))
 
 

@@ -259,7 +259,7 @@ def _load_and_encode(
     }
     aside.shutdown(wait=False)
     prepared = prepare_data(config, encoder, accelerator, progress, known)
-    if not all(key.plain for key in prepared.training.keys):
+    if not prepared.training.encoded_ahead:
         release_cached_memory(device)
         return _Encoded(model, prepared, encoder, encoder.fingerprint, hashes)
     encoding_vae.to("cpu")

@@ -142,7 +142,7 @@ def prepare(
     try:
         state = PartialState(timeout=PROCESS_TIMEOUT)
         prepared = prepare_data(config, encoder, state, progress)
-        stays = any(not key.plain for key in prepared.training.keys)
+        stays = not prepared.training.encoded_ahead
     except BaseException:
         in_use.close()
         raise

@@ -84,7 +84,7 @@ class Session:
 
     def dataset_facts(self) -> dict[str, Any]:
         """The dataset in numbers: images, buckets, and captions over the token limit."""
-        texts = [image.record.fixed_caption for image in self.prepared.training.images]
+        texts = [record.fixed_caption for record in self.prepared.training.table.records]
         return {
             **self.prepared.summary(),
             "too_long": self.captions.too_long(texts),

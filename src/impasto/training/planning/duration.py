@@ -64,8 +64,10 @@ def seconds_per_step(
 
 def _mean_batch_fraction(config: RunConfig, images: Sequence[PlannedImage]) -> float:
     """Pixels of a usual batch against those of the one with most."""
-    pixels = [batch_size_of(config, group) * group.bucket.area for group in sampler_groups(images)]
-    return sum(pixels) / len(pixels) / max(pixels)
+    counts = sampler_groups(images).counts()
+    pixels = {group: batch_size_of(config, group) * group.bucket.area for group in counts}
+    total = sum(pixels[group] * count for group, count in counts.items())
+    return total / sum(counts.values()) / max(pixels.values())
 
 
 def training_rate(device: torch.device, dtype: torch.dtype) -> float:

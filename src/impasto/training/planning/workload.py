@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from impasto.config.run import RunConfig
-from impasto.data.plan import Plan
+from impasto.data.plan import Plan, join_plans
+from impasto.data.planned_table import PlannedTable
 from impasto.data.records import PlannedImage, Size
 from impasto.data.sampler import Group
 from impasto.datasets.batching import heaviest_group, validation_batch_size
@@ -40,21 +42,19 @@ class Workload:
         held_out = Plan(())
         if survey.split.held_out:
             held_out = plan_dataset(config.dataset, survey.split.held_out)
-        images = [*survey.plan.images, *held_out.images]
-        ahead = [image for image in images if image.record.subset.augmentation is None]
-        varied = [image for image in images if image.record.subset.augmentation is not None]
+        images = join_plans([survey.plan, held_out]).table
+        varies = images.records.per_use(lambda use: use.subset.augmentation is not None)
         return cls(
-            _largest(ahead),
-            _largest(varied),
+            _largest(images.select(~varies)),
+            _largest(images.select(varies)),
             _heaviest_validation(config, held_out.images),
-            _different_captions(survey.plan.images),
-            _different_captions(held_out.images),
+            _different_captions(survey.plan.table),
+            _different_captions(held_out.table),
         )
 
 
-def _largest(images: Sequence[PlannedImage]) -> Size | None:
-    sizes = Counter(image.bucket for image in images)
-    return max(sizes, key=lambda size: (size.area, size.width), default=None)
+def _largest(images: PlannedTable) -> Size | None:
+    return max(images.bucket_counts(), key=lambda size: (size.area, size.width), default=None)
 
 
 def _heaviest_validation(config: RunConfig, images: Sequence[PlannedImage]) -> Group | None:
@@ -64,5 +64,7 @@ def _heaviest_validation(config: RunConfig, images: Sequence[PlannedImage]) -> G
     return group
 
 
-def _different_captions(images: Sequence[PlannedImage]) -> int:
-    return len({image.record.fixed_caption for image in images})
+def _different_captions(images: PlannedTable) -> int:
+    """Counted by 64-bit hashes: all captions at once may be more than fits into memory."""
+    hashes = (hash(record.fixed_caption) for record in images.records)
+    return len(np.unique(np.fromiter(hashes, np.int64, len(images))))

@@ -1,0 +1,71 @@
+"""`impasto dataset plan --simulate N`: what N images like those of SOURCE would take."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from impasto.cli.console import Console
+    from impasto.datasets.simulation import Stage
+
+_UNITS = ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
+_TIMES = ((86400, "days"), (3600, "h"), (60, "min"))
+
+
+def show_simulation(config: Any, console: Console, count: int, encoded_per_s: float | None) -> None:
+    """Print the time, disk use, files and RAM of each stage for so many images.
+
+    Args:
+        config: The settings of the dataset that is there, which is the sample.
+        console: Where to.
+        count: How many images.
+        encoded_per_s: Images per second that the VAE encodes on the device; None leaves that open.
+
+    Raises:
+        ImpastoError: The sample cannot be used.
+    """
+    from impasto.data.regularisation import balance
+    from impasto.datasets.build import plan_dataset, scan_all
+    from impasto.datasets.simulation import measure_rates, sample_of, stages_of
+
+    found = scan_all(config, console)
+    plan = plan_dataset(config, balance(found.records))
+    with console.stage("Measuring this machine", None, "images"):
+        rates, sampled = measure_rates(plan), sample_of(plan)
+    console.note(f"{count:,} images like the {len(found.records):,} of {found.place}:")
+    rows = [("", "time", "disk", "files", "RAM of a process")]
+    rows += map(_row, stages_of(count, rates, sampled, encoded_per_s))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for name, *cells in rows:
+        shown = (cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True))
+        console.note("  ".join([name.ljust(widths[0]), *shown]))
+    console.note(
+        f"{sampled.resident:.0f} bytes of RAM per image and process while training; "
+        f"paths and words are mapped from the scan's index, once for all processes."
+    )
+
+
+def _row(stage: Stage) -> tuple[str, str, str, str, str]:
+    return (
+        stage.name,
+        "--encode-rate" if stage.seconds is None else duration_text(stage.seconds),
+        size_text(stage.bytes) if stage.bytes else "-",
+        f"{stage.files:,}" if stage.files else "-",
+        size_text(stage.ram) if stage.ram else "-",
+    )
+
+
+def size_text(size_bytes: float) -> str:
+    """Bytes in the unit that suits them."""
+    for unit, name in _UNITS:
+        if size_bytes >= unit:
+            return f"{size_bytes / unit:,.1f} {name}"
+    return f"{size_bytes:.0f} bytes"
+
+
+def duration_text(seconds: float) -> str:
+    """Seconds in the unit that suits them."""
+    for unit, name in _TIMES:
+        if seconds >= 2 * unit:
+            return f"{seconds / unit:,.1f} {name}"
+    return f"{seconds:.1f} s"

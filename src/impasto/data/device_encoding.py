@@ -1,0 +1,111 @@
+"""What the device does while a latent cache is filled, and what cannot be encoded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from impasto.data.encoding import Begun, Encode, MomentsEncoder
+from impasto.data.latent_cache import LatentCache, LatentKeys
+from impasto.data.latent_writing import ShardWriter
+from impasto.data.records import PlannedImage, SkippedFile
+from impasto.data.rendering import Rendered
+from impasto.data.stages import ErrorPolicy, Failure, chunks
+from impasto.errors import DatasetError
+
+
+@dataclass(frozen=True)
+class Order:
+    """An image and what is to be made of it: only keys that are not in the cache."""
+
+    image: PlannedImage
+    missing: LatentKeys
+
+
+class Failures:
+    """The images that cannot be used, each once."""
+
+    def __init__(self, policy: ErrorPolicy) -> None:
+        self._policy = policy
+        self.items: list[SkippedFile] = []
+        self.paths: set[Path] = set()
+
+    def add(self, image: PlannedImage, reason: str) -> None:
+        """Note an image, or end it all.
+
+        Raises:
+            DatasetError: The policy is `stop`.
+        """
+        path = image.record.path
+        if self._policy == "stop":
+            raise DatasetError(
+                f"{path}: {reason}. Repair or remove it, or set dataset.on_error to skip."
+            )
+        if path not in self.paths:
+            self.paths.add(path)
+            self.items.append(SkippedFile(path, reason))
+
+
+@dataclass(frozen=True)
+class _Task:
+    """An image or its mirror image, to be encoded under a key."""
+
+    image: PlannedImage
+    key: str
+    pixels: np.ndarray
+
+
+class DeviceEncoder:
+    """Encodes images, one batch behind: what comes next is made ready while a GPU computes.
+
+    Args:
+        cache: What another process has put there meanwhile is left out.
+        encoder: The VAE.
+        writer: Is given moments and masks.
+        failures: Are given what cannot be encoded.
+
+    Attributes:
+        remade: Images that were encoded again in float32.
+    """
+
+    def __init__(
+        self, cache: LatentCache, encoder: MomentsEncoder, writer: ShardWriter, failures: Failures
+    ) -> None:
+        self._cache, self._writer, self._failures = cache, writer, failures
+        self._encode, self._batch_size = Encode(encoder), encoder.batch_size
+        self._behind: tuple[Sequence[_Task], Begun] | None = None
+        self.remade: set[Path] = set()
+
+    def take(self, rendered: Sequence[tuple[Order, Rendered]]) -> None:
+        """Encode images and mirror images as ordered, and keep their masks."""
+        tasks: list[_Task] = []
+        for order, picture in rendered:
+            if order.missing.plain and order.missing.plain not in self._cache:
+                tasks.append(_Task(order.image, order.missing.plain, picture.pixels))
+            if order.missing.flipped and order.missing.flipped not in self._cache:
+                mirrored = picture.pixels[:, ::-1]
+                tasks.append(_Task(order.image, order.missing.flipped, mirrored))
+            if order.missing.mask and picture.mask is not None:
+                mask = torch.from_numpy(picture.mask)
+                self._writer.add_mask(order.image.bucket, order.missing.mask, mask)
+        for part in chunks(tasks, self._batch_size):
+            begun = self._encode.begin([task.pixels for task in part])
+            self.finish()
+            self._behind = part, begun
+
+    def finish(self) -> None:
+        """Hand on what the device still works on."""
+        if self._behind is None:
+            return
+        tasks, begun = self._behind
+        self._behind = None
+        for task, outcome in zip(tasks, self._encode.finish(begun), strict=True):
+            if isinstance(outcome, Failure):
+                self._failures.add(task.image, outcome.reason)
+            else:
+                self._writer.add(task.image.bucket, task.key, *outcome)
+        self.remade |= {tasks[i].image.record.path for i in begun.remade}

@@ -1,0 +1,124 @@
+"""The image files that a listing found, as columns: some hundred bytes of each, and no object."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+STAMPS = 6
+"""Size and time of change of an image, of its caption and of its tags."""
+
+
+class FoundImage(NamedTuple):
+    """An image file, and size and time of change of it, its caption and its tags.
+
+    Instead of them, the reason why the file cannot even be looked at.
+
+    A file with its crop is named, and read anew by each scan: it is tiny, and one that was changed
+    must never pass for one that was not, as within the same tick of the file system's clock.
+    """
+
+    path: str
+    stamps: list[int]
+    words: tuple[str, str] = ("", "")
+    fault: str = ""
+    crop: str = ""
+
+
+@dataclass(frozen=True)
+class FoundTable:
+    """Image files, in the order in which their records come.
+
+    Attributes:
+        texts: `path`, `caption` and `tags` (the files with the words), `crop` and `fault`.
+        stamps: [files, 6] int64; zeros for a file with a fault.
+    """
+
+    texts: pa.Table
+    stamps: npt.NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.stamps)
+
+    @property
+    def paths(self) -> pa.Array:
+        """The path of each file."""
+        column: pa.Array = self.texts.column("path").chunk(0)
+        return column
+
+    def item(self, place: int) -> FoundImage:
+        """The file at a place."""
+        path, caption, tags, crop, fault = (
+            column[place].as_py() for column in self.texts.itercolumns()
+        )
+        stamps = [] if fault else self.stamps[place].tolist()
+        return FoundImage(path, stamps, (caption, tags), fault, crop)
+
+    def items(self) -> Iterator[FoundImage]:
+        """The files as objects, one after the other."""
+        columns = (column.to_pylist() for column in self.texts.itercolumns())
+        for place, (path, caption, tags, crop, fault) in enumerate(zip(*columns, strict=True)):
+            stamps = [] if fault else self.stamps[place].tolist()
+            yield FoundImage(path, stamps, (caption, tags), fault, crop)
+
+    def has(self, name: str) -> npt.NDArray[np.bool_]:
+        """[files]: whether a text of each is not empty."""
+        mask: npt.NDArray[np.bool_] = pc.not_equal(self.texts.column(name), "").to_numpy()
+        return mask
+
+    def sorted_by_path(self, separator: str) -> FoundTable:
+        """The same in the order of `listing.sort_key`, which is one for all systems."""
+        keys = self.paths
+        if separator != "/":
+            keys = pc.replace_substring(keys, pattern=separator, replacement="/")
+        order = pc.sort_indices(keys)
+        return FoundTable(self.texts.take(order).combine_chunks(), self.stamps[order.to_numpy()])
+
+
+_TEXTS = pa.schema(
+    [(name, pa.large_string()) for name in ("path", "caption", "tags", "crop", "fault")]
+)
+
+
+class FoundBuilder:
+    """Gathers files folder by folder."""
+
+    def __init__(self) -> None:
+        self._texts: list[pa.Table] = [_TEXTS.empty_table()]
+        self._stamps: list[npt.NDArray[np.int64]] = [np.empty((0, STAMPS), np.int64)]
+
+    def add(self, items: Sequence[FoundImage]) -> None:
+        """Add the files of a folder."""
+        nothing = [0] * STAMPS
+        columns: list[Iterable[str]] = [
+            [item.path for item in items],
+            [item.words[0] for item in items],
+            [item.words[1] for item in items],
+            [item.crop for item in items],
+            [item.fault for item in items],
+        ]
+        arrays = [pa.array(column, pa.large_string()) for column in columns]
+        self._texts.append(pa.Table.from_arrays(arrays, schema=_TEXTS))
+        stamps = [item.stamps or nothing for item in items]
+        self._stamps.append(np.array(stamps, dtype=np.int64).reshape(-1, STAMPS))
+
+    def table(self) -> FoundTable:
+        """All of them, in the order in which they were added."""
+        texts = pa.concat_tables(self._texts).combine_chunks()
+        if texts.column(0).num_chunks == 0:
+            arrays = [pa.array([], pa.large_string())] * len(_TEXTS)
+            texts = pa.Table.from_arrays(arrays, schema=_TEXTS)
+        return FoundTable(texts, np.concatenate(self._stamps))
+
+
+def found_of(items: Sequence[FoundImage]) -> FoundTable:
+    """A list of files as columns."""
+    builder = FoundBuilder()
+    builder.add(items)
+    return builder.table()

@@ -1,0 +1,314 @@
+"""The image records of a dataset as columns; an `ImageRecord` is made when one is asked for.
+
+A record as an object takes 1.4 kB. Here it takes about 40 bytes, and its path and words stay in
+the file that they were mapped from (`tables.py`), which the processes of a machine share.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from impasto.data.record_columns import (
+    NUMBERS,
+    TEXTS,
+    Use,
+    absent_column,
+    lean,
+    numbers_of,
+)
+from impasto.data.records import Box, Cut, FileStamp, ImageRecord, Size
+from impasto.data.subsets import Subset
+
+Ints = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
+
+_AT_ONCE = 4096
+
+
+class RecordTable(Sequence[ImageRecord]):
+    """Image records as columns.
+
+    Args:
+        texts: Paths, captions and tags, perhaps of more images.
+        rows: [images]: which row of `texts` each image has; None where all are in order.
+        numbers: The columns of `NUMBERS`, [images] or [images, n] each. `cut` is the upright size
+            of the whole image and the corner of the part, or `NO_CUT`; `wanted` a size, or zeros.
+        uses: What the column `use` counts.
+        distinct: Whether it is known that no path comes twice.
+    """
+
+    def __init__(
+        self,
+        texts: pa.Table,
+        rows: np.ndarray | None,
+        numbers: Mapping[str, np.ndarray],
+        uses: Sequence[Use],
+        *,
+        distinct: bool = False,
+    ) -> None:
+        self.texts, self.rows, self.numbers = texts, rows, dict(numbers)
+        self.uses, self.is_distinct = tuple(uses), distinct
+        self._at = lru_cache(maxsize=1024)(self._make)
+
+    @classmethod
+    def of(cls, records: Sequence[ImageRecord]) -> RecordTable:
+        """The same of any sequence of records."""
+        if isinstance(records, RecordTable):
+            return records
+        uses: dict[tuple[int, str], int] = {}
+        table: list[Use] = []
+        lines = []
+        for record in records:
+            key = (id(record.subset), record.class_tokens)
+            if key not in uses:
+                uses[key] = len(table)
+                table.append(Use(record.subset, record.class_tokens))
+            lines.append(numbers_of(record, uses[key]))
+        columns = zip(*lines, strict=True) if lines else [()] * len(NUMBERS)
+        numbers = {}
+        for (name, (kind, width)), column in zip(NUMBERS.items(), columns, strict=True):
+            values = np.array(column, dtype=kind)
+            numbers[name] = values if width == 1 else values.reshape(-1, width)
+        texts = [[str(r.path) for r in records], [r.caption for r in records]]
+        texts.append([r.tags for r in records])
+        arrays = [pa.array(column, pa.large_string()) for column in texts]
+        return cls(pa.Table.from_arrays(arrays, schema=TEXTS), None, lean(numbers), table)
+
+    def __len__(self) -> int:
+        return len(self.numbers["width"])
+
+    @overload
+    def __getitem__(self, index: int) -> ImageRecord: ...
+    @overload
+    def __getitem__(self, index: slice) -> RecordTable: ...
+    def __getitem__(self, index: int | slice) -> ImageRecord | RecordTable:
+        if isinstance(index, slice):
+            return self.select(np.arange(*index.indices(len(self))))
+        return self._at(range(len(self))[index])
+
+    def __iter__(self) -> Iterator[ImageRecord]:
+        for start in range(0, len(self), _AT_ONCE):
+            yield from self._make_all(start, min(len(self), start + _AT_ONCE))
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Sequence):
+            return NotImplemented
+        return len(self) == len(other) and all(a == b for a, b in zip(self, other, strict=True))
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def select(self, places: Ints | Bools) -> RecordTable:
+        """The records at these places, or where these are true."""
+        chosen: np.ndarray = np.flatnonzero(places) if places.dtype == np.bool_ else places
+        rows = chosen if self.rows is None else self.rows[chosen]
+        numbers = {name: column[chosen] for name, column in self.numbers.items()}
+        rows = rows.astype(np.int32) if len(self.texts) < 2**31 else rows
+        return RecordTable(self.texts, rows, numbers, self.uses, distinct=self.is_distinct)
+
+    def replaced(self, **changes: np.ndarray) -> RecordTable:
+        """The same with other numbers in some columns."""
+        numbers = lean({**self.numbers, **changes})
+        return RecordTable(self.texts, self.rows, numbers, self.uses, distinct=self.is_distinct)
+
+    def with_subsets(self, change: Callable[[Subset], Subset]) -> RecordTable:
+        """The same with each subset changed once."""
+        known = {id(use.subset): change(use.subset) for use in self.uses}
+        uses = [Use(known[id(use.subset)], use.class_tokens) for use in self.uses]
+        return RecordTable(self.texts, self.rows, self.numbers, uses, distinct=self.is_distinct)
+
+    def per_use(self, value: Callable[[Use], object]) -> np.ndarray:
+        """[images]: what a function says of each image's use, which it is asked once."""
+        values: np.ndarray = np.array([value(use) for use in self.uses] or [0])
+        found: np.ndarray = values[self.numbers["use"]]
+        return found
+
+    def column(self, name: str) -> np.ndarray:
+        """A column of `NUMBERS`, also one that is left out."""
+        if name in self.numbers:
+            return self.numbers[name]
+        return absent_column(name, len(self))
+
+    @property
+    def repeats(self) -> np.ndarray:
+        """[images]: how often each comes in an epoch."""
+        own = self.per_use(lambda use: use.subset.repeats).astype(np.int32)
+        return own + self.numbers["extra"] if "extra" in self.numbers else own
+
+    @property
+    def subset_numbers(self) -> np.ndarray:
+        """[images]: the number of each one's dataset."""
+        return self.per_use(lambda use: use.subset.dataset).astype(np.int32)
+
+    def text(self, name: str, start: int = 0, stop: int | None = None) -> list[str]:
+        """A column of texts between two places, as strings."""
+        stop = len(self) if stop is None else stop
+        column = self.texts.column(name)
+        if self.rows is None:
+            return _strings(column.slice(start, stop - start))
+        rows = self.rows[start:stop]
+        if len(rows) and rows[-1] - rows[0] == len(rows) - 1 and (np.diff(rows) == 1).all():
+            return _strings(column.slice(int(rows[0]), len(rows)))
+        if column.num_chunks == 1:
+            return _strings(column.chunk(0).take(pa.array(rows)))
+        return [column[row].as_py() for row in rows.tolist()]
+
+    def texts_in_parts(self, name: str) -> Iterator[list[str]]:
+        """A column of texts, some thousands at a time."""
+        for start in range(0, len(self), _AT_ONCE):
+            yield self.text(name, start, min(len(self), start + _AT_ONCE))
+
+    def text_digest(self, name: str) -> bytes:
+        """A hash over a column of texts, of their lengths and their bytes, in order."""
+        lengths, content = hashlib.sha256(), hashlib.sha256()
+        column = self.texts.column(name)
+        chunks = (
+            column.chunks
+            if self.rows is None
+            else (pa.array(part, pa.large_string()) for part in self.texts_in_parts(name))
+        )
+        for chunk in chunks:
+            _, ends, values = chunk.buffers()
+            if len(chunk):
+                own = np.frombuffer(ends, np.int64)[chunk.offset : chunk.offset + len(chunk) + 1]
+                lengths.update(np.diff(own).data)
+                content.update(values[int(own[0]) : int(own[-1])] if own[-1] > own[0] else b"")
+        return lengths.digest() + content.digest()
+
+    def matches(self, name: str, test: Callable[[str], object]) -> Bools:
+        """[images]: whether a text passes a test."""
+        found = (bool(test(text)) for part in self.texts_in_parts(name) for text in part)
+        return np.fromiter(found, np.bool_, len(self))
+
+    def path_firsts(self) -> Ints:
+        """[images]: the place of the first image that has the path of each."""
+        if self.is_distinct:
+            return np.arange(len(self))
+        parts = [pa.array(part, pa.large_string()) for part in self.texts_in_parts("path")]
+        paths = pa.chunked_array(parts, pa.large_string()).combine_chunks()
+        codes = paths.dictionary_encode().indices.to_numpy()
+        firsts: Ints = np.unique(codes, return_index=True)[1][codes]
+        return firsts
+
+    def first_of_paths(self) -> Bools:
+        """[images]: whether an image is the first with its path."""
+        is_first: Bools = self.path_firsts() == np.arange(len(self))
+        return is_first
+
+    def normalized(self) -> RecordTable:
+        """The same with paths as `Path` writes them: what is in `./` is written without."""
+        here = f".{os.sep}"
+        if not any(path.startswith(here) for path in self.text("path", 0, min(1, len(self)))):
+            return self
+        parts = [[str(Path(p)) for p in part] for part in self.texts_in_parts("path")]
+        words = ([t for part in self.texts_in_parts(n) for t in part] for n in ("caption", "tags"))
+        columns = [[path for part in parts for path in part], *words]
+        arrays = [pa.array(column, pa.large_string()) for column in columns]
+        texts = pa.Table.from_arrays(arrays, schema=TEXTS)
+        return RecordTable(texts, None, self.numbers, self.uses, distinct=self.is_distinct)
+
+    def without_known(self, paths: set[Path]) -> set[Path]:
+        """Those of some paths that none of the images has."""
+        names = {str(path): path for path in paths}
+        if names:
+            for part in self.texts_in_parts("path"):
+                for path in names.keys() & part:
+                    del names[path]
+        return set(names.values())
+
+    def worded(
+        self, captions: list[str], tags: list[str], wanted: Sequence[Size | None]
+    ) -> RecordTable:
+        """The same images with other words, and the buckets that metadata names."""
+        paths = [path for part in self.texts_in_parts("path") for path in part]
+        arrays = [pa.array(column, pa.large_string()) for column in (paths, captions, tags)]
+        sizes = np.array([size.wh if size else (0, 0) for size in wanted], dtype=np.int32)
+        numbers = lean({**self.numbers, "wanted": sizes.reshape(-1, 2)})
+        texts = pa.Table.from_arrays(arrays, schema=TEXTS)
+        return RecordTable(texts, None, numbers, self.uses, distinct=self.is_distinct)
+
+    def without(self, paths: Sequence[Path]) -> RecordTable:
+        """The same without the images of these paths."""
+        if not paths:
+            return self
+        gone = {str(path) for path in paths}
+        return self.select(~self.matches("path", gone.__contains__))
+
+    def _make(self, place: int) -> ImageRecord:
+        row = place if self.rows is None else int(self.rows[place])
+        texts = (self.texts.column(name)[row].as_py() for name in TEXTS.names)
+        return self._record((*texts, *(column[place].tolist() for column in self._columns)))
+
+    @cached_property
+    def _columns(self) -> list[np.ndarray]:
+        return [self.column(name) for name in NUMBERS]
+
+    def _make_all(self, start: int, stop: int) -> list[ImageRecord]:
+        columns = (column[start:stop].tolist() for column in self._columns)
+        texts = (self.text(name, start, stop) for name in TEXTS.names)
+        return [self._record(row) for row in zip(*texts, *columns, strict=True)]
+
+    def _record(self, row: tuple[Any, ...]) -> ImageRecord:
+        path, caption, tags, width, height, size_bytes, mtime_ns, rotated, use, *rest = row
+        cut, wanted, extra = rest
+        subset, class_tokens = self.uses[use]
+        size = Size(width, height)
+        return ImageRecord(
+            Path(path),
+            size,
+            FileStamp(size_bytes, mtime_ns),
+            caption,
+            tags,
+            bool(rotated),
+            Size(*wanted) if wanted[0] else None,
+            subset,
+            None if cut[0] < 0 else Cut(Size(cut[0], cut[1]), Box(cut[2], cut[3], size)),
+            class_tokens,
+            extra,
+        )
+
+
+def join_records(tables: Sequence[RecordTable]) -> RecordTable:
+    """The records of several tables as one."""
+    tables = [table for table in tables if len(table)]
+    if len(tables) == 1:
+        return tables[0]
+    if not tables:
+        return RecordTable.of(())
+    uses: dict[tuple[int, str], int] = {}
+    found: list[Use] = []
+    numbers: dict[str, list[np.ndarray]] = {}
+    rows, before = [], 0
+    for table in tables:
+        codes = []
+        for use in table.uses:
+            key = (id(use.subset), use.class_tokens)
+            if key not in uses:
+                uses[key] = len(found)
+                found.append(use)
+            codes.append(uses[key])
+        own = np.arange(len(table)) if table.rows is None else table.rows.astype(np.int64)
+        rows.append(own + before)
+        before += len(table.texts)
+        for name in NUMBERS:
+            column = table.column(name)
+            is_use = name == "use"
+            numbers.setdefault(name, []).append(
+                np.array(codes, dtype=np.int32)[column] if is_use else column
+            )
+    texts = pa.concat_tables([table.texts for table in tables])
+    joined = {name: np.concatenate(columns) for name, columns in numbers.items()}
+    return RecordTable(texts, np.concatenate(rows), lean(joined), found)
+
+
+def _strings(column: pa.ChunkedArray | pa.Array) -> list[str]:
+    found: list[str] = column.to_pylist()
+    return found

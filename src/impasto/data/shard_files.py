@@ -1,0 +1,74 @@
+"""The file that names the keys of a shard's rows, and what is said of a shard that is bad."""
+
+from __future__ import annotations
+
+import hashlib
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from impasto.parsing import parse_json, read_text
+
+SHARD_BYTES = 128 << 20
+"""A shard is about so large, so that ten million images of 512 x 512 are 5,000 of them."""
+
+
+@dataclass(frozen=True)
+class BadShard:
+    """A shard that cannot be used, why, and how many entries are lost with it."""
+
+    file: Path
+    reason: str
+    entries: int
+
+
+@dataclass(frozen=True)
+class StoredIndex:
+    """What the JSON file of a shard says."""
+
+    version: int
+    keys: list[str]
+    sha256: str | None
+    sums: list[int] | None
+
+
+def digest_of(keys: Sequence[str]) -> str:
+    """The part of a shard's name that tells its keys and their order."""
+    return hashlib.sha256("".join(keys).encode("utf-8")).hexdigest()[:16]
+
+
+def read_index(file: Path) -> StoredIndex | None:
+    """The index of a shard; None if it is damaged."""
+    try:
+        stored = parse_json(read_text(file))
+        index = StoredIndex(
+            stored["format_version"], stored["keys"], stored.get("sha256"), stored.get("crc32")
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    whole = (
+        type(index.version) is int
+        and isinstance(index.keys, list)
+        and all(isinstance(key, str) for key in index.keys)
+        and file.stem.endswith(f"-{digest_of(index.keys)}")
+        and (index.sha256 is None or isinstance(index.sha256, str))
+        and (index.sums is None or _are_sums(index.sums, len(index.keys)))
+    )
+    return index if whole else None
+
+
+def _are_sums(sums: Any, count: int) -> bool:
+    is_list = isinstance(sums, list) and len(sums) == count
+    return is_list and all(type(value) is int for value in sums)
+
+
+def sum_of_row(columns: Sequence[np.ndarray], row: int) -> int:
+    """The CRC-32 of a row of all columns, one after the other."""
+    value = 0
+    for column in columns:
+        value = zlib.crc32(np.ascontiguousarray(column[row]).data, value)
+    return value

@@ -1,0 +1,245 @@
+"""Which shard and row each key of a cache is in: in a dictionary, or mapped where there are many.
+
+Each shard has a file that names the keys of its rows, and those files are the truth. Where they
+name very many keys, a sorted copy of all of them is kept in one Arrow file (`tables.py`), which is
+mapped: ten million keys take no memory of a process's own, and a start reads no other file but of
+shards that were written since. A copy that is missing, damaged or old only costs time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from impasto.data.tables import TableFolder
+from impasto.errors import StorageError
+
+KEPT_FROM = 200_000
+"""Keys; of fewer the files of the shards are read in a second."""
+_SCHEMA = pa.schema(
+    [
+        ("high", pa.uint64()),
+        ("low", pa.uint64()),
+        ("shard", pa.int32()),
+        ("row", pa.int32()),
+        ("crc32", pa.int64()),
+    ]
+)
+"""Rows in ascending order of `high`; `crc32` alone is in the order of shards and their rows."""
+_SHARDS = b"shards"
+NO_SUM = -1
+_AT_ONCE = 1 << 18
+
+Place = tuple[str, int]
+"""A shard's name, and a row of it."""
+
+
+class ShardIndex:
+    """The places of keys.
+
+    Args:
+        folder: Where the copy is kept.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._table = TableFolder(folder, _SCHEMA, [1])
+        self._recent: dict[str, Place] = {}
+        self._sums: dict[str, Sequence[int] | None] = {}
+        self._mapped = _Mapped(_SCHEMA.empty_table(), {})
+
+    def open_kept(self, sizes: Mapping[str, int]) -> set[str]:
+        """Map the copy; returns the shards that it knows.
+
+        Args:
+            sizes: The shards that are there: name -> bytes of their tensors. A shard that is gone,
+                or is of another size, is not believed.
+        """
+        kept = self._table.newest()
+        if kept is None:
+            return set()
+        described = json.loads(kept.schema.metadata[_SHARDS])
+        self._mapped = _Mapped(kept, described)
+        for name, (_, size) in described.items():
+            if sizes.get(name) != size:
+                self._mapped.forget(name)
+        return {name for name in described if sizes.get(name) == described[name][1]}
+
+    def __len__(self) -> int:
+        return len(self._recent) + self._mapped.entries
+
+    def find(self, keys: Sequence[str]) -> list[Place | None]:
+        """The place of each key; None where there is none."""
+        found = [self._recent.get(key) for key in keys]
+        if self._mapped.entries and None in found:
+            missing = [n for n, place in enumerate(found) if place is None]
+            places = self._mapped.find([keys[n] for n in missing])
+            for n, place in zip(missing, places, strict=True):
+                found[n] = place
+        return found
+
+    def has_all(self, keys: np.ndarray) -> bool:
+        """Whether all keys are there: [keys, 16] bytes of their hex digits, zeros for none."""
+        for start in range(0, len(keys), _AT_ONCE):
+            part = np.ascontiguousarray(keys[start : start + _AT_ONCE])
+            halves = part.view(">u8").astype(np.uint64)
+            missing = part[halves.any(axis=1) & ~self._mapped.has(halves)]
+            names = [key.tobytes().hex() for key in missing]
+            if None in self.find(names):
+                return False
+        return True
+
+    def sum_of(self, shard: str, row: int) -> int | None:
+        """The CRC-32 of a row; None of a shard of a version that wrote none."""
+        if shard in self._sums:
+            sums = self._sums[shard]
+            return None if sums is None else sums[row]
+        return self._mapped.sum_of(shard, row)
+
+    def add(self, shard: str, keys: Sequence[str], sums: Sequence[int] | None) -> None:
+        """Take in a shard."""
+        self._recent.update({key: (shard, row) for row, key in enumerate(keys)})
+        self._sums[shard] = sums
+
+    def remove(self, shard: str) -> None:
+        """Forget a shard."""
+        self._sums.pop(shard, None)
+        self._mapped.forget(shard)
+        self._recent = {key: own for key, own in self._recent.items() if own[0] != shard}
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether so much has come since the copy was written that it should be written anew."""
+        return len(self._recent) >= max(KEPT_FROM, self._mapped.entries // 8)
+
+    def keep(self, sizes: Mapping[str, int]) -> None:
+        """Write the copy anew; what cannot be written costs time.
+
+        Args:
+            sizes: Name -> bytes of the tensors of all shards.
+        """
+        with contextlib.suppress(StorageError):
+            self._write(sizes)
+
+    def _write(self, sizes: Mapping[str, int]) -> None:
+        by_shard: dict[str, list[tuple[int, str]]] = {}
+        for key, (shard, row) in self._recent.items():
+            by_shard.setdefault(shard, []).append((row, key))
+        old = self._mapped.parts()
+        names = [*old, *by_shard]
+        counts, sums, columns = [], [], []
+        for number, name in enumerate(names):
+            high, low, rows, own = old[name] if name in old else self._part(name, by_shard[name])
+            columns.append((high, low, np.full(len(rows), number, np.int32), rows))
+            counts.append(len(own))
+            sums.append(own)
+        high, low, shards, rows = map(np.concatenate, zip(*columns, strict=True))
+        total = sum(counts)
+        if len(high) != total:  # rows of equal keys in two shards: the files are read instead
+            return
+        order = np.argsort(high, kind="stable")
+        arrays = [high[order], low[order], shards[order], rows[order], np.concatenate(sums)]
+        table = pa.Table.from_arrays(list(map(pa.array, arrays)), schema=_SCHEMA)
+        described = {n: (c, sizes.get(n, -1)) for n, c in zip(names, counts, strict=True)}
+        kept = self._table.rewrite(table, {_SHARDS: json.dumps(described).encode("utf-8")})
+        self._recent, self._sums = {}, {}
+        self._mapped = _Mapped(kept, described)
+
+    def _part(self, shard: str, entries: list[tuple[int, str]]) -> _Part:
+        halves = np.array([halves_of(key) for _, key in entries], dtype=np.uint64).reshape(-1, 2)
+        rows = np.array([row for row, _ in entries], dtype=np.int32)
+        own = self._sums[shard]
+        sums = np.full(len(rows), NO_SUM) if own is None else np.array(own, dtype=np.int64)
+        return halves[:, 0], halves[:, 1], rows, sums
+
+
+_Part = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+
+
+class _Mapped:
+    """The copy of all keys.
+
+    Args:
+        table: Its columns.
+        described: Shard -> its entries, and bytes of its tensors; in the order of their numbers.
+    """
+
+    def __init__(self, table: pa.Table, described: Mapping[str, Iterable[int]]) -> None:
+        self._high, self._low, self._shards, self._rows, self._sums = (
+            column.to_numpy() for column in table.itercolumns()
+        )
+        self._names = list(described)
+        self._numbers = {name: number for number, name in enumerate(self._names)}
+        counts = [next(iter(own)) for own in described.values()]
+        self._starts = np.cumsum([0, *counts])
+        self._is_there = np.ones(len(self._names), dtype=np.bool_)
+        self.entries = len(self._high)
+
+    def forget(self, shard: str) -> None:
+        """Take a shard for gone."""
+        number = self._numbers.get(shard)
+        if number is not None and self._is_there[number]:
+            self._is_there[number] = False
+            self.entries -= int(self._starts[number + 1] - self._starts[number])
+
+    def find(self, keys: Sequence[str]) -> list[Place | None]:
+        """The places of keys."""
+        halves = [halves_of(key) for key in keys]
+        highs = np.array([high for high, _ in halves], dtype=np.uint64)
+        starts = np.searchsorted(self._high, highs).tolist()
+        return [self._at(start, *own) for start, own in zip(starts, halves, strict=True)]
+
+    def has(self, halves: np.ndarray) -> np.ndarray:
+        """[keys]: whether keys, [keys, 2] numbers, are the first of their `high` and there."""
+        if not self.entries:
+            return np.zeros(len(halves), dtype=np.bool_)
+        order = np.argsort(halves[:, 0])  # neighbours are looked up one after the other
+        high, low = halves[order].T
+        places = np.minimum(np.searchsorted(self._high, high), len(self._high) - 1)
+        same = (self._high[places] == high) & (self._low[places] == low)
+        found = np.zeros(len(halves), dtype=np.bool_)
+        found[order] = same & self._is_there[self._shards[places]]
+        return found
+
+    def sum_of(self, shard: str, row: int) -> int | None:
+        """The CRC-32 of a row, or None."""
+        value = int(self._sums[self._starts[self._numbers[shard]] + row])
+        return None if value == NO_SUM else value
+
+    def parts(self) -> dict[str, _Part]:
+        """The columns of each shard that is there."""
+        order = np.argsort(self._shards, kind="stable")
+        found = {}
+        for number in np.flatnonzero(self._is_there).tolist():
+            start, end = int(self._starts[number]), int(self._starts[number + 1])
+            own = order[start:end]
+            columns = (self._high[own], self._low[own], self._rows[own])
+            found[self._names[number]] = (*columns, self._sums[start:end])
+        return found
+
+    def _at(self, place: int, high: int, low: int) -> Place | None:
+        while place < len(self._high) and self._high[place] == high:
+            number = int(self._shards[place])
+            if self._low[place] == low and self._is_there[number]:
+                return self._names[number], int(self._rows[place])
+            place += 1
+        return None
+
+
+def halves_of(key: str) -> tuple[int, int]:
+    """A key as two numbers of 64 bits: its 32 hex digits, or a hash of any other text."""
+    raw = b""
+    if len(key) == 2 * _KEY_BYTES:
+        with contextlib.suppress(ValueError):
+            raw = bytes.fromhex(key)
+    if len(raw) != _KEY_BYTES:
+        raw = hashlib.blake2b(key.encode("utf-8"), digest_size=_KEY_BYTES).digest()
+    return int.from_bytes(raw[:8], "big"), int.from_bytes(raw[8:], "big")
+
+
+_KEY_BYTES = 16

@@ -1,0 +1,79 @@
+"""How many images a dataset has: the numbers that all verbs and pages show."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from impasto.data.record_table import RecordTable
+from impasto.data.records import SkippedFile
+
+
+@dataclass(frozen=True)
+class Tally:
+    """How many images a dataset has, each file counted once: what every verb shows.
+
+    Attributes:
+        usable: Images that can be used.
+        without_words: Those of them that have no words.
+        set_aside: Images that cannot be used.
+        also_found: Other files and folders that look like images or words, with what to do.
+        cut: Usable images of which a crop of one's own is used.
+        by_class: Usable images whose words are their subset's `class_tokens`.
+        regularisation: Usable images that are regularisation images.
+    """
+
+    usable: int
+    without_words: int
+    set_aside: int
+    also_found: int
+    cut: int = 0
+    by_class: int = 0
+    regularisation: int = 0
+
+    def rows(self) -> dict[str, int]:
+        """Names and numbers, as a table shows them."""
+        return {
+            "Usable images": self.usable,
+            **({"Regularisation images": self.regularisation} if self.regularisation else {}),
+            "Without words": self.without_words,
+            **({"With class_tokens for words": self.by_class} if self.by_class else {}),
+            **({"With a crop of their own": self.cut} if self.cut else {}),
+            "Skipped": self.set_aside,
+            **({"Also found": self.also_found} if self.also_found else {}),
+        }
+
+
+def count_images(records: RecordTable, set_aside: Sequence[SkippedFile], unused: int) -> Tally:
+    """Count the images of a scan, each file once.
+
+    Args:
+        records: The usable images.
+        set_aside: Those that cannot be used.
+        unused: How many other files look like images or words.
+    """
+    first = records.first_of_paths()
+    own = records.matches("caption", str.strip) | records.matches("tags", str.strip)
+    classed = records.per_use(lambda use: bool(use.class_tokens)).astype(np.bool_)
+    worded = own | records.per_use(lambda use: bool(use.class_tokens.strip())).astype(np.bool_)
+    is_reg = records.per_use(lambda use: use.subset.is_reg).astype(np.bool_)
+
+    def count(images: np.ndarray) -> int:
+        """Different files among some images: each that comes twice is looked at as one."""
+        if records.is_distinct:
+            return int(images.sum())
+        return int(records.select(images).first_of_paths().sum())
+
+    usable = int(first.sum())
+    aside = records.without_known({item.path for item in set_aside})
+    return Tally(
+        usable=usable,
+        without_words=usable - count(worded),
+        set_aside=len(aside),
+        also_found=unused,
+        cut=count(records.column("cut")[:, 0] >= 0),
+        by_class=count(classed & ~own),
+        regularisation=count(is_reg),
+    )

@@ -1,0 +1,251 @@
+"""What a dataset of any size would take on this machine, from rates measured on one that is here.
+
+The images that are here are the sample: their bytes, words, sizes and mirroring stand for those of
+N images. Each rate is measured for a moment; memory and bytes are counted, not estimated.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from impasto import files
+from impasto.data.found import FoundImage
+from impasto.data.groups import Group, Groups
+from impasto.data.listing import Sidecars, list_folder
+from impasto.data.plan import Plan, plan_images
+from impasto.data.probing import INDEX, Probe
+from impasto.data.record_table import RecordTable
+from impasto.data.records import CELL, CHANNELS, PlannedImage, Size
+from impasto.data.rendering import Render
+from impasto.data.sampler import EpochSampler
+from impasto.data.shard_files import SHARD_BYTES
+from impasto.data.stages import LocalExecutor, chunks, default_workers
+from impasto.data.tables import TableFolder, rows_of
+
+SAMPLE = 128
+"""Images that rates are measured with, at most."""
+_ROWS = 200_000  # of the synthetic tables
+_BATCH = 16
+_HASHED = 64 << 20  # bytes
+_LISTED = 32  # folders
+_STAMP_BYTES = 56  # of a row of the scan index besides its texts, and their offsets
+_KEY_BYTES = 16
+_MOMENTS = 2 * CHANNELS * 2  # mean and log variance of a cell, in half precision
+_INDEXED = 28  # bytes of a latent in the copy of all keys
+_NAMED = 48  # bytes of a latent in the file of its shard: its key and CRC-32 as text
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What a stage takes for all images.
+
+    Attributes:
+        name: What is done.
+        seconds: How long it takes; None where nobody measured it.
+        bytes: What it leaves on the disk.
+        files: How many files that is.
+        ram: Memory of the process meanwhile that grows with the dataset.
+    """
+
+    name: str
+    seconds: float | None
+    bytes: float = 0.0
+    files: int = 0
+    ram: float = 0.0
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What was measured, each in seconds for one image.
+
+    Attributes:
+        listing: Finding a file and looking at its time of change.
+        probing: Reading its header and words.
+        hashing: Reading it whole.
+        decoding: Decoding, resizing and cropping it, on all processors.
+        reading: Reading its row of an index.
+        planning: Its bucket.
+        dealing: Its place in an epoch.
+    """
+
+    listing: float
+    probing: float
+    hashing: float
+    decoding: float
+    reading: float
+    planning: float
+    dealing: float
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """What an image of the sample is like, in the mean.
+
+    Attributes:
+        texts: Bytes of its path and words.
+        moments: Bytes of its latents, mirrored ones included.
+        latents: How many latents it has: 1, or 2 where it is mirrored.
+        buckets: How many different buckets there are.
+        resident: Bytes that each process has of its own for an image while it trains.
+        scanned: The same while it scans.
+    """
+
+    texts: float
+    moments: float
+    latents: float
+    buckets: int
+    resident: float
+    scanned: float
+
+
+def sample_of(plan: Plan) -> Sampled:
+    """Count what images take that are planned."""
+    table = plan.table
+    records = table.records
+    texts = sum(
+        len(text.encode("utf-8"))
+        for name in ("path", "caption", "tags")
+        for part in records.texts_in_parts(name)
+        for text in part
+    )
+    flips = [use.subset.flips for use in records.uses]
+    latents = 1.0 + float(np.mean(np.array(flips)[records.numbers["use"]]))
+    cells = table.areas[table.codes, 0].mean() / CELL**2
+    own = 4 + _KEY_BYTES * latents
+    numbers = sum(column.nbytes for column in records.numbers.values()) / len(records)
+    return Sampled(
+        texts / len(records),
+        float(cells) * _MOMENTS * latents,
+        latents,
+        len(table.bucket_counts()),
+        own + numbers + 4 + 2 * _dealt_bytes(),  # its place in a group, this epoch and the next
+        numbers + own,
+    )
+
+
+def stages_of(
+    count: int, rates: Rates, sampled: Sampled, encoded_per_s: float | None
+) -> list[Stage]:
+    """What each stage takes for so many images.
+
+    Args:
+        count: How many.
+        rates: What was measured.
+        sampled: What the images are like.
+        encoded_per_s: Images per second that the VAE encodes; None where that is not known.
+    """
+    index = count * (sampled.texts + _STAMP_BYTES)
+    hashes = count * (sampled.texts + _KEY_BYTES * 3)
+    moments = count * sampled.moments
+    portions = max(1, -(-count // (1 << 17)))
+    shards = int(moments // SHARD_BYTES) + sampled.buckets * portions
+    keys = count * sampled.latents * (_NAMED + _INDEXED)
+    first = count * (rates.listing + rates.probing)
+    encoding = None if encoded_per_s is None else count * sampled.latents / encoded_per_s
+    start = count * (rates.reading + rates.planning + rates.dealing)
+    found = count * 2.5 * sampled.texts  # the names of images and words that are there
+    return [
+        Stage("First scan", first, index, 1, found),
+        Stage("Second scan", count * rates.listing, 0, 0, found),
+        Stage("Plan", count * rates.planning, 0, 0, count * sampled.scanned),
+        Stage("Hashes of the files", count * rates.hashing, hashes, 1),
+        Stage("Decoding", count * rates.decoding),
+        Stage("Encoding", encoding, moments + keys, 2 * shards),
+        Stage("Start of training", start, count * 36.0, 1, count * sampled.resident),
+    ]
+
+
+def measure_rates(plan: Plan) -> Rates:
+    """Measure this machine with some of the images of a plan."""
+    images = [plan.images[n] for n in _spread(len(plan.images), SAMPLE)]
+    items = [FoundImage(str(image.record.path), []) for image in images]
+    workers = default_workers()
+    probing = _seconds(lambda: _run(LocalExecutor(Probe(), workers=workers + 1), items))
+    decoding = _seconds(lambda: _run(LocalExecutor(Render(), workers=workers), images))
+    return Rates(
+        _listing_seconds(images),
+        probing / len(images),
+        _hash_seconds(images),
+        decoding / len(images),
+        _reading_seconds() / _ROWS,
+        _planning_seconds(plan) / _ROWS,
+        _seconds(lambda: _sampler(_ROWS).optimizer_step(0)) / _ROWS,
+    )
+
+
+def _run(executor: LocalExecutor[Any, Any], items: Sequence[Any]) -> None:
+    for _ in executor.run(chunks(items, 8)):
+        pass
+
+
+def _listing_seconds(images: Sequence[PlannedImage]) -> float:
+    """Listing the folders of some images, and looking at each file, per image that is there."""
+    folders = list(dict.fromkeys(image.record.path.parent for image in images))
+    seconds = found = 0.0
+    for folder in folders[:_LISTED]:
+        began = time.perf_counter()
+        found += len(list_folder(str(folder), Sidecars(), recursive=False)[0])
+        seconds += time.perf_counter() - began
+    return seconds / found
+
+
+def _hash_seconds(images: Sequence[PlannedImage]) -> float:
+    """Reading and hashing an image's file, in the mean, as it is done: four at a time."""
+    paths, read = [], 0
+    for image in images:
+        paths.append(image.record.path)
+        read += image.record.stamp.size_bytes
+        if read > _HASHED:
+            break
+    with ThreadPoolExecutor(4) as pool:
+        return _seconds(lambda: list(pool.map(files.sha256_of, paths))) / len(paths)
+
+
+def _reading_seconds() -> float:
+    """Opening an index: its bytes are compared with their sum, and its columns mapped."""
+    row = ("x" * 60, *[1] * 6, 512, 512, 0, "y" * 60, "", "")
+    with tempfile.TemporaryDirectory() as folder:
+        table = TableFolder(Path(folder), INDEX, [0])
+        table.append(rows_of(INDEX, [row] * _ROWS))
+        return _seconds(table.read)
+
+
+def _planning_seconds(plan: Plan) -> float:
+    """Buckets of images of the sample's sizes, each a little larger or smaller."""
+    records = plan.table.records
+    places = np.arange(_ROWS) % len(records)
+    changed = np.random.default_rng(0).integers(-9, 10, _ROWS).astype(np.int32)
+    own = {name: column[places] for name, column in records.numbers.items() if name != "cut"}
+    own["width"] = np.maximum(64, own["width"] + changed)
+    table = RecordTable(records.texts, records.select(places).rows, own, records.uses)
+    bucket = max(plan.bucket_counts, key=lambda size: size.area)
+    return _seconds(lambda: plan_images(table, bucket))
+
+
+def _sampler(count: int) -> EpochSampler:
+    groups = Groups((Group(0, Size(512, 512)),), np.zeros(count, dtype=np.int32))
+    return EpochSampler(groups, batch_sizes=dict.fromkeys(groups.table, _BATCH), seed=0)
+
+
+def _dealt_bytes() -> float:
+    """Bytes of a showing in a dealt epoch: its image, and its share of where its batch begins."""
+    return 4 + (8 + 4) / _BATCH
+
+
+def _spread(count: int, most: int) -> list[int]:
+    places: list[int] = np.linspace(0, count - 1, min(count, most)).astype(int).tolist()
+    return places
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
