@@ -1,6 +1,7 @@
 """ComfyUI's own loaders on what Impasto wrote: files, hypernetworks, and what a model is."""
 
 import itertools
+import json
 import sys
 from pathlib import Path
 
@@ -66,13 +67,8 @@ def drawn_with_sdxl(folder: Path) -> None:
 
     tensors = load_file(folder / "small-sdxl.safetensors")
     given = load_file(folder / "small-sdxl-expected.safetensors")
-    unet = UNetModel(
-        image_size=32, in_channels=4, out_channels=4, model_channels=32, channel_mult=(1, 2, 2),
-        num_res_blocks=[1, 1, 1], transformer_depth=[0, 1, 2], transformer_depth_middle=2,
-        transformer_depth_output=[0, 0, 1, 1, 2, 2], context_dim=given["text"].shape[-1],
-        num_head_channels=32, use_spatial_transformer=True, use_linear_in_transformer=True,
-        num_classes="sequential", adm_in_channels=given["pooled_and_sizes"].shape[-1], legacy=False,
-    )  # fmt: skip
+    arguments = (folder / "small-sdxl-unet.json").read_text(encoding="utf-8")
+    unet = UNetModel(**json.loads(arguments))
     start = "model.diffusion_model."
     own = {n.removeprefix(start): t for n, t in tensors.items() if n.startswith(start)}
     unet.load_state_dict(own)

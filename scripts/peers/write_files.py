@@ -1,9 +1,11 @@
 """Writes one of everything that Impasto writes for other programs, by its own commands."""
 
 import itertools
+import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -110,6 +112,9 @@ def write_small_sdxl(folder: Path) -> None:
     )
     base, file = folder / "small-sdxl", folder / "small-sdxl.safetensors"
     write_random_model(small, base, seed=0, dtype=torch.float32)
+    arguments = comfyui_arguments(small.by_name["unet"])
+    text = json.dumps(arguments, indent=1)
+    (folder / "small-sdxl-unet.json").write_text(text, encoding="utf-8")
     impasto_does("convert", base, file)
     settings = {
         "output_dir": str(folder / "run"),
@@ -146,6 +151,36 @@ def write_small_sdxl(folder: Path) -> None:
         {**given, "pooled_and_sizes": pooled_and_sizes, "plain": plain, "changed": changed},
         folder / "small-sdxl-expected.safetensors",
     )
+
+
+def comfyui_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What ComfyUI's `UNetModel` is built with, of a U-Net's configuration in diffusers' words."""
+    channels, layers = config["block_out_channels"], config["layers_per_block"]
+    (head_width,) = {n // h for n, h in zip(channels, config["attention_head_dim"], strict=True)}
+    depths = [
+        depth if kind.startswith("CrossAttn") else 0
+        for kind, depth in zip(
+            config["down_block_types"], config["transformer_layers_per_block"], strict=True
+        )
+    ]
+    return {
+        "image_size": 32,
+        "in_channels": config["in_channels"],
+        "out_channels": config["out_channels"],
+        "model_channels": channels[0],
+        "channel_mult": [n // channels[0] for n in channels],
+        "num_res_blocks": [layers] * len(channels),
+        "transformer_depth": [depth for depth in depths for _ in range(layers)],
+        "transformer_depth_middle": depths[-1],
+        "transformer_depth_output": [depth for depth in depths for _ in range(layers + 1)],
+        "context_dim": config["cross_attention_dim"],
+        "num_head_channels": head_width,
+        "use_spatial_transformer": True,
+        "use_linear_in_transformer": config["use_linear_projection"],
+        "num_classes": "sequential",
+        "adm_in_channels": config["projection_class_embeddings_input_dim"],
+        "legacy": False,
+    }
 
 
 def write_texts(folder: Path) -> None:

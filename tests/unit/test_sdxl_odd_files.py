@@ -76,6 +76,13 @@ READ = {
     "no logit_scale": lambda t: {n: x for n, x in t.items() if not n.endswith("logit_scale")},
     "a projection that stands upright": upright,
     "both projections": lambda t: {**t, f"{PROJECTION}.weight": t[PROJECTION]},
+    "a projection and a scale of the first": lambda t: {
+        **t, f"{FIRST[:-11]}text_projection.weight": torch.ones(2, 2),
+        "conditioner.embedders.0.logit_scale": torch.tensor(4.6),
+    },
+    "ComfyUI's own names beside": lambda t: {
+        **t, **renamed({n: x for n, x in t.items() if "embedders." in n}, "clip_l.", "clip_g.")
+    },
     "names without text_model": lambda t: {n.replace(FIRST, FIRST[:-11]): t[n] for n in t},
 }  # fmt: skip
 REFUSED = {
@@ -143,8 +150,10 @@ def test_averaged_weights_are_read_when_asked_for(odd, plain):
 
 @pytest.mark.parametrize("form", REFUSED)
 def test_what_no_program_reads_is_refused_by_name(odd, form):
-    with pytest.raises(ModelError, match=r"text encoders are called clip_l and clip_g or are wra"):
+    with pytest.raises(ModelError, match=r"text encoders are called clip_l and clip_g or") as told:
         open_model(odd(REFUSED[form]))
+    assert "the node Save Checkpoint" in str(told.value)
+    assert "belongs to" not in str(told.value)
 
 
 @pytest.mark.parametrize("form", [*READ, *REFUSED])

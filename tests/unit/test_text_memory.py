@@ -11,6 +11,8 @@ from impasto.models.text import ClipTextConditioner
 from impasto.models.text_memory import TextCache
 from impasto.models.tokens import TextLayout, TextTokens
 from impasto.models.vocabulary import EOS
+from impasto.training.methods import build_trainable
+from impasto.training.overrides import Overrides
 
 CPU = torch.device("cpu")
 
@@ -156,3 +158,26 @@ def test_training_from_disk_gives_the_same_bits(train_config, tmp_path):
     ]
     assert records[0] == records[1]
     assert len(list((tmp_path / "derived" / "texts").glob("shard-*.safetensors"))) >= 1
+
+
+def with_scaled_text_encoder(config, model):
+    with torch.no_grad():
+        for tensor in model.networks["text_encoder"].parameters():
+            tensor *= 1.5
+    return build_trainable(config, model)
+
+
+@pytest.mark.usefixtures("fresh_accelerate")
+def test_texts_of_an_encoder_that_code_changed_are_its_own(train_config, tmp_path):
+    """Not those that were put on disk for the encoder as it was loaded."""
+    from impasto.training.trainer import train
+
+    def losses(name, overrides, **training):
+        config = train_config(output_dir=str(tmp_path / name), training=training)
+        return [r["loss"] for r in train(config, overrides=overrides).read_metrics() if "loss" in r]
+
+    scaled = Overrides(trainable=with_scaled_text_encoder)
+    expected = losses("memory", scaled)
+    plain = losses("plain", Overrides(), cache_text_to_disk=True)
+    assert losses("disk", scaled, cache_text_to_disk=True) == expected
+    assert expected != plain

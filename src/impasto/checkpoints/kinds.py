@@ -28,20 +28,33 @@ class Kind:
         starts: One name with one of these beginnings is enough.
         contains: One name with one of these inside is enough.
         is_named: One name that is one of these, whole, is enough; of what is no tensor too.
+        groups: Groups of beginnings; a name of each group together are enough.
+        advice: What to do about a file that should have been a base model, as sentences.
     """
 
     name: str
     starts: tuple[str, ...] = ()
     contains: tuple[str, ...] = ()
     is_named: tuple[str, ...] = ()
+    groups: tuple[tuple[str, ...], ...] = ()
+    advice: str = "Give the base model that it belongs to, or another file."
 
     def fits(self, names: tuple[str, ...], claimed: tuple[str, ...] = ()) -> bool:
-        """Whether the names are of this kind; the beginnings of `claimed` ones say nothing."""
+        """Whether the names are of this kind.
+
+        The beginnings of `claimed` names say nothing; where there are such, groups do not either:
+        a model of a known family is whole in the file.
+        """
         return (
             any(n.startswith(self.starts) and not n.startswith(claimed) for n in names)
             or any(mark in n for n in names for mark in self.contains)
             or any(n in self.is_named for n in names)
+            or (not claimed and self._has_each_group(names))
         )
+
+    def _has_each_group(self, names: tuple[str, ...]) -> bool:
+        found = [any(name.startswith(group) for name in names) for group in self.groups]
+        return bool(found) and all(found)
 
 
 BASE_MODEL = Kind("a Stable Diffusion checkpoint")
@@ -64,6 +77,35 @@ REFINER = Kind(
 PART_OF_SDXL = Kind(
     "part of an SDXL checkpoint",
     ("conditioner.embedders.", "model.diffusion_model.label_emb.", "add_embedding.linear_"),
+)
+_SAVED_AGAIN = (
+    "Open it in the program that wrote it, and save it there as a checkpoint: ComfyUI does that "
+    "with the node Save Checkpoint."
+)
+_LABELS = "model.diffusion_model.label_emb."
+_SECOND_IN_MEMORY = ("clip_g.", "cond_stage_model.clip_g.", "conditioner.embedders.1.wrapped.")
+SDXL_IN_MEMORY = Kind(
+    "an SDXL checkpoint as a program has it in memory, whose text encoders are called clip_l and "
+    "clip_g or are wrapped, as in no model file that programs read",
+    groups=(
+        ("clip_l.", "cond_stage_model.clip_l.", "conditioner.embedders.0.wrapped."),
+        _SECOND_IN_MEMORY,
+        (_LABELS,),
+    ),
+    advice=_SAVED_AGAIN,
+)
+SD_IN_MEMORY = Kind(
+    "a Stable Diffusion checkpoint as ComfyUI has it in memory, whose text encoder is called "
+    "clip_l or clip_h, as in no model file that programs read",
+    groups=(
+        ("clip_l.", "clip_h.", "cond_stage_model.clip_l.", "cond_stage_model.clip_h."),
+        ("model.diffusion_model.input_blocks.",),
+    ),
+    advice=_SAVED_AGAIN,
+)
+REFINER_IN_MEMORY = Kind(
+    "the SDXL refiner, or SDXL without its first text encoder, as a program has it in memory",
+    groups=(_SECOND_IN_MEMORY, (_LABELS,)),
 )
 OTHERS = (
     Kind(
@@ -121,22 +163,13 @@ OTHERS = (
         "an SDXL checkpoint of EDM's velocity, which no program for Stable Diffusion trains",
         is_named=("edm_vpred.sigma_max", "edm_vpred.sigma_min"),
     ),
-    Kind(
-        "an SDXL checkpoint as a program has it in memory, whose text encoders are called clip_l "
-        "and clip_g or are wrapped, as in no model file that programs read",
-        (
-            "clip_l.",
-            "clip_g.",
-            "cond_stage_model.clip_l.",
-            "cond_stage_model.clip_g.",
-            "conditioner.embedders.0.wrapped.",
-            "conditioner.embedders.1.wrapped.",
-        ),
-    ),
-    PART_OF_SDXL,
     Kind("an SD 3 checkpoint", contains=("joint_blocks.",)),
     Kind("a Flux checkpoint", contains=("double_blocks.", "single_transformer_blocks.")),
     Kind("a Stable Cascade model", ("clip_txt_mapper.", "clip_txt_pooled_mapper.", "effnet_")),
+    SDXL_IN_MEMORY,
+    REFINER_IN_MEMORY,
+    PART_OF_SDXL,
+    SD_IN_MEMORY,
     Kind(
         "a diffusion transformer (SD 3, PixArt, Hunyuan, Lumina, Qwen, Wan or the like)",
         ("cap_embedder.", "mlp_t5.", "cond_seq_linear.", "patchify_proj.", "x_embedder."),

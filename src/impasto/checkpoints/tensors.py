@@ -1,7 +1,7 @@
 """Tensors whose names, shapes and types are known before they are read.
 
 All reading ends in these mappings and all writing begins with them, so that converting a model
-holds one tensor at a time.
+holds the tensor that is read, and besides only what waits to be written (`writing.py`).
 """
 
 from __future__ import annotations
@@ -82,12 +82,17 @@ class LazyTensor:
         return LazyTensor(self.shape[::-1], self.dtype, lambda: self.read().T.contiguous())
 
     def third(self, number: int) -> LazyTensor:
-        """The first, second or last third along the first dimension; `number` is 0, 1 or 2."""
+        """The first, second or last third along the first dimension; `number` is 0, 1 or 2.
+
+        It is a copy: a view would keep all three in memory for as long as one of them waits to be
+        written, where only its own bytes are counted.
+        """
         rows = self.shape[0] // 3
         return LazyTensor(
             (rows, *self.shape[1:]),
             self.dtype,
-            lambda: self.read()[number * rows : (number + 1) * rows],
+            lambda: self.read()[number * rows : (number + 1) * rows].clone(),
+            owns_memory=True,
         )
 
     def cast(self, dtype: torch.dtype | None) -> LazyTensor:

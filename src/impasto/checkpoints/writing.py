@@ -1,8 +1,9 @@
-"""Writes files of tensors one tensor at a time, so that saving a model needs no second copy of it.
+"""Writes files of tensors as they are read, so that saving a model needs no second copy of it.
 
-The safetensors library takes all tensors at once, which for a cast model means a copy of the whole;
-its format (github.com/huggingface/safetensors, README "Format") is eight bytes of header length, a
-JSON header, and the tensors' bytes.
+While a tensor is read and checked, up to 64 MiB of those before it, or one larger tensor, wait to
+be hashed and written. The safetensors library takes all tensors at once, which for a cast model
+means a copy of the whole; its format (github.com/huggingface/safetensors, README "Format") is eight
+bytes of header length, a JSON header, and the tensors' bytes.
 """
 
 from __future__ import annotations
@@ -243,7 +244,7 @@ class _HashedAndWritten:
         try:
             if kind is None:
                 self._send()
-                self._wait(0)
+                self._drain()
         finally:
             self._hashing.shutdown(cancel_futures=True)
             self._writing.shutdown(cancel_futures=True)
@@ -271,12 +272,20 @@ class _HashedAndWritten:
         self._together, self._size = [], 0
 
     def _wait(self, most: int) -> None:
-        while self._under_way and self._waiting > most:
-            size, hashed, written = self._under_way.popleft()
-            hashed.result()
-            written.result()
-            self._waiting -= size
-            self._advance(size)
+        while self._waiting > most:
+            self._wait_for_first()
+
+    def _drain(self) -> None:
+        """Wait for all that is under way, tensors without elements too, which count no bytes."""
+        while self._under_way:
+            self._wait_for_first()
+
+    def _wait_for_first(self) -> None:
+        size, hashed, written = self._under_way.popleft()
+        hashed.result()
+        written.result()
+        self._waiting -= size
+        self._advance(size)
 
     def _hash(self, tensors: list[_Named]) -> None:
         for each in tensors:

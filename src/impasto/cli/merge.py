@@ -76,7 +76,7 @@ def merge(models: tuple[str, ...], target: Path | None, **options: Any) -> None:
     """Mix models into OUT, or add LoRAs to one.
 
     Each MODEL is a file, a Diffusers folder, a Hub id or a finished run, in the order of the
-    formula's letters. Tensors are read and written one at a time.
+    formula's letters. Tensors are mixed and written in turn.
 
     \b
     impasto merge a.safetensors b.safetensors --ratio 0.3 --out mixed.safetensors

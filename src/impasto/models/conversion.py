@@ -1,4 +1,4 @@
-"""Writes a model in another form or precision, one tensor at a time, without filling networks."""
+"""Writes a model in another form or precision, tensor by tensor, without filling networks."""
 
 from __future__ import annotations
 

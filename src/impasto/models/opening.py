@@ -167,10 +167,7 @@ def _open_file(file: TensorFile, source: str, options: OpenOptions) -> ModelCont
             f"with everything in one file or in a Diffusers folder."
         )
     if kind is not BASE_MODEL:
-        raise ModelError(
-            f"{source} is {kind.name}, not {BASE_MODEL.name}. Give the base model that it belongs "
-            f"to, or another file."
-        )
+        raise ModelError(f"{source} is {kind.name}, not {BASE_MODEL.name}. {kind.advice}")
     if options.variant is not None:
         raise ModelError(
             f"{source} is one file and has no variants; {options.variant!r} is for Diffusers "

@@ -97,6 +97,8 @@ def build_session(
     encoded = _load_and_encode(config, accelerator, progress, known)
     model, prepared = encoded.model, encoded.data
 
+    if overrides.trainable:
+        encoded.all_hashes()  # code may change weights in place, while they are hashed
     lengths = config.model.max_tokens // 75  # of captions; one if they are always filled up
     shapes = len(prepared.plan.bucket_counts) * lengths
     trainable = _build_network(config, accelerator, model, shapes, overrides)
@@ -252,9 +254,10 @@ def _load_and_encode(
     )
     aside = ThreadPoolExecutor(1)  # hashing leaves Python free: 2 s of a full-size U-Net
     vae = model.family.vae.name
+    texts = model.text_encoders  # these first: captions on disk wait for their hashes
     hashes = {
-        part: aside.submit(tensors_fingerprint, network.state_dict())
-        for part, network in model.networks.items()
+        part: aside.submit(tensors_fingerprint, model.networks[part].state_dict())
+        for part in sorted(model.networks, key=lambda part: part not in texts)
         if part != vae
     }
     aside.shutdown(wait=False)
