@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +24,8 @@ import numpy as np
 
 from impasto import files
 from impasto.data.npz import CLOCK_SLACK_NS, arrays_of
+from impasto.data.npz_exchange import why_shared
+from impasto.data.records import ImageRecord
 from impasto.data.stages import Failure
 from impasto.errors import DatasetError
 
@@ -80,6 +82,37 @@ class TextOutputs:
 def text_npz_file(image: Path, ending: str) -> Path:
     """Where sd-scripts has the text of an image."""
     return image.with_name(f"{image.stem}{ending}")
+
+
+def by_text_file(records: Iterable[ImageRecord], ending: str) -> dict[Path, list[ImageRecord]]:
+    """Group images by the file that sd-scripts has for their text encoder outputs."""
+    found: dict[Path, list[ImageRecord]] = {}
+    for record in records:
+        found.setdefault(text_npz_file(record.path, ending), []).append(record)
+    return found
+
+
+def why_ambiguous(records: Sequence[ImageRecord]) -> Failure | None:
+    """Why no caption can be told for a file, from all images that it is beside; None if one can.
+
+    sd-scripts keeps one file for `a.png` and `a.jpg`, and one for an image in two subsets.
+    """
+    shared = why_shared({record.path for record in records})
+    if shared is not None:
+        return shared
+    if any(record.subset.captions.changes_words for record in records):
+        return Failure("the caption changes each time that it is shown")
+    if len({record.fixed_caption for record in records}) > 1:
+        return Failure("the image is in several subsets, which give it different captions")
+    return None
+
+
+def is_by_impasto(file: Path) -> bool:
+    """Whether a file has token ids, which only Impasto writes; False if it cannot be read."""
+    try:
+        return TOKEN_IDS in arrays_of(file, lambda name: name == TOKEN_IDS)
+    except Exception:  # zipfile and NumPy raise a dozen classes on damage
+        return False
 
 
 def read_text_npz(file: Path, shape: TextShape) -> TextOutputs | Failure:
