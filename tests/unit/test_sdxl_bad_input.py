@@ -151,7 +151,7 @@ def test_the_u_net_of_a_diffusers_folder_is_named(places):
     assert "add_embedding.linear_1.weight" in load_file(file)
     assert lacking(open_tensor_file(file), file_layouts()) == ()
     with pytest.raises(
-        ModelError, match=r"is the U-Net of a Diffusers folder of SDXL, not a Stable Diff"
+        ModelError, match=r"is the U-Net of a Diffusers folder of SDXL, not"
     ):
         open_model(file)
 
