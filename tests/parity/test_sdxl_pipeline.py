@@ -112,7 +112,7 @@ def test_an_empty_negative_prompt_is_what_the_folder_says(written, zeros, tmp_pa
         drawer = Sampler.of(load_base_model(tmp_path / path))
         with torch.no_grad():
             torch.testing.assert_close(drawer._latents(prompt), expected, **CLOSE)
-            other = replace(drawer, zeroes_empty_negative=not zeros)._latents(prompt)
+            other = replace(drawer, zeroes_empty_text=not zeros)._latents(prompt)
         assert not torch.allclose(other, expected, atol=1e-3)
 
 

@@ -150,9 +150,7 @@ def test_the_u_net_of_a_diffusers_folder_is_named(places):
     file = places / "sdxl" / "unet" / "diffusion_pytorch_model.safetensors"
     assert "add_embedding.linear_1.weight" in load_file(file)
     assert lacking(open_tensor_file(file), file_layouts()) == ()
-    with pytest.raises(
-        ModelError, match=r"is the U-Net of a Diffusers folder of SDXL, not"
-    ):
+    with pytest.raises(ModelError, match=r"is the U-Net of a Diffusers folder of SDXL, not"):
         open_model(file)
 
 

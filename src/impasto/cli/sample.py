@@ -129,7 +129,9 @@ def sample(
     base = load_base_model(model, open_options(options), console)
     native = _native_size(model, base)
     zeros = None if empty_text is None else empty_text == "zeros"
-    drawer = prepare_sampler(base, stack, default_device(), clip_skip, emphasis, zeroes_empty=zeros)
+    drawer = prepare_sampler(
+        base, stack, default_device(), clip_skip, emphasis, zeroes_empty_text=zeros
+    )
     stack.attach(base.unet)
     single = [
         Prompt(text, negative, seed + index, width or native[0], height or native[1], steps,

@@ -58,7 +58,7 @@ class Sampler:
         hypernetworks: Those that are attached to the U-Net.
         cell: Pixels per side of a latent.
         tiled: Whether large images are decoded in tiles, even if the VAE does not encode so.
-        zeroes_empty_negative: Whether an empty negative prompt is zeros instead of the encoded
+        zeroes_empty_text: Whether an empty negative prompt is zeros instead of the encoded
             empty text; diffusers' `force_zeros_for_empty_prompt`.
     """
 
@@ -70,7 +70,7 @@ class Sampler:
     hypernetworks: HypernetworkStack = field(default_factory=HypernetworkStack)
     cell: int = CELL
     tiled: bool = False
-    zeroes_empty_negative: bool = False
+    zeroes_empty_text: bool = False
 
     @classmethod
     def of(
@@ -94,7 +94,7 @@ class Sampler:
             model.scheduler_config,
             model.scaling_factor,
             cell=model.family.cell,
-            zeroes_empty_negative=model.contents.zeroes_empty_text,
+            zeroes_empty_text=model.contents.zeroes_empty_text,
         )
 
     @torch.no_grad()
@@ -142,7 +142,7 @@ class Sampler:
         scheduler.set_timesteps(prompt.steps, device=self.unet.device)
         whole = Geometry.whole(Size(prompt.width, prompt.height))
         conditioning = self.conditioner([prompt.words, prompt.negative], [whole, whole])
-        if self.zeroes_empty_negative:
+        if self.zeroes_empty_text:
             conditioning = without_text(conditioning, [False, not prompt.negative.strip()])
         conditioning = conditioning.to(self.unet.device)
         if prompt.guidance_scale == 1:

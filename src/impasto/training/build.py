@@ -69,7 +69,7 @@ from impasto.training.text import (
     Conditioners,
     build_conditioners,
     encode_captions_ahead,
-    zeroes_empty_text,
+    zeroes_empty_negative,
 )
 
 
@@ -149,7 +149,7 @@ def build_session(
             tell(conditioners.prompts),
             previewed,
             tiled=config.previews.vae_tiling,
-            zeroes_empty=zeroes_empty_text(config, model),
+            zeroes_empty_text=zeroes_empty_negative(config, model),
         ),
         ema=_build_ema(config, trainable, strategy),
         precision=strategy.build_precision(
@@ -375,7 +375,7 @@ def _build_previewer(
     others: HypernetworkStack,
     *,
     tiled: bool,
-    zeroes_empty: bool,
+    zeroes_empty_text: bool,
 ) -> Previewer:
     """Previews with the hypernetwork that is trained, if one is, and the others after it."""
     stack = HypernetworkStack()
@@ -394,10 +394,10 @@ def _build_previewer(
         conditioner,
         model.scheduler_config,
         model.scaling_factor,
-        stack,
-        model.family.cell,
-        tiled,
-        zeroes_empty,
+        hypernetworks=stack,
+        cell=model.family.cell,
+        tiled=tiled,
+        zeroes_empty_text=zeroes_empty_text,
     )
     return Previewer(sampler, prompts)
 
