@@ -1,6 +1,7 @@
 """sd-scripts' files of encoded captions: written beside images, and used only where they fit."""
 
 import contextlib
+import json
 import os
 
 import numpy as np
@@ -25,6 +26,7 @@ from impasto.models.text_exchange import AS_SD_SCRIPTS, export_texts, shape_in_f
 from impasto.models.text_memory import TextCache
 from impasto.models.tokens import TextLayout
 from impasto.progress import SilentProgress
+from impasto.training.fingerprint import TEXT_FILES, differences, recorded_texts
 from impasto.training.given_text import find_given_texts
 from impasto.training.methods import build_trainable
 from impasto.training.trainer import resume, train
@@ -347,6 +349,35 @@ def test_texts_of_another_model_end_the_run_before_it_begins(
         found_in(folder, config, model)
 
 
+def test_files_that_a_state_recorded_are_used_whatever_their_time(model, folder, config):
+    """A dataset copied without its times goes on; a file with other content does not."""
+    export_texts(records_of(folder), model, ENDING, CPU, SILENT)
+    for stem in ("000", "002"):
+        as_sd_scripts_writes(folder / f"{stem}_te_outputs.npz")
+    before = found_in(folder, config, model).recorded
+    for stem in ("000", "002"):
+        make_older(folder / f"{stem}_te_outputs.npz", 5)
+    states, records = TextStates.of(model), records_of(folder)
+    again = find_given_texts(config, model, states, records, CPU, SILENT, before)
+    assert again.recorded == before
+    without = found_in(folder, config, model).recorded
+    with np.load(folder / "000_te_outputs.npz") as arrays:
+        as_sd_scripts_writes(folder / "000_te_outputs.npz", pool2=arrays["pool2"] * 1.01)
+    make_older(folder / "000_te_outputs.npz", 5)
+    other = find_given_texts(config, model, states, records, CPU, SILENT, before)
+    names = [entry.partition(" ")[2] for entry in other.recorded.values()]
+    assert sorted(names) == ["001_te_outputs.npz", "002_te_outputs.npz"]
+    saved, current = ({TEXT_FILES: json.dumps(each)} for each in (before, without))
+    assert differences(saved, saved) == []
+    (difference,) = differences(saved, current)
+    assert "(2 no longer used: 000_te_outputs.npz, 002_te_outputs.npz)" in difference
+    (difference,) = differences(current, saved)
+    assert "(2 used now and not before: 000_te" in difference
+    (difference,) = differences(saved, {})
+    assert "3 no longer used" in difference
+    assert recorded_texts({TEXT_FILES: "{damaged"}) == recorded_texts({TEXT_FILES: "[]"}) == {}
+
+
 def test_a_file_that_changes_while_it_is_used_ends_the_run(model, folder, config):
     export_texts(records_of(folder), model, ENDING, CPU, SILENT)
     given = found_in(folder, config, model)
@@ -355,7 +386,7 @@ def test_a_file_that_changes_while_it_is_used_ends_the_run(model, folder, config
         as_sd_scripts_writes(file, pool2=arrays["pool2"] * 1.01)
     with pytest.raises(DatasetError, match="was changed or removed while the run was using it"):
         given.read(ids)
-    assert given.digest != found_in(folder, config, model).digest
+    assert given.recorded != found_in(folder, config, model).recorded
 
 
 def test_it_is_refused_where_it_would_do_nothing(train_config, nano_model, config):
@@ -414,5 +445,8 @@ def test_a_run_takes_its_texts_from_files_and_its_states_know_them(
             "training": config.training.model_copy(update={"max_steps": 3}),
         }
     )
-    with pytest.raises(ImpastoError, match="texts of sd-scripts"):
+    with pytest.raises(
+        ImpastoError,
+        match=r"outputs in files \(3 of other content: 000_te_outputs\.npz, 001_te_outputs\.npz, ",
+    ):
         resume(longer.output_dir, changed=longer)

@@ -33,6 +33,9 @@ Ids = tuple[int, ...]
 
 TOKEN_IDS = "impasto_token_ids"
 POOLED = "pool2"
+HASH_DIGITS = 16
+"""Hexadecimal digits of a hash that a run's states record."""
+
 _MOST_BYTES = 16 << 20  # 227 positions of both in float64 are 3.7 MiB
 
 
@@ -229,9 +232,14 @@ class GivenTexts:
         return found.packed
 
     @property
-    def digest(self) -> str:
-        """A hash of what is in all of them and which texts they are of, for a run's fingerprint."""
-        whole = hashlib.sha256()
-        for ids, (_, digest) in sorted(self.files.items()):
-            whole.update(np.asarray(ids, dtype="<i4").tobytes() + digest.encode())
-        return whole.hexdigest()[:16]
+    def recorded(self) -> dict[str, str]:
+        """What a run's states record: `text_key` of each chunk -> its file's hash and name."""
+        return {
+            text_key(ids): f"{digest[:HASH_DIGITS]} {file.name}"
+            for ids, (file, digest) in sorted(self.files.items())
+        }
+
+
+def text_key(ids: Ids) -> str:
+    """A short hash of token ids."""
+    return hashlib.sha256(np.asarray(ids, dtype="<i4").tobytes()).hexdigest()[:HASH_DIGITS]

@@ -9,7 +9,7 @@ what is wrong with all of them (another model, another layer, weighted captions)
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from impasto.data.listing import Sidecars
 from impasto.data.records import ImageRecord, SkippedFile
 from impasto.data.stages import Failure
 from impasto.data.text_npz import (
+    HASH_DIGITS,
     GivenTexts,
     Ids,
     TextOutputs,
@@ -30,6 +31,7 @@ from impasto.data.text_npz import (
     by_text_file,
     is_before,
     read_text_npz,
+    text_key,
     why_ambiguous,
 )
 from impasto.datasets.build import sidecars_of
@@ -77,6 +79,7 @@ def find_given_texts(
     records: Sequence[ImageRecord],
     device: torch.device,
     progress: Progress,
+    recorded: Mapping[str, str] | None = None,
 ) -> GivenTexts | None:
     """Find the files of sd-scripts that fit the captions; name those that do not.
 
@@ -89,6 +92,8 @@ def find_given_texts(
         records: The images.
         device: Where they compute.
         progress: Is told how far it is, and which files are not used.
+        recorded: `GivenTexts.recorded` of the state that is resumed: a file that holds the same as
+            then was found to fit when the run began, whatever its time is now.
 
     Returns:
         None where the settings do not ask for them.
@@ -102,7 +107,8 @@ def find_given_texts(
         return None
     states = states.to(device)
     conditioner = ClipTextConditioner(build_tokens(model, build_layout(config)), states)
-    search = _Search(config, ending, shape_in_files(states.shape), conditioner)
+    shape = shape_in_files(states.shape)
+    search = _Search(config, ending, shape, conditioner, recorded or {})
     with progress.stage("Reading text encoder outputs", len(records), "images") as advance:
         for group in by_text_file(records, ending).items():
             search.look_at(*group)
@@ -122,6 +128,7 @@ class _Search:
         ending: What the names of the files end on.
         shape: What is in them.
         conditioner: Cuts captions into chunks.
+        recorded: What the state that is resumed records of files.
         found: The token ids of a chunk -> its file and that file's hash.
         used: Images whose captions are taken from files.
         images: Images that were looked at.
@@ -134,6 +141,7 @@ class _Search:
     ending: str
     shape: TextShape
     conditioner: ClipTextConditioner
+    recorded: Mapping[str, str]
     found: dict[Ids, tuple[Path, str]] = field(default_factory=dict)
     used: int = 0
     images: int = 0
@@ -166,11 +174,12 @@ class _Search:
         text = read_text_npz(file, self.shape)
         if isinstance(text, Failure):
             return text
-        if text.ids is None:
+        before = self.recorded.get(text_key(chunks[0]), "")
+        if text.ids is None and before.partition(" ")[0] != text.digest[:HASH_DIGITS]:
             fault = next((f for f in (self._doubt_of(file, one) for one in records) if f), None)
             if fault is not None:
                 return fault
-        elif text.ids != chunks[0]:
+        if text.ids not in (None, chunks[0]):
             return Failure("made from another caption, or with other settings of model.max_tokens")
         fault = self._keep(file, chunks[0], text)
         if fault is None:
