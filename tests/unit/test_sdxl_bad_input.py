@@ -192,7 +192,7 @@ def test_a_marked_file_against_settings_that_say_epsilon_is_warned_of(places, tr
 def test_a_file_that_contradicts_itself_asks_for_a_word(changed):
     """Metadata of a merge may be of the other parent: the mark is what ComfyUI goes by."""
     file = changed(lambda _: True, {"v_pred": torch.zeros(0)})
-    with pytest.raises(ModelError, match=r"contradicts itself.*epsilon.*v_prediction.*Set model\."):
+    with pytest.raises(ModelError, match=r"contradicts itself.*epsilon.*v_prediction.*set model\."):
         open_model(file)
     for word in ("epsilon", "v_prediction"):
         found = open_model(file, OpenOptions(prediction_type=word))

@@ -1,4 +1,4 @@
-"""What text encoders made of captions, in files that sd-scripts leaves beside images, in and out.
+"""Reads and writes the text encoder outputs that sd-scripts keeps in files beside images.
 
 `<stem>_te_outputs.npz` of kohya-ss/sd-scripts (`library/strategy_sdxl.py`,
 SdxlTextEncoderOutputsCachingStrategy; `library/train_util.py` before 2025) holds for SDXL
@@ -8,8 +8,8 @@ SdxlTextEncoderOutputsCachingStrategy; `library/train_util.py` before 2025) hold
     pool2          [1280]       the second's pooled text
 
 in float16 or float32; with `max_token_length` 152 or 227 positions in the place of 77. Nothing says
-which caption, which text encoders or which settings made them, and sd-scripts takes whatever is
-there. What is written here says the token ids besides, in an array that sd-scripts passes over.
+which caption, which text encoders or which settings they were made from, and sd-scripts takes
+whatever is there. Files written here also have the token ids, in an array that sd-scripts ignores.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class TextOutputs:
 
 
 def text_npz_file(image: Path, ending: str) -> Path:
-    """Where sd-scripts has the text of an image."""
+    """Where sd-scripts keeps the text encoder outputs of an image."""
     return image.with_name(f"{image.stem}{ending}")
 
 
