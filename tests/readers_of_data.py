@@ -76,7 +76,7 @@ class Npz:
 
 
 class TextNpz:
-    """Texts of sd-scripts, as written here."""
+    """Text encoder outputs for sd-scripts, as written here."""
 
     def __init__(self, folder):
         from impasto.data.text_npz import TextShape, write_text_npz

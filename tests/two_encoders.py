@@ -52,7 +52,7 @@ TWO = Family(
     pipeline=Pipeline(
         "StableDiffusionXLPipeline",
         {"feature_extractor": [None, None], "image_encoder": [None, None]},
-        zeroes_empty_text="force_zeros_for_empty_prompt",
+        empty_text_entry="force_zeros_for_empty_prompt",
     ),
     scaling_factor=0.13025,
     sizes=SizeConditioning(8),

@@ -19,7 +19,7 @@ from impasto.models.saving import About
 from impasto.models.saving import write_model as write_contents
 from impasto.sampler_table import SAMPLERS
 from impasto.sampling.prompts import Prompt
-from impasto.sampling.sampler import ZERO_SNR_RESCALE, Sampler, rescaled
+from impasto.sampling.sampler import Sampler, rescale_advice, rescaled
 
 PROMPT = Prompt("a red ball", "grey", 3, 64, 96, 4, 5.0, "ddim")
 KINDS = {"epsilon": (SDXL, {}), "velocity": (SDXL_V, ZERO_TERMINAL_SNR)}
@@ -90,7 +90,7 @@ def test_diffusers_computes_the_same_with_what_is_written(written, form):
     assert torch.equal(ours, theirs)
     drawer = Sampler.of(model)
     for sampler in ("ddim", "euler"):
-        prompt = drawer.resolved(replace(PROMPT, sampler=sampler))
+        prompt = replace(PROMPT, sampler=sampler)
         with torch.no_grad():
             found = drawer._latents(prompt)
         torch.testing.assert_close(found, latents_of(pipeline, prompt, "grey"), **CLOSE)
@@ -112,7 +112,7 @@ def test_an_empty_negative_prompt_is_what_the_folder_says(written, zeros, tmp_pa
         drawer = Sampler.of(load_base_model(tmp_path / path))
         with torch.no_grad():
             torch.testing.assert_close(drawer._latents(prompt), expected, **CLOSE)
-            other = replace(drawer, zeroes_empty_negative=not zeros)._latents(prompt)
+            other = replace(drawer, zeroes_empty_text=not zeros)._latents(prompt)
         assert not torch.allclose(other, expected, atol=1e-3)
 
 
@@ -126,10 +126,16 @@ def test_guidance_is_rescaled_as_diffusers_does():
     torch.testing.assert_close(whole.std((1, 2, 3)), wanted.std((1, 2, 3)))
 
 
-def test_guidance_is_rescaled_by_itself_where_the_schedule_ends_in_noise(written):
-    drawer = Sampler.of(load_base_model(written[1]))
-    ends_in_noise = drawer.scheduler_config.get("rescale_betas_zero_snr", False)
-    found = drawer.resolved(PROMPT)
-    assert found.guidance_rescale == (ZERO_SNR_RESCALE if ends_in_noise else 0.0)
-    assert ("CFG rescale: 0.7" in found.parameters()) == ends_in_noise
-    assert drawer.resolved(replace(PROMPT, guidance_rescale=0.2)).guidance_rescale == 0.2
+def test_a_rescale_is_advised_where_the_schedule_ends_in_noise_and_never_set(written):
+    config = load_base_model(written[1]).scheduler_config
+    ends_in_noise = config.get("rescale_betas_zero_snr", False)
+    plain = replace(PROMPT, guidance_rescale=0.0)
+    assert Prompt("a").guidance_rescale == 0
+    found = rescale_advice(config, [plain], "--guidance-rescale 0.7")
+    assert ("set --guidance-rescale 0.7: 0.7 is the" in found) == ends_in_noise
+    for other in ({"guidance_rescale": 0.2}, {"guidance_scale": 1.0}):
+        assert rescale_advice(config, [replace(plain, **other)], "") == ""
+    assert "CFG rescale" not in plain.parameters()
+    given = replace(PROMPT, guidance_rescale=0.2)
+    assert "CFG rescale: 0.2" in given.parameters()
+    assert "CFG rescale" not in replace(given, guidance_scale=1.0).parameters()

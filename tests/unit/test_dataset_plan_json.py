@@ -47,7 +47,7 @@ def test_every_image_is_there_with_original_crop_and_target(tmp_path):
         image["path"].rpartition("/")[2].rpartition("\\")[2]: image for image in found["images"]
     }
     assert by_name.keys() == SIZES.keys()
-    assert [item["path"] for item in found["set_aside"]] == [str(folder / "broken.png")]
+    assert [item["path"] for item in found["skipped"]] == [str(folder / "broken.png")]
     assert sum(found["buckets"].values()) == len(SIZES)
     for name, image in by_name.items():
         left, top, right, bottom = image["crop"]
@@ -96,6 +96,31 @@ def test_it_is_what_training_tells_also_of_mirrored_images(tmp_path):
                 seen.add(numbers == mirrored)
         assert ("size_conditioning_mirrored" in own) == (image.record.path.name != "odd.png")
     assert seen == {True, False}
+
+
+def test_a_run_that_is_told_targets_shows_targets(tmp_path):
+    """And of which dataset an image is, and whether it is a regularisation image."""
+    folder, others = made(tmp_path / "pictures"), made(tmp_path / "others")
+    settings = tmp_path / "run.toml"
+    subset = "[[dataset.datasets]]\n[[dataset.datasets.subsets]]\n"
+    for word in ("original", "target"):
+        settings.write_text(
+            f"output_dir = 'run'\n[model]\npath = 'x'\nsize_conditioning = '{word}'\n"
+            "[training]\nmax_steps = 1\n[dataset]\nresolution = 128\nmin_bucket_reso = 64\n"
+            f"max_bucket_reso = 256\n{subset}image_dir = '{folder.as_posix()}'\n"
+            f"{subset}image_dir = '{folder.as_posix()}'\n[[dataset.datasets.subsets]]\n"
+            f"image_dir = '{others.as_posix()}'\nis_reg = true\n",
+            encoding="utf-8",
+        )
+        images = planned(settings)["images"]
+        for image in images:
+            target = image["target"][::-1]
+            is_target = image["size_conditioning"] == [*target, 0, 0, *target]
+            assert is_target == (word == "target")
+            assert image["regularisation"] == ("others" in image["path"])
+        assert {(image["dataset"], image["regularisation"]) for image in images} == {
+            (0, False), (1, False), (1, True),
+        }  # fmt: skip
 
 
 def test_crops_that_change_each_time_are_said_to(tmp_path):

@@ -1,12 +1,15 @@
 """SDXL's empty captions: the encoded empty text, or zeros as diffusers has them if asked."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
+from conftest import draw_images
 from safetensors import safe_open
 from two_encoders import write_model
 
+import impasto
 from impasto.data.records import Geometry, Size
 from impasto.data.text_store import TextStore
 from impasto.errors import ConfigError
@@ -22,6 +25,7 @@ from impasto.progress import SilentProgress
 from impasto.sampling.drawing import prepare_sampler
 from impasto.training.fingerprint import differences, settings_fingerprint
 from impasto.training.methods import build_trainable
+from impasto.training.text import zeroes_empty_negative, zeroes_empty_text
 from impasto.training.trainer import train
 
 CPU = torch.device("cpu")
@@ -51,7 +55,7 @@ def told(conditioner):
 
 
 def test_empty_captions_are_zeros_and_their_sizes_stay(model):
-    states, pooled, sizes = told(conditioner(model, zeroes_empty=True))
+    states, pooled, sizes = told(conditioner(model, zeroes_empty_text=True))
     encoded, encoded_pooled, same_sizes = told(conditioner(model))
     assert torch.equal(states[0], encoded[0])
     assert torch.equal(pooled[0], encoded_pooled[0])
@@ -62,7 +66,7 @@ def test_empty_captions_are_zeros_and_their_sizes_stay(model):
 
 
 def test_no_gradient_comes_of_what_is_zeros(folder):
-    learning = conditioner(load_base_model(folder), zeroes_empty=True, train=True)
+    learning = conditioner(load_base_model(folder), zeroes_empty_text=True, train=True)
     learning._states.requires_grad_(requires_grad=True)
     for captions, learns in (([""], False), (["a", ""], True)):
         found = learning(captions, GEOMETRY[: len(captions)]).arguments
@@ -78,7 +82,7 @@ def test_what_is_kept_on_disk_serves_both(model, tmp_path):
     """The text encoders' answers are kept, not the zeros: no run reads another one's choice."""
     for zeroes in (True, False, True):
         memory = TextCache(1 << 20, CPU, TextStore(tmp_path / "texts", "same"))
-        kept = conditioner(model, memory=memory, zeroes_empty=zeroes)
+        kept = conditioner(model, memory=memory, zeroes_empty_text=zeroes)
         kept.precompute(CAPTIONS)
         states, pooled, _ = told(kept)
         assert bool(states[1].any()) == bool(pooled[1].any()) == (not zeroes)
@@ -90,32 +94,68 @@ def test_models_that_know_no_zeros_refuse_them(train_config, nano_model):
     with pytest.raises(ConfigError, match=r"model\.empty_text zeros has no effect.*SD 1\.x"):
         build_trainable(config, load_base_model(nano_model))
     with pytest.raises(ConfigError, match=r"as zeros has no effect.*SD 1\.x"):
-        prepare_sampler(load_base_model(nano_model), HypernetworkStack(), CPU, zeroes_empty=True)
+        prepare_sampler(
+            load_base_model(nano_model), HypernetworkStack(), CPU, zeroes_empty_text=True
+        )
 
 
 def test_another_choice_is_another_run(train_config):
     usual, zeros = (
         settings_fingerprint(train_config(model={"path": "x", "empty_text": choice}))
-        for choice in ("encoded", "zeros")
+        for choice in ("auto", "zeros")
     )
     (difference,) = differences(usual, zeros)
-    assert 'model.empty_text (was "encoded", is "zeros")' in difference
+    assert 'model.empty_text (was "auto", is "zeros")' in difference
     older = {name: value for name, value in usual.items() if name != "model.empty_text"}
     assert differences(older, usual) == []  # a state of a version that had no such setting
 
 
+def test_captions_are_encoded_and_previews_follow_the_model_unless_settings_say(
+    model, train_config
+):
+    for says in (True, False):
+        base = replace(model, contents=replace(model.contents, zeroes_empty_text=says))
+        for choice, captions, negative in (
+            ("auto", False, says),
+            ("encoded", False, False),
+            ("zeros", True, True),
+        ):
+            config = train_config(model={"path": "x", "empty_text": choice})
+            assert zeroes_empty_text(config, base) == captions
+            assert zeroes_empty_negative(config, base) == negative
+
+
+@pytest.mark.usefixtures("fresh_accelerate")
+def test_a_loop_of_ones_own_encodes_empty_captions_unless_told(model, nano_model, tmp_path):
+    pictures = draw_images(tmp_path / "set", 2)
+    says = replace(model, contents=replace(model.contents, zeroes_empty_text=True))
+    for given, zeroes in (({}, False), ({"empty_text": "zeros"}, True)):
+        batches = impasto.prepare(
+            pictures, says, resolution=64, batch_size=1, enable_bucket=False, **given
+        )
+        assert bool(told(batches.conditioner)[0][1].any()) == (not zeroes)
+    with pytest.raises(ConfigError, match=r"empty_text zeros has no effect.*SD 1\.x"):
+        impasto.prepare(
+            pictures, load_base_model(nano_model), resolution=256, batch_size=1, empty_text="zeros"
+        )
+
+
 @pytest.mark.usefixtures("fresh_accelerate")
 def test_the_exported_model_says_what_it_was_trained_with(train_config, folder, tmp_path):
-    """And one that was trained further says what it was trained with last."""
+    """Where the settings say nothing, the base model's own word stays."""
     base = folder
-    for choice, form in (
-        ("zeros", "safetensors"),
-        ("zeros", "diffusers"),
-        ("encoded", "diffusers"),
+    for number, (choice, form, zeroes) in enumerate(
+        (
+            ("auto", "diffusers", False),
+            ("zeros", "safetensors", True),
+            ("auto", "safetensors", True),
+            ("auto", "diffusers", True),
+            ("encoded", "diffusers", False),
+        )
     ):
         run = train(
             train_config(
-                output_dir=str(tmp_path / f"{choice}-{form}"),
+                output_dir=str(tmp_path / f"{number}"),
                 model={"path": str(base), "empty_text": choice},
                 dataset={"caption_dropout_rate": 0.5},
                 training={"max_steps": 1},
@@ -125,11 +165,11 @@ def test_the_exported_model_says_what_it_was_trained_with(train_config, folder, 
         base = run.exported_model()
         if form == "diffusers":
             index = json.loads((base / "model_index.json").read_text(encoding="utf-8"))
-            assert index["force_zeros_for_empty_prompt"] is (choice == "zeros")
+            assert index["force_zeros_for_empty_prompt"] is zeroes
         else:
             with safe_open(base, "pt") as file:
-                assert file.metadata()["impasto.empty_text"] == choice
+                assert file.metadata().get("impasto.empty_text") == ("zeros" if zeroes else None)
         said = inspect_model(str(base), OpenOptions(), SilentProgress(), hashing=False)["Model"]
-        assert ("Empty prompt" in said) == (choice == "zeros")
+        assert ("Empty prompt" in said) == zeroes
         drawer = prepare_sampler(load_base_model(base), HypernetworkStack(), CPU)
-        assert drawer.zeroes_empty_negative == (choice == "zeros")
+        assert drawer.zeroes_empty_text == zeroes

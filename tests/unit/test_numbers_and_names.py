@@ -154,7 +154,7 @@ def test_a_guidance_rescale_in_a_file_is_a_share(tmp_path):
     file = tmp_path / "p.json"
     file.write_text('[{"prompt": "a", "guidance_rescale": 0.5}, {"prompt": "b"}]', encoding="utf-8")
     found = read_prompt_file(file, Prompt(""))
-    assert [prompt.guidance_rescale for prompt in found] == [0.5, None]
+    assert [prompt.guidance_rescale for prompt in found] == [0.5, 0.0]
     file.write_text('[{"prompt": "a", "guidance_rescale": 1.5}]', encoding="utf-8")
     with pytest.raises(ConfigError, match=r"guidance_rescale is 1\.5; expected 0 to 1"):
         read_prompt_file(file, Prompt(""))

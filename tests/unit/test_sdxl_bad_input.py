@@ -11,14 +11,16 @@ from safetensors.torch import load_file, save_file
 from two_encoders import write_model
 
 from impasto import files
+from impasto.checkpoints.kinds import lacking
 from impasto.checkpoints.ldm import split_ldm
+from impasto.checkpoints.reading import open_tensor_file
 from impasto.checkpoints.tensors import LazyTensor
 from impasto.data.text_store import TextStore
 from impasto.errors import ModelError
 from impasto.models import known_vaes
 from impasto.models.architectures import write_random_model
 from impasto.models.conversion import convert_model
-from impasto.models.families import SDXL, SDXL_V
+from impasto.models.families import SDXL, SDXL_V, file_layouts
 from impasto.models.loading import load_base_model
 from impasto.models.opening import OpenOptions, open_model
 from impasto.training.planning.advice import advice_on
@@ -116,6 +118,42 @@ def test_the_vae_of_sd_1_is_refused(places, tmp_path, given, base):
         load_base_model(places / "sd1", OpenOptions(vae=str(places / base)))
 
 
+def test_a_vae_whose_configuration_has_no_scaling_factor_is_doubted_not_refused(places, tmp_path):
+    """As of early diffusers; the model's own factor holds then, whichever of the two lacks it."""
+    folder = shutil.copytree(places / "sdxl", tmp_path / "silent")
+    written = folder / "vae" / "config.json"
+    config = json.loads(written.read_text(encoding="utf-8"))
+    del config["scaling_factor"]
+    written.write_text(json.dumps(config), encoding="utf-8")
+    doubt = "says which models this VAE is for"
+    for vae in (folder, folder / "vae", folder / "vae" / "diffusion_pytorch_model.safetensors"):
+        model = load_base_model(places / "sdxl", OpenOptions(vae=str(vae)))
+        assert any(doubt in note for note in model.contents.notes)
+        assert model.scaling_factor == SDXL.scaling_factor
+        assert model.contents.configs["vae"]["scaling_factor"] == SDXL.scaling_factor
+        plain = load_base_model(places / "sd1", OpenOptions(vae=str(vae)))
+        assert plain.scaling_factor == 0.18215
+    model = load_base_model(folder, OpenOptions(vae=str(places / "sdxl")))
+    assert model.scaling_factor == SDXL.scaling_factor
+    for value in (None, "0.13025", True, 0, -1.0):
+        written.write_text(json.dumps({**config, "scaling_factor": value}), encoding="utf-8")
+        for source, options in (
+            (folder, OpenOptions()),
+            (places / "sdxl", OpenOptions(vae=str(folder))),
+        ):
+            with pytest.raises(ModelError, match=r"its scaling_factor is .*expected a number"):
+                load_base_model(source, options)
+
+
+def test_the_u_net_of_a_diffusers_folder_is_named(places):
+    """The names of `unet/diffusion_pytorch_model.safetensors`; those of no single file."""
+    file = places / "sdxl" / "unet" / "diffusion_pytorch_model.safetensors"
+    assert "add_embedding.linear_1.weight" in load_file(file)
+    assert lacking(open_tensor_file(file), file_layouts()) == ()
+    with pytest.raises(ModelError, match=r"is the U-Net of a Diffusers folder of SDXL, not"):
+        open_model(file)
+
+
 def test_a_bare_vae_is_told_by_its_content_or_doubted(places, tmp_path, monkeypatch):
     inside = {
         name.removeprefix(VAE): tensor
@@ -154,7 +192,7 @@ def test_a_marked_file_against_settings_that_say_epsilon_is_warned_of(places, tr
 def test_a_file_that_contradicts_itself_asks_for_a_word(changed):
     """Metadata of a merge may be of the other parent: the mark is what ComfyUI goes by."""
     file = changed(lambda _: True, {"v_pred": torch.zeros(0)})
-    with pytest.raises(ModelError, match=r"contradicts itself.*epsilon.*v_prediction.*Set model\."):
+    with pytest.raises(ModelError, match=r"contradicts itself.*epsilon.*v_prediction.*set model\."):
         open_model(file)
     for word in ("epsilon", "v_prediction"):
         found = open_model(file, OpenOptions(prediction_type=word))

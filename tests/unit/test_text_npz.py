@@ -1,5 +1,7 @@
 """sd-scripts' files of encoded captions: written beside images, and used only where they fit."""
 
+import contextlib
+import json
 import os
 
 import numpy as np
@@ -11,6 +13,7 @@ from two_encoders import write_model
 
 from impasto.cli.dataset import dataset
 from impasto.data.captions import CaptionRules
+from impasto.data.listing import Sidecars
 from impasto.data.scan import scan_folder
 from impasto.data.stages import Failure
 from impasto.data.subsets import Subset
@@ -23,6 +26,7 @@ from impasto.models.text_exchange import AS_SD_SCRIPTS, export_texts, shape_in_f
 from impasto.models.text_memory import TextCache
 from impasto.models.tokens import TextLayout
 from impasto.progress import SilentProgress
+from impasto.training.fingerprint import TEXT_FILES, differences, recorded_texts
 from impasto.training.given_text import find_given_texts
 from impasto.training.methods import build_trainable
 from impasto.training.trainer import resume, train
@@ -98,6 +102,9 @@ def make_older(path, seconds):
 def test_captions_are_written_as_sd_scripts_keeps_them(model, folder):
     exported = export_texts(records_of(folder), model, ENDING, CPU, SILENT)
     assert (exported.written, exported.refused) == (3, ())
+    assert exported.cut == (folder / "001.png",)
+    assert exported.warning.startswith("1 caption has over 75 tokens (001.png), and")
+    assert "--max_token_length 150 or 225" in exported.warning
     states = TextStates.of(model)
     conditioner = ClipTextConditioner(build_tokens(model, AS_SD_SCRIPTS), states, states.shape)
     for stem in ("000", "001", "002"):
@@ -123,7 +130,7 @@ def test_what_fits_is_used_and_nothing_is_encoded(model, folder, config):
     (folder / "001_te_outputs.npz").unlink()
     told = Told()
     given = found_in(folder, config, model, told)
-    assert told.lines == ["Texts of sd-scripts are used for 2 of 3 captions."]
+    assert told.lines == ["Text encoder outputs in files are used for 2 of 3 captions."]
     encoded = []
 
     def encode(ids):
@@ -153,7 +160,7 @@ def test_what_fits_is_used_and_nothing_is_encoded(model, folder, config):
         ),
         ({"pool2": np.full(20, np.nan)}, "holds NaN, infinite or whole values"),
         ({"pool2": np.zeros(20, np.int64)}, "holds NaN, infinite or whole values"),
-        ({TOKEN_IDS: np.zeros(154, np.int32)}, "is of another caption"),
+        ({TOKEN_IDS: np.zeros(154, np.int32)}, "made from another caption"),
     ],
 )
 def test_files_of_something_else_are_named(model, folder, config, changes, words):
@@ -186,9 +193,121 @@ def test_words_that_were_changed_after_it_make_it_stale(model, folder, config):
     make_older(folder / "000_te_outputs.npz", 5)
     found = refusals(folder, config, model)
     assert "older than 000.txt" in found["000_te_outputs.npz"]
-    assert "is of another caption" in found["002_te_outputs.npz"]
-    assert "over 75 tokens" not in found
+    assert "made from another caption" in found["002_te_outputs.npz"]
+    assert set(found) == {"000_te_outputs.npz", "002_te_outputs.npz"}  # and not the long one's
     assert is_before(folder / "001_te_outputs.npz", [folder / "none.txt"]) is None
+
+
+def test_files_that_impasto_did_not_write_are_never_replaced(model, folder):
+    export_texts(records_of(folder), model, ENDING, CPU, SILENT)
+    theirs = folder / "000_te_outputs.npz"
+    as_sd_scripts_writes(theirs)
+    (folder / "001_te_outputs.npz").write_bytes(b"damaged, and somebody's")
+    before = [theirs.read_bytes(), (folder / "001_te_outputs.npz").read_bytes()]
+    exported = export_texts(records_of(folder), model, ENDING, CPU, SILENT)
+    assert exported.written == 1
+    assert [item.path.name for item in exported.refused] == ["000.png", "001.png"]
+    assert "000_te_outputs.npz is there already, was not written by" in exported.refused[0].reason
+    assert [theirs.read_bytes(), (folder / "001_te_outputs.npz").read_bytes()] == before
+
+
+def test_the_words_of_a_subset_with_its_own_ending_are_looked_at(model, folder, config):
+    """Its `.caption` and `.txt` are no captions, so their time says nothing."""
+    for file in folder.glob("*.txt"):
+        file.with_suffix(".tags").write_text("a red ball", encoding="utf-8")
+        file.unlink()
+    own = config.model_copy(
+        update={"dataset": config.dataset.model_copy(update={"caption_extension": ".tags"})}
+    )
+    records = scan_folder(
+        folder, subset=Subset(root=folder), sidecars=Sidecars(".tags", "")
+    ).records
+    export_texts(records, model, ENDING, CPU, SILENT)
+    for stem in ("000", "001"):
+        as_sd_scripts_writes(folder / f"{stem}_te_outputs.npz")
+    make_older(folder / "000_te_outputs.npz", 5)
+    (folder / "001.txt").write_text("no caption of this run", encoding="utf-8")
+    make_older(folder / "001.txt", -60)
+    told = Told()
+    find_given_texts(own, model, TextStates.of(model), records, CPU, told)
+    assert told.lines == [
+        "Text encoder outputs in files are used for 2 of 3 captions.",
+        "  not used: 000_te_outputs.npz: older than 000.tags, which was changed after it was made",
+    ]
+
+
+@pytest.mark.parametrize(
+    "rules",
+    [{"prefix": "masterpiece,"}, {"suffix": "sks"}, {"secondary_separator": ";"}],
+)
+def test_where_settings_change_captions_only_our_own_files_are_used(model, folder, config, rules):
+    captions = {"captions": CaptionRules(**rules)}
+    export_texts(records_of(folder, **captions), model, ENDING, CPU, SILENT)
+    as_sd_scripts_writes(folder / "000_te_outputs.npz")
+    found = refusals(folder, config, model, **captions)
+    assert set(found) == {"000_te_outputs.npz"}
+    assert "made by another program, and" in found["000_te_outputs.npz"]
+    (name,) = rules
+    assert name in found["000_te_outputs.npz"]
+
+
+def test_class_tokens_and_lost_captions_leave_other_files_unused(model, folder, config):
+    """No caption file is there whose time could be compared with."""
+    (folder / "000.txt").unlink()
+    for words, reason in (("", "has no caption file now"), ("sks dog", "class_tokens")):
+        export_texts(records_of(folder, class_tokens=words), model, ENDING, CPU, SILENT)
+        as_sd_scripts_writes(folder / "000_te_outputs.npz")
+        found = refusals(folder, config, model, class_tokens=words)
+        assert reason in found["000_te_outputs.npz"]
+        (folder / "000_te_outputs.npz").unlink()
+
+
+def test_an_image_in_two_subsets_needs_one_caption_for_its_file(model, folder, config):
+    one, same = records_of(folder), records_of(folder, repeats=2)
+    assert export_texts([*one, *same], model, ENDING, CPU, SILENT).written == 3
+    other = records_of(folder, captions=CaptionRules(prefix="sks"))
+    exported = export_texts([*one, *other], model, ENDING, CPU, SILENT)
+    assert exported.written == 0
+    assert "several subsets, which give it different captions" in exported.refused[0].reason
+    told = Told()
+    states = TextStates.of(model)
+    find_given_texts(config, model, states, [*one, *other], CPU, told)
+    assert told.lines[0] == "Text encoder outputs in files are used for 0 of 6 captions."
+    assert "several subsets" in told.lines[1]
+
+
+def test_some_files_of_each_subset_are_compared(model, tmp_path, train_config, model_folder):
+    """A small subset whose files are of another model is not hidden by a large one."""
+    large, small = draw_images(tmp_path / "large", 20), draw_images(tmp_path / "small", 2)
+    subsets = [{"image_dir": str(folder)} for folder in (large, small)]
+    config = train_config(
+        model={"path": str(model_folder)},
+        dataset={"image_dir": None, "datasets": [{"subsets": subsets}]},
+        training={"text_from_npz": True},
+    )
+    records = []
+    for number, folder in enumerate((large, small)):
+        for file in folder.glob("*.txt"):
+            file.write_text(f"{folder.name} {file.stem}", encoding="utf-8")
+        records += scan_folder(folder, subset=Subset(root=folder, number=number)).records
+    export_texts(records, model, ENDING, CPU, SILENT)
+    find_given_texts(config, model, TextStates.of(model), records, CPU, SILENT)
+    file = small / "001_te_outputs.npz"
+    with np.load(file) as arrays:
+        as_sd_scripts_writes(file, pool2=-arrays["pool2"])
+    with pytest.raises(DatasetError, match=r"001_te_outputs\.npz holds something else"):
+        find_given_texts(config, model, TextStates.of(model), records, CPU, SILENT)
+
+
+def test_a_name_too_long_for_the_file_is_no_error(model, tmp_path, config):
+    folder = draw_images(tmp_path / "long", 1)
+    stem = "n" * 245  # with the ending of the file, more than a name may have
+    (folder / "000.png").rename(folder / f"{stem}.png")
+    (folder / "000.txt").rename(folder / f"{stem}.txt")
+    assert found_in(folder, config, model).files == {}
+    exported = export_texts(records_of(folder), model, ENDING, CPU, SILENT)
+    assert exported.written == 0
+    assert len(exported.refused) == 1
 
 
 def test_images_that_share_a_file_and_captions_that_vary_have_none(model, folder, config):
@@ -230,6 +349,35 @@ def test_texts_of_another_model_end_the_run_before_it_begins(
         found_in(folder, config, model)
 
 
+def test_files_that_a_state_recorded_are_used_whatever_their_time(model, folder, config):
+    """A dataset copied without its times goes on; a file with other content does not."""
+    export_texts(records_of(folder), model, ENDING, CPU, SILENT)
+    for stem in ("000", "002"):
+        as_sd_scripts_writes(folder / f"{stem}_te_outputs.npz")
+    before = found_in(folder, config, model).recorded
+    for stem in ("000", "002"):
+        make_older(folder / f"{stem}_te_outputs.npz", 5)
+    states, records = TextStates.of(model), records_of(folder)
+    again = find_given_texts(config, model, states, records, CPU, SILENT, before)
+    assert again.recorded == before
+    without = found_in(folder, config, model).recorded
+    with np.load(folder / "000_te_outputs.npz") as arrays:
+        as_sd_scripts_writes(folder / "000_te_outputs.npz", pool2=arrays["pool2"] * 1.01)
+    make_older(folder / "000_te_outputs.npz", 5)
+    other = find_given_texts(config, model, states, records, CPU, SILENT, before)
+    names = [entry.partition(" ")[2] for entry in other.recorded.values()]
+    assert sorted(names) == ["001_te_outputs.npz", "002_te_outputs.npz"]
+    saved, current = ({TEXT_FILES: json.dumps(each)} for each in (before, without))
+    assert differences(saved, saved) == []
+    (difference,) = differences(saved, current)
+    assert "(2 no longer used: 000_te_outputs.npz, 002_te_outputs.npz)" in difference
+    (difference,) = differences(current, saved)
+    assert "(2 used now and not before: 000_te" in difference
+    (difference,) = differences(saved, {})
+    assert "3 no longer used" in difference
+    assert recorded_texts({TEXT_FILES: "{damaged"}) == recorded_texts({TEXT_FILES: "[]"}) == {}
+
+
 def test_a_file_that_changes_while_it_is_used_ends_the_run(model, folder, config):
     export_texts(records_of(folder), model, ENDING, CPU, SILENT)
     given = found_in(folder, config, model)
@@ -238,7 +386,7 @@ def test_a_file_that_changes_while_it_is_used_ends_the_run(model, folder, config
         as_sd_scripts_writes(file, pool2=arrays["pool2"] * 1.01)
     with pytest.raises(DatasetError, match="was changed or removed while the run was using it"):
         given.read(ids)
-    assert given.digest != found_in(folder, config, model).digest
+    assert given.recorded != found_in(folder, config, model).recorded
 
 
 def test_it_is_refused_where_it_would_do_nothing(train_config, nano_model, config):
@@ -252,6 +400,12 @@ def test_it_is_refused_where_it_would_do_nothing(train_config, nano_model, confi
         saving = {"format": "a1111"} if "kind" in method else {}
         with pytest.raises(ConfigError, match=f"text_from_npz.*{words}"):
             train_config(training={"text_from_npz": True}, method=method, saving=saving)
+    for tokens, join in ((225, "kohya"), (150, "a1111"), (75, "kohya")):
+        chunks = {"path": "x", "max_tokens": tokens, "token_join": join}
+        refused = tokens > 75 and join == "kohya"
+        expected = pytest.raises(ConfigError, match=r"has no effect with model\.max_tokens 225")
+        with expected if refused else contextlib.nullcontext():
+            train_config(training={"text_from_npz": True}, model=chunks)
 
 
 @pytest.mark.usefixtures("fresh_accelerate")
@@ -261,10 +415,12 @@ def test_a_run_takes_its_texts_from_files_and_its_states_know_them(
     written = CliRunner().invoke(
         dataset,
         ["cache", str(folder), str(model_folder), "--resolution", "80", "--min-side", "32",
-         "--max-side", "96", "--step", "32", "--export-npz"],
+         "--max-side", "96", "--step", "32", "--export-te-npz"],
     )  # fmt: skip
     assert written.exit_code == 0, written.output
-    assert "Texts as .npz" in written.output
+    assert "Warning: 1 caption has over 75 tokens" in written.output
+    assert not list(folder.glob("*_sdxl.npz"))
+    assert "Written as _te_outputs.npz" in written.output
     losses = {}
     for name in ("encoded", "given", "bent"):
         training = {"max_steps": 2, "text_from_npz": name != "encoded"}
@@ -289,5 +445,8 @@ def test_a_run_takes_its_texts_from_files_and_its_states_know_them(
             "training": config.training.model_copy(update={"max_steps": 3}),
         }
     )
-    with pytest.raises(ImpastoError, match="texts of sd-scripts"):
+    with pytest.raises(
+        ImpastoError,
+        match=r"outputs in files \(3 of other content: 000_te_outputs\.npz, 001_te_outputs\.npz, ",
+    ):
         resume(longer.output_dir, changed=longer)

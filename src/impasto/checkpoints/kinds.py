@@ -76,7 +76,7 @@ REFINER = Kind(
 )
 PART_OF_SDXL = Kind(
     "part of an SDXL checkpoint",
-    ("conditioner.embedders.", "model.diffusion_model.label_emb.", "add_embedding.linear_"),
+    ("conditioner.embedders.", "model.diffusion_model.label_emb."),
 )
 _SAVED_AGAIN = (
     "Open it in the program that wrote it, and save it there as a checkpoint: ComfyUI does that "
@@ -192,6 +192,7 @@ OTHERS = (
 )
 DIFFUSERS_VAE = Kind("the VAE of a Diffusers folder", ("encoder.down_blocks.",))
 DIFFUSERS_COMPONENTS = (
+    Kind("the U-Net of a Diffusers folder of SDXL", ("add_embedding.linear_",)),
     Kind("the U-Net of a Diffusers folder", ("down_blocks.0.resnets",)),
     DIFFUSERS_VAE,
     Kind(
@@ -222,7 +223,10 @@ def kind_of(file: TensorFile, layouts: Collection[FileLayout]) -> Kind:
 
 
 def lacking(file: TensorFile, layouts: Collection[FileLayout]) -> tuple[str, ...]:
-    """The networks that a file lacks of the family that it is nearest to, by their names."""
+    """The networks that a file lacks of the family that it is nearest to, by their names.
+
+    None where it has nothing of any family as single files name it.
+    """
     names = tuple(file.tensors)
 
     def has(start: str) -> bool:
@@ -234,6 +238,8 @@ def lacking(file: TensorFile, layouts: Collection[FileLayout]) -> tuple[str, ...
         return sum(map(has, claims)), sum(has(naming.root) for naming in namings)
 
     nearest = max(layouts, key=nearness)
+    if nearness(nearest) == (0, 0):
+        return ()
     return tuple(part.name for part in nearest.parts if not has(part.naming.root))
 
 

@@ -7,6 +7,7 @@ settings of a run.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +44,7 @@ from impasto.progress import counted
 if TYPE_CHECKING:
     from impasto.data.records import ImageRecord
     from impasto.data.scan import Scan
+    from impasto.models.family import SizeConditioning
 
 
 @click.group(cls=FullHelpGroup)
@@ -109,6 +111,17 @@ def _as_json(scan: Scan) -> dict[str, Any]:
     }
 
 
+def _sizes_told(source: Path) -> SizeConditioning:
+    """What SDXL is told of sizes: by the run's settings where SOURCE is of a run."""
+    from impasto.config.load import load_run_of_source
+    from impasto.models.families import SDXL
+
+    run = load_run_of_source(source)
+    assert SDXL.sizes is not None  # noqa: S101 - by the table of families
+    is_target = run is not None and run.model.size_conditioning == "target"
+    return replace(SDXL.sizes, as_drawn=is_target)
+
+
 @dataset.command()
 @SOURCE
 @DECODE
@@ -157,7 +170,7 @@ def plan(
     found = scan_images(config, SilentProgress() if as_json else console, decode=decode)
     result = plan_dataset(config, balance(found.records))
     if as_json:
-        click.echo(json_text(plan_value(found, result)))
+        click.echo(json_text(plan_value(found, result, _sizes_told(source))))
         return
     balanced = balance_of(found.records, result)
     longest = max(result.bucket_counts.values())

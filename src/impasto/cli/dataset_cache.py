@@ -48,7 +48,13 @@ def cache() -> None:
 @click.option("--batch-size", type=click.IntRange(1), help="Images at once.  [default: 4]")
 @click.option("--workers", type=click.IntRange(0), help="Processes that decode.")
 @click.option("--strict", is_flag=True, help="Stop at the first image that cannot be used.")
-@click.option("--export-npz", is_flag=True, help="Also write .npz files that sd-scripts reads.")
+@click.option("--export-npz", is_flag=True, help="Also write latents as .npz for sd-scripts.")
+@click.option(
+    "--export-te-npz",
+    is_flag=True,
+    help="SDXL: also encode the captions with both text encoders and write _te_outputs.npz for "
+    "sd-scripts. Files that Impasto did not write are left as they are.",
+)
 def encode(
     source: Path,
     model: str,
@@ -56,6 +62,7 @@ def encode(
     workers: int | None,
     strict: bool,  # noqa: FBT001
     export_npz: bool,  # noqa: FBT001
+    export_te_npz: bool,  # noqa: FBT001
     **options: Any,
 ) -> None:
     """Encode the images of SOURCE with MODEL's VAE ahead of training."""
@@ -80,6 +87,7 @@ def encode(
     require_usable(scan, config)
     planned = plan_dataset(config, scan.records)
     base, vae = _encoding_vae(config, model, console)
+    text_ending = _text_ending(base) if export_te_npz else None
     endings = base.family.npz_endings
     latents = LatentCache(config.derived_dir / "latents")
     device = default_device()
@@ -104,16 +112,19 @@ def encode(
         exported = export_latents(result, latents, console, endings)
         rows["Written as .npz"] = exported.written
         refused += exported.refused
-        ending = base.family.text_npz_ending
-        if ending is not None:
-            records = [image.record for image in result.images]
-            texts = export_texts(records, base, ending, device, console)
-            rows["Texts as .npz"] = texts.written
-            refused += texts.refused
+    warning = ""
+    if text_ending is not None:
+        records = [image.record for image in result.images]
+        texts = export_texts(records, base, text_ending, device, console)
+        rows["Written as _te_outputs.npz"] = texts.written
+        refused += texts.refused
+        warning = texts.warning
     console.table(rows)
     print_skipped(console, found, source)
     for item in refused:
         console.note(f"  {display_path(item.path, source)}: {item.reason}")
+    if warning:
+        console.note(f"Warning: {warning}")
 
 
 @cache.command()
@@ -183,6 +194,23 @@ def prune(source: Path, model: str, **options: Any) -> None:
             "Cache": latents.folder,
         }
     )
+
+
+def _text_ending(base: BaseModel) -> str:
+    """What the names of files with text encoder outputs end on.
+
+    Raises:
+        ConfigError: sd-scripts keeps none for the model's family.
+    """
+    from impasto.errors import ConfigError
+
+    ending = base.family.text_npz_ending
+    if ending is None:
+        raise ConfigError(
+            f"--export-te-npz has no effect: {base.contents.name} is {base.family.name}, and "
+            f"sd-scripts keeps text encoder outputs for SDXL only. Take it out."
+        )
+    return ending
 
 
 def _encoding_vae(config: Any, model: str, console: Any) -> tuple[BaseModel, Any]:

@@ -8,25 +8,27 @@ if TYPE_CHECKING:
     from impasto.data.plan import Plan
     from impasto.data.records import PlannedImage
     from impasto.data.scan import Scan
+    from impasto.models.family import SizeConditioning
 
 
-def plan_value(scan: Scan, plan: Plan) -> dict[str, Any]:
+def plan_value(scan: Scan, plan: Plan, sizes: SizeConditioning) -> dict[str, Any]:
     """The plan of a dataset as plain values; sizes are width and height in pixels.
 
     Args:
         scan: What was found.
         plan: Where each of its images goes.
+        sizes: What the U-Net is told of them.
     """
     return {
-        "images": [_image(image) for image in plan.images],
+        "images": [_image(image, sizes) for image in plan.images],
         "buckets": {str(size): count for size, count in plan.bucket_counts.items()},
         "mean_cropped_fraction": round(plan.mean_cropped_fraction, 6),
         "enlarged": plan.enlarged,
-        "set_aside": [{"path": str(a.path), "reason": a.reason} for a in scan.set_aside],
+        "skipped": [{"path": str(a.path), "reason": a.reason} for a in scan.set_aside],
     }
 
 
-def _image(image: PlannedImage) -> dict[str, Any]:
+def _image(image: PlannedImage, sizes: SizeConditioning) -> dict[str, Any]:
     record = image.record
     change = record.subset.augmentation
     plain = image.geometry()
@@ -36,10 +38,12 @@ def _image(image: PlannedImage) -> dict[str, Any]:
         "resized": list(image.resized.wh),
         "crop": list(image.crop.ltrb),
         "target": list(image.bucket.wh),
+        "dataset": record.subset.dataset,
+        "regularisation": record.subset.is_reg,
         "repeats": record.repeats,
-        "size_conditioning": list(plain.numbers),
+        "size_conditioning": list(sizes.numbers(plain)),
         "crop_varies": bool(change and (change.random_crop or change.face_crop_range)),
     }
     if record.subset.may_flip(record.words):
-        found["size_conditioning_mirrored"] = list(image.geometry(mirrored=True).numbers)
+        found["size_conditioning_mirrored"] = list(sizes.numbers(image.geometry(mirrored=True)))
     return found

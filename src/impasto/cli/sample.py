@@ -40,9 +40,11 @@ _NUMBERED = re.compile(r"(\d{4,9})-")
 )
 @click.option(
     "--guidance-rescale",
+    default=0.0,
+    show_default=True,
     type=Finite(0, 1),
-    help="How much of what guidance adds to the contrast is taken back.  [default: 0.7 for models "
-    "whose noise schedule ends in noise alone, 0 for others]",
+    help="How much of what guidance adds to the contrast is taken back. 0.7 suits models whose "
+    "noise schedule ends in noise alone.",
 )
 @click.option(
     "--seed",
@@ -92,7 +94,7 @@ def sample(
     height: int | None,
     steps: int,
     guidance: float,
-    guidance_rescale: float | None,
+    guidance_rescale: float,
     seed: int,
     count: int,
     sampler: str,
@@ -118,7 +120,7 @@ def sample(
     from impasto.models.loading import load_base_model
     from impasto.sampling.drawing import cut_warning, prepare_sampler, with_strengths
     from impasto.sampling.prompts import Prompt
-    from impasto.sampling.sampler import make_grid, save_png
+    from impasto.sampling.sampler import make_grid, rescale_advice, save_png
     from impasto.training.devices import default_device
 
     console = Console()
@@ -129,7 +131,9 @@ def sample(
     base = load_base_model(model, open_options(options), console)
     native = _native_size(model, base)
     zeros = None if empty_text is None else empty_text == "zeros"
-    drawer = prepare_sampler(base, stack, default_device(), clip_skip, emphasis, zeroes_empty=zeros)
+    drawer = prepare_sampler(
+        base, stack, default_device(), clip_skip, emphasis, zeroes_empty_text=zeros
+    )
     stack.attach(base.unet)
     single = [
         Prompt(text, negative, seed + index, width or native[0], height or native[1], steps,
@@ -141,10 +145,13 @@ def sample(
     cut = cut_warning(base, (text for prompt in single for text in prompt.texts), emphasis)
     if cut:
         console.note(f"Warning: {cut}")
+    advice = rescale_advice(base.scheduler_config, single, "--guidance-rescale 0.7")
+    if advice:
+        console.note(advice)
     images = _generate_all(drawer, wanted, out, console)
     if grid:
         columns = len(sweep) or (count if count > 1 else min(len(images), 4))
-        save_png(make_grid(images, columns), _free_grid(out), drawer.resolved(wanted[0]))
+        save_png(make_grid(images, columns), _free_grid(out), wanted[0])
     console.note(f"Wrote {counted(len(images), 'images')} to {out}.")
 
 
@@ -173,7 +180,7 @@ def _generate_all(drawer: Sampler, wanted: list[Prompt], out: Path, console: Con
     with console.stage("Drawing", len(wanted), "images") as advance:
         for index, prompt in enumerate(wanted, start=first):
             image = drawer.draw(prompt)
-            save_png(image, out / f"{index:04d}-{prompt.seed}.png", drawer.resolved(prompt))
+            save_png(image, out / f"{index:04d}-{prompt.seed}.png", prompt)
             images.append(image)
             advance(1)
     return images

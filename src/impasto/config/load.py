@@ -82,15 +82,27 @@ def load_dataset_config(path: Path, values: Mapping[str, Any]) -> DatasetConfig:
     Raises:
         ConfigError: As for `load_run_config`.
     """
-    if presence.is_dir(path) and presence.is_file(path / "config.toml"):
-        path = path / "config.toml"
+    run = load_run_of_source(path)
+    if run is not None:
+        return run.dataset
     if presence.is_dir(path) or not path.suffix:
         return build_dataset_config({**values, "image_dir": path}, source="command line")
     if is_metadata_file(path):
         return build_dataset_config({**values, "metadata_file": path}, source="command line")
-    if is_dataset_file(path):
-        return build_dataset_config({**values, "config": path}, source=str(path))
-    return load_run_config(path).dataset
+    return build_dataset_config({**values, "config": path}, source=str(path))
+
+
+def load_run_of_source(path: Path) -> RunConfig | None:
+    """The run whose settings or directory a path is; None where it stands for a dataset alone.
+
+    Raises:
+        ConfigError: As for `load_run_config`.
+    """
+    if presence.is_dir(path) and presence.is_file(path / "config.toml"):
+        path = path / "config.toml"
+    if presence.is_dir(path) or not path.suffix or is_metadata_file(path) or is_dataset_file(path):
+        return None
+    return load_run_config(path)
 
 
 def is_metadata_file(path: Path) -> bool:

@@ -66,10 +66,10 @@ class PreviewConfig(Section):
     guidance_scale: Annotated[float, Field(ge=0, le=1000)] = 7.0
     """How strongly the words guide; 1 means no guidance."""
 
-    guidance_rescale: Annotated[float, Field(ge=0, le=1)] | Literal["auto"] = "auto"
+    guidance_rescale: Annotated[float, Field(ge=0, le=1)] = 0.0
     """How much of what guidance adds to the contrast is taken back, from 0 (nothing) to 1 (all).
-    `auto` is 0.7 for models whose noise schedule ends in noise alone (zero terminal SNR), whose
-    images guidance makes too bright or dark, and 0 for all others."""
+    0.7 suits models whose noise schedule ends in noise alone (zero terminal SNR), whose images
+    guidance makes too bright or dark (arXiv:2305.08891, section 3.4)."""
 
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 1
     """Seed of the first prompt; each further one adds 1."""

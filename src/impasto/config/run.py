@@ -63,13 +63,13 @@ class ModelConfig(Section):
     such. `target`: the size that it is trained at and no crop, as of an image that is drawn; for
     images that were brought to size elsewhere, whose own sizes say nothing of how they look."""
 
-    empty_text: Literal["encoded", "zeros"] = "encoded"
+    empty_text: Literal["auto", "encoded", "zeros"] = "auto"
     """What SDXL is given for an empty caption, as `caption_dropout_rate` makes them, and previews
     for an empty negative prompt. `encoded`: the empty text, as ComfyUI and sd-scripts do. `zeros`:
     zeros for the states and the pooled text, as SDXL 1.0 was trained, and as A1111 and Forge draw,
-    and diffusers where a folder's `force_zeros_for_empty_prompt` says so; the exported model says
-    it too.
-    """
+    and diffusers where a folder's `force_zeros_for_empty_prompt` says so. The exported model says
+    which. `auto`: captions are encoded; previews, and what the exported model says, are as the base
+    model says."""
 
     max_tokens: Literal[75, 150, 225] = 75
     """How much of a caption is read, in tokens; a word is one to three. More takes a little more

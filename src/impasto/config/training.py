@@ -126,8 +126,9 @@ class TrainingConfig(Section):
     text_from_npz: bool = False
     """Use what sd-scripts' `--cache_text_encoder_outputs_to_disk` left beside the images for SDXL
     (`..._te_outputs.npz`) in the place of encoding captions, where it fits. Such a file does not
-    say which caption it is of: it must not be older than the caption, and some are compared with
-    what the text encoders answer."""
+    say which caption it was made from: it must not be older than the caption file, and some are
+    compared with what the text encoders give. The encoders stay in VRAM unless
+    `cache_text_to_disk` is set too."""
 
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Keep a running average of the weights with this decay per step, and export it; costs one

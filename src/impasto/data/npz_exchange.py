@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from impasto.data.npz import SD_ENDINGS, WITH_CROP, npz_candidates, npz_file, re
 from impasto.data.records import PlannedImage, SkippedFile
 from impasto.data.stages import Failure
 from impasto.errors import StorageError
-from impasto.progress import Progress
+from impasto.progress import Advance, Progress
 
 
 def import_npz(
@@ -40,7 +40,8 @@ def import_npz(
     if not able:
         return []
     refused: list[SkippedFile] = []
-    owners = _owners(planned, progress, endings)
+    with progress.stage("Looking for sd-scripts' latents", len(planned), "images") as advance:
+        owners = _owners(planned, lambda image: npz_candidates(image, endings), advance)
     with (
         progress.stage("Reading sd-scripts' latents", len(able), "images") as advance,
         shard_writer(cache) as writer,
@@ -87,9 +88,7 @@ def export_latents(
         StorageError: The disk is full.
     """
     written, refused = 0, []
-    owners: dict[Path, set[Path]] = {}
-    for image in plan.images:
-        owners.setdefault(npz_file(image, endings), set()).add(image.record.path)
+    owners = _owners(plan.images, lambda image: [npz_file(image, endings)])
     with progress.stage("Writing .npz", len(plan.images), "files") as advance:
         for image, key in zip(plan.images, plan.keys, strict=True):
             outcome = _export(image, key, owners, cache, endings)
@@ -133,15 +132,16 @@ def _export(
 
 
 def _owners(
-    planned: Sequence[PlannedImage], progress: Progress, endings: Sequence[str]
+    planned: Sequence[PlannedImage],
+    files_of: Callable[[PlannedImage], Iterable[Path]],
+    advance: Advance = lambda _: None,
 ) -> dict[Path, set[Path]]:
     """File of latents -> the images that it may have been made from."""
     owners: dict[Path, set[Path]] = {}
-    with progress.stage("Looking for sd-scripts' latents", len(planned), "images") as advance:
-        for image in planned:
-            for file in npz_candidates(image, endings):
-                owners.setdefault(file, set()).add(image.record.path)
-            advance(1)
+    for image in planned:
+        for file in files_of(image):
+            owners.setdefault(file, set()).add(image.record.path)
+        advance(1)
     return owners
 
 

@@ -1,4 +1,4 @@
-"""What text encoders made of captions, in files that sd-scripts leaves beside images, in and out.
+"""Reads and writes the text encoder outputs that sd-scripts keeps in files beside images.
 
 `<stem>_te_outputs.npz` of kohya-ss/sd-scripts (`library/strategy_sdxl.py`,
 SdxlTextEncoderOutputsCachingStrategy; `library/train_util.py` before 2025) holds for SDXL
@@ -8,15 +8,15 @@ SdxlTextEncoderOutputsCachingStrategy; `library/train_util.py` before 2025) hold
     pool2          [1280]       the second's pooled text
 
 in float16 or float32; with `max_token_length` 152 or 227 positions in the place of 77. Nothing says
-which caption, which text encoders or which settings made them, and sd-scripts takes whatever is
-there. What is written here says the token ids besides, in an array that sd-scripts passes over.
+which caption, which text encoders or which settings they were made from, and sd-scripts takes
+whatever is there. Files written here also have the token ids, in an array that sd-scripts ignores.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +24,8 @@ import numpy as np
 
 from impasto import files
 from impasto.data.npz import CLOCK_SLACK_NS, arrays_of
+from impasto.data.npz_exchange import why_shared
+from impasto.data.records import ImageRecord
 from impasto.data.stages import Failure
 from impasto.errors import DatasetError
 
@@ -31,6 +33,9 @@ Ids = tuple[int, ...]
 
 TOKEN_IDS = "impasto_token_ids"
 POOLED = "pool2"
+HASH_DIGITS = 16
+"""Hexadecimal digits of a hash that a run's states record."""
+
 _MOST_BYTES = 16 << 20  # 227 positions of both in float64 are 3.7 MiB
 
 
@@ -78,8 +83,39 @@ class TextOutputs:
 
 
 def text_npz_file(image: Path, ending: str) -> Path:
-    """Where sd-scripts has the text of an image."""
+    """Where sd-scripts keeps the text encoder outputs of an image."""
     return image.with_name(f"{image.stem}{ending}")
+
+
+def by_text_file(records: Iterable[ImageRecord], ending: str) -> dict[Path, list[ImageRecord]]:
+    """Group images by the file that sd-scripts has for their text encoder outputs."""
+    found: dict[Path, list[ImageRecord]] = {}
+    for record in records:
+        found.setdefault(text_npz_file(record.path, ending), []).append(record)
+    return found
+
+
+def why_ambiguous(records: Sequence[ImageRecord]) -> Failure | None:
+    """Why no caption can be told for a file, from all images that it is beside; None if one can.
+
+    sd-scripts keeps one file for `a.png` and `a.jpg`, and one for an image in two subsets.
+    """
+    shared = why_shared({record.path for record in records})
+    if shared is not None:
+        return shared
+    if any(record.subset.captions.changes_words for record in records):
+        return Failure("the caption changes each time that it is shown")
+    if len({record.fixed_caption for record in records}) > 1:
+        return Failure("the image is in several subsets, which give it different captions")
+    return None
+
+
+def is_by_impasto(file: Path) -> bool:
+    """Whether a file has token ids, which only Impasto writes; False if it cannot be read."""
+    try:
+        return TOKEN_IDS in arrays_of(file, lambda name: name == TOKEN_IDS)
+    except Exception:  # zipfile and NumPy raise a dozen classes on damage
+        return False
 
 
 def read_text_npz(file: Path, shape: TextShape) -> TextOutputs | Failure:
@@ -196,9 +232,14 @@ class GivenTexts:
         return found.packed
 
     @property
-    def digest(self) -> str:
-        """A hash of what is in all of them and which texts they are of, for a run's fingerprint."""
-        whole = hashlib.sha256()
-        for ids, (_, digest) in sorted(self.files.items()):
-            whole.update(np.asarray(ids, dtype="<i4").tobytes() + digest.encode())
-        return whole.hexdigest()[:16]
+    def recorded(self) -> dict[str, str]:
+        """What a run's states record: `text_key` of each chunk -> its file's hash and name."""
+        return {
+            text_key(ids): f"{digest[:HASH_DIGITS]} {file.name}"
+            for ids, (file, digest) in sorted(self.files.items())
+        }
+
+
+def text_key(ids: Ids) -> str:
+    """A short hash of token ids."""
+    return hashlib.sha256(np.asarray(ids, dtype="<i4").tobytes()).hexdigest()[:HASH_DIGITS]

@@ -155,7 +155,7 @@ def survey(config: RunConfig, progress: Progress | None = None, *, decode: bool 
         require_usable(scan, config.dataset)
     subsets = config.dataset.parts[0].subsets
     first = next((subset for subset in subsets if not subset.is_reg), subsets[0])
-    split = split_records(scan, config, build_subset(first, 0, 0), _sidecars_of(first), progress)
+    split = split_records(scan, config, build_subset(first, 0, 0), sidecars_of(first), progress)
     found = Survey(scan, split, plan_dataset(config.dataset, balance(split.training)))
     told = found.balance
     if progress is not None and told is not None and told.used < told.images:
@@ -249,7 +249,7 @@ def _scan_subset(source: _Source, derived: Path, progress: Progress | None) -> S
         index=_index_file(derived, config.image_dir),
         progress=progress,
         subset=subset,
-        sidecars=_sidecars_of(config),
+        sidecars=sidecars_of(config),
     )
 
 
@@ -263,7 +263,7 @@ def _require_names_as_text(config: SubsetConfig, *others: Path | None) -> None:
             )
 
 
-def _sidecars_of(config: SubsetConfig) -> Sidecars:
+def sidecars_of(config: SubsetConfig) -> Sidecars:
     """The endings of the files with the words of a subset."""
     ending = config.caption_extension
     return Sidecars() if ending is None else Sidecars(f".{ending.lstrip('.')}", "")

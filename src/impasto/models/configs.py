@@ -7,6 +7,7 @@ of Stable Diffusion's own sizes these are known; for others the file says them (
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -69,15 +70,29 @@ def require_modest(config: Mapping[str, Any], source: str) -> None:
                     f"{source}: its configuration says {key} {number}; expected {limit} at most. "
                     f"The file is damaged or no model."
                 )
-        if key == "scaling_factor" and not (isinstance(value, (int, float)) and value > 0):
-            raise ModelError(
-                f"{source}: its scaling_factor is {value!r}; expected a number above 0."
-            )
         if isinstance(value, (list, tuple)) and len(value) > MOST_LAYERS:
             raise ModelError(
                 f"{source}: its configuration has {len(value)} values for {key}; expected "
                 f"{MOST_LAYERS} at most. The file is damaged or no model."
             )
+    stated_scaling(config, source)
+
+
+def stated_scaling(config: Mapping[str, Any], source: str) -> float | None:
+    """What a VAE's configuration says that latents are multiplied by; None where it says nothing.
+
+    The family's factor holds then: configurations of early diffusers have no such entry.
+
+    Raises:
+        ModelError: It is not a number above 0.
+    """
+    if "scaling_factor" not in config:
+        return None
+    value = config["scaling_factor"]
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not (is_number and 0 < value < math.inf):
+        raise ModelError(f"{source}: its scaling_factor is {value!r}; expected a number above 0.")
+    return float(value)
 
 
 def configs_from(parts: Mapping[str, Tensors], family: Family, source: str) -> Configs:

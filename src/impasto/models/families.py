@@ -41,7 +41,7 @@ STABLE_DIFFUSION = Pipeline(
 STABLE_DIFFUSION_XL = Pipeline(
     "StableDiffusionXLPipeline",
     {"feature_extractor": [None, None], "image_encoder": [None, None]},
-    zeroes_empty_text="force_zeros_for_empty_prompt",
+    empty_text_entry="force_zeros_for_empty_prompt",
 )
 
 _UNET = Component(

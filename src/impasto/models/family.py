@@ -116,17 +116,17 @@ class Pipeline:
     Attributes:
         class_name: Its class.
         others: What `model_index.json` has besides, of what is not there.
-        zeroes_empty_text: The entry of `model_index.json` that says whether an empty negative
+        empty_text_entry: The entry of `model_index.json` that says whether an empty negative
             prompt is zeros instead of the encoded empty text; None where there is no such entry.
     """
 
     class_name: str
     others: Mapping[str, Any] = field(default_factory=dict, hash=False)
-    zeroes_empty_text: str | None = None
+    empty_text_entry: str | None = None
 
-    def zeroes(self, index: Mapping[str, Any]) -> bool:
+    def zeroes_empty_text(self, index: Mapping[str, Any]) -> bool:
         """Whether a `model_index.json` says that an empty negative prompt is zeros."""
-        return self.zeroes_empty_text is not None and index.get(self.zeroes_empty_text) is True
+        return self.empty_text_entry is not None and index.get(self.empty_text_entry) is True
 
 
 @dataclass(frozen=True)

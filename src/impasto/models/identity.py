@@ -132,8 +132,8 @@ def _require_consistent(clues: Clues, generation: tuple[Family, ...]) -> None:
     if clues.prediction_name is None and clues.family_key is None:
         raise ModelError(
             f"{clues.source} contradicts itself: {said[1]} says {said[0].name}, but it has "
-            f"{marked[1]} ({marked[0].name}). Set model.prediction_type to the one that it draws "
-            f"right with (--prediction-type on a command line)."
+            f"{marked[1]} ({marked[0].name}). Draw with both, and set model.prediction_type "
+            f"(--prediction-type on a command line) to the one whose images look right."
         )
 
 

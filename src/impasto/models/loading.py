@@ -21,7 +21,7 @@ from impasto.diffusion.schedule import BETA_END, BETA_START, NUM_TRAIN_TIMESTEPS
 from impasto.errors import ModelError
 from impasto.models.attention import use_upcast_attention
 from impasto.models.completeness import compare, named_as_in, require_complete
-from impasto.models.configs import require_modest
+from impasto.models.configs import require_modest, stated_scaling
 from impasto.models.contents import ModelContents
 from impasto.models.family import Component, Family, Library, Reading
 from impasto.models.identity import Identity
@@ -154,7 +154,7 @@ def _assembled(
         networks={part: modules[part] for part in family.names},
         tokenizers={part.name: build_tokenizer(contents, part) for part in family.text_encoders},
         schedule=schedule_of(contents.scheduler_config, source),
-        scaling_factor=configs[family.vae.name].get("scaling_factor", family.scaling_factor),
+        scaling_factor=stated_scaling(configs[family.vae.name], source) or family.scaling_factor,
     )
 
 

@@ -149,7 +149,7 @@ def _open_folder(path: Path, source: str, options: OpenOptions) -> ModelContents
         tokenizer_files=folder.tokenizer_files,
         metadata=folder.metadata,
         notes=folder.notes,
-        zeroes_empty_text=identity.family.pipeline.zeroes(folder.index),
+        zeroes_empty_text=identity.family.pipeline.zeroes_empty_text(folder.index),
     )
 
 

@@ -15,7 +15,7 @@ from impasto.checkpoints.scaled import apply_scales
 from impasto.checkpoints.tensors import Tensors
 from impasto.errors import ModelError
 from impasto.models import diffusers_folder, families
-from impasto.models.configs import UnknownSizeError, configs_in, vae_config
+from impasto.models.configs import UnknownSizeError, configs_in, stated_scaling, vae_config
 from impasto.models.contents import ModelContents
 from impasto.models.family import Family
 from impasto.models.known_vaes import known_vae
@@ -57,7 +57,7 @@ def with_vae(contents: ModelContents, named: str, path: Path) -> ModelContents:
     family, own = contents.identity.family, contents.identity.family.vae.name
     vae = open_vae(path, family)
     config = vae.config or contents.configs[own]  # which then has to fit
-    scaling = _factor_of(contents.configs[own])
+    scaling = stated_scaling(contents.configs[own], contents.source) or family.scaling_factor
     if vae.scaling not in (None, scaling):
         raise ModelError(
             f"The VAE {named}{vae.called} scales latents by {vae.scaling}, the model by "
@@ -69,7 +69,7 @@ def with_vae(contents: ModelContents, named: str, path: Path) -> ModelContents:
     return replace(
         contents,
         parts={**contents.parts, own: vae.tensors},
-        configs={**contents.configs, own: config},
+        configs={**contents.configs, own: {"scaling_factor": scaling, **config}},
         notes=(*contents.notes, f"VAE from {named}", *vae.notes, *doubt),
     )
 
@@ -94,7 +94,7 @@ def open_vae(path: Path, family: Family | None = None) -> OpenedVae:
     if presence.is_dir(path):
         inner = path / row.vae.folder
         found = diffusers_folder.open_component(inner if presence.is_dir(inner) else path, row.vae)
-        return OpenedVae(*found, _factor_of(found[1]))
+        return OpenedVae(*found, stated_scaling(found[1], str(path)))
     file = open_tensor_file(path)
     kind = kind_of(file, families.file_layouts())
     if kind is DIFFUSERS_VAE:
@@ -120,7 +120,8 @@ def _of_ldm_file(file: TensorFile, family: Family, *, is_bare: bool) -> OpenedVa
         raise ModelError(f"{file.path} has no VAE in it.")
     stated = configs_in(file.metadata, [own.name], str(file.path))
     if stated is not None:
-        return OpenedVae(tensors, stated[own.name], unscaled.notes, _factor_of(stated[own.name]))
+        scaling = stated_scaling(stated[own.name], str(file.path))
+        return OpenedVae(tensors, stated[own.name], unscaled.notes, scaling)
     config = _config_by_shapes(tensors, family)
     if is_bare:
         scaling, called = _recognised(file)
@@ -128,11 +129,6 @@ def _of_ldm_file(file: TensorFile, family: Family, *, is_bare: bool) -> OpenedVa
     whole = next(row for row in families.FAMILIES if row.layout == layout)
     called = f" (of a model of {whole.generation})"
     return OpenedVae(tensors, config, unscaled.notes, whole.scaling_factor, called)
-
-
-def _factor_of(config: dict[str, Any]) -> float:
-    """The scaling factor of a configuration; diffusers' own where it does not say."""
-    return float(config.get("scaling_factor", families.SD1.scaling_factor))
 
 
 def _recognised(file: TensorFile) -> tuple[float | None, str]:
@@ -151,10 +147,10 @@ def _of_diffusers_file(file: TensorFile, family: Family) -> OpenedVae:
     tensors = diffusers_folder.by_todays_names(unscaled.tensors, family.vae)
     beside = file.path.with_name("config.json")
     config = diffusers_folder.read_config(beside) if presence.is_file(beside) else None
-    if config:
-        return OpenedVae(tensors, config, unscaled.notes, _factor_of(config))
-    by_shapes = _config_by_shapes(tensors, family)
-    return OpenedVae(tensors, by_shapes, unscaled.notes, *_recognised(file))
+    stated = stated_scaling(config, str(beside)) if config else None
+    scaling, called = (stated, "") if stated else _recognised(file)
+    config = config or _config_by_shapes(tensors, family)
+    return OpenedVae(tensors, config, unscaled.notes, scaling, called)
 
 
 def _config_by_shapes(tensors: Tensors, family: Family) -> dict[str, Any] | None:

@@ -17,7 +17,7 @@ def model_index(family: Family, *, zeroes_empty_text: bool = False) -> dict[str,
         family: The model's.
         zeroes_empty_text: What its entry for empty prompts says, where the family has one.
     """
-    entry = family.pipeline.zeroes_empty_text
+    entry = family.pipeline.empty_text_entry
     index = {
         "_class_name": family.pipeline.class_name,
         "_diffusers_version": DIFFUSERS_VERSION,

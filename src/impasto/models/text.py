@@ -193,6 +193,23 @@ class TextStates(nn.Module):
         return self.shape.packed(states, torch.cat(pooled, dim=-1) if pooled else None)
 
 
+def require_zeroes_empty_text(model: BaseModel, asked: str) -> None:
+    """Make sure that a model's family can be given zeros for an empty text.
+
+    Args:
+        model: The model.
+        asked: What asked for it, as the subject of a sentence.
+
+    Raises:
+        ConfigError: It cannot: it always encodes the empty text.
+    """
+    if model.family.pipeline.empty_text_entry is None:
+        raise ConfigError(
+            f"{asked} has no effect: {model.contents.name} is {model.family.name}, which always "
+            f"encodes the empty text. Take it out."
+        )
+
+
 class ClipTextConditioner:
     """Captions, in the layout of `tokens`, to states of CLIP encoders.
 
@@ -204,7 +221,7 @@ class ClipTextConditioner:
         device: Where the U-Net is; None means where the encoders are.
         train: Whether gradients flow into them.
         memory: Keeps what chunks were encoded to; for frozen encoders only.
-        zeroes_empty: Whether an empty caption is zeros instead of the encoded empty text; what
+        zeroes_empty_text: Whether an empty caption is zeros instead of the encoded empty text; what
             `memory` keeps is the same either way.
     """
 
@@ -218,14 +235,14 @@ class ClipTextConditioner:
         device: torch.device | None = None,
         train: bool = False,
         memory: TextCache | None = None,
-        zeroes_empty: bool = False,
+        zeroes_empty_text: bool = False,
     ) -> None:
         self.tokens = tuple(tokens)
         self._states, self._shape, self._sizes = states, shape, sizes
         self._device = device
         self._train = train
         self._memory = memory
-        self._zeroes_empty = zeroes_empty
+        self._zeroes_empty_text = zeroes_empty_text
 
     def __call__(self, captions: Sequence[str], geometry: Sequence[Geometry] = ()) -> Conditioning:
         """States `[B, N, D]`, where N is 77 for one chunk, and what the family takes besides.
@@ -245,7 +262,7 @@ class ClipTextConditioner:
             states = joined[0] if len(joined) == 1 else torch.cat(joined, dim=-1)
             first = None if pooled is None else pooled[:, 0]
             found = unet_conditioning(states, first, self._size_numbers(geometry, states))
-            empty = [self._zeroes_empty and not caption.strip() for caption in captions]
+            empty = [self._zeroes_empty_text and not caption.strip() for caption in captions]
             return without_text(found, empty)
 
     def _size_numbers(self, geometry: Sequence[Geometry], states: Tensor) -> Tensor | None:

@@ -1,33 +1,67 @@
-"""Writes what text encoders make of captions beside the images, as sd-scripts keeps it."""
+"""Writes text encoder outputs beside the images, in files that sd-scripts reads."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from impasto import files
-from impasto.data.npz_exchange import Exported, why_shared
+from impasto import files, presence
+from impasto.data.npz_exchange import Exported
 from impasto.data.records import ImageRecord, SkippedFile
 from impasto.data.stages import Failure
-from impasto.data.text_npz import Ids, TextShape, text_npz_file, write_text_npz
+from impasto.data.text_npz import (
+    Ids,
+    TextShape,
+    by_text_file,
+    is_by_impasto,
+    why_ambiguous,
+    write_text_npz,
+)
 from impasto.errors import StorageError
 from impasto.models.loading import BaseModel, build_tokens
 from impasto.models.text import ClipTextConditioner, EncodedShape, TextStates
 from impasto.models.tokens import LENGTH, TextLayout
-from impasto.progress import Progress
+from impasto.progress import Progress, counted
 
 AS_SD_SCRIPTS = TextLayout(75, "kohya", "plain", "off")
 """How sd-scripts reads captions unless it is told otherwise: the first 75 tokens, cut anywhere."""
 
 AT_ONCE = 16
 
+_SHOWN = 5
+
 
 def shape_in_files(shape: EncodedShape) -> TextShape:
-    """The shape that files of a model's texts have."""
+    """The shape of a model's text encoder outputs in files."""
     return TextShape(LENGTH, shape.widths, shape.pooled)
+
+
+@dataclass(frozen=True)
+class ExportedTexts(Exported):
+    """What `export_texts` did.
+
+    Attributes:
+        cut: The images whose captions have over 75 tokens, of which the file holds the first 75.
+    """
+
+    cut: tuple[Path, ...] = ()
+
+    @property
+    def warning(self) -> str:
+        """A sentence about captions that were cut; empty if none was."""
+        if not self.cut:
+            return ""
+        shown = ", ".join(path.name for path in self.cut[:_SHOWN])
+        more = f" and {len(self.cut) - _SHOWN:,} more" if len(self.cut) > _SHOWN else ""
+        return (
+            f"{counted(len(self.cut), 'captions have')} over 75 tokens ({shown}{more}), and their "
+            f"files hold the first 75. sd-scripts with --max_token_length 150 or 225 would take "
+            f"these 77 positions as they are; delete the files if you train so."
+        )
 
 
 def export_texts(
@@ -36,12 +70,14 @@ def export_texts(
     ending: str,
     device: torch.device,
     progress: Progress,
-) -> Exported:
+) -> ExportedTexts:
     """Encode the captions of images and write them beside the images, in float32.
 
+    A file that Impasto did not write is never replaced.
+
     Args:
-        records: The images; of one with the same file as another, none is written, since
-            sd-scripts would train both with the words of one.
+        records: The images. Of several that share a file, none gets one unless all have the same
+            path and caption: sd-scripts would train all with the words of one.
         model: Its text encoders are brought to the device, and stay there.
         ending: What the names of the files end on.
         device: Where the encoders compute.
@@ -52,34 +88,44 @@ def export_texts(
     """
     states = TextStates.of(model).to(device)
     conditioner = ClipTextConditioner(build_tokens(model, AS_SD_SCRIPTS), states, states.shape)
-    owners: dict[Path, set[Path]] = {}
-    for record in records:
-        owners.setdefault(text_npz_file(record.path, ending), set()).add(record.path)
-    first = {text_npz_file(record.path, ending): record for record in reversed(records)}
+    groups = by_text_file(records, ending)
     written, refused = 0, []
-    with progress.stage("Writing texts as .npz", len(first), "files") as advance:
-        targets = sorted(first)
+    cut: list[Path] = []
+    with progress.stage("Writing text encoder outputs", len(groups), "files") as advance:
+        targets = sorted(groups)
         for start in range(0, len(targets), AT_ONCE):
             batch = targets[start : start + AT_ONCE]
-            faults = {file: _why_not(file, first[file], owners[file]) for file in batch}
+            faults = {file: _why_not(file, groups[file]) for file in batch}
             able = [file for file in batch if faults[file] is None]
-            chunks = [conditioner.chunks_of(first[file].fixed_caption)[0] for file in able]
+            captions = {file: groups[file][0].fixed_caption for file in able}
+            chunks = [conditioner.chunks_of(captions[file])[0] for file in able]
             for file, ids, row in zip(able, chunks, _encoded(states, chunks, device), strict=True):
                 faults[file] = _write(file, states.shape, ids, row)
+                if faults[file] is None and conditioner.too_long([captions[file]]):
+                    cut.append(groups[file][0].path)
             for file, fault in faults.items():
                 written += fault is None
                 if fault is not None:
-                    refused.append(SkippedFile(first[file].path, fault.reason))
+                    refused.append(SkippedFile(groups[file][0].path, fault.reason))
             advance(len(batch))
-    return Exported(written, tuple(refused))
+    return ExportedTexts(written, tuple(refused), tuple(cut))
 
 
-def _why_not(file: Path, record: ImageRecord, owners: set[Path]) -> Failure | None:
-    """Why an image gets no file; None where it gets one."""
-    if record.subset.captions.changes_words:
-        return Failure("no text as .npz: its caption changes each time that it is shown")
+def _why_not(file: Path, records: Sequence[ImageRecord]) -> Failure | None:
+    """Why images get no file; None where they get one."""
+    ambiguous = why_ambiguous(records)
+    if ambiguous is not None:
+        return Failure(f"no {file.name}: {ambiguous.reason}")
+    record = records[0]
     fault = files.why_not_written(file, [record.path.parent, record.subset.root])
-    return Failure(f"no text as .npz: {fault}") if fault else why_shared(owners)
+    if fault:
+        return Failure(f"no {file.name}: {fault}")
+    if presence.exists(file) and not is_by_impasto(file):
+        return Failure(
+            f"{file.name} is there already, was not written by Impasto, and was left as it is; "
+            f"delete it to have it written"
+        )
+    return None
 
 
 @torch.no_grad()
@@ -98,5 +144,5 @@ def _write(file: Path, shape: EncodedShape, ids: Ids, row: np.ndarray) -> Failur
     except StorageError as error:
         if not files.is_file_specific(error):
             raise
-        return Failure(f"no text as .npz: it cannot be written ({files.cause_of(error)})")
+        return Failure(f"no {file.name}: it cannot be written ({files.cause_of(error)})")
     return None

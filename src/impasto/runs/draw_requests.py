@@ -45,7 +45,7 @@ class ImageSettings:
         sampler: A key of `SAMPLERS`.
         strength: Of all hypernetworks; None means each its own.
         guidance_rescale: How much of what guidance adds to the contrast is taken back, from 0 to 1;
-            None means what suits the model's noise schedule.
+            None means 0.
     """
 
     model: str

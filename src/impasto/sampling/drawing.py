@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import torch
 
-from impasto.errors import ConfigError
 from impasto.models.hypernetwork import HypernetworkStack
 from impasto.models.loading import BaseModel, build_tokens
+from impasto.models.text import require_zeroes_empty_text
 from impasto.models.text_metadata import prompt_layout
 from impasto.models.tokens import Emphasis
 from impasto.progress import counted
@@ -24,7 +24,7 @@ def prepare_sampler(
     clip_skip: int | None = None,
     emphasis: Emphasis = "mean",
     *,
-    zeroes_empty: bool | None = None,
+    zeroes_empty_text: bool | None = None,
 ) -> Sampler:
     """Bring a model and its hypernetworks to a device; attaching them is left to the caller.
 
@@ -34,23 +34,22 @@ def prepare_sampler(
         device: Where it draws.
         clip_skip: CLIP's layer from the end; None means what the file says, or the last.
         emphasis: What `(cat:1.2)` does.
-        zeroes_empty: Whether an empty negative prompt is zeros; None means what the model says.
+        zeroes_empty_text: Whether an empty negative prompt is zeros; None is what the model says.
 
     Raises:
-        ConfigError: It is asked to be zeros, and the model's family knows no such thing.
+        ConfigError: Zeros are asked for, and the model's family always encodes the empty text.
     """
-    if zeroes_empty and base.family.pipeline.zeroes_empty_text is None:
-        raise ConfigError(
-            f"An empty negative prompt as zeros has no effect: {base.contents.name} is "
-            f"{base.family.name}, which always encodes the empty text. Take it out."
-        )
+    if zeroes_empty_text:
+        require_zeroes_empty_text(base, "An empty negative prompt as zeros")
     for network in (base.unet, *base.text_encoders.values()):
         network.to(device)
     for hypernetwork in stack.networks.values():
         hypernetwork.to(device).eval()
     layout = replace(prompt_layout(base.contents.metadata), emphasis=emphasis)
     drawer = replace(Sampler.of(base, clip_skip, layout), hypernetworks=stack)
-    return drawer if zeroes_empty is None else replace(drawer, zeroes_empty_negative=zeroes_empty)
+    if zeroes_empty_text is None:
+        return drawer
+    return replace(drawer, zeroes_empty_text=zeroes_empty_text)
 
 
 def with_strengths(prompt: Prompt, stack: HypernetworkStack, strength: float | None) -> Prompt:

@@ -25,8 +25,7 @@ class Prompt:
             (arXiv:2207.12598).
         sampler: A key of `SAMPLERS`.
         guidance_rescale: How much of what guidance adds to the contrast is taken back, from 0 to 1;
-            Lin et al. 2023 (arXiv:2305.08891), section 3.4. None is what suits the model's noise
-            schedule: `Sampler.resolved` says what that is.
+            Lin et al. 2023 (arXiv:2305.08891), section 3.4. It has no effect without guidance.
     """
 
     text: str
@@ -37,7 +36,7 @@ class Prompt:
     steps: int = 20
     guidance_scale: float = 7.0
     sampler: str = "ddim"
-    guidance_rescale: float | None = None
+    guidance_rescale: float = 0.0
 
     @property
     def words(self) -> str:
@@ -48,6 +47,11 @@ class Prompt:
     def texts(self) -> tuple[str, str]:
         """What the text encoder is given: what the image should show, and what not."""
         return self.words, self.negative
+
+    @property
+    def is_rescaled(self) -> bool:
+        """Whether guidance is rescaled: there is none at a scale of 1."""
+        return self.guidance_rescale > 0 and self.guidance_scale != 1
 
     @property
     def strengths(self) -> dict[str, float]:
@@ -63,7 +67,7 @@ class Prompt:
     def parameters(self) -> str:
         """The text that A1111 writes into PNG files and other programs read from them."""
         negative = f"\nNegative prompt: {self.negative}" if self.negative else ""
-        rescale = f", CFG rescale: {self.guidance_rescale:g}" if self.guidance_rescale else ""
+        rescale = f", CFG rescale: {self.guidance_rescale:g}" if self.is_rescaled else ""
         return (
             f"{self.text}{negative}\nSteps: {self.steps}, Sampler: {self.sampler}, "
             f"CFG scale: {self.guidance_scale:g}, Seed: {self.seed}, "

@@ -7,8 +7,8 @@ as training does (clip skip included) and leaves the random state of training al
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -58,7 +58,7 @@ class Sampler:
         hypernetworks: Those that are attached to the U-Net.
         cell: Pixels per side of a latent.
         tiled: Whether large images are decoded in tiles, even if the VAE does not encode so.
-        zeroes_empty_negative: Whether an empty negative prompt is zeros instead of the encoded
+        zeroes_empty_text: Whether an empty negative prompt is zeros instead of the encoded
             empty text; diffusers' `force_zeros_for_empty_prompt`.
     """
 
@@ -70,7 +70,7 @@ class Sampler:
     hypernetworks: HypernetworkStack = field(default_factory=HypernetworkStack)
     cell: int = CELL
     tiled: bool = False
-    zeroes_empty_negative: bool = False
+    zeroes_empty_text: bool = False
 
     @classmethod
     def of(
@@ -94,7 +94,7 @@ class Sampler:
             model.scheduler_config,
             model.scaling_factor,
             cell=model.family.cell,
-            zeroes_empty_negative=model.contents.zeroes_empty_text,
+            zeroes_empty_text=model.contents.zeroes_empty_text,
         )
 
     @torch.no_grad()
@@ -110,13 +110,6 @@ class Sampler:
         """
         with self.hypernetworks.at(prompt.strengths):
             return self._to_images([self._latents(prompt, stepped)])[0]
-
-    def resolved(self, prompt: Prompt) -> Prompt:
-        """The prompt with all that decides its image: what it leaves to the model is filled in."""
-        if prompt.guidance_rescale is not None:
-            return prompt
-        ends_in_noise = bool(self.scheduler_config.get(_RESCALED))
-        return replace(prompt, guidance_rescale=ZERO_SNR_RESCALE if ends_in_noise else 0.0)
 
     @torch.no_grad()
     def generate_all(self, prompts: Sequence[Prompt], drawn: Advance) -> list[Image.Image]:
@@ -142,7 +135,7 @@ class Sampler:
         scheduler.set_timesteps(prompt.steps, device=self.unet.device)
         whole = Geometry.whole(Size(prompt.width, prompt.height))
         conditioning = self.conditioner([prompt.words, prompt.negative], [whole, whole])
-        if self.zeroes_empty_negative:
+        if self.zeroes_empty_text:
             conditioning = without_text(conditioning, [False, not prompt.negative.strip()])
         conditioning = conditioning.to(self.unet.device)
         if prompt.guidance_scale == 1:
@@ -173,7 +166,7 @@ class Sampler:
         both = self.unet(latents.repeat(2, 1, 1, 1), t, **conditioning.arguments).sample
         wanted, unwanted = both.float().chunk(2)
         guided = unwanted + scale * (wanted - unwanted)
-        return rescaled(guided, wanted, self.resolved(prompt).guidance_rescale or 0)
+        return rescaled(guided, wanted, prompt.guidance_rescale)
 
     def _to_images(self, drawn: Sequence[Tensor]) -> list[Image.Image]:
         device = self.unet.device
@@ -189,9 +182,29 @@ class Sampler:
 
 
 ZERO_SNR_RESCALE = 0.7
-"""The guidance rescale of models whose noise schedule ends in noise alone, unless another is given:
-without it, guidance makes their images too bright or dark. Lin et al. 2023 (arXiv:2305.08891),
-section 3.4, found 0.7 for a guidance of 7.5."""
+"""The guidance rescale that suits models whose noise schedule ends in noise alone: without it,
+guidance makes their images too bright or dark. Lin et al. 2023 (arXiv:2305.08891), section 3.4,
+found 0.7 for a guidance of 7.5."""
+
+
+def rescale_advice(
+    scheduler_config: Mapping[str, Any], prompts: Iterable[Prompt], setting: str
+) -> str:
+    """A sentence for models whose images guidance makes too bright or dark; empty for others.
+
+    Args:
+        scheduler_config: The model's scheduler configuration.
+        prompts: What is drawn.
+        setting: What sets the rescale to 0.7, as the user writes it.
+    """
+    plain = any(p.guidance_scale > 1 and not p.guidance_rescale for p in prompts)
+    if not (plain and scheduler_config.get(_RESCALED)):
+        return ""
+    return (
+        f"The model's noise schedule ends in noise alone (zero terminal SNR), and guidance makes "
+        f"such images too bright or dark. If they are, set {setting}: {ZERO_SNR_RESCALE} is the "
+        f"value of arXiv:2305.08891, section 3.4."
+    )
 
 
 def rescaled(

@@ -156,7 +156,7 @@ class DrawWorker:
         status.begin_image(prompt.steps)
         image = sampler.draw(prompt, status.stepped)
         name = f"{number:04d}-{prompt.seed}.png"
-        save_png(image, status.drawing.path / name, sampler.resolved(prompt))
+        save_png(image, status.drawing.path / name, prompt)
         status.finish_image(
             {
                 "file": name,
@@ -241,7 +241,7 @@ def prompt_of(settings: ImageSettings, base: BaseModel) -> Prompt:
         settings.steps,
         settings.guidance,
         settings.sampler,
-        settings.guidance_rescale,
+        settings.guidance_rescale or 0.0,
     )
 
 

@@ -37,7 +37,7 @@ from impasto.sampling.prompts import Prompt
 from impasto.sampling.sampler import Sampler
 from impasto.training.compile import compile_unet
 from impasto.training.devices import release_cached_memory, set_arithmetic
-from impasto.training.fingerprint import Facts, run_fingerprint
+from impasto.training.fingerprint import Facts, recorded_texts, run_fingerprint
 from impasto.training.given_text import find_given_texts
 from impasto.training.lr_schedule import build_lr_schedule
 from impasto.training.methods import build_templates
@@ -69,7 +69,7 @@ from impasto.training.text import (
     Conditioners,
     build_conditioners,
     encode_captions_ahead,
-    zeroes_empty_text,
+    zeroes_empty_negative,
 )
 
 
@@ -79,10 +79,17 @@ def build_session(
     progress: Progress,
     overrides: Overrides,
     known: Survey | None = None,
+    recorded: Mapping[str, str] | None = None,
 ) -> Session:
     """Load the model, prepare the data, and put everything where it computes.
 
-    `known` is what was found of the images already.
+    Args:
+        config: The settings.
+        accelerator: Where it computes.
+        progress: Is told how far it is.
+        overrides: What is given in code.
+        known: What was found of the images already.
+        recorded: The fingerprint of the state that is resumed.
 
     Raises:
         ImpastoError: As the parts it calls.
@@ -104,7 +111,15 @@ def build_session(
     trainable = _build_network(config, accelerator, model, shapes, overrides)
     rules = build_chunk_rules(config, trainable.parts, accelerator)
     told = progress if accelerator.is_main_process else SilentProgress()
-    given = find_given_texts(config, model, trainable.states, prepared.records, device, told)
+    given = find_given_texts(
+        config,
+        model,
+        trainable.states,
+        prepared.records,
+        device,
+        told,
+        recorded_texts(recorded or {}),
+    )
     hash_of = _hash_now if overrides.trainable else encoded.hash_of
     conditioners = build_conditioners(
         config, device, strategy.wrap, model, trainable, progress, hash_of, given
@@ -151,7 +166,7 @@ def build_session(
             tell(conditioners.prompts),
             previewed,
             tiled=config.previews.vae_tiling,
-            zeroes_empty=zeroes_empty_text(config, model),
+            zeroes_empty_text=zeroes_empty_negative(config, model),
         ),
         ema=_build_ema(config, trainable, strategy),
         precision=strategy.build_precision(
@@ -170,7 +185,7 @@ def build_session(
                 steps,
                 overrides.given(),
                 partial(prepared.cache.hashes.of, progress=progress),
-                "" if given is None else given.digest,
+                {} if given is None else given.recorded,
             ),
         ),
     )
@@ -378,7 +393,7 @@ def _build_previewer(
     others: HypernetworkStack,
     *,
     tiled: bool,
-    zeroes_empty: bool,
+    zeroes_empty_text: bool,
 ) -> Previewer:
     """Previews with the hypernetwork that is trained, if one is, and the others after it."""
     stack = HypernetworkStack()
@@ -397,10 +412,10 @@ def _build_previewer(
         conditioner,
         model.scheduler_config,
         model.scaling_factor,
-        stack,
-        model.family.cell,
-        tiled,
-        zeroes_empty,
+        hypernetworks=stack,
+        cell=model.family.cell,
+        tiled=tiled,
+        zeroes_empty_text=zeroes_empty_text,
     )
     return Previewer(sampler, prompts)
 

@@ -11,7 +11,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,9 @@ _OLD_SECTIONS = {
 }  # fmt: skip
 _ABSENT = "absent"
 
+TEXT_FILES = "text encoder outputs in files"
+"""The entry that says what is in the files which `training.text_from_npz` uses, as JSON."""
+
 
 @dataclass(frozen=True)
 class Facts:
@@ -71,7 +74,7 @@ class Facts:
         total_steps: Steps of the whole run.
         code: What is given in code in the place of a setting, by name; see `Overrides`.
         digests: Gives hashes of what is in files, of those that can be read.
-        texts: A hash of the texts that are taken from files of sd-scripts; empty for none.
+        texts: `GivenTexts.recorded` of text encoder outputs that are taken from files.
     """
 
     hashes: Mapping[str, str]
@@ -82,7 +85,7 @@ class Facts:
     total_steps: int
     code: Mapping[str, Any]
     digests: Callable[[Mapping[Path, FileStamp]], Mapping[Path, str]]
-    texts: str = ""
+    texts: Mapping[str, str] = field(default_factory=dict)
 
 
 def run_fingerprint(config: RunConfig, facts: Facts) -> dict[str, str]:
@@ -102,7 +105,7 @@ def run_fingerprint(config: RunConfig, facts: Facts) -> dict[str, str]:
         if config.saving.best_model:
             found["validation.every_steps"] = str(config.validation.every_steps)
     if facts.texts:
-        found["texts of sd-scripts"] = facts.texts
+        found[TEXT_FILES] = json.dumps(facts.texts)
     templates = build_templates(config)
     if templates is not None:
         found["caption templates"] = _short_hash(repr((templates.lines, templates.name)))
@@ -151,9 +154,41 @@ def differences(saved: Mapping[str, str], current: Mapping[str, str]) -> list[st
             continue
         default = usual.get(_unnumbered(name) if _section_of(name) in listed else name, _ABSENT)
         was, now = (default if value is None else value for value in (was, now))
-        if not _is_same(was, now):
+        if name == TEXT_FILES:
+            found += _changed_files(recorded_texts(before), recorded_texts(current))
+        elif not _is_same(was, now):
             found.append(f"{_SHOWN_NAMES.get(name, name)} (was {_shown(was)}, is {_shown(now)})")
     return found
+
+
+def recorded_texts(fingerprint: Mapping[str, str]) -> dict[str, str]:
+    """What a fingerprint records of text encoder outputs in files; see `GivenTexts.recorded`."""
+    try:
+        recorded = parse_json(fingerprint.get(TEXT_FILES, "{}"))
+    except ValueError:
+        return {}  # a damaged state, which is named when it is restored
+    return {str(k): str(v) for k, v in recorded.items()} if isinstance(recorded, dict) else {}
+
+
+def _changed_files(was: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    """A phrase that names the files which were lost, gained or changed; none if none was."""
+    hashes = [{key: of.partition(" ")[0] for key, of in each.items()} for each in (was, now)]
+    changed = [key for key in was.keys() & now.keys() if hashes[0][key] != hashes[1][key]]
+    named = (
+        ("no longer used", [was[key] for key in was.keys() - now.keys()]),
+        ("used now and not before", [now[key] for key in now.keys() - was.keys()]),
+        ("of other content", [now[key] for key in changed]),
+    )
+    told = []
+    for words, entries in named:
+        if entries:
+            names = sorted(entry.partition(" ")[2] for entry in entries)
+            more = ", ..." if len(names) > _NAMED else ""
+            told.append(f"{len(names):,} {words}: {', '.join(names[:_NAMED])}{more}")
+    return [f"{TEXT_FILES} ({'; '.join(told)})"] if told else []
+
+
+_NAMED = 3
 
 
 def _section_of(path: str) -> str:

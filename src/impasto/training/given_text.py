@@ -1,35 +1,40 @@
-"""Texts of sd-scripts in the place of encoding captions, for those who ask for them.
+"""Text encoder outputs that sd-scripts left beside images, in the place of encoding captions.
 
-A file does not say which caption it is of, so three things are looked at. A file of Impasto says
-its token ids, which have to be those of the caption. Any other must not be older than the words.
-And some of all files are compared with what the model's own text encoders answer: what is wrong
-with all of them (another model, another layer, weighted captions) shows in a few.
+A file of sd-scripts does not say which caption it was made from, so three things are checked. A
+file that Impasto wrote has the token ids, which have to be those of the caption. Any other must not
+be older than the files with the caption, and no setting may change the words on their way from
+there. And some files of each subset are compared with what the model's own text encoders give:
+what is wrong with all of them (another model, another layer, weighted captions) shows in a few.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from impasto import presence
 from impasto.config.run import RunConfig
 from impasto.data.beside import SidecarLookup
-from impasto.data.listing import CAPTION, TAGS
-from impasto.data.npz_exchange import why_shared
+from impasto.data.listing import Sidecars
 from impasto.data.records import ImageRecord, SkippedFile
 from impasto.data.stages import Failure
 from impasto.data.text_npz import (
+    HASH_DIGITS,
     GivenTexts,
     Ids,
     TextOutputs,
     TextShape,
+    by_text_file,
     is_before,
     read_text_npz,
-    text_npz_file,
+    text_key,
+    why_ambiguous,
 )
+from impasto.datasets.build import sidecars_of
 from impasto.errors import ConfigError, DatasetError
 from impasto.models.loading import BaseModel, build_tokens
 from impasto.models.text import ClipTextConditioner, TextStates
@@ -38,7 +43,10 @@ from impasto.progress import Progress, counted
 from impasto.training.text import build_layout
 
 COMPARED = 8
-"""Files that are compared with what the text encoders answer, spread over all."""
+"""Files that are compared with what the text encoders give, spread over all subsets."""
+
+LEAST_COMPARED = 2
+"""How many at least of each subset, however many subsets there are."""
 
 MOST_APART = 0.1
 """How far they may be apart, as a share. Measured with full-size encoders of random weights: 0.015
@@ -59,7 +67,7 @@ def ending_of_texts(config: RunConfig, model: BaseModel) -> str | None:
     if ending is None:
         raise ConfigError(
             f"training.text_from_npz has no effect: {model.contents.name} is {model.family.name}, "
-            f"of whose texts sd-scripts keeps no files. Take it out."
+            f"and sd-scripts keeps text encoder outputs for SDXL only. Take it out."
         )
     return ending
 
@@ -71,6 +79,7 @@ def find_given_texts(
     records: Sequence[ImageRecord],
     device: torch.device,
     progress: Progress,
+    recorded: Mapping[str, str] | None = None,
 ) -> GivenTexts | None:
     """Find the files of sd-scripts that fit the captions; name those that do not.
 
@@ -83,6 +92,8 @@ def find_given_texts(
         records: The images.
         device: Where they compute.
         progress: Is told how far it is, and which files are not used.
+        recorded: `GivenTexts.recorded` of the state that is resumed: a file that holds the same as
+            then was found to fit when the run began, whatever its time is now.
 
     Returns:
         None where the settings do not ask for them.
@@ -96,22 +107,16 @@ def find_given_texts(
         return None
     states = states.to(device)
     conditioner = ClipTextConditioner(build_tokens(model, build_layout(config)), states)
-    search = _Search(config, ending, shape_in_files(states.shape), conditioner)
-    with progress.stage("Reading sd-scripts' texts", len(records), "images") as advance:
-        for group in _by_file(records, ending).items():
+    shape = shape_in_files(states.shape)
+    search = _Search(config, ending, shape, conditioner, recorded or {})
+    with progress.stage("Reading text encoder outputs", len(records), "images") as advance:
+        for group in by_text_file(records, ending).items():
             search.look_at(*group)
             advance(len(group[1]))
     _tell(search, progress)
     given = GivenTexts(search.found, search.shape)
-    _require_alike(given, states, search.disputed)
+    _require_alike(given, states, search.to_compare())
     return given
-
-
-def _by_file(records: Sequence[ImageRecord], ending: str) -> dict[Path, list[ImageRecord]]:
-    found: dict[Path, list[ImageRecord]] = {}
-    for record in records:
-        found.setdefault(text_npz_file(record.path, ending), []).append(record)
-    return found
 
 
 @dataclass
@@ -123,51 +128,80 @@ class _Search:
         ending: What the names of the files end on.
         shape: What is in them.
         conditioner: Cuts captions into chunks.
+        recorded: What the state that is resumed records of files.
         found: The token ids of a chunk -> its file and that file's hash.
         used: Images whose captions are taken from files.
         images: Images that were looked at.
         refused: Files that are not used, with reasons.
         disputed: Token ids for which two files say different things.
+        by_subset: Dataset and subset -> the token ids that its files are used for.
     """
 
     config: RunConfig
     ending: str
     shape: TextShape
     conditioner: ClipTextConditioner
+    recorded: Mapping[str, str]
     found: dict[Ids, tuple[Path, str]] = field(default_factory=dict)
     used: int = 0
     images: int = 0
     refused: list[SkippedFile] = field(default_factory=list)
     disputed: list[Ids] = field(default_factory=list)
-    _beside: SidecarLookup = field(default_factory=SidecarLookup)
+    by_subset: dict[tuple[int, int], list[Ids]] = field(default_factory=dict)
+    _beside: dict[Sidecars, SidecarLookup] = field(default_factory=dict)
 
     def look_at(self, file: Path, records: Sequence[ImageRecord]) -> None:
-        """Take the texts of a file, if they are those of its images."""
+        """Take the text encoder outputs of a file, if they are those of its images."""
         self.images += len(records)
-        if not file.is_file():
+        if not presence.is_file(file):
             return
-        fault = why_shared({record.path for record in records}) or self._use(file, records[0])
+        fault = why_ambiguous(records) or self._use(file, records)
         if fault is None:
             self.used += len(records)
         else:
             self.refused.append(SkippedFile(file, fault.reason))
 
-    def _use(self, file: Path, record: ImageRecord) -> Failure | None:
-        chunks = self.conditioner.chunks_of(record.fixed_caption)
-        if record.subset.captions.changes_words:
-            return Failure("the caption changes each time that it is shown")
+    def to_compare(self) -> list[Ids]:
+        """The token ids whose files are to be compared with what the text encoders give."""
+        each = max(LEAST_COMPARED, COMPARED // max(1, len(self.by_subset)))
+        spread = [ids for own in self.by_subset.values() for ids in own[:: -(-len(own) // each)]]
+        return list(dict.fromkeys((*self.disputed, *spread)))
+
+    def _use(self, file: Path, records: Sequence[ImageRecord]) -> Failure | None:
+        chunks = self.conditioner.chunks_of(records[0].fixed_caption)
         if len(chunks) > 1:
             return Failure("the caption has over 75 tokens, and files of one chunk are used")
         text = read_text_npz(file, self.shape)
         if isinstance(text, Failure):
             return text
-        if text.ids is None:
-            changed = is_before(file, self._words_of(record))
-            if changed is not None:
-                return Failure(f"older than {changed.name}, which was changed after it was made")
-        elif text.ids != chunks[0]:
-            return Failure("is of another caption, or of the same cut otherwise")
-        return self._keep(file, chunks[0], text)
+        before = self.recorded.get(text_key(chunks[0]), "")
+        if text.ids is None and before.partition(" ")[0] != text.digest[:HASH_DIGITS]:
+            fault = next((f for f in (self._doubt_of(file, one) for one in records) if f), None)
+            if fault is not None:
+                return fault
+        if text.ids not in (None, chunks[0]):
+            return Failure("made from another caption, or with other settings of model.max_tokens")
+        fault = self._keep(file, chunks[0], text)
+        if fault is None:
+            for subset in {(one.subset.dataset, one.subset.number) for one in records}:
+                self.by_subset.setdefault(subset, []).append(chunks[0])
+        return fault
+
+    def _doubt_of(self, file: Path, record: ImageRecord) -> Failure | None:
+        """Why a file of another program may be of other words than an image has; None if not."""
+        settings = _settings_in_caption(record)
+        if settings:
+            return Failure(
+                f"made by another program, and {' and '.join(settings)} of the subset is in the "
+                f"caption: nothing tells whether it was when the file was made"
+            )
+        words = [path for path in self._words_of(record) if presence.is_file(path)]
+        if not words:
+            return Failure("made by another program, and the image has no caption file now")
+        changed = is_before(file, words)
+        if changed is not None:
+            return Failure(f"older than {changed.name}, which was changed after it was made")
+        return None
 
     def _keep(self, file: Path, ids: Ids, text: TextOutputs) -> Failure | None:
         other, digest = self.found.setdefault(ids, (file, text.digest))
@@ -180,15 +214,31 @@ class _Search:
         return Failure(f"says something else than {other.name}, though the captions are the same")
 
     def _words_of(self, record: ImageRecord) -> list[Path]:
-        """The files that a caption may be from."""
+        """The files that a caption may be from, whether they are there or not."""
         subset = self.config.dataset.parts[record.subset.dataset].subsets[record.subset.number]
-        beside = [self._beside.file(record.path, ending) for ending in (CAPTION, TAGS)]
-        return [*beside, *([subset.metadata_file] if subset.metadata_file else [])]
+        endings = sidecars_of(subset)
+        beside = self._beside.setdefault(endings, SidecarLookup(*filter(None, endings)))
+        words = [beside.file(record.path, ending) for ending in endings if ending]
+        return [*words, *([subset.metadata_file] if subset.metadata_file else [])]
+
+
+def _settings_in_caption(record: ImageRecord) -> list[str]:
+    """The settings of its subset that the caption of an image depends on."""
+    rules = record.subset.captions
+    given = {
+        "caption_prefix": rules.prefix,
+        "caption_suffix": rules.suffix,
+        "secondary_separator": rules.secondary_separator,
+        "caption_separator": rules.normalizes,
+        "class_tokens": record.class_tokens,
+    }
+    return [name for name, value in given.items() if value]
 
 
 def _tell(search: _Search, progress: Progress) -> None:
     progress.note(
-        f"Texts of sd-scripts are used for {search.used:,} of {counted(search.images, 'captions')}."
+        f"Text encoder outputs in files are used for {search.used:,} of "
+        f"{counted(search.images, 'captions')}."
     )
     for item in search.refused[:_SHOWN]:
         progress.note(f"  not used: {item.path.name}: {item.reason}")
@@ -208,15 +258,13 @@ def _apart(one: TextOutputs, other: TextOutputs) -> float:
     )
 
 
-def _require_alike(given: GivenTexts, states: TextStates, disputed: Sequence[Ids]) -> None:
-    """Make sure that some of the files are what the text encoders answer.
+def _require_alike(given: GivenTexts, states: TextStates, compared: Sequence[Ids]) -> None:
+    """Make sure that some of the files hold what the text encoders give.
 
     Raises:
-        DatasetError: One is something else.
+        DatasetError: One holds something else.
     """
-    every = max(1, -(-len(given.files) // COMPARED))
-    looked_at = dict.fromkeys((*disputed, *list(given.files)[::every]))
-    for ids in looked_at:
+    for ids in compared:
         file, _ = given.files[ids]
         found = read_text_npz(file, given.shape)
         apart = 1.0 if isinstance(found, Failure) else _apart(found, _answered(states, ids))

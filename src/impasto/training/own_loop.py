@@ -28,7 +28,12 @@ from impasto.progress import Progress, SilentProgress
 from impasto.training.devices import PROCESS_TIMEOUT, release_cached_memory
 from impasto.training.model import build_encoding_vae
 from impasto.training.prefetch import Prefetch, build_prefetcher
-from impasto.training.text import ENCODED_AT_ONCE, build_layout, build_sizes
+from impasto.training.text import (
+    ENCODED_AT_ONCE,
+    build_layout,
+    build_sizes,
+    zeroes_empty_text,
+)
 
 _GIVEN_OTHERWISE = (
     "image_dir", "batch_size", "config", "general", "datasets", "train_data_dir", "reg_data_dir",
@@ -103,11 +108,10 @@ def prepare(
 ) -> Batches:
     """Scan, plan and encode the images of a folder, for a training loop of one's own.
 
-    Empty captions of SDXL are encoded as the empty text, or zeros where the model says so, as the
-    folder of SDXL 1.0 does. Latents are kept in the folder, where runs of `impasto train` find them
-    as well. The VAE and the
+    Latents are kept in the folder, where runs of `impasto train` find them as well. The VAE and the
     text encoders compute where the U-Net is, so bring that to its device before; the VAE then
-    returns to where it was, unless images change each time they are shown.
+    returns to where it was, unless images change each time they are shown. SDXL's empty captions
+    are encoded as the empty text unless `empty_text="zeros"` is given, as in `impasto train`.
 
     Args:
         folder: Images, each with a `.txt` or `.caption` of the same name beside it.
@@ -118,7 +122,7 @@ def prepare(
         clip_skip: CLIP's layer from the end; None is what the model's file says, or the family's.
         progress: Who is told how far it is.
         dataset: Further settings of the section `dataset`, such as `flip_aug=True`, and
-            `max_tokens` of the section `model`.
+            `max_tokens` and `empty_text` of the section `model`.
 
     Raises:
         ConfigError: A setting is unknown, or its value does not fit.
@@ -126,6 +130,7 @@ def prepare(
         StorageError: Latents cannot be written.
     """
     config = _settings(folder, model, clip_skip, dataset, resolution, batch_size, seed)
+    zeroes_empty_text(config, model)  # is refused before images are encoded
     progress, device, home = progress or SilentProgress(), model.unet.device, model.vae.device
     in_use = contextlib.ExitStack()
     latents = config.dataset.derived_dir / LATENTS
@@ -172,7 +177,7 @@ def _settings(
                 f"impasto.prepare takes one folder of images and one batch size, and {name} says "
                 f"them again. Take it out."
             )
-    max_tokens = dataset.pop("max_tokens", 75)
+    of_model = {name: dataset.pop(name) for name in ("max_tokens", "empty_text") if name in dataset}
     config = build_run_config(
         {
             "output_dir": "run",  # which is not made
@@ -180,7 +185,7 @@ def _settings(
             "model": {
                 "path": model.contents.source,
                 "clip_skip": clip_skip or trained_clip_skip(model.contents),
-                "max_tokens": max_tokens,
+                **of_model,
             },
             "dataset": {"image_dir": str(folder), "resolution": resolution, **dataset},
             "training": {"batch_size": batch_size, "max_steps": 1},
@@ -211,5 +216,5 @@ def _build_conditioner(
         sizes=build_sizes(config, model),
         device=device,
         memory=TextCache(limit, device, at_once=at_once),
-        zeroes_empty=model.contents.zeroes_empty_text,
+        zeroes_empty_text=zeroes_empty_text(config, model),
     )

@@ -16,7 +16,6 @@ def build_prompts(config: RunConfig) -> tuple[Prompt, ...]:
         ConfigError: The file of prompts is missing or malformed.
     """
     previews = config.previews
-    rescale = previews.guidance_rescale
     first = Prompt(
         "",
         previews.negative_prompt,
@@ -26,7 +25,7 @@ def build_prompts(config: RunConfig) -> tuple[Prompt, ...]:
         previews.steps,
         previews.guidance_scale,
         previews.sampler,
-        None if rescale == "auto" else rescale,
+        previews.guidance_rescale,
     )
     own = [
         replace(first, text=text, seed=first.seed + number)

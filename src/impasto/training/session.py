@@ -18,6 +18,7 @@ from impasto.models.loading import BaseModel
 from impasto.models.text import ClipTextConditioner, TextConditioner
 from impasto.models.trainable import Trainable
 from impasto.progress import counted
+from impasto.sampling.sampler import rescale_advice
 from impasto.training.compile import plain_network
 from impasto.training.devices import release_cached_memory
 from impasto.training.monitoring.previews import Previewer
@@ -115,6 +116,9 @@ class Session:
                 f"Warning: {counted(cut, 'prompts of previews have')} over "
                 f"{self.config.model.max_tokens} tokens; their ends are not seen."
             )
+        prompts, setting = self.previewer.prompts, "previews.guidance_rescale = 0.7"
+        if advice := rescale_advice(self.model.scheduler_config, prompts, setting):
+            yield advice
 
     def resumable(self) -> SessionState:
         """The objects whose states a training state holds."""

@@ -17,7 +17,11 @@ from impasto.data.text_store import TextStore
 from impasto.errors import ConfigError
 from impasto.models.family import SizeConditioning
 from impasto.models.loading import BaseModel, build_tokens
-from impasto.models.text import ClipHiddenStates, ClipTextConditioner
+from impasto.models.text import (
+    ClipHiddenStates,
+    ClipTextConditioner,
+    require_zeroes_empty_text,
+)
 from impasto.models.text_memory import TextCache
 from impasto.models.text_metadata import with_max_tokens
 from impasto.models.tokens import TextLayout
@@ -70,18 +74,28 @@ def build_sizes(config: RunConfig, model: BaseModel) -> SizeConditioning | None:
 
 
 def zeroes_empty_text(config: RunConfig, model: BaseModel) -> bool:
-    """Whether empty captions and empty negative prompts are zeros.
+    """Whether empty captions are zeros: only where the settings say so.
 
     Raises:
-        ConfigError: That is asked for a model that knows no such thing.
+        ConfigError: The settings ask for zeros, and the model's family has no such thing.
     """
     is_asked = config.model.empty_text == "zeros"
-    if is_asked and model.family.pipeline.zeroes_empty_text is None:
-        raise ConfigError(
-            f"model.empty_text zeros has no effect: {model.contents.name} is {model.family.name}, "
-            f"which always encodes the empty text. Take it out."
-        )
+    if is_asked:
+        require_zeroes_empty_text(model, "model.empty_text zeros")
     return is_asked
+
+
+def zeroes_empty_negative(config: RunConfig, model: BaseModel) -> bool:
+    """Whether empty negative prompts are zeros in previews, and what the exported model says.
+
+    The base model's own word, unless the settings say something.
+
+    Raises:
+        ConfigError: As `zeroes_empty_text`.
+    """
+    if config.model.empty_text == "auto":
+        return model.contents.zeroes_empty_text
+    return zeroes_empty_text(config, model)
 
 
 def build_conditioners(
@@ -114,7 +128,7 @@ def build_conditioners(
     prompts = partial(
         ClipTextConditioner, shape=states.shape, sizes=build_sizes(config, model), device=device
     )
-    conditioner = partial(prompts, zeroes_empty=zeroes_empty_text(config, model))
+    conditioner = partial(prompts, zeroes_empty_text=zeroes_empty_text(config, model))
     if any(part.reads_text for part in trainable.parts):
         return Conditioners(
             conditioner(tokens, wrap(states), train=True),

@@ -42,7 +42,7 @@ from impasto.training.precision import resolve_precision
 from impasto.training.preflight import require_machine
 from impasto.training.processes import facts_of
 from impasto.training.saving.own_models import OwnModels
-from impasto.training.saving.state import require_same_run
+from impasto.training.saving.state import recorded_fingerprint, require_same_run
 from impasto.training.session import Session
 from impasto.training.signals import StopRequest, interrupted
 from impasto.training.triggers import Triggers
@@ -235,7 +235,8 @@ def _prepare(
         files.write_json(run.path / "environment.json", describe_environment())
         run.write_status("preparing")
     try:
-        session = build_session(config, accelerator, events, overrides, known)
+        recorded = recorded_fingerprint(run)
+        session = build_session(config, accelerator, events, overrides, known, recorded)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise

@@ -38,7 +38,7 @@ class Previewer:
         ):
             images = self.sampler.generate_all(self.prompts, advance)
             for number, (prompt, image) in enumerate(zip(self.prompts, images, strict=True)):
-                save_png(image, partial / f"{number:03d}.png", self.sampler.resolved(prompt))
+                save_png(image, partial / f"{number:03d}.png", prompt)
 
     def generate_along(self) -> None:
         """Do this process's share in drawing, where the model is shared out; keep nothing."""

@@ -33,7 +33,7 @@ from impasto.training.model_files import (
     models_folder,
 )
 from impasto.training.saving.own_models import OwnModels
-from impasto.training.text import build_layout
+from impasto.training.text import build_layout, zeroes_empty_negative
 
 SUMMARY_KEY = "impasto.training"
 Trained = Mapping[str, Mapping[str, Tensor]]
@@ -99,7 +99,7 @@ class ModelExporter:
             asked_dtypes(config, source.model),
             trained_dtype=DTYPES[config.export_precision],
         )
-        contents = replace(contents, zeroes_empty_text=config.model.empty_text == "zeros")
+        contents = replace(contents, zeroes_empty_text=zeroes_empty_negative(config, source.model))
         width, height = max(part.width_height for part in config.dataset.parts)
         about = About(
             title=saving.metadata.get("title", target.name.removesuffix(model_suffix(config))),

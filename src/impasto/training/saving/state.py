@@ -196,6 +196,15 @@ def require_same_run(run: RunDirectory, fingerprint: Mapping[str, str]) -> None:
             return
 
 
+def recorded_fingerprint(run: RunDirectory) -> Mapping[str, str]:
+    """What the newest readable state of a run belongs to; empty where there is no state."""
+    for step in reversed(run.saved_steps()):
+        with contextlib.suppress(OSError, *_SIGNS_OF_DAMAGE):
+            description = parse_json(read_text(run.states / step_name(step) / DESCRIPTION))
+            return {str(k): str(v) for k, v in description["fingerprint"].items()}
+    return {}
+
+
 _OF_DAMAGED_FILES = {
     errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EIO, errno.EINVAL, errno.EILSEQ
 }  # fmt: skip
