@@ -10,6 +10,7 @@ from impasto.models.conversion import hash_file, require_free
 from impasto.models.extraction import Extraction, ExtractionRules, extract
 from impasto.models.loading import empty_networks
 from impasto.models.lora_writing import Sources, write_lora
+from impasto.models.merging import sources_of
 from impasto.models.mix_record import hash_model
 from impasto.models.mixing import require_mixable
 from impasto.models.opening import OpenOptions, locate, open_model
@@ -41,7 +42,7 @@ def extract_file(
         StorageError: The target cannot be written.
     """
     paths = [locate(source, options, progress) for source in (base, model)]
-    for path in (Path(base), Path(model), *paths):
+    for path in sources_of((base, model), options, progress):
         require_free(path, target, overwrite=overwrite)
     opened = [open_model(source, options, progress) for source in (base, model)]
     first, second = (require_complete(contents, empty_networks(contents)) for contents in opened)

@@ -56,7 +56,7 @@ def write_lora(
         **_sd_scripts_texts(extraction, sources.base),
         "sshs_model_hash": digest,
         "ss_output_name": target.stem,
-        EXTRACTED_KEY: json.dumps(_record(extraction, sources), ensure_ascii=False),
+        EXTRACTED_KEY: _json(_record(extraction, sources)),
     }
     spec = ModelSpec(
         architecture=f"{sources.base.identity.family.architecture}/lora",
@@ -102,6 +102,10 @@ def _sd_scripts_texts(extraction: Extraction, base: ModelContents) -> dict[str, 
         "ss_network_alpha": alpha,
         "ss_network_args": json.dumps(arguments),
     }
+
+
+def _json(record: Any) -> str:
+    return json.dumps(record, ensure_ascii=False, allow_nan=False)
 
 
 def _same(ranks: Any) -> str | None:

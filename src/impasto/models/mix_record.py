@@ -69,5 +69,5 @@ def mixed_info(
         resolution=first.resolution,
         encoder_layer=first.encoder_layer,
         others={**others, "merged_from": ", ".join(names)},
-        more={**more, MERGE_KEY: json.dumps(record, ensure_ascii=False)},
+        more={**more, MERGE_KEY: json.dumps(record, ensure_ascii=False, allow_nan=False)},
     )
