@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from impasto.checkpoints.reading import open_tensor_file
 from impasto.cli.main import impasto as commands
+from impasto.config.load import dump_toml
 from impasto.errors import ConfigError, ImpastoError
 from impasto.progress import SilentProgress
 from impasto.training.along import walk
@@ -128,7 +129,8 @@ def test_options_that_do_not_go_together(words, message, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_run_with_one_model_has_no_average(tmp_path):
-    (tmp_path / "config.toml").touch()
+def test_a_run_with_one_model_has_no_average(train_config, tmp_path):
+    text = dump_toml(train_config(output_dir=str(tmp_path)))
+    (tmp_path / "config.toml").write_text(text, encoding="utf-8")
     with pytest.raises(ConfigError, match="has 0 models on the disk, and at least 2 are needed"):
         call("merge", tmp_path, "--formula", "average", "--out", tmp_path / "o")

@@ -144,6 +144,23 @@ def test_what_differs_by_rounding_alone_is_unchanged(base, tmp_path):
     assert not extraction.outside
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_float16_and_bfloat16_of_one_model_are_the_same(base, tmp_path, order):
+    """Neither is a rounding of the other: both are of float32, each by half an ulp of its own."""
+    halves = [tmp_path / f"{word}.safetensors" for word in ("fp16", "bf16")]
+    for file, dtype in zip(halves, (torch.float16, torch.bfloat16), strict=True):
+        dtypes = dict.fromkeys(families.BY_SETTING.values(), dtype)
+        convert_model(str(base), file, "safetensors", dtypes, OpenOptions())
+    first, second = halves[::order]
+    with pytest.raises(ModelError, match="are the same in all"):
+        extract(open_model(first), open_model(second), FULL)
+    marked = "transformer_blocks.0.attn1.to_q"
+    model = tuned(second, tmp_path / "tuned.safetensors", of=lambda name: marked in name)
+    extraction = extract(open_model(first), open_model(model), FULL)
+    assert extraction.layers
+    assert all("attn1_to_q" in name for name in extraction.layers)
+
+
 def test_the_same_model_twice_and_ranks_no_layer_has_are_refused(base, tmp_path):
     target = tmp_path / "l.safetensors"
     with pytest.raises(ModelError, match="are the same in all"):

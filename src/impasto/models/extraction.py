@@ -195,10 +195,23 @@ def _difference(
     """The second minus the first; None where they differ by the rounding of their files alone."""
     before = finite_values(own, source, place.part, place.tensor)
     after = finite_values(other, other_source, place.part, place.tensor)
-    coarse = min(own.dtype, other.dtype, key=lambda dtype: dtype.itemsize)
-    if torch.equal(before.to(coarse), after.to(coarse)):
-        return None
-    return after - before
+    change = after - before
+    if own.dtype == other.dtype:
+        return change if bool(change.any()) else None
+    rounding = _half_ulp(before, own.dtype) + _half_ulp(after, other.dtype)
+    return None if bool((change.double().abs() <= rounding).all()) else change
+
+
+def _half_ulp(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """By how much numbers may differ from what was rounded to them, in float64.
+
+    Half of the distance between neighbours: `eps` of the type at the power of two below a number,
+    and no less than at its smallest normal number.
+    """
+    info = torch.finfo(dtype)
+    size = values.double().abs().clamp(min=info.smallest_normal)
+    power = torch.exp2(torch.floor(torch.log2(size)))
+    return power * (info.eps / 2)
 
 
 def _is_in(place: Place, contents: ModelContents, rules: ExtractionRules) -> bool:
