@@ -98,6 +98,8 @@ def test_a_difference_goes_into_a_file_and_back(nano_model, ldm_file, tmp_path):
         (["merge", "A", "B", "--out", "o", "--block", "IN04"], "expected NAME=RATIO"),
         (["merge", "A", "B", "--out", "o", "--block", "IN04=nan"], "expected NAME=RATIO"),
         (["merge", "A", "B", "--out", "o", "--blocks", "1,x"], "expected numbers such as"),
+        (["merge", "A", "B", "--out", "o", "--blocks", "1,11"], "expected numbers from -10 to 10"),
+        (["merge", "A", "B", "--out", "o", "--block", "IN04=1e9"], "from -10 to 10"),
         (["merge", "A", "--lora", "l", "--ratio", "1", "--out", "o"], "--ratio has no effect here"),
         (["merge", "A", "B", "--shares", "1,2", "--out", "o"], "--shares is for"),
         (["merge", "A", "B", "--last", "2", "--out", "o"], "--last is for one run"),
@@ -117,6 +119,10 @@ def test_a_difference_goes_into_a_file_and_back(nano_model, ldm_file, tmp_path):
         (["extract-lora", "A", "B", "--out", "o.ckpt"], "a LoRA is written as"),
         (
             ["extract-lora", "A", "B", "--rank", "4", "--full-rank", "--out", "o.safetensors"],
+            "--full-rank keeps everything",
+        ),
+        (
+            ["extract-lora", "A", "B", "--full-rank", "--conv-rank", "0", "--out", "o.safetensors"],
             "--full-rank keeps everything",
         ),
     ],

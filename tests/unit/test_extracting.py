@@ -110,9 +110,9 @@ def test_ranks_errors_and_metadata(base, tmp_path):
     up, down = (tensors[f"{TO_Q}.lora_{half}.weight"].double() for half in ("up", "down"))
     error = (change - up @ down).norm() / change.norm()
     assert record["layers"][TO_Q] == [4, pytest.approx(float(error), abs=2e-6)]
-    assert 0 < record["error"] < record["error_with_what_no_lora_holds"] < 1
+    assert 0 < record["error"] < record["error_with_what_is_left_out"] < 1
     assert rows["Error"].startswith(f"{record['error']:.2%}")
-    assert rows["In all"].startswith(f"{record['error_with_what_no_lora_holds']:.2%}")
+    assert rows["In all"].startswith(f"{record['error_with_what_is_left_out']:.2%}")
     assert len(worst) == 5
     assert texts["ss_network_module"] == "networks.lora"
     assert (texts["ss_network_dim"], texts["ss_network_alpha"]) == ("4", "4")
@@ -130,6 +130,10 @@ def test_energy_without_convolutions_and_text_encoders(base, tmp_path):
     assert all("_attentions_" in name for name in extraction.layers)
     assert all(layer.error**2 < 0.1 + 1e-3 for layer in extraction.layers.values())
     assert {*extraction.outside} == {part.name for part in families.SD1.components}
+    assert {*extraction.unasked} == {families.SD1.unet.name, families.SD1.text_encoders[0].name}
+    everything = extract(open_model(base), open_model(model), ExtractionRules(None, None))
+    assert not everything.unasked
+    assert everything.outside == extraction.outside
 
 
 def test_what_differs_by_rounding_alone_is_unchanged(base, tmp_path):
@@ -168,6 +172,8 @@ def test_the_same_model_twice_and_ranks_no_layer_has_are_refused(base, tmp_path)
     model = tuned(base, tmp_path / "tuned.safetensors")
     with pytest.raises(ConfigError, match=r"--rank 500 is above .* the widest has 16"):
         extracted(base, model, target, ExtractionRules(500, 4))
+    usual = ExtractionRules(64, 64, asked=())
+    assert extract(open_model(base), open_model(model), usual).layers[TO_Q].rank == 8
     with pytest.raises(ConfigError, match=r"--conv-rank 500 is above .* the widest has 16"):
         extracted(base, model, target, ExtractionRules(4, 500))
     with pytest.raises(ConfigError, match="is the source itself"):

@@ -61,19 +61,22 @@ def extract_file(
 
 def _summary(extraction: Extraction) -> Rows:
     ranks = sorted(layer.rank for layer in extraction.layers.values())
-    outside = sum(extraction.outside.values())
+    outside, unasked = extraction.outside, extraction.unasked
     unchanged = f", {extraction.unchanged} unchanged and left out" if extraction.unchanged else ""
     rows = {
         "Layers": f"{len(extraction.layers)}{unchanged}",
         "Ranks": f"{ranks[0]} to {ranks[-1]}, {ranks[len(ranks) // 2]} in the middle",
         "Error": f"{extraction.error:.2%} of the change in these layers (root of squares)",
     }
+    told = []
     if outside:
-        parts = ", ".join(extraction.outside)
-        rows["In all"] = (
-            f"{extraction.whole_error:.2%} of all that changed: norms, biases and other layers "
-            f"that no LoRA holds changed too ({parts})"
+        told.append(
+            f"norms, biases and other layers that no LoRA holds changed too ({', '.join(outside)})"
         )
+    if unasked:
+        told.append(f"layers that the options leave out changed ({', '.join(unasked)})")
+    if told:
+        rows["In all"] = f"{extraction.whole_error:.2%} of all that changed: {'; '.join(told)}"
     return rows
 
 

@@ -130,7 +130,7 @@ def _record(extraction: Extraction, sources: Sources) -> dict[str, Any]:
         "base": base,
         "model": tuned,
         "error": round(extraction.error, 6),
-        "error_with_what_no_lora_holds": round(extraction.whole_error, 6),
+        "error_with_what_is_left_out": round(extraction.whole_error, 6),
         "layers": {
             name: [layer.rank, round(layer.error, 6)] for name, layer in extraction.layers.items()
         },
