@@ -5,8 +5,12 @@ import math
 from pathlib import Path
 
 import pytest
-from loras import as_file
+import torch
+from loras import as_file, tuned
+from nano_sdxl import write_sdxl_file
+from safetensors.torch import load_file
 
+from impasto.checkpoints.reading import open_tensor_file
 from impasto.config.load import dump_toml
 from impasto.errors import ConfigError, RunError
 from impasto.models.merging import Mixture, Output, merge_models, require_output_free
@@ -100,3 +104,31 @@ def test_a_loss_that_is_no_number_is_not_the_least(nano_model):
         json.loads(mixed_info([open_model(nano_model)], Path("m"), None, {}).more["impasto.merge"])
         == {}
     )
+
+
+@pytest.mark.parametrize("family", ["sd2", "sdxl"])
+def test_two_models_of_other_families_are_mixed(
+    family, nano_sd2_model, nano_architecture, tmp_path
+):
+    """0.7 A + 0.3 B in float64, in every tensor of a network; what none uses is A's."""
+    if family == "sd2":
+        first = as_file(nano_sd2_model, tmp_path / "a.safetensors")
+    else:
+        first = write_sdxl_file(nano_architecture, tmp_path / "a.safetensors")
+    second, made = tuned(first, tmp_path / "b.safetensors"), tmp_path / "m.safetensors"
+    mixture = Mixture([str(first), str(second)], FORMULAS["weighted-sum"], 0.3)
+    merge_models(mixture, Output(made, "safetensors"), OpenOptions(vae=str(first)))
+    a, b, mixed = map(load_file, (first, second, made))
+    changed, unused = 0, open_model(first).ldm_only
+    for name, tensor in mixed.items():
+        if not tensor.is_floating_point() or name.startswith("first_stage_model."):
+            continue
+        if name in unused:
+            assert torch.equal(a[name], tensor), name
+            continue
+        wanted = 0.7 * a[name].double() + 0.3 * b[name].double()
+        torch.testing.assert_close(tensor.double(), wanted, rtol=2e-6, atol=1e-7)
+        changed += not torch.equal(a[name], tensor)
+    assert changed > 100
+    record = json.loads(open_tensor_file(made).metadata["impasto.merge"])
+    assert record["vae"] == "a.safetensors"

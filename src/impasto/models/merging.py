@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +96,20 @@ def merge_models(
         StorageError: The target cannot be written.
     """
     require_target(mixture, output, options, progress)
-    return write_mixture(mixture, open_mixture(mixture, options, progress), output, progress)
+    opened = open_mixture(mixture, options, progress)
+    findings = {**mixture.findings, **_opened_with(options)}
+    return write_mixture(replace(mixture, findings=findings), opened, output, progress)
+
+
+def _opened_with(options: OpenOptions) -> dict[str, str]:
+    """What was said of how models are opened and decides values; of a path only the name."""
+    vae = None if options.vae is None else options.vae.replace("\\", "/").rstrip("/")
+    said = {
+        "vae": None if vae is None else vae.rpartition("/")[2],
+        "weights": None if options.weights == "auto" else options.weights,
+        "variant": options.variant,
+    }
+    return {key: value for key, value in said.items() if value is not None}
 
 
 def write_mixture(
