@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from impasto.checkpoints.reading import open_tensor_file
 from impasto.cli.main import impasto as commands
+from impasto.config.load import dump_toml
 from impasto.errors import ConfigError, ImpastoError
 from impasto.progress import SilentProgress
 from impasto.training.along import walk
@@ -41,6 +42,8 @@ def test_the_ends_of_the_way_are_what_the_run_measured(run, tmp_path):
     assert {file: file.stat().st_mtime_ns for file in run.path.rglob("*")} == before
     names = sorted(path.name for path in (tmp_path / "along").iterdir())
     assert names == ["00-000.png", "01-000.png", "02-000.png", "sheet.png"]
+    with pytest.raises(ConfigError, match="is or holds"):
+        walk(run, [0.0, 1.0], SilentProgress(), run.path, overwrite=True)
 
 
 def test_a_run_is_averaged_and_walked_by_commands(run, tmp_path):
@@ -95,6 +98,8 @@ def test_a_difference_goes_into_a_file_and_back(nano_model, ldm_file, tmp_path):
         (["merge", "A", "B", "--out", "o", "--block", "IN04"], "expected NAME=RATIO"),
         (["merge", "A", "B", "--out", "o", "--block", "IN04=nan"], "expected NAME=RATIO"),
         (["merge", "A", "B", "--out", "o", "--blocks", "1,x"], "expected numbers such as"),
+        (["merge", "A", "B", "--out", "o", "--blocks", "1,11"], "expected numbers from -10 to 10"),
+        (["merge", "A", "B", "--out", "o", "--block", "IN04=1e9"], "from -10 to 10"),
         (["merge", "A", "--lora", "l", "--ratio", "1", "--out", "o"], "--ratio has no effect here"),
         (["merge", "A", "B", "--shares", "1,2", "--out", "o"], "--shares is for"),
         (["merge", "A", "B", "--last", "2", "--out", "o"], "--last is for one run"),
@@ -116,6 +121,10 @@ def test_a_difference_goes_into_a_file_and_back(nano_model, ldm_file, tmp_path):
             ["extract-lora", "A", "B", "--rank", "4", "--full-rank", "--out", "o.safetensors"],
             "--full-rank keeps everything",
         ),
+        (
+            ["extract-lora", "A", "B", "--full-rank", "--conv-rank", "0", "--out", "o.safetensors"],
+            "--full-rank keeps everything",
+        ),
     ],
 )
 def test_options_that_do_not_go_together(words, message, tmp_path, monkeypatch):
@@ -126,7 +135,8 @@ def test_options_that_do_not_go_together(words, message, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_run_with_one_model_has_no_average(tmp_path):
-    (tmp_path / "config.toml").touch()
+def test_a_run_with_one_model_has_no_average(train_config, tmp_path):
+    text = dump_toml(train_config(output_dir=str(tmp_path)))
+    (tmp_path / "config.toml").write_text(text, encoding="utf-8")
     with pytest.raises(ConfigError, match="has 0 models on the disk, and at least 2 are needed"):
         call("merge", tmp_path, "--formula", "average", "--out", tmp_path / "o")

@@ -110,9 +110,9 @@ def test_ranks_errors_and_metadata(base, tmp_path):
     up, down = (tensors[f"{TO_Q}.lora_{half}.weight"].double() for half in ("up", "down"))
     error = (change - up @ down).norm() / change.norm()
     assert record["layers"][TO_Q] == [4, pytest.approx(float(error), abs=2e-6)]
-    assert 0 < record["error"] < record["error_with_what_no_lora_holds"] < 1
+    assert 0 < record["error"] < record["error_with_what_is_left_out"] < 1
     assert rows["Error"].startswith(f"{record['error']:.2%}")
-    assert rows["In all"].startswith(f"{record['error_with_what_no_lora_holds']:.2%}")
+    assert rows["In all"].startswith(f"{record['error_with_what_is_left_out']:.2%}")
     assert len(worst) == 5
     assert texts["ss_network_module"] == "networks.lora"
     assert (texts["ss_network_dim"], texts["ss_network_alpha"]) == ("4", "4")
@@ -130,6 +130,10 @@ def test_energy_without_convolutions_and_text_encoders(base, tmp_path):
     assert all("_attentions_" in name for name in extraction.layers)
     assert all(layer.error**2 < 0.1 + 1e-3 for layer in extraction.layers.values())
     assert {*extraction.outside} == {part.name for part in families.SD1.components}
+    assert {*extraction.unasked} == {families.SD1.unet.name, families.SD1.text_encoders[0].name}
+    everything = extract(open_model(base), open_model(model), ExtractionRules(None, None))
+    assert not everything.unasked
+    assert everything.outside == extraction.outside
 
 
 def test_what_differs_by_rounding_alone_is_unchanged(base, tmp_path):
@@ -144,6 +148,23 @@ def test_what_differs_by_rounding_alone_is_unchanged(base, tmp_path):
     assert not extraction.outside
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_float16_and_bfloat16_of_one_model_are_the_same(base, tmp_path, order):
+    """Neither is a rounding of the other: both are of float32, each by half an ulp of its own."""
+    halves = [tmp_path / f"{word}.safetensors" for word in ("fp16", "bf16")]
+    for file, dtype in zip(halves, (torch.float16, torch.bfloat16), strict=True):
+        dtypes = dict.fromkeys(families.BY_SETTING.values(), dtype)
+        convert_model(str(base), file, "safetensors", dtypes, OpenOptions())
+    first, second = halves[::order]
+    with pytest.raises(ModelError, match="are the same in all"):
+        extract(open_model(first), open_model(second), FULL)
+    marked = "transformer_blocks.0.attn1.to_q"
+    model = tuned(second, tmp_path / "tuned.safetensors", of=lambda name: marked in name)
+    extraction = extract(open_model(first), open_model(model), FULL)
+    assert extraction.layers
+    assert all("attn1_to_q" in name for name in extraction.layers)
+
+
 def test_the_same_model_twice_and_ranks_no_layer_has_are_refused(base, tmp_path):
     target = tmp_path / "l.safetensors"
     with pytest.raises(ModelError, match="are the same in all"):
@@ -151,6 +172,8 @@ def test_the_same_model_twice_and_ranks_no_layer_has_are_refused(base, tmp_path)
     model = tuned(base, tmp_path / "tuned.safetensors")
     with pytest.raises(ConfigError, match=r"--rank 500 is above .* the widest has 16"):
         extracted(base, model, target, ExtractionRules(500, 4))
+    usual = ExtractionRules(64, 64, asked=())
+    assert extract(open_model(base), open_model(model), usual).layers[TO_Q].rank == 8
     with pytest.raises(ConfigError, match=r"--conv-rank 500 is above .* the widest has 16"):
         extracted(base, model, target, ExtractionRules(4, 500))
     with pytest.raises(ConfigError, match="is the source itself"):

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import pytest
 import torch
@@ -9,9 +10,12 @@ from loras import TO_Q, as_file, extracted, merge, of_a_lora, tuned
 from safetensors.torch import load_file, save_file
 
 from impasto.checkpoints.lora import read_lora
+from impasto.checkpoints.lora_alphas import Alphas
 from impasto.checkpoints.reading import open_tensor_file
 from impasto.errors import ModelError
 from impasto.models import families
+from impasto.models.conversion import convert_model
+from impasto.models.opening import OpenOptions
 
 
 @pytest.fixture(scope="module")
@@ -54,8 +58,17 @@ PEFT = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
         ),
         (
             f"base_model.model.{PEFT}.lora_A.default.weight",
-            f"base_model.model.{PEFT}.lora_B.default.weight", {}, 1.0,
+            f"base_model.model.{PEFT}.lora_B.default.weight",
+            {"adapter_config.json": json.dumps({"lora_alpha": 6, "r": 2})}, 3.0,
         ),
+        (
+            f"base_model.model.{PEFT}.lora_A.weight", f"base_model.model.{PEFT}.lora_B.weight",
+            {"adapter_config.json": json.dumps(
+                {"lora_alpha": 6, "alpha_pattern": {"^attn1.to_q": 2, "n1.to_q": 2,
+                 "attn1.to_q": 4}})}, 2.0,
+        ),
+        (f"lycoris_{TO_Q.removeprefix('lora_unet_')}.lora_down.weight",
+         f"lycoris_{TO_Q.removeprefix('lora_unet_')}.lora_up.weight", {}, 1.0),
         (f"unet.{PEFT}.lora.down.weight", f"unet.{PEFT}.lora.up.weight", {}, 1.0),
         (
             f"{PEFT.removesuffix('.to_q')}.processor.to_q_lora.down.weight",
@@ -71,7 +84,9 @@ PEFT = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
 def test_names_of_other_programs(base, tmp_path, down, up, metadata, scale):
     generator = torch.Generator().manual_seed(3)
     pair = {down: torch.randn(2, 8, generator=generator), up: torch.ones(8, 2)}
-    save_file(pair, tmp_path / "l.safetensors", metadata)
+    if settings := metadata.get("adapter_config.json"):
+        (tmp_path / "adapter_config.json").write_text(settings, encoding="utf-8")
+    save_file(pair, tmp_path / "l.safetensors", {} if settings else metadata)
     merge(base, [tmp_path / "l.safetensors"], tmp_path / "m.safetensors")
     a, made = load_file(base), load_file(tmp_path / "m.safetensors")
     changed = [name for name in a if not torch.equal(a[name], made[name])]
@@ -146,3 +161,106 @@ def test_a_model_as_lora_and_a_lora_as_model(base, nano_sd2_model, tmp_path):
     with pytest.raises(ModelError, match=f"the up of {TO_Q} holds NaN"):
         read_lora(tmp_path / "nan.safetensors", families.file_layouts())
     assert not (tmp_path / "m").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (None, r"adapter_config\.json is missing, damaged or without lora_alpha"),
+        ("{", "missing, damaged or without"),
+        ('{"r": 4}', "missing, damaged or without"),
+        ('{"lora_alpha": 4, "use_rslora": true}', "PEFT's use_rslora"),
+        ('{"lora_alpha": 4, "use_dora": true}', "PEFT's use_dora"),
+        ('{"lora_alpha": NaN}', "an alpha is 'nan'; expected a finite number"),
+        ('{"lora_alpha": [1]}', "expected a finite number"),
+        ('{"lora_alpha": 4, "alpha_pattern": {"(a+)+": 1}}', "no plain name of a layer"),
+        (json.dumps({"lora_alpha": 4, "alpha_pattern": {"a" * 300: 1}}), "no plain name"),
+        ('{"lora_alpha": 4, "alpha_pattern": [1]}', "its alpha_pattern is no list of layers"),
+        ('{"lora_alpha": 4, "alpha_pattern": {"to_q": Infinity}}', "an alpha is 'inf'"),
+    ],
+)
+def test_peft_adapters_without_a_scale_that_is_known(tmp_path, settings, words):
+    """PEFT's own files have no alpha among the tensors, and a guess is wrong by 2 or 8."""
+    file = tmp_path / "adapter_model.safetensors"
+    save_file(
+        {f"base_model.model.{PEFT}.lora_{half}.weight": torch.ones(2, 2) for half in "AB"}, file
+    )
+    if settings is not None:
+        (tmp_path / "adapter_config.json").write_text(settings, encoding="utf-8")
+    with pytest.raises(ModelError, match=words) as caught:
+        read_lora(file, families.file_layouts())
+    assert str(file) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "key", ["to_q", "attn1.to_q", "^attn1.to_q", "n1.to_q", "1.to.q", "0.attn1.to_q"]
+)
+def test_alpha_patterns_are_matched_as_peft_does(key):
+    """Its `get_pattern_key` is `re.match(rf"(.*\\.)?({key})$", name)`."""
+    for name in ("attn1.to_q", "blocks.0.attn1.to_q", "attn1.to_q.0", "attn1xto_q"):
+        theirs = re.match(rf"(.*\.)?({key})$", name) is not None
+        alphas = Alphas({"": (1.0, {key: 2.0})})
+        assert (alphas.of_layer(f"base_model.model.{name}") == 2.0) == theirs, name
+
+
+@pytest.mark.parametrize(
+    ("tensors", "words"),
+    [
+        (
+            {"lora_down": (2, 16, 3, 3), "lora_mid": (2, 2, 3, 3), "lora_up": (16, 2, 1, 1)},
+            "does not fit",
+        ),
+        (
+            {"lora_down": (2, 16, 1, 1), "lora_mid": (2, 2, 3), "lora_up": (16, 2, 1, 1)},
+            "does not fit",
+        ),
+        ({"lora_down": (2, 16, 3, 3), "lora_up": (16, 2)}, "does not fit"),
+        ({"lora_down": (2, 16, 3), "lora_up": (16, 2, 1)}, "does not fit"),
+    ],
+)
+def test_convolutions_of_odd_shapes(base, tmp_path, tensors, words):
+    name = "lora_unet_mid_block_resnets_0_conv1"
+    file = tmp_path / "l.safetensors"
+    save_file({f"{name}.{role}.weight": torch.ones(shape) for role, shape in tensors.items()}, file)
+    with pytest.raises(ModelError, match=words):
+        merge(base, [file], tmp_path / "m.safetensors")
+    assert not (tmp_path / "m.safetensors").exists()
+
+
+def test_two_names_for_one_layer_are_refused(base, tmp_path):
+    """Of the two one would be lost without a word."""
+    file, pair = tmp_path / "l.safetensors", (("lora_down", (2, 8)), ("lora_up", (8, 2)))
+    other = "lora_unet_input_blocks_1_1_transformer_blocks_0_attn1_to_q"
+    both = {f"{n}.{role}.weight": torch.ones(s) for n in (TO_Q, other) for role, s in pair}
+    save_file(both, file)
+    with pytest.raises(ModelError, match="has two layers for") as caught:
+        merge(base, [file], tmp_path / "m.safetensors")
+    assert TO_Q in str(caught.value)
+    assert other in str(caught.value)
+    again = {f"unet.{PEFT}.lora_A{a}.weight": torch.ones(2, 8) for a in ("", ".default")}
+    save_file(again, file)
+    with pytest.raises(ModelError, match=rf"has the down of unet\.{PEFT} twice"):
+        read_lora(file, families.file_layouts())
+
+
+def test_a_fused_attention_in_8_bits_is_lifted_as_a_whole(nano_sd2_model, tmp_path):
+    """SD 2's files have query, key and value as one tensor, of which only one changes here."""
+    small = tmp_path / "small.safetensors"
+    dtypes = {families.BY_SETTING["text_encoder"]: torch.float8_e4m3fn}
+    convert_model(str(nano_sd2_model), small, "safetensors", dtypes, OpenOptions())
+    name = "lora_te_text_model_encoder_layers_0_self_attn_q_proj"
+    before = load_file(small)
+    fused = "cond_stage_model.model.transformer.resblocks.{}.attn.in_proj_weight"
+    width = before[fused.format(0)].shape[1]
+    pair = {
+        f"{name}.lora_down.weight": torch.ones(2, width),
+        f"{name}.lora_up.weight": torch.ones(width, 2),
+    }
+    save_file(pair, tmp_path / "l.safetensors")
+    merge(small, [tmp_path / "l.safetensors"], tmp_path / "m.safetensors")
+    made = load_file(tmp_path / "m.safetensors")
+    assert made[fused.format(0)].dtype == torch.float16
+    assert made[fused.format(1)].dtype == torch.float8_e4m3fn
+    change = made[fused.format(0)].float() - before[fused.format(0)].float()
+    torch.testing.assert_close(change[:width], torch.full((width, width), 2.0), rtol=0, atol=2e-3)
+    assert not change[width:].any()

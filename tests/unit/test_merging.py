@@ -10,6 +10,7 @@ from nano_sdxl import write_sdxl_file
 from safetensors.torch import load_file, save_file
 
 from impasto.checkpoints.reading import open_tensor_file
+from impasto.config.load import dump_toml
 from impasto.errors import ConfigError, ModelError
 from impasto.models.architectures import write_random_model
 from impasto.models.blocks import Ratios, block_order, known_names
@@ -319,12 +320,21 @@ def test_numbers_of_models_and_targets(three, tmp_path):
         merge(three[2], three[:2], FORMULAS["weighted-sum"])
 
 
-def test_models_of_a_run_leave_out_copies_and_averages(tmp_path):
-    (tmp_path / "config.toml").touch()
-    names = ["s-step00000002", "s-best", "s-step00000004", "s-step00000004-ema", "s", "gone"]
-    for name in names[:-1]:
-        (tmp_path / f"{name}.safetensors").touch()
-    written = [f"{name}.safetensors" for name in names]
+@pytest.mark.parametrize("name", ["s", "the-best", "my-ema"])
+def test_models_of_a_run_leave_out_copies_and_averages(train_config, tmp_path, name):
+    """By step, the finished one last, also of a run made longer; a name may end in a variant's."""
+    config = train_config(output_dir=str(tmp_path), saving={"name": name})
+    (tmp_path / "config.toml").write_text(dump_toml(config), encoding="utf-8")
+    steps = [f"{name}-step{step:08d}" for step in (2, 4, 6, 10)]
+    copies = [f"{name}-best", f"{name}-best-ema", f"{steps[1]}-ema", f"{name}-ema"]
+    names = [*steps[:2], *copies, name, steps[3], steps[2], f"{name}-step00000012"]
+    for stem in names[:-1]:
+        (tmp_path / f"{stem}.safetensors").touch()
+    written = [f"{stem}.safetensors" for stem in names]
     (tmp_path / "models.json").write_text(json.dumps({"written": written}), encoding="utf-8")
-    found = [path.stem for path in models_of_run(tmp_path)]
-    assert found == ["s-step00000002", "s-step00000004", "s"]
+    assert [path.stem for path in models_of_run(tmp_path)] == [*steps, name]
+    epoch = f"{name}-000001"
+    (tmp_path / f"{epoch}.safetensors").touch()
+    written = [f"{stem}.safetensors" for stem in (steps[0], name, epoch, steps[1])]
+    (tmp_path / "models.json").write_text(json.dumps({"written": written}), encoding="utf-8")
+    assert [path.stem for path in models_of_run(tmp_path)] == [steps[0], epoch, steps[1], name]

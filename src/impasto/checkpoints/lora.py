@@ -14,21 +14,19 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from impasto.checkpoints.keymap import FileLayout
-from impasto.checkpoints.kinds import OTHERS, kind_of
+from impasto.checkpoints.kinds import LORA, kind_of
+from impasto.checkpoints.lora_alphas import Alphas, finite_alpha
 from impasto.checkpoints.reading import TensorFile, open_tensor_file
 from impasto.checkpoints.tensors import LazyTensor
 from impasto.checkpoints.untrusted import untrusted
 from impasto.checkpoints.writing import is_finite
 from impasto.errors import ModelError
-from impasto.parsing import parse_json
 
-LORA = OTHERS[0]
 _PART = re.compile(
     r"(?P<layer>.+?)"
     r"(?:\.lora_(?P<kohya>down|up|mid)\.weight"
@@ -42,8 +40,6 @@ _OTHER_KINDS = {
     ".lora_magnitude_vector": "DoRA", ".diff": "a difference in full", ".w_norm": "a trained norm",
     ".b_norm": "a trained norm", ".on_input": "IA3", ".a1.": "GLoRA",
 }  # fmt: skip
-_ADAPTER = "lora_adapter_metadata"
-"""Where diffusers writes PEFT's settings, as JSON, into the metadata of a file."""
 
 
 @dataclass(frozen=True)
@@ -75,13 +71,20 @@ class LoraLayer:
     def fits(self, shape: tuple[int, ...]) -> bool:
         """Whether the product has as many rows and columns as a weight of this shape."""
         down, up = self.down.shape, self.up.shape
-        if min(len(up), len(down)) < 2 or not 0 < up[1] == down[0] or math.prod(up[2:]) != 1:
+        if not 2 <= len(up) == len(down) or not 0 < up[1] == down[0] or math.prod(up[2:]) != 1:
             return False
-        kernel = down[2:] if self.mid is None else self.mid.shape[2:]
-        if self.mid is not None and self.mid.shape[:2] != (self.rank, self.rank):
-            return False
-        spatial = tuple(size for size in shape[2:] if size != 1)
-        return (up[0], down[1]) == shape[:2] and spatial == tuple(n for n in kernel if n != 1)
+        kernel = down[2:]
+        if self.mid is not None:
+            mid = self.mid.shape
+            if len(mid) != 4 or mid[:2] != (down[0], down[0]) or math.prod(kernel) != 1:
+                return False
+            kernel = mid[2:]
+        spatial = shape[2:]
+        if len(kernel) != len(spatial):  # a linear layer is a 1x1 convolution too
+            is_alike = math.prod(kernel) == math.prod(spatial) == 1
+        else:
+            is_alike = kernel == spatial
+        return is_alike and (up[0], down[1]) == shape[:2]
 
     def delta(self, shape: tuple[int, ...]) -> Tensor:
         """What is added to a weight of this shape at strength 1, in float32."""
@@ -132,8 +135,14 @@ def _layers_of(file: TensorFile) -> dict[str, LoraLayer]:
     found: dict[str, dict[str, LazyTensor]] = {}
     for name, tensor in file.tensors.items():
         layer, role = _taken_apart(name, file.path)
-        found.setdefault(layer, {})[role] = tensor
-    alphas = _Alphas.of(file)
+        roles = found.setdefault(layer, {})
+        if role in roles:
+            raise ModelError(
+                f"{file.path} has the {role} of {layer} twice, under names of two programs or of "
+                f"two adapters; {name} is one of them. Save one adapter alone."
+            )
+        roles[role] = tensor
+    alphas = Alphas.of(file)
     return {layer: _whole(layer, roles, alphas, file.path) for layer, roles in found.items()}
 
 
@@ -159,7 +168,7 @@ def _taken_apart(name: str, path: Path) -> tuple[str, str]:
     return layer, match["kohya"] or match["linear"] or match["processor"] or "alpha"
 
 
-def _whole(layer: str, roles: Mapping[str, LazyTensor], alphas: _Alphas, path: Path) -> LoraLayer:
+def _whole(layer: str, roles: Mapping[str, LazyTensor], alphas: Alphas, path: Path) -> LoraLayer:
     for role in ("down", "up"):
         if role not in roles:
             raise ModelError(
@@ -171,49 +180,9 @@ def _whole(layer: str, roles: Mapping[str, LazyTensor], alphas: _Alphas, path: P
                 f"{path}: the {role} of {layer} holds NaN or infinite values. The file is damaged; "
                 f"take another copy of it."
             )
-    alpha = float(roles["alpha"].read()) if "alpha" in roles else alphas.of_layer(layer)
+    alpha = (
+        finite_alpha(float(roles["alpha"].read()), path)
+        if "alpha" in roles
+        else alphas.of_layer(layer)
+    )
     return LoraLayer(roles["down"], roles["up"], roles.get("mid"), alpha)
-
-
-@dataclass(frozen=True)
-class _Alphas:
-    """The alphas that diffusers keeps in a file's metadata, not among its tensors."""
-
-    by_prefix: Mapping[str, tuple[float, Mapping[str, float]]]
-
-    @classmethod
-    def of(cls, file: TensorFile) -> _Alphas:
-        """Those of a file; none where it says nothing.
-
-        Raises:
-            ModelError: It asks for a scale that only PEFT's own code knows.
-        """
-        text = file.metadata.get(_ADAPTER)
-        said: Any = parse_json(text) if text else {}
-        found: dict[str, dict[str, Any]] = {}
-        for key, value in said.items():
-            prefix, _, word = key.rpartition(".")
-            found.setdefault(prefix, {})[word] = value
-        for words in found.values():
-            odd = next((w for w in ("use_rslora", "use_dora") if words.get(w)), None)
-            if odd is not None:
-                raise ModelError(
-                    f"{file.path} was trained with PEFT's {odd}, which is not merged. Draw with it "
-                    f"in diffusers."
-                )
-        return cls(
-            {
-                prefix: (float(words["lora_alpha"]), words.get("alpha_pattern") or {})
-                for prefix, words in found.items()
-                if "lora_alpha" in words
-            }
-        )
-
-    def of_layer(self, layer: str) -> float | None:
-        """The alpha of a layer, or None where nothing is said of it."""
-        for prefix, (alpha, pattern) in self.by_prefix.items():
-            if layer.startswith(f"{prefix}.") or not prefix:
-                module = layer.removeprefix(f"{prefix}.")
-                ends = (a for key, a in pattern.items() if f".{module}".endswith(f".{key}"))
-                return float(next(ends, alpha))
-        return None

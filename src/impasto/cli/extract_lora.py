@@ -94,7 +94,7 @@ def _rules(options: dict[str, Any]) -> ExtractionRules:
     from impasto.models.saving import DTYPES
 
     rank, conv_rank, energy = (options[name] for name in ("rank", "conv_rank", "energy"))
-    if options["full_rank"] and (rank or conv_rank or energy):
+    if options["full_rank"] and (rank, conv_rank, energy) != (None, None, None):
         raise ConfigError(
             "--full-rank keeps everything, so --rank, --conv-rank and --energy do not go with it. "
             "Take one out."
@@ -107,4 +107,7 @@ def _rules(options: dict[str, Any]) -> ExtractionRules:
         energy,
         DTYPES[options["dtype"]],
         with_text=not options["no_text_encoder"],
+        asked=tuple(
+            f"--{name.replace('_', '-')}" for name in ("rank", "conv_rank") if options[name]
+        ),
     )

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 AVERAGE = "average"
 FORMULA = click.Choice(["weighted-sum", "add-difference", "train-difference", AVERAGE])
-RATIO = Finite(-10, 10)
+MOST = 10
+RATIO = Finite(-MOST, MOST)
 
 
 @click.command()
@@ -46,7 +47,8 @@ RATIO = Finite(-10, 10)
 )  # fmt: skip
 @click.option(
     "--blocks", "listed", metavar="M,M,...",
-    help="M of all blocks, IN00 to OUT11; one more in front is for text encoders and VAE.",
+    help="M of all blocks, IN00 to OUT11 (SD: 25, SDXL: 19); one more in front is for text "
+    "encoders and VAE, which have --ratio without it.",
 )  # fmt: skip
 @click.option("--shares", metavar="S,S,...", help="How often each model counts in an average.")
 @click.option(
@@ -76,7 +78,8 @@ def merge(models: tuple[str, ...], target: Path | None, **options: Any) -> None:
     """Mix models into OUT, or add LoRAs to one.
 
     Each MODEL is a file, a Diffusers folder, a Hub id or a finished run, in the order of the
-    formula's letters. Tensors are mixed and written in turn.
+    formula's letters. Tensors are mixed and written in turn, but a .ckpt of before PyTorch 1.6
+    (not a zip file) is in RAM as a whole.
 
     \b
     impasto merge a.safetensors b.safetensors --ratio 0.3 --out mixed.safetensors
@@ -222,8 +225,10 @@ def _named(text: str) -> tuple[str, float]:
         ratio = finite(number)
     except ValueError:
         equals = ""
-    if not equals or not name.strip():
-        raise ConfigError(f"--block is {text!r}; expected NAME=RATIO, as in IN04=0.3.")
+    if not equals or not name.strip() or abs(ratio) > MOST:
+        raise ConfigError(
+            f"--block is {text!r}; expected NAME=RATIO, as in IN04=0.3, from -10 to 10."
+        )
     return name.strip(), ratio
 
 
@@ -231,11 +236,14 @@ def numbers(option: str, text: str | None) -> list[float]:
     """The numbers of a list on the command line; none of an empty one.
 
     Raises:
-        ConfigError: One is no finite number.
+        ConfigError: One is no finite number, or beyond what a ratio may be.
     """
     if not text:
         return []
     try:
-        return [finite(part) for part in text.split(",")]
+        found = [finite(part) for part in text.split(",")]
     except ValueError as error:
         raise ConfigError(f"{option} is {text!r}; expected numbers such as 0,0.5,1.") from error
+    if any(abs(number) > MOST for number in found):
+        raise ConfigError(f"{option} is {text!r}; expected numbers from -{MOST} to {MOST}.")
+    return found

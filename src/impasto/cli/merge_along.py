@@ -55,12 +55,13 @@ def merge_along(models: tuple[str, ...], output: Output | None, options: dict[st
     from impasto.runs import RunDirectory
 
     run = RunDirectory.open(Path(models[0]))
-    _require_targets(run, output, options["previews"], overwrite=options["overwrite"])
     from impasto.cli.console import Console
     from impasto.training.along import walk
+    from impasto.training.along_targets import require_targets
 
-    console = Console()
-    way = walk(run, ratios, console, options["previews"])
+    console, overwrite = Console(), options["overwrite"]
+    require_targets(run, output, options["previews"], console, overwrite=overwrite)
+    way = walk(run, ratios, console, options["previews"], overwrite=overwrite)
     _show(console, way, options["previews"])
     if output is not None:
         _write(console, way, output)
@@ -76,30 +77,11 @@ def _ratios(text: str) -> list[float]:
     return found
 
 
-def _require_targets(
-    run: Any, output: Output | None, previews: Path | None, *, overwrite: bool
-) -> None:
-    """Make sure that nothing stands where something will be written, before minutes go by.
-
-    Raises:
-        ConfigError: Something does.
-    """
-    from impasto.models.conversion import require_free
-
-    if output is not None:
-        source = run.exported_model() or run.path
-        require_free(source, output.target, overwrite=overwrite, by_folder=not output.target.suffix)
-    if previews is not None and previews.exists() and not overwrite:
-        raise ConfigError(
-            f"{previews} is already there; nothing was changed. Take another name, or --overwrite."
-        )
-
-
 def _show(console: Console, way: Way, previews: Path | None) -> None:
     """The losses, one a line."""
     names = {0.0: "the base model", 1.0: "the result"}
     rows = {
-        f"{point.ratio:g}": f"{point.loss:.4f}"
+        f"{point.ratio:g}": (f"{point.loss:.4f}" if point.is_finite else "no number, left out")
         + (f"  {names[point.ratio]}" if point.ratio in names else "")
         + ("  (least)" if point is way.best else "")
         for point in way.points
@@ -119,7 +101,7 @@ def _write(console: Console, way: Way, output: Output) -> None:
 
     best = way.best
     ratios = replace(way.opened.ratios, default=best.ratio)
-    measured = [[point.ratio, round(point.loss, 6)] for point in way.points]
+    measured = [[p.ratio, round(p.loss, 6)] for p in way.points if p.is_finite]
     mixture = Mixture(
         [str(path) for path in way.opened.paths],
         FORMULA,

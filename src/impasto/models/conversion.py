@@ -43,6 +43,9 @@ MADE_ANEW = {
 
 
 OF_TRAINING = ("impasto.training", "ss_")
+MERGE_KEY = "impasto.merge"
+"""Where a file's metadata says what was mixed, as JSON."""
+
 """What texts begin with that say how a model was trained: not true of it any more once it has been
 trained further. The second is sd-scripts'."""
 
@@ -126,7 +129,8 @@ def save_model(
     asked = {} if dtype is None else dict.fromkeys(now, dtype)
     contents = trained_contents(model, now, asked, trained_dtype=None)
     about = converted_info(model.contents, target, title or target.stem)
-    more = {key: text for key, text in about.more.items() if not key.startswith(OF_TRAINING)}
+    untrue = (*OF_TRAINING, MERGE_KEY)  # of a model whose weights are others now
+    more = {key: text for key, text in about.more.items() if not key.startswith(untrue)}
     layer = clip_skip or about.encoder_layer
     write_model(contents, target, form, replace(about, more=more, encoder_layer=layer), progress)
     return target

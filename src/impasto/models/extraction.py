@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -45,6 +45,7 @@ class ExtractionRules:
             allow it; None is all that they allow.
         dtype: What the matrices are stored in.
         with_text: Whether text encoders are part of it.
+        asked: Which of the ranks a person chose; one that nobody chose may be above all widths.
     """
 
     rank: int | None
@@ -52,6 +53,7 @@ class ExtractionRules:
     energy: float | None = None
     dtype: torch.dtype = torch.float16
     with_text: bool = True
+    asked: tuple[str, ...] = ("--rank", "--conv-rank")
 
     @property
     def alpha(self) -> float:
@@ -106,11 +108,13 @@ class Extraction:
         layers: Name of a layer as sd-scripts writes it -> its matrices.
         outside: Network -> sum of squares of what changed in layers that are not in the file.
         unchanged: Layers that are the same in both models.
+        unasked: Network -> the same sum of layers that a LoRA can hold and the rules leave out.
     """
 
     layers: Mapping[str, ExtractedLayer]
     outside: Mapping[str, float] = field(default_factory=dict)
     unchanged: int = 0
+    unasked: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def error(self) -> float:
@@ -121,7 +125,7 @@ class Extraction:
     @property
     def whole_error(self) -> float:
         """The relative error over all tensors of the model, those outside the file included."""
-        outside = sum(self.outside.values())
+        outside = sum(self.outside.values()) + sum(self.unasked.values())
         missed = sum(layer.missed for layer in self.layers.values()) + outside
         return math.sqrt(missed / (self._changed + outside))
 
@@ -151,12 +155,13 @@ def extract(
         ConfigError: A rank is above what any layer has.
         ModelError: The two are the same in all layers of a LoRA, or a value is NaN or infinite.
     """
-    targets = {
-        place: name for place, name in kohya_names(base).items() if _is_in(place, base, rules)
-    }
+    all_rules = replace(rules, conv_rank=None, with_text=True)
+    held = {p: name for p, name in kohya_names(base).items() if _is_in(p, base, all_rules)}
+    targets = {place: name for place, name in held.items() if _is_in(place, base, rules)}
     _require_modest(rules, [base.parts[p.part][p.tensor].shape for p in targets])
     layers: dict[str, ExtractedLayer] = {}
     outside: dict[str, float] = {}
+    unasked: dict[str, float] = {}
     total = sum(len(tensors) for tensors in base.parts.values())
     told = progress or SilentProgress()
     with told.stage("Comparing and decomposing", total, "tensors") as advance:
@@ -165,14 +170,15 @@ def extract(
                 layers[targets[place]] = _extracted(change, rules, targets[place])
             else:
                 squares = float(change.double().square().sum())
-                outside[place.part] = outside.get(place.part, 0.0) + squares
+                left_out = unasked if place in held else outside
+                left_out[place.part] = left_out.get(place.part, 0.0) + squares
     if not layers:
         raise ModelError(
             f"{tuned.source} and {base.source} are the same in all {len(targets)} layers that the "
             f"LoRA would have. Nothing was written. Give the base model first, then the one that "
             f"was trained from it."
         )
-    return Extraction(layers, outside, len(targets) - len(layers))
+    return Extraction(layers, outside, len(targets) - len(layers), unasked)
 
 
 def _differences(
@@ -195,10 +201,23 @@ def _difference(
     """The second minus the first; None where they differ by the rounding of their files alone."""
     before = finite_values(own, source, place.part, place.tensor)
     after = finite_values(other, other_source, place.part, place.tensor)
-    coarse = min(own.dtype, other.dtype, key=lambda dtype: dtype.itemsize)
-    if torch.equal(before.to(coarse), after.to(coarse)):
-        return None
-    return after - before
+    change = after - before
+    if own.dtype == other.dtype:
+        return change if bool(change.any()) else None
+    rounding = _half_ulp(before, own.dtype) + _half_ulp(after, other.dtype)
+    return None if bool((change.double().abs() <= rounding).all()) else change
+
+
+def _half_ulp(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """By how much numbers may differ from what was rounded to them, in float64.
+
+    Half of the distance between neighbours: `eps` of the type at the power of two below a number,
+    and no less than at its smallest normal number.
+    """
+    info = torch.finfo(dtype)
+    size = values.double().abs().clamp(min=info.smallest_normal)
+    power = torch.exp2(torch.floor(torch.log2(size)))
+    return power * (info.eps / 2)
 
 
 def _is_in(place: Place, contents: ModelContents, rules: ExtractionRules) -> bool:
@@ -245,7 +264,7 @@ def _require_modest(rules: ExtractionRules, shapes: list[tuple[int, ...]]) -> No
             for shape in shapes
             if (math.prod(shape[2:]) > 1) == spatial
         ]
-        if rank is not None and widths and rank > max(widths):
+        if option in rules.asked and rank is not None and widths and rank > max(widths):
             raise ConfigError(
                 f"{option} {rank} is above the width of every layer: the widest has "
                 f"{max(widths)}. Give {max(widths)} or less; narrower layers take their own width."

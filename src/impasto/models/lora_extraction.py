@@ -10,6 +10,7 @@ from impasto.models.conversion import hash_file, require_free
 from impasto.models.extraction import Extraction, ExtractionRules, extract
 from impasto.models.loading import empty_networks
 from impasto.models.lora_writing import Sources, write_lora
+from impasto.models.merging import sources_of
 from impasto.models.mix_record import hash_model
 from impasto.models.mixing import require_mixable
 from impasto.models.opening import OpenOptions, locate, open_model
@@ -41,7 +42,7 @@ def extract_file(
         StorageError: The target cannot be written.
     """
     paths = [locate(source, options, progress) for source in (base, model)]
-    for path in (Path(base), Path(model), *paths):
+    for path in sources_of((base, model), options, progress):
         require_free(path, target, overwrite=overwrite)
     opened = [open_model(source, options, progress) for source in (base, model)]
     first, second = (require_complete(contents, empty_networks(contents)) for contents in opened)
@@ -60,19 +61,22 @@ def extract_file(
 
 def _summary(extraction: Extraction) -> Rows:
     ranks = sorted(layer.rank for layer in extraction.layers.values())
-    outside = sum(extraction.outside.values())
+    outside, unasked = extraction.outside, extraction.unasked
     unchanged = f", {extraction.unchanged} unchanged and left out" if extraction.unchanged else ""
     rows = {
         "Layers": f"{len(extraction.layers)}{unchanged}",
         "Ranks": f"{ranks[0]} to {ranks[-1]}, {ranks[len(ranks) // 2]} in the middle",
         "Error": f"{extraction.error:.2%} of the change in these layers (root of squares)",
     }
+    told = []
     if outside:
-        parts = ", ".join(extraction.outside)
-        rows["In all"] = (
-            f"{extraction.whole_error:.2%} of all that changed: norms, biases and other layers "
-            f"that no LoRA holds changed too ({parts})"
+        told.append(
+            f"norms, biases and other layers that no LoRA holds changed too ({', '.join(outside)})"
         )
+    if unasked:
+        told.append(f"layers that the options leave out changed ({', '.join(unasked)})")
+    if told:
+        rows["In all"] = f"{extraction.whole_error:.2%} of all that changed: {'; '.join(told)}"
     return rows
 
 

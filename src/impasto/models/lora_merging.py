@@ -14,6 +14,7 @@ from torch import Tensor
 
 from impasto.checkpoints.lora import LoraFile, LoraLayer, read_lora
 from impasto.checkpoints.tensors import LazyTensor
+from impasto.checkpoints.untrusted import untrusted
 from impasto.errors import ModelError
 from impasto.models import families
 from impasto.models.completeness import listed
@@ -23,8 +24,6 @@ from impasto.models.mixing import finite_values
 from impasto.models.strengths import path_and_strength
 from impasto.progress import counted
 
-Added = list[tuple[LoraLayer, float]]
-
 
 @dataclass(frozen=True)
 class StrongLora:
@@ -32,6 +31,9 @@ class StrongLora:
 
     file: LoraFile
     strength: float
+
+
+Added = list[tuple[StrongLora, LoraLayer]]
 
 
 def open_loras(specs: Sequence[str]) -> list[StrongLora]:
@@ -56,7 +58,7 @@ def with_loras(contents: ModelContents, loras: Sequence[StrongLora]) -> ModelCon
     added: dict[Place, Added] = {}
     for lora in loras:
         for place, layer in _placed(lora.file, contents).items():
-            added.setdefault(place, []).append((layer, lora.strength))
+            added.setdefault(place, []).append((lora, layer))
     parts = {part: dict(tensors) for part, tensors in contents.parts.items()}
     for place, layers in added.items():
         own = parts[place.part][place.tensor]
@@ -86,7 +88,13 @@ def _placed(file: LoraFile, contents: ModelContents) -> dict[Place, LoraLayer]:
             f"{file.path} has {counted(len(found), 'layers')}, of which {contents.source} does not "
             f"have {len(unknown)}: {listed(unknown)}. {for_another}"
         )
+    taken: dict[Place, str] = {}
     for name, place in places.items():
+        if (other := taken.setdefault(place, name)) != name:
+            raise ModelError(
+                f"{file.path} has two layers for {place.tensor} of {contents.source}: {other} and "
+                f"{name}. Nothing was written. Take a file that has each layer once."
+            )
         layer, shape = file.layers[name], contents.parts[place.part][place.tensor].shape
         if not layer.fits(shape):
             raise ModelError(
@@ -98,6 +106,7 @@ def _placed(file: LoraFile, contents: ModelContents) -> dict[Place, LoraLayer]:
 
 def _sum(own: LazyTensor, layers: Added, source: str, place: Place) -> Tensor:
     values = finite_values(own, source, place.part, place.tensor).clone()
-    for layer, strength in layers:
-        values += layer.delta(own.shape) * strength
+    for lora, layer in layers:
+        with untrusted(lora.file.path):
+            values += layer.delta(own.shape) * lora.strength
     return values

@@ -5,7 +5,8 @@ kohya-ss/sd-scripts `networks/lora.py` joins the words of a module's name by und
 `lora_te2`. Names of modules are diffusers' for SD 1 and 2, and LDM's for the U-Net of SDXL, whose
 network in sd-scripts is `library/sdxl_original_unet.py`. diffusers' own files have the network's
 name, a dot and the module's, or of the U-Net alone just the module's; PEFT's have
-`base_model.model.` and the module's.
+`base_model.model.` and the module's. LyCORIS used by itself has `lycoris_` (`LORA_PREFIX` of its
+`lycoris/wrapper.py`) and the module's, joined by underscores.
 """
 
 from __future__ import annotations
@@ -14,12 +15,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from impasto.checkpoints.keymap import PartKind
+from impasto.checkpoints.lora_alphas import PEFT_ROOT
 from impasto.models.contents import ModelContents
 from impasto.models.family import Component, Family
 
 _WEIGHT = ".weight"
 _CLIP_ROOT = "text_model"
-_PEFT_ROOT = "base_model.model."
+_LYCORIS_ROOT = "lycoris_"
 
 
 @dataclass(frozen=True)
@@ -75,8 +77,9 @@ def find_layers(names: Mapping[str, object], contents: ModelContents) -> dict[st
 
 
 def _as_kohya(name: str, prefixes: Mapping[str, str]) -> str:
-    if name.startswith(_PEFT_ROOT):  # of one network alone: the U-Net
-        return f"lora_unet_{_flat(name.removeprefix(_PEFT_ROOT))}"
+    for root in (PEFT_ROOT, _LYCORIS_ROOT):
+        if name.startswith(root):  # of one network alone: the U-Net
+            return f"lora_unet_{_flat(name.removeprefix(root))}"
     for own, theirs in prefixes.items():
         if name.startswith(own):
             return f"{theirs}_{_flat(name.removeprefix(own))}"

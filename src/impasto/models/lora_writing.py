@@ -56,7 +56,7 @@ def write_lora(
         **_sd_scripts_texts(extraction, sources.base),
         "sshs_model_hash": digest,
         "ss_output_name": target.stem,
-        EXTRACTED_KEY: json.dumps(_record(extraction, sources), ensure_ascii=False),
+        EXTRACTED_KEY: _json(_record(extraction, sources)),
     }
     spec = ModelSpec(
         architecture=f"{sources.base.identity.family.architecture}/lora",
@@ -104,6 +104,10 @@ def _sd_scripts_texts(extraction: Extraction, base: ModelContents) -> dict[str, 
     }
 
 
+def _json(record: Any) -> str:
+    return json.dumps(record, ensure_ascii=False, allow_nan=False)
+
+
 def _same(ranks: Any) -> str | None:
     """The one rank that all have, `Dynamic` where they differ, None where there are none."""
     found = set(ranks)
@@ -126,7 +130,7 @@ def _record(extraction: Extraction, sources: Sources) -> dict[str, Any]:
         "base": base,
         "model": tuned,
         "error": round(extraction.error, 6),
-        "error_with_what_no_lora_holds": round(extraction.whole_error, 6),
+        "error_with_what_is_left_out": round(extraction.whole_error, 6),
         "layers": {
             name: [layer.rank, round(layer.error, 6)] for name, layer in extraction.layers.items()
         },

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +96,20 @@ def merge_models(
         StorageError: The target cannot be written.
     """
     require_target(mixture, output, options, progress)
-    return write_mixture(mixture, open_mixture(mixture, options, progress), output, progress)
+    opened = open_mixture(mixture, options, progress)
+    findings = {**mixture.findings, **_opened_with(options)}
+    return write_mixture(replace(mixture, findings=findings), opened, output, progress)
+
+
+def _opened_with(options: OpenOptions) -> dict[str, str]:
+    """What was said of how models are opened and decides values; of a path only the name."""
+    vae = None if options.vae is None else options.vae.replace("\\", "/").rstrip("/")
+    said = {
+        "vae": None if vae is None else vae.rpartition("/")[2],
+        "weights": None if options.weights == "auto" else options.weights,
+        "variant": options.variant,
+    }
+    return {key: value for key, value in said.items() if value is not None}
 
 
 def write_mixture(
@@ -128,11 +141,49 @@ def require_target(
         ConfigError: Something is at the target already, or a source is.
         ModelError: There is no model of a name.
     """
-    by_folder = output.form == "diffusers"
-    named = [Path(source) for source in mixture.models]
     loras = [path_and_strength(spec)[0] for spec in mixture.loras]
-    for source in (*named, *loras, *(locate(name, options, progress) for name in mixture.models)):
+    require_output_free(mixture.models, output, options, progress, beside=loras)
+
+
+def require_output_free(
+    models: Sequence[str],
+    output: Output,
+    options: OpenOptions,
+    progress: Progress | None = None,
+    beside: Sequence[Path] = (),
+) -> None:
+    """Make sure that a model that is written replaces none of those that are read.
+
+    Args:
+        models: Files, folders, Hub ids or runs.
+        output: What is written.
+        options: How they are opened; another VAE is read too.
+        progress: Who is told of a download.
+        beside: Other files that are read.
+
+    Raises:
+        ConfigError: Something is at the target already, or a source is.
+        ModelError: There is no model of a name.
+    """
+    by_folder = output.form == "diffusers"
+    for source in (*beside, *sources_of(models, options, progress)):
         require_free(source, output.target, overwrite=output.overwrite, by_folder=by_folder)
+
+
+def sources_of(
+    models: Sequence[str], options: OpenOptions, progress: Progress | None = None
+) -> list[Path]:
+    """Every file and folder on the disk that models are read from, as named and as found.
+
+    Raises:
+        ModelError: There is no model of a name.
+    """
+    named = [Path(model).expanduser() for model in models]
+    found = [locate(model, options, progress) for model in models]
+    vae = None if options.vae is None else Path(options.vae).expanduser()
+    if vae is None or not vae.exists():  # one of the Hub is in its cache
+        return [*named, *found]
+    return [*named, *found, vae, locate(str(vae), options, progress)]
 
 
 def open_mixture(

@@ -10,12 +10,9 @@ from typing import Any
 
 from impasto import files
 from impasto.models.contents import ModelContents
-from impasto.models.conversion import OF_TRAINING, converted_info, hash_file
+from impasto.models.conversion import MERGE_KEY, OF_TRAINING, converted_info, hash_file
 from impasto.models.saving import About
 from impasto.progress import Progress
-
-MERGE_KEY = "impasto.merge"
-"""Where the record is in a file's metadata, as JSON."""
 
 _WEIGHTS = (".safetensors", ".bin")
 
@@ -69,5 +66,5 @@ def mixed_info(
         resolution=first.resolution,
         encoder_layer=first.encoder_layer,
         others={**others, "merged_from": ", ".join(names)},
-        more={**more, MERGE_KEY: json.dumps(record, ensure_ascii=False)},
+        more={**more, MERGE_KEY: json.dumps(record, ensure_ascii=False, allow_nan=False)},
     )

@@ -203,17 +203,26 @@ def stored_as(
     """
     parts: dict[str, Tensors] = {}
     for part, tensors in contents.parts.items():
-        asked = dtypes.get(part)
-        parts[part] = {
-            name: tensor.cast(asked or _kept(tensor, like.parts[part][name]))
-            for name, tensor in tensors.items()
-        }
+        asked, kept = dtypes.get(part), _kept(part, tensors, like)
+        parts[part] = {name: tensor.cast(asked or kept[name]) for name, tensor in tensors.items()}
     whole = replace(contents, parts=parts)
     return replace(whole, ldm_only=contents.cast(dtypes).ldm_only)
 
 
-def _kept(tensor: LazyTensor, own: LazyTensor) -> torch.dtype:
-    return own.dtype if tensor is own else at_least_16_bits(own.dtype)
+def _kept(part: str, tensors: Tensors, like: ModelContents) -> dict[str, torch.dtype]:
+    """The types of a network's tensors where none is asked for.
+
+    Query, key and value are one tensor in files of some text encoders: where one of the three
+    changed, all have 16 bits or more.
+    """
+    naming = next(c.naming for c in like.identity.family.components if c.name == part)
+    part_map = naming.map_of_ours(tensors.keys())
+    changed = {n for n, tensor in tensors.items() if tensor is not like.parts[part][n]}
+    fused = {n for name in changed for n in part_map.to_diffusers(part_map.to_ldm(name))}
+    return {
+        name: at_least_16_bits(own.dtype) if name in fused | changed else own.dtype
+        for name, own in ((n, like.parts[part][n]) for n in tensors)
+    }
 
 
 def require_mixable(models: Sequence[ModelContents]) -> None:

@@ -8,6 +8,7 @@ What is measured is what the run measured: its held-out images, at its noise lev
 from __future__ import annotations
 
 import contextlib
+import math
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -30,8 +31,8 @@ from impasto.models.mixing import FORMULAS, mix, require_mixable
 from impasto.models.opening import OpenOptions, locate, open_model
 from impasto.progress import Progress
 from impasto.runs import RunDirectory
-from impasto.sampling.sampler import save_png
 from impasto.sampling.sheet import draw_sheet
+from impasto.training.along_targets import SHEET, image_name, require_previews_free
 from impasto.training.build import build_session
 from impasto.training.compile import plain_network
 from impasto.training.devices import build_accelerator
@@ -54,6 +55,11 @@ class Point:
     ratio: float
     loss: float
 
+    @property
+    def is_finite(self) -> bool:
+        """Whether the loss is a number, neither NaN nor infinite."""
+        return math.isfinite(self.loss)
+
 
 @dataclass(frozen=True)
 class Way:
@@ -69,12 +75,27 @@ class Way:
 
     @property
     def best(self) -> Point:
-        """The point with the least loss; of equals the one nearest to the base model."""
-        return min(self.points, key=lambda point: point.loss)
+        """The point with the least loss that is a number; of equals the one with the least ratio.
+
+        Raises:
+            RunError: No loss is a number.
+        """
+        measured = [point for point in self.points if point.is_finite]
+        if not measured:
+            raise RunError(
+                "No validation loss on the way is a number: all are NaN or infinite. Nothing was "
+                "written. Look at the run's base model and its result with impasto inspect."
+            )
+        return min(measured, key=lambda point: point.loss)
 
 
 def walk(
-    run: RunDirectory, ratios: Sequence[float], progress: Progress, previews: Path | None = None
+    run: RunDirectory,
+    ratios: Sequence[float],
+    progress: Progress,
+    previews: Path | None = None,
+    *,
+    overwrite: bool = False,
 ) -> Way:
     """Measure models between a run's base model and its result, and draw the run's prompts.
 
@@ -82,16 +103,19 @@ def walk(
         run: A finished run, with held-out images.
         ratios: Where between the two; 0 is the base model, 1 the result.
         progress: Who is told.
-        previews: A folder for the images of each and a sheet of all, replaced whole; None draws
-            nothing.
+        previews: A folder for the images of each and a sheet of all; None draws nothing.
+        overwrite: Whether previews of an earlier walk are replaced.
 
     Raises:
-        ConfigError: The run has no held-out images, or no prompts that could be drawn.
+        ConfigError: The run has no held-out images, or no prompts that could be drawn, or the
+            folder holds or is something else than such previews.
         ModelError: The base model or the result is gone or damaged.
-        RunError: The run has no result.
+        RunError: The run has no result, or no loss is a number.
     """
     config = load_run_config(run.config_file)
     _require_walkable(run, config, draws=previews is not None)
+    if previews is not None:
+        require_previews_free(previews, run, config, overwrite=overwrite)
     opened = _open_ends(run, config, progress)
     with _session(config, progress) as session, contextlib.ExitStack() as held:
         if session.validator is None:
@@ -114,9 +138,11 @@ def walk(
                     if folder is not None:
                         _draw(session, folder, number)
                         advance(1)
+        way = Way(opened, points)
+        _ = way.best  # before anything is left on the disk
         if folder is not None:
             _write_sheet(session, folder, points)
-    return Way(opened, points)
+    return way
 
 
 def _require_walkable(run: RunDirectory, config: RunConfig, *, draws: bool) -> None:
@@ -181,23 +207,15 @@ def _looking(session: Session) -> Iterator[None]:
 
 def _draw(session: Session, folder: Path, number: int) -> None:
     """Draw the prompts into `NUMBER-PROMPT.png`, both counted from 0."""
-    sampler, prompts = session.previewer.sampler, session.previewer.prompts
-    with sampler.hypernetworks.attached(sampler.unet):
-        images = sampler.generate_all(prompts, lambda _: None)
-    for row, (prompt, image) in enumerate(zip(prompts, images, strict=True)):
-        save_png(image, _image(folder, number, row), prompt)
+    session.previewer.draw_into(folder, lambda row: image_name(number, row), lambda _: None)
 
 
 def _write_sheet(session: Session, folder: Path, points: Sequence[Point]) -> None:
     prompts = session.previewer.prompts
     cells = {
-        (row, column): _image(folder, column, row)
+        (row, column): folder / image_name(column, row)
         for row in range(len(prompts))
         for column in range(len(points))
     }
     labels = [f"{point.ratio:g}: {point.loss:.4f}" for point in points]
-    draw_sheet(cells, [prompt.text for prompt in prompts], labels).save(folder / "sheet.png")
-
-
-def _image(folder: Path, number: int, row: int) -> Path:
-    return folder / f"{number:02d}-{row:03d}.png"
+    draw_sheet(cells, [prompt.text for prompt in prompts], labels).save(folder / SHEET)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
 from impasto import files
-from impasto.progress import Progress
+from impasto.progress import Advance, Progress
 from impasto.runs import RunDirectory, step_name
 from impasto.sampling.prompts import Prompt
 from impasto.sampling.sampler import Sampler, save_png
@@ -30,15 +31,25 @@ class Previewer:
         """Draw all prompts for `step`."""
         target = run.samples / step_name(step)
         with (
-            self._eval_mode(),
             files.replace_folder(target) as partial,
             progress.stage(f"Drawing previews at step {step}", len(self.prompts), "images") as (
                 advance
             ),
         ):
-            images = self.sampler.generate_all(self.prompts, advance)
-            for number, (prompt, image) in enumerate(zip(self.prompts, images, strict=True)):
-                save_png(image, partial / f"{number:03d}.png", prompt)
+            self.draw_into(partial, "{:03d}.png".format, advance)
+
+    def draw_into(self, folder: Path, name: Callable[[int], str], drawn: Advance) -> None:
+        """Draw all prompts with the weights as they are, one PNG for each.
+
+        Args:
+            folder: Where to; it is there.
+            name: The file name of a prompt, by its number from 0.
+            drawn: Called after each image.
+        """
+        with self._eval_mode():
+            images = self.sampler.generate_all(self.prompts, drawn)
+        for number, (prompt, image) in enumerate(zip(self.prompts, images, strict=True)):
+            save_png(image, folder / name(number), prompt)
 
     def generate_along(self) -> None:
         """Do this process's share in drawing, where the model is shared out; keep nothing."""

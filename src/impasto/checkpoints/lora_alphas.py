@@ -1,0 +1,159 @@
+"""The alphas that PEFT keeps as settings, not among the tensors of a LoRA.
+
+diffusers writes them into a file's metadata, as JSON with the network's name before each key
+(`lora_adapter_metadata`); PEFT itself into `adapter_config.json` beside the file (`LoraConfig`).
+Keys of `alpha_pattern` are matched as PEFT's `get_pattern_key` does: a layer's name, or its end
+after a dot. Without them a file of PEFT says nothing of its scale.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from impasto.checkpoints.reading import TensorFile
+from impasto.errors import ModelError
+from impasto.finite import finite
+from impasto.parsing import parse_json, read_object
+
+PEFT_ROOT = "base_model.model."
+"""What PEFT puts before the names of a network's layers."""
+
+SETTINGS = "adapter_config.json"
+"""Where PEFT writes its settings, beside the file."""
+
+_ADAPTER = "lora_adapter_metadata"
+_REFUSED = ("use_rslora", "use_dora")
+_PLAIN_KEY = re.compile(r"\^?[A-Za-z0-9_.]{1,256}", re.ASCII)
+_MOST_KEYS = 10_000
+
+
+@dataclass(frozen=True)
+class Alphas:
+    """What a file says of its alphas beside its tensors.
+
+    Attributes:
+        by_prefix: Beginning of layers' names -> their alpha, and those of some layers by the end
+            of their names.
+    """
+
+    by_prefix: Mapping[str, tuple[float, Mapping[str, float]]]
+
+    @classmethod
+    def of(cls, file: TensorFile) -> Alphas:
+        """Those of a file; none where there is nothing beside its tensors.
+
+        Raises:
+            ModelError: It asks for a scale that only PEFT's own code knows, its settings are
+                damaged, or they are missing and it needs them.
+        """
+        found: dict[str, dict[str, Any]] = {}
+        for key, value in _settings_of(file).items():
+            prefix, _, word = key.rpartition(".")
+            found.setdefault(prefix, {})[word] = value
+        return cls(
+            {
+                prefix: _checked(words, file.path)
+                for prefix, words in found.items()
+                if _requires_alpha(words, file.path)
+            }
+        )
+
+    def of_layer(self, layer: str) -> float | None:
+        """The alpha of a layer, or None where nothing is said of it."""
+        for prefix, (alpha, pattern) in self.by_prefix.items():
+            if not prefix or layer.startswith(f"{prefix}."):
+                module = layer.removeprefix(f"{prefix}." if prefix else PEFT_ROOT)
+                return next((a for key, a in pattern.items() if _is_of(key, module)), alpha)
+        return None
+
+
+def _settings_of(file: TensorFile) -> Mapping[str, Any]:
+    text = file.metadata.get(_ADAPTER)
+    if text:
+        said = parse_json(text)
+        if not isinstance(said, dict):
+            raise ModelError(f"{file.path}: its {_ADAPTER} is no JSON object. Take another copy.")
+        return said
+    is_peft = any(name.startswith(PEFT_ROOT) for name in file.tensors)
+    if not is_peft or all(
+        f"{name.rpartition('.lora_')[0]}.alpha" in file.tensors
+        for name in file.tensors
+        if ".lora_" in name
+    ):
+        return {}
+    beside = file.path.with_name(SETTINGS)
+    settings = read_object(beside)
+    if settings is None or "lora_alpha" not in settings:
+        raise ModelError(
+            f"{file.path} is an adapter of PEFT, whose scale is in {SETTINGS}: {beside} is "
+            f"missing, damaged or without lora_alpha. Put the one that was saved with it beside it."
+        )
+    return {key: value for key, value in settings.items() if "." not in key}
+
+
+def _requires_alpha(words: Mapping[str, Any], path: Path) -> bool:
+    """Whether settings have an alpha.
+
+    Raises:
+        ModelError: They ask for another scale.
+    """
+    odd = next((word for word in _REFUSED if words.get(word)), None)
+    if odd is not None:
+        raise ModelError(
+            f"{path} was trained with PEFT's {odd}, which is not merged. Draw with it in diffusers."
+        )
+    return "lora_alpha" in words
+
+
+def _checked(words: Mapping[str, Any], path: Path) -> tuple[float, dict[str, float]]:
+    """The alpha and those by name.
+
+    Raises:
+        ModelError: One is no finite number, or is for names that are no plain ones.
+    """
+    pattern = words.get("alpha_pattern") or {}
+    if not isinstance(pattern, dict) or len(pattern) > _MOST_KEYS:
+        raise ModelError(f"{path}: its alpha_pattern is no list of layers. Take another copy.")
+    odd = next((key for key in pattern if not _PLAIN_KEY.fullmatch(key)), None)
+    if odd is not None:
+        raise ModelError(
+            f"{path}: its alpha_pattern has {odd[:80]!r}, which is no plain name of a layer: "
+            f"letters, digits, dots and _ are read, with ^ before them. Draw with it in diffusers."
+        )
+    alpha = finite_alpha(words["lora_alpha"], path)
+    return alpha, {key: finite_alpha(value, path) for key, value in pattern.items()}
+
+
+def finite_alpha(value: Any, path: Path) -> float:
+    """An alpha as a number.
+
+    Raises:
+        ModelError: It is none, or NaN or infinite.
+    """
+    try:
+        return finite(value)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ModelError(
+            f"{path}: an alpha is {str(value)[:40]!r}; expected a finite number. The file is "
+            f"damaged; take another copy of it."
+        ) from error
+
+
+def _is_of(key: str, module: str) -> bool:
+    """Whether a key of `alpha_pattern` is for a layer: its name, or its end after a dot.
+
+    PEFT takes the key for a regular expression, so a dot in it is any character, and with ^ it is
+    the whole name.
+    """
+    plain = key.removeprefix("^")
+    tail = module[-len(plain) :]
+    if len(tail) != len(plain) or any(
+        wanted not in (".", found) for wanted, found in zip(plain, tail, strict=True)
+    ):
+        return False
+    before = module[: -len(plain)]
+    return not before or (before.endswith(".") and not key.startswith("^"))
