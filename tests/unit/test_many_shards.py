@@ -5,6 +5,7 @@ import pytest
 import torch
 from test_latent_cache import CountingEncoder, plan_of
 
+from impasto import files
 from impasto.data import latent_writing, prepared, shard_index, shards
 from impasto.data.filling import cache_latents
 from impasto.data.latent_cache import LatentCache
@@ -193,6 +194,84 @@ def test_shards_are_so_many_bytes(tmp_path, monkeypatch):
     assert len(sizes) < 12
 
 
+def test_keys_are_kept_though_an_image_cannot_be_decoded(tmp_path, monkeypatch):
+    from conftest import draw_images
+
+    monkeypatch.setattr(prepared, "KEPT_FROM", 5)
+    folder = draw_images(tmp_path / "set", 9)
+    planned, encoder = plan_of(folder).images, CountingEncoder().encoder
+    whole = (folder / "004.png").read_bytes()
+    broken = bytearray(whole)
+    broken[len(whole) // 2 :] = bytes(len(whole) - len(whole) // 2)
+    (folder / "004.png").write_bytes(broken)
+    cache = LatentCache(tmp_path / "latents")
+    first = cache_latents(planned, cache, encoder)
+    assert [item.path.name for item in first.set_aside] == ["004.png"]
+    with monkeypatch.context() as patch:
+        patch.setattr(cache.hashes, "of", lambda *_, **__: pytest.fail("hashes were asked for"))
+        again = cache_latents(planned, cache, encoder)
+    assert (again.images, again.keys) == (first.images, first.keys)
+    assert again.set_aside == first.set_aside
+    with pytest.raises(DatasetError, match=r"004\.png.*on_error"):
+        cache_latents(planned, cache, encoder, on_error="stop")
+
+
+def test_what_may_be_decoded_another_time_is_not_remembered(tmp_path, monkeypatch):
+    from conftest import draw_images
+
+    monkeypatch.setattr(prepared, "KEPT_FROM", 5)
+    folder = draw_images(tmp_path / "set", 9)
+    planned, encoder = plan_of(folder).images, CountingEncoder().encoder
+    cache = LatentCache(tmp_path / "latents")
+    (folder / "004.png").rename(tmp_path / "away.png")
+    assert len(cache_latents(planned, cache, encoder).keys) == 8
+    (tmp_path / "away.png").rename(folder / "004.png")
+    assert len(cache_latents(planned, cache, encoder).keys) == 9
+
+
+def test_prepared_keys_that_another_process_removes_end_nothing(tmp_path, monkeypatch):
+    from conftest import draw_images
+
+    monkeypatch.setattr(prepared, "KEPT_FROM", 5)
+    monkeypatch.setattr(prepared.tables, "REMOVED_AFTER_NS", -1)
+    folder = draw_images(tmp_path / "set", 9)
+    cache = LatentCache(tmp_path / "latents")
+    others = [tmp_path / "latents" / "prepared" / f"{n}.table" for n in range(6)]
+    for other in others:
+        other.mkdir(parents=True)
+    really = type(folder).glob
+
+    def found_and_gone(path, pattern):
+        there = list(really(path, pattern))
+        if pattern == "*.table":
+            others[5].rmdir()
+        return iter(there)
+
+    planned, encoder = plan_of(folder).images, CountingEncoder().encoder
+    with files.dry_run(), monkeypatch.context() as patch:
+        patch.setattr(prepared.TableFolder, "replace_all", lambda *_: None)
+        cache_latents(planned, cache, encoder)
+    assert all(other.is_dir() for other in others)
+    monkeypatch.setattr(type(folder), "glob", found_and_gone)
+    cache_latents(planned, cache, encoder)
+    assert len(list(really(others[0].parent, "*.table"))) == prepared._MOST
+
+
+def test_hashes_are_tidied_once_after_all_portions(tmp_path, monkeypatch):
+    from conftest import draw_images
+
+    from impasto.data import filling, keyed
+
+    tidied = []
+    really = keyed.KeyedTable._tidy
+    monkeypatch.setattr(keyed.KeyedTable, "_tidy", lambda own: tidied.append(1) or really(own))
+    monkeypatch.setattr(filling, "PORTION", 1)
+    folder = draw_images(tmp_path / "set", 12)
+    cache = LatentCache(tmp_path / "latents")
+    assert len(cache_latents(plan_of(folder).images, cache, CountingEncoder().encoder).keys) == 12
+    assert tidied == [1]
+
+
 def test_the_keys_of_a_large_dataset_are_kept_and_mapped(tmp_path, monkeypatch):
     from conftest import draw_images
 
@@ -202,7 +281,7 @@ def test_the_keys_of_a_large_dataset_are_kept_and_mapped(tmp_path, monkeypatch):
     encoder = CountingEncoder()
     first = cache_latents(plan_of(folder).images, cache, encoder.encoder)
     with monkeypatch.context() as patch:
-        patch.setattr(cache.hashes, "of", lambda *_: pytest.fail("hashes were asked for"))
+        patch.setattr(cache.hashes, "of", lambda *_, **__: pytest.fail("hashes were asked for"))
         again = cache_latents(plan_of(folder).images, cache, encoder.encoder)
     assert (again.images, again.keys) == (first.images, first.keys)
     assert list(again.identities) == list(first.identities)
