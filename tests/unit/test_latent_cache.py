@@ -526,8 +526,8 @@ def test_what_vanishes_before_it_is_decoded_is_named(folder, tmp_path, monkeypat
     cache = LatentCache(tmp_path / "latents")
     real = cache.hashes.of
 
-    def hashed_then_gone(*arguments):
-        digests = real(*arguments)
+    def hashed_then_gone(*arguments, **named):
+        digests = real(*arguments, **named)
         (folder / "004.png").unlink()
         return digests
 

@@ -5,6 +5,7 @@ import pytest
 import torch
 from test_latent_cache import CountingEncoder, plan_of
 
+from impasto import files
 from impasto.data import latent_writing, prepared, shard_index, shards
 from impasto.data.filling import cache_latents
 from impasto.data.latent_cache import LatentCache
@@ -132,9 +133,41 @@ def test_a_changed_value_is_noticed_by_the_sums_of_the_copy(kept):
     assert len(LatentCache(kept)) == len(KEYS) - 2
 
 
+def test_a_shard_that_was_encoded_again_is_not_compared_with_former_sums(kept):
+    """It has the same name and length, and another device may have given other bits."""
+    shard = sorted(kept.glob("shard-*.safetensors"))[5]
+    writer = LatentCache(kept)
+    key = next(key for key in KEYS if writer._moments._index.find([key])[0][0] == shard.stem)
+    keys = shards.read_index(shard.with_suffix(".json")).keys
+    assert key in keys
+    writer._moments.remove(shard.with_suffix(".json"))
+    other = torch.stack([VALUES[name] + 0.25 for name in keys])
+    writer.write_shard(SIDE, keys, other, other)
+    assert shard.exists()
+    mean, _ = LatentCache(kept).read(keys)
+    assert torch.equal(mean, other.half())
+
+
+def test_a_key_in_two_shards_does_not_keep_the_copy_from_being_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(shard_index, "KEPT_FROM", 3)
+    cache = LatentCache(tmp_path)
+    for keys in (KEYS[:4], KEYS[4:8], [KEYS[8], KEYS[1], KEYS[9], KEYS[5], KEYS[10]]):
+        values = {"mean": torch.stack([VALUES[key] for key in keys]).half()}
+        cache._moments._write(str(SIDE), keys, {**values, "logvar": values["mean"].clone()})
+    cache.keep_index()
+    for _ in range(2):
+        with monkeypatch.context() as patch:
+            patch.setattr(shards, "read_index", lambda file: pytest.fail(f"{file} was read"))
+            fresh = LatentCache(tmp_path)
+            assert is_right(fresh, KEYS[:11])
+        monkeypatch.setattr(shard_index.ShardIndex, "is_behind", True)
+        fresh._moments.keep_index()
+    assert is_right(LatentCache(tmp_path), KEYS[:11])
+
+
 @pytest.mark.parametrize("damage", ["cut", "bits", "gone"])
 def test_a_damaged_copy_costs_time_and_nothing_else(kept, damage):
-    (copy,) = (kept / "index.table").iterdir()
+    copy = max((kept / "index.table").iterdir())
     content = bytearray(copy.read_bytes())
     content[len(content) // 2] ^= 1
     if damage == "gone":
@@ -161,6 +194,84 @@ def test_shards_are_so_many_bytes(tmp_path, monkeypatch):
     assert len(sizes) < 12
 
 
+def test_keys_are_kept_though_an_image_cannot_be_decoded(tmp_path, monkeypatch):
+    from conftest import draw_images
+
+    monkeypatch.setattr(prepared, "KEPT_FROM", 5)
+    folder = draw_images(tmp_path / "set", 9)
+    planned, encoder = plan_of(folder).images, CountingEncoder().encoder
+    whole = (folder / "004.png").read_bytes()
+    broken = bytearray(whole)
+    broken[len(whole) // 2 :] = bytes(len(whole) - len(whole) // 2)
+    (folder / "004.png").write_bytes(broken)
+    cache = LatentCache(tmp_path / "latents")
+    first = cache_latents(planned, cache, encoder)
+    assert [item.path.name for item in first.set_aside] == ["004.png"]
+    with monkeypatch.context() as patch:
+        patch.setattr(cache.hashes, "of", lambda *_, **__: pytest.fail("hashes were asked for"))
+        again = cache_latents(planned, cache, encoder)
+    assert (again.images, again.keys) == (first.images, first.keys)
+    assert again.set_aside == first.set_aside
+    with pytest.raises(DatasetError, match=r"004\.png.*on_error"):
+        cache_latents(planned, cache, encoder, on_error="stop")
+
+
+def test_what_may_be_decoded_another_time_is_not_remembered(tmp_path, monkeypatch):
+    from conftest import draw_images
+
+    monkeypatch.setattr(prepared, "KEPT_FROM", 5)
+    folder = draw_images(tmp_path / "set", 9)
+    planned, encoder = plan_of(folder).images, CountingEncoder().encoder
+    cache = LatentCache(tmp_path / "latents")
+    (folder / "004.png").rename(tmp_path / "away.png")
+    assert len(cache_latents(planned, cache, encoder).keys) == 8
+    (tmp_path / "away.png").rename(folder / "004.png")
+    assert len(cache_latents(planned, cache, encoder).keys) == 9
+
+
+def test_prepared_keys_that_another_process_removes_end_nothing(tmp_path, monkeypatch):
+    from conftest import draw_images
+
+    monkeypatch.setattr(prepared, "KEPT_FROM", 5)
+    monkeypatch.setattr(prepared.tables, "REMOVED_AFTER_NS", -1)
+    folder = draw_images(tmp_path / "set", 9)
+    cache = LatentCache(tmp_path / "latents")
+    others = [tmp_path / "latents" / "prepared" / f"{n}.table" for n in range(6)]
+    for other in others:
+        other.mkdir(parents=True)
+    really = type(folder).glob
+
+    def found_and_gone(path, pattern):
+        there = list(really(path, pattern))
+        if pattern == "*.table":
+            others[5].rmdir()
+        return iter(there)
+
+    planned, encoder = plan_of(folder).images, CountingEncoder().encoder
+    with files.dry_run(), monkeypatch.context() as patch:
+        patch.setattr(prepared.TableFolder, "replace_all", lambda *_: None)
+        cache_latents(planned, cache, encoder)
+    assert all(other.is_dir() for other in others)
+    monkeypatch.setattr(type(folder), "glob", found_and_gone)
+    cache_latents(planned, cache, encoder)
+    assert len(list(really(others[0].parent, "*.table"))) == prepared._MOST
+
+
+def test_hashes_are_tidied_once_after_all_portions(tmp_path, monkeypatch):
+    from conftest import draw_images
+
+    from impasto.data import filling, keyed
+
+    tidied = []
+    really = keyed.KeyedTable._tidy
+    monkeypatch.setattr(keyed.KeyedTable, "_tidy", lambda own: tidied.append(1) or really(own))
+    monkeypatch.setattr(filling, "PORTION", 1)
+    folder = draw_images(tmp_path / "set", 12)
+    cache = LatentCache(tmp_path / "latents")
+    assert len(cache_latents(plan_of(folder).images, cache, CountingEncoder().encoder).keys) == 12
+    assert tidied == [1]
+
+
 def test_the_keys_of_a_large_dataset_are_kept_and_mapped(tmp_path, monkeypatch):
     from conftest import draw_images
 
@@ -170,7 +281,7 @@ def test_the_keys_of_a_large_dataset_are_kept_and_mapped(tmp_path, monkeypatch):
     encoder = CountingEncoder()
     first = cache_latents(plan_of(folder).images, cache, encoder.encoder)
     with monkeypatch.context() as patch:
-        patch.setattr(cache.hashes, "of", lambda *_: pytest.fail("hashes were asked for"))
+        patch.setattr(cache.hashes, "of", lambda *_, **__: pytest.fail("hashes were asked for"))
         again = cache_latents(plan_of(folder).images, cache, encoder.encoder)
     assert (again.images, again.keys) == (first.images, first.keys)
     assert list(again.identities) == list(first.identities)

@@ -2,6 +2,8 @@
 
 import dataclasses
 import hashlib
+import pickle
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -116,7 +118,7 @@ def test_an_image_takes_at_most_120_bytes_of_a_process():
     groups = plan.groups()
     sampler = EpochSampler(groups, batch_sizes=dict.fromkeys(groups.table, 16), seed=1)
     sampler.optimizer_step(0)
-    dealt = [sampler._deals.of(epoch) for epoch in (0, 1)]
+    dealt = [sampler._deals.of(epoch) for epoch in (0, 1, 2)]
     arrays = [*records.numbers.values(), plan.codes, *keys.columns.values(), groups.codes]
     arrays += [dealer.members for dealer in sampler._dealers]
     arrays += [a for deal in dealt for a in (deal.images, deal.starts, deal.rounds)]
@@ -156,8 +158,34 @@ def test_the_next_epoch_is_dealt_ahead_and_is_the_same():
     for epoch in range(3):
         step = epoch * ahead.steps_per_epoch
         assert ahead.optimizer_step(step) == fresh.optimizer_step(step)
-        assert ahead._deals._known.keys() == {epoch, epoch + 1}
+        assert ahead._deals._known.keys() == {max(0, epoch - 1), epoch, epoch + 1}
         fresh = EpochSampler(groups, batch_sizes=sizes, seed=3)
+
+
+def test_an_epoch_is_dealt_once_though_loaders_are_in_the_next_already():
+    from impasto.data import sampler as module
+
+    dealt = []
+    deals = module._Deals(lambda epoch: dealt.append(epoch) or epoch, ahead=True)
+    for epoch in (0, 1, 0, 1, 0, 1, 2, 1, 2):
+        assert deals.of(epoch) == epoch
+    assert deals.of(3) == 3
+    assert sorted(dealt)[:4] == [0, 1, 2, 3]
+
+
+def test_tables_that_records_were_asked_of_are_freed_at_once_and_can_be_sent():
+    records = RecordTable.of(
+        [ImageRecord(Path(f"{n}.png"), Size(64, 64), FileStamp(n, n), "a cat") for n in range(9)]
+    )
+    plan = plan_images(records, Size(64, 64)).table
+    for table in (records, plan):
+        first = table[0]
+        part = table.select(np.arange(3))
+        assert part[0] == first
+        assert repr(list(pickle.loads(pickle.dumps(part)))) == repr(list(part))
+        gone = weakref.ref(part)
+        del part
+        assert gone() is None  # without the collection of cycles
 
 
 GOLDEN = {

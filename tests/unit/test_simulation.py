@@ -42,7 +42,7 @@ def test_memory_is_that_of_the_columns(tmp_path):
     plan = planned(draw_images(tmp_path / "set", 9))
     records = plan.table.records
     own = sum(column.dtype.itemsize for column in records.numbers.values())
-    dealt = 2 * (4 + 12 / 16)
+    dealt = 3 * (4 + 12 / 16)
     assert sample_of(plan).resident == pytest.approx(own + 4 + 16 + 4 + dealt)
     texts = [f"{r.path}{r.caption}{r.tags}" for r in records]
     assert sample_of(plan).texts == np.mean([len(text.encode()) for text in texts])

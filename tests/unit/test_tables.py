@@ -1,5 +1,6 @@
 """Tables that grow: what was appended is there after a kill, and damage is as good as nothing."""
 
+import os
 import random
 import subprocess
 import sys
@@ -16,7 +17,8 @@ from impasto.data.keyed import KeyedTable
 from impasto.data.likeness import PerceptualHashes
 from impasto.data.remembered import write_cached
 from impasto.data.scan import scan_folder
-from impasto.data.tables import Appender, TableFolder, rows_of  # noqa: F401 - a killed process
+from impasto.data.tables import Appender, Former, TableFolder, rows_of
+from impasto.errors import StorageError
 from impasto.progress import SilentProgress
 
 SCHEMA = pa.schema([("key", pa.large_string()), ("value", pa.int64())])
@@ -44,27 +46,133 @@ def test_the_newest_rows_come_first_and_other_versions_are_none(tmp_path):
     assert content(TableFolder(None, SCHEMA, [1])) == []
 
 
-def test_a_rewrite_keeps_what_another_has_appended_meanwhile(tmp_path):
+@pytest.fixture
+def later(monkeypatch):
+    """A function after which what was replaced is old enough to be removed."""
+    return lambda: monkeypatch.setattr(tables, "REMOVED_AFTER_NS", -1)
+
+
+def test_a_rewrite_keeps_what_another_has_appended_meanwhile(tmp_path, later):
     one, other = table_in(tmp_path), table_in(tmp_path)
     one.append(rows(("a", 1)))
     known = one.read()
     other.append(rows(("b", 2)))
     one.rewrite(known)
     assert sorted(content(table_in(tmp_path))) == [("a", 1), ("b", 2)]
+    later()
+    assert sorted(content(table_in(tmp_path))) == [("a", 1), ("b", 2)]
     assert len(list(tmp_path.iterdir())) == 2
 
 
-def test_files_that_cannot_be_removed_while_mapped_are_passed_over(tmp_path, monkeypatch):
-    """Windows removes no file that a process has mapped."""
+def test_what_was_replaced_counts_for_nothing_and_is_removed_later(tmp_path, later):
+    """Another machine may have it mapped, and on Windows another process of this one."""
     table = table_in(tmp_path)
     table.append(rows(("a", 1), ("gone", 1)))
     table.read()
-    with monkeypatch.context() as patch:
-        patch.setattr(tables, "_unlink", lambda file: None)
-        table.rewrite(rows(("a", 1)))
-    assert len(list(tmp_path.iterdir())) == 2
-    assert content(table_in(tmp_path)) == [("a", 1)]
+    table.rewrite(rows(("a", 1)))
+    table.rewrite(rows(("a", 2)))
+    assert len(list(tmp_path.iterdir())) == 3
+    assert content(table_in(tmp_path)) == [("a", 2)]
+    later()
+    with files.dry_run():
+        assert content(table_in(tmp_path)) == [("a", 2)]
+    assert len(list(tmp_path.iterdir())) == 3
+    assert content(table_in(tmp_path)) == [("a", 2)]
     assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_reader_finds_what_is_rewritten_while_it_looks(tmp_path, later, monkeypatch):
+    writer = table_in(tmp_path)
+    for number in range(3):
+        writer.append(rows((str(number), number)))
+    known, really = writer.read(), tables.open_segment
+    later()
+
+    def open_late(file):
+        monkeypatch.setattr(tables, "open_segment", really)
+        writer.rewrite(known)
+        return really(file)
+
+    monkeypatch.setattr(tables, "open_segment", open_late)
+    assert sorted(content(table_in(tmp_path))) == [("0", 0), ("1", 1), ("2", 2)]
+
+
+def test_a_segment_that_cannot_be_read_just_now_stays(tmp_path, later, monkeypatch):
+    writer = table_in(tmp_path)
+    writer.append(rows(("a", 1)))
+    writer.append(rows(("b", 2)))
+    first, really = min(tmp_path.iterdir()), tables.open_segment
+
+    def fail(file):
+        if file == first:
+            raise OSError(5, "Input/output error")
+        return really(file)
+
+    later()
+    with monkeypatch.context() as patch:
+        patch.setattr(tables, "open_segment", fail)
+        table = table_in(tmp_path)
+        table.rewrite(table.read())
+    assert content(table_in(tmp_path)) == [("b", 2), ("a", 1)]
+
+
+def test_a_clock_that_is_behind_writes_the_newest_row_all_the_same(tmp_path, monkeypatch):
+    table_in(tmp_path).append(rows(("a", 1)))
+    monkeypatch.setattr("impasto.data.segments.time.time_ns", lambda: 10**18)
+    late = table_in(tmp_path)
+    late.append(rows(("a", 2)))
+    assert content(late) == [("a", 2), ("a", 1)]
+    late.rewrite(rows(("a", 2)))
+    assert content(table_in(tmp_path)) == [("a", 2)]
+
+
+def test_a_rewrite_that_fails_can_be_done_again(tmp_path, monkeypatch):
+    table = table_in(tmp_path)
+    table.append(rows(("a", 1)))
+    known = table.read()
+
+    def refuse(*_):
+        raise StorageError("full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tables, "write_segment", refuse)
+        with pytest.raises(StorageError):
+            table.rewrite(known)
+    table.rewrite(known)
+    assert content(table_in(tmp_path)) == [("a", 1)]
+
+
+def test_half_written_files_leave_and_full_copies_do_not_gather(tmp_path, later):
+    left = tmp_path / f".new.{'0-0-000000'}.00000000.partial"
+    left.write_bytes(b"half")
+    os.utime(left, (0, 0))
+    later()
+    for number in range(4):
+        table_in(tmp_path).replace_all(rows(("a", number)), {b"told": b"x"})
+    assert not left.exists()
+    assert len(list(tmp_path.iterdir())) == 1
+    assert table_in(tmp_path).newest().schema.metadata[b"told"] == b"x"
+
+
+def test_many_small_segments_are_folded_as_they_come(tmp_path, later, monkeypatch):
+    later()
+    monkeypatch.setattr(tables, "FOLDED", 4)
+    appender = Appender(table_in(tmp_path), rows=1)
+    for number in range(18):
+        appender.add(str(number), number)
+    assert len(list(tmp_path.iterdir())) == 6
+    assert content(table_in(tmp_path)) == [(str(n), n) for n in range(17, -1, -1)]
+
+
+@pytest.mark.parametrize("damage", ["version", "content"])
+def test_a_file_of_an_earlier_version_stays_where_it_cannot_be_read(tmp_path, damage):
+    file = tmp_path / "x.json"
+    write_cached(file, [1], {"a": 1})
+    if damage == "content":
+        file.write_bytes(file.read_bytes()[:-3])
+    former = Former(file, [2 if damage == "version" else 1], lambda kept: rows(*kept.items()))
+    assert content(TableFolder(tmp_path / "x.table", SCHEMA, [1], former)) == []
+    assert file.exists()
 
 
 def test_no_changed_bit_is_believed(tmp_path):
@@ -114,7 +222,7 @@ def test_keys_have_their_newest_values_and_stale_rows_leave(tmp_path):
     known.finish()
     fresh = KeyedTable(tmp_path / "x.json", SCHEMA, [1], None)
     assert fresh.look_up(["a", "c"]) == {"a": (39,)}
-    (segment,) = (tmp_path / "x.table").iterdir()
+    segment = max((tmp_path / "x.table").iterdir())
     assert pa.ipc.open_file(segment).read_all().num_rows == 2
 
 

@@ -43,6 +43,10 @@ def show_simulation(config: Any, console: Console, count: int, encoded_per_s: fl
         f"{sampled.resident:.0f} bytes of RAM per image and process while training; "
         f"paths and words are mapped from the scan's index, once for all processes."
     )
+    console.note(
+        "The start of training leaves out counting the tokens of captions and the hash of all "
+        "records, about two minutes per million images."
+    )
 
 
 def _row(stage: Stage) -> tuple[str, str, str, str, str]:

@@ -46,11 +46,21 @@ class ContentHashes:
         return cls(derived / LATENTS / HASHES_FILE)
 
     def of(
-        self, stamps: Mapping[Path, FileStamp], progress: Progress | None = None
+        self,
+        stamps: Mapping[Path, FileStamp],
+        progress: Progress | None = None,
+        *,
+        tidy: bool = True,
     ) -> dict[Path, str]:
         """Hash what is new, remember it, and return the hashes of all that can be read.
 
         What was hashed is on disk within seconds, so that ending it loses no more than that.
+
+        Args:
+            stamps: The files.
+            progress: Where to show how far it is.
+            tidy: Whether one file is made of many at the end; who asks for many files in portions
+                calls `tidy` after the last.
         """
         found = self.known(stamps)
         fresh = [path for path in stamps if path not in found]
@@ -67,8 +77,15 @@ class ContentHashes:
                 advance(1)
         if fresh:
             with contextlib.suppress(StorageError):  # forgetting costs reading the files again
-                self._known.finish()
+                self._known.flush()
+        if fresh and tidy:
+            self.tidy()
         return {path: found[path] for path in stamps if path in found}
+
+    def tidy(self) -> None:
+        """Make one file of what was remembered in many, where that is worth its time."""
+        with contextlib.suppress(StorageError):  # it is all there, in more files
+            self._known.finish()
 
     def known(self, stamps: Mapping[Path, FileStamp]) -> dict[Path, str]:
         """The hashes that are remembered of files that have not changed; none is read."""

@@ -27,20 +27,28 @@ class Order:
 
 
 class Failures:
-    """The images that cannot be used, each once."""
+    """The images that cannot be used, each once.
+
+    Attributes:
+        items: They, with reasons.
+        paths: Of all of them.
+        may_pass: Whether the same file of one may do another time.
+    """
 
     def __init__(self, policy: ErrorPolicy) -> None:
         self._policy = policy
         self.items: list[SkippedFile] = []
         self.paths: set[Path] = set()
+        self.may_pass = False
 
-    def add(self, image: PlannedImage, reason: str) -> None:
+    def add(self, image: PlannedImage, failure: Failure) -> None:
         """Note an image, or end it all.
 
         Raises:
             DatasetError: The policy is `stop`.
         """
-        path = image.record.path
+        path, reason = image.record.path, failure.reason
+        self.may_pass |= failure.is_transient
         if self._policy == "stop":
             raise DatasetError(
                 f"{path}: {reason}. Repair or remove it, or set dataset.on_error to skip."
@@ -105,7 +113,7 @@ class DeviceEncoder:
         self._behind = None
         for task, outcome in zip(tasks, self._encode.finish(begun), strict=True):
             if isinstance(outcome, Failure):
-                self._failures.add(task.image, outcome.reason)
+                self._failures.add(task.image, outcome)
             else:
                 self._writer.add(task.image.bucket, task.key, *outcome)
         self.remade |= {tasks[i].image.record.path for i in begun.remade}

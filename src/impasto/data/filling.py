@@ -28,7 +28,7 @@ from impasto.data.npz import SD_ENDINGS, npz_candidates
 from impasto.data.npz_exchange import import_npz
 from impasto.data.planned_table import PlannedTable
 from impasto.data.prepared import PreparedKeys
-from impasto.data.records import PlannedImage, Size, SkippedFile
+from impasto.data.records import FileStamp, PlannedImage, Size, SkippedFile
 from impasto.data.rendering import Decode, Render
 from impasto.data.stages import ErrorPolicy, Failure, LocalExecutor, chunks, default_workers
 from impasto.errors import DatasetError
@@ -37,7 +37,7 @@ from impasto.progress import Progress, SilentProgress, none_of
 PORTION = 1 << 17
 """Images that are looked at as objects together."""
 PROCESSES_FROM = 256  # starting processes takes as long as decoding some of these
-_VANISHED = "vanished or became unreadable"
+_VANISHED = Failure("vanished or became unreadable", is_transient=True)
 
 
 def cache_latents(
@@ -75,12 +75,12 @@ def cache_latents(
         cache.folder / "prepared", PlannedTable.of(planned), (encoder.source, encoder.fingerprint)
     )
     before = kept_keys.read(cache)
-    if before is not None:
-        images, keys, exact = before
-        return CachedPlan(images, keys, (), 0, (), exact)
+    if before is not None and not (before.set_aside and on_error == "stop"):
+        return before
     filler = _Filler(cache, encoder, progress, Failures(on_error), workers)
     table = PlannedTable.of(planned)
     parts = [filler.fill(table[start:end]) for start, end in _portions(table)]
+    cache.hashes.tidy()
     failures = filler.failures
     if not any(len(part.keys) for part in parts):
         reasons = "; ".join(f"{item.path.name}: {item.reason}" for item in failures.items[:3])
@@ -96,7 +96,8 @@ def cache_latents(
         tuple(item for part in parts for item in part.refused),
         keys if encoder.source == encoder.fingerprint else identities,
     )
-    kept_keys.write(plan)
+    if not failures.may_pass:
+        kept_keys.write(plan, kept)
     return plan
 
 
@@ -143,7 +144,8 @@ class _Filler:
         """Encode what the cache does not hold of some images."""
         cache, encoder, progress, failures = self.cache, self.encoder, self.progress, self.failures
         planned = list(portion)
-        digests = _hashes(planned, cache, progress, encoder.npz_endings)
+        stamps = _stamps(planned, encoder.npz_endings)
+        digests = cache.hashes.of(stamps, progress, tidy=False)  # once, after all portions
         keys = [_keys(image, digests, encoder.source) for image in planned]
         own = set(keys)
         refused = import_npz(planned, keys, digests, cache, progress, encoder.npz_endings)
@@ -186,7 +188,7 @@ def keys_of_plan(
 
     All that one VAE makes of them counts, on whatever device.
     """
-    digests = _hashes(planned, cache, progress, endings)
+    digests = cache.hashes.of(_stamps(planned, endings), progress)
     sources = [latent_source(fingerprint, arithmetic) for arithmetic in ARITHMETICS]
     named = [[_keys(image, digests, source) for image in planned] for source in sources]
     keys = named[0]
@@ -195,13 +197,8 @@ def keys_of_plan(
     return found + [key for key in keys if key is not None]
 
 
-def _hashes(
-    planned: Sequence[PlannedImage],
-    cache: LatentCache,
-    progress: Progress,
-    endings: Sequence[str],
-) -> dict[Path, str]:
-    """Hashes of the images, of their masks, and of latents that sd-scripts left."""
+def _stamps(planned: Sequence[PlannedImage], endings: Sequence[str]) -> dict[Path, FileStamp]:
+    """Stamps of the images, of their masks, and of latents that sd-scripts left."""
     stamps = {image.record.path: image.record.stamp for image in planned}
     for image in planned:
         subset = image.record.subset
@@ -211,7 +208,7 @@ def _hashes(
             stamp = stamp_of(path)
             if stamp is not None:
                 stamps[path] = stamp
-    return cache.hashes.of(stamps, progress)
+    return stamps
 
 
 def _keys(image: PlannedImage, digests: dict[Path, str], fingerprint: str) -> LatentKeys | None:
@@ -279,7 +276,7 @@ def _decode_the_changing(
         for outcomes in executor.run(chunks(records, 4)):
             for record, outcome in outcomes:
                 if isinstance(outcome, Failure):
-                    failures.add(changing[record.path], outcome.reason)
+                    failures.add(changing[record.path], outcome)
             advance(len(outcomes))
 
 
@@ -315,7 +312,7 @@ def _carry_out(
             good = []
             for order, (_, outcome) in zip(batch, outcomes, strict=True):
                 if isinstance(outcome, Failure):
-                    failures.add(order.image, outcome.reason)
+                    failures.add(order.image, outcome)
                 else:
                     good.append((order, outcome))
             device.take(good)

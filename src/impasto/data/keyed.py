@@ -62,13 +62,21 @@ class KeyedTable:
         self._has_grown = True
         self._appender.add(key, *values)
 
+    def flush(self) -> None:
+        """Write what is not yet on disk.
+
+        Raises:
+            StorageError: It could not be written.
+        """
+        self._appender.flush()
+
     def finish(self) -> None:
         """Write what is not yet on disk, and make one file of many.
 
         Raises:
             StorageError: It could not be written.
         """
-        self._appender.flush()
+        self.flush()
         recent = self._appender.take_written()
         self._rows = pa.concat_tables([*recent[::-1], self._rows])
         if self._has_grown and self._table.is_untidy(len(self._rows), self._different()):

@@ -6,14 +6,13 @@ Images of one size are cropped alike, so a geometry is kept once, and an image h
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
 from typing import overload
 
 import numpy as np
 import numpy.typing as npt
 
 from impasto.data.groups import Group, Groups
-from impasto.data.record_table import RecordTable, join_records
+from impasto.data.record_table import MADE_AT_MOST, RecordTable, join_records
 from impasto.data.records import Box, PlannedImage, Size
 
 Codes = npt.NDArray[np.int32]
@@ -32,7 +31,7 @@ class PlannedTable(Sequence[PlannedImage]):
 
     def __init__(self, records: RecordTable, shapes: Codes, codes: Codes) -> None:
         self.records, self.shapes, self.codes = records, shapes, codes
-        self._at = lru_cache(maxsize=1024)(self._make)
+        self._made: dict[int, PlannedImage] = {}
 
     @classmethod
     def of(cls, images: Sequence[PlannedImage]) -> PlannedTable:
@@ -59,7 +58,13 @@ class PlannedTable(Sequence[PlannedImage]):
     def __getitem__(self, index: int | slice) -> PlannedImage | PlannedTable:
         if isinstance(index, slice):
             return self.select(np.arange(*index.indices(len(self))))
-        return self._at(range(len(self))[index])
+        place = range(len(self))[index]
+        made = self._made.get(place)
+        if made is None:
+            if len(self._made) >= MADE_AT_MOST:
+                self._made = {}
+            made = self._made[place] = self._make(place)
+        return made
 
     def __iter__(self) -> Iterator[PlannedImage]:
         known: dict[int, Geometry] = {}

@@ -5,6 +5,8 @@ ten million takes minutes, and keeping them in each process 160 MB. They are the
 files' sizes and times of change, the words, the geometry and the VAE are, whose hash names the
 table that they are mapped from (`tables.py`).
 
+Images that cannot be encoded are kept too, with the reasons, unless one may do another time.
+
 Not for images of which other files say something: masks, and latents of sd-scripts.
 """
 
@@ -12,26 +14,28 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import shutil
+import time
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 
-from impasto.data import images
+from impasto import files
+from impasto.data import images, tables
+from impasto.data.latent_cache import CachedPlan, LatentCache
 from impasto.data.latent_keys import KeyTable
 from impasto.data.planned_table import PlannedTable
+from impasto.data.records import SkippedFile
 from impasto.data.tables import TableFolder
 from impasto.errors import StorageError
-
-if TYPE_CHECKING:
-    from impasto.data.latent_cache import CachedPlan, LatentCache
 
 KEPT_FROM = 50_000
 """Images; the keys of fewer are made in a second."""
 _MOST = 4  # datasets, sizes or VAEs that are kept of one folder
 _NAMES = ("plain", "flipped")
+_LEFT_OUT = b"left out"  # places of images that cannot be encoded; (place, reason) of each file
 _SCHEMA = pa.schema(
     [
         ("code", pa.int32()),
@@ -57,50 +61,79 @@ class PreparedKeys:
         )
         self._name = _signature(planned, sources) if self._applies else ""
 
-    def read(self, cache: LatentCache) -> tuple[PlannedTable, KeyTable, KeyTable] | None:
-        """The images, their keys and those of exact arithmetic; None where one has to be made.
+    def read(self, cache: LatentCache) -> CachedPlan | None:
+        """What was made of the images before; None where something has to be made.
 
         Args:
             cache: Where all of the latents have to be.
         """
-        if not self._applies:
+        table = self._table().newest() if self._applies else None
+        if table is None or not len(table):
             return None
-        table = self._table().read()
-        if table.column(0).num_chunks < 1 or len(table.column(0).chunk(0)) != len(self._planned):
+        left_out, reasons = json.loads(table.schema.metadata[_LEFT_OUT])
+        count = len(self._planned) - len(left_out)
+        if len(table) != count:
             return None
         keys, exact = (
-            KeyTable(len(self._planned), {n: _bytes_of(table.column(p + n)) for n in _NAMES})
+            KeyTable(count, {n: _bytes_of(table.column(p + n)) for n in _NAMES})
             for p in ("", "exact_")
         )
         if not all(cache.has_all(column) for column in keys.columns.values()):
             return None
+        records = self._planned.records
+        if left_out:
+            kept = np.ones(len(self._planned), dtype=np.bool_)
+            kept[left_out] = False
+            records = records.select(kept)
         codes = table.column("code").chunk(0).to_numpy()
-        planned = PlannedTable(self._planned.records, self._planned.shapes, codes)
-        return planned, keys, exact
+        planned = PlannedTable(records, self._planned.shapes, codes)
+        paths = self._planned.records
+        set_aside = tuple(SkippedFile(paths[place].path, why) for place, why in reasons)
+        return CachedPlan(planned, keys, set_aside, 0, (), exact)
 
-    def write(self, plan: CachedPlan) -> None:
-        """Keep the keys of a plan, if it has all of the images; what cannot be costs time later."""
-        if not self._applies or len(plan.images) != len(self._planned):
+    def write(self, plan: CachedPlan, kept: np.ndarray) -> None:
+        """Keep the keys of a plan, if the others have reasons; what cannot be costs time later.
+
+        Args:
+            plan: What became of the images.
+            kept: [images]: which of them it has.
+        """
+        if not self._applies:
             return
-        arrays = [pa.array(self._planned.codes)]
+        left_out = np.flatnonzero(~kept).tolist()
+        of_path = {item.path: item.reason for item in plan.set_aside}
+        places: dict[Path, int] = {}
+        for place in left_out:
+            places.setdefault(self._planned.records[place].path, place)
+        if of_path.keys() != places.keys():
+            return
+        reasons = [(places[path], reason) for path, reason in of_path.items()]
+        arrays = [pa.array(self._planned.codes[kept])]
         for keys in (plan.keys, plan.identities or plan.keys):
             columns = KeyTable.of(keys).columns
             for name in _NAMES:
                 values = columns.get(name, np.zeros((len(keys), 16), np.uint8))
                 buffer = pa.py_buffer(np.ascontiguousarray(values))
                 arrays.append(pa.Array.from_buffers(pa.binary(16), len(keys), [None, buffer]))
+        about = {_LEFT_OUT: json.dumps([left_out, reasons]).encode("utf-8")}
         with contextlib.suppress(StorageError):
-            self._table().rewrite(pa.Table.from_arrays(arrays, schema=_SCHEMA))
+            self._table().replace_all(pa.Table.from_arrays(arrays, schema=_SCHEMA), about)
             self._remove_others()
 
     def _table(self) -> TableFolder:
-        return TableFolder(self._folder / f"{self._name}.table", _SCHEMA, [1])
+        return TableFolder(self._folder / f"{self._name}.table", _SCHEMA, [2])
 
     def _remove_others(self) -> None:
-        """Keep the newest few."""
-        others = sorted(self._folder.glob("*.table"), key=lambda path: path.stat().st_mtime_ns)
-        for path in others[:-_MOST]:
-            shutil.rmtree(path, ignore_errors=True)
+        """Keep the newest few, and those that another process may just have mapped."""
+        if not files.writes_caches():
+            return
+        times: list[tuple[int, Path]] = []
+        for path in self._folder.glob("*.table"):
+            with contextlib.suppress(OSError):  # another process removes them too
+                times.append((path.stat().st_mtime_ns, path))
+        for changed, path in sorted(times)[:-_MOST]:
+            if time.time_ns() - changed > tables.REMOVED_AFTER_NS:
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def _bytes_of(column: pa.ChunkedArray) -> np.ndarray:

@@ -136,8 +136,8 @@ class ScanIndex:
         try:
             if self._table.is_untidy(stored, int(kept.sum())):
                 return self._tidied(entries, rows, kept)
-        except StorageError as error:  # what was found is right all the same
-            progress.note(f"The next scan has to look at all files again: {error}")
+        except StorageError as error:  # what was found is right all the same, and kept
+            progress.note(f"The index of the scan stays in more files than it needs: {error}")
         return Entries(entries, rows)
 
     def _probe(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import Any, overload
 
@@ -32,6 +32,8 @@ Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 
 _AT_ONCE = 4096
+MADE_AT_MOST = 1024
+"""Records that a table keeps which it was asked for one by one."""
 
 
 class RecordTable(Sequence[ImageRecord]):
@@ -57,7 +59,7 @@ class RecordTable(Sequence[ImageRecord]):
     ) -> None:
         self.texts, self.rows, self.numbers = texts, rows, dict(numbers)
         self.uses, self.is_distinct = tuple(uses), distinct
-        self._at = lru_cache(maxsize=1024)(self._make)
+        self._made: dict[int, ImageRecord] = {}
 
     @classmethod
     def of(cls, records: Sequence[ImageRecord]) -> RecordTable:
@@ -93,7 +95,13 @@ class RecordTable(Sequence[ImageRecord]):
     def __getitem__(self, index: int | slice) -> ImageRecord | RecordTable:
         if isinstance(index, slice):
             return self.select(np.arange(*index.indices(len(self))))
-        return self._at(range(len(self))[index])
+        place = range(len(self))[index]
+        made = self._made.get(place)
+        if made is None:
+            if len(self._made) >= MADE_AT_MOST:
+                self._made = {}
+            made = self._made[place] = self._make(place)
+        return made
 
     def __iter__(self) -> Iterator[ImageRecord]:
         for start in range(0, len(self), _AT_ONCE):

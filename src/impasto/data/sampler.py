@@ -187,9 +187,7 @@ class _Deals:
             following, is_following_new = (
                 self._future_of(epoch + 1) if self._ahead else (known, False)
             )
-            kept = {epoch - 1, epoch, epoch + 1}
-            if self._ahead:
-                kept.remove(epoch - 1)
+            kept = {epoch - 1, epoch, epoch + 1}  # loaders are an epoch ahead for a while
             self._known = {number: deal for number, deal in self._known.items() if number in kept}
         if is_new:
             self._fulfil(known, epoch)

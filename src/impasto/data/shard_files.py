@@ -36,6 +36,24 @@ class StoredIndex:
     sums: list[int] | None
 
 
+Stamp = list[int]
+"""What tells a shard from another of the same name: bytes of its tensors; bytes and time of change
+of the file that names its keys. One that is encoded again may have other bits in as many bytes."""
+
+
+def stamp_of_shard(index: Path) -> Stamp:
+    """The stamp of a shard, by the file that names its keys; zeros for a file that is gone."""
+    sizes = []
+    for file in (index.with_suffix(".safetensors"), index):
+        try:
+            status = file.stat()
+        except OSError:
+            sizes += [0, 0]
+        else:
+            sizes += [status.st_size, status.st_mtime_ns]
+    return [sizes[0], *sizes[2:]]
+
+
 def digest_of(keys: Sequence[str]) -> str:
     """The part of a shard's name that tells its keys and their order."""
     return hashlib.sha256("".join(keys).encode("utf-8")).hexdigest()[:16]

@@ -11,12 +11,15 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
+from impasto.data.shard_files import Stamp
 from impasto.data.tables import TableFolder
 from impasto.errors import StorageError
 
@@ -48,27 +51,28 @@ class ShardIndex:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._table = TableFolder(folder, _SCHEMA, [1])
+        self._table = TableFolder(folder, _SCHEMA, [2])
         self._recent: dict[str, Place] = {}
         self._sums: dict[str, Sequence[int] | None] = {}
+        self._stamps: dict[str, Stamp] = {}
         self._mapped = _Mapped(_SCHEMA.empty_table(), {})
 
-    def open_kept(self, sizes: Mapping[str, int]) -> set[str]:
+    def open_kept(self, stamps: Mapping[str, Stamp]) -> set[str]:
         """Map the copy; returns the shards that it knows.
 
         Args:
-            sizes: The shards that are there: name -> bytes of their tensors. A shard that is gone,
-                or is of another size, is not believed.
+            stamps: The shards that are there. What the copy says of one that is gone, or has
+                another stamp, is not believed.
         """
         kept = self._table.newest()
         if kept is None:
             return set()
-        described = json.loads(kept.schema.metadata[_SHARDS])
+        described = _described(json.loads(kept.schema.metadata[_SHARDS]))
         self._mapped = _Mapped(kept, described)
-        for name, (_, size) in described.items():
-            if sizes.get(name) != size:
-                self._mapped.forget(name)
-        return {name for name in described if sizes.get(name) == described[name][1]}
+        known = {name for name, own in described.items() if stamps.get(name) == own.stamp}
+        for name in described.keys() - known:
+            self._mapped.forget(name)
+        return known
 
     def __len__(self) -> int:
         return len(self._recent) + self._mapped.entries
@@ -101,14 +105,18 @@ class ShardIndex:
             return None if sums is None else sums[row]
         return self._mapped.sum_of(shard, row)
 
-    def add(self, shard: str, keys: Sequence[str], sums: Sequence[int] | None) -> None:
-        """Take in a shard."""
+    def add(
+        self, shard: str, keys: Sequence[str], sums: Sequence[int] | None, stamp: Stamp
+    ) -> None:
+        """Take in a shard; its stamp is of before its keys and sums were read."""
+        self._stamps[shard] = stamp
         self._recent.update({key: (shard, row) for row, key in enumerate(keys)})
         self._sums[shard] = sums
 
     def remove(self, shard: str) -> None:
         """Forget a shard."""
         self._sums.pop(shard, None)
+        self._stamps.pop(shard, None)
         self._mapped.forget(shard)
         self._recent = {key: own for key, own in self._recent.items() if own[0] != shard}
 
@@ -117,48 +125,62 @@ class ShardIndex:
         """Whether so much has come since the copy was written that it should be written anew."""
         return len(self._recent) >= max(KEPT_FROM, self._mapped.entries // 8)
 
-    def keep(self, sizes: Mapping[str, int]) -> None:
-        """Write the copy anew; what cannot be written costs time.
-
-        Args:
-            sizes: Name -> bytes of the tensors of all shards.
-        """
+    def keep(self) -> None:
+        """Write the copy anew; what cannot be written costs time."""
         with contextlib.suppress(StorageError):
-            self._write(sizes)
+            self._write()
 
-    def _write(self, sizes: Mapping[str, int]) -> None:
+    def _write(self) -> None:
         by_shard: dict[str, list[tuple[int, str]]] = {}
         for key, (shard, row) in self._recent.items():
             by_shard.setdefault(shard, []).append((row, key))
-        old = self._mapped.parts()
-        names = [*old, *by_shard]
-        counts, sums, columns = [], [], []
-        for number, name in enumerate(names):
-            high, low, rows, own = old[name] if name in old else self._part(name, by_shard[name])
-            columns.append((high, low, np.full(len(rows), number, np.int32), rows))
-            counts.append(len(own))
-            sums.append(own)
-        high, low, shards, rows = map(np.concatenate, zip(*columns, strict=True))
-        total = sum(counts)
-        if len(high) != total:  # rows of equal keys in two shards: the files are read instead
-            return
+        parts, described = self._mapped.parts()
+        for name, entries in by_shard.items():
+            parts[name], described[name] = self._part(name, sorted(entries))
+        shards = [
+            np.full(len(rows), number, np.int32)
+            for number, (_, _, rows, _) in enumerate(parts.values())
+        ]
+        high, low, rows, sums = map(np.concatenate, zip(*parts.values(), strict=True))
         order = np.argsort(high, kind="stable")
-        arrays = [high[order], low[order], shards[order], rows[order], np.concatenate(sums)]
+        arrays = [high[order], low[order], np.concatenate(shards)[order], rows[order], sums]
         table = pa.Table.from_arrays(list(map(pa.array, arrays)), schema=_SCHEMA)
-        described = {n: (c, sizes.get(n, -1)) for n, c in zip(names, counts, strict=True)}
-        kept = self._table.rewrite(table, {_SHARDS: json.dumps(described).encode("utf-8")})
-        self._recent, self._sums = {}, {}
+        told = {name: [own.entries, own.stamp, own.left_out] for name, own in described.items()}
+        kept = self._table.replace_all(table, {_SHARDS: json.dumps(told).encode("utf-8")})
+        self._recent, self._sums, self._stamps = {}, {}, {}
         self._mapped = _Mapped(kept, described)
 
-    def _part(self, shard: str, entries: list[tuple[int, str]]) -> _Part:
+    def _part(self, shard: str, entries: list[tuple[int, str]]) -> tuple[_Part, _Described]:
+        """The columns of a shard, without rows whose keys are in another shard too."""
         halves = np.array([halves_of(key) for _, key in entries], dtype=np.uint64).reshape(-1, 2)
         rows = np.array([row for row, _ in entries], dtype=np.int32)
         own = self._sums[shard]
-        sums = np.full(len(rows), NO_SUM) if own is None else np.array(own, dtype=np.int64)
-        return halves[:, 0], halves[:, 1], rows, sums
+        sums = np.full(len(rows), NO_SUM) if own is None else np.array(own, dtype=np.int64)[rows]
+        left_out = sorted(set(range(int(rows[-1]))).difference(rows.tolist()))
+        described = _Described(len(rows), self._stamps[shard], left_out)
+        return (halves[:, 0], halves[:, 1], rows, sums), described
 
 
 _Part = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+
+
+@dataclass(frozen=True)
+class _Described:
+    """What the copy says of a shard.
+
+    Attributes:
+        entries: How many of its rows it has.
+        stamp: Of the shard, when it was read.
+        left_out: Rows below the last that it has not, in ascending order.
+    """
+
+    entries: int
+    stamp: Stamp
+    left_out: list[int]
+
+
+def _described(stored: Mapping[str, tuple[int, Stamp, list[int]]]) -> dict[str, _Described]:
+    return {name: _Described(*own) for name, own in stored.items()}
 
 
 class _Mapped:
@@ -166,17 +188,16 @@ class _Mapped:
 
     Args:
         table: Its columns.
-        described: Shard -> its entries, and bytes of its tensors; in the order of their numbers.
+        described: The shards in the order of their numbers.
     """
 
-    def __init__(self, table: pa.Table, described: Mapping[str, Iterable[int]]) -> None:
+    def __init__(self, table: pa.Table, described: Mapping[str, _Described]) -> None:
         self._high, self._low, self._shards, self._rows, self._sums = (
             column.to_numpy() for column in table.itercolumns()
         )
-        self._names = list(described)
+        self._names, self._described = list(described), list(described.values())
         self._numbers = {name: number for number, name in enumerate(self._names)}
-        counts = [next(iter(own)) for own in described.values()]
-        self._starts = np.cumsum([0, *counts])
+        self._starts = np.cumsum([0, *(own.entries for own in self._described)])
         self._is_there = np.ones(len(self._names), dtype=np.bool_)
         self.entries = len(self._high)
 
@@ -208,19 +229,22 @@ class _Mapped:
 
     def sum_of(self, shard: str, row: int) -> int | None:
         """The CRC-32 of a row, or None."""
-        value = int(self._sums[self._starts[self._numbers[shard]] + row])
+        number = self._numbers[shard]
+        place = row - bisect_left(self._described[number].left_out, row)
+        value = int(self._sums[self._starts[number] + place])
         return None if value == NO_SUM else value
 
-    def parts(self) -> dict[str, _Part]:
-        """The columns of each shard that is there."""
+    def parts(self) -> tuple[dict[str, _Part], dict[str, _Described]]:
+        """The columns of each shard that is there, and what is said of it."""
         order = np.argsort(self._shards, kind="stable")
-        found = {}
+        found, described = {}, {}
         for number in np.flatnonzero(self._is_there).tolist():
             start, end = int(self._starts[number]), int(self._starts[number + 1])
             own = order[start:end]
             columns = (self._high[own], self._low[own], self._rows[own])
             found[self._names[number]] = (*columns, self._sums[start:end])
-        return found
+            described[self._names[number]] = self._described[number]
+        return found, described
 
     def _at(self, place: int, high: int, low: int) -> Place | None:
         while place < len(self._high) and self._high[place] == high:

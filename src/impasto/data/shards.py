@@ -26,7 +26,7 @@ from torch import Tensor
 
 from impasto import files, locks
 from impasto.data.records import CELL
-from impasto.data.shard_files import BadShard, digest_of, read_index, sum_of_row
+from impasto.data.shard_files import BadShard, digest_of, read_index, stamp_of_shard, sum_of_row
 from impasto.data.shard_index import Place, ShardIndex
 from impasto.errors import DatasetError, StorageError
 
@@ -71,7 +71,7 @@ class Shards:
         """
         there = self.indices()
         if not self._seen and len(there) > 1:
-            known = self._index.open_kept({self._name_of(i): _size_of(_tensors(i)) for i in there})
+            known = self._index.open_kept({self._name_of(i): stamp_of_shard(i) for i in there})
             self._seen = {index for index in there if self._name_of(index) in known}
         for index in there:
             if index not in self._seen:
@@ -80,7 +80,7 @@ class Shards:
     def keep_index(self) -> None:
         """Have the next start read one file instead of one per shard, where there are many keys."""
         if self._index.is_behind:
-            self._index.keep({self._name_of(i): _size_of(_tensors(i)) for i in self.indices()})
+            self._index.keep()
 
     def __contains__(self, key: str) -> bool:
         return self._index.find([key])[0] is not None
@@ -233,6 +233,9 @@ class Shards:
 
     def _add_index(self, index: Path) -> None:
         self._seen.add(index)
+        stamp = stamp_of_shard(
+            index
+        )  # before it is read: who changes it meanwhile changes the stamp
         stored = read_index(index)
         if stored is None:
             return  # without a readable index its entries are simply made again
@@ -243,7 +246,7 @@ class Shards:
                 f"delete the folder."
             )
         if self._is_whole(_tensors(index), len(stored.keys)):
-            self._index.add(self._name_of(index), stored.keys, stored.sums)
+            self._index.add(self._name_of(index), stored.keys, stored.sums, stamp)
 
     def _is_unchanged(self, shard: str, row: int) -> bool:
         """Whether a row has its CRC-32; it is computed once."""

@@ -1,12 +1,13 @@
 """Tables on disk that grow while work is done: Arrow files of one kind in a folder.
 
-A table is a folder of segments, each an Arrow IPC file that appears whole by one rename and never
-changes, so readers and any number of writers need no lock, on network disks too. A segment's name
-holds when it was written, by whom, and the CRC-32 and length of all its bytes, which are compared
-before anything in it is believed: a damaged segment is as good as none. Columns are mapped into
-memory, so the processes of a machine share them.
+A table is a folder of segments (`segments.py`), each an Arrow IPC file that appears whole by one
+rename and never changes, so readers and any number of writers need no lock, on network disks too.
+A damaged segment is as good as none. Columns are mapped into memory, so the processes of a machine
+share them.
 
-Who looks something up takes the newest row of a key. `rewrite` makes one segment of many.
+Who looks something up takes the newest row of a key. `rewrite` makes one segment of many. Those it
+replaces count for nothing from then on, and are removed an hour later: on a network disk a file
+that goes takes its bytes away from the processes of other machines that have it mapped.
 
 Format: https://arrow.apache.org/docs/format/Columnar.html, "IPC File Format", uncompressed.
 """
@@ -15,10 +16,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-import re
 import time
-import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,17 +25,25 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.ipc
 
 from impasto import files
 from impasto.data.remembered import recall
+from impasto.data.segments import (
+    open_segment,
+    replaced_by,
+    saying_replaced,
+    segments_in,
+    write_segment,
+)
 from impasto.errors import StorageError
-from impasto.owners import current_process
 
-_SEGMENT = re.compile(r"seg-\d{20}-[^.]+-([0-9a-f]{8})-(\d+)\.arrow")
-_ABOUT, _REPLACES = b"impasto", b"replaces"
-_READ_AT_ONCE = 1 << 22
+_ABOUT = b"impasto"
 MANY_SEGMENTS = 8
+FOLDED = 64
+"""Segments that an `Appender` has written before it makes one of them."""
+REMOVED_AFTER_NS = 3600 * 10**9
+"""Nanoseconds after which a segment is removed that another was put in the place of."""
+_LOOKS = 10
 
 
 @dataclass(frozen=True)
@@ -75,6 +82,8 @@ class TableFolder:
         about = json.dumps(list(version), ensure_ascii=False).encode("utf-8", "surrogatepass")
         self.schema = schema.with_metadata({_ABOUT: about})
         self._known: list[str] = []
+        self._replaced: dict[str, int] = {}
+        self._is_swept = False
 
     def is_untidy(self, rows: int, useful: int) -> bool:
         """Whether the table has so many segments, or rows of no use, that it should be rewritten.
@@ -92,17 +101,7 @@ class TableFolder:
 
         Damaged segments, and those of another version, count as none.
         """
-        found: list[pa.Table] = []
-        self._known, replaced = [], set[str]()
-        for file in reversed(self._files()):
-            if file.name in replaced:  # it was mapped by somebody on Windows, and could not go
-                _unlink(file)
-                continue
-            self._known.append(file.name)
-            table = _open(file, self.schema)
-            if table is not None:
-                replaced |= set(json.loads(table.schema.metadata.get(_REPLACES, b"[]")))
-                found.append(table.replace_schema_metadata(self.schema.metadata))
+        found = [table.replace_schema_metadata(self.schema.metadata) for table in self._open_all()]
         former = self._move_over()
         if former is not None:
             found.append(former)
@@ -110,57 +109,141 @@ class TableFolder:
 
     def newest(self) -> pa.Table | None:
         """The newest whole segment, with what `rewrite` was told about it in its metadata."""
-        for file in reversed(self._files()):
-            self._known.append(file.name)
-            table = _open(file, self.schema)
-            if table is not None:
-                return table
-        return None
+        return next(iter(self._open_all()), None)
 
-    def append(self, rows: pa.Table) -> None:
-        """Add rows as a segment, durably; nothing within `files.dry_run`.
+    def append(self, rows: pa.Table) -> str | None:
+        """Add rows as a segment, durably; returns its name, None within `files.dry_run`.
 
         Raises:
             StorageError: The disk is full or the folder cannot be written.
         """
-        if self.folder is not None and len(rows) and files.writes_caches():
-            self._known.append(_write(self.folder, rows.cast(self.schema)).name)
+        if self.folder is None or not len(rows) or not files.writes_caches():
+            return None
+        name = self._write(self.folder, rows.cast(self.schema))
+        self._known.append(name)
+        return name
 
-    def rewrite(self, rows: pa.Table, about: Mapping[bytes, bytes] | None = None) -> pa.Table:
+    def fold(self, names: Collection[str], rows: pa.Table) -> None:
+        """Put one segment in the place of some that were appended, as far as they still count.
+
+        Raises:
+            StorageError: The disk is full or the folder cannot be written.
+        """
+        if self.folder is not None and set(names) <= set(self._known):
+            self._replace(self.folder, names, rows, {})
+
+    def rewrite(self, rows: pa.Table) -> pa.Table:
         """Put one segment in the place of all that were read; returns it, mapped.
 
-        What another process has appended meanwhile stays.
+        What another process has appended meanwhile stays, and what could not be read.
+
+        Raises:
+            StorageError: The disk is full or the folder cannot be written; nothing has changed.
+        """
+        if self.folder is None or not files.writes_caches() or not (self._known or len(rows)):
+            return rows
+        name = self._replace(self.folder, self._known, rows, {})
+        return self._mapped(self.folder / name, rows)
+
+    def replace_all(self, rows: pa.Table, about: Mapping[bytes, bytes] | None = None) -> pa.Table:
+        """Put one segment in the place of all that are there, read or not; returns it, mapped.
 
         Args:
-            rows: What it holds.
+            rows: What it holds: all that the table should.
             about: More metadata, which `newest` gives back.
 
         Raises:
-            StorageError: The disk is full or the folder cannot be written.
+            StorageError: The disk is full or the folder cannot be written; nothing has changed.
         """
         if self.folder is None or not files.writes_caches():
             return rows
-        former, self._known = self._known, []
-        for name in former if not len(rows) else ():
-            _unlink(self.folder / name)
-        if not len(rows):
-            return rows
-        replaced = {_REPLACES: json.dumps(former).encode("ascii")}
-        told = {**self.schema.metadata, **replaced, **(about or {})}
-        file = _write(self.folder, rows.cast(self.schema).replace_schema_metadata(told))
-        self._known.append(file.name)
-        for name in former:
-            _unlink(self.folder / name)
-        table = _open(file, self.schema)
-        return rows if table is None else table.replace_schema_metadata(self.schema.metadata)
+        there = [file.name for file in segments_in(self.folder)]
+        name = self._replace(self.folder, there, rows, about or {})
+        return self._mapped(self.folder / name, rows)
 
-    def _files(self) -> list[Path]:
-        if self.folder is None or not self.folder.is_dir():
-            return []
-        return sorted(file for file in self.folder.iterdir() if _SEGMENT.fullmatch(file.name))
+    def _open_all(self) -> list[pa.Table]:
+        """The segments of this version that count, the newest first.
+
+        All is listed again where one goes meanwhile: another was put in its place.
+        """
+        opened: dict[str, pa.Table | None] = {}
+        replaced: dict[str, int] = {}
+        there: list[Path] = []
+        for _ in range(_LOOKS):
+            there, has_gone = segments_in(self.folder), False
+            for file in reversed(there):
+                if file.name in opened or file.name in replaced:
+                    continue
+                try:
+                    table = opened[file.name] = self._own(open_segment(file))
+                except FileNotFoundError:
+                    has_gone = True
+                except OSError:  # it is not known to be damaged, so it stays
+                    continue
+                else:
+                    for name, since in (
+                        () if table is None else replaced_by(table, file.name).items()
+                    ):
+                        replaced[name] = min(since, replaced.get(name, since))
+            if not has_gone:
+                break
+        names = {file.name for file in there}
+        self._replaced = {name: since for name, since in replaced.items() if name in names}
+        self._known = sorted(opened.keys() - replaced.keys())
+        self._remove_replaced()
+        tables = (opened[name] for name in reversed(self._known))
+        return [table for table in tables if table is not None]
+
+    def _own(self, table: pa.Table | None) -> pa.Table | None:
+        """A segment, if it is of this version."""
+        if (
+            table is None
+            or (table.schema.metadata or {}).get(_ABOUT) != self.schema.metadata[_ABOUT]
+        ):
+            return None
+        return table if table.schema.equals(self.schema) else None
+
+    def _mapped(self, file: Path, rows: pa.Table) -> pa.Table:
+        """A segment as it was just written; the same rows in memory where it cannot be read."""
+        with contextlib.suppress(OSError):
+            table = self._own(open_segment(file))
+            if table is not None:
+                return table.replace_schema_metadata(self.schema.metadata)
+        return rows
+
+    def _replace(
+        self, folder: Path, names: Collection[str], rows: pa.Table, about: Mapping[bytes, bytes]
+    ) -> str:
+        """Write a segment that replaces others, and those that they replaced."""
+        replaced = dict.fromkeys(names, time.time_ns()) | self._replaced
+        told = {**self.schema.metadata, **saying_replaced(replaced), **about}
+        name = self._write(folder, rows.cast(self.schema).replace_schema_metadata(told))
+        self._replaced = replaced
+        self._known = [*(own for own in self._known if own not in replaced), name]
+        self._remove_replaced()
+        return name
+
+    def _write(self, folder: Path, rows: pa.Table) -> str:
+        if not self._is_swept:
+            files.remove_leftovers(folder)
+            self._is_swept = True
+        return write_segment(folder, rows)
+
+    def _remove_replaced(self) -> None:
+        """Remove what was replaced long ago."""
+        if self.folder is None or not files.writes_caches():
+            return
+        for name, since in list(self._replaced.items()):
+            if time.time_ns() - since > REMOVED_AFTER_NS:
+                with contextlib.suppress(OSError):  # Windows removes none that is mapped
+                    (self.folder / name).unlink(missing_ok=True)
+                    del self._replaced[name]
 
     def _move_over(self) -> pa.Table | None:
-        """The rows of the JSON file of earlier versions, which is removed."""
+        """The rows of the JSON file of earlier versions, which is removed once they are kept.
+
+        One that cannot be read stays: it may be of another version, or readable tomorrow.
+        """
         former = self._former
         if former is None or not former.file.is_file():
             return None
@@ -169,10 +252,9 @@ class TableFolder:
             rows = None if content is None else former.convert(content).cast(self.schema)
         except (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError):
             rows = None
-        if files.writes_caches():
+        if rows is not None and files.writes_caches():
             with contextlib.suppress(StorageError, OSError):  # then it is moved over next time
-                if rows is not None:
-                    self.append(rows)
+                self.append(rows)
                 former.file.unlink()
         return rows
 
@@ -191,6 +273,7 @@ class Appender:
         self._rows: list[tuple[Any, ...]] = []
         self._began = time.monotonic()
         self._written: list[pa.Table] = []
+        self._small: dict[str, pa.Table] = {}
 
     @property
     def waiting(self) -> list[tuple[Any, ...]]:
@@ -223,7 +306,12 @@ class Appender:
         if rows:
             table = rows_of(self._table.schema, rows[::-1])  # the newest first, as `read` has them
             self._written.append(table)
-            self._table.append(table)
+            name = self._table.append(table)
+            if name is not None:
+                self._small[name] = table
+            if len(self._small) >= FOLDED:
+                small, self._small = self._small, {}
+                self._table.fold(small, pa.concat_tables(list(small.values())[::-1]))
 
 
 def rows_of(schema: pa.Schema, rows: Sequence[Sequence[Any]]) -> pa.Table:
@@ -231,39 +319,6 @@ def rows_of(schema: pa.Schema, rows: Sequence[Sequence[Any]]) -> pa.Table:
     columns = list(zip(*rows, strict=True)) if rows else [()] * len(schema)
     arrays = [pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)]
     return pa.Table.from_arrays(arrays, schema=schema)
-
-
-def _write(folder: Path, rows: pa.Table) -> Path:
-    """Write a segment under the name that its bytes give it."""
-    named: list[str] = []
-
-    def name_of(file: Path) -> str:
-        total, size = _sum_of(file)
-        who = current_process().token
-        named.append(f"seg-{time.time_ns():020d}-{who}-{total:08x}-{size}.arrow")
-        return named[0]
-
-    with (
-        files.new_file(folder, name_of) as partial,
-        pa.OSFile(str(partial), "wb") as sink,
-        pa.ipc.new_file(sink, rows.schema) as writer,
-    ):
-        writer.write_table(rows.combine_chunks())
-    return folder / named[0]
-
-
-def _open(file: Path, schema: pa.Schema) -> pa.Table | None:
-    """A segment, mapped; None where it is gone, damaged, or of another version."""
-    told = _SEGMENT.fullmatch(file.name)
-    assert told is not None  # noqa: S101 - only such files are listed
-    try:
-        if _sum_of(file) != (int(told[1], 16), int(told[2])):
-            return None
-        table = pa.ipc.open_file(pa.memory_map(str(file), "r")).read_all()
-    except (OSError, pa.ArrowException):
-        return None
-    is_ours = (table.schema.metadata or {}).get(_ABOUT) == schema.metadata[_ABOUT]
-    return table if is_ours and table.schema.equals(schema) else None
 
 
 def newest_rows(keys: pa.Array, column: pa.ChunkedArray) -> np.ndarray:
@@ -281,17 +336,3 @@ def take_rows(table: pa.Table, rows: np.ndarray) -> pa.Table:
     if count and rows[0] + count - 1 == rows[-1] and (np.diff(rows) == 1).all():
         return table.slice(int(rows[0]), count).combine_chunks()
     return table.combine_chunks().take(pa.array(rows))
-
-
-def _unlink(file: Path) -> None:
-    with contextlib.suppress(OSError):  # Windows removes none that is mapped; the next reader does
-        file.unlink()
-
-
-def _sum_of(file: Path) -> tuple[int, int]:
-    """The CRC-32 and the length of a file's bytes."""
-    total = size = 0
-    with file.open("rb") as handle:
-        while part := handle.read(_READ_AT_ONCE):
-            total, size = zlib.crc32(part, total), size + len(part)
-    return total, size

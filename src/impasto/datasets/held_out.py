@@ -106,10 +106,12 @@ def group_byte_copies(
     for start in range(0, len(alike), _AT_ONCE):
         places = alike[start : start + _AT_ONCE]
         part = table.select(places)
-        found = hashes.of({record.path: record.stamp for record in part}, progress)
+        stamps = {record.path: record.stamp for record in part}
+        found = hashes.of(stamps, progress, tidy=False)
         for place, record in zip(places.tolist(), part, strict=True):
             key = found.get(record.path, str(record.path))
             numbers[place] = known.setdefault(key, place)
+    hashes.tidy()
     return numbers[firsts]
 
 

@@ -1,7 +1,8 @@
 """What a dataset of any size would take on this machine, from rates measured on one that is here.
 
 The images that are here are the sample: their bytes, words, sizes and mirroring stand for those of
-N images. Each rate is measured for a moment; memory and bytes are counted, not estimated.
+N images. Each rate is measured for a moment and multiplied. Disk use and RAM follow from the
+columns that are kept; the RAM of a scan is an estimate, and nothing is tried at N images.
 """
 
 from __future__ import annotations
@@ -126,7 +127,7 @@ def sample_of(plan: Plan) -> Sampled:
         float(cells) * _MOMENTS * latents,
         latents,
         len(table.bucket_counts()),
-        own + numbers + 4 + 2 * _dealt_bytes(),  # its place in a group, this epoch and the next
+        own + numbers + 4 + 3 * _dealt_bytes(),  # its place in a group; an epoch and its neighbours
         numbers + own,
     )
 

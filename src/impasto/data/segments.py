@@ -1,0 +1,97 @@
+"""The files of a table (`tables.py`): each an Arrow IPC file that appears whole and never changes.
+
+A file's name holds when it was written, by whom, and the CRC-32 and length of all its bytes, which
+are compared before anything in it is believed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import time
+import zlib
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.ipc
+
+from impasto import files
+from impasto.owners import current_process
+
+_NAME = re.compile(r"seg-(\d{20})-[^.]+-([0-9a-f]{8})-(\d+)\.arrow")
+_REPLACES = b"replaces"
+_READ_AT_ONCE = 1 << 22
+
+
+def segments_in(folder: Path | None) -> list[Path]:
+    """The segments of a folder from the oldest to the newest; none where it cannot be listed."""
+    if folder is None:
+        return []
+    with contextlib.suppress(OSError):
+        return sorted(file for file in folder.iterdir() if _NAME.fullmatch(file.name))
+    return []
+
+
+def write_segment(folder: Path, rows: pa.Table) -> str:
+    """Write a segment under the name that its bytes give it, later than all that are there.
+
+    Raises:
+        StorageError: The disk is full or the folder cannot be written.
+    """
+    named: list[str] = []
+
+    def name_of(file: Path) -> str:
+        total, size = _sum_of(file)
+        there = segments_in(folder)
+        stamp = max([time.time_ns(), *(_time_of(segment.name) + 1 for segment in there[-1:])])
+        named.append(f"seg-{stamp:020d}-{current_process().token}-{total:08x}-{size}.arrow")
+        return named[0]
+
+    with (
+        files.new_file(folder, name_of) as partial,
+        pa.OSFile(str(partial), "wb") as sink,
+        pa.ipc.new_file(sink, rows.schema) as writer,
+    ):
+        writer.write_table(rows.combine_chunks())
+    return named[0]
+
+
+def open_segment(file: Path) -> pa.Table | None:
+    """A segment, mapped into memory; None where it is damaged.
+
+    Raises:
+        OSError: It could not be read, which says nothing of it; `FileNotFoundError`: it is gone.
+    """
+    told = _NAME.fullmatch(file.name)
+    if told is None or _sum_of(file) != (int(told[2], 16), int(told[3])):
+        return None
+    try:
+        return pa.ipc.open_file(pa.memory_map(str(file), "r")).read_all()
+    except pa.ArrowException:
+        return None
+
+
+def replaced_by(table: pa.Table, name: str) -> dict[str, int]:
+    """The segments in whose place a segment was put, and when, in nanoseconds since 1970."""
+    told = json.loads((table.schema.metadata or {}).get(_REPLACES, b"{}"))
+    return told if isinstance(told, dict) else dict.fromkeys(told, _time_of(name))
+
+
+def saying_replaced(replaced: dict[str, int]) -> dict[bytes, bytes]:
+    """The metadata of a segment that is put in the place of others."""
+    return {_REPLACES: json.dumps(replaced).encode("ascii")}
+
+
+def _time_of(name: str) -> int:
+    told = _NAME.fullmatch(name)
+    return int(told[1]) if told else 0
+
+
+def _sum_of(file: Path) -> tuple[int, int]:
+    """The CRC-32 and the length of a file's bytes."""
+    total = size = 0
+    with file.open("rb") as handle:
+        while part := handle.read(_READ_AT_ONCE):
+            total, size = zlib.crc32(part, total), size + len(part)
+    return total, size
