@@ -27,6 +27,7 @@ from impasto.data.record_table import RecordTable
 from impasto.data.records import Size
 from impasto.data.sampler import EpochSampler
 from impasto.data.scan import scan_folder
+from impasto.data.shard_files import stamp_of_shard
 from impasto.data.shard_index import _SCHEMA as KEYS
 from impasto.data.shard_index import _SHARDS
 from impasto.data.subsets import PLAIN
@@ -92,12 +93,14 @@ def write_tables(scratch: Path) -> None:
     columns = [keys[order, 0], keys[order, 1], order // each, order % each]
     columns.append(rng.integers(0, 2**32, RECORDS))
     table = pa.Table.from_arrays(list(map(pa.array, columns)), schema=KEYS)
-    described = json.dumps(dict.fromkeys(names, (each, 1))).encode()
-    TableFolder(shards / "index.table", KEYS, [1]).rewrite(table, {_SHARDS: described})
+    stamps = {name: stamp_of_shard(shards / f"{name}.json") for name in names}
+    described = json.dumps({name: (each, stamp, []) for name, stamp in stamps.items()}).encode()
+    TableFolder(shards / "index.table", KEYS, [2]).replace_all(table, {_SHARDS: described})
     names_of = keys.astype(">u8").view(np.uint8).reshape(-1, 16)
     plan = planned(records_of(scratch))
     kept = CachedPlan(plan.images, KeyTable(RECORDS, {"plain": names_of}), (), 0)
-    PreparedKeys(shards / "prepared", plan.table, SOURCES).write(kept)
+    everyone = np.ones(RECORDS, dtype=np.bool_)
+    PreparedKeys(shards / "prepared", plan.table, SOURCES).write(kept, everyone)
 
 
 def part_of_index(begin: int, rng: np.random.Generator) -> pa.Table:
@@ -189,7 +192,7 @@ def as_a_process(scratch: Path) -> None:
     kept = PreparedKeys(cache.folder / "prepared", plan.table, SOURCES).read(cache)
     if kept is None:
         raise SystemExit("the kept keys do not belong to these records")
-    images, keys, _ = kept
+    images, keys = kept.table, kept.keys
     del plan
     now = done("keys", now)
     groups = images.groups()

@@ -266,9 +266,9 @@ def test_hashes_are_tidied_once_after_all_portions(tmp_path, monkeypatch):
     really = keyed.KeyedTable._tidy
     monkeypatch.setattr(keyed.KeyedTable, "_tidy", lambda own: tidied.append(1) or really(own))
     monkeypatch.setattr(filling, "PORTION", 1)
-    folder = draw_images(tmp_path / "set", 12)
+    folder = draw_images(tmp_path / "set", 18)
     cache = LatentCache(tmp_path / "latents")
-    assert len(cache_latents(plan_of(folder).images, cache, CountingEncoder().encoder).keys) == 12
+    assert len(cache_latents(plan_of(folder).images, cache, CountingEncoder().encoder).keys) == 18
     assert tidied == [1]
 
 
