@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from enum import Enum
@@ -42,3 +43,8 @@ def _plain(value: object) -> Any:
     if isinstance(value, Sequence) and not isinstance(value, (bytes, bytearray)):
         return [_plain(item) for item in value]
     raise TypeError(f"{type(value).__name__} has no canonical text")
+
+
+def sort_key(path: str, separator: str = os.sep) -> str:
+    """What paths are sorted by: the same order on Windows, so that a run draws the same images."""
+    return path.replace(separator, "/")

@@ -14,8 +14,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import pytest
 
-from impasto.canonical import canonical
-from impasto.data.listing import sort_key
+from impasto.canonical import canonical, sort_key
 from impasto.data.text_store import TextStore
 from impasto.randomness import derive_seed
 

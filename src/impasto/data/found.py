@@ -4,31 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from impasto.data.found_image import FoundImage
+
 STAMPS = 6
 """Size and time of change of an image, of its caption and of its tags."""
-
-
-class FoundImage(NamedTuple):
-    """An image file, and size and time of change of it, its caption and its tags.
-
-    Instead of them, the reason why the file cannot even be looked at.
-
-    A file with its crop is named, and read anew by each scan: it is tiny, and one that was changed
-    must never pass for one that was not, as within the same tick of the file system's clock.
-    """
-
-    path: str
-    stamps: list[int]
-    words: tuple[str, str] = ("", "")
-    fault: str = ""
-    crop: str = ""
 
 
 @dataclass(frozen=True)
@@ -73,7 +58,7 @@ class FoundTable:
         return mask
 
     def sorted_by_path(self, separator: str) -> FoundTable:
-        """The same in the order of `listing.sort_key`, which is one for all systems."""
+        """The same in the order of `canonical.sort_key`, which is one for all systems."""
         keys = self.paths
         if separator != "/":
             keys = pc.replace_substring(keys, pattern=separator, replacement="/")

@@ -14,12 +14,15 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
+from impasto.canonical import sort_key
 from impasto.data import formats
-from impasto.data.found import FoundBuilder, FoundTable
-from impasto.data.found import FoundImage as FoundImage
+from impasto.data.found_image import FoundImage as FoundImage
 from impasto.parsing import is_text, printable
+
+if TYPE_CHECKING:
+    from impasto.data.found import FoundTable
 
 CAPTION, TAGS = ".caption", ".txt"
 CROP = ".crop.json"
@@ -65,6 +68,8 @@ def list_folder(
         recursive: Also look in sub-folders; links to folders are not followed.
         without: A folder that is left out, such as that of masks.
     """
+    from impasto.data.found import FoundBuilder  # numpy, which the studio does without
+
     found = FoundBuilder()
     unused: list[Unused] = []
     waiting = [folder]
@@ -84,11 +89,6 @@ def list_folder(
             unused += _not_entered(inner)
     unused.sort(key=lambda item: sort_key(str(item.path)))
     return found.table().sorted_by_path(os.sep), unused
-
-
-def sort_key(path: str, separator: str = os.sep) -> str:
-    """What paths are sorted by: the same order on Windows, so that a run draws the same images."""
-    return path.replace(separator, "/")
 
 
 def stat_image(path: str, words: tuple[str, str] = ("", ""), crop: str = "") -> FoundImage:

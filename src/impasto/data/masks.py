@@ -9,8 +9,9 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePath
 
+from impasto.canonical import sort_key
 from impasto.data import formats
-from impasto.data.listing import Unused, normalized_name, sort_key
+from impasto.data.listing import Unused, normalized_name
 from impasto.data.records import ImageRecord, SkippedFile
 
 _FIRST = (".png", ".jpg", ".jpeg", ".webp", ".bmp")  # of several masks of one name

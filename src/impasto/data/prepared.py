@@ -30,6 +30,7 @@ from impasto.data.planned_table import PlannedTable
 from impasto.data.records import SkippedFile
 from impasto.data.tables import TableFolder
 from impasto.errors import StorageError
+from impasto.parsing import parse_json
 
 KEPT_FROM = 50_000
 """Images; the keys of fewer are made in a second."""
@@ -70,7 +71,7 @@ class PreparedKeys:
         table = self._table().newest() if self._applies else None
         if table is None or not len(table):
             return None
-        left_out, reasons = json.loads(table.schema.metadata[_LEFT_OUT])
+        left_out, reasons = parse_json(table.schema.metadata[_LEFT_OUT], halves=True)
         count = len(self._planned) - len(left_out)
         if len(table) != count:
             return None

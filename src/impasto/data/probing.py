@@ -17,7 +17,8 @@ import pyarrow.compute as pc
 
 from impasto.data import images
 from impasto.data.cuts import read_cut
-from impasto.data.found import STAMPS, FoundImage, FoundTable
+from impasto.data.found import STAMPS, FoundTable
+from impasto.data.found_image import FoundImage
 from impasto.data.listing import Sidecars as Sidecars
 from impasto.data.record_columns import TEXTS, Use, cut_column
 from impasto.data.record_table import RecordTable

@@ -18,6 +18,7 @@ import pyarrow.ipc
 
 from impasto import files
 from impasto.owners import current_process
+from impasto.parsing import parse_json
 
 _NAME = re.compile(r"seg-(\d{20})-[^.]+-([0-9a-f]{8})-(\d+)\.arrow")
 _REPLACES = b"replaces"
@@ -74,7 +75,7 @@ def open_segment(file: Path) -> pa.Table | None:
 
 def replaced_by(table: pa.Table, name: str) -> dict[str, int]:
     """The segments in whose place a segment was put, and when, in nanoseconds since 1970."""
-    told = json.loads((table.schema.metadata or {}).get(_REPLACES, b"{}"))
+    told = parse_json((table.schema.metadata or {}).get(_REPLACES, b"{}"))
     return told if isinstance(told, dict) else dict.fromkeys(told, _time_of(name))
 
 

@@ -22,6 +22,7 @@ import pyarrow as pa
 from impasto.data.shard_files import Stamp
 from impasto.data.tables import TableFolder
 from impasto.errors import StorageError
+from impasto.parsing import parse_json
 
 KEPT_FROM = 200_000
 """Keys; of fewer the files of the shards are read in a second."""
@@ -67,7 +68,7 @@ class ShardIndex:
         kept = self._table.newest()
         if kept is None:
             return set()
-        described = _described(json.loads(kept.schema.metadata[_SHARDS]))
+        described = _described(parse_json(kept.schema.metadata[_SHARDS]))
         self._mapped = _Mapped(kept, described)
         known = {name for name, own in described.items() if stamps.get(name) == own.stamp}
         for name in described.keys() - known:

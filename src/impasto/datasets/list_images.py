@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from impasto import files
-from impasto.canonical import canonical
+from impasto.canonical import canonical, sort_key
 from impasto.config.dataset import DatasetConfig
 from impasto.data.content_hashes import ContentHashes, stamp_of
 from impasto.data.decoded import DecodeCache
 from impasto.data.image_list import ImageList, ListedImage, caption_tags, folders_below
 from impasto.data.likeness import PerceptualHashes, exact_duplicates, near_duplicates
-from impasto.data.listing import sort_key
 from impasto.data.masks import mask_file
 from impasto.data.records import ImageRecord, PlannedImage, SkippedFile
 from impasto.data.remembered import recall, write_cached

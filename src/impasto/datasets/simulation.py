@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from impasto import files
-from impasto.data.found import FoundImage
+from impasto.data.found_image import FoundImage
 from impasto.data.groups import Group, Groups
 from impasto.data.listing import Sidecars, list_folder
 from impasto.data.plan import Plan, plan_images

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from impasto import files
+from impasto.canonical import sort_key
 from impasto.data.formats import EXTENSIONS
 from impasto.data.image_list import is_hidden
-from impasto.data.listing import sort_key
 from impasto.runs import RunDirectory
 from impasto.studio.folders import Folders, path_of
 
