@@ -105,7 +105,7 @@ def _opened_with(options: OpenOptions) -> dict[str, str]:
     """What was said of how models are opened and decides values; of a path only the name."""
     vae = None if options.vae is None else options.vae.replace("\\", "/").rstrip("/")
     said = {
-        "vae": None if vae is None else vae.rpartition("/")[2],
+        "vae_file": None if vae is None else vae.rpartition("/")[2],
         "weights": None if options.weights == "auto" else options.weights,
         "variant": options.variant,
     }
