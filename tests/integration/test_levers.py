@@ -164,7 +164,7 @@ def test_what_is_not_used_waits_in_a_file(
     What was read from 16 bits waits in them.
     """
     from impasto.models import offload
-    from impasto.training import build, model
+    from impasto.training import build, encoded_model, model
 
     prompts = {"prompts": ["a red ball", "new words"], "width": 64, "height": 64, "steps": 2}
     base, dtypes = tmp_path / "base", dict.fromkeys(PartKind, DTYPES[stored])
@@ -176,7 +176,8 @@ def test_what_is_not_used_waits_in_a_file(
         "training": {"cache_text_to_disk": to_disk},
     }
     with monkeypatch.context() as patch:
-        patch.setattr(build, "with_offloaded", lambda model, *_: model)
+        for module in (build, encoded_model):
+            patch.setattr(module, "with_offloaded", lambda model, *_: model)
         plain = train(train_config(**settings))
     parked, types = [], set()
     with monkeypatch.context() as patch:

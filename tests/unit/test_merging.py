@@ -22,6 +22,7 @@ from impasto.models.mixing import FORMULAS, average, letter_of, mix
 from impasto.models.opening import OpenOptions, open_model
 from impasto.models.saving import About, write_model
 from impasto.models.targets import form_of
+from impasto.progress import SilentProgress
 from impasto.training.saving.run_models import models_of_run
 
 UNET, CLIP, VAE = "model.diffusion_model.", "cond_stage_model.", "first_stage_model."
@@ -159,6 +160,37 @@ def test_a_list_of_all_blocks_begins_with_the_base(three, tmp_path):
             torch.testing.assert_close(made[name].read().double(), wanted, rtol=2e-6, atol=1e-7)
     with pytest.raises(ConfigError, match=rf"has 2 numbers; .* has {len(order)} blocks"):
         merge(tmp_path / "n", three[:2], FORMULAS["weighted-sum"], listed=[0.0, 1.0])
+    with pytest.raises(ConfigError, match="--ratio has no effect: the"):
+        merge(
+            tmp_path / "n", three[:2], FORMULAS["weighted-sum"], listed=numbers, ratio=0.3
+        )  # no tensor would have it
+    merge(tmp_path / "n.safetensors", three[:2], FORMULAS["weighted-sum"], listed=numbers)
+    assert "ratio" not in json.loads(metadata(tmp_path / "n.safetensors")["impasto.merge"])
+
+
+def test_several_files_that_are_read_as_a_whole_are_warned_of(three, tmp_path):
+    old = []
+    for number, model in enumerate(three[:2]):
+        old.append(tmp_path / f"{number}.ckpt")
+        convert_model(str(model), old[-1], "ckpt", {}, OpenOptions())
+    told = Notes()
+    mixture = Mixture([str(file) for file in old], FORMULAS["weighted-sum"])
+    merge_models(mixture, Output(tmp_path / "m.safetensors", "safetensors"), OpenOptions(), told)
+    assert any("2 files are .ckpt of the form before PyTorch 1.6" in note for note in told.notes)
+    told.notes.clear()
+    mixture = Mixture([str(old[0]), str(three[1])], FORMULAS["weighted-sum"])
+    merge_models(mixture, Output(tmp_path / "o.safetensors", "safetensors"), OpenOptions(), told)
+    assert not any("PyTorch 1.6" in note for note in told.notes)
+
+
+class Notes(SilentProgress):
+    """Keeps what a person is told."""
+
+    def __init__(self):
+        self.notes = []
+
+    def note(self, message):
+        self.notes.append(message)
 
 
 def test_sd1_and_sdxl_have_the_blocks_that_a1111_lists(nano_architecture, tmp_path):

@@ -76,7 +76,7 @@ def records_of(folder, **subset):
 
 def found_in(folder, config, model, told=SILENT, **subset):
     records = records_of(folder, **subset)
-    return find_given_texts(config, model, TextStates.of(model), records, CPU, told)
+    return find_given_texts(config, model, TextStates.of(model), lambda: records, CPU, told)
 
 
 def refusals(folder, config, model, **subset):
@@ -229,7 +229,7 @@ def test_the_words_of_a_subset_with_its_own_ending_are_looked_at(model, folder, 
     (folder / "001.txt").write_text("no caption of this run", encoding="utf-8")
     make_older(folder / "001.txt", -60)
     told = Told()
-    find_given_texts(own, model, TextStates.of(model), records, CPU, told)
+    find_given_texts(own, model, TextStates.of(model), lambda: records, CPU, told)
     assert told.lines == [
         "Text encoder outputs in files are used for 2 of 3 captions.",
         "  not used: 000_te_outputs.npz: older than 000.tags, which was changed after it was made",
@@ -271,7 +271,7 @@ def test_an_image_in_two_subsets_needs_one_caption_for_its_file(model, folder, c
     assert "several subsets, which give it different captions" in exported.refused[0].reason
     told = Told()
     states = TextStates.of(model)
-    find_given_texts(config, model, states, [*one, *other], CPU, told)
+    find_given_texts(config, model, states, lambda: [*one, *other], CPU, told)
     assert told.lines[0] == "Text encoder outputs in files are used for 0 of 6 captions."
     assert "several subsets" in told.lines[1]
 
@@ -291,12 +291,12 @@ def test_some_files_of_each_subset_are_compared(model, tmp_path, train_config, m
             file.write_text(f"{folder.name} {file.stem}", encoding="utf-8")
         records += scan_folder(folder, subset=Subset(root=folder, number=number)).records
     export_texts(records, model, ENDING, CPU, SILENT)
-    find_given_texts(config, model, TextStates.of(model), records, CPU, SILENT)
+    find_given_texts(config, model, TextStates.of(model), lambda: records, CPU, SILENT)
     file = small / "001_te_outputs.npz"
     with np.load(file) as arrays:
         as_sd_scripts_writes(file, pool2=-arrays["pool2"])
     with pytest.raises(DatasetError, match=r"001_te_outputs\.npz holds something else"):
-        find_given_texts(config, model, TextStates.of(model), records, CPU, SILENT)
+        find_given_texts(config, model, TextStates.of(model), lambda: records, CPU, SILENT)
 
 
 def test_a_name_too_long_for_the_file_is_no_error(model, tmp_path, config):
@@ -358,13 +358,13 @@ def test_files_that_a_state_recorded_are_used_whatever_their_time(model, folder,
     for stem in ("000", "002"):
         make_older(folder / f"{stem}_te_outputs.npz", 5)
     states, records = TextStates.of(model), records_of(folder)
-    again = find_given_texts(config, model, states, records, CPU, SILENT, before)
+    again = find_given_texts(config, model, states, lambda: records, CPU, SILENT, before)
     assert again.recorded == before
     without = found_in(folder, config, model).recorded
     with np.load(folder / "000_te_outputs.npz") as arrays:
         as_sd_scripts_writes(folder / "000_te_outputs.npz", pool2=arrays["pool2"] * 1.01)
     make_older(folder / "000_te_outputs.npz", 5)
-    other = find_given_texts(config, model, states, records, CPU, SILENT, before)
+    other = find_given_texts(config, model, states, lambda: records, CPU, SILENT, before)
     names = [entry.partition(" ")[2] for entry in other.recorded.values()]
     assert sorted(names) == ["001_te_outputs.npz", "002_te_outputs.npz"]
     saved, current = ({TEXT_FILES: json.dumps(each)} for each in (before, without))

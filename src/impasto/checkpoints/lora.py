@@ -60,7 +60,7 @@ class LoraLayer:
 
     @property
     def rank(self) -> int:
-        """Rows of `down`."""
+        """The rank of the layer's change: how many rows `down` has."""
         return self.down.shape[0]
 
     @property

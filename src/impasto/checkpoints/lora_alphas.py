@@ -63,7 +63,7 @@ class Alphas:
         )
 
     def of_layer(self, layer: str) -> float | None:
-        """The alpha of a layer, or None where nothing is said of it."""
+        """The alpha of a layer, or None where the file has none for it."""
         for prefix, (alpha, pattern) in self.by_prefix.items():
             if not prefix or layer.startswith(f"{prefix}."):
                 module = layer.removeprefix(f"{prefix}." if prefix else PEFT_ROOT)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,8 @@ from impasto.cli.groups import FullHelpGroup
 from impasto.progress import counted
 
 if TYPE_CHECKING:
+    from impasto.cli.console import Console
+    from impasto.data.records import SkippedFile
     from impasto.models.loading import BaseModel
 
 
@@ -88,14 +91,15 @@ def encode(
     planned = plan_dataset(config, scan.records)
     base, vae = _encoding_vae(config, model, console)
     text_ending = _text_ending(base) if export_te_npz else None
-    endings = base.family.npz_endings
     latents = LatentCache(config.derived_dir / "latents")
     device = default_device()
     at_once = batch_size or fitting_batch(vae, planned, config.vae_batch_size, device)
     result = cache_latents(
         planned.images,
         latents,
-        moments_encoder(vae, batch_size=at_once, device=device, npz_endings=endings),
+        moments_encoder(
+            vae, batch_size=at_once, device=device, npz_endings=base.family.npz_endings
+        ),
         console,
         on_error=config.on_error,
         workers=config.decode_workers if workers is None else workers,
@@ -109,18 +113,24 @@ def encode(
         "Cache": latents.folder,
     }
     if export_npz:
-        exported = export_latents(result, latents, console, endings)
+        exported = export_latents(result, latents, console, base.family.npz_endings)
         rows["Written as .npz"] = exported.written
         refused += exported.refused
     warning = ""
     if text_ending is not None:
-        records = [image.record for image in result.images]
-        texts = export_texts(records, base, text_ending, device, console)
+        texts = export_texts(result.table.records, base, text_ending, device, console)
         rows["Written as _te_outputs.npz"] = texts.written
         refused += texts.refused
         warning = texts.warning
     console.table(rows)
     print_skipped(console, found, source)
+    _print_refused(console, refused, source, warning)
+
+
+def _print_refused(
+    console: Console, refused: Sequence[SkippedFile], source: Path, warning: str
+) -> None:
+    """Name files of sd-scripts that were not used or written, and what is to be known of others."""
     for item in refused:
         console.note(f"  {display_path(item.path, source)}: {item.reason}")
     if warning:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from impasto.cli.convert import DTYPE
-from impasto.cli.model_options import model_options, open_options
+from impasto.cli.model_options import open_options, options_without_vae
 from impasto.cli.numbers import Finite
 from impasto.errors import ConfigError
 
@@ -44,7 +44,7 @@ RANK = 64
 @click.option("--dtype", type=DTYPE, default="fp16", show_default=True, help="Its precision.")
 @click.option("--title", help="Its name in its metadata; default: OUT's.")
 @click.option("--overwrite", is_flag=True, help="Replace OUT if it is there.")
-@model_options
+@options_without_vae
 def extract_lora(base: str, model: str, target: Path, **options: Any) -> None:
     """Write what MODEL has that BASE has not as a LoRA.
 

@@ -15,6 +15,12 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 def model_options(command: F) -> F:
     """Add `--family`, `--prediction-type`, `--weights`, `--variant` and `--vae`."""
+    vae = click.option("--vae", help="Another VAE: a Diffusers folder or id, a file, or a model.")
+    return options_without_vae(vae(command))
+
+
+def options_without_vae(command: F) -> F:
+    """Add `--family`, `--prediction-type`, `--weights` and `--variant`, where no VAE is used."""
     options = (
         click.option(
             "--family",
@@ -34,7 +40,6 @@ def model_options(command: F) -> F:
             help="Which weights of a file that also has averaged (EMA) ones; auto is plain.",
         ),
         click.option("--variant", help="Which files of a Diffusers folder, such as fp16."),
-        click.option("--vae", help="Another VAE: a Diffusers folder or id, a file, or a model."),
     )
     for option in reversed(options):
         command = option(command)
@@ -45,5 +50,5 @@ def open_options(values: dict[str, Any]) -> OpenOptions:
     """What the user said with them; takes them out of `values`."""
     from impasto.models.opening import OpenOptions
 
-    names = ("family", "prediction_type", "weights", "variant", "vae")
-    return OpenOptions(**{name: values.pop(name) for name in names})
+    names = ("family", "prediction_type", "weights", "variant")
+    return OpenOptions(**{name: values.pop(name) for name in names}, vae=values.pop("vae", None))

@@ -13,8 +13,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from impasto.config.base import Section
-from impasto.config.compatibility import FORMATS, conflicts
+from impasto.config.compatibility import conflicts
 from impasto.config.dataset import DatasetConfig
+from impasto.config.formats import FORMATS
 from impasto.config.hypernetwork import DEFAULT_LR, HypernetworkMethod
 from impasto.config.method import FullMethod, MethodConfig
 from impasto.config.names import FileName, file_name_problem

@@ -60,7 +60,7 @@ class Pile:
 
     @property
     def batches(self) -> int:
-        """How many batches there are."""
+        """How many batches an epoch of the group has."""
         return len(self.starts) - 1
 
 
@@ -88,7 +88,7 @@ class GroupDealer:
         return len(self.members) if self.repeats is None else int(self.repeats.sum())
 
     def pile(self, epoch: int) -> Pile:
-        """All batches of the group."""
+        """All batches of the group in the order in which they were dealt."""
         return _in_batches(*self._samples(), self.batch_size, self._rng(epoch))
 
     def share(self, epoch: int, rank: int, first: int, step: int) -> Pile:

@@ -33,12 +33,12 @@ class FoundTable:
 
     @property
     def paths(self) -> pa.Array:
-        """The path of each file."""
+        """[files]: the path of each image file, as a column of texts."""
         column: pa.Array = self.texts.column("path").chunk(0)
         return column
 
     def item(self, place: int) -> FoundImage:
-        """The file at a place."""
+        """One image file as an object, by its place in the order of records."""
         path, caption, tags, crop, fault = (
             column[place].as_py() for column in self.texts.itercolumns()
         )
@@ -72,7 +72,7 @@ _TEXTS = pa.schema(
 
 
 class FoundBuilder:
-    """Gathers files folder by folder."""
+    """Gathers the image files of a listing, folder by folder, into columns."""
 
     def __init__(self) -> None:
         self._texts: list[pa.Table] = [_TEXTS.empty_table()]

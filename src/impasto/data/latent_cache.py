@@ -56,7 +56,7 @@ class CachedPlan:
 
     @cached_property
     def table(self) -> PlannedTable:
-        """The images as columns."""
+        """The images that were encoded, as columns."""
         return PlannedTable.of(self.images)
 
     @property

@@ -89,7 +89,7 @@ class ShardWriter:
         self._masks = _Gathering(cache.write_masks, behind)
 
     def finish(self) -> None:
-        """Hand on what is gathered."""
+        """Write what is gathered as a last shard, however small it is."""
         self._moments.hand_on()
         self._masks.hand_on()
 

@@ -24,7 +24,7 @@ class Plan:
 
     @cached_property
     def table(self) -> PlannedTable:
-        """The images as columns."""
+        """The planned images, as columns."""
         return PlannedTable.of(self.images)
 
     @property

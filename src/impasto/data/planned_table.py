@@ -6,13 +6,13 @@ Images of one size are cropped alike, so a geometry is kept once, and an image h
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import overload
 
 import numpy as np
 import numpy.typing as npt
 
 from impasto.data.groups import Group, Groups
-from impasto.data.record_table import MADE_AT_MOST, RecordTable, join_records
+from impasto.data.made_on_request import MadeOnRequest
+from impasto.data.record_table import RecordTable, join_records
 from impasto.data.records import Box, PlannedImage, Size
 
 Codes = npt.NDArray[np.int32]
@@ -20,7 +20,7 @@ Geometry = tuple[Size, Size, Box]
 """Bucket, size after the resize, and the crop, which fills the bucket."""
 
 
-class PlannedTable(Sequence[PlannedImage]):
+class PlannedTable(MadeOnRequest[PlannedImage]):
     """Planned images as columns; a `PlannedImage` is made when one is asked for.
 
     Args:
@@ -30,8 +30,8 @@ class PlannedTable(Sequence[PlannedImage]):
     """
 
     def __init__(self, records: RecordTable, shapes: Codes, codes: Codes) -> None:
+        super().__init__()
         self.records, self.shapes, self.codes = records, shapes, codes
-        self._made: dict[int, PlannedImage] = {}
 
     @classmethod
     def of(cls, images: Sequence[PlannedImage]) -> PlannedTable:
@@ -51,34 +51,12 @@ class PlannedTable(Sequence[PlannedImage]):
     def __len__(self) -> int:
         return len(self.codes)
 
-    @overload
-    def __getitem__(self, index: int) -> PlannedImage: ...
-    @overload
-    def __getitem__(self, index: slice) -> PlannedTable: ...
-    def __getitem__(self, index: int | slice) -> PlannedImage | PlannedTable:
-        if isinstance(index, slice):
-            return self.select(np.arange(*index.indices(len(self))))
-        place = range(len(self))[index]
-        made = self._made.get(place)
-        if made is None:
-            if len(self._made) >= MADE_AT_MOST:
-                self._made = {}
-            made = self._made[place] = self._make(place)
-        return made
-
     def __iter__(self) -> Iterator[PlannedImage]:
         known: dict[int, Geometry] = {}
         for record, code in zip(self.records, _ints(self.codes), strict=True):
             if code not in known:
                 known[code] = self._geometry(code)
             yield PlannedImage(record, *known[code])
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Sequence):
-            return NotImplemented
-        return len(self) == len(other) and all(a == b for a, b in zip(self, other, strict=True))
-
-    __hash__ = None  # type: ignore[assignment]
 
     def select(self, places: np.ndarray) -> PlannedTable:
         """The images at these places, or where these are true."""

@@ -88,7 +88,7 @@ class Entries:
         return self._table.select(TEXTS.names).replace_schema_metadata(None)
 
     def column(self, name: str) -> np.ndarray:
-        """[files]: a column of numbers."""
+        """[files]: one column of the numbers that probing found."""
         values: np.ndarray = self._table.column(name).to_numpy()
         return values if self.rows is None else values[self.rows]
 

@@ -11,12 +11,13 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from impasto.data.made_on_request import MadeOnRequest
 from impasto.data.record_columns import (
     NUMBERS,
     TEXTS,
@@ -32,11 +33,9 @@ Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 
 _AT_ONCE = 4096
-MADE_AT_MOST = 1024
-"""Records that a table keeps which it was asked for one by one."""
 
 
-class RecordTable(Sequence[ImageRecord]):
+class RecordTable(MadeOnRequest[ImageRecord]):
     """Image records as columns.
 
     Args:
@@ -57,9 +56,9 @@ class RecordTable(Sequence[ImageRecord]):
         *,
         distinct: bool = False,
     ) -> None:
+        super().__init__()
         self.texts, self.rows, self.numbers = texts, rows, dict(numbers)
         self.uses, self.is_distinct = tuple(uses), distinct
-        self._made: dict[int, ImageRecord] = {}
 
     @classmethod
     def of(cls, records: Sequence[ImageRecord]) -> RecordTable:
@@ -88,31 +87,9 @@ class RecordTable(Sequence[ImageRecord]):
     def __len__(self) -> int:
         return len(self.numbers["width"])
 
-    @overload
-    def __getitem__(self, index: int) -> ImageRecord: ...
-    @overload
-    def __getitem__(self, index: slice) -> RecordTable: ...
-    def __getitem__(self, index: int | slice) -> ImageRecord | RecordTable:
-        if isinstance(index, slice):
-            return self.select(np.arange(*index.indices(len(self))))
-        place = range(len(self))[index]
-        made = self._made.get(place)
-        if made is None:
-            if len(self._made) >= MADE_AT_MOST:
-                self._made = {}
-            made = self._made[place] = self._make(place)
-        return made
-
     def __iter__(self) -> Iterator[ImageRecord]:
         for start in range(0, len(self), _AT_ONCE):
             yield from self._make_all(start, min(len(self), start + _AT_ONCE))
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Sequence):
-            return NotImplemented
-        return len(self) == len(other) and all(a == b for a, b in zip(self, other, strict=True))
-
-    __hash__ = None  # type: ignore[assignment]
 
     def select(self, places: Ints | Bools) -> RecordTable:
         """The records at these places, or where these are true."""

@@ -1,4 +1,4 @@
-"""The file that names the keys of a shard's rows, and what is said of a shard that is bad."""
+"""The JSON file beside a shard, which names the keys of its rows, and shards that are bad."""
 
 from __future__ import annotations
 

@@ -115,7 +115,7 @@ class ShardIndex:
         self._sums[shard] = sums
 
     def remove(self, shard: str) -> None:
-        """Forget a shard."""
+        """Forget all keys of a shard, as when its file is gone."""
         self._sums.pop(shard, None)
         self._stamps.pop(shard, None)
         self._mapped.forget(shard)
@@ -236,7 +236,7 @@ class _Mapped:
         return None if value == NO_SUM else value
 
     def parts(self) -> tuple[dict[str, _Part], dict[str, _Described]]:
-        """The columns of each shard that is there, and what is said of it."""
+        """The columns of each shard that is there, and its description by name of the shard."""
         order = np.argsort(self._shards, kind="stable")
         found, described = {}, {}
         for number in np.flatnonzero(self._is_there).tolist():

@@ -91,7 +91,7 @@ class ExtractedLayer:
 
     @property
     def rank(self) -> int:
-        """How many rows `down` has."""
+        """The rank that the layer was reduced to: how many rows `down` has."""
         return self.down.shape[0]
 
     @property

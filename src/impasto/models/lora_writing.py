@@ -45,7 +45,7 @@ class Sources:
 def write_lora(
     target: Path, extraction: Extraction, sources: Sources, title: str | None = None
 ) -> None:
-    """Write a LoRA.
+    """Write the layers of a LoRA with their metadata as a safetensors file.
 
     Raises:
         StorageError: The disk is full or the folder cannot be written; `target` is as it was.

@@ -52,7 +52,7 @@ class LowRank:
 
     @property
     def rank(self) -> int:
-        """Columns of `up`."""
+        """The rank of the factors: how many columns `up` has."""
         return self.up.shape[1]
 
 

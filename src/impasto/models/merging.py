@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 
 from impasto.checkpoints.keymap import PartKind
 from impasto.errors import ConfigError
-from impasto.models.blocks import Ratios, listed_ratios
+from impasto.models.blocks import BASE, Ratios, listed_ratios
 from impasto.models.completeness import require_complete
 from impasto.models.contents import ModelContents
 from impasto.models.conversion import hash_file, require_free
@@ -22,7 +23,7 @@ from impasto.models.mixing import Formula, letter_of, mix, require_mixable, stor
 from impasto.models.opening import OpenOptions, locate, open_model
 from impasto.models.saving import Form, write_model
 from impasto.models.strengths import path_and_strength
-from impasto.progress import Progress, counted
+from impasto.progress import Progress, counted, size_words
 
 
 @dataclass(frozen=True)
@@ -201,9 +202,27 @@ def open_mixture(
     paths = [locate(source, options, progress) for source in mixture.models]
     require_mixable(models)
     listed = listed_ratios(mixture.listed, models[0]) if mixture.listed else {}
+    if mixture.ratio is not None and BASE in listed:
+        raise ConfigError(
+            f"--ratio has no effect: the {len(listed)} numbers of --blocks name a ratio for "
+            f"everything, that of text encoders and VAE first. Take one of the two out."
+        )
+    _warn_of_whole_files(paths, progress)
     usual = 1.0 if mixture.formula is None else mixture.formula.ratio
     ratio = usual if mixture.ratio is None else mixture.ratio
     return Opened(models, paths, loras, Ratios(ratio, mixture.named, listed))
+
+
+def _warn_of_whole_files(paths: Sequence[Path], progress: Progress | None) -> None:
+    """Say so where several files cannot be read tensor by tensor, and are in RAM together."""
+    whole = [path for path in paths if path.suffix == ".ckpt" and not zipfile.is_zipfile(path)]
+    if progress is not None and len(whole) > 1:
+        size = size_words(sum(path.stat().st_size for path in whole))
+        progress.note(
+            f"Warning: {counted(len(whole), 'files are')} .ckpt of the form before PyTorch 1.6, "
+            f"which are read as a whole: together they take {size} of RAM. impasto convert makes "
+            f".safetensors of them, which are read tensor by tensor."
+        )
 
 
 def mixed_contents(mixture: Mixture, opened: Opened) -> ModelContents:
@@ -223,6 +242,8 @@ def _record(mixture: Mixture, opened: Opened, progress: Progress | None) -> dict
     """What was mixed, as the file says it; of paths only the names of files are told."""
     formula = mixture.formula
     ratios = {"ratio": opened.ratios.default, "ratios": opened.ratios.given}
+    if BASE in opened.ratios.listed:  # which leaves nothing to the other
+        del ratios["ratio"]
     return {
         **({"formula": formula.key, "meaning": formula.words} if formula else {}),
         **(ratios if formula and formula.takes_ratio else {}),

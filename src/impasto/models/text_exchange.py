@@ -42,7 +42,7 @@ def shape_in_files(shape: EncodedShape) -> TextShape:
 
 @dataclass(frozen=True)
 class ExportedTexts(Exported):
-    """What `export_texts` did.
+    """How many text encoder outputs `export_texts` wrote, and which files it left alone.
 
     Attributes:
         cut: The images whose captions have over 75 tokens, of which the file holds the first 75.

@@ -65,7 +65,7 @@ class RunWatch:
         return f"{self._metrics}.{self._events}.{max(self._samples, default=-1) + 1}"
 
     def look(self) -> News:
-        """What is new."""
+        """What a run has written since the last look."""
         state = self._run.state()
         shown = {k: v for k, v in state.status.items() if k != "updated_at"} | {"": state.state}
         changed, self._shown = shown != self._shown, shown

@@ -9,7 +9,7 @@ what is wrong with all of them (another model, another layer, weighted captions)
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -76,7 +76,7 @@ def find_given_texts(
     config: RunConfig,
     model: BaseModel,
     states: TextStates,
-    records: Sequence[ImageRecord],
+    images: Callable[[], Sequence[ImageRecord]],
     device: torch.device,
     progress: Progress,
     recorded: Mapping[str, str] | None = None,
@@ -89,7 +89,7 @@ def find_given_texts(
         config: The settings.
         model: The base model.
         states: Its text encoders; they are brought to the device if files are asked for.
-        records: The images.
+        images: Gives the images; asked only if files are.
         device: Where they compute.
         progress: Is told how far it is, and which files are not used.
         recorded: `GivenTexts.recorded` of the state that is resumed: a file that holds the same as
@@ -105,7 +105,7 @@ def find_given_texts(
     ending = ending_of_texts(config, model)
     if ending is None:
         return None
-    states = states.to(device)
+    states, records = states.to(device), images()
     conditioner = ClipTextConditioner(build_tokens(model, build_layout(config)), states)
     shape = shape_in_files(states.shape)
     search = _Search(config, ending, shape, conditioner, recorded or {})

@@ -28,7 +28,7 @@ class Previewer:
         return bool(self.prompts) and not (run.samples / step_name(step)).is_dir()
 
     def draw(self, run: RunDirectory, step: int, progress: Progress) -> None:
-        """Draw all prompts for `step`."""
+        """Draw all prompts, and put them into the run's folder of samples for a step."""
         target = run.samples / step_name(step)
         with (
             files.replace_folder(target) as partial,

@@ -49,11 +49,11 @@ class StreamedCopies:
         self._loading, self._storing = new_stream(device), new_stream(device)
 
     def load(self, target: Tensor, source: Tensor, after: Iterable[Mark]) -> Mark:
-        """Begin a copy to the GPU."""
+        """Begin a copy to the GPU on its own stream, after some events."""
         return _copy(self._loading, target, source, after)
 
     def store(self, target: Tensor, source: Tensor, after: Iterable[Mark]) -> Mark:
-        """Begin a copy to RAM."""
+        """Begin a copy to RAM on its own stream, after some events."""
         return _copy(self._storing, target, source, after)
 
     def mark(self) -> Mark:
@@ -73,23 +73,23 @@ class PlainCopies:
     """Copies that are made when they are begun, where RAM is the device's memory."""
 
     def load(self, target: Tensor, source: Tensor, after: Iterable[Mark]) -> Mark:
-        """Copy at once."""
+        """Copy to the device before returning; marks need not be waited for."""
         del after
         target.copy_(source)
 
     def store(self, target: Tensor, source: Tensor, after: Iterable[Mark]) -> Mark:
-        """Copy at once."""
+        """Copy to RAM before returning; marks need not be waited for."""
         del after
         target.copy_(source)
 
     def mark(self) -> Mark:
-        """No mark is needed."""
+        """None: all copies that were begun are made."""
 
     def wait(self, mark: Mark) -> None:
-        """Nothing is waited for."""
+        """Return at once: what a mark stands for is done."""
 
     def finish(self) -> None:
-        """Nothing is waited for."""
+        """Return at once: all copies that were begun are made."""
 
 
 def build_copies(device: torch.device) -> Copies:

@@ -59,7 +59,7 @@ class Precision:
 
     @property
     def device(self) -> torch.device:
-        """Where it computes."""
+        """The device that the run computes on."""
         return self._device
 
     @property

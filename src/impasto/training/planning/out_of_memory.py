@@ -56,11 +56,26 @@ def _on_other_work(config: RunConfig, doing: str) -> list[str]:
 def _on_training(config: RunConfig) -> list[str]:
     """In the order of what they save of a full fine-tuning of SD 1.x at 512 pixels."""
     facts = facts_of(config, planned_processes())
+    found = [
+        f"{in_words(changes)} ({why})"
+        for applies, changes, why in (*_ways_to_compute_less(config), *_ways_to_keep_less(config))
+        if applies and goes_together(with_changes(config, changes), facts)
+    ]
+    if config.trains_text_encoder:
+        found.append("method.train_text_encoder = false")
+    return [*found, "a smaller dataset.resolution"]
+
+
+_Way = tuple[bool, Changes, str]
+"""Whether a change would help, the change, and why it does."""
+
+
+def _ways_to_compute_less(config: RunConfig) -> list[_Way]:
     training = config.training
     largest = max(config.batch_sizes.values())
     half = max(1, largest // 2)
     accumulated = training.gradient_accumulation_steps * -(-largest // half)
-    ways: list[tuple[bool, Changes, str]] = [
+    return [
         (
             not training.gradient_checkpointing,
             {"training": {"gradient_checkpointing": True}},
@@ -76,6 +91,12 @@ def _on_training(config: RunConfig) -> list[str]:
             {"training": {"batch_size": half}},
             "fewer images a step",
         ),
+    ]
+
+
+def _ways_to_keep_less(config: RunConfig) -> list[_Way]:
+    training, on_gpu = config.training, default_device().type == "cuda"
+    return [
         (
             takes_8bit_adamw(config),
             {"optimizer": {"kind": "adamw8bit"}},
@@ -87,12 +108,12 @@ def _on_training(config: RunConfig) -> list[str]:
             "half the memory for weights and gradients",
         ),
         (
-            default_device().type == "cuda" and not training.offload_optimizer,
+            on_gpu and not training.offload_optimizer,
             {"training": {"offload_optimizer": True}},
             "the optimizer's state waits in RAM",
         ),
         (
-            default_device().type == "cuda" and not training.stream_weights,
+            on_gpu and not training.stream_weights,
             {"training": {"stream_weights": True}},
             "the U-Net's weights wait in RAM",
         ),
@@ -102,9 +123,7 @@ def _on_training(config: RunConfig) -> list[str]:
             "2 bytes a weight less",
         ),
         (
-            training.ema_decay is not None
-            and not training.ema_on_cpu
-            and default_device().type == "cuda",
+            training.ema_decay is not None and not training.ema_on_cpu and on_gpu,
             {"training": {"ema_on_cpu": True}},
             "the average is kept in RAM",
         ),
@@ -114,11 +133,3 @@ def _on_training(config: RunConfig) -> list[str]:
             "the text encoder leaves the device",
         ),
     ]
-    found = [
-        f"{in_words(changes)} ({why})"
-        for applies, changes, why in ways
-        if applies and goes_together(with_changes(config, changes), facts)
-    ]
-    if config.trains_text_encoder:
-        found.append("method.train_text_encoder = false")
-    return [*found, "a smaller dataset.resolution"]

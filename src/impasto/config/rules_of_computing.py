@@ -1,0 +1,200 @@
+"""What a run refuses of how it computes: precision, kernels, the optimizer, memory."""
+
+from __future__ import annotations
+
+from impasto.config.rule import Rule
+from impasto.optimizer_table import one_rate_only
+
+PRECISION = (
+    Rule(
+        ("training.weight_dtype", "training.mixed_precision"),
+        lambda c: (
+            c.training.weight_dtype != "fp32"
+            and c.training.mixed_precision not in (c.training.weight_dtype, "auto")
+        ),
+        lambda c: (
+            f"training.weight_dtype {c.training.weight_dtype} needs mixed_precision "
+            f"{c.training.weight_dtype}; it is {c.training.mixed_precision}"
+        ),
+    ),
+    Rule(
+        ("training.rounding", "training.weight_dtype"),
+        lambda c: c.training.weight_dtype == "fp32" and c.training.rounding is not None,
+        lambda _: "training.rounding has no effect on weights in fp32",
+    ),
+    Rule(
+        ("training.weight_copies", "training.weight_dtype"),
+        lambda c: c.training.weight_copies and c.training.weight_dtype != "fp32",
+        lambda c: (
+            f"training.weight_copies has no effect on weights in {c.training.weight_dtype}, which "
+            f"need no copies"
+        ),
+    ),
+    Rule(
+        ("training.weight_copies", "training.mixed_precision"),
+        lambda c: c.training.weight_copies and c.precision == "no",
+        lambda c: (
+            "training.weight_copies has no effect on products in float32, "
+            + (
+                "which this device computes. Take it out, or set training.mixed_precision to bf16"
+                if c.training.mixed_precision == "auto"
+                else "and training.mixed_precision no computes in float32. Take it out"
+            )
+        ),
+    ),
+    Rule(
+        ("training.weight_copies", "training.optimizer_in_backward"),
+        lambda c: c.training.weight_copies and c.in_backward,
+        lambda _: (
+            "training.weight_copies does not go with optimizer_in_backward, which frees each "
+            "gradient at once: copies keep theirs to the end of the backward pass. Take one of the "
+            "two out"
+        ),
+    ),
+    Rule(
+        ("training.weight_copies", "method.kind"),
+        lambda c: c.training.weight_copies and c.method.kind != "full",
+        lambda _: (
+            "training.weight_copies has no effect on a hypernetwork, which leaves the U-Net's "
+            "weights as they are: they are in 16 bits already. Take it out"
+        ),
+    ),
+    Rule(
+        ("training.weight_copies",),
+        lambda c: (
+            c.training.weight_copies and (c.facts.processes or 1) > 1 and not c.facts.sharding
+        ),
+        lambda c: (
+            f"training.weight_copies is for one process, and this run has {c.facts.processes}, "
+            f"which exchange the gradients of the weights themselves. Take it out"
+        ),
+    ),
+)
+"""Number formats and 16-bit copies of weights."""
+
+
+KERNELS = (
+    Rule(
+        ("training.cuda_graphs",),
+        lambda c: c.training.cuda_graphs and c.facts.device == "cpu",
+        lambda _: "training.cuda_graphs is for GPUs, and this run has none. Take it out",
+    ),
+    Rule(
+        ("training.attention",),
+        lambda c: c.training.attention == "xformers" and c.facts.device == "cpu",
+        lambda _: (
+            "training.attention xformers computes on NVIDIA and AMD GPUs only, and this run has "
+            "none. Set it to sdpa"
+        ),
+    ),
+    Rule(
+        ("training.cuda_graphs", "training.compile"),
+        lambda c: c.training.cuda_graphs and c.training.compile == "off",
+        lambda _: "training.cuda_graphs has no effect without compile",
+    ),
+    Rule(
+        ("training.cuda_graphs", "training.gradient_accumulation_steps"),
+        lambda c: c.training.cuda_graphs and c.training.gradient_accumulation_steps > 1,
+        lambda c: (
+            "training.cuda_graphs does not go with gradient_accumulation_steps "
+            f"{c.training.gradient_accumulation_steps}: a recorded pass writes its gradients over "
+            "those of the one before. Take one of the two out"
+        ),
+    ),
+    Rule(
+        ("training.cuda_graphs", "training.compile", "training.gradient_checkpointing"),
+        lambda c: (
+            c.training.cuda_graphs
+            and c.training.compile == "blocks"
+            and c.training.gradient_checkpointing
+        ),
+        lambda _: (
+            "training.cuda_graphs does not go with compile blocks and gradient_checkpointing: "
+            "blocks that are computed again in the backward pass write over what was recorded. "
+            "Take one of them out, or set compile to full"
+        ),
+    ),
+    Rule(
+        ("training.deterministic", "training.attention"),
+        lambda c: c.training.deterministic and c.training.attention == "xformers",
+        lambda _: (
+            "training.deterministic does not go with attention xformers, whose backward pass adds "
+            "up in any order: take sdpa"
+        ),
+    ),
+    Rule(
+        ("training.checkpointed_levels", "training.gradient_checkpointing"),
+        lambda c: (
+            c.training.checkpointed_levels is not None and not c.training.gradient_checkpointing
+        ),
+        lambda _: "training.checkpointed_levels has no effect without gradient_checkpointing",
+    ),
+)
+"""Compiling, CUDA graphs, attention."""
+
+
+OPTIMIZER = (
+    Rule(
+        (
+            "optimizer.kind",
+            "method.text_encoder_lr",
+            "method.text_encoder_lrs",
+            "method.block_lrs",
+        ),
+        lambda c: len(c.rates) > 1 and c.row.finds_lr,
+        lambda c: one_rate_only(c.kind, c.rates),
+    ),
+    Rule(
+        (
+            "optimizer.kind",
+            "training.weight_dtype",
+            "training.optimizer_in_backward",
+            "training.offload_optimizer",
+        ),
+        lambda c: bool(c.goes_by_chunks) and c.row.looks_at_all_together,
+        lambda c: (
+            f"optimizer.kind {c.kind} looks at all weights together and does not go with "
+            f"{c.goes_by_chunks}. Take that setting out, or take another optimizer.kind"
+        ),
+    ),
+    Rule(
+        ("optimizer.kind", "training.ema_decay"),
+        lambda c: c.training.ema_decay is not None and c.row.averages_weights,
+        lambda c: (
+            f"training.ema_decay and optimizer.kind {c.kind} both average the weights. Take one of "
+            f"them out"
+        ),
+    ),
+    Rule(
+        ("training.offload_optimizer", "optimizer.kind"),
+        lambda c: c.training.offload_optimizer and c.row.is_paged,
+        lambda c: (
+            f"training.offload_optimizer has no effect on optimizer.kind {c.kind}, whose state "
+            f"CUDA moves to RAM by itself. Take it out"
+        ),
+    ),
+    Rule(
+        ("training.offload_optimizer",),
+        lambda c: c.training.offload_optimizer and c.facts.device == "cpu",
+        lambda _: (
+            "training.offload_optimizer moves the optimizer's state out of VRAM, and this run "
+            "computes on the CPU, where it would change nothing. Take it out"
+        ),
+    ),
+)
+"""Optimizers, and where their steps and states are."""
+
+
+AVERAGE = (
+    Rule(
+        ("training.ema_decay", "training.ema_power", "training.ema_on_cpu", "training.ema_every"),
+        lambda c: c.training.ema_decay is None and bool(c.ema_settings),
+        lambda c: f"no effect without ema_decay: {c.ema_settings}",
+    ),
+    Rule(
+        ("saving.average", "training.ema_decay"),
+        lambda c: c.config.saving.average != "instead" and c.training.ema_decay is None,
+        lambda _: "saving.average has no effect without training.ema_decay",
+    ),
+)
+"""The running average of the weights."""

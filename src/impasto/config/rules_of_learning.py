@@ -1,0 +1,145 @@
+"""What a run refuses of what is learned and what becomes of it."""
+
+from __future__ import annotations
+
+from impasto.config.formats import FORMATS
+from impasto.config.rule import Rule
+
+LOSS = (
+    Rule(
+        ("loss.v_loss_as_noise_loss",),
+        lambda c: c.config.loss.v_loss_as_noise_loss and c.facts.predicts_velocity is False,
+        lambda _: (
+            "loss.v_loss_as_noise_loss is for velocity models, and this one predicts noise. Take "
+            "it out"
+        ),
+    ),
+    Rule(
+        ("loss.noise_loss_like_v",),
+        lambda c: c.config.loss.noise_loss_like_v is not None and c.facts.predicts_velocity is True,
+        lambda _: (
+            "loss.noise_loss_like_v is for models that predict noise, and this one predicts "
+            "velocity. Take it out"
+        ),
+    ),
+    Rule(
+        ("noise.zero_terminal_snr", "loss.debiased", "loss.noise_loss_like_v"),
+        lambda c: (
+            c.config.noise.zero_terminal_snr
+            and c.facts.predicts_velocity is False
+            and (c.config.loss.debiased or c.config.loss.noise_loss_like_v is not None)
+        ),
+        lambda _: (
+            "noise.zero_terminal_snr makes the weights of loss.debiased and loss.noise_loss_like_v "
+            "infinite where nothing is left of the image. Take one of them out"
+        ),
+    ),
+)
+"""Losses and noise that do not fit the model's prediction."""
+
+
+TEXT = (
+    Rule(
+        ("method.text_encoder_from_step", "training.max_steps", "training.max_epochs"),
+        lambda c: c.never_learns,
+        lambda c: (
+            f"method.text_encoder_from_step {c.text_encoder_begins} is not before "
+            + (
+                f"training.max_steps {c.steps}"
+                if c.training.max_steps
+                else f"the end of training.max_epochs {c.training.max_epochs}, after {c.steps} "
+                "steps"
+            )
+            + ": the text encoder would never learn"
+        ),
+    ),
+    Rule(
+        ("training.cache_text_to_disk", "method.train_text_encoder"),
+        lambda c: c.training.cache_text_to_disk and c.config.trains_text_encoder,
+        lambda _: (
+            "training.cache_text_to_disk and method.train_text_encoder contradict each other: what "
+            "a learning text encoder says changes with each step. Take one of them out"
+        ),
+    ),
+    Rule(
+        ("training.text_from_npz", "method.train_text_encoder"),
+        lambda c: c.training.text_from_npz and c.config.trains_text_encoder,
+        lambda _: (
+            "training.text_from_npz and method.train_text_encoder contradict each other: what a "
+            "learning text encoder says changes with each step. Take one of them out"
+        ),
+    ),
+    Rule(
+        ("training.text_from_npz", "method.templates", "method.template_file"),
+        lambda c: (
+            c.training.text_from_npz
+            and c.config.hypernetwork is not None
+            and bool(c.config.hypernetwork.templates or c.config.hypernetwork.template_file)
+        ),
+        lambda _: (
+            "training.text_from_npz does not go with caption templates, which put other words "
+            "around a caption each time. Take one of the two out"
+        ),
+    ),
+    Rule(
+        ("training.text_from_npz", "model.max_tokens", "model.token_join"),
+        lambda c: (
+            c.training.text_from_npz
+            and c.config.model.max_tokens > 75
+            and c.config.model.token_join == "kohya"
+        ),
+        lambda c: (
+            f"training.text_from_npz has no effect with model.max_tokens "
+            f"{c.config.model.max_tokens} and model.token_join kohya, which encode every caption "
+            f"as {c.config.model.max_tokens // 75} chunks, and files of one chunk are used. Set "
+            f"max_tokens to 75 or token_join to a1111, or take text_from_npz out"
+        ),
+    ),
+)
+"""Text encoders that learn, or whose outputs are taken from files."""
+
+
+HELD_OUT = (
+    Rule(
+        ("saving.best_model", "validation.split", "validation.image_dir"),
+        lambda c: c.config.saving.best_model and not c.holds_out,
+        lambda _: (
+            "saving.best_model needs held-out images: set validation.split or validation.image_dir"
+        ),
+    ),
+    Rule(
+        ("validation.image_dir", "dataset.validation_split"),
+        lambda c: c.split_twice,
+        lambda _: (
+            "validation.image_dir and validation_split of a dataset contradict each other: take "
+            "one of them out"
+        ),
+    ),
+)
+"""Validation without images, and what needs it."""
+
+
+WRITTEN = (
+    Rule(
+        ("saving.format", "method.kind"),
+        lambda c: c.config.saving.format not in (None, *FORMATS[c.method.kind]),
+        lambda c: (
+            f"saving.format {c.config.saving.format} is not one of method.kind {c.method.kind}, "
+            f"which has {', '.join(FORMATS[c.method.kind])}"
+        ),
+    ),
+    Rule(
+        ("method.kind", "saving.unet_dtype", "saving.text_encoder_dtype", "saving.vae_dtype"),
+        lambda c: c.method.kind == "hypernetwork" and bool(c.config.saving.part_dtypes),
+        lambda c: (
+            f"saving.{next(iter(c.config.saving.part_dtypes))}_dtype has no effect on a "
+            f"hypernetwork"
+        ),
+    ),
+    Rule(
+        ("method.kind", "saving.export_dtype"),
+        lambda c: c.method.kind == "hypernetwork" and c.config.export_precision == "bf16",
+        lambda _: "saving.export_dtype of a hypernetwork is fp32 or fp16",
+    ),
+)
+"""Forms and names of results."""

@@ -1,0 +1,129 @@
+"""What a run refuses of weights that wait in RAM, or are stepped in the backward pass."""
+
+from __future__ import annotations
+
+from impasto.config.rule import Rule
+
+MEMORY = (
+    Rule(
+        ("training.stream_weights",),
+        lambda c: c.training.stream_weights and c.facts.device == "cpu",
+        lambda _: (
+            "training.stream_weights keeps weights out of VRAM, and this run computes on the CPU, "
+            "where it would change nothing. Take it out"
+        ),
+    ),
+    Rule(
+        (
+            "training.stream_weights",
+            "training.gradient_checkpointing",
+            "training.checkpointed_levels",
+        ),
+        lambda c: (
+            c.training.stream_weights
+            and (
+                not c.training.gradient_checkpointing or c.training.checkpointed_levels is not None
+            )
+        ),
+        lambda _: (
+            "training.stream_weights needs gradient_checkpointing of all levels: what is not "
+            "computed again keeps its weights on the GPU. Set gradient_checkpointing = true, "
+            "without checkpointed_levels"
+        ),
+    ),
+    Rule(
+        ("training.stream_weights", "training.optimizer_in_backward"),
+        lambda c: c.training.stream_weights and not c.in_backward,
+        lambda _: (
+            "training.stream_weights needs optimizer_in_backward: weights are stepped while they "
+            'are on the GPU. Set it to "exact" or "last_norm"'
+        ),
+    ),
+    Rule(
+        ("training.stream_weights", "method.kind"),
+        lambda c: c.training.stream_weights and c.method.kind != "full",
+        lambda _: (
+            "training.stream_weights is for training the U-Net itself; beside a hypernetwork its "
+            "weights stay on the GPU in 16 bits. Take it out"
+        ),
+    ),
+    Rule(
+        ("training.stream_weights", "training.channels_last"),
+        lambda c: c.training.stream_weights and c.training.channels_last,
+        lambda _: (
+            "training.stream_weights does not go with channels_last, which helps compiled networks "
+            "alone. Take channels_last out"
+        ),
+    ),
+    Rule(
+        ("training.stream_weights", "training.compile"),
+        lambda c: c.training.stream_weights and c.training.compile != "off",
+        lambda _: (
+            "training.stream_weights does not go with compile, whose code keeps the place of each "
+            'weight. Set compile to "off"'
+        ),
+    ),
+    Rule(
+        ("training.stream_weights", "training.ema_decay", "training.ema_on_cpu"),
+        lambda c: (
+            c.training.stream_weights
+            and c.training.ema_decay is not None
+            and not c.training.ema_on_cpu
+        ),
+        lambda _: (
+            "training.stream_weights needs ema_on_cpu: the running average takes more VRAM than "
+            "the weights that are taken out of it. Set ema_on_cpu = true"
+        ),
+    ),
+    Rule(
+        ("training.stream_weights", "optimizer.kind"),
+        lambda c: c.training.stream_weights and c.row.is_paged,
+        lambda c: (
+            f"training.stream_weights does not go with optimizer.kind {c.kind}, whose state CUDA "
+            f"moves by itself. Take {c.kind.removeprefix('paged_')} with offload_optimizer"
+        ),
+    ),
+    Rule(
+        ("training.stream_weights",),
+        lambda c: c.training.stream_weights and (c.facts.processes or 1) > 1,
+        lambda c: (
+            f"training.stream_weights is for one process, and this run has {c.facts.processes}: "
+            f"several share a model by FSDP. Take it out"
+        ),
+    ),
+    Rule(
+        ("training.optimizer_in_backward", "training.gradient_accumulation_steps"),
+        lambda c: c.in_backward and c.training.gradient_accumulation_steps > 1,
+        lambda c: (
+            "training.optimizer_in_backward frees gradients at once, and "
+            f"gradient_accumulation_steps {c.training.gradient_accumulation_steps} adds them up: "
+            "take one of the two out"
+        ),
+    ),
+    Rule(
+        ("training.optimizer_in_backward", "training.mixed_precision"),
+        lambda c: c.training.optimizer_in_backward == "last_norm" and c.precision == "fp16",
+        lambda _: (
+            "training.optimizer_in_backward last_norm does not go with mixed_precision fp16, whose "
+            "gradients may overflow: take exact"
+        ),
+    ),
+    Rule(
+        ("training.optimizer_in_backward", "training.max_grad_norm"),
+        lambda c: c.training.optimizer_in_backward == "last_norm" and c.training.max_grad_norm == 0,
+        lambda _: (
+            "training.optimizer_in_backward last_norm has nothing to limit with max_grad_norm 0: "
+            "take exact, which costs nothing then"
+        ),
+    ),
+    Rule(
+        ("training.optimizer_in_backward",),
+        lambda c: c.in_backward and (c.facts.processes or 1) > 1 and not c.facts.sharding,
+        lambda c: (
+            f"training.optimizer_in_backward is for one process, and this run has "
+            f"{c.facts.processes}: they add up their gradients, which have to be kept for it. Set "
+            f'it to "off" (--fused_backward_pass of sd-scripts asks for it)'
+        ),
+    ),
+)
+"""`training.stream_weights` and `optimizer_in_backward`."""

@@ -1,0 +1,135 @@
+"""Parts of a session that follow from the settings, the model and the data alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+
+from impasto.config.run import RunConfig
+from impasto.data.dataset import TrainingData
+from impasto.datasets.batching import validation_batch_size
+from impasto.datasets.prepare import PreparedData
+from impasto.models.hypernetwork import HypernetworkStack
+from impasto.models.loading import BaseModel
+from impasto.models.text import TextConditioner
+from impasto.models.trainable import Trainable
+from impasto.sampling.prompts import Prompt
+from impasto.sampling.sampler import Sampler
+from impasto.training.encoded_model import EncodedModel
+from impasto.training.methods import build_templates
+from impasto.training.monitoring.previews import Previewer
+from impasto.training.monitoring.validation import Validator
+from impasto.training.objective import (
+    build_error,
+    build_loss_weight,
+    build_noise,
+    build_timesteps,
+)
+from impasto.training.optim.ema import EmaWeights
+from impasto.training.overrides import Overrides
+from impasto.training.parallel.strategy import ParallelStrategy
+from impasto.training.step import StepRecipe
+
+
+def build_data(
+    config: RunConfig, encoded: EncodedModel, steps: int, overrides: Overrides
+) -> TrainingData:
+    """What makes batches of the encoded images, with their captions, masks and noise."""
+    return TrainingData(
+        encoded.data.training,
+        encoded.data.cache,
+        encoded.model.scaling_factor,
+        config.seed,
+        steps,
+        encoded.encoder,
+        overrides.noise or build_noise(config.noise),
+        build_templates(config),
+    )
+
+
+def build_recipe(
+    config: RunConfig, model: BaseModel, device: torch.device, overrides: Overrides
+) -> StepRecipe:
+    """The functions and numbers of a training step, by the settings or as given in code."""
+    return StepRecipe(
+        model.schedule.to(device),
+        model.identity.prediction,
+        overrides.timesteps or build_timesteps(config.timesteps),
+        overrides.loss_weight or build_loss_weight(config.loss),
+        overrides.noise or build_noise(config.noise),
+        overrides.error or build_error(config.loss),
+    )
+
+
+def build_validator(
+    config: RunConfig, prepared: PreparedData, model: BaseModel
+) -> Validator | None:
+    """What measures the validation loss; None where no images are held out."""
+    if prepared.held_out is None:
+        return None
+    return Validator(
+        prepared.held_out,
+        prepared.cache,
+        model.scaling_factor,
+        config.validation.timesteps,
+        partial(validation_batch_size, config),
+    )
+
+
+def build_previewer(
+    prompts: Sequence[Prompt],
+    model: BaseModel,
+    trainable: Trainable,
+    conditioner: TextConditioner,
+    others: HypernetworkStack,
+    *,
+    tiled: bool,
+    zeroes_empty_text: bool,
+) -> Previewer:
+    """Previews with the hypernetwork that is trained, if one is, and the others after it."""
+    stack = HypernetworkStack()
+    device: torch.device = next(trainable.unet.parameters()).device
+    for known in (trainable.hypernetworks, others):
+        for name, network in known.networks.items():
+            stack.add(name, network.to(device), known.strengths[name])
+    for prompt in prompts:
+        with stack.at(prompt.strengths):
+            pass  # a name that is not there is found before training
+    with stack.attached(trainable.unet):
+        pass  # and so is one that does not fit the model
+    sampler = Sampler(
+        trainable.unet,
+        model.vae,
+        conditioner,
+        model.scheduler_config,
+        model.scaling_factor,
+        hypernetworks=stack,
+        cell=model.family.cell,
+        tiled=tiled,
+        zeroes_empty_text=zeroes_empty_text,
+    )
+    return Previewer(sampler, prompts)
+
+
+def build_ema(
+    config: RunConfig, trainable: Trainable, strategy: ParallelStrategy
+) -> EmaWeights | None:
+    """The running average of what learns; None where the settings ask for none."""
+    training = config.training
+    if training.ema_decay is None:
+        return None
+    learning = {
+        f"{part.name}.{name}": parameter
+        for part in trainable.parts
+        for name, parameter in part.parameters().items()
+    }
+    return EmaWeights(
+        learning,
+        training.ema_decay,
+        power=training.ema_power,
+        every=training.ema_every,
+        on_cpu=training.ema_on_cpu,
+        copies_values=strategy.is_sharded,
+    )
