@@ -77,7 +77,7 @@ def load_pickle(path: Path) -> Any:
             f"that could run a program on this machine. Nothing in it was run. Take a .safetensors "
             f"version of this model, or another source."
         ) from error
-    except Exception as error:
+    except Exception as error:  # a damaged pickle raises any class, as its opcodes are run
         raise _damaged(path, reason_of(error)) from error
 
 
@@ -98,7 +98,7 @@ def _unusual_names(path: Path, *, is_zip: bool) -> list[str]:
     """What the file's pickles name that a file of tensors does not, found without running them."""
     try:
         names = set(_names_in(path, is_zip=is_zip))
-    except Exception:
+    except Exception:  # as above; the names are only for a message about it
         return []
     return sorted(n for n in names if n not in _USUAL and not _is_storage(n))
 

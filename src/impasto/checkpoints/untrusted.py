@@ -29,7 +29,7 @@ def untrusted(path: Path | str) -> Iterator[None]:
         yield
     except ImpastoError:
         raise
-    except Exception as error:
+    except Exception as error:  # whatever libraries raise on what a stranger has written
         raise ModelError(
             f"{path} is damaged or not what it claims to be ({reason_of(error)}). Download or copy "
             f"it again."

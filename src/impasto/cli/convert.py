@@ -9,10 +9,10 @@ import click
 
 from impasto import files, presence
 from impasto.cli.model_options import model_options, open_options
+from impasto.cli.precision_options import asked_dtypes, precision_options
 from impasto.errors import ConfigError
 
 FORMATS_OF_HYPERNETWORKS = ("a1111", "portable", "novelai")
-DTYPE = click.Choice(["fp32", "fp16", "bf16"])
 
 
 @click.command()
@@ -25,10 +25,7 @@ DTYPE = click.Choice(["fp32", "fp16", "bf16"])
     help="What to write; default: by the ending of OUT, without one a Diffusers folder. A "
     "hypernetwork: a1111, portable (ComfyUI too), novelai or safetensors.",
 )
-@click.option("--dtype", type=DTYPE, help="Precision of all parts; default: as they are.")
-@click.option("--unet-dtype", type=DTYPE, help="Precision of the U-Net.")
-@click.option("--text-encoder-dtype", type=DTYPE, help="Precision of the text encoder.")
-@click.option("--vae-dtype", type=DTYPE, help="Precision of the VAE.")
+@precision_options(usual="as they are")
 @click.option("--ema", is_flag=True, help="Take the averaged weights: short for --weights ema.")
 @click.option("--title", help="The model's name in its metadata; default: the source's, or OUT's.")
 @click.option("--overwrite", is_flag=True, help="Replace OUT if it is there.")
@@ -48,7 +45,6 @@ def convert(source: str, target: Path, form: str | None, **options: Any) -> None
     require_source(source)
     from impasto.checkpoints.kinds import HYPERNETWORK
     from impasto.cli.console import Console
-    from impasto.models import families
     from impasto.models.conversion import convert_hypernetwork, convert_model, form_of
     from impasto.models.saving import DTYPES
 
@@ -70,12 +66,11 @@ def convert(source: str, target: Path, form: str | None, **options: Any) -> None
     if options.pop("ema"):
         options["weights"] = "ema"
     opened_as = open_options(options)
-    words = {word: options[f"{word}_dtype"] or options["dtype"] for word in families.BY_SETTING}
     written = convert_model(
         source,
         target,
         form_of(target, form),
-        families.by_kind({part: DTYPES[word] for part, word in words.items() if word}),
+        asked_dtypes(options),
         opened_as,
         title=options["title"],
         overwrite=options["overwrite"],

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from impasto.cli.convert import DTYPE
 from impasto.cli.model_options import open_options, options_without_vae
 from impasto.cli.numbers import Finite
+from impasto.cli.precision_options import DTYPE
 from impasto.errors import ConfigError
 
 if TYPE_CHECKING:

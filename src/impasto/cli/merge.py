@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from impasto.cli.convert import DTYPE
 from impasto.cli.model_options import model_options, open_options
 from impasto.cli.numbers import Finite
+from impasto.cli.precision_options import asked_dtypes, precision_options
 from impasto.errors import ConfigError
 from impasto.finite import finite
 from impasto.invocation import command
@@ -67,10 +67,7 @@ RATIO = Finite(-MOST, MOST)
     "--previews", metavar="FOLDER", type=click.Path(path_type=Path),
     help="With --along: draw the run's prompts at each ratio, and a sheet of all.",
 )  # fmt: skip
-@click.option("--dtype", type=DTYPE, help="Precision of all parts; default: as in the first model.")
-@click.option("--unet-dtype", type=DTYPE, help="Precision of the U-Net.")
-@click.option("--text-encoder-dtype", type=DTYPE, help="Precision of the text encoder.")
-@click.option("--vae-dtype", type=DTYPE, help="Precision of the VAE.")
+@precision_options(usual="as in the first model")
 @click.option("--title", help="The model's name in its metadata; default: OUT's.")
 @click.option("--overwrite", is_flag=True, help="Replace OUT if it is there.")
 @model_options
@@ -116,16 +113,13 @@ def _output(target: Path, options: dict[str, Any]) -> Output:
     Raises:
         ConfigError: The target's name is of no form of model.
     """
-    from impasto.models import families
     from impasto.models.merging import Output
-    from impasto.models.saving import DTYPES
     from impasto.models.targets import form_of
 
-    words = {word: options[f"{word}_dtype"] or options["dtype"] for word in families.BY_SETTING}
     return Output(
         target,
         form_of(target, None),
-        families.by_kind({part: DTYPES[word] for part, word in words.items() if word}),
+        asked_dtypes(options),
         options["title"],
         overwrite=options["overwrite"],
     )

@@ -206,5 +206,5 @@ class _Deals:
     def _fulfil(self, future: Future[Dealt], epoch: int) -> None:
         try:
             future.set_result(self._deal(epoch))
-        except BaseException as error:
+        except BaseException as error:  # whoever waits for the epoch is told, whatever it was
             future.set_exception(error)

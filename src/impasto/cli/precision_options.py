@@ -1,0 +1,47 @@
+"""The options that say in which precision each part of a model is written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    import torch
+
+    from impasto.checkpoints.keymap import PartKind
+
+DTYPE = click.Choice(["fp32", "fp16", "bf16"])
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def precision_options(usual: str) -> Callable[[F], F]:
+    """Add `--dtype`, `--unet-dtype`, `--text-encoder-dtype` and `--vae-dtype`.
+
+    Args:
+        usual: What parts are written in if nothing is asked for, for the help.
+    """
+    options = (
+        click.option("--dtype", type=DTYPE, help=f"Precision of all parts; default: {usual}."),
+        click.option("--unet-dtype", type=DTYPE, help="Precision of the U-Net."),
+        click.option("--text-encoder-dtype", type=DTYPE, help="Precision of the text encoder."),
+        click.option("--vae-dtype", type=DTYPE, help="Precision of the VAE."),
+    )
+
+    def add(command: F) -> F:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return add
+
+
+def asked_dtypes(options: Mapping[str, Any]) -> Mapping[PartKind, torch.dtype]:
+    """The precision of each kind of network that was asked for, by its own option or for all."""
+    from impasto.models import families
+    from impasto.models.saving import DTYPES
+
+    words = {word: options[f"{word}_dtype"] or options["dtype"] for word in families.BY_SETTING}
+    return families.by_kind({part: DTYPES[word] for part, word in words.items() if word})
