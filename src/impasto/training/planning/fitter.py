@@ -109,7 +109,7 @@ class MemoryFitter:
     def _works_without(self, config: RunConfig, rungs: Sequence[Lever], batch: int | None) -> bool:
         """Whether these rungs alone go together and are enough."""
         for rung in rungs:
-            if not offers(rung, config, self.facts):
+            if not (offers(rung, config, self.facts) and self.has_ram_for(rung, config)):
                 return False
             config = with_rungs(config, [rung])
         return self.fits(config, batch)
