@@ -131,4 +131,4 @@ def test_two_models_of_other_families_are_mixed(
         changed += not torch.equal(a[name], tensor)
     assert changed > 100
     record = json.loads(open_tensor_file(made).metadata["impasto.merge"])
-    assert record["vae"] == "a.safetensors"
+    assert record["vae_file"] == "a.safetensors"
