@@ -16,6 +16,7 @@ from gpu_cases import CASES, FAULTS, broken_step, fault_of
 from runs import StopAt, exported
 from safetensors.torch import load_file
 
+from impasto.config.load import load_run_config
 from impasto.datasets.build import survey
 from impasto.errors import NonFiniteLossError, OutOfMemoryError
 from impasto.progress import SilentProgress
@@ -216,42 +217,85 @@ def test_memory_that_runs_out_is_explained(train_config):
         torch.cuda.empty_cache()
 
 
+SD1 = {
+    "dataset": {
+        "resolution": 512, "max_bucket_reso": 512, "enable_bucket": False, "num_repeats": 8,
+    },
+    "training": {"max_steps": 3, "mixed_precision": "bf16"},
+    "saving": {"format": "diffusers", "export_dtype": "fp16"},
+}  # fmt: skip
+LEAN = {"gradient_checkpointing": True, "optimizer_in_backward": "last_norm"}
+EIGHT_BITS = {"optimizer": {"kind": "adamw8bit"}}
 FULL_SIZE = {
     "bf16": {},
-    "bf16, checkpointing": {"gradient_checkpointing": True},
-    "float32": {"mixed_precision": "no"},
-    "freed at once": {"optimizer_in_backward": "last_norm"},
-    "batch of 8": {"batch_size": 8},
+    "bf16, checkpointing": {"training": {"gradient_checkpointing": True}},
+    "fp16": {"training": {"mixed_precision": "fp16"}},
+    "float32": {"training": {"mixed_precision": "no"}},
+    "freed at once": {"training": {"optimizer_in_backward": "last_norm"}},
+    "copies of weights": {"training": COPIES},
+    "batch of 8": {"training": {"batch_size": 8}},
+    "8-bit AdamW": EIGHT_BITS,
+    "8-bit AdamW, least memory": {
+        "training": {**LEAN, "weight_dtype": "bf16", "offload_optimizer": True}, **EIGHT_BITS,
+    },
+    "memory of 4 GB": {"training": {"memory": 4}},
+    "memory of 8 GB": {"training": {"memory": 8}},
+}  # fmt: skip
+SDXL = {
+    **SD1,
+    "dataset": {**SD1["dataset"], "resolution": 1024, "max_bucket_reso": 1024, "vae_batch_size": 1},
+    "training": {**SD1["training"], "batch_size": 1},
 }
+SDXL_SIZE = {
+    "Adafactor, bf16 weights": {
+        "optimizer": {"kind": "adafactor", "lr": 1e-6},
+        "training": {
+            "weight_dtype": "bf16", "gradient_checkpointing": True, "batch_size": 2,
+            "optimizer_in_backward": "exact", "cache_text_to_disk": True,
+        },
+    },
+    "memory of 4 GB": {"training": {"memory": 4}},
+    "memory of 8 GB": {"training": {"memory": 8}},
+}  # fmt: skip
 
 
 @functools.cache
 def full_size_model(folder):
-    impasto("init", "sd1", folder, "--dtype", "fp16")
+    impasto("init", folder.name, folder, "--dtype", "fp16")
     return folder
 
 
-@pytest.mark.parametrize("name", FULL_SIZE)
+def merged(settings, changes):
+    return {
+        section: {**settings.get(section, {}), **changes.get(section, {})}
+        for section in settings | changes
+    }
+
+
+@pytest.mark.parametrize(
+    ("architecture", "name"),
+    [*(("sd1", name) for name in FULL_SIZE), *(("sdxl", name) for name in SDXL_SIZE)],
+)
 def test_memory_of_a_full_size_model_is_as_predicted(
-    name, train_config, tmp_path_factory, record_property
+    architecture, name, train_config, tmp_path_factory, record_property
 ):
-    """At 512 px; the prediction leaves some room, and is never a tenth too low."""
-    model = full_size_model(tmp_path_factory.getbasetemp().parent / "sd1")
-    config = train_config(
-        model={"path": str(model)},
-        dataset={
-            "resolution": 512, "max_bucket_reso": 512, "enable_bucket": False, "num_repeats": 8,
-        },
-        training={"max_steps": 3, "mixed_precision": "bf16", **FULL_SIZE[name]},
-        saving={"format": "diffusers", "export_dtype": "fp16"},
-    )  # fmt: skip
-    predicted = predict(config, survey(config, SilentProgress()))
+    """SD 1 at 512 px, SDXL at 1024; the prediction leaves some room, and is never a tenth low."""
+    of_one = (
+        merged(SD1, FULL_SIZE[name]) if architecture == "sd1" else merged(SDXL, SDXL_SIZE[name])
+    )
+    model = full_size_model(tmp_path_factory.getbasetemp().parent / architecture)
+    config = train_config(**{**of_one, "model": {"path": str(model)}})
     gc.collect()
     torch.cuda.empty_cache()
     before = torch.cuda.memory_reserved()
     torch.cuda.reset_peak_memory_stats()
-    train(config)
+    run = train(config)
     measured = torch.cuda.max_memory_reserved() - before
+    resolved = load_run_config(run.config_file)
+    predicted = predict(resolved, survey(resolved, SilentProgress()))
     tensors = predicted.total - predicted.workspace
-    record_property("GiB predicted, measured", f"{tensors / 2**30:.2f}, {measured / 2**30:.2f}")
+    said = f"{tensors / 2**30:.2f}, {measured / 2**30:.2f}"
+    record_property("GiB predicted, measured", said)
+    record_property("losses", losses(run))
+    assert all(map(math.isfinite, losses(run)))
     assert 0.9 < tensors / measured < 1.3
