@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from impasto.checkpoints.keymap import PartKind
-from impasto.checkpoints.tensors import LazyTensor, Scratch, Tensors, total_bytes
+from impasto.checkpoints.tensors import LazyTensor, Tensors, total_bytes
 from impasto.checkpoints.writing import is_finite
 from impasto.diffusion.schedule import BETA_END, BETA_START, NUM_TRAIN_TIMESTEPS, NoiseSchedule
 from impasto.errors import ModelError
@@ -260,9 +260,8 @@ def fill(
             f"damaged or belongs to another model."
         )
     values: dict[str, Tensor] = {}
-    scratch = Scratch()
     for name, lazy in tensors.items():
-        values[name] = lazy.read_as(dtype, scratch)
+        values[name] = lazy.read_as(dtype)
         if not is_finite(values[name]):
             raise ModelError(
                 f"{source}: {name} holds NaN or infinite values. The model is damaged; take "
