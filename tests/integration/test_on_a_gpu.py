@@ -38,6 +38,12 @@ LIBRARIES = {"stand_ins.EightBits": "adamw8bit"}
 """What stands for an optimizer on the pretended GPU -> the optimizer."""
 
 
+@pytest.fixture(autouse=True)
+def no_graphs_of_tests_before():
+    """torch.compile counts graphs by the code they are made of, those of earlier runs too."""
+    torch._dynamo.reset()
+
+
 def losses(run):
     return [record["loss"] for record in run.read_metrics() if "loss" in record]
 
@@ -202,8 +208,8 @@ def float8_config(train_config, deeper_model, monkeypatch):
 @pytest.mark.parametrize("name", FLOAT8)
 def test_losses_in_float8_are_near_those_of_bf16(name, float8_config, tmp_path):
     """A number in e4m3 is off by 2.6 % on average, and a loss by less; bf16 has a share, too."""
-    torch._dynamo.reset()
     plain = train(float8_config(tmp_path / "plain", **FLOAT8[name]))
+    torch._dynamo.reset()
     found = train(float8_config(tmp_path / "float8", **FLOAT8[name], float8=True))
     assert losses(found) == pytest.approx(losses(plain), rel=0.03)
     assert losses(found) != losses(plain)
@@ -219,8 +225,10 @@ def test_a_deterministic_run_in_float8_gives_the_same_bits_when_it_is_resumed(
     settings = {"compile": "blocks", "deterministic": True, "float8": True}
     whole = train(float8_config(tmp_path / "whole", **settings))
     config = float8_config(tmp_path / "ended", **settings)
+    torch._dynamo.reset()
     with pytest.raises(ZeroDivisionError):
         train(config, StopAt(3))
+    torch._dynamo.reset()
     again = resume(config.output_dir, SilentEvents())
     assert exported(again) == exported(whole)
 
@@ -249,7 +257,6 @@ def test_real_float8_products_are_those_that_are_emulated(name, compiled, float8
     for emulated in (True, False):
         layer = Float8Linear(plain, torchao_product(emulated=emulated))
         if compiled and not emulated:
-            torch._dynamo.reset()
             layer.compile(dynamic=False)
         given = values.clone().requires_grad_()
         with torch.autocast("cuda", torch.bfloat16):

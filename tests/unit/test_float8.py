@@ -157,6 +157,21 @@ def test_rows_are_filled_up_to_a_multiple_of_16_and_change_nothing(any_size, tor
     assert torch.allclose(again, of_weight, rtol=1e-5, atol=1e-6)
 
 
+def test_rows_come_in_the_type_that_is_computed_in():
+    """What a product is given is kept for the backward pass: in 16 bits, as autocast keeps it."""
+    seen = []
+
+    def product(rows, weight):
+        seen.append((rows.dtype, weight.dtype))
+        return rows @ weight.t().to(rows.dtype)
+
+    layer = float8.Float8Linear(nn.Linear(16, 16), product)
+    assert layer(torch.randn(16, 16)).dtype is torch.float32
+    with torch.autocast("cpu", BF16):
+        assert layer(torch.randn(16, 16)).dtype is BF16
+    assert seen == [(torch.float32, torch.float32), (BF16, torch.float32)]
+
+
 def test_eval_mode_computes_as_without_float8(network, any_size, torchao):
     values = torch.randn(5, 32)
     wanted = network["block"].eval()(values)
