@@ -40,7 +40,7 @@ def settings(train_config):
     """Builds the settings of a run that has every shape of batch more than once."""
 
     def build_settings(**changes):
-        usual = {"optimizer": {"lr": RATE}, "training": {"max_steps": 8, "batch_size": 1}}
+        usual = {"optimizer": {"lr": RATE}, "training": {"max_steps": 9, "batch_size": 1}}
         merged = {
             section: {**usual.get(section, {}), **changes.get(section, {})}
             if isinstance(changes.get(section, {}), dict)
@@ -107,7 +107,9 @@ ALIKE = {
     "a low limit": {"training": {"max_grad_norm": 0.01}},
     "checkpointing": {"training": {"gradient_checkpointing": True}},
     "checkpointing, copies of weights": {"training": {**COPIES, "gradient_checkpointing": True}},
-    "a rate that rises and falls": {"schedule": {"kind": "linear", "warmup_steps": 4}},
+    "a rate that rises and falls": {
+        "schedule": {"kind": "linear", "warmup_steps": 4}, "training": {"max_steps": 12},
+    },
     "two rates": {"method": {"block_lrs": {"up_blocks.1": RATE / 4}}},
     "average": {"training": {"ema_decay": 0.9}},
     "watched": {
@@ -140,7 +142,9 @@ def test_a_hypernetwork_learns_the_same(both):
 def test_short_batches_are_filled_up(both, recorders):
     """13 images in 3 buckets, 4 at a time: one graph a bucket; filling up changes no result."""
     plain, graphed = both(
-        optimizer=STEADY, training={"batch_size": 4}, logging={"image_losses": True}
+        optimizer=STEADY,
+        training={"batch_size": 4, "max_steps": 12},
+        logging={"image_losses": True},
     )
     assert recorders[0].recorded == 3 + 1
     assert_alike(graphed, plain)

@@ -196,6 +196,8 @@ class TrainingLoop:
     def _compiling(self, bucket: Size, optimizer_step: OptimizerStep) -> Iterator[None]:
         """The first step of a size of images compiles for it, which is timed by itself."""
         shapes = {(bucket, len(batch.samples)) for batch in optimizer_step.micro_batches}
+        if self._graphs is not None:  # short batches are filled up
+            shapes = {(bucket, self._session.sampler.largest_batches[bucket])}
         if self._config.training.compile == "off":
             yield
             return

@@ -4,7 +4,7 @@ A step of SD 1.x is some thousands of kernels, which the host launches one by on
 small batch waits for it. A graph launches them all at once. Inputs are copied to places that never
 change, short batches are filled up with samples of weight 0, and what the step leaves (gradients,
 losses) is at such places too. The first step of each shape runs as it is written, which prepares
-what libraries and compilers make once; from the second one on it is a graph.
+what libraries and compilers make once and loads all kernels; then it is recorded.
 """
 
 from __future__ import annotations
@@ -40,11 +40,13 @@ class _Shape:
     Attributes:
         inputs: Filled before each step.
         losses: [B] what the step leaves.
+        is_ready: Whether a step has run that added to gradients at their places, as a graph does.
         replay: Does the step; None where it is not recorded yet.
     """
 
     inputs: StepInputs
     losses: Tensor
+    is_ready: bool = False
     replay: Work | None = None
 
     @classmethod
@@ -112,13 +114,12 @@ class StepGraphs:
             The losses of its samples, and their part of the step's loss.
         """
         key = (size, *((x.shape[1:], x.dtype) for x in inputs.tensors()), inputs.mask is None)
-        shape = self._shapes.get(key)
-        is_new = shape is None
-        if shape is None:
-            shape = self._shapes[key] = _Shape.like(inputs, size)
+        if key not in self._shapes:
+            self._shapes[key] = _Shape.like(inputs, size)
+        shape = self._shapes[key]
         shape.fill(inputs)
         self._share.fill_(share)
-        self._do(shape, is_new=is_new)
+        self._do(shape)
         given = len(inputs.t)
         return StepOutput(shape.losses[:given].clone(), inputs.t), self._loss.clone()
 
@@ -130,12 +131,13 @@ class StepGraphs:
             for shape in self._shapes.values():
                 shape.replay = None
 
-    def _do(self, shape: _Shape, *, is_new: bool) -> None:
+    def _do(self, shape: _Shape) -> None:
         work = partial(self._step, shape)
-        if shape.replay is None and (is_new or not self.update.has_places or self._is_full()):
-            self._recorder.run(work)
-            return
         if shape.replay is None:
+            if not shape.is_ready or self._is_full():
+                self._recorder.run(work)
+                shape.is_ready = self.update.has_places
+                return
             self._weights_at = self._weights_at or self._places()
             shape.replay = self._recorder.record(work)
         shape.replay()
