@@ -258,9 +258,7 @@ class AsksForNumbers:
 
 def test_what_cannot_be_recorded_is_named(settings, recorders):
     config = settings(training={"cuda_graphs": "step"})
-    with pytest.raises(
-        RunError, match=r'could not.*waits.*Set training\.cuda_graphs to "off"'
-    ):
+    with pytest.raises(RunError, match=r'could not.*waits.*Set training\.cuda_graphs to "off"'):
         train(config, SilentEvents(), overrides=Overrides(loss_weight=AsksForNumbers()))
     run = RunDirectory(config.output_dir)
     assert len(list(run.states.glob("step-*"))) == 1

@@ -112,7 +112,15 @@ class StepGraphs:
 
         Returns:
             The losses of its samples, and their part of the step's loss.
+
+        Raises:
+            ConfigError: A gradient would flow into the inputs, which are copied.
         """
+        if any(x.requires_grad for x in inputs.tensors()):
+            raise ConfigError(
+                "training.cuda_graphs step does not go with a conditioner or noise that learns, "
+                'which was given in code: its work is not in the graph. Set cuda_graphs to "off".'
+            )
         key = (size, *((x.shape[1:], x.dtype) for x in inputs.tensors()), inputs.mask is None)
         if key not in self._shapes:
             self._shapes[key] = _Shape.like(inputs, size)

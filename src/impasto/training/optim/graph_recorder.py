@@ -7,7 +7,8 @@ same numbers from the host.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import contextlib
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
@@ -68,30 +69,43 @@ class CudaGraphRecorder:
         Raises:
             NotRecordableError: A CUDA graph cannot hold it.
         """
-        graph = torch.cuda.CUDAGraph()
+        graph, first = torch.cuda.CUDAGraph(), list[BaseException]()
+        current = torch.cuda.current_stream(self._device)
         try:
-            with torch.cuda.graph(
-                graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
+            with (
+                torch.cuda.stream(current),  # which is left at an error too
+                torch.cuda.graph(
+                    graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
+                ),
             ):
-                work()
-        except RuntimeError as error:
-            raise _cause_of(error) from error
+                try:
+                    work()
+                except BaseException as error:
+                    first.append(error)  # the end of a recording that failed fails as well
+                    raise
+        except Exception as error:
+            self._end_allocating()
+            raise as_told(first[0] if first else error) from None
         return graph.replay
 
+    def _end_allocating(self) -> None:
+        """Have the allocator know that a recording that failed has ended.
 
-def _cause_of(error: RuntimeError) -> BaseException:
-    """What went wrong first: an end of recording that fails after it is raised in its place."""
-    causes = list(_with_contexts(error))
-    first = causes[-1]
-    if any(is_out_of_memory(cause) for cause in causes):
-        return next(cause for cause in reversed(causes) if is_out_of_memory(cause))
-    if not isinstance(first, RuntimeError):
-        return first
-    return NotRecordableError(str(first))
+        Not all versions of PyTorch do that, and they refuse to free memory then (`CUDAGraph.cpp`,
+        `capture_end`; `CUDACachingAllocator.cpp`, `synchronize_and_free_events`). If it has done so
+        it raises.
+        """
+        with contextlib.suppress(RuntimeError):
+            torch._C._cuda_endAllocateToPool(self._stream.device_index, self._pool)
 
 
-def _with_contexts(error: BaseException) -> Iterator[BaseException]:
-    found: BaseException | None = error
-    while found is not None:
-        yield found
-        found = found.__context__
+def as_told(error: BaseException) -> BaseException:
+    """The error of a recording: memory that ran out and the program's own errors stay as they are.
+
+    Everything else is something that a graph cannot hold.
+    """
+    if is_out_of_memory(error) or not isinstance(error, RuntimeError):
+        return error
+    told = NotRecordableError(str(error).partition("\n")[0].rstrip("."))
+    told.__cause__ = error
+    return told
