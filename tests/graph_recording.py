@@ -23,11 +23,17 @@ WAITING = {"aten::_local_scalar_dense", "aten::equal", "aten::is_nonzero", "aten
 
 
 class Recording(TorchDispatchMode):
-    """Notes the operators, and what memory of before they write to."""
+    """Notes the operators, and what was in memory that they write to.
+
+    Attributes:
+        calls: Operator, arguments and results.
+        memories: Of what was made, on a pretended GPU.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.calls: list[tuple[Any, Any, Any, list[Tensor]]] = []
+        self.memories: list[Any] = []
         self._made: set[int] = set()
         self._before: dict[int, tuple[Tensor, Tensor]] = {}
 
@@ -41,6 +47,7 @@ class Recording(TorchDispatchMode):
         result = func(*args, **kwargs)
         made = list(tensors_in(result))
         self._made |= {address(tensor) for tensor in made} - given
+        self.memories += [x.memory for x in made if hasattr(x, "memory")]
         self.calls.append((func, args, kwargs, made))
         return result
 
@@ -60,8 +67,8 @@ class Recording(TorchDispatchMode):
     def _keep(self, tensor: Tensor) -> None:
         place = address(tensor)
         if place and place not in self._made and place not in self._before:
-            whole = tensor.detach().new_empty(0)
-            whole.set_(tensor.untyped_storage())
+            whole = on_cpu(tensor).detach().new_empty(0)
+            whole.set_(on_cpu(tensor).untyped_storage())
             self._before[place] = whole, whole.clone()
 
 
@@ -110,8 +117,13 @@ def without_random_states() -> Iterator[None]:
         torch.get_rng_state = real
 
 
+def on_cpu(tensor: Tensor) -> Tensor:
+    """A tensor that has values: those of a pretended GPU keep theirs beside them."""
+    return getattr(tensor, "values", None) if hasattr(tensor, "memory") else tensor
+
+
 def address(tensor: Tensor) -> int:
-    return tensor.untyped_storage().data_ptr()
+    return on_cpu(tensor).untyped_storage().data_ptr()
 
 
 def written(func: Any, args: Any, kwargs: Any) -> Iterator[Tensor]:

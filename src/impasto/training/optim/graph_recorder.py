@@ -57,9 +57,11 @@ class CudaGraphRecorder:
         """Do work on the stream that records: cuBLAS keeps a workspace for each stream."""
         current = torch.cuda.current_stream(self._device)
         self._stream.wait_stream(current)
-        with torch.cuda.stream(self._stream):
-            work()
-        current.wait_stream(self._stream)
+        try:
+            with torch.cuda.stream(self._stream):
+                work()
+        finally:  # after an error too: what it used is freed then
+            current.wait_stream(self._stream)
 
     def record(self, work: Work) -> Work:
         """Record work.

@@ -125,7 +125,7 @@ class GraphedUpdate:
     def _give_places(self) -> None:
         """Put zeros of their own where the first step left gradients, between its activations."""
         learning = [p for p in self._parameters if p.grad is not None]
-        self._optimizer.zero_grad()
+        self._recorder.run(self._optimizer.zero_grad)  # freed where they were made
         for parameter in learning:
             parameter.grad = torch.zeros_like(parameter)
         self.has_places = True
