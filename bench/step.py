@@ -49,17 +49,31 @@ ON_GPU: dict[str, dict[str, Any]] = {
     "bf16, copies of weights": {
         "training": {"mixed_precision": "bf16", "cache_text_to_disk": True, "weight_copies": True}
     },
+    "bf16, steps as CUDA graphs": {
+        "training": {
+            "mixed_precision": "bf16", "cache_text_to_disk": True, "cuda_graphs": "step",
+        }
+    },
+    "bf16, copies of weights, steps as CUDA graphs": {
+        "training": {
+            "mixed_precision": "bf16", "cache_text_to_disk": True, "weight_copies": True,
+            "cuda_graphs": "step",
+        }
+    },
     "bf16, channels last": {"training": _FAST},
     "bf16, channels last, blocks compiled": {"training": {**_FAST, "compile": "blocks"}},
     "bf16, channels last, compiled": {"training": {**_FAST, "compile": "full"}},
     "bf16, channels last, compiled, CUDA graphs": {
-        "training": {**_FAST, "compile": "full", "cuda_graphs": True}
+        "training": {**_FAST, "compile": "full", "cuda_graphs": "network"}
     },
     "bf16, channels last, compiled, copies of weights": {
         "training": {**_FAST, "compile": "full", "weight_copies": True}
     },
     "bf16, channels last, compiled, copies of weights, CUDA graphs": {
-        "training": {**_FAST, "compile": "full", "weight_copies": True, "cuda_graphs": True}
+        "training": {**_FAST, "compile": "full", "weight_copies": True, "cuda_graphs": "network"}
+    },
+    "bf16, channels last, compiled, copies of weights, steps as CUDA graphs": {
+        "training": {**_FAST, "compile": "full", "weight_copies": True, "cuda_graphs": "step"}
     },
     "bf16, channels last, compiled, float8": {
         "training": {**_FAST, "compile": "full", "float8": True}

@@ -13,6 +13,9 @@ AT_ONCE = "_local_scalar_dense at training/optim/updates.py:"
 LOOKS_AT_LOSS_AND_NORM = {f"{AT_ONCE}<genexpr>": 2}
 """What an optimizer needs that cannot be told on the device to pass over a step."""
 
+RECORDS = "cuda.synchronize at training/optim/graph_recorder.py:record"
+"""What recording a CUDA graph begins with: the update's in step 2, that of a batch in step 3."""
+
 Settings = dict[str, dict[str, Any]]
 
 CASES: dict[str, tuple[Settings, dict[str, int]]] = {
@@ -60,6 +63,16 @@ CASES: dict[str, tuple[Settings, dict[str, int]]] = {
     "exact, no limit": ({"training": {"optimizer_in_backward": "exact", "max_grad_norm": 0.0}}, {}),
     "last norm": ({"training": {"optimizer_in_backward": "last_norm"}}, {}),
     "hypernetwork": ({"method": {"kind": "hypernetwork"}, "saving": {"format": None}}, {}),
+    "steps as graphs": ({"training": {"cuda_graphs": "step"}}, {RECORDS: 1}),
+    "steps as graphs, averaged copies": (
+        {
+            "training": {
+                "cuda_graphs": "step", "mixed_precision": "bf16", "weight_copies": True,
+                "gradient_checkpointing": True, "ema_decay": 0.9, "ema_on_cpu": True,
+            }
+        },
+        {RECORDS: 1},
+    ),
     "watched": (
         {
             "validation": {"split": 0.3, "every_steps": 2, "timesteps": 1},
@@ -81,6 +94,8 @@ FAULTS: dict[str, dict[str, Any]] = {
     "accumulation, loss": {"gradient_accumulation_steps": 2},
     "copies, loss": {"mixed_precision": "bf16", "weight_copies": True},
     "copies, gradient": {"mixed_precision": "bf16", "weight_copies": True},
+    "steps as graphs, loss": {"cuda_graphs": "step"},
+    "steps as graphs, gradient": {"cuda_graphs": "step"},
     "exact, gradient": {"optimizer_in_backward": "exact"},
     "exact, no limit, loss": {"optimizer_in_backward": "exact", "max_grad_norm": 0.0},
     "exact, no limit, gradient": {"optimizer_in_backward": "exact", "max_grad_norm": 0.0},
@@ -122,3 +137,18 @@ def broken_step(fault: dict[str, Any] | None, real: Callable[..., Any]) -> Calla
         return replace(output, losses=output.losses * float("nan"))
 
     return step
+
+
+def broken_inputs(fault: dict[str, Any] | None, real: Callable[..., Any]) -> Callable[..., Any]:
+    """The inputs of steps as graphs, whose loss or gradient is not finite in one forward pass."""
+    passes = [0]
+
+    def inputs(*args: Any) -> Any:
+        made = real(*args)
+        passes[0] += 1
+        if fault is None or passes[0] != fault["at"]:
+            return made
+        factor = 1e38 if fault["what"] == "gradient" else float("nan")
+        return replace(made, weights=made.weights * factor)
+
+    return inputs

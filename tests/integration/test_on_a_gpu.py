@@ -12,18 +12,20 @@ import pytest
 import tomli_w
 import torch
 from conftest import impasto
-from gpu_cases import CASES, FAULTS, broken_step, fault_of
+from gpu_cases import CASES, FAULTS, broken_inputs, broken_step, fault_of
 from runs import StopAt, exported
 from safetensors.torch import load_file
 
 from impasto.config.load import load_run_config
 from impasto.datasets.build import survey
-from impasto.errors import NonFiniteLossError, OutOfMemoryError
+from impasto.errors import NonFiniteLossError, OutOfMemoryError, RunError
 from impasto.progress import SilentProgress
 from impasto.runs import RunDirectory
 from impasto.training import float8, loop
 from impasto.training.events import SilentEvents
 from impasto.training.float8_linear import Float8Linear, torchao_product
+from impasto.training.optim.graph_recorder import CudaGraphRecorder
+from impasto.training.overrides import Overrides
 from impasto.training.planning.resolve import predict
 from impasto.training.trainer import resume, train
 
@@ -66,13 +68,13 @@ def settings_of(name):
 
 
 class Waits:
-    """Has PyTorch say of each wait for the GPU, in all steps but the first."""
+    """Has PyTorch say of each wait for the GPU, from a step on."""
 
-    def __init__(self, monkeypatch, mode):
+    def __init__(self, monkeypatch, mode, first=1):
         real = loop.TrainingLoop.step
 
         def update(training, update, batches):
-            if update.step > 0:
+            if update.step >= first:
                 torch.cuda.set_sync_debug_mode(mode)
             try:
                 real(training, update, batches)
@@ -153,15 +155,22 @@ COMPILED = {
     "blocks": {"compile": "blocks"},
     "full": {"compile": "full", "channels_last": True},
     "copies of weights": {"compile": "full", **COPIES},
-    "CUDA graphs": {"compile": "full", "cuda_graphs": True},
-    "CUDA graphs, copies of weights": {"compile": "full", "cuda_graphs": True, **COPIES},
+    "CUDA graphs": {"compile": "full", "cuda_graphs": "network"},
+    "CUDA graphs, copies of weights": {"compile": "full", "cuda_graphs": "network", **COPIES},
+    "steps as CUDA graphs": {"compile": "full", "cuda_graphs": "step", "max_steps": 6},
+    "steps as CUDA graphs, copies of weights": {
+        "compile": "full", "cuda_graphs": "step", "max_steps": 6, **COPIES,
+    },
+    "steps as CUDA graphs, blocks, checkpointing": {
+        "compile": "blocks", "gradient_checkpointing": True, "cuda_graphs": "step", "max_steps": 6,
+    },
     "blocks, checkpointing": {"compile": "blocks", "gradient_checkpointing": True},
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", COMPILED)
 def test_a_compiled_network_computes_the_same(name, train_config, tmp_path):
-    usual = {"max_steps": 4, "mixed_precision": "bf16"}
+    usual = {"max_steps": COMPILED[name].get("max_steps", 4), "mixed_precision": "bf16"}
     alike = {"dataset": {"enable_bucket": False}}
     plain = train(train_config(training=usual, **alike))
     found = train(
@@ -176,7 +185,7 @@ HAS_FLOAT8 = torch.cuda.is_available() and torch.cuda.get_device_capability() >=
 FLOAT8 = {
     "blocks": {"compile": "blocks"},
     "full": {"compile": "full", "channels_last": True},
-    "CUDA graphs": {"compile": "full", "cuda_graphs": True},
+    "CUDA graphs": {"compile": "full", "cuda_graphs": "network"},
     "copies of weights": {"compile": "full", **COPIES},
     "blocks, checkpointing": {"compile": "blocks", "gradient_checkpointing": True},
     "bf16 weights": {"compile": "full", "weight_dtype": "bf16"},
@@ -285,6 +294,8 @@ def test_a_deterministic_run_gives_the_same_bits_when_it_is_resumed(train_config
 def test_what_is_not_finite_reaches_no_weight(name, train_config, monkeypatch):
     """The fault is in step 2, and found with the line of metrics after step 3."""
     monkeypatch.setattr(loop, "training_step", broken_step(fault_of(name), loop.training_step))
+    if FAULTS[name].get("cuda_graphs") == "step":
+        monkeypatch.setattr(loop, "step_inputs", broken_inputs(fault_of(name), loop.step_inputs))
     config = train_config(training=FAULTS[name], logging={"every_steps": 3})
     if name == "fp16, gradient":  # the scale's doing, and passed over
         run = train(config)
@@ -300,6 +311,151 @@ def test_what_is_not_finite_reaches_no_weight(name, train_config, monkeypatch):
         assert not left
     else:
         assert list(left) == [1]
+
+
+GRAPHED = {
+    "float32": ({"tf32": False}, 1e-3),
+    "bf16": ({"mixed_precision": "bf16"}, 0.02),
+    "copies of weights": (COPIES, 0.02),
+    "accumulation": ({"tf32": False, "gradient_accumulation_steps": 2}, 1e-3),
+    "copies of weights, accumulation": ({**COPIES, "gradient_accumulation_steps": 2}, 0.02),
+    "checkpointing": ({"tf32": False, "gradient_checkpointing": True}, 1e-3),
+    "no limit": ({"tf32": False, "max_grad_norm": 0.0}, 1e-3),
+    "average": ({"tf32": False, "ema_decay": 0.9}, 1e-3),
+    "average on the CPU": ({"tf32": False, "ema_decay": 0.9, "ema_on_cpu": True}, 1e-3),
+    "channels last": ({"tf32": False, "channels_last": True}, 1e-3),
+}
+
+
+@pytest.fixture
+def recorded(monkeypatch):
+    """What is recorded as CUDA graphs."""
+    works, real = [], CudaGraphRecorder.record
+
+    def record(recorder, work):
+        works.append(work)
+        return real(recorder, work)
+
+    monkeypatch.setattr(CudaGraphRecorder, "record", record)
+    return works
+
+
+@pytest.mark.parametrize("name", GRAPHED)
+def test_steps_as_graphs_compute_the_same(name, train_config, tmp_path, recorded):
+    """13 images in 3 buckets, 4 at a time, which leaves short batches."""
+    training, rel = GRAPHED[name]
+    training = {"max_steps": 14, **training}
+    plain = train(train_config(training=training))
+    assert not recorded
+    found = train(
+        train_config(
+            output_dir=str(tmp_path / "graphs"), training={**training, "cuda_graphs": "step"}
+        )
+    )
+    assert len(recorded) == 3 + 1
+    assert losses(found) == pytest.approx(losses(plain), rel=rel)
+
+
+@pytest.mark.parametrize("method", ["full", "hypernetwork"])
+def test_steps_as_graphs_are_watched_and_exported(method, train_config, recorded):
+    settings = {
+        "training": {"max_steps": 14, "cuda_graphs": "step", "mixed_precision": "bf16"},
+        "method": {"kind": method},
+        "saving": {
+            "format": "a1111" if method == "hypernetwork" else "diffusers", "state_every_steps": 4,
+        },
+        "validation": {"split": 0.3, "every_steps": 3, "timesteps": 1},
+        "previews": {"every_steps": 5, "width": 32, "height": 32, "steps": 1, "prompts": ["a"]},
+    }  # fmt: skip
+    run = train(train_config(**settings))
+    assert recorded
+    assert all(map(math.isfinite, losses(run)))
+    assert exported(run)
+
+
+SAME_BITS = {
+    "float32": {}, "bf16": {"mixed_precision": "bf16"}, "copies of weights": COPIES,
+    "checkpointing": {"mixed_precision": "bf16", "gradient_checkpointing": True},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SAME_BITS)
+def test_steps_as_graphs_give_the_same_bits(name, train_config, tmp_path, recorded):
+    """One image at a time, so that nothing is filled up, and a rate that float32 has exactly."""
+    settings = {"optimizer": {"lr": 2.0**-10}}
+    training = {"deterministic": True, "batch_size": 1, "max_steps": 10, **SAME_BITS[name]}
+    plain = train(train_config(training=training, **settings))
+    found = train(
+        train_config(
+            output_dir=str(tmp_path / "graphs"),
+            training={**training, "cuda_graphs": "step"},
+            **settings,
+        )
+    )
+    assert len(recorded) > 1
+    assert losses(found) == losses(plain)
+    assert exported(found) == exported(plain)
+
+
+def test_steps_as_graphs_give_the_same_bits_when_they_are_resumed(train_config, tmp_path, recorded):
+    settings = {
+        "training": {"deterministic": True, "cuda_graphs": "step", "max_steps": 14, **COPIES},
+        "saving": {"state_every_steps": 6},
+    }
+    whole = train(train_config(**settings))
+    config = train_config(output_dir=str(tmp_path / "ended"), **settings)
+    with pytest.raises(ZeroDivisionError):
+        train(config, StopAt(6))
+    number = len(recorded)
+    again = resume(config.output_dir, SilentEvents())
+    assert len(recorded) > number
+    assert exported(again) == exported(whole)
+
+
+@pytest.mark.parametrize("training", [{}, COPIES], ids=["float32", "copies of weights"])
+def test_steps_as_graphs_wait_for_nothing(training, train_config, monkeypatch, recorded):
+    """The first steps run as they are written, and the third is recorded, which waits."""
+    Waits(monkeypatch, "error", first=4)
+    train(
+        train_config(
+            dataset={"enable_bucket": False},
+            training={"max_steps": 8, "cuda_graphs": "step", "ema_decay": 0.9, **training},
+            logging={"every_steps": 8},
+        )
+    )
+    assert len(recorded) == 1 + 1
+
+
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+def test_what_is_not_finite_in_a_graph_reaches_no_weight(what, train_config, monkeypatch):
+    fault = {"what": what, "at": 8}
+    monkeypatch.setattr(loop, "step_inputs", broken_inputs(fault, loop.step_inputs))
+    config = train_config(
+        dataset={"enable_bucket": False},
+        training={"max_steps": 12, "cuda_graphs": "step"},
+        logging={"every_steps": 12},
+    )
+    with pytest.raises(NonFiniteLossError, match=r"in step 8\."):
+        train(config)
+    left = states(RunDirectory(config.output_dir))
+    assert list(left) == [7]
+    assert all(torch.isfinite(t).all() for t in left[7].values())
+
+
+class AsksForNumbers:
+    """A weight of the loss that the host looks at."""
+
+    def __call__(self, t, schedule, prediction):
+        return torch.ones(len(t), device=t.device) * float(t.sum() > -1)
+
+
+def test_what_cannot_be_recorded_is_named_and_the_gpu_goes_on(train_config, tmp_path):
+    config = train_config(training={"cuda_graphs": "step"}, dataset={"enable_bucket": False})
+    with pytest.raises(RunError, match=r'could not record.*Set training\.cuda_graphs to "off"'):
+        train(config, SilentEvents(), overrides=Overrides(loss_weight=AsksForNumbers()))
+    assert states(RunDirectory(config.output_dir))
+    again = train(train_config(output_dir=str(tmp_path / "again")))
+    assert all(map(math.isfinite, losses(again)))
 
 
 def test_memory_that_runs_out_is_explained(train_config):
@@ -336,6 +492,7 @@ FULL_SIZE = {
     "float32": {"training": {"mixed_precision": "no"}},
     "freed at once": {"training": {"optimizer_in_backward": "last_norm"}},
     "copies of weights": {"training": COPIES},
+    "steps as CUDA graphs": {"training": {"cuda_graphs": "step"}},
     "batch of 8": {"training": {"batch_size": 8}},
     "8-bit AdamW": EIGHT_BITS,
     "8-bit AdamW, least memory": {

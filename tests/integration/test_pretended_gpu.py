@@ -68,6 +68,11 @@ def all_orders(order):
     found = [order(name, changes) for name, (changes, _) in CASES.items()]
     found.append(order("states", often))
     found.append(order("memory ", {}, like="states", each_site=True, folder="memory"))
+    graphed = {"training": {"cuda_graphs": "step"}}
+    found.append(order("graphs' states", {**often, **graphed}))
+    found.append(
+        order("graphs' memory ", graphed, like="graphs' states", each_site=True, folder="of-graphs")
+    )
     for name, changes in FAULTS.items():
         found.append(order(name, {"training": changes}, fault=fault_of(name)))
     found.append(order("resumed", {}, folder="memory0", resume=True))
@@ -135,13 +140,15 @@ def test_memory_is_touched_and_freed_in_order(answers):
         assert not found["frees"], name
 
 
-def test_memory_that_runs_out_anywhere_loses_nothing(answers):
-    whole = states(answers["states"])
-    runs = {name: found for name, found in answers.items() if name.startswith("memory ")}
+@pytest.mark.parametrize("kind", ["", "graphs' "])
+def test_memory_that_runs_out_anywhere_loses_nothing(kind, answers):
+    whole = states(answers[f"{kind}states"])
+    runs = {name: found for name, found in answers.items() if name.startswith(f"{kind}memory ")}
     assert len(runs) > 8
+    folder = Path(answers["resumed"]["folder"]).with_name("of-graphs" if kind else "memory")
     for name, found in runs.items():
         assert found["error"].startswith("OutOfMemoryError"), (found["site"], found["error"])
-        found["folder"] = answers["resumed"]["folder"].removesuffix("0") + name.split()[1]
+        found["folder"] = f"{folder}{name.split()[-1]}"
         left = states(found)
         if "the optimizer was changing the weights" in found["error"].lower():
             assert not left
@@ -171,8 +178,9 @@ def test_what_is_not_finite_reaches_no_weight(name, answers):
         return
     assert "step-00000001" in found["error"]
     assert list(left) == [1]
-    if name.startswith(("kept", "average", "exact, gradient")):
-        assert_same_weights(left[1], states(answers["states"])[1])
+    if name.startswith(("kept", "average", "exact, gradient", "steps as graphs")):
+        whole = "graphs' states" if "graphs" in name else "states"
+        assert_same_weights(left[1], states(answers[whole])[1])
 
 
 def test_an_average_that_moved_meanwhile_is_told(answers):

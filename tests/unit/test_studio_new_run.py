@@ -334,7 +334,7 @@ def test_errors_stand_at_their_fields(client, draft, good, planned):
         ({"dataset.max_bucket_reso": "333"}, "dataset.max_bucket_reso"),
         ({"dataset.resolution": "[512, 8]"}, "dataset.min_bucket_reso"),
         ({"training.ema_power": "0.75"}, "training.ema_power"),
-        ({"training.cuda_graphs": "true"}, "training.cuda_graphs"),
+        ({"training.cuda_graphs": "network"}, "training.cuda_graphs"),
         ({"schedule.rules": "1:5"}, "schedule.rules"),
         ({"method.text_encoder_lr": "1e-6"}, "method.text_encoder_lr"),
         ({"saving.name": "a/b"}, "saving.name"),

@@ -85,6 +85,16 @@ class Case:
         return self.training.optimizer_in_backward != "off"
 
     @property
+    def graphs_steps(self) -> bool:
+        """Whether whole steps are recorded as CUDA graphs."""
+        return self.training.cuda_graphs == "step"
+
+    @property
+    def is_fused_adamw(self) -> bool:
+        """Whether the optimizer is PyTorch's AdamW in one kernel, with its state on the device."""
+        return self.kind == "adamw" and bool(self.config.optimizer.arguments.get("fused", True))
+
+    @property
     def rates(self) -> list[float]:
         """The different learning rates of what is trained, in order."""
         method, lr = self.method, self.config.optimizer.lr

@@ -13,7 +13,14 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from impasto.config.cases import SETTINGS_ALONE, Case, Facts
-from impasto.config.rules_of_computing import AVERAGE, FLOAT8, KERNELS, OPTIMIZER, PRECISION
+from impasto.config.rules_of_computing import (
+    AVERAGE,
+    FLOAT8,
+    KERNELS,
+    OPTIMIZER,
+    PRECISION,
+    STEP_GRAPHS,
+)
 from impasto.config.rules_of_learning import HELD_OUT, LOSS, TEXT, WRITTEN
 from impasto.config.rules_of_memory import MEMORY
 from impasto.config.rules_of_sharding import SHARDING
@@ -23,8 +30,8 @@ if TYPE_CHECKING:
     from impasto.config.run import RunConfig
 
 RULES = (
-    *PRECISION, *FLOAT8, *KERNELS, *LOSS, *OPTIMIZER, *MEMORY, *AVERAGE, *TEXT, *HELD_OUT,
-    *WRITTEN, *SHARDING,
+    *PRECISION, *FLOAT8, *KERNELS, *STEP_GRAPHS, *LOSS, *OPTIMIZER, *MEMORY, *AVERAGE, *TEXT,
+    *HELD_OUT, *WRITTEN, *SHARDING,
 )  # fmt: skip
 """Every combination that is refused, of settings and of what is known beside them."""
 

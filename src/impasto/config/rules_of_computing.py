@@ -115,7 +115,7 @@ FLOAT8 = (
 KERNELS = (
     Rule(
         ("training.cuda_graphs",),
-        lambda c: c.training.cuda_graphs and c.facts.device == "cpu",
+        lambda c: c.training.cuda_graphs != "off" and c.facts.device == "cpu",
         lambda _: "training.cuda_graphs is for GPUs, and this run has none. Take it out",
     ),
     Rule(
@@ -128,29 +128,35 @@ KERNELS = (
     ),
     Rule(
         ("training.cuda_graphs", "training.compile"),
-        lambda c: c.training.cuda_graphs and c.training.compile == "off",
-        lambda _: "training.cuda_graphs has no effect without compile",
+        lambda c: c.training.cuda_graphs == "network" and c.training.compile == "off",
+        lambda _: (
+            "training.cuda_graphs network has no effect without compile. Set compile too, or "
+            "cuda_graphs to step"
+        ),
     ),
     Rule(
         ("training.cuda_graphs", "training.gradient_accumulation_steps"),
-        lambda c: c.training.cuda_graphs and c.training.gradient_accumulation_steps > 1,
         lambda c: (
-            "training.cuda_graphs does not go with gradient_accumulation_steps "
+            c.training.cuda_graphs == "network" and c.training.gradient_accumulation_steps > 1
+        ),
+        lambda c: (
+            "training.cuda_graphs network does not go with gradient_accumulation_steps "
             f"{c.training.gradient_accumulation_steps}: a recorded pass writes its gradients over "
-            "those of the one before. Take one of the two out"
+            "those of the one before. Take one of the two out, or set cuda_graphs to step"
         ),
     ),
     Rule(
         ("training.cuda_graphs", "training.compile", "training.gradient_checkpointing"),
         lambda c: (
-            c.training.cuda_graphs
+            c.training.cuda_graphs == "network"
             and c.training.compile == "blocks"
             and c.training.gradient_checkpointing
         ),
         lambda _: (
-            "training.cuda_graphs does not go with compile blocks and gradient_checkpointing: "
-            "blocks that are computed again in the backward pass write over what was recorded. "
-            "Take one of them out, or set compile to full"
+            "training.cuda_graphs network does not go with compile blocks and "
+            "gradient_checkpointing: blocks that are computed again in the backward pass write "
+            "over what was recorded. Take one of them out, set compile to full, or cuda_graphs to "
+            "step"
         ),
     ),
     Rule(
@@ -170,6 +176,61 @@ KERNELS = (
     ),
 )
 """Compiling, CUDA graphs, attention."""
+
+
+STEP_GRAPHS = (
+    Rule(
+        ("training.cuda_graphs", "optimizer.kind", "optimizer.arguments"),
+        lambda c: c.graphs_steps and not c.is_fused_adamw,
+        lambda c: (
+            "training.cuda_graphs step needs an optimizer that steps on the GPU alone, which is "
+            f"optimizer.kind adamw, fused; it is {c.kind}"
+            + (" with fused = false" if c.kind == "adamw" else "")
+            + ". Change it, or set cuda_graphs to off"
+        ),
+    ),
+    Rule(
+        (
+            "training.cuda_graphs",
+            "training.weight_dtype",
+            "training.optimizer_in_backward",
+            "training.offload_optimizer",
+            "training.stream_weights",
+        ),
+        lambda c: c.graphs_steps and bool(c.goes_by_chunks),
+        lambda c: (
+            f"training.cuda_graphs step does not go with {c.goes_by_chunks}, which has the host "
+            f"take the optimizer through the weights. Take that setting out, or set cuda_graphs to "
+            f"off"
+        ),
+    ),
+    Rule(
+        ("training.cuda_graphs", "training.mixed_precision"),
+        lambda c: c.graphs_steps and c.precision == "fp16",
+        lambda _: (
+            "training.cuda_graphs step does not go with mixed_precision fp16, whose scale the host "
+            "adjusts. Set mixed_precision to bf16, or cuda_graphs to off"
+        ),
+    ),
+    Rule(
+        ("training.cuda_graphs", "method.train_text_encoder"),
+        lambda c: c.graphs_steps and c.config.trains_text_encoder,
+        lambda _: (
+            "training.cuda_graphs step does not go with method.train_text_encoder, which works on "
+            "token ids of the host in every step. Set one of the two to off"
+        ),
+    ),
+    Rule(
+        ("training.cuda_graphs",),
+        lambda c: c.graphs_steps and ((c.facts.processes or 1) > 1 or bool(c.facts.sharding)),
+        lambda c: (
+            f"training.cuda_graphs step is for one process, and this run has "
+            f"{c.facts.processes or 'several'}, which exchange gradients in every step. Set it to "
+            f"off"
+        ),
+    ),
+)
+"""What whole steps as CUDA graphs do not go with: all that the host does within a step."""
 
 
 OPTIMIZER = (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from impasto.config.base import Section
 
@@ -77,9 +77,12 @@ class TrainingConfig(Section):
     saved as without it, and validation and previews compute in bf16. Needs an NVIDIA card of
     compute capability 8.9 (RTX 40xx) or later, `mixed_precision` bf16 and `compile`."""
 
-    cuda_graphs: bool = False
-    """Record the kernels of each compiled size and launch them together: for small batches on fast
-    GPUs. Needs `compile` and some memory for each size."""
+    cuda_graphs: Literal["off", "network", "step"] = "off"
+    """Record the kernels of each size of images once and launch them together after that, for small
+    batches on fast GPUs, which wait for kernels to be launched. `network` records what `compile`
+    made of the U-Net, which it needs; `step` records the whole step with its backward pass,
+    clipping and the optimizer, compiled or not. `step` is for `optimizer.kind` adamw with weights
+    in fp32, and takes about as much memory as gradients and activations once more."""
 
     attention: Literal["sdpa", "xformers"] = "sdpa"
     """What computes attention: PyTorch's `sdpa`, flash attention where the GPU has it, or
@@ -152,6 +155,13 @@ class TrainingConfig(Section):
     ema_every: Annotated[int, Field(ge=1)] = 1
     """Take the weights into the average after every so many steps, with the decay of as many at
     once: nearly the same average, for a part of the cost; 10 is plenty with `ema_on_cpu`."""
+
+    @field_validator("cuda_graphs", mode="before")
+    @classmethod
+    def _as_it_was(cls, value: object) -> object:
+        """True and false, as settings and forms had it when `network` was the only kind."""
+        before = {"true": "network", "false": "off"}
+        return before.get(str(value).lower(), value) if isinstance(value, (bool, str)) else value
 
     @model_validator(mode="after")
     def _one_length(self) -> TrainingConfig:

@@ -87,6 +87,11 @@ class GroupDealer:
         """How many showings the group has in an epoch."""
         return len(self.members) if self.repeats is None else int(self.repeats.sum())
 
+    @property
+    def largest_batch(self) -> int:
+        """Images of its largest batch."""
+        return min(self.batch_size, self.showings)
+
     def pile(self, epoch: int) -> Pile:
         """All batches of the group in the order in which they were dealt."""
         return _in_batches(*self._samples(), self.batch_size, self._rng(epoch))

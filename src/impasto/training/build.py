@@ -301,7 +301,7 @@ def _build_network(
         trainable.unet,
         training.compile,
         sizes=sizes,
-        cuda_graphs=training.cuda_graphs,
+        cuda_graphs=training.cuda_graphs == "network",
         cache=config.dataset.derived_dir / "compiled",
         device=device,
     )

@@ -45,11 +45,11 @@ _ELSEWHERE = {
     "training": {
         "max_steps", "max_epochs", "text_cache_mib", "memory", "fit_check",
         "gradient_accumulation_steps", "offload_optimizer", "weight_copies",
-        "stream_weights",
+        "stream_weights", "cuda_graphs",
     },
     "validation": {"image_dir", "every_steps"},
 }  # fmt: skip
-"""Settings whose effect is in other entries, or that have none on the numbers."""
+"""Settings whose effect is in other entries, or that have none on the numbers beyond rounding."""
 
 _SUPERFLUOUS = ("_", "transformers_version", "torch_dtype", "dtype", "architectures")
 _OLD_SECTIONS = {
@@ -129,6 +129,9 @@ _RENAMED = {
 }
 """What states of earlier versions call it -> its name; settings are in `config/renamed.py`."""
 
+_COUNTED_ONCE = {"training.cuda_graphs"}
+"""Settings that states of earlier versions tell, and that change nothing beyond rounding."""
+
 
 _SHOWN_NAMES = {"data set": "dataset"}
 """The names that people are shown for names in states; `dataset` is a section of old ones."""
@@ -144,6 +147,7 @@ def differences(saved: Mapping[str, str], current: Mapping[str, str]) -> list[st
     before = {
         _RENAMED.get(name, present_path(name)): value
         for name, value in (_of_old(saved) if is_old else saved).items()
+        if name not in _COUNTED_ONCE
     }
     usual = _usual_settings()
     listed = {_section_of(name) for name in before} & {_section_of(name) for name in current}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,8 +11,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from impasto.data.records import Batch
+from impasto.diffusion.conditioning import Conditioning
 from impasto.diffusion.loss import ErrorMeasure, per_sample, squared
-from impasto.diffusion.noise import PLAIN_NOISE, Noise
+from impasto.diffusion.noise import PLAIN_NOISE, Latents, Noise
 from impasto.diffusion.prediction import Prediction
 from impasto.diffusion.schedule import NoiseSchedule
 from impasto.diffusion.timesteps import ALL_TIMESTEPS, TimestepSampler
@@ -66,6 +68,46 @@ class StepOutput:
     t: Int[Tensor, "b"]
 
 
+@dataclass(frozen=True)
+class StepInputs:
+    """All that a training step computes with of its batch, as tensors on the device of the U-Net.
+
+    Attributes:
+        x_0: [B, 4, h, w] scaled latents.
+        noise: What the U-Net is to find.
+        input_noise: What is added to the latents where that is not `noise` alone; else None.
+        t: [B] timesteps in [0, T).
+        conditioning: What the U-Net is told of text and sizes.
+        weights: [B] of the samples in the loss.
+        mask: [B, 1, h, w] weights of the places in the loss; None where all are 1.
+    """
+
+    x_0: Latents
+    noise: Latents
+    input_noise: Latents | None
+    t: Int[Tensor, "b"]
+    conditioning: Conditioning
+    weights: Float[Tensor, "b"]
+    mask: Float[Tensor, "b 1 h w"] | None
+
+    def tensors(self) -> list[Tensor]:
+        """All tensors, those of the conditioning among them; the first dimension is the batch."""
+        given = (self.x_0, self.noise, self.input_noise, self.t, self.weights, self.mask)
+        return [*(x for x in given if x is not None), *self.conditioning.tensors()]
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> StepInputs:
+        """Apply a function to every tensor."""
+        return StepInputs(
+            x_0=change(self.x_0),
+            noise=change(self.noise),
+            input_noise=None if self.input_noise is None else change(self.input_noise),
+            t=change(self.t),
+            conditioning=self.conditioning.map(change),
+            weights=change(self.weights),
+            mask=None if self.mask is None else change(self.mask),
+        )
+
+
 def training_step(
     unet: Any, conditioner: TextConditioner, batch: Batch, recipe: StepRecipe
 ) -> StepOutput:
@@ -77,22 +119,46 @@ def training_step(
         batch: Of one bucket.
         recipe: What is computed with.
     """
-    schedule, prediction = recipe.schedule, recipe.prediction
+    inputs = step_inputs(conditioner, batch, recipe)
+    return StepOutput(losses_of(unet, inputs, recipe), inputs.t)
+
+
+def step_inputs(conditioner: TextConditioner, batch: Batch, recipe: StepRecipe) -> StepInputs:
+    """Draw noise and timesteps, encode captions, and bring all of it to the device.
+
+    Whatever a step takes from the host is taken here.
+    """
+    schedule = recipe.schedule
     device = schedule.alphas_cumprod.device
 
     x_0 = to_device(batch.latents, device)
     noise = recipe.noise.noise(x_0, batch.randomness)
     t = to_device(recipe.timesteps(batch.randomness, schedule.num_timesteps), device)
 
-    x_t = schedule.add_noise(x_0, recipe.noise.on_input(noise, batch.randomness), t)
+    input_noise = recipe.noise.on_input(noise, batch.randomness)
     conditioning = batch.conditioning or conditioner(batch.captions, batch.geometry)
-    conditioning = conditioning.to(device)
-    output = unet(x_t, t, **conditioning.arguments).sample
-    target = prediction.target(x_0, noise, t, schedule)
+    return StepInputs(
+        x_0=x_0,
+        noise=noise,
+        input_noise=None if input_noise is noise else input_noise,
+        t=t,
+        conditioning=conditioning.to(device),
+        weights=to_device(batch.weights, device),
+        mask=None if batch.mask is None else to_device(batch.mask, device),
+    )
 
-    mask = None if batch.mask is None else to_device(batch.mask, device)
-    weights = recipe.loss_weight(t, schedule, prediction) * to_device(batch.weights, device)
-    return StepOutput(per_sample(recipe.error(output, target, t, schedule), mask) * weights, t)
+
+def losses_of(unet: Any, inputs: StepInputs, recipe: StepRecipe) -> Float[Tensor, "b"]:
+    """The loss of each sample, of tensors on the device alone: the host is not asked."""
+    schedule, prediction, t = recipe.schedule, recipe.prediction, inputs.t
+    on_input = inputs.noise if inputs.input_noise is None else inputs.input_noise
+
+    x_t = schedule.add_noise(inputs.x_0, on_input, t)
+    output = unet(x_t, t, **inputs.conditioning.arguments).sample
+    target = prediction.target(inputs.x_0, inputs.noise, t, schedule)
+
+    weights = recipe.loss_weight(t, schedule, prediction) * inputs.weights
+    return per_sample(recipe.error(output, target, t, schedule), inputs.mask) * weights
 
 
 def micro_batch_loss(

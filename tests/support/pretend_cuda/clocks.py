@@ -86,7 +86,7 @@ class Stream(Timeline):
     def __init__(self, device: object = None, priority: int = 0) -> None:
         super().__init__(f"stream {Stream._made}")
         Stream._made += 1
-        self.device = device
+        self.device, self.device_index = device, 0
 
     def wait_stream(self, other: Stream) -> None:
         self.learn(other.clock)
@@ -128,18 +128,32 @@ class Event:
 DEFAULT = Stream()
 
 
+class _Asking:
+    """The stream of the main thread, which autograd's own thread works on as well."""
+
+    stream = DEFAULT
+
+
 def current_stream(_: object = None) -> Stream:
+    if isinstance(threading.current_thread(), threading._DummyThread):
+        return _Asking.stream
     return getattr(_here, "stream", DEFAULT)
 
 
 @contextlib.contextmanager
 def use_stream(stream: Stream | None):
     before = current_stream()
-    _here.stream = stream or before
+    _set_stream(stream or before)
     try:
         yield
     finally:
-        _here.stream = before
+        _set_stream(before)
+
+
+def _set_stream(stream: Stream) -> None:
+    _here.stream = stream
+    if threading.current_thread() is threading.main_thread():
+        _Asking.stream = stream
 
 
 class Memory:

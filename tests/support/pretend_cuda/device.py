@@ -20,6 +20,7 @@ from clocks import (
     stand_beside,
     use_stream,
 )
+from graphs import Graph, recorded
 from tensors import PINNED, EveryOperator, PretendTensor, pinned
 
 GIB = 1 << 30
@@ -74,6 +75,9 @@ def _replace_cuda(total: int, capability: tuple[int, int]) -> None:
     torch.cuda.Stream, torch.cuda.Event = Stream, Event
     torch.cuda.stream, torch.cuda.current_stream = use_stream, current_stream
     torch.cuda.default_stream = lambda *_: DEFAULT
+    torch.cuda.CUDAGraph, torch.cuda.graph = Graph, recorded
+    torch.cuda.graph_pool_handle = tuple
+    torch._C._cuda_endAllocateToPool = functools.partial(_answer, None)
 
 
 def _answer(answer: Any, *_: Any, **__: Any) -> Any:

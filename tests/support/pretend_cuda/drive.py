@@ -16,13 +16,12 @@ from typing import Any
 
 ctypes.CDLL(sys.argv[1], mode=ctypes.RTLD_GLOBAL)  # before torch asks what there is
 
+sys.path.insert(0, str(Path(__file__).parents[2]))
 import diffusers
 import stand_ins
 from clocks import FINDINGS
 from device import install
-
-sys.path.insert(0, str(Path(__file__).parents[2]))
-from gpu_cases import broken_step
+from gpu_cases import broken_inputs, broken_step
 
 from impasto.config.load import build_run_config
 from impasto.errors import ImpastoError
@@ -90,9 +89,12 @@ def run(order: dict[str, Any]) -> dict[str, Any]:
     stand_ins.PAGES.clear()
     began = time.process_time()
     events = Watched()
-    original = loop.TrainingLoop.step, loop.training_step
+    original = loop.TrainingLoop.step, loop.training_step, loop.step_inputs
     loop.TrainingLoop.step = watched_update(events, original[0], order.get("fail_at"))
-    loop.training_step = broken_step(order.get("fault"), original[1])
+    if order["settings"]["training"].get("cuda_graphs") == "step":
+        loop.step_inputs = broken_inputs(order.get("fault"), original[2])
+    else:
+        loop.training_step = broken_step(order.get("fault"), original[1])
     error = None
     try:
         config = build_run_config(order["settings"], source=order["name"])
@@ -105,7 +107,7 @@ def run(order: dict[str, Any]) -> dict[str, Any]:
     except Exception:  # told to the test, which fails
         error = traceback.format_exc()
     finally:
-        loop.TrainingLoop.step, loop.training_step = original
+        loop.TrainingLoop.step, loop.training_step, loop.step_inputs = original
     return {
         "error": error,
         "waits": events.waits,

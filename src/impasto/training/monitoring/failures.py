@@ -16,6 +16,7 @@ from impasto.progress import counted
 from impasto.runs import RunDirectory, step_name
 from impasto.training.devices import is_out_of_memory, is_process_loss
 from impasto.training.optim.finite_updates import NonFiniteError
+from impasto.training.optim.graph_recorder import NotRecordableError
 from impasto.training.optim.updates import OptimizerUpdate
 from impasto.training.parallel.strategy import ParallelStrategy
 from impasto.training.planning.out_of_memory import out_of_memory
@@ -119,10 +120,12 @@ class Failures:
 
         Raises:
             OutOfMemoryError: Memory ran out.
-            RunError: Another process has ended.
+            RunError: Another process has ended, or a step cannot be recorded as a CUDA graph.
         """
         try:
             yield
+        except NotRecordableError as error:
+            raise self._not_recordable(doing, step, error) from error
         except (RuntimeError, MemoryError) as error:
             if is_out_of_memory(error):
                 raise self._out_of_memory(doing, step) from error
@@ -133,6 +136,18 @@ class Failures:
                     f"launcher: {command('resume', self.run.path)}"
                 ) from error
             raise
+
+    def _not_recordable(self, doing: str, step: int, error: NotRecordableError) -> RunError:
+        self.optimizer.zero_grad()
+        then, applied = "The newest state is what it goes on from.", self._applied(step)
+        if applied is not None:
+            self.save_alone(applied)
+            then = f"The state after {counted(applied, 'steps')} is saved."
+        return RunError(
+            f"While {doing}, training.cuda_graphs step could not record the step: {error}. "
+            f'{then} Set training.cuda_graphs to "off" in its config.toml, and continue with: '
+            f"{command('resume', self.run.path)}"
+        )
 
     def _out_of_memory(self, doing: str, step: int) -> ImpastoError:
         if self.optimizer_update.is_stepping:

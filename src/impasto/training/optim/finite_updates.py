@@ -28,6 +28,8 @@ class NonFiniteError(Exception):
 class FiniteUpdates:
     """Counts steps on a device until the first that is not finite.
 
+    Its tensors keep their places in memory, so that what a CUDA graph does to them counts.
+
     Args:
         device: Where losses and gradients are.
 
@@ -45,7 +47,7 @@ class FiniteUpdates:
 
     def require(self, value: Tensor) -> None:
         """Take a loss or a norm into account."""
-        self.found_inf = torch.maximum(self.found_inf, (~torch.isfinite(value)).float())
+        torch.maximum(self.found_inf, (~torch.isfinite(value)).float(), out=self.found_inf)
 
     def require_all(self, gradient: Tensor) -> None:
         """Take every number of a gradient into account, in one kernel; `found_inf` is changed."""
@@ -62,8 +64,16 @@ class FiniteUpdates:
             found_before: From `begin_to_step`; None where all was known before any weight changed.
         """
         if found_before is not None:
-            self._partial = torch.maximum(self._partial, self.found_inf - found_before)
-        self._applied = self._applied + (1 - self.found_inf)
+            torch.maximum(self._partial, self.found_inf - found_before, out=self._partial)
+        self.note_applied()
+        self.count_begun()
+
+    def note_applied(self) -> None:
+        """Note on the device whether a step is applied: the part of `stepped` to be recorded."""
+        self._applied.add_(1 - self.found_inf)
+
+    def count_begun(self) -> None:
+        """Count a step: the part of `stepped` that is the host's."""
         self._begun += 1
 
     def require_applied(self) -> None:
@@ -77,7 +87,8 @@ class FiniteUpdates:
         applied, torn = torch.stack([self._applied, self._partial]).tolist()
         if applied < self._begun:
             raise NonFiniteError(weights_intact=not torn, passed_over=self._begun - int(applied))
-        self._applied, self._begun = torch.zeros_like(self._applied), 0
+        self._applied.zero_()
+        self._begun = 0
 
 
 @torch.no_grad()

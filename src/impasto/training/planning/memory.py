@@ -8,7 +8,7 @@ What PyTorch and its libraries take themselves is in `overhead.py`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -157,6 +157,7 @@ class FootprintPredictor:
             self._stepping(config, trainable),
             *self._other.phases(config, model, trainable, batch),
         ]
+        phases = self._beside_graphs(config, trainable, phases)
         state = self._state(config, trainable, model)
         return [self._at(config, phase, state, cost.flops) for phase in phases]
 
@@ -211,7 +212,8 @@ class FootprintPredictor:
         self, config: RunConfig, trainable: Trainable, bucket: Size, batch: int, cost: StepCost
     ) -> Phase:
         gradients, others = cost.gradient_bytes, cost.peak_bytes - cost.gradient_bytes
-        if config.training.gradient_accumulation_steps > 1:  # those of batches before are there
+        if config.training.gradient_accumulation_steps > 1 or self._keeps_graphs(config):
+            # those of batches before are there, or their places
             gradients = self._all_gradients(config, trainable)
             others = cost.peak_bytes if config.training.weight_copies else cost.most_beside
         return Phase(
@@ -222,6 +224,27 @@ class FootprintPredictor:
             + (self._transient(config, trainable) if steps_alone(config) else 0)
             + self._gathered_bytes(trainable),
         )
+
+    def _keeps_graphs(self, config: RunConfig) -> bool:
+        return config.training.cuda_graphs == "step" and self._on_gpu
+
+    def _beside_graphs(
+        self, config: RunConfig, trainable: Trainable, phases: list[Phase]
+    ) -> list[Phase]:
+        """Phases beside what graphs of whole steps keep: all gradients, and a pool of memory.
+
+        The pool holds the activations of the largest batch that is recorded. The first batch of
+        another size is not recorded yet, and takes its own beside it.
+        """
+        if not self._keeps_graphs(config):
+            return phases
+        pool, gradients = phases[0].others, self._all_gradients(config, trainable)
+        return [
+            replace(phase, gradients=gradients, others=phase.others + pool)
+            if phase.weights is None
+            else phase
+            for phase in phases
+        ]
 
     def _on_device(self, *, away: bool) -> bool:
         """On a processor, what is kept away from a GPU is in the same memory."""

@@ -98,6 +98,11 @@ def _ways_to_keep_less(config: RunConfig) -> list[_Way]:
     training, on_gpu = config.training, default_device().type == "cuda"
     return [
         (
+            training.cuda_graphs == "step",
+            {"training": {"cuda_graphs": "off"}},
+            "no second set of activations for what is recorded",
+        ),
+        (
             takes_8bit_adamw(config),
             {"optimizer": {"kind": "adamw8bit"}},
             "a quarter of the optimizer's memory",

@@ -29,7 +29,7 @@ COMPILED = 256 << 20
 
 GRAPH_FRACTION = 0.25
 """Of the activations: what the private pool of CUDA graphs cannot lend to eager kernels, and static
-copies of inputs. An estimate."""
+copies of inputs, with `training.cuda_graphs` network. An estimate."""
 
 PIECES_KEPT, PIECES_CHECKPOINTED, PIECES_EXPANDABLE = 0.15, 0.10, 0.04
 """Of gradients and activations: what the caching allocator holds in pieces that nothing fits into,
@@ -62,7 +62,7 @@ def fragmentation_bytes(
     fraction = PIECES_CHECKPOINTED if config.training.gradient_checkpointing else PIECES_KEPT
     if expandable:
         fraction = PIECES_EXPANDABLE
-    if config.training.cuda_graphs:
+    if config.training.cuda_graphs == "network":
         fraction += GRAPH_FRACTION
     return int(fraction * passing)
 

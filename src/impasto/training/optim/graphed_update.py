@@ -1,0 +1,146 @@
+"""Clipping and the optimizer's step as one CUDA graph, for fused AdamW.
+
+Whatever the graph reads has a place in memory that never changes: gradients, which are zeroed and
+not freed, the learning rates, the loss, and what tells whether a step is finite.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from impasto.errors import ConfigError
+from impasto.training.optim.finite_updates import FiniteUpdates
+from impasto.training.optim.graph_recorder import GraphRecorder, Work
+from impasto.training.optim.updates import UpdateInputs
+from impasto.training.optim.weight_copies import WeightCopies
+
+
+class GraphedUpdate:
+    """Clips, steps and zeroes the gradients, recorded from the second step on.
+
+    The first step finds out which parameters have gradients: those get a place of their own then,
+    and the others keep none, so that the optimizer passes over them as ever.
+
+    Args:
+        inputs: What it works with; without a gradient scaler, and nothing is stepped in the
+            backward pass.
+        recorder: Records.
+        copies: Are made anew after each step.
+
+    Raises:
+        ConfigError: The optimizer is not a fused one of PyTorch.
+    """
+
+    def __init__(self, inputs: UpdateInputs, recorder: GraphRecorder, copies: WeightCopies) -> None:
+        require_capturable(inputs.optimizer)
+        self._optimizer, self._parameters = inputs.optimizer, list(inputs.parameters)
+        self._precision, self._limit = inputs.precision, inputs.max_norm
+        self._recorder, self._copies = recorder, copies
+        device = inputs.precision.device
+        self._finite = FiniteUpdates(device)
+        self._loss, self._norm = torch.zeros((), device=device), torch.zeros((), device=device)
+        self._rates = [torch.zeros((), device=device) for _ in self._optimizer.param_groups]
+        self._replay: Work | None = None
+        self.has_places = False
+        self.is_stepping = False
+
+    def backward(self, loss: Tensor, *, is_last: bool = True) -> None:
+        """Compute gradients of a loss and add them to those there are."""
+        del is_last
+        torch.autograd.backward(loss)
+
+    def apply(self, loss: Tensor) -> Tensor:
+        """Clip the gradients and step the optimizer; the gradient's norm before."""
+        for rate, group in zip(self._rates, self._optimizer.param_groups, strict=True):
+            rate.fill_(group["lr"])
+        self._loss.copy_(loss)
+        if self.has_places:
+            if self._replay is None:
+                self._replay = self._recorder.record(self._all)
+            self._finite.count_begun()
+            self.is_stepping = True
+            self._replay()
+        else:
+            self._check()
+            self._finite.count_begun()
+            self.is_stepping = True
+            self._step(is_recorded=False)
+            self._give_places()
+        self.is_stepping = False
+        return self._norm.clone()
+
+    def require_applied(self) -> None:
+        """Wait for the device, and make sure that all steps since the last look were applied.
+
+        Raises:
+            NotFiniteError: One was not, nor were those after it.
+        """
+        self._finite.require_applied()
+
+    def forget(self) -> None:
+        """Record anew at the next step."""
+        self._replay = None
+
+    def _all(self) -> None:
+        self._check()
+        self._step(is_recorded=True)
+
+    def _check(self) -> None:
+        """Clip, and find out whether all is finite, before any weight changes."""
+        self._finite.require(self._loss)
+        norm = self._precision.clip(self._optimizer, self._parameters, self._limit)
+        assert norm is not None  # noqa: S101 - it is measured wherever no scaler looks
+        self._finite.require(norm)
+        self._norm.copy_(norm)
+        self._optimizer.found_inf = self._finite.found_inf  # type: ignore[attr-defined]
+        self._finite.note_applied()
+
+    def _step(self, *, is_recorded: bool) -> None:
+        with self._rates_on_device(is_recorded=is_recorded):
+            self._optimizer.step()
+        gradients = [p.grad for p in self._parameters if p.grad is not None]
+        torch._foreach_zero_(gradients)
+        self._copies.refresh()
+
+    @contextlib.contextmanager
+    def _rates_on_device(self, *, is_recorded: bool) -> Iterator[None]:
+        """Have the optimizer read its rates on the device; elsewhere they stay plain numbers.
+
+        PyTorch warns of groups that are `capturable` and stepped without being recorded.
+        """
+        groups = self._optimizer.param_groups
+        kept = [(group["lr"], group["capturable"]) for group in groups]
+        for group, rate in zip(groups, self._rates, strict=True):
+            group.update(lr=rate, capturable=is_recorded)
+        try:
+            yield
+        finally:
+            for group, (rate, capturable) in zip(groups, kept, strict=True):
+                group.update(lr=rate, capturable=capturable)
+
+    def _give_places(self) -> None:
+        """Put zeros of their own where the first step left gradients, between its activations."""
+        learning = [p for p in self._parameters if p.grad is not None]
+        self._recorder.run(self._optimizer.zero_grad)  # freed where they were made
+        for parameter in learning:
+            parameter.grad = torch.zeros_like(parameter)
+        self.has_places = True
+
+
+def require_capturable(optimizer: torch.optim.Optimizer) -> None:
+    """Make sure that an optimizer steps on the device alone.
+
+    Raises:
+        ConfigError: It is another one, given in code.
+    """
+    known = isinstance(optimizer, (torch.optim.Adam, torch.optim.AdamW))
+    if not known or not all(group.get("fused") for group in optimizer.param_groups):
+        raise ConfigError(
+            f"training.cuda_graphs step needs torch.optim.AdamW or Adam with fused=True, and "
+            f"{type(optimizer).__name__}, which was given in code, is another optimizer. Give one "
+            f'of these, or set cuda_graphs to "off".'
+        )

@@ -1,0 +1,297 @@
+"""Whole steps as graphs, with a recorder that needs no GPU: the same numbers as without."""
+
+import pytest
+import torch
+from graph_recording import RecordedGraphs
+from nano_sdxl import write_sdxl_file
+from PIL import Image
+from runs import StopAt, exported
+from safetensors.torch import load_file
+
+from impasto.config.cases import Facts
+from impasto.errors import NonFiniteLossError, OutOfMemoryError, RunError
+from impasto.runs import RunDirectory
+from impasto.training import build, encoded_model, loop, step_graphs, trainer
+from impasto.training.events import SilentEvents
+from impasto.training.overrides import Overrides
+from impasto.training.trainer import resume, train
+
+RATE = 2.0**-10  # in float32 what it is as a plain number, as are quarters of it
+COPIES = {"mixed_precision": "bf16", "weight_copies": True}
+
+
+@pytest.fixture
+def recorders(monkeypatch):
+    """Has runs believe in a GPU, and record on the CPU; all recorders that were made."""
+    made = []
+
+    def recorder(_device):
+        made.append(RecordedGraphs())
+        return made[-1]
+
+    monkeypatch.setattr(step_graphs, "build_recorder", recorder)
+    for module in (build, encoded_model, trainer):
+        monkeypatch.setattr(module, "facts_of", lambda *_, **__: Facts("cuda", 1, ""))
+    return made
+
+
+@pytest.fixture
+def settings(train_config):
+    """Builds the settings of a run that has every shape of batch more than once."""
+
+    def build_settings(**changes):
+        usual = {"optimizer": {"lr": RATE}, "training": {"max_steps": 9, "batch_size": 1}}
+        merged = {
+            section: {**usual.get(section, {}), **changes.get(section, {})}
+            if isinstance(changes.get(section, {}), dict)
+            else changes[section]
+            for section in {**usual, **changes}
+        }
+        return train_config(**merged)
+
+    return build_settings
+
+
+@pytest.fixture
+def both(settings, tmp_path, recorders):
+    """The same run without graphs and with them."""
+
+    def runs(**changes):
+        plain = train(settings(**changes))
+        training = {**changes.pop("training", {}), "cuda_graphs": "step"}
+        changes["output_dir"] = str(tmp_path / "graphed")
+        graphed = train(settings(training=training, **changes))
+        (recorder,) = recorders
+        assert recorder.replayed > 2, vars(recorder)
+        return plain, graphed
+
+    return runs
+
+
+def losses(run):
+    return [record["loss"] for record in run.read_metrics() if "loss" in record]
+
+
+def numbers(run):
+    """All lines of metrics, without what the clock and the machine make of them."""
+    varies = ("time", "images_per_s", "data_wait", "memory_mib")
+    return [{k: v for k, v in line.items() if k not in varies} for line in run.read_metrics()]
+
+
+def weights(run):
+    """The tensors of all files of the exported model."""
+    files = sorted(run.export.rglob("*.safetensors"))
+    return {f"{f.parent.name} {k}": v for f in files for k, v in load_file(f).items()}
+
+
+STEADY = {"lr": 2.0**-3, "eps": 1.0}
+"""Steps in proportion to the gradient: AdamW's usual ones make much of rounding where it is 0."""
+
+
+def assert_alike(run, other):
+    """Alike but for what another order of adding up changes."""
+    assert losses(run) == pytest.approx(losses(other), rel=1e-5)
+    found, wanted = weights(run), weights(other)
+    assert found.keys() == wanted.keys()
+    for name in wanted:
+        assert torch.allclose(found[name], wanted[name], rtol=1e-5, atol=1e-6), name
+
+
+ALIKE = {
+    "float32": {},
+    "bf16": {"training": {"mixed_precision": "bf16"}},
+    "copies of weights": {"training": COPIES},
+    "accumulation": {"training": {"gradient_accumulation_steps": 3}},
+    "copies of weights, accumulation": {"training": {**COPIES, "gradient_accumulation_steps": 2}},
+    "no limit": {"training": {"max_grad_norm": 0.0}},
+    "a low limit": {"training": {"max_grad_norm": 0.01}},
+    "checkpointing": {"training": {"gradient_checkpointing": True}},
+    "checkpointing, copies of weights": {"training": {**COPIES, "gradient_checkpointing": True}},
+    "a rate that rises and falls": {
+        "schedule": {"kind": "linear", "warmup_steps": 4}, "training": {"max_steps": 12},
+    },
+    "two rates": {"method": {"block_lrs": {"up_blocks.1": RATE / 4}}},
+    "average": {"training": {"ema_decay": 0.9}},
+    "watched": {
+        "training": {"ema_decay": 0.5},
+        "validation": {"split": 0.3, "every_steps": 3, "timesteps": 1},
+        "saving": {"state_every_steps": 3, "model_every_steps": 4},
+        "previews": {"every_steps": 5, "width": 32, "height": 32, "steps": 1, "prompts": ["a"]},
+    },
+    "min-SNR, huber": {"loss": {"kind": "huber", "min_snr_gamma": 5.0}},
+    "noise": {"noise": {"offset": 0.1, "multires_iterations": 3, "input_perturbation": 0.1,
+                        "input_perturbation_random_strength": True}},
+    "amsgrad": {"optimizer": {"lr": RATE, "arguments": {"amsgrad": True}}},
+    "images that change": {"dataset": {"random_crop": True, "flip_aug": True}},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ALIKE)
+def test_a_step_as_graphs_gives_the_same_bits(name, both):
+    plain, graphed = both(**ALIKE[name])
+    assert numbers(graphed) == numbers(plain)
+    assert exported(graphed) == exported(plain)
+
+
+def test_a_hypernetwork_learns_the_same(both):
+    changes = {"method": {"kind": "hypernetwork"}, "saving": {"format": "a1111"}}
+    plain, graphed = both(**changes)
+    assert numbers(graphed) == numbers(plain)
+
+
+def test_short_batches_are_filled_up(both, recorders):
+    """13 images in 3 buckets, 4 at a time: one graph a bucket; filling up changes no result."""
+    plain, graphed = both(
+        optimizer=STEADY,
+        training={"batch_size": 4, "max_steps": 12},
+        logging={"image_losses": True},
+    )
+    assert recorders[0].recorded == 3 + 1
+    assert_alike(graphed, plain)
+    found, wanted = (
+        [row.split(",") for row in run.image_losses_file.read_text("utf-8").splitlines()]
+        for run in (graphed, plain)
+    )
+    assert [row[:-1] for row in found] == [row[:-1] for row in wanted]
+    assert [float(row[-1]) for row in found[1:]] == pytest.approx(
+        [float(row[-1]) for row in wanted[1:]], rel=1e-4
+    )
+
+
+def test_masks_weigh_the_loss(both, run_values, tmp_path):
+    folder, masks = tmp_path / "set", tmp_path / "masks"
+    for path in (folder, masks):
+        path.mkdir()
+    for number in range(5):
+        (folder / f"{number}.txt").write_text("a ball", encoding="utf-8")
+        Image.new("RGB", (64, 64), (number * 40, 90, 90)).save(folder / f"{number}.png")
+        mask = Image.new("L", (64, 64), 255)
+        mask.paste(0, (0, 0, 16 * number, 64))
+        mask.save(masks / f"{number}.png")
+    run_values["dataset"] |= {"image_dir": str(folder), "mask_dir": str(masks)}
+    assert_alike(*both(optimizer=STEADY, training={"batch_size": 2}))
+
+
+def test_sdxl_learns_the_same(both, run_values, tmp_path, nano_architecture):
+    file = write_sdxl_file(nano_architecture, tmp_path / "sdxl.safetensors")
+    run_values["model"]["path"] = str(file)
+    assert_alike(
+        *both(optimizer=STEADY, training={"batch_size": 4, "gradient_checkpointing": True})
+    )
+
+
+def test_a_resumed_run_gives_the_same_bits(settings, tmp_path, recorders):
+    changes = {
+        "training": {"cuda_graphs": "step", "batch_size": 4, **COPIES, "ema_decay": 0.9},
+        "schedule": {"kind": "cosine"},
+        "saving": {"state_every_steps": 3},
+    }
+    whole = train(settings(**changes))
+    config = settings(output_dir=str(tmp_path / "ended"), **changes)
+    with pytest.raises(ZeroDivisionError):
+        train(config, StopAt(4))
+    again = resume(config.output_dir, SilentEvents())
+    assert numbers(again) == numbers(whole)
+    assert exported(again) == exported(whole)
+    assert all(recorder.replayed for recorder in recorders)
+
+
+def test_a_run_goes_on_with_graphs_or_without(settings, tmp_path, recorders):
+    """A state does not tell which it was."""
+    changes = {"saving": {"state_every_steps": 3, "keep_states": 9}}
+    whole = train(settings(**changes))
+    for number, graphs in enumerate((("step", "off"), ("off", "step"))):
+        config = settings(
+            output_dir=str(tmp_path / f"ended{number}"),
+            training={"cuda_graphs": graphs[0]},
+            **changes,
+        )
+        with pytest.raises(ZeroDivisionError):
+            train(config, StopAt(4))
+        file = config.output_dir / "config.toml"
+        text = file.read_text("utf-8")
+        changed = text.replace(f'cuda_graphs = "{graphs[0]}"', f'cuda_graphs = "{graphs[1]}"')
+        assert changed != text
+        file.write_text(changed, encoding="utf-8")
+        assert exported(resume(config.output_dir, SilentEvents())) == exported(whole)
+
+
+@pytest.mark.parametrize(("factor", "at"), [(float("nan"), 6), (1e38, 6), (float("nan"), 1)])
+def test_what_is_not_finite_reaches_no_weight(
+    factor, at, settings, tmp_path, recorders, monkeypatch
+):
+    """A loss that is NaN, and one whose gradient overflows; in a replay and in a plain step."""
+    real, calls = loop.step_inputs, [0]
+
+    def spoilt(*args):
+        inputs = real(*args)
+        calls[0] += 1
+        if calls[0] == at:
+            inputs.weights.mul_(factor)
+        return inputs
+
+    changes = {"logging": {"every_steps": 8}, "saving": {"state_every_steps": 1, "keep_states": 9}}
+    whole = train(settings(**changes))
+    monkeypatch.setattr(loop, "step_inputs", spoilt)
+    config = settings(
+        output_dir=str(tmp_path / "graphed"),
+        training={"cuda_graphs": "step"},
+        logging={"every_steps": 8},
+        saving={"state_every_steps": 8},
+    )
+    with pytest.raises(NonFiniteLossError, match=rf"in step {at}\."):
+        train(config)
+    run = RunDirectory(config.output_dir)
+    (state,) = run.states.glob("step-*")
+    assert state.name == f"step-{at - 1:08d}"
+    found = load_file(state / "weights.safetensors")
+    wanted = load_file(whole.states / state.name / "weights.safetensors") if at > 1 else found
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
+class AsksForNumbers:
+    """A weight of the loss that the host looks at."""
+
+    def __call__(self, t, schedule, prediction):
+        return torch.ones(len(t)) * float(t.sum() > -1)
+
+
+def test_what_cannot_be_recorded_is_named(settings, recorders):
+    config = settings(training={"cuda_graphs": "step"})
+    with pytest.raises(RunError, match=r'could not.*waits.*Set training\.cuda_graphs to "off"'):
+        train(config, SilentEvents(), overrides=Overrides(loss_weight=AsksForNumbers()))
+    run = RunDirectory(config.output_dir)
+    assert len(list(run.states.glob("step-*"))) == 1
+
+
+def test_memory_that_runs_out_while_recording_is_explained(settings, recorders, monkeypatch):
+    """The update is recorded in step 2, before which the state is saved."""
+
+    def out_of_memory(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+
+    monkeypatch.setattr(RecordedGraphs, "record", out_of_memory)
+    config = settings(training={"cuda_graphs": "step"})
+    with pytest.raises(OutOfMemoryError, match=r'cuda_graphs = "off".*activations'):
+        train(config)
+    assert [f.name for f in RunDirectory(config.output_dir).states.iterdir()] == ["step-00000001"]
+
+
+class Notes(SilentEvents):
+    def __init__(self):
+        self.told = []
+
+    def note(self, message):
+        self.told.append(message)
+
+
+def test_more_shapes_than_graphs_are_told_and_trained_on(
+    settings, tmp_path, recorders, monkeypatch
+):
+    monkeypatch.setattr(step_graphs, "MOST_GRAPHS", 1)
+    plain, notes = train(settings()), Notes()
+    config = settings(output_dir=str(tmp_path / "graphed"), training={"cuda_graphs": "step"})
+    graphed = train(config, notes)
+    assert recorders[0].recorded == 1 + 1
+    assert sum("more than 1 shapes" in note for note in notes.told) == 1
+    assert exported(graphed) == exported(plain)

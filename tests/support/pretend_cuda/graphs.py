@@ -1,0 +1,45 @@
+"""CUDA graphs on the pretended GPU: what is recorded is called again on the same tensors."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+from clocks import DEFAULT, current_stream, host, host_waits_for, use_stream
+from graph_recording import Recording, without_random_states
+
+
+class Graph:
+    """In the place of `torch.cuda.CUDAGraph`."""
+
+    def __init__(self) -> None:
+        self.recording = Recording()
+
+    def replay(self) -> None:
+        self.recording.replay()
+        stream = current_stream()
+        for memory in self.recording.memories:  # a pool is freed when all is done
+            memory.recorded.add(stream)
+
+
+@contextlib.contextmanager
+def recorded(graph: Graph, pool: Any, stream: Any, capture_error_mode: str) -> Iterator[None]:
+    """In the place of `torch.cuda.graph`: waits for the GPU, and has nothing done.
+
+    Args:
+        graph: Takes what is launched.
+        pool: Whose memory it is.
+        stream: Records.
+        capture_error_mode: What other threads may do meanwhile.
+    """
+    del pool
+    assert capture_error_mode == "thread_local", "threads that encode images use the GPU too"
+    host_waits_for(DEFAULT.clock, "cuda.synchronize")
+    stream.learn(host().clock)
+    try:
+        with use_stream(stream), without_random_states(), graph.recording:
+            yield
+    finally:
+        graph.recording.undo()
+        DEFAULT.learn(stream.clock)  # nothing has run, so nothing has to be waited for

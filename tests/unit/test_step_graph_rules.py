@@ -1,0 +1,233 @@
+"""`training.cuda_graphs`: its values, as settings had them before too, and what they refuse."""
+
+import pytest
+import torch
+from graph_recording import RecordedGraphs
+from torch import nn
+
+from impasto.config.cases import Facts
+from impasto.config.compatibility import conflicts
+from impasto.data.records import Size
+from impasto.diffusion.conditioning import Conditioning
+from impasto.errors import ConfigError
+from impasto.models.loading import load_meta_model
+from impasto.training.fingerprint import differences
+from impasto.training.optim.graph_recorder import NotRecordableError, as_told
+from impasto.training.optim.graphed_update import GraphedUpdate, require_capturable
+from impasto.training.optim.mixed_precision import Precision
+from impasto.training.optim.updates import UpdateInputs
+from impasto.training.optim.weight_copies import WeightCopies
+from impasto.training.planning.memory import FootprintPredictor
+from impasto.training.planning.workload import Workload
+from impasto.training.step import StepInputs
+from impasto.training.step_graphs import StepGraphs, save_no_random_states
+
+ON_GPU = Facts("cuda", 1, "", "bf16")
+
+
+@pytest.mark.parametrize(
+    ("given", "read"), [(True, "network"), (False, "off"), ("true", "network"), ("step", "step")]
+)
+def test_true_and_false_are_read_as_ever(given, read, train_config):
+    config = train_config(training={"cuda_graphs": given, "compile": "full"})
+    assert config.training.cuda_graphs == read
+
+
+REFUSED = {
+    "8 bits": ({"optimizer": {"kind": "adamw8bit"}}, "it is adamw8bit"),
+    "schedule-free": ({"optimizer": {"kind": "adamw_schedule_free"}}, "set cuda_graphs to off"),
+    "not fused": ({"optimizer": {"arguments": {"fused": False}}}, "with fused = false"),
+    "16-bit weights": (
+        {"training": {"weight_dtype": "bf16", "mixed_precision": "bf16"}},
+        "weight_dtype bf16",
+    ),
+    "steps in the backward pass": (
+        {"training": {"optimizer_in_backward": "exact"}},
+        "optimizer_in_backward",
+    ),
+    "states in RAM": ({"training": {"offload_optimizer": True}}, "offload_optimizer"),
+    "streamed weights": (
+        {
+            "training": {
+                "stream_weights": True, "optimizer_in_backward": "exact",
+                "gradient_checkpointing": True,
+            }
+        },
+        "optimizer_in_backward",
+    ),
+    "fp16": ({"training": {"mixed_precision": "fp16"}}, "mixed_precision to bf16"),
+    "text encoder": ({"method": {"train_text_encoder": True}}, "train_text_encoder"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_the_host_does_within_a_step_is_refused(name, train_config):
+    changes, words = REFUSED[name]
+    training = {**changes.get("training", {}), "cuda_graphs": "step"}
+    with pytest.raises(ConfigError, match=words):
+        train_config(**{**changes, "training": training})
+
+
+@pytest.mark.parametrize(
+    ("facts", "words"),
+    [
+        (Facts("cpu", 1, ""), "is for GPUs"),
+        (Facts("cuda", 2, ""), "is for one process, and this run has 2"),
+        (Facts("cuda", 2, "FSDP"), "is for one process"),
+        (Facts("cuda", 1, "", "fp16"), "fp16"),
+    ],
+)
+def test_what_is_known_beside_the_settings_is_refused(facts, words, train_config):
+    config = train_config(training={"cuda_graphs": "step", "mixed_precision": "auto"})
+    assert not list(conflicts(config, ON_GPU))
+    assert words in next(conflicts(config, facts))
+
+
+@pytest.mark.parametrize("compiled", ["off", "blocks", "full"])
+def test_whole_steps_go_with_what_networks_alone_do_not(compiled, train_config):
+    train_config(
+        training={
+            "cuda_graphs": "step", "compile": compiled, "gradient_accumulation_steps": 2,
+            "gradient_checkpointing": True, "mixed_precision": "bf16", "weight_copies": True,
+        }
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("was", ["true", "false"])
+def test_states_from_before_are_resumed(was):
+    assert differences({"training.cuda_graphs": was, "seed": "1"}, {"seed": "1"}) == []
+
+
+def test_an_optimizer_that_was_given_in_code_has_to_step_on_the_device():
+    weights = [nn.Parameter(torch.ones(2))]
+    require_capturable(torch.optim.AdamW(weights, fused=True))
+    for other in (torch.optim.AdamW(weights), torch.optim.SGD(weights, fused=True)):
+        with pytest.raises(ConfigError, match=type(other).__name__):
+            require_capturable(other)
+
+
+def test_dropout_does_not_go_with_blocks_that_are_computed_again():
+    network = nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.1))
+    save_no_random_states(network)
+    network[0].gradient_checkpointing = True
+    with pytest.raises(ConfigError, match="dropout"):
+        save_no_random_states(network)
+    network[1].p = 0.0
+    save_no_random_states(network)
+
+
+def test_errors_of_a_recording_are_told_as_what_they_are():
+    found = as_told(RuntimeError("operation not permitted when stream is capturing\nCompile with"))
+    assert isinstance(found, NotRecordableError)
+    assert str(found) == "operation not permitted when stream is capturing"
+    for error in (torch.OutOfMemoryError("CUDA out of memory."), ConfigError("a"), KeyError("b")):
+        assert as_told(error) is error
+
+
+def test_the_recorder_of_the_tests_keeps_numbers_of_the_host():
+    """What it is for: a number that was recorded stays, a tensor is read again."""
+    place, factor = torch.ones(3), [2.0]
+
+    def work():
+        place.mul_(factor[0]).add_(place.sum())
+
+    replay = RecordedGraphs().record(work)
+    assert place.tolist() == [1.0] * 3
+    factor[0] = 100.0
+    replay()
+    assert place.tolist() == [8.0] * 3
+    with pytest.raises(NotRecordableError):
+        RecordedGraphs().record(lambda: place.sum().item())
+
+
+@pytest.fixture
+def graphs():
+    """Graphs of a network of one weight, whose loss is (weight * x_0 - noise)^2."""
+    weight = nn.Parameter(torch.ones(1))
+    inputs = UpdateInputs(
+        torch.optim.AdamW([weight], lr=2.0**-3, fused=True),
+        [weight],
+        Precision("no", torch.device("cpu")),
+    )
+    copies, recorder = WeightCopies([], torch.float32), RecordedGraphs()
+
+    def losses(tensors):
+        return (weight * tensors.x_0 - tensors.noise).square().mean(dim=(1, 2, 3)) * tensors.weights
+
+    update = GraphedUpdate(inputs, recorder, copies)
+    return StepGraphs(losses, update, copies, recorder, [weight], print), weight, recorder
+
+
+def batch(size, value=1.0):
+    latents = torch.full((size, 4, 2, 2), value)
+    return StepInputs(
+        x_0=latents,
+        noise=latents + 1,
+        input_noise=None,
+        t=torch.zeros(size, dtype=torch.int64),
+        conditioning=Conditioning({"states": torch.zeros(size, 3)}),
+        weights=torch.ones(size),
+        mask=None,
+    )
+
+
+def step(graphs, *batches):
+    """A step of some batches; their losses."""
+    size = sum(len(one.t) for one in batches)
+    outputs = [graphs.micro_step(one, 1 / size, size=4) for one in batches]
+    graphs.update.apply(sum(loss for _, loss in outputs))
+    return [output.losses.tolist() for output, _ in outputs]
+
+
+def test_weights_that_were_moved_are_recorded_anew(graphs):
+    graphs, weight, recorder = graphs
+    for _ in range(4):
+        step(graphs, batch(4))
+    assert (recorder.ran, recorder.recorded) == (2 + 1, 1 + 1)
+    graphs.forget_if_moved()
+    step(graphs, batch(4))
+    assert recorder.recorded == 2
+    weight.data = weight.data.clone()
+    graphs.forget_if_moved()
+    before = weight.item()
+    step(graphs, batch(4))
+    assert recorder.recorded == 4
+    assert weight.item() != before
+
+
+def test_losses_are_those_of_the_samples_that_are_real(graphs):
+    graphs, *_ = graphs
+    for _ in range(3):
+        step(graphs, batch(4), batch(2, 2.0))
+    found = step(graphs, batch(3), batch(1, 2.0))
+    assert [len(losses) for losses in found] == [3, 1]
+
+
+def test_inputs_that_learn_are_refused(graphs):
+    graphs, *_ = graphs
+    with pytest.raises(ConfigError, match="conditioner or noise that learns"):
+        step(graphs, batch(4).map(lambda x: x.requires_grad_() if x.dim() == 2 else x))
+
+
+def test_the_plan_counts_what_graphs_keep(train_config, deeper_model):
+    """All gradients, and the activations of a step, in everything that is done beside one."""
+    found = {}
+    for graphs in ("off", "step"):
+        config = train_config(
+            model={"path": str(deeper_model)},
+            training={"cuda_graphs": graphs, "mixed_precision": "bf16"},
+            previews={"prompts": ["a ball"], "width": 32, "height": 32},
+        )
+        predictor = FootprintPredictor(
+            lambda: load_meta_model(str(deeper_model)), "cuda", workload=Workload(Size(64, 64))
+        )
+        phases = predictor.all_phases(config, Size(64, 64), 4)
+        found[graphs] = {phase.moment.partition(" ")[0]: phase for phase in phases}
+    plain, graphed = found["off"], found["step"]
+    gradients = graphed["training"].gradients
+    assert gradients >= plain["training"].gradients
+    assert graphed["training"].activations > 1.9 * plain["training"].activations
+    pool = graphed["training"].activations // 2
+    assert graphed["drawing"].gradients == gradients > plain["drawing"].gradients
+    assert graphed["drawing"].activations == plain["drawing"].activations + pool
+    assert graphed["encoding"] == plain["encoding"]  # ahead of all that
