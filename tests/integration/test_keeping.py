@@ -1,6 +1,8 @@
 """What a run keeps and writes down: states and models meanwhile, losses, full disks, memory."""
 
 import csv
+import importlib.metadata
+import json
 import threading
 from collections import Counter
 
@@ -10,12 +12,14 @@ from parts import UNET_FILE
 from runs import StopAt, exported
 from safetensors.torch import load_file
 
-from impasto import background
+from impasto import __version__, background
+from impasto.checkpoints.reading import open_tensor_file
 from impasto.errors import ConfigError, OutOfMemoryError, StorageError
 from impasto.training import loop, trainer
 from impasto.training.events import SilentEvents
 from impasto.training.planning import disk
 from impasto.training.saving import saver
+from impasto.training.saving.export import SUMMARY_KEY
 from impasto.training.trainer import resume, train
 
 
@@ -240,3 +244,16 @@ def test_other_faults_are_not_called_memory(train_config, monkeypatch):
 def test_settings_of_saving_that_would_do_nothing_are_refused(train_config):
     with pytest.raises(ConfigError, match="average has no effect"):
         train_config(saving={"average": "beside"})
+
+
+def test_a_run_from_a_checkout_that_was_never_installed_is_exported(train_config, monkeypatch):
+    """As with the sources on `PYTHONPATH` alone: a run must not end without its model for that."""
+
+    def lacking(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", lacking)
+    run = train(train_config(training={"max_steps": 1}, saving={"format": "safetensors"}))
+    (model,) = run.path.rglob("model.safetensors")
+    summary = json.loads(open_tensor_file(model).metadata[SUMMARY_KEY])
+    assert summary["impasto_version"] == __version__

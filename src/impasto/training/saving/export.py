@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -12,7 +11,7 @@ from typing import Any, Protocol
 import tomli_w
 from torch import Tensor
 
-from impasto import files
+from impasto import __version__, files
 from impasto.checkpoints import hypernetworks
 from impasto.checkpoints.hypernetwork_writing import write_hypernetwork
 from impasto.config.run import RunConfig
@@ -228,7 +227,7 @@ def training_summary(source: ExportSource) -> dict[str, Any]:
     config = source.config
     settings = config.model_dump(mode="json", exclude_none=True)
     return {
-        "impasto_version": importlib.metadata.version("impasto"),
+        "impasto_version": __version__,
         "base_model": source.model.contents.name,
         "base_model_unet_sha256": source.base_hash,
         "steps": source.total_steps,
