@@ -1,7 +1,8 @@
 """A step of the trainer under each lever; on a GPU, its share of what matrix products reach.
 
 Every variant is a session of the trainer on the same images, with cached latents and text. On a
-processor it is the full-size SD 1.5 at 256 px and batch 1; on a GPU SD 1.5 and SD 2 at 512 px.
+processor it is the full-size SD 1.5 at 256 px and batch 1; on a GPU SD 1.5 and SD 2 at 512 px, and
+SDXL at 1024 px.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from bench.memory import predicted
 from impasto.config.load import build_run_config
 from impasto.data.dataset import iterate_steps
 from impasto.datasets.batching import heaviest_group
+from impasto.errors import ImpastoError
 from impasto.runs import RunDirectory
 from impasto.training.build import build_session
 from impasto.training.devices import build_accelerator, default_device
@@ -73,8 +75,17 @@ ON_GPU: dict[str, dict[str, Any]] = {
     "bf16, channels last, compiled, copies of weights, steps as CUDA graphs": {
         "training": {**_FAST, "compile": "full", "weight_copies": True, "cuda_graphs": "step"}
     },
+    "bf16, channels last, compiled, float8": {
+        "training": {**_FAST, "compile": "full", "float8": True}
+    },
+    "bf16, channels last, blocks compiled, float8": {
+        "training": {**_FAST, "compile": "blocks", "float8": True}
+    },
     "bf16 weights, channels last, compiled": {
         "training": {**_FAST, "weight_dtype": "bf16", "compile": "full"}
+    },
+    "bf16 weights, channels last, compiled, float8": {
+        "training": {**_FAST, "weight_dtype": "bf16", "compile": "full", "float8": True}
     },
     "least memory": {
         "training": {
@@ -91,7 +102,20 @@ ON_GPU: dict[str, dict[str, Any]] = {
         "optimizer": {"kind": "adamw8bit"},
     },
 }  # fmt: skip
-BATCHES_ON_GPU = (1, 8, 32)
+SIZES_ON_GPU: dict[str, tuple[int, tuple[int, ...]]] = {
+    "sd1": (512, (1, 8, 32)),
+    "sd2": (512, (1, 8, 32)),
+    "sdxl": (1024, (1, 4)),
+}
+"""Pixels of a side, and images at a time."""
+SDXL = (
+    "bf16",
+    "bf16, channels last, blocks compiled",
+    "bf16, channels last, blocks compiled, float8",
+    "bf16, channels last, compiled",
+    "bf16, channels last, compiled, float8",
+)
+"""The rows of SDXL, whose other levers do what they do for SD 2."""
 UPDATES = {"cpu": 4, "cuda": 20}
 
 
@@ -100,15 +124,18 @@ def measure(scratch: Path, wanted: str = "") -> dict[str, str]:
     device = default_device()
     on_gpu = device.type == "cuda"
     rows: dict[str, str] = {}
-    for architecture in ("sd1", "sd2") if on_gpu else ("sd1",):
-        for batch in BATCHES_ON_GPU if on_gpu else (1,):
+    sizes = SIZES_ON_GPU if on_gpu else {"sd1": (256, (1,))}
+    for architecture, (side, batches) in sizes.items():
+        levers = ON_GPU if on_gpu else ON_PROCESSOR
+        if architecture == "sdxl":
+            levers = {lever: ON_GPU[lever] for lever in SDXL}
+        for batch in batches:
             names = {
                 f"{architecture}, batch {batch}, {lever}": changes
-                for lever, changes in (ON_GPU if on_gpu else ON_PROCESSOR).items()
+                for lever, changes in levers.items()
             }
             chosen = {name: changes for name, changes in names.items() if wanted in name}
             if chosen:
-                side = 512 if on_gpu else 256
                 values = settings(scratch, side=side, architecture=architecture)
                 values["dataset"]["num_repeats"] = batch
                 rows |= _measured(chosen, values, device, batch)
@@ -127,7 +154,7 @@ def _measured(
         asked["training"] = {**asked["training"], "batch_size": batch, "max_steps": 10_000}
         try:
             seconds, peak, share, warm = _update(asked, device)
-        except RuntimeError as error:
+        except (ImpastoError, RuntimeError) as error:
             rows[name] = f"failed: {str(error).splitlines()[0][:80]}"
             continue
         first = first or seconds
@@ -148,6 +175,7 @@ def _update(values: dict[str, Any], device: torch.device) -> tuple[float, int, f
     """Median seconds of a step, peak bytes, share of the peak, and the first one's seconds."""
     if device.type == "cuda":  # also after a row that failed
         gc.collect()
+        torch._dynamo.reset()  # graphs of rows before would count as this one's
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     config = build_run_config(values, source="bench")

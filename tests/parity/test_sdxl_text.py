@@ -10,8 +10,8 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from impasto.data.records import Box, Geometry, Size
 from impasto.models.families import SDXL
-from impasto.models.loading import tokenizer_of
 from impasto.models.text import ClipHiddenStates, ClipTextConditioner, TextStates
+from impasto.models.tokenizers import tokenizer_of
 from impasto.models.tokens import TextLayout, TextTokens
 from impasto.models.vocabulary import EOS
 

@@ -5,13 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from impasto.checkpoints.keymap import (
-    ComponentMap,
-    UNetLayout,
-    VaeLayout,
-    ema_name,
-    layout_of,
-)
+from impasto.checkpoints.key_rows import UNetLayout, VaeLayout
+from impasto.checkpoints.keymap import ComponentMap, ema_name, layout_of
 from impasto.checkpoints.ldm import merge_ldm, split_ldm
 from impasto.checkpoints.tensors import LazyTensor
 from impasto.models.families import SD1, SD2_BASE, SDXL, file_layouts

@@ -60,6 +60,18 @@ def test_the_precision_that_is_taken_is_compared_with_the_fastest(monkeypatch, s
     assert outcome.advice == "" if advice is None else advice in outcome.advice
 
 
+def test_float8_is_measured_where_the_card_has_it(monkeypatch):
+    """It is no precision of its own, so no advice follows from its being fastest."""
+    monkeypatch.setattr(card_check, "matmul_rate", lambda *_: 10e12)
+    monkeypatch.setattr(card_check, "native_precision", lambda _: NativePrecision("bf16", "it has"))
+    assert "float8" not in precisions(CPU).found
+    monkeypatch.setattr(card_check, "has_float8", lambda _: True)
+    monkeypatch.setattr(card_check, "float8_rate", lambda _: 19e12)
+    outcome = precisions(CPU)
+    assert outcome.found == "float32 10, bf16 10, fp16 10, float8 19 TFLOP/s; auto takes bf16"
+    assert outcome.advice == ""
+
+
 @pytest.mark.parametrize(
     ("measured", "advice"), [(9, ""), (11, ""), (13, "Runs take 30 % more here")]
 )

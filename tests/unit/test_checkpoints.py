@@ -12,12 +12,13 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from impasto.checkpoints import tensors as tensors_module
 from impasto.checkpoints.kinds import BASE_MODEL, kind_of
 from impasto.checkpoints.modelspec import ModelSpec, read_encoder_layer, read_prediction_type
 from impasto.checkpoints.pickles import LightningCallback
 from impasto.checkpoints.reading import open_tensor_file
-from impasto.checkpoints.tensors import LazyTensor, Scratch
-from impasto.checkpoints.writing import HASH_KEY, write_ckpt, write_safetensors
+from impasto.checkpoints.tensors import LazyTensor
+from impasto.checkpoints.writing import HASH_KEY, tensor_hash, write_ckpt, write_safetensors
 from impasto.errors import ModelError
 from impasto.models.families import file_layouts
 
@@ -277,13 +278,49 @@ def test_the_metadata_standard():
     assert read_encoder_layer({"modelspec.encoder_layer": "x"}) is None
 
 
-def test_reading_by_way_of_scratch_memory_gives_the_same_copies(tensors, tmp_path):
-    """In any order of sizes; what was read before does not change."""
-    file = tmp_path / "x.safetensors"
-    write_safetensors(file, lazily(tensors), {})
-    opened, scratch = open_tensor_file(file).tensors, Scratch()
-    for order in (sorted(tensors), sorted(tensors, reverse=True)):
-        found = {name: opened[name].read_as(torch.float64, scratch) for name in order}
-        assert all(torch.equal(found[name], tensors[name].double()) for name in order)
-    turned = opened["half"].reshaped((5, 3)).read_as(torch.float32, scratch)
-    assert torch.equal(turned, tensors["half"].float().reshape(5, 3))
+RANGED = {
+    torch.float64: torch.float64,
+    torch.float32: torch.float16,
+    torch.float16: torch.bfloat16,
+    torch.bfloat16: torch.float16,
+    torch.float8_e4m3fn: torch.float32,
+}
+"""What is stored -> what it is read as."""
+
+
+@pytest.mark.parametrize("stored", RANGED)
+@pytest.mark.parametrize("piece", [8, 24, 1 << 20])
+@pytest.mark.parametrize("at_once", [1, 3, 1 << 15])
+def test_a_tensor_read_in_pieces_is_the_whole_one(stored, piece, at_once, tmp_path, monkeypatch):
+    """As it is, reshaped, its thirds, and cast, whatever the pieces; numbers as PyTorch rounds."""
+    monkeypatch.setattr(tensors_module, "_PIECE", piece)
+    monkeypatch.setattr(tensors_module, "_AT_ONCE", at_once)
+    values = torch.linspace(-3, 5, 90).reshape(9, 5, 2).to(stored)
+    file, read_as = tmp_path / "x.safetensors", RANGED[stored]
+    save_file({"w": values, "none": values[:0]}, file)
+    lazy = open_tensor_file(file).tensors["w"]
+    wanted = {
+        "as it is": (lazy, values),
+        "reshaped": (lazy.reshaped((6, 15)), values.reshape(6, 15)),
+        "a third": (lazy.third(1), values[3:6]),
+        "cast": (lazy.cast(read_as), values.to(read_as)),
+        "a third, cast and reshaped": (
+            lazy.third(2).cast(read_as).reshaped((30,)), values[6:].to(read_as).reshape(30),
+        ),
+    }  # fmt: skip
+    for name, (read, whole) in wanted.items():
+        ranges = read.ranges()
+        assert len(ranges) == max(
+            1, -(-read.size_bytes // (piece // read.dtype.itemsize * read.dtype.itemsize))
+        ), name
+        flat = torch.cat([read.elements(*each).view(torch.uint8) for each in ranges])
+        assert torch.equal(flat, whole.reshape(-1).view(torch.uint8)), name
+        other = read.read_as(torch.float32)
+        assert torch.equal(other, whole.float()), name
+    assert open_tensor_file(file).tensors["none"].read_as(torch.float32).shape == (0, 5, 2)
+    hashes = {}
+    write_safetensors(tmp_path / "y.safetensors", {"w": lazy}, {}, hashes=hashes)
+    assert hashes == {"w": tensor_hash(values)}
+    assert (
+        load_file(tmp_path / "y.safetensors")["w"].view(torch.uint8).equal(values.view(torch.uint8))
+    )

@@ -9,6 +9,7 @@ import os
 import threading
 import weakref
 
+import numpy as np
 import pytest
 import torch
 
@@ -31,16 +32,16 @@ def test_writing_reads_so_many_bytes_ahead(tmp_path, monkeypatch, waiting, ahead
     """
     monkeypatch.setattr(writing, "_TOGETHER", 1)
     monkeypatch.setattr(writing, "_WAITING", waiting)
-    alive, found, are_read = weakref.WeakSet(), [], threading.Event()
+    memory, found, are_read = [], [], threading.Event()
 
     def make():
         gc.collect()
-        tensor = torch.ones(1000)
-        alive.add(tensor)
-        found.append(len(alive))
+        values = np.ones(1000, np.float32)  # whose memory the tensor keeps alive
+        memory.append(weakref.ref(values))
+        found.append(sum(values() is not None for values in memory))
         if len(found) == ahead:
             are_read.set()
-        return tensor
+        return torch.from_numpy(values)
 
     real = writing._HashedAndWritten._write
 

@@ -6,9 +6,9 @@ from torch import nn
 
 from impasto.data.text_store import TextStore
 from impasto.errors import ConfigError
-from impasto.models.loading import tokenizer_of
 from impasto.models.text import ClipTextConditioner
 from impasto.models.text_memory import TextCache
+from impasto.models.tokenizers import tokenizer_of
 from impasto.models.tokens import TextLayout, TextTokens
 from impasto.models.vocabulary import EOS
 from impasto.training.methods import build_trainable

@@ -108,7 +108,7 @@ def _what_it_looks_like(head: bytes) -> str:
 
 
 def _open_safetensors(path: Path) -> TensorFile:
-    """Tensors are read one by one into memory of their own.
+    """Tensors are read one by one, or in part, into memory of their own.
 
     A mapped file would count as the process's memory until the last tensor is read, and could end
     the process if another program cut it short meanwhile. The library checks the header first.
@@ -133,17 +133,22 @@ def _open_safetensors(path: Path) -> TensorFile:
         begin, end = row["data_offsets"]
         dtype = SAFETENSORS_TYPES[row["dtype"]]
 
-        def read_into(values: Tensor) -> None:
-            check()
-            _read_into(values.numpy().data, path, 8 + size + begin)
-
-        def read() -> Tensor:
+        def read_bytes(first: int, last: int) -> Tensor:
             with untrusted(path):
-                values = torch.empty(end - begin, dtype=torch.uint8)
-                read_into(values)
-                return values.view(dtype).reshape(row["shape"])
+                check()
+                values = torch.empty(last - first, dtype=torch.uint8)
+                _read_into(values.numpy().data, path, 8 + size + begin + first)
+                return values.view(dtype)
 
-        return LazyTensor(tuple(row["shape"]), dtype, read, owns_memory=True, read_into=read_into)
+        return LazyTensor(
+            tuple(row["shape"]),
+            dtype,
+            read=lambda: read_bytes(0, end - begin).reshape(row["shape"]),
+            owns_memory=True,
+            read_range=lambda first, last: read_bytes(
+                first * dtype.itemsize, last * dtype.itemsize
+            ),
+        )
 
     return TensorFile(
         path, "safetensors", {name: lazy(row) for name, row in rows.items()}, metadata

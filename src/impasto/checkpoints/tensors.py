@@ -6,7 +6,7 @@ holds the tensor that is read, and besides only what waits to be written (`writi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from math import prod
 
@@ -21,20 +21,13 @@ SAFETENSORS_TYPES = {
 }  # fmt: skip
 
 
-class Scratch:
-    """Memory that one tensor after another is read into.
+_PIECE = 1 << 20
+"""Bytes that are read at a time where a tensor can be read in part: they stay in a processor's
+cache until they are converted, hashed and written."""
 
-    Memory that was never touched takes a second per GiB to get on a virtual machine.
-    """
-
-    def __init__(self) -> None:
-        self._bytes = torch.empty(0, dtype=torch.uint8)
-
-    def of(self, size: int) -> Tensor:
-        """So many bytes, which hold until the next are asked for."""
-        if size > self._bytes.numel():
-            self._bytes = torch.empty(size, dtype=torch.uint8)
-        return self._bytes[:size]
+_AT_ONCE = 1 << 15
+"""Elements that are computed with at a time: of more, PyTorch wakes threads of its own (GRAIN_SIZE
+in ATen/TensorIterator.h), which then wait for work on processors that others need."""
 
 
 @dataclass(frozen=True)
@@ -46,27 +39,57 @@ class LazyTensor:
         dtype: Its type as stored.
         read: Gives it, on the CPU. Copy it before writing to it, unless `owns_memory`.
         owns_memory: Whether each reading gives new memory, that nothing else looks at.
-        read_into: Reads its bytes into memory of uint8; None where that is not possible.
+        read_range: Gives the elements from one position up to another, flat and in row-major order,
+            in memory of their own; None where only the whole can be read.
     """
 
     shape: tuple[int, ...]
     dtype: torch.dtype
     read: Callable[[], Tensor]
     owns_memory: bool = False
-    read_into: Callable[[Tensor], None] | None = None
+    read_range: Callable[[int, int], Tensor] | None = None
 
     @classmethod
     def of(cls, tensor: Tensor) -> LazyTensor:
         """A tensor that is in memory already, on any device."""
         return cls(tuple(tensor.shape), tensor.dtype, lambda: tensor.detach().cpu())
 
-    def read_as(self, dtype: torch.dtype, scratch: Scratch | None = None) -> Tensor:
-        """A copy of another type, which may be written to; by way of `scratch` if it is given."""
-        if scratch is not None and self.read_into is not None and dtype != self.dtype:
-            values = scratch.of(self.size_bytes)
-            self.read_into(values)
-            return values.view(self.dtype).reshape(self.shape).to(dtype)
-        return self.read().to(dtype, copy=not (self.owns_memory and dtype == self.dtype))
+    def ranges(self) -> list[tuple[int, int]]:
+        """Positions that its elements are read by, one range after another: of up to 1 MiB each.
+
+        One range where only the whole can be read.
+        """
+        count = prod(self.shape)
+        if self.read_range is None or self.size_bytes <= _PIECE:
+            return [(0, count)]
+        step = _PIECE // self.dtype.itemsize
+        return [(begin, min(begin + step, count)) for begin in range(0, count, step)]
+
+    def elements(self, begin: int, end: int) -> Tensor:
+        """Its elements of one of `ranges`, flat.
+
+        Raises:
+            ValueError: The tensor has another shape or type now.
+        """
+        if self.read_range is not None:
+            found = self.read_range(begin, end)
+            is_as_told = found.shape == (end - begin,) and found.dtype == self.dtype
+        else:
+            found = self.read()
+            is_as_told = tuple(found.shape) == self.shape and found.dtype == self.dtype
+        if not is_as_told:
+            raise ValueError("another shape or type")
+        return found.reshape(-1)
+
+    def read_as(self, dtype: torch.dtype) -> Tensor:
+        """A copy of another type, which may be written to."""
+        if self.read_range is None or dtype == self.dtype:
+            return self.read().to(dtype, copy=not (self.owns_memory and dtype == self.dtype))
+        values = torch.empty(self.shape, dtype=dtype)
+        flat = values.view(-1)
+        for begin, end in self.ranges():
+            _convert(self.elements(begin, end), flat[begin:end])
+        return values
 
     @property
     def size_bytes(self) -> int:
@@ -88,18 +111,37 @@ class LazyTensor:
         written, where only its own bytes are counted.
         """
         rows = self.shape[0] // 3
+        shape = (rows, *self.shape[1:])
+        read_range, begins = self.read_range, number * prod(shape)
         return LazyTensor(
-            (rows, *self.shape[1:]),
+            shape,
             self.dtype,
             lambda: self.read()[number * rows : (number + 1) * rows].clone(),
             owns_memory=True,
+            read_range=None
+            if read_range is None
+            else lambda begin, end: read_range(begins + begin, begins + end),
         )
 
     def cast(self, dtype: torch.dtype | None) -> LazyTensor:
         """The same in another floating-point type; integers and None stay as they are."""
         if dtype in (None, self.dtype) or not self.dtype.is_floating_point:
             return self
-        return LazyTensor(self.shape, dtype, lambda: self.read().to(dtype), owns_memory=True)
+        read_range = self.read_range
+
+        def read_cast_range(begin: int, end: int) -> Tensor:
+            assert read_range is not None  # noqa: S101 - not offered otherwise
+            values = torch.empty(end - begin, dtype=dtype)
+            _convert(read_range(begin, end), values)
+            return values
+
+        return LazyTensor(
+            self.shape,
+            dtype,
+            lambda: self.read().to(dtype),
+            owns_memory=True,
+            read_range=None if read_range is None else read_cast_range,
+        )
 
 
 Tensors = Mapping[str, LazyTensor]
@@ -112,6 +154,22 @@ def joined(parts: tuple[LazyTensor, ...]) -> LazyTensor:
     return LazyTensor(
         (rows, *first.shape[1:]), first.dtype, lambda: torch.cat([part.read() for part in parts])
     )
+
+
+def pieces_of(flat: Tensor) -> Iterator[Tensor]:
+    """A flat tensor in pieces that PyTorch computes with on the thread that asks."""
+    for begin in range(0, len(flat), _AT_ONCE):
+        yield flat[begin : begin + _AT_ONCE]
+
+
+def _convert(source: Tensor, target: Tensor) -> None:
+    """Copy flat values to another type; between 16-bit types by way of float32, as PyTorch rounds.
+
+    Its own conversion between those goes number by number and takes twice as long.
+    """
+    both_narrow = source.dtype.itemsize == target.dtype.itemsize == 2
+    for narrow, into in zip(pieces_of(source), pieces_of(target), strict=True):
+        into.copy_(narrow.float() if both_narrow else narrow)
 
 
 def total_bytes(tensors: Tensors) -> int:

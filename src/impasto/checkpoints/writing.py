@@ -1,9 +1,10 @@
 """Writes files of tensors as they are read, so that saving a model needs no second copy of it.
 
-While a tensor is read and checked, up to 64 MiB of those before it, or one larger tensor, wait to
-be hashed and written. The safetensors library takes all tensors at once, which for a cast model
-means a copy of the whole; its format (github.com/huggingface/safetensors, README "Format") is eight
-bytes of header length, a JSON header, and the tensors' bytes.
+Tensors are read in pieces where that is possible. While one is read and checked, up to 16 MiB of
+those before it wait to be hashed and written, or one larger tensor that is read as a whole. The
+safetensors library takes all tensors at once, which for a cast model means a copy of the whole; its
+format (github.com/huggingface/safetensors, README "Format") is eight bytes of header length, a JSON
+header, and the tensors' bytes.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import hashlib
 import json
 import math
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,7 @@ from torch import Tensor
 from impasto import files
 from impasto.checkpoints.pickle_writing import require_picklable, save_pickle
 from impasto.checkpoints.reading import METADATA_ENTRY
-from impasto.checkpoints.tensors import SAFETENSORS_TYPES, LazyTensor, Tensors
+from impasto.checkpoints.tensors import SAFETENSORS_TYPES, LazyTensor, Tensors, pieces_of
 from impasto.errors import ModelError
 from impasto.parsing import printable
 from impasto.progress import Advance
@@ -76,7 +77,9 @@ def write_safetensors(
 
 def tensor_hash(tensor: Tensor) -> str:
     """SHA-256 over a tensor's type, shape and bytes: two tensors of one hash are the same."""
-    return _tensor_hash(tensor, _bytes_of(tensor))
+    digest = _begun_hash(tensor.dtype, tensor.shape)
+    digest.update(_bytes_of(tensor))
+    return digest.hexdigest()
 
 
 def write_ckpt(
@@ -109,12 +112,9 @@ def write_ckpt(
 _TOGETHER = 1 << 20
 """Bytes of small tensors that are hashed and written at a time: telling two threads of each one
 takes longer than its hash."""
-_CHECKED_AT_ONCE = 1 << 15
-"""Numbers that are looked at together: of more, PyTorch would wake threads of its own, which then
-wait for work on the processors that hash and write."""
-_WAITING = 64 << 20
-"""Bytes that may wait to be hashed and written while the next tensor is read; a larger tensor waits
-alone."""
+_WAITING = 16 << 20
+"""Bytes that may wait to be hashed and written while the next are read; a larger tensor that cannot
+be read in part waits alone."""
 
 
 def in_file_order(tensors: Tensors) -> list[str]:
@@ -175,8 +175,8 @@ class _HashAll:
     def __init__(self) -> None:
         self.digest = hashlib.sha256()
 
-    def __call__(self, name: str, tensor: Tensor, values: memoryview) -> None:  # noqa: ARG002
-        self.digest.update(values)
+    def __call__(self, piece: _Piece) -> None:
+        self.digest.update(piece.values)
 
 
 class _HashEach:
@@ -184,43 +184,70 @@ class _HashEach:
 
     def __init__(self, hashes: dict[str, str]) -> None:
         self._hashes = hashes
+        self._digest = hashlib.sha256()
 
-    def __call__(self, name: str, tensor: Tensor, values: memoryview) -> None:
-        self._hashes[name] = _tensor_hash(tensor, values)
+    def __call__(self, piece: _Piece) -> None:
+        if piece.begins:
+            self._digest = _begun_hash(piece.tensor.dtype, piece.tensor.shape)
+        self._digest.update(piece.values)
+        if piece.ends:
+            self._hashes[piece.name] = self._digest.hexdigest()
 
 
-def _tensor_hash(tensor: Tensor, values: memoryview) -> str:
-    digest = hashlib.sha256(f"{_TYPE_NAMES[tensor.dtype]}{list(tensor.shape)}".encode())
-    digest.update(values)
-    return digest.hexdigest()
+def _begun_hash(dtype: torch.dtype, shape: Sequence[int]) -> hashlib._Hash:
+    """The hash of a tensor ahead of its bytes."""
+    return hashlib.sha256(f"{_TYPE_NAMES[dtype]}{list(shape)}".encode())
 
 
 def _write_values(
     file: IO[bytes],
     tensors: Tensors,
     advance: Advance,
-    hasher: Callable[[str, Tensor, memoryview], None],
+    hasher: Callable[[_Piece], None],
     *,
     finite_only: bool,
 ) -> None:
     """Write the tensors: while some are hashed and written, the next is read and checked."""
     with _HashedAndWritten(file, hasher, advance) as behind:
         for name in in_file_order(tensors):
-            behind.make_room(tensors[name].size_bytes)
-            behind.add(name, _checked(name, tensors[name], finite_only=finite_only))
+            tensor = tensors[name]
+            for begin, end in tensor.ranges():
+                behind.make_room((end - begin) * tensor.dtype.itemsize)
+                values = _checked(name, tensor, begin, end, finite_only=finite_only)
+                behind.add(_Piece(name, tensor, _bytes_of(values), begin, end))
 
 
 @dataclass(frozen=True)
-class _Named:
-    """A tensor on its way into a file, with its bytes."""
+class _Piece:
+    """A tensor, or a part of one, on its way into a file.
+
+    Attributes:
+        name: Of the tensor.
+        tensor: What it is.
+        values: The bytes of its elements from `begin` up to `end`.
+        begin: Position of the first of them.
+        end: Position after the last of them.
+    """
 
     name: str
-    tensor: Tensor
+    tensor: LazyTensor
     values: memoryview
+    begin: int
+    end: int
+
+    @property
+    def begins(self) -> bool:
+        """Whether it is the first of its tensor."""
+        return self.begin == 0
+
+    @property
+    def ends(self) -> bool:
+        """Whether it is the last of its tensor."""
+        return self.end == math.prod(self.tensor.shape)
 
 
 class _HashedAndWritten:
-    """Hashes and writes tensors in their order, on a thread each; errors come to who waits.
+    """Hashes and writes pieces in their order, on a thread each; errors come to who waits.
 
     Args:
         file: Where they are written.
@@ -228,13 +255,11 @@ class _HashedAndWritten:
         advance: Is told of the bytes that were written, by the thread that adds.
     """
 
-    def __init__(
-        self, file: IO[bytes], hasher: Callable[[str, Tensor, memoryview], None], advance: Advance
-    ) -> None:
+    def __init__(self, file: IO[bytes], hasher: Callable[[_Piece], None], advance: Advance) -> None:
         self._file, self._hasher, self._advance = file, hasher, advance
         self._hashing, self._writing = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
         self._under_way: deque[tuple[int, Future[None], Future[None]]] = deque()
-        self._together: list[_Named] = []
+        self._together: list[_Piece] = []
         self._size = self._waiting = 0
 
     def __enter__(self) -> _HashedAndWritten:
@@ -255,18 +280,17 @@ class _HashedAndWritten:
             self._send()
         self._wait(max(_WAITING - size, 0))
 
-    def add(self, name: str, tensor: Tensor) -> None:
-        """Have a tensor hashed and written after those before it."""
-        values = _bytes_of(tensor)
-        self._together.append(_Named(name, tensor, values))
-        self._size += len(values)
+    def add(self, piece: _Piece) -> None:
+        """Have a piece hashed and written after those before it."""
+        self._together.append(piece)
+        self._size += len(piece.values)
 
     def _send(self) -> None:
         if not self._together:
             return
-        tensors, size = self._together, self._size
-        hashed = self._hashing.submit(self._hash, tensors)
-        written = self._writing.submit(self._write, tensors)
+        pieces, size = self._together, self._size
+        hashed = self._hashing.submit(self._hash, pieces)
+        written = self._writing.submit(self._write, pieces)
         self._under_way.append((size, hashed, written))
         self._waiting += size
         self._together, self._size = [], 0
@@ -287,13 +311,13 @@ class _HashedAndWritten:
         self._waiting -= size
         self._advance(size)
 
-    def _hash(self, tensors: list[_Named]) -> None:
-        for each in tensors:
-            self._hasher(each.name, each.tensor, each.values)
+    def _hash(self, pieces: list[_Piece]) -> None:
+        for piece in pieces:
+            self._hasher(piece)
 
-    def _write(self, tensors: list[_Named]) -> None:
-        for each in tensors:
-            self._file.write(each.values)
+    def _write(self, pieces: list[_Piece]) -> None:
+        for piece in pieces:
+            self._file.write(piece.values)
 
 
 def _bytes_of(tensor: Tensor) -> memoryview:
@@ -301,25 +325,35 @@ def _bytes_of(tensor: Tensor) -> memoryview:
     return values
 
 
-def _checked(name: str, lazy: LazyTensor, *, finite_only: bool) -> Tensor:
-    tensor = lazy.read().contiguous()
-    if tuple(tensor.shape) != lazy.shape or tensor.dtype != lazy.dtype:
-        raise ModelError(f"{name} changed its shape or type while it was being read.")
-    flat = tensor.reshape(-1)
-    begins = range(0, len(flat), _CHECKED_AT_ONCE)
-    if finite_only and not all(is_finite(flat[n : n + _CHECKED_AT_ONCE]) for n in begins):
+def _checked(name: str, lazy: LazyTensor, begin: int, end: int, *, finite_only: bool) -> Tensor:
+    """Elements of a tensor, flat.
+
+    Raises:
+        ModelError: They have values that are not finite, or are not what they were said to be.
+    """
+    try:
+        values = lazy.elements(begin, end)
+    except ValueError as error:
+        raise ModelError(
+            f"{name} changed its shape or type while it was being read. Nothing was written."
+        ) from error
+    if finite_only and not is_finite(values):
         raise ModelError(
             f"{name} has values that are NaN, infinite, or too large for {lazy.dtype}; nothing was "
             f"written. Write it as fp32 or bf16, or repair the model."
         )
-    return tensor
+    return values
 
 
 def is_finite(tensor: Tensor) -> bool:
     """Whether no value is NaN or infinite; NaN is passed on by the minimum and the maximum."""
-    if not tensor.dtype.is_floating_point or tensor.numel() == 0:
+    if not tensor.dtype.is_floating_point:
         return True
-    if tensor.dtype.itemsize == 1:  # PyTorch finds no extremes of fp8
-        tensor = tensor.to(torch.float32)
-    least, greatest = tensor.aminmax()
+    return all(map(_is_piece_finite, pieces_of(tensor.reshape(-1))))
+
+
+def _is_piece_finite(piece: Tensor) -> bool:
+    if piece.dtype.itemsize == 1:  # PyTorch finds no extremes of fp8
+        piece = piece.to(torch.float32)
+    least, greatest = piece.aminmax()
     return math.isfinite(least) and math.isfinite(greatest)

@@ -28,8 +28,9 @@ from impasto.progress import Progress, SilentProgress
 from impasto.runs import RunDirectory
 from impasto.training.devices import set_arithmetic
 from impasto.training.events import SilentEvents
+from impasto.training.float8 import has_float8
 from impasto.training.optim.mixed_precision import COMPUTED
-from impasto.training.planning.duration import matmul_rate
+from impasto.training.planning.duration import float8_rate, matmul_rate
 from impasto.training.planning.fitter import gib
 from impasto.training.planning.resolve import predict
 from impasto.training.precision import native_precision
@@ -142,6 +143,7 @@ def precisions(device: torch.device) -> CheckResult:
         rates["TF32"] = matmul_rate(device, torch.float32)
     for kind in ("bf16", "fp16"):
         rates[kind] = matmul_rate(device, COMPUTED[kind])
+    in_float8 = f", float8 {float8_rate(device) / 1e12:.3g}" if has_float8(device) else ""
     native = native_precision(device)
     fastest = max(rates, key=lambda name: rates[name])
     found = ", ".join(f"{name} {rate / 1e12:.3g}" for name, rate in rates.items())
@@ -151,7 +153,7 @@ def precisions(device: torch.device) -> CheckResult:
             f'training.mixed_precision = "auto" takes {native.kind} here ({native.reason}), but '
             f"{fastest} was faster just now: try it."
         )
-    return CheckResult(f"{found} TFLOP/s; auto takes {native.words}", advice)
+    return CheckResult(f"{found}{in_float8} TFLOP/s; auto takes {native.words}", advice)
 
 
 def attention(

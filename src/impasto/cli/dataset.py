@@ -256,7 +256,7 @@ def _print_showings(
 ) -> None:
     """Print each showing of each image, with the tokens of its caption, begin and end left out."""
     from impasto.cli.harmless import json_text
-    from impasto.models.loading import tokenizer_of
+    from impasto.models.tokenizers import tokenizer_of
     from impasto.models.tokens import TextLayout, TextTokens
     from impasto.models.vocabulary import EOS
 

@@ -24,7 +24,8 @@ from impasto.datasets.batching import build_epoch_sampler, count_steps, heaviest
 from impasto.datasets.build import Survey, survey
 from impasto.errors import ImpastoError
 from impasto.models.hypernetwork import load_hypernetworks
-from impasto.models.loading import BaseModel, build_tokens, load_meta_model
+from impasto.models.loading import BaseModel, load_meta_model
+from impasto.models.tokenizers import build_tokens
 from impasto.models.trainable import Trainable
 from impasto.parsing import printable
 from impasto.progress import Progress, SilentProgress

@@ -19,7 +19,10 @@ _ENVIRONMENT = {
     "TF_CPP_MIN_LOG_LEVEL": "3",  # TensorBoard's
     "WANDB_SILENT": "true",
 }
-_LOGGERS = ("bitsandbytes", "torch", "accelerate", "huggingface_hub", "deepspeed", "PIL", "wandb")
+_LOGGERS = (
+    "bitsandbytes", "torch", "torchao", "accelerate", "huggingface_hub", "deepspeed", "PIL",
+    "wandb",
+)  # fmt: skip
 
 
 def quiet_libraries() -> None:

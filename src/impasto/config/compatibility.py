@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from impasto.config.cases import SETTINGS_ALONE, Case, Facts
 from impasto.config.rules_of_computing import (
     AVERAGE,
+    FLOAT8,
     KERNELS,
     OPTIMIZER,
     PRECISION,
@@ -29,8 +30,8 @@ if TYPE_CHECKING:
     from impasto.config.run import RunConfig
 
 RULES = (
-    *PRECISION, *KERNELS, *STEP_GRAPHS, *LOSS, *OPTIMIZER, *MEMORY, *AVERAGE, *TEXT, *HELD_OUT,
-    *WRITTEN, *SHARDING,
+    *PRECISION, *FLOAT8, *KERNELS, *STEP_GRAPHS, *LOSS, *OPTIMIZER, *MEMORY, *AVERAGE, *TEXT,
+    *HELD_OUT, *WRITTEN, *SHARDING,
 )  # fmt: skip
 """Every combination that is refused, of settings and of what is known beside them."""
 

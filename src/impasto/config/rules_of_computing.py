@@ -73,6 +73,45 @@ PRECISION = (
 """Number formats and 16-bit copies of weights."""
 
 
+FLOAT8 = (
+    Rule(
+        ("training.float8", "training.mixed_precision"),
+        lambda c: c.training.float8 and c.precision not in ("bf16", "auto"),
+        lambda c: (
+            f"training.float8 needs mixed_precision bf16, in which everything else is computed; "
+            f"this run computes in {'float32' if c.precision == 'no' else c.precision}"
+        ),
+    ),
+    Rule(
+        ("training.float8", "method.kind"),
+        lambda c: c.training.float8 and c.method.kind != "full",
+        lambda _: (
+            "training.float8 is for training the U-Net itself, and not for a hypernetwork, which "
+            "learns how frozen layers answer. Take it out"
+        ),
+    ),
+    Rule(
+        ("training.float8", "training.stream_weights"),
+        lambda c: c.training.float8 and c.training.stream_weights,
+        lambda _: (
+            "training.float8 does not go with stream_weights: it needs compile, which does not. "
+            "Take one of the two out"
+        ),
+    ),
+    Rule(
+        ("training.float8", "training.compile"),
+        lambda c: (
+            c.training.float8 and c.training.compile == "off" and c.facts.sharding in ("", None)
+        ),
+        lambda _: (
+            "training.float8 needs compile: scaling and rounding by kernels of their own takes "
+            'longer than float8 saves. Set compile to "blocks" or "full", or float8 to false'
+        ),
+    ),
+)
+"""Float8 products."""
+
+
 KERNELS = (
     Rule(
         ("training.cuda_graphs",),

@@ -56,6 +56,11 @@ SHARDING = (
         lambda _: "training.offload_optimizer: take it out",
     ),
     _shards(
+        ("training.float8",),
+        lambda c: c.training.float8,
+        lambda _: "training.float8: take it out",
+    ),
+    _shards(
         ("training.compile",),
         lambda c: c.training.compile != "off",
         lambda _: 'training.compile: set it to "off"',

@@ -71,6 +71,12 @@ class TrainingConfig(Section):
     `blocks` one by one, or `full`, which takes minutes and saves more. What is compiled is kept for
     later runs. Needs Triton on a GPU, a C++ compiler on a processor."""
 
+    float8: bool = False
+    """Multiply in float8 in the U-Net's large linear layers while training, by torchao (extra
+    `float8`): faster where these are most of the work, as in SDXL. Weights are kept, averaged and
+    saved as without it, and validation and previews compute in bf16. Needs an NVIDIA card of
+    compute capability 8.9 (RTX 40xx) or later, `mixed_precision` bf16 and `compile`."""
+
     cuda_graphs: Literal["off", "network", "step"] = "off"
     """Record the kernels of each size of images once and launch them together after that, for small
     batches on fast GPUs, which wait for kernels to be launched. `network` records what `compile`

@@ -10,7 +10,7 @@ from impasto.data.records import SkippedFile
 from impasto.data.scan import no_usable_images
 from impasto.datasets.build import plan_dataset, scan_all
 from impasto.errors import DatasetError
-from impasto.models.loading import tokenizer_of
+from impasto.models.tokenizers import tokenizer_of
 from impasto.models.tokens import TextLayout, TextTokens
 from impasto.models.vocabulary import EOS
 from impasto.progress import Progress

@@ -11,7 +11,8 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from impasto.checkpoints.keymap import PartKind, UNetLayout, VaeLayout
+from impasto.checkpoints.key_rows import UNetLayout, VaeLayout
+from impasto.checkpoints.keymap import PartKind
 from impasto.checkpoints.tensors import Tensors
 from impasto.errors import ModelError
 from impasto.models.family import Component, Family

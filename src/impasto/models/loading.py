@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import importlib
-import tempfile
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import partial
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -15,23 +14,21 @@ import torch
 from torch import Tensor, nn
 
 from impasto.checkpoints.keymap import PartKind
-from impasto.checkpoints.tensors import LazyTensor, Scratch, Tensors, total_bytes
+from impasto.checkpoints.tensors import LazyTensor, Tensors, total_bytes
 from impasto.checkpoints.writing import is_finite
-from impasto.diffusion.schedule import BETA_END, BETA_START, NUM_TRAIN_TIMESTEPS, NoiseSchedule
+from impasto.diffusion.schedule import NoiseSchedule
 from impasto.errors import ModelError
 from impasto.models.attention import use_upcast_attention
 from impasto.models.completeness import compare, named_as_in, require_complete
 from impasto.models.configs import require_modest, stated_scaling
 from impasto.models.contents import ModelContents
-from impasto.models.family import Component, Family, Library, Reading
+from impasto.models.family import Component, Family, Library
 from impasto.models.identity import Identity
 from impasto.models.opening import OpenOptions, open_model
-from impasto.models.pipeline_files import ZERO_TERMINAL_SNR
-from impasto.models.tokens import TextLayout, TextTokens
-from impasto.models.vocabulary import EOS, token_ids, write_tokenizer
+from impasto.models.schedules import schedule_of
+from impasto.models.tokenizers import build_tokenizer
 from impasto.progress import Advance, Progress, SilentProgress, in_mib
 
-MOST_TIMESTEPS = 100_000
 UNFIT = (
     TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RuntimeError,
     AssertionError, MemoryError, ImportError,
@@ -260,9 +257,8 @@ def fill(
             f"damaged or belongs to another model."
         )
     values: dict[str, Tensor] = {}
-    scratch = Scratch()
     for name, lazy in tensors.items():
-        values[name] = lazy.read_as(dtype, scratch)
+        values[name] = lazy.read_as(dtype)
         if not is_finite(values[name]):
             raise ModelError(
                 f"{source}: {name} holds NaN or infinite values. The model is damaged; take "
@@ -296,65 +292,6 @@ def _now(module: nn.Module, name: str) -> Tensor:
     return tensor.detach().cpu()
 
 
-def build_tokenizer(contents: ModelContents, part: Component) -> Any:
-    """A text encoder's CLIPTokenizer of the model's own files, or else of the shipped vocabulary.
-
-    Raises:
-        ModelError: The model's files make no tokenizer.
-    """
-    try:
-        own = contents.tokenizer_files.get(part.text.tokenizer, {})
-        return tokenizer_of(own, part.text.pad_token)
-    except Exception as error:
-        raise ModelError(
-            f"{contents.source}: its {part.text.tokenizer} folder cannot be read ({error}). "
-            f"Download or copy it again, or remove it: then CLIP's own vocabulary is taken."
-        ) from error
-
-
-def tokenizer_of(tokenizer_files: Mapping[str, bytes], pad_token: str) -> Any:
-    """A CLIPTokenizer from files; without any, from the shipped vocabulary and `pad_token`.
-
-    The same files give the same object, since making one takes half a second and a run needs three:
-    add no tokens to it, and ask it neither to pad nor to truncate.
-    """
-    return _tokenizer_of(tuple(sorted(tokenizer_files.items())), pad_token)
-
-
-@lru_cache(maxsize=4)
-def _tokenizer_of(tokenizer_files: tuple[tuple[str, bytes], ...], pad_token: str) -> Any:
-    from transformers import CLIPTokenizer
-
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        for file, content in tokenizer_files:
-            (folder / file).write_bytes(content)
-        if not tokenizer_files:
-            write_tokenizer(folder, pad_token=pad_token)
-        return CLIPTokenizer.from_pretrained(folder)
-
-
-def build_tokens(model: BaseModel, layout: TextLayout) -> tuple[TextTokens, ...]:
-    """What cuts texts into chunks for each text encoder of a model.
-
-    All have the words of one vocabulary; what they fill up with differs. SD 2's tokenizer files
-    pad with `!`, which transformers then also takes out of words; sd-scripts trains with that. For
-    SDXL it takes the files of OpenCLIP, which do not. A1111 has open_clip's tokens, where `!` is a
-    word like others.
-    """
-    return tuple(
-        _tokens(model.tokenizers[part.name], part.text, layout)
-        for part in model.family.text_encoders
-    )
-
-
-def _tokens(own: Any, reading: Reading, layout: TextLayout) -> TextTokens:
-    has_own_words = len(own) != len(token_ids())
-    tokenizer = own if has_own_words else tokenizer_of({}, EOS)
-    eats_pad = layout.rules.pads_with_token and reading.eats_pad
-    return TextTokens(tokenizer, layout, reading.pad_id, reading.pad_token if eats_pad else None)
-
-
 def materialise_buffers(module: nn.Module) -> None:
     """Recreate the one buffer that is computed, not stored: CLIP's position ids."""
     for child in module.modules():
@@ -362,40 +299,3 @@ def materialise_buffers(module: nn.Module) -> None:
             if buffer.is_meta:
                 values = torch.arange(buffer.shape[-1]).expand(buffer.shape).clone()
                 child.register_buffer(name, values, persistent=False)
-
-
-def with_zero_terminal_snr(model: BaseModel) -> BaseModel:
-    """The same model with a schedule that ends in noise alone, for training and samplers."""
-    config = {**model.scheduler_config, **ZERO_TERMINAL_SNR}
-    contents = replace(model.contents, scheduler_config=config)
-    return replace(model, contents=contents, schedule=schedule_of(config, contents.source))
-
-
-def schedule_of(config: Mapping[str, Any], source: str = "the model") -> NoiseSchedule:
-    """The noise schedule that a scheduler's configuration describes.
-
-    Raises:
-        ModelError: It is none that a family has.
-    """
-    shape = config.get("beta_schedule", "scaled_linear")
-    if shape != "scaled_linear":
-        raise ModelError(
-            f"{source}: the scheduler's beta_schedule is {shape!r}; Stable Diffusion has "
-            f"scaled_linear."
-        )
-    start = config.get("beta_start", BETA_START)
-    end = config.get("beta_end", BETA_END)
-    steps = config.get("num_train_timesteps", NUM_TRAIN_TIMESTEPS)
-    betas = [value for value in (start, end) if isinstance(value, (int, float))]
-    if len(betas) < 2 or not 0 < betas[0] <= betas[1] < 1:
-        raise ModelError(
-            f"{source}: the scheduler's beta_start and beta_end are {start!r} and {end!r}; "
-            f"expected two numbers between 0 and 1, the smaller first."
-        )
-    if type(steps) is not int or not 1 < steps <= MOST_TIMESTEPS:
-        raise ModelError(
-            f"{source}: the scheduler's num_train_timesteps is {steps!r}; expected a whole number "
-            f"up to {MOST_TIMESTEPS}, and {NUM_TRAIN_TIMESTEPS} in Stable Diffusion."
-        )
-    schedule = NoiseSchedule.scaled_linear(start, end, steps)
-    return schedule.to_zero_terminal_snr() if config.get("rescale_betas_zero_snr") else schedule

@@ -22,8 +22,9 @@ from impasto.data.text_npz import (
     write_text_npz,
 )
 from impasto.errors import StorageError
-from impasto.models.loading import BaseModel, build_tokens
+from impasto.models.loading import BaseModel
 from impasto.models.text import ClipTextConditioner, EncodedShape, TextStates
+from impasto.models.tokenizers import build_tokens
 from impasto.models.tokens import LENGTH, TextLayout
 from impasto.progress import Progress, counted
 

@@ -8,9 +8,10 @@ from dataclasses import replace
 import torch
 
 from impasto.models.hypernetwork import HypernetworkStack
-from impasto.models.loading import BaseModel, build_tokens
+from impasto.models.loading import BaseModel
 from impasto.models.text import require_zeroes_empty_text
 from impasto.models.text_metadata import prompt_layout
+from impasto.models.tokenizers import build_tokens
 from impasto.models.tokens import Emphasis
 from impasto.progress import counted
 from impasto.sampling.prompts import Prompt

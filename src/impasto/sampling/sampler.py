@@ -26,15 +26,17 @@ from impasto.errors import ConfigError
 from impasto.models import vae as vae_module
 from impasto.models.conditioning import without_text
 from impasto.models.hypernetwork import HypernetworkStack
-from impasto.models.loading import BaseModel, build_tokens, schedule_of
+from impasto.models.loading import BaseModel
 from impasto.models.offload import on_device
 from impasto.models.recorded import trained_clip_skip
+from impasto.models.schedules import schedule_of
 from impasto.models.text import (
     ClipTextConditioner,
     TextConditioner,
     TextStates,
 )
 from impasto.models.text_metadata import prompt_layout
+from impasto.models.tokenizers import build_tokens
 from impasto.models.tokens import TextLayout
 from impasto.progress import Advance
 from impasto.sampler_table import SAMPLERS

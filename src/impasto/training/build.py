@@ -34,6 +34,7 @@ from impasto.training.compile import compile_unet
 from impasto.training.devices import release_cached_memory, set_arithmetic
 from impasto.training.encoded_model import EncodedModel, hash_now, load_and_encode
 from impasto.training.fingerprint import Facts, recorded_texts, run_fingerprint
+from impasto.training.float8 import use_float8
 from impasto.training.given_text import find_given_texts
 from impasto.training.lr_schedule import build_lr_schedule
 from impasto.training.methods import build_templates
@@ -294,6 +295,8 @@ def _build_network(
     _require_exportable(config, trainable, model)
     if training.channels_last:
         trainable.unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if training.float8:
+        use_float8(trainable.unet, device)
     compile_unet(
         trainable.unet,
         training.compile,

@@ -14,7 +14,8 @@ from impasto.config.run import RunConfig
 from impasto.data.encoding import MomentsEncoder
 from impasto.datasets.build import Survey
 from impasto.datasets.prepare import PreparedData, prepare_data
-from impasto.models.loading import BaseModel, load_base_model, with_zero_terminal_snr
+from impasto.models.loading import BaseModel, load_base_model
+from impasto.models.schedules import with_zero_terminal_snr
 from impasto.models.vae import moments_encoder, tensors_fingerprint, weights_fingerprint
 from impasto.progress import Progress
 from impasto.training.devices import release_cached_memory

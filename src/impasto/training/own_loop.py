@@ -19,10 +19,11 @@ from impasto.data.records import Batch
 from impasto.datasets.batching import build_epoch_sampler
 from impasto.datasets.prepare import LATENTS, PreparedData, prepare_data
 from impasto.errors import ConfigError
-from impasto.models.loading import BaseModel, build_tokens
+from impasto.models.loading import BaseModel
 from impasto.models.recorded import trained_clip_skip
 from impasto.models.text import ClipTextConditioner, TextStates
 from impasto.models.text_memory import TextCache
+from impasto.models.tokenizers import build_tokens
 from impasto.models.vae import moments_encoder
 from impasto.progress import Progress, SilentProgress
 from impasto.training.devices import PROCESS_TIMEOUT, release_cached_memory

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from accelerate import Accelerator
+from torch import nn
 
 from impasto.checkpoints.keymap import PartKind
 from impasto.config.run import RunConfig
 from impasto.models.saving import DTYPES
 from impasto.models.trainable import Trainable, TrainedPart, recomputed_blocks
+from impasto.training.float8 import float8_layers
 from impasto.training.optim.chunked import ChunkRules
 from impasto.training.optim.mixed_precision import autocast_dtype
 from impasto.training.optim.offload import OffloadedStates
@@ -60,7 +62,18 @@ def build_weight_copies(config: RunConfig, trainable: Trainable) -> WeightCopies
     dtype = autocast_dtype(computed_kind(config))
     if not config.training.weight_copies or dtype is None:
         return WeightCopies([], torch.float32)
-    return WeightCopies(layers_to_copy(trainable.unet), dtype)
+    return WeightCopies(copied_layers(config, trainable.unet), dtype)
+
+
+def copied_layers(
+    config: RunConfig, unet: nn.Module
+) -> Iterator[tuple[nn.Module, str, nn.Parameter]]:
+    """Module, name in it and weight of what has 16-bit copies if the settings ask for some.
+
+    What computes in float8 rounds its weights to that at once.
+    """
+    in_float8 = float8_layers(unet).values() if config.training.float8 else ()
+    return layers_to_copy(unet, set(in_float8))
 
 
 def build_weight_stream(
@@ -79,4 +92,4 @@ def copied_numel(config: RunConfig, trainable: Trainable) -> int:
     """How many weights have copies in another dtype."""
     if not config.training.weight_copies:
         return 0
-    return sum(weight.numel() for _, _, weight in layers_to_copy(trainable.unet))
+    return sum(weight.numel() for _, _, weight in copied_layers(config, trainable.unet))

@@ -21,6 +21,7 @@ from impasto.invocation import cuda_build, install_packages
 from impasto.models.loading import load_meta_model
 from impasto.training.compile import require_compiler
 from impasto.training.devices import default_device, require_precision
+from impasto.training.float8 import require_float8
 from impasto.training.model import build_open_options
 from impasto.training.monitoring.trackers import require_trackers
 
@@ -39,12 +40,14 @@ def require_machine(config: RunConfig) -> None:
     Raises:
         MissingDependencyError: A package, a compiler, a kernel or a number format is missing, or a
             GPU would be idle beside a run of full size.
-        ConfigError: The GPU is too old for `training.compile`.
+        ConfigError: The GPU is too old for `training.compile` or `training.float8`.
         ModelError: The model cannot be read.
     """
     require_precision(config.training.mixed_precision)
     require_no_idle_card(config)
     require_usable_device(config)
+    if config.training.float8:
+        require_float8(default_device())
     require_trackers(config.logging.trackers)
 
 

@@ -16,7 +16,7 @@ from impasto.data.text_npz import GivenTexts
 from impasto.data.text_store import TextStore
 from impasto.errors import ConfigError
 from impasto.models.family import SizeConditioning
-from impasto.models.loading import BaseModel, build_tokens
+from impasto.models.loading import BaseModel
 from impasto.models.text import (
     ClipHiddenStates,
     ClipTextConditioner,
@@ -24,6 +24,7 @@ from impasto.models.text import (
 )
 from impasto.models.text_memory import TextCache
 from impasto.models.text_metadata import with_max_tokens
+from impasto.models.tokenizers import build_tokens
 from impasto.models.tokens import TextLayout
 from impasto.models.trainable import Trainable
 from impasto.progress import Progress

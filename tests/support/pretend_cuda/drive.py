@@ -25,7 +25,7 @@ from gpu_cases import broken_inputs, broken_step
 
 from impasto.config.load import build_run_config
 from impasto.errors import ImpastoError
-from impasto.models import loading
+from impasto.models import tokenizers
 from impasto.training import loop, trainer
 from impasto.training.events import SilentEvents
 
@@ -48,7 +48,7 @@ class Watched(SilentEvents):
 def main() -> None:
     orders = json.loads(Path(sys.argv[2]).read_text(encoding="utf-8"))
     install()
-    loading.tokenizer_of = remembered(loading.tokenizer_of)
+    tokenizers.tokenizer_of = remembered(tokenizers.tokenizer_of)
     answers: dict[str, Any] = {}
     for order in orders:
         if order.get("each_site"):

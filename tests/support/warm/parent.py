@@ -63,8 +63,8 @@ def import_all() -> None:
         for found in pkgutil.walk_packages(package.__path__, "impasto."):
             if found.name not in LATE:
                 importlib.import_module(found.name)
-        loading = importlib.import_module("impasto.models.loading")
-        loading.tokenizer_of({}, importlib.import_module("impasto.models.vocabulary").EOS)
+        tokenizers = importlib.import_module("impasto.models.tokenizers")
+        tokenizers.tokenizer_of({}, importlib.import_module("impasto.models.vocabulary").EOS)
 
 
 class Command:

@@ -10,7 +10,7 @@ left to autocast.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -21,10 +21,17 @@ CAST_BY_AUTOCAST = (nn.Conv2d, nn.Linear)
 """The layers of a U-Net whose products autocast computes in 16 bits; norms it leaves in float32."""
 
 
-def layers_to_copy(network: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Parameter]]:
-    """Module, name in it and weight of all that learns and is multiplied in 16 bits."""
+def layers_to_copy(
+    network: nn.Module, besides: Container[nn.Module] = ()
+) -> Iterator[tuple[nn.Module, str, nn.Parameter]]:
+    """Module, name in it and weight of all that learns and is multiplied in 16 bits.
+
+    Args:
+        network: Has the modules.
+        besides: Modules that autocast casts no weights of.
+    """
     for module in network.modules():
-        if isinstance(module, CAST_BY_AUTOCAST):
+        if isinstance(module, CAST_BY_AUTOCAST) and module not in besides:
             for name, parameter in module.named_parameters(recurse=False):
                 if parameter.requires_grad:
                     yield module, name, parameter

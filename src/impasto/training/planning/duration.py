@@ -88,6 +88,18 @@ def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
     return 2 * side**3 / _seconds(lambda: one @ other, device)
 
 
+def float8_rate(device: torch.device) -> float:
+    """The same of products of float8 numbers, on a card that has them, without scaling them."""
+    side = 8192
+    one, other = (torch.ones((side, side), device=device).to(torch.float8_e4m3fn) for _ in range(2))
+    scale = torch.ones((), device=device)
+
+    def work() -> None:
+        torch._scaled_mm(one, other.t(), scale, scale, out_dtype=torch.bfloat16)
+
+    return 2 * side**3 / _seconds(work, device)
+
+
 def seconds_per_weight(config: RunConfig, device: torch.device) -> float:
     """What the optimizer of the settings takes for each weight, measured on some."""
     dtype = DTYPES[config.training.weight_dtype]

@@ -22,14 +22,15 @@ from impasto.models.loading import BaseModel
 from impasto.models.saving import DTYPES
 from impasto.models.trainable import Trainable, blocks_of, recomputed_blocks
 from impasto.training.code_identity import described
+from impasto.training.float8 import convert_layers
 from impasto.training.methods import BuildTrainable, build_trainable
 from impasto.training.optim.chunked import CHUNK
 from impasto.training.optim.mixed_precision import COMPUTED
 from impasto.training.optim.optimizers import find_row
 from impasto.training.optim.streaming import BUFFERS
-from impasto.training.optim.weight_copies import layers_to_copy
 from impasto.training.parallel.shards import WHOLE, Sharding
-from impasto.training.param_dtypes import copied_numel
+from impasto.training.param_dtypes import copied_layers, copied_numel
+from impasto.training.planning.fake_float8 import fake_product
 from impasto.training.planning.fake_step import StepCost
 from impasto.training.planning.memory_facts import (
     changes_words,
@@ -310,7 +311,8 @@ class FootprintPredictor:
             computed_kind(config), training.weight_dtype, training.gradient_checkpointing,
             training.checkpointed_levels, training.optimizer_in_backward != "off",
             *(["copies"] if training.weight_copies else []),
-            *(["streamed"] if training.stream_weights else []), structure_of(trainable),
+            *(["streamed"] if training.stream_weights else []),
+            *(["float8"] if training.float8 else []), structure_of(trainable),
         )  # fmt: skip
 
         def run_fake_step() -> StepCost:
@@ -319,8 +321,10 @@ class FootprintPredictor:
                 cast_network(part.module, DTYPES[training.weight_dtype])
             if training.weight_copies:
                 dtype = COMPUTED[computed_kind(config)]
-                for module, name, weight in list(layers_to_copy(used.unet)):
+                for module, name, weight in list(copied_layers(config, used.unet)):
                     setattr(module, name, nn.Parameter(weight.to(dtype)))
+            if training.float8:
+                convert_layers(used.unet, fake_product)
             return fake_step_of(config, used, self._device_type).step(bucket, batch)
 
         found = self._costs.remembered(words, lambda: asdict(run_fake_step()))

@@ -1,0 +1,156 @@
+"""Whole runs with float8 products, emulated on the CPU: numbers, files, resuming, other levers."""
+
+import functools
+
+import pytest
+import torch
+from runs import StopAt, exported
+from safetensors.torch import load_file
+
+from impasto.errors import ConfigError, RunError
+from impasto.runs import RunDirectory
+from impasto.training import float8
+from impasto.training.events import SilentEvents
+from impasto.training.trainer import resume, train
+
+pytest.importorskip("torchao", reason="torchao, of the extra float8, is not installed")
+pytestmark = [
+    pytest.mark.usefixtures("fresh_accelerate", "emulated"),
+    pytest.mark.filterwarnings("ignore"),  # PyTorch's compiler warns about itself
+]
+
+USUAL = {"mixed_precision": "bf16", "compile": "blocks", "max_steps": 4}
+FLOAT8 = {**USUAL, "float8": True}
+
+COMPILE = functools.partialmethod(torch.nn.Module.compile, backend="aot_eager")
+
+APART = 0.01
+"""Of a loss. A number in e4m3 is off by 2^-4 at most, by 2.6 % on average (root mean square of an
+even spread over an interval); sums over 16 and more of them, and the other layers, are off by
+less."""
+
+
+@pytest.fixture
+def emulated(monkeypatch):
+    """Float8 on any device and for any size of layers; what is compiled runs as it is written."""
+    monkeypatch.setattr(float8, "EMULATED", True)
+    monkeypatch.setattr(float8, "SMALL_OUTPUT", 0)
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module, **options: None)
+
+
+@pytest.fixture
+def config(train_config, deeper_model, tmp_path):
+    """Settings of a run on images of one size; the model has layers of 16 and more numbers."""
+
+    def build(name, training, **changes):
+        return train_config(
+            output_dir=str(tmp_path / name),
+            **{
+                "model": {"path": str(deeper_model)},
+                "dataset": {"enable_bucket": False},
+                "training": training,
+                **changes,
+            },
+        )
+
+    return build
+
+
+def losses(run, key="loss"):
+    return [record[key] for record in run.read_metrics() if key in record]
+
+
+def weights(run, step=4):
+    return load_file(run.states / f"step-{step:08d}" / "weights.safetensors")
+
+
+def test_losses_are_near_those_of_bf16_and_files_have_the_same_tensors(config):
+    seen = {"validation": {"split": 0.25, "every_steps": 4}}
+    plain = train(config("plain", USUAL, **seen))
+    found = train(config("float8", FLOAT8, **seen))
+    assert losses(found) == pytest.approx(losses(plain), rel=APART)
+    assert losses(found) != losses(plain)
+    kept, wanted = weights(found), weights(plain)
+    assert {n: (t.dtype, t.shape) for n, t in kept.items()} == {
+        n: (t.dtype, t.shape) for n, t in wanted.items()
+    }
+    assert exported(found).keys() == exported(plain).keys()
+
+
+def test_validation_is_computed_without_float8(config):
+    """The learning rate is too small to change a weight, and so what is measured stays."""
+    seen = {
+        "validation": {"split": 0.25, "every_steps": 1},
+        "optimizer": {"lr": 1e-30},
+    }
+    short = {"max_steps": 1}
+    plain = train(config("plain", {**USUAL, **short}, **seen))
+    found = train(config("float8", {**FLOAT8, **short}, **seen))
+    assert losses(found, "validation_loss") == losses(plain, "validation_loss")
+    assert losses(found) != losses(plain)
+
+
+def test_a_resumed_run_ends_in_the_same_bits(config):
+    saving = {"saving": {"state_every_steps": 2, "export_dtype": "fp32", "format": "diffusers"}}
+    whole = train(config("whole", FLOAT8, **saving))
+    ended = config("ended", FLOAT8, **saving)
+    with pytest.raises(ZeroDivisionError):
+        train(ended, StopAt(3))
+    assert RunDirectory(ended.output_dir).saved_steps() == [2]
+    again = resume(ended.output_dir, SilentEvents())
+    assert exported(again) == exported(whole)
+
+
+def test_a_state_without_float8_is_not_resumed_with_it(config):
+    saving = {"saving": {"state_every_steps": 2}}
+    plain = config("run", USUAL, **saving)
+    with pytest.raises(ZeroDivisionError):
+        train(plain, StopAt(3))
+    with pytest.raises(RunError, match=r"training\.float8 \(was false, is true\)"):
+        resume(plain.output_dir, SilentEvents(), changed=config("run", FLOAT8, **saving))
+
+
+@pytest.mark.parametrize(
+    "others",
+    [
+        {"gradient_checkpointing": True, "optimizer_in_backward": "exact"},
+        {"weight_dtype": "bf16", "rounding": "nearest"},
+        {"gradient_accumulation_steps": 2, "ema_decay": 0.9},
+        {"channels_last": True},
+    ],
+    ids=lambda others: ", ".join(others),
+)
+def test_it_goes_with_other_levers(others, config):
+    plain = train(config("plain", {**USUAL, **others}))
+    found = train(config("float8", {**FLOAT8, **others}))
+    assert losses(found) == pytest.approx(losses(plain), rel=APART)
+    assert losses(found) != losses(plain)
+
+
+def test_copies_of_weights_give_the_same_bits(config):
+    """Layers in float8 are left out: they round the weights themselves, not copies of them."""
+    without = train(config("without", FLOAT8))
+    copied = train(config("copied", {**FLOAT8, "weight_copies": True}))
+    assert losses(copied) == losses(without)
+    assert exported(copied) == exported(without)
+
+
+def test_compiled_layers_compute_the_same(config, monkeypatch):
+    """All but the last stage, which makes machine code: traced, cut apart, differentiated."""
+    training = {**FLOAT8, "max_steps": 2, "batch_size": 16, "weight_copies": True}
+    plain = train(config("plain", training))
+    monkeypatch.setattr(torch.nn.Module, "compile", COMPILE)
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    found = train(config("compiled", {**training, "compile": "full"}))
+    assert losses(found) == pytest.approx(losses(plain), rel=1e-3)
+    counters = torch._dynamo.utils.counters
+    assert counters["stats"]["unique_graphs"] == 1
+    assert not counters["graph_break"]
+
+
+def test_a_network_of_small_layers_is_refused(config, monkeypatch):
+    monkeypatch.undo()
+    monkeypatch.setattr(float8, "EMULATED", True)
+    with pytest.raises(ConfigError, match="has no effect on this U-Net"):
+        train(config("run", FLOAT8))
