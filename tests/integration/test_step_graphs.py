@@ -295,3 +295,11 @@ def test_more_shapes_than_graphs_are_told_and_trained_on(
     assert recorders[0].recorded == 1 + 1
     assert sum("more than 1 shapes" in note for note in notes.told) == 1
     assert exported(graphed) == exported(plain)
+
+
+def test_what_is_compiled_has_no_graphs_of_its_own(settings, recorders, monkeypatch):
+    """Inductor would record its kernels too, within what is recorded here."""
+    asked = []
+    monkeypatch.setattr(build, "compile_unet", lambda *_, **options: asked.append(options))
+    train(settings(training={"compile": "full", "cuda_graphs": "step", "max_steps": 1}))
+    assert [options["cuda_graphs"] for options in asked] == [False]

@@ -230,4 +230,5 @@ def test_the_plan_counts_what_graphs_keep(train_config, deeper_model):
     pool = graphed["training"].activations // 2
     assert graphed["drawing"].gradients == gradients > plain["drawing"].gradients
     assert graphed["drawing"].activations == plain["drawing"].activations + pool
-    assert graphed["encoding"] == plain["encoding"]  # ahead of all that
+    assert graphed["encoding"].gradients == plain["encoding"].gradients == 0  # ahead of all that
+    assert graphed["encoding"].activations == plain["encoding"].activations

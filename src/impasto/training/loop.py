@@ -247,9 +247,7 @@ class TrainingLoop:
         seed_torch(derive_seed(config.seed, "torch", step))
         lr_factor = session.lr_schedule(step, session.total_steps)
         self._lr.set(lr_factor)
-        if (
-            config.training.cuda_graphs == "network"
-        ):  # what the step before returned may be overwritten
+        if config.training.cuda_graphs == "network":  # the last step's outputs are done with
             torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
         reading = [part for part in session.trainable.parts if part.reads_text]
         if reading:

@@ -31,6 +31,10 @@ GRAPH_FRACTION = 0.25
 """Of the activations: what the private pool of CUDA graphs cannot lend to eager kernels, and static
 copies of inputs, with `training.cuda_graphs` network. An estimate."""
 
+STEP_GRAPHS = 128 << 20
+"""Bytes of the graphs themselves, with `training.cuda_graphs` step: a record for each of some
+thousand kernels, for a few dozen shapes of batches. An estimate."""
+
 PIECES_KEPT, PIECES_CHECKPOINTED, PIECES_EXPANDABLE = 0.15, 0.10, 0.04
 """Of gradients and activations: what the caching allocator holds in pieces that nothing fits into,
 with kept activations, with checkpointing, and in segments that can grow. Published peaks of SD 1.5
@@ -43,7 +47,8 @@ def workspace_bytes(config: RunConfig, device_type: str) -> int:
     if device_type != "cuda":
         return RUNTIME[device_type]
     compiled = COMPILED if config.training.compile != "off" else 0
-    return RUNTIME["cuda"] + HANDLES * _cublas_workspace() + compiled
+    graphs = STEP_GRAPHS if config.training.cuda_graphs == "step" else 0
+    return RUNTIME["cuda"] + HANDLES * _cublas_workspace() + compiled + graphs
 
 
 def fragmentation_bytes(
