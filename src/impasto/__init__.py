@@ -9,6 +9,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from impasto.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from impasto.cli.console import Console
     from impasto.config.load import load_run_config
@@ -29,8 +31,6 @@ if TYPE_CHECKING:
     from impasto.training.own_loop import Batches, prepare
     from impasto.training.step import StepRecipe, training_step
     from impasto.training.trainer import resume, train
-
-__version__ = "0.1.0"
 
 _HOMES = {
     "BaseModel": "impasto.models.loading",

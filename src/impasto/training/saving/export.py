@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import tomli_w
 from torch import Tensor
 
-from impasto import __version__, files
+from impasto import files
 from impasto.checkpoints import hypernetworks
 from impasto.checkpoints.hypernetwork_writing import write_hypernetwork
 from impasto.config.run import RunConfig
@@ -33,6 +33,7 @@ from impasto.training.model_files import (
 )
 from impasto.training.saving.own_models import OwnModels
 from impasto.training.text import build_layout, zeroes_empty_negative
+from impasto.version import __version__
 
 SUMMARY_KEY = "impasto.training"
 Trained = Mapping[str, Mapping[str, Tensor]]
