@@ -1,11 +1,16 @@
 """What every page of a studio says, held against what is true: for tests that kill things."""
 
+import contextlib
 import html
 import re
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx2
+from browsing import served
 from studio_world import ROUTES, address, make_world
+from studios import FROM_HERE
 
 from impasto.runs import RunDirectory
 from impasto.runs.listing import find_runs
@@ -69,6 +74,25 @@ class Place:
     def tasks(self):
         """All tasks, the newest first."""
         return Tasks(self.home / "tasks").all()
+
+
+@contextlib.contextmanager
+def opened(place):
+    """A studio in a process of its own, and a client that has opened its address."""
+    with served(place.runs, *place.options) as (address, server):
+        client = httpx2.Client(
+            base_url=re.sub(r"/\?.*", "", address), headers=FROM_HERE, timeout=60
+        )
+        with client:
+            until = time.monotonic() + 60
+            while True:
+                try:
+                    client.get(address)
+                    break
+                except httpx2.TransportError:
+                    assert time.monotonic() < until
+                    time.sleep(0.05)
+            yield client, server
 
 
 def check_every_page(client, place):

@@ -17,10 +17,9 @@ from urllib.parse import urlsplit
 import httpx2
 import psutil
 import pytest
-from browsing import served
 from PIL import Image
 from studios import FROM_HERE
-from truth import ENDED, Place, address_in, check_every_page, run_in
+from truth import ENDED, Place, address_in, check_every_page, opened, run_in
 
 from impasto.config.fields import fields_of
 from impasto.config.validation import read_toml
@@ -44,25 +43,6 @@ def place(tmp_path):
     made = Place.make(tmp_path)
     yield made
     kill_tasks(made)
-
-
-@contextlib.contextmanager
-def opened(place):
-    """A studio in a process of its own, and a client that has opened its address."""
-    with served(place.runs, *place.options) as (address, server):
-        client = httpx2.Client(
-            base_url=re.sub(r"/\?.*", "", address), headers=FROM_HERE, timeout=60
-        )
-        with client:
-            until = time.monotonic() + 60
-            while True:
-                try:
-                    client.get(address)
-                    break
-                except httpx2.TransportError:
-                    assert time.monotonic() < until
-                    time.sleep(0.05)
-            yield client, server
 
 
 def kill_tasks(place):
