@@ -102,6 +102,7 @@ def watched(
     server: int, visitor: Visitor, pages: list[str], run: RunDirectory, minutes: float
 ) -> dict[str, str]:
     """Memory and CPU of the server while three pages are open and one of the runs goes on."""
+    visitor.get(f"{pages[0]}/curves?exact=1")  # waits for those that others have asked for
     streams = [visitor.open(f"{page}/stream") for page in pages]
     process = psutil.Process(server)
     cpu, began = sum(process.cpu_times()[:2]), time.monotonic()

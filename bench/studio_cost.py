@@ -46,20 +46,27 @@ class Phase:
 
 def measure(folder: Path, rounds: int = ROUNDS, phase_s: float = PHASE_S) -> dict[str, str]:
     """The demo's training alone, and with three open pages of it and the list of runs."""
-    alone, watched = [], []
+    alone, watched, shares = [], [], []
     with trained(folder / "runs" / "demo") as (run, trainer):
         for number in range(rounds):
             order = (False, True) if number % 2 else (True, False)
             for with_studio in order:
-                with open_pages(folder / "runs") if with_studio else contextlib.nullcontext():
-                    phase = steps_of(run, trainer, phase_s)
-                (watched if with_studio else alone).append(phase)
+                if not with_studio:
+                    alone.append(steps_of(run, trainer, phase_s))
+                    continue
+                with open_pages(folder / "runs") as server:
+                    cpu, began = cpu_of(server), time.monotonic()
+                    watched.append(steps_of(run, trainer, phase_s))
+                    shares.append((cpu_of(server) - cpu) / (time.monotonic() - began))
     return {
         "a watched step against one alone, seconds": ratio(
             [phase.step_s for phase in watched], [phase.step_s for phase in alone]
         ),
         "a watched step against one alone, CPU seconds of the trainer": ratio(
             [phase.cpu_s for phase in watched], [phase.cpu_s for phase in alone]
+        ),
+        "share of one core that the studio takes meanwhile": (
+            f"{100 * statistics.median(shares):.1f} %"
         ),
         "rounds, of so many seconds each way": f"{rounds}, {phase_s:.0f} s",
     }
@@ -124,10 +131,10 @@ def trained(place: Path) -> Iterator[tuple[RunDirectory, psutil.Process]]:
 
 
 @contextmanager
-def open_pages(runs: Path) -> Iterator[None]:
+def open_pages(runs: Path) -> Iterator[psutil.Process]:
     """The studio with three pages of the newest run open, and the list of runs asked for."""
     ended = threading.Event()
-    with served(runs) as (_, address):
+    with served(runs) as (server, address):
         visitor = Visitor(address)
         page = visitor.pages()[0]
         visitor.get(page)
@@ -148,6 +155,6 @@ def open_pages(runs: Path) -> Iterator[None]:
         for thread in threads:
             thread.start()
         time.sleep(2)  # the server has begun by now
-        yield
+        yield psutil.Process(server.pid)
         ended.set()
         threads[-1].join()

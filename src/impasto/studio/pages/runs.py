@@ -97,6 +97,8 @@ class RunPages:
         """The curves as JSON; with `exact=1`, of every line of a large file."""
         run, exact = await self.run_of(request), request.query_params.get("exact") == "1"
         async with self.reading if exact else contextlib.nullcontext():
+            if exact and await request.is_disconnected():
+                return Response(status_code=400)  # whoever asked has left while others were served
             found = await asyncio.to_thread(read_curves, run.metrics_file, exact=exact)
         return JSONResponse(found, headers={"cache-control": "no-store"})
 
