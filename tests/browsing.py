@@ -33,11 +33,14 @@ LOOKS = {
 
 
 @contextmanager
-def served(runs, *options):
-    """The studio as a user starts it; yields the address and the process."""
+def served(runs, *options, **more):
+    """The studio as a user starts it; yields the address and the process.
+
+    Further arguments are those of the process, such as `stderr`.
+    """
     process = subprocess.Popen(
         [sys.executable, "-m", "impasto", "studio", "--runs", str(runs), *map(str, options)],
-        stdout=subprocess.PIPE, text=True, encoding="utf-8",
+        stdout=subprocess.PIPE, text=True, encoding="utf-8", **more,
     )  # fmt: skip
     try:
         for line in process.stdout:

@@ -77,9 +77,9 @@ class Place:
 
 
 @contextlib.contextmanager
-def opened(place):
+def opened(place, **more):
     """A studio in a process of its own, and a client that has opened its address."""
-    with served(place.runs, *place.options) as (address, server):
+    with served(place.runs, *place.options, **more) as (address, server):
         client = httpx2.Client(
             base_url=re.sub(r"/\?.*", "", address), headers=FROM_HERE, timeout=60
         )

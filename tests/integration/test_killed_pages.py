@@ -9,6 +9,7 @@ import http.client
 import io
 import re
 import shutil
+import signal
 import sys
 import threading
 import time
@@ -151,15 +152,8 @@ def test_an_edit_is_killed_and_can_be_undone(place, victims, moment):
                            client.get(f"{here}/edits").text, re.S)  # fmt: skip
         for edit, at in edits:
             assert client.post(f"{here}/undo", data={"edit": edit, "at": at}).status_code == 303
-            wait_for_tasks(place)
+            eventually(lambda: not place.tasks[0].state().is_alive, 120)
     assert {file: file.read_text("utf-8") for file in folder.glob("*.txt")} == before
-
-
-def wait_for_tasks(place):
-    until = time.monotonic() + 120
-    while place.tasks[0].state().is_alive:
-        assert time.monotonic() < until
-        time.sleep(0.05)
 
 
 def assert_whole(folder, before, is_new):
@@ -186,25 +180,12 @@ def test_a_server_is_killed_in_the_middle_of_an_upload(place, share):
     """Nothing half-named is left to see, and the next upload removes what there is."""
     folder = place.data / "cats"
     content = a_large_png()
-    edge = "--edge\r\n"
-    head = f'{edge}Content-Disposition: form-data; name="files"; filename="new.png"\r\n\r\n'
-    body = head.encode() + content + b"\r\n--edge--\r\n"
     before = seen(folder)
     with opened(place) as (client, server):
         here = address_in(place, folder)
-        cookie = "; ".join(f"{name}={value}" for name, value in client.cookies.items())
-        connection = http.client.HTTPConnection(urlsplit(str(client.base_url)).netloc)
-        connection.putrequest("POST", f"{here}/upload")
-        for name, value in {
-            **FROM_HERE, "Cookie": cookie, "Content-Length": str(len(body)),
-            "Content-Type": "multipart/form-data; boundary=edge",
-        }.items():  # fmt: skip
-            connection.putheader(name, value)
-        connection.endheaders(body[: int(share * len(body))])
-        if 0 < share < 1:
-            until = time.monotonic() + 30
-            while not left_of(folder) and time.monotonic() < until:
-                time.sleep(0.01)
+        connection = half_an_upload(client, here, content, share)
+        with contextlib.suppress(AssertionError):  # little of a file need not be on the disk yet
+            eventually(lambda: left_of(folder), 3)
         server.kill()
         server.wait()
         connection.close()
@@ -219,6 +200,46 @@ def test_a_server_is_killed_in_the_middle_of_an_upload(place, share):
         assert left_of(folder) == []
         check_every_page(client, place)
     assert (folder / "other.png").read_bytes() == content
+
+
+def test_ending_the_server_in_the_middle_of_an_upload_shows_no_traceback(place):
+    """And removes at once what had arrived; as Ctrl-C does, which a person uses to end it."""
+    folder = place.data / "cats"
+    before = seen(folder)
+    with open(place.path / "said.txt", "w+b") as said:  # noqa: PTH123
+        with opened(place, stderr=said) as (client, server):
+            connection = half_an_upload(client, address_in(place, folder), a_large_png(), 0.5)
+            eventually(lambda: left_of(folder))
+            server.send_signal(signal.SIGINT)
+            server.wait(30)
+            connection.close()
+        said.seek(0)
+        assert b"Traceback" not in said.read()
+    assert seen(folder) == before
+    assert left_of(folder) == []
+
+
+def eventually(holds, seconds=30.0):
+    until = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < until
+        time.sleep(0.02)
+
+
+def half_an_upload(client, here, content, share):
+    """Send a part of a file called `new.png`; returns the connection, which is open still."""
+    head = '--edge\r\nContent-Disposition: form-data; name="files"; filename="new.png"\r\n\r\n'
+    body = head.encode() + content + b"\r\n--edge--\r\n"
+    connection = http.client.HTTPConnection(urlsplit(str(client.base_url)).netloc)
+    connection.putrequest("POST", f"{here}/upload")
+    for name, value in {
+        **FROM_HERE, "Content-Length": str(len(body)),
+        "Content-Type": "multipart/form-data; boundary=edge",
+        "Cookie": "; ".join(f"{name}={value}" for name, value in client.cookies.items()),
+    }.items():  # fmt: skip
+        connection.putheader(name, value)
+    connection.endheaders(body[: int(share * len(body))])
+    return connection
 
 
 def seen(folder):
