@@ -82,13 +82,22 @@ def run(train_config, place, settings):
 
 
 def resume_and_kill(place, run, victims, moment):
-    """Resume a run by the studio, kill some of its processes, and look at every page."""
+    """Resume a run by the studio, kill some of its processes, and look at every page.
+
+    `moment` is in seconds; None stands for when it trains.
+    """
     saved = run.saved_steps()[-1]
     name = address_of([place.runs], run.path)
     with opened(place) as (client, server):
         answer = client.post(f"/runs/{name}/resume")
         assert answer.status_code in ((303,) if victims != "server" else (303, 409))
-        time.sleep(moment)
+        if moment is None:
+            until = time.monotonic() + 60
+            while shown_state(client, name) != "training":
+                assert time.monotonic() < until
+                time.sleep(0.05)
+        else:
+            time.sleep(moment)
         kill(victims, server, run)
     with opened(place) as (client, _):
         check_every_page(client, place)
@@ -102,7 +111,7 @@ VICTIMS = pytest.mark.parametrize("victims", ["server", "trainer", "both"])
 
 @VICTIMS
 def test_every_page_tells_the_truth_of_a_resumed_run_that_was_killed(place, run, victims):
-    resume_and_kill(place, run, victims, 1.5)
+    resume_and_kill(place, run, victims, None)
 
 
 @pytest.mark.slow
