@@ -19,8 +19,9 @@ import psutil
 from bench.studio import Visitor, served
 from impasto.runs import RunDirectory
 
-ROUNDS = 8
-PHASE_S = 20.0
+ROUNDS = 30
+PHASE_S = 6.0
+CAUGHT_UP_S = 1.5
 PAGES = 3
 _SETTINGS = (
     "training.max_steps=1000000",
@@ -45,19 +46,22 @@ class Phase:
 
 
 def measure(folder: Path, rounds: int = ROUNDS, phase_s: float = PHASE_S) -> dict[str, str]:
-    """The demo's training alone, and with three open pages of it and the list of runs."""
+    """The demo's training with three open pages of it and the list of runs, and without.
+
+    The studio is suspended for the steps without it, so that its start is in none of them.
+    """
     alone, watched, shares = [], [], []
-    with trained(folder / "runs" / "demo") as (run, trainer):
-        for number in range(rounds):
-            order = (False, True) if number % 2 else (True, False)
-            for with_studio in order:
-                if not with_studio:
-                    alone.append(steps_of(run, trainer, phase_s))
-                    continue
-                with open_pages(folder / "runs") as server:
-                    cpu, began = cpu_of(server), time.monotonic()
-                    watched.append(steps_of(run, trainer, phase_s))
-                    shares.append((cpu_of(server) - cpu) / (time.monotonic() - began))
+    with trained(folder / "runs" / "demo") as (run, trainer), open_pages(run.path.parent) as server:
+        for number in range(2 * rounds):
+            if number % 4 in (0, 3):  # neither way is always the first of a round
+                server.suspend()
+                alone.append(steps_of(run, trainer, phase_s))
+                server.resume()
+                time.sleep(CAUGHT_UP_S)
+            else:
+                cpu, began = cpu_of(server), time.monotonic()
+                watched.append(steps_of(run, trainer, phase_s))
+                shares.append((cpu_of(server) - cpu) / (time.monotonic() - began))
     return {
         "a watched step against one alone, seconds": ratio(
             [phase.step_s for phase in watched], [phase.step_s for phase in alone]
