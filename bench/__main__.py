@@ -38,6 +38,7 @@ from bench import (  # noqa: E402
     startup,
     step,
     studio,
+    studio_cost,
     tagging,
     training,
 )
@@ -53,6 +54,7 @@ PARTS: dict[str, Measure] = {
     "startup": startup.measure,
     "studio": studio.measure,
     "gallery": studio.measure_data,
+    "studio-cost": studio_cost.measure,
     "parts": parts.measure,
 }
 LARGE: dict[str, Measure] = {
@@ -71,6 +73,9 @@ def main() -> None:
     parser.add_argument("parts", nargs="*", metavar="|".join(names))
     parser.add_argument("--scratch", type=Path, help="keep models and images in this folder")
     parser.add_argument("--rows", default="", help="for `step`: only rows with this in their name")
+    parser.add_argument(
+        "--minutes", type=float, default=1.0, help="for `studio`: how long its memory is watched"
+    )
     for peer in PEERS:
         parser.add_argument(f"--{peer}", type=Path, help=f"a checkout of {peer}, for `peers`")
         parser.add_argument(f"--{peer}-python", help="the interpreter of its environment")
@@ -86,6 +91,7 @@ def main() -> None:
         **PARTS,
         **LARGE,
         "step": partial(step.measure, wanted=options.rows),
+        "studio": partial(studio.measure, minutes=options.minutes),
         "peers": partial(
             peers.measure, checkouts=_checkouts(options), model=options.peer_model,
             optimizer=options.peer_optimizer,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -25,17 +26,42 @@ IMAGES = 50_000
 FIRST_IMAGES = 24
 RUNS = 10
 WATCHED_S = 60.0
+DRAWN = """(() => {
+    const look = () => {
+        const canvas = document.querySelector(".curve canvas");
+        if (canvas?.width) {
+            const { width, height } = canvas;
+            const { data } = canvas.getContext("2d").getImageData(0, 0, width, height);
+            for (let n = 0; n < data.length; n += 4) {
+                const least = Math.min(data[n], data[n + 1], data[n + 2]);
+                const most = Math.max(data[n], data[n + 1], data[n + 2]);
+                if (data[n + 3] > 200 && most - least > 60) {
+                    window.firstDrawn = performance.now();
+                    return;
+                }
+            }
+        }
+        requestAnimationFrame(look);
+    };
+    requestAnimationFrame(look);
+})()"""
+"""Notes when a chart has a line, which has a colour, in milliseconds from the navigation."""
 
 
-def measure(folder: Path) -> dict[str, str]:
-    """Pages of ten runs, the curves of one with 100,000 lines, and the memory of the server."""
+def measure(folder: Path, minutes: float = WATCHED_S / 60) -> dict[str, str]:
+    """Pages of ten runs, the curves of one with 100,000 lines, and the memory of the server.
+
+    Args:
+        folder: Where the runs are made.
+        minutes: How long the server is watched with three open pages.
+    """
     runs = [make_run(folder / "runs" / f"run-{number}", LINES) for number in range(RUNS)]
     found: dict[str, str] = {}
     began = time.perf_counter()
     with served(folder / "runs") as (server, address):
         found["start to its address"] = f"{time.perf_counter() - began:.2f} s"
         visitor = Visitor(address)
-        pages = re.findall(r"/runs/[\w.-]+", visitor.get("/"))
+        pages = visitor.pages()
         run = pages[0]
         for name, path in {
             "start page, 10 runs": "/",
@@ -44,20 +70,56 @@ def measure(folder: Path) -> dict[str, str]:
             f"exact curves of {LINES:,} lines": f"{run}/curves?exact=1",
         }.items():
             found[name] = f"{1000 * least(visitor, path):.0f} ms"
-        streams = [visitor.open(f"{page}/stream") for page in pages[:3]]
-        process = psutil.Process(server.pid)
-        cpu = sum(process.cpu_times()[:2])
-        most, until = 0, time.monotonic() + WATCHED_S
-        while time.monotonic() < until:
-            most = max(most, process.memory_info().rss)
-            runs[0].append_metrics({"step": LINES + 1, "loss": 0.5})
-            time.sleep(1)
-        used = sum(process.cpu_times()[:2]) - cpu
-        found["memory with 10 runs and 3 open pages"] = f"{most / 1e6:.0f} MB"
-        found["share of one core, with 3 open pages"] = f"{100 * used / WATCHED_S:.1f} %"
-        for stream in streams:
-            stream.close()
+        found |= first_drawn(address, run)
+        found |= watched(server.pid, visitor, pages[:3], runs[0], minutes)
     return found
+
+
+def first_drawn(address: str, run: str, times: int = 5) -> dict[str, str]:
+    """From going to the page of a run to its first curve on the screen, in Chromium; the least."""
+    program = shutil.which("chromium") or shutil.which("chromium-browser")
+    name = f"from the address to the first drawn curve of {LINES:,} lines, in Chromium"
+    if program is None:
+        return {name: "not measured: there is no chromium on the path"}
+    from playwright.sync_api import sync_playwright
+
+    moments = []
+    with sync_playwright() as programs:
+        browser = programs.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        page = browser.new_page()
+        page.add_init_script(DRAWN)
+        page.goto(address)
+        page.wait_for_selector("nav")
+        for _ in range(times + 1):
+            page.goto(re.sub(r"/\?.*", run, address))
+            page.wait_for_function("() => window.firstDrawn")
+            moments.append(page.evaluate("window.firstDrawn"))
+        browser.close()
+    return {name: f"{min(moments[1:]):.0f} ms (first visit {moments[0]:.0f} ms)"}
+
+
+def watched(
+    server: int, visitor: Visitor, pages: list[str], run: RunDirectory, minutes: float
+) -> dict[str, str]:
+    """Memory and CPU of the server while three pages are open and one of the runs goes on."""
+    visitor.get(f"{pages[0]}/curves?exact=1")  # waits for those that others have asked for
+    streams = [visitor.open(f"{page}/stream") for page in pages]
+    process = psutil.Process(server)
+    cpu, began = sum(process.cpu_times()[:2]), time.monotonic()
+    sizes: list[int] = []
+    while time.monotonic() < began + 60 * minutes:
+        sizes.append(process.memory_info().rss)
+        run.append_metrics({"step": LINES + 1, "loss": 0.5})
+        time.sleep(1)
+    used, seconds = sum(process.cpu_times()[:2]) - cpu, time.monotonic() - began
+    for stream in streams:
+        stream.close()
+    course = ", ".join(f"{size / 1e6:.0f}" for size in sizes[:: max(1, len(sizes) // 6)])
+    return {
+        "memory with 10 runs and 3 open pages": f"{max(sizes) / 1e6:.0f} MB at most",
+        f"memory in the course of {seconds / 60:.0f} minutes": f"{course} MB",
+        "share of one core, with 3 open pages": f"{100 * used / seconds:.1f} %",
+    }
 
 
 def measure_data(folder: Path) -> dict[str, str]:
@@ -157,6 +219,10 @@ class Visitor:
         self._host = parts.netloc
         answer = self._answer(f"/?{parts.query}", {})
         self._cookie = {"cookie": (answer.headers["set-cookie"] or "").partition(";")[0]}
+
+    def pages(self) -> list[str]:
+        """The addresses of the pages of all runs, as the first page has them."""
+        return list(dict.fromkeys(re.findall(r"/runs/[\w.-]+", self.get("/"))))
 
     def get(self, path: str) -> str:
         """The text of a page."""

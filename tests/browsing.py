@@ -33,11 +33,14 @@ LOOKS = {
 
 
 @contextmanager
-def served(runs, *options):
-    """The studio as a user starts it; yields the address and the process."""
+def served(runs, *options, **more):
+    """The studio as a user starts it; yields the address and the process.
+
+    Further arguments are those of the process, such as `stderr`.
+    """
     process = subprocess.Popen(
         [sys.executable, "-m", "impasto", "studio", "--runs", str(runs), *map(str, options)],
-        stdout=subprocess.PIPE, text=True, encoding="utf-8",
+        stdout=subprocess.PIPE, text=True, encoding="utf-8", **more,
     )  # fmt: skip
     try:
         for line in process.stdout:
@@ -136,3 +139,14 @@ def check(page):
     faults = [(v["id"], v["impact"], [n["html"] for n in v["nodes"]]) for v in found]
     assert faults == []
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+def drop_files(page, selector, paths):
+    """Drag files from the disk onto an element and drop them there, as the browser gets it."""
+    box = page.locator(selector).bounding_box()
+    place = {"x": box["x"] + box["width"] / 2, "y": box["y"] + box["height"] / 2}
+    data = {"items": [], "files": [str(path) for path in paths], "dragOperationsMask": 1}
+    session = page.context.new_cdp_session(page)
+    for kind in ("dragEnter", "dragOver", "drop"):
+        session.send("Input.dispatchDragEvent", {"type": kind, **place, "data": data})
+    session.detach()

@@ -3,14 +3,11 @@
 import re
 import sys
 import time
-from contextlib import closing
 
-import httpx2
 import psutil
 import pytest
-from browsing import served
 from runs import StopAt, exported
-from studios import FROM_HERE
+from truth import Place, check_every_page, opened
 
 from impasto.runs import RunDirectory
 from impasto.studio.folders import address_of
@@ -20,7 +17,6 @@ MOMENTS = tuple(0.4 + 0.8 * number for number in range(10))
 """Seconds after a run was asked to go on: it starts, loads, encodes, trains, saves."""
 
 pytestmark = [
-    pytest.mark.slow,
     pytest.mark.timeout(1800),
     pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL on Windows"),
 ]
@@ -44,18 +40,6 @@ def wait_for_end(process):
         time.sleep(0.02)
 
 
-def opened(address):
-    """A client that has opened the printed address."""
-    client = httpx2.Client(base_url=re.sub(r"/\?.*", "", address), headers=FROM_HERE)
-    until = time.monotonic() + 60
-    while True:
-        try:
-            client.get(address)
-            return client
-        except httpx2.TransportError:
-            assert time.monotonic() < until
-
-
 def shown_state(client, name):
     page = client.get(f"/runs/{name}")
     assert page.status_code == 200
@@ -72,45 +56,73 @@ def kill(victims, server, run):
             wait_for_end(process)
 
 
-def both_states(client, name, run):
-    """What the page says and what is true; a run that goes on may change between the two looks."""
-    for _ in range(5):
-        shown, true = shown_state(client, name), run.state()
-        if shown == true.state:
-            break
-    return shown, true
+@pytest.fixture
+def place(tmp_path):
+    return Place.make(tmp_path)
 
 
-@pytest.mark.parametrize("victims", ["server", "trainer", "both"])
-def test_every_page_tells_the_truth_and_nothing_is_lost(train_config, tmp_path, victims):
-    settings = {
+@pytest.fixture
+def settings():
+    """Settings of a run whose states are saved every ten steps."""
+    return {
         "training": {"max_steps": 500, "ema_decay": 0.9},
         "saving": {"state_every_steps": 10, "keep_states": 2},
     }
-    whole = train(train_config(output_dir=str(tmp_path / "whole"), **settings))
-    config = train_config(output_dir=str(tmp_path / "runs" / "dog"), **settings)
+
+
+@pytest.fixture
+def run(train_config, place, settings):
+    """A run that has crashed after twelve steps, among the runs of the studio."""
+    config = train_config(output_dir=str(place.runs / "resumed"), **settings)
     with pytest.raises(ZeroDivisionError):
         train(config, StopAt(12))
-    run = RunDirectory(config.output_dir)
-    name = address_of([tmp_path / "runs"], run.path)
+    found = RunDirectory(config.output_dir)
+    yield found
+    kill("trainer", None, found)
+
+
+def resume_and_kill(place, run, victims, moment):
+    """Resume a run by the studio, kill some of its processes, and look at every page.
+
+    `moment` is in seconds; None stands for when it trains.
+    """
     saved = run.saved_steps()[-1]
-    for moment in MOMENTS:
-        with served(tmp_path / "runs") as (address, server), closing(opened(address)) as client:
-            answer = client.post(f"/runs/{name}/resume")
-            assert answer.status_code in ((303,) if victims != "server" else (303, 409))
+    name = address_of([place.runs], run.path)
+    with opened(place) as (client, server):
+        answer = client.post(f"/runs/{name}/resume")
+        assert answer.status_code in ((303,) if victims != "server" else (303, 409))
+        if moment is None:
+            until = time.monotonic() + 60
+            while shown_state(client, name) != "training":
+                assert time.monotonic() < until
+                time.sleep(0.05)
+        else:
             time.sleep(moment)
-            kill(victims, server, run)
-        with served(tmp_path / "runs") as (address, _), closing(opened(address)) as client:
-            shown, true = both_states(client, name, run)
-            assert shown == true.state
-            if victims != "server":
-                assert not true.is_alive
-                assert shown in ("killed", "failed", "finished"), "not training for ever"
-            for page in ("/", "/parts/runs", "/tasks", f"/runs/{name}/curves"):
-                assert client.get(page).status_code == 200
-            assert run.saved_steps()[-1] >= saved, "a state was lost"
-            saved = run.saved_steps()[-1]
-    with served(tmp_path / "runs") as (address, _), closing(opened(address)) as client:
+        kill(victims, server, run)
+    with opened(place) as (client, _):
+        check_every_page(client, place)
+    if victims != "server":
+        assert run.state().state in ("killed", "failed", "finished"), "not training for ever"
+    assert run.saved_steps()[-1] >= saved, "a state was lost"
+
+
+VICTIMS = pytest.mark.parametrize("victims", ["server", "trainer", "both"])
+
+
+@VICTIMS
+def test_every_page_tells_the_truth_of_a_resumed_run_that_was_killed(place, run, victims):
+    resume_and_kill(place, run, victims, None)
+
+
+@pytest.mark.slow
+@VICTIMS
+def test_whatever_is_killed_nothing_is_lost(place, run, train_config, settings, victims):
+    """At ten moments; afterwards the run ends with the bits of one that nobody disturbed."""
+    whole = train(train_config(output_dir=str(place.path / "whole"), **settings))
+    name = address_of([place.runs], run.path)
+    for moment in MOMENTS:
+        resume_and_kill(place, run, victims, moment)
+    with opened(place) as (client, _):
         if not run.state().is_alive and run.state().state != "finished":
             assert client.post(f"/runs/{name}/resume").status_code == 303
         until = time.monotonic() + 600
@@ -118,5 +130,5 @@ def test_every_page_tells_the_truth_and_nothing_is_lost(train_config, tmp_path, 
             assert time.monotonic() < until
             time.sleep(0.5)
     assert exported(run) == exported(whole)
-    steps = [line["step"] for line in run.read_metrics()]
-    assert steps == sorted(set(steps)), "a line of metrics was written twice"
+    lines = [line["step"] for line in run.read_metrics()]
+    assert lines == sorted(set(lines)), "a line of metrics was written twice"

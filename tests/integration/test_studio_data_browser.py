@@ -3,7 +3,7 @@
 import shutil
 
 import pytest
-from browsing import at, check_all_looks, needs_browser, served, tab_to
+from browsing import at, check_all_looks, drop_files, needs_browser, served, tab_to
 from PIL import Image
 
 pytestmark = needs_browser
@@ -75,6 +75,25 @@ def test_a_dataset_is_made_filled_and_looked_through_by_clicks(folders, page, co
             page.click("text=Write the health report")
             page.click("text=Health report of")
         assert report.value.suggested_filename == "cats-report.html"
+    assert [url for url in complaints if "/thumbnails/" not in url] == []
+
+
+def test_images_are_dropped_on_the_page(folders, page, complaints):
+    """By a drag of files from the disk, not by the field for files."""
+    names = ["new.png", "second.png"]
+    for number, name in enumerate(names):
+        drawn(folders / name, number)
+    cats = folders / "data" / "cats"
+    with served(folders / "runs", "--data", folders / "data") as (address, _):
+        page.goto(address)
+        page.wait_for_selector("nav")
+        page.goto(at(address, "data"))
+        page.click(".dataset:has-text('cats')")
+        page.locator("#upload").scroll_into_view_if_needed()
+        drop_files(page, "#upload", [folders / name for name in names])
+        page.wait_for_selector("text=2 of 2 files added")
+        page.wait_for_selector(".card:has-text('second.png')")
+    assert all((cats / name).read_bytes() == (folders / name).read_bytes() for name in names)
     assert [url for url in complaints if "/thumbnails/" not in url] == []
 
 

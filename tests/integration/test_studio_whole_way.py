@@ -3,7 +3,7 @@
 import shutil
 
 import pytest
-from browsing import end_queue, needs_browser, served
+from browsing import drop_files, end_queue, needs_browser, served
 
 from impasto.demo.recipe import BASE_MODEL, PICTURES
 from impasto.runs import RunDirectory
@@ -37,8 +37,8 @@ def test_from_images_to_a_drawing_by_clicks(folders, page, complaints):
         page.click("nav >> text=Data")
         page.fill("#name", "icons")
         page.keyboard.press("Enter")
-        page.set_input_files("#files", [*images, *(image.with_suffix(".txt") for image in images)])
-        page.click("text=Add them")
+        page.locator("#upload").scroll_into_view_if_needed()
+        drop_files(page, "#upload", [*images, *(image.with_suffix(".txt") for image in images)])
         page.wait_for_selector("text=24 of 24 files added")
         page.wait_for_selector(".chips")
 

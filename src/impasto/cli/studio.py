@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import errno
 import importlib.util
 import ipaddress
+import logging
 import socket
 import sys
 import tempfile
@@ -192,9 +194,16 @@ def _server(config: uvicorn.Config, closing: threading.Event) -> uvicorn.Server:
     class Server(uvicorn.Server):
         def handle_exit(self, sig: int, frame: FrameType | None) -> None:
             closing.set()
+            logging.getLogger("uvicorn.error").addFilter(_is_no_cut_off_request)
             super().handle_exit(sig, frame)
 
     return Server(config)
+
+
+def _is_no_cut_off_request(record: logging.LogRecord) -> bool:
+    """Whether a line of the log is about something else than requests that the end cuts off."""
+    error = record.exc_info[1] if record.exc_info else None
+    return not (isinstance(error, asyncio.CancelledError) or "graceful shutdown" in record.msg)
 
 
 @contextlib.contextmanager

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ SKETCHED_FROM = 4 << 20
 """Bytes of a file from which a first look reads some lines only: 10,000 lines take 100 ms."""
 
 _SKETCHED_LINES = 3000
+_LARGEST_STEP = 2**63 - 1
 _LARGEST = 1e300  # what is larger, or no number at all, has no place in a chart
 _NOT_CURVES = frozenset({"step", "time", "epoch", "samples_seen"})
 
@@ -33,11 +35,13 @@ def read_curves(file: Path, *, exact: bool = True, points: int = POINTS) -> Curv
     """
     size = size_of(file)
     lines = read_records(file) if exact or size < SKETCHED_FROM else _some_lines(file, size)
-    curves: Curves = {}
+    curves: dict[str, tuple[array[int], array[float]]] = {}  # an eighth of the memory of lists
     for _, record in lines:
         step = record["step"]
+        if abs(step) > _LARGEST_STEP:
+            continue
         for name, value in numbers_of(record).items():
-            steps, values = curves.setdefault(name, ([], []))
+            steps, values = curves.setdefault(name, (array("q"), array("d")))
             steps.append(step)
             values.append(value)
     return {name: _thinned(*curve, points) for name, curve in curves.items()}
@@ -92,9 +96,11 @@ def _is_record(line: Mapping[str, Any]) -> bool:
     return type(line.get("step")) is int
 
 
-def _thinned(steps: list[int], values: list[float], points: int) -> tuple[list[int], list[float]]:
+def _thinned(
+    steps: Sequence[int], values: Sequence[float], points: int
+) -> tuple[list[int], list[float]]:
     if len(steps) <= points:
-        return steps, values
+        return [*steps], [*values]
     kept: list[int] = []
     stretch = 2 * len(steps) / points
     begin = 0.0

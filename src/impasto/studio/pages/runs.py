@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, get_args
 
 from starlette.exceptions import HTTPException
@@ -60,9 +61,12 @@ class RunPages:
 
     Attributes:
         studio: What they work with.
+        reading: Held while every line of a large file is read, which takes seconds and memory: a
+            page that compares 24 runs asks for all of them at once.
     """
 
     studio: Studio
+    reading: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def run_of(self, request: Request) -> RunDirectory:
         """The run that an address names.
@@ -92,7 +96,10 @@ class RunPages:
     async def curves(self, request: Request) -> Response:
         """The curves as JSON; with `exact=1`, of every line of a large file."""
         run, exact = await self.run_of(request), request.query_params.get("exact") == "1"
-        found = await asyncio.to_thread(read_curves, run.metrics_file, exact=exact)
+        async with self.reading if exact else contextlib.nullcontext():
+            if exact and await request.is_disconnected():
+                return Response(status_code=400)  # whoever asked has left while others were served
+            found = await asyncio.to_thread(read_curves, run.metrics_file, exact=exact)
         return JSONResponse(found, headers={"cache-control": "no-store"})
 
     async def learning(self, request: Request) -> Response:

@@ -1,0 +1,164 @@
+"""What a run that is watched in the studio loses by it: steps with it and without it, in turn."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from bench.studio import Visitor, served
+from impasto.runs import RunDirectory
+
+ROUNDS = 30
+PHASE_S = 6.0
+CAUGHT_UP_S = 1.5
+PAGES = 3
+_SETTINGS = (
+    "training.max_steps=1000000",
+    "logging.every_steps=1",
+    "validation.every_steps=1000000",
+    "previews.every_steps=1000000",
+    "saving.state_every_steps=1000000",
+)
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Steps of a stretch of time.
+
+    Attributes:
+        step_s: Seconds of the median step.
+        cpu_s: CPU seconds of the trainer, per step; what others do on the machine adds little.
+    """
+
+    step_s: float
+    cpu_s: float
+
+
+def measure(folder: Path, rounds: int = ROUNDS, phase_s: float = PHASE_S) -> dict[str, str]:
+    """The demo's training with three open pages of it and the list of runs, and without.
+
+    The studio is suspended for the steps without it, so that its start is in none of them.
+    """
+    alone, watched, shares = [], [], []
+    with trained(folder / "runs" / "demo") as (run, trainer), open_pages(run.path.parent) as server:
+        for number in range(2 * rounds):
+            if number % 4 in (0, 3):  # neither way is always the first of a round
+                server.suspend()
+                alone.append(steps_of(run, trainer, phase_s))
+                server.resume()
+                time.sleep(CAUGHT_UP_S)
+            else:
+                cpu, began = cpu_of(server), time.monotonic()
+                watched.append(steps_of(run, trainer, phase_s))
+                shares.append((cpu_of(server) - cpu) / (time.monotonic() - began))
+    return {
+        "a watched step against one alone, seconds": ratio(
+            [phase.step_s for phase in watched], [phase.step_s for phase in alone]
+        ),
+        "a watched step against one alone, CPU seconds of the trainer": ratio(
+            [phase.cpu_s for phase in watched], [phase.cpu_s for phase in alone]
+        ),
+        "share of one core that the studio takes meanwhile": (
+            f"{100 * statistics.median(shares):.1f} %"
+        ),
+        "rounds, of so many seconds each way": f"{rounds}, {phase_s:.0f} s",
+    }
+
+
+def ratio(watched: list[float], alone: list[float]) -> str:
+    """The ratio of the medians, and where the middle half of the rounds' own ratios lies."""
+    of_medians = statistics.median(watched) / statistics.median(alone)
+    low, _, high = statistics.quantiles([w / a for w, a in zip(watched, alone, strict=True)], n=4)
+    return f"{of_medians:.3f} (rounds {low:.3f} to {high:.3f}; {statistics.median(alone):.3f} s)"
+
+
+def steps_of(run: RunDirectory, trainer: psutil.Process, seconds: float) -> Phase:
+    """What the steps of the next seconds take; both ends are at the end of a step."""
+    began, cpu = next_step(run, trainer), cpu_of(trainer)
+    time.sleep(seconds)
+    ended, used = next_step(run, trainer), cpu_of(trainer) - cpu
+    times = [
+        line["time"]
+        for line in run.read_metrics()
+        if began <= line["step"] <= ended and "loss" in line
+    ]
+    steps = [after - before for before, after in itertools.pairwise(times)]
+    return Phase(statistics.median(steps), used / (ended - began))
+
+
+def next_step(run: RunDirectory, trainer: psutil.Process) -> int:
+    """The next step, at the moment when it is written down.
+
+    Raises:
+        psutil.NoSuchProcess: The training has ended.
+    """
+    before = run.metrics_file.stat().st_size
+    while run.metrics_file.stat().st_size == before:
+        if trainer.status() == psutil.STATUS_ZOMBIE:
+            raise psutil.NoSuchProcess(trainer.pid)
+        time.sleep(0.002)
+    return max(line["step"] for line in run.read_metrics())
+
+
+def cpu_of(process: psutil.Process) -> float:
+    """CPU seconds of a process, user's and system's."""
+    return sum(process.cpu_times()[:2])
+
+
+@contextmanager
+def trained(place: Path) -> Iterator[tuple[RunDirectory, psutil.Process]]:
+    """The demo's training, at work since some steps; it is ended afterwards."""
+    words = [sys.executable, "-m", "impasto", "demo", "--out", str(place)]
+    sets = [word for setting in _SETTINGS for word in ("--set", setting)]
+    process = subprocess.Popen([*words, *sets], stdout=subprocess.DEVNULL)
+    run = RunDirectory(place)
+    try:
+        while sum(1 for _ in run.read_metrics()) < 20:
+            if process.poll() is not None:
+                raise RuntimeError("the training of the demo has ended")
+            time.sleep(0.5)
+        yield run, psutil.Process(process.pid)
+    finally:
+        process.kill()
+        process.wait()
+
+
+@contextmanager
+def open_pages(runs: Path) -> Iterator[psutil.Process]:
+    """The studio with three pages of the newest run open, and the list of runs asked for."""
+    ended = threading.Event()
+    with served(runs) as (server, address):
+        visitor = Visitor(address)
+        page = visitor.pages()[0]
+        visitor.get(page)
+        visitor.get(f"{page}/curves")
+        streams = [visitor.open(f"{page}/stream") for _ in range(PAGES)]
+
+        def read(stream: object) -> None:
+            with contextlib.suppress(OSError, ValueError, AttributeError):
+                while not ended.is_set() and stream.readline():  # type: ignore[attr-defined]
+                    pass
+
+        def ask() -> None:
+            while not ended.wait(5):
+                visitor.get("/parts/runs")
+
+        threads = [threading.Thread(target=read, args=(s,), daemon=True) for s in streams]
+        threads.append(threading.Thread(target=ask, daemon=True))
+        for thread in threads:
+            thread.start()
+        time.sleep(2)  # the server has begun by now
+        yield psutil.Process(server.pid)
+        ended.set()
+        threads[-1].join()

@@ -1,0 +1,284 @@
+"""`kill -9` while the studio starts a run, tags, edits, takes a file, changes the queue.
+
+After each kill a new studio opens every page, and what they say is true. Each victim is killed at
+one moment in the normal run of tests, at ten with `-m slow`.
+"""
+
+import contextlib
+import http.client
+import io
+import re
+import shutil
+import signal
+import sys
+import threading
+import time
+from urllib.parse import urlsplit
+
+import httpx2
+import psutil
+import pytest
+from PIL import Image
+from studios import FROM_HERE
+from truth import ENDED, Place, address_in, check_every_page, opened, run_in
+
+from impasto.config.fields import fields_of
+from impasto.config.validation import read_toml
+from impasto.demo.recipe import PICTURES, TAGGER
+
+pytestmark = [
+    pytest.mark.timeout(600),
+    pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL on Windows"),
+]
+
+
+def moments(quick):
+    """One moment for the normal run of tests, ten for the slow one, in seconds."""
+    more = [0.2 + 0.7 * number for number in range(10)]
+    return [quick, *(pytest.param(moment, marks=pytest.mark.slow) for moment in more)]
+
+
+@pytest.fixture
+def place(tmp_path):
+    """A studio's folders; what still works in them is ended with the test."""
+    made = Place.make(tmp_path)
+    yield made
+    kill_tasks(made)
+
+
+def kill_tasks(place):
+    """`kill -9` of every process that the studio has started, and of theirs; returns how many."""
+    killed = 0
+    for task in place.tasks:
+        process = task.process()
+        if task.state().state in ENDED or process is None:
+            continue
+        with contextlib.suppress(psutil.NoSuchProcess):
+            found = psutil.Process(process.pid)
+            for victim in (*found.children(recursive=True), found):
+                victim.kill()
+                killed += 1
+        until = time.monotonic() + 30
+        while process.is_running() and time.monotonic() < until:
+            time.sleep(0.02)
+    return killed
+
+
+def kill(place, server, victims):
+    if victims != "command":
+        server.kill()
+        server.wait()
+    if victims != "server":
+        kill_tasks(place)
+
+
+def check_afterwards(place, victims):
+    """A new studio tells the truth, and nothing that was killed is said to work."""
+    with opened(place) as (client, _):
+        check_every_page(client, place)
+        states = [task.state().state for task in place.tasks]
+        if victims != "server":
+            assert set(states) <= ENDED, states
+
+
+def copies(place, number=12):
+    """A dataset of the demo's images; returns the folder and the bytes of its captions."""
+    folder = place.data / "demo"
+    folder.mkdir()
+    for image in sorted(PICTURES.glob("*.webp"))[:number]:
+        shutil.copy(image, folder)
+        shutil.copy(image.with_suffix(".txt"), folder)
+    return folder, {file: file.read_text("utf-8") for file in folder.glob("*.txt")}
+
+
+VICTIMS = pytest.mark.parametrize("victims", ["server", "command", "both"])
+
+
+@VICTIMS
+@pytest.mark.parametrize("moment", moments(1.5))
+def test_a_first_start_is_killed(place, run_file, victims, moment):
+    """Of a run that was typed into the form."""
+    fields = fields_of(read_toml(run_file(training={"max_steps": 2000})))
+    fields["output_dir"] = str(place.runs / "new")
+    with opened(place) as (client, server):
+        draft = client.post("/new/blank").headers["location"]
+        answer = client.post(f"{draft}/start", data=fields)
+        assert answer.headers.get("hx-redirect") == f"{draft}/started", answer.text
+        time.sleep(moment)
+        kill(place, server, victims)
+    check_afterwards(place, victims)
+    run = run_in(place, "new")
+    if victims == "server":
+        assert place.tasks[0].state().is_alive, "ending the studio ends no training"
+    elif run.is_there():
+        assert run.state().state in ("killed", "failed")
+
+
+@VICTIMS
+@pytest.mark.parametrize("moment", moments(1.0))
+def test_a_tagging_task_is_killed(place, victims, moment):
+    """Each caption is the old one or the whole new one."""
+    folder, before = copies(place)
+    shutil.copytree(TAGGER, place.path / "models" / "tagger")
+    form = {"kind-0": "tagger", "model-0": str(place.path / "models" / "tagger")}
+    with opened(place) as (client, server):
+        here = address_in(place, folder)
+        answer = client.post(f"{here}/captions/try/all", data={**form, "existing": "append"})
+        assert answer.status_code == 303, answer.text
+        time.sleep(moment)
+        kill(place, server, victims)
+    check_afterwards(place, victims)
+    assert_whole(folder, before, lambda old, new: new.startswith(f"{old.strip()}, "))
+
+
+@VICTIMS
+@pytest.mark.parametrize("moment", moments(0.5))
+def test_an_edit_is_killed_and_can_be_undone(place, victims, moment):
+    folder, before = copies(place, 60)
+    form = {"which": "filter", "do": "add", "what": "in ink", "by": "", "at": "", "text": ""}
+    with opened(place) as (client, server):
+        here = f"{address_in(place, folder)}/captions"
+        preview = client.post(f"{here}/preview", data=form).text
+        token = re.search(r'name="token" value="(\w+)"', preview)[1]
+        assert client.post(f"{here}/apply", data={"token": token}).status_code == 303
+        time.sleep(moment)
+        kill(place, server, victims)
+    check_afterwards(place, victims)
+    assert_whole(folder, before, lambda old, new: new.strip() == f"{old.strip()}, in ink")
+    if victims == "server":
+        return  # it goes on
+    with opened(place) as (client, _):
+        edits = re.findall(r'name="edit" value="(\d+)".*?name="at" value="([\d.]+)"',
+                           client.get(f"{here}/edits").text, re.S)  # fmt: skip
+        for edit, at in edits:
+            assert client.post(f"{here}/undo", data={"edit": edit, "at": at}).status_code == 303
+            eventually(lambda: not place.tasks[0].state().is_alive, 120)
+    assert {file: file.read_text("utf-8") for file in folder.glob("*.txt")} == before
+
+
+def assert_whole(folder, before, is_new):
+    """No caption is lost, half-written, or beside one of another name."""
+    after = {file: file.read_text("utf-8") for file in folder.glob("*.txt")}
+    assert after.keys() == before.keys()
+    for file, text in after.items():
+        assert text == before[file] or is_new(before[file], text), file.name
+    names = {path.name for path in folder.iterdir()} - {".impasto"}
+    assert names == {n for f in before for n in (f.name, f.with_suffix(".webp").name)}
+
+
+def a_large_png():
+    out = io.BytesIO()
+    Image.effect_noise((1500, 1500), 90).save(out, "PNG")
+    return out.getvalue()
+
+
+SHARES = [0.6, *(pytest.param(n / 9, marks=pytest.mark.slow) for n in range(10))]
+
+
+@pytest.mark.parametrize("share", SHARES)
+def test_a_server_is_killed_in_the_middle_of_an_upload(place, share):
+    """Nothing half-named is left to see, and the next upload removes what there is."""
+    folder = place.data / "cats"
+    content = a_large_png()
+    before = seen(folder)
+    with opened(place) as (client, server):
+        here = address_in(place, folder)
+        connection = half_an_upload(client, here, content, share)
+        with contextlib.suppress(AssertionError):  # little of a file need not be on the disk yet
+            eventually(lambda: left_of(folder), 3)
+        server.kill()
+        server.wait()
+        connection.close()
+    named = seen(folder) - before
+    assert named in (set(), {"new.png"})
+    if named:  # all of it had arrived
+        assert (folder / "new.png").read_bytes() == content
+    with opened(place) as (client, _):
+        check_every_page(client, place)
+        answer = client.post(f"{here}/upload", files={"files": ("other.png", content)})
+        assert 'class="taken"' in answer.text
+        assert left_of(folder) == []
+        check_every_page(client, place)
+    assert (folder / "other.png").read_bytes() == content
+
+
+def test_ending_the_server_in_the_middle_of_an_upload_shows_no_traceback(place):
+    """And removes at once what had arrived; as Ctrl-C does, which a person uses to end it."""
+    folder = place.data / "cats"
+    before = seen(folder)
+    with open(place.path / "said.txt", "w+b") as said:  # noqa: PTH123
+        with opened(place, stderr=said) as (client, server):
+            connection = half_an_upload(client, address_in(place, folder), a_large_png(), 0.5)
+            eventually(lambda: left_of(folder))
+            server.send_signal(signal.SIGINT)
+            server.wait(30)
+            connection.close()
+        said.seek(0)
+        assert b"Traceback" not in said.read()
+    assert seen(folder) == before
+    assert left_of(folder) == []
+
+
+def eventually(holds, seconds=30.0):
+    until = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < until
+        time.sleep(0.02)
+
+
+def half_an_upload(client, here, content, share):
+    """Send a part of a file called `new.png`; returns the connection, which is open still."""
+    head = '--edge\r\nContent-Disposition: form-data; name="files"; filename="new.png"\r\n\r\n'
+    body = head.encode() + content + b"\r\n--edge--\r\n"
+    connection = http.client.HTTPConnection(urlsplit(str(client.base_url)).netloc)
+    connection.putrequest("POST", f"{here}/upload")
+    for name, value in {
+        **FROM_HERE, "Content-Length": str(len(body)),
+        "Content-Type": "multipart/form-data; boundary=edge",
+        "Cookie": "; ".join(f"{name}={value}" for name, value in client.cookies.items()),
+    }.items():  # fmt: skip
+        connection.putheader(name, value)
+    connection.endheaders(body[: int(share * len(body))])
+    return connection
+
+
+def seen(folder):
+    return {path.name for path in folder.iterdir() if not path.name.startswith(".")}
+
+
+def left_of(folder):
+    """What is left of uploads that did not end."""
+    return [path for path in (folder / ".impasto").rglob("*") if "new.png" in path.name]
+
+
+@pytest.mark.parametrize("moment", moments(0.3))
+def test_a_server_is_killed_while_the_queue_changes(place, moment):
+    """Every job is there once, in an order that is one, and can be changed again."""
+    for number in range(8):
+        place.queue.add(f'output_dir = "{number}"', f"job {number}", place.path)
+    numbers = [job.number for job in place.queue.jobs()]
+    changes = ("down", "pause", "up", "continue")
+    with opened(place) as (client, server):
+
+        def change(first):
+            with contextlib.suppress(httpx2.TransportError):
+                for turn in range(10_000):
+                    number = numbers[(first + turn) % len(numbers)]
+                    client.post(f"/queue/jobs/{number}/{changes[turn % len(changes)]}")
+
+        threads = [threading.Thread(target=change, args=(first,)) for first in (0, 3, 6)]
+        for thread in threads:
+            thread.start()
+        time.sleep(moment)
+        server.kill()
+        server.wait()
+        for thread in threads:
+            thread.join()
+    assert sorted(job.number for job in place.queue.jobs()) == sorted(numbers)
+    assert {job.state for job in place.queue.jobs()} <= {"waiting", "paused"}
+    last = place.queue.jobs()[-1].number
+    with opened(place) as (client, _):
+        check_every_page(client, place)
+        assert client.post(f"/queue/jobs/{last}/up").status_code == 200
+        assert place.queue.jobs()[-2].number == last
+        check_every_page(client, place)

@@ -1,0 +1,131 @@
+"""Every page of the studio and every state of one, by axe-core; skipped without Chromium."""
+
+import json
+
+import pytest
+from browsing import at, check_all_looks, needs_browser, served
+from studio_world import ROUTES, a_task, address, make_world
+
+from impasto.locks import FolderLock
+from impasto.owners import current_process
+from impasto.studio.core import HOME
+from impasto.studio.drafts import Drafts
+from impasto.studio.folders import Folders, address_of
+from impasto.studio.models import find_model
+
+pytestmark = needs_browser
+
+NO_PAGES = {
+    "GET /new", "GET /parts/runs", "GET /parts/machine", "GET /parts/queue", "GET /compare/numbers",
+    "GET /new/{draft}/waiting", "GET /new/{draft}/plan", "GET /new/{draft}/started/part",
+    "GET /tasks/{task}/part", "GET /draw/{drawing}/part", "GET /draw/{drawing}/images/{file}",
+    "GET /models/{root}/{name}/inspection", "GET /models/{root}/{name}/publish/{upload}/part",
+    *(f"GET /runs/{{run}}/{part}" for part in (
+        "curves", "learning", "images", "stream", "report", "samples", "samples/{step}/{file}",
+    )),
+    *(f"GET /data/{{dataset}}/{part}" for part in (
+        "thumbnails/{image}", "files/{image}", "report", "progress/{verb}", "captions/tags",
+        "captions/edits", "captions/try/{tried}/part",
+        *(f"images/{{image}}/{part}" for part in ("bucket", "mask", "showings")),
+    )),
+}  # fmt: skip
+"""Parts of pages, files and streams, and what leads elsewhere: no pages of their own."""
+
+PAGES = [key for key in ROUTES if key.startswith("GET ") and key not in NO_PAGES]
+
+
+@pytest.fixture
+def place(tmp_path):
+    for name in ("runs", "data", "models"):
+        (tmp_path / name).mkdir()
+    return tmp_path
+
+
+@pytest.fixture
+def world(place):
+    """One of everything, and what is at work just now: this process, as far as anybody can see."""
+    folders = Folders([place / "runs"], [place / "data"], [place / "models"])
+    home = place / "runs" / HOME
+    names = make_world(folders, home, place / "queue")
+    busy = at_work(home, "20260101-000000-00aaaa")
+    drafts = Drafts(home / "drafts")
+    waiting, starting = drafts.create(goal={}, task=busy), drafts.create({"x": "y"}, task=busy)
+    starting.note(run=str(place / "runs" / "not-yet"))
+    run = place / "runs" / "busy"
+    run.mkdir()
+    (run / "config.toml").write_text("", encoding="utf-8")
+    alive = {"phase": "training", "step": 3, "total_steps": 9, "process": current_process().token}
+    (run / "status.json").write_text(json.dumps(alive), encoding="utf-8")
+    model = find_model(folders, "models", names["name"])
+    (home / "models").mkdir()
+    found = {"Model": {"what it is": "a Stable Diffusion checkpoint"}, "U-Net": {"values": "5 M"}}
+    (home / "models" / f"{model.key}.json").write_text(json.dumps(found), encoding="utf-8")
+    said = {"kind": "tagger", "model": "owner/name", "setting": "0.5", "words": {"a.png": "cat"}}
+    failed = {"kind": "captioner", "model": "owner/other", "setting": "", "error": "is not there"}
+    tried = {"images": ["a.png"], "models": [said, failed]}
+    (home / "tried").mkdir()
+    (home / "tried" / f"{names['tried']}.json").write_text(json.dumps(tried), encoding="utf-8")
+    with FolderLock(run, "training", lambda holder: None):
+        yield {
+            **names, "busy": busy, "waiting": waiting.name, "starting": starting.name,
+            "running": address_of(folders.runs, run),
+        }  # fmt: skip
+
+
+def at_work(home, name):
+    """A task in the middle of what it does."""
+    path = home / "tasks" / name
+    (home / "tasks" / a_task(home)).rename(path)
+    about = json.loads((path / "task.json").read_text(encoding="utf-8"))
+    about["process"] = current_process().token
+    (path / "task.json").write_text(json.dumps(about), encoding="utf-8")
+    lines = [
+        {"kind": "begin", "process": current_process().token},
+        {"kind": "warning", "text": "the image is small"},
+        {"kind": "stage", "text": "Tagging", "done": 3, "total": 9, "unit": "images"},
+    ]
+    text = "".join(json.dumps({"time": 1.0, **line}) + "\n" for line in lines)
+    (path / "events.jsonl").write_text(text, encoding="utf-8")
+    return name
+
+
+def states(world):
+    """Addresses of pages in states that their plain addresses do not show."""
+    data = f"/data/{world['dataset']}"
+    return {
+        "a new run": ("/new", "#goal-title"),
+        "a run at work": (f"/runs/{world['running']}", "button:has-text('Stop now')"),
+        "a task at work": (f"/tasks/{world['busy']}", "progress"),
+        "settings that are being made": (f"/new/{world['waiting']}", ".state.working"),
+        "a run that begins": (f"/new/{world['starting']}/started", ".state.working"),
+        "one caption": (f"{data}/captions?image={world['image']}", "#text"),
+        "captions that an edit waits for": (f"{data}/captions?task={world['busy']}", ".working"),
+        "what models said": (f"{data}/captions/try?tried={world['tried']}", ".tried tbody tr"),
+        "a filter without images": (f"{data}?words=zebra", "text=No image is like that"),
+        "what an address names is gone": ("/tasks/x", "text=Not possible"),
+    }
+
+
+def look(page, address, path, wanted="h1"):
+    page.goto(at(address, path))
+    page.wait_for_selector(wanted)
+    for details in page.query_selector_all("details:not([open]) > summary"):
+        details.click()
+    try:
+        check_all_looks(page)
+    except AssertionError as error:
+        raise AssertionError(f"{path}: {error}") from error
+
+
+def test_no_page_has_a_serious_fault_for_anybody(place, world, browser):
+    """In light, in dark and at 400 pixels, with all that can be opened open."""
+    options = ("--data", place / "data", "--models", place / "models", "--queue", place / "queue")
+    with served(place / "runs", *options) as (printed, _):
+        page = browser.new_context().new_page()
+        page.goto(printed)
+        page.wait_for_selector("nav")
+        for key in PAGES:
+            look(page, printed, address(key, world))
+        for path, wanted in states(world).values():
+            look(page, printed, path, wanted)
+        page.context.close()

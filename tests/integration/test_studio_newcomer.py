@@ -1,0 +1,150 @@
+"""What `start.py studio` opens, as a newcomer meets it: no path is typed."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from browsing import end_queue, needs_browser
+
+from impasto.runs import RunDirectory
+from impasto.runs.drawings import DrawFolder
+from impasto.studio.core import HOME
+from impasto.studio.tasks import Tasks
+
+pytestmark = needs_browser
+ROOT = Path(__file__).parents[2]
+PATIENCE_MS = 600_000  # the demo is trained, on a machine that does other things
+
+
+def words_of_start(*given):
+    """What `start.py` calls the program with."""
+    spec = importlib.util.spec_from_file_location("start", ROOT / "start.py")
+    start = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(start)
+    return start.completed([*given])
+
+
+@contextmanager
+def started(folder):
+    """The studio as `start.py studio` starts it; yields the address that it opened by itself."""
+    noted = folder / "opened.txt"
+    note = folder / "note.py"
+    note.write_text(
+        "import pathlib, sys\n"
+        f"pathlib.Path({str(noted)!r}).write_text(sys.argv[1], encoding='utf-8')\n",
+        encoding="utf-8",
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-m", "impasto", *words_of_start("studio")],
+        cwd=folder,
+        env={**os.environ, "BROWSER": f"{sys.executable} {note} %s"},
+        stdout=subprocess.DEVNULL,
+    )
+    try:
+        until = time.monotonic() + 120
+        while not (noted.exists() and noted.read_text(encoding="utf-8")):
+            assert process.poll() is None, "the studio has ended"
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        yield noted.read_text(encoding="utf-8")
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture
+def place(tmp_path):
+    """Where it begins; whatever it has started is ended with the test."""
+    yield tmp_path / "impasto-studio"
+    runs = tmp_path / "impasto-studio" / "runs"
+    tasks = Tasks(runs / HOME / "tasks")
+    for task in tasks.all():
+        tasks.stop(task)
+    end_queue(tmp_path / "impasto-studio" / "queue")
+    drawings = DrawFolder(runs / HOME / "drawings")
+    drawings.path.mkdir(parents=True, exist_ok=True)
+    drawings.stop_worker()
+
+
+def choose(page, field, ending):
+    """Take what a field offers, as a person does who opens its list."""
+    offered = page.locator(f"#{page.get_attribute(field, 'list')} option")
+    values = offered.evaluate_all("options => options.map(option => option.value)")
+    (value,) = (value for value in values if value.endswith(ending))
+    page.fill(field, value)
+
+
+def test_a_newcomer_is_offered_the_demo_its_images_and_its_model(tmp_path, place, page, complaints):
+    with started(tmp_path) as address:
+        page.goto(address)
+        page.wait_for_selector("button:has-text('Train the demo')")
+        page.click("nav >> text=Data")
+        page.wait_for_selector(".dataset:has-text('demo'):has-text('100 images')")
+        page.click("nav >> text=Models")
+        page.wait_for_selector(".model:has-text('demo-base')")
+        page.click("nav >> text=New run")
+        page.check("input[value=style]")
+        choose(page, "#data", str(Path("data") / "demo"))
+        choose(page, "#model", "demo-base")
+        page.click("text=Make settings >> nth=0")
+        page.wait_for_selector("#f-output_dir")
+        assert page.input_value("#f-dataset-image_dir").endswith("demo")
+    assert complaints == []
+    assert (place / "data" / "demo" / "0000-sun.webp").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_a_newcomer_trains_compares_draws_and_keeps_by_clicks(tmp_path, place, page, complaints):
+    """The demo first, then a run of one's own on its images, both compared and drawn with."""
+    page.set_default_timeout(PATIENCE_MS)
+    with started(tmp_path) as address:
+        page.goto(address)
+        page.click("button:has-text('Train the demo')")
+        page.click("a:has-text('Show the run impasto-demo')")
+        page.wait_for_selector(".curve canvas")
+
+        page.click("nav >> text=New run")
+        page.check("input[value=style]")
+        choose(page, "#data", str(Path("data") / "demo"))
+        choose(page, "#model", "demo-base")
+        page.click("text=Make settings >> nth=0")
+        page.fill("#f-training-max_steps", "3")
+        page.fill("#f-output_dir", "my-style")
+        page.wait_for_selector("#panel .plan dd:text-matches('^3; ')")
+        page.click("text=Add to the queue")
+        page.wait_for_selector("#answer :text('It is job 1 of the queue')")
+        page.click("nav >> text=Runs")
+        page.click(".run:has-text('impasto-demo')")
+        page.wait_for_selector("#state .state.finished")
+        page.click("nav >> text=Queue")
+        page.click("button:has-text('Start working')")
+        page.wait_for_selector(".queue-job .state.done")
+        own = RunDirectory(place / "runs" / "my-style")
+        assert own.state().step == 3
+
+        page.click("nav >> text=Compare")
+        for box in page.query_selector_all(".choices input"):
+            box.check()
+        page.click("button:has-text('Compare')")
+        page.wait_for_selector("tr:has-text('training.max_steps')")
+
+        page.click("nav >> text=Runs")
+        page.click(".run:has-text('impasto-demo')")
+        page.click("text=Draw with it")
+        page.fill("#prompt", "a sun")
+        for name, value in (("width", "64"), ("height", "64"), ("steps", "2")):
+            page.fill(f"#{name}", value)
+        page.click("button.main")
+        page.wait_for_selector(".drawing-card .state.done")
+
+        page.click("nav >> text=Models")
+        page.click(".model:has-text('my-style') >> nth=0")
+        page.click("button:has-text('Inspect')")
+        page.wait_for_selector("td:has-text('a Stable Diffusion checkpoint')")
+    assert [text for text in complaints if "/thumbnails/" not in text] == []
