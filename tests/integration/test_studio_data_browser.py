@@ -101,3 +101,69 @@ def test_pages_of_datasets_have_no_serious_fault_for_anybody(folders, browser):
         page.goto(at(address, "data/0.missing"))
         page.wait_for_selector("text=Not possible")
         context.close()
+
+
+FOLDERS = {"set/1_cat/a.png": 1, "set/1_dog/a.png": 2, "set/below/deep/c.png": 3}
+
+
+def test_a_folder_is_chosen_whole(folders, page, complaints):
+    """Folders below it too; two files of one name stay two, each with its own caption."""
+    for name, seed in FOLDERS.items():
+        (folders / name).parent.mkdir(parents=True, exist_ok=True)
+        drawn(folders / name, seed)
+        (folders / name).with_suffix(".txt").write_text(name, encoding="utf-8")
+    (folders / "set" / "notes.pdf").write_bytes(b"%PDF")
+    (folders / "set" / ".hidden.png").write_bytes(b"x")
+    dogs = folders / "data" / "dogs"
+    with served(folders / "runs", "--data", folders / "data") as (address, _):
+        page.goto(address)
+        page.wait_for_selector("nav")
+        page.click("text=New dataset")
+        page.fill("#name", "dogs")
+        page.keyboard.press("Enter")
+        page.set_input_files("#folder", folders / "set")
+        page.wait_for_selector("text=6 of 6 files added. 2 that are no images or captions")
+        assert {p.name: p.read_text(encoding="utf-8") for p in dogs.glob("*.txt")} == {
+            "a.txt": "set/1_cat/a.png",
+            "set 1_dog a.txt": "set/1_dog/a.png",
+            "c.txt": "set/below/deep/c.png",
+        }
+        assert (dogs / "set 1_dog a.png").read_bytes() == (folders / "set/1_dog/a.png").read_bytes()
+    assert complaints == []
+
+
+DROP = """(names) => {
+  const file = (path) => ({
+    isFile: true, name: path.split("/").pop(), fullPath: "/" + path,
+    file: (done, failed) => path.includes("closed") ? failed(new DOMException("no"))
+      : done(new File([path], path.split("/").pop())),
+  });
+  const folder = (path, inside) => ({
+    isFile: false, isDirectory: true, name: path.split("/").pop(), fullPath: "/" + path,
+    createReader: () => {
+      const left = [...inside];
+      return { readEntries: (done) => done(left.splice(0, 100)) };
+    },
+  });
+  const many = Array.from({ length: names }, (_, n) => file(`top/many/${n}.txt`));
+  const top = folder("top", [file("top/closed.txt"), folder("top/many", many)]);
+  const items = [top, file("beside.txt")].map((entry) => ({ webkitGetAsEntry: () => entry }));
+  const drop = new Event("drop", { bubbles: true, cancelable: true });
+  drop.dataTransfer = { items, files: [] };
+  document.getElementById("upload").dispatchEvent(drop);
+}"""
+
+
+def test_dropped_folders_are_walked(folders, page):
+    """A browser lists a hundred entries at a time; what cannot be read is named."""
+    with served(folders / "runs", "--data", folders / "data") as (address, _):
+        page.goto(address)
+        page.wait_for_selector("nav")
+        page.goto(at(address, "data"))
+        page.click(".dataset:has-text('cats')")
+        page.wait_for_selector(".chips")
+        page.evaluate(DROP, 150)
+        page.wait_for_selector("text=151 of 151 files added.")
+        assert page.inner_text("#uploaded .refused") == "closed.txt: cannot be read"
+    there = {path.name for path in (folders / "data" / "cats").glob("*.txt")}
+    assert there == {"cat-1.txt", "beside.txt", *(f"{n}.txt" for n in range(150))}

@@ -343,6 +343,17 @@ def test_a_taken_port_is_named_with_the_next_free_one(tmp_path):
 # what it says and does
 
 
+def test_the_start_page_always_leads_to_a_run_a_dataset_and_the_demo(client, studio, folder):
+    empty = client.get("/").text
+    make_run(folder / "dog", phase="finished", process=GONE)
+    for page in (empty, client.get("/").text):
+        for address in ("/new", "/data#name", "#demo-title"):
+            assert f'<a class="button" href="{address}">' in page
+        assert 'action="/demo"' in page
+        assert 'id="demo-title"' in page
+    assert 'id="name"' in client.get("/data").text
+
+
 def test_the_start_page_lists_runs_and_says_where_it_looked(client, studio, folder):
     assert f"There are no runs in {folder}" in client.get("/").text
     make_run(folder / "cat", phase="training", step=40, total_steps=90, process=GONE)

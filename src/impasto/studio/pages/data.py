@@ -33,7 +33,7 @@ from impasto.studio.pages.data_views import (
     work_view,
 )
 from impasto.studio.resolutions import bucket_options
-from impasto.studio.thumbnails import Thumbnails, thumbnail_file
+from impasto.studio.thumbnails import Thumbnails, hash_file, thumbnail_of
 from impasto.studio.uploads import Outcome, UploadReceiver, why_no_name
 
 _VERBS = ("list", "report")
@@ -122,15 +122,17 @@ class DataPages:
         if path is None:
             raise HTTPException(404, "This image is not there.")
         try:
-            target = await asyncio.to_thread(thumbnail_file, dataset.derived, dataset.path, path)
+            place = await asyncio.to_thread(hash_file, dataset.derived, dataset.path, path)
         except OSError as error:
             raise HTTPException(404, "This image is not there any more.") from error
-        reason = await asyncio.wrap_future(self.thumbnails.request(path, target))
-        if reason:
-            return PlainTextResponse(printable(reason), 415, _NOT_KEPT)
-        keeps = target.stem.partition("-")[2] == request.query_params.get("v")
+        reason = await asyncio.wrap_future(self.thumbnails.request(path, place))
+        found = await asyncio.to_thread(thumbnail_of, place)
+        if reason or found is None:
+            why = reason or "its thumbnail was removed just now"
+            return PlainTextResponse(printable(why), 415, _NOT_KEPT)
+        keeps = place.stem.partition("-")[2] == request.query_params.get("v")
         headers = _KEPT if keeps else _NOT_KEPT
-        return FileResponse(target, media_type="image/jpeg", headers=headers)
+        return FileResponse(found, media_type="image/jpeg", headers=headers)
 
     async def read(self, request: Request) -> Response:
         """Have the folder listed anew, unless that is under way."""
