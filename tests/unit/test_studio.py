@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import json
 import math
 import os
@@ -11,8 +12,10 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx2
+import psutil
 import pytest
 from conftest import impasto
 from hypothesis import given
@@ -22,7 +25,9 @@ from starlette.routing import Mount
 from studios import FROM_HERE, HOME, PORT
 from test_run_status import GONE, make_run
 
+from impasto.cli import ports
 from impasto.cli.console import Console
+from impasto.cli.ports import listen_at
 from impasto.cli.studio import _begin_with_demo
 from impasto.demo.recipe import PICTURES
 from impasto.errors import RunError
@@ -326,18 +331,98 @@ def test_three_hundred_requests_at_once_are_all_answered(studio, access, dog):
     assert asyncio.run(ask_all()) == [200] * 300
 
 
-def test_a_taken_port_is_named_with_the_next_free_one(tmp_path):
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        port = taken.getsockname()[1]
+@contextlib.contextmanager
+def taken_ports(number):
+    """Ports in a row that this process listens at, and the first after them that is free."""
+    for first in range(21_000, 60_000, 50):
+        with contextlib.ExitStack() as stack:
+            try:
+                for port in range(first, first + number):
+                    stack.enter_context(listening_at(port))
+                listening_at(first + number).close()
+            except OSError:
+                continue
+            yield first, first + number
+            return
+    raise AssertionError("no ports are free")
+
+
+def listening_at(port):
+    found = socket.socket()
+    try:
+        found.bind(("127.0.0.1", port))
+        found.listen()
+    except OSError:
+        found.close()
+        raise
+    return found
+
+
+def test_a_taken_port_is_named_with_who_has_it_and_the_next_free_one(tmp_path):
+    with taken_ports(3) as (port, free):
         refused = impasto("studio", "--runs", tmp_path, "--port", port)
-    assert refused.returncode == 5
-    assert f"Port {port} is taken" in refused.stderr
-    assert "--port" in refused.stderr
+        own = psutil.Process()
+        assert refused.returncode == 5
+        assert f"Port {port} is taken by {own.name()} (process {own.pid})." in refused.stderr
+        assert f"{free} is free: --port {free}." in " ".join(refused.stderr.split())
+        with listen_at("127.0.0.1", free, 1) as there:
+            assert there.getsockname()[1] == free
     missing = impasto("studio", "--runs", tmp_path / "missing")
     assert missing.returncode == 5
     assert "is not a folder" in missing.stderr
+
+
+def test_without_a_port_the_first_free_one_is_taken(monkeypatch):
+    with taken_ports(3) as (port, free):
+        with listen_at("127.0.0.1", None, port) as there:
+            assert there.getsockname()[1] == free
+        monkeypatch.setattr(ports, "TRIED", 2)
+        words = f"Ports {port} to {port + 1} are taken, the first by .* {free} is free: --port"
+        with pytest.raises(RunError, match=words):
+            listen_at("127.0.0.1", None, port)
+
+
+def test_a_port_of_another_studio_is_named_so(tmp_path):
+    words = [sys.executable, "-m", "impasto", "studio", "--runs", tmp_path]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, encoding="utf-8")
+    try:
+        address = next(line for line in process.stdout if line.startswith("http"))
+        port = int(re.search(r":(\d+)/", address)[1])
+        assert ports.holder_of(port) == f"by another Impasto studio (process {process.pid})"
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+def test_who_has_a_port_is_said_as_far_as_the_system_tells(monkeypatch):
+    def told(connections):
+        def ask(_kind):
+            if isinstance(connections, Exception):
+                raise connections
+            return connections
+
+        monkeypatch.setattr(psutil, "net_connections", ask)
+        return ports.holder_of(80)
+
+    def at(port, pid, status=psutil.CONN_LISTEN):
+        return SimpleNamespace(laddr=SimpleNamespace(port=port), pid=pid, status=status)
+
+    assert "administrators only" in told(psutil.AccessDenied())
+    assert "of another user" in told([at(80, None)])
+    assert "cannot be seen from here" in told([at(8080, 1), at(80, 1, psutil.CONN_ESTABLISHED)])
+    gone = 2**22 + 1  # no process has such a number
+    assert told([at(80, gone)]) == f"by process {gone}"
+
+
+def test_a_port_that_is_kept_for_others_is_named_so(monkeypatch):
+    """Below 1024 most systems let administrators listen alone; tests may run as one."""
+    real = ports._bound
+    kept = lambda address, port: errno.EACCES if port == 1 else real(address, port)  # noqa: E731
+    monkeypatch.setattr(ports, "_bound", kept)
+    monkeypatch.setattr(psutil, "net_connections", lambda _: [])
+    with pytest.raises(RunError, match="Port 1 is not for this user"):
+        listen_at("127.0.0.1", 1, 1)
 
 
 # what it says and does
