@@ -71,9 +71,13 @@ def test_a_dataset_is_made_filled_and_looked_through_by_clicks(folders, page, co
         page.click(".chip:has-text('2 copies')")
         page.wait_for_selector("text=The same content, group 1")
         assert page.locator(".card .title").all_inner_texts() == ["cat-1.png", "twin.png"]
+        page.click("text=Write the health report")
+        page.click("a:has-text('Health report of')")
+        page.wait_for_selector("h1:has-text('Health of cats')")
+        page.wait_for_function("document.querySelector('.thumbs img').naturalWidth > 0")
+        check_all_looks(page)
         with page.expect_download() as report:
-            page.click("text=Write the health report")
-            page.click("text=Health report of")
+            page.click("text=Download as a page to keep")
         assert report.value.suggested_filename == "cats-report.html"
     assert [url for url in complaints if "/thumbnails/" not in url] == []
 

@@ -1,6 +1,6 @@
 """The parts of a chart as inline SVG: axes with round numbers, gridlines, lines, bars, legends.
 
-Colours and fonts are classes in `templates/base.html.j2`, so charts follow the page's light or dark
+Colours and fonts are classes in `static/sheets.css`, so charts follow the page's light or dark
 scheme. `charts.py` puts the parts together. Lengths are in units of the drawing, about pixels.
 """
 

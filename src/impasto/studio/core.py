@@ -8,7 +8,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import (
+    ChoiceLoader,
+    Environment,
+    PackageLoader,
+    PrefixLoader,
+    StrictUndefined,
+)
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
@@ -82,7 +88,12 @@ class Studio:
 
 def _templates() -> Environment:
     found = Environment(
-        loader=PackageLoader("impasto.studio"),
+        loader=ChoiceLoader(
+            [
+                PackageLoader("impasto.studio"),
+                PrefixLoader({"shared": PackageLoader("impasto.report", "templates/shared")}),
+            ]
+        ),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

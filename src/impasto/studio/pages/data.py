@@ -28,10 +28,10 @@ from impasto.studio.pages.data_views import (
     datasets_page,
     gallery_page,
     listed_options,
-    report_view,
     task_part,
     work_view,
 )
+from impasto.studio.pages.health_views import health_page, report_view
 from impasto.studio.resolutions import bucket_options
 from impasto.studio.thumbnails import Thumbnails, hash_file, thumbnail_of
 from impasto.studio.uploads import Outcome, UploadReceiver, why_no_name
@@ -52,6 +52,7 @@ def routes(studio: Studio) -> list[BaseRoute]:
         Route("/data/{dataset}", pages.gallery),
         Route("/data/{dataset}/thumbnails/{image}", pages.thumbnail),
         Route("/data/{dataset}/read", pages.read, methods=["POST"]),
+        Route("/data/{dataset}/health", pages.health),
         Route("/data/{dataset}/report", pages.report),
         Route("/data/{dataset}/report", pages.make_report, methods=["POST"]),
         Route("/data/{dataset}/progress/{verb}", pages.work),
@@ -112,8 +113,11 @@ class DataPages:
     async def gallery(self, request: Request) -> Response:
         """The images of a dataset, a hundred at a time."""
         dataset, choice = await self.dataset_of(request), GalleryFilter.of(request.query_params)
-        content = await asyncio.to_thread(gallery_page, dataset, choice)
-        return self.studio.page("gallery.html.j2", **content)
+
+        def read() -> dict[str, Any]:
+            return {**gallery_page(dataset, choice), "report": report_view(dataset)}
+
+        return self.studio.page("gallery.html.j2", **await asyncio.to_thread(read))
 
     async def thumbnail(self, request: Request) -> Response:
         """The thumbnail of an image, made if it is not there; or the reason why not, as text."""
@@ -156,6 +160,12 @@ class DataPages:
 
         await asyncio.to_thread(start)
         return await self._started(request, dataset, "report")
+
+    async def health(self, request: Request) -> Response:
+        """What the health report found, as a page of the studio."""
+        dataset = await self.dataset_of(request)
+        content = await asyncio.to_thread(health_page, dataset)
+        return self.studio.page("health.html.j2", **content)
 
     async def report(self, request: Request) -> Response:
         """The health report, as a file to keep: its styles are not those of this server."""

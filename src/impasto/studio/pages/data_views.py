@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -151,7 +150,6 @@ def gallery_page(dataset: Dataset, choice: GalleryFilter) -> dict[str, Any]:
         "is_now": is_now,
         "work": work_view(dataset, "list"),
         "reads_itself": not is_now and bool(listing.images) and not _has_failed(dataset),
-        "report": report_view(dataset),
         "endings": sorted(EXTENSIONS | CAPTIONS),
     }
 
@@ -277,16 +275,6 @@ def task_part(dataset: Dataset, task: TaskDirectory, verb: str) -> dict[str, Any
     errors = [text for kind, text in view["messages"] if kind == "error"]
     printed = "\n".join(view["printed"][-5:]) if view["state"] == "failed" else ""
     return {**view, "verb": verb, "error": errors[-1] if errors else printed}
-
-
-def report_view(dataset: Dataset) -> dict[str, Any]:
-    """The health report: when it was written, if it is there, and the task that writes it."""
-    try:
-        written = (dataset.derived / REPORT_FILE).stat().st_mtime
-        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(written))
-    except OSError:
-        when = ""
-    return {"when": when, "work": work_view(dataset, "report")}
 
 
 def _runs_with_losses(studio: Studio) -> list[tuple[str, str]]:
