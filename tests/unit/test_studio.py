@@ -501,6 +501,44 @@ def test_a_refusal_fits_where_its_answer_would_have_gone(client, studio, dog):
     assert "<html" in client.post(asked, headers=FROM_HERE).text
 
 
+def sampled(run, steps, names=("000.png",)):
+    for step in steps:
+        (run.samples / step_name(step)).mkdir(parents=True, exist_ok=True)
+        for name in names:
+            Image.new("RGB", (4, 4)).save(run.samples / step_name(step) / name)
+
+
+def test_the_slider_has_every_step_with_samples(client, studio, folder):
+    """Of a long run too, of which one step's images are loaded at a time."""
+    run = make_run(folder / "long", phase="finished", process=GONE)
+    sampled(run, range(0, 2000, 10))
+    (run.samples / step_name(2000)).mkdir()  # whose images are being drawn
+    page = client.get(f"{address(studio, run)}/samples").text
+    steps = re.search('data-steps="([^"]*)"', page)[1].split(",")
+    assert steps == [str(step) for step in range(0, 2000, 10)]
+    assert page.count("<img") == 2
+    assert "samples/0/000.png" in page
+    assert "samples/1990/000.png" in page
+    assert "as the base model draws it" in page
+    for step in steps[::50]:
+        answer = client.get(f"{address(studio, run)}/samples/{step}/000.png")
+        assert answer.headers["content-type"] == "image/png"
+
+
+def test_a_run_without_samples_of_the_base_model_says_so(client, studio, folder):
+    run = make_run(folder / "late", phase="finished", process=GONE)
+    (run.samples / step_name(0)).mkdir(parents=True)  # where nothing was drawn
+    assert "No previews yet" in client.get(f"{address(studio, run)}/samples").text
+    sampled(run, [50])
+    sampled(run, [100], ["000.png", "001.png"])
+    page = client.get(f"{address(studio, run)}/samples").text
+    assert "at step 50, the first that was drawn" in page
+    assert "previews.at_first = true" in page
+    assert 'data-steps="50,100"' in page
+    assert page.count('class="first"') == 1  # the second prompt was added later
+    assert page.count('class="shown"') == 2
+
+
 def test_the_report_is_a_file_to_keep(client, studio, dog):
     answer = client.get(f"{address(studio, dog)}/report")
     assert answer.status_code == 200
