@@ -39,9 +39,9 @@ from impasto.runs.tasks import TaskDirectory
 from impasto.studio import curves
 from impasto.studio import tasks as tasks_module
 from impasto.studio.app import create_app
-from impasto.studio.core import HOME as HOME_FOLDER
 from impasto.studio.core import Studio
 from impasto.studio.curves import read_curves
+from impasto.studio.folders import HOME as HOME_FOLDER
 from impasto.studio.folders import Folders, require_own
 from impasto.studio.guard import HEADERS, Access, hosts_of
 from impasto.studio.pages.runs import RunPages

@@ -158,8 +158,8 @@ def _serve(
     import uvicorn
 
     from impasto.studio.app import create_app
-    from impasto.studio.core import HOME, Studio
-    from impasto.studio.folders import require_own
+    from impasto.studio.core import Studio
+    from impasto.studio.folders import HOME, require_own
     from impasto.studio.guard import Access, hosts_of
 
     require_own(folders.runs[0] / HOME, folders.runs[0])

@@ -20,12 +20,9 @@ from starlette.responses import HTMLResponse, Response
 
 from impasto.studio.folders import Folders
 from impasto.studio.run_processes import RunProcesses
-from impasto.studio.tasks import Tasks
+from impasto.studio.tasks import TASKS, Tasks
 
 LOOK_EVERY_S = 1.0
-HOME = Path(".impasto") / "studio"
-"""Where the studio keeps what belongs to no run, below the first folder of runs."""
-
 NAVIGATION = (
     ("/", "Runs"),
     ("/new", "New run"),
@@ -64,7 +61,7 @@ class Studio:
     closing: threading.Event = field(default_factory=threading.Event)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "tasks", Tasks(self.home / "tasks"))
+        object.__setattr__(self, "tasks", Tasks(self.home / TASKS))
 
     def page(self, template: str, status: int = 200, **content: Any) -> Response:
         """A page or a part of one, which no cache keeps."""

@@ -14,6 +14,9 @@ from impasto.owners import identity_of
 from impasto.runs.processes import ask_to_stop, start_apart
 from impasto.runs.tasks import TASK, TaskDirectory, TaskState
 
+TASKS = "tasks"
+"""The folder of the tasks, in that of the studio."""
+
 KEPT = 200
 """Tasks that are kept; older ones that have ended are removed."""
 
