@@ -256,6 +256,27 @@ def test_a_run_that_is_removed_while_it_is_shown_is_named(client, studio, dog):
     assert client.get("/").status_code == 200
 
 
+def test_a_run_that_is_renamed_while_its_page_is_open_is_named(client, studio, folder, dog):
+    """The page hears of it, each of its buttons says so, and the list has the new name."""
+    page, pages, watch = address(studio, dog), RunPages(studio), RunWatch(dog)
+    pages._news(watch, dog)
+    moved = dog.path.rename(folder / "renamed-dog")
+    told = pages._news(watch, dog).decode()
+    assert "not there any more: it was removed, renamed or moved" in told
+    assert "button" not in told
+    assert pages._news(watch, dog) == b": still here\n\n"  # said once
+    parts = ("", "/curves", "/learning", "/images", "/samples", "/stream", "/report")
+    answers = [client.get(page + part) for part in parts]
+    answers += [client.post(page + end, headers=FROM_HERE) for end in ("/ask/save", "/resume")]
+    for answer in answers:
+        assert answer.status_code == 404
+        assert "removed, renamed or moved" in answer.text
+    assert os.listdir(folder) == ["renamed-dog"]  # nothing was made where it was
+    assert "renamed-dog" in client.get("/parts/runs").text
+    moved.rename(dog.path)
+    assert "interrupted" in pages._news(watch, dog).decode()
+
+
 @pytest.mark.parametrize("name", ["status.json", "metrics.jsonl", "events.jsonl", "dataset.json"])
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe\0", b'{"step": 1e400}\n', b"[1]\n"])
 def test_half_written_files_end_no_page(client, studio, dog, name, content):

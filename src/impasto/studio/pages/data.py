@@ -187,7 +187,7 @@ class DataPages:
         """Take files into a dataset; those that cannot be taken are named with the reason."""
         dataset = await self.dataset_of(request)
         receiver = await asyncio.to_thread(self._receiver, request, dataset)
-        piece = bytearray()
+        piece, fault, status = bytearray(), list[Outcome](), 200
         try:
             async for chunk in request.stream():
                 piece += chunk
@@ -197,12 +197,14 @@ class DataPages:
             await asyncio.to_thread(receiver.feed, bytes(piece))
         except ClientDisconnect:
             return PlainTextResponse("The browser went away.", 400)  # which nobody reads
+        except StorageError as error:
+            status, fault = 500, [Outcome(receiver.arriving, str(error))]
         finally:
             await asyncio.to_thread(receiver.close)
         is_part = "hx-request" in request.headers
         template = "uploaded.html.j2" if is_part else "upload.html.j2"
-        outcomes = receiver.outcomes or [Outcome("", "No file was chosen.")]
-        return self.studio.page(template, dataset=dataset, outcomes=outcomes)
+        outcomes = [*receiver.outcomes, *fault] or [Outcome("", "No file was chosen.")]
+        return self.studio.page(template, status, dataset=dataset, outcomes=outcomes)
 
     def _known_options(self, dataset: Dataset) -> dict[str, str]:
         """What a run or the models say of buckets, as a form would."""

@@ -117,22 +117,27 @@
     sendAll(named(found), unread, found.length);
   }
 
+  class DiskError extends Error {} // that the dataset cannot be written: none of the other files could be
+
   async function send(file, name) {
     const body = new FormData();
     body.append("files", file, name);
     try {
       const answer = await fetch(form.action, { method: "POST", body, headers: { "HX-Request": "true" } });
       const text = await answer.text();
-      if (answer.ok) {
-        const part = document.createElement("template");
-        part.innerHTML = text; // made by the server's template, which escapes
+      const part = document.createElement("template");
+      part.innerHTML = text; // made by the server's template, which escapes
+      if (part.content.querySelector("li")) {
         const taken = part.content.querySelector(".taken") !== null;
         list.append(part.content);
+        if (answer.status >= 500) throw new DiskError();
         return taken;
       }
-      const part = new DOMParser().parseFromString(text, "text/html"); // what was refused, as a page says it
-      add(name, part.body.textContent.trim(), "refused");
-    } catch {
+      const said = new DOMParser().parseFromString(text, "text/html"); // what was refused, as a page says it
+      add(name, said.body.textContent.trim(), "refused");
+      if (answer.status >= 500) throw new DiskError();
+    } catch (error) {
+      if (error instanceof DiskError) throw error;
       add(name, "not sent: the file cannot be read, or the studio does not answer", "refused");
     }
     return false;
@@ -151,14 +156,20 @@
     busy = true;
     bar.hidden = false;
     bar.max = files.length;
-    let taken = 0;
+    let taken = 0, stopped = 0;
     for (const [number, { file, name }] of files.entries()) {
       bar.value = number;
       status.textContent = `${number} of ${files.length} files sent`;
-      if (await send(file, name)) taken += 1;
+      try {
+        if (await send(file, name)) taken += 1;
+      } catch { // the disk is full: it has been said once, which is enough
+        stopped = files.length - number - 1;
+        break;
+      }
     }
     bar.hidden = true;
     status.textContent = `${taken} of ${files.length} files added. `;
+    if (stopped) status.textContent += `${stopped} were not sent, since the dataset cannot be written. `;
     if (others) status.textContent += `${others} that are no images or captions were left out. `;
     if (taken) {
       const link = document.createElement("a");
