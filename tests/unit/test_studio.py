@@ -275,6 +275,10 @@ def test_a_run_that_is_renamed_while_its_page_is_open_is_named(client, studio, f
     assert "renamed-dog" in client.get("/parts/runs").text
     moved.rename(dog.path)
     assert "interrupted" in pages._news(watch, dog).decode()
+    dog.status_file.write_text("{", encoding="utf-8")  # which says nothing of its state
+    assert "of unknown state" in pages._news(watch, dog).decode()
+    dog.path.rename(moved)
+    assert "not there any more" in pages._news(watch, dog).decode()
 
 
 @pytest.mark.parametrize("name", ["status.json", "metrics.jsonl", "events.jsonl", "dataset.json"])

@@ -9,6 +9,7 @@ import errno
 import html
 import io
 import re
+import signal
 import sys
 
 import pytest
@@ -186,6 +187,6 @@ def test_a_task_that_cannot_be_written_down_is_ended(studio, monkeypatch):
     monkeypatch.setattr(tasks_module.files, "write_json", write_json)
     with pytest.raises(StorageError, match=FULL):
         studio.tasks.start(["draw-worker", studio.home / "drawings"], "Draw")
-    assert begun[0].poll() is not None
+    assert begun[0].poll() == -signal.SIGKILL
     assert studio.tasks.all() == []
     assert list((studio.home / "tasks").iterdir()) == []
