@@ -171,3 +171,33 @@ def test_dropped_folders_are_walked(folders, page):
         assert page.inner_text("#uploaded .refused") == "closed.txt: cannot be read"
     there = {path.name for path in (folders / "data" / "cats").glob("*.txt")}
     assert there == {"cat-1.txt", "beside.txt", *(f"{n}.txt" for n in range(150))}
+
+
+FULL = '<li class="refused"><b>a.txt</b>: The disk is full: it could not be written.</li>'
+
+
+def test_no_file_is_sent_to_a_disk_that_is_full(folders, page):
+    """The first refusal says it; thousands of the same would say no more."""
+    names = ["a.txt", "b.txt", "c.txt"]
+    for name in names:
+        (folders / name).write_text(name, encoding="utf-8")
+    asked = []
+
+    def refuse(route):
+        asked.append(route.request.url)
+        route.fulfill(status=500, content_type="text/html", body=FULL)
+
+    with served(folders / "runs", "--data", folders / "data") as (address, _):
+        page.goto(address)
+        page.wait_for_selector("nav")
+        page.goto(at(address, "data"))
+        page.click(".dataset:has-text('cats')")
+        page.wait_for_selector(".chips")
+        page.route("**/upload", refuse)
+        page.set_input_files("#files", [folders / name for name in names])
+        page.click("text=Add them")
+        page.wait_for_selector("text=0 of 3 files added. 2 were not sent")
+        assert page.locator("#uploaded li").all_inner_texts() == [
+            "a.txt: The disk is full: it could not be written."
+        ]
+    assert len(asked) == 1
