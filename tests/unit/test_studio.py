@@ -281,6 +281,17 @@ def test_a_run_that_is_renamed_while_its_page_is_open_is_named(client, studio, f
     assert "not there any more" in pages._news(watch, dog).decode()
 
 
+def test_a_run_that_lets_go_after_it_said_so_can_be_resumed_on_its_open_page(studio, dog):
+    """A run says that it was interrupted while it still holds its directory, and is gone later."""
+    pages, watch = RunPages(studio), RunWatch(dog)
+    with dog.held() as held:
+        held.write_status("interrupted", step=3, total_steps=9)
+        assert "Resume" not in pages._news(watch, dog).decode()
+    told = pages._news(watch, dog).decode()
+    assert 'action="/runs/' in told
+    assert "/resume" in told
+
+
 @pytest.mark.parametrize("name", ["status.json", "metrics.jsonl", "events.jsonl", "dataset.json"])
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe\0", b'{"step": 1e400}\n', b"[1]\n"])
 def test_half_written_files_end_no_page(client, studio, dog, name, content):

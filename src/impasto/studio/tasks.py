@@ -143,8 +143,7 @@ def _begin(
         StorageError: The folder cannot be written.
     """
     files.write_json(task.description_file, about)
-    with files.reported(task.terminal_log):
-        process = start_apart(words, task.terminal_log, folder, {TASK: str(task.path.resolve())})
+    process = start_apart(words, task.terminal_log, folder, {TASK: str(task.path.resolve())})
     try:
         told = {**about, "process": identity_of(process.pid).token}
         files.write_json(task.description_file, told)
