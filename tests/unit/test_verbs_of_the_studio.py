@@ -131,6 +131,7 @@ def test_a_model_of_a_run_goes_into_the_trash_beside_the_run(place):
     (run.export / "dog.safetensors").write_bytes(b"x")
     done = impasto("models", "delete", run.export / "dog.safetensors", "--yes")
     assert "has exported it" in plain(done)
+    assert "No run in the current folder and no job of queue needs it" in plain(done)
     assert list((place / "runs" / ".trash").glob("*/dog.safetensors"))
     assert not (run.path / ".trash").exists()
     for path in ("models/notes.txt", "models", "models/missing.ckpt"):
@@ -153,6 +154,8 @@ def task(place, name, words, **about):
 
 def test_tasks_are_listed_as_they_stand(tmp_path):
     assert "has started no tasks" in plain(impasto("tasks", "list", "--runs", tmp_path))
+    here = plain(impasto("tasks", "list", cwd=tmp_path))
+    assert here == "The studio has started no tasks for the runs in the current folder."
     old = task(tmp_path, "20260101-000000-abcdef", ["dataset", "tag"], process=GONE)
     alive = current_process().token
     new = task(tmp_path, "20260102-000000-abcdef", ["convert", "x"], process=alive)

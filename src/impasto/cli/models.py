@@ -78,12 +78,16 @@ def delete(model: Path, run_folders: tuple[Path, ...], queue_folder: Path, *, ye
     found = model_at(model)
     runs = [summary.run for summary in _existing(run_folders).all_runs()]
     users = users_of(found, runs)
-    console.table({"Model": found.path, "": _line(found)})
+    console.table({"Model": found.path, "Size": _line(found)})
     for run, key in users:
         console.note(f"Needed by the run {run.path} ({key}): it could not be resumed.")
     jobs = Queue(queue_folder).jobs() if queue_folder.is_dir() else []
-    for job, key in jobs_with(found, jobs):
+    waiting = jobs_with(found, jobs)
+    for job, key in waiting:
         console.note(f"Needed by job {job.number} of the queue, {job.name} ({key}).")
+    if not users and not waiting:
+        where = " or ".join(map(str, run_folders)) or "the current folder"
+        console.note(f"No run in {where} and no job of {queue_folder} needs it.")
     if found.run is not None:
         console.note(f"The run {found.run.path} has exported it.")
     alive = working_with(found, runs)

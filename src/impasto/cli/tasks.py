@@ -43,7 +43,7 @@ def list_tasks(folder: Path, as_json: bool) -> None:  # noqa: FBT001
         return
     console = Console()
     if not found:
-        console.note(f"The studio has started no tasks for the runs in {folder}.")
+        console.note(f"The studio has started no tasks for the runs in {_place(folder)}.")
         return
     console.table({one["name"]: _line(one) for one in found})
 
@@ -62,7 +62,7 @@ def stop(name: str, folder: Path) -> None:
     if task is None:
         shown = () if folder == Path() else ("--runs", folder)
         raise RunError(
-            f"There is no task {name} of the runs in {folder}. "
+            f"There is no task {name} of the runs in {_place(folder)}. "
             f"These are there: {command('tasks', 'list', *shown)}"
         )
     state = known.state_of(task)
@@ -70,6 +70,10 @@ def stop(name: str, folder: Path) -> None:
         raise RunError(f"Task {name} is not at work: it is {state.state}.")
     known.stop(task)
     Console().note(f"Asked to stop: {task.description().get('title', name)}.")
+
+
+def _place(folder: Path) -> str:
+    return "the current folder" if folder == Path() else str(folder)
 
 
 def _tasks_of(folder: Path) -> Tasks:
