@@ -71,9 +71,13 @@ def test_a_dataset_is_made_filled_and_looked_through_by_clicks(folders, page, co
         page.click(".chip:has-text('2 copies')")
         page.wait_for_selector("text=The same content, group 1")
         assert page.locator(".card .title").all_inner_texts() == ["cat-1.png", "twin.png"]
+        page.click("text=Write the health report")
+        page.click("a:has-text('Health report of')")
+        page.wait_for_selector("h1:has-text('Health of cats')")
+        page.wait_for_function("document.querySelector('.thumbs img').naturalWidth > 0")
+        check_all_looks(page)
         with page.expect_download() as report:
-            page.click("text=Write the health report")
-            page.click("text=Health report of")
+            page.click("text=Download as a page to keep")
         assert report.value.suggested_filename == "cats-report.html"
     assert [url for url in complaints if "/thumbnails/" not in url] == []
 
@@ -120,3 +124,99 @@ def test_pages_of_datasets_have_no_serious_fault_for_anybody(folders, browser):
         page.goto(at(address, "data/0.missing"))
         page.wait_for_selector("text=Not possible")
         context.close()
+
+
+FOLDERS = {"set/1_cat/a.png": 1, "set/1_dog/a.png": 2, "set/below/deep/c.png": 3}
+
+
+def test_a_folder_is_chosen_whole(folders, page, complaints):
+    """Folders below it too; two files of one name stay two, each with its own caption."""
+    for name, seed in FOLDERS.items():
+        (folders / name).parent.mkdir(parents=True, exist_ok=True)
+        drawn(folders / name, seed)
+        (folders / name).with_suffix(".txt").write_text(name, encoding="utf-8")
+    (folders / "set" / "notes.pdf").write_bytes(b"%PDF")
+    (folders / "set" / ".hidden.png").write_bytes(b"x")
+    dogs = folders / "data" / "dogs"
+    with served(folders / "runs", "--data", folders / "data") as (address, _):
+        page.goto(address)
+        page.wait_for_selector("nav")
+        page.click("text=New dataset")
+        page.fill("#name", "dogs")
+        page.keyboard.press("Enter")
+        page.set_input_files("#folder", folders / "set")
+        page.wait_for_selector("text=6 of 6 files added. 2 that are no images or captions")
+        assert {p.name: p.read_text(encoding="utf-8") for p in dogs.glob("*.txt")} == {
+            "a.txt": "set/1_cat/a.png",
+            "set 1_dog a.txt": "set/1_dog/a.png",
+            "c.txt": "set/below/deep/c.png",
+        }
+        assert (dogs / "set 1_dog a.png").read_bytes() == (folders / "set/1_dog/a.png").read_bytes()
+    assert complaints == []
+
+
+DROP = """(names) => {
+  const file = (path) => ({
+    isFile: true, name: path.split("/").pop(), fullPath: "/" + path,
+    file: (done, failed) => path.includes("closed") ? failed(new DOMException("no"))
+      : done(new File([path], path.split("/").pop())),
+  });
+  const folder = (path, inside) => ({
+    isFile: false, isDirectory: true, name: path.split("/").pop(), fullPath: "/" + path,
+    createReader: () => {
+      const left = [...inside];
+      return { readEntries: (done) => done(left.splice(0, 100)) };
+    },
+  });
+  const many = Array.from({ length: names }, (_, n) => file(`top/many/${n}.txt`));
+  const top = folder("top", [file("top/closed.txt"), folder("top/many", many)]);
+  const items = [top, file("beside.txt")].map((entry) => ({ webkitGetAsEntry: () => entry }));
+  const drop = new Event("drop", { bubbles: true, cancelable: true });
+  drop.dataTransfer = { items, files: [] };
+  document.getElementById("upload").dispatchEvent(drop);
+}"""
+
+
+def test_dropped_folders_are_walked(folders, page):
+    """A browser lists a hundred entries at a time; what cannot be read is named."""
+    with served(folders / "runs", "--data", folders / "data") as (address, _):
+        page.goto(address)
+        page.wait_for_selector("nav")
+        page.goto(at(address, "data"))
+        page.click(".dataset:has-text('cats')")
+        page.wait_for_selector(".chips")
+        page.evaluate(DROP, 150)
+        page.wait_for_selector("text=151 of 151 files added.")
+        assert page.inner_text("#uploaded .refused") == "closed.txt: cannot be read"
+    there = {path.name for path in (folders / "data" / "cats").glob("*.txt")}
+    assert there == {"cat-1.txt", "beside.txt", *(f"{n}.txt" for n in range(150))}
+
+
+FULL = '<li class="refused"><b>a.txt</b>: The disk is full: it could not be written.</li>'
+
+
+def test_no_file_is_sent_to_a_disk_that_is_full(folders, page):
+    """The first refusal says it; thousands of the same would say no more."""
+    names = ["a.txt", "b.txt", "c.txt"]
+    for name in names:
+        (folders / name).write_text(name, encoding="utf-8")
+    asked = []
+
+    def refuse(route):
+        asked.append(route.request.url)
+        route.fulfill(status=500, content_type="text/html", body=FULL)
+
+    with served(folders / "runs", "--data", folders / "data") as (address, _):
+        page.goto(address)
+        page.wait_for_selector("nav")
+        page.goto(at(address, "data"))
+        page.click(".dataset:has-text('cats')")
+        page.wait_for_selector(".chips")
+        page.route("**/upload", refuse)
+        page.set_input_files("#files", [folders / name for name in names])
+        page.click("text=Add them")
+        page.wait_for_selector("text=0 of 3 files added. 2 were not sent")
+        assert page.locator("#uploaded li").all_inner_texts() == [
+            "a.txt: The disk is full: it could not be written."
+        ]
+    assert len(asked) == 1

@@ -6,7 +6,7 @@ import pytest
 from browsing import LOOKS, at, check, needs_browser, served
 
 from impasto.runs.drawings import DrawFolder
-from impasto.studio.core import HOME
+from impasto.studio.folders import HOME
 
 pytestmark = needs_browser
 

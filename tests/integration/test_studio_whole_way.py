@@ -8,7 +8,7 @@ from browsing import drop_files, end_queue, needs_browser, served
 from impasto.demo.recipe import BASE_MODEL, PICTURES
 from impasto.runs import RunDirectory
 from impasto.runs.drawings import DrawFolder
-from impasto.studio.core import HOME
+from impasto.studio.folders import HOME
 
 pytestmark = needs_browser
 PATIENCE_MS = 240_000  # commands import PyTorch, and other tests run beside this one

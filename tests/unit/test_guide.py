@@ -15,7 +15,7 @@ from impasto.config.run import RunConfig
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs" / "guide").glob("*.md"))]
-FILES = (".md", ".toml", ".txt", ".json", ".py", ".safetensors", ".csv", ".html", ".png")
+FILES = (".md", ".toml", ".txt", ".json", ".py", ".safetensors", ".csv", ".html", ".png", ".svg")
 
 
 def keys_of(section, before=""):

@@ -2,7 +2,9 @@
 
 import json
 import os
+import re
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 import yaml
@@ -82,10 +84,35 @@ def test_the_card_says_what_a_reader_needs(run):
     for words in (
         "# My \\| &lt;style&gt;", "`` in `my` style ``", "| images trained on | 1,200 |",
         "| 9 | 0.5000 | 0.6000 |", "[owner/base](https://huggingface.co/owner/base)",
-        "![Sample 1](samples/001.png)", "max_steps = 9",
+        "![Sample 1](samples/001.png)", "max_steps = 9", "(curves/loss.svg)",
     ):  # fmt: skip
         assert words in card.text, words
     assert card.images["samples/001.png"].startswith(b"\x89PNG")
+
+
+def test_the_curves_are_a_drawing_that_needs_nothing_else(run):
+    """With its colours in it, by day and by night; the Hub shows it as an image."""
+    drawn = make_card(run.exported_model(), run, RAIL).images["curves/loss.svg"]
+    root = ElementTree.fromstring(drawn)
+    svg = "{http://www.w3.org/2000/svg}"
+    assert root.tag == f"{svg}svg"
+    style = root.find(f"{svg}style").text
+    assert {"--first", "--ground"} <= set(re.findall(r"(--[a-z]+):", style))
+    assert "prefers-color-scheme: dark" in style
+    marked = [dot.find(f"{svg}title").text for dot in root.iter(f"{svg}circle")]
+    assert marked == ["0.6000 after 9 steps"]
+    classes = {line.get("class") for line in root.iter(f"{svg}polyline")}
+    assert classes == {"raw", "first", "second"}
+    for name in classes:
+        assert f".chart .{name} {{" in style
+    assert b"http" not in drawn.replace(b"http://www.w3.org/2000/svg", b"")
+
+
+def test_a_run_without_losses_has_a_card_without_curves(tmp_path):
+    bare = made_run(tmp_path / "run", settings={}, losses=[], model="export/style.safetensors")
+    card = make_card(tmp_path / "style.safetensors", bare, RAIL)
+    assert "curves" not in card.text
+    assert card.images == {}
 
 
 def test_the_card_tells_no_prompt_and_no_folder(run):
@@ -207,6 +234,7 @@ def test_a_dry_run_asks_the_hub_nothing_and_writes_what_it_would_send(run, hub, 
     card = (tmp_path / "card" / "README.md").read_bytes()
     assert sizes["README.md"] == len(card)
     assert (tmp_path / "card" / "samples" / "001.png").is_file()
+    assert sizes["curves/loss.svg"] == (tmp_path / "card" / "curves" / "loss.svg").stat().st_size
 
 
 def test_a_model_is_published_and_an_interrupted_upload_repeated(run, hub, tmp_path):
@@ -224,7 +252,9 @@ def test_a_model_is_published_and_an_interrupted_upload_repeated(run, hub, tmp_p
     assert repo[None] is True
     assert repo["style.safetensors"] == WEIGHTS
     assert b"license: openrail++" in repo["README.md"]
-    assert set(repo) == {None, "README.md", "samples/001.png", "style.safetensors"}
+    assert set(repo) == {
+        None, "README.md", "samples/001.png", "curves/loss.svg", "style.safetensors",
+    }  # fmt: skip
     assert len(hub.received) == len(set(hub.received)) == 2  # nothing was sent twice
 
 
@@ -256,6 +286,13 @@ def test_a_card_of_ones_own_is_taken(run, hub, tmp_path):
     card.write_text("---\nlicense: mit\n---\n\nMine.\n", encoding="utf-8")
     words = (run.path, "ada/style", "--license", "mit", "--card", card)
     assert "Mine." in publish(hub, tmp_path, *words).stdout
+    (tmp_path / "curves").mkdir()
+    (tmp_path / "curves" / "loss.svg").write_text("<svg/>", encoding="utf-8")
+    card.write_text("---\nlicense: mit\n---\n\n![L](curves/loss.svg)\n", encoding="utf-8")
+    assert publish(hub, tmp_path, *words, "--yes").returncode == 0
+    repo = hub.repos["ada/style"]
+    assert repo["curves/loss.svg"] == b"<svg/>"  # the one beside the card
+    assert "samples/001.png" not in repo  # which this card does not show
     card.write_text("Mine.", encoding="utf-8")
     refused = publish(hub, tmp_path, *words)
     assert refused.returncode == 2

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import json
 import math
 import os
@@ -11,8 +12,10 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx2
+import psutil
 import pytest
 from conftest import impasto
 from hypothesis import given
@@ -22,7 +25,9 @@ from starlette.routing import Mount
 from studios import FROM_HERE, HOME, PORT
 from test_run_status import GONE, make_run
 
+from impasto.cli import ports
 from impasto.cli.console import Console
+from impasto.cli.ports import listen_at
 from impasto.cli.studio import _begin_with_demo
 from impasto.demo.recipe import PICTURES
 from impasto.errors import RunError
@@ -34,9 +39,9 @@ from impasto.runs.tasks import TaskDirectory
 from impasto.studio import curves
 from impasto.studio import tasks as tasks_module
 from impasto.studio.app import create_app
-from impasto.studio.core import HOME as HOME_FOLDER
 from impasto.studio.core import Studio
 from impasto.studio.curves import read_curves
+from impasto.studio.folders import HOME as HOME_FOLDER
 from impasto.studio.folders import Folders, require_own
 from impasto.studio.guard import HEADERS, Access, hosts_of
 from impasto.studio.pages.runs import RunPages
@@ -251,6 +256,42 @@ def test_a_run_that_is_removed_while_it_is_shown_is_named(client, studio, dog):
     assert client.get("/").status_code == 200
 
 
+def test_a_run_that_is_renamed_while_its_page_is_open_is_named(client, studio, folder, dog):
+    """The page hears of it, each of its buttons says so, and the list has the new name."""
+    page, pages, watch = address(studio, dog), RunPages(studio), RunWatch(dog)
+    pages._news(watch, dog)
+    moved = dog.path.rename(folder / "renamed-dog")
+    told = pages._news(watch, dog).decode()
+    assert "not there any more: it was removed, renamed or moved" in told
+    assert "button" not in told
+    assert pages._news(watch, dog) == b": still here\n\n"  # said once
+    parts = ("", "/curves", "/learning", "/images", "/samples", "/stream", "/report")
+    answers = [client.get(page + part) for part in parts]
+    answers += [client.post(page + end, headers=FROM_HERE) for end in ("/ask/save", "/resume")]
+    for answer in answers:
+        assert answer.status_code == 404
+        assert "removed, renamed or moved" in answer.text
+    assert os.listdir(folder) == ["renamed-dog"]  # nothing was made where it was
+    assert "renamed-dog" in client.get("/parts/runs").text
+    moved.rename(dog.path)
+    assert "interrupted" in pages._news(watch, dog).decode()
+    dog.status_file.write_text("{", encoding="utf-8")  # which says nothing of its state
+    assert "of unknown state" in pages._news(watch, dog).decode()
+    dog.path.rename(moved)
+    assert "not there any more" in pages._news(watch, dog).decode()
+
+
+def test_a_run_that_lets_go_after_it_said_so_can_be_resumed_on_its_open_page(studio, dog):
+    """A run says that it was interrupted while it still holds its directory, and is gone later."""
+    pages, watch = RunPages(studio), RunWatch(dog)
+    with dog.held() as held:
+        held.write_status("interrupted", step=3, total_steps=9)
+        assert "Resume" not in pages._news(watch, dog).decode()
+    told = pages._news(watch, dog).decode()
+    assert 'action="/runs/' in told
+    assert "/resume" in told
+
+
 @pytest.mark.parametrize("name", ["status.json", "metrics.jsonl", "events.jsonl", "dataset.json"])
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe\0", b'{"step": 1e400}\n', b"[1]\n"])
 def test_half_written_files_end_no_page(client, studio, dog, name, content):
@@ -326,21 +367,112 @@ def test_three_hundred_requests_at_once_are_all_answered(studio, access, dog):
     assert asyncio.run(ask_all()) == [200] * 300
 
 
-def test_a_taken_port_is_named_with_the_next_free_one(tmp_path):
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        port = taken.getsockname()[1]
+@contextlib.contextmanager
+def taken_ports(number):
+    """Ports in a row that this process listens at, and the first after them that is free."""
+    for first in range(21_000, 60_000, 50):
+        with contextlib.ExitStack() as stack:
+            try:
+                for port in range(first, first + number):
+                    stack.enter_context(listening_at(port))
+                listening_at(first + number).close()
+            except OSError:
+                continue
+            yield first, first + number
+            return
+    raise AssertionError("no ports are free")
+
+
+def listening_at(port):
+    found = socket.socket()
+    try:
+        found.bind(("127.0.0.1", port))
+        found.listen()
+    except OSError:
+        found.close()
+        raise
+    return found
+
+
+def test_a_taken_port_is_named_with_who_has_it_and_the_next_free_one(tmp_path):
+    with taken_ports(3) as (port, free):
         refused = impasto("studio", "--runs", tmp_path, "--port", port)
-    assert refused.returncode == 5
-    assert f"Port {port} is taken" in refused.stderr
-    assert "--port" in refused.stderr
+        own = psutil.Process()
+        assert refused.returncode == 5
+        assert f"Port {port} is taken by {own.name()} (process {own.pid})." in refused.stderr
+        assert f"{free} is free: --port {free}." in " ".join(refused.stderr.split())
+        with listen_at("127.0.0.1", free, 1) as there:
+            assert there.getsockname()[1] == free
     missing = impasto("studio", "--runs", tmp_path / "missing")
     assert missing.returncode == 5
     assert "is not a folder" in missing.stderr
 
 
+def test_without_a_port_the_first_free_one_is_taken(monkeypatch):
+    with taken_ports(3) as (port, free):
+        with listen_at("127.0.0.1", None, port) as there:
+            assert there.getsockname()[1] == free
+        monkeypatch.setattr(ports, "TRIED", 2)
+        words = f"Ports {port} to {port + 1} are taken, the first by .* {free} is free: --port"
+        with pytest.raises(RunError, match=words):
+            listen_at("127.0.0.1", None, port)
+
+
+def test_a_port_of_another_studio_is_named_so(tmp_path):
+    words = [sys.executable, "-m", "impasto", "studio", "--runs", tmp_path]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, encoding="utf-8")
+    try:
+        address = next(line for line in process.stdout if line.startswith("http"))
+        port = int(re.search(r":(\d+)/", address)[1])
+        assert ports.holder_of(port) == f"by another Impasto studio (process {process.pid})"
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+def test_who_has_a_port_is_said_as_far_as_the_system_tells(monkeypatch):
+    def told(connections):
+        def ask(_kind):
+            if isinstance(connections, Exception):
+                raise connections
+            return connections
+
+        monkeypatch.setattr(psutil, "net_connections", ask)
+        return ports.holder_of(80)
+
+    def at(port, pid, status=psutil.CONN_LISTEN):
+        return SimpleNamespace(laddr=SimpleNamespace(port=port), pid=pid, status=status)
+
+    assert "administrators only" in told(psutil.AccessDenied())
+    assert "of another user" in told([at(80, None)])
+    assert "cannot be seen from here" in told([at(8080, 1), at(80, 1, psutil.CONN_ESTABLISHED)])
+    gone = 2**22 + 1  # no process has such a number
+    assert told([at(80, gone)]) == f"by process {gone}"
+
+
+def test_a_port_that_is_kept_for_others_is_named_so(monkeypatch):
+    """Below 1024 most systems let administrators listen alone; tests may run as one."""
+    real = ports._bound
+    kept = lambda address, port: errno.EACCES if port == 1 else real(address, port)  # noqa: E731
+    monkeypatch.setattr(ports, "_bound", kept)
+    monkeypatch.setattr(psutil, "net_connections", lambda _: [])
+    with pytest.raises(RunError, match="Port 1 is not for this user"):
+        listen_at("127.0.0.1", 1, 1)
+
+
 # what it says and does
+
+
+def test_the_start_page_always_leads_to_a_run_a_dataset_and_the_demo(client, studio, folder):
+    empty = client.get("/").text
+    make_run(folder / "dog", phase="finished", process=GONE)
+    for page in (empty, client.get("/").text):
+        for address in ("/new", "/data#name", "#demo-title"):
+            assert f'<a class="button" href="{address}">' in page
+        assert 'action="/demo"' in page
+        assert 'id="demo-title"' in page
+    assert 'id="name"' in client.get("/data").text
 
 
 def test_the_start_page_lists_runs_and_says_where_it_looked(client, studio, folder):
@@ -403,6 +535,44 @@ def test_a_refusal_fits_where_its_answer_would_have_gone(client, studio, dog):
     assert "Not possible: Nobody is training this run" in part.text
     assert "<html" not in part.text
     assert "<html" in client.post(asked, headers=FROM_HERE).text
+
+
+def sampled(run, steps, names=("000.png",)):
+    for step in steps:
+        (run.samples / step_name(step)).mkdir(parents=True, exist_ok=True)
+        for name in names:
+            Image.new("RGB", (4, 4)).save(run.samples / step_name(step) / name)
+
+
+def test_the_slider_has_every_step_with_samples(client, studio, folder):
+    """Of a long run too, of which one step's images are loaded at a time."""
+    run = make_run(folder / "long", phase="finished", process=GONE)
+    sampled(run, range(0, 2000, 10))
+    (run.samples / step_name(2000)).mkdir()  # whose images are being drawn
+    page = client.get(f"{address(studio, run)}/samples").text
+    steps = re.search('data-steps="([^"]*)"', page)[1].split(",")
+    assert steps == [str(step) for step in range(0, 2000, 10)]
+    assert page.count("<img") == 2
+    assert "samples/0/000.png" in page
+    assert "samples/1990/000.png" in page
+    assert "as the base model draws it" in page
+    for step in steps[::50]:
+        answer = client.get(f"{address(studio, run)}/samples/{step}/000.png")
+        assert answer.headers["content-type"] == "image/png"
+
+
+def test_a_run_without_samples_of_the_base_model_says_so(client, studio, folder):
+    run = make_run(folder / "late", phase="finished", process=GONE)
+    (run.samples / step_name(0)).mkdir(parents=True)  # where nothing was drawn
+    assert "No previews yet" in client.get(f"{address(studio, run)}/samples").text
+    sampled(run, [50])
+    sampled(run, [100], ["000.png", "001.png"])
+    page = client.get(f"{address(studio, run)}/samples").text
+    assert "at step 50, the first that was drawn" in page
+    assert "previews.at_first = true" in page
+    assert 'data-steps="50,100"' in page
+    assert page.count('class="first"') == 1  # the second prompt was added later
+    assert page.count('class="shown"') == 2
 
 
 def test_the_report_is_a_file_to_keep(client, studio, dog):

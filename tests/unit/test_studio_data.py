@@ -1,14 +1,17 @@
 """The studio's pages of datasets: filters, thumbnails of hostile images, uploads on bad days."""
 
 import base64
+import html
 import io
 import json
 import os
 import re
+import shlex
 import shutil
 import sys
 import time
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -28,7 +31,9 @@ from impasto.studio.datasets import dataset_of, derived_of, find_datasets, image
 from impasto.studio.folders import Folders, address_of
 from impasto.studio.gallery import PER_PAGE, GalleryFilter, chosen, reason_kind
 from impasto.studio.losses import read_losses
-from impasto.studio.thumbnails import Thumbnails, reason_of, thumbnail_file
+from impasto.studio.pages.data_views import start_words
+from impasto.studio.tag_index import TagIndex
+from impasto.studio.thumbnails import CONTENT, Thumbnails, hash_file, reason_of, thumbnail_of
 from impasto.studio.uploads import UploadReceiver, give_name, why_no_name
 
 STRANGE = [
@@ -104,6 +109,29 @@ def test_datasets_are_folders_with_images_up_to_three_levels_down(client, studio
     page = client.get("/data").text
     assert "3 images" in page
     assert f'href="{address(studio, cats)}"' in page
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="shlex reads what other shells do")
+def test_the_page_says_how_to_show_another_folder(client, studio, data, tmp_path):
+    """By a command that has all folders that are shown now: none of them is lost by it."""
+    (tmp_path / "more & more").mkdir()
+    runs, more, models = (tmp_path / name for name in ("runs", "more & more", "models"))
+    said = start_words(replace(studio, folders=Folders([runs], [data, more], [models])))
+    assert shlex.split(said.partition(" studio ")[2]) == [
+        "--runs", str(runs), "--data", str(data), "--data", str(more), "--data", "FOLDER",
+        "--models", str(models), "--queue", str(studio.queue),
+    ]  # fmt: skip
+    page = html.unescape(client.get("/data").text)
+    assert start_words(studio) in page
+    assert str(data) in page
+
+
+def test_a_card_names_the_bucket(client, studio, cats, started):
+    listed(studio, cats, [ListedImage("0.png", bucket="448x576", captioned=True)])
+    page = client.get(address(studio, cats)).text
+    assert '<span class="badge bucket">bucket 448 × 576</span>' in page
+    listed(studio, cats, [ListedImage("0.png", skipped="the file is empty")])
+    assert "badge bucket" not in client.get(address(studio, cats)).text
 
 
 def test_an_address_names_datasets_and_images_inside_alone(studio, data, cats, tmp_path):
@@ -223,7 +251,7 @@ def fits(image, choice):
 @given(some_images, choices, st.dictionaries(st.text("abc", max_size=2), st.floats(0, 9)))
 def test_filters_show_what_a_slow_filter_shows(images, choice, means):
     losses = {name: (mean, 1) for name, mean in means.items()}
-    found = chosen(images, choice, losses)
+    found = chosen(images, choice, losses, TagIndex(images))
     expected = [image for image in images if fits(image, choice)]
     assert sorted(found) == sorted(expected)
     sort = choice.sort or ("loss" if losses else "name")
@@ -251,7 +279,19 @@ def test_an_address_asks_for_what_was_chosen(choice):
 
 @given(st.dictionaries(st.sampled_from(sorted(GalleryFilter().__dict__)), st.text(max_size=9)))
 def test_any_address_is_understood(given):
-    assert chosen([ListedImage("a")], GalleryFilter.of(given), {}) in ([], [ListedImage("a")])
+    images = [ListedImage("a")]
+    assert chosen(images, GalleryFilter.of(given), {}, TagIndex(images)) in ([], images)
+
+
+def test_tags_are_found_in_any_letter_case_and_whole():
+    captions = ["Solo, cat", "solo\nCAT", "solo cat", "", "cat, cat , SOLO", "stra\u00dfe"]
+    tags = TagIndex(ListedImage(str(n), caption=text) for n, text in enumerate(captions))
+    assert list(tags.places(["SOLO"])) == [0, 1, 4]
+    assert list(tags.places(["solo", "Cat"])) == [0, 1, 4]
+    assert list(tags.places(["solo cat"])) == [2]
+    assert list(tags.places(["solo", "missing"])) == []
+    assert list(tags.places(["STRASSE"])) == [5]
+    assert tags.most_frequent(2) == ["cat", "Solo"]
 
 
 def test_reasons_of_one_kind_are_one():
@@ -510,18 +550,65 @@ def thumbnails():
 def test_a_thumbnail_is_made_once_and_anew_when_the_image_changes(thumbnails, cats):
     derived, image = cats / ".impasto", cats / "0.png"
     Image.new("RGB", (1000, 300), (255, 0, 0)).save(image)
-    first = thumbnail_file(derived, cats, image)
+    first = hash_file(derived, cats, image)
     assert thumbnails.request(image, first).result() == ""
-    with Image.open(first) as made:
+    red = thumbnail_of(first)
+    with Image.open(red) as made:
         assert made.size == (256, 77)
-    written = first.stat().st_mtime_ns
+    written = red.stat().st_mtime_ns
     assert thumbnails.request(image, first).result() == ""
-    assert first.stat().st_mtime_ns == written
+    assert red.stat().st_mtime_ns == written
+    Image.new("RGB", (1000, 300), (0, 0, 255)).save(image)
     os.utime(image, ns=(7, 7))
-    second = thumbnail_file(derived, cats, image)
+    second = hash_file(derived, cats, image)
     assert thumbnails.request(image, second).result() == ""
-    assert second.is_file()
+    assert thumbnail_of(second) not in (None, red)
     assert not first.exists()
+
+
+def test_an_image_that_was_renamed_keeps_its_thumbnail(thumbnails, cats):
+    """So does a copy: what counts is the content."""
+    derived, image = cats / ".impasto", cats / "0.png"
+    thumbnails.request(image, hash_file(derived, cats, image)).result()
+    made = thumbnail_of(hash_file(derived, cats, image))
+    os.utime(made, ns=(7, 7))
+    (cats / "below").mkdir()
+    renamed = image.rename(cats / "below" / "renamed.png")
+    shutil.copyfile(renamed, cats / "copy.png")
+    for path in (renamed, cats / "copy.png"):
+        place = hash_file(derived, cats, path)
+        assert thumbnail_of(place) is None
+        assert thumbnails.request(path, place).result() == ""
+        assert thumbnail_of(place) == made
+    assert made.stat().st_mtime_ns == 7
+    assert len(list((derived / "thumbnails" / CONTENT).rglob("*.jpg"))) == 1
+
+
+def test_a_thumbnail_that_was_removed_is_made_again(thumbnails, cats):
+    place = hash_file(cats / ".impasto", cats, cats / "0.png")
+    thumbnails.request(cats / "0.png", place).result()
+    shutil.rmtree(cats / ".impasto" / "thumbnails" / CONTENT)
+    assert thumbnail_of(place) is None
+    assert thumbnails.request(cats / "0.png", place).result() == ""
+    assert thumbnail_of(place).is_file()
+
+
+@pytest.mark.parametrize("content", ["", "../../x", "a" * 63, "A" * 64, "a" * 65, "\xe4" * 64])
+def test_a_hash_of_a_stranger_that_is_none_leads_nowhere(cats, content):
+    place = hash_file(cats / ".impasto", cats, cats / "0.png")
+    place.parent.mkdir(parents=True)
+    place.write_text(content, encoding="utf-8")
+    assert thumbnail_of(place) is None
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need rights")
+def test_a_thumbnail_that_is_a_link_out_is_not_shown(thumbnails, cats, tmp_path):
+    place = hash_file(cats / ".impasto", cats, cats / "0.png")
+    thumbnails.request(cats / "0.png", place).result()
+    found = thumbnail_of(place)
+    found.unlink()
+    found.symlink_to(png(tmp_path / "secret.png"))
+    assert thumbnail_of(place) is None
 
 
 def hostile():
@@ -543,13 +630,13 @@ def test_a_damaged_image_costs_its_thumbnail_alone(thumbnails, cats, name):
     content, words = hostile()[name]
     image = cats / f"{name}.png"
     image.write_bytes(content)
-    target = thumbnail_file(cats / ".impasto", cats, image)
+    target = hash_file(cats / ".impasto", cats, image)
     reason = thumbnails.request(image, target).result()
     assert reason
     assert words in reason
     assert reason_of(target) == reason  # which is not found out again
     assert not target.exists()
-    good = thumbnail_file(cats / ".impasto", cats, cats / "0.png")
+    good = hash_file(cats / ".impasto", cats, cats / "0.png")
     assert thumbnails.request(cats / "0.png", good).result() == ""
 
 
@@ -558,12 +645,12 @@ def test_an_image_of_200_megapixels_is_refused_with_a_sentence(thumbnails, cats)
     large[16:24] = (20_000).to_bytes(4, "big") + (10_000).to_bytes(4, "big")
     large[29:33] = zlib.crc32(bytes(large[12:29])).to_bytes(4, "big")
     (cats / "large.png").write_bytes(large)
-    target = thumbnail_file(cats / ".impasto", cats, cats / "large.png")
+    target = hash_file(cats / ".impasto", cats, cats / "large.png")
     assert "over 179 megapixels" in thumbnails.request(cats / "large.png", target).result()
     large[20:24] = (5_000).to_bytes(4, "big")
     large[29:33] = zlib.crc32(bytes(large[12:29])).to_bytes(4, "big")
     (cats / "wide.png").write_bytes(large)
-    target = thumbnail_file(cats / ".impasto", cats, cats / "wide.png")
+    target = hash_file(cats / ".impasto", cats, cats / "wide.png")
     assert (
         "20000x5000 pixels are too many" in thumbnails.request(cats / "wide.png", target).result()
     )
@@ -640,7 +727,7 @@ def test_the_reason_for_no_thumbnail_is_told(client, studio, cats):
     assert answer.headers["content-type"].startswith("text/plain")
     assert "damaged" in client.get(address(studio, cats)).text
     good = f"{base}/{address_of([cats], cats / '0.png')}"
-    version = thumbnail_file(cats / ".impasto", cats, cats / "0.png").stem.partition("-")[2]
+    version = hash_file(cats / ".impasto", cats, cats / "0.png").stem.partition("-")[2]
     assert "max-age" in client.get(f"{good}?v={version}").headers["cache-control"]
     assert client.get(f"{good}?v=1-1").headers["cache-control"] == "no-store"
     assert client.get(f"{base}/{name_of('missing.png')}").status_code == 404

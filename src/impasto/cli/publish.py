@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from impasto.cli.console import Console
     from impasto.runs import RunDirectory
 
-SAMPLES = "samples"
 PLAN = "upload.json"
 """What `--out` has beside the card: the files that would be sent, and their sizes."""
 
@@ -33,11 +32,11 @@ PLAN = "upload.json"
 @click.option("--private", is_flag=True, help="Nobody else may see the repository.")
 @click.option(
     "--card", metavar="FILE", type=click.Path(path_type=Path),
-    help="Take this README.md as the card, and the samples beside it, such as those of --out.",
+    help="Take this README.md as the card, with the samples and curves beside it, such as --out's.",
 )  # fmt: skip
 @click.option(
     "--out", metavar="DIR", type=click.Path(path_type=Path),
-    help="Write the card, its samples and the list of files into this folder.",
+    help="Write the card, its samples and curves, and the list of files into this folder.",
 )  # fmt: skip
 @click.option("--yes", is_flag=True, help="Send it; without this nothing leaves this machine.")
 def publish(source: Path, repo_id: str, *, yes: bool, private: bool, **options: Any) -> None:
@@ -145,19 +144,24 @@ def _card_text(file: Path | None, made: str) -> str:
 
 
 def _images_of(file: Path | None, card: str, made: Mapping[str, bytes]) -> dict[str, Content]:
-    """The samples that go with a card: those beside it, as `--out` has written them, or new ones.
+    """The images that go with a card: those beside it, as `--out` has written them, or new ones.
 
     What was looked at is what is sent, also where the run has drawn others since.
     """
     from impasto import files
+    from impasto.report.model_card import CURVES, SAMPLES
 
     if file is None:
         return dict(made)
-    if "samples/" not in card:
-        return {}
-    beside = [path for path in sorted((file.parent / SAMPLES).glob("*")) if path.is_file()]
-    own = [path for path in beside if files.is_inside(path, file.parent)]
-    return {f"{SAMPLES}/{path.name}": path for path in own} or dict(made)
+    found: dict[str, Content] = {}
+    for folder in (SAMPLES, CURVES):
+        if f"{folder}/" not in card:
+            continue
+        beside = [path for path in sorted((file.parent / folder).glob("*")) if path.is_file()]
+        own = [path for path in beside if files.is_inside(path, file.parent)]
+        new = {name: content for name, content in made.items() if name.startswith(f"{folder}/")}
+        found |= {f"{folder}/{path.name}": path for path in own} or new
+    return found
 
 
 def _show(console: Console, repo_id: str, contents: dict[str, Content]) -> None:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import importlib.util
 import ipaddress
 import logging
 import socket
-import sys
 import tempfile
 import webbrowser
 from collections.abc import Iterator
@@ -30,7 +28,6 @@ if TYPE_CHECKING:
 DEFAULT_PORT = 7870
 LOOPBACK = "127.0.0.1"
 WORKPLACE, QUEUE = "impasto-studio", "queue"
-_TRIED_PORTS = 20
 _PACKAGES = ("starlette", "uvicorn", "python_multipart")
 
 
@@ -91,6 +88,7 @@ def studio(
 
     if any(importlib.util.find_spec(name) is None for name in _PACKAGES):
         raise missing_extra("studio", "The studio needs packages that are not installed.")
+    from impasto.cli.ports import listen_at
     from impasto.studio.folders import Folders
 
     console = Console()
@@ -102,7 +100,8 @@ def studio(
     )
     if begun and queue_folder == Path(QUEUE):
         queue_folder = Path(WORKPLACE) / QUEUE
-    _serve(folders, queue_folder.absolute(), _listening(listen, port), console, opens=opens)
+    listening = listen_at(listen, port, DEFAULT_PORT)
+    _serve(folders, queue_folder.absolute(), listening, console, opens=opens)
 
 
 def _begin_with_demo(place: Path, console: Console) -> dict[str, tuple[Path, ...]]:
@@ -161,8 +160,8 @@ def _serve(
     import uvicorn
 
     from impasto.studio.app import create_app
-    from impasto.studio.core import HOME, Studio
-    from impasto.studio.folders import require_own
+    from impasto.studio.core import Studio
+    from impasto.studio.folders import HOME, require_own
     from impasto.studio.guard import Access, hosts_of
 
     require_own(folders.runs[0] / HOME, folders.runs[0])
@@ -218,58 +217,3 @@ def _opened(address: str) -> Iterator[None]:
         file.write_text(page, encoding="utf-8")
         webbrowser.open(file.as_uri())
         yield
-
-
-def _listening(listen: str, port: int | None) -> socket.socket:
-    """A socket at an address of this machine: at the port asked for, or the first free one.
-
-    Raises:
-        RunError: The port is taken, with the next free one; or the address is none of this machine.
-    """
-    from impasto.errors import RunError
-
-    tried = [port] if port is not None else range(DEFAULT_PORT, DEFAULT_PORT + _TRIED_PORTS)
-    for number in tried:
-        found = _bound(listen, number)
-        if found is not None:
-            return found
-    free = next((n for n in range((port or DEFAULT_PORT) + 1, 65536) if _is_free(listen, n)), None)
-    instead = "" if free is None else f" {free} is free: --port {free}."
-    raise RunError(
-        f"Port {port or DEFAULT_PORT} is taken by another program, or not to be had.{instead}"
-    )
-
-
-def _bound(listen: str, port: int) -> socket.socket | None:
-    from impasto.errors import RunError
-
-    try:
-        is_long = ipaddress.ip_address(listen).version == 6
-    except ValueError as error:
-        raise RunError(
-            f"--listen {listen} is no address. Give one of this machine, such as {LOOPBACK}, or "
-            f"0.0.0.0 for all."
-        ) from error
-    listener = socket.socket(socket.AF_INET6 if is_long else socket.AF_INET, socket.SOCK_STREAM)
-    if sys.platform == "win32":  # or another program may have the same port at the same time
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, 1)
-    else:  # at once after another studio
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((listen, port))
-        listener.listen(128)
-    except OSError as error:
-        listener.close()
-        if error.errno in (errno.EADDRINUSE, errno.EACCES):
-            return None
-        if error.errno == errno.EADDRNOTAVAIL:
-            raise RunError(f"--listen {listen} is no address of this machine.") from error
-        raise
-    return listener
-
-
-def _is_free(listen: str, port: int) -> bool:
-    found = _bound(listen, port)
-    if found is not None:
-        found.close()
-    return found is not None

@@ -9,6 +9,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+from impasto.data.health_limits import SIDES, TOKEN_LIMITS
 from impasto.data.likeness import exact_duplicates, near_duplicates
 from impasto.data.listing import Unused
 from impasto.data.plan import Plan
@@ -20,8 +21,6 @@ from impasto.data.tally import Tally
 from impasto.parsing import split_lines
 from impasto.progress import Progress
 
-TOKEN_LIMITS = (75, 150, 225)
-SIDES = ("left", "right")
 TOP_TAGS = 60
 TOP_PAIRS = 40
 PAIRED_TAGS = 200  # pairs are counted among so many of the most frequent tags

@@ -15,6 +15,7 @@ import pyarrow as pa
 from PIL import Image
 
 from impasto.data import images
+from impasto.data.health_limits import NEAR_DUPLICATE_BITS
 from impasto.data.images import UnreadableImageError
 from impasto.data.keyed import KeyedTable
 from impasto.data.records import ImageRecord, Size, SkippedFile
@@ -23,7 +24,6 @@ from impasto.data.stages import Failure, LocalExecutor, chunks, default_workers
 from impasto.data.tables import Former, rows_of
 from impasto.progress import Progress
 
-NEAR_DUPLICATE_BITS = 6  # of 64; saved again as a smaller JPEG, a photograph changes 0 to 4
 _AT_LEAST = Size(64, 64)
 _VERSION, _FORMER = [4, images.PREPROCESSING_VERSION], [3, images.PREPROCESSING_VERSION]
 _SCHEMA = pa.schema([("sha256", pa.large_string()), ("look", pa.uint64())])

@@ -50,19 +50,29 @@ def write_comparison(
     content = {
         "title": f"{len(runs)} runs compared",
         "runs": [
-            {"title": run.title, "line": line_class(number), "rows": _rows(run, publish[number])}
+            {"title": run.title, "line": line_class(number), "name": ""}
             for number, run in enumerate(runs)
         ],
-        "names_of_rows": list(dict.fromkeys(name for run in runs for name in run.rows())),
+        "numbers": rows_by_name([_rows(run, may) for run, may in zip(runs, publish, strict=True)]),
         "charts": _charts(runs),
         "settings": [
-            (path, about, _shown(path, values, publish)) for path, about, values in settings
+            {"name": path, "about": about, "cells": _shown(path, values, publish)}
+            for path, about, values in settings
         ],
         "samples": _samples(runs, publish),
         "width": 192,
     }
     page = rendered("compare.html.j2", content)
     files.write_text(file, page.encode("utf-8", errors="replace").decode("utf-8"))
+
+
+def rows_by_name(columns: Sequence[Mapping[str, str]]) -> list[dict[str, Any]]:
+    """The rows of a table that compares runs, of what is to be said of each run by name."""
+    names = dict.fromkeys(name for column in columns for name in column)
+    return [
+        {"name": name, "about": "", "cells": [column.get(name, "–") for column in columns]}
+        for name in names
+    ]
 
 
 def line_class(number: int) -> str:

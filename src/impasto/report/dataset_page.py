@@ -6,32 +6,25 @@ import base64
 import hashlib
 import io
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from markupsafe import Markup
 from PIL import Image, ImageDraw
 
 from impasto import files
 from impasto.data import images
 from impasto.data.cuts import cut_beside, cut_out
-from impasto.data.health import SIDES, TOKEN_LIMITS, Health
-from impasto.data.likeness import NEAR_DUPLICATE_BITS
+from impasto.data.health import Health
 from impasto.data.records import Size
 from impasto.errors import ConfigError
 from impasto.parsing import parse_json, read_text
-from impasto.progress import Progress, counted
-from impasto.report.charts import bucket_chart, histogram_chart
+from impasto.progress import Progress
+from impasto.report.health_view import health_view
 from impasto.report.page import rendered
 from impasto.report.shortening import shortened
 
 THUMBNAIL = 96
-SHOWN = 12
-SHOWN_GROUPS = 20
-SHOWN_ROWS = 40
-LARGE_CROP = 0.15
 
 
 @dataclass(frozen=True)
@@ -102,192 +95,18 @@ def write_dataset_report(
     Raises:
         StorageError: A file could not be written.
     """
-    content = shortened(health.as_json(), health.place, publish)
+    whole = health.as_json()
+    content = shortened(whole, health.place, publish)
     files.write_json(target.data, {**content, _MARK: target.mark})
     with progress.stage("Drawing thumbnails", None, "images") as advance:
-        content = shortened(_Content(health, advance).all(), health.place, publish)
-        files.write_text(target.page, rendered("dataset.html.j2", content))
 
+        def drawn(path: str, bucket: str) -> dict[str, str]:
+            advance(1)
+            return {"image": _data_url(Path(path), bucket), "address": ""}
 
-class _Content:
-    """The values that the template of the page shows."""
-
-    def __init__(self, health: Health, advance: Any) -> None:
-        self._health, self._advance = health, advance
-
-    def all(self) -> dict[str, Any]:
-        health, captions = self._health, self._health.captions
-        return {
-            "title": "Dataset",
-            "place": health.place,
-            "facts": self._facts(),
-            "advice": _advice(health),
-            **self._geometry(),
-            "token_svg": self._token_chart(),
-            "token_line": _token_line(health),
-            "missing": self._thumbs(captions.missing[:SHOWN]),
-            "all_missing": len(captions.missing),
-            "several_lines": captions.several_lines,
-            "same": captions.same[:SHOWN_ROWS],
-            "all_same": len(captions.same),
-            "sides": captions.naming_sides if health.flips else [],
-            "tags": [(tag, n) for tag, n in health.tags.items() if n > 1][:SHOWN_ROWS],
-            "tag_line": f"{health.number_of_tags} different tags; {health.rare_tags} of them occur "
-            f"once.",
-            "pairs": health.tag_pairs,
-            "equal": [self._thumbs(group[:SHOWN]) for group in health.equal[:SHOWN_GROUPS]],
-            "all_equal": len(health.equal),
-            "near": [self._thumbs(group[:SHOWN]) for group in health.near[:SHOWN_GROUPS]],
-            "all_near": len(health.near),
-            "near_bits": NEAR_DUPLICATE_BITS,
-            "same_stem": [self._thumbs(group) for group in health.same_stem[:SHOWN_GROUPS]],
-            "set_aside": health.set_aside,
-            "unused": health.unused,
-        }
-
-    def _geometry(self) -> dict[str, Any]:
-        health = self._health
-        several = len({bucket.dataset for bucket in health.buckets}) > 1
-        names = [
-            f"{bucket.size} (dataset {bucket.dataset + 1})" if several else bucket.size
-            for bucket in health.buckets
-        ]
-        counts = [bucket.pictures for bucket in health.buckets]
-        return {
-            "bucket_svg": Markup(bucket_chart(dict(zip(names, counts, strict=True)))),
-            "crop_line": f"{100 * health.mean_lost:.1f} % of the area is cropped away on average.",
-            "buckets": [
-                {
-                    "name": name,
-                    "pictures": bucket.pictures,
-                    "mean": f"{100 * bucket.mean_lost:.1f} %",
-                    "worst": f"{100 * bucket.worst_lost:.1f} %",
-                }
-                for name, bucket in zip(names, health.buckets, strict=True)
-            ],
-            "cropped": [
-                self._thumb(item.path, f"{100 * item.lost:.0f} % lost", item.bucket)
-                for item in health.cropped[:SHOWN]
-            ],
-            "aspect_svg": Markup(
-                histogram_chart(_clipped(health.aspects), "width / height", [1.0])
-            ),
-            "sizes": list(health.sizes.items())[:SHOWN_ROWS],
-            "all_sizes": len(health.sizes),
-            "too_small": [
-                self._thumb(item.path, f"{item.size}, enlarged {item.factor:.1f}×")
-                for item in health.too_small[:SHOWN]
-            ],
-            "all_too_small": len(health.too_small),
-            "rotated": self._thumbs(health.rotated[:SHOWN]),
-            "all_rotated": len(health.rotated),
-        }
-
-    def _token_chart(self) -> str:
-        lengths = self._health.captions.token_lengths
-        values = [length for length, count in lengths.items() for _ in range(count)]
-        if not values:
-            return ""
-        marks = [limit for limit in TOKEN_LIMITS if limit <= max(values)]
-        return Markup(histogram_chart(values, "tokens in the caption", marks, whole=True))
-
-    def _facts(self) -> list[dict[str, str]]:
-        health = self._health
-        twice = sum(len(group) - 1 for group in health.equal)
-        alike = sum(len(group) - 1 for group in health.near)
-        tally = health.tally
-        return [
-            _fact("usable images", tally.usable),
-            _fact("showings per epoch", health.showings),
-            *self._regularisation_facts(),
-            *([_fact("with crops of their own", tally.cut)] if tally.cut else []),
-            _fact("skipped", tally.set_aside, bad=tally.set_aside > 0),
-            _fact("also found", tally.also_found, bad=tally.also_found > 0),
-            _fact("without words", tally.without_words, bad=tally.without_words > 0),
-            _fact("the same twice", twice, bad=twice > 0),
-            _fact("nearly the same", alike, bad=alike > 0),
-            _fact("too small", len(health.too_small), bad=bool(health.too_small)),
-            _fact("over 75 tokens", health.captions.over[75]),
-        ]
-
-    def _regularisation_facts(self) -> list[dict[str, str]]:
-        balance = self._health.balance
-        if balance is None:
-            return []
-        return [
-            _fact("regularisation images", balance.images),
-            _fact("of them used", balance.used, bad=balance.used < balance.images),
-            _fact("showings of them", balance.showings),
-        ]
-
-    def _thumbs(self, paths: Sequence[Path]) -> list[dict[str, str]]:
-        return [self._thumb(path) for path in paths]
-
-    def _thumb(self, path: Path, note: str = "", bucket: str = "") -> dict[str, str]:
-        self._advance(1)
-        return {"name": path.name, "note": note, "image": _data_url(path, bucket)}
-
-
-def _fact(name: str, value: int, *, bad: bool = False) -> dict[str, str]:
-    return {"name": name, "value": f"{value:,}", "mood": "bad" if bad else ""}
-
-
-def _advice(health: Health) -> list[str]:
-    """What a person would do something about, in the order of what it costs."""
-    captions = health.captions
-    much = sum(item.lost > LARGE_CROP for item in health.cropped)
-    sides = len(captions.naming_sides) if health.flips else 0
-    rows = [
-        (len(health.set_aside), "{files} cannot be used; the reasons are below."),
-        (len(captions.missing), "{images have} no words, and so nothing that a prompt can name."),
-        (len(health.equal), "{files are} there more than once, and count so: delete the copies."),
-        (len(health.near), "{groups of images are} nearly the same: such are learnt best."),
-        (
-            len(health.too_small),
-            "{images are} enlarged by more than half, which teaches blur: leave them out, or "
-            "set bucket_no_upscale.",
-        ),
-        (
-            much,
-            f"{{images lose}} over {100 * LARGE_CROP:.0f} % to cropping: a smaller "
-            f"bucket_reso_steps, or a larger max_bucket_reso, loses less.",
-        ),
-        (
-            len(captions.several_lines),
-            "{captions have} several lines, of which only the first is used: set enable_wildcard "
-            "to take one at random.",
-        ),
-        (
-            captions.over[75],
-            "{captions have} over 75 tokens: what is beyond model.max_tokens is not seen.",
-        ),
-        (
-            sides,
-            f"{{captions}} with {' or '.join(SIDES)} in the words, while images are mirrored: "
-            f"flip_safe keeps those as they are.",
-        ),
-        (
-            len(health.same_stem),
-            "{caption files are} shared by images of which only the endings differ.",
-        ),
-    ]
-    return [_with_count(text, count) for count, text in rows if count]
-
-
-def _with_count(text: str, count: int) -> str:
-    """A sentence that begins with what is counted, in braces, with the number in its place."""
-    words, _, rest = text.removeprefix("{").partition("}")
-    return counted(count, words) + rest
-
-
-def _clipped(aspects: Sequence[float]) -> list[float]:
-    """Aspects as far as a chart can show them: strips beyond 8 to 1 stand at its ends."""
-    return [min(max(aspect, 1 / 8), 8.0) for aspect in aspects]
-
-
-def _token_line(health: Health) -> str:
-    over = ", ".join(f"{count} over {limit}" for limit, count in health.captions.over.items())
-    return f"Captions by their length in tokens: {over}."
+        view = shortened(health_view(whole, drawn), health.place, publish)
+        page = {"title": "Dataset", "is_darkened": True, **view}
+        files.write_text(target.page, rendered("dataset.html.j2", page))
 
 
 def _data_url(path: Path, bucket: str) -> str:

@@ -18,12 +18,19 @@ from impasto.errors import RunError
 from impasto.hub_ids import is_hub_id
 from impasto.parsing import parse_toml
 from impasto.publishing import path_basename
+from impasto.report.charts import loss_chart
 from impasto.report.comparison import Points, RunFigures, figures_of
 from impasto.report.page import allowed_by, redacted_config
 from impasto.report.previews import preview_names, read_preview
+from impasto.report.svg import standalone
 from impasto.runs import RunDirectory, step_name
 
 CARD = "README.md"
+SAMPLES, CURVES = "samples", "curves"
+"""The folders beside the card with the images that it shows."""
+
+_LOSS_CURVES = f"{CURVES}/loss.svg"
+_CURVES_SHOWN = f"![Training and validation loss over steps]({_LOSS_CURVES})"
 _SAMPLES = 8
 _ROWS = 10  # of the table of losses
 _SPECIAL = re.compile(r"([\\`*_\[\]|~$])")
@@ -52,7 +59,7 @@ class ModelCard:
 
     Attributes:
         text: The card, in Markdown.
-        images: The samples that it shows: name in the repository -> bytes of a PNG file.
+        images: What it shows: name in the repository -> bytes of a PNG or SVG file.
     """
 
     text: str
@@ -81,6 +88,7 @@ def make_card(model: Path, run: RunDirectory | None, license_: License) -> Model
     publish = () if figures is None else allowed_by(figures.config)
     metadata = _metadata(settings)
     images, samples = _samples(figures, publish)
+    curves = _curves(figures)
     title = str(metadata.get("title") or model.stem)
     parts = [
         _front_matter(model, settings, license_),
@@ -94,12 +102,12 @@ def make_card(model: Path, run: RunDirectory | None, license_: License) -> Model
     if figures is not None:
         parts += [
             _section("Training", _training(figures)),
-            _section("Losses", _losses(figures)),
+            _section("Losses", _losses(figures, _CURVES_SHOWN if curves else "")),
             _section("Dataset", _dataset(figures.run)),
             _section("Settings", _config(figures, publish)),
         ]
     parts.append(f"Author: {plain(str(metadata['author']))}" if metadata.get("author") else "")
-    return ModelCard("\n\n".join(filter(None, parts)) + "\n", images)
+    return ModelCard("\n\n".join(filter(None, parts)) + "\n", {**images, **curves})
 
 
 def plain(text: str) -> str:
@@ -167,12 +175,22 @@ def _training(figures: RunFigures) -> str:
     return _table(("", ""), list(rows.items()))
 
 
-def _losses(figures: RunFigures) -> str:
-    """The training loss, as a mean since the row before, and the validation loss at the row."""
+def _curves(figures: RunFigures | None) -> dict[str, bytes]:
+    """The curves of the losses as a file; nothing of a run that has measured none."""
+    known = {} if figures is None else figures.curves
+    drawn = loss_chart(known.get("loss", []), known.get("validation_loss", []))
+    return {_LOSS_CURVES: standalone(drawn).encode("utf-8")} if drawn else {}
+
+
+def _losses(figures: RunFigures, curves: str) -> str:
+    """The curves, then the training loss, as a mean since the row before, and the validation loss.
+
+    Without training losses there is no table.
+    """
     training = figures.curves.get("loss", [])
     validation = figures.curves.get("validation_loss", [])
     if not training:
-        return ""
+        return curves
     last = training[-1][0]
     steps = sorted({max(1, round(last * n / _ROWS)) for n in range(1, _ROWS + 1)})
     rows, before = [], 0
@@ -181,9 +199,9 @@ def _losses(figures: RunFigures) -> str:
         mean = f"{sum(losses) / len(losses):.4f}" if losses else ""
         rows.append((f"{step:,}", mean, _between(validation, before, step)))
         before = step
-    if not validation:
-        return _table(("step", "training loss"), [row[:2] for row in rows])
-    return _table(("step", "training loss", "validation loss"), rows)
+    head = ("step", "training loss", "validation loss")
+    columns = 3 if validation else 2
+    return f"{curves}\n\n{_table(head[:columns], [row[:columns] for row in rows])}"
 
 
 def _between(points: Points, before: int, step: int) -> str:
@@ -235,7 +253,7 @@ def _samples(figures: RunFigures | None, publish: tuple[str, ...]) -> tuple[dict
         preview = read_preview(run.samples / step_name(step or 0) / name, with_texts=with_prompts)
         if preview is None:
             continue
-        file = f"samples/{len(images) + 1:03d}.png"
+        file = f"{SAMPLES}/{len(images) + 1:03d}.png"
         images[file] = preview.content
         prompt = plain(preview.prompt) if with_prompts else ""
         lines.append(f"![Sample {len(images)}]({file})" + (f"\n\n{prompt}" if prompt else ""))

@@ -1,6 +1,6 @@
 """The parts of a chart as inline SVG: axes with round numbers, gridlines, lines, bars, legends.
 
-Colours and fonts are classes in `templates/base.html.j2`, so charts follow the page's light or dark
+Colours and fonts are classes in `static/charts.css`, so charts follow the page's light or dark
 scheme. `charts.py` puts the parts together. Lengths are in units of the drawing, about pixels.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from importlib import resources
 
 from markupsafe import escape
 
@@ -155,3 +156,18 @@ def svg(height: float, title: str, parts: Iterable[str]) -> str:
         + "".join(parts)
         + "</svg>"
     )
+
+
+def standalone(drawn: str) -> str:
+    """A chart as a file of its own: with its styles, and a ground that any page may lie behind.
+
+    Args:
+        drawn: What `svg` made.
+    """
+    static = resources.files("impasto.report") / "static"
+    styles = "".join(
+        (static / name).read_text(encoding="utf-8") for name in ("palette.css", "charts.css")
+    )
+    head, _, parts = drawn.partition(">")
+    ground = '<rect class="ground" width="100%" height="100%" rx="8"/>'
+    return f"{head}><style>{styles}.ground {{ fill: var(--card); }}</style>{ground}{parts}"

@@ -8,18 +8,21 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import (
+    ChoiceLoader,
+    Environment,
+    PackageLoader,
+    PrefixLoader,
+    StrictUndefined,
+)
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
 from impasto.studio.folders import Folders
 from impasto.studio.run_processes import RunProcesses
-from impasto.studio.tasks import Tasks
+from impasto.studio.tasks import TASKS, Tasks
 
 LOOK_EVERY_S = 1.0
-HOME = Path(".impasto") / "studio"
-"""Where the studio keeps what belongs to no run, below the first folder of runs."""
-
 NAVIGATION = (
     ("/", "Runs"),
     ("/new", "New run"),
@@ -58,7 +61,7 @@ class Studio:
     closing: threading.Event = field(default_factory=threading.Event)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "tasks", Tasks(self.home / "tasks"))
+        object.__setattr__(self, "tasks", Tasks(self.home / TASKS))
 
     def page(self, template: str, status: int = 200, **content: Any) -> Response:
         """A page or a part of one, which no cache keeps."""
@@ -82,7 +85,12 @@ class Studio:
 
 def _templates() -> Environment:
     found = Environment(
-        loader=PackageLoader("impasto.studio"),
+        loader=ChoiceLoader(
+            [
+                PackageLoader("impasto.studio"),
+                PrefixLoader({"shared": PackageLoader("impasto.report", "templates/shared")}),
+            ]
+        ),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

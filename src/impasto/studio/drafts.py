@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from impasto import files
+from impasto.errors import StorageError
 from impasto.parsing import read_object
 
 KEPT = 50
@@ -103,11 +104,16 @@ class Drafts:
         """
         self._tidy()
         draft = Draft(self.folder / files.dated_name())
-        with files.reported(draft.path):
-            draft.path.mkdir(parents=True)
-        draft.note(**details)
-        if fields is not None:
-            draft.keep_fields(fields)
+        try:
+            with files.reported(draft.path):
+                draft.path.mkdir(parents=True)
+            draft.note(**details)
+            if fields is not None:
+                draft.keep_fields(fields)
+        except StorageError:
+            with contextlib.suppress(OSError):
+                files.remove_folder(draft.path)
+            raise
         return draft
 
     def find(self, name: str) -> Draft | None:

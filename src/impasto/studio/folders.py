@@ -14,6 +14,9 @@ from impasto.errors import RunError
 from impasto.runs import RunDirectory
 from impasto.runs.listing import RunSummary, find_runs, newest_first
 
+HOME = Path(".impasto") / "studio"
+"""Where the studio keeps what belongs to no run, below the first folder of runs."""
+
 _SHOWN = (
     "config.toml", "status.json", "events.jsonl", "metrics.jsonl", "dataset.json",
     "environment.json", "samples", "states", "export", "commands", "report.html", "terminal.log",

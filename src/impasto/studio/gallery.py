@@ -19,12 +19,11 @@ from impasto.data.image_list import (
 )
 from impasto.studio.forms import whole_number
 from impasto.studio.losses import Losses
+from impasto.studio.tag_index import TagIndex
 
 PER_PAGE = 100
 SORTS = {"name": "name", "newest": "newest first", "size": "largest first", "loss": "highest loss"}
 ALIKE = {"copies": "copies", "near": "near copies"}
-_SEPARATORS = ",\n"
-_BLANKS = "".join(c for c in map(chr, range(0x3001)) if c.isspace() and c not in _SEPARATORS)
 _NAMED_TAGS = 300
 _LONGEST = 500
 
@@ -101,7 +100,7 @@ class GalleryFilter:
 
 
 def chosen(
-    images: Sequence[ListedImage], choice: GalleryFilter, losses: Losses
+    images: Sequence[ListedImage], choice: GalleryFilter, losses: Losses, tags: TagIndex
 ) -> list[ListedImage]:
     """The images that are asked for, in the order that is asked for.
 
@@ -110,9 +109,11 @@ def chosen(
         choice: What is asked for.
         losses: The losses of a run, if one is chosen. Sorted by loss, images that have none come
             last.
+        tags: Those of the images.
     """
-    tests = _tests(choice)
-    found = [image for image in images if all(test(image) for test in tests)]
+    tests, wanted = _tests(choice), caption_tags(choice.tag)
+    asked = [images[place] for place in tags.places(wanted)] if wanted else images
+    found = [image for image in asked if all(test(image) for test in tests)]
     sort = choice.sort or ("loss" if losses else "name")
     if sort == "newest":
         found.sort(key=lambda image: -image.mtime_ns)
@@ -147,39 +148,12 @@ def _tests(choice: GalleryFilter) -> list[Callable[[ListedImage], bool]]:
         tests.append(lambda image: image.cropped > least)
     if choice.bucket:
         tests.append(lambda image: image.bucket == choice.bucket)
-    return [*tests, *_text_tests(choice)]
-
-
-def _text_tests(choice: GalleryFilter) -> list[Callable[[ListedImage], bool]]:
-    tests: list[Callable[[ListedImage], bool]] = []
     if choice.words:
         words = choice.words.casefold()
         tests.append(
             lambda image: words in image.caption.casefold() or words in image.path.casefold()
         )
-    wanted = {tag.casefold() for tag in caption_tags(choice.tag)}
-    if wanted:
-        tests.append(lambda image: _has_tags(image.caption, wanted))
     return tests
-
-
-def _has_tags(caption: str, wanted: set[str]) -> bool:
-    text = caption.casefold()
-    return all(_has_tag(text, tag) for tag in wanted)
-
-
-def _has_tag(text: str, tag: str) -> bool:
-    """Whether a tag stands alone in a text: splitting 50,000 captions would take thrice as long."""
-    at = text.find(tag)
-    while at >= 0:
-        end = at + len(tag)
-        after = text[end:].lstrip(_BLANKS)
-        if not after or after[0] in _SEPARATORS:
-            before = text[:at].rstrip(_BLANKS)
-            if not before or before[-1] in _SEPARATORS:
-                return True
-        at = text.find(tag, end)
-    return False
 
 
 def reason_kind(reason: str) -> str:
@@ -214,9 +188,8 @@ class Facts:
     tags: list[str] = field(default_factory=list)
 
 
-def facts_of(images: Sequence[ListedImage]) -> Facts:
+def facts_of(images: Sequence[ListedImage], tags: TagIndex) -> Facts:
     """The numbers of a list."""
-    tags = Counter(tag for image in images for tag in caption_tags(image.caption))
     return Facts(
         images=len(images),
         uncaptioned=sum(not (image.captioned or image.skipped) for image in images),
@@ -226,12 +199,27 @@ def facts_of(images: Sequence[ListedImage]) -> Facts:
         near=sum(image.near > 0 for image in images),
         reasons=Counter(reason_kind(i.skipped) for i in images if i.skipped).most_common(),
         buckets=Counter(image.bucket for image in images if image.bucket).most_common(),
-        tags=[tag for tag, _ in tags.most_common(_NAMED_TAGS) if len(tag) < 80],
+        tags=[tag for tag in tags.most_frequent(_NAMED_TAGS) if len(tag) < 80],
     )
 
 
-def load_list(file: Path) -> tuple[ImageList, Facts] | None:
-    """The list of a file with its numbers; None where there is none. Kept while it is the same."""
+@dataclass(frozen=True)
+class LoadedList:
+    """A list as a gallery needs it.
+
+    Attributes:
+        found: The list.
+        facts: Its numbers; None for a list that knows the names of images alone.
+        tags: The tags of its images.
+    """
+
+    found: ImageList
+    facts: Facts | None
+    tags: TagIndex
+
+
+def load_list(file: Path) -> LoadedList | None:
+    """The list of a file; None where there is none. Kept while it is the same."""
     try:
         status = file.stat()
     except OSError:
@@ -240,9 +228,12 @@ def load_list(file: Path) -> tuple[ImageList, Facts] | None:
 
 
 @functools.lru_cache(maxsize=2)
-def _loaded(file: Path, size: int, changed: int) -> tuple[ImageList, Facts] | None:  # noqa: ARG001 - a key
+def _loaded(file: Path, size: int, changed: int) -> LoadedList | None:  # noqa: ARG001 - a key
     found = read_image_list(file)
-    return None if found is None else (found, facts_of(found.images))
+    if found is None:
+        return None
+    tags = TagIndex(found.images)
+    return LoadedList(found, facts_of(found.images, tags), tags)
 
 
 def is_of_now(dataset: Path, found: ImageList, shown: Iterable[ListedImage]) -> bool:

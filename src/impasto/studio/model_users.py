@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from impasto import files
-from impasto.parsing import parse_toml, read_text
+from impasto.parsing import parse_toml, printable, read_text
 from impasto.runs import RunDirectory
 from impasto.runs.queue_jobs import Job
 from impasto.studio.models import FoundModel
@@ -23,6 +23,13 @@ def users_of(model: FoundModel, runs: Iterable[RunDirectory]) -> list[tuple[RunD
         if key and run.path != (model.run and model.run.path):
             found.append((run, key))
     return found
+
+
+def working_with(model: FoundModel, runs: Iterable[RunDirectory]) -> list[str]:
+    """The names of the runs that train now and need a model, or are about to write it."""
+    busy = [run for run, _ in users_of(model, runs)]
+    busy += [model.run] if model.run is not None else []
+    return [printable(run.path.name) for run in busy if run.state().is_alive]
 
 
 def jobs_with(model: FoundModel, jobs: Iterable[Job]) -> list[tuple[Job, str]]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from impasto import files, presence
-from impasto.errors import StorageError
+from impasto.errors import ModelError, StorageError
 from impasto.parsing import printable
 from impasto.progress import size_words
 from impasto.runs import RunDirectory
@@ -177,6 +177,25 @@ def find_model(folders: Folders, root: str, name: str) -> FoundModel | None:
     if path.parent.name not in _RUN_FOLDERS or not run.is_there():
         return None
     return _found("runs", name, path, folder, run)
+
+
+def model_at(path: Path) -> FoundModel:
+    """The model of a path, wherever it is; its trash is beside it, that of a run's beside the run.
+
+    Raises:
+        ModelError: There is none.
+    """
+    path = path.absolute()
+    owner = RunDirectory(path.parent.parent)
+    run = owner if path.parent.name in _RUN_FOLDERS and owner.is_there() else None
+    folder = path.parent if run is None else run.path.parent
+    found = _found("models" if run is None else "runs", "", path, folder, run)
+    if found is None:
+        endings = " or ".join(sorted(CHECKPOINT_ENDINGS if run is None else MODEL_ENDINGS))
+        raise ModelError(
+            f"{path} is no model: neither a file that ends in {endings} nor a Diffusers folder."
+        )
+    return found
 
 
 def delete(model: FoundModel) -> Path:

@@ -5,14 +5,19 @@ from __future__ import annotations
 import contextlib
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from impasto import files
+from impasto.errors import ImpastoError
 from impasto.owners import identity_of
 from impasto.runs.processes import ask_to_stop, start_apart
 from impasto.runs.tasks import TASK, TaskDirectory, TaskState
+
+TASKS = "tasks"
+"""The folder of the tasks, in that of the studio."""
 
 KEPT = 200
 """Tasks that are kept; older ones that have ended are removed."""
@@ -70,8 +75,6 @@ class Tasks:
         self._tidy()
         name = files.dated_name()
         task = TaskDirectory(self._folder / name)
-        with files.reported(task.path):
-            task.path.mkdir(parents=True)
         about = {
             "words": [str(word) for word in words],
             "title": title,
@@ -79,12 +82,16 @@ class Tasks:
             "started_at": round(time.time(), 3),
             **({} if made is None else {"made": asdict(made)}),
         }
-        files.write_json(task.description_file, about)
-        process = start_apart(words, task.terminal_log, folder, {TASK: str(task.path.resolve())})
-        self._started[name] = process
-        files.write_json(
-            task.description_file, {**about, "process": identity_of(process.pid).token}
-        )
+        try:
+            with files.reported(task.path):
+                task.path.mkdir(parents=True)
+            self._started[name] = _begin(task, about, words, folder)
+        except (
+            ImpastoError
+        ):  # a full disk: a task without its files could be neither seen nor stopped
+            with contextlib.suppress(OSError):
+                files.remove_folder(task.path)
+            raise
         return name
 
     def find(self, name: str) -> TaskDirectory | None:
@@ -125,3 +132,23 @@ class Tasks:
             if not self.state_of(task).is_alive:
                 with contextlib.suppress(OSError):
                     files.remove_folder(task.path)
+
+
+def _begin(
+    task: TaskDirectory, about: Mapping[str, Any], words: Sequence[str | Path], folder: Path | None
+) -> subprocess.Popen[bytes]:
+    """Start the process of a task, which ends at once if it cannot be written down.
+
+    Raises:
+        StorageError: The folder cannot be written.
+    """
+    files.write_json(task.description_file, about)
+    process = start_apart(words, task.terminal_log, folder, {TASK: str(task.path.resolve())})
+    try:
+        told = {**about, "process": identity_of(process.pid).token}
+        files.write_json(task.description_file, told)
+    except ImpastoError:
+        process.kill()
+        process.wait()
+        raise
+    return process

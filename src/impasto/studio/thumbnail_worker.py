@@ -1,9 +1,9 @@
 """Decodes images for the studio, as a process of its own that `thumbnails.py` starts.
 
-Each line of its input is a JSON object with `source` and, for a thumbnail, `target`; each is
-answered by a line with `reason`, empty where it went well. A hostile file may take this process
-down or hold it up; `thumbnails.py` starts another one then. It ends when its input does, or when
-nothing is asked for a while.
+Each line of its input is a JSON object with `source` and, for a thumbnail, `place`, where the hash
+of the image is kept; each is answered by a line with `reason`, empty where it went well. A hostile
+file may take this process down or hold it up; `thumbnails.py` starts another one then. It ends when
+its input does, or when nothing is asked for a while.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from impasto.data import images
 from impasto.data.formats import HEIF, heif_advice, register_heif
 from impasto.data.records import Size
 from impasto.parsing import parse_json
+from impasto.studio.thumbnails import content_file
 
 SIDE = 256
 """Pixels of a thumbnail's longer side."""
@@ -41,8 +42,8 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
     try:
         if Path(request.get("name", source.name)).suffix.lower() in HEIF and not register_heif():
             raise images.UnreadableImageError(heif_advice(), is_transient=True)
-        if "target" in request:
-            _write(_decoded(source), Path(request["target"]))
+        if "place" in request:
+            _make(source, Path(request["place"]))
         else:
             _check(source)
     except images.UnreadableImageError as error:
@@ -92,14 +93,32 @@ def _is_cheap(source: Path) -> bool:
         return image.format == "JPEG" and not image.info.get("progressive")
 
 
-def _write(picture: Image.Image, target: Path) -> None:
-    picture.thumbnail((SIDE, SIDE))
-    target.parent.mkdir(parents=True, exist_ok=True)
-    name = target.name.partition("-")[0]
-    for old in target.parent.glob(f"{name}-*"):  # of the same image as it was before
+def _make(source: Path, place: Path) -> None:
+    """Write the thumbnail of an image, unless one of the same content is there, and its hash.
+
+    Raises:
+        UnreadableImageError: It cannot be decoded, or was changed meanwhile.
+    """
+    before = _mark(source)
+    content = files.sha256_of(source)
+    target = content_file(place, content)
+    if not target.is_file():
+        picture = _decoded(source)
+        if _mark(source) != before:  # the pixels may not be those of the hash
+            raise images.UnreadableImageError("it was changed just now", is_transient=True)
+        picture.thumbnail((SIDE, SIDE))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with files.replace_file(target, durable=False) as partial:
+            picture.save(partial, "JPEG", quality=_QUALITY)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    for old in place.parent.glob(f"{place.name.partition('-')[0]}-*"):  # as the image was before
         old.unlink(missing_ok=True)
-    with files.replace_file(target, durable=False) as partial:
-        picture.save(partial, "JPEG", quality=_QUALITY)
+    files.write_text(place, content, durable=False)
+
+
+def _mark(source: Path) -> tuple[int, int]:
+    status = source.stat()
+    return status.st_size, status.st_mtime_ns
 
 
 def _bound_memory() -> None:

@@ -3,6 +3,10 @@
 Images may be anybody's, and decoders are the likeliest part to crash, hang or take all memory. So
 the server decodes nothing: workers do (`thumbnail_worker.py`), one for each of a few threads. One
 that dies or takes too long costs the image that it was at.
+
+A thumbnail is named after the SHA-256 of its image's bytes, so an image that is renamed, moved or
+there twice is decoded once. Beside them is a small file for each image, named after its path, size
+and time of change, with that hash: a page reads no image to find its thumbnail.
 """
 
 from __future__ import annotations
@@ -11,6 +15,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -25,6 +30,9 @@ from impasto.parsing import parse_json, printable
 from impasto.runs.processes import SAFELY
 
 FOLDER = "thumbnails"
+CONTENT = "content"
+"""The folder in it with the thumbnails; the others have the hashes."""
+
 PATIENCE_S = 20.0
 """Seconds after which a worker is ended that does not answer."""
 
@@ -33,6 +41,7 @@ _ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONUTF8"
 _HIDDEN = getattr(subprocess, "CREATE_NO_WINDOW", 0)
 _DIED = "ended the process that decodes"
 _WORKER = "impasto.studio.thumbnail_worker"
+_HASH = re.compile("[0-9a-f]{64}")
 
 
 class Thumbnails:
@@ -50,12 +59,16 @@ class Thumbnails:
         self._started: set[subprocess.Popen[str]] = set()
         self._end = weakref.finalize(self, _end_all, self._started)
 
-    def request(self, source: Path, target: Path) -> Future[str]:
+    def request(self, source: Path, place: Path) -> Future[str]:
         """Make a thumbnail; the result is the reason why not, empty where it is there.
 
-        A reason that lies in the file is written beside the place of the thumbnail.
+        A reason that lies in the file is written beside the place of its hash.
+
+        Args:
+            source: The image.
+            place: Where its hash is kept: `hash_file`.
         """
-        return self._pool.submit(self._make, source, target)
+        return self._pool.submit(self._make, source, place)
 
     def check(self, source: Path, name: str) -> str:
         """Why a file is no image that can be used; empty where it is.
@@ -74,17 +87,17 @@ class Thumbnails:
         self._pool.shutdown(wait=True)
         self._end()
 
-    def _make(self, source: Path, target: Path) -> str:
-        if target.is_file():
+    def _make(self, source: Path, place: Path) -> str:
+        if thumbnail_of(place) is not None:
             return ""
-        known = reason_of(target)
+        known = reason_of(place)
         if known:
             return known
-        answer = self._ask({"source": str(source), "target": str(target)})
+        answer = self._ask({"source": str(source), "place": str(place)})
         reason = str(answer["reason"])
         if reason and not answer.get("is_transient"):
             with contextlib.suppress(StorageError):  # then it is found out again
-                files.write_text(_reason_file(target), printable(reason), durable=False)
+                files.write_text(_reason_file(place), printable(reason), durable=False)
         return reason
 
     def _ask(self, request: dict[str, str]) -> dict[str, Any]:
@@ -164,27 +177,58 @@ def _code_of(process: subprocess.Popen[str]) -> int | None:
         return None
 
 
-def thumbnail_file(derived: Path, dataset: Path, image: Path) -> Path:
-    """Where the thumbnail of an image is, made or not; of a changed image it is another place.
+def hash_file(derived: Path, dataset: Path, image: Path) -> Path:
+    """Where the hash of an image is kept, known or not; of a changed image it is another place.
 
     Raises:
         OSError: The image is not there.
     """
     status = image.stat()
     name = hashlib.sha256(os.fsencode(image.relative_to(dataset).as_posix())).hexdigest()[:32]
-    return derived / FOLDER / name[:2] / f"{name}-{status.st_size}-{status.st_mtime_ns}.jpg"
+    return derived / FOLDER / name[:2] / f"{name}-{status.st_size}-{status.st_mtime_ns}.sha256"
 
 
-def reason_of(target: Path) -> str:
-    """Why a thumbnail could not be made; empty where nobody has tried, or it is there."""
+def content_file(place: Path, content: str) -> Path:
+    """Where the thumbnail of an image of some content is, made or not.
+
+    Args:
+        place: Where the hash of the image is kept: `hash_file`.
+        content: The hash.
+    """
+    return place.parent.parent / CONTENT / content[:2] / f"{content}.jpg"
+
+
+def thumbnail_of(place: Path) -> Path | None:
+    """The thumbnail of an image by the place of its hash; None where it is not made.
+
+    Whoever made the folder may have put links there: what leads out of it is none.
+    """
     try:
-        return _reason_file(target).read_text(encoding="utf-8", errors="replace")
+        with place.open(encoding="ascii") as file:
+            content = file.read(65)
+        if _HASH.fullmatch(content) is None:
+            return None
+        found = content_file(place, content)
+        is_ours = found.is_file() and files.is_inside(found, place.parent.parent)
+    except (OSError, ValueError):
+        return None
+    return found if is_ours else None
+
+
+def reason_of(place: Path) -> str:
+    """Why a thumbnail could not be made; empty where nobody has tried, or it is there.
+
+    Args:
+        place: Where the hash of the image is kept.
+    """
+    try:
+        return _reason_file(place).read_text(encoding="utf-8", errors="replace")
     except OSError:
         return ""
 
 
-def _reason_file(target: Path) -> Path:
-    return target.with_suffix(".txt")
+def _reason_file(place: Path) -> Path:
+    return place.with_suffix(".txt")
 
 
 def _end_all(processes: set[subprocess.Popen[str]]) -> None:

@@ -105,6 +105,7 @@ class UploadReceiver:
         self._most_bytes = most_bytes
         self.outcomes: list[Outcome] = []
         self._part: _Part | None = None
+        self.arriving = ""  # the name of the file that is; empty between two
         self._header, self._value, self._disposition = b"", b"", b""
         with files.reported(waiting):
             waiting.mkdir(parents=True, exist_ok=True)
@@ -164,6 +165,7 @@ class UploadReceiver:
             self.outcomes.append(Outcome(printable(name), reason))
             return
         most = MOST_CAPTION_BYTES if _is_caption(name) else self._most_bytes
+        self.arriving = printable(name)
         self._part = _Part(name, files.partial_name(self._waiting / name), most)
 
     def _why_not(self, name: str) -> str:
@@ -192,6 +194,7 @@ class UploadReceiver:
                 reason = give_name(part.path, self._dataset / part.name)
         finally:
             part.remove()
+        self.arriving = ""
         self.outcomes.append(Outcome(part.name, reason))
 
     def _fault_of(self, part: _Part) -> str:

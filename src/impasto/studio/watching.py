@@ -67,7 +67,8 @@ class RunWatch:
     def look(self) -> News:
         """What a run has written since the last look."""
         state = self._run.state()
-        shown = {k: v for k, v in state.status.items() if k != "updated_at"} | {"": state.state}
+        shown = {k: v for k, v in state.status.items() if k != "updated_at"}
+        shown |= {"": (state.state, state.is_alive, self._run.is_there())}
         changed, self._shown = shown != self._shown, shown
         return News(
             state if changed else None,

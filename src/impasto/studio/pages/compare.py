@@ -14,7 +14,7 @@ from starlette.routing import BaseRoute, Route
 
 from impasto.config.differences import differences, read_settings
 from impasto.parsing import read_text
-from impasto.report.compare_page import line_class, value_words
+from impasto.report.compare_page import line_class, rows_by_name, value_words
 from impasto.report.comparison import figures_of, matching_samples, nearest
 from impasto.report.previews import preview_names
 from impasto.runs import RunDirectory
@@ -65,13 +65,8 @@ class ComparePage:
 
         def read() -> dict[str, Any]:
             runs, _ = self._runs(names)
-            figures = [figures_of(run) for run in runs]
-            rows = [one.rows() for one in figures]
-            found = dict.fromkeys(name for row in rows for name in row)
-            return {
-                "runs": self._titles(runs),
-                "rows": {name: [row.get(name, "–") for row in rows] for name in found},
-            }
+            rows = rows_by_name([figures_of(run).rows() for run in runs])
+            return {"runs": self._titles(runs), "rows": rows}
 
         return self.studio.page("compare_numbers.html.j2", **await asyncio.to_thread(read))
 
@@ -105,7 +100,7 @@ class ComparePage:
             ],
             "query": urlencode([("runs", title["name"]) for title in titles]),
             "settings": [
-                {"path": d.path, "about": d.about, "values": [value_words(v) for v in d.values]}
+                {"name": d.path, "about": d.about, "cells": [value_words(v) for v in d.values]}
                 for d in differences([settings for settings, _ in read])
             ],
             "faults": [

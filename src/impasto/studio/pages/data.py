@@ -28,12 +28,12 @@ from impasto.studio.pages.data_views import (
     datasets_page,
     gallery_page,
     listed_options,
-    report_view,
     task_part,
     work_view,
 )
+from impasto.studio.pages.health_views import health_page, report_view
 from impasto.studio.resolutions import bucket_options
-from impasto.studio.thumbnails import Thumbnails, thumbnail_file
+from impasto.studio.thumbnails import Thumbnails, hash_file, thumbnail_of
 from impasto.studio.uploads import Outcome, UploadReceiver, why_no_name
 
 _VERBS = ("list", "report")
@@ -52,6 +52,7 @@ def routes(studio: Studio) -> list[BaseRoute]:
         Route("/data/{dataset}", pages.gallery),
         Route("/data/{dataset}/thumbnails/{image}", pages.thumbnail),
         Route("/data/{dataset}/read", pages.read, methods=["POST"]),
+        Route("/data/{dataset}/health", pages.health),
         Route("/data/{dataset}/report", pages.report),
         Route("/data/{dataset}/report", pages.make_report, methods=["POST"]),
         Route("/data/{dataset}/progress/{verb}", pages.work),
@@ -112,8 +113,11 @@ class DataPages:
     async def gallery(self, request: Request) -> Response:
         """The images of a dataset, a hundred at a time."""
         dataset, choice = await self.dataset_of(request), GalleryFilter.of(request.query_params)
-        content = await asyncio.to_thread(gallery_page, dataset, choice)
-        return self.studio.page("gallery.html.j2", **content)
+
+        def read() -> dict[str, Any]:
+            return {**gallery_page(dataset, choice), "report": report_view(dataset)}
+
+        return self.studio.page("gallery.html.j2", **await asyncio.to_thread(read))
 
     async def thumbnail(self, request: Request) -> Response:
         """The thumbnail of an image, made if it is not there; or the reason why not, as text."""
@@ -122,15 +126,17 @@ class DataPages:
         if path is None:
             raise HTTPException(404, "This image is not there.")
         try:
-            target = await asyncio.to_thread(thumbnail_file, dataset.derived, dataset.path, path)
+            place = await asyncio.to_thread(hash_file, dataset.derived, dataset.path, path)
         except OSError as error:
             raise HTTPException(404, "This image is not there any more.") from error
-        reason = await asyncio.wrap_future(self.thumbnails.request(path, target))
-        if reason:
-            return PlainTextResponse(printable(reason), 415, _NOT_KEPT)
-        keeps = target.stem.partition("-")[2] == request.query_params.get("v")
+        reason = await asyncio.wrap_future(self.thumbnails.request(path, place))
+        found = await asyncio.to_thread(thumbnail_of, place)
+        if reason or found is None:
+            why = reason or "its thumbnail was removed just now"
+            return PlainTextResponse(printable(why), 415, _NOT_KEPT)
+        keeps = place.stem.partition("-")[2] == request.query_params.get("v")
         headers = _KEPT if keeps else _NOT_KEPT
-        return FileResponse(target, media_type="image/jpeg", headers=headers)
+        return FileResponse(found, media_type="image/jpeg", headers=headers)
 
     async def read(self, request: Request) -> Response:
         """Have the folder listed anew, unless that is under way."""
@@ -155,6 +161,12 @@ class DataPages:
         await asyncio.to_thread(start)
         return await self._started(request, dataset, "report")
 
+    async def health(self, request: Request) -> Response:
+        """What the health report found, as a page of the studio."""
+        dataset = await self.dataset_of(request)
+        content = await asyncio.to_thread(health_page, dataset)
+        return self.studio.page("health.html.j2", **content)
+
     async def report(self, request: Request) -> Response:
         """The health report, as a file to keep: its styles are not those of this server."""
         dataset = await self.dataset_of(request)
@@ -175,7 +187,7 @@ class DataPages:
         """Take files into a dataset; those that cannot be taken are named with the reason."""
         dataset = await self.dataset_of(request)
         receiver = await asyncio.to_thread(self._receiver, request, dataset)
-        piece = bytearray()
+        piece, fault, status = bytearray(), list[Outcome](), 200
         try:
             async for chunk in request.stream():
                 piece += chunk
@@ -185,12 +197,14 @@ class DataPages:
             await asyncio.to_thread(receiver.feed, bytes(piece))
         except ClientDisconnect:
             return PlainTextResponse("The browser went away.", 400)  # which nobody reads
+        except StorageError as error:
+            status, fault = 500, [Outcome(receiver.arriving, str(error))]
         finally:
             await asyncio.to_thread(receiver.close)
         is_part = "hx-request" in request.headers
         template = "uploaded.html.j2" if is_part else "upload.html.j2"
-        outcomes = receiver.outcomes or [Outcome("", "No file was chosen.")]
-        return self.studio.page(template, dataset=dataset, outcomes=outcomes)
+        outcomes = [*receiver.outcomes, *fault] or [Outcome("", "No file was chosen.")]
+        return self.studio.page(template, status, dataset=dataset, outcomes=outcomes)
 
     def _known_options(self, dataset: Dataset) -> dict[str, str]:
         """What a run or the models say of buckets, as a form would."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from impasto.data.formats import EXTENSIONS
 from impasto.data.image_list import ImageList, ListedImage, is_hidden
+from impasto.invocation import command
 from impasto.parsing import printable
 from impasto.runs import RunDirectory
 from impasto.runs.tasks import TaskDirectory
@@ -19,8 +20,8 @@ from impasto.studio.gallery import (
     ALIKE,
     PER_PAGE,
     SORTS,
-    Facts,
     GalleryFilter,
+    LoadedList,
     chosen,
     is_of_now,
     load_list,
@@ -28,7 +29,9 @@ from impasto.studio.gallery import (
 from impasto.studio.losses import Losses, read_losses
 from impasto.studio.pages.tasks import task_view
 from impasto.studio.resolutions import USUAL
-from impasto.studio.thumbnails import reason_of, thumbnail_file
+from impasto.studio.tag_index import TagIndex
+from impasto.studio.thumbnails import hash_file, reason_of
+from impasto.studio.uploads import CAPTIONS
 
 LIST_FILE = Path("studio") / "images.jsonl"
 REPORT_FILE = Path("studio") / "report.html"
@@ -86,8 +89,19 @@ def datasets_page(studio: Studio) -> dict[str, Any]:
     """All datasets, with some thumbnails of each."""
     return {
         "datasets": [_dataset_row(studio, summary) for summary in find_datasets(studio.folders)],
-        "places": [str(folder) for folder in studio.folders.data],
+        "places": [printable(str(folder)) for folder in studio.folders.data],
+        "start_words": start_words(studio),
     }
+
+
+def start_words(studio: Studio) -> str:
+    """The command that starts the studio with its folders and one more folder of images."""
+    folders = studio.folders
+    given: list[tuple[str, object]] = [("--runs", folder) for folder in folders.runs]
+    given += [("--data", folder) for folder in (*folders.data, "FOLDER")]
+    given += [("--models", folder) for folder in folders.models]
+    given += [("--queue", studio.queue)]
+    return command("studio", *(printable(str(word)) for pair in given for word in pair))
 
 
 def _dataset_row(studio: Studio, summary: DatasetSummary) -> dict[str, Any]:
@@ -104,11 +118,13 @@ def _dataset_row(studio: Studio, summary: DatasetSummary) -> dict[str, Any]:
 
 def gallery_page(dataset: Dataset, choice: GalleryFilter) -> dict[str, Any]:
     """A page of the gallery: a hundred images at most."""
-    listing, facts = _listed(dataset)
+    loaded = _listed(dataset)
+    listing, facts = loaded.found, loaded.facts
     runs = _runs_with_losses(dataset.studio)
     run = dataset.studio.folders.run_of(choice.run) if choice.run else None
     losses = read_losses(run, dataset.path) if run is not None and facts is not None else {}
-    images = chosen(listing.images, choice if facts else GalleryFilter(page=choice.page), losses)
+    asked = choice if facts else GalleryFilter(page=choice.page)
+    images = chosen(listing.images, asked, losses, loaded.tags)
     pages = max(1, -(-len(images) // PER_PAGE))
     page = min(choice.page, pages)
     shown = images[(page - 1) * PER_PAGE : page * PER_PAGE]
@@ -134,23 +150,25 @@ def gallery_page(dataset: Dataset, choice: GalleryFilter) -> dict[str, Any]:
         "is_now": is_now,
         "work": work_view(dataset, "list"),
         "reads_itself": not is_now and bool(listing.images) and not _has_failed(dataset),
-        "report": report_view(dataset),
+        "endings": sorted(EXTENSIONS | CAPTIONS),
     }
 
 
-def _listed(dataset: Dataset) -> tuple[ImageList, Facts | None]:
-    """The list that was made last, with its numbers; a plain one if there is none with an image."""
-    found = load_list(dataset.derived / LIST_FILE)
-    if found is not None and found[0].images:
-        return found
+def _listed(dataset: Dataset) -> LoadedList:
+    """The list that was made last; a plain one if there is none with an image."""
+    loaded = load_list(dataset.derived / LIST_FILE)
+    if loaded is not None and loaded.found.images:
+        return loaded
     plain = _plain_list(dataset.path)
-    return (ImageList(plain), None) if plain or found is None else found
+    if loaded is not None and not plain:
+        return loaded
+    return LoadedList(ImageList(plain), None, TagIndex(()))
 
 
 def listed_options(dataset: Dataset) -> dict[str, str]:
     """The options that the list was made with, as a form has them; empty without a resolution."""
-    found = load_list(dataset.derived / LIST_FILE)
-    given = {} if found is None else _options(found[0].options)
+    loaded = load_list(dataset.derived / LIST_FILE)
+    given = {} if loaded is None else _options(loaded.found.options)
     if not given.get("resolution"):
         return {}
     numbers = {name: str(given[name]) for name in BUCKET_OPTIONS if given[name]}
@@ -204,8 +222,8 @@ def _card(
         return None  # of a list that somebody else made
     name = address_of([dataset.path], path)
     try:
-        target = thumbnail_file(derived, dataset.path, path)
-        version, reason = target.stem.partition("-")[2], reason_of(target)
+        place = hash_file(derived, dataset.path, path)
+        version, reason = place.stem.partition("-")[2], reason_of(place)
     except (OSError, ValueError):
         version, reason = "", image.skipped or "It is not there any more."
     return {
@@ -230,23 +248,19 @@ def _badges(image: ListedImage, losses: Losses, resolution: int) -> list[tuple[s
     """
     if image.skipped:
         return [("bad", f"skipped: {image.skipped}")]
-    found: list[tuple[str, str]] = []
-    if image.bucket and not image.captioned:
-        found.append(("bad", "no caption"))
-    if image.enlarged:
-        found.append(("warn", f"enlarged ×{image.enlarged:.2g} at {resolution} pixels"))
-    if image.cropped >= 0.005:
-        found.append(("", f"{100 * image.cropped:.0f} % cropped away"))
-    if image.copies:
-        found.append(("warn", "copy"))
-    if image.near:
-        found.append(("warn", "near copy"))
-    if image.mask:
-        found.append(("", "mask"))
-    if image.path in losses:
-        ratio, times = losses[image.path]
-        found.append(("", f"{ratio:.2f} × the usual loss, shown {times}×"))
-    return found
+    bucket, percent = image.bucket.replace("x", " × "), 100 * image.cropped
+    ratio, times = losses.get(image.path, (0.0, 0))
+    rows: list[tuple[Any, str, str]] = [
+        (bucket, "bucket", f"bucket {bucket}"),
+        (bucket and not image.captioned, "bad", "no caption"),
+        (image.enlarged, "warn", f"enlarged ×{image.enlarged:.2g} at {resolution} pixels"),
+        (percent >= 0.5, "", f"{percent:.0f} % cropped away"),
+        (image.copies, "warn", "copy"),
+        (image.near, "warn", "near copy"),
+        (image.mask, "", "mask"),
+        (times, "", f"{ratio:.2f} × the usual loss, shown {times}×"),
+    ]
+    return [(kind, words) for holds, kind, words in rows if holds]
 
 
 def work_view(dataset: Dataset, verb: str) -> dict[str, Any] | None:
@@ -261,16 +275,6 @@ def task_part(dataset: Dataset, task: TaskDirectory, verb: str) -> dict[str, Any
     errors = [text for kind, text in view["messages"] if kind == "error"]
     printed = "\n".join(view["printed"][-5:]) if view["state"] == "failed" else ""
     return {**view, "verb": verb, "error": errors[-1] if errors else printed}
-
-
-def report_view(dataset: Dataset) -> dict[str, Any]:
-    """The health report: when it was written, if it is there, and the task that writes it."""
-    try:
-        written = (dataset.derived / REPORT_FILE).stat().st_mtime
-        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(written))
-    except OSError:
-        when = ""
-    return {"when": when, "work": work_view(dataset, "report")}
 
 
 def _runs_with_losses(studio: Studio) -> list[tuple[str, str]]:

@@ -25,7 +25,7 @@ from impasto.studio.core import Studio
 from impasto.studio.drawable import find_drawable
 from impasto.studio.folders import address_of
 from impasto.studio.forms import read_form, texts_of
-from impasto.studio.model_users import jobs_with, users_of
+from impasto.studio.model_users import jobs_with, users_of, working_with
 from impasto.studio.models import (
     FoundModel,
     all_models,
@@ -245,9 +245,7 @@ class ModelPages:
 
         def remove() -> None:
             runs = [summary.run for summary in self.studio.folders.all_runs()]
-            busy = [run for run, _ in users_of(model, runs)]
-            busy += [model.run] if model.run is not None else []
-            alive = [printable(run.path.name) for run in busy if run.state().is_alive]
+            alive = working_with(model, runs)
             if alive:
                 raise HTTPException(
                     409, f"Nothing was deleted: {', '.join(alive)} works with it now."

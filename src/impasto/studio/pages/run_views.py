@@ -18,7 +18,6 @@ from impasto.studio.watching import RunWatch, line_of
 
 _LOG_LINES = 300
 _LOG_BYTES = 256 << 10
-_SAMPLE_STEPS = 60
 
 
 def run_rows(
@@ -57,9 +56,35 @@ def run_page(run: RunDirectory, processes: RunProcesses) -> dict[str, Any]:
 
 
 def samples_view(run: RunDirectory) -> dict[str, Any]:
-    """The previews of a run, and the prompts of the newest."""
-    samples = _samples(run)
-    return {"samples": samples, "prompts": _prompts(run, samples)}
+    """The steps that previews were drawn at, and those of the newest.
+
+    Of the steps between the first and the newest only the folders are looked at: a run may have
+    thousands, of which the page shows one at a time.
+    """
+    steps = run.sampled_steps()
+    while steps and not preview_names(run, steps[-1]):
+        steps.pop()
+    first = next((n for n, step in enumerate(steps) if preview_names(run, step)), len(steps))
+    steps = steps[first:]
+    files = preview_names(run, steps[-1]) if steps else []
+    return {
+        "steps": steps,
+        "samples": [
+            {"file": name, "prompt": _prompt(run, steps[-1], name), "in_first": is_first}
+            for name, is_first in _with_first(run, steps, files)
+        ],
+    }
+
+
+def _with_first(run: RunDirectory, steps: list[int], files: list[str]) -> list[tuple[str, bool]]:
+    """Files of the newest step, and whether the first step has them too."""
+    first = set(preview_names(run, steps[0])) if steps else set()
+    return [(name, name in first) for name in files]
+
+
+def _prompt(run: RunDirectory, step: int, name: str) -> str:
+    """The prompt of a preview, as its file tells; its name where it does not."""
+    return parameters_of(run.samples / step_name(step) / name).partition("\n")[0] or name
 
 
 def state_part(run: RunDirectory, state: RunState, processes: RunProcesses) -> dict[str, Any]:
@@ -101,23 +126,6 @@ def _stage(state: RunState) -> dict[str, Any] | None:
         "total": status.get("stage_total"),
         "unit": status.get("stage_unit", ""),
     }
-
-
-def _samples(run: RunDirectory) -> list[dict[str, Any]]:
-    """Previews by step: the first ones, which are the base model's, and the newest."""
-    steps = run.sampled_steps()
-    shown = steps if len(steps) <= _SAMPLE_STEPS else [steps[0], *steps[1 - _SAMPLE_STEPS :]]
-    rows = ({"step": step, "files": preview_names(run, step)} for step in shown)
-    return [row for row in rows if row["files"]]
-
-
-def _prompts(run: RunDirectory, samples: list[dict[str, Any]]) -> list[str]:
-    """The prompts of the newest previews, as their files tell; their names where they do not."""
-    if not samples:
-        return []
-    newest = samples[-1]
-    folder = run.samples / step_name(newest["step"])
-    return [parameters_of(folder / name).partition("\n")[0] or name for name in newest["files"]]
 
 
 def _newest_sample(run: RunDirectory) -> tuple[int, str] | None:

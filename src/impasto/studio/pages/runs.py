@@ -21,7 +21,7 @@ from starlette.responses import (
 from starlette.routing import BaseRoute, Route
 
 from impasto.parsing import printable
-from impasto.runs import RunDirectory, step_name
+from impasto.runs import RunDirectory, RunState, step_name
 from impasto.runs.commands import CommandName, send_command
 from impasto.studio.core import Studio
 from impasto.studio.curves import read_curves
@@ -192,9 +192,7 @@ class RunPages:
         news = watch.look()
         told = []
         if news.state is not None:
-            content = state_part(run, news.state, self.studio.run_processes)
-            part = self.studio.templates.get_template("state.html.j2")
-            told.append(_event(part.render(name=self.studio.folders.name_of(run), **content)))
+            told.append(_event(self._state(run, news.state)))
         for name, found in (
             ("metrics", news.metrics), ("lines", news.lines), ("samples", news.samples),
         ):  # fmt: skip
@@ -202,6 +200,14 @@ class RunPages:
         if told:
             told.append(f"id: {watch.place}\nevent: shown\ndata:\n\n")
         return ("".join(told) or ": still here\n\n").encode("utf-8", errors="replace")
+
+    def _state(self, run: RunDirectory, state: RunState) -> str:
+        """How a run stands, as a part of its page; where it is not any more, that."""
+        if not run.is_there():
+            return self.studio.templates.get_template("run_gone.html.j2").render()
+        content = state_part(run, state, self.studio.run_processes)
+        part = self.studio.templates.get_template("state.html.j2")
+        return part.render(name=self.studio.folders.name_of(run), **content)
 
 
 def _step_folder(text: str) -> str:

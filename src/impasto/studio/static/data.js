@@ -69,41 +69,108 @@
     list.append(item);
   }
 
-  async function send(file) {
+  // Files of a folder: images and captions that are not hidden, each with the name that it gets here.
+  // Where two folders have files of one name, all but the first have their folder's name in front: a
+  // caption must not become that of another image.
+  const folder = document.getElementById("folder"), endings = folder.dataset.endings.split(" ");
+
+  function named(found) { // [{file, folder}] -> [{file, name}]
+    const kept = found.filter(({ file, folder: inside }) =>
+      endings.some((ending) => file.name.toLowerCase().endsWith(ending)) &&
+      ![...inside.split("/"), file.name].some((part) => part.startsWith(".")));
+    kept.sort((a, b) => Boolean(a.folder) - Boolean(b.folder)); // those beside the folders keep their names
+    const first = new Map(); // name without ending -> the folder that it is of
+    const stem = (name) => name.replace(/\.[^.]*$/, "").toLowerCase();
+    for (const { file, folder: inside } of kept) if (!first.has(stem(file.name))) first.set(stem(file.name), inside);
+    return kept.map(({ file, folder: inside }) => ({
+      file, name: first.get(stem(file.name)) === inside ? file.name : `${inside.replaceAll("/", " ")} ${file.name}`,
+    }));
+  }
+
+  const inFolder = (file) => ({ file, folder: file.webkitRelativePath.split("/").slice(0, -1).join("/") });
+
+  const entriesOf = (reader) => new Promise((resolve, reject) => reader.readEntries(resolve, reject));
+  const fileOf = (entry) => new Promise((resolve, reject) => entry.file(resolve, reject));
+
+  async function walk(entry, found, unread) {
+    const inside = entry.fullPath.split("/").slice(1, -1).join("/");
+    try {
+      if (entry.isFile) return found.push({ file: await fileOf(entry), folder: inside });
+      const reader = entry.createReader();
+      for (;;) { // a reader gives a hundred at a time
+        const some = await entriesOf(reader);
+        if (!some.length) return;
+        for (const one of some.sort((a, b) => a.name < b.name ? -1 : 1)) await walk(one, found, unread);
+      }
+    } catch { unread.push(entry.name); }
+  }
+
+  async function dropped(transfer) { // the entries have to be asked for before anything is waited for
+    const entries = [...transfer.items].map((item) => item.webkitGetAsEntry?.()).filter(Boolean);
+    if (!entries.some((entry) => entry.isDirectory)) {
+      return sendAll([...transfer.files].map((file) => ({ file, name: file.name })));
+    }
+    if (busy) return;
+    const found = [], unread = [];
+    status.textContent = "Looking through the folders …";
+    for (const entry of entries) await walk(entry, found, unread);
+    sendAll(named(found), unread, found.length);
+  }
+
+  class DiskError extends Error {} // that the dataset cannot be written: none of the other files could be
+
+  async function send(file, name) {
     const body = new FormData();
-    body.append("files", file, file.name);
+    body.append("files", file, name);
     try {
       const answer = await fetch(form.action, { method: "POST", body, headers: { "HX-Request": "true" } });
       const text = await answer.text();
-      if (answer.ok) {
-        const part = document.createElement("template");
-        part.innerHTML = text; // made by the server's template, which escapes
+      const part = document.createElement("template");
+      part.innerHTML = text; // made by the server's template, which escapes
+      if (part.content.querySelector("li")) {
         const taken = part.content.querySelector(".taken") !== null;
         list.append(part.content);
+        if (answer.status >= 500) throw new DiskError();
         return taken;
       }
-      const part = new DOMParser().parseFromString(text, "text/html"); // what was refused, as a page says it
-      add(file.name, part.body.textContent.trim(), "refused");
-    } catch {
-      add(file.name, "not sent: the file cannot be read, or the studio does not answer", "refused");
+      const said = new DOMParser().parseFromString(text, "text/html"); // what was refused, as a page says it
+      add(name, said.body.textContent.trim(), "refused");
+      if (answer.status >= 500) throw new DiskError();
+    } catch (error) {
+      if (error instanceof DiskError) throw error;
+      add(name, "not sent: the file cannot be read, or the studio does not answer", "refused");
     }
     return false;
   }
 
-  async function sendAll(files) {
-    if (busy || !files.length) return;
-    busy = true;
+  // files: [{file, name}]; unread: names of what could not be read; of: how many files a folder had
+  async function sendAll(files, unread = [], of = files.length) {
+    if (busy) return;
     list.replaceChildren();
+    for (const name of unread) add(name, "cannot be read", "refused");
+    const others = of - files.length;
+    if (!files.length) {
+      status.textContent = of ? "There is no image or caption in this folder." : "There is no file in this folder.";
+      return;
+    }
+    busy = true;
     bar.hidden = false;
     bar.max = files.length;
-    let taken = 0;
-    for (const [number, file] of files.entries()) {
+    let taken = 0, stopped = 0;
+    for (const [number, { file, name }] of files.entries()) {
       bar.value = number;
       status.textContent = `${number} of ${files.length} files sent`;
-      if (await send(file)) taken += 1;
+      try {
+        if (await send(file, name)) taken += 1;
+      } catch { // the disk is full: it has been said once, which is enough
+        stopped = files.length - number - 1;
+        break;
+      }
     }
     bar.hidden = true;
     status.textContent = `${taken} of ${files.length} files added. `;
+    if (stopped) status.textContent += `${stopped} were not sent, since the dataset cannot be written. `;
+    if (others) status.textContent += `${others} that are no images or captions were left out. `;
     if (taken) {
       const link = document.createElement("a");
       link.href = `${location.pathname}#found`;
@@ -112,15 +179,22 @@
       readings = 0;
       await showNow();
     }
-    input.value = "";
+    input.value = folder.value = "";
     busy = false;
   }
 
   form.addEventListener("submit", (event) => {
     if (!input.files.length) return;
     event.preventDefault();
-    sendAll([...input.files]);
+    sendAll([...input.files].map((file) => ({ file, name: file.name })));
   });
+  if ("webkitdirectory" in folder) {
+    document.querySelector(".from-folder").hidden = false;
+    folder.addEventListener("change", () => {
+      const found = [...folder.files].map(inFolder).sort((a, b) => a.file.webkitRelativePath < b.file.webkitRelativePath ? -1 : 1);
+      sendAll(named(found), [], found.length);
+    });
+  }
   for (const kind of ["dragenter", "dragover"]) {
     form.addEventListener(kind, (event) => { event.preventDefault(); form.classList.add("over"); });
   }
@@ -128,6 +202,6 @@
   form.addEventListener("drop", (event) => {
     event.preventDefault();
     form.classList.remove("over");
-    sendAll([...event.dataTransfer.files]);
+    dropped(event.dataTransfer);
   });
 })();

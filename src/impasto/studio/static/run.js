@@ -140,9 +140,12 @@
     target.setAttribute("aria-valuetext", `step ${chosen}`);
     for (const image of document.querySelectorAll(".samples .shown")) {
       image.src = `/runs/${run}/samples/${chosen}/${image.dataset.file}`;
-      image.alt = image.alt.replace(/\d+$/, chosen);
+      image.alt = image.alt.replace(/at step .*$/, `at step ${chosen}`);
     }
   });
+  document.getElementById("samples").addEventListener("error", ({ target }) => { // prompts may have changed meanwhile
+    if (target.matches?.(".shown")) target.alt += ": not drawn";
+  }, true);
 
   const log = document.getElementById("log");
   log.scrollTop = log.scrollHeight;

@@ -1,0 +1,151 @@
+"""`impasto models ...`: the models of folders and runs, and deleting one without losing a run's."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from impasto.cli.groups import FullHelpGroup
+
+if TYPE_CHECKING:
+    from impasto.studio.folders import Folders
+    from impasto.studio.models import FoundModel
+
+FOLDERS = click.argument("folders", nargs=-1, type=click.Path(path_type=Path))
+
+
+@click.group(cls=FullHelpGroup)
+def models() -> None:
+    """List models, and delete them: into a trash first, with who needs them named.
+
+    `impasto inspect` says what a model is, `impasto convert` writes it in another form.
+    """
+
+
+@models.command("list")
+@FOLDERS
+@click.option("--json", "as_json", is_flag=True, help="One JSON object per model, for programs.")
+def list_models(folders: tuple[Path, ...], as_json: bool) -> None:  # noqa: FBT001
+    """List the models in FOLDERS and up to three levels below, the newest first.
+
+    Without FOLDERS, those below the current folder. What runs have exported is listed too.
+    """
+    from impasto.cli.console import Console
+    from impasto.studio.models import all_models
+
+    found = all_models(_existing(folders))
+    if as_json:
+        for model in found:
+            click.echo(json.dumps(_as_json(model), ensure_ascii=True))
+        return
+    console = Console()
+    if not found:
+        where = " or ".join(map(str, folders)) or "the current folder"
+        console.note(f"No models in {where}.")
+        return
+    console.table({str(model.path): _line(model) for model in found})
+
+
+@models.command()
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option(
+    "--runs", "run_folders", multiple=True, metavar="DIR", type=click.Path(path_type=Path),
+    help="A folder with runs that may need the model, up to three levels deep; repeatable. "
+    "Default: the current folder.",
+)  # fmt: skip
+@click.option(
+    "--queue", "queue_folder", default=Path("queue"), show_default=True, metavar="DIR",
+    type=click.Path(path_type=Path), help="The folder of the queue, whose jobs may need it.",
+)  # fmt: skip
+@click.option("--yes", is_flag=True, help="Delete it; without this nothing is changed.")
+def delete(model: Path, run_folders: tuple[Path, ...], queue_folder: Path, *, yes: bool) -> None:
+    """Move MODEL, a file or Diffusers folder, into the folder .trash beside it.
+
+    Without --yes this names the runs and jobs that need the model, and deletes nothing. A model
+    that a run works with now is not deleted. `impasto models empty-trash` frees the disk.
+    """
+    from impasto.cli.console import Console
+    from impasto.errors import RunError
+    from impasto.runs.queue import Queue
+    from impasto.studio.model_users import jobs_with, users_of, working_with
+    from impasto.studio.models import delete as move_to_trash
+    from impasto.studio.models import model_at
+
+    console = Console()
+    found = model_at(model)
+    runs = [summary.run for summary in _existing(run_folders).all_runs()]
+    users = users_of(found, runs)
+    console.table({"Model": found.path, "Size": _line(found)})
+    for run, key in users:
+        console.note(f"Needed by the run {run.path} ({key}): it could not be resumed.")
+    jobs = Queue(queue_folder).jobs() if queue_folder.is_dir() else []
+    waiting = jobs_with(found, jobs)
+    for job, key in waiting:
+        console.note(f"Needed by job {job.number} of the queue, {job.name} ({key}).")
+    if not users and not waiting:
+        where = " or ".join(map(str, run_folders)) or "the current folder"
+        console.note(f"No run in {where} and no job of {queue_folder} needs it.")
+    if found.run is not None:
+        console.note(f"The run {found.run.path} has exported it.")
+    alive = working_with(found, runs)
+    if alive:
+        raise RunError(f"Nothing was deleted: {', '.join(alive)} works with it now.")
+    if not yes:
+        console.note("Nothing was deleted. Add --yes to move it into the trash.")
+        return
+    console.note(f"Moved to {move_to_trash(found)}. Move it back to have it again.")
+
+
+@models.command("empty-trash")
+@FOLDERS
+@click.option("--yes", is_flag=True, help="Remove it; without this nothing is changed.")
+def empty(folders: tuple[Path, ...], *, yes: bool) -> None:
+    """Remove for good what was deleted from FOLDERS: what is in the folder .trash of each.
+
+    Without FOLDERS, of the current folder.
+    """
+    from impasto.cli.console import Console
+    from impasto.progress import size_words
+    from impasto.studio.models import empty_trash, trash_size
+
+    console, there = Console(), _existing(folders)
+    size = size_words(trash_size(there))
+    if not yes:
+        console.note(f"The trash has {size}. Nothing was removed. Add --yes to remove it.")
+        return
+    empty_trash(there)
+    console.note(f"Removed {size}.")
+
+
+def _existing(folders: tuple[Path, ...]) -> Folders:
+    """The folders that were given, or the current one, for models and runs alike.
+
+    Raises:
+        RunError: One is not there.
+    """
+    from impasto.errors import RunError
+    from impasto.studio.folders import Folders
+
+    for folder in folders:
+        if not folder.is_dir():
+            raise RunError(f"{folder} is not a folder.")
+    given = folders or (Path(),)
+    return Folders(runs=given, models=given)
+
+
+def _as_json(model: FoundModel) -> dict[str, Any]:
+    return {
+        "path": str(model.path),
+        "bytes": model.size,
+        "changed_at": model.changed_at,
+        "run": None if model.run is None else str(model.run.path),
+    }
+
+
+def _line(model: FoundModel) -> str:
+    view = model.view()
+    words = [view["kind"], view["size"], view["when"]]
+    return " · ".join([*words, f"of the run {view['run']}"] if view["run"] else words)

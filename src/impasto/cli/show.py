@@ -1,0 +1,88 @@
+"""`impasto show`: what a run has learnt so far, in words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from impasto.runs import RunDirectory
+
+_NOTHING_HELD_OUT = (
+    "Nothing can be said before two validations; validation.split holds images out for them."
+)
+_NO_CHECKPOINT = (
+    "no model was kept of that step; with saving.best_model = true the best one always is"
+)
+
+
+@click.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option(
+    "--images", "most", default=10, show_default=True, type=click.IntRange(0),
+    help="How many of the images with the highest loss are named.",
+)  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, for other programs.")
+def show(run: Path, most: int, as_json: bool) -> None:  # noqa: FBT001
+    """Say what the run RUN has learnt: best checkpoint, signs of over-fitting, worst images.
+
+    The images with the highest loss, compared with all others at the same noise
+    levels, are known where logging.image_losses = true.
+    """
+    from impasto.cli.console import Console
+    from impasto.cli.harmless import json_text
+    from impasto.runs import RunDirectory
+
+    found = _found(RunDirectory.open(run), most)
+    if as_json:
+        click.echo(json_text(found))
+        return
+    console = Console()
+    console.table(_rows(found))
+    if found["images"]:
+        console.heading(f"Highest loss, of {found['images_known']:,} images")
+        console.table({one["path"]: _image_words(one) for one in found["images"]})
+
+
+def _found(run: RunDirectory, most: int) -> dict[str, Any]:
+    from impasto.runs.image_losses import read_image_losses
+    from impasto.runs.learning import checkpoints_of, nearest, read_learning
+
+    learning = read_learning(run)
+    best = None if learning is None else nearest(checkpoints_of(run), learning.best[0])
+    is_asked = run.image_losses_file.is_file()
+    images = read_image_losses(run.image_losses_file) if is_asked else []
+    return {
+        "state": run.state().sentence(run.path),
+        "learning": None if learning is None else learning.sentence(),
+        "is_overfitting": None if learning is None else learning.is_overfitting,
+        "best_step": None if learning is None else learning.best[0],
+        "best_loss": None if learning is None else learning.best[1],
+        "checkpoint": None if best is None else str(best.path),
+        "has_image_losses": is_asked,
+        "images_known": len(images),
+        "images": [
+            {"path": one.image, "ratio": round(one.ratio, 4), "times": one.times}
+            for one in images[:most]
+        ],
+    }
+
+
+def _rows(found: dict[str, Any]) -> dict[str, str]:
+    rows = {"State": found["state"], "Learnt": found["learning"] or _NOTHING_HELD_OUT}
+    if found["learning"]:
+        rows["Best checkpoint"] = found["checkpoint"] or _NO_CHECKPOINT
+    if not found["images_known"]:
+        rows["Highest loss"] = (
+            "no losses of images yet"
+            if found["has_image_losses"]
+            else "not known: logging.image_losses = true writes the loss of each image down"
+        )
+    return rows
+
+
+def _image_words(one: dict[str, Any]) -> str:
+    times = "once" if one["times"] == 1 else f"{one['times']} times"
+    return f"{one['ratio']:.2f} × the usual loss, shown {times}"

@@ -1,0 +1,116 @@
+"""`impasto tasks ...`: what the studio has started beside runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from impasto.cli.groups import FullHelpGroup
+
+if TYPE_CHECKING:
+    from impasto.runs.tasks import TaskDirectory
+    from impasto.studio.tasks import Tasks
+
+RUNS = click.option(
+    "--runs", "folder", default=Path(), metavar="DIR", type=click.Path(path_type=Path),
+    help="The first folder of runs of the studio that started them. Default: the current folder.",
+)  # fmt: skip
+
+
+@click.group(cls=FullHelpGroup)
+def tasks() -> None:
+    """List and stop what the studio has started: tagging, conversions, downloads, drawing.
+
+    Runs are listed by `impasto runs`, and asked to stop by `impasto ask`.
+    """
+
+
+@tasks.command("list")
+@RUNS
+@click.option("--json", "as_json", is_flag=True, help="One JSON object per task, for programs.")
+def list_tasks(folder: Path, as_json: bool) -> None:  # noqa: FBT001
+    """List the tasks, the newest first, and how each really stands."""
+    from impasto.cli.console import Console
+
+    known = _tasks_of(folder)
+    found = [_as_json(known, task) for task in known.all()]
+    if as_json:
+        for one in found:
+            click.echo(json.dumps(one, ensure_ascii=True))
+        return
+    console = Console()
+    if not found:
+        console.note(f"The studio has started no tasks for the runs in {_place(folder)}.")
+        return
+    console.table({one["name"]: _line(one) for one in found})
+
+
+@tasks.command()
+@click.argument("name")
+@RUNS
+def stop(name: str, folder: Path) -> None:
+    """Ask the task NAME, as `impasto tasks list` shows it, to stop."""
+    from impasto.cli.console import Console
+    from impasto.errors import RunError
+    from impasto.invocation import command
+
+    known = _tasks_of(folder)
+    task = known.find(name)
+    if task is None:
+        shown = () if folder == Path() else ("--runs", folder)
+        raise RunError(
+            f"There is no task {name} of the runs in {_place(folder)}. "
+            f"These are there: {command('tasks', 'list', *shown)}"
+        )
+    state = known.state_of(task)
+    if not state.is_alive:
+        raise RunError(f"Task {name} is not at work: it is {state.state}.")
+    known.stop(task)
+    Console().note(f"Asked to stop: {task.description().get('title', name)}.")
+
+
+def _place(folder: Path) -> str:
+    return "the current folder" if folder == Path() else str(folder)
+
+
+def _tasks_of(folder: Path) -> Tasks:
+    """The tasks of the studio of a folder of runs.
+
+    Raises:
+        RunError: That is no folder, or one that leads elsewhere.
+    """
+    from impasto.errors import RunError
+    from impasto.studio.folders import HOME, require_own
+    from impasto.studio.tasks import TASKS, Tasks
+
+    if not folder.is_dir():
+        raise RunError(f"{folder} is not a folder. Give the folder of runs of the studio: --runs.")
+    require_own(folder / HOME, folder)
+    return Tasks(folder / HOME / TASKS)
+
+
+def _as_json(known: Tasks, task: TaskDirectory) -> dict[str, Any]:
+    state, about = known.state_of(task), task.description()
+    return {
+        "name": task.path.name,
+        "title": str(about.get("title", "")),
+        "words": [str(word) for word in about.get("words", ())],
+        "started_at": about.get("started_at"),
+        "state": state.state,
+        "stage": None if state.stage is None else dict(state.stage),
+        "error": state.error,
+    }
+
+
+def _line(one: dict[str, Any]) -> str:
+    words = [one["state"], one["title"]]
+    stage = one["stage"]
+    if stage is not None and one["state"] in ("starting", "working"):
+        of = f" of {stage['total']}" if stage.get("total") else ""
+        words.append(f"{stage['text']}: {stage['done']}{of} {stage['unit']}")
+    if one["error"]:
+        words.append(one["error"].partition("\n")[0])
+    return " · ".join(words)

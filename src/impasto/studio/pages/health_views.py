@@ -1,0 +1,79 @@
+"""What the page of a dataset's health shows: its report's JSON, with thumbnails of the studio."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path, PurePath
+from typing import Any
+
+from starlette.exceptions import HTTPException
+
+from impasto.errors import RunError
+from impasto.parsing import printable, read_object
+from impasto.report.health_view import health_view
+from impasto.studio.datasets import image_of
+from impasto.studio.folders import address_of
+from impasto.studio.pages.data_views import REPORT_FILE, Dataset, work_view
+
+_DATA_FILE = REPORT_FILE.with_suffix(".json")
+
+
+def report_view(dataset: Dataset) -> dict[str, Any]:
+    """The health report: when it was written, if it is there, and the task that writes it."""
+    return {"when": _written(dataset), "work": work_view(dataset, "report")}
+
+
+def health_page(dataset: Dataset) -> dict[str, Any]:
+    """What the report found.
+
+    Raises:
+        HTTPException: There is none: 404.
+        RunError: It is damaged, or was written by somebody else.
+    """
+    file = dataset.derived / _DATA_FILE
+    if not file.is_file():
+        raise HTTPException(404, "There is no report on this dataset yet.")
+
+    def drawn(path: str, _: str) -> dict[str, str]:
+        return _shown(dataset, path)
+
+    try:
+        view = health_view(read_object(file) or {}, drawn)
+    except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
+        raise RunError(
+            f"{file} is damaged, or of another version. Write the health report again."
+        ) from error
+    view["place"] = printable(str(dataset.path))
+    return {**view, "dataset": dataset, "when": _written(dataset), "is_darkened": False}
+
+
+def _written(dataset: Dataset) -> str:
+    try:
+        written = (dataset.derived / REPORT_FILE).stat().st_mtime
+    except OSError:
+        return ""
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(written))
+
+
+def _shown(dataset: Dataset, path: str) -> dict[str, str]:
+    """The thumbnail of an image and its page; nothing of one that is not there any more.
+
+    Reports name images by the dataset's own name and the path below, or by the whole path.
+    """
+    named = PurePath(path)
+    inside = (
+        Path(*named.parts[1:])
+        if named.parts[:1] == (dataset.path.name,)
+        else Path(named).relative_to(dataset.path)
+        if named.is_relative_to(dataset.path)
+        else None
+    )
+    if inside is None:
+        return {"image": "", "address": ""}
+    name = address_of([dataset.path], dataset.path / inside)
+    if image_of(dataset.path, name) is None:
+        return {"image": "", "address": ""}
+    return {
+        "image": f"{dataset.address}/thumbnails/{name}",
+        "address": f"{dataset.address}/images/{name}",
+    }
