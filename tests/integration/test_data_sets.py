@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from impasto.config.load import build_run_config
 from impasto.data.latent_cache import LatentCache
 from impasto.errors import DatasetError
-from impasto.training import loop
+from impasto.training import micro_steps
 from impasto.training.trainer import resume, train
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")
@@ -333,13 +333,13 @@ def test_captions_shown_are_those_that_training_sees(run_values, tmp_path, pictu
     assert len(expected) == 2 * 2 * 13
     seen = []
 
-    real = loop.training_step
+    real = micro_steps.training_step
 
     def watching(unet, conditioner, batch, recipe):
         seen.extend(batch.captions)
         return real(unet, conditioner, batch, recipe)
 
-    monkeypatch.setattr(loop, "training_step", watching)
+    monkeypatch.setattr(micro_steps, "training_step", watching)
     train(run_of(run_values, {"config": str(file)}, training={"max_epochs": 2, "max_steps": None}))
     assert sorted(text or "(empty)" for text in seen) == sorted(expected)
 

@@ -21,7 +21,7 @@ from impasto.datasets.build import survey
 from impasto.errors import NonFiniteLossError, OutOfMemoryError, RunError
 from impasto.progress import SilentProgress
 from impasto.runs import RunDirectory
-from impasto.training import float8, loop
+from impasto.training import float8, loop, micro_steps
 from impasto.training.events import SilentEvents
 from impasto.training.float8_linear import Float8Linear, torchao_product
 from impasto.training.optim.graph_recorder import CudaGraphRecorder
@@ -293,9 +293,13 @@ def test_a_deterministic_run_gives_the_same_bits_when_it_is_resumed(train_config
 @pytest.mark.parametrize("name", FAULTS)
 def test_what_is_not_finite_reaches_no_weight(name, train_config, monkeypatch):
     """The fault is in step 2, and found with the line of metrics after step 3."""
-    monkeypatch.setattr(loop, "training_step", broken_step(fault_of(name), loop.training_step))
+    monkeypatch.setattr(
+        micro_steps, "training_step", broken_step(fault_of(name), micro_steps.training_step)
+    )
     if FAULTS[name].get("cuda_graphs") == "step":
-        monkeypatch.setattr(loop, "step_inputs", broken_inputs(fault_of(name), loop.step_inputs))
+        monkeypatch.setattr(
+            micro_steps, "step_inputs", broken_inputs(fault_of(name), micro_steps.step_inputs)
+        )
     config = train_config(training=FAULTS[name], logging={"every_steps": 3})
     if name == "fp16, gradient":  # the scale's doing, and passed over
         run = train(config)
@@ -429,7 +433,7 @@ def test_steps_as_graphs_wait_for_nothing(training, train_config, monkeypatch, r
 @pytest.mark.parametrize("what", ["loss", "gradient"])
 def test_what_is_not_finite_in_a_graph_reaches_no_weight(what, train_config, monkeypatch):
     fault = {"what": what, "at": 8}
-    monkeypatch.setattr(loop, "step_inputs", broken_inputs(fault, loop.step_inputs))
+    monkeypatch.setattr(micro_steps, "step_inputs", broken_inputs(fault, micro_steps.step_inputs))
     config = train_config(
         dataset={"enable_bucket": False},
         training={"max_steps": 12, "cuda_graphs": "step"},

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from impasto.config.cases import Facts
 from impasto.errors import NonFiniteLossError, OutOfMemoryError, RunError
 from impasto.runs import RunDirectory
-from impasto.training import build, encoded_model, loop, step_graphs, trainer
+from impasto.training import build, encoded_model, micro_steps, step_graphs, trainer
 from impasto.training.events import SilentEvents
 from impasto.training.overrides import Overrides
 from impasto.training.trainer import resume, train
@@ -221,7 +221,7 @@ def test_what_is_not_finite_reaches_no_weight(
     factor, at, settings, tmp_path, recorders, monkeypatch
 ):
     """A loss that is NaN, and one whose gradient overflows; in a replay and in a plain step."""
-    real, calls = loop.step_inputs, [0]
+    real, calls = micro_steps.step_inputs, [0]
 
     def spoilt(*args):
         inputs = real(*args)
@@ -232,7 +232,7 @@ def test_what_is_not_finite_reaches_no_weight(
 
     changes = {"logging": {"every_steps": 8}, "saving": {"state_every_steps": 1, "keep_states": 9}}
     whole = train(settings(**changes))
-    monkeypatch.setattr(loop, "step_inputs", spoilt)
+    monkeypatch.setattr(micro_steps, "step_inputs", spoilt)
     config = settings(
         output_dir=str(tmp_path / "graphed"),
         training={"cuda_graphs": "step"},

@@ -22,6 +22,7 @@ from impasto.runs.commands import CommandName
 from impasto.training.compile import within_limit
 from impasto.training.devices import seed_torch
 from impasto.training.events import TrainingEvents
+from impasto.training.micro_steps import build_micro_steps
 from impasto.training.monitoring.command_listener import CommandListener
 from impasto.training.monitoring.failures import Failures
 from impasto.training.monitoring.frozen_check import FrozenCheck
@@ -30,16 +31,12 @@ from impasto.training.monitoring.recorder import Recorder
 from impasto.training.optim.chunked import ChunkedOptimizer
 from impasto.training.optim.finite_updates import NonFiniteError
 from impasto.training.optim.state import LrSetter, require_savable
-from impasto.training.optim.updates import OptimizerUpdate, UpdateInputs
-from impasto.training.param_dtypes import build_weight_copies
 from impasto.training.prefetch import build_prefetcher
 from impasto.training.requests import Requests
 from impasto.training.saving.restore import restore_newest
 from impasto.training.saving.saver import Saver
 from impasto.training.session import Session
 from impasto.training.signals import STOPPING, StopRequest
-from impasto.training.step import StepOutput, micro_batch_loss, step_inputs, training_step
-from impasto.training.step_graphs import StepGraphs, build_step_graphs
 from impasto.training.triggers import Triggers
 
 
@@ -71,22 +68,8 @@ class TrainingLoop:
         self._is_main = session.accelerator.is_main_process
         self._lr = LrSetter(session.optimizer)
         self._session_state = session.resumable()
-        inputs = UpdateInputs(
-            session.optimizer,
-            list(self._session_state.names),
-            session.precision,
-            self._config.training.max_grad_norm,
-            self._config.training.optimizer_in_backward,
-            session.stream,
-        )
-        self._copies = build_weight_copies(session.config, session.trainable)
-        self._graphs: StepGraphs | None = None
-        self._optimizer_update: OptimizerUpdate
-        if self._config.training.cuda_graphs == "step":
-            self._graphs = build_step_graphs(session, inputs, self._copies, events.note)
-            self._optimizer_update = self._graphs.update
-        else:
-            self._optimizer_update = session.strategy.build_update(inputs)
+        self._micro_steps = build_micro_steps(session, list(self._session_state.names), events.note)
+        self._optimizer_update = self._micro_steps.update
         self._has_stepped = False
         self._compiled: set[tuple[Size, int]] = set()
         self._best: float | None = None
@@ -195,9 +178,7 @@ class TrainingLoop:
     @contextlib.contextmanager
     def _compiling(self, bucket: Size, optimizer_step: OptimizerStep) -> Iterator[None]:
         """The first step of a size of images compiles for it, which is timed by itself."""
-        shapes = {(bucket, len(batch.samples)) for batch in optimizer_step.micro_batches}
-        if self._graphs is not None:  # short batches are filled up
-            shapes = {(bucket, self._session.sampler.largest_batches[bucket])}
+        shapes = self._micro_steps.shapes(bucket, optimizer_step)
         if self._config.training.compile == "off":
             yield
             return
@@ -254,56 +235,21 @@ class TrainingLoop:
             session.captions.learn(now=any(part.is_trained_at(step) for part in reading))
         if isinstance(session.optimizer, ChunkedOptimizer):
             session.optimizer.begin(derive_seed(config.seed, "rounding", step))
-        if self._graphs is None or not self._has_stepped:  # a graph makes them after its step
-            self._copies.refresh()
+        self._micro_steps.begin()
         return lr_factor
 
     def _micro_step(
         self, optimizer_step: OptimizerStep, micro_batch: MicroBatch, batch: Batch
     ) -> Tensor:
         """Add the gradient of a micro-batch; returns its share of the step's loss."""
-        session = self._session
-        if self._graphs is None:
-            is_last = micro_batch is optimizer_step.micro_batches[-1]
-            output, micro_loss = self._go_back(batch, optimizer_step.size, is_last=is_last)
-        else:
-            output, micro_loss = self._replay(self._graphs, optimizer_step, micro_batch, batch)
+        output, micro_loss = self._micro_steps.run(batch, micro_batch, optimizer_step)
         self._recorder.meter.add_samples(output)
         if self._recorder.image_losses is not None and not micro_batch.is_padding:
-            images = session.prepared.training.images
+            images = self._session.prepared.training.images
             records = [images[sample.image].record for sample in micro_batch.samples]
             shown = [(r.path.as_posix(), r.subset.loss_weight) for r in records]
             self._recorder.image_losses.add(optimizer_step.step, shown, output)
         return micro_loss
-
-    def _go_back(self, batch: Batch, size: int, *, is_last: bool) -> tuple[StepOutput, Tensor]:
-        """Forward and backward as they are written; the losses, and their share of the step's."""
-        session = self._session
-        with self._copies.swapped_in():  # in the backward pass too: blocks are computed again there
-            with session.precision.autocast():
-                output = training_step(session.unet, session.conditioner, batch, session.recipe)
-            micro_loss = micro_batch_loss(output.losses, size, self._accelerator.num_processes)
-            if session.ema is not None:
-                session.ema.wait_for_copies()
-            self._optimizer_update.backward(micro_loss, is_last=is_last)
-        return output, micro_loss.detach()
-
-    def _replay(
-        self,
-        graphs: StepGraphs,
-        optimizer_step: OptimizerStep,
-        micro_batch: MicroBatch,
-        batch: Batch,
-    ) -> tuple[StepOutput, Tensor]:
-        """The same by a graph: what follows from the batch is made ahead of it."""
-        session = self._session
-        with session.precision.autocast():
-            inputs = step_inputs(session.conditioner, batch, session.recipe)
-        if session.ema is not None:
-            session.ema.wait_for_copies()
-        bucket = session.prepared.training.images[micro_batch.samples[0].image].bucket
-        full = session.sampler.largest_batches[bucket]
-        return graphs.micro_step(inputs, 1 / optimizer_step.size, full)
 
     def _check_frozen_parts(self, frozen_check: FrozenCheck, step: int) -> None:
         """Once: say if a part that should learn has not moved, or one that should not has."""
@@ -446,8 +392,7 @@ class TrainingLoop:
             self._failures.explaining_errors(_DOING[activity], done),
         ):
             yield
-        if self._graphs is not None:
-            self._graphs.forget_if_moved()
+        self._micro_steps.end_pause()
 
     def _restore(self) -> int:
         """Load the newest state, if there is one, and return its step."""

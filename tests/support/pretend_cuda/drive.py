@@ -26,7 +26,7 @@ from gpu_cases import broken_inputs, broken_step
 from impasto.config.load import build_run_config
 from impasto.errors import ImpastoError
 from impasto.models import tokenizers
-from impasto.training import loop, trainer
+from impasto.training import loop, micro_steps, trainer
 from impasto.training.events import SilentEvents
 
 for name in ("AutoencoderKL", "UNet2DConditionModel", "DDIMScheduler", "EulerDiscreteScheduler"):
@@ -89,12 +89,12 @@ def run(order: dict[str, Any]) -> dict[str, Any]:
     stand_ins.PAGES.clear()
     began = time.process_time()
     events = Watched()
-    original = loop.TrainingLoop.step, loop.training_step, loop.step_inputs
+    original = loop.TrainingLoop.step, micro_steps.training_step, micro_steps.step_inputs
     loop.TrainingLoop.step = watched_update(events, original[0], order.get("fail_at"))
     if order["settings"]["training"].get("cuda_graphs") == "step":
-        loop.step_inputs = broken_inputs(order.get("fault"), original[2])
+        micro_steps.step_inputs = broken_inputs(order.get("fault"), original[2])
     else:
-        loop.training_step = broken_step(order.get("fault"), original[1])
+        micro_steps.training_step = broken_step(order.get("fault"), original[1])
     error = None
     try:
         config = build_run_config(order["settings"], source=order["name"])
@@ -107,7 +107,7 @@ def run(order: dict[str, Any]) -> dict[str, Any]:
     except Exception:  # told to the test, which fails
         error = traceback.format_exc()
     finally:
-        loop.TrainingLoop.step, loop.training_step, loop.step_inputs = original
+        loop.TrainingLoop.step, micro_steps.training_step, micro_steps.step_inputs = original
     return {
         "error": error,
         "waits": events.waits,
