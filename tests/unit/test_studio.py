@@ -444,11 +444,28 @@ def test_who_has_a_port_is_said_as_far_as_the_system_tells(monkeypatch):
     def at(port, pid, status=psutil.CONN_LISTEN):
         return SimpleNamespace(laddr=SimpleNamespace(port=port), pid=pid, status=status)
 
-    assert "administrators only" in told(psutil.AccessDenied())
+    with monkeypatch.context() as hidden:
+        hidden.setattr(psutil.Process, "net_connections", lambda *_: [])
+        assert "administrators only" in told(psutil.AccessDenied())
     assert "of another user" in told([at(80, None)])
     assert "cannot be seen from here" in told([at(8080, 1), at(80, 1, psutil.CONN_ESTABLISHED)])
     gone = 2**22 + 1  # no process has such a number
     assert told([at(80, gone)]) == f"by process {gone}"
+
+
+def test_ones_own_process_is_named_where_the_system_tells_no_more(monkeypatch):
+    """macOS lists all connections for administrators alone, and those of one's own processes."""
+    asked = []
+
+    def refused(kind):
+        asked.append(kind)
+        raise psutil.AccessDenied
+
+    own = psutil.Process()
+    monkeypatch.setattr(psutil, "net_connections", refused)
+    with taken_ports(1) as (port, _):
+        assert ports.holder_of(port) == f"by {own.name()} (process {own.pid})"
+    assert asked
 
 
 def test_a_port_that_is_kept_for_others_is_named_so(monkeypatch):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import ipaddress
 import socket
 import sys
+from collections.abc import Iterator
 from pathlib import PurePath
+from typing import Any
 
 import psutil
 
@@ -66,11 +69,24 @@ def holder_of(port: int) -> str:
 def _listeners(port: int) -> list[int | None] | None:
     """The processes that listen at a port, None for one without a number; None if not told."""
     try:
-        found = psutil.net_connections("tcp")
-    except (psutil.Error, OSError, RuntimeError):
-        return None
-    listening = (c for c in found if c.status == psutil.CONN_LISTEN and c.laddr)
-    return [connection.pid for connection in listening if connection.laddr.port == port]
+        found = [(c, c.pid) for c in psutil.net_connections("tcp")]
+    except (psutil.Error, OSError, RuntimeError):  # macOS tells administrators alone
+        own: list[int | None] = [pid for c, pid in _of_own_processes() if _is_at(c, port)]
+        return own or None
+    return [pid for c, pid in found if _is_at(c, port)]
+
+
+def _of_own_processes() -> Iterator[tuple[Any, int]]:
+    """The connections of the processes that the system tells this user about."""
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError, RuntimeError):
+            for connection in process.net_connections("tcp"):
+                yield connection, process.pid
+
+
+def _is_at(connection: Any, port: int) -> bool:
+    is_listening = connection.status == psutil.CONN_LISTEN and connection.laddr
+    return bool(is_listening and connection.laddr.port == port)
 
 
 def _process_words(pid: int) -> str:
