@@ -78,10 +78,10 @@ class Camera:
             self.page.emulate_media(color_scheme=settings.get("color_scheme", "light"))
             self.page.mouse.move(0, 0)  # nothing is pointed at
             self.page.evaluate("document.activeElement?.blur()")
-            self.page.evaluate(RENAMED, [str(self.workplace), SHOWN_FOLDER])
             self._scroll(at)
             self.page.wait_for_timeout(700)  # charts are drawn anew
             self.page.wait_for_function(ALL_LOADED)
+            self.page.evaluate(RENAMED, [str(self.workplace), SHOWN_FOLDER])
             target = self.out / f"{name}{look}.png"
             shown = {"x": 0, "y": 0, **self.page.viewport_size}
             shown["height"] = min(shown["height"], self.page.evaluate(END))

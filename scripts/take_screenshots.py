@@ -18,11 +18,12 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import tomli_w
 from playwright.sync_api import Browser, Page, sync_playwright
-from studio_camera import RENAMED, SHOWN_FOLDER, SIZE, Camera
+from studio_camera import SIZE, Camera
 
 from impasto.demo.recipe import CAPTIONER, FOLDER, TAGGER
 from impasto.runs.drawings import DrawFolder
@@ -54,8 +55,14 @@ SETTINGS = {
 def served(workplace: Path) -> Iterator[str]:
     """The studio with the demo, begun in a folder; yields the printed address."""
     words = [sys.executable, "-m", "impasto", "studio", "--demo"]
+    called_as = {"IMPASTO_PROGRAM": "impasto"}  # in commands that pages show
     process = subprocess.Popen(
-        words, cwd=workplace, stdout=subprocess.PIPE, text=True, encoding="utf-8"
+        words,
+        cwd=workplace,
+        env={**os.environ, **called_as},
+        stdout=subprocess.PIPE,
+        text=True,
+        encoding="utf-8",
     )
     try:
         yield next(line.strip() for line in process.stdout or () if line.startswith("http"))
@@ -94,8 +101,7 @@ def first_start(camera: Camera, workplace: Path) -> None:
     with tempfile.TemporaryDirectory(dir=workplace) as fresh, served(Path(fresh)) as address:
         camera.page.goto(address)
         camera.page.wait_for_selector("#machine :text('This machine:')")
-        camera.page.evaluate(RENAMED, [fresh, SHOWN_FOLDER])
-        camera.take("studio-first")
+        replace(camera, workplace=Path(fresh)).take("studio-first")
 
 
 def data_pages(camera: Camera, place: Path, address: str) -> None:

@@ -43,7 +43,7 @@ def test_runs_are_compared_by_clicks_and_keys(runs, page, complaints):
         page.wait_for_selector("#curves canvas")
         wait_for_lines(page, "#curves canvas")
         page.wait_for_selector("#numbers td:has-text('100,000')")
-        page.wait_for_function("document.getElementById('curves-note').hidden")
+        page.wait_for_function("() => document.getElementById('curves-note').hidden")
         label = "[...document.querySelectorAll('.curve')][0].getAttribute('aria-label')"
         assert "one is" in page.evaluate(label)
         assert page.is_visible("figure:has-text('one')")

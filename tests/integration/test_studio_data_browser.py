@@ -55,7 +55,7 @@ def test_a_dataset_is_made_filled_and_looked_through_by_clicks(folders, page, co
         (folders / "data" / "dogs" / "new-2.png").unlink()
         page.reload()
         page.wait_for_selector("text=1 image.")
-        page.wait_for_function("document.querySelector('.thumb img').naturalWidth > 0")
+        page.wait_for_function("() => document.querySelector('.thumb img').naturalWidth > 0")
         assert page.inner_text(".card .caption") == "a new one"
 
         page.click("text=All datasets")
