@@ -82,6 +82,7 @@ ROUTES = {
     f"GET {WORDS}": Case(),
     f"GET {WORDS}/thumbnails/{{image}}": Case(),
     f"POST {WORDS}/read": Case(303),
+    f"GET {WORDS}/health": Case(404),  # no report with its numbers is there
     f"GET {WORDS}/report": Case(),
     f"POST {WORDS}/report": Case(303),
     f"GET {WORDS}/progress/{{verb}}": Case(),
