@@ -28,8 +28,7 @@ from studio_camera import SIZE, Camera
 from impasto.demo.recipe import CAPTIONER, FOLDER, TAGGER
 from impasto.runs.drawings import DrawFolder
 from impasto.runs.queue import Queue
-from impasto.studio.core import HOME
-from impasto.studio.folders import address_of
+from impasto.studio.folders import HOME, address_of
 from impasto.studio.tasks import Tasks
 
 ROOT = Path(__file__).parents[1]

@@ -15,9 +15,8 @@ from studios import FROM_HERE
 from impasto.runs import RunDirectory
 from impasto.runs.listing import find_runs
 from impasto.runs.queue import Queue
-from impasto.studio.core import HOME
 from impasto.studio.drafts import Drafts
-from impasto.studio.folders import Folders, address_of
+from impasto.studio.folders import HOME, Folders, address_of
 from impasto.studio.tasks import Tasks
 
 LOOKS = 6
