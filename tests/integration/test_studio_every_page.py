@@ -8,9 +8,8 @@ from studio_world import ROUTES, a_task, address, make_world
 
 from impasto.locks import FolderLock
 from impasto.owners import current_process
-from impasto.studio.core import HOME
 from impasto.studio.drafts import Drafts
-from impasto.studio.folders import Folders, address_of
+from impasto.studio.folders import HOME, Folders, address_of
 from impasto.studio.models import find_model
 
 pytestmark = needs_browser

@@ -13,7 +13,7 @@ from browsing import end_queue, needs_browser
 
 from impasto.runs import RunDirectory
 from impasto.runs.drawings import DrawFolder
-from impasto.studio.core import HOME
+from impasto.studio.folders import HOME
 from impasto.studio.tasks import Tasks
 
 pytestmark = needs_browser

@@ -12,6 +12,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from impasto.checkpoints import reading
 from impasto.checkpoints import tensors as tensors_module
 from impasto.checkpoints.kinds import BASE_MODEL, kind_of
 from impasto.checkpoints.modelspec import ModelSpec, read_encoder_layer, read_prediction_type
@@ -324,3 +325,18 @@ def test_a_tensor_read_in_pieces_is_the_whole_one(stored, piece, at_once, tmp_pa
     assert (
         load_file(tmp_path / "y.safetensors")["w"].view(torch.uint8).equal(values.view(torch.uint8))
     )
+
+
+def test_a_file_that_is_replaced_while_it_is_read_is_noticed(tensors, tmp_path, monkeypatch):
+    """Half of the bytes may be another model's."""
+    file = tmp_path / "x.safetensors"
+    write_safetensors(file, lazily(tensors), {})
+    opened, real = open_tensor_file(file).tensors, reading._read_into
+
+    def replaced(*given):
+        real(*given)
+        write_safetensors(file, lazily({"b": torch.zeros(7)}), {})
+
+    monkeypatch.setattr(reading, "_read_into", replaced)
+    with pytest.raises(ModelError, match="was changed, replaced or removed while it was being"):
+        opened["b"].read()

@@ -138,6 +138,7 @@ def _open_safetensors(path: Path) -> TensorFile:
                 check()
                 values = torch.empty(last - first, dtype=torch.uint8)
                 _read_into(values.numpy().data, path, 8 + size + begin + first)
+                check()  # it may have been replaced while it was read
                 return values.view(dtype)
 
         return LazyTensor(

@@ -21,13 +21,18 @@ SAFETENSORS_TYPES = {
 }  # fmt: skip
 
 
-_PIECE = 1 << 20
+_PIECE = 4 << 20
 """Bytes that are read at a time where a tensor can be read in part: they stay in a processor's
-cache until they are converted, hashed and written."""
+cache until they are converted, hashed and written, and a file on another machine is not opened
+thousands of times."""
 
 _AT_ONCE = 1 << 15
 """Elements that are computed with at a time: of more, PyTorch wakes threads of its own (GRAIN_SIZE
 in ATen/TensorIterator.h), which then wait for work on processors that others need."""
+
+
+class TensorChangedError(Exception):
+    """A tensor is not what it was said to be when it is read."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +45,7 @@ class LazyTensor:
         read: Gives it, on the CPU. Copy it before writing to it, unless `owns_memory`.
         owns_memory: Whether each reading gives new memory, that nothing else looks at.
         read_range: Gives the elements from one position up to another, flat and in row-major order,
-            in memory of their own; None where only the whole can be read.
+            on the CPU; None where only the whole can be read. Copy them before writing to them.
     """
 
     shape: tuple[int, ...]
@@ -52,10 +57,20 @@ class LazyTensor:
     @classmethod
     def of(cls, tensor: Tensor) -> LazyTensor:
         """A tensor that is in memory already, on any device."""
-        return cls(tuple(tensor.shape), tensor.dtype, lambda: tensor.detach().cpu())
+
+        def read_range(begin: int, end: int) -> Tensor:
+            return tensor.detach().view(-1)[begin:end].cpu()
+
+        is_flat = tensor.layout == torch.strided and tensor.is_contiguous()
+        return cls(
+            tuple(tensor.shape),
+            tensor.dtype,
+            lambda: tensor.detach().cpu(),
+            read_range=read_range if is_flat else None,
+        )
 
     def ranges(self) -> list[tuple[int, int]]:
-        """Positions that its elements are read by, one range after another: of up to 1 MiB each.
+        """Positions that its elements are read by, one range after another: of up to 4 MiB each.
 
         One range where only the whole can be read.
         """
@@ -69,7 +84,7 @@ class LazyTensor:
         """Its elements of one of `ranges`, flat.
 
         Raises:
-            ValueError: The tensor has another shape or type now.
+            TensorChangedError: The tensor has another shape or type now.
         """
         if self.read_range is not None:
             found = self.read_range(begin, end)
@@ -78,7 +93,7 @@ class LazyTensor:
             found = self.read()
             is_as_told = tuple(found.shape) == self.shape and found.dtype == self.dtype
         if not is_as_told:
-            raise ValueError("another shape or type")
+            raise TensorChangedError
         return found.reshape(-1)
 
     def read_as(self, dtype: torch.dtype) -> Tensor:

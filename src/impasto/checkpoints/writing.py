@@ -26,7 +26,13 @@ from torch import Tensor
 from impasto import files
 from impasto.checkpoints.pickle_writing import require_picklable, save_pickle
 from impasto.checkpoints.reading import METADATA_ENTRY
-from impasto.checkpoints.tensors import SAFETENSORS_TYPES, LazyTensor, Tensors, pieces_of
+from impasto.checkpoints.tensors import (
+    SAFETENSORS_TYPES,
+    LazyTensor,
+    TensorChangedError,
+    Tensors,
+    pieces_of,
+)
 from impasto.errors import ModelError
 from impasto.parsing import printable
 from impasto.progress import Advance
@@ -333,7 +339,7 @@ def _checked(name: str, lazy: LazyTensor, begin: int, end: int, *, finite_only: 
     """
     try:
         values = lazy.elements(begin, end)
-    except ValueError as error:
+    except TensorChangedError as error:
         raise ModelError(
             f"{name} changed its shape or type while it was being read. Nothing was written."
         ) from error
