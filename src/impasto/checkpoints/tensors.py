@@ -97,9 +97,9 @@ class LazyTensor:
         return found.reshape(-1)
 
     def read_as(self, dtype: torch.dtype) -> Tensor:
-        """A copy of another type, which may be written to."""
-        if self.read_range is None or dtype == self.dtype:
-            return self.read().to(dtype, copy=not (self.owns_memory and dtype == self.dtype))
+        """A copy of another type, which may be written to; made on the thread that asks."""
+        if self.owns_memory and dtype == self.dtype:
+            return self.read()
         values = torch.empty(self.shape, dtype=dtype)
         flat = values.view(-1)
         for begin, end in self.ranges():
@@ -127,16 +127,23 @@ class LazyTensor:
         """
         rows = self.shape[0] // 3
         shape = (rows, *self.shape[1:])
-        read_range, begins = self.read_range, number * prod(shape)
-        return LazyTensor(
-            shape,
-            self.dtype,
-            lambda: self.read()[number * rows : (number + 1) * rows].clone(),
-            owns_memory=True,
-            read_range=None
-            if read_range is None
-            else lambda begin, end: read_range(begins + begin, begins + end),
-        )
+        read_range, count = self.read_range, prod(shape)
+        if read_range is None:
+            return LazyTensor(
+                shape,
+                self.dtype,
+                lambda: self.read()[number * rows : (number + 1) * rows].clone(),
+                owns_memory=True,
+            )
+
+        def read_own(begin: int, end: int) -> Tensor:
+            return read_range(number * count + begin, number * count + end)
+
+        def read() -> Tensor:
+            own = read_own(0, count).reshape(shape)
+            return own if self.owns_memory else own.clone()
+
+        return LazyTensor(shape, self.dtype, read, owns_memory=True, read_range=read_own)
 
     def cast(self, dtype: torch.dtype | None) -> LazyTensor:
         """The same in another floating-point type; integers and None stay as they are."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Collection, Mapping
+import os
+from collections.abc import Callable, Collection, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from operator import attrgetter
@@ -28,6 +30,9 @@ from impasto.models.opening import OpenOptions, open_model
 from impasto.models.schedules import schedule_of
 from impasto.models.tokenizers import build_tokenizer
 from impasto.progress import Advance, Progress, SilentProgress, in_mib
+
+READERS = 4
+"""Threads that read a network's tensors."""
 
 UNFIT = (
     TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RuntimeError,
@@ -256,16 +261,33 @@ def fill(
             f"{source} does not fit its configuration: {'; '.join(fit.faults)}. The file is "
             f"damaged or belongs to another model."
         )
-    values: dict[str, Tensor] = {}
-    for name, lazy in tensors.items():
-        values[name] = lazy.read_as(dtype)
-        if not is_finite(values[name]):
+    values = dict(zip(tensors, _read(tensors, source, advance, dtype), strict=True))
+    module.load_state_dict(values, strict=False, assign=True)
+
+
+def _read(tensors: Tensors, source: str, advance: Advance, dtype: torch.dtype) -> Iterator[Tensor]:
+    """Copies of tensors in their order, read and converted on a few threads at once.
+
+    Most of the time goes to memory that was never touched, which the system has to hand out.
+    """
+
+    def read(named: tuple[str, LazyTensor]) -> Tensor:
+        name, lazy = named
+        values = lazy.read_as(dtype)
+        if not is_finite(values):
             raise ModelError(
                 f"{source}: {name} holds NaN or infinite values. The model is damaged; take "
                 f"another copy of it."
             )
-        advance(lazy.size_bytes)
-    module.load_state_dict(values, strict=False, assign=True)
+        return values
+
+    pool = ThreadPoolExecutor(min(READERS, os.cpu_count() or 1))
+    try:
+        for lazy, values in zip(tensors.values(), pool.map(read, tensors.items()), strict=True):
+            yield values
+            advance(lazy.size_bytes)
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def state_dicts(modules: Mapping[str, nn.Module]) -> dict[str, Tensors]:
