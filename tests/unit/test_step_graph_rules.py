@@ -106,8 +106,9 @@ def test_an_optimizer_that_was_given_in_code_has_to_step_on_the_device():
             require_capturable(other)
 
 
-def test_dropout_does_not_go_with_blocks_that_are_computed_again():
-    network = nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.1))
+@pytest.mark.parametrize("dropout", [nn.Dropout, nn.Dropout2d, nn.AlphaDropout])
+def test_dropout_does_not_go_with_blocks_that_are_computed_again(dropout):
+    network = nn.Sequential(nn.Linear(2, 2), dropout(0.1))
     save_no_random_states(network)
     network[0].gradient_checkpointing = True
     with pytest.raises(ConfigError, match="dropout"):
@@ -143,23 +144,33 @@ def test_the_recorder_of_the_tests_keeps_numbers_of_the_host():
 @pytest.fixture
 def graphs():
     """Graphs of a network of one weight, whose loss is (weight * x_0 - noise)^2."""
-    weight = nn.Parameter(torch.ones(1))
+    network = nn.Module()
+    network.weight = nn.Parameter(torch.ones(1))
+    network.register_buffer("frozen", torch.ones(1))
+
+    def losses(tensors):
+        output = network.weight * network.frozen * tensors.x_0
+        return (output - tensors.noise).square().mean(dim=(1, 2, 3)) * tensors.weights
+
+    graphs, recorder = graphs_of(network, losses)
+    return graphs, network, recorder
+
+
+def graphs_of(network, losses):
+    """Graphs of a network, and what records them."""
+    weights = list(network.parameters())
     inputs = UpdateInputs(
-        torch.optim.AdamW([weight], lr=2.0**-3, fused=True),
-        [weight],
+        torch.optim.AdamW(weights, lr=2.0**-3, fused=True),
+        weights,
         Precision("no", torch.device("cpu")),
     )
     copies, recorder = WeightCopies([], torch.float32), RecordedGraphs()
-
-    def losses(tensors):
-        return (weight * tensors.x_0 - tensors.noise).square().mean(dim=(1, 2, 3)) * tensors.weights
-
     update = GraphedUpdate(inputs, recorder, copies)
-    return StepGraphs(losses, update, copies, recorder, [weight], print), weight, recorder
+    return StepGraphs(losses, update, copies, recorder, network, print), recorder
 
 
-def batch(size, value=1.0):
-    latents = torch.full((size, 4, 2, 2), value)
+def batch(size, value=1.0, side=2):
+    latents = torch.full((size, 4, side, side), value)
     return StepInputs(
         x_0=latents,
         noise=latents + 1,
@@ -179,20 +190,43 @@ def step(graphs, *batches):
     return [output.losses.tolist() for output, _ in outputs]
 
 
-def test_weights_that_were_moved_are_recorded_anew(graphs):
-    graphs, weight, recorder = graphs
+@pytest.mark.parametrize("name", ["weight", "frozen"])
+def test_weights_that_were_moved_are_recorded_anew(name, graphs):
+    """What learns, and what is read beside it."""
+    graphs, network, recorder = graphs
+    weight, moved = network.weight, getattr(network, name)
     for _ in range(4):
         step(graphs, batch(4))
     assert (recorder.ran, recorder.recorded) == (2 + 1, 1 + 1)
     graphs.forget_if_moved()
     step(graphs, batch(4))
     assert recorder.recorded == 2
-    weight.data = weight.data.clone()
+    moved.data = moved.data.clone()
     graphs.forget_if_moved()
     before = weight.item()
     step(graphs, batch(4))
     assert recorder.recorded == 4
     assert weight.item() != before
+
+
+@pytest.mark.parametrize(
+    ("calls_without", "sides"), [(1, [2, 2]), (2, [2, 2, 2]), (3, [2, 2, 2, 4])]
+)
+def test_a_parameter_whose_first_gradient_comes_late_is_named(calls_without, sides):
+    """In a step that runs as it is written, while one is recorded, and in one of a new shape."""
+    network, calls = nn.ParameterDict({"early": torch.ones(1), "late": torch.ones(1)}), []
+
+    def losses(tensors):
+        calls.append(1)
+        late = network["late"] if len(calls) > calls_without else 1.0
+        output = network["early"] * tensors.x_0 * late
+        return (output - tensors.noise).square().mean(dim=(1, 2, 3)) * tensors.weights
+
+    graphs, _ = graphs_of(network, losses)
+    for side in sides[:-1]:
+        step(graphs, batch(4, side=side))
+    with pytest.raises(NotRecordableError, match="late has a gradient now and had none"):
+        step(graphs, batch(4, side=sides[-1]))
 
 
 def test_losses_are_those_of_the_samples_that_are_real(graphs):

@@ -66,7 +66,8 @@ class CudaGraphRecorder:
     def record(self, work: Work) -> Work:
         """Record work.
 
-        Other threads may use the GPU meanwhile, as those that encode images do.
+        Other threads may use the GPU meanwhile: a call that CUDA refuses during a recording is
+        refused in this thread alone.
 
         Raises:
             NotRecordableError: A CUDA graph cannot hold it.
