@@ -56,6 +56,16 @@ REFUSED = {
         "optimizer_in_backward",
     ),
     "fp16": ({"training": {"mixed_precision": "fp16"}}, "mixed_precision to bf16"),
+    "dropout that is drawn again": (
+        {
+            "method": {
+                "kind": "hypernetwork", "layers": [1, 2, 2, 1], "dropout": [0, 0.1, 0, 0],
+            },
+            "saving": {"format": "a1111", "export_dtype": "fp32"},
+            "training": {"gradient_checkpointing": True},
+        },
+        "gradient_checkpointing and method.dropout",
+    ),
     "text encoder": ({"method": {"train_text_encoder": True}}, "train_text_encoder"),
 }  # fmt: skip
 
