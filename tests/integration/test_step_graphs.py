@@ -1,5 +1,7 @@
 """Whole steps as graphs, with a recorder that needs no GPU: the same numbers as without."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from graph_recording import RecordedGraphs
@@ -13,6 +15,7 @@ from impasto.errors import NonFiniteLossError, OutOfMemoryError, RunError
 from impasto.runs import RunDirectory
 from impasto.training import build, encoded_model, micro_steps, step_graphs, trainer
 from impasto.training.events import SilentEvents
+from impasto.training.monitoring import metrics
 from impasto.training.optim.ema import EmaWeights
 from impasto.training.optim.graphed_update import GraphedUpdate
 from impasto.training.optim.updates import UpdateAfterBackward, UpdateInBackward
@@ -211,6 +214,29 @@ def test_copies_for_the_average_are_made_beside_the_step(name, settings, recorde
     usual = {"ema_decay": 0.9, "ema_on_cpu": True, "max_steps": 1}
     train(settings(training={"gradient_accumulation_steps": 2, **usual, **training}))
     assert seen == wanted
+
+
+@pytest.mark.parametrize(("graphs", "wanted"), [("off", 3), ("step", 7)])
+def test_metrics_tell_memory_that_graphs_keep(graphs, wanted, settings, recorders, monkeypatch):
+    """What tensors within graphs take is reserved, and not allocated between two replays."""
+    training = {"cuda_graphs": graphs, "max_steps": 3}
+    config = settings(training=training)
+    known = {"is_available": True, "is_initialized": True}
+    known |= {"max_memory_allocated": 3 << 20, "max_memory_reserved": 7 << 20}
+    cuda = SimpleNamespace(**{name: lambda value=value: value for name, value in known.items()})
+    monkeypatch.setattr(metrics, "torch", WithCuda(cuda))
+    run = train(config)
+    assert {line["memory_mib"] for line in run.read_metrics() if "loss" in line} == {wanted}
+
+
+class WithCuda:
+    """PyTorch with another `torch.cuda`."""
+
+    def __init__(self, cuda):
+        self.cuda = cuda
+
+    def __getattr__(self, name):
+        return getattr(torch, name)
 
 
 def test_masks_weigh_the_loss(both, run_values, tmp_path):

@@ -8,16 +8,19 @@ from torch import nn
 from impasto.config.cases import Facts
 from impasto.config.compatibility import conflicts
 from impasto.data.records import Size
+from impasto.datasets.build import survey
 from impasto.diffusion.conditioning import Conditioning
 from impasto.errors import ConfigError
 from impasto.models.loading import load_meta_model
+from impasto.progress import SilentProgress
 from impasto.training.fingerprint import differences
-from impasto.training.optim.graph_recorder import NotRecordableError, as_told
+from impasto.training.optim.graph_recorder import MOST_GRAPHS, NotRecordableError, as_told
 from impasto.training.optim.graphed_update import GraphedUpdate, require_capturable
 from impasto.training.optim.mixed_precision import Precision
 from impasto.training.optim.updates import UpdateInputs
 from impasto.training.optim.weight_copies import WeightCopies
 from impasto.training.planning.memory import FootprintPredictor
+from impasto.training.planning.overhead import GRAPH, workspace_bytes
 from impasto.training.planning.workload import Workload
 from impasto.training.step import StepInputs
 from impasto.training.step_graphs import StepGraphs, save_no_random_states
@@ -253,6 +256,29 @@ def test_inputs_that_learn_are_refused(graphs):
         step(graphs, batch(4).map(lambda x: x.requires_grad_() if x.dim() == 2 else x))
 
 
+def test_each_shape_of_batches_has_memory_for_its_graph(train_config):
+    """Buckets times lengths of captions, up to the most that are recorded; none without graphs."""
+
+    def taken(buckets, graphs="step", **model):
+        config = train_config(training={"cuda_graphs": graphs}, model=model)
+        return workspace_bytes(config, "cuda", buckets)
+
+    one = taken(1)
+    assert one >= taken(1, "off") + 2 * GRAPH  # beside workspaces of the stream that records
+    assert taken(5) - one == 4 * GRAPH
+    assert taken(5, max_tokens=225) - one == 14 * GRAPH
+    assert taken(5, max_tokens=225, token_join="kohya") == taken(5)
+    assert taken(1000) - one == (MOST_GRAPHS - 1) * GRAPH
+    assert taken(5, "off") == taken(1, "off")
+
+
+def test_the_plan_knows_the_buckets_of_all_datasets(train_config):
+    config = train_config()
+    found = survey(config, SilentProgress())
+    wanted = {image.bucket for image in found.plan.images}
+    assert Workload.of(config, found).buckets == len(wanted) > 1
+
+
 def test_the_plan_counts_what_graphs_keep(train_config, deeper_model):
     """All gradients, and the activations of a step, in everything that is done beside one."""
     found = {}
@@ -263,11 +289,14 @@ def test_the_plan_counts_what_graphs_keep(train_config, deeper_model):
             previews={"prompts": ["a ball"], "width": 32, "height": 32},
         )
         predictor = FootprintPredictor(
-            lambda: load_meta_model(str(deeper_model)), "cuda", workload=Workload(Size(64, 64))
+            lambda: load_meta_model(str(deeper_model)),
+            "cuda",
+            workload=Workload(Size(64, 64), buckets=3),
         )
         phases = predictor.all_phases(config, Size(64, 64), 4)
         found[graphs] = {phase.moment.partition(" ")[0]: phase for phase in phases}
     plain, graphed = found["off"], found["step"]
+    assert graphed["training"].workspace >= plain["training"].workspace + (3 + 1) * GRAPH
     gradients = graphed["training"].gradients
     assert gradients >= plain["training"].gradients
     assert graphed["training"].activations > 1.9 * plain["training"].activations

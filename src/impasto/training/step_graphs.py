@@ -21,6 +21,7 @@ from torch.utils.checkpoint import checkpoint
 
 from impasto.errors import ConfigError
 from impasto.training.optim.graph_recorder import (
+    MOST_GRAPHS,
     CudaGraphRecorder,
     GraphRecorder,
     NotRecordableError,
@@ -31,10 +32,6 @@ from impasto.training.optim.updates import UpdateInputs
 from impasto.training.optim.weight_copies import WeightCopies
 from impasto.training.session import Session
 from impasto.training.step import StepInputs, StepOutput, losses_of
-
-MOST_GRAPHS = 64
-"""Shapes that are recorded; each takes memory of its own for the graph (a node for each of some
-thousand kernels) beside the pool that all share."""
 
 LossFunction = Callable[[StepInputs], Tensor]
 """[B] losses, computed on the device alone."""

@@ -16,6 +16,10 @@ import torch
 from impasto.training.devices import is_out_of_memory
 from impasto.training.optim.offload import new_stream
 
+MOST_GRAPHS = 64
+"""Shapes of batches that are recorded; each graph takes memory of its own (a node for each of some
+thousand kernels) beside the pool that all share."""
+
 Work = Callable[[], None]
 """Launches kernels, and returns nothing: what it leaves are values in tensors."""
 
