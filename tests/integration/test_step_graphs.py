@@ -153,6 +153,7 @@ def test_short_batches_are_filled_up(both, recorders):
         logging={"image_losses": True},
     )
     assert recorders[0].recorded == 3 + 1
+    assert recorders[0].marked == 12  # each step is queued behind few others
     assert_alike(graphed, plain)
     found, wanted = (
         [row.split(",") for row in run.image_losses_file.read_text("utf-8").splitlines()]

@@ -17,6 +17,7 @@ from impasto.training.fingerprint import differences
 from impasto.training.optim.graph_recorder import MOST_GRAPHS, NotRecordableError, as_told
 from impasto.training.optim.graphed_update import GraphedUpdate, require_capturable
 from impasto.training.optim.mixed_precision import Precision
+from impasto.training.optim.step_queue import StepQueue
 from impasto.training.optim.updates import UpdateInputs
 from impasto.training.optim.weight_copies import WeightCopies
 from impasto.training.planning.memory import FootprintPredictor
@@ -240,6 +241,36 @@ def test_a_parameter_whose_first_gradient_comes_late_is_named(calls_without, sid
         step(graphs, batch(4, side=side))
     with pytest.raises(NotRecordableError, match="late has a gradient now and had none"):
         step(graphs, batch(4, side=sides[-1]))
+
+
+class SlowEvent:
+    """Of a GPU that has done nothing until the host waits for it; then all that came before."""
+
+    done = 0
+
+    def __init__(self, number):
+        self.number = number
+
+    def query(self):
+        return self.number <= SlowEvent.done
+
+    def synchronize(self):
+        SlowEvent.done = self.number
+
+
+def test_the_host_is_few_steps_ahead(monkeypatch):
+    """Before step 4 it waits for step 1 alone, and not at all for a GPU that has done it."""
+    monkeypatch.setattr(SlowEvent, "done", 0)
+    events = [SlowEvent(number) for number in range(9)]  # the end of step `number`
+    queue = StepQueue(iter(events).__next__)
+    left = []
+    for step in range(1, 8):
+        queue.begin_step()
+        left.append(step - 1 - SlowEvent.done)
+    assert left == [0, 1, 2, 2, 2, 2, 2]
+    SlowEvent.done = 99
+    queue.begin_step()
+    assert SlowEvent.done == 99
 
 
 def test_losses_are_those_of_the_samples_that_are_real(graphs):

@@ -101,7 +101,11 @@ class GraphedMicroSteps:
         self._has_copies = False
 
     def begin(self) -> None:
-        """Take over the weights once; after that the graph of the update does."""
+        """Take over the weights once; after that the graph of the update does.
+
+        Inputs are made ahead of the graphs, so this is where the host waits if it is far ahead.
+        """
+        self._graphs.begin_step()
         if not self._has_copies:
             self._copies.refresh()
             self._has_copies = True

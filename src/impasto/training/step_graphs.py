@@ -28,6 +28,7 @@ from impasto.training.optim.graph_recorder import (
     Work,
 )
 from impasto.training.optim.graphed_update import GraphedUpdate
+from impasto.training.optim.step_queue import StepQueue
 from impasto.training.optim.updates import UpdateInputs
 from impasto.training.optim.weight_copies import WeightCopies
 from impasto.training.session import Session
@@ -100,11 +101,16 @@ class StepGraphs:
         self.update = update
         self._losses_of, self._copies, self._recorder = losses_of, copies, recorder
         self._network, self._note = network, note
+        self._queue = StepQueue(recorder.mark)
         self._shapes: dict[object, _Shape] = {}
         self._weights_at: list[int] = []
         self._has_noted = False
         device = next(network.parameters()).device
         self._share, self._loss = (torch.zeros((), device=device) for _ in range(2))
+
+    def begin_step(self) -> None:
+        """Wait until the GPU has few steps left to do."""
+        self._queue.begin_step()
 
     def micro_step(self, inputs: StepInputs, share: float, size: int) -> tuple[StepOutput, Tensor]:
         """Add the gradient of a batch to those there are.
