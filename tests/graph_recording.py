@@ -79,10 +79,11 @@ class RecordedGraphs:
         ran: How often work was done as it was launched.
         recorded: How often it was recorded.
         replayed: How often a record was replayed.
+        marked: How often the end of a step was marked.
     """
 
     def __init__(self) -> None:
-        self.ran = self.recorded = self.replayed = 0
+        self.ran = self.recorded = self.replayed = self.marked = 0
 
     def run(self, work):
         self.ran += 1
@@ -100,6 +101,20 @@ class RecordedGraphs:
             recording.replay()
 
         return replay
+
+    def mark(self):
+        self.marked += 1
+        return Done()
+
+
+class Done:
+    """An event that has come, as everything has on a CPU."""
+
+    def query(self):
+        return True
+
+    def synchronize(self):
+        raise AssertionError("nothing was to be waited for")
 
 
 @contextlib.contextmanager

@@ -1,5 +1,7 @@
 """Whole steps as graphs, with a recorder that needs no GPU: the same numbers as without."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from graph_recording import RecordedGraphs
@@ -13,6 +15,10 @@ from impasto.errors import NonFiniteLossError, OutOfMemoryError, RunError
 from impasto.runs import RunDirectory
 from impasto.training import build, encoded_model, micro_steps, step_graphs, trainer
 from impasto.training.events import SilentEvents
+from impasto.training.monitoring import metrics
+from impasto.training.optim.ema import EmaWeights
+from impasto.training.optim.graphed_update import GraphedUpdate
+from impasto.training.optim.updates import UpdateAfterBackward, UpdateInBackward
 from impasto.training.overrides import Overrides
 from impasto.training.trainer import resume, train
 
@@ -147,6 +153,7 @@ def test_short_batches_are_filled_up(both, recorders):
         logging={"image_losses": True},
     )
     assert recorders[0].recorded == 3 + 1
+    assert recorders[0].marked == 12  # each step is queued behind few others
     assert_alike(graphed, plain)
     found, wanted = (
         [row.split(",") for row in run.image_losses_file.read_text("utf-8").splitlines()]
@@ -156,6 +163,81 @@ def test_short_batches_are_filled_up(both, recorders):
     assert [float(row[-1]) for row in found[1:]] == pytest.approx(
         [float(row[-1]) for row in wanted[1:]], rel=1e-4
     )
+
+
+def test_batches_are_filled_to_the_size_of_their_dataset(both, recorders, run_values, tmp_path):
+    """A dataset that has one image at a time is not computed as the largest batch of another."""
+    folders = [tmp_path / "set", tmp_path / "single"]
+    for folder, count in zip(folders, (9, 4), strict=True):
+        folder.mkdir()
+        for number in range(count):
+            (folder / f"{number}.txt").write_text("a ball", encoding="utf-8")
+            Image.new("RGB", (64, 64), (number * 20, 90, 90)).save(folder / f"{number}.png")
+    sets = [
+        {"subsets": [{"image_dir": str(folder)}], "batch_size": size}
+        for folder, size in zip(folders, (4, 1), strict=True)
+    ]
+    run_values["dataset"] = {"datasets": sets, "enable_bucket": False, "resolution": 64}
+    plain, graphed = both(optimizer=STEADY, training={"max_steps": 12})
+    assert recorders[0].recorded == 2 + 1
+    assert_alike(graphed, plain)
+
+
+WAITS = {
+    "graphs": ({"cuda_graphs": "step"}, ["batch", "batch", "wait", "update"]),
+    "plain": ({}, ["batch", "batch", "wait", "update"]),
+    "in the backward pass": (
+        {"optimizer_in_backward": "exact", "gradient_accumulation_steps": 1},
+        ["wait", "batch", "wait", "update"],  # the second one finds nothing to wait for
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WAITS)
+def test_copies_for_the_average_are_made_beside_the_step(name, settings, recorders, monkeypatch):
+    """Only what changes weights waits for them."""
+    training, wanted = WAITS[name]
+    seen = []
+
+    def noted(owner, function, what):
+        real = getattr(owner, function)
+
+        def call(*args, **kwargs):
+            seen.append(what)
+            return real(*args, **kwargs)
+
+        monkeypatch.setattr(owner, function, call)
+
+    noted(EmaWeights, "wait_for_copies", "wait")
+    for update in (GraphedUpdate, UpdateAfterBackward, UpdateInBackward):
+        noted(update, "apply", "update")
+        noted(update, "backward", "batch")
+    usual = {"ema_decay": 0.9, "ema_on_cpu": True, "max_steps": 1}
+    train(settings(training={"gradient_accumulation_steps": 2, **usual, **training}))
+    assert seen == wanted
+
+
+@pytest.mark.parametrize(("graphs", "wanted"), [("off", 3), ("step", 7)])
+def test_metrics_tell_memory_that_graphs_keep(graphs, wanted, settings, recorders, monkeypatch):
+    """What tensors within graphs take is reserved, and not allocated between two replays."""
+    training = {"cuda_graphs": graphs, "max_steps": 3}
+    config = settings(training=training)
+    known = {"is_available": True, "is_initialized": True}
+    known |= {"max_memory_allocated": 3 << 20, "max_memory_reserved": 7 << 20}
+    cuda = SimpleNamespace(**{name: lambda value=value: value for name, value in known.items()})
+    monkeypatch.setattr(metrics, "torch", WithCuda(cuda))
+    run = train(config)
+    assert {line["memory_mib"] for line in run.read_metrics() if "loss" in line} == {wanted}
+
+
+class WithCuda:
+    """PyTorch with another `torch.cuda`."""
+
+    def __init__(self, cuda):
+        self.cuda = cuda
+
+    def __getattr__(self, name):
+        return getattr(torch, name)
 
 
 def test_masks_weigh_the_loss(both, run_values, tmp_path):

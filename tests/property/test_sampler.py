@@ -25,6 +25,23 @@ def sampler(buckets, *, batch_size=4, repeats=1, **changes):
     )
 
 
+def test_a_full_batch_is_one_of_its_dataset_and_bucket():
+    """Not of another dataset in the same bucket; never more than there are showings."""
+    square, wide = SHAPES[0], SHAPES[1]
+    groups = [Group(0, square)] * 9 + [Group(1, square)] * 2 + [Group(0, wide)] * 2
+    sizes = {Group(0, square): 4, Group(1, square): 1, Group(0, wide): 4}
+    dealer = EpochSampler(groups, batch_sizes=sizes, seed=3, repeats=[1] * 12 + [2])
+    found = {
+        (len(batch.samples), groups[batch.samples[0].image], dealer.full_batch_size(batch))
+        for step in range(dealer.steps_per_epoch)
+        for batch in dealer.optimizer_step(step).micro_batches
+    }
+    assert found == {
+        (4, Group(0, square), 4), (1, Group(0, square), 4),
+        (1, Group(1, square), 1), (3, Group(0, wide), 3),
+    }  # fmt: skip
+
+
 def batches_of(dealer, ranks=1, epoch=0):
     """The images of each batch of an epoch, stand-ins left out."""
     steps = range(epoch * dealer.steps_per_epoch, (epoch + 1) * dealer.steps_per_epoch)

@@ -217,6 +217,29 @@ def test_rungs_that_move_what_no_ram_is_free_for_are_not_taken(train_config, nan
     assert "optimizer_in_backward" in words[0]
 
 
+def test_graphs_of_steps_are_given_up_for_memory_and_for_what_they_exclude(
+    train_config, nano_model
+):
+    """By themselves where that is enough; before 8-bit states and the like, which need it."""
+    ladder, _ = fitting(train_config, nano_model)
+    config = train_config(
+        training={"cuda_graphs": "step", "mixed_precision": "bf16", "cache_text_to_disk": True},
+        optimizer={"kind": "adamw"},
+        dataset={"vae_batch_size": 1},
+    )
+    plain = with_fields(config, "training", {"cuda_graphs": "off"})
+    budget = int(ladder.footprint(plain).total / 0.95) + 4096
+    enough = MemoryFitter(ladder.meter, "cuda", ladder.group, budget)
+    assert not enough.fits(config)
+    _, (rung,) = enough.choose_levers(config, keep_asked=False)
+    assert rung.words() == 'training.cuda_graphs = "off"'
+    chosen, _ = ladder.choose_levers(config, keep_asked=False)  # no memory is enough
+    assert (chosen.training.cuda_graphs, chosen.optimizer.kind) == ("off", "adamw8bit")
+    assert chosen.training.optimizer_in_backward != "off"
+    asked, _ = ladder.choose_levers(config, keep_asked=True)
+    assert (asked.training.cuda_graphs, asked.optimizer.kind) == ("step", "adamw")
+
+
 def _without(config, rungs, left_out):
     for rung in rungs:
         if rung is not left_out:

@@ -8,16 +8,20 @@ from torch import nn
 from impasto.config.cases import Facts
 from impasto.config.compatibility import conflicts
 from impasto.data.records import Size
+from impasto.datasets.build import survey
 from impasto.diffusion.conditioning import Conditioning
 from impasto.errors import ConfigError
 from impasto.models.loading import load_meta_model
+from impasto.progress import SilentProgress
 from impasto.training.fingerprint import differences
-from impasto.training.optim.graph_recorder import NotRecordableError, as_told
+from impasto.training.optim.graph_recorder import MOST_GRAPHS, NotRecordableError, as_told
 from impasto.training.optim.graphed_update import GraphedUpdate, require_capturable
 from impasto.training.optim.mixed_precision import Precision
+from impasto.training.optim.step_queue import StepQueue
 from impasto.training.optim.updates import UpdateInputs
 from impasto.training.optim.weight_copies import WeightCopies
 from impasto.training.planning.memory import FootprintPredictor
+from impasto.training.planning.overhead import GRAPH, workspace_bytes
 from impasto.training.planning.workload import Workload
 from impasto.training.step import StepInputs
 from impasto.training.step_graphs import StepGraphs, save_no_random_states
@@ -56,6 +60,16 @@ REFUSED = {
         "optimizer_in_backward",
     ),
     "fp16": ({"training": {"mixed_precision": "fp16"}}, "mixed_precision to bf16"),
+    "dropout that is drawn again": (
+        {
+            "method": {
+                "kind": "hypernetwork", "layers": [1, 2, 2, 1], "dropout": [0, 0.1, 0, 0],
+            },
+            "saving": {"format": "a1111", "export_dtype": "fp32"},
+            "training": {"gradient_checkpointing": True},
+        },
+        "gradient_checkpointing and method.dropout",
+    ),
     "text encoder": ({"method": {"train_text_encoder": True}}, "train_text_encoder"),
 }  # fmt: skip
 
@@ -106,8 +120,9 @@ def test_an_optimizer_that_was_given_in_code_has_to_step_on_the_device():
             require_capturable(other)
 
 
-def test_dropout_does_not_go_with_blocks_that_are_computed_again():
-    network = nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.1))
+@pytest.mark.parametrize("dropout", [nn.Dropout, nn.Dropout2d, nn.AlphaDropout])
+def test_dropout_does_not_go_with_blocks_that_are_computed_again(dropout):
+    network = nn.Sequential(nn.Linear(2, 2), dropout(0.1))
     save_no_random_states(network)
     network[0].gradient_checkpointing = True
     with pytest.raises(ConfigError, match="dropout"):
@@ -143,23 +158,33 @@ def test_the_recorder_of_the_tests_keeps_numbers_of_the_host():
 @pytest.fixture
 def graphs():
     """Graphs of a network of one weight, whose loss is (weight * x_0 - noise)^2."""
-    weight = nn.Parameter(torch.ones(1))
+    network = nn.Module()
+    network.weight = nn.Parameter(torch.ones(1))
+    network.register_buffer("frozen", torch.ones(1))
+
+    def losses(tensors):
+        output = network.weight * network.frozen * tensors.x_0
+        return (output - tensors.noise).square().mean(dim=(1, 2, 3)) * tensors.weights
+
+    graphs, recorder = graphs_of(network, losses)
+    return graphs, network, recorder
+
+
+def graphs_of(network, losses):
+    """Graphs of a network, and what records them."""
+    weights = list(network.parameters())
     inputs = UpdateInputs(
-        torch.optim.AdamW([weight], lr=2.0**-3, fused=True),
-        [weight],
+        torch.optim.AdamW(weights, lr=2.0**-3, fused=True),
+        weights,
         Precision("no", torch.device("cpu")),
     )
     copies, recorder = WeightCopies([], torch.float32), RecordedGraphs()
-
-    def losses(tensors):
-        return (weight * tensors.x_0 - tensors.noise).square().mean(dim=(1, 2, 3)) * tensors.weights
-
     update = GraphedUpdate(inputs, recorder, copies)
-    return StepGraphs(losses, update, copies, recorder, [weight], print), weight, recorder
+    return StepGraphs(losses, update, copies, recorder, network, print), recorder
 
 
-def batch(size, value=1.0):
-    latents = torch.full((size, 4, 2, 2), value)
+def batch(size, value=1.0, side=2):
+    latents = torch.full((size, 4, side, side), value)
     return StepInputs(
         x_0=latents,
         noise=latents + 1,
@@ -179,20 +204,73 @@ def step(graphs, *batches):
     return [output.losses.tolist() for output, _ in outputs]
 
 
-def test_weights_that_were_moved_are_recorded_anew(graphs):
-    graphs, weight, recorder = graphs
+@pytest.mark.parametrize("name", ["weight", "frozen"])
+def test_weights_that_were_moved_are_recorded_anew(name, graphs):
+    """What learns, and what is read beside it."""
+    graphs, network, recorder = graphs
+    weight, moved = network.weight, getattr(network, name)
     for _ in range(4):
         step(graphs, batch(4))
     assert (recorder.ran, recorder.recorded) == (2 + 1, 1 + 1)
     graphs.forget_if_moved()
     step(graphs, batch(4))
     assert recorder.recorded == 2
-    weight.data = weight.data.clone()
+    moved.data = moved.data.clone()
     graphs.forget_if_moved()
     before = weight.item()
     step(graphs, batch(4))
     assert recorder.recorded == 4
     assert weight.item() != before
+
+
+@pytest.mark.parametrize(
+    ("calls_without", "sides"), [(1, [2, 2]), (2, [2, 2, 2]), (3, [2, 2, 2, 4])]
+)
+def test_a_parameter_whose_first_gradient_comes_late_is_named(calls_without, sides):
+    """In a step that runs as it is written, while one is recorded, and in one of a new shape."""
+    network, calls = nn.ParameterDict({"early": torch.ones(1), "late": torch.ones(1)}), []
+
+    def losses(tensors):
+        calls.append(1)
+        late = network["late"] if len(calls) > calls_without else 1.0
+        output = network["early"] * tensors.x_0 * late
+        return (output - tensors.noise).square().mean(dim=(1, 2, 3)) * tensors.weights
+
+    graphs, _ = graphs_of(network, losses)
+    for side in sides[:-1]:
+        step(graphs, batch(4, side=side))
+    with pytest.raises(NotRecordableError, match="late has a gradient now and had none"):
+        step(graphs, batch(4, side=sides[-1]))
+
+
+class SlowEvent:
+    """Of a GPU that has done nothing until the host waits for it; then all that came before."""
+
+    done = 0
+
+    def __init__(self, number):
+        self.number = number
+
+    def query(self):
+        return self.number <= SlowEvent.done
+
+    def synchronize(self):
+        SlowEvent.done = self.number
+
+
+def test_the_host_is_few_steps_ahead(monkeypatch):
+    """Before step 4 it waits for step 1 alone, and not at all for a GPU that has done it."""
+    monkeypatch.setattr(SlowEvent, "done", 0)
+    events = [SlowEvent(number) for number in range(9)]  # the end of step `number`
+    queue = StepQueue(iter(events).__next__)
+    left = []
+    for step in range(1, 8):
+        queue.begin_step()
+        left.append(step - 1 - SlowEvent.done)
+    assert left == [0, 1, 2, 2, 2, 2, 2]
+    SlowEvent.done = 99
+    queue.begin_step()
+    assert SlowEvent.done == 99
 
 
 def test_losses_are_those_of_the_samples_that_are_real(graphs):
@@ -209,6 +287,29 @@ def test_inputs_that_learn_are_refused(graphs):
         step(graphs, batch(4).map(lambda x: x.requires_grad_() if x.dim() == 2 else x))
 
 
+def test_each_shape_of_batches_has_memory_for_its_graph(train_config):
+    """Buckets times lengths of captions, up to the most that are recorded; none without graphs."""
+
+    def taken(buckets, graphs="step", **model):
+        config = train_config(training={"cuda_graphs": graphs}, model=model)
+        return workspace_bytes(config, "cuda", buckets)
+
+    one = taken(1)
+    assert one >= taken(1, "off") + 2 * GRAPH  # beside workspaces of the stream that records
+    assert taken(5) - one == 4 * GRAPH
+    assert taken(5, max_tokens=225) - one == 14 * GRAPH
+    assert taken(5, max_tokens=225, token_join="kohya") == taken(5)
+    assert taken(1000) - one == (MOST_GRAPHS - 1) * GRAPH
+    assert taken(5, "off") == taken(1, "off")
+
+
+def test_the_plan_knows_the_buckets_of_all_datasets(train_config):
+    config = train_config()
+    found = survey(config, SilentProgress())
+    wanted = {image.bucket for image in found.plan.images}
+    assert Workload.of(config, found).buckets == len(wanted) > 1
+
+
 def test_the_plan_counts_what_graphs_keep(train_config, deeper_model):
     """All gradients, and the activations of a step, in everything that is done beside one."""
     found = {}
@@ -219,11 +320,14 @@ def test_the_plan_counts_what_graphs_keep(train_config, deeper_model):
             previews={"prompts": ["a ball"], "width": 32, "height": 32},
         )
         predictor = FootprintPredictor(
-            lambda: load_meta_model(str(deeper_model)), "cuda", workload=Workload(Size(64, 64))
+            lambda: load_meta_model(str(deeper_model)),
+            "cuda",
+            workload=Workload(Size(64, 64), buckets=9),
         )
         phases = predictor.all_phases(config, Size(64, 64), 4)
         found[graphs] = {phase.moment.partition(" ")[0]: phase for phase in phases}
     plain, graphed = found["off"], found["step"]
+    assert graphed["training"].workspace >= plain["training"].workspace + (9 + 1) * GRAPH
     gradients = graphed["training"].gradients
     assert gradients >= plain["training"].gradients
     assert graphed["training"].activations > 1.9 * plain["training"].activations

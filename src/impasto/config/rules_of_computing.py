@@ -229,6 +229,19 @@ STEP_GRAPHS = (
             f"off"
         ),
     ),
+    Rule(
+        ("training.cuda_graphs", "training.gradient_checkpointing", "method.dropout"),
+        lambda c: (
+            c.graphs_steps
+            and c.training.gradient_checkpointing
+            and c.config.hypernetwork is not None
+            and any(c.config.hypernetwork.dropout)
+        ),
+        lambda _: (
+            "training.cuda_graphs step does not go with gradient_checkpointing and method.dropout, "
+            "which would have to be drawn again alike. Take one of the three out"
+        ),
+    ),
 )
 """What whole steps as CUDA graphs do not go with: all that the host does within a step."""
 

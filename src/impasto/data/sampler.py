@@ -17,7 +17,6 @@ import numpy as np
 from impasto.data.dealing import Dealt, GroupDealer, deal_proportional, deal_shuffled
 from impasto.data.groups import Group as Group
 from impasto.data.groups import Groups
-from impasto.data.records import Size
 
 BatchOrder = Literal["shuffled", "proportional"]
 _AHEAD_FROM = 100_000  # showings; fewer are dealt in some milliseconds when they are asked for
@@ -69,9 +68,6 @@ class EpochSampler:
             `proportional` gives each process its share of every bucket first; it then draws each
             batch's bucket on its own, with a chance in proportion to what is left in it, as
             NovelAI did (novelai-aspect-ratio-bucketing, `bucketmanager.py`).
-
-    Attributes:
-        largest_batches: Bucket -> the most images of it that go through the U-Net together.
     """
 
     def __init__(
@@ -88,7 +84,8 @@ class EpochSampler:
         times = None if repeats is None else np.asarray(repeats, dtype=np.int32)
         if times is not None and (times == 1).all():
             times = None
-        members_by_group = dict(Groups.of(groups).members())
+        self._groups = Groups.of(groups)
+        members_by_group = dict(self._groups.members())
         self._dealers = [
             GroupDealer(
                 members,
@@ -99,10 +96,10 @@ class EpochSampler:
             )
             for group, members in members_by_group.items()
         ]
-        self.largest_batches: dict[Size, int] = {}
-        for group, dealer in zip(members_by_group, self._dealers, strict=True):
-            size, known = dealer.largest_batch, self.largest_batches.get(group.bucket, 0)
-            self.largest_batches[group.bucket] = max(size, known)
+        self._full_batches = {
+            group: dealer.largest_batch
+            for group, dealer in zip(members_by_group, self._dealers, strict=True)
+        }
         self._seed, self._accumulation = seed, accumulation
         self._num_processes = num_processes
         ways = {"shuffled": deal_shuffled, "proportional": deal_proportional}
@@ -150,6 +147,10 @@ class EpochSampler:
                 stand_in = tuple(Sample(*showing) for showing in dealt.showings(first, 1))
                 own.append(MicroBatch(stand_in, (0,), is_padding=True))
         return OptimizerStep(step, epoch, tuple(own), int(sizes.sum()))
+
+    def full_batch_size(self, batch: MicroBatch) -> int:
+        """The most images that batches of the same dataset and bucket as this one have."""
+        return self._full_batches[self._groups[batch.samples[0].image]]
 
     def samples_before(self, step: int) -> int:
         """Images seen by all processes in the steps before `step`."""

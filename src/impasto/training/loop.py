@@ -206,6 +206,8 @@ class TrainingLoop:
                 is_last = micro_batch is optimizer_step.micro_batches[-1]
                 with session.strategy.gradient_sync(now=is_last):
                     total += self._micro_step(optimizer_step, micro_batch, batch)
+            if session.ema is not None:
+                session.ema.wait_for_copies()  # as late as that: they are made beside the step
             norm = self._optimizer_update.apply(self._mean_over_processes(total))
         except NonFiniteError as fault:
             self._look(optimizer_step.step)  # one before it is the one to name

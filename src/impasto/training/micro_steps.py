@@ -56,6 +56,7 @@ class PlainMicroSteps:
 
     def __init__(self, session: Session, copies: WeightCopies, update: OptimizerUpdate) -> None:
         self._session, self._copies, self.update = session, copies, update
+        self._steps_in_backward = session.config.training.optimizer_in_backward != "off"
 
     def begin(self) -> None:
         """Take over the weights as they are now."""
@@ -76,7 +77,7 @@ class PlainMicroSteps:
             loss = micro_batch_loss(
                 output.losses, optimizer_step.size, session.accelerator.num_processes
             )
-            if session.ema is not None:
+            if session.ema is not None and self._steps_in_backward:
                 session.ema.wait_for_copies()
             self.update.backward(loss, is_last=micro_batch is optimizer_step.micro_batches[-1])
         return output, loss.detach()
@@ -100,15 +101,19 @@ class GraphedMicroSteps:
         self._has_copies = False
 
     def begin(self) -> None:
-        """Take over the weights once; after that the graph of the update does."""
+        """Take over the weights once; after that the graph of the update does.
+
+        Inputs are made ahead of the graphs, so this is where the host waits if it is far ahead.
+        """
+        self._graphs.begin_step()
         if not self._has_copies:
             self._copies.refresh()
             self._has_copies = True
 
     def shapes(self, bucket: Size, optimizer_step: OptimizerStep) -> set[tuple[Size, int]]:
-        """Short batches are filled up."""
-        del optimizer_step
-        return {(bucket, self._session.sampler.largest_batches[bucket])}
+        """Short batches are filled up to the size of full ones of their dataset and bucket."""
+        full_size = self._session.sampler.full_batch_size
+        return {(bucket, full_size(batch)) for batch in optimizer_step.micro_batches}
 
     def run(
         self, batch: Batch, micro_batch: MicroBatch, optimizer_step: OptimizerStep
@@ -117,10 +122,7 @@ class GraphedMicroSteps:
         session = self._session
         with session.precision.autocast():
             inputs = step_inputs(session.conditioner, batch, session.recipe)
-        if session.ema is not None:
-            session.ema.wait_for_copies()
-        bucket = session.prepared.training.images[micro_batch.samples[0].image].bucket
-        full = session.sampler.largest_batches[bucket]
+        full = session.sampler.full_batch_size(micro_batch)
         return self._graphs.micro_step(inputs, 1 / optimizer_step.size, full)
 
     def end_pause(self) -> None:

@@ -9,25 +9,30 @@ what libraries and compilers make once and loads all kernels; then it is recorde
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
 from torch.utils.checkpoint import checkpoint
 
 from impasto.errors import ConfigError
-from impasto.training.optim.graph_recorder import CudaGraphRecorder, GraphRecorder, Work
+from impasto.training.optim.graph_recorder import (
+    MOST_GRAPHS,
+    CudaGraphRecorder,
+    GraphRecorder,
+    NotRecordableError,
+    Work,
+)
 from impasto.training.optim.graphed_update import GraphedUpdate
+from impasto.training.optim.step_queue import StepQueue
 from impasto.training.optim.updates import UpdateInputs
 from impasto.training.optim.weight_copies import WeightCopies
 from impasto.training.session import Session
 from impasto.training.step import StepInputs, StepOutput, losses_of
-
-MOST_GRAPHS = 64
-"""Shapes that are recorded; each takes memory of its own for the graph (a node for each of some
-thousand kernels) beside the pool that all share."""
 
 LossFunction = Callable[[StepInputs], Tensor]
 """[B] losses, computed on the device alone."""
@@ -77,7 +82,7 @@ class StepGraphs:
         update: Goes backward, and steps.
         copies: Stand in the place of weights while a step computes.
         recorder: Records.
-        parameters: All that learns.
+        network: Has all that learns, and what the forward pass reads beside it.
         note: Is told once that there are more shapes than graphs.
 
     Attributes:
@@ -90,17 +95,22 @@ class StepGraphs:
         update: GraphedUpdate,
         copies: WeightCopies,
         recorder: GraphRecorder,
-        parameters: Sequence[Tensor],
+        network: nn.Module,
         note: Callable[[str], None],
     ) -> None:
         self.update = update
         self._losses_of, self._copies, self._recorder = losses_of, copies, recorder
-        self._parameters, self._note = parameters, note
+        self._network, self._note = network, note
+        self._queue = StepQueue(recorder.mark)
         self._shapes: dict[object, _Shape] = {}
         self._weights_at: list[int] = []
         self._has_noted = False
-        device = parameters[0].device
+        device = next(network.parameters()).device
         self._share, self._loss = (torch.zeros((), device=device) for _ in range(2))
+
+    def begin_step(self) -> None:
+        """Wait until the GPU has few steps left to do."""
+        self._queue.begin_step()
 
     def micro_step(self, inputs: StepInputs, share: float, size: int) -> tuple[StepOutput, Tensor]:
         """Add the gradient of a batch to those there are.
@@ -115,6 +125,8 @@ class StepGraphs:
 
         Raises:
             ConfigError: A gradient would flow into the inputs, which are copied.
+            NotRecordableError: The work cannot be recorded, or a parameter has its first gradient
+                after the first step.
         """
         if any(x.requires_grad for x in inputs.tensors()):
             raise ConfigError(
@@ -144,11 +156,23 @@ class StepGraphs:
         if shape.replay is None:
             if not shape.is_ready or self._is_full():
                 self._recorder.run(work)
+                self._require_places()
                 shape.is_ready = self.update.has_places
                 return
             self._weights_at = self._weights_at or self._places()
             shape.replay = self._recorder.record(work)
+            self._require_places()
         shape.replay()
+
+    def _require_places(self) -> None:
+        """Make sure that the recorded update steps all that has a gradient."""
+        stray = self.update.stray_parameter()
+        if stray is not None:
+            names = (name for name, p in self._network.named_parameters() if p is stray)
+            raise NotRecordableError(
+                f"{next(names, 'a parameter')} has a gradient now and had none in the first step, "
+                f"whose parameters alone are stepped"
+            )
 
     def _step(self, shape: _Shape) -> None:
         """Go forward and backward from what is at the places of a shape, and leave its losses."""
@@ -174,7 +198,9 @@ class StepGraphs:
         return True
 
     def _places(self) -> list[int]:
-        return [parameter.data_ptr() for parameter in self._parameters]
+        """Of what learns and what is frozen: the forward pass reads both."""
+        tensors = chain(self._network.parameters(), self._network.buffers())
+        return [tensor.data_ptr() for tensor in tensors]
 
 
 def build_step_graphs(
@@ -199,7 +225,7 @@ def build_step_graphs(
             return losses_of(session.unet, tensors, session.recipe)
 
     update = GraphedUpdate(inputs, recorder, copies)
-    return StepGraphs(losses, update, copies, recorder, inputs.parameters, note)
+    return StepGraphs(losses, update, copies, recorder, session.trainable.network, note)
 
 
 def build_recorder(device: torch.device) -> GraphRecorder:
@@ -216,7 +242,7 @@ def save_no_random_states(network: nn.Module) -> None:
         ConfigError: There is dropout in it.
     """
     blocks = [m for m in network.modules() if getattr(m, "gradient_checkpointing", False)]
-    dropouts = [m for m in network.modules() if isinstance(m, nn.Dropout) and m.p > 0]
+    dropouts = [m for m in network.modules() if isinstance(m, _DropoutNd) and m.p > 0]
     if blocks and dropouts:
         raise ConfigError(
             "training.cuda_graphs step does not go with gradient_checkpointing and dropout, which "

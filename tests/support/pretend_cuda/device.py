@@ -61,6 +61,7 @@ def _replace_cuda(total: int, capability: tuple[int, int]) -> None:
         "memory_reserved": GIB,
         "memory_allocated": GIB,
         "max_memory_allocated": GIB,
+        "max_memory_reserved": GIB,
         "reset_peak_memory_stats": None,
         "empty_cache": None,
         "manual_seed": None,

@@ -28,7 +28,9 @@ class MetricsSummary:
         grad_norm: The mean norm of the gradient before clipping; None where it is not measured.
         images_per_s: Images of all processes per second of training, other work left out.
         data_wait: The share of that time that was spent waiting for data.
-        memory_mib: The GPU's at its most since the start; without one, the process's now.
+        memory_mib: The GPU's at its most since the start: that of tensors, or with
+            `training.cuda_graphs` step what PyTorch has reserved, since tensors within graphs are
+            not counted by themselves. Without a GPU, the process's now.
         by_range: `loss_t0_249` and so on: the mean loss of samples by quarters of the timesteps.
     """
 
@@ -74,10 +76,13 @@ class MetricsCollector:
     Args:
         accelerator: Whose processes share the steps.
         num_timesteps: How many timesteps the schedule has.
+        graphs_steps: Whether whole steps are CUDA graphs, whose memory is counted otherwise.
     """
 
-    def __init__(self, accelerator: Accelerator, num_timesteps: int) -> None:
-        self._accelerator = accelerator
+    def __init__(
+        self, accelerator: Accelerator, num_timesteps: int, *, graphs_steps: bool = False
+    ) -> None:
+        self._accelerator, self._graphs_steps = accelerator, graphs_steps
         self._num_timesteps = num_timesteps
         self._outputs: list[StepOutput] = []
         self._losses: list[Tensor] = []
@@ -166,7 +171,7 @@ class MetricsCollector:
             norm,
             self._samples / seconds,
             self._waited_s / seconds,
-            _memory_mib(),
+            _memory_mib(graphs_steps=self._graphs_steps),
             self._named_means(sums),
         )
         self.timings_s["training"] = self.timings_s.get("training", 0.0) + seconds
@@ -196,7 +201,8 @@ class MetricsCollector:
         }
 
 
-def _memory_mib() -> float:
+def _memory_mib(*, graphs_steps: bool) -> float:
     if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        return torch.cuda.max_memory_allocated() / 2**20
+        most = torch.cuda.max_memory_reserved if graphs_steps else torch.cuda.max_memory_allocated
+        return most() / 2**20
     return float(psutil.Process().memory_info().rss) / 2**20

@@ -69,7 +69,8 @@ class Recorder:
         self._lost: set[Path] = set()
         self._told_of_remade = False
         self._vram_overflow = watch_for_overflow(of.accelerator.device)
-        self.meter = MetricsCollector(of.accelerator, of.num_timesteps)
+        graphs_steps = of.config.training.cuda_graphs == "step"
+        self.meter = MetricsCollector(of.accelerator, of.num_timesteps, graphs_steps=graphs_steps)
         self.meter.timings_s["preparing"] = preparing_s
         asked = of.config.logging.image_losses
         self.image_losses = ImageLosses(of.accelerator, run) if asked else None

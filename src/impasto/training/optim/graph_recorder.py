@@ -15,6 +15,11 @@ import torch
 
 from impasto.training.devices import is_out_of_memory
 from impasto.training.optim.offload import new_stream
+from impasto.training.optim.step_queue import Event
+
+MOST_GRAPHS = 64
+"""Shapes of batches that are recorded; each graph takes memory of its own (a node for each of some
+thousand kernels) beside the pool that all share."""
 
 Work = Callable[[], None]
 """Launches kernels, and returns nothing: what it leaves are values in tensors."""
@@ -36,6 +41,9 @@ class GraphRecorder(Protocol):
         Raises:
             NotRecordableError: A CUDA graph cannot hold it.
         """
+
+    def mark(self) -> Event:
+        """The event after all that has been launched."""
 
 
 class CudaGraphRecorder:
@@ -66,7 +74,8 @@ class CudaGraphRecorder:
     def record(self, work: Work) -> Work:
         """Record work.
 
-        Other threads may use the GPU meanwhile, as those that encode images do.
+        Other threads may use the GPU meanwhile: a call that CUDA refuses during a recording is
+        refused in this thread alone.
 
         Raises:
             NotRecordableError: A CUDA graph cannot hold it.
@@ -89,6 +98,12 @@ class CudaGraphRecorder:
             self._end_allocating()
             raise as_told(first[0] if first else error) from None
         return graph.replay
+
+    def mark(self) -> Event:
+        """The event after all that has been launched on the stream of the training."""
+        event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]  # waits asleep
+        event.record(torch.cuda.current_stream(self._device))
+        return event
 
     def _end_allocating(self) -> None:
         """Have the allocator know that a recording that failed has ended.

@@ -23,7 +23,8 @@ class GraphedUpdate:
     """Clips, steps and zeroes the gradients, recorded from the second step on.
 
     The first step finds out which parameters have gradients: those get a place of their own then,
-    and the others keep none, so that the optimizer passes over them as ever.
+    and the others keep none, so that the optimizer passes over them as ever. The recorded step is
+    of these parameters alone, so a gradient of another one, later on, has to be found.
 
     Args:
         inputs: What it works with; without a gradient scaler, and nothing is stepped in the
@@ -45,6 +46,7 @@ class GraphedUpdate:
         self._loss, self._norm = torch.zeros((), device=device), torch.zeros((), device=device)
         self._rates = [torch.zeros((), device=device) for _ in self._optimizer.param_groups]
         self._replay: Work | None = None
+        self._without_places: list[Tensor] = []
         self.has_places = False
         self.is_stepping = False
 
@@ -80,6 +82,10 @@ class GraphedUpdate:
             NotFiniteError: One was not, nor were those after it.
         """
         self._finite.require_applied()
+
+    def stray_parameter(self) -> Tensor | None:
+        """A parameter with a gradient that no step takes: it had none in the first step."""
+        return next((p for p in self._without_places if p.grad is not None), None)
 
     def forget(self) -> None:
         """Record anew at the next step."""
@@ -125,6 +131,7 @@ class GraphedUpdate:
     def _give_places(self) -> None:
         """Put zeros of their own where the first step left gradients, between its activations."""
         learning = [p for p in self._parameters if p.grad is not None]
+        self._without_places = [p for p in self._parameters if p.grad is None]
         self._recorder.run(self._optimizer.zero_grad)  # freed where they were made
         for parameter in learning:
             parameter.grad = torch.zeros_like(parameter)

@@ -74,6 +74,11 @@ NO_COPIES = Lever(
     "each forward pass makes its own 16-bit copies of the weights and frees them",
     lambda c: c.training.weight_copies,
 )
+NO_STEP_GRAPHS = Lever(
+    {"training": {"cuda_graphs": "off"}},
+    "activations are there once, and gradients while a step lasts; fast GPUs wait for the host",
+    lambda c: c.training.cuda_graphs == "step",
+)
 ENCODE_ONE = Lever(
     {"dataset": {"vae_batch_size": 1}},
     "images are encoded one at a time; hardly slower",
@@ -148,9 +153,9 @@ STREAM = Lever(
 )
 LADDER = {
     "cuda": (
-        ENCODE_ONE, TEXT_TO_DISK, NO_COPIES, PREVIEWS_IN_TILES, COMPUTE_BF16, COMPUTE_FP16,
-        AVERAGE_ON_CPU, EIGHT_BITS, HIGHEST_LEVEL, TWO_LEVELS, ALL_LEVELS, *IN_BACKWARD,
-        WEIGHTS_BF16, OFFLOAD, STREAM,
+        ENCODE_ONE, TEXT_TO_DISK, NO_COPIES, PREVIEWS_IN_TILES, COMPUTE_BF16,
+        NO_STEP_GRAPHS, COMPUTE_FP16, AVERAGE_ON_CPU, EIGHT_BITS, HIGHEST_LEVEL, TWO_LEVELS,
+        ALL_LEVELS, *IN_BACKWARD, WEIGHTS_BF16, OFFLOAD, STREAM,
     ),
     "cpu": (
         ENCODE_ONE, TEXT_TO_DISK, NO_COPIES, PREVIEWS_IN_TILES, *IN_BACKWARD, HIGHEST_LEVEL,

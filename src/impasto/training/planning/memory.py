@@ -188,7 +188,7 @@ class FootprintPredictor:
                 phase.gradients + phase.others,
                 expandable=has_expandable_segments(),
             ),
-            workspace=workspace_bytes(config, self._device_type),
+            workspace=workspace_bytes(config, self._device_type, self._workload.buckets),
             moment=phase.name,
             flops=flops,
         )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 
 from impasto.config.run import RunConfig
+from impasto.training.optim.graph_recorder import MOST_GRAPHS
 
 RUNTIME = {"cpu": 570 << 20, "cuda": 850 << 20}
 """Bytes of Python, PyTorch and its libraries; on a GPU of CUDA's context and cuDNN's workspaces
@@ -31,9 +32,13 @@ GRAPH_FRACTION = 0.25
 """Of the activations: what the private pool of CUDA graphs cannot lend to eager kernels, and static
 copies of inputs, with `training.cuda_graphs` network. An estimate."""
 
-STEP_GRAPHS = 128 << 20
-"""Bytes of the graphs themselves, with `training.cuda_graphs` step: a record for each of some
-thousand kernels, for a few dozen shapes of batches. An estimate."""
+GRAPH = 8 << 20
+"""Bytes of a graph itself, with `training.cuda_graphs` step: a node for each of some thousand
+kernels, with its arguments. An estimate: it differs by driver and card."""
+
+HANDLES_RECORDING = 2
+"""Further workspaces of a run with such graphs: of the main thread and of autograd's on the stream
+that records."""
 
 PIECES_KEPT, PIECES_CHECKPOINTED, PIECES_EXPANDABLE = 0.15, 0.10, 0.04
 """Of gradients and activations: what the caching allocator holds in pieces that nothing fits into,
@@ -42,13 +47,28 @@ on a T4 (ShivamShrirao/diffusers, the DreamBooth example's README), which had no
 3 to 12 % above the sum of the tensors, most without checkpointing."""
 
 
-def workspace_bytes(config: RunConfig, device_type: str) -> int:
-    """What the libraries take, whatever is computed."""
+def workspace_bytes(config: RunConfig, device_type: str, buckets: int = 1) -> int:
+    """What the libraries take, whatever is computed.
+
+    Args:
+        config: The settings.
+        device_type: `cpu` or `cuda`.
+        buckets: Of all datasets; each has graphs of its own where steps are recorded.
+    """
     if device_type != "cuda":
         return RUNTIME[device_type]
     compiled = COMPILED if config.training.compile != "off" else 0
-    graphs = STEP_GRAPHS if config.training.cuda_graphs == "step" else 0
-    return RUNTIME["cuda"] + HANDLES * _cublas_workspace() + compiled + graphs
+    handles, graphs = HANDLES, 0
+    if config.training.cuda_graphs == "step":
+        handles, graphs = HANDLES + HANDLES_RECORDING, _graphs(config, buckets) * GRAPH
+    return RUNTIME["cuda"] + handles * _cublas_workspace() + compiled + graphs
+
+
+def _graphs(config: RunConfig, buckets: int) -> int:
+    """How many a run may record: one for each bucket and length of captions, and the update's."""
+    model = config.model
+    lengths = model.max_tokens // 75 if model.token_join == "a1111" else 1
+    return min(MOST_GRAPHS, buckets * lengths) + 1
 
 
 def fragmentation_bytes(

@@ -28,6 +28,7 @@ class Workload:
             held out.
         captions: How many different captions are trained on; None where that is not known.
         held_out_captions: How many are held out.
+        buckets: How many buckets all datasets have together; 1 where that is not known.
     """
 
     encoded: Size | None = None
@@ -35,6 +36,7 @@ class Workload:
     validation: Group | None = None
     captions: int | None = None
     held_out_captions: int = 0
+    buckets: int = 1
 
     @classmethod
     def of(cls, config: RunConfig, survey: Survey) -> Workload:
@@ -50,6 +52,7 @@ class Workload:
             _heaviest_validation(config, held_out.images),
             _different_captions(survey.plan.table),
             _different_captions(held_out.table),
+            len(survey.plan.table.groups().counts()),
         )
 
 
