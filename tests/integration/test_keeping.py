@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from impasto import __version__, background
 from impasto.checkpoints.reading import open_tensor_file
 from impasto.errors import ConfigError, OutOfMemoryError, StorageError
-from impasto.training import loop, trainer
+from impasto.training import micro_steps, trainer
 from impasto.training.events import SilentEvents
 from impasto.training.planning import disk
 from impasto.training.saving import saver
@@ -194,7 +194,7 @@ def test_memory_that_runs_out_in_the_step_is_explained_and_nothing_lost(
     whole = train(train_config(output_dir=str(tmp_path / "whole")))
     config = train_config()
     with monkeypatch.context() as patched:
-        fail_at(patched, loop, "training_step", 4, OUT)
+        fail_at(patched, micro_steps, "training_step", 4, OUT)
         with pytest.raises(OutOfMemoryError) as caught:
             train(config)
     message = str(caught.value)
@@ -236,7 +236,7 @@ def test_memory_that_runs_out_elsewhere_is_explained(train_config, monkeypatch):
 
 
 def test_other_faults_are_not_called_memory(train_config, monkeypatch):
-    fail_at(monkeypatch, loop, "training_step", 2, RuntimeError("mat1 and mat2 do not fit"))
+    fail_at(monkeypatch, micro_steps, "training_step", 2, RuntimeError("mat1 and mat2 do not fit"))
     with pytest.raises(RuntimeError, match="mat1"):
         train(train_config())
 

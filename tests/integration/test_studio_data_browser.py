@@ -74,7 +74,7 @@ def test_a_dataset_is_made_filled_and_looked_through_by_clicks(folders, page, co
         page.click("text=Write the health report")
         page.click("a:has-text('Health report of')")
         page.wait_for_selector("h1:has-text('Health of cats')")
-        page.wait_for_function("document.querySelector('.thumbs img').naturalWidth > 0")
+        page.wait_for_function("() => document.querySelector('.thumbs img').naturalWidth > 0")
         check_all_looks(page)
         with page.expect_download() as report:
             page.click("text=Download as a page to keep")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,6 +106,7 @@ class UploadReceiver:
         self._most_bytes = most_bytes
         self.outcomes: list[Outcome] = []
         self._part: _Part | None = None
+        self._working = threading.Lock()
         self.arriving = ""  # the name of the file that is; empty between two
         self._header, self._value, self._disposition = b"", b"", b""
         with files.reported(waiting):
@@ -131,15 +133,17 @@ class UploadReceiver:
             StorageError: The disk is full, or the folder cannot be written.
         """
         try:
-            self._parser.write(piece)
+            with self._working:
+                self._parser.write(piece)
         except FormParserError as error:
             raise HTTPException(400, f"The form that was sent is damaged: {error}") from error
 
     def close(self) -> None:
-        """Remove what did not arrive whole."""
-        if self._part is not None:
-            self._part.remove()
-            self._part = None
+        """Remove what did not arrive whole, after what another thread is taking just now."""
+        with self._working:
+            if self._part is not None:
+                self._part.remove()
+                self._part = None
 
     def _begin(self) -> None:
         self._disposition = b""

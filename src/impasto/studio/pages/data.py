@@ -199,8 +199,8 @@ class DataPages:
             return PlainTextResponse("The browser went away.", 400)  # which nobody reads
         except StorageError as error:
             status, fault = 500, [Outcome(receiver.arriving, str(error))]
-        finally:
-            await asyncio.to_thread(receiver.close)
+        finally:  # at once: at the end of the server, threads are not waited for
+            receiver.close()
         is_part = "hx-request" in request.headers
         template = "uploaded.html.j2" if is_part else "upload.html.j2"
         outcomes = [*receiver.outcomes, *fault] or [Outcome("", "No file was chosen.")]
