@@ -98,7 +98,7 @@ VICTIMS = pytest.mark.parametrize("victims", ["server", "command", "both"])
 @pytest.mark.parametrize("moment", moments(1.5))
 def test_a_first_start_is_killed(place, run_file, victims, moment):
     """Of a run that was typed into the form."""
-    fields = fields_of(read_toml(run_file(training={"max_steps": 2000})))
+    fields = fields_of(read_toml(run_file(training={"max_steps": 100_000})))
     fields["output_dir"] = str(place.runs / "new")
     with opened(place) as (client, server):
         draft = client.post("/new/blank").headers["location"]
