@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from PIL import Image
 from runs_made import made_run
 
-from impasto import files
+from impasto import temporary_names
 from impasto.runs.draw_requests import DrawRequest, ImageSettings
 from impasto.runs.drawings import DrawFolder
 from impasto.runs.queue import Queue
@@ -204,7 +204,7 @@ def make_world(folders, home, queue):
 
 def a_task(home):
     """The name of a task that has failed: its process could not be begun."""
-    name = files.dated_name()
+    name = temporary_names.dated_name()
     place = home / "tasks" / name
     place.mkdir(parents=True)
     about = {"words": ["inspect", "x"], "title": "Inspect x", "back": "/", "started_at": 1.0}

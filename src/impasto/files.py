@@ -11,41 +11,24 @@ import errno
 import hashlib
 import json
 import os
-import re
-import secrets
 import shutil
 import stat
 import time
-import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-
-from impasto.errors import RunError, StorageError
-from impasto.owners import TOKEN_PATTERN, current_process, parse_process_token
+from impasto.errors import RunError
 from impasto.progress import Advance
+from impasto.storage_errors import reported
+from impasto.temporary_names import LONGEST_NAME, REPLACED_SUFFIX, partial_name
 
-PARTIAL_SUFFIX = ".partial"
-REPLACED_SUFFIX = ".replaced"
-"""Of a folder's temporary name while another takes its place."""
 DERIVED_DIR = ".impasto"
 """The folder of what is derived from a dataset, in the dataset's own."""
 
-_OWNED = re.compile(
-    rf"\.(?P<name>.+)\.(?P<owner>{TOKEN_PATTERN})\.[0-9a-f]{{8}}"
-    rf"(?P<end>{re.escape(PARTIAL_SUFFIX)}|{re.escape(REPLACED_SUFFIX)})"
-)
-_LEFT_AFTER_S = 24 * 3600.0  # untouched for so long, a file of another machine is left over
-_DATED = re.compile(r"\d{8}-\d{6}-[0-9a-f]{6}", re.ASCII)
-LONGEST_NAME = 255  # bytes of a file name on Linux and macOS; Windows counts letters
 _HASHED_AT_ONCE = 4 << 20
 _PAUSES = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)  # seconds between tries to rename on Windows
-_NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_ONE_FILE = {errno.ENAMETOOLONG, errno.EACCES, errno.EISDIR, errno.EINVAL, errno.EPERM}
-_NO_SPACE_TEXT = ("No space left", "Disk quota", "File too large", "not enough space")
 
 
 _KEEPS: ContextVar[bool] = ContextVar("keeps", default=True)
@@ -269,46 +252,6 @@ def sha256_of(path: Path, advance: Advance | None = None) -> str:
     return digest.hexdigest()
 
 
-def remove_leftovers(folder: Path) -> int:
-    """Remove what a killed process left under a temporary name in `folder`; return how many.
-
-    A temporary file has its process in its name; others, of other programs, are left alone. So is
-    one of a process that runs, and one of another machine (on a network disk) that was touched
-    within a day. A folder that was about to be replaced, and was not, gets its name back.
-    """
-    leftovers = [path for path in partial_files_in(folder) if is_stale_partial(path)]
-    for leftover in leftovers:
-        match = _OWNED.fullmatch(leftover.name)
-        path = folder / match["name"] if match else leftover
-        if leftover.name.endswith(REPLACED_SUFFIX) and not os.path.lexists(path):
-            leftover.replace(path)
-        elif leftover.is_dir():
-            shutil.rmtree(leftover, ignore_errors=True)
-        else:
-            leftover.unlink(missing_ok=True)
-    return len(leftovers)
-
-
-def partial_files_in(folder: Path) -> list[Path]:
-    """What lies in a folder under a temporary name of ours, of processes that run or not."""
-    try:
-        return sorted(path for path in folder.glob(".*") if _OWNED.fullmatch(path.name))
-    except OSError:
-        return []
-
-
-def is_stale_partial(partial: Path) -> bool:
-    """Whether the process that was writing a temporary file or folder is gone."""
-    match = _OWNED.fullmatch(partial.name)
-    owner = parse_process_token(match["owner"]) if match else None
-    if owner is None:
-        return False
-    running = owner.is_running()
-    if running is None:
-        return time.time() - _modified_at(partial) > _LEFT_AFTER_S
-    return not running
-
-
 def append_text(path: Path, text: str) -> None:
     """Add UTF-8 text to the end of a file and hand it to the operating system at once.
 
@@ -356,73 +299,6 @@ def require_writable(folder: Path) -> None:
             probe.unlink(missing_ok=True)
 
 
-def is_out_of_space(error: BaseException) -> bool:
-    """Whether an error, from Python or from safetensors' Rust side, says that the disk is full."""
-    if isinstance(error, OSError) and error.errno is not None:
-        return error.errno in _NO_SPACE
-    return any(words in str(error) for words in _NO_SPACE_TEXT)
-
-
-def is_file_specific(error: BaseException) -> bool:
-    """Whether a failed write has to do with one file, so that others may still be written."""
-    cause = error.__cause__ if isinstance(error, StorageError) else error
-    return isinstance(cause, OSError) and cause.errno in _ONE_FILE
-
-
-def cause_of(error: BaseException) -> str:
-    """What the system said of a failed write, in a few words."""
-    cause = error.__cause__ if isinstance(error, StorageError) else error
-    return cause.strerror if isinstance(cause, OSError) and cause.strerror else str(error)
-
-
-def shortened(name: str, most: int) -> str:
-    """The beginning of a name, of at most so many bytes, without a character cut in two."""
-    while len(os.fsencode(name)) > most:
-        name = name[:-1]
-    return name
-
-
-def partial_name(path: Path, suffix: str = PARTIAL_SUFFIX) -> Path:
-    """A new temporary name beside `path`, with this process in it, which `remove_leftovers` knows.
-
-    Long names are cut, so that the temporary one is no longer than file systems allow.
-    """
-    end = f".{current_process().token}.{uuid.uuid4().hex[:8]}{suffix}"
-    return path.with_name(f".{shortened(path.name, LONGEST_NAME - 1 - len(end))}{end}")
-
-
-def dated_name() -> str:
-    """A new name for a directory, in the order of time: the moment, and what makes it unique."""
-    return f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
-
-
-def is_dated_name(name: str) -> bool:
-    """Whether a name is one of `dated_name`."""
-    return _DATED.fullmatch(name) is not None
-
-
-def _modified_at(path: Path) -> float:
-    """When a file, or anything in a folder, was changed last; now where that cannot be seen."""
-    try:
-        inside = list(path.rglob("*")) if path.is_dir() else []
-        return max(item.lstat().st_mtime for item in (path, *inside))
-    except OSError:
-        return time.time()
-
-
-@contextlib.contextmanager
-def reported(path: Path) -> Iterator[None]:
-    """Turn a failed write of `path` into a StorageError; let everything else through."""
-    try:
-        yield
-    except OSError as error:
-        raise _storage_error(path, error) from error
-    except SafetensorError as error:  # its Rust side reports a full disk as this
-        if is_out_of_space(error):
-            raise _storage_error(path, error) from error
-        raise
-
-
 def _rename(source: Path, target: Path) -> None:
     """Rename; on Windows again for a while, since nobody may have the file open there.
 
@@ -437,26 +313,6 @@ def _rename(source: Path, target: Path) -> None:
         else:
             return
     source.replace(target)
-
-
-def _storage_error(path: Path, error: BaseException) -> StorageError:
-    cause = cause_of(error)
-    if is_out_of_space(error):
-        return StorageError(
-            f"The disk is full: {path} could not be written ({cause}). What was there before is "
-            f"untouched. Free some space, or choose another place, and run the same command again."
-        )
-    if os.name == "nt" and isinstance(error, PermissionError):
-        return StorageError(
-            f"{path} could not be written: {cause}. On Windows, what another program has open "
-            f"cannot be replaced. Close what uses it (another run, a web UI that has the model "
-            f"loaded, a preview), or check that it is not read-only, and run the same command "
-            f"again. What was there before is untouched."
-        )
-    return StorageError(
-        f"{path} could not be written: {cause}. Check that the folder exists, is not read-only "
-        f"and belongs to you, or choose another place."
-    )
 
 
 def _file_mode() -> int:

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from impasto import files
+from impasto import storage_errors, temporary_names
 from impasto.owners import ProcessIdentity, current_process, parse_process_token
 from impasto.parsing import parse_json
 
@@ -102,7 +102,7 @@ class _LockFile:
         Raises:
             OSError: It cannot be written.
         """
-        partial = files.partial_name(self.file)
+        partial = temporary_names.partial_name(self.file)
         try:
             partial.write_text(self._text, encoding="utf-8")
         except OSError:
@@ -171,7 +171,7 @@ class FolderLock:
 
     def _taken_by(self) -> LockHolder | None:
         """Take the lock, past dead holders; returns the living one that has it instead."""
-        with files.reported(self._own.file):
+        with storage_errors.reported(self._own.file):
             for _ in range(_ATTEMPTS):
                 partial = self._own.written()
                 try:
@@ -222,8 +222,8 @@ class SharedLock:
 
     def __init__(self, folder: Path, what: str, on_busy: Callable[[LockHolder], None]) -> None:
         self._folder, self._on_busy = folder, on_busy
-        own = files.partial_name(folder / "x").name.removeprefix(".x.")
-        name = own.removesuffix(files.PARTIAL_SUFFIX)
+        own = temporary_names.partial_name(folder / "x").name.removeprefix(".x.")
+        name = own.removesuffix(temporary_names.PARTIAL_SUFFIX)
         self._own = _LockFile(folder / f".in-use.{name}.lock", what)
 
     def __enter__(self) -> SharedLock:
@@ -350,7 +350,7 @@ def _read(file: Path, *, now: float) -> LockHolder | None:
 
 def _disk_time(folder: Path) -> float:
     """What the clock of a folder's disk says; this machine's where nothing can be written."""
-    probe = files.partial_name(folder / "clock")
+    probe = temporary_names.partial_name(folder / "clock")
     try:
         probe.touch()
         return probe.stat().st_mtime

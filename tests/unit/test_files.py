@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from impasto import files
+from impasto import files, temporary_names
 from impasto.errors import StorageError
 from impasto.owners import current_process
 
@@ -47,31 +47,36 @@ def test_a_folder_is_replaced_whole(tmp_path):
 DEAD = replace(current_process(), start=1).token
 
 
-def left_over(name, end=files.PARTIAL_SUFFIX):
+def left_over(name, end=temporary_names.PARTIAL_SUFFIX):
     return f".{name}.{DEAD}.00000000{end}"
 
 
 def test_leftovers_of_a_killed_process_are_removed(tmp_path):
     (tmp_path / left_over("x")).write_text("half", encoding="utf-8")
     (tmp_path / left_over("y")).mkdir()
-    kept = ["kept", ".film.mkv.partial", ".backup.partial", files.partial_name(tmp_path / "z").name]
+    kept = [
+        "kept",
+        ".film.mkv.partial",
+        ".backup.partial",
+        temporary_names.partial_name(tmp_path / "z").name,
+    ]
     for name in kept:
         (tmp_path / name).write_text("of another program, or of one that runs", encoding="utf-8")
-    assert files.remove_leftovers(tmp_path) == 2
+    assert temporary_names.remove_leftovers(tmp_path) == 2
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted(kept)
 
 
 @pytest.mark.parametrize("is_new_there", [False, True])
 def test_a_folder_that_was_about_to_be_replaced_comes_back(tmp_path, is_new_there):
     """A process died between its two renames, or after both."""
-    old = tmp_path / left_over("state", files.REPLACED_SUFFIX)
+    old = tmp_path / left_over("state", temporary_names.REPLACED_SUFFIX)
     old.mkdir()
     (old / "old").write_text("x", encoding="utf-8")
     (tmp_path / left_over("state")).mkdir()
     if is_new_there:
         (tmp_path / "state").mkdir()
         (tmp_path / "state" / "new").write_text("x", encoding="utf-8")
-    files.remove_leftovers(tmp_path)
+    temporary_names.remove_leftovers(tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["state"]
     expected = ["new"] if is_new_there else ["old"]
     assert [p.name for p in (tmp_path / "state").iterdir()] == expected
@@ -84,7 +89,7 @@ def test_a_folder_that_cannot_be_replaced_stays(tmp_path, monkeypatch):
     rename = Path.replace
 
     def guarded(self, to):
-        if self.name.endswith(files.PARTIAL_SUFFIX):
+        if self.name.endswith(temporary_names.PARTIAL_SUFFIX):
             raise PermissionError(errno.EACCES, "held open by a virus scanner")
         return rename(self, to)
 

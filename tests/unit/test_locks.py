@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import pytest
 
-from impasto import files, locks
+from impasto import files, locks, temporary_names
 from impasto.data.latent_cache import LatentCache
 from impasto.errors import DatasetError, RunError
 from impasto.owners import ProcessIdentity, current_process, parse_process_token
@@ -60,8 +60,8 @@ def test_a_living_process_is_named_and_its_files_are_left_alone(tmp_path, other)
     words = rf"process {other.pid} on .* \(training\)"
     with pytest.raises(BusyError, match=words), locks.FolderLock(tmp_path, "training", refuse):
         pass
-    assert files.remove_leftovers(tmp_path) == 0
-    assert len(files.partial_files_in(tmp_path)) == 1
+    assert temporary_names.remove_leftovers(tmp_path) == 0
+    assert len(temporary_names.partial_files_in(tmp_path)) == 1
 
 
 def test_a_killed_process_holds_nothing(tmp_path, other):
@@ -69,7 +69,7 @@ def test_a_killed_process_holds_nothing(tmp_path, other):
     other.wait()
     with locks.FolderLock(tmp_path, "training", refuse):
         assert locks.lock_holder(tmp_path).owner == current_process()
-        assert files.remove_leftovers(tmp_path) == 1
+        assert temporary_names.remove_leftovers(tmp_path) == 1
     assert list(tmp_path.iterdir()) == []
 
 
@@ -105,14 +105,15 @@ def test_a_process_of_another_machine_is_alive_while_it_gives_signs(tmp_path):
 
 def test_a_temporary_file_of_another_machine_is_left_over_after_a_day(tmp_path):
     partial = (
-        tmp_path / f".model.{ProcessIdentity(1, 1, 'ffffff').token}.00000000{files.PARTIAL_SUFFIX}"
+        tmp_path
+        / f".model.{ProcessIdentity(1, 1, 'ffffff').token}.00000000{temporary_names.PARTIAL_SUFFIX}"
     )
     partial.mkdir()
     (partial / "part").write_text("half", encoding="utf-8")
-    assert files.remove_leftovers(tmp_path) == 0
+    assert temporary_names.remove_leftovers(tmp_path) == 0
     for path in (partial / "part", partial):
         os.utime(path, (1, 1))
-    assert files.remove_leftovers(tmp_path) == 1
+    assert temporary_names.remove_leftovers(tmp_path) == 1
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1]", '{"owner": 3}', "[" * 90_000, "\0" * 300])
@@ -208,7 +209,7 @@ def test_temporary_names_are_no_longer_than_a_name_may_be(tmp_path):
     with files.replace_file(target) as partial:
         partial.write_text("x", encoding="utf-8")
     assert target.read_text(encoding="utf-8") == "x"
-    assert len(os.fsencode(files.partial_name(target).name)) <= 255
+    assert len(os.fsencode(temporary_names.partial_name(target).name)) <= 255
 
 
 def test_a_directory_with_only_the_remains_of_a_killed_process_can_be_taken(tmp_path):
@@ -217,7 +218,7 @@ def test_a_directory_with_only_the_remains_of_a_killed_process_can_be_taken(tmp_
     me = current_process()
     dead = ProcessIdentity(me.pid, me.start - 5000, me.place)
     written_by(dead, path)
-    (path / f".config.toml.{dead.token}.00000000{files.PARTIAL_SUFFIX}").touch()
+    (path / f".config.toml.{dead.token}.00000000{temporary_names.PARTIAL_SUFFIX}").touch()
     with RunDirectory.begun(path):
         pass
 

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from impasto import files
+from impasto import files, temporary_names
 from impasto.data.metadata import MetadataEntry, keep_backup, write_metadata
 from impasto.errors import StorageError
 
@@ -115,5 +115,5 @@ def test_long_names_are_replaced_and_backed_up(tmp_path):
 
 
 def test_names_are_cut_between_characters():
-    assert files.shortened("長長長", 7) == "長長"
-    assert files.shortened("abc", 3) == "abc"
+    assert temporary_names.shortened("長長長", 7) == "長長"
+    assert temporary_names.shortened("abc", 3) == "abc"

@@ -22,7 +22,7 @@ from starlette.exceptions import HTTPException
 from studios import FROM_HERE
 from test_run_status import GONE, make_run
 
-from impasto import files
+from impasto import temporary_names
 from impasto.data.formats import heif_advice
 from impasto.data.image_list import ImageList, ListedImage, folders_below, write_image_list
 from impasto.owners import current_process
@@ -817,9 +817,11 @@ def test_an_upload_that_breaks_off_leaves_nothing(cats):
 def test_what_a_killed_studio_left_is_removed_by_the_next_upload(cats):
     waiting = cats / ".impasto" / "uploads"
     waiting.mkdir(parents=True)
-    name = files.partial_name(waiting / "a.png").name.replace(current_process().token, GONE)
+    name = temporary_names.partial_name(waiting / "a.png").name.replace(
+        current_process().token, GONE
+    )
     (waiting / name).write_bytes(b"half")
-    assert files.is_stale_partial(waiting / name)
+    assert temporary_names.is_stale_partial(waiting / name)
     receiver(cats).close()
     assert list(waiting.iterdir()) == []
 

@@ -18,8 +18,8 @@ from impasto.data.beside import SidecarLookup
 from impasto.data.listing import CAPTION, TAGS
 from impasto.data.records import ImageRecord, SkippedFile
 from impasto.errors import DatasetError
-from impasto.files import cause_of
 from impasto.parsing import read_caption_file
+from impasto.storage_errors import cause_of
 
 _NOT_OWN = (
     "its words are in no file of its own: they are in metadata, or in the file of the image that "

@@ -15,8 +15,8 @@ from typing import Any, Protocol
 
 from impasto.annotate.tags import UNDERSCORES
 from impasto.errors import ConfigError
-from impasto.files import cause_of
 from impasto.parsing import parse_toml, read_text, split_lines
+from impasto.storage_errors import cause_of
 
 SHIPPED = ("kohya", "plain")
 

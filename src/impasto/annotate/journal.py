@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import Any
 
-from impasto import files
+from impasto import files, storage_errors
 from impasto.annotate.notes import (
     NUMBERED,
     Edit,
@@ -154,8 +154,8 @@ class Journal:
         except OSError as error:
             raise StorageError(
                 f"The notes for undo cannot be written to {self.place.journals}: "
-                f"{files.cause_of(error)}. Words that are written are kept. Free some space and "
-                f"run the same command again."
+                f"{storage_errors.cause_of(error)}. Words that are written are kept. Free some "
+                f"space and run the same command again."
             ) from error
 
     def _open(self) -> None:

@@ -11,7 +11,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
-from impasto import files
+from impasto import files, temporary_names
 from impasto.data.images import EXTENSIONS
 from impasto.errors import RunError
 
@@ -143,7 +143,7 @@ def why_not_a_caption_file(below: str) -> str:
         return "it is hidden"
     if plain.suffix.lower() in EXTENSIONS:
         return "it is an image"
-    if any(len(os.fsencode(part)) > files.LONGEST_NAME for part in plain.parts):
+    if any(len(os.fsencode(part)) > temporary_names.LONGEST_NAME for part in plain.parts):
         return "its name is too long"
     return ""
 

@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from impasto import files, locks
+from impasto import files, locks, storage_errors
 from impasto.checkpoints.downloads import download_snapshot
 from impasto.checkpoints.hub import TIMEOUT_S, patterns_of
 from impasto.checkpoints.weight_files import FolderLayout
@@ -87,7 +87,7 @@ def _take_place(partial: Path, whole: Path, target: Path) -> None:
         StorageError: It cannot be moved.
     """
     files.require_absent(target)
-    with files.reported(target):
+    with storage_errors.reported(target):
         shutil.rmtree(partial / ".cache", ignore_errors=True)  # notes of the download
         whole.rename(target)
     shutil.rmtree(partial, ignore_errors=True)

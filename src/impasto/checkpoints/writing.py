@@ -23,7 +23,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from impasto import files
+from impasto import files, temporary_names
 from impasto.checkpoints.pickle_writing import require_picklable, save_pickle
 from impasto.checkpoints.reading import METADATA_ENTRY
 from impasto.checkpoints.tensors import (
@@ -102,7 +102,7 @@ def write_ckpt(
     """
     require_picklable({name: tensor.dtype for name, tensor in tensors.items()}, path)
     with files.replace_file(path) as partial:
-        mapped = files.partial_name(path)
+        mapped = temporary_names.partial_name(path)
         try:
             digest = _write_into(mapped, tensors, {}, advance or (lambda _: None))
             texts = {**metadata, HASH_KEY: f"0x{digest}"} if HASH_KEY in metadata else metadata

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,9 @@ from impasto.progress import counted
 
 if TYPE_CHECKING:
     from impasto.cli.console import Console
-    from impasto.data.records import SkippedFile
+    from impasto.data.latent_cache import CachedPlan
+    from impasto.data.npz_exchange import Exported
+    from impasto.data.scan import Scan
     from impasto.models.loading import BaseModel
 
 
@@ -104,36 +106,38 @@ def encode(
         on_error=config.on_error,
         workers=config.decode_workers if workers is None else workers,
     )
-    found = scan.without(result.set_aside)
-    refused = list(result.refused)
-    rows: dict[str, Any] = {
-        **found.tally.rows(),
-        "Encoded now": result.encoded,
-        "Cached before": len(result.images) - result.encoded,
-        "Cache": latents.folder,
-    }
+    exports: dict[str, Exported] = {}
     if export_npz:
-        exported = export_latents(result, latents, console, base.family.npz_endings)
-        rows["Written as .npz"] = exported.written
-        refused += exported.refused
-    warning = ""
+        endings = base.family.npz_endings
+        exports["Written as .npz"] = export_latents(result, latents, console, endings)
     if text_ending is not None:
         texts = export_texts(result.table.records, base, text_ending, device, console)
-        rows["Written as _te_outputs.npz"] = texts.written
-        refused += texts.refused
-        warning = texts.warning
-    console.table(rows)
-    print_skipped(console, found, source)
-    _print_refused(console, refused, source, warning)
+        exports["Written as _te_outputs.npz"] = texts
+    _report(console, source, scan.without(result.set_aside), result, latents.folder, exports)
 
 
-def _print_refused(
-    console: Console, refused: Sequence[SkippedFile], source: Path, warning: str
+def _report(
+    console: Console,
+    source: Path,
+    found: Scan,
+    result: CachedPlan,
+    folder: Path,
+    exports: Mapping[str, Exported],
 ) -> None:
-    """Name files of sd-scripts that were not used or written, and what is to be known of others."""
-    for item in refused:
+    """Say what was encoded and written, what was not, and what is to be known of the files."""
+    console.table(
+        {
+            **found.tally.rows(),
+            "Encoded now": result.encoded,
+            "Cached before": len(result.images) - result.encoded,
+            "Cache": folder,
+            **{name: export.written for name, export in exports.items()},
+        }
+    )
+    print_skipped(console, found, source)
+    for item in (*result.refused, *(item for of in exports.values() for item in of.refused)):
         console.note(f"  {display_path(item.path, source)}: {item.reason}")
-    if warning:
+    for warning in filter(None, (export.warning for export in exports.values())):
         console.note(f"Warning: {warning}")
 
 

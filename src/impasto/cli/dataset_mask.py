@@ -243,7 +243,7 @@ def _make(
     Raises:
         StorageError: The disk is full.
     """
-    from impasto import files
+    from impasto import files, storage_errors
     from impasto.data import images
     from impasto.data.rendering import require_scanned_size
 
@@ -262,7 +262,7 @@ def _make(
     found = find(image)
     if found is None:
         return ""
-    with files.reported(target):
+    with storage_errors.reported(target):
         target.parent.mkdir(parents=True, exist_ok=True)
     made = shape.applied(found, image.size)
     with files.replace_file(target) as partial, partial.open("wb") as output:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from impasto.cli.groups import FullHelpGroup
+from impasto.cli.listing import existing_folders, in_words, print_list
 
 if TYPE_CHECKING:
     from impasto.studio.folders import Folders
@@ -33,20 +33,14 @@ def list_models(folders: tuple[Path, ...], as_json: bool) -> None:  # noqa: FBT0
 
     Without FOLDERS, those below the current folder. What runs have exported is listed too.
     """
-    from impasto.cli.console import Console
     from impasto.studio.models import all_models
 
-    found = all_models(_existing(folders))
-    if as_json:
-        for model in found:
-            click.echo(json.dumps(_as_json(model), ensure_ascii=True))
-        return
-    console = Console()
-    if not found:
-        where = " or ".join(map(str, folders)) or "the current folder"
-        console.note(f"No models in {where}.")
-        return
-    console.table({str(model.path): _line(model) for model in found})
+    print_list(
+        all_models(_existing(folders)),
+        lambda model: (str(model.path), _line(model)),
+        _as_json if as_json else None,
+        f"No models in {in_words(folders)}.",
+    )
 
 
 @models.command()
@@ -126,13 +120,9 @@ def _existing(folders: tuple[Path, ...]) -> Folders:
     Raises:
         RunError: One is not there.
     """
-    from impasto.errors import RunError
     from impasto.studio.folders import Folders
 
-    for folder in folders:
-        if not folder.is_dir():
-            raise RunError(f"{folder} is not a folder.")
-    given = folders or (Path(),)
+    given = existing_folders(folders)
     return Folders(runs=given, models=given)
 
 

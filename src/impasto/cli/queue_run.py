@@ -14,7 +14,7 @@ import sys
 import time
 from dataclasses import dataclass
 
-from impasto import files, locks
+from impasto import files, locks, storage_errors
 from impasto.errors import Interrupted, RunError
 from impasto.invocation import command
 from impasto.owners import ProcessIdentity, current_process, identity_of
@@ -110,7 +110,7 @@ class Runner:
             StorageError: The queue cannot be written: no other job is begun then.
         """
         folder = self._queue.folder
-        with files.reported(folder):
+        with storage_errors.reported(folder):
             folder.mkdir(parents=True, exist_ok=True)
         what = f"working on device {self._device}"
         with locks.FolderLock(folder, what, self._refuse, lock_name(self._device)):
@@ -152,7 +152,7 @@ class Runner:
         words = words_for(job)
         where = "" if job.run is None else f" in {job.run.path}"
         self._say(job, f"{'goes on' if words[0] == 'resume' else 'begins'}{where}.")
-        with files.reported(job.task.path):
+        with storage_errors.reported(job.task.path):
             job.task.path.mkdir(exist_ok=True)
         environment = {TASK: str(job.task.path), VISIBLE: self._device}
         process = start_apart(words, job.task.terminal_log, job.folder, environment)

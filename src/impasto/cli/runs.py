@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, cast, get_args
 
 import click
 
+from impasto.cli.listing import existing_folders, in_words, print_list
 from impasto.runs.commands import COMMANDS, CommandName
 
 if TYPE_CHECKING:
@@ -27,24 +27,15 @@ def runs(folders: tuple[Path, ...], as_json: bool) -> None:  # noqa: FBT001
     Without FOLDERS, those below the current folder. A run whose process is
     gone without a word is listed as killed.
     """
-    from impasto.cli.console import Console
-    from impasto.errors import RunError
     from impasto.runs.listing import find_runs, newest_first
 
-    for folder in folders:
-        if not folder.is_dir():
-            raise RunError(f"{folder} is not a folder. Give folders with runs in them.")
-    found = newest_first(find_runs(folders or (Path(),)))
-    if as_json:
-        for summary in found:
-            click.echo(json.dumps(summary.as_json(), ensure_ascii=True))
-        return
-    console = Console()
-    if not found:
-        where = " or ".join(map(str, folders)) or "the current folder"
-        console.note(f"No runs in {where}. A run is the folder that a training writes, output_dir.")
-        return
-    console.table({str(s.run.path): _line(s) for s in found})
+    where = existing_folders(folders, " Give folders with runs in them.")
+    print_list(
+        newest_first(find_runs(where)),
+        lambda summary: (str(summary.run.path), _line(summary)),
+        (lambda summary: summary.as_json()) if as_json else None,
+        f"No runs in {in_words(folders)}. A run is the folder that a training writes, output_dir.",
+    )
 
 
 def _line(summary: RunSummary) -> str:

@@ -15,6 +15,7 @@ from impasto.progress import counted
 
 if TYPE_CHECKING:
     from impasto.cli.console import Console
+    from impasto.models.hypernetwork import HypernetworkStack
     from impasto.models.loading import BaseModel
     from impasto.models.tokens import Emphasis
     from impasto.sampling.prompts import Prompt
@@ -112,22 +113,19 @@ def sample(
     """
     from impasto.checkpoints.hub import require_source
     from impasto.cli.console import Console
-    from impasto.errors import ConfigError
 
     _require_drawable(sampler, width, height)
     require_source(model)
     from impasto.models.hypernetwork import load_hypernetworks
     from impasto.models.loading import load_base_model
-    from impasto.sampling.drawing import cut_warning, prepare_sampler, with_strengths
+    from impasto.sampling.drawing import prepare_sampler, with_strengths
     from impasto.sampling.prompts import Prompt
-    from impasto.sampling.sampler import make_grid, rescale_advice, save_png
+    from impasto.sampling.sampler import make_grid, save_png
     from impasto.training.devices import default_device
 
     console = Console()
     stack = load_hypernetworks(hypernetworks)
-    sweep = _numbers(strengths) if strengths else []
-    if sweep and not stack.networks:
-        raise ConfigError("--strengths has no effect without --hypernetwork.")
+    sweep = _sweep(strengths, stack)
     base = load_base_model(model, open_options(options), console)
     native = _native_size(model, base)
     zeros = None if empty_text is None else empty_text == "zeros"
@@ -142,17 +140,39 @@ def sample(
     ]  # fmt: skip
     swept: list[float | None] = [*sweep] or [None]
     wanted = [with_strengths(p, stack, strength) for p in single for strength in swept]
-    cut = cut_warning(base, (text for prompt in single for text in prompt.texts), emphasis)
-    if cut:
-        console.note(f"Warning: {cut}")
-    advice = rescale_advice(base.scheduler_config, single, "--guidance-rescale 0.7")
-    if advice:
-        console.note(advice)
+    _advise(base, single, emphasis, console)
     images = _generate_all(drawer, wanted, out, console)
     if grid:
         columns = len(sweep) or (count if count > 1 else min(len(images), 4))
         save_png(make_grid(images, columns), _free_grid(out), wanted[0])
     console.note(f"Wrote {counted(len(images), 'images')} to {out}.")
+
+
+def _sweep(strengths: str | None, stack: HypernetworkStack) -> list[float]:
+    """The strengths that each prompt is drawn at; empty where it is drawn once.
+
+    Raises:
+        ConfigError: There is nothing that has a strength.
+    """
+    from impasto.errors import ConfigError
+
+    sweep = _numbers(strengths) if strengths else []
+    if sweep and not stack.networks:
+        raise ConfigError("--strengths has no effect without --hypernetwork.")
+    return sweep
+
+
+def _advise(base: BaseModel, prompts: list[Prompt], emphasis: Emphasis, console: Console) -> None:
+    """Say what of the prompts the model does not read, and what it should be drawn with."""
+    from impasto.sampling.drawing import cut_warning
+    from impasto.sampling.sampler import rescale_advice
+
+    cut = cut_warning(base, (text for prompt in prompts for text in prompt.texts), emphasis)
+    if cut:
+        console.note(f"Warning: {cut}")
+    advice = rescale_advice(base.scheduler_config, prompts, "--guidance-rescale 0.7")
+    if advice:
+        console.note(advice)
 
 
 def _require_drawable(sampler: str, width: int | None, height: int | None) -> None:

@@ -114,14 +114,14 @@ def _begin_with_demo(place: Path, console: Console) -> dict[str, tuple[Path, ...
     """
     import shutil
 
-    from impasto import files
+    from impasto import files, storage_errors
     from impasto.demo.recipe import BASE_MODEL, FOLDER, PICTURES
 
     folders: dict[str, tuple[Path, ...]] = {
         name: (place / name,) for name in ("runs", "data", "models")
     }
     copies = {place / "data" / "demo": PICTURES, place / "models" / "demo-base": BASE_MODEL}
-    with files.reported(place):
+    with storage_errors.reported(place):
         for name in folders:
             (place / name).mkdir(parents=True, exist_ok=True)
         if not (place / "NOTICE.txt").exists():

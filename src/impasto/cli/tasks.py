@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from impasto.cli.groups import FullHelpGroup
+from impasto.cli.listing import print_list
 
 if TYPE_CHECKING:
     from impasto.runs.tasks import TaskDirectory
@@ -33,19 +33,13 @@ def tasks() -> None:
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per task, for programs.")
 def list_tasks(folder: Path, as_json: bool) -> None:  # noqa: FBT001
     """List the tasks, the newest first, and how each really stands."""
-    from impasto.cli.console import Console
-
     known = _tasks_of(folder)
-    found = [_as_json(known, task) for task in known.all()]
-    if as_json:
-        for one in found:
-            click.echo(json.dumps(one, ensure_ascii=True))
-        return
-    console = Console()
-    if not found:
-        console.note(f"The studio has started no tasks for the runs in {_place(folder)}.")
-        return
-    console.table({one["name"]: _line(one) for one in found})
+    print_list(
+        [_as_json(known, task) for task in known.all()],
+        lambda task: (task["name"], _line(task)),
+        dict if as_json else None,
+        f"The studio has started no tasks for the runs in {_place(folder)}.",
+    )
 
 
 @tasks.command()

@@ -16,7 +16,7 @@ from typing import Any
 
 from PIL import Image
 
-from impasto import files
+from impasto import files, storage_errors
 from impasto.data.images import UnreadableImageError, read_header
 from impasto.data.listing import CROP
 from impasto.data.plan import plan_images
@@ -150,7 +150,7 @@ def remove_cut(image: Path) -> bool:
         StorageError: The file cannot be removed.
     """
     file = crop_file(image)
-    with files.reported(file):
+    with storage_errors.reported(file):
         try:
             file.unlink()
         except FileNotFoundError:

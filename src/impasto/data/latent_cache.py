@@ -19,7 +19,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from impasto import files, locks
+from impasto import locks, temporary_names
 from impasto.data import images
 from impasto.data.content_hashes import HASHES_FILE, ContentHashes
 from impasto.data.latent_keys import KeyTable
@@ -197,7 +197,7 @@ class LatentCache:
         """Remove what a killed process left half written."""
         for shards in (self._moments, self._masks):
             for folder in shards.folders():
-                files.remove_leftovers(folder)
+                temporary_names.remove_leftovers(folder)
 
     def keep_index(self) -> None:
         """Have the next start read one file instead of one per shard, where there are many keys."""

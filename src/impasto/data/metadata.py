@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from impasto import files
+from impasto import files, temporary_names
 from impasto.data.finding import ImageFinder
 from impasto.data.records import ImageRecord, Size
 from impasto.errors import DatasetError
@@ -138,7 +138,7 @@ def keep_backup(file: Path) -> Path | None:
     """Copy a file to `<name>.bak`, or the first of `.bak2`, `.bak3`, ... that is not there yet."""
     if not file.exists():
         return None
-    short = files.shortened(file.name, files.LONGEST_NAME - len(".bak999"))
+    short = temporary_names.shortened(file.name, temporary_names.LONGEST_NAME - len(".bak999"))
     number, backup = 1, file.with_name(f"{short}.bak")
     while os.path.lexists(backup):
         number += 1

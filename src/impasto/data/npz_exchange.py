@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from impasto import files
+from impasto import files, storage_errors
 from impasto.data.latent_cache import (
     CachedPlan,
     LatentCache,
@@ -72,6 +72,11 @@ class Exported:
     written: int
     refused: tuple[SkippedFile, ...]
 
+    @property
+    def warning(self) -> str:
+        """A sentence about files that hold less than they might; empty if none does."""
+        return ""
+
 
 def export_latents(
     plan: CachedPlan,
@@ -125,9 +130,9 @@ def _export(
     try:
         write_npz(image, latents, flipped, endings)
     except StorageError as error:
-        if not files.is_file_specific(error):
+        if not storage_errors.is_file_specific(error):
             raise
-        return Failure(f"no .npz: it cannot be written ({files.cause_of(error)})")
+        return Failure(f"no .npz: it cannot be written ({storage_errors.cause_of(error)})")
     return None
 
 

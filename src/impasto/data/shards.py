@@ -24,7 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from impasto import files, locks
+from impasto import files, locks, storage_errors
 from impasto.data.records import CELL
 from impasto.data.shard_files import BadShard, digest_of, read_index, stamp_of_shard, sum_of_row
 from impasto.data.shard_index import Place, ShardIndex
@@ -127,7 +127,7 @@ class Shards:
         Raises:
             StorageError: The disk is full or the folder cannot be written.
         """
-        with files.reported(self.folder):
+        with storage_errors.reported(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
         patience = locks.LockWaiter(lambda words: self.note(words), f"writing to {self.folder}")
         with locks.FolderLock(self.folder, f"writing to the {self._what}", patience):
@@ -194,7 +194,7 @@ class Shards:
         self._seen.discard(index)
         self._compared.pop(name, None)
         self._index.remove(name)
-        with files.reported(index):  # Windows removes no file that another program has mapped
+        with storage_errors.reported(index):  # Windows removes no file that a program has mapped
             index.unlink(missing_ok=True)
             _tensors(index).unlink(missing_ok=True)
 
@@ -273,7 +273,8 @@ class Shards:
         try:
             self.remove(index)
         except StorageError as error:
-            then = f"It could not be removed ({files.cause_of(error)}); delete it, and start again."
+            cause = storage_errors.cause_of(error)
+            then = f"It could not be removed ({cause}); delete it, and start again."
         raise DatasetError(
             f"{index.with_suffix('.safetensors')} of the {self._what} has changed since it was "
             f"written, as by a failing disk. {then}"

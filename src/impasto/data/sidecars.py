@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from impasto import files
+from impasto import files, storage_errors
 from impasto.data.beside import SidecarLookup
 from impasto.data.listing import CAPTION, TAGS
 from impasto.data.metadata import keep_backup
@@ -59,9 +59,11 @@ def write_sidecars(records: Iterable[ImageRecord], *, overwrite: bool) -> Writte
                 backups += keep_backup(path) is not None
                 files.rewrite_text(path, text + "\n")
             except (OSError, StorageError) as error:
-                if not files.is_file_specific(error):
+                if not storage_errors.is_file_specific(error):
                     raise
-                refused.append(SkippedFile(path, f"cannot be written ({files.cause_of(error)})"))
+                refused.append(
+                    SkippedFile(path, f"cannot be written ({storage_errors.cause_of(error)})")
+                )
                 continue
             written += 1
     return WrittenSidecars(written, tuple(differing), backups, tuple(refused))

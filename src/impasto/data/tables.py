@@ -26,7 +26,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from impasto import files
+from impasto import files, temporary_names
 from impasto.data.remembered import recall
 from impasto.data.segments import (
     open_segment,
@@ -225,7 +225,7 @@ class TableFolder:
 
     def _write(self, folder: Path, rows: pa.Table) -> str:
         if not self._is_swept:
-            files.remove_leftovers(folder)
+            temporary_names.remove_leftovers(folder)
             self._is_swept = True
         return write_segment(folder, rows)
 

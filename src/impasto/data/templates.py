@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from impasto.errors import ConfigError
-from impasto.files import cause_of
 from impasto.parsing import read_text, split_lines
 from impasto.randomness import derive_rng
+from impasto.storage_errors import cause_of
 
 WORDS, NAME = "[filewords]", "[name]"
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from impasto import files
+from impasto import files, temporary_names
 from impasto.config.dataset import DatasetConfig, DatasetEntry, SubsetConfig
 from impasto.config.run import RunConfig
 from impasto.data.buckets import novelai_bucket_sizes
@@ -278,7 +278,7 @@ def _require_place_for_derived_data(config: DatasetConfig) -> None:
     try:
         files.require_writable(config.derived_dir)
         if files.writes_caches():
-            files.remove_leftovers(config.derived_dir)  # what a killed scan left half-written
+            temporary_names.remove_leftovers(config.derived_dir)  # of a scan that was killed
     except StorageError as error:
         raise StorageError(f"{error} dataset.cache_dir names a place for derived data.") from error
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from impasto import files, presence
+from impasto import files, presence, storage_errors
 from impasto.data.npz_exchange import Exported
 from impasto.data.records import ImageRecord, SkippedFile
 from impasto.data.stages import Failure
@@ -143,7 +143,7 @@ def _write(file: Path, shape: EncodedShape, ids: Ids, row: np.ndarray) -> Failur
     try:
         write_text_npz(file, [one.numpy() for one in each], pooled.numpy(), ids)
     except StorageError as error:
-        if not files.is_file_specific(error):
+        if not storage_errors.is_file_specific(error):
             raise
-        return Failure(f"no {file.name}: it cannot be written ({files.cause_of(error)})")
+        return Failure(f"no {file.name}: it cannot be written ({storage_errors.cause_of(error)})")
     return None

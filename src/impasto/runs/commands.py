@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from impasto import files
+from impasto import files, storage_errors
 from impasto.parsing import parse_json, read_text
 
 CommandName = Literal["preview", "validate", "save", "stop", "stop-now"]
@@ -67,7 +67,7 @@ def send_command(folder: Path, name: CommandName) -> Command:
     """
     identity = f"{time.time_ns() // 1_000_000}-{uuid.uuid4().hex[:8]}"
     file = folder / f"{identity}.json"
-    with files.reported(folder):
+    with storage_errors.reported(folder):
         folder.mkdir(exist_ok=True)  # not the run directory, if that is gone
     files.write_json(file, {"command": name, "sent_at": time.time()})
     return Command(identity, name, file)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from impasto import files, locks, presence
+from impasto import files, locks, presence, temporary_names
 from impasto.errors import RunError
 from impasto.invocation import command
 from impasto.parsing import parse_json, read_text
@@ -104,7 +104,7 @@ class RunDirectory:
             (self.path / name).unlink(missing_ok=True)
         for waiting in self.path.glob("waiting-*.safetensors"):
             waiting.unlink(missing_ok=True)
-        for partial in files.partial_files_in(self.path):
+        for partial in temporary_names.partial_files_in(self.path):
             shutil.rmtree(partial) if partial.is_dir() else partial.unlink(missing_ok=True)
 
     def _refuse(self, holder: locks.LockHolder) -> None:
@@ -311,7 +311,7 @@ def _require_empty(path: Path) -> None:
         entries = list(path.iterdir()) if path.is_dir() else [path] if path.exists() else []
     except OSError:
         return  # whoever writes there meets the same fault and reports it
-    leftovers = files.partial_files_in(path)
+    leftovers = temporary_names.partial_files_in(path)
     if all(entry in leftovers or locks.is_of_locks(entry) for entry in entries):
         return
     raise RunError(

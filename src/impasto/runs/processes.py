@@ -9,7 +9,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from impasto import files
+from impasto import storage_errors
 
 SAFELY = ("-P",)
 """Python's option by which no module is imported from the folder that a process is started in: it
@@ -38,7 +38,7 @@ def start_apart(
         StorageError: The file cannot be written.
     """
     apart = {"creationflags": _APART} if os.name == "nt" else {"start_new_session": True}
-    with files.reported(log), log.open("ab") as output:
+    with storage_errors.reported(log), log.open("ab") as output:
         return subprocess.Popen(
             [sys.executable, *SAFELY, "-m", "impasto", *map(str, words)],
             stdin=subprocess.DEVNULL,

@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from impasto import files
+from impasto import files, storage_errors
 from impasto.errors import ConfigError, RunError
 from impasto.owners import current_process
 from impasto.parsing import read_text
@@ -181,7 +181,7 @@ class Queue:
                 raise RunError(
                     f"Job {number} is being worked on, so it was not removed. Pause it first."
                 )
-            with files.reported(job.path):
+            with storage_errors.reported(job.path):
                 files.remove_folder(job.path)
             if job.path.exists():
                 raise RunError(f"{job.path} could not be removed: a program has a file in it open.")

@@ -19,7 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from impasto import files, locks
+from impasto import files, locks, storage_errors, temporary_names
 from impasto.parsing import parse_json, read_text
 from impasto.runs.queue_jobs import RECORD, SETTINGS, Job, read_job, record_of
 
@@ -44,7 +44,7 @@ class QueueFolder:
         Raises:
             StorageError: The folder cannot be made or written.
         """
-        with files.reported(self.path):
+        with storage_errors.reported(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
         with locks.FolderLock(self.path, "changing the queue", _wait, _CHANGING):
             yield
@@ -73,7 +73,7 @@ class QueueFolder:
         Raises:
             StorageError: It cannot be written.
         """
-        files.remove_leftovers(self.path)
+        temporary_names.remove_leftovers(self.path)
         numbers = [job.number for job in self.jobs()]
         number = 1 + max([*numbers, self._last()])
         self.write_order([*numbers, number])

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from impasto.errors import ConfigError
-from impasto.files import cause_of
 from impasto.finite import finite
 from impasto.parsing import json_fault, parse_json, parse_toml, read_text, split_lines
 from impasto.sampler_table import OTHER_NAMES, RANGES, SAMPLERS
 from impasto.sampling.prompts import Prompt
+from impasto.storage_errors import cause_of
 
 LEAST_SIDE = 64
 

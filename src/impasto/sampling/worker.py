@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from impasto import files, presence
+from impasto import files, presence, storage_errors
 from impasto.errors import ImpastoError, RunError, StorageError
 from impasto.locks import FolderLock, LockHolder
 from impasto.models.loading import BaseModel
@@ -57,7 +57,7 @@ class DrawWorker:
             RunError: Another worker serves the folder.
             StorageError: The folder cannot be written.
         """
-        with files.reported(self.folder.path):
+        with storage_errors.reported(self.folder.path):
             self.folder.path.mkdir(parents=True, exist_ok=True)
         while True:
             with FolderLock(self.folder.path, "drawing", _refuse):

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from impasto import files
+from impasto import files, storage_errors
 from impasto.data.listing import CAPTION, TAGS, FoundImage, Sidecars, list_folder
 from impasto.parsing import read_caption_file, split_lines
 
@@ -191,7 +191,7 @@ def _read(file: Path, dataset: Path) -> tuple[str, str]:
     except UnicodeDecodeError:
         return "", "its caption is not UTF-8 text; save it as UTF-8"
     except OSError as error:
-        return "", f"its caption cannot be read ({files.cause_of(error)})"
+        return "", f"its caption cannot be read ({storage_errors.cause_of(error)})"
 
 
 def _last_edit(dataset: Path) -> Sequence[object]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from impasto import files
+from impasto import files, storage_errors, temporary_names
 from impasto.errors import StorageError
 from impasto.parsing import read_object
 
@@ -103,9 +103,9 @@ class Drafts:
             StorageError: The folder cannot be written.
         """
         self._tidy()
-        draft = Draft(self.folder / files.dated_name())
+        draft = Draft(self.folder / temporary_names.dated_name())
         try:
-            with files.reported(draft.path):
+            with storage_errors.reported(draft.path):
                 draft.path.mkdir(parents=True)
             draft.note(**details)
             if fields is not None:
@@ -119,11 +119,13 @@ class Drafts:
     def find(self, name: str) -> Draft | None:
         """The draft of a name; None where there is none."""
         draft = Draft(self.folder / name)
-        return draft if files.is_dated_name(name) and draft.path.is_dir() else None
+        return draft if temporary_names.is_dated_name(name) and draft.path.is_dir() else None
 
     def _tidy(self) -> None:
         with contextlib.suppress(OSError):
-            known = [path for path in self.folder.iterdir() if files.is_dated_name(path.name)]
+            known = [
+                path for path in self.folder.iterdir() if temporary_names.is_dated_name(path.name)
+            ]
             known.sort(key=lambda path: path.stat().st_mtime, reverse=True)
             for path in known[KEPT:]:
                 files.remove_folder(path)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from impasto import files, presence
+from impasto import files, presence, storage_errors
 from impasto.errors import ModelError, StorageError
 from impasto.parsing import printable
 from impasto.progress import size_words
@@ -212,7 +212,7 @@ def delete(model: FoundModel) -> Path:
         )
     trash = model.folder / TRASH
     stamp = time.strftime("%Y%m%d-%H%M%S")
-    with files.reported(model.path):
+    with storage_errors.reported(model.path):
         if trash.is_symlink() or (trash.exists() and not trash.is_dir()):
             raise StorageError(f"{trash} is no folder, so nothing was deleted. Remove it.")
         number = 0
@@ -242,7 +242,7 @@ def empty_trash(folders: Folders) -> None:
         StorageError: Something is held open or read-only.
     """
     for entry in _deleted(folders):
-        with files.reported(entry):
+        with storage_errors.reported(entry):
             _remove(entry)
 
 

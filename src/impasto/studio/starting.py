@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from impasto import files, presence
+from impasto import files, presence, storage_errors
 from impasto.config.fields import fields_of
 from impasto.config.goals import GOALS
 from impasto.config.names import file_name_problem
@@ -87,7 +87,7 @@ def write_settings(file: Path, text: str, *, same_is_fine: bool = False) -> None
 
 def _reserve(file: Path) -> bool:
     """Make an empty file; False where something has that name, a broken link too."""
-    with files.reported(file):
+    with storage_errors.reported(file):
         try:
             file.open("x").close()
         except FileExistsError:  # an empty one is what a process left that was killed just here

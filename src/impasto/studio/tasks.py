@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from impasto import files
+from impasto import files, storage_errors, temporary_names
 from impasto.errors import ImpastoError
 from impasto.owners import identity_of
 from impasto.runs.processes import ask_to_stop, start_apart
@@ -73,7 +73,7 @@ class Tasks:
             StorageError: The folder cannot be written.
         """
         self._tidy()
-        name = files.dated_name()
+        name = temporary_names.dated_name()
         task = TaskDirectory(self._folder / name)
         about = {
             "words": [str(word) for word in words],
@@ -83,7 +83,7 @@ class Tasks:
             **({} if made is None else {"made": asdict(made)}),
         }
         try:
-            with files.reported(task.path):
+            with storage_errors.reported(task.path):
                 task.path.mkdir(parents=True)
             self._started[name] = _begin(task, about, words, folder)
         except (
@@ -97,7 +97,11 @@ class Tasks:
     def find(self, name: str) -> TaskDirectory | None:
         """The task of a name; None where there is none."""
         task = TaskDirectory(self._folder / name)
-        return task if files.is_dated_name(name) and task.description_file.is_file() else None
+        return (
+            task
+            if temporary_names.is_dated_name(name) and task.description_file.is_file()
+            else None
+        )
 
     def all(self) -> list[TaskDirectory]:
         """All tasks, the newest first."""

@@ -20,7 +20,7 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.exceptions import HTTPException
 
-from impasto import files
+from impasto import storage_errors, temporary_names
 from impasto.data.formats import EXTENSIONS
 from impasto.parsing import decode_caption, is_text, printable
 
@@ -109,9 +109,9 @@ class UploadReceiver:
         self._working = threading.Lock()
         self.arriving = ""  # the name of the file that is; empty between two
         self._header, self._value, self._disposition = b"", b"", b""
-        with files.reported(waiting):
+        with storage_errors.reported(waiting):
             waiting.mkdir(parents=True, exist_ok=True)
-            files.remove_leftovers(waiting)
+            temporary_names.remove_leftovers(waiting)
         self._parser = MultipartParser(
             options[b"boundary"],
             {
@@ -170,7 +170,7 @@ class UploadReceiver:
             return
         most = MOST_CAPTION_BYTES if _is_caption(name) else self._most_bytes
         self.arriving = printable(name)
-        self._part = _Part(name, files.partial_name(self._waiting / name), most)
+        self._part = _Part(name, temporary_names.partial_name(self._waiting / name), most)
 
     def _why_not(self, name: str) -> str:
         reason = why_no_name(name)
@@ -217,19 +217,19 @@ class _Part:
     def __init__(self, name: str, path: Path, most: int) -> None:
         self.name, self.path = name, path
         self._most, self._size = most, 0
-        with files.reported(path.parent):
+        with storage_errors.reported(path.parent):
             self._file: BinaryIO = path.open("xb")
 
     def write(self, data: bytes) -> None:
         """Add bytes; those beyond the most are dropped."""
         self._size += len(data)
         if self._size <= self._most:
-            with files.reported(self.path.parent):
+            with storage_errors.reported(self.path.parent):
                 self._file.write(data)
 
     def finish(self) -> str:
         """Flush it to the disk; why it is not taken, or empty."""
-        with files.reported(self.path.parent):
+        with storage_errors.reported(self.path.parent):
             self._file.flush()
             os.fsync(self._file.fileno())
             self._file.close()
@@ -268,7 +268,7 @@ def give_name(partial: Path, target: Path) -> str:
 
 
 def _reserve(partial: Path, target: Path, taken: str) -> str:
-    with files.reported(target):
+    with storage_errors.reported(target):
         try:
             target.open("xb").close()
         except FileExistsError:

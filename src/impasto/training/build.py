@@ -15,6 +15,7 @@ from accelerate import Accelerator
 
 from impasto.config.compatibility import require_compatible
 from impasto.config.run import RunConfig
+from impasto.data.sampler import EpochSampler
 from impasto.data.text_npz import GivenTexts
 from impasto.datasets.batching import build_epoch_sampler, count_steps
 from impasto.datasets.build import Survey
@@ -22,9 +23,7 @@ from impasto.datasets.prepare import PreparedData
 from impasto.errors import ConfigError
 from impasto.models.attention import use_kernel
 from impasto.models.attention_kernels import build_kernel
-from impasto.models.hypernetwork import (
-    load_hypernetworks,
-)
+from impasto.models.hypernetwork import HypernetworkStack, load_hypernetworks
 from impasto.models.loading import BaseModel
 from impasto.models.text import TextConditioner
 from impasto.models.trainable import Trainable
@@ -39,16 +38,15 @@ from impasto.training.given_text import find_given_texts
 from impasto.training.lr_schedule import build_lr_schedule
 from impasto.training.methods import build_templates
 from impasto.training.model import with_offloaded
+from impasto.training.monitoring.previews import Previewer
 from impasto.training.optim.chunked import ChunkedOptimizer, ChunkRules
+from impasto.training.optim.lr_schedules import LrSchedule
 from impasto.training.optim.mixed_precision import Precision
 from impasto.training.optim.state import part_names
 from impasto.training.optim.streaming import WeightStream
 from impasto.training.overrides import Overrides
 from impasto.training.parallel.strategy import ParallelStrategy
-from impasto.training.param_dtypes import (
-    build_chunk_rules,
-    build_weight_stream,
-)
+from impasto.training.param_dtypes import build_chunk_rules, build_weight_stream
 from impasto.training.precision import computed_kind
 from impasto.training.processes import build_strategy, facts_of
 from impasto.training.prompts import build_prompts
@@ -89,26 +87,19 @@ def build_session(
     Raises:
         ImpastoError: As the parts it calls.
     """
-    facts = partial(facts_of, config, accelerator.num_processes, device=accelerator.device)
-    require_compatible(config, facts())
-    set_arithmetic(tf32=config.training.tf32, deterministic=config.training.deterministic)
+    require_compatible(
+        config, facts_of(config, accelerator.num_processes, device=accelerator.device)
+    )
     build = _Builder(config, accelerator, progress, overrides, build_strategy(config, accelerator))
-    prompts = build_prompts(config)
-    build_templates(config)
-    previewed = load_hypernetworks(config.previews.hypernetworks)
-    encoded = load_and_encode(config, accelerator, progress, known)
+    previews = _Previews(build_prompts(config), load_hypernetworks(config.previews.hypernetworks))
+    encoded = build.encoded(known)
     prepared = encoded.data
-    if overrides.trainable:
-        encoded.all_hashes()  # code may change weights in place, while they are hashed
     trainable = build.network(encoded)
-    rules = build_chunk_rules(config, trainable.parts, accelerator)
-    text = build.text(encoded, trainable, prompts, recorded or {})
+    text = build.text(encoded, trainable, previews.prompts, recorded or {})
     model, conditioners = text.model, text.conditioners
     tell = overrides.conditioner or _as_it_is
-    learning = build.learning(trainable, rules)
-    sampler = build_epoch_sampler(config, prepared.training, accelerator.num_processes)
-    steps = count_steps(config, sampler)
-    require_compatible(config, facts(total_steps=steps))
+    learning = build.learning(trainable)
+    sampler, steps = build.epochs(prepared)
     return Session(
         config=config,
         accelerator=accelerator,
@@ -123,27 +114,44 @@ def build_session(
         recipe=build_recipe(config, model, accelerator.device, overrides),
         optimizer=learning.optimizer,
         part_by_group=learning.part_by_group,
-        lr_schedule=overrides.lr_schedule
-        or build_lr_schedule(config.schedule, config.optimizer.lr),
+        lr_schedule=build.lr_schedule(),
         data=build_data(config, encoded, steps, overrides),
         prepared=prepared,
         sampler=sampler,
         validator=build_validator(config, prepared, model),
-        previewer=build_previewer(
-            prompts,
-            model,
-            trainable,
-            tell(conditioners.prompts),
-            previewed,
-            tiled=config.previews.vae_tiling,
-            zeroes_empty_text=zeroes_empty_negative(config, model),
-        ),
+        previewer=previews.previewer(config, model, trainable, tell(conditioners.prompts)),
         ema=build_ema(config, trainable, build.strategy),
         precision=build.precision(learning.stream),
         stream=learning.stream,
         total_steps=steps,
         fingerprint=build.fingerprint(encoded, text, steps),
     )
+
+
+@dataclass(frozen=True)
+class _Previews:
+    """What is drawn on the way, and by which networks beside those that learn."""
+
+    prompts: tuple[Prompt, ...]
+    hypernetworks: HypernetworkStack
+
+    def previewer(
+        self,
+        config: RunConfig,
+        model: BaseModel,
+        trainable: Trainable,
+        conditioner: TextConditioner,
+    ) -> Previewer:
+        """What draws them."""
+        return build_previewer(
+            self.prompts,
+            model,
+            trainable,
+            conditioner,
+            self.hypernetworks,
+            tiled=config.previews.vae_tiling,
+            zeroes_empty_text=zeroes_empty_negative(config, model),
+        )
 
 
 @dataclass(frozen=True)
@@ -188,6 +196,16 @@ class _Builder:
     overrides: Overrides
     strategy: ParallelStrategy
 
+    def encoded(self, known: Survey | None) -> EncodedModel:
+        """The base model, and the images that it has encoded."""
+        training = self.config.training
+        build_templates(self.config)  # refused before anything is read
+        set_arithmetic(tf32=training.tf32, deterministic=training.deterministic)
+        encoded = load_and_encode(self.config, self.accelerator, self.progress, known)
+        if self.overrides.trainable:
+            encoded.all_hashes()  # code may change weights in place, while they are hashed
+        return encoded
+
     def network(self, encoded: EncodedModel) -> Trainable:
         """What learns, computing the way the settings ask for."""
         lengths = self.config.model.max_tokens // 75  # of captions; one if they are filled up
@@ -228,9 +246,10 @@ class _Builder:
             model = _without_text_encoders(config, accelerator, model, prepared, conditioners)
         return _Text(model, conditioners, given)
 
-    def learning(self, trainable: Trainable, rules: ChunkRules) -> _Learning:
+    def learning(self, trainable: Trainable) -> _Learning:
         """The network where it computes, and its optimizer."""
         strategy = self.strategy
+        rules = build_chunk_rules(self.config, trainable.parts, self.accelerator)
         stream = build_weight_stream(self.config, trainable, self.accelerator.device)
         unet = strategy.wrap(trainable.network) if stream is None else stream.place()
         trainable.parts = strategy.place(trainable.parts)
@@ -239,6 +258,25 @@ class _Builder:
         part_by_group = part_names(optimizer, trainable.parts)
         strategy.start(trainable.parts, optimizer)
         return _Learning(unet, stream, optimizer, part_by_group)
+
+    def epochs(self, prepared: PreparedData) -> tuple[EpochSampler, int]:
+        """The order of the images, and how many steps there are.
+
+        Raises:
+            ConfigError: A setting does not go with so many.
+        """
+        config, processes = self.config, self.accelerator.num_processes
+        sampler = build_epoch_sampler(config, prepared.training, processes)
+        steps = count_steps(config, sampler)
+        device = self.accelerator.device
+        require_compatible(config, facts_of(config, processes, device=device, total_steps=steps))
+        return sampler, steps
+
+    def lr_schedule(self) -> LrSchedule:
+        """What the learning rates are multiplied by in each step."""
+        config = self.config
+        given = self.overrides.lr_schedule
+        return given or build_lr_schedule(config.schedule, config.optimizer.lr)
 
     def precision(self, stream: WeightStream | None) -> Precision:
         """The number formats of the run; streamed weights leave no copies behind."""

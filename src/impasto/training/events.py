@@ -28,13 +28,13 @@ class SilentEvents(SilentProgress):
     """Events that nobody is told of."""
 
     def started(self, summary: Mapping[str, Any], first_step: int, last_step: int) -> None:
-        """Do nothing."""
+        """Accept that training begins, and tell nobody."""
 
     def stepped(self, step: int) -> None:
-        """Do nothing."""
+        """Accept that a step is done, and tell nobody."""
 
     def measured(self, record: Mapping[str, Any]) -> None:
-        """Called when a line of metrics was written."""
+        """Accept a line of metrics, and tell nobody."""
 
     def ended(self) -> None:
-        """Do nothing."""
+        """Accept that training is over, and tell nobody."""

@@ -46,7 +46,7 @@ class MicroSteps(Protocol):
 
 
 class PlainMicroSteps:
-    """Launches each kernel in its turn.
+    """Computes micro-steps as they are written, kernel by kernel.
 
     Args:
         session: The run.
@@ -87,7 +87,7 @@ class PlainMicroSteps:
 
 
 class GraphedMicroSteps:
-    """Launches whole micro-steps.
+    """Computes each micro-step by the CUDA graph of its shape, and the update by one of its own.
 
     Args:
         session: The run.

@@ -15,6 +15,7 @@ from impasto import locks
 from impasto.config.load import build_run_config
 from impasto.config.run import RunConfig
 from impasto.data.dataset import TrainingData, iterate_steps
+from impasto.data.encoding import MomentsEncoder
 from impasto.data.records import Batch
 from impasto.datasets.batching import build_epoch_sampler
 from impasto.datasets.prepare import LATENTS, PreparedData, prepare_data
@@ -132,16 +133,31 @@ def prepare(
     """
     config = _settings(folder, model, clip_skip, dataset, resolution, batch_size, seed)
     zeroes_empty_text(config, model)  # is refused before images are encoded
-    progress, device, home = progress or SilentProgress(), model.unet.device, model.vae.device
+    progress, device = progress or SilentProgress(), model.unet.device
     in_use = contextlib.ExitStack()
     latents = config.dataset.derived_dir / LATENTS
     waiter = locks.LockWaiter(progress.note, f"reading {latents}")
     in_use.enter_context(locks.SharedLock(latents, f"a loop over {folder}", waiter))
-    vae = build_encoding_vae(config, model)
+    try:
+        prepared, encoder = _encoded(config, model, progress)
+    except BaseException:
+        in_use.close()
+        raise
+    data = TrainingData(prepared.training, prepared.cache, model.scaling_factor, seed, 1, encoder)
+    prefetch = build_prefetcher(device, _build_conditioner(config, model, device))
+    conditioner = _build_conditioner(config, model, device)
+    return Batches(config, prepared, data, conditioner, prefetch, in_use)
+
+
+def _encoded(
+    config: RunConfig, model: BaseModel, progress: Progress
+) -> tuple[PreparedData, MomentsEncoder]:
+    """The images, encoded where they do not change, and what encodes those that do."""
+    vae, home = build_encoding_vae(config, model), model.vae.device
     encoder = moments_encoder(
         vae,
         batch_size=config.dataset.vae_batch_size,
-        device=device,
+        device=model.unet.device,
         npz_endings=model.family.npz_endings,
     )
     stays = False
@@ -149,17 +165,11 @@ def prepare(
         state = PartialState(timeout=PROCESS_TIMEOUT)
         prepared = prepare_data(config, encoder, state, progress)
         stays = not prepared.training.encoded_ahead
-    except BaseException:
-        in_use.close()
-        raise
     finally:
         if not stays:
             vae.to(home)
-            release_cached_memory(device)
-    data = TrainingData(prepared.training, prepared.cache, model.scaling_factor, seed, 1, encoder)
-    prefetch = build_prefetcher(device, _build_conditioner(config, model, device))
-    conditioner = _build_conditioner(config, model, device)
-    return Batches(config, prepared, data, conditioner, prefetch, in_use)
+            release_cached_memory(model.unet.device)
+    return prepared, encoder
 
 
 def _settings(

@@ -184,7 +184,7 @@ class StepGraphs:
         self._loss.copy_(loss.detach())
 
     def _is_full(self) -> bool:
-        """Whether there are as many graphs as there may be, which is said once."""
+        """Whether the limit of graphs is reached, of which a note tells the first time."""
         recorded = sum(shape.replay is not None for shape in self._shapes.values())
         if recorded < MOST_GRAPHS:
             return False

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
-from impasto import files, locks
+from impasto import files, locks, temporary_names
 from impasto.config.compatibility import require_compatible
 from impasto.config.load import build_run_config, dump_toml
 from impasto.config.run import RunConfig
@@ -231,7 +231,7 @@ def _prepare(
     """Tidy up, say what the run runs on, and build all that it computes with."""
     if accelerator.is_main_process:
         for folder in (run.path, run.states, run.samples):
-            files.remove_leftovers(folder)
+            temporary_names.remove_leftovers(folder)
         files.write_json(run.path / "environment.json", describe_environment())
         run.write_status("preparing")
     try:

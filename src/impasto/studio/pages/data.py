@@ -12,7 +12,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.routing import BaseRoute, Route
 
-from impasto import files
+from impasto import files, storage_errors
 from impasto.errors import StorageError
 from impasto.parsing import printable
 from impasto.studio.core import Studio
@@ -97,7 +97,7 @@ class DataPages:
             fault = why_no_name(name)
             if fault:
                 return f"{fault[0].upper()}{fault[1:]}."
-            with files.reported(path):
+            with storage_errors.reported(path):
                 try:
                     path.mkdir()
                 except FileExistsError:

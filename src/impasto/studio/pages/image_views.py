@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from impasto import files
+from impasto import files, temporary_names
 from impasto.data.beside import SidecarLookup
 from impasto.data.cuts import bucket_of, crop_file, read_cut, remove_cut, why_not_cut, write_cut
 from impasto.data.images import UnreadableImageError
@@ -81,7 +81,7 @@ def masks_folder(data: Sequence[Path], dataset: Path, text: str) -> Path | None:
     for one_of in wanted:
         folder = Path(os.path.normpath(one_of))  # links are followed after it, not in its middle
         try:
-            if any(len(os.fsencode(part)) > files.LONGEST_NAME for part in folder.parts):
+            if any(len(os.fsencode(part)) > temporary_names.LONGEST_NAME for part in folder.parts):
                 return None
             if any(files.is_inside(folder, one) for one in data):
                 return folder

@@ -19,7 +19,7 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, RedirectResponse, Response
 from starlette.routing import BaseRoute, Route
 
-from impasto import files
+from impasto import files, storage_errors
 from impasto.errors import ImpastoError
 from impasto.hub_ids import is_hub_id
 from impasto.parsing import parse_json, printable
@@ -159,7 +159,7 @@ class ImagePages:
         def keep() -> None:
             file = self.studio.home / "uploads" / f"{secrets.token_hex(8)}.png"
             try:
-                with files.reported(file):
+                with storage_errors.reported(file):
                     file.parent.mkdir(parents=True, exist_ok=True)
                     file.write_bytes(content)
                 words: list[str | Path] = [f"--only={shown.name}", "--from", file]

@@ -24,7 +24,11 @@ from impasto.training.planning.out_of_memory import out_of_memory
 
 @dataclass
 class StepCounter:
-    """Counts optimizer steps."""
+    """How many optimizer steps are done, for those who are told of an error after them.
+
+    Attributes:
+        step: That number.
+    """
 
     step: int
 

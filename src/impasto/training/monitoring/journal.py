@@ -76,7 +76,7 @@ class RecordedEvents:
         self._events.note(message)
 
     def started(self, summary: Mapping[str, Any], first_step: int, last_step: int) -> None:
-        """Training begins."""
+        """Note that training begins, and tell it on."""
         self._total_steps, self._first_step = last_step, first_step
         self._began = time.monotonic()
         self.log.add("training", step=first_step, total_steps=last_step)

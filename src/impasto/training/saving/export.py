@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import tomli_w
 from torch import Tensor
 
-from impasto import files
+from impasto import temporary_names
 from impasto.checkpoints import hypernetworks
 from impasto.checkpoints.hypernetwork_writing import write_hypernetwork
 from impasto.config.run import RunConfig
@@ -218,7 +218,7 @@ def _export(
     target = models.claim(asked)
     if target != asked:
         progress.note(f"{asked} was taken by another program meanwhile; the model is {target}.")
-    files.remove_leftovers(target.parent)
+    temporary_names.remove_leftovers(target.parent)
     EXPORTERS[config.method.kind].write(source, trained, target, progress)
     return target
 

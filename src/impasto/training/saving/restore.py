@@ -10,9 +10,9 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast
 
 from impasto.errors import RunError, StorageError
-from impasto.files import cause_of
 from impasto.progress import Progress
 from impasto.runs import RunDirectory, step_name
+from impasto.storage_errors import cause_of
 from impasto.training.saving.session_state import SessionState
 from impasto.training.saving.state import DamagedStateError, TrainingState, load_state
 

@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from impasto import files
+from impasto import files, storage_errors
 from impasto.checkpoints.reading import open_tensor_file
 from impasto.checkpoints.tensors import LazyTensor, Tensors, total_bytes
 from impasto.checkpoints.writing import in_file_order, tensor_hash, write_safetensors
@@ -173,7 +173,7 @@ def load_state(
     except OSError as error:
         if error.errno not in _OF_DAMAGED_FILES:  # such as too many open files, which passes
             raise RunError(
-                f"{folder} cannot be read: {files.cause_of(error)}. Nothing was changed."
+                f"{folder} cannot be read: {storage_errors.cause_of(error)}. Nothing was changed."
             ) from error
         raise DamagedStateError(
             f"The training state {folder} is damaged ({_in_words(error)})."

@@ -1,0 +1,70 @@
+"""What a failed write says of itself: the disk is full, one file is at fault, or neither."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from impasto.errors import StorageError
+
+_NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_ONE_FILE = {errno.ENAMETOOLONG, errno.EACCES, errno.EISDIR, errno.EINVAL, errno.EPERM}
+_NO_SPACE_TEXT = ("No space left", "Disk quota", "File too large", "not enough space")
+
+
+def is_out_of_space(error: BaseException) -> bool:
+    """Whether an error, from Python or from safetensors' Rust side, says that the disk is full."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno in _NO_SPACE
+    return any(words in str(error) for words in _NO_SPACE_TEXT)
+
+
+def is_file_specific(error: BaseException) -> bool:
+    """Whether a failed write has to do with one file, so that others may still be written."""
+    cause = error.__cause__ if isinstance(error, StorageError) else error
+    return isinstance(cause, OSError) and cause.errno in _ONE_FILE
+
+
+def cause_of(error: BaseException) -> str:
+    """What the system said of a failed write, in a few words."""
+    cause = error.__cause__ if isinstance(error, StorageError) else error
+    return cause.strerror if isinstance(cause, OSError) and cause.strerror else str(error)
+
+
+@contextlib.contextmanager
+def reported(path: Path) -> Iterator[None]:
+    """Turn a failed write of `path` into a StorageError; let everything else through."""
+    try:
+        yield
+    except OSError as error:
+        raise storage_error(path, error) from error
+    except SafetensorError as error:  # its Rust side reports a full disk as this
+        if is_out_of_space(error):
+            raise storage_error(path, error) from error
+        raise
+
+
+def storage_error(path: Path, error: BaseException) -> StorageError:
+    """The error that a person reads for what the system said of a failed write of `path`."""
+    cause = cause_of(error)
+    if is_out_of_space(error):
+        return StorageError(
+            f"The disk is full: {path} could not be written ({cause}). What was there before is "
+            f"untouched. Free some space, or choose another place, and run the same command again."
+        )
+    if os.name == "nt" and isinstance(error, PermissionError):
+        return StorageError(
+            f"{path} could not be written: {cause}. On Windows, what another program has open "
+            f"cannot be replaced. Close what uses it (another run, a web UI that has the model "
+            f"loaded, a preview), or check that it is not read-only, and run the same command "
+            f"again. What was there before is untouched."
+        )
+    return StorageError(
+        f"{path} could not be written: {cause}. Check that the folder exists, is not read-only "
+        f"and belongs to you, or choose another place."
+    )

@@ -1,0 +1,104 @@
+"""Names under which files are written before they get their own, and what was left under them.
+
+A temporary name has the process that writes in it, so that what a killed one left is told from
+what another one is writing.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import shutil
+import time
+import uuid
+from pathlib import Path
+
+from impasto.owners import TOKEN_PATTERN, current_process, parse_process_token
+
+PARTIAL_SUFFIX = ".partial"
+REPLACED_SUFFIX = ".replaced"
+"""Of a folder's temporary name while another takes its place."""
+
+_OWNED = re.compile(
+    rf"\.(?P<name>.+)\.(?P<owner>{TOKEN_PATTERN})\.[0-9a-f]{{8}}"
+    rf"(?P<end>{re.escape(PARTIAL_SUFFIX)}|{re.escape(REPLACED_SUFFIX)})"
+)
+_LEFT_AFTER_S = 24 * 3600.0  # untouched for so long, a file of another machine is left over
+_DATED = re.compile(r"\d{8}-\d{6}-[0-9a-f]{6}", re.ASCII)
+LONGEST_NAME = 255  # bytes of a file name on Linux and macOS; Windows counts letters
+
+
+def shortened(name: str, most: int) -> str:
+    """The beginning of a name, of at most so many bytes, without a character cut in two."""
+    while len(os.fsencode(name)) > most:
+        name = name[:-1]
+    return name
+
+
+def partial_name(path: Path, suffix: str = PARTIAL_SUFFIX) -> Path:
+    """A new temporary name beside `path`, with this process in it, which `remove_leftovers` knows.
+
+    Long names are cut, so that the temporary one is no longer than file systems allow.
+    """
+    end = f".{current_process().token}.{uuid.uuid4().hex[:8]}{suffix}"
+    return path.with_name(f".{shortened(path.name, LONGEST_NAME - 1 - len(end))}{end}")
+
+
+def dated_name() -> str:
+    """A new name for a directory, in the order of time: the moment, and what makes it unique."""
+    return f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
+
+
+def is_dated_name(name: str) -> bool:
+    """Whether a name is one of `dated_name`."""
+    return _DATED.fullmatch(name) is not None
+
+
+def _modified_at(path: Path) -> float:
+    """When a file, or anything in a folder, was changed last; now where that cannot be seen."""
+    try:
+        inside = list(path.rglob("*")) if path.is_dir() else []
+        return max(item.lstat().st_mtime for item in (path, *inside))
+    except OSError:
+        return time.time()
+
+
+def remove_leftovers(folder: Path) -> int:
+    """Remove what a killed process left under a temporary name in `folder`; return how many.
+
+    A temporary file has its process in its name; others, of other programs, are left alone. So is
+    one of a process that runs, and one of another machine (on a network disk) that was touched
+    within a day. A folder that was about to be replaced, and was not, gets its name back.
+    """
+    leftovers = [path for path in partial_files_in(folder) if is_stale_partial(path)]
+    for leftover in leftovers:
+        match = _OWNED.fullmatch(leftover.name)
+        path = folder / match["name"] if match else leftover
+        if leftover.name.endswith(REPLACED_SUFFIX) and not os.path.lexists(path):
+            leftover.replace(path)
+        elif leftover.is_dir():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink(missing_ok=True)
+    return len(leftovers)
+
+
+def partial_files_in(folder: Path) -> list[Path]:
+    """What lies in a folder under a temporary name of ours, of processes that run or not."""
+    try:
+        return sorted(path for path in folder.glob(".*") if _OWNED.fullmatch(path.name))
+    except OSError:
+        return []
+
+
+def is_stale_partial(partial: Path) -> bool:
+    """Whether the process that was writing a temporary file or folder is gone."""
+    match = _OWNED.fullmatch(partial.name)
+    owner = parse_process_token(match["owner"]) if match else None
+    if owner is None:
+        return False
+    running = owner.is_running()
+    if running is None:
+        return time.time() - _modified_at(partial) > _LEFT_AFTER_S
+    return not running
