@@ -30,10 +30,17 @@ even spread over an interval); sums over 16 and more of them, and the other laye
 less."""
 
 
+def emulate(monkeypatch):
+    """Have any device compute products from rounded numbers, in float32."""
+    monkeypatch.setattr(float8, "_require_card", lambda device: None)
+    product = functools.partial(float8.torchao_product, emulated=True)
+    monkeypatch.setattr(float8, "torchao_product", product)
+
+
 @pytest.fixture
 def emulated(monkeypatch):
     """Float8 on any device and for any size of layers; what is compiled runs as it is written."""
-    monkeypatch.setattr(float8, "EMULATED", True)
+    emulate(monkeypatch)
     monkeypatch.setattr(float8, "SMALL_OUTPUT", 0)
     monkeypatch.setattr(torch.nn.Module, "compile", lambda module, **options: None)
 
@@ -151,6 +158,6 @@ def test_compiled_layers_compute_the_same(config, monkeypatch):
 
 def test_a_network_of_small_layers_is_refused(config, monkeypatch):
     monkeypatch.undo()
-    monkeypatch.setattr(float8, "EMULATED", True)
+    emulate(monkeypatch)
     with pytest.raises(ConfigError, match="has no effect on this U-Net"):
         train(config("run", FLOAT8))

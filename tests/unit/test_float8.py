@@ -1,5 +1,6 @@
 """Float8 products: which layers, with what numbers, on which machines, in how much memory."""
 
+import functools
 from collections import Counter
 from functools import partial
 
@@ -27,6 +28,13 @@ FLOAT8 = {"mixed_precision": "bf16", "compile": "full", "float8": True}
 NEAR = 0.08
 """Of a product's norm: what rounding both sides to float8 may make of it. A side in e4m3 is off by
 2^-4 at most and 2.6 % on average, one in e5m2 by twice as much; their squares add up to 5.8 %."""
+
+
+def emulate(monkeypatch):
+    """Have any device compute products from rounded numbers, in float32."""
+    monkeypatch.setattr(float8, "_require_card", lambda device: None)
+    product = functools.partial(float8.torchao_product, emulated=True)
+    monkeypatch.setattr(float8, "torchao_product", product)
 
 
 @pytest.fixture
@@ -180,7 +188,7 @@ def test_eval_mode_computes_as_without_float8(network, any_size, torchao):
 
 
 def test_a_network_without_large_layers_is_refused(network, monkeypatch):
-    monkeypatch.setattr(float8, "EMULATED", True)
+    emulate(monkeypatch)
     monkeypatch.setattr(float8.importlib.util, "find_spec", lambda name: object())
     with pytest.raises(ConfigError, match="none of its linear layers has over 1024 outputs"):
         float8.use_float8(network, CPU)
@@ -291,7 +299,7 @@ def test_layers_in_float8_have_no_copies_of_weights(train_config):
 
 
 def test_a_real_unet_saves_the_same_tensors(nano_model, any_size, monkeypatch, torchao):
-    monkeypatch.setattr(float8, "EMULATED", True)
+    emulate(monkeypatch)
     monkeypatch.setattr(float8, "ALIGNMENT", 8)
     unet = load_base_model(str(nano_model)).unet
     before = {name: tensor.clone() for name, tensor in unet.state_dict().items()}

@@ -176,7 +176,7 @@ def test_several_files_that_are_read_as_a_whole_are_warned_of(three, tmp_path):
     told = Notes()
     mixture = Mixture([str(file) for file in old], FORMULAS["weighted-sum"])
     merge_models(mixture, Output(tmp_path / "m.safetensors", "safetensors"), OpenOptions(), told)
-    assert any("2 files are .ckpt of the form before PyTorch 1.6" in note for note in told.notes)
+    assert any("2 files are of PyTorch's form before 1.6" in note for note in told.notes)
     told.notes.clear()
     mixture = Mixture([str(old[0]), str(three[1])], FORMULAS["weighted-sum"])
     merge_models(mixture, Output(tmp_path / "o.safetensors", "safetensors"), OpenOptions(), told)

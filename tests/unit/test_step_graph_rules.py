@@ -223,6 +223,20 @@ def test_weights_that_were_moved_are_recorded_anew(name, graphs):
     assert weight.item() != before
 
 
+def test_weights_that_move_before_the_first_shape_is_recorded_are_noticed(graphs):
+    """The update is recorded in step 2 already, and would step the memory that was left."""
+    graphs, network, recorder = graphs
+    for _ in range(2):
+        step(graphs, batch(4))
+    assert recorder.recorded == 1
+    network.weight.data = network.weight.data.clone()
+    graphs.forget_if_moved()
+    before = network.weight.item()
+    step(graphs, batch(4))
+    assert recorder.recorded == 3
+    assert network.weight.item() != before
+
+
 @pytest.mark.parametrize(
     ("calls_without", "sides"), [(1, [2, 2]), (2, [2, 2, 2]), (3, [2, 2, 2, 4])]
 )
@@ -274,11 +288,15 @@ def test_the_host_is_few_steps_ahead(monkeypatch):
 
 
 def test_losses_are_those_of_the_samples_that_are_real(graphs):
-    graphs, *_ = graphs
+    graphs, network, _ = graphs
     for _ in range(3):
         step(graphs, batch(4), batch(2, 2.0))
+    weight = network.weight.item()
     found = step(graphs, batch(3), batch(1, 2.0))
-    assert [len(losses) for losses in found] == [3, 1]
+    assert found == [
+        pytest.approx([(weight * value - (value + 1)) ** 2] * count)
+        for count, value in ((3, 1.0), (1, 2.0))
+    ]
 
 
 def test_inputs_that_learn_are_refused(graphs):

@@ -81,6 +81,17 @@ def load_pickle(path: Path) -> Any:
         raise _damaged(path, reason_of(error)) from error
 
 
+def is_read_whole(path: Path) -> bool:
+    """Whether a file is a pickle of the form before PyTorch 1.6, which cannot be mapped."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(9)
+    except OSError:
+        return False
+    is_pickle = head.startswith(PICKLE_MAGIC) and not head.endswith(b"{")
+    return is_pickle and not _is_zip(path)
+
+
 def _is_zip(path: Path) -> bool:
     try:
         return zipfile.is_zipfile(path)

@@ -66,6 +66,7 @@ class LazyTensor:
             tuple(tensor.shape),
             tensor.dtype,
             lambda: tensor.detach().cpu(),
+            owns_memory=tensor.device.type != "cpu",
             read_range=read_range if is_flat else None,
         )
 
@@ -97,9 +98,9 @@ class LazyTensor:
         return found.reshape(-1)
 
     def read_as(self, dtype: torch.dtype) -> Tensor:
-        """A copy of another type, which may be written to; made on the thread that asks."""
-        if self.owns_memory and dtype == self.dtype:
-            return self.read()
+        """A copy which may be written to; another type is made on the thread that asks for it."""
+        if dtype == self.dtype:
+            return self.read() if self.owns_memory else self.read().clone()
         values = torch.empty(self.shape, dtype=dtype)
         flat = values.view(-1)
         for begin, end in self.ranges():

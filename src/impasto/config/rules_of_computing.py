@@ -1,4 +1,4 @@
-"""What a run refuses of how it computes: precision, kernels, the optimizer, memory."""
+"""What a run refuses of how it computes: precision, float8, kernels, graphs, the optimizer."""
 
 from __future__ import annotations
 

@@ -90,6 +90,11 @@ class ModelConfig(Section):
     carry brackets of their own; `no_norm` multiplies the states, as sd-scripts does; `mean` keeps
     their mean besides, as A1111 does."""
 
+    @property
+    def caption_lengths(self) -> int:
+        """How many lengths captions have, in chunks of 75 tokens; one where all are filled up."""
+        return self.max_tokens // 75 if self.token_join == "a1111" else 1
+
 
 class ValidationConfig(Section):
     """Loss on images that are not trained on, at fixed noise and timesteps."""

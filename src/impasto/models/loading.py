@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import os
 from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from impasto.checkpoints.keymap import PartKind
 from impasto.checkpoints.tensors import LazyTensor, Tensors, total_bytes
 from impasto.checkpoints.writing import is_finite
+from impasto.data.stages import default_workers
 from impasto.diffusion.schedule import NoiseSchedule
 from impasto.errors import ModelError
 from impasto.models.attention import use_upcast_attention
@@ -281,7 +281,7 @@ def _read(tensors: Tensors, source: str, advance: Advance, dtype: torch.dtype) -
             )
         return values
 
-    pool = ThreadPoolExecutor(min(READERS, os.cpu_count() or 1))
+    pool = ThreadPoolExecutor(min(READERS, default_workers()))
     try:
         for lazy, values in zip(tensors.values(), pool.map(read, tensors.items()), strict=True):
             yield values

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 
 from impasto.checkpoints.keymap import PartKind
+from impasto.checkpoints.pickles import is_read_whole
 from impasto.errors import ConfigError
 from impasto.models.blocks import BASE, Ratios, listed_ratios
 from impasto.models.completeness import require_complete
@@ -215,11 +215,11 @@ def open_mixture(
 
 def _warn_of_whole_files(paths: Sequence[Path], progress: Progress | None) -> None:
     """Say so where several files cannot be read tensor by tensor, and are in RAM together."""
-    whole = [path for path in paths if path.suffix == ".ckpt" and not zipfile.is_zipfile(path)]
+    whole = [path for path in paths if is_read_whole(path)]
     if progress is not None and len(whole) > 1:
         size = size_words(sum(path.stat().st_size for path in whole))
         progress.note(
-            f"Warning: {counted(len(whole), 'files are')} .ckpt of the form before PyTorch 1.6, "
+            f"Warning: {counted(len(whole), 'files are')} of PyTorch's form before 1.6, "
             f"which are read as a whole: together they take {size} of RAM. impasto convert makes "
             f".safetensors of them, which are read tensor by tensor."
         )

@@ -23,7 +23,7 @@ from impasto.datasets.prepare import PreparedData
 from impasto.errors import ConfigError
 from impasto.models.attention import use_kernel
 from impasto.models.attention_kernels import build_kernel
-from impasto.models.hypernetwork import HypernetworkStack, load_hypernetworks
+from impasto.models.hypernetwork import load_hypernetworks
 from impasto.models.loading import BaseModel
 from impasto.models.text import TextConditioner
 from impasto.models.trainable import Trainable
@@ -38,7 +38,6 @@ from impasto.training.given_text import find_given_texts
 from impasto.training.lr_schedule import build_lr_schedule
 from impasto.training.methods import build_templates
 from impasto.training.model import with_offloaded
-from impasto.training.monitoring.previews import Previewer
 from impasto.training.optim.chunked import ChunkedOptimizer, ChunkRules
 from impasto.training.optim.lr_schedules import LrSchedule
 from impasto.training.optim.mixed_precision import Precision
@@ -62,7 +61,6 @@ from impasto.training.text import (
     Conditioners,
     build_conditioners,
     encode_captions_ahead,
-    zeroes_empty_negative,
 )
 
 
@@ -90,12 +88,15 @@ def build_session(
     require_compatible(
         config, facts_of(config, accelerator.num_processes, device=accelerator.device)
     )
+    set_arithmetic(tf32=config.training.tf32, deterministic=config.training.deterministic)
     build = _Builder(config, accelerator, progress, overrides, build_strategy(config, accelerator))
-    previews = _Previews(build_prompts(config), load_hypernetworks(config.previews.hypernetworks))
+    prompts = build_prompts(config)
+    build_templates(config)
+    previewed = load_hypernetworks(config.previews.hypernetworks)
     encoded = build.encoded(known)
     prepared = encoded.data
     trainable = build.network(encoded)
-    text = build.text(encoded, trainable, previews.prompts, recorded or {})
+    text = build.text(encoded, trainable, prompts, recorded or {})
     model, conditioners = text.model, text.conditioners
     tell = overrides.conditioner or _as_it_is
     learning = build.learning(trainable)
@@ -119,39 +120,15 @@ def build_session(
         prepared=prepared,
         sampler=sampler,
         validator=build_validator(config, prepared, model),
-        previewer=previews.previewer(config, model, trainable, tell(conditioners.prompts)),
+        previewer=build_previewer(
+            config, prompts, model, trainable, tell(conditioners.prompts), previewed
+        ),
         ema=build_ema(config, trainable, build.strategy),
         precision=build.precision(learning.stream),
         stream=learning.stream,
         total_steps=steps,
         fingerprint=build.fingerprint(encoded, text, steps),
     )
-
-
-@dataclass(frozen=True)
-class _Previews:
-    """What is drawn on the way, and by which networks beside those that learn."""
-
-    prompts: tuple[Prompt, ...]
-    hypernetworks: HypernetworkStack
-
-    def previewer(
-        self,
-        config: RunConfig,
-        model: BaseModel,
-        trainable: Trainable,
-        conditioner: TextConditioner,
-    ) -> Previewer:
-        """What draws them."""
-        return build_previewer(
-            self.prompts,
-            model,
-            trainable,
-            conditioner,
-            self.hypernetworks,
-            tiled=config.previews.vae_tiling,
-            zeroes_empty_text=zeroes_empty_negative(config, model),
-        )
 
 
 @dataclass(frozen=True)
@@ -198,9 +175,6 @@ class _Builder:
 
     def encoded(self, known: Survey | None) -> EncodedModel:
         """The base model, and the images that it has encoded."""
-        training = self.config.training
-        build_templates(self.config)  # refused before anything is read
-        set_arithmetic(tf32=training.tf32, deterministic=training.deterministic)
         encoded = load_and_encode(self.config, self.accelerator, self.progress, known)
         if self.overrides.trainable:
             encoded.all_hashes()  # code may change weights in place, while they are hashed
@@ -208,8 +182,7 @@ class _Builder:
 
     def network(self, encoded: EncodedModel) -> Trainable:
         """What learns, computing the way the settings ask for."""
-        lengths = self.config.model.max_tokens // 75  # of captions; one if they are filled up
-        shapes = len(encoded.data.plan.bucket_counts) * lengths
+        shapes = len(encoded.data.plan.bucket_counts) * self.config.model.caption_lengths
         return _build_network(self.config, self.accelerator, encoded.model, shapes, self.overrides)
 
     def text(

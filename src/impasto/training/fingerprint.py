@@ -129,9 +129,6 @@ _RENAMED = {
 }
 """What states of earlier versions call it -> its name; settings are in `config/renamed.py`."""
 
-_COUNTED_ONCE = {"training.cuda_graphs"}
-"""Settings that states of earlier versions tell, and that change nothing beyond rounding."""
-
 
 _SHOWN_NAMES = {"data set": "dataset"}
 """The names that people are shown for names in states; `dataset` is a section of old ones."""
@@ -147,8 +144,8 @@ def differences(saved: Mapping[str, str], current: Mapping[str, str]) -> list[st
     before = {
         _RENAMED.get(name, present_path(name)): value
         for name, value in (_of_old(saved) if is_old else saved).items()
-        if name not in _COUNTED_ONCE
     }
+    before = {name: value for name, value in before.items() if _is_compared(name)}
     usual = _usual_settings()
     listed = {_section_of(name) for name in before} & {_section_of(name) for name in current}
     found = []
@@ -210,6 +207,11 @@ def _is_same(one: str, other: str) -> bool:
     if one.startswith("[") and other.startswith("["):
         return bool(parse_json(one) == parse_json(other))
     return one == other
+
+
+def _is_compared(name: str) -> bool:
+    """Whether a name of a state is no setting, or one that still counts."""
+    return name.partition(".")[0] not in _SECTIONS or _counts(name)
 
 
 def _counts(path: str) -> bool:

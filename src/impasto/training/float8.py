@@ -25,9 +25,6 @@ SMALL_OUTPUT, SMALL_INPUT = 1024, 4096
 """A layer with no more outputs and no more inputs than this gains less by its products than scaling
 costs it: `_auto_filter_for_tensorwise` of torchao 0.18, measured on an H100."""
 
-EMULATED = False
-"""Whether products are made in float32 from rounded numbers, on any device; for tests."""
-
 _BLOCK = "BasicTransformerBlock"
 _OF_TEXT = ("attn2.to_k", "attn2.to_v")
 """Layers of a block that take text: 77 rows for each image, too few to gain."""
@@ -82,7 +79,7 @@ def use_float8(unet: nn.Module, device: torch.device) -> None:
             f"{SMALL_OUTPUT} outputs or {SMALL_INPUT} inputs, below which float8 is slower than "
             f"bf16. Take it out."
         )
-    convert_layers(unet, torchao_product(emulated=EMULATED))
+    convert_layers(unet, torchao_product())
 
 
 def require_float8(device: torch.device) -> None:
@@ -92,8 +89,7 @@ def require_float8(device: torch.device) -> None:
         ConfigError: It does not.
         MissingDependencyError: torchao is not installed.
     """
-    if not EMULATED:
-        _require_card(device)
+    _require_card(device)
     if importlib.util.find_spec("torchao") is None:
         raise missing_extra(
             "float8",

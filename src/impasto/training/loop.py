@@ -178,10 +178,10 @@ class TrainingLoop:
     @contextlib.contextmanager
     def _compiling(self, bucket: Size, optimizer_step: OptimizerStep) -> Iterator[None]:
         """The first step of a size of images compiles for it, which is timed by itself."""
-        shapes = self._micro_steps.shapes(bucket, optimizer_step)
         if self._config.training.compile == "off":
             yield
             return
+        shapes = self._micro_steps.shapes(bucket, optimizer_step)
         if shapes <= self._compiled:
             with within_limit():
                 yield

@@ -31,6 +31,7 @@ from impasto.training.optim.ema import EmaWeights
 from impasto.training.overrides import Overrides
 from impasto.training.parallel.strategy import ParallelStrategy
 from impasto.training.step import StepRecipe
+from impasto.training.text import zeroes_empty_negative
 
 
 def build_data(
@@ -79,14 +80,12 @@ def build_validator(
 
 
 def build_previewer(
+    config: RunConfig,
     prompts: Sequence[Prompt],
     model: BaseModel,
     trainable: Trainable,
     conditioner: TextConditioner,
     others: HypernetworkStack,
-    *,
-    tiled: bool,
-    zeroes_empty_text: bool,
 ) -> Previewer:
     """Previews with the hypernetwork that is trained, if one is, and the others after it."""
     stack = HypernetworkStack()
@@ -107,8 +106,8 @@ def build_previewer(
         model.scaling_factor,
         hypernetworks=stack,
         cell=model.family.cell,
-        tiled=tiled,
-        zeroes_empty_text=zeroes_empty_text,
+        tiled=config.previews.vae_tiling,
+        zeroes_empty_text=zeroes_empty_negative(config, model),
     )
     return Previewer(sampler, prompts)
 

@@ -103,7 +103,7 @@ class StepGraphs:
         self._network, self._note = network, note
         self._queue = StepQueue(recorder.mark)
         self._shapes: dict[object, _Shape] = {}
-        self._weights_at: list[int] = []
+        self._weights_at = self._places()
         self._has_noted = False
         device = next(network.parameters()).device
         self._share, self._loss = (torch.zeros((), device=device) for _ in range(2))
@@ -144,9 +144,10 @@ class StepGraphs:
         return StepOutput(shape.losses[:given].clone(), inputs.t), self._loss.clone()
 
     def forget_if_moved(self) -> None:
-        """Record anew if weights are elsewhere in memory than when they were recorded."""
-        if self._weights_at and self._weights_at != self._places():
-            self._weights_at = []
+        """Record anew if weights are elsewhere in memory than they were before."""
+        places = self._places()
+        if places != self._weights_at:
+            self._weights_at = places
             self.update.forget()
             for shape in self._shapes.values():
                 shape.replay = None
@@ -159,7 +160,6 @@ class StepGraphs:
                 self._require_places()
                 shape.is_ready = self.update.has_places
                 return
-            self._weights_at = self._weights_at or self._places()
             shape.replay = self._recorder.record(work)
             self._require_places()
         shape.replay()

@@ -21,6 +21,8 @@ from impasto.training.optim.updates import OptimizerUpdate
 from impasto.training.parallel.strategy import ParallelStrategy
 from impasto.training.planning.out_of_memory import out_of_memory
 
+_NEWEST = "The newest state is what it goes on from"
+
 
 @dataclass
 class StepCounter:
@@ -93,6 +95,18 @@ class Failures:
             return step - fault.passed_over if fault.weights_intact else None
         return step
 
+    def _saved(self, step: int) -> str | None:
+        """Save the state of the steps that were applied, of so many, in this process alone.
+
+        Returns:
+            The beginning of the sentence that says so; None if the weights are of no step.
+        """
+        applied = self._applied(step)
+        if applied is None:
+            return None
+        self.save_alone(applied)
+        return f"The state after {counted(applied, 'steps')} is saved"
+
     @contextlib.contextmanager
     def saving_on_error(self, step: int) -> Iterator[StepCounter]:
         """Save the state if latents or images are lost meanwhile: the weights are good.
@@ -107,15 +121,12 @@ class Failures:
         try:
             yield done
         except DatasetError as error:
-            then = "The newest state is what it goes on from."
+            saved = None
             if self.accelerator.num_processes == 1 and not self.optimizer_update.is_stepping:
                 self.optimizer.zero_grad()
-                applied = self._applied(done.step)
-                if applied is not None:
-                    self.save_alone(applied)
-                    then = f"The state after {counted(applied, 'steps')} is saved."
+                saved = self._saved(done.step)
             raise DatasetError(
-                f"{error} {then} Continue with: {command('resume', self.run.path)}"
+                f"{error} {saved or _NEWEST}. Continue with: {command('resume', self.run.path)}"
             ) from error
 
     @contextlib.contextmanager
@@ -143,13 +154,10 @@ class Failures:
 
     def _not_recordable(self, doing: str, step: int, error: NotRecordableError) -> RunError:
         self.optimizer.zero_grad()
-        then, applied = "The newest state is what it goes on from.", self._applied(step)
-        if applied is not None:
-            self.save_alone(applied)
-            then = f"The state after {counted(applied, 'steps')} is saved."
+        then = self._saved(step) or _NEWEST
         return RunError(
             f"While {doing}, training.cuda_graphs step could not record the step: {error}. "
-            f'{then} Set training.cuda_graphs to "off" in its config.toml, and continue with: '
+            f'{then}. Set training.cuda_graphs to "off" in its config.toml, and continue with: '
             f"{command('resume', self.run.path)}"
         )
 
@@ -164,8 +172,7 @@ class Failures:
             then = f"To continue from the newest state of the first process: {resume}"
             # the others are in the middle of their step: none is waited for
             if self.accelerator.is_main_process and not self.strategy.is_sharded:
-                applied = self._applied(step)
-                if applied is not None:
-                    self.save_alone(applied)
-                    then = f"The state after {counted(applied, 'steps')} is saved: {resume}"
+                saved = self._saved(step)
+                if saved is not None:
+                    then = f"{saved}: {resume}"
         return out_of_memory(self.config, doing, then, self.accelerator.device)

@@ -80,7 +80,7 @@ class FiniteUpdates:
         """Wait for the device, and make sure that all steps since the last look were applied.
 
         Raises:
-            NotFiniteError: One was not, nor were those after it.
+            NonFiniteError: One was not, nor were those after it.
         """
         if not self._begun:
             return

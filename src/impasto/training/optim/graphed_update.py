@@ -43,6 +43,7 @@ class GraphedUpdate:
         self._recorder, self._copies = recorder, copies
         device = inputs.precision.device
         self._finite = FiniteUpdates(device)
+        self._optimizer.found_inf = self._finite.found_inf  # type: ignore[attr-defined]
         self._loss, self._norm = torch.zeros((), device=device), torch.zeros((), device=device)
         self._rates = [torch.zeros((), device=device) for _ in self._optimizer.param_groups]
         self._replay: Work | None = None
@@ -79,7 +80,7 @@ class GraphedUpdate:
         """Wait for the device, and make sure that all steps since the last look were applied.
 
         Raises:
-            NotFiniteError: One was not, nor were those after it.
+            NonFiniteError: One was not, nor were those after it.
         """
         self._finite.require_applied()
 
@@ -102,7 +103,6 @@ class GraphedUpdate:
         assert norm is not None  # noqa: S101 - it is measured wherever no scaler looks
         self._finite.require(norm)
         self._norm.copy_(norm)
-        self._optimizer.found_inf = self._finite.found_inf  # type: ignore[attr-defined]
         self._finite.note_applied()
 
     def _step(self, *, is_recorded: bool) -> None:

@@ -64,14 +64,14 @@ class OptimizerUpdate(Protocol):
         """Complete a step of this loss; the gradient's norm before clipping, if measured.
 
         Raises:
-            NotFiniteError: It was not applied.
+            NonFiniteError: It was not applied.
         """
 
     def require_applied(self) -> None:
         """Make sure that all steps since the last look were applied; may wait for the device.
 
         Raises:
-            NotFiniteError: One of them was not, since its loss or gradient is not finite.
+            NonFiniteError: One of them was not, since its loss or gradient is not finite.
         """
 
 
@@ -163,7 +163,7 @@ class UpdateInBackward:
         """All of a step: its norm where it is needed, and the steps.
 
         Raises:
-            NotFiniteError: It was not applied.
+            NonFiniteError: It was not applied.
         """
         del is_last  # there is one
         last = self._optimizer.param_groups[0].get(LAST_NORM) if self._by_last_norm else None
@@ -212,7 +212,7 @@ class UpdateInBackward:
         """The norm by a backward pass of its own; None of a gradient that overflows by its scale.
 
         Raises:
-            NotFiniteError: It, or the loss, is not finite.
+            NonFiniteError: It, or the loss, is not finite.
         """
         self._walk(scaled, self._measure, keep_graph=True)
         norm = self._norm()

@@ -53,7 +53,8 @@ def workspace_bytes(config: RunConfig, device_type: str, buckets: int = 1) -> in
     Args:
         config: The settings.
         device_type: `cpu` or `cuda`.
-        buckets: Of all datasets; each has graphs of its own where steps are recorded.
+        buckets: Pairs of a dataset and a bucket; each has graphs of its own where steps are
+            recorded.
     """
     if device_type != "cuda":
         return RUNTIME[device_type]
@@ -66,9 +67,7 @@ def workspace_bytes(config: RunConfig, device_type: str, buckets: int = 1) -> in
 
 def _graphs(config: RunConfig, buckets: int) -> int:
     """How many a run may record: one for each bucket and length of captions, and the update's."""
-    model = config.model
-    lengths = model.max_tokens // 75 if model.token_join == "a1111" else 1
-    return min(MOST_GRAPHS, buckets * lengths) + 1
+    return min(MOST_GRAPHS, buckets * config.model.caption_lengths) + 1
 
 
 def fragmentation_bytes(

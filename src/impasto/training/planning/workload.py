@@ -28,7 +28,7 @@ class Workload:
             held out.
         captions: How many different captions are trained on; None where that is not known.
         held_out_captions: How many are held out.
-        buckets: How many buckets all datasets have together; 1 where that is not known.
+        buckets: Pairs of a dataset and a bucket that have images; 1 where that is not known.
     """
 
     encoded: Size | None = None
