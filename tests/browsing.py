@@ -150,3 +150,25 @@ def drop_files(page, selector, paths):
     for kind in ("dragEnter", "dragOver", "drop"):
         session.send("Input.dispatchDragEvent", {"type": kind, **place, "data": data})
     session.detach()
+
+
+def compare_all(page):
+    """Compare all runs, until what differs is shown."""
+    page.click("nav >> text=Compare")
+    for box in page.query_selector_all(".choices input"):
+        box.check()
+    page.click("button:has-text('Compare')")
+    page.wait_for_selector("tr:has-text('training.max_steps')")
+
+
+def ask_for_a_drawing(page, prompt):
+    """Fill the form of a small drawing in two steps."""
+    page.fill("#prompt", prompt)
+    for name, value in (("width", "64"), ("height", "64"), ("steps", "2")):
+        page.fill(f"#{name}", value)
+
+
+def draw(page):
+    """Have it drawn, and wait for it."""
+    page.click("button.main")
+    page.wait_for_selector(".drawing-card .state.done")

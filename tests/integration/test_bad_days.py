@@ -97,7 +97,7 @@ def test_a_model_that_was_due_with_the_newest_state_appears_after_a_resume(
     train_config, tmp_path, monkeypatch
 ):
     """As if the process had been killed between the state of step 2 and the model of step 2."""
-    from impasto.training.loop import TrainingLoop
+    from impasto.training.pauses import Pauses
 
     def killed(loop, done, **_):
         if done == 2:
@@ -106,7 +106,7 @@ def test_a_model_that_was_due_with_the_newest_state_appears_after_a_resume(
     saving = {"model_every_steps": 2, "state_every_steps": 2, "format": "safetensors"}
     undisturbed = train(train_config(output_dir=str(tmp_path / "whole"), saving=saving))
     config = train_config(saving=saving)
-    monkeypatch.setattr(TrainingLoop, "_export_intermediate", killed)
+    monkeypatch.setattr(Pauses, "export_intermediate", killed)
     with pytest.raises(ZeroDivisionError):
         train(config)
     monkeypatch.undo()

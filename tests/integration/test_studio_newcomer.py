@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from browsing import end_queue, needs_browser
+from browsing import ask_for_a_drawing, compare_all, draw, end_queue, needs_browser
 
 from impasto.runs import RunDirectory
 from impasto.runs.drawings import DrawFolder
@@ -79,6 +79,15 @@ def choose(page, field, ending):
     page.fill(field, value)
 
 
+def settings_for_a_style(page):
+    """On the demo's images and model, as they are offered."""
+    page.click("nav >> text=New run")
+    page.check("input[value=style]")
+    choose(page, "#data", str(Path("data") / "demo"))
+    choose(page, "#model", "demo-base")
+    page.click("text=Make settings >> nth=0")
+
+
 def test_a_newcomer_is_offered_the_demo_its_images_and_its_model(tmp_path, place, page, complaints):
     with started(tmp_path) as address:
         page.goto(address)
@@ -87,11 +96,7 @@ def test_a_newcomer_is_offered_the_demo_its_images_and_its_model(tmp_path, place
         page.wait_for_selector(".dataset:has-text('demo'):has-text('100 images')")
         page.click("nav >> text=Models")
         page.wait_for_selector(".model:has-text('demo-base')")
-        page.click("nav >> text=New run")
-        page.check("input[value=style]")
-        choose(page, "#data", str(Path("data") / "demo"))
-        choose(page, "#model", "demo-base")
-        page.click("text=Make settings >> nth=0")
+        settings_for_a_style(page)
         page.wait_for_selector("#f-output_dir")
         assert page.input_value("#f-dataset-image_dir").endswith("demo")
     assert complaints == []
@@ -109,11 +114,7 @@ def test_a_newcomer_trains_compares_draws_and_keeps_by_clicks(tmp_path, place, p
         page.click("a:has-text('Show the run impasto-demo')")
         page.wait_for_selector(".curve canvas")
 
-        page.click("nav >> text=New run")
-        page.check("input[value=style]")
-        choose(page, "#data", str(Path("data") / "demo"))
-        choose(page, "#model", "demo-base")
-        page.click("text=Make settings >> nth=0")
+        settings_for_a_style(page)
         page.fill("#f-training-max_steps", "3")
         page.fill("#f-output_dir", "my-style")
         page.wait_for_selector("#panel .plan dd:text-matches('^3; ')")
@@ -128,20 +129,13 @@ def test_a_newcomer_trains_compares_draws_and_keeps_by_clicks(tmp_path, place, p
         own = RunDirectory(place / "runs" / "my-style")
         assert own.state().step == 3
 
-        page.click("nav >> text=Compare")
-        for box in page.query_selector_all(".choices input"):
-            box.check()
-        page.click("button:has-text('Compare')")
-        page.wait_for_selector("tr:has-text('training.max_steps')")
+        compare_all(page)
 
         page.click("nav >> text=Runs")
         page.click(".run:has-text('impasto-demo')")
         page.click("text=Draw with it")
-        page.fill("#prompt", "a sun")
-        for name, value in (("width", "64"), ("height", "64"), ("steps", "2")):
-            page.fill(f"#{name}", value)
-        page.click("button.main")
-        page.wait_for_selector(".drawing-card .state.done")
+        ask_for_a_drawing(page, "a sun")
+        draw(page)
 
         page.click("nav >> text=Models")
         page.click(".model:has-text('my-style') >> nth=0")

@@ -3,7 +3,15 @@
 import shutil
 
 import pytest
-from browsing import drop_files, end_queue, needs_browser, served
+from browsing import (
+    ask_for_a_drawing,
+    compare_all,
+    draw,
+    drop_files,
+    end_queue,
+    needs_browser,
+    served,
+)
 
 from impasto.demo.recipe import BASE_MODEL, PICTURES
 from impasto.runs import RunDirectory
@@ -75,20 +83,13 @@ def test_from_images_to_a_drawing_by_clicks(folders, page, complaints):
         second = RunDirectory(folders / "runs" / "ink-2")
         assert second.state().step == 2
 
-        page.click("nav >> text=Compare")
-        for box in page.query_selector_all(".choices input"):
-            box.check()
-        page.click("button:has-text('Compare')")
+        compare_all(page)
         page.wait_for_selector("#curves canvas")
-        page.wait_for_selector("tr:has-text('training.max_steps')")
 
         page.click("nav >> text=Draw")
-        page.fill("#prompt", "a sun, in ink")
-        for name, value in (("width", "64"), ("height", "64"), ("steps", "2")):
-            page.fill(f"#{name}", value)
+        ask_for_a_drawing(page, "a sun, in ink")
         chosen = page.locator("#model option:has-text('ink')").first.get_attribute("value")
         page.select_option("#model", chosen)
-        page.click("button.main")
-        page.wait_for_selector(".drawing-card .state.done")
+        draw(page)
         assert page.locator(".drawing-card img").first.evaluate("image => image.naturalWidth") == 64
     assert [text for text in complaints if "/thumbnails/" not in text] == []

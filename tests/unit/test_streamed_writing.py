@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from impasto.checkpoints import writing
+from impasto.checkpoints import pieces, writing
 from impasto.checkpoints.tensors import LazyTensor
 from impasto.checkpoints.writing import write_ckpt, write_safetensors
 from impasto.errors import ModelError, StorageError
@@ -30,8 +30,8 @@ def test_writing_reads_so_many_bytes_ahead(tmp_path, monkeypatch, waiting, ahead
     The first is written only when so many are read, so they must be read while it waits; at most
     one more is alive then, that whose turn it was.
     """
-    monkeypatch.setattr(writing, "_TOGETHER", 1)
-    monkeypatch.setattr(writing, "_WAITING", waiting)
+    monkeypatch.setattr(pieces, "_TOGETHER", 1)
+    monkeypatch.setattr(pieces, "_WAITING", waiting)
     memory, found, are_read = [], [], threading.Event()
 
     def make():
@@ -43,13 +43,13 @@ def test_writing_reads_so_many_bytes_ahead(tmp_path, monkeypatch, waiting, ahead
             are_read.set()
         return torch.from_numpy(values)
 
-    real = writing._HashedAndWritten._write
+    real = pieces.HashedAndWritten._write
 
     def held(self, tensors):
         assert are_read.wait(60)
         real(self, tensors)
 
-    monkeypatch.setattr(writing._HashedAndWritten, "_write", held)
+    monkeypatch.setattr(pieces.HashedAndWritten, "_write", held)
     many = {f"t{n}": LazyTensor((1000,), torch.float32, make) for n in range(20)}
     write_safetensors(tmp_path / "x.safetensors", many, {})
     assert found[ahead - 1] == ahead
@@ -66,16 +66,16 @@ def test_a_failure_behind_the_reading_ends_the_writing(
 
     The first failure is told, also where a tensor after it cannot be written.
     """
-    monkeypatch.setattr(writing, "_TOGETHER", 1)
-    monkeypatch.setattr(writing, "_WAITING", 8)
-    real = getattr(writing._HashedAndWritten, failing)
+    monkeypatch.setattr(pieces, "_TOGETHER", 1)
+    monkeypatch.setattr(pieces, "_WAITING", 8)
+    real = getattr(pieces.HashedAndWritten, failing)
 
     def full(self, tensors):
         if tensors[0].name == f"t{batch}":
             raise OSError(errno.ENOSPC, "No space left on device")
         real(self, tensors)
 
-    monkeypatch.setattr(writing._HashedAndWritten, failing, full)
+    monkeypatch.setattr(pieces.HashedAndWritten, failing, full)
     many = {f"t{n}": torch.full((2,), after if n > batch + 2 else 1.0) for n in range(8)}
     with pytest.raises(StorageError, match="disk is full"):
         write_safetensors(tmp_path / "x", lazily(many), {})
@@ -85,19 +85,19 @@ def test_a_failure_behind_the_reading_ends_the_writing(
 @pytest.mark.parametrize("failing", ["_hash", "_write"])
 def test_a_failure_of_a_last_tensor_without_elements_is_told(tmp_path, monkeypatch, failing):
     """It counts no bytes, and is waited for all the same: its hash or its error would be lost."""
-    monkeypatch.setattr(writing, "_TOGETHER", 1)
+    monkeypatch.setattr(pieces, "_TOGETHER", 1)
     hashes = {}
     tensors = lazily({"a": torch.ones(4), "z": torch.zeros(0, 3)})
     write_safetensors(tmp_path / "x", tensors, {}, hashes=hashes)
     assert hashes.keys() == tensors.keys()
-    real = getattr(writing._HashedAndWritten, failing)
+    real = getattr(pieces.HashedAndWritten, failing)
 
     def full(self, tensors):
         if tensors[0].name == "z":
             raise OSError(errno.ENOSPC, "No space left on device")
         real(self, tensors)
 
-    monkeypatch.setattr(writing._HashedAndWritten, failing, full)
+    monkeypatch.setattr(pieces.HashedAndWritten, failing, full)
     with pytest.raises(StorageError, match="disk is full"):
         write_safetensors(tmp_path / "y", tensors, {})
     assert os.listdir(tmp_path) == ["x"]

@@ -19,7 +19,7 @@ SAFETENSORS_TYPES = {
     "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8,
     "BOOL": torch.bool,
 }  # fmt: skip
-
+TYPE_NAMES = {dtype: name for name, dtype in SAFETENSORS_TYPES.items()}
 
 _PIECE = 4 << 20
 """Bytes that are read at a time where a tensor can be read in part: they stay in a processor's

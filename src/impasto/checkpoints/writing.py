@@ -9,13 +9,9 @@ header, and the tensors' bytes.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
-from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO
 
@@ -25,9 +21,18 @@ from torch import Tensor
 
 from impasto import files, temporary_names
 from impasto.checkpoints.pickle_writing import require_picklable, save_pickle
+from impasto.checkpoints.pieces import (
+    HashAll,
+    HashEach,
+    HashedAndWritten,
+    Piece,
+    begun_hash,
+    bytes_of,
+    hash_none,
+)
 from impasto.checkpoints.reading import METADATA_ENTRY
 from impasto.checkpoints.tensors import (
-    SAFETENSORS_TYPES,
+    TYPE_NAMES,
     LazyTensor,
     TensorChangedError,
     Tensors,
@@ -39,7 +44,6 @@ from impasto.progress import Advance
 
 HASH_KEY = "modelspec.hash_sha256"
 _NO_HASH = "0x" + "0" * 64
-_TYPE_NAMES = {dtype: name for name, dtype in SAFETENSORS_TYPES.items()}
 
 
 def write_safetensors(
@@ -74,7 +78,7 @@ def write_safetensors(
         told = advance or (lambda _: None)
         if hashes is None and hashed:
             return _write_into(partial, tensors, metadata, told, finite_only=finite_only)
-        hasher = _hash_none if hashes is None else _HashEach(hashes)
+        hasher = hash_none if hashes is None else HashEach(hashes)
         with partial.open("wb") as file:
             file.write(header_of(tensors, metadata))
             _write_values(file, tensors, told, hasher, finite_only=finite_only)
@@ -83,8 +87,8 @@ def write_safetensors(
 
 def tensor_hash(tensor: Tensor) -> str:
     """SHA-256 over a tensor's type, shape and bytes: two tensors of one hash are the same."""
-    digest = _begun_hash(tensor.dtype, tensor.shape)
-    digest.update(_bytes_of(tensor))
+    digest = begun_hash(tensor.dtype, tensor.shape)
+    digest.update(bytes_of(tensor))
     return digest.hexdigest()
 
 
@@ -115,14 +119,6 @@ def write_ckpt(
     return digest
 
 
-_TOGETHER = 1 << 20
-"""Bytes of small tensors that are hashed and written at a time: telling two threads of each one
-takes longer than its hash."""
-_WAITING = 16 << 20
-"""Bytes that may wait to be hashed and written while the next are read; a larger tensor that cannot
-be read in part waits alone."""
-
-
 def in_file_order(tensors: Tensors) -> list[str]:
     """Names, widest types first, so that each tensor begins at a multiple of its type's size."""
     return sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
@@ -137,7 +133,7 @@ def header_of(tensors: Tensors, metadata: Mapping[str, str]) -> bytes:
     for name in in_file_order(tensors):
         tensor = tensors[name]
         end = begin + tensor.size_bytes
-        kind = _TYPE_NAMES[tensor.dtype]
+        kind = TYPE_NAMES[tensor.dtype]
         rows[name] = {"dtype": kind, "shape": list(tensor.shape), "data_offsets": [begin, end]}
         begin = end
     text = json.dumps(rows, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
@@ -162,7 +158,7 @@ def _write_into(
     texts = {**metadata, HASH_KEY: _NO_HASH} if hashed else metadata
     with partial.open("wb") as file:
         file.write(header_of(tensors, texts))
-        whole = _HashAll()
+        whole = HashAll()
         _write_values(file, tensors, advance, whole, finite_only=finite_only)
         digest = whole.digest.hexdigest()
         if hashed:  # of the same length, so the header keeps its size
@@ -171,164 +167,22 @@ def _write_into(
     return digest
 
 
-def _hash_none(*_: object) -> None:
-    """For files that nobody compares."""
-
-
-class _HashAll:
-    """One hash over the bytes of all tensors."""
-
-    def __init__(self) -> None:
-        self.digest = hashlib.sha256()
-
-    def __call__(self, piece: _Piece) -> None:
-        self.digest.update(piece.values)
-
-
-class _HashEach:
-    """A hash for each tensor, with its type and shape."""
-
-    def __init__(self, hashes: dict[str, str]) -> None:
-        self._hashes = hashes
-        self._digest = hashlib.sha256()
-
-    def __call__(self, piece: _Piece) -> None:
-        if piece.begins:
-            self._digest = _begun_hash(piece.tensor.dtype, piece.tensor.shape)
-        self._digest.update(piece.values)
-        if piece.ends:
-            self._hashes[piece.name] = self._digest.hexdigest()
-
-
-def _begun_hash(dtype: torch.dtype, shape: Sequence[int]) -> hashlib._Hash:
-    """The hash of a tensor ahead of its bytes."""
-    return hashlib.sha256(f"{_TYPE_NAMES[dtype]}{list(shape)}".encode())
-
-
 def _write_values(
     file: IO[bytes],
     tensors: Tensors,
     advance: Advance,
-    hasher: Callable[[_Piece], None],
+    hasher: Callable[[Piece], None],
     *,
     finite_only: bool,
 ) -> None:
     """Write the tensors: while some are hashed and written, the next is read and checked."""
-    with _HashedAndWritten(file, hasher, advance) as behind:
+    with HashedAndWritten(file, hasher, advance) as behind:
         for name in in_file_order(tensors):
             tensor = tensors[name]
             for begin, end in tensor.ranges():
                 behind.make_room((end - begin) * tensor.dtype.itemsize)
                 values = _checked(name, tensor, begin, end, finite_only=finite_only)
-                behind.add(_Piece(name, tensor, _bytes_of(values), begin, end))
-
-
-@dataclass(frozen=True)
-class _Piece:
-    """A tensor, or a part of one, on its way into a file.
-
-    Attributes:
-        name: Of the tensor.
-        tensor: What it is.
-        values: The bytes of its elements from `begin` up to `end`.
-        begin: Position of the first of them.
-        end: Position after the last of them.
-    """
-
-    name: str
-    tensor: LazyTensor
-    values: memoryview
-    begin: int
-    end: int
-
-    @property
-    def begins(self) -> bool:
-        """Whether it is the first of its tensor."""
-        return self.begin == 0
-
-    @property
-    def ends(self) -> bool:
-        """Whether it is the last of its tensor."""
-        return self.end == math.prod(self.tensor.shape)
-
-
-class _HashedAndWritten:
-    """Hashes and writes pieces in their order, on a thread each; errors come to who waits.
-
-    Args:
-        file: Where they are written.
-        hasher: Is called with each of them.
-        advance: Is told of the bytes that were written, by the thread that adds.
-    """
-
-    def __init__(self, file: IO[bytes], hasher: Callable[[_Piece], None], advance: Advance) -> None:
-        self._file, self._hasher, self._advance = file, hasher, advance
-        self._hashing, self._writing = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
-        self._under_way: deque[tuple[int, Future[None], Future[None]]] = deque()
-        self._together: list[_Piece] = []
-        self._size = self._waiting = 0
-
-    def __enter__(self) -> _HashedAndWritten:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        try:
-            if kind is None:
-                self._send()
-                self._drain()
-        finally:
-            self._hashing.shutdown(cancel_futures=True)
-            self._writing.shutdown(cancel_futures=True)
-
-    def make_room(self, size: int) -> None:
-        """Wait until so many bytes may be read."""
-        if self._size + size > _TOGETHER:
-            self._send()
-        self._wait(max(_WAITING - size, 0))
-
-    def add(self, piece: _Piece) -> None:
-        """Have a piece hashed and written after those before it."""
-        self._together.append(piece)
-        self._size += len(piece.values)
-
-    def _send(self) -> None:
-        if not self._together:
-            return
-        pieces, size = self._together, self._size
-        hashed = self._hashing.submit(self._hash, pieces)
-        written = self._writing.submit(self._write, pieces)
-        self._under_way.append((size, hashed, written))
-        self._waiting += size
-        self._together, self._size = [], 0
-
-    def _wait(self, most: int) -> None:
-        while self._waiting > most:
-            self._wait_for_first()
-
-    def _drain(self) -> None:
-        """Wait for all that is under way, tensors without elements too, which count no bytes."""
-        while self._under_way:
-            self._wait_for_first()
-
-    def _wait_for_first(self) -> None:
-        size, hashed, written = self._under_way.popleft()
-        hashed.result()
-        written.result()
-        self._waiting -= size
-        self._advance(size)
-
-    def _hash(self, pieces: list[_Piece]) -> None:
-        for piece in pieces:
-            self._hasher(piece)
-
-    def _write(self, pieces: list[_Piece]) -> None:
-        for piece in pieces:
-            self._file.write(piece.values)
-
-
-def _bytes_of(tensor: Tensor) -> memoryview:
-    values: memoryview = tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data
-    return values
+                behind.add(Piece(name, tensor, bytes_of(values), begin, end))
 
 
 def _checked(name: str, lazy: LazyTensor, begin: int, end: int, *, finite_only: bool) -> Tensor:

@@ -31,6 +31,7 @@ from impasto.training.monitoring.recorder import Recorder
 from impasto.training.optim.chunked import ChunkedOptimizer
 from impasto.training.optim.finite_updates import NonFiniteError
 from impasto.training.optim.state import LrSetter, require_savable
+from impasto.training.pauses import Pauses
 from impasto.training.prefetch import build_prefetcher
 from impasto.training.requests import Requests
 from impasto.training.saving.restore import restore_newest
@@ -72,7 +73,6 @@ class TrainingLoop:
         self._optimizer_update = self._micro_steps.update
         self._has_stepped = False
         self._compiled: set[tuple[Size, int]] = set()
-        self._best: float | None = None
         self._window: MetricsWindow | None = None
         self._triggers = Triggers(session.config, session.sampler.steps_per_epoch)
         self._requests = Requests(
@@ -96,8 +96,18 @@ class TrainingLoop:
             has_average=session.ema is not None,
             run=run,
             optimizer_update=self._optimizer_update,
-            save=lambda step: self._save(step, now=True),
-            save_alone=lambda step: self._saver.save_state(step, self._best, now=True),
+            save=lambda step: self._pauses.save(step, now=True),
+            save_alone=lambda step: self._saver.save_state(step, self._pauses.best, now=True),
+        )
+        self._pauses = Pauses(
+            session,
+            run,
+            events,
+            self._recorder,
+            self._saver,
+            self._failures,
+            self._triggers,
+            self._micro_steps.end_pause,
         )
 
     def train(self) -> None:
@@ -123,11 +133,11 @@ class TrainingLoop:
         self._frozen_check = FrozenCheck(session.trainable.parts, session.model.networks)
         self._announce(step)
         if step == 0:
-            self._validate(0)
+            self._pauses.validate(0)
             if self._config.previews.at_first:
-                self._preview(0)
+                self._pauses.preview(0)
         elif step < session.total_steps:
-            self._export_intermediate(step, missing_only=True)
+            self._pauses.export_intermediate(step, missing_only=True)
         with (
             self._stop.after_step(self._stop_message()),
             self._failures.saving_on_error(step) as done,
@@ -283,14 +293,14 @@ class TrainingLoop:
         elif asked or triggers.uses_weights(done):
             self._look(done)
         if last or triggers.validation(done) or "validate" in asked:
-            self._validate(done)
+            self._pauses.validate(done)
         if last or triggers.preview(done) or "preview" in asked:
-            self._preview(done)
+            self._pauses.preview(done)
         if saving:
             window = self._recorder.meter.window() if early else None
-            self._save(done, now=at_once, window=window)
+            self._pauses.save(done, now=at_once, window=window)
         if not last:
-            self._export_intermediate(done)
+            self._pauses.export_intermediate(done)
         self._requests.answer(done)
         if stopping is not None and not last:
             raise Interrupted(
@@ -322,7 +332,7 @@ class TrainingLoop:
         try:
             self._session.precision.require_living_scale()
         except NonFiniteLossError:
-            self._save(done, now=True)
+            self._pauses.save(done, now=True)
             raise
 
     def _look(self, done: int) -> None:
@@ -336,66 +346,6 @@ class TrainingLoop:
         except NonFiniteError as fault:
             raise self._failures.not_finite(done - fault.passed_over, fault) from None
 
-    def _validate(self, done: int) -> None:
-        session, validator = self._session, self._session.validator
-        if validator is None or not session.participates:
-            return
-        with self._outside_training("validation", done), session.evaluating():
-            loss = validator.measure(
-                session.trainable.unet, session.eval_conditioner, session.recipe
-            )
-        if session.strategy.agreed(self._best is None or loss.mean < self._best):
-            self._best = loss.mean
-            if self._config.saving.best_model and done > 0:
-                with self._outside_training("export", done):
-                    self._saver.export_best()
-        self._recorder.write({"step": done, **loss.as_record()})
-
-    def _preview(self, done: int) -> None:
-        session, previewer = self._session, self._session.previewer
-        if session.participates and session.strategy.agreed(previewer.is_due(self._run, done)):
-            with self._outside_training("previews", done), session.evaluating():
-                if self._is_main:
-                    previewer.draw(self._run, done, self._events)
-                else:
-                    previewer.generate_along()
-
-    def _export_intermediate(self, done: int, *, missing_only: bool = False) -> None:
-        """Export what is due after `done` steps, by epochs and by steps.
-
-        The state of these steps may have been saved and the process killed before the models
-        were written: then they are `missing_only` after a resume.
-        """
-        endings = self._triggers.model_endings(done)
-        if missing_only and endings:
-            is_missing = self._is_main and self._saver.lacks(endings)
-            endings = endings if self._session.strategy.agreed(is_missing) else []
-        if endings and self._session.participates:
-            with self._outside_training("export", done):
-                self._saver.export_intermediate(endings)
-
-    def _save(self, done: int, *, now: bool = False, window: MetricsWindow | None = None) -> None:
-        """Save the state; with `now`, all processes wait until it is on disk."""
-        self._triggers.restart_clock()
-        with (
-            self._recorder.meter.aside("saving states"),
-            self._failures.explaining_errors("saving the state", done),
-        ):
-            if self._session.participates:
-                self._saver.save_state(done, self._best, now=now, window=window)
-            if now:
-                self._accelerator.wait_for_everyone()
-
-    @contextlib.contextmanager
-    def _outside_training(self, activity: str, done: int) -> Iterator[None]:
-        """Something that is not training: timed by itself, and explained if memory runs out."""
-        with (
-            self._recorder.meter.aside(activity),
-            self._failures.explaining_errors(_DOING[activity], done),
-        ):
-            yield
-        self._micro_steps.end_pause()
-
     def _restore(self) -> int:
         """Load the newest state, if there is one, and return its step."""
         state = restore_newest(self._session_state, self._accelerator, self._run, self._events)
@@ -408,17 +358,14 @@ class TrainingLoop:
                 f"training.max_steps or max_epochs in its config.toml. Models on the way are those "
                 f"of saving.model_every_steps."
             )
-        self._best = state.best_validation
+        self._pauses.best = state.best_validation
         self._window = state.window
         return state.step
 
     def _finish(self) -> None:
         """Export the model, which is the point of it all."""
         total = self._session.total_steps
-        model = None
-        if self._session.participates:
-            with self._outside_training("export", total):
-                model = self._saver.export_model()
+        model = self._pauses.export_model(total)
         if self._is_main:
             timings = {name: round(s, 2) for name, s in self._recorder.meter.timings_s.items()}
             self._run.write_status(
@@ -431,10 +378,3 @@ class TrainingLoop:
             )
             self._saver.drop_states()
         self._accelerator.wait_for_everyone()
-
-
-_DOING = {
-    "validation": "measuring the validation loss",
-    "previews": "drawing previews",
-    "export": "exporting the model",
-}

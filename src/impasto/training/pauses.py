@@ -1,0 +1,125 @@
+"""What is done between steps: validation, previews, exports and states, each timed by itself."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from impasto.runs import RunDirectory
+from impasto.training.events import TrainingEvents
+from impasto.training.monitoring.failures import Failures
+from impasto.training.monitoring.metrics import MetricsWindow
+from impasto.training.monitoring.recorder import Recorder
+from impasto.training.saving.saver import Saver
+from impasto.training.session import Session
+from impasto.training.triggers import Triggers
+
+_DOING = {
+    "validation": "measuring the validation loss",
+    "previews": "drawing previews",
+    "export": "exporting the model",
+}
+
+
+class Pauses:
+    """Looks at a session and writes what it has come to, while no step is under way.
+
+    Args:
+        session: The run.
+        run: Where it leaves what it makes.
+        events: Who is told.
+        recorder: Takes the times and the lines of metrics.
+        saver: Writes states and models.
+        failures: Explain errors.
+        triggers: Know which models are due.
+        end: Called when training goes on.
+
+    Attributes:
+        best: The least validation loss so far; None before the first.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        run: RunDirectory,
+        events: TrainingEvents,
+        recorder: Recorder,
+        saver: Saver,
+        failures: Failures,
+        triggers: Triggers,
+        end: Callable[[], None],
+    ) -> None:
+        self._session, self._run, self._events = session, run, events
+        self._recorder, self._saver = recorder, saver
+        self._failures, self._triggers, self._end = failures, triggers, end
+        self.best: float | None = None
+
+    def validate(self, done: int) -> None:
+        """Measure the validation loss after `done` steps, and export the best model if it is."""
+        session, validator = self._session, self._session.validator
+        if validator is None or not session.participates:
+            return
+        with self._outside_training("validation", done), session.evaluating():
+            loss = validator.measure(
+                session.trainable.unet, session.eval_conditioner, session.recipe
+            )
+        if session.strategy.agreed(self.best is None or loss.mean < self.best):
+            self.best = loss.mean
+            if self._session.config.saving.best_model and done > 0:
+                with self._outside_training("export", done):
+                    self._saver.export_best()
+        self._recorder.write({"step": done, **loss.as_record()})
+
+    def preview(self, done: int) -> None:
+        """Draw previews after `done` steps, unless that was done before."""
+        session, previewer = self._session, self._session.previewer
+        if session.participates and session.strategy.agreed(previewer.is_due(self._run, done)):
+            with self._outside_training("previews", done), session.evaluating():
+                if self._session.accelerator.is_main_process:
+                    previewer.draw(self._run, done, self._events)
+                else:
+                    previewer.generate_along()
+
+    def export_intermediate(self, done: int, *, missing_only: bool = False) -> None:
+        """Export what is due after `done` steps, by epochs and by steps.
+
+        The state of these steps may have been saved and the process killed before the models
+        were written: then they are `missing_only` after a resume.
+        """
+        endings = self._triggers.model_endings(done)
+        if missing_only and endings:
+            is_missing = self._session.accelerator.is_main_process and self._saver.lacks(endings)
+            endings = endings if self._session.strategy.agreed(is_missing) else []
+        if endings and self._session.participates:
+            with self._outside_training("export", done):
+                self._saver.export_intermediate(endings)
+
+    def export_model(self, done: int) -> Path | None:
+        """Export the model as it is after `done` steps; None in a process that takes no part."""
+        if not self._session.participates:
+            return None
+        with self._outside_training("export", done):
+            return self._saver.export_model()
+
+    def save(self, done: int, *, now: bool = False, window: MetricsWindow | None = None) -> None:
+        """Save the state; with `now`, all processes wait until it is on disk."""
+        self._triggers.restart_clock()
+        with (
+            self._recorder.meter.aside("saving states"),
+            self._failures.explaining_errors("saving the state", done),
+        ):
+            if self._session.participates:
+                self._saver.save_state(done, self.best, now=now, window=window)
+            if now:
+                self._session.accelerator.wait_for_everyone()
+
+    @contextlib.contextmanager
+    def _outside_training(self, activity: str, done: int) -> Iterator[None]:
+        """Something that is not training: timed by itself, and explained if memory runs out."""
+        with (
+            self._recorder.meter.aside(activity),
+            self._failures.explaining_errors(_DOING[activity], done),
+        ):
+            yield
+        self._end()
