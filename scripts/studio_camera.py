@@ -22,19 +22,24 @@ SHOWN_FOLDER = "/home/ada"
 """What stands in the pictures in place of the folder that they were taken in."""
 
 RENAMED = """([from, to]) => {
+    const undo = [];
+    const rename = (place, key) => {
+        const real = place[key];
+        undo.push(() => { place[key] = real; });
+        place[key] = real.replaceAll(from, to);
+    };
     const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
     while (walker.nextNode()) {
-        const node = walker.currentNode;
-        if (node.data.includes(from)) node.data = node.data.replaceAll(from, to);
+        if (walker.currentNode.data.includes(from)) rename(walker.currentNode, "data");
     }
     for (const field of document.querySelectorAll("input, textarea")) {
         for (const key of ["value", "placeholder"]) {
-            if (field.type !== "file" && field[key]?.includes(from)) {
-                field[key] = field[key].replaceAll(from, to);
-            }
+            if (field.type !== "file" && field[key]?.includes(from)) rename(field, key);
         }
     }
+    return () => undo.forEach(putBack => putBack());
 }"""
+"""Puts another path in place of a real one in all that is shown; returns what puts it back."""
 
 ALL_LOADED = """() => [...document.images].every(image => image.complete
     || image.getBoundingClientRect().top > innerHeight || !image.checkVisibility())"""
@@ -81,11 +86,13 @@ class Camera:
             self._scroll(at)
             self.page.wait_for_timeout(700)  # charts are drawn anew
             self.page.wait_for_function(ALL_LOADED)
-            self.page.evaluate(RENAMED, [str(self.workplace), SHOWN_FOLDER])
+            renamed = self.page.evaluate_handle(RENAMED, [str(self.workplace), SHOWN_FOLDER])
             target = self.out / f"{name}{look}.png"
             shown = {"x": 0, "y": 0, **self.page.viewport_size}
             shown["height"] = min(shown["height"], self.page.evaluate(END))
-            target.write_bytes(small_png(self.page.screenshot(clip=shown)))
+            taken = self.page.screenshot(clip=shown)
+            renamed.evaluate("putBack => putBack()")  # forms are sent with the real paths
+            target.write_bytes(small_png(taken))
             print(f"{target}: {target.stat().st_size:,} bytes")
         self.page.set_viewport_size(SIZE)
         self.page.emulate_media(color_scheme="light")

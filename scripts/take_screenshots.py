@@ -152,8 +152,6 @@ def new_run(camera: Camera, place: Path) -> None:
     page.fill("#data", str(place / "data" / "demo"))
     page.fill("#model", str(place / "models" / "demo-base"))
     camera.take("studio-new")
-    page.fill("#data", str(place / "data" / "demo"))  # the picture has other paths
-    page.fill("#model", str(place / "models" / "demo-base"))
     page.click("text=Make settings >> nth=0")
     page.fill("#f-output_dir", str(place / "runs" / OWN))
     for key, value in SETTINGS.items():
@@ -162,10 +160,7 @@ def new_run(camera: Camera, place: Path) -> None:
     page.wait_for_timeout(2000)  # what was typed is sent a moment later
     page.wait_for_selector("#panel :text('Planning')", state="detached")
     page.wait_for_selector("#panel .plan dd:text-matches('^150; ')")
-    typed = {field: page.input_value(field) for field in path_fields(page)}
     camera.take("studio-new-form")
-    for field, value in typed.items():
-        page.fill(field, value)
     page.click("text=Start now")
     page.wait_for_url("**/runs/**")
     page.wait_for_selector("#state .state.training")
@@ -188,14 +183,6 @@ def fill_setting(page: Page, key: str, value: str) -> None:
         field.select_option(value)
     else:
         field.fill(value)
-
-
-def path_fields(page: Page) -> list[str]:
-    """The fields of the form that hold paths, which a picture changes."""
-    names = page.locator("#settings input, #settings textarea").evaluate_all(
-        "nodes => nodes.filter(node => node.value.includes('/')).map(node => node.id)"
-    )
-    return [f"#{name}" for name in names]
 
 
 def finished_runs(camera: Camera) -> None:

@@ -10,8 +10,10 @@ from test_run_status import GONE, make_run
 
 from impasto.runs.image_losses import TIMESTEP_RANGE, read_image_losses
 from impasto.runs.learning import (
+    NO_CHECKPOINT,
     RISEN,
     checkpoints_of,
+    kept_best,
     learning_of,
     nearest,
     read_learning,
@@ -92,7 +94,13 @@ def test_checkpoints_are_told_by_their_names(dog):
 )
 def test_the_best_checkpoint_is_the_nearest_to_the_lowest_loss(dog, names, best):
     make_models(dog, *names)
-    assert nearest(checkpoints_of(dog), read_learning(dog).best[0]).path.name == best
+    learning = read_learning(dog)
+    assert nearest(checkpoints_of(dog), learning.best[0]).path.name == best
+    path, step = kept_best(dog, learning)
+    assert path.name == best
+    assert step == {"m-step00000018.safetensors": 18, "m-000003-ema.safetensors": 21}.get(
+        best, 20 if "best" in best else 40
+    )
 
 
 def test_the_page_says_what_is_learnt(client, studio, dog):
@@ -101,6 +109,9 @@ def test_the_page_says_what_is_learnt(client, studio, dog):
     text = client.get(f"/runs/{name}/learning").text
     assert "over-fitting" in text
     assert "m-step00000020.safetensors" in text
+    assert "of step 20" in text
+    (dog.path / "models.json").unlink()
+    assert NO_CHECKPOINT in client.get(f"/runs/{name}/learning").text
     dog.metrics_file.unlink()
     assert "before two validations" in client.get(f"/runs/{name}/learning").text
 

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import errno
 import json
+import logging
 import math
 import os
 import re
@@ -28,10 +29,11 @@ from test_run_status import GONE, make_run
 from impasto.cli import ports
 from impasto.cli.console import Console
 from impasto.cli.ports import listen_at
-from impasto.cli.studio import _begin_with_demo
+from impasto.cli.studio import _begin_with_demo, _is_no_cut_off_request
 from impasto.demo.recipe import PICTURES
 from impasto.errors import RunError
 from impasto.owners import ProcessIdentity, current_process, identity_of
+from impasto.report.previews import newest_previews
 from impasto.runs import RunDirectory, step_name
 from impasto.runs.commands import waiting_commands
 from impasto.runs.events import EventLog
@@ -367,6 +369,20 @@ def test_three_hundred_requests_at_once_are_all_answered(studio, access, dog):
     assert asyncio.run(ask_all()) == [200] * 300
 
 
+def test_of_the_log_only_what_the_end_cuts_off_is_left_out():
+    """Whatever a message is: it may be an error, or in words that its arguments complete."""
+
+    def is_kept(message, *arguments, error=None):
+        cause = None if error is None else (type(error), error, None)
+        place = ("uvicorn.error", logging.ERROR, "", 0)
+        return _is_no_cut_off_request(logging.LogRecord(*place, message, arguments, cause))
+
+    assert is_kept(ValueError("a disk failed"))
+    assert is_kept("the request failed: %s", "no", error=ValueError("no"))
+    assert not is_kept("Cancel %s task(s), timeout %s exceeded", 2, "graceful shutdown")
+    assert not is_kept("Exception in ASGI application", error=asyncio.CancelledError())
+
+
 @contextlib.contextmanager
 def taken_ports(number):
     """Ports in a row that this process listens at, and the first after them that is free."""
@@ -405,7 +421,9 @@ def test_a_taken_port_is_named_with_who_has_it_and_the_next_free_one(tmp_path):
             assert there.getsockname()[1] == free
     missing = impasto("studio", "--runs", tmp_path / "missing")
     assert missing.returncode == 5
-    assert "is not a folder" in missing.stderr
+    assert "is not a folder. Give folders with runs in them to --runs." in " ".join(
+        missing.stderr.split()
+    )
 
 
 def test_without_a_port_the_first_free_one_is_taken(monkeypatch):
@@ -576,6 +594,16 @@ def test_the_slider_has_every_step_with_samples(client, studio, folder):
     for step in steps[::50]:
         answer = client.get(f"{address(studio, run)}/samples/{step}/000.png")
         assert answer.headers["content-type"] == "image/png"
+
+
+def test_the_newest_previews_are_those_of_the_newest_step_that_has_some(folder):
+    run = make_run(folder / "late", phase="finished", process=GONE)
+    assert newest_previews(run) is None
+    sampled(run, [0, 50, 100], ["000.png", "001.png"])
+    (run.samples / step_name(150)).mkdir()  # whose images are being drawn
+    assert newest_previews(run) == (100, ["000.png", "001.png"])
+    assert newest_previews(run, [0, 50, 150]) == (50, ["000.png", "001.png"])
+    assert newest_previews(run, [150]) is None
 
 
 def test_a_run_without_samples_of_the_base_model_says_so(client, studio, folder):

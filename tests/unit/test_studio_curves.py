@@ -55,6 +55,7 @@ def test_large_files_are_read_one_after_the_other(client, studio, run, monkeypat
         return {}
 
     monkeypatch.setattr(pages, "read_curves", read)
+    monkeypatch.setattr(pages, "SKETCHED_FROM", run.metrics_file.stat().st_size)
     address = f"/runs/{studio.folders.name_of(run)}/curves"
     with client, ThreadPoolExecutor(6) as visitors:
         answers = [*visitors.map(client.get, [f"{address}?exact=1"] * 6)]
@@ -62,3 +63,7 @@ def test_large_files_are_read_one_after_the_other(client, studio, run, monkeypat
         assert most[0] == 1
         [*visitors.map(client.get, [address] * 6)]
         assert most[0] > 1, "first looks wait for nobody"
+        most[0] = 0
+        monkeypatch.setattr(pages, "SKETCHED_FROM", run.metrics_file.stat().st_size + 1)
+        [*visitors.map(client.get, [f"{address}?exact=1"] * 6)]
+        assert most[0] > 1, "small files are read at once"

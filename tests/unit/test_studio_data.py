@@ -11,6 +11,7 @@ import shutil
 import sys
 import time
 import zlib
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from studios import FROM_HERE
 from test_run_status import GONE, make_run
 
 from impasto import temporary_names
-from impasto.data.formats import heif_advice
+from impasto.data.formats import EXTENSIONS, heif_advice
 from impasto.data.image_list import ImageList, ListedImage, folders_below, write_image_list
 from impasto.owners import current_process
 from impasto.studio import losses as losses_module
@@ -34,7 +35,7 @@ from impasto.studio.losses import read_losses
 from impasto.studio.pages.data_views import start_words
 from impasto.studio.tag_index import TagIndex
 from impasto.studio.thumbnails import CONTENT, Thumbnails, hash_file, reason_of, thumbnail_of
-from impasto.studio.uploads import UploadReceiver, give_name, why_no_name
+from impasto.studio.uploads import CAPTIONS, UploadReceiver, give_name, why_no_name
 
 STRANGE = [
     "<img src=x onerror=alert(1)>.png",
@@ -564,6 +565,54 @@ def test_a_thumbnail_is_made_once_and_anew_when_the_image_changes(thumbnails, ca
     assert thumbnails.request(image, second).result() == ""
     assert thumbnail_of(second) not in (None, red)
     assert not first.exists()
+    assert not red.exists()
+
+
+def test_of_a_changed_image_the_old_thumbnail_goes_unless_the_content_is_the_same(thumbnails, cats):
+    derived, image, copied = cats / ".impasto", cats / "0.png", cats / "copy.png"
+    shutil.copyfile(image, copied)
+    place, of_copy = (hash_file(derived, cats, path) for path in (image, copied))
+    for path in (image, copied):
+        thumbnails.request(path, hash_file(derived, cats, path)).result()
+    made = thumbnail_of(place)
+    os.utime(image, ns=(7, 7))  # the same bytes
+    assert thumbnails.request(image, hash_file(derived, cats, image)).result() == ""
+    assert made.is_file()
+    png(image, (99, 9))
+    assert thumbnails.request(image, hash_file(derived, cats, image)).result() == ""
+    assert not made.exists()
+    assert thumbnails.request(copied, of_copy).result() == ""
+    assert thumbnail_of(of_copy) == made
+
+
+def test_a_thumbnail_that_is_there_waits_for_no_other(client, studio, cats, monkeypatch):
+    where = f"{address(studio, cats)}/thumbnails"
+    there, missing = (f"{where}/{address_of([cats], cats / name)}" for name in ("0.png", "1.png"))
+    assert client.get(there).status_code == 200
+    asked = []
+
+    def request(_, source, place):
+        asked.append(source.name)
+        answer = Future()
+        answer.set_result("all are busy")
+        return answer
+
+    monkeypatch.setattr(Thumbnails, "request", request)
+    assert client.get(there).headers["content-type"] == "image/jpeg"
+    assert client.get(missing).text == "all are busy"
+    assert asked == ["1.png"]
+
+
+def test_the_strip_of_a_dataset_has_the_version_of_each_image(client, studio, cats):
+    place = hash_file(cats / ".impasto", cats, cats / "0.png")
+    wanted = f"{address_of([cats], cats / '0.png')}?v={place.stem.partition('-')[2]}"
+    assert f"/thumbnails/{wanted}" in client.get("/data").text
+
+
+def test_a_file_chooser_offers_every_kind_that_is_taken(client, studio, cats):
+    page = client.get(address(studio, cats)).text
+    offered = re.search('id="files"[^>]* accept="([^"]*)"', page)[1].split(",")
+    assert offered == ["image/*", *sorted(EXTENSIONS | CAPTIONS)]
 
 
 def test_an_image_that_was_renamed_keeps_its_thumbnail(thumbnails, cats):

@@ -5,12 +5,15 @@ import html
 import json
 import re
 import shutil
+from types import SimpleNamespace
 
 import pytest
 from conftest import impasto
 from PIL import Image
 from studios import FROM_HERE
 
+from impasto.progress import SilentProgress
+from impasto.report.dataset_page import ReportFiles, write_dataset_report
 from impasto.studio.datasets import derived_of
 from impasto.studio.folders import address_of
 from impasto.studio.guard import HEADERS
@@ -79,7 +82,10 @@ def test_its_images_lead_to_their_pages(client, studio, cats, written, address):
     for inside in ("0.png", "below/twin.png"):
         name = address_of([cats], cats / inside)
         assert f'href="{address}/images/{name}"' in page
-        assert client.get(f"{address}/thumbnails/{name}").headers["content-type"] == "image/jpeg"
+        image = html.unescape(re.search(f'src="({address}/thumbnails/{name}[^"]*)"', page)[1])
+        thumbnail = client.get(image)
+        assert thumbnail.headers["content-type"] == "image/jpeg"
+        assert "max-age" in thumbnail.headers["cache-control"], "it has its version"
     (cats / "0.png").unlink()
     gone = client.get(f"{address}/health").text
     assert f"/images/{address_of([cats], cats / '0.png')}" not in gone
@@ -120,6 +126,29 @@ def test_a_damaged_report_is_named(client, studio, cats, written, address, value
         assert fine or "is damaged, or of another version" in answer.text, key
     put(studio, cats, value)
     assert "is damaged" in client.get(f"{address}/health").text
+
+
+def test_counts_that_add_up_by_one_below_nothing_are_damage(client, studio, cats, written, address):
+    """They would be drawn as so many values, however many those above nothing are."""
+    found = copy.deepcopy(written[1])
+    found["captions"]["token_lengths"] = {"5": 9000, "6": -9000}
+    put(studio, cats, found)
+    assert "is damaged, or of another version" in client.get(f"{address}/health").text
+
+
+def test_what_a_list_leaves_out_is_counted_with_where_it_is(client, studio, cats, written, address):
+    found = copy.deepcopy(written[1])
+    found["captions"]["several_lines"] = [f"cats/{number}.png" for number in range(60)]
+    put(studio, cats, found)
+    file = derived_of(cats, studio.home) / "studio" / "report.json"
+    said = text_of(client.get(f"{address}/health").text)
+    assert f"cats/49.png … and 10 more, all in the file {file}." in said
+    assert "cats/50.png" not in said
+    health = SimpleNamespace(as_json=lambda: found, place="cats")
+    report = ReportFiles(cats.parent / "report.html", cats)
+    write_dataset_report(health, report, SilentProgress())
+    page = text_of(report.page.read_text(encoding="utf-8"))
+    assert "cats/49.png … and 10 more, all in the JSON file." in page
 
 
 def test_without_a_report_there_is_none(client, studio, cats, address):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sys
 import time
 from pathlib import Path
@@ -41,12 +42,14 @@ def test_a_run_is_shown_in_words(tmp_path):
     write_losses(run.image_losses_file, rows)
     said = plain(impasto("show", run.path, "--images", "2"))
     assert "lowest, 0.5000, after 4 steps and has risen since: the model is over-fitting" in said
-    assert "dog-step00000004.safetensors" in said
+    assert "dog-step00000004.safetensors, of step 4" in said
     assert "of 3 images b.png 1.50 × the usual loss, shown once c.png 1.00 ×" in said
     assert "a.png" not in said
     found = json.loads(impasto("show", run.path, "--json", "--images", "1").stdout)
     assert found["is_overfitting"] is True
     assert (found["best_step"], found["best_loss"]) == (4, 0.5)
+    assert Path(found["checkpoint"]).name == "dog-step00000004.safetensors"
+    assert found["checkpoint_step"] == 4
     assert found["images"] == [{"path": "b.png", "ratio": 1.5, "times": 1}]
 
 
@@ -56,6 +59,9 @@ def test_what_is_not_known_of_a_run_is_said_with_how_to_know_it(tmp_path):
     assert "validation.split holds images out" in said
     assert "logging.image_losses = true" in said
     assert "Best checkpoint" not in said
+    assert json.loads(impasto("show", run.path, "--json").stdout)["checkpoint_step"] is None
+    measured = made_run(tmp_path / "measured", validation=[(0, 0.9), (4, 0.5)])
+    assert "No model was kept of that step" in plain(impasto("show", measured.path))
     assert impasto("show", tmp_path / "missing").returncode == 5
 
 
@@ -98,6 +104,7 @@ def test_a_model_is_deleted_after_who_needs_it_was_named(place):
     Queue(place / "queue").add(settings, "next", place)
     asked = impasto("models", "delete", model)
     assert asked.returncode == 0
+    assert re.search(r"^What +\.safetensors · 2\.0 KiB · ", asked.stdout, re.M)
     assert "runs/dog (model.path)" in plain(asked).replace(os.sep, "/")
     assert "job 1 of the queue, next (model.path)" in plain(asked)
     assert "Add --yes" in plain(asked)
@@ -154,6 +161,9 @@ def task(place, name, words, **about):
 
 def test_tasks_are_listed_as_they_stand(tmp_path):
     assert "has started no tasks" in plain(impasto("tasks", "list", "--runs", tmp_path))
+    refused = impasto("tasks", "list", "--runs", tmp_path / "missing")
+    assert refused.returncode == 5
+    assert "is not a folder. Give the folder of runs of the studio: --runs." in plain(refused)
     here = plain(impasto("tasks", "list", cwd=tmp_path))
     assert here == "The studio has started no tasks for the runs in the current folder."
     old = task(tmp_path, "20260101-000000-abcdef", ["dataset", "tag"], process=GONE)

@@ -70,9 +70,8 @@ def delete(model: Path, run_folders: tuple[Path, ...], queue_folder: Path, *, ye
 
     console = Console()
     found = model_at(model)
-    runs = [summary.run for summary in _existing(run_folders).all_runs()]
-    users = users_of(found, runs)
-    console.table({"Model": found.path, "Size": _line(found)})
+    users = users_of(found, (summary.run for summary in _existing(run_folders).all_runs()))
+    console.table({"Model": found.path, "What": _line(found)})
     for run, key in users:
         console.note(f"Needed by the run {run.path} ({key}): it could not be resumed.")
     jobs = Queue(queue_folder).jobs() if queue_folder.is_dir() else []
@@ -84,7 +83,7 @@ def delete(model: Path, run_folders: tuple[Path, ...], queue_folder: Path, *, ye
         console.note(f"No run in {where} and no job of {queue_folder} needs it.")
     if found.run is not None:
         console.note(f"The run {found.run.path} has exported it.")
-    alive = working_with(found, runs)
+    alive = working_with(found, users)
     if alive:
         raise RunError(f"Nothing was deleted: {', '.join(alive)} works with it now.")
     if not yes:

@@ -10,13 +10,6 @@ import click
 if TYPE_CHECKING:
     from impasto.runs import RunDirectory
 
-_NOTHING_HELD_OUT = (
-    "Nothing can be said before two validations; validation.split holds images out for them."
-)
-_NO_CHECKPOINT = (
-    "no model was kept of that step; with saving.best_model = true the best one always is"
-)
-
 
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path))
@@ -48,10 +41,10 @@ def show(run: Path, most: int, as_json: bool) -> None:  # noqa: FBT001
 
 def _found(run: RunDirectory, most: int) -> dict[str, Any]:
     from impasto.runs.image_losses import read_image_losses
-    from impasto.runs.learning import checkpoints_of, nearest, read_learning
+    from impasto.runs.learning import kept_best, read_learning
 
     learning = read_learning(run)
-    best = None if learning is None else nearest(checkpoints_of(run), learning.best[0])
+    best = None if learning is None else kept_best(run, learning)
     is_asked = run.image_losses_file.is_file()
     images = read_image_losses(run.image_losses_file) if is_asked else []
     return {
@@ -60,7 +53,8 @@ def _found(run: RunDirectory, most: int) -> dict[str, Any]:
         "is_overfitting": None if learning is None else learning.is_overfitting,
         "best_step": None if learning is None else learning.best[0],
         "best_loss": None if learning is None else learning.best[1],
-        "checkpoint": None if best is None else str(best.path),
+        "checkpoint": None if best is None else str(best[0]),
+        "checkpoint_step": None if best is None else best[1],
         "has_image_losses": is_asked,
         "images_known": len(images),
         "images": [
@@ -71,9 +65,13 @@ def _found(run: RunDirectory, most: int) -> dict[str, Any]:
 
 
 def _rows(found: dict[str, Any]) -> dict[str, str]:
-    rows = {"State": found["state"], "Learnt": found["learning"] or _NOTHING_HELD_OUT}
-    if found["learning"]:
-        rows["Best checkpoint"] = found["checkpoint"] or _NO_CHECKPOINT
+    from impasto.runs.learning import NO_CHECKPOINT, NOTHING_HELD_OUT
+
+    rows = {"State": found["state"], "Learnt": found["learning"] or NOTHING_HELD_OUT}
+    if found["checkpoint"]:
+        rows["Best checkpoint"] = f"{found['checkpoint']}, of step {found['checkpoint_step']:,}"
+    elif found["learning"]:
+        rows["Best checkpoint"] = NO_CHECKPOINT
     if not found["images_known"]:
         rows["Highest loss"] = (
             "no losses of images yet"

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from impasto.cli.listing import existing_folders
+
 if TYPE_CHECKING:
     import threading
     from types import FrameType
@@ -137,21 +139,14 @@ def _begin_with_demo(place: Path, console: Console) -> dict[str, tuple[Path, ...
     return folders
 
 
-def _existing(given: tuple[Path, ...], option: str, what: str) -> list[Path]:
-    """The folders that an option gives, or the current one.
+def _existing(given: tuple[Path, ...], option: str, what: str) -> tuple[Path, ...]:
+    """The folders that an option gives, or the current one, as whole paths.
 
     Raises:
         RunError: One is not there.
     """
-    from impasto.errors import RunError
-
     folders = [folder.absolute() for folder in given or (Path(),)]
-    for folder in folders:
-        if not folder.is_dir():
-            raise RunError(
-                f"{folder} is not a folder. Give folders with {what} in them to {option}."
-            )
-    return folders
+    return existing_folders(folders, f" Give folders with {what} in them to {option}.")
 
 
 def _serve(
@@ -202,7 +197,8 @@ def _server(config: uvicorn.Config, closing: threading.Event) -> uvicorn.Server:
 def _is_no_cut_off_request(record: logging.LogRecord) -> bool:
     """Whether a line of the log is about something else than requests that the end cuts off."""
     error = record.exc_info[1] if record.exc_info else None
-    return not (isinstance(error, asyncio.CancelledError) or "graceful shutdown" in record.msg)
+    in_words = "graceful shutdown" in record.getMessage()
+    return not (isinstance(error, asyncio.CancelledError) or in_words)
 
 
 @contextlib.contextmanager

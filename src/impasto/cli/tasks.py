@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from impasto.cli.groups import FullHelpGroup
-from impasto.cli.listing import print_list
+from impasto.cli.listing import existing_folders, print_list
 
 if TYPE_CHECKING:
     from impasto.runs.tasks import TaskDirectory
@@ -76,12 +76,10 @@ def _tasks_of(folder: Path) -> Tasks:
     Raises:
         RunError: That is no folder, or one that leads elsewhere.
     """
-    from impasto.errors import RunError
     from impasto.studio.folders import HOME, require_own
     from impasto.studio.tasks import TASKS, Tasks
 
-    if not folder.is_dir():
-        raise RunError(f"{folder} is not a folder. Give the folder of runs of the studio: --runs.")
+    existing_folders([folder], " Give the folder of runs of the studio: --runs.")
     require_own(folder / HOME, folder)
     return Tasks(folder / HOME / TASKS)
 

@@ -11,7 +11,7 @@ from typing import Any
 from impasto import presence
 from impasto.errors import RunError
 from impasto.parsing import printable, read_text
-from impasto.report.previews import parameters_of, preview_names
+from impasto.report.previews import newest_previews, parameters_of
 from impasto.runs import RunDirectory, step_name
 
 _LARGEST = 1e30  # what is larger, or no number at all, has no place in a chart
@@ -196,12 +196,9 @@ def matching_samples(runs: Sequence[RunDirectory]) -> list[SampleRow]:
 
 def _newest_samples(run: RunDirectory) -> list[tuple[str, str]]:
     """The names of a run's newest previews, and the parameters in them."""
-    for step in reversed(run.sampled_steps()):
-        names = preview_names(run, step)
-        if names:
-            folder = run.samples / step_name(step)
-            return [(name, parameters_of(folder / name)) for name in names]
-    return []
+    step, names = newest_previews(run) or (0, [])
+    folder = run.samples / step_name(step)
+    return [(name, parameters_of(folder / name)) for name in names]
 
 
 def nearest(steps: Sequence[int], wanted: int) -> int | None:

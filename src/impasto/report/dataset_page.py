@@ -105,7 +105,7 @@ def write_dataset_report(
             return {"image": _data_url(Path(path), bucket), "address": ""}
 
         view = shortened(health_view(whole, drawn), health.place, publish)
-        page = {"title": "Dataset", "is_darkened": True, **view}
+        page = {"title": "Dataset", "is_darkened": True, "rest_in": "the JSON file", **view}
         files.write_text(target.page, rendered("dataset.html.j2", page))
 
 

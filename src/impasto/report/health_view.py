@@ -128,8 +128,8 @@ def _geometry(health: Content, thumbs: _Thumbs) -> dict[str, Any]:
 
 def _token_chart(health: Content) -> Markup:
     lengths = {int(length): count for length, count in health["captions"]["token_lengths"].items()}
-    if sum(lengths.values()) > len(health["aspects"]):
-        raise ValueError("more captions than images")
+    if min(lengths.values(), default=0) < 0 or sum(lengths.values()) > len(health["aspects"]):
+        raise ValueError("fewer captions than none, or more than images")
     values = [length for length, count in lengths.items() for _ in range(count)]
     marks = [limit for limit in TOKEN_LIMITS if limit <= max(values, default=0)]
     return Markup(histogram_chart(values, "tokens in the caption", marks, whole=True))

@@ -21,7 +21,7 @@ from impasto.publishing import path_basename
 from impasto.report.charts import loss_chart
 from impasto.report.comparison import Points, RunFigures, figures_of
 from impasto.report.page import allowed_by, redacted_config
-from impasto.report.previews import preview_names, read_preview
+from impasto.report.previews import newest_previews, read_preview
 from impasto.report.svg import standalone
 from impasto.runs import RunDirectory, step_name
 
@@ -248,9 +248,9 @@ def _samples(figures: RunFigures | None, publish: tuple[str, ...]) -> tuple[dict
     if figures is None:
         return images, ""
     run, with_prompts = figures.run, "prompts" in publish
-    step = next((s for s in reversed(run.sampled_steps()) if preview_names(run, s)), None)
-    for name in [] if step is None else preview_names(run, step)[:_SAMPLES]:
-        preview = read_preview(run.samples / step_name(step or 0) / name, with_texts=with_prompts)
+    step, names = newest_previews(run) or (0, [])
+    for name in names[:_SAMPLES]:
+        preview = read_preview(run.samples / step_name(step) / name, with_texts=with_prompts)
         if preview is None:
             continue
         file = f"{SAMPLES}/{len(images) + 1:03d}.png"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,6 +67,21 @@ def parameters_of(path: Path) -> str:
             return str(image.info.get("parameters", ""))
     except _DAMAGE:
         return ""
+
+
+def newest_previews(
+    run: RunDirectory, steps: Sequence[int] | None = None
+) -> tuple[int, list[str]] | None:
+    """The newest step that has previews, and their files; None where no step has any.
+
+    Args:
+        run: The run that drew them.
+        steps: The steps to look at, in their order; without them all that the run has drawn at.
+    """
+    for step in reversed(run.sampled_steps() if steps is None else steps):
+        if names := preview_names(run, step):
+            return step, names
+    return None
 
 
 def preview_names(run: RunDirectory, step: int) -> list[str]:

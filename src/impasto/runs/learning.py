@@ -18,6 +18,14 @@ RISEN = 1.02
 """How many times its lowest value a validation loss has to be before it counts as risen: it is
 measured at fixed noise, so it varies little by chance."""
 
+NOTHING_HELD_OUT = (
+    "Nothing can be said before two validations; validation.split holds images out for them."
+)
+NO_CHECKPOINT = (
+    "No model was kept of that step; with saving.best_model = true the best one always is."
+)
+"""What is said to people where there is no `Learning`, and where there is no `kept_best`."""
+
 _LARGEST = 1e30
 _STEP_ENDING = re.compile(r"-step(\d{8})(-ema)?", re.ASCII)
 _EPOCH_ENDING = re.compile(r"-(\d{6})(-ema)?", re.ASCII)
@@ -126,6 +134,14 @@ def nearest(checkpoints: Iterable[Checkpoint], step: int) -> Checkpoint | None:
     best = [checkpoint for checkpoint in kept if checkpoint.step is None]
     numbered = [checkpoint for checkpoint in kept if checkpoint.step is not None]
     return next(iter(best or sorted(numbered, key=lambda c: abs((c.step or 0) - step))), None)
+
+
+def kept_best(run: RunDirectory, learning: Learning) -> tuple[Path, int] | None:
+    """The best model by the validation loss that a run has kept, and the step it is of."""
+    best = nearest(checkpoints_of(run), learning.best[0])
+    if best is None:
+        return None
+    return best.path, learning.best[0] if best.step is None else best.step
 
 
 def _checkpoint(path: Path, status: Mapping[str, Any]) -> Checkpoint:

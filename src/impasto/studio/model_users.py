@@ -25,9 +25,14 @@ def users_of(model: FoundModel, runs: Iterable[RunDirectory]) -> list[tuple[RunD
     return found
 
 
-def working_with(model: FoundModel, runs: Iterable[RunDirectory]) -> list[str]:
-    """The names of the runs that train now and need a model, or are about to write it."""
-    busy = [run for run, _ in users_of(model, runs)]
+def working_with(model: FoundModel, users: Iterable[tuple[RunDirectory, str]]) -> list[str]:
+    """The names of the runs that train now and need a model, or are about to write it.
+
+    Args:
+        model: The model.
+        users: The runs that need it: `users_of`.
+    """
+    busy = [run for run, _ in users]
     busy += [model.run] if model.run is not None else []
     return [printable(run.path.name) for run in busy if run.state().is_alive]
 

@@ -8,6 +8,7 @@ its input does, or when nothing is asked for a while.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -23,7 +24,7 @@ from impasto.data import images
 from impasto.data.formats import HEIF, heif_advice, register_heif
 from impasto.data.records import Size
 from impasto.parsing import parse_json
-from impasto.studio.thumbnails import content_file
+from impasto.studio.thumbnails import content_file, thumbnail_of
 
 SIDE = 256
 """Pixels of a thumbnail's longer side."""
@@ -112,6 +113,9 @@ def _make(source: Path, place: Path) -> None:
             picture.save(partial, "JPEG", quality=_QUALITY)
     place.parent.mkdir(parents=True, exist_ok=True)
     for old in place.parent.glob(f"{place.name.partition('-')[0]}-*"):  # as the image was before
+        if (made := thumbnail_of(old)) not in (None, target):
+            with contextlib.suppress(OSError):  # on Windows, of one that is being sent
+                made.unlink()  # an image that still has this content gets it again
         old.unlink(missing_ok=True)
     files.write_text(place, content, durable=False)
 

@@ -188,6 +188,11 @@ def hash_file(derived: Path, dataset: Path, image: Path) -> Path:
     return derived / FOLDER / name[:2] / f"{name}-{status.st_size}-{status.st_mtime_ns}.sha256"
 
 
+def version_of(place: Path) -> str:
+    """Size and time of change of an image, as the place of its hash has them: `hash_file`."""
+    return place.stem.partition("-")[2]
+
+
 def content_file(place: Path, content: str) -> Path:
     """Where the thumbnail of an image of some content is, made or not.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from starlette.exceptions import HTTPException
@@ -33,7 +34,7 @@ from impasto.studio.pages.data_views import (
 )
 from impasto.studio.pages.health_views import health_page, report_view
 from impasto.studio.resolutions import bucket_options
-from impasto.studio.thumbnails import Thumbnails, hash_file, thumbnail_of
+from impasto.studio.thumbnails import Thumbnails, hash_file, thumbnail_of, version_of
 from impasto.studio.uploads import Outcome, UploadReceiver, why_no_name
 
 _VERBS = ("list", "report")
@@ -125,16 +126,23 @@ class DataPages:
         path = await asyncio.to_thread(image_of, dataset.path, name)
         if path is None:
             raise HTTPException(404, "This image is not there.")
+
+        def look() -> tuple[Path, Path | None]:
+            place = hash_file(dataset.derived, dataset.path, path)
+            return place, thumbnail_of(place)
+
         try:
-            place = await asyncio.to_thread(hash_file, dataset.derived, dataset.path, path)
+            place, found = await asyncio.to_thread(look)
         except OSError as error:
             raise HTTPException(404, "This image is not there any more.") from error
-        reason = await asyncio.wrap_future(self.thumbnails.request(path, place))
-        found = await asyncio.to_thread(thumbnail_of, place)
+        reason = ""
+        if found is None:  # otherwise it need not wait for those that are being made
+            reason = await asyncio.wrap_future(self.thumbnails.request(path, place))
+            found = await asyncio.to_thread(thumbnail_of, place)
         if reason or found is None:
             why = reason or "its thumbnail was removed just now"
             return PlainTextResponse(printable(why), 415, _NOT_KEPT)
-        keeps = place.stem.partition("-")[2] == request.query_params.get("v")
+        keeps = version_of(place) == request.query_params.get("v")
         headers = _KEPT if keeps else _NOT_KEPT
         return FileResponse(found, media_type="image/jpeg", headers=headers)
 

@@ -30,7 +30,7 @@ from impasto.studio.losses import Losses, read_losses
 from impasto.studio.pages.tasks import task_view
 from impasto.studio.resolutions import USUAL
 from impasto.studio.tag_index import TagIndex
-from impasto.studio.thumbnails import hash_file, reason_of
+from impasto.studio.thumbnails import hash_file, reason_of, version_of
 from impasto.studio.uploads import CAPTIONS
 
 LIST_FILE = Path("studio") / "images.jsonl"
@@ -106,19 +106,37 @@ def start_words(studio: Studio) -> str:
 
 def _dataset_row(studio: Studio, summary: DatasetSummary) -> dict[str, Any]:
     dataset = Dataset(studio, summary.path)
-    images = (address_of([summary.path], path) for path in summary.first)
+    derived = dataset.derived
     return {
         "address": dataset.address,
         "title": dataset.title,
         "place": printable(str(summary.path.parent)),
         "count": summary.count,
-        "thumbnails": [f"{dataset.address}/thumbnails/{image}" for image in images],
+        "thumbnails": [thumbnail_address(dataset, derived, path) for path in summary.first],
     }
+
+
+def thumbnail_address(dataset: Dataset, derived: Path, path: Path) -> str:
+    """Where the thumbnail of an image is; another address once the image has changed.
+
+    Browsers keep what is at such an address. It has no version of an image that is not there.
+
+    Args:
+        dataset: The dataset.
+        derived: Its folder for what is derived from it.
+        path: The image.
+    """
+    address = f"{dataset.address}/thumbnails/{address_of([dataset.path], path)}"
+    try:
+        return f"{address}?v={version_of(hash_file(derived, dataset.path, path))}"
+    except (OSError, ValueError):
+        return address
 
 
 def gallery_page(dataset: Dataset, choice: GalleryFilter) -> dict[str, Any]:
     """A page of the gallery: a hundred images at most."""
-    loaded = _listed(dataset)
+    derived = dataset.derived
+    loaded = _listed(dataset.path, derived)
     listing, facts = loaded.found, loaded.facts
     runs = _runs_with_losses(dataset.studio)
     run = dataset.studio.folders.run_of(choice.run) if choice.run else None
@@ -136,7 +154,7 @@ def gallery_page(dataset: Dataset, choice: GalleryFilter) -> dict[str, Any]:
         "place": printable(str(dataset.path)),
         "choice": choice,
         "facts": facts,
-        "cards": _cards(dataset, shown, choice, losses, resolution),
+        "cards": _cards(dataset, derived, shown, choice, losses, resolution),
         "found": len(images),
         "page": page,
         "pages": pages,
@@ -154,12 +172,12 @@ def gallery_page(dataset: Dataset, choice: GalleryFilter) -> dict[str, Any]:
     }
 
 
-def _listed(dataset: Dataset) -> LoadedList:
+def _listed(dataset: Path, derived: Path) -> LoadedList:
     """The list that was made last; a plain one if there is none with an image."""
-    loaded = load_list(dataset.derived / LIST_FILE)
+    loaded = load_list(derived / LIST_FILE)
     if loaded is not None and loaded.found.images:
         return loaded
-    plain = _plain_list(dataset.path)
+    plain = _plain_list(dataset)
     if loaded is not None and not plain:
         return loaded
     return LoadedList(ImageList(plain), None, TagIndex(()))
@@ -199,12 +217,13 @@ def _has_failed(dataset: Dataset) -> bool:
 
 def _cards(
     dataset: Dataset,
+    derived: Path,
     images: Sequence[ListedImage],
     choice: GalleryFilter,
     losses: Losses,
     resolution: int,
 ) -> list[dict[str, Any]]:
-    derived, cards, group = dataset.derived, [], 0
+    cards, group = list[dict[str, Any]](), 0
     for image in images:
         own = getattr(image, choice.alike) if choice.alike else 0
         card = _card(dataset, derived, image, _badges(image, losses, resolution))
@@ -222,13 +241,12 @@ def _card(
         return None  # of a list that somebody else made
     name = address_of([dataset.path], path)
     try:
-        place = hash_file(derived, dataset.path, path)
-        version, reason = place.stem.partition("-")[2], reason_of(place)
+        reason = reason_of(hash_file(derived, dataset.path, path))
     except (OSError, ValueError):
-        version, reason = "", image.skipped or "It is not there any more."
+        reason = image.skipped or "It is not there any more."
     return {
         "address": f"{dataset.address}/images/{name}",
-        "thumbnail": f"{dataset.address}/thumbnails/{name}?v={version}",
+        "thumbnail": thumbnail_address(dataset, derived, path),
         "reason": reason,
         "title": printable(image.path),
         "caption": image.caption[:_CAPTION_SHOWN]

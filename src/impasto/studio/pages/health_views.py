@@ -13,14 +13,14 @@ from impasto.parsing import printable, read_object
 from impasto.report.health_view import health_view
 from impasto.studio.datasets import image_of
 from impasto.studio.folders import address_of
-from impasto.studio.pages.data_views import REPORT_FILE, Dataset, work_view
+from impasto.studio.pages.data_views import REPORT_FILE, Dataset, thumbnail_address, work_view
 
 _DATA_FILE = REPORT_FILE.with_suffix(".json")
 
 
 def report_view(dataset: Dataset) -> dict[str, Any]:
     """The health report: when it was written, if it is there, and the task that writes it."""
-    return {"when": _written(dataset), "work": work_view(dataset, "report")}
+    return {"when": _written(dataset.derived), "work": work_view(dataset, "report")}
 
 
 def health_page(dataset: Dataset) -> dict[str, Any]:
@@ -30,12 +30,13 @@ def health_page(dataset: Dataset) -> dict[str, Any]:
         HTTPException: There is none: 404.
         RunError: It is damaged, or was written by somebody else.
     """
-    file = dataset.derived / _DATA_FILE
+    derived = dataset.derived
+    file = derived / _DATA_FILE
     if not file.is_file():
         raise HTTPException(404, "There is no report on this dataset yet.")
 
     def drawn(path: str, _: str) -> dict[str, str]:
-        return _shown(dataset, path)
+        return _shown(dataset, derived, path)
 
     try:
         view = health_view(read_object(file) or {}, drawn)
@@ -44,18 +45,24 @@ def health_page(dataset: Dataset) -> dict[str, Any]:
             f"{file} is damaged, or of another version. Write the health report again."
         ) from error
     view["place"] = printable(str(dataset.path))
-    return {**view, "dataset": dataset, "when": _written(dataset), "is_darkened": False}
+    return {
+        **view,
+        "dataset": dataset,
+        "when": _written(derived),
+        "is_darkened": False,
+        "rest_in": f"the file {printable(str(file))}",
+    }
 
 
-def _written(dataset: Dataset) -> str:
+def _written(derived: Path) -> str:
     try:
-        written = (dataset.derived / REPORT_FILE).stat().st_mtime
+        written = (derived / REPORT_FILE).stat().st_mtime
     except OSError:
         return ""
     return time.strftime("%Y-%m-%d %H:%M", time.localtime(written))
 
 
-def _shown(dataset: Dataset, path: str) -> dict[str, str]:
+def _shown(dataset: Dataset, derived: Path, path: str) -> dict[str, str]:
     """The thumbnail of an image and its page; nothing of one that is not there any more.
 
     Reports name images by the dataset's own name and the path below, or by the whole path.
@@ -74,6 +81,6 @@ def _shown(dataset: Dataset, path: str) -> dict[str, str]:
     if image_of(dataset.path, name) is None:
         return {"image": "", "address": ""}
     return {
-        "image": f"{dataset.address}/thumbnails/{name}",
+        "image": thumbnail_address(dataset, derived, dataset.path / inside),
         "address": f"{dataset.address}/images/{name}",
     }

@@ -8,7 +8,7 @@ from typing import Any
 
 from impasto.runs import RunDirectory
 from impasto.runs.image_losses import ImageLoss, read_image_losses
-from impasto.runs.learning import checkpoints_of, nearest, read_learning
+from impasto.runs.learning import NO_CHECKPOINT, NOTHING_HELD_OUT, kept_best, read_learning
 from impasto.studio.folders import Folders, address_of
 
 _IMAGES = 24
@@ -18,16 +18,13 @@ def learning_view(run: RunDirectory) -> dict[str, Any]:
     """The course of the validation loss in words, and the checkpoint that is best by it."""
     learning = read_learning(run)
     if learning is None:
-        return {"sentence": "", "is_bad": False, "checkpoint": None}
-    checkpoint = nearest(checkpoints_of(run), learning.best[0])
-    shown = None
-    if checkpoint is not None:
-        step = checkpoint.step
-        shown = {"path": str(checkpoint.path), "step": learning.best[0] if step is None else step}
+        return {"sentence": "", "nothing_yet": NOTHING_HELD_OUT}
+    best = kept_best(run, learning)
     return {
         "sentence": learning.sentence(),
         "is_bad": learning.is_overfitting or learning.best == learning.first,
-        "checkpoint": shown,
+        "checkpoint": None if best is None else {"path": str(best[0]), "step": best[1]},
+        "no_checkpoint": NO_CHECKPOINT,
     }
 
 

@@ -244,8 +244,8 @@ class ModelPages:
             raise HTTPException(400, "Nothing was deleted: the box was not ticked.")
 
         def remove() -> None:
-            runs = [summary.run for summary in self.studio.folders.all_runs()]
-            alive = working_with(model, runs)
+            users = users_of(model, (s.run for s in self.studio.folders.all_runs()))
+            alive = working_with(model, users)
             if alive:
                 raise HTTPException(
                     409, f"Nothing was deleted: {', '.join(alive)} works with it now."

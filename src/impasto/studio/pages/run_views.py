@@ -7,7 +7,7 @@ from typing import Any
 
 from impasto.errors import RunError
 from impasto.parsing import read_text
-from impasto.report.previews import parameters_of, preview_names
+from impasto.report.previews import newest_previews, parameters_of, preview_names
 from impasto.runs import RunDirectory, RunState, step_name
 from impasto.runs.commands import COMMANDS
 from impasto.runs.events import read_events
@@ -62,24 +62,20 @@ def samples_view(run: RunDirectory) -> dict[str, Any]:
     thousands, of which the page shows one at a time.
     """
     steps = run.sampled_steps()
-    while steps and not preview_names(run, steps[-1]):
-        steps.pop()
-    first = next((n for n, step in enumerate(steps) if preview_names(run, step)), len(steps))
-    steps = steps[first:]
-    files = preview_names(run, steps[-1]) if steps else []
+    newest = newest_previews(run, steps)
+    if newest is None:
+        return {"steps": [], "samples": []}
+    step, files = newest
+    steps = steps[: steps.index(step) + 1]
+    drawn = ((n, set(preview_names(run, step))) for n, step in enumerate(steps))
+    first, in_first = next((found for found in drawn if found[1]), (len(steps) - 1, set(files)))
     return {
-        "steps": steps,
+        "steps": steps[first:],
         "samples": [
-            {"file": name, "prompt": _prompt(run, steps[-1], name), "in_first": is_first}
-            for name, is_first in _with_first(run, steps, files)
+            {"file": name, "prompt": _prompt(run, step, name), "in_first": name in in_first}
+            for name in files
         ],
     }
-
-
-def _with_first(run: RunDirectory, steps: list[int], files: list[str]) -> list[tuple[str, bool]]:
-    """Files of the newest step, and whether the first step has them too."""
-    first = set(preview_names(run, steps[0])) if steps else set()
-    return [(name, name in first) for name in files]
 
 
 def _prompt(run: RunDirectory, step: int, name: str) -> str:
@@ -129,10 +125,8 @@ def _stage(state: RunState) -> dict[str, Any] | None:
 
 
 def _newest_sample(run: RunDirectory) -> tuple[int, str] | None:
-    for step in reversed(run.sampled_steps()):
-        for name in preview_names(run, step):
-            return step, name
-    return None
+    newest = newest_previews(run)
+    return None if newest is None else (newest[0], newest[1][0])
 
 
 def _log(run: RunDirectory) -> list[dict[str, str]]:

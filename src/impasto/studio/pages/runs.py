@@ -23,8 +23,9 @@ from starlette.routing import BaseRoute, Route
 from impasto.parsing import printable
 from impasto.runs import RunDirectory, RunState, step_name
 from impasto.runs.commands import CommandName, send_command
+from impasto.runs.lines import size_of
 from impasto.studio.core import Studio
-from impasto.studio.curves import read_curves
+from impasto.studio.curves import SKETCHED_FROM, read_curves
 from impasto.studio.folders import file_of
 from impasto.studio.forms import whole_number
 from impasto.studio.pages.learning_views import image_loss_view, learning_view
@@ -96,8 +97,10 @@ class RunPages:
     async def curves(self, request: Request) -> Response:
         """The curves as JSON; with `exact=1`, of every line of a large file."""
         run, exact = await self.run_of(request), request.query_params.get("exact") == "1"
-        async with self.reading if exact else contextlib.nullcontext():
-            if exact and await request.is_disconnected():
+        size = await asyncio.to_thread(size_of, run.metrics_file) if exact else 0
+        is_long = size >= SKETCHED_FROM
+        async with self.reading if is_long else contextlib.nullcontext():
+            if is_long and await request.is_disconnected():
                 return Response(status_code=400)  # whoever asked has left while others were served
             found = await asyncio.to_thread(read_curves, run.metrics_file, exact=exact)
         return JSONResponse(found, headers={"cache-control": "no-store"})
