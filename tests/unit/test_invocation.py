@@ -8,6 +8,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from windows_os import WindowsOs
 
 from impasto import invocation
 from impasto.errors import MissingDependencyError
@@ -58,7 +59,7 @@ def test_words_survive_a_posix_shell(word):
     [("C:\\my run", '"C:\\my run"'), ("C:\\run", "C:\\run"), ("a&b", '"a&b"')],
 )
 def test_words_are_quoted_for_windows(monkeypatch, word, typed):
-    monkeypatch.setattr("os.name", "nt")
+    monkeypatch.setattr("impasto.invocation.os", WindowsOs())
     assert invocation.quoted(word) == typed
 
 

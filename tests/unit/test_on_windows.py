@@ -4,9 +4,11 @@ import signal
 
 import pytest
 import torch
+from windows_os import WindowsOs
 
 from impasto import files
 from impasto.errors import OutOfMemoryError, StorageError
+from impasto.storage_errors import storage_error
 from impasto.training import signals as interrupts
 from impasto.training.optim.pinned_memory import pinned_like
 
@@ -14,7 +16,8 @@ from impasto.training.optim.pinned_memory import pinned_like
 @pytest.fixture
 def windows(monkeypatch):
     """Renames fail as long as somebody has the file open."""
-    monkeypatch.setattr("impasto.files.os.name", "nt")
+    for module in ("files", "storage_errors"):
+        monkeypatch.setattr(f"impasto.{module}.os", WindowsOs())
     monkeypatch.setattr("impasto.files.time.sleep", lambda _: None)
     return monkeypatch
 
@@ -45,7 +48,7 @@ def test_a_file_that_is_read_for_a_moment_is_renamed_again(windows, tmp_path):
 def test_a_file_that_stays_open_is_named_with_what_to_do(windows, tmp_path):
     target = tmp_path / "model.safetensors"
     target.write_text("old", encoding="utf-8")
-    error = files._storage_error(target, PermissionError(13, "Access is denied"))
+    error = storage_error(target, PermissionError(13, "Access is denied"))
     assert isinstance(error, StorageError)
     for words in (str(target), "another program has open", "Close what uses it", "untouched"):
         assert words in str(error)
