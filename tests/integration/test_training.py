@@ -501,9 +501,11 @@ def test_a_gradient_that_overflows_at_any_scale_ends_the_run(train_config, monke
 def test_what_is_unusual_is_said_before_training(train_config, nano_model, changes, words):
     from impasto.models.loading import load_base_model
     from impasto.training.planning.advice import advice_on
+    from impasto.training.planning.exposure import Exposure
 
     config = train_config(**changes)
-    found = advice_on(config, load_base_model(str(nano_model)).identity, torch.device("cpu"))
+    identity, one = load_base_model(str(nano_model)).identity, Exposure(200, 1.0, 40.0, (10, 120))
+    found = advice_on(config, identity, torch.device("cpu"), one, weights=860_000_000)
     assert [words in line for line in found] == ([] if words is None else [True])
 
 
@@ -539,12 +541,13 @@ def test_the_thread_that_trains_draws_no_noise(train_config, monkeypatch):
 def test_what_makes_a_gpu_wait_is_said_of_gpus(train_config, nano_model, training, words):
     from impasto.models.loading import load_base_model
     from impasto.training.planning.advice import advice_on
+    from impasto.training.planning.exposure import Exposure
 
     config = train_config(training=training, optimizer={"lr": 5e-6})
-    identity = load_base_model(str(nano_model)).identity
-    found = advice_on(config, identity, torch.device("cuda"))
+    identity, one = load_base_model(str(nano_model)).identity, Exposure(200, 1.0, 40.0, (10, 120))
+    found = advice_on(config, identity, torch.device("cuda"), one, weights=860_000_000)
     assert [words in line for line in found] == ([] if words is None else [True])
-    assert advice_on(config, identity, torch.device("cpu")) == []
+    assert advice_on(config, identity, torch.device("cpu"), one, weights=860_000_000) == []
 
 
 def test_the_best_model_is_kept_also_over_a_resume(train_config, tmp_path, monkeypatch):

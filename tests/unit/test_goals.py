@@ -11,8 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from impasto.cli.new import new
-from impasto.config.goals import (
-    GOALS,
+from impasto.config.goal_settings import (
     Material,
     bucket_sides,
     prompts_of,
@@ -20,15 +19,19 @@ from impasto.config.goals import (
     settings_text,
     steps_for,
 )
+from impasto.config.goals import GOALS
 from impasto.config.load import build_run_config
 from impasto.demo.recipe import BASE_MODEL, PICTURES
 from impasto.errors import ConfigError, DatasetError, ModelError
+from impasto.optimizer_table import USUAL_LR
+from impasto.training.planning.exposure import highest_usual_lr, usual_looks
 
 SD1 = Material(
     model="base.safetensors",
     family="SD 1.x, predicts epsilon",
     resolution=512,
     generation="SD 1.x",
+    predicts_noise=True,
     takes_clip_skip=True,
     image_dir="pictures",
     images=200,
@@ -36,8 +39,14 @@ SD1 = Material(
     output_dir="runs/it",
 )
 SD2_V = replace(
-    SD1, family="SD 2.x 768-v", resolution=768, generation="SD 2.x", takes_clip_skip=False
+    SD1,
+    family="SD 2.x 768-v",
+    resolution=768,
+    generation="SD 2.x",
+    predicts_noise=False,
+    takes_clip_skip=False,
 )
+SDXL = replace(SD1, resolution=1024, generation="SDXL", takes_clip_skip=False)
 CONFIGS = Path(__file__).parents[2] / "configs"
 
 
@@ -78,6 +87,8 @@ def test_the_values_are_those_of_the_examples():
         assert goal.lr == example["optimizer"]["lr"]
         training = example["training"]
         assert goal.batch == training["batch_size"] * training["gradient_accumulation_steps"]
+        assert goal.noise_offset == example["noise"]["offset"]
+        assert goal.text_encoder == ("method" in example)
         assert goal.held_out == round(EXAMPLE_IMAGES[name] * example["validation"]["split"])
     assert steps_for(GOALS["style"], 200) == 2000
     assert steps_for(GOALS["subject"], 25) == 800
@@ -106,6 +117,41 @@ def test_clip_skip_is_set_only_where_asked_for_and_meant():
     assert settings_for(GOALS["style"], asked)[0]["model"]["clip_skip"] == 2
     with pytest.raises(ConfigError, match="leave --clip-skip out"):
         settings_for(GOALS["style"], replace(SD2_V, clip_skip=2))
+
+
+def test_a_subjects_name_is_learnt_by_the_text_encoder_for_a_while():
+    """At half of the U-Net's rate for SD 1, a third and two layers for SD 2, not for SDXL."""
+    subject = GOALS["subject"]
+    few = replace(SD1, images=25)
+    example = tomllib.loads((CONFIGS / "subject-12gb.toml").read_text(encoding="utf-8"))
+    assert settings_for(subject, few)[0]["method"] == example["method"]
+    of_sd2 = settings_for(subject, replace(few, generation="SD 2.x"))[0]
+    rate = of_sd2["optimizer"]["lr"]
+    assert of_sd2["method"]["text_encoder_lr"] == pytest.approx(0.3 * rate, rel=0.05)
+    assert of_sd2["method"]["text_encoder_layers"] == 2
+    assert "method" not in settings_for(subject, SDXL)[0]
+    assert "method" not in settings_for(GOALS["style"], SD1)[0]
+
+
+def test_a_slight_noise_offset_is_for_models_that_predict_noise():
+    assert settings_for(GOALS["style"], SD1)[0]["noise"]["offset"] == 0.02
+    assert settings_for(GOALS["style"], SDXL)[0]["noise"]["offset"] == 0.05
+    assert "noise" not in settings_for(GOALS["style"], SD2_V)[0]
+    assert "noise" not in settings_for(GOALS["scratch"], SD1)[0]
+
+
+@pytest.mark.parametrize("name", ["style", "subject", "large"])
+@pytest.mark.parametrize("generation", ["SD 1.x", "SD 2.x", "SDXL"])
+def test_what_a_goal_sets_is_what_is_called_usual(name, generation):
+    """The presets and the advice have tables of their own, which must not contradict each other."""
+    goal = GOALS[name]
+    for images in {"subject": (15, 25, 50), "style": (50, 200, 1000), "large": (5000, 10**5)}[name]:
+        tree, _ = settings_for(goal, replace(SD1, generation=generation, images=images))
+        looks = tree["training"]["max_steps"] * goal.batch / images
+        low, high = usual_looks(images)
+        assert low <= looks <= high
+        assert USUAL_LR[0] <= tree["optimizer"]["lr"]
+        assert tree["optimizer"]["lr"] <= highest_usual_lr(USUAL_LR[1], goal.batch)
 
 
 def test_images_are_held_out_by_number():

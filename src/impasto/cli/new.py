@@ -10,7 +10,7 @@ import click
 from impasto import presence
 
 if TYPE_CHECKING:
-    from impasto.config.goals import Material
+    from impasto.config.goal_settings import Material
 
 
 @click.command()
@@ -99,7 +99,8 @@ def _write_for_goal(name: str, options: dict[str, Any], console: Any) -> Path:
     _require_free(target)
     require_source(model)
     options["output_dir"] = options["output_dir"] or Path("runs") / title
-    from impasto.config.goals import GOALS, settings_for, settings_text
+    from impasto.config.goal_settings import settings_for, settings_text
+    from impasto.config.goals import GOALS
     from impasto.config.load import build_run_config
 
     material = _look_at(options, console)
@@ -118,7 +119,7 @@ def _look_at(options: dict[str, Any], console: Any) -> Material:
         DatasetError: The folder has no usable images.
         ModelError: The model is none that can be trained.
     """
-    from impasto.config.goals import Material
+    from impasto.config.goal_settings import Material
     from impasto.data.scan import scan_folder
     from impasto.errors import ConfigError
     from impasto.parsing import is_text, printable
@@ -127,6 +128,7 @@ def _look_at(options: dict[str, Any], console: Any) -> Material:
         if not is_text(word):
             raise ConfigError(f"{printable(word)} is not UTF-8, and cannot be written. Rename it.")
     scan = scan_folder(options["data"], progress=console)
+    from impasto.diffusion.prediction import EPSILON
     from impasto.models.native_size import native_size
     from impasto.models.opening import OpenOptions, open_model
 
@@ -137,6 +139,7 @@ def _look_at(options: dict[str, Any], console: Any) -> Material:
         family=f"{family.name}, predicts {contents.identity.prediction.name}",
         resolution=options["resolution"] or min(native_size(contents)),
         generation=family.generation,
+        predicts_noise=contents.identity.prediction is EPSILON,
         takes_clip_skip=family.takes_any_layer,
         image_dir=str(options["data"]),
         images=scan.tally.usable,

@@ -38,6 +38,7 @@ from impasto.training.optim.optimizers import require_usable_optimizer
 from impasto.training.planning.advice import advice_on
 from impasto.training.planning.disk import DiskPlan, free_bytes, plan_disk, require_room
 from impasto.training.planning.duration import seconds_per_step
+from impasto.training.planning.exposure import exposure_of
 from impasto.training.planning.fitter import MemoryFitter
 from impasto.training.planning.memory import Footprint
 from impasto.training.planning.resolve import build_memory_fitter, resolve_settings
@@ -179,6 +180,7 @@ def _plan_of(outlook: _Outlook) -> RunPlan:
     per_epoch, parts = outlook.sampler.steps_per_epoch, outlook.trainable.parts
     transfers = transfers_of(config, outlook.trainable, default_device())
     each = _seconds_per_step(outlook, transfers)
+    exposure = exposure_of(outlook.survey.plan.table.records, outlook.sampler, outlook.steps)
     return RunPlan(
         data=_data_of(outlook),
         model=ModelPlan(
@@ -193,6 +195,7 @@ def _plan_of(outlook: _Outlook) -> RunPlan:
             epochs=outlook.steps / per_epoch,
             batches_per_epoch=outlook.sampler.batches_per_epoch,
             batch_sizes=sorted(set(config.batch_sizes.values())),
+            exposure=exposure,
             seconds_each=each,
             seconds=each * outlook.steps,
             device=default_device().type,
@@ -206,7 +209,9 @@ def _plan_of(outlook: _Outlook) -> RunPlan:
             outlook.fitting.meter.ram(config),
         ),
         disk=_disk_of(config, outlook.disk),
-        warnings=advice_on(config, identity, default_device()),
+        warnings=advice_on(
+            config, identity, default_device(), exposure, sum(part.count() for part in parts)
+        ),
         changed=changed_settings(config),
     )
 

@@ -62,6 +62,7 @@ def _data_rows(data: DataPlan) -> dict[str, str]:
 
 def _training_rows(plan: RunPlan) -> dict[str, str]:
     model, steps, disk = plan.model, plan.steps, plan.disk
+    low, high = steps.exposure.usual_looks
     each, whole = duration_words(steps.seconds_each), duration_words(steps.seconds)
     rows = {
         "Model": f"{model.family}, predicts {model.predicts} ({model.evidence})",
@@ -69,6 +70,8 @@ def _training_rows(plan: RunPlan) -> dict[str, str]:
         "Batches": f"{steps.batches_per_epoch} per epoch of up to "
         f"{' or '.join(map(str, steps.batch_sizes))}",
         "Steps": f"{steps.total:,} in all, {steps.per_epoch} per epoch, {steps.epochs:.1f} epochs",
+        "Looks": f"{steps.exposure.looks:.3g} at each image, {steps.exposure.per_step:.3g} images "
+        f"a step; {low} to {high} looks are usual for {counted(steps.exposure.images, 'images')}",
         "Time": f"about {each} a step, {whole} in all, on this {steps.device}",
         "States": f"{', '.join(disk.states)}; {disk.state_bytes / 2**30:.2f} GiB each, "
         f"the newest {disk.kept_states} kept",

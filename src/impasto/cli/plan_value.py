@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from impasto.training.planning.exposure import Exposure
 from impasto.training.planning.transfers import Transfers
 
 
@@ -77,6 +78,7 @@ class StepPlan:
         epochs: Passes.
         batches_per_epoch: Batches in a pass, of all processes.
         batch_sizes: Images of a batch at most, of each dataset.
+        exposure: Images of a step, and how often each image comes.
         seconds_each: About how long a step takes.
         seconds: About how long all steps take.
         device: Where.
@@ -88,6 +90,7 @@ class StepPlan:
     epochs: float
     batches_per_epoch: int
     batch_sizes: Sequence[int]
+    exposure: Exposure
     seconds_each: float
     seconds: float
     device: str

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from impasto import files
-from impasto.config.goals import bucket_sides
+from impasto.config.goal_settings import bucket_sides
 from impasto.errors import RunError
 from impasto.parsing import parse_toml, read_object, read_text
 from impasto.runs import RunDirectory

@@ -46,7 +46,7 @@ from impasto.training.optim.streaming import WeightStream
 from impasto.training.overrides import Overrides
 from impasto.training.parallel.strategy import ParallelStrategy
 from impasto.training.param_dtypes import build_chunk_rules, build_weight_stream
-from impasto.training.precision import computed_kind
+from impasto.training.precision import caches_casts, computed_kind
 from impasto.training.processes import build_strategy, facts_of
 from impasto.training.prompts import build_prompts
 from impasto.training.session import Session
@@ -124,7 +124,7 @@ def build_session(
             config, prompts, model, trainable, tell(conditioners.prompts), previewed
         ),
         ema=build_ema(config, trainable, build.strategy),
-        precision=build.precision(learning.stream),
+        precision=build.precision(),
         stream=learning.stream,
         total_steps=steps,
         fingerprint=build.fingerprint(encoded, text, steps),
@@ -251,10 +251,12 @@ class _Builder:
         given = self.overrides.lr_schedule
         return given or build_lr_schedule(config.schedule, config.optimizer.lr)
 
-    def precision(self, stream: WeightStream | None) -> Precision:
-        """The number formats of the run; streamed weights leave no copies behind."""
+    def precision(self) -> Precision:
+        """The number formats of the run."""
         return self.strategy.build_precision(
-            computed_kind(self.config), self.accelerator.device, caches_casts=stream is None
+            computed_kind(self.config),
+            self.accelerator.device,
+            caches_casts=caches_casts(self.config),
         )
 
     def fingerprint(self, encoded: EncodedModel, text: _Text, steps: int) -> dict[str, str]:

@@ -32,6 +32,7 @@ from impasto.training.optim.state import parameter_names
 from impasto.training.optim.streaming import WeightStream
 from impasto.training.parallel.strategy import ParallelStrategy
 from impasto.training.planning.advice import advice_on
+from impasto.training.planning.exposure import exposure_of
 from impasto.training.saving.export import ExportSource
 from impasto.training.saving.session_state import SessionState
 from impasto.training.step import StepRecipe
@@ -108,7 +109,11 @@ class Session:
         """What a person should know before the first step, in sentences."""
         if self.strategy.words:
             yield self.strategy.words
-        for line in advice_on(self.config, self.model.identity, self.accelerator.device):
+        records = self.prepared.training.table.records
+        exposure = exposure_of(records, self.sampler, self.total_steps)
+        weights = sum(part.count() for part in self.trainable.parts)
+        device = self.accelerator.device
+        for line in advice_on(self.config, self.model.identity, device, exposure, weights):
             yield f"Warning: {line}"
         shown = sorted({text for prompt in self.previewer.prompts for text in prompt.texts})
         if cut := self.captions.too_long(shown):
@@ -180,7 +185,7 @@ class Session:
             with (
                 self.eval_weights(),
                 self.precision.autocast(),
-                self._casts_for_averages(),
+                self._casts_while_evaluating(),
                 plain_network(),
             ):
                 yield
@@ -190,14 +195,16 @@ class Session:
                 module.train(was_training)
 
     @contextlib.contextmanager
-    def _casts_for_averages(self) -> Iterator[None]:
-        """Keep no 16-bit copies of float32 averages that stand in the place of 16-bit weights.
+    def _casts_while_evaluating(self) -> Iterator[None]:
+        """Keep the 16-bit copies of weights that autocast makes, for all passes that follow.
 
-        Autocast keeps a copy of each weight that it casts, and training has none of these: looking
-        at the averages would take more memory than any step.
+        There are no gradients now, which take more. Not of float32 averages that stand in the place
+        of 16-bit weights, since training has nothing as large as their copies, and not of weights
+        that are streamed.
         """
-        cached = torch.is_autocast_cache_enabled()
-        torch.set_autocast_cache_enabled(cached and self.config.training.weight_dtype == "fp32")
+        training, cached = self.config.training, torch.is_autocast_cache_enabled()
+        keeps = training.weight_dtype == "fp32" and not training.stream_weights
+        torch.set_autocast_cache_enabled(keeps)
         try:
             yield
         finally:

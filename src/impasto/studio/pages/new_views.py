@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from impasto.progress import duration_words, size_words
+from impasto.progress import counted, duration_words, size_words
 from impasto.studio.plans import PlanState
 
 _MIB = 2**20
@@ -56,6 +56,7 @@ def _rows(plan: dict[str, Any]) -> list[tuple[str, str]]:
         *([("Captions", ", ".join(captions))] if captions else []),
         ("Buckets", f"{buckets}: {', '.join(list(data['buckets'])[:8])}{' ...' * (buckets > 8)}"),
         ("Steps", f"{steps['total']:,}; {steps['epochs']:.1f} epochs of {steps['per_epoch']:,}"),
+        *([("Looks", _looks(steps["exposure"]))] if steps.get("exposure") else []),
         (
             "Time",
             f"about {duration_words(steps['seconds'])}, {duration_words(steps['seconds_each'])} "
@@ -63,6 +64,14 @@ def _rows(plan: dict[str, Any]) -> list[tuple[str, str]]:
         ),
         ("Disk", f"{size_words(disk['total_bytes'])} of {size_words(disk['free_bytes'])} free"),
     ]
+
+
+def _looks(exposure: dict[str, Any]) -> str:
+    low, high = exposure["usual_looks"]
+    return (
+        f"{exposure['looks']:.3g} at each image, {exposure['per_step']:.3g} images a step; "
+        f"{low} to {high} looks are usual for {counted(exposure['images'], 'images')}"
+    )
 
 
 def _memory(memory: dict[str, Any]) -> dict[str, Any]:

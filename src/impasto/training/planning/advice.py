@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from impasto.config.run import RunConfig
 from impasto.diffusion.prediction import VELOCITY
 from impasto.models.identity import Identity
 from impasto.optimizer_table import USUAL_LR
+from impasto.progress import counted
 from impasto.training.optim.optimizers import find_row
+from impasto.training.planning.exposure import FULL_SIZE, Exposure, highest_usual_lr
 
 USUAL_HYPERNETWORK_LR = (1e-7, 5e-5)
 _NO_NESTEROV = (
@@ -17,19 +21,28 @@ _NO_NESTEROV = (
 )
 
 
-def advice_on(config: RunConfig, identity: Identity, device: torch.device) -> list[str]:
+def advice_on(
+    config: RunConfig,
+    identity: Identity,
+    device: torch.device,
+    exposure: Exposure,
+    weights: int,
+) -> list[str]:
     """Warnings, the weightiest first; nothing where all is usual.
 
     Args:
         config: The settings.
         identity: Of the base model.
         device: What the run computes on.
+        exposure: How many images a step has, and how often each comes.
+        weights: How many numbers learn.
 
     Raises:
         ConfigError: There is no such optimizer.
     """
     return [
-        *_on_rates(config),
+        *_on_rates(config, exposure, weights),
+        *_on_looks(config, exposure),
         *_on_model(config, identity),
         *_on_text(config),
         *_on_hypernetwork(config, identity),
@@ -37,24 +50,50 @@ def advice_on(config: RunConfig, identity: Identity, device: torch.device) -> li
     ]
 
 
-def _on_rates(config: RunConfig) -> list[str]:
-    optimizer = config.optimizer
-    row = find_row(optimizer.kind)
-    nesterov = [_NO_NESTEROV] if optimizer.kind == "sgd_nesterov8bit" else []
-    low, high = row.usual_lr
-    what = "a whole U-Net"
-    if config.method.kind == "hypernetwork":
-        low, high = USUAL_HYPERNETWORK_LR
-        what = "a hypernetwork"
-    if row.usual_lr != USUAL_LR:
-        low, high = row.usual_lr
-    if low <= optimizer.lr <= high:
-        return nesterov
-    side = "above" if optimizer.lr > high else "below"
+def _on_rates(config: RunConfig, exposure: Exposure, weights: int) -> list[str]:
+    kind, rate = config.optimizer.kind, config.optimizer.lr
+    found = [_NO_NESTEROV] if kind == "sgd_nesterov8bit" else []
+    (low, high), what = _usual_rates(config, exposure, weights)
+    if low <= rate <= high:
+        return found
+    side = "above" if rate > high else "below"
     return [
-        f"optimizer.lr {optimizer.lr:g} is {side} what is usual for {optimizer.kind} and {what} "
-        f"({low:g} to {high:g}).",
-        *nesterov,
+        f"optimizer.lr {rate:g} is {side} what is usual for {kind} and {what} ({low:g} to "
+        f"{high:.2g}).",
+        *found,
+    ]
+
+
+def _usual_rates(
+    config: RunConfig, exposure: Exposure, weights: int
+) -> tuple[tuple[float, float], str]:
+    """The lowest and the highest rate that are usual, and for what; infinite where none is known.
+
+    Nobody trains small U-Nets but to try something out, and what they bear follows from their
+    size: only full-size ones have a usual rate.
+    """
+    row = find_row(config.optimizer.kind)
+    low, high = row.usual_lr
+    if row.finds_lr:
+        return (low, high), "a whole U-Net"
+    if config.method.kind == "hypernetwork":
+        bounds = USUAL_HYPERNETWORK_LR if row.usual_lr == USUAL_LR else row.usual_lr
+        return bounds, "a hypernetwork"
+    if weights < FULL_SIZE:
+        return (0.0, math.inf), "a small U-Net"
+    most = highest_usual_lr(high, exposure.per_step)
+    number = f"{exposure.per_step:.3g}"
+    return (low, most), f"a whole U-Net at {number} image{'s' * (number != '1')} a step"
+
+
+def _on_looks(config: RunConfig, exposure: Exposure) -> list[str]:
+    low, high = exposure.usual_looks
+    if config.method.kind == "hypernetwork" or exposure.looks <= high:
+        return []
+    return [
+        f"Each image is shown {exposure.looks:,.0f} times; {low} to {high} is usual for "
+        f"{counted(exposure.images, 'images')}. Shown more often they are learnt by heart: the "
+        f"validation loss tells when."
     ]
 
 

@@ -48,7 +48,7 @@ from impasto.training.planning.overhead import fragmentation_bytes, workspace_by
 from impasto.training.planning.phases import Costs, OtherWork, Phase, fake_step_of, text_key_parts
 from impasto.training.planning.ram import ram_beside_gpu
 from impasto.training.planning.workload import Workload
-from impasto.training.precision import computed_kind
+from impasto.training.precision import caches_casts, computed_kind
 
 BYTES_PER_ROUNDED_WEIGHT = 16
 """Bytes for each weight of 16 bits that is stepped just now: itself and its gradient in 32 bits,
@@ -312,6 +312,7 @@ class FootprintPredictor:
             training.checkpointed_levels, training.optimizer_in_backward != "off",
             *(["copies"] if training.weight_copies else []),
             *(["streamed"] if training.stream_weights else []),
+            *([] if caches_casts(config) else ["casts go"]),
             *(["float8"] if training.float8 else []), structure_of(trainable),
         )  # fmt: skip
 

@@ -31,7 +31,7 @@ from impasto.training.planning.fake_step import FakeStep, decoding_peak, encodin
 from impasto.training.planning.memory_facts import bytes_of, numel_of, structure_of
 from impasto.training.planning.meta_models import MetaModels
 from impasto.training.planning.workload import Workload
-from impasto.training.precision import computed_kind
+from impasto.training.precision import caches_casts, computed_kind
 from impasto.training.prompts import build_prompts
 
 
@@ -231,7 +231,7 @@ def fake_step_of(config: RunConfig, trainable: Trainable, device_type: str) -> F
         autocast_dtype(computed_kind(config)),
         as_on_gpu=device_type == "cuda",
         frees_gradients=config.training.optimizer_in_backward != "off",
-        caches_casts=not config.training.stream_weights,
+        caches_casts=caches_casts(config),
     )
 
 

@@ -1,0 +1,271 @@
+"""Settings to begin with, from a goal and what there is: the images, the model, the memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import tomli_w
+
+from impasto.config.goals import GOALS, RATES, Goal
+from impasto.errors import ConfigError
+from impasto.parsing import is_text, split_lines
+from impasto.progress import counted
+
+PROMPTS = 3
+"""Previews that are drawn: few, since each takes seconds every time."""
+
+TEXT_ENCODERS = {
+    "SD 1.x": (0.5, None, "half of the U-Net's: it forgets faster than it learns (EveryDream 2)"),
+    "SD 2.x": (0.3, 2, "a third of the U-Net's, as in EveryDream 2's settings for SD 2.1"),
+}
+"""Generation of models -> the learning rate of its text encoder as a fraction of the U-Net's, the
+last layers that learn (None means all), and why. SDXL's two are left as they are, as in
+OneTrainer's preset."""
+
+TEXT_ENCODER_STEPS = 0.3
+"""Share of the steps in which a text encoder learns: OneTrainer's preset for SD 1.5 has 30 of 100
+passes."""
+
+SDXL_NOISE_OFFSET = 0.05
+"""What SDXL itself was trained with at last (Podell et al. 2023, arXiv:2307.01952, section 2.5)."""
+
+_LONGEST_PROMPT = 300
+_BUCKET_SIDES = {512: (256, 1024), 768: (384, 1280)}
+"""Resolution -> sides of buckets: as usual, and as in `configs/sd2-768-v.toml`."""
+
+
+@dataclass(frozen=True)
+class Material:
+    """What settings for a goal depend on.
+
+    Attributes:
+        model: The base model's path or id.
+        family: What the model is, in words.
+        resolution: Pixels a side that it was trained at.
+        generation: What its learning rate goes by, as in `SD 2.x`.
+        predicts_noise: Whether it predicts noise, and not velocity.
+        takes_clip_skip: Whether models of its family were trained on other layers.
+        image_dir: The folder of images.
+        images: How many there are.
+        captions: Their captions, in order, empty ones too.
+        output_dir: The run directory to be.
+        vram: GiB that the run may take; None means what is free.
+        clip_skip: The layer of the text encoder that was asked for.
+    """
+
+    model: str
+    family: str
+    resolution: int
+    generation: str
+    predicts_noise: bool
+    takes_clip_skip: bool
+    image_dir: str
+    images: int
+    captions: Sequence[str]
+    output_dir: str
+    vram: int | None = None
+    clip_skip: int | None = None
+
+
+def settings_for(goal: Goal, material: Material) -> tuple[dict[str, Any], dict[str, str]]:
+    """The tree of settings for a goal, and why a setting is as it is, by path.
+
+    Raises:
+        ConfigError: `clip_skip` is asked for, and the model's family has a layer of its own.
+    """
+    found: dict[str, tuple[Any, str]] = {
+        "output_dir": (material.output_dir, ""),
+        **_model_settings(material),
+        **_data_settings(material),
+        **_method_settings(goal, material),
+        "optimizer.lr": _rate(goal, material),
+        "schedule.warmup_steps": (goal.warmup, ""),
+        **_noise_settings(goal, material),
+        **_training_settings(goal, material),
+        **_validation_settings(goal, material),
+        **_preview_settings(goal, material),
+        **goal.more,
+        **_saving_settings(goal, material),
+    }
+    tree: dict[str, Any] = {}
+    for path, (value, _) in found.items():
+        section, _, name = path.rpartition(".")
+        (tree.setdefault(section, {}) if section else tree)[name] = value
+    return tree, {path: why for path, (_, why) in found.items() if why}
+
+
+def settings_text(goal: Goal, material: Material) -> str:
+    """The text of a settings file for a goal, with comments.
+
+    Raises:
+        ConfigError: As for `settings_for`.
+    """
+    tree, reasons = settings_for(goal, material)
+    section, lines = "", [f"# {goal.title}: {goal.words} Values as in the example {goal.example}."]
+    for line in split_lines(tomli_w.dumps(tree).removesuffix("\n")):
+        if line.startswith("["):
+            section = f"{line.strip('[]')}."
+        name, equals, _ = line.partition(" = ")
+        why = reasons.get(f"{section}{name}") if equals else None
+        lines.append(f"{line}  # {why}" if why else line)
+    return "\n".join(lines) + "\n"
+
+
+def steps_for(goal: Goal, images: int) -> int:
+    """Optimizer steps for a number of images, in tens."""
+    least, most = goal.steps
+    wanted = goal.passes * images / goal.batch
+    return int(min(max(wanted, least), most)) // 10 * 10
+
+
+def bucket_sides(resolution: int) -> tuple[int, int, int]:
+    """Shortest and longest side of buckets and their step, in pixels.
+
+    Elsewhere than for full-size models: half and twice the resolution, in steps of a quarter of it
+    and at most 64, as for the model of the demo.
+    """
+    if resolution in _BUCKET_SIDES:
+        return *_BUCKET_SIDES[resolution], 64
+    step = min(64, max(8, resolution // 32 * 8))
+    low = max(step, resolution // 2 // step * step)
+    return low, 2 * resolution // step * step, step
+
+
+def _rate(goal: Goal, material: Material) -> tuple[float, str]:
+    if material.generation not in RATES or goal is GOALS["scratch"]:
+        return goal.lr, goal.lr_why
+    fraction, why = RATES[material.generation]
+    return float(f"{goal.lr * fraction:.2g}"), why
+
+
+def _model_settings(material: Material) -> dict[str, tuple[Any, str]]:
+    found: dict[str, tuple[Any, str]] = {"model.path": (material.model, material.family)}
+    if material.clip_skip is not None:
+        if not material.takes_clip_skip:
+            raise ConfigError(
+                f"{material.model} is {material.family}, whose text encoder is read at a layer of "
+                f"its own: leave --clip-skip out."
+            )
+        why = "the layer that NovelAI trained with; for anime models"
+        found["model.clip_skip"] = (material.clip_skip, why if material.clip_skip == 2 else "")
+    return found
+
+
+def _method_settings(goal: Goal, material: Material) -> dict[str, tuple[Any, str]]:
+    """Text encoders that learn for a while at a rate of their own, where that is usual."""
+    if not goal.text_encoder or material.generation not in TEXT_ENCODERS:
+        return {}
+    fraction, layers, why = TEXT_ENCODERS[material.generation]
+    rate = float(f"{_rate(goal, material)[0] * fraction:.2g}")
+    until = max(1, int(steps_for(goal, material.images) * TEXT_ENCODER_STEPS))
+    found: dict[str, tuple[Any, str]] = {
+        "method.train_text_encoder": (True, "learns the subject's name; faces need it most"),
+        "method.text_encoder_lr": (rate, why),
+        "method.text_encoder_until_step": (until, "for 3 of 10 steps, as in OneTrainer's preset"),
+    }
+    if layers is not None:
+        found["method.text_encoder_layers"] = (layers, "the last; the others keep what they know")
+    return found
+
+
+def _noise_settings(goal: Goal, material: Material) -> dict[str, tuple[Any, str]]:
+    """A slight noise offset, so that images may become darker or brighter as a whole."""
+    if not goal.noise_offset or not material.predicts_noise:
+        return {}
+    if material.generation == "SDXL":
+        return {"noise.offset": (SDXL_NOISE_OFFSET, "what SDXL was trained with itself")}
+    why = "slight: lets images be darker or brighter as a whole; EveryDream 2's default"
+    return {"noise.offset": (goal.noise_offset, why)}
+
+
+def _data_settings(material: Material) -> dict[str, tuple[Any, str]]:
+    low, high, step = bucket_sides(material.resolution)
+    found: dict[str, tuple[Any, str]] = {
+        "dataset.image_dir": (material.image_dir, f"{material.images:,} images"),
+        "dataset.resolution": (material.resolution, "what the model was trained at"),
+    }
+    if material.resolution != 512:
+        found |= {
+            "dataset.min_bucket_reso": (low, ""),
+            "dataset.max_bucket_reso": (high, ""),
+            "dataset.bucket_reso_steps": (step, ""),
+        }
+    return found
+
+
+def _training_settings(goal: Goal, material: Material) -> dict[str, tuple[Any, str]]:
+    passes = goal.passes * material.images / goal.batch
+    least, most = goal.steps
+    bounds = "" if least <= passes <= most else f", but {least:,} to {most:,} steps"
+    is_auto = material.vram is None
+    return {
+        "training.max_steps": (
+            steps_for(goal, material.images),
+            f"each image {goal.passes} times at {goal.batch} a step{bounds}",
+        ),
+        "training.batch_size": (1, ""),
+        "training.gradient_accumulation_steps": (
+            goal.batch,
+            f"behaves like a batch of {goal.batch} in the memory of 1",
+        ),
+        "training.mixed_precision": ("auto", "bf16 on cards from 2020 on, else fp16"),
+        "training.memory": (
+            "auto" if is_auto else material.vram,
+            "what is free: settings that are not set here are chosen so that it fits"
+            if is_auto
+            else "GiB: settings that are not set here are chosen so that it fits",
+        ),
+    }
+
+
+def _validation_settings(goal: Goal, material: Material) -> dict[str, tuple[Any, str]]:
+    number = min(goal.held_out, material.images // 5)
+    if not number:
+        return {}
+    why = f"{counted(number, 'images')}: their loss shows when the model begins to learn by heart"
+    return {
+        "validation.split": (float(f"{number / material.images:.4g}"), why),
+        "validation.every_steps": (_every(goal, material, 10), ""),
+        "saving.best_model": (
+            True,
+            "the model with the least of that loss is kept beside the last",
+        ),
+    }
+
+
+def _preview_settings(goal: Goal, material: Material) -> dict[str, tuple[Any, str]]:
+    prompts = prompts_of(material.captions)
+    if not prompts:
+        return {}
+    found: dict[str, tuple[Any, str]] = {
+        "previews.prompts": (prompts, "captions of the images"),
+        "previews.every_steps": (_every(goal, material, 8), ""),
+    }
+    if material.resolution != 512:
+        side = material.resolution // 8 * 8
+        found |= {"previews.width": (side, ""), "previews.height": (side, "")}
+    return found
+
+
+def _saving_settings(goal: Goal, material: Material) -> dict[str, tuple[Any, str]]:
+    if "saving.keep_models" not in goal.more:
+        return {}
+    return {"saving.model_every_steps": (_every(goal, material, 4), "")}
+
+
+def _every(goal: Goal, material: Material, times: int) -> int:
+    """Steps between what is to happen so many times in a run, in tens."""
+    return max(10, steps_for(goal, material.images) // times // 10 * 10)
+
+
+def prompts_of(captions: Sequence[str]) -> list[str]:
+    """A few different captions from all over a dataset."""
+    words = dict.fromkeys(
+        text.strip() for text in captions if text.strip() and len(text) <= _LONGEST_PROMPT
+    )
+    usable = [text for text in words if is_text(text) and text.isprintable()]
+    if len(usable) <= PROMPTS:
+        return usable
+    return [usable[place * len(usable) // PROMPTS] for place in range(PROMPTS)]
