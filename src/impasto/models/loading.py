@@ -31,6 +31,11 @@ from impasto.models.schedules import schedule_of
 from impasto.models.tokenizers import build_tokenizer
 from impasto.progress import Advance, Progress, SilentProgress, in_mib
 
+META = torch.device("meta")
+
+Keep = Callable[[Tensors], Tensors]
+"""Gives the same tensors, independent of the file that they are read from."""
+
 READERS = 4
 """Threads that read a network's tensors."""
 
@@ -45,7 +50,8 @@ UNFIT = (
 class BaseModel:
     """The parts of a Stable Diffusion model on the CPU, with no gradients asked.
 
-    In float32, unless they were asked for in another type.
+    In float32, unless they were asked for in another type. Some may wait without values until they
+    are asked for (`models/offload.py`): their tensors are kept as they were stored.
     Nothing in it depends on the files any more: they may be moved or replaced.
 
     Attributes:
@@ -101,6 +107,7 @@ def load_base_model(
     progress: Progress | None = None,
     dtypes: Mapping[PartKind, torch.dtype] | None = None,
     exact: Collection[str] = (),
+    waiting: Callable[[Family], Mapping[str, Keep]] | None = None,
 ) -> BaseModel:
     """Read a base model: a single file, a Diffusers folder, or a Hub id.
 
@@ -111,6 +118,8 @@ def load_base_model(
         dtypes: Kind of network -> its type, where that is not float32.
         exact: Names of networks that are float32 all the same, so that they can be written again
             bit for bit.
+        waiting: Gives, for the family that the model is of, the names of networks that wait without
+            values, with how their tensors are kept meanwhile.
 
     Raises:
         ModelError: A file is missing, damaged or refused, a tensor is missing, of a wrong shape or
@@ -125,21 +134,21 @@ def load_base_model(
     by_name = contents.identity.family.by_name(dtypes or {})
     asked = {name: dtype for name, dtype in by_name.items() if name not in exact}
     size = sum(total_bytes(tensors) for tensors in contents.parts.values())
+    keepers = waiting(contents.identity.family) if waiting else {}
+    kept: dict[str, Tensors] = {}
     with progress.stage("Reading the model", size >> 20, "MiB") as advance:
         count = in_mib(advance)
-        modules = {
-            part: _filled(
-                networks[part],
-                tensors,
-                f"{source} ({part})",
-                count,
-                asked.get(part, torch.float32),
-            )
-            for part, tensors in contents.parts.items()
-        }
-    kept = {n: LazyTensor.of(t.read().clone()) for n, t in contents.ldm_only.items()}
-    own = replace(contents, parts=state_dicts(modules), ldm_only=kept)
-    return _assembled(own, modules, stored=contents)
+        for part, tensors in contents.parts.items():
+            place = f"{source} ({part})"
+            if part in keepers:
+                kept[part] = _waiting(networks[part], tensors, place, keepers[part])
+                count(total_bytes(tensors))
+            else:
+                _filled(networks[part], tensors, place, count, asked.get(part, torch.float32))
+    ldm_only = {n: LazyTensor.of(t.read().clone()) for n, t in contents.ldm_only.items()}
+    parts = {**state_dicts({n: m for n, m in networks.items() if n not in kept}), **kept}
+    own = replace(contents, parts=parts, ldm_only=ldm_only)
+    return _assembled(own, networks, stored=contents)
 
 
 def _assembled(
@@ -186,10 +195,49 @@ def meta_model_of(contents: ModelContents) -> BaseModel:
 
 def _filled(
     module: nn.Module, tensors: Tensors, source: str, advance: Advance, dtype: torch.dtype
-) -> nn.Module:
+) -> None:
     fill(module, tensors, source, advance, dtype)
     materialise_buffers(module)
-    return module.requires_grad_(requires_grad=False).eval()
+    module.requires_grad_(requires_grad=False).eval()
+
+
+def _waiting(module: nn.Module, tensors: Tensors, source: str, keep: Keep) -> Tensors:
+    """Leave a network without values; its tensors as they are kept meanwhile.
+
+    Raises:
+        ModelError: One has values that are NaN or infinite.
+    """
+    waiting: Any = module
+    waiting.offloaded_tensors = keep({n: _finite(t, n, source) for n, t in tensors.items()})
+    module.requires_grad_(requires_grad=False).eval()
+    return waiting.offloaded_tensors  # type: ignore[no-any-return]
+
+
+def _finite(lazy: LazyTensor, name: str, source: str) -> LazyTensor:
+    """The same tensor, looked at as it is read."""
+    read_range = lazy.read_range
+
+    def look(values: Tensor) -> Tensor:
+        if not is_finite(values):
+            raise _damaged(name, source)
+        return values
+
+    def read_finite_range(begin: int, end: int) -> Tensor:
+        assert read_range is not None  # noqa: S101 - not offered otherwise
+        return look(read_range(begin, end))
+
+    return replace(
+        lazy,
+        read=lambda: look(lazy.read()),
+        read_range=None if read_range is None else read_finite_range,
+    )
+
+
+def _damaged(name: str, source: str) -> ModelError:
+    return ModelError(
+        f"{source}: {name} holds NaN or infinite values. The model is damaged; take another copy "
+        f"of it."
+    )
 
 
 def empty_networks(contents: ModelContents) -> dict[str, nn.Module]:
@@ -275,10 +323,7 @@ def _read(tensors: Tensors, source: str, advance: Advance, dtype: torch.dtype) -
         name, lazy = named
         values = lazy.read_as(dtype)
         if not is_finite(values):
-            raise ModelError(
-                f"{source}: {name} holds NaN or infinite values. The model is damaged; take "
-                f"another copy of it."
-            )
+            raise _damaged(name, source)
         return values
 
     pool = ThreadPoolExecutor(min(READERS, default_workers()))

@@ -175,8 +175,11 @@ class _Builder:
 
     def encoded(self, known: Survey | None) -> EncodedModel:
         """The base model, and the images that it has encoded."""
-        encoded = load_and_encode(self.config, self.accelerator, self.progress, known)
-        if self.overrides.trainable:
+        given = self.overrides.trainable is not None  # code may look at any network
+        encoded = load_and_encode(
+            self.config, self.accelerator, self.progress, known, all_at_once=given
+        )
+        if given:
             encoded.all_hashes()  # code may change weights in place, while they are hashed
         return encoded
 
@@ -288,7 +291,7 @@ def _without_text_encoders(
     What they answer is on the disk by now.
     """
     if not prepared.changes_words and build_templates(config) is None:
-        conditioners.training.to_cpu()
+        conditioners.training.leave_device()
         for part in model.family.text_encoders:
             model = with_offloaded(model, part.name, config, accelerator)
     release_cached_memory(accelerator.device)

@@ -89,7 +89,8 @@ def find_given_texts(
     Args:
         config: The settings.
         model: The base model.
-        states: Its text encoders; they are brought to the device if files are asked for.
+        states: Its text encoders; they are brought to the device if files are asked for, and those
+            that wait do so again.
         images: Gives the images; asked only if files are.
         device: Where they compute.
         progress: Is told how far it is, and which files are not used.
@@ -106,7 +107,7 @@ def find_given_texts(
     ending = ending_of_texts(config, model)
     if ending is None:
         return None
-    states, records = states.to(device), images()
+    records = images()
     conditioner = ClipTextConditioner(build_tokens(model, build_layout(config)), states)
     shape = shape_in_files(states.shape)
     search = _Search(config, ending, shape, conditioner, recorded or {})
@@ -116,7 +117,8 @@ def find_given_texts(
             advance(len(group[1]))
     _tell(search, progress)
     given = GivenTexts(search.found, search.shape)
-    _require_alike(given, states, search.to_compare())
+    with states.place(device).awake(device):
+        _require_alike(given, states, search.to_compare())
     return given
 
 

@@ -136,7 +136,7 @@ def build_conditioners(
             conditioner(tokens, states),
             prompts(prompt_tokens, states),
         )
-    states = states.to(device)
+    states.place(device)
     on_disk = config.training.cache_text_to_disk
     store = _build_store(config, trainable, hash_of) if on_disk else None
     # always so many, whatever is new in a batch (the rest is filled up); no more than it has
