@@ -146,10 +146,13 @@ def build_conditioners(
     looking = memory
     if device.type == "cuda":  # where captions are encoded on a stream of their own
         looking = TextCache(limit, device, store, progress, at_once, given)
+    drawing = looking
+    if given is not None and given.shape.chunks > 1:  # what captions do not take of them is missing
+        drawing = TextCache(limit, device, store, progress, at_once)
     return Conditioners(
         conditioner(tokens, states, memory=memory),
         conditioner(tokens, states, memory=looking),
-        prompts(prompt_tokens, states, memory=looking),
+        prompts(prompt_tokens, states, memory=drawing),
     )
 
 
