@@ -13,12 +13,14 @@ from impasto.checkpoints.tensors import LazyTensor
 from impasto.checkpoints.writing import write_safetensors
 from impasto.errors import ModelError
 from impasto.models.casting import cast_network
+from impasto.models.completeness import named_as_in
 from impasto.models.conversion import convert_model
 from impasto.models.loading import META, load_base_model
 from impasto.models.offload import (
     is_waiting,
     keep_in_file,
     keep_in_ram,
+    keep_stored_types,
     offload_to_file,
     on_device,
     wait_again,
@@ -137,3 +139,46 @@ def test_a_damaged_network_is_refused_though_it_waits(halves, tmp_path):
     ):
         with pytest.raises(ModelError, match=r"decoder\.conv_in\.bias holds NaN"):
             waiting_model(halves, keeper)
+
+
+@pytest.mark.parametrize("stored", [torch.float16, torch.bfloat16, torch.float32])
+def test_layers_that_widen_themselves_compute_the_same_bits(nano_model, tmp_path, stored):
+    """Frozen text encoders beside a GPU: half the bytes, and the states as in float32."""
+    folder = tmp_path / "stored"
+    dtypes = dict.fromkeys(PartKind, stored)
+    convert_model(str(nano_model), folder, "diffusers", dtypes, OpenOptions())
+    plain = load_base_model(folder)
+    model = waiting_model(folder, lambda _, tensors: keep_in_ram(tensors))
+    network = model.networks["text_encoder"]
+    before = weights_fingerprint(network)
+    keep_stored_types(network)
+    assert weights_fingerprint(network) == before  # of float32: caches go by it
+    ids = torch.arange(154).reshape(2, 77)
+    states = TextStates.of(model)
+    with states.awake(CPU), torch.no_grad():
+        assert {p.dtype for p in network.parameters()} == {stored}
+        found = states(ids)
+    expected = TextStates.of(plain)(ids)
+    assert found.dtype == torch.float32
+    assert torch.equal(found, expected)
+    states.stay_on(CPU)
+    assert not is_waiting(network)
+    assert not wait_again(network)
+    assert torch.equal(states(ids), expected)
+    kept = model.contents.parts["text_encoder"]
+    inside = dict(network.state_dict())
+    assert {tensor.dtype for tensor in kept.values()} == {stored}
+    for name, tensor in kept.items():
+        own = inside[named_as_in(inside, name)]
+        assert tensor.read().data_ptr() == own.data_ptr()  # and nothing else holds them
+    exported = {name: tensor.read() for name, tensor in kept.items()}
+    assert exported.keys() == plain.contents.parts["text_encoder"].keys()
+    for name, tensor in plain.contents.parts["text_encoder"].items():
+        assert torch.equal(exported[name].float(), tensor.read())
+
+
+def test_a_network_of_other_layers_does_not_widen_itself(halves):
+    model = waiting_model(halves, lambda _, tensors: keep_in_ram(tensors))
+    keep_stored_types(model.vae)
+    with on_device(model.vae, CPU):
+        assert {p.dtype for p in model.vae.parameters()} == {torch.float32}

@@ -36,6 +36,9 @@ META = torch.device("meta")
 Keep = Callable[[Tensors], Tensors]
 """Gives the same tensors, independent of the file that they are read from."""
 
+TypeOf = Callable[[torch.dtype], torch.dtype]
+"""Gives the type that tensors are read to, for the one that they are stored in."""
+
 READERS = 4
 """Threads that read a network's tensors."""
 
@@ -208,7 +211,7 @@ def _waiting(module: nn.Module, tensors: Tensors, source: str, keep: Keep) -> Te
         ModelError: One has values that are NaN or infinite.
     """
     waiting: Any = module
-    waiting.offloaded_tensors = keep({n: _finite(t, n, source) for n, t in tensors.items()})
+    waiting.offloaded_tensors = dict(keep({n: _finite(t, n, source) for n, t in tensors.items()}))
     module.requires_grad_(requires_grad=False).eval()
     return waiting.offloaded_tensors  # type: ignore[no-any-return]
 
@@ -292,11 +295,22 @@ MAKERS: dict[Library, Callable[[Any, Mapping[str, Any]], nn.Module]] = {
 
 
 def fill(
-    module: nn.Module, tensors: Tensors, source: str, advance: Advance, dtype: torch.dtype
+    module: nn.Module,
+    tensors: Tensors,
+    source: str,
+    advance: Advance,
+    dtype: torch.dtype | TypeOf,
 ) -> None:
-    """Put tensors into a network as copies of a type; every name and every shape has to fit.
+    """Put tensors into a network as copies; every name and every shape has to fit.
 
     Each value is copied once, so that training never depends on the file.
+
+    Args:
+        module: The network.
+        tensors: Its tensors.
+        source: Where they are from, for messages.
+        advance: Is told the bytes that were read.
+        dtype: The type that they come to, or what gives it for the type that one is stored in.
 
     Raises:
         ModelError: With the names that are missing, unknown, of another shape, or not finite.
@@ -313,7 +327,9 @@ def fill(
     module.load_state_dict(values, strict=False, assign=True)
 
 
-def _read(tensors: Tensors, source: str, advance: Advance, dtype: torch.dtype) -> Iterator[Tensor]:
+def _read(
+    tensors: Tensors, source: str, advance: Advance, dtype: torch.dtype | TypeOf
+) -> Iterator[Tensor]:
     """Copies of tensors in their order, read and converted on a few threads at once.
 
     Most of the time goes to memory that was never touched, which the system has to hand out.
@@ -321,7 +337,7 @@ def _read(tensors: Tensors, source: str, advance: Advance, dtype: torch.dtype) -
 
     def read(named: tuple[str, LazyTensor]) -> Tensor:
         name, lazy = named
-        values = lazy.read_as(dtype)
+        values = lazy.read_as(dtype if isinstance(dtype, torch.dtype) else dtype(lazy.dtype))
         if not is_finite(values):
             raise _damaged(name, source)
         return values
@@ -340,10 +356,10 @@ def state_dicts(modules: Mapping[str, nn.Module]) -> dict[str, Tensors]:
 
     Nothing is held on to: a part that is trained moves to a device, and may change its type.
     """
-    return {part: _tensors_of(module) for part, module in modules.items()}
+    return {part: tensors_of(module) for part, module in modules.items()}
 
 
-def _tensors_of(module: nn.Module) -> Tensors:
+def tensors_of(module: nn.Module) -> dict[str, LazyTensor]:
     """A network's state without transformers 4's prefix and position ids."""
     return {
         name.removeprefix("text_model."): LazyTensor(

@@ -21,7 +21,8 @@ from impasto.checkpoints.reading import open_tensor_file
 from impasto.checkpoints.tensors import LazyTensor, Tensors
 from impasto.checkpoints.writing import write_safetensors
 from impasto.models.completeness import named_as_in
-from impasto.models.loading import META, fill, materialise_buffers
+from impasto.models.loading import META, fill, materialise_buffers, tensors_of
+from impasto.models.widening import kept_type, widen_in_layers
 
 
 def keep_in_ram(tensors: Tensors) -> Tensors:
@@ -61,7 +62,7 @@ def offload_to_file(
         for name, tensor in module.state_dict().items()
     }
     waiting: Any = module
-    waiting.offloaded_tensors = keep_in_file(own, file)
+    waiting.offloaded_tensors = dict(keep_in_file(own, file))
     module.to(META)
     return waiting.offloaded_tensors  # type: ignore[no-any-return]
 
@@ -110,9 +111,32 @@ def wake(module: nn.Module, device: torch.device) -> None:
     if is_waiting(module):
         first: Any = next(module.parameters())
         source = "a network that waited in the run's directory"
-        fill(module, _kept_by(module), source, _no_progress, first.dtype)
+        dtype = kept_type if hasattr(module, "widens_in_layers") else first.dtype
+        fill(module, _kept_by(module), source, _no_progress, dtype)
         materialise_buffers(module)
     module.to(device)
+
+
+def wake_for_good(module: nn.Module, device: torch.device) -> None:
+    """Bring a network that waits to a device, and keep its tensors nowhere else any more.
+
+    Whoever has them by name reads them from the network from now on.
+    """
+    kept = _kept_by(module)
+    wake(module, device)
+    kept.clear()
+    kept.update(tensors_of(module))
+    del module.offloaded_tensors
+
+
+def keep_stored_types(module: nn.Module) -> None:
+    """Have a network that waits come back in the types that it is stored in, and compute as before.
+
+    See `models/widening.py`; one of other layers comes back in float32.
+    """
+    if widen_in_layers(module):
+        waiting: Any = module
+        waiting.widens_in_layers = True
 
 
 @contextlib.contextmanager
@@ -131,7 +155,7 @@ def on_device(module: nn.Module, device: torch.device) -> Iterator[None]:
         module.to(home)
 
 
-def _kept_by(module: nn.Module) -> Tensors:
+def _kept_by(module: nn.Module) -> dict[str, LazyTensor]:
     waiting: Any = module
     return waiting.offloaded_tensors  # type: ignore[no-any-return]
 

@@ -19,7 +19,7 @@ from impasto.models.conditioning import unet_conditioning, without_text
 from impasto.models.family import Reading, SizeConditioning
 from impasto.models.joining import JOINERS, apply_emphasis
 from impasto.models.loading import BaseModel
-from impasto.models.offload import is_waiting, on_device, wait_again
+from impasto.models.offload import is_waiting, on_device, wait_again, wake_for_good
 from impasto.models.text_memory import TextCache
 from impasto.models.tokens import LENGTH, ChunkedText, TextTokens
 
@@ -190,6 +190,13 @@ class TextStates(nn.Module):
             if not is_waiting(encoder.text_encoder):
                 encoder.to(device)
         return self
+
+    def stay_on(self, device: torch.device) -> None:
+        """Bring the encoders to a device for good, those that wait too."""
+        for encoder in self.each():
+            if is_waiting(encoder.text_encoder):
+                wake_for_good(encoder.text_encoder, device)
+            encoder.to(device)
 
     def leave_device(self) -> None:
         """Have the encoders wait again, or bring them to the CPU if they never did."""

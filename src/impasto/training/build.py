@@ -46,6 +46,7 @@ from impasto.training.optim.streaming import WeightStream
 from impasto.training.overrides import Overrides
 from impasto.training.parallel.strategy import ParallelStrategy
 from impasto.training.param_dtypes import build_chunk_rules, build_weight_stream
+from impasto.training.planning.memory_facts import unloads_text_encoder
 from impasto.training.precision import computed_kind
 from impasto.training.processes import build_strategy, facts_of
 from impasto.training.prompts import build_prompts
@@ -197,6 +198,8 @@ class _Builder:
     ) -> _Text:
         """The text encoders, where they compute; captions are encoded where that is asked for."""
         config, accelerator, prepared = self.config, self.accelerator, encoded.data
+        if not (config.trains_text_encoder or unloads_text_encoder(config)):
+            trainable.states.stay_on(accelerator.device)
         given = find_given_texts(
             config,
             encoded.model,

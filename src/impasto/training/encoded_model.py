@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 
 from accelerate import Accelerator
 from torch import nn
@@ -16,8 +15,14 @@ from impasto.data.encoding import MomentsEncoder
 from impasto.datasets.build import Survey
 from impasto.datasets.prepare import PreparedData, prepare_data
 from impasto.models.family import Family
-from impasto.models.loading import BaseModel, load_base_model
-from impasto.models.offload import wait_again, wake, weights_of
+from impasto.models.loading import BaseModel, Keep, load_base_model
+from impasto.models.offload import (
+    is_waiting,
+    keep_stored_types,
+    wait_again,
+    wake,
+    weights_of,
+)
 from impasto.models.schedules import with_zero_terminal_snr
 from impasto.models.vae import moments_encoder, tensors_fingerprint, weights_fingerprint
 from impasto.progress import Progress
@@ -113,25 +118,37 @@ def _loaded(
 ) -> BaseModel:
     """The base model, as the settings want it."""
     method = config.method
-    keeps = partial(build_keepers, config=config, accelerator=accelerator)
+    beside_gpu = accelerator.device.type != "cpu"
+
+    def keepers(family: Family) -> dict[str, Keep]:
+        parts = _waiting_parts(config, family, beside_gpu=beside_gpu)
+        return build_keepers(parts, config, accelerator)
+
     model = load_base_model(
         config.model.path,
         build_open_options(config),
         progress,
         build_dtypes(config),
         exact=method.frozen_text_encoders if method.kind == "full" else (),
-        waiting=None if all_at_once else lambda family: keeps(_waiting_parts(config, family)),
+        waiting=None if all_at_once else keepers,
     )
+    if beside_gpu:
+        for encoder in model.text_encoders.values():
+            if is_waiting(encoder):
+                keep_stored_types(encoder)
     prediction, processes = model.identity.prediction, accelerator.num_processes
     known_facts = facts_of(config, processes, device=accelerator.device, prediction=prediction)
     require_compatible(config, known_facts)
     return with_zero_terminal_snr(model) if config.noise.zero_terminal_snr else model
 
 
-def _waiting_parts(config: RunConfig, family: Family) -> list[str]:
-    """The networks that nothing needs where latents and captions are cached."""
-    texts = family.text_encoders if unloads_text_encoder(config) else ()
-    return [part.name for part in (*texts, family.vae)]
+def _waiting_parts(config: RunConfig, family: Family, *, beside_gpu: bool) -> list[str]:
+    """The networks that nothing needs where latents and captions are cached.
+
+    Beside a GPU frozen text encoders wait in any case: they come there as they are stored.
+    """
+    waits = unloads_text_encoder(config) or (beside_gpu and not config.trains_text_encoder)
+    return [part.name for part in (*(family.text_encoders if waits else ()), family.vae)]
 
 
 def _begin_hashing(model: BaseModel) -> dict[str, Future[str]]:
