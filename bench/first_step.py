@@ -21,7 +21,7 @@ import tomli_w
 
 from bench.full_size import changed, settings
 
-ROUNDS = 3
+ROUNDS = 2
 SIDE = 256
 OWN = Path(__file__).parents[1] / "src"
 
