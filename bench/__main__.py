@@ -29,6 +29,7 @@ from rich.table import Table  # noqa: E402
 from bench import (  # noqa: E402
     convert,
     data,
+    first_step,
     full,
     memory,
     parts,
@@ -59,6 +60,7 @@ PARTS: dict[str, Measure] = {
 }
 LARGE: dict[str, Measure] = {
     "convert-sdxl": partial(convert.measure, architecture="sdxl", dtype=torch.float16),
+    "first-step": first_step.measure,
     "full": full.measure,
     "step": step.measure,
     "memory": memory.measure,
@@ -76,6 +78,9 @@ def main() -> None:
     parser.add_argument(
         "--minutes", type=float, default=1.0, help="for `studio`: how long its memory is watched"
     )
+    parser.add_argument(
+        "--against", type=Path, help="for `first-step`: the `src` folder of another version"
+    )
     for peer in PEERS:
         parser.add_argument(f"--{peer}", type=Path, help=f"a checkout of {peer}, for `peers`")
         parser.add_argument(f"--{peer}-python", help="the interpreter of its environment")
@@ -90,6 +95,7 @@ def main() -> None:
     measures = {
         **PARTS,
         **LARGE,
+        "first-step": partial(first_step.measure, against=options.against),
         "step": partial(step.measure, wanted=options.rows),
         "studio": partial(studio.measure, minutes=options.minutes),
         "peers": partial(

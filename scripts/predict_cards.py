@@ -18,6 +18,8 @@ os.environ.setdefault(
     "PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True"
 )  # as the command has it
 
+import torch
+
 from impasto.config.load import build_run_config
 from impasto.config.run import RunConfig
 from impasto.data.records import Size
@@ -51,7 +53,8 @@ def main() -> None:
     size = Size(int(pixels), int(pixels))
     group = Group(0, size)
     workload = Workload(encoded=size, validation=group, captions=1000, held_out_captions=50)
-    outline = partial(meta_model_of_architecture, find_architecture(family))
+    stored = torch.float16  # as nearly all files are
+    outline = partial(meta_model_of_architecture, find_architecture(family), stored)
     with tempfile.TemporaryDirectory() as name:
         config = settings(Path(name), int(pixels))
         record = Path(os.environ["RECORD"]) if "RECORD" in os.environ else None

@@ -161,9 +161,8 @@ def test_what_is_not_used_waits_in_a_file(
 ):
     """VAE and text encoder: previews and the export bring them back, and are the same.
 
-    What was read from 16 bits waits in them.
+    They wait there in the type that they are stored in, and need the model's files no more.
     """
-    from impasto.models import offload
     from impasto.training import build, encoded_model, model
 
     prompts = {"prompts": ["a red ball", "new words"], "width": 64, "height": 64, "steps": 2}
@@ -176,22 +175,27 @@ def test_what_is_not_used_waits_in_a_file(
         "training": {"cache_text_to_disk": to_disk},
     }
     with monkeypatch.context() as patch:
+        patch.setattr(encoded_model, "_waiting_parts", lambda *_, **_others: [])
         for module in (build, encoded_model):
             patch.setattr(module, "with_offloaded", lambda model, *_: model)
         plain = train(train_config(**settings))
     parked, types = [], set()
+
+    def watched(tensors, file):
+        parked.append(file)
+        waiting = keep_in_file(tensors, file)
+        types.update(t.dtype for t in waiting.values() if t.dtype.is_floating_point)
+        return waiting
+
+    def without_files(*arguments):
+        shutil.rmtree(base, ignore_errors=True)
+        return prepare_data(*arguments)
+
+    keep_in_file, prepare_data = model.keep_in_file, encoded_model.prepare_data
     with monkeypatch.context() as patch:
-        real = offload.offload_to_file
-
-        def watched(network, file, *others):
-            parked.append(file)
-            waiting = real(network, file, *others)
-            types.update(t.dtype for t in waiting.values() if t.dtype.is_floating_point)
-            return waiting
-
-        patch.setattr(model, "offload_to_file", watched)
-        path = str(tmp_path / "waiting")
-        found = train(train_config(output_dir=path, **settings))
+        patch.setattr(model, "keep_in_file", watched)
+        patch.setattr(encoded_model, "prepare_data", without_files)
+        found = train(train_config(output_dir=str(tmp_path / "waiting"), **settings))
     assert len(parked) == 1 + to_disk
     assert types == {DTYPES[stored]}
     assert not any(file.exists() for file in parked)
@@ -200,6 +204,28 @@ def test_what_is_not_used_waits_in_a_file(
     for drawn in sorted(plain.samples.rglob("*.png")):
         other = found.samples / drawn.relative_to(plain.samples)
         assert other.read_bytes() == drawn.read_bytes()
+
+
+def test_what_the_caches_cover_is_never_given_values(train_config, tmp_path, monkeypatch):
+    """A second run with the same images: neither the VAE nor the text encoder has values."""
+    from impasto.models import offload
+
+    given = []
+
+    def watched(module, *arguments):
+        given.append(type(module).__name__)
+        fill(module, *arguments)
+
+    fill = offload.fill
+    monkeypatch.setattr(offload, "fill", watched)
+    settings = {"training": {"cache_text_to_disk": True}, "previews": {"prompts": []}}
+    first = train(train_config(**settings))
+    assert sorted(given) == ["AutoencoderKL", "CLIPTextModel"]
+    given.clear()
+    second = train(train_config(output_dir=str(tmp_path / "second"), **settings))
+    assert not given
+    assert losses(second) == losses(first)
+    assert exported(second) == exported(first)
 
 
 def test_another_order_in_memory_computes_the_same_to_rounding(train_config, tmp_path):

@@ -192,6 +192,35 @@ def test_verbs_count_and_show_them(folder_run, tmp_path):
     }  # fmt: skip
 
 
+def test_all_verbs_count_after_images_are_held_out(folder_run, tmp_path):
+    """4 of the 5 images are trained on: 16 showings, and as many of the class."""
+    values = read_toml(folder_run)
+    values["validation"] = {"split": 0.2}
+    folder_run.write_text(tomli_w.dumps(values), encoding="utf-8")
+    done = impasto("dataset", "plan", folder_run)
+    assert done.returncode == 0, done.stderr
+    rows = {line[:27].strip(): line[27:].strip() for line in done.stdout.splitlines()}
+    assert (rows["Usable images"], rows["Held out"]) == ("12", "1")
+    assert rows["Balance"].startswith("8 of 8 used, 16 showings per epoch beside 16 of")
+    value = json.loads(impasto("dataset", "plan", folder_run, "--json").stdout)
+    assert (len(value["images"]), value["held_out"]) == (12, 1)
+    assert sum(image["repeats"] for image in value["images"] if image["regularisation"]) == 16
+    data = json.loads(impasto("train", folder_run, "--plan", "--json").stdout)["data"]
+    assert (data["images"], data["held_out"]) == (4, 1)
+    assert (data["regularisation_showings"], data["balanced_showings"]) == (16, 16)
+    page = tmp_path / "page.html"
+    done = impasto("dataset", "report", folder_run, "--out", page)
+    assert done.returncode == 0, done.stderr
+    health = json.loads(page.with_suffix(".json").read_text(encoding="utf-8"))
+    assert health["balance"] == {"images": 8, "used": 8, "showings": 16, "trained": 16}
+    assert health["pictures"] == 13  # all are examined
+    done = impasto("dataset", "captions", folder_run, "--json", "--pictures", "0")
+    shown = json.loads(done.stdout)["images"]
+    words = [one["caption"] for showings in shown.values() for one in showings]
+    assert words.count("ball") == 16
+    assert len(shown) == 13  # the one that is held out, too
+
+
 def test_metadata_does_not_hold_class_tokens(folders, tmp_path):
     data = tmp_path / "data.toml"
     subset = {"image_dir": str(folders[0] / "4_sks ball"), "class_tokens": "sks ball"}

@@ -9,8 +9,11 @@ from safetensors.torch import load_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from impasto.data.records import Box, Geometry, Size
+from impasto.data.text_npz import GivenTexts, read_text_npz
 from impasto.models.families import SDXL
 from impasto.models.text import ClipHiddenStates, ClipTextConditioner, TextStates
+from impasto.models.text_exchange import shape_in_files
+from impasto.models.text_memory import TextCache
 from impasto.models.tokenizers import tokenizer_of
 from impasto.models.tokens import TextLayout, TextTokens
 from impasto.models.vocabulary import EOS
@@ -72,6 +75,52 @@ def test_states_and_pooled_text_equal_the_recorded_ones(golden, states, length):
     torch.testing.assert_close(found["encoder_hidden_states"], torch.from_numpy(expected), **close)
     pooled = torch.from_numpy(recorded[f"len{length}_pooled"])
     torch.testing.assert_close(found["added_cond_kwargs"]["text_embeds"], pooled, **close)
+
+
+@pytest.mark.parametrize("length", [75, 150, 225])
+def test_files_of_these_states_give_them_back(golden, states, length, tmp_path):
+    """As sd-scripts' `cache_batch_outputs` writes them: nothing else is read, but for empty chunks.
+
+    Of 152 or 227 positions each chunk lacks what the joined caption lacks.
+    """
+    prompts, recorded = golden("sdxl.json")["prompts"], np.load(GOLDEN / "sdxl_states.npz")
+    tokens = [kohya_tokens(part, length) for part in (FIRST, SECOND)]
+    shape = shape_in_files(states.shape, tokens[0].layout)
+    cutting, files, places = ClipTextConditioner(tokens, states), {}, {}
+    empty = cutting.chunks_of("")[0]
+    names = {"hidden_state1": "states_1", "hidden_state2": "states_2", "pool2": "pooled"}
+    for number, prompt in enumerate(prompts):
+        file = tmp_path / f"{number}_te_outputs.npz"
+        arrays = {n: recorded[f"len{length}_{own}"][number] for n, own in names.items()}
+        np.savez(file, **arrays)
+        text = read_text_npz(file, shape)
+        for place, ids in enumerate(cutting.chunks_of(prompt)):
+            if ids != empty or length == 75:  # as `leave_out_incomplete` does
+                files.setdefault(ids, (file, text.digest))
+                places.setdefault(ids, place)
+    memory = TextCache(1 << 24, torch.device("cpu"), given=GivenTexts(files, shape, places))
+    encoded = []
+
+    class Watched(TextStates):
+        def forward(self, ids):
+            encoded.extend(map(tuple, ids.tolist()))
+            return super().forward(ids)
+
+    watched = Watched(states.by_name())
+    conditioner = ClipTextConditioner(
+        tokens, watched, states.shape, sizes=SDXL.sizes, memory=memory
+    )
+    geometry = Geometry(Size(64, 64), Box(0, 0, Size(64, 64)))
+    found = conditioner(prompts, [geometry] * len(prompts)).arguments
+    expected = [recorded[f"len{length}_states_{number}"] for number in (1, 2)]
+    pooled = found["added_cond_kwargs"]["text_embeds"]
+    close = {"atol": 3e-6, "rtol": 1e-5}  # of what is encoded; the rest is the same bits
+    for found_one, expected_one in (
+        (found["encoder_hidden_states"], np.concatenate(expected, axis=-1)),
+        (pooled, recorded[f"len{length}_pooled"]),
+    ):
+        torch.testing.assert_close(found_one, torch.from_numpy(expected_one), **close)
+    assert set(encoded) <= {empty}
 
 
 def test_an_exclamation_mark_is_a_word_for_the_second_encoder(golden):

@@ -1,6 +1,5 @@
 """sd-scripts' files of encoded captions: written beside images, and used only where they fit."""
 
-import contextlib
 import json
 import os
 
@@ -157,7 +156,11 @@ def test_what_fits_is_used_and_nothing_is_encoded(model, folder, config):
         ({"pool2": np.zeros(7)}, "other text encoders than this"),
         (
             {"hidden_state1": np.zeros((227, 16)), "hidden_state2": np.zeros((227, 24))},
-            "holds 227 positions, of captions of over 75 tokens",
+            'fit model.max_tokens = 225 with model.token_join = "kohya"',
+        ),
+        (
+            {"hidden_state1": np.zeros((91, 16)), "hidden_state2": np.zeros((91, 24))},
+            "holds 91 positions, which no setting of sd-scripts makes; 77 are used",
         ),
         ({"pool2": np.full(20, np.nan)}, "holds NaN, infinite or whole values"),
         ({"pool2": np.zeros(20, np.int64)}, "holds NaN, infinite or whole values"),
@@ -171,6 +174,99 @@ def test_files_of_something_else_are_named(model, folder, config, changes, words
     (refused,) = refusals(folder, config, model).items()
     assert refused[0] == "000_te_outputs.npz"
     assert words in refused[1]
+
+
+def joined_files(folder, model, length):
+    """Files as sd-scripts writes them with `--max_token_length`, of the captions as they are."""
+    layout = TextLayout(length, "kohya", "plain", "off")
+    states = TextStates.of(model)
+    widths = states.shape.widths
+    conditioner = ClipTextConditioner(build_tokens(model, layout), states, states.shape)
+    for record in records_of(folder):
+        text = record.fixed_caption
+        joined = conditioner([text]).arguments["encoder_hidden_states"][0].numpy()
+        row = states(torch.tensor([conditioner.chunks_of(text)[0]]))
+        np.savez(
+            record.path.with_name(f"{record.path.stem}{ENDING}"),
+            hidden_state1=joined[:, : widths[0]],
+            hidden_state2=joined[:, widths[0] :],
+            pool2=row[0, -states.shape.pooled :].detach().numpy(),
+        )
+
+
+@pytest.fixture
+def longer(train_config, model_folder, folder):
+    """Settings with the layout that sd-scripts has for longer captions."""
+
+    def settings(**changes):
+        layout = {"max_tokens": 150, "token_join": "kohya", "token_split": "plain"}
+        return train_config(
+            model={"path": str(model_folder), **layout, **changes},
+            dataset={"image_dir": str(folder)},
+            training={"text_from_npz": True},
+        )
+
+    return settings
+
+
+def test_longer_captions_are_taken_from_joined_files(model, folder, longer):
+    """And what only the run needs of a chunk is encoded: here of the chunk without words."""
+    joined_files(folder, model, 150)
+    config, told = longer(), Told()
+    given = found_in(folder, config, model, told)
+    assert told.lines == ["Text encoder outputs in files are used for 3 of 3 captions."]
+    states = TextStates.of(model)
+    tokens = build_tokens(model, TextLayout(150, "kohya", "plain", "off"))
+    cutting = ClipTextConditioner(tokens, states)
+    first, second = cutting.chunks_of((folder / "001.txt").read_text(encoding="utf-8"))
+    empty = cutting.chunks_of("")[0]
+    assert given.places == {second: 1}
+    assert {first, second} < set(given.files)
+    assert empty not in given
+    captions = [record.fixed_caption for record in records_of(folder)] + [""]
+    plain = ClipTextConditioner(tokens, states, states.shape)
+    memory = TextCache(1 << 20, CPU, given=given)
+    found = ClipTextConditioner(tokens, states, states.shape, memory=memory)(captions).arguments
+    expected = plain(captions).arguments
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, atol=1e-5, rtol=1e-5)
+
+
+def test_a_chunk_that_another_caption_ends_on_is_encoded(model, folder, longer):
+    """Its file lacks the last position, which that caption takes."""
+    words = " ".join(["ball"] * 75)
+    (folder / "001.txt").write_text(words, encoding="utf-8")  # and then an empty chunk
+    (folder / "002.txt").write_text(f"{words} {words}", encoding="utf-8")  # ends on it
+    joined_files(folder, model, 150)
+    (folder / f"002{ENDING}").unlink()
+    given = found_in(folder, longer(), model)
+    states = TextStates.of(model)
+    tokens = build_tokens(model, TextLayout(150, "kohya", "plain", "off"))
+    assert ClipTextConditioner(tokens, states).chunks_of(words)[0] not in given
+    assert len(given.files) == 1  # of 000
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"token_join": "a1111"}, 'fit model.max_tokens = 150 with model.token_join = "kohya"'),
+        ({"token_split": "comma"}, 'and model.token_split = "plain", and files of 77 positions'),
+        ({"max_tokens": 225}, "fit model.max_tokens = 150 with model.token_join"),
+    ],
+)
+def test_joined_files_fit_no_other_layout(model, folder, longer, changes, words):
+    joined_files(folder, model, 150)
+    found = refusals(folder, longer(**changes), model)
+    assert len(found) == 3
+    assert all(words in reason for reason in found.values())
+
+
+def test_files_of_one_chunk_serve_short_captions_of_longer_layouts(model, folder, longer):
+    export_texts(records_of(folder), model, ENDING, CPU, SILENT)
+    told = Told()
+    found_in(folder, longer(), model, told)
+    assert told.lines[0] == "Text encoder outputs in files are used for 2 of 3 captions."
+    assert "001_te_outputs.npz: the caption has over 75 tokens, and the file holds" in told.lines[1]
 
 
 def test_a_file_of_another_family_or_a_damaged_one_is_named(model, folder):
@@ -401,12 +497,6 @@ def test_it_is_refused_where_it_would_do_nothing(train_config, nano_model, confi
         saving = {"format": "a1111"} if "kind" in method else {}
         with pytest.raises(ConfigError, match=f"text_from_npz.*{words}"):
             train_config(training={"text_from_npz": True}, method=method, saving=saving)
-    for tokens, join in ((225, "kohya"), (150, "a1111"), (75, "kohya")):
-        chunks = {"path": "x", "max_tokens": tokens, "token_join": join}
-        refused = tokens > 75 and join == "kohya"
-        expected = pytest.raises(ConfigError, match=r"has no effect with model\.max_tokens 225")
-        with expected if refused else contextlib.nullcontext():
-            train_config(training={"text_from_npz": True}, model=chunks)
 
 
 @pytest.mark.usefixtures("fresh_accelerate")

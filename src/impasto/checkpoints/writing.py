@@ -55,6 +55,7 @@ def write_safetensors(
     finite_only: bool = True,
     hashes: dict[str, str] | None = None,
     hashed: bool = True,
+    durable: bool = True,
 ) -> str:
     """Write a safetensors file durably, and return the SHA-256 of the tensors' bytes.
 
@@ -69,12 +70,13 @@ def write_safetensors(
         hashes: Is filled with `tensor_hash` of each tensor by name; then the hash of all bytes is
             not made, and what is returned is empty, so that each byte is still hashed once.
         hashed: Whether that hash is made at all; else what is returned is empty.
+        durable: Whether it is flushed to the disk at once; else the system does that when it likes.
 
     Raises:
         ModelError: A value is NaN or infinite, or becomes so in the type asked for.
         StorageError: The disk is full or the folder cannot be written; `path` is as it was.
     """
-    with files.replace_file(path) as partial:
+    with files.replace_file(path, durable=durable) as partial:
         told = advance or (lambda _: None)
         if hashes is None and hashed:
             return _write_into(partial, tensors, metadata, told, finite_only=finite_only)

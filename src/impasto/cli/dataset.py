@@ -147,7 +147,10 @@ def plan(
     encode_rate: float | None,
     **options: Any,
 ) -> None:
-    """Show which bucket each image of SOURCE would go to, and what cropping costs."""
+    """Show which bucket each image of SOURCE would go to, and what cropping costs.
+
+    Of a run's settings, each image that is trained on.
+    """
     if simulate is not None:
         if as_json:
             raise click.UsageError("--json is for images that are there, not for --simulate.")
@@ -161,16 +164,20 @@ def plan(
     from impasto.cli.console import Console
     from impasto.cli.dataset_plan_value import plan_value
     from impasto.cli.harmless import json_text
+    from impasto.config.load import load_run_of_source
     from impasto.data.regularisation import balance
-    from impasto.datasets.build import balance_of, plan_dataset
+    from impasto.datasets.build import balance_of, plan_dataset, split_of_source
     from impasto.progress import SilentProgress
 
     config = dataset_config(source, options)
     console = Console()
-    found = scan_images(config, SilentProgress() if as_json else console, decode=decode)
+    progress = SilentProgress() if as_json else console
+    found = scan_images(config, progress, decode=decode)
+    split = split_of_source(found, load_run_of_source(source), config, progress)
+    found = replace(found, records=split.training)
     result = plan_dataset(config, balance(found.records))
     if as_json:
-        click.echo(json_text(plan_value(found, result, _sizes_told(source))))
+        click.echo(json_text(plan_value(found, result, _sizes_told(source), len(split.held_out))))
         return
     balanced = balance_of(found.records, result)
     longest = max(result.bucket_counts.values())
@@ -186,6 +193,7 @@ def plan(
     console.table(
         {
             **found.tally.rows(),
+            **({"Held out": len(split.held_out)} if split.held_out else {}),
             **({"Balance": balanced} if balanced else {}),
             "Cropped away": f"{100 * result.mean_cropped_fraction:.1f} % of the area on average",
             "Enlarged": f"{result.enlarged} of {counted(len(result.images), 'images')}",
@@ -223,16 +231,20 @@ def captions(
 ) -> None:
     """Show the captions that training would see, exactly, epoch by epoch."""
     from impasto.cli.console import Console
+    from impasto.config.load import load_run_of_source
     from impasto.data.regularisation import balance
-    from impasto.datasets.build import scan_all
+    from impasto.datasets.build import scan_all, split_of_source
     from impasto.progress import SilentProgress
 
     console = Console()
     progress = SilentProgress() if as_json else console
-    found = balance(scan_all(dataset_config(source, options), progress).records)
+    config = dataset_config(source, options)
+    scan = scan_all(config, progress)
+    split = split_of_source(scan, load_run_of_source(source), config, progress)
+    found = balance(split.training)
     records = [
         record
-        for record in found
+        for record in (*found, *split.held_out)
         if match.lower() in record.name.lower() and image in ("", record.file_name)
     ]
     if not records:

@@ -11,19 +11,23 @@ if TYPE_CHECKING:
     from impasto.models.family import SizeConditioning
 
 
-def plan_value(scan: Scan, plan: Plan, sizes: SizeConditioning) -> dict[str, Any]:
+def plan_value(
+    scan: Scan, plan: Plan, sizes: SizeConditioning, held_out: int = 0
+) -> dict[str, Any]:
     """The plan of a dataset as plain values; sizes are width and height in pixels.
 
     Args:
         scan: What was found.
         plan: Where each of its images goes.
         sizes: What the U-Net is told of them.
+        held_out: Images of the run that are validated on; they are not among the others.
     """
     return {
         "images": [_image(image, sizes) for image in plan.images],
         "buckets": {str(size): count for size, count in plan.bucket_counts.items()},
         "mean_cropped_fraction": round(plan.mean_cropped_fraction, 6),
         "enlarged": plan.enlarged,
+        "held_out": held_out,
         "skipped": [{"path": str(a.path), "reason": a.reason} for a in scan.set_aside],
     }
 

@@ -35,6 +35,7 @@ def report(
     that are there twice or look nearly the same; what cannot be used, and why.
     """
     from impasto.cli.console import Console
+    from impasto.config.load import load_run_of_source
     from impasto.datasets.examine import examine_dataset
     from impasto.report.dataset_page import ReportFiles, write_dataset_report
 
@@ -42,7 +43,8 @@ def report(
     target = ReportFiles(out, source)
     if not overwrite:
         target.require_free()
-    health = examine_dataset(dataset_config(source, options), console)
+    run = load_run_of_source(source)
+    health = examine_dataset(dataset_config(source, options), console, run)
     write_dataset_report(health, target, console, ("paths",) if whole_paths else ())
     console.table(
         {

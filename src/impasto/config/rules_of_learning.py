@@ -81,20 +81,6 @@ TEXT = (
             "around a caption each time. Take one of the two out"
         ),
     ),
-    Rule(
-        ("training.text_from_npz", "model.max_tokens", "model.token_join"),
-        lambda c: (
-            c.training.text_from_npz
-            and c.config.model.max_tokens > 75
-            and c.config.model.token_join == "kohya"
-        ),
-        lambda c: (
-            f"training.text_from_npz has no effect with model.max_tokens "
-            f"{c.config.model.max_tokens} and model.token_join kohya, which encode every caption "
-            f"as {c.config.model.max_tokens // 75} chunks, and files of one chunk are used. Set "
-            f"max_tokens to 75 or token_join to a1111, or take text_from_npz out"
-        ),
-    ),
 )
 """Text encoders that learn, or whose outputs are taken from files."""
 

@@ -13,6 +13,7 @@ from impasto.data.health_limits import SIDES, TOKEN_LIMITS
 from impasto.data.likeness import exact_duplicates, near_duplicates
 from impasto.data.listing import Unused
 from impasto.data.plan import Plan
+from impasto.data.record_table import RecordTable
 from impasto.data.records import ImageRecord, PlannedImage, Size, SkippedFile
 from impasto.data.regularisation import Balance, balance, count_balance
 from impasto.data.scan import Scan
@@ -145,6 +146,7 @@ def examine(
     looks: dict[Path, int],
     count_tokens: CountTokens,
     progress: Progress,
+    trained: RecordTable,
 ) -> Health:
     """Put together what is known.
 
@@ -155,9 +157,10 @@ def examine(
         looks: Their perceptual hashes.
         count_tokens: Captions -> tokens of each, without begin and end.
         progress: Where to show how far it is.
+        trained: Those of the images that are trained on.
     """
     records = list({record.path: record for record in scan.records}.values())
-    balanced = balance(scan.records)
+    balanced = balance(trained)
     tags = [_tags(record) for record in records]
     frequency = Counter(tag for own in tags for tag in own)
     equal = exact_duplicates({r.path: digests[r.path] for r in records if r.path in digests})
@@ -183,7 +186,7 @@ def examine(
         ],
         too_small=_too_small(plan.images),
         rotated=[record.path for record in records if record.rotated],
-        balance=count_balance(scan.records, balanced),
+        balance=count_balance(trained, balanced),
         flips=any(record.subset.flips for record in scan.records),
         captions=_captions(records, count_tokens),
         tags=dict(frequency.most_common(TOP_TAGS)),

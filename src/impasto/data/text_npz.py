@@ -7,7 +7,9 @@ SdxlTextEncoderOutputsCachingStrategy; `library/train_util.py` before 2025) hold
     hidden_state2  [77, 1280]   states of the second
     pool2          [1280]       the second's pooled text
 
-in float16 or float32; with `max_token_length` 152 or 227 positions in the place of 77. Nothing says
+in float16 or float32. With `max_token_length` of 150 or 225 there are 152 or 227 positions in the
+place of 77, however short the caption: the first of the first chunk, the 75 in the middle of each,
+the last of the last, with the pooled text of the first (SdxlTextEncodingStrategy). Nothing says
 which caption, which text encoders or which settings they were made from, and sd-scripts takes
 whatever is there. Files written here also have the token ids, in an array that sd-scripts ignores.
 """
@@ -17,7 +19,7 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -41,17 +43,25 @@ _MOST_BYTES = 16 << 20  # 227 positions of both in float64 are 3.7 MiB
 
 @dataclass(frozen=True)
 class TextShape:
-    """The shape of what a model's text encoders make of one chunk of text.
+    """The shape of what a model's text encoders make of text.
 
     Attributes:
         positions: Positions of a chunk.
         widths: Numbers of each state, of each encoder.
         pooled: Numbers of the pooled text.
+        chunks: Chunks of every caption, where they are joined as sd-scripts does; 1 elsewhere.
     """
 
     positions: int
     widths: tuple[int, ...]
     pooled: int
+    chunks: int = 1
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Positions that files may hold: of one chunk, and of as many as captions have."""
+        joined = self.chunks * (self.positions - 2) + 2
+        return tuple(dict.fromkeys((self.positions, joined)))
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -64,8 +74,8 @@ class TextOutputs:
     """What a file holds.
 
     Attributes:
-        states: Of each encoder, float32 [positions, width].
-        pooled: The pooled text, float32 [P].
+        states: Of each encoder, float32 [positions, width]; of a chunk, NaN where nothing is known.
+        pooled: The pooled text, float32 [P]; NaN for a chunk that is not the first.
         ids: The token ids of the chunk, those for all encoders in a row; None where the file does
             not say.
         digest: SHA-256 of the file's bytes.
@@ -80,6 +90,25 @@ class TextOutputs:
     def packed(self) -> np.ndarray:
         """The states side by side, then the pooled text, as one row of numbers."""
         return np.concatenate([np.concatenate(self.states, axis=-1).ravel(), self.pooled])
+
+    def chunk(self, place: int, positions: int) -> TextOutputs:
+        """One of the chunks that were joined, with as many positions as it was encoded to.
+
+        Its first position is that of the first chunk: CLIP looks back only, so nothing of what
+        follows is in it. The last one is known of the last chunk, the pooled text of the first.
+        """
+        inner, length = positions - 2, len(self.states[0])
+        chunks = (length - 2) // inner
+        states = []
+        for joined in self.states:
+            own = np.full((positions, joined.shape[1]), np.nan, np.float32)
+            own[0] = joined[0]
+            own[1:-1] = joined[1 + place * inner : 1 + (place + 1) * inner]
+            if place == chunks - 1:
+                own[-1] = joined[-1]
+            states.append(own)
+        pooled = self.pooled if place == 0 else np.full_like(self.pooled, np.nan)
+        return replace(self, states=tuple(states), pooled=pooled)
 
 
 def text_npz_file(image: Path, ending: str) -> Path:
@@ -153,16 +182,25 @@ def _fault(arrays: Mapping[str, np.ndarray], shape: TextShape) -> str:
             f"holds arrays of {shapes}, which are of other text encoders than this model's, whose "
             f"states have {' and '.join(map(str, shape.widths))} numbers"
         )
-    for array in states:
-        if len(array) != shape.positions:
-            return (
-                f"holds {len(array)} positions, of captions of over 75 tokens (max_token_length); "
-                f"files of {shape.positions} are used"
-            )
+    lengths = {len(array) for array in states}
+    if len(lengths) > 1 or not lengths <= set(shape.lengths):
+        return _wrong_length(max(lengths), shape)
     for array in (*states, pooled):
         if array.dtype.kind != "f" or not np.isfinite(array.astype(np.float32)).all():
             return "holds NaN, infinite or whole values"
     return ""
+
+
+def _wrong_length(positions: int, shape: TextShape) -> str:
+    tokens = positions - 2
+    used = " or ".join(map(str, shape.lengths))
+    if tokens % (shape.positions - 2):
+        return f"holds {positions} positions, which no setting of sd-scripts makes; {used} are used"
+    return (
+        f"holds {positions} positions, of captions of up to {tokens} tokens that sd-scripts has "
+        f"joined (max_token_length): they fit model.max_tokens = {tokens} with model.token_join = "
+        f'"kohya" and model.token_split = "plain", and files of {used} positions are used'
+    )
 
 
 def write_text_npz(file: Path, states: Sequence[np.ndarray], pooled: np.ndarray, ids: Ids) -> None:
@@ -207,13 +245,22 @@ class GivenTexts:
     Attributes:
         files: The token ids of a chunk -> its file, and the SHA-256 of that when it was checked.
         shape: The shape of what is in them.
+        places: The token ids of a chunk -> which chunk of its file it is; 0 is not named.
     """
 
     files: Mapping[Ids, tuple[Path, str]]
     shape: TextShape
+    places: Mapping[Ids, int] = field(default_factory=dict)
 
     def __contains__(self, ids: Ids) -> bool:
         return ids in self.files
+
+    def outputs(self, ids: Ids) -> TextOutputs | Failure:
+        """What its file holds of a chunk that is there, or why it cannot be read."""
+        found = read_text_npz(self.files[ids][0], self.shape)
+        if isinstance(found, Failure):
+            return found
+        return found.chunk(self.places.get(ids, 0), self.shape.positions)
 
     def read(self, ids: Ids) -> np.ndarray:
         """What `TextOutputs.packed` says, of a chunk that is there.
@@ -222,7 +269,7 @@ class GivenTexts:
             DatasetError: The file is not any more as it was when it was checked.
         """
         file, digest = self.files[ids]
-        found = read_text_npz(file, self.shape)
+        found = self.outputs(ids)
         if isinstance(found, Failure) or found.digest != digest:
             reason = f": {found.reason}" if isinstance(found, Failure) else ""
             raise DatasetError(

@@ -153,9 +153,7 @@ def survey(config: RunConfig, progress: Progress | None = None, *, decode: bool 
     if decode:
         scan = decode_scanned(config.dataset, scan, progress)
         require_usable(scan, config.dataset)
-    subsets = config.dataset.parts[0].subsets
-    first = next((subset for subset in subsets if not subset.is_reg), subsets[0])
-    split = split_records(scan, config, build_subset(first, 0, 0), sidecars_of(first), progress)
+    split = hold_out(scan, config, progress)
     found = Survey(scan, split, plan_dataset(config.dataset, balance(split.training)))
     told = found.balance
     if progress is not None and told is not None and told.used < told.images:
@@ -165,6 +163,43 @@ def survey(config: RunConfig, progress: Progress | None = None, *, decode: bool 
             f"{told.trained:,} times per epoch."
         )
     return found
+
+
+def hold_out(scan: Scan, config: RunConfig, progress: Progress | None = None) -> Split:
+    """What a run trains on, and what it validates on.
+
+    Args:
+        scan: All images.
+        config: The settings of the run.
+        progress: Is told of byte copies.
+
+    Raises:
+        DatasetError: As `split_records`.
+    """
+    subsets = config.dataset.parts[0].subsets
+    first = next((subset for subset in subsets if not subset.is_reg), subsets[0])
+    return split_records(scan, config, build_subset(first, 0, 0), sidecars_of(first), progress)
+
+
+def split_of_source(
+    scan: Scan, run: RunConfig | None, config: DatasetConfig, progress: Progress | None = None
+) -> Split:
+    """The same of settings that may be of a dataset alone, of which nothing is held out.
+
+    A folder of its own to validate on takes nothing away, and is not looked at.
+
+    Args:
+        scan: All images.
+        run: The settings of a run, if there is one.
+        config: Those of the dataset, with what the command line changes.
+        progress: Is told of byte copies.
+
+    Raises:
+        DatasetError: As `split_records`.
+    """
+    if run is None or run.validation.image_dir is not None:
+        return Split(scan.records, scan.records[:0])
+    return hold_out(scan, run.model_copy(update={"dataset": config}), progress)
 
 
 def balance_of(records: Sequence[ImageRecord], plan: Plan) -> Balance | None:

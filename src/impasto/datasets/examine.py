@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from impasto.config.dataset import DatasetConfig
+from impasto.config.run import RunConfig
 from impasto.data.content_hashes import ContentHashes
 from impasto.data.health import Health, examine
 from impasto.data.likeness import PerceptualHashes
 from impasto.data.records import SkippedFile
 from impasto.data.scan import no_usable_images
-from impasto.datasets.build import plan_dataset, scan_all
+from impasto.datasets.build import plan_dataset, scan_all, split_of_source
 from impasto.errors import DatasetError
 from impasto.models.tokenizers import tokenizer_of
 from impasto.models.tokens import TextLayout, TextTokens
@@ -16,8 +17,15 @@ from impasto.models.vocabulary import EOS
 from impasto.progress import Progress
 
 
-def examine_dataset(config: DatasetConfig, progress: Progress) -> Health:
+def examine_dataset(
+    config: DatasetConfig, progress: Progress, run: RunConfig | None = None
+) -> Health:
     """Look at each image and its words.
+
+    Args:
+        config: The settings of the dataset.
+        progress: Where to show how far it is.
+        run: Settings of the run that it is for: regularisation images balance what that trains on.
 
     Raises:
         DatasetError: There is nothing usable.
@@ -39,4 +47,5 @@ def examine_dataset(config: DatasetConfig, progress: Progress) -> Health:
         raise DatasetError(no_usable_images(scan.place, scan.set_aside))
     tokens = TextTokens(tokenizer_of({}, EOS), TextLayout())
     plan = plan_dataset(config, scan.records)
-    return examine(scan, plan, digests, looks, tokens.lengths, progress)
+    trained = split_of_source(scan, run, config, progress).training
+    return examine(scan, plan, digests, looks, tokens.lengths, progress, trained)

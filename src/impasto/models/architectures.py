@@ -163,10 +163,18 @@ def find_architecture(name: str) -> Architecture:
     return ARCHITECTURES[name]
 
 
-def meta_model_of_architecture(architecture: Architecture) -> BaseModel:
-    """A base model of an architecture whose networks have shapes and no values: for predictions."""
+def meta_model_of_architecture(
+    architecture: Architecture, stored: torch.dtype = torch.float32
+) -> BaseModel:
+    """A base model of an architecture whose networks have shapes and no values: for predictions.
+
+    Args:
+        architecture: Which one.
+        stored: The type that its file would hold.
+    """
+    types = dict.fromkeys(architecture.family.names, stored)
     with torch.device("meta"):
-        return meta_model_of(_contents(architecture, "an architecture"))
+        return meta_model_of(_contents(architecture, "an architecture").cast(types))
 
 
 def _contents(architecture: Architecture, source: str) -> ModelContents:

@@ -31,6 +31,14 @@ from impasto.models.schedules import schedule_of
 from impasto.models.tokenizers import build_tokenizer
 from impasto.progress import Advance, Progress, SilentProgress, in_mib
 
+META = torch.device("meta")
+
+Keep = Callable[[Tensors], Tensors]
+"""Gives the same tensors, independent of the file that they are read from."""
+
+TypeOf = Callable[[torch.dtype], torch.dtype]
+"""Gives the type that tensors are read to, for the one that they are stored in."""
+
 READERS = 4
 """Threads that read a network's tensors."""
 
@@ -45,7 +53,8 @@ UNFIT = (
 class BaseModel:
     """The parts of a Stable Diffusion model on the CPU, with no gradients asked.
 
-    In float32, unless they were asked for in another type.
+    In float32, unless they were asked for in another type. Some may wait without values until they
+    are asked for (`models/offload.py`): their tensors are kept as they were stored.
     Nothing in it depends on the files any more: they may be moved or replaced.
 
     Attributes:
@@ -101,6 +110,7 @@ def load_base_model(
     progress: Progress | None = None,
     dtypes: Mapping[PartKind, torch.dtype] | None = None,
     exact: Collection[str] = (),
+    waiting: Callable[[Family], Mapping[str, Keep]] | None = None,
 ) -> BaseModel:
     """Read a base model: a single file, a Diffusers folder, or a Hub id.
 
@@ -111,6 +121,8 @@ def load_base_model(
         dtypes: Kind of network -> its type, where that is not float32.
         exact: Names of networks that are float32 all the same, so that they can be written again
             bit for bit.
+        waiting: Gives, for the family that the model is of, the names of networks that wait without
+            values, with how their tensors are kept meanwhile.
 
     Raises:
         ModelError: A file is missing, damaged or refused, a tensor is missing, of a wrong shape or
@@ -125,21 +137,21 @@ def load_base_model(
     by_name = contents.identity.family.by_name(dtypes or {})
     asked = {name: dtype for name, dtype in by_name.items() if name not in exact}
     size = sum(total_bytes(tensors) for tensors in contents.parts.values())
+    keepers = waiting(contents.identity.family) if waiting else {}
+    kept: dict[str, Tensors] = {}
     with progress.stage("Reading the model", size >> 20, "MiB") as advance:
         count = in_mib(advance)
-        modules = {
-            part: _filled(
-                networks[part],
-                tensors,
-                f"{source} ({part})",
-                count,
-                asked.get(part, torch.float32),
-            )
-            for part, tensors in contents.parts.items()
-        }
-    kept = {n: LazyTensor.of(t.read().clone()) for n, t in contents.ldm_only.items()}
-    own = replace(contents, parts=state_dicts(modules), ldm_only=kept)
-    return _assembled(own, modules, stored=contents)
+        for part, tensors in contents.parts.items():
+            place = f"{source} ({part})"
+            if part in keepers:
+                kept[part] = _waiting(networks[part], tensors, place, keepers[part])
+                count(total_bytes(tensors))
+            else:
+                _filled(networks[part], tensors, place, count, asked.get(part, torch.float32))
+    ldm_only = {n: LazyTensor.of(t.read().clone()) for n, t in contents.ldm_only.items()}
+    parts = {**state_dicts({n: m for n, m in networks.items() if n not in kept}), **kept}
+    own = replace(contents, parts=parts, ldm_only=ldm_only)
+    return _assembled(own, networks, stored=contents)
 
 
 def _assembled(
@@ -186,10 +198,49 @@ def meta_model_of(contents: ModelContents) -> BaseModel:
 
 def _filled(
     module: nn.Module, tensors: Tensors, source: str, advance: Advance, dtype: torch.dtype
-) -> nn.Module:
+) -> None:
     fill(module, tensors, source, advance, dtype)
     materialise_buffers(module)
-    return module.requires_grad_(requires_grad=False).eval()
+    module.requires_grad_(requires_grad=False).eval()
+
+
+def _waiting(module: nn.Module, tensors: Tensors, source: str, keep: Keep) -> Tensors:
+    """Leave a network without values; its tensors as they are kept meanwhile.
+
+    Raises:
+        ModelError: One has values that are NaN or infinite.
+    """
+    waiting: Any = module
+    waiting.offloaded_tensors = dict(keep({n: _finite(t, n, source) for n, t in tensors.items()}))
+    module.requires_grad_(requires_grad=False).eval()
+    return waiting.offloaded_tensors  # type: ignore[no-any-return]
+
+
+def _finite(lazy: LazyTensor, name: str, source: str) -> LazyTensor:
+    """The same tensor, looked at as it is read."""
+    read_range = lazy.read_range
+
+    def look(values: Tensor) -> Tensor:
+        if not is_finite(values):
+            raise _damaged(name, source)
+        return values
+
+    def read_finite_range(begin: int, end: int) -> Tensor:
+        assert read_range is not None  # noqa: S101 - not offered otherwise
+        return look(read_range(begin, end))
+
+    return replace(
+        lazy,
+        read=lambda: look(lazy.read()),
+        read_range=None if read_range is None else read_finite_range,
+    )
+
+
+def _damaged(name: str, source: str) -> ModelError:
+    return ModelError(
+        f"{source}: {name} holds NaN or infinite values. The model is damaged; take another copy "
+        f"of it."
+    )
 
 
 def empty_networks(contents: ModelContents) -> dict[str, nn.Module]:
@@ -244,11 +295,22 @@ MAKERS: dict[Library, Callable[[Any, Mapping[str, Any]], nn.Module]] = {
 
 
 def fill(
-    module: nn.Module, tensors: Tensors, source: str, advance: Advance, dtype: torch.dtype
+    module: nn.Module,
+    tensors: Tensors,
+    source: str,
+    advance: Advance,
+    dtype: torch.dtype | TypeOf,
 ) -> None:
-    """Put tensors into a network as copies of a type; every name and every shape has to fit.
+    """Put tensors into a network as copies; every name and every shape has to fit.
 
     Each value is copied once, so that training never depends on the file.
+
+    Args:
+        module: The network.
+        tensors: Its tensors.
+        source: Where they are from, for messages.
+        advance: Is told the bytes that were read.
+        dtype: The type that they come to, or what gives it for the type that one is stored in.
 
     Raises:
         ModelError: With the names that are missing, unknown, of another shape, or not finite.
@@ -265,7 +327,9 @@ def fill(
     module.load_state_dict(values, strict=False, assign=True)
 
 
-def _read(tensors: Tensors, source: str, advance: Advance, dtype: torch.dtype) -> Iterator[Tensor]:
+def _read(
+    tensors: Tensors, source: str, advance: Advance, dtype: torch.dtype | TypeOf
+) -> Iterator[Tensor]:
     """Copies of tensors in their order, read and converted on a few threads at once.
 
     Most of the time goes to memory that was never touched, which the system has to hand out.
@@ -273,12 +337,9 @@ def _read(tensors: Tensors, source: str, advance: Advance, dtype: torch.dtype) -
 
     def read(named: tuple[str, LazyTensor]) -> Tensor:
         name, lazy = named
-        values = lazy.read_as(dtype)
+        values = lazy.read_as(dtype if isinstance(dtype, torch.dtype) else dtype(lazy.dtype))
         if not is_finite(values):
-            raise ModelError(
-                f"{source}: {name} holds NaN or infinite values. The model is damaged; take "
-                f"another copy of it."
-            )
+            raise _damaged(name, source)
         return values
 
     pool = ThreadPoolExecutor(min(READERS, default_workers()))
@@ -295,10 +356,10 @@ def state_dicts(modules: Mapping[str, nn.Module]) -> dict[str, Tensors]:
 
     Nothing is held on to: a part that is trained moves to a device, and may change its type.
     """
-    return {part: _tensors_of(module) for part, module in modules.items()}
+    return {part: tensors_of(module) for part, module in modules.items()}
 
 
-def _tensors_of(module: nn.Module) -> Tensors:
+def tensors_of(module: nn.Module) -> dict[str, LazyTensor]:
     """A network's state without transformers 4's prefix and position ids."""
     return {
         name.removeprefix("text_model."): LazyTensor(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -19,9 +19,11 @@ from impasto.models.conditioning import unet_conditioning, without_text
 from impasto.models.family import Reading, SizeConditioning
 from impasto.models.joining import JOINERS, apply_emphasis
 from impasto.models.loading import BaseModel
-from impasto.models.offload import META, on_device
+from impasto.models.offload import is_waiting, on_device, wait_again, wake_for_good
 from impasto.models.text_memory import TextCache
 from impasto.models.tokens import LENGTH, ChunkedText, TextTokens
+
+CPU = torch.device("cpu")
 
 
 @runtime_checkable
@@ -182,6 +184,40 @@ class TextStates(nn.Module):
         each = self.each()
         return EncodedShape(tuple(e.width for e in each), sum(e.pooled_width for e in each))
 
+    def place(self, device: torch.device) -> TextStates:
+        """Bring the encoders to a device; those that wait stay as they are."""
+        for encoder in self.each():
+            if not is_waiting(encoder.text_encoder):
+                encoder.to(device)
+        return self
+
+    def stay_on(self, device: torch.device) -> None:
+        """Bring the encoders to a device for good, those that wait too."""
+        for encoder in self.each():
+            if is_waiting(encoder.text_encoder):
+                wake_for_good(encoder.text_encoder, device)
+            encoder.to(device)
+
+    def leave_device(self) -> None:
+        """Have the encoders wait again, or bring them to the CPU if they never did."""
+        for encoder in self.each():
+            if not wait_again(encoder.text_encoder):
+                encoder.to("cpu")
+
+    @property
+    def are_waiting(self) -> bool:
+        """Whether an encoder is without values until it is asked for."""
+        return any(is_waiting(encoder.text_encoder) for encoder in self.each())
+
+    @contextlib.contextmanager
+    def awake(self, device: torch.device) -> Iterator[None]:
+        """Have encoders that wait on a device for a while."""
+        with contextlib.ExitStack() as stack:
+            for encoder in self.each():
+                if is_waiting(encoder.text_encoder):
+                    stack.enter_context(on_device(encoder.text_encoder, device))
+            yield
+
     def forward(self, ids: Int[Tensor, "chunks n"]) -> Tensor:
         """What `EncodedShape` says, of chunks whose ids for each encoder stand in a row."""
         answers = [
@@ -302,16 +338,23 @@ class ClipTextConditioner:
         if self._memory is not None:
             chunks = {row for caption in captions for row in self.chunks_of(caption)}
             empty = sum((tokens.empty[0] for tokens in self.tokens), ())
-            self._memory.precompute(sorted({*chunks, empty}), self._encode)
+            with contextlib.ExitStack() as stack:
+
+                def encode(ids: Tensor) -> Tensor:
+                    if self._waits():  # not before there is something to encode
+                        stack.enter_context(self._states.awake(self._device or CPU))  # type: ignore[operator]
+                    return self._encode(ids)
+
+                self._memory.precompute(sorted({*chunks, empty}), encode)
 
     def chunks_of(self, caption: str) -> list[tuple[int, ...]]:
         """The token ids of each chunk of a caption, those for all encoders in a row."""
         texts = self._pad_chunks([[cut(caption)] for cut in self.tokens])
         return [sum(ids, ()) for ids in zip(*(own[0].ids for own in texts), strict=True)]
 
-    def to_cpu(self) -> None:
-        """Bring the encoders to the CPU; what is not remembered is encoded there from now on."""
-        self._states.to("cpu")
+    def leave_device(self) -> None:
+        """Have the encoders wait, or compute on the CPU, from now on."""
+        self._states.leave_device()  # type: ignore[operator]
 
     def _pad_chunks(self, texts: list[list[ChunkedText]]) -> list[list[ChunkedText]]:
         """Fill a batch up with empty chunks, as A1111 does."""
@@ -321,14 +364,14 @@ class ClipTextConditioner:
             for tokens, own in zip(self.tokens, texts, strict=True)
         ]
 
+    def _waits(self) -> bool:
+        return isinstance(self._states, TextStates) and self._states.are_waiting
+
     def _encode(self, ids: Int[Tensor, "chunks n"]) -> Tensor:
+        if self._waits():  # a caption that was not encoded ahead: not where training needs the room
+            with self._states.awake(CPU):  # type: ignore[operator]
+                return self._states(ids).to(self._device or CPU)  # type: ignore[no-any-return]
         home = next(self._states.parameters()).device
-        if home == META:  # a caption that was not encoded ahead
-            device = self._device or torch.device("cpu")
-            with contextlib.ExitStack() as stack:
-                for encoder in self._states.each():  # type: ignore[operator]
-                    stack.enter_context(on_device(encoder.text_encoder, device))
-                return self._states(to_device(ids, device))  # type: ignore[no-any-return]
         return self._states(to_device(ids, home)).to(self._device or home)  # type: ignore[no-any-return]
 
     def _cached(self, ids: Int[Tensor, "chunks n"]) -> Tensor:

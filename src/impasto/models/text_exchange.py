@@ -36,9 +36,14 @@ AT_ONCE = 16
 _SHOWN = 5
 
 
-def shape_in_files(shape: EncodedShape) -> TextShape:
-    """The shape of a model's text encoder outputs in files."""
-    return TextShape(LENGTH, shape.widths, shape.pooled)
+def shape_in_files(shape: EncodedShape, layout: TextLayout = AS_SD_SCRIPTS) -> TextShape:
+    """The shape of a model's text encoder outputs in files, for captions of a layout.
+
+    sd-scripts joins chunks before it writes them, which only the same layout can use: of any other,
+    files hold one chunk. The mean that emphasis may keep is of positions that are lost there.
+    """
+    as_there = layout.join == "kohya" and layout.split == "plain" and layout.emphasis != "mean"
+    return TextShape(LENGTH, shape.widths, shape.pooled, layout.max_chunks if as_there else 1)
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from impasto.checkpoints.pieces import bytes_of
+from impasto.checkpoints.tensors import LazyTensor
 from impasto.data.encoding import MomentsEncoder
 from impasto.data.npz import SD_ENDINGS
 from impasto.data.records import CELL
 from impasto.diffusion.transfer import to_device
 from impasto.models.casting import cast_network
+from impasto.models.offload import wake, weights_of
 
 TILE = 512
 """Pixels of a tile's side; neighbours overlap by a quarter of it (diffusers' AutoencoderKL)."""
@@ -51,8 +54,8 @@ def moments_encoder(
 ) -> MomentsEncoder:
     """The VAE's encoder as the latent cache takes it; it computes in the VAE's precision.
 
-    The VAE is hashed where it is, and goes to the device when the first image is encoded: where
-    all are encoded already, it never does.
+    The VAE is hashed where it is or waits, and goes to the device when the first image is encoded:
+    where all are encoded already, it never does.
 
     A VAE in half precision overflows on some images (stabilityai's for SDXL is known for it); for
     those it is brought to float32 for one call.
@@ -70,7 +73,7 @@ def moments_encoder(
         pixels: Float[Tensor, "b 3 height width"],
     ) -> tuple[Float[Tensor, "b 4 h w"], Float[Tensor, "b 4 h w"]]:
         if vae.device != home:
-            vae.to(home)
+            wake(vae, home)
         posterior = vae.encode(to_device(pixels, home).to(vae.dtype)).latent_dist
         return posterior.mean, posterior.logvar
 
@@ -121,13 +124,18 @@ def decode(
 
 def weights_fingerprint(module: nn.Module) -> str:
     """SHA-256 over names, types and bytes of all tensors, in order of their names."""
-    return tensors_fingerprint(module.state_dict())
+    return tensors_fingerprint(weights_of(module))
 
 
-def tensors_fingerprint(tensors: Mapping[str, Tensor]) -> str:
-    """The same of tensors that a module had."""
+def tensors_fingerprint(tensors: Mapping[str, Tensor | LazyTensor]) -> str:
+    """The same of tensors that a module had, or that are read in pieces."""
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        if isinstance(tensor, LazyTensor):
+            for begin, end in tensor.ranges():
+                digest.update(bytes_of(tensor.elements(begin, end)))
+        else:
+            flat = tensor.detach().cpu().contiguous().reshape(-1)
+            digest.update(flat.view(torch.uint8).numpy().data)
     return digest.hexdigest()

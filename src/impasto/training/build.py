@@ -46,6 +46,7 @@ from impasto.training.optim.streaming import WeightStream
 from impasto.training.overrides import Overrides
 from impasto.training.parallel.strategy import ParallelStrategy
 from impasto.training.param_dtypes import build_chunk_rules, build_weight_stream
+from impasto.training.planning.memory_facts import unloads_text_encoder
 from impasto.training.precision import caches_casts, computed_kind
 from impasto.training.processes import build_strategy, facts_of
 from impasto.training.prompts import build_prompts
@@ -175,8 +176,11 @@ class _Builder:
 
     def encoded(self, known: Survey | None) -> EncodedModel:
         """The base model, and the images that it has encoded."""
-        encoded = load_and_encode(self.config, self.accelerator, self.progress, known)
-        if self.overrides.trainable:
+        given = self.overrides.trainable is not None  # code may look at any network
+        encoded = load_and_encode(
+            self.config, self.accelerator, self.progress, known, all_at_once=given
+        )
+        if given:
             encoded.all_hashes()  # code may change weights in place, while they are hashed
         return encoded
 
@@ -194,6 +198,8 @@ class _Builder:
     ) -> _Text:
         """The text encoders, where they compute; captions are encoded where that is asked for."""
         config, accelerator, prepared = self.config, self.accelerator, encoded.data
+        if not (config.trains_text_encoder or unloads_text_encoder(config)):
+            trainable.states.stay_on(accelerator.device)
         given = find_given_texts(
             config,
             encoded.model,
@@ -290,7 +296,7 @@ def _without_text_encoders(
     What they answer is on the disk by now.
     """
     if not prepared.changes_words and build_templates(config) is None:
-        conditioners.training.to_cpu()
+        conditioners.training.leave_device()
         for part in model.family.text_encoders:
             model = with_offloaded(model, part.name, config, accelerator)
     release_cached_memory(accelerator.device)

@@ -14,13 +14,27 @@ from impasto.config.run import RunConfig
 from impasto.data.encoding import MomentsEncoder
 from impasto.datasets.build import Survey
 from impasto.datasets.prepare import PreparedData, prepare_data
-from impasto.models.loading import BaseModel, load_base_model
+from impasto.models.family import Family
+from impasto.models.loading import BaseModel, Keep, load_base_model
+from impasto.models.offload import (
+    is_waiting,
+    keep_stored_types,
+    wait_again,
+    wake,
+    weights_of,
+)
 from impasto.models.schedules import with_zero_terminal_snr
 from impasto.models.vae import moments_encoder, tensors_fingerprint, weights_fingerprint
 from impasto.progress import Progress
 from impasto.training.devices import release_cached_memory
-from impasto.training.model import build_encoding_vae, build_open_options, with_offloaded
+from impasto.training.model import (
+    build_encoding_vae,
+    build_keepers,
+    build_open_options,
+    with_offloaded,
+)
 from impasto.training.param_dtypes import build_dtypes
+from impasto.training.planning.memory_facts import unloads_text_encoder
 from impasto.training.processes import facts_of
 
 
@@ -59,44 +73,96 @@ class EncodedModel:
 
 
 def load_and_encode(
-    config: RunConfig, accelerator: Accelerator, progress: Progress, known: Survey | None
+    config: RunConfig,
+    accelerator: Accelerator,
+    progress: Progress,
+    known: Survey | None,
+    *,
+    all_at_once: bool = False,
 ) -> EncodedModel:
-    """Load the base model and encode the images; then the VAE leaves the device."""
-    method = config.method
-    model = load_base_model(
-        config.model.path,
-        build_open_options(config),
-        progress,
-        build_dtypes(config),
-        exact=method.frozen_text_encoders if method.kind == "full" else (),
-    )
-    prediction, processes = model.identity.prediction, accelerator.num_processes
-    known_facts = facts_of(config, processes, device=accelerator.device, prediction=prediction)
-    require_compatible(config, known_facts)
-    if config.noise.zero_terminal_snr:
-        model = with_zero_terminal_snr(model)
-    device = accelerator.device
+    """Load the base model and encode the images; then the VAE leaves the device.
+
+    Frozen networks wait without values until an image or a caption is not in its cache.
+
+    Args:
+        config: The settings.
+        accelerator: Where it computes.
+        progress: Is told how far it is.
+        known: What was found of the images already.
+        all_at_once: Whether all networks have their values from the beginning.
+    """
+    model = _loaded(config, accelerator, progress, all_at_once=all_at_once)
+    device, vae = accelerator.device, model.family.vae.name
     encoding_vae = build_encoding_vae(config, model)
+    hashes = _begin_hashing(model)
     encoder = moments_encoder(
         encoding_vae,
         batch_size=config.dataset.vae_batch_size,
         device=device,
         npz_endings=model.family.npz_endings,
     )
-    aside = ThreadPoolExecutor(1)  # hashing leaves Python free: 2 s of a full-size U-Net
-    vae = model.family.vae.name
-    texts = model.text_encoders  # these first: captions on disk wait for their hashes
+    prepared = prepare_data(config, encoder, accelerator, progress, known)
+    if not prepared.training.encoded_ahead:
+        wake(encoding_vae, device)  # which a preview would have wait again, while images need it
+        release_cached_memory(device)
+        return EncodedModel(model, prepared, encoder, encoder.fingerprint, hashes)
+    if not wait_again(encoding_vae):
+        encoding_vae.to("cpu")
+    release_cached_memory(device)
+    without = with_offloaded(model, vae, config, accelerator)
+    return EncodedModel(without, prepared, None, encoder.fingerprint, hashes)
+
+
+def _loaded(
+    config: RunConfig, accelerator: Accelerator, progress: Progress, *, all_at_once: bool
+) -> BaseModel:
+    """The base model, as the settings want it."""
+    method = config.method
+    beside_gpu = accelerator.device.type != "cpu"
+
+    def keepers(family: Family) -> dict[str, Keep]:
+        parts = _waiting_parts(config, family, beside_gpu=beside_gpu)
+        return build_keepers(parts, config, accelerator)
+
+    model = load_base_model(
+        config.model.path,
+        build_open_options(config),
+        progress,
+        build_dtypes(config),
+        exact=method.frozen_text_encoders if method.kind == "full" else (),
+        waiting=None if all_at_once else keepers,
+    )
+    if beside_gpu:
+        for encoder in model.text_encoders.values():
+            if is_waiting(encoder):
+                keep_stored_types(encoder)
+    prediction, processes = model.identity.prediction, accelerator.num_processes
+    known_facts = facts_of(config, processes, device=accelerator.device, prediction=prediction)
+    require_compatible(config, known_facts)
+    return with_zero_terminal_snr(model) if config.noise.zero_terminal_snr else model
+
+
+def _waiting_parts(config: RunConfig, family: Family, *, beside_gpu: bool) -> list[str]:
+    """The networks that nothing needs where latents and captions are cached.
+
+    Beside a GPU frozen text encoders wait in any case: they come there as they are stored.
+    """
+    waits = unloads_text_encoder(config) or (beside_gpu and not config.trains_text_encoder)
+    return [part.name for part in (*(family.text_encoders if waits else ()), family.vae)]
+
+
+def _begin_hashing(model: BaseModel) -> dict[str, Future[str]]:
+    """Have the networks hashed beside what follows, but for the VAE, which is needed at once.
+
+    Hashing leaves Python free: a full-size U-Net takes 2 s. Text encoders come first: captions on
+    disk wait for their hashes.
+    """
+    texts, vae = model.text_encoders, model.family.vae.name
+    aside = ThreadPoolExecutor(2)
     hashes = {
-        part: aside.submit(tensors_fingerprint, model.networks[part].state_dict())
+        part: aside.submit(tensors_fingerprint, weights_of(model.networks[part]))
         for part in sorted(model.networks, key=lambda part: part not in texts)
         if part != vae
     }
     aside.shutdown(wait=False)
-    prepared = prepare_data(config, encoder, accelerator, progress, known)
-    if not prepared.training.encoded_ahead:
-        release_cached_memory(device)
-        return EncodedModel(model, prepared, encoder, encoder.fingerprint, hashes)
-    encoding_vae.to("cpu")
-    release_cached_memory(device)
-    without = with_offloaded(model, vae, config, accelerator)
-    return EncodedModel(without, prepared, None, encoder.fingerprint, hashes)
+    return hashes

@@ -89,7 +89,8 @@ def find_given_texts(
     Args:
         config: The settings.
         model: The base model.
-        states: Its text encoders; they are brought to the device if files are asked for.
+        states: Its text encoders; they are brought to the device if files are asked for, and those
+            that wait do so again.
         images: Gives the images; asked only if files are.
         device: Where they compute.
         progress: Is told how far it is, and which files are not used.
@@ -106,17 +107,20 @@ def find_given_texts(
     ending = ending_of_texts(config, model)
     if ending is None:
         return None
-    states, records = states.to(device), images()
-    conditioner = ClipTextConditioner(build_tokens(model, build_layout(config)), states)
-    shape = shape_in_files(states.shape)
+    records = images()
+    layout = build_layout(config)
+    conditioner = ClipTextConditioner(build_tokens(model, layout), states)
+    shape = shape_in_files(states.shape, layout)
     search = _Search(config, ending, shape, conditioner, recorded or {})
     with progress.stage("Reading text encoder outputs", len(records), "images") as advance:
         for group in by_text_file(records, ending).items():
             search.look_at(*group)
             advance(len(group[1]))
+    search.leave_out_incomplete(records)
     _tell(search, progress)
-    given = GivenTexts(search.found, search.shape)
-    _require_alike(given, states, search.to_compare())
+    given = GivenTexts(search.found, search.shape, search.places)
+    with states.place(device).awake(device):
+        _require_alike(given, states, search.to_compare())
     return given
 
 
@@ -136,6 +140,8 @@ class _Search:
         refused: Files that are not used, with reasons.
         disputed: Token ids for which two files say different things.
         by_subset: Dataset and subset -> the token ids that its files are used for.
+        places: The token ids of a chunk that is not the first of its file -> which it is.
+        incomplete: Token ids of chunks whose files do not have their last position.
     """
 
     config: RunConfig
@@ -149,6 +155,8 @@ class _Search:
     refused: list[SkippedFile] = field(default_factory=list)
     disputed: list[Ids] = field(default_factory=list)
     by_subset: dict[tuple[int, int], list[Ids]] = field(default_factory=dict)
+    places: dict[Ids, int] = field(default_factory=dict)
+    incomplete: set[Ids] = field(default_factory=set)
     _beside: dict[Sidecars, SidecarLookup] = field(default_factory=dict)
 
     def look_at(self, file: Path, records: Sequence[ImageRecord]) -> None:
@@ -170,23 +178,67 @@ class _Search:
 
     def _use(self, file: Path, records: Sequence[ImageRecord]) -> Failure | None:
         chunks = self.conditioner.chunks_of(records[0].fixed_caption)
-        if len(chunks) > 1:
-            return Failure("the caption has over 75 tokens, and files of one chunk are used")
         text = read_text_npz(file, self.shape)
         if isinstance(text, Failure):
             return text
-        before = self.recorded.get(text_key(chunks[0]), "")
-        if text.ids is None and before.partition(" ")[0] != text.digest[:HASH_DIGITS]:
-            fault = next((f for f in (self._doubt_of(file, one) for one in records) if f), None)
-            if fault is not None:
-                return fault
+        fault = self._doubt(file, records, text, chunks)
+        return fault or self._keep_chunks(file, records, text, chunks)
+
+    def _doubt(
+        self, file: Path, records: Sequence[ImageRecord], text: TextOutputs, chunks: Sequence[Ids]
+    ) -> Failure | None:
+        """Why a file may not hold what its images' caption needs; None if it does."""
+        is_one = len(text.states[0]) == self.shape.positions
+        if is_one and any(chunk != self.empty for chunk in chunks[1:]):
+            return Failure("the caption has over 75 tokens, and the file holds the first 75 alone")
         if text.ids not in (None, chunks[0]):
             return Failure("made from another caption, or with other settings of model.max_tokens")
-        fault = self._keep(file, chunks[0], text)
-        if fault is None:
+        before = self.recorded.get(text_key(chunks[0]), "")
+        if text.ids is None and before.partition(" ")[0] != text.digest[:HASH_DIGITS]:
+            return next((f for f in (self._doubt_of(file, one) for one in records) if f), None)
+        return None
+
+    def _keep_chunks(
+        self, file: Path, records: Sequence[ImageRecord], text: TextOutputs, chunks: Sequence[Ids]
+    ) -> Failure | None:
+        """Take the chunks of a file, of which later ones may be known from another."""
+        is_one = len(text.states[0]) == self.shape.positions
+        held = chunks[:1] if is_one else chunks
+        for place, ids in enumerate(held):
+            if place and ids in self.found:
+                continue
+            fault = self._keep(file, ids, text, place)
+            if fault is not None:
+                return fault
             for subset in {(one.subset.dataset, one.subset.number) for one in records}:
-                self.by_subset.setdefault(subset, []).append(chunks[0])
-        return fault
+                self.by_subset.setdefault(subset, []).append(ids)
+            if place < len(held) - 1:
+                self.incomplete.add(ids)
+        return None
+
+    @property
+    def empty(self) -> Ids:
+        """The token ids of a chunk without words."""
+        return self.conditioner.chunks_of("")[0]
+
+    def leave_out_incomplete(self, records: Sequence[ImageRecord]) -> None:
+        """Have chunks encoded whose files lack what a caption of the run takes of them.
+
+        A chunk's last position is taken where it is the last one of a caption, its pooled text
+        where it is the first. The chunk without words is both, in the empty caption.
+        """
+        if not self.places and not self.incomplete:
+            return
+        captions = {"", *(record.fixed_caption for record in records)}
+        all_chunks = [self.conditioner.chunks_of(caption) for caption in captions]
+        firsts, lasts = ({chunks[end] for chunks in all_chunks} for end in (0, -1))
+        lacking = (self.places.keys() & firsts) | (self.incomplete & lasts)
+        for ids in lacking:
+            self.found.pop(ids, None)
+            self.places.pop(ids, None)
+        for own in self.by_subset.values():
+            own[:] = [ids for ids in own if ids not in lacking]
+        self.disputed = [ids for ids in self.disputed if ids not in lacking]
 
     def _doubt_of(self, file: Path, record: ImageRecord) -> Failure | None:
         """Why a file of another program may be of other words than an image has; None if not."""
@@ -204,12 +256,15 @@ class _Search:
             return Failure(f"older than {changed.name}, which was changed after it was made")
         return None
 
-    def _keep(self, file: Path, ids: Ids, text: TextOutputs) -> Failure | None:
+    def _keep(self, file: Path, ids: Ids, text: TextOutputs, place: int) -> Failure | None:
         other, digest = self.found.setdefault(ids, (file, text.digest))
+        if other == file and place:
+            self.places[ids] = place
         if digest == text.digest:
             return None
-        first = read_text_npz(other, self.shape)
-        if isinstance(first, TextOutputs) and _apart(first, text) <= MOST_APART:
+        first = GivenTexts(self.found, self.shape, self.places).outputs(ids)
+        own = text.chunk(place, self.shape.positions)
+        if isinstance(first, TextOutputs) and _apart(first, own) <= MOST_APART:
             return None  # two encodings of the same words; the first one is used for both
         self.disputed.append(ids)
         return Failure(f"says something else than {other.name}, though the captions are the same")
@@ -250,13 +305,16 @@ def _tell(search: _Search, progress: Progress) -> None:
 def _apart(one: TextOutputs, other: TextOutputs) -> float:
     """How far two texts are apart, as a share: the greatest over their arrays.
 
-    The first position is left out: it is the same for every text, and larger than all others.
+    The first position is left out: it is the same for every text, and larger than all others. So is
+    what one of them does not know.
     """
     pairs = [(a[1:], b[1:]) for a, b in zip(one.states, other.states, strict=True)]
-    return max(
-        float(np.linalg.norm(a - b) / (np.linalg.norm(b) or 1.0))
-        for a, b in (*pairs, (one.pooled, other.pooled))
-    )
+    shares = []
+    for a, b in (*pairs, (one.pooled, other.pooled)):
+        known = ~(np.isnan(a) | np.isnan(b))
+        if known.any():
+            shares.append(float(np.linalg.norm((a - b)[known]) / (np.linalg.norm(b[known]) or 1.0)))
+    return max(shares)
 
 
 def _require_alike(given: GivenTexts, states: TextStates, compared: Sequence[Ids]) -> None:
@@ -267,7 +325,7 @@ def _require_alike(given: GivenTexts, states: TextStates, compared: Sequence[Ids
     """
     for ids in compared:
         file, _ = given.files[ids]
-        found = read_text_npz(file, given.shape)
+        found = given.outputs(ids)
         apart = 1.0 if isinstance(found, Failure) else _apart(found, _answered(states, ids))
         if not apart <= MOST_APART:
             raise DatasetError(

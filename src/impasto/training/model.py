@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
@@ -11,8 +14,8 @@ from accelerate import Accelerator
 from impasto.config.run import RunConfig
 from impasto.models.casting import cast_network
 from impasto.models.completeness import named_as_in
-from impasto.models.loading import BaseModel
-from impasto.models.offload import offload_to_file
+from impasto.models.loading import BaseModel, Keep
+from impasto.models.offload import keep_in_file, keep_in_ram, offload_to_file, wait_again
 from impasto.models.opening import OpenOptions
 from impasto.models.saving import DTYPES
 from impasto.models.vae import tile
@@ -27,17 +30,32 @@ def build_open_options(config: RunConfig) -> OpenOptions:
     return OpenOptions(model.family, model.prediction_type, model.weights, model.variant, model.vae)
 
 
+def build_keepers(
+    parts: Iterable[str], config: RunConfig, accelerator: Accelerator
+) -> dict[str, Keep]:
+    """How the tensors of networks are kept that wait: in files; beside a GPU in RAM."""
+    if accelerator.device.type != "cpu":
+        return dict.fromkeys(parts, keep_in_ram)
+    return {
+        part: partial(keep_in_file, file=_waiting_file(part, config, accelerator)) for part in parts
+    }
+
+
+def _waiting_file(part: str, config: RunConfig, accelerator: Accelerator) -> Path:
+    return config.output_dir / WAITING.format(part=part, process=accelerator.process_index)
+
+
 def with_offloaded(
     model: BaseModel, part: str, config: RunConfig, accelerator: Accelerator
 ) -> BaseModel:
-    """The model with a part that is not needed now in a file; on a processor only.
+    """The model with a part that is not needed now waiting as before, or in a file on a processor.
 
-    Where there is a GPU, such parts wait in RAM.
+    Where there is a GPU, a part that never waited stays in RAM.
     """
-    if accelerator.device.type != "cpu":
+    network = model.networks[part]
+    if wait_again(network) or accelerator.device.type != "cpu":
         return model
-    name = WAITING.format(part=part, process=accelerator.process_index)
-    network, file = model.networks[part], config.output_dir / name
+    file = _waiting_file(part, config, accelerator)
     inside = network.state_dict()
     stored = {named_as_in(inside, n): dtype for n, dtype in model.stored[part].items()}
     waiting = offload_to_file(network, file, stored)

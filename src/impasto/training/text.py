@@ -136,7 +136,7 @@ def build_conditioners(
             conditioner(tokens, states),
             prompts(prompt_tokens, states),
         )
-    states = states.to(device)
+    states.place(device)
     on_disk = config.training.cache_text_to_disk
     store = _build_store(config, trainable, hash_of) if on_disk else None
     # always so many, whatever is new in a batch (the rest is filled up); no more than it has
@@ -146,10 +146,13 @@ def build_conditioners(
     looking = memory
     if device.type == "cuda":  # where captions are encoded on a stream of their own
         looking = TextCache(limit, device, store, progress, at_once, given)
+    drawing = looking
+    if given is not None and given.shape.chunks > 1:  # what captions do not take of them is missing
+        drawing = TextCache(limit, device, store, progress, at_once)
     return Conditioners(
         conditioner(tokens, states, memory=memory),
         conditioner(tokens, states, memory=looking),
-        prompts(prompt_tokens, states, memory=looking),
+        prompts(prompt_tokens, states, memory=drawing),
     )
 
 

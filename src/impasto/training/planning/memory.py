@@ -41,6 +41,7 @@ from impasto.training.planning.memory_facts import (
     shapes_of,
     steps_alone,
     structure_of,
+    text_encoder_bytes,
     unloads_text_encoder,
 )
 from impasto.training.planning.meta_models import MetaModels
@@ -266,9 +267,18 @@ class FootprintPredictor:
         total += 2 * copied_numel(config, trainable)
         total -= self._streamed(config, trainable)
         total += self._vae_bytes(config, model) - 4 * numel_of(model.vae)
-        if unloads_text_encoder(config):
+        if not config.trains_text_encoder:
             total -= 4 * sum(numel_of(network) for network in model.text_encoders.values())
+            total += self._text_encoders(config, model)
         return total
+
+    def _text_encoders(self, config: RunConfig, model: BaseModel) -> int:
+        """Frozen text encoders while training; what code may look at is read in float32."""
+        if unloads_text_encoder(config):
+            return 0
+        return text_encoder_bytes(
+            config, model, self._device_type if self._meta_models.is_usual else "cpu"
+        )
 
     def _streamed(self, config: RunConfig, trainable: Trainable) -> int:
         """Weights that wait in RAM, without the buffers that they come to."""

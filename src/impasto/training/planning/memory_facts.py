@@ -12,8 +12,10 @@ import torch
 
 from impasto.config.run import RunConfig
 from impasto.datasets.build import build_caption_rules
+from impasto.models.loading import BaseModel
 from impasto.models.trainable import Trainable
 from impasto.models.vae import TILE
+from impasto.models.widening import kept_type
 from impasto.optimizer_table import row_of
 from impasto.training.methods import build_templates
 from impasto.training.optim.optimizers import find_row
@@ -87,6 +89,21 @@ def numel_of(module: torch.nn.Module) -> int:
 def bytes_of(module: torch.nn.Module) -> int:
     """Bytes of a network's weights as they are."""
     return sum(parameter.nbytes for parameter in module.parameters())
+
+
+def text_encoder_bytes(config: RunConfig, model: BaseModel, device_type: str) -> int:
+    """Bytes of frozen text encoders on the device: beside a GPU in the types they are stored in.
+
+    On a processor they are in float32.
+    """
+    total = 0
+    for name, network in model.text_encoders.items():
+        if device_type == "cpu" or config.trains_text_encoder:
+            total += 4 * numel_of(network)
+            continue
+        stored = model.contents.parts[name].values()
+        total += sum(math.prod(t.shape) * kept_type(t.dtype).itemsize for t in stored)
+    return total
 
 
 def structure_of(trainable: Trainable) -> str:

@@ -32,6 +32,11 @@ class MetaModels:
         self._with_unet: list[BaseModel] = []
         self._with_vae: list[BaseModel] = []
 
+    @property
+    def is_usual(self) -> bool:
+        """Whether no code has a look at the networks, so that frozen ones may wait or be narrow."""
+        return self._build is build_trainable
+
     def shown(self, config: RunConfig) -> tuple[BaseModel, Trainable]:
         """A model and what learns of it: numbers, shapes and types to look at, and nothing else.
 

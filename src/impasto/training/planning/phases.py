@@ -21,6 +21,8 @@ from impasto.models.casting import cast_network
 from impasto.models.conditioning import ConditioningShape
 from impasto.models.loading import BaseModel
 from impasto.models.saving import DTYPES
+from impasto.models.text_memory import AHEAD_BATCH
+from impasto.models.tokens import LENGTH
 from impasto.models.trainable import Trainable
 from impasto.models.vae import tile
 from impasto.parsing import parse_json
@@ -28,7 +30,13 @@ from impasto.sampling.prompts import Prompt
 from impasto.training.optim.ema import WIDENED_AT_ONCE
 from impasto.training.optim.mixed_precision import autocast_dtype
 from impasto.training.planning.fake_step import FakeStep, decoding_peak, encoding_peak
-from impasto.training.planning.memory_facts import bytes_of, numel_of, structure_of
+from impasto.training.planning.memory_facts import (
+    bytes_of,
+    numel_of,
+    structure_of,
+    text_encoder_bytes,
+    unloads_text_encoder,
+)
 from impasto.training.planning.meta_models import MetaModels
 from impasto.training.planning.workload import Workload
 from impasto.training.precision import caches_casts, computed_kind
@@ -116,6 +124,7 @@ class OtherWork:
             *self._drawing(config, model, trainable),
             *self._validating(config, trainable),
             *self._encoding(config, model, batch),
+            *self._encoding_captions(config, model, trainable),
         ]
 
     def _averaging(self, config: RunConfig, trainable: Trainable) -> Phase:
@@ -181,8 +190,10 @@ class OtherWork:
             width = DTYPES[config.dataset.vae_precision].itemsize
             weights = width * numel_of(model.vae)
             if self.device_type != "cuda":
-                weights = sum(bytes_of(network) for network in model.networks.values())
-                weights += width * numel_of(model.vae) if width < 4 else 0
+                there = self._before_training(config, model)
+                weights += sum(bytes_of(model.networks[part]) for part in there)
+                copied = width < 4 and not self.meta_models.is_usual
+                weights += 4 * numel_of(model.vae) * copied
             name = f"encoding {work.encoded} images, {asked} at a time"
             phases.append(
                 Phase(name, 0, self._vae_peak(config, model, work.encoded, asked), weights)
@@ -192,6 +203,31 @@ class OtherWork:
             name = f"encoding {work.varied} images as they are shown, {at_once} at a time"
             phases.append(Phase(name, 0, self._vae_peak(config, model, work.varied, at_once)))
         return phases
+
+    def _before_training(self, config: RunConfig, model: BaseModel) -> list[str]:
+        """The networks that a processor has from the beginning, but for the VAE."""
+        asleep = unloads_text_encoder(config) and self.meta_models.is_usual
+        gone = {model.family.vae.name, *(model.text_encoders if asleep else ())}
+        return [part for part in model.networks if part not in gone]
+
+    def _encoding_captions(
+        self, config: RunConfig, model: BaseModel, trainable: Trainable
+    ) -> list[Phase]:
+        """Text encoders at work before training, one after the other; on a GPU they are alone.
+
+        All hidden states of an encoder are kept, of every layer, and one layer computes with ten
+        numbers more for each of its states (1 % above what a fake forward pass of SDXL's takes).
+        """
+        if not config.training.cache_text_to_disk:
+            return []
+        device_type = self.device_type if self.meta_models.is_usual else "cpu"
+        weights = text_encoder_bytes(config, model, device_type)
+        if self.device_type != "cuda":
+            weights += bytes_of(model.unet)
+        texts: list[Any] = [encoder.text_encoder.config for encoder in trainable.states.each()]
+        widths = [int(text.hidden_size) * (int(text.num_hidden_layers) + 11) for text in texts]
+        others = 4 * AHEAD_BATCH * LENGTH * max(widths)
+        return [Phase(f"encoding captions, {AHEAD_BATCH} chunks at a time", 0, others, weights)]
 
     def _vae_peak(self, config: RunConfig, model: BaseModel, size: Size, batch: int) -> int:
         dataset = config.dataset
