@@ -31,6 +31,7 @@ VERBS = {
     "dataset": "impasto.cli.dataset:dataset",
     "train": "impasto.cli.train:train",
     "resume": "impasto.cli.train:resume",
+    "find-lr": "impasto.cli.find_lr:find_lr",
     "runs": "impasto.cli.runs:runs",
     "show": "impasto.cli.show:show",
     "ask": "impasto.cli.runs:ask",

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +16,9 @@ from typing import Any
 
 import torch
 
-from impasto import files, locks
+from impasto import files
 from impasto.config.load import load_run_config
 from impasto.config.run import RunConfig
-from impasto.datasets.prepare import LATENTS
 from impasto.errors import ConfigError, RunError
 from impasto.models.blocks import Ratios
 from impasto.models.completeness import require_complete
@@ -33,11 +31,9 @@ from impasto.progress import Progress
 from impasto.runs import RunDirectory
 from impasto.sampling.sheet import draw_sheet
 from impasto.training.along_targets import SHEET, image_name, require_previews_free
-from impasto.training.build import build_session
+from impasto.training.borrowing import borrowed_session
 from impasto.training.compile import plain_network
-from impasto.training.devices import build_accelerator
 from impasto.training.model import build_open_options
-from impasto.training.overrides import Overrides
 from impasto.training.session import Session
 
 FORMULA = FORMULAS["weighted-sum"]
@@ -117,7 +113,10 @@ def walk(
     if previews is not None:
         require_previews_free(previews, run, config, overwrite=overwrite)
     opened = _open_ends(run, config, progress)
-    with _session(config, progress) as session, contextlib.ExitStack() as held:
+    with (
+        borrowed_session(config, progress, "measuring models on the way") as session,
+        contextlib.ExitStack() as held,
+    ):
         if session.validator is None:
             raise ConfigError(
                 f"{run.path} has no held-out images to measure with: it was trained without "
@@ -167,22 +166,6 @@ def _open_ends(run: RunDirectory, config: RunConfig, progress: Progress) -> Open
     require_mixable(models)
     paths = [locate(config.model.path, options, progress), Path(result)]
     return Opened(models, paths, [], Ratios(1.0))
-
-
-@contextlib.contextmanager
-def _session(config: RunConfig, progress: Progress) -> Iterator[Session]:
-    """What the run computes with, which writes nothing into its directory."""
-    accelerator = build_accelerator()
-    if accelerator.num_processes > 1:
-        raise ConfigError("Models on the way are measured by one process. Start it without others.")
-    folder = config.dataset.derived_dir / LATENTS
-    patience = locks.LockWaiter(progress.note, f"reading {folder}")
-    with (
-        locks.SharedLock(folder, "measuring models", patience),
-        tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch,
-    ):
-        elsewhere = config.model_copy(update={"output_dir": Path(scratch)})
-        yield build_session(elsewhere, accelerator, progress, Overrides())
 
 
 def _put(session: Session, contents: ModelContents) -> None:
