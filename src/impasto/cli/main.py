@@ -38,6 +38,7 @@ VERBS = {
     "queue": "impasto.cli.queue:queue",
     "convert": "impasto.cli.convert:convert",
     "merge": "impasto.cli.merge:merge",
+    "ema": "impasto.cli.ema:ema",
     "extract-lora": "impasto.cli.extract_lora:extract_lora",
     "inspect": "impasto.cli.convert:inspect",
     "models": "impasto.cli.models:models",

@@ -262,6 +262,8 @@ def _disk_of(config: RunConfig, disk: DiskPlan) -> DiskUse:
         kept_states=saving.keep_states,
         models=[*models, "at the end"],
         model_bytes=disk.model_bytes,
+        averages=disk.snapshots,
+        averages_bytes=disk.snapshot_bytes,
         models_at_once=disk.models,
         total_bytes=disk.run_bytes + disk.models_bytes,
         free_bytes=free_bytes(config.output_dir),

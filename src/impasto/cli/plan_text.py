@@ -76,6 +76,11 @@ def _training_rows(plan: RunPlan) -> dict[str, str]:
         f"{disk.models_at_once} at once",
         "Disk": f"up to {disk.total_bytes / 2**30:.2f} GiB; {disk.free_bytes / 2**30:.1f} GiB free",
     }
+    if disk.averages:
+        rows["Averages"] = (
+            f"stored {counted(disk.averages, 'times')}, {disk.averages_bytes / 2**30:.2f} GiB each "
+            f"time, all kept"
+        )
     moved = steps.transfers
     if moved is not None:
         rows["Streaming"] = (

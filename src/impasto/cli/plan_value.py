@@ -124,6 +124,8 @@ class DiskUse:
         models: When models are written.
         model_bytes: The size of one.
         models_at_once: How many there are at once.
+        averages: How often the averages of `training.posthoc_ema` are stored; all are kept.
+        averages_bytes: What they take each time.
         total_bytes: The most that is there at once.
         free_bytes: What the disk has free.
     """
@@ -134,6 +136,8 @@ class DiskUse:
     models: Sequence[str]
     model_bytes: int
     models_at_once: int
+    averages: int
+    averages_bytes: int
     total_bytes: int
     free_bytes: int
 

@@ -153,11 +153,12 @@ class Case:
 
     @property
     def ema_settings(self) -> str:
-        """Settings of the running average that are given, in words."""
+        """Settings of the running average that are given and have no other use, in words."""
         training = self.training
+        shared = not training.posthoc_ema
         given = {
             "ema_power": training.ema_power is not None,
-            "ema_on_cpu": training.ema_on_cpu,
-            "ema_every": training.ema_every > 1,
+            "ema_on_cpu": training.ema_on_cpu and shared,
+            "ema_every": training.ema_every > 1 and shared,
         }
         return " and ".join(f"training.{name}" for name, is_given in given.items() if is_given)

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -31,8 +30,7 @@ from impasto.progress import Progress
 from impasto.runs import RunDirectory
 from impasto.sampling.sheet import draw_sheet
 from impasto.training.along_targets import SHEET, image_name, require_previews_free
-from impasto.training.borrowing import borrowed_session
-from impasto.training.compile import plain_network
+from impasto.training.borrowing import borrowed_session, looking
 from impasto.training.model import build_open_options
 from impasto.training.session import Session
 
@@ -128,7 +126,7 @@ def walk(
         with progress.stage("Measuring on the way", steps, "steps") as advance:
             for number, ratio in enumerate(ratios):
                 _put(session, mix(opened.models, FORMULA.combine, Ratios(ratio)))
-                with _looking(session):
+                with looking(session):
                     loss = session.validator.measure(
                         session.trainable.unet, session.eval_conditioner, session.recipe
                     )
@@ -176,16 +174,6 @@ def _put(session: Session, contents: ModelContents) -> None:
                 own = contents.parts[part].get(name.removeprefix("text_model."))
                 if own is not None:
                     tensor.copy_(own.read())
-
-
-@contextlib.contextmanager
-def _looking(session: Session) -> Iterator[None]:
-    """The weights as they are, not an average of them, in the precision of the run."""
-    modules: list[Any] = [part.module for part in session.trainable.parts]
-    for module in modules:
-        module.eval()
-    with session.precision.autocast(), plain_network():
-        yield
 
 
 def _draw(session: Session, folder: Path, number: int) -> None:

@@ -9,6 +9,7 @@ import contextlib
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from impasto import locks
 from impasto.config.run import RunConfig
@@ -18,6 +19,7 @@ from impasto.datasets.prepare import LATENTS
 from impasto.errors import ConfigError
 from impasto.progress import Progress
 from impasto.training.build import build_session
+from impasto.training.compile import plain_network
 from impasto.training.devices import build_accelerator
 from impasto.training.overrides import Overrides
 from impasto.training.session import Session
@@ -55,6 +57,16 @@ def borrowed_session(
     ):
         elsewhere = config.model_copy(update={"output_dir": Path(scratch)})
         yield build_session(elsewhere, accelerator, progress, overrides or Overrides(), known)
+
+
+@contextlib.contextmanager
+def looking(session: Session) -> Iterator[None]:
+    """The weights as they are, not an average of them, in the precision of the run."""
+    modules: list[Any] = [part.module for part in session.trainable.parts]
+    for module in modules:
+        module.eval()
+    with session.precision.autocast(), plain_network():
+        yield
 
 
 def plan_of(plan: CachedPlan, indices: list[int]) -> CachedPlan:

@@ -53,6 +53,7 @@ from impasto.training.session import Session
 from impasto.training.session_parts import (
     build_data,
     build_ema,
+    build_posthoc,
     build_previewer,
     build_recipe,
     build_validator,
@@ -124,6 +125,7 @@ def build_session(
             config, prompts, model, trainable, tell(conditioners.prompts), previewed
         ),
         ema=build_ema(config, trainable, build.strategy),
+        posthoc=build_posthoc(config, trainable, build.strategy),
         precision=build.precision(learning.stream),
         stream=learning.stream,
         total_steps=steps,

@@ -87,7 +87,7 @@ class TrainingLoop:
             accelerator=session.accelerator,
             strategy=session.strategy,
             optimizer=session.optimizer,
-            has_average=session.ema is not None,
+            has_average=bool(session.averages),
             run=run,
             optimizer_update=self._optimizer_update,
             save=lambda step: self._pauses.save(step, now=True),
@@ -215,8 +215,8 @@ class TrainingLoop:
             require_savable(session.optimizer)
             self._has_stepped = True
         self._recorder.meter.add(result.loss, result.norm, optimizer_step.size)
-        if session.ema is not None:
-            session.ema.update(optimizer_step.step)
+        for average in session.averages:
+            average.update(optimizer_step.step)
         self._optimizer_update.is_stepping = False
         if self._frozen_check is not None and result.lr_factor > 0:
             self._check_frozen_parts(self._frozen_check, optimizer_step.step)
@@ -249,15 +249,18 @@ class TrainingLoop:
         triggers = self._triggers
         at_once = last or stopping is not None or "save" in asked  # who asked may pull the plug
         saving = at_once or triggers.state(done, self._accelerator)
+        storing = last or triggers.averages(done, total)
         early = saving and not (last or triggers.saves_state_by_steps(done) or triggers.log(done))
         if saving or triggers.log(done):
             self._log(done, early=early)
-        elif asked or triggers.uses_weights(done):
+        elif asked or storing or triggers.uses_weights(done):
             self._look(done)
         if last or triggers.validation(done) or "validate" in asked:
             self._pauses.validate(done)
         if last or triggers.preview(done) or "preview" in asked:
             self._pauses.preview(done)
+        if storing:  # ahead of the state: a run that goes on from there has them
+            self._pauses.store_averages(done)
         if saving:
             window = self._recorder.meter.window() if early else None
             self._pauses.save(done, now=at_once, window=window)

@@ -50,6 +50,8 @@ class Session:
         encodes_ahead: Whether captions of a batch can be encoded while the one before is trained.
         stream: What brings weights to the device block by block; None where all are there.
         part_by_group: The name of the part that each of the optimizer's groups is of.
+        ema: The running average that is looked at and exported; None without.
+        posthoc: Averages that others are made of after training, by sigma_rel.
         fingerprint: What a saved state has to agree with, by name.
     """
 
@@ -73,6 +75,7 @@ class Session:
     validator: Validator | None
     previewer: Previewer
     ema: EmaWeights | None
+    posthoc: Mapping[float, EmaWeights]
     precision: Precision
     stream: WeightStream | None
     total_steps: int
@@ -82,6 +85,11 @@ class Session:
     def participates(self) -> bool:
         """Whether this process does something where the model is evaluated or saved."""
         return self.strategy.participates
+
+    @property
+    def averages(self) -> tuple[EmaWeights, ...]:
+        """All running averages of the weights."""
+        return (*(() if self.ema is None else (self.ema,)), *self.posthoc.values())
 
     def dataset_facts(self) -> dict[str, Any]:
         """The dataset in numbers: images, buckets, and captions over the token limit."""
@@ -128,6 +136,7 @@ class Session:
             optimizer=self.optimizer,
             precision=self.precision,
             ema=self.ema,
+            posthoc=self.posthoc,
             sampler=self.sampler,
             fingerprint=self.fingerprint,
         )

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from functools import partial
 
 import torch
+from torch import nn
 
 from impasto.config.run import RunConfig
 from impasto.data.dataset import TrainingData
@@ -28,6 +29,7 @@ from impasto.training.objective import (
     build_timesteps,
 )
 from impasto.training.optim.ema import EmaWeights
+from impasto.training.optim.posthoc import TRACKED, power_decay
 from impasto.training.overrides import Overrides
 from impasto.training.parallel.strategy import ParallelStrategy
 from impasto.training.step import StepRecipe
@@ -119,16 +121,39 @@ def build_ema(
     training = config.training
     if training.ema_decay is None:
         return None
-    learning = {
-        f"{part.name}.{name}": parameter
-        for part in trainable.parts
-        for name, parameter in part.parameters().items()
-    }
     return EmaWeights(
-        learning,
+        _learning(trainable),
         training.ema_decay,
         power=training.ema_power,
         every=training.ema_every,
         on_cpu=training.ema_on_cpu,
         copies_values=strategy.is_sharded,
     )
+
+
+def build_posthoc(
+    config: RunConfig, trainable: Trainable, strategy: ParallelStrategy
+) -> dict[float, EmaWeights]:
+    """The averages that others are made of after training, by sigma_rel; empty without."""
+    training = config.training
+    if not training.posthoc_ema:
+        return {}
+    return {
+        sigma_rel: EmaWeights(
+            _learning(trainable),
+            power_decay(sigma_rel, training.ema_every),
+            every=training.ema_every,
+            on_cpu=training.ema_on_cpu,
+            copies_values=strategy.is_sharded,
+        )
+        for sigma_rel in TRACKED
+    }
+
+
+def _learning(trainable: Trainable) -> dict[str, nn.Parameter]:
+    """What learns, by name with the part in front."""
+    return {
+        f"{part.name}.{name}": parameter
+        for part in trainable.parts
+        for name, parameter in part.parameters().items()
+    }

@@ -78,8 +78,8 @@ class Stepper:
                 output, loss = self.micro_steps.run(batch, micro_batch, optimizer_step)
                 seen(micro_batch, output)
                 total += loss
-        if session.ema is not None:
-            session.ema.wait_for_copies()  # as late as that: they are made beside the step
+        for average in session.averages:
+            average.wait_for_copies()  # as late as that: they are made beside the step
         return StepResult(total, self.update.apply(self._mean_over_processes(total)), lr_factor)
 
     def _begin(self, step: int) -> float:
