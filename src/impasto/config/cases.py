@@ -116,6 +116,17 @@ class Case:
         return "training.offload_optimizer" if self.training.offload_optimizer else ""
 
     @property
+    def stands_against_pull(self) -> str:
+        """What does not go with a pull towards the first weights, in words; empty if nothing."""
+        if self.row.looks_at_all_together:
+            return f"optimizer.kind {self.kind}"
+        if self.graphs_steps:
+            return "training.cuda_graphs step"
+        if self.facts.sharding:
+            return f"a model that is sharded by {self.facts.sharding}"
+        return self.goes_by_chunks
+
+    @property
     def split_twice(self) -> bool:
         """Whether a dataset has a share held out of its own, beside `validation.image_dir`."""
         asked = any(part.validation_split is not None for part in self.config.dataset.parts)

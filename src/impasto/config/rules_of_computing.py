@@ -279,6 +279,21 @@ OPTIMIZER = (
         ),
     ),
     Rule(
+        (
+            "optimizer.start_decay",
+            "optimizer.kind",
+            "training.weight_dtype",
+            "training.optimizer_in_backward",
+            "training.offload_optimizer",
+            "training.cuda_graphs",
+        ),
+        lambda c: c.config.optimizer.start_decay > 0 and bool(c.stands_against_pull),
+        lambda c: (
+            f"optimizer.start_decay needs weights in float32 that are stepped all together and "
+            f"where they are, and does not go with {c.stands_against_pull}. Take one of them out"
+        ),
+    ),
+    Rule(
         ("training.offload_optimizer", "optimizer.kind"),
         lambda c: c.training.offload_optimizer and c.row.is_paged,
         lambda c: (

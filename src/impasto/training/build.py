@@ -41,6 +41,7 @@ from impasto.training.model import with_offloaded
 from impasto.training.optim.chunked import ChunkedOptimizer, ChunkRules
 from impasto.training.optim.lr_schedules import LrSchedule
 from impasto.training.optim.mixed_precision import Precision
+from impasto.training.optim.start_pull import StartPull
 from impasto.training.optim.state import part_names
 from impasto.training.optim.streaming import WeightStream
 from impasto.training.overrides import Overrides
@@ -230,6 +231,8 @@ class _Builder:
         trainable.parts = strategy.place(trainable.parts)
         optimizer = self.overrides.build_optimizer(trainable.parts, self.config.optimizer, rules)
         _require_chunks(optimizer, rules)
+        if self.config.optimizer.start_decay:
+            StartPull(optimizer, self.config.optimizer.start_decay)  # lives in a hook of its steps
         part_by_group = part_names(optimizer, trainable.parts)
         strategy.start(trainable.parts, optimizer)
         return _Learning(unet, stream, optimizer, part_by_group)

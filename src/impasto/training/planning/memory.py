@@ -199,7 +199,8 @@ class FootprintPredictor:
         on_device = self._on_device(away=config.training.ema_on_cpu)
         averages = config.training.averages if on_device else 0
         return {
-            "weights": self._weights(config, trainable, model),
+            "weights": self._weights(config, trainable, model)
+            + (4 * learning if config.optimizer.start_decay else 0),
             "optimizer": optimizer_bytes(config, shapes_of(trainable)) // self._shares.optimizer
             if self._on_device(away=offloads_state(config))
             else 0,
