@@ -127,6 +127,13 @@ class Case:
         return self.goes_by_chunks
 
     @property
+    def has_regularisation(self) -> bool:
+        """Whether there are regularisation images, as far as settings tell; folders may."""
+        dataset = self.config.dataset
+        subsets = [s for part in dataset.parts for s in part.subsets if s.num_repeats]
+        return any(subset.is_reg for subset in subsets)
+
+    @property
     def split_twice(self) -> bool:
         """Whether a dataset has a share held out of its own, beside `validation.image_dir`."""
         asked = any(part.validation_split is not None for part in self.config.dataset.parts)

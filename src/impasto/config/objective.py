@@ -19,6 +19,18 @@ class LossWeights(Section):
     """Weigh low noise less, so that training settles sooner (min-SNR); 5 is usual. Off means that
     all noise levels count the same."""
 
+    soft_min_snr_gamma: Annotated[float, Field(gt=0)] | None = None
+    """The same without a bend: the weight of the error in the image is SNR * gamma / (SNR + gamma)
+    instead of the smaller of the two (arXiv:2401.11605); 4 is that paper's. Give this
+    or `min_snr_gamma`."""
+
+    diff_tuning: Annotated[float, Field(gt=0)] | None = None
+    """Train on high noise mostly, and hold low noise, which serves any images, by regularisation
+    images, as Diff-Tuning does (arXiv:2406.00773): images count by t^tau and regularisation images
+    by (T - t)^tau, both 1 on average over the timesteps. 1 is the paper's tau. Needs regularisation
+    images, best drawn by the base model (`impasto dataset prior`); the authors'
+    code has the mean loss of these count 0.1, which `prior_loss_weight = 0.1` comes to."""
+
     debiased: bool = False
     """Weigh by 1 / sqrt(SNR), or 1 / (SNR + 1) for velocity models (debiased estimation)."""
 
@@ -29,6 +41,14 @@ class LossWeights(Section):
     noise_loss_like_v: Annotated[float, Field(gt=0)] | None = None
     """Add this share of a velocity loss to that of a noise model: sd-scripts'
     `v_pred_like_loss`."""
+
+    @model_validator(mode="after")
+    def _one_min_snr(self) -> LossWeights:
+        if self.min_snr_gamma is not None and self.soft_min_snr_gamma is not None:
+            raise ValueError(
+                "min_snr_gamma and soft_min_snr_gamma are two forms of one weight: take one out"
+            )
+        return self
 
 
 class PlainLoss(LossWeights):
@@ -103,6 +123,12 @@ class NoiseConfig(Section):
 
     multires_discount: Annotated[float, Field(gt=0, le=1)] = 0.3
     """How much less each coarser scale counts."""
+
+    immiscible: bool = False
+    """Give each image of a batch, of the noises drawn for it, the one that makes all distances
+    between images and noises least together (immiscible diffusion, arXiv:2406.12303): images meet
+    noises that are nearer to them, and training settles sooner, the more so the larger
+    `batch_size`."""
 
     input_perturbation: NotNegative = 0.0
     """Strength of noise on the input that is not in the target; 0.1 is usual, 0 means none."""

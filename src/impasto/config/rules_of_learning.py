@@ -34,8 +34,29 @@ LOSS = (
             "infinite where nothing is left of the image. Take one of them out"
         ),
     ),
+    Rule(
+        ("loss.diff_tuning", "dataset.datasets"),
+        lambda c: c.config.loss.diff_tuning is not None and not c.has_regularisation,
+        lambda _: (
+            "loss.diff_tuning needs regularisation images, which hold what is not trained on: give "
+            "a subset with is_reg (impasto dataset prior draws them), or take it out"
+        ),
+    ),
+    Rule(
+        ("noise.immiscible", "training.batch_size"),
+        lambda c: (
+            c.config.noise.immiscible
+            and c.training.batch_size != "auto"
+            and max(c.config.batch_sizes.values()) == 1
+            and not c.training.batch_by_pixels
+        ),
+        lambda _: (
+            "noise.immiscible has no effect with batches of one image, where there is nothing to "
+            "choose. Raise training.batch_size, or take it out"
+        ),
+    ),
 )
-"""Losses and noise that do not fit the model's prediction."""
+"""Losses and noise that do not fit the model's prediction, the images or the batches."""
 
 
 TEXT = (

@@ -250,6 +250,7 @@ class Batch:
         geometry: Where each sample's pixels come from.
         mask: [B, 1, h, w] weights in [0, 1] of the places in the loss; None where all are 1.
         conditioning: What the U-Net is told of the batch, where that was made ahead.
+        keeps: [B] whether a sample is a regularisation image; None where none is.
     """
 
     latents: Tensor
@@ -259,6 +260,7 @@ class Batch:
     geometry: tuple[Geometry, ...]
     mask: Tensor | None = None
     conditioning: Conditioning | None = None
+    keeps: Tensor | None = None
 
 
 @contextlib.contextmanager

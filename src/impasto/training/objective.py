@@ -20,6 +20,7 @@ from impasto.diffusion.weighting import (
     min_snr,
     noise_loss_like_v,
     product,
+    soft_min_snr,
     v_loss_as_noise_loss,
 )
 
@@ -43,6 +44,8 @@ def build_loss_weight(config: LossConfig) -> LossWeight:
     weights: list[LossWeight] = []
     if config.min_snr_gamma is not None:
         weights.append(min_snr(config.min_snr_gamma))
+    if config.soft_min_snr_gamma is not None:
+        weights.append(soft_min_snr(config.soft_min_snr_gamma))
     if config.v_loss_as_noise_loss:
         weights.append(v_loss_as_noise_loss)
     if config.noise_loss_like_v is not None:

@@ -49,6 +49,7 @@ def build_data(
         encoded.encoder,
         overrides.noise or build_noise(config.noise),
         build_templates(config),
+        assigns_noise=config.noise.immiscible and overrides.noise is None,
     )
 
 
@@ -63,6 +64,7 @@ def build_recipe(
         overrides.loss_weight or build_loss_weight(config.loss),
         overrides.noise or build_noise(config.noise),
         overrides.error or build_error(config.loss),
+        config.loss.diff_tuning,
     )
 
 

@@ -18,7 +18,7 @@ from impasto.diffusion.prediction import Prediction
 from impasto.diffusion.schedule import NoiseSchedule
 from impasto.diffusion.timesteps import ALL_TIMESTEPS, TimestepSampler
 from impasto.diffusion.transfer import to_device
-from impasto.diffusion.weighting import LossWeight, unweighted
+from impasto.diffusion.weighting import LossWeight, retention, unweighted
 from impasto.models.loading import BaseModel
 from impasto.models.text import TextConditioner
 
@@ -34,6 +34,7 @@ class StepRecipe:
         loss_weight: How much each of them counts.
         noise: How the noise is made.
         error: How an output is compared with its target.
+        retention: The tau of Diff-Tuning; None trains on all noise levels alike.
     """
 
     schedule: NoiseSchedule
@@ -42,6 +43,7 @@ class StepRecipe:
     loss_weight: LossWeight = unweighted
     noise: Noise = PLAIN_NOISE
     error: ErrorMeasure = squared
+    retention: float | None = None
 
     @classmethod
     def of(cls, model: BaseModel, **parts: Any) -> StepRecipe:
@@ -133,7 +135,8 @@ def step_inputs(conditioner: TextConditioner, batch: Batch, recipe: StepRecipe) 
 
     x_0 = to_device(batch.latents, device)
     noise = recipe.noise.noise(x_0, batch.randomness)
-    t = to_device(recipe.timesteps(batch.randomness, schedule.num_timesteps), device)
+    t_host = recipe.timesteps(batch.randomness, schedule.num_timesteps)
+    t = to_device(t_host, device)
 
     input_noise = recipe.noise.on_input(noise, batch.randomness)
     conditioning = batch.conditioning or conditioner(batch.captions, batch.geometry)
@@ -143,9 +146,19 @@ def step_inputs(conditioner: TextConditioner, batch: Batch, recipe: StepRecipe) 
         input_noise=None if input_noise is noise else input_noise,
         t=t,
         conditioning=conditioning.to(device),
-        weights=to_device(batch.weights, device),
+        weights=to_device(_weights(batch, t_host, recipe), device),
         mask=None if batch.mask is None else to_device(batch.mask, device),
     )
+
+
+def _weights(batch: Batch, t: Int[Tensor, "b"], recipe: StepRecipe) -> Float[Tensor, "b"]:
+    """How much each sample counts, by what it is and by what it is for."""
+    if recipe.retention is None:
+        return batch.weights
+    where = batch.weights.device
+    keeps = torch.zeros(len(t), dtype=torch.bool) if batch.keeps is None else batch.keeps.cpu()
+    share = retention(t, recipe.schedule.num_timesteps, recipe.retention, keeps)
+    return batch.weights * to_device(share, where)
 
 
 def losses_of(unet: Any, inputs: StepInputs, recipe: StepRecipe) -> Float[Tensor, "b"]:
