@@ -26,7 +26,7 @@ from impasto.errors import ImpastoError
 from impasto.models.hypernetwork import load_hypernetworks
 from impasto.models.loading import BaseModel, load_meta_model
 from impasto.models.tokenizers import build_tokens
-from impasto.models.trainable import Trainable
+from impasto.models.trainable import Trainable, found_by
 from impasto.parsing import printable
 from impasto.progress import Progress, SilentProgress
 from impasto.runs import RunDirectory
@@ -186,6 +186,7 @@ def _plan_of(outlook: _Outlook) -> RunPlan:
             identity.prediction.name,
             identity.evidence,
             {part.name: part.count() for part in parts},
+            _found_by_patterns(config, outlook.trainable),
         ),
         steps=StepPlan(
             total=outlook.steps,
@@ -209,6 +210,15 @@ def _plan_of(outlook: _Outlook) -> RunPlan:
         warnings=advice_on(config, identity, default_device()),
         changed=changed_settings(config),
     )
+
+
+def _found_by_patterns(config: RunConfig, trainable: Trainable) -> dict[str, list[str]]:
+    """What each pattern of `method.train_only` finds, of that which learns."""
+    patterns = config.method.train_only if config.method.kind == "full" else ()
+    return {
+        pattern: [n for n, p in found_by(trainable.unet, pattern).items() if p.requires_grad]
+        for pattern in patterns
+    }
 
 
 def _data_of(outlook: _Outlook) -> DataPlan:

@@ -59,12 +59,15 @@ class ModelPlan:
         predicts: What its U-Net predicts.
         evidence: What says so.
         parts: What learns, and its number of weights.
+        only: Pattern of `method.train_only` -> the names of the weights that it finds and that
+            learn.
     """
 
     family: str
     predicts: str
     evidence: str
     parts: Mapping[str, int]
+    only: Mapping[str, Sequence[str]]
 
 
 @dataclass(frozen=True)

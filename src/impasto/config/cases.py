@@ -127,6 +127,13 @@ class Case:
         return self.goes_by_chunks
 
     @property
+    def has_masks(self) -> bool:
+        """Whether places of some images are weighed in the loss."""
+        parts = self.config.dataset.parts
+        subsets = [s for part in parts for s in part.subsets if s.num_repeats]
+        return any(subset.alpha_mask or subset.mask_dir is not None for subset in subsets)
+
+    @property
     def has_regularisation(self) -> bool:
         """Whether there are regularisation images, as far as settings tell; folders may."""
         dataset = self.config.dataset

@@ -42,6 +42,15 @@ class LossWeights(Section):
     """Add this share of a velocity loss to that of a noise model: sd-scripts'
     `v_pred_like_loss`."""
 
+    outside_mask: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """The least that a place counts where images have masks, from 0 to 1: of black, and of what is
+    darker than that. 0 means as the mask says; 0.1 keeps some of the surroundings, so that they do
+    not go wild."""
+
+    mask_by_area: bool = False
+    """Divide the loss of an image that has a mask by the mean of its weights, so that a small
+    subject counts as much as one that fills the image."""
+
     @model_validator(mode="after")
     def _one_min_snr(self) -> LossWeights:
         if self.min_snr_gamma is not None and self.soft_min_snr_gamma is not None:

@@ -43,6 +43,16 @@ LOSS = (
         ),
     ),
     Rule(
+        ("loss.outside_mask", "loss.mask_by_area", "dataset.alpha_mask", "dataset.mask_dir"),
+        lambda c: (
+            (c.config.loss.outside_mask > 0 or c.config.loss.mask_by_area) and not c.has_masks
+        ),
+        lambda c: (
+            f"loss.{'outside_mask' if c.config.loss.outside_mask else 'mask_by_area'} has no "
+            f"effect without masks: set dataset.mask_dir or alpha_mask, or take it out"
+        ),
+    ),
+    Rule(
         ("noise.immiscible", "training.batch_size"),
         lambda c: (
             c.config.noise.immiscible

@@ -244,8 +244,8 @@ class Batch:
     Attributes:
         latents: [B, 4, h, w] float32, drawn from the posterior and **scaled**.
         captions: B texts; an empty one where the caption was dropped.
-        weights: [B] weights of the samples in the loss: `prior_loss_weight` for regularisation
-            images, else 1; zero for a rank that has nothing to do.
+        weights: [B] weights of the samples in the loss: that of their subset, times
+            `prior_loss_weight` for regularisation images; zero for a rank that has nothing to do.
         randomness: The source of this batch's random numbers.
         geometry: Where each sample's pixels come from.
         mask: [B, 1, h, w] weights in [0, 1] of the places in the loss; None where all are 1.

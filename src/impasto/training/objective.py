@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from impasto.config.objective import HuberLoss, LossConfig, NoiseConfig, TimestepConfig
-from impasto.diffusion.loss import ErrorMeasure, Huber, SmoothL1, Threshold, absolute, squared
+from impasto.diffusion.loss import (
+    ErrorMeasure,
+    Huber,
+    Masking,
+    SmoothL1,
+    Threshold,
+    absolute,
+    squared,
+)
 from impasto.diffusion.noise import NoiseRecipe
 from impasto.diffusion.timesteps import (
     LogitNormal,
@@ -37,6 +45,11 @@ def build_error(config: LossConfig) -> ErrorMeasure:
         threshold = Threshold(config.huber_schedule, config.huber_c, config.huber_scale)
         return HUBER_ERRORS[config.kind](threshold)
     return PLAIN_ERRORS[config.kind]
+
+
+def build_masking(config: LossConfig) -> Masking:
+    """What masks weigh."""
+    return Masking(config.outside_mask, config.mask_by_area)
 
 
 def build_loss_weight(config: LossConfig) -> LossWeight:

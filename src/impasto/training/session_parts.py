@@ -25,6 +25,7 @@ from impasto.training.monitoring.validation import Validator
 from impasto.training.objective import (
     build_error,
     build_loss_weight,
+    build_masking,
     build_noise,
     build_timesteps,
 )
@@ -65,6 +66,7 @@ def build_recipe(
         overrides.noise or build_noise(config.noise),
         overrides.error or build_error(config.loss),
         config.loss.diff_tuning,
+        build_masking(config.loss),
     )
 
 

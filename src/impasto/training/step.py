@@ -12,7 +12,7 @@ from torch import Tensor
 
 from impasto.data.records import Batch
 from impasto.diffusion.conditioning import Conditioning
-from impasto.diffusion.loss import ErrorMeasure, per_sample, squared
+from impasto.diffusion.loss import PLAIN_MASKING, ErrorMeasure, Masking, per_sample, squared
 from impasto.diffusion.noise import PLAIN_NOISE, Latents, Noise
 from impasto.diffusion.prediction import Prediction
 from impasto.diffusion.schedule import NoiseSchedule
@@ -35,6 +35,7 @@ class StepRecipe:
         noise: How the noise is made.
         error: How an output is compared with its target.
         retention: The tau of Diff-Tuning; None trains on all noise levels alike.
+        masking: What masks weigh.
     """
 
     schedule: NoiseSchedule
@@ -44,6 +45,7 @@ class StepRecipe:
     noise: Noise = PLAIN_NOISE
     error: ErrorMeasure = squared
     retention: float | None = None
+    masking: Masking = PLAIN_MASKING
 
     @classmethod
     def of(cls, model: BaseModel, **parts: Any) -> StepRecipe:
@@ -171,7 +173,8 @@ def losses_of(unet: Any, inputs: StepInputs, recipe: StepRecipe) -> Float[Tensor
     target = prediction.target(inputs.x_0, inputs.noise, t, schedule)
 
     weights = recipe.loss_weight(t, schedule, prediction) * inputs.weights
-    return per_sample(recipe.error(output, target, t, schedule), inputs.mask) * weights
+    error = recipe.error(output, target, t, schedule)
+    return per_sample(error, inputs.mask, recipe.masking) * weights
 
 
 def micro_batch_loss(
